@@ -1,0 +1,131 @@
+"""Every error a user can meet: one base, one class a cause, and a message that says what to do.
+
+`TensorwrightError` is split in two: `UserError` (the input, the machine or the request is at fault; exit code 2)
+and `InternalError` (a defect of Tensorwright or of the engine below it; exit code 70, EX_SOFTWARE of sysexits.h).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class TensorwrightError(Exception):
+    """Base of all errors.
+
+    Args:
+        message: what is wrong and where.
+        hint: what the user can do about it, a sentence; shown on a line of its own.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n  hint: {self.hint}"
+
+
+class UserError(TensorwrightError):
+    """The input, the environment or the request is at fault."""
+
+    exit_code = 2
+
+
+class InternalError(TensorwrightError):
+    """A defect of Tensorwright or of the engine below it; the message names the phase and what was being done."""
+
+    exit_code = 70
+
+
+class InvalidModelError(UserError):
+    """The model file or object is broken: truncated, inconsistent, cyclic, or it reaches outside its folder."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why one node of a model can not be compiled."""
+
+    operator: str
+    node: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.operator} (node {self.node!r}): {self.reason}"
+
+
+class UnsupportedModelError(UserError):
+    """The model is valid but holds something that can not be compiled; `refusals` lists each node with its reason."""
+
+    def __init__(self, refusals: Sequence[Refusal], hint: str | None = None) -> None:
+        lines = "\n".join(f"  - {refusal}" for refusal in refusals)
+        super().__init__(f"{len(refusals)} node(s) can not be compiled:\n{lines}", hint)
+        self.refusals = tuple(refusals)
+
+
+class InputValueRequiredError(UserError):
+    """An operand must be known when compiling, but depends on model inputs whose values are not fixed.
+
+    `inputs` names them; `compile(..., constants={name: array})` fixes them.
+    """
+
+    def __init__(self, refusal: Refusal, inputs: Sequence[str]) -> None:
+        names = ", ".join(repr(name) for name in inputs)
+        super().__init__(
+            f"{refusal}; its value comes from the model input(s) {names}",
+            f"fix the value when compiling: compile(..., constants={{{inputs[0]!r}: array}})" if inputs else None,
+        )
+        self.refusal = refusal
+        self.inputs = tuple(inputs)
+
+
+class InputError(UserError):
+    """Inputs of a run or a compilation do not fit the model: name, shape, data type or value."""
+
+
+class OptionError(UserError):
+    """An option of the API or the command line has a value that is not allowed."""
+
+
+class UnknownTargetError(UserError):
+    """No target has that name; the hint suggests near ones."""
+
+
+class ToolchainError(UserError):
+    """A program that is needed (compiler, linker, simulator) is missing or failed; the hint says how to install it."""
+
+
+class MissingDependencyError(UserError):
+    """An optional Python package is needed; the hint names the extra that installs it."""
+
+
+class ArtifactError(UserError):
+    """A module file is damaged, truncated, or not a module at all."""
+
+
+class IncompatibleArtifactError(ArtifactError):
+    """A sound module that this machine or this version can not run."""
+
+
+class SignatureError(ArtifactError):
+    """A signature is required and is missing, invalid, or made by a key that is not trusted."""
+
+
+class StorageError(UserError):
+    """A file could not be read or written: permissions, a full disk, a missing folder."""
+
+
+class PassError(InternalError):
+    """A graph pass failed or produced a module that is not well formed; names the pass."""
+
+
+class VerificationError(InternalError):
+    """A pass changed a number by more than the tolerance; names the first one that did."""
+
+
+class CompilationError(InternalError):
+    """The engine failed to build a module; carries the phase and the engine's own message."""
