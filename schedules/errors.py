@@ -1,0 +1,21 @@
+"""What the schedules raise. The driver translates these for the user; third parties may catch them as they
+are."""
+
+from __future__ import annotations
+
+
+class ScheduleError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(ScheduleError):
+    """A config names an unknown knob or holds a value outside its space."""
+
+
+class RuleError(ScheduleError):
+    """A rule is badly written: it lacks a name, shares one with another rule, or returned something
+    unusable."""
+
+
+class NotScheduledError(ScheduleError):
+    """A rule can not serve this kernel after all; the next matching rule takes it. The message says why."""

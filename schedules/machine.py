@@ -1,0 +1,66 @@
+"""The machine as a rule sees it: plain data, so that one rule serves AVX2, AVX-512 and NEON.
+
+`targets` makes these descriptions; rules read them and nothing else about the hardware.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FORMAT_VERSION = 1
+
+_DTYPE_BITS = {"bool": 8, "bfloat16": 16}
+
+
+def dtype_bits(dtype: str) -> int:
+    """Bits that one element of a TVM dtype takes in memory ("float32" -> 32, "bool" -> 8)."""
+    if dtype in _DTYPE_BITS:
+        return _DTYPE_BITS[dtype]
+    if dtype.startswith("float8"):
+        return 8
+    digits = "".join(character for character in dtype if character.isdigit())
+    return int(digits) if digits else 64
+
+
+class Machine(BaseModel):
+    """A described processor.
+
+    Sizes are bytes. `l1_bytes` and `l2_bytes` belong to one core, `l3_bytes` is what all `cores` share.
+    `features` are LLVM feature names without sign ("avx2", "fma", "avx512f", "avx512vnni", "avx512bf16",
+    "neon",
+    "dotprod", "fullfp16", "i8mm").
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int = FORMAT_VERSION
+    architecture: Literal["x86_64", "aarch64", "armv7", "riscv64", "wasm32", "generic"] = "generic"
+    vector_bits: int = Field(default=128, ge=32, le=2048)
+    vector_registers: int = Field(default=16, ge=4, le=64)
+    l1_bytes: int = Field(default=32 << 10, gt=0)
+    l2_bytes: int = Field(default=512 << 10, gt=0)
+    l3_bytes: int = Field(default=8 << 20, ge=0)
+    cores: int = Field(default=1, ge=1)
+    fma_ports: int = Field(default=2, ge=1, le=4, description="multiply-adds that start in a cycle")
+    fma_latency: int = Field(default=4, ge=1, description="cycles until a multiply-add can feed the next")
+    features: frozenset[str] = frozenset()
+
+    def has(self, *features: str) -> bool:
+        """Whether the processor has all these instruction extensions."""
+        return self.features.issuperset(features)
+
+    def lanes(self, dtype: str) -> int:
+        """How many elements of `dtype` a vector register holds, at least 1."""
+        return max(1, self.vector_bits // dtype_bits(dtype))
+
+    @property
+    def int8_dot_product(self) -> bool:
+        """Whether one instruction multiplies and adds groups of four 8-bit integers into 32 bits."""
+        return self.has("avx512vnni") or self.has("avxvnni") or self.has("dotprod")
+
+    @property
+    def bf16_dot_product(self) -> bool:
+        """Whether one instruction multiplies and adds pairs of bfloat16 into float32."""
+        return self.has("avx512bf16") or self.has("bf16")

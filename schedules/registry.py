@@ -1,0 +1,51 @@
+"""Finds the rules: every module of this package, and entry points of the group `tensorwright.schedules`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from functools import cache
+from importlib.metadata import entry_points
+
+import schedules
+from schedules.errors import RuleError
+from schedules.rule import ScheduleRule
+
+ENTRY_POINT_GROUP = "tensorwright.schedules"
+
+
+def _own_rules() -> list[type[ScheduleRule]]:
+    found = []
+    for info in pkgutil.iter_modules(schedules.__path__, "schedules."):
+        module = importlib.import_module(info.name)
+        for value in vars(module).values():
+            if (
+                inspect.isclass(value)
+                and issubclass(value, ScheduleRule)
+                and not inspect.isabstract(value)
+                and value.__module__ == info.name
+            ):
+                found.append(value)
+    return found
+
+
+@cache
+def rules() -> tuple[ScheduleRule, ...]:
+    """One object of each rule, by falling priority, then name. Raises RuleError on a missing or repeated
+    name."""
+    classes = _own_rules()
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        loaded = entry.load()
+        if not (inspect.isclass(loaded) and issubclass(loaded, ScheduleRule)):
+            raise RuleError(f"entry point {entry.name!r} ({entry.value}) is not a ScheduleRule class")
+        classes.append(loaded)
+    by_name: dict[str, ScheduleRule] = {}
+    for rule_class in classes:
+        name = getattr(rule_class, "name", None)
+        if not name:
+            raise RuleError(f"{rule_class.__module__}.{rule_class.__qualname__} has no name")
+        if name in by_name:
+            raise RuleError(f"two rules are named {name!r}: {type(by_name[name])} and {rule_class}")
+        by_name[name] = rule_class()
+    return tuple(sorted(by_name.values(), key=lambda rule: (-rule.priority, rule.name)))
