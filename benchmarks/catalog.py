@@ -51,6 +51,8 @@ class CatalogModel:
 
 def package_folder(package: str) -> Path:
     """The folder of an installed package, without importing it."""
+    if package in _SHELLS:
+        return Path(_SHELLS[package])
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
@@ -151,11 +153,15 @@ def _light_input(net: str) -> str:
     return "gpu_0/data_0" if net in {"resnet50", "shufflenet", "zfnet512"} else "data_0"
 
 
+_SHELLS: dict[str, str] = {}
+
+
 def _torch_class(package: str, module: str, name: str, **attributes: Any) -> Any:
     """A class of a package whose `__init__` imports more than is installed here: it is not run."""
     if package not in sys.modules:
         shell = types.ModuleType(package)
-        shell.__path__ = [str(package_folder(package))]
+        _SHELLS[package] = str(package_folder(package))
+        shell.__path__ = [_SHELLS[package]]
         vars(shell).update(attributes)
         sys.modules[package] = shell
     return getattr(importlib.import_module(f"{package}.{module}"), name)
