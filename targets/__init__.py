@@ -1,3 +1,21 @@
-"""What the hardware is and how to build for it: one module a target."""
+"""What the hardware is and how to build for it: one module a target.
 
-import schedules.engine  # noqa: F401  (loads the engine without torch)
+Importing this package loads nothing of the engine; `Target.tvm_target()` does.
+"""
+
+from __future__ import annotations
+
+from targets.errors import LinkError, RegistrationError, TargetError, ToolchainMissing, UnknownTarget
+from targets.registry import get, names
+from targets.target import Target
+
+__all__ = [
+    "LinkError",
+    "RegistrationError",
+    "Target",
+    "TargetError",
+    "ToolchainMissing",
+    "UnknownTarget",
+    "get",
+    "names",
+]

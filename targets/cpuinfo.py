@@ -1,0 +1,138 @@
+"""What this machine's processor has, read from the operating system alone.
+
+Features are named as LLVM names them. Nothing of the engine is imported: the runtime on a device uses this
+too.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+# Where Linux and LLVM disagree on a feature's name.
+_LLVM_NAMES = {
+    "pni": "sse3",
+    "sse4_1": "sse4.1",
+    "sse4_2": "sse4.2",
+    "abm": "lzcnt",
+    "bmi1": "bmi",
+    "pclmulqdq": "pclmul",
+    "sha_ni": "sha",
+    "lahf_lm": "sahf",
+    "rdrand": "rdrnd",
+    "avx_vnni": "avxvnni",
+    "avx512vbmi": "avx512vbmi",
+    "asimd": "neon",
+    "asimddp": "dotprod",
+    "asimdhp": "fullfp16",
+    "atomics": "lse",
+}
+_ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+@dataclass(frozen=True)
+class Caches:
+    """Bytes of the data caches: of one core (L1, L2) and shared (L3); None where the system does not say."""
+
+    l1: int | None = None
+    l2: int | None = None
+    l3: int | None = None
+
+
+def architecture() -> str:
+    """The processor architecture as LLVM names it: "x86_64", "aarch64", ..."""
+    machine = platform.machine().lower()
+    return _ARCHITECTURES.get(machine, machine)
+
+
+def parse_features(cpuinfo: str) -> frozenset[str]:
+    """The features in a /proc/cpuinfo text, under LLVM's names. A feature must be on every processor
+    listed."""
+    sets = []
+    for line in cpuinfo.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip().lower() in ("flags", "features"):
+            sets.append(frozenset(_llvm_name(flag) for flag in value.split()))
+    return frozenset.intersection(*sets) if sets else frozenset()
+
+
+def _llvm_name(flag: str) -> str:
+    if flag in _LLVM_NAMES:
+        return _LLVM_NAMES[flag]
+    if flag.startswith("avx512_"):
+        return "avx512" + flag[len("avx512_") :]
+    return flag.replace("_", "-") if flag.startswith("amx") else flag
+
+
+@cache
+def features() -> frozenset[str]:
+    """The features of this machine; empty where the system does not say (then nothing may be assumed)."""
+    try:
+        return parse_features(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return frozenset()
+
+
+@cache
+def model_name() -> str:
+    """The processor's name, for reports."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor() or "unknown"
+    found = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
+    return found.group(1).strip() if found else platform.processor() or "unknown"
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes of a size as Linux writes it ("32K", "1M"); None when it is not one."""
+    found = re.fullmatch(r"(\d+)([KMG]?)", text.strip())
+    if not found:
+        return None
+    return int(found.group(1)) << {"": 0, "K": 10, "M": 20, "G": 30}[found.group(2)]
+
+
+def caches(root: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> Caches:
+    """The cache sizes that the kernel reports for the first processor."""
+    sizes: dict[int, int] = {}
+    for folder in sorted(root.glob("index*")) if root.is_dir() else []:
+        try:
+            kind = (folder / "type").read_text().strip()
+            level = int((folder / "level").read_text())
+            size = parse_size((folder / "size").read_text())
+        except (OSError, ValueError):
+            continue
+        if kind in ("Data", "Unified") and size:
+            sizes[level] = size
+    return Caches(sizes.get(1), sizes.get(2), sizes.get(3))
+
+
+def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Processors this process may use: the affinity mask, cut by the CPU quota of its control group; at
+    least 1."""
+    try:
+        allowed = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this system
+        allowed = os.cpu_count() or 1
+    quota = _cgroup_quota(cgroup)
+    return max(1, min(allowed, int(quota))) if quota is not None else max(1, allowed)
+
+
+def _cgroup_quota(cgroup: Path) -> float | None:
+    """CPUs that the control group grants (version 2, then 1), None for no limit. A fraction counts as one
+    at least."""
+    try:
+        limit, period = (cgroup / "cpu.max").read_text().split()
+        return None if limit == "max" else max(1.0, int(limit) / int(period))
+    except (OSError, ValueError):
+        pass  # no version 2 hierarchy here
+    try:
+        limit_us = int((cgroup / "cpu/cpu.cfs_quota_us").read_text())
+        period_us = int((cgroup / "cpu/cpu.cfs_period_us").read_text())
+    except (OSError, ValueError):
+        return None
+    return max(1.0, limit_us / period_us) if limit_us > 0 and period_us > 0 else None

@@ -1,0 +1,40 @@
+"""What the targets raise; the driver translates these for the user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class TargetError(Exception):
+    """Base of all errors of this package. `hint` says what to do about it."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UnknownTarget(TargetError):  # noqa: N818  (reads as what it is; the user's class is compiler.errors')
+    """No target has that name; the hint suggests near ones."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        near = get_close_matches(name.lower().replace("_", "-"), names, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known targets: {', '.join(names)}"
+        super().__init__(f"unknown target {name!r}", hint)
+        self.name = name
+        self.suggestions = tuple(near)
+
+
+class RegistrationError(TargetError):
+    """An entry point of the group `tensorwright.targets` is no target, or takes a name that is taken."""
+
+
+class ToolchainMissing(TargetError):  # noqa: N818
+    """No program that can link a shared library was found; the hint holds the exact line that installs
+    one."""
+
+
+class LinkError(TargetError):
+    """The linker ran and failed; the message holds its output."""

@@ -1,0 +1,65 @@
+"""Names to targets: ours, and those of other packages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+
+from targets import x86
+from targets.errors import RegistrationError, UnknownTarget
+from targets.target import Target
+
+ENTRY_POINT_GROUP = "tensorwright.targets"
+_ALIASES = {"native": "host", "x86-64": "x86-64-v2"}
+
+
+def _foreign() -> dict[str, EntryPoint]:
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        if entry.name in found or entry.name in _own():
+            raise RegistrationError(f"the target name {entry.name!r} of {entry.value} is taken already")
+        found[entry.name] = entry
+    return found
+
+
+def _own() -> dict[str, Callable[[int | None], Target]]:
+    return {"host": x86.host, **x86.presets()}
+
+
+def names() -> list[str]:
+    """All target names, sorted."""
+    return sorted({*_own(), *_foreign()})
+
+
+def get(name: str, *, cores: int | None = None) -> Target:
+    """The target of a name.
+
+    Args:
+        name: one of `names()`; case and underscores do not matter.
+        cores: how many cores to schedule for; those usable on this machine unless given.
+
+    Raises:
+        UnknownTarget: with suggestions.
+        RegistrationError: an entry point is not a target.
+    """
+    wanted = name.strip().lower().replace("_", "-")
+    wanted = _ALIASES.get(wanted, wanted)
+    own = _own()
+    if wanted in own:
+        return own[wanted](cores)
+    foreign = _foreign()
+    if name in foreign or wanted in foreign:
+        return _load(foreign[name if name in foreign else wanted])
+    raise UnknownTarget(name, [*own, *foreign])
+
+
+def _load(entry: EntryPoint) -> Target:
+    where = f"target {entry.name!r} ({entry.value})"
+    try:
+        loaded = entry.load()
+        target = loaded if isinstance(loaded, Target) else loaded()
+    except Exception as error:
+        raise RegistrationError(f"{where} could not be loaded: {error}") from error
+    if not isinstance(target, Target):
+        raise RegistrationError(f"{where} is no Target but {type(target)}")
+    return target

@@ -1,0 +1,101 @@
+"""What a target is. A third party derives from `Target` and names the object, or a function that makes it,
+by an entry
+point of the group `tensorwright.targets`; the entry point's name is the target's name."""
+
+from __future__ import annotations
+
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from schedules.machine import Machine
+from targets import cpuinfo
+from targets.toolchain import Linker, find_linker
+
+
+class Target(ABC):
+    """A described machine and how to build for it.
+
+    Attributes:
+        name: how the user asks for it.
+        description: one line for listings.
+        machine: what the schedules need to know.
+    """
+
+    name: str
+    description: str
+    machine: Machine
+
+    @abstractmethod
+    def tvm_target(self) -> Any:
+        """The engine's `tvm.target.Target` that code is generated for."""
+
+    @property
+    @abstractmethod
+    def required_features(self) -> tuple[str, ...]:
+        """Processor features (LLVM's names, sorted) without which the built code may not run; for the
+        manifest."""
+
+    @property
+    def architecture(self) -> str:
+        """The processor architecture as LLVM names it."""
+        return self.machine.architecture
+
+    @property
+    def is_cross(self) -> bool:
+        """Whether code for this target can not run here, whatever the features: another architecture."""
+        return self.architecture != cpuinfo.architecture()
+
+    def missing_features(self) -> tuple[str, ...]:
+        """What this machine lacks to run the code; empty when it fits. Another architecture is named as
+        one."""
+        if self.is_cross:
+            return (f"architecture {self.architecture}",)
+        return tuple(sorted(set(self.required_features) - cpuinfo.features()))
+
+    def fits_this_machine(self) -> bool:
+        """Whether code built for this target runs on this machine."""
+        return not self.missing_features()
+
+    def linker(self) -> Linker:
+        """The program that links libraries for this target. Raises ToolchainMissing."""
+        return find_linker()
+
+    def link_options(self) -> tuple[str, ...]:
+        """Extra arguments for the linker."""
+        return ()
+
+    def export_library(self, executable: Any, path: str | Path) -> None:
+        """Write a built executable (anything with TVM's `export_library`) as a shared library.
+
+        Raises ToolchainMissing when there is no linker and LinkError when it fails.
+        """
+        linker = self.linker()
+        options = self.link_options()
+
+        def link(output: str, objects: Sequence[str], **_: Any) -> None:
+            linker.link(Path(output), objects, options)
+
+        # A folder of its own: the engine's cleanups remove whole folders.
+        with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
+            executable.export_library(str(path), fcompile=link, workspace_dir=folder)
+
+    def describe(self) -> dict[str, Any]:
+        """What a manifest records: name, architecture, features and the machine; JSON-serializable."""
+        return {
+            "name": self.name,
+            "architecture": self.architecture,
+            "required_features": list(self.required_features),
+            "machine": self.machine.model_dump(mode="json"),
+            "engine_target": {key: _plain(value) for key, value in self.engine_options().items()},
+        }
+
+    def engine_options(self) -> dict[str, Any]:
+        """The options that `tvm_target` is made of, plain data."""
+        return {}
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool | list) else str(value)

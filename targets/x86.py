@@ -1,0 +1,160 @@
+"""x86-64 processors. The presets are data (`x86_presets.json`); `host` is this machine, detected."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from schedules.machine import Machine
+from targets import cpuinfo
+from targets.errors import TargetError
+from targets.target import Target
+
+_PRESETS_FILE = Path(__file__).with_name("x86_presets.json")
+_TRIPLE = "x86_64-unknown-linux-gnu"
+
+# Features that the code generator picks instructions from; others (sha, rdseed, AMX tiles, ...)
+# never appear in kernels unasked.
+_CODEGEN_PREFIXES = ("sse", "ssse", "avx", "bmi")
+_CODEGEN_FEATURES = frozenset({"fma", "f16c", "lzcnt", "movbe", "popcnt", "gfni", "cx16", "vpclmulqdq"})
+
+
+@dataclass(frozen=True)
+class X86Target(Target):
+    """An x86-64 processor that LLVM knows as `mcpu`; `attributes` are signed features on top
+    ("+avx512bf16")."""
+
+    name: str
+    description: str
+    machine: Machine
+    mcpu: str
+    features: tuple[str, ...]
+    attributes: tuple[str, ...] = ()
+
+    @property
+    def required_features(self) -> tuple[str, ...]:
+        return self.features
+
+    def engine_options(self) -> dict[str, Any]:
+        attributes = list(self.attributes)
+        if self.machine.vector_bits == 512:
+            # Several AVX-512 models prefer half vectors by default, from the days of heavy frequency drops.
+            attributes.append("-prefer-256-bit")
+        options: dict[str, Any] = {
+            "kind": "llvm",
+            "mtriple": _TRIPLE,
+            "mcpu": self.mcpu,
+            "num-cores": self.machine.cores,
+        }
+        return {**options, "mattr": attributes} if attributes else options
+
+    def tvm_target(self) -> Any:
+        from schedules.tir import tvm
+
+        return tvm.target.Target(self.engine_options())
+
+
+@cache
+def _preset_data() -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(_PRESETS_FILE.read_text(encoding="utf-8"))
+    return data
+
+
+def level_features(level: str) -> frozenset[str]:
+    """The features of a micro-architecture level of the x86-64 psABI ("x86-64-v3"), lower levels included."""
+    levels = _preset_data()["levels"]
+    names = list(levels)
+    if level not in levels:
+        raise TargetError(f"unknown x86-64 level {level!r}")
+    return frozenset(feature for name in names[: names.index(level) + 1] for feature in levels[name])
+
+
+def _preset(name: str, cores: int | None) -> Target:
+    entry = _preset_data()["processors"][name]
+    features = level_features(entry["level"]) | frozenset(entry.get("features", ()))
+    machine = Machine(
+        architecture="x86_64",
+        cores=cores or cpuinfo.usable_cores(),
+        features=features,
+        **_vector_unit(features),
+        **entry["machine"],
+    )
+    return X86Target(name, entry["description"], machine, entry["mcpu"], tuple(sorted(features)))
+
+
+def _vector_unit(features: frozenset[str]) -> dict[str, int]:
+    if "avx512f" in features:
+        return {"vector_bits": 512, "vector_registers": 32}
+    return {"vector_bits": 256 if "avx" in features else 128, "vector_registers": 16}
+
+
+def presets() -> dict[str, Callable[[int | None], Target]]:
+    """Functions of the core count that make the named targets."""
+    return {name: partial(_preset, name) for name in _preset_data()["processors"]}
+
+
+def host(cores: int | None = None) -> Target:
+    """This machine: LLVM's model name, corrected by the features that the operating system reports.
+
+    Raises TargetError when this is no x86-64 machine.
+    """
+    if cpuinfo.architecture() != "x86_64":
+        raise TargetError(
+            f"target 'host' does not support this machine's architecture ({cpuinfo.architecture()}) yet",
+            "name a target",
+        )
+    mcpu, enabled = _llvm_host()
+    features = frozenset(feature for feature in enabled if is_codegen_feature(feature))
+    caches = cpuinfo.caches()
+    defaults = Machine()
+    machine = Machine(
+        architecture="x86_64",
+        cores=cores or cpuinfo.usable_cores(),
+        features=features,
+        l1_bytes=caches.l1 or defaults.l1_bytes,
+        l2_bytes=caches.l2 or defaults.l2_bytes,
+        l3_bytes=caches.l3 or defaults.l3_bytes,
+        **_vector_unit(features),
+    )
+    description = f"this machine: {cpuinfo.model_name()} ({mcpu}), {machine.cores} core(s)"
+    return X86Target("host", description, machine, mcpu, tuple(sorted(features)), _corrections(mcpu, features))
+
+
+def is_codegen_feature(feature: str) -> bool:
+    """Whether the code generator may emit instructions of this feature in a kernel."""
+    return feature in _CODEGEN_FEATURES or feature.startswith(_CODEGEN_PREFIXES)
+
+
+@cache
+def _llvm_host() -> tuple[str, frozenset[str]]:
+    """LLVM's name for this processor, and the features that both LLVM and the operating system report."""
+    from schedules.tir import tvm
+
+    mcpu = str(tvm.get_global_func("tvm.codegen.llvm.GetHostCPUName")())
+    reported = tvm.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
+    enabled = frozenset(str(name) for name, on in reported.items() if bool(on))
+    seen = cpuinfo.features()
+    return mcpu, enabled & seen if seen else enabled
+
+
+def _corrections(mcpu: str, features: frozenset[str]) -> tuple[str, ...]:
+    """Signed features that turn LLVM's idea of the model into what this machine (perhaps a virtual one)
+    has."""
+    implied = llvm_features(mcpu)
+    missing = sorted(f"-{name}" for name in implied - features if is_codegen_feature(name))
+    extra = sorted(f"+{name}" for name in features - implied)
+    return tuple(extra + missing)
+
+
+@cache
+def llvm_features(mcpu: str) -> frozenset[str]:
+    """The features that LLVM turns on for a processor model."""
+    from schedules.tir import tvm
+
+    target = tvm.target.Target({"kind": "llvm", "mtriple": _TRIPLE, "mcpu": mcpu})
+    found = tvm.get_global_func("target.llvm_get_cpu_features")(target)
+    return frozenset(str(name) for name in found)
