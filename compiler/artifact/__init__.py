@@ -1,1 +1,41 @@
-""""""
+"""The one-file module: machine code, parameters and manifest, every byte checked before anything of it is used."""
+
+from compiler.artifact.artifact import Artifact, tool_versions
+from compiler.artifact.format import artifact_bytes, read_artifact, sign, signatures_of, write_artifact
+from compiler.artifact.manifest import (
+    FORMAT_VERSION,
+    FixedInput,
+    KernelProvenance,
+    Manifest,
+    MemoryPlan,
+    PassTiming,
+    ReferenceTolerance,
+    TargetDescription,
+    TensorDescription,
+    ToolVersions,
+)
+from compiler.artifact.signature import Key, KeyPair, Signature, generate_keys
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Artifact",
+    "FixedInput",
+    "KernelProvenance",
+    "Key",
+    "KeyPair",
+    "Manifest",
+    "MemoryPlan",
+    "PassTiming",
+    "ReferenceTolerance",
+    "Signature",
+    "TargetDescription",
+    "TensorDescription",
+    "ToolVersions",
+    "artifact_bytes",
+    "generate_keys",
+    "read_artifact",
+    "sign",
+    "signatures_of",
+    "tool_versions",
+    "write_artifact",
+]

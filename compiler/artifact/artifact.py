@@ -1,0 +1,109 @@
+"""`Artifact`: a compiled module in memory, as the driver builds it and as a file gives it back."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from compiler.artifact.dtypes import ELEMENT_TYPES
+from compiler.artifact.manifest import (
+    FixedInput,
+    Manifest,
+    TargetDescription,
+    TensorDescription,
+    ToolVersions,
+)
+from compiler.errors import InternalError
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+_MAX_INLINE_VALUES = 64
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A compiled module: what it says of itself, its machine code and its numbers.
+
+    Attributes:
+        library: an ELF shared library holding a Relax VM executable whose `main(*inputs, *parameters)` returns a tuple.
+        parameters: in the order in which `main` takes them after the inputs.
+        reference_inputs, reference_outputs: an example and what it gave, by name; empty when there is none.
+    """
+
+    manifest: Manifest
+    library: bytes | memoryview
+    parameters: Arrays
+    reference_inputs: Arrays = field(default_factory=dict)
+    reference_outputs: Arrays = field(default_factory=dict)
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        model_name: str,
+        inputs: Sequence[TensorDescription],
+        outputs: Sequence[TensorDescription],
+        target: TargetDescription,
+        library: bytes,
+        parameters: Mapping[str, np.ndarray[Any, Any]],
+        reference_inputs: Mapping[str, np.ndarray[Any, Any]] | None = None,
+        reference_outputs: Mapping[str, np.ndarray[Any, Any]] | None = None,
+        fixed: Mapping[str, np.ndarray[Any, Any]] | None = None,
+        **manifest_fields: Any,
+    ) -> Artifact:
+        """Build the manifest around what a compilation produced.
+
+        Args:
+            parameters: numpy arrays in `main`'s order (bfloat16 and the like as `ml_dtypes`).
+            fixed: inputs of the model whose values were fixed when compiling.
+            manifest_fields: further fields of `Manifest`: threads, kernels, passes, memory_plan, versions,
+                reference_tolerance.
+
+        Raises:
+            InternalError: an array has an element type that a module can not carry.
+        """
+        references = dict(reference_inputs or {}), dict(reference_outputs or {})
+        manifest_fields.setdefault("versions", tool_versions())
+        manifest = Manifest(
+            model_name=model_name,
+            inputs=tuple(inputs),
+            outputs=tuple(outputs),
+            target=target,
+            parameters=_describe(parameters),
+            reference_inputs=_describe(references[0]),
+            reference_outputs=_describe(references[1]),
+            fixed_inputs=tuple(_fixed(name, array) for name, array in (fixed or {}).items()),
+            **manifest_fields,
+        )
+        return cls(manifest, library, dict(parameters), *references)
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of all parameters together."""
+        return sum(array.nbytes for array in self.parameters.values())
+
+
+def tool_versions(**others: str) -> ToolVersions:
+    """The versions of Tensorwright and the engine in this environment; `others` by name."""
+    return ToolVersions(
+        tensorwright=importlib.metadata.version("tensorwright"),
+        tvm=importlib.metadata.version("apache-tvm"),
+        tvm_ffi=importlib.metadata.version("apache-tvm-ffi"),
+        others=others,
+    )
+
+
+def _describe(arrays: Mapping[str, np.ndarray[Any, Any]]) -> tuple[TensorDescription, ...]:
+    for name, array in arrays.items():
+        if str(array.dtype) not in ELEMENT_TYPES or array.dtype.byteorder == ">":
+            raise InternalError(f"tensor {name!r} has element type {array.dtype}, which a module can not carry")
+    return tuple(TensorDescription.of(name, array) for name, array in arrays.items())
+
+
+def _fixed(name: str, array: np.ndarray[Any, Any]) -> FixedInput:
+    few = array.size <= _MAX_INLINE_VALUES and array.dtype.kind in "biuf"
+    (description,) = _describe({name: array})
+    return FixedInput(tensor=description, values=tuple(array.reshape(-1).tolist()) if few else None)

@@ -1,0 +1,144 @@
+"""The bytes of a `.twm` file: prefix, section table, manifest, aligned sections, and an optional signature block.
+
+    0   magic (8), format version u32, section count u16, flags u16 (1: signed), manifest bytes u64,
+        content bytes u64                                                                           32 bytes
+    32  SHA-256 of bytes 0..32, the section table and the manifest                                   32 bytes
+    64  section table: name (16, ASCII, zero-padded), offset u64, size u64                           32 bytes each
+        manifest (JSON); zeros up to the next multiple of 64
+        sections, each at a multiple of 64, in the table's order; zeros between them
+        signature block (`signature.py`), if signed
+
+Numbers are little-endian. Every byte is checked: the head by its digest, each section by the digest that the manifest
+holds for it, the gaps by being zero, the signature block by its own digest (and its absence by the flag). Nothing is
+parsed before it is checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+
+from compiler.artifact.manifest import FORMAT_VERSION
+from compiler.errors import ArtifactError, IncompatibleArtifactError
+
+MAGIC = b"\x89TWM\r\n\x1a\n"  # like PNG's: shows text-mode and 7-bit damage at once
+ALIGNMENT = 64
+MAX_MANIFEST_BYTES = 32 << 20
+_PREFIX = struct.Struct("<8sIHHQQ")
+_ENTRY = struct.Struct("<16sQQ")
+_DIGEST_BYTES = 32
+_MAX_SECTIONS = 16
+_SIGNED = 1
+HEAD_BYTES = _PREFIX.size + _DIGEST_BYTES
+
+
+def align(offset: int) -> int:
+    """The next multiple of 64."""
+    return -(-offset // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True)
+class Section:
+    """Name and place of one section in the file, in bytes."""
+
+    name: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The head of a file, its digest checked: the manifest's bytes, where the sections are, where the content ends."""
+
+    manifest: bytes
+    sections: tuple[Section, ...]
+    content_bytes: int
+    digest: bytes
+    signed: bool
+
+
+def pack_head(manifest: bytes, sizes: dict[str, int], signed: bool) -> tuple[bytes, Layout]:
+    """Lay a file out: its first bytes (up to the first section) and the places of the sections.
+
+    Args:
+        sizes: bytes of each section by name (at most 16 ASCII characters), in file order.
+        signed: whether a signature block will follow the content.
+    """
+    position = align(HEAD_BYTES + _ENTRY.size * len(sizes) + len(manifest))
+    sections = []
+    for name, size in sizes.items():
+        sections.append(Section(name, position, size))
+        position = align(position + size)
+    content_bytes = sections[-1].offset + sections[-1].size if sections else position
+    prefix = _PREFIX.pack(MAGIC, FORMAT_VERSION, len(sections), _SIGNED if signed else 0, len(manifest), content_bytes)
+    table = b"".join(_ENTRY.pack(s.name.encode("ascii"), s.offset, s.size) for s in sections)
+    digest = hashlib.sha256(prefix + table + manifest).digest()
+    head = prefix + digest + table + manifest
+    return head + bytes(align(len(head)) - len(head)), Layout(manifest, tuple(sections), content_bytes, digest, signed)
+
+
+def parse_head(data: memoryview, origin: str) -> Layout:
+    """Check the head of a file and say where everything is. `data` is the whole file.
+
+    Raises:
+        ArtifactError: not such a file, truncated, or damaged.
+        IncompatibleArtifactError: written in a newer format.
+    """
+    if len(data) < len(MAGIC) or bytes(data[: len(MAGIC)]) != MAGIC:
+        raise ArtifactError(f"{origin} is not a Tensorwright module", "such files are written by module.export(path)")
+    if len(data) < HEAD_BYTES:
+        raise _damaged(origin, f"only {len(data)} bytes long")
+    _, version, count, flags, manifest_bytes, content_bytes = _PREFIX.unpack(data[: _PREFIX.size])
+    if version > FORMAT_VERSION:
+        raise IncompatibleArtifactError(
+            f"{origin} has format version {version}; this Tensorwright reads up to {FORMAT_VERSION}",
+            "upgrade Tensorwright on this machine, or export the module with an older one",
+        )
+    table_end = HEAD_BYTES + _ENTRY.size * count
+    manifest_end = table_end + manifest_bytes
+    if count > _MAX_SECTIONS or manifest_bytes > MAX_MANIFEST_BYTES or version == 0 or flags > _SIGNED:
+        raise _damaged(origin, "its head is not valid")
+    if max(manifest_end, content_bytes) > len(data):
+        raise _damaged(origin, f"{max(manifest_end, content_bytes)} bytes are announced and {len(data)} present")
+    digest = bytes(data[_PREFIX.size : HEAD_BYTES])
+    checked = hashlib.sha256(data[: _PREFIX.size])
+    checked.update(data[HEAD_BYTES:manifest_end])
+    if checked.digest() != digest:
+        raise _damaged(origin, "the checksum of its head does not match")
+    sections = _parse_table(data[HEAD_BYTES:table_end], origin)
+    _check_places(data, sections, manifest_end, content_bytes, origin)
+    if (len(data) > content_bytes) != bool(flags):
+        raise _damaged(origin, "what follows its content is not what its head announces")
+    return Layout(bytes(data[table_end:manifest_end]), sections, content_bytes, digest, bool(flags))
+
+
+def _parse_table(table: memoryview, origin: str) -> tuple[Section, ...]:
+    sections = []
+    for raw, offset, size in _ENTRY.iter_unpack(table):
+        name = raw.rstrip(b"\0")
+        if not name.isascii() or not name:
+            raise _damaged(origin, "a section has no valid name")
+        sections.append(Section(name.decode("ascii"), offset, size))
+    if len({section.name for section in sections}) != len(sections):
+        raise _damaged(origin, "two sections have the same name")
+    return tuple(sections)
+
+
+def _check_places(
+    data: memoryview, sections: tuple[Section, ...], head_end: int, content_bytes: int, origin: str
+) -> None:
+    """Sections must follow each other at the next multiples of 64, with zeros between, and end the content."""
+    position = head_end
+    for section in sections:
+        if section.offset != align(position) or section.offset + section.size > content_bytes:
+            raise _damaged(origin, f"section {section.name!r} is not where it must be")
+        if any(data[position : section.offset]):
+            raise _damaged(origin, f"the padding before section {section.name!r} is not zero")
+        position = section.offset + section.size
+    if content_bytes != (position if sections else align(position)) or any(data[position:content_bytes]):
+        raise _damaged(origin, "its content does not end where it must")
+
+
+def _damaged(origin: str, what: str) -> ArtifactError:
+    return ArtifactError(f"{origin} is damaged: {what}", "copy or export the file again")

@@ -1,0 +1,59 @@
+"""The element types a module can carry, by their name in the engine, and how each is held in numpy and safetensors.
+
+Types of less than a byte (int4, uint4) take one byte an element with the value in the low bits: that is what the
+engine's generated code reads, and what `ml_dtypes` arrays hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ElementType:
+    """One element type: `numpy` its dtype, `storage` its name in safetensors, `carrier` the dtype that DLPack takes."""
+
+    name: str
+    numpy: np.dtype[Any]
+    storage: str
+    carrier: np.dtype[Any]
+
+
+def _native(name: str, storage: str) -> ElementType:
+    dtype = np.dtype(name)
+    return ElementType(name, dtype, storage, dtype)
+
+
+def _extended(name: str, storage: str) -> ElementType:
+    dtype = np.dtype(getattr(ml_dtypes, name))
+    return ElementType(name, dtype, storage, np.dtype(f"uint{8 * dtype.itemsize}"))
+
+
+ELEMENT_TYPES: dict[str, ElementType] = {
+    element.name: element
+    for element in (
+        _native("bool", "BOOL"),
+        *(_native(f"int{bits}", f"I{bits}") for bits in (8, 16, 32, 64)),
+        *(_native(f"uint{bits}", f"U{bits}") for bits in (8, 16, 32, 64)),
+        *(_native(f"float{bits}", f"F{bits}") for bits in (16, 32, 64)),
+        _extended("bfloat16", "BF16"),
+        _extended("float8_e4m3fn", "F8_E4M3"),
+        _extended("float8_e5m2", "F8_E5M2"),
+        # safetensors has no name for these; the manifest has.
+        _extended("float8_e4m3fnuz", "U8"),
+        _extended("float8_e5m2fnuz", "U8"),
+        _extended("int4", "I8"),
+        _extended("uint4", "U8"),
+    )
+}
+
+_BY_NUMPY: dict[np.dtype[Any], ElementType] = {element.numpy: element for element in ELEMENT_TYPES.values()}
+
+
+def element_type_of(dtype: np.dtype[Any]) -> ElementType | None:
+    """The element type held by arrays of this numpy dtype in the machine's byte order, or None."""
+    return _BY_NUMPY.get(dtype)

@@ -1,0 +1,146 @@
+"""`Artifact` to bytes and back: what goes into which section, and every check on the way in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from compiler.artifact.artifact import Artifact
+from compiler.artifact.container import Layout, pack_head, parse_head
+from compiler.artifact.digest import tree_digests
+from compiler.artifact.manifest import Manifest
+from compiler.artifact.signature import (
+    Key,
+    Signature,
+    check_signatures,
+    make_signature,
+    pack_signatures,
+    parse_signatures,
+)
+from compiler.artifact.storage import read_mapped, read_private, write_atomically
+from compiler.artifact.tensors import Blob, read_blob
+from compiler.errors import ArtifactError
+
+_SECTIONS = ("library", "parameters", "reference_in", "reference_out")
+Pieces = list[memoryview | bytes]
+
+
+def write_artifact(artifact: Artifact, path: str | os.PathLike[str], sign_key: Key | None = None) -> None:
+    """Write a module as one file, whole or not at all; signed when a private key is given.
+
+    Raises:
+        StorageError: the file can not be written; nothing is left behind.
+        OptionError: `sign_key` is not an Ed25519 private key.
+    """
+    write_atomically(path, _pieces(artifact, sign_key))
+
+
+def artifact_bytes(artifact: Artifact, sign_key: Key | None = None) -> bytes:
+    """The bytes that `write_artifact` would write."""
+    return b"".join(_pieces(artifact, sign_key))
+
+
+def _pieces(artifact: Artifact, sign_key: Key | None) -> Pieces:
+    blobs = [Blob(arrays) for arrays in (artifact.parameters, artifact.reference_inputs, artifact.reference_outputs)]
+    contents: list[Sequence[memoryview | bytes]] = [[artifact.library], *(blob.pieces for blob in blobs)]
+    digests = tree_digests(contents)
+    checksums = {name: digest.hex() for name, digest in zip(_SECTIONS, digests, strict=True)}
+    manifest = artifact.manifest.model_copy(update={"checksums": checksums})
+    sizes = dict(zip(_SECTIONS, [len(artifact.library), *(blob.nbytes for blob in blobs)], strict=True))
+    head, layout = pack_head(manifest.model_dump_json().encode(), sizes, signed=sign_key is not None)
+    pieces: Pieces = [head]
+    position = len(head)
+    for section, content in zip(layout.sections, contents, strict=True):
+        pieces += [bytes(section.offset - position), *content]
+        position = section.offset + section.size
+    signatures = [make_signature(layout.digest, sign_key)] if sign_key is not None else []
+    return [*pieces, pack_signatures(signatures)]
+
+
+def read_artifact(
+    source: str | os.PathLike[str] | bytes | bytearray | memoryview, trusted_keys: Sequence[Key] | None = None
+) -> Artifact:
+    """Read a module, checking every byte before anything of it is used.
+
+    Args:
+        source: a path, or the bytes of such a file. A file is mapped, not copied, unless `trusted_keys` is given:
+            then it is read into private memory, so that it can not change after its signature was checked.
+        trusted_keys: Ed25519 public keys, raw (32 bytes) or paths of PEM files; a valid signature by one is required.
+
+    Raises:
+        StorageError: the file can not be read.
+        ArtifactError: it is not a module, truncated or damaged.
+        IncompatibleArtifactError: it has a newer format version.
+        SignatureError: a signature is required and is missing, wrong, or by another key.
+    """
+    if isinstance(source, bytes | bytearray | memoryview):
+        # A copy, unless it can not change: what was checked must stay what it is.
+        data, origin = memoryview(source if isinstance(source, bytes) else bytes(source)), "the module"
+    else:
+        origin = str(source)
+        data = read_mapped(source) if trusted_keys is None else read_private(source)
+    layout = parse_head(data, origin)
+    signatures = parse_signatures(data[layout.content_bytes :], origin)
+    if trusted_keys is not None:
+        check_signatures(signatures, layout.digest, trusted_keys, origin)
+    manifest = _parse_manifest(layout, origin)
+    sections = _checked_sections(data, layout, manifest, origin)
+    parameters, inputs, outputs = (
+        read_blob(sections[name], expected, what)
+        for name, expected, what in (
+            ("parameters", manifest.parameters, "parameters"),
+            ("reference_in", manifest.reference_inputs, "reference inputs"),
+            ("reference_out", manifest.reference_outputs, "reference outputs"),
+        )
+    )
+    return Artifact(manifest, sections["library"], parameters, inputs, outputs)
+
+
+def _parse_manifest(layout: Layout, origin: str) -> Manifest:
+    try:
+        return Manifest.model_validate_json(layout.manifest)
+    except ValidationError as error:
+        detail = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, detail["loc"]))[:200]
+        raise ArtifactError(f"{origin}: its manifest is not valid: {place}: {detail['msg'][:500]}") from error
+
+
+def _checked_sections(data: memoryview, layout: Layout, manifest: Manifest, origin: str) -> dict[str, memoryview]:
+    """The sections by name, each having the checksum that the manifest holds for it."""
+    names = tuple(section.name for section in layout.sections)
+    if names != _SECTIONS or set(manifest.checksums) != set(_SECTIONS):
+        raise ArtifactError(f"{origin} is damaged: it must hold the sections {', '.join(_SECTIONS)}")
+    views = [data[section.offset : section.offset + section.size] for section in layout.sections]
+    for name, digest in zip(names, tree_digests([[view] for view in views]), strict=True):
+        if digest.hex() != manifest.checksums[name]:
+            raise ArtifactError(
+                f"{origin} is damaged: the checksum of its {name} does not match",
+                "copy or export the file again",
+            )
+    return dict(zip(names, views, strict=True))
+
+
+def signatures_of(path: str | os.PathLike[str]) -> tuple[Signature, ...]:
+    """The signatures that a file carries, unchecked: who claims to have signed it."""
+    data = read_mapped(path)
+    return parse_signatures(data[parse_head(data, str(path)).content_bytes :], str(path))
+
+
+def sign(path: str | os.PathLike[str], private_key: Key) -> None:
+    """Add a signature to a module file (replacing one by the same key); the file is replaced atomically.
+
+    Raises:
+        ArtifactError: the file is damaged: only what was checked is signed.
+        StorageError: it can not be read or written.
+        OptionError: the key is not an Ed25519 private key.
+    """
+    read_artifact(path)
+    data = read_mapped(path)
+    old = parse_head(data, str(path))
+    # The head says whether the file is signed, so a first signature changes it; a further one does not.
+    head, layout = pack_head(old.manifest, {s.name: s.size for s in old.sections}, signed=True)
+    added = make_signature(layout.digest, private_key)
+    kept = [s for s in parse_signatures(data[old.content_bytes :], str(path)) if s.public_key != added.public_key]
+    write_atomically(path, [head, data[len(head) : old.content_bytes], pack_signatures([*kept, added])])

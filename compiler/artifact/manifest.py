@@ -1,0 +1,165 @@
+"""What a module says of itself: the manifest, as pydantic models that are JSON in the file."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+from compiler.artifact.dtypes import ELEMENT_TYPES
+
+FORMAT_VERSION = 1
+"""Version of the file format that this code writes, and the newest it reads."""
+
+MAX_ELEMENTS = 2**60
+Name = Annotated[str, Field(max_length=4096)]
+Size = Annotated[int, Field(ge=0, le=2**62)]
+Dimension = Annotated[int, Field(ge=0, le=MAX_ELEMENTS)] | Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class TensorDescription(_Model):
+    """Name, shape and element type of an input, an output or a parameter.
+
+    Attributes:
+        shape: a number, or the name of a symbolic dimension (for outputs, an expression of such names).
+        dtype: the engine's name of the element type: one of `dtypes.ELEMENT_TYPES`.
+    """
+
+    name: Name
+    shape: Annotated[tuple[Dimension, ...], Field(max_length=64, strict=False)]
+    dtype: str
+
+    @field_validator("dtype")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in ELEMENT_TYPES:
+            raise ValueError(f"unknown element type {value!r}; known: {', '.join(ELEMENT_TYPES)}")
+        return value
+
+    @field_validator("shape")
+    @classmethod
+    def _bounded(cls, value: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        if math.prod(size for size in value if isinstance(size, int)) > MAX_ELEMENTS:
+            raise ValueError(f"shape {value} has more than {MAX_ELEMENTS} elements")
+        return value
+
+    @classmethod
+    def of(cls, name: str, array: np.ndarray[Any, Any]) -> TensorDescription:
+        """Describe an array (its dtype as `numpy` or `ml_dtypes` names it)."""
+        return cls(name=name, shape=tuple(array.shape), dtype=str(array.dtype))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a tensor without symbolic dimensions, one byte an element for types of less than a byte."""
+        return math.prod(int(size) for size in self.shape) * ELEMENT_TYPES[self.dtype].numpy.itemsize
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+class TargetDescription(_Model):
+    """What the code was built for.
+
+    Attributes:
+        architecture: as `platform.machine()` says it: "x86_64", "aarch64".
+        required_cpu_features: features without which the code can not run, named as LLVM or as /proc/cpuinfo does.
+        details: anything else that the target says of itself (its machine model, the engine's target).
+    """
+
+    name: Name
+    architecture: Name
+    required_cpu_features: tuple[Name, ...] = Field(default=(), strict=False)
+    details: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class ToolVersions(_Model):
+    """Versions of what built the module. `tvm` must equal the runtime's: the engine promises no stable interface."""
+
+    tensorwright: Name
+    tvm: Name
+    tvm_ffi: Name
+    others: dict[str, Name] = Field(default_factory=dict)
+
+
+class KernelProvenance(_Model):
+    """Where one kernel's schedule came from: the rule's analytic default, or a tuning record."""
+
+    kernel: Name
+    rule: Name
+    source: Literal["default", "record"]
+    config: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class PassTiming(_Model):
+    """Wall-clock seconds of one pass or phase of the compilation."""
+
+    name: Name
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)]
+
+
+class MemoryPlan(_Model):
+    """Activation memory in bytes: what the plan needs, the sum without reuse, and the lower bound of live bytes."""
+
+    peak_bytes: Size
+    without_reuse_bytes: Size
+    live_bytes: Size
+
+
+class FixedInput(_Model):
+    """A model input whose value was fixed when compiling; `values` (flat) only where there are few."""
+
+    tensor: TensorDescription
+    values: tuple[bool | int | float, ...] | None = Field(default=None, max_length=64, strict=False)
+
+
+class ReferenceTolerance(_Model):
+    """How far outputs may be from the reference: |output - reference| <= absolute + relative * |reference|."""
+
+    relative: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
+    absolute: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
+
+
+class Manifest(_Model):
+    """Everything a module says of itself but for its code and its numbers.
+
+    Attributes:
+        inputs, outputs: of the function `main`, in its order.
+        parameters: what `main` takes after the inputs, in its order, with exact shapes.
+        threads: the setting to run with; None leaves it to the device (its physical cores).
+        reference_inputs, reference_outputs: the stored example and what it gave, with exact shapes; may be empty.
+        checksums: SHA-256 tree digest (hex) of each section; filled in when the file is written.
+    """
+
+    format_version: Annotated[int, Field(ge=1)] = FORMAT_VERSION
+    model_name: Name
+    inputs: tuple[TensorDescription, ...] = Field(strict=False)
+    outputs: tuple[TensorDescription, ...] = Field(strict=False)
+    parameters: tuple[TensorDescription, ...] = Field(default=(), strict=False)
+    target: TargetDescription
+    versions: ToolVersions
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = None
+    fixed_inputs: tuple[FixedInput, ...] = Field(default=(), strict=False)
+    kernels: tuple[KernelProvenance, ...] = Field(default=(), strict=False)
+    passes: tuple[PassTiming, ...] = Field(default=(), strict=False)
+    memory_plan: MemoryPlan | None = None
+    reference_inputs: tuple[TensorDescription, ...] = Field(default=(), strict=False)
+    reference_outputs: tuple[TensorDescription, ...] = Field(default=(), strict=False)
+    reference_tolerance: ReferenceTolerance = ReferenceTolerance()
+    checksums: dict[Name, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Manifest:
+        stored = (self.parameters, self.reference_inputs, self.reference_outputs)
+        for tensors in (self.inputs, self.outputs, *stored):
+            names = [tensor.name for tensor in tensors]
+            if len(set(names)) != len(names):
+                raise ValueError("two inputs, outputs or parameters have the same name")
+        if any(isinstance(size, str) for tensors in stored for tensor in tensors for size in tensor.shape):
+            raise ValueError("a stored tensor has a symbolic dimension")
+        return self

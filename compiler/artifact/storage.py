@@ -1,0 +1,125 @@
+"""Files: mapped for reading; written whole or not at all."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from compiler.errors import StorageError
+
+_ALIGNMENT = 64
+
+
+def read_mapped(path: str | os.PathLike[str]) -> memoryview:
+    """Map a regular file for reading; no byte is copied, and processes that load the same file share its pages.
+
+    The file must not be changed in place while mapped (replacing it, as `write_atomically` does, is fine).
+
+    Raises:
+        StorageError: it is missing, unreadable, or not a regular file.
+    """
+    descriptor, size = _open(path)
+    try:
+        if size == 0:
+            return memoryview(b"")
+        # Faults 100 MB in at once instead of page by page.
+        flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_POPULATE", 0)
+        return memoryview(mmap.mmap(descriptor, size, flags=flags, prot=mmap.PROT_READ))
+    except OSError as error:
+        raise _failure("read", path, error) from error
+    finally:
+        os.close(descriptor)
+
+
+def read_private(path: str | os.PathLike[str]) -> memoryview:
+    """Read a regular file into memory of this process, 64-byte aligned: what was checked is what stays.
+
+    Raises:
+        StorageError: as `read_mapped`.
+    """
+    descriptor, size = _open(path)
+    raw = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    buffer = raw.data[start : start + size]
+    try:
+        with open(descriptor, "rb", buffering=0) as file:
+            position = 0
+            while position < size and (count := file.readinto(buffer[position:])):
+                position += count
+    except OSError as error:
+        raise _failure("read", path, error) from error
+    return buffer[:position].toreadonly()
+
+
+def _open(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Open a regular file; its descriptor and size in bytes."""
+    try:
+        # O_NONBLOCK: a pipe must not block us before it is refused.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        status = os.fstat(descriptor)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise _failure("read", path, error) from error
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise StorageError(f"{os.fspath(path)} is not a regular file")
+    return descriptor, status.st_size
+
+
+def write_atomically(path: str | os.PathLike[str], pieces: Iterable[bytes | memoryview]) -> None:
+    """Write the pieces, one after the other, as one file that appears whole or not at all.
+
+    They go to a temporary file in the same folder, which is synced and then renamed over `path`.
+
+    Raises:
+        StorageError: the folder is missing or read-only, the disk is full; no partial file is left.
+    """
+    destination = Path(path)
+    temporary = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{destination.name[:64]}.", dir=destination.parent)
+        with open(descriptor, "wb") as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            os.fsync(file.fileno())
+        os.replace(temporary, destination)
+        temporary = None
+        _sync_folder(destination.parent)
+    except (OSError, ValueError) as error:
+        raise _failure("written", path, error) from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    # There is no call that only reads it.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _failure(verb: str, path: str | os.PathLike[str], error: OSError | ValueError) -> StorageError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    hints = {
+        "No space left on device": "free some space, or write to another disk",
+        "Read-only file system": "write to a folder that can be written",
+        "Permission denied": "check the permissions of the file and its folder",
+        "No such file or directory": "check the path",
+    }
+    return StorageError(f"{os.fspath(path)!r} could not be {verb}: {reason}", hints.get(reason))
