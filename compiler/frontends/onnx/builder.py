@@ -1,0 +1,131 @@
+"""A Relax block builder that never loses a shape: results of unknown shape are cast to fresh symbolic sizes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, te, tirx
+from tvm.relax import op as R
+
+from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.symbolic import Arithmetic, Dim, Scalar, expression, is_number
+from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, tensor_shape
+
+_MAXIMUM_SYMBOLIC_ELEMENTS = 1024
+
+
+class Builder:
+    """Emits bindings into plain (not dataflow) blocks, so that control flow can stand anywhere."""
+
+    def __init__(self) -> None:
+        self.block_builder = relax.BlockBuilder()
+        self.arithmetic = Arithmetic()
+        self._names: dict[str, int] = {}
+        self._regions: list[int] = [0]
+        self._region_count = 0
+
+    @contextmanager
+    def region(self) -> Iterator[list[relax.BindingBlock]]:
+        """A block of its own (a branch, a loop's body); the list holds it when the region has ended."""
+        self._region_count += 1
+        self._regions.append(self._region_count)
+        blocks: list[relax.BindingBlock] = []
+        self.block_builder._begin_binding_block()
+        try:
+            yield blocks
+        finally:
+            blocks.append(self.block_builder._end_block())
+            self._regions.pop()
+
+    @property
+    def current_region(self) -> int:
+        return self._regions[-1]
+
+    def is_visible(self, region: int) -> bool:
+        """Whether what was bound in a region can be used here."""
+        return region in self._regions
+
+    def unique_name(self, name: str) -> str:
+        """`name` as an identifier no earlier call gave."""
+        base = re.sub(r"\W", "_", name) or "value"
+        base = f"_{base}" if base[0].isdigit() else base
+        count = self._names.get(base, 0)
+        self._names[base] = count + 1
+        return base if count == 0 else self.unique_name(f"{base}_{count}")
+
+    def dimension(self, name: str = "size") -> tvm.ir.Expr:
+        """A new symbolic size."""
+        return self.arithmetic.dimension(self.unique_name(name))
+
+    def emit(self, expr: relax.Expr) -> relax.Expr:
+        """Bind an expression; the result's shape is known (each field's, for a tuple)."""
+        if isinstance(expr, (tvm.ir.Var, tvm.ir.GenericConst)):
+            return expr
+        variable = self.block_builder.emit(expr)
+        if isinstance(variable.ty, relax.TensorType) and not has_shape(variable):
+            fresh = [self.dimension() for _ in range(variable.ty.ndim)]
+            return self.match_shape(variable, fresh)
+        return variable
+
+    def match_shape(self, tensor: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
+        """The same tensor with `shape`, checked at run time; sizes not seen before take their values from it."""
+        return self.block_builder.match_cast(tensor, relax.TensorType(list(shape), tensor.ty.dtype))
+
+    def emit_te(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> relax.Expr:
+        """Bind a call of a tensor expression function; relax tensors arrive in it as te tensors."""
+        return self.emit(self.block_builder.call_te(function, *args, **kwargs))
+
+    def shape_values(self, tensor: relax.Expr) -> list[Dim]:
+        """The elements of an integer tensor of known length, as sizes that take their values when the module runs."""
+        count = int(np.prod(tensor_shape(tensor), dtype=np.int64))
+        if str(tensor.ty.dtype) != "int64":
+            tensor = self.emit(R.astype(tensor, "int64"))
+        if tensor.ty.ndim != 1:
+            tensor = self.emit(R.reshape(tensor, (count,)))
+        # Not dimension(): an element may be negative.
+        sizes = [tirx.Var(self.unique_name("element"), "int64") for _ in range(count)]
+        shape = self.block_builder.emit(R.tensor_to_shape(tensor))
+        self.block_builder.match_cast(shape, relax.ShapeType(sizes))
+        return sizes
+
+    def materialize(self, value: Constant | Symbolic | Runtime) -> relax.Expr:
+        """The Relax expression of a value."""
+        if isinstance(value, Constant):
+            return value.expr()
+        if isinstance(value, Runtime):
+            return value.expr
+        if value.array.size > _MAXIMUM_SYMBOLIC_ELEMENTS:
+            raise ValueError(f"{value.array.size} symbolic elements are too many to store one by one")
+        return self.scalars_to_tensor(value.array.reshape(-1).tolist(), value.shape, value.dtype)
+
+    def scalars_to_tensor(self, scalars: list[Scalar], shape: tuple[int, ...], dtype: str) -> relax.Expr:
+        """A tensor whose elements are given scalars, in row-major order."""
+        carrier = dtypes.carrier(dtype)
+        if all(is_number(s) for s in scalars):
+            return Constant(np.array(scalars, dtypes.numpy_dtype(dtype)).reshape(shape), dtype).expr()
+
+        def elements(*values: Any) -> te.Tensor:
+            def element(*indices: Any) -> Any:
+                flat: Any = tirx.const(0, "int64")
+                for index, extent in zip(indices, shape, strict=True):
+                    flat = flat * extent + index
+                result = values[-1].astype(carrier)
+                for position in range(len(values) - 2, -1, -1):
+                    result = tirx.Select(
+                        tirx.EQ(flat, tirx.const(position, "int64")), values[position].astype(carrier), result
+                    )
+                return result
+
+            return te.compute(shape, element, name="elements")
+
+        return self.emit_te(elements, *(expression(s) for s in scalars), primfunc_name_hint="shape_elements")
+
+
+def has_shape(tensor: relax.Expr) -> bool:
+    """Whether the expression's type says its shape."""
+    return isinstance(tensor.ty.shape, relax.ShapeExpr)

@@ -1,0 +1,272 @@
+"""What a converter sees of the node it converts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import numpy as np
+import onnx
+import onnx.helper
+import tvm
+from tvm import relax
+
+from compiler.errors import InputValueRequiredError, InvalidModelError, Refusal
+from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.folding import fold
+from compiler.frontends.onnx.structure import describe, node_name
+from compiler.frontends.onnx.symbolic import Arithmetic, Dim
+from compiler.frontends.onnx.values import (
+    Constant,
+    OptionalValue,
+    Runtime,
+    SequenceValue,
+    Symbolic,
+    Value,
+    is_poisoned,
+    sources_of,
+)
+
+if TYPE_CHECKING:
+    from compiler.frontends.onnx.importer import Importer, Scope
+
+T = TypeVar("T")
+
+
+class RefusedError(Exception):
+    """A node can not be converted; collected into one UnsupportedModelError."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
+
+
+class PoisonedInputError(Exception):
+    """A node uses the result of a refused one."""
+
+
+class NodeContext:
+    """One node while it is converted: its inputs and attributes, and the builder that takes its code."""
+
+    def __init__(
+        self,
+        importer: Importer,
+        scope: Scope,
+        node: onnx.NodeProto,
+        inputs: Sequence[Value | None],
+        opset: int,
+    ) -> None:
+        self.importer = importer
+        self.scope = scope
+        self.node = node
+        self.inputs = list(inputs)
+        self.opset = opset
+        self._attributes = {a.name: a for a in node.attribute}
+        self._materialized: dict[int, relax.Expr] = {}
+
+    @property
+    def operator(self) -> str:
+        return self.node.op_type
+
+    @property
+    def name(self) -> str:
+        """The node's name in messages."""
+        return node_name(self.node)
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """Arithmetic on sizes."""
+        return self.importer.builder.arithmetic
+
+    @property
+    def block_builder(self) -> relax.BlockBuilder:
+        return self.importer.builder.block_builder
+
+    # Inputs
+
+    def has_input(self, index: int) -> bool:
+        """Whether the optional input is given."""
+        return index < len(self.inputs) and self.inputs[index] is not None
+
+    def value(self, index: int) -> Value:
+        """Input `index` as it is; refuses when it is missing."""
+        value = self.inputs[index] if index < len(self.inputs) else None
+        if value is None:
+            raise InvalidModelError(f"{describe(self.node)} lacks its input {index}")
+        if is_poisoned(value):
+            raise PoisonedInputError
+        return value
+
+    def tensor(self, index: int) -> Constant | Symbolic | Runtime:
+        """Input `index`, which must be a tensor (a filled optional counts as its content)."""
+        value = self.value(index)
+        while isinstance(value, OptionalValue) and value.value is not None:
+            value = value.value
+        if not isinstance(value, (Constant, Symbolic, Runtime)):
+            kind = "a sequence" if isinstance(value, SequenceValue) else "an empty optional"
+            raise InvalidModelError(f"{describe(self.node)}: input {index} is {kind}, not a tensor")
+        return value
+
+    def input(self, index: int) -> relax.Expr:
+        """Input `index` as a Relax expression."""
+        if index not in self._materialized:
+            value = self.tensor(index)
+            if not dtypes.is_carried(value.dtype):
+                self.refuse(f"tensors of type {value.dtype} do not exist at run time")
+            self._materialized[index] = self.importer.builder.materialize(value)
+        return self._materialized[index]
+
+    def shape(self, index: int) -> tuple[Dim, ...]:
+        """The shape of input `index`; each size is an int or an expression."""
+        return self.tensor(index).shape
+
+    def rank(self, index: int) -> int:
+        return len(self.shape(index))
+
+    def dtype(self, index: int) -> str:
+        """The element type's name of input `index`."""
+        return self.tensor(index).dtype
+
+    def known(self, index: int) -> np.ndarray | None:
+        """The value of input `index` when it is known while importing, else None."""
+        value = self.tensor(index)
+        if isinstance(value, Constant):
+            return value.array
+        if isinstance(value, Runtime) and value.producer is not None:
+            return fold(value, self.importer.opsets)
+        return None
+
+    def constant(self, index: int) -> np.ndarray:
+        """The value of input `index`, which must be known while importing.
+
+        Raises InputValueRequiredError naming the model inputs it depends on; refuses when no input's value would help.
+        """
+        found = self.known(index)
+        if found is not None:
+            return found
+        value = self.tensor(index)
+        reason = f"its input {self.input_label(index)} must be known when compiling"
+        if isinstance(value, Symbolic):
+            self.refuse(f"{reason}, but depends on a dynamic shape; fix it with shapes=")
+        sources = sorted(sources_of(value))
+        if not sources:
+            self.refuse(f"{reason}, but is computed when running")
+        raise InputValueRequiredError(Refusal(self.operator, self.name, reason), sources)
+
+    def scalar(self, index: int, default: Any = None) -> Any:
+        """The single element of a known input as a Python number; `default` when the input is missing."""
+        if not self.has_input(index):
+            return default
+        array = self.constant(index)
+        if array.size != 1:
+            raise InvalidModelError(f"{describe(self.node)}: input {index} must hold one element, not {array.shape}")
+        return array.reshape(-1)[0].item()
+
+    def integers(self, index: int) -> list[int]:
+        """The elements of a known integer input."""
+        return [int(v) for v in self.constant(index).reshape(-1)]
+
+    def shape_values(self, index: int) -> list[Dim]:
+        """The elements of an integer input as sizes: ints, expressions, or sizes that are read when the module runs.
+
+        The elements may be negative. The tensor's length must be known.
+        """
+        value = self.tensor(index)
+        known = self.known(index)
+        if known is not None:
+            return [int(v) for v in known.reshape(-1)]
+        if isinstance(value, Symbolic):
+            return list(value.array.reshape(-1))
+        assert isinstance(value, Runtime)
+        builder = self.importer.builder
+        if value.as_shape is None or not builder.is_visible(value.as_shape_region):
+            if not all(isinstance(d, int) for d in value.shape):
+                self.refuse(f"the length of its input {self.input_label(index)} is not known when compiling")
+            value.as_shape = builder.shape_values(self.input(index))
+            value.as_shape_region = builder.current_region
+        return list(value.as_shape)
+
+    def input_label(self, index: int) -> str:
+        """An input in a message: its position and its name."""
+        return f"{index} ({self.node.input[index]!r})"
+
+    def sources(self) -> frozenset[str]:
+        """The model inputs that the node's inputs depend on."""
+        return frozenset().union(*(sources_of(value) for value in self.inputs))
+
+    # Attributes
+
+    def attribute(self, name: str, default: T) -> T:
+        """An attribute's value, strings decoded, or the default."""
+        if name not in self._attributes:
+            return default
+        value = onnx.helper.get_attribute_value(self._attributes[name])
+        if isinstance(value, bytes):
+            return value.decode(errors="replace")  # type: ignore[return-value]
+        if isinstance(value, (list, tuple)) or type(value).__name__.startswith("Repeated"):
+            return [v.decode(errors="replace") if isinstance(v, bytes) else v for v in value]  # type: ignore[return-value]
+        return value
+
+    def has_attribute(self, name: str) -> bool:
+        return name in self._attributes
+
+    def required_attribute(self, name: str) -> Any:
+        """An attribute's value; InvalidModelError when it is missing."""
+        if name not in self._attributes:
+            raise InvalidModelError(f"{describe(self.node)} lacks the attribute {name!r}")
+        return self.attribute(name, None)
+
+    def axis(self, value: int, rank: int) -> int:
+        """A non-negative axis; InvalidModelError when it lies outside [-rank, rank)."""
+        if not -rank <= value < rank:
+            raise InvalidModelError(f"{describe(self.node)}: axis {value} does not exist in a tensor of rank {rank}")
+        return value + rank if value < 0 else value
+
+    def axes(self, values: Sequence[int], rank: int) -> list[int]:
+        """Non-negative axes, each once."""
+        axes = [self.axis(int(v), rank) for v in values]
+        if len(set(axes)) != len(axes):
+            raise InvalidModelError(f"{describe(self.node)}: an axis is given twice: {list(values)}")
+        return axes
+
+    def output_used(self, index: int) -> bool:
+        """Whether output `index` has a name."""
+        return index < len(self.node.output) and bool(self.node.output[index])
+
+    # Code
+
+    def emit(self, expr: relax.Expr) -> relax.Expr:
+        """Bind an expression; the result's shape is known."""
+        return self.importer.builder.emit(expr)
+
+    def emit_te(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> relax.Expr:
+        """Bind a call of a tensor expression function (`primfunc_name_hint` names it)."""
+        return self.importer.builder.emit_te(function, *args, **kwargs)
+
+    def match_shape(self, tensor: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
+        """The tensor with a known shape, checked when the module runs."""
+        return self.importer.builder.match_shape(tensor, shape)
+
+    def dimension(self, name: str = "size") -> tvm.ir.Expr:
+        """A new symbolic size."""
+        return self.importer.builder.dimension(name)
+
+    def literal(self, value: Any, dtype: str, shape: tuple[int, ...] = ()) -> tvm.ir.GenericConst:
+        """A constant of that type."""
+        return Constant(np.full(shape, value, dtypes.numpy_dtype(dtype)), dtype).expr()
+
+    def runtime(self, expr: relax.Expr, dtype: str) -> Runtime:
+        """A value whose logical type differs from the expression's (int4 carried as int8)."""
+        return Runtime(self.emit(expr), dtype, self.sources())
+
+    def refuse(self, reason: str) -> NoReturn:
+        """Give up on this node; the reason becomes part of the UnsupportedModelError."""
+        raise RefusedError(Refusal(self.operator, self.name, reason))
+
+    def invalid(self, reason: str) -> NoReturn:
+        """The model is broken at this node."""
+        raise InvalidModelError(f"{describe(self.node)}: {reason}")
+
+    def import_subgraph(self, graph: onnx.GraphProto, inputs: Sequence[Value | None]) -> list[Value]:
+        """Import a subgraph's nodes at this place of the code; it sees the values around the node."""
+        return self.importer.import_subgraph(graph, inputs, self.scope)

@@ -1,0 +1,96 @@
+"""Element types: ONNX's numbers, their names, numpy's and the engine's types.
+
+A *name* is numpy's or ml_dtypes' (`float32`, `bfloat16`, `int4`, `bool`, `string`). Types narrower than a byte are
+carried as the byte-wide type that holds their values (`carrier`), since the engine packs them in ways its kernels do
+not support.
+"""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+from onnx import TensorProto
+
+NAMES: dict[int, str] = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.UINT8: "uint8",
+    TensorProto.INT8: "int8",
+    TensorProto.UINT16: "uint16",
+    TensorProto.INT16: "int16",
+    TensorProto.INT32: "int32",
+    TensorProto.INT64: "int64",
+    TensorProto.STRING: "string",
+    TensorProto.BOOL: "bool",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.DOUBLE: "float64",
+    TensorProto.UINT32: "uint32",
+    TensorProto.UINT64: "uint64",
+    TensorProto.COMPLEX64: "complex64",
+    TensorProto.COMPLEX128: "complex128",
+    TensorProto.BFLOAT16: "bfloat16",
+    TensorProto.FLOAT8E4M3FN: "float8_e4m3fn",
+    TensorProto.FLOAT8E4M3FNUZ: "float8_e4m3fnuz",
+    TensorProto.FLOAT8E5M2: "float8_e5m2",
+    TensorProto.FLOAT8E5M2FNUZ: "float8_e5m2fnuz",
+    TensorProto.UINT4: "uint4",
+    TensorProto.INT4: "int4",
+    TensorProto.FLOAT4E2M1: "float4_e2m1fn",
+    24: "float8_e8m0fnu",  # TensorProto.FLOAT8E8M0, named only by newer onnx
+    25: "uint2",
+    26: "int2",
+}
+NUMBERS = {name: number for number, name in NAMES.items()}
+
+_CARRIERS = {"int4": "int8", "int2": "int8", "uint4": "uint8", "uint2": "uint8"}
+_UNCARRIED = frozenset({"string", "complex64", "complex128"})
+
+
+def dtype_name(element_type: int) -> str | None:
+    """The name of ONNX's element type number, or None when there is no such type."""
+    return NAMES.get(element_type)
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """The numpy (or ml_dtypes) type of that name; strings are objects."""
+    if name == "string":
+        return np.dtype(object)
+    return np.dtype(getattr(ml_dtypes, name)) if hasattr(ml_dtypes, name) else np.dtype(name)
+
+
+def carrier(name: str) -> str:
+    """The engine's type that carries values of type `name`."""
+    return _CARRIERS.get(name, name)
+
+
+def is_carried(name: str) -> bool:
+    """Whether tensors of that type can exist at run time."""
+    return name not in _UNCARRIED
+
+
+def is_float(name: str) -> bool:
+    return name.startswith(("float", "bfloat"))
+
+
+def is_integer(name: str) -> bool:
+    return name.startswith(("int", "uint"))
+
+
+def is_unsigned(name: str) -> bool:
+    return name.startswith("uint")
+
+
+def bits(name: str) -> int:
+    """Width of one value of that numeric type."""
+    if name == "bool":
+        return 1
+    if name.startswith("float8"):
+        return 8
+    if name.startswith("float4"):
+        return 4
+    return int("".join(filter(str.isdigit, name)))
+
+
+def integer_limits(name: str) -> tuple[int, int]:
+    """Smallest and largest value of an integer type."""
+    width = bits(name)
+    return (0, 2**width - 1) if is_unsigned(name) else (-(2 ** (width - 1)), 2 ** (width - 1) - 1)

@@ -1,0 +1,103 @@
+"""`import_onnx`: a model becomes a Relax module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+import tvm
+from tvm import relax
+
+from compiler.errors import InternalError
+from compiler.frontends.imported_model import ImportedModel, TensorSpec
+from compiler.frontends.onnx.context import PoisonedInputError, RefusedError
+from compiler.frontends.onnx.importer import Importer, Scope, to_tensor
+from compiler.frontends.onnx.inputs import RuntimeInput, Shapes, fixed_values, runtime_inputs
+from compiler.frontends.onnx.loader import LoadedModel, ModelSource, load_model
+from compiler.frontends.onnx.structure import used_names
+from compiler.frontends.onnx.values import Constant, Runtime, Value, is_poisoned
+
+
+def import_onnx(
+    source: ModelSource, *, shapes: Shapes | None = None, constants: Mapping[str, object] | None = None
+) -> ImportedModel:
+    """Import an ONNX model: a path, its bytes or an `onnx.ModelProto`.
+
+    Args:
+        source: the model; external data are looked for next to the file.
+        shapes: sizes by input name; an int fixes a dimension, a str makes it symbolic and equal wherever it occurs.
+        constants: values of model inputs known when compiling; they are no inputs of the module any more.
+
+    Raises InvalidModelError, StorageError, InputError, UnsupportedModelError (all refused nodes at once), or
+    InputValueRequiredError when nothing but values of inputs is missing.
+    """
+    model = load_model(source)
+    graph = model.proto.graph
+    importer = Importer(model)
+    fixed = fixed_values(graph, model.initializers, constants)
+    scope = Scope(values={**model.initializers, **fixed}, opsets=model.opsets)
+    inputs = runtime_inputs(graph, set(scope.values), shapes, importer.builder)
+    scope.values.update({item.spec.name: item.value for item in inputs})
+    mod, outputs = _build(importer, scope, inputs)
+    arrays = {name: value.array for name, value in fixed.items() if isinstance(value, Constant)}
+    return ImportedModel(mod, [item.spec for item in inputs], outputs, arrays)
+
+
+def live_nodes(model: LoadedModel) -> list[onnx.NodeProto]:
+    """The nodes that some output of the graph depends on, in order."""
+    wanted = {output.name for output in model.proto.graph.output}
+    live: list[onnx.NodeProto] = []
+    for node in reversed(model.nodes):
+        if wanted.intersection(node.output):
+            live.append(node)
+            wanted |= used_names(node)
+    return live[::-1]
+
+
+def _build(importer: Importer, scope: Scope, inputs: list[RuntimeInput]) -> tuple[tvm.IRModule, list[TensorSpec]]:
+    block_builder = importer.builder.block_builder
+    parameters = [item.variable for item in inputs]
+    block_builder.begin_scope(parameters)
+    block_builder._begin_binding_block()
+    try:
+        importer.import_nodes(live_nodes(importer.model), scope)
+        outputs = _outputs(importer, scope)
+        importer.raise_refusals()
+        result = block_builder.emit(relax.Tuple([value.expr for value in outputs.values()]))
+    finally:
+        block = block_builder._end_block()
+        block_builder.end_scope()
+    body = block_builder.normalize(relax.SeqExpr([block], result))
+    function = relax.Function(parameters, body, is_pure=True).with_attr("global_symbol", "main")
+    block_builder.add_func(function, "main")
+    return _finish(block_builder.finalize()), [_spec(name, value) for name, value in outputs.items()]
+
+
+def _spec(name: str, value: Runtime) -> TensorSpec:
+    return TensorSpec(name, tuple(d if isinstance(d, int) else str(d) for d in value.shape), value.dtype)
+
+
+def _outputs(importer: Importer, scope: Scope) -> dict[str, Runtime]:
+    outputs: dict[str, Runtime] = {}
+    for output in importer.model.proto.graph.output:
+        value: Value | None = scope.lookup(output.name)
+        if is_poisoned(value):
+            continue
+        try:
+            outputs[output.name] = to_tensor(importer, value, output.name)
+        except RefusedError as error:
+            importer.refusals.append(error.refusal)
+        except PoisonedInputError:
+            continue
+    return outputs
+
+
+def _finish(mod: tvm.IRModule) -> tvm.IRModule:
+    """Dataflow blocks made, dead code removed, well-formedness checked."""
+    steps = [relax.transform.ConvertToDataflow(1), relax.transform.DeadCodeElimination(["main"])]
+    try:
+        mod = tvm.transform.Sequential(steps)(mod)
+        relax.analysis.well_formed(mod)
+    except Exception as error:  # whatever the engine raises here is a defect of a converter
+        raise InternalError(f"the imported module is not well formed: {error}") from error
+    return mod

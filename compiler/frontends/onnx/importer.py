@@ -1,0 +1,217 @@
+"""The walk over the graph: each node is evaluated, converted, expanded or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from tvm import relax
+
+from compiler.errors import (
+    CompilationError,
+    InputValueRequiredError,
+    InvalidModelError,
+    Refusal,
+    TensorwrightError,
+    UnsupportedModelError,
+)
+from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.builder import Builder
+from compiler.frontends.onnx.context import NodeContext, PoisonedInputError, RefusedError
+from compiler.frontends.onnx.diagnosis import why_invalid
+from compiler.frontends.onnx.evaluator import evaluate
+from compiler.frontends.onnx.expansion import resolve_references, schema_function
+from compiler.frontends.onnx.loader import LoadedModel, graph_initializers
+from compiler.frontends.onnx.registry import find_converter, normalized_domain
+from compiler.frontends.onnx.structure import describe, ordered_nodes, subgraphs
+from compiler.frontends.onnx.values import (
+    Constant,
+    OptionalValue,
+    Poisoned,
+    Producer,
+    Runtime,
+    SequenceValue,
+    Symbolic,
+    Value,
+    is_poisoned,
+)
+
+_RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
+)
+_MAXIMUM_DEPTH = 64
+
+
+@dataclass
+class Scope:
+    """Values by name; a subgraph sees those of the graph around it. None is an optional input that was left out."""
+
+    parent: Scope | None = None
+    values: dict[str, Value | None] = field(default_factory=dict)
+    opsets: dict[str, int] = field(default_factory=dict)
+    depth: int = 0
+
+    def lookup(self, name: str) -> Value | None:
+        scope: Scope | None = self
+        while scope is not None:
+            if name in scope.values:
+                return scope.values[name]
+            scope = scope.parent
+        raise InvalidModelError(f"nothing defines the value {name!r}")
+
+    def child(self) -> Scope:
+        """A scope inside this one."""
+        return Scope(self, {}, self.opsets, self.depth + 1)
+
+
+class Importer:
+    """Imports graphs into one builder and collects what it must refuse."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.model = model
+        self.opsets = model.opsets
+        self.builder = Builder()
+        self.refusals: list[Refusal] = []
+        self.missing_values: list[InputValueRequiredError] = []
+
+    def raise_refusals(self) -> None:
+        """Raise one error for everything that was refused, if anything was."""
+        if self.refusals:
+            raise UnsupportedModelError([*self.refusals, *(error.refusal for error in self.missing_values)])
+        if self.missing_values:
+            names = sorted({name for error in self.missing_values for name in error.inputs})
+            raise InputValueRequiredError(self.missing_values[0].refusal, names)
+
+    def import_nodes(self, nodes: Sequence[onnx.NodeProto], scope: Scope) -> None:
+        """Import nodes, which are in topological order, into a scope."""
+        for node in nodes:
+            inputs = [scope.lookup(name) if name else None for name in node.input]
+            outputs = self._import_node(node, inputs, scope)
+            for index, name in enumerate(node.output):
+                if name:
+                    scope.values[name] = outputs[index]
+
+    def import_subgraph(self, graph: onnx.GraphProto, inputs: Sequence[Value | None], outer: Scope) -> list[Value]:
+        """Import a subgraph in place: its inputs are given values, its outputs are returned."""
+        scope = outer.child()
+        scope.values.update(graph_initializers(graph, self.model.reader))
+        scope.values.update({spec.name: value for spec, value in zip(graph.input, inputs, strict=False)})
+        self.import_nodes(ordered_nodes(graph), scope)
+        return [self._required(scope, output.name) for output in graph.output]
+
+    def import_function(
+        self,
+        function: onnx.FunctionProto,
+        node: onnx.NodeProto,
+        inputs: Sequence[Value | None],
+        depth: int,
+        opsets: dict[str, int] | None = None,
+    ) -> list[Value]:
+        """Import a function's body in place of a node that calls it."""
+        if depth > _MAXIMUM_DEPTH:
+            raise InvalidModelError(f"{describe(node)}: functions call each other more than {_MAXIMUM_DEPTH} deep")
+        imports = opsets or {normalized_domain(item.domain): item.version for item in function.opset_import}
+        scope = Scope(None, {}, imports or self.opsets, depth + 1)
+        padded = [*inputs, *[None] * (len(function.input) - len(inputs))]
+        scope.values.update(zip(function.input, padded, strict=False))
+        self.import_nodes(resolve_references(function, node), scope)
+        return [self._required(scope, name) for name in function.output]
+
+    @staticmethod
+    def _required(scope: Scope, name: str) -> Value:
+        value = scope.lookup(name)
+        if value is None:
+            raise InvalidModelError(f"the output {name!r} of a function or subgraph has no value")
+        return value
+
+    def _import_node(self, node: onnx.NodeProto, inputs: list[Value | None], scope: Scope) -> list[Value]:
+        context = NodeContext(self, scope, node, inputs, scope.opsets.get(normalized_domain(node.domain), 1))
+        poisoned: list[Value] = [Poisoned() for _ in node.output]
+        if any(is_poisoned(value) for value in inputs):
+            return poisoned
+        try:
+            return self._convert(context, scope)
+        except PoisonedInputError:
+            pass
+        except RefusedError as error:
+            self.refusals.append(error.refusal)
+        except InputValueRequiredError as error:
+            self.missing_values.append(error)
+        except TensorwrightError:
+            raise
+        except RecursionError as error:
+            raise InvalidModelError(f"{describe(node)} is nested too deep") from error
+        except Exception as error:
+            reason = why_invalid(node, inputs, scope.opsets)
+            if reason is not None:
+                raise InvalidModelError(f"{describe(node)}: {reason}") from error
+            raise CompilationError(f"importing {describe(node)} failed: {type(error).__name__}: {error}") from error
+        return poisoned
+
+    def _convert(self, context: NodeContext, scope: Scope) -> list[Value]:
+        node = context.node
+        domain = normalized_domain(node.domain)
+        function = self.model.functions.get((domain, node.op_type))
+        if function is not None:
+            return self.import_function(function, node, context.inputs, scope.depth)
+        if domain == "":
+            evaluated = evaluate(context)
+            if evaluated is not None:
+                return list(evaluated)
+        convert = find_converter(node.op_type, context.opset, domain)
+        if convert is not None:
+            return self._as_values(convert(context), context)
+        expanded = schema_function(node, context.inputs, scope.opsets)
+        if expanded is None:
+            where = f" of domain {domain!r}" if domain else ""
+            context.refuse(f"the operator{where} is not supported in opset {context.opset}")
+        return self.import_function(expanded, node, context.inputs, scope.depth, scope.opsets)
+
+    def _as_values(self, result: object, context: NodeContext) -> list[Value]:
+        items = list(result) if isinstance(result, (list, tuple)) else [result]
+        if len(items) == 1 and isinstance(items[0], relax.Expr) and isinstance(items[0].ty, relax.TupleType):
+            bound = self.builder.emit(items[0])
+            items = [relax.TupleGetItem(bound, index) for index in range(len(bound.ty.fields))]
+        items += [None] * (len(context.node.output) - len(items))
+        return [self._as_value(item, context, index) for index, item in enumerate(items)]
+
+    def _as_value(self, item: object, context: NodeContext, index: int) -> Value:
+        if isinstance(item, (Constant, Symbolic, Runtime, SequenceValue, OptionalValue, Poisoned)):
+            value: Value = item
+        elif isinstance(item, (np.ndarray, np.generic)):
+            value = Constant(np.asarray(item))
+        elif isinstance(item, relax.Expr):
+            bound = self.builder.emit(item)
+            value = Runtime(bound, str(bound.ty.dtype), context.sources())
+        elif context.output_used(index):
+            context.refuse(f"its output {index} is not computed")
+        else:
+            return Poisoned()
+        if isinstance(value, Runtime):
+            value = self._with_producer(value, context, index)
+        return value
+
+    @staticmethod
+    def _with_producer(value: Runtime, context: NodeContext, index: int) -> Runtime:
+        """Make a value foldable when everything it is computed from is constant."""
+        foldable = all(
+            item is None or isinstance(item, Constant) or (isinstance(item, Runtime) and item.producer is not None)
+            for item in context.inputs
+        )
+        if foldable and value.producer is None and context.operator not in _RANDOM and not subgraphs(context.node):
+            value.producer = Producer(context.node, tuple(context.inputs), index, context.opset)
+        return value
+
+
+def to_tensor(importer: Importer, value: Value | None, name: str) -> Runtime:
+    """A model output as a tensor of the module. Refuses sequences, optionals and types without a run-time form."""
+    if isinstance(value, (Constant, Symbolic, Runtime)):
+        if not dtypes.is_carried(value.dtype):
+            raise RefusedError(Refusal("model output", name, f"tensors of type {value.dtype} do not exist at run time"))
+        if isinstance(value, Runtime):
+            return value
+        return Runtime(importer.builder.materialize(value), value.dtype)
+    kind = "a sequence" if isinstance(value, SequenceValue) else "an optional"
+    raise RefusedError(Refusal("model output", name, f"it is {kind}; only tensors can be returned"))

@@ -1,0 +1,227 @@
+"""Structural checks of graphs and nodes; all raise InvalidModelError."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import onnx
+import onnx.defs
+from onnx import AttributeProto
+
+from compiler.errors import InvalidModelError
+from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.registry import normalized_domain
+
+MAXIMUM_DIMENSION = 2**40
+_MAXIMUM_DEPTH = 32
+_ATTRIBUTE_FIELDS = {
+    AttributeProto.FLOAT: "f",
+    AttributeProto.INT: "i",
+    AttributeProto.STRING: "s",
+    AttributeProto.TENSOR: "t",
+    AttributeProto.GRAPH: "g",
+    AttributeProto.SPARSE_TENSOR: "sparse_tensor",
+    AttributeProto.TYPE_PROTO: "tp",
+}
+
+
+def check_opsets(imports: Iterable[onnx.OperatorSetIdProto], where: str) -> dict[str, int]:
+    """The opset version by domain; the default domain's must exist."""
+    opsets: dict[str, int] = {}
+    for item in imports:
+        domain = normalized_domain(item.domain)
+        if item.version < 1 or opsets.get(domain, item.version) != item.version:
+            raise InvalidModelError(f"{where} imports the opset {item.domain!r} with a bad version {item.version}")
+        opsets[domain] = item.version
+    newest = onnx.defs.onnx_opset_version()
+    if opsets.get("", 1) > newest:
+        raise InvalidModelError(
+            f"{where} uses opset {opsets['']}; the newest known one is {newest}", "install a newer onnx package"
+        )
+    return opsets
+
+
+def check_graph(
+    graph: onnx.GraphProto,
+    opsets: dict[str, int],
+    functions: frozenset[tuple[str, str]],
+    outer: frozenset[str] = frozenset(),
+    depth: int = 0,
+    where: str = "the graph",
+) -> None:
+    """Check names, order, types and nodes of a graph and its subgraphs; `outer` are the names visible from outside."""
+    if depth > _MAXIMUM_DEPTH:
+        raise InvalidModelError(f"{where}: subgraphs are nested more than {_MAXIMUM_DEPTH} deep")
+    known = _declared_names(graph, where)
+    for value in [*graph.input, *graph.output]:
+        check_value_type(value, where)
+    for node in graph.node:
+        for name in filter(None, node.output):
+            if name in known:
+                raise InvalidModelError(f"{where}: the value {name!r} is defined twice (again by {describe(node)})")
+            known.add(name)
+    visible = outer | known
+    for node in graph.node:
+        for name in filter(None, node.input):
+            if name not in visible:
+                raise InvalidModelError(f"{where}: {describe(node)} uses {name!r}, which nothing defines")
+        _check_node(node, opsets, functions)
+        for subgraph in subgraphs(node):
+            check_graph(subgraph, opsets, functions, visible, depth + 1, f"the subgraph of {describe(node)}")
+    for value in graph.output:
+        if value.name not in visible:
+            raise InvalidModelError(f"{where}: nothing defines the output {value.name!r}")
+    ordered_nodes(graph)
+
+
+def _declared_names(graph: onnx.GraphProto, where: str) -> set[str]:
+    inputs = [value.name for value in graph.input]
+    initializers = [t.name for t in graph.initializer] + [t.values.name for t in graph.sparse_initializer]
+    for kind, names in (("input", inputs), ("initializer", initializers)):
+        for name in names:
+            if not name:
+                raise InvalidModelError(f"{where} has an {kind} without a name")
+        if len(set(names)) != len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InvalidModelError(f"{where} has the {kind} {twice!r} twice")
+    return {*inputs, *initializers}
+
+
+def check_value_type(value: onnx.ValueInfoProto, where: str) -> None:
+    """Check the element type and the dimensions that a graph input or output declares, if it does."""
+    if value.type.WhichOneof("value") != "tensor_type":
+        return
+    tensor = value.type.tensor_type
+    if tensor.elem_type and dtypes.dtype_name(tensor.elem_type) is None:
+        raise InvalidModelError(f"{where}: {value.name!r} has the unknown element type {tensor.elem_type}")
+    dims = [d.dim_value for d in tensor.shape.dim if d.WhichOneof("value") == "dim_value"]
+    if any(d < 0 or d > MAXIMUM_DIMENSION for d in dims) or math.prod(d for d in dims if d) > MAXIMUM_DIMENSION:
+        raise InvalidModelError(f"{where}: {value.name!r} has an absurd shape: {dims}")
+
+
+def ordered_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes in topological order, stable; a graph may come unsorted, but not with a cycle."""
+    producer = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    needs = [{producer[n] for n in used_names(node) if n in producer} for node in graph.node]
+    if all(index > max(need, default=-1) for index, need in enumerate(needs)):
+        return list(graph.node)
+    users: list[list[int]] = [[] for _ in needs]
+    for index, need in enumerate(needs):
+        for source in need:
+            users[source].append(index)
+    ready = sorted((i for i, need in enumerate(needs) if not need), reverse=True)
+    order: list[int] = []
+    while ready:
+        index = ready.pop()
+        order.append(index)
+        for user in users[index]:
+            needs[user].discard(index)
+            if not needs[user]:
+                ready.append(user)
+    if len(order) != len(needs):
+        stuck = next(i for i, need in enumerate(needs) if need)
+        raise InvalidModelError(f"the graph has a cycle through {describe(graph.node[stuck])}")
+    return [graph.node[i] for i in order]
+
+
+def used_names(node: onnx.NodeProto) -> set[str]:
+    """Names a node reads, those its subgraphs take from outside included."""
+    names = set(filter(None, node.input))
+    for subgraph in subgraphs(node):
+        names |= captured_names(subgraph)
+    return names
+
+
+def captured_names(graph: onnx.GraphProto) -> set[str]:
+    """Names a graph takes from the scopes around it."""
+    own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+    own |= {t.values.name for t in graph.sparse_initializer}
+    used = {v.name for v in graph.output}
+    for node in graph.node:
+        own.update(node.output)
+        used |= used_names(node)
+    return used - own
+
+
+def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs in a node's attributes."""
+    found: list[onnx.GraphProto] = []
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            found.append(attribute.g)
+        found.extend(attribute.graphs)
+    return found
+
+
+def describe(node: onnx.NodeProto) -> str:
+    """A node in a message: its operator and its name, or its first output where it has none."""
+    return f"{node.op_type} node {node_name(node)!r}"
+
+
+def node_name(node: onnx.NodeProto) -> str:
+    return node.name or next((name for name in node.output if name), "")
+
+
+@cache
+def schema_of(operator: str, opset: int, domain: str) -> Any:
+    """The operator's schema in that opset version, or None when onnx does not know it."""
+    try:
+        return onnx.defs.get_schema(operator, opset, domain)
+    except onnx.defs.SchemaError:
+        return None
+
+
+def _check_node(node: onnx.NodeProto, opsets: dict[str, int], functions: frozenset[tuple[str, str]]) -> None:
+    if not node.op_type:
+        raise InvalidModelError(f"a node ({node.name!r}) has no operator")
+    _check_attributes(node)
+    domain = normalized_domain(node.domain)
+    if (domain, node.op_type) in functions:
+        return
+    if domain not in opsets:
+        if domain == "":
+            raise InvalidModelError(f"{describe(node)}: the model does not say which opset it uses")
+        return
+    schema = schema_of(node.op_type, opsets[domain], domain)
+    if schema is None:
+        return
+    if not schema.min_input <= len(node.input) <= schema.max_input:
+        raise InvalidModelError(
+            f"{describe(node)} has {len(node.input)} inputs; {schema.min_input} to {schema.max_input} are allowed"
+        )
+    if not schema.min_output <= len(node.output) <= schema.max_output:
+        raise InvalidModelError(
+            f"{describe(node)} has {len(node.output)} outputs; at most {schema.max_output} are allowed"
+        )
+    for index in range(min(schema.min_input, len(schema.inputs))):
+        required = schema.inputs[index].option != onnx.defs.OpSchema.FormalParameterOption.Optional
+        if required and not node.input[index]:
+            raise InvalidModelError(f"{describe(node)} lacks its input {schema.inputs[index].name!r}")
+    _check_against_schema(node, schema)
+
+
+def _check_attributes(node: onnx.NodeProto) -> None:
+    names = [attribute.name for attribute in node.attribute]
+    if len(set(names)) != len(names):
+        raise InvalidModelError(f"{describe(node)} has an attribute twice")
+    for attribute in node.attribute:
+        field = _ATTRIBUTE_FIELDS.get(attribute.type)
+        is_message = field in ("t", "g", "sparse_tensor", "tp")
+        if field and is_message and not attribute.ref_attr_name and not attribute.HasField(field):
+            raise InvalidModelError(f"{describe(node)}: the attribute {attribute.name!r} has no value")
+
+
+def _check_against_schema(node: onnx.NodeProto, schema: Any) -> None:
+    given = {attribute.name: attribute for attribute in node.attribute}
+    for name, declared in schema.attributes.items():
+        attribute = given.get(name)
+        if attribute is None:
+            if declared.required:
+                raise InvalidModelError(f"{describe(node)} lacks the attribute {name!r}")
+        elif int(attribute.type) != declared.type.value:
+            raise InvalidModelError(
+                f"{describe(node)}: the attribute {name!r} is of type {attribute.type}, not {declared.type.name}"
+            )

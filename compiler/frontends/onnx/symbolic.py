@@ -1,0 +1,198 @@
+"""Arithmetic on scalars known while importing or at run time: Python numbers and the engine's scalar expressions.
+
+Every function takes ints, floats, bools or expressions, gives a Python number whenever it can, and a simplified
+expression otherwise. Shape variables count as non-negative. Integer division and remainder are ONNX's: truncated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import tvm
+from tvm import sym, tirx
+
+Scalar = Any  # int | float | bool | tvm.ir.Expr of a primitive type
+Dim = Any  # int | tvm.ir.Expr of type int64
+
+_MAXIMUM_SIZE = 2**40
+
+
+class Arithmetic:
+    """Scalar arithmetic under the assumption that the dimensions it made lie in [0, 2**40)."""
+
+    def __init__(self) -> None:
+        self.analyzer = sym.Analyzer()
+
+    def dimension(self, name: str) -> tvm.ir.Expr:
+        """A new symbolic size, int64, in [0, 2**40)."""
+        variable = tirx.Var(name, "int64")
+        self.analyzer.bind(variable, tvm.ir.Range(0, _MAXIMUM_SIZE))
+        return variable
+
+    def simplify(self, value: Scalar) -> Scalar:
+        if is_number(value):
+            return value
+        return plain(self.analyzer.simplify(value))
+
+    def equal_is_proved(self, a: Scalar, b: Scalar) -> bool:
+        if is_number(a) and is_number(b):
+            return bool(a == b)
+        return bool(self.analyzer.can_prove_equal(expression(a), expression(b)))
+
+    def proved(self, condition: Scalar) -> bool:
+        """Whether a condition always holds."""
+        return bool(condition) if is_number(condition) else bool(self.analyzer.can_prove(condition))
+
+    def _binary(
+        self, on_numbers: Callable[..., Any], on_expressions: Callable[..., Any], a: Scalar, b: Scalar
+    ) -> Scalar:
+        if is_number(a) and is_number(b):
+            return on_numbers(a, b)
+        left, right = _same_type(a, b)
+        return self.simplify(on_expressions(left, right))
+
+    def add(self, a: Scalar, b: Scalar) -> Scalar:
+        return self._binary(lambda x, y: x + y, tirx.Add, a, b)
+
+    def subtract(self, a: Scalar, b: Scalar) -> Scalar:
+        return self._binary(lambda x, y: x - y, tirx.Sub, a, b)
+
+    def multiply(self, a: Scalar, b: Scalar) -> Scalar:
+        return self._binary(lambda x, y: x * y, tirx.Mul, a, b)
+
+    def divide(self, a: Scalar, b: Scalar) -> Scalar:
+        """Quotient; of integers truncated toward zero. Raises ZeroDivisionError for an integer division by zero."""
+        if self.is_float(a) or self.is_float(b):
+            return self._binary(lambda x, y: x / y, tirx.Div, a, b)
+        if is_number(b) and b == 0:
+            raise ZeroDivisionError("integer division by zero")
+        if self.not_negative(a) and self.not_negative(b):
+            return self._binary(lambda x, y: x // y, tirx.FloorDiv, a, b)
+        return self._binary(_truncated_quotient, tirx.Div, a, b)
+
+    def floor_divide(self, a: Scalar, b: Scalar) -> Scalar:
+        return self._binary(lambda x, y: x // y, tirx.FloorDiv, a, b)
+
+    def ceil_divide(self, a: Scalar, b: Scalar) -> Scalar:
+        return self.floor_divide(self.add(a, self.subtract(b, 1)), b)
+
+    def floor_mod(self, a: Scalar, b: Scalar) -> Scalar:
+        return self._binary(lambda x, y: x % y, tirx.FloorMod, a, b)
+
+    def truncated_mod(self, a: Scalar, b: Scalar) -> Scalar:
+        return self._binary(lambda x, y: x - y * _truncated_quotient(x, y), tirx.Mod, a, b)
+
+    def minimum(self, a: Scalar, b: Scalar) -> Scalar:
+        return self._binary(min, tirx.Min, a, b)
+
+    def maximum(self, a: Scalar, b: Scalar) -> Scalar:
+        return self._binary(max, tirx.Max, a, b)
+
+    def equal(self, a: Scalar, b: Scalar) -> Scalar:
+        return self._binary(lambda x, y: x == y, tirx.EQ, a, b)
+
+    def less(self, a: Scalar, b: Scalar) -> Scalar:
+        return self._binary(lambda x, y: x < y, tirx.LT, a, b)
+
+    def less_equal(self, a: Scalar, b: Scalar) -> Scalar:
+        return self._binary(lambda x, y: x <= y, tirx.LE, a, b)
+
+    def logical_and(self, a: Scalar, b: Scalar) -> Scalar:
+        return self._binary(lambda x, y: bool(x and y), tirx.And, a, b)
+
+    def logical_or(self, a: Scalar, b: Scalar) -> Scalar:
+        return self._binary(lambda x, y: bool(x or y), tirx.Or, a, b)
+
+    def logical_not(self, a: Scalar) -> Scalar:
+        return (not a) if is_number(a) else self.simplify(tirx.Not(a))
+
+    def negative(self, a: Scalar) -> Scalar:
+        return self.subtract(0.0 if self.is_float(a) else 0, a)
+
+    def absolute(self, a: Scalar) -> Scalar:
+        return abs(a) if is_number(a) else self.maximum(a, self.negative(a))
+
+    def floor(self, a: Scalar) -> Scalar:
+        return float(math.floor(a)) if is_number(a) else self.simplify(tirx.floor(a))
+
+    def ceil(self, a: Scalar) -> Scalar:
+        return float(math.ceil(a)) if is_number(a) else self.simplify(tirx.ceil(a))
+
+    def select(self, condition: Scalar, a: Scalar, b: Scalar) -> Scalar:
+        """`a` where the condition holds, else `b`."""
+        condition = self.simplify(condition)
+        if is_number(condition):
+            return a if condition else b
+        if is_number(a) and is_number(b) and a == b and type(a) is type(b):
+            return a
+        left, right = _same_type(a, b)
+        if self.analyzer.can_prove_equal(left, right):
+            return a
+        return self.simplify(tirx.Select(condition, left, right))
+
+    def product(self, values: Any) -> Scalar:
+        result: Scalar = 1
+        for value in values:
+            result = self.multiply(result, value)
+        return result
+
+    def not_negative(self, a: Scalar) -> bool:
+        return a >= 0 if is_number(a) else bool(self.analyzer.can_prove(tirx.GE(a, _constant(0, a))))
+
+    @staticmethod
+    def is_float(a: Scalar) -> bool:
+        return isinstance(a, float) if is_number(a) else str(a.ty.dtype).startswith("float")
+
+
+def is_number(value: Scalar) -> bool:
+    return isinstance(value, (int, float, bool))
+
+
+def plain(value: Scalar) -> Scalar:
+    """The Python number in an immediate; anything else unchanged."""
+    if isinstance(value, tirx.IntImm):
+        return bool(value.value) if str(value.ty.dtype) == "bool" else int(value.value)
+    if isinstance(value, tirx.FloatImm):
+        return float(value.value)
+    return value
+
+
+def expression(value: Scalar, dtype: str | None = None) -> tvm.ir.Expr:
+    """The engine's expression of a scalar; ints are int64 and floats float32 unless `dtype` says otherwise."""
+    if isinstance(value, bool):
+        return tirx.const(value, dtype or "bool")
+    if isinstance(value, int):
+        return tirx.const(value, dtype or "int64")
+    if isinstance(value, float):
+        return tirx.const(value, dtype or "float32")
+    return value
+
+
+def cast(value: Scalar, dtype: str) -> Scalar:
+    """Cast an expression to `dtype`, one of int64, float32, float64, bool."""
+    if is_number(value):
+        return bool(value) if dtype == "bool" else float(value) if dtype.startswith("float") else int(value)
+    if str(value.ty.dtype) == dtype:
+        return value
+    if dtype == "bool":
+        return tirx.NE(value, _constant(0, value))
+    return tirx.Cast(dtype, value)
+
+
+def _constant(value: int, like: tvm.ir.Expr) -> tvm.ir.Expr:
+    return tirx.const(value, str(like.ty.dtype))
+
+
+def _same_type(a: Scalar, b: Scalar) -> tuple[tvm.ir.Expr, tvm.ir.Expr]:
+    if is_number(a):
+        return tirx.const(a, str(b.ty.dtype)), b
+    if is_number(b):
+        return a, tirx.const(b, str(a.ty.dtype))
+    return a, b
+
+
+def _truncated_quotient(a: int, b: int) -> int:
+    quotient = abs(a) // abs(b)
+    return quotient if (a >= 0) == (b >= 0) else -quotient

@@ -1,0 +1,159 @@
+"""What flows between the nodes of a graph while it is imported.
+
+- `Constant`: a known array.
+- `Symbolic`: an array whose elements are known up to symbolic sizes (the result of Shape and arithmetic on it).
+- `Runtime`: a tensor that exists when the module runs.
+- `SequenceValue`, `OptionalValue`: resolved at import.
+- `Poisoned`: the result of a node that was refused; nodes that use it are skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import tvm
+from tvm import relax
+
+from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.symbolic import Dim
+
+NO_SOURCES: frozenset[str] = frozenset()
+
+
+class Constant:
+    """An array known when importing.
+
+    The array is loaded when first asked for; once it is part of the module, the module's copy is the only one.
+    """
+
+    def __init__(self, array: np.ndarray, dtype: str | None = None) -> None:
+        self._array: np.ndarray | None = np.asarray(array)
+        self._load: Callable[[], np.ndarray] | None = None
+        self._expr: tvm.ir.GenericConst | None = None
+        self.dtype = dtype or ("string" if self._array.dtype == object else self._array.dtype.name)
+        self.shape: tuple[int, ...] = self._array.shape
+
+    @classmethod
+    def lazy(cls, load: Callable[[], np.ndarray], shape: tuple[int, ...], dtype: str) -> Constant:
+        """A constant whose array `load` reads when it is first needed."""
+        constant = cls.__new__(cls)
+        constant._array, constant._load, constant._expr = None, load, None
+        constant.dtype, constant.shape = dtype, shape
+        return constant
+
+    @property
+    def array(self) -> np.ndarray:
+        if self._array is None:
+            if self._expr is not None:
+                return self._expr.value.numpy().astype(dtypes.numpy_dtype(self.dtype), copy=False)
+            assert self._load is not None
+            self._array, self._load = self._load(), None
+        return self._array
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def expr(self) -> tvm.ir.GenericConst:
+        """The Relax constant, in the carrier type of this dtype."""
+        if self._expr is None:
+            carrier = dtypes.carrier(self.dtype)
+            array = np.ascontiguousarray(self.array).reshape(self.shape)
+            self._expr = relax.const(tvm.runtime.tensor(array.astype(dtypes.numpy_dtype(carrier), copy=False)), carrier)
+            if self.size > 4096:
+                self._array = None
+        return self._expr
+
+
+@dataclass(eq=False)
+class Symbolic:
+    """Elements are Python numbers or scalar expressions; integers are computed as int64 whatever `dtype` says."""
+
+    array: np.ndarray
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+
+@dataclass(frozen=True, eq=False)
+class Producer:
+    """The node that made a foldable value: enough to evaluate it on demand."""
+
+    node: onnx.NodeProto
+    inputs: tuple[Value | None, ...]
+    output: int
+    opset: int
+
+
+@dataclass(eq=False)
+class Runtime:
+    """A tensor of the module. `sources` names the model inputs its value depends on.
+
+    `producer` is set when every input of its node is a constant or has a producer: the value can be folded.
+    """
+
+    expr: relax.Expr
+    dtype: str
+    sources: frozenset[str] = NO_SOURCES
+    producer: Producer | None = None
+    as_shape: list[Dim] | None = field(default=None, repr=False)
+    as_shape_region: int = 0
+
+    @property
+    def shape(self) -> tuple[Dim, ...]:
+        return tensor_shape(self.expr)
+
+
+@dataclass(eq=False)
+class SequenceValue:
+    """A list of values; `dtype` is that of its elements when it is known."""
+
+    values: list[Value]
+    dtype: str | None = None
+
+
+@dataclass(eq=False)
+class OptionalValue:
+    """An optional: a value, or None when it is empty."""
+
+    value: Value | None
+
+
+@dataclass(eq=False)
+class Poisoned:
+    """The output of a refused node."""
+
+
+Value = Constant | Symbolic | Runtime | SequenceValue | OptionalValue | Poisoned
+
+
+def tensor_shape(expr: relax.Expr) -> tuple[Dim, ...]:
+    """The shape of a tensor expression whose shape is known, ints where they are immediate."""
+    return tuple(int(d.value) if isinstance(d, tvm.tirx.IntImm) else d for d in expr.ty.shape.values)
+
+
+def sources_of(value: Value | None) -> frozenset[str]:
+    """The model inputs on whose values a value depends."""
+    if isinstance(value, Runtime):
+        return value.sources
+    if isinstance(value, SequenceValue):
+        return frozenset().union(*(sources_of(item) for item in value.values))
+    if isinstance(value, OptionalValue):
+        return sources_of(value.value)
+    return NO_SOURCES
+
+
+def is_poisoned(value: Any) -> bool:
+    """Whether a value comes from a refused node, directly or inside a sequence."""
+    if isinstance(value, SequenceValue):
+        return any(is_poisoned(item) for item in value.values)
+    if isinstance(value, OptionalValue):
+        return is_poisoned(value.value)
+    return isinstance(value, Poisoned)
