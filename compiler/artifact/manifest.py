@@ -88,12 +88,21 @@ class ToolVersions(_Model):
 
 
 class KernelProvenance(_Model):
-    """Where one kernel's schedule came from: the rule's analytic default, or a tuning record."""
+    """Where one kernel's schedule came from, and how much it computes.
+
+    Attributes:
+        source: the rule's analytic default, a tuning record, or "as-is": no rule served the kernel.
+        operations: arithmetic operations of one call: a number, or a formula of the names in `symbols`; None where
+            they depend on the data.
+        symbols: where a call's arguments give the size of each name: (argument, axis); axis -1 is the argument itself.
+    """
 
     kernel: Name
     rule: Name
-    source: Literal["default", "record"]
+    source: Literal["default", "record", "as-is"]
     config: dict[str, JsonValue] = Field(default_factory=dict)
+    operations: Name | None = None
+    symbols: dict[Name, Annotated[tuple[int, int], Field(strict=False)]] = Field(default_factory=dict)
 
 
 class PassTiming(_Model):
