@@ -1,0 +1,8 @@
+"""What runs on a device: compiled modules, with the engine's runtime library alone.
+
+Importing this loads neither the engine's compiler nor its Python package, nor torch.
+"""
+
+from compiler.runtime.module import Module, load
+
+__all__ = ["Module", "load"]

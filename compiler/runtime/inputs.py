@@ -1,0 +1,236 @@
+"""What a caller passes, checked against the manifest and brought to where generated code can read it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from compiler.artifact.dtypes import ELEMENT_TYPES, ElementType
+from compiler.artifact.manifest import TensorDescription
+from compiler.errors import InputError, InternalError
+from compiler.runtime.engine import tvm_ffi
+from compiler.runtime.tensors import (
+    ALIGNMENT,
+    array_over_strided,
+    empty_aligned,
+    is_usable,
+    tensor_over,
+)
+
+# Up to here copying costs less than finding out whether the memory can be used as it is.
+_ALWAYS_COPY_BYTES = 32 << 10
+_CPU_DEVICES = (1, 3)  # DLPack: ordinary memory, and CUDA's pinned host memory
+_MAX_DLPACK_ERROR = 500
+
+
+class Staging:
+    """Aligned memory of one input that a run copies into; reused as long as the shape stays the same."""
+
+    __slots__ = ("array", "shape", "tensor")
+
+    def __init__(self) -> None:
+        self.shape: tuple[int, ...] | None = None
+        self.array: np.ndarray[Any, Any] = np.empty(0)
+        self.tensor: Any = None
+
+    def filled(self, value: np.ndarray[Any, Any], element: ElementType) -> Any:
+        """The engine's tensor of this memory, after copying a value into it."""
+        if self.shape != value.shape:
+            self.shape = value.shape
+            self.array = empty_aligned(value.shape, element)
+            self.tensor = tensor_over(self.array, element)
+        self.array[...] = value
+        return self.tensor
+
+
+class InputSpec:
+    """One input as the fast path needs it: name, element type, and its shape if that has no symbolic dimension."""
+
+    __slots__ = ("dtype", "element", "name", "rank", "shape", "static", "text")
+
+    def __init__(self, description: TensorDescription) -> None:
+        self.name = description.name
+        self.element = ELEMENT_TYPES[description.dtype]
+        self.dtype = self.element.numpy
+        self.shape = description.shape
+        self.rank = len(description.shape)
+        self.static = None if any(isinstance(size, str) for size in self.shape) else self.shape
+        self.text = str(description)
+
+
+Dimensions = dict[str, tuple[int, str]]
+"""The value of each symbolic dimension, and the input that it was first seen in."""
+
+
+class InputBinder:
+    """Checks inputs and makes the engine's tensors of them; one for a module, used by all of its threads."""
+
+    def __init__(self, inputs: Sequence[TensorDescription]) -> None:
+        self.specs = tuple(InputSpec(description) for description in inputs)
+        self.names = tuple(spec.name for spec in self.specs)
+
+    def bind(self, inputs: Any, staging: Sequence[Staging]) -> list[Any]:
+        """The engine's tensors for `main`, in its order.
+
+        Raises:
+            InputError: names, ranks, shapes, dimensions or element types do not fit.
+        """
+        values = self._in_order(inputs)
+        dimensions: Dimensions = {}
+        tensors = []
+        for spec, value, stage in zip(self.specs, values, staging, strict=True):
+            if type(value) is np.ndarray and value.dtype == spec.dtype:
+                if value.shape != spec.static:
+                    _check_shape(spec, value.shape, dimensions)
+                tensors.append(_from_numpy(value, spec, stage))
+            else:
+                tensors.append(_from_other(value, spec, stage, dimensions))
+        return tensors
+
+    def _in_order(self, inputs: Any) -> Sequence[Any]:
+        if isinstance(inputs, Mapping):
+            try:
+                if len(inputs) == len(self.names):
+                    return [inputs[name] for name in self.names]
+            except KeyError:
+                pass  # explained below
+            raise self._name_error(inputs)
+        if isinstance(inputs, str | bytes | np.ndarray) or not isinstance(inputs, Sequence):
+            raise InputError(
+                f"inputs must be a dict by name or a sequence in order, not {type(inputs).__name__}",
+                f"the module takes {self._signature()}",
+            )
+        if len(inputs) != len(self.names):
+            raise InputError(
+                f"{len(inputs)} inputs were given and {len(self.names)} are needed",
+                f"the module takes {self._signature()}",
+            )
+        return inputs
+
+    def _signature(self) -> str:
+        return "; ".join(spec.text for spec in self.specs) or "no inputs"
+
+    def _name_error(self, inputs: Mapping[Any, Any]) -> InputError:
+        missing = [name for name in self.names if name not in inputs]
+        unknown = [name for name in inputs if name not in self.names]
+        parts = []
+        if unknown:
+            guesses = []
+            for name in unknown:
+                near = difflib.get_close_matches(str(name), missing or self.names, n=1, cutoff=0.5)
+                guesses.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+            parts.append(f"no input is named {', '.join(guesses)}")
+        if missing:
+            parts.append(f"missing input(s): {', '.join(map(repr, missing))}")
+        return InputError("; ".join(parts), f"the module takes {self._signature()}")
+
+
+def _check_shape(spec: InputSpec, shape: tuple[int, ...], dimensions: Dimensions) -> None:
+    """Compare a shape with the described one, and symbolic dimensions with what other inputs gave them."""
+    if len(shape) != spec.rank:
+        raise InputError(
+            f"input {spec.name!r} has {len(shape)} dimension(s), shape {list(shape)}; {spec.rank} are needed",
+            f"the module takes {spec.text}",
+        )
+    for axis, (actual, wanted) in enumerate(zip(shape, spec.shape, strict=True)):
+        if isinstance(wanted, int):
+            if actual != wanted:
+                raise InputError(
+                    f"input {spec.name!r} has shape {list(shape)}: dimension {axis} is {actual} and must be {wanted}",
+                    f"the module takes {spec.text}",
+                )
+            continue
+        value, source = dimensions.setdefault(wanted, (actual, spec.name))
+        if actual != value:
+            place = "an earlier dimension of it" if source == spec.name else f"input {source!r}"
+            raise InputError(
+                f"input {spec.name!r} has shape {list(shape)}: dimension {axis} ({wanted}) is {actual}, "
+                f"but {place} has {wanted} = {value}"
+            )
+
+
+def _from_numpy(value: np.ndarray[Any, Any], spec: InputSpec, stage: Staging) -> Any:
+    """An array whose element type and shape fit: used where it is, or copied."""
+    if value.nbytes > _ALWAYS_COPY_BYTES and value.flags.writeable and is_usable(value):
+        return tensor_over(value, spec.element)
+    return stage.filled(value, spec.element)
+
+
+def _from_other(value: Any, spec: InputSpec, stage: Staging, dimensions: Dimensions) -> Any:
+    """Anything but an array of the right type: a numpy scalar or subclass, or a tensor that speaks DLPack."""
+    if isinstance(value, np.ndarray | np.generic):
+        return _from_numpy_like(value, spec, stage, dimensions)
+    if not hasattr(value, "__dlpack__"):
+        raise InputError(
+            f"input {spec.name!r} is a {type(value).__name__}, not an array",
+            f"pass a numpy array or a DLPack tensor: np.asarray(value, dtype={_numpy_name(spec.element)})",
+        )
+    tensor = _import_dlpack(value, spec.name)
+    element = ELEMENT_TYPES.get(str(tensor.dtype))
+    if element is not spec.element:
+        raise _dtype_error(spec, str(tensor.dtype))
+    if tensor.shape != spec.static:
+        _check_shape(spec, tensor.shape, dimensions)
+    if tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0:
+        return tensor
+    return stage.filled(array_over_strided(tensor, spec.element), spec.element)
+
+
+def _from_numpy_like(value: Any, spec: InputSpec, stage: Staging, dimensions: Dimensions) -> Any:
+    if isinstance(value, np.ma.MaskedArray):
+        raise InputError(f"input {spec.name!r} is a masked array", "fill it: array.filled(value)")
+    array = np.asarray(value)
+    if array.dtype.kind == "O":
+        raise InputError(
+            f"input {spec.name!r} is an array of Python objects", f"its elements must be {_numpy_name(spec.element)}"
+        )
+    if array.dtype != spec.dtype:
+        raise _dtype_error(spec, str(array.dtype))
+    _check_shape(spec, array.shape, dimensions)
+    return _from_numpy(array, spec, stage)
+
+
+def _dtype_error(spec: InputSpec, given: str) -> InputError:
+    return InputError(
+        f"input {spec.name!r} has element type {given}; the module takes {spec.text}",
+        f"nothing is cast silently: cast it, as with array.astype({_numpy_name(spec.element)})",
+    )
+
+
+def _numpy_name(element: ElementType) -> str:
+    package = "np" if element.carrier is element.numpy else "ml_dtypes"
+    return f"{package}.{element.name}"
+
+
+def _import_dlpack(value: Any, name: str) -> Any:
+    try:
+        device = value.__dlpack_device__()
+        if device[0] not in _CPU_DEVICES:
+            raise InputError(
+                f"input {name!r} is on another device (DLPack device {tuple(map(int, device))})",
+                "move it to the CPU first: tensor.cpu()",
+            )
+        return tvm_ffi.from_dlpack(value)
+    except InputError:
+        raise
+    except Exception as error:  # each framework has its own classes for what it can not export
+        raise InputError(
+            f"input {name!r} ({type(value).__name__}) can not be taken over: {str(error)[:_MAX_DLPACK_ERROR]}",
+            "pass a plain tensor in ordinary memory (for torch: tensor.detach().contiguous())",
+        ) from error
+
+
+def engine_error(error: Exception, inputs: int) -> InputError | InternalError:
+    """What the engine raised during a run, as an error of this project.
+
+    The engine checks shapes again inside `main`; it says which parameter did not fit. Relations between symbolic
+    dimensions that the manifest can not express are found there, and are the caller's to mend.
+    """
+    text = str(error).strip()
+    for index in range(inputs):
+        if f"loc=param[{index}]" in text:
+            return InputError(f"the inputs do not fit the model: {text}")
+    return InternalError(f"the module failed while running: {text}", "please report this, with the model")

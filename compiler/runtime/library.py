@@ -1,0 +1,124 @@
+"""A compiled module's shared library, from memory into the process without leaving a file behind."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from compiler.errors import ArtifactError, IncompatibleArtifactError, InternalError
+from compiler.runtime.engine import global_function
+
+_loads = itertools.count(1)
+_CPU = 1  # DLPack's device type
+_POOLED_ALLOCATOR = 2
+
+# e_machine of the ELF header, by the name that platform.machine() gives
+_ELF_MACHINES = {"x86_64": 62, "aarch64": 183, "armv7l": 40, "riscv64": 243}
+_ELF_HEADER = struct.Struct("<4sBB10xHHIQQQIHHHHHH")
+_PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
+_SECTION_HEADER_BYTES = 64
+
+
+def check_elf(library: bytes | memoryview, architecture: str) -> None:
+    """Refuse what the system's loader may crash on or can not run.
+
+    Raises:
+        ArtifactError: not a whole 64-bit little-endian ELF shared library.
+        IncompatibleArtifactError: for another architecture.
+    """
+    broken = ArtifactError("the module's machine code is not a whole ELF shared library", "export the module again")
+    if len(library) < _ELF_HEADER.size:
+        raise broken
+    fields = _ELF_HEADER.unpack(bytes(library[: _ELF_HEADER.size]))
+    magic, bits, order, kind, machine, _, _, programs, sections, _, _, entry, count, _, section_count, _ = fields
+    if (magic, bits, order, kind) != (b"\x7fELF", 2, 1, 3):
+        raise broken
+    if machine != _ELF_MACHINES.get(architecture, machine):
+        raise IncompatibleArtifactError(f"the module's machine code is not for {architecture} (ELF machine {machine})")
+    if entry != _PROGRAM_HEADER.size or programs + count * entry > len(library):
+        raise broken
+    if sections + section_count * _SECTION_HEADER_BYTES > len(library):
+        raise broken
+    for start in range(programs, programs + count * entry, entry):
+        header = _PROGRAM_HEADER.unpack(bytes(library[start : start + entry]))
+        if header[2] + header[5] > len(library):  # the segment's place and size in the file
+            raise broken
+
+
+def load_executable(library: bytes | memoryview) -> Any:
+    """Load the shared library; the engine's module, which gives virtual machines.
+
+    Raises:
+        ArtifactError: the system's loader refused it, or it holds no executable.
+    """
+    load = global_function("ffi.Module.load_from_file.so")
+    try:
+        if hasattr(os, "memfd_create"):
+            return _load_from_memory(load, library)
+        return _load_from_folder(load, library)
+    except PermissionError:
+        # The system forbids running code from anonymous memory.
+        return _load_from_folder(load, library)
+
+
+def _load_from_memory(load: Any, library: bytes | memoryview) -> Any:
+    descriptor = os.memfd_create("tensorwright-module", os.MFD_CLOEXEC)
+    try:
+        _write_all(descriptor, library)
+        return _dlopen(load, _unique_path(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def _unique_path(descriptor: int) -> str:
+    """A path to the descriptor that no other load uses.
+
+    The system's loader takes a path that it has seen for the same library, even when the descriptor's number was
+    reused for another file; "/./" and "//" in the path write a counter in binary and mean nothing to the kernel.
+    """
+    counter = "".join("/." if bit == "1" else "/" for bit in f"{next(_loads):b}")
+    return f"/proc/self/fd{counter}/{descriptor}"
+
+
+def _load_from_folder(load: Any, library: bytes | memoryview) -> Any:
+    with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
+        path = Path(folder) / "module.so"
+        path.write_bytes(library)
+        return _dlopen(load, str(path))  # stays mapped when the file is gone
+
+
+def _dlopen(load: Any, path: str) -> Any:
+    try:
+        return load(path, "so")
+    except Exception as error:  # the engine raises whatever class its C++ side names
+        text = str(error)
+        if "failed to map segment" in text or "Operation not permitted" in text:
+            raise PermissionError(text) from error
+        raise ArtifactError(f"the module's machine code could not be loaded: {text}") from error
+
+
+def _write_all(descriptor: int, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def new_virtual_machine(executable: Any) -> Any:
+    """A fresh virtual machine of an executable; not safe for two threads at a time.
+
+    Raises:
+        ArtifactError: the library holds no executable, or one that calls a function this runtime does not have.
+    """
+    try:
+        machine = executable["vm_load_executable"]()
+    except AttributeError as error:
+        raise ArtifactError("the module's library holds no executable", "compile the model again") from error
+    try:
+        machine["vm_initialization"](_CPU, 0, _POOLED_ALLOCATOR)
+    except Exception as error:  # the engine raises whatever class its C++ side names
+        raise InternalError(f"the module could not be initialized: {error}") from error
+    return machine

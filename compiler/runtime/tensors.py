@@ -1,0 +1,93 @@
+"""Between numpy, DLPack and the engine's tensors, without a copy wherever generated code may read the memory as it is.
+
+Generated code assumes compact tensors whose data starts at a multiple of 64 bytes (its vectors are that long, and it
+uses aligned loads); nothing checks it at run time, so everything that enters is checked or copied here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from compiler.artifact.dtypes import ElementType
+from compiler.runtime.engine import global_function, tvm_ffi
+
+ALIGNMENT = 64
+Array = np.ndarray[Any, Any]
+
+
+def empty_aligned(shape: tuple[int, ...], element: ElementType) -> Array:
+    """An uninitialized C-ordered array whose data starts at a multiple of 64 bytes."""
+    nbytes = int(np.prod(shape, dtype=np.int64)) * element.numpy.itemsize
+    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + nbytes].view(element.numpy).reshape(shape)
+
+
+def aligned_copy(array: Array, element: ElementType) -> Array:
+    """A compact copy at an aligned address."""
+    copy = empty_aligned(array.shape, element)
+    copy[...] = array
+    return copy
+
+
+def is_usable(array: Array) -> bool:
+    """Whether generated code may read the array where it is."""
+    return array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0
+
+
+def tensor_over(array: Array, element: ElementType) -> Any:
+    """The engine's tensor over an aligned, compact array's memory, which it keeps alive.
+
+    A read-only array is taken too: the caller sees to it that nobody writes.
+    """
+    carrier = array.view(element.carrier) if element.carrier is not element.numpy else array
+    if not carrier.flags.writeable:
+        carrier = _writeable_alias(carrier)
+    tensor = tvm_ffi.from_dlpack(carrier)
+    return tensor if element.carrier is element.numpy else view_as(tensor, array.shape, element.name)
+
+
+class _Memory:
+    """Memory of a read-only array offered as if it were writeable: DLPack's first version can not say read-only."""
+
+    def __init__(self, array: Array) -> None:
+        self._owner = array
+        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
+
+
+def _writeable_alias(array: Array) -> Array:
+    return np.asarray(_Memory(array))
+
+
+def view_as(tensor: Any, shape: tuple[int, ...], dtype: str) -> Any:
+    """The same memory under another element type (the engine's name of it)."""
+    return global_function("runtime.TVMTensorCreateView")(tensor, tvm_ffi.Shape(shape), tvm_ffi.dtype(dtype), 0)
+
+
+def array_over(tensor: Any, element: ElementType) -> Array:
+    """A numpy array over a compact tensor's memory, which it keeps alive."""
+    if element.carrier is element.numpy:
+        return np.from_dlpack(tensor)
+    return np.from_dlpack(view_as(tensor, tensor.shape, element.carrier.name)).view(element.numpy)
+
+
+class _Strided:
+    """A strided tensor's memory for numpy, which alone knows how to walk it."""
+
+    def __init__(self, tensor: Any, element: ElementType) -> None:
+        self._owner = tensor
+        size = element.carrier.itemsize
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": tensor.shape,
+            "strides": tuple(stride * size for stride in tensor.strides),
+            "typestr": element.carrier.str,
+            "data": (tensor.data_ptr(), True),
+        }
+
+
+def array_over_strided(tensor: Any, element: ElementType) -> Array:
+    """A read-only numpy array over any tensor in the processor's memory, whatever its strides."""
+    return np.asarray(_Strided(tensor, element)).view(element.numpy)

@@ -1,0 +1,114 @@
+"""How many threads a run uses, on top of the engine's thread pool.
+
+The engine keeps one pool for each calling thread, whose size is fixed when that thread first runs a parallel kernel.
+Here it is made with the size asked for, restricted later when a module asks for less, and when one asks for more (or
+after a fork, whose child has the pool's memory without its threads) the run is handed to a thread of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from typing import Any, TypeVar
+
+from compiler.errors import OptionError
+from compiler.runtime.engine import global_function, runtime_library
+from compiler.runtime.machine import usable_cores
+
+MAX_THREADS = 4096
+_BIG_CORES = 1  # the engine's affinity mode for "no special wish"
+Result = TypeVar("Result")
+
+
+class _ThreadState(threading.local):
+    """Of the calling thread: the setting in force (0: none yet), the pool's size (0: no pool), the helper thread."""
+
+    current = 0
+    pool = 0
+    forked = False
+    helper: ThreadPoolExecutor | None = None
+
+
+_state = _ThreadState()
+
+
+def _after_fork() -> None:
+    # Only the forking thread lives on in the child; its pool is memory without threads.
+    _state.current = 0
+    _state.forked = _state.forked or _state.pool > 0
+    _state.helper = None
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def check_threads(threads: int | None) -> int | None:
+    """Validate a setting. Raises OptionError for anything but None and 1 to 4096."""
+    if threads is None:
+        return None
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
+        raise OptionError(f"threads must be an integer from 1 to {MAX_THREADS}, not {threads!r}")
+    return threads
+
+
+def default_threads() -> int:
+    """TVM_NUM_THREADS or OMP_NUM_THREADS if set, else the physical cores that this process may use."""
+    for variable in ("TVM_NUM_THREADS", "OMP_NUM_THREADS"):
+        value = os.environ.get(variable, "")
+        if value.isdigit() and 1 <= int(value) <= MAX_THREADS:
+            return int(value)
+    return usable_cores()
+
+
+@cache
+def _set_max_concurrency() -> Any:
+    """tvm::runtime::threading::SetMaxConcurrency(int): the one setting that needs no pool to be made first."""
+    function = runtime_library()["_ZN3tvm7runtime9threading17SetMaxConcurrencyEi"]
+    function.argtypes = [ctypes.c_int]
+    function.restype = None
+    return function
+
+
+def in_force(threads: int) -> bool:
+    """Whether kernels launched by the calling thread run on so many threads; the fast path of `run_with`."""
+    return _state.current == threads
+
+
+def run_with(threads: int, function: Callable[[], Result]) -> Result:
+    """Call a function whose kernels run on so many threads (on the calling thread where possible)."""
+    if _state.current == threads or _configure(threads):
+        return function()
+    if _state.helper is None:
+        _state.helper = ThreadPoolExecutor(1, thread_name_prefix="tensorwright")
+    handed_over: Future[Result] = _state.helper.submit(lambda: run_with(threads, function))
+    return handed_over.result()
+
+
+def _configure(threads: int) -> bool:
+    """Set the calling thread up; False when its pool can not do it."""
+    if threads == 1:
+        # Kernels then run inline and no pool is touched.
+        _set_max_concurrency()(1)
+        _state.current = 1
+        return True
+    if _state.forked or (_state.pool and _state.pool < threads):
+        return False
+    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    _set_max_concurrency()(threads)
+    if not _state.pool:
+        _state.pool = global_function("runtime.NumThreads")()  # makes the pool
+    global_function("runtime.config_threadpool")(_BIG_CORES, threads)
+    _set_max_concurrency()(threads)  # the call above resets it
+    if affinity is not None:
+        # The engine binds the calling thread to the first cores; its later children would inherit that.
+        os.sched_setaffinity(0, affinity)
+    if global_function("runtime.NumThreads")() < threads:
+        _state.pool = global_function("runtime.NumThreads")()  # somebody else made a smaller one on this thread
+        _state.current = 0
+        return False
+    _state.current = threads
+    return True
