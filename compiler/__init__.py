@@ -12,17 +12,27 @@ from compiler._shadowing import check_sibling_packages
 from compiler.errors import TensorwrightError
 
 if TYPE_CHECKING:
+    from compiler import errors, onnx_backend, torch_backend
     from compiler.driver import compile
-    from compiler.runtime import load
+    from compiler.frontends.onnx import coverage_report
+    from compiler.runtime import Module, load
+    from targets import Target
 
 __version__ = "0.1.0"
 
-_HOME = {
+# Where each public name lives; a module of that name when the value is None.
+_HOME: dict[str, str | None] = {
     "compile": "compiler.driver",
     "load": "compiler.runtime",
+    "Module": "compiler.runtime",
+    "Target": "targets",
+    "coverage_report": "compiler.frontends.onnx",
+    "errors": None,
+    "onnx_backend": None,
+    "torch_backend": None,
 }
 
-__all__ = ["TensorwrightError", "__version__", "compile", "load"]
+__all__ = ["TensorwrightError", "__version__", *_HOME]
 
 check_sibling_packages()
 
@@ -30,7 +40,10 @@ check_sibling_packages()
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'compiler' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    home = _HOME[name]
+    value = (
+        importlib.import_module(f"compiler.{name}") if home is None else getattr(importlib.import_module(home), name)
+    )
     globals()[name] = value
     return value
 

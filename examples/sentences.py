@@ -45,7 +45,8 @@ def pool(hidden: NDArray[np.float32], mask: NDArray[np.int64]) -> NDArray[np.flo
     """Mean over the tokens that the mask keeps, scaled to unit length: (sentences, 384)."""
     weights = mask[..., None].astype(np.float32)
     mean = (hidden * weights).sum(axis=1) / weights.sum(axis=1)
-    return (mean / np.linalg.norm(mean, axis=1, keepdims=True)).astype(np.float32)
+    unit: NDArray[np.float32] = (mean / np.linalg.norm(mean, axis=1, keepdims=True)).astype(np.float32)
+    return unit
 
 
 def embed(run: Runner, sentences: Sequence[str] = SENTENCES) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,14 @@ class Artifact:
             **manifest_fields,
         )
         return cls(manifest, library, dict(parameters), *references)
+
+    def with_reference(
+        self, inputs: Mapping[str, np.ndarray[Any, Any]], outputs: Mapping[str, np.ndarray[Any, Any]]
+    ) -> Artifact:
+        """The same module with another stored example. Raises InternalError as `create`."""
+        described = {"reference_inputs": _describe(inputs), "reference_outputs": _describe(outputs)}
+        manifest = self.manifest.model_copy(update=described)
+        return replace(self, manifest=manifest, reference_inputs=dict(inputs), reference_outputs=dict(outputs))
 
     @property
     def parameter_bytes(self) -> int:

@@ -1,0 +1,158 @@
+"""`compile`: a model in, a runnable module out. Each step is one of the phases of the design."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import targets
+from compiler.artifact import Artifact
+from compiler.build import build_library
+from compiler.errors import OptionError, TensorwrightError, ToolchainError, UnknownTargetError
+from compiler.frontends.imported_model import ImportedModel
+from compiler.frontends.source import Constants, Shapes, import_model
+from compiler.manifest_entries import manifest_entries, tensor_descriptions
+from compiler.passes.context import PipelineContext
+from compiler.passes.pipeline import run_pipeline
+from compiler.passes.registry import PassLike
+from compiler.reference import random_inputs
+from compiler.runtime import Module
+from compiler.runtime.foreign import ForeignModule
+
+Progress = Callable[[str], None]
+PRECISIONS = ("float32",)
+
+
+def compile(
+    source: object,
+    target: str | targets.Target = "host",
+    *,
+    shapes: Shapes | None = None,
+    constants: Constants | None = None,
+    example_inputs: Sequence[Any] | None = None,
+    dynamic_shapes: Any = None,
+    precision: str = "float32",
+    threads: int | None = None,
+    passes: Mapping[str, PassLike | None] | None = None,
+    dump: str | Path | None = None,
+    verify: bool = False,
+    reference_inputs: Mapping[str, np.ndarray] | None = None,
+    progress: Progress | None = None,
+) -> Module:
+    """Compile a model for a target.
+
+    Args:
+        source: a path to an .onnx or .pt2 file, an `onnx.ModelProto`, a `torch.nn.Module` with `example_inputs`, a
+            `torch.export.ExportedProgram`, or a Relax `IRModule`.
+        target: a name of `tensorwright targets`, or a `targets.Target`; "host" is this machine's processor.
+        shapes: sizes of inputs by name; an int fixes a dimension, a string keeps it symbolic, and equal strings are
+            equal sizes: `{"input_ids": ("batch", 64)}`.
+        constants: values of inputs that are fixed now; they are no inputs of the module any more.
+        example_inputs: positional arguments of a `torch.nn.Module`.
+        dynamic_shapes: which dimensions of them stay symbolic, as `torch.export.export` takes it.
+        precision: data type that float operators compute in; one of `PRECISIONS`.
+        threads: how many threads the module runs on; the target's cores when None.
+        passes: the user's own graph passes: `{"after:fold-constants": my_pass}`; see `tensorwright passes`.
+        dump: a folder that receives the module after each pass as TVMScript.
+        verify: run the module after each pass against the unoptimized one; slow, for finding defects.
+        reference_inputs: what to store as the reference input; random values when None.
+        progress: called with the name of each step as it begins.
+
+    Returns:
+        A `Module`: `module.run(inputs)`, `module.export("model.twm")`.
+
+    Raises:
+        UserError: the model, an option or the environment is at fault (see `compiler.errors`).
+        InternalError: a defect of Tensorwright; the message names the phase or pass.
+    """
+    if precision not in PRECISIONS:
+        raise OptionError(f"precision {precision!r} is not supported", f"use one of {', '.join(PRECISIONS)}")
+    if threads is not None and threads < 1:
+        raise OptionError(f"threads={threads}: a module needs at least one thread")
+    report = progress if progress is not None else _silent
+    chosen = find_target(target, threads)
+    report("import")
+    model = import_model(
+        source,
+        shapes=shapes,
+        constants=constants,
+        example_inputs=example_inputs,
+        dynamic_shapes=dynamic_shapes,
+    )
+    report("optimize")
+    context = PipelineContext(target=chosen, machine=chosen.machine)
+    pipeline = run_pipeline(model.mod, context, passes=passes, dump=dump, verify=verify)
+    report("build")
+    with translated_target_errors():
+        library = build_library(pipeline.mod, chosen)
+    artifact = Artifact.create(
+        model_name=_model_name(source),
+        inputs=tensor_descriptions(model.inputs),
+        outputs=tensor_descriptions(model.outputs),
+        library=library,
+        parameters=pipeline.parameters,
+        fixed=model.fixed,
+        threads=threads,
+        **manifest_entries(chosen, pipeline),
+    )
+    return _with_reference(artifact, model, chosen, reference_inputs, report)
+
+
+def find_target(target: str | targets.Target, cores: int | None = None) -> targets.Target:
+    """The target of that name, scheduled for `cores` threads. Raises UnknownTargetError with suggestions."""
+    if isinstance(target, targets.Target):
+        return target
+    with translated_target_errors():
+        return targets.get(target, cores=cores)
+
+
+@contextmanager
+def translated_target_errors() -> Iterator[None]:
+    """Errors of the floor below become errors of this package."""
+    try:
+        yield
+    except targets.UnknownTarget as error:
+        raise UnknownTargetError(error.message, error.hint) from error
+    except targets.TargetError as error:
+        raise ToolchainError(error.message, error.hint) from error
+
+
+def _with_reference(
+    artifact: Artifact,
+    model: ImportedModel,
+    target: targets.Target,
+    given: Mapping[str, np.ndarray] | None,
+    report: Progress,
+) -> Module:
+    """The module, with an example of inputs and outputs in it where this machine can run it."""
+    if not target.fits_this_machine():
+        return ForeignModule(artifact)
+    report("reference run")
+    module = Module(artifact)
+    inputs = dict(given) if given is not None else random_inputs(model.inputs)
+    try:
+        outputs = module.run(inputs)
+    except TensorwrightError as error:
+        if given is not None:
+            raise
+        # Random values do not suit every model (an index out of range, sizes that must divide); the module is sound.
+        report(f"no reference input stored: {error.message}")
+        return module
+    return module.with_reference(inputs, outputs)
+
+
+def _model_name(source: object) -> str:
+    if isinstance(source, str | Path):
+        return Path(source).stem
+    name = getattr(getattr(source, "graph", None), "name", None)
+    name = name if isinstance(name, str) and name else type(source).__name__
+    return re.sub(r"[^\w.-]+", "_", name)[:200]
+
+
+def _silent(_: str) -> None:
+    return None

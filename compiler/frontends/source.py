@@ -1,0 +1,103 @@
+"""Find the frontend for whatever the caller calls a model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import tvm
+
+from compiler.errors import InvalidModelError, OptionError, StorageError
+from compiler.frontends.imported_model import ImportedModel
+from compiler.frontends.onnx import import_onnx
+from compiler.frontends.relax_module import import_relax
+
+Dimension = int | str
+Shapes = Mapping[str, Sequence[Dimension]]
+Constants = Mapping[str, np.ndarray]
+
+SOURCES = (
+    "a path to an .onnx or .pt2 file, an onnx.ModelProto, a torch.nn.Module with example_inputs, "
+    "a torch.export.ExportedProgram, or a Relax IRModule"
+)
+
+
+def import_model(
+    source: object,
+    *,
+    shapes: Shapes | None = None,
+    constants: Constants | None = None,
+    example_inputs: Sequence[Any] | None = None,
+    dynamic_shapes: Any = None,
+) -> ImportedModel:
+    """Import a model of any supported source.
+
+    Args:
+        source: one of `SOURCES`.
+        shapes: sizes of inputs by name; an int fixes a dimension, a string makes it symbolic, and equal strings are
+            equal sizes.
+        constants: values of inputs that are fixed when compiling; those inputs disappear from the module.
+        example_inputs: positional arguments of a `torch.nn.Module`.
+        dynamic_shapes: as of `torch.export.export`, for a `torch.nn.Module`.
+
+    Raises:
+        InvalidModelError, UnsupportedModelError, InputValueRequiredError, InputError, OptionError, StorageError.
+    """
+    if isinstance(source, str | Path):
+        return _import_file(Path(source), shapes, constants)
+    if isinstance(source, onnx.ModelProto):
+        _only_for_torch_modules(example_inputs, dynamic_shapes)
+        return import_onnx(source, shapes=shapes, constants=constants)
+    if isinstance(source, tvm.IRModule):
+        _only_for_torch_modules(example_inputs, dynamic_shapes)
+        return import_relax(source, shapes=shapes, constants=constants)
+    if _is_torch_model(source):
+        from compiler.frontends.torch import import_torch
+
+        return import_torch(
+            source,
+            shapes=shapes,
+            constants=constants,
+            example_inputs=example_inputs,
+            dynamic_shapes=dynamic_shapes,
+        )
+    raise OptionError(f"a {type(source).__name__} is not a model", f"give {SOURCES}")
+
+
+def _import_file(path: Path, shapes: Shapes | None, constants: Constants | None) -> ImportedModel:
+    if not path.exists():
+        raise StorageError(f"no such model file: {path}")
+    if path.is_dir():
+        raise StorageError(f"{path} is a folder, not a model file", "give the path of the .onnx file inside it")
+    if path.suffix == ".pt2":
+        from compiler.frontends.torch import import_torch_file
+
+        return import_torch_file(path, shapes=shapes, constants=constants)
+    if path.suffix in {".pt", ".pth"}:
+        raise InvalidModelError(
+            f"{path} is a pickled torch file, which can run code of its own when it is opened",
+            "load it in Python and give the torch.nn.Module with example_inputs, or torch.export.save it as .pt2",
+        )
+    if path.suffix == ".twm":
+        raise InvalidModelError(f"{path} is compiled already", "run it with compiler.load(path).run(...)")
+    return import_onnx(path, shapes=shapes, constants=constants)
+
+
+def _only_for_torch_modules(example_inputs: object, dynamic_shapes: object) -> None:
+    if example_inputs is not None or dynamic_shapes is not None:
+        raise OptionError(
+            "example_inputs and dynamic_shapes are for torch.nn.Module sources",
+            "give the sizes of inputs in shapes=",
+        )
+
+
+def _is_torch_model(source: object) -> bool:
+    # Only a program that has torch loaded can hold a torch object.
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return False
+    return isinstance(source, torch.nn.Module | torch.export.ExportedProgram)

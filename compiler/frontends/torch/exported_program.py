@@ -1,0 +1,184 @@
+"""A `torch.nn.Module` or `ExportedProgram` becomes an ONNX model in memory, and then an `ImportedModel`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compiler.errors import (
+    InputError,
+    InvalidModelError,
+    MissingDependencyError,
+    OptionError,
+    Refusal,
+    StorageError,
+    UnsupportedModelError,
+)
+from compiler.frontends.imported_model import ImportedModel
+from compiler.frontends.onnx import import_onnx
+
+if TYPE_CHECKING:
+    import torch
+
+# The protocol-buffer format of ONNX ends at 2 GiB; above this the weights go to a file of their own.
+_LARGEST_PROTO_BYTES = 1 << 30
+
+
+def import_torch(
+    source: Any,
+    *,
+    shapes: Mapping[str, Sequence[int | str]] | None = None,
+    constants: Mapping[str, np.ndarray] | None = None,
+    example_inputs: Sequence[Any] | None = None,
+    dynamic_shapes: Any = None,
+) -> ImportedModel:
+    """Import a PyTorch model. Inputs have the names of `forward`'s arguments; outputs are output_0, output_1, ...,
+    or the keys when the model returns a dictionary.
+
+    Args:
+        source: a `torch.nn.Module` or a `torch.export.ExportedProgram`.
+        example_inputs: positional arguments for a `torch.nn.Module`; they give ranks, data types and fixed sizes.
+        dynamic_shapes: as of `torch.export.export`: which dimensions stay symbolic.
+
+    Raises:
+        OptionError: no example inputs, or a module in training mode.
+        InvalidModelError: `torch.export` can not capture the module.
+        UnsupportedModelError: an operator has no conversion.
+        MissingDependencyError: onnxscript is not installed.
+    """
+    program = _exported_program(source, example_inputs, dynamic_shapes)
+    _refuse_mutation(program)
+    onnx_program = _to_onnx(program)
+    _name_outputs(onnx_program, program)
+    if sum(_bytes(tensor) for tensor in program.state_dict.values()) < _LARGEST_PROTO_BYTES:
+        return import_onnx(onnx_program.model_proto, shapes=shapes, constants=constants)
+    try:
+        with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
+            path = Path(folder) / "model.onnx"
+            onnx_program.save(str(path), external_data=True)
+            return import_onnx(path, shapes=shapes, constants=constants)
+    except OSError as error:
+        raise StorageError(f"the exported model could not be stored: {error}", "free space in TMPDIR") from error
+
+
+def import_torch_file(
+    path: Path,
+    *,
+    shapes: Mapping[str, Sequence[int | str]] | None = None,
+    constants: Mapping[str, np.ndarray] | None = None,
+) -> ImportedModel:
+    """Import a file written by `torch.export.save`. Raises as `import_torch`."""
+    torch = _torch()
+    try:
+        program = torch.export.load(str(path))
+    except Exception as error:  # torch raises whatever the broken part raises
+        raise InvalidModelError(f"{path} is not a program saved by torch.export.save: {error}") from error
+    return import_torch(program, shapes=shapes, constants=constants)
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingDependencyError("PyTorch is not installed", "pip install 'tensorwright[torch]'") from error
+    return torch
+
+
+def _exported_program(
+    source: torch.nn.Module | torch.export.ExportedProgram,
+    example_inputs: Sequence[Any] | None,
+    dynamic_shapes: Any,
+) -> torch.export.ExportedProgram:
+    from torch.export import ExportedProgram, export
+
+    if isinstance(source, ExportedProgram):
+        if example_inputs is not None or dynamic_shapes is not None:
+            raise OptionError(
+                "an ExportedProgram has its inputs already; example_inputs and dynamic_shapes do not apply"
+            )
+        return source
+    if example_inputs is None:
+        raise OptionError(
+            "a torch.nn.Module needs example_inputs",
+            "compile(model, example_inputs=(torch.randn(1, 3, 224, 224),))",
+        )
+    if any(module.training for module in source.modules()):
+        raise OptionError("the torch.nn.Module is in training mode", "call model.eval() first")
+    torch = _torch()
+    arguments = tuple(example_inputs) if isinstance(example_inputs, Sequence) else (example_inputs,)
+    try:
+        with _quiet(), torch.no_grad():
+            return export(source, arguments, dynamic_shapes=dynamic_shapes, strict=False)
+    except (TypeError, AssertionError) as error:
+        raise InputError(f"the example inputs do not fit the model: {error}") from error
+    except Exception as error:  # torch.export raises many classes, none of them public
+        raise InvalidModelError(
+            f"torch.export can not capture the model: {error}",
+            "make torch.export.export(model, example_inputs) work first; its message says which line is in the way",
+        ) from error
+
+
+def _refuse_mutation(program: torch.export.ExportedProgram) -> None:
+    signature = program.graph_signature
+    mutated = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
+    if mutated:
+        raise UnsupportedModelError(
+            [Refusal("mutation", name, "the model writes to it while running") for name in mutated],
+            "return the new value as an output instead",
+        )
+
+
+def _to_onnx(program: torch.export.ExportedProgram) -> Any:
+    torch = _torch()
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            "onnxscript, which converts PyTorch operators, is not installed",
+            "pip install 'tensorwright[torch]'",
+        ) from error
+    try:
+        with _quiet():
+            return torch.onnx.export(program, dynamo=True, verbose=False, optimize=True)
+    except Exception as error:  # the exporter wraps whatever a conversion raises
+        cause = error.__cause__ or error
+        raise UnsupportedModelError([Refusal("torch.export", "model", str(cause).strip())]) from error
+
+
+def _name_outputs(onnx_program: Any, program: torch.export.ExportedProgram) -> None:
+    """Outputs are named by their dictionary keys, or numbered."""
+    outputs = onnx_program.model.graph.outputs
+    structure = program.call_spec.out_spec
+    keys = getattr(structure, "context", None)
+    if structure is not None and isinstance(keys, list) and len(keys) == len(outputs):
+        names = [str(key) for key in keys]
+    else:
+        names = [f"output_{index}" for index in range(len(outputs))]
+    taken = {value.name for value in onnx_program.model.graph.inputs}
+    for value, name in zip(outputs, names, strict=True):
+        value.name = name if name not in taken else f"{name}_out"
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters print progress and warn of their own plans; a failure still raises."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)

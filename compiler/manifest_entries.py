@@ -1,0 +1,61 @@
+"""What the compilation has to say, in the words of the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import targets
+from compiler.artifact.manifest import KernelProvenance, MemoryPlan, PassTiming, TargetDescription, TensorDescription
+from compiler.frontends.imported_model import TensorSpec
+from compiler.passes.pipeline import PipelineResult
+
+
+def tensor_descriptions(specs: Sequence[TensorSpec]) -> list[TensorDescription]:
+    """Inputs or outputs of a model for the manifest."""
+    return [TensorDescription(name=spec.name, shape=spec.shape, dtype=spec.dtype) for spec in specs]
+
+
+def manifest_entries(target: targets.Target, pipeline: PipelineResult) -> dict[str, Any]:
+    """Keyword arguments of `Artifact.create`: target, kernels, passes and the memory plan."""
+    return {
+        "target": TargetDescription(
+            name=target.name,
+            architecture=target.architecture,
+            required_cpu_features=tuple(target.required_features),
+            details=target.describe(),
+        ),
+        "kernels": _kernels(pipeline),
+        "passes": [PassTiming(name=timing.name, seconds=timing.seconds) for timing in pipeline.timings],
+        "memory_plan": _memory_plan(pipeline),
+    }
+
+
+def _kernels(pipeline: PipelineResult) -> list[KernelProvenance]:
+    report = pipeline.report.get("apply-schedules")
+    if report is None:
+        return []
+    counts = pipeline.report.get("count-operations", {})
+    kernels = []
+    for entry in report.kernels:
+        count = counts.get(entry.kernel)
+        kernels.append(
+            KernelProvenance(
+                kernel=entry.kernel,
+                rule=entry.rule or entry.source,
+                source="as-is" if entry.rule is None else "record" if entry.source == "record" else "default",
+                config=dict(entry.config),
+                operations=count.formula if count is not None else None,
+                symbols=count.symbols if count is not None else {},
+            )
+        )
+    return kernels
+
+
+def _memory_plan(pipeline: PipelineResult) -> MemoryPlan | None:
+    plan = pipeline.report.get("plan-memory")
+    if plan is None:
+        return None
+    return MemoryPlan(
+        peak_bytes=plan.peak_bytes, without_reuse_bytes=plan.without_reuse_bytes, live_bytes=plan.live_bytes
+    )

@@ -1,0 +1,40 @@
+"""Random inputs that any model can be tried with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import ml_dtypes
+import numpy as np
+
+from compiler.frontends.imported_model import TensorSpec
+
+_SYMBOLIC_SIZE = 2
+_EXTENDED = {
+    name: np.dtype(getattr(ml_dtypes, name))
+    for name in ("bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "int4", "uint4")
+}
+
+
+def random_inputs(
+    specs: Sequence[TensorSpec], *, seed: int = 0, sizes: Mapping[str, int] | None = None
+) -> dict[str, np.ndarray]:
+    """Inputs by name: standard normal floats, integers of 0 and 1 (which are valid indices, masks and counts nearly
+    everywhere), random booleans.
+
+    Args:
+        sizes: of symbolic dimensions by name; 2 for those not named.
+    """
+    generator = np.random.default_rng(seed)
+    known = dict(sizes or {})
+    return {spec.name: _random_array(spec, generator, known) for spec in specs}
+
+
+def _random_array(spec: TensorSpec, generator: np.random.Generator, sizes: Mapping[str, int]) -> np.ndarray:
+    shape = tuple(size if isinstance(size, int) else sizes.get(size, _SYMBOLIC_SIZE) for size in spec.shape)
+    dtype = _EXTENDED.get(spec.dtype) or np.dtype(spec.dtype)
+    if dtype.kind == "b":
+        return generator.integers(0, 2, shape).astype(bool)
+    if dtype.kind in "iu" or spec.dtype in {"int4", "uint4"}:
+        return generator.integers(0, 2, shape).astype(dtype)
+    return generator.standard_normal(shape).astype(dtype)
