@@ -32,7 +32,18 @@ _HOME: dict[str, str | None] = {
     "torch_backend": None,
 }
 
-__all__ = ["TensorwrightError", "__version__", *_HOME]
+__all__ = [
+    "Module",
+    "Target",
+    "TensorwrightError",
+    "__version__",
+    "compile",
+    "coverage_report",
+    "errors",
+    "load",
+    "onnx_backend",
+    "torch_backend",
+]
 
 check_sibling_packages()
 
