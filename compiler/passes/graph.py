@@ -1,0 +1,330 @@
+"""Rewriting Relax functions by tables of rules.
+
+A rule looks at one call and answers with another expression or None:
+
+    rules = RuleTable()
+
+    @rules.on("relax.negative")
+    def double_negation(graph: Graph, call: Call) -> Expr | None:
+        inner = graph.call(call.args[0], "relax.negative")
+        return inner.args[0] if inner is not None else None
+
+`rules.apply(mod)` offers every call of every function to its rules, operands first, until none answers, and
+removes what became unused. Rules only add; a definition goes when nothing uses it, so a rule can not take away
+what another consumer needs. It asks `graph.only_use(...)` where a second consumer would make the rewrite a loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import tvm_ffi
+from tvm import relax
+from tvm.ir import GenericConst, IRModule, Op
+
+Expr = Any
+Call = Any
+Var = Any
+Rule = Callable[["Graph", Call], Expr | None]
+
+MAX_ROUNDS = 12  # enough for chains of rewrites that enable each other; more rounds only cost time
+
+
+class RuleTable:
+    """Rules by the name of the operator at the root of what they match."""
+
+    def __init__(self) -> None:
+        self._rules: dict[str, list[Rule]] = {}
+
+    def on(self, *operators: str) -> Callable[[Rule], Rule]:
+        """Register the decorated rule for calls of `operators` ("relax.add", ...)."""
+
+        def register(rule: Rule) -> Rule:
+            for operator in operators:
+                self._rules.setdefault(operator, []).append(rule)
+            return rule
+
+        return register
+
+    def apply(self, mod: IRModule) -> IRModule:
+        """Rewrite until nothing changes; returns `mod` itself when no rule answered."""
+        for _ in range(MAX_ROUNDS):
+            rewritten = self.apply_once(mod)
+            if rewritten is mod:
+                break
+            mod = remove_unused(rewritten)
+        return mod
+
+    def apply_once(self, mod: IRModule) -> IRModule:
+        """Offer each call once."""
+        changed = {}
+        for variable, function in rewritable_functions(mod):
+            rewritten = Graph(self._rules, mod).rewrite_function(function)
+            if rewritten is not None:
+                changed[variable] = rewritten
+        return update_functions(mod, changed)
+
+
+def rewritable_functions(mod: IRModule) -> list[tuple[Any, Any]]:
+    """Relax functions with their global variables, but for bodies of kernels and parts of code generators."""
+    return [
+        (variable, function)
+        for variable, function in mod.functions_items()
+        if isinstance(function, relax.Function)
+        and not any(key in (function.attrs or {}) for key in ("Primitive", "Composite", "Codegen"))
+    ]
+
+
+def update_functions(mod: IRModule, changed: dict[Any, Any]) -> IRModule:
+    """A copy of `mod` with functions replaced and types inferred; `mod` itself when `changed` is empty."""
+    if not changed:
+        return mod
+    copy = mod.clone()
+    for variable, function in changed.items():
+        copy.update_func(variable, function)
+    return relax.transform.Normalize()(copy)
+
+
+def remove_unused(mod: IRModule) -> IRModule:
+    """Drop bindings and private functions that nothing uses."""
+    return relax.transform.DeadCodeElimination(["main"])(mod)
+
+
+def operator_name(expr: Expr) -> str | None:
+    """The operator's name when `expr` is a call of an operator."""
+    if isinstance(expr, relax.Call) and isinstance(expr.op, Op):
+        return str(expr.op.name)
+    return None
+
+
+class Graph:
+    """What a rule sees of the function it rewrites; made for one walk over one function."""
+
+    def __init__(self, rules: dict[str, list[Rule]], mod: IRModule) -> None:
+        self._rules = rules
+        self._builder = relax.BlockBuilder(mod)
+        self._definitions: dict[Var, tuple[Expr, int]] = {}
+        self._uses: dict[Var, int] = {}
+        self._replaced: dict[Var, Expr] = {}
+        self._block = self._block_count = 0
+        self._bindings: list[Any] = []
+        self._in_dataflow = False
+        self._changed = False
+        self._names = 0
+
+    # What rules ask.
+
+    def definition(self, expr: Expr) -> Expr:
+        """What `expr` stands for: follows variables to their values, where those may be used here."""
+        while isinstance(expr, relax.Var):
+            found = self._definitions.get(expr)
+            if found is None or not self._visible(*found):
+                return expr
+            expr = found[0]
+        return expr
+
+    def call(self, expr: Expr, *operators: str) -> Call | None:
+        """The call of one of `operators` that defines `expr`, or None."""
+        value = self.definition(expr)
+        return value if operator_name(value) in operators else None
+
+    def uses(self, expr: Expr) -> int:
+        """How many consumers `expr` has, outputs included; too high at times within a walk, never too low."""
+        return self._uses.get(expr, 0) if isinstance(expr, relax.Var) else 1
+
+    def only_use(self, *exprs: Expr) -> bool:
+        """Whether each of `exprs` has one consumer."""
+        return all(self.uses(expr) <= 1 for expr in exprs)
+
+    def emit(self, expr: Expr) -> Var:
+        """Bind `expr` to a new variable before the call at hand."""
+        value = self._builder.normalize(expr)
+        kind = relax.DataflowVar if self._in_dataflow else relax.Var
+        self._names += 1
+        variable = kind(f"t{self._names}", value.ty)
+        self._append(variable, value)
+        for operand in operands(value):
+            self._uses[operand] = self._uses.get(operand, 0) + 1
+        return variable
+
+    # The walk.
+
+    def rewrite_function(self, function: Any) -> Any | None:
+        """`function` with the rules applied, or None when none answered."""
+        count_uses(function.body, self._uses)
+        body = self._rewrite_sequence(function.body)
+        if not self._changed:
+            return None
+        return relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span)
+
+    def _visible(self, value: Expr, block: int) -> bool:
+        """A value from another block may not be used when it reads variables local to that block."""
+        return block == self._block or not any(isinstance(each, relax.DataflowVar) for each in operands(value))
+
+    def _append(self, variable: Var, value: Expr) -> None:
+        self._definitions[variable] = (value, self._block)
+        self._bindings.append(relax.VarBinding(variable, value))
+
+    def _rewrite_sequence(self, sequence: Expr) -> Expr:
+        if not isinstance(sequence, relax.SeqExpr):
+            return self._substitute(sequence)
+        outer = self._bindings, self._in_dataflow, self._block
+        changed_before, self._changed = self._changed, False
+        blocks = [self._rewrite_block(block) for block in sequence.blocks]
+        result = sequence.body
+        body = self._substitute(result)
+        self._bindings, self._in_dataflow, self._block = outer
+        if not self._changed and body is result:
+            self._changed = changed_before
+            return sequence
+        self._changed = True
+        return relax.SeqExpr(blocks, body, sequence.span)
+
+    def _rewrite_block(self, block: Any) -> Any:
+        self._bindings = []
+        self._in_dataflow = isinstance(block, relax.DataflowBlock)
+        self._block_count += 1
+        self._block = self._block_count
+        for binding in block.bindings:
+            self._rewrite_binding(binding)
+        make = relax.DataflowBlock if self._in_dataflow else relax.BindingBlock
+        return make(self._bindings, block.span)
+
+    def _rewrite_binding(self, binding: Any) -> None:
+        original = binding.value
+        value = self._substitute(original)
+        if isinstance(binding, relax.MatchCast):
+            self._changed |= value is not original
+            self._bindings.append(
+                binding if value is original else relax.MatchCast(binding.var, value, binding.ty, binding.span)
+            )
+            return
+        if isinstance(value, relax.If):
+            value = self._rewrite_if(value)
+        elif isinstance(value, relax.Function):
+            value = self._rewrite_closure(value)
+        answer = self.offer(value, binding.var)
+        if answer is not None:
+            self._replace(binding.var, value, answer)
+        elif value is original:
+            self._definitions[binding.var] = (value, self._block)
+            self._bindings.append(binding)
+        else:
+            self._changed = True
+            self._append(binding.var, value)
+
+    def _rewrite_if(self, value: Any) -> Any:
+        branches = [value.true_branch, value.false_branch]
+        rewritten = [self._rewrite_sequence(branch) for branch in branches]
+        if all(new is old for new, old in zip(rewritten, branches, strict=True)):
+            return value
+        return relax.If(value.cond, *rewritten, value.span)
+
+    def _rewrite_closure(self, value: Any) -> Any:
+        original = value.body
+        body = self._rewrite_sequence(original)
+        if body is original:
+            return value
+        return relax.Function(value.params, body, value.ret_ty, value.is_pure, value.attrs, value.span)
+
+    def offer(self, value: Expr, _variable: Var) -> Expr | None:
+        """The first answer whose type is as precise as what it replaces, since later code was typed by that."""
+        for rule in self._rules.get(operator_name(value) or "", ()):
+            answer = rule(self, value)
+            if answer is None:
+                continue
+            answer = self._builder.normalize(answer)
+            if value.ty.is_base_of(answer.ty):
+                return answer
+        return None
+
+    def _replace(self, variable: Var, value: Expr, answer: Expr) -> None:
+        self._changed = True
+        for operand in operands(value):
+            self._uses[operand] = self._uses.get(operand, 1) - 1
+        for operand in operands(answer):
+            self._uses[operand] = self._uses.get(operand, 0) + 1
+        alias = isinstance(answer, relax.Var | GenericConst)
+        escapes = self._in_dataflow and not isinstance(variable, relax.DataflowVar)
+        if alias and not escapes:
+            self._replaced[variable] = answer
+            if isinstance(answer, relax.Var):
+                self._uses[answer] = self._uses.get(answer, 0) + self._uses.get(variable, 0) - 1
+            return
+        self._append(variable, answer)
+
+    # Substituting what was replaced.
+
+    def _substitute(self, expr: Expr) -> Expr:
+        if isinstance(expr, relax.Var):
+            return self._replaced.get(expr, expr)
+        if not self._replaced:
+            return expr
+        if isinstance(expr, relax.Call):
+            return self._substitute_call(expr)
+        if isinstance(expr, relax.Tuple):
+            originals = list(expr.fields)
+            fields = [self._substitute(field) for field in originals]
+            same = all(new is old for new, old in zip(fields, originals, strict=True))
+            return expr if same else self._builder.normalize(relax.Tuple(fields, expr.span))
+        if isinstance(expr, relax.TupleGetItem):
+            tuple_value = expr.tuple_value
+            inner = self._substitute(tuple_value)
+            return expr if inner is tuple_value else self._builder.normalize(relax.TupleGetItem(inner, expr.index))
+        if isinstance(expr, relax.If):
+            original = expr.cond
+            condition = self._substitute(original)
+            if condition is original:
+                return expr
+            return relax.If(condition, expr.true_branch, expr.false_branch, expr.span)
+        return expr
+
+    def _substitute_call(self, call: Call) -> Call:
+        arguments = list(call.args)
+        substituted = [self._substitute(argument) for argument in arguments]
+        original = call.op
+        operator = self._substitute(original) if isinstance(original, relax.Var) else original
+        changed = [(new, old) for new, old in zip(substituted, arguments, strict=True) if new is not old]
+        if not changed and operator is original:
+            return call
+        if all(tvm_ffi.structural_equal(new.ty, old.ty) for new, old in changed):
+            return relax.Call(operator, substituted, call.attrs, call.ty_args, call.span, ret_ty=call.ty)
+        return self._builder.normalize(relax.Call(operator, substituted, call.attrs, call.ty_args, call.span))
+
+
+def operands(expr: Expr) -> Iterable[Var]:
+    """The variables `expr` reads, once for each time it reads them; not those inside branches."""
+    if isinstance(expr, relax.Var):
+        yield expr
+    elif isinstance(expr, relax.Call):
+        if isinstance(expr.op, relax.Var):
+            yield expr.op
+        for argument in expr.args:
+            if isinstance(argument, relax.Var | relax.Tuple):
+                yield from operands(argument)
+    elif isinstance(expr, relax.Tuple):
+        for item in expr.fields:
+            yield from operands(item)
+    elif isinstance(expr, relax.TupleGetItem):
+        yield from operands(expr.tuple_value)
+    elif isinstance(expr, relax.If):
+        yield from operands(expr.cond)
+
+
+def count_uses(expr: Expr, counts: dict[Var, int]) -> None:
+    """Add to `counts` how often each variable is read anywhere in `expr`, branches and closures included."""
+    if isinstance(expr, relax.SeqExpr):
+        for block in expr.blocks:
+            for binding in block.bindings:
+                count_uses(binding.value, counts)
+        count_uses(expr.body, counts)
+        return
+    if isinstance(expr, relax.Function):
+        count_uses(expr.body, counts)
+        return
+    for operand in operands(expr):
+        counts[operand] = counts.get(operand, 0) + 1
+    if isinstance(expr, relax.If):
+        count_uses(expr.true_branch, counts)
+        count_uses(expr.false_branch, counts)

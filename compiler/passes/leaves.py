@@ -1,0 +1,94 @@
+"""Replacing leaves of Relax functions: variables, constants, references to functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tvm import relax
+from tvm.ir import GenericConst, GlobalVar
+
+Replace = Callable[[Any], Any]
+Extend = Callable[[Any], list[Any]]
+
+
+def leaves(expr: Any) -> Iterator[Any]:
+    """Every variable, constant and function reference read in `expr`, branches and closures included."""
+    if isinstance(expr, relax.Var | GenericConst | GlobalVar):
+        yield expr
+        return
+    for child in _children(expr):
+        yield from leaves(child)
+
+
+def _children(expr: Any) -> list[Any]:
+    if isinstance(expr, relax.Call):
+        return [expr.op, *expr.args]
+    if isinstance(expr, relax.Tuple):
+        return list(expr.fields)
+    if isinstance(expr, relax.TupleGetItem):
+        return [expr.tuple_value]
+    if isinstance(expr, relax.SeqExpr):
+        values = [binding.value for block in expr.blocks for binding in block.bindings]
+        return [*values, expr.body]
+    if isinstance(expr, relax.If):
+        return [expr.cond, expr.true_branch, expr.false_branch]
+    if isinstance(expr, relax.Function):
+        return [expr.body]
+    return []
+
+
+def called_functions(expr: Any) -> Iterator[Any]:
+    """The GlobalVar of each call of a function by its name in `expr`."""
+    if isinstance(expr, relax.Call) and isinstance(expr.op, GlobalVar):
+        yield expr.op
+    for child in _children(expr):
+        yield from called_functions(child)
+
+
+def replace_leaves(expr: Any, replace: Replace, extend: Extend = lambda _function: []) -> Any:
+    """`expr` with `replace(leaf)` in place of each leaf; parts without a change stay the same objects.
+
+    A replacement has the type of the leaf, but for a function reference, whose result has the type it had.
+    `extend(function)` gives arguments to append to each call of a function by name.
+    """
+    if isinstance(expr, relax.Var | GenericConst | GlobalVar):
+        return replace(expr)
+    old = _children(expr)
+    new = [replace_leaves(child, replace, extend) for child in old]
+    if isinstance(expr, relax.Call) and isinstance(old[0], GlobalVar):
+        more = extend(old[0])
+        if more:
+            return _rebuild(expr, [*new, *more])
+    if all(after is before for after, before in zip(new, old, strict=True)):
+        return expr
+    return _rebuild(expr, new)
+
+
+def _rebuild(expr: Any, children: list[Any]) -> Any:
+    if isinstance(expr, relax.Call):
+        return relax.Call(children[0], children[1:], expr.attrs, expr.ty_args, expr.span, ret_ty=expr.ty)
+    if isinstance(expr, relax.Tuple):
+        return relax.Tuple(children, expr.span)
+    if isinstance(expr, relax.TupleGetItem):
+        return relax.TupleGetItem(children[0], expr.index)
+    if isinstance(expr, relax.If):
+        return relax.If(*children, expr.span)
+    if isinstance(expr, relax.Function):
+        return relax.Function(expr.params, children[0], expr.ret_ty, expr.is_pure, expr.attrs, expr.span)
+    return _rebuild_sequence(expr, iter(children))
+
+
+def _rebuild_sequence(expr: Any, children: Iterator[Any]) -> Any:
+    blocks = []
+    for block in expr.blocks:
+        bindings = [_rebind(binding, next(children)) for binding in block.bindings]
+        kind = relax.DataflowBlock if isinstance(block, relax.DataflowBlock) else relax.BindingBlock
+        blocks.append(kind(bindings, block.span))
+    return relax.SeqExpr(blocks, next(children), expr.span)
+
+
+def _rebind(binding: Any, value: Any) -> Any:
+    if isinstance(binding, relax.MatchCast):
+        return relax.MatchCast(binding.var, value, binding.ty, binding.span)
+    return relax.VarBinding(binding.var, value, binding.span)

@@ -1,0 +1,176 @@
+"""lift-parameters: constants leave the code and become trailing parameters of `main`."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.ir import GenericConst, GlobalVar, IRModule
+
+from compiler.passes.context import PipelineContext
+from compiler.passes.leaves import called_functions, leaves, replace_leaves
+from compiler.passes.matching import Array, array_of
+from compiler.passes.registry import graph_pass
+
+ENTRY = "main"
+set_type = relax.expr._update_type  # the engine has no public way to give a new GlobalVar its type
+
+
+@graph_pass(
+    "lift-parameters",
+    summary="Constants become trailing parameters of main, so that the library is code only",
+)
+def lift_parameters(mod: IRModule, context: PipelineContext) -> IRModule:
+    """Constants with at least one dimension, in `main` and in what it calls, become parameters of `main`.
+
+    The values go to `context.parameters`, in the order of the parameters; equal constants share one.
+    """
+    pool = ConstantPool()
+    lifted, indices = lift_constants(mod, pool)
+    context.parameters.clear()
+    context.parameters.update({pool.name(index): pool.arrays[index] for index in indices})
+    return lifted
+
+
+def lift_constants(mod: IRModule, pool: ConstantPool) -> tuple[IRModule, list[int]]:
+    """`mod` with the constants as trailing parameters of `main`, and their indices in `pool`, in order.
+
+    Private functions get the constants they need as trailing parameters too, and callers hand them on.
+    A constant stays where it is in a function that is used as a value: its callers can not be seen.
+    """
+    functions = {var: f for var, f in mod.functions_items() if isinstance(f, relax.Function)}
+    needs = _needs(functions, _used_as_values(functions), pool)
+    if not any(needs.values()):
+        return mod, []
+    return _rewrite(mod, functions, needs, pool), needs[_entry(functions)]
+
+
+class ConstantPool:
+    """Constants by content; each has an index in the order of arrival."""
+
+    def __init__(self) -> None:
+        self.arrays: list[Array] = []
+        self.constants: list[Any] = []
+        self._by_object: dict[Any, int] = {}
+        self._by_digest: dict[Any, list[int]] = defaultdict(list)
+
+    def name(self, index: int) -> str:
+        """The parameter's name."""
+        return f"parameter_{index}"
+
+    def index(self, constant: Any) -> int | None:
+        """The index of `constant`, or None for a scalar, which stays in the code."""
+        if not isinstance(constant.ty, relax.TensorType) or constant.ty.ndim == 0:
+            return None
+        if constant not in self._by_object:
+            self._by_object[constant] = self._find_or_add(constant)
+        return self._by_object[constant]
+
+    def _find_or_add(self, constant: Any) -> int:
+        array = array_of(constant)
+        candidates = self._by_digest[_digest(array)]
+        for index in candidates:
+            if same_bits(self.arrays[index], array):
+                return index
+        self.arrays.append(array)
+        self.constants.append(constant)
+        candidates.append(len(self.arrays) - 1)
+        return candidates[-1]
+
+
+def _digest(array: Array) -> tuple[Any, ...]:
+    """Equal for equal arrays, cheap for large ones: 64 elements of it, spread evenly."""
+    flat = array.reshape(-1)
+    sample = flat[:: max(1, flat.size // 64)][:64]
+    return (str(array.dtype), array.shape, np.ascontiguousarray(sample).tobytes())
+
+
+def same_bits(left: Array, right: Array) -> bool:
+    """Whether two arrays hold the same bits, NaN and the sign of zero included."""
+    if left.dtype != right.dtype or left.shape != right.shape:
+        return False
+    left_bytes, right_bytes = (np.ascontiguousarray(each).reshape(-1).view(np.uint8) for each in (left, right))
+    return bool(np.array_equal(left_bytes, right_bytes))
+
+
+def _entry(functions: dict[Any, Any]) -> Any:
+    return next(var for var in functions if var.name_hint == ENTRY)
+
+
+def _used_as_values(functions: dict[Any, Any]) -> set[str]:
+    """Names of functions that are not only called by name, and of those that can be called from outside."""
+    names = {
+        var.name_hint
+        for var, function in functions.items()
+        if var.name_hint != ENTRY and "global_symbol" in (function.attrs or {})
+    }
+    for function in functions.values():
+        mentioned = Counter(leaf.name_hint for leaf in leaves(function.body) if isinstance(leaf, GlobalVar))
+        called = Counter(var.name_hint for var in called_functions(function.body))
+        names.update(name for name, count in mentioned.items() if count > called[name])
+    return names
+
+
+def _needs(functions: dict[Any, Any], fixed: set[str], pool: ConstantPool) -> dict[Any, list[int]]:
+    """For each function, the constants that it and what it calls need, in order."""
+    own: dict[Any, list[int]] = {}
+    calls: dict[Any, list[str]] = {}
+    for var, function in functions.items():
+        found = list(leaves(function.body))
+        calls[var] = [leaf.name_hint for leaf in found if isinstance(leaf, GlobalVar)]
+        indices = [pool.index(leaf) for leaf in found if isinstance(leaf, GenericConst)]
+        lifted = var.name_hint not in fixed
+        own[var] = list(dict.fromkeys(i for i in indices if i is not None)) if lifted else []
+    by_name = {var.name_hint: var for var in functions}
+    changed = True
+    while changed:
+        changed = False
+        for var in functions:
+            if var.name_hint in fixed:
+                continue
+            callees = [by_name[name] for name in calls[var] if name in by_name]
+            wanted = list(dict.fromkeys([*own[var], *(i for callee in callees for i in own[callee])]))
+            changed |= wanted != own[var]
+            own[var] = wanted
+    return own
+
+
+def _rewrite(mod: IRModule, functions: dict[Any, Any], needs: dict[Any, list[int]], pool: ConstantPool) -> IRModule:
+    parameters = {
+        var: {i: relax.Var(pool.name(i), pool.constants[i].ty) for i in indices} for var, indices in needs.items()
+    }
+    renamed = {}
+    for var, function in functions.items():
+        if needs[var]:
+            types = [each.ty for each in (*function.params, *parameters[var].values())]
+            renamed[var] = GlobalVar(var.name_hint)
+            set_type(renamed[var], relax.FuncType(types, function.ret_ty, function.is_pure))
+    result = {var: function for var, function in mod.functions_items() if var not in functions}
+    for var, function in functions.items():
+        own = parameters[var]
+        body = replace_leaves(
+            function.body,
+            partial(_replacement, own=own, renamed=renamed, pool=pool),
+            partial(_arguments, own=own, needs=needs),
+        )
+        params = [*function.params, *own.values()]
+        result[renamed.get(var, var)] = relax.Function(
+            params, body, function.ret_ty, function.is_pure, function.attrs, function.span
+        )
+    return relax.transform.Normalize()(IRModule(result, mod.attrs, mod.global_infos))
+
+
+def _replacement(leaf: Any, own: dict[int, Any], renamed: dict[Any, Any], pool: ConstantPool) -> Any:
+    if isinstance(leaf, GlobalVar):
+        return renamed.get(leaf, leaf)
+    if isinstance(leaf, GenericConst):
+        index = pool.index(leaf)
+        return leaf if index is None else own.get(index, leaf)
+    return leaf
+
+
+def _arguments(callee: Any, own: dict[int, Any], needs: dict[Any, list[int]]) -> list[Any]:
+    return [own[index] for index in needs.get(callee, ())]

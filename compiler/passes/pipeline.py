@@ -1,0 +1,253 @@
+"""The way of a module to code as a list of phases in order; each pass timed, dumped, verified."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import relax
+from tvm.ir import IRModule
+
+from compiler.errors import OptionError, PassError, TensorwrightError
+from compiler.passes.context import PipelineContext
+from compiler.passes.registry import GraphPass, PassLike, as_graph_pass, did_you_mean, get_pass
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A named run of passes."""
+
+    name: str
+    passes: tuple[GraphPass, ...]
+
+
+# 1. Bring the graph into its plainest form: everything known is computed, everything unused is gone.
+CANONICALIZE = (
+    "normalize",
+    "eliminate-dead-code",
+)
+# 2. Compress: the caller asks for it, `run_pipeline(compression=...)`.
+# 3. Partition: the target claims what its accelerator can run; `target.partition_passes()` where it has them.
+# 4. Choose blocked layouts and pack weights for them.
+LAYOUT = ()
+# 5. Operators become kernels, and epilogues join their producers.
+FUSE = (
+    "dispatch-sampling",
+    "dispatch-sort",
+    "legalize-operators",
+    "annotate-patterns",
+    "fold-lowered-constants",
+    "group-operators",
+    "fuse-kernels",
+    "eliminate-dead-code",
+)
+# 6. Every kernel gets a schedule for the machine.
+SCHEDULE = ("count-operations", "apply-schedules")
+# 7. Weights leave the code; every tensor gets its place in memory.
+PLAN_MEMORY = (
+    "lift-parameters",
+    "lower-reshapes",
+    "drop-dataflow",
+    "drop-purity",
+    "call-kernels",
+    "plan-memory",
+    "lower-allocations",
+    "free-storage",
+)
+# 8. What is left becomes calls of the virtual machine.
+LOWER = ("lower-builtins", "compute-scalars", "lower-shapes", "export-symbols")
+
+
+def build_phases(context: PipelineContext, compression: Sequence[PassLike] = ()) -> list[Phase]:
+    """The phases for `context`, in order. A name of a pass that does not exist is an error of ours."""
+    partition = context.target.partition_passes() if hasattr(context.target, "partition_passes") else ()
+    return [
+        Phase("canonicalize", _passes(CANONICALIZE)),
+        Phase("compress", tuple(as_graph_pass(each) for each in compression)),
+        Phase("partition", tuple(as_graph_pass(each) for each in partition)),
+        Phase("layout", _passes(LAYOUT)),
+        Phase("fuse", _passes(FUSE)),
+        Phase("schedule", _passes(SCHEDULE)),
+        Phase("plan-memory", _passes(PLAN_MEMORY)),
+        Phase("lower", _passes(LOWER)),
+    ]
+
+
+def _passes(names: Sequence[str]) -> tuple[GraphPass, ...]:
+    return tuple(get_pass(name) for name in names)
+
+
+@dataclass(frozen=True)
+class PassTiming:
+    """One pass of one run. `changed` is False when it returned the module it was given."""
+
+    phase: str
+    name: str
+    seconds: float
+    changed: bool
+
+
+@dataclass
+class PipelineResult:
+    """What `run_pipeline` returns.
+
+    Attributes:
+        mod: the module, ready for `relax.build(..., relax_pipeline=None)` when every phase ran.
+        parameters: trailing parameters of `main` by name, in order (empty unless `lift-parameters` ran).
+        timings: one entry a pass, in order.
+        report: what passes reported, by pass name ("plan-memory": peak bytes, "apply-schedules": ...).
+    """
+
+    mod: IRModule
+    parameters: dict[str, NDArray[np.generic]]
+    timings: list[PassTiming]
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def seconds(self, phase: str | None = None) -> float:
+        """Time spent in `phase`, or in all of them."""
+        return sum(timing.seconds for timing in self.timings if phase in (None, timing.phase))
+
+
+def run_pipeline(
+    mod: IRModule,
+    context: PipelineContext | None = None,
+    *,
+    compression: Sequence[PassLike] = (),
+    passes: Mapping[str, PassLike | None] | None = None,
+    until: str | None = None,
+    dump: str | Path | None = None,
+    verify: bool = False,
+    example_inputs: Sequence[NDArray[np.generic]] | None = None,
+) -> PipelineResult:
+    """Run the phases over `mod`.
+
+    Args:
+        compression: passes of the phase "compress".
+        passes: changes to the list: {"before:NAME" | "after:NAME" | "instead-of:NAME": pass}, where NAME is a
+            pass or a phase; a pass is a registered name, a `tvm.transform.Pass` or a function of a module.
+            "instead-of" with None leaves NAME out. Where NAME occurs twice, "before" means the first time,
+            "after" the last one, "instead-of" every one.
+        until: the name of the last phase to run; all when None.
+        dump: folder that receives the module after each pass that changed it, as numbered TVMScript files.
+        verify: after each pass that changed the module, build and run it beside the one given.
+        example_inputs: the inputs `verify` runs on, in order; random ones when None.
+
+    Raises:
+        OptionError: `passes` or `until` names nothing there is.
+        PassError: a pass failed, or left a module that is not well formed; names the pass.
+        VerificationError: `verify` found that a pass changed a result; names the pass.
+    """
+    context = context if context is not None else PipelineContext()
+    phases = _select(build_phases(context, compression), until)
+    phases = insert_passes(phases, passes or {})
+    observers = _observers(mod, phases, dump, verify, example_inputs, context)
+    timings: list[PassTiming] = []
+    for phase in phases:
+        for position, each in enumerate(phase.passes):
+            before, start = mod, time.perf_counter()
+            mod = _run_pass(each, mod, phase.name, context)
+            changed = not mod.same_as(before)
+            timings.append(PassTiming(phase.name, each.name, time.perf_counter() - start, changed))
+            if changed:
+                for observer in observers:
+                    observer.after_pass(phase.name, position, each, mod)
+    return PipelineResult(mod, context.parameters, timings, context.reports)
+
+
+def _observers(
+    mod: IRModule,
+    phases: Sequence[Phase],
+    dump: str | Path | None,
+    verify: bool,
+    example_inputs: Sequence[NDArray[np.generic]] | None,
+    context: PipelineContext,
+) -> list[Any]:
+    observers: list[Any] = []
+    if dump is not None:
+        from compiler.passes.dump import ModuleDump
+
+        observers.append(ModuleDump(Path(dump), mod))
+    if verify:
+        from compiler.passes.verify import PassVerifier
+
+        observers.append(PassVerifier(mod, phases, context, example_inputs))
+    return observers
+
+
+def _run_pass(each: GraphPass, mod: IRModule, phase: str, context: PipelineContext) -> IRModule:
+    """Run one pass; whatever it raises and whatever it breaks becomes a PassError that names it."""
+    where = f"pass {each.name!r} (phase {phase!r})"
+    try:
+        result = each(mod, context)
+    except TensorwrightError:
+        raise
+    except Exception as error:
+        raise PassError(
+            f"{where} failed: {type(error).__name__}: {error}",
+            f"if the pass is not essential, leave it out: passes={{'instead-of:{each.name}': None}}",
+        ) from error
+    if not isinstance(result, IRModule):
+        raise PassError(f"{where} returned {type(result).__name__}, not an IRModule")
+    if not result.same_as(mod):
+        _check_well_formed(result, where)
+    return result
+
+
+def _check_well_formed(mod: IRModule, where: str) -> None:
+    try:
+        relax.analysis.well_formed(mod)
+    except Exception as error:
+        raise PassError(f"{where} left a module that is not well formed: {error}") from error
+
+
+def _select(phases: list[Phase], until: str | None) -> list[Phase]:
+    if until is None:
+        return phases
+    names = [phase.name for phase in phases]
+    if until not in names:
+        raise OptionError(f"no phase is named {until!r}", did_you_mean(until, names))
+    return phases[: names.index(until) + 1]
+
+
+def insert_passes(phases: list[Phase], changes: Mapping[str, PassLike | None]) -> list[Phase]:
+    """`phases` with the changes of `run_pipeline(passes=...)` applied in their order."""
+    for key, candidate in changes.items():
+        action, _, name = key.partition(":")
+        if action not in ("before", "after", "instead-of") or not name:
+            raise OptionError(f"passes= has the key {key!r}", "write 'before:NAME', 'after:NAME' or 'instead-of:NAME'")
+        if candidate is None and action != "instead-of":
+            raise OptionError(f"passes= has no pass for {key!r}", "give a pass; None only leaves out 'instead-of'")
+        added = () if candidate is None else (as_graph_pass(candidate),)
+        phases = _change(phases, action, name, added)
+    return phases
+
+
+def _change(phases: list[Phase], action: str, name: str, added: tuple[GraphPass, ...]) -> list[Phase]:
+    places = [
+        (row, column)
+        for row, phase in enumerate(phases)
+        for column, each in enumerate(phase.passes)
+        if each.name == name
+    ]
+    rows = [row for row, phase in enumerate(phases) if phase.name == name]
+    if not places and not rows:
+        known = {phase.name for phase in phases} | {each.name for phase in phases for each in phase.passes}
+        raise OptionError(f"no pass or phase of the pipeline is named {name!r}", did_you_mean(name, known))
+    result = [list(phase.passes) for phase in phases]
+    if action == "instead-of":
+        for row in rows if not places else []:
+            result[row] = list(added)
+        for row, column in reversed(places):
+            result[row][column : column + 1] = added
+    elif not places:
+        result[rows[0]] = [*added, *result[rows[0]]] if action == "before" else [*result[rows[0]], *added]
+    else:
+        row, column = places[0] if action == "before" else places[-1]
+        position = column if action == "before" else column + 1
+        result[row][position:position] = added
+    return [Phase(phase.name, tuple(passes)) for phase, passes in zip(phases, result, strict=True)]

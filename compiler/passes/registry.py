@@ -1,0 +1,134 @@
+"""Graph passes by name: registering, discovering and looking up.
+
+    @graph_pass("fold-constants", summary="Evaluate what depends on constants alone")
+    def fold_constants(mod: IRModule, context: PipelineContext) -> IRModule: ...
+
+A pass of a user is made the same way, or is any `tvm.transform.Pass` or function from IRModule to IRModule.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm.ir import IRModule
+
+from compiler.errors import OptionError
+from compiler.passes.context import PipelineContext
+
+Rewrite = Callable[[IRModule, PipelineContext], IRModule]
+PassLike = Any  # a GraphPass, the name of one, a tvm.transform.Pass, or a function from IRModule to IRModule
+
+
+@dataclass(frozen=True)
+class GraphPass:
+    """A named pass over a module.
+
+    Attributes:
+        name: verb first, words joined by hyphens, as users write it.
+        summary: one line that says what it does.
+        rewrite: the pass itself; returns the very module it was given when there was nothing to do.
+        required: the module can not be built without it; `verify` runs these to build a module in between.
+    """
+
+    name: str
+    summary: str
+    rewrite: Rewrite
+    required: bool = False
+
+    def __call__(self, mod: IRModule, context: PipelineContext | None = None) -> IRModule:
+        """Run on `mod`; without `context`, on one with every default."""
+        return self.rewrite(mod, context if context is not None else PipelineContext())
+
+    def as_tvm_pass(self, context: PipelineContext | None = None) -> Any:
+        """The pass as a `tvm.transform.Pass`, to be mixed with the engine's own."""
+
+        def transform(mod: IRModule, _engine_context: Any) -> IRModule:
+            return self(mod, context)
+
+        return tvm.transform.module_pass(transform, opt_level=0, name=self.name)
+
+
+_PASSES: dict[str, GraphPass] = {}
+_discovered = False
+
+
+def graph_pass(name: str, *, summary: str, required: bool = False) -> Callable[[Rewrite], GraphPass]:
+    """Register the decorated function as the pass `name` and turn it into a `GraphPass`.
+
+    Raises:
+        OptionError: another function has that name already.
+    """
+
+    def register(rewrite: Rewrite) -> GraphPass:
+        made = GraphPass(name, summary, rewrite, required)
+        known = _PASSES.get(name)
+        if known is not None and known.rewrite.__module__ != rewrite.__module__:
+            raise OptionError(
+                f"a pass named {name!r} exists already, in {known.rewrite.__module__}",
+                "give yours another name, or put it in place of that one with passes={'instead-of:"
+                + name
+                + "': your_pass}",
+            )
+        _PASSES[name] = made
+        return made
+
+    return register
+
+
+def all_passes() -> dict[str, GraphPass]:
+    """Every registered pass by name, sorted; imports the modules of `compiler.passes` the first time."""
+    global _discovered
+    if not _discovered:
+        package = importlib.import_module("compiler.passes")
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"compiler.passes.{module.name}")
+        _discovered = True
+    return dict(sorted(_PASSES.items()))
+
+
+def get_pass(name: str) -> GraphPass:
+    """The pass `name`.
+
+    Raises:
+        OptionError: no such pass; the hint names near ones.
+    """
+    passes = all_passes()
+    if name in passes:
+        return passes[name]
+    raise OptionError(f"no pass is named {name!r}", did_you_mean(name, passes))
+
+
+def did_you_mean(name: str, known: Any) -> str:
+    """A hint that names up to three of `known` near `name`, or all of them when none is near."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else "known: " + ", ".join(sorted(known))
+
+
+def as_graph_pass(candidate: PassLike) -> GraphPass:
+    """`candidate` as a `GraphPass`: one itself, a name, a `tvm.transform.Pass`, or a function of a module.
+
+    Raises:
+        OptionError: it is none of these, or an unknown name.
+    """
+    if isinstance(candidate, GraphPass):
+        return candidate
+    if isinstance(candidate, str):
+        return get_pass(candidate)
+    if isinstance(candidate, tvm.transform.Pass):
+        return GraphPass(str(candidate.info.name), "an engine pass", lambda mod, _context: candidate(mod))
+    if callable(candidate):
+        name = getattr(candidate, "__name__", type(candidate).__name__).replace("_", "-")
+        takes_context = len(inspect.signature(candidate).parameters) >= 2
+        rewrite: Rewrite = candidate if takes_context else lambda mod, _context: candidate(mod)
+        return GraphPass(name, (inspect.getdoc(candidate) or "a pass of the user").splitlines()[0], rewrite)
+    raise OptionError(
+        f"{candidate!r} is not a pass",
+        "give a registered name, a tvm.transform.Pass, or a function from IRModule to IRModule",
+    )
