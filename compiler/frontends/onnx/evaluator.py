@@ -100,10 +100,18 @@ def elementwise(function: Callable[..., object], *arrays: np.ndarray) -> np.ndar
     return scalar
 
 
-def evaluate(context: NodeContext) -> Evaluated | None:
-    """The node's outputs when its inputs are known, else None."""
+def _load() -> None:
     from compiler.frontends.onnx import evaluator_index, evaluator_math  # noqa: F401  (they register themselves)
 
+
+def can_evaluate(operator: str) -> bool:
+    """Whether nodes of that operator are computed while importing, whatever their inputs."""
+    return operator in ("Shape", "Size")
+
+
+def evaluate(context: NodeContext) -> Evaluated | None:
+    """The node's outputs when its inputs are known, else None."""
+    _load()
     special = _shape_or_size(context)
     if special is not None:
         return special

@@ -1,0 +1,38 @@
+"""Build an imported module with the engine's own pipeline alone: measures the frontend without the project's passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import tvm
+from tvm import relax
+
+from compiler.frontends.imported_model import ImportedModel
+from compiler.frontends.onnx import import_onnx
+from compiler.frontends.onnx.dtypes import carrier, numpy_dtype
+
+Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+def build(model: ImportedModel) -> Run:
+    """A function from inputs by name to outputs by name."""
+    executable = relax.build(model.mod, tvm.target.Target("llvm"))
+    machine = relax.VirtualMachine(executable, tvm.cpu())
+
+    def run(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        arrays = [np.asarray(feeds[s.name]).astype(numpy_dtype(carrier(s.dtype)), copy=False) for s in model.inputs]
+        results = machine["main"](*(tvm.runtime.tensor(np.ascontiguousarray(a).reshape(a.shape)) for a in arrays))
+        return {
+            spec.name: result.numpy().astype(numpy_dtype(spec.dtype), copy=False)
+            for spec, result in zip(model.outputs, results, strict=True)
+        }
+
+    return run
+
+
+def import_and_build(source: onnx.ModelProto, **options: Any) -> Run:
+    """Import a model and build it."""
+    return build(import_onnx(source, **options))
