@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+import schedules.engine  # noqa: F401  (first, so that the engine loads without torch)
 import targets
 from compiler.artifact import Artifact
 from compiler.build import build_library

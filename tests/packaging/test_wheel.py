@@ -1,0 +1,64 @@
+"""The wheel, built and installed into a clean environment, compiles and runs a model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+COMPILE = """
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+import compiler
+
+weight = np.arange(12, dtype=np.float32).reshape(4, 3)
+graph = helper.make_graph(
+    [helper.make_node("MatMul", ["x", "w"], ["y"])], "g",
+    [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+    [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+    [numpy_helper.from_array(weight, "w")],
+)
+module = compiler.compile(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
+module.export("model.twm")
+x = np.ones((2, 4), np.float32)
+np.testing.assert_allclose(compiler.load("model.twm").run({"x": x})["y"], x @ weight)
+print(compiler.__file__)
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    assert tops == {"compiler", "schedules", "targets", "tuning_logs"}
+    assert "compiler/py.typed" in names
+    assert any(name.endswith(".json") and name.startswith("targets/") for name in names)
+
+
+def test_wheel_compiles_a_model_in_a_clean_environment(wheel: Path, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True, timeout=120)
+    python = tmp_path / "venv" / "bin" / "python"
+    install = [str(python), "-m", "pip", "install", "--quiet", str(wheel)]
+    done = subprocess.run(install, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    run = subprocess.run([str(python), "-c", COMPILE], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert str(tmp_path / "venv") in run.stdout
+    help_text = subprocess.run(
+        [str(python.parent / "tensorwright"), "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert help_text.returncode == 0, help_text.stderr
