@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import ml_dtypes
 import numpy as np
 
-from compiler.frontends.imported_model import TensorSpec
+if TYPE_CHECKING:
+    from compiler.artifact.manifest import TensorDescription
+    from compiler.frontends.imported_model import TensorSpec
 
 _SYMBOLIC_SIZE = 2
 _EXTENDED = {
@@ -17,7 +20,7 @@ _EXTENDED = {
 
 
 def random_inputs(
-    specs: Sequence[TensorSpec], *, seed: int = 0, sizes: Mapping[str, int] | None = None
+    specs: Sequence[TensorSpec | TensorDescription], *, seed: int = 0, sizes: Mapping[str, int] | None = None
 ) -> dict[str, np.ndarray]:
     """Inputs by name: standard normal floats, integers of 0 and 1 (which are valid indices, masks and counts nearly
     everywhere), random booleans.
@@ -30,7 +33,9 @@ def random_inputs(
     return {spec.name: _random_array(spec, generator, known) for spec in specs}
 
 
-def _random_array(spec: TensorSpec, generator: np.random.Generator, sizes: Mapping[str, int]) -> np.ndarray:
+def _random_array(
+    spec: TensorSpec | TensorDescription, generator: np.random.Generator, sizes: Mapping[str, int]
+) -> np.ndarray:
     shape = tuple(size if isinstance(size, int) else sizes.get(size, _SYMBOLIC_SIZE) for size in spec.shape)
     dtype = _EXTENDED.get(spec.dtype) or np.dtype(spec.dtype)
     if dtype.kind == "b":

@@ -21,7 +21,7 @@ Shapes = Mapping[str, Sequence[Dimension]]
 Constants = Mapping[str, np.ndarray]
 
 SOURCES = (
-    "a path to an .onnx or .pt2 file, an onnx.ModelProto, a torch.nn.Module with example_inputs, "
+    "a path to an .onnx or .pt2 file, an onnx.ModelProto or its bytes, a torch.nn.Module with example_inputs, "
     "a torch.export.ExportedProgram, or a Relax IRModule"
 )
 
@@ -49,7 +49,7 @@ def import_model(
     """
     if isinstance(source, str | Path):
         return _import_file(Path(source), shapes, constants)
-    if isinstance(source, onnx.ModelProto):
+    if isinstance(source, onnx.ModelProto | bytes):
         _only_for_torch_modules(example_inputs, dynamic_shapes)
         return import_onnx(source, shapes=shapes, constants=constants)
     if isinstance(source, tvm.IRModule):
