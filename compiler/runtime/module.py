@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NoReturn
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from compiler.artifact import Artifact, Key, Manifest, TensorDescription, read_artifact, write_artifact
 from compiler.artifact.dtypes import ELEMENT_TYPES
-from compiler.errors import OptionError, VerificationError
+from compiler.errors import InputError, OptionError, VerificationError
 from compiler.runtime.inputs import InputBinder, Staging, engine_error
 from compiler.runtime.library import check_elf, load_executable, new_virtual_machine
 from compiler.runtime.machine import architecture, check_machine
@@ -99,7 +99,11 @@ class Module:
             session = self._idle.pop()
         except IndexError:
             session = self._new_session()
-        tensors = self._binder.bind(inputs, session.staging)
+        try:
+            tensors = self._binder.bind(inputs, session.staging)
+        except InputError:
+            self._idle.append(session)
+            raise
         try:
             results = session.main(*tensors)
         except Exception as error:  # the engine raises whatever class its C++ side names
@@ -108,6 +112,25 @@ class Module:
         named = self._reader.read(results, tensors, as_numpy)
         self._idle.append(session)
         return named
+
+    def prepare(self, inputs: Mapping[str, Any] | Sequence[Any]) -> tuple[Any, Callable[[], Any]]:
+        """Bind inputs to a virtual machine of their own; for measuring, as a run then is the model and nothing else.
+
+        Returns:
+            The machine, and a function that runs it on these inputs; kernels use the threads of the calling thread's
+            setting (`compiler.runtime.threads.run_with`).
+
+        Raises:
+            InputError: as `run` does.
+        """
+        session = self._new_session()
+        tensors = self._binder.bind(inputs, session.staging)
+
+        def run() -> Any:
+            _ = session, inputs  # the tensors lie in memory that these hold
+            return session.main(*tensors)
+
+        return session.machine, run
 
     def _new_session(self) -> _Session:
         return _Session(self._executable, self._parameters, len(self._binder.specs))

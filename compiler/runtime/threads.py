@@ -3,6 +3,9 @@
 The engine keeps one pool for each calling thread, whose size is fixed when that thread first runs a parallel kernel.
 Here it is made with the size asked for, restricted later when a module asks for less, and when one asks for more (or
 after a fork, whose child has the pool's memory without its threads) the run is handed to a thread of its own.
+
+The engine would bind the pool's threads to the first cores of the machine, and those of every process and every calling
+thread to the same ones; they are left to the system instead, unless the environment variable TVM_BIND_THREADS says 1.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ class _ThreadState(threading.local):
 
 
 _state = _ThreadState()
+os.environ.setdefault("TVM_BIND_THREADS", "0")
 
 
 def _after_fork() -> None:
@@ -104,7 +108,7 @@ def _configure(threads: int) -> bool:
     global_function("runtime.config_threadpool")(_BIG_CORES, threads)
     _set_max_concurrency()(threads)  # the call above resets it
     if affinity is not None:
-        # The engine binds the calling thread to the first cores; its later children would inherit that.
+        # With TVM_BIND_THREADS=1 the calling thread was bound too; its later children would inherit that.
         os.sched_setaffinity(0, affinity)
     if global_function("runtime.NumThreads")() < threads:
         _state.pool = global_function("runtime.NumThreads")()  # somebody else made a smaller one on this thread
