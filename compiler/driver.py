@@ -48,8 +48,8 @@ def compile(
     """Compile a model for a target.
 
     Args:
-        source: a path to an .onnx or .pt2 file, an `onnx.ModelProto` (or its bytes), a `torch.nn.Module` with `example_inputs`, a
-            `torch.export.ExportedProgram`, or a Relax `IRModule`.
+        source: a path to an .onnx or .pt2 file, an `onnx.ModelProto` (or its bytes), a `torch.nn.Module` with
+            `example_inputs`, a `torch.export.ExportedProgram`, or a Relax `IRModule`.
         target: a name of `tensorwright targets`, or a `targets.Target`; "host" is this machine's processor.
         shapes: sizes of inputs by name; an int fixes a dimension, a string keeps it symbolic, and equal strings are
             equal sizes: `{"input_ids": ("batch", 64)}`.

@@ -194,7 +194,7 @@ def change_opset(model: onnx.ModelProto, random: Random) -> None:
     version = int(_pick((0, -1, 1, 6, 7, 9999, 2**31, 2**62), random))
     if random.random() < 0.2:
         del model.opset_import[:]
-    else:
+    elif model.opset_import:
         model.opset_import[0].version = version
 
 
