@@ -31,12 +31,14 @@ def import_relax(
         raise OptionError("shapes= does not apply to a Relax module", "its own types give the sizes")
     if "main" not in {variable.name_hint for variable in mod.get_global_vars()}:
         raise InvalidModelError("the Relax module has no function 'main'")
-    if not relax.analysis.well_formed(mod):
-        raise InvalidModelError("the Relax module is not well formed", "see tvm.relax.analysis.well_formed(mod)")
+    try:
+        relax.analysis.well_formed(mod)
+    except Exception as error:
+        raise InvalidModelError(f"the Relax module is not well formed: {error}") from error
     fixed = dict(constants or {})
     mod = _bind(mod, fixed)
     main = mod["main"]
-    inputs = [_tensor_spec(parameter.name_hint, parameter.ty) for parameter in main.params]
+    inputs = [_tensor_spec(parameter.name, parameter.ty) for parameter in main.params]
     mod = _return_tuple(mod)
     fields = mod["main"].body.ty.fields
     outputs = [_tensor_spec(f"output_{index}", field) for index, field in enumerate(fields)]
@@ -44,7 +46,7 @@ def import_relax(
 
 
 def _bind(mod: tvm.IRModule, fixed: dict[str, np.ndarray]) -> tvm.IRModule:
-    names = {parameter.name_hint for parameter in mod["main"].params}
+    names = {parameter.name for parameter in mod["main"].params}
     unknown = sorted(set(fixed) - names)
     if unknown:
         raise OptionError(f"constants= names no parameter of main: {', '.join(unknown)}", f"it has {sorted(names)}")

@@ -1,0 +1,158 @@
+"""From a kernel's name to the model's operators that it does, and to the kind of work that is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+RUNTIME = "runtime"
+KINDS = (
+    "convolution",
+    "matmul",
+    "attention",
+    "recurrent",
+    "normalization",
+    "pooling",
+    "reduction",
+    "elementwise",
+    "data movement",
+    RUNTIME,
+)
+"""Kinds of work, heaviest first: a fused kernel is of the first kind among its operators."""
+
+# Patterns of operator names, tried in this order.
+_PATTERNS: tuple[tuple[str, str], ...] = (
+    (r"conv", "convolution"),
+    (r"matmul|dense|gemm|gemv|einsum|linear", "matmul"),
+    (r"attention", "attention"),
+    (r"lstm|gru|rnn", "recurrent"),
+    (r"norm|softmax|lrn", "normalization"),
+    (r"pool", "pooling"),
+    (
+        r"^(sum|mean|max|min|prod|argmax|argmin|variance|std|any|all|cumsum|cumprod|topk|sort|argsort|reduce)",
+        "reduction",
+    ),
+    (
+        r"transpose|reshape|concat|split|take|gather|scatter|slice|pad|expand_dims|squeeze|layout|broadcast|tile|repeat"
+        r"|flip|roll|stack|flatten|copy|full|zeros|ones|arange|eye|pack|unique|resize|one_hot|space|depth|nonzero|where"
+        r"|image|cast|astype|trilu|reverse",
+        "data movement",
+    ),
+)
+# Operator names of several words, so that "max_pool2d_add" is a pooling and an addition.
+_WORDS = [
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool2d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
+    "batch_norm",
+    "layer_norm",
+    "rms_norm",
+    "group_norm",
+    "instance_norm",
+    "log_softmax",
+    "conv1d_transpose",
+    "conv2d_transpose",
+    "conv3d_transpose",
+    "depthwise_conv2d",
+    "group_conv2d",
+    "nt_matmul",
+    "batch_matmul",
+    "strided_slice",
+    "dynamic_strided_slice",
+    "expand_dims",
+    "broadcast_to",
+    "layout_transform",
+    "collapse_sum",
+    "gather_elements",
+    "gather_nd",
+    "scatter_elements",
+    "scatter_nd",
+    "scatter_add",
+    "index_put",
+    "index_tensor",
+    "take_along_axis",
+    "one_hot",
+    "cumulative_sum",
+    "space_to_depth",
+    "depth_to_space",
+    "resize1d",
+    "resize2d",
+    "resize3d",
+    "leaky_relu",
+    "prelu",
+    "hard_sigmoid",
+    "hard_swish",
+    "gelu_tanh",
+    "floor_divide",
+    "floor_mod",
+    "logical_and",
+    "logical_or",
+    "logical_not",
+    "logical_xor",
+    "bitwise_and",
+    "bitwise_or",
+    "bitwise_xor",
+    "greater_equal",
+    "less_equal",
+    "not_equal",
+    "full_like",
+    "zeros_like",
+    "ones_like",
+    "meshgrid",
+    "squared_difference",
+    "log_add_exp",
+    "reduce_sum",
+    "reduce_mean",
+    "reduce_max",
+    "matrix_multiply",
+    "attention_bias",
+]
+_BY_LENGTH = sorted(_WORDS, key=len, reverse=True)
+
+
+def operators_of(kernel: str) -> tuple[str, ...]:
+    """The operators a kernel's name speaks of: "fused_conv2d_add1_relu" is ("conv2d", "add", "relu")."""
+    if _is_runtime(kernel):
+        return ()
+    rest = re.sub(r"^fused_", "", kernel.lower())
+    found: list[str] = []
+    while rest:
+        word = next((each for each in _BY_LENGTH if re.match(rf"{each}\d*(_|$)", rest)), None)
+        if word is None:
+            head, _, rest = rest.partition("_")
+            name = (
+                head
+                if re.fullmatch(r"(conv|pool|resize|log|exp|atan|relu|logspace)\d+d?", head)
+                else head.rstrip("0123456789")
+            )
+        else:
+            name = word
+            rest = re.sub(rf"^{word}\d*_?", "", rest)
+        if name and name not in {"tir", "te", "t", "nn", "cpu", "kernel"}:
+            found.append(name)
+    return tuple(found)
+
+
+def kind_of(kernel: str, operators: Sequence[str] | None = None) -> str:
+    """The kind of work of a kernel, one of `KINDS`."""
+    if _is_runtime(kernel):
+        return RUNTIME
+    names = operators_of(kernel) if operators is None else operators
+    kinds = {_kind_of_operator(name) for name in names} or {"elementwise"}
+    return next(kind for kind in KINDS if kind in kinds)
+
+
+def _is_runtime(kernel: str) -> bool:
+    # shape_func is the engine's name of generated code that computes sizes.
+    return kernel.startswith("vm.") or kernel.rstrip("0123456789") in {"shape_func", "shape_func_"}
+
+
+def _kind_of_operator(name: str) -> str:
+    return next((kind for pattern, kind in _PATTERNS if re.search(pattern, name)), "elementwise")

@@ -1,0 +1,167 @@
+"""`bench`: latency, throughput, memory and load time of a compiled module, in a process of its own.
+
+The compiler's memory and threads stay out of what is measured: a fresh interpreter loads the module with the engine's
+runtime alone, as a device does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compiler import errors
+from compiler.errors import InternalError, OptionError, TensorwrightError
+from compiler.profiling.statistics import Latency
+from compiler.profiling.workload import as_module, complete_inputs
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What `bench` measured; times in seconds, sizes in bytes.
+
+    Attributes:
+        inputs: data type and shape of each input, as text.
+        latency, samples: of `Module.run`, numpy in and out, after warm-up; statistics and the single times.
+        import_seconds: importing the runtime into a fresh interpreter.
+        load_seconds: from the file (in the system's cache) to a module that can run.
+        first_seconds: the first inference.
+        file_bytes, parameter_bytes: of the file, and of the parameters in it.
+        load_memory: how much the process grew by loading.
+        peak_memory: how much it had grown at most at any time, inputs and outputs included.
+        planned_memory: activations as the module's memory plan has them; None where there is none.
+    """
+
+    model: str
+    target: str
+    threads: int
+    inputs: dict[str, str]
+    latency: Latency
+    samples: tuple[float, ...]
+    import_seconds: float
+    load_seconds: float
+    first_seconds: float
+    file_bytes: int
+    parameter_bytes: int
+    load_memory: int
+    peak_memory: int
+    planned_memory: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, without the single times."""
+        fields = asdict(self)
+        del fields["samples"]
+        return {**fields, "latency": self.latency.to_dict()}
+
+
+def bench(
+    source: Any,
+    inputs: Mapping[str, Any] | Sequence[Any] | None = None,
+    *,
+    runs: int | None = None,
+    seconds: float = 3.0,
+    threads: int | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> BenchResult:
+    """Measure a module in a fresh process.
+
+    Args:
+        source: a `Module`, or the path of a `.twm` file.
+        inputs: by name or in order, as for `Module.run`; the stored reference or random ones when None.
+        runs: how many runs to time; as many as fit in `seconds`, at least 3, when None.
+        threads: how many threads a run uses; the module's own setting when None.
+        sizes: of symbolic dimensions by name, for random inputs; 1 for those not named.
+
+    Raises:
+        UserError: the file or an input is at fault.
+        InternalError: the engine failed, or the process died.
+    """
+    if runs is not None and runs < 1:
+        raise OptionError(f"runs={runs}: at least one run is needed")
+    if not seconds > 0:
+        raise OptionError(f"seconds={seconds}: a time above 0 is needed")
+    module = as_module(source, threads)
+    arrays = complete_inputs(module, inputs, sizes)
+    with tempfile.TemporaryDirectory(prefix="tensorwright-bench-") as folder:
+        path = Path(source) if isinstance(source, str | os.PathLike) else Path(folder) / "module.twm"
+        if not isinstance(source, str | os.PathLike):
+            module.export(path)
+        request = {
+            "module": str(path.resolve()),
+            "inputs": _save_inputs(arrays, Path(folder)),
+            "runs": runs,
+            "seconds": seconds,
+            "threads": threads,
+        }
+        measured = _run_worker(request)
+        file_bytes = path.stat().st_size
+    manifest = module.manifest
+    plan = manifest.memory_plan
+    samples = tuple(measured.pop("samples"))
+    return BenchResult(
+        model=manifest.model_name,
+        target=manifest.target.name,
+        inputs={name: f"{array.dtype}{list(array.shape)}" for name, array in arrays.items()},
+        latency=Latency.of(samples),
+        samples=samples,
+        file_bytes=file_bytes,
+        parameter_bytes=sum(parameter.nbytes for parameter in manifest.parameters),
+        planned_memory=plan.peak_bytes if plan is not None else None,
+        **measured,
+    )
+
+
+def _save_inputs(arrays: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Write each input's bytes to a file of its own; numpy's own format does not know every element type."""
+    entries = []
+    for index, (name, value) in enumerate(arrays.items()):
+        array = np.ascontiguousarray(value)
+        path = folder / f"input-{index}.bin"
+        array.tofile(path)
+        shape = list(np.shape(value))
+        entries.append({"name": name, "path": str(path), "dtype": str(array.dtype), "shape": shape})
+    return entries
+
+
+def _run_worker(request: Mapping[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "compiler.profiling.bench_worker"]
+    root = str(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    process = subprocess.run(
+        command,
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
+        raise InternalError(f"the process that ran the module died of {name}", process.stderr.strip()[-2000:] or None)
+    try:
+        answer: dict[str, Any] = json.loads(process.stdout)
+    except json.JSONDecodeError:
+        details = process.stderr.strip()[-2000:]
+        raise InternalError(
+            f"the process that ran the module failed (exit code {process.returncode}): {details}"
+        ) from None
+    if "error" in answer:
+        raise _as_error(answer["error"])
+    return answer
+
+
+def _as_error(error: Mapping[str, Any]) -> TensorwrightError:
+    """The error that the worker met, as the class it was there."""
+    kind = getattr(errors, str(error["class"]), InternalError)
+    made = kind.__new__(kind)
+    TensorwrightError.__init__(made, error["message"], error["hint"])
+    return made

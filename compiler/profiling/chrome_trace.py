@@ -1,0 +1,54 @@
+"""A profile as a Chrome trace, for chrome://tracing and ui.perfetto.dev.
+
+The format: "Trace Event Format", JSON object form, complete events (ph "X") and metadata events (ph "M"); times in
+microseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compiler.profiling.records import CallTime, Profile
+
+_PROCESS = 1
+_THREAD = 1
+
+
+def chrome_trace(profile: Profile) -> dict[str, Any]:
+    """The calls of one typical run; nested calls lie inside the ones they were made from."""
+    return {
+        "traceEvents": [
+            _metadata("process_name", f"{profile.model} on {profile.target}"),
+            _metadata("thread_name", f"one run, {profile.threads} thread(s) in each kernel"),
+            *(_event(call) for call in profile.calls),
+        ],
+        "displayTimeUnit": "ns",
+        "otherData": {
+            "model": profile.model,
+            "target": profile.target,
+            "inputs": ", ".join(f"{name}: {shape}" for name, shape in profile.inputs.items()),
+            "latency_p50_us": profile.latency.p50 * 1e6,
+        },
+    }
+
+
+def _metadata(name: str, value: str) -> dict[str, Any]:
+    return {"name": name, "ph": "M", "pid": _PROCESS, "tid": _THREAD, "args": {"name": value}}
+
+
+def _event(call: CallTime) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"shapes": ", ".join(call.shapes), "bytes": call.nbytes}
+    if call.operations is not None:
+        arguments["operations"] = call.operations
+        if call.duration > 0:
+            arguments["GFLOP/s"] = round(call.operations / call.duration / 1e9, 3)
+    return {
+        "name": call.name,
+        "cat": call.kind,
+        "ph": "X",
+        "ts": round(call.start * 1e6, 4),
+        "dur": round(call.duration * 1e6, 4),
+        "pid": _PROCESS,
+        "tid": _THREAD,
+        "args": arguments,
+    }

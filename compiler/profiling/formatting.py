@@ -1,0 +1,59 @@
+"""Numbers as people read them: one place for the command line and the reports."""
+
+from __future__ import annotations
+
+import math
+
+
+def format_seconds(seconds: float) -> str:
+    """A time with three significant digits and a fitting unit: "812 ns", "3.41 us", "12.0 ms", "2.50 s"."""
+    if not math.isfinite(seconds):
+        return "-"
+    for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if abs(seconds) >= factor * 0.9995:
+            return f"{_three_digits(seconds / factor)} {unit}"
+    return f"{seconds * 1e9:.0f} ns"
+
+
+def format_bytes(count: float) -> str:
+    """A size in binary units: "512 B", "1.50 KiB", "44.6 MiB"."""
+    if abs(count) < 1024:
+        return f"{count:.0f} B"
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        count /= 1024
+        if abs(count) < 1023.5 or unit == "TiB":
+            break
+    return f"{_three_digits(count)} {unit}"
+
+
+def format_count(count: float) -> str:
+    """A count in decimal units: "950", "11.7 k", "3.64 G"."""
+    if abs(count) < 1000:
+        return f"{count:.0f}" if float(count).is_integer() else _three_digits(count)
+    for unit in ("k", "M", "G", "T", "P"):
+        count /= 1000
+        if abs(count) < 999.5 or unit == "P":
+            break
+    return f"{_three_digits(count)} {unit}"
+
+
+def format_rate(per_second: float) -> str:
+    """Floating-point operations a second: "181 GFLOP/s"."""
+    number, _, unit = format_count(per_second).partition(" ")
+    return f"{number} {unit}FLOP/s"
+
+
+def format_percent(share: float) -> str:
+    """A share of one as a percentage: 0.123 is "12.3 %"."""
+    return f"{100 * share:.1f} %"
+
+
+def format_shape(shape: tuple[int | str, ...]) -> str:
+    """A shape as users write it: "[batch, 64]"; a scalar is "[]"."""
+    return "[" + ", ".join(map(str, shape)) + "]"
+
+
+def _three_digits(value: float) -> str:
+    magnitude = abs(value)
+    digits = 2 if magnitude < 9.995 else 1 if magnitude < 99.95 else 0
+    return f"{value:.{digits}f}"

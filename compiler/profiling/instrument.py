@@ -1,0 +1,232 @@
+"""Time every call of the virtual machine, with the cost of watching measured on the spot and taken off.
+
+The engine calls an instrument before and after each call it makes. The instrument notes when it was entered and
+left, so that a run is a row of marks:
+
+    ... left(before) | kernel | entered(after) ... left(after) | dispatch | entered(before) | ...
+                      `- interval of call i -'                   `- gap ahead of call i+1 -'
+
+Entering the instrument costs what its arguments cost to convert (0.3 to 2 us), the same before and after a call.
+The gap ahead of a call holds that cost and next to nothing else, so the smallest median gap among calls with the same
+kinds of arguments is the cost of one crossing. It is taken off each interval and each gap.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tvm_ffi
+from numpy.typing import NDArray
+
+from compiler.errors import InternalError
+
+SetInstrument = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class TensorArgument:
+    """Shape and data type of a tensor that a call was given."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a run: what was called, with what, and at which depth of nested calls.
+
+    Attributes:
+        arguments: the tensors among the arguments, by their position.
+        scalars: the integers among them, by their position.
+        kinds: the types of all arguments; calls with equal kinds cost the instrument the same.
+        parent: index of the call it was made from, or None in `main`.
+    """
+
+    name: str
+    arguments: dict[int, TensorArgument]
+    scalars: dict[int, int]
+    kinds: tuple[str, ...]
+    depth: int
+    parent: int | None
+
+
+@dataclass
+class Recording:
+    """Calls in their order, and for every run their marks in nanoseconds.
+
+    Attributes:
+        order: for each event, the index of its call.
+        is_start: for each event, whether it was before (True) or after the call.
+        entered, left: (runs, events) int64 marks of the instrument.
+    """
+
+    calls: list[Call]
+    order: NDArray[np.int64]
+    is_start: NDArray[np.bool_]
+    entered: NDArray[np.int64]
+    left: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class CallTimes:
+    """Corrected times of a recording, in seconds.
+
+    Attributes:
+        start, duration: (runs, calls); duration includes nested calls.
+        own: (runs, calls) duration without nested calls.
+        crossing: mean cost of one crossing into the instrument that was taken off.
+    """
+
+    start: NDArray[np.float64]
+    duration: NDArray[np.float64]
+    own: NDArray[np.float64]
+    crossing: float
+
+
+@contextmanager
+def installed(set_instrument: SetInstrument, callback: Callable[..., int]) -> Iterator[None]:
+    """Have the virtual machine call `callback` around each call inside the block."""
+    set_instrument(tvm_ffi.convert(callback))
+    try:
+        yield
+    finally:
+        set_instrument(None)
+
+
+def capture_calls(set_instrument: SetInstrument, run: Callable[[], object]) -> tuple[list[Call], list[int]]:
+    """Run once and note what is called: the calls, and for each event (start or end) the index of its call."""
+    calls: list[Call] = []
+    order: list[int] = []
+    open_calls: list[int] = []
+
+    def note(_function: object, name: str, before: bool, _result: object, *arguments: Any) -> int:
+        if not before:
+            order.append(open_calls.pop())
+            return 0
+        parent = open_calls[-1] if open_calls else None
+        open_calls.append(len(calls))
+        order.append(len(calls))
+        kinds = tuple(type(argument).__name__ for argument in arguments)
+        scalars = {position: value for position, value in enumerate(arguments) if type(value) is int}
+        calls.append(Call(str(name), _tensors(arguments), scalars, kinds, len(open_calls) - 1, parent))
+        return 0
+
+    with installed(set_instrument, note):
+        run()
+    return calls, order
+
+
+def _tensors(arguments: Sequence[Any]) -> dict[int, TensorArgument]:
+    found = {}
+    for position, argument in enumerate(arguments):
+        if isinstance(argument, tvm_ffi.Tensor):
+            shape = tuple(int(size) for size in argument.shape)
+            dtype = str(argument.dtype)
+            found[position] = TensorArgument(shape, dtype, _nbytes(shape, dtype))
+    return found
+
+
+def _nbytes(shape: tuple[int, ...], dtype: str) -> int:
+    bits = tvm_ffi.dtype(dtype).bits
+    return int(np.prod(shape, dtype=np.int64)) * max(1, (bits + 7) // 8)
+
+
+@dataclass
+class _Marks:
+    entered: list[int] = field(default_factory=list)
+    left: list[int] = field(default_factory=list)
+
+
+def record(
+    set_instrument: SetInstrument,
+    run: Callable[[], object],
+    keep_going: Callable[[int], bool],
+    plain_run: Callable[[], None] | None = None,
+) -> Recording:
+    """Run over and over under the instrument while `keep_going(runs so far)`, at least once.
+
+    Args:
+        plain_run: called between the runs without the instrument, to be timed by the caller under the same conditions.
+
+    Raises:
+        InternalError: the calls differ from run to run, so that their times can not be compared.
+    """
+    calls, order = capture_calls(set_instrument, run)
+    clock = time.perf_counter_ns
+    rows: list[_Marks] = []
+    while not rows or keep_going(len(rows)):
+        marks = _Marks()
+        note_entered, note_left = marks.entered.append, marks.left.append
+
+        def note(*_arguments: object, entered: Any = note_entered, left: Any = note_left) -> int:
+            entered(clock())
+            left(clock())
+            return 0
+
+        with installed(set_instrument, note):
+            run()
+        if len(marks.entered) != len(order):
+            raise InternalError(
+                f"a run made {len(marks.entered) // 2} calls where the first made {len(order) // 2}",
+                "profile with inputs that take the same path every time",
+            )
+        rows.append(marks)
+        if plain_run is not None:
+            plain_run()
+    starts = _starts(order)
+    entered = np.array([row.entered for row in rows], dtype=np.int64)
+    left = np.array([row.left for row in rows], dtype=np.int64)
+    return Recording(calls, np.array(order, dtype=np.int64), starts, entered, left)
+
+
+def _starts(order: Sequence[int]) -> NDArray[np.bool_]:
+    seen: set[int] = set()
+    starts = []
+    for call in order:
+        starts.append(call not in seen)
+        seen.add(call)
+    return np.array(starts, dtype=np.bool_)
+
+
+def crossing_costs(recording: Recording) -> NDArray[np.float64]:
+    """For each event, what entering the instrument cost there, in nanoseconds (see the module's description)."""
+    if recording.entered.shape[1] < 2:
+        return np.zeros(recording.entered.shape[1])
+    gaps = np.median(recording.entered[:, 1:] - recording.left[:, :-1], axis=0)
+    ahead = np.concatenate([[np.inf], gaps])
+    cheapest: dict[tuple[str, ...], float] = {}
+    for event, call in enumerate(recording.order):
+        if recording.is_start[event]:
+            kinds = recording.calls[call].kinds
+            cheapest[kinds] = min(cheapest.get(kinds, np.inf), ahead[event])
+    # The first call has no gap ahead of it; kinds that only it has cost at least what the cheapest ones do.
+    floor = float(gaps.min())
+    costs = [cheapest[recording.calls[call].kinds] for call in recording.order]
+    return np.array([cost if np.isfinite(cost) else floor for cost in costs])
+
+
+def call_times(recording: Recording) -> CallTimes:
+    """Times of each call in each run, without the cost of the instrument."""
+    costs = crossing_costs(recording)
+    runs, events = recording.entered.shape
+    elapsed = np.zeros((runs, events))
+    elapsed[:, 1:] = recording.entered[:, 1:] - recording.left[:, :-1]
+    elapsed = np.maximum(elapsed - costs, 0.0)
+    elapsed[:, 0] = 0.0
+    clock = np.cumsum(elapsed, axis=1) * 1e-9
+    count = len(recording.calls)
+    start, end = np.zeros((runs, count)), np.zeros((runs, count))
+    start[:, recording.order[recording.is_start]] = clock[:, recording.is_start]
+    end[:, recording.order[~recording.is_start]] = clock[:, ~recording.is_start]
+    duration = end - start
+    own = duration.copy()
+    for index, call in enumerate(recording.calls):
+        if call.parent is not None:
+            own[:, call.parent] -= duration[:, index]
+    return CallTimes(start, duration, own, float(costs.mean()) * 1e-9 if events else 0.0)

@@ -1,0 +1,195 @@
+"""`profile`: time per kernel of a compiled module, on real or random inputs."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler.errors import OptionError
+from compiler.profiling.attribution import RUNTIME, kind_of, operators_of
+from compiler.profiling.formula import evaluate
+from compiler.profiling.instrument import Call, CallTimes, Recording, call_times, record
+from compiler.profiling.records import CallTime, KernelTime, Profile
+from compiler.profiling.statistics import Latency, median
+from compiler.profiling.workload import Workload, prepare
+
+_MINIMUM_RUNS = 5
+_WARM_UP_SECONDS = 0.2
+
+
+def profile(
+    source: Any,
+    inputs: Mapping[str, Any] | Sequence[Any] | None = None,
+    *,
+    runs: int | None = None,
+    seconds: float = 3.0,
+    threads: int | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> Profile:
+    """Measure where the time of a module goes.
+
+    Runs that are watched alternate with runs that are not, so that both see the same state of the machine.
+
+    Args:
+        source: a `Module`, or the path of a `.twm` file.
+        inputs: by name or in order, as for `Module.run`; random ones when None.
+        runs: how many watched runs; as many as fit in `seconds`, at least 5, when None.
+        threads: how many threads a run uses; the module's own setting when None.
+        sizes: of symbolic dimensions by name, for random inputs; 1 for those not named.
+
+    Raises:
+        UserError: the file or an input is at fault.
+        InternalError: the engine failed, or the module's calls differ from run to run.
+    """
+    if runs is not None and runs < 1:
+        raise OptionError(f"runs={runs}: at least one run is needed")
+    workload = prepare(source, inputs, threads=threads, sizes=sizes)
+    samples, watched, recording = workload.on_its_threads(lambda: _measure(workload, runs, seconds))
+    return _summarize(workload, samples, watched, recording)
+
+
+def _measure(workload: Workload, runs: int | None, seconds: float) -> tuple[list[float], list[float], Recording]:
+    deadline = time.perf_counter() + _WARM_UP_SECONDS
+    workload.run()
+    while time.perf_counter() < deadline:
+        workload.run()
+    samples: list[float] = []
+    watched: list[float] = []
+    deadline = time.perf_counter() + seconds
+
+    def watched_run() -> None:
+        watched.append(_timed(workload.run))
+
+    def plain_run() -> None:
+        samples.append(_timed(workload.run))
+
+    def keep_going(done: int) -> bool:
+        if runs is not None:
+            return done < runs
+        return done < _MINIMUM_RUNS or time.perf_counter() < deadline
+
+    collecting = gc.isenabled()
+    gc.disable()  # a collection would fall on whichever call is running
+    try:
+        recording = record(workload.set_instrument, watched_run, keep_going, plain_run)
+    finally:
+        if collecting:
+            gc.enable()
+    return samples, watched[1:], recording
+
+
+def _timed(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _summarize(workload: Workload, samples: list[float], watched: list[float], recording: Recording) -> Profile:
+    times = call_times(recording)
+    latency = Latency.of(samples)
+    manifest = workload.module.manifest
+    provenance = {entry.kernel: entry for entry in manifest.kernels}
+    operations = [_operations(call, provenance.get(call.name)) for call in recording.calls]
+    return Profile(
+        model=manifest.model_name,
+        target=manifest.target.name,
+        machine=_machine(),
+        threads=workload.module.threads,
+        inputs=workload.shapes(),
+        latency=latency,
+        samples=tuple(samples),
+        watched=Latency.of(watched),
+        crossing=times.crossing,
+        kernels=_kernels(recording, times, operations, latency.p50, provenance),
+        calls=_calls(recording, times, operations, watched),
+    )
+
+
+def _machine() -> str:
+    return f"{platform.machine()}, {platform.system()}"
+
+
+def _operations(call: Call, entry: Any) -> int | None:
+    """The call's operations, from the formula in the manifest and the sizes in its arguments."""
+    if entry is None or entry.operations is None:
+        return None
+    sizes: dict[str, int] = {}
+    for name, (argument, axis) in entry.symbols.items():
+        tensor = call.arguments.get(argument)
+        if axis < 0:
+            scalar = call.scalars.get(argument)
+            if scalar is not None:
+                sizes[name] = scalar
+        elif tensor is not None and axis < len(tensor.shape):
+            sizes[name] = tensor.shape[axis]
+    try:
+        return evaluate(entry.operations, sizes)
+    except ValueError:
+        return None  # a size that the arguments do not show
+
+
+def _kernels(
+    recording: Recording,
+    times: CallTimes,
+    operations: Sequence[int | None],
+    latency: float,
+    provenance: Mapping[str, Any],
+) -> tuple[KernelTime, ...]:
+    groups: dict[str, list[int]] = {}
+    for index, call in enumerate(recording.calls):
+        groups.setdefault(call.name, []).append(index)
+    seconds_of = {name: median(times.own[:, members].sum(axis=1).tolist()) for name, members in groups.items()}
+    # The two are measured in different runs: noise must not make shares of more than the whole.
+    whole = max(latency, sum(seconds_of.values()), 1e-9)
+    kernels = []
+    for name, members in groups.items():
+        seconds = seconds_of[name]
+        known = [operations[index] for index in members]
+        entry = provenance.get(name)
+        kernels.append(
+            KernelTime(
+                name=name,
+                operators=operators_of(name),
+                kind=kind_of(name),
+                rule=None if entry is None else entry.rule,
+                calls=len(members),
+                seconds=seconds,
+                share=seconds / whole,
+                operations=None if None in known else sum(count for count in known if count is not None),
+                nbytes=sum(_nbytes(recording.calls[index]) for index in members),
+            )
+        )
+    return tuple(sorted(kernels, key=lambda kernel: -kernel.seconds))
+
+
+def _nbytes(call: Call) -> int:
+    if kind_of(call.name) == RUNTIME:
+        return 0  # the runtime's functions look at tensors, not into them
+    return sum(tensor.nbytes for tensor in call.arguments.values())
+
+
+def _calls(
+    recording: Recording, times: CallTimes, operations: Sequence[int | None], watched: Sequence[float]
+) -> tuple[CallTime, ...]:
+    """The calls of the run whose time is the nearest to the median."""
+    order: NDArray[np.int64] = np.argsort(watched, kind="stable")
+    typical = int(order[len(order) // 2])
+    return tuple(
+        CallTime(
+            name=call.name,
+            kind=kind_of(call.name),
+            start=float(times.start[typical, index]),
+            duration=float(times.duration[typical, index]),
+            depth=call.depth,
+            shapes=tuple(f"{tensor.dtype}{list(tensor.shape)}" for tensor in call.arguments.values()),
+            nbytes=_nbytes(call),
+            operations=operations[index],
+        )
+        for index, call in enumerate(recording.calls)
+    )

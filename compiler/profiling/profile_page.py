@@ -1,0 +1,171 @@
+"""The report page of a profile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from compiler.profiling.attribution import KINDS
+from compiler.profiling.formatting import format_count, format_percent, format_rate, format_seconds
+from compiler.profiling.records import CallTime, KernelTime, Profile
+from compiler.profiling.report import (
+    Bar,
+    BarChart,
+    Column,
+    Fact,
+    Histogram,
+    LineChart,
+    Mark,
+    Page,
+    Section,
+    Series,
+    ShareStrip,
+    Span,
+    Table,
+    Timeline,
+    render,
+)
+
+_BARS = 20
+_UNTRACKED = "untracked"
+
+
+def profile_page(profile: Profile) -> str:
+    """The page as HTML text."""
+    inputs = ", ".join(f"{name} {shape}" for name, shape in profile.inputs.items())
+    return render(
+        Page(
+            title=f"{profile.model} on {profile.target}",
+            subtitle=f"{inputs or 'no inputs'}; {profile.threads} thread(s); {profile.machine}",
+            facts=_facts(profile),
+            sections=_sections(profile),
+            categories=(*KINDS, _UNTRACKED),
+        )
+    )
+
+
+def _facts(profile: Profile) -> list[Fact]:
+    latency = profile.latency
+    operations = sum(kernel.operations or 0 for kernel in profile.kernels)
+    compiled = [kernel for kernel in profile.kernels if kernel.kind != KINDS[-1]]
+    facts = [
+        Fact("latency, median", format_seconds(latency.p50), f"{latency.runs} runs"),
+        Fact("p90 / p99", f"{format_seconds(latency.p90)} / {format_seconds(latency.p99)}"),
+        Fact("throughput", f"{format_count(latency.throughput)} runs/s", "one run after the other"),
+        Fact("kernels", str(len(compiled)), f"{sum(kernel.calls for kernel in compiled)} calls in a run"),
+    ]
+    if operations and latency.p50 > 0:
+        note = f"{format_count(operations)}FLOP in a run" if operations >= 1000 else f"{operations} FLOP in a run"
+        facts.append(Fact("arithmetic", format_rate(operations / latency.p50), note))
+    facts.append(Fact("outside kernels", format_seconds(_outside(profile)), "virtual machine and its functions"))
+    return facts
+
+
+def _outside(profile: Profile) -> float:
+    runtime = sum(kernel.seconds for kernel in profile.kernels if kernel.kind == KINDS[-1])
+    return runtime + max(0.0, profile.untracked)
+
+
+def _sections(profile: Profile) -> list[Section]:
+    shares = {**profile.seconds_by_kind(), _UNTRACKED: max(0.0, profile.untracked)}
+    latency = profile.latency
+    marks = [Mark("p50", latency.p50), Mark("p90", latency.p90), Mark("p99", latency.p99)]
+    return [
+        Section("Time by kind of work", ShareStrip({name: value for name, value in shares.items() if value > 0}, "s")),
+        Section("Time by kernel", BarChart(_bars(profile.kernels), "s"), _instrument_note(profile)),
+        Section(
+            "One run",
+            Timeline([_span(call) for call in profile.calls]),
+            "The run nearest to the median. Scroll to zoom, drag to move, double-click to see all of it.",
+        ),
+        Section("Cumulative share", _cumulative(profile.kernels), _cumulative_note(profile.kernels), narrow=True),
+        Section(
+            "Latency",
+            Histogram(profile.samples, "s", "time of one run", marks),
+            f"{latency.runs} runs without the instrument.",
+            narrow=True,
+        ),
+        Section("All kernels", _table(profile.kernels)),
+    ]
+
+
+def _instrument_note(profile: Profile) -> str:
+    return (
+        f"In one run, the median over {profile.watched.runs} runs. Watching took {format_seconds(profile.crossing)}"
+        " a crossing, measured on the spot and taken off."
+    )
+
+
+def _bars(kernels: Sequence[KernelTime]) -> list[Bar]:
+    bars = [_bar(kernel) for kernel in kernels[:_BARS] if kernel.seconds > 0]
+    rest = [kernel for kernel in kernels[_BARS:] if kernel.seconds > 0]
+    if rest:
+        seconds = sum(kernel.seconds for kernel in rest)
+        share = format_percent(sum(kernel.share for kernel in rest))
+        bars.append(Bar(f"{len(rest)} others", seconds, "", f"{format_seconds(seconds)}  {share}"))
+    return bars
+
+
+def _bar(kernel: KernelTime) -> Bar:
+    text = f"{format_seconds(kernel.seconds)}  {format_percent(kernel.share)}"
+    if kernel.rate is not None:
+        text += f"  {format_rate(kernel.rate)}"
+    calls = f"{kernel.calls} call(s) in a run, {format_seconds(kernel.seconds / kernel.calls)} each"
+    details = [f"operators: {', '.join(kernel.operators)}" if kernel.operators else "", calls]
+    details.append(f"rule: {kernel.rule}" if kernel.rule else "")
+    return Bar(kernel.name, kernel.seconds, kernel.kind, text, tuple(filter(None, details)))
+
+
+def _span(call: CallTime) -> Span:
+    details = [format_seconds(call.duration), ", ".join(call.shapes)]
+    if call.operations and call.duration > 0:
+        details.append(format_rate(call.operations / call.duration))
+    return Span(call.name, call.kind, call.start, call.duration, call.depth, tuple(filter(None, details)))
+
+
+def _cumulative(kernels: Sequence[KernelTime]) -> LineChart:
+    total = sum(kernel.seconds for kernel in kernels) or 1.0
+    points, labels, seconds = [(0.0, 0.0)], [""], 0.0
+    for rank, kernel in enumerate(kernels, start=1):
+        seconds += kernel.seconds
+        points.append((float(rank), seconds / total))
+        labels.append(kernel.name)
+    return LineChart([Series("share", points)], "slowest kernels", "share of their time", "", "%", labels=labels)
+
+
+def _cumulative_note(kernels: Sequence[KernelTime]) -> str:
+    total = sum(kernel.seconds for kernel in kernels)
+    seconds = 0.0
+    for rank, kernel in enumerate(kernels, start=1):
+        seconds += kernel.seconds
+        if seconds >= 0.8 * total:
+            return f"{rank} of {len(kernels)} take 80 % of the time."
+    return ""
+
+
+def _table(kernels: Sequence[KernelTime]) -> Table:
+    columns = [
+        Column("name", "kernel"),
+        Column("kind", "kind"),
+        Column("rule", "rule"),
+        Column("calls", "calls", number=True),
+        Column("seconds", "time", "s", number=True),
+        Column("share", "share", "%", number=True, bar=True),
+        Column("operations", "FLOP", "", number=True),
+        Column("rate", "FLOP/s", "1/s", number=True),
+        Column("nbytes", "bytes", "B", number=True),
+    ]
+    rows = [
+        {
+            "name": kernel.name,
+            "kind": kernel.kind,
+            "rule": kernel.rule,
+            "calls": kernel.calls,
+            "seconds": kernel.seconds,
+            "share": kernel.share,
+            "operations": kernel.operations or None,
+            "rate": kernel.rate,
+            "nbytes": kernel.nbytes or None,
+        }
+        for kernel in kernels
+    ]
+    return Table(columns, rows, category_key="kind", sort_by="seconds")

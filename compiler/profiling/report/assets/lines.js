@@ -1,0 +1,91 @@
+"use strict";
+// Charts with two axes: lines and histograms.
+
+const MARGIN = { left: 58, right: 18, top: 22, bottom: 40 };
+
+/** An SVG with grid and axes; `x` and `y` map values to pixels. `bounds` is [xLow, xHigh, yLow, yHigh]. */
+function plane(host, bounds, options) {
+  const width = host.clientWidth, height = 240;
+  const [xLow, xHigh, yLow, yHigh] = bounds;
+  const right = width - MARGIN.right, bottom = height - MARGIN.bottom;
+  const x = (value) => MARGIN.left + ((value - xLow) / (xHigh - xLow || 1)) * (right - MARGIN.left);
+  const y = (value) => bottom - ((value - yLow) / (yHigh - yLow || 1)) * (bottom - MARGIN.top);
+  const svg = make("svg:svg", { height, viewBox: `0 0 ${width} ${height}`, role: "img" });
+  for (const [value, text] of ticks(yLow, yHigh, options.yUnit, 4))
+    svg.append(
+      make("svg:line", { class: "grid", x1: MARGIN.left, x2: right, y1: y(value), y2: y(value) }),
+      make("svg:text", { class: "tick", x: MARGIN.left - 8, y: y(value) + 4, "text-anchor": "end" }, text));
+  for (const [value, text] of ticks(xLow, xHigh, options.xUnit, Math.max(2, Math.floor(width / 110))))
+    svg.append(make("svg:text", { class: "tick", x: x(value), y: bottom + 17, "text-anchor": "middle" }, text));
+  svg.append(
+    make("svg:line", { class: "axis", x1: MARGIN.left, x2: right, y1: bottom, y2: bottom }),
+    make("svg:text", { class: "tick", x: right, y: height - 6, "text-anchor": "end" }, options.xLabel),
+    make("svg:text", { class: "tick", x: 0, y: 10 }, options.yLabel));
+  return { svg, x, y, right, bottom };
+}
+
+function drawMarks(area, marks) {
+  const taken = [];
+  for (const mark of marks) {
+    const at = area.x(mark.value);
+    const level = taken.filter((other) => Math.abs(other - at) < 34).length;
+    taken.push(at);
+    area.svg.append(
+      make("svg:line", { class: "mark", x1: at, x2: at, y1: MARGIN.top - 6 + 12 * level, y2: area.bottom }),
+      make("svg:text", { class: "tick", x: at + 4, y: MARGIN.top - 2 + 12 * level }, mark.label));
+  }
+}
+
+function drawLines(host, chart) {
+  const points = chart.series.flatMap((series) => series.points);
+  const xs = points.map(([value]) => value), ys = points.map(([, value]) => value);
+  const yLow = chart.y_from_zero ? Math.min(0, ...ys) : Math.min(...ys);
+  const bounds = [Math.min(...xs), Math.max(...xs), yLow, Math.max(...ys)];
+  const area = plane(host, bounds, {
+    xUnit: chart.x_unit, yUnit: chart.y_unit, xLabel: chart.x_label, yLabel: chart.y_label });
+  chart.series.forEach((series, index) => {
+    const stroke = series.category ? colour(series.category) : `var(--c${index % 8})`;
+    let path = "";
+    series.points.forEach(([px, py], at) => {
+      if (chart.steps && at) path += `H${area.x(px)}`;
+      path += `${at ? "L" : "M"}${area.x(px)},${area.y(py)}`;
+    });
+    area.svg.append(make("svg:path", { d: path, fill: "none", stroke, "stroke-width": 2, "stroke-linejoin": "round" }));
+    const radius = series.points.length > 60 ? 0 : 2.6;
+    series.points.forEach(([px, py], at) => {
+      const name = chart.labels[at] || series.name;
+      const spot = make("svg:g", {},
+        make("svg:circle", { cx: area.x(px), cy: area.y(py), r: 8, fill: "transparent" }),
+        make("svg:circle", { cx: area.x(px), cy: area.y(py), r: radius, fill: stroke }));
+      area.svg.append(hover(spot, name, [`${format(px, chart.x_unit)}: ${format(py, chart.y_unit)}`]));
+    });
+  });
+  drawMarks(area, chart.marks);
+  host.replaceChildren(area.svg);
+  if (chart.series.length > 1)
+    host.append(make("ul", { class: "legend" }, chart.series.map((series, index) => make("li", {},
+      make("span", { class: "swatch",
+        style: `background: ${series.category ? colour(series.category) : `var(--c${index % 8})`}` }), series.name))));
+}
+
+function drawHistogram(host, chart) {
+  const values = [...chart.values].sort((a, b) => a - b);
+  // Values far out would squeeze the rest into one bar: the last bar takes all beyond the 99th percentile.
+  const at = (share) => values[Math.min(values.length - 1, Math.floor(share * values.length))];
+  const low = values[0], high = Math.max(at(0.99), ...chart.marks.map((mark) => mark.value), low * (1 + 1e-9) + 1e-12);
+  const count = Math.max(1, Math.min(40, Math.ceil(Math.sqrt(values.length) * 1.5)));
+  const size = (high - low) / count, bins = new Array(count).fill(0);
+  for (const value of values) bins[Math.min(count - 1, Math.max(0, Math.floor((value - low) / size)))] += 1;
+  const area = plane(host, [low, high, 0, Math.max(...bins)], {
+    xUnit: chart.unit, yUnit: "", xLabel: chart.label, yLabel: "runs" });
+  bins.forEach((bin, index) => {
+    const from = low + index * size, left = area.x(from), top = area.y(bin);
+    const last = index === count - 1 && values[values.length - 1] > high;
+    const to = last ? values[values.length - 1] : from + size;
+    const bar = make("svg:rect", { x: left + 0.5, y: top, width: Math.max(1, area.x(from + size) - left - 1),
+      height: Math.max(0, area.bottom - top), rx: 1.5, fill: "var(--accent)" });
+    area.svg.append(hover(bar, `${bin} of ${values.length}`, [`${format(from, chart.unit)} to ${format(to, chart.unit)}`]));
+  });
+  drawMarks(area, chart.marks);
+  host.replaceChildren(area.svg);
+}

@@ -1,0 +1,51 @@
+"use strict";
+// A table to sort by its headings and to search.
+
+function drawTable(host, chart) {
+  if (host.dataset.drawn) return;
+  host.dataset.drawn = "yes";
+  const state = { key: chart.sort_by || chart.columns[0].key, descending: true, text: "" };
+  const count = make("span", { class: "count" });
+  const search = make("input", { type: "search", placeholder: "search", "aria-label": "search the table",
+    oninput: (event) => { state.text = event.target.value.toLowerCase(); fill(); } });
+  const heads = chart.columns.map((column) => make("th", { class: column.number ? "number" : null, scope: "col" },
+    make("button", { onclick: () => {
+      state.descending = state.key === column.key ? !state.descending : column.number;
+      state.key = column.key;
+      fill();
+    } }, column.label)));
+  const body = make("tbody");
+  const fill = () => {
+    const shown = chart.rows.filter((row) =>
+      chart.columns.some((column) => String(row[column.key] ?? "").toLowerCase().includes(state.text)));
+    shown.sort((a, b) => order(a[state.key], b[state.key], state.descending));
+    body.replaceChildren(...shown.map((row) => make("tr", {}, chart.columns.map((column, index) =>
+      cell(chart, row, column, index)))));
+    heads.forEach((head, index) => head.setAttribute("aria-sort",
+      chart.columns[index].key !== state.key ? "none" : state.descending ? "descending" : "ascending"));
+    count.textContent = `${shown.length} of ${chart.rows.length}`;
+  };
+  fill();
+  host.replaceChildren(make("div", { class: "tools" }, search, count),
+    make("div", { class: "scroll" }, make("table", {}, make("thead", {}, make("tr", {}, heads)), body)));
+}
+
+/** Missing values come last in either direction. */
+function order(a, b, descending) {
+  const missing = (value) => value === null || value === undefined;
+  if (missing(a) || missing(b)) return Number(missing(a)) - Number(missing(b));
+  const sign = descending ? -1 : 1;
+  return sign * (typeof a === "number" ? a - b : String(a).localeCompare(String(b), undefined, { numeric: true }));
+}
+
+function cell(chart, row, column, index) {
+  const value = row[column.key];
+  if (column.number) {
+    const bar = column.bar && typeof value === "number"
+      ? make("span", { class: "share" }, make("span", { style: `width: ${Math.min(100, 100 * value)}%` })) : null;
+    return make("td", { class: "number" }, format(value, column.unit), bar);
+  }
+  const swatch = column.key === chart.category_key
+    ? make("span", { class: "swatch", style: `background: ${colour(value)}` }) : null;
+  return make("td", { class: index === 0 ? "first" : null, title: index === 0 ? String(value) : null }, swatch, value ?? "-");
+}

@@ -1,0 +1,39 @@
+"""Write a profile to files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compiler.artifact.storage import write_atomically
+from compiler.errors import StorageError
+from compiler.profiling.chrome_trace import chrome_trace
+from compiler.profiling.profile_page import profile_page
+
+if TYPE_CHECKING:
+    from compiler.profiling.records import Profile
+
+
+def save_profile(profile: Profile, folder: Path) -> dict[str, Path]:
+    """Write `profile.json`, `trace.json` and `profile.html` into a folder, each whole or not at all.
+
+    Raises:
+        StorageError: the folder can not be made or a file not be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"the folder {folder} can not be made: {error.strerror or error}", "choose another --output"
+        ) from error
+    contents = {
+        "profile": ("profile.json", json.dumps(profile.to_dict(), indent=2, allow_nan=False)),
+        "trace": ("trace.json", json.dumps(chrome_trace(profile), allow_nan=False)),
+        "page": ("profile.html", profile_page(profile)),
+    }
+    paths = {}
+    for key, (name, text) in contents.items():
+        paths[key] = folder / name
+        write_atomically(paths[key], [text.encode("utf-8")])
+    return paths

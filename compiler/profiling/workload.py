@@ -1,0 +1,135 @@
+"""A module together with inputs: what is run again and again when measuring."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from compiler.artifact.manifest import TensorDescription
+from compiler.errors import InputError, OptionError
+from compiler.reference import random_inputs
+from compiler.runtime import Module, load
+from compiler.runtime.threads import run_with
+
+Result = TypeVar("Result")
+DEFAULT_SIZE = 1
+"""Of a symbolic dimension that the caller gives no size for."""
+
+
+@dataclass
+class Workload:
+    """A module, inputs, and a virtual machine of its own whose inputs are in place already.
+
+    Attributes:
+        run: one inference, without checking inputs and without making arrays of outputs.
+        set_instrument: the virtual machine's own; None takes the instrument out.
+    """
+
+    module: Module
+    inputs: dict[str, Any]
+    run: Callable[[], object]
+    set_instrument: Callable[[Any], Any]
+
+    def on_its_threads(self, function: Callable[[], Result]) -> Result:
+        """Call `function` where kernels run on as many threads as the module says."""
+        return run_with(self.module.threads, function)
+
+    def shapes(self) -> dict[str, str]:
+        """Data type and shape of each input, as text."""
+        return {name: f"{array.dtype}{list(array.shape)}" for name, array in self.inputs.items()}
+
+
+def prepare(
+    source: Any,
+    inputs: Mapping[str, Any] | Sequence[Any] | None = None,
+    *,
+    threads: int | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> Workload:
+    """Make a workload of a `Module` or the path of a `.twm` file.
+
+    Raises:
+        OptionError: `source` is neither, or `sizes` names no symbolic dimension of the module.
+        InputError: `inputs` do not fit the module.
+    """
+    module = as_module(source, threads)
+    arrays = complete_inputs(module, inputs, sizes)
+    machine, run = module.prepare(arrays)
+    return Workload(module, arrays, run, machine["set_instrument"])
+
+
+def as_module(source: Any, threads: int | None = None) -> Module:
+    """`source` if it is a `Module`, or the module in the `.twm` file it is the path of, set to so many threads."""
+    if isinstance(source, str | os.PathLike):
+        return load(source, threads=threads)
+    if not isinstance(source, Module):
+        raise OptionError(
+            f"a {type(source).__name__} can not be measured",
+            "compile it first: compiler.compile(...), or give a .twm file",
+        )
+    if threads is None:
+        return source
+    module = source.with_reference(source.artifact.reference_inputs, source.artifact.reference_outputs)
+    module.threads = threads
+    return module
+
+
+def complete_inputs(
+    module: Module, inputs: Mapping[str, Any] | Sequence[Any] | None, sizes: Mapping[str, int] | None = None
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Inputs by name: those given, and for the rest the module's stored reference or random values.
+
+    The reference input is a better guess than random values, as it ran when the module was compiled; it is used where
+    nothing is said of values or sizes.
+
+    Raises:
+        InputError: a name that the module does not have, or too many inputs.
+        OptionError: `sizes` names no symbolic dimension.
+    """
+    named = _named(module.inputs, inputs)
+    known = symbolic_sizes(module.inputs, named, sizes)
+    missing = [spec for spec in module.inputs if spec.name not in named]
+    if not named and not sizes and module.artifact.reference_inputs:
+        return dict(module.artifact.reference_inputs)
+    made = random_inputs(missing, sizes=known)
+    return {spec.name: named[spec.name] if spec.name in named else made[spec.name] for spec in module.inputs}
+
+
+def _named(
+    specs: Sequence[TensorDescription], inputs: Mapping[str, Any] | Sequence[Any] | None
+) -> dict[str, np.ndarray[Any, Any]]:
+    if inputs is None:
+        return {}
+    if isinstance(inputs, Mapping):
+        unknown = sorted(set(inputs) - {spec.name for spec in specs})
+        if unknown:
+            raise InputError(
+                f"no input is named {', '.join(map(repr, unknown))}",
+                "the module takes " + ("; ".join(map(str, specs)) or "no inputs"),
+            )
+        return dict(inputs)
+    if len(inputs) > len(specs):
+        raise InputError(f"{len(inputs)} inputs were given and the module takes {len(specs)}")
+    return {spec.name: value for spec, value in zip(specs, inputs, strict=False)}
+
+
+def symbolic_sizes(
+    specs: Sequence[TensorDescription], named: Mapping[str, Any], sizes: Mapping[str, int] | None
+) -> dict[str, int]:
+    """The size of each symbolic dimension: as given inputs have it, else as `sizes` says, else `DEFAULT_SIZE`."""
+    symbols = {size for spec in specs for size in spec.shape if isinstance(size, str)}
+    unknown = sorted(set(sizes or {}) - symbols)
+    if unknown:
+        names = ", ".join(sorted(symbols)) or "none"
+        raise OptionError(f"no symbolic dimension is named {', '.join(map(repr, unknown))}", f"the module has: {names}")
+    found = dict.fromkeys(symbols, DEFAULT_SIZE) | dict(sizes or {})
+    for spec in specs:
+        shape = getattr(named.get(spec.name), "shape", ())
+        for described, actual in zip(spec.shape, shape, strict=False):
+            if isinstance(described, str):
+                found[described] = int(actual)
+    return found
