@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -31,13 +31,15 @@ class Axis:
 class Stage:
     """One block: for all `axes`, `body` (after `init` once per point of the spatial axes).
 
-    `store` is the only BufferStore of the body when it has no other statement, else None.
+    `store` is the only BufferStore of the body when it has no other statement, else None. `annotations` are the
+    block's own, by which a rule knows a stage that was made for it.
     """
 
     name: str
     axes: tuple[Axis, ...]
     body: Any
     init: Any | None = None
+    annotations: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def spatial(self) -> tuple[Axis, ...]:
@@ -191,7 +193,7 @@ def _stage_or_opaque(statement: Any) -> Stage | Opaque:
     }
     body = substitute(block.body, binding)
     init = None if block.init is None else substitute(block.init, binding)
-    return Stage(str(block.name_hint), axes, body, init)
+    return Stage(str(block.name_hint), axes, body, init, dict(block.annotations))
 
 
 def _plain_loops(loops: Sequence[Any]) -> bool:

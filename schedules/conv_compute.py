@@ -1,0 +1,220 @@
+"""The blocked kernels as tensor expressions: what they mean, which the rules then run fast.
+
+Each function takes placeholders in the layouts that `conv_workload` states and returns the output tensor. The stages
+carry the workload as block attributes; compiled without a rule they give the same numbers, slowly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from schedules.conv_workload import ConvWorkload, PoolWorkload, WindowWorkload, ceil_div
+from schedules.tir import tirx
+from schedules.winograd_transforms import transforms
+
+import tvm  # isort: skip
+from tvm import te  # isort: skip
+
+Tensor = Any
+Expr = Any
+
+DIRECT = "conv-direct"
+DEPTHWISE = "conv-depthwise"
+WINOGRAD = "conv-winograd"
+POOL = "pool"
+GLOBAL_POOL = "global-pool"
+
+FUSABLE = 4  # relax's pattern kind "out elementwise fusable": elementwise consumers join the kernel
+
+
+def _window_positions(work: WindowWorkload, out: Sequence[Expr], window: Sequence[Expr]) -> list[Expr]:
+    return [
+        o * stride + k * dilation - before
+        for o, k, stride, dilation, (before, _) in zip(out, window, work.strides, work.dilations, work.pad, strict=True)
+    ]
+
+
+def _inside(work: WindowWorkload, positions: Sequence[Expr]) -> Expr | None:
+    """The condition that positions lie in the input; None when they always do."""
+    if not work.reaches_outside:
+        return None
+    return tirx.all(*(tirx.all(at >= 0, at < size) for at, size in zip(positions, work.spatial, strict=True)))
+
+
+def _guarded(condition: Expr | None, value: Expr, otherwise: Expr) -> Expr:
+    return value if condition is None else tirx.if_then_else(condition, value, otherwise)
+
+
+def _window_axes(work: WindowWorkload) -> list[Any]:
+    return [te.reduce_axis((0, size), name=f"k{i}") for i, size in enumerate(work.kernel)]
+
+
+def conv_direct(data: Tensor, weight: Tensor, work: ConvWorkload) -> Tensor:
+    """A convolution as the sum over input channels and the window."""
+    zero = tirx.const(0, work.dtype)
+    channel = te.reduce_axis((0, work.group_channels), name="ci")
+    window = _window_axes(work)
+    group_blocks = work.in_blocks
+
+    def point(n: Expr, co: Expr, *rest: Expr) -> Expr:
+        at = _window_positions(work, rest[:-1], window)
+        block, lane = channel // work.in_block, channel % work.in_block
+        source = block + co // work.group_out_blocks * group_blocks if work.groups > 1 else block
+        value = _guarded(_inside(work, at), data[(n, source, *at, lane)], zero)
+        return te.sum(value * weight[(co, block, *window, lane, rest[-1])], axis=[channel, *window])
+
+    shape = (data.shape[0], work.out_blocks, *work.out_spatial, work.block)
+    return te.compute(shape, point, name="conv", attrs=work.annotation(DIRECT))
+
+
+def conv_depthwise(data: Tensor, weight: Tensor, work: WindowWorkload) -> Tensor:
+    """One filter a channel. `weight`: (ceil(channels / block), *kernel, block)."""
+    zero = tirx.const(0, work.dtype)
+    window = _window_axes(work)
+
+    def point(n: Expr, c: Expr, *rest: Expr) -> Expr:
+        at = _window_positions(work, rest[:-1], window)
+        value = _guarded(_inside(work, at), data[(n, c, *at, rest[-1])], zero)
+        return te.sum(value * weight[(c, *window, rest[-1])], axis=window)
+
+    shape = (data.shape[0], work.out_blocks, *work.out_spatial, work.block)
+    return te.compute(shape, point, name="conv", attrs=work.annotation(DEPTHWISE))
+
+
+def pool(data: Tensor, work: PoolWorkload) -> Tensor:
+    """Maximum or average over windows."""
+    window = _window_axes(work)
+    shape = (data.shape[0], work.out_blocks, *work.out_spatial, work.block)
+    lowest = tvm.tirx.min_value(work.dtype)
+    edge = lowest if work.mode == "max" else tirx.const(0, work.dtype)
+    combine = te.max if work.mode == "max" else te.sum
+
+    def point(n: Expr, c: Expr, *rest: Expr) -> Expr:
+        at = _window_positions(work, rest[:-1], window)
+        return combine(_guarded(_inside(work, at), data[(n, c, *at, rest[-1])], edge), axis=window)
+
+    reduced = te.compute(shape, point, name="pool", attrs=work.annotation(POOL))
+    if work.mode == "max":
+        return reduced
+    return te.compute(
+        shape,
+        lambda n, c, *rest: reduced[(n, c, *rest)] / window_count(work, rest[:-1]),
+        name="average",
+        attrs=work.annotation(POOL),
+    )
+
+
+def window_count(work: PoolWorkload, out: Sequence[Expr]) -> Expr:
+    """By what the sum of the window of an output position is divided."""
+    if work.count_pad or not work.reaches_outside:
+        total = 1
+        for size in work.kernel:
+            total *= size
+        return tirx.const(total, work.dtype)
+    count: Expr = None
+    for o, size, window, stride, dilation, (before, _) in zip(
+        out, work.spatial, work.kernel, work.strides, work.dilations, work.pad, strict=True
+    ):
+        start = o * stride - before
+        first = tirx.max(0, (dilation - 1 - start) // dilation) if before > 0 else 0
+        last = tirx.min(window, (size - start + dilation - 1) // dilation)
+        extent = last - first
+        count = extent if count is None else count * extent
+    return tirx.Cast(work.dtype, tirx.max(count, 1))
+
+
+def global_pool(data: Tensor, work: PoolWorkload) -> Tensor:
+    """Maximum or mean over all spatial positions; the spatial dimensions stay, with size 1."""
+    axes = [te.reduce_axis((0, size), name=f"k{i}") for i, size in enumerate(work.spatial)]
+    combine = te.max if work.mode == "max" else te.sum
+    ones = (1,) * work.rank
+    shape = (data.shape[0], work.out_blocks, *ones, work.block)
+    reduced = te.compute(
+        shape,
+        lambda n, c, *rest: combine(data[(n, c, *axes, rest[-1])], axis=axes),
+        name="pool",
+        attrs=work.annotation(GLOBAL_POOL),
+    )
+    if work.mode == "max":
+        return reduced
+    total = 1
+    for size in work.spatial:
+        total *= size
+    return te.compute(
+        shape,
+        lambda *point: reduced[point] * tirx.const(1.0 / total, work.dtype),
+        name="average",
+        attrs=work.annotation(GLOBAL_POOL),
+    )
+
+
+def conv_winograd(data: Tensor, weight: Tensor, work: ConvWorkload, tile: int) -> Tensor:
+    """A 3x3 convolution of stride 1 through F(tile x tile, 3 x 3).
+
+    `weight` is transformed: (ceil(filters / block), (tile + 2)^2, channels, block), see `winograd_transforms`.
+    """
+    matrices = transforms(tile)
+    edge = tile + 2
+    rows, columns = (ceil_div(size, tile) for size in work.out_spatial)
+    height, width = work.spatial
+    (top, _), (left, _) = work.pad
+    zero = tirx.const(0, work.dtype)
+    batch = data.shape[0]
+    block = work.block
+    attrs = {**work.annotation(WINOGRAD), "tensorwright.tile": tile}
+
+    def padded(n: Expr, c: Expr, y: Expr, x: Expr, lane: Expr) -> Expr:
+        inside = tirx.all(y >= 0, y < height, x >= 0, x < width)
+        return tirx.if_then_else(inside, data[n, c, y, x, lane], zero)
+
+    a, b = te.reduce_axis((0, edge), name="a"), te.reduce_axis((0, edge), name="b")
+
+    def into(row: Expr, column: Expr) -> Expr:
+        return _entry(matrices.input, row, column, work.dtype)
+
+    def out_of(row: Expr, column: Expr) -> Expr:
+        return _entry(matrices.output, row, column, work.dtype)
+
+    transformed = te.compute(
+        (batch, ceil_div(work.channels, block), rows * columns, edge * edge, block),
+        lambda n, c, t, f, lane: te.sum(
+            padded(n, c, t // columns * tile + a - top, t % columns * tile + b - left, lane)
+            * into(f // edge, a)
+            * into(f % edge, b),
+            axis=[a, b],
+        ),
+        name="winograd_input",
+        attrs=attrs,
+    )
+    channel = te.reduce_axis((0, work.channels), name="ci")
+    product = te.compute(
+        (batch, work.out_blocks, rows * columns, edge * edge, block),
+        lambda n, co, t, f, lane: te.sum(
+            transformed[n, channel // block, t, f, channel % block] * weight[co, f, channel, lane], axis=[channel]
+        ),
+        name="winograd_product",
+        attrs=attrs,
+    )
+    p, q = te.reduce_axis((0, edge), name="p"), te.reduce_axis((0, edge), name="q")
+    return te.compute(
+        (batch, work.out_blocks, *work.out_spatial, block),
+        lambda n, co, y, x, lane: te.sum(
+            product[n, co, y // tile * columns + x // tile, p * edge + q, lane]
+            * out_of(y % tile, p)
+            * out_of(x % tile, q),
+            axis=[p, q],
+        ),
+        name="conv",
+        attrs=attrs,
+    )
+
+
+def _entry(matrix: Sequence[Sequence[float]], row: Expr, column: Expr, dtype: str) -> Expr:
+    """matrix[row][column] for indices that are expressions."""
+    value: Expr = tirx.const(0, dtype)
+    for i, entries in enumerate(matrix):
+        for j, entry in enumerate(entries):
+            if entry != 0:
+                value = tirx.Select(tirx.all(row == i, column == j), tirx.const(entry, dtype), value)
+    return value

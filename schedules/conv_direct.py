@@ -1,0 +1,352 @@
+"""Direct convolution in blocked layouts: a register tile of pixels x channel blocks, summed over the window.
+
+For each task: the rows of input it reads are copied once into a scratch buffer that lies in the level-2 cache and holds
+the zeros of the padding (only when there is padding), then every register tile runs over all input channels and the
+window with one vector multiply-add for each pixel and block, and its epilogue is applied as it is stored. 1x1
+convolutions, strides, dilations, groups and any number of spatial dimensions are the same loop nest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from schedules.anchor import FusedKernel, anchor_stages
+from schedules.config import Config, ConfigSpace
+from schedules.conv_compute import DIRECT
+from schedules.conv_tiling import (
+    MAX_PIXELS,
+    accumulators,
+    block_choices,
+    divisors,
+    register_tile,
+    spatial_block,
+    split_for_cores,
+)
+from schedules.conv_workload import SPEC, ConvWorkload, ceil_div
+from schedules.kernel import Kernel
+from schedules.machine import Machine
+from schedules.nest import (
+    Expr,
+    Stmt,
+    allocate,
+    both,
+    broadcast,
+    grid,
+    lanes_of,
+    load,
+    parallel,
+    repeat,
+    sequence,
+    splat,
+    split_repeat,
+    static_grid,
+    store,
+    vectorized,
+    when,
+)
+from schedules.rule import ScheduleRule
+
+SMALL_FLOPS = 100_000  # less than that is done before a second thread has woken up
+
+
+class ConvDirect(ScheduleRule):
+    """Knobs: `pixels` x `blocks` is the register tile, `rows` x `columns` the output of a task, `chunks` into how many
+    tasks the output channels are cut, `unroll` how many input channels the innermost loop holds."""
+
+    name: ClassVar[str] = "conv-direct"
+    priority: ClassVar[int] = 90
+
+    def match(self, kernel: Kernel, machine: Machine) -> ConvWorkload | None:
+        stages = anchor_stages(kernel, DIRECT)
+        return ConvWorkload.from_annotation(stages[0].annotations[SPEC]) if len(stages) == 1 else None
+
+    def space(self, workload: ConvWorkload, machine: Machine) -> ConfigSpace:
+        width = workload.out_spatial[-1]
+        height = workload.out_spatial[-2] if workload.rank > 1 else 1
+        limit = accumulators(machine)
+        return ConfigSpace(
+            {
+                "pixels": tuple(range(1, min(width, MAX_PIXELS) + 1)),
+                "blocks": block_choices(workload.group_out_blocks, machine),
+                "rows": tuple(range(1, height + 1)),
+                "columns": tuple(range(1, width + 1)),
+                "chunks": divisors(workload.out_blocks),
+                "unroll": (1, 2, 4, 8, 16),
+            },
+            (
+                lambda config: config.integer("pixels") * config.integer("blocks") <= limit,
+                lambda config: workload.out_blocks % (config.integer("chunks") * config.integer("blocks")) == 0,
+            ),
+        )
+
+    def default(self, workload: ConvWorkload, machine: Machine) -> Config:
+        pixels, blocks = register_tile(workload.out_spatial[-1], workload.group_out_blocks, machine)
+        rows, columns = spatial_block(workload, machine, pixels)
+        height = workload.out_spatial[-2] if workload.rank > 1 else 1
+        images = max(workload.batch, 1)
+        for size in workload.out_spatial[:-2]:
+            images *= size
+        blocks_now = images * ceil_div(height, rows) * ceil_div(workload.out_spatial[-1], columns)
+        splits = divisors(workload.out_blocks // blocks)
+        chunks = 1
+        if blocks_now < 4 * machine.cores:
+            rows, chunks = self._balance(workload, machine, images, rows, columns, splits)
+        return Config.of(pixels=pixels, blocks=blocks, rows=rows, columns=columns, chunks=chunks, unroll=4)
+
+    @staticmethod
+    def _balance(
+        work: ConvWorkload, machine: Machine, images: int, rows: int, columns: int, splits: Sequence[int]
+    ) -> tuple[int, int]:
+        """Rows and chunks that give every core its share: by channels where weights outweigh the input, or by rows."""
+        height = work.out_spatial[-2] if work.rank > 1 else 1
+        column_blocks = ceil_div(work.out_spatial[-1], columns)
+        weights = work.filters * work.group_channels
+        for size in work.kernel:
+            weights *= size
+        image = work.channels
+        for size in work.spatial:
+            image *= size
+        if weights < image or splits == (1,):
+            for count in range(ceil_div(height, rows), height + 1):
+                even = ceil_div(height, count)
+                tasks = images * column_blocks * ceil_div(height, even)
+                padded = ceil_div(height, even) * even
+                share = ceil_div(tasks, machine.cores) * machine.cores / tasks * padded / height
+                if share <= 1.07 and tasks >= machine.cores:
+                    return even, 1
+        return rows, split_for_cores(images * column_blocks * ceil_div(height, rows), splits, machine)
+
+    def apply(self, schedule: Any, workload: ConvWorkload, config: Config, machine: Machine) -> Any:
+        fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, DIRECT))
+        return fused.function(DirectNest(fused, workload, config).build(machine), machine)
+
+
+class DirectNest:
+    """Builds the loop nest of one convolution."""
+
+    def __init__(self, fused: FusedKernel, work: ConvWorkload, config: Config) -> None:
+        stage = fused.anchors[0]
+        self.fused, self.work = fused, work
+        self.data = fused.operand(stage, work.rank + 3)
+        self.weight = fused.operand(stage, work.rank + 4)
+        self.pixels, self.blocks = config.integer("pixels"), config.integer("blocks")
+        self.unroll = min(config.integer("unroll"), work.in_block)
+        self.chunks = config.integer("chunks")
+        self.lanes = work.block
+        self.zero = splat(0.0, work.dtype, self.lanes)
+        # Output of one task, for each spatial dimension.
+        self.cut = [1] * work.rank
+        self.cut[-1] = config.integer("columns")
+        if work.rank > 1:
+            self.cut[-2] = config.integer("rows")
+        self.cuts = [ceil_div(size, part) for size, part in zip(work.out_spatial, self.cut, strict=True)]
+        self.scratch: Any = None
+
+    def build(self, machine: Machine) -> Stmt:
+        batch = self.data.ty.shape[0] if self.work.batch == 0 else self.work.batch
+        tasks: Any = batch * self.chunks
+        for count in self.cuts:
+            tasks = tasks * count
+        if isinstance(tasks, int) and (self.work.flops < SMALL_FLOPS or machine.cores == 1):
+            return repeat("task", tasks, self._task)
+        return parallel("task", tasks, self._task)
+
+    def _task(self, task: Expr | int) -> Stmt:
+        """Task number -> image, chunk of channels, block of each spatial dimension (fastest last)."""
+        corner: list[Expr | int] = []
+        for count, part in zip(reversed(self.cuts), reversed(self.cut), strict=True):
+            corner.insert(0, 0 if count == 1 else task % count * part)
+            task = task if count == 1 else task // count
+        chunk = 0 if self.chunks == 1 else task % self.chunks
+        image = task if self.chunks == 1 else task // self.chunks
+        groups_of_blocks = self.work.out_blocks // self.blocks // self.chunks
+        first = [] if not self.work.reaches_outside else self._fill_scratch(image, chunk, corner)
+
+        def channels(step: Expr | int) -> Stmt:
+            block = (chunk * groups_of_blocks + step) * self.blocks
+            return self._rows(image, block, corner)
+
+        return sequence(first, repeat("co", groups_of_blocks, channels))
+
+    # The scratch buffer: (channel blocks of all groups in the task, input of each spatial dimension, lanes).
+
+    def _fill_scratch(self, image: Expr | int, chunk: Expr | int, corner: Sequence[Expr | int]) -> list[Stmt]:
+        work = self.work
+        extents = [
+            (part - 1) * stride + (window - 1) * dilation + 1
+            for part, window, stride, dilation in zip(self.cut, work.kernel, work.strides, work.dilations, strict=True)
+        ]
+        blocks = work.in_blocks * work.groups
+        self.scratch, allocation = allocate("scratch", (blocks, *extents, work.in_block), work.dtype)
+        starts = [at * stride - before for at, stride, (before, _) in zip(corner, work.strides, work.pad, strict=True)]
+
+        def line(point: list[Any]) -> Stmt:
+            block, outer = point[0], point[1:]
+            rows = [start + offset for start, offset in zip(starts[:-1], outer, strict=True)]
+            inside = both(
+                *(
+                    condition
+                    for row, size, extent, cuts in zip(rows, work.spatial, extents, self.cuts, strict=False)
+                    for condition in _bounds(row, size, extent, cuts)
+                )
+            )
+            full = self._copy_line(image, block, outer, rows, starts[-1], extents[-1])
+            clear = repeat("x", extents[-1], lambda x: self._clear([block, *outer, x]))
+            return sequence(when(inside, full, clear))
+
+        names = ["cb", *(f"y{i}" for i in range(work.rank - 1))]
+        return [allocation, grid(names, [blocks, *extents[:-1]], line)]
+
+    def _copy_line(
+        self,
+        image: Expr | int,
+        block: Expr | int,
+        outer: Sequence[Any],
+        rows: Sequence[Any],
+        start: Expr | int,
+        extent: int,
+    ) -> Stmt:
+        size = self.work.spatial[-1]
+
+        def copy(x: Expr | int, source: Expr | int) -> Stmt:
+            lanes = self.work.in_block
+            value = load(self.data, image, block, *rows, source, lanes_of(0, lanes))
+            return store(self.scratch, value, block, *outer, x, lanes_of(0, lanes))
+
+        if not isinstance(start, int):
+            return repeat(
+                "x",
+                extent,
+                lambda x: sequence(
+                    when(both(start + x >= 0, start + x < size), copy(x, start + x), self._clear([block, *outer, x]))
+                ),
+            )
+        before = max(0, -start)
+        middle = max(0, min(extent, size - start) - before)
+        parts = [self._clear([block, *outer, x]) for x in range(min(before, extent))]
+        if middle:
+            parts.append(repeat("x", middle, lambda x: copy(x + before, x + before + start)))
+        return sequence(parts, [self._clear([block, *outer, x]) for x in range(before + middle, extent)])
+
+    def _clear(self, point: Sequence[Any]) -> Stmt:
+        lanes = self.work.in_block
+        return store(self.scratch, splat(0.0, self.work.dtype, lanes), *point, lanes_of(0, lanes))
+
+    # The register tile.
+
+    def _rows(self, image: Expr | int, block: Expr | int, corner: Sequence[Expr | int]) -> Stmt:
+        work = self.work
+
+        def row(point: list[Any]) -> Stmt:
+            inside = both(
+                *(
+                    (start + offset < size)
+                    for start, offset, size, part in zip(corner, point, work.out_spatial, self.cut, strict=False)
+                    if size % part
+                )
+            )
+            return sequence(when(inside, self._columns(image, block, corner, point)))
+
+        names = [f"oy{i}" for i in range(work.rank - 1)]
+        return grid(names, self.cut[:-1], row)
+
+    def _columns(self, image: Expr | int, block: Expr | int, corner: Sequence[Any], outer: Sequence[Any]) -> Stmt:
+        width, part = self.work.out_spatial[-1], self.cut[-1]
+
+        def tile(start: Expr | int, size: int) -> Stmt:
+            return self._tile(image, block, corner, [*outer, start], size)
+
+        if width % part == 0:
+            return split_repeat("ox", part, self.pixels, tile)
+
+        def guarded(start: Expr | int, size: int) -> Stmt:
+            at = corner[-1] + start
+            rest = width % self.pixels
+            tail = when(at < width, tile(start, rest)) if rest else None
+            return sequence(when(at + size <= width, tile(start, size), tail))
+
+        return split_repeat("ox", part, self.pixels, guarded)
+
+    def _tile(
+        self, image: Expr | int, block: Expr | int, corner: Sequence[Any], start: Sequence[Any], pixels: int
+    ) -> Stmt:
+        work, lanes = self.work, self.lanes
+        sums, allocation = allocate("sums", (pixels, self.blocks, lanes), work.dtype, "local")
+        points = list(static_grid(pixels, self.blocks))
+        whole, rest = divmod(work.group_channels, work.in_block)
+        group = block // work.group_out_blocks * work.in_blocks if work.groups > 1 else 0
+
+        def step(source: Expr | int, window: Sequence[Any], lane: Expr | int) -> list[Stmt]:
+            result = []
+            for pixel, part in points:
+                value = self._input(image, group + source, corner, start, pixel, window, lane)
+                weight = load(self.weight, block + part, source, *window, lane, lanes_of(0, lanes))
+                here = (pixel, part, lanes_of(0, lanes))
+                result.append(store(sums, load(sums, *here) + broadcast(value, lanes) * weight, *here))
+            return result
+
+        def window_loop(source: Expr | int, channels: int) -> Stmt:
+            unroll = max(size for size in divisors(channels) if size <= self.unroll)
+
+            def body(window: list[Any]) -> Stmt:
+                return repeat(
+                    "ci",
+                    channels // unroll,
+                    lambda i: sequence(*(step(source, window, i * unroll + j) for j in range(unroll))),
+                )
+
+            return grid([f"k{i}" for i in range(work.rank)], work.kernel, body)
+
+        parts = []
+        if whole:
+            parts.append(repeat("cb", whole, lambda source: window_loop(source, work.in_block)))
+        if rest:
+            parts.append(window_loop(whole, rest))
+        clear = [store(sums, self.zero, pixel, part, lanes_of(0, lanes)) for pixel, part in points]
+        return sequence(
+            allocation, clear, parts, [self._finish(sums, image, block, corner, start, *at) for at in points]
+        )
+
+    def _input(
+        self,
+        image: Expr | int,
+        source: Expr | int,
+        corner: Sequence[Any],
+        start: Sequence[Any],
+        pixel: int,
+        window: Sequence[Any],
+        lane: Expr | int,
+    ) -> Expr:
+        """The input element that a pixel of the tile reads: from the scratch buffer, else from the input itself."""
+        work = self.work
+        inner = list(start)
+        inner[-1] = inner[-1] + pixel
+        offsets = [
+            at * stride + tap * dilation
+            for at, tap, stride, dilation in zip(inner, window, work.strides, work.dilations, strict=True)
+        ]
+        if self.scratch is not None:
+            return load(self.scratch, source, *offsets, lane)
+        places = [
+            first * stride + offset - before
+            for first, offset, stride, (before, _) in zip(corner, offsets, work.strides, work.pad, strict=True)
+        ]
+        return load(self.data, image, source, *places, lane)
+
+    def _finish(
+        self, sums: Any, image: Expr | int, block: Expr | int, corner: Sequence[Any], start: Sequence[Any], *at: int
+    ) -> Stmt:
+        pixel, part = at
+        places = [first + inner for first, inner in zip(corner, start, strict=True)]
+        places[-1] = places[-1] + pixel
+        return vectorized(
+            "lane",
+            self.lanes,
+            lambda lane: self.fused.finish(load(sums, pixel, part, lane), [image, block + part, *places, lane]),
+        )
+
+
+def _bounds(position: Any, size: int, extent: int, cuts: int) -> list[Any]:
+    """The conditions that a position lies in [0, size); folded when it is known."""
+    return [position >= 0, position < size]

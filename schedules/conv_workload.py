@@ -1,0 +1,143 @@
+"""What a blocked convolution, depthwise convolution or pooling is: the numbers that decide how it is computed.
+
+Blocked layout: a tensor of `channels` channels and any number of spatial dimensions is stored as
+(batch, ceil(channels / block), *spatial, block). The lanes beyond `channels` of the last block hold values without
+meaning: every kernel writes something there and none lets what it reads there reach a real channel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from schedules.rule import Workload
+
+KIND = "tensorwright.kernel"
+SPEC = "tensorwright.workload"
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowWorkload(Workload):
+    """A window that slides over the spatial dimensions: what all of these kernels share.
+
+    `batch` is 0 when symbolic. `block` is the lanes of the output's channel blocks. `pad` holds (before, after) for
+    each spatial dimension; a negative `after` (input that no window reaches) is allowed.
+    """
+
+    batch: int
+    channels: int
+    block: int
+    spatial: tuple[int, ...]
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pad: tuple[tuple[int, int], ...]
+    dtype: str
+
+    @property
+    def rank(self) -> int:
+        return len(self.spatial)
+
+    @property
+    def out_spatial(self) -> tuple[int, ...]:
+        """Output size of each spatial dimension, rounded down."""
+        return tuple(
+            (size + before + after - (window - 1) * dilation - 1) // stride + 1
+            for size, window, stride, dilation, (before, after) in zip(
+                self.spatial, self.kernel, self.strides, self.dilations, self.pad, strict=True
+            )
+        )
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        return self.channels
+
+    @property
+    def out_blocks(self) -> int:
+        """Channel blocks of the output."""
+        return ceil_div(self.out_channels, self.block)
+
+    @property
+    def reaches_outside(self) -> bool:
+        """Whether some window reads beyond the input."""
+        return any(
+            before > 0 or (out - 1) * stride + (window - 1) * dilation - before >= size
+            for size, window, stride, dilation, (before, _), out in zip(
+                self.spatial, self.kernel, self.strides, self.dilations, self.pad, self.out_spatial, strict=True
+            )
+        )
+
+    def annotation(self, kind: str) -> dict[str, str]:
+        """Block attributes by which the rule of `kind` knows its stage."""
+        return {KIND: kind, SPEC: json.dumps(dataclasses.asdict(self), sort_keys=True)}
+
+    @classmethod
+    def from_annotation(cls, text: str) -> Any:
+        """The inverse of `annotation`."""
+        return cls(**{name: _tuples(value) for name, value in json.loads(text).items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvWorkload(WindowWorkload):
+    """A dense or grouped convolution.
+
+    `channels` and `filters` are the input's and the output's channels, over all `groups`; with several groups, both are
+    whole numbers of blocks a group. `in_block` is the lanes of the input's channel blocks; 1 is the plain layout
+    (batch, channels, *spatial, 1).
+    Input: (batch, ceil(channels / in_block), *spatial, in_block). Weights: (ceil(filters / block),
+    ceil(channels / groups / in_block), *kernel, in_block, block). Output: (batch, ceil(filters / block), *out_spatial,
+    block).
+    """
+
+    filters: int
+    groups: int
+    in_block: int
+
+    @property
+    def out_channels(self) -> int:
+        return self.filters
+
+    @property
+    def group_channels(self) -> int:
+        """Input channels that one output channel sums over."""
+        return self.channels // self.groups
+
+    @property
+    def in_blocks(self) -> int:
+        """Input channel blocks of one group."""
+        return ceil_div(self.group_channels, self.in_block)
+
+    @property
+    def group_out_blocks(self) -> int:
+        """Output channel blocks of one group."""
+        return ceil_div(self.filters // self.groups, self.block)
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions for one image."""
+        total = 2 * self.filters * self.group_channels
+        for size in (*self.kernel, *self.out_spatial):
+            total *= size
+        return total
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolWorkload(WindowWorkload):
+    """Maximum or average over a window, each channel by itself.
+
+    `mode` is "max" or "average"; `count_pad` says whether an average counts what lies in the padding.
+    """
+
+    mode: str
+    count_pad: bool

@@ -1,0 +1,57 @@
+"""Depthwise convolution in the blocked layout: a register tile of pixels, one channel block at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from schedules.anchor import FusedKernel, anchor_stages
+from schedules.config import Config, ConfigSpace
+from schedules.conv_compute import DEPTHWISE
+from schedules.conv_workload import SPEC, WindowWorkload
+from schedules.kernel import Kernel
+from schedules.machine import Machine
+from schedules.nest import Expr, Stmt, load
+from schedules.rule import ScheduleRule
+from schedules.window import WindowNest, window_default, window_space
+
+
+class Depthwise(ScheduleRule):
+    """The knobs are those of `window.window_space`."""
+
+    name: ClassVar[str] = "conv-depthwise"
+    priority: ClassVar[int] = 90
+
+    def match(self, kernel: Kernel, machine: Machine) -> WindowWorkload | None:
+        stages = anchor_stages(kernel, DEPTHWISE)
+        return WindowWorkload.from_annotation(stages[0].annotations[SPEC]) if len(stages) == 1 else None
+
+    def space(self, workload: WindowWorkload, machine: Machine) -> ConfigSpace:
+        return window_space(workload, machine)
+
+    def default(self, workload: WindowWorkload, machine: Machine) -> Config:
+        return window_default(workload, machine)
+
+    def apply(self, schedule: Any, workload: WindowWorkload, config: Config, machine: Machine) -> Any:
+        fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, DEPTHWISE))
+        return fused.function(DepthwiseNest(fused, workload, config).build(machine), machine)
+
+
+class DepthwiseNest(WindowNest):
+    """Multiply-adds with one weight vector a tap."""
+
+    def __init__(self, fused: FusedKernel, work: WindowWorkload, config: Config) -> None:
+        super().__init__(fused, work, config)
+        self.weight = fused.operand(fused.anchors[0], work.rank + 2)
+
+    def start_value(self) -> float:
+        return 0.0
+
+    def row_operands(self, block: Any, outer: Sequence[int]) -> tuple[list[Any], list[Stmt]]:
+        named = [
+            self.named(load(self.weight, block, *outer, tap, self.all_lanes)) for tap in range(self.work.kernel[-1])
+        ]
+        return [var for var, _ in named], [binding for _, binding in named]
+
+    def tap(self, total: Expr, value: Expr, operand: Any) -> Expr:
+        return total + value * operand

@@ -1,0 +1,149 @@
+"""Maximum and average pooling in the blocked layout, over windows and over whole images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from schedules.anchor import FusedKernel, anchor_stages
+from schedules.config import Config, ConfigSpace
+from schedules.conv_compute import GLOBAL_POOL, POOL, window_count
+from schedules.conv_workload import SPEC, PoolWorkload
+from schedules.kernel import Kernel
+from schedules.machine import Machine
+from schedules.nest import (
+    Expr,
+    Stmt,
+    allocate,
+    grid,
+    lanes_of,
+    load,
+    parallel,
+    repeat,
+    sequence,
+    splat,
+    split_repeat,
+    store,
+    vectorized,
+)
+from schedules.rule import ScheduleRule
+from schedules.tir import tirx
+from schedules.window import SMALL_POINTS, WindowNest, window_default, window_space
+
+_CHAINS = 8  # independent sums of a global pooling, to hide the latency of an addition
+
+
+def _match(kernel: Kernel, kind: str) -> PoolWorkload | None:
+    stages = anchor_stages(kernel, kind)
+    if not stages:
+        return None
+    work = PoolWorkload.from_annotation(stages[0].annotations[SPEC])
+    return work if len(stages) == (1 if work.mode == "max" else 2) else None
+
+
+class Pooling(ScheduleRule):
+    """The knobs are those of `window.window_space`."""
+
+    name: ClassVar[str] = "pool"
+    priority: ClassVar[int] = 90
+
+    def match(self, kernel: Kernel, machine: Machine) -> PoolWorkload | None:
+        return _match(kernel, POOL)
+
+    def space(self, workload: PoolWorkload, machine: Machine) -> ConfigSpace:
+        return window_space(workload, machine)
+
+    def default(self, workload: PoolWorkload, machine: Machine) -> Config:
+        return window_default(workload, machine)
+
+    def apply(self, schedule: Any, workload: PoolWorkload, config: Config, machine: Machine) -> Any:
+        fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, POOL))
+        return fused.function(PoolNest(fused, workload, config).build(machine), machine)
+
+
+class PoolNest(WindowNest):
+    """Maxima, or sums that are divided by the size of the window."""
+
+    work: PoolWorkload
+
+    def start_value(self) -> float:
+        return float(tirx.min_value(self.work.dtype).value) if self.work.mode == "max" else 0.0
+
+    def tap(self, total: Expr, value: Expr, operand: Any) -> Expr:
+        return tirx.max(total, value) if self.work.mode == "max" else total + value
+
+    def scale(self, point: Sequence[Expr | int]) -> Expr | None:
+        if self.work.mode == "max":
+            return None
+        return tirx.const(1.0, self.work.dtype) / window_count(self.work, point)
+
+
+class GlobalPooling(ScheduleRule):
+    """No knobs: one pass over the image, a few sums at a time."""
+
+    name: ClassVar[str] = "global-pool"
+    priority: ClassVar[int] = 90
+
+    def match(self, kernel: Kernel, machine: Machine) -> PoolWorkload | None:
+        return _match(kernel, GLOBAL_POOL)
+
+    def apply(self, schedule: Any, workload: PoolWorkload, config: Config, machine: Machine) -> Any:
+        fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, GLOBAL_POOL))
+        data = fused.operand(fused.anchors[0], workload.rank + 3)
+        return fused.function(_global_nest(fused, data, workload, machine), machine)
+
+
+def _global_nest(fused: FusedKernel, data: Any, work: PoolWorkload, machine: Machine) -> Stmt:
+    lanes = work.block
+    every = lanes_of(0, lanes)
+    width = work.spatial[-1]
+    chains = min(width, _CHAINS)
+    points = 1
+    for size in work.spatial:
+        points *= size
+    is_max = work.mode == "max"
+    start = float(tirx.min_value(work.dtype).value) if is_max else 0.0
+
+    def join(total: Expr, value: Expr) -> Expr:
+        return tirx.max(total, value) if is_max else total + value
+
+    def task(number: Any) -> Stmt:
+        image, block = number // work.out_blocks, number % work.out_blocks
+        sums, allocation = allocate("sums", (chains, lanes), work.dtype, "local")
+
+        def add(outer: Sequence[Any], first: Any, count: int) -> Stmt:
+            return sequence(
+                [
+                    store(
+                        sums,
+                        join(load(sums, i, every), load(data, image, block, *outer, first + i, every)),
+                        i,
+                        every,
+                    )
+                    for i in range(count)
+                ]
+            )
+
+        def row(outer: list[Any]) -> Stmt:
+            return split_repeat("x", width, chains, lambda first, count: add(outer, first, count))
+
+        clear = [store(sums, splat(start, work.dtype, lanes), i, every) for i in range(chains)]
+        names = [f"y{i}" for i in range(work.rank - 1)]
+        total = load(sums, 0, every)
+        for i in range(1, chains):
+            total = join(total, load(sums, i, every))
+        if not is_max:
+            total = total * splat(1.0 / points, work.dtype, lanes)
+        origin = [0] * work.rank
+        return sequence(
+            allocation,
+            clear,
+            grid(names, work.spatial[:-1], row),
+            store(sums, total, 0, every),
+            vectorized("lane", lanes, lambda lane: fused.finish(load(sums, 0, lane), [image, block, *origin, lane])),
+        )
+
+    batch = data.ty.shape[0] if work.batch == 0 else work.batch
+    small = work.batch == 1 and points * work.channels < SMALL_POINTS
+    loop = repeat if small or machine.cores == 1 else parallel
+    return loop("task", batch * work.out_blocks, task)

@@ -1,0 +1,231 @@
+"""The loop nest of a window that slides over each channel by itself: depthwise convolution and pooling.
+
+Nothing is copied: along the last dimension the tiles of a row that reach into the padding are written out with the taps
+that fall outside left away, the others are one loop; along the other dimensions a tap outside is branched around.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from schedules.anchor import FusedKernel
+from schedules.config import Config, ConfigSpace
+from schedules.conv_tiling import divisors, split_for_cores
+from schedules.conv_workload import WindowWorkload, ceil_div
+from schedules.machine import Machine
+from schedules.nest import (
+    Expr,
+    Stmt,
+    allocate,
+    bind,
+    both,
+    grid,
+    lanes_of,
+    load,
+    parallel,
+    repeat,
+    sequence,
+    splat,
+    static_grid,
+    store,
+    vectorized,
+    when,
+)
+
+SMALL_POINTS = 40_000  # taps times outputs; less than that is done before a second thread has woken up
+_MAX_PIXELS = 16
+
+
+def window_space(work: WindowWorkload, machine: Machine) -> ConfigSpace:
+    """Knobs: `pixels` of a register tile, `splits` into how many tasks the rows of a channel block are cut."""
+    return ConfigSpace(
+        {
+            "pixels": tuple(range(1, min(work.out_spatial[-1], _most_pixels(work, machine)) + 1)),
+            "splits": tuple(range(1, _rows(work) + 1)),
+        }
+    )
+
+
+def window_default(work: WindowWorkload, machine: Machine) -> Config:
+    """Tiles as large as registers allow and as even as can be; rows cut until every core has its share."""
+    width = work.out_spatial[-1]
+    most = min(width, _most_pixels(work, machine))
+    pixels = ceil_div(width, ceil_div(width, most))
+    exact = [size for size in divisors(width) if most // 2 < size <= most]
+    pixels = exact[-1] if exact else pixels
+    rows = _rows(work)
+    tasks = max(work.batch, 1) * work.out_blocks
+    splits = [split for split in range(1, rows + 1) if ceil_div(rows, ceil_div(rows, split)) == split]
+    return Config.of(pixels=pixels, splits=split_for_cores(tasks, splits, machine))
+
+
+def _rows(work: WindowWorkload) -> int:
+    return work.out_spatial[-2] if work.rank > 1 else 1
+
+
+def _most_pixels(work: WindowWorkload, machine: Machine) -> int:
+    """Registers left by a row of weights, one input and one temporary."""
+    return max(2, min(_MAX_PIXELS, machine.vector_registers - min(work.kernel[-1], 8) - 2))
+
+
+class WindowNest(ABC):
+    """Builds the nest; derived classes say what a tap does and what becomes of the sum."""
+
+    def __init__(self, fused: FusedKernel, work: WindowWorkload, config: Config) -> None:
+        self.fused, self.work = fused, work
+        self.data = fused.operand(fused.anchors[0], work.rank + 3)
+        self.pixels, self.splits = config.integer("pixels"), config.integer("splits")
+        self.lanes = work.block
+        self.all_lanes = lanes_of(0, self.lanes)
+        self.cut = ceil_div(_rows(work), self.splits)
+        self.names = 0
+
+    @abstractmethod
+    def start_value(self) -> float:
+        """What an empty window gives."""
+
+    def row_operands(self, block: Any, outer: Sequence[int]) -> tuple[list[Any], list[Stmt]]:
+        """One value for each tap of a row of the window, and the statements that bind them."""
+        return [None] * self.work.kernel[-1], []
+
+    @abstractmethod
+    def tap(self, total: Expr, value: Expr, operand: Any) -> Expr:
+        """The accumulator after one more tap."""
+
+    def scale(self, point: Sequence[Expr | int]) -> Expr | None:
+        """By what the sum of the output at spatial `point` is multiplied, if at all."""
+        return None
+
+    def build(self, machine: Machine) -> Stmt:
+        work = self.work
+        batch = self.data.ty.shape[0] if work.batch == 0 else work.batch
+        points = work.out_blocks * work.block
+        for size in (*work.out_spatial, *work.kernel):
+            points *= size
+        small = work.batch == 1 and points < SMALL_POINTS
+        loop = repeat if small or machine.cores == 1 else parallel
+        return loop("task", batch * (work.out_blocks * self.splits), self._task)
+
+    def _task(self, task: Any) -> Stmt:
+        image = task // (self.work.out_blocks * self.splits)
+        block = task // self.splits % self.work.out_blocks
+        first = task % self.splits * self.cut
+        if self.work.rank == 1:
+            return self._row(image, block, [])
+        rows = _rows(self.work)
+
+        def row(point: list[Any]) -> Stmt:
+            y = first + point[-1]
+            inside = True if rows % self.cut == 0 else y < rows
+            return sequence(when(inside, self._row(image, block, [*point[:-1], y])))
+
+        names = [f"oy{i}" for i in range(self.work.rank - 1)]
+        return grid(names, [*self.work.out_spatial[:-2], self.cut], row)
+
+    def _row(self, image: Any, block: Any, outer: Sequence[Any]) -> Stmt:
+        """One row of output: tiles that reach outside one by one, runs of others as loops."""
+        width = self.work.out_spatial[-1]
+        tiles = [(start, min(self.pixels, width - start)) for start in range(0, width, self.pixels)]
+        statements: list[Stmt] = []
+        position = 0
+        while position < len(tiles):
+            start, size = tiles[position]
+            run = 0
+            while position + run < len(tiles) and self._is_inner(*tiles[position + run], size):
+                run += 1
+            if run <= 1:
+                statements.append(self._tile(image, block, outer, start, size))
+                position += 1
+                continue
+
+            def inner(i: Any, start: int = start, size: int = size) -> Stmt:
+                return self._tile(image, block, outer, i * size + start, size)
+
+            statements.append(repeat("ox", run, inner))
+            position += run
+        return sequence(statements)
+
+    def _is_inner(self, start: int, size: int, wanted: int) -> bool:
+        """Whether a tile of the wanted size has all its taps inside."""
+        work = self.work
+        first = start * work.strides[-1] - work.pad[-1][0]
+        last = first + (size - 1) * work.strides[-1] + (work.kernel[-1] - 1) * work.dilations[-1]
+        return size == wanted and first >= 0 and last < work.spatial[-1]
+
+    def _tile(self, image: Any, block: Any, outer: Sequence[Any], start: Any, size: int) -> Stmt:
+        work = self.work
+        sums, allocation = allocate("sums", (size, self.lanes), work.dtype, "local")
+        start_value = splat(self.start_value(), work.dtype, self.lanes)
+        statements: list[Stmt] = [allocation]
+        statements += [store(sums, start_value, pixel, self.all_lanes) for pixel in range(size)]
+        for taps in static_grid(*work.kernel[:-1]):
+            places = [
+                at * stride + tap * dilation - before
+                for at, tap, stride, dilation, (before, _) in zip(
+                    outer, taps, work.strides, work.dilations, work.pad, strict=False
+                )
+            ]
+            inside = both(*self._row_conditions(places, taps))
+            body = self._window_row(sums, image, block, places, taps, start, size)
+            if body:
+                statements.append(when(inside, sequence(body)))
+        point = [*outer, start]
+        statements += [self._finish(sums, image, block, point, pixel) for pixel in range(size)]
+        return sequence(statements)
+
+    def _row_conditions(self, places: Sequence[Any], taps: Sequence[int]) -> list[Any]:
+        """The conditions that a row of the window lies in the input, but for those that always hold."""
+        work = self.work
+        conditions = []
+        for dim, (place, tap) in enumerate(zip(places, taps, strict=True)):
+            first = tap * work.dilations[dim] - work.pad[dim][0]
+            last = first + (work.out_spatial[dim] - 1) * work.strides[dim]
+            if first < 0:
+                conditions.append(place >= 0)
+            if last >= work.spatial[dim]:
+                conditions.append(place < work.spatial[dim])
+        return conditions
+
+    def _window_row(
+        self, sums: Any, image: Any, block: Any, places: Sequence[Any], taps: Sequence[int], start: Any, size: int
+    ) -> list[Stmt]:
+        """All taps of one row of the window on a tile: each input vector is read once."""
+        work = self.work
+        stride, dilation = work.strides[-1], work.dilations[-1]
+        uses: dict[int, list[tuple[int, int]]] = {}
+        for pixel, tap in static_grid(size, work.kernel[-1]):
+            uses.setdefault(pixel * stride + tap * dilation, []).append((pixel, tap))
+        base = start * stride - work.pad[-1][0]
+        if isinstance(base, int):
+            uses = {offset: each for offset, each in uses.items() if 0 <= base + offset < work.spatial[-1]}
+        if not uses:
+            return []
+        operands, statements = self.row_operands(block, taps)
+        for offset in sorted(uses):
+            source = load(self.data, image, block, *places, base + offset, self.all_lanes)
+            value, binding = self.named(source)
+            statements.append(binding)
+            for pixel, tap in uses[offset]:
+                total = load(sums, pixel, self.all_lanes)
+                statements.append(store(sums, self.tap(total, value, operands[tap]), pixel, self.all_lanes))
+        return statements
+
+    def _finish(self, sums: Any, image: Any, block: Any, point: Sequence[Any], pixel: int) -> Stmt:
+        place = [*point[:-1], point[-1] + pixel]
+        factor = self.scale(place)
+
+        def one(lane: Any) -> Stmt:
+            value = load(sums, pixel, lane)
+            return self.fused.finish(value, [image, block, *place, lane])
+
+        if factor is None:
+            return vectorized("lane", self.lanes, one)
+        scaled = vectorized("lane", self.lanes, lambda lane: store(sums, load(sums, pixel, lane) * factor, pixel, lane))
+        return sequence(scaled, vectorized("lane", self.lanes, one))
+
+    def named(self, value: Expr) -> tuple[Any, Stmt]:
+        """A fresh name for a vector."""
+        self.names += 1
+        return bind(f"vector{self.names}", value, self.work.dtype, self.lanes)

@@ -1,0 +1,353 @@
+"""Winograd's convolution F(m x m, 3 x 3), one task at a time, so that nothing of it leaves the level-2 cache.
+
+A task takes some tiles of an image and some output channels: it transforms the tiles of all input channels, multiplies
+each frequency by its weights (a small matrix product with the register tile of `conv_direct`), and transforms back a
+few channel blocks at a time, with the epilogue applied to each result. Vectors run over the lanes of a channel block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from schedules.anchor import FusedKernel, anchor_stages
+from schedules.config import Config, ConfigSpace
+from schedules.conv_compute import WINOGRAD
+from schedules.conv_tiling import accumulators, block_choices, divisors
+from schedules.conv_workload import SPEC, ConvWorkload, ceil_div
+from schedules.errors import NotScheduledError
+from schedules.kernel import Kernel
+from schedules.machine import Machine
+from schedules.nest import (
+    Expr,
+    Stmt,
+    allocate,
+    bind,
+    both,
+    broadcast,
+    lanes_of,
+    load,
+    parallel,
+    repeat,
+    sequence,
+    splat,
+    split_repeat,
+    static_grid,
+    store,
+    vectorized,
+    when,
+)
+from schedules.rule import ScheduleRule
+from schedules.winograd_tiling import WINOGRAD_MAX_TASK_TILES, tile_counts, winograd_plan
+from schedules.winograd_transforms import KERNEL, Matrix, transforms
+
+
+@dataclass(frozen=True)
+class WinogradWorkload(ConvWorkload):
+    """A convolution and the output tile, `tile` x `tile`, that it is computed by."""
+
+    tile: int
+
+
+class Winograd(ScheduleRule):
+    """Knobs: `tiles` in a task, `pixels` x `blocks` the register tile of the products, `chunks` into how many tasks the
+    output channels are cut, `unroll` how many input channels the innermost loop holds."""
+
+    name: ClassVar[str] = "conv-winograd"
+    priority: ClassVar[int] = 90
+
+    def match(self, kernel: Kernel, machine: Machine) -> WinogradWorkload | None:
+        stages = anchor_stages(kernel, WINOGRAD)
+        if len(stages) != 3:
+            return None
+        work = ConvWorkload.from_annotation(stages[0].annotations[SPEC])
+        return WinogradWorkload(**vars(work), tile=int(stages[0].annotations["tensorwright.tile"]))
+
+    def space(self, workload: WinogradWorkload, machine: Machine) -> ConfigSpace:
+        rows, columns = tile_counts(workload, workload.tile)
+        limit = accumulators(machine)
+        return ConfigSpace(
+            {
+                "tiles": tuple(range(1, min(rows * columns, WINOGRAD_MAX_TASK_TILES) + 1)),
+                "pixels": tuple(range(1, limit + 1)),
+                "blocks": block_choices(workload.out_blocks, machine),
+                "chunks": divisors(workload.out_blocks),
+                "unroll": (1, 2, 4, 8, 16),
+            },
+            (
+                lambda config: config.integer("pixels") * config.integer("blocks") <= limit,
+                lambda config: workload.out_blocks % (config.integer("chunks") * config.integer("blocks")) == 0,
+            ),
+        )
+
+    def default(self, workload: WinogradWorkload, machine: Machine) -> Config:
+        plan = winograd_plan(workload, workload.tile, machine)
+        return Config.of(tiles=plan.tiles, pixels=plan.pixels, blocks=plan.blocks, chunks=plan.chunks, unroll=4)
+
+    def apply(self, schedule: Any, workload: WinogradWorkload, config: Config, machine: Machine) -> Any:
+        fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, WINOGRAD))
+        return fused.function(WinogradNest(fused, workload, config).build(machine), machine)
+
+
+class WinogradNest:
+    """Builds the loop nest of one convolution."""
+
+    def __init__(self, fused: FusedKernel, work: WinogradWorkload, config: Config) -> None:
+        self.fused, self.work = fused, work
+        self.data = fused.operand(fused.anchors[0], 5)
+        self.weight = _weight_of(fused)
+        self.tile = work.tile
+        self.edge = work.tile + KERNEL - 1
+        self.frequencies = self.edge**2
+        self.matrices = transforms(work.tile)
+        self.tiles = config.integer("tiles")
+        self.pixels = min(config.integer("pixels"), self.tiles)
+        self.blocks, self.chunks = config.integer("blocks"), config.integer("chunks")
+        self.unroll = config.integer("unroll")
+        self.lanes = work.block
+        self.all_lanes = lanes_of(0, self.lanes)
+        self.rows, self.columns = tile_counts(work, work.tile)
+        self.cuts = ceil_div(self.rows * self.columns, self.tiles)
+        self.names = 0
+
+    def build(self, machine: Machine) -> Stmt:
+        batch = self.data.ty.shape[0] if self.work.batch == 0 else self.work.batch
+        return (parallel if machine.cores > 1 else repeat)("task", batch * (self.cuts * self.chunks), self._task)
+
+    def _task(self, task: Expr | int) -> Stmt:
+        image, cut, chunk = task // (self.cuts * self.chunks), task // self.chunks % self.cuts, task % self.chunks
+        work, dtype = self.work, self.work.dtype
+        spread, allocate_spread = allocate("spread", (self.frequencies, work.in_blocks, self.tiles, self.lanes), dtype)
+        product, allocate_product = allocate("product", (self.frequencies, self.blocks, self.tiles, self.lanes), dtype)
+        first = cut * self.tiles
+        steps = work.out_blocks // self.blocks // self.chunks
+
+        def channels(step: Expr | int) -> Stmt:
+            block = (chunk * steps + step) * self.blocks
+            return sequence(
+                repeat("f", self.frequencies, lambda f: self._multiply(spread, product, block, f)),
+                repeat(
+                    "b",
+                    self.blocks,
+                    lambda part: self._each_tile(
+                        first, lambda i, tile: self._collect(product, image, block, part, i, tile)
+                    ),
+                ),
+            )
+
+        return sequence(
+            allocate_spread,
+            allocate_product,
+            repeat(
+                "cb",
+                work.in_blocks,
+                lambda c: self._each_tile(first, lambda i, tile: self._spread(spread, image, c, i, tile)),
+            ),
+            repeat("co", steps, channels),
+        )
+
+    def _each_tile(self, first: Expr | int, body: Callable[[Any, Any], Stmt]) -> Stmt:
+        """`body(place in the task, tile of the image)` for each tile; the last task may hold fewer."""
+        total = self.rows * self.columns
+
+        def one(i: Any) -> Stmt:
+            if total % self.tiles == 0:
+                return body(i, first + i)
+            return sequence(when(first + i < total, body(i, first + i)))
+
+        return repeat("t", self.tiles, one)
+
+    # Into the frequencies.
+
+    def _spread(self, spread: Any, image: Any, block: Any, place: Any, tile: Any) -> Stmt:
+        work, edge, dtype = self.work, self.edge, self.work.dtype
+        (top, _), (left, _) = work.pad
+        height, width = work.spatial
+        y, x = tile // self.columns * self.tile - top, tile % self.columns * self.tile - left
+        patch, allocate_patch = allocate("patch", (edge, edge, self.lanes), dtype, "local")
+        half, allocate_half = allocate("half", (edge, edge, self.lanes), dtype, "local")
+
+        def read(i: Any, j: Any) -> Stmt:
+            return store(patch, load(self.data, image, block, y + i, x + j, self.all_lanes), i, j, self.all_lanes)
+
+        def read_guarded(i: Any, j: Any) -> Stmt:
+            inside = both(y + i >= 0, y + i < height, x + j >= 0, x + j < width)
+            zero = store(patch, splat(0.0, dtype, self.lanes), i, j, self.all_lanes)
+            return sequence(when(inside, read(i, j), zero))
+
+        inner = both(y >= 0, x >= 0, y + edge <= height, x + edge <= width)
+        whole = sequence([read(i, j) for i, j in static_grid(edge, edge)])
+        partial = repeat("i", edge, lambda i: repeat("j", edge, lambda j: read_guarded(i, j)))
+        statements: list[Stmt] = [allocate_patch, allocate_half, sequence(when(inner, whole, partial))]
+        for j in range(edge):
+
+            def keep(i: int, value: Expr, j: int = j) -> Stmt:
+                return store(half, value, i, j, self.all_lanes)
+
+            column = [load(patch, i, j, self.all_lanes) for i in range(edge)]
+            statements += self._apply(self.matrices.input, column, keep)
+        for i in range(edge):
+
+            def give(j: int, value: Expr, i: int = i) -> Stmt:
+                return store(spread, value, i * edge + j, block, place, self.all_lanes)
+
+            row = [load(half, i, j, self.all_lanes) for j in range(edge)]
+            statements += self._apply(self.matrices.input, row, give)
+        return sequence(statements)
+
+    # The product of each frequency.
+
+    def _multiply(self, spread: Any, product: Any, block: Any, frequency: Any) -> Stmt:
+        work, lanes = self.work, self.lanes
+        whole, rest = divmod(work.channels, lanes)
+
+        def tile(start: Any, size: int) -> Stmt:
+            sums, allocation = allocate("sums", (size, self.blocks, lanes), work.dtype, "local")
+            points = list(static_grid(size, self.blocks))
+
+            def step(source: Any, lane: Any) -> list[Stmt]:
+                result = []
+                for pixel, part in points:
+                    value = broadcast(load(spread, frequency, source, start + pixel, lane), lanes)
+                    weight = load(self.weight, block + part, frequency, source * lanes + lane, self.all_lanes)
+                    here = (pixel, part, self.all_lanes)
+                    result.append(store(sums, load(sums, *here) + value * weight, *here))
+                return result
+
+            def block_loop(source: Any, channels: int) -> Stmt:
+                unroll = max(each for each in divisors(channels) if each <= self.unroll)
+                return repeat(
+                    "ci",
+                    channels // unroll,
+                    lambda i: sequence(*(step(source, i * unroll + j) for j in range(unroll))),
+                )
+
+            zero = splat(0.0, work.dtype, lanes)
+            parts: list[Stmt] = [allocation]
+            parts += [store(sums, zero, *at, self.all_lanes) for at in points]
+            if whole:
+                parts.append(repeat("cb", whole, lambda source: block_loop(source, lanes)))
+            if rest:
+                parts.append(block_loop(whole, rest))
+            parts += [
+                store(
+                    product,
+                    load(sums, pixel, part, self.all_lanes),
+                    frequency,
+                    part,
+                    start + pixel,
+                    self.all_lanes,
+                )
+                for pixel, part in points
+            ]
+            return sequence(parts)
+
+        return split_repeat("p", self.tiles, self.pixels, tile)
+
+    # Back from the frequencies.
+
+    def _collect(self, product: Any, image: Any, block: Any, part: Any, place: Any, tile: Any) -> Stmt:
+        edge, size, dtype = self.edge, self.tile, self.work.dtype
+        height, width = self.work.out_spatial
+        y, x = tile // self.columns * size, tile % self.columns * size
+        half, allocate_half = allocate("half", (size, edge, self.lanes), dtype, "local")
+        result, allocate_result = allocate("result", (size, size, self.lanes), dtype, "local")
+        statements: list[Stmt] = [allocate_half, allocate_result]
+        for j in range(edge):
+
+            def keep(i: int, value: Expr, j: int = j) -> Stmt:
+                return store(half, value, i, j, self.all_lanes)
+
+            column = [load(product, i * edge + j, part, place, self.all_lanes) for i in range(edge)]
+            statements += self._apply(self.matrices.output, column, keep)
+        for i in range(size):
+
+            def give(j: int, value: Expr, i: int = i) -> Stmt:
+                return store(result, value, i, j, self.all_lanes)
+
+            row = [load(half, i, j, self.all_lanes) for j in range(edge)]
+            statements += self._apply(self.matrices.output, row, give)
+
+        def finish(i: Any, j: Any) -> Stmt:
+            return vectorized(
+                "lane",
+                self.lanes,
+                lambda lane: self.fused.finish(load(result, i, j, lane), [image, block + part, y + i, x + j, lane]),
+            )
+
+        whole = sequence([finish(i, j) for i, j in static_grid(size, size)])
+        if height % size == 0 and width % size == 0:
+            return sequence(statements, whole)
+
+        def guarded(i: Any, j: Any) -> Stmt:
+            return sequence(when(both(y + i < height, x + j < width), finish(i, j)))
+
+        partial = repeat("i", size, lambda i: repeat("j", size, lambda j: guarded(i, j)))
+        inner = both(y + size <= height, x + size <= width)
+        return sequence(statements, when(inner, whole, partial))
+
+    # One transform: a matrix times a vector of vectors.
+
+    def _apply(self, matrix: Matrix, values: Sequence[Expr], put: Callable[[int, Expr], Stmt]) -> list[Stmt]:
+        """`put(i, row i of matrix @ values)`. Rows that differ in the signs of their odd columns alone (points come as
+        p and -p) share both halves."""
+        statements: list[Stmt] = []
+        done: set[int] = set()
+        for i, row in enumerate(matrix):
+            if i in done:
+                continue
+            mate = _mirrored(matrix, i)
+            if mate is None:
+                statements.append(put(i, self._combine(row, values)))
+                continue
+            j, sign = mate
+            even, bind_even = self._named(self._combine(_every_other(row, 0), values))
+            odd, bind_odd = self._named(self._combine(_every_other(row, 1), values))
+            statements += [bind_even, bind_odd, put(i, even + odd)]
+            statements.append(put(j, even - odd if sign > 0 else odd - even))
+            done.add(j)
+        return statements
+
+    def _combine(self, coefficients: Sequence[float], values: Sequence[Expr]) -> Expr:
+        total: Expr = None
+        for coefficient, value in zip(coefficients, values, strict=True):
+            if coefficient == 0:
+                continue
+            if abs(coefficient) == 1 and total is not None:
+                total = total + value if coefficient == 1 else total - value
+                continue
+            term = value if coefficient == 1 else value * splat(coefficient, self.work.dtype, self.lanes)
+            total = term if total is None else total + term
+        return total
+
+    def _named(self, value: Expr) -> tuple[Any, Stmt]:
+        self.names += 1
+        return bind(f"part{self.names}", value, self.work.dtype, self.lanes)
+
+
+def _weight_of(fused: FusedKernel) -> Any:
+    """The transformed weights: what the product reads besides the transformed input."""
+    product = fused.anchors[1]
+    own = (fused.anchors[0].writes[0], product.writes[0])
+    for read in product.loads:
+        if not any(read.source.same_as(buffer) for buffer in own):
+            return read.source
+    raise NotScheduledError("the product reads no weights")
+
+
+def _every_other(row: Sequence[float], start: int) -> list[float]:
+    return [entry if column % 2 == start else 0.0 for column, entry in enumerate(row)]
+
+
+def _mirrored(matrix: Matrix, i: int) -> tuple[int, int] | None:
+    """A later row that equals row i but for the sign of its odd columns (+1) or of its even columns (-1)."""
+    even, odd = _every_other(matrix[i], 0), _every_other(matrix[i], 1)
+    if not any(even) or not any(odd):
+        return None
+    for j in range(i + 1, len(matrix)):
+        if list(matrix[j]) == [e - o for e, o in zip(even, odd, strict=True)]:
+            return j, 1
+        if list(matrix[j]) == [o - e for e, o in zip(even, odd, strict=True)]:
+            return j, -1
+    return None
