@@ -1,0 +1,86 @@
+"""Normalizations over channels as tensor expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import te, tirx
+
+from compiler.frontends.onnx.operators.precision import compute_dtype
+
+
+def group_normalization_kernel(groups: int | None, epsilon: float, *, per_group: bool) -> Callable[..., Any]:
+    """Statistics of each group of channels of each sample; None makes every channel a group of its own.
+
+    The variance is the mean of squared differences from the mean: the engine's own operator subtracts the square of the
+    mean from the mean of squares, which loses all digits when the mean is large. Scale and bias come in the type to
+    compute in, one a channel, or one a group.
+    """
+
+    def compute(data: Any, scale: Any, bias: Any) -> Any:
+        wide = compute_dtype(data.dtype)
+        samples, channels, *spatial = data.shape
+        count = channels if groups is None else tirx.const(groups, "int64")
+        depth = tirx.floordiv(channels, count)
+        extents = [depth, *spatial]
+        elements: Any = tirx.const(1, wide)
+        for extent in extents:
+            elements = elements * extent.astype(wide)
+
+        def load(sample: Any, group: Any, inner: Any) -> Any:
+            return data(sample, group * depth + inner[0], *inner[1:]).astype(wide)
+
+        def reduction() -> list[Any]:
+            return [te.reduce_axis((0, extent), name=f"r{axis}") for axis, extent in enumerate(extents)]
+
+        inner = reduction()
+        total = te.compute((samples, count), lambda n, g: te.sum(load(n, g, inner), axis=inner), name="sum")
+        mean = te.compute((samples, count), lambda n, g: total(n, g) / elements, name="mean")
+        outer = reduction()
+
+        def squared(sample: Any, group: Any) -> Any:
+            difference = load(sample, group, outer) - mean(sample, group)
+            return te.sum(difference * difference, axis=outer)
+
+        squares = te.compute((samples, count), squared, name="squares")
+        inverse = te.compute(
+            (samples, count),
+            lambda n, g: tirx.const(1, wide) / tirx.sqrt(squares(n, g) / elements + tirx.const(epsilon, wide)),
+            name="inverse",
+        )
+
+        def element(sample: Any, channel: Any, *rest: Any) -> Any:
+            group = tirx.floordiv(channel, depth)
+            index = group if per_group else channel
+            value = (data(sample, channel, *rest).astype(wide) - mean(sample, group)) * inverse(sample, group)
+            return (value * scale(index) + bias(index)).astype(data.dtype)
+
+        return te.compute(data.shape, element, name="group_norm")
+
+    return compute
+
+
+def local_response_kernel(size: int, alpha: float, beta: float, bias: float) -> Callable[..., Any]:
+    """x / (bias + alpha / size * s) ** beta, s the sum of squares over channels c - (size-1)/2 .. c + size/2."""
+    below = (size - 1) // 2
+
+    def compute(data: Any) -> Any:
+        wide = compute_dtype(data.dtype)
+        tap = te.reduce_axis((0, size), name="tap")
+
+        def squares(sample: Any, channel: Any, *rest: Any) -> Any:
+            neighbour = channel + tap - below
+            inside = tirx.all(neighbour >= 0, neighbour < data.shape[1])
+            value = tirx.if_then_else(inside, data(sample, neighbour, *rest), tirx.const(0, data.dtype)).astype(wide)
+            return te.sum(value * value, axis=tap)
+
+        total = te.compute(data.shape, squares, name="squares")
+
+        def element(*indices: Any) -> Any:
+            base = tirx.const(bias, wide) + tirx.const(alpha / size, wide) * total(*indices)
+            return (data(*indices).astype(wide) / tirx.pow(base, tirx.const(beta, wide))).astype(data.dtype)
+
+        return te.compute(data.shape, element, name="lrn")
+
+    return compute

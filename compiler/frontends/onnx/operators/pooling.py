@@ -1,0 +1,125 @@
+"""MaxPool, AveragePool, LpPool and the global poolings."""
+
+from __future__ import annotations
+
+from tvm import relax
+from tvm.relax import op as R
+
+from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.pooling_kernels import (
+    average_kernel,
+    max_kernel,
+    max_with_indices_kernel,
+    norm_kernel,
+)
+from compiler.frontends.onnx.operators.spatial import (
+    Window,
+    kernel_attribute,
+    spatial_rank,
+    spatial_sizes,
+    window_of,
+)
+from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.symbolic import Dim
+
+_MAX_POOLS = {1: R.nn.max_pool1d, 2: R.nn.max_pool2d, 3: R.nn.max_pool3d}
+_AVERAGE_POOLS = {1: R.nn.avg_pool1d, 2: R.nn.avg_pool2d, 3: R.nn.avg_pool3d}
+
+
+def _window(context: NodeContext) -> Window:
+    kernel = kernel_attribute(context, spatial_rank(context))
+    ceil_mode = bool(context.attribute("ceil_mode", 0))
+    return window_of(context, kernel, context.shape(0)[2:], ceil_mode=ceil_mode)
+
+
+def _flat(window: Window) -> list[Dim]:
+    """The window as scalars, for a tensor expression function."""
+    return [*window.before, *window.output]
+
+
+@converter("MaxPool")
+def max_pool(context: NodeContext) -> relax.Expr | list[relax.Expr]:
+    """The largest element of each window and, when asked for, its index in the flattened input (int64)."""
+    window = _window(context)
+    data = context.input(0)
+    if context.output_used(1):
+        column_major = bool(context.attribute("storage_order", 0))
+        both = context.emit_te(
+            max_with_indices_kernel(window, column_major),
+            data,
+            *_flat(window),
+            primfunc_name_hint="max_pool_with_indices",
+        )
+        return [relax.TupleGetItem(both, 0), relax.TupleGetItem(both, 1)]
+    overhang = window.overhang(context.arithmetic, spatial_sizes(data))
+    after = [context.arithmetic.add(a, o) for a, o in zip(window.after, overhang, strict=True)]
+    padding = [*window.before, *after]
+    # A padding as wide as the window makes windows without data.
+    plain = all(isinstance(p, int) and p < e for p, e in zip(padding, window.extents * 2, strict=True))
+    if window.rank not in _MAX_POOLS or not plain or not dtypes.is_float(context.dtype(0)):
+        return context.emit_te(max_kernel(window), data, *_flat(window), primfunc_name_hint="max_pool")
+    return _MAX_POOLS[window.rank](data, list(window.kernel), list(window.strides), padding, list(window.dilations))
+
+
+@converter("AveragePool")
+def average_pool(context: NodeContext) -> relax.Expr:
+    """The mean of each window; its padding counts when count_include_pad is set, what lies beyond never does."""
+    window = _window(context)
+    data = context.input(0)
+    dtype = context.dtype(0)
+    include = bool(context.attribute("count_include_pad", 0))
+    overhang = window.overhang(context.arithmetic, spatial_sizes(data))
+    plain = window.has_static_padding() and all(isinstance(o, int) and o == 0 for o in overhang)
+    if window.rank not in _AVERAGE_POOLS or not plain or any(d != 1 for d in window.dilations) or dtype == "float16":
+        kernel = average_kernel(window, include)
+        return context.emit_te(kernel, data, *_flat(window), *window.after, primfunc_name_hint="avg_pool")
+    return _AVERAGE_POOLS[window.rank](
+        data,
+        list(window.kernel),
+        list(window.strides),
+        [*window.before, *window.after],
+        count_include_pad=include,
+    )
+
+
+@converter("LpPool")
+def lp_pool(context: NodeContext) -> relax.Expr:
+    """The p-norm of each window."""
+    window = _window(context)
+    order = float(context.attribute("p", 2))
+    return context.emit_te(norm_kernel(window, order), context.input(0), *_flat(window), primfunc_name_hint="lp_pool")
+
+
+@converter("GlobalMaxPool")
+def global_max_pool(context: NodeContext) -> relax.Expr:
+    """The largest element of each channel."""
+    return R.max(context.input(0), axis=_spatial_axes(context), keepdims=True)
+
+
+@converter("GlobalAveragePool")
+def global_average_pool(context: NodeContext) -> relax.Expr:
+    """The mean of each channel."""
+    data = context.input(0)
+    dtype = context.dtype(0)
+    if dtype == "float16":
+        data = context.emit(R.astype(data, "float32"))
+    mean = context.emit(R.mean(data, axis=_spatial_axes(context), keepdims=True))
+    return R.astype(mean, dtype) if dtype == "float16" else mean
+
+
+@converter("GlobalLpPool")
+def global_lp_pool(context: NodeContext) -> relax.Expr:
+    """The p-norm of each channel."""
+    order = float(context.attribute("p", 2))
+    dtype = context.dtype(0)
+    wide = "float32" if dtype == "float16" else dtype
+    data = context.input(0) if wide == dtype else context.emit(R.astype(context.input(0), wide))
+    powers = context.emit(R.power(R.abs(data), context.literal(order, wide)))
+    total = context.emit(R.sum(powers, axis=_spatial_axes(context), keepdims=True))
+    norm = context.emit(R.power(total, context.literal(1.0 / order, wide)))
+    return norm if wide == dtype else R.astype(norm, dtype)
+
+
+def _spatial_axes(context: NodeContext) -> list[int]:
+    return list(range(2, spatial_rank(context) + 2))

@@ -1,0 +1,165 @@
+"""Geometry of sliding windows, shared by convolutions and poolings: kernel, strides, dilations, padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import relax, topi
+
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.symbolic import Arithmetic, Dim
+from compiler.frontends.onnx.values import Constant, tensor_shape
+
+AUTO_PADS = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window that slides over the spatial axes; one entry an axis.
+
+    `before` and `after` are the padding, which depends on the sizes (and may so be an expression) with an automatic
+    padding; `output` is the number of positions. In ceiling mode the last position may reach beyond the padding.
+    """
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    before: tuple[Dim, ...]
+    after: tuple[Dim, ...]
+    output: tuple[Dim, ...]
+
+    @property
+    def rank(self) -> int:
+        return len(self.kernel)
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """The kernel's size with its dilation."""
+        return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
+
+    def has_static_padding(self) -> bool:
+        """Whether the padding is known when compiling, so that an operator's attribute can hold it."""
+        return all(isinstance(p, int) for p in (*self.before, *self.after))
+
+    def overhang(self, arithmetic: Arithmetic, sizes: Sequence[Dim]) -> tuple[Dim, ...]:
+        """How far the last position reaches beyond the padded input, along each axis."""
+        reach = []
+        for axis, size in enumerate(sizes):
+            padded = arithmetic.add(arithmetic.add(size, self.before[axis]), self.after[axis])
+            last = arithmetic.multiply(arithmetic.subtract(self.output[axis], 1), self.strides[axis])
+            reach.append(arithmetic.maximum(arithmetic.subtract(arithmetic.add(last, self.extents[axis]), padded), 0))
+        return tuple(reach)
+
+
+def integers_attribute(context: NodeContext, name: str, count: int, default: int, minimum: int) -> tuple[int, ...]:
+    """An attribute of `count` integers, each at least `minimum`; all `default` when it is missing."""
+    values: Any = context.attribute(name, [default] * count)
+    if len(values) != count or any(v < minimum for v in values):
+        context.invalid(f"{name} must hold {count} integers of at least {minimum}, not {list(values)}")
+    return tuple(int(v) for v in values)
+
+
+def spatial_rank(context: NodeContext, index: int = 0, *, minimum: int = 1) -> int:
+    """Number of axes after batch and channel of input `index`."""
+    rank = context.rank(index) - 2
+    if rank < minimum:
+        context.invalid(f"its input {index} has rank {rank + 2}; {minimum + 2} is the least")
+    return rank
+
+
+def kernel_attribute(context: NodeContext, rank: int) -> tuple[int, ...]:
+    """The required attribute kernel_shape of a pooling."""
+    context.required_attribute("kernel_shape")
+    return integers_attribute(context, "kernel_shape", rank, 1, 1)
+
+
+def auto_pad(context: NodeContext) -> str:
+    """The attribute auto_pad; InvalidModelError for a value that does not exist."""
+    mode = context.attribute("auto_pad", "NOTSET") or "NOTSET"
+    if mode not in AUTO_PADS:
+        context.invalid(f"auto_pad must be one of {', '.join(AUTO_PADS)}, not {mode!r}")
+    return mode
+
+
+def window_of(
+    context: NodeContext, kernel: tuple[int, ...], sizes: Sequence[Dim], *, ceil_mode: bool = False
+) -> Window:
+    """The window that a node's attributes describe over an input of those spatial sizes."""
+    rank = len(kernel)
+    strides = integers_attribute(context, "strides", rank, 1, 1)
+    dilations = integers_attribute(context, "dilations", rank, 1, 1)
+    pads = integers_attribute(context, "pads", 2 * rank, 0, 0)
+    mode = auto_pad(context)
+    axes = []
+    for axis, size in enumerate(sizes):
+        extent = dilations[axis] * (kernel[axis] - 1) + 1
+        explicit = (pads[axis], pads[axis + rank]) if mode == "NOTSET" else (0, 0)
+        if mode.startswith("SAME"):
+            axes.append(_same(context.arithmetic, size, extent, strides[axis], upper=mode == "SAME_UPPER"))
+        else:
+            axes.append(_explicit(context, size, extent, strides[axis], explicit, ceil_mode))
+    before, after, output = zip(*axes, strict=True)
+    return Window(kernel, strides, dilations, before, after, output)
+
+
+def _same(arithmetic: Arithmetic, size: Dim, extent: int, stride: int, *, upper: bool) -> tuple[Dim, Dim, Dim]:
+    """Padding for an output of ceil(size / stride); the odd element goes after the data (upper) or before them."""
+    output = arithmetic.ceil_divide(size, stride)
+    if stride == 1:
+        total: Dim = extent - 1  # independent of the size, which may be symbolic
+    else:
+        last = arithmetic.multiply(arithmetic.subtract(output, 1), stride)
+        total = arithmetic.maximum(arithmetic.subtract(arithmetic.add(last, extent), size), 0)
+    half = arithmetic.floor_divide(total, 2)
+    rest = arithmetic.subtract(total, half)
+    return (half, rest, output) if upper else (rest, half, output)
+
+
+def _explicit(
+    context: NodeContext, size: Dim, extent: int, stride: int, pads: tuple[int, int], ceil_mode: bool
+) -> tuple[Dim, Dim, Dim]:
+    arithmetic = context.arithmetic
+    free = arithmetic.add(size, sum(pads) - extent)
+    if isinstance(free, int) and free < 0:
+        context.invalid(f"a window of extent {extent} does not fit a padded size of {free + extent}")
+    output = arithmetic.add(arithmetic.floor_divide(free, stride), 1)
+    if ceil_mode:
+        rounded = arithmetic.add(arithmetic.ceil_divide(free, stride), 1)
+        # A window that would start in the padding after the data is left out.
+        start = arithmetic.multiply(arithmetic.subtract(rounded, 1), stride)
+        output = arithmetic.select(arithmetic.less(start, arithmetic.add(size, pads[0])), rounded, output)
+    return (*pads, output)
+
+
+def padded(
+    context: NodeContext, data: relax.Expr, before: Sequence[Dim], after: Sequence[Dim], value: Any
+) -> relax.Expr:
+    """Data with its spatial axes padded by sizes that may be expressions; negative ones crop."""
+    if all(isinstance(p, int) and p == 0 for p in (*before, *after)):
+        return data
+    value = context.literal(value, str(data.ty.dtype)) if isinstance(value, (int, float)) else value
+    widths = [*before, *after]
+
+    def pad(tensor: Any, fill: Any, *sizes: Any) -> Any:
+        rank = len(sizes) // 2
+        return topi.nn.pad(tensor, [0, 0, *sizes[:rank]], [0, 0, *sizes[rank:]], fill(), name="padded")
+
+    return context.emit_te(pad, data, value, *widths, primfunc_name_hint="pad_spatial")
+
+
+def per_channel(context: NodeContext, index: int, rank: int) -> relax.Expr:
+    """Input `index`, one value a channel, shaped (1, C, 1, ...) to broadcast over a tensor of that rank."""
+    value = context.tensor(index)
+    if len(value.shape) != 1:
+        context.invalid(f"its input {index} must have rank 1, not {len(value.shape)}")
+    shape = (1, value.shape[0], *[1] * (rank - 2))
+    if isinstance(value, Constant):
+        return Constant(value.array.reshape(shape), value.dtype).expr()
+    return context.emit(relax.op.reshape(context.input(index), shape))
+
+
+def spatial_sizes(expr: relax.Expr) -> tuple[Dim, ...]:
+    """The sizes after batch and channel."""
+    return tensor_shape(expr)[2:]
