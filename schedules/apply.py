@@ -9,6 +9,7 @@ from typing import Any
 
 from schedules.config import Config
 from schedules.errors import NotScheduledError, RuleError
+from schedules.finish import finish
 from schedules.kernel import Kernel, kernels_of
 from schedules.machine import Machine
 from schedules.registry import rules as all_rules
@@ -105,17 +106,13 @@ def apply_schedules(
             done[key] = (scheduled, entry)
             report.kernels.append(entry)
         updates[global_var] = _finished(scheduled, symbol, copy=report.kernels[-1].same_as is not None)
-    result = tvm.IRModule(
-        {**dict(mod.functions_items()), **updates}, attrs=mod.attrs, global_infos=mod.global_infos
-    )
+    result = tvm.IRModule({**dict(mod.functions_items()), **updates}, attrs=mod.attrs, global_infos=mod.global_infos)
     report.seconds = time.perf_counter() - start
     return result, report
 
 
 def _renamed(entry: KernelReport, name: str) -> KernelReport:
-    return KernelReport(
-        name, entry.rule, entry.config, entry.source, entry.workload, entry.failures, entry.kernel
-    )
+    return KernelReport(name, entry.rule, entry.config, entry.source, entry.workload, entry.failures, entry.kernel)
 
 
 def _finished(function: Any, symbol: Any, *, copy: bool) -> Any:
@@ -175,7 +172,7 @@ def apply_rule(rule: ScheduleRule, kernel: Kernel, workload: Any, config: Config
         raise RuleError(f"rule {rule.name!r} returned {type(result).__name__} instead of a PrimFunc")
     if len(result.params) != len(kernel.function.params):
         raise RuleError(f"rule {rule.name!r} changed the kernel's parameters")
-    return result
+    return finish(result)
 
 
 class LazySchedule:

@@ -8,14 +8,13 @@ from typing import Any
 from schedules.expression import index
 from schedules.kernel import Axis, Kernel, Stage
 from schedules.machine import Machine
+from schedules.stage_code import stage_code
 from schedules.tir import s_tir, tirx
 
 SERIAL = tirx.ForKind.SERIAL
 PARALLEL = tirx.ForKind.PARALLEL
 VECTORIZED = tirx.ForKind.VECTORIZED
 UNROLLED = tirx.ForKind.UNROLLED
-
-MIN_PARALLEL_POINTS = 16384
 
 
 def sequence(statements: Sequence[Any]) -> Any:
@@ -38,18 +37,11 @@ def nest(axes: Sequence[Axis], body: Any, *, parallel: bool = False) -> Any:
 
 
 def loop_nest(stage: Stage, machine: Machine) -> Any:
-    """A stage as plain loops: spatial ones outside, the outermost parallel when there is enough to do."""
-    body = nest(stage.reduction, stage.body)
-    if stage.init is not None:
-        body = sequence([stage.init, body])
-    points = stage.points()
-    parallel = machine.cores > 1 and (points is None or points >= MIN_PARALLEL_POINTS)
-    return nest(stage.spatial, body, parallel=parallel)
+    """A stage as the fallback writes it: parallel and vectorized where it can be."""
+    return stage_code(stage, machine)
 
 
-def build_function(
-    kernel: Kernel, statements: Sequence[Any], allocations: Sequence[Any] | None = None
-) -> Any:
+def build_function(kernel: Kernel, statements: Sequence[Any], allocations: Sequence[Any] | None = None) -> Any:
     """The kernel's PrimFunc with a new body; `allocations` are its function-wide buffers (the kernel's own
     by default)."""
     buffers = list(kernel.intermediates if allocations is None else allocations)

@@ -1,5 +1,8 @@
-"""The rule that serves every kernel no other rule wants: correct on any valid IR, parallel and vectorized
-where it can be."""
+"""The rule that serves every kernel no other rule wants: correct on any valid IR, parallel and in vectors where it can.
+
+Elementwise stages are inlined, stages that exchange rows run row by row (softmax, the norms), and each stage is
+vectorized by its form. Statements that are no simple stage are kept as they are.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from schedules.config import Config
-from schedules.emit import build_function, loop_nest
+from schedules.emit import build_function
 from schedules.errors import NotScheduledError
-from schedules.kernel import Kernel, Stage
+from schedules.inline import inline_stages
+from schedules.kernel import Kernel, Opaque, Stage
 from schedules.machine import Machine
+from schedules.row_fusion import fuse_rows
 from schedules.rule import ScheduleRule, Workload
+from schedules.stage_code import stage_code
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,7 @@ class FallbackWorkload(Workload):
 
 
 class Fallback(ScheduleRule):
-    """Serves any kernel with at least one simple stage; opaque statements are kept as they are."""
+    """Serves any kernel with at least one simple stage."""
 
     name: ClassVar[str] = "fallback"
     priority: ClassVar[int] = 0
@@ -34,8 +40,22 @@ class Fallback(ScheduleRule):
         kernel: Kernel = schedule.kernel
         if not kernel.simple_stages:
             raise NotScheduledError("nothing but opaque statements")
-        statements = [
-            loop_nest(stage, machine) if isinstance(stage, Stage) else stage.statement
-            for stage in kernel.stages
-        ]
-        return build_function(kernel, statements)
+        return generic_function(kernel, machine)
+
+
+def generic_function(kernel: Kernel, machine: Machine) -> Any:
+    """The kernel's PrimFunc as the fallback writes it."""
+    stages = inline_stages(kernel)
+    simple = [stage for stage in stages if isinstance(stage, Stage)]
+    needed = [buffer for buffer in kernel.intermediates if _is_touched(buffer, stages)]
+    if len(simple) == len(stages):
+        fused = fuse_rows(simple, needed, machine)
+        if fused is not None:
+            return build_function(kernel, [fused], [])
+    statements = [stage_code(stage, machine) if isinstance(stage, Stage) else stage.statement for stage in stages]
+    return build_function(kernel, statements, needed)
+
+
+def _is_touched(buffer: Any, stages: list[Stage | Opaque]) -> bool:
+    """Whether a buffer is still used; an opaque statement may use any."""
+    return any(isinstance(stage, Opaque) or any(buffer.same_as(each) for each in stage.writes) for stage in stages)

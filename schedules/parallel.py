@@ -1,0 +1,112 @@
+"""Which loops run on several threads, and whether that pays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from schedules.expression import index
+from schedules.inline import operations
+from schedules.machine import Machine
+from schedules.tir import tirx
+
+Expr = Any
+Stmt = Any
+
+# About 10 microseconds of work on one core: several times what it takes to wake the other threads.
+MIN_PARALLEL_WORK = 49152
+_EXPENSIVE_WEIGHT = 8
+# Chunks a core, so that threads which start late or run slowly are balanced.
+CHUNKS_PER_CORE = 4
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A loop that may be made parallel: a name, its extent and its variable's dtype."""
+
+    name: str
+    extent: Any
+    dtype: str = "int64"
+
+
+def work(points: int | None, body: Any) -> float | None:
+    """A rough count of elementary steps; None when the points are not static."""
+    if points is None:
+        return None
+    cheap, expensive = operations(body)
+    return points * (1 + cheap / 4 + _EXPENSIVE_WEIGHT * expensive)
+
+
+def pays_off(amount: float | None, machine: Machine) -> bool:
+    """Whether to use several threads; an unknown amount is taken as large."""
+    return machine.cores > 1 and (amount is None or amount >= MIN_PARALLEL_WORK)
+
+
+def loops(
+    extents: Sequence[Extent],
+    body: Callable[[list[Expr]], Stmt],
+    machine: Machine,
+    *,
+    parallel: bool,
+) -> Stmt:
+    """Nested loops; when `parallel`, enough of the outer ones are fused into one that every core gets its share."""
+    if not extents:
+        return body([])
+    fused = _leading(extents, machine) if parallel else 0
+    variables = [tirx.Var(each.name, each.dtype) for each in extents[fused:]]
+    if not fused:
+        return _nest(extents, variables, body(list(variables)))
+    head = extents[:fused]
+    total = head[0].extent
+    for each in head[1:]:
+        total = total * each.extent
+    var = tirx.Var("_".join(each.name for each in head), head[0].dtype)
+    inner = _nest(extents[fused:], variables, body([*_decoded(var, head), *variables]))
+    return _for(var, total, inner, tirx.ForKind.PARALLEL)
+
+
+def _leading(extents: Sequence[Extent], machine: Machine) -> int:
+    """How many leading loops to fuse."""
+    enough = CHUNKS_PER_CORE * machine.cores
+    product = 1
+    for position, each in enumerate(extents):
+        product *= each.extent if isinstance(each.extent, int) else 1
+        if product >= enough:
+            return position + 1
+    return len(extents)
+
+
+def _decoded(var: Any, head: Sequence[Extent]) -> list[Expr]:
+    """The loop variables of fused loops."""
+    values: list[Expr] = []
+    rest: Expr = var
+    for each in reversed(head[1:]):
+        values.append(tirx.FloorMod(rest, _as_expr(each.extent, each.dtype)))
+        rest = tirx.FloorDiv(rest, _as_expr(each.extent, each.dtype))
+    return [rest, *reversed(values)]
+
+
+def _nest(extents: Sequence[Extent], variables: Sequence[Any], body: Stmt) -> Stmt:
+    for each, var in reversed(list(zip(extents, variables, strict=True))):
+        body = _for(var, each.extent, body, tirx.ForKind.SERIAL)
+    return body
+
+
+def _as_expr(value: Any, dtype: str) -> Expr:
+    return index(value, dtype) if isinstance(value, int) else value
+
+
+def _for(var: Any, extent: Any, body: Stmt, kind: Any) -> Stmt:
+    dtype = str(var.ty)
+    return tirx.For(var, index(0, dtype), _as_expr(extent, dtype), kind, body)
+
+
+def repeat(
+    name: str, extent: Any, body: Callable[[Any], Stmt], kind: Any = tirx.ForKind.SERIAL, dtype: str = "int64"
+) -> Stmt:
+    """One loop from 0; of extent 1, its body at 0."""
+    if isinstance(extent, int) and extent == 1:
+        return body(index(0, dtype))
+    var = tirx.Var(name, dtype)
+    return _for(var, extent, body(var), kind)
