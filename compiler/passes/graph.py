@@ -245,14 +245,19 @@ class Graph:
             self._uses[operand] = self._uses.get(operand, 1) - 1
         for operand in operands(answer):
             self._uses[operand] = self._uses.get(operand, 0) + 1
-        alias = isinstance(answer, relax.Var | GenericConst)
         escapes = self._in_dataflow and not isinstance(variable, relax.DataflowVar)
-        if alias and not escapes:
+        if isinstance(answer, relax.Var | GenericConst) and not escapes:
             self._replaced[variable] = answer
-            if isinstance(answer, relax.Var):
-                self._uses[answer] = self._uses.get(answer, 0) + self._uses.get(variable, 0) - 1
+        elif tvm_ffi.structural_equal(variable.ty, answer.ty):
+            self._append(variable, answer)
             return
-        self._append(variable, answer)
+        else:  # more is known now: code that follows is typed by that
+            precise = type(variable)(variable.name, answer.ty)
+            self._append(precise, answer)
+            self._replaced[variable] = precise
+        alias = self._replaced[variable]
+        if isinstance(alias, relax.Var):
+            self._uses[alias] = self._uses.get(alias, 0) + self._uses.get(variable, 0) - 1
 
     # Substituting what was replaced.
 

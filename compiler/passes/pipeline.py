@@ -29,12 +29,16 @@ class Phase:
 # 1. Bring the graph into its plainest form: everything known is computed, everything unused is gone.
 CANONICALIZE = (
     "normalize",
+    "fold-constants",
     "eliminate-dead-code",
+    "simplify-algebra",
+    "eliminate-common-subexpressions",
+    "normalize",
 )
 # 2. Compress: the caller asks for it, `run_pipeline(compression=...)`.
 # 3. Partition: the target claims what its accelerator can run; `target.partition_passes()` where it has them.
 # 4. Choose blocked layouts and pack weights for them.
-LAYOUT = ()
+LAYOUT = ("fold-dequantize",)
 # 5. Operators become kernels, and epilogues join their producers.
 FUSE = (
     "dispatch-sampling",

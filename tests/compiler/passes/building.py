@@ -49,6 +49,12 @@ class Build:
         self._bindings.append(relax.VarBinding(variable, value))
         return variable
 
+    def match(self, value: Any, ty: Any) -> Any:
+        """Check at run time that `value` has the type `ty`, and bind it to a variable of that type."""
+        variable = relax.DataflowVar(f"lv{len(self._bindings)}", ty)
+        self._bindings.append(relax.MatchCast(variable, value, ty))
+        return variable
+
     def module(self, *outputs: Any) -> IRModule:
         """The module that returns `outputs` as a tuple."""
         value = self.builder.normalize(relax.Tuple(outputs))

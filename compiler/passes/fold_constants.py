@@ -1,0 +1,143 @@
+"""fold-constants: what depends on constants alone is computed now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import relax
+from tvm.ir import GenericConst, IRModule
+
+from compiler.passes.context import PipelineContext
+from compiler.passes.engine_evaluation import evaluate_with_engine
+from compiler.passes.evaluators import constant_operands, evaluate_in_numpy, result_bytes
+from compiler.passes.graph import (
+    MAX_ROUNDS,
+    Expr,
+    Graph,
+    Var,
+    operator_name,
+    remove_unused,
+    rewritable_functions,
+    update_functions,
+)
+from compiler.passes.matching import as_constant
+from compiler.passes.registry import graph_pass
+
+# A result may be this many times its operands (int8 to float32 is 4), or this many bytes whatever they are.
+GROWTH = 4
+ALWAYS_BYTES = 1 << 20
+# Above this the engine's unscheduled kernels take seconds.
+ENGINE_BYTES = 64 << 20
+
+# Random, effectful, or about memory and devices; and those whose result has a size that only running tells.
+_NEVER = (
+    "relax.nn.dropout",
+    "relax.multinomial_from_uniform",
+    "relax.assert_op",
+    "relax.print",
+    "relax.null_value",
+    "relax.to_vdevice",
+    "relax.hint_on_device",
+    "relax.wrap_param",
+    "relax.size",
+    "relax.nonzero",
+    "relax.unique",
+)
+_NEVER_PREFIXES = ("call_", "builtin", "memory", "vm", "ccl", "dist", "grad", "inspect", "make_", "invoke_")
+_HEAVY = ("relax.nn.conv", "relax.nn.attention", "relax.einsum")
+
+
+@graph_pass("fold-constants", summary="Evaluate what depends on constants alone")
+def fold_constants(mod: IRModule, context: PipelineContext) -> IRModule:
+    """Through reshapes, casts, arithmetic, shapes and kernel calls; never where the module would grow much.
+
+    Weights that are dequantized stay so: a later phase may compute with the integers. `fold-dequantize` folds them.
+    """
+    return fold(mod, keep=("relax.dequantize",))
+
+
+@graph_pass("fold-dequantize", summary="Evaluate what depends on constants alone, dequantized weights too")
+def fold_dequantize(mod: IRModule, context: PipelineContext) -> IRModule:
+    """For what no phase has claimed as an integer computation."""
+    return fold(mod, keep=())
+
+
+def fold(mod: IRModule, keep: tuple[str, ...]) -> IRModule:
+    """Fold everything but calls of the operators `keep`."""
+    for _ in range(MAX_ROUNDS):
+        changed = {}
+        for variable, function in rewritable_functions(mod):
+            rewritten = ConstantFolder(mod, keep).rewrite_function(function)
+            if rewritten is not None:
+                changed[variable] = rewritten
+        if not changed:
+            break
+        # Shapes that are known now let match_casts go, and with them symbols, which makes more known.
+        mod = relax.transform.CanonicalizeBindings()(remove_unused(update_functions(mod, changed)))
+    return mod
+
+
+class ConstantFolder(Graph):
+    """Replaces each call on constants by its value, in one walk, since operands come first."""
+
+    def __init__(self, mod: IRModule, keep: tuple[str, ...]) -> None:
+        super().__init__({}, mod)
+        self._mod = mod
+        self._keep = keep
+
+    def offer(self, value: Expr, variable: Var) -> Expr | None:
+        """The value of a call, the field of a known tuple, a shape that is known."""
+        if isinstance(value, relax.TupleGetItem):
+            known = self.definition(value.tuple_value)
+            return known.fields[value.index] if isinstance(known, relax.Tuple) else None
+        name = operator_name(value)
+        if name is None or name in self._keep or name in _NEVER:
+            return None
+        shape = self._fold_shape(name, value)
+        if shape is not None:
+            return shape
+        if name.removeprefix("relax.").startswith(_NEVER_PREFIXES) and name != "relax.call_tir":
+            return None
+        return self._fold_call(name, value)
+
+    def _fold_shape(self, name: str, call: Any) -> Expr | None:
+        """Shape values, symbolic sizes included."""
+        if name == "relax.shape_of":
+            ty = call.args[0].ty
+            shape = ty.shape if isinstance(ty, relax.TensorType) else None
+            return shape if isinstance(shape, relax.ShapeExpr) else None
+        if name == "relax.tensor_to_shape":
+            inner = self.call(call.args[0], "relax.shape_to_tensor")
+            if inner is not None:
+                return self._leaf_shape(inner.args[0])
+            value = self.definition(call.args[0])
+            if isinstance(value, GenericConst):
+                return relax.ShapeExpr([int(size) for size in value.value.numpy().tolist()])
+            return None
+        arguments = [self._leaf_shape(argument) for argument in call.args]
+        if all(new is old for new, old in zip(arguments, list(call.args), strict=True)):
+            return None
+        if not any(isinstance(each, relax.ShapeExpr) for each in arguments):
+            return None
+        rebuilt = relax.Call(call.op, arguments, call.attrs, call.ty_args, call.span)
+        rebuilt = self._builder.normalize(rebuilt)
+        return self._fold_call(name, rebuilt) or rebuilt
+
+    def _leaf_shape(self, expr: Expr) -> Expr:
+        value = self.definition(expr) if isinstance(expr, relax.Var) else expr
+        return value if isinstance(value, relax.ShapeExpr) else expr
+
+    def _fold_call(self, name: str, call: Any) -> Expr | None:
+        operands = constant_operands(call)
+        size = result_bytes(call.ty)
+        if operands is None or size is None:
+            return None
+        available = sum(array.nbytes for array in operands)
+        if size > max(ALWAYS_BYTES, GROWTH * available):
+            return None
+        value = evaluate_in_numpy(call)
+        if value is not None:
+            return as_constant(value)
+        if available > ENGINE_BYTES or name.startswith(_HEAVY):
+            return None
+        return evaluate_with_engine(call, self._mod)

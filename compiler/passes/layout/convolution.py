@@ -1,0 +1,178 @@
+"""Convolutions in blocked layouts: the algorithm by shape, the weights packed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import lcm
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import relax
+from tvm.ir import GenericConst
+
+from compiler.passes.layout.packing import (
+    merge_groups,
+    pack_depthwise,
+    pack_filter,
+    pack_filter_tensor,
+    pack_winograd,
+)
+from compiler.passes.layout.table import handles
+from compiler.passes.layout.values import Blocked, Expr, LayoutBuilder, Order, can_block
+from compiler.passes.matching import array_of, as_constant, shape_of, static_shape
+from schedules import conv_compute
+from schedules.conv_workload import ConvWorkload, WindowWorkload
+from schedules.winograd_tiling import winograd_tile
+from schedules.winograd_transforms import transform_weight
+
+WINOGRAD_ERROR_BOUND = 3e-6  # root mean square, relative; see `winograd_transforms.ERROR_BOUND`
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution's attributes, layouts resolved into the order of axes."""
+
+    order: Order
+    out_order: Order
+    filter_order: Order
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pad: tuple[tuple[int, int], ...]
+    groups: int
+
+    @classmethod
+    def of(cls, call: Any) -> Conv | None:
+        """None when a layout is blocked already."""
+        attrs = call.attrs
+        spatial = "DHW"[-(len(attrs.strides)) :]
+        layouts = str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout) or str(attrs.data_layout)
+        letters = f"NC{spatial}", f"OI{spatial}", f"NC{spatial}"
+        if any(sorted(layout) != sorted(wanted) for layout, wanted in zip(layouts, letters, strict=True)):
+            return None
+        orders = [
+            tuple(layout.index(letter) for letter in wanted) for layout, wanted in zip(layouts, letters, strict=True)
+        ]
+        rank = len(spatial)
+        padding = [int(amount) for amount in attrs.padding]
+        return cls(
+            orders[0],
+            orders[2],
+            orders[1],
+            tuple(int(each) for each in attrs.strides),
+            tuple(int(each) for each in attrs.dilation),
+            tuple((padding[i], padding[i + rank]) for i in range(rank)),
+            int(attrs.groups),
+        )
+
+
+@handles("relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d")
+def convolution(builder: LayoutBuilder, call: Any) -> Blocked | None:
+    conv = Conv.of(call)
+    data, weight = call.args
+    if conv is None or not can_block(data, conv.order) or not can_block(call, conv.out_order):
+        return None
+    filter_shape = static_shape(weight)
+    if filter_shape is None or any(amount < 0 for pair in conv.pad for amount in pair):
+        return None
+    return BlockedConv(builder, conv, data, weight, tuple(shape_of(call) or ())).build()
+
+
+class BlockedConv:
+    """One convolution on its way into blocks."""
+
+    def __init__(
+        self, builder: LayoutBuilder, conv: Conv, data: Expr, weight: Expr, out_shape: tuple[Any, ...]
+    ) -> None:
+        self.builder, self.conv, self.data, self.out_shape = builder, conv, data, out_shape
+        self.weight = builder.plain(weight)
+        shape = shape_of(data) or []
+        batch = shape[conv.order[0]]
+        self.batch = batch if isinstance(batch, int) else 0
+        self.channels: int = shape[conv.order[1]]
+        self.spatial: tuple[int, ...] = tuple(shape[axis] for axis in conv.order[2:])
+        filter_shape = shape_of(self.weight) or []
+        self.filters: int = filter_shape[conv.filter_order[0]]
+        self.kernel: tuple[int, ...] = tuple(filter_shape[axis] for axis in conv.filter_order[2:])
+
+    def build(self) -> Blocked | None:
+        constant = isinstance(self.weight, GenericConst)
+        if self.conv.groups > 1 and not constant:
+            return None  # groups are merged with zeros between them, which takes known weights
+        if self.conv.groups == self.channels == self.filters and self.conv.groups > 1:
+            return self._depthwise()
+        groups, merged = self._merged_groups()
+        if not constant:
+            return self._direct_unknown_weight()
+        values = merge_groups(self._filter_values(), self.conv.groups, merged) if merged > 1 else self._filter_values()
+        work = self._workload(groups, self._in_lanes(groups))
+        tile = winograd_tile(work, self.builder.machine, WINOGRAD_ERROR_BOUND)
+        if tile is not None:
+            packed = pack_winograd(transform_weight(values, tile), work.block)
+            return self._emit(lambda data, weight: conv_compute.conv_winograd(data, weight, work, tile), work, packed)
+        packed = pack_filter(values, work.in_block, work.block)
+        return self._emit(lambda data, weight: conv_compute.conv_direct(data, weight, work), work, packed)
+
+    def _filter_values(self) -> NDArray[Any]:
+        values: NDArray[Any] = array_of(self.weight).transpose(self.conv.filter_order)
+        return values
+
+    def _merged_groups(self) -> tuple[int, int]:
+        """(groups left, groups merged into one): each group a whole number of blocks on both sides, or one group."""
+        groups, lanes = self.conv.groups, self.builder.lanes
+        if groups == 1:
+            return 1, 1
+        needed = lcm(lanes // np.gcd(lanes, self.channels // groups), lanes // np.gcd(lanes, self.filters // groups))
+        return (groups // int(needed), int(needed)) if groups % needed == 0 else (1, groups)
+
+    def _in_lanes(self, groups: int) -> int:
+        """Plain input is read as it is when there are so few channels that a block would be mostly empty."""
+        blocked = self.builder.blocked(self.data, self.conv.order) is not None
+        few = groups == 1 and self.channels * 2 <= self.builder.lanes
+        return 1 if few and not blocked else self.builder.lanes
+
+    def _workload(self, groups: int, in_lanes: int) -> ConvWorkload:
+        return ConvWorkload(*self._window(), filters=self.filters, groups=groups, in_block=in_lanes)
+
+    def _window(self) -> tuple[Any, ...]:
+        conv = self.conv
+        return (
+            self.batch,
+            self.channels,
+            self.builder.lanes,
+            self.spatial,
+            self.kernel,
+            conv.strides,
+            conv.dilations,
+            conv.pad,
+            "float32",
+        )
+
+    def _depthwise(self) -> Blocked:
+        work = WindowWorkload(*self._window())
+        packed = pack_depthwise(self._filter_values(), work.block)
+        return self._emit(lambda data, weight: conv_compute.conv_depthwise(data, weight, work), work, packed)
+
+    def _direct_unknown_weight(self) -> Blocked:
+        work = self._workload(1, self._in_lanes(1))
+        order = list(self.conv.filter_order)
+        weight = self.weight
+        if order != sorted(order):
+            weight = self.builder.emit(relax.op.permute_dims(weight, order), "filter")
+        packed = self.builder.emit_kernel(
+            lambda values: pack_filter_tensor(values, work.in_block, work.block), weight, name="pack_filter"
+        )
+        return self._emit(lambda data, weight: conv_compute.conv_direct(data, weight, work), work, packed)
+
+    def _emit(self, kernel: Any, work: WindowWorkload, weight: Any) -> Blocked:
+        order = self.conv.order
+        if isinstance(weight, np.ndarray):
+            weight = as_constant(weight)
+        if getattr(work, "in_block", work.block) == 1:
+            data = self.builder.plain(self.data)
+            if list(order) != sorted(order):
+                data = self.builder.emit(relax.op.permute_dims(data, list(order)), "channels_first")
+        else:
+            data = self.builder.as_blocked(self.data, order).expr
+        result = self.builder.emit_kernel(kernel, data, weight, name=f"conv{work.rank}d", pattern=conv_compute.FUSABLE)
+        return Blocked(result, self.out_shape, self.conv.out_order)

@@ -1,0 +1,72 @@
+"""Elementwise operators: the same operator on blocked operands, the others broadcast to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import relax
+
+from compiler.passes.layout.table import handles
+from compiler.passes.layout.values import Blocked, LayoutBuilder
+from compiler.passes.matching import dtype_of, same_shape, shape_of
+
+_ARITHMETIC = ("add", "subtract", "multiply", "divide", "power", "maximum", "minimum", "where")
+_FUNCTIONS = [
+    "abs",
+    "ceil",
+    "clip",
+    "cos",
+    "erf",
+    "exp",
+    "floor",
+    "log",
+    "negative",
+    "round",
+    "rsqrt",
+    "sigmoid",
+    "sign",
+    "sin",
+    "sqrt",
+    "square",
+    "tan",
+    "tanh",
+    "sinh",
+    "cosh",
+    "atan",
+]
+_ACTIVATIONS = ["relu", "relu6", "leakyrelu", "gelu", "gelu_tanh", "silu", "selu", "softplus"]
+
+ELEMENTWISE = (
+    *(f"relax.{name}" for name in (*_ARITHMETIC, *_FUNCTIONS)),
+    *(f"relax.nn.{name}" for name in _ACTIVATIONS),
+)
+
+
+@handles(*ELEMENTWISE)
+def elementwise(builder: LayoutBuilder, call: Any) -> Blocked | None:
+    shape = shape_of(call)
+    if dtype_of(call) != "float32":
+        return None
+    anchor = _anchor(builder, call, shape)
+    if anchor is None:
+        return None
+    arguments = []
+    for argument in call.args:
+        if not isinstance(argument.ty, relax.TensorType):
+            arguments.append(argument)
+            continue
+        operand = builder.broadcast(argument, anchor)
+        if operand is None:
+            return None
+        arguments.append(operand)
+    result = builder.emit(relax.Call(call.op, arguments, call.attrs, call.ty_args), "blocked")
+    return Blocked(result, anchor.shape, anchor.order)
+
+
+def _anchor(builder: LayoutBuilder, call: Any, shape: Any) -> Blocked | None:
+    """The operand that has the shape of the result and lies in blocks."""
+    for argument in call.args:
+        blocked = builder.blocked(argument)
+        if blocked is not None and same_shape(list(blocked.shape), shape):
+            return blocked
+    return None

@@ -1,0 +1,118 @@
+"""Between plain and blocked: constants are packed with numpy while compiling, everything else by a kernel at run time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import schedules.tir  # noqa: F401
+from schedules.conv_workload import ceil_div
+
+from tvm import te, tirx  # isort: skip
+
+Array = NDArray[Any]
+
+
+def pack_channels(values: Array, lanes: int) -> Array:
+    """(n, c, *spatial) -> (n, ceil(c / lanes), *spatial, lanes), zeros behind the last channel."""
+    images, channels = values.shape[:2]
+    blocks = ceil_div(channels, lanes)
+    padded = _padded(values, {1: blocks * lanes})
+    split = padded.reshape(images, blocks, lanes, *values.shape[2:])
+    return np.ascontiguousarray(np.moveaxis(split, 2, -1))
+
+
+def pack_filter(weight: Array, in_lanes: int, lanes: int) -> Array:
+    """(o, i, *kernel) -> (ceil(o / lanes), ceil(i / in_lanes), *kernel, in_lanes, lanes), zeros behind the last ones."""
+    outer, inner = ceil_div(weight.shape[0], lanes), ceil_div(weight.shape[1], in_lanes)
+    padded = _padded(weight, {0: outer * lanes, 1: inner * in_lanes})
+    split = padded.reshape(outer, lanes, inner, in_lanes, *weight.shape[2:])
+    rank = weight.ndim - 2
+    order = [0, 2, *range(4, 4 + rank), 3, 1]
+    return np.ascontiguousarray(split.transpose(order))
+
+
+def pack_depthwise(weight: Array, lanes: int) -> Array:
+    """(c, 1, *kernel) -> (ceil(c / lanes), *kernel, lanes)."""
+    return np.ascontiguousarray(pack_channels(weight.swapaxes(0, 1), lanes)[0])
+
+
+def pack_winograd(spread: Array, lanes: int) -> Array:
+    """(o, i, edge, edge), transformed -> (ceil(o / lanes), edge^2, i, lanes)."""
+    filters, channels = spread.shape[:2]
+    outer = ceil_div(filters, lanes)
+    padded = _padded(spread.reshape(filters, channels, -1), {0: outer * lanes})
+    return np.ascontiguousarray(padded.reshape(outer, lanes, channels, -1).transpose(0, 3, 2, 1))
+
+
+def merge_groups(weight: Array, groups: int, merged: int) -> Array:
+    """The same grouped convolution with `merged` neighbouring groups made one, by zeros between them.
+
+    (o, i / groups, *kernel) -> (o, i / groups * merged, *kernel).
+    """
+    filters, channels = weight.shape[:2]
+    result = np.zeros((filters, channels * merged, *weight.shape[2:]), weight.dtype)
+    each = filters // groups
+    for group in range(groups):
+        place = group % merged * channels
+        result[group * each : (group + 1) * each, place : place + channels] = weight[group * each : (group + 1) * each]
+    return result
+
+
+def _padded(values: Array, sizes: dict[int, int]) -> Array:
+    amounts = [(0, sizes.get(axis, size) - size) for axis, size in enumerate(values.shape)]
+    return np.pad(values, amounts) if any(after for _, after in amounts) else values
+
+
+def pack_tensor(data: Any, order: Sequence[int], lanes: int) -> Any:
+    """A logical tensor to (batch, channel blocks, *spatial, lanes); `order` lists the logical axis of each, as in
+    `Blocked`."""
+    shape = list(data.shape)
+    channels = shape[order[1]]
+    exact = isinstance(channels, int | tirx.IntImm) and int(channels) % lanes == 0
+    physical = [shape[axis] for axis in order]
+    physical[1] = ceil_div(int(channels), lanes)
+
+    def point(*at: Any) -> Any:
+        outer = list(at[:-1])
+        outer[1] = outer[1] * lanes + at[-1]
+        index = [None] * len(order)
+        for axis, value in zip(order, outer, strict=True):
+            index[axis] = value
+        if exact:
+            return data(*index)
+        return tirx.if_then_else(outer[1] < channels, data(*index), tirx.const(0, data.dtype))
+
+    return te.compute((*physical, lanes), point, name="pack")
+
+
+def unpack_tensor(data: Any, order: Sequence[int], channels: int) -> Any:
+    """The inverse of `pack_tensor`."""
+    lanes = int(data.shape[-1])
+    shape: list[Any] = [None] * len(order)
+    for place, axis in enumerate(order):
+        shape[axis] = channels if place == 1 else data.shape[place]
+
+    def point(*at: Any) -> Any:
+        outer = [at[axis] for axis in order]
+        channel = outer[1]
+        outer[1] = channel // lanes
+        return data(*outer, channel % lanes)
+
+    return te.compute(shape, point, name="unpack")
+
+
+def pack_filter_tensor(weight: Any, in_lanes: int, lanes: int) -> Any:
+    """`pack_filter` for weights that are not known while compiling."""
+    filters, channels, *kernel = [int(size) for size in weight.shape]
+    shape = (ceil_div(filters, lanes), ceil_div(channels, in_lanes), *kernel, in_lanes, lanes)
+
+    def point(outer: Any, inner: Any, *rest: Any) -> Any:
+        o, i = outer * lanes + rest[-1], inner * in_lanes + rest[-2]
+        inside = tirx.all(o < filters, i < channels)
+        return tirx.if_then_else(inside, weight(o, i, *rest[:-2]), tirx.const(0, weight.dtype))
+
+    return te.compute(shape, point, name="pack_filter")

@@ -1,0 +1,107 @@
+"""Pooling and means over the image in blocked layouts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import relax
+
+from compiler.passes.layout.table import handles
+from compiler.passes.layout.values import Blocked, LayoutBuilder, Order, Value, can_block
+from compiler.passes.matching import shape_of
+from schedules import conv_compute
+from schedules.conv_workload import PoolWorkload
+
+
+@handles(*(f"relax.nn.{kind}_pool{rank}d" for kind in ("max", "avg") for rank in (1, 2, 3)))
+def pool(builder: LayoutBuilder, call: Any) -> Blocked | None:
+    attrs = call.attrs
+    order = _order(str(attrs.layout), len(attrs.pool_size))
+    if order is None or str(attrs.out_layout) not in ("", str(attrs.layout)) or not can_block(call, order):
+        return None
+    data = builder.blocked(call.args[0], order)
+    if data is None:
+        return None
+    mode = "max" if ".max_" in call.op.name else "average"
+    rank = len(order) - 2
+    padding = [int(amount) for amount in attrs.padding]
+    out_shape = shape_of(call) or []
+    kernel, strides = ([int(each) for each in values] for values in (attrs.pool_size, attrs.strides))
+    dilations = [int(each) for each in attrs.dilation]
+    pad = []
+    for i in range(rank):
+        reach = (out_shape[order[2 + i]] - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1
+        pad.append((padding[i], reach - data.spatial[i] - padding[i]))
+    count_pad = mode == "average" and bool(attrs.count_include_pad)
+    if count_pad and any(after > padding[i + rank] for i, (_, after) in enumerate(pad)):
+        return None  # the last window reaches beyond the padding, where nothing is counted
+    work = PoolWorkload(*_window(data, kernel, strides, dilations, pad, builder.lanes), mode=mode, count_pad=count_pad)
+    result = builder.emit_kernel(
+        lambda values: conv_compute.pool(values, work), data.expr, name="pool", pattern=conv_compute.FUSABLE
+    )
+    return Blocked(result, tuple(out_shape), order)
+
+
+@handles(*(f"relax.nn.adaptive_{kind}_pool{rank}d" for kind in ("avg", "max") for rank in (1, 2, 3)))
+def adaptive_pool(builder: LayoutBuilder, call: Any) -> Blocked | None:
+    attrs = call.attrs
+    out_shape = shape_of(call) or []
+    order = _order(str(attrs.layout), len(out_shape) - 2)
+    if order is None or not can_block(call, order) or any(out_shape[axis] != 1 for axis in order[2:]):
+        return None
+    data = builder.blocked(call.args[0], order)
+    if data is None:
+        return None
+    mode = "max" if "_max_" in call.op.name else "average"
+    return Blocked(_global(builder, data, mode), tuple(out_shape), order)
+
+
+@handles("relax.mean", "relax.max")
+def reduce_image(builder: LayoutBuilder, call: Any) -> Blocked | Value | None:
+    """A mean or maximum over exactly the spatial dimensions."""
+    data = builder.blocked(call.args[0])
+    if data is None or call.attrs.axis is None:
+        return None
+    axes = sorted(int(axis) % len(data.shape) for axis in call.attrs.axis)
+    if axes != sorted(data.order[2:]) or not axes:
+        return None
+    mode = "max" if call.op.name == "relax.max" else "average"
+    pooled = _global(builder, data, mode)
+    shape = [1 if axis in axes else size for axis, size in enumerate(data.shape)]
+    result = Blocked(pooled, tuple(shape), data.order)
+    if bool(call.attrs.keepdims):
+        return result
+    plain = builder.plain_value(Value(blocked=result))
+    return Value(plain=builder.emit(relax.op.reshape(plain, list(shape_of(call) or [])), "pooled"))
+
+
+def _global(builder: LayoutBuilder, data: Blocked, mode: str) -> Any:
+    ones = [1] * len(data.spatial)
+    pad = [(0, 0)] * len(data.spatial)
+    work = PoolWorkload(*_window(data, data.spatial, ones, ones, pad, builder.lanes), mode=mode, count_pad=False)
+    return builder.emit_kernel(
+        lambda values: conv_compute.global_pool(values, work),
+        data.expr,
+        name="global_pool",
+        pattern=conv_compute.FUSABLE,
+    )
+
+
+def _window(data: Blocked, kernel: Any, strides: Any, dilations: Any, pad: Any, lanes: int) -> tuple[Any, ...]:
+    batch = data.batch if isinstance(data.batch, int) else 0
+    return (
+        batch,
+        data.channels,
+        lanes,
+        data.spatial,
+        tuple(kernel),
+        tuple(strides),
+        tuple(dilations),
+        tuple(pad),
+        "float32",
+    )
+
+
+def _order(layout: str, rank: int) -> Order | None:
+    wanted = f"NC{'DHW'[-rank:]}"
+    return tuple(layout.index(letter) for letter in wanted) if sorted(layout) == sorted(wanted) else None

@@ -1,0 +1,84 @@
+"""Operators that move data: free in blocked layouts where whole blocks move, or none at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import relax
+
+from compiler.passes.layout.table import handles
+from compiler.passes.layout.values import Blocked, LayoutBuilder, Value
+from compiler.passes.matching import same_shape, shape_of
+
+
+@handles("relax.permute_dims")
+def permute(builder: LayoutBuilder, call: Any) -> Blocked | None:
+    """The same data under other names of its axes."""
+    data = builder.blocked(call.args[0])
+    shape = shape_of(call)
+    if data is None or shape is None:
+        return None
+    given = call.attrs.axes
+    rank = len(data.shape)
+    axes = [int(axis) % rank for axis in given] if given is not None else list(reversed(range(rank)))
+    order = tuple(axes.index(axis) for axis in data.order)
+    return Blocked(data.expr, tuple(shape), order)
+
+
+@handles("relax.concat")
+def concat(builder: LayoutBuilder, call: Any) -> Blocked | None:
+    operands = call.args[0]
+    fields = list(operands.fields) if isinstance(operands, relax.Tuple) else None
+    shape = shape_of(call)
+    if fields is None or shape is None or call.attrs.axis is None:
+        return None
+    parts = [builder.blocked(each) for each in fields]
+    first = next((part for part in parts if part is not None), None)
+    if first is None or any(part is None or part.order != first.order for part in parts):
+        return None
+    axis = first.order.index(int(call.attrs.axis) % len(shape))
+    blocked = [part for part in parts if part is not None]
+    if axis == 1 and any(part.channels % builder.lanes for part in blocked[:-1]):
+        return None
+    result = builder.emit(relax.op.concat([part.expr for part in blocked], axis), "joined")
+    return Blocked(result, tuple(shape), first.order)
+
+
+@handles("relax.split")
+def split(builder: LayoutBuilder, call: Any) -> Value | None:
+    """Channels cut at whole blocks, or any spatial dimension."""
+    data = builder.blocked(call.args[0])
+    if data is None:
+        return None
+    axis = data.order.index(int(call.attrs.axis) % len(data.shape))
+    size = int(data.shape[data.order[axis]]) if axis > 0 else 0
+    sections = call.attrs.indices_or_sections
+    if isinstance(sections, int) or not hasattr(sections, "__len__"):
+        count = int(sections)
+        if size == 0 or size % count:
+            return None
+        edges = [size // count * i for i in range(1, count)]
+    else:
+        edges = [int(edge) for edge in sections]
+    if axis == 0 or (axis == 1 and any(edge % builder.lanes for edge in edges)):
+        return None
+    scale = builder.lanes if axis == 1 else 1
+    bounds = [0, *edges, size]
+    parts = []
+    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        last = -(-stop // scale)
+        piece = relax.op.strided_slice(data.expr, [axis], [start // scale], [last])
+        shape = list(data.shape)
+        shape[data.order[axis]] = stop - start
+        parts.append(Value(blocked=Blocked(builder.emit(piece, "part"), tuple(shape), data.order)))
+    return Value(parts=parts)
+
+
+@handles("relax.reshape")
+def reshape(builder: LayoutBuilder, call: Any) -> Blocked | None:
+    """A reshape to the shape it has."""
+    data = builder.blocked(call.args[0])
+    shape = shape_of(call)
+    if data is None or shape is None or not same_shape(list(data.shape), shape):
+        return None
+    return Blocked(data.expr, data.shape, data.order)

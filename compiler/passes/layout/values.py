@@ -1,0 +1,217 @@
+"""Values of a function in plain and in blocked form, each made when first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import relax
+from tvm.ir import GenericConst
+
+from compiler.passes.layout.packing import pack_channels, pack_tensor, unpack_tensor
+from compiler.passes.matching import array_of, as_constant, dtype_of, shape_of
+from schedules.conv_workload import ceil_div
+
+Expr = Any
+Array = NDArray[Any]
+Order = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Blocked:
+    """A tensor in blocked layout: (batch, channel blocks, *spatial, lanes).
+
+    `shape` is the logical shape; `order[i]` is the logical axis behind physical axis i: the batch, the channels, then the
+    spatial dimensions. The lanes behind the last channel hold anything.
+    """
+
+    expr: Expr
+    shape: tuple[Any, ...]
+    order: Order
+
+    @property
+    def channels(self) -> int:
+        return int(self.shape[self.order[1]])
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        return tuple(int(self.shape[axis]) for axis in self.order[2:])
+
+    @property
+    def batch(self) -> Any:
+        return self.shape[self.order[0]]
+
+
+@dataclass(eq=False)
+class Value:
+    """One value of the function; `parts` are those of a tuple."""
+
+    plain: Expr | None = None
+    blocked: Blocked | None = None
+    packed: dict[Order, Blocked] = field(default_factory=dict)
+    parts: list[Value] | None = None
+
+
+class LayoutBuilder:
+    """Emits bindings of a dataflow block and keeps the forms of its values."""
+
+    def __init__(self, builder: Any, machine: Any) -> None:
+        self._builder = builder
+        self.machine = machine
+        self.lanes: int = machine.lanes("float32")
+        self.bindings: list[Any] = []
+        self._values: dict[Any, Value] = {}
+        self._names = 0
+
+    # Values.
+
+    def value(self, expr: Expr) -> Value:
+        """The value that a variable or constant of the old function stands for."""
+        found = self._values.get(expr) if isinstance(expr, relax.Var) else None
+        return found if found is not None else Value(plain=expr)
+
+    def define(self, variable: Any, value: Value) -> None:
+        """Say what a variable of the old function is now."""
+        self._values[variable] = value
+
+    def forget_block(self) -> None:
+        """Start another block: what is not plain does not outlive one."""
+        self.bindings = []
+        self._values = {}
+
+    def emit(self, expr: Expr, name: str = "laid_out") -> Expr:
+        """Bind an expression to a new variable of the block."""
+        value = self._builder.normalize(expr)
+        if isinstance(value, relax.Var | GenericConst):
+            return value
+        self._names += 1
+        variable = relax.DataflowVar(f"{name}{self._names}", value.ty)
+        self.bindings.append(relax.VarBinding(variable, value))
+        return variable
+
+    def emit_kernel(self, function: Any, *arguments: Any, name: str, pattern: int | None = None) -> Expr:
+        """Bind the call of a kernel given as a tensor expression."""
+        attributes = {} if pattern is None else {"primfunc_attrs": {"op_pattern": pattern}}
+        call = self._builder.call_te(function, *arguments, primfunc_name_hint=name, **attributes)
+        return self.emit(call, name)
+
+    # Conversions.
+
+    def plain(self, expr: Expr) -> Expr:
+        """The plain form of an operand of the old function."""
+        return self.plain_value(self.value(expr))
+
+    def plain_value(self, value: Value) -> Expr:
+        if value.plain is None and value.parts is not None:
+            value.plain = self.emit(relax.Tuple([self.plain_value(part) for part in value.parts]))
+        if value.plain is None:
+            assert value.blocked is not None
+            value.plain = self._unpack(value.blocked)
+        return value.plain
+
+    def blocked(self, expr: Expr, order: Order | None = None) -> Blocked | None:
+        """The blocked form that an operand has already (in `order`, if given), without converting anything."""
+        value = self.value(expr)
+        found = value.blocked
+        if found is not None and (order is None or found.order == order):
+            return found
+        return None if order is None else value.packed.get(order)
+
+    def as_blocked(self, expr: Expr, order: Order) -> Blocked:
+        """The blocked form of an operand, converted when it has none."""
+        found = self.blocked(expr, order)
+        if found is not None:
+            return found
+        value = self.value(expr)
+        plain = self.plain(expr)
+        shape = shape_of(plain)
+        assert shape is not None
+        packed = Blocked(self._pack(plain, shape, order), tuple(shape), order)
+        value.packed[order] = packed
+        if isinstance(expr, relax.Var):
+            self._values.setdefault(expr, value)
+        return packed
+
+    def _pack(self, plain: Expr, shape: Sequence[Any], order: Order) -> Expr:
+        if isinstance(plain, GenericConst):
+            return as_constant(pack_channels(array_of(plain).transpose(order), self.lanes))
+        channels = shape[order[1]]
+        if channels % self.lanes == 0 and all(shape[axis] == 1 for axis in order[2:]) and _rising(order, shape):
+            sizes = [shape[order[0]], channels // self.lanes, *(1 for _ in order[2:]), self.lanes]
+            return self.emit(relax.op.reshape(plain, sizes), "packed")
+        return self.emit_kernel(lambda data: pack_tensor(data, order, self.lanes), plain, name="pack")
+
+    def _unpack(self, blocked: Blocked) -> Expr:
+        shape, order = blocked.shape, blocked.order
+        whole = blocked.channels % self.lanes == 0
+        if whole and all(size == 1 for size in blocked.spatial) and _rising(order, shape):
+            return self.emit(relax.op.reshape(blocked.expr, list(shape)), "unpacked")
+        return self.emit_kernel(lambda data: unpack_tensor(data, order, blocked.channels), blocked.expr, name="unpack")
+
+    # Broadcasting.
+
+    def broadcast(self, expr: Expr, to: Blocked) -> Expr | None:
+        """An operand of an elementwise operator whose result is laid out as `to`; None when that takes a copy in plain
+        layout anyway."""
+        blocked = self.blocked(expr)
+        if blocked is not None and len(blocked.shape) == len(to.shape) and blocked.order == to.order:
+            if _same(blocked.shape[to.order[1]], to.shape[to.order[1]]):
+                return blocked.expr
+        shape = shape_of(expr)
+        if shape is None or len(shape) > len(to.shape):
+            return None
+        full = [1] * (len(to.shape) - len(shape)) + list(shape)
+        if all(_same(size, 1) for size in full):
+            return self._reshape(self.plain(expr), [1] * (len(to.shape) + 1)) if shape else self.plain(expr)
+        channels = full[to.order[1]]
+        if _same(channels, 1):
+            return self._channelless(self.plain(expr), full, to.order)
+        if not _same(channels, to.channels):
+            return None
+        if len(shape) == len(to.shape):
+            return self.as_blocked(expr, to.order).expr
+        widened = self._reshape(self.plain(expr), full)
+        return self._pack(widened, full, to.order)
+
+    def _channelless(self, plain: Expr, full: Sequence[Any], order: Order) -> Expr:
+        """A tensor of one channel, shared by all lanes: (batch, 1, *spatial, 1)."""
+        if isinstance(plain, GenericConst):
+            values = array_of(plain).reshape([int(size) for size in full]).transpose(order)
+            return as_constant(values[..., np.newaxis])
+        moved = self._reshape(plain, full)
+        if list(order) != sorted(order):
+            moved = self.emit(relax.op.permute_dims(moved, list(order)), "moved")
+        return self._reshape(moved, [*(full[axis] for axis in order), 1])
+
+    def _reshape(self, plain: Expr, shape: Sequence[Any]) -> Expr:
+        if isinstance(plain, GenericConst):
+            return as_constant(array_of(plain).reshape([int(size) for size in shape]))
+        return self.emit(relax.op.reshape(plain, list(shape)), "reshaped")
+
+
+def _rising(order: Order, shape: Sequence[Any]) -> bool:
+    """Whether the axes of more than one element lie in their logical order."""
+    kept = [axis for axis in order if not _same(shape[axis], 1)]
+    return kept == sorted(kept)
+
+
+def _same(left: Any, right: Any) -> bool:
+    return isinstance(left, int) and isinstance(right, int) and left == right
+
+
+def can_block(expr: Expr, order: Order) -> bool:
+    """Whether a tensor can be laid out in blocks: float32, all but the batch known."""
+    shape = shape_of(expr)
+    if shape is None or dtype_of(expr) != "float32" or len(shape) != len(order):
+        return False
+    return all(isinstance(shape[axis], int) for axis in order[1:])
+
+
+def physical_shape(shape: Sequence[Any], order: Order, lanes: int) -> list[Any]:
+    """The shape of the blocked tensor."""
+    sizes = [shape[axis] for axis in order]
+    sizes[1] = ceil_div(sizes[1], lanes)
+    return [*sizes, lanes]
