@@ -127,13 +127,22 @@ def _exported_program(
 
 
 def _refuse_mutation(program: torch.export.ExportedProgram) -> None:
-    signature = program.graph_signature
+    """In-place operators on intermediate values are fine; those that outlive the run are not."""
+    if not any(_writes(node.target) for node in program.graph.nodes):
+        return
+    with _quiet():
+        signature = program.run_decompositions({}).graph_signature  # functional form: mutations become outputs
     mutated = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
     if mutated:
         raise UnsupportedModelError(
             [Refusal("mutation", name, "the model writes to it while running") for name in mutated],
             "return the new value as an output instead",
         )
+
+
+def _writes(operator: Any) -> bool:
+    schema = getattr(operator, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
 
 
 def _to_onnx(program: torch.export.ExportedProgram) -> Any:

@@ -1,0 +1,130 @@
+"""PyTorch models: modules, exported programs and .pt2 files, against torch itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import compiler
+from compiler.errors import InputError, InvalidModelError, OptionError, UnsupportedModelError
+
+
+class Block(nn.Module):
+    """A residual block with normalization, as small as it can be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 8, 3, padding=1)
+        self.normalization = nn.BatchNorm2d(8)
+        self.projection = nn.Linear(8, 5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        features = torch.relu(self.normalization(self.convolution(image)))
+        return self.projection(features.mean(dim=(2, 3)))
+
+
+def expected(model: nn.Module, *arguments: torch.Tensor) -> np.ndarray[Any, Any]:
+    with torch.no_grad():
+        return np.asarray(model(*arguments))
+
+
+@pytest.fixture
+def block() -> nn.Module:
+    torch.manual_seed(0)
+    return Block().eval()
+
+
+def test_module_with_example_inputs(block: nn.Module) -> None:
+    image = torch.randn(2, 3, 9, 7)
+    module = compiler.compile(block, example_inputs=(image,))
+    assert [tensor.name for tensor in module.inputs] == ["image"]
+    outputs = module.run({"image": image})
+    assert list(outputs) == ["output_0"]
+    np.testing.assert_allclose(outputs["output_0"], expected(block, image), rtol=1e-4, atol=1e-5)
+
+
+def test_exported_program_with_dynamic_batch(block: nn.Module) -> None:
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(block, (torch.randn(2, 3, 8, 8),), dynamic_shapes={"image": {0: batch}})
+    module = compiler.compile(program)
+    for size in (1, 2, 5):
+        image = torch.randn(size, 3, 8, 8)
+        np.testing.assert_allclose(module.run([image])["output_0"], expected(block, image), rtol=1e-4, atol=1e-5)
+
+
+def test_saved_program(block: nn.Module, tmp_path: Path) -> None:
+    image = torch.randn(1, 3, 8, 8)
+    torch.export.save(torch.export.export(block, (image,)), tmp_path / "block.pt2")
+    module = compiler.compile(tmp_path / "block.pt2")
+    np.testing.assert_allclose(module.run([image])["output_0"], expected(block, image), rtol=1e-4, atol=1e-5)
+
+
+class Dictionary(nn.Module):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"double": x * 2, "sum": x.sum(dim=-1)}
+
+
+def test_dictionary_outputs_keep_their_names() -> None:
+    x = torch.randn(3, 4)
+    outputs = compiler.compile(Dictionary().eval(), example_inputs=(x,)).run({"x": x})
+    np.testing.assert_allclose(outputs["double"], x * 2)
+    np.testing.assert_allclose(outputs["sum"], x.sum(dim=-1), rtol=1e-6)
+
+
+def test_training_mode_is_refused(block: nn.Module) -> None:
+    with pytest.raises(OptionError, match=r"training mode(?s:.*)model\.eval\(\)"):
+        compiler.compile(block.train(), example_inputs=(torch.randn(1, 3, 8, 8),))
+
+
+def test_missing_example_inputs(block: nn.Module) -> None:
+    with pytest.raises(OptionError, match="example_inputs"):
+        compiler.compile(block)
+
+
+def test_example_inputs_that_do_not_fit(block: nn.Module) -> None:
+    with pytest.raises((InputError, InvalidModelError)):
+        compiler.compile(block, example_inputs=(torch.randn(1, 4, 8, 8),))
+
+
+class DataDependent(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if bool(x.sum() > 0) else x - 1
+
+
+def test_control_flow_that_export_can_not_capture() -> None:
+    with pytest.raises(InvalidModelError, match=r"torch\.export can not capture"):
+        compiler.compile(DataDependent().eval(), example_inputs=(torch.randn(3),))
+
+
+class Counter(nn.Module):
+    count: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count.add_(1)
+        return x + self.count
+
+
+def test_mutated_buffers_are_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="count"):
+        compiler.compile(Counter().eval(), example_inputs=(torch.randn(3),))
+
+
+def test_pickled_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.pth").write_bytes(b"anything")
+    with pytest.raises(InvalidModelError, match="pickled"):
+        compiler.compile(tmp_path / "model.pth")
+
+
+def test_broken_pt2_file(tmp_path: Path) -> None:
+    (tmp_path / "model.pt2").write_bytes(b"anything")
+    with pytest.raises(InvalidModelError, match=r"model\.pt2"):
+        compiler.compile(tmp_path / "model.pt2")
