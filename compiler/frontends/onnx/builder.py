@@ -28,6 +28,7 @@ class Builder:
         self._names: dict[str, int] = {}
         self._regions: list[int] = [0]
         self._region_count = 0
+        self._size_regions: dict[tvm.ir.Expr, int] = {}
 
     @contextmanager
     def region(self) -> Iterator[list[relax.BindingBlock]]:
@@ -60,7 +61,16 @@ class Builder:
 
     def dimension(self, name: str = "size") -> tvm.ir.Expr:
         """A new symbolic size."""
-        return self.arithmetic.dimension(self.unique_name(name))
+        size = self.arithmetic.dimension(self.unique_name(name))
+        self._size_regions[size] = self.current_region
+        return size
+
+    def size_is_visible(self, size: Dim) -> bool:
+        """Whether a size is computed from nothing but sizes that can be used here."""
+        if is_number(size):
+            return True
+        used = tirx.analysis.undefined_vars(size)
+        return all(self.is_visible(self._size_regions.get(variable, 0)) for variable in used)
 
     def emit(self, expr: relax.Expr) -> relax.Expr:
         """Bind an expression; the result's shape is known (each field's, for a tuple)."""
@@ -80,15 +90,26 @@ class Builder:
         """Bind a call of a tensor expression function; relax tensors arrive in it as te tensors."""
         return self.emit(self.block_builder.call_te(function, *args, **kwargs))
 
-    def shape_values(self, tensor: relax.Expr) -> list[Dim]:
-        """The elements of an integer tensor of known length, as sizes that take their values when the module runs."""
+    def shape_values(self, tensor: relax.Expr, signed: bool) -> list[Dim]:
+        """The elements of an integer tensor of known length, as sizes that take their values when the module runs.
+
+        The engine takes every symbolic size for non-negative, so that an element that may be negative is the
+        difference of two: its positive and its negative part.
+        """
         count = int(np.prod(tensor_shape(tensor), dtype=np.int64))
         if str(tensor.ty.dtype) != "int64":
             tensor = self.emit(R.astype(tensor, "int64"))
         if tensor.ty.ndim != 1:
             tensor = self.emit(R.reshape(tensor, (count,)))
-        # Not dimension(): an element may be negative.
-        sizes = [tirx.Var(self.unique_name("element"), "int64") for _ in range(count)]
+        zero = relax.const(np.zeros((), np.int64), "int64")
+        positive = self._read_sizes(self.emit(R.maximum(tensor, zero)), count)
+        if not signed:
+            return positive
+        negative = self._read_sizes(self.emit(R.maximum(self.emit(R.negative(tensor)), zero)), count)
+        return [p - n for p, n in zip(positive, negative, strict=True)]
+
+    def _read_sizes(self, tensor: relax.Expr, count: int) -> list[Dim]:
+        sizes = [self.dimension() for _ in range(count)]
         shape = self.block_builder.emit(R.tensor_to_shape(tensor))
         self.block_builder.match_cast(shape, relax.ShapeType(sizes))
         return sizes

@@ -166,10 +166,11 @@ class NodeContext:
         """The elements of a known integer input."""
         return [int(v) for v in self.constant(index).reshape(-1)]
 
-    def shape_values(self, index: int) -> list[Dim]:
+    def shape_values(self, index: int, *, signed: bool = False) -> list[Dim]:
         """The elements of an integer input as sizes: ints, expressions, or sizes that are read when the module runs.
 
-        The elements may be negative. The tensor's length must be known.
+        The tensor's length must be known. Elements that are read at run time count as non-negative (a negative one is
+        taken for 0) unless `signed`.
         """
         value = self.tensor(index)
         known = self.known(index)
@@ -179,12 +180,14 @@ class NodeContext:
             return list(value.array.reshape(-1))
         assert isinstance(value, Runtime)
         builder = self.importer.builder
-        if value.as_shape is None or not builder.is_visible(value.as_shape_region):
-            if not all(isinstance(d, int) for d in value.shape):
-                self.refuse(f"the length of its input {self.input_label(index)} is not known when compiling")
-            value.as_shape = builder.shape_values(self.input(index))
-            value.as_shape_region = builder.current_region
-        return list(value.as_shape)
+        key = (signed, builder.current_region)
+        for (kind, region), sizes in value.as_shape.items():
+            if kind == signed and builder.is_visible(region):
+                return list(sizes)
+        if not all(isinstance(d, int) for d in value.shape):
+            self.refuse(f"the length of its input {self.input_label(index)} is not known when compiling")
+        value.as_shape[key] = builder.shape_values(self.input(index), signed)
+        return list(value.as_shape[key])
 
     def input_label(self, index: int) -> str:
         """An input in a message: its position and its name."""

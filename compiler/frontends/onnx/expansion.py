@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import onnx
 import onnx.helper
@@ -58,6 +59,19 @@ def schema_function(
     schema = schema_of(node.op_type, opset, domain)
     if schema is None:
         return None
+    function = _body(schema, node, inputs, opsets)
+    if function is not None:
+        given = {attribute.name for attribute in function.attribute_proto}
+        defaults = [
+            a.default_value for name, a in schema.attributes.items() if name not in given and a.default_value.name
+        ]
+        function.attribute_proto.extend(defaults)
+    return function
+
+
+def _body(
+    schema: Any, node: onnx.NodeProto, inputs: Sequence[Value | None], opsets: dict[str, int]
+) -> onnx.FunctionProto | None:
     if schema.has_function:
         fitting = [v for v in schema.function_opset_versions if v <= opsets.get("", 1)]
         if fitting:

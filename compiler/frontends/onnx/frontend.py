@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import onnx
 import tvm
 from tvm import relax
 
@@ -13,8 +12,8 @@ from compiler.frontends.imported_model import ImportedModel, TensorSpec
 from compiler.frontends.onnx.context import PoisonedInputError, RefusedError
 from compiler.frontends.onnx.importer import Importer, Scope, to_tensor
 from compiler.frontends.onnx.inputs import RuntimeInput, Shapes, fixed_values, runtime_inputs
-from compiler.frontends.onnx.loader import LoadedModel, ModelSource, load_model
-from compiler.frontends.onnx.structure import used_names
+from compiler.frontends.onnx.loader import ModelSource, load_model
+from compiler.frontends.onnx.structure import live_nodes
 from compiler.frontends.onnx.values import Constant, Runtime, Value, is_poisoned
 
 
@@ -43,24 +42,14 @@ def import_onnx(
     return ImportedModel(mod, [item.spec for item in inputs], outputs, arrays)
 
 
-def live_nodes(model: LoadedModel) -> list[onnx.NodeProto]:
-    """The nodes that some output of the graph depends on, in order."""
-    wanted = {output.name for output in model.proto.graph.output}
-    live: list[onnx.NodeProto] = []
-    for node in reversed(model.nodes):
-        if wanted.intersection(node.output):
-            live.append(node)
-            wanted |= used_names(node)
-    return live[::-1]
-
-
 def _build(importer: Importer, scope: Scope, inputs: list[RuntimeInput]) -> tuple[tvm.IRModule, list[TensorSpec]]:
     block_builder = importer.builder.block_builder
     parameters = [item.variable for item in inputs]
     block_builder.begin_scope(parameters)
     block_builder._begin_binding_block()
     try:
-        importer.import_nodes(live_nodes(importer.model), scope)
+        wanted = [output.name for output in importer.model.proto.graph.output]
+        importer.import_nodes(live_nodes(importer.model.nodes, wanted), scope)
         outputs = _outputs(importer, scope)
         importer.raise_refusals()
         result = block_builder.emit(relax.Tuple([value.expr for value in outputs.values()]))

@@ -25,7 +25,7 @@ from compiler.frontends.onnx.evaluator import evaluate
 from compiler.frontends.onnx.expansion import resolve_references, schema_function
 from compiler.frontends.onnx.loader import LoadedModel, graph_initializers
 from compiler.frontends.onnx.registry import find_converter, normalized_domain
-from compiler.frontends.onnx.structure import describe, ordered_nodes, subgraphs
+from compiler.frontends.onnx.structure import describe, live_nodes, ordered_nodes, subgraphs
 from compiler.frontends.onnx.values import (
     Constant,
     OptionalValue,
@@ -98,8 +98,9 @@ class Importer:
         scope = outer.child()
         scope.values.update(graph_initializers(graph, self.model.reader))
         scope.values.update({spec.name: value for spec, value in zip(graph.input, inputs, strict=False)})
-        self.import_nodes(ordered_nodes(graph), scope)
-        return [self._required(scope, output.name) for output in graph.output]
+        wanted = [output.name for output in graph.output]
+        self.import_nodes(live_nodes(ordered_nodes(graph), wanted), scope)
+        return [self._required(scope, name) for name in wanted]
 
     def import_function(
         self,
@@ -116,8 +117,9 @@ class Importer:
         scope = Scope(None, {}, imports or self.opsets, depth + 1)
         padded = [*inputs, *[None] * (len(function.input) - len(inputs))]
         scope.values.update(zip(function.input, padded, strict=False))
-        self.import_nodes(resolve_references(function, node), scope)
-        return [self._required(scope, name) for name in function.output]
+        used = [name for name, output in zip(function.output, node.output, strict=False) if output]
+        self.import_nodes(live_nodes(resolve_references(function, node), used), scope)
+        return [self._required(scope, name) if name in used else Poisoned() for name in function.output]
 
     @staticmethod
     def _required(scope: Scope, name: str) -> Value:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -144,6 +144,17 @@ def captured_names(graph: onnx.GraphProto) -> set[str]:
         own.update(node.output)
         used |= used_names(node)
     return used - own
+
+
+def live_nodes(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
+    """The nodes, given in topological order, that some of the outputs depend on."""
+    wanted = set(outputs)
+    live: list[onnx.NodeProto] = []
+    for node in reversed(nodes):
+        if wanted.intersection(filter(None, node.output)):
+            live.append(node)
+            wanted |= used_names(node)
+    return live[::-1]
 
 
 def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:

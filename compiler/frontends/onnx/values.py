@@ -97,14 +97,14 @@ class Runtime:
     """A tensor of the module. `sources` names the model inputs its value depends on.
 
     `producer` is set when every input of its node is a constant or has a producer: the value can be folded.
+    `as_shape` keeps its elements as sizes, by (signed, region).
     """
 
     expr: relax.Expr
     dtype: str
     sources: frozenset[str] = NO_SOURCES
     producer: Producer | None = None
-    as_shape: list[Dim] | None = field(default=None, repr=False)
-    as_shape_region: int = 0
+    as_shape: dict[tuple[bool, int], list[Dim]] = field(default_factory=dict, repr=False)
 
     @property
     def shape(self) -> tuple[Dim, ...]:

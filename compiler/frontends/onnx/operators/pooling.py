@@ -13,6 +13,7 @@ from compiler.frontends.onnx.operators.pooling_kernels import (
     max_with_indices_kernel,
     norm_kernel,
 )
+from compiler.frontends.onnx.operators.precision import cast, compute_dtype, widened
 from compiler.frontends.onnx.operators.spatial import (
     Window,
     kernel_attribute,
@@ -71,7 +72,7 @@ def average_pool(context: NodeContext) -> relax.Expr:
     include = bool(context.attribute("count_include_pad", 0))
     overhang = window.overhang(context.arithmetic, spatial_sizes(data))
     plain = window.has_static_padding() and all(isinstance(o, int) and o == 0 for o in overhang)
-    if window.rank not in _AVERAGE_POOLS or not plain or any(d != 1 for d in window.dilations) or dtype == "float16":
+    if window.rank not in _AVERAGE_POOLS or not plain or any(d != 1 for d in window.dilations) or compute_dtype(dtype) != dtype:
         kernel = average_kernel(window, include)
         return context.emit_te(kernel, data, *_flat(window), *window.after, primfunc_name_hint="avg_pool")
     return _AVERAGE_POOLS[window.rank](
@@ -100,25 +101,20 @@ def global_max_pool(context: NodeContext) -> relax.Expr:
 @converter("GlobalAveragePool")
 def global_average_pool(context: NodeContext) -> relax.Expr:
     """The mean of each channel."""
-    data = context.input(0)
-    dtype = context.dtype(0)
-    if dtype == "float16":
-        data = context.emit(R.astype(data, "float32"))
-    mean = context.emit(R.mean(data, axis=_spatial_axes(context), keepdims=True))
-    return R.astype(mean, dtype) if dtype == "float16" else mean
+    mean = context.emit(R.mean(widened(context, context.input(0)), axis=_spatial_axes(context), keepdims=True))
+    return cast(context, mean, context.dtype(0))
 
 
 @converter("GlobalLpPool")
 def global_lp_pool(context: NodeContext) -> relax.Expr:
     """The p-norm of each channel."""
     order = float(context.attribute("p", 2))
-    dtype = context.dtype(0)
-    wide = "float32" if dtype == "float16" else dtype
-    data = context.input(0) if wide == dtype else context.emit(R.astype(context.input(0), wide))
+    data = widened(context, context.input(0))
+    wide = str(data.ty.dtype)
     powers = context.emit(R.power(R.abs(data), context.literal(order, wide)))
     total = context.emit(R.sum(powers, axis=_spatial_axes(context), keepdims=True))
     norm = context.emit(R.power(total, context.literal(1.0 / order, wide)))
-    return norm if wide == dtype else R.astype(norm, dtype)
+    return cast(context, norm, context.dtype(0))
 
 
 def _spatial_axes(context: NodeContext) -> list[int]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tvm import te, tirx
 
+from compiler.frontends.onnx.operators.precision import compute_dtype
 from compiler.frontends.onnx.operators.spatial import Window
 
 Kernel = Callable[..., Any]
@@ -133,7 +134,7 @@ def average_kernel(window: Window, include_padding: bool) -> Kernel:
     def compute(data: Any, *sizes: Any) -> Any:
         windows = _Windows(window, data, sizes)
         after = sizes[2 * windows.rank :]
-        wide = "float32" if data.dtype == "float16" else data.dtype
+        wide = compute_dtype(data.dtype)
 
         def total(*indices: Any) -> Any:
             positions = windows.positions(indices[2:], windows.taps)
@@ -170,7 +171,7 @@ def norm_kernel(window: Window, order: float) -> Kernel:
 
     def compute(data: Any, *sizes: Any) -> Any:
         windows = _Windows(window, data, sizes)
-        wide = "float32" if data.dtype == "float16" else data.dtype
+        wide = compute_dtype(data.dtype)
 
         def total(*indices: Any) -> Any:
             positions = windows.positions(indices[2:], windows.taps)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tvm import relax
 from tvm.relax import op as R
 
@@ -10,9 +12,9 @@ from compiler.frontends.onnx.context import NodeContext
 _WIDER = {"float16": "float32", "bfloat16": "float32"}
 
 
-def compute_dtype(dtype: str) -> str:
-    """The type to compute in: float32 for 16-bit floats, else the type itself."""
-    return _WIDER.get(dtype, dtype)
+def compute_dtype(dtype: Any) -> str:
+    """The type to compute in, of a type's name or the engine's own: float32 for 16-bit floats, else the type itself."""
+    return _WIDER.get(str(dtype), str(dtype))
 
 
 def cast(context: NodeContext, tensor: relax.Expr, dtype: str) -> relax.Expr:

@@ -1,0 +1,129 @@
+"""ONNX broadcasting, right at every value of a symbolic size: a size that turns out to be 1 is repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import relax, te, tirx
+from tvm.relax import op as R
+
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.symbolic import Arithmetic, Dim, expression
+from compiler.frontends.onnx.values import tensor_shape
+
+
+def broadcast_dim(arithmetic: Arithmetic, a: Dim, b: Dim) -> tuple[Dim, bool]:
+    """(size, sure): the size that two sizes broadcast to, and whether the engine's own operators know it too.
+
+    Raises ValueError for two different sizes neither of which is 1.
+    """
+    if arithmetic.equal_is_proved(a, b):
+        return a, True
+    if isinstance(a, int) and isinstance(b, int):
+        if 1 not in (a, b):
+            raise ValueError(f"sizes {a} and {b} do not broadcast")
+        return (b if a == 1 else a), True
+    if a == 1 if isinstance(a, int) else False:
+        return b, True
+    if b == 1 if isinstance(b, int) else False:
+        return a, True
+    if isinstance(a, int):
+        return a, False
+    if isinstance(b, int):
+        return b, False
+    return arithmetic.select(tirx.EQ(expression(a), expression(1)), b, a), False
+
+
+def broadcast_shapes(arithmetic: Arithmetic, shapes: Sequence[Sequence[Dim]]) -> tuple[list[Dim], bool]:
+    """The common shape, and whether every size of it is sure."""
+    rank = max((len(shape) for shape in shapes), default=0)
+    result: list[Dim] = [1] * rank
+    sure = True
+    for shape in shapes:
+        offset = rank - len(shape)
+        for axis, size in enumerate(shape):
+            result[offset + axis], known = broadcast_dim(arithmetic, result[offset + axis], size)
+            sure = sure and known
+    return result, sure
+
+
+def broadcast(context: NodeContext, tensors: Sequence[relax.Expr]) -> list[relax.Expr]:
+    """The tensors, repeated where the engine's operators could not tell the common shape by themselves."""
+    shapes = [tensor_shape(tensor) for tensor in tensors]
+    try:
+        shape, sure = broadcast_shapes(context.arithmetic, shapes)
+    except ValueError as error:
+        context.invalid(str(error))
+    if sure:
+        return list(tensors)
+    repeated = [broadcast_to(context, tensor, shape) for tensor in tensors]
+    plain = [size if isinstance(size, (int, tirx.Var)) else context.dimension() for size in shape]
+    return [context.match_shape(tensor, plain) for tensor in repeated]
+
+
+def broadcast_to(context: NodeContext, tensor: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
+    """The tensor repeated to `shape`, whose sizes are the tensor's own or replace a 1, maybe only known at run time."""
+    own = tensor_shape(tensor)
+    if len(own) == len(shape) and all(
+        context.arithmetic.equal_is_proved(a, b) for a, b in zip(own, shape, strict=True)
+    ):
+        return tensor
+    tail = list(shape)[len(shape) - len(own) :]
+    if all(
+        (isinstance(a, int) and a == 1) or context.arithmetic.equal_is_proved(a, b)
+        for a, b in zip(own, tail, strict=True)
+    ):
+        return context.emit(R.broadcast_to(tensor, relax.ShapeExpr([expression(size) for size in shape])))
+
+    def repeat(data: te.Tensor, *sizes: Any) -> te.Tensor:
+        def element(*indices: Any) -> Any:
+            own_indices = indices[len(indices) - len(data.shape) :]
+            zero = tirx.const(0, "int64")
+            return data(*(tirx.Select(size == 1, zero, i) for size, i in zip(data.shape, own_indices, strict=True)))
+
+        return te.compute(sizes, element, name="broadcast")
+
+    return context.emit_te(repeat, tensor, *(expression(size) for size in shape), primfunc_name_hint="broadcast")
+
+
+def elementwise(
+    context: NodeContext, name: str, function: Callable[..., Any], *tensors: relax.Expr, dtype: str | None = None
+) -> relax.Expr:
+    """Apply a scalar function over broadcast tensors, as a kernel of its own called `name`.
+
+    `function` takes the engine's scalar expressions; `dtype` casts its result.
+    """
+    tensors = tuple(broadcast(context, tensors))
+
+    def compute(*arguments: te.Tensor) -> te.Tensor:
+        shape = max((list(a.shape) for a in arguments), key=len)
+        sizes = _common_shape([list(a.shape) for a in arguments], len(shape))
+
+        def element(*indices: Any) -> Any:
+            values = [argument(*_own_indices(argument, indices)) for argument in arguments]
+            result = function(*values)
+            return result.astype(dtype) if dtype is not None else result
+
+        return te.compute(sizes, element, name=name)
+
+    return context.emit_te(compute, *tensors, primfunc_name_hint=name)
+
+
+def _is_one(size: Any) -> bool:
+    return isinstance(size, tirx.IntImm) and int(size.value) == 1
+
+
+def _common_shape(shapes: list[list[Any]], rank: int) -> list[Any]:
+    result: list[Any] = [tirx.const(1, "int64")] * rank
+    for shape in shapes:
+        for axis, size in enumerate(shape, rank - len(shape)):
+            if not _is_one(size):
+                result[axis] = size
+    return result
+
+
+def _own_indices(tensor: te.Tensor, indices: tuple[Any, ...]) -> list[Any]:
+    own = indices[len(indices) - len(tensor.shape) :]
+    zero = tirx.const(0, "int64")
+    return [zero if _is_one(size) else index for size, index in zip(tensor.shape, own, strict=True)]

@@ -1,0 +1,197 @@
+"""Where each output element of a resized axis samples the input, and with what weights.
+
+The formulas are those of ONNX's Resize. They are written once and evaluated twice: with numpy, to tables, when sizes are
+known, and as the engine's expressions, inside the kernel, when they are symbolic. All arithmetic is in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from compiler.frontends.onnx.symbolic import Dim, plain
+
+COORDINATE_MODES = (
+    "half_pixel",
+    "half_pixel_symmetric",
+    "pytorch_half_pixel",
+    "align_corners",
+    "asymmetric",
+    "tf_crop_and_resize",
+    "tf_half_pixel_for_nn",
+)
+NEAREST_MODES = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil", "simple")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How Resize samples; the same for all axes."""
+
+    mode: str = "nearest"
+    coordinates: str = "half_pixel"
+    nearest: str = "round_prefer_floor"
+    cubic_a: float = -0.75
+    antialias: bool = False
+    exclude_outside: bool = False
+    extrapolation: float = 0.0
+
+
+@dataclass(frozen=True)
+class AxisResize:
+    """One axis: its sizes before and after, the scale (None: the quotient of the sizes), and the region of interest."""
+
+    axis: int
+    before: Dim
+    after: Dim
+    scale: float | None = None
+    start: float = 0.0
+    end: float = 1.0
+
+    @property
+    def is_static(self) -> bool:
+        return isinstance(self.before, int) and isinstance(self.after, int)
+
+    @property
+    def static_scale(self) -> float | None:
+        """The scale when it is known when compiling."""
+        if self.scale is not None:
+            return self.scale
+        if isinstance(self.before, int) and isinstance(self.after, int):
+            return float(np.float32(self.after) / np.float32(self.before))
+        return None
+
+
+class NumpyOperations:
+    """The few functions that the formulas need, on float32 arrays."""
+
+    floor = staticmethod(np.floor)
+    ceil = staticmethod(np.ceil)
+    minimum = staticmethod(np.minimum)
+    maximum = staticmethod(np.maximum)
+    where = staticmethod(np.where)
+    absolute = staticmethod(np.abs)
+
+    @staticmethod
+    def real(value: Any) -> Any:
+        return np.float32(value)
+
+
+class EngineOperations:
+    """The same on the engine's expressions."""
+
+    floor = staticmethod(tirx.floor)
+    ceil = staticmethod(tirx.ceil)
+    minimum = staticmethod(tirx.min)
+    maximum = staticmethod(tirx.max)
+    where = staticmethod(tirx.Select)
+    absolute = staticmethod(tirx.abs)
+
+    @staticmethod
+    def real(value: Any) -> Any:
+        value = plain(value)
+        return tirx.const(float(value), "float32") if isinstance(value, (int, float)) else value.astype("float32")
+
+
+Operations = type[NumpyOperations] | type[EngineOperations]
+
+
+def source_coordinate(ops: Operations, sampling: Sampling, axis: AxisResize, position: Any) -> Any:
+    """The input coordinate of output `position` (float32)."""
+    before, after = ops.real(axis.before), ops.real(axis.after)
+    scale = ops.real(axis.scale) if axis.scale is not None else after / before
+    # The length may be a fraction when a scale prescribes it.
+    length = before * scale if axis.scale is not None else after
+    half, one = ops.real(0.5), ops.real(1.0)
+    last = before - one
+    mode = sampling.coordinates
+    if mode == "asymmetric":
+        return position / scale
+    if mode == "tf_half_pixel_for_nn":
+        return (position + half) / scale
+    if mode == "align_corners":
+        return ops.where(length == one, ops.real(0.0) * position, position * last / _not_zero(ops, length - one))
+    if mode == "tf_crop_and_resize":
+        start, end = ops.real(axis.start), ops.real(axis.end)
+        step = (end - start) * last / _not_zero(ops, length - one)
+        return ops.where(length == one, half * (start + end) * last + ops.real(0.0) * position, start * last + position * step)
+    centered = (position + half) / scale - half
+    if mode == "pytorch_half_pixel":
+        return ops.where(after > one, centered, ops.real(0.0) * position)
+    if mode == "half_pixel_symmetric":
+        return before * half * (one - after / length) + centered
+    return centered
+
+
+def _not_zero(ops: Operations, value: Any) -> Any:
+    return ops.where(value == ops.real(0.0), ops.real(1.0), value)
+
+
+def is_outside(ops: Operations, axis: AxisResize, coordinate: Any) -> Any:
+    """Whether a coordinate lies outside the input (where tf_crop_and_resize extrapolates)."""
+    low, high = coordinate < ops.real(0.0), coordinate > ops.real(axis.before) - ops.real(1.0)
+    return low | high if ops is NumpyOperations else tirx.any(low, high)
+
+
+def nearest_index(ops: Operations, sampling: Sampling, axis: AxisResize, coordinate: Any) -> Any:
+    """The nearest element, as float32, within the input."""
+    half = ops.real(0.5)
+    rounding: dict[str, Callable[[], Any]] = {
+        "round_prefer_floor": lambda: ops.ceil(coordinate - half),
+        "round_prefer_ceil": lambda: ops.floor(coordinate + half),
+        "floor": lambda: ops.floor(coordinate),
+        "ceil": lambda: ops.ceil(coordinate),
+        # Before opset 11: up when shrinking, down when growing.
+        "simple": lambda: ops.where(ops.real(axis.after) < ops.real(axis.before), ops.ceil(coordinate), ops.floor(coordinate)),
+    }
+    return _clamped(ops, axis, rounding[sampling.nearest]())
+
+
+def _clamped(ops: Operations, axis: AxisResize, index: Any) -> Any:
+    return ops.maximum(ops.minimum(index, ops.real(axis.before) - ops.real(1.0)), ops.real(0.0))
+
+
+def weighted_taps(ops: Operations, sampling: Sampling, axis: AxisResize, coordinate: Any) -> list[tuple[Any, Any]]:
+    """(index, weight), both float32, of each element that an output element is made of.
+
+    Raises ValueError when the number of taps depends on a symbolic size.
+    """
+    radius = 2 if sampling.mode == "cubic" else 1
+    stretch = 1.0
+    if sampling.antialias:
+        scale = axis.static_scale
+        if scale is None:
+            raise ValueError("antialias needs a scale that is known when compiling")
+        stretch = min(scale, 1.0)
+    first = math.floor(-radius / stretch) + 1
+    base = ops.floor(coordinate)
+    ratio = coordinate - base
+    zero = ops.real(0.0)
+    offsets = range(first, 2 - first)
+    weights = [_weight(ops, sampling, ops.real(stretch) * (ops.real(float(o)) - ratio)) for o in offsets]
+    indices = [base + ops.real(float(o)) for o in offsets]
+    if sampling.exclude_outside:
+        last = ops.real(axis.before) - ops.real(1.0)
+        weights = [ops.where(i < zero, zero, ops.where(i > last, zero, w)) for i, w in zip(indices, weights, strict=True)]
+    if sampling.exclude_outside or stretch < 1.0:
+        total = weights[0]
+        for weight in weights[1:]:
+            total = total + weight
+        weights = [weight / _not_zero(ops, total) for weight in weights]
+    return [(_clamped(ops, axis, i), w) for i, w in zip(indices, weights, strict=True)]
+
+
+def _weight(ops: Operations, sampling: Sampling, distance: Any) -> Any:
+    """The interpolation kernel: a triangle, or Keys' cubic (IEEE TASSP 29, 1981, equation 4)."""
+    x = ops.absolute(distance)
+    one, zero = ops.real(1.0), ops.real(0.0)
+    if sampling.mode == "linear":
+        return ops.maximum(one - x, zero)
+    a = sampling.cubic_a
+    near = ((ops.real(a + 2) * x - ops.real(a + 3)) * x) * x + one
+    far = ((ops.real(a) * x - ops.real(5 * a)) * x + ops.real(8 * a)) * x - ops.real(4 * a)
+    return ops.where(x <= one, near, ops.where(x < ops.real(2.0), far, zero))

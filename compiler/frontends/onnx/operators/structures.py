@@ -1,0 +1,101 @@
+"""Values that cross the border of a private function: sequences and optionals as the tensors in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tvm import relax
+
+from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.context import NodeContext, PoisonedInputError
+from compiler.frontends.onnx.structure import captured_names, subgraphs
+from compiler.frontends.onnx.values import (
+    Constant,
+    OptionalValue,
+    Runtime,
+    SequenceValue,
+    Symbolic,
+    Value,
+    is_poisoned,
+    sources_of,
+)
+
+Tensor = Constant | Symbolic | Runtime
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What kind of value it is; the parts of a sequence, or of an optional that is not empty."""
+
+    kind: str
+    dtype: str | None = None
+    parts: tuple[Structure, ...] = ()
+
+    def describe(self) -> str:
+        """In a message."""
+        if self.kind == "tensor":
+            return f"a {self.dtype} tensor"
+        if self.kind == "sequence":
+            return f"a sequence of {len(self.parts)}"
+        return "a filled optional" if self.parts else "an empty optional"
+
+
+def structure_of(value: Value) -> Structure:
+    """The structure of a value; raises PoisonedInputError for one of a refused node."""
+    if is_poisoned(value):
+        raise PoisonedInputError
+    if isinstance(value, SequenceValue):
+        return Structure("sequence", value.dtype, tuple(structure_of(item) for item in value.values))
+    if isinstance(value, OptionalValue):
+        return Structure("optional", None, () if value.value is None else (structure_of(value.value),))
+    assert isinstance(value, (Constant, Symbolic, Runtime))
+    return Structure("tensor", value.dtype)
+
+
+def tensors_in(value: Value) -> Iterator[Tensor]:
+    """The tensors of a value, in order."""
+    if isinstance(value, SequenceValue):
+        for item in value.values:
+            yield from tensors_in(item)
+    elif isinstance(value, OptionalValue):
+        if value.value is not None:
+            yield from tensors_in(value.value)
+    elif isinstance(value, (Constant, Symbolic, Runtime)):
+        yield value
+    else:
+        raise PoisonedInputError
+
+
+def rebuild(structure: Structure, tensors: Iterator[Tensor]) -> Value:
+    """The value of that structure made of the next tensors."""
+    if structure.kind == "sequence":
+        return SequenceValue([rebuild(part, tensors) for part in structure.parts], structure.dtype)
+    if structure.kind == "optional":
+        return OptionalValue(rebuild(structure.parts[0], tensors) if structure.parts else None)
+    return next(tensors)
+
+
+def same_structure(left: Structure, right: Structure) -> bool:
+    """Whether two values hold the same kinds of things; a sequence's declared element type does not count."""
+    if left.kind != right.kind or len(left.parts) != len(right.parts):
+        return False
+    if left.kind == "tensor":
+        return left.dtype == right.dtype
+    return all(same_structure(a, b) for a, b in zip(left.parts, right.parts, strict=True))
+
+
+def materialized(context: NodeContext, tensor: Tensor) -> relax.Expr:
+    """A tensor as an expression; refuses types without a run-time form."""
+    if not dtypes.is_carried(tensor.dtype):
+        context.refuse(f"tensors of type {tensor.dtype} do not exist at run time")
+    return context.importer.builder.materialize(tensor)
+
+
+def sources_with_captures(context: NodeContext, values: Sequence[Value] = ()) -> frozenset[str]:
+    """The model inputs that a node with subgraphs depends on, by its inputs and by what they take from around it."""
+    found = context.sources().union(*(sources_of(value) for value in values))
+    for graph in subgraphs(context.node):
+        for name in captured_names(graph):
+            found |= sources_of(context.scope.lookup(name))
+    return found

@@ -1,0 +1,299 @@
+"""Elementwise functions of one tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from tvm import relax, tirx
+from tvm.relax import op as R
+
+from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.broadcasting import elementwise
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.scalars import const, select
+
+_FLOAT_FUNCTIONS: dict[str, Callable[[relax.Expr], relax.Expr]] = {
+    "Acos": R.acos,
+    "Acosh": R.acosh,
+    "Asin": R.asin,
+    "Asinh": R.asinh,
+    "Atan": R.atan,
+    "Atanh": R.atanh,
+    "Ceil": R.ceil,
+    "Cos": R.cos,
+    "Cosh": R.cosh,
+    "Erf": R.erf,
+    "Exp": R.exp,
+    "Floor": R.floor,
+    "Log": R.log,
+    "Round": R.round,
+    "Sigmoid": R.sigmoid,
+    "Sin": R.sin,
+    "Sinh": R.sinh,
+    "Sqrt": R.sqrt,
+    "Tan": R.tan,
+    "Tanh": R.tanh,
+}
+# The engine has no half-precision code for these, or loses accuracy in it.
+_WIDENED = frozenset({"Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cosh", "Sinh", "Tan", "Erf", "Sin", "Cos"})
+
+
+def is_narrow_float(dtype: str) -> bool:
+    """Whether a float type has less than 32 bits."""
+    return dtypes.is_float(dtype) and dtypes.bits(dtype) < 32
+
+
+def widened(context: NodeContext, function: Callable[..., relax.Expr], *tensors: relax.Expr) -> relax.Expr:
+    """Compute in float32 what arrives in a narrower float type."""
+    dtype = str(tensors[0].ty.dtype)
+    if not is_narrow_float(dtype):
+        return function(*tensors)
+    wide = [context.emit(R.astype(tensor, "float32")) for tensor in tensors]
+    return R.astype(context.emit(function(*wide)), dtype)
+
+
+@converter(*_FLOAT_FUNCTIONS)
+def float_function(context: NodeContext) -> relax.Expr:
+    """A function that Relax has; integers are allowed for Erf only, and computed in float32."""
+    function = _FLOAT_FUNCTIONS[context.operator]
+    data, dtype = context.input(0), context.dtype(0)
+    if dtypes.is_integer(dtype):
+        wide = "float64" if dtypes.bits(dtype) >= 32 else "float32"
+        return R.astype(context.emit(function(context.emit(R.astype(data, wide)))), dtype)
+    if context.operator in _WIDENED or dtype == "bfloat16":
+        return widened(context, function, data)
+    return function(data)
+
+
+@converter("Abs", "Neg", "Sign")
+def signed_function(context: NodeContext) -> relax.Expr:
+    """Of any number type; unsigned values are their own magnitude."""
+    data, dtype = context.input(0), context.dtype(0)
+    if context.operator == "Neg":
+        return R.negative(data)
+    if dtypes.is_unsigned(dtype):
+        return data if context.operator == "Abs" else R.astype(_is_positive(context), dtype)
+    if context.operator == "Abs":
+        return R.abs(data)
+    return elementwise(
+        context,
+        "sign",
+        lambda x: select(x > const(0, x), const(1, x), select(x < const(0, x), const(-1, x), const(0, x))),
+        data,
+    )
+
+
+def _is_positive(context: NodeContext) -> relax.Expr:
+    return context.emit(R.greater(context.input(0), context.literal(0, context.dtype(0))))
+
+
+@converter("Reciprocal")
+def reciprocal(context: NodeContext) -> relax.Expr:
+    """1 / x."""
+    return R.divide(context.literal(1, context.dtype(0)), context.input(0))
+
+
+@converter("Relu", since=6)
+def relu(context: NodeContext) -> relax.Expr:
+    """max(x, 0)."""
+    return R.nn.relu(context.input(0))
+
+
+@converter("LeakyRelu", since=6)
+def leaky_relu(context: NodeContext) -> relax.Expr:
+    """x where positive, else alpha x."""
+    alpha = context.attribute("alpha", 0.01)
+    return widened(context, lambda x: R.nn.leakyrelu(x, alpha), context.input(0))
+
+
+@converter("PRelu", since=7)
+def parametric_relu(context: NodeContext) -> relax.Expr:
+    """x where not negative, else slope x; the slope broadcasts to x."""
+    return elementwise(
+        context, "prelu", lambda x, slope: select(x < const(0, x), x * slope, x), context.input(0), context.input(1)
+    )
+
+
+@converter("Elu", since=6)
+def elu(context: NodeContext) -> relax.Expr:
+    """x where positive, else alpha (exp(x) - 1)."""
+    alpha = context.attribute("alpha", 1.0)
+    return _scalar_function(context, "elu", lambda x: select(x < const(0, x), const(alpha, x) * _expm1(x), x))
+
+
+@converter("Selu", since=6)
+def selu(context: NodeContext) -> relax.Expr:
+    """gamma x where positive, else gamma alpha (exp(x) - 1)."""
+    alpha = context.attribute("alpha", 1.67326319217681884765625)
+    gamma = context.attribute("gamma", 1.05070102214813232421875)
+
+    def function(x: relax.Expr) -> relax.Expr:
+        return const(gamma, x) * select(x > const(0, x), x, const(alpha, x) * _expm1(x))
+
+    return _scalar_function(context, "selu", function)
+
+
+@converter("Celu", since=12)
+def celu(context: NodeContext) -> relax.Expr:
+    """max(0, x) + min(0, alpha (exp(x / alpha) - 1))."""
+    alpha = context.attribute("alpha", 1.0)
+
+    def function(x: relax.Expr) -> relax.Expr:
+        zero = const(0, x)
+        return tirx.max(zero, x) + tirx.min(zero, const(alpha, x) * _expm1(x / const(alpha, x)))
+
+    return _scalar_function(context, "celu", function)
+
+
+@converter("ThresholdedRelu")
+def thresholded_relu(context: NodeContext) -> relax.Expr:
+    """x where x > alpha, else 0."""
+    alpha = context.attribute("alpha", 1.0)
+    return _scalar_function(context, "thresholded_relu", lambda x: select(x > const(alpha, x), x, const(0, x)))
+
+
+@converter("Shrink")
+def shrink(context: NodeContext) -> relax.Expr:
+    """x + bias below -lambd, x - bias above lambd, 0 between."""
+    bias, threshold = context.attribute("bias", 0.0), context.attribute("lambd", 0.5)
+    dtype = context.dtype(0)
+    wide = "float32" if dtypes.is_integer(dtype) else None
+
+    def function(x: relax.Expr) -> relax.Expr:
+        value = x.astype(wide) if wide else x
+        low, high = const(-threshold, value), const(threshold, value)
+        shift, zero = const(bias, value), const(0, value)
+        return select(value < low, value + shift, select(value > high, value - shift, zero))
+
+    return elementwise(context, "shrink", function, context.input(0), dtype=dtype)
+
+
+@converter("HardSigmoid", since=6)
+def hard_sigmoid(context: NodeContext) -> relax.Expr:
+    """max(0, min(1, alpha x + beta))."""
+    alpha, beta, dtype = context.attribute("alpha", 0.2), context.attribute("beta", 0.5), context.dtype(0)
+    return _hard_sigmoid(context, context.input(0), alpha, beta, dtype)
+
+
+def _hard_sigmoid(context: NodeContext, data: relax.Expr, alpha: float, beta: float, dtype: str) -> relax.Expr:
+    scaled = context.emit(R.multiply(data, context.literal(alpha, dtype)))
+    return R.clip(context.emit(R.add(scaled, context.literal(beta, dtype))), 0, 1)
+
+
+@converter("HardSwish", since=14)
+def hard_swish(context: NodeContext) -> relax.Expr:
+    """x max(0, min(1, x / 6 + 0.5))."""
+    data = context.input(0)
+    gate = context.emit(_hard_sigmoid(context, data, 1 / 6, 0.5, context.dtype(0)))
+    return R.multiply(data, gate)
+
+
+@converter("Softplus")
+def softplus(context: NodeContext) -> relax.Expr:
+    """log(1 + exp(x)), computed so that it neither overflows nor loses small values."""
+
+    def function(x: relax.Expr) -> relax.Expr:
+        magnitude = tirx.abs(x)
+        return tirx.max(x, const(0, x)) + _log1p(tirx.exp(const(0, x) - magnitude))
+
+    return _scalar_function(context, "softplus", function)
+
+
+@converter("Softsign")
+def softsign(context: NodeContext) -> relax.Expr:
+    """x / (1 + |x|)."""
+    return _scalar_function(context, "softsign", lambda x: x / (const(1, x) + tirx.abs(x)))
+
+
+@converter("Mish", since=18)
+def mish(context: NodeContext) -> relax.Expr:
+    """x tanh(softplus(x))."""
+
+    def function(x: relax.Expr) -> relax.Expr:
+        # tanh(log(1 + e)) = ((1 + e)^2 - 1) / ((1 + e)^2 + 1); past 20 it is 1 in every float type up to 32 bits.
+        e = tirx.exp(tirx.min(x, const(40, x)))
+        n = e * (e + const(2, x))
+        return select(x > const(40, x), x, x * n / (n + const(2, x)))
+
+    return _scalar_function(context, "mish", function)
+
+
+@converter("Gelu", since=20)
+def gelu(context: NodeContext) -> relax.Expr:
+    """x Phi(x), exact or by tanh."""
+    approximate = context.attribute("approximate", "none")
+    if approximate not in ("none", "tanh"):
+        context.invalid(f"approximate is {approximate!r}")
+    return widened(context, R.nn.gelu_tanh if approximate == "tanh" else R.nn.gelu, context.input(0))
+
+
+@converter("Swish", since=24)
+def swish(context: NodeContext) -> relax.Expr:
+    """x sigmoid(alpha x)."""
+    alpha, data, dtype = context.attribute("alpha", 1.0), context.input(0), context.dtype(0)
+    scaled = data if alpha == 1.0 else context.emit(R.multiply(data, context.literal(alpha, dtype)))
+    return R.multiply(data, context.emit(R.sigmoid(scaled)))
+
+
+@converter("IsNaN")
+def is_nan(context: NodeContext) -> relax.Expr:
+    """Whether each element is NaN."""
+    return widened_predicate(context, R.isnan)
+
+
+def widened_predicate(context: NodeContext, function: Callable[[relax.Expr], relax.Expr]) -> relax.Expr:
+    """A predicate of float values."""
+    data, dtype = context.input(0), context.dtype(0)
+    if is_narrow_float(dtype):
+        data = context.emit(R.astype(data, "float32"))
+    return function(data)
+
+
+@converter("IsInf")
+def is_infinite(context: NodeContext) -> relax.Expr:
+    """Whether each element is infinite, of the signs that are asked for."""
+    positive, negative = context.attribute("detect_positive", 1), context.attribute("detect_negative", 1)
+    data = context.input(0)
+    if is_narrow_float(context.dtype(0)):
+        data = context.emit(R.astype(data, "float32"))
+    infinity = context.literal(math.inf, str(data.ty.dtype))
+    if positive and negative:
+        return R.equal(context.emit(R.abs(data)), infinity)
+    if positive:
+        return R.equal(data, infinity)
+    if negative:
+        return R.equal(data, context.literal(-math.inf, str(data.ty.dtype)))
+    return elementwise(context, "never", lambda x: const(False, x == x), data)
+
+
+@converter("Not")
+def logical_not(context: NodeContext) -> relax.Expr:
+    """Not of booleans."""
+    return R.logical_not(context.input(0))
+
+
+@converter("BitwiseNot", since=18)
+def bitwise_not(context: NodeContext) -> relax.Expr:
+    """Every bit flipped."""
+    return R.bitwise_not(context.input(0))
+
+
+def _scalar_function(context: NodeContext, name: str, function: Callable[[relax.Expr], relax.Expr]) -> relax.Expr:
+    """A kernel of a scalar function; narrow floats are computed in float32."""
+    dtype = context.dtype(0)
+    if not is_narrow_float(dtype):
+        return elementwise(context, name, function, context.input(0))
+    return elementwise(context, name, lambda x: function(x.astype("float32")), context.input(0), dtype=dtype)
+
+
+def _expm1(x: relax.Expr) -> relax.Expr:
+    return tirx.exp(x) - const(1, x)
+
+
+def _log1p(x: relax.Expr) -> relax.Expr:
+    """log(1 + x) for x in [0, 1], by W. Kahan's correction: x log(u) / (u - 1) with u = 1 + x."""
+    one = const(1, x)
+    u = one + x
+    return select(u == one, x, tirx.log(u) * x / select(u == one, one, u - one))
