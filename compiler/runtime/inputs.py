@@ -23,7 +23,6 @@ from compiler.runtime.tensors import (
 # Up to here copying costs less than finding out whether the memory can be used as it is.
 _ALWAYS_COPY_BYTES = 32 << 10
 _CPU_DEVICES = (1, 3)  # DLPack: ordinary memory, and CUDA's pinned host memory
-_MAX_DLPACK_ERROR = 500
 
 
 class Staging:
@@ -168,10 +167,9 @@ def _from_other(value: Any, spec: InputSpec, stage: Staging, dimensions: Dimensi
             f"input {spec.name!r} is a {type(value).__name__}, not an array",
             f"pass a numpy array or a DLPack tensor: np.asarray(value, dtype={_numpy_name(spec.element)})",
         )
-    tensor = _import_dlpack(value, spec.name)
-    element = ELEMENT_TYPES.get(str(tensor.dtype))
-    if element is not spec.element:
-        raise _dtype_error(spec, str(tensor.dtype))
+    tensor, dtype = _import_dlpack(value, spec.name)
+    if dtype != spec.element.name:
+        raise _dtype_error(spec, dtype)
     if tensor.shape != spec.static:
         _check_shape(spec, tensor.shape, dimensions)
     if tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0:
@@ -205,22 +203,30 @@ def _numpy_name(element: ElementType) -> str:
     return f"{package}.{element.name}"
 
 
-def _import_dlpack(value: Any, name: str) -> Any:
+def _import_dlpack(value: Any, name: str) -> tuple[Any, str]:
+    """The engine's tensor over a foreign one's memory, and the name of its element type."""
     try:
+        if hasattr(value, "resolve_neg"):
+            value = value.resolve_neg()  # torch's lazy negation, as z.conj().imag gives, is lost on the way
         device = value.__dlpack_device__()
         if device[0] not in _CPU_DEVICES:
             raise InputError(
                 f"input {name!r} is on another device (DLPack device {tuple(map(int, device))})",
                 "move it to the CPU first: tensor.cpu()",
             )
-        return tvm_ffi.from_dlpack(value)
+        tensor = tvm_ffi.from_dlpack(value)
+        return tensor, str(tensor.dtype)
     except InputError:
         raise
     except Exception as error:  # each framework has its own classes for what it can not export
         raise InputError(
-            f"input {name!r} ({type(value).__name__}) can not be taken over: {str(error)[:_MAX_DLPACK_ERROR]}",
+            f"input {name!r} ({type(value).__name__}) can not be taken over: {_first_line(error)}",
             "pass a plain tensor in ordinary memory (for torch: tensor.detach().contiguous())",
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def engine_error(error: Exception, inputs: int) -> InputError | InternalError:

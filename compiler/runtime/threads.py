@@ -103,16 +103,14 @@ def _configure(threads: int) -> bool:
         return False
     affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     _set_max_concurrency()(threads)
-    if not _state.pool:
-        _state.pool = global_function("runtime.NumThreads")()  # makes the pool
+    global_function("runtime.NumThreads")()  # makes the pool if there is none
     global_function("runtime.config_threadpool")(_BIG_CORES, threads)
     _set_max_concurrency()(threads)  # the call above resets it
+    used: int = global_function("runtime.NumThreads")()
     if affinity is not None:
         # With TVM_BIND_THREADS=1 the calling thread was bound too; its later children would inherit that.
         os.sched_setaffinity(0, affinity)
-    if global_function("runtime.NumThreads")() < threads:
-        _state.pool = global_function("runtime.NumThreads")()  # somebody else made a smaller one on this thread
-        _state.current = 0
-        return False
-    _state.current = threads
-    return True
+    _state.pool = max(_state.pool, used)
+    # Fewer: somebody else made a smaller pool on this thread.
+    _state.current = threads if used == threads else 0
+    return used == threads

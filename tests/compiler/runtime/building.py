@@ -33,7 +33,7 @@ def build_artifact(
     """Compile `body(*inputs, *parameters) -> [relax expressions]` for any machine of this architecture.
 
     Args:
-        inputs, outputs: (name, shape, dtype) of each; a string in a shape is a symbolic dimension.
+        inputs, outputs: (name, shape, dtype) of each; a string in a shape is a symbolic dimension, or "2*" one.
         fields: further arguments of `Artifact.create`.
     """
     weights = dict(parameters or {})
@@ -59,7 +59,11 @@ def _library(arguments: Tensors, body: Body) -> bytes:
     symbols: dict[str, Any] = {}
 
     def dimension(size: int | str) -> Any:
-        return symbols.setdefault(size, tvm.tirx.Var(size, "int64")) if isinstance(size, str) else size
+        if isinstance(size, int):
+            return size
+        if size.startswith("2*"):
+            return 2 * dimension(size[2:])
+        return symbols.setdefault(size, tvm.tirx.Var(size, "int64"))
 
     variables = [
         relax.Var(f"a{index}", relax.TensorType(tuple(map(dimension, shape)), dtype))

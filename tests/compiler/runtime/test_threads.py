@@ -1,0 +1,189 @@
+"""One module from many threads and processes at once, and the number of threads that a run uses."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compiler.runtime import Module, load
+from compiler.runtime import threads as settings
+from compiler.runtime.engine import global_function
+from tests.compiler.runtime.building import build_artifact, dense_artifact
+from tests.compiler.runtime.parallel import parallel_library
+
+SHAPE = (64, 64)
+
+
+def _parallel_artifact() -> Any:
+    from dataclasses import replace
+
+    artifact = build_artifact([("x", SHAPE, "float32")], [("y", SHAPE, "float32")], lambda x: [x])
+    return replace(artifact, library=parallel_library(SHAPE))
+
+
+@pytest.fixture(scope="module")
+def parallel() -> Module:
+    return Module(_parallel_artifact())
+
+
+def _in_thread(function: Any) -> Any:
+    """Call in a fresh thread, which has no pool of the engine yet."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result(timeout=60)
+
+
+def _pool_threads(module: Module) -> int:
+    """How many threads the engine uses for the calling thread's kernels, after a run."""
+    module.run([np.ones(SHAPE, np.float32)])
+    return settings._state.current
+
+
+def _system_threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def test_the_setting_makes_so_many_threads(parallel: Module) -> None:
+    def measure() -> list[int]:
+        seen = []
+        for count in (1, 2, 3):
+            parallel.threads = count
+            before = _system_threads()
+            x = np.arange(64 * 64, dtype=np.float32).reshape(SHAPE)
+            np.testing.assert_array_equal(parallel.run([x])["y"], x + 1)
+            seen.append(_system_threads() - before)
+        return seen
+
+    # One thread runs inline; two add a worker; three do not fit that pool: a helper thread and its two workers.
+    assert _in_thread(measure) == [0, 1, 3]
+
+
+def test_fewer_threads_than_the_pool_has(parallel: Module) -> None:
+    def measure() -> list[int]:
+        seen = []
+        for count in (3, 2, 1, 3, 1, 2):
+            parallel.threads = count
+            seen.append(_pool_threads(parallel))
+            if count > 1:
+                assert global_function("runtime.NumThreads")() == count
+        return seen
+
+    assert _in_thread(measure) == [3, 2, 1, 3, 1, 2]
+
+
+def test_a_pool_that_somebody_else_made_too_small(parallel: Module) -> None:
+    def measure() -> None:
+        settings._set_max_concurrency()(2)
+        assert global_function("runtime.NumThreads")() == 2
+        parallel.threads = 3
+        x = np.zeros(SHAPE, np.float32)
+        assert (parallel.run([x])["y"] == 1).all()
+
+    _in_thread(measure)
+
+
+def test_the_callers_affinity_is_left_alone(parallel: Module) -> None:
+    def measure() -> None:
+        before = os.sched_getaffinity(0)
+        parallel.threads = 2
+        parallel.run([np.zeros(SHAPE, np.float32)])
+        assert os.sched_getaffinity(0) == before
+
+    _in_thread(measure)
+
+
+def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    monkeypatch.setenv("TVM_NUM_THREADS", "3")
+    artifact = dense_artifact()
+    module = Module(artifact)
+    assert module.threads == 3
+    assert Module(artifact, threads=5).threads == 5
+    stored = replace(artifact, manifest=artifact.manifest.model_copy(update={"threads": 4}))
+    assert Module(stored).threads == 4
+    module.threads = 2
+    assert module.threads == 2
+    module.threads = None
+    assert module.threads == 3
+    monkeypatch.delenv("TVM_NUM_THREADS")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert 1 <= Module(artifact).threads <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_many_callers_at_once(threads: int) -> None:
+    module = Module(dense_artifact(), threads=threads)
+    weight, bias = module.parameters.values()
+    barrier = threading.Barrier(6)
+
+    def call(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        barrier.wait()
+        for _ in range(100):
+            x = random.standard_normal((int(random.integers(1, 60)), 16), np.float32)
+            np.testing.assert_allclose(module.run({"x": x})["y"], x @ weight + bias, atol=1e-4)
+
+    with ThreadPoolExecutor(6) as pool:
+        for future in [pool.submit(call, seed) for seed in range(6)]:
+            future.result(timeout=120)
+    assert len(module._idle) <= 6
+
+
+def _child(module: Module) -> int:
+    """Fork; the child runs on one and on two threads and exits with 0 if the results are right."""
+    process = os.fork()
+    if process:
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    status = 1
+    try:
+        x = np.full(SHAPE, 2, np.float32)
+        for threads in (1, 2, 1, 2):
+            module.threads = threads
+            assert (module.run([x])["y"] == 3).all()
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def test_a_forked_child_goes_on() -> None:
+    code = """
+import sys
+import numpy as np
+from compiler.runtime import load
+from tests.compiler.runtime.test_threads import SHAPE, _child
+module = load(sys.argv[1], threads=2)
+assert _child(module) == 0  # before any pool exists
+module.run([np.zeros(SHAPE, np.float32)])
+assert _child(module) == 0  # with a pool whose threads the child does not have
+assert (module.run([np.zeros(SHAPE, np.float32)])["y"] == 1).all()
+"""
+    import subprocess
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "parallel.twm"
+        Module(_parallel_artifact()).export(path)
+        result = subprocess.run(
+            [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120, cwd=os.getcwd()
+        )
+    assert result.returncode == 0, result.stderr
+
+
+def _load_and_run(path: str) -> list[float]:
+    return load(path, threads=2).run([np.zeros(SHAPE, np.float32)])["y"].mean(axis=1).tolist()
+
+
+def test_several_processes_load_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "parallel.twm"
+    Module(_parallel_artifact()).export(path)
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        for result in pool.map(_load_and_run, [str(path)] * 4):
+            assert result == [1.0] * 64
