@@ -5,13 +5,14 @@ from __future__ import annotations
 import wave
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.catalog import package_folder
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 Runner = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 SAMPLE_RATE = 16_000

