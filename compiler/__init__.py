@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from compiler import errors, onnx_backend, torch_backend
     from compiler.driver import compile
     from compiler.frontends.onnx import coverage_report
+    from compiler.profiling.bench import bench
+    from compiler.profiling.profile import profile
     from compiler.runtime import Module, load
     from targets import Target
 
@@ -26,9 +28,11 @@ _HOME: dict[str, str | None] = {
     "load": "compiler.runtime",
     "Module": "compiler.runtime",
     "Target": "targets",
+    "bench": "compiler.profiling.bench",
     "coverage_report": "compiler.frontends.onnx",
     "errors": None,
     "onnx_backend": None,
+    "profile": "compiler.profiling.profile",
     "torch_backend": None,
 }
 
@@ -37,11 +41,13 @@ __all__ = [
     "Target",
     "TensorwrightError",
     "__version__",
+    "bench",
     "compile",
     "coverage_report",
     "errors",
     "load",
     "onnx_backend",
+    "profile",
     "torch_backend",
 ]
 

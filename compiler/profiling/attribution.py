@@ -40,80 +40,22 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ),
 )
 # Operator names of several words, so that "max_pool2d_add" is a pooling and an addition.
-_WORDS = [
-    "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d",
-    "adaptive_avg_pool3d",
-    "adaptive_max_pool2d",
-    "avg_pool1d",
-    "avg_pool2d",
-    "avg_pool3d",
-    "max_pool1d",
-    "max_pool2d",
-    "max_pool3d",
-    "batch_norm",
-    "layer_norm",
-    "rms_norm",
-    "group_norm",
-    "instance_norm",
-    "log_softmax",
-    "conv1d_transpose",
-    "conv2d_transpose",
-    "conv3d_transpose",
-    "depthwise_conv2d",
-    "group_conv2d",
-    "nt_matmul",
-    "batch_matmul",
-    "strided_slice",
-    "dynamic_strided_slice",
-    "expand_dims",
-    "broadcast_to",
-    "layout_transform",
-    "collapse_sum",
-    "gather_elements",
-    "gather_nd",
-    "scatter_elements",
-    "scatter_nd",
-    "scatter_add",
-    "index_put",
-    "index_tensor",
-    "take_along_axis",
-    "one_hot",
-    "cumulative_sum",
-    "space_to_depth",
-    "depth_to_space",
-    "resize1d",
-    "resize2d",
-    "resize3d",
-    "leaky_relu",
-    "prelu",
-    "hard_sigmoid",
-    "hard_swish",
-    "gelu_tanh",
-    "floor_divide",
-    "floor_mod",
-    "logical_and",
-    "logical_or",
-    "logical_not",
-    "logical_xor",
-    "bitwise_and",
-    "bitwise_or",
-    "bitwise_xor",
-    "greater_equal",
-    "less_equal",
-    "not_equal",
-    "full_like",
-    "zeros_like",
-    "ones_like",
-    "meshgrid",
-    "squared_difference",
-    "log_add_exp",
-    "reduce_sum",
-    "reduce_mean",
-    "reduce_max",
-    "matrix_multiply",
-    "attention_bias",
-]
+_WORDS = re.findall(
+    r"\w+",
+    """
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d avg_pool1d avg_pool2d
+    avg_pool3d max_pool1d max_pool2d max_pool3d batch_norm layer_norm rms_norm group_norm instance_norm
+    log_softmax conv1d_transpose conv2d_transpose conv3d_transpose depthwise_conv2d group_conv2d nt_matmul
+    batch_matmul strided_slice dynamic_strided_slice expand_dims broadcast_to layout_transform collapse_sum
+    gather_elements gather_nd scatter_elements scatter_nd scatter_add index_put index_tensor take_along_axis
+    one_hot cumulative_sum space_to_depth depth_to_space resize1d resize2d resize3d leaky_relu prelu hard_sigmoid
+    hard_swish gelu_tanh floor_divide floor_mod logical_and logical_or logical_not logical_xor bitwise_and
+    bitwise_or bitwise_xor greater_equal less_equal not_equal full_like zeros_like ones_like meshgrid
+    squared_difference log_add_exp reduce_sum reduce_mean reduce_max matrix_multiply attention_bias
+    """,
+)
+# Names whose digits are their own; digits at the end of others number the kernels.
+_NUMBERED = re.compile(r"(conv[123]d|\w*pool[123]d|resize[123]d|log2|log10|log1p|expm1|atan2|relu6)\d*$")
 _BY_LENGTH = sorted(_WORDS, key=len, reverse=True)
 
 
@@ -127,11 +69,8 @@ def operators_of(kernel: str) -> tuple[str, ...]:
         word = next((each for each in _BY_LENGTH if re.match(rf"{each}\d*(_|$)", rest)), None)
         if word is None:
             head, _, rest = rest.partition("_")
-            name = (
-                head
-                if re.fullmatch(r"(conv|pool|resize|log|exp|atan|relu|logspace)\d+d?", head)
-                else head.rstrip("0123456789")
-            )
+            numbered = _NUMBERED.match(head)
+            name = numbered.group(1) if numbered else head.rstrip("0123456789")
         else:
             name = word
             rest = re.sub(rf"^{word}\d*_?", "", rest)

@@ -49,7 +49,7 @@ def _facts(profile: Profile) -> list[Fact]:
     compiled = [kernel for kernel in profile.kernels if kernel.kind != KINDS[-1]]
     facts = [
         Fact("latency, median", format_seconds(latency.p50), f"{latency.runs} runs"),
-        Fact("p90 / p99", f"{format_seconds(latency.p90)} / {format_seconds(latency.p99)}"),
+        Fact("latency, p90", format_seconds(latency.p90), f"p99 {format_seconds(latency.p99)}"),
         Fact("throughput", f"{format_count(latency.throughput)} runs/s", "one run after the other"),
         Fact("kernels", str(len(compiled)), f"{sum(kernel.calls for kernel in compiled)} calls in a run"),
     ]
@@ -101,14 +101,14 @@ def _bars(kernels: Sequence[KernelTime]) -> list[Bar]:
     if rest:
         seconds = sum(kernel.seconds for kernel in rest)
         share = format_percent(sum(kernel.share for kernel in rest))
-        bars.append(Bar(f"{len(rest)} others", seconds, "", f"{format_seconds(seconds)}  {share}"))
+        bars.append(Bar(f"{len(rest)} others", seconds, "", f"{format_seconds(seconds)} · {share}"))
     return bars
 
 
 def _bar(kernel: KernelTime) -> Bar:
-    text = f"{format_seconds(kernel.seconds)}  {format_percent(kernel.share)}"
+    text = f"{format_seconds(kernel.seconds)} · {format_percent(kernel.share)}"
     if kernel.rate is not None:
-        text += f"  {format_rate(kernel.rate)}"
+        text += f" · {format_rate(kernel.rate)}"
     calls = f"{kernel.calls} call(s) in a run, {format_seconds(kernel.seconds / kernel.calls)} each"
     details = [f"operators: {', '.join(kernel.operators)}" if kernel.operators else "", calls]
     details.append(f"rule: {kernel.rule}" if kernel.rule else "")

@@ -93,10 +93,23 @@ def complete_inputs(
     named = _named(module.inputs, inputs)
     known = symbolic_sizes(module.inputs, named, sizes)
     missing = [spec for spec in module.inputs if spec.name not in named]
-    if not named and not sizes and module.artifact.reference_inputs:
+    if _uses_reference(module, named, sizes):
         return dict(module.artifact.reference_inputs)
     made = random_inputs(missing, sizes=known)
     return {spec.name: named[spec.name] if spec.name in named else made[spec.name] for spec in module.inputs}
+
+
+def _uses_reference(module: Module, named: Mapping[str, Any], sizes: Mapping[str, int] | None) -> bool:
+    return not named and not sizes and bool(module.artifact.reference_inputs)
+
+
+def made_up_note(module: Module, named: Mapping[str, Any], sizes: Mapping[str, int] | None) -> str | None:
+    """What `complete_inputs` fills in, in words; None when every input is given."""
+    missing = [spec.name for spec in module.inputs if spec.name not in named]
+    if not missing:
+        return None
+    kind = "the module's stored example" if _uses_reference(module, named, sizes) else "random values"
+    return f"{kind} for {', '.join(missing)}"
 
 
 def _named(

@@ -1,0 +1,62 @@
+"""The commands in the order of their help."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from compiler.cli.commands import bench, compile, inspect, passes, profile, run, targets
+
+app = typer.Typer(
+    name="tensorwright",
+    no_args_is_help=False,
+    rich_markup_mode="rich",
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_OVERVIEW = """Compile trained models to small, fast, verified modules.
+
+A model (.onnx, .pt2) goes in, one file (.twm) comes out that runs with a 6 MB runtime and no compiler.
+
+[bold]A first session[/]
+
+  tensorwright inspect model.onnx               what is in it
+  tensorwright compile model.onnx -o model.twm  build it
+  tensorwright run model.twm                    try it, on random inputs
+  tensorwright bench model.twm                  latency, throughput, memory
+  tensorwright profile model.twm -o profile     where the time goes
+
+Each command explains itself: tensorwright COMMAND --help.
+"""
+
+
+def _version(wanted: bool) -> None:
+    if not wanted:
+        return
+    from compiler.cli.versions import version_text
+
+    typer.echo(version_text())
+    raise typer.Exit
+
+
+@app.callback(invoke_without_command=True, help=_OVERVIEW)
+def overview(
+    context: typer.Context,
+    _version_option: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Versions of all parts, and the machine."),
+    ] = False,
+    _debug: Annotated[
+        bool, typer.Option("--debug", help="Show the full traceback of an error (or set TENSORWRIGHT_DEBUG=1).")
+    ] = False,
+) -> None:
+    """Without a command: show what there is."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+for command in (compile, run, inspect, bench, profile, targets, passes):
+    command.register(app)

@@ -1,0 +1,210 @@
+"""Texts of the command line become shapes, arrays, sizes and passes."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from compiler.errors import InputError, OptionError, StorageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+RANDOM = "random"
+
+
+def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int | str, ...]]:
+    """`input_ids=batch,64` becomes `{"input_ids": ("batch", 64)}`; a scalar is `name=`."""
+    shapes = {}
+    for name, value in _pairs(texts, "--shape", "NAME=SIZE,SIZE,... as in input_ids=batch,64"):
+        sizes = [size.strip() for size in value.split(",")] if value.strip() else []
+        shapes[name] = tuple(_size(size, name) for size in sizes)
+    return shapes
+
+
+def _size(text: str, name: str) -> int | str:
+    if text.isdecimal():
+        return int(text)
+    if text.isidentifier():
+        return text
+    raise OptionError(
+        f"--shape {name}: {text!r} is no size", "a size is a number, or a name for one that is not known yet (batch)"
+    )
+
+
+def split_shapes(shapes: Mapping[str, tuple[int | str, ...]], specs: Sequence[Any]) -> dict[str, int]:
+    """Sizes of a module's symbolic dimensions, from `--shape INPUT=...` or `--shape DIMENSION=SIZE`.
+
+    Raises:
+        OptionError: a name is neither, the rank differs, or a fixed dimension is given another size.
+    """
+    by_name = {spec.name: spec.shape for spec in specs}
+    symbols = {size for spec in specs for size in spec.shape if isinstance(size, str)}
+    sizes: dict[str, int] = {}
+    for name, shape in shapes.items():
+        if name in by_name:
+            _match(name, by_name[name], shape, sizes)
+        elif name in symbols and len(shape) == 1 and isinstance(shape[0], int):
+            sizes[name] = shape[0]
+        else:
+            known = ", ".join([*by_name, *sorted(symbols)])
+            raise OptionError(
+                f"--shape {name}: no input and no dimension of the module has that name", f"it has: {known}"
+            )
+    return sizes
+
+
+def _match(name: str, described: Sequence[int | str], shape: Sequence[int | str], sizes: dict[str, int]) -> None:
+    wanted = ", ".join(map(str, described))
+    if len(shape) != len(described):
+        raise OptionError(f"--shape {name}: {len(shape)} sizes for an input of shape [{wanted}]")
+    for given, own in zip(shape, described, strict=True):
+        if isinstance(own, int) and given != own:
+            raise OptionError(
+                f"--shape {name}: the module was compiled for shape [{wanted}]", "compile it again to change it"
+            )
+        if isinstance(own, str) and isinstance(given, int):
+            sizes[own] = given
+
+
+def parse_arrays(texts: Sequence[str], option: str, specs: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """`name=file.npy`, `name=3`, `name=[1, 2]` or `file.npz` as arrays by name; `name=random` is left out.
+
+    Literals get the data type that `specs` has for the name (objects with `dtype`), files keep theirs.
+    """
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    for text in texts:
+        if "=" not in text and text.endswith(".npz"):
+            arrays.update(_load_archive(Path(text), option))
+    rest = [text for text in texts if not ("=" not in text and text.endswith(".npz"))]
+    for name, value in _pairs(rest, option, "NAME=FILE.npy, NAME=VALUE (3, 0.5, [1, 2]), or FILE.npz"):
+        if value == RANDOM and option == "--input":
+            _known(name, specs, option)
+        elif value.endswith(".npy"):
+            arrays[name] = _load_array(Path(value), option)
+        elif value.endswith(".npz"):
+            archive = _load_archive(Path(value), option)
+            if name not in archive:
+                raise InputError(f"{option} {name}: {value} has no array of that name", f"it has: {', '.join(archive)}")
+            arrays[name] = archive[name]
+        else:
+            arrays[name] = _literal(name, value, option, specs.get(name))
+    return arrays
+
+
+def _known(name: str, specs: Mapping[str, Any], option: str) -> None:
+    if name not in specs:
+        raise InputError(f"{option} {name}: no input has that name", f"the inputs are: {', '.join(specs) or 'none'}")
+
+
+def _load_array(path: Path, option: str) -> np.ndarray[Any, Any]:
+    import numpy as np
+
+    try:
+        loaded: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
+        return loaded
+    except OSError as error:
+        raise StorageError(f"{option}: {path} can not be read: {error.strerror or error}") from error
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{option}: {path} is no .npy file of plain numbers: {error}") from error
+
+
+def _load_archive(path: Path, option: str) -> dict[str, np.ndarray[Any, Any]]:
+    import zipfile
+
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except OSError as error:
+        raise StorageError(f"{option}: {path} can not be read: {error.strerror or error}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise InputError(f"{option}: {path} is no .npz file of plain numbers: {error}") from error
+
+
+def _literal(name: str, text: str, option: str, spec: Any) -> np.ndarray[Any, Any]:
+    import numpy as np
+
+    words = {"true": "True", "false": "False"}
+    try:
+        value = ast.literal_eval(words.get(text.strip().lower(), text))
+        array = np.asarray(value)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        array = np.empty(0, dtype=object)
+    if array.dtype.kind not in "biuf":
+        hint = "a value is a number, true, false, a list such as [1, 2], or a .npy or .npz file"
+        raise OptionError(f"{option} {name}: {text!r} is neither a file nor a value", hint)
+    if spec is None:
+        return array.astype(np.float32) if array.dtype == np.float64 else array
+    return _cast(array, spec, option)
+
+
+def _cast(array: np.ndarray[Any, Any], spec: Any, option: str) -> np.ndarray[Any, Any]:
+    """A literal in the data type of an input; a value that does not survive the cast is an error."""
+    import numpy as np
+
+    from compiler.artifact.dtypes import ELEMENT_TYPES
+
+    wanted = ELEMENT_TYPES[spec.dtype].numpy if spec.dtype in ELEMENT_TYPES else np.dtype(spec.dtype)
+    if array.dtype.kind == "f" and wanted.kind in "iub" and not np.array_equal(array, np.rint(array)):
+        raise InputError(f"{option} {spec.name}: {array.tolist()} does not fit an input of {spec.dtype}")
+    cast = array.astype(wanted)
+    if wanted.kind in "iu" and not np.array_equal(cast.astype(array.dtype), array):
+        raise InputError(f"{option} {spec.name}: {array.tolist()} is out of the range of {spec.dtype}")
+    return cast
+
+
+def parse_passes(texts: Sequence[str]) -> dict[str, Any]:
+    """`before:NAME=module:function` or `before:NAME=path.py:function` as the mapping that `compile(passes=)` takes."""
+    passes = {}
+    for key, value in _pairs(texts, "--pass", "before:NAME=module:function (or after:, instead-of:)"):
+        passes[key] = None if value == "none" else _load_function(value)
+    return passes
+
+
+def _load_function(text: str) -> Any:
+    place, _, name = text.rpartition(":")
+    if not place:
+        return text  # the name of a registered pass
+    module = _load_module(place)
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        raise OptionError(f"--pass: {place} has no {name!r}") from None
+
+
+def _load_module(place: str) -> ModuleType:
+    try:
+        if not place.endswith(".py"):
+            sys.path.insert(0, "")  # as `python -m` does: modules of the current folder
+            return importlib.import_module(place)
+        path = Path(place)
+        if not path.is_file():
+            raise StorageError(f"--pass: no such file: {path}")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None:
+            raise OptionError(f"--pass: {path} can not be loaded")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    except ImportError as error:
+        raise OptionError(f"--pass: {place} can not be imported: {error}") from error
+
+
+def _pairs(texts: Sequence[str], option: str, form: str) -> list[tuple[str, str]]:
+    pairs: list[tuple[str, str]] = []
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise OptionError(f"{option} {text!r} is not understood", f"write {option} {form}")
+        if any(name.strip() == other for other, _ in pairs):
+            raise OptionError(f"{option} {name.strip()} is given twice")
+        pairs.append((name.strip(), value))
+    return pairs

@@ -1,0 +1,149 @@
+"""`tensorwright compile`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compiler.cli import options
+
+HELP = """Compile a model into a module that runs without the compiler.
+
+[bold]Typical[/]
+
+  tensorwright compile model.onnx -o model.twm
+
+[bold]Examples[/]
+
+  Keep the batch open, fix the sequence length:
+    tensorwright compile bert.onnx --shape input_ids=batch,128 --shape attention_mask=batch,128
+
+  Fix an input for good, and build for another processor:
+    tensorwright compile vad.onnx --constant sr=16000 --target x86-64-v3
+
+  See the module after each pass, with a pass of your own among them:
+    tensorwright compile model.onnx --dump passes --pass after:fold-constants=my_passes.py:simplify
+
+  Sign it; compiler.load(path, trusted_keys=[...]) checks the signature:
+    tensorwright compile model.onnx --sign private_key.pem
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("compile", help=HELP)(_compile)
+
+
+def _compile(
+    model: options.ModelPath,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The module to write; MODEL.twm here if not given."),
+    ] = None,
+    target: options.TargetName = "host",
+    shape: options.ModelShapes = None,
+    constant: options.Constants = None,
+    precision: Annotated[str, typer.Option(metavar="TYPE", help="Type that float operators compute in.")] = "float32",
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="How many threads it runs on; all cores if not given."),
+    ] = None,
+    dump: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the module after each pass there, as TVMScript.")
+    ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Check the numbers after each pass; names the first that is wrong. Slow."),
+    ] = False,
+    pass_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pass",
+            metavar="WHERE:NAME=PASS",
+            help="Put a pass of yours before:, after: or instead-of: one of `tensorwright passes`; PASS is "
+            "module:function, file.py:function, or none.",
+        ),
+    ] = None,
+    sign: Annotated[
+        Path | None, typer.Option(metavar="KEY", help="Sign with this Ed25519 private key (a PEM file).")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    import compiler
+    from compiler.cli.arguments import parse_arrays, parse_passes, parse_shapes
+    from compiler.cli.output import print_json
+    from compiler.cli.progress import Steps
+    from compiler.profiling.inspection import model_inputs
+    from compiler.profiling.summary import check_writable, coverage_of, summarize
+
+    path = output if output is not None else Path(model.with_suffix(".twm").name)
+    check_writable(path)
+    shapes = parse_shapes(shape or [])
+    passes = parse_passes(pass_ or [])
+    specs: dict[str, Any] = {each.name: each for each in model_inputs(model)} if constant else {}
+    constants = parse_arrays(constant or [], "--constant", specs)
+    coverage = coverage_of(model)
+    if not as_json:
+        _print_coverage(coverage)
+    with Steps() as steps:
+        module = compiler.compile(
+            model,
+            target,
+            shapes=shapes or None,
+            constants=constants or None,
+            precision=precision,
+            threads=threads,
+            passes=passes or None,
+            dump=dump,
+            verify=verify,
+            progress=steps,
+        )
+        steps("write")
+        module.export(path, sign_key=sign)
+    summary = summarize(module, path, coverage, steps.seconds)
+    if as_json:
+        print_json(summary.to_dict())
+    else:
+        _print_summary(summary)
+
+
+def _print_coverage(coverage: Any) -> None:
+    from compiler.cli.output import message_console
+
+    if coverage is None:
+        return
+    parts = [f"{count} {kind}" for kind, count in coverage.nodes.items() if count or kind == "supported"]
+    message_console().print(f"{sum(coverage.nodes.values())} operators: {', '.join(parts)}", markup=False)
+    for line in coverage.rewritten:
+        message_console().print(f"  rewritten: {line}", markup=False, soft_wrap=True)
+
+
+def _print_summary(summary: Any) -> None:
+    from compiler.cli.output import print_facts, print_line
+    from compiler.profiling.formatting import format_bytes, format_count, format_seconds
+
+    facts = [
+        ("inputs", "\n".join(summary.inputs) or "none"),
+        ("outputs", "\n".join(summary.outputs)),
+        ("target", summary.target),
+        (
+            "parameters",
+            f"{format_count(summary.parameter_values)} in {summary.parameters} tensors, "
+            f"{format_bytes(summary.parameter_bytes)}",
+        ),
+        ("kernels", _kernels_text(summary)),
+    ]
+    if summary.memory_plan:
+        facts.append(("memory plan", summary.memory_plan))
+    steps = ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in summary.seconds.items())
+    facts.append(("time", f"{format_seconds(sum(summary.seconds.values()))} ({steps})"))
+    print_facts(facts)
+    print_line()
+    print_line(f"wrote {summary.path}, {format_bytes(summary.file_bytes)}")
+
+
+def _kernels_text(summary: Any) -> str:
+    rules = ", ".join(f"{count} {rule}" for rule, count in summary.kernels_by_rule.items())
+    return f"{sum(summary.kernels_by_rule.values())}: {rules}" if rules else "none"

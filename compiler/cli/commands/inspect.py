@@ -1,0 +1,149 @@
+"""`tensorwright inspect`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from compiler.cli import options
+
+_SHOWN = 15
+
+HELP = """Show what is in a model or a module, and where its time will go.
+
+For a model: inputs, outputs, operators and which of them are supported, parameters, and for each kernel its
+arithmetic, its bytes and the least time they can take on the target. For a module: what its manifest says.
+
+[bold]Typical[/]
+
+  tensorwright inspect model.onnx
+
+[bold]Examples[/]
+
+  Estimates for a size of an open dimension, on another processor:
+    tensorwright inspect bert.onnx --shape input_ids=1,128 --target x86-64-v3
+
+  For a program:
+    tensorwright inspect model.twm --json | jq .inputs
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("inspect", help=HELP)(_inspect)
+
+
+def _inspect(
+    file: options.AnyPath,
+    target: options.TargetName = "host",
+    shape: options.ModelShapes = None,
+    constant: options.Constants = None,
+    everything: Annotated[bool, typer.Option("--all", help=f"Show all kernels, not the first {_SHOWN}.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    from compiler.cli.arguments import parse_arrays, parse_shapes
+    from compiler.cli.output import print_json
+    from compiler.errors import OptionError
+    from compiler.profiling.inspection import inspect_model, inspect_module, is_module_file, model_inputs
+
+    if is_module_file(file):
+        if shape or constant:
+            raise OptionError("--shape and --constant are for models", f"{file} is compiled already")
+        inspection = inspect_module(file)
+    else:
+        specs: dict[str, Any] = {each.name: each for each in model_inputs(file)} if constant else {}
+        constants = parse_arrays(constant or [], "--constant", specs)
+        inspection = inspect_model(file, target, shapes=parse_shapes(shape or []) or None, constants=constants or None)
+    if as_json:
+        print_json(inspection.to_dict())
+    else:
+        _print(inspection, None if everything else _SHOWN)
+
+
+def _print(inspection: Any, limit: int | None) -> None:
+    from compiler.cli.output import print_facts, print_line, print_note
+    from compiler.profiling.formatting import format_bytes, format_count
+
+    values = format_count(inspection.parameter_values)
+    size = format_bytes(inspection.parameter_bytes)
+    print_facts(
+        [
+            (inspection.kind, f"{inspection.path}, {format_bytes(inspection.file_bytes)}"),
+            ("inputs", "\n".join(inspection.inputs) or "none"),
+            ("outputs", "\n".join(inspection.outputs) or "none"),
+            ("parameters", f"{values} in {inspection.parameters} tensors, {size}"),
+            *inspection.facts.items(),
+        ]
+    )
+    if inspection.operators:
+        _print_operators(inspection)
+    if inspection.kernels:
+        _print_kernels(inspection, limit)
+    if inspection.problem is not None:
+        print_line()
+        print_note(f"no estimate: {inspection.problem}")
+
+
+def _print_operators(inspection: Any) -> None:
+    from compiler.cli.output import print_heading, print_line, print_table
+
+    print_line()
+    counts: dict[str, int] = {}
+    for item in inspection.operators:
+        counts[item.support] = counts.get(item.support, 0) + item.count
+    total = sum(counts.values())
+    print_heading(f"{total} operators: " + ", ".join(f"{count} {support}" for support, count in counts.items()))
+    rows = [(item.operator, str(item.count), item.support, item.reason) for item in inspection.operators]
+    print_table(("operator", "count", "support", "reason"), rows, ("count",))
+
+
+def _print_kernels(inspection: Any, limit: int | None) -> None:
+    from compiler.cli.output import print_heading, print_line, print_table
+
+    kernels = inspection.kernels[:limit]
+    print_line()
+    if inspection.kind == "module":
+        print_heading(f"{len(inspection.kernels)} kernels")
+        numbers: tuple[str, ...] = ("FLOP a call",)
+        columns = ("kernel", "kind", "rule (config from)", *numbers)
+        rows = [_module_row(item) for item in kernels]
+    else:
+        print_heading(_estimate_heading(inspection))
+        numbers = ("calls", "FLOP", "bytes", "least time", "share")
+        columns = ("kernel", *numbers)
+        rows = [_model_row(item) for item in kernels]
+    print_table(columns, rows, numbers)
+    hidden = len(inspection.kernels) - len(kernels)
+    if hidden:
+        print_line(f"and {hidden} more: --all shows them")
+
+
+def _estimate_heading(inspection: Any) -> str:
+    from compiler.profiling.formatting import format_count, format_seconds
+
+    total = format_seconds(sum(item.seconds for item in inspection.kernels))
+    operations = format_count(sum(item.operations or 0 for item in inspection.kernels))
+    taken = "".join(f", {name} = {size}" for name, size in inspection.sizes.items())
+    kernels = len(inspection.kernels)
+    return f"where time will go: at least {total} a run, {operations}FLOP in {kernels} kernels{taken}"
+
+
+def _module_row(item: Any) -> tuple[str, ...]:
+    from compiler.profiling.formatting import format_count
+
+    work = format_count(item.operations) if item.operations is not None else item.formula or "-"
+    return item.name, item.kind, item.rule, work
+
+
+def _model_row(item: Any) -> tuple[str, ...]:
+    from compiler.profiling.formatting import format_bytes, format_count, format_percent, format_seconds
+
+    return (
+        item.name,
+        str(item.calls),
+        format_count(item.operations) if item.operations is not None else "-",
+        format_bytes(item.nbytes),
+        format_seconds(item.seconds),
+        format_percent(item.share),
+    )

@@ -1,0 +1,41 @@
+"""`tensorwright passes`."""
+
+from __future__ import annotations
+
+import typer
+
+from compiler.cli import options
+
+HELP = """List the graph passes in the order they run.
+
+[bold]Typical[/]
+
+  tensorwright passes
+
+[bold]Put one of your own among them[/]
+
+  tensorwright compile model.onnx --pass after:fold-constants=my_passes.py:simplify
+  tensorwright compile model.onnx --pass instead-of:fold-pad=none
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("passes", help=HELP)(_passes)
+
+
+def _passes(as_json: options.Json = False) -> None:
+    from compiler.cli.output import print_json, print_table
+    from compiler.profiling.listings import list_passes
+
+    listed = list_passes()
+    if as_json:
+        print_json([each.to_dict() for each in listed])
+        return
+    rows = []
+    previous = ""
+    for each in listed:
+        place = "-" if each.position is None else str(each.position)
+        rows.append((each.phase if each.phase != previous else "", place, each.name, each.summary))
+        previous = each.phase
+    print_table(("phase", "order", "pass", "what it does"), rows, ("order",))

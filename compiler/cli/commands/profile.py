@@ -1,0 +1,113 @@
+"""`tensorwright profile`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compiler.cli import options
+
+_SHOWN = 15
+
+HELP = """Measure where the time of a module goes, kernel by kernel.
+
+The cost of watching is measured on the spot and taken off. A model is compiled first.
+
+[bold]Typical[/]
+
+  tensorwright profile model.twm --output profile
+
+writes profile/profile.html (a page with plots), profile/trace.json (for ui.perfetto.dev) and profile/profile.json.
+
+[bold]Examples[/]
+
+  More runs, one thread:
+    tensorwright profile model.twm --runs 200 --threads 1
+
+  An open dimension set to 8:
+    tensorwright profile bert.twm --shape batch=8 --output profile
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("profile", help=HELP)(_profile)
+
+
+def _profile(
+    file: options.AnyPath,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Write the page, the trace and the JSON there.")
+    ] = None,
+    inputs: options.Inputs = None,
+    shape: options.RunShapes = None,
+    runs: options.Runs = None,
+    seconds: options.Seconds = 3.0,
+    threads: options.Threads = None,
+    target: options.TargetName = "host",
+    everything: Annotated[bool, typer.Option("--all", help=f"Show all kernels, not the first {_SHOWN}.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    import compiler
+    from compiler.cli.output import print_json
+    from compiler.cli.progress import Steps
+    from compiler.cli.sources import prepare
+    from compiler.profiling.summary import check_folder
+
+    if output is not None:
+        check_folder(output)
+    prepared = prepare(file, target, shape, inputs, threads)
+    with Steps() as steps:
+        steps("measure")
+        profile = compiler.profile(
+            prepared.source, prepared.inputs, runs=runs, seconds=seconds, threads=threads, sizes=prepared.sizes
+        )
+    paths = profile.save(output) if output is not None else {}
+    if as_json:
+        print_json({**profile.to_dict(), "files": paths})
+    else:
+        _print(profile, paths, None if everything else _SHOWN)
+
+
+def _print(profile: Any, paths: dict[str, Path], limit: int | None) -> None:
+    from compiler.cli.output import print_facts, print_line, print_table
+    from compiler.profiling.formatting import format_bytes, format_percent, format_rate, format_seconds
+
+    latency = profile.latency
+    print_facts(
+        [
+            ("module", f"{profile.model} on {profile.target}, {profile.threads} thread(s)"),
+            ("inputs", "\n".join(f"{name}: {shape}" for name, shape in profile.inputs.items()) or "none"),
+            ("latency p50", f"{format_seconds(latency.p50)} ({latency.runs} runs)"),
+            ("instrument", f"{format_seconds(profile.crossing)} a crossing, taken off"),
+            ("untracked", f"{format_seconds(profile.untracked)} outside all calls"),
+        ]
+    )
+    print_line()
+    kernels = profile.kernels[:limit]
+    rows = [
+        (
+            kernel.name,
+            kernel.kind,
+            str(kernel.calls),
+            format_seconds(kernel.seconds),
+            format_percent(kernel.share),
+            format_rate(kernel.rate) if kernel.rate is not None else "-",
+            format_bytes(kernel.nbytes) if kernel.nbytes else "-",
+            kernel.rule or "-",
+        )
+        for kernel in kernels
+    ]
+    numbers = ("calls", "time", "share", "rate", "bytes")
+    print_table(("kernel", "kind", *numbers, "rule"), rows, numbers)
+    hidden = profile.kernels[len(kernels) :]
+    if hidden:
+        rest = format_percent(sum(kernel.share for kernel in hidden))
+        print_line(f"and {len(hidden)} more, {rest} of the time: --all shows them")
+    print_line()
+    kinds = ", ".join(f"{kind} {format_seconds(seconds)}" for kind, seconds in profile.seconds_by_kind().items())
+    print_line(f"by kind: {kinds}")
+    if paths:
+        print_line(f"wrote {', '.join(map(str, paths.values()))}")

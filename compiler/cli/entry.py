@@ -1,0 +1,85 @@
+"""`main`: run a command, and turn whatever ends it into messages and an exit code.
+
+Exit codes: 0 done, 2 the user's error, 70 a defect of ours, 130 interrupted by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from compiler.cli.interrupts import Interrupts
+from compiler.cli.output import print_error
+from compiler.errors import InternalError, TensorwrightError, UserError
+
+EXIT_USER_ERROR = UserError.exit_code
+EXIT_INTERNAL_ERROR = InternalError.exit_code
+EXIT_INTERRUPTED = 130
+DEBUG_VARIABLE = "TENSORWRIGHT_DEBUG"
+_REPORT = "this is a defect of Tensorwright: please report it with the model, the command, and the output of --debug"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; `argv` without the program's name, `sys.argv` when None. Returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments or os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    with Interrupts() as interrupts:
+        try:
+            return _run(arguments)
+        except BrokenPipeError:
+            # Whoever read our output has enough (as `head` does); nothing more can be said to it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except KeyboardInterrupt:
+            return _interrupted()
+        except Exception as error:
+            if interrupts.received:
+                # The engine turns a KeyboardInterrupt on its way through into an error of its own.
+                return _interrupted()
+            return _explain(error, debug, as_json="--json" in arguments)
+
+
+def _run(arguments: list[str]) -> int:
+    from typer.main import get_command
+
+    from compiler.cli.app import app
+
+    result = get_command(app).main(args=arguments, prog_name="tensorwright", standalone_mode=False)
+    sys.stdout.flush()
+    if result == EXIT_INTERRUPTED:
+        return _interrupted()
+    return result if isinstance(result, int) else 0
+
+
+def _interrupted() -> int:
+    print_error("interrupted", None)
+    return EXIT_INTERRUPTED
+
+
+def _explain(error: Exception, debug: bool, as_json: bool) -> int:
+    if debug:
+        traceback.print_exception(error, file=sys.stderr)
+    message, hint, code = _describe(error)
+    print_error(message, hint)
+    if as_json:
+        print(json.dumps({"error": {"class": type(error).__name__, "message": message, "hint": hint}}, indent=2))
+    return code
+
+
+def _describe(error: Exception) -> tuple[str, str | None, int]:
+    """Message, hint and exit code of an error."""
+    if isinstance(error, UserError):
+        return error.message, error.hint, error.exit_code
+    if isinstance(error, TensorwrightError):
+        return error.message, "; ".join(filter(None, [error.hint, _REPORT])), error.exit_code
+    if hasattr(error, "format_message"):  # a command line that the parser refuses
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "tensorwright"
+        return str(error.format_message()), f"see {command} --help", EXIT_USER_ERROR
+    name = type(error).__name__
+    text = str(error).strip()
+    return f"unexpected {name}: {text}" if text else f"unexpected {name}", _REPORT, EXIT_INTERNAL_ERROR

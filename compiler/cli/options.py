@@ -1,0 +1,57 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, for programs.")]
+TargetName = Annotated[
+    str, typer.Option("--target", "-t", metavar="NAME", help="What to build for; see `tensorwright targets`.")
+]
+ModelShapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape",
+        metavar="INPUT=SIZES",
+        help="Sizes of an input: a number fixes a dimension, a name keeps it open. Again for other inputs.",
+    ),
+]
+RunShapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape",
+        metavar="NAME=SIZES",
+        help="Sizes of an input (input_ids=1,64) or of an open dimension (batch=8), 1 if not given.",
+    ),
+]
+Constants = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--constant",
+        metavar="INPUT=VALUE",
+        help="Fix an input for good: a .npy file, a number, true, false, or a list. It is no input of the module then.",
+    ),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        "-i",
+        metavar="NAME=VALUE",
+        help="A .npy file, an array of an .npz file, a number, a list, or `random`; a lone FILE.npz gives all it "
+        "holds. The rest is made up.",
+    ),
+]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="How many threads a run uses.")]
+Runs = Annotated[int | None, typer.Option("--runs", min=1, metavar="N", help="How many runs to time.")]
+Seconds = Annotated[
+    float, typer.Option("--seconds", min=0.01, metavar="S", help="How long to time when --runs is not given.")
+]
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx or .pt2 file.", show_default=False)]
+ModulePath = Annotated[Path, typer.Argument(metavar="MODULE", help="A .twm file.", show_default=False)]
+AnyPath = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A module (.twm), or a model (.onnx, .pt2).", show_default=False)
+]

@@ -1,0 +1,116 @@
+"""Where output goes: results on stdout, everything else on stderr; tables for people, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_PIPED_WIDTH = 160
+
+
+def _console(to_stderr: bool) -> Console:
+    from rich.console import Console
+
+    stream = sys.stderr if to_stderr else sys.stdout
+    # A pipe has no width: lines must not be cut to the 80 columns of a terminal that is not there.
+    width = None if stream.isatty() else max(_PIPED_WIDTH, shutil.get_terminal_size().columns)
+    return Console(file=stream, highlight=False, width=width, emoji=False)
+
+
+@cache
+def result_console() -> Console:
+    """For results."""
+    return _console(to_stderr=False)
+
+
+@cache
+def message_console() -> Console:
+    """For progress, notes and errors."""
+    return _console(to_stderr=True)
+
+
+def print_error(message: str, hint: str | None) -> None:
+    """`error: ...` and `hint: ...` on stderr, as plain text but for the colour of the first word."""
+    _print_labelled("error", "bold red", message)
+    if hint:
+        _print_labelled("hint", "bold cyan", hint)
+
+
+def print_note(message: str) -> None:
+    """`note: ...` on stderr."""
+    _print_labelled("note", "bold", message)
+
+
+def _print_labelled(label: str, style: str, message: str) -> None:
+    from rich.text import Text
+
+    line = Text.assemble((f"{label}:", style), " ", message)
+    message_console().print(line, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout; numbers that JSON does not have (NaN, infinities) become null."""
+    print(json.dumps(_jsonable(value), indent=2, allow_nan=False))
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_jsonable(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a numpy scalar
+        return _jsonable(value.item())
+    return value
+
+
+def print_line(text: str = "") -> None:
+    """A line of results, without markup."""
+    result_console().print(text, markup=False, soft_wrap=True)
+
+
+def print_heading(text: str) -> None:
+    """A heading above a table or a list."""
+    from rich.text import Text
+
+    result_console().print(Text(text, style="bold"))
+
+
+def print_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """Two columns: what, and its value."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, value in facts:
+        grid.add_row(Text(label), Text(value))
+    result_console().print(grid)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> None:
+    """A table; the columns named in `numbers` are aligned right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
+    for column in columns:
+        is_number = column in numbers
+        table.add_column(column, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    result_console().print(table)

@@ -1,0 +1,85 @@
+"""Targets and passes as lists to show."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import targets
+
+# Instructions that decide which kernels a target gets, newest first.
+_NOTABLE = ("avx512bf16", "avx512vnni", "avxvnni", "avx512f", "avx2", "amx-tile", "dotprod", "i8mm", "fullfp16", "sve")
+
+
+@dataclass(frozen=True)
+class TargetEntry:
+    """A target; `missing` is what this machine lacks to run its code, `toolchain` the linker (None: not installed)."""
+
+    name: str
+    description: str
+    architecture: str
+    vector_bits: int
+    features: tuple[str, ...]
+    notable: tuple[str, ...]
+    missing: tuple[str, ...]
+    toolchain: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PassEntry:
+    """A pass at its place; `position` counts from 1, None for one that is not in the pipeline."""
+
+    phase: str
+    position: int | None
+    name: str
+    summary: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def list_targets() -> list[TargetEntry]:
+    """Every target, this machine's first."""
+    names = sorted(targets.names(), key=lambda name: (name != "host", name))
+    return [_target_entry(targets.get(name)) for name in names]
+
+
+def _target_entry(target: targets.Target) -> TargetEntry:
+    features = tuple(sorted(target.machine.features))
+    return TargetEntry(
+        name=target.name,
+        description=target.description,
+        architecture=target.architecture,
+        vector_bits=target.machine.vector_bits,
+        features=features,
+        notable=tuple(name for name in _NOTABLE if name in features),
+        missing=target.missing_features(),
+        toolchain=_linker(target),
+    )
+
+
+def _linker(target: targets.Target) -> str | None:
+    try:
+        return " ".join(target.linker().command)
+    except targets.ToolchainMissing:
+        return None
+
+
+def list_passes() -> list[PassEntry]:
+    """The passes in the order they run, some at several places; then those that run on request only."""
+    from compiler.passes.context import PipelineContext
+    from compiler.passes.pipeline import build_phases
+    from compiler.passes.registry import all_passes
+
+    entries: list[PassEntry] = []
+    for phase in build_phases(PipelineContext()):
+        for each in phase.passes:
+            entries.append(PassEntry(phase.name, len(entries) + 1, each.name, each.summary))
+    used = {entry.name for entry in entries}
+    rest = [each for name, each in all_passes().items() if name not in used]
+    return entries + [PassEntry("(on request)", None, each.name, each.summary) for each in rest]

@@ -1,0 +1,84 @@
+"""The least time that work can take on a machine: by its arithmetic, or by the bytes it must move.
+
+The roofline model (Williams, Waterman, Patterson 2009): time >= max(operations / peak, bytes / bandwidth).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from schedules.machine import Machine
+
+_ASSUMED_HERTZ = 3.0e9
+_ASSUMED_MEMORY_BANDWIDTH = 20e9
+_CACHE_BYTES_PER_CYCLE = 32
+"""Of the last-level cache, for one core: half a cache line a cycle, as vendors' optimization manuals give it."""
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """A machine's limits.
+
+    Attributes:
+        peak: float32 operations a second, all cores: lanes x 2 (multiply-add) x ports x cores x clock.
+        memory_bandwidth: bytes a second from main memory.
+        cache_bandwidth: bytes a second from the last cache.
+        cache_bytes: what that cache holds.
+        source: where the clock and the bandwidth come from, in words.
+    """
+
+    peak: float
+    memory_bandwidth: float
+    cache_bandwidth: float
+    cache_bytes: int
+    source: str
+
+    @classmethod
+    def of(cls, machine: Machine, *, measured: bool) -> Roofline:
+        """The limits of a described machine.
+
+        Args:
+            measured: the machine is this one: read its clock and measure its memory, which takes 0.1 s; otherwise both
+                are assumed, as `source` says.
+        """
+        hertz = (_clock() if measured else None) or _ASSUMED_HERTZ
+        bandwidth = _memory_bandwidth() if measured else _ASSUMED_MEMORY_BANDWIDTH
+        how = "measured here" if measured else "assumed"
+        return cls(
+            peak=machine.lanes("float32") * 2 * machine.fma_ports * machine.cores * hertz,
+            memory_bandwidth=bandwidth,
+            cache_bandwidth=_CACHE_BYTES_PER_CYCLE * machine.cores * hertz,
+            cache_bytes=max(machine.l3_bytes, machine.l2_bytes),
+            source=f"{hertz / 1e9:.2f} GHz, memory {bandwidth / 1e9:.0f} GB/s ({how})",
+        )
+
+    def seconds(self, operations: int, nbytes: int) -> float:
+        """The least time for so many float32 operations on so many bytes."""
+        bandwidth = self.cache_bandwidth if nbytes <= self.cache_bytes else self.memory_bandwidth
+        return max(operations / self.peak, nbytes / bandwidth)
+
+
+def _clock() -> float | None:
+    """The processor's clock in Hz: its highest where the system says so."""
+    import psutil
+
+    frequency = psutil.cpu_freq()
+    if frequency is None:
+        return None
+    megahertz = frequency.max or frequency.current
+    return megahertz * 1e6 if megahertz and megahertz > 100 else None
+
+
+def _memory_bandwidth() -> float:
+    """Bytes read and written a second by a copy that no cache holds: the best of a few."""
+    source = np.ones(64 << 20, dtype=np.uint8)
+    destination = np.zeros_like(source)
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        np.copyto(destination, source)
+        best = min(best, time.perf_counter() - start)
+    return 2 * source.nbytes / best
