@@ -33,7 +33,7 @@ class Access:
             if coefficient is None:
                 return None
             total = coefficient * size + total if coefficient else total
-        return _simplified(total)
+        return simplified(total)
 
 
 def _with_sizes(buffer: Any, indices: Sequence[Expr]) -> list[tuple[Any, Expr]]:
@@ -83,7 +83,7 @@ def _loads_inside(expr: Expr) -> bool:
     return found
 
 
-def _simplified(value: Any) -> Stride:
+def simplified(value: Any) -> Stride:
     return value if isinstance(value, int) else constant_int(tvm.sym.Analyzer().simplify(value))
 
 

@@ -73,7 +73,8 @@ def _check(machine_name: str, case: dict[str, Any], groups: int = 1, symbolic: b
     )
     rank = work.rank
     batch = te.var("batch", "int64") if symbolic else case["batch"]
-    data = te.placeholder((batch, blocks(work.channels, in_lanes), *work.spatial, in_lanes), name="data")
+    lane = (in_lanes,) if in_lanes > 1 else ()
+    data = te.placeholder((batch, blocks(work.channels, in_lanes), *work.spatial, *lane), name="data")
     weight = te.placeholder((work.out_blocks, work.in_blocks, *work.kernel, in_lanes, lanes), name="weight")
     bias = te.placeholder((1, work.out_blocks, *(1,) * rank, lanes), name="bias")
     conv = conv_compute.conv_direct(data, weight, work)
@@ -83,7 +84,8 @@ def _check(machine_name: str, case: dict[str, Any], groups: int = 1, symbolic: b
     values = rng.standard_normal((case["batch"], work.channels, *work.spatial), dtype=np.float32)
     filters = rng.standard_normal((work.filters, work.group_channels, *work.kernel), dtype=np.float32)
     offsets = rng.standard_normal((1, work.filters, *(1,) * rank), dtype=np.float32)
-    arrays = [pack(values, in_lanes), pack_filter(filters, in_lanes, lanes), pack(offsets, lanes)]
+    packed = pack(values, in_lanes) if in_lanes > 1 else values
+    arrays = [packed, pack_filter(filters, in_lanes, lanes), pack(offsets, lanes)]
     shape = (case["batch"], work.out_blocks, *work.out_spatial, lanes)
     got = run_scheduled([data, weight, bias, relu(added)], arrays, machine, "conv-direct", shape)
     expected = reference_conv(values, filters, work.strides, work.dilations, work.pad, groups) + offsets

@@ -1,0 +1,314 @@
+"""Code for a matrix product: a register tile that holds `rows x columns` sums while it walks along the depth.
+
+Threads share the panels of B (and chunks of rows when panels are few). Where B is not stored in panels, each task packs
+its panel first, unless there are too few rows to pay for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from schedules.anchor import FusedKernel
+from schedules.expression import index, map_loads
+from schedules.inline import operations
+from schedules.machine import Machine
+from schedules.matmul_form import MatmulForm
+from schedules.parallel import CHUNKS_PER_CORE, MIN_PARALLEL_WORK, Extent, loops, repeat
+from schedules.stage_code import in_sequence
+from schedules.tir import tirx
+
+Expr = Any
+Stmt = Any
+Batch = Mapping[Any, Expr]
+# B at (depth, column counted from the start of the panel).
+PanelLoad = Callable[[Expr, Expr], Expr]
+
+VECTORIZED = tirx.ForKind.VECTORIZED
+UNROLLED = tirx.ForKind.UNROLLED
+# An epilogue dearer than this is written once as a loop instead of once a register.
+_UNROLLED_EPILOGUE = 6
+_CHUNK_TILES = 8  # row tiles of a task when the number of rows is symbolic
+
+
+class MatmulWriter:
+    """Writes one product. `rows` and `vectors` are the tile, `pack` says whether panels of B are copied first."""
+
+    def __init__(
+        self, form: MatmulForm, fused: FusedKernel, machine: Machine, *, rows: int, vectors: int, pack: bool
+    ) -> None:
+        self.form = form
+        self.fused = fused
+        self.machine = machine
+        self.lanes = machine.lanes(form.reduction.dtype)
+        self.tile_rows = rows
+        self.panel = form.width or vectors * self.lanes
+        self.pack = pack and not form.width
+        self.dtype = form.reduction.dtype
+
+    # The loops outside the panels.
+
+    def function(self) -> Any:
+        """The kernel's PrimFunc."""
+        columns = self.form.columns
+        if isinstance(columns, int):
+            whole, rest = divmod(columns, self.panel)
+            body = self._tasks(whole, rest)
+        else:
+            body = self._symbolic_columns(columns)
+        return self.fused.function(body, self.machine)
+
+    def _tasks(self, whole: int, rest: int) -> Stmt:
+        panels = whole + bool(rest)
+        panel = self.panel
+
+        def body(batch: Batch, at: Expr, rows: Callable[..., Stmt]) -> Stmt:
+            full = rows(batch, at * panel, panel) if whole else None
+            short = rows(batch, index(whole * panel), rest) if rest else None
+            if full is None or short is None:
+                return full if short is None else short
+            return tirx.IfThenElse(at < whole, full, short)
+
+        return self._parallel(panels, body)
+
+    def _symbolic_columns(self, columns: Expr) -> Stmt:
+        """Whole panels, then vectors, then single columns."""
+        parts = []
+        done: Expr = index(0)
+        for width in sorted({self.panel, self.lanes, 1}, reverse=True):
+            count = tirx.FloorDiv(columns - done, index(width))
+            first = done
+
+            def body(
+                batch: Batch, at: Expr, rows: Callable[..., Stmt], width: int = width, first: Expr = first
+            ) -> Stmt:
+                return rows(batch, first + at * width, width)
+
+            parts.append(self._parallel(count, body))
+            done = done + count * width
+        return in_sequence(parts)
+
+    def _parallel(self, panels: Any, body: Callable[[Batch, Expr, Callable[..., Stmt]], Stmt]) -> Stmt:
+        """Loops over batch, panels and chunks of rows; `body` writes a task with the function it is given."""
+        batch_axes = self.form.batch
+        tiles, rest = self._row_tiles()
+        chunks, per_chunk = self._row_chunks(tiles, panels)
+        extents = [Extent(axis.name, axis.extent) for axis in batch_axes]
+        extents += [Extent("panel", panels), Extent("chunk", chunks)]
+        kept = [each for each in extents if each.extent != 1]
+
+        def task(values: list[Expr]) -> Stmt:
+            found = iter(values)
+            at = [index(0) if each.extent == 1 else next(found) for each in extents]
+            batch = {axis.var: value for axis, value in zip(batch_axes, at, strict=False)}
+            panel, chunk = at[-2], at[-1]
+
+            def rows(batch: Batch, column: Expr, width: int) -> Stmt:
+                return self._rows(batch, column, width, chunk, (tiles, rest, chunks, per_chunk))
+
+            return body(batch, panel, rows)
+
+        return loops(kept, task, self.machine, parallel=self._threads())
+
+    def _threads(self) -> bool:
+        amount: float = 0.25 / self.lanes
+        extents = [*(axis.extent for axis in self.form.batch), self.form.rows.extent, self.form.columns]
+        for extent in (*extents, self.form.depth.extent):
+            if not isinstance(extent, int):
+                return self.machine.cores > 1
+            amount *= extent
+        return self.machine.cores > 1 and 4 * amount >= MIN_PARALLEL_WORK / 4
+
+    def _row_tiles(self) -> tuple[Any, Any]:
+        """(whole row tiles, rows left over)."""
+        rows = self.form.rows.extent
+        if isinstance(rows, int):
+            return divmod(rows, self.tile_rows)
+        tiles = tirx.FloorDiv(rows, index(self.tile_rows))
+        return tiles, rows - tiles * self.tile_rows
+
+    def _row_chunks(self, tiles: Any, panels: Any) -> tuple[Any, int]:
+        """(chunks of rows, row tiles of a chunk): as few as give every core enough tasks."""
+        if not isinstance(tiles, int):
+            ceil = tirx.FloorDiv(tiles + (_CHUNK_TILES - 1), index(_CHUNK_TILES))
+            return tirx.Max(ceil, index(1)), _CHUNK_TILES
+        tasks = panels if isinstance(panels, int) else self.machine.cores
+        for axis in self.form.batch:
+            tasks *= axis.extent if isinstance(axis.extent, int) else 1
+        enough = CHUNKS_PER_CORE * self.machine.cores
+        uneven = tasks % self.machine.cores and tasks < 4 * enough
+        wanted = -(-enough // tasks) if tasks < enough or uneven else 1
+        wanted = max(wanted, self.machine.cores) if uneven else wanted
+        per_chunk = max(1, -(-tiles // max(1, min(wanted, tiles))))
+        return max(1, -(-tiles // per_chunk)), per_chunk
+
+    # One task: a panel of B and a chunk of rows.
+
+    def _rows(self, batch: Batch, column: Expr, width: int, chunk: Expr, plan: tuple[Any, Any, Any, int]) -> Stmt:
+        tiles, rest, chunks, per_chunk = plan
+        packed = self._packed_panel(batch, column, width) if self.pack else ([], None)
+        statements, scratch = packed
+        load = self._panel_load(batch, column, scratch)
+        first = chunk * per_chunk
+        parts = list(statements)
+        if not isinstance(tiles, int) or tiles:
+            count = _at_most(per_chunk, tiles, first, chunks)
+            parts.append(
+                repeat(
+                    "tile",
+                    count,
+                    lambda i: self._tile(batch, (first + i) * self.tile_rows, self.tile_rows, column, width, load),
+                )
+            )
+        left = self._rest_rows(batch, column, width, load, tiles, rest)
+        if left is not None:
+            last = isinstance(chunks, int) and chunks == 1
+            parts.append(left if last else tirx.IfThenElse(tirx.EQ(chunk, chunks - index(1)), left, None))
+        return in_sequence(parts)
+
+    def _rest_rows(self, batch: Batch, column: Expr, width: int, load: PanelLoad, tiles: Any, rest: Any) -> Stmt | None:
+        if isinstance(rest, int):
+            return self._tile(batch, index(tiles * self.tile_rows), rest, column, width, load) if rest else None
+        parts = []
+        done = tiles * self.tile_rows
+        for size in _halves(self.tile_rows):
+            count = tirx.FloorDiv(rest, index(size))
+            start = done
+
+            def tile(i: Expr, size: int = size, start: Expr = start) -> Stmt:
+                return self._tile(batch, start + i * size, size, column, width, load)
+
+            parts.append(repeat("tile", count, tile))
+            done = done + count * size
+            rest = rest - count * size
+        return in_sequence(parts) if parts else None
+
+    def _panel_load(self, batch: Batch, column: Expr, scratch: Any | None) -> PanelLoad:
+        form = self.form
+        if scratch is not None:
+            return lambda depth, lane: tirx.BufferLoad(scratch, [depth, lane])
+        if not form.width:
+            return lambda depth, lane: form.b_at(batch, depth, column + lane)
+        panel = tirx.FloorDiv(column, index(form.width))
+
+        def packed(depth: Expr, lane: Expr) -> Expr:
+            value = form.b_at(batch, depth, column)
+            return map_loads(value, lambda node: tirx.BufferLoad(node.source, [*node.indices[:-3], panel, depth, lane]))
+
+        return packed
+
+    def _packed_panel(self, batch: Batch, column: Expr, width: int) -> tuple[list[Stmt], Any]:
+        """Statements that copy a panel of B, and the copy (depth, width), converted to the sum's type."""
+        form = self.form
+        depth = form.depth.extent
+        scratch = tirx.decl_buffer([depth, width], self.dtype, "panel", layout=None)
+
+        def row(k: Expr) -> Stmt:
+            def piece(at: int, lanes: int) -> Stmt:
+                return repeat(
+                    "lane",
+                    lanes,
+                    lambda lane: tirx.BufferStore(scratch, form.b_at(batch, k, column + (at + lane)), [k, at + lane]),
+                    VECTORIZED,
+                )
+
+            return in_sequence([piece(at, lanes) for at, lanes in self._pieces(width)])
+
+        return [tirx.AllocBuffer(scratch), repeat("k", depth, row)], scratch
+
+    def _pieces(self, width: int) -> list[tuple[int, int]]:
+        """(start, lanes) of the vectors of a panel."""
+        whole, rest = divmod(width, self.lanes)
+        pieces = [(i * self.lanes, self.lanes) for i in range(whole)]
+        return [*pieces, (whole * self.lanes, rest)] if rest else pieces
+
+    # The register tile.
+
+    def _tile(self, batch: Batch, row: Expr, rows: int, column: Expr, width: int, load: PanelLoad) -> Stmt:
+        form = self.form
+        sums = tirx.decl_buffer([rows * width], self.dtype, "sums", scope="local", layout=None)
+
+        def each(make: Callable[[int, int, Expr], Stmt]) -> list[Stmt]:
+            """`make(row in the tile, place in `sums`, column in the panel)` for every vector."""
+            return [
+                repeat(
+                    "lane",
+                    lanes,
+                    lambda lane, i=i, at=at: make(i, i * width + at + lane, at + lane),  # type: ignore[misc]
+                    VECTORIZED,
+                )
+                for i in range(rows)
+                for at, lanes in self._pieces(width)
+            ]
+
+        start = each(
+            lambda i, place, lane: tirx.BufferStore(sums, form.start_at(batch, row + i, column + lane), [place])
+        )
+
+        def step(k: Expr) -> Stmt:
+            def add(i: int, place: Expr, lane: Expr) -> Stmt:
+                term = form.a_at(batch, row + i, k) * load(k, lane)
+                return tirx.BufferStore(sums, tirx.BufferLoad(sums, [place]) + term, [place])
+
+            return in_sequence(each(add))
+
+        body = repeat("k", form.depth.extent, step)
+        return in_sequence([tirx.AllocBuffer(sums), *start, body, *self._finish(sums, batch, row, rows, column, width)])
+
+    def _finish(self, sums: Any, batch: Batch, row: Expr, rows: int, column: Expr, width: int) -> list[Stmt]:
+        """The epilogue on the tile. A dear one runs as loops over a copy, so that the sums stay registers."""
+
+        def result(source: Any, i: Expr, place: Expr, lane: Expr) -> Stmt:
+            indices = self.form.c_indices(batch, row + i, column + lane)
+            return self.fused.finish(tirx.BufferLoad(source, [place]), indices)
+
+        def vector(source: Any, i: Any, at: int, lanes: int) -> Stmt:
+            return repeat(
+                "lane",
+                lanes,
+                lambda lane: result(source, i, i * width + at + lane, at + lane),
+                VECTORIZED,
+            )
+
+        probe = result(sums, index(0), index(0), index(0))
+        cheap, expensive = operations(probe)
+        if not expensive and cheap <= _UNROLLED_EPILOGUE:
+            return [vector(sums, i, at, lanes) for i in range(rows) for at, lanes in self._pieces(width)]
+        copy = tirx.decl_buffer([rows * width], self.dtype, "tile", layout=None)
+        copies = [
+            repeat(
+                "lane",
+                lanes,
+                lambda lane, place=i * width + at: tirx.BufferStore(  # type: ignore[misc]
+                    copy, tirx.BufferLoad(sums, [place + lane]), [place + lane]
+                ),
+                VECTORIZED,
+            )
+            for i in range(rows)
+            for at, lanes in self._pieces(width)
+        ]
+        loop = repeat("i", rows, lambda i: self._row_of(copy, i, width, vector))
+        return [tirx.AllocBuffer(copy), *copies, loop]
+
+    def _row_of(self, copy: Any, i: Expr, width: int, vector: Callable[[Any, Any, int, int], Stmt]) -> Stmt:
+        whole, rest = divmod(width, self.lanes)
+        parts = []
+        if whole:
+            parts.append(repeat("vector", whole, lambda u: vector(copy, i, u * self.lanes, self.lanes)))
+        if rest:
+            parts.append(vector(copy, i, whole * self.lanes, rest))
+        return in_sequence(parts)
+
+
+def _at_most(per_chunk: int, tiles: Any, first: Expr, chunks: Any) -> Any:
+    """How many row tiles a chunk has: the last may have fewer."""
+    if isinstance(chunks, int) and chunks == 1:
+        return tiles
+    if isinstance(tiles, int) and tiles % per_chunk == 0:
+        return per_chunk
+    return tirx.Min(index(per_chunk), (index(tiles) if isinstance(tiles, int) else tiles) - first)
+
+
+def _halves(size: int) -> Sequence[int]:
+    """Powers of two below `size`, falling: what is left of rows is done in these."""
+    return [1 << bit for bit in reversed(range((size - 1).bit_length()))]

@@ -1,0 +1,89 @@
+"""Sizes of the register tile of a matrix product: which rows by vectors fit the machine and waste least."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from schedules.machine import Machine
+from schedules.rule import Workload
+
+
+@dataclass(frozen=True)
+class MatmulWorkload(Workload):
+    """A matrix product. Extents are 0 when symbolic.
+
+    `layout` is how B is stored: "panels" (packed), "rows" (contiguous along the columns), "columns" (contiguous along
+    the sum, or neither). `width` is the columns of a panel of packed B.
+    """
+
+    batch: int
+    rows: int
+    columns: int
+    depth: int
+    layout: str
+    width: int
+    dtype: str
+    b_dtype: str
+    epilogue: int
+
+
+def fits(rows: int, vectors: int, machine: Machine) -> bool:
+    """Whether the sums, a row of B and an element of A fit the registers (one more spills inside the loop)."""
+    return rows * vectors + vectors + 1 <= machine.vector_registers
+
+
+def tile_choices(machine: Machine, vectors: int | None = None) -> list[tuple[int, int]]:
+    """(rows, vectors) of all register tiles that fit."""
+    widths = [vectors] if vectors else [1, 2, 3, 4]
+    return [(rows, width) for width in widths for rows in range(1, 33) if rows == 1 or fits(rows, width, machine)]
+
+
+def cycles_per_step(rows: int, vectors: int, machine: Machine) -> float:
+    """Cycles of one step along the sum: bound by the multiply-adds, by the loads, or by the latency of one addition."""
+    multiply_adds = rows * vectors / machine.fma_ports
+    loads = (rows + vectors) / 2
+    return max(multiply_adds, loads, float(machine.fma_latency))
+
+
+def _split(extent: int, tile: int) -> list[tuple[int, int]]:
+    """(size, how often) of the tiles along an extent."""
+    whole, rest = divmod(extent, tile)
+    return [(size, count) for size, count in ((tile, whole), (rest, 1)) if size and count]
+
+
+def tile_cost(rows: int, columns: int, tile: tuple[int, int], machine: Machine, lanes: int) -> float:
+    """Cycles of one step along the sum over a whole rows x columns result."""
+    vectors = -(-columns // lanes)
+    return sum(
+        row_count * column_count * cycles_per_step(row, column, machine)
+        for row, row_count in _split(rows, tile[0])
+        for column, column_count in _split(vectors, tile[1])
+    )
+
+
+def best_tile(work: MatmulWorkload, machine: Machine) -> tuple[int, int]:
+    """The tile with the lowest cost; among equals the one with fewest loads a sum. Symbolic extents are large."""
+    lanes = machine.lanes(work.dtype)
+    rows, columns = work.rows or 960, work.columns or 960
+    fixed = work.width // lanes if work.layout == "panels" and work.width % lanes == 0 else None
+    choices = [
+        (row, vector) for row, vector in tile_choices(machine, fixed) if row <= rows and (vector - 1) * lanes < columns
+    ]
+    if not choices:
+        return 1, fixed or 1
+
+    def cost(tile: tuple[int, int]) -> tuple[float, float]:
+        loads = (tile[0] + tile[1]) / (tile[0] * tile[1])
+        return round(tile_cost(rows, columns, tile, machine, lanes), 3), loads
+
+    return min(choices, key=cost)
+
+
+def panel_width(columns: int, machine: Machine, dtype: str = "float32") -> int:
+    """The columns of a panel for a constant B that is packed at compile time.
+
+    Two vectors: a tile of two reaches the peak from 6 rows on, wastes little at the edge, and leaves registers for up
+    to 14 rows (AVX-512), so it serves every number of rows.
+    """
+    lanes = machine.lanes(dtype)
+    return 2 * lanes if columns > lanes else lanes
