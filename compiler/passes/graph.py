@@ -38,7 +38,7 @@ class RuleTable:
         self._rules: dict[str, list[Rule]] = {}
 
     def on(self, *operators: str) -> Callable[[Rule], Rule]:
-        """Register the decorated rule for calls of `operators` ("relax.add", ...)."""
+        """Register the decorated rule for calls of `operators` ("relax.add", ...), or for "tuple-get-item"."""
 
         def register(rule: Rule) -> Rule:
             for operator in operators:
@@ -230,7 +230,8 @@ class Graph:
 
     def offer(self, value: Expr, _variable: Var) -> Expr | None:
         """The first answer whose type is as precise as what it replaces, since later code was typed by that."""
-        for rule in self._rules.get(operator_name(value) or "", ()):
+        name = "tuple-get-item" if isinstance(value, relax.TupleGetItem) else operator_name(value)
+        for rule in self._rules.get(name or "", ()):
             answer = rule(self, value)
             if answer is None:
                 continue
