@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from schedules.conv_workload import KIND
-from schedules.emit import build_function, loop_nest
+from schedules.emit import build_function
 from schedules.errors import NotScheduledError
 from schedules.expression import map_loads, substitute
 from schedules.kernel import Kernel, Stage, shape_of
 from schedules.machine import Machine
 from schedules.nest import Expr, Stmt, expression
+from schedules.stage_code import stage_code
 from schedules.tir import tirx, tvm
+
+from tvm_ffi import structural_equal  # isort: skip
 
 
 def anchor_stages(kernel: Kernel, kind: str) -> tuple[Stage, ...]:
@@ -64,8 +67,8 @@ class FusedKernel:
     def function(self, body: Stmt, machine: Machine) -> Any:
         """The PrimFunc with the anchor run by `body`."""
         kept = [buffer for buffer in self.kernel.intermediates if self._needs(buffer)]
-        before = [loop_nest(stage, machine) for stage in self._before]
-        after = [] if self._fused is not None else [loop_nest(stage, machine) for stage in self._after]
+        before = [stage_code(stage, machine) for stage in self._before]
+        after = [] if self._fused is not None else [stage_code(stage, machine) for stage in self._after]
         return build_function(self.kernel, [*before, body, *after], kept)
 
     def _needs(self, buffer: Any) -> bool:
@@ -82,8 +85,8 @@ def _epilogue(result: Any, stages: Sequence[Stage]) -> tuple[Any, list[Any], Any
         return None
     last = _store(stages[-1])
     target = last.buffer
-    if len(target.ty.shape) != len(result.ty.shape):
-        return None
+    if not structural_equal(target.ty.shape, result.ty.shape):
+        return None  # the result is spread over a larger tensor: it has to be complete first
     variables = _axis_variables(stages[-1])
     if variables is None:
         return None

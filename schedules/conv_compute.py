@@ -61,7 +61,8 @@ def conv_direct(data: Tensor, weight: Tensor, work: ConvWorkload) -> Tensor:
         at = _window_positions(work, rest[:-1], window)
         block, lane = channel // work.in_block, channel % work.in_block
         source = block + co // work.group_out_blocks * group_blocks if work.groups > 1 else block
-        value = _guarded(_inside(work, at), data[(n, source, *at, lane)], zero)
+        place = (n, source, *at, lane) if work.in_block > 1 else (n, source, *at)
+        value = _guarded(_inside(work, at), data[place], zero)
         return te.sum(value * weight[(co, block, *window, lane, rest[-1])], axis=[channel, *window])
 
     shape = (data.shape[0], work.out_blocks, *work.out_spatial, work.block)

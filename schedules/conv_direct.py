@@ -128,7 +128,7 @@ class DirectNest:
     def __init__(self, fused: FusedKernel, work: ConvWorkload, config: Config) -> None:
         stage = fused.anchors[0]
         self.fused, self.work = fused, work
-        self.data = fused.operand(stage, work.rank + 3)
+        self.data = fused.operand(stage, work.rank + (3 if work.in_block > 1 else 2))
         self.weight = fused.operand(stage, work.rank + 4)
         self.pixels, self.blocks = config.integer("pixels"), config.integer("blocks")
         self.unroll = min(config.integer("unroll"), work.in_block)
@@ -211,7 +211,7 @@ class DirectNest:
 
         def copy(x: Expr | int, source: Expr | int) -> Stmt:
             lanes = self.work.in_block
-            value = load(self.data, image, block, *rows, source, lanes_of(0, lanes))
+            value = self._read([image, block, *rows, source], lanes_of(0, lanes))
             return store(self.scratch, value, block, *outer, x, lanes_of(0, lanes))
 
         if not isinstance(start, int):
@@ -332,7 +332,11 @@ class DirectNest:
             first * stride + offset - before
             for first, offset, stride, (before, _) in zip(corner, offsets, work.strides, work.pad, strict=True)
         ]
-        return load(self.data, image, source, *places, lane)
+        return self._read([image, source, *places], lane)
+
+    def _read(self, point: Sequence[Any], lane: Any) -> Expr:
+        """An element (or vector) of the input; the plain layout has no lanes."""
+        return load(self.data, *point, lane) if self.work.in_block > 1 else load(self.data, *point)
 
     def _finish(
         self, sums: Any, image: Expr | int, block: Expr | int, corner: Sequence[Any], start: Sequence[Any], *at: int

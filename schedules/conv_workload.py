@@ -93,8 +93,8 @@ class ConvWorkload(WindowWorkload):
     """A dense or grouped convolution.
 
     `channels` and `filters` are the input's and the output's channels, over all `groups`; with several groups, both are
-    whole numbers of blocks a group. `in_block` is the lanes of the input's channel blocks; 1 is the plain layout
-    (batch, channels, *spatial, 1).
+    whole numbers of blocks a group. `in_block` is the lanes of the input's channel blocks; 1 means the plain layout
+    (batch, channels, *spatial).
     Input: (batch, ceil(channels / in_block), *spatial, in_block). Weights: (ceil(filters / block),
     ceil(channels / groups / in_block), *kernel, in_block, block). Output: (batch, ceil(filters / block), *out_spatial,
     block).

@@ -132,24 +132,24 @@ class BlockedConv:
         return 1 if few and not blocked else self.builder.lanes
 
     def _workload(self, groups: int, in_lanes: int) -> ConvWorkload:
-        return ConvWorkload(*self._window(), filters=self.filters, groups=groups, in_block=in_lanes)
+        return ConvWorkload(**vars(self._window()), filters=self.filters, groups=groups, in_block=in_lanes)
 
-    def _window(self) -> tuple[Any, ...]:
+    def _window(self) -> WindowWorkload:
         conv = self.conv
-        return (
-            self.batch,
-            self.channels,
-            self.builder.lanes,
-            self.spatial,
-            self.kernel,
-            conv.strides,
-            conv.dilations,
-            conv.pad,
-            "float32",
+        return WindowWorkload(
+            batch=self.batch,
+            channels=self.channels,
+            block=self.builder.lanes,
+            spatial=self.spatial,
+            kernel=self.kernel,
+            strides=conv.strides,
+            dilations=conv.dilations,
+            pad=conv.pad,
+            dtype="float32",
         )
 
     def _depthwise(self) -> Blocked:
-        work = WindowWorkload(*self._window())
+        work = self._window()
         packed = pack_depthwise(self._filter_values(), work.block)
         return self._emit(lambda data, weight: conv_compute.conv_depthwise(data, weight, work), work, packed)
 

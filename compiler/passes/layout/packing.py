@@ -1,4 +1,4 @@
-"""Between plain and blocked: constants are packed with numpy while compiling, everything else by a kernel at run time."""
+"""Between plain and blocked: constants are packed with numpy while compiling, the rest by kernels at run time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pack_channels(values: Array, lanes: int) -> Array:
 
 
 def pack_filter(weight: Array, in_lanes: int, lanes: int) -> Array:
-    """(o, i, *kernel) -> (ceil(o / lanes), ceil(i / in_lanes), *kernel, in_lanes, lanes), zeros behind the last ones."""
+    """(o, i, *kernel) -> (ceil(o / lanes), ceil(i / in_lanes), *kernel, in_lanes, lanes), filled up with zeros."""
     outer, inner = ceil_div(weight.shape[0], lanes), ceil_div(weight.shape[1], in_lanes)
     padded = _padded(weight, {0: outer * lanes, 1: inner * in_lanes})
     split = padded.reshape(outer, lanes, inner, in_lanes, *weight.shape[2:])

@@ -35,7 +35,7 @@ def pool(builder: LayoutBuilder, call: Any) -> Blocked | None:
     count_pad = mode == "average" and bool(attrs.count_include_pad)
     if count_pad and any(after > padding[i + rank] for i, (_, after) in enumerate(pad)):
         return None  # the last window reaches beyond the padding, where nothing is counted
-    work = PoolWorkload(*_window(data, kernel, strides, dilations, pad, builder.lanes), mode=mode, count_pad=count_pad)
+    work = _work(data, kernel, strides, dilations, pad, builder, mode, count_pad)
     result = builder.emit_kernel(
         lambda values: conv_compute.pool(values, work), data.expr, name="pool", pattern=conv_compute.FUSABLE
     )
@@ -78,7 +78,7 @@ def reduce_image(builder: LayoutBuilder, call: Any) -> Blocked | Value | None:
 def _global(builder: LayoutBuilder, data: Blocked, mode: str) -> Any:
     ones = [1] * len(data.spatial)
     pad = [(0, 0)] * len(data.spatial)
-    work = PoolWorkload(*_window(data, data.spatial, ones, ones, pad, builder.lanes), mode=mode, count_pad=False)
+    work = _work(data, data.spatial, ones, ones, pad, builder, mode, False)
     return builder.emit_kernel(
         lambda values: conv_compute.global_pool(values, work),
         data.expr,
@@ -87,18 +87,21 @@ def _global(builder: LayoutBuilder, data: Blocked, mode: str) -> Any:
     )
 
 
-def _window(data: Blocked, kernel: Any, strides: Any, dilations: Any, pad: Any, lanes: int) -> tuple[Any, ...]:
-    batch = data.batch if isinstance(data.batch, int) else 0
-    return (
-        batch,
-        data.channels,
-        lanes,
-        data.spatial,
-        tuple(kernel),
-        tuple(strides),
-        tuple(dilations),
-        tuple(pad),
-        "float32",
+def _work(
+    data: Blocked, kernel: Any, strides: Any, dilations: Any, pad: Any, builder: LayoutBuilder, mode: str, count: bool
+) -> PoolWorkload:
+    return PoolWorkload(
+        batch=data.batch if isinstance(data.batch, int) else 0,
+        channels=data.channels,
+        block=builder.lanes,
+        spatial=data.spatial,
+        kernel=tuple(kernel),
+        strides=tuple(strides),
+        dilations=tuple(dilations),
+        pad=tuple(pad),
+        dtype="float32",
+        mode=mode,
+        count_pad=count,
     )
 
 

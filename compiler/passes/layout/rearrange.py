@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from tvm import relax
@@ -65,7 +66,7 @@ def split(builder: LayoutBuilder, call: Any) -> Value | None:
     scale = builder.lanes if axis == 1 else 1
     bounds = [0, *edges, size]
     parts = []
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in pairwise(bounds):
         last = -(-stop // scale)
         piece = relax.op.strided_slice(data.expr, [axis], [start // scale], [last])
         shape = list(data.shape)

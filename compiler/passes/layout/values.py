@@ -24,8 +24,8 @@ Order = tuple[int, ...]
 class Blocked:
     """A tensor in blocked layout: (batch, channel blocks, *spatial, lanes).
 
-    `shape` is the logical shape; `order[i]` is the logical axis behind physical axis i: the batch, the channels, then the
-    spatial dimensions. The lanes behind the last channel hold anything.
+    `shape` is the logical shape; `order[i]` is the logical axis behind physical axis i: the batch, the channels, then
+    the spatial dimensions. The lanes behind the last channel hold anything.
     """
 
     expr: Expr
@@ -157,9 +157,8 @@ class LayoutBuilder:
         """An operand of an elementwise operator whose result is laid out as `to`; None when that takes a copy in plain
         layout anyway."""
         blocked = self.blocked(expr)
-        if blocked is not None and len(blocked.shape) == len(to.shape) and blocked.order == to.order:
-            if _same(blocked.shape[to.order[1]], to.shape[to.order[1]]):
-                return blocked.expr
+        if blocked is not None and blocked.order == to.order and blocked.channels == to.channels:
+            return blocked.expr
         shape = shape_of(expr)
         if shape is None or len(shape) > len(to.shape):
             return None
