@@ -1,0 +1,82 @@
+"""pack-matmul-weights: constant weights of matrix products are stored in panels, as the inner loop reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import relax
+from tvm.ir import GenericConst, IRModule
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from compiler.passes.context import PipelineContext
+from compiler.passes.matching import array_of, as_constant, shape_of
+from compiler.passes.registry import graph_pass
+from schedules.machine import Machine
+from schedules.matmul_pack import FUSABLE, pack_panels, packed_matmul
+from schedules.matmul_tiling import panel_width
+
+_DTYPES = ("float32",)
+
+
+@graph_pass("pack-matmul-weights", summary="Store constant weights of matrix products in panels for the inner loop")
+def pack_matmul_weights(mod: IRModule, context: PipelineContext) -> IRModule:
+    """Rewrites `matmul(x, constant)` with a 2-D float32 constant; does nothing without a machine to pack for."""
+    if context.machine is None:
+        return mod
+    packer = _Packer(mod, context.machine)
+    for variable, function in mod.functions_items():
+        if isinstance(function, relax.Function) and not (function.attrs and "Primitive" in function.attrs):
+            packer.rewrite(variable, function)
+    return packer.builder_.get() if packer.count else mod
+
+
+@mutator
+class _Packer(PyExprMutator):
+    def __init__(self, mod: IRModule, machine: Machine) -> None:
+        super().__init__(mod)
+        self.machine = machine
+        self.count = 0
+        self._packed: dict[tuple[Any, int], Any] = {}
+
+    def rewrite(self, variable: Any, function: Any) -> None:
+        before = self.count
+        updated = self.visit_expr(function)
+        if self.count > before:
+            self.builder_.update_func(variable, updated)
+
+    def visit_call_(self, call: Any) -> Any:
+        call = self.visit_expr_post_order(call)
+        if not isinstance(call, relax.Call) or getattr(call.op, "name", "") != "relax.matmul":
+            return call
+        data, weight = call.args
+        width = self._width(data, weight, call)
+        if not width:
+            return call
+        self.count += 1
+        columns = int(weight.ty.shape.values[1])
+        return self.builder_.call_te(
+            packed_matmul,
+            data,
+            self._panels(weight, width),
+            columns,
+            primfunc_name_hint="matmul",
+            primfunc_attrs={"op_pattern": FUSABLE},
+        )
+
+    def _width(self, data: Any, weight: Any, call: Any) -> int:
+        """The columns of a panel, 0 when the call is left alone."""
+        if not isinstance(weight, GenericConst) or str(weight.ty.dtype) not in _DTYPES or weight.ty.ndim != 2:
+            return 0
+        if str(data.ty.dtype) != str(weight.ty.dtype) or str(call.ty.dtype) != str(weight.ty.dtype):
+            return 0
+        shape = shape_of(data)
+        depth, columns = (int(size) for size in weight.ty.shape.values)
+        if shape is None or len(shape) < 2 or 0 in shape or not depth or columns < self.machine.lanes("float32"):
+            return 0
+        return panel_width(columns, self.machine)
+
+    def _panels(self, weight: Any, width: int) -> Any:
+        key = (weight, width)
+        if key not in self._packed:
+            self._packed[key] = as_constant(pack_panels(array_of(weight), width))
+        return self._packed[key]
