@@ -107,16 +107,26 @@ def _write_all(descriptor: int, data: bytes | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def new_virtual_machine(executable: Any) -> Any:
+def new_virtual_machine(executable: Any, arguments: int) -> Any:
     """A fresh virtual machine of an executable; not safe for two threads at a time.
 
+    Args:
+        arguments: how many `main` must take.
+
     Raises:
-        ArtifactError: the library holds no executable, or one that calls a function this runtime does not have.
+        ArtifactError: the library holds no executable, or its `main` takes another number of arguments.
+        InternalError: it calls a function that this runtime does not have.
     """
     try:
         machine = executable["vm_load_executable"]()
-    except AttributeError as error:
-        raise ArtifactError("the module's library holds no executable", "compile the model again") from error
+        actual = machine["get_function_arity"]("main")
+    except (AttributeError, ValueError) as error:
+        raise ArtifactError("the module's library holds no function `main`", "compile the model again") from error
+    if actual != arguments:
+        raise ArtifactError(
+            f"the module's code takes {actual} arguments; its manifest names {arguments} inputs and parameters",
+            "compile the model again",
+        )
     try:
         machine["vm_initialization"](_CPU, 0, _POOLED_ALLOCATOR)
     except Exception as error:  # the engine raises whatever class its C++ side names

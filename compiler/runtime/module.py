@@ -30,7 +30,7 @@ class _Session:
     __slots__ = ("machine", "main", "staging")
 
     def __init__(self, executable: Any, parameters: Sequence[Any], inputs: int) -> None:
-        self.machine = new_virtual_machine(executable)
+        self.machine = new_virtual_machine(executable, inputs + len(parameters))
         # The machine holds on to the parameters, so that a run passes only the inputs.
         self.machine["save_function"]("main", "tensorwright_main", 1, *parameters)
         self.main = self.machine["tensorwright_main"]

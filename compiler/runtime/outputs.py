@@ -62,6 +62,8 @@ class OutputReader:
             tensor = self._item(results, index)
             if not isinstance(tensor, tvm_ffi.Tensor):
                 raise InternalError(f"output {name!r} of the module is a {type(tensor).__name__}, not a tensor")
+            if tensor.dtype != element.name:
+                raise InternalError(f"output {name!r} has element type {tensor.dtype}, not {element.name} as announced")
             address = tensor.data_ptr()
             array = array_over(tensor, element) if as_numpy else None
             if address in given or address in self._parameters or _is_inside(address, inputs):

@@ -103,7 +103,13 @@ def _configure(threads: int) -> bool:
         return False
     affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     _set_max_concurrency()(threads)
-    global_function("runtime.NumThreads")()  # makes the pool if there is none
+    try:
+        global_function("runtime.NumThreads")()  # makes the pool if there is none
+    except Exception as error:  # the engine raises whatever class its C++ side names
+        _set_max_concurrency()(1)
+        raise OptionError(
+            f"{threads} threads could not be started: {error}", "set fewer: module.threads = 2"
+        ) from error
     global_function("runtime.config_threadpool")(_BIG_CORES, threads)
     _set_max_concurrency()(threads)  # the call above resets it
     used: int = global_function("runtime.NumThreads")()

@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, helper
 
+from tests.fuzz.byte_mutations import BYTE_MUTATIONS
 from tests.fuzz.random_graphs import random_model
 
 Random = np.random.Generator
-ByteMutation = Callable[[bytes, Random], bytes]
 ModelMutation = Callable[[onnx.ModelProto, Random], None]
 
 HOSTILE_SIZES = (0, -1, -(2**63), 2**31, 2**40, 2**60, 2**63 - 1)
@@ -23,49 +23,6 @@ HOSTILE_NAMES = ("", "a" * 10_000, "x\x00y", "../x", "main", "%s%n", "\u202e", "
 
 def _pick(items: Any, random: Random) -> Any:
     return items[int(random.integers(len(items)))] if len(items) else None
-
-
-# Bytes of the file
-
-
-def flip_bytes(data: bytes, random: Random) -> bytes:
-    changed = bytearray(data)
-    for _ in range(int(random.integers(1, 20))):
-        changed[int(random.integers(len(changed)))] = int(random.integers(256))
-    return bytes(changed)
-
-
-def truncate(data: bytes, random: Random) -> bytes:
-    return data[: int(random.integers(len(data)))]
-
-
-def insert_garbage(data: bytes, random: Random) -> bytes:
-    at = int(random.integers(len(data)))
-    return data[:at] + random.bytes(int(random.integers(1, 200))) + data[at:]
-
-
-def duplicate_range(data: bytes, random: Random) -> bytes:
-    low, high = sorted(int(position) for position in random.integers(len(data), size=2))
-    return data[:high] + data[low:high] + data[high:]
-
-
-def remove_range(data: bytes, random: Random) -> bytes:
-    low, high = sorted(int(position) for position in random.integers(len(data), size=2))
-    return data[:low] + data[high:]
-
-
-def garbage(data: bytes, random: Random) -> bytes:
-    return random.bytes(int(random.integers(0, 2000)))
-
-
-BYTE_MUTATIONS: tuple[ByteMutation, ...] = (
-    flip_bytes,
-    truncate,
-    insert_garbage,
-    duplicate_range,
-    remove_range,
-    garbage,
-)
 
 
 # Structure of the model

@@ -1,0 +1,70 @@
+"""Fuzz a part of the compiler: `python -m tests.fuzz SUITE --cases N --seed S`.
+
+A suite is a module of this package, named in `SUITES`, with `prepare(folder) -> context`, called once, and
+`case(context, seed) -> Outcome`, called in worker processes. Every case must end in a right result or in one error of
+this project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from tests.fuzz.outcome import Outcome, error_table, outcome_table
+from tests.fuzz.worker_pool import run_cases
+
+SUITES = {
+    "artifacts": "tests.fuzz.artifacts",
+    "models": "tests.fuzz.models",
+}
+_SHOWN_FAILURES = 20
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.split("\n")[0])
+    parser.add_argument("suite", choices=SUITES)
+    parser.add_argument("--cases", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0, help="of the first case; case i has the seed S + i")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=60.0, help="after which a case counts as hanging")
+    parser.add_argument("--here", action="store_true", help="run in this process, to debug one case")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run a suite; 0 if nothing failed."""
+    options = _options()
+    suite = importlib.import_module(SUITES[options.suite])
+    console = Console()
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="tensorwright-fuzz-") as folder:
+        context = suite.prepare(Path(folder))
+        seeds = range(options.seed, options.seed + options.cases)
+        if options.here:
+            outcomes = [suite.case(context, seed) for seed in seeds]
+        else:
+            running = run_cases(suite.case, context, seeds, workers=options.workers, seconds=options.seconds)
+            outcomes = list(track(running, total=options.cases, console=console, description=options.suite))
+    return _report(outcomes, options.suite, time.monotonic() - start, console)
+
+
+def _report(outcomes: list[Outcome], suite: str, seconds: float, console: Console) -> int:
+    console.print(outcome_table(outcomes, f"{suite}: {len(outcomes)} cases in {seconds:.0f} s"))
+    console.print(error_table(outcomes, "errors raised"))
+    failures = [outcome for outcome in outcomes if outcome.failed]
+    for outcome in failures[:_SHOWN_FAILURES]:
+        console.print(f"seed {outcome.seed}: {outcome.kind} ({outcome.label}): {outcome.detail}", markup=False)
+    if len(failures) > _SHOWN_FAILURES:
+        console.print(f"... and {len(failures) - _SHOWN_FAILURES} more")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""A module with parameters of many element types, for the artifact suite."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+
+from compiler.artifact import Artifact
+from tests.compiler.runtime.building import build_artifact
+
+from tvm import relax  # isort: skip  (after `building`, which loads it without torch)
+
+
+def mixed_artifact() -> Artifact:
+    """z = the sum of x: float32[4, 4] and parameters of five element types; and a scalar parameter as it is."""
+    parameters = {
+        "half": np.ones((4, 4), np.float16),
+        "brain": np.ones(4, ml_dtypes.bfloat16),
+        "integers": np.arange(16, dtype=np.int32).reshape(4, 4),
+        "mask": np.eye(4, dtype=np.bool_),
+        "nibbles": np.ones((4, 4), ml_dtypes.int4),
+        "scalar": np.array(7, np.int64),
+    }
+
+    def body(x: object, *weights: object) -> list[object]:
+        total = x
+        for weight in weights[:-1]:
+            total = relax.op.add(total, relax.op.astype(weight, "float32"))
+        return [total, weights[-1]]
+
+    return build_artifact(
+        [("x", (4, 4), "float32")],
+        [("z", (4, 4), "float32"), ("scalar", (), "int64")],
+        body,
+        parameters,
+        reference_inputs={"x": np.zeros((4, 4), np.float32)},
+        reference_outputs={
+            "z": np.arange(16, dtype=np.float32).reshape(4, 4) + 3 + np.eye(4, dtype=np.float32),
+            "scalar": np.array(7, np.int64),
+        },
+    )

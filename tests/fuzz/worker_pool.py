@@ -1,0 +1,120 @@
+"""Run cases in processes that may crash or hang: each such case is an outcome, and the next goes to a fresh process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from tests.fuzz.outcome import Outcome
+
+Case = Callable[[Any, int], Outcome]
+"""Called as case(context, seed) in a worker; a module-level function."""
+
+_START_SECONDS = 120.0
+
+
+def _serve(connection: Connection, case: Case, context: Any, memory_bytes: int) -> None:
+    """A worker's life: one seed in, one outcome out."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    connection.send(None)  # ready: imports are done
+    while (seed := connection.recv()) is not None:
+        connection.send(case(context, seed))
+
+
+class _Worker:
+    """One process and the case that it is busy with."""
+
+    def __init__(self, case: Case, context: Any, memory_bytes: int) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self.connection, theirs = spawn.Pipe()
+        self.process = spawn.Process(target=_serve, args=(theirs, case, context, memory_bytes), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.seed: int | None = None
+        self.deadline = time.monotonic() + _START_SECONDS
+
+    def give(self, seed: int | None, seconds: float) -> None:
+        self.seed = seed
+        self.deadline = time.monotonic() + seconds
+        self.connection.send(seed)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def run_cases(
+    case: Case,
+    context: Any,
+    seeds: Iterable[int],
+    *,
+    workers: int = 2,
+    seconds: float = 60.0,
+    memory_bytes: int = 8 << 30,
+) -> Iterator[Outcome]:
+    """Run a case for every seed; the outcomes in the order in which they come.
+
+    Args:
+        context: passed to every case; must be picklable.
+        seconds: after which a case counts as hanging, and its process is killed.
+        memory_bytes: of address space that a worker may have.
+    """
+    waiting = iter(seeds)
+    pool = [_Worker(case, context, memory_bytes) for _ in range(workers)]
+    try:
+        while pool:
+            ready = wait([worker.connection for worker in pool], timeout=0.5)
+            for worker in list(pool):
+                if worker.connection in ready:
+                    outcome, alive = _receive(worker)
+                elif time.monotonic() > worker.deadline:
+                    outcome, alive = Outcome("hang", "?", f"no answer in {seconds:g} s"), False
+                else:
+                    continue
+                if outcome is not None:
+                    yield _with_seed(outcome, worker.seed)
+                if not alive:
+                    worker.end()
+                    pool.remove(worker)
+                seed = next(waiting, None)
+                if seed is None:
+                    if alive:
+                        worker.give(None, seconds)
+                        pool.remove(worker)
+                elif alive:
+                    worker.give(seed, seconds)
+                else:
+                    waiting = _chain(seed, waiting)
+                    pool.append(_Worker(case, context, memory_bytes))
+    finally:
+        for worker in pool:
+            worker.end()
+
+
+def _receive(worker: _Worker) -> tuple[Outcome | None, bool]:
+    """What a worker has to say: an outcome (None: it is ready), and whether it is still alive."""
+    try:
+        return worker.connection.recv(), True
+    except (EOFError, ConnectionResetError):
+        worker.process.join()
+        code = worker.process.exitcode or 0
+        name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        if worker.seed is None:
+            raise RuntimeError(f"a worker could not start: {name}") from None
+        return Outcome("crash", "?", name), False
+
+
+def _with_seed(outcome: Outcome, seed: int | None) -> Outcome:
+    return Outcome(outcome.kind, outcome.label, outcome.detail, -1 if seed is None else seed)
+
+
+def _chain(first: int, rest: Iterator[int]) -> Iterator[int]:
+    yield first
+    yield from rest
