@@ -72,7 +72,12 @@ def average_pool(context: NodeContext) -> relax.Expr:
     include = bool(context.attribute("count_include_pad", 0))
     overhang = window.overhang(context.arithmetic, spatial_sizes(data))
     plain = window.has_static_padding() and all(isinstance(o, int) and o == 0 for o in overhang)
-    if window.rank not in _AVERAGE_POOLS or not plain or any(d != 1 for d in window.dilations) or compute_dtype(dtype) != dtype:
+    if (
+        window.rank not in _AVERAGE_POOLS
+        or not plain
+        or any(d != 1 for d in window.dilations)
+        or compute_dtype(dtype) != dtype
+    ):
         kernel = average_kernel(window, include)
         return context.emit_te(kernel, data, *_flat(window), *window.after, primfunc_name_hint="avg_pool")
     return _AVERAGE_POOLS[window.rank](

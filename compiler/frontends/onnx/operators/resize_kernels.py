@@ -25,6 +25,7 @@ from compiler.frontends.onnx.values import Constant
 
 _MAXIMUM_UNROLLED = 4  # taps written out; longer sums are loops
 
+
 def _constant(array: np.ndarray, dtype: str) -> relax.Constant:
     return Constant(array.astype(dtypes.numpy_dtype(dtype)), dtype).expr()
 
@@ -45,7 +46,7 @@ def resize_nearest(context: NodeContext, data: relax.Expr, axes: list[AxisResize
         if not axis.is_static:
             forms.append(("formula", 0))
             continue
-        coordinate = source_coordinate(NumpyOperations, sampling, axis, np.arange(axis.after, dtype=np.float32))
+        coordinate = _coordinates(axis, sampling)
         index = nearest_index(NumpyOperations, sampling, axis, coordinate).astype(np.int64)
         outside = _extrapolated(sampling, axis, coordinate)
         form = ("table", len(tables)) if outside is not None else _closed_form(index, axis)
@@ -122,15 +123,83 @@ def _fill(value: float, dtype: str) -> Any:
 def resize_weighted(context: NodeContext, data: relax.Expr, axes: list[AxisResize], sampling: Sampling) -> relax.Expr:
     """Weighted sums along one axis after the other, in the type to compute in; the result has the data's type."""
     dtype = str(data.ty.dtype)
+    if not dtypes.is_float(dtype) and sampling.mode == "linear" and not sampling.antialias and _are_static(axes):
+        return _resize_integers(context, data, axes, sampling)
     wide = compute_dtype(dtype) if dtypes.is_float(dtype) else "float32"
     result = cast(context, data, wide)
     for axis in _cheapest_order(axes):
         result = _resize_axis(context, result, axis, sampling)
     if dtypes.is_float(dtype):
         return cast(context, result, dtype)
-    # ONNX says nothing about fractions; ONNX Runtime drops them, but rounds with antialiasing.
-    rounded = relax.op.round(result) if sampling.antialias else relax.op.trunc(result)
+    # ONNX says nothing about fractions: its reference rounds, ONNX Runtime drops them in the mode linear.
+    drops = sampling.mode == "linear" and not sampling.antialias
+    rounded = relax.op.trunc(result) if drops else relax.op.round(result)
     return context.emit(relax.op.astype(relax.op.clip(rounded, *dtypes.integer_limits(dtype)), dtype))
+
+
+def _are_static(axes: list[AxisResize]) -> bool:
+    return all(axis.is_static for axis in axes)
+
+
+def _resize_integers(context: NodeContext, data: relax.Expr, axes: list[AxisResize], sampling: Sampling) -> relax.Expr:
+    """Linear interpolation of integers, whose fractions are dropped: summed in the order of ONNX Runtime.
+
+    A sum in another order may fall short of a whole number and so lose one.
+    """
+    tables = [table for axis in axes for table in _tap_tables(axis, sampling, "float32")]
+    masks = _masks(axes, sampling)
+
+    def compute(tensor: Any, *arguments: Any) -> Any:
+        shape = list(tensor.shape)
+        for axis in axes:
+            shape[axis.axis] = tirx.const(axis.after, "int64")
+        inner_first = sorted(range(len(axes)), key=lambda number: -axes[number].axis)
+
+        def element(*output: Any) -> Any:
+            total: Any = None
+            for corner in np.ndindex(*[2] * len(axes)):
+                source, weight = list(output), None
+                for number, tap in zip(inner_first, reversed(corner), strict=True):
+                    place = axes[number].axis
+                    index, weights = arguments[2 * number], arguments[2 * number + 1]
+                    factor = weights(output[place], tap)
+                    weight = factor if weight is None else weight * factor
+                    source[place] = index(output[place], tap).astype("int64")
+                term = weight * tensor(*source).astype("float32")
+                total = term if total is None else total + term
+            result = total.astype(tensor.dtype)
+            for axis, mask in zip(masks, arguments[2 * len(axes) :], strict=True):
+                fill = tirx.const(int(sampling.extrapolation), tensor.dtype)
+                result = tirx.Select(mask(output[axis]), fill, result)
+            return result
+
+        return te.compute(shape, element, name="resize")
+
+    return context.emit_te(compute, data, *tables, *masks.values(), primfunc_name_hint="resize_linear")
+
+
+def _masks(axes: list[AxisResize], sampling: Sampling) -> dict[int, relax.Expr]:
+    """Which outputs are extrapolated, by axis; axes where none is are left out."""
+    masks = {}
+    for axis in axes:
+        outside = _extrapolated(sampling, axis, _coordinates(axis, sampling))
+        if outside is not None:
+            masks[axis.axis] = _constant(outside, "bool")
+    return masks
+
+
+def _coordinates(axis: AxisResize, sampling: Sampling) -> np.ndarray:
+    return source_coordinate(NumpyOperations, sampling, axis, np.arange(axis.after, dtype=np.float32))
+
+
+def _tap_tables(axis: AxisResize, sampling: Sampling, dtype: str) -> tuple[relax.Expr, relax.Expr]:
+    """Indices and weights of the taps of each output, (size, taps)."""
+    taps = weighted_taps(NumpyOperations, sampling, axis, _coordinates(axis, sampling))
+    indices = np.stack([index for index, _ in taps], axis=-1).astype(np.int32)
+    weights = np.stack([weight for _, weight in taps], axis=-1)
+    # A tap that weighs nothing may not reach an infinite element.
+    heaviest = np.take_along_axis(indices, np.abs(weights).argmax(-1)[..., None], -1)
+    return _constant(np.where(weights == 0, heaviest, indices), "int32"), _constant(weights, dtype)
 
 
 def _cheapest_order(axes: list[AxisResize]) -> list[AxisResize]:
@@ -173,17 +242,10 @@ def _resize_axis(context: NodeContext, data: relax.Expr, axis: AxisResize, sampl
 
 
 def _resize_axis_by_table(context: NodeContext, data: relax.Expr, axis: AxisResize, sampling: Sampling) -> relax.Expr:
-    coordinate = source_coordinate(NumpyOperations, sampling, axis, np.arange(axis.after, dtype=np.float32))
-    taps = weighted_taps(NumpyOperations, sampling, axis, coordinate)
-    outside = _extrapolated(sampling, axis, coordinate)
-    indices = np.stack([index for index, _ in taps], axis=-1).astype(np.int32)
-    weights = np.stack([weight for _, weight in taps], axis=-1)
-    # A tap that weighs nothing may not reach an infinite element.
-    indices = np.where(weights == 0, np.take_along_axis(indices, np.abs(weights).argmax(-1)[..., None], -1), indices)
     dtype = str(data.ty.dtype)
-    tables = [_constant(indices, "int32"), _constant(weights, dtype)]
-    if outside is not None:
-        tables.append(_constant(outside, "bool"))
+    indices, weights = _tap_tables(axis, sampling, dtype)
+    count = int(indices.ty.shape.values[1])
+    tables = [indices, weights, *_masks([axis], sampling).values()]
 
     def compute(tensor: Any, index: Any, weight: Any, *masks: Any) -> Any:
         shape = [*tensor.shape[: axis.axis], index.shape[0], *tensor.shape[axis.axis + 1 :]]
@@ -192,9 +254,9 @@ def _resize_axis_by_table(context: NodeContext, data: relax.Expr, axis: AxisResi
             place = index(output[axis.axis], tap).astype("int64")
             return tensor(*output[: axis.axis], place, *output[axis.axis + 1 :]) * weight(output[axis.axis], tap)
 
-        if len(taps) <= _MAXIMUM_UNROLLED and not masks:
-            return te.compute(shape, lambda *o: sum((load(o, t) for t in range(1, len(taps))), load(o, 0)), name="resize")
-        tap = te.reduce_axis((0, len(taps)), name="tap")
+        if count <= _MAXIMUM_UNROLLED and not masks:
+            return te.compute(shape, lambda *o: sum((load(o, t) for t in range(1, count)), load(o, 0)), name="resize")
+        tap = te.reduce_axis((0, count), name="tap")
         total = te.compute(shape, lambda *o: te.sum(load(o, tap), axis=tap), name="resize")
         if not masks:
             return total

@@ -1,7 +1,7 @@
 """Where each output element of a resized axis samples the input, and with what weights.
 
-The formulas are those of ONNX's Resize. They are written once and evaluated twice: with numpy, to tables, when sizes are
-known, and as the engine's expressions, inside the kernel, when they are symbolic. All arithmetic is in float32.
+The formulas are those of ONNX's Resize. They are written once and evaluated twice: with numpy, to tables, when sizes
+are known, and as the engine's expressions, inside the kernel, when they are symbolic. All arithmetic is in float32.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class NumpyOperations:
     ceil = staticmethod(np.ceil)
     minimum = staticmethod(np.minimum)
     maximum = staticmethod(np.maximum)
-    where = staticmethod(np.where)
+    where: Any = staticmethod(np.where)
     absolute = staticmethod(np.abs)
 
     @staticmethod
@@ -103,7 +103,8 @@ Operations = type[NumpyOperations] | type[EngineOperations]
 def source_coordinate(ops: Operations, sampling: Sampling, axis: AxisResize, position: Any) -> Any:
     """The input coordinate of output `position` (float32)."""
     before, after = ops.real(axis.before), ops.real(axis.after)
-    scale = ops.real(axis.scale) if axis.scale is not None else after / before
+    # The engine's simplifier fails on a quotient of quotients, hence the maximum.
+    scale = ops.real(axis.scale) if axis.scale is not None else ops.maximum(after / before, ops.real(0.0))
     # The length may be a fraction when a scale prescribes it.
     length = before * scale if axis.scale is not None else after
     half, one = ops.real(0.5), ops.real(1.0)
@@ -117,8 +118,10 @@ def source_coordinate(ops: Operations, sampling: Sampling, axis: AxisResize, pos
         return ops.where(length == one, ops.real(0.0) * position, position * last / _not_zero(ops, length - one))
     if mode == "tf_crop_and_resize":
         start, end = ops.real(axis.start), ops.real(axis.end)
-        step = (end - start) * last / _not_zero(ops, length - one)
-        return ops.where(length == one, half * (start + end) * last + ops.real(0.0) * position, start * last + position * step)
+        middle = half * (start + end) * last + ops.real(0.0) * position
+        # Divided last: the far corner must not land beyond the input by rounding.
+        moved = start * last + position * (end - start) * last / _not_zero(ops, length - one)
+        return ops.where(length == one, middle, moved)
     centered = (position + half) / scale - half
     if mode == "pytorch_half_pixel":
         return ops.where(after > one, centered, ops.real(0.0) * position)
@@ -140,13 +143,16 @@ def is_outside(ops: Operations, axis: AxisResize, coordinate: Any) -> Any:
 def nearest_index(ops: Operations, sampling: Sampling, axis: AxisResize, coordinate: Any) -> Any:
     """The nearest element, as float32, within the input."""
     half = ops.real(0.5)
+    shrinks = ops.real(axis.after) < ops.real(axis.before)
     rounding: dict[str, Callable[[], Any]] = {
         "round_prefer_floor": lambda: ops.ceil(coordinate - half),
         "round_prefer_ceil": lambda: ops.floor(coordinate + half),
         "floor": lambda: ops.floor(coordinate),
         "ceil": lambda: ops.ceil(coordinate),
         # Before opset 11: up when shrinking, down when growing.
-        "simple": lambda: ops.where(ops.real(axis.after) < ops.real(axis.before), ops.ceil(coordinate), ops.floor(coordinate)),
+        "simple": lambda: ops.where(
+            ops.real(axis.after) < ops.real(axis.before), ops.ceil(coordinate), ops.floor(coordinate)
+        ),
     }
     return _clamped(ops, axis, rounding[sampling.nearest]())
 
@@ -160,6 +166,8 @@ def weighted_taps(ops: Operations, sampling: Sampling, axis: AxisResize, coordin
 
     Raises ValueError when the number of taps depends on a symbolic size.
     """
+    if sampling.mode == "linear" and not sampling.antialias:
+        return _linear_taps(ops, axis, coordinate)
     radius = 2 if sampling.mode == "cubic" else 1
     stretch = 1.0
     if sampling.antialias:
@@ -176,13 +184,23 @@ def weighted_taps(ops: Operations, sampling: Sampling, axis: AxisResize, coordin
     indices = [base + ops.real(float(o)) for o in offsets]
     if sampling.exclude_outside:
         last = ops.real(axis.before) - ops.real(1.0)
-        weights = [ops.where(i < zero, zero, ops.where(i > last, zero, w)) for i, w in zip(indices, weights, strict=True)]
+        weights = [
+            ops.where(i < zero, zero, ops.where(i > last, zero, w)) for i, w in zip(indices, weights, strict=True)
+        ]
     if sampling.exclude_outside or stretch < 1.0:
         total = weights[0]
         for weight in weights[1:]:
             total = total + weight
         weights = [weight / _not_zero(ops, total) for weight in weights]
     return [(_clamped(ops, axis, i), w) for i, w in zip(indices, weights, strict=True)]
+
+
+def _linear_taps(ops: Operations, axis: AxisResize, coordinate: Any) -> list[tuple[Any, Any]]:
+    """The two neighbours; outside of the input both are its edge. The differences are exact."""
+    coordinate = _clamped(ops, axis, coordinate)
+    base = ops.floor(coordinate)
+    following = base + ops.real(1.0)
+    return [(base, following - coordinate), (_clamped(ops, axis, following), coordinate - base)]
 
 
 def _weight(ops: Operations, sampling: Sampling, distance: Any) -> Any:
