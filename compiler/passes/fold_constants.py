@@ -114,8 +114,9 @@ class ConstantFolder(Graph):
             if isinstance(value, GenericConst):
                 return relax.ShapeExpr([int(size) for size in value.value.numpy().tolist()])
             return None
-        arguments = [self._leaf_shape(argument) for argument in call.args]
-        if all(new is old for new, old in zip(arguments, list(call.args), strict=True)):
+        originals = list(call.args)
+        arguments = [self._leaf_shape(argument) for argument in originals]
+        if all(new is old for new, old in zip(arguments, originals, strict=True)):
             return None
         if not any(isinstance(each, relax.ShapeExpr) for each in arguments):
             return None

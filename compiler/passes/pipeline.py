@@ -15,7 +15,7 @@ from tvm.ir import IRModule
 
 from compiler.errors import OptionError, PassError, TensorwrightError
 from compiler.passes.context import PipelineContext
-from compiler.passes.registry import GraphPass, PassLike, as_graph_pass, did_you_mean, get_pass
+from compiler.passes.registry import GraphPass, PassLike, as_graph_pass, did_you_mean, get_pass, is_own
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,12 @@ CANONICALIZE = (
     "eliminate-dead-code",
     "simplify-algebra",
     "eliminate-common-subexpressions",
+    "recognize-gelu",
+    "recognize-silu",
+    "recognize-layer-norm",
+    "recognize-rms-norm",
+    "fold-batch-norm",
+    "simplify-algebra",
     "normalize",
 )
 # 2. Compress: the caller asks for it, `run_pipeline(compression=...)`.
@@ -198,13 +204,14 @@ def _run_pass(each: GraphPass, mod: IRModule, phase: str, context: PipelineConte
     if not isinstance(result, IRModule):
         raise PassError(f"{where} returned {type(result).__name__}, not an IRModule")
     if not result.same_as(mod):
-        _check_well_formed(result, where)
+        _check_well_formed(result, where, thorough=not is_own(each))
     return result
 
 
-def _check_well_formed(mod: IRModule, where: str) -> None:
+def _check_well_formed(mod: IRModule, where: str, *, thorough: bool) -> None:
+    """Scopes and structure always; types too, which costs as much as inferring them all again, when `thorough`."""
     try:
-        relax.analysis.well_formed(mod)
+        relax.analysis.well_formed(mod, thorough)
     except Exception as error:
         raise PassError(f"{where} left a module that is not well formed: {error}") from error
 

@@ -105,6 +105,11 @@ def get_pass(name: str) -> GraphPass:
     raise OptionError(f"no pass is named {name!r}", did_you_mean(name, passes))
 
 
+def is_own(candidate: GraphPass) -> bool:
+    """Whether `candidate` is one of the passes of `compiler.passes`, whose tests check the types they leave."""
+    return candidate.rewrite.__module__.startswith("compiler.passes.") and _PASSES.get(candidate.name) is candidate
+
+
 def did_you_mean(name: str, known: Any) -> str:
     """A hint that names up to three of `known` near `name`, or all of them when none is near."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
