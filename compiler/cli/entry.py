@@ -31,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(arguments)
         except BrokenPipeError:
-            # Whoever read our output has enough (as `head` does); nothing more can be said to it.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+            return _reader_left()
+        except SystemExit as error:
+            return _code_of(error)
         except KeyboardInterrupt:
             return _interrupted()
         except Exception as error:
@@ -53,6 +53,17 @@ def _run(arguments: list[str]) -> int:
     if result == EXIT_INTERRUPTED:
         return _interrupted()
     return result if isinstance(result, int) else 0
+
+
+def _code_of(error: SystemExit) -> int:
+    """The parser exits by itself after serving a shell's completion (0), or when the reader of our output left (1)."""
+    return _reader_left() if error.code == 1 else int(error.code or 0)
+
+
+def _reader_left() -> int:
+    """Whoever read our output has enough (as `head` does): no error, and nothing more can be said to it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _interrupted() -> int:

@@ -34,7 +34,8 @@ class Interrupts:
             os.set_blocking(self._writer, False)
             self._previous = signal.signal(signal.SIGINT, self._handle)
             self._previous_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-            threading.Thread(target=self._enforce, args=(self._reader,), daemon=True).start()
+            self._thread = threading.Thread(target=self._enforce, daemon=True)
+            self._thread.start()
         return self
 
     def __exit__(
@@ -45,16 +46,18 @@ class Interrupts:
             signal.set_wakeup_fd(self._previous_fd)
             signal.signal(signal.SIGINT, self._previous)  # type: ignore[arg-type]
             os.write(self._writer, b"\0")  # lets the thread end
+            self._thread.join()
             os.close(self._writer)
+            os.close(self._reader)
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
         self.received = True
         raise KeyboardInterrupt
 
-    def _enforce(self, reader: int) -> None:
-        with os.fdopen(reader, "rb", buffering=0) as pipe:
-            while (number := pipe.read(1)) and number[0] != signal.SIGINT:
-                pass
-        if number and not self._ended.wait(self._patience):
+    def _enforce(self) -> None:
+        number = os.read(self._reader, 1)
+        while not self._ended.is_set() and number[0] != signal.SIGINT:
+            number = os.read(self._reader, 1)
+        if not self._ended.wait(self._patience):
             os.write(2, b"\nerror: interrupted\n")
             os._exit(_EXIT_CODE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from compiler.profiling.instrument import Call, CallTimes, Recording, call_times
 from compiler.profiling.records import CallTime, KernelTime, Profile
 from compiler.profiling.statistics import Latency, median
 from compiler.profiling.workload import Workload, prepare
+from targets import cpuinfo
 
 _MINIMUM_RUNS = 5
 _WARM_UP_SECONDS = 0.2
@@ -99,7 +99,7 @@ def _summarize(workload: Workload, samples: list[float], watched: list[float], r
     return Profile(
         model=manifest.model_name,
         target=manifest.target.name,
-        machine=_machine(),
+        machine=f"{cpuinfo.model_name()} ({cpuinfo.usable_cores()} cores)",
         threads=workload.module.threads,
         inputs=workload.shapes(),
         latency=latency,
@@ -109,10 +109,6 @@ def _summarize(workload: Workload, samples: list[float], watched: list[float], r
         kernels=_kernels(recording, times, operations, latency.p50, provenance),
         calls=_calls(recording, times, operations, watched),
     )
-
-
-def _machine() -> str:
-    return f"{platform.machine()}, {platform.system()}"
 
 
 def _operations(call: Call, entry: Any) -> int | None:

@@ -24,7 +24,8 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     position = (len(ordered) - 1) * percent / 100
     below = math.floor(position)
     above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+    value = ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+    return min(value, ordered[above])  # rounding must not carry it past its neighbour
 
 
 def median(values: Sequence[float]) -> float:

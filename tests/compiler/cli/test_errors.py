@@ -1,0 +1,215 @@
+"""Whatever goes wrong: one clear error, the right exit code, nothing half written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import compiler
+from compiler.errors import CompilationError
+from tests.compiler.building import perceptron, write
+from tests.compiler.cli.running import Run
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compile", "{tmp}/missing.onnx"],
+        ["compile", "{tmp}"],
+        ["compile", "{tmp}/junk.onnx"],
+        ["compile", "{tmp}/empty.onnx"],
+        ["compile", "{model}", "--target", "x86-64-v33"],
+        ["compile", "{model}", "--precision", "float63"],
+        ["compile", "{model}", "--threads", "0"],
+        ["compile", "{model}", "--threads", "many"],
+        ["compile", "{model}", "--shape", "x"],
+        ["compile", "{model}", "--shape", "q=1,64"],
+        ["compile", "{model}", "--shape", "x=1,65,2"],
+        ["compile", "{model}", "--constant", "x=words"],
+        ["compile", "{model}", "--pass", "after:no-such-pass=os:getcwd"],
+        ["compile", "{model}", "--pass", "sideways:normalize=none"],
+        ["compile", "{model}", "--sign", "{tmp}/missing.pem"],
+        ["compile", "{model}", "-o", "{tmp}/missing/out.twm"],
+        ["compile", "{model}", "-o", "{tmp}"],
+        ["compile"],
+        ["compile", "{model}", "--no-such-option"],
+        ["no-such-command"],
+        ["run", "{tmp}/missing.twm"],
+        ["run", "{tmp}/junk.onnx"],
+        ["run", "{module}", "--input", "q=3"],
+        ["run", "{module}", "--input", "x=3"],
+        ["run", "{module}", "--shape", "length=3"],
+        ["run", "{module}", "--output", "{tmp}/missing/out.npz"],
+        ["inspect", "{tmp}/missing.onnx"],
+        ["inspect", "{tmp}/junk.twm"],
+        ["inspect", "{module}", "--shape", "x=1,2"],
+        ["inspect", "{model}", "--target", "toaster"],
+        ["bench", "{tmp}/junk.twm"],
+        ["bench", "{module}", "--runs", "0"],
+        ["bench", "{module}", "--seconds", "-1"],
+        ["profile", "{tmp}/missing.twm"],
+        ["profile", "{module}", "-o", "{tmp}/junk.twm"],
+    ],
+    ids=lambda arguments: " ".join(arguments) or "none",
+)
+def test_a_users_mistake(
+    tensorwright: Run,
+    arguments: list[str],
+    model_path: Path,
+    module_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("junk.onnx", b"\x00junk" * 40), ("empty.onnx", b""), ("junk.twm", b"junk")):
+        (tmp_path / name).write_bytes(content)
+    before = sorted(tmp_path.rglob("*"))
+    filled = [text.format(tmp=tmp_path, model=model_path, module=module_path) for text in arguments]
+    result = tensorwright(*filled)
+    assert result.code == 2, result.err
+    assert result.err.count("error: ") == 1
+    assert "Traceback" not in result.err
+    assert "defect" not in result.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_near_names_are_suggested(tensorwright: Run, model_path: Path) -> None:
+    assert "x86-64-v3" in tensorwright("compile", model_path, "--target", "x86-64-v33").err
+    assert "fold-constants" in tensorwright("compile", model_path, "--pass", "instead-of:fold-constant=none").err
+
+
+def test_errors_as_json(tensorwright: Run, tmp_path: Path) -> None:
+    result = tensorwright("inspect", tmp_path / "missing.onnx", "--json")
+    assert result.code == 2
+    assert result.json["error"]["class"] == "StorageError"
+    assert "missing.onnx" in result.json["error"]["message"]
+
+
+@pytest.mark.parametrize("error", [CompilationError("the engine failed"), ValueError("surprise"), AssertionError()])
+def test_a_defect_of_ours(
+    tensorwright: Run, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(compiler, "compile", fail)
+    arguments = ("compile", model_path, "-o", tmp_path / "out.twm")
+    result = tensorwright(*arguments)
+    assert result.code == 70
+    assert "please report it" in result.err
+    assert "Traceback" not in result.err
+    assert "Traceback" in tensorwright(*arguments, "--debug").err
+    monkeypatch.setenv("TENSORWRIGHT_DEBUG", "1")
+    assert "Traceback" in tensorwright(*arguments).err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_that_the_engine_swallowed(
+    tensorwright: Run, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        except KeyboardInterrupt:
+            raise RuntimeError("KeyboardInterrupt in a callback") from None
+
+    monkeypatch.setattr(compiler, "compile", interrupted)
+    result = tensorwright("compile", model_path, "-o", tmp_path / "out.twm")
+    assert result.code == 130
+    assert "error: interrupted" in result.err
+
+
+def _start(*arguments: object) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from compiler.cli import main; sys.exit(main())",
+        *map(str, arguments),
+    ]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _wait_for(process: subprocess.Popen[str], text: str) -> str:
+    """Read standard error up to a line that holds `text`."""
+    assert process.stderr is not None
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        if text in line:
+            return seen
+    raise AssertionError(f"{text!r} did not come: {seen}")
+
+
+@pytest.mark.parametrize("step", ["import", "build"])
+def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, step: str) -> None:
+    model = write(perceptron(width=512, layers=24), tmp_path / "model.onnx")
+    process = _start("compile", model, "-o", tmp_path / "out.twm")
+    _wait_for(process, f"] {step}")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_ctrl_c_ends_a_measurement_and_its_process(module_path: Path) -> None:
+    process = _start("bench", module_path, "--seconds", 60)
+    _wait_for(process, "] measure")
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+
+
+def test_ctrl_c_ends_machine_code_that_never_returns() -> None:
+    # Stands for the engine: code that the interpreter's own reaction to the signal does not stop.
+    code = """
+from time import sleep
+from compiler.cli.interrupts import Interrupts
+with Interrupts(patience=0.2):
+    print("ready", flush=True)
+    while True:
+        try:
+            sleep(60)
+        except KeyboardInterrupt:
+            continue
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "interrupted" in err
+
+
+def test_a_reader_that_leaves_early_is_no_error(module_path: Path) -> None:
+    code = "import sys; from compiler.cli import main; sys.exit(main())"
+    pipeline = f"{sys.executable} -c '{code}' passes --json | head -c 10; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", pipeline], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1].endswith("0")
+    assert "Traceback" not in done.stderr
+
+
+def test_results_and_messages_do_not_mix(module_path: Path) -> None:
+    process = _start("run", module_path, "--json")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "stored example" in err
+    assert "stored example" not in out
+
+
+def test_arrays_of_other_types_are_refused(tensorwright: Run, module_path: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((1, 64)))
+    result = tensorwright("run", module_path, "--input", f"x={tmp_path}/x.npy")
+    assert result.code == 2
+    assert "float64" in result.err

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.compiler.cli.running import Run
+
+COMMANDS = ("compile", "run", "inspect", "bench", "profile", "targets", "passes")
+
+
+def test_alone_it_shows_the_overview(tensorwright: Run) -> None:
+    result = tensorwright()
+    assert result.code == 0
+    assert "A first session" in result.out
+    for command in COMMANDS:
+        assert command in result.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_the_typical_call(tensorwright: Run, command: str) -> None:
+    result = tensorwright(command, "--help")
+    assert result.code == 0
+    assert "Typical" in result.out
+    assert f"tensorwright {command}" in result.out.split("Typical")[1]
+    assert "--json" in result.out
+
+
+def test_help_loads_no_engine_and_is_quick() -> None:
+    code = (
+        "import sys, compiler.cli; compiler.cli.main(['--help']);"
+        "heavy = {'tvm', 'tvm_ffi', 'torch', 'onnx', 'numpy', 'pydantic'} & set(sys.modules);"
+        "sys.exit(f'{heavy}' if heavy else 0)"
+    )
+    durations = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        durations.append(time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+    # 0.2 s on an idle machine; the rest is room for a busy one.
+    assert min(durations) < 1.0
+
+
+def test_version_names_all_parts(tensorwright: Run) -> None:
+    result = tensorwright("--version")
+    assert result.code == 0
+    assert [line.split()[0] for line in result.out.splitlines()] == [
+        "tensorwright",
+        "tvm",
+        "tvm-ffi",
+        "onnx",
+        "python",
+        "machine",
+    ]

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import compiler
+from compiler.errors import InputError, OptionError, StorageError
+from compiler.profiling.chrome_trace import chrome_trace
+from compiler.profiling.records import Profile
+
+
+@pytest.fixture(scope="module")
+def profile(module: compiler.Module) -> Profile:
+    return compiler.profile(module, runs=30)
+
+
+def test_kernels_and_their_arithmetic_are_found(profile: Profile) -> None:
+    products = [kernel for kernel in profile.kernels if kernel.kind == "matmul"]
+    assert sum(kernel.calls for kernel in products) == 3
+    # 3 products of 4x256 by 256x256, two operations a step; the ReLUs may be fused in (4 x 256 more each).
+    exact = 3 * 2 * 4 * 256 * 256
+    counted = sum(kernel.operations or 0 for kernel in products)
+    assert exact <= counted <= exact + 3 * 4 * 256
+    assert all(kernel.rate is not None and kernel.rate > 0 for kernel in products)
+
+
+def test_times_add_up_to_the_latency(profile: Profile) -> None:
+    assert profile.tracked > 0
+    # Both are medians of alternating runs; a machine that others use too spreads them.
+    assert 0.5 < profile.tracked / profile.latency.p50 < 1.6
+    assert sum(kernel.share for kernel in profile.kernels) <= 1 + 1e-9
+    assert sum(profile.seconds_by_kind().values()) == pytest.approx(profile.tracked)
+    assert [kernel.seconds for kernel in profile.kernels] == sorted(
+        (kernel.seconds for kernel in profile.kernels), reverse=True
+    )
+
+
+def test_the_cost_of_watching_is_taken_off(profile: Profile) -> None:
+    assert 0 < profile.crossing < 1e-4
+    # Each call crosses into the instrument twice; most of that must be gone.
+    watching = 2 * len(profile.calls) * profile.crossing
+    assert profile.tracked < profile.watched.p50 - 0.3 * watching
+
+
+def test_runs_are_as_many_as_asked_for(profile: Profile) -> None:
+    assert profile.latency.runs == profile.watched.runs == 30
+    assert len(profile.samples) == 30
+
+
+def test_profiling_leaves_the_module_as_it_was(module: compiler.Module) -> None:
+    inputs = {"x": np.ones((4, 256), np.float32)}
+    before = module.run(inputs)["y"]
+    compiler.profile(module, inputs, runs=2)
+    np.testing.assert_array_equal(module.run(inputs)["y"], before)
+
+
+def test_open_dimensions_take_the_sizes_given(open_module: compiler.Module) -> None:
+    profile = compiler.profile(open_module, runs=2, sizes={"batch": 7})
+    assert profile.inputs == {"x": "float32[7, 64]"}
+    products = [kernel for kernel in profile.kernels if kernel.kind == "matmul"]
+    exact = 3 * 2 * 7 * 64 * 64
+    assert exact <= sum(kernel.operations or 0 for kernel in products) <= exact + 3 * 7 * 64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"inputs": {"z": np.ones(3)}}, InputError),
+        ({"inputs": {"x": np.ones((4, 255), np.float32)}}, InputError),
+        ({"sizes": {"batch": 3}}, OptionError),
+        ({"runs": 0}, OptionError),
+    ],
+)
+def test_bad_arguments(module: compiler.Module, arguments: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        compiler.profile(module, **arguments)
+
+
+def test_bad_sources(tmp_path: Path) -> None:
+    with pytest.raises(StorageError):
+        compiler.profile(tmp_path / "missing.twm")
+    with pytest.raises(OptionError, match="compile it first"):
+        compiler.profile(object())
+
+
+def test_trace_follows_the_trace_event_format(profile: Profile) -> None:
+    trace = json.loads(json.dumps(chrome_trace(profile), allow_nan=False))
+    complete = [event for event in trace["traceEvents"] if event["ph"] == "X"]
+    metadata = [event for event in trace["traceEvents"] if event["ph"] == "M"]
+    assert len(complete) == len(profile.calls)
+    assert {event["name"] for event in metadata} == {"process_name", "thread_name"}
+    for event in complete:
+        assert isinstance(event["name"], str)
+        assert isinstance(event["cat"], str)
+        assert event["ts"] >= 0
+        assert event["dur"] >= 0
+        assert {"pid", "tid", "args"} <= set(event)
+    # Calls of one thread at one depth follow one another; times are rounded to 0.1 ns.
+    for earlier, later in itertools.pairwise(complete):
+        assert later["ts"] >= earlier["ts"] + earlier["dur"] - 2e-4
+    # What is traced is a run: it ends about when a run ends.
+    assert complete[-1]["ts"] + complete[-1]["dur"] <= 3 * profile.watched.maximum * 1e6
+
+
+def test_saved_files(profile: Profile, tmp_path: Path) -> None:
+    paths = profile.save(tmp_path / "new" / "folder")
+    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == sorted(
+        path.name for path in paths.values()
+    )
+    saved = json.loads(paths["profile"].read_text())
+    assert [kernel["name"] for kernel in saved["kernels"]] == [kernel.name for kernel in profile.kernels]
+    assert json.loads(paths["trace"].read_text())["traceEvents"]
+    assert profile.kernels[0].name in paths["page"].read_text()
+
+
+def test_a_file_in_the_folders_place_is_an_error(profile: Profile, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="can not be made"):
+        profile.save(tmp_path / "file" / "profile")

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from compiler.profiling.report import (
+    Bar,
+    BarChart,
+    Column,
+    Fact,
+    Histogram,
+    LineChart,
+    Mark,
+    Page,
+    Section,
+    Series,
+    ShareStrip,
+    Span,
+    Table,
+    Timeline,
+    render,
+)
+from tests.compiler.profiling.conftest import chromium
+
+HOSTILE = "</script><script>alert(1)</script><b>&"
+
+EVERYTHING = Page(
+    title="All charts",
+    subtitle=HOSTILE,
+    facts=[Fact("fact", "1 ms", "note")],
+    sections=[
+        Section("bars", BarChart([Bar(HOSTILE, 2.0, "a"), Bar("zero", 0.0, "unknown", "text", ("detail",))], "s")),
+        Section("no bars", BarChart([], "s")),
+        Section("shares", ShareStrip({"a": 3.0, "b": 1.0}, "s"), narrow=True),
+        Section("time", Timeline([Span("outer", "a", 0, 5e-3), Span(HOSTILE, "b", 1e-3, 2e-3, 1, ("x",))])),
+        Section("lines", LineChart([Series("p", [(0, 0), (1, 2)]), Series("q", [(0, 1), (1, 1)])], steps=True)),
+        Section("one point", LineChart([Series("p", [(3, 4)])], marks=[Mark("here", 3)])),
+        Section("histogram", Histogram([1e-3, 1.1e-3, 5e-3], "s", "time", [Mark("p50", 1.1e-3)])),
+        Section("one value", Histogram([1e-3], "s")),
+        Section("table", Table([Column("n", "name"), Column("v", "value", "B", number=True)], [{"n": "x", "v": None}])),
+    ],
+    categories=("a", "b"),
+)
+
+
+def test_the_page_needs_nothing_else() -> None:
+    page = render(EVERYTHING)
+    links = re.findall(r"""(?:src|href|action)\s*=|@import|url\(|fetch\(|XMLHttpRequest|https?://[^\s"']+""", page)
+    assert set(links) <= {"http://www.w3.org/2000/svg"}  # a namespace, not an address to load
+    assert "default-src 'none'" in page
+
+
+def test_no_text_becomes_markup() -> None:
+    page = render(EVERYTHING)
+    assert HOSTILE not in page
+    assert page.count("</script>") == 2
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert data is not None
+    charts = json.loads(data.group(1))["charts"]
+    assert charts[0]["bars"][0]["label"] == HOSTILE
+    assert [chart["kind"] for chart in charts].count("histogram") == 2
+
+
+def test_numbers_that_json_lacks_are_refused() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        render(Page("t", "s", sections=[Section("x", BarChart([Bar("a", float("nan"))]))]))
+
+
+@pytest.mark.skipif(chromium() is None, reason="no Chromium to run the page in")
+def test_every_chart_draws_without_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(render(EVERYTHING))
+    command = [str(chromium()), "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    command += ["--virtual-time-budget=2000", "--dump-dom", path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert console == []
+    drawn = re.findall(r'data-chart="(\d+)"[^>]*>(?=<)', done.stdout)
+    filled = re.findall(r'data-chart="(\d+)"[^>]*><(svg|canvas|div)', done.stdout)
+    assert len(drawn) == len(filled) == len(EVERYTHING.sections)
+    assert "NaN" not in done.stdout
