@@ -73,7 +73,7 @@ def fold(mod: IRModule, keep: tuple[str, ...]) -> IRModule:
         if not changed:
             break
         # Shapes that are known now let match_casts go, and with them symbols, which makes more known.
-        mod = relax.transform.CanonicalizeBindings()(remove_unused(update_functions(mod, changed)))
+        mod = remove_unused(relax.transform.CanonicalizeBindings()(update_functions(mod, changed)))
     return mod
 
 
