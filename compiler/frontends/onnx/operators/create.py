@@ -155,10 +155,8 @@ def one_hot(context: NodeContext) -> relax.Expr:
 
 
 def _depth(context: NodeContext) -> Dim:
-    if dtypes.is_integer(context.dtype(1)):
-        depth = context.shape_values(1)[0]
-    else:
-        depth = int(context.scalar(1))
+    is_integer = dtypes.is_integer(context.dtype(1))
+    depth = context.shape_values(1)[0] if is_integer else int(context.scalar(1))
     checked_sizes(context, [depth])
     return depth
 

@@ -100,7 +100,7 @@ def _extremum(context: NodeContext, data: relax.Expr, axes: list[int], keep: boo
         return R.max(data, axes, keep) if greatest else R.min(data, axes, keep)
     combine = scalars.maximum if greatest else scalars.minimum
     identity = scalars.lowest(dtype) if greatest else scalars.highest(dtype)
-    reducer = te.comm_reducer(combine, lambda t: tirx.const(identity, t), name="extremum")
+    reducer = te.comm_reducer(combine, lambda t: tirx.const(identity, str(t)), name="extremum")
     return reduce_with(context, data, axes, keep, reducer)
 
 
@@ -155,7 +155,7 @@ def _log_sum_exp(context: NodeContext, data: relax.Expr, axes: list[int], keep: 
     if not dtypes.is_float(dtype):
         wide = context.emit(R.astype(data, "float64"))
         return R.astype(context.emit(_log_sum_exp(context, wide, axes, keep)), dtype)
-    reducer = te.comm_reducer(scalars.maximum, lambda t: tirx.const(scalars.lowest(t), t), name="largest")
+    reducer = te.comm_reducer(scalars.maximum, lambda t: tirx.const(scalars.lowest(str(t)), str(t)), name="largest")
     largest = reduce_with(context, data, axes, True, reducer)
     # An infinite or absent largest element would make inf - inf.
     infinite = context.emit(R.equal(context.emit(R.abs(largest)), context.literal(float("inf"), dtype)))
@@ -204,7 +204,9 @@ def arg_extremum(context: NodeContext) -> relax.Expr:
         return tirx.Select(first, a[0], b[0]), tirx.Select(first, a[1], b[1])
 
     def identity(_: str, t: str) -> Any:
-        return tirx.const(-1, "int64"), tirx.const(scalars.lowest(t) if greatest else scalars.highest(t), t)
+        return tirx.const(-1, "int64"), tirx.const(
+            scalars.lowest(str(t)) if greatest else scalars.highest(str(t)), str(t)
+        )
 
     reducer = te.comm_reducer(combine, identity, name="arg_extremum")
 

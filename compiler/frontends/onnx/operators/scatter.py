@@ -1,16 +1,26 @@
-"""ScatterElements, ScatterND and TensorScatter: loops that write one update after another, in order.
+"""ScatterElements, ScatterND and TensorScatter.
 
-Updates to the same place must be applied in sequence, so each kernel is one serial loop over the updates.
+Updates of the same place are applied in order, so a scatter's kernel is one serial loop over the updates; an update
+outside the tensor is skipped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from tvm import relax, te, tirx
+from tvm.relax import op as R
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
 from compiler.frontends.onnx import scalars
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.unary import is_narrow_float
+from compiler.frontends.onnx.registry import converter
 
 Combine = Callable[[Any, Any], Any]
+Target = Callable[[Any, Any], tuple[Any, Any]]
 _REDUCTIONS: dict[str, Combine] = {
     "none": lambda old, new: new,
     "add": lambda old, new: old + new,
@@ -18,3 +28,148 @@ _REDUCTIONS: dict[str, Combine] = {
     "max": scalars.maximum,
     "min": scalars.minimum,
 }
+
+
+def _combine(context: NodeContext) -> Combine:
+    reduction = context.attribute("reduction", "none")
+    if reduction not in _REDUCTIONS:
+        context.invalid(f"reduction is {reduction!r}")
+    if context.dtype(0) == "bool" and reduction in ("add", "max"):
+        return lambda old, new: tirx.any(old, new)
+    if context.dtype(0) == "bool" and reduction in ("mul", "min"):
+        return lambda old, new: tirx.all(old, new)
+    return _REDUCTIONS[reduction]
+
+
+def _product(sizes: Sequence[Any]) -> Any:
+    result: Any = tirx.const(1, "int64")
+    for size in sizes:
+        result = result * size
+    return result
+
+
+def _coordinates(flat: Any, sizes: Sequence[Any]) -> list[Any]:
+    """The coordinates of a row-major position."""
+    places: list[Any] = []
+    for size in list(sizes)[::-1]:
+        places.insert(0, tirx.floormod(flat, size))
+        flat = tirx.floordiv(flat, size)
+    return places
+
+
+def _flat(places: Sequence[Any], sizes: Sequence[Any]) -> Any:
+    result: Any = tirx.const(0, "int64")
+    for place, size in zip(places, sizes, strict=True):
+        result = result * size + place
+    return result
+
+
+def _write_all(
+    data: te.Tensor,
+    indices: te.Tensor,
+    updates: te.Tensor,
+    target: Callable[[Any, Any], tuple[Any, Any]],
+    combine: Combine,
+) -> te.Tensor:
+    """Copy `data`, then apply every update; `target(flat update, indices)` gives (place in data, is it inside)."""
+    count, size = _product(updates.shape), _product(data.shape)
+
+    def generate(ins: Any, outs: Any) -> Any:
+        source, index, update = (T.buffer_proxy(buffer) for buffer in ins)
+        result = T.buffer_proxy(outs[0])
+        with IRBuilder() as builder:
+            with T.seq_scope():
+                with T.serial(0, size) as i:
+                    result[i] = source[i]
+                with T.serial(0, count) as k:
+                    place, inside = target(k, index)
+                    with T.If(inside), T.Then():
+                        result[place] = combine(result[place], update[k])
+            return builder.get()
+
+    out = tirx.decl_buffer(data.shape, data.dtype, "scattered", layout=None)
+    return te.extern(
+        [data.shape], [data, indices, updates], generate, dtype=data.dtype, out_buffers=[out], name="scatter"
+    )
+
+
+def _scattered(context: NodeContext, kernel: Callable[..., te.Tensor], name: str) -> relax.Expr:
+    """Call the kernel; narrow floats are combined in float32, booleans are carried as int8."""
+    dtype = context.dtype(0)
+    tensors = [context.input(i) for i in range(3)]
+    narrow = is_narrow_float(dtype) and context.attribute("reduction", "none") != "none"
+    if narrow:
+        tensors = [context.emit(R.astype(t, "float32")) if i != 1 else t for i, t in enumerate(tensors)]
+    result = context.emit_te(kernel, *tensors, primfunc_name_hint=name)
+    return R.astype(result, dtype) if narrow else result
+
+
+@converter("Scatter", since=9)
+@converter("ScatterElements", since=11)
+def scatter_elements(context: NodeContext) -> relax.Expr:
+    """Each update goes to its own coordinates with the one along `axis` replaced by the index."""
+    rank = context.rank(0)
+    axis, combine = context.axis(context.attribute("axis", 0), rank), _combine(context)
+    if context.rank(1) != rank or context.rank(2) != rank:
+        context.invalid(f"data, indices and updates have ranks {rank}, {context.rank(1)} and {context.rank(2)}")
+
+    def kernel(data: te.Tensor, indices: te.Tensor, updates: te.Tensor) -> te.Tensor:
+        def target(k: Any, index: Any) -> tuple[Any, Any]:
+            places = _coordinates(k, updates.shape)
+            raw = index[k].astype("int64")
+            chosen = scalars.select(raw < 0, raw + data.shape[axis], raw)
+            places[axis] = chosen
+            return _flat(places, data.shape), tirx.all(chosen >= 0, chosen < data.shape[axis])
+
+        return _write_all(data, indices, updates, target, combine)
+
+    return _scattered(context, kernel, "scatter_elements")
+
+
+@converter("ScatterND", since=11)
+def scatter_nd(context: NodeContext) -> relax.Expr:
+    """Each slice of updates goes to the coordinates in the last axis of the indices."""
+    depth, combine = context.shape(1)[-1], _combine(context)
+    if not isinstance(depth, int):
+        context.refuse("the length of its coordinates is not known when compiling")
+    if depth > context.rank(0):
+        context.invalid(f"coordinates of length {depth} into rank {context.rank(0)}")
+
+    def kernel(data: te.Tensor, indices: te.Tensor, updates: te.Tensor) -> te.Tensor:
+        width = _product(data.shape[depth:])
+
+        def target(k: Any, index: Any) -> tuple[Any, Any]:
+            row, inner = tirx.floordiv(k, width), tirx.floormod(k, width)
+            raw = [index[row * depth + i].astype("int64") for i in range(depth)]
+            places = [scalars.select(r < 0, r + size, r) for r, size in zip(raw, data.shape, strict=False)]
+            bounds = [check for p, size in zip(places, data.shape, strict=False) for check in (p >= 0, p < size)]
+            inside = tirx.all(*bounds) if bounds else tirx.const(True, "bool")
+            return _flat(places, data.shape[:depth]) * width + inner, inside
+
+        return _write_all(data, indices, updates, target, combine)
+
+    return _scattered(context, kernel, "scatter_nd")
+
+
+@converter("TensorScatter", since=24)
+def tensor_scatter(context: NodeContext) -> relax.Expr:
+    """Write a run of updates into a cache, from a place given per batch element; `circular` wraps around."""
+    rank = context.rank(0)
+    axis = context.axis(context.attribute("axis", -2), rank)
+    mode = context.attribute("mode", "linear")
+    if mode not in ("linear", "circular") or axis == 0:
+        context.invalid(f"mode {mode!r} along axis {axis}")
+
+    def kernel(cache: te.Tensor, update: te.Tensor, *start: te.Tensor) -> te.Tensor:
+        def element(*place: Any) -> Any:
+            first = start[0](place[0]).astype("int64") if start else tirx.const(0, "int64")
+            step = place[axis] - first
+            if mode == "circular":
+                step = tirx.floormod(step, cache.shape[axis])
+            inside = tirx.all(step >= 0, step < update.shape[axis])
+            return tirx.if_then_else(inside, update(*place[:axis], step, *place[axis + 1 :]), cache(*place))
+
+        return te.compute(cache.shape, element, name="tensor_scatter")
+
+    start = [context.input(2)] if context.has_input(2) else []
+    return context.emit_te(kernel, context.input(0), context.input(1), *start, primfunc_name_hint="tensor_scatter")

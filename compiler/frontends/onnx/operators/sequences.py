@@ -1,0 +1,168 @@
+"""Sequences and optionals: they exist while importing only, so positions and lengths must be known."""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm import relax
+from tvm.relax import op as R
+
+from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.reshape import reshaped
+from compiler.frontends.onnx.operators.slicing import strided_slice
+from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.values import Constant, OptionalValue, SequenceValue, Value, tensor_shape
+
+
+def sequence_input(context: NodeContext, index: int) -> SequenceValue:
+    """Input `index`, which must be a sequence (a filled optional counts as its content)."""
+    value = context.value(index)
+    while isinstance(value, OptionalValue) and value.value is not None:
+        value = value.value
+    if not isinstance(value, SequenceValue):
+        context.invalid(f"its input {index} is no sequence")
+    return value
+
+
+@converter("SequenceConstruct", since=11)
+def construct(context: NodeContext) -> Value:
+    """A sequence of the inputs."""
+    values = [context.value(i) for i in range(len(context.inputs))]
+    return SequenceValue(values, context.dtype(0))
+
+
+@converter("SequenceEmpty", since=11)
+def empty(context: NodeContext) -> Value:
+    """A sequence without elements."""
+    return SequenceValue([], dtypes.dtype_name(context.attribute("dtype", 1)))
+
+
+def _position(context: NodeContext, index: int, length: int, default: int, last: int) -> int:
+    """A position, counted from the end where negative; InvalidModelError outside [-length, last]."""
+    position = int(context.scalar(index, default))
+    if not -length <= position <= last:
+        context.invalid(f"position {position} in a sequence of length {length}")
+    return position + length if position < 0 else position
+
+
+@converter("SequenceAt", since=11)
+def at(context: NodeContext) -> Value:
+    """The element at a position."""
+    values = sequence_input(context, 0).values
+    return values[_position(context, 1, len(values), 0, len(values) - 1)]
+
+
+@converter("SequenceInsert", since=11)
+def insert(context: NodeContext) -> Value:
+    """A copy with an element more, at the end without a position."""
+    sequence = sequence_input(context, 0)
+    position = _position(context, 2, len(sequence.values), len(sequence.values), len(sequence.values))
+    values = [*sequence.values[:position], context.value(1), *sequence.values[position:]]
+    return SequenceValue(values, sequence.dtype)
+
+
+@converter("SequenceErase", since=11)
+def erase(context: NodeContext) -> Value:
+    """A copy without an element, the last one without a position."""
+    sequence = sequence_input(context, 0)
+    position = _position(context, 1, len(sequence.values), -1, len(sequence.values) - 1)
+    return SequenceValue([*sequence.values[:position], *sequence.values[position + 1 :]], sequence.dtype)
+
+
+@converter("SequenceLength", since=11)
+def length(context: NodeContext) -> np.ndarray:
+    """The number of elements."""
+    return np.array(len(sequence_input(context, 0).values), np.int64)
+
+
+@converter("SplitToSequence", since=11)
+def split_to_sequence(context: NodeContext) -> Value:
+    """Parts along an axis: of one given length, of given lengths, or of length 1 (then the axis can be dropped)."""
+    data, shape = context.input(0), context.shape(0)
+    axis = context.axis(context.attribute("axis", 0), len(shape))
+    size = shape[axis]
+    if not isinstance(size, int):
+        context.refuse(f"the size of axis {axis}, and so the number of parts, is not known when compiling")
+    drop = not context.has_input(1) and not context.attribute("keepdims", 1)
+    starts, lengths, position = [], _lengths(context, size), 0
+    for part in lengths:
+        starts.append(position)
+        position += part
+    if position != size or min(lengths, default=0) < 0:
+        context.invalid(f"a size of {size} can not be split into {lengths}")
+    values: list[Value] = []
+    for start, part in zip(starts, lengths, strict=True):
+        piece = strided_slice(context, data, {axis: (start, part, 1)})
+        if drop:
+            piece = reshaped(context, piece, [s for a, s in enumerate(shape) if a != axis])
+        values.append(context.runtime(piece, context.dtype(0)))
+    return SequenceValue(values, context.dtype(0))
+
+
+def _lengths(context: NodeContext, size: int) -> list[int]:
+    if not context.has_input(1):
+        return [1] * size
+    given = context.constant(1)
+    if given.ndim:
+        return [int(v) for v in given]
+    chunk = int(given)
+    if chunk <= 0:
+        context.invalid(f"parts of length {chunk}")
+    return [min(chunk, size - start) for start in range(0, size, chunk)]
+
+
+@converter("ConcatFromSequence", since=11)
+def concat_from_sequence(context: NodeContext) -> relax.Expr:
+    """The elements one after another along an axis, or along a new one."""
+    sequence = sequence_input(context, 0)
+    if not sequence.values:
+        context.invalid("it concatenates an empty sequence")
+    builder = context.importer.builder
+    tensors = [builder.materialize(value) for value in sequence.values]  # type: ignore[arg-type]
+    new = bool(context.attribute("new_axis", 0))
+    rank = tensors[0].ty.ndim + new
+    axis = context.axis(context.required_attribute("axis"), rank)
+    if new:
+        shapes = [list(tensor_shape(tensor)) for tensor in tensors]
+        tensors = [reshaped(context, t, [*s[:axis], 1, *s[axis:]]) for t, s in zip(tensors, shapes, strict=True)]
+    return tensors[0] if len(tensors) == 1 else R.concat(tensors, axis)
+
+
+@converter("SequenceMap", since=17)
+def sequence_map(context: NodeContext) -> list[Value]:
+    """The body applied to each element; further inputs are sequences of the same length, or tensors for all."""
+    body, elements = context.required_attribute("body"), sequence_input(context, 0).values
+    columns: list[list[Value]] = []
+    for index in range(len(context.inputs)):
+        value = context.value(index)
+        column: list[Value] = value.values if isinstance(value, SequenceValue) else [value] * len(elements)
+        if len(column) != len(elements):
+            context.invalid(f"sequences of lengths {len(elements)} and {len(column)}")
+        columns.append(column)
+    results = [context.import_subgraph(body, list(row)) for row in zip(*columns, strict=True)]
+    types = [output.type.tensor_type.elem_type for output in body.output]
+    return [SequenceValue([row[i] for row in results], dtypes.dtype_name(t)) for i, t in enumerate(types)]
+
+
+@converter("Optional", since=15)
+def optional(context: NodeContext) -> Value:
+    """An optional with the input in it, or an empty one."""
+    return OptionalValue(context.value(0) if context.has_input(0) else None)
+
+
+@converter("OptionalGetElement", since=15)
+def optional_element(context: NodeContext) -> Value:
+    """What is in an optional; a value that is no optional is its own content."""
+    value = context.value(0)
+    if isinstance(value, OptionalValue):
+        if value.value is None:
+            context.invalid("the optional is empty")
+        return value.value
+    return value
+
+
+@converter("OptionalHasElement", since=15)
+def optional_has_element(context: NodeContext) -> Value:
+    """Whether there is something in an optional; a value that is no optional counts."""
+    value = context.value(0) if context.has_input(0) else OptionalValue(None)
+    return Constant(np.array(not isinstance(value, OptionalValue) or value.value is not None))
