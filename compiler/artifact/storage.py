@@ -28,9 +28,8 @@ def read_mapped(path: str | os.PathLike[str]) -> memoryview:
     try:
         if size == 0:
             return memoryview(b"")
-        # Faults 100 MB in at once instead of page by page.
-        flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_POPULATE", 0)
-        return memoryview(mmap.mmap(descriptor, size, flags=flags, prot=mmap.PROT_READ))
+        # Not populated at once: the threads that check the digests fault the pages in, and do so in parallel.
+        return memoryview(mmap.mmap(descriptor, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ))
     except OSError as error:
         raise _failure("read", path, error) from error
     finally:
