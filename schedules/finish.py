@@ -4,14 +4,80 @@ from __future__ import annotations
 
 from typing import Any
 
+from schedules import vector_math
 from schedules.expression import substitute
-from schedules.intrinsics import lower_intrinsics
-from schedules.tir import structural_map, tirx
+from schedules.inline import call_name
+from schedules.tir import s_tir, structural_map, structural_walk, tirx, tvm
+
+Expr = Any
+_NARROW = ("float16", "bfloat16")
 
 
 def finish(function: Any) -> Any:
-    """Elementary functions become straight-line code, and every Let gets a variable of its own."""
-    return function.with_body(_fresh_lets(lower_intrinsics(function.body)))
+    """Elementary functions become vector code, and every Let gets a variable of its own."""
+    used: set[str] = set()
+    body = _fresh_lets(_vector_calls(function.body, used))
+    if used:
+        body = _with_import(body, vector_math.definitions(used, _vector_lengths(body)))
+    return function.with_body(body)
+
+
+def _vector_calls(root: Any, used: set[str]) -> Any:
+    """Calls of the engine's elementary functions replaced by ours; float16 and bfloat16 go through float32."""
+
+    def replace(call: Any) -> Any:
+        name = call_name(call).removeprefix("tirx.")
+        if name not in vector_math.FUNCTIONS:
+            return call
+        dtype = str(call.ty)
+        if dtype == "float32":
+            used.add(name)
+            return vector_math.call(name, call.args[0])
+        if dtype in _NARROW and name != "round":
+            used.add(name)
+            wide = tirx.Cast("float32", call.args[0])
+            return tirx.Cast(dtype, vector_math.call(name, wide))
+        return call
+
+    return structural_map(root, (tvm.ir.Call, replace))
+
+
+def _vector_lengths(root: Any) -> set[int]:
+    """The numbers of lanes that vectorizing the loops of a body gives."""
+    lengths = {1}
+
+    def visit(loop: Any) -> None:
+        if loop.kind == tirx.ForKind.VECTORIZED and isinstance(loop.extent, tirx.IntImm):
+            lengths.add(int(loop.extent.value))
+
+    structural_walk(root, (tirx.For, visit))
+
+    def explicit(call: Any) -> None:
+        if call_name(call).startswith(vector_math.PREFIX):
+            lengths.add(int(str(call.ty).partition("x")[2] or 1))
+
+    structural_walk(root, (tvm.ir.Call, explicit))
+    return lengths
+
+
+def _with_import(body: Any, text: str) -> Any:
+    """The body with LLVM IR imported into its module."""
+    if not isinstance(body, s_tir.SBlockRealize):
+        return tirx.AttrStmt(tirx.IntImm("int32", 0), "pragma_import_llvm", tvm.ir.StringImm(text), body)
+    block = body.block
+    inner = tirx.AttrStmt(tirx.IntImm("int32", 0), "pragma_import_llvm", tvm.ir.StringImm(text), block.body)
+    made = s_tir.SBlock(
+        block.iter_vars,
+        block.reads,
+        block.writes,
+        block.name_hint,
+        inner,
+        block.init,
+        block.alloc_buffers,
+        block.match_buffers,
+        block.annotations,
+    )
+    return s_tir.SBlockRealize(body.iter_values, body.predicate, made)
 
 
 def _fresh_lets(root: Any) -> Any:

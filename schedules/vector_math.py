@@ -1,0 +1,291 @@
+"""Elementary functions in float32 vectors, as LLVM functions that are inlined where they are called.
+
+LLVM turns a vector `exp` into one libm call a lane. These hold only multiply-adds, selects and integer shifts. Largest
+errors over the whole range against float64, in units in the last place of float32, with fused multiply-adds:
+
+==========  =====  ==========================================================================
+function    ulp    method
+==========  =====  ==========================================================================
+exp         1.0    Cephes `expf`: x = n ln 2 + r, a degree-7 polynomial in r, 2^n in two steps
+sigmoid     2.5    1 / (1 + e^-|x|), mirrored for negative x
+tanh        5      odd rational approximation 13/6 as in Eigen
+erf         6      odd rational approximation 11/10 as in Eigen
+log         1.0    Cephes `logf`: mantissa in [sqrt(1/2), sqrt(2)), a degree-9 polynomial
+round       0      half away from zero, as `roundf`
+==========  =====  ==========================================================================
+
+NaN gives NaN, infinities and overflow give the limits, results below the normal range are denormals.
+
+In TensorIR each is an operator `tensorwright.<name>` that the vectorizer knows; the engine's last lowering makes it
+a call of the function for its number of lanes, whose text `definitions` gives for import into the kernel.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from typing import Any
+
+from schedules.tir import tirx, tvm
+
+_LOG2_E = 1.4426950408889634
+_LN2_HIGH = 0.693359375  # 9 bits, so that n * _LN2_HIGH is exact
+_LN2_LOW = -2.12194440e-4
+_ROUNDING = 12582912.0  # 1.5 * 2^23: adding it rounds a float32 to an integer, held in the low bits
+_ROUNDING_BITS = 0x4B400000
+_EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+_EXP_LIMITS = (-104.0, 89.0)  # beyond these the result is 0 or infinity in float32
+
+_TANH_NUMERATOR = (
+    -2.76076847742355e-16,
+    2.00018790482477e-13,
+    -8.60467152213735e-11,
+    5.12229709037114e-08,
+    1.48572235717979e-05,
+    6.37261928875436e-04,
+    4.89352455891786e-03,
+)
+_TANH_DENOMINATOR = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
+_TANH_LIMIT = 9.1  # from 9.02 on, float32 tanh is 1
+
+_ERF_NUMERATOR = (
+    2.123732201653183e-06,
+    2.861979592125863e-04,
+    3.658048342913389e-03,
+    5.243302136659622e-02,
+    1.874160766601562e-01,
+    1.128379106521606,
+)
+_ERF_DENOMINATOR = (
+    3.891857340931893e-05,
+    1.143296016380198e-03,
+    1.475208811461925e-02,
+    1.129456758499146e-01,
+    4.994257986545563e-01,
+    1.0,
+)
+_ERF_LIMIT = 3.832506856900711  # where float32 erf is 1
+
+_LOG = (
+    7.0376836292e-2,
+    -1.1514610310e-1,
+    1.1676998740e-1,
+    -1.2420140846e-1,
+    1.4249322787e-1,
+    -1.6668057665e-1,
+    2.0000714765e-1,
+    -2.4999993993e-1,
+    3.3333331174e-1,
+)
+
+PREFIX = "tensorwright."
+_SYMBOL = "tensorwright_{name}_f32x{lanes}"
+
+
+class _Writer:
+    """Writes the body of one LLVM function on vectors of `lanes` float32; values are register names or constants."""
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
+        self.float = self._of("float")
+        self.int = self._of("i32")
+        self.bool = self._of("i1")
+        self.lines: list[str] = []
+        self.declared: set[str] = set()
+
+    def _of(self, scalar: str) -> str:
+        return scalar if self.lanes == 1 else f"<{self.lanes} x {scalar}>"
+
+    def _emit(self, text: str) -> str:
+        name = f"%v{len(self.lines)}"
+        self.lines.append(f"  {name} = {text}")
+        return name
+
+    def number(self, value: float) -> str:
+        """A float32 constant in every lane, in LLVM's exact notation (the bits as a double)."""
+        rounded = struct.unpack("<f", struct.pack("<f", value))[0]
+        bits = f"0x{struct.unpack('<Q', struct.pack('<d', rounded))[0]:016X}"
+        return bits if self.lanes == 1 else f"splat (float {bits})"
+
+    def integer(self, value: int) -> str:
+        return str(value) if self.lanes == 1 else f"splat (i32 {value})"
+
+    def add(self, a: str, b: str) -> str:
+        return self._emit(f"fadd contract {self.float} {a}, {b}")
+
+    def subtract(self, a: str, b: str) -> str:
+        return self._emit(f"fsub contract {self.float} {a}, {b}")
+
+    def multiply(self, a: str, b: str) -> str:
+        return self._emit(f"fmul contract {self.float} {a}, {b}")
+
+    def divide(self, a: str, b: str) -> str:
+        return self._emit(f"fdiv {self.float} {a}, {b}")
+
+    def whole(self, operation: str, a: str, b: str) -> str:
+        """An integer operation: add, sub, shl, ashr, and, or."""
+        return self._emit(f"{operation} {self.int} {a}, {b}")
+
+    def compare(self, condition: str, a: str, b: str) -> str:
+        """An ordered (o..) or unordered (u..) comparison."""
+        return self._emit(f"fcmp {condition} {self.float} {a}, {b}")
+
+    def select(self, condition: str, a: str, b: str) -> str:
+        return self._emit(f"select {self.bool} {condition}, {self.float} {a}, {self.float} {b}")
+
+    def bits(self, a: str) -> str:
+        return self._emit(f"bitcast {self.float} {a} to {self.int}")
+
+    def from_bits(self, a: str) -> str:
+        return self._emit(f"bitcast {self.int} {a} to {self.float}")
+
+    def to_float(self, a: str) -> str:
+        return self._emit(f"sitofp {self.int} {a} to {self.float}")
+
+    def intrinsic(self, name: str, *arguments: str) -> str:
+        suffix = "f32" if self.lanes == 1 else f"v{self.lanes}f32"
+        types = ", ".join(self.float for _ in arguments)
+        self.declared.add(f"declare {self.float} @llvm.{name}.{suffix}({types})")
+        values = ", ".join(f"{self.float} {argument}" for argument in arguments)
+        return self._emit(f"call {self.float} @llvm.{name}.{suffix}({values})")
+
+    def horner(self, coefficients: Sequence[float], x: str) -> str:
+        """The polynomial with these coefficients, highest power first."""
+        result = self.number(coefficients[0])
+        for coefficient in coefficients[1:]:
+            result = self.add(self.multiply(result, x), self.number(coefficient))
+        return result
+
+    def clamp(self, x: str, low: float, high: float) -> str:
+        """Clamped so that NaN stays NaN; each select becomes one minimum or maximum instruction."""
+        upper = self.select(self.compare("ogt", x, self.number(high)), self.number(high), x)
+        return self.select(self.compare("olt", upper, self.number(low)), self.number(low), upper)
+
+    def power_of_two(self, exponent: str) -> str:
+        """2^exponent for an exponent in the normal range."""
+        shifted = self.whole("shl", self.whole("add", exponent, self.integer(127)), self.integer(23))
+        return self.from_bits(shifted)
+
+
+def _exp(w: _Writer, argument: str) -> str:
+    x = w.clamp(argument, *_EXP_LIMITS)
+    shifted = w.add(w.multiply(x, w.number(_LOG2_E)), w.number(_ROUNDING))
+    n = w.subtract(shifted, w.number(_ROUNDING))
+    r = w.subtract(x, w.multiply(n, w.number(_LN2_HIGH)))
+    r = w.subtract(r, w.multiply(n, w.number(_LN2_LOW)))
+    polynomial = w.add(w.multiply(w.horner(_EXP, r), w.multiply(r, r)), r)
+    polynomial = w.add(polynomial, w.number(1.0))
+    exponent = w.whole("sub", w.bits(shifted), w.integer(_ROUNDING_BITS))
+    # In two steps, since 2^n itself may lie outside the normal range where the result does not.
+    half = w.whole("ashr", exponent, w.integer(1))
+    scaled = w.multiply(polynomial, w.power_of_two(half))
+    return w.multiply(scaled, w.power_of_two(w.whole("sub", exponent, half)))
+
+
+def _sigmoid(w: _Writer, x: str) -> str:
+    negative = w.compare("olt", x, w.number(0.0))
+    power = _exp(w, w.select(negative, x, w.subtract(w.number(0.0), x)))
+    return w.divide(w.select(negative, power, w.number(1.0)), w.add(w.number(1.0), power))
+
+
+def _odd_rational(
+    w: _Writer, argument: str, limit: float, numerator: Sequence[float], denominator: Sequence[float]
+) -> str:
+    """x P(x^2) / Q(x^2) on the clamped argument, cut to [-1, 1]."""
+    x = w.clamp(argument, -limit, limit)
+    square = w.multiply(x, x)
+    quotient = w.divide(w.horner(numerator, square), w.horner(denominator, square))
+    return w.clamp(w.multiply(x, quotient), -1.0, 1.0)
+
+
+def _tanh(w: _Writer, x: str) -> str:
+    return _odd_rational(w, x, _TANH_LIMIT, _TANH_NUMERATOR, _TANH_DENOMINATOR)
+
+
+def _erf(w: _Writer, x: str) -> str:
+    return _odd_rational(w, x, _ERF_LIMIT, _ERF_NUMERATOR, _ERF_DENOMINATOR)
+
+
+def _log(w: _Writer, x: str) -> str:
+    denormal = w.compare("olt", x, w.number(1.17549435e-38))
+    bits = w.bits(w.select(denormal, w.multiply(x, w.number(8388608.0)), x))
+    offset = w.select(denormal, w.number(149.0), w.number(126.0))
+    fraction = w.whole("or", w.whole("and", bits, w.integer(0x007FFFFF)), w.integer(0x3F000000))  # in [0.5, 1)
+    mantissa = w.from_bits(fraction)
+    exponent = w.subtract(w.to_float(w.whole("ashr", bits, w.integer(23))), offset)
+    low = w.compare("olt", mantissa, w.number(0.70710678118654752))
+    m = w.subtract(w.select(low, w.add(mantissa, mantissa), mantissa), w.number(1.0))
+    e = w.select(low, w.subtract(exponent, w.number(1.0)), exponent)
+    square = w.multiply(m, m)
+    tail = w.multiply(w.multiply(w.horner(_LOG, m), m), square)
+    small = w.add(tail, w.multiply(e, w.number(_LN2_LOW)))
+    small = w.subtract(small, w.multiply(w.number(0.5), square))
+    result = w.add(w.add(m, small), w.multiply(e, w.number(_LN2_HIGH)))
+    result = w.select(w.compare("oeq", x, w.number(0.0)), w.number(float("-inf")), result)
+    # NaN fails the comparison, so NaN and infinity return themselves.
+    result = w.select(w.compare("ole", x, w.number(3.4028234e38)), result, x)
+    return w.select(w.compare("olt", x, w.number(0.0)), w.number(float("nan")), result)
+
+
+def _round(w: _Writer, x: str) -> str:
+    below_half = 0.49999997  # the largest float32 below 0.5: 0.5 itself would round 0.49999997 up
+    return w.intrinsic("trunc", w.add(x, w.intrinsic("copysign", w.number(below_half), x)))
+
+
+FUNCTIONS: dict[str, Callable[[_Writer, str], str]] = {
+    "exp": _exp,
+    "sigmoid": _sigmoid,
+    "tanh": _tanh,
+    "erf": _erf,
+    "log": _log,
+    "round": _round,
+}
+
+
+@cache
+def _function_text(name: str, lanes: int) -> tuple[str, frozenset[str]]:
+    """(the definition, the declarations it needs)."""
+    writer = _Writer(lanes)
+    result = FUNCTIONS[name](writer, "%x")
+    symbol = _SYMBOL.format(name=name, lanes=lanes)
+    head = f"define {writer.float} @{symbol}({writer.float} %x) alwaysinline nounwind {{"
+    return "\n".join([head, *writer.lines, f"  ret {writer.float} {result}", "}"]), frozenset(writer.declared)
+
+
+def definitions(names: Iterable[str], lanes: Iterable[int]) -> str:
+    """LLVM IR that defines the functions for these numbers of lanes."""
+    texts = [_function_text(name, count) for name in sorted(set(names)) for count in sorted(set(lanes))]
+    declared = sorted({line for _, lines in texts for line in lines})
+    return "\n".join([*declared, *(text for text, _ in texts), ""])
+
+
+def call(name: str, x: Any) -> Any:
+    """The TensorIR expression of a function of a float32 expression."""
+    return tvm.ir.Call(tvm.ir.Op.get(PREFIX + name), [x], ret_ty=x.ty)
+
+
+def _lower(name: str) -> Callable[[Any], Any]:
+    def lower(node: Any) -> Any:
+        dtype = str(node.ty)
+        lanes = int(dtype.partition("x")[2] or 1)
+        return tirx.call_pure_extern(dtype, _SYMBOL.format(name=name, lanes=lanes), node.args[0])
+
+    return lower
+
+
+def _register() -> None:
+    """Make the operators known to the engine: pure, elementwise, and what they become in LLVM."""
+    known = {str(name) for name in tvm.ir.Op.list_op_names()}
+    for name in FUNCTIONS:
+        full = PREFIX + name
+        if full in known:
+            continue
+        tvm.ir._ffi_api.RegisterOp(full, f"{name} of float32, vectorized")
+        tvm.ir.register_op_attr(full, "TVectorizable", True)
+        tvm.ir.register_op_attr(full, "TCallEffectKind", 1)  # pure
+        tvm.ir.register_op_attr(full, "TScriptPrinterName", f"tensorwright_{name}")
+        tirx.register_intrin_lowering(full, target="llvm", f=_lower(name))
+
+
+_register()
