@@ -85,9 +85,8 @@ def compile(
         example_inputs=example_inputs,
         dynamic_shapes=dynamic_shapes,
     )
-    report("optimize")
     context = PipelineContext(target=chosen, machine=chosen.machine)
-    pipeline = run_pipeline(model.mod, context, passes=passes, dump=dump, verify=verify)
+    pipeline = run_pipeline(model.mod, context, passes=passes, dump=dump, verify=verify, progress=report)
     report("build")
     with translated_target_errors():
         library = build_library(pipeline.mod, chosen)

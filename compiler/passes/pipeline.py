@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,7 @@ def run_pipeline(
     dump: str | Path | None = None,
     verify: bool = False,
     example_inputs: Sequence[NDArray[np.generic]] | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> PipelineResult:
     """Run the phases over `mod`.
 
@@ -146,6 +147,7 @@ def run_pipeline(
         dump: folder that receives the module after each pass that changed it, as numbered TVMScript files.
         verify: after each pass that changed the module, build and run it beside the one given.
         example_inputs: the inputs `verify` runs on, in order; random ones when None.
+        progress: called with the name of each phase as it begins.
 
     Raises:
         OptionError: `passes` or `until` names nothing there is.
@@ -158,6 +160,8 @@ def run_pipeline(
     observers = _observers(mod, phases, dump, verify, example_inputs, context)
     timings: list[PassTiming] = []
     for phase in phases:
+        if progress is not None and phase.passes:
+            progress(phase.name)
         for position, each in enumerate(phase.passes):
             before, start = mod, time.perf_counter()
             mod = _run_pass(each, mod, phase.name, context)

@@ -17,7 +17,7 @@ def test_compile_says_what_came_of_it(tensorwright: Run, model_path: Path, tmp_p
     result = tensorwright("compile", model_path, "-o", path)
     assert result.code == 0, result.err
     assert "6 operators: 6 supported" in result.err
-    for step in ("import", "optimize", "build"):
+    for step in ("import", "canonicalize", "schedule", "build"):
         assert f"] {step}" in result.err
     assert f"wrote {path}" in result.out
     assert "12.3 k in 3 tensors" in result.out
@@ -32,7 +32,7 @@ def test_compile_as_json(tensorwright: Run, model_path: Path, tmp_path: Path) ->
     assert summary["parameter_values"] == 3 * 64 * 64
     assert summary["coverage"]["nodes"] == {"supported": 6, "rewritten": 0, "refused": 0}
     assert sum(summary["kernels_by_rule"].values()) >= 1
-    assert {"import", "optimize", "build"} <= set(summary["seconds"])
+    assert {"import", "canonicalize", "schedule", "build"} <= set(summary["seconds"])
     assert compiler.load(path).inputs[0].shape == (2, 64)
 
 
