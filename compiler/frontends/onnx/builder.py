@@ -31,17 +31,25 @@ class Builder:
         self._size_regions: dict[tvm.ir.Expr, int] = {}
 
     @contextmanager
-    def region(self) -> Iterator[list[relax.BindingBlock]]:
-        """A block of its own (a branch, a loop's body); the list holds it when the region has ended."""
+    def sizes_scope(self) -> Iterator[None]:
+        """Sizes made in it can not be used after it."""
         self._region_count += 1
         self._regions.append(self._region_count)
-        blocks: list[relax.BindingBlock] = []
-        self.block_builder._begin_binding_block()
         try:
-            yield blocks
+            yield
         finally:
-            blocks.append(self.block_builder._end_block())
             self._regions.pop()
+
+    @contextmanager
+    def region(self) -> Iterator[list[relax.BindingBlock]]:
+        """A block of its own (a branch, a loop's body); the list holds it when the region has ended."""
+        blocks: list[relax.BindingBlock] = []
+        with self.sizes_scope():
+            self.block_builder._begin_binding_block()
+            try:
+                yield blocks
+            finally:
+                blocks.append(self.block_builder._end_block())
 
     @property
     def current_region(self) -> int:

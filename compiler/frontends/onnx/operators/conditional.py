@@ -15,6 +15,7 @@ from compiler.frontends.onnx.operators.structures import (
     Structure,
     materialized,
     rebuild,
+    require_known,
     same_structure,
     sources_with_captures,
     structure_of,
@@ -27,7 +28,7 @@ from compiler.frontends.onnx.values import Runtime, Symbolic, Value, tensor_shap
 
 @converter("If")
 def convert_if(context: NodeContext) -> list[Value]:
-    """One branch in place when the condition is known; else both as private functions, and sizes that differ unknown."""
+    """One branch in place when the condition is known; else both as functions; sizes that differ are unknown."""
     then_graph: onnx.GraphProto = context.required_attribute("then_branch")
     else_graph: onnx.GraphProto = context.required_attribute("else_branch")
     condition = _known_condition(context)
@@ -67,14 +68,14 @@ class _Branch:
         self.structures: list[Structure] = []
         self.shapes: list[tuple[Dim, ...]] = []
 
-        def results() -> list[relax.Expr]:
+        def results(_: object) -> list[relax.Expr]:
             self.values = context.import_subgraph(graph, [])
             self.structures = [structure_of(value) for value in self.values]
             exprs = [materialized(context, tensor) for value in self.values for tensor in tensors_in(value)]
             self.shapes = [tensor_shape(expr) for expr in exprs]
             return exprs
 
-        self.function: Lifted = lift(context, name, [], results)
+        self.function: Lifted = lift(context, name, list, results)
 
 
 def _choose_at_run_time(context: NodeContext, then_graph: onnx.GraphProto, else_graph: onnx.GraphProto) -> list[Value]:
@@ -129,9 +130,8 @@ def _check_structures(context: NodeContext, then_branch: _Branch, else_branch: _
         context.invalid("its branches have different numbers of outputs")
     for index, (a, b) in enumerate(zip(then_branch.structures, else_branch.structures, strict=True)):
         if not same_structure(a, b):
+            require_known(context, [0])
             context.refuse(
                 f"its condition is known only when running, and output {index} is {a.describe()} in one branch and "
                 f"{b.describe()} in the other"
             )
-
-

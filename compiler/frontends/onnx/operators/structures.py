@@ -99,3 +99,10 @@ def sources_with_captures(context: NodeContext, values: Sequence[Value] = ()) ->
         for name in captured_names(graph):
             found |= sources_of(context.scope.lookup(name))
     return found
+
+
+def require_known(context: NodeContext, inputs: Sequence[int]) -> None:
+    """Raise InputValueRequiredError for the first of these inputs that the caller can fix."""
+    for index in inputs:
+        if context.has_input(index) and sources_of(context.tensor(index)):
+            context.constant(index)

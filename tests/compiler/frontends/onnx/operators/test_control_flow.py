@@ -1,0 +1,170 @@
+"""If, Loop and Scan against ONNX Runtime."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from compiler.errors import InputValueRequiredError, UnsupportedModelError
+from compiler.frontends.onnx import import_onnx
+from tests.compiler.frontends.onnx.operators.onnxruntime_check import assert_equal_to_onnxruntime
+
+_LOOP = """
+agraph (int64 M, bool go, float[N] x, float[2,N] w) => (float[N] y, float[K,2,N] ys, int64[K] numbers) {
+  y, ys, numbers = Loop (M, go, x) <
+      body = b (int64 i, bool c, float[N] a) => (bool c2, float[N] a2, float[2,N] e, int64 i2) {
+    a2 = Add (a, x)
+    limit = Constant <value_float=20.0> ()
+    largest = ReduceMax <keepdims=0> (a2)
+    c2 = %s
+    e = Mul (a2, w)
+    i2 = Identity (i)
+  }>
+}"""
+
+
+def _random(*shape: int) -> np.ndarray:
+    return (np.abs(np.random.default_rng(sum(shape)).standard_normal(shape)) + 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("condition", ["Identity (c)", "Less (largest, limit)"], ids=["counted", "ends-early"])
+def test_loop_with_counts_and_sizes_known_at_run_time(condition: str) -> None:
+    feeds = [
+        {"M": np.array(m), "go": np.array(go), "x": _random(n), "w": _random(2, n)}
+        for m, go, n in [(1, True, 3), (5, True, 3), (8, True, 1), (37, True, 4)]
+    ]
+    assert_equal_to_onnxruntime(_LOOP % condition, *feeds)
+
+
+def test_loop_without_an_iteration_gives_empty_stacks() -> None:
+    import onnx.parser
+
+    from tests.coverage.engine import import_and_build
+
+    text = f'<ir_version: 8, opset_import: ["" : 17]> {_LOOP % "Identity (c)"}'
+    run = import_and_build(onnx.parser.parse_model(text))
+    for count, go in [(0, True), (4, False)]:
+        x = _random(3)
+        found = run({"M": np.array(count), "go": np.array(go), "x": x, "w": _random(2, 3)})
+        np.testing.assert_array_equal(found["y"], x)
+        assert found["ys"].shape == (0, 2, 3)
+        assert found["numbers"].shape == (0,)
+
+
+def test_while_loop_without_a_number_of_iterations() -> None:
+    model = """
+    agraph (float[N] x) => (float[N] y, float[K] sums) <bool t = {1}, float limit = {30.0}> {
+      y, sums = Loop ("", t, x) <body = b (int64 i, bool c, float[L] a) => (bool c2, float[L] a2, float s) {
+        a2 = Add (a, x)
+        s = ReduceSum <keepdims=0> (a2)
+        c2 = Less (s, limit)
+      }>
+    }"""
+    assert_equal_to_onnxruntime(model, *({"x": _random(n)} for n in (1, 2, 5)))
+
+
+def test_state_that_grows_in_every_iteration() -> None:
+    model = """
+    agraph (float[N] x, int64 M) => (float[K] y) <bool t = {1}> {
+      y = Loop (M, t, x) <body = b (int64 i, bool c, float[L] a) => (bool c2, float[L2] a2) {
+        a2 = Concat <axis=0> (a, x)
+        c2 = Identity (c)
+      }>
+    }"""
+    assert_equal_to_onnxruntime(model, *({"x": _random(n), "M": np.array(m)} for n, m in [(3, 0), (3, 1), (2, 9)]))
+
+
+def test_nested_loops_see_outer_values() -> None:
+    model = """
+    agraph (float[N] x, int64 M, int64 M2) => (float[N] y, float[K,N] ys) <bool t = {1}> {
+      y, ys = Loop (M, t, x) <body = b (int64 i, bool c, float[L] a) => (bool c2, float[L] a2, float[N] s) {
+        a2, q = Loop (M2, c, a) <body = b2 (int64 i3, bool c3, float[L] a3) => (bool c4, float[L] a4, float[L] q4) {
+          half = Constant <value_float=0.5> ()
+          a5 = Mul (a3, half)
+          number = Cast <to=1> (i)
+          a6 = Add (a5, number)
+          a4 = Add (a6, x)
+          q4 = Identity (a4)
+          c4 = Identity (c3)
+        }>
+        axis = Constant <value_ints=[0]> ()
+        s = ReduceSum <keepdims=0> (q, axis)
+        c2 = Identity (c)
+      }>
+    }"""
+    feeds = [{"x": _random(n), "M": np.array(m), "M2": np.array(k)} for n, m, k in [(3, 1, 1), (2, 4, 3), (2, 3, 7)]]
+    assert_equal_to_onnxruntime(model, *feeds)
+
+
+@pytest.mark.parametrize("length", ["T", "6"], ids=["dynamic", "static"])
+def test_scan_with_axes_and_directions(length: str) -> None:
+    model = """
+    agraph (float[B,2] h0, float[B,T,2] x, float[T,B] u) => (float[B,2] h, float[B,T,2] hs, float[T,B] us) {
+      h, hs, us = Scan (h0, x, u) <num_scan_inputs=2, scan_input_axes=[1,0], scan_input_directions=[1,0],
+          scan_output_axes=[1,0], scan_output_directions=[0,1],
+          body = b (float[B,2] a, float[B,2] xi, float[B] ui) => (float[B,2] a2, float[B,2] o, float[B] uo) {
+        o1 = Tanh (a)
+        o = Add (o1, xi)
+        axis = Constant <value_ints=[1]> ()
+        column = Unsqueeze (ui, axis)
+        a2 = Mul (o, column)
+        uo = ReduceSum <keepdims=0> (a2, axis)
+      }>
+    }""".replace("T,", f"{length},").replace(",T", f",{length}")
+    sizes = [(1, 6), (3, 6)] if length == "6" else [(1, 1), (2, 3), (3, 9)]
+    assert_equal_to_onnxruntime(
+        model, *({"h0": _random(b, 2), "x": _random(b, t, 2), "u": _random(t, b)} for b, t in sizes)
+    )
+
+
+def test_branches_of_different_sizes() -> None:
+    model = """
+    agraph (float[N,4] x, bool c) => (float[K,4] z) {
+      y = If (c) <
+        then_branch = a () => (float[K,4] o) { o = Concat <axis=0> (x, x) },
+        else_branch = b () => (float[K,4] o2) { o2 = Tanh (x) }>
+      r = Relu (y)
+      z = Concat <axis=0> (r, x)
+    }"""
+    assert_equal_to_onnxruntime(model, *({"x": _random(n, 4), "c": np.array(c)} for n in (1, 3) for c in (True, False)))
+
+
+_RANKS = """<ir_version: 8, opset_import: ["" : 17]>
+agraph (float[2] x, int64[1] n) => (float[K] y) {
+  zero = Constant <value_ints=[0]> ()
+  c1 = Greater (n, zero)
+  y = If (c1) <
+    then_branch = a () => (float[K,4] o) { o = Unsqueeze (x, zero) },
+    else_branch = b () => (float[K] o2) { o2 = Tanh (x) }>
+}"""
+
+
+def test_branches_of_different_ranks_are_refused() -> None:
+    import onnx.parser
+
+    with pytest.raises(UnsupportedModelError, match="2 dimensions on one way and 1 on the other"):
+        import_onnx(onnx.parser.parse_model(_RANKS))
+
+
+def test_a_known_condition_takes_its_branch() -> None:
+    import onnx.parser
+
+    imported = import_onnx(onnx.parser.parse_model(_RANKS), constants={"n": np.array([0])})
+    assert imported.outputs[0].shape == (2,)
+
+
+def test_a_growing_sequence_needs_the_number_of_iterations() -> None:
+    import onnx.parser
+
+    model = """<ir_version: 8, opset_import: ["" : 17]>
+    agraph (float[2] x, int64 M) => (float[K] y) <bool t = {1}> {
+      none = SequenceEmpty ()
+      s = Loop (M, t, none) <body = b (int64 i, bool c, seq(float[2]) a) => (bool c2, seq(float[2]) a2) {
+        a2 = SequenceInsert (a, x)
+        c2 = Identity (c)
+      }>
+      y = ConcatFromSequence <axis=0> (s)
+    }"""
+    with pytest.raises(InputValueRequiredError, match="'M'"):
+        import_onnx(onnx.parser.parse_model(model))
+    assert import_onnx(onnx.parser.parse_model(model), constants={"M": np.array(3)}).outputs[0].shape == (6,)
