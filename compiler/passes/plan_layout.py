@@ -16,7 +16,7 @@ from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.graph import operator_name, rewritable_functions
-from compiler.passes.layout import convolution, elementwise, pooling, rearrange  # noqa: F401
+from compiler.passes.layout import convolution, elementwise, kernels, pooling, rearrange  # noqa: F401
 from compiler.passes.layout.table import ANCHORS, HANDLERS
 from compiler.passes.layout.values import Blocked, LayoutBuilder, Value
 from compiler.passes.registry import graph_pass
@@ -30,7 +30,7 @@ def plan_layout(mod: IRModule, context: PipelineContext) -> IRModule:
     if not wanted:
         return mod
     builder = relax.BlockBuilder(mod)
-    planned = {var: _plan(function, LayoutBuilder(builder, context.machine)) for var, function in wanted}
+    planned = {var: _plan(function, LayoutBuilder(builder, mod, context.machine)) for var, function in wanted}
     result = builder.get()
     for var, function in planned.items():
         result.update_func(var, function)

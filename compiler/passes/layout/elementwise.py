@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import relax
@@ -26,7 +27,7 @@ def elementwise(builder: LayoutBuilder, call: Any) -> Blocked | None:
     shape = shape_of(call)
     if dtype_of(call) != "float32":
         return None
-    anchor = _anchor(builder, call, shape)
+    anchor = anchor_of(builder, call.args, shape)
     if anchor is None:
         return None
     arguments = []
@@ -42,9 +43,9 @@ def elementwise(builder: LayoutBuilder, call: Any) -> Blocked | None:
     return Blocked(result, anchor.shape, anchor.order)
 
 
-def _anchor(builder: LayoutBuilder, call: Any, shape: Any) -> Blocked | None:
+def anchor_of(builder: LayoutBuilder, operands: Sequence[Any], shape: Any) -> Blocked | None:
     """The operand that has the shape of the result and lies in blocks."""
-    for argument in call.args:
+    for argument in operands:
         blocked = builder.blocked(argument)
         if blocked is not None and same_shape(list(blocked.shape), shape):
             return blocked

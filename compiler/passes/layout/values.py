@@ -58,8 +58,9 @@ class Value:
 class LayoutBuilder:
     """Emits bindings of a dataflow block and keeps the forms of its values."""
 
-    def __init__(self, builder: Any, machine: Any) -> None:
+    def __init__(self, builder: Any, mod: Any, machine: Any) -> None:
         self._builder = builder
+        self._mod = mod
         self.machine = machine
         self.lanes: int = machine.lanes("float32")
         self.bindings: list[Any] = []
@@ -97,6 +98,10 @@ class LayoutBuilder:
         attributes = {} if pattern is None else {"primfunc_attrs": {"op_pattern": pattern}}
         call = self._builder.call_te(function, *arguments, primfunc_name_hint=name, **attributes)
         return self.emit(call, name)
+
+    def function(self, variable: Any) -> Any:
+        """The kernel that a global variable of the module names."""
+        return self._mod[variable]
 
     # Conversions.
 
@@ -164,7 +169,7 @@ class LayoutBuilder:
             return None
         full = [1] * (len(to.shape) - len(shape)) + list(shape)
         if all(_same(size, 1) for size in full):
-            return self._reshape(self.plain(expr), [1] * (len(to.shape) + 1)) if shape else self.plain(expr)
+            return self._one_element(self.plain(expr), shape, len(to.shape) + 1)
         channels = full[to.order[1]]
         if _same(channels, 1):
             return self._channelless(self.plain(expr), full, to.order)
@@ -174,6 +179,11 @@ class LayoutBuilder:
             return self.as_blocked(expr, to.order).expr
         widened = self._reshape(self.plain(expr), full)
         return self._pack(widened, full, to.order)
+
+    def _one_element(self, plain: Expr, shape: Sequence[Any], rank: int) -> Expr:
+        if isinstance(plain, GenericConst):
+            return as_constant(array_of(plain).reshape(()))  # legalization writes a scalar into the code
+        return self._reshape(plain, [1] * rank) if shape else plain
 
     def _channelless(self, plain: Expr, full: Sequence[Any], order: Order) -> Expr:
         """A tensor of one channel, shared by all lanes: (batch, 1, *spatial, 1)."""

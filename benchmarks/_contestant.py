@@ -1,0 +1,113 @@
+"""One contestant in a process of its own: loads a model, then answers each line "SECONDS" on standard input with the
+times of the runs it did, as JSON. Started by `_race`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Run = Callable[[], Any]
+MINIMUM_RUNS = 3
+
+
+def tensorwright(path: str, inputs: Mapping[str, Array], threads: int, precision: str) -> tuple[Run, str]:
+    """A compiled module; `path` is a .twm file, and how it was compiled is the caller's business."""
+    from compiler.runtime import load
+
+    module = load(path)
+    module.threads = threads
+    return lambda: list(module.run(inputs).values()), f"tensorwright {version('tensorwright')}"
+
+
+def onnxruntime(path: str, inputs: Mapping[str, Array], threads: int, precision: str) -> tuple[Run, str]:
+    """ONNX Runtime on its CPU provider, all optimizations."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    wanted = {value.name for value in session.get_inputs()}
+    feeds = {name: array for name, array in inputs.items() if name in wanted}
+    return lambda: session.run(None, feeds), f"onnxruntime {ort.__version__}"
+
+
+def openvino(path: str, inputs: Mapping[str, Array], threads: int, precision: str) -> tuple[Run, str]:
+    """OpenVINO, set to latency, at the given precision ("default" leaves it to OpenVINO)."""
+    import openvino as ov
+
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+    if precision != "default":
+        config["INFERENCE_PRECISION_HINT"] = precision
+    model = ov.Core().read_model(path)
+    shapes = {}
+    for port in model.inputs:
+        name = next(each for each in port.get_names() if each in inputs)
+        shapes[name] = list(inputs[name].shape)
+    model.reshape(shapes)
+    compiled = ov.Core().compile_model(model, "CPU", config)
+    request = compiled.create_infer_request()
+    feeds = {name: inputs[name] for name in shapes}
+
+    def run() -> Any:
+        results = request.infer(feeds)
+        return [np.asarray(results[port]) for port in compiled.outputs]
+
+    return run, f"openvino {version('openvino')}"
+
+
+CONTESTANTS: dict[str, Callable[[str, Mapping[str, Array], int, str], tuple[Run, str]]] = {
+    "tensorwright": tensorwright,
+    "onnxruntime": onnxruntime,
+    "openvino": openvino,
+}
+
+
+def main() -> int:
+    """Load, report readiness, then serve rounds until standard input ends."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("contestant", choices=CONTESTANTS)
+    parser.add_argument("path")
+    parser.add_argument("arrays")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", default="f32")
+    parser.add_argument("--outputs", help="write the outputs of the first run to this .npz file")
+    options = parser.parse_args()
+    with np.load(options.arrays) as stored:
+        inputs = {name: np.ascontiguousarray(stored[name]) for name in stored.files}
+    start = time.perf_counter()
+    run, label = CONTESTANTS[options.contestant](options.path, inputs, options.threads, options.precision)
+    outputs = run()
+    loaded = time.perf_counter() - start
+    if options.outputs:
+        np.savez(options.outputs, *outputs)
+    print(json.dumps({"version": label, "load_seconds": loaded}), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(_round(run, float(line))), flush=True)
+    return 0
+
+
+def _round(run: Run, seconds: float) -> list[float]:
+    for _ in range(2):  # wake the threads, fetch the weights
+        run()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < MINIMUM_RUNS or time.perf_counter() < end:
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Times contestants in turns: each in its own process, stopped while another runs (idle thread pools spin)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks._models import Task
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Who takes part: a contestant of `_contestant`, the file it reads, its precision."""
+
+    contestant: str
+    path: Path
+    precision: str = "f32"
+
+    @property
+    def label(self) -> str:
+        return self.contestant if self.precision == "f32" else f"{self.contestant} {self.precision}"
+
+
+@dataclass
+class Result:
+    """Seconds of all runs of one contestant, and their median in each round."""
+
+    label: str
+    version: str
+    load_seconds: float
+    outputs: list[NDArray[Any]]
+    rounds: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """Median over the rounds of the median in a round."""
+        return statistics.median(self.rounds)
+
+    @property
+    def best(self) -> float:
+        return min(self.rounds)
+
+
+class _Process:
+    """A contestant's process, stopped but for its turns."""
+
+    def __init__(self, entry: Entry, task: Task, threads: int, folder: Path) -> None:
+        outputs = folder / f"{entry.label}.npz".replace(" ", "-")
+        command = [sys.executable, "-m", "benchmarks._contestant", entry.contestant, str(entry.path), str(task.arrays)]
+        command += ["--threads", str(threads), "--precision", entry.precision, "--outputs", str(outputs)]
+        environment = {**os.environ, "TVM_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        ready = self._answer(entry.label)
+        with np.load(outputs) as stored:
+            arrays = [stored[name] for name in stored.files]
+        self.result = Result(entry.label, ready["version"], ready["load_seconds"], arrays)
+        self._process.send_signal(signal.SIGSTOP)
+
+    def _answer(self, label: str) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{label} ended with status {self._process.wait()}")
+        return json.loads(line)
+
+    def turn(self, seconds: float) -> None:
+        assert self._process.stdin is not None
+        self._process.send_signal(signal.SIGCONT)
+        self._process.stdin.write(f"{seconds}\n")
+        self._process.stdin.flush()
+        self.result.rounds.append(statistics.median(self._answer(self.result.label)))
+        self._process.send_signal(signal.SIGSTOP)
+
+    def end(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+        self._process.kill()
+        self._process.wait()
+
+
+def race(task: Task, entries: Sequence[Entry], threads: int, rounds: int, seconds: float) -> list[Result]:
+    """`rounds` turns of `seconds` each, interleaved. Raises RuntimeError when a contestant fails."""
+    processes: list[_Process] = []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for entry in entries:
+                processes.append(_Process(entry, task, threads, Path(folder)))
+            for number in range(rounds):
+                order = processes if number % 2 == 0 else processes[::-1]
+                for process in order:
+                    process.turn(seconds)
+        finally:
+            for process in processes:
+                process.end()
+    return [process.result for process in processes]

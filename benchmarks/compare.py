@@ -1,0 +1,198 @@
+"""Compares compiled modules with ONNX Runtime and OpenVINO, model by model, in turns.
+
+    python -m benchmarks.compare resnet18 resnet50 mobilenet_v2 --threads 2
+    python -m benchmarks.compare model.onnx --operators
+
+Each contestant runs in a process of its own, stopped while another has its turn. Times are medians over rounds of the
+median in a round; ratios above 1 mean that ours is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks._models import Task, cache_folder, task_of
+from benchmarks._race import Entry, Result, race
+
+_COMPILE = """
+import sys, time
+start = time.perf_counter()
+import compiler
+module = compiler.compile(sys.argv[1], target=sys.argv[3], shapes=eval(sys.argv[4]), threads=int(sys.argv[5]))
+print(time.perf_counter() - start)
+module.export(sys.argv[2])
+"""
+_PEAK = "import sys; from benchmarks._peak import measure_peak; print(measure_peak(int(sys.argv[1])))"
+
+
+@dataclass
+class Row:
+    """One line of the table; times in milliseconds."""
+
+    model: str
+    ours: float
+    peers: dict[str, float]
+    ratio: float
+    gflops: float
+    share_of_peak: float
+    compile_seconds: float
+    difference: float
+
+
+def main() -> int:
+    """Parse the arguments, race, print the table."""
+    options = _parser().parse_args()
+    console = Console()
+    peak = _measured_peak(options.threads)
+    rows: list[Row] = []
+    versions: set[str] = set()
+    failed = False
+    for name in options.models:
+        try:
+            task = task_of(name)
+            rows.append(_compare(task, options, peak, versions, console))
+        except (RuntimeError, ValueError, subprocess.CalledProcessError) as error:
+            console.print(f"[red]{name}: {error}")
+            failed = True
+    if rows:
+        _print(rows, options, peak, versions, console)
+    if options.json:
+        Path(options.json).write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    return 1 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="+", help="names of the catalog, torchvision models, or .onnx files")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--target", default="host")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
+    parser.add_argument("--seconds", type=float, default=0.6, help="length of a turn")
+    parser.add_argument("--precision", default="f32", help="of OpenVINO: f32, bf16, or default")
+    parser.add_argument("--operators", action="store_true", help="show where our time goes, kernel by kernel")
+    parser.add_argument("--json", help="write the rows to this file")
+    return parser
+
+
+def _measured_peak(threads: int) -> float:
+    environment = {**os.environ, "TVM_NUM_THREADS": str(threads)}
+    output = subprocess.run(
+        [sys.executable, "-c", _PEAK, str(threads)], check=True, capture_output=True, text=True, env=environment
+    ).stdout
+    return float(output.split()[-1])
+
+
+def _compare(task: Task, options: Any, peak: float, versions: set[str], console: Console) -> Row:
+    console.print(f"[dim]{task.name}: compiling")
+    artifact = cache_folder() / f"{task.name}-{options.threads}.twm"
+    compile_seconds = _compiled(task, artifact, options)
+    entries = [
+        Entry("tensorwright", artifact),
+        Entry("onnxruntime", task.path),
+        Entry("openvino", task.path, options.precision),
+    ]
+    ours, *peers = race(task, entries, options.threads, options.rounds, options.seconds)
+    versions.update(result.version for result in (ours, *peers))
+    if options.operators:
+        _print_operators(artifact, task, options.threads, console)
+    rate = task.operations / ours.median
+    return Row(
+        task.name,
+        ours.median * 1e3,
+        {peer.label: peer.median * 1e3 for peer in peers},
+        min(peer.median for peer in peers) / ours.median,
+        rate / 1e9,
+        rate / peak,
+        compile_seconds,
+        _difference(ours, peers[0]),
+    )
+
+
+def _compiled(task: Task, artifact: Path, options: Any) -> float:
+    """Compile in a process of its own; seconds with the import of the compiler."""
+    arguments = [str(task.path), str(artifact), options.target, repr(dict(task.shapes or {})), str(options.threads)]
+    finished = subprocess.run([sys.executable, "-c", _COMPILE, *arguments], capture_output=True, text=True)
+    if finished.returncode:
+        raise RuntimeError(finished.stderr.strip().splitlines()[-1] if finished.stderr else "the compiler died")
+    return float(finished.stdout.split()[-1])
+
+
+def _difference(ours: Result, peer: Result) -> float:
+    """Largest difference of an output, over the largest value of that output."""
+    worst = 0.0
+    for mine, other in zip(ours.outputs, peer.outputs, strict=False):
+        if mine.shape != other.shape:
+            return math.inf
+        if mine.size and mine.dtype.kind == "f":
+            worst = max(worst, float(np.abs(mine - other).max() / max(float(np.abs(other).max()), 1e-30)))
+    return worst
+
+
+def _print(rows: list[Row], options: Any, peak: float, versions: set[str], console: Console) -> None:
+    peers = list(rows[0].peers)
+    title = (
+        f"{options.threads} thread(s), target {options.target}, peak {peak / 1e9:.0f} GFLOP/s; {time.strftime('%F')}"
+    )
+    table = Table(title=title, caption=", ".join(sorted(versions)))
+    table.add_column("model")
+    for heading in (
+        "ours ms",
+        *(f"{peer} ms" for peer in peers),
+        "ratio",
+        "GFLOP/s",
+        "of peak",
+        "compile s",
+        "differs",
+    ):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        times = [f"{row.peers[peer]:.2f}" for peer in peers]
+        color = "green" if row.ratio >= 1 else "yellow" if row.ratio >= 0.9 else "red"
+        table.add_row(
+            row.model,
+            f"{row.ours:.2f}",
+            *times,
+            f"[{color}]{row.ratio:.2f}",
+            f"{row.gflops:.0f}",
+            f"{row.share_of_peak:.0%}",
+            f"{row.compile_seconds:.1f}",
+            f"{row.difference:.0e}",
+        )
+    console.print(table)
+    mean = math.exp(sum(math.log(row.ratio) for row in rows) / len(rows))
+    console.print(f"geometric mean of the ratios to the faster peer: {mean:.2f}")
+
+
+def _print_operators(artifact: Path, task: Task, threads: int, console: Console) -> None:
+    from compiler.profiling.profile import profile
+
+    with np.load(task.arrays) as stored:
+        inputs = {name: stored[name] for name in stored.files}
+    measured = profile(artifact, inputs, threads=threads, seconds=2.0)
+    table = Table(title=f"{task.name}: kernels")
+    for heading in ("kernel", "rule", "calls", "us", "share", "GFLOP/s"):
+        table.add_column(heading, justify="left" if heading in ("kernel", "rule") else "right")
+    for kernel in sorted(measured.kernels, key=lambda each: -each.seconds):
+        rate = f"{kernel.operations / kernel.seconds / 1e9:.0f}" if kernel.operations else ""
+        values = (str(kernel.calls), f"{kernel.seconds * 1e6:.0f}", f"{kernel.share:.1%}", rate)
+        table.add_row(kernel.name, kernel.rule or "", *values)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

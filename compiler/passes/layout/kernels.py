@@ -1,0 +1,121 @@
+"""Elementwise kernels that a frontend wrote itself: written anew over blocked operands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm import relax, te, tirx
+from tvm.ir import GenericConst
+
+from compiler.passes.layout.elementwise import anchor_of
+from compiler.passes.layout.table import handles
+from compiler.passes.layout.values import Blocked, LayoutBuilder
+from compiler.passes.matching import array_of, dtype_of, shape_of
+from schedules.access import used_outside_indices
+from schedules.expression import constant_int, map_loads
+from schedules.inline import inline_stages
+from schedules.kernel import Kernel, Stage
+from schedules.kernel import shape_of as buffer_shape
+
+
+@handles("relax.call_tir")
+def elementwise_kernel(builder: LayoutBuilder, call: Any) -> Blocked | None:
+    shape = shape_of(call)
+    arguments = call.args[1]
+    if shape is None or dtype_of(call) != "float32" or len(call.args) > 2 or not isinstance(arguments, relax.Tuple):
+        return None
+    operands = list(arguments.fields)
+    anchor = anchor_of(builder, operands, shape)
+    if anchor is None:
+        return None
+    function = builder.function(call.args[0])
+    stage = _elementwise_stage(function)
+    if stage is None:
+        return None
+    given: list[Any] = []
+    for operand in operands:
+        blocked = _scalar(operand)
+        blocked = builder.broadcast(operand, anchor) if blocked is None else blocked
+        if blocked is None:
+            return None
+        given.append(blocked)
+    parameters = list(function.params)
+    result = _emit(builder, stage, parameters, given, anchor, str(call.args[0].name_hint))
+    return Blocked(result, anchor.shape, anchor.order)
+
+
+def _scalar(operand: Any) -> Any | None:
+    """A constant of one element as an expression."""
+    if not isinstance(operand, GenericConst):
+        return None
+    array = array_of(operand)
+    if array.size != 1 or array.dtype.name not in ("float32", "int32", "int64", "bool"):
+        return None
+    return tirx.const(np.asarray(array).reshape(()).item(), array.dtype.name)
+
+
+def _elementwise_stage(function: Any) -> Stage | None:
+    """The only stage, when each element of the output depends on the operands' elements at its own place."""
+    stages = inline_stages(Kernel.of(function))
+    stage = stages[0] if len(stages) == 1 else None
+    if not isinstance(stage, Stage) or stage.store is None or stage.reduction or stage.init is not None:
+        return None
+    if any(used_outside_indices(stage.body, axis.var) for axis in stage.axes):
+        return None
+    if not stage.store.buffer.same_as(function.params[-1]) or len(stage.writes) != 1:
+        return None
+    places = list(stage.store.indices)
+    if not all(_is_axis(stage, place) or constant_int(place) == 0 for place in places):
+        return None
+    return stage if all(_at_own_place(load, places) for load in stage.loads) else None
+
+
+def _is_axis(stage: Stage, place: Any) -> bool:
+    return any(axis.var.same_as(place) for axis in stage.axes)
+
+
+def _at_own_place(load: Any, places: list[Any]) -> bool:
+    """Whether a load's indices are the output's, aligned at the end, or 0 where its size is 1."""
+    sizes = buffer_shape(load.source)
+    if len(sizes) > len(places):
+        return False
+    own = places[len(places) - len(sizes) :]
+    return all(
+        place.same_as(other) or constant_int(place) == constant_int(other) or (size == 1 and constant_int(place) == 0)
+        for place, other, size in zip(load.indices, own, sizes, strict=True)
+        if not (size == 1 and place.same_as(other))
+    )
+
+
+def _emit(
+    builder: LayoutBuilder, stage: Stage, parameters: list[Any], given: list[Any], anchor: Blocked, name: str
+) -> Any:
+    tensors = [each for each in given if isinstance(each, relax.Var | GenericConst)]
+    own = next(i for i, each in enumerate(tensors) if each is anchor.expr or each.same_as(anchor.expr))
+
+    def kernel(*operands: Any) -> Any:
+        remaining = iter(operands)
+        values = [next(remaining) if isinstance(each, relax.Var | GenericConst) else each for each in given]
+
+        def point(*at: Any) -> Any:
+            def replace(load: Any) -> Any:
+                position = next(i for i, parameter in enumerate(parameters) if parameter.same_as(load.source))
+                value = values[position]
+                if not isinstance(value, te.Tensor):
+                    return value
+                if len(value.shape) == 0:
+                    return value()
+                sizes = zip(value.shape, operands[own].shape, at, strict=True)
+                indices = [0 if _is_one(mine) and not _is_one(full) else index for mine, full, index in sizes]
+                return value(*indices)
+
+            return map_loads(stage.store.value, replace)  # type: ignore[union-attr]
+
+        return te.compute(operands[own].shape, point, name=name)
+
+    return builder.emit_kernel(kernel, *tensors, name=name)
+
+
+def _is_one(size: Any) -> bool:
+    return bool(constant_int(size) == 1)
