@@ -150,9 +150,7 @@ def nearest_index(ops: Operations, sampling: Sampling, axis: AxisResize, coordin
         "floor": lambda: ops.floor(coordinate),
         "ceil": lambda: ops.ceil(coordinate),
         # Before opset 11: up when shrinking, down when growing.
-        "simple": lambda: ops.where(
-            ops.real(axis.after) < ops.real(axis.before), ops.ceil(coordinate), ops.floor(coordinate)
-        ),
+        "simple": lambda: ops.where(shrinks, ops.ceil(coordinate), ops.floor(coordinate)),
     }
     return _clamped(ops, axis, rounding[sampling.nearest]())
 

@@ -1,0 +1,119 @@
+"""The cells of RNN, GRU and LSTM: which gates are summed together, and what becomes of the sums.
+
+A cell runs in stages. A stage sums, for one block of hidden units, the products of its gates, and then updates the
+state of that block. Several stages are needed where a gate wants another gate of all units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+
+from compiler.frontends.onnx.operators.recurrent_activations import Activation, clipped
+
+Update = Callable[[list[Any], dict[str, Any], list[Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Sums of some gates.
+
+    `gates` come from the input and from the recurrent state `source`. A gate in `separate` keeps its recurrent part
+    apart, in a sum of its own after the others, which starts from the recurrent bias.
+    Each of `updates` gets the sums, the state of the unit and the peephole weights, and returns new states by name,
+    which the next one sees.
+    """
+
+    gates: tuple[int, ...]
+    source: str
+    updates: tuple[Update, ...]
+    separate: tuple[int, ...] = ()
+
+    def recurrent_slot(self, gate: int) -> int:
+        """The sum to which a gate's recurrent products go."""
+        if gate in self.separate:
+            return len(self.gates) + self.separate.index(gate)
+        return self.gates.index(gate)
+
+    @property
+    def slots(self) -> int:
+        return len(self.gates) + len(self.separate)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A recurrent operator: number of gates, states, peepholes and activations, and how to make its stages."""
+
+    gates: int
+    states: tuple[str, ...]
+    peepholes: int
+    activations: tuple[str, ...]
+    lanes: int
+    stages: Callable[[Sequence[Activation], float | None], list[Stage]]
+
+
+def rnn_cell() -> Cell:
+    """h = f(x W + h R + b)."""
+
+    def stages(functions: Sequence[Activation], clip: float | None) -> list[Stage]:
+        def update(sums: list[Any], state: dict[str, Any], peepholes: list[Any]) -> dict[str, Any]:
+            return {"next_h": functions[0](clipped(sums[0], clip))}
+
+        return [Stage((0,), "h", (update,))]
+
+    return Cell(1, ("h",), 0, ("Tanh",), 64, stages)
+
+
+def gru_cell(*, linear_before_reset: bool) -> Cell:
+    """z, r = f(...); n = g(x W + r (h R)) or g(x W + (r h) R); h = (1 - z) n + z h. Gates in the order z, r, n."""
+
+    def blend(update: Any, new: Any, old: Any) -> Any:
+        return (tirx.const(1, str(new.ty.dtype)) - update) * new + update * old
+
+    def together(functions: Sequence[Activation], clip: float | None) -> list[Stage]:
+        def update(sums: list[Any], state: dict[str, Any], peepholes: list[Any]) -> dict[str, Any]:
+            z, r = (functions[0](clipped(value, clip)) for value in sums[:2])
+            return {"next_h": blend(z, functions[1](clipped(sums[2] + r * sums[3], clip)), state["h"])}
+
+        return [Stage((0, 1, 2), "h", (update,), separate=(2,))]
+
+    def apart(functions: Sequence[Activation], clip: float | None) -> list[Stage]:
+        def first(sums: list[Any], state: dict[str, Any], peepholes: list[Any]) -> dict[str, Any]:
+            z, r = (functions[0](clipped(value, clip)) for value in sums)
+            return {"z": z, "reset_h": r * state["h"]}
+
+        def second(sums: list[Any], state: dict[str, Any], peepholes: list[Any]) -> dict[str, Any]:
+            return {"next_h": blend(state["z"], functions[1](clipped(sums[0], clip)), state["h"])}
+
+        return [Stage((0, 1), "h", (first,)), Stage((2,), "reset_h", (second,))]
+
+    if linear_before_reset:
+        return Cell(3, ("h",), 0, ("Sigmoid", "Tanh"), 16, together)
+    return Cell(3, ("h",), 0, ("Sigmoid", "Tanh"), 32, apart)
+
+
+def lstm_cell(*, input_forget: bool, has_peepholes: bool) -> Cell:
+    """c = f c + i g(...); h = o h(c). Gates in the order i, o, f, c; peephole weights in the order i, o, f."""
+
+    def stages(functions: Sequence[Activation], clip: float | None) -> list[Stage]:
+        def new_cell(sums: list[Any], state: dict[str, Any], peepholes: list[Any]) -> dict[str, Any]:
+            cell = state["c"]
+            i, _, f, g = sums
+            if has_peepholes:
+                i, f = i + peepholes[0] * cell, f + peepholes[2] * cell
+            i = functions[0](clipped(i, clip))
+            forget = tirx.const(1, str(i.ty.dtype)) - i if input_forget else functions[0](clipped(f, clip))
+            return {"c": forget * cell + i * functions[1](clipped(g, clip))}
+
+        def output(sums: list[Any], state: dict[str, Any], peepholes: list[Any]) -> dict[str, Any]:
+            o, cell = sums[1], state["c"]
+            if has_peepholes:
+                o = o + peepholes[1] * cell
+            return {"next_h": functions[0](clipped(o, clip)) * functions[2](cell)}
+
+        return [Stage((0, 1, 2, 3), "h", (new_cell, output))]
+
+    return Cell(4, ("h", "c"), 3 if has_peepholes else 0, ("Sigmoid", "Tanh", "Tanh"), 16, stages)

@@ -1,0 +1,229 @@
+"""One kernel that runs a recurrent operator over time.
+
+For each direction, sample and step it sums, block by block of hidden units, the block's products with the state: a
+broadcast element of the state times a row of packed weights, in vector registers. Weights stream from the cache in the
+order in which they lie. The loops are written as they are to run; no schedule rule has anything to add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from compiler.frontends.onnx.operators.recurrent_cells import Cell, Stage
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """What one kernel computes. `stages` holds the stages of each direction; `backward` says which run back in time."""
+
+    cell: Cell
+    stages: tuple[tuple[Stage, ...], ...]
+    backward: tuple[bool, ...]
+    hidden: int
+    inputs: int
+    lanes: int
+    dtype: str
+    has_lengths: bool
+    projects_input: bool
+    parallel: bool
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.hidden // self.lanes)
+
+
+class _Operands:
+    """The kernel's input buffers by role; the order is that of `operand_names`."""
+
+    def __init__(self, names: Sequence[str], buffers: Sequence[Any]) -> None:
+        self._buffers = dict(zip(names, buffers, strict=True))
+
+    def __getitem__(self, name: str) -> Any:
+        return self._buffers[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._buffers
+
+
+def kernel(recurrence: Recurrence, names: Sequence[str]) -> Callable[..., Any]:
+    """A tensor expression function of the operands in the order of `names`.
+
+    `x` is the input's projection (steps, samples, directions, blocks, gates, lanes), or the input itself when the kernel
+    projects it. Returns Y (steps, directions, samples, hidden) and the last state of each kind
+    (directions, samples, hidden).
+    """
+
+    def compute(*tensors: Any) -> Any:
+        steps, samples = tensors[names.index("x")].shape[:2]
+        directions = len(recurrence.stages)
+        state_shape = (directions, samples, recurrence.hidden)
+        shapes = [(steps, directions, samples, recurrence.hidden), *[state_shape] * len(recurrence.cell.states)]
+
+        def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+            return _body(recurrence, _Operands(names, ins), outs, steps, samples)
+
+        return te.extern(shapes, list(tensors), body, dtype=[recurrence.dtype] * len(shapes), name="recurrent")
+
+    return compute
+
+
+def _body(recurrence: Recurrence, operands: _Operands, outs: Sequence[Any], steps: Any, samples: Any) -> Any:
+    loop = T.parallel if recurrence.parallel else T.serial
+    with IRBuilder() as builder:
+        with T.seq_scope():
+            for direction in range(len(recurrence.stages)):
+                with loop(0, samples) as sample:
+                    _Run(recurrence, operands, outs, steps, direction, sample).emit()
+        return builder.get().body  # without the scope, which means nothing to the code generator
+
+
+@dataclass(frozen=True)
+class _Product:
+    """`count` elements times their rows of packed weights, added to the sum of each gate."""
+
+    weights: str
+    count: int
+    element: Callable[[Any], Any]
+    slot_of: Callable[[int], int]
+
+
+class _Run:
+    """Emits the code for one direction and one sample."""
+
+    def __init__(
+        self, recurrence: Recurrence, operands: _Operands, outs: Sequence[Any], steps: Any, direction: int, sample: Any
+    ) -> None:
+        self.recurrence, self.operands, self.outs = recurrence, operands, outs
+        self.steps, self.direction, self.sample = steps, direction, sample
+        self.stages = recurrence.stages[direction]
+        self.buffers: dict[str, Any] = {}
+
+    def emit(self) -> None:
+        width = self.recurrence.blocks * self.recurrence.lanes
+        names = {"next_h", *self.recurrence.cell.states}
+        if len(self.stages) > 1:
+            names |= {"z", "reset_h"}
+        for name in sorted(names):
+            self.buffers[name] = T.alloc_buffer([width], self.recurrence.dtype)
+        for name in self.recurrence.cell.states:
+            self._load_state(name, width)
+        length: Any = self.steps
+        if self.recurrence.has_lengths:
+            length = tirx.min(self.operands["lengths"][self.sample].astype("int64"), self.steps)
+        with T.serial(0, length) as step:
+            time = length - 1 - step if self.recurrence.backward[self.direction] else step
+            self._step(time)
+        self._finish(length)
+
+    def _load_state(self, name: str, width: int) -> None:
+        zero = tirx.const(0, self.recurrence.dtype)
+        with T.serial(0, width) as unit:
+            if f"initial_{name}" in self.operands:
+                initial = self.operands[f"initial_{name}"]
+                value = tirx.if_then_else(
+                    unit < self.recurrence.hidden,
+                    initial[self.direction, self.sample, tirx.min(unit, self.recurrence.hidden - 1)],
+                    zero,
+                )
+            else:
+                value = zero
+            T.buffer_store(self.buffers[name], value, [unit])
+
+    def _step(self, time: Any) -> None:
+        for number, stage in enumerate(self.stages):
+            with T.serial(0, self.recurrence.blocks) as block:
+                sums = T.alloc_buffer([stage.slots * self.recurrence.lanes], self.recurrence.dtype, scope="local")
+                self._start_sums(stage, sums, time, block)
+                if self.recurrence.projects_input:
+                    self._accumulate(
+                        _Product(f"w{number}", self.recurrence.inputs, self._input(time), stage.gates.index),
+                        stage,
+                        sums,
+                        block,
+                    )
+                product = _Product(
+                    f"r{number}", self.recurrence.hidden, self._state(stage.source), stage.recurrent_slot
+                )
+                self._accumulate(product, stage, sums, block)
+                self._update(stage, sums, block)
+        self._advance(time)
+
+    def _input(self, time: Any) -> Callable[[Any], Any]:
+        x = self.operands["x"]
+        return lambda k: x[time, self.sample, k]
+
+    def _state(self, name: str) -> Callable[[Any], Any]:
+        return lambda k: self.buffers[name][k]
+
+    def _start_sums(self, stage: Stage, sums: Any, time: Any, block: Any) -> None:
+        for slot in range(stage.slots):
+            with self._lanes() as lane:
+                if slot >= len(stage.gates):
+                    value = self._vector("recurrent_bias", block, slot - len(stage.gates), lane)
+                elif self.recurrence.projects_input:
+                    value = self._vector("bias", block, stage.gates[slot], lane)
+                else:
+                    value = self.operands["x"][time, self.sample, self.direction, block, stage.gates[slot], lane]
+                T.buffer_store(sums, value, [slot * self.recurrence.lanes + lane])
+
+    def _vector(self, name: str, block: Any, row: int, lane: Any) -> Any:
+        if name not in self.operands:
+            return tirx.const(0, self.recurrence.dtype)
+        return self.operands[name][self.direction, block, row, lane]
+
+    def _accumulate(self, product: _Product, stage: Stage, sums: Any, block: Any) -> None:
+        matrix = self.operands[product.weights]
+        lanes = self.recurrence.lanes
+        with T.serial(0, product.count) as k:
+            for row, gate in enumerate(stage.gates):
+                base = product.slot_of(gate) * lanes
+                with self._lanes() as lane:
+                    term = product.element(k) * matrix[self.direction, block, k, row, lane]
+                    T.buffer_store(sums, sums[base + lane] + term, [base + lane])
+
+    def _update(self, stage: Stage, sums: Any, block: Any) -> None:
+        lanes = self.recurrence.lanes
+
+        for update in stage.updates:
+            with self._lanes() as lane:
+                unit = block * lanes + lane
+                values = [sums[slot * lanes + lane] for slot in range(stage.slots)]
+                state = {name: buffer[unit] for name, buffer in self.buffers.items()}
+                peepholes = [self._vector("peepholes", block, p, lane) for p in range(self.recurrence.cell.peepholes)]
+                for name, value in update(values, state, peepholes).items():
+                    T.buffer_store(self.buffers[name], value, [unit])
+
+    def _lanes(self) -> Any:
+        return T.vectorized(0, self.recurrence.lanes)
+
+    def _advance(self, time: Any) -> None:
+        """The next state becomes the state and goes to the output."""
+        with T.serial(0, self.recurrence.blocks) as block, self._lanes() as lane:
+            unit = block * self.recurrence.lanes + lane
+            T.buffer_store(self.buffers["h"], self.buffers["next_h"][unit], [unit])
+        with T.serial(0, self.recurrence.hidden) as unit:
+            T.buffer_store(self.outs[0], self.buffers["next_h"][unit], [time, self.direction, self.sample, unit])
+
+    def _finish(self, length: Any) -> None:
+        """Zeros after the end of a sequence, and the last states."""
+        if self.recurrence.has_lengths:
+            with T.serial(0, self.steps - length) as rest, T.serial(0, self.recurrence.hidden) as unit:
+                zero = tirx.const(0, self.recurrence.dtype)
+                T.buffer_store(self.outs[0], zero, [length + rest, self.direction, self.sample, unit])
+        for out, name in zip(self.outs[1:], self.recurrence.cell.states, strict=True):
+            with T.serial(0, self.recurrence.hidden) as unit:
+                T.buffer_store(out, self.buffers[name][unit], [self.direction, self.sample, unit])
+
+
+def ready_to_run(function: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
+    """The kernel with its elementary functions as straight-line vector code, marked as scheduled."""
+    from schedules.finish import finish
+
+    return finish(function).with_attr("tirx.is_scheduled", True)

@@ -1,0 +1,113 @@
+"""Weights of recurrent operators in the order in which their kernels read them.
+
+Hidden units are taken in blocks of `lanes`, the last one filled with zeros; in a block, the gates that are computed
+together lie side by side, and the elements of one block follow each other in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.relax import op as R
+
+from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.precision import cast
+from compiler.frontends.onnx.values import Constant
+
+
+class Arrays:
+    """The same rearrangements of arrays known when compiling, and of tensors that are not."""
+
+    def __init__(self, context: NodeContext, dtype: str) -> None:
+        self.context = context
+        self.dtype = dtype
+
+    def input(self, index: int) -> Any:
+        """Input `index` in the type to compute in: an array if it is constant, else a tensor."""
+        value = self.context.tensor(index)
+        if isinstance(value, Constant):
+            return value.array.astype(dtypes.numpy_dtype(self.dtype), copy=False)
+        return cast(self.context, self.context.input(index), self.dtype)
+
+    def reshape(self, value: Any, shape: Sequence[int]) -> Any:
+        if isinstance(value, np.ndarray):
+            return value.reshape(shape)
+        return self.context.emit(R.reshape(value, list(shape)))
+
+    def permute(self, value: Any, axes: Sequence[int]) -> Any:
+        if isinstance(value, np.ndarray):
+            return value.transpose(axes)
+        return self.context.emit(R.permute_dims(value, list(axes)))
+
+    def pad_last(self, value: Any, count: int) -> Any:
+        """`count` zeros after the last axis."""
+        if count == 0:
+            return value
+        if isinstance(value, np.ndarray):
+            return np.pad(value, [(0, 0)] * (value.ndim - 1) + [(0, count)])
+        widths = [0] * (2 * int(value.ty.ndim))
+        widths[-1] = count
+        return self.context.emit(R.nn.pad(value, widths))
+
+    def slice(self, value: Any, axis: int, begin: int, end: int) -> Any:
+        """The elements from `begin` to before `end` along an axis."""
+        if isinstance(value, np.ndarray):
+            return value[(slice(None),) * axis + (slice(begin, end),)]
+        return self.context.emit(R.strided_slice(value, [axis], [begin], [end]))
+
+    def add(self, left: Any, right: Any) -> Any:
+        if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
+            return left + right
+        return self.context.emit(R.add(self.tensor(left), self.tensor(right)))
+
+    def concatenate(self, values: Sequence[Any], axis: int) -> Any:
+        if all(isinstance(value, np.ndarray) for value in values):
+            return np.concatenate(list(values), axis)
+        return self.context.emit(R.concat([self.tensor(value) for value in values], axis))
+
+    def zeros(self, shape: Sequence[int]) -> np.ndarray:
+        return np.zeros(shape, dtypes.numpy_dtype(self.dtype))
+
+    def tensor(self, value: Any) -> relax.Expr:
+        """As a Relax expression."""
+        return Constant(np.ascontiguousarray(value), self.dtype).expr() if isinstance(value, np.ndarray) else value
+
+
+class Packing:
+    """Where gates and hidden units go."""
+
+    def __init__(self, arrays: Arrays, directions: int, gates: int, hidden: int, lanes: int) -> None:
+        self.arrays = arrays
+        self.directions, self.gates, self.hidden, self.lanes = directions, gates, hidden, lanes
+        self.blocks = -(-hidden // lanes)
+
+    @property
+    def padding(self) -> int:
+        return self.blocks * self.lanes - self.hidden
+
+    def matrix(self, weight: Any, inputs: int, gates: Sequence[int]) -> Any:
+        """(directions, all gates * hidden, inputs) to (directions, blocks, inputs, gates, lanes), of consecutive gates."""
+        arrays, chosen = self.arrays, len(gates)
+        value = arrays.reshape(weight, (self.directions, self.gates, self.hidden, inputs))
+        if chosen != self.gates:
+            value = arrays.slice(value, 1, gates[0], gates[-1] + 1)
+        value = arrays.pad_last(arrays.permute(value, (0, 3, 1, 2)), self.padding)
+        value = arrays.reshape(value, (self.directions, inputs, chosen, self.blocks, self.lanes))
+        return arrays.permute(value, (0, 3, 1, 2, 4))
+
+    def vectors(self, values: Any, count: int) -> Any:
+        """(directions, count * hidden) to (directions, blocks, count, lanes)."""
+        arrays = self.arrays
+        value = arrays.reshape(values, (self.directions, count, self.hidden))
+        value = arrays.reshape(arrays.pad_last(value, self.padding), (self.directions, count, self.blocks, self.lanes))
+        return arrays.permute(value, (0, 2, 1, 3))
+
+    def projection(self, weight: Any, inputs: int) -> Any:
+        """(directions, gates * hidden, inputs) to (inputs, directions * blocks * gates * lanes), for one product."""
+        arrays = self.arrays
+        value = arrays.permute(self.matrix(weight, inputs, range(self.gates)), (2, 0, 1, 3, 4))
+        return arrays.reshape(value, (inputs, self.directions * self.blocks * self.gates * self.lanes))
