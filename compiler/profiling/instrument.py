@@ -7,8 +7,9 @@ left, so that a run is a row of marks:
                       `- interval of call i -'                   `- gap ahead of call i+1 -'
 
 Entering the instrument costs what its arguments cost to convert (0.3 to 2 us), the same before and after a call.
-The gap ahead of a call holds that cost and next to nothing else, so the smallest median gap among calls with the same
-kinds of arguments is the cost of one crossing. It is taken off each interval and each gap.
+The gap ahead of a call holds that cost and next to nothing else, so the median gap ahead of calls with the same kinds
+of arguments is the cost of one crossing. It is taken off each interval and each gap. Runs without the instrument, in
+between the others, say what must be left: the costs are scaled to meet that.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from numpy.typing import NDArray
 from compiler.errors import InternalError
 
 SetInstrument = Callable[[Any], Any]
+_SCALES = (0.8, 1.25)
+"""How far the costs may be scaled: what differs beyond that has other causes (kernels that find their data out of the
+caches after the instrument, other programs), and must not be taken off small calls."""
 
 
 @dataclass(frozen=True)
@@ -194,26 +198,42 @@ def _starts(order: Sequence[int]) -> NDArray[np.bool_]:
     return np.array(starts, dtype=np.bool_)
 
 
-def crossing_costs(recording: Recording) -> NDArray[np.float64]:
-    """For each event, what entering the instrument cost there, in nanoseconds (see the module's description)."""
+def crossing_costs(recording: Recording, plain: float | None = None) -> NDArray[np.float64]:
+    """For each event, what entering the instrument cost there, in nanoseconds (see the module's description).
+
+    Args:
+        plain: seconds that a run takes without the instrument; the costs are scaled, within bounds, so that
+            the watched runs come to it.
+    """
     if recording.entered.shape[1] < 2:
         return np.zeros(recording.entered.shape[1])
     gaps = np.median(recording.entered[:, 1:] - recording.left[:, :-1], axis=0)
-    ahead = np.concatenate([[np.inf], gaps])
-    cheapest: dict[tuple[str, ...], float] = {}
-    for event, call in enumerate(recording.order):
-        if recording.is_start[event]:
-            kinds = recording.calls[call].kinds
-            cheapest[kinds] = min(cheapest.get(kinds, np.inf), ahead[event])
+    ahead: dict[tuple[str, ...], list[float]] = {}
+    for event in np.flatnonzero(recording.is_start[1:]) + 1:
+        kinds = recording.calls[recording.order[event]].kinds
+        ahead.setdefault(kinds, []).append(gaps[event - 1])
+    typical = {kinds: float(np.median(values)) for kinds, values in ahead.items()}
     # The first call has no gap ahead of it; kinds that only it has cost at least what the cheapest ones do.
     floor = float(gaps.min())
-    costs = [cheapest[recording.calls[call].kinds] for call in recording.order]
-    return np.array([cost if np.isfinite(cost) else floor for cost in costs])
+    costs = np.array([typical.get(recording.calls[call].kinds, floor) for call in recording.order])
+    return costs if plain is None else costs * _scale(gaps, costs[1:], plain * 1e9)
 
 
-def call_times(recording: Recording) -> CallTimes:
-    """Times of each call in each run, without the cost of the instrument."""
-    costs = crossing_costs(recording)
+def _scale(gaps: NDArray[np.float64], costs: NDArray[np.float64], plain: float) -> float:
+    """The factor for the costs that makes what is left of all gaps and intervals `plain` nanoseconds."""
+    low, high = _SCALES
+    for _ in range(30):
+        middle = (low + high) / 2
+        if np.maximum(gaps - middle * costs, 0).sum() > plain:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def call_times(recording: Recording, plain: float | None = None) -> CallTimes:
+    """Times of each call in each run, without the cost of the instrument; `plain` as in `crossing_costs`."""
+    costs = crossing_costs(recording, plain)
     runs, events = recording.entered.shape
     elapsed = np.zeros((runs, events))
     elapsed[:, 1:] = recording.entered[:, 1:] - recording.left[:, :-1]

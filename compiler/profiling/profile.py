@@ -91,8 +91,8 @@ def _timed(run: Callable[[], object]) -> float:
 
 
 def _summarize(workload: Workload, samples: list[float], watched: list[float], recording: Recording) -> Profile:
-    times = call_times(recording)
     latency = Latency.of(samples)
+    times = call_times(recording, latency.p50)
     manifest = workload.module.manifest
     provenance = {entry.kernel: entry for entry in manifest.kernels}
     operations = [_operations(call, provenance.get(call.name)) for call in recording.calls]
@@ -137,6 +137,7 @@ def _kernels(
     latency: float,
     provenance: Mapping[str, Any],
 ) -> tuple[KernelTime, ...]:
+    kinds = _kinds(recording.calls)
     groups: dict[str, list[int]] = {}
     for index, call in enumerate(recording.calls):
         groups.setdefault(call.name, []).append(index)
@@ -152,20 +153,26 @@ def _kernels(
             KernelTime(
                 name=name,
                 operators=operators_of(name),
-                kind=kind_of(name),
+                kind=kinds[members[0]],
                 rule=None if entry is None else entry.rule,
                 calls=len(members),
                 seconds=seconds,
                 share=seconds / whole,
                 operations=None if None in known else sum(count for count in known if count is not None),
-                nbytes=sum(_nbytes(recording.calls[index]) for index in members),
+                nbytes=sum(_nbytes(recording.calls[index], kinds[index]) for index in members),
             )
         )
     return tuple(sorted(kernels, key=lambda kernel: -kernel.seconds))
 
 
-def _nbytes(call: Call) -> int:
-    if kind_of(call.name) == RUNTIME:
+def _kinds(calls: Sequence[Call]) -> list[str]:
+    """The kind of each call; a function that calls kernels (a branch, a loop's body) does no work of its own."""
+    callers = {calls[call.parent].name for call in calls if call.parent is not None}
+    return [RUNTIME if call.name in callers else kind_of(call.name) for call in calls]
+
+
+def _nbytes(call: Call, kind: str) -> int:
+    if kind == RUNTIME:
         return 0  # the runtime's functions look at tensors, not into them
     return sum(tensor.nbytes for tensor in call.arguments.values())
 
@@ -176,15 +183,16 @@ def _calls(
     """The calls of the run whose time is the nearest to the median."""
     order: NDArray[np.int64] = np.argsort(watched, kind="stable")
     typical = int(order[len(order) // 2])
+    kinds = _kinds(recording.calls)
     return tuple(
         CallTime(
             name=call.name,
-            kind=kind_of(call.name),
+            kind=kinds[index],
             start=float(times.start[typical, index]),
             duration=float(times.duration[typical, index]),
             depth=call.depth,
             shapes=tuple(f"{tensor.dtype}{list(tensor.shape)}" for tensor in call.arguments.values()),
-            nbytes=_nbytes(call),
+            nbytes=_nbytes(call, kinds[index]),
             operations=operations[index],
         )
         for index, call in enumerate(recording.calls)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from compiler.profiling.formatting import format_percent, format_seconds
 from compiler.profiling.statistics import Latency
 
 FORMAT_VERSION = 1
@@ -109,6 +110,13 @@ class Profile:
         The difference of two measurements; a little below 0 when that is within their noise.
         """
         return self.latency.p50 - self.tracked
+
+    def untracked_text(self) -> str:
+        """`untracked` in words."""
+        if self.untracked >= 0:
+            return f"{format_seconds(self.untracked)} outside all calls"
+        excess = format_percent(-self.untracked / self.latency.p50) if self.latency.p50 > 0 else "some"
+        return f"none: watched calls came to {excess} more than a run takes"
 
     def seconds_by_kind(self) -> dict[str, float]:
         """Seconds in a run by kind of work, most first."""

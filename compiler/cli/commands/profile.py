@@ -82,7 +82,7 @@ def _print(profile: Any, paths: dict[str, Path], limit: int | None) -> None:
             ("inputs", "\n".join(f"{name}: {shape}" for name, shape in profile.inputs.items()) or "none"),
             ("latency p50", f"{format_seconds(latency.p50)} ({latency.runs} runs)"),
             ("instrument", f"{format_seconds(profile.crossing)} a crossing, taken off"),
-            ("untracked", f"{format_seconds(profile.untracked)} outside all calls"),
+            ("untracked", profile.untracked_text()),
         ]
     )
     print_line()

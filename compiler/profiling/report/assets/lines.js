@@ -24,15 +24,17 @@ function plane(host, bounds, options) {
   return { svg, x, y, right, bottom };
 }
 
-function drawMarks(area, marks) {
+function drawMarks(area, marks, unit) {
   const taken = [];
   for (const mark of marks) {
-    const at = area.x(mark.value);
+    const beyond = area.x(mark.value) > area.right;
+    const at = Math.min(area.x(mark.value), area.right);
     const level = taken.filter((other) => Math.abs(other - at) < 34).length;
     taken.push(at);
     area.svg.append(
       make("svg:line", { class: "mark", x1: at, x2: at, y1: MARGIN.top - 6 + 12 * level, y2: area.bottom }),
-      make("svg:text", { class: "tick", x: at + 4, y: MARGIN.top - 2 + 12 * level }, mark.label));
+      make("svg:text", { class: "tick", x: beyond ? at - 4 : at + 4, y: MARGIN.top - 2 + 12 * level,
+        "text-anchor": beyond ? "end" : "start" }, beyond ? `${mark.label} ${format(mark.value, unit)} \u2192` : mark.label));
   }
 }
 
@@ -60,7 +62,7 @@ function drawLines(host, chart) {
       area.svg.append(hover(spot, name, [`${format(px, chart.x_unit)}: ${format(py, chart.y_unit)}`]));
     });
   });
-  drawMarks(area, chart.marks);
+  drawMarks(area, chart.marks, chart.x_unit);
   host.replaceChildren(area.svg);
   if (chart.series.length > 1)
     host.append(make("ul", { class: "legend" }, chart.series.map((series, index) => make("li", {},
@@ -70,9 +72,11 @@ function drawLines(host, chart) {
 
 function drawHistogram(host, chart) {
   const values = [...chart.values].sort((a, b) => a - b);
-  // Values far out would squeeze the rest into one bar: the last bar takes all beyond the 99th percentile.
+  // Values far out would squeeze the rest into one bar: the last bar takes all beyond the end of the axis.
   const at = (share) => values[Math.min(values.length - 1, Math.floor(share * values.length))];
-  const low = values[0], high = Math.max(at(0.99), ...chart.marks.map((mark) => mark.value), low * (1 + 1e-9) + 1e-12);
+  const low = values[0], median = at(0.5);
+  const reach = Math.max(at(0.75), Math.min(at(0.99), median + 4 * Math.max(at(0.75) - low, 0.1 * median)));
+  const high = Math.max(reach, low * (1 + 1e-9) + 1e-12);
   const count = Math.max(1, Math.min(40, Math.ceil(Math.sqrt(values.length) * 1.5)));
   const size = (high - low) / count, bins = new Array(count).fill(0);
   for (const value of values) bins[Math.min(count - 1, Math.max(0, Math.floor((value - low) / size)))] += 1;
@@ -86,6 +90,6 @@ function drawHistogram(host, chart) {
       height: Math.max(0, area.bottom - top), rx: 1.5, fill: "var(--accent)" });
     area.svg.append(hover(bar, `${bin} of ${values.length}`, [`${format(from, chart.unit)} to ${format(to, chart.unit)}`]));
   });
-  drawMarks(area, chart.marks);
+  drawMarks(area, chart.marks, chart.unit);
   host.replaceChildren(area.svg);
 }
