@@ -206,7 +206,7 @@ class Graph:
             value = self._rewrite_closure(value)
         answer = self.offer(value, binding.var)
         if answer is not None:
-            self._replace(binding.var, value, answer)
+            self._replace(binding.var, value, self._builder.normalize(answer))
         elif value is original:
             self._definitions[binding.var] = (value, self._block)
             self._bindings.append(binding)
