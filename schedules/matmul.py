@@ -9,7 +9,7 @@ from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
 from schedules.inline import operations
 from schedules.kernel import Kernel, product
-from schedules.machine import Machine
+from schedules.machine import Machine, dtype_bits
 from schedules.matmul_code import MatmulWriter
 from schedules.matmul_form import MatmulForm, find_matmul, operand_dtypes
 from schedules.matmul_tiling import MatmulWorkload, best_tile, fits, tile_choices
@@ -19,6 +19,7 @@ _DTYPES = ("float32", "float64", "int32")
 # Packing a panel costs about as much as this many rows of the product.
 _MIN_ROWS_TO_PACK = 24
 _MIN_ROWS_TO_TRANSPOSE = 3
+_DEPTHS = (256, 512, 1024)
 
 
 def workload_of(form: MatmulForm, kernel: Kernel) -> MatmulWorkload:
@@ -41,6 +42,7 @@ def workload_of(form: MatmulForm, kernel: Kernel) -> MatmulWorkload:
         dtype,
         b_dtype,
         sum(operations(stage.body)[0] for stage in after),
+        form.a_row_stride if isinstance(form.a_row_stride, int) else 0,
     )
 
 
@@ -48,7 +50,7 @@ class Matmul(ScheduleRule):
     """Serves kernels with exactly one product whose sum is float32, float64 or int32."""
 
     name: ClassVar[str] = "matmul"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     priority: ClassVar[int] = 40
 
     def match(self, kernel: Kernel, machine: Machine) -> MatmulWorkload | None:
@@ -72,13 +74,24 @@ class Matmul(ScheduleRule):
             return row == 1 or fits(row, vector, machine)
 
         pack = (False,) if workload.layout == "panels" else (False, True)
-        return ConfigSpace({"rows": rows, "vectors": vectors, "pack": pack}, (in_registers,))
+        depths = (0, *(size for size in _DEPTHS if size < workload.depth))
+        knobs = {"rows": rows, "vectors": vectors, "pack": pack, "depth": depths}
+        return ConfigSpace(knobs, (in_registers,))
 
     def default(self, workload: MatmulWorkload, machine: Machine) -> Config:
         rows, vectors = best_tile(workload, machine)
         enough = _MIN_ROWS_TO_PACK if workload.layout == "rows" else _MIN_ROWS_TO_TRANSPOSE
         pack = workload.layout != "panels" and (workload.rows == 0 or workload.rows >= enough)
-        return Config.of(rows=rows, vectors=vectors, pack=pack)
+        return Config.of(rows=rows, vectors=vectors, pack=pack, depth=self._depth(workload, vectors, machine))
+
+    def _depth(self, workload: MatmulWorkload, vectors: int, machine: Machine) -> int:
+        """The longest block whose part of a panel leaves room in the second cache; 0 when the whole panel does."""
+        columns = workload.width or vectors * machine.lanes(workload.dtype)
+        row_bytes = columns * dtype_bits(workload.dtype) // 8
+        if workload.depth * row_bytes <= machine.l2_bytes // 2 or 0 < workload.rows <= _MIN_ROWS_TO_PACK:
+            return 0
+        fitting = [size for size in _DEPTHS if size < workload.depth and size * row_bytes <= machine.l2_bytes // 4]
+        return max(fitting, default=0)
 
     def apply(self, schedule: Any, workload: MatmulWorkload, config: Config, machine: Machine) -> Any:
         kernel: Kernel = schedule.kernel
@@ -92,5 +105,6 @@ class Matmul(ScheduleRule):
             rows=config.integer("rows"),
             vectors=config.integer("vectors"),
             pack=bool(config["pack"]),
+            depth=config.integer("depth"),
         )
         return writer.function()

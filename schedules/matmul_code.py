@@ -7,6 +7,7 @@ its panel first, unless there are too few rows to pay for that.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from schedules.anchor import FusedKernel
@@ -31,11 +32,34 @@ _UNROLLED_EPILOGUE = 6
 _CHUNK_TILES = 8  # row tiles of a task when the number of rows is symbolic
 
 
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A part of the sum: `depth` terms from `start` on, added to what `waiting` holds from `row` on."""
+
+    start: Expr
+    depth: int
+    waiting: Any
+    row: Expr
+    last: bool
+
+
 class MatmulWriter:
-    """Writes one product. `rows` and `vectors` are the tile, `pack` says whether panels of B are copied first."""
+    """Writes one product.
+
+    `rows` and `vectors` are the tile, `pack` says whether panels of B are copied first, `depth` cuts the sum into
+    blocks of that length whose part of B stays in the second cache (0: one block).
+    """
 
     def __init__(
-        self, form: MatmulForm, fused: FusedKernel, machine: Machine, *, rows: int, vectors: int, pack: bool
+        self,
+        form: MatmulForm,
+        fused: FusedKernel,
+        machine: Machine,
+        *,
+        rows: int,
+        vectors: int,
+        pack: bool,
+        depth: int = 0,
     ) -> None:
         self.form = form
         self.fused = fused
@@ -45,6 +69,8 @@ class MatmulWriter:
         self.panel = form.width or vectors * self.lanes
         self.pack = pack and not form.width
         self.dtype = form.reduction.dtype
+        total = form.depth.extent
+        self.block = depth if isinstance(total, int) and 0 < depth < total else 0
 
     # The loops outside the panels.
 
@@ -153,18 +179,49 @@ class MatmulWriter:
         parts = list(statements)
         if not isinstance(tiles, int) or tiles:
             count = _at_most(per_chunk, tiles, first, chunks)
-            parts.append(
-                repeat(
-                    "tile",
-                    count,
-                    lambda i: self._tile(batch, (first + i) * self.tile_rows, self.tile_rows, column, width, load),
-                )
-            )
+            if self.block:
+                parts += self._blocked_tiles(batch, column, width, load, first, count, per_chunk)
+            else:
+
+                def tile(i: Expr) -> Stmt:
+                    return self._tile(batch, (first + i) * self.tile_rows, self.tile_rows, column, width, load)
+
+                parts.append(repeat("tile", count, tile))
         left = self._rest_rows(batch, column, width, load, tiles, rest)
         if left is not None:
             last = isinstance(chunks, int) and chunks == 1
             parts.append(left if last else tirx.IfThenElse(tirx.EQ(chunk, chunks - index(1)), left, None))
         return in_sequence(parts)
+
+    def _blocked_tiles(
+        self, batch: Batch, column: Expr, width: int, load: PanelLoad, first: Expr, count: Any, per_chunk: int
+    ) -> list[Stmt]:
+        """The row tiles of a task in blocks of depth; the sums wait in memory between blocks."""
+        waiting = tirx.decl_buffer([per_chunk * self.tile_rows, width], self.dtype, "waiting", layout=None)
+
+        def over_rows(start: Expr, depth: int, last: bool) -> Stmt:
+            def tile(i: Expr) -> Stmt:
+                part = Block(start, depth, waiting, i * self.tile_rows, last)
+                return self._tile(batch, (first + i) * self.tile_rows, self.tile_rows, column, width, load, part)
+
+            return repeat("tile", count, tile)
+
+        def clear(i: Expr) -> Stmt:
+            value = self.form.start_at(batch, first * self.tile_rows + i, column)
+            pieces = [
+                repeat("lane", lanes, lambda lane, at=at: tirx.BufferStore(waiting, value, [i, at + lane]), VECTORIZED)  # type: ignore[misc]
+                for at, lanes in self._pieces(width)
+            ]
+            return in_sequence(pieces)
+
+        total = self.form.depth.extent
+        whole = (total - 1) // self.block  # the last block, whole or not, finishes
+        return [
+            tirx.AllocBuffer(waiting),
+            repeat("row", count * self.tile_rows, clear),
+            repeat("block", whole, lambda b: over_rows(b * self.block, self.block, last=False)),
+            over_rows(index(whole * self.block), total - whole * self.block, last=True),
+        ]
 
     def _rest_rows(self, batch: Batch, column: Expr, width: int, load: PanelLoad, tiles: Any, rest: Any) -> Stmt | None:
         if isinstance(rest, int):
@@ -224,7 +281,16 @@ class MatmulWriter:
 
     # The register tile.
 
-    def _tile(self, batch: Batch, row: Expr, rows: int, column: Expr, width: int, load: PanelLoad) -> Stmt:
+    def _tile(
+        self,
+        batch: Batch,
+        row: Expr,
+        rows: int,
+        column: Expr,
+        width: int,
+        load: PanelLoad,
+        block: Block | None = None,
+    ) -> Stmt:
         form = self.form
         sums = tirx.decl_buffer([rows * width], self.dtype, "sums", scope="local", layout=None)
 
@@ -241,19 +307,28 @@ class MatmulWriter:
                 for at, lanes in self._pieces(width)
             ]
 
-        start = each(
-            lambda i, place, lane: tirx.BufferStore(sums, form.start_at(batch, row + i, column + lane), [place])
-        )
+        def begin(i: int, place: Expr, lane: Expr) -> Stmt:
+            if block is not None:
+                return tirx.BufferStore(sums, tirx.BufferLoad(block.waiting, [block.row + i, lane]), [place])
+            return tirx.BufferStore(sums, form.start_at(batch, row + i, column + lane), [place])
+
+        def put_back(i: int, place: Expr, lane: Expr) -> Stmt:
+            assert block is not None
+            return tirx.BufferStore(block.waiting, tirx.BufferLoad(sums, [place]), [block.row + i, lane])
 
         def step(k: Expr) -> Stmt:
+            depth = k if block is None else block.start + k
+
             def add(i: int, place: Expr, lane: Expr) -> Stmt:
-                term = form.a_at(batch, row + i, k) * load(k, lane)
+                term = form.a_at(batch, row + i, depth) * load(depth, lane)
                 return tirx.BufferStore(sums, tirx.BufferLoad(sums, [place]) + term, [place])
 
             return in_sequence(each(add))
 
-        body = repeat("k", form.depth.extent, step)
-        return in_sequence([tirx.AllocBuffer(sums), *start, body, *self._finish(sums, batch, row, rows, column, width)])
+        body = repeat("k", form.depth.extent if block is None else block.depth, step)
+        finishes = block is None or block.last
+        end = self._finish(sums, batch, row, rows, column, width) if finishes else each(put_back)
+        return in_sequence([tirx.AllocBuffer(sums), *each(begin), body, *end])
 
     def _finish(self, sums: Any, batch: Batch, row: Expr, rows: int, column: Expr, width: int) -> list[Stmt]:
         """The epilogue on the tile. A dear one runs as loops over a copy, so that the sums stay registers."""

@@ -59,6 +59,7 @@ class MatmulForm:
     a_value: Expr
     b_value: Expr
     width: int
+    a_row_stride: Stride
     a_depth_stride: Stride
     b_depth_stride: Stride
     b_column_stride: Stride
@@ -167,6 +168,7 @@ def _with_operands(
         left,
         right,
         width,
+        moves_a[id(group.axes[-1])] if group.axes else 0,
         moves_a[id(depth)],
         moves_b[id(depth)],
         moves_b[id(column)] if column is not None else 0,

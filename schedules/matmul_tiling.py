@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from schedules.machine import Machine
+from schedules.machine import Machine, dtype_bits
 from schedules.rule import Workload
+
+# Associativity of the first cache: 8 on nearly every core, 12 on some.
+_WAYS = 8
 
 
 @dataclass(frozen=True)
@@ -13,7 +17,8 @@ class MatmulWorkload(Workload):
     """A matrix product. Extents are 0 when symbolic.
 
     `layout` is how B is stored: "panels" (packed), "rows" (contiguous along the columns), "columns" (contiguous along
-    the sum, or neither). `width` is the columns of a panel of packed B.
+    the sum, or neither). `width` is the columns of a panel of packed B. `a_stride` is the elements from one
+    row of A to the next.
     """
 
     batch: int
@@ -25,6 +30,7 @@ class MatmulWorkload(Workload):
     dtype: str
     b_dtype: str
     epilogue: int
+    a_stride: int = 0
 
 
 def fits(rows: int, vectors: int, machine: Machine) -> bool:
@@ -61,13 +67,25 @@ def tile_cost(rows: int, columns: int, tile: tuple[int, int], machine: Machine, 
     )
 
 
+def most_rows(work: MatmulWorkload, machine: Machine) -> int:
+    """How many rows of A can be walked side by side without evicting each other from the first cache.
+
+    Rows a multiple of the size of a way apart share a set; a set holds `_WAYS` lines, some of which B needs.
+    """
+    way = max(64, machine.l1_bytes // _WAYS)
+    stride = work.a_stride * dtype_bits(work.dtype) // 8
+    sets = way // max(64, math.gcd(stride, way)) if stride else way // 64
+    return max(1, (_WAYS - 2) * sets)
+
+
 def best_tile(work: MatmulWorkload, machine: Machine) -> tuple[int, int]:
     """The tile with the lowest cost; among equals the one with fewest loads a sum. Symbolic extents are large."""
     lanes = machine.lanes(work.dtype)
     rows, columns = work.rows or 960, work.columns or 960
+    limit = min(rows, most_rows(work, machine))
     fixed = work.width // lanes if work.layout == "panels" and work.width % lanes == 0 else None
     choices = [
-        (row, vector) for row, vector in tile_choices(machine, fixed) if row <= rows and (vector - 1) * lanes < columns
+        (row, vector) for row, vector in tile_choices(machine, fixed) if row <= limit and (vector - 1) * lanes < columns
     ]
     if not choices:
         return 1, fixed or 1

@@ -147,3 +147,27 @@ def _work(rows: int, columns: int) -> Any:
 def test_a_small_machine_gets_a_small_tile() -> None:
     rows, vectors = best_tile(_work(512, 512), Machine(vector_bits=128, vector_registers=8))
     assert rows * vectors + vectors + 1 <= 8
+
+
+@pytest.mark.parametrize("target", runnable())
+def test_a_long_sum_in_blocks(target: str) -> None:
+    """Rows that fill no tile, and a last block that is shorter."""
+    depth = 1000
+    a, b = normal((50, depth)), normal((depth, 40), 1)
+    rule, machine = Matmul(), target_of(target).machine
+    mod = lowered(product, [(a.shape, "float32"), (b.shape, "float32")], target)
+    work = rule.match(Kernel.of(mod["matmul"]), machine)
+    assert work is not None
+    config = rule.default(work, machine).replace(depth=256)
+    tuned, report = apply_schedules(mod, machine, {record_key(rule, work): config})
+    assert not report.failures
+    close(run(tuned, target, [a, b]), a.astype("float64") @ b, depth)
+
+
+def test_rows_that_share_a_cache_set_are_few() -> None:
+    """4096 bytes apart, all rows fall in one set of an 8-way cache of 32 KiB."""
+    machine = target_of(AVX512).machine
+    far = MatmulWorkload(1, 512, 512, 1024, "rows", 0, "float32", "float32", 0, a_stride=1024)
+    near = MatmulWorkload(1, 512, 512, 1024, "rows", 0, "float32", "float32", 0, a_stride=1040)
+    assert best_tile(far, machine)[0] <= 6
+    assert best_tile(near, machine)[0] >= best_tile(far, machine)[0]
