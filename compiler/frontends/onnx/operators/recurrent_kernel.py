@@ -17,6 +17,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from compiler.frontends.onnx.operators.recurrent_cells import Cell, Stage
+from schedules.finish import finish
+
+_TOGETHER = 4  # samples that share each load of a weight: four rows of sums fit the registers of AVX-512
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ class _Operands:
 def kernel(recurrence: Recurrence, names: Sequence[str]) -> Callable[..., Any]:
     """A tensor expression function of the operands in the order of `names`.
 
-    `x` is the input's projection (steps, samples, directions, blocks, gates, lanes), or the input itself when the kernel
-    projects it. Returns Y (steps, directions, samples, hidden) and the last state of each kind
+    `x` is the input's projection (steps, samples, directions, blocks, gates, lanes), or the input itself when the
+    kernel projects it. Returns Y (steps, directions, samples, hidden) and the last state of each kind
     (directions, samples, hidden).
     """
 
@@ -76,102 +79,115 @@ def kernel(recurrence: Recurrence, names: Sequence[str]) -> Callable[..., Any]:
 
 def _body(recurrence: Recurrence, operands: _Operands, outs: Sequence[Any], steps: Any, samples: Any) -> Any:
     loop = T.parallel if recurrence.parallel else T.serial
+    # Sequences of different lengths can not run side by side.
+    together = 1 if recurrence.has_lengths else _TOGETHER
     with IRBuilder() as builder:
         with T.seq_scope():
             for direction in range(len(recurrence.stages)):
-                with loop(0, samples) as sample:
-                    _Run(recurrence, operands, outs, steps, direction, sample).emit()
+                done: Any = 0
+                if together > 1 and not _is_below(samples, together):
+                    with loop(0, samples // together) as team:
+                        _Run(recurrence, operands, outs, steps, direction, team * together, together).emit()
+                    done = samples // together * together
+                with loop(0, samples - done) as sample:
+                    _Run(recurrence, operands, outs, steps, direction, done + sample, 1).emit()
         return builder.get().body  # without the scope, which means nothing to the code generator
+
+
+def _is_below(size: Any, limit: int) -> bool:
+    return isinstance(size, tirx.IntImm) and int(size.value) < limit
 
 
 @dataclass(frozen=True)
 class _Product:
-    """`count` elements times their rows of packed weights, added to the sum of each gate."""
+    """`count` elements (of a row of the team) times their rows of packed weights, added to the sum of each gate."""
 
     weights: str
     count: int
-    element: Callable[[Any], Any]
+    element: Callable[[int, Any], Any]
     slot_of: Callable[[int], int]
 
 
 class _Run:
-    """Emits the code for one direction and one sample."""
+    """Emits the code for one direction and a team of samples, from `first` on, that share each load of a weight."""
 
     def __init__(
-        self, recurrence: Recurrence, operands: _Operands, outs: Sequence[Any], steps: Any, direction: int, sample: Any
+        self,
+        recurrence: Recurrence,
+        operands: _Operands,
+        outs: Sequence[Any],
+        steps: Any,
+        direction: int,
+        first: Any,
+        team: int,
     ) -> None:
         self.recurrence, self.operands, self.outs = recurrence, operands, outs
-        self.steps, self.direction, self.sample = steps, direction, sample
+        self.steps, self.direction, self.first, self.team = steps, direction, first, team
         self.stages = recurrence.stages[direction]
+        self.width = recurrence.blocks * recurrence.lanes
         self.buffers: dict[str, Any] = {}
 
     def emit(self) -> None:
-        width = self.recurrence.blocks * self.recurrence.lanes
         names = {"next_h", *self.recurrence.cell.states}
         if len(self.stages) > 1:
             names |= {"z", "reset_h"}
         for name in sorted(names):
-            self.buffers[name] = T.alloc_buffer([width], self.recurrence.dtype)
+            self.buffers[name] = T.alloc_buffer([self.team, self.width], self.recurrence.dtype)
         for name in self.recurrence.cell.states:
-            self._load_state(name, width)
+            self._load_state(name)
         length: Any = self.steps
         if self.recurrence.has_lengths:
-            length = tirx.min(self.operands["lengths"][self.sample].astype("int64"), self.steps)
+            length = tirx.min(self.operands["lengths"][self.first].astype("int64"), self.steps)
         with T.serial(0, length) as step:
             time = length - 1 - step if self.recurrence.backward[self.direction] else step
             self._step(time)
         self._finish(length)
 
-    def _load_state(self, name: str, width: int) -> None:
-        zero = tirx.const(0, self.recurrence.dtype)
-        with T.serial(0, width) as unit:
+    def _load_state(self, name: str) -> None:
+        zero, hidden = tirx.const(0, self.recurrence.dtype), self.recurrence.hidden
+        with T.serial(0, self.team) as row, T.serial(0, self.width) as unit:
+            value: Any = zero
             if f"initial_{name}" in self.operands:
-                initial = self.operands[f"initial_{name}"]
-                value = tirx.if_then_else(
-                    unit < self.recurrence.hidden,
-                    initial[self.direction, self.sample, tirx.min(unit, self.recurrence.hidden - 1)],
-                    zero,
-                )
-            else:
-                value = zero
-            T.buffer_store(self.buffers[name], value, [unit])
+                initial = self.operands[f"initial_{name}"][self.direction, self.first + row, tirx.min(unit, hidden - 1)]
+                value = tirx.if_then_else(unit < hidden, initial, zero)
+            T.buffer_store(self.buffers[name], value, [row, unit])
 
     def _step(self, time: Any) -> None:
         for number, stage in enumerate(self.stages):
             with T.serial(0, self.recurrence.blocks) as block:
-                sums = T.alloc_buffer([stage.slots * self.recurrence.lanes], self.recurrence.dtype, scope="local")
+                size = self.team * stage.slots * self.recurrence.lanes
+                sums = T.alloc_buffer([size], self.recurrence.dtype, scope="local")
                 self._start_sums(stage, sums, time, block)
-                if self.recurrence.projects_input:
-                    self._accumulate(
-                        _Product(f"w{number}", self.recurrence.inputs, self._input(time), stage.gates.index),
-                        stage,
-                        sums,
-                        block,
-                    )
-                product = _Product(
-                    f"r{number}", self.recurrence.hidden, self._state(stage.source), stage.recurrent_slot
-                )
-                self._accumulate(product, stage, sums, block)
+                for product in self._products(number, stage, time):
+                    self._accumulate(product, stage, sums, block)
                 self._update(stage, sums, block)
         self._advance(time)
 
-    def _input(self, time: Any) -> Callable[[Any], Any]:
-        x = self.operands["x"]
-        return lambda k: x[time, self.sample, k]
+    def _products(self, number: int, stage: Stage, time: Any) -> list[_Product]:
+        own = self.recurrence
+        source, x = self.buffers[stage.source], self.operands["x"]
+        products = [_Product(f"r{number}", own.hidden, lambda row, k: source[row, k], stage.recurrent_slot)]
+        if own.projects_input:
+            first = _Product(f"w{number}", own.inputs, lambda row, k: x[time, self.first + row, k], stage.gates.index)
+            products.insert(0, first)
+        return products
 
-    def _state(self, name: str) -> Callable[[Any], Any]:
-        return lambda k: self.buffers[name][k]
+    def _place(self, stage: Stage, row: int, slot: int, lane: Any) -> Any:
+        """Where a sum lies."""
+        return (row * stage.slots + slot) * self.recurrence.lanes + lane
 
     def _start_sums(self, stage: Stage, sums: Any, time: Any, block: Any) -> None:
-        for slot in range(stage.slots):
-            with self._lanes() as lane:
-                if slot >= len(stage.gates):
-                    value = self._vector("recurrent_bias", block, slot - len(stage.gates), lane)
-                elif self.recurrence.projects_input:
-                    value = self._vector("bias", block, stage.gates[slot], lane)
-                else:
-                    value = self.operands["x"][time, self.sample, self.direction, block, stage.gates[slot], lane]
-                T.buffer_store(sums, value, [slot * self.recurrence.lanes + lane])
+        for row in range(self.team):
+            for slot in range(stage.slots):
+                with self._lanes() as lane:
+                    if slot >= len(stage.gates):
+                        value = self._vector("recurrent_bias", block, slot - len(stage.gates), lane)
+                    elif self.recurrence.projects_input:
+                        value = self._vector("bias", block, stage.gates[slot], lane)
+                    else:
+                        x = self.operands["x"]
+                        value = x[time, self.first + row, self.direction, block, stage.gates[slot], lane]
+                    T.buffer_store(sums, value, [self._place(stage, row, slot, lane)])
 
     def _vector(self, name: str, block: Any, row: int, lane: Any) -> Any:
         if name not in self.operands:
@@ -180,50 +196,49 @@ class _Run:
 
     def _accumulate(self, product: _Product, stage: Stage, sums: Any, block: Any) -> None:
         matrix = self.operands[product.weights]
-        lanes = self.recurrence.lanes
         with T.serial(0, product.count) as k:
-            for row, gate in enumerate(stage.gates):
-                base = product.slot_of(gate) * lanes
-                with self._lanes() as lane:
-                    term = product.element(k) * matrix[self.direction, block, k, row, lane]
-                    T.buffer_store(sums, sums[base + lane] + term, [base + lane])
+            for number, gate in enumerate(stage.gates):
+                for row in range(self.team):
+                    with self._lanes() as lane:
+                        place = self._place(stage, row, product.slot_of(gate), lane)
+                        term = product.element(row, k) * matrix[self.direction, block, k, number, lane]
+                        T.buffer_store(sums, sums[place] + term, [place])
 
     def _update(self, stage: Stage, sums: Any, block: Any) -> None:
-        lanes = self.recurrence.lanes
-
-        for update in stage.updates:
-            with self._lanes() as lane:
-                unit = block * lanes + lane
-                values = [sums[slot * lanes + lane] for slot in range(stage.slots)]
-                state = {name: buffer[unit] for name, buffer in self.buffers.items()}
-                peepholes = [self._vector("peepholes", block, p, lane) for p in range(self.recurrence.cell.peepholes)]
-                for name, value in update(values, state, peepholes).items():
-                    T.buffer_store(self.buffers[name], value, [unit])
+        for row in range(self.team):
+            for update in stage.updates:
+                with self._lanes() as lane:
+                    unit = block * self.recurrence.lanes + lane
+                    values = [sums[self._place(stage, row, slot, lane)] for slot in range(stage.slots)]
+                    state = {name: buffer[row, unit] for name, buffer in self.buffers.items()}
+                    weights = [self._vector("peepholes", block, p, lane) for p in range(self.recurrence.cell.peepholes)]
+                    for name, value in update(values, state, weights).items():
+                        T.buffer_store(self.buffers[name], value, [row, unit])
 
     def _lanes(self) -> Any:
         return T.vectorized(0, self.recurrence.lanes)
 
     def _advance(self, time: Any) -> None:
         """The next state becomes the state and goes to the output."""
-        with T.serial(0, self.recurrence.blocks) as block, self._lanes() as lane:
-            unit = block * self.recurrence.lanes + lane
-            T.buffer_store(self.buffers["h"], self.buffers["next_h"][unit], [unit])
-        with T.serial(0, self.recurrence.hidden) as unit:
-            T.buffer_store(self.outs[0], self.buffers["next_h"][unit], [time, self.direction, self.sample, unit])
+        for row in range(self.team):
+            with T.serial(0, self.recurrence.blocks) as block, self._lanes() as lane:
+                unit = block * self.recurrence.lanes + lane
+                T.buffer_store(self.buffers["h"], self.buffers["next_h"][row, unit], [row, unit])
+            with T.serial(0, self.recurrence.hidden) as unit:
+                index = [time, self.direction, self.first + row, unit]
+                T.buffer_store(self.outs[0], self.buffers["next_h"][row, unit], index)
 
     def _finish(self, length: Any) -> None:
         """Zeros after the end of a sequence, and the last states."""
         if self.recurrence.has_lengths:
             with T.serial(0, self.steps - length) as rest, T.serial(0, self.recurrence.hidden) as unit:
                 zero = tirx.const(0, self.recurrence.dtype)
-                T.buffer_store(self.outs[0], zero, [length + rest, self.direction, self.sample, unit])
+                T.buffer_store(self.outs[0], zero, [length + rest, self.direction, self.first, unit])
         for out, name in zip(self.outs[1:], self.recurrence.cell.states, strict=True):
-            with T.serial(0, self.recurrence.hidden) as unit:
-                T.buffer_store(out, self.buffers[name][unit], [self.direction, self.sample, unit])
+            with T.serial(0, self.team) as row, T.serial(0, self.recurrence.hidden) as unit:
+                T.buffer_store(out, self.buffers[name][row, unit], [self.direction, self.first + row, unit])
 
 
 def ready_to_run(function: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
     """The kernel with its elementary functions as straight-line vector code, marked as scheduled."""
-    from schedules.finish import finish
-
     return finish(function).with_attr("tirx.is_scheduled", True)

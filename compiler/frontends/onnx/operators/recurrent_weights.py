@@ -90,7 +90,7 @@ class Packing:
         return self.blocks * self.lanes - self.hidden
 
     def matrix(self, weight: Any, inputs: int, gates: Sequence[int]) -> Any:
-        """(directions, all gates * hidden, inputs) to (directions, blocks, inputs, gates, lanes), of consecutive gates."""
+        """(directions, all gates * hidden, inputs) to (directions, blocks, inputs, gates, lanes); gates in a row."""
         arrays, chosen = self.arrays, len(gates)
         value = arrays.reshape(weight, (self.directions, self.gates, self.hidden, inputs))
         if chosen != self.gates:
