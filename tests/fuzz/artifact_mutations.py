@@ -134,6 +134,7 @@ def edit_shapes(parts: Parts, random: Random) -> None:
 def edit_tensor_header(parts: Parts, random: Random) -> None:
     names = [name for name in ("parameters", "reference_in", "reference_out") if len(parts.sections[name]) > 64]
     if not names:
+        edit_manifest(parts, random)
         return
     name = _pick(names, random)
     blob = parts.sections[name]
