@@ -57,9 +57,20 @@ def broadcast(context: NodeContext, tensors: Sequence[relax.Expr]) -> list[relax
         context.invalid(str(error))
     if sure:
         return list(tensors)
-    repeated = [broadcast_to(context, tensor, shape) for tensor in tensors]
-    plain = [size if isinstance(size, (int, tirx.Var)) else context.dimension() for size in shape]
-    return [context.match_shape(tensor, plain) for tensor in repeated]
+    return of_one_shape(context, [broadcast_to(context, tensor, shape) for tensor in tensors])
+
+
+def of_one_shape(context: NodeContext, tensors: Sequence[relax.Expr]) -> list[relax.Expr]:
+    """Tensors whose shapes are equal at run time, with the names of the first one's sizes."""
+    first, *rest = tensors
+    named = tensor_shape(first)
+    return [first, *(_matched(context, tensor, named) for tensor in rest)]
+
+
+def _matched(context: NodeContext, tensor: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
+    own = tensor_shape(tensor)
+    equal = all(context.arithmetic.equal_is_proved(a, b) for a, b in zip(own, shape, strict=True))
+    return tensor if equal else context.match_shape(tensor, shape)
 
 
 def broadcast_to(context: NodeContext, tensor: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
@@ -74,7 +85,8 @@ def broadcast_to(context: NodeContext, tensor: relax.Expr, shape: Sequence[Dim])
         (isinstance(a, int) and a == 1) or context.arithmetic.equal_is_proved(a, b)
         for a, b in zip(own, tail, strict=True)
     ):
-        return context.emit(R.broadcast_to(tensor, relax.ShapeExpr([expression(size) for size in shape])))
+        repeated = context.emit(R.broadcast_to(tensor, relax.ShapeExpr([expression(size) for size in shape])))
+        return context.with_simple_sizes(repeated)
 
     def repeat(data: te.Tensor, *sizes: Any) -> te.Tensor:
         def element(*indices: Any) -> Any:
@@ -84,7 +96,8 @@ def broadcast_to(context: NodeContext, tensor: relax.Expr, shape: Sequence[Dim])
 
         return te.compute(sizes, element, name="broadcast")
 
-    return context.emit_te(repeat, tensor, *(expression(size) for size in shape), primfunc_name_hint="broadcast")
+    repeated = context.emit_te(repeat, tensor, *(expression(size) for size in shape), primfunc_name_hint="broadcast")
+    return context.with_simple_sizes(repeated)
 
 
 def elementwise(

@@ -13,7 +13,7 @@ from tvm import relax, te, tirx
 from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes
-from compiler.frontends.onnx.symbolic import Arithmetic, Dim, Scalar, expression, is_number
+from compiler.frontends.onnx.symbolic import Arithmetic, Dim, Scalar, expression, is_number, is_simple
 from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, tensor_shape
 
 _MAXIMUM_SYMBOLIC_ELEMENTS = 1024
@@ -91,8 +91,21 @@ class Builder:
         return variable
 
     def match_shape(self, tensor: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
-        """The same tensor with `shape`, checked at run time; sizes not seen before take their values from it."""
+        """The same tensor with `shape`, checked at run time; sizes not seen before take their values from it.
+
+        The old shape is forgotten first: the engine would put its sizes in place of the new names, here and there.
+        """
+        if has_shape(tensor):
+            unknown = relax.TensorType(dtype=tensor.ty.dtype, ndim=len(shape))
+            tensor = self.block_builder.match_cast(tensor, unknown)
         return self.block_builder.match_cast(tensor, relax.TensorType(list(shape), tensor.ty.dtype))
+
+    def with_simple_sizes(self, tensor: relax.Expr) -> relax.Expr:
+        """Name the sizes that hold a minimum, a maximum or a choice, so that what follows stays simple."""
+        shape = tensor_shape(tensor)
+        if all(is_simple(size) for size in shape):
+            return tensor
+        return self.match_shape(tensor, [size if is_simple(size) else self.dimension() for size in shape])
 
     def emit_te(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> relax.Expr:
         """Bind a call of a tensor expression function; relax tensors arrive in it as te tensors."""

@@ -250,6 +250,10 @@ class NodeContext:
         """The tensor with a known shape, checked when the module runs."""
         return self.importer.builder.match_shape(tensor, shape)
 
+    def with_simple_sizes(self, tensor: relax.Expr) -> relax.Expr:
+        """The tensor, with names for those of its sizes that are more than sums and products."""
+        return self.importer.builder.with_simple_sizes(tensor)
+
     def dimension(self, name: str = "size") -> tvm.ir.Expr:
         """A new symbolic size."""
         return self.importer.builder.dimension(name)

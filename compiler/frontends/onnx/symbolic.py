@@ -150,6 +150,13 @@ def is_number(value: Scalar) -> bool:
     return isinstance(value, (int, float, bool))
 
 
+def is_simple(size: Dim) -> bool:
+    """Whether a size is a number, a symbol, or made of those by adding, subtracting, multiplying and dividing."""
+    if isinstance(size, (int, tirx.Var, tirx.IntImm)):
+        return True
+    return isinstance(size, (tirx.Add, tirx.Sub, tirx.Mul, tirx.FloorDiv)) and is_simple(size.a) and is_simple(size.b)
+
+
 def plain(value: Scalar) -> Scalar:
     """The Python number in an immediate; anything else unchanged."""
     if isinstance(value, tirx.IntImm):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from tvm import relax
-from tvm.relax import op as R
 
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.create import sizes_expr
+from compiler.frontends.onnx.operators.create import filled
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import Value
 
@@ -21,5 +20,4 @@ def dropout(context: NodeContext) -> list[Value | relax.Expr | None]:
     if not context.output_used(1):
         return [context.tensor(0), None]
     dtype = "bool" if context.opset >= 10 else context.dtype(0)
-    mask = R.full(sizes_expr(list(context.shape(0))), context.literal(1, dtype), dtype)
-    return [context.tensor(0), context.emit(mask)]
+    return [context.tensor(0), filled(context, 1, dtype, context.shape(0))]

@@ -12,27 +12,30 @@ from tvm.script.ir_builder import tirx as T
 
 from compiler.frontends.onnx.broadcasting import broadcast_shapes, broadcast_to
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.create import sizes_expr
+from compiler.frontends.onnx.operators.create import filled
 from compiler.frontends.onnx.operators.unary import is_narrow_float
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim
 from compiler.frontends.onnx.values import tensor_shape
 
 
-def matrix_product(context: NodeContext, a: relax.Expr, b: relax.Expr) -> relax.Expr:
-    """numpy.matmul: vectors, matrices, and stacks of them that broadcast; narrow floats are summed in float32."""
+def matrix_product(context: NodeContext, a: relax.Expr, b: relax.Expr, *, out_dtype: str | None = None) -> relax.Expr:
+    """numpy.matmul: vectors, matrices, and stacks of them that broadcast; narrow floats are summed in float32.
+
+    `out_dtype` is the type that narrow integers are summed in, and of the result.
+    """
     left, right = tensor_shape(a), tensor_shape(b)
     if not left or not right:
         context.invalid("a scalar has no matrix product")
     a, b = _same_inner_size(context, a, b)
     a, b = _broadcast_stacks(context, a, b)
-    dtype = str(a.ty.dtype)
+    dtype = out_dtype or str(a.ty.dtype)
     if isinstance(left[-1], int) and left[-1] == 0:
         shape = list(tensor_shape(context.emit(R.matmul(a, b))))
-        return context.emit(R.full(sizes_expr(shape), context.literal(0, dtype), dtype))
+        return filled(context, 0, dtype, shape)
     if is_narrow_float(dtype):
         return context.emit(R.astype(context.emit(R.matmul(a, b, out_dtype="float32")), dtype))
-    return context.emit(R.matmul(a, b))
+    return context.emit(R.matmul(a, b, out_dtype=out_dtype))
 
 
 def _same_inner_size(context: NodeContext, a: relax.Expr, b: relax.Expr) -> tuple[relax.Expr, relax.Expr]:
@@ -57,12 +60,9 @@ def _broadcast_stacks(context: NodeContext, a: relax.Expr, b: relax.Expr) -> tup
         context.invalid(str(error))
     if sure:
         return a, b
-    named = [size if isinstance(size, (int, tirx.Var)) else context.dimension() for size in stack]
-    results = []
-    for tensor, shape in ((a, left), (b, right)):
-        repeated = broadcast_to(context, tensor, [*stack, *shape[-2:]])
-        results.append(context.match_shape(repeated, [*named, *shape[-2:]]))
-    return results[0], results[1]
+    a = broadcast_to(context, a, [*stack, *left[-2:]])
+    b = broadcast_to(context, b, [*stack, *right[-2:]])
+    return a, context.match_shape(b, [*tensor_shape(a)[:-2], *right[-2:]])
 
 
 @converter("MatMul")

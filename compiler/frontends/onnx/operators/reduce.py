@@ -10,7 +10,7 @@ from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes, scalars
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.create import sizes_expr
+from compiler.frontends.onnx.operators.create import filled
 from compiler.frontends.onnx.operators.reshape import axes_operand, reshaped
 from compiler.frontends.onnx.operators.unary import is_narrow_float
 from compiler.frontends.onnx.registry import converter
@@ -61,7 +61,7 @@ def _of_nothing(context: NodeContext, axes: list[int], keep: bool) -> relax.Expr
     }
     old = context.shape(0)
     shape = [1 if axis in axes else size for axis, size in enumerate(old) if keep or axis not in axes]
-    return context.emit(R.full(sizes_expr(shape), context.literal(values.get(operator, 0), dtype), dtype))
+    return filled(context, values.get(operator, 0), dtype, shape)
 
 
 def _sum(context: NodeContext, data: relax.Expr, axes: list[int], keep: bool) -> relax.Expr:

@@ -10,7 +10,7 @@ from tvm.relax import op as R
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
-from compiler.frontends.onnx.values import Symbolic, tensor_shape
+from compiler.frontends.onnx.values import Symbolic
 
 
 def reshaped(context: NodeContext, data: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
@@ -37,7 +37,7 @@ def reshape(context: NodeContext) -> relax.Expr:
     if not arithmetic.equal_is_proved(elements, new):
         # The engine's reshape checks nothing; a wrong size would read outside the tensor.
         data = context.match_shape(reshaped(context, data, [elements]), [new])
-    return with_simple_sizes(context, reshaped(context, data, wanted))
+    return context.with_simple_sizes(reshaped(context, data, wanted))
 
 
 def _inferred_at_run_time(context: NodeContext, wanted: list[Dim], elements: Dim) -> list[Dim]:
@@ -47,21 +47,6 @@ def _inferred_at_run_time(context: NodeContext, wanted: list[Dim], elements: Dim
     rest = arithmetic.product(arithmetic.select(u, 1, size) for u, size in zip(unknown, wanted, strict=True))
     filler = arithmetic.floor_divide(elements, arithmetic.maximum(rest, 1))
     return [arithmetic.select(u, filler, size) for u, size in zip(unknown, wanted, strict=True)]
-
-
-def is_simple(size: Dim) -> bool:
-    """Whether a size is a number, a symbol, or made of those by adding, subtracting, multiplying and dividing."""
-    if isinstance(size, (int, tirx.Var, tirx.IntImm)):
-        return True
-    return isinstance(size, (tirx.Add, tirx.Sub, tirx.Mul, tirx.FloorDiv)) and is_simple(size.a) and is_simple(size.b)
-
-
-def with_simple_sizes(context: NodeContext, tensor: relax.Expr) -> relax.Expr:
-    """Sizes that hold a minimum, a maximum or a choice get names of their own, so that what follows stays simple."""
-    shape = tensor_shape(tensor)
-    if all(is_simple(size) for size in shape):
-        return tensor
-    return context.match_shape(tensor, [size if is_simple(size) else context.dimension() for size in shape])
 
 
 def _is_size(context: NodeContext, value: Dim) -> bool:

@@ -10,9 +10,9 @@ from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.reshape import reshaped, with_simple_sizes
+from compiler.frontends.onnx.operators.reshape import reshaped
 from compiler.frontends.onnx.registry import converter
-from compiler.frontends.onnx.symbolic import Dim, expression
+from compiler.frontends.onnx.symbolic import Dim, expression, is_simple
 from compiler.frontends.onnx.values import tensor_shape
 
 
@@ -107,7 +107,7 @@ def strided_slice(context: NodeContext, data: relax.Expr, bounds: dict[int, tupl
         return te.compute(target, element, name="slice")
 
     result = context.emit_te(cut, data, *map(expression, sizes), *scalars, primfunc_name_hint="slice")
-    return with_simple_sizes(context, result)
+    return context.with_simple_sizes(result)
 
 
 @converter("Split")
@@ -177,7 +177,7 @@ def _same_other_sizes(context: NodeContext, tensors: list[relax.Expr], axis: int
                 continue
             if isinstance(common[other], int) and isinstance(size, int):
                 context.invalid(f"its inputs have sizes {common[other]} and {size} at axis {other}")
-            if isinstance(size, int):
+            if isinstance(size, int) or (is_simple(size) and not is_simple(common[other])):
                 common[other] = size
     result = []
     for tensor, shape in zip(tensors, shapes, strict=True):
@@ -342,7 +342,7 @@ def _pad_kernel(context: NodeContext, mode: str, offsets: list[Dim], sizes: list
 
     arguments = [expression(size) for size in sizes] + [expression(offset) for offset in offsets]
     result = context.emit_te(fill, context.input(0), value, *arguments, primfunc_name_hint=f"pad_{mode}")
-    return with_simple_sizes(context, result)
+    return context.with_simple_sizes(result)
 
 
 def _source_index(mode: str, index: Any, size: Any) -> Any:
