@@ -106,6 +106,7 @@ class Graph:
         self._builder = relax.BlockBuilder(mod)
         self._definitions: dict[Var, tuple[Expr, int]] = {}
         self._uses: dict[Var, int] = {}
+        self._readers: dict[Var, list[str]] = {}
         self._replaced: dict[Var, Expr] = {}
         self._block = self._block_count = 0
         self._bindings: list[Any] = []
@@ -137,6 +138,10 @@ class Graph:
         """Whether each of `exprs` has one consumer."""
         return all(self.uses(expr) <= 1 for expr in exprs)
 
+    def only_read_by(self, expr: Expr, *operators: str) -> bool:
+        """Whether all consumers of `expr`, outputs included, are calls of `operators`, as the function came."""
+        return isinstance(expr, relax.Var) and set(self._readers.get(expr, ("unknown",))) <= set(operators)
+
     def emit(self, expr: Expr) -> Var:
         """Bind `expr` to a new variable before the call at hand."""
         value = self._builder.normalize(expr)
@@ -152,7 +157,7 @@ class Graph:
 
     def rewrite_function(self, function: Any) -> Any | None:
         """`function` with the rules applied, or None when none answered."""
-        count_uses(function.body, self._uses)
+        count_uses(function.body, self._uses, self._readers)
         body = self._rewrite_sequence(function.body)
         if not self._changed:
             return None
@@ -318,19 +323,24 @@ def operands(expr: Expr) -> Iterable[Var]:
         yield from operands(expr.cond)
 
 
-def count_uses(expr: Expr, counts: dict[Var, int]) -> None:
-    """Add to `counts` how often each variable is read anywhere in `expr`, branches and closures included."""
+def count_uses(expr: Expr, counts: dict[Var, int], readers: dict[Var, list[str]]) -> None:
+    """Note how often each variable is read anywhere in `expr`, branches and closures included, and by which operators.
+
+    A reader that is not a call of an operator is noted as "".
+    """
     if isinstance(expr, relax.SeqExpr):
         for block in expr.blocks:
             for binding in block.bindings:
-                count_uses(binding.value, counts)
-        count_uses(expr.body, counts)
+                count_uses(binding.value, counts, readers)
+        count_uses(expr.body, counts, readers)
         return
     if isinstance(expr, relax.Function):
-        count_uses(expr.body, counts)
+        count_uses(expr.body, counts, readers)
         return
+    name = operator_name(expr) or ""
     for operand in operands(expr):
         counts[operand] = counts.get(operand, 0) + 1
+        readers.setdefault(operand, []).append(name)
     if isinstance(expr, relax.If):
-        count_uses(expr.true_branch, counts)
-        count_uses(expr.false_branch, counts)
+        count_uses(expr.true_branch, counts, readers)
+        count_uses(expr.false_branch, counts, readers)

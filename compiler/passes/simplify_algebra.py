@@ -11,6 +11,7 @@ from tvm import relax
 from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
+from compiler.passes.elementwise import BINARY
 from compiler.passes.graph import Call, Expr, Graph, RuleTable
 from compiler.passes.matching import (
     Array,
@@ -18,6 +19,7 @@ from compiler.passes.matching import (
     constant_array,
     dtype_of,
     is_float,
+    rank_of,
     same_shape,
     scalar_of,
     shape_of,
@@ -53,6 +55,18 @@ def split_constant(graph: Graph, call: Call) -> tuple[Expr, Array] | None:
 def all_equal(array: Array, number: float) -> bool:
     """Whether every element is `number`."""
     return array.size > 0 and bool((array == number).all())
+
+
+@rules.on(*BINARY)
+def scalar_constant(graph: Graph, call: Call) -> Expr | None:
+    """A constant of one element needs no dimensions beside an operand that has as many"""
+    operands = list(call.args)
+    for position in (0, 1):
+        constant, other = constant_array(graph, operands[position]), rank_of(operands[1 - position])
+        if constant is not None and constant.size == 1 and other is not None and 0 < constant.ndim <= other:
+            operands[position] = as_constant(constant.reshape(()))
+            return relax.Call(call.op, operands, call.attrs)
+    return None
 
 
 @rules.on("relax.add")
@@ -136,6 +150,23 @@ def join_constants(graph: Graph, call: Call) -> Expr | None:
     if grows or not _is_tame(joined) or not (_is_tame(outer) and _is_tame(first)):
         return None
     return relax.Call(call.op, [nested[0], as_constant(joined)])
+
+
+@rules.on("relax.matmul")
+def join_scales(graph: Graph, call: Call) -> Expr | None:
+    """(x * a) @ (y * b) => (x * (a * b)) @ y, for numbers a and b"""
+    sides = [graph.call(operand, "relax.multiply") for operand in call.args]
+    if sides[0] is None or sides[1] is None or not is_float(call) or not graph.only_use(*call.args):
+        return None
+    found = [split_constant(graph, side) for side in sides]
+    if found[0] is None or found[1] is None or found[0][1].ndim or found[1][1].ndim:
+        return None
+    (x, a), (y, b) = found[0], found[1]
+    joined = np.asarray(a.astype(np.float64) * b.astype(np.float64), a.dtype)
+    if not all(_is_tame(number) for number in (a, b, joined)):
+        return None
+    scaled = graph.emit(op.multiply(x, as_constant(joined)))
+    return relax.Call(call.op, [scaled, y], call.attrs)
 
 
 def _is_tame(array: Array) -> bool:
@@ -236,6 +267,24 @@ def drop_identity(graph: Graph, call: Call) -> Expr | None:
         if strides is None or any(int(stride) != 1 for stride in strides):
             return None
     return source
+
+
+@rules.on("relax.take")
+def take_of_neighbours(graph: Graph, call: Call) -> Expr | None:
+    """take(x, [i, i + 1, ...]) => a slice of x; take(x, i) => a slice of x without the axis"""
+    index, shape, result = constant_array(graph, call.args[1]), shape_of(call.args[0]), shape_of(call)
+    if index is None or shape is None or result is None or index.ndim > 1 or not 0 < index.size <= 65536:
+        return None
+    axis = 0 if call.attrs.axis is None else int(call.attrs.axis) % len(shape)
+    first, size = int(index.flat[0]), shape[axis]
+    if (call.attrs.axis is None and len(shape) != 1) or not isinstance(size, int):
+        return None
+    if bool((index.reshape(-1) != np.arange(first, first + index.size)).any()):
+        return None
+    if first < 0 or first + index.size > size:
+        return None  # depends on the mode
+    piece = op.strided_slice(call.args[0], [axis], [first], [first + index.size])
+    return piece if index.ndim == 1 else op.reshape(graph.emit(piece), relax.ShapeExpr(result))
 
 
 @rules.on("relax.nn.pad")

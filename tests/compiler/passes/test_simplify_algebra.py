@@ -107,6 +107,32 @@ def test_constants_are_not_joined_when_the_inner_result_is_used_elsewhere() -> N
     assert apply("simplify-algebra", mod).same_as(mod)
 
 
+def test_scales_of_both_operands_of_a_product_are_joined() -> None:
+    build = Build()
+    x, y = build.input("x", (3, 4)), build.input("y", (4, 5))
+    a, b = build.emit(op.multiply(x, number(0.3))), build.emit(op.multiply(number(0.7), y))
+    mod = build.module(build.emit(op.matmul(a, b)))
+    after = apply("simplify-algebra", mod)
+    assert operators(after) == ["multiply", "matmul"]
+    random = np.random.default_rng(0)
+    values = random.standard_normal((3, 4)).astype("float32"), random.standard_normal((4, 5)).astype("float32")
+    np.testing.assert_allclose(run_module(after, *values)[0], values[0] @ values[1] * 0.21, rtol=1e-5, atol=1e-6)
+
+
+def test_neighbours_are_taken_by_a_slice() -> None:
+    build = Build()
+    x = build.input("x", (6, "n"))
+    some = build.emit(op.take(x, as_constant(np.array([2, 3, 4], "int64")), 0))
+    one = build.emit(op.take(x, as_constant(np.array(5, "int64")), 0))
+    apart = build.emit(op.take(x, as_constant(np.array([2, 4], "int64")), 0))
+    mod = build.module(some, one, apart)
+    after = apply("simplify-algebra", mod)
+    assert operators(after) == ["strided_slice", "strided_slice", "reshape", "take"]
+    values = np.random.default_rng(0).standard_normal((6, 3)).astype("float32")
+    for got, expected in zip(run_module(after, values), run_module(mod, values), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
 def test_integers_keep_their_meaning() -> None:
     build = Build()
     x = build.input("x", (4,), "int32")
