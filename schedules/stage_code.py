@@ -19,6 +19,7 @@ from schedules.machine import Machine
 from schedules.parallel import CHUNKS_PER_CORE, Extent, loops, pays_off, repeat, work
 from schedules.reduction import Reduction, reduction_of
 from schedules.tir import structural_walk, tirx, tvm
+from schedules.transpose_code import find_transpose, transpose_code
 
 Expr = Any
 Stmt = Any
@@ -70,6 +71,10 @@ class _Writer:
 
     def elementwise(self) -> Stmt:
         axis = self._vector_axis(self.nest.spatial)
+        if axis is None:
+            found = find_transpose(self.nest)
+            if found is not None and not self._has_branch_on(found.target) and not self._has_branch_on(found.source):
+                return transpose_code(self.nest, found, self.machine, self.lanes, threads=self.threads)
         if axis is None or self._has_branch_on(axis):
             return self._scalar()
         return self._over(axis, lambda at, count, rest: self._vector_store(axis, at, count, rest))
