@@ -6,7 +6,7 @@ import ast
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,21 @@ def split_shapes(shapes: Mapping[str, tuple[int | str, ...]], specs: Sequence[An
                 f"--shape {name}: no input and no dimension of the module has that name", f"it has: {known}"
             )
     return sizes
+
+
+def divide_shapes(
+    shapes: Mapping[str, tuple[int | str, ...]], inputs: Collection[str]
+) -> tuple[dict[str, tuple[int | str, ...]], dict[str, int]]:
+    """Of what `--shape` says of a model: shapes of its inputs, and sizes of its open dimensions.
+
+    A name that is no input stays among the shapes unless it has one fixed size; compiling then says what is wrong.
+    """
+    sizes = {
+        name: shape[0]
+        for name, shape in shapes.items()
+        if inputs and name not in inputs and len(shape) == 1 and isinstance(shape[0], int)
+    }
+    return {name: shape for name, shape in shapes.items() if name not in sizes}, sizes
 
 
 def _match(name: str, described: Sequence[int | str], shape: Sequence[int | str], sizes: dict[str, int]) -> None:

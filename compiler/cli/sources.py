@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.cli.arguments import parse_arrays, parse_shapes, split_shapes
+from compiler.cli.arguments import divide_shapes, parse_arrays, parse_shapes, split_shapes
 from compiler.cli.progress import Steps
 from compiler.profiling.inspection import is_module_file, model_inputs
 
@@ -44,8 +44,8 @@ def prepare(
     else:
         # Sizes of inputs shape the compilation; sizes of dimensions that stay open are for the run.
         names = {each.name for each in model_inputs(path)} if parsed else set()
-        fixed = {name: shape for name, shape in parsed.items() if name in names or not names}
-        parsed = {name: shape for name, shape in parsed.items() if name not in fixed}
+        fixed, sizes = divide_shapes(parsed, names)
+        parsed = {name: (size,) for name, size in sizes.items()}
         with Steps() as steps:
             source = compiler.compile(path, target, shapes=fixed or None, threads=threads, progress=steps)
         specs = source.inputs

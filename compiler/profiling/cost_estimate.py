@@ -16,7 +16,7 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from compiler.profiling.attribution import kind_of, operators_of
 from compiler.profiling.formula import evaluate
-from compiler.profiling.operation_count import OperationCount, count_kernels
+from compiler.profiling.operation_count import OperationCount, UncountableError, count_kernels, size_formula
 from compiler.profiling.roofline import Roofline
 from schedules.machine import dtype_bits
 
@@ -51,11 +51,10 @@ def estimate_costs(model: ImportedModel, target: Any, roofline: Roofline, sizes:
     Raises:
         TensorwrightError: a pass failed.
     """
-    mod = relax.transform.BindSymbolicVars(dict(sizes), "main")(model.mod) if sizes else model.mod
     context = PipelineContext(target=target, machine=target.machine)
-    lowered = run_pipeline(mod, context, until="fuse").mod
+    lowered = run_pipeline(model.mod, context, until="fuse").mod
     counts = count_kernels(lowered)
-    calls = _kernel_calls(lowered)
+    calls = _kernel_calls(lowered, sizes)
     costs: dict[str, list[Any]] = {}
     for (name, shapes), times in calls.items():
         operations = _operations(counts.get(name), shapes)
@@ -76,7 +75,7 @@ def estimate_costs(model: ImportedModel, target: Any, roofline: Roofline, sizes:
 _Tensors = tuple[tuple[tuple[int, ...], str], ...]
 
 
-def _kernel_calls(mod: tvm.IRModule) -> Counter[tuple[str, _Tensors]]:
+def _kernel_calls(mod: tvm.IRModule, sizes: Mapping[str, int]) -> Counter[tuple[str, _Tensors]]:
     """How often each kernel is called with which shapes (arguments, then results)."""
     calls: Counter[tuple[str, _Tensors]] = Counter()
     for _, function in mod.functions_items():
@@ -85,23 +84,28 @@ def _kernel_calls(mod: tvm.IRModule) -> Counter[tuple[str, _Tensors]]:
 
         def visit(node: Any) -> None:
             if isinstance(node, tvm.ir.Call) and isinstance(node.op, tvm.ir.Op) and node.op.name == "relax.call_tir":
-                tensors = [*_tensor_shapes([argument.ty for argument in node.args[1]]), *_tensor_shapes([node.ty])]
-                calls[(str(node.args[0].name_hint), tuple(tensors))] += 1
+                types = [*(argument.ty for argument in node.args[1]), node.ty]
+                calls[(str(node.args[0].name_hint), tuple(_tensor_shapes(types, sizes)))] += 1
 
         relax.analysis.post_order_visit(function, visit)
     return calls
 
 
-def _tensor_shapes(types: list[Any]) -> list[tuple[tuple[int, ...], str]]:
+def _tensor_shapes(types: list[Any], sizes: Mapping[str, int]) -> list[tuple[tuple[int, ...], str]]:
     found = []
     for each in types:
         if isinstance(each, relax.TupleType):
-            found += _tensor_shapes(list(each.fields))
+            found += _tensor_shapes(list(each.fields), sizes)
         elif isinstance(each, relax.TensorType) and each.shape is not None:
-            # A size that is known at run time only counts as 1.
-            shape = tuple(int(size.value) if isinstance(size, tvm.tirx.IntImm) else 1 for size in each.shape)
-            found.append((shape, str(each.dtype)))
+            found.append((tuple(_size(size, sizes) for size in each.shape), str(each.dtype)))
     return found
+
+
+def _size(expression: Any, sizes: Mapping[str, int]) -> int:
+    try:
+        return evaluate(size_formula(expression), sizes)
+    except (UncountableError, ValueError):
+        return 1  # known at run time only
 
 
 def _operations(count: OperationCount | None, tensors: _Tensors) -> int | None:

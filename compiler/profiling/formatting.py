@@ -53,6 +53,14 @@ def format_shape(shape: tuple[int | str, ...]) -> str:
     return "[" + ", ".join(map(str, shape)) + "]"
 
 
+def shorten(text: str, length: int = 60) -> str:
+    """`text` cut in its middle to at most `length` characters."""
+    if len(text) <= length:
+        return text
+    head = (length - 3) * 2 // 3
+    return f"{text[:head]}...{text[len(text) - (length - 3 - head) :]}"
+
+
 def _three_digits(value: float) -> str:
     magnitude = abs(value)
     digits = 2 if magnitude < 9.995 else 1 if magnitude < 99.95 else 0

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import StorageError, UnsupportedModelError, UserError
+from compiler.errors import InputError, OptionError, StorageError, UnsupportedModelError, UserError
 from compiler.profiling.attribution import kind_of, operators_of
 from compiler.profiling.formula import evaluate
 
@@ -170,12 +170,14 @@ def inspect_model(
     *,
     shapes: Mapping[str, Sequence[int | str]] | None = None,
     constants: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Inspection:
     """Describe an ONNX model: contents, coverage, and an estimate of each kernel's cost on a target.
 
     Args:
-        shapes: sizes of inputs by name, as `compile` takes them; dimensions that stay symbolic are taken as 1.
+        shapes: sizes of inputs by name, as `compile` takes them.
         constants: values of inputs that are fixed.
+        sizes: of dimensions that stay symbolic, by name, for the estimate; 1 for those not named.
 
     Raises:
         UserError: the file can not be read or is broken, or the target is unknown.
@@ -213,7 +215,7 @@ def inspect_model(
     names = {tensor.name for tensor in proto.graph.initializer}
     inspection.inputs = [_onnx_text(value) for value in proto.graph.input if value.name not in names]
     inspection.outputs = [_onnx_text(value) for value in proto.graph.output]
-    _estimate(inspection, Path(path), target, shapes, constants)
+    _estimate(inspection, Path(path), target, shapes, constants, sizes)
     return inspection
 
 
@@ -223,12 +225,14 @@ def _estimate(
     target: str,
     shapes: Mapping[str, Sequence[int | str]] | None,
     constants: Mapping[str, Any] | None,
+    sizes: Mapping[str, int] | None,
 ) -> None:
     """Fill in the kernels, or the reason why there are none: a model need not compile to be inspected."""
     from compiler.driver import find_target
     from compiler.frontends.source import import_model
     from compiler.profiling.cost_estimate import estimate_costs
     from compiler.profiling.roofline import Roofline
+    from compiler.profiling.workload import symbolic_sizes
 
     chosen = find_target(target)
     try:
@@ -236,12 +240,14 @@ def _estimate(
     except UnsupportedModelError as error:
         inspection.problem = error.message
         return
+    except (OptionError, InputError):
+        raise  # of the caller's, not of the model's
     except UserError as error:
         inspection.problem = str(error)
         return
     inspection.inputs = [str(spec) for spec in model.inputs]
     inspection.outputs = [str(spec) for spec in model.outputs]
-    inspection.sizes = {size: 1 for spec in model.inputs for size in spec.shape if isinstance(size, str)}
+    inspection.sizes = symbolic_sizes(model.inputs, {}, sizes)
     roofline = Roofline.of(chosen.machine, measured=chosen.name == "host")
     inspection.facts["estimated for"] = f"{chosen.description or chosen.name}: {roofline.source}"
     inspection.kernels = [
@@ -266,7 +272,6 @@ def model_inputs(path: str | os.PathLike[str]) -> list[ModelInput]:
     """
     if Path(path).suffix == ".pt2":
         return []
-    import onnx
 
     from compiler.frontends.onnx.loader import load_model
 
@@ -276,22 +281,29 @@ def model_inputs(path: str | os.PathLike[str]) -> list[ModelInput]:
     for value in graph.input:
         if value.name not in names:
             kind = value.type.tensor_type.elem_type
-            dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind)) if kind else ""
-            found.append(ModelInput(value.name, dtype))
+            found.append(ModelInput(value.name, _onnx_dtype(kind) if kind else ""))
     return found
 
 
 def _onnx_text(value: Any) -> str:
-    import onnx
 
     if not value.type.HasField("tensor_type"):
         return f"{value.name}: {value.type.WhichOneof('value') or 'unknown type'}"
     tensor = value.type.tensor_type
-    dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    dtype = _onnx_dtype(tensor.elem_type)
     sizes = [
         size.dim_param or (str(size.dim_value) if size.HasField("dim_value") else "?") for size in tensor.shape.dim
     ]
     return f"{value.name}: {dtype}[{', '.join(sizes)}]"
+
+
+def _onnx_dtype(kind: int) -> str:
+    """The element type as the engine names it: float32 where ONNX says FLOAT."""
+    import onnx
+
+    if kind == onnx.TensorProto.STRING:
+        return "string"
+    return str(onnx.helper.tensor_dtype_to_np_dtype(kind)) if kind else "undefined"
 
 
 def _onnx_bits(dtype: int) -> int:

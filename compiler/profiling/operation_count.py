@@ -24,7 +24,7 @@ _PREFIX = {prim.Min: "min", prim.Max: "max"}
 _FREE_CALLS = ("if_then_else", "likely", "reinterpret", "address_of", "tvm_access_ptr")
 
 
-class _UncountableError(Exception):
+class UncountableError(Exception):
     """The kernel's work depends on data, or has a form that is not known here."""
 
 
@@ -47,7 +47,7 @@ def count_operations(function: tirx.PrimFunc) -> OperationCount | None:
     totals: Counter[tuple[str, ...]] = Counter()
     try:
         _count_statement(function.body, (), 1, totals)
-    except _UncountableError:
+    except UncountableError:
         return None
     terms = ["*".join([str(count), *factors]) for factors, count in sorted(totals.items()) if count]
     formula = " + ".join(terms) or "0"
@@ -83,7 +83,7 @@ def _symbols(function: tirx.PrimFunc) -> dict[str, tuple[int, int]]:
 def _count_statement(statement: Any, factors: tuple[str, ...], times: int, totals: Counter[tuple[str, ...]]) -> None:
     """Add the operations of `statement`, run `times` * product(factors) times, to `totals`, keyed by factors."""
     if isinstance(statement, tirx.For):
-        extent = _formula(statement.extent)
+        extent = size_formula(statement.extent)
         if extent.isdecimal():
             _count_statement(statement.body, factors, times * int(extent), totals)
         else:
@@ -105,7 +105,7 @@ def _count_statement(statement: Any, factors: tuple[str, ...], times: int, total
     elif isinstance(statement, tirx.AttrStmt):
         _count_statement(statement.body, factors, times, totals)
     else:
-        raise _UncountableError(type(statement).__name__)
+        raise UncountableError(type(statement).__name__)
 
 
 def _operations(value: Any) -> int:
@@ -126,18 +126,19 @@ def _operations(value: Any) -> int:
     return 0
 
 
-def _formula(extent: Any) -> str:
+def size_formula(extent: Any) -> str:
+    """An expression of sizes as text that `evaluate` takes. Raises UncountableError for other expressions."""
     if isinstance(extent, tirx.IntImm):
         return str(int(extent.value))
     if isinstance(extent, tvm.ir.Var):
         name = str(extent.name)
         if not name.isidentifier():
-            raise _UncountableError(f"a size named {name!r}")
+            raise UncountableError(f"a size named {name!r}")
         return name
     if isinstance(extent, prim.Cast):
-        return _formula(extent.value)
+        return size_formula(extent.value)
     if type(extent) in _INFIX:
-        return f"({_formula(extent.a)} {_INFIX[type(extent)]} {_formula(extent.b)})"
+        return f"({size_formula(extent.a)} {_INFIX[type(extent)]} {size_formula(extent.b)})"
     if type(extent) in _PREFIX:
-        return f"{_PREFIX[type(extent)]}({_formula(extent.a)}, {_formula(extent.b)})"
-    raise _UncountableError(f"an extent of {extent}")
+        return f"{_PREFIX[type(extent)]}({size_formula(extent.a)}, {size_formula(extent.b)})"
+    raise UncountableError(f"an extent of {extent}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from compiler.errors import InputError, OptionError
 from compiler.reference import random_inputs
 from compiler.runtime import Module, load
 from compiler.runtime.threads import run_with
+
+if TYPE_CHECKING:
+    from compiler.frontends.imported_model import TensorSpec
 
 Result = TypeVar("Result")
 DEFAULT_SIZE = 1
@@ -131,7 +134,7 @@ def _named(
 
 
 def symbolic_sizes(
-    specs: Sequence[TensorDescription], named: Mapping[str, Any], sizes: Mapping[str, int] | None
+    specs: Sequence[TensorDescription] | Sequence[TensorSpec], named: Mapping[str, Any], sizes: Mapping[str, int] | None
 ) -> dict[str, int]:
     """The size of each symbolic dimension: as given inputs have it, else as `sizes` says, else `DEFAULT_SIZE`."""
     symbols = {size for spec in specs for size in spec.shape if isinstance(size, str)}

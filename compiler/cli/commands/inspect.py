@@ -22,7 +22,7 @@ arithmetic, its bytes and the least time they can take on the target. For a modu
 [bold]Examples[/]
 
   Estimates for a size of an open dimension, on another processor:
-    tensorwright inspect bert.onnx --shape input_ids=1,128 --target x86-64-v3
+    tensorwright inspect bert.onnx --shape sequence=128 --target x86-64-v3
 
   For a program:
     tensorwright inspect model.twm --json | jq .inputs
@@ -37,12 +37,12 @@ def register(app: typer.Typer) -> None:
 def _inspect(
     file: options.AnyPath,
     target: options.TargetName = "host",
-    shape: options.ModelShapes = None,
+    shape: options.RunShapes = None,
     constant: options.Constants = None,
     everything: Annotated[bool, typer.Option("--all", help=f"Show all kernels, not the first {_SHOWN}.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    from compiler.cli.arguments import parse_arrays, parse_shapes
+    from compiler.cli.arguments import divide_shapes, parse_arrays, parse_shapes
     from compiler.cli.output import print_json
     from compiler.errors import OptionError
     from compiler.profiling.inspection import inspect_model, inspect_module, is_module_file, model_inputs
@@ -52,9 +52,12 @@ def _inspect(
             raise OptionError("--shape and --constant are for models", f"{file} is compiled already")
         inspection = inspect_module(file)
     else:
-        specs: dict[str, Any] = {each.name: each for each in model_inputs(file)} if constant else {}
+        specs: dict[str, Any] = {each.name: each for each in model_inputs(file)} if constant or shape else {}
         constants = parse_arrays(constant or [], "--constant", specs)
-        inspection = inspect_model(file, target, shapes=parse_shapes(shape or []) or None, constants=constants or None)
+        shapes, sizes = divide_shapes(parse_shapes(shape or []), specs)
+        inspection = inspect_model(
+            file, target, shapes=shapes or None, constants=constants or None, sizes=sizes or None
+        )
     if as_json:
         print_json(inspection.to_dict())
     else:
@@ -130,17 +133,17 @@ def _estimate_heading(inspection: Any) -> str:
 
 
 def _module_row(item: Any) -> tuple[str, ...]:
-    from compiler.profiling.formatting import format_count
+    from compiler.profiling.formatting import format_count, shorten
 
     work = format_count(item.operations) if item.operations is not None else item.formula or "-"
-    return item.name, item.kind, item.rule, work
+    return shorten(item.name), item.kind, item.rule, work
 
 
 def _model_row(item: Any) -> tuple[str, ...]:
-    from compiler.profiling.formatting import format_bytes, format_count, format_percent, format_seconds
+    from compiler.profiling.formatting import format_bytes, format_count, format_percent, format_seconds, shorten
 
     return (
-        item.name,
+        shorten(item.name),
         str(item.calls),
         format_count(item.operations) if item.operations is not None else "-",
         format_bytes(item.nbytes),

@@ -73,7 +73,7 @@ def _profile(
 
 def _print(profile: Any, paths: dict[str, Path], limit: int | None) -> None:
     from compiler.cli.output import print_facts, print_line, print_table
-    from compiler.profiling.formatting import format_bytes, format_percent, format_rate, format_seconds
+    from compiler.profiling.formatting import format_bytes, format_percent, format_rate, format_seconds, shorten
 
     latency = profile.latency
     print_facts(
@@ -89,7 +89,7 @@ def _print(profile: Any, paths: dict[str, Path], limit: int | None) -> None:
     kernels = profile.kernels[:limit]
     rows = [
         (
-            kernel.name,
+            shorten(kernel.name),
             kernel.kind,
             str(kernel.calls),
             format_seconds(kernel.seconds),

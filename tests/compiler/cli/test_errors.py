@@ -176,9 +176,9 @@ def test_ctrl_c_ends_machine_code_that_never_returns() -> None:
 from time import sleep
 from compiler.cli.interrupts import Interrupts
 with Interrupts(patience=0.2):
-    print("ready", flush=True)
     while True:
         try:
+            print("ready", flush=True)
             sleep(60)
         except KeyboardInterrupt:
             continue

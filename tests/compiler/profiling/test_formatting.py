@@ -11,6 +11,7 @@ from compiler.profiling.formatting import (
     format_rate,
     format_seconds,
     format_shape,
+    shorten,
 )
 
 
@@ -49,3 +50,9 @@ def test_counts_rates_shares_shapes() -> None:
     assert format_percent(0.1234) == "12.3 %"
     assert format_shape(("batch", 64)) == "[batch, 64]"
     assert format_shape(()) == "[]"
+
+
+def test_long_names_are_cut_in_their_middle() -> None:
+    assert shorten("short", 10) == "short"
+    assert shorten("abcdefghijklmnop", 10) == "abcd...nop"
+    assert len(shorten("x" * 500)) == 60
