@@ -42,7 +42,7 @@ class Steps:
         self._finish(done=True)
         self._current, self._since = step, time.perf_counter()
         if self._console.is_terminal:
-            self._live = self._console.status(f"{step} ...", spinner="dots")
+            self._live = _live_line(self._console, step)
             self._live.start()
         else:
             self._console.print(f"[{self._since - self._began:6.2f} s] {step}", markup=False)
@@ -58,3 +58,13 @@ class Steps:
             if done:
                 self._console.print(f"[green]done[/]  {self._current:<24} [dim]{format_seconds(elapsed)}[/]")
         self._current = None
+
+
+def _live_line(console: Any, step: str) -> Any:
+    """A line that turns and counts seconds while a step runs, and vanishes when it ends."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    progress = Progress(*columns, console=console, transient=True)
+    progress.add_task(step)
+    return progress
