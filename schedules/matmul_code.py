@@ -15,7 +15,7 @@ from schedules.expression import index, map_loads
 from schedules.inline import operations
 from schedules.machine import Machine
 from schedules.matmul_form import MatmulForm
-from schedules.parallel import CHUNKS_PER_CORE, MIN_PARALLEL_WORK, Extent, loops, repeat
+from schedules.parallel import CHUNKS_PER_CORE, MIN_PARALLEL_WORK, Extent, loops, pays_off, repeat
 from schedules.stage_code import in_sequence
 from schedules.tir import tirx
 
@@ -136,14 +136,12 @@ class MatmulWriter:
 
         return loops(kept, task, self.machine, parallel=self._threads())
 
-    def _threads(self) -> bool:
-        amount: float = 0.25 / self.lanes
+    def _threads(self) -> bool | Expr:
+        amount: Any = 1
         extents = [*(axis.extent for axis in self.form.batch), self.form.rows.extent, self.form.columns]
         for extent in (*extents, self.form.depth.extent):
-            if not isinstance(extent, int):
-                return self.machine.cores > 1
-            amount *= extent
-        return self.machine.cores > 1 and 4 * amount >= MIN_PARALLEL_WORK / 4
+            amount = amount * extent
+        return pays_off(amount, self.machine, MIN_PARALLEL_WORK * self.lanes // 4)
 
     def _row_tiles(self) -> tuple[Any, Any]:
         """(whole row tiles, rows left over)."""
@@ -161,10 +159,11 @@ class MatmulWriter:
         tasks = panels if isinstance(panels, int) else self.machine.cores
         for axis in self.form.batch:
             tasks *= axis.extent if isinstance(axis.extent, int) else 1
-        enough = CHUNKS_PER_CORE * self.machine.cores
-        uneven = tasks % self.machine.cores and tasks < 4 * enough
-        wanted = -(-enough // tasks) if tasks < enough or uneven else 1
-        wanted = max(wanted, self.machine.cores) if uneven else wanted
+        cores = self.machine.cores
+        enough = CHUNKS_PER_CORE * cores
+        wanted = -(-enough // tasks)
+        if tasks % cores and tasks < 4 * enough:
+            wanted = -(-wanted // cores) * cores  # or one core would have a task more than the others
         per_chunk = max(1, -(-tiles // max(1, min(wanted, tiles))))
         return max(1, -(-tiles // per_chunk)), per_chunk
 

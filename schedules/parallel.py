@@ -30,17 +30,21 @@ class Extent:
     dtype: str = "int64"
 
 
-def work(points: int | None, body: Any) -> float | None:
-    """A rough count of elementary steps; None when the points are not static."""
-    if points is None:
-        return None
+def work(extents: Sequence[Any], body: Any) -> Any:
+    """A rough count of elementary steps of a body run over loops: a number, or an expression of symbolic extents."""
     cheap, expensive = operations(body)
-    return points * (1 + cheap / 4 + _EXPENSIVE_WEIGHT * expensive)
+    weight = max(1, round(1 + cheap / 4 + _EXPENSIVE_WEIGHT * expensive))
+    total: Any = weight
+    for extent in extents:
+        total = total * extent
+    return total
 
 
-def pays_off(amount: float | None, machine: Machine) -> bool:
-    """Whether to use several threads; an unknown amount is taken as large."""
-    return machine.cores > 1 and (amount is None or amount >= MIN_PARALLEL_WORK)
+def pays_off(amount: Any, machine: Machine, least: int = MIN_PARALLEL_WORK) -> bool | Expr:
+    """Whether to use several threads for an amount of work; a condition when the amount is symbolic."""
+    if machine.cores <= 1:
+        return False
+    return amount >= least if isinstance(amount, int | float) else amount >= index(least, str(amount.ty))
 
 
 def loops(
@@ -48,11 +52,17 @@ def loops(
     body: Callable[[list[Expr]], Stmt],
     machine: Machine,
     *,
-    parallel: bool,
+    parallel: bool | Expr,
 ) -> Stmt:
-    """Nested loops; when `parallel`, enough of the outer ones are fused into one that every core gets its share."""
+    """Nested loops; when `parallel`, enough of the outer ones are fused into one that every core gets its share.
+
+    A condition for `parallel` is decided when the kernel runs.
+    """
     if not extents:
         return body([])
+    if not isinstance(parallel, bool):
+        many = loops(extents, body, machine, parallel=True)
+        return tirx.IfThenElse(parallel, many, loops(extents, body, machine, parallel=False))
     fused = _leading(extents, machine) if parallel else 0
     variables = [tirx.Var(each.name, each.dtype) for each in extents[fused:]]
     if not fused:

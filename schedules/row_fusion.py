@@ -142,11 +142,12 @@ def fuse_rows(stages: Sequence[Stage], intermediates: Sequence[Any], machine: Ma
     shared = shared_loops(stages, intermediates)
     if not shared:
         return None
-    amounts = [work(stage.points(), stage.body) for stage in stages]
-    amount = None if any(each is None for each in amounts) else sum(each for each in amounts if each is not None)
+    amount: Any = 0
+    for stage in stages:
+        amount = amount + work([axis.extent for axis in stage.axes], stage.body)
     threads = pays_off(amount, machine)
     rows = product(loop.extent for loop in shared)
-    if threads and rows is not None and rows < machine.cores:
+    if threads is not False and rows is not None and rows < machine.cores:
         return None
     extents = [Extent(loop.axes[-1].name, loop.extent, str(loop.axes[-1].var.ty)) for loop in shared]
     return loops(

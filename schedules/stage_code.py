@@ -52,7 +52,8 @@ def _piece_code(stage: Stage, machine: Machine, parallel: bool) -> Stmt:
             else in_sequence([])
         )
     nest = loop_nest_of(stage)
-    threads = parallel and pays_off(work(stage.points(), stage.body), machine)
+    amount = work([axis.extent for axis in stage.axes], stage.body)
+    threads = pays_off(amount, machine) if parallel else False
     writer = _Writer(nest, machine, threads)
     return writer.reduction() if stage.reduction else writer.elementwise()
 
@@ -60,7 +61,7 @@ def _piece_code(stage: Stage, machine: Machine, parallel: bool) -> Stmt:
 class _Writer:
     """Writes one collapsed nest."""
 
-    def __init__(self, nest: LoopNest, machine: Machine, threads: bool) -> None:
+    def __init__(self, nest: LoopNest, machine: Machine, threads: bool | Expr) -> None:
         self.nest = nest
         self.stage = nest.stage
         self.machine = machine
@@ -148,7 +149,7 @@ class _Writer:
         count = product(loop.extent for loop in others)
         enough = CHUNKS_PER_CORE * self.machine.cores
         chunk = axis.extent
-        if self.threads and count is not None and count < enough:
+        if self.threads is not False and count is not None and count < enough:
             pieces = max(1, min(axis.extent // step, -(-enough // max(count, 1))))
             chunk = max(step, axis.extent // pieces // step * step)
         whole, left = divmod(axis.extent, chunk)

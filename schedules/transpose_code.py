@@ -53,7 +53,7 @@ def _serves(nest: LoopNest, source: Loop, target: Loop, moved: Sequence[int]) ->
     return all(source.strides[i] == 1 and isinstance(target.strides[i], int) for i in moved)
 
 
-def transpose_code(nest: LoopNest, found: Transpose, machine: Machine, lanes: int, *, threads: bool) -> Stmt:
+def transpose_code(nest: LoopNest, found: Transpose, machine: Machine, lanes: int, *, threads: bool | Expr) -> Stmt:
     """The stage as blocks of at most 16 x 16; what is left at the edges in shorter vectors."""
     size = 1 << (min(lanes, _LARGEST_BLOCK).bit_length() - 1)
     writer = _BlockWriter(nest.stage, nest, found, size)
