@@ -37,10 +37,15 @@ def format_count(count: float) -> str:
     return f"{_three_digits(count)} {unit}"
 
 
+def format_operations(count: float) -> str:
+    """Arithmetic operations: "3.63 GFLOP"."""
+    number, _, unit = format_count(count).partition(" ")
+    return f"{number} {unit}FLOP"
+
+
 def format_rate(per_second: float) -> str:
-    """Floating-point operations a second: "181 GFLOP/s"."""
-    number, _, unit = format_count(per_second).partition(" ")
-    return f"{number} {unit}FLOP/s"
+    """Arithmetic operations a second: "181 GFLOP/s"."""
+    return f"{format_operations(per_second)}/s"
 
 
 def format_percent(share: float) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import InputError, OptionError, StorageError, UnsupportedModelError, UserError
+from compiler.errors import StorageError
 from compiler.profiling.attribution import kind_of, operators_of
 from compiler.profiling.formula import evaluate
 
@@ -111,11 +111,11 @@ def inspect_module(path: str | os.PathLike[str]) -> Inspection:
     return Inspection(
         kind="module",
         path=str(path),
-        file_bytes=_file_bytes(path),
+        file_bytes=file_bytes(path),
         inputs=[str(spec) for spec in manifest.inputs],
         outputs=[str(spec) for spec in manifest.outputs],
         parameters=len(manifest.parameters),
-        parameter_values=sum(_elements(spec.shape) for spec in manifest.parameters),
+        parameter_values=sum(element_count(spec.shape) for spec in manifest.parameters),
         parameter_bytes=sum(spec.nbytes for spec in manifest.parameters),
         facts=facts,
         kernels=sorted((_module_kernel(entry) for entry in manifest.kernels), key=lambda each: -(each.operations or 0)),
@@ -164,165 +164,14 @@ def _module_kernel(entry: Any) -> KernelEstimate:
     )
 
 
-def inspect_model(
-    path: str | os.PathLike[str],
-    target: str = "host",
-    *,
-    shapes: Mapping[str, Sequence[int | str]] | None = None,
-    constants: Mapping[str, Any] | None = None,
-    sizes: Mapping[str, int] | None = None,
-) -> Inspection:
-    """Describe an ONNX model: contents, coverage, and an estimate of each kernel's cost on a target.
-
-    Args:
-        shapes: sizes of inputs by name, as `compile` takes them.
-        constants: values of inputs that are fixed.
-        sizes: of dimensions that stay symbolic, by name, for the estimate; 1 for those not named.
-
-    Raises:
-        UserError: the file can not be read or is broken, or the target is unknown.
-    """
-    from compiler.frontends.onnx import coverage_report
-    from compiler.frontends.onnx.loader import load_model
-
-    loaded = load_model(Path(path))
-    proto = loaded.proto
-    values = [(tuple(tensor.dims), tensor.data_type) for tensor in proto.graph.initializer]
-    inspection = Inspection(
-        kind="model",
-        path=str(path),
-        file_bytes=_file_bytes(path),
-        inputs=[],
-        outputs=[],
-        parameters=len(values),
-        parameter_values=sum(_elements(shape) for shape, _ in values),
-        parameter_bytes=sum(_elements(shape) * _onnx_bits(dtype) // 8 for shape, dtype in values),
-        facts={
-            "graph": proto.graph.name or "(unnamed)",
-            "producer": " ".join(filter(None, [proto.producer_name, proto.producer_version])) or "(unknown)",
-            "opsets": ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in loaded.opsets.items()),
-        },
-        operators=[
-            OperatorCount(
-                f"{item.domain}.{item.operator}" if item.domain else item.operator,
-                item.count,
-                item.support,
-                item.reason,
-            )
-            for item in coverage_report(Path(path)).operators
-        ],
-    )
-    names = {tensor.name for tensor in proto.graph.initializer}
-    inspection.inputs = [_onnx_text(value) for value in proto.graph.input if value.name not in names]
-    inspection.outputs = [_onnx_text(value) for value in proto.graph.output]
-    _estimate(inspection, Path(path), target, shapes, constants, sizes)
-    return inspection
-
-
-def _estimate(
-    inspection: Inspection,
-    path: Path,
-    target: str,
-    shapes: Mapping[str, Sequence[int | str]] | None,
-    constants: Mapping[str, Any] | None,
-    sizes: Mapping[str, int] | None,
-) -> None:
-    """Fill in the kernels, or the reason why there are none: a model need not compile to be inspected."""
-    from compiler.driver import find_target
-    from compiler.frontends.source import import_model
-    from compiler.profiling.cost_estimate import estimate_costs
-    from compiler.profiling.roofline import Roofline
-    from compiler.profiling.workload import symbolic_sizes
-
-    chosen = find_target(target)
-    try:
-        model = import_model(path, shapes=shapes, constants=constants)
-    except UnsupportedModelError as error:
-        inspection.problem = error.message
-        return
-    except (OptionError, InputError):
-        raise  # of the caller's, not of the model's
-    except UserError as error:
-        inspection.problem = str(error)
-        return
-    inspection.inputs = [str(spec) for spec in model.inputs]
-    inspection.outputs = [str(spec) for spec in model.outputs]
-    inspection.sizes = symbolic_sizes(model.inputs, {}, sizes)
-    roofline = Roofline.of(chosen.machine, measured=chosen.name == "host")
-    inspection.facts["estimated for"] = f"{chosen.description or chosen.name}: {roofline.source}"
-    inspection.kernels = [
-        KernelEstimate(**{**asdict(cost), "operators": cost.operators}, rule=None, formula=None)
-        for cost in estimate_costs(model, chosen, roofline, inspection.sizes)
-    ]
-
-
-@dataclass(frozen=True)
-class ModelInput:
-    """An input as a model file declares it; `dtype` is the engine's name, "" where it is no tensor."""
-
-    name: str
-    dtype: str
-
-
-def model_inputs(path: str | os.PathLike[str]) -> list[ModelInput]:
-    """The inputs that an ONNX file declares, found out without importing it; none for other kinds of models.
-
-    Raises:
-        UserError: the file can not be read or is broken.
-    """
-    if Path(path).suffix == ".pt2":
-        return []
-
-    from compiler.frontends.onnx.loader import load_model
-
-    graph = load_model(Path(path)).proto.graph
-    names = {tensor.name for tensor in graph.initializer}
-    found = []
-    for value in graph.input:
-        if value.name not in names:
-            kind = value.type.tensor_type.elem_type
-            found.append(ModelInput(value.name, _onnx_dtype(kind) if kind else ""))
-    return found
-
-
-def _onnx_text(value: Any) -> str:
-
-    if not value.type.HasField("tensor_type"):
-        return f"{value.name}: {value.type.WhichOneof('value') or 'unknown type'}"
-    tensor = value.type.tensor_type
-    dtype = _onnx_dtype(tensor.elem_type)
-    sizes = [
-        size.dim_param or (str(size.dim_value) if size.HasField("dim_value") else "?") for size in tensor.shape.dim
-    ]
-    return f"{value.name}: {dtype}[{', '.join(sizes)}]"
-
-
-def _onnx_dtype(kind: int) -> str:
-    """The element type as the engine names it: float32 where ONNX says FLOAT."""
-    import onnx
-
-    if kind == onnx.TensorProto.STRING:
-        return "string"
-    return str(onnx.helper.tensor_dtype_to_np_dtype(kind)) if kind else "undefined"
-
-
-def _onnx_bits(dtype: int) -> int:
-    import onnx
-
-    name = onnx.TensorProto.DataType.Name(dtype)
-    if name in {"INT4", "UINT4", "FLOAT4E2M1"}:
-        return 4
-    return int(onnx.helper.tensor_dtype_to_np_dtype(dtype).itemsize) * 8
-
-
-def _elements(shape: Sequence[int | str]) -> int:
+def element_count(shape: Sequence[int | str]) -> int:
     total = 1
     for size in shape:
         total *= int(size)
     return total
 
 
-def _file_bytes(path: str | os.PathLike[str]) -> int:
+def file_bytes(path: str | os.PathLike[str]) -> int:
     try:
         return os.stat(path).st_size
     except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compiler.profiling.attribution import KINDS
-from compiler.profiling.formatting import format_count, format_percent, format_rate, format_seconds
+from compiler.profiling.formatting import format_count, format_operations, format_percent, format_rate, format_seconds
 from compiler.profiling.records import CallTime, KernelTime, Profile
 from compiler.profiling.report import (
     Bar,
@@ -54,7 +54,7 @@ def _facts(profile: Profile) -> list[Fact]:
         Fact("kernels", str(len(compiled)), f"{sum(kernel.calls for kernel in compiled)} calls in a run"),
     ]
     if operations and latency.p50 > 0:
-        note = f"{format_count(operations)}FLOP in a run" if operations >= 1000 else f"{operations} FLOP in a run"
+        note = f"{format_operations(operations)} in a run"
         facts.append(Fact("arithmetic", format_rate(operations / latency.p50), note))
     facts.append(Fact("outside kernels", format_seconds(_outside(profile)), "virtual machine and its functions"))
     return facts

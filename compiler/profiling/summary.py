@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import StorageError
-from compiler.profiling.inspection import plan_text, target_text
+from compiler.errors import ArtifactError, InvalidModelError, StorageError
+from compiler.profiling.inspection import is_module_file, plan_text, target_text
 from compiler.runtime import Module
 
 
@@ -56,6 +56,8 @@ def coverage_of(path: Path) -> Coverage | None:
     Raises:
         UserError: the file can not be read or is broken.
     """
+    if is_module_file(path):
+        raise InvalidModelError(f"{path} is compiled already", f"run it: tensorwright run {path}")
     if path.suffix == ".pt2":
         return None
     from compiler.frontends.onnx import coverage_report
@@ -69,6 +71,18 @@ def coverage_of(path: Path) -> Coverage | None:
         for item in report.of("rewritten")
     ]
     return Coverage(nodes, rewritten)
+
+
+def check_is_module(path: Path) -> None:
+    """Tell a model from a module, for commands that take modules only.
+
+    Raises:
+        ArtifactError: the file is a model.
+    """
+    if path.suffix in {".onnx", ".pt2"} and not is_module_file(path):
+        raise ArtifactError(
+            f"{path} is a model, not a compiled module", f"compile it first: tensorwright compile {path}"
+        )
 
 
 def check_writable(path: Path) -> None:

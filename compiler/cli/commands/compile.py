@@ -75,7 +75,7 @@ def _compile(
     from compiler.cli.arguments import parse_arrays, parse_passes, parse_shapes
     from compiler.cli.output import print_json
     from compiler.cli.progress import Steps
-    from compiler.profiling.inspection import model_inputs
+    from compiler.profiling.model_inspection import model_inputs
     from compiler.profiling.summary import check_writable, coverage_of, summarize
 
     path = output if output is not None else Path(model.with_suffix(".twm").name)

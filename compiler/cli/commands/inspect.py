@@ -45,7 +45,8 @@ def _inspect(
     from compiler.cli.arguments import divide_shapes, parse_arrays, parse_shapes
     from compiler.cli.output import print_json
     from compiler.errors import OptionError
-    from compiler.profiling.inspection import inspect_model, inspect_module, is_module_file, model_inputs
+    from compiler.profiling.inspection import inspect_module, is_module_file
+    from compiler.profiling.model_inspection import inspect_model, model_inputs
 
     if is_module_file(file):
         if shape or constant:
@@ -123,13 +124,13 @@ def _print_kernels(inspection: Any, limit: int | None) -> None:
 
 
 def _estimate_heading(inspection: Any) -> str:
-    from compiler.profiling.formatting import format_count, format_seconds
+    from compiler.profiling.formatting import format_operations, format_seconds
 
     total = format_seconds(sum(item.seconds for item in inspection.kernels))
-    operations = format_count(sum(item.operations or 0 for item in inspection.kernels))
+    operations = format_operations(sum(item.operations or 0 for item in inspection.kernels))
     taken = "".join(f", {name} = {size}" for name, size in inspection.sizes.items())
     kernels = len(inspection.kernels)
-    return f"where time will go: at least {total} a run, {operations}FLOP in {kernels} kernels{taken}"
+    return f"where time will go: at least {total} a run, {operations} in {kernels} kernels{taken}"
 
 
 def _module_row(item: Any) -> tuple[str, ...]:

@@ -47,9 +47,10 @@ def _run(
     from compiler.cli.arguments import parse_arrays, parse_shapes, split_shapes
     from compiler.cli.output import print_json, print_note
     from compiler.profiling.outputs import describe_arrays, save_arrays
-    from compiler.profiling.summary import check_writable
+    from compiler.profiling.summary import check_is_module, check_writable
     from compiler.profiling.workload import complete_inputs, made_up_note
 
+    check_is_module(module)
     if output is not None:
         check_writable(output)
     loaded = compiler.load(module, threads=threads, verify=verify)

@@ -47,6 +47,8 @@ from tests.compiler.cli.running import Run
         ["run", "{module}", "--input", "x=3"],
         ["run", "{module}", "--shape", "length=3"],
         ["run", "{module}", "--output", "{tmp}/missing/out.npz"],
+        ["run", "{model}"],
+        ["compile", "{module}"],
         ["inspect", "{tmp}/missing.onnx"],
         ["inspect", "{tmp}/junk.twm"],
         ["inspect", "{module}", "--shape", "x=1,2"],

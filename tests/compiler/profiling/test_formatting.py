@@ -7,6 +7,7 @@ import pytest
 from compiler.profiling.formatting import (
     format_bytes,
     format_count,
+    format_operations,
     format_percent,
     format_rate,
     format_seconds,
@@ -46,6 +47,8 @@ def test_counts_rates_shares_shapes() -> None:
     assert format_count(3.63e9) == "3.63 G"
     assert format_count(999_600) == "1.00 M"
     assert format_rate(181.2e9) == "181 GFLOP/s"
+    assert format_operations(144) == "144 FLOP"
+    assert format_operations(3.63e9) == "3.63 GFLOP"
     assert format_rate(12.0) == "12 FLOP/s"
     assert format_percent(0.1234) == "12.3 %"
     assert format_shape(("batch", 64)) == "[batch, 64]"
