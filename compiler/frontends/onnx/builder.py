@@ -17,6 +17,7 @@ from compiler.frontends.onnx.symbolic import Arithmetic, Dim, Scalar, expression
 from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, tensor_shape
 
 _MAXIMUM_SYMBOLIC_ELEMENTS = 1024
+_LARGEST_ELEMENT = 2**62
 
 
 class Builder:
@@ -67,9 +68,9 @@ class Builder:
         self._names[base] = count + 1
         return base if count == 0 else self.unique_name(f"{base}_{count}")
 
-    def dimension(self, name: str = "size") -> tvm.ir.Expr:
-        """A new symbolic size."""
-        size = self.arithmetic.dimension(self.unique_name(name))
+    def dimension(self, name: str = "size", maximum: int = 2**40) -> tvm.ir.Expr:
+        """A new symbolic size, below `maximum`."""
+        size = self.arithmetic.dimension(self.unique_name(name), maximum)
         self._size_regions[size] = self.current_region
         return size
 
@@ -122,15 +123,19 @@ class Builder:
             tensor = self.emit(R.astype(tensor, "int64"))
         if tensor.ty.ndim != 1:
             tensor = self.emit(R.reshape(tensor, (count,)))
-        zero = relax.const(np.zeros((), np.int64), "int64")
-        positive = self._read_sizes(self.emit(R.maximum(tensor, zero)), count)
+        positive = self._read_sizes(self._clamped(tensor), count)
         if not signed:
             return positive
-        negative = self._read_sizes(self.emit(R.maximum(self.emit(R.negative(tensor)), zero)), count)
+        negative = self._read_sizes(self._clamped(self.emit(R.negative(tensor))), count)
         return [p - n for p, n in zip(positive, negative, strict=True)]
 
+    def _clamped(self, tensor: relax.Expr) -> relax.Expr:
+        """Elements limited to [0, 2**62), where sums of a few of them do not overflow."""
+        low, high = (relax.const(np.array(limit, np.int64), "int64") for limit in (0, _LARGEST_ELEMENT - 1))
+        return self.emit(R.minimum(self.emit(R.maximum(tensor, low)), high))
+
     def _read_sizes(self, tensor: relax.Expr, count: int) -> list[Dim]:
-        sizes = [self.dimension() for _ in range(count)]
+        sizes = [self.dimension("element", _LARGEST_ELEMENT) for _ in range(count)]
         shape = self.block_builder.emit(R.tensor_to_shape(tensor))
         self.block_builder.match_cast(shape, relax.ShapeType(sizes))
         return sizes

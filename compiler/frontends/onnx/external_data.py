@@ -26,6 +26,10 @@ class TensorReader:
         self._folder = folder
         self._owned = owned
 
+    def keep_data(self) -> None:
+        """Drop no more bytes: tensors may be read again, since subgraphs are imported as often as it takes."""
+        self._owned = False
+
     def constant(self, tensor: TensorProto, where: str) -> Constant:
         """A constant whose array is read later; its header, its size and its file are checked now.
 

@@ -95,6 +95,7 @@ class Importer:
 
     def import_subgraph(self, graph: onnx.GraphProto, inputs: Sequence[Value | None], outer: Scope) -> list[Value]:
         """Import a subgraph in place: its inputs are given values, its outputs are returned."""
+        self.model.reader.keep_data()
         scope = outer.child()
         scope.values.update(graph_initializers(graph, self.model.reader))
         scope.values.update({spec.name: value for spec, value in zip(graph.input, inputs, strict=False)})

@@ -25,10 +25,10 @@ class Arithmetic:
     def __init__(self) -> None:
         self.analyzer = sym.Analyzer()
 
-    def dimension(self, name: str) -> tvm.ir.Expr:
-        """A new symbolic size, int64, in [0, 2**40)."""
+    def dimension(self, name: str, maximum: int = _MAXIMUM_SIZE) -> tvm.ir.Expr:
+        """A new symbolic size, int64, in [0, maximum)."""
         variable = tirx.Var(name, "int64")
-        self.analyzer.bind(variable, tvm.ir.Range(0, _MAXIMUM_SIZE))
+        self.analyzer.bind(variable, tvm.ir.Range(0, maximum))
         return variable
 
     def simplify(self, value: Scalar) -> Scalar:

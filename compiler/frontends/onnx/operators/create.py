@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from tvm.relax import op as R
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.broadcasting import broadcast_shapes, broadcast_to
 from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.filling import filled
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.scalars import const
 from compiler.frontends.onnx.structure import MAXIMUM_DIMENSION
@@ -37,21 +37,6 @@ def constant_of_shape(context: NodeContext) -> relax.Expr:
     dtype = "float32" if tensor is None else dtypes.NAMES[tensor.data_type]
     sizes = checked_sizes(context, context.shape_values(0))
     return filled(context, value.reshape(-1)[0], dtype, sizes)
-
-
-def filled(context: NodeContext, value: Any, dtype: str, sizes: Sequence[Dim]) -> relax.Expr:
-    """A tensor of one value."""
-    scalar = context.literal(value, dtype)
-    carrier = dtypes.carrier(dtype)
-    # The engine's full() fails on infinities.
-    if dtypes.is_float(dtype) and not np.isfinite(np.float64(value)):
-        return context.emit(R.broadcast_to(scalar, sizes_expr(sizes)))
-    return context.emit(R.full(sizes_expr(sizes), scalar, carrier))
-
-
-def sizes_expr(sizes: Sequence[Dim]) -> relax.ShapeExpr:
-    """Sizes as Relax's shape."""
-    return relax.ShapeExpr([expression(size) for size in sizes])
 
 
 @converter("Expand")

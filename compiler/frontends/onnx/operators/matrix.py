@@ -12,7 +12,7 @@ from tvm.script.ir_builder import tirx as T
 
 from compiler.frontends.onnx.broadcasting import broadcast_shapes, broadcast_to
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.create import filled
+from compiler.frontends.onnx.operators.filling import filled
 from compiler.frontends.onnx.operators.unary import is_narrow_float
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim

@@ -10,7 +10,7 @@ from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes, scalars
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.create import filled
+from compiler.frontends.onnx.operators.filling import filled
 from compiler.frontends.onnx.operators.reshape import axes_operand, reshaped
 from compiler.frontends.onnx.operators.unary import is_narrow_float
 from compiler.frontends.onnx.registry import converter

@@ -8,6 +8,7 @@ from tvm import relax, tirx
 from tvm.relax import op as R
 
 from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.filling import filled
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import Symbolic
@@ -15,6 +16,9 @@ from compiler.frontends.onnx.values import Symbolic
 
 def reshaped(context: NodeContext, data: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
     """The data in another shape of as many elements; sizes may be expressions."""
+    if any(isinstance(size, int) and size == 0 for size in shape):
+        # To the engine's reshape a 0 means the old size.
+        return filled(context, 0, str(data.ty.dtype), shape)
     return context.emit(R.reshape(data, relax.ShapeExpr([expression(size) for size in shape])))
 
 

@@ -53,6 +53,9 @@ def _bounds(context: NodeContext, size: Dim, start: Dim, end: Dim, step: int) ->
     if step == 0:
         context.invalid("a step is 0")
     low, high = (0, size) if step > 0 else (-1, arithmetic.subtract(size, 1))
+    if step < 0 and isinstance(end, int) and end in (2**31 - 1, 2**63 - 1):
+        # Exporters write the largest integers for "no end", whatever the direction; ONNX Runtime reads them so.
+        end = -(2**63)
     first = _clamped(context, start, size, 0, high)
     last = _clamped(context, end, size, low, high)
     distance = arithmetic.subtract(last, first) if step > 0 else arithmetic.subtract(first, last)

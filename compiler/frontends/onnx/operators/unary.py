@@ -265,7 +265,7 @@ def is_infinite(context: NodeContext) -> relax.Expr:
         return R.equal(data, infinity)
     if negative:
         return R.equal(data, context.literal(-math.inf, str(data.ty.dtype)))
-    return elementwise(context, "never", lambda x: const(False, x == x), data)
+    return elementwise(context, "never", lambda x: tirx.const(False, "bool"), data)
 
 
 @converter("Not")
