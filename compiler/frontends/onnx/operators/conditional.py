@@ -9,6 +9,7 @@ import tvm_ffi
 from tvm import relax
 from tvm.relax import op as R
 
+from compiler.errors import InvalidModelError
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.lifting import Lifted, lift
 from compiler.frontends.onnx.operators.structures import (
@@ -52,6 +53,35 @@ def _known_condition(context: NodeContext) -> bool | None:
     return bool(known.reshape(-1)[0])
 
 
+def _branch(context: NodeContext, graph: onnx.GraphProto, name: str) -> _Branch | InvalidModelError:
+    """The branch, or why it can not run on the shapes that it gets here."""
+    try:
+        return _Branch(context, graph, name)
+    except InvalidModelError as error:
+        return error
+
+
+def _only_branch(
+    context: NodeContext,
+    condition: relax.Expr,
+    then_graph: onnx.GraphProto,
+    else_graph: onnx.GraphProto,
+    branches: Sequence[_Branch | InvalidModelError],
+) -> list[Value]:
+    """The branch that fits the shapes, in place, and a check when running that the condition asks for it.
+
+    One model may serve several input shapes, each with a branch of its own.
+    """
+    errors = [branch for branch in branches if isinstance(branch, InvalidModelError)]
+    if len(errors) == 2:
+        raise errors[0]
+    takes_then = not isinstance(branches[0], InvalidModelError)
+    number = context.emit(R.reshape(context.emit(R.astype(condition, "int64")), (1,)))
+    shape = context.block_builder.emit(R.tensor_to_shape(number))
+    context.block_builder.match_cast(shape, relax.ShapeType([int(takes_then)]))
+    return context.import_subgraph(then_graph if takes_then else else_graph, [])
+
+
 def scalar_condition(context: NodeContext, expr: relax.Expr) -> relax.Expr:
     """A condition of one element without dimensions, as the engine's If wants it."""
     shape = tensor_shape(expr)
@@ -80,15 +110,16 @@ class _Branch:
 
 def _choose_at_run_time(context: NodeContext, then_graph: onnx.GraphProto, else_graph: onnx.GraphProto) -> list[Value]:
     condition = scalar_condition(context, context.input(0))
-    branches = [_Branch(context, then_graph, "then_branch"), _Branch(context, else_graph, "else_branch")]
-    _check_structures(context, *branches)
-    shapes = [joined_shape(context, a, b) for a, b in zip(branches[0].shapes, branches[1].shapes, strict=True)]
-    calls = [branch.function.call([]) for branch in branches]
-    results = choose(context, condition, calls[0], calls[1], shapes)
+    first, second = _branch(context, then_graph, "then_branch"), _branch(context, else_graph, "else_branch")
+    if isinstance(first, InvalidModelError) or isinstance(second, InvalidModelError):
+        return _only_branch(context, condition, then_graph, else_graph, [first, second])
+    _check_structures(context, first, second)
+    shapes = [joined_shape(context, a, b) for a, b in zip(first.shapes, second.shapes, strict=True)]
+    results = choose(context, condition, first.function.call([]), second.function.call([]), shapes)
     sources = sources_with_captures(context)
-    dtypes = [tensor.dtype for value in branches[0].values for tensor in tensors_in(value)]
+    dtypes = [tensor.dtype for value in first.values for tensor in tensors_in(value)]
     tensors = iter([Runtime(result, dtype, sources) for result, dtype in zip(results, dtypes, strict=True)])
-    return [rebuild(structure, tensors) for structure in branches[0].structures]
+    return [rebuild(structure, tensors) for structure in first.structures]
 
 
 def choose(

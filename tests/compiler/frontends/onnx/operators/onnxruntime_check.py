@@ -24,7 +24,7 @@ def run_reference(model: onnx.ModelProto, feeds: Feeds) -> list[np.ndarray]:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return list(session.run(None, dict(feeds)))
+    return list(session.run(None, {name: np.asarray(value) for name, value in feeds.items()}))
 
 
 def assert_equal_to_onnxruntime(
@@ -46,7 +46,7 @@ def assert_equal_to_onnxruntime(
 
 def node_model(
     operator: str,
-    inputs: Mapping[str, np.ndarray | None],
+    inputs: Mapping[str, Any],
     outputs: int = 1,
     *,
     constants: Sequence[str] = (),
@@ -60,7 +60,7 @@ def node_model(
     With `dynamic`, every size of the inputs is symbolic.
     """
     names = [name if array is not None else "" for name, array in inputs.items()]
-    given = {name: array for name, array in inputs.items() if array is not None}
+    given = {name: np.asarray(array) for name, array in inputs.items() if array is not None}
     node = onnx.helper.make_node(operator, names, [f"y{i}" for i in range(outputs)], domain=domain, **attributes)
     specs = [
         onnx.helper.make_tensor_value_info(

@@ -168,3 +168,22 @@ def test_a_growing_sequence_needs_the_number_of_iterations() -> None:
     with pytest.raises(InputValueRequiredError, match="'M'"):
         import_onnx(onnx.parser.parse_model(model))
     assert import_onnx(onnx.parser.parse_model(model), constants={"M": np.array(3)}).outputs[0].shape == (6,)
+
+
+def test_a_branch_that_does_not_fit_the_shapes_is_never_taken() -> None:
+    """One model for two input sizes, each with its branch; that the right one is wanted is checked when running."""
+    import onnx.parser
+
+    from tests.coverage.engine import import_and_build
+
+    model = """<ir_version: 8, opset_import: ["" : 17]>
+    agraph (float[N] x, bool c) => (float[M] y) <float[3] three = {1.0, 2.0, 3.0}, float[2] two = {1.0, 2.0}> {
+      y = If (c) <
+        then_branch = a () => (float[3] o) { o = Add (x, three) },
+        else_branch = b () => (float[2] o2) { o2 = Add (x, two) }>
+    }"""
+    run = import_and_build(onnx.parser.parse_model(model), shapes={"x": (3,)})
+    x = np.ones(3, np.float32)
+    np.testing.assert_array_equal(run({"x": x, "c": np.array(True)})["y"], [2, 3, 4])
+    with pytest.raises(RuntimeError, match="match_cast"):
+        run({"x": x, "c": np.array(False)})

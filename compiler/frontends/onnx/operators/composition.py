@@ -1,0 +1,67 @@
+"""Operators made of other operators: nodes imported one by one, on values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx.helper
+
+from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.context import NodeContext, PoisonedInputError
+from compiler.frontends.onnx.importer import Scope
+from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, Value, is_poisoned
+
+_OPSETS = {"": 23, "com.microsoft": 1, "ai.onnx.ml": 3}
+
+
+class Composer:
+    """Calls of it import a node in place of the one that is being converted, and return its outputs.
+
+    Inputs are values, arrays, numbers (of the type of the first tensor among the inputs) or None for a missing one.
+    Nodes have the meaning of opset 23.
+    """
+
+    def __init__(self, context: NodeContext) -> None:
+        self.context = context
+        self._scope = Scope(None, {}, _OPSETS, context.scope.depth + 1)
+
+    def __call__(self, operator: str, *inputs: object, domain: str = "", **attributes: Any) -> Any:
+        """The only output of a node."""
+        return self.outputs(1, operator, *inputs, domain=domain, **attributes)[0]
+
+    def outputs(self, count: int, operator: str, *inputs: object, domain: str = "", **attributes: Any) -> list[Any]:
+        """The outputs of a node."""
+        values = self._values(inputs)
+        names = ["" if value is None else f"in{index}" for index, value in enumerate(values)]
+        base = self.context.name or self.context.operator
+        outputs = [f"{base}/{operator}/{index}" for index in range(count)]
+        given = {name: value for name, value in attributes.items() if value is not None}
+        node = onnx.helper.make_node(operator, names, outputs, name=base, domain=domain, **given)
+        results = self.context.importer._import_node(node, values, self._scope)
+        if any(is_poisoned(result) for result in results):
+            raise PoisonedInputError
+        return results
+
+    @staticmethod
+    def number(dtype: str) -> int:
+        """ONNX's number of an element type."""
+        return dtypes.NUMBERS[dtype]
+
+    def _values(self, inputs: Sequence[object]) -> list[Value | None]:
+        tensors = [v for v in inputs if isinstance(v, (Constant, Symbolic, Runtime))]
+        return [self._value(item, tensors[0].dtype if tensors else "float32") for item in inputs]
+
+    @staticmethod
+    def _value(item: object, dtype: str) -> Value | None:
+        if isinstance(item, (bool, int, float)):
+            return Constant(np.array(item, dtypes.numpy_dtype(dtype)), dtype)
+        if isinstance(item, (np.ndarray, np.generic)):
+            return Constant(np.asarray(item))
+        return item  # type: ignore[return-value]
+
+
+def int64s(*values: int) -> np.ndarray:
+    """A list of sizes or axes as an operand."""
+    return np.array(values, np.int64)

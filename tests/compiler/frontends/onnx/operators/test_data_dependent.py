@@ -1,0 +1,78 @@
+"""Operators whose output's shape depends on data, sorting and selection, against ONNX Runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.compiler.frontends.onnx.operators.onnxruntime_check import assert_equal_to_onnxruntime, node_model
+
+
+def _check(operator: str, cases: list[dict[str, Any]], outputs: int = 1, **options: Any) -> None:
+    model = node_model(operator, cases[0], outputs, dynamic=True, **options)
+    feeds = [{k: v for k, v in case.items() if v is not None} for case in cases]
+    assert_equal_to_onnxruntime(model, *feeds, rtol=0, atol=0)
+
+
+def _few(*shape: int, dtype: str = "float32") -> np.ndarray:
+    """Values with many ties."""
+    return np.random.default_rng(sum(shape)).integers(-2, 3, shape).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64", "bool"])
+def test_nonzero_of_any_size(dtype: str) -> None:
+    _check("NonZero", [{"x": _few(*shape).astype(dtype)} for shape in [(3, 4), (1, 7), (2, 0)]])
+
+
+def test_nonzero_of_nothing_but_zeros() -> None:
+    _check("NonZero", [{"x": np.zeros((2, 3, 2), np.float32)}])
+
+
+@pytest.mark.parametrize("axis", [None, 0, -1])
+def test_compress(axis: int | None) -> None:
+    attributes = {} if axis is None else {"axis": axis}
+    cases = [
+        {"x": _few(3, 5), "c": np.array([True, False, True])},
+        {"x": _few(4, 2), "c": np.array([False, True])},
+        {"x": _few(2, 2), "c": np.array([False])},
+    ]
+    _check("Compress", cases, **attributes)
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1])
+@pytest.mark.parametrize("in_order", [0, 1])
+def test_unique(axis: int | None, in_order: int) -> None:
+    attributes: dict[str, Any] = {"sorted": in_order} | ({} if axis is None else {"axis": axis})
+    _check("Unique", [{"x": _few(9, 3)}, {"x": _few(1, 2)}, {"x": _few(4, 17)}], 4, **attributes)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+@pytest.mark.parametrize(("axis", "largest"), [(-1, 1), (0, 0), (1, 1)])
+def test_top_k_that_is_computed(dtype: str, axis: int, largest: int) -> None:
+    cases = [{"x": _few(*shape, dtype=dtype), "k": np.array([k])} for shape, k in [((5, 6, 4), 3), ((4, 4, 33), 4)]]
+    _check("TopK", cases, 2, axis=axis, largest=largest)
+
+
+def test_top_k_sorts_many() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 1000)).astype(np.float32)
+    model = node_model("TopK", {"x": x, "k": np.array([1000])}, 2, constants=("k",))
+    assert_equal_to_onnxruntime(model, {"x": x}, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("centered", [0, 1])
+@pytest.mark.parametrize("threshold", [None, 0.4])
+def test_non_max_suppression(centered: int, threshold: float | None) -> None:
+    generator = np.random.default_rng(3)
+
+    def case(batch: int, classes: int, count: int, most: int) -> dict[str, Any]:
+        return {
+            "boxes": generator.uniform(0, 1, (batch, count, 4)).astype(np.float32),
+            "scores": np.round(generator.uniform(0, 1, (batch, classes, count)), 1).astype(np.float32),
+            "most": np.array([most]),
+            "overlap": np.array([0.3], np.float32),
+            "least": None if threshold is None else np.array([threshold], np.float32),
+        }
+
+    _check("NonMaxSuppression", [case(2, 3, 20, 4), case(1, 1, 1, 1), case(1, 2, 50, 0)], center_point_box=centered)
