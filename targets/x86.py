@@ -92,6 +92,14 @@ def _vector_unit(features: frozenset[str]) -> dict[str, int]:
     return {"vector_bits": 256 if "avx" in features else 128, "vector_registers": 16}
 
 
+def _arithmetic(mcpu: str, features: frozenset[str]) -> dict[str, int]:
+    """The multiply-add units of a processor model that a preset describes, where its vectors are as wide as here."""
+    for entry in _preset_data()["processors"].values():
+        if entry["mcpu"] == mcpu and _vector_unit(level_features(entry["level"])) == _vector_unit(features):
+            return {name: entry["machine"][name] for name in ("fma_ports", "fma_latency")}
+    return {}
+
+
 def presets() -> dict[str, Callable[[int | None], Target]]:
     """Functions of the core count that make the named targets."""
     return {name: partial(_preset, name) for name in _preset_data()["processors"]}
@@ -119,6 +127,7 @@ def host(cores: int | None = None) -> Target:
         l2_bytes=caches.l2 or defaults.l2_bytes,
         l3_bytes=caches.l3 or defaults.l3_bytes,
         **_vector_unit(features),
+        **_arithmetic(mcpu, features),
     )
     description = f"this machine: {cpuinfo.model_name()} ({mcpu}), {machine.cores} core(s)"
     return X86Target("host", description, machine, mcpu, tuple(sorted(features)), _corrections(mcpu, features))
