@@ -1,5 +1,5 @@
 """One contestant in a process of its own: loads a model, then answers each line "SECONDS" on standard input with the
-times of the runs it did, as JSON. Started by `_race`."""
+times of the runs it did (elapsed and processor seconds), as JSON. Started by `_race`."""
 
 from __future__ import annotations
 
@@ -97,15 +97,16 @@ def main() -> int:
     return 0
 
 
-def _round(run: Run, seconds: float) -> list[float]:
+def _round(run: Run, seconds: float) -> list[tuple[float, float]]:
+    """(elapsed, processor) seconds of each run."""
     for _ in range(2):  # wake the threads, fetch the weights
         run()
-    times: list[float] = []
+    times: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds
     while len(times) < MINIMUM_RUNS or time.perf_counter() < end:
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         run()
-        times.append(time.perf_counter() - start)
+        times.append((time.perf_counter() - start, time.process_time() - used))
     return times
 
 

@@ -17,8 +17,14 @@ def accumulators(machine: Machine) -> int:
 
 
 def tile_cost(machine: Machine, pixels: int, blocks: int) -> float:
-    """Cycles a tile takes for one input channel: multiply-adds, loads, or the latency of a chain, what is longest."""
-    arithmetic = pixels * blocks / machine.fma_ports
+    """Cycles a tile takes for one input channel: multiply-adds, loads, or the latency of a chain, what is longest.
+
+    Tiles far beyond what hides the latency cost more: the next tile can not begin while all registers are taken
+    (measured on Zen 4: 118 GFLOP/s with 14 accumulators, 113 with 28).
+    """
+    sums = pixels * blocks
+    enough = 4 * machine.fma_ports * machine.fma_latency
+    arithmetic = sums / machine.fma_ports * (1 + 0.006 * max(0, sums - enough))
     loads = (pixels + blocks) / 2
     return max(arithmetic, loads, machine.fma_latency)
 
@@ -28,7 +34,7 @@ def row_cost(machine: Machine, width: int, pixels: int, blocks: int) -> float:
     whole, rest = divmod(width, pixels)
     cost = whole * tile_cost(machine, pixels, blocks)
     if rest:
-        cost += tile_cost(machine, rest, blocks)
+        cost += tile_cost(machine, rest, blocks) + 2  # and twice the code
     # Each tile reads all weights of its channels: near as dear as a load from the level-2 cache.
     weights = (whole + bool(rest)) * blocks
     return (cost + weights / 2) / blocks
@@ -47,6 +53,7 @@ def register_tile(width: int, out_blocks: int, machine: Machine) -> tuple[int, i
         (row_cost(machine, width, pixels, blocks), -pixels * blocks, pixels, blocks)
         for blocks in block_choices(out_blocks, machine)
         for pixels in range(1, min(width, limit // blocks, MAX_PIXELS) + 1)
+        if pixels * blocks + blocks + 1 < machine.vector_registers or pixels == 1
     ]
     _, _, pixels, blocks = min(choices)
     return pixels, blocks

@@ -35,7 +35,7 @@ from schedules.nest import (
 )
 
 SMALL_POINTS = 40_000  # taps times outputs; less than that is done before a second thread has woken up
-_MAX_PIXELS = 16
+_MAX_PIXELS = 8  # more saves no loads worth the code
 
 
 def window_space(work: WindowWorkload, machine: Machine) -> ConfigSpace:
