@@ -60,7 +60,7 @@ FUSE = (
     "eliminate-dead-code",
 )
 # 6. Every kernel gets a schedule for the machine.
-SCHEDULE = ("count-operations", "apply-schedules")
+SCHEDULE = ("count-operations", "mark-in-place", "apply-schedules")
 # 7. Weights leave the code; every tensor gets its place in memory.
 PLAN_MEMORY = (
     "lift-parameters",
