@@ -53,9 +53,10 @@ def _kernels(pipeline: PipelineResult) -> list[KernelProvenance]:
 
 
 def _memory_plan(pipeline: PipelineResult) -> MemoryPlan | None:
-    plan = pipeline.report.get("plan-memory")
+    """Of `main`; bodies of loops and branches allocate for themselves."""
+    plan = pipeline.report.get("plan-memory", {}).get("main")
     if plan is None:
         return None
     return MemoryPlan(
-        peak_bytes=plan.peak_bytes, without_reuse_bytes=plan.without_reuse_bytes, live_bytes=plan.live_bytes
+        peak_bytes=plan["peak"], without_reuse_bytes=plan["without_reuse"], live_bytes=plan["lower_bound"]
     )
