@@ -145,7 +145,7 @@ def _schedule_kernel(
             continue
         entry = KernelReport(name, rule.name, config, source, record_key(rule, workload), tuple(failures))
         return scheduled, entry
-    return function, KernelReport(name, None, Config(), "as-is", failures=tuple(failures))
+    return finish(function), KernelReport(name, None, Config(), "as-is", failures=tuple(failures))
 
 
 def _config_for(

@@ -16,6 +16,7 @@ from schedules.inline import operations
 from schedules.machine import Machine
 from schedules.matmul_form import MatmulForm
 from schedules.parallel import CHUNKS_PER_CORE, MIN_PARALLEL_WORK, Extent, loops, pays_off, repeat
+from schedules.register_tile import RegisterTile, pieces
 from schedules.stage_code import in_sequence
 from schedules.tir import tirx
 
@@ -26,7 +27,6 @@ Batch = Mapping[Any, Expr]
 PanelLoad = Callable[[Expr, Expr], Expr]
 
 VECTORIZED = tirx.ForKind.VECTORIZED
-UNROLLED = tirx.ForKind.UNROLLED
 # An epilogue dearer than this is written once as a loop instead of once a register.
 _UNROLLED_EPILOGUE = 6
 _CHUNK_TILES = 8  # row tiles of a task when the number of rows is symbolic
@@ -207,11 +207,11 @@ class MatmulWriter:
 
         def clear(i: Expr) -> Stmt:
             value = self.form.start_at(batch, first * self.tile_rows + i, column)
-            pieces = [
+            stores = [
                 repeat("lane", lanes, lambda lane, at=at: tirx.BufferStore(waiting, value, [i, at + lane]), VECTORIZED)  # type: ignore[misc]
-                for at, lanes in self._pieces(width)
+                for at, lanes in pieces(width, self.lanes)
             ]
-            return in_sequence(pieces)
+            return in_sequence(stores)
 
         total = self.form.depth.extent
         whole = (total - 1) // self.block  # the last block, whole or not, finishes
@@ -268,15 +268,9 @@ class MatmulWriter:
                     VECTORIZED,
                 )
 
-            return in_sequence([piece(at, lanes) for at, lanes in self._pieces(width)])
+            return in_sequence([piece(at, lanes) for at, lanes in pieces(width, self.lanes)])
 
         return [tirx.AllocBuffer(scratch), repeat("k", depth, row)], scratch
-
-    def _pieces(self, width: int) -> list[tuple[int, int]]:
-        """(start, lanes) of the vectors of a panel."""
-        whole, rest = divmod(width, self.lanes)
-        pieces = [(i * self.lanes, self.lanes) for i in range(whole)]
-        return [*pieces, (whole * self.lanes, rest)] if rest else pieces
 
     # The register tile.
 
@@ -291,43 +285,26 @@ class MatmulWriter:
         block: Block | None = None,
     ) -> Stmt:
         form = self.form
-        sums = tirx.decl_buffer([rows * width], self.dtype, "sums", scope="local", layout=None)
+        tile = RegisterTile(rows, width, self.lanes, self.dtype)
+        first = index(0) if block is None else block.start
 
-        def each(make: Callable[[int, int, Expr], Stmt]) -> list[Stmt]:
-            """`make(row in the tile, place in `sums`, column in the panel)` for every vector."""
-            return [
-                repeat(
-                    "lane",
-                    lanes,
-                    lambda lane, i=i, at=at: make(i, i * width + at + lane, at + lane),  # type: ignore[misc]
-                    VECTORIZED,
-                )
-                for i in range(rows)
-                for at, lanes in self._pieces(width)
-            ]
+        def begin(i: int, lane: Expr) -> Expr:
+            if block is None:
+                return form.start_at(batch, row + i, column + lane)
+            return tirx.BufferLoad(block.waiting, [block.row + i, lane])
 
-        def begin(i: int, place: Expr, lane: Expr) -> Stmt:
-            if block is not None:
-                return tirx.BufferStore(sums, tirx.BufferLoad(block.waiting, [block.row + i, lane]), [place])
-            return tirx.BufferStore(sums, form.start_at(batch, row + i, column + lane), [place])
+        def a(i: int, k: Expr) -> Expr:
+            return form.a_at(batch, row + i, k if block is None else first + k)
 
-        def put_back(i: int, place: Expr, lane: Expr) -> Stmt:
-            assert block is not None
-            return tirx.BufferStore(block.waiting, tirx.BufferLoad(sums, [place]), [block.row + i, lane])
+        def b(k: Expr, lane: Expr) -> Expr:
+            return load(k if block is None else first + k, lane)
 
-        def step(k: Expr) -> Stmt:
-            depth = k if block is None else block.start + k
-
-            def add(i: int, place: Expr, lane: Expr) -> Stmt:
-                term = form.a_at(batch, row + i, depth) * load(depth, lane)
-                return tirx.BufferStore(sums, tirx.BufferLoad(sums, [place]) + term, [place])
-
-            return in_sequence(each(add))
-
-        body = repeat("k", form.depth.extent if block is None else block.depth, step)
-        finishes = block is None or block.last
-        end = self._finish(sums, batch, row, rows, column, width) if finishes else each(put_back)
-        return in_sequence([tirx.AllocBuffer(sums), *each(begin), body, *end])
+        if block is None or block.last:
+            end = self._finish(tile.sums, batch, row, rows, column, width)
+        else:
+            waiting, place = block.waiting, block.row
+            end = tile.stored(lambda i, lane: (waiting, [place + i, lane]))
+        return in_sequence(tile.code(form.depth.extent if block is None else block.depth, a, b, begin, end))
 
     def _finish(self, sums: Any, batch: Batch, row: Expr, rows: int, column: Expr, width: int) -> list[Stmt]:
         """The epilogue on the tile. A dear one runs as loops over a copy, so that the sums stay registers."""
@@ -347,7 +324,7 @@ class MatmulWriter:
         probe = result(sums, index(0), index(0), index(0))
         cheap, expensive = operations(probe)
         if not expensive and cheap <= _UNROLLED_EPILOGUE:
-            return [vector(sums, i, at, lanes) for i in range(rows) for at, lanes in self._pieces(width)]
+            return [vector(sums, i, at, lanes) for i in range(rows) for at, lanes in pieces(width, self.lanes)]
         copy = tirx.decl_buffer([rows * width], self.dtype, "tile", layout=None)
         copies = [
             repeat(
@@ -359,7 +336,7 @@ class MatmulWriter:
                 VECTORIZED,
             )
             for i in range(rows)
-            for at, lanes in self._pieces(width)
+            for at, lanes in pieces(width, self.lanes)
         ]
         loop = repeat("i", rows, lambda i: self._row_of(copy, i, width, vector))
         return [tirx.AllocBuffer(copy), *copies, loop]

@@ -1,0 +1,184 @@
+"""fuse-attention: softmax(scale * (q k) + mask) v becomes one kernel.
+
+    matmul(softmax(add(multiply(matmul(q, k), scale), mask)), v)
+
+with any number of constant scales and masks that broadcast to the scores, in any order, also without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import relax, tirx
+from tvm.ir import GenericConst, IRModule
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from compiler.passes.context import PipelineContext
+from compiler.passes.graph import count_uses, operator_name, rewritable_functions
+from compiler.passes.matching import array_of, same_shape, shape_of
+from compiler.passes.registry import graph_pass
+from schedules.attention_compute import attention
+
+OPAQUE = 8  # relax's pattern kind that is fused with nothing
+_LEAST_KEYS = 4
+
+
+@graph_pass("fuse-attention", summary="Turn products, softmax and masks of attention into one kernel")
+def fuse_attention(mod: IRModule, context: PipelineContext) -> IRModule:
+    """Does nothing without a machine: the kernel is only fast when scheduled."""
+    if context.machine is None:
+        return mod
+    fuser = _Fuser(mod)
+    for variable, function in rewritable_functions(mod):
+        fuser.rewrite(variable, function)
+    return relax.transform.DeadCodeElimination()(fuser.builder_.get()) if fuser.count else mod
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One operation on the scores: `apply(score, operand)`; the operand is a number, or a tensor that broadcasts."""
+
+    apply: Callable[[Any, Any], Any]
+    number: float | None
+    tensor: Any
+
+
+@dataclass(frozen=True)
+class _Match:
+    query: Any
+    key: Any
+    value: Any
+    steps: tuple[_Step, ...]
+
+
+@mutator
+class _Fuser(PyExprMutator):
+    def __init__(self, mod: IRModule) -> None:
+        super().__init__(mod)
+        self.count = 0
+        self._definitions: Any = {}
+        self._uses: dict[Any, int] = {}
+
+    def rewrite(self, variable: Any, function: Any) -> None:
+        before = self.count
+        self._definitions = relax.analysis.get_var2val(function)
+        self._uses = {}
+        count_uses(function.body, self._uses, {})
+        updated = self.visit_expr(function)
+        if self.count > before:
+            self.builder_.update_func(variable, updated)
+
+    def visit_call_(self, call: Any) -> Any:
+        found = self._match(call) if operator_name(call) == "relax.matmul" else None
+        if found is None:
+            return self.visit_expr_post_order(call)
+        self.count += 1
+        masks = [step.tensor for step in found.steps if step.tensor is not None]
+        operands = [self.visit_expr(each) for each in (found.query, found.key, found.value, *masks)]
+
+        def compute(query: Any, key: Any, value: Any, *tensors: Any) -> Any:
+            def score(raw: Any, at: tuple[Any, ...]) -> Any:
+                rest = iter(tensors)
+                for step in found.steps:
+                    operand = tirx.const(step.number, "float32") if step.tensor is None else _at(next(rest), at)
+                    raw = step.apply(raw, operand)
+                return raw
+
+            return attention(query, key, value, score)
+
+        return self.builder_.call_te(
+            compute, *operands, primfunc_name_hint="attention", primfunc_attrs={"op_pattern": OPAQUE}
+        )
+
+    # Matching.
+
+    def _definition(self, expr: Any) -> Any:
+        return self._definitions.get(expr, expr) if isinstance(expr, relax.Var) else expr
+
+    def _sole(self, expr: Any, *names: str) -> Any | None:
+        """The call of one of these operators that defines `expr`, when nothing else reads it."""
+        value = self._definition(expr)
+        if operator_name(value) not in names or self._uses.get(expr, 0) != 1:
+            return None
+        return value
+
+    def _match(self, call: Any) -> _Match | None:
+        softmax = self._sole(call.args[0], "relax.nn.softmax")
+        scores = shape_of(call.args[0])
+        if softmax is None or scores is None or int(softmax.attrs.axis) not in (-1, len(scores) - 1):
+            return None
+        steps: list[_Step] = []
+        expr = softmax.args[0]
+        while True:
+            product = self._sole(expr, "relax.matmul")
+            if product is not None:
+                return self._checked(product, call, scores, tuple(reversed(steps)))
+            adjusting = self._sole(expr, "relax.multiply", "relax.divide", "relax.add")
+            step = None if adjusting is None else self._step(adjusting, scores)
+            if step is None:
+                return None
+            steps.append(step[0])
+            expr = step[1]
+
+    def _step(self, call: Any, scores: list[Any]) -> tuple[_Step, Any] | None:
+        """What the call does to the scores, and the scores it does it to."""
+        name = operator_name(call)
+        orders = [(call.args[0], call.args[1])]
+        if name != "relax.divide":
+            orders.append((call.args[1], call.args[0]))
+        for inner, operand in orders:
+            number = _number(operand)
+            if number is not None and name != "relax.add":
+                apply = (lambda a, b: a * b) if name == "relax.multiply" else (lambda a, b: a / b)
+                return _Step(apply, number, None), inner
+            shape = shape_of(inner)
+            if name == "relax.add" and shape is not None and same_shape(shape, scores) and _broadcasts(operand, scores):
+                if operator_name(self._definition(inner)) is None:
+                    continue
+                return _Step(lambda a, b: a + b, None, operand), inner
+        return None
+
+    def _checked(self, product: Any, call: Any, scores: list[Any], steps: tuple[_Step, ...]) -> _Match | None:
+        query, key, value = product.args[0], product.args[1], call.args[1]
+        shapes = [shape_of(each) for each in (query, key, value)]
+        if any(shape is None or len(shape) != len(scores) or len(shape) < 3 for shape in shapes):
+            return None
+        lead = [shape[:-2] for shape in shapes if shape is not None]
+        if not all(same_shape(each, lead[0]) for each in lead[1:]):
+            return None
+        if any(str(each.ty.dtype) != "float32" for each in (query, key, value, call)):
+            return None
+        keys = scores[-1]
+        if isinstance(keys, int) and keys < _LEAST_KEYS:
+            return None
+        return _Match(query, key, value, steps)
+
+
+def _number(expr: Any) -> float | None:
+    """The value of a float32 constant of one element."""
+    if not isinstance(expr, GenericConst) or str(expr.ty.dtype) != "float32":
+        return None
+    array = array_of(expr)
+    return float(array.reshape(())) if array.size == 1 else None
+
+
+def _broadcasts(operand: Any, scores: list[Any]) -> bool:
+    """Whether a float32 tensor has the scores' rank at most, and each dimension 1 or the scores' own."""
+    shape = shape_of(operand)
+    if shape is None or len(shape) > len(scores) or str(operand.ty.dtype) != "float32":
+        return False
+    own = scores[len(scores) - len(shape) :]
+    return all(
+        size == 1 if isinstance(size, int) and size == 1 else same_shape([size], [of])
+        for size, of in zip(shape, own, strict=True)
+    )
+
+
+def _at(tensor: Any, at: tuple[Any, ...]) -> Any:
+    """An element of a tensor that broadcasts to the scores."""
+    own = at[len(at) - len(tensor.shape) :]
+    zero = tirx.IntImm("int64", 0)
+    is_one = [isinstance(size, tirx.IntImm) and int(size.value) == 1 for size in tensor.shape]
+    return tensor[tuple(zero if one else point for one, point in zip(is_one, own, strict=True))]

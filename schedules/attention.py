@@ -1,0 +1,259 @@
+"""Attention by blocks of queries: scores, softmax and the weighted sum of values without a trip to memory.
+
+A task takes as many queries as a register tile has rows. Their scores against all keys stay in the second cache; one
+pass finds the largest, one takes powers and sums them, and the product with the values is divided by the sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from schedules.attention_compute import ADJUSTED, ATTENTION, PRODUCT, RESULT, SCORES
+from schedules.config import Config, ConfigSpace
+from schedules.conv_workload import KIND
+from schedules.emit import build_function
+from schedules.errors import NotScheduledError
+from schedules.expression import index, map_loads, substitute
+from schedules.kernel import Axis, Kernel, Stage, dtype_of, shape_of
+from schedules.machine import Machine
+from schedules.parallel import MIN_PARALLEL_WORK, Extent, loops, pays_off, repeat
+from schedules.register_tile import RegisterTile
+from schedules.rule import ScheduleRule, Workload
+from schedules.stage_code import in_sequence, stage_code
+from schedules.tir import tirx
+
+Expr = Any
+Stmt = Any
+
+
+@dataclass(frozen=True)
+class AttentionWorkload(Workload):
+    """Extents are 0 when symbolic; `batch` counts all leading dimensions together."""
+
+    batch: int
+    queries: int
+    keys: int
+    depth: int
+    columns: int
+    dtype: str
+
+
+class Attention(ScheduleRule):
+    """Serves the kernels of `attention_compute.attention` in float32."""
+
+    name: ClassVar[str] = "attention"
+    version: ClassVar[int] = 1
+    priority: ClassVar[int] = 60
+
+    def match(self, kernel: Kernel, machine: Machine) -> AttentionWorkload | None:
+        stages = _stages(kernel)
+        if stages is None or not kernel.is_plain or len(stages) != len(kernel.stages):
+            return None
+        parts = _Parts.of(stages)
+        if dtype_of(parts.query) != "float32":
+            return None
+        *lead, queries, depth = (size if isinstance(size, int) else 0 for size in shape_of(parts.query))
+        keys, columns = (size if isinstance(size, int) else 0 for size in shape_of(parts.value)[-2:])
+        batch = 1
+        for size in lead:
+            batch *= size
+        return AttentionWorkload(batch, queries, keys, depth, columns, "float32")
+
+    def space(self, workload: AttentionWorkload, machine: Machine) -> ConfigSpace:
+        return ConfigSpace({"rows": tuple(range(1, self._most_rows(machine) + 1))})
+
+    def default(self, workload: AttentionWorkload, machine: Machine) -> Config:
+        """Blocks of nearly equal size, as large as fit."""
+        most = self._most_rows(machine)
+        if not workload.queries:
+            return Config.of(rows=min(8, most))
+        blocks = -(-workload.queries // most)
+        return Config.of(rows=-(-workload.queries // blocks))
+
+    def apply(self, schedule: Any, workload: AttentionWorkload, config: Config, machine: Machine) -> Any:
+        kernel: Kernel = schedule.kernel
+        stages = _stages(kernel)
+        if stages is None:
+            raise NotScheduledError("stages of attention are missing")
+        body = _Writer(_Parts.of(stages), machine, config.integer("rows")).code()
+        return build_function(kernel, [body], [])
+
+    def _most_rows(self, machine: Machine) -> int:
+        """Rows of two vectors of sums that fit the registers."""
+        return max(1, (machine.vector_registers - 3) // 2)
+
+
+def _stages(kernel: Kernel) -> dict[str, Stage] | None:
+    found = {stage.name: stage for stage in kernel.simple_stages if stage.annotations.get(KIND) == ATTENTION}
+    needed = (SCORES, ADJUSTED, PRODUCT, RESULT)
+    return found if all(name in found and found[name].store is not None for name in needed) else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """The operands, and how a raw score becomes the argument of softmax."""
+
+    query: Any
+    key: Any
+    value: Any
+    scores: Any
+    result: Any
+    adjusted: Stage
+
+    @classmethod
+    def of(cls, stages: dict[str, Stage]) -> _Parts:
+        product = _operands(stages[SCORES])
+        weighted = _operands(stages[PRODUCT])
+        scores, result = stages[SCORES].store, stages[RESULT].store
+        assert scores is not None
+        assert result is not None
+        return cls(product[0], product[1], weighted[1], scores.buffer, result.buffer, stages[ADJUSTED])
+
+
+def _operands(stage: Stage) -> list[Any]:
+    """The two buffers that a product reads, in order."""
+    assert stage.store is not None
+    term = stage.store.value.b
+    return [term.a.source, term.b.source]
+
+
+class _Writer:
+    def __init__(self, parts: _Parts, machine: Machine, rows: int) -> None:
+        self.parts = parts
+        self.machine = machine
+        self.rows = rows
+        self.lanes = machine.lanes("float32")
+        *self.lead, self.queries, self.depth = shape_of(parts.query)
+        self.keys, self.columns = shape_of(parts.value)[-2:]
+
+    def code(self) -> Stmt:
+        """Tasks over the leading dimensions and blocks of queries; what is left of queries in a block of its own."""
+        amount: Any = self.depth + self.columns
+        for extent in (*self.lead, self.queries, self.keys):
+            amount = amount * extent
+        threads = pays_off(amount, self.machine, MIN_PARALLEL_WORK * self.lanes // 4)
+        parts = []
+        for start, count, rows in self._blocks():
+
+            def task(values: list[Expr], start: Any = start, rows: int = rows) -> Stmt:
+                return self._block(values[:-1], start + values[-1] * rows, rows)
+
+            extents = [Extent(f"batch{i}", extent) for i, extent in enumerate(self.lead)]
+            parts.append(loops([*extents, Extent("block", count)], task, self.machine, parallel=threads))
+        return in_sequence(parts)
+
+    def _blocks(self) -> list[tuple[Any, Any, int]]:
+        """(first query, how many blocks, queries of a block)."""
+        if isinstance(self.queries, int):
+            whole, rest = divmod(self.queries, self.rows)
+            found = [(index(0), whole, self.rows), (index(whole * self.rows), 1, rest)]
+            return [each for each in found if each[1] and each[2]]
+        whole = tirx.FloorDiv(self.queries, index(self.rows))
+        done = whole * self.rows
+        single = [(done, self.queries - done, 1)] if self.rows > 1 else []
+        return [(index(0), whole, self.rows), *single]
+
+    def _block(self, lead: list[Expr], row: Expr, rows: int) -> Stmt:
+        scores = tirx.decl_buffer([rows, self.keys], "float32", "scores", layout=None)
+        largest = tirx.decl_buffer([rows], "float32", "largest", layout=None)
+        totals = tirx.decl_buffer([rows], "float32", "totals", layout=None)
+        statements = [tirx.AllocBuffer(each) for each in (scores, largest, totals)]
+        statements.append(
+            self._over_panels(self.keys, lambda at, width: self._scores(lead, row, rows, at, width, scores))
+        )
+        statements += self._softmax(lead, row, rows, scores, largest, totals)
+        statements.append(
+            self._over_panels(self.columns, lambda at, width: self._values(lead, row, rows, at, width, scores, totals))
+        )
+        return in_sequence(statements)
+
+    def _over_panels(self, columns: Any, tile: Any) -> Stmt:
+        """Panels of two vectors; then what is left, in vectors and single columns when that is not known."""
+        panel = 2 * self.lanes
+        if isinstance(columns, int):
+            whole, rest = divmod(columns, panel)
+            parts = [repeat("panel", whole, lambda p: tile(p * panel, panel))] if whole else []
+            return in_sequence([*parts, tile(index(whole * panel), rest)] if rest else parts)
+        parts, done = [], index(0)
+        for width in sorted({panel, self.lanes, 1}, reverse=True):
+            count = tirx.FloorDiv(columns - done, index(width))
+            parts.append(repeat("panel", count, lambda p, done=done, width=width: tile(done + p * width, width)))  # type: ignore[misc]
+            done = done + count * width
+        return in_sequence(parts)
+
+    def _scores(self, lead: list[Expr], row: Expr, rows: int, at: Expr, width: int, scores: Any) -> Stmt:
+        """A tile of query . key, adjusted (scaled, masked) as it is stored."""
+        parts = self.parts
+        tile = RegisterTile(rows, width, self.lanes, "float32")
+
+        def store(i: int, place: Expr, column: Expr) -> Stmt:
+            value = self._adjusted(tirx.BufferLoad(tile.sums, [place]), [*lead, row + i, at + column])
+            return tirx.BufferStore(scores, value, [index(i), at + column])
+
+        return in_sequence(
+            tile.code(
+                self.depth,
+                lambda i, k: tirx.BufferLoad(parts.query, [*lead, row + i, k]),
+                lambda k, column: tirx.BufferLoad(parts.key, [*lead, k, at + column]),
+                lambda i, column: tirx.FloatImm("float32", 0.0),
+                tile.each(store),
+            )
+        )
+
+    def _adjusted(self, score: Expr, place: list[Expr]) -> Expr:
+        stage = self.parts.adjusted
+        assert stage.store is not None
+        points = list(stage.store.indices)
+        variables = {
+            axis.var: point
+            for axis in stage.axes
+            for var, point in zip(points, place, strict=True)
+            if axis.var.same_as(var)
+        }
+        value = map_loads(stage.store.value, lambda load: score if load.source.same_as(self.parts.scores) else None)
+        return substitute(value, variables)
+
+    def _softmax(self, lead: list[Expr], row: Expr, rows: int, scores: Any, largest: Any, totals: Any) -> list[Stmt]:
+        """The largest of each row, then powers in place and their sums."""
+        i, j = tirx.Var("i", "int64"), tirx.Var("j", "int64")
+        row_axis = Axis(i, rows)
+        score = tirx.BufferLoad(scores, [i, j])
+        low = tirx.min_value("float32")
+        most = Stage(
+            "largest",
+            (row_axis, Axis(j, self.keys, reduce=True)),
+            tirx.BufferStore(largest, tirx.Max(tirx.BufferLoad(largest, [i]), score), [i]),
+            tirx.BufferStore(largest, low, [i]),
+        )
+        powers = Stage(
+            "powers",
+            (row_axis, Axis(j, self.keys)),
+            tirx.BufferStore(scores, tirx.exp(score - tirx.BufferLoad(largest, [i])), [i, j]),
+        )
+        sums = Stage(
+            "totals",
+            (row_axis, Axis(j, self.keys, reduce=True)),
+            tirx.BufferStore(totals, tirx.BufferLoad(totals, [i]) + score, [i]),
+            tirx.BufferStore(totals, tirx.FloatImm("float32", 0.0), [i]),
+        )
+        return [stage_code(stage, self.machine, parallel=False) for stage in (most, powers, sums)]
+
+    def _values(self, lead: list[Expr], row: Expr, rows: int, at: Expr, width: int, scores: Any, totals: Any) -> Stmt:
+        """A tile of powers . values, divided by the sums as it is stored."""
+        parts = self.parts
+        tile = RegisterTile(rows, width, self.lanes, "float32")
+
+        def store(i: int, place: Expr, column: Expr) -> Stmt:
+            value = tirx.BufferLoad(tile.sums, [place]) / tirx.BufferLoad(totals, [index(i)])
+            return tirx.BufferStore(parts.result, value, [*lead, row + i, at + column])
+
+        return in_sequence(
+            tile.code(
+                self.keys,
+                lambda i, k: tirx.BufferLoad(scores, [index(i), k]),
+                lambda k, column: tirx.BufferLoad(parts.value, [*lead, k, at + column]),
+                lambda i, column: tirx.FloatImm("float32", 0.0),
+                tile.each(store),
+            )
+        )

@@ -1,0 +1,58 @@
+"""Attention as a tensor expression: what it means; `schedules.attention` runs it fast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from schedules.conv_workload import KIND
+from schedules.tir import tirx
+
+from tvm import te  # isort: skip
+
+Tensor = Any
+Expr = Any
+# A score as a function of the raw score and its place (..., query, key): scale, mask.
+Score = Callable[[Expr, tuple[Expr, ...]], Expr]
+
+ATTENTION = "attention"
+SCORES, ADJUSTED, LARGEST, POWERS, TOTAL, PRODUCT, RESULT = (
+    "attention_scores",
+    "attention_adjusted",
+    "attention_largest",
+    "attention_powers",
+    "attention_total",
+    "attention_product",
+    "attention_result",
+)
+
+
+def _axis(extent: Any, name: str) -> Any:
+    return te.reduce_axis((tirx.IntImm("int64", 0), extent), name=name)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, score: Score) -> Tensor:
+    """softmax over keys of `score(query . key)`, times value.
+
+    Shapes: query (..., queries, depth), key (..., depth, keys), value (..., keys, columns) with the same leading
+    dimensions; returns (..., queries, columns).
+    """
+    *lead, queries, depth = query.shape
+    keys, columns = key.shape[-1], value.shape[-1]
+    attrs = {KIND: ATTENTION}
+    rows, grid = [*lead, queries], [*lead, queries, keys]
+    d, k, total, s = _axis(depth, "d"), _axis(keys, "k"), _axis(keys, "t"), _axis(keys, "s")
+    scores = te.compute(
+        grid, lambda *at: te.sum(query[(*at[:-1], d)] * key[(*at[:-2], d, at[-1])], axis=d), name=SCORES, attrs=attrs
+    )
+    adjusted = te.compute(grid, lambda *at: score(scores[at], at), name=ADJUSTED, attrs=attrs)
+    largest = te.compute(rows, lambda *at: te.max(adjusted[(*at, k)], axis=k), name=LARGEST, attrs=attrs)
+    powers = te.compute(grid, lambda *at: tirx.exp(adjusted[at] - largest[at[:-1]]), name=POWERS, attrs=attrs)
+    sums = te.compute(rows, lambda *at: te.sum(powers[(*at, total)], axis=total), name=TOTAL, attrs=attrs)
+    product = te.compute(
+        [*rows, columns],
+        lambda *at: te.sum(powers[(*at[:-1], s)] * value[(*at[:-2], s, at[-1])], axis=s),
+        name=PRODUCT,
+        attrs=attrs,
+    )
+    return te.compute([*rows, columns], lambda *at: product[at] / sums[at[:-1]], name=RESULT, attrs=attrs)

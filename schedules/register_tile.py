@@ -1,0 +1,80 @@
+"""The innermost part of every matrix product: `rows x width` sums in registers that walk along the depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from schedules.parallel import repeat
+from schedules.tir import tirx
+
+Expr = Any
+Stmt = Any
+# Makes a statement of (row in the tile, place in the sums, column in the tile).
+EachVector = Callable[[int, Expr, Expr], Stmt]
+
+VECTORIZED = tirx.ForKind.VECTORIZED
+
+
+def pieces(width: int, lanes: int) -> list[tuple[int, int]]:
+    """(start, lanes) of the vectors that cover `width` columns; the last may be shorter."""
+    whole, rest = divmod(width, lanes)
+    found = [(i * lanes, lanes) for i in range(whole)]
+    return [*found, (whole * lanes, rest)] if rest else found
+
+
+class RegisterTile:
+    """Writes a tile. `sums` holds row after row; it becomes registers, since every index into it is constant."""
+
+    def __init__(self, rows: int, width: int, lanes: int, dtype: str) -> None:
+        self.rows, self.width, self.lanes = rows, width, lanes
+        self.sums = tirx.decl_buffer([rows * width], dtype, "sums", scope="local", layout=None)
+
+    def each(self, make: EachVector) -> list[Stmt]:
+        """`make` for every vector of the tile."""
+        return [
+            repeat(
+                "lane",
+                lanes,
+                lambda lane, i=i, at=at: make(i, i * self.width + at + lane, at + lane),  # type: ignore[misc]
+                VECTORIZED,
+            )
+            for i in range(self.rows)
+            for at, lanes in pieces(self.width, self.lanes)
+        ]
+
+    def code(
+        self,
+        depth: Any,
+        a: Callable[[int, Expr], Expr],
+        b: Callable[[Expr, Expr], Expr],
+        begin: Callable[[int, Expr], Expr],
+        end: Sequence[Stmt],
+    ) -> list[Stmt]:
+        """Sum `a(row, k) * b(k, column)` over `depth`, from `begin(row, column)` on; then `end`, which reads `sums`."""
+
+        def start(i: int, place: Expr, column: Expr) -> Stmt:
+            return tirx.BufferStore(self.sums, begin(i, column), [place])
+
+        def step(k: Expr) -> Stmt:
+            def add(i: int, place: Expr, column: Expr) -> Stmt:
+                return tirx.BufferStore(
+                    self.sums, tirx.BufferLoad(self.sums, [place]) + a(i, k) * b(k, column), [place]
+                )
+
+            return _sequence(self.each(add))
+
+        return [tirx.AllocBuffer(self.sums), *self.each(start), repeat("k", depth, step), *end]
+
+    def stored(self, target: Callable[[int, Expr], tuple[Any, list[Expr]]]) -> list[Stmt]:
+        """Statements that store the sums at `target(row, column)`: a buffer and indices."""
+
+        def store(i: int, place: Expr, column: Expr) -> Stmt:
+            buffer, indices = target(i, column)
+            return tirx.BufferStore(buffer, tirx.BufferLoad(self.sums, [place]), indices)
+
+        return self.each(store)
+
+
+def _sequence(statements: Sequence[Stmt]) -> Stmt:
+    return statements[0] if len(statements) == 1 else tirx.SeqStmt(list(statements))

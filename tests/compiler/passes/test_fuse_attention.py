@@ -1,0 +1,71 @@
+"""fuse-attention: what it recognizes, what it leaves alone, and the numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+
+from compiler.passes.context import PipelineContext
+from compiler.passes.fuse_attention import fuse_attention
+from schedules.machine import Machine
+
+op = relax.op
+CONTEXT = PipelineContext(machine=Machine(vector_bits=256))
+SHAPES = {"q": (2, 3, 5, 8), "k": (2, 3, 8, 7), "v": (2, 3, 7, 6), "m": (2, 1, 1, 7)}
+
+
+def build(*, scale: str = "multiply", mask: bool = True, axis: int = -1, keep: bool = False) -> tvm.IRModule:
+    builder = relax.BlockBuilder()
+    q, k, v, m = (relax.Var(name, relax.TensorType(list(shape), "float32")) for name, shape in SHAPES.items())
+    with builder.function("main", [q, k, v, m]):
+        with builder.dataflow():
+            scores = builder.emit(op.matmul(q, k))
+            if scale:
+                scores = builder.emit(getattr(op, scale)(scores, relax.const(3.0, "float32")))
+            if mask:
+                scores = builder.emit(op.add(m, scores))
+            weights = builder.emit(op.nn.softmax(scores, axis))
+            result = builder.emit(op.matmul(weights, v))
+            output = builder.emit_output(relax.Tuple([result, weights]) if keep else result)
+        builder.emit_func_output(output)
+    return builder.get()
+
+
+def run(mod: tvm.IRModule) -> Any:
+    executable = relax.build(mod, target=tvm.target.Target("llvm"))
+    operands = [
+        np.random.default_rng(i).standard_normal(shape, dtype="float32") for i, shape in enumerate(SHAPES.values())
+    ]
+    return relax.VirtualMachine(executable, tvm.cpu())["main"](*map(tvm.runtime.tensor, operands)).numpy()
+
+
+def kernels(mod: tvm.IRModule) -> list[str]:
+    return [var.name_hint for var, function in mod.functions_items() if not isinstance(function, relax.Function)]
+
+
+@pytest.mark.parametrize("scale", ["", "multiply", "divide"])
+@pytest.mark.parametrize("mask", [False, True])
+def test_attention_becomes_one_kernel(scale: str, mask: bool) -> None:
+    before = build(scale=scale, mask=mask)
+    after = fuse_attention(before, CONTEXT)
+    assert kernels(after) == ["attention"]
+    np.testing.assert_allclose(run(after), run(before), rtol=1e-5, atol=1e-6)
+
+
+def test_weights_that_are_read_elsewhere_stay() -> None:
+    before = build(keep=True)
+    assert fuse_attention(before, CONTEXT) is before
+
+
+def test_softmax_over_queries_is_not_attention() -> None:
+    before = build(axis=2)
+    assert fuse_attention(before, CONTEXT) is before
+
+
+def test_nothing_happens_without_a_machine() -> None:
+    before = build()
+    assert fuse_attention(before, PipelineContext()) is before
