@@ -206,6 +206,13 @@ def pad(context: NodeContext) -> Any:
     return op("Pad", context.value(0), widths, given(context, 2), mode=context.attribute("mode", "constant"))
 
 
+@converter("Unique", domain=DOMAIN)
+def unique(context: NodeContext) -> list[Any]:
+    """The distinct elements in the order in which they occur first, which one each input is, how often each occurs."""
+    distinct, _, inverse, counts = Composer(context).outputs(4, "Unique", context.value(0), sorted=0)
+    return [distinct, inverse, counts]
+
+
 @converter("Inverse", domain=DOMAIN)
 def inverse(context: NodeContext) -> Any:
     """Inverses of stacked square matrices."""
@@ -234,3 +241,22 @@ def conv_transpose_with_dynamic_pads(context: NodeContext) -> Any:
     pads: dict[str, Any] = {"pads": context.integers(2)} if context.has_input(2) else {}
     inputs = [context.value(0), context.value(1), given(context, 3)]
     return op("ConvTranspose", *inputs, **pads, **attributes_of(context, *names))
+
+
+@converter(
+    "AveragePool",
+    "Conv",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "MaxPool",
+    "ReorderInput",
+    "ReorderOutput",
+    "Upsample",
+    domain="com.microsoft.nchwc",
+)
+def blocked_layout(context: NodeContext) -> Any:
+    """Refused: nothing in the model says how its weights are laid out."""
+    context.refuse(
+        "its layout is that of the machine on which ONNX Runtime optimized the model; save the model with the "
+        "optimization level 'extended' or below"
+    )

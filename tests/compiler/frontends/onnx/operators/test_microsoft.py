@@ -1,0 +1,191 @@
+"""Operators of the domain com.microsoft against ONNX Runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.compiler.frontends.onnx.operators.onnxruntime_check import node_model, run_reference
+from tests.coverage.engine import import_and_build
+
+_RANDOM = np.random.default_rng(0)
+
+
+def _f(*shape: int) -> np.ndarray:
+    return _RANDOM.standard_normal(shape).astype(np.float32)
+
+
+def _u8(*shape: int) -> np.ndarray:
+    return _RANDOM.integers(0, 256, shape).astype(np.uint8)
+
+
+def _i8(*shape: int) -> np.ndarray:
+    return _RANDOM.integers(-128, 128, shape).astype(np.int8)
+
+
+def _q(name: str, tensor: np.ndarray, scale: float, zero: int) -> dict[str, np.ndarray]:
+    """A quantized tensor with its parameters."""
+    return {name: tensor, f"{name}s": np.array(scale, np.float32), f"{name}z": np.array(zero, tensor.dtype)}
+
+
+def _y(scale: float, zero: int = 128) -> dict[str, np.ndarray]:
+    return {"ys": np.array(scale, np.float32), "yz": np.array(zero, np.uint8)}
+
+
+def _check(
+    operator: str, inputs: dict[str, Any], outputs: int = 1, constants: tuple[str, ...] = (), **attributes: Any
+) -> None:
+    """Floats to 2e-4; quantized outputs, which are rounded floats, to one step."""
+    model = node_model(operator, inputs, outputs, constants=constants, domain="com.microsoft")
+    model.graph.node[0].attribute.extend(onnx.helper.make_attribute(k, v) for k, v in attributes.items())
+    feeds = {name: array for name, array in inputs.items() if array is not None and name not in constants}
+    for found, expected in zip(import_and_build(model)(feeds).values(), run_reference(model, feeds), strict=True):
+        assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+        if found.dtype.kind == "f":
+            np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
+        else:
+            step = 1 if found.dtype.itemsize == 1 else 0
+            np.testing.assert_allclose(found.astype(np.int64), expected.astype(np.int64), rtol=0, atol=step)
+
+
+_A = _q("a", _u8(3, 4), 0.03, 120)
+_IMAGE = _q("x", _u8(1, 8, 8, 3), 0.03, 120)
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs", "attributes"),
+    [
+        ("QLinearAdd", _A | _q("b", _u8(4), 0.05, 100) | _y(0.06), {}),
+        ("QLinearMul", _A | _q("b", _u8(3, 4), 0.05, 100) | _y(0.06), {}),
+        ("QLinearSigmoid", _A | _y(0.004, 0), {}),
+        ("QLinearLeakyRelu", _A | _y(0.04), {"alpha": 0.1}),
+        ("QLinearSoftmax", _A | _y(0.004, 0), {"axis": -1, "opset": 13}),
+        ("QLinearSoftmax", _q("a", _u8(3, 4, 2), 0.03, 99) | _y(0.004, 0), {"axis": 1, "opset": 11}),
+        ("QLinearAveragePool", _IMAGE | _y(0.04), {"kernel_shape": [3, 2], "pads": [1, 0, 1, 1], "channels_last": 1}),
+        ("QLinearGlobalAveragePool", _IMAGE | _y(0.04), {"channels_last": 1}),
+        ("QLinearConcat", _y(0.04) | _q("a", _u8(2, 3), 0.1, 3) | _q("b", _u8(2, 5), 0.02, 9), {"axis": 1}),
+        ("QLinearWhere", {"c": _f(3, 4) > 0} | _A | _q("b", _u8(3, 4), 0.02, 9) | _y(0.04), {}),
+        (
+            "QGemm",
+            _A | _q("b", _i8(4, 6), 0.02, 0) | {"c": np.arange(6, dtype=np.int32) * 100} | _y(0.4),
+            {"alpha": 0.5},
+        ),
+        ("QGemm", _q("a", _u8(5, 4), 0.1, 99) | _q("b", _i8(6, 5), 0.02, 3), {"transA": 1, "transB": 1}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_quantized(operator: str, inputs: dict[str, Any], attributes: dict[str, Any]) -> None:
+    _check(operator, inputs, constants=tuple(name for name in inputs if name[-1] in "sz"), **attributes)
+
+
+def test_integer_products_of_floats() -> None:
+    scales = {"as": np.float32(0.1), "bs": np.abs(_f(6)), "az": np.uint8(4), "bz": _i8(6), "c": _f(6)}
+    _check("MatMulIntegerToFloat", {"a": _u8(3, 4, 5), "b": _i8(5, 6)} | scales)
+    inputs = {"a": _f(3, 4, 5), "b": _u8(5, 6), "bs": np.array([0.1], np.float32), "bz": np.array([100], np.uint8)}
+    _check("DynamicQuantizeMatMul", inputs | {"c": _f(6)}, constants=("b", "bs", "bz"))
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_packed_four_bit_weights(zeros: bool) -> None:
+    inputs = {"a": _f(3, 48), "b": _u8(7, 2, 16), "s": np.abs(_f(14)) * 0.1}
+    if zeros:
+        inputs["z"] = _u8(7)
+    _check("MatMulNBits", inputs, constants=("b", "s", "z"), K=48, N=7, bits=4, block_size=32)
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs", "attributes"),
+    [
+        ("FusedMatMul", {"a": _f(2, 4, 3), "b": _f(2, 5, 4)}, {"alpha": 0.5, "transA": 1, "transB": 1}),
+        (
+            "FusedMatMul",
+            {"a": _f(4, 2, 3), "b": _f(5, 2, 4)},
+            dict.fromkeys(("transA", "transB", "transBatchA", "transBatchB"), 1),
+        ),
+        ("FusedGemm", {"a": _f(3, 4), "b": _f(4, 5), "c": _f(5)}, {"activation": "LeakyRelu", "activation_alpha": 0.3}),
+        (
+            "FusedConv",
+            {"x": _f(1, 3, 6, 6), "w": _f(4, 3, 3, 3), "b": _f(4), "z": _f(1, 4, 4, 4)},
+            {"activation": "Clip", "activation_params": [-0.5, 0.5]},
+        ),
+        ("Gelu", {"x": _f(3, 8)}, {}),
+        ("QuickGelu", {"x": _f(3, 8)}, {"alpha": 1.5}),
+        ("FastGelu", {"x": _f(3, 8), "b": _f(8)}, {}),
+        ("BiasGelu", {"x": _f(3, 8), "b": _f(8)}, {}),
+        ("SkipLayerNormalization", {"x": _f(2, 3, 8), "s": _f(1, 3, 8), "g": _f(8), "b": _f(8), "c": _f(8)}, {}),
+        ("SkipSimplifiedLayerNormalization", {"x": _f(2, 3, 8), "s": _f(2, 3, 8), "g": _f(8)}, {"epsilon": 1e-5}),
+        ("Inverse", {"x": _f(3, 4, 4)}, {}),
+        ("CDist", {"a": _f(3, 4), "b": _f(5, 4)}, {"metric": "euclidean"}),
+        ("NhwcMaxPool", {"x": _u8(1, 6, 6, 3)}, {"kernel_shape": [2, 2], "strides": [2, 2]}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_fused(operator: str, inputs: dict[str, Any], attributes: dict[str, Any]) -> None:
+    _check(operator, inputs, **attributes)
+
+
+def test_embeddings() -> None:
+    ids, segments = np.array([[1, 2, 3], [4, 5, 6]], np.int32), np.array([[0, 0, 1], [0, 1, 1]], np.int32)
+    tables = {"w": _f(11, 8), "p": _f(7, 8), "t": _f(2, 8), "g": _f(8), "b": _f(8)}
+    mask = {"m": np.array([[1, 1, 0], [1, 1, 1]], np.int32)}
+    _check("EmbedLayerNormalization", {"i": ids, "s": segments} | tables | mask, 2)
+    _check("EmbedLayerNormalization", {"i": ids, "s": None} | tables | {"t": None}, 2)
+
+
+_MASKS = {
+    "raw": np.array([[1, 1, 0, 1], [0, 1, 1, 0]], np.int32),
+    "ends": np.array([2, 4], np.int32),
+    "ends and starts": np.array([3, 4, 0, 1], np.int32),
+    "none": None,
+}
+
+
+@pytest.mark.parametrize("mask", _MASKS)
+@pytest.mark.parametrize("causal", [0, 1])
+def test_attention(mask: str, causal: int) -> None:
+    inputs = {"x": _f(2, 4, 8), "w": _f(8, 24), "b": _f(24), "m": _MASKS[mask]}
+    _check("Attention", inputs, num_heads=2, unidirectional=causal)
+
+
+def test_attention_with_a_past_and_with_quantized_weights() -> None:
+    inputs: dict[str, Any] = {"x": _f(2, 4, 8), "w": _f(8, 24), "b": _f(24), "m": None, "p": _f(2, 2, 2, 3, 4)}
+    _check("Attention", inputs, 2, num_heads=2, unidirectional=1)
+    scales = {"xs": np.float32(0.02), "ws": np.float32(0.01), "m": None, "xz": np.uint8(128), "wz": np.uint8(90)}
+    _check("QAttention", {"x": _u8(2, 4, 8), "w": _u8(8, 24), "b": _f(24)} | scales, num_heads=2)
+
+
+def test_multi_head_attention() -> None:
+    parts = {"q": _f(2, 4, 8), "k": _f(2, 4, 8), "v": _f(2, 4, 8), "b": _f(24), "m": None}
+    more = {"a": _f(1, 2, 4, 7), "pk": _f(2, 2, 3, 4), "pv": _f(2, 2, 3, 4)}
+    _check("MultiHeadAttention", parts | more, 3, num_heads=2)
+    _check("MultiHeadAttention", {"q": _f(2, 4, 8), "k": _f(2, 2, 6, 4), "v": _f(2, 2, 6, 4)}, num_heads=2)
+
+
+def test_rotary_embedding() -> None:
+    tables = {"c": _f(9, 4), "s": _f(9, 4)}
+    _check("RotaryEmbedding", {"x": _f(2, 3, 4, 8), "p": np.array([[0, 1, 2, 3], [4, 5, 6, 7]])} | tables)
+    _check("RotaryEmbedding", {"x": _f(2, 4, 16), "p": np.array([2])} | tables, interleaved=1)
+
+
+@pytest.mark.parametrize(("direction", "length"), [("forward", 40), ("bidirectional", 3)])
+def test_lstm_that_quantizes_as_it_runs(direction: str, length: int) -> None:
+    directions = 2 if direction == "bidirectional" else 1
+    inputs = {
+        "x": _f(length, 1, 5),
+        "w": _i8(directions, 5, 16),
+        "r": _i8(directions, 4, 16),
+        "b": _f(directions, 32),
+        "l": None,
+        "h": _f(directions, 1, 4),
+        "c": _f(directions, 1, 4),
+        "p": None,
+        "ws": np.full(directions, 0.004, np.float32),
+        "wz": np.zeros(directions, np.int8),
+        "rs": np.full(directions, 0.005, np.float32),
+        "rz": np.zeros(directions, np.int8),
+    }
+    names = ("w", "r", "b", "ws", "wz", "rs", "rz")
+    _check("DynamicQuantizeLSTM", inputs, 3, constants=names, hidden_size=4, direction=direction)
