@@ -33,8 +33,8 @@ def accumulator(dtype: str) -> str:
 @converter("Conv")
 def conv(context: NodeContext) -> relax.Expr:
     """Convolution of (N, C, D1...) with weights (M, C / group, k1...), plus a bias (M,)."""
-    rank = _checked_rank(context)
-    kernel = _kernel(context, rank)
+    rank = checked_rank(context)
+    kernel = checked_kernel(context, rank)
     group = _group(context)
     data, weight = context.input(0), context.input(1)
     channels, filters = context.shape(0)[1], context.shape(1)
@@ -58,7 +58,7 @@ def conv(context: NodeContext) -> relax.Expr:
     return _with_bias(context, context.emit(result), dtype)
 
 
-def _checked_rank(context: NodeContext) -> int:
+def checked_rank(context: NodeContext) -> int:
     rank = spatial_rank(context)
     if rank not in _CONVOLUTIONS:
         context.refuse(f"{rank} spatial dimensions; 1 to 3 are supported")
@@ -67,7 +67,7 @@ def _checked_rank(context: NodeContext) -> int:
     return rank
 
 
-def _kernel(context: NodeContext, rank: int) -> tuple[int, ...]:
+def checked_kernel(context: NodeContext, rank: int) -> tuple[int, ...]:
     sizes = context.shape(1)[2:]
     if not all(isinstance(size, int) for size in sizes):
         context.refuse("the kernel's size is not known when compiling")
@@ -104,8 +104,8 @@ def _with_bias(context: NodeContext, result: relax.Expr, dtype: str) -> relax.Ex
 @converter("ConvTranspose")
 def conv_transpose(context: NodeContext) -> relax.Expr:
     """Transposed convolution of (N, C, D1...) with weights (C, M / group, k1...), plus a bias (M,)."""
-    rank = _checked_rank(context)
-    kernel = _kernel(context, rank)
+    rank = checked_rank(context)
+    kernel = checked_kernel(context, rank)
     group = _group(context)
     data, weight = context.input(0), context.input(1)
     _check_channels(context, context.shape(0)[1], context.shape(1)[0])

@@ -1,0 +1,194 @@
+"""RoiAlign and MaxRoiPool: pooling of regions whose corners are data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import relax, te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.precision import compute_dtype
+from compiler.frontends.onnx.registry import converter
+
+
+@dataclass(frozen=True)
+class _Pooling:
+    """Size of the output, scale of the corners, and how RoiAlign samples."""
+
+    height: int
+    width: int
+    scale: float
+    ratio: int = 0
+    half_pixel: bool = False
+    largest: bool = False
+
+
+@converter("RoiAlign", since=10)
+def roi_align(context: NodeContext) -> relax.Expr:
+    """Bilinear samples of each region's bins, averaged, or the largest of the weighted neighbours."""
+    mode = context.attribute("mode", "avg").lower()
+    if mode not in ("avg", "max"):
+        context.invalid(f"mode must be avg or max, not {mode!r}")
+    default = "half_pixel" if context.opset >= 16 else "output_half_pixel"
+    coordinates = context.attribute("coordinate_transformation_mode", default).lower()
+    if coordinates not in ("half_pixel", "output_half_pixel"):
+        context.invalid(f"coordinate_transformation_mode {coordinates!r} does not exist")
+    if context.rank(0) != 4 or context.rank(1) != 2 or context.shape(1)[1] != 4:
+        context.invalid(f"data of shape {context.shape(0)} and regions of shape {context.shape(1)}")
+    pooling = _Pooling(
+        height=_size(context, "output_height"),
+        width=_size(context, "output_width"),
+        scale=float(context.attribute("spatial_scale", 1.0)),
+        ratio=int(context.attribute("sampling_ratio", 0)),
+        half_pixel=coordinates == "half_pixel",
+        largest=mode == "max",
+    )
+
+    def compute(data: Any, rois: Any, batches: Any) -> Any:
+        shape = [rois.shape[0], data.shape[1], pooling.height, pooling.width]
+
+        def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+            return _align_body(pooling, ins, outs[0], shape)
+
+        return te.extern([shape], [data, rois, batches], body, dtype=str(data.dtype), name="roi_align")
+
+    return context.emit_te(compute, *(context.input(index) for index in range(3)), primfunc_name_hint="roi_align")
+
+
+def _size(context: NodeContext, name: str) -> int:
+    size = int(context.attribute(name, 1))
+    if size < 1:
+        context.invalid(f"{name} must be at least 1, not {size}")
+    return size
+
+
+def _align_body(pooling: _Pooling, ins: Sequence[Any], out: Any, shape: Sequence[Any]) -> Any:
+    data, rois, batches = ins
+    wide = compute_dtype(data.dtype)
+    with IRBuilder() as builder:
+        with T.seq_scope(), T.parallel(0, shape[0]) as roi:
+            rows = _bins(pooling, rois[roi, 1], rois[roi, 3], pooling.height, wide)
+            columns = _bins(pooling, rois[roi, 0], rois[roi, 2], pooling.width, wide)
+            with T.grid(shape[1], pooling.height, pooling.width) as (channel, row, column):
+                result = T.buffer_proxy(T.alloc_buffer([1], wide, scope="local"))
+                result[0] = tirx.const(0, wide)
+                with T.serial(0, rows.samples) as i, T.serial(0, columns.samples) as j:
+                    first = tirx.all(i == 0, j == 0)
+                    y, x = rows.coordinate(row, i), columns.coordinate(column, j)
+                    terms = _neighbours(data, batches[roi].astype("int64"), channel, y, x, wide)
+                    if pooling.largest:
+                        highest = tirx.max(tirx.max(terms[0], terms[1]), tirx.max(terms[2], terms[3]))
+                        result[0] = tirx.Select(first, highest, tirx.max(result[0], highest))
+                    else:
+                        result[0] = result[0] + (terms[0] + terms[1] + terms[2] + terms[3])
+                count = tirx.max(rows.samples * columns.samples, 1).astype(wide)
+                total = result[0] if pooling.largest else result[0] / count
+                T.buffer_store(out, total.astype(str(data.dtype)), [roi, channel, row, column])
+        return builder.get().body
+
+
+@dataclass(frozen=True)
+class _Bins:
+    """The bins of one axis of a region."""
+
+    start: Any
+    size: Any
+    samples: Any
+
+    def coordinate(self, number: Any, sample: Any) -> Any:
+        """Where a sample of a bin lies."""
+        dtype = str(self.start.ty.dtype)
+        within = (sample.astype(dtype) + tirx.const(0.5, dtype)) * self.size / self.samples.astype(dtype)
+        return self.start + number.astype(dtype) * self.size + within
+
+
+def _bins(pooling: _Pooling, low: Any, high: Any, count: int, dtype: str) -> _Bins:
+    shift = tirx.const(0.5 if pooling.half_pixel else 0.0, dtype)
+    scale = tirx.const(pooling.scale, dtype)
+    start, end = low.astype(dtype) * scale - shift, high.astype(dtype) * scale - shift
+    length = end - start if pooling.half_pixel else tirx.max(end - start, tirx.const(1, dtype))
+    size = length / tirx.const(count, dtype)
+    samples = tirx.const(pooling.ratio, "int64") if pooling.ratio > 0 else tirx.ceil(size).astype("int64")
+    return _Bins(start, size, samples)
+
+
+def _neighbours(data: Any, sample: Any, channel: Any, y: Any, x: Any, dtype: str) -> list[Any]:
+    """The four elements around a place times their weights; zeros more than one element outside."""
+    height, width = data.shape[2:]
+    outside = []
+    parts = []
+    for value, size in ((y, height), (x, width)):
+        length = size.astype(dtype)
+        outside += [value < tirx.const(-1, dtype), value > length]
+        low = tirx.min(tirx.floor(tirx.max(value, tirx.const(0, dtype))), length - tirx.const(1, dtype))
+        high = tirx.min(low + tirx.const(1, dtype), length - tirx.const(1, dtype))
+        ratio = tirx.max(tirx.min(value, length - tirx.const(1, dtype)), tirx.const(0, dtype)) - low
+        parts.append([(low, tirx.const(1, dtype) - ratio), (high, ratio)])
+    beyond = tirx.any(*outside)
+    terms = []
+    for row, row_weight in parts[0]:
+        for column, column_weight in parts[1]:
+            place = [sample, channel, tirx.max(row, 0).astype("int64"), tirx.max(column, 0).astype("int64")]
+            value = row_weight * column_weight * data[tuple(place)].astype(dtype)
+            terms.append(tirx.Select(beyond, tirx.const(0, dtype), value))
+    return terms
+
+
+@converter("MaxRoiPool")
+def max_roi_pool(context: NodeContext) -> relax.Expr:
+    """The largest element of each bin of regions (sample, x1, y1, x2, y2), whose corners are rounded; 0 for empty bins."""
+    height, width = (int(size) for size in context.required_attribute("pooled_shape"))
+    pooling = _Pooling(height, width, float(context.attribute("spatial_scale", 1.0)))
+    if min(height, width) < 1 or context.rank(0) != 4 or context.rank(1) != 2 or context.shape(1)[1] != 5:
+        context.invalid(f"data of shape {context.shape(0)} and regions of shape {context.shape(1)}")
+
+    def compute(data: Any, rois: Any) -> Any:
+        shape = [rois.shape[0], data.shape[1], pooling.height, pooling.width]
+
+        def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+            return _max_body(pooling, ins, outs[0], shape)
+
+        return te.extern([shape], [data, rois], body, dtype=str(data.dtype), name="max_roi_pool")
+
+    return context.emit_te(compute, context.input(0), context.input(1), primfunc_name_hint="max_roi_pool")
+
+
+def _max_body(pooling: _Pooling, ins: Sequence[Any], out: Any, shape: Sequence[Any]) -> Any:
+    data, rois = ins
+    dtype = str(data.dtype)
+    wide = compute_dtype(dtype)
+    with IRBuilder() as builder:
+        with T.seq_scope(), T.parallel(0, shape[0]) as roi:
+            rows = _rounded_bins(pooling, rois[roi, 2], rois[roi, 4], pooling.height, wide)
+            columns = _rounded_bins(pooling, rois[roi, 1], rois[roi, 3], pooling.width, wide)
+            with T.grid(shape[1], pooling.height, pooling.width) as (channel, row, column):
+                top, bottom = _bin_ends(rows, row, data.shape[2])
+                left, right = _bin_ends(columns, column, data.shape[3])
+                empty = tirx.any(bottom <= top, right <= left)
+                result = T.buffer_proxy(T.alloc_buffer([1], dtype, scope="local"))
+                result[0] = tirx.Select(empty, tirx.const(0, dtype), tirx.min_value(dtype))
+                with T.serial(0, bottom - top) as i, T.serial(0, right - left) as j:
+                    value = data[rois[roi, 0].astype("int64"), channel, top + i, left + j]
+                    result[0] = tirx.max(result[0], value)
+                T.buffer_store(out, result[0], [roi, channel, row, column])
+        return builder.get().body
+
+
+def _rounded_bins(pooling: _Pooling, low: Any, high: Any, count: int, dtype: str) -> _Bins:
+    scale = tirx.const(pooling.scale, dtype)
+    start, end = tirx.round(low.astype(dtype) * scale), tirx.round(high.astype(dtype) * scale)
+    length = tirx.max(end - start + tirx.const(1, dtype), tirx.const(1, dtype))
+    return _Bins(start, length / tirx.const(count, dtype), None)
+
+
+def _bin_ends(bins: _Bins, number: Any, size: Any) -> tuple[Any, Any]:
+    dtype = str(bins.start.ty.dtype)
+    position = number.astype(dtype)
+    low = tirx.floor(position * bins.size) + bins.start
+    high = tirx.ceil((position + tirx.const(1, dtype)) * bins.size) + bins.start
+    limits = [tirx.max(tirx.min(end.astype("int64"), size), tirx.const(0, "int64")) for end in (low, high)]
+    return limits[0], limits[1]
