@@ -140,7 +140,7 @@ def _neighbours(data: Any, sample: Any, channel: Any, y: Any, x: Any, dtype: str
 
 @converter("MaxRoiPool")
 def max_roi_pool(context: NodeContext) -> relax.Expr:
-    """The largest element of each bin of regions (sample, x1, y1, x2, y2), whose corners are rounded; 0 for empty bins."""
+    """The largest element of each bin of regions (sample, x1, y1, x2, y2) with rounded corners; 0 for empty bins."""
     height, width = (int(size) for size in context.required_attribute("pooled_shape"))
     pooling = _Pooling(height, width, float(context.attribute("spatial_scale", 1.0)))
     if min(height, width) < 1 or context.rank(0) != 4 or context.rank(1) != 2 or context.shape(1)[1] != 5:

@@ -50,7 +50,8 @@ def _scatter(data: Any, indices: Any, *sizes: Any) -> Any:
                 with T.serial(0, _product(sizes)) as place:
                     out[place] = tirx.const(0, str(data.dtype))
                 with T.serial(0, _product(data.shape)) as element:
-                    with T.If(tirx.all(places[element] >= 0, places[element] < _product(sizes))), T.Then():
+                    known = tirx.all(places[element] >= 0, places[element] < _product(sizes))
+                    with T.If(known), T.Then():
                         out[places[element]] = source[element]
             return builder.get().body
 
