@@ -41,11 +41,8 @@ def _slice(operands: Operands) -> np.ndarray:
     for start, end, axis, step in zip(starts, ends, context.axes(axes, array.ndim), steps, strict=True):
         if step == 0:
             context.invalid("a step is 0")
-        size = array.shape[axis]
-        if step < 0 and end < -size:
-            index[axis] = slice(start, None, step)
-        else:
-            index[axis] = slice(start, end, step)
+        to_start = step < 0 and (end < -array.shape[axis] or end in (2**31 - 1, 2**63 - 1))
+        index[axis] = slice(start, None if to_start else end, step)
     return array[tuple(index)]
 
 

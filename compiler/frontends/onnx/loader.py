@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from compiler.errors import InvalidModelError, StorageError
 from compiler.frontends.onnx.external_data import TensorReader
 from compiler.frontends.onnx.registry import normalized_domain
-from compiler.frontends.onnx.structure import check_graph, check_opsets, ordered_nodes
+from compiler.frontends.onnx.structure import check_graph, check_opsets, check_text, ordered_nodes
 from compiler.frontends.onnx.values import Constant
 
 ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -99,6 +99,7 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
 def _functions(proto: onnx.ModelProto) -> dict[FunctionKey, onnx.FunctionProto]:
     functions: dict[FunctionKey, onnx.FunctionProto] = {}
     for function in proto.functions:
+        check_text([function.name, function.domain, *function.input, *function.output], "a function")
         key = (normalized_domain(function.domain), function.name)
         if key in functions:
             raise InvalidModelError(f"the function {function.domain}:{function.name} is defined twice")

@@ -32,6 +32,7 @@ def check_opsets(imports: Iterable[onnx.OperatorSetIdProto], where: str) -> dict
     """The opset version by domain; the default domain's must exist."""
     opsets: dict[str, int] = {}
     for item in imports:
+        check_text([item.domain], where)
         domain = normalized_domain(item.domain)
         if item.version < 1 or opsets.get(domain, item.version) != item.version:
             raise InvalidModelError(f"{where} imports the opset {item.domain!r} with a bad version {item.version}")
@@ -55,10 +56,13 @@ def check_graph(
     """Check names, order, types and nodes of a graph and its subgraphs; `outer` are the names visible from outside."""
     if depth > _MAXIMUM_DEPTH:
         raise InvalidModelError(f"{where}: subgraphs are nested more than {_MAXIMUM_DEPTH} deep")
+    check_text([value.name for value in [*graph.input, *graph.output]], where)
     known = _declared_names(graph, where)
     for value in [*graph.input, *graph.output]:
         check_value_type(value, where)
     for node in graph.node:
+        attributes = [text for a in node.attribute for text in (a.name, a.ref_attr_name)]
+        check_text([node.name, node.op_type, node.domain, *node.input, *node.output, *attributes], where)
         for name in filter(None, node.output):
             if name in known:
                 raise InvalidModelError(f"{where}: the value {name!r} is defined twice (again by {describe(node)})")
@@ -77,9 +81,17 @@ def check_graph(
     ordered_nodes(graph)
 
 
+def check_text(names: Iterable[object], where: str) -> None:
+    """Strings that are no UTF-8 arrive as bytes."""
+    for name in names:
+        if not isinstance(name, str):
+            raise InvalidModelError(f"{where} holds a name that is no text: {name!r}")
+
+
 def _declared_names(graph: onnx.GraphProto, where: str) -> set[str]:
     inputs = [value.name for value in graph.input]
     initializers = [t.name for t in graph.initializer] + [t.values.name for t in graph.sparse_initializer]
+    check_text(initializers, where)
     for kind, names in (("input", inputs), ("initializer", initializers)):
         for name in names:
             if not name:
@@ -95,6 +107,7 @@ def check_value_type(value: onnx.ValueInfoProto, where: str) -> None:
     if value.type.WhichOneof("value") != "tensor_type":
         return
     tensor = value.type.tensor_type
+    check_text([d.dim_param for d in tensor.shape.dim], where)
     if tensor.elem_type and dtypes.dtype_name(tensor.elem_type) is None:
         raise InvalidModelError(f"{where}: {value.name!r} has the unknown element type {tensor.elem_type}")
     dims = [d.dim_value for d in tensor.shape.dim if d.WhichOneof("value") == "dim_value"]
