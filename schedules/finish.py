@@ -5,35 +5,54 @@ from __future__ import annotations
 from typing import Any
 
 from schedules import vector_math
+from schedules.backward_divisions import hide_backward_divisions
 from schedules.expression import substitute
 from schedules.inline import call_name
+from schedules.kernel import product, shape_of
 from schedules.tir import s_tir, structural_map, structural_walk, tirx, tvm
 
 Expr = Any
 _NARROW = ("float16", "bfloat16")
+_TILE_SIZE = 96  # elements; accumulators of plain reductions hold at most four vectors
 
 
 def finish(function: Any) -> Any:
     """Elementary functions become vector code, and every Let gets a variable of its own."""
     used: set[str] = set()
-    body = _fresh_lets(_vector_calls(function.body, used))
+    suffix = vector_math.IN_TILE if _holds_tile(function.body) else ""
+    body = _fresh_lets(_vector_calls(hide_backward_divisions(function.body), used, suffix))
     if used:
         body = _with_import(body, vector_math.definitions(used, _vector_lengths(body)))
     return function.with_body(body)
 
 
-def _vector_calls(root: Any, used: set[str]) -> Any:
+def _holds_tile(root: Any) -> bool:
+    """Whether a tile of sums takes the registers: a local buffer of constant size beyond a few vectors."""
+    found = False
+
+    def visit(allocation: Any) -> None:
+        nonlocal found
+        buffer = allocation.buffer
+        size = product(shape_of(buffer))
+        found = found or (str(buffer.ty.storage_scope) == "local" and size is not None and size >= _TILE_SIZE)
+
+    structural_walk(root, (tirx.AllocBuffer, visit))
+    return found
+
+
+def _vector_calls(root: Any, used: set[str], suffix: str) -> Any:
     """Calls of the engine's elementary functions replaced by ours; float16 and bfloat16 go through float32."""
 
     def replace(call: Any) -> Any:
-        name = call_name(call).removeprefix("tirx.")
-        if name not in vector_math.FUNCTIONS:
+        plain = call_name(call).removeprefix("tirx.")
+        if plain not in vector_math.FUNCTIONS:
             return call
+        name = plain + suffix
         dtype = str(call.ty)
         if dtype == "float32":
             used.add(name)
             return vector_math.call(name, call.args[0])
-        if dtype in _NARROW and name != "round":
+        if dtype in _NARROW and plain != "round":
             used.add(name)
             wide = tirx.Cast("float32", call.args[0])
             return tirx.Cast(dtype, vector_math.call(name, wide))

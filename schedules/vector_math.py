@@ -7,7 +7,7 @@ errors over the whole range against float64, in units in the last place of float
 function    ulp    method
 ==========  =====  ==========================================================================
 exp         1.0    Cephes `expf`: x = n ln 2 + r, a degree-7 polynomial in r, 2^n in two steps
-sigmoid     2.5    1 / (1 + e^-|x|), mirrored for negative x
+sigmoid     2.5    1 / (1 + e^-x), 0 where that is below the normal range
 tanh        5      odd rational approximation 13/6 as in Eigen
 erf         6      odd rational approximation 11/10 as in Eigen
 log         1.0    Cephes `logf`: mantissa in [sqrt(1/2), sqrt(2)), a degree-9 polynomial
@@ -16,12 +16,17 @@ round       0      half away from zero, as `roundf`
 
 NaN gives NaN, infinities and overflow give the limits, results below the normal range are denormals.
 
+Each comes in two variants. The plain one has its constants in registers, best for loops that do nothing else. The one
+for tiles reads them from memory with each use: beside a tile of sums there are no registers for them, and LLVM would
+rather spill the sums inside the innermost loop.
+
 In TensorIR each is an operator `tensorwright.<name>` that the vectorizer knows; the engine's last lowering makes it
 a call of the function for its number of lanes, whose text `definitions` gives for import into the kernel.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -80,14 +85,25 @@ _LOG = (
 )
 
 PREFIX = "tensorwright."
+IN_TILE = "_in_tile"
 _SYMBOL = "tensorwright_{name}_f32x{lanes}"
+_TABLE = "tensorwright_constants"
+_TABLE_SIZE = 128
+
+
+def _bits(value: float) -> str:
+    """A float32 in LLVM's exact notation: the bits of the double of equal value."""
+    rounded = struct.unpack("<f", struct.pack("<f", value))[0]
+    return f"0x{struct.unpack('<Q', struct.pack('<d', rounded))[0]:016X}"
 
 
 class _Writer:
     """Writes the body of one LLVM function on vectors of `lanes` float32; values are register names or constants."""
 
-    def __init__(self, lanes: int) -> None:
+    def __init__(self, lanes: int, table: list[float] | None = None) -> None:
+        """`table` collects the constants of a variant that reads them from memory."""
         self.lanes = lanes
+        self.table = table
         self.float = self._of("float")
         self.int = self._of("i32")
         self.bool = self._of("i1")
@@ -103,10 +119,23 @@ class _Writer:
         return name
 
     def number(self, value: float) -> str:
-        """A float32 constant in every lane, in LLVM's exact notation (the bits as a double)."""
-        rounded = struct.unpack("<f", struct.pack("<f", value))[0]
-        bits = f"0x{struct.unpack('<Q', struct.pack('<d', rounded))[0]:016X}"
-        return bits if self.lanes == 1 else f"splat (float {bits})"
+        """A float32 constant in every lane."""
+        if self.table is not None:
+            return self._from_table(value)
+        return _bits(value) if self.lanes == 1 else f"splat (float {_bits(value)})"
+
+    def _from_table(self, value: float) -> str:
+        """Read from a variable that others might write to, for all LLVM knows: no register holds it for long."""
+        assert self.table is not None
+        if value not in self.table:
+            self.table.append(value)
+        place = f"getelementptr inbounds ([{_TABLE_SIZE} x float], ptr @{_TABLE}, i64 0, i64 {self.table.index(value)})"
+        scalar = self._emit(f"load float, ptr {place}, align 4")
+        if self.lanes == 1:
+            return scalar
+        first = self._emit(f"insertelement {self.float} poison, float {scalar}, i64 0")
+        zeros = f"<{self.lanes} x i32> zeroinitializer"
+        return self._emit(f"shufflevector {self.float} {first}, {self.float} poison, {zeros}")
 
     def integer(self, value: int) -> str:
         return str(value) if self.lanes == 1 else f"splat (i32 {value})"
@@ -169,24 +198,31 @@ class _Writer:
 
 
 def _exp(w: _Writer, argument: str) -> str:
-    x = w.clamp(argument, *_EXP_LIMITS)
-    shifted = w.add(w.multiply(x, w.number(_LOG2_E)), w.number(_ROUNDING))
-    n = w.subtract(shifted, w.number(_ROUNDING))
-    r = w.subtract(x, w.multiply(n, w.number(_LN2_HIGH)))
-    r = w.subtract(r, w.multiply(n, w.number(_LN2_LOW)))
-    polynomial = w.add(w.multiply(w.horner(_EXP, r), w.multiply(r, r)), r)
-    polynomial = w.add(polynomial, w.number(1.0))
-    exponent = w.whole("sub", w.bits(shifted), w.integer(_ROUNDING_BITS))
+    polynomial, exponent = _exp_parts(w, w.clamp(argument, *_EXP_LIMITS))
     # In two steps, since 2^n itself may lie outside the normal range where the result does not.
     half = w.whole("ashr", exponent, w.integer(1))
     scaled = w.multiply(polynomial, w.power_of_two(half))
     return w.multiply(scaled, w.power_of_two(w.whole("sub", exponent, half)))
 
 
+def _exp_parts(w: _Writer, x: str) -> tuple[str, str]:
+    """(p, n) with e^x = p 2^n, p near [0.7, 1.4]."""
+    shifted = w.add(w.multiply(x, w.number(_LOG2_E)), w.number(_ROUNDING))
+    n = w.subtract(shifted, w.number(_ROUNDING))
+    r = w.subtract(x, w.multiply(n, w.number(_LN2_HIGH)))
+    r = w.subtract(r, w.multiply(n, w.number(_LN2_LOW)))
+    polynomial = w.add(w.multiply(w.horner(_EXP, r), w.multiply(r, r)), r)
+    polynomial = w.add(polynomial, w.number(1.0))
+    return polynomial, w.whole("sub", w.bits(shifted), w.integer(_ROUNDING_BITS))
+
+
 def _sigmoid(w: _Writer, x: str) -> str:
-    negative = w.compare("olt", x, w.number(0.0))
-    power = _exp(w, w.select(negative, x, w.subtract(w.number(0.0), x)))
-    return w.divide(w.select(negative, power, w.number(1.0)), w.add(w.number(1.0), power))
+    """1 / (1 + e^-x), where e^-x becomes infinite as soon as the result is below the normal range.
+
+    So 2^n takes one step: n = 128 gives the bits of infinity, and the lower limit keeps n at -126.
+    """
+    polynomial, n = _exp_parts(w, w.clamp(w.subtract(w.number(-0.0), x), -87.33, 89.0))
+    return w.divide(w.number(1.0), w.add(w.multiply(polynomial, w.power_of_two(n)), w.number(1.0)))
 
 
 def _odd_rational(
@@ -225,7 +261,7 @@ def _log(w: _Writer, x: str) -> str:
     result = w.select(w.compare("oeq", x, w.number(0.0)), w.number(float("-inf")), result)
     # NaN fails the comparison, so NaN and infinity return themselves.
     result = w.select(w.compare("ole", x, w.number(3.4028234e38)), result, x)
-    return w.select(w.compare("olt", x, w.number(0.0)), w.number(float("nan")), result)
+    return w.select(w.compare("olt", x, w.number(0.0)), w.number(math.nan), result)
 
 
 def _round(w: _Writer, x: str) -> str:
@@ -243,21 +279,40 @@ FUNCTIONS: dict[str, Callable[[_Writer, str], str]] = {
 }
 
 
+def _constants() -> list[float]:
+    """The table of all functions' constants , in a fixed order."""
+    table: list[float] = []
+    for name in FUNCTIONS:
+        FUNCTIONS[name](_Writer(2, table), "%x")
+    assert len(table) <= _TABLE_SIZE
+    return table
+
+
 @cache
 def _function_text(name: str, lanes: int) -> tuple[str, frozenset[str]]:
     """(the definition, the declarations it needs)."""
-    writer = _Writer(lanes)
-    result = FUNCTIONS[name](writer, "%x")
+    plain = name.removesuffix(IN_TILE)
+    writer = _Writer(lanes, None if plain == name else _constants())
+    result = FUNCTIONS[plain](writer, "%x")
     symbol = _SYMBOL.format(name=name, lanes=lanes)
     head = f"define {writer.float} @{symbol}({writer.float} %x) alwaysinline nounwind {{"
     return "\n".join([head, *writer.lines, f"  ret {writer.float} {result}", "}"]), frozenset(writer.declared)
 
 
+@cache
+def _table_text() -> str:
+    table = _constants()
+    values = ", ".join(f"float {_bits(value)}" for value in table + [0.0] * (_TABLE_SIZE - len(table)))
+    return f"@{_TABLE} = linkonce_odr global [{_TABLE_SIZE} x float] [{values}]"
+
+
 def definitions(names: Iterable[str], lanes: Iterable[int]) -> str:
-    """LLVM IR that defines the functions for these numbers of lanes."""
-    texts = [_function_text(name, count) for name in sorted(set(names)) for count in sorted(set(lanes))]
+    """LLVM IR that defines the functions (with `IN_TILE` appended: that variant) for these numbers of lanes."""
+    used = sorted(set(names))
+    texts = [_function_text(name, count) for name in used for count in sorted(set(lanes))]
     declared = sorted({line for _, lines in texts for line in lines})
-    return "\n".join([*declared, *(text for text, _ in texts), ""])
+    table = [_table_text()] if any(name.endswith(IN_TILE) for name in used) else []
+    return "\n".join([*table, *declared, *(text for text, _ in texts), ""])
 
 
 def call(name: str, x: Any) -> Any:
@@ -277,11 +332,11 @@ def _lower(name: str) -> Callable[[Any], Any]:
 def _register() -> None:
     """Make the operators known to the engine: pure, elementwise, and what they become in LLVM."""
     known = {str(name) for name in tvm.ir.Op.list_op_names()}
-    for name in FUNCTIONS:
+    for name in (variant for each in FUNCTIONS for variant in (each, each + IN_TILE)):
         full = PREFIX + name
         if full in known:
             continue
-        tvm.ir._ffi_api.RegisterOp(full, f"{name} of float32, vectorized")
+        tvm.ir._ffi_api.RegisterOp(full, f"{name} of float32 in vectors")
         tvm.ir.register_op_attr(full, "TVectorizable", True)
         tvm.ir.register_op_attr(full, "TCallEffectKind", 1)  # pure
         tvm.ir.register_op_attr(full, "TScriptPrinterName", f"tensorwright_{name}")
