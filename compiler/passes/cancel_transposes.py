@@ -4,7 +4,7 @@
     reshape(reshape(x))           => reshape(x), or x              likewise flatten, squeeze, expand_dims
     transpose(x)                  => reshape(x)                    where only axes of size 1 move
     f(transpose(x))               => transpose(f(x))               f: elementwise, reduction, pad, slice, concatenation
-    f(reshape(x))                 => reshape(f(x))                 f: elementwise
+    f(reshape(x))                 => reshape(f(x))                 f: elementwise, or a product with a matrix
 
 A transpose moves only when nothing else uses it, so that none is computed twice. It does not move past softmax or
 normalizations, whose kernels want their axis last. A reshape is worth having in its place: it copies nothing.
@@ -21,7 +21,7 @@ from tvm.ir import IRModule
 from compiler.passes.context import PipelineContext
 from compiler.passes.elementwise import BINARY, UNARY
 from compiler.passes.graph import Call, Expr, Graph, RuleTable
-from compiler.passes.matching import as_constant, constant_array, rank_of, same_shape, shape_of
+from compiler.passes.matching import as_constant, constant_array, rank_of, same_shape, same_size, shape_of
 from compiler.passes.registry import graph_pass
 
 rules = RuleTable()
@@ -161,6 +161,20 @@ def reshape_past_binary(graph: Graph, call: Call) -> Expr | None:
             return None
         operands.append(source)
     return op.reshape(graph.emit(_applied(call, operands)), relax.ShapeExpr(result))
+
+
+@rules.on("relax.matmul")
+def reshape_past_matmul(graph: Graph, call: Call) -> Expr | None:
+    """reshape(x) @ w => reshape(x @ w) for a matrix w, when the reshape keeps the last axis: a product of rows"""
+    inner = graph.call(call.args[0], *RESHAPES)
+    result = shape_of(call)
+    if inner is None or result is None or rank_of(call.args[1]) != 2:
+        return None
+    before, after = shape_of(inner.args[0]), shape_of(call.args[0])
+    if before is None or after is None or len(before) < 2 or len(after) < 2 or not same_size(before[-1], after[-1]):
+        return None
+    product = relax.Call(call.op, [inner.args[0], call.args[1]], call.attrs)
+    return op.reshape(graph.emit(product), relax.ShapeExpr(result))
 
 
 @rules.on(*REDUCTIONS)

@@ -107,6 +107,15 @@ def test_reshapes_with_symbols() -> None:
     assert check(build.module(z, back), (5, 3, 4)) == ["exp", "reshape"]
 
 
+def test_a_product_of_rows_goes_before_the_reshape() -> None:
+    build = Build()
+    x = build.input("x", (2, 3, 4))
+    rows = build.emit(op.reshape(x, (6, 4)))
+    back = build.emit(op.reshape(build.emit(op.matmul(rows, build.constant((4, 5)))), (2, 3, 5)))
+    other = build.emit(op.matmul(build.emit(op.reshape(x, (8, 3))), build.constant((3, 5))))  # other rows
+    assert check(build.module(back, other), (2, 3, 4)) == ["matmul", "reshape", "matmul"]
+
+
 @pytest.mark.parametrize("kind", ["transpose", "reshape"])
 def test_what_something_else_uses_does_not_move(kind: str) -> None:
     build = Build()
