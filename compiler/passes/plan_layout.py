@@ -16,7 +16,7 @@ from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.graph import operator_name, rewritable_functions
-from compiler.passes.layout import convolution, elementwise, kernels, pooling, rearrange  # noqa: F401
+from compiler.passes.layout import convolution, elementwise, kernels, pooling, rearrange, transposed  # noqa: F401
 from compiler.passes.layout.table import ANCHORS, HANDLERS
 from compiler.passes.layout.values import Blocked, LayoutBuilder, Value
 from compiler.passes.registry import graph_pass

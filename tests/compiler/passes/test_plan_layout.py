@@ -174,6 +174,44 @@ def unknown_weight(builder: Any, x: Any, weight: Any) -> Any:
     return builder.emit(relax.op.nn.conv2d(conv(builder, x, 10, 3), weight, padding=1))
 
 
+def upsampled(builder: Any, x: Any) -> Any:
+    first = builder.emit(
+        relax.op.nn.conv2d_transpose(conv(builder, x, 12, 3), constant(12, 10, 4, 4), strides=2, padding=1)
+    )
+    wide = builder.emit(
+        relax.op.nn.conv2d_transpose(
+            builder.emit(relax.op.nn.relu(first)),
+            constant(10, 3, 3, 2),
+            strides=(3, 2),
+            padding=(1, 0, 2, 1),
+            output_padding=(1, 1),
+            dilation=(1, 2),
+            groups=2,
+        )
+    )
+    return builder.emit(relax.op.tanh(wide))
+
+
+def upsampled_line(builder: Any, x: Any) -> Any:
+    return builder.emit(relax.op.nn.conv1d_transpose(x, constant(3, 6, 7), strides=3, padding=2))
+
+
+def kernel_of_a_frontend(builder: Any, x: Any) -> Any:
+    """Clipping written as a kernel, with bounds that are operands, and a gate of one value a channel."""
+
+    def clip(values: Any, low: Any, high: Any, gate: Any) -> Any:
+        def point(n: Any, c: Any, h: Any, w: Any) -> Any:
+            bounded = tvm.te.max(low(), tvm.te.min(high(), values[n, c, h, w]))
+            return bounded * gate[c, 0, 0]
+
+        return tvm.te.compute(values.shape, point, name="clip")
+
+    first = conv(builder, x, 11, 3)
+    low, high = relax.const(0.5, "float32"), relax.const(2.0, "float32")
+    gated = builder.emit_te(clip, first, low, high, constant(11, 1, 1))
+    return conv(builder, gated, 5, 11)
+
+
 GRAPHS: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "residual": (residual, [(2, 3, 10, 9)]),
     "depthwise and squeeze": (depthwise_block, [(1, 3, 11, 13)]),
@@ -184,6 +222,9 @@ GRAPHS: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "cut": (cut, [(1, 3, 8, 9)]),
     "grouped": (grouped, [(1, 3, 8, 9)]),
     "spatial attention": (spatial_attention, [(1, 3, 8, 9)]),
+    "upsampled": (upsampled, [(2, 3, 5, 6)]),
+    "upsampled line": (upsampled_line, [(1, 3, 9)]),
+    "kernel of a frontend": (kernel_of_a_frontend, [(1, 3, 8, 9)]),
     "unknown weight": (unknown_weight, [(1, 3, 8, 9), (7, 10, 3, 3)]),
 }
 
@@ -213,3 +254,8 @@ def test_a_symbolic_batch() -> None:
         arrays = [rng.standard_normal((size, 3, 10, 9)).astype("float32")]
         expected = run(module([(size, 3, 10, 9)], residual), PipelineContext(), arrays)
         np.testing.assert_allclose(run(mod, PipelineContext(machine=MACHINE), arrays), expected, rtol=2e-4, atol=2e-4)
+
+
+def test_a_kernel_of_a_frontend_stays_in_blocks() -> None:
+    names = kernels(plan_layout(module([(1, 3, 8, 9)], kernel_of_a_frontend), CONTEXT))
+    assert names == ["conv2d", "clip", "conv2d", "unpack"]

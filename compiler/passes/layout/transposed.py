@@ -1,0 +1,165 @@
+"""Transposed convolutions as convolutions of stride 1, one for each phase of the output, and their results interleaved.
+
+Output position u takes part in x[i] w[k] where i s + k - p = u. With u + p = s a + b, that is k = b + s j, i = a - j:
+for each phase b a convolution over j, of the taps b, b + s, ... of the kernel, and no product with an inserted zero.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import te
+from tvm.ir import GenericConst
+
+from compiler.passes.layout.packing import pack_filter
+from compiler.passes.layout.table import handles
+from compiler.passes.layout.values import Blocked, LayoutBuilder, Order, can_block
+from compiler.passes.matching import array_of, as_constant, shape_of
+from schedules import conv_compute
+from schedules.conv_workload import ConvWorkload, ceil_div
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Phases:
+    """One spatial dimension: output u is phase (u + start) % stride of position (u + start) // stride.
+
+    There are `positions`, each a sum over `taps` inputs, with `pad` (before, after) zeros around them.
+    """
+
+    stride: int
+    taps: int
+    start: int
+    positions: int
+    pad: tuple[int, int]
+
+    @classmethod
+    def of(cls, size: int, out: int, kernel: int, stride: int, before: int) -> Phases | None:
+        taps = ceil_div(kernel, stride)
+        first, last = before // stride, (out + before - 1) // stride
+        if first > taps - 1:
+            return None  # the padding cuts off whole inputs
+        return cls(stride, taps, before - first * stride, last - first + 1, (taps - 1 - first, last - (size - 1)))
+
+
+@handles("relax.nn.conv1d_transpose", "relax.nn.conv2d_transpose", "relax.nn.conv3d_transpose")
+def transposed_convolution(builder: LayoutBuilder, call: Any) -> Blocked | None:
+    attrs = call.attrs
+    rank = len(attrs.strides)
+    spatial = "DHW"[-rank:]
+    order = tuple(range(rank + 2))
+    layouts = str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout) or str(attrs.data_layout)
+    if layouts != (f"NC{spatial}", f"IO{spatial}", f"NC{spatial}"):
+        return None
+    data, weight = call.args
+    weight = builder.plain(weight)
+    if not isinstance(weight, GenericConst) or not can_block(data, order) or not can_block(call, order):
+        return None
+    kernel = _dilated(_dense(array_of(weight), int(attrs.groups)), [int(each) for each in attrs.dilation])
+    shape, out_shape = shape_of(data) or [], shape_of(call) or []
+    strides = [int(each) for each in attrs.strides]
+    phases = [
+        Phases.of(shape[2 + i], out_shape[2 + i], kernel.shape[2 + i], strides[i], int(attrs.padding[i]))
+        for i in range(rank)
+    ]
+    found = [each for each in phases if each is not None]
+    if len(found) < rank:
+        return None
+    return _emit(builder, data, kernel, found, out_shape, order)
+
+
+def _dense(weight: Array, groups: int) -> Array:
+    """(i, o / groups, *kernel) -> (i, o, *kernel), zeros between the groups."""
+    if groups == 1:
+        return weight
+    channels, each = weight.shape[:2]
+    result = np.zeros((channels, each * groups, *weight.shape[2:]), weight.dtype)
+    size = channels // groups
+    for group in range(groups):
+        rows = slice(group * size, (group + 1) * size)
+        result[rows, group * each : (group + 1) * each] = weight[rows]
+    return result
+
+
+def _dilated(weight: Array, dilations: list[int]) -> Array:
+    """Zeros between the taps."""
+    if all(each == 1 for each in dilations):
+        return weight
+    sizes = [(size - 1) * step + 1 for size, step in zip(weight.shape[2:], dilations, strict=True)]
+    result = np.zeros((*weight.shape[:2], *sizes), weight.dtype)
+    result[(slice(None), slice(None), *(slice(None, None, step) for step in dilations))] = weight
+    return result
+
+
+def phase_filters(weight: Array, phases: list[Phases], lanes: int) -> Array:
+    """(i, o, *kernel) -> (phases * o rounded up to blocks, i, *taps): the phases' filters one behind the other."""
+    filters = weight.shape[1]
+    rounded = ceil_div(filters, lanes) * lanes
+    extents = [phase.taps * phase.stride for phase in phases]
+    amounts = [(0, 0), (0, rounded - filters)]
+    amounts += [(0, extent - size) for extent, size in zip(extents, weight.shape[2:], strict=True)]
+    padded = np.pad(weight, amounts)
+    parts = []
+    for place in itertools.product(*(range(phase.stride) for phase in phases)):
+        taps = tuple(slice(start, None, phase.stride) for start, phase in zip(place, phases, strict=True))
+        part = padded[(slice(None), slice(None), *taps)]
+        parts.append(np.flip(part, axis=tuple(range(2, part.ndim))).swapaxes(0, 1))
+    return np.ascontiguousarray(np.concatenate(parts))
+
+
+def _emit(
+    builder: LayoutBuilder, data: Any, weight: Array, phases: list[Phases], out_shape: list[Any], order: Order
+) -> Blocked:
+    lanes, rank = builder.lanes, len(phases)
+    shape = shape_of(data) or []
+    filters = phase_filters(weight, phases, lanes)
+    few = shape[1] * 2 <= lanes and builder.blocked(data, order) is None
+    ones = (1,) * rank
+    work = ConvWorkload(
+        batch=shape[0] if isinstance(shape[0], int) else 0,
+        channels=shape[1],
+        block=lanes,
+        spatial=tuple(shape[2:]),
+        kernel=tuple(phase.taps for phase in phases),
+        strides=ones,
+        dilations=ones,
+        pad=tuple(phase.pad for phase in phases),
+        dtype="float32",
+        filters=filters.shape[0],
+        groups=1,
+        in_block=1 if few else lanes,
+    )
+    source = builder.plain(data) if few else builder.as_blocked(data, order).expr
+    packed = as_constant(pack_filter(filters, work.in_block, lanes))
+    parts = builder.emit_kernel(
+        lambda values, kernel: conv_compute.conv_direct(values, kernel, work),
+        source,
+        packed,
+        name=f"conv{rank}d_transpose",
+        pattern=conv_compute.FUSABLE,
+    )
+    blocks = ceil_div(weight.shape[1], lanes)
+    result = builder.emit_kernel(
+        lambda values: _interleave(values, phases, out_shape, blocks, lanes), parts, name="interleave"
+    )
+    return Blocked(result, tuple(out_shape), order)
+
+
+def _interleave(parts: Any, phases: list[Phases], out_shape: list[Any], blocks: int, lanes: int) -> Any:
+    """The output out of the phases' results."""
+
+    def point(image: Any, block: Any, *rest: Any) -> Any:
+        number: Any = 0
+        places = []
+        for at, phase in zip(rest[:-1], phases, strict=True):
+            shifted = at + phase.start
+            number = number * phase.stride + shifted % phase.stride
+            places.append(shifted // phase.stride)
+        return parts(image, number * blocks + block, *places, rest[-1])
+
+    return te.compute((parts.shape[0], blocks, *out_shape[2:], lanes), point, name="interleave")
