@@ -20,7 +20,7 @@ from compiler.passes.graph import (
     rewritable_functions,
     update_functions,
 )
-from compiler.passes.matching import as_constant
+from compiler.passes.matching import as_constant, dtype_of
 from compiler.passes.registry import graph_pass
 
 # A result may be this many times its operands (int8 to float32 is 4), or this many bytes whatever they are.
@@ -44,6 +44,7 @@ _NEVER = (
     "relax.unique",
 )
 _NEVER_PREFIXES = ("call_", "builtin", "memory", "vm", "ccl", "dist", "grad", "inspect", "make_", "invoke_")
+_WEIGHT_ELEMENTS = 1024
 _HEAVY = ("relax.nn.conv", "relax.nn.attention", "relax.einsum")
 
 
@@ -51,23 +52,24 @@ _HEAVY = ("relax.nn.conv", "relax.nn.attention", "relax.einsum")
 def fold_constants(mod: IRModule, context: PipelineContext) -> IRModule:
     """Through reshapes, casts, arithmetic, shapes and kernel calls; never where the module would grow much.
 
-    Weights that are dequantized stay so: a later phase may compute with the integers. `fold-dequantize` folds them.
+    Weights of 8 bits that are dequantized or widened stay so: a later phase may compute with them as they are.
+    `fold-dequantize` folds what it left.
     """
-    return fold(mod, keep=("relax.dequantize",))
+    return fold(mod, keep_narrow=True)
 
 
 @graph_pass("fold-dequantize", summary="Evaluate what depends on constants alone, dequantized weights too")
 def fold_dequantize(mod: IRModule, context: PipelineContext) -> IRModule:
     """For what no phase has claimed as an integer computation."""
-    return fold(mod, keep=())
+    return fold(mod, keep_narrow=False)
 
 
-def fold(mod: IRModule, keep: tuple[str, ...]) -> IRModule:
-    """Fold everything but calls of the operators `keep`."""
+def fold(mod: IRModule, *, keep_narrow: bool) -> IRModule:
+    """Fold everything; with `keep_narrow`, but for what makes wide numbers of weights of 8 bits."""
     for _ in range(MAX_ROUNDS):
         changed = {}
         for variable, function in rewritable_functions(mod):
-            rewritten = ConstantFolder(mod, keep).rewrite_function(function)
+            rewritten = ConstantFolder(mod, keep_narrow).rewrite_function(function)
             if rewritten is not None:
                 changed[variable] = rewritten
         if not changed:
@@ -80,10 +82,10 @@ def fold(mod: IRModule, keep: tuple[str, ...]) -> IRModule:
 class ConstantFolder(Graph):
     """Replaces each call on constants by its value, in one walk, since operands come first."""
 
-    def __init__(self, mod: IRModule, keep: tuple[str, ...]) -> None:
+    def __init__(self, mod: IRModule, keep_narrow: bool) -> None:
         super().__init__({}, mod)
         self._mod = mod
-        self._keep = keep
+        self._keep_narrow = keep_narrow
 
     def offer(self, value: Expr, variable: Var) -> Expr | None:
         """The value of a call, the field of a known tuple, a shape that is known."""
@@ -91,7 +93,7 @@ class ConstantFolder(Graph):
             known = self.definition(value.tuple_value)
             return known.fields[value.index] if isinstance(known, relax.Tuple) else None
         name = operator_name(value)
-        if name is None or name in self._keep or name in _NEVER:
+        if name is None or name in _NEVER or (self._keep_narrow and _widens_weights(name, value)):
             return None
         shape = self._fold_shape(name, value)
         if shape is not None:
@@ -142,3 +144,11 @@ class ConstantFolder(Graph):
         if available > ENGINE_BYTES or name.startswith(_HEAVY):
             return None
         return evaluate_with_engine(call, self._mod)
+
+
+def _widens_weights(name: str, call: Any) -> bool:
+    """Whether the call makes wide numbers of 8-bit ones that are many enough to be weights."""
+    if name not in ("relax.dequantize", "relax.astype") or dtype_of(call.args[0]) not in ("int8", "uint8"):
+        return False
+    size = result_bytes(call.args[0].ty)
+    return name == "relax.dequantize" or (size is not None and size >= _WEIGHT_ELEMENTS)

@@ -147,6 +147,17 @@ def test_dequantized_weights_wait_for_their_own_pass() -> None:
     np.testing.assert_array_equal(run_module(after)[0], run_module(mod)[0])
 
 
+def test_widened_weights_wait_too_and_small_tables_do_not() -> None:
+    build = Build()
+    x = build.input("x", (2, 64), "int32")
+    w = as_constant(np.ones((64, 64), "int8"))
+    wide = build.emit(O.astype(w, "int32"))
+    few = build.emit(O.astype(as_constant(np.ones(64, "int8")), "int32"))
+    mod = build.module(build.emit(O.add(build.emit(O.matmul(x, wide)), few)))
+    assert operators(apply("fold-constants", mod)) == ["astype", "matmul", "add"]
+    assert operators(apply("fold-dequantize", mod)) == ["matmul", "add"]
+
+
 def test_branches_private_functions_and_kernels() -> None:
     w = as_constant(np.arange(4, dtype="float32"))
 
