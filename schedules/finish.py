@@ -9,6 +9,7 @@ from schedules.backward_divisions import hide_backward_divisions
 from schedules.expression import substitute
 from schedules.inline import call_name
 from schedules.kernel import product, shape_of
+from schedules.scalar_calls import serialize_scalar_loops, widen_narrow_calls
 from schedules.tir import s_tir, structural_map, structural_walk, tirx, tvm
 
 Expr = Any
@@ -17,10 +18,12 @@ _TILE_SIZE = 96  # elements; accumulators of plain reductions hold at most four 
 
 
 def finish(function: Any) -> Any:
-    """Elementary functions become vector code, and every Let gets a variable of its own."""
+    """Elementary functions become vector code, every Let gets a variable of its own, and what the engine can not
+    generate or misreads is written another way."""
     used: set[str] = set()
     suffix = vector_math.IN_TILE if _holds_tile(function.body) else ""
-    body = _fresh_lets(_vector_calls(hide_backward_divisions(function.body), used, suffix))
+    body = hide_backward_divisions(serialize_scalar_loops(widen_narrow_calls(function.body)))
+    body = _fresh_lets(_vector_calls(body, used, suffix))
     if used:
         body = _with_import(body, vector_math.definitions(used, _vector_lengths(body)))
     return function.with_body(body)

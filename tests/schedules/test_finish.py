@@ -1,0 +1,70 @@
+"""What the engine misreads or can not generate, written another way: numbers against numpy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from schedules.apply import apply_schedules
+from schedules.machine import Machine
+from schedules.tir import tirx, tvm
+
+# isort: split
+from tvm import te
+
+import targets
+
+
+def scheduled(*tensors: Any) -> Any:
+    """A function of numpy arrays that runs the kernel of these tensors, the last one being the result."""
+    function = te.create_prim_func(list(tensors)).with_attr("global_symbol", "kernel")
+    target = targets.get("host")
+    machine: Machine = target.machine
+    mod, report = apply_schedules(tvm.IRModule({"kernel": function}), machine)
+    assert not report.failures
+    library = tvm.compile(mod, target=target.tvm_target())
+    output = tensors[-1]
+
+    def run(*arrays: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        result = tvm.runtime.empty([int(size) for size in output.shape], str(output.dtype))
+        library["kernel"](*(tvm.runtime.tensor(array) for array in arrays), result)
+        values: np.ndarray[Any, Any] = result.numpy()
+        return values
+
+    return run
+
+
+@pytest.mark.parametrize("shape", [(2, 17, 7, 6), (3, 4), (1, 5, 1, 2), (8, 9, 16)])
+def test_reshape_read_backwards(shape: tuple[int, ...]) -> None:
+    source = te.placeholder(shape, "float32", name="source")
+    count = int(np.prod(shape))
+    strides = [int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))]
+
+    def element(i: Any) -> Any:
+        place = tirx.const(count - 1, "int64") - i
+        return source(
+            *(tirx.floormod(tirx.floordiv(place, step), size) for step, size in zip(strides, shape, strict=True))
+        )
+
+    output = te.compute((tirx.const(count, "int64"),), element, name="backwards")
+    values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    np.testing.assert_array_equal(scheduled(source, output)(values), values.reshape(-1)[::-1])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [("sinh", np.sinh), ("cosh", np.cosh), ("asin", np.arcsin), ("acosh", np.arccosh), ("log1p", np.log1p)],
+)
+def test_functions_without_a_vector_form(dtype: str, name: str, reference: Any) -> None:
+    source = te.placeholder((3, 37), dtype, name="source")
+    output = te.compute(source.shape, lambda *i: getattr(tirx, name)(source(*i)), name="result")
+    generator = np.random.default_rng(0)
+    low, high = (1.0, 3.0) if name == "acosh" else (-0.9, 0.9)
+    values = generator.uniform(low, high, (3, 37)).astype(dtype)
+    # Two units in the last place of float16; the engine's own float32 and float64 forms are good to 1e-6.
+    tolerance = 2e-3 if dtype == "float16" else 1e-6
+    expected = reference(values.astype(np.float64))
+    np.testing.assert_allclose(scheduled(source, output)(values), expected, rtol=tolerance, atol=tolerance)
