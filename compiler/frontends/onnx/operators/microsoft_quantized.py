@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from tvm import relax
+from tvm import relax, tirx
 from tvm.relax import op as R
 
+from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.broadcasting import elementwise
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
 from compiler.frontends.onnx.operators.integer_products import (
@@ -54,19 +56,66 @@ def quantized_output(context: NodeContext, op: Composer, value: Value, index: in
     return result
 
 
-@converter("QLinearAdd", "QLinearMul", domain=DOMAIN)
-def qlinear_binary(context: NodeContext) -> Value:
-    """a, a_scale, a_zero, b, b_scale, b_zero, c_scale, c_zero."""
-    op = Composer(context)
-    a, b = dequantized_input(context, op, 0), dequantized_input(context, op, 3)
-    return quantized_output(context, op, op(context.operator.removeprefix("QLinear"), a, b), 6)
+@converter("QLinearAdd", domain=DOMAIN)
+def qlinear_add(context: NodeContext) -> Value:
+    """a, a_scale, a_zero, b, b_scale, b_zero, c_scale, c_zero; rounded as ONNX Runtime does.
+
+    Halves are common here, since the scales' ratios often are powers of two: the zero points are summed first, and
+    each product is added without being rounded itself.
+    """
+    ratios = [multiplier(context, [1], 6, None), multiplier(context, [4], 6, None)]
+    zeros = [_zero(context, index) for index in (2, 5, 7)]
+    shifts = [context.emit(R.multiply(ratio, zero)) for ratio, zero in zip(ratios, zeros[:2], strict=True)]
+    constant = context.emit(R.subtract(zeros[2], context.emit(R.add(*shifts))))
+
+    def function(a: Any, b: Any, ratio_a: Any, ratio_b: Any, fixed: Any) -> Any:
+        inner = _fused(b, ratio_b, fixed)
+        return _saturated(_fused(a, ratio_a, inner), context.dtype(0))
+
+    operands = [context.input(0), context.input(3), *ratios, constant]
+    return context.runtime(elementwise(context, "qlinear_add", function, *operands), context.dtype(0))
+
+
+@converter("QLinearMul", domain=DOMAIN)
+def qlinear_mul(context: NodeContext) -> Value:
+    """a, a_scale, a_zero, b, b_scale, b_zero, c_scale, c_zero; the integers' product is scaled once."""
+    ratio = multiplier(context, [1, 4], 6, None)
+    zeros = [_zero(context, index) for index in (2, 5, 7)]
+
+    def function(a: Any, b: Any, scale: Any, *zero: Any) -> Any:
+        product = (a.astype("float32") - zero[0]) * (b.astype("float32") - zero[1])
+        return _saturated(product * scale + zero[2], context.dtype(0))
+
+    operands = [context.input(0), context.input(3), ratio, *zeros]
+    return context.runtime(elementwise(context, "qlinear_mul", function, *operands), context.dtype(0))
+
+
+def _zero(context: NodeContext, index: int) -> relax.Expr:
+    """A zero point as a float32 scalar."""
+    if not context.has_input(index):
+        return relax.const(0.0, "float32")
+    expr = cast(context, context.input(index), "float32")
+    return expr if not tensor_shape(expr) else context.emit(R.reshape(expr, ()))
+
+
+def _fused(integer: Any, factor: Any, addend: Any) -> Any:
+    """integer * factor + addend, rounded to float32 once: float64 holds the product exactly."""
+    wide = integer.astype("float64") * factor.astype("float64") + addend.astype("float64")
+    return wide.astype("float32")
+
+
+def _saturated(value: Any, dtype: str) -> Any:
+    low, high = (tirx.const(float(limit), "float32") for limit in dtypes.integer_limits(dtype))
+    return tirx.max(tirx.min(tirx.nearbyint(value), high), low).astype(dtype)
 
 
 @converter("QLinearSigmoid", "QLinearLeakyRelu", domain=DOMAIN)
 def qlinear_activation(context: NodeContext) -> Value:
     """x, x_scale, x_zero, y_scale, y_zero."""
     op = Composer(context)
-    alpha: dict[str, Any] = {"alpha": context.attribute("alpha", 0.01)} if context.operator == "QLinearLeakyRelu" else {}
+    alpha: dict[str, Any] = (
+        {"alpha": context.attribute("alpha", 0.01)} if context.operator == "QLinearLeakyRelu" else {}
+    )
     result = op(context.operator.removeprefix("QLinear"), dequantized_input(context, op, 0), **alpha)
     return quantized_output(context, op, result, 3)
 
