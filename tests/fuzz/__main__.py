@@ -23,6 +23,7 @@ from tests.fuzz.worker_pool import run_cases
 SUITES = {
     "artifacts": "tests.fuzz.artifacts",
     "models": "tests.fuzz.models",
+    "graphs": "tests.fuzz.graphs",
 }
 _SHOWN_FAILURES = 20
 

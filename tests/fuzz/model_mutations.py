@@ -209,21 +209,3 @@ def mutated_model(seed: int) -> tuple[str, bytes]:
             mutation(model, random)
             names.append(mutation.__name__)
     return "+".join(names), model.SerializeToString()
-
-
-def check(seed: int) -> str:
-    """Compile a broken file and run it once where it compiles: "compiled" or the class of the error.
-
-    Raises whatever is no error of this project, and InternalError: those are defects.
-    """
-    import compiler
-    from compiler.errors import UserError
-    from compiler.reference import random_inputs
-
-    _, data = mutated_model(seed)
-    try:
-        module = compiler.compile(data, threads=1)
-        module.run(random_inputs(module.inputs))
-    except UserError as error:
-        return type(error).__name__
-    return "compiled"

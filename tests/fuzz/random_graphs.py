@@ -63,22 +63,3 @@ def difference(ours: NDArray[Any], theirs: NDArray[Any]) -> str | None:
     scale = max(1.0, float(np.abs(theirs[finite]).max()))
     error = float(np.abs(ours.astype(np.float64) - theirs)[finite].max()) / scale
     return None if error <= TOLERANCE else f"relative error {error:.1e}"
-
-
-def check(seed: int) -> str:
-    """Compile and run the graph of a seed: "equal", or "refused: ...", "wrong: ...". Raises whatever is a crash."""
-    import compiler
-    from compiler.errors import UserError
-
-    model, inputs = random_model(seed)
-    expected = reference(model, inputs)
-    try:
-        module = compiler.compile(model, threads=1)
-    except UserError as error:
-        return f"refused: {error}"
-    outputs = module.run(inputs)
-    for name, theirs in zip(outputs, expected, strict=True):
-        wrong = difference(outputs[name], theirs)
-        if wrong is not None:
-            return f"wrong: output {name}: {wrong}"
-    return "equal"
