@@ -38,6 +38,9 @@ class ModuleDump:
         """Write `mod`."""
         self._write(phase, each.name, mod)
 
+    def after_phase(self) -> None:
+        """Nothing to do: each pass has been written."""
+
     def _write(self, phase: str, name: str, mod: IRModule) -> None:
         path = self._folder / f"{self._count:02d}-{phase}-{name.replace('/', '-')}.py"
         self._count += 1

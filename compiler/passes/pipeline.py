@@ -73,7 +73,7 @@ PLAN_MEMORY = (
     "free-storage",
 )
 # 8. What is left becomes calls of the virtual machine.
-LOWER = ("lower-builtins", "compute-scalars", "lower-shapes", "export-symbols")
+LOWER = ("lower-builtins", "compute-scalars", "lower-shapes", "check-parameters-once", "export-symbols")
 
 
 def build_phases(context: PipelineContext, compression: Sequence[PassLike] = ()) -> list[Phase]:
@@ -173,6 +173,8 @@ def run_pipeline(
             if changed:
                 for observer in observers:
                     observer.after_pass(phase.name, position, each, mod)
+        for observer in observers:
+            observer.after_phase()
     return PipelineResult(mod, context.parameters, timings, context.reports)
 
 

@@ -25,6 +25,9 @@ Array = NDArray[Any]
 # the short formats, whose sums are carried in float32.
 TOLERANCE = {"float64": 1e-12, "float32": 2.5e-4, "float16": 2e-2, "bfloat16": 1.6e-1}
 
+# Many small steps, most of them the engine's: compared at the end of the phase, one by one only when that is wrong.
+_LOWERING = ("fuse", "plan-memory", "lower")
+
 
 class PassVerifier:
     """Runs the module after each pass and compares its outputs with those of the module it started from.
@@ -46,6 +49,7 @@ class PassVerifier:
         self._order = [(phase.name, i, each) for phase in phases for i, each in enumerate(phase.passes)]
         self._context = context
         self._last = mod
+        self._pending: list[tuple[str, int, GraphPass, IRModule]] = []
         self._inputs = list(example_inputs) if example_inputs is not None else random_inputs(mod)
         fits = getattr(context.target, "fits_this_machine", None)
         if fits is not None and not fits():
@@ -62,20 +66,36 @@ class PassVerifier:
             ) from error
 
     def after_pass(self, phase: str, position: int, each: GraphPass, mod: IRModule) -> None:
-        """Compare `mod` with the reference, unless the pass left what it was given."""
+        """Compare `mod` with the reference, unless the pass left what it was given; of a lowering phase: remember."""
         if structural_equal(mod, self._last):
             return
+        self._last = mod
+        self._pending.append((phase, position, each, mod))
+        if phase not in _LOWERING:
+            self.after_phase()
+
+    def after_phase(self) -> None:
+        """Compare the last module that is not compared yet; when it is wrong, find the first pass that made it so."""
+        pending, self._pending = self._pending, []
+        if pending and self._problem(*pending[-1]) is not None:
+            for candidate in pending:
+                problem = self._problem(*candidate)
+                if problem is not None:
+                    raise VerificationError(problem)
+
+    def _problem(self, phase: str, position: int, each: GraphPass, mod: IRModule) -> str | None:
+        """What is wrong with `mod` after the pass, in words."""
         done = next(i for i, (name, at, _) in enumerate(self._order) if (name, at) == (phase, position))
         where = f"pass {each.name!r} (phase {phase!r})"
         try:
             outputs = self._run(mod, self._order[done + 1 :])
         except Exception as error:
-            raise VerificationError(f"after {where} the module does not run: {error}") from error
+            return f"after {where} the module does not run: {error}"
         for index, (got, expected) in enumerate(zip(outputs, self._expected, strict=True)):
             difference = compare(got, expected)
             if difference is not None:
-                raise VerificationError(f"{where} changed output {index}: {difference}")
-        self._last = mod
+                return f"{where} changed output {index}: {difference}"
+        return None
 
     def _run(self, mod: IRModule, rest: Sequence[tuple[str, int, GraphPass]]) -> list[Array]:
         """Lower `mod` by what is required of `rest`, build it, run it."""
