@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnx.helper
 from onnx.reference import ReferenceEvaluator
 
 from compiler.frontends.onnx import dtypes
-from compiler.frontends.onnx.values import Constant, Producer, Runtime, Value
+from compiler.frontends.onnx.values import Constant, Runtime, Value
 
 _MAXIMUM_ELEMENTS = 2**22
 
@@ -23,7 +24,9 @@ def fold(value: Runtime, opsets: dict[str, int]) -> np.ndarray | None:
     arrays = [_known_array(item, opsets) for item in producer.inputs]
     if any(a is None and item is not None for a, item in zip(arrays, producer.inputs, strict=True)):
         return None
-    return _evaluate(producer, arrays, opsets)
+    results = fold_node(producer.node, arrays, producer.opset, opsets)
+    result = results[producer.output] if results is not None else None
+    return np.asarray(result) if isinstance(result, (np.ndarray, np.generic)) else None
 
 
 def _known_array(value: Value | None, opsets: dict[str, int]) -> np.ndarray | None:
@@ -32,33 +35,36 @@ def _known_array(value: Value | None, opsets: dict[str, int]) -> np.ndarray | No
     return fold(value, opsets) if isinstance(value, Runtime) else None
 
 
-def _evaluate(producer: Producer, arrays: list[np.ndarray | None], opsets: dict[str, int]) -> np.ndarray | None:
-    node = onnx.NodeProto()
-    node.CopyFrom(producer.node)
-    del node.input[:], node.output[:]
-    node.input.extend("" if a is None else f"i{index}" for index, a in enumerate(arrays))
-    node.output.extend(f"o{index}" if name else "" for index, name in enumerate(producer.node.output))
-    feeds = {f"i{index}": a for index, a in enumerate(arrays) if a is not None}
-    inputs = [onnx.helper.make_tensor_value_info(name, _number(array), array.shape) for name, array in feeds.items()]
-    wanted = f"o{producer.output}"
-    graph = onnx.helper.make_graph([node], "fold", inputs, [onnx.ValueInfoProto(name=wanted)])
-    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
-    imports = [item for item in imports if item.domain != node.domain]
-    imports.append(onnx.helper.make_opsetid(node.domain, producer.opset))
+def fold_node(
+    node: onnx.NodeProto, arrays: Sequence[np.ndarray | None], opset: int, opsets: dict[str, int]
+) -> list[Any] | None:
+    """Every output of a node on these inputs, by onnx's reference implementation; None when it fails."""
     try:
-        result = _run(graph, imports, wanted, feeds)
+        return reference_outputs(node, arrays, opset, opsets)
     except Exception:  # its own failures, of any kind, mean that the value stays unknown
         return None
-    return np.asarray(result) if isinstance(result, (np.ndarray, np.generic)) else None
+
+
+def reference_outputs(
+    node: onnx.NodeProto, arrays: Sequence[np.ndarray | None], opset: int, opsets: dict[str, int]
+) -> list[Any]:
+    """What onnx's reference implementation computes; raises whatever it raises."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    del copy.input[:], copy.output[:]
+    copy.input.extend("" if a is None else f"i{index}" for index, a in enumerate(arrays))
+    copy.output.extend(f"o{index}" if name else "" for index, name in enumerate(node.output))
+    feeds = {f"i{index}": a for index, a in enumerate(arrays) if a is not None}
+    inputs = [onnx.helper.make_tensor_value_info(name, _number(array), array.shape) for name, array in feeds.items()]
+    outputs = [onnx.ValueInfoProto(name=name) for name in copy.output if name]
+    graph = onnx.helper.make_graph([copy], "fold", inputs, outputs)
+    imports = [onnx.helper.make_opsetid(d, version) for d, version in opsets.items() if d != node.domain]
+    imports.append(onnx.helper.make_opsetid(node.domain, opset))
+    model = onnx.helper.make_model(graph, opset_imports=imports)
+    results: Any = ReferenceEvaluator(model).run(None, feeds)
+    found = iter(results)
+    return [next(found) if name else None for name in node.output]
 
 
 def _number(array: np.ndarray) -> int:
-    return dtypes.NUMBERS["string" if array.dtype.kind in "OUS" else array.dtype.name]
-
-
-def _run(
-    graph: onnx.GraphProto, imports: list[onnx.OperatorSetIdProto], wanted: str, feeds: dict[str, np.ndarray]
-) -> Any:
-    model = onnx.helper.make_model(graph, opset_imports=imports)
-    results: Any = ReferenceEvaluator(model).run([wanted], feeds)
-    return results[0]
+    return dtypes.NUMBERS["string" if array.dtype.kind in "OUST" else array.dtype.name]

@@ -13,6 +13,7 @@ from compiler.frontends.onnx.context import PoisonedInputError, RefusedError
 from compiler.frontends.onnx.importer import Importer, Scope, to_tensor
 from compiler.frontends.onnx.inputs import RuntimeInput, Shapes, fixed_values, runtime_inputs
 from compiler.frontends.onnx.loader import ModelSource, load_model
+from compiler.frontends.onnx.registry import discover
 from compiler.frontends.onnx.structure import live_nodes
 from compiler.frontends.onnx.values import Constant, Runtime, Value, is_poisoned
 
@@ -30,6 +31,7 @@ def import_onnx(
     Raises InvalidModelError, StorageError, InputError, UnsupportedModelError (all refused nodes at once), or
     InputValueRequiredError when nothing but values of inputs is missing.
     """
+    discover()
     model = load_model(source)
     graph = model.proto.graph
     importer = Importer(model)

@@ -20,7 +20,7 @@ from compiler.errors import (
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.builder import Builder
 from compiler.frontends.onnx.context import NodeContext, PoisonedInputError, RefusedError
-from compiler.frontends.onnx.diagnosis import why_invalid
+from compiler.frontends.onnx.diagnosis import type_error, why_invalid
 from compiler.frontends.onnx.evaluator import evaluate
 from compiler.frontends.onnx.expansion import resolve_references, schema_function
 from compiler.frontends.onnx.loader import LoadedModel, graph_initializers
@@ -163,6 +163,9 @@ class Importer:
             evaluated = evaluate(context)
             if evaluated is not None:
                 return list(evaluated)
+        wrong_types = type_error(node, context.inputs, scope.opsets)
+        if wrong_types is not None:
+            context.invalid(wrong_types)
         convert = find_converter(node.op_type, context.opset, domain)
         if convert is not None:
             return self._as_values(convert(context), context)
