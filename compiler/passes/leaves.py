@@ -17,11 +17,12 @@ def leaves(expr: Any) -> Iterator[Any]:
     if isinstance(expr, relax.Var | GenericConst | GlobalVar):
         yield expr
         return
-    for child in _children(expr):
+    for child in children(expr):
         yield from leaves(child)
 
 
-def _children(expr: Any) -> list[Any]:
+def children(expr: Any) -> list[Any]:
+    """The expressions that `expr` is made of, in the order in which `replace_leaves` rebuilds them."""
     if isinstance(expr, relax.Call):
         return [expr.op, *expr.args]
     if isinstance(expr, relax.Tuple):
@@ -42,7 +43,7 @@ def called_functions(expr: Any) -> Iterator[Any]:
     """The GlobalVar of each call of a function by its name in `expr`."""
     if isinstance(expr, relax.Call) and isinstance(expr.op, GlobalVar):
         yield expr.op
-    for child in _children(expr):
+    for child in children(expr):
         yield from called_functions(child)
 
 
@@ -54,7 +55,7 @@ def replace_leaves(expr: Any, replace: Replace, extend: Extend = lambda _functio
     """
     if isinstance(expr, relax.Var | GenericConst | GlobalVar):
         return replace(expr)
-    old = _children(expr)
+    old = children(expr)
     new = [replace_leaves(child, replace, extend) for child in old]
     if isinstance(expr, relax.Call) and isinstance(old[0], GlobalVar):
         more = extend(old[0])

@@ -6,9 +6,11 @@ import itertools
 import os
 import struct
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from compiler.artifact.entries import CHECK_ENTRY, MAIN_ENTRY
 from compiler.errors import ArtifactError, IncompatibleArtifactError, InternalError
 from compiler.runtime.engine import global_function
 
@@ -119,7 +121,7 @@ def new_virtual_machine(executable: Any, arguments: int) -> Any:
     """
     try:
         machine = executable["vm_load_executable"]()
-        actual = machine["get_function_arity"]("main")
+        actual = machine["get_function_arity"](MAIN_ENTRY)
     except (AttributeError, ValueError) as error:
         raise ArtifactError("the module's library holds no function `main`", "compile the model again") from error
     if actual != arguments:
@@ -132,3 +134,19 @@ def new_virtual_machine(executable: Any, arguments: int) -> Any:
     except Exception as error:  # the engine raises whatever class its C++ side names
         raise InternalError(f"the module could not be initialized: {error}") from error
     return machine
+
+
+def bound_main(machine: Any, parameters: Sequence[Any]) -> Any:
+    """`main` as a function of the inputs alone: the machine holds on to the parameters."""
+    machine["save_function"](MAIN_ENTRY, "bound_main", 1, *parameters)
+    return machine["bound_main"]
+
+
+def check_parameters(machine: Any, parameters: Sequence[Any]) -> None:
+    """Raise ArtifactError unless the parameters have the types and shapes that the code was made for."""
+    if not machine.implements_function(CHECK_ENTRY):
+        return  # `main` checks them itself, on every run
+    try:
+        machine[CHECK_ENTRY](*parameters)
+    except Exception as error:  # the engine raises whatever class its C++ side names
+        raise ArtifactError(f"the module's parameters do not fit its code: {error}", "export it again") from error

@@ -13,7 +13,13 @@ from compiler.artifact import Artifact, Key, Manifest, TensorDescription, read_a
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.errors import InputError, OptionError, VerificationError
 from compiler.runtime.inputs import InputBinder, Staging, engine_error
-from compiler.runtime.library import check_elf, load_executable, new_virtual_machine
+from compiler.runtime.library import (
+    bound_main,
+    check_elf,
+    check_parameters,
+    load_executable,
+    new_virtual_machine,
+)
 from compiler.runtime.machine import architecture, check_machine
 from compiler.runtime.outputs import OutputReader
 from compiler.runtime.tensors import aligned_copy, is_usable, tensor_over
@@ -31,9 +37,7 @@ class _Session:
 
     def __init__(self, executable: Any, parameters: Sequence[Any], inputs: int) -> None:
         self.machine = new_virtual_machine(executable, inputs + len(parameters))
-        # The machine holds on to the parameters, so that a run passes only the inputs.
-        self.machine["save_function"]("main", "tensorwright_main", 1, *parameters)
-        self.main = self.machine["tensorwright_main"]
+        self.main = bound_main(self.machine, parameters)
         self.staging = [Staging() for _ in range(inputs)]
 
 
@@ -72,6 +76,7 @@ class Module:
         self._reader = OutputReader(artifact.manifest.outputs, arrays)
         # Taking from and adding to a list's end are atomic.
         self._idle: list[_Session] = [self._new_session()]
+        check_parameters(self._idle[0].machine, self._parameters)
 
     def run(self, inputs: Mapping[str, Any] | Sequence[Any], *, outputs: OutputKind = "numpy") -> dict[str, Any]:
         """Run the model once.

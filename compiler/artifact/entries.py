@@ -1,0 +1,8 @@
+"""The functions that a module's library offers: a contract between the compiler and the runtime.
+
+`main(*inputs, *parameters)` is always there. Where `CHECK_ENTRY(*parameters)` is there too, `main` no longer checks the
+types and shapes of its parameters: the runtime has that function do it once, when it loads the module.
+"""
+
+MAIN_ENTRY = "main"
+CHECK_ENTRY = "tensorwright_check"
