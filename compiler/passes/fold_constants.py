@@ -15,6 +15,7 @@ from compiler.passes.graph import (
     Expr,
     Graph,
     Var,
+    bindings_of,
     operator_name,
     remove_unused,
     rewritable_functions,
@@ -45,6 +46,7 @@ _NEVER = (
 )
 _NEVER_PREFIXES = ("call_", "builtin", "memory", "vm", "ccl", "dist", "grad", "inspect", "make_", "invoke_")
 _WEIGHT_ELEMENTS = 1024
+_NARROW = ("int8", "uint8")
 _HEAVY = ("relax.nn.conv", "relax.nn.attention", "relax.einsum")
 
 
@@ -52,10 +54,10 @@ _HEAVY = ("relax.nn.conv", "relax.nn.attention", "relax.einsum")
 def fold_constants(mod: IRModule, context: PipelineContext) -> IRModule:
     """Through reshapes, casts, arithmetic, shapes and kernel calls; never where the module would grow much.
 
-    Weights of 8 bits that are dequantized or widened stay so: a later phase may compute with them as they are.
-    `fold-dequantize` folds what it left.
+    Where activations are made 8-bit integers too, weights of 8 bits stay narrow: a later phase may compute with
+    them as they are. `fold-dequantize` folds what it left.
     """
-    return fold(mod, keep_narrow=True)
+    return fold(mod, keep_narrow=_quantizes_activations(mod))
 
 
 @graph_pass("fold-dequantize", summary="Evaluate what depends on constants alone, dequantized weights too")
@@ -146,9 +148,21 @@ class ConstantFolder(Graph):
         return evaluate_with_engine(call, self._mod)
 
 
+def _quantizes_activations(mod: IRModule) -> bool:
+    """Whether numbers that are not constant become 8-bit integers anywhere."""
+    return any(
+        operator_name(binding.value) in ("relax.quantize", "relax.astype")
+        and dtype_of(binding.var) in _NARROW
+        and "float" in dtype_of(binding.value.args[0])
+        and not isinstance(binding.value.args[0], GenericConst)
+        for _, function in rewritable_functions(mod)
+        for binding in bindings_of(function.body)
+    )
+
+
 def _widens_weights(name: str, call: Any) -> bool:
     """Whether the call makes wide numbers of 8-bit ones that are many enough to be weights."""
-    if name not in ("relax.dequantize", "relax.astype") or dtype_of(call.args[0]) not in ("int8", "uint8"):
+    if name not in ("relax.dequantize", "relax.astype") or dtype_of(call.args[0]) not in _NARROW:
         return False
     size = result_bytes(call.args[0].ty)
     return name == "relax.dequantize" or (size is not None and size >= _WEIGHT_ELEMENTS)

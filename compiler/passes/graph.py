@@ -323,6 +323,18 @@ def operands(expr: Expr) -> Iterable[Var]:
         yield from operands(expr.cond)
 
 
+def bindings_of(expr: Expr) -> Iterable[Any]:
+    """Every binding in `expr`, those of branches included."""
+    if isinstance(expr, relax.SeqExpr):
+        for block in expr.blocks:
+            for binding in block.bindings:
+                yield binding
+                yield from bindings_of(binding.value)
+    elif isinstance(expr, relax.If):
+        yield from bindings_of(expr.true_branch)
+        yield from bindings_of(expr.false_branch)
+
+
 def count_uses(expr: Expr, counts: dict[Var, int], readers: dict[Var, list[str]]) -> None:
     """Note how often each variable is read anywhere in `expr`, branches and closures included, and by which operators.
 

@@ -136,26 +136,27 @@ def test_nothing_grows_and_nothing_random_is_folded(call: Any) -> None:
     assert operators(apply("fold-constants", build.module(value))) == [name]
 
 
-def test_dequantized_weights_wait_for_their_own_pass() -> None:
+@pytest.mark.parametrize("quantized", [True, False])
+def test_narrow_weights_stay_where_activations_are_narrow_too(quantized: bool) -> None:
     build = Build()
-    w = as_constant(np.array([[1, -3], [5, 7]], "int8"))
-    scale, zero = as_constant(np.array([0.5, 2.0], "float32")), as_constant(np.array([0, 1], "int8"))
-    mod = build.module(build.emit(O.dequantize(w, scale, zero, 0)))
-    assert operators(apply("fold-constants", mod)) == ["dequantize"]
-    after = apply("fold-dequantize", mod)
-    assert operators(after) == []
-    np.testing.assert_array_equal(run_module(after)[0], run_module(mod)[0])
-
-
-def test_widened_weights_wait_too_and_small_tables_do_not() -> None:
-    build = Build()
-    x = build.input("x", (2, 64), "int32")
-    w = as_constant(np.ones((64, 64), "int8"))
-    wide = build.emit(O.astype(w, "int32"))
-    few = build.emit(O.astype(as_constant(np.ones(64, "int8")), "int32"))
-    mod = build.module(build.emit(O.add(build.emit(O.matmul(x, wide)), few)))
-    assert operators(apply("fold-constants", mod)) == ["astype", "matmul", "add"]
-    assert operators(apply("fold-dequantize", mod)) == ["matmul", "add"]
+    x = build.input("x", (2, 64))
+    scale, zero = as_constant(np.array(0.5, "float32")), as_constant(np.array(1, "int8"))
+    w = as_constant(np.arange(64 * 64).reshape(64, 64).astype("int8"))
+    if quantized:
+        x = build.emit(O.dequantize(build.emit(O.quantize(x, scale, zero, 0, "int8")), scale, zero, 0))
+    weight = build.emit(O.dequantize(w, scale, zero, 0))
+    wide = build.emit(O.astype(build.emit(O.astype(w, "int32")), "float32"))
+    few = build.emit(O.astype(as_constant(np.ones(64, "int8")), "float32"))
+    value = build.emit(O.matmul(build.emit(O.matmul(x, weight)), wide))
+    mod = build.module(build.emit(O.add(value, few)))
+    kept = ["quantize", "dequantize", "dequantize", "astype", "astype"] if quantized else []
+    after = apply("fold-constants", mod)
+    assert sorted(operators(after)) == sorted([*kept, "matmul", "matmul", "add"])
+    folded_all = apply("fold-dequantize", mod)
+    assert operators(folded_all) == (["quantize", "dequantize"] if quantized else []) + ["matmul", "matmul", "add"]
+    data = np.random.default_rng(0).standard_normal((2, 64)).astype("float32")
+    for each in (after, folded_all):
+        np.testing.assert_allclose(run_module(each, data)[0], run_module(mod, data)[0], rtol=1e-5)
 
 
 def test_branches_private_functions_and_kernels() -> None:
