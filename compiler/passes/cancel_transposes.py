@@ -13,6 +13,7 @@ normalizations, whose kernels want their axis last. A reshape is worth having in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from tvm import relax
@@ -77,13 +78,36 @@ def merge_transposes(graph: Graph, call: Call) -> Expr | None:
     return inner.args[0] if merged == list(range(len(merged))) else op.permute_dims(inner.args[0], merged)
 
 
+@rules.on(PERMUTE)
+def merge_transposes_around_ones(graph: Graph, call: Call) -> Expr | None:
+    """transpose(reshape(transpose(x))) => reshape(transpose(x)), where the reshape adds or drops axes of size 1 only"""
+    outer, inner = axes_of(call), graph.call(call.args[0], *RESHAPES)
+    first = graph.call(inner.args[0], PERMUTE) if inner is not None else None
+    if outer is None or inner is None or first is None:
+        return None
+    before, after, result = shape_of(inner.args[0]), shape_of(call.args[0]), shape_of(call)
+    if before is None or after is None or result is None:
+        return None
+    kept, there = ([axis for axis, size in enumerate(shape) if not _is_one(size)] for shape in (before, after))
+    if not same_shape([before[axis] for axis in kept], [after[axis] for axis in there]):
+        return None
+    origin = dict(zip(there, kept, strict=True))
+    ones = [axis for axis, size in enumerate(before) if _is_one(size)]
+    moved = graph.emit(op.permute_dims(inner.args[0], ones + [origin[axis] for axis in outer if axis in origin]))
+    return op.reshape(moved, relax.ShapeExpr(result))
+
+
+def _is_one(size: Any) -> bool:
+    return isinstance(size, int) and size == 1
+
+
 @last_rules.on(PERMUTE)
 def transpose_of_ones(graph: Graph, call: Call) -> Expr | None:
     """transpose(x) => reshape(x), where the axes of other sizes than 1 keep their order"""
     axes, shape, result = axes_of(call), shape_of(call.args[0]), shape_of(call)
     if axes is None or shape is None or result is None:
         return None
-    moving = [axis for axis in axes if not (isinstance(shape[axis], int) and shape[axis] == 1)]
+    moving = [axis for axis in axes if not _is_one(shape[axis])]
     return op.reshape(call.args[0], relax.ShapeExpr(result)) if moving == sorted(moving) else None
 
 

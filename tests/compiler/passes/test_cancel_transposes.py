@@ -107,6 +107,14 @@ def test_reshapes_with_symbols() -> None:
     assert check(build.module(z, back), (5, 3, 4)) == ["exp", "reshape"]
 
 
+def test_transposes_merge_around_axes_of_one() -> None:
+    build = Build()
+    x = build.input("x", (1, 5, 3, 4))
+    heads = build.emit(op.reshape(build.emit(op.permute_dims(x, [0, 2, 1, 3])), (3, 5, 4)))
+    keys = build.emit(op.reshape(build.emit(op.permute_dims(heads, [0, 2, 1])), (1, 3, 4, 5)))
+    assert check(build.module(keys), (1, 5, 3, 4)) == ["permute_dims"]
+
+
 def test_a_product_of_rows_goes_before_the_reshape() -> None:
     build = Build()
     x = build.input("x", (2, 3, 4))
