@@ -13,6 +13,7 @@ from tvm import relax
 from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
+from compiler.passes.legalization import legalize_take
 from compiler.passes.registry import graph_pass
 
 
@@ -32,7 +33,11 @@ _transform = relax.transform
 
 _register("dispatch-sampling", "Lower sampling operators", relax.backend.DispatchSampling)
 _register("dispatch-sort", "Lower sort, top-k and scan operators", relax.backend.DispatchSortScan)
-_register("legalize-operators", "Lower each operator to a TensorIR function", _transform.LegalizeOps)
+_register(
+    "legalize-operators",
+    "Lower each operator to a TensorIR function",
+    lambda: _transform.LegalizeOps({"relax.take": legalize_take}),
+)
 _register(
     "annotate-patterns",
     "Mark each TensorIR function as elementwise, reduction...",
