@@ -1,4 +1,4 @@
-"""A module with parameters of many element types, for the artifact suite."""
+"""Modules for the artifact suite: one with parameters of many element types, one that the compiler made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from compiler.artifact import Artifact
 from tests.compiler.runtime.building import build_artifact
 
-from tvm import relax  # isort: skip  (after `building`, which loads it without torch)
+from tvm import relax, tirx  # isort: skip  (after `building`, which loads it without torch)
 
 
 def mixed_artifact() -> Artifact:
@@ -39,3 +39,18 @@ def mixed_artifact() -> Artifact:
             "scalar": np.array(7, np.int64),
         },
     )
+
+
+def compiled_artifact() -> Artifact:
+    """y = (x @ w) @ v for x: float32[n, 6], through the whole compiler: `main` does not check its parameters."""
+    import compiler
+
+    x = relax.Var("x", relax.TensorType((tirx.Var("n", "int64"), 6), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            first = builder.emit(relax.op.matmul(x, relax.const(np.ones((6, 5), np.float32))))
+            second = builder.emit(relax.op.matmul(first, relax.const(np.full((5, 4), 2, np.float32))))
+            result = builder.emit_output(relax.Tuple([second]))
+        builder.emit_func_output(result)
+    return compiler.compile(builder.get()).artifact
