@@ -8,7 +8,7 @@ from tvm import relax, te, topi
 
 
 def legalize_take(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """`take`, whose mode "fast" promises that the indices are inside: the engine warns at each one that they must be."""
+    """`take`; its mode "fast" promises that indices are inside, of which the engine warns each time."""
     axis, mode = call.attrs.axis, str(call.attrs.mode)
     if mode != "fast" or axis is None:
         flat = None if axis is None else int(axis)
