@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from schedules.attention_compute import ADJUSTED, ATTENTION, PRODUCT, RESULT, SCORES
+from schedules.attention_compute import ADJUSTED, ATTENTION, PRODUCT, RESULT, SCORES, guarded_quotient
 from schedules.config import Config, ConfigSpace
 from schedules.conv_workload import KIND
 from schedules.emit import build_function
@@ -100,6 +100,7 @@ class _Parts:
     scores: Any
     result: Any
     adjusted: Stage
+    guarded: bool
 
     @classmethod
     def of(cls, stages: dict[str, Stage]) -> _Parts:
@@ -108,7 +109,8 @@ class _Parts:
         scores, result = stages[SCORES].store, stages[RESULT].store
         assert scores is not None
         assert result is not None
-        return cls(product[0], product[1], weighted[1], scores.buffer, result.buffer, stages[ADJUSTED])
+        guarded = isinstance(result.value, tirx.Select)
+        return cls(product[0], product[1], weighted[1], scores.buffer, result.buffer, stages[ADJUSTED], guarded)
 
 
 def _operands(stage: Stage) -> list[Any]:
@@ -245,7 +247,8 @@ class _Writer:
         tile = RegisterTile(rows, width, self.lanes, "float32")
 
         def store(i: int, place: Expr, column: Expr) -> Stmt:
-            value = tirx.BufferLoad(tile.sums, [place]) / tirx.BufferLoad(totals, [index(i)])
+            value, total = tirx.BufferLoad(tile.sums, [place]), tirx.BufferLoad(totals, [index(i)])
+            value = guarded_quotient(value, total) if parts.guarded else value / total
             return tirx.BufferStore(parts.result, value, [*lead, row + i, at + column])
 
         return in_sequence(

@@ -31,11 +31,12 @@ def _axis(extent: Any, name: str) -> Any:
     return te.reduce_axis((tirx.IntImm("int64", 0), extent), name=name)
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, score: Score) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, score: Score, *, guarded: bool = False) -> Tensor:
     """softmax over keys of `score(query . key)`, times value.
 
     Shapes: query (..., queries, depth), key (..., depth, keys), value (..., keys, columns) with the same leading
-    dimensions; returns (..., queries, columns).
+    dimensions; returns (..., queries, columns). `guarded`: weights that are NaN count as 0; they are so in whole rows,
+    as where all keys are masked by -inf.
     """
     *lead, queries, depth = query.shape
     keys, columns = key.shape[-1], value.shape[-1]
@@ -55,4 +56,15 @@ def attention(query: Tensor, key: Tensor, value: Tensor, score: Score) -> Tensor
         name=PRODUCT,
         attrs=attrs,
     )
-    return te.compute([*rows, columns], lambda *at: product[at] / sums[at[:-1]], name=RESULT, attrs=attrs)
+
+    def result(*at: Expr) -> Expr:
+        total = sums[at[:-1]]
+        return guarded_quotient(product[at], total) if guarded else product[at] / total
+
+    return te.compute([*rows, columns], result, name=RESULT, attrs=attrs)
+
+
+def guarded_quotient(value: Expr, total: Expr) -> Expr:
+    """value / total, or 0 where the total is 0 or NaN, which is where weights are NaN."""
+    zero = tirx.FloatImm("float32", 0.0)
+    return tirx.Select(tirx.GT(total, zero), value / total, zero)

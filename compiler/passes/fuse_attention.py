@@ -2,7 +2,8 @@
 
     matmul(softmax(add(multiply(matmul(q, k), scale), mask)), v)
 
-with any number of constant scales and masks that broadcast to the scores, in any order, also without them.
+with any number of constant scales and masks that broadcast to the scores, in any order, also without them; and with
+`where(isnan(weights), 0, weights)` between softmax and the last product, as torch exports it.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class _Match:
     key: Any
     value: Any
     steps: tuple[_Step, ...]
+    guarded: bool
 
 
 @mutator
@@ -86,7 +88,7 @@ class _Fuser(PyExprMutator):
                     raw = step.apply(raw, operand)
                 return raw
 
-            return attention(query, key, value, score)
+            return attention(query, key, value, score, guarded=found.guarded)
 
         return self.builder_.call_te(
             compute, *operands, primfunc_name_hint="attention", primfunc_attrs={"op_pattern": OPAQUE}
@@ -105,7 +107,7 @@ class _Fuser(PyExprMutator):
         return value
 
     def _match(self, call: Any) -> _Match | None:
-        softmax = self._sole(call.args[0], "relax.nn.softmax")
+        softmax, guarded = self._weights(call.args[0])
         scores = shape_of(call.args[0])
         if softmax is None or scores is None or int(softmax.attrs.axis) not in (-1, len(scores) - 1):
             return None
@@ -114,13 +116,24 @@ class _Fuser(PyExprMutator):
         while True:
             product = self._sole(expr, "relax.matmul")
             if product is not None:
-                return self._checked(product, call, scores, tuple(reversed(steps)))
+                return self._checked(product, call, scores, tuple(reversed(steps)), guarded)
             adjusting = self._sole(expr, "relax.multiply", "relax.divide", "relax.add")
             step = None if adjusting is None else self._step(adjusting, scores)
             if step is None:
                 return None
             steps.append(step[0])
             expr = step[1]
+
+    def _weights(self, expr: Any) -> tuple[Any | None, bool]:
+        """The softmax behind the weights, and whether `where(isnan(weights), 0, weights)` guards them."""
+        softmax = self._sole(expr, "relax.nn.softmax")
+        choice = self._sole(expr, "relax.where") if softmax is None else None
+        if choice is None or _number(choice.args[1]) != 0:
+            return softmax, False
+        test, weights = self._sole(choice.args[0], "relax.isnan"), choice.args[2]
+        softmax = self._definition(weights)
+        alone = test is not None and test.args[0].same_as(weights) and self._uses.get(weights, 0) == 2
+        return (softmax, True) if alone and operator_name(softmax) == "relax.nn.softmax" else (None, False)
 
     def _step(self, call: Any, scores: list[Any]) -> tuple[_Step, Any] | None:
         """What the call does to the scores, and the scores it does it to."""
@@ -140,7 +153,9 @@ class _Fuser(PyExprMutator):
                 return _Step(lambda a, b: a + b, None, operand), inner
         return None
 
-    def _checked(self, product: Any, call: Any, scores: list[Any], steps: tuple[_Step, ...]) -> _Match | None:
+    def _checked(
+        self, product: Any, call: Any, scores: list[Any], steps: tuple[_Step, ...], guarded: bool
+    ) -> _Match | None:
         query, key, value = product.args[0], product.args[1], call.args[1]
         shapes = [shape_of(each) for each in (query, key, value)]
         if any(shape is None or len(shape) != len(scores) or len(shape) < 3 for shape in shapes):
@@ -153,7 +168,7 @@ class _Fuser(PyExprMutator):
         keys = scores[-1]
         if isinstance(keys, int) and keys < _LEAST_KEYS:
             return None
-        return _Match(query, key, value, steps)
+        return _Match(query, key, value, steps, guarded)
 
 
 def _number(expr: Any) -> float | None:

@@ -11,6 +11,7 @@ from tvm import relax
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.fuse_attention import fuse_attention
+from schedules import apply_schedules
 from schedules.machine import Machine
 
 op = relax.op
@@ -35,9 +36,9 @@ def build(*, scale: str = "multiply", mask: bool = True, axis: int = -1, keep: b
     return builder.get()
 
 
-def run(mod: tvm.IRModule) -> Any:
+def run(mod: tvm.IRModule, operands: list[Any] | None = None) -> Any:
     executable = relax.build(mod, target=tvm.target.Target("llvm"))
-    operands = [
+    operands = operands or [
         np.random.default_rng(i).standard_normal(shape, dtype="float32") for i, shape in enumerate(SHAPES.values())
     ]
     return relax.VirtualMachine(executable, tvm.cpu())["main"](*map(tvm.runtime.tensor, operands)).numpy()
@@ -54,6 +55,44 @@ def test_attention_becomes_one_kernel(scale: str, mask: bool) -> None:
     after = fuse_attention(before, CONTEXT)
     assert kernels(after) == ["attention"]
     np.testing.assert_allclose(run(after), run(before), rtol=1e-5, atol=1e-6)
+
+
+def guarded(*, keep: bool = False) -> tvm.IRModule:
+    """As torch writes it: rows in which every key is masked have weights of 0 in place of NaN."""
+    builder = relax.BlockBuilder()
+    q, k, v, m = (relax.Var(name, relax.TensorType(list(shape), "float32")) for name, shape in SHAPES.items())
+    with builder.function("main", [q, k, v, m]):
+        with builder.dataflow():
+            scores = builder.emit(op.add(builder.emit(op.matmul(q, k)), m))
+            weights = builder.emit(op.nn.softmax(scores))
+            undefined = builder.emit(op.isnan(weights))
+            safe = builder.emit(op.where(undefined, relax.const(0.0, "float32"), weights))
+            result = builder.emit(op.matmul(safe, v))
+            output = builder.emit_output(relax.Tuple([result, weights]) if keep else result)
+        builder.emit_func_output(output)
+    return builder.get()
+
+
+def test_a_guard_against_nan_is_part_of_it() -> None:
+    before, machine = guarded(), Machine(vector_bits=256)
+    after = fuse_attention(before, CONTEXT)
+    assert kernels(after) == ["attention"]
+    scheduled, _ = apply_schedules(relax.transform.LegalizeOps()(after), machine)
+    mask = np.zeros(SHAPES["m"], "float32")
+    mask[0] = -np.inf  # every key of the first batch
+    operands = [
+        np.random.default_rng(i).standard_normal(shape, dtype="float32") for i, shape in enumerate(SHAPES.values())
+    ]
+    operands[0][1, 0, 2, :] = np.nan
+    operands[3] = mask
+    expected = run(before, operands)
+    assert not expected[0].any()
+    for each in (after, scheduled):
+        np.testing.assert_allclose(run(each, operands), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_guarded_weights_that_are_read_elsewhere_stay() -> None:
+    assert kernels(fuse_attention(guarded(keep=True), CONTEXT)) == []
 
 
 def test_weights_that_are_read_elsewhere_stay() -> None:
