@@ -46,7 +46,8 @@ class TensorwrightRep(BackendRep):
         self._inputs = [spec for spec in graph.input if spec.name not in initialized]
         self._outputs = [spec.name for spec in graph.output]
         self._fixed = {spec.name for spec in self._inputs if not _is_run_time_tensor(spec)}
-        self._unranked = [spec.name for spec in self._inputs if not spec.type.tensor_type.HasField("shape")]
+        tensors = [spec for spec in self._inputs if spec.name not in self._fixed]
+        self._unranked = [spec.name for spec in tensors if not spec.type.tensor_type.HasField("shape")]
         self._compiled: dict[bytes, Run] = {}
         if not self._fixed and not self._unranked:
             self._try_without_values()

@@ -30,6 +30,8 @@ class Builder:
         self._regions: list[int] = [0]
         self._region_count = 0
         self._size_regions: dict[tvm.ir.Expr, int] = {}
+        self._size_sources: dict[tvm.ir.Expr, frozenset[str]] = {}
+        self.sources: frozenset[str] = frozenset()
 
     @contextmanager
     def sizes_scope(self) -> Iterator[None]:
@@ -72,7 +74,15 @@ class Builder:
         """A new symbolic size, below `maximum`."""
         size = self.arithmetic.dimension(self.unique_name(name), maximum)
         self._size_regions[size] = self.current_region
+        self._size_sources[size] = self.sources
         return size
+
+    def sources_of_size(self, size: Dim) -> frozenset[str] | None:
+        """The model inputs whose values the size comes from; None when it (also) depends on a dynamic shape."""
+        if is_number(size):
+            return frozenset()
+        found = [self._size_sources.get(v, frozenset()) for v in tirx.analysis.undefined_vars(size)]
+        return frozenset().union(*found) if all(found) else None
 
     def size_is_visible(self, size: Dim) -> bool:
         """Whether a size is computed from nothing but sizes that can be used here."""

@@ -147,11 +147,22 @@ class NodeContext:
         value = self.tensor(index)
         reason = f"its input {self.input_label(index)} must be known when compiling"
         if isinstance(value, Symbolic):
-            self.refuse(f"{reason}, but depends on a dynamic shape; fix it with shapes=")
+            self.require_sizes(list(value.array.reshape(-1)), reason)
         sources = sorted(sources_of(value))
         if not sources:
             self.refuse(f"{reason}, but is computed when running")
         raise InputValueRequiredError(Refusal(self.operator, self.name, reason), sources)
+
+    def require_sizes(self, sizes: Sequence[Dim], reason: str) -> NoReturn:
+        """Refuse because sizes are not known when compiling.
+
+        Raises InputValueRequiredError instead when they are read from values of inputs, which the caller can fix.
+        """
+        sources = [self.importer.builder.sources_of_size(size) for size in sizes]
+        names = sorted(frozenset().union(*(s for s in sources if s is not None)))
+        if None in sources or not names:
+            self.refuse(f"{reason}, but depends on a dynamic shape; fix it with shapes=")
+        raise InputValueRequiredError(Refusal(self.operator, self.name, reason), names)
 
     def scalar(self, index: int, default: Any = None) -> Any:
         """The single element of a known input as a Python number; `default` when the input is missing."""

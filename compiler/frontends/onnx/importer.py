@@ -134,6 +134,7 @@ class Importer:
         poisoned: list[Value] = [Poisoned() for _ in node.output]
         if any(is_poisoned(value) for value in inputs):
             return poisoned
+        before, self.builder.sources = self.builder.sources, context.sources()
         try:
             return self._convert(context, scope)
         except PoisonedInputError:
@@ -151,6 +152,8 @@ class Importer:
             if reason is not None:
                 raise InvalidModelError(f"{describe(node)}: {reason}") from error
             raise CompilationError(f"importing {describe(node)} failed: {type(error).__name__}: {error}") from error
+        finally:
+            self.builder.sources = before
         return poisoned
 
     def _convert(self, context: NodeContext, scope: Scope) -> list[Value]:

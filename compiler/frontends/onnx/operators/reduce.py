@@ -268,11 +268,27 @@ def _softmax(context: NodeContext, data: relax.Expr, axis: int) -> relax.Expr:
     dtype = str(data.ty.dtype)
     if context.operator == "Hardmax":
         return _hardmax(context, data, axis)
+    if context.operator == "Softmax" and dtype == "float16":
+        return _half_softmax(context, data, axis)
     function = R.nn.softmax if context.operator == "Softmax" else R.nn.log_softmax
     if is_narrow_float(dtype):
         wide = context.emit(R.astype(data, "float32"))
         return R.astype(context.emit(function(wide, axis)), dtype)
     return function(data, axis)
+
+
+def _half_softmax(context: NodeContext, data: relax.Expr, axis: int) -> relax.Expr:
+    """Every step rounded to float16, as onnx defines the operator: computed wide, elements differ by two units."""
+
+    def wide(tensor: relax.Expr) -> relax.Expr:
+        return context.emit(R.astype(tensor, "float32"))
+
+    def half(tensor: relax.Expr) -> relax.Expr:
+        return context.emit(R.astype(context.emit(tensor), "float16"))
+
+    shifted = context.emit(R.subtract(data, context.emit(R.max(data, axis, True))))
+    powers = half(R.exp(wide(shifted)))
+    return R.divide(powers, half(R.sum(wide(powers), axis, True)))
 
 
 def _hardmax(context: NodeContext, data: relax.Expr, axis: int) -> relax.Expr:

@@ -121,7 +121,7 @@ def squeeze(context: NodeContext) -> relax.Expr:
     shape, axes = context.shape(0), axes_operand(context)
     if axes is None:
         if any(not isinstance(size, int) for size in shape):
-            context.refuse(f"which axes of shape {tuple(map(str, shape))} have size 1 is not known when compiling")
+            context.require_sizes(shape, f"which axes of shape {tuple(map(str, shape))} have size 1 must be known")
         removed = [axis for axis, size in enumerate(shape) if size == 1]
     else:
         removed = context.axes(axes, len(shape))
