@@ -9,6 +9,7 @@ where nothing fuses with them.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -25,21 +26,34 @@ from compiler.passes.graph import (
     Graph,
     Var,
     operands,
+    operator_name,
     remove_unused,
     rewritable_functions,
     update_functions,
 )
-from compiler.passes.linear import Linear, along_axis, as_linear, per_channel
-from compiler.passes.matching import Array, as_constant, constant_array, dtype_of, rank_of
+from compiler.passes.linear import MATMUL, Linear, along_axis, as_linear, per_channel
+from compiler.passes.matching import Array, as_constant, constant_array, dtype_of, rank_of, static_shape
 from compiler.passes.registry import graph_pass
+
+FEW_ROWS = 64
 
 
 @graph_pass("merge-parallel-matmuls", summary="One product for several of the same input by constant weights")
 def merge_parallel_matmuls(mod: IRModule, context: PipelineContext) -> IRModule:
     """Within a dataflow block; see the equations in the module's documentation."""
+    return _merge(mod, most_rows=None)
+
+
+@graph_pass("merge-small-matmuls", summary="merge-parallel-matmuls, where it pays: products of few rows")
+def merge_small_matmuls(mod: IRModule, context: PipelineContext) -> IRModule:
+    """Few rows leave each product short of work; with many, measured, one product is no faster than three."""
+    return _merge(mod, most_rows=FEW_ROWS)
+
+
+def _merge(mod: IRModule, most_rows: int | None) -> IRModule:
     changed = {}
     for variable, function in rewritable_functions(mod):
-        rewritten = ParallelMerger(mod).rewrite_function(function)
+        rewritten = ParallelMerger(mod, most_rows).rewrite_function(function)
         if rewritten is not None:
             changed[variable] = rewritten
     return remove_unused(update_functions(mod, changed)) if changed else mod
@@ -58,8 +72,9 @@ class Member:
 class ParallelMerger(Graph):
     """At the first product of a group, computes all of them; each becomes a slice."""
 
-    def __init__(self, mod: IRModule) -> None:
+    def __init__(self, mod: IRModule, most_rows: int | None) -> None:
         super().__init__({}, mod)
+        self._most_rows = most_rows
         self._groups: dict[Var, list[Member]] = {}
         self._slices: dict[Var, tuple[Var, int, int, int]] = {}
 
@@ -78,6 +93,8 @@ class ParallelMerger(Graph):
         for binding in block.bindings:
             linear = as_linear(self, binding.value)
             if linear is None or linear.position != 1 or linear.groups != 1 or linear.is_transposed:
+                continue
+            if self._most_rows is not None and not _has_few_rows(linear, self._most_rows):
                 continue
             shape = list(linear.weight.shape)
             shape[linear.out_axis] = 0
@@ -133,3 +150,8 @@ class ParallelMerger(Graph):
             value = member.total if biased and member.total is not None else member.product
             self._slices[value] = (merged, lead.channel_axis, begin, end)
             begin = end
+
+
+def _has_few_rows(linear: Linear, most: int) -> bool:
+    shape = static_shape(linear.data)
+    return operator_name(linear.call) == MATMUL and shape is not None and math.prod(shape[:-1]) <= most

@@ -42,6 +42,7 @@ CANONICALIZE = (
     "recognize-rms-norm",
     "fold-batch-norm",
     "simplify-algebra",
+    "merge-small-matmuls",
     "normalize",
 )
 # 2. Compress: the caller asks for it, `run_pipeline(compression=...)`.

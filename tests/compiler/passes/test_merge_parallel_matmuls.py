@@ -69,6 +69,16 @@ def test_products_that_differ_in_input_rank_or_weight_stay() -> None:
     assert apply(NAME, mod).same_as(mod)
 
 
+@pytest.mark.parametrize(("rows", "merged"), [(3, True), (65, False), ("n", False)])
+def test_only_products_of_few_rows_are_merged_by_default(rows: int | str, merged: bool) -> None:
+    build = Build()
+    x = build.input("x", (rows, 6))
+    mod = build.module(*(build.emit(op.matmul(x, build.constant((6, 3)))) for _ in range(2)))
+    after = apply("merge-small-matmuls", mod)
+    assert operators(after).count("matmul") == (1 if merged else 2)
+    assert after.same_as(mod) != merged
+
+
 def test_a_product_that_is_used_itself_keeps_its_bias_apart() -> None:
     build = Build()
     x = build.input("x", (4, 6))
