@@ -26,7 +26,7 @@ from compiler.runtime import Module
 from compiler.runtime.foreign import ForeignModule
 
 Progress = Callable[[str], None]
-PRECISIONS = ("float32",)
+PRECISIONS = ("float32", "bf16")
 
 
 def compile(
@@ -56,7 +56,8 @@ def compile(
         constants: values of inputs that are fixed now; they are no inputs of the module any more.
         example_inputs: positional arguments of a `torch.nn.Module`.
         dynamic_shapes: which dimensions of them stay symbolic, as `torch.export.export` takes it.
-        precision: data type that float operators compute in; one of `PRECISIONS`.
+        precision: one of `PRECISIONS`. "bf16" rounds the operands of products with constant weights to bfloat16
+            (sums stay float32); it needs a target with a bfloat16 dot product. Convolutions stay float32.
         threads: how many threads the module runs on; the target's cores when None.
         passes: the user's own graph passes: `{"after:fold-constants": my_pass}`; see `tensorwright passes`.
         dump: a folder that receives the module after each pass as TVMScript.
@@ -77,6 +78,11 @@ def compile(
         raise OptionError(f"threads={threads}: a module needs at least one thread")
     report = progress if progress is not None else _silent
     chosen = find_target(target, threads)
+    if precision == "bf16" and not chosen.machine.bf16_dot_product:
+        raise OptionError(
+            f"target {chosen.name!r} has no bfloat16 dot product",
+            "name a target that has one (znver4, sapphire-rapids), or leave precision at float32",
+        )
     report("import")
     model = import_model(
         source,
@@ -85,7 +91,7 @@ def compile(
         example_inputs=example_inputs,
         dynamic_shapes=dynamic_shapes,
     )
-    context = PipelineContext(target=chosen, machine=chosen.machine)
+    context = PipelineContext(target=chosen, machine=chosen.machine, options={"precision": precision})
     pipeline = run_pipeline(model.mod, context, passes=passes, dump=dump, verify=verify, progress=report)
     report("build")
     with translated_target_errors():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from schedules import vector_math
+from schedules import bf16_dot, vector_math
 from schedules.backward_divisions import hide_backward_divisions
 from schedules.expression import substitute
 from schedules.inline import call_name
@@ -25,8 +25,22 @@ def finish(function: Any) -> Any:
     body = hide_backward_divisions(serialize_scalar_loops(widen_narrow_calls(function.body)))
     body = _fresh_lets(_vector_calls(body, used, suffix))
     if used:
-        body = _with_import(body, vector_math.definitions(used, _vector_lengths(body)))
+        body = with_import(body, vector_math.definitions(used, vector_lengths(body)))
+    if _calls_any(body, bf16_dot.OPERATORS):
+        native = bool(function.attrs.get(bf16_dot.NATIVE))
+        body = with_import(body, bf16_dot.definitions(vector_lengths(body), native=native))
     return function.with_body(body)
+
+
+def _calls_any(root: Any, names: tuple[str, ...]) -> bool:
+    found = False
+
+    def visit(call: Any) -> None:
+        nonlocal found
+        found = found or call_name(call) in names
+
+    structural_walk(root, (tvm.ir.Call, visit))
+    return found
 
 
 def _holds_tile(root: Any) -> bool:
@@ -64,7 +78,7 @@ def _vector_calls(root: Any, used: set[str], suffix: str) -> Any:
     return structural_map(root, (tvm.ir.Call, replace))
 
 
-def _vector_lengths(root: Any) -> set[int]:
+def vector_lengths(root: Any) -> set[int]:
     """The numbers of lanes that vectorizing the loops of a body gives."""
     lengths = {1}
 
@@ -82,7 +96,7 @@ def _vector_lengths(root: Any) -> set[int]:
     return lengths
 
 
-def _with_import(body: Any, text: str) -> Any:
+def with_import(body: Any, text: str) -> Any:
     """The body with LLVM IR imported into its module."""
     if not isinstance(body, s_tir.SBlockRealize):
         return tirx.AttrStmt(tirx.IntImm("int32", 0), "pragma_import_llvm", tvm.ir.StringImm(text), body)

@@ -60,6 +60,7 @@ class MatmulWriter:
         vectors: int,
         pack: bool,
         depth: int = 0,
+        combine: Callable[[Expr, Expr, Expr], Expr] | None = None,
     ) -> None:
         self.form = form
         self.fused = fused
@@ -69,6 +70,7 @@ class MatmulWriter:
         self.panel = form.width or vectors * self.lanes
         self.pack = pack and not form.width
         self.dtype = form.reduction.dtype
+        self.combine = combine if combine is not None else lambda total, a, b: total + a * b
         total = form.depth.extent
         self.block = depth if isinstance(total, int) and 0 < depth < total else 0
 
@@ -76,13 +78,14 @@ class MatmulWriter:
 
     def function(self) -> Any:
         """The kernel's PrimFunc."""
+        return self.fused.function(self.statement(), self.machine)
+
+    def statement(self) -> Stmt:
+        """The product alone."""
         columns = self.form.columns
         if isinstance(columns, int):
-            whole, rest = divmod(columns, self.panel)
-            body = self._tasks(whole, rest)
-        else:
-            body = self._symbolic_columns(columns)
-        return self.fused.function(body, self.machine)
+            return self._tasks(*divmod(columns, self.panel))
+        return self._symbolic_columns(columns)
 
     def _tasks(self, whole: int, rest: int) -> Stmt:
         panels = whole + bool(rest)
@@ -285,7 +288,7 @@ class MatmulWriter:
         block: Block | None = None,
     ) -> Stmt:
         form = self.form
-        tile = RegisterTile(rows, width, self.lanes, self.dtype)
+        tile = RegisterTile(rows, width, self.lanes, self.dtype, self.combine)
         first = index(0) if block is None else block.start
 
         def begin(i: int, lane: Expr) -> Expr:

@@ -22,7 +22,7 @@ class Combiner:
     identity: float | None
 
 
-_COMBINERS = {
+COMBINERS = {
     tirx.Add: Combiner("add", lambda a, b: a + b, 0.0),
     tirx.Mul: Combiner("multiply", lambda a, b: a * b, 1.0),
     # These may meet the start value more than once, so they start from the stage's own.
@@ -71,7 +71,7 @@ def reduction_of(stage: Stage) -> Reduction | None:
     while isinstance(value, tirx.Let):
         lets.append((value.var, value.value))
         value = value.body
-    combiner = _COMBINERS.get(type(value))
+    combiner = COMBINERS.get(type(value))
     if combiner is None:
         return None
     for accumulator, operand in ((value.a, value.b), (value.b, value.a)):

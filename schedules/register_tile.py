@@ -24,10 +24,22 @@ def pieces(width: int, lanes: int) -> list[tuple[int, int]]:
 
 
 class RegisterTile:
-    """Writes a tile. `sums` holds row after row; it becomes registers, since every index into it is constant."""
+    """Writes a tile.
 
-    def __init__(self, rows: int, width: int, lanes: int, dtype: str) -> None:
+    `combine(sum, a, b)` adds a product. `sums` holds row after row; it becomes registers, since every index into it is
+    constant.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        width: int,
+        lanes: int,
+        dtype: str,
+        combine: Callable[[Expr, Expr, Expr], Expr] = lambda total, a, b: total + a * b,
+    ) -> None:
         self.rows, self.width, self.lanes = rows, width, lanes
+        self.combine = combine
         self.sums = tirx.decl_buffer([rows * width], dtype, "sums", scope="local", layout=None)
 
     def each(self, make: EachVector) -> list[Stmt]:
@@ -58,9 +70,8 @@ class RegisterTile:
 
         def step(k: Expr) -> Stmt:
             def add(i: int, place: Expr, column: Expr) -> Stmt:
-                return tirx.BufferStore(
-                    self.sums, tirx.BufferLoad(self.sums, [place]) + a(i, k) * b(k, column), [place]
-                )
+                total = tirx.BufferLoad(self.sums, [place])
+                return tirx.BufferStore(self.sums, self.combine(total, a(i, k), b(k, column)), [place])
 
             return _sequence(self.each(add))
 

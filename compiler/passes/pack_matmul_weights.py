@@ -11,7 +11,9 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from compiler.passes.context import PipelineContext
 from compiler.passes.matching import array_of, as_constant, shape_of
 from compiler.passes.registry import graph_pass
+from schedules.bf16_dot import pack_pairs
 from schedules.machine import Machine
+from schedules.matmul_bf16 import matmul_bf16
 from schedules.matmul_pack import FUSABLE, pack_panels, packed_matmul
 from schedules.matmul_tiling import panel_width
 
@@ -20,10 +22,13 @@ _DTYPES = ("float32",)
 
 @graph_pass("pack-matmul-weights", summary="Store constant weights of matrix products in panels for the inner loop")
 def pack_matmul_weights(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Rewrites `matmul(x, constant)` with a 2-D float32 constant; does nothing without a machine to pack for."""
+    """Rewrites `matmul(x, constant)` with a 2-D float32 constant; does nothing without a machine to pack for.
+
+    The option "precision" set to "bf16" rounds weights and data to bfloat16; sums stay float32.
+    """
     if context.machine is None:
         return mod
-    packer = _Packer(mod, context.machine)
+    packer = _Packer(mod, context.machine, bf16=context.option("precision", "float32") == "bf16")
     for variable, function in mod.functions_items():
         if isinstance(function, relax.Function) and not (function.attrs and "Primitive" in function.attrs):
             packer.rewrite(variable, function)
@@ -32,8 +37,9 @@ def pack_matmul_weights(mod: IRModule, context: PipelineContext) -> IRModule:
 
 @mutator
 class _Packer(PyExprMutator):
-    def __init__(self, mod: IRModule, machine: Machine) -> None:
+    def __init__(self, mod: IRModule, machine: Machine, *, bf16: bool) -> None:
         super().__init__(mod)
+        self.bf16 = bf16
         self.machine = machine
         self.count = 0
         self._packed: dict[tuple[Any, int], Any] = {}
@@ -55,7 +61,7 @@ class _Packer(PyExprMutator):
         self.count += 1
         columns = int(weight.ty.shape.values[1])
         return self.builder_.call_te(
-            packed_matmul,
+            matmul_bf16 if self.bf16 else packed_matmul,
             data,
             self._panels(weight, width),
             columns,
@@ -78,5 +84,5 @@ class _Packer(PyExprMutator):
     def _panels(self, weight: Any, width: int) -> Any:
         key = (weight, width)
         if key not in self._packed:
-            self._packed[key] = as_constant(pack_panels(array_of(weight), width))
+            self._packed[key] = as_constant((pack_pairs if self.bf16 else pack_panels)(array_of(weight), width))
         return self._packed[key]

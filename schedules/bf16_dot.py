@@ -1,0 +1,177 @@
+"""The bfloat16 dot product as an operator: `sum + a.low * b.low + a.high * b.high` of pairs held in 32-bit integers.
+
+`vdpbf16ps` needs bfloat16 operands, which the engine turns into floats before code generation. So pairs travel as int32
+(the element with the even index in the low half), and a function in LLVM IR, inlined where it is called, does the rest.
+Without the instruction the same is computed by two multiply-adds on the halves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schedules.tir import tirx, tvm
+
+Expr = Any
+DOT = "tensorwright.dot_bf16"
+ROUND = "tensorwright.round_bf16"
+ROUND_RUN = "tensorwright.round_run_bf16"
+OPERATORS = (DOT, ROUND, ROUND_RUN)
+# A kernel's attribute: whether its target has the instruction.
+NATIVE = "tensorwright.bf16_dot"
+# Vector bits of the intrinsics by lanes; the largest is part of AVX512_BF16, the others also need AVX512VL.
+_WIDTHS = {4: 128, 8: 256, 16: 512}
+
+
+def dot(total: Expr, a: Expr, b: Expr) -> Expr:
+    """The operator on float32 `total` and int32 pairs."""
+    return tvm.ir.Call(tvm.ir.Op.get(DOT), [total, a, b], ret_ty=total.ty)
+
+
+def rounded_pair(low: Expr, high: Expr) -> Expr:
+    """Two float32 rounded to nearest even bfloat16, as an int32 pair."""
+    return tvm.ir.Call(tvm.ir.Op.get(ROUND), [low, high], ret_ty=tirx.IntImm("int32", 0).ty)
+
+
+def rounded_run(first: Expr, second: Expr) -> Expr:
+    """Two vectors of float32 that follow each other in memory, as one vector of pairs. Not elementwise: in a vectorized
+    loop of n lanes, the arguments are the elements `lane` and `n + lane` of the run."""
+    return tvm.ir.Call(tvm.ir.Op.get(ROUND_RUN), [first, second], ret_ty=tirx.IntImm("int32", 0).ty)
+
+
+def pack_pairs(weight: NDArray[Any], width: int) -> NDArray[np.int32]:
+    """A float32 (depth, columns) weight as int32 pairs (panels, ceil(depth / 2), width); what is beyond is 0."""
+    import ml_dtypes
+
+    depth, columns = weight.shape
+    panels, steps = -(-columns // width), -(-depth // 2)
+    padded = np.zeros((2 * steps, panels * width), ml_dtypes.bfloat16)
+    padded[:depth, :columns] = weight
+    halves = padded.view(np.uint16).astype(np.uint32).reshape(steps, 2, panels, width)
+    pairs = halves[:, 0] | halves[:, 1] << 16
+    return np.ascontiguousarray(pairs.transpose(1, 0, 2)).view(np.int32)
+
+
+def _vector(scalar: str, lanes: int) -> str:
+    return scalar if lanes == 1 else f"<{lanes} x {scalar}>"
+
+
+def _splat(value: int, lanes: int) -> str:
+    return str(value) if lanes == 1 else f"splat (i32 {value})"
+
+
+def _symbol(name: str, lanes: int) -> str:
+    return f"tensorwright_{name}_x{lanes}"
+
+
+def _dot_text(lanes: int, native: bool) -> str:
+    f, i = _vector("float", lanes), _vector("i32", lanes)
+    head = f"define {f} @{_symbol('dot_bf16', lanes)}({f} %c, {i} %a, {i} %b) alwaysinline nounwind {{"
+    if native and lanes in _WIDTHS:
+        h = f"<{2 * lanes} x bfloat>"
+        name = f"@llvm.x86.avx512bf16.dpbf16ps.{_WIDTHS[lanes]}"
+        return f"""declare {f} {name}({f}, {h}, {h})
+{head}
+  %x = bitcast {i} %a to {h}
+  %y = bitcast {i} %b to {h}
+  %r = call {f} {name}({f} %c, {h} %x, {h} %y)
+  ret {f} %r
+}}"""
+    return f"""{head}
+  %al = shl {i} %a, {_splat(16, lanes)}
+  %bl = shl {i} %b, {_splat(16, lanes)}
+  %ah = and {i} %a, {_splat(-65536, lanes)}
+  %bh = and {i} %b, {_splat(-65536, lanes)}
+  %alf = bitcast {i} %al to {f}
+  %blf = bitcast {i} %bl to {f}
+  %ahf = bitcast {i} %ah to {f}
+  %bhf = bitcast {i} %bh to {f}
+  %high = fmul contract {f} %ahf, %bhf
+  %sum = fadd contract {f} %c, %high
+  %low = fmul contract {f} %alf, %blf
+  %r = fadd contract {f} %sum, %low
+  ret {f} %r
+}}"""
+
+
+def _round_text(lanes: int) -> str:
+    """Rounds by adding 0x7FFF and the lowest bit that stays; NaN becomes the quiet NaN."""
+    f, i, b = _vector("float", lanes), _vector("i32", lanes), _vector("i1", lanes)
+    lines = [f"define {i} @{_symbol('round_bf16', lanes)}({f} %low, {f} %high) alwaysinline nounwind {{"]
+    for name in ("low", "high"):
+        lines += [
+            f"  %{name}b = bitcast {f} %{name} to {i}",
+            f"  %{name}s = lshr {i} %{name}b, {_splat(16, lanes)}",
+            f"  %{name}o = and {i} %{name}s, {_splat(1, lanes)}",
+            f"  %{name}h = add {i} %{name}o, {_splat(0x7FFF, lanes)}",
+            f"  %{name}r = add {i} %{name}b, %{name}h",
+            f"  %{name}u = lshr {i} %{name}r, {_splat(16, lanes)}",
+            f"  %{name}n = fcmp uno {f} %{name}, %{name}",
+            f"  %{name}v = select {b} %{name}n, {i} {_splat(0x7FC0, lanes)}, {i} %{name}u",
+        ]
+    lines += [
+        f"  %up = shl {i} %highv, {_splat(16, lanes)}",
+        f"  %r = or {i} %up, %lowv",
+        f"  ret {i} %r",
+        "}",
+    ]
+    return "\n".join(lines)
+
+
+def _round_run_text(lanes: int) -> str:
+    f, i = _vector("float", lanes), _vector("i32", lanes)
+    head = f"define {i} @{_symbol('round_run_bf16', lanes)}({f} %first, {f} %second) alwaysinline nounwind {{"
+    call = f"call {i} @{_symbol('round_bf16', lanes)}"
+    if lanes == 1:
+        return f"{head}\n  %r = {call}({f} %first, {f} %second)\n  ret {i} %r\n}}"
+    even, odd = (", ".join(f"i32 {2 * lane + start}" for lane in range(lanes)) for start in (0, 1))
+    return f"""{head}
+  %even = shufflevector {f} %first, {f} %second, <{lanes} x i32> <{even}>
+  %odd = shufflevector {f} %first, {f} %second, <{lanes} x i32> <{odd}>
+  %r = {call}({f} %even, {f} %odd)
+  ret {i} %r
+}}"""
+
+
+@cache
+def _definitions(lanes: tuple[int, ...], native: bool) -> str:
+    parts = [text for count in lanes for text in _texts(count, native)]
+    return "\n".join([*parts, ""])
+
+
+def _texts(lanes: int, native: bool) -> tuple[str, ...]:
+    return _dot_text(lanes, native), _round_text(lanes), _round_run_text(lanes)
+
+
+def definitions(lanes: Iterable[int], *, native: bool) -> str:
+    """LLVM IR of the functions for these numbers of lanes; `native` uses the instruction where it has that width."""
+    return _definitions(tuple(sorted(set(lanes))), native)
+
+
+def _lanes(dtype: str) -> int:
+    return int(dtype.partition("x")[2] or 1)
+
+
+def _register() -> None:
+    known = {str(name) for name in tvm.ir.Op.list_op_names()}
+    for full in OPERATORS:
+        if full in known:
+            continue
+        name = full.partition(".")[2]
+
+        def lower(node: Any, name: str = name) -> Any:
+            dtype = str(node.ty)
+            return tirx.call_pure_extern(dtype, _symbol(name, _lanes(dtype)), *node.args)
+
+        tvm.ir._ffi_api.RegisterOp(full, f"{name} on pairs of bfloat16")
+        tvm.ir.register_op_attr(full, "TVectorizable", True)
+        tvm.ir.register_op_attr(full, "TCallEffectKind", 1)  # pure
+        tvm.ir.register_op_attr(full, "TScriptPrinterName", full.replace(".", "_"))
+        tirx.register_intrin_lowering(full, target="llvm", f=lower)
+
+
+_register()
