@@ -63,6 +63,8 @@ def conv_direct(data: Tensor, weight: Tensor, work: ConvWorkload) -> Tensor:
         source = block + co // work.group_out_blocks * group_blocks if work.groups > 1 else block
         place = (n, source, *at, lane) if work.in_block > 1 else (n, source, *at)
         value = _guarded(_inside(work, at), data[place], zero)
+        if work.last_group_channels != work.group_channels:
+            value = tirx.if_then_else(source * work.in_block + lane < work.channels, value, zero)
         return te.sum(value * weight[(co, block, *window, lane, rest[-1])], axis=[channel, *window])
 
     shape = (data.shape[0], work.out_blocks, *work.out_spatial, work.block)

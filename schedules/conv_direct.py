@@ -9,6 +9,8 @@ convolutions, strides, dilations, groups and any number of spatial dimensions ar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import gcd
 from typing import Any, ClassVar
 
 from schedules.anchor import FusedKernel, anchor_stages
@@ -68,27 +70,31 @@ class ConvDirect(ScheduleRule):
         return ConfigSpace(
             {
                 "pixels": tuple(range(1, min(width, MAX_PIXELS) + 1)),
-                "blocks": block_choices(workload.group_out_blocks, machine),
+                "blocks": block_choices(_even_blocks(workload), machine),
                 "rows": tuple(range(1, height + 1)),
                 "columns": tuple(range(1, width + 1)),
-                "chunks": divisors(workload.out_blocks),
+                "chunks": _chunk_choices(workload),
                 "unroll": (1, 2, 4, 8, 16),
             },
             (
                 lambda config: config.integer("pixels") * config.integer("blocks") <= limit,
-                lambda config: workload.out_blocks % (config.integer("chunks") * config.integer("blocks")) == 0,
+                lambda config: (
+                    workload.groups > 1
+                    or workload.out_blocks % (config.integer("chunks") * config.integer("blocks")) == 0
+                ),
+                lambda config: config["columns"] == width or config.integer("columns") % config.integer("pixels") == 0,
             ),
         )
 
     def default(self, workload: ConvWorkload, machine: Machine) -> Config:
-        pixels, blocks = register_tile(workload.out_spatial[-1], workload.group_out_blocks, machine)
+        pixels, blocks = register_tile(workload.out_spatial[-1], _even_blocks(workload), machine)
         rows, columns = spatial_block(workload, machine, pixels)
         height = workload.out_spatial[-2] if workload.rank > 1 else 1
         images = max(workload.batch, 1)
         for size in workload.out_spatial[:-2]:
             images *= size
         blocks_now = images * ceil_div(height, rows) * ceil_div(workload.out_spatial[-1], columns)
-        splits = divisors(workload.out_blocks // blocks)
+        splits = _chunk_choices(workload) if workload.groups > 1 else divisors(workload.out_blocks // blocks)
         chunks = 1
         if blocks_now < 4 * machine.cores:
             rows, chunks = self._balance(workload, machine, images, rows, columns, splits)
@@ -120,6 +126,27 @@ class ConvDirect(ScheduleRule):
     def apply(self, schedule: Any, workload: ConvWorkload, config: Config, machine: Machine) -> Any:
         fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, DIRECT))
         return fused.function(DirectNest(fused, workload, config).build(machine), machine)
+
+
+def _even_blocks(work: ConvWorkload) -> int:
+    """A number of output blocks that every group is a multiple of."""
+    return gcd(work.group_out_blocks, work.last_group_out_blocks)
+
+
+def _chunk_choices(work: ConvWorkload) -> tuple[int, ...]:
+    """Into how many tasks the output channels may be cut: at groups where there are several."""
+    return divisors(work.groups if work.groups > 1 else work.out_blocks)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a task computes: an image, the first output position of its block, and one group's input: its first channel
+    block, and how many channels."""
+
+    image: Any
+    corner: tuple[Any, ...]
+    source: Any
+    channels: int
 
 
 class DirectNest:
@@ -160,26 +187,44 @@ class DirectNest:
             task = task if count == 1 else task // count
         chunk = 0 if self.chunks == 1 else task % self.chunks
         image = task if self.chunks == 1 else task // self.chunks
-        groups_of_blocks = self.work.out_blocks // self.blocks // self.chunks
-        first = [] if not self.work.reaches_outside else self._fill_scratch(image, chunk, corner)
+        work = self.work
+        if work.groups == 1:
+            count = work.out_blocks // self.chunks
+            return self._group(Place(image, tuple(corner), 0, work.channels), chunk * count, count)
+        each = work.groups // self.chunks
 
-        def channels(step: Expr | int) -> Stmt:
-            block = (chunk * groups_of_blocks + step) * self.blocks
-            return self._rows(image, block, corner)
+        def group(step: Expr | int) -> Stmt:
+            number = chunk * each + step
+            place = Place(image, tuple(corner), number * work.in_blocks, work.group_channels)
+            whole = self._group(place, number * work.group_out_blocks, work.group_out_blocks)
+            if work.last_group_channels == work.group_channels:
+                return whole
+            short = replace(place, channels=work.last_group_channels)
+            last = self._group(short, number * work.group_out_blocks, work.last_group_out_blocks)
+            return sequence(when(number < work.groups - 1, whole, last))
 
-        return sequence(first, repeat("co", groups_of_blocks, channels))
+        return repeat("group", each, group)
 
-    # The scratch buffer: (channel blocks of all groups in the task, input of each spatial dimension, lanes).
+    def _group(self, place: Place, first: Expr | int, count: int) -> Stmt:
+        """`count` output blocks from `first` on, all of one group."""
+        self.scratch = None
+        copied = self._fill_scratch(place) if self.work.reaches_outside else []
+        steps = count // self.blocks
+        return sequence(copied, repeat("co", steps, lambda step: self._rows(place, first + step * self.blocks)))
 
-    def _fill_scratch(self, image: Expr | int, chunk: Expr | int, corner: Sequence[Expr | int]) -> list[Stmt]:
+    # The scratch buffer: (channel blocks of a group, input of each spatial dimension, lanes).
+
+    def _fill_scratch(self, place: Place) -> list[Stmt]:
         work = self.work
         extents = [
             (part - 1) * stride + (window - 1) * dilation + 1
             for part, window, stride, dilation in zip(self.cut, work.kernel, work.strides, work.dilations, strict=True)
         ]
-        blocks = work.in_blocks * work.groups
+        blocks = ceil_div(place.channels, work.in_block)
         self.scratch, allocation = allocate("scratch", (blocks, *extents, work.in_block), work.dtype)
-        starts = [at * stride - before for at, stride, (before, _) in zip(corner, work.strides, work.pad, strict=True)]
+        starts = [
+            at * stride - before for at, stride, (before, _) in zip(place.corner, work.strides, work.pad, strict=True)
+        ]
 
         def line(point: list[Any]) -> Stmt:
             block, outer = point[0], point[1:]
@@ -191,7 +236,7 @@ class DirectNest:
                     for condition in _bounds(row, size, extent, cuts)
                 )
             )
-            full = self._copy_line(image, block, outer, rows, starts[-1], extents[-1])
+            full = self._copy_line(place, block, outer, rows, starts[-1], extents[-1])
             clear = repeat("x", extents[-1], lambda x: self._clear([block, *outer, x]))
             return sequence(when(inside, full, clear))
 
@@ -199,19 +244,13 @@ class DirectNest:
         return [allocation, grid(names, [blocks, *extents[:-1]], line)]
 
     def _copy_line(
-        self,
-        image: Expr | int,
-        block: Expr | int,
-        outer: Sequence[Any],
-        rows: Sequence[Any],
-        start: Expr | int,
-        extent: int,
+        self, place: Place, block: Expr | int, outer: Sequence[Any], rows: Sequence[Any], start: Any, extent: int
     ) -> Stmt:
         size = self.work.spatial[-1]
 
         def copy(x: Expr | int, source: Expr | int) -> Stmt:
             lanes = self.work.in_block
-            value = self._read([image, block, *rows, source], lanes_of(0, lanes))
+            value = self._read([place.image, place.source + block, *rows, source], lanes_of(0, lanes))
             return store(self.scratch, value, block, *outer, x, lanes_of(0, lanes))
 
         if not isinstance(start, int):
@@ -235,52 +274,49 @@ class DirectNest:
 
     # The register tile.
 
-    def _rows(self, image: Expr | int, block: Expr | int, corner: Sequence[Expr | int]) -> Stmt:
+    def _rows(self, place: Place, block: Expr | int) -> Stmt:
         work = self.work
 
         def row(point: list[Any]) -> Stmt:
             inside = both(
                 *(
                     (start + offset < size)
-                    for start, offset, size, part in zip(corner, point, work.out_spatial, self.cut, strict=False)
+                    for start, offset, size, part in zip(place.corner, point, work.out_spatial, self.cut, strict=False)
                     if size % part
                 )
             )
-            return sequence(when(inside, self._columns(image, block, corner, point)))
+            return sequence(when(inside, self._columns(place, block, point)))
 
         names = [f"oy{i}" for i in range(work.rank - 1)]
         return grid(names, self.cut[:-1], row)
 
-    def _columns(self, image: Expr | int, block: Expr | int, corner: Sequence[Any], outer: Sequence[Any]) -> Stmt:
+    def _columns(self, place: Place, block: Expr | int, outer: Sequence[Any]) -> Stmt:
         width, part = self.work.out_spatial[-1], self.cut[-1]
 
         def tile(start: Expr | int, size: int) -> Stmt:
-            return self._tile(image, block, corner, [*outer, start], size)
+            return self._tile(place, block, [*outer, start], size)
 
         if width % part == 0:
             return split_repeat("ox", part, self.pixels, tile)
 
         def guarded(start: Expr | int, size: int) -> Stmt:
-            at = corner[-1] + start
+            at = place.corner[-1] + start
             rest = width % self.pixels
             tail = when(at < width, tile(start, rest)) if rest else None
             return sequence(when(at + size <= width, tile(start, size), tail))
 
         return split_repeat("ox", part, self.pixels, guarded)
 
-    def _tile(
-        self, image: Expr | int, block: Expr | int, corner: Sequence[Any], start: Sequence[Any], pixels: int
-    ) -> Stmt:
+    def _tile(self, place: Place, block: Expr | int, start: Sequence[Any], pixels: int) -> Stmt:
         work, lanes = self.work, self.lanes
         sums, allocation = allocate("sums", (pixels, self.blocks, lanes), work.dtype, "local")
         points = list(static_grid(pixels, self.blocks))
-        whole, rest = divmod(work.group_channels, work.in_block)
-        group = block // work.group_out_blocks * work.in_blocks if work.groups > 1 else 0
+        whole, rest = divmod(place.channels, work.in_block)
 
         def step(source: Expr | int, window: Sequence[Any], lane: Expr | int) -> list[Stmt]:
             result = []
             for pixel, part in points:
-                value = self._input(image, group + source, corner, start, pixel, window, lane)
+                value = self._input(place, source, start, pixel, window, lane)
                 weight = load(self.weight, block + part, source, *window, lane, lanes_of(0, lanes))
                 here = (pixel, part, lanes_of(0, lanes))
                 result.append(store(sums, load(sums, *here) + broadcast(value, lanes) * weight, *here))
@@ -304,19 +340,10 @@ class DirectNest:
         if rest:
             parts.append(window_loop(whole, rest))
         clear = [store(sums, self.zero, pixel, part, lanes_of(0, lanes)) for pixel, part in points]
-        return sequence(
-            allocation, clear, parts, [self._finish(sums, image, block, corner, start, *at) for at in points]
-        )
+        return sequence(allocation, clear, parts, [self._finish(sums, place, block, start, *at) for at in points])
 
     def _input(
-        self,
-        image: Expr | int,
-        source: Expr | int,
-        corner: Sequence[Any],
-        start: Sequence[Any],
-        pixel: int,
-        window: Sequence[Any],
-        lane: Expr | int,
+        self, place: Place, source: Any, start: Sequence[Any], pixel: int, window: Sequence[Any], lane: Any
     ) -> Expr:
         """The input element that a pixel of the tile reads: from the scratch buffer, else from the input itself."""
         work = self.work
@@ -330,24 +357,22 @@ class DirectNest:
             return load(self.scratch, source, *offsets, lane)
         places = [
             first * stride + offset - before
-            for first, offset, stride, (before, _) in zip(corner, offsets, work.strides, work.pad, strict=True)
+            for first, offset, stride, (before, _) in zip(place.corner, offsets, work.strides, work.pad, strict=True)
         ]
-        return self._read([image, source, *places], lane)
+        return self._read([place.image, place.source + source, *places], lane)
 
     def _read(self, point: Sequence[Any], lane: Any) -> Expr:
         """An element (or vector) of the input; the plain layout has no lanes."""
         return load(self.data, *point, lane) if self.work.in_block > 1 else load(self.data, *point)
 
-    def _finish(
-        self, sums: Any, image: Expr | int, block: Expr | int, corner: Sequence[Any], start: Sequence[Any], *at: int
-    ) -> Stmt:
+    def _finish(self, sums: Any, place: Place, block: Expr | int, start: Sequence[Any], *at: int) -> Stmt:
         pixel, part = at
-        places = [first + inner for first, inner in zip(corner, start, strict=True)]
+        places = [first + inner for first, inner in zip(place.corner, start, strict=True)]
         places[-1] = places[-1] + pixel
         return vectorized(
             "lane",
             self.lanes,
-            lambda lane: self.fused.finish(load(sums, pixel, part, lane), [image, block + part, *places, lane]),
+            lambda lane: self.fused.finish(load(sums, pixel, part, lane), [place.image, block + part, *places, lane]),
         )
 
 

@@ -92,9 +92,9 @@ def _tuples(value: Any) -> Any:
 class ConvWorkload(WindowWorkload):
     """A dense or grouped convolution.
 
-    `channels` and `filters` are the input's and the output's channels, over all `groups`; with several groups, both are
-    whole numbers of blocks a group. `in_block` is the lanes of the input's channel blocks; 1 means the plain layout
-    (batch, channels, *spatial).
+    `channels` and `filters` are the input's and the output's channels, over all `groups`. With several groups, each has
+    `channels_each` and `filters_each`, whole numbers of blocks; the last one may have less. `in_block` is the lanes of
+    the input's channel blocks; 1 means the plain layout (batch, channels, *spatial).
     Input: (batch, ceil(channels / in_block), *spatial, in_block). Weights: (ceil(filters / block),
     ceil(channels / groups / in_block), *kernel, in_block, block). Output: (batch, ceil(filters / block), *out_spatial,
     block).
@@ -103,6 +103,8 @@ class ConvWorkload(WindowWorkload):
     filters: int
     groups: int
     in_block: int
+    channels_each: int = 0
+    filters_each: int = 0
 
     @property
     def out_channels(self) -> int:
@@ -110,8 +112,13 @@ class ConvWorkload(WindowWorkload):
 
     @property
     def group_channels(self) -> int:
-        """Input channels that one output channel sums over."""
-        return self.channels // self.groups
+        """Input channels that one output channel sums over (in the last group perhaps less)."""
+        return self.channels_each or self.channels // self.groups
+
+    @property
+    def last_group_channels(self) -> int:
+        """Input channels of the last group."""
+        return self.channels - (self.groups - 1) * self.group_channels
 
     @property
     def in_blocks(self) -> int:
@@ -121,7 +128,12 @@ class ConvWorkload(WindowWorkload):
     @property
     def group_out_blocks(self) -> int:
         """Output channel blocks of one group."""
-        return ceil_div(self.filters // self.groups, self.block)
+        return ceil_div(self.filters_each or self.filters // self.groups, self.block)
+
+    @property
+    def last_group_out_blocks(self) -> int:
+        """Output channel blocks of the last group."""
+        return self.out_blocks - (self.groups - 1) * self.group_out_blocks
 
     @property
     def flops(self) -> int:

@@ -47,7 +47,7 @@ from schedules.winograd_transforms import KERNEL, Matrix, transforms
 class WinogradWorkload(ConvWorkload):
     """A convolution and the output tile, `tile` x `tile`, that it is computed by."""
 
-    tile: int
+    tile: int = 4
 
 
 class Winograd(ScheduleRule):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import lcm
+from math import gcd, lcm
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from compiler.passes.layout.table import handles
 from compiler.passes.layout.values import Blocked, Expr, LayoutBuilder, Order, can_block
 from compiler.passes.matching import array_of, as_constant, shape_of, static_shape
 from schedules import conv_compute
-from schedules.conv_workload import ConvWorkload, WindowWorkload
+from schedules.conv_workload import ConvWorkload, WindowWorkload, ceil_div
 from schedules.winograd_tiling import winograd_tile
 from schedules.winograd_transforms import transform_weight
 
@@ -105,7 +105,7 @@ class BlockedConv:
         if not constant:
             return self._direct_unknown_weight()
         values = merge_groups(self._filter_values(), self.conv.groups, merged) if merged > 1 else self._filter_values()
-        work = self._workload(groups, self._in_lanes(groups))
+        work = self._workload(groups, self._in_lanes(groups), merged)
         tile = winograd_tile(work, self.builder.machine, WINOGRAD_ERROR_BOUND)
         if tile is not None:
             packed = pack_winograd(transform_weight(values, tile), work.block)
@@ -118,12 +118,13 @@ class BlockedConv:
         return values
 
     def _merged_groups(self) -> tuple[int, int]:
-        """(groups left, groups merged into one): each group a whole number of blocks on both sides, or one group."""
+        """(groups left, groups merged into one): each a whole number of blocks on both sides but the last, or one."""
         groups, lanes = self.conv.groups, self.builder.lanes
         if groups == 1:
             return 1, 1
-        needed = lcm(lanes // np.gcd(lanes, self.channels // groups), lanes // np.gcd(lanes, self.filters // groups))
-        return (groups // int(needed), int(needed)) if groups % needed == 0 else (1, groups)
+        each, filters_each = self.channels // groups, self.filters // groups
+        merged = min(groups, lcm(lanes // gcd(lanes, each), lanes // gcd(lanes, filters_each)))
+        return ceil_div(groups, merged), merged
 
     def _in_lanes(self, groups: int) -> int:
         """Plain input is read as it is when there are so few channels that a block would be mostly empty."""
@@ -131,8 +132,16 @@ class BlockedConv:
         few = groups == 1 and self.channels * 2 <= self.builder.lanes
         return 1 if few and not blocked else self.builder.lanes
 
-    def _workload(self, groups: int, in_lanes: int) -> ConvWorkload:
-        return ConvWorkload(**vars(self._window()), filters=self.filters, groups=groups, in_block=in_lanes)
+    def _workload(self, groups: int, in_lanes: int, merged: int = 1) -> ConvWorkload:
+        conv = self.conv
+        return ConvWorkload(
+            **vars(self._window()),
+            filters=self.filters,
+            groups=groups,
+            in_block=in_lanes,
+            channels_each=self.channels // conv.groups * merged if groups > 1 else 0,
+            filters_each=self.filters // conv.groups * merged if groups > 1 else 0,
+        )
 
     def _window(self) -> WindowWorkload:
         conv = self.conv

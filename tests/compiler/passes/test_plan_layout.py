@@ -164,6 +164,13 @@ def grouped(builder: Any, x: Any) -> Any:
     return conv(builder, second, 12, 3, groups=12)
 
 
+def uneven_groups(builder: Any, x: Any) -> Any:
+    """Seven groups of 4 and 12: pairs of them fill blocks, and one is left over."""
+    first = conv(builder, x, 28, 3)
+    second = builder.emit(relax.op.nn.relu(conv(builder, first, 84, 4, groups=7)))
+    return conv(builder, second, 28, 12, 1, groups=7, strides=2)
+
+
 def spatial_attention(builder: Any, x: Any) -> Any:
     first = conv(builder, x, 20, 3)
     gate = builder.emit(relax.op.sigmoid(conv(builder, first, 1, 20)))
@@ -221,6 +228,7 @@ GRAPHS: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "joined odd": (joined_odd, [(1, 3, 8, 9)]),
     "cut": (cut, [(1, 3, 8, 9)]),
     "grouped": (grouped, [(1, 3, 8, 9)]),
+    "uneven groups": (uneven_groups, [(2, 3, 8, 9)]),
     "spatial attention": (spatial_attention, [(1, 3, 8, 9)]),
     "upsampled": (upsampled, [(2, 3, 5, 6)]),
     "upsampled line": (upsampled_line, [(1, 3, 9)]),
