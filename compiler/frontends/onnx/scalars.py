@@ -78,18 +78,23 @@ def integer_power(base: Expr, exponent: Expr) -> Expr:
     return select(exponent < const(0, exponent), reciprocal, result)
 
 
+def is_nan(a: Expr) -> Expr:
+    """Whether a float is NaN; the engine knows it for types of 16 bits up, but not for bfloat16 and float8."""
+    return tirx.isnan(a if dtype_of(a) in ("float16", "float32", "float64") else a.astype("float32"))
+
+
 def maximum(a: Expr, b: Expr) -> Expr:
     """The larger one; NaN when either is."""
     if not dtypes.is_float(dtype_of(a)):
         return tirx.max(a, b)
-    return select(tirx.isnan(a), a, select(tirx.isnan(b), b, tirx.max(a, b)))
+    return select(is_nan(a), a, select(is_nan(b), b, tirx.max(a, b)))
 
 
 def minimum(a: Expr, b: Expr) -> Expr:
     """The smaller one; NaN when either is."""
     if not dtypes.is_float(dtype_of(a)):
         return tirx.min(a, b)
-    return select(tirx.isnan(a), a, select(tirx.isnan(b), b, tirx.min(a, b)))
+    return select(is_nan(a), a, select(is_nan(b), b, tirx.min(a, b)))
 
 
 def lowest(dtype: str) -> float | int:

@@ -17,6 +17,19 @@ from compiler.frontends.onnx.registry import normalized_domain
 
 MAXIMUM_DIMENSION = 2**40
 _MAXIMUM_DEPTH = 32
+_EXTENTS = frozenset(
+    {
+        "kernel_shape",
+        "strides",
+        "dilations",
+        "pads",
+        "output_padding",
+        "output_shape",
+        "group",
+        "blocksize",
+        "num_groups",
+    }
+)
 _ATTRIBUTE_FIELDS = {
     AttributeProto.FLOAT: "f",
     AttributeProto.INT: "i",
@@ -202,6 +215,7 @@ def _check_node(node: onnx.NodeProto, opsets: dict[str, int], functions: frozens
     if not node.op_type:
         raise InvalidModelError(f"a node ({node.name!r}) has no operator")
     _check_attributes(node)
+    _check_extents(node)
     domain = normalized_domain(node.domain)
     if (domain, node.op_type) in functions:
         return
@@ -236,6 +250,13 @@ def _check_attributes(node: onnx.NodeProto) -> None:
         is_message = field in ("t", "g", "sparse_tensor", "tp")
         if field and is_message and not attribute.ref_attr_name and not attribute.HasField(field):
             raise InvalidModelError(f"{describe(node)}: the attribute {attribute.name!r} has no value")
+
+
+def _check_extents(node: onnx.NodeProto) -> None:
+    """Attributes that are sizes must be ones a tensor can have; for others the largest integers have a meaning."""
+    for attribute in node.attribute:
+        if attribute.name in _EXTENTS and any(abs(v) >= 2**31 for v in (attribute.i, *attribute.ints)):
+            raise InvalidModelError(f"{describe(node)}: the attribute {attribute.name!r} has an absurd value")
 
 
 def _check_against_schema(node: onnx.NodeProto, schema: Any) -> None:

@@ -221,6 +221,9 @@ def clip(context: NodeContext) -> relax.Expr:
 def _clip(context: NodeContext, low: relax.Expr | None, high: relax.Expr | None) -> relax.Expr:
     data = context.input(0)
     is_float = dtypes.is_float(context.dtype(0))
+    for index in range(1, len(context.inputs) if context.opset >= 11 else 1):
+        if context.has_input(index) and context.rank(index) and context.shape(index) != (1,):
+            context.invalid(f"its limit has shape {context.shape(index)}; it must be a scalar")
     low, high = (context.emit(R.reshape(v, ())) if v is not None and v.ty.ndim else v for v in (low, high))
     given = [limit for limit in (low, high) if limit is not None]
     if not given:
@@ -232,6 +235,6 @@ def _clip(context: NodeContext, low: relax.Expr | None, high: relax.Expr | None)
             result = tirx.max(result, limits[0])
         if high is not None:
             result = tirx.min(result, limits[-1])
-        return tirx.Select(tirx.isnan(x), x, result) if is_float else result
+        return tirx.Select(scalars.is_nan(x), x, result) if is_float else result
 
     return elementwise(context, "clip", function, data, *given)
