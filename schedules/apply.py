@@ -118,7 +118,7 @@ def _renamed(entry: KernelReport, name: str) -> KernelReport:
 def _finished(function: Any, symbol: Any, *, copy: bool) -> Any:
     """Attributes restored; a repeated kernel is copied so that no variable is defined in two functions."""
     function = s_tir.renew_defs(function) if copy else function
-    function = function.with_attr("tirx.is_scheduled", True)
+    function = function.without_attr("global_symbol").with_attr("tirx.is_scheduled", True)
     return function.with_attr("global_symbol", symbol) if symbol is not None else function
 
 
