@@ -1,0 +1,281 @@
+"""ai.onnx.ml: what classical models are made of, on numbers. Labels that are strings are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators import tree_ensembles
+from compiler.frontends.onnx.operators.composition import Composer, int64s
+from compiler.frontends.onnx.operators.strings import evaluated
+from compiler.frontends.onnx.registry import converter
+
+DOMAIN = "ai.onnx.ml"
+
+
+def _floats(context: NodeContext, op: Composer) -> Any:
+    """Input 0 as float32."""
+    value = context.value(0)
+    return value if context.dtype(0) == "float32" else op("Cast", value, to=1)
+
+
+def _vector(context: NodeContext, name: str) -> np.ndarray:
+    return np.array(context.attribute(name, []), np.float32)
+
+
+@converter("ArrayFeatureExtractor", domain=DOMAIN)
+def array_feature_extractor(context: NodeContext) -> Any:
+    """The entries of the last axis at given places."""
+    op = Composer(context)
+    data = context.value(0)
+    if context.rank(0) == 1:
+        data = op("Unsqueeze", data, int64s(0))
+    return op("Gather", data, op("Reshape", context.value(1), int64s(-1)), axis=-1)
+
+
+@converter("Binarizer", domain=DOMAIN)
+def binarizer(context: NodeContext) -> Any:
+    """1 above the threshold, else 0."""
+    op = Composer(context)
+    above = op("Greater", context.value(0), float(context.attribute("threshold", 0.0)))
+    return op("Cast", above, to=op.number(context.dtype(0)))
+
+
+@converter("Scaler", domain=DOMAIN)
+def scaler(context: NodeContext) -> Any:
+    """(x - offset) * scale."""
+    op = Composer(context)
+    shifted = op("Sub", _floats(context, op), _vector(context, "offset"))
+    return op("Mul", shifted, _vector(context, "scale"))
+
+
+@converter("Normalizer", domain=DOMAIN)
+def normalizer(context: NodeContext) -> Any:
+    """Rows divided by their largest entry, sum of magnitudes, or root of the sum of squares; those of 0 unchanged."""
+    op, norm = Composer(context), context.attribute("norm", "MAX")
+    data, axis = _floats(context, op), int64s(context.rank(0) - 1)
+    reductions = {"MAX": "ReduceMax", "L1": "ReduceL1", "L2": "ReduceL2"}
+    if norm not in reductions:
+        context.invalid(f"the norm {norm!r} does not exist")
+    size = op(reductions[norm], data, axis, keepdims=1)
+    return op("Div", data, op("Where", op("Equal", size, 0.0), np.float32(1), size))
+
+
+@converter("Imputer", domain=DOMAIN)
+def imputer(context: NodeContext) -> Any:
+    """A value that stands for a missing one replaced, for all features or for each."""
+    op = Composer(context)
+    whole = context.has_attribute("imputed_value_int64s")
+    kind, suffix = (np.int64, "int64") if whole else (np.float32, "float")
+    values = np.array(context.required_attribute(f"imputed_value_{suffix}s"), kind)
+    missing = context.attribute(f"replaced_value_{suffix}", 0)
+    data = context.value(0)
+    is_missing = op("IsNaN", data) if not whole and np.isnan(missing) else op("Equal", data, kind(missing))
+    return op("Where", is_missing, values, data)
+
+
+@converter("FeatureVectorizer", domain=DOMAIN)
+def feature_vectorizer(context: NodeContext) -> Any:
+    """All inputs side by side, as float32."""
+    op = Composer(context)
+    parts = [op("Cast", context.value(index), to=1) for index in range(len(context.node.input))]
+    return op("Concat", *parts, axis=-1)
+
+
+@converter("OneHotEncoder", domain=DOMAIN)
+def one_hot_encoder(context: NodeContext) -> Any:
+    """A new last axis with 1 at the place of the category; all 0 for one that is not listed."""
+    if context.has_attribute("cats_strings"):
+        context.refuse("categories that are strings do not exist at run time")
+    if not context.attribute("zeros", 1):
+        context.refuse("zeros=0, an error for categories that are not listed, is not supported")
+    op = Composer(context)
+    categories = np.array(context.required_attribute("cats_int64s"), np.int64)
+    values = op("Unsqueeze", op("Cast", context.value(0), to=7), int64s(-1))
+    return op("Cast", op("Equal", values, categories), to=1)
+
+
+@converter("LabelEncoder", domain=DOMAIN)
+def label_encoder(context: NodeContext) -> Any:
+    """Each key's value, or the default."""
+    op = Composer(context)
+    if context.dtype(0) == "string":
+        return evaluated(context)
+    keys, values, default = (_labels(context, part) for part in ("keys", "values", "default"))
+    if values is None or keys is None or values.dtype == object:
+        context.refuse("labels that are strings do not exist at run time")
+    if default is None:
+        default = np.array(-1 if values.dtype.kind == "i" else -0.0, values.dtype)
+    data = op("Unsqueeze", context.value(0), int64s(-1))
+    matches = op("Equal", data, keys.astype(dtypes.numpy_dtype(context.dtype(0))))
+    if context.dtype(0).startswith("float") and np.isnan(keys).any():
+        both = op("And", op("IsNaN", data), np.isnan(keys))
+        matches = op("Or", matches, both)
+    place = op("ArgMax", op("Cast", matches, to=6), axis=-1, keepdims=0)
+    found = op("Greater", op("ReduceMax", op("Cast", matches, to=6), int64s(-1), keepdims=0), np.int32(0))
+    return op("Where", found, op("Gather", values, place, axis=0), default.reshape(()))
+
+
+def _labels(context: NodeContext, part: str) -> np.ndarray | None:
+    """Keys, values or the default, from whichever attribute holds them."""
+    if context.has_attribute(f"{part}_tensor"):
+        return tree_ensembles.tensor_attribute(context, f"{part}_tensor")
+    plural = "" if part == "default" else "s"
+    for suffix, kind in (("int64", np.int64), ("float", np.float32), ("string", object)):
+        if context.has_attribute(f"{part}_{suffix}{plural}"):
+            return np.array(context.required_attribute(f"{part}_{suffix}{plural}"), kind)
+    return None
+
+
+@converter("LinearRegressor", domain=DOMAIN)
+def linear_regressor(context: NodeContext) -> Any:
+    """x @ coefficients' + intercepts."""
+    op = Composer(context)
+    return _transformed(context, op, _linear(context, op, int(context.attribute("targets", 1))))
+
+
+def _linear(context: NodeContext, op: Composer, outputs: int) -> Any:
+    coefficients = _vector(context, "coefficients").reshape(outputs, -1)
+    result = op("MatMul", _floats(context, op), np.ascontiguousarray(coefficients.T))
+    intercepts = _vector(context, "intercepts")
+    return op("Add", result, intercepts) if intercepts.size else result
+
+
+def _transformed(context: NodeContext, op: Composer, value: Any) -> Any:
+    transform: Any = context.attribute("post_transform", "NONE")
+    names = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")
+    if isinstance(transform, int):
+        transform = names[transform]
+    if transform == "SOFTMAX":
+        return op("Softmax", value, axis=-1)
+    if transform == "LOGISTIC":
+        return op("Sigmoid", value)
+    if transform != "NONE":
+        context.refuse(f"the transformation {transform} is not supported")
+    return value
+
+
+@converter("LinearClassifier", domain=DOMAIN)
+def linear_classifier(context: NodeContext) -> list[Any]:
+    """The label with the highest score, and the scores."""
+    op, labels = Composer(context), _class_labels(context)
+    rows = len(_vector(context, "intercepts")) or len(labels)
+    return _classified(context, op, _linear(context, op, rows), labels)
+
+
+def _class_labels(context: NodeContext) -> np.ndarray:
+    names = [name for name in ("classlabels_ints", "classlabels_int64s") if context.has_attribute(name)]
+    if not names:
+        context.refuse("class labels that are strings do not exist at run time")
+    return np.array(context.required_attribute(names[0]), np.int64)
+
+
+def _classified(context: NodeContext, op: Composer, values: Any, labels: np.ndarray) -> list[Any]:
+    """[label, scores]; a single score decides between two classes."""
+    if values.shape[-1] != 1 or len(labels) < 2:
+        place = op("ArgMax", values, axis=-1, keepdims=0)
+        return [op("Gather", labels, place, axis=0), _transformed(context, op, values)]
+    positive = op("Squeeze", op("Greater", values, 0.0), int64s(-1))
+    label = op("Where", positive, labels[1:2], labels[0:1])
+    score = _transformed(context, op, values)
+    return [label, op("Concat", op("Sub", 1.0, score), score, axis=-1)]
+
+
+@converter("TreeEnsembleRegressor", domain=DOMAIN)
+def tree_ensemble_regressor(context: NodeContext) -> Any:
+    """The sum, mean, least or largest of what the trees give each target."""
+    op, count = Composer(context), int(context.attribute("n_targets", 1))
+    ensemble = tree_ensembles.from_node_lists(
+        context, "target", count, np.array(context.required_attribute("target_ids"), np.int64)
+    )
+    return _transformed(context, op, _float_scores(context, op, ensemble, count))
+
+
+def _float_scores(context: NodeContext, op: Composer, ensemble: tree_ensembles.Ensemble, count: int) -> Any:
+    base = np.zeros(count, np.float32)
+    given = _base_values(context)
+    base[: len(given)] = given
+    value = context.runtime(tree_ensembles.scores(context, ensemble, base), ensemble.weights.dtype.name)
+    return value if value.dtype == "float32" else op("Cast", value, to=1)
+
+
+def _base_values(context: NodeContext) -> np.ndarray:
+    if context.has_attribute("base_values_as_tensor"):
+        return tree_ensembles.tensor_attribute(context, "base_values_as_tensor")
+    return _vector(context, "base_values")
+
+
+@converter("TreeEnsembleClassifier", domain=DOMAIN)
+def tree_ensemble_classifier(context: NodeContext) -> list[Any]:
+    """The label with the highest score, and the scores; leaves that all vote for one class decide between two."""
+    op, labels = Composer(context), _class_labels(context)
+    ids = np.array(context.required_attribute("class_ids"), np.int64)
+    binary = len(labels) == 2 and len(set(ids.tolist())) == 1
+    outputs = 1 if binary else len(labels)
+    ensemble = tree_ensembles.from_node_lists(context, "class", outputs, np.zeros_like(ids) if binary else ids)
+    values = _float_scores(context, op, ensemble, outputs)
+    if not binary:
+        return _classified(context, op, values, labels)
+    return _binary_votes(context, op, values, labels, positive=bool(np.all(ensemble.weights >= 0)))
+
+
+def _binary_votes(context: NodeContext, op: Composer, values: Any, labels: np.ndarray, *, positive: bool) -> list[Any]:
+    """Votes that are all positive are probabilities of the second class; others are signed."""
+    if context.attribute("post_transform", "NONE") not in ("NONE", "LOGISTIC"):
+        context.refuse("a transformation of the votes for one of two classes is not supported")
+    above = op("Greater", values, 0.5 if positive else 0.0)
+    label = op("Where", op("Squeeze", above, int64s(-1)), labels[1:2], labels[0:1])
+    if context.attribute("post_transform", "NONE") == "LOGISTIC":
+        scores = [op("Sigmoid", op("Neg", values)), op("Sigmoid", values)]
+    else:
+        scores = [op("Sub", 1.0, values) if positive else op("Neg", values), values]
+    return [label, op("Concat", *scores, axis=-1)]
+
+
+@converter("TreeEnsemble", domain=DOMAIN, since=5)
+def tree_ensemble(context: NodeContext) -> Any:
+    """The newest encoding: leaves stand apart from the branches, and a branch may test for membership in a set."""
+    op, count = Composer(context), int(context.required_attribute("n_targets"))
+    ensemble = _newest_encoding(context, count)
+    base = np.zeros(count, ensemble.weights.dtype)
+    value = context.runtime(tree_ensembles.scores(context, ensemble, base), ensemble.weights.dtype.name)
+    return _transformed(context, op, value)
+
+
+def _newest_encoding(context: NodeContext, count: int) -> tree_ensembles.Ensemble:
+    modes = tree_ensembles.tensor_attribute(context, "nodes_modes").astype(np.int64)
+    weights = tree_ensembles.tensor_attribute(context, "leaf_weights")
+    branches, leaves = len(modes), len(weights)
+    integers = np.zeros((branches + leaves, tree_ensembles.COLUMNS), np.int64)
+    integers[:branches, 0] = context.required_attribute("nodes_featureids")
+    integers[:branches, 1], integers[branches:, 1] = modes, tree_ensembles.LEAF
+    for column, side in ((2, "true"), (3, "false")):
+        following = np.array(context.required_attribute(f"nodes_{side}nodeids"), np.int64)
+        is_leaf = np.array(context.required_attribute(f"nodes_{side}leafs"), bool)
+        integers[:branches, column] = np.where(is_leaf, following + branches, following)
+    tracks: list[int] = context.attribute("nodes_missing_value_tracks_true", [])
+    integers[:branches, 4] = tracks if tracks else 0
+    integers[branches:, 5] = np.arange(leaves)
+    integers[branches:, 6] = np.arange(leaves) + 1
+    splits = tree_ensembles.tensor_attribute(context, "nodes_splits")
+    members = np.zeros(1, splits.dtype)
+    if context.has_attribute("membership_values"):
+        members = tree_ensembles.tensor_attribute(context, "membership_values")
+        # One set after another, each ended by a NaN.
+        ends = np.flatnonzero(np.isnan(members))
+        asking = np.flatnonzero(modes == tree_ensembles.MEMBER)
+        integers[asking, 7] = np.concatenate([[0], ends + 1])[: len(asking)]
+        integers[asking, 8] = ends[: len(asking)]
+    return tree_ensembles.Ensemble(
+        integers,
+        np.concatenate([splits, np.zeros(leaves, splits.dtype)]),
+        members,
+        np.array(context.required_attribute("tree_roots"), np.int64),
+        np.array(context.required_attribute("leaf_targetids"), np.int64),
+        weights,
+        count,
+        tree_ensembles.AGGREGATES[int(context.attribute("aggregate_function", 1))],
+    )

@@ -1,0 +1,122 @@
+"""ai.onnx.ml and text operators on numbers against ONNX Runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.helper
+import pytest
+
+from compiler.errors import UnsupportedModelError
+from compiler.frontends.onnx import import_onnx
+from tests.compiler.frontends.onnx.operators.onnxruntime_check import assert_equal_to_onnxruntime, node_model
+
+_X = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
+
+
+def _model(operator: str, inputs: dict[str, Any], outputs: int = 1, **attributes: Any) -> onnx.ModelProto:
+    model = node_model(operator, inputs, outputs, domain="ai.onnx.ml", **attributes)
+    model.opset_import[1].version = 3
+    return model
+
+
+@pytest.mark.parametrize(
+    ("operator", "attributes"),
+    [
+        ("Scaler", {"offset": [0.1, 0.2, 0.3], "scale": [2.0, 3.0, 4.0]}),
+        ("Normalizer", {"norm": "L1"}),
+        ("Normalizer", {"norm": "L2"}),
+        ("Binarizer", {"threshold": 0.3}),
+        ("LinearRegressor", {"targets": 2, "coefficients": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], "intercepts": [1.0, 2.0]}),
+        ("LabelEncoder", {"keys_floats": [float(_X[0, 0]), 2.0], "values_floats": [5.0, 6.0], "default_float": -1.5}),
+    ],
+)
+def test_small_operators(operator: str, attributes: dict[str, Any]) -> None:
+    assert_equal_to_onnxruntime(_model(operator, {"x": _X}, **attributes), {"x": _X})
+
+
+def test_imputer_and_categories() -> None:
+    x = _X.copy()
+    x[0, 1] = x[3, 2] = np.nan
+    attributes = {"imputed_value_floats": [1.0, 2.0, 3.0], "replaced_value_float": float("nan")}
+    assert_equal_to_onnxruntime(_model("Imputer", {"x": x}, **attributes), {"x": x})
+    codes = np.array([[3, 5, 9]], np.int64)
+    assert_equal_to_onnxruntime(_model("OneHotEncoder", {"x": codes}, cats_int64s=[9, 3]), {"x": codes})
+    labels = {"keys_int64s": [3, 9], "values_int64s": [30, 90], "default_int64": -7}
+    assert_equal_to_onnxruntime(_model("LabelEncoder", {"x": codes}, **labels), {"x": codes})
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("transform", ["NONE", "LOGISTIC"])
+def test_linear_classifier(classes: int, transform: str) -> None:
+    attributes = {
+        "coefficients": np.linspace(-1, 1, 3 * classes).tolist(),
+        "intercepts": [0.1] * classes,
+        "classlabels_ints": [10, 20] if classes == 1 else [10, 20, 30],
+        "post_transform": transform,
+    }
+    assert_equal_to_onnxruntime(_model("LinearClassifier", {"x": _X}, 2, **attributes), {"x": _X})
+
+
+def _trees(generator: np.random.Generator, prefix: str, outputs: int, modes: list[str]) -> dict[str, Any]:
+    """Three random trees of three levels."""
+    nodes: dict[str, list[Any]] = {
+        name: [] for name in ("treeids", "nodeids", "featureids", "values", "modes", "truenodeids", "falsenodeids")
+    }
+    leaves: dict[str, list[Any]] = {name: [] for name in ("treeids", "nodeids", "ids", "weights")}
+    for tree in range(3):
+        for node in range(7):
+            leaf = node >= 3
+            nodes["treeids"].append(tree)
+            nodes["nodeids"].append(node)
+            nodes["featureids"].append(int(generator.integers(3)))
+            nodes["values"].append(float(generator.standard_normal() * 0.5))
+            nodes["modes"].append("LEAF" if leaf else str(generator.choice(modes)))
+            nodes["truenodeids"].append(0 if leaf else 2 * node + 1)
+            nodes["falsenodeids"].append(0 if leaf else 2 * node + 2)
+            for output in range(outputs if leaf else 0):
+                leaves["treeids"].append(tree)
+                leaves["nodeids"].append(node)
+                leaves["ids"].append(output)
+                leaves["weights"].append(float(generator.standard_normal()))
+    return {f"nodes_{k}": v for k, v in nodes.items()} | {f"{prefix}_{k}": v for k, v in leaves.items()}
+
+
+@pytest.mark.parametrize("aggregate", ["SUM", "AVERAGE", "MIN", "MAX"])
+def test_tree_regressor(aggregate: str) -> None:
+    modes = ["BRANCH_LEQ", "BRANCH_LT", "BRANCH_GTE", "BRANCH_GT"]
+    attributes = _trees(np.random.default_rng(1), "target", 2, modes)
+    attributes |= {"n_targets": 2, "aggregate_function": aggregate, "base_values": [0.5, -0.25]}
+    assert_equal_to_onnxruntime(_model("TreeEnsembleRegressor", {"x": _X}, **attributes), {"x": _X})
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_tree_classifier(classes: int) -> None:
+    attributes = _trees(np.random.default_rng(2), "class", 1 if classes == 2 else classes, ["BRANCH_LEQ"])
+    attributes["classlabels_int64s"] = [10, 20, 30][:classes]
+    assert_equal_to_onnxruntime(_model("TreeEnsembleClassifier", {"x": _X}, 2, **attributes), {"x": _X})
+
+
+@pytest.mark.parametrize("mode", ["TF", "IDF", "TFIDF"])
+def test_ngrams(mode: str) -> None:
+    tokens = np.array([[1, 1, 3, 3, 3, 7], [8, 6, 7, 5, 6, 8]], np.int32)
+    attributes: dict[str, Any] = {
+        "mode": mode,
+        "min_gram_length": 1,
+        "max_gram_length": 2,
+        "max_skip_count": 3,
+        "ngram_counts": [0, 4],
+        "ngram_indexes": [0, 2, 1, 3, 4, 6, 5],
+        "pool_int64s": [2, 3, 5, 4, 5, 6, 7, 8, 6, 7],
+        "weights": [0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+    }
+    model = node_model("TfIdfVectorizer", {"x": tokens}, **attributes)
+    assert_equal_to_onnxruntime(model, {"x": tokens})
+
+
+def test_string_labels_are_refused() -> None:
+    model = _model("LabelEncoder", {"x": np.array([1])}, keys_int64s=[1], values_strings=["a"])
+    with pytest.raises(UnsupportedModelError, match="strings"):
+        import_onnx(model)
