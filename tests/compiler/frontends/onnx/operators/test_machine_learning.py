@@ -40,11 +40,11 @@ def test_small_operators(operator: str, attributes: dict[str, Any]) -> None:
 def test_imputer_and_categories() -> None:
     x = _X.copy()
     x[0, 1] = x[3, 2] = np.nan
-    attributes = {"imputed_value_floats": [1.0, 2.0, 3.0], "replaced_value_float": float("nan")}
+    attributes: dict[str, Any] = {"imputed_value_floats": [1.0, 2.0, 3.0], "replaced_value_float": float("nan")}
     assert_equal_to_onnxruntime(_model("Imputer", {"x": x}, **attributes), {"x": x})
     codes = np.array([[3, 5, 9]], np.int64)
     assert_equal_to_onnxruntime(_model("OneHotEncoder", {"x": codes}, cats_int64s=[9, 3]), {"x": codes})
-    labels = {"keys_int64s": [3, 9], "values_int64s": [30, 90], "default_int64": -7}
+    labels: dict[str, Any] = {"keys_int64s": [3, 9], "values_int64s": [30, 90], "default_int64": -7}
     assert_equal_to_onnxruntime(_model("LabelEncoder", {"x": codes}, **labels), {"x": codes})
 
 
