@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from compiler.frontends.onnx.importer import Importer, Scope
 
 T = TypeVar("T")
+# More sizes than any tensor has axes: expressions of so many unknown values would take for ever.
+_MAXIMUM_SIZES = 16
 
 
 class RefusedError(Exception):
@@ -190,6 +193,10 @@ class NodeContext:
         if isinstance(value, Symbolic):
             return list(value.array.reshape(-1))
         assert isinstance(value, Runtime)
+        if len(value.shape) > 1:
+            self.invalid(f"input {index} lists sizes, so that it must have one axis, not the shape {value.shape}")
+        if all(isinstance(d, int) for d in value.shape) and math.prod(value.shape) > _MAXIMUM_SIZES:
+            self.constant(index)
         builder = self.importer.builder
         key = (signed, builder.current_region)
         for (kind, region), sizes in value.as_shape.items():
