@@ -76,10 +76,23 @@ def _only_branch(
     if len(errors) == 2:
         raise errors[0]
     takes_then = not isinstance(branches[0], InvalidModelError)
+    return _assumed_branch(context, condition, takes_then, then_graph if takes_then else else_graph)
+
+
+def _assumed_branch(
+    context: NodeContext, condition: relax.Expr, takes_then: bool, graph: onnx.GraphProto
+) -> list[Value]:
+    """One branch in place, and a check when running that the condition asks for it."""
     number = context.emit(R.reshape(context.emit(R.astype(condition, "int64")), (1,)))
     shape = context.block_builder.emit(R.tensor_to_shape(number))
     context.block_builder.match_cast(shape, relax.ShapeType([int(takes_then)]))
-    return context.import_subgraph(then_graph if takes_then else else_graph, [])
+    return context.import_subgraph(graph, [])
+
+
+def _squeezes(graph: onnx.GraphProto, other: onnx.GraphProto) -> bool:
+    """Whether a branch drops an axis that the other keeps: how `squeeze(axis)` is exported for an axis of open size."""
+    nodes = [node.op_type for node in graph.node if node.op_type != "Constant"]
+    return nodes == ["Squeeze"] and [node.op_type for node in other.node] == ["Identity"]
 
 
 def scalar_condition(context: NodeContext, expr: relax.Expr) -> relax.Expr:
@@ -114,6 +127,12 @@ def _choose_at_run_time(context: NodeContext, then_graph: onnx.GraphProto, else_
     if isinstance(first, InvalidModelError) or isinstance(second, InvalidModelError):
         return _only_branch(context, condition, then_graph, else_graph, [first, second])
     _check_structures(context, first, second)
+    if [len(shape) for shape in first.shapes] != [len(shape) for shape in second.shapes]:
+        # What follows was exported for the squeezed form; the other rank would fail there.
+        if _squeezes(then_graph, else_graph):
+            return _assumed_branch(context, condition, True, then_graph)
+        if _squeezes(else_graph, then_graph):
+            return _assumed_branch(context, condition, False, else_graph)
     shapes = [joined_shape(context, a, b) for a, b in zip(first.shapes, second.shapes, strict=True)]
     results = choose(context, condition, first.function.call([]), second.function.call([]), shapes)
     sources = sources_with_captures(context)
