@@ -20,6 +20,7 @@ from schedules.conv_tiling import (
     MAX_PIXELS,
     accumulators,
     block_choices,
+    channel_unroll,
     divisors,
     register_tile,
     spatial_block,
@@ -98,7 +99,8 @@ class ConvDirect(ScheduleRule):
         chunks = 1
         if blocks_now < 4 * machine.cores:
             rows, chunks = self._balance(workload, machine, images, rows, columns, splits)
-        return Config.of(pixels=pixels, blocks=blocks, rows=rows, columns=columns, chunks=chunks, unroll=4)
+        unroll = channel_unroll(pixels, blocks)
+        return Config.of(pixels=pixels, blocks=blocks, rows=rows, columns=columns, chunks=chunks, unroll=unroll)
 
     @staticmethod
     def _balance(

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from schedules.anchor import FusedKernel, anchor_stages
 from schedules.config import Config, ConfigSpace
 from schedules.conv_compute import WINOGRAD
-from schedules.conv_tiling import accumulators, block_choices, divisors
+from schedules.conv_tiling import accumulators, block_choices, channel_unroll, divisors
 from schedules.conv_workload import SPEC, ConvWorkload, ceil_div
 from schedules.errors import NotScheduledError
 from schedules.kernel import Kernel
@@ -83,7 +83,8 @@ class Winograd(ScheduleRule):
 
     def default(self, workload: WinogradWorkload, machine: Machine) -> Config:
         plan = winograd_plan(workload, workload.tile, machine)
-        return Config.of(tiles=plan.tiles, pixels=plan.pixels, blocks=plan.blocks, chunks=plan.chunks, unroll=4)
+        unroll = channel_unroll(plan.pixels, plan.blocks)
+        return Config.of(tiles=plan.tiles, pixels=plan.pixels, blocks=plan.blocks, chunks=plan.chunks, unroll=unroll)
 
     def apply(self, schedule: Any, workload: WinogradWorkload, config: Config, machine: Machine) -> Any:
         fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, WINOGRAD))
