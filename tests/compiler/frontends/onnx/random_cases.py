@@ -53,7 +53,8 @@ def values(random: Generator, dtype: str, shape: tuple[int, ...], low: float = -
     limits = np.iinfo(dtype)
     array = np.asarray(random.integers(max(limits.min, int(low * 3)), int(high * 3), shape), dtype)
     extreme = random.random(shape) < 0.05
-    return np.where(extreme, random.choice([limits.min, limits.max], shape).astype(dtype), array).astype(dtype)
+    limit = np.where(random.random(shape) < 0.5, np.array(limits.min, dtype), np.array(limits.max, dtype))
+    return np.where(extreme, limit, array).astype(dtype)
 
 
 def shape(random: Generator, low: int = 0, high: int = 4) -> tuple[int, ...]:
