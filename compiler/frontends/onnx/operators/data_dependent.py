@@ -15,6 +15,8 @@ from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import tensor_shape
 
+_OPAQUE = 8  # the engine's number of the pattern
+
 
 def size_from(context: NodeContext, count: relax.Expr, name: str = "count") -> Dim:
     """A new symbolic size whose value is the only element of an int64 tensor."""
@@ -31,7 +33,10 @@ def first_entries(context: NodeContext, data: relax.Expr, size: Dim) -> relax.Ex
     def take(tensor: te.Tensor, length: Any) -> te.Tensor:
         return te.compute((length, *tensor.shape[1:]), lambda *i: tensor(*i), name="first_entries")
 
-    return context.emit_te(take, data, expression(size), primfunc_name_hint="first_entries")
+    # Opaque, so that it is never fused: a fused kernel would not know a size that occurs in no shape of its inputs.
+    return context.emit_te(
+        take, data, expression(size), primfunc_name_hint="first_entries", primfunc_attrs={"op_pattern": _OPAQUE}
+    )
 
 
 def parts(context: NodeContext, results: relax.Expr) -> list[relax.Expr]:
