@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from importlib.util import find_spec
 
-TABLES = {"onnx": "onnx_table", "models": "models"}
+TABLES = {"onnx": "onnx_table", "models": "models_table"}
 
 
 def main() -> int:
@@ -15,11 +14,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.coverage", description=__doc__)
     tables = parser.add_subparsers(dest="table", required=True)
     for name, module in TABLES.items():
-        if find_spec(f"tests.coverage.{module}") is None:
-            continue
         loaded = importlib.import_module(f"tests.coverage.{module}")
-        if not hasattr(loaded, "add_arguments"):
-            continue
         child = tables.add_parser(name, help=(loaded.__doc__ or "").splitlines()[0])
         loaded.add_arguments(child)
         child.set_defaults(main=loaded.main)

@@ -36,8 +36,6 @@ def main(options: argparse.Namespace) -> int:
         for outcome in outcomes:
             if outcome.status != "pass":
                 console.print(f"{outcome.status} {outcome.name}: {outcome.reason[:600]}", markup=False, highlight=False)
-    if options.json:
-        options.json.write_text(json.dumps([vars(outcome) for outcome in outcomes], indent=1))
     if options.markdown:
         options.markdown.write_text(refusals_as_markdown(outcomes))
     return int(any(o.status in ("wrong", "crash") for o in outcomes if o.plain))
@@ -55,6 +53,9 @@ def run(options: argparse.Namespace, console: Console) -> list[Outcome]:
             operator = tested_operator(cases[name])
             outcomes.append(Outcome(name, operator, status, reason, plain[name], round(seconds, 3)))
             progress.advance(task)
+            if options.json:
+                # Written as they come, so that an interrupted sweep leaves what it found.
+                options.json.write_text(json.dumps([vars(outcome) for outcome in outcomes], indent=1))
     return sorted(outcomes, key=lambda outcome: outcome.name)
 
 
