@@ -43,7 +43,8 @@ def spelled_rms_norm(graph: Graph, call: Call) -> Expr | None:
     if found is None or mean is None or square is None or not square[0].same_as(found.numerator):
         return None
     data, rank, shape = found.numerator, rank_of(found.numerator), shape_of(found.numerator)
-    if rank is None or shape is None or mean.axes != tuple(range(rank - len(mean.axes), rank)):
+    # The engine can not lower the operator over all axes.
+    if rank is None or shape is None or mean.axes != tuple(range(max(1, rank - len(mean.axes)), rank)):
         return None
     sizes = [shape[axis] for axis in mean.axes]
     # The operator computes in float32 and casts back, which float64 can not afford.
