@@ -135,4 +135,6 @@ def _without_checks(function: relax.Function, parameters: list[Any]) -> relax.Fu
 def _with_bindings(function: relax.Function, params: list[Any], kept: Keep, result: Any) -> relax.Function:
     blocks = [relax.BindingBlock([each for each in block.bindings if kept(each)]) for block in function.body.blocks]
     body = relax.SeqExpr([block for block in blocks if block.bindings], result)
-    return relax.Function(params, body, result.ty, function.is_pure, function.attrs)
+    # The result's own type may speak of sizes that only the body knows; the function's does not.
+    ty = function.ret_ty if result.same_as(function.body.body) else result.ty
+    return relax.Function(params, body, ty, function.is_pure, function.attrs)

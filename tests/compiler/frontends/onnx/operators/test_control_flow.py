@@ -187,3 +187,17 @@ def test_a_branch_that_does_not_fit_the_shapes_is_never_taken() -> None:
     np.testing.assert_array_equal(run({"x": x, "c": np.array(True)})["y"], [2, 3, 4])
     with pytest.raises(RuntimeError, match="match_cast"):
         run({"x": x, "c": np.array(False)})
+
+
+def test_a_loop_passes_through_every_phase() -> None:
+    """The project's own pipeline moves constants and checks across the functions that a loop becomes."""
+    import onnx.parser
+
+    import compiler
+    from tests.compiler.frontends.onnx.operators.onnxruntime_check import run_reference
+
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {_LOOP % "Identity (c)"}')
+    feeds = {"M": np.array(5), "go": np.array(True), "x": _random(3), "w": _random(2, 3)}
+    found = compiler.compile(model, reference_inputs=feeds).run(feeds)
+    for result, expected in zip(found.values(), run_reference(model, feeds), strict=True):
+        np.testing.assert_allclose(result, expected, rtol=1e-5)

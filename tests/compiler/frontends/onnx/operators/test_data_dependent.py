@@ -76,3 +76,15 @@ def test_non_max_suppression(centered: int, threshold: float | None) -> None:
         }
 
     _check("NonMaxSuppression", [case(2, 3, 20, 4), case(1, 1, 1, 1), case(1, 2, 50, 0)], center_point_box=centered)
+
+
+def test_counted_sizes_pass_through_every_phase() -> None:
+    """The project's own pipeline fuses and checks what the engine's leaves alone."""
+    import compiler
+
+    x = _few(9)
+    model = node_model("Unique", {"x": x}, 4)
+    module = compiler.compile(model, reference_inputs={"x": x})
+    expected = np.unique(x, return_index=True, return_inverse=True, return_counts=True)
+    for found, reference in zip(module.run({"x": x}).values(), expected, strict=True):
+        np.testing.assert_array_equal(found, reference)
