@@ -56,6 +56,7 @@ def main() -> int:
     """Parse the arguments, race, print the table."""
     options = _parser().parse_args()
     console = Console()
+    console.width = max(console.width, 120)  # the table is of no use with its columns cut
     peak = _measured_peak(options.threads)
     rows: list[Row] = []
     versions: set[str] = set()
@@ -157,7 +158,7 @@ def _print(rows: list[Row], options: Any, peak: float, versions: set[str], conso
         f"{options.threads} thread(s), target {options.target}, peak {peak / 1e9:.0f} GFLOP/s; {time.strftime('%F')}"
     )
     table = Table(title=title, caption=", ".join(sorted(versions)))
-    table.add_column("model")
+    table.add_column("model", no_wrap=True)
     for heading in (
         "ours ms",
         *(f"{peer} ms" for peer in peers),
