@@ -6,6 +6,7 @@ into one, and a result where joining them avoids an overflow in between. NaN and
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 from tvm import relax
 from tvm.ir import IRModule
@@ -125,7 +126,7 @@ def divide_constant(graph: Graph, call: Call) -> Expr | None:
     with np.errstate(all="ignore"):
         inverse = (1 / constant.astype(np.float64)).astype(constant.dtype)
     mantissa, _ = np.frexp(constant.astype(np.float64))
-    tiny = np.finfo(constant.dtype).tiny
+    tiny = ml_dtypes.finfo(constant.dtype).tiny
     exact = (np.abs(mantissa) == 0.5) & np.isfinite(inverse) & (np.abs(inverse) >= tiny)
     return op.multiply(left, as_constant(inverse)) if bool(exact.all()) else None
 
@@ -171,7 +172,7 @@ def join_scales(graph: Graph, call: Call) -> Expr | None:
 
 def _is_tame(array: Array) -> bool:
     """Finite, and far from overflow and underflow where not zero."""
-    info = np.finfo(array.dtype)
+    info = ml_dtypes.finfo(array.dtype)
     magnitude = np.abs(array[array != 0]).astype(np.float64)
     low, high = float(info.tiny) ** 0.5, float(info.max) ** 0.5
     return bool(np.isfinite(array).all() and ((magnitude > low) & (magnitude < high)).all())
