@@ -1,7 +1,7 @@
 """The real models that coverage and benchmarks run on, found in the packages that ship them.
 
-ONNX files come from the packages of `examples/model_packages.txt` and from the onnx package; PyTorch models from the same
-packages (trained) and from torchvision (random weights: good for speed and for numbers, not for accuracy).
+ONNX files come from the packages of `examples/model_packages.txt` and from the onnx package; PyTorch models from the
+same packages (trained) and from torchvision (random weights: good for speed and for numbers, not for accuracy).
 """
 
 from __future__ import annotations

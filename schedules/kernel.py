@@ -134,9 +134,7 @@ class Kernel:
     @property
     def is_static(self) -> bool:
         """Whether all loop extents and buffer shapes are known."""
-        shapes = [
-            dim for buffer in (*self.inputs, *self.outputs, *self.intermediates) for dim in shape_of(buffer)
-        ]
+        shapes = [dim for buffer in (*self.inputs, *self.outputs, *self.intermediates) for dim in shape_of(buffer)]
         loops = [axis.extent for stage in self.simple_stages for axis in stage.axes]
         return all(isinstance(extent, int) for extent in (*shapes, *loops))
 
@@ -188,9 +186,7 @@ def _stage_or_opaque(statement: Any) -> Stage | Opaque:
     axes = _axes(loops, realize)
     if axes is None or _holds_blocks(block.body):
         return Opaque(statement)
-    binding = {
-        iter_var.var: value for iter_var, value in zip(block.iter_vars, realize.iter_values, strict=True)
-    }
+    binding = {iter_var.var: value for iter_var, value in zip(block.iter_vars, realize.iter_values, strict=True)}
     body = substitute(block.body, binding)
     init = None if block.init is None else substitute(block.init, binding)
     return Stage(str(block.name_hint), axes, body, init, dict(block.annotations))
