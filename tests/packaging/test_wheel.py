@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -55,7 +56,11 @@ def test_wheel_compiles_a_model_in_a_clean_environment(wheel: Path, tmp_path: Pa
     install = [str(python), "-m", "pip", "install", "--quiet", str(wheel)]
     done = subprocess.run(install, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    run = subprocess.run([str(python), "-c", COMPILE], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    # A PYTHONPATH to a checkout would come before what was installed.
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    run = subprocess.run(
+        [str(python), "-c", COMPILE], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120
+    )
     assert run.returncode == 0, run.stderr
     assert str(tmp_path / "venv") in run.stdout
     help_text = subprocess.run(
