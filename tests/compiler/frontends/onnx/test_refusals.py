@@ -105,3 +105,11 @@ def test_the_backend_runs_nodes_and_knows_its_devices() -> None:
     assert onnx_backend.supports_device("CPU")
     assert not onnx_backend.supports_device("CUDA")
     assert not onnx_backend.is_compatible(mixed_model())
+
+
+def test_empty_tensors_pass_through_the_backend() -> None:
+    info = onnx.helper.make_tensor_value_info("x", FLOAT, [2, 0, 4])
+    model = make_model([Node("ReduceSum", ["x"], ["y"], keepdims=0)], [info], ["y"])
+    model.graph.node[0].input.append("axes")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2]), "axes"))
+    assert onnx_backend.run_model(model, [np.zeros((2, 0, 4), np.float32)])[0].shape == (2, 0)
