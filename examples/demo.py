@@ -55,11 +55,11 @@ class Job:
         return self.folder / f"{self.name}.twm"
 
 
-def prepare(name: str, path: Path, folder: Path, console: Console, shapes: Any = None) -> Job:
+def prepare(name: str, path: Path, folder: Path, console: Console, *, reference_inputs: Any, shapes: Any = None) -> Job:
     """Compile a model, export it, and load what was exported."""
     console.print(f"[bold]{name}[/]: compiling {path.name} ({path.stat().st_size / 1e6:.1f} MB)")
     start = time.perf_counter()
-    module = compiler.compile(path, shapes=shapes, threads=THREADS)
+    module = compiler.compile(path, shapes=shapes, threads=THREADS, reference_inputs=reference_inputs)
     seconds = time.perf_counter() - start
     artifact = folder / f"{name}.twm"
     module.export(artifact)
@@ -108,9 +108,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tensorwright-demo-") as name:
         folder = Path(name)
         results: list[tuple[Job, float]] = []
-        minilm = prepare("minilm-int8", sentences.model_path(), folder, console)
+        tokens = sentences.tokenize(sentences.SENTENCES)
+        minilm = prepare("minilm-int8", sentences.model_path(), folder, console, reference_inputs=tokens)
         results.append((minilm, embed_sentences(minilm, console)))
-        silero = prepare("silero-vad", speech.model_path(), folder, console)
+        frame = speech.first_frame()
+        shapes = {name: array.shape for name, array in frame.items()}
+        silero = prepare("silero-vad", speech.model_path(), folder, console, reference_inputs=frame, shapes=shapes)
         results.append((silero, detect_speech(silero, console)))
         console.print(f"onnxruntime {onnxruntime.__version__}, tensorwright {compiler.__version__}")
         timing_table(results, console)

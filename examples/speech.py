@@ -34,16 +34,25 @@ def read_recording(path: Path = RECORDING) -> NDArray[np.float32]:
     return np.concatenate([silence, samples.astype(np.float32) / 32768, silence])
 
 
+def first_frame() -> dict[str, Array]:
+    """The inputs of the model for a frame of silence at the beginning."""
+    return {
+        "input": np.zeros((1, CONTEXT + FRAME), np.float32),
+        "state": np.zeros((2, 1, 128), np.float32),
+        "sr": np.array(SAMPLE_RATE, np.int64),
+    }
+
+
 def speech_probabilities(run: Runner, samples: NDArray[np.float32]) -> NDArray[np.float32]:
     """The probability of speech in each 32 ms frame."""
-    state: Array = np.zeros((2, 1, 128), np.float32)
+    inputs = first_frame()
     padded = np.concatenate([np.zeros(CONTEXT, np.float32), samples])
     frames = len(samples) // FRAME
     probabilities = np.empty(frames, np.float32)
     for index in range(frames):
         window = padded[index * FRAME : index * FRAME + CONTEXT + FRAME]
-        outputs = run({"input": window[None], "state": state, "sr": np.array(SAMPLE_RATE, np.int64)})
-        state = outputs["stateN"]
+        outputs = run({**inputs, "input": window[None]})
+        inputs["state"] = outputs["stateN"]
         probabilities[index] = outputs["output"].item()
     return probabilities
 
