@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from compiler.artifact.dtypes import ElementType
+from compiler.errors import InputError
 from compiler.runtime.engine import global_function, tvm_ffi
 
 ALIGNMENT = 64
@@ -72,7 +73,15 @@ def view_as(tensor: Any, shape: tuple[int, ...], dtype: str) -> Any:
 def array_over(tensor: Any, element: ElementType) -> Array:
     """A numpy array over a compact tensor's memory, which it keeps alive."""
     if element.carrier is element.numpy:
-        return np.from_dlpack(tensor)
+        try:
+            return np.from_dlpack(tensor)
+        except ValueError as error:
+            if any(size < 0 for size in tensor.shape):
+                shape = tuple(int(size) for size in tensor.shape)
+                raise InputError(
+                    f"the inputs are too small for this model: an output would have shape {shape}"
+                ) from error
+            raise
     return np.from_dlpack(view_as(tensor, tensor.shape, element.carrier.name)).view(element.numpy)
 
 

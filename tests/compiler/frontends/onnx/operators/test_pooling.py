@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+import compiler
+from compiler.errors import InputError
 from tests.compiler.frontends.onnx.operators.node_cases import (
     Generator,
     Maker,
@@ -16,6 +18,7 @@ from tests.compiler.frontends.onnx.operators.node_cases import (
     check,
     check_random,
     integers,
+    node_model,
     normal,
     over_seeds,
     pick,
@@ -153,3 +156,11 @@ def test_the_smallest_value_wins_over_padding() -> None:
     attributes = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
     expected: list[np.ndarray] = [data, np.zeros((1, 1, 2, 2), np.int64)]
     check(NodeCase("MaxPool", [data], attributes, outputs=("y0", "y1"), opset=12, expected=expected))
+
+
+def test_a_window_larger_than_the_data_is_an_error_of_the_input() -> None:
+    data = np.zeros((1, 1, 8, 8), np.float32)
+    case = NodeCase("AveragePool", [data], {"kernel_shape": [4, 4]}, dims={0: {2: "height", 3: "width"}})
+    module = compiler.compile(node_model(case, symbolic=True, constant=False)[0])
+    with pytest.raises(InputError, match="too small for this model"):
+        module.run({"x0": data[:, :, :2, :2]})
