@@ -56,6 +56,7 @@ FUSE = (
     "legalize-operators",
     "annotate-patterns",
     "fold-lowered-constants",
+    "separate-sizes",
     "group-operators",
     "fuse-kernels",
     "eliminate-dead-code",

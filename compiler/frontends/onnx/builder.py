@@ -18,7 +18,6 @@ from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, tensor_s
 
 _MAXIMUM_SYMBOLIC_ELEMENTS = 1024
 _LARGEST_ELEMENT = 2**62
-_OPAQUE = 8  # the engine's OpPatternKind that nothing is fused with
 
 
 class Builder:
@@ -121,13 +120,7 @@ class Builder:
 
     def emit_te(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> relax.Expr:
         """Bind a call of a tensor expression function; relax tensors arrive in it as te tensors."""
-        call = self.block_builder.call_te(function, *args, **kwargs)
-        result = self.emit(call)
-        if has_shape(result) and not all(is_simple(size) for size in tensor_shape(result)):
-            # A fused kernel's parameters could not say what such a size is computed from.
-            kernel = self.block_builder.get()[call.args[0]]
-            self.block_builder.update_func(call.args[0], kernel.with_attr("op_pattern", _OPAQUE))
-        return result
+        return self.emit(self.block_builder.call_te(function, *args, **kwargs))
 
     def shape_values(self, tensor: relax.Expr, signed: bool) -> list[Dim]:
         """The elements of an integer tensor of known length, as sizes that take their values when the module runs.

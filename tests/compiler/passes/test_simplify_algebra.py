@@ -119,6 +119,17 @@ def test_scales_of_both_operands_of_a_product_are_joined() -> None:
     np.testing.assert_allclose(run_module(after, *values)[0], values[0] @ values[1] * 0.21, rtol=1e-5, atol=1e-6)
 
 
+def test_narrow_types_keep_every_rounding() -> None:
+    build = Build()
+    x, y = build.input("x", (3, 4), "float16"), build.input("y", (4, 5), "float16")
+    a = build.emit(op.multiply(x, number(0.3, "float16")))
+    b = build.emit(op.multiply(number(0.7, "float16"), y))
+    twice = build.emit(op.add(build.emit(op.add(x, number(0.3, "float16"))), number(0.7, "float16")))
+    cube = build.emit(op.power(x, number(3, "float16")))
+    mod = build.module(build.emit(op.matmul(a, b, out_dtype="float32")), twice, cube)
+    assert apply("simplify-algebra", mod).same_as(mod)
+
+
 def test_neighbours_are_taken_by_a_slice() -> None:
     build = Build()
     x = build.input("x", (6, "n"))
