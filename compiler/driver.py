@@ -62,7 +62,8 @@ def compile(
         threads: how many threads the module runs on; the target's cores when None.
         passes: the user's own graph passes: `{"after:fold-constants": my_pass}`; see `tensorwright passes`.
         dump: a folder that receives the module after each pass as TVMScript.
-        verify: run the module after each pass against the unoptimized one; slow, for finding defects.
+        verify: run the module after each pass against the unoptimized one, on `reference_inputs` where given; slow,
+            for finding defects.
         reference_inputs: what to store as the reference input; random values when None.
         progress: called with the name of each step as it begins.
 
@@ -73,17 +74,8 @@ def compile(
         UserError: the model, an option or the environment is at fault (see `compiler.errors`).
         InternalError: a defect of Tensorwright; the message names the phase or pass.
     """
-    if precision not in PRECISIONS:
-        raise OptionError(f"precision {precision!r} is not supported", f"use one of {', '.join(PRECISIONS)}")
-    if threads is not None and threads < 1:
-        raise OptionError(f"threads={threads}: a module needs at least one thread")
     report = progress if progress is not None else _silent
-    chosen = find_target(target, threads)
-    if precision == "bf16" and not chosen.machine.bf16_dot_product:
-        raise OptionError(
-            f"target {chosen.name!r} has no bfloat16 dot product",
-            "name a target that has one (znver4, sapphire-rapids), or leave precision at float32",
-        )
+    chosen = _target_for(target, precision, threads)
     report("import")
     model = import_model(
         source,
@@ -92,17 +84,27 @@ def compile(
         example_inputs=example_inputs,
         dynamic_shapes=dynamic_shapes,
     )
+    inputs, outputs = tensor_descriptions(model.inputs), tensor_descriptions(model.outputs)
     context = PipelineContext(target=chosen, machine=chosen.machine, options={"precision": precision})
-    pipeline = run_pipeline(model.mod, context, passes=passes, dump=dump, verify=verify, progress=report)
+    pipeline = run_pipeline(
+        model.mod,
+        context,
+        passes=passes,
+        dump=dump,
+        verify=verify,
+        example_inputs=_in_order(reference_inputs, model),
+        progress=report,
+    )
     report("build")
     with translated_target_errors():
         library = build_library(pipeline.mod, chosen)
     artifact = Artifact.create(
         model_name=_model_name(source),
-        inputs=tensor_descriptions(model.inputs),
-        outputs=tensor_descriptions(model.outputs),
+        inputs=inputs,
+        outputs=outputs,
         library=library,
-        parameters=pipeline.parameters,
+        parameters=pipeline.stored_parameters(),
+        compact_parameters=len(pipeline.expansions.stored),
         fixed=model.fixed,
         threads=threads,
         **manifest_entries(chosen, pipeline),
@@ -116,6 +118,29 @@ def find_target(target: str | targets.Target, cores: int | None = None) -> targe
         return target
     with translated_target_errors():
         return targets.get(target, cores=cores)
+
+
+def _target_for(target: str | targets.Target, precision: str, threads: int | None) -> targets.Target:
+    """The target, checked to be able to do what the options ask for."""
+    if precision not in PRECISIONS:
+        raise OptionError(f"precision {precision!r} is not supported", f"use one of {', '.join(PRECISIONS)}")
+    if threads is not None and threads < 1:
+        raise OptionError(f"threads={threads}: a module needs at least one thread")
+    chosen = find_target(target, threads)
+    if precision == "bf16" and not chosen.machine.bf16_dot_product:
+        raise OptionError(
+            f"target {chosen.name!r} has no bfloat16 dot product",
+            "name a target that has one (znver4, sapphire-rapids), or leave precision at float32",
+        )
+    return chosen
+
+
+def _in_order(given: Mapping[str, np.ndarray] | None, model: ImportedModel) -> list[np.ndarray] | None:
+    """Values by name as the arguments of `main`; None unless all are there."""
+    names = [spec.name for spec in model.inputs]
+    if given is None or not set(names) <= set(given):
+        return None
+    return [np.asarray(given[name]) for name in names]
 
 
 @contextmanager
@@ -144,8 +169,8 @@ def _with_reference(
     if given is None and loops(model.mod):
         report("no reference input stored: on random values the model's loops may never end; give reference_inputs=")
         return module
-    inputs = dict(given) if given is not None else random_inputs(model.inputs)
     try:
+        inputs = dict(given) if given is not None else random_inputs(model.inputs)
         outputs = module.run(inputs)
     except TensorwrightError as error:
         if given is not None:

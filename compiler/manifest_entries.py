@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import targets
-from compiler.artifact.manifest import KernelProvenance, MemoryPlan, PassTiming, TargetDescription, TensorDescription
+from compiler.artifact.dtypes import ELEMENT_TYPES
+from compiler.artifact.manifest import (
+    MAX_ELEMENTS,
+    KernelProvenance,
+    MemoryPlan,
+    PassTiming,
+    TargetDescription,
+    TensorDescription,
+)
+from compiler.errors import InvalidModelError, Refusal, UnsupportedModelError
 from compiler.frontends.imported_model import TensorSpec
 from compiler.passes.pipeline import PipelineResult
 
 
 def tensor_descriptions(specs: Sequence[TensorSpec]) -> list[TensorDescription]:
-    """Inputs or outputs of a model for the manifest."""
+    """Inputs or outputs of a model for the manifest.
+
+    Raises:
+        InvalidModelError: one is larger than any memory.
+        UnsupportedModelError: one is of an element type that a module can not carry.
+    """
+    for spec in specs:
+        if math.prod(size for size in spec.shape if isinstance(size, int)) > MAX_ELEMENTS:
+            raise InvalidModelError(f"{spec.name!r} has the shape {list(spec.shape)}, larger than any memory")
+    refusals = [
+        Refusal("graph", spec.name, f"its element type {spec.dtype} can not be carried by a module")
+        for spec in specs
+        if spec.dtype not in ELEMENT_TYPES
+    ]
+    if refusals:
+        raise UnsupportedModelError(refusals)
     return [TensorDescription(name=spec.name, shape=spec.shape, dtype=spec.dtype) for spec in specs]
 
 

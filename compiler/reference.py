@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import ml_dtypes
 import numpy as np
 
+from compiler.errors import InputError
+
 if TYPE_CHECKING:
     from compiler.artifact.manifest import TensorDescription
     from compiler.frontends.imported_model import TensorSpec
 
+MAX_REFERENCE_BYTES = 1 << 30
+"""Larger inputs are not made up: the example would dwarf the module, or not fit into memory."""
 _SYMBOLIC_SIZE = 2
 _EXTENDED = {
     name: np.dtype(getattr(ml_dtypes, name))
@@ -27,16 +32,25 @@ def random_inputs(
 
     Args:
         sizes: of symbolic dimensions by name; 2 for those not named.
+
+    Raises:
+        InputError: they would take more than `MAX_REFERENCE_BYTES`.
     """
     generator = np.random.default_rng(seed)
     known = dict(sizes or {})
-    return {spec.name: _random_array(spec, generator, known) for spec in specs}
+    shapes = [
+        tuple(size if isinstance(size, int) else known.get(size, _SYMBOLIC_SIZE) for size in spec.shape)
+        for spec in specs
+    ]
+    largest = 8 * sum(math.prod(shape) for shape in shapes)  # they are drawn as 64-bit numbers
+    if largest > MAX_REFERENCE_BYTES:
+        raise InputError(f"random inputs would take {largest} bytes", "give inputs of your own")
+    return {spec.name: _random_array(spec, shape, generator) for spec, shape in zip(specs, shapes, strict=True)}
 
 
 def _random_array(
-    spec: TensorSpec | TensorDescription, generator: np.random.Generator, sizes: Mapping[str, int]
+    spec: TensorSpec | TensorDescription, shape: tuple[int, ...], generator: np.random.Generator
 ) -> np.ndarray:
-    shape = tuple(size if isinstance(size, int) else sizes.get(size, _SYMBOLIC_SIZE) for size in spec.shape)
     dtype = _EXTENDED.get(spec.dtype) or np.dtype(spec.dtype)
     if dtype.kind == "b":
         return generator.integers(0, 2, shape).astype(bool)

@@ -9,6 +9,7 @@ from schedules.backward_divisions import hide_backward_divisions
 from schedules.expression import substitute
 from schedules.inline import call_name
 from schedules.kernel import product, shape_of
+from schedules.narrow_floats import inline_narrow_lets, serialize_narrow_repeats
 from schedules.scalar_calls import serialize_scalar_loops, widen_narrow_calls
 from schedules.tir import s_tir, structural_map, structural_walk, tirx, tvm
 
@@ -22,7 +23,8 @@ def finish(function: Any) -> Any:
     generate or misreads is written another way."""
     used: set[str] = set()
     suffix = vector_math.IN_TILE if _holds_tile(function.body) else ""
-    body = hide_backward_divisions(serialize_scalar_loops(widen_narrow_calls(function.body)))
+    body = serialize_narrow_repeats(inline_narrow_lets(function.body))
+    body = hide_backward_divisions(serialize_scalar_loops(widen_narrow_calls(body)))
     body = _fresh_lets(_vector_calls(body, used, suffix))
     if used:
         body = with_import(body, vector_math.definitions(used, vector_lengths(body)))

@@ -68,6 +68,13 @@ def transform_weight(weight: NDArray[np.float32], tile: int) -> NDArray[np.float
     return spread.astype(np.float32)
 
 
+@cache
+def weight_matrix(tile: int) -> NDArray[np.float64]:
+    """`transform_weight` as one matrix: (9, edge^2), from the filter's elements to the transformed filter's."""
+    matrix = np.array(transforms(tile).weight)
+    return np.ascontiguousarray(np.kron(matrix, matrix).T)
+
+
 def _vandermonde(points: tuple[Fraction, ...], columns: int) -> list[list[Fraction]]:
     """A row of powers for each point, and for infinity the highest power alone."""
     rows = [[point**power for power in range(columns)] for point in points]

@@ -2,7 +2,11 @@
 
 `main(*inputs, *parameters)` is always there. Where `CHECK_ENTRY(*parameters)` is there too, `main` no longer checks the
 types and shapes of its parameters: the runtime has that function do it once, when it loads the module.
+
+Where the manifest says that the last `n` parameters are stored smaller than `main` takes them, `EXPAND_ENTRY(*those)`
+returns what `main` takes in their place; the runtime calls it once, when it loads the module.
 """
 
 MAIN_ENTRY = "main"
 CHECK_ENTRY = "tensorwright_check"
+EXPAND_ENTRY = "tensorwright_expand"

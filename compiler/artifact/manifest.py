@@ -140,6 +140,7 @@ class Manifest(_Model):
     Attributes:
         inputs, outputs: of the function `main`, in its order.
         parameters: what `main` takes after the inputs, in its order, with exact shapes.
+        compact_parameters: how many of the last ones are stored in a smaller form, for `EXPAND_ENTRY` to expand.
         threads: the setting to run with; None leaves it to the device (its physical cores).
         reference_inputs, reference_outputs: the stored example and what it gave, with exact shapes; may be empty.
         checksums: SHA-256 tree digest (hex) of each section; filled in when the file is written.
@@ -150,6 +151,7 @@ class Manifest(_Model):
     inputs: tuple[TensorDescription, ...] = Field(strict=False)
     outputs: tuple[TensorDescription, ...] = Field(strict=False)
     parameters: tuple[TensorDescription, ...] = Field(default=(), strict=False)
+    compact_parameters: Size = 0
     target: TargetDescription
     versions: ToolVersions
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
@@ -171,4 +173,6 @@ class Manifest(_Model):
                 raise ValueError("two inputs, outputs or parameters have the same name")
         if any(isinstance(size, str) for tensors in stored for tensor in tensors for size in tensor.shape):
             raise ValueError("a stored tensor has a symbolic dimension")
+        if self.compact_parameters > len(self.parameters):
+            raise ValueError(f"{self.compact_parameters} of {len(self.parameters)} parameters can not be compact")
         return self

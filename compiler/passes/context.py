@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler.passes.expansion import Expansions
+
 
 @dataclass
 class PipelineContext:
@@ -21,6 +23,7 @@ class PipelineContext:
         shape_bounds: upper bound of a symbolic dimension, by its name; used in planning memory.
         configs: configurations of kernels from tuning records, handed to the schedule rules as they are.
         parameters: filled by `lift-parameters`: the trailing parameters of `main`, in order, by name.
+        expansions: which constants can be stored in a smaller form; those that are come last in `parameters`.
         reports: what passes have to say about the module, by the name of the pass.
     """
 
@@ -30,6 +33,7 @@ class PipelineContext:
     shape_bounds: Mapping[str, int] = field(default_factory=dict)
     configs: Any = None
     parameters: dict[str, NDArray[np.generic]] = field(default_factory=dict)
+    expansions: Expansions = field(default_factory=Expansions.empty)
     reports: dict[str, Any] = field(default_factory=dict)
 
     def option(self, name: str, default: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -29,14 +30,17 @@ def lift_parameters(mod: IRModule, context: PipelineContext) -> IRModule:
     The values go to `context.parameters`, in the order of the parameters; equal constants share one.
     """
     pool = ConstantPool()
-    lifted, indices = lift_constants(mod, pool)
+    expanded = [pool.add(constant) for constant in context.expansions.chosen]
+    lifted, indices = lift_constants(mod, pool, last=expanded)
     context.parameters.clear()
     context.parameters.update({pool.name(index): pool.arrays[index] for index in indices})
     return lifted
 
 
-def lift_constants(mod: IRModule, pool: ConstantPool) -> tuple[IRModule, list[int]]:
+def lift_constants(mod: IRModule, pool: ConstantPool, last: Sequence[int] = ()) -> tuple[IRModule, list[int]]:
     """`mod` with the constants as trailing parameters of `main`, and their indices in `pool`, in order.
+
+    Those of `last` come last in `main`, in that order; each must be in use.
 
     Private functions get the constants they need as trailing parameters too, and callers hand them on.
     A constant stays where it is in a function that is used as a value: its callers can not be seen.
@@ -45,7 +49,9 @@ def lift_constants(mod: IRModule, pool: ConstantPool) -> tuple[IRModule, list[in
     needs = _needs(functions, _used_as_values(functions), pool)
     if not any(needs.values()):
         return mod, []
-    return _rewrite(mod, functions, needs, pool), needs[_entry(functions)]
+    entry = _entry(functions)
+    needs[entry] = [*(index for index in needs[entry] if index not in last), *last]
+    return _rewrite(mod, functions, needs, pool), needs[entry]
 
 
 class ConstantPool:
@@ -69,16 +75,21 @@ class ConstantPool:
             self._by_object[constant] = self._find_or_add(constant)
         return self._by_object[constant]
 
-    def _find_or_add(self, constant: Any) -> int:
+    def add(self, constant: Any) -> int:
+        """A new index for `constant`, even where another one is equal to it."""
         array = array_of(constant)
-        candidates = self._by_digest[_digest(array)]
-        for index in candidates:
-            if same_bits(self.arrays[index], array):
-                return index
         self.arrays.append(array)
         self.constants.append(constant)
-        candidates.append(len(self.arrays) - 1)
-        return candidates[-1]
+        self._by_object[constant] = len(self.arrays) - 1
+        self._by_digest[_digest(array)].append(self._by_object[constant])
+        return self._by_object[constant]
+
+    def _find_or_add(self, constant: Any) -> int:
+        array = array_of(constant)
+        for index in self._by_digest[_digest(array)]:
+            if same_bits(self.arrays[index], array):
+                return index
+        return self.add(constant)
 
 
 def _digest(array: Array) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ from tvm.ir import IRModule
 
 from compiler.errors import OptionError, PassError, TensorwrightError
 from compiler.passes.context import PipelineContext
+from compiler.passes.expansion import Expansions
 from compiler.passes.registry import GraphPass, PassLike, as_graph_pass, did_you_mean, get_pass, is_own
 
 
@@ -62,7 +63,7 @@ FUSE = (
     "eliminate-dead-code",
 )
 # 6. Every kernel gets a schedule for the machine.
-SCHEDULE = ("count-operations", "mark-in-place", "apply-schedules")
+SCHEDULE = ("expand-at-load", "count-operations", "mark-in-place", "apply-schedules")
 # 7. Weights leave the code; every tensor gets its place in memory.
 PLAN_MEMORY = (
     "lift-parameters",
@@ -114,14 +115,21 @@ class PipelineResult:
     Attributes:
         mod: the module, ready for `relax.build(..., relax_pipeline=None)` when every phase ran.
         parameters: trailing parameters of `main` by name, in order (empty unless `lift-parameters` ran).
+        expansions: which of them, the last ones, the module stores in a smaller form.
         timings: one entry a pass, in order.
         report: what passes reported, by pass name ("plan-memory": peak bytes, "apply-schedules": ...).
     """
 
     mod: IRModule
     parameters: dict[str, NDArray[np.generic]]
+    expansions: Expansions
     timings: list[PassTiming]
     report: dict[str, Any] = field(default_factory=dict)
+
+    def stored_parameters(self) -> dict[str, NDArray[np.generic]]:
+        """What the module's file holds: the parameters, but for the last ones in their smaller form."""
+        whole = list(self.parameters.items())[: len(self.parameters) - len(self.expansions.chosen)]
+        return {**dict(whole), **self.expansions.stored}
 
     def seconds(self, phase: str | None = None) -> float:
         """Time spent in `phase`, or in all of them."""
@@ -177,7 +185,7 @@ def run_pipeline(
                     observer.after_pass(phase.name, position, each, mod)
         for observer in observers:
             observer.after_phase()
-    return PipelineResult(mod, context.parameters, timings, context.reports)
+    return PipelineResult(mod, context.parameters, context.expansions, timings, context.reports)
 
 
 def _observers(

@@ -30,7 +30,10 @@ def plan_layout(mod: IRModule, context: PipelineContext) -> IRModule:
     if not wanted:
         return mod
     builder = relax.BlockBuilder(mod)
-    planned = {var: _plan(function, LayoutBuilder(builder, mod, context.machine)) for var, function in wanted}
+    planned = {
+        var: _plan(function, LayoutBuilder(builder, mod, context.machine, context.expansions))
+        for var, function in wanted
+    }
     result = builder.get()
     for var, function in planned.items():
         result.update_func(var, function)

@@ -14,12 +14,16 @@ from typing import Any
 from tvm import relax
 from tvm.ir import IRModule
 
+from compiler.errors import InvalidModelError
 from compiler.passes.context import PipelineContext
 from compiler.passes.graph import operator_name
 from compiler.passes.lower import engine_target
 from compiler.passes.memory_assignment import assign, peak_of_live_bytes
 from compiler.passes.memory_liveness import ALLOCATE, Liveness
 from compiler.passes.registry import graph_pass
+
+MAX_BYTES = 1 << 47
+"""What a process can address on the machines there are."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,11 @@ def _planned(function: Any, liveness: Liveness) -> tuple[Any, MemoryReport]:
         in_place=sum(chosen[new] == chosen[old] for new, old in in_place.items()),
         unplanned=sum(each.size is None for each in every),
     )
+    if report.peak > MAX_BYTES:
+        raise InvalidModelError(
+            f"one run would need {report.peak} bytes of memory, more than can be addressed",
+            "check the shapes of the model's inputs",
+        )
     storages = [_Storage(index, size) for index, size in enumerate(sizes)]
     places = {each.variable: storages[index].variable for each, index in zip(shared, chosen, strict=True)}
     return _rewrite(function, places, storages), report

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compiler.artifact.entries import CHECK_ENTRY, MAIN_ENTRY
+from compiler.artifact.entries import CHECK_ENTRY, EXPAND_ENTRY, MAIN_ENTRY
 from compiler.errors import ArtifactError, IncompatibleArtifactError, InternalError
 from compiler.runtime.engine import global_function
 
@@ -109,18 +109,27 @@ def _write_all(descriptor: int, data: bytes | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def new_virtual_machine(executable: Any, arguments: int) -> Any:
+def new_virtual_machine(executable: Any) -> Any:
     """A fresh virtual machine of an executable; not safe for two threads at a time.
 
-    Args:
-        arguments: how many `main` must take.
-
     Raises:
-        ArtifactError: the library holds no executable, or its `main` takes another number of arguments.
+        ArtifactError: the library holds no executable.
         InternalError: it calls a function that this runtime does not have.
     """
     try:
         machine = executable["vm_load_executable"]()
+    except (AttributeError, ValueError) as error:
+        raise ArtifactError("the module's library holds no executable", "compile the model again") from error
+    try:
+        machine["vm_initialization"](_CPU, 0, _POOLED_ALLOCATOR)
+    except Exception as error:  # the engine raises whatever class its C++ side names
+        raise InternalError(f"the module could not be initialized: {error}") from error
+    return machine
+
+
+def check_arity(machine: Any, arguments: int) -> None:
+    """Raise ArtifactError unless `main` takes that many arguments."""
+    try:
         actual = machine["get_function_arity"](MAIN_ENTRY)
     except (AttributeError, ValueError) as error:
         raise ArtifactError("the module's library holds no function `main`", "compile the model again") from error
@@ -129,11 +138,18 @@ def new_virtual_machine(executable: Any, arguments: int) -> Any:
             f"the module's code takes {actual} arguments; its manifest names {arguments} inputs and parameters",
             "compile the model again",
         )
+
+
+def expand_parameters(machine: Any, stored: Sequence[Any]) -> list[Any]:
+    """What `main` takes in place of parameters that are stored in a smaller form.
+
+    Raises:
+        ArtifactError: the module's code does not know them.
+    """
     try:
-        machine["vm_initialization"](_CPU, 0, _POOLED_ALLOCATOR)
+        return list(machine[EXPAND_ENTRY](*stored))
     except Exception as error:  # the engine raises whatever class its C++ side names
-        raise InternalError(f"the module could not be initialized: {error}") from error
-    return machine
+        raise ArtifactError(f"the module's parameters could not be expanded: {error}", "export it again") from error
 
 
 def bound_main(machine: Any, parameters: Sequence[Any]) -> Any:

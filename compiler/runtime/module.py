@@ -15,8 +15,10 @@ from compiler.errors import InputError, OptionError, VerificationError
 from compiler.runtime.inputs import InputBinder, Staging, engine_error
 from compiler.runtime.library import (
     bound_main,
+    check_arity,
     check_elf,
     check_parameters,
+    expand_parameters,
     load_executable,
     new_virtual_machine,
 )
@@ -36,7 +38,8 @@ class _Session:
     __slots__ = ("machine", "main", "staging")
 
     def __init__(self, executable: Any, parameters: Sequence[Any], inputs: int) -> None:
-        self.machine = new_virtual_machine(executable, inputs + len(parameters))
+        self.machine = new_virtual_machine(executable)
+        check_arity(self.machine, inputs + len(parameters))
         self.main = bound_main(self.machine, parameters)
         self.staging = [Staging() for _ in range(inputs)]
 
@@ -71,12 +74,21 @@ class Module:
             array if is_usable(array) else aligned_copy(array, element)
             for array, element in zip(artifact.parameters.values(), elements, strict=True)
         ]
-        self._parameters = [tensor_over(*pair) for pair in zip(arrays, elements, strict=True)]
+        stored = [tensor_over(*pair) for pair in zip(arrays, elements, strict=True)]
+        self._parameters = self._expanded(stored, artifact.manifest.compact_parameters)
         self._binder = InputBinder(artifact.manifest.inputs)
         self._reader = OutputReader(artifact.manifest.outputs, arrays)
         # Taking from and adding to a list's end are atomic.
         self._idle: list[_Session] = [self._new_session()]
         check_parameters(self._idle[0].machine, self._parameters)
+
+    def _expanded(self, stored: list[Any], compact: int) -> list[Any]:
+        """The parameters as `main` takes them: the last `compact` ones of those that are stored, expanded."""
+        if not compact:
+            return stored
+        machine = new_virtual_machine(self._executable)
+        whole, small = stored[:-compact], stored[-compact:]
+        return [*whole, *run_with(self._threads, lambda: expand_parameters(machine, small))]
 
     def run(self, inputs: Mapping[str, Any] | Sequence[Any], *, outputs: OutputKind = "numpy") -> dict[str, Any]:
         """Run the model once.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -68,3 +69,22 @@ def test_functions_without_a_vector_form(dtype: str, name: str, reference: Any) 
     tolerance = 2e-3 if dtype == "float16" else 1e-6
     expected = reference(values.astype(np.float64))
     np.testing.assert_allclose(scheduled(source, output)(values), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("size", [1, 3, 40])
+def test_a_narrow_float_that_is_used_twice_keeps_its_value(size: int) -> None:
+    source = te.placeholder((size,), "bfloat16", name="source")
+    wide = te.compute((size,), lambda i: source(i).astype("float32"), name="wide")
+    index = te.reduce_axis((0, size), "index")
+    output = te.compute((1,), lambda _: te.sum(wide(index) * wide(index), axis=index), name="squares")
+    values = np.random.default_rng(size).standard_normal(size).astype(ml_dtypes.bfloat16)
+    np.testing.assert_allclose(scheduled(source, output)(values), [(values.astype(np.float64) ** 2).sum()], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])
+def test_one_narrow_float_fills_a_vector(dtype: str) -> None:
+    source = te.placeholder((1,), dtype, name="source")
+    output = te.compute((3, 40), lambda _row, _column: source(0), name="repeated")
+    value = np.array([1.5], getattr(ml_dtypes, dtype))
+    filled = scheduled(source, output)(value)
+    np.testing.assert_array_equal(filled.astype(np.float32), np.full((3, 40), 1.5, np.float32))

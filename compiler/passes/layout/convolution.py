@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from tvm import relax
 from tvm.ir import GenericConst
 
+from compiler.passes.expansion import Expansion
 from compiler.passes.layout.packing import (
+    expand_winograd,
     merge_groups,
     pack_depthwise,
     pack_filter,
@@ -24,7 +26,7 @@ from compiler.passes.matching import array_of, as_constant, shape_of, static_sha
 from schedules import conv_compute
 from schedules.conv_workload import ConvWorkload, WindowWorkload, ceil_div
 from schedules.winograd_tiling import winograd_tile
-from schedules.winograd_transforms import transform_weight
+from schedules.winograd_transforms import transform_weight, weight_matrix
 
 WINOGRAD_ERROR_BOUND = 3e-6  # root mean square, relative; see `winograd_transforms.ERROR_BOUND`
 
@@ -108,10 +110,17 @@ class BlockedConv:
         work = self._workload(groups, self._in_lanes(groups), merged)
         tile = winograd_tile(work, self.builder.machine, WINOGRAD_ERROR_BOUND)
         if tile is not None:
-            packed = pack_winograd(transform_weight(values, tile), work.block)
-            return self._emit(lambda data, weight: conv_compute.conv_winograd(data, weight, work, tile), work, packed)
+            spread = self._winograd_weight(values, work.block, tile)
+            return self._emit(lambda data, weight: conv_compute.conv_winograd(data, weight, work, tile), work, spread)
         packed = pack_filter(values, work.in_block, work.block)
         return self._emit(lambda data, weight: conv_compute.conv_direct(data, weight, work), work, packed)
+
+    def _winograd_weight(self, values: NDArray[Any], lanes: int, tile: int) -> Expr:
+        """The transformed filter, which the module need not store: it takes (tile + 2)^2 numbers for 9."""
+        constant = as_constant(pack_winograd(transform_weight(values, tile), lanes))
+        stored = pack_winograd(values, lanes), weight_matrix(tile)
+        self.builder.expansions.known[constant] = Expansion(stored, expand_winograd, "expand_filter")
+        return constant
 
     def _filter_values(self) -> NDArray[Any]:
         values: NDArray[Any] = array_of(self.weight).transpose(self.conv.filter_order)

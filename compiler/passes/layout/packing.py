@@ -48,6 +48,23 @@ def pack_winograd(spread: Array, lanes: int) -> Array:
     return np.ascontiguousarray(padded.reshape(outer, lanes, channels, -1).transpose(0, 3, 2, 1))
 
 
+def expand_winograd(weight: Any, matrix: Any) -> Any:
+    """`pack_winograd` of the filter itself, (o, 9, i, lanes), to that of the transformed one, in double precision.
+
+    `matrix` is `winograd_transforms.weight_matrix`: (9, edge^2), float64.
+    """
+    outer, taps, channels, lanes = weight.shape
+    tap = te.reduce_axis((0, taps), "tap")
+
+    def point(block: Any, place: Any, channel: Any, lane: Any) -> Any:
+        value = weight(block, tap, channel, lane).astype("float64")
+        return te.sum(value * matrix(tap, place), axis=tap)
+
+    shape = (outer, matrix.shape[1], channels, lanes)
+    spread = te.compute(shape, point, name="expand")
+    return te.compute(shape, lambda *at: spread(*at).astype(weight.dtype), name="expand_rounded")
+
+
 def merge_groups(weight: Array, groups: int, merged: int) -> Array:
     """The same grouped convolution with `merged` neighbouring groups made one, by zeros between them.
 

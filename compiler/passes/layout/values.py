@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tvm import relax
 from tvm.ir import GenericConst
 
+from compiler.passes.expansion import Expansions
 from compiler.passes.layout.packing import pack_channels, pack_tensor, unpack_tensor
 from compiler.passes.matching import array_of, as_constant, dtype_of, shape_of
 from schedules.conv_workload import ceil_div
@@ -58,10 +59,11 @@ class Value:
 class LayoutBuilder:
     """Emits bindings of a dataflow block and keeps the forms of its values."""
 
-    def __init__(self, builder: Any, mod: Any, machine: Any) -> None:
+    def __init__(self, builder: Any, mod: Any, machine: Any, expansions: Expansions) -> None:
         self._builder = builder
         self._mod = mod
         self.machine = machine
+        self.expansions = expansions
         self.lanes: int = machine.lanes("float32")
         self.bindings: list[Any] = []
         self._values: dict[Any, Value] = {}
