@@ -84,7 +84,7 @@ def main() -> int:
     parser.add_argument("--outputs", help="write the outputs of the first run to this .npz file")
     options = parser.parse_args()
     with np.load(options.arrays) as stored:
-        inputs = {name: np.ascontiguousarray(stored[name]) for name in stored.files}
+        inputs = {name: np.asarray(stored[name], order="C") for name in stored.files}  # scalars stay scalars
     start = time.perf_counter()
     run, label = CONTESTANTS[options.contestant](options.path, inputs, options.threads, options.precision)
     outputs = run()

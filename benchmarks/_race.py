@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,14 @@ class Result:
 class _Process:
     """A contestant's process, stopped but for its turns."""
 
-    def __init__(self, entry: Entry, task: Task, threads: int, folder: Path) -> None:
+    def __init__(self, entry: Entry, task: Task, threads: int, folder: Path, *, quiet: bool = False) -> None:
         outputs = folder / f"{entry.label}.npz".replace(" ", "-")
         command = [sys.executable, "-m", "benchmarks._contestant", entry.contestant, str(entry.path), str(task.arrays)]
         command += ["--threads", str(threads), "--precision", entry.precision, "--outputs", str(outputs)]
         environment = {**os.environ, "TVM_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
+        errors = subprocess.DEVNULL if quiet else None
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
         )
         ready = self._answer(entry.label)
         with np.load(outputs) as stored:
@@ -94,13 +95,29 @@ class _Process:
         self._process.wait()
 
 
-def race(task: Task, entries: Sequence[Entry], threads: int, rounds: int, seconds: float) -> list[Result]:
-    """`rounds` turns of `seconds` each, interleaved. Raises RuntimeError when a contestant fails."""
+def race(
+    task: Task,
+    entries: Sequence[Entry],
+    threads: int,
+    rounds: int,
+    seconds: float,
+    *,
+    report: Callable[[str], None] | None = None,
+) -> list[Result]:
+    """`rounds` turns of `seconds` each, interleaved.
+
+    Raises RuntimeError when a contestant fails; with `report`, one that can not load the model is told of and left out.
+    """
     processes: list[_Process] = []
     with tempfile.TemporaryDirectory() as folder:
         try:
             for entry in entries:
-                processes.append(_Process(entry, task, threads, Path(folder)))
+                try:
+                    processes.append(_Process(entry, task, threads, Path(folder), quiet=report is not None))
+                except RuntimeError as error:
+                    if report is None:
+                        raise
+                    report(f"{task.name}: {error}; left out")
             for number in range(rounds):
                 order = processes if number % 2 == 0 else processes[::-1]
                 for process in order:

