@@ -190,7 +190,7 @@ class _Writer:
         tile = RegisterTile(rows, width, self.lanes, "float32")
 
         def store(i: int, place: Expr, column: Expr) -> Stmt:
-            value = self._adjusted(tirx.BufferLoad(tile.sums, [place]), [*lead, row + i, at + column])
+            value = self._adjusted(tile.sum(i, place), [*lead, row + i, at + column])
             return tirx.BufferStore(scores, value, [index(i), at + column])
 
         return in_sequence(
@@ -247,7 +247,7 @@ class _Writer:
         tile = RegisterTile(rows, width, self.lanes, "float32")
 
         def store(i: int, place: Expr, column: Expr) -> Stmt:
-            value, total = tirx.BufferLoad(tile.sums, [place]), tirx.BufferLoad(totals, [index(i)])
+            value, total = tile.sum(i, place), tirx.BufferLoad(totals, [index(i)])
             value = guarded_quotient(value, total) if parts.guarded else value / total
             return tirx.BufferStore(parts.result, value, [*lead, row + i, at + column])
 

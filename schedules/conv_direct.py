@@ -33,6 +33,7 @@ from schedules.nest import (
     Expr,
     Stmt,
     allocate,
+    allocate_tile,
     both,
     broadcast,
     grid,
@@ -311,7 +312,7 @@ class DirectNest:
 
     def _tile(self, place: Place, block: Expr | int, start: Sequence[Any], pixels: int) -> Stmt:
         work, lanes = self.work, self.lanes
-        sums, allocation = allocate("sums", (pixels, self.blocks, lanes), work.dtype, "local")
+        sums, allocation = allocate_tile("sums", (pixels, self.blocks, lanes), work.dtype)
         points = list(static_grid(pixels, self.blocks))
         whole, rest = divmod(place.channels, work.in_block)
 

@@ -46,17 +46,17 @@ def _calls_any(root: Any, names: tuple[str, ...]) -> bool:
 
 
 def _holds_tile(root: Any) -> bool:
-    """Whether a tile of sums takes the registers: a local buffer of constant size beyond a few vectors."""
-    found = False
+    """Whether tiles of sums take the registers: local buffers of constant size, together beyond a few vectors."""
+    held = 0
 
     def visit(allocation: Any) -> None:
-        nonlocal found
+        nonlocal held
         buffer = allocation.buffer
-        size = product(shape_of(buffer))
-        found = found or (str(buffer.ty.storage_scope) == "local" and size is not None and size >= _TILE_SIZE)
+        if str(buffer.ty.storage_scope) == "local":
+            held += product(shape_of(buffer)) or 0
 
     structural_walk(root, (tirx.AllocBuffer, visit))
-    return found
+    return held >= _TILE_SIZE
 
 
 def _vector_calls(root: Any, used: set[str], suffix: str) -> Any:

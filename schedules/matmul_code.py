@@ -303,54 +303,39 @@ class MatmulWriter:
             return load(k if block is None else first + k, lane)
 
         if block is None or block.last:
-            end = self._finish(tile.sums, batch, row, rows, column, width)
+            end = self._finish(tile, batch, row, rows, column, width)
         else:
             waiting, place = block.waiting, block.row
             end = tile.stored(lambda i, lane: (waiting, [place + i, lane]))
         return in_sequence(tile.code(form.depth.extent if block is None else block.depth, a, b, begin, end))
 
-    def _finish(self, sums: Any, batch: Batch, row: Expr, rows: int, column: Expr, width: int) -> list[Stmt]:
+    def _finish(self, tile: RegisterTile, batch: Batch, row: Expr, rows: int, column: Expr, width: int) -> list[Stmt]:
         """The epilogue on the tile. A dear one runs as loops over a copy, so that the sums stay registers."""
 
-        def result(source: Any, i: Expr, place: Expr, lane: Expr) -> Stmt:
-            indices = self.form.c_indices(batch, row + i, column + lane)
-            return self.fused.finish(tirx.BufferLoad(source, [place]), indices)
+        def result(value: Expr, i: Any, lane: Expr) -> Stmt:
+            return self.fused.finish(value, self.form.c_indices(batch, row + i, column + lane))
 
-        def vector(source: Any, i: Any, at: int, lanes: int) -> Stmt:
-            return repeat(
-                "lane",
-                lanes,
-                lambda lane: result(source, i, i * width + at + lane, at + lane),
-                VECTORIZED,
-            )
-
-        probe = result(sums, index(0), index(0), index(0))
+        probe = result(tile.sum(0, index(0)), index(0), index(0))
         cheap, expensive = operations(probe)
         if not expensive and cheap <= _UNROLLED_EPILOGUE:
-            return [vector(sums, i, at, lanes) for i in range(rows) for at, lanes in pieces(width, self.lanes)]
-        copy = tirx.decl_buffer([rows * width], self.dtype, "tile", layout=None)
-        copies = [
-            repeat(
-                "lane",
-                lanes,
-                lambda lane, place=i * width + at: tirx.BufferStore(  # type: ignore[misc]
-                    copy, tirx.BufferLoad(sums, [place + lane]), [place + lane]
-                ),
-                VECTORIZED,
-            )
-            for i in range(rows)
-            for at, lanes in pieces(width, self.lanes)
-        ]
-        loop = repeat("i", rows, lambda i: self._row_of(copy, i, width, vector))
-        return [tirx.AllocBuffer(copy), *copies, loop]
+            return tile.each(lambda i, place, lane: result(tile.sum(i, place), index(i), lane))
+        copy = tirx.decl_buffer([rows, width], self.dtype, "tile", layout=None)
 
-    def _row_of(self, copy: Any, i: Expr, width: int, vector: Callable[[Any, Any, int, int], Stmt]) -> Stmt:
+        def vector(i: Expr, at: Any, lanes: int) -> Stmt:
+            return repeat(
+                "lane", lanes, lambda lane: result(tirx.BufferLoad(copy, [i, at + lane]), i, at + lane), VECTORIZED
+            )
+
+        copies = tile.stored(lambda i, lane: (copy, [index(i), lane]))
+        return [tirx.AllocBuffer(copy), *copies, repeat("i", rows, lambda i: self._row_of(i, width, vector))]
+
+    def _row_of(self, i: Expr, width: int, vector: Callable[[Expr, Any, int], Stmt]) -> Stmt:
         whole, rest = divmod(width, self.lanes)
         parts = []
         if whole:
-            parts.append(repeat("vector", whole, lambda u: vector(copy, i, u * self.lanes, self.lanes)))
+            parts.append(repeat("vector", whole, lambda u: vector(i, u * self.lanes, self.lanes)))
         if rest:
-            parts.append(vector(copy, i, whole * self.lanes, rest))
+            parts.append(vector(i, whole * self.lanes, rest))
         return in_sequence(parts)
 
 

@@ -80,12 +80,16 @@ def split_repeat(name: str, extent: int, tile: int, body: Callable[[Any, int], S
 
 
 def store(buffer: Any, value: Expr, *indices: Expr | int) -> Stmt:
-    """buffer[indices] = value."""
+    """buffer[indices] = value; the buffer may be the list of `allocate_tile`."""
+    if isinstance(buffer, list):
+        return store(buffer[_known(indices[0])], value, *indices[1:])
     return tirx.BufferStore(buffer, value, [expression(each) for each in indices])
 
 
 def load(buffer: Any, *indices: Expr | int) -> Expr:
-    """buffer[indices]."""
+    """buffer[indices]; the buffer may be the list of `allocate_tile`."""
+    if isinstance(buffer, list):
+        return load(buffer[_known(indices[0])], *indices[1:])
     return tirx.BufferLoad(buffer, [expression(each) for each in indices])
 
 
@@ -93,6 +97,21 @@ def allocate(name: str, shape: Sequence[int], dtype: str, scope: str = "global")
     """A buffer and the statement that allocates it up to the end of the enclosing sequence."""
     buffer = tirx.decl_buffer([index(each, _INDEX) for each in shape], dtype, name, scope=scope)
     return buffer, tirx.AllocBuffer(buffer)
+
+
+def allocate_tile(name: str, shape: Sequence[int], dtype: str) -> tuple[list[Any], list[Stmt]]:
+    """A tile that LLVM is to hold in registers: a buffer for each of `shape[0]` rows, and their allocations.
+
+    The engine takes buffers of 1 KiB and more from the heap, where LLVM promotes most accesses but not all, and loses
+    registers over it; smaller ones become scalars of the function.
+    """
+    pairs = [allocate(f"{name}{row}", shape[1:], dtype, "local") for row in range(shape[0])]
+    return [buffer for buffer, _ in pairs], [allocation for _, allocation in pairs]
+
+
+def _known(row: Expr | int) -> int:
+    assert isinstance(row, int), "the row of a tile in registers is known when the kernel is written"
+    return row
 
 
 def when(condition: Expr | bool, then: Stmt, otherwise: Stmt | None = None) -> Stmt | None:

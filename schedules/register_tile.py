@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from schedules.nest import allocate_tile, load, store
 from schedules.parallel import repeat
 from schedules.tir import tirx
 
 Expr = Any
 Stmt = Any
-# Makes a statement of (row in the tile, place in the sums, column in the tile).
+# Makes a statement of (row in the tile, place in that row's sums, column in the tile).
 EachVector = Callable[[int, Expr, Expr], Stmt]
 
 VECTORIZED = tirx.ForKind.VECTORIZED
@@ -26,8 +27,7 @@ def pieces(width: int, lanes: int) -> list[tuple[int, int]]:
 class RegisterTile:
     """Writes a tile.
 
-    `combine(sum, a, b)` adds a product. `sums` holds row after row; it becomes registers, since every index into it is
-    constant.
+    `combine(sum, a, b)` adds a product. The sums of each row have a buffer of their own (see `nest.allocate_tile`).
     """
 
     def __init__(
@@ -40,7 +40,11 @@ class RegisterTile:
     ) -> None:
         self.rows, self.width, self.lanes = rows, width, lanes
         self.combine = combine
-        self.sums = tirx.decl_buffer([rows * width], dtype, "sums", scope="local", layout=None)
+        self._sums, self._allocations = allocate_tile("sums", (rows, width), dtype)
+
+    def sum(self, row: int, place: Expr) -> Expr:
+        """A sum of the tile."""
+        return load(self._sums, row, place)
 
     def each(self, make: EachVector) -> list[Stmt]:
         """`make` for every vector of the tile."""
@@ -48,7 +52,7 @@ class RegisterTile:
             repeat(
                 "lane",
                 lanes,
-                lambda lane, i=i, at=at: make(i, i * self.width + at + lane, at + lane),  # type: ignore[misc]
+                lambda lane, i=i, at=at: make(i, at + lane, at + lane),  # type: ignore[misc]
                 VECTORIZED,
             )
             for i in range(self.rows)
@@ -66,25 +70,24 @@ class RegisterTile:
         """Sum `a(row, k) * b(k, column)` over `depth`, from `begin(row, column)` on; then `end`, which reads `sums`."""
 
         def start(i: int, place: Expr, column: Expr) -> Stmt:
-            return tirx.BufferStore(self.sums, begin(i, column), [place])
+            return store(self._sums, begin(i, column), i, place)
 
         def step(k: Expr) -> Stmt:
             def add(i: int, place: Expr, column: Expr) -> Stmt:
-                total = tirx.BufferLoad(self.sums, [place])
-                return tirx.BufferStore(self.sums, self.combine(total, a(i, k), b(k, column)), [place])
+                return store(self._sums, self.combine(self.sum(i, place), a(i, k), b(k, column)), i, place)
 
             return _sequence(self.each(add))
 
-        return [tirx.AllocBuffer(self.sums), *self.each(start), repeat("k", depth, step), *end]
+        return [*self._allocations, *self.each(start), repeat("k", depth, step), *end]
 
     def stored(self, target: Callable[[int, Expr], tuple[Any, list[Expr]]]) -> list[Stmt]:
         """Statements that store the sums at `target(row, column)`: a buffer and indices."""
 
-        def store(i: int, place: Expr, column: Expr) -> Stmt:
+        def put(i: int, place: Expr, column: Expr) -> Stmt:
             buffer, indices = target(i, column)
-            return tirx.BufferStore(buffer, tirx.BufferLoad(self.sums, [place]), indices)
+            return tirx.BufferStore(buffer, self.sum(i, place), indices)
 
-        return self.each(store)
+        return self.each(put)
 
 
 def _sequence(statements: Sequence[Stmt]) -> Stmt:

@@ -23,6 +23,7 @@ from schedules.nest import (
     Expr,
     Stmt,
     allocate,
+    allocate_tile,
     bind,
     both,
     broadcast,
@@ -204,7 +205,7 @@ class WinogradNest:
         whole, rest = divmod(work.channels, lanes)
 
         def tile(start: Any, size: int) -> Stmt:
-            sums, allocation = allocate("sums", (size, self.blocks, lanes), work.dtype, "local")
+            sums, allocation = allocate_tile("sums", (size, self.blocks, lanes), work.dtype)
             points = list(static_grid(size, self.blocks))
 
             def step(source: Any, lane: Any) -> list[Stmt]:
@@ -225,7 +226,7 @@ class WinogradNest:
                 )
 
             zero = splat(0.0, work.dtype, lanes)
-            parts: list[Stmt] = [allocation]
+            parts: list[Stmt] = list(allocation)
             parts += [store(sums, zero, *at, self.all_lanes) for at in points]
             if whole:
                 parts.append(repeat("cb", whole, lambda source: block_loop(source, lanes)))

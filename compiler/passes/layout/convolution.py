@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd, lcm
 from typing import Any
@@ -67,11 +68,33 @@ class Conv:
             int(attrs.groups),
         )
 
+    def long_last(self, sizes: Sequence[Any]) -> Conv:
+        """The same convolution with spatial dimensions whose output has one element moved to the front.
+
+        Register tiles run along the last dimension: a column of pixels would leave them with one pixel each.
+        """
+        spatial = range(len(self.strides))
+        moved = sorted(spatial, key=lambda i: sizes[self.out_order[2 + i]] != 1)
+        if moved == list(spatial) or sizes[self.out_order[-1]] != 1:
+            return self
+        axes = [0, 1, *(2 + i for i in moved)]
+        return Conv(
+            tuple(self.order[axis] for axis in axes),
+            tuple(self.out_order[axis] for axis in axes),
+            tuple(self.filter_order[axis] for axis in axes),
+            tuple(self.strides[i] for i in moved),
+            tuple(self.dilations[i] for i in moved),
+            tuple(self.pad[i] for i in moved),
+            self.groups,
+        )
+
 
 @handles("relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d")
 def convolution(builder: LayoutBuilder, call: Any) -> Blocked | None:
     conv = Conv.of(call)
     data, weight = call.args
+    sizes = shape_of(call)
+    conv = conv.long_last(sizes) if conv is not None and sizes is not None else conv
     if conv is None or not can_block(data, conv.order) or not can_block(call, conv.out_order):
         return None
     filter_shape = static_shape(weight)

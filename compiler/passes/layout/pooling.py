@@ -19,15 +19,20 @@ def pool(builder: LayoutBuilder, call: Any) -> Blocked | None:
     order = _order(str(attrs.layout), len(attrs.pool_size))
     if order is None or str(attrs.out_layout) not in ("", str(attrs.layout)) or not can_block(call, order):
         return None
-    data = builder.blocked(call.args[0], order)
+    data = _laid_out(builder, call.args[0], order)
     if data is None:
         return None
     mode = "max" if ".max_" in call.op.name else "average"
     rank = len(order) - 2
-    padding = [int(amount) for amount in attrs.padding]
     out_shape = shape_of(call) or []
-    kernel, strides = ([int(each) for each in values] for values in (attrs.pool_size, attrs.strides))
-    dilations = [int(each) for each in attrs.dilation]
+    moved = [order.index(axis) - 2 for axis in data.order[2:]]
+    order = data.order
+
+    def arranged(values: Any) -> list[int]:
+        return [int(values[i]) for i in moved]
+
+    padding = [*arranged(attrs.padding[:rank]), *arranged(attrs.padding[rank:])]
+    kernel, strides, dilations = (arranged(each) for each in (attrs.pool_size, attrs.strides, attrs.dilation))
     pad = []
     for i in range(rank):
         reach = (out_shape[order[2 + i]] - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1
@@ -49,11 +54,11 @@ def adaptive_pool(builder: LayoutBuilder, call: Any) -> Blocked | None:
     order = _order(str(attrs.layout), len(out_shape) - 2)
     if order is None or not can_block(call, order) or any(out_shape[axis] != 1 for axis in order[2:]):
         return None
-    data = builder.blocked(call.args[0], order)
+    data = _laid_out(builder, call.args[0], order)
     if data is None:
         return None
     mode = "max" if "_max_" in call.op.name else "average"
-    return Blocked(_global(builder, data, mode), tuple(out_shape), order)
+    return Blocked(_global(builder, data, mode), tuple(out_shape), data.order)
 
 
 @handles("relax.mean", "relax.max")
@@ -103,6 +108,13 @@ def _work(
         mode=mode,
         count_pad=count,
     )
+
+
+def _laid_out(builder: LayoutBuilder, expr: Any, order: Order) -> Blocked | None:
+    """The blocked form that an operand has, in `order` or with its spatial dimensions in another order."""
+    data = builder.blocked(expr)
+    same_axes = data is not None and data.order[:2] == order[:2] and sorted(data.order) == sorted(order)
+    return data if same_axes else builder.blocked(expr, order)
 
 
 def _order(layout: str, rank: int) -> Order | None:

@@ -267,3 +267,26 @@ def test_a_symbolic_batch() -> None:
 def test_a_kernel_of_a_frontend_stays_in_blocks() -> None:
     names = kernels(plan_layout(module([(1, 3, 8, 9)], kernel_of_a_frontend), CONTEXT))
     assert names == ["conv2d", "clip", "conv2d", "unpack"]
+
+
+@pytest.mark.parametrize(
+    ("channels", "filters", "length", "kernel", "stride", "window"),
+    [(1, 5, 67, 9, 4, 2), (8, 24, 31, 3, 1, 3), (24, 7, 13, 5, 2, 1), (3, 8, 5, 5, 1, 1)],
+)
+def test_a_column_is_tiled_along_its_length(
+    channels: int, filters: int, length: int, kernel: int, stride: int, window: int
+) -> None:
+    def build(builder: Any, x: Any) -> Any:
+        weight = constant(filters, channels, kernel, 1)
+        padding = [kernel // 2, 0, kernel // 3, 0]
+        first = builder.emit(relax.op.nn.conv2d(x, weight, strides=[stride, 1], padding=padding))
+        first = builder.emit(relax.op.add(first, constant(1, filters, 1, 1, seed=3)))
+        pooled = builder.emit(relax.op.nn.max_pool2d(first, [window, 1], [2, 1], [0, 0, window // 2, 0]))
+        return conv(builder, pooled, 9, filters, kernel=1)
+
+    mod = module([(2, channels, length, 1)], build)
+    planned = plan_layout(mod, CONTEXT)
+    assert kernels(planned).count("unpack") == 1
+    convolutions = [function for var, function in planned.functions_items() if "conv2d" in var.name_hint]
+    assert all(int(function.params[-1].ty.shape[2]) == 1 for function in convolutions)
+    check_numbers(mod, [(2, channels, length, 1)])
