@@ -14,6 +14,7 @@ import schedules.engine  # noqa: F401  (first, so that the engine loads without 
 import targets
 from compiler.artifact import Artifact
 from compiler.build import build_library
+from compiler.device.emulation import EmulatedModule
 from compiler.errors import OptionError, TensorwrightError, ToolchainError, UnknownTargetError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes, import_model
@@ -163,7 +164,7 @@ def _with_reference(
 ) -> Module:
     """The module, with an example of inputs and outputs in it where this machine can run it."""
     if not target.fits_this_machine():
-        return ForeignModule(artifact)
+        return foreign_module(artifact, target)
     report("reference run")
     module = Module(artifact)
     if given is None and loops(model.mod):
@@ -179,6 +180,16 @@ def _with_reference(
         report(f"no reference input stored: {error.message}")
         return module
     return module.with_reference(inputs, outputs)
+
+
+def foreign_module(artifact: Artifact, target: targets.Target) -> ForeignModule:
+    """The module of a target that this machine can not run but under the target's emulator."""
+
+    def emulate(whole: Artifact) -> EmulatedModule:
+        with translated_target_errors():
+            return EmulatedModule(whole, target)
+
+    return ForeignModule(artifact, emulate)
 
 
 def _model_name(source: object) -> str:

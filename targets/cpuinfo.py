@@ -29,6 +29,10 @@ _LLVM_NAMES = {
     "asimd": "neon",
     "asimddp": "dotprod",
     "asimdhp": "fullfp16",
+    "asimdfhm": "fp16fml",
+    "asimdrdm": "rdm",
+    "fcma": "complxnum",
+    "jscvt": "jsconv",
     "atomics": "lse",
 }
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}

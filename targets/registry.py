@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
-from targets import x86
+import targets
 from targets.errors import RegistrationError, UnknownTarget
 from targets.target import Target
 
 ENTRY_POINT_GROUP = "tensorwright.targets"
-_ALIASES = {"native": "host", "x86-64": "x86-64-v2"}
+Factory = Callable[[int | None], Target]
+_ALIASES = {"native": "host", "x86-64": "x86-64-v2", "aarch64": "aarch64-linux", "riscv64": "riscv64-linux"}
 
 
 def _foreign() -> dict[str, EntryPoint]:
@@ -22,8 +26,17 @@ def _foreign() -> dict[str, EntryPoint]:
     return found
 
 
-def _own() -> dict[str, Callable[[int | None], Target]]:
-    return {"host": x86.host, **x86.presets()}
+@cache
+def _own() -> dict[str, Factory]:
+    """What the modules of this package offer: each may have a function `presets()` of functions of the core count."""
+    found: dict[str, Factory] = {}
+    for info in pkgutil.iter_modules(targets.__path__):
+        presets = getattr(importlib.import_module(f"targets.{info.name}"), "presets", None)
+        offered: dict[str, Factory] = presets() if presets is not None else {}
+        if twice := found.keys() & offered.keys():
+            raise RegistrationError(f"two targets are named {sorted(twice)[0]!r}")
+        found |= offered
+    return found
 
 
 def names() -> list[str]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from schedules.machine import Machine
 from targets import cpuinfo
-from targets.toolchain import Linker, find_linker
+from targets.errors import TargetError, ToolchainMissing
+from targets.toolchain import Compiler, Linker, find_compiler, find_linker
 
 
 class Target(ABC):
@@ -62,6 +63,41 @@ class Target(ABC):
     def linker(self) -> Linker:
         """The program that links libraries for this target. Raises ToolchainMissing."""
         return find_linker()
+
+    def compiler(self) -> Compiler:
+        """The C++ compiler that builds programs for this target. Raises ToolchainMissing."""
+        return find_compiler()
+
+    def emulator(self) -> tuple[str, ...]:
+        """The command in front of a program built for this target that runs it here; empty where it runs as it is.
+
+        Raises ToolchainMissing, with the line that installs it, or TargetError where there is none.
+        """
+        if missing := self.missing_features():
+            raise TargetError(
+                f"target {self.name!r} can not be run here: this machine lacks {', '.join(missing)}",
+                "export the module and load it there",
+            )
+        return ()
+
+    def how_it_runs(self) -> str:
+        """How a module runs on this machine, in a few words: "natively", "under qemu-aarch64", or what is missing."""
+        try:
+            command = self.emulator()
+        except ToolchainMissing as error:
+            return f"not yet: {error.hint}"
+        except TargetError as error:
+            return f"no: {error.message.rpartition(': ')[2]}"
+        return f"under {Path(command[0]).name}" if command else "natively"
+
+    def partition_passes(self) -> Sequence[Any]:
+        """Graph passes of the phase "partition", in order: each a function of an IRModule that gives the module back
+        with what the target's accelerator takes over claimed for it. None for a processor."""
+        return ()
+
+    def load_runtime(self) -> None:
+        """Make the functions known that built modules call beside the engine's own: a driver, or a simulator of the
+        accelerator. Called before a module of this target is made ready; nothing for a processor."""
 
     def link_options(self) -> tuple[str, ...]:
         """Extra arguments for the linker."""

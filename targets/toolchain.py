@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,14 +26,14 @@ _CANDIDATES: tuple[tuple[str, ...], ...] = (
     ("ld.lld",),
     ("ld",),
 )
-_PACKAGE_MANAGERS = (
-    ("apt-get", "sudo apt-get install -y gcc"),
-    ("dnf", "sudo dnf install -y gcc"),
-    ("apk", "sudo apk add gcc musl-dev"),
-    ("pacman", "sudo pacman -S --noconfirm gcc"),
-    ("zypper", "sudo zypper install -y gcc"),
-    ("brew", "xcode-select --install"),
-)
+_COMPILERS: tuple[tuple[str, ...], ...] = (("c++",), ("g++",), ("clang++",), ("zig", "c++"))
+_INSTALL_COMMANDS = {
+    "apt-get": "sudo apt-get install -y",
+    "dnf": "sudo dnf install -y",
+    "apk": "sudo apk add",
+    "pacman": "sudo pacman -S --noconfirm",
+    "zypper": "sudo zypper install -y",
+}
 
 
 @dataclass(frozen=True)
@@ -46,26 +46,68 @@ class Linker:
         """Write the shared library `output`. Raises LinkError with the program's own words."""
         # -s: without debug information, which is 30 to 45 % of a small library.
         arguments = [*self.command, "-shared", "-s", "-o", str(output), *map(str, objects), *options]
-        try:
-            done = subprocess.run(arguments, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)
-        except subprocess.TimeoutExpired as error:
-            raise LinkError(f"{self.command[0]} did not finish in {_TIMEOUT_SECONDS} s") from error
-        except OSError as error:
-            raise LinkError(f"{self.command[0]} could not be started: {error}") from error
-        if done.returncode != 0:
-            tail = (done.stderr or done.stdout).strip()[-2000:]
-            raise LinkError(
-                f"{' '.join(self.command)} failed with exit code {done.returncode}:\n{tail}",
-                f"check the free space and the linker, or set {OVERRIDE} to another one",
-            )
+        _run(arguments, _TIMEOUT_SECONDS)
 
 
-def install_line() -> str:
-    """The line that installs a compiler on this system."""
-    for program, line in _PACKAGE_MANAGERS:
+@dataclass(frozen=True)
+class Compiler:
+    """A command that compiles C++17 and links programs."""
+
+    command: tuple[str, ...]
+
+    def run(self, arguments: Sequence[str | Path], *, timeout_seconds: int = 900) -> None:
+        """Run it. Raises LinkError with the program's own words."""
+        _run([*self.command, *map(str, arguments)], timeout_seconds)
+
+    def version(self) -> str:
+        """Its first line about itself; part of the key under which what it built is kept."""
+        done = subprocess.run([*self.command, "--version"], capture_output=True, text=True, timeout=60, check=False)
+        return done.stdout.partition("\n")[0]
+
+
+def _run(arguments: Sequence[str], timeout_seconds: int) -> None:
+    try:
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=timeout_seconds)
+    except subprocess.TimeoutExpired as error:
+        raise LinkError(f"{arguments[0]} did not finish in {timeout_seconds} s") from error
+    except OSError as error:
+        raise LinkError(f"{arguments[0]} could not be started: {error}") from error
+    if done.returncode != 0:
+        tail = (done.stderr or done.stdout).strip()[-2000:]
+        raise LinkError(
+            f"{arguments[0]} failed with exit code {done.returncode}:\n{tail}",
+            f"check the free space and the toolchain, or set {OVERRIDE} to another linker",
+        )
+
+
+def install_line(package: str, other_names: Mapping[str, str] | None = None) -> str:
+    """The line that installs a package on this system.
+
+    Args:
+        package: its name in Debian.
+        other_names: its names by package manager ("dnf", "apk", ...) where they differ.
+    """
+    for program, command in _INSTALL_COMMANDS.items():
         if shutil.which(program):
-            return line
-    return "pip install ziglang && export TENSORWRIGHT_LINKER='python -m ziglang cc'"
+            return f"{command} {(other_names or {}).get(program, package)}"
+    if shutil.which("brew"):
+        return "xcode-select --install" if package == "gcc" else f"brew install {package}"
+    return f"install {package} with the system's package manager"
+
+
+def _gcc_line() -> str:
+    if any(shutil.which(program) for program in (*_INSTALL_COMMANDS, "brew")):
+        return install_line("gcc", {"apk": "gcc musl-dev"})
+    return f"pip install ziglang && export {OVERRIDE}='python -m ziglang cc'"
+
+
+def find_compiler() -> Compiler:
+    """This machine's C++ compiler. Raises ToolchainMissing with the line that installs one."""
+    for candidate in _COMPILERS:
+        if shutil.which(candidate[0]) is not None:
+            return Compiler(candidate)
+    tried = ", ".join(candidate[0] for candidate in _COMPILERS)
+    raise ToolchainMissing(f"no C++ compiler found (tried {tried})", install_line("g++", {"dnf": "gcc-c++"}))
 
 
 def find_linker(candidates: Sequence[Sequence[str]] = _CANDIDATES) -> Linker:
@@ -86,4 +128,4 @@ def find_linker(candidates: Sequence[Sequence[str]] = _CANDIDATES) -> Linker:
         if shutil.which(candidate[0]) is not None:
             return Linker(tuple(candidate))
     tried = ", ".join(candidate[0] for candidate in candidates)
-    raise ToolchainMissing(f"no linker found (tried {tried})", f"install one: {install_line()}")
+    raise ToolchainMissing(f"no linker found (tried {tried})", f"install one: {_gcc_line()}")

@@ -26,7 +26,8 @@ LIBRARY_VARIABLE = "TENSORWRIGHT_RUNTIME_LIBRARY"
 """Environment variable: path of `libtvm_runtime.so` where there is no `tvm` package, as on a small device."""
 
 
-def _library_path() -> Path:
+def runtime_library_path() -> Path:
+    """Where libtvm_runtime.so is. Raises MissingDependencyError."""
     if chosen := os.environ.get(LIBRARY_VARIABLE):
         return Path(chosen)
     # find_spec of a top-level package does not import it.
@@ -48,7 +49,7 @@ def runtime_library() -> ctypes.CDLL:
     Raises:
         MissingDependencyError: it is not installed or can not be loaded.
     """
-    path = _library_path()
+    path = runtime_library_path()
     try:
         # Global: a compiled module's symbols are resolved against it.
         return ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)

@@ -29,7 +29,10 @@ _LINUX_TO_LLVM = {
     "asimddp": "dotprod",
     "asimdhp": "fullfp16",
     "atomics": "lse",
+    "asimdfhm": "fp16fml",
     "asimdrdm": "rdm",
+    "fcma": "complxnum",
+    "jscvt": "jsconv",
     "crc32": "crc",
 }
 _IMPLIED = {"sse42": "crc32", "avx512f": "evex512"}

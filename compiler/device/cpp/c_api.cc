@@ -1,0 +1,113 @@
+#include <cstring>
+#include <exception>
+
+#include "linked.h"
+#include "module.h"
+#include "tensorwright.h"
+
+using tensorwright::Artifact;
+using tensorwright::Description;
+using tensorwright::Error;
+using tensorwright::Module;
+namespace ffi = tvm::ffi;
+
+struct tensorwright_module {
+  explicit tensorwright_module(std::shared_ptr<Artifact> artifact, bool linked) : module(std::move(artifact), linked) {}
+  Module module;
+  std::vector<ffi::Tensor> inputs, outputs;
+};
+
+namespace {
+
+thread_local std::string last_error;
+
+template <typename Function>
+int Guarded(Function function) {
+  try {
+    function();
+    last_error.clear();
+    return 0;
+  } catch (const std::exception& error) {
+    last_error = error.what();
+  } catch (...) {
+    last_error = "unknown error";
+  }
+  return 1;
+}
+
+void Describe(const std::vector<Description>& all, int32_t index, tensorwright_tensor* result) {
+  if (index < 0 || static_cast<size_t>(index) >= all.size()) throw Error("there is no tensor with that index");
+  const Description& each = all[static_cast<size_t>(index)];
+  *result = {each.name.c_str(), each.dtype_name.c_str(), static_cast<int32_t>(each.shape.size()), each.shape.data(), nullptr, 0};
+}
+
+ffi::Tensor Copied(const tensorwright_tensor& given, const Description& wanted) {
+  if (given.dtype && wanted.dtype_name != given.dtype) {
+    throw Error("input '" + wanted.name + "' must be " + wanted.dtype_name + ", not " + given.dtype);
+  }
+  ffi::Tensor tensor = tensorwright::NewTensor({given.shape, given.shape + given.rank}, wanted.dtype);
+  size_t bytes = tensorwright::TensorBytes(*tensor.GetDLTensorPtr());
+  if (given.bytes != bytes) {
+    throw Error("input '" + wanted.name + "' has " + std::to_string(given.bytes) + " bytes; its shape needs " + std::to_string(bytes));
+  }
+  std::memcpy(tensor.data_ptr(), given.data, bytes);
+  return tensor;
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* tensorwright_last_error(void) { return last_error.c_str(); }
+
+int tensorwright_load(const char* path, tensorwright_module** module) {
+  return Guarded([&] { *module = new tensorwright_module(Artifact::Open(path), false); });
+}
+
+int tensorwright_load_linked(tensorwright_module** module) {
+  return Guarded([&] {
+    if (!tensorwright::LinkedModule().data) throw Error("no module is linked into this program");
+    *module = new tensorwright_module(Artifact::FromMemory(tensorwright::LinkedModule(), "the linked module"), true);
+  });
+}
+
+void tensorwright_free(tensorwright_module* module) { delete module; }
+
+int32_t tensorwright_input_count(const tensorwright_module* module) {
+  return static_cast<int32_t>(module->module.artifact().inputs.size());
+}
+
+int32_t tensorwright_output_count(const tensorwright_module* module) {
+  return static_cast<int32_t>(module->module.artifact().outputs.size());
+}
+
+int tensorwright_input(const tensorwright_module* module, int32_t index, tensorwright_tensor* description) {
+  return Guarded([&] { Describe(module->module.artifact().inputs, index, description); });
+}
+
+int tensorwright_output(const tensorwright_module* module, int32_t index, tensorwright_tensor* description) {
+  return Guarded([&] { Describe(module->module.artifact().outputs, index, description); });
+}
+
+int tensorwright_run(tensorwright_module* module, const tensorwright_tensor* inputs, tensorwright_tensor* outputs) {
+  return Guarded([&] {
+    const Artifact& artifact = module->module.artifact();
+    module->inputs.clear();
+    for (size_t i = 0; i < artifact.inputs.size(); ++i) module->inputs.push_back(Copied(inputs[i], artifact.inputs[i]));
+    module->outputs = module->module.Run(module->inputs);
+    for (size_t i = 0; i < module->outputs.size(); ++i) {
+      const DLTensor* tensor = module->outputs[i].GetDLTensorPtr();
+      outputs[i] = {artifact.outputs[i].name.c_str(), artifact.outputs[i].dtype_name.c_str(), tensor->ndim, tensor->shape,
+                    tensor->data, tensorwright::TensorBytes(*tensor)};
+    }
+  });
+}
+
+int tensorwright_verify(tensorwright_module* module, double* largest_difference) {
+  return Guarded([&] {
+    double difference = module->module.Verify();
+    if (largest_difference) *largest_difference = difference;
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,11 @@
+// The module that is linked into a program, if any.
+#pragma once
+
+#include "artifact.h"
+
+namespace tensorwright {
+
+// Empty unless the program was made by `tensorwright bundle --static`.
+Span LinkedModule();
+
+}  // namespace tensorwright

@@ -1,0 +1,46 @@
+// A module ready to run.
+#pragma once
+
+#include <tvm/ffi/extra/module.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "artifact.h"
+
+namespace tensorwright {
+
+class Module {
+ public:
+  // `linked`: the module's code is part of this program, not of the file.
+  explicit Module(std::shared_ptr<Artifact> artifact, bool linked = false);
+
+  const Artifact& artifact() const { return *artifact_; }
+
+  // Inputs in the module's order, shapes and types checked. Throws Error.
+  std::vector<ffi::Tensor> Run(const std::vector<ffi::Tensor>& inputs);
+
+  // The stored example, run and compared: the largest absolute difference. Throws Error where one is too large.
+  double Verify();
+
+  // Milliseconds of each of `runs` runs, after `warm_up` runs that are not counted.
+  std::vector<double> Measure(const std::vector<ffi::Tensor>& inputs, int runs, int warm_up);
+
+  // The stored example, or zeros with every open size 1.
+  std::vector<ffi::Tensor> ExampleInputs() const;
+
+ private:
+  void CheckInputs(const std::vector<ffi::Tensor>& inputs) const;
+
+  std::shared_ptr<Artifact> artifact_;
+  std::vector<NamedTensor> parameters_;
+  ffi::Module executable_, machine_;
+  ffi::Function main_;
+};
+
+// Of sorted or unsorted values; fraction in [0, 1].
+double Percentile(std::vector<double> values, double fraction);
+
+}  // namespace tensorwright

@@ -1,0 +1,109 @@
+// Runs a module:  tensorwright-run MODULE.twm [--inputs FILE] [--outputs FILE] [--verify] [--runs N]
+//
+// FILE is in the safetensors format, tensors by the names of the module's inputs or outputs. Inputs are the stored example
+// if not given. With --runs, the median and the 99th percentile of that many further runs are printed.
+// A program that has its module linked in takes no MODULE.twm.
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+
+#include "linked.h"
+#include "module.h"
+
+namespace tensorwright {
+namespace {
+
+struct Options {
+  std::string module, inputs, outputs;
+  bool verify = false;
+  int runs = 0;
+};
+
+const char* const kUsage = "usage: tensorwright-run %s[--inputs FILE] [--outputs FILE] [--verify] [--runs N]\n";
+
+bool Parse(int count, char** arguments, Options* options) {
+  for (int i = 1; i < count; ++i) {
+    std::string argument = arguments[i];
+    bool more = i + 1 < count;
+    if (argument == "--verify") {
+      options->verify = true;
+    } else if (argument == "--inputs" && more) {
+      options->inputs = arguments[++i];
+    } else if (argument == "--outputs" && more) {
+      options->outputs = arguments[++i];
+    } else if (argument == "--runs" && more) {
+      options->runs = std::atoi(arguments[++i]);
+    } else if (options->module.empty() && argument[0] != '-' && !LinkedModule().data) {
+      options->module = argument;
+    } else {
+      return false;
+    }
+  }
+  return LinkedModule().data || !options->module.empty();
+}
+
+std::string ReadFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw Error(path + " can not be read");
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+void WriteFile(const std::string& path, const std::string& content) {
+  std::ofstream file(path, std::ios::binary);
+  file << content;
+  if (!file.flush()) throw Error(path + " can not be written");
+}
+
+std::vector<ffi::Tensor> Inputs(const Module& module, const std::string& path) {
+  if (path.empty()) return module.ExampleInputs();
+  std::string blob = ReadFile(path);
+  std::vector<ffi::Tensor> result;
+  for (const NamedTensor& each : ReadTensors({reinterpret_cast<const uint8_t*>(blob.data()), blob.size()}, module.artifact().inputs)) {
+    ffi::Tensor copy = NewTensor({each.tensor.shape().begin(), each.tensor.shape().end()}, each.tensor.dtype());
+    std::memcpy(copy.data_ptr(), each.tensor.data_ptr(), TensorBytes(*copy.GetDLTensorPtr()));
+    result.push_back(copy);
+  }
+  return result;
+}
+
+void Describe(const std::vector<Description>& descriptions, const std::vector<ffi::Tensor>& tensors) {
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    std::string shape;
+    for (int64_t size : tensors[i].shape()) shape += (shape.empty() ? "" : ", ") + std::to_string(size);
+    std::printf("%s: %s[%s]\n", descriptions[i].name.c_str(), descriptions[i].dtype_name.c_str(), shape.c_str());
+  }
+}
+
+int Main(int count, char** arguments) {
+  Options options;
+  if (!Parse(count, arguments, &options)) {
+    std::fprintf(stderr, kUsage, LinkedModule().data ? "" : "MODULE.twm ");
+    return 2;
+  }
+  bool linked = LinkedModule().data != nullptr;
+  auto artifact = linked ? Artifact::FromMemory(LinkedModule(), "the linked module") : Artifact::Open(options.module);
+  Module module(artifact, linked);
+  if (options.verify) std::printf("verified: the largest difference from the reference is %g\n", module.Verify());
+  std::vector<ffi::Tensor> inputs = Inputs(module, options.inputs);
+  std::vector<ffi::Tensor> outputs = module.Run(inputs);
+  if (!options.outputs.empty()) WriteFile(options.outputs, WriteTensors(artifact->outputs, outputs));
+  Describe(artifact->outputs, outputs);
+  if (options.runs > 0) {
+    std::vector<double> times = module.Measure(inputs, options.runs, 1);
+    std::printf("p50 %.3f ms, p99 %.3f ms, %d runs\n", Percentile(times, 0.5), Percentile(times, 0.99), options.runs);
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace tensorwright
+
+int main(int count, char** arguments) {
+  try {
+    return tensorwright::Main(count, arguments);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "error: %s\n", error.what());
+    return 1;
+  }
+}

@@ -1,0 +1,56 @@
+/* Compiled modules from C: load a .twm file, run it, read the results. Link with the files of this bundle; no Python.
+ *
+ * Every function that can fail returns 0 on success; tensorwright_last_error() then says what went wrong on this thread.
+ * A module may be run by one thread at a time; load it once for each thread that runs it.
+ */
+#ifndef TENSORWRIGHT_H_
+#define TENSORWRIGHT_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct tensorwright_module tensorwright_module;
+
+/* A tensor in row-major order. `dtype` is the element type's name ("float32", "int64", "bool", ...). As an input, `data`
+ * need not be aligned. As an output, all pointers stay valid until the module runs again or is freed. */
+typedef struct {
+  const char* name;
+  const char* dtype;
+  int32_t rank;
+  const int64_t* shape;
+  void* data;
+  size_t bytes;
+} tensorwright_tensor;
+
+/* What is wrong, or "" when the last call on this thread succeeded. */
+const char* tensorwright_last_error(void);
+
+/* Read a module; every byte is checked against its checksums before any of it is used. */
+int tensorwright_load(const char* path, tensorwright_module** module);
+
+/* The module that was linked into this program (`tensorwright bundle --static`). */
+int tensorwright_load_linked(tensorwright_module** module);
+
+void tensorwright_free(tensorwright_module* module);
+
+/* Names, types and shapes of what the module takes and gives; an open size is -1. `data` is NULL. */
+int32_t tensorwright_input_count(const tensorwright_module* module);
+int32_t tensorwright_output_count(const tensorwright_module* module);
+int tensorwright_input(const tensorwright_module* module, int32_t index, tensorwright_tensor* description);
+int tensorwright_output(const tensorwright_module* module, int32_t index, tensorwright_tensor* description);
+
+/* Run on `inputs`, in the module's order, and point `outputs` (as many as the module has) at the results. */
+int tensorwright_run(tensorwright_module* module, const tensorwright_tensor* inputs, tensorwright_tensor* outputs);
+
+/* Run the stored example and compare with what it must give; fails where an output differs by more than the tolerance.
+ * `largest_difference` may be NULL. */
+int tensorwright_verify(tensorwright_module* module, double* largest_difference);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,77 @@
+"""Runs a module for another architecture on this machine, under the target's emulator."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compiler.artifact import Artifact, TensorDescription, write_artifact
+from compiler.artifact.tensors import Blob, read_blob
+from compiler.device.programs import device_programs
+from compiler.errors import InternalError
+from targets import Target
+
+Array = np.ndarray[Any, Any]
+_LENGTH = struct.Struct("<Q")
+
+
+class EmulatedModule:
+    """A module file (`file`) beside the device's runner; each run is a process of the emulator."""
+
+    def __init__(self, artifact: Artifact, target: Target) -> None:
+        """Build what is needed.
+
+        Raises:
+            targets.TargetError: the emulator or the toolchain is missing; the hint installs it.
+            MissingDependencyError: the runtime's libraries are not to be had.
+        """
+        self._artifact = artifact
+        self._command = [*target.emulator(), str(device_programs(target) / "tensorwright-run")]
+        folder = tempfile.TemporaryDirectory(prefix="tensorwright-")
+        weakref.finalize(self, folder.cleanup)
+        self._folder = Path(folder.name)
+        self.file = self._folder / "module.twm"
+        write_artifact(artifact, self.file)
+
+    def run(self, inputs: Mapping[str, Array], *, threads: int = 1) -> dict[str, Array]:
+        """The outputs by name.
+
+        Raises:
+            InternalError: the program failed; carries what it printed.
+        """
+        with tempfile.TemporaryDirectory(prefix="run-", dir=self._folder) as folder:
+            given, results = Path(folder) / "inputs", Path(folder) / "outputs"
+            with given.open("wb") as file:
+                file.writelines(Blob(inputs).pieces)
+            self.execute(["--inputs", str(given), "--outputs", str(results)], threads=threads)
+            return _read_outputs(memoryview(results.read_bytes()), self._artifact.manifest.outputs)
+
+    def execute(self, options: Sequence[str], *, threads: int = 1) -> str:
+        """Run the runner with these options; what it printed. Raises InternalError."""
+        command = [*self._command, str(self.file), *options]
+        environment = {**os.environ, "TVM_NUM_THREADS": str(threads), "TVM_BIND_THREADS": "0"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if done.returncode:
+            said = (done.stderr or done.stdout).strip()[-2000:]
+            raise InternalError(f"the module failed under {Path(command[0]).name} (exit {done.returncode}): {said}")
+        return done.stdout
+
+
+def _read_outputs(blob: memoryview, outputs: Sequence[TensorDescription]) -> dict[str, Array]:
+    """The tensors of a blob, whose header gives the sizes that the manifest leaves open."""
+    (length,) = _LENGTH.unpack(blob[: _LENGTH.size])
+    header = json.loads(bytes(blob[_LENGTH.size : _LENGTH.size + length]))
+    expected = [
+        TensorDescription(name=output.name, shape=tuple(header[output.name]["shape"]), dtype=output.dtype)
+        for output in outputs
+    ]
+    return {name: array.copy() for name, array in read_blob(blob, expected, "outputs").items()}
