@@ -58,8 +58,9 @@ def compile(
         constants: values of inputs that are fixed now; they are no inputs of the module any more.
         example_inputs: positional arguments of a `torch.nn.Module`.
         dynamic_shapes: which dimensions of them stay symbolic, as `torch.export.export` takes it.
-        precision: one of `PRECISIONS`. "bf16" rounds the operands of products with constant weights to bfloat16
-            (sums stay float32); it needs a target with a bfloat16 dot product. Convolutions stay float32.
+        precision: one of `PRECISIONS`. "bf16" rounds the operands of convolutions and of products with constant
+            weights to bfloat16 (sums stay float32), and stores what lies between convolutions so; it needs a target
+            with a bfloat16 dot product. Depthwise convolutions and attention compute in float32.
         threads: how many threads the module runs on; the target's cores when None.
         passes: the user's own graph passes: `{"after:fold-constants": my_pass}`; see `tensorwright passes`.
         dump: a folder that receives the module after each pass as TVMScript.

@@ -20,7 +20,8 @@ Expr = Any
 DOT = "tensorwright.dot_bf16"
 ROUND = "tensorwright.round_bf16"
 ROUND_RUN = "tensorwright.round_run_bf16"
-OPERATORS = (DOT, ROUND, ROUND_RUN)
+NARROW = "tensorwright.narrow_bf16"
+OPERATORS = (DOT, ROUND, ROUND_RUN, NARROW)
 # A kernel's attribute: whether its target has the instruction.
 NATIVE = "tensorwright.bf16_dot"
 # Vector bits of the intrinsics by lanes; the largest is part of AVX512_BF16, the others also need AVX512VL.
@@ -41,6 +42,18 @@ def rounded_run(first: Expr, second: Expr) -> Expr:
     """Two vectors of float32 that follow each other in memory, as one vector of pairs. Not elementwise: in a vectorized
     loop of n lanes, the arguments are the elements `lane` and `n + lane` of the run."""
     return tvm.ir.Call(tvm.ir.Op.get(ROUND_RUN), [first, second], ret_ty=tirx.IntImm("int32", 0).ty)
+
+
+def narrowed(value: Expr) -> Expr:
+    """A float32 rounded to nearest even bfloat16, as the uint16 that holds its bits."""
+    return tvm.ir.Call(tvm.ir.Op.get(NARROW), [value], ret_ty=tirx.IntImm("uint16", 0).ty)
+
+
+def bfloat16_bits(values: NDArray[Any]) -> NDArray[np.uint16]:
+    """float32 values rounded to nearest even bfloat16, as their bits."""
+    import ml_dtypes
+
+    return np.ascontiguousarray(values.astype(ml_dtypes.bfloat16)).view(np.uint16)
 
 
 def pack_pairs(weight: NDArray[Any], width: int) -> NDArray[np.int32]:
@@ -137,6 +150,16 @@ def _round_run_text(lanes: int) -> str:
 }}"""
 
 
+def _narrow_text(lanes: int) -> str:
+    """LLVM knows the instruction of targets that have it, and what to do on others, NaN included."""
+    f, b, i = _vector("float", lanes), _vector("bfloat", lanes), _vector("i16", lanes)
+    return f"""define {i} @{_symbol("narrow_bf16", lanes)}({f} %x) alwaysinline nounwind {{
+  %t = fptrunc {f} %x to {b}
+  %r = bitcast {b} %t to {i}
+  ret {i} %r
+}}"""
+
+
 @cache
 def _definitions(lanes: tuple[int, ...], native: bool) -> str:
     parts = [text for count in lanes for text in _texts(count, native)]
@@ -144,7 +167,7 @@ def _definitions(lanes: tuple[int, ...], native: bool) -> str:
 
 
 def _texts(lanes: int, native: bool) -> tuple[str, ...]:
-    return _dot_text(lanes, native), _round_text(lanes), _round_run_text(lanes)
+    return _dot_text(lanes, native), _round_text(lanes), _round_run_text(lanes), _narrow_text(lanes)
 
 
 def definitions(lanes: Iterable[int], *, native: bool) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from schedules.conv_workload import ConvWorkload, PoolWorkload, WindowWorkload, ceil_div
+from schedules.narrow import number
 from schedules.tir import tirx
 from schedules.winograd_transforms import transforms
 
@@ -78,7 +79,7 @@ def conv_depthwise(data: Tensor, weight: Tensor, work: WindowWorkload) -> Tensor
 
     def point(n: Expr, c: Expr, *rest: Expr) -> Expr:
         at = _window_positions(work, rest[:-1], window)
-        value = _guarded(_inside(work, at), data[(n, c, *at, rest[-1])], zero)
+        value = _guarded(_inside(work, at), number(data(n, c, *at, rest[-1]), work.dtype), zero)
         return te.sum(value * weight[(c, *window, rest[-1])], axis=window)
 
     shape = (data.shape[0], work.out_blocks, *work.out_spatial, work.block)
@@ -95,7 +96,8 @@ def pool(data: Tensor, work: PoolWorkload) -> Tensor:
 
     def point(n: Expr, c: Expr, *rest: Expr) -> Expr:
         at = _window_positions(work, rest[:-1], window)
-        return combine(_guarded(_inside(work, at), data[(n, c, *at, rest[-1])], edge), axis=window)
+        value = number(data(n, c, *at, rest[-1]), work.dtype)
+        return combine(_guarded(_inside(work, at), value, edge), axis=window)
 
     reduced = te.compute(shape, point, name="pool", attrs=work.annotation(POOL))
     if work.mode == "max":
@@ -135,7 +137,7 @@ def global_pool(data: Tensor, work: PoolWorkload) -> Tensor:
     shape = (data.shape[0], work.out_blocks, *ones, work.block)
     reduced = te.compute(
         shape,
-        lambda n, c, *rest: combine(data[(n, c, *axes, rest[-1])], axis=axes),
+        lambda n, c, *rest: combine(number(data(n, c, *axes, rest[-1]), work.dtype), axis=axes),
         name="pool",
         attrs=work.annotation(GLOBAL_POOL),
     )
@@ -169,7 +171,7 @@ def conv_winograd(data: Tensor, weight: Tensor, work: ConvWorkload, tile: int) -
 
     def padded(n: Expr, c: Expr, y: Expr, x: Expr, lane: Expr) -> Expr:
         inside = tirx.all(y >= 0, y < height, x >= 0, x < width)
-        return tirx.if_then_else(inside, data[n, c, y, x, lane], zero)
+        return tirx.if_then_else(inside, number(data(n, c, y, x, lane), work.dtype), zero)
 
     a, b = te.reduce_axis((0, edge), name="a"), te.reduce_axis((0, edge), name="b")
 

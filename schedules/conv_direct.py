@@ -72,7 +72,7 @@ class ConvDirect(ScheduleRule):
         return ConfigSpace(
             {
                 "pixels": tuple(range(1, min(width, MAX_PIXELS) + 1)),
-                "blocks": block_choices(_even_blocks(workload), machine),
+                "blocks": block_choices(even_blocks(workload), machine),
                 "rows": tuple(range(1, height + 1)),
                 "columns": tuple(range(1, width + 1)),
                 "chunks": _chunk_choices(workload),
@@ -89,7 +89,7 @@ class ConvDirect(ScheduleRule):
         )
 
     def default(self, workload: ConvWorkload, machine: Machine) -> Config:
-        pixels, blocks = register_tile(workload.out_spatial[-1], _even_blocks(workload), machine)
+        pixels, blocks = self._register_tile(workload, machine)
         rows, columns = spatial_block(workload, machine, pixels)
         height = workload.out_spatial[-2] if workload.rank > 1 else 1
         images = max(workload.batch, 1)
@@ -102,6 +102,9 @@ class ConvDirect(ScheduleRule):
             rows, chunks = self._balance(workload, machine, images, rows, columns, splits)
         unroll = channel_unroll(pixels, blocks)
         return Config.of(pixels=pixels, blocks=blocks, rows=rows, columns=columns, chunks=chunks, unroll=unroll)
+
+    def _register_tile(self, workload: ConvWorkload, machine: Machine) -> tuple[int, int]:
+        return register_tile(workload.out_spatial[-1], even_blocks(workload), machine)
 
     @staticmethod
     def _balance(
@@ -131,7 +134,7 @@ class ConvDirect(ScheduleRule):
         return fused.function(DirectNest(fused, workload, config).build(machine), machine)
 
 
-def _even_blocks(work: ConvWorkload) -> int:
+def even_blocks(work: ConvWorkload) -> int:
     """A number of output blocks that every group is a multiple of."""
     return gcd(work.group_out_blocks, work.last_group_out_blocks)
 
@@ -155,16 +158,19 @@ class Place:
 class DirectNest:
     """Builds the loop nest of one convolution."""
 
+    fill: float = 0.0  # what stands in the padding
+
     def __init__(self, fused: FusedKernel, work: ConvWorkload, config: Config) -> None:
         stage = fused.anchors[0]
         self.fused, self.work = fused, work
-        self.data = fused.operand(stage, work.rank + (3 if work.in_block > 1 else 2))
+        self.data = fused.operand(stage, work.rank + (3 if self.has_lanes(work) else 2))
         self.weight = fused.operand(stage, work.rank + 4)
         self.pixels, self.blocks = config.integer("pixels"), config.integer("blocks")
         self.unroll = min(config.integer("unroll"), work.in_block)
         self.chunks = config.integer("chunks")
         self.lanes = work.block
         self.zero = splat(0.0, work.dtype, self.lanes)
+        self.scratch_lanes = work.in_block if self.has_lanes(work) else 1
         # Output of one task, for each spatial dimension.
         self.cut = [1] * work.rank
         self.cut[-1] = config.integer("columns")
@@ -172,6 +178,11 @@ class DirectNest:
             self.cut[-2] = config.integer("rows")
         self.cuts = [ceil_div(size, part) for size, part in zip(work.out_spatial, self.cut, strict=True)]
         self.scratch: Any = None
+
+    @staticmethod
+    def has_lanes(work: ConvWorkload) -> bool:
+        """Whether the input has a dimension of channels innermost."""
+        return work.in_block > 1
 
     def build(self, machine: Machine) -> Stmt:
         batch = self.data.ty.shape[0] if self.work.batch == 0 else self.work.batch
@@ -224,7 +235,7 @@ class DirectNest:
             for part, window, stride, dilation in zip(self.cut, work.kernel, work.strides, work.dilations, strict=True)
         ]
         blocks = ceil_div(place.channels, work.in_block)
-        self.scratch, allocation = allocate("scratch", (blocks, *extents, work.in_block), work.dtype)
+        self.scratch, allocation = allocate("scratch", (blocks, *extents, self.scratch_lanes), work.source_dtype)
         starts = [
             at * stride - before for at, stride, (before, _) in zip(place.corner, work.strides, work.pad, strict=True)
         ]
@@ -252,7 +263,7 @@ class DirectNest:
         size = self.work.spatial[-1]
 
         def copy(x: Expr | int, source: Expr | int) -> Stmt:
-            lanes = self.work.in_block
+            lanes = self.scratch_lanes
             value = self._read([place.image, place.source + block, *rows, source], lanes_of(0, lanes))
             return store(self.scratch, value, block, *outer, x, lanes_of(0, lanes))
 
@@ -272,8 +283,8 @@ class DirectNest:
         return sequence(parts, [self._clear([block, *outer, x]) for x in range(before + middle, extent)])
 
     def _clear(self, point: Sequence[Any]) -> Stmt:
-        lanes = self.work.in_block
-        return store(self.scratch, splat(0.0, self.work.dtype, lanes), *point, lanes_of(0, lanes))
+        lanes = self.scratch_lanes
+        return store(self.scratch, splat(self.fill, self.work.source_dtype, lanes), *point, lanes_of(0, lanes))
 
     # The register tile.
 

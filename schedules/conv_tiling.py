@@ -25,7 +25,7 @@ def channel_unroll(pixels: int, blocks: int) -> int:
     return 1 if pixels * blocks >= 7 else 4
 
 
-def tile_cost(machine: Machine, pixels: int, blocks: int) -> float:
+def tile_cost(machine: Machine, pixels: int, blocks: int, load_cycles: float = 0.5) -> float:
     """Cycles a tile takes for one input channel: multiply-adds, loads, or the latency of a chain, what is longest.
 
     Tiles far beyond what hides the latency cost more: the next tile can not begin while all registers are taken
@@ -34,16 +34,16 @@ def tile_cost(machine: Machine, pixels: int, blocks: int) -> float:
     sums = pixels * blocks
     enough = 4 * machine.fma_ports * machine.fma_latency
     arithmetic = sums / machine.fma_ports * (1 + 0.006 * max(0, sums - enough))
-    loads = (pixels + blocks) / 2
+    loads = (pixels + blocks) * load_cycles
     return max(arithmetic, loads, machine.fma_latency)
 
 
-def row_cost(machine: Machine, width: int, pixels: int, blocks: int) -> float:
+def row_cost(machine: Machine, width: int, pixels: int, blocks: int, load_cycles: float = 0.5) -> float:
     """Cycles for a row of `width` pixels cut into tiles of `pixels`, one input channel, one block of channels."""
     whole, rest = divmod(width, pixels)
-    cost = whole * tile_cost(machine, pixels, blocks)
+    cost = whole * tile_cost(machine, pixels, blocks, load_cycles)
     if rest:
-        cost += tile_cost(machine, rest, blocks) + 2  # and twice the code
+        cost += tile_cost(machine, rest, blocks, load_cycles) + 2  # and twice the code
     # Each tile reads all weights of its channels: near as dear as a load from the level-2 cache.
     weights = (whole + bool(rest)) * blocks
     return (cost + weights / 2) / blocks
@@ -55,11 +55,11 @@ def block_choices(out_blocks: int, machine: Machine) -> tuple[int, ...]:
     return tuple(size for size in range(1, min(out_blocks, limit, 8) + 1) if out_blocks % size == 0)
 
 
-def register_tile(width: int, out_blocks: int, machine: Machine) -> tuple[int, int]:
+def register_tile(width: int, out_blocks: int, machine: Machine, load_cycles: float = 0.5) -> tuple[int, int]:
     """(pixels, channel blocks) of least cost for rows of `width` pixels."""
     limit = accumulators(machine)
     choices = [
-        (row_cost(machine, width, pixels, blocks), -pixels * blocks, pixels, blocks)
+        (row_cost(machine, width, pixels, blocks, load_cycles), -pixels * blocks, pixels, blocks)
         for blocks in block_choices(out_blocks, machine)
         for pixels in range(1, min(width, limit // blocks, MAX_PIXELS) + 1)
         if pixels * blocks + blocks + 1 < machine.vector_registers or pixels == 1
@@ -74,7 +74,7 @@ def input_bytes(work: WindowWorkload, channels: int, rows: int, width: int) -> i
     sizes[-1] = width
     if work.rank > 1:
         sizes[-2] = rows
-    total = channels * dtype_bits(work.dtype) // 8
+    total = channels * dtype_bits(work.source_dtype) // 8
     for size, window, stride, dilation in zip(sizes, work.kernel, work.strides, work.dilations, strict=True):
         total *= (size - 1) * stride + (window - 1) * dilation + 1
     return total

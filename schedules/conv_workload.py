@@ -45,6 +45,11 @@ class WindowWorkload(Workload):
         return len(self.spatial)
 
     @property
+    def source_dtype(self) -> str:
+        """The type that the input is stored in; `dtype` is that of the sum."""
+        return self.dtype
+
+    @property
     def out_spatial(self) -> tuple[int, ...]:
         """Output size of each spatial dimension, rounded down."""
         return tuple(
@@ -142,6 +147,37 @@ class ConvWorkload(WindowWorkload):
         for size in (*self.kernel, *self.out_spatial):
             total *= size
         return total
+
+
+@dataclasses.dataclass(frozen=True)
+class DotWorkload(ConvWorkload):
+    """A convolution of narrow operands, summed by dot-product instructions in groups of neighbouring channels.
+
+    `operand` is what the input holds: "uint16" (the bits of a bfloat16; the weights too, `dtype` is float32), "uint8"
+    or "int8" (the weights are int8, `dtype` is int32). `fill` stands in the padding. Instructions want unsigned
+    input: 128 is added to every element of int8 input as it is read, the padding's too.
+    Input: as for any convolution, or, when `in_block` is `group`, words: int32 (batch, ceil(channels / group),
+    *spatial), each with a group of channels, the first in the lowest bits, and int8 made unsigned already.
+    Weights: (ceil(filters / block), ceil(channels / groups / in_block), *kernel, in_block / group, block * group), the
+    `group` channels of one filter next to each other.
+    """
+
+    operand: str = "uint16"
+    fill: int = 0
+
+    @property
+    def source_dtype(self) -> str:
+        return "int32" if self.words else self.operand
+
+    @property
+    def words(self) -> bool:
+        """Whether the input is stored as words of a group of channels."""
+        return self.in_block == self.group
+
+    @property
+    def group(self) -> int:
+        """Channels that one instruction sums over."""
+        return 2 if self.operand == "uint16" else 4
 
 
 @dataclasses.dataclass(frozen=True)

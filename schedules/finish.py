@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from schedules import bf16_dot, vector_math
+from schedules import bf16_dot, int8_dot, vector_math
 from schedules.backward_divisions import hide_backward_divisions
 from schedules.expression import substitute
 from schedules.inline import call_name
@@ -31,6 +31,9 @@ def finish(function: Any) -> Any:
     if _calls_any(body, bf16_dot.OPERATORS):
         native = bool(function.attrs.get(bf16_dot.NATIVE))
         body = with_import(body, bf16_dot.definitions(vector_lengths(body), native=native))
+    if _calls_any(body, int8_dot.OPERATORS):
+        unit = str(function.attrs.get(int8_dot.UNIT) or int8_dot.PLAIN)
+        body = with_import(body, int8_dot.definitions(vector_lengths(body), unit=unit))
     return function.with_body(body)
 
 

@@ -11,6 +11,7 @@ from schedules.conv_compute import GLOBAL_POOL, POOL, window_count
 from schedules.conv_workload import SPEC, PoolWorkload
 from schedules.kernel import Kernel
 from schedules.machine import Machine
+from schedules.narrow import number
 from schedules.nest import (
     Expr,
     Stmt,
@@ -67,7 +68,7 @@ class PoolNest(WindowNest):
     work: PoolWorkload
 
     def start_value(self) -> float:
-        return float(tirx.min_value(self.work.dtype).value) if self.work.mode == "max" else 0.0
+        return tirx.min_value(self.work.dtype).value if self.work.mode == "max" else 0.0
 
     def tap(self, total: Expr, value: Expr, operand: Any) -> Expr:
         return tirx.max(total, value) if self.work.mode == "max" else total + value
@@ -102,13 +103,13 @@ def _global_nest(fused: FusedKernel, data: Any, work: PoolWorkload, machine: Mac
     for size in work.spatial:
         points *= size
     is_max = work.mode == "max"
-    start = float(tirx.min_value(work.dtype).value) if is_max else 0.0
+    start = tirx.min_value(work.dtype).value if is_max else 0.0
 
     def join(total: Expr, value: Expr) -> Expr:
         return tirx.max(total, value) if is_max else total + value
 
-    def task(number: Any) -> Stmt:
-        image, block = number // work.out_blocks, number % work.out_blocks
+    def task(place: Any) -> Stmt:
+        image, block = place // work.out_blocks, place % work.out_blocks
         sums, allocation = allocate("sums", (chains, lanes), work.dtype, "local")
 
         def add(outer: Sequence[Any], first: Any, count: int) -> Stmt:
@@ -116,7 +117,9 @@ def _global_nest(fused: FusedKernel, data: Any, work: PoolWorkload, machine: Mac
                 [
                     store(
                         sums,
-                        join(load(sums, i, every), load(data, image, block, *outer, first + i, every)),
+                        join(
+                            load(sums, i, every), number(load(data, image, block, *outer, first + i, every), work.dtype)
+                        ),
                         i,
                         every,
                     )

@@ -15,6 +15,7 @@ from schedules.config import Config, ConfigSpace
 from schedules.conv_tiling import divisors, split_for_cores
 from schedules.conv_workload import WindowWorkload, ceil_div
 from schedules.machine import Machine
+from schedules.narrow import number
 from schedules.nest import (
     Expr,
     Stmt,
@@ -93,6 +94,10 @@ class WindowNest(ABC):
     @abstractmethod
     def tap(self, total: Expr, value: Expr, operand: Any) -> Expr:
         """The accumulator after one more tap."""
+
+    def read(self, stored: Expr) -> Expr:
+        """A vector of the input as the type of the sum."""
+        return number(stored, self.work.dtype)
 
     def scale(self, point: Sequence[Expr | int]) -> Expr | None:
         """By what the sum of the output at spatial `point` is multiplied, if at all."""
@@ -205,7 +210,7 @@ class WindowNest(ABC):
         operands, statements = self.row_operands(block, taps)
         for offset in sorted(uses):
             source = load(self.data, image, block, *places, base + offset, self.all_lanes)
-            value, binding = self.named(source)
+            value, binding = self.named(self.read(source))
             statements.append(binding)
             for pixel, tap in uses[offset]:
                 total = load(sums, pixel, self.all_lanes)

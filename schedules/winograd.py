@@ -19,6 +19,7 @@ from schedules.conv_workload import SPEC, ConvWorkload, ceil_div
 from schedules.errors import NotScheduledError
 from schedules.kernel import Kernel
 from schedules.machine import Machine
+from schedules.narrow import number
 from schedules.nest import (
     Expr,
     Stmt,
@@ -171,7 +172,13 @@ class WinogradNest:
         half, allocate_half = allocate("half", (edge, edge, self.lanes), dtype, "local")
 
         def read(i: Any, j: Any) -> Stmt:
-            return store(patch, load(self.data, image, block, y + i, x + j, self.all_lanes), i, j, self.all_lanes)
+            return store(
+                patch,
+                number(load(self.data, image, block, y + i, x + j, self.all_lanes), self.work.dtype),
+                i,
+                j,
+                self.all_lanes,
+            )
 
         def read_guarded(i: Any, j: Any) -> Stmt:
             inside = both(y + i >= 0, y + i < height, x + j >= 0, x + j < width)

@@ -15,10 +15,11 @@ from tvm import relax
 from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.graph import operator_name, rewritable_functions
+from compiler.passes.graph import count_uses, operator_name, rewritable_functions
 from compiler.passes.layout import convolution, elementwise, kernels, pooling, rearrange, transposed  # noqa: F401
-from compiler.passes.layout.table import ANCHORS, HANDLERS
+from compiler.passes.layout.table import ANCHORS, HANDLERS, NARROW_READERS
 from compiler.passes.layout.values import Blocked, LayoutBuilder, Value
+from compiler.passes.matching import dtype_of
 from compiler.passes.registry import graph_pass
 
 
@@ -30,8 +31,9 @@ def plan_layout(mod: IRModule, context: PipelineContext) -> IRModule:
     if not wanted:
         return mod
     builder = relax.BlockBuilder(mod)
+    bf16 = context.option("precision", "float32") == "bf16"
     planned = {
-        var: _plan(function, LayoutBuilder(builder, mod, context.machine, context.expansions))
+        var: _plan(function, LayoutBuilder(builder, mod, context.machine, context.expansions, bf16=bf16))
         for var, function in wanted
     }
     result = builder.get()
@@ -51,12 +53,22 @@ def _has_anchor(function: Any) -> bool:
 
 
 def _plan(function: Any, builder: LayoutBuilder) -> Any:
+    if builder.bf16:
+        builder.wanted_narrow = _wanted_narrow(function)
     blocks = [
         _plan_block(block, builder) if isinstance(block, relax.DataflowBlock) else block
         for block in function.body.blocks
     ]
     body = relax.SeqExpr(blocks, function.body.body, function.body.span)
     return relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span)
+
+
+def _wanted_narrow(function: Any) -> set[Any]:
+    """The variables that some operator reads in bfloat16."""
+    counts: dict[Any, int] = {}
+    readers: dict[Any, list[str]] = {}
+    count_uses(function.body, counts, readers)
+    return {variable for variable, names in readers.items() if not NARROW_READERS.isdisjoint(names)}
 
 
 def _plan_block(block: Any, builder: LayoutBuilder) -> Any:
@@ -72,9 +84,10 @@ def _plan_block(block: Any, builder: LayoutBuilder) -> Any:
 
 def _plan_binding(binding: Any, builder: LayoutBuilder) -> None:
     value = binding.value
+    builder.start_binding(binding.var, value)
     answer = _answer(value, builder)
     if isinstance(answer, Blocked):
-        answer = Value(blocked=answer)
+        answer = _value_of(answer, binding.var, builder)
     if isinstance(binding.var, relax.DataflowVar):
         if answer is not None:
             builder.define(binding.var, answer)
@@ -84,6 +97,15 @@ def _plan_binding(binding: Any, builder: LayoutBuilder) -> None:
         builder.bindings.append(relax.VarBinding(binding.var, value))
         return
     builder.bindings.append(relax.VarBinding(binding.var, _on_plain(value, builder)))
+
+
+def _value_of(blocked: Blocked, variable: Any, builder: LayoutBuilder) -> Value:
+    """A result, in bfloat16 where a reader wants it: rounding it is the last step of the kernel that makes it."""
+    if blocked.bf16:
+        return Value(narrow=blocked)
+    if variable in builder.wanted_narrow and dtype_of(blocked.expr) == "float32":
+        return Value(narrow=builder.narrowed(blocked))
+    return Value(blocked=blocked)
 
 
 def _answer(value: Any, builder: LayoutBuilder) -> Blocked | Value | None:

@@ -18,14 +18,18 @@ from compiler.passes.layout.packing import (
     merge_groups,
     pack_depthwise,
     pack_filter,
+    pack_filter_groups,
     pack_filter_tensor,
     pack_winograd,
+    pack_words,
 )
 from compiler.passes.layout.table import handles
 from compiler.passes.layout.values import Blocked, Expr, LayoutBuilder, Order, can_block
-from compiler.passes.matching import array_of, as_constant, shape_of, static_shape
+from compiler.passes.matching import array_of, as_constant, dtype_of, shape_of, static_shape
 from schedules import conv_compute
-from schedules.conv_workload import ConvWorkload, WindowWorkload, ceil_div
+from schedules.bf16_dot import bfloat16_bits
+from schedules.conv_dot import conv_dot
+from schedules.conv_workload import ConvWorkload, DotWorkload, WindowWorkload, ceil_div
 from schedules.winograd_tiling import winograd_tile
 from schedules.winograd_transforms import transform_weight, weight_matrix
 
@@ -93,6 +97,8 @@ class Conv:
 def convolution(builder: LayoutBuilder, call: Any) -> Blocked | None:
     conv = Conv.of(call)
     data, weight = call.args
+    if dtype_of(call) == "int32":
+        return None
     sizes = shape_of(call)
     conv = conv.long_last(sizes) if conv is not None and sizes is not None else conv
     if conv is None or not can_block(data, conv.order) or not can_block(call, conv.out_order):
@@ -131,10 +137,16 @@ class BlockedConv:
             return self._direct_unknown_weight()
         values = merge_groups(self._filter_values(), self.conv.groups, merged) if merged > 1 else self._filter_values()
         work = self._workload(groups, self._in_lanes(groups), merged)
-        tile = winograd_tile(work, self.builder.machine, WINOGRAD_ERROR_BOUND)
+        narrow = dot_workload(work, "uint16", self.builder.lanes) if self.builder.bf16 else None
+        tile = winograd_tile(work, self.builder.machine, WINOGRAD_ERROR_BOUND, narrow)
         if tile is not None:
             spread = self._winograd_weight(values, work.block, tile)
-            return self._emit(lambda data, weight: conv_compute.conv_winograd(data, weight, work, tile), work, spread)
+            return self._emit(
+                lambda data, weight: conv_compute.conv_winograd(data, weight, work, tile), work, spread, widens=True
+            )
+        if narrow is not None:
+            packed = pack_filter_groups(bfloat16_bits(values), narrow.in_block, narrow.block, narrow.group)
+            return self._emit(lambda data, weight: conv_dot(data, weight, narrow), narrow, packed)
         packed = pack_filter(values, work.in_block, work.block)
         return self._emit(lambda data, weight: conv_compute.conv_direct(data, weight, work), work, packed)
 
@@ -192,7 +204,9 @@ class BlockedConv:
     def _depthwise(self) -> Blocked:
         work = self._window()
         packed = pack_depthwise(self._filter_values(), work.block)
-        return self._emit(lambda data, weight: conv_compute.conv_depthwise(data, weight, work), work, packed)
+        return self._emit(
+            lambda data, weight: conv_compute.conv_depthwise(data, weight, work), work, packed, widens=True
+        )
 
     def _direct_unknown_weight(self) -> Blocked:
         work = self._workload(1, self._in_lanes(1))
@@ -205,15 +219,36 @@ class BlockedConv:
         )
         return self._emit(lambda data, weight: conv_compute.conv_direct(data, weight, work), work, packed)
 
-    def _emit(self, kernel: Any, work: WindowWorkload, weight: Any) -> Blocked:
-        order = self.conv.order
+    def _emit(self, kernel: Any, work: WindowWorkload, weight: Any, *, widens: bool = False) -> Blocked:
+        """The call of a kernel; `widens` says that it computes in floats and reads bfloat16 as well."""
         if isinstance(weight, np.ndarray):
             weight = as_constant(weight)
+        data = self._stored(work, widens)
+        result = self.builder.emit_kernel(kernel, data, weight, name=f"conv{work.rank}d", pattern=conv_compute.FUSABLE)
+        return Blocked(result, self.out_shape, self.conv.out_order)
+
+    def _stored(self, work: WindowWorkload, widens: bool) -> Any:
+        """The input as the workload wants it."""
+        order = self.conv.order
+        if isinstance(work, DotWorkload) and work.words:
+            plain = self.builder.plain(self.data)
+            return self.builder.emit_kernel(lambda data: pack_words(data, order, work.group), plain, name="words")
+        if isinstance(work, DotWorkload):
+            return self.builder.narrow(self.data, order).expr
         if getattr(work, "in_block", work.block) == 1:
             data = self.builder.plain(self.data)
             if list(order) != sorted(order):
                 data = self.builder.emit(relax.op.permute_dims(data, list(order)), "channels_first")
-        else:
-            data = self.builder.as_blocked(self.data, order).expr
-        result = self.builder.emit_kernel(kernel, data, weight, name=f"conv{work.rank}d", pattern=conv_compute.FUSABLE)
-        return Blocked(result, self.out_shape, self.conv.out_order)
+            return data
+        found = self.builder.stored(self.data, order) if widens else None
+        if found is not None:
+            return found.expr
+        return self.builder.as_blocked(self.data, order).expr
+
+
+def dot_workload(work: ConvWorkload, operand: str, lanes: int, fill: int = 0) -> DotWorkload:
+    """The same convolution of narrow operands; input in words where it is read from the plain layout."""
+    group = 2 if operand == "uint16" else 4
+    fields = {**vars(work), "in_block": group if work.in_block == 1 else lanes}
+    fields["dtype"] = "float32" if operand == "uint16" else "int32"
+    return DotWorkload(**fields, operand=operand, fill=fill)

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import schedules.tir  # noqa: F401
+from schedules.bf16_dot import narrowed, rounded_pair
 from schedules.conv_workload import ceil_div
+from schedules.narrow import widened
 
 from tvm import te, tirx  # isort: skip
 
@@ -33,6 +35,13 @@ def pack_filter(weight: Array, in_lanes: int, lanes: int) -> Array:
     rank = weight.ndim - 2
     order = [0, 2, *range(4, 4 + rank), 3, 1]
     return np.ascontiguousarray(split.transpose(order))
+
+
+def pack_filter_groups(weight: Array, in_lanes: int, lanes: int, group: int) -> Array:
+    """`pack_filter` with `group` channels of a filter next to each other: (..., in_lanes / group, lanes * group)."""
+    packed = pack_filter(weight, in_lanes, lanes)
+    split = packed.reshape(*packed.shape[:-2], in_lanes // group, group, lanes)
+    return np.ascontiguousarray(split.swapaxes(-1, -2)).reshape(*packed.shape[:-2], in_lanes // group, lanes * group)
 
 
 def pack_depthwise(weight: Array, lanes: int) -> Array:
@@ -133,3 +142,44 @@ def pack_filter_tensor(weight: Any, in_lanes: int, lanes: int) -> Any:
         return tirx.if_then_else(inside, weight(o, i, *rest[:-2]), tirx.const(0, weight.dtype))
 
     return te.compute(shape, point, name="pack_filter")
+
+
+def narrowed_tensor(data: Any) -> Any:
+    """float32 as the bits of bfloat16."""
+    return te.compute(data.shape, lambda *at: narrowed(data(*at)), name="narrow")
+
+
+def widened_tensor(bits: Any) -> Any:
+    """The inverse of `narrowed_tensor`."""
+    return te.compute(bits.shape, lambda *at: widened(bits(*at)), name="widen")
+
+
+def pack_words(data: Any, order: Sequence[int], group: int) -> Any:
+    """A logical tensor of few channels to int32 (batch, ceil(channels / group), *spatial): `group` channels a word, as
+    `DotWorkload` states. Float data becomes bfloat16, int8 is made unsigned."""
+    shape = list(data.shape)
+    channels = int(shape[order[1]])
+    physical = [shape[axis] for axis in order]
+    physical[1] = ceil_div(channels, group)
+
+    def element(at: Sequence[Any], channel: Any, first: int) -> Any:
+        index: list[Any] = [None] * len(order)
+        for axis, value in zip(order, [at[0], channel, *at[2:]], strict=True):
+            index[axis] = value
+        return data(*index) if first < channels else tirx.const(0, data.dtype)
+
+    def word(at: Sequence[Any], start: int) -> Any:
+        values = [element(at, start + i, start + i) for i in range(group)]
+        if group == 2:
+            return rounded_pair(*values)
+        shift = 128 if str(data.dtype) == "int8" else 0
+        bytes_ = [tirx.Cast("int32", value) + tirx.const(shift, "int32") for value in values]
+        return bytes_[0] | bytes_[1] << 8 | bytes_[2] << 16 | bytes_[3] << 24
+
+    def point(*at: Any) -> Any:
+        value = word(at, 0)
+        for number in range(1, int(physical[1])):
+            value = tirx.Select(at[1] == number, word(at, number * group), value)
+        return value
+
+    return te.compute(physical, point, name="words")

@@ -64,7 +64,7 @@ def adaptive_pool(builder: LayoutBuilder, call: Any) -> Blocked | None:
 @handles("relax.mean", "relax.max")
 def reduce_image(builder: LayoutBuilder, call: Any) -> Blocked | Value | None:
     """A mean or maximum over exactly the spatial dimensions."""
-    data = builder.blocked(call.args[0])
+    data = builder.stored(call.args[0])
     if data is None or call.attrs.axis is None:
         return None
     axes = sorted(int(axis) % len(data.shape) for axis in call.attrs.axis)
@@ -112,9 +112,9 @@ def _work(
 
 def _laid_out(builder: LayoutBuilder, expr: Any, order: Order) -> Blocked | None:
     """The blocked form that an operand has, in `order` or with its spatial dimensions in another order."""
-    data = builder.blocked(expr)
+    data = builder.stored(expr)
     same_axes = data is not None and data.order[:2] == order[:2] and sorted(data.order) == sorted(order)
-    return data if same_axes else builder.blocked(expr, order)
+    return data if same_axes else builder.stored(expr, order)
 
 
 def _order(layout: str, rank: int) -> Order | None:

@@ -15,7 +15,7 @@ from compiler.passes.matching import same_shape, shape_of
 @handles("relax.permute_dims")
 def permute(builder: LayoutBuilder, call: Any) -> Blocked | None:
     """The same data under other names of its axes."""
-    data = builder.blocked(call.args[0])
+    data = builder.stored(call.args[0])
     shape = shape_of(call)
     if data is None or shape is None:
         return None
@@ -23,7 +23,7 @@ def permute(builder: LayoutBuilder, call: Any) -> Blocked | None:
     rank = len(data.shape)
     axes = [int(axis) % rank for axis in given] if given is not None else list(reversed(range(rank)))
     order = tuple(axes.index(axis) for axis in data.order)
-    return Blocked(data.expr, tuple(shape), order)
+    return Blocked(data.expr, tuple(shape), order, data.bf16)
 
 
 @handles("relax.concat")
@@ -33,7 +33,11 @@ def concat(builder: LayoutBuilder, call: Any) -> Blocked | None:
     shape = shape_of(call)
     if fields is None or shape is None or call.attrs.axis is None:
         return None
-    parts = [builder.blocked(each) for each in fields]
+    parts = [builder.stored(each) for each in fields]
+    if any(part is not None and part.bf16 for part in parts) and not all(
+        part is not None and part.bf16 for part in parts
+    ):
+        parts = [builder.blocked(each) for each in fields]
     first = next((part for part in parts if part is not None), None)
     if first is None or any(part is None or part.order != first.order for part in parts):
         return None
@@ -42,13 +46,13 @@ def concat(builder: LayoutBuilder, call: Any) -> Blocked | None:
     if axis == 1 and any(part.channels % builder.lanes for part in blocked[:-1]):
         return None
     result = builder.emit(relax.op.concat([part.expr for part in blocked], axis), "joined")
-    return Blocked(result, tuple(shape), first.order)
+    return Blocked(result, tuple(shape), first.order, first.bf16)
 
 
 @handles("relax.split")
 def split(builder: LayoutBuilder, call: Any) -> Value | None:
     """Channels cut at whole blocks, or any spatial dimension."""
-    data = builder.blocked(call.args[0])
+    data = builder.stored(call.args[0])
     if data is None:
         return None
     axis = data.order.index(int(call.attrs.axis) % len(data.shape))
@@ -71,15 +75,16 @@ def split(builder: LayoutBuilder, call: Any) -> Value | None:
         piece = relax.op.strided_slice(data.expr, [axis], [start // scale], [last])
         shape = list(data.shape)
         shape[data.order[axis]] = stop - start
-        parts.append(Value(blocked=Blocked(builder.emit(piece, "part"), tuple(shape), data.order)))
+        part = Blocked(builder.emit(piece, "part"), tuple(shape), data.order, data.bf16)
+        parts.append(Value(narrow=part) if data.bf16 else Value(blocked=part))
     return Value(parts=parts)
 
 
 @handles("relax.reshape")
 def reshape(builder: LayoutBuilder, call: Any) -> Blocked | None:
     """A reshape to the shape it has."""
-    data = builder.blocked(call.args[0])
+    data = builder.stored(call.args[0])
     shape = shape_of(call)
     if data is None or shape is None or not same_shape(list(data.shape), shape):
         return None
-    return Blocked(data.expr, data.shape, data.order)
+    return data

@@ -12,8 +12,15 @@ from tvm import relax
 from tvm.ir import GenericConst
 
 from compiler.passes.expansion import Expansions
-from compiler.passes.layout.packing import pack_channels, pack_tensor, unpack_tensor
+from compiler.passes.layout.packing import (
+    narrowed_tensor,
+    pack_channels,
+    pack_tensor,
+    unpack_tensor,
+    widened_tensor,
+)
 from compiler.passes.matching import array_of, as_constant, dtype_of, shape_of
+from schedules.bf16_dot import bfloat16_bits
 from schedules.conv_workload import ceil_div
 
 Expr = Any
@@ -26,12 +33,14 @@ class Blocked:
     """A tensor in blocked layout: (batch, channel blocks, *spatial, lanes).
 
     `shape` is the logical shape; `order[i]` is the logical axis behind physical axis i: the batch, the channels, then
-    the spatial dimensions. The lanes behind the last channel hold anything.
+    the spatial dimensions. The lanes behind the last channel hold anything. `bf16` says that floats are stored as the
+    bits of bfloat16 in uint16.
     """
 
     expr: Expr
     shape: tuple[Any, ...]
     order: Order
+    bf16: bool = False
 
     @property
     def channels(self) -> int:
@@ -48,18 +57,24 @@ class Blocked:
 
 @dataclass(eq=False)
 class Value:
-    """One value of the function; `parts` are those of a tuple."""
+    """One value of the function; `parts` are those of a tuple. `narrow` is its blocked form in bfloat16."""
 
     plain: Expr | None = None
     blocked: Blocked | None = None
+    narrow: Blocked | None = None
     packed: dict[Order, Blocked] = field(default_factory=dict)
+    packed_narrow: dict[Order, Blocked] = field(default_factory=dict)
     parts: list[Value] | None = None
 
 
 class LayoutBuilder:
     """Emits bindings of a dataflow block and keeps the forms of its values."""
 
-    def __init__(self, builder: Any, mod: Any, machine: Any, expansions: Expansions) -> None:
+    def __init__(self, builder: Any, mod: Any, machine: Any, expansions: Expansions, *, bf16: bool = False) -> None:
+        self.bf16 = bf16
+        self.definitions: dict[Any, Any] = {}
+        self.wanted_narrow: set[Any] = set()
+        self._widened: dict[Any, Blocked] = {}
         self._builder = builder
         self._mod = mod
         self.machine = machine
@@ -84,6 +99,13 @@ class LayoutBuilder:
         """Start another block: what is not plain does not outlive one."""
         self.bindings = []
         self._values = {}
+        self.definitions = {}
+
+    def start_binding(self, variable: Any, value: Any) -> None:
+        """Note what a variable of the old function was. What was widened for one binding is not shared with the next:
+        each reader's own widening becomes part of its kernel."""
+        self.definitions[variable] = value
+        self._widened = {}
 
     def emit(self, expr: Expr, name: str = "laid_out") -> Expr:
         """Bind an expression to a new variable of the block."""
@@ -115,17 +137,57 @@ class LayoutBuilder:
         if value.plain is None and value.parts is not None:
             value.plain = self.emit(relax.Tuple([self.plain_value(part) for part in value.parts]))
         if value.plain is None:
-            assert value.blocked is not None
-            value.plain = self._unpack(value.blocked)
+            found = self._floats(value)
+            assert found is not None
+            plain = self._unpack(found)
+            if value.blocked is None:
+                return plain  # of a narrow value each reader has its own, in its kernel
+            value.plain = plain
         return value.plain
+
+    def _floats(self, value: Value) -> Blocked | None:
+        """The blocked form as floats, widened from the narrow one if there is no other."""
+        if value.blocked is not None or value.narrow is None:
+            return value.blocked
+        narrow = value.narrow
+        if narrow.expr not in self._widened:
+            wide = self.emit_kernel(widened_tensor, narrow.expr, name="widen")
+            self._widened[narrow.expr] = Blocked(wide, narrow.shape, narrow.order)
+        return self._widened[narrow.expr]
+
+    def narrow(self, expr: Expr, order: Order) -> Blocked:
+        """The blocked form of a float operand in bfloat16, converted when it has none."""
+        value = self.value(expr)
+        if value.narrow is not None and value.narrow.order == order:
+            return value.narrow
+        if order not in value.packed_narrow:
+            value.packed_narrow[order] = self.narrowed(self.as_blocked(expr, order))
+            if isinstance(expr, relax.Var):
+                self._values.setdefault(expr, value)
+        return value.packed_narrow[order]
+
+    def narrowed(self, blocked: Blocked) -> Blocked:
+        """Blocked floats as bfloat16."""
+        if isinstance(blocked.expr, GenericConst):
+            bits = as_constant(bfloat16_bits(array_of(blocked.expr)))
+        else:
+            bits = self.emit_kernel(narrowed_tensor, blocked.expr, name="narrow")
+        return Blocked(bits, blocked.shape, blocked.order, bf16=True)
 
     def blocked(self, expr: Expr, order: Order | None = None) -> Blocked | None:
         """The blocked form that an operand has already (in `order`, if given), without converting anything."""
         value = self.value(expr)
-        found = value.blocked
+        found = self._floats(value)
         if found is not None and (order is None or found.order == order):
             return found
         return None if order is None else value.packed.get(order)
+
+    def stored(self, expr: Expr, order: Order | None = None) -> Blocked | None:
+        """`blocked`, in bfloat16 when that is how the operand is stored."""
+        narrow = self.value(expr).narrow
+        if narrow is not None and (order is None or narrow.order == order):
+            return narrow
+        return self.blocked(expr, order)
 
     def as_blocked(self, expr: Expr, order: Order) -> Blocked:
         """The blocked form of an operand, converted when it has none."""
@@ -213,10 +275,10 @@ def _same(left: Any, right: Any) -> bool:
     return isinstance(left, int) and isinstance(right, int) and left == right
 
 
-def can_block(expr: Expr, order: Order) -> bool:
-    """Whether a tensor can be laid out in blocks: float32, all but the batch known."""
+def can_block(expr: Expr, order: Order, dtypes: Sequence[str] = ("float32",)) -> bool:
+    """Whether a tensor can be laid out in blocks: of one of `dtypes`, all but the batch known."""
     shape = shape_of(expr)
-    if shape is None or dtype_of(expr) != "float32" or len(shape) != len(order):
+    if shape is None or dtype_of(expr) not in dtypes or len(shape) != len(order):
         return False
     return all(isinstance(shape[axis], int) for axis in order[1:])
 

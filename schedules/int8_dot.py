@@ -1,0 +1,202 @@
+"""Sums of 8-bit products as operators: `sum + a0 * b0 + a1 * b1 + a2 * b2 + a3 * b3`, a unsigned and b signed bytes.
+
+Four bytes travel as an int32 (the first in the lowest byte), and a function in LLVM IR, inlined where it is called,
+does the rest: with `vpdpbusd` where the processor has it; else the bytes are widened to 16 bits and summed in pairs by
+`vpmaddwd`, whose sums can not overflow (unlike those of `vpmaddubsw`, which saturate at 16 bits).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+from schedules.machine import Machine
+from schedules.tir import tirx, tvm
+
+Expr = Any
+DOT = "tensorwright.dot_u8s8"
+WORDS = "tensorwright.dot_words"
+ROUND = "tensorwright.round_int32"
+OPERATORS = (DOT, WORDS, ROUND)
+# A kernel's attribute: what its target multiplies with, one of the names below.
+UNIT = "tensorwright.int8_unit"
+VNNI, PAIRS, PLAIN = "vnni", "pairs", "plain"
+# Lanes of 32 bits and the intrinsics that have them. The lesser widths of VNNI need AVX512VL.
+_BITS = {4: 128, 8: 256, 16: 512}
+_PAIRS = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
+
+
+def unit_of(machine: Machine) -> str:
+    """What a machine multiplies bytes with."""
+    if machine.has("avx512vnni", "avx512vl"):
+        return VNNI
+    return PAIRS if machine.has("avx2") else PLAIN
+
+
+def dot(total: Expr, a: Expr, b: Expr) -> Expr:
+    """The operator on an int32 `total`, four unsigned bytes `a` and four signed bytes `b`."""
+    return tvm.ir.Call(tvm.ir.Op.get(DOT), [total, a, b], ret_ty=total.ty)
+
+
+def dot_words(total: Expr, a: Expr, b: Expr) -> Expr:
+    """`total + a * b` of an int32 `a` in [-32768, 32767] and the signed 16 bits in the low half of `b`, zeros above."""
+    return tvm.ir.Call(tvm.ir.Op.get(WORDS), [total, a, b], ret_ty=total.ty)
+
+
+def rounded_int32(value: Expr) -> Expr:
+    """A float32 rounded to the nearest int32, halves to even; it must lie within the range."""
+    return tvm.ir.Call(tvm.ir.Op.get(ROUND), [value], ret_ty=tirx.IntImm("int32", 0).ty)
+
+
+def _vector(scalar: str, lanes: int) -> str:
+    return scalar if lanes == 1 else f"<{lanes} x {scalar}>"
+
+
+def _splat(value: int, lanes: int, scalar: str = "i32") -> str:
+    return str(value) if lanes == 1 else f"splat ({scalar} {value})"
+
+
+def _symbol(name: str, lanes: int) -> str:
+    return f"tensorwright_{name}_x{lanes}"
+
+
+def _pairs(unit: str, lanes: int, avx512: bool) -> str | None:
+    """The intrinsic that sums products of pairs of 16 bits, where there is one."""
+    return _PAIRS.get(lanes) if unit != PLAIN and (lanes < 16 or avx512) else None
+
+
+def _dot_text(lanes: int, unit: str, avx512: bool) -> str:
+    i = _vector("i32", lanes)
+    head = f"define {i} @{_symbol('dot_u8s8', lanes)}({i} %c, {i} %a, {i} %b) alwaysinline nounwind {{"
+    pairs = _pairs(unit, lanes, avx512)
+    if unit == VNNI and lanes in _BITS:
+        return f"""{head}
+  %x = bitcast {i} %a to <{4 * lanes} x i8>
+  %y = bitcast {i} %b to <{4 * lanes} x i8>
+  %r = call {i} @llvm.x86.avx512.vpdpbusd.{_BITS[lanes]}({i} %c, <{4 * lanes} x i8> %x, <{4 * lanes} x i8> %y)
+  ret {i} %r
+}}"""
+    if pairs is None:
+        return f"{head}\n{_plain_bytes(lanes)}\n  ret {i} %s3\n}}"
+    w, eight = f"<{2 * lanes} x i16>", _splat(8, 2 * lanes, "i16")
+    return f"""{head}
+  %x = bitcast {i} %a to {w}
+  %y = bitcast {i} %b to {w}
+  %xl = and {w} %x, {_splat(255, 2 * lanes, "i16")}
+  %xh = lshr {w} %x, {eight}
+  %yu = shl {w} %y, {eight}
+  %yl = ashr {w} %yu, {eight}
+  %yh = ashr {w} %y, {eight}
+  %pl = call {i} @{pairs}({w} %xl, {w} %yl)
+  %ph = call {i} @{pairs}({w} %xh, {w} %yh)
+  %s = add {i} %c, %pl
+  %r = add {i} %s, %ph
+  ret {i} %r
+}}"""
+
+
+def _plain_bytes(lanes: int) -> str:
+    """Byte after byte, on any processor; the sum is %s3."""
+    i = _vector("i32", lanes)
+    lines = []
+    for byte in range(4):
+        before = "%c" if byte == 0 else f"%s{byte - 1}"
+        lines += [
+            f"  %as{byte} = lshr {i} %a, {_splat(8 * byte, lanes)}",
+            f"  %ab{byte} = and {i} %as{byte}, {_splat(255, lanes)}",
+            f"  %bs{byte} = shl {i} %b, {_splat(24 - 8 * byte, lanes)}",
+            f"  %bb{byte} = ashr {i} %bs{byte}, {_splat(24, lanes)}",
+            f"  %p{byte} = mul {i} %ab{byte}, %bb{byte}",
+            f"  %s{byte} = add {i} {before}, %p{byte}",
+        ]
+    return "\n".join(lines)
+
+
+def _words_text(lanes: int, unit: str, avx512: bool) -> str:
+    i, w = _vector("i32", lanes), f"<{2 * lanes} x i16>"
+    head = f"define {i} @{_symbol('dot_words', lanes)}({i} %c, {i} %a, {i} %b) alwaysinline nounwind {{"
+    casts = f"  %x = bitcast {i} %a to {w}\n  %y = bitcast {i} %b to {w}"
+    pairs = _pairs(unit, lanes, avx512)
+    if unit == VNNI and lanes in _BITS:
+        call = f"call {i} @llvm.x86.avx512.vpdpwssd.{_BITS[lanes]}({i} %c, {w} %x, {w} %y)"
+        return f"{head}\n{casts}\n  %r = {call}\n  ret {i} %r\n}}"
+    if pairs is not None:
+        call = f"call {i} @{pairs}({w} %x, {w} %y)"
+        return f"{head}\n{casts}\n  %p = {call}\n  %r = add {i} %c, %p\n  ret {i} %r\n}}"
+    half = _splat(16, lanes)
+    return f"""{head}
+  %u = shl {i} %b, {half}
+  %w = ashr {i} %u, {half}
+  %p = mul {i} %a, %w
+  %r = add {i} %c, %p
+  ret {i} %r
+}}"""
+
+
+def _round_text(lanes: int) -> str:
+    f, i = _vector("float", lanes), _vector("i32", lanes)
+    suffix = "i32.f32" if lanes == 1 else f"v{lanes}i32.v{lanes}f32"
+    return f"""declare {i} @llvm.lrint.{suffix}({f})
+define {i} @{_symbol("round_int32", lanes)}({f} %x) alwaysinline nounwind {{
+  %r = call {i} @llvm.lrint.{suffix}({f} %x)
+  ret {i} %r
+}}"""
+
+
+def _declarations(unit: str, lanes: int, avx512: bool) -> list[str]:
+    i, b, w = _vector("i32", lanes), f"<{4 * lanes} x i8>", f"<{2 * lanes} x i16>"
+    if unit == VNNI and lanes in _BITS:
+        bits = _BITS[lanes]
+        return [
+            f"declare {i} @llvm.x86.avx512.vpdpbusd.{bits}({i}, {b}, {b})",
+            f"declare {i} @llvm.x86.avx512.vpdpwssd.{bits}({i}, {w}, {w})",
+        ]
+    pairs = _pairs(unit, lanes, avx512)
+    return [] if pairs is None else [f"declare {i} @{pairs}({w}, {w})"]
+
+
+@cache
+def _definitions(lanes: tuple[int, ...], unit: str, avx512: bool) -> str:
+    parts: list[str] = []
+    for count in lanes:
+        parts += _declarations(unit, count, avx512)
+        parts += [_dot_text(count, unit, avx512), _words_text(count, unit, avx512), _round_text(count)]
+    return "\n".join([*parts, ""])
+
+
+def definitions(lanes: Iterable[int], *, unit: str) -> str:
+    """LLVM IR of the functions for these numbers of lanes. `unit` is one of the units, "+512" behind it when vectors of
+    512 bits have 16-bit arithmetic."""
+    name, _, wide = unit.partition("+")
+    return _definitions(tuple(sorted(set(lanes))), name, bool(wide))
+
+
+def attribute_of(machine: Machine) -> str:
+    """The value of a kernel's attribute `UNIT`."""
+    return unit_of(machine) + ("+512" if machine.has("avx512bw") else "")
+
+
+def _lanes(dtype: str) -> int:
+    return int(dtype.partition("x")[2] or 1)
+
+
+def _register() -> None:
+    known = {str(name) for name in tvm.ir.Op.list_op_names()}
+    for full in OPERATORS:
+        if full in known:
+            continue
+        name = full.partition(".")[2]
+
+        def lower(node: Any, name: str = name) -> Any:
+            dtype = str(node.ty)
+            return tirx.call_pure_extern(dtype, _symbol(name, _lanes(dtype)), *node.args)
+
+        tvm.ir._ffi_api.RegisterOp(full, f"{name} of 8-bit integers")
+        tvm.ir.register_op_attr(full, "TVectorizable", True)
+        tvm.ir.register_op_attr(full, "TCallEffectKind", 1)  # pure
+        tvm.ir.register_op_attr(full, "TScriptPrinterName", full.replace(".", "_"))
+        tirx.register_intrin_lowering(full, target="llvm", f=lower)
+
+
+_register()
