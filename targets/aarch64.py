@@ -26,7 +26,7 @@ FAMILY = CpuFamily(
     options={},
 )
 
-# A processor's part number and LLVM's name of the model; from the MIDR tables of Linux (arch/arm64/include/asm/cputype.h).
+# A processor's part number and LLVM's name of the model; from Linux's arch/arm64/include/asm/cputype.h.
 _PARTS = {
     "0xd03": "cortex-a53",
     "0xd05": "cortex-a55",

@@ -98,6 +98,7 @@ class Target(ABC):
     def load_runtime(self) -> None:
         """Make the functions known that built modules call beside the engine's own: a driver, or a simulator of the
         accelerator. Called before a module of this target is made ready; nothing for a processor."""
+        return
 
     def link_options(self) -> tuple[str, ...]:
         """Extra arguments for the linker."""
