@@ -18,7 +18,7 @@ from compiler.device.emulation import EmulatedModule
 from compiler.errors import OptionError, TensorwrightError, ToolchainError, UnknownTargetError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes, import_model
-from compiler.manifest_entries import manifest_entries, tensor_descriptions
+from compiler.manifest_entries import manifest_entries, requirements, tensor_descriptions
 from compiler.passes.context import PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from compiler.passes.registry import PassLike
@@ -87,7 +87,8 @@ def compile(
         dynamic_shapes=dynamic_shapes,
     )
     inputs, outputs = tensor_descriptions(model.inputs), tensor_descriptions(model.outputs)
-    context = PipelineContext(target=chosen, machine=chosen.machine, options={"precision": precision})
+    options = {"precision": precision, "checks": model.checks}
+    context = PipelineContext(target=chosen, machine=chosen.machine, options=options)
     pipeline = run_pipeline(
         model.mod,
         context,
@@ -108,6 +109,7 @@ def compile(
         parameters=pipeline.stored_parameters(),
         compact_parameters=len(pipeline.expansions.stored),
         fixed=model.fixed,
+        **requirements(model),
         threads=threads,
         **manifest_entries(chosen, pipeline),
     )

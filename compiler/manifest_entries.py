@@ -10,14 +10,16 @@ import targets
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.artifact.manifest import (
     MAX_ELEMENTS,
+    IndexRequirement,
     KernelProvenance,
     MemoryPlan,
     PassTiming,
+    Requirement,
     TargetDescription,
     TensorDescription,
 )
 from compiler.errors import InvalidModelError, Refusal, UnsupportedModelError
-from compiler.frontends.imported_model import TensorSpec
+from compiler.frontends.imported_model import ImportedModel, TensorSpec
 from compiler.passes.pipeline import PipelineResult
 
 
@@ -39,6 +41,14 @@ def tensor_descriptions(specs: Sequence[TensorSpec]) -> list[TensorDescription]:
     if refusals:
         raise UnsupportedModelError(refusals)
     return [TensorDescription(name=spec.name, shape=spec.shape, dtype=spec.dtype) for spec in specs]
+
+
+def requirements(model: ImportedModel) -> dict[str, Any]:
+    """Keyword arguments of `Artifact.create`: what the model needs of its inputs' sizes and indices."""
+    return {
+        "requirements": [Requirement(**vars(each)) for each in model.requirements],
+        "indices": [IndexRequirement(**vars(each)) for each in model.indices],
+    }
 
 
 def manifest_entries(target: targets.Target, pipeline: PipelineResult) -> dict[str, Any]:

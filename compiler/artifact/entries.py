@@ -10,3 +10,6 @@ returns what `main` takes in their place; the runtime calls it once, when it loa
 MAIN_ENTRY = "main"
 CHECK_ENTRY = "tensorwright_check"
 EXPAND_ENTRY = "tensorwright_expand"
+
+CHECK_MARK = "tensorwright"
+"""Begins the text of a check in a library: `MARK[what the check is for]`."""

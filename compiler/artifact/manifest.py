@@ -127,6 +127,37 @@ class FixedInput(_Model):
     values: tuple[bool | int | float, ...] | None = Field(default=None, max_length=64, strict=False)
 
 
+class Requirement(_Model):
+    """A relation between sizes of the inputs that the model needs.
+
+    Attributes:
+        left, right: formulas (`profiling.formula`) of the names in `symbols`.
+        relation: "equal"; "at least": left >= right; "broadcast": left is right, or one of them is 1.
+        symbols: the symbolic dimension that each name stands for.
+        where: what needs it, in the words of a message.
+    """
+
+    left: Name
+    relation: Literal["equal", "at least", "broadcast"]
+    right: Name
+    symbols: dict[Name, Name] = Field(default_factory=dict)
+    where: Name
+
+
+class IndexRequirement(_Model):
+    """An input whose elements are indices into an axis: each must lie in [-size, size).
+
+    Attributes:
+        input: the input's name.
+        size: a formula of the names in `symbols`, as of `Requirement`.
+    """
+
+    input: Name
+    size: Name
+    symbols: dict[Name, Name] = Field(default_factory=dict)
+    where: Name
+
+
 class ReferenceTolerance(_Model):
     """How far outputs may be from the reference: |output - reference| <= absolute + relative * |reference|."""
 
@@ -141,6 +172,8 @@ class Manifest(_Model):
         inputs, outputs: of the function `main`, in its order.
         parameters: what `main` takes after the inputs, in its order, with exact shapes.
         compact_parameters: how many of the last ones are stored in a smaller form, for `EXPAND_ENTRY` to expand.
+        requirements: relations between symbolic dimensions of the inputs; a run checks them first.
+        indices: inputs whose elements are indices; a run checks them too.
         threads: the setting to run with; None leaves it to the device (its physical cores).
         reference_inputs, reference_outputs: the stored example and what it gave, with exact shapes; may be empty.
         checksums: SHA-256 tree digest (hex) of each section; filled in when the file is written.
@@ -156,6 +189,8 @@ class Manifest(_Model):
     versions: ToolVersions
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     fixed_inputs: tuple[FixedInput, ...] = Field(default=(), strict=False)
+    requirements: tuple[Requirement, ...] = Field(default=(), strict=False)
+    indices: tuple[IndexRequirement, ...] = Field(default=(), strict=False)
     kernels: tuple[KernelProvenance, ...] = Field(default=(), strict=False)
     passes: tuple[PassTiming, ...] = Field(default=(), strict=False)
     memory_plan: MemoryPlan | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import tvm
@@ -24,15 +25,47 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class SizeRequirement:
+    """A relation between symbolic sizes of the inputs without which the model can not run.
+
+    Attributes:
+        left, right: formulas (`compiler.profiling.formula`) of the names in `symbols`.
+        relation: "equal"; "at least": left >= right; "broadcast": left is right, or one of them is 1.
+        symbols: the symbolic dimension that each name stands for.
+        where: what needs it, in the words of a message.
+    """
+
+    left: str
+    relation: Literal["equal", "at least", "broadcast"]
+    right: str
+    symbols: dict[str, str]
+    where: str
+
+
+@dataclass(frozen=True)
+class IndexRequirement:
+    """An input whose elements are indices into an axis: each must lie in [-size, size); otherwise as above."""
+
+    input: str
+    size: str
+    symbols: dict[str, str]
+    where: str
+
+
+@dataclass(frozen=True)
 class ImportedModel:
     """A model as a Relax module.
 
     `mod["main"]` takes the runtime inputs in the order of `inputs` and returns a tuple in the order of `outputs`;
     weights are embedded constants. `fixed` holds the model inputs whose values were fixed while importing: they are
-    no runtime inputs any more.
+    no runtime inputs any more. `requirements` and `indices` are checked when a run begins; `checks` says what the
+    checks of sizes in the module are for: the one that binds the variable `check_N_` is for `checks[N]`.
     """
 
     mod: tvm.IRModule
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     fixed: dict[str, np.ndarray] = field(default_factory=dict)
+    requirements: tuple[SizeRequirement, ...] = ()
+    indices: tuple[IndexRequirement, ...] = ()
+    checks: tuple[str, ...] = ()

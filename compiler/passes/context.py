@@ -19,7 +19,7 @@ class PipelineContext:
     Attributes:
         target: a `targets.Target`, or None for the engine's plain CPU.
         machine: a `schedules.machine.Machine`, or None: then nothing is scheduled.
-        options: options of passes by name; each pass says which ones it reads.
+        options: options of passes by name; each pass says which ones it reads ("checks": what checks of sizes are for).
         shape_bounds: upper bound of a symbolic dimension, by its name; used in planning memory.
         configs: configurations of kernels from tuning records, handed to the schedule rules as they are.
         parameters: filled by `lift-parameters`: the trailing parameters of `main`, in order, by name.

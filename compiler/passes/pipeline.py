@@ -76,7 +76,14 @@ PLAN_MEMORY = (
     "free-storage",
 )
 # 8. What is left becomes calls of the virtual machine.
-LOWER = ("lower-builtins", "compute-scalars", "lower-shapes", "check-parameters-once", "export-symbols")
+LOWER = (
+    "lower-builtins",
+    "compute-scalars",
+    "lower-shapes",
+    "name-checks",
+    "check-parameters-once",
+    "export-symbols",
+)
 
 
 def build_phases(context: PipelineContext, compression: Sequence[PassLike] = ()) -> list[Phase]:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from compiler.artifact.dtypes import ELEMENT_TYPES, ElementType
-from compiler.artifact.manifest import TensorDescription
-from compiler.errors import InputError, InternalError
+from compiler.artifact.manifest import IndexRequirement, Requirement, TensorDescription
+from compiler.errors import InputError
 from compiler.runtime.engine import tvm_ffi
+from compiler.runtime.requirements import RequirementChecker
 from compiler.runtime.tensors import (
     ALIGNMENT,
     array_over_strided,
@@ -67,7 +68,13 @@ Dimensions = dict[str, tuple[int, str]]
 class InputBinder:
     """Checks inputs and makes the engine's tensors of them; one for a module, used by all of its threads."""
 
-    def __init__(self, inputs: Sequence[TensorDescription]) -> None:
+    def __init__(
+        self,
+        inputs: Sequence[TensorDescription],
+        requirements: Sequence[Requirement] = (),
+        indices: Sequence[IndexRequirement] = (),
+    ) -> None:
+        self._requirements = RequirementChecker(inputs, requirements, indices)
         self.specs = tuple(InputSpec(description) for description in inputs)
         self.names = tuple(spec.name for spec in self.specs)
 
@@ -75,7 +82,7 @@ class InputBinder:
         """The engine's tensors for `main`, in its order.
 
         Raises:
-            InputError: names, ranks, shapes, dimensions or element types do not fit.
+            InputError: names, ranks, shapes, dimensions or element types do not fit, or what the model needs of them.
         """
         values = self._in_order(inputs)
         dimensions: Dimensions = {}
@@ -87,6 +94,8 @@ class InputBinder:
                 tensors.append(_from_numpy(value, spec, stage))
             else:
                 tensors.append(_from_other(value, spec, stage, dimensions))
+        if self._requirements.any:
+            self._requirements.check({name: size for name, (size, _) in dimensions.items()}, tensors)
         return tensors
 
     def _in_order(self, inputs: Any) -> Sequence[Any]:
@@ -227,16 +236,3 @@ def _import_dlpack(value: Any, name: str) -> tuple[Any, str]:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
-
-
-def engine_error(error: Exception, inputs: int) -> InputError | InternalError:
-    """What the engine raised during a run, as an error of this project.
-
-    The engine checks shapes again inside `main`; it says which parameter did not fit. Relations between symbolic
-    dimensions that the manifest can not express are found there, and are the caller's to mend.
-    """
-    text = str(error).strip()
-    for index in range(inputs):
-        if f"loc=param[{index}]" in text:
-            return InputError(f"the inputs do not fit the model: {text}")
-    return InternalError(f"the module failed while running: {text}", "please report this, with the model")

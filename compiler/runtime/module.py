@@ -12,7 +12,8 @@ import numpy as np
 from compiler.artifact import Artifact, Key, Manifest, TensorDescription, read_artifact, write_artifact
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.errors import InputError, OptionError, VerificationError
-from compiler.runtime.inputs import InputBinder, Staging, engine_error
+from compiler.runtime.failures import engine_error
+from compiler.runtime.inputs import InputBinder, Staging
 from compiler.runtime.library import (
     bound_main,
     check_arity,
@@ -76,7 +77,8 @@ class Module:
         ]
         stored = [tensor_over(*pair) for pair in zip(arrays, elements, strict=True)]
         self._parameters = self._expanded(stored, artifact.manifest.compact_parameters)
-        self._binder = InputBinder(artifact.manifest.inputs)
+        manifest = artifact.manifest
+        self._binder = InputBinder(manifest.inputs, manifest.requirements, manifest.indices)
         self._reader = OutputReader(artifact.manifest.outputs, arrays)
         # Taking from and adding to a list's end are atomic.
         self._idle: list[_Session] = [self._new_session()]
@@ -102,7 +104,8 @@ class Module:
             The outputs by name; their memory is the caller's, and nothing that the module holds.
 
         Raises:
-            InputError: names, ranks, shapes, dimensions or element types do not fit.
+            InputError: names, ranks, shapes, dimensions or element types do not fit, or a check inside of the model
+                failed; the message names the node.
             InternalError: the engine failed.
         """
         if outputs not in ("numpy", "dlpack"):

@@ -35,15 +35,23 @@ def broadcast_dim(arithmetic: Arithmetic, a: Dim, b: Dim) -> tuple[Dim, bool]:
     return arithmetic.select(tirx.EQ(expression(a), expression(1)), b, a), False
 
 
-def broadcast_shapes(arithmetic: Arithmetic, shapes: Sequence[Sequence[Dim]]) -> tuple[list[Dim], bool]:
-    """The common shape, and whether every size of it is sure."""
+def common_size(context: NodeContext, a: Dim, b: Dim) -> tuple[Dim, bool]:
+    """As `broadcast_dim`; what is not sure is checked: a size that fits nothing would be read outside its tensor."""
+    size, sure = broadcast_dim(context.arithmetic, a, b)
+    if not sure:
+        context.importer.builder.require(a, "broadcast", b)
+    return size, sure
+
+
+def broadcast_shapes(context: NodeContext, shapes: Sequence[Sequence[Dim]]) -> tuple[list[Dim], bool]:
+    """The common shape, and whether every size of it is sure; what is not is checked before or in a run."""
     rank = max((len(shape) for shape in shapes), default=0)
     result: list[Dim] = [1] * rank
     sure = True
     for shape in shapes:
         offset = rank - len(shape)
         for axis, size in enumerate(shape):
-            result[offset + axis], known = broadcast_dim(arithmetic, result[offset + axis], size)
+            result[offset + axis], known = common_size(context, result[offset + axis], size)
             sure = sure and known
     return result, sure
 
@@ -52,7 +60,7 @@ def broadcast(context: NodeContext, tensors: Sequence[relax.Expr]) -> list[relax
     """The tensors, repeated where the engine's operators could not tell the common shape by themselves."""
     shapes = [tensor_shape(tensor) for tensor in tensors]
     try:
-        shape, sure = broadcast_shapes(context.arithmetic, shapes)
+        shape, sure = broadcast_shapes(context, shapes)
     except ValueError as error:
         context.invalid(str(error))
     if sure:

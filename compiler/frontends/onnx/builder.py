@@ -13,6 +13,7 @@ from tvm import relax, te, tirx
 from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.size_checks import Relation, SizeChecks
 from compiler.frontends.onnx.symbolic import Arithmetic, Dim, Scalar, expression, is_number, is_simple
 from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, tensor_shape
 
@@ -26,6 +27,8 @@ class Builder:
     def __init__(self) -> None:
         self.block_builder = relax.BlockBuilder()
         self.arithmetic = Arithmetic()
+        self.checks = SizeChecks()
+        self._never_negative: set[str] = set()
         self._names: dict[str, int] = {}
         self._regions: list[int] = [0]
         self._region_count = 0
@@ -99,7 +102,42 @@ class Builder:
         if isinstance(variable.ty, relax.TensorType) and not has_shape(variable):
             fresh = [self.dimension() for _ in range(variable.ty.ndim)]
             return self.match_shape(variable, fresh)
+        self._require_sizes(variable)
         return variable
+
+    def _require_sizes(self, variable: relax.Expr) -> None:
+        """No size of a tensor may turn out to be negative."""
+        if not isinstance(variable.ty, relax.TensorType):
+            return
+        for size in tensor_shape(variable):
+            if is_number(size) or isinstance(size, tvm.ir.Var) or (text := str(size)) in self._never_negative:
+                continue
+            self._never_negative.add(text)
+            if not self.arithmetic.not_negative(size) and len(self._regions) == 1:
+                self.checks.require(size, "at least", 0)
+
+    def require_index(self, tensor: relax.Expr, size: Dim) -> None:
+        """Raise an error before a run when a tensor that is an input holds indices outside of [-size, size)."""
+        if len(self._regions) == 1:
+            self.checks.require_index(tensor, size)
+
+    def require(self, left: Dim, relation: Relation, right: Dim) -> None:
+        """Raise an error before a run, or within one, when the sizes do not stand in that relation."""
+        arithmetic = self.arithmetic
+        holds = arithmetic.equal(left, right)
+        if relation == "at least":
+            holds = arithmetic.less_equal(right, left)
+        elif relation == "broadcast":
+            for size in (left, right):
+                holds = arithmetic.logical_or(holds, arithmetic.equal(size, 1))
+        if arithmetic.proved(holds):
+            return
+        if len(self._regions) == 1 and self.checks.require(left, relation, right):
+            return
+        tensor = self.scalars_to_tensor([arithmetic.select(holds, expression(1), expression(0))], (1,), "int64")
+        shape = self.block_builder.emit(R.tensor_to_shape(tensor))
+        name = self.checks.next_name(f"a relation of sizes does not hold: {relation}")
+        self.block_builder.match_cast(shape, relax.ShapeType([1]), name)
 
     def match_shape(self, tensor: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
         """The same tensor with `shape`, checked at run time; sizes not seen before take their values from it.
@@ -107,9 +145,13 @@ class Builder:
         The old shape is forgotten first: the engine would put its sizes in place of the new names, here and there.
         """
         if has_shape(tensor):
+            for old, new in zip(tensor_shape(tensor), shape, strict=True):
+                if len(self._regions) == 1 and not self.arithmetic.equal_is_proved(old, new):
+                    self.checks.require(old, "equal", new)
             unknown = relax.TensorType(dtype=tensor.ty.dtype, ndim=len(shape))
-            tensor = self.block_builder.match_cast(tensor, unknown)
-        return self.block_builder.match_cast(tensor, relax.TensorType(list(shape), tensor.ty.dtype))
+            tensor = self.block_builder.match_cast(tensor, unknown, self.checks.next_name())
+        wanted = relax.TensorType(list(shape), tensor.ty.dtype)
+        return self.block_builder.match_cast(tensor, wanted, self.checks.next_name())
 
     def with_simple_sizes(self, tensor: relax.Expr) -> relax.Expr:
         """Name the sizes that hold a minimum, a maximum or a choice, so that what follows stays simple."""
@@ -147,7 +189,7 @@ class Builder:
     def _read_sizes(self, tensor: relax.Expr, count: int) -> list[Dim]:
         sizes = [self.dimension("element", _LARGEST_ELEMENT) for _ in range(count)]
         shape = self.block_builder.emit(R.tensor_to_shape(tensor))
-        self.block_builder.match_cast(shape, relax.ShapeType(sizes))
+        self.block_builder.match_cast(shape, relax.ShapeType(sizes), self.checks.next_name())
         return sizes
 
     def materialize(self, value: Constant | Symbolic | Runtime) -> relax.Expr:

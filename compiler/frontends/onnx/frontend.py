@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import tvm
@@ -41,7 +42,16 @@ def import_onnx(
     scope.values.update({item.spec.name: item.value for item in inputs})
     mod, outputs = _build(importer, scope, inputs)
     arrays = {name: value.array for name, value in fixed.items() if isinstance(value, Constant)}
-    return ImportedModel(mod, [item.spec for item in inputs], outputs, arrays)
+    checks = importer.builder.checks
+    return ImportedModel(
+        mod,
+        [item.spec for item in inputs],
+        outputs,
+        arrays,
+        requirements=checks.requirements,
+        indices=checks.indices,
+        checks=tuple(checks.described),
+    )
 
 
 def _build(importer: Importer, scope: Scope, inputs: list[RuntimeInput]) -> tuple[tvm.IRModule, list[TensorSpec]]:
@@ -65,7 +75,12 @@ def _build(importer: Importer, scope: Scope, inputs: list[RuntimeInput]) -> tupl
 
 
 def _spec(name: str, value: Runtime) -> TensorSpec:
-    return TensorSpec(name, tuple(d if isinstance(d, int) else str(d) for d in value.shape), value.dtype)
+    return TensorSpec(name, tuple(d if isinstance(d, int) else _text(d) for d in value.shape), value.dtype)
+
+
+def _text(size: tvm.ir.Expr) -> str:
+    """An expression of sizes as a person writes it, without the types of its numbers."""
+    return re.sub(r"T\.int64\((-?\d+)\)", r"\1", str(size))
 
 
 def _outputs(importer: Importer, scope: Scope) -> dict[str, Runtime]:

@@ -135,6 +135,7 @@ class Importer:
         if any(is_poisoned(value) for value in inputs):
             return poisoned
         before, self.builder.sources = self.builder.sources, context.sources()
+        outside, self.builder.checks.where = self.builder.checks.where, describe(node)
         try:
             return self._convert(context, scope)
         except PoisonedInputError:
@@ -153,7 +154,7 @@ class Importer:
                 raise InvalidModelError(f"{describe(node)}: {reason}") from error
             raise CompilationError(f"importing {describe(node)} failed: {type(error).__name__}: {error}") from error
         finally:
-            self.builder.sources = before
+            self.builder.sources, self.builder.checks.where = before, outside
         return poisoned
 
     def _convert(self, context: NodeContext, scope: Scope) -> list[Value]:

@@ -102,12 +102,14 @@ def _runtime_input(
         if isinstance(size, str):
             if size not in symbols:
                 symbols[size] = builder.dimension(size)
+                builder.checks.inputs[symbols[size]] = size
             shape.append(symbols[size])
         else:
             shape.append(size)
     dtype = dtypes.NAMES[spec.type.tensor_type.elem_type]
     carrier = dtypes.carrier(dtype)
     variable = tvm.ir.Var(builder.unique_name(spec.name), relax.TensorType(shape, carrier))
+    builder.checks.input_names[variable] = spec.name
     names = tuple(sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in dims)
     return RuntimeInput(TensorSpec(spec.name, names, dtype), variable, Runtime(variable, dtype, frozenset({spec.name})))
 

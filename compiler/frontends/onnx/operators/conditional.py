@@ -85,7 +85,10 @@ def _assumed_branch(
     """One branch in place, and a check when running that the condition asks for it."""
     number = context.emit(R.reshape(context.emit(R.astype(condition, "int64")), (1,)))
     shape = context.block_builder.emit(R.tensor_to_shape(number))
-    context.block_builder.match_cast(shape, relax.ShapeType([int(takes_then)]))
+    name = context.importer.builder.checks.next_name(
+        f"its condition is {str(not takes_then).lower()}, but only the other branch could be compiled"
+    )
+    context.block_builder.match_cast(shape, relax.ShapeType([int(takes_then)]), name)
     return context.import_subgraph(graph, [])
 
 

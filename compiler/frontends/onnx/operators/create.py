@@ -44,7 +44,7 @@ def expand(context: NodeContext) -> relax.Expr:
     """Broadcast with a shape in both directions."""
     sizes = checked_sizes(context, context.shape_values(1))
     try:
-        shape, _ = broadcast_shapes(context.arithmetic, [context.shape(0), sizes])
+        shape, _ = broadcast_shapes(context, [context.shape(0), sizes])
     except ValueError as error:
         context.invalid(str(error))
     return broadcast_to(context, context.input(0), shape)

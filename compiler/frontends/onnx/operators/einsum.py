@@ -8,7 +8,7 @@ from typing import Any
 from tvm import relax, te
 from tvm.relax import op as R
 
-from compiler.frontends.onnx.broadcasting import broadcast_dim, broadcast_to
+from compiler.frontends.onnx.broadcasting import broadcast_to, common_size
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.matrix import matrix_product
 from compiler.frontends.onnx.operators.reshape import reshaped
@@ -102,7 +102,7 @@ def _common_sizes(context: NodeContext, terms: list[Term]) -> list[Term]:
     for term in terms:
         for label in term.labels:
             try:
-                size, _ = broadcast_dim(context.arithmetic, sizes.get(label, 1), term.size(label))
+                size, _ = common_size(context, sizes.get(label, 1), term.size(label))
             except ValueError as error:
                 context.invalid(f"label {label!r}: {error}")
             sizes[label] = size

@@ -43,6 +43,7 @@ def gather(context: NodeContext) -> relax.Expr:
     if known is not None:
         return _take(context, data, Constant(known).expr(), axis)
     indices = context.input(1)
+    context.importer.builder.require_index(indices, size)
     bound = expression(size)
     safe = elementwise_index(context, indices, bound)
     return _take(context, data, safe, axis)

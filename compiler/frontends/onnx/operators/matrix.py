@@ -55,7 +55,7 @@ def _broadcast_stacks(context: NodeContext, a: relax.Expr, b: relax.Expr) -> tup
     """Repeat stacks whose sizes the engine could not tell to be equal."""
     left, right = tensor_shape(a), tensor_shape(b)
     try:
-        stack, sure = broadcast_shapes(context.arithmetic, [left[:-2], right[:-2]])
+        stack, sure = broadcast_shapes(context, [left[:-2], right[:-2]])
     except ValueError as error:
         context.invalid(str(error))
     if sure:
@@ -99,7 +99,7 @@ def gemm(context: NodeContext) -> relax.Expr:
 def _bias_of(context: NodeContext, bias: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
     """The bias, made the product's size where its own is symbolic and not known to be that or 1."""
     try:
-        _, sure = broadcast_shapes(context.arithmetic, [shape, tensor_shape(bias)])
+        _, sure = broadcast_shapes(context, [shape, tensor_shape(bias)])
     except ValueError as error:
         context.invalid(str(error))
     return bias if sure else context.match_shape(broadcast_to(context, bias, shape), shape)

@@ -7,7 +7,7 @@ import onnx.parser
 import pytest
 
 import compiler
-from compiler.errors import TensorwrightError
+from compiler.errors import InputError
 from tests.compiler.frontends.onnx.operators.onnxruntime_check import assert_equal_to_onnxruntime
 
 MODEL = """
@@ -33,5 +33,5 @@ def test_the_squeezed_form_is_taken() -> None:
 
 def test_another_size_is_an_error_when_running() -> None:
     module = compiler.compile(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {MODEL}'))
-    with pytest.raises(TensorwrightError):
+    with pytest.raises(InputError, match="k = 2 must equal 1"):
         module.run({"x": np.zeros((5, 2), np.float32)})

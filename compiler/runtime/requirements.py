@@ -1,0 +1,89 @@
+"""What a model needs of its inputs beyond names, types and ranks: checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from compiler.artifact.dtypes import ELEMENT_TYPES
+from compiler.artifact.manifest import IndexRequirement, Requirement, TensorDescription
+from compiler.errors import ArtifactError, InputError
+from compiler.profiling.formula import evaluate
+from compiler.runtime.tensors import array_over
+
+Sizes = dict[str, int]
+
+
+class RequirementChecker:
+    """Checks inputs against a module's requirements; sizes that were found good last are not checked again.
+
+    `any` is False when there is nothing to check.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[TensorDescription],
+        requirements: Sequence[Requirement],
+        indices: Sequence[IndexRequirement],
+    ) -> None:
+        self._requirements = tuple(requirements)
+        places = {description.name: position for position, description in enumerate(inputs)}
+        self._indices = [
+            (places[each.input], ELEMENT_TYPES[inputs[places[each.input]].dtype], each)
+            for each in indices
+            if each.input in places
+        ]
+        self._good: Sizes | None = None
+        self.any = bool(self._requirements or self._indices)
+
+    def check(self, sizes: Sizes, tensors: Sequence[Any]) -> None:
+        """Check the sizes of the symbolic dimensions, and the engine's tensors of the inputs.
+
+        Raises:
+            InputError: they do not fit; says what needs which relation.
+        """
+        if sizes != self._good:
+            for requirement in self._requirements:
+                _check_relation(requirement, sizes)
+            self._good = sizes
+        for position, element, index in self._indices:
+            values = array_over(tensors[position], element)
+            if values.size:
+                size = _value(index.size, index.symbols, sizes)
+                _check_indices(index, int(values.min()), int(values.max()), size)
+
+
+def _check_indices(index: IndexRequirement, least: int, largest: int, size: int) -> None:
+    if least < -size or largest >= size:
+        wrong = least if least < -size else largest
+        raise InputError(
+            f"{index.where}: input {index.input!r} holds the index {wrong}, outside of [{-size}, {size})",
+            "its elements choose entries of an axis of that size",
+        )
+
+
+def _check_relation(requirement: Requirement, sizes: Mapping[str, int]) -> None:
+    left = _value(requirement.left, requirement.symbols, sizes)
+    right = _value(requirement.right, requirement.symbols, sizes)
+    first, second = (_term(*each, requirement) for each in ((requirement.left, left), (requirement.right, right)))
+    holds, text = {
+        "equal": (left == right, f"{first} must equal {second}"),
+        "at least": (left >= right, f"{first} must be at least {second}"),
+        "broadcast": (left == right or 1 in (left, right), f"{first} and {second} must be equal, or one of them 1"),
+    }[requirement.relation]
+    if not holds:
+        given = ", ".join(f"{dimension} = {sizes[dimension]}" for dimension in requirement.symbols.values())
+        raise InputError(f"{requirement.where}: {text}", f"the inputs' sizes do not fit this model: {given}")
+
+
+def _value(formula: str, symbols: Mapping[str, str], sizes: Mapping[str, int]) -> int:
+    try:
+        return evaluate(formula, {name: sizes[dimension] for name, dimension in symbols.items()})
+    except (KeyError, ValueError) as error:
+        raise ArtifactError(f"the module's requirement {formula!r} makes no sense: {error}") from error
+
+
+def _term(formula: str, value: int, requirement: Requirement) -> str:
+    """A formula and its value, the dimension's own name where it is one."""
+    name = requirement.symbols.get(formula, formula)
+    return name if name == str(value) else f"{name} = {value}"

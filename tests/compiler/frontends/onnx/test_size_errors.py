@@ -1,0 +1,107 @@
+"""Inputs whose sizes or values do not fit a model: one clear error that names the node, before anything is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx.parser
+import pytest
+
+import compiler
+from compiler.errors import InputError
+
+
+def compiled(graph: str) -> compiler.Module:
+    return compiler.compile(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> agraph {graph}'))
+
+
+def ones(*shape: int) -> Any:
+    return np.ones(shape, np.float32)
+
+
+# graph; inputs that fit; inputs that do not; what the error says
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
+    "broadcast": (
+        "(float[n] x, float[m] y) => (float[k] z) { z = Add(x, y) }",
+        {"x": ones(3), "y": ones(1)},
+        {"x": ones(4), "y": ones(3)},
+        r"Add node 'z': n = 4 and m = 3 must be equal, or one of them 1",
+    ),
+    "broadcast with a number": (
+        "(float[3] x, float[m] y) => (float[k] z) { z = Add(x, y) }",
+        {"x": ones(3), "y": ones(1)},
+        {"x": ones(3), "y": ones(2)},
+        r"Add node 'z': 3 and m = 2 must be equal, or one of them 1",
+    ),
+    "product": (
+        "(float[a, b] x, float[c, d] y) => (float[e, f] z) { z = MatMul(x, y) }",
+        {"x": ones(2, 3), "y": ones(3, 2)},
+        {"x": ones(2, 3), "y": ones(4, 5)},
+        r"MatMul node 'z': b = 3 must equal c = 4",
+    ),
+    "reshape": (
+        "(float[a, b] x) => (float[e, f] z) { s = Constant<value = int64[2] {-1, 4}>() z = Reshape(x, s) }",
+        {"x": ones(2, 6)},
+        {"x": ones(2, 3)},
+        r"Reshape node 'z': a \* b = 6 must equal \(\(a \* b\) // 4\) \* 4 = 4",
+    ),
+    "too small": (
+        "(float[1, 1, h] x, float[1, 1, 5] w) => (float[p, q, r] z) { y = Conv(x, w) z = GlobalMaxPool(y) }",
+        {"x": ones(1, 1, 5), "w": ones(1, 1, 5)},
+        {"x": ones(1, 1, 3), "w": ones(1, 1, 5)},
+        r"Conv node 'y': h - 4 = -1 must be at least 0",
+    ),
+    "index": (
+        "(float[n, 2] x, int64[k] i) => (float[k, 2] z) { z = Gather(x, i) }",
+        {"x": ones(3, 2), "i": np.array([-3, 2])},
+        {"x": ones(3, 2), "i": np.array([0, 3])},
+        r"Gather node 'z': input 'i' holds the index 3, outside of \[-3, 3\)",
+    ),
+    "shape from values": (
+        "(float[n] x, int64[2] s) => (float[a, b] z) { z = Reshape(x, s) }",
+        {"x": ones(6), "s": np.array([2, -1])},
+        {"x": ones(6), "s": np.array([4, 2])},
+        r"Reshape node 'z': a dimension is 6 where 8 is needed",
+    ),
+    "broadcast with a counted size": (
+        "(float[n] x, bool[n] c, float[m] y) => (float[k] z) { s = Compress<axis = 0>(x, c) z = Add(s, y) }",
+        {"x": ones(3), "c": np.array([True, False, True]), "y": ones(2)},
+        {"x": ones(3), "c": np.array([True, True, True]), "y": ones(2)},
+        r"Add node 'z': a relation of sizes does not hold: broadcast",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_what_does_not_fit_is_named(case: tuple[str, dict[str, Any], dict[str, Any], str]) -> None:
+    graph, good, bad, message = case
+    module = compiled(graph)
+    assert all(np.isfinite(value).all() for value in module.run(good).values())
+    with pytest.raises(InputError, match=message):
+        module.run(bad)
+    assert all(np.isfinite(value).all() for value in module.run(good).values())
+
+
+def test_a_branch_that_was_left_out_is_named() -> None:
+    module = compiled(
+        """(float[n, 3] x, bool c) => (float[p, q] y) {
+            axis = Constant <value = int64[1] {1}> ()
+            y = If <
+                then_branch = t () => (a) { a = Softmax (x) },
+                else_branch = e () => (b) { b = Squeeze (x, axis) }
+            > (c)
+        }"""
+    )
+    assert module.run({"x": ones(2, 3), "c": np.array(True)})["y"].shape == (2, 3)
+    with pytest.raises(InputError, match=r"If node 'y': its condition is false, but only the other branch"):
+        module.run({"x": ones(2, 3), "c": np.array(False)})
+
+
+def test_requirements_are_kept_in_the_file(tmp_path: Any) -> None:
+    module = compiled("(float[n] x, float[m] y, int64[k] i) => (float[k] z) { s = Add(x, y) z = Gather(s, i) }")
+    module.export(tmp_path / "m.twm")
+    again = compiler.load(tmp_path / "m.twm")
+    assert again.manifest.requirements == module.manifest.requirements != ()
+    with pytest.raises(InputError, match="Add node"):
+        again.run({"x": ones(2), "y": ones(3), "i": np.array([0])})
