@@ -9,6 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from schedules.llvm_options import LLVM_OPTIONS
 from schedules.machine import Machine
 from targets import cpuinfo
 from targets.errors import TargetError
@@ -49,6 +50,7 @@ class X86Target(Target):
             "mtriple": _TRIPLE,
             "mcpu": self.mcpu,
             "num-cores": self.machine.cores,
+            "cl-opt": list(LLVM_OPTIONS),
         }
         return {**options, "mattr": attributes} if attributes else options
 

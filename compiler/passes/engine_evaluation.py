@@ -10,6 +10,7 @@ from tvm.ir import GenericConst, GlobalVar, IRModule
 from tvm_ffi import StructuralKey
 
 from compiler.passes.matching import Array, as_constant
+from schedules.llvm_options import plain_cpu
 
 _compiled: dict[Any, Any] = {}
 
@@ -48,7 +49,7 @@ def _compile(function: Any, call: Any, mod: IRModule) -> Any:
     key = StructuralKey(IRModule(functions))
     if key not in _compiled:
         module = relax.transform.Normalize()(IRModule(functions))
-        executable = relax.build(module, tvm.target.Target("llvm"))
+        executable = relax.build(module, tvm.target.Target(plain_cpu()))
         _compiled[key] = relax.VirtualMachine(executable, tvm.cpu())["main"]
     return _compiled[key]
 

@@ -16,6 +16,7 @@ from tvm_ffi import structural_equal
 from compiler.errors import OptionError, VerificationError
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import GraphPass
+from schedules.llvm_options import plain_cpu
 
 Array = NDArray[Any]
 
@@ -103,7 +104,7 @@ class PassVerifier:
             if each.required:
                 mod = each(mod, self._context)
         target = self._context.target
-        engine_target = tvm.target.Target("llvm") if target is None else target.tvm_target()
+        engine_target = tvm.target.Target(plain_cpu()) if target is None else target.tvm_target()
         machine = relax.VirtualMachine(relax.build(mod, engine_target, relax_pipeline=None), tvm.cpu())
         count = len(mod["main"].params) - len(self._inputs)
         parameters = list(self._context.parameters.values()) if count else []

@@ -88,3 +88,12 @@ def test_one_narrow_float_fills_a_vector(dtype: str) -> None:
     value = np.array([1.5], getattr(ml_dtypes, dtype))
     filled = scheduled(source, output)(value)
     np.testing.assert_array_equal(filled.astype(np.float32), np.full((3, 40), 1.5, np.float32))
+
+
+@pytest.mark.parametrize(("rows", "times"), [(8, 2), (4, 8), (16, 4), (5, 5)])
+def test_rows_that_repeat_are_repeated(rows: int, times: int) -> None:
+    """Loops over a remainder, which LLVM's loop vectorizer would take for loops without."""
+    source = te.placeholder((8, rows, 4), "float32", name="source")
+    output = te.compute((8, rows * times, 8), lambda i, j, k: source(i, j % rows, k % 4), name="tiled")
+    values = np.random.default_rng(rows).standard_normal((8, rows, 4)).astype(np.float32)
+    np.testing.assert_array_equal(scheduled(source, output)(values), np.tile(values, (1, times, 2)))

@@ -10,6 +10,7 @@ import pytest
 from tvm import te
 
 import targets
+from schedules.apply import apply_schedules
 from schedules.tir import tvm
 from targets import cpuinfo, x86
 
@@ -31,7 +32,9 @@ def test_full_vectors_are_used(name: str) -> None:
     target = targets.get(name, cores=1)
     a = te.placeholder((4096,), name="a")
     function = te.create_prim_func([a, te.compute((4096,), lambda i: a[i] * a[i] + a[i])])
-    assembly = tvm.compile(function, target=target.tvm_target()).mod.inspect_source("asm")
+    module = tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")})
+    scheduled, _ = apply_schedules(module, target.machine)
+    assembly = tvm.compile(scheduled, target=target.tvm_target()).mod.inspect_source("asm")
     register = {128: "%xmm", 256: "%ymm", 512: "%zmm"}[target.machine.vector_bits]
     assert register in assembly
 
