@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from schedules.llvm_options import LLVM_OPTIONS
 from schedules.machine import Machine
 from targets import cpuinfo
 from targets.cross import CrossToolchain
@@ -64,6 +65,7 @@ class CpuTarget(Target):
             "mtriple": self.family.triple,
             "mcpu": self.mcpu,
             "num-cores": self.machine.cores,
+            "cl-opt": list(LLVM_OPTIONS),
             **self.family.options,
         }
         return {**options, "mattr": list(self.attributes)} if self.attributes else options
