@@ -30,6 +30,7 @@ from schedules.conv_workload import SPEC, ConvWorkload, ceil_div
 from schedules.kernel import Kernel
 from schedules.machine import Machine
 from schedules.nest import (
+    ROWS_AHEAD,
     Expr,
     Stmt,
     allocate,
@@ -40,6 +41,7 @@ from schedules.nest import (
     lanes_of,
     load,
     parallel,
+    prefetch,
     repeat,
     sequence,
     splat,
@@ -328,7 +330,8 @@ class DirectNest:
         whole, rest = divmod(place.channels, work.in_block)
 
         def step(source: Expr | int, window: Sequence[Any], lane: Expr | int) -> list[Stmt]:
-            result = []
+            row = [source, *window, lane + ROWS_AHEAD, 0]
+            result = [prefetch(self.weight, block + part, *row) for part in range(self.blocks)]
             for pixel, part in points:
                 value = self._input(place, source, start, pixel, window, lane)
                 weight = load(self.weight, block + part, source, *window, lane, lanes_of(0, lanes))

@@ -15,10 +15,11 @@ from schedules.expression import index, map_loads
 from schedules.inline import operations
 from schedules.machine import Machine
 from schedules.matmul_form import MatmulForm
+from schedules.nest import ROWS_AHEAD, prefetch
 from schedules.parallel import CHUNKS_PER_CORE, MIN_PARALLEL_WORK, Extent, loops, pays_off, repeat
 from schedules.register_tile import RegisterTile, pieces
 from schedules.stage_code import in_sequence
-from schedules.tir import tirx
+from schedules.tir import tirx, tvm
 
 Expr = Any
 Stmt = Any
@@ -307,7 +308,16 @@ class MatmulWriter:
         else:
             waiting, place = block.waiting, block.row
             end = tile.stored(lambda i, lane: (waiting, [place + i, lane]))
-        return in_sequence(tile.code(form.depth.extent if block is None else block.depth, a, b, begin, end))
+        depth = form.depth.extent if block is None else block.depth
+
+        def ahead(k: Expr) -> list[Stmt]:
+            """Packed panels follow each other in memory: what comes next is asked for."""
+            if not form.width:
+                return []
+            asked = [b(k + ROWS_AHEAD, index(at)) for at in range(0, width, self.lanes)]
+            return [prefetch(each.source, *each.indices) for each in asked if isinstance(each, tvm.ir.TensorLoad)]
+
+        return in_sequence(tile.code(depth, a, b, begin, end, ahead))
 
     def _finish(self, tile: RegisterTile, batch: Batch, row: Expr, rows: int, column: Expr, width: int) -> list[Stmt]:
         """The epilogue on the tile. A dear one runs as loops over a copy, so that the sums stay registers."""

@@ -21,6 +21,10 @@ Body = Callable[[Any], Stmt]
 
 _INDEX = "int64"
 
+# How many rows of weights (a vector or two each) the innermost loops ask for ahead: at 4 KiB the processor's own
+# prefetching stops, and a row takes some ten cycles, so this covers the latency of memory.
+ROWS_AHEAD = 64
+
 
 def sequence(*parts: Stmt | Iterable[Stmt] | None) -> Stmt:
     """One statement of several, lists flattened and None left out; there must be at least one."""
@@ -91,6 +95,13 @@ def load(buffer: Any, *indices: Expr | int) -> Expr:
     if isinstance(buffer, list):
         return load(buffer[_known(indices[0])], *indices[1:])
     return tirx.BufferLoad(buffer, [expression(each) for each in indices])
+
+
+def prefetch(buffer: Any, *indices: Expr | int) -> Stmt:
+    """Ask for the cache line of an element, which may lie behind the end of the buffer, into the second cache."""
+    address = tirx.address_of(load(buffer, *indices))
+    flags = [tirx.IntImm("int32", flag) for flag in (0, 2, 1)]  # to read, second cache, data
+    return tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", address, *flags))
 
 
 def allocate(name: str, shape: Sequence[int], dtype: str, scope: str = "global") -> tuple[Any, Stmt]:

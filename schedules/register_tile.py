@@ -66,8 +66,12 @@ class RegisterTile:
         b: Callable[[Expr, Expr], Expr],
         begin: Callable[[int, Expr], Expr],
         end: Sequence[Stmt],
+        ahead: Callable[[Expr], list[Stmt]] = lambda k: [],
     ) -> list[Stmt]:
-        """Sum `a(row, k) * b(k, column)` over `depth`, from `begin(row, column)` on; then `end`, which reads `sums`."""
+        """Sum `a(row, k) * b(k, column)` over `depth`, from `begin(row, column)` on; then `end`, which reads the sums.
+
+        `ahead(k)` makes statements that go before step k.
+        """
 
         def start(i: int, place: Expr, column: Expr) -> Stmt:
             return store(self._sums, begin(i, column), i, place)
@@ -76,7 +80,7 @@ class RegisterTile:
             def add(i: int, place: Expr, column: Expr) -> Stmt:
                 return store(self._sums, self.combine(self.sum(i, place), a(i, k), b(k, column)), i, place)
 
-            return _sequence(self.each(add))
+            return _sequence([*ahead(k), *self.each(add)])
 
         return [*self._allocations, *self.each(start), repeat("k", depth, step), *end]
 

@@ -21,6 +21,7 @@ from schedules.kernel import Kernel
 from schedules.machine import Machine
 from schedules.narrow import number
 from schedules.nest import (
+    ROWS_AHEAD,
     Expr,
     Stmt,
     allocate,
@@ -31,6 +32,7 @@ from schedules.nest import (
     lanes_of,
     load,
     parallel,
+    prefetch,
     repeat,
     sequence,
     splat,
@@ -121,8 +123,8 @@ class WinogradNest:
     def _task(self, task: Expr | int) -> Stmt:
         image, cut, chunk = task // (self.cuts * self.chunks), task // self.chunks % self.cuts, task % self.chunks
         work, dtype = self.work, self.work.dtype
-        spread, allocate_spread = allocate("spread", (self.frequencies, work.in_blocks, self.tiles, self.lanes), dtype)
-        product, allocate_product = allocate("product", (self.frequencies, self.blocks, self.tiles, self.lanes), dtype)
+        spread, allocate_spread = self._scratch("spread", work.in_blocks, dtype)
+        product, allocate_product = self._scratch("product", self.blocks, dtype)
         first = cut * self.tiles
         steps = work.out_blocks // self.blocks // self.chunks
 
@@ -149,6 +151,14 @@ class WinogradNest:
             ),
             repeat("co", steps, channels),
         )
+
+    def _scratch(self, name: str, blocks: int, dtype: str) -> tuple[Any, Stmt]:
+        """A buffer of (frequencies, blocks * tiles, lanes).
+
+        An odd number of vectors lies between frequencies: one tile's would else share a few sets of the caches.
+        """
+        vectors = blocks * self.tiles
+        return allocate(name, (self.frequencies, vectors + 1 - vectors % 2, self.lanes), dtype)
 
     def _each_tile(self, first: Expr | int, body: Callable[[Any, Any], Stmt]) -> Stmt:
         """`body(place in the task, tile of the image)` for each tile; the last task may hold fewer."""
@@ -199,7 +209,7 @@ class WinogradNest:
         for i in range(edge):
 
             def give(j: int, value: Expr, i: int = i) -> Stmt:
-                return store(spread, value, i * edge + j, block, place, self.all_lanes)
+                return store(spread, value, i * edge + j, block * self.tiles + place, self.all_lanes)
 
             row = [load(half, i, j, self.all_lanes) for j in range(edge)]
             statements += self._apply(self.matrices.input, row, give)
@@ -216,9 +226,10 @@ class WinogradNest:
             points = list(static_grid(size, self.blocks))
 
             def step(source: Any, lane: Any) -> list[Stmt]:
-                result = []
+                row = source * lanes + lane + ROWS_AHEAD
+                result = [prefetch(self.weight, block + part, frequency, row, 0) for part in range(self.blocks)]
                 for pixel, part in points:
-                    value = broadcast(load(spread, frequency, source, start + pixel, lane), lanes)
+                    value = broadcast(load(spread, frequency, source * self.tiles + start + pixel, lane), lanes)
                     weight = load(self.weight, block + part, frequency, source * lanes + lane, self.all_lanes)
                     here = (pixel, part, self.all_lanes)
                     result.append(store(sums, load(sums, *here) + value * weight, *here))
@@ -244,8 +255,7 @@ class WinogradNest:
                     product,
                     load(sums, pixel, part, self.all_lanes),
                     frequency,
-                    part,
-                    start + pixel,
+                    part * self.tiles + start + pixel,
                     self.all_lanes,
                 )
                 for pixel, part in points
@@ -268,7 +278,7 @@ class WinogradNest:
             def keep(i: int, value: Expr, j: int = j) -> Stmt:
                 return store(half, value, i, j, self.all_lanes)
 
-            column = [load(product, i * edge + j, part, place, self.all_lanes) for i in range(edge)]
+            column = [load(product, i * edge + j, part * self.tiles + place, self.all_lanes) for i in range(edge)]
             statements += self._apply(self.matrices.output, column, keep)
         for i in range(size):
 
