@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks._models import Task, cache_folder, task_of
+from benchmarks._quantized import quantized
 from benchmarks._race import Entry, Result, race
 
 _COMPILE = """
@@ -66,6 +67,7 @@ def main() -> int:
     for name in options.models:
         try:
             task = task_of(name)
+            task = quantized(task) if options.precision == "int8" else task
             rows.append(_compare(task, options, peak, versions, console))
         except (RuntimeError, ValueError, subprocess.CalledProcessError) as error:
             console.print(f"[red]{name}: {error}")
@@ -88,9 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=0.6, help="length of a turn")
     parser.add_argument(
         "--precision",
-        choices=("f32", "bf16"),
+        choices=("f32", "bf16", "int8"),
         default="f32",
-        help="of floats; with bf16 OpenVINO runs at its own default, and ONNX Runtime, which has no bf16, at f32",
+        help="bf16: OpenVINO at its default, ONNX Runtime at f32 (it has no other); int8: all on the quantized model",
     )
     parser.add_argument(
         "--statistic",
@@ -123,7 +125,7 @@ def _compare(task: Task, options: Any, peak: float, versions: set[str], console:
     entries = [
         Entry("tensorwright", artifact),
         Entry("onnxruntime", task.path),
-        Entry("openvino", task.path, "default" if bf16 else "f32"),
+        Entry("openvino", task.path, "f32" if options.precision == "f32" else "default"),
     ]
     results = race(task, entries, options.threads, options.rounds, options.seconds, report=console.print)
     if len(results) < 2 or results[0].label != "tensorwright":

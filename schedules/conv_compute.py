@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from schedules.conv_workload import ConvWorkload, PoolWorkload, WindowWorkload, ceil_div
+from schedules.conv_workload import ConvWorkload, DepthwiseDotWorkload, PoolWorkload, WindowWorkload, ceil_div
 from schedules.narrow import number
 from schedules.tir import tirx
 from schedules.winograd_transforms import transforms
@@ -73,14 +73,17 @@ def conv_direct(data: Tensor, weight: Tensor, work: ConvWorkload) -> Tensor:
 
 
 def conv_depthwise(data: Tensor, weight: Tensor, work: WindowWorkload) -> Tensor:
-    """One filter a channel. `weight`: (ceil(channels / block), *kernel, block)."""
+    """One filter a channel. `weight`: (ceil(channels / block), *kernel, block), int16 for 8-bit input."""
     zero = tirx.const(0, work.dtype)
     window = _window_axes(work)
 
     def point(n: Expr, c: Expr, *rest: Expr) -> Expr:
         at = _window_positions(work, rest[:-1], window)
-        value = _guarded(_inside(work, at), number(data(n, c, *at, rest[-1]), work.dtype), zero)
-        return te.sum(value * weight[(c, *window, rest[-1])], axis=window)
+        value = number(data(n, c, *at, rest[-1]), work.dtype)
+        if isinstance(work, DepthwiseDotWorkload) and work.fill:
+            value = value - tirx.const(work.fill, work.dtype)
+        factor = number(weight(c, *window, rest[-1]), work.dtype)
+        return te.sum(_guarded(_inside(work, at), value, zero) * factor, axis=window)
 
     shape = (data.shape[0], work.out_blocks, *work.out_spatial, work.block)
     return te.compute(shape, point, name="conv", attrs=work.annotation(DEPTHWISE))

@@ -181,6 +181,22 @@ class DotWorkload(ConvWorkload):
 
 
 @dataclasses.dataclass(frozen=True)
+class DepthwiseDotWorkload(WindowWorkload):
+    """A depthwise convolution of 8-bit integers, less `fill`, with int16 weights, summed in int32 (`dtype`).
+
+    `operand` is the type of the input. `fill` is what stands in the padding of the convolution that is meant; less
+    itself it is zero, and nothing is to be added for a tap outside.
+    """
+
+    operand: str = "uint8"
+    fill: int = 0
+
+    @property
+    def source_dtype(self) -> str:
+        return self.operand
+
+
+@dataclasses.dataclass(frozen=True)
 class PoolWorkload(WindowWorkload):
     """Maximum or average over a window, each channel by itself.
 

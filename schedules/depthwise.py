@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from schedules import int8_dot
 from schedules.anchor import FusedKernel, anchor_stages
 from schedules.config import Config, ConfigSpace
 from schedules.conv_compute import DEPTHWISE
-from schedules.conv_workload import SPEC, WindowWorkload
+from schedules.conv_workload import SPEC, DepthwiseDotWorkload, WindowWorkload
 from schedules.kernel import Kernel
 from schedules.machine import Machine
-from schedules.nest import Expr, Stmt, load
+from schedules.narrow import low_halves
+from schedules.nest import Expr, Stmt, load, splat
 from schedules.rule import ScheduleRule
 from schedules.window import WindowNest, window_default, window_space
 
@@ -24,7 +26,10 @@ class Depthwise(ScheduleRule):
 
     def match(self, kernel: Kernel, machine: Machine) -> WindowWorkload | None:
         stages = anchor_stages(kernel, DEPTHWISE)
-        return WindowWorkload.from_annotation(stages[0].annotations[SPEC]) if len(stages) == 1 else None
+        if len(stages) != 1:
+            return None
+        text = stages[0].annotations[SPEC]
+        return (DepthwiseDotWorkload if '"operand"' in text else WindowWorkload).from_annotation(text)
 
     def space(self, workload: WindowWorkload, machine: Machine) -> ConfigSpace:
         return window_space(workload, machine)
@@ -34,7 +39,10 @@ class Depthwise(ScheduleRule):
 
     def apply(self, schedule: Any, workload: WindowWorkload, config: Config, machine: Machine) -> Any:
         fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, DEPTHWISE))
-        return fused.function(DepthwiseNest(fused, workload, config).build(machine), machine)
+        if not isinstance(workload, DepthwiseDotWorkload):
+            return fused.function(DepthwiseNest(fused, workload, config).build(machine), machine)
+        function = fused.function(DepthwiseDotNest(fused, workload, config).build(machine), machine)
+        return function.with_attr(int8_dot.UNIT, int8_dot.attribute_of(machine))
 
 
 class DepthwiseNest(WindowNest):
@@ -49,9 +57,30 @@ class DepthwiseNest(WindowNest):
 
     def row_operands(self, block: Any, outer: Sequence[int]) -> tuple[list[Any], list[Stmt]]:
         named = [
-            self.named(load(self.weight, block, *outer, tap, self.all_lanes)) for tap in range(self.work.kernel[-1])
+            self.named(self.weight_of(load(self.weight, block, *outer, tap, self.all_lanes)))
+            for tap in range(self.work.kernel[-1])
         ]
         return [var for var, _ in named], [binding for _, binding in named]
 
+    def weight_of(self, stored: Expr) -> Expr:
+        """A vector of weights as the taps use it."""
+        return stored
+
     def tap(self, total: Expr, value: Expr, operand: Any) -> Expr:
         return total + value * operand
+
+
+class DepthwiseDotNest(DepthwiseNest):
+    """The same on 8-bit integers: products of 16 bits summed in 32."""
+
+    work: DepthwiseDotWorkload
+
+    def read(self, stored: Expr) -> Expr:
+        value = super().read(stored)
+        return value - splat(self.work.fill, self.work.dtype, self.lanes) if self.work.fill else value
+
+    def weight_of(self, stored: Expr) -> Expr:
+        return low_halves(stored)
+
+    def tap(self, total: Expr, value: Expr, operand: Any) -> Expr:
+        return int8_dot.dot_words(total, value, operand)

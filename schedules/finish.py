@@ -25,7 +25,7 @@ def finish(function: Any) -> Any:
     suffix = vector_math.IN_TILE if _holds_tile(function.body) else ""
     body = serialize_narrow_repeats(inline_narrow_lets(function.body))
     body = hide_backward_divisions(serialize_scalar_loops(widen_narrow_calls(body)))
-    body = _fresh_lets(_vector_calls(body, used, suffix))
+    body = _fresh_lets(_vector_calls(_rounded_integers(body), used, suffix))
     if used:
         body = with_import(body, vector_math.definitions(used, vector_lengths(body)))
     if _calls_any(body, bf16_dot.OPERATORS):
@@ -35,6 +35,18 @@ def finish(function: Any) -> Any:
         unit = str(function.attrs.get(int8_dot.UNIT) or int8_dot.PLAIN)
         body = with_import(body, int8_dot.definitions(vector_lengths(body), unit=unit))
     return function.with_body(body)
+
+
+def _rounded_integers(root: Any) -> Any:
+    """A float32 rounded to an integer and made an int32 is one step: processors have an instruction for it."""
+
+    def replace(cast: Any) -> Any:
+        value = cast.value
+        if str(cast.ty) == "int32" and call_name(value) == "tirx.nearbyint" and str(value.ty) == "float32":
+            return int8_dot.rounded_int32(value.args[0])
+        return cast
+
+    return structural_map(root, (tirx.Cast, replace))
 
 
 def _calls_any(root: Any, names: tuple[str, ...]) -> bool:

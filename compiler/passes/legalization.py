@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from tvm import relax, te, topi
+from tvm import relax, te, tirx, topi
+from tvm.ir import GenericConst
+from tvm.relax.transform.legalize_ops.qdq import _quantize as engine_quantize
+
+from compiler.passes.matching import array_of, dtype_of, rank_of
 
 
 def legalize_take(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -25,3 +30,54 @@ def _take(data: te.Tensor, indices: te.Tensor, axis: int) -> te.Tensor:
         return data(*place[:axis], index, *place[axis + rank :])
 
     return te.compute(shape, element, name="take")
+
+
+def legalize_quantize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """`quantize` of float32: limited, rounded half to even (the engine's own rounds half away from zero), shifted.
+
+    Limits come before rounding, where they are exact: what is rounded lies within int32, as vector instructions want.
+    """
+    data, scale, zero = call.args
+    out = str(call.attrs.out_dtype)
+    if dtype_of(data) != "float32" or out not in ("int8", "uint8", "int16", "uint16"):
+        return engine_quantize(builder, call)
+    low, high = (int(limit(out).value) for limit in (tirx.min_value, tirx.max_value))
+    axis = int(call.attrs.axis) % max(rank_of(data) or 1, 1)
+    numbers = [_one_number(each) for each in (scale, zero)]
+    operands = [each for each, number in zip((scale, zero), numbers, strict=True) if number is None]
+
+    def kernel(values: te.Tensor, *parameters: te.Tensor) -> te.Tensor:
+        def point(*at: Any) -> Any:
+            remaining = iter(parameters)
+            step, shift = (_parameter(number, remaining, at, axis) for number in numbers)
+            scaled = values(*at) if step == 1.0 else values(*at) / _typed(step, "float32")
+            offset = _typed(shift, "int32")
+            least, most = _typed(low - shift, "float32"), _typed(high - shift, "float32")
+            limited = te.max(te.min(scaled, most), least)
+            return tirx.Cast(out, tirx.Cast("int32", tirx.nearbyint(limited)) + offset)
+
+        return te.compute(values.shape, point, name="quantized")
+
+    return builder.call_te(kernel, data, *operands, primfunc_name_hint="quantize")
+
+
+def _one_number(parameter: relax.Expr) -> float | int | None:
+    """The value of a constant that is one number."""
+    if not isinstance(parameter, GenericConst) or array_of(parameter).size != 1:
+        return None
+    number: float | int = array_of(parameter).reshape(()).item()
+    return number
+
+
+def _parameter(number: float | int | None, remaining: Iterator[te.Tensor], at: Any, axis: int) -> Any:
+    """A parameter of a quantization at a place: a Python number where it is known."""
+    if number is not None:
+        return number
+    tensor = next(remaining)
+    whole = all(isinstance(size, tirx.IntImm) and size.value == 1 for size in tensor.shape)
+    value = tensor(*(0 for _ in tensor.shape)) if whole else tensor(at[axis])
+    return value if str(tensor.dtype) == "float32" else tirx.Cast("int32", value)
+
+
+def _typed(value: Any, dtype: str) -> Any:
+    return tirx.const(value, dtype) if isinstance(value, int | float) else tirx.Cast(dtype, value)

@@ -13,7 +13,7 @@ from tvm import relax
 from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.legalization import legalize_take
+from compiler.passes.legalization import legalize_quantize, legalize_take
 from compiler.passes.registry import graph_pass
 
 
@@ -36,7 +36,7 @@ _register("dispatch-sort", "Lower sort, top-k and scan operators", relax.backend
 _register(
     "legalize-operators",
     "Lower each operator to a TensorIR function",
-    lambda: _transform.LegalizeOps({"relax.take": legalize_take}),
+    lambda: _transform.LegalizeOps({"relax.take": legalize_take, "relax.quantize": legalize_quantize}),
 )
 _register(
     "annotate-patterns",

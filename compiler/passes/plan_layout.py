@@ -16,7 +16,7 @@ from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.graph import count_uses, operator_name, rewritable_functions
-from compiler.passes.layout import convolution, elementwise, kernels, pooling, rearrange, transposed  # noqa: F401
+from compiler.passes.layout import convolution, elementwise, integer, kernels, pooling, rearrange, transposed  # noqa: F401
 from compiler.passes.layout.table import ANCHORS, HANDLERS, NARROW_READERS
 from compiler.passes.layout.values import Blocked, LayoutBuilder, Value
 from compiler.passes.matching import dtype_of

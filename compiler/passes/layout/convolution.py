@@ -23,9 +23,8 @@ from compiler.passes.layout.packing import (
     pack_winograd,
     pack_words,
 )
-from compiler.passes.layout.table import handles
 from compiler.passes.layout.values import Blocked, Expr, LayoutBuilder, Order, can_block
-from compiler.passes.matching import array_of, as_constant, dtype_of, shape_of, static_shape
+from compiler.passes.matching import array_of, as_constant, shape_of, static_shape
 from schedules import conv_compute
 from schedules.bf16_dot import bfloat16_bits
 from schedules.conv_dot import conv_dot
@@ -93,12 +92,10 @@ class Conv:
         )
 
 
-@handles("relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d")
-def convolution(builder: LayoutBuilder, call: Any) -> Blocked | None:
+def float_convolution(builder: LayoutBuilder, call: Any) -> Blocked | None:
+    """A float32 convolution in blocks; None where that is not possible."""
     conv = Conv.of(call)
     data, weight = call.args
-    if dtype_of(call) == "int32":
-        return None
     sizes = shape_of(call)
     conv = conv.long_last(sizes) if conv is not None and sizes is not None else conv
     if conv is None or not can_block(data, conv.order) or not can_block(call, conv.out_order):
@@ -233,7 +230,7 @@ class BlockedConv:
         if isinstance(work, DotWorkload) and work.words:
             plain = self.builder.plain(self.data)
             return self.builder.emit_kernel(lambda data: pack_words(data, order, work.group), plain, name="words")
-        if isinstance(work, DotWorkload):
+        if isinstance(work, DotWorkload) and work.operand == "uint16":
             return self.builder.narrow(self.data, order).expr
         if getattr(work, "in_block", work.block) == 1:
             data = self.builder.plain(self.data)

@@ -8,7 +8,7 @@ from typing import Any
 from tvm import relax
 
 from compiler.passes.layout.table import handles
-from compiler.passes.layout.values import Blocked, LayoutBuilder
+from compiler.passes.layout.values import BLOCKABLE, Blocked, LayoutBuilder
 from compiler.passes.matching import dtype_of, same_shape, shape_of
 
 _ARITHMETIC = ("add", "subtract", "multiply", "divide", "power", "maximum", "minimum", "where")
@@ -25,7 +25,7 @@ ELEMENTWISE = (
 @handles(*ELEMENTWISE)
 def elementwise(builder: LayoutBuilder, call: Any) -> Blocked | None:
     shape = shape_of(call)
-    if dtype_of(call) != "float32":
+    if dtype_of(call) not in BLOCKABLE:
         return None
     anchor = anchor_of(builder, call.args, shape)
     if anchor is None:

@@ -10,7 +10,7 @@ from tvm.ir import GenericConst
 
 from compiler.passes.layout.elementwise import anchor_of
 from compiler.passes.layout.table import handles
-from compiler.passes.layout.values import Blocked, LayoutBuilder
+from compiler.passes.layout.values import BLOCKABLE, Blocked, LayoutBuilder
 from compiler.passes.matching import array_of, dtype_of, shape_of
 from schedules.access import used_outside_indices
 from schedules.expression import constant_int, map_loads
@@ -23,7 +23,7 @@ from schedules.kernel import shape_of as buffer_shape
 def elementwise_kernel(builder: LayoutBuilder, call: Any) -> Blocked | None:
     shape = shape_of(call)
     arguments = call.args[1]
-    if shape is None or dtype_of(call) != "float32" or len(call.args) > 2 or not isinstance(arguments, relax.Tuple):
+    if shape is None or dtype_of(call) not in BLOCKABLE or len(call.args) > 2 or not isinstance(arguments, relax.Tuple):
         return None
     operands = list(arguments.fields)
     anchor = anchor_of(builder, operands, shape)

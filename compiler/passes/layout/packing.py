@@ -162,19 +162,21 @@ def pack_words(data: Any, order: Sequence[int], group: int) -> Any:
     physical = [shape[axis] for axis in order]
     physical[1] = ceil_div(channels, group)
 
-    def element(at: Sequence[Any], channel: Any, first: int) -> Any:
+    def element(at: Sequence[Any], channel: int) -> Any:
         index: list[Any] = [None] * len(order)
         for axis, value in zip(order, [at[0], channel, *at[2:]], strict=True):
             index[axis] = value
-        return data(*index) if first < channels else tirx.const(0, data.dtype)
+        return data(*index)
 
     def word(at: Sequence[Any], start: int) -> Any:
-        values = [element(at, start + i, start + i) for i in range(group)]
+        values = [element(at, channel) for channel in range(start, min(start + group, channels))]
         if group == 2:
-            return rounded_pair(*values)
-        shift = 128 if str(data.dtype) == "int8" else 0
-        bytes_ = [tirx.Cast("int32", value) + tirx.const(shift, "int32") for value in values]
-        return bytes_[0] | bytes_[1] << 8 | bytes_[2] << 16 | bytes_[3] << 24
+            return rounded_pair(*values, *([tirx.const(0.0, "float32")] if len(values) < 2 else []))
+        shift = tirx.const(128 if str(data.dtype) == "int8" else 0, "int32")
+        joined = tirx.Cast("int32", values[0]) + shift
+        for place, value in enumerate(values[1:], 1):
+            joined = joined | (tirx.Cast("int32", value) + shift) << 8 * place
+        return joined
 
     def point(*at: Any) -> Any:
         value = word(at, 0)

@@ -8,7 +8,7 @@ from tvm import relax
 
 from compiler.passes.layout.table import handles
 from compiler.passes.layout.values import Blocked, LayoutBuilder, Order, Value, can_block
-from compiler.passes.matching import shape_of
+from compiler.passes.matching import dtype_of, shape_of
 from schedules import conv_compute
 from schedules.conv_workload import PoolWorkload
 
@@ -17,7 +17,8 @@ from schedules.conv_workload import PoolWorkload
 def pool(builder: LayoutBuilder, call: Any) -> Blocked | None:
     attrs = call.attrs
     order = _order(str(attrs.layout), len(attrs.pool_size))
-    if order is None or str(attrs.out_layout) not in ("", str(attrs.layout)) or not can_block(call, order):
+    types = ("float32", "int8", "uint8") if ".max_" in call.op.name else ("float32",)
+    if order is None or str(attrs.out_layout) not in ("", str(attrs.layout)) or not can_block(call, order, types):
         return None
     data = _laid_out(builder, call.args[0], order)
     if data is None:
@@ -104,7 +105,7 @@ def _work(
         strides=tuple(strides),
         dilations=tuple(dilations),
         pad=tuple(pad),
-        dtype="float32",
+        dtype="float32" if data.bf16 else dtype_of(data.expr),
         mode=mode,
         count_pad=count,
     )

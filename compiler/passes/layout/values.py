@@ -26,6 +26,8 @@ from schedules.conv_workload import ceil_div
 Expr = Any
 Array = NDArray[Any]
 Order = tuple[int, ...]
+# Element types that lie in blocks.
+BLOCKABLE = ("float32", "int32", "int8", "uint8")
 
 
 @dataclass(frozen=True, eq=False)
