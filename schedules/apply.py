@@ -145,7 +145,7 @@ def _schedule_kernel(
             continue
         entry = KernelReport(name, rule.name, config, source, record_key(rule, workload), tuple(failures))
         return scheduled, entry
-    return finish(function), KernelReport(name, None, Config(), "as-is", failures=tuple(failures))
+    return finish(function, machine), KernelReport(name, None, Config(), "as-is", failures=tuple(failures))
 
 
 def _config_for(
@@ -172,7 +172,7 @@ def apply_rule(rule: ScheduleRule, kernel: Kernel, workload: Any, config: Config
         raise RuleError(f"rule {rule.name!r} returned {type(result).__name__} instead of a PrimFunc")
     if len(result.params) != len(kernel.function.params):
         raise RuleError(f"rule {rule.name!r} changed the kernel's parameters")
-    return finish(result)
+    return finish(result, machine)
 
 
 class LazySchedule:

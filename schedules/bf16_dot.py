@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from schedules.machine import Machine
+from schedules.neon import in_quarters, with_register_length
 from schedules.tir import tirx, tvm
 
 Expr = Any
@@ -22,10 +24,17 @@ ROUND = "tensorwright.round_bf16"
 ROUND_RUN = "tensorwright.round_run_bf16"
 NARROW = "tensorwright.narrow_bf16"
 OPERATORS = (DOT, ROUND, ROUND_RUN, NARROW)
-# A kernel's attribute: whether its target has the instruction.
-NATIVE = "tensorwright.bf16_dot"
+# What a machine multiplies with.
+AVX512, NEON, PLAIN = "avx512", "neon", "plain"
 # Vector bits of the intrinsics by lanes; the largest is part of AVX512_BF16, the others also need AVX512VL.
 _WIDTHS = {4: 128, 8: 256, 16: 512}
+
+
+def unit_of(machine: Machine) -> str:
+    """What a machine multiplies pairs of bfloat16 with."""
+    if machine.has("avx512bf16", "avx512vl"):
+        return AVX512
+    return NEON if machine.architecture == "aarch64" and machine.has("bf16") else PLAIN
 
 
 def dot(total: Expr, a: Expr, b: Expr) -> Expr:
@@ -81,12 +90,21 @@ def _symbol(name: str, lanes: int) -> str:
     return f"tensorwright_{name}_x{lanes}"
 
 
-def _dot_text(lanes: int, native: bool) -> str:
+def _instruction(lanes: int, unit: str) -> str | None:
+    """LLVM's name of the instruction for that many lanes, where there is one."""
+    if unit == AVX512 and lanes in _WIDTHS:
+        return f"@llvm.x86.avx512bf16.dpbf16ps.{_WIDTHS[lanes]}"
+    return "@llvm.aarch64.neon.bfdot.v4f32.v8bf16" if unit == NEON and lanes == 4 else None
+
+
+def _dot_text(lanes: int, unit: str) -> str:
     f, i = _vector("float", lanes), _vector("i32", lanes)
     head = f"define {f} @{_symbol('dot_bf16', lanes)}({f} %c, {i} %a, {i} %b) alwaysinline nounwind {{"
-    if native and lanes in _WIDTHS:
+    name = _instruction(lanes, unit)
+    if unit == NEON and lanes > 4 and lanes % 4 == 0:
+        return in_quarters(_symbol("dot_bf16", lanes), _symbol("dot_bf16", 4), lanes, "float")
+    if name is not None:
         h = f"<{2 * lanes} x bfloat>"
-        name = f"@llvm.x86.avx512bf16.dpbf16ps.{_WIDTHS[lanes]}"
         return f"""declare {f} {name}({f}, {h}, {h})
 {head}
   %x = bitcast {i} %a to {h}
@@ -161,18 +179,18 @@ def _narrow_text(lanes: int) -> str:
 
 
 @cache
-def _definitions(lanes: tuple[int, ...], native: bool) -> str:
-    parts = [text for count in lanes for text in _texts(count, native)]
+def _definitions(lanes: tuple[int, ...], unit: str) -> str:
+    parts = [text for count in lanes for text in _texts(count, unit)]
     return "\n".join([*parts, ""])
 
 
-def _texts(lanes: int, native: bool) -> tuple[str, ...]:
-    return _dot_text(lanes, native), _round_text(lanes), _round_run_text(lanes), _narrow_text(lanes)
+def _texts(lanes: int, unit: str) -> tuple[str, ...]:
+    return _dot_text(lanes, unit), _round_text(lanes), _round_run_text(lanes), _narrow_text(lanes)
 
 
-def definitions(lanes: Iterable[int], *, native: bool) -> str:
-    """LLVM IR of the functions for these numbers of lanes; `native` uses the instruction where it has that width."""
-    return _definitions(tuple(sorted(set(lanes))), native)
+def definitions(lanes: Iterable[int], *, unit: str) -> str:
+    """LLVM IR of the functions for these numbers of lanes; `unit` is one of the units."""
+    return _definitions(with_register_length(lanes, unit == NEON), unit)
 
 
 def _lanes(dtype: str) -> int:

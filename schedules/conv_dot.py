@@ -99,10 +99,7 @@ class ConvDot(ConvDirect):
 
     def apply(self, schedule: Any, workload: Any, config: Config, machine: Machine) -> Any:
         fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, CONV_DOT))
-        function = fused.function(DotNest(fused, workload, config).build(machine), machine)
-        if workload.operand == "uint16":
-            return function.with_attr(bf16_dot.NATIVE, machine.has("avx512bf16", "avx512vl"))
-        return function.with_attr(int8_dot.UNIT, int8_dot.attribute_of(machine))
+        return fused.function(DotNest(fused, workload, config).build(machine), machine)
 
 
 class DotNest(DirectNest):

@@ -9,6 +9,7 @@ from schedules.backward_divisions import hide_backward_divisions
 from schedules.expression import substitute
 from schedules.inline import call_name
 from schedules.kernel import product, shape_of
+from schedules.machine import Machine
 from schedules.narrow_floats import inline_narrow_lets, serialize_narrow_repeats
 from schedules.scalar_calls import serialize_scalar_loops, widen_narrow_calls
 from schedules.tir import s_tir, structural_map, structural_walk, tirx, tvm
@@ -18,9 +19,12 @@ _NARROW = ("float16", "bfloat16")
 _TILE_SIZE = 96  # elements; accumulators of plain reductions hold at most four vectors
 
 
-def finish(function: Any) -> Any:
+def finish(function: Any, machine: Machine) -> Any:
     """Elementary functions become vector code, every Let gets a variable of its own, and what the engine can not
-    generate or misreads is written another way."""
+    generate or misreads is written another way.
+
+    Kernels of one library must import the same text for a function: the linker keeps one of them for all.
+    """
     used: set[str] = set()
     suffix = vector_math.IN_TILE if _holds_tile(function.body) else ""
     body = serialize_narrow_repeats(inline_narrow_lets(function.body))
@@ -29,10 +33,10 @@ def finish(function: Any) -> Any:
     if used:
         body = with_import(body, vector_math.definitions(used, vector_lengths(body)))
     if _calls_any(body, bf16_dot.OPERATORS):
-        native = bool(function.attrs.get(bf16_dot.NATIVE))
-        body = with_import(body, bf16_dot.definitions(vector_lengths(body), native=native))
+        unit = bf16_dot.unit_of(machine)
+        body = with_import(body, bf16_dot.definitions(vector_lengths(body), unit=unit))
     if _calls_any(body, int8_dot.OPERATORS):
-        unit = str(function.attrs.get(int8_dot.UNIT) or int8_dot.PLAIN)
+        unit = int8_dot.unit_text(machine)
         body = with_import(body, int8_dot.definitions(vector_lengths(body), unit=unit))
     return function.with_body(body)
 

@@ -2,7 +2,8 @@
 
 Four bytes travel as an int32 (the first in the lowest byte), and a function in LLVM IR, inlined where it is called,
 does the rest: with `vpdpbusd` where the processor has it; else the bytes are widened to 16 bits and summed in pairs by
-`vpmaddwd`, whose sums can not overflow (unlike those of `vpmaddubsw`, which saturate at 16 bits).
+`vpmaddwd`, whose sums can not overflow (unlike those of `vpmaddubsw`, which saturate at 16 bits). On Arm it is `usdot`;
+where there is only `sdot`, of signed bytes, it sums (a - 128) b, and 128 times the sum of b is added.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from schedules.machine import Machine
+from schedules.neon import REGISTER_LANES, in_quarters, with_register_length
 from schedules.tir import tirx, tvm
 
 Expr = Any
@@ -19,9 +21,8 @@ DOT = "tensorwright.dot_u8s8"
 WORDS = "tensorwright.dot_words"
 ROUND = "tensorwright.round_int32"
 OPERATORS = (DOT, WORDS, ROUND)
-# A kernel's attribute: what its target multiplies with, one of the names below.
-UNIT = "tensorwright.int8_unit"
-VNNI, PAIRS, PLAIN = "vnni", "pairs", "plain"
+# What a machine multiplies with.
+VNNI, PAIRS, USDOT, SDOT, PLAIN = "vnni", "pairs", "usdot", "sdot", "plain"
 # Lanes of 32 bits and the intrinsics that have them. The lesser widths of VNNI need AVX512VL.
 _BITS = {4: 128, 8: 256, 16: 512}
 _PAIRS = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
@@ -31,6 +32,8 @@ def unit_of(machine: Machine) -> str:
     """What a machine multiplies bytes with."""
     if machine.has("avx512vnni", "avx512vl"):
         return VNNI
+    if machine.architecture == "aarch64" and machine.has("dotprod"):
+        return USDOT if machine.has("i8mm") else SDOT
     return PAIRS if machine.has("avx2") else PLAIN
 
 
@@ -63,7 +66,7 @@ def _symbol(name: str, lanes: int) -> str:
 
 def _pairs(unit: str, lanes: int, avx512: bool) -> str | None:
     """The intrinsic that sums products of pairs of 16 bits, where there is one."""
-    return _PAIRS.get(lanes) if unit != PLAIN and (lanes < 16 or avx512) else None
+    return _PAIRS.get(lanes) if unit in (VNNI, PAIRS) and (lanes < 16 or avx512) else None
 
 
 def _dot_text(lanes: int, unit: str, avx512: bool) -> str:
@@ -77,6 +80,10 @@ def _dot_text(lanes: int, unit: str, avx512: bool) -> str:
   %r = call {i} @llvm.x86.avx512.vpdpbusd.{_BITS[lanes]}({i} %c, <{4 * lanes} x i8> %x, <{4 * lanes} x i8> %y)
   ret {i} %r
 }}"""
+    if unit in (USDOT, SDOT) and lanes > REGISTER_LANES and lanes % REGISTER_LANES == 0:
+        return in_quarters(_symbol("dot_u8s8", lanes), _symbol("dot_u8s8", REGISTER_LANES), lanes, "i32")
+    if unit in (USDOT, SDOT) and lanes == REGISTER_LANES:
+        return f"{head}\n{_neon_bytes(unit)}\n  ret {i} %r\n}}"
     if pairs is None:
         return f"{head}\n{_plain_bytes(lanes)}\n  ret {i} %s3\n}}"
     w, eight = f"<{2 * lanes} x i16>", _splat(8, 2 * lanes, "i16")
@@ -94,6 +101,20 @@ def _dot_text(lanes: int, unit: str, avx512: bool) -> str:
   %r = add {i} %s, %ph
   ret {i} %r
 }}"""
+
+
+def _neon_bytes(unit: str) -> str:
+    """The sum is %r. Of `sdot`, the sum of b alone is the same for all that share b, and computed once."""
+    casts = "  %x = bitcast <4 x i32> %a to <16 x i8>\n  %y = bitcast <4 x i32> %b to <16 x i8>"
+    call = f"call <4 x i32> @llvm.aarch64.neon.{unit}.v4i32.v16i8(<4 x i32>"
+    if unit == USDOT:
+        return f"{casts}\n  %r = {call} %c, <16 x i8> %x, <16 x i8> %y)"
+    return f"""{casts}
+  %z = xor <16 x i8> %x, splat (i8 -128)
+  %o = {call} zeroinitializer, <16 x i8> splat (i8 1), <16 x i8> %y)
+  %m = shl <4 x i32> %o, splat (i32 7)
+  %t = add <4 x i32> %c, %m
+  %r = {call} %t, <16 x i8> %z, <16 x i8> %y)"""
 
 
 def _plain_bytes(lanes: int) -> str:
@@ -152,6 +173,8 @@ def _declarations(unit: str, lanes: int, avx512: bool) -> list[str]:
             f"declare {i} @llvm.x86.avx512.vpdpbusd.{bits}({i}, {b}, {b})",
             f"declare {i} @llvm.x86.avx512.vpdpwssd.{bits}({i}, {w}, {w})",
         ]
+    if unit in (USDOT, SDOT) and lanes == REGISTER_LANES:
+        return [f"declare {i} @llvm.aarch64.neon.{unit}.v4i32.v16i8({i}, {b}, {b})"]
     pairs = _pairs(unit, lanes, avx512)
     return [] if pairs is None else [f"declare {i} @{pairs}({w}, {w})"]
 
@@ -169,11 +192,11 @@ def definitions(lanes: Iterable[int], *, unit: str) -> str:
     """LLVM IR of the functions for these numbers of lanes. `unit` is one of the units, "+512" behind it when vectors of
     512 bits have 16-bit arithmetic."""
     name, _, wide = unit.partition("+")
-    return _definitions(tuple(sorted(set(lanes))), name, bool(wide))
+    return _definitions(with_register_length(lanes, name in (USDOT, SDOT)), name, bool(wide))
 
 
-def attribute_of(machine: Machine) -> str:
-    """The value of a kernel's attribute `UNIT`."""
+def unit_text(machine: Machine) -> str:
+    """What `definitions` takes for a machine."""
     return unit_of(machine) + ("+512" if machine.has("avx512bw") else "")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from schedules.anchor import FusedKernel, anchor_stages
-from schedules.bf16_dot import NATIVE, dot, rounded_pair, rounded_run
+from schedules.bf16_dot import dot, rounded_pair, rounded_run
 from schedules.config import Config, ConfigSpace
 from schedules.conv_workload import KIND
 from schedules.errors import NotScheduledError
@@ -106,8 +106,7 @@ class MatmulBf16(ScheduleRule):
             parts.form, fused, machine, rows=config.integer("rows"), vectors=1, pack=False, combine=dot
         )
         body = in_sequence([tirx.AllocBuffer(parts.form.a.source), _rounding(parts, machine), writer.statement()])
-        function = fused.function(body, machine)
-        return function.with_attr(NATIVE, machine.has("avx512bf16", "avx512vl"))
+        return fused.function(body, machine)
 
 
 def _rounding(parts: _Parts, machine: Machine) -> Any:

@@ -18,6 +18,7 @@ from tvm.script.ir_builder import tirx as T
 
 from compiler.frontends.onnx.operators.recurrent_cells import Cell, Stage
 from schedules.finish import finish
+from schedules.machine import Machine
 
 _TOGETHER = 4  # samples that share each load of a weight: four rows of sums fit the registers of AVX-512
 
@@ -241,4 +242,4 @@ class _Run:
 
 def ready_to_run(function: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
     """The kernel with its elementary functions as straight-line vector code, marked as scheduled."""
-    return finish(function).with_attr("tirx.is_scheduled", True)
+    return finish(function, Machine()).with_attr("tirx.is_scheduled", True)

@@ -1,0 +1,52 @@
+"""Functions in LLVM IR for vectors of several of Arm's 128-bit registers, made of the one for a single register."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+REGISTER_LANES = 4  # of 32 bits
+
+
+def with_register_length(lanes: Iterable[int], neon: bool) -> tuple[int, ...]:
+    """These numbers of lanes, sorted, and a register's where functions are made of those for a register."""
+    counts = set(lanes)
+    longer = any(count > REGISTER_LANES and count % REGISTER_LANES == 0 for count in counts)
+    return tuple(sorted(counts | {REGISTER_LANES} if neon and longer else counts))
+
+
+def in_quarters(symbol: str, single: str, lanes: int, scalar: str) -> str:
+    """A function (sum, a, b) of `lanes` lanes that calls `single`, of four lanes, on each run of four.
+
+    Args:
+        scalar: LLVM's type of the sum; a and b are 32-bit integers.
+    """
+    types = {"c": scalar, "a": "i32", "b": "i32"}
+    arguments = ", ".join(f"<{lanes} x {kind}> %{name}" for name, kind in types.items())
+    lines = [f"define <{lanes} x {scalar}> @{symbol}({arguments}) alwaysinline nounwind {{"]
+    results = []
+    for start in range(0, lanes, REGISTER_LANES):
+        mask = ", ".join(f"i32 {start + lane}" for lane in range(REGISTER_LANES))
+        for name, kind in types.items():
+            whole = f"<{lanes} x {kind}>"
+            lines.append(f"  %{name}{start} = shufflevector {whole} %{name}, {whole} poison, <4 x i32> <{mask}>")
+        part = f"<4 x {scalar}>"
+        lines.append(f"  %r{start} = call {part} @{single}({part} %c{start}, <4 x i32> %a{start}, <4 x i32> %b{start})")
+        results.append(f"%r{start}")
+    return "\n".join([*lines, *_joined(results, scalar), "}"])
+
+
+def _joined(parts: list[str], scalar: str) -> list[str]:
+    """Lines that put vectors of four lanes one after the other, and return the whole."""
+    lines = []
+    whole, size = parts[0], REGISTER_LANES
+    for number, part in enumerate(parts[1:]):
+        kind = f"<{size} x {scalar}>"
+        # Both operands of a shuffle have one length.
+        order = ", ".join(f"i32 {lane}" if lane < REGISTER_LANES else "i32 poison" for lane in range(size))
+        four = f"<4 x {scalar}>"
+        lines.append(f"  %w{number} = shufflevector {four} {part}, {four} poison, <{size} x i32> <{order}>")
+        both = ", ".join(f"i32 {lane}" for lane in range(size + REGISTER_LANES))
+        mask = f"<{size + REGISTER_LANES} x i32> <{both}>"
+        lines.append(f"  %j{number} = shufflevector {kind} {whole}, {kind} %w{number}, {mask}")
+        whole, size = f"%j{number}", size + REGISTER_LANES
+    return [*lines, f"  ret <{size} x {scalar}> {whole}"]
