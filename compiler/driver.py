@@ -108,7 +108,8 @@ def compile(
         library=library,
         parameters=pipeline.stored_parameters(),
         compact_parameters=len(pipeline.expansions.stored),
-        fixed=model.fixed,
+        # Strings are in no module; what was computed from them is.
+        fixed={name: array for name, array in model.fixed.items() if array.dtype != object},
         **requirements(model),
         threads=threads,
         **manifest_entries(chosen, pipeline),

@@ -40,7 +40,9 @@ def tensor_descriptions(specs: Sequence[TensorSpec]) -> list[TensorDescription]:
     ]
     if refusals:
         raise UnsupportedModelError(refusals)
-    return [TensorDescription(name=spec.name, shape=spec.shape, dtype=spec.dtype) for spec in specs]
+    return [
+        TensorDescription(name=spec.name, shape=spec.shape, dtype=spec.dtype, carrier=spec.carrier) for spec in specs
+    ]
 
 
 def requirements(model: ImportedModel) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The element types a module can carry, by their name in the engine, and how each is held in numpy and safetensors.
 
-Types of less than a byte (int4, uint4) take one byte an element with the value in the low bits: that is what the
+Types of less than a byte (int4, uint2, ...) take one byte an element with the value in the low bits: that is what the
 engine's generated code reads, and what `ml_dtypes` arrays hold.
 """
 
@@ -48,8 +48,27 @@ ELEMENT_TYPES: dict[str, ElementType] = {
         _extended("float8_e5m2fnuz", "U8"),
         _extended("int4", "I8"),
         _extended("uint4", "U8"),
+        _extended("int2", "I8"),
+        _extended("uint2", "U8"),
+        _extended("float4_e2m1fn", "U8"),
+        _extended("float8_e8m0fnu", "U8"),
     )
 }
+
+
+def as_carried(array: np.ndarray[Any, Any], carrier: ElementType) -> np.ndarray[Any, Any]:
+    """An array as `main` takes it where the manifest names a carrier: integers by value, floats by their bits."""
+    return array.view(carrier.numpy) if _is_float(str(array.dtype)) else array.astype(carrier.numpy)
+
+
+def from_carried(array: np.ndarray[Any, Any], element: ElementType) -> np.ndarray[Any, Any]:
+    """The reverse: what `main` gives as an array of `element`."""
+    return array.view(element.numpy) if _is_float(element.name) else array.astype(element.numpy)
+
+
+def _is_float(name: str) -> bool:
+    return "float" in name
+
 
 _BY_NUMPY: dict[np.dtype[Any], ElementType] = {element.numpy: element for element in ELEMENT_TYPES.values()}
 

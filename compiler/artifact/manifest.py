@@ -29,11 +29,14 @@ class TensorDescription(_Model):
     Attributes:
         shape: a number, or the name of a symbolic dimension (for outputs, an expression of such names).
         dtype: the engine's name of the element type: one of `dtypes.ELEMENT_TYPES`.
+        carrier: the one that `main` has for it where that is another: int8 or uint8 for the values of an integer, or
+            the bits of a float, of less than 16 bits.
     """
 
     name: Name
     shape: Annotated[tuple[Dimension, ...], Field(max_length=64, strict=False)]
     dtype: str
+    carrier: Literal["int8", "uint8"] | None = None
 
     @field_validator("dtype")
     @classmethod

@@ -13,12 +13,15 @@ import tvm
 class TensorSpec:
     """Name, shape and data type of one input or output.
 
-    A dimension is an int, or a str: a symbolic dimension's name, or the expression of one (`"batch*2"`).
+    A dimension is an int, or a str: a symbolic dimension's name, or the expression of one (`"batch*2"`). `carrier` is
+    the type that the module has for it where that is not `dtype`: the values of a narrow integer in a byte, or the bits
+    of a narrow float in one.
     """
 
     name: str
     shape: tuple[int | str, ...]
     dtype: str
+    carrier: str | None = None
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compiler.artifact.dtypes import ELEMENT_TYPES, ElementType
+from compiler.artifact.dtypes import ELEMENT_TYPES, ElementType, as_carried
 from compiler.artifact.manifest import IndexRequirement, Requirement, TensorDescription
 from compiler.errors import InputError
 from compiler.runtime.engine import tvm_ffi
@@ -49,12 +49,13 @@ class Staging:
 class InputSpec:
     """One input as the fast path needs it: name, element type, and its shape if that has no symbolic dimension."""
 
-    __slots__ = ("dtype", "element", "name", "rank", "shape", "static", "text")
+    __slots__ = ("carried", "dtype", "element", "name", "rank", "shape", "static", "text")
 
     def __init__(self, description: TensorDescription) -> None:
         self.name = description.name
-        self.element = ELEMENT_TYPES[description.dtype]
-        self.dtype = self.element.numpy
+        self.element = ELEMENT_TYPES[description.carrier or description.dtype]
+        self.dtype = ELEMENT_TYPES[description.dtype].numpy
+        self.carried = description.carrier is not None
         self.shape = description.shape
         self.rank = len(description.shape)
         self.static = None if any(isinstance(size, str) for size in self.shape) else self.shape
@@ -162,6 +163,8 @@ def _check_shape(spec: InputSpec, shape: tuple[int, ...], dimensions: Dimensions
 
 def _from_numpy(value: np.ndarray[Any, Any], spec: InputSpec, stage: Staging) -> Any:
     """An array whose element type and shape fit: used where it is, or copied."""
+    if spec.carried:
+        value = as_carried(value, spec.element)
     if value.nbytes > _ALWAYS_COPY_BYTES and value.flags.writeable and is_usable(value):
         return tensor_over(value, spec.element)
     return stage.filled(value, spec.element)

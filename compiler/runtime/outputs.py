@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compiler.artifact.dtypes import ELEMENT_TYPES
+from compiler.artifact.dtypes import ELEMENT_TYPES, ElementType, from_carried
 from compiler.artifact.manifest import TensorDescription
 from compiler.errors import InternalError
 from compiler.runtime.engine import global_function, tvm_ffi
@@ -35,7 +35,8 @@ class OutputReader:
 
     def __init__(self, outputs: Sequence[TensorDescription], parameters: Iterable[Array]) -> None:
         self.names = tuple(output.name for output in outputs)
-        self._elements = tuple(ELEMENT_TYPES[output.dtype] for output in outputs)
+        self._elements = tuple(ELEMENT_TYPES[output.carrier or output.dtype] for output in outputs)
+        self._carried = {output.name: ELEMENT_TYPES[output.dtype] for output in outputs if output.carrier is not None}
         self._named = tuple(zip(range(len(outputs)), self.names, self._elements, strict=True))
         self._parameters = MemoryRanges(parameters)
         # Half the time of indexing the engine's array from Python.
@@ -71,6 +72,8 @@ class OutputReader:
                 tensor = tensor_over(array, element)
             given.append(address)
             named[name] = array if as_numpy else tensor
+        for name, element in self._carried.items():
+            named[name] = _decarried(named[name], element)
         return named
 
     def _check(self, results: Any) -> None:
@@ -80,6 +83,14 @@ class OutputReader:
             raise InternalError(f"the module returned a {type(results).__name__}, not a tuple") from error
         if count != len(self.names):
             raise InternalError(f"the module returned {count} results; its manifest names {len(self.names)}")
+
+
+def _decarried(value: Any, element: ElementType) -> Any:
+    """An output in its own element type."""
+    if isinstance(value, np.ndarray):
+        return from_carried(value, element)
+    own = from_carried(np.from_dlpack(value), element)
+    return tensor_over(aligned_copy(own, element), element)
 
 
 def _is_inside(address: int, tensors: Sequence[Any]) -> bool:

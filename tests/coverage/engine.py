@@ -12,7 +12,7 @@ from tvm import relax
 
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.onnx import import_onnx
-from compiler.frontends.onnx.dtypes import carrier, numpy_dtype
+from compiler.frontends.onnx.dtypes import from_carrier, to_carrier
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
@@ -23,10 +23,10 @@ def build(model: ImportedModel) -> Run:
     machine = relax.VirtualMachine(executable, tvm.cpu())
 
     def run(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        arrays = [np.asarray(feeds[s.name]).astype(numpy_dtype(carrier(s.dtype)), copy=False) for s in model.inputs]
+        arrays = [to_carrier(np.asarray(feeds[s.name]), s.dtype) for s in model.inputs]
         results = machine["main"](*(tvm.runtime.tensor(np.ascontiguousarray(a).reshape(a.shape)) for a in arrays))
         return {
-            spec.name: result.numpy().astype(numpy_dtype(spec.dtype), copy=False)
+            spec.name: from_carrier(result.numpy(), spec.dtype)
             for spec, result in zip(model.outputs, results, strict=True)
         }
 

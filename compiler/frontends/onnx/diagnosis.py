@@ -18,7 +18,7 @@ from compiler.frontends.onnx.structure import schema_of
 from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, Value
 
 _MAXIMUM_TRIAL_ELEMENTS = 2**14
-_TYPE_WORDS = {"float32": "float", "float64": "double", "float8_e4m3fn": "float8e4m3fn", "float4_e2m1fn": "float4e2m1"}
+_TYPE_WORDS = {"float32": "float", "float64": "double", "float4_e2m1fn": "float4e2m1", "float8_e8m0fnu": "float8e8m0"}
 
 
 def type_error(node: onnx.NodeProto, inputs: Sequence[Value | None], opsets: dict[str, int]) -> str | None:
@@ -40,6 +40,26 @@ def type_error(node: onnx.NodeProto, inputs: Sequence[Value | None], opsets: dic
             return f"input {index} ({formal.name}) is of type {value.dtype}, which the operator does not take"
         if formal.is_homogeneous and bound.setdefault(formal.type_str, value.dtype) != value.dtype:
             return f"inputs of one type are expected, but some are {bound[formal.type_str]} and some {value.dtype}"
+    return None
+
+
+def moved_dtype(
+    node: onnx.NodeProto, inputs: Sequence[Value | None], opsets: dict[str, int], output: int
+) -> str | None:
+    """The type of an output that has the type of an input which the engine carries in another one; None otherwise."""
+    carried = {
+        index: value.dtype
+        for index, value in enumerate(inputs)
+        if isinstance(value, (Constant, Symbolic, Runtime)) and dtypes.carrier(value.dtype) != value.dtype
+    }
+    domain = normalized_domain(node.domain)
+    schema = schema_of(node.op_type, opsets.get(domain, 1), domain) if carried else None
+    if schema is None or not schema.inputs or not schema.outputs:
+        return None
+    wanted = schema.outputs[min(output, len(schema.outputs) - 1)].type_str
+    for index, dtype in carried.items():
+        if schema.inputs[min(index, len(schema.inputs) - 1)].type_str == wanted:
+            return dtype
     return None
 
 

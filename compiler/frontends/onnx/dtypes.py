@@ -2,7 +2,7 @@
 
 A *name* is numpy's or ml_dtypes' (`float32`, `bfloat16`, `int4`, `bool`, `string`). Types narrower than a byte are
 carried as the byte-wide type that holds their values (`carrier`), since the engine packs them in ways its kernels do
-not support.
+not support; floats of a byte or less as their bits in a byte, since the engine's casts of them are wrong.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ NAMES: dict[int, str] = {
 NUMBERS = {name: number for number, name in NAMES.items()}
 
 _CARRIERS = {"int4": "int8", "int2": "int8", "uint4": "uint8", "uint2": "uint8"}
+_CARRIERS |= {name: "uint8" for name in NUMBERS if name.startswith(("float8", "float4"))}
 _UNCARRIED = frozenset({"string", "complex64", "complex128"})
 
 
@@ -60,6 +61,27 @@ def numpy_dtype(name: str) -> np.dtype:
 def carrier(name: str) -> str:
     """The engine's type that carries values of type `name`."""
     return _CARRIERS.get(name, name)
+
+
+def carrier_of(name: str) -> str | None:
+    """The engine's type that carries values of type `name`, where it is another."""
+    return _CARRIERS.get(name)
+
+
+def to_carrier(array: np.ndarray, name: str) -> np.ndarray:
+    """An array of type `name` as the engine holds it."""
+    target = np.dtype(numpy_dtype(carrier(name)))
+    return array.view(target) if is_narrow_float(name) else array.astype(target, copy=False)
+
+
+def from_carrier(array: np.ndarray, name: str) -> np.ndarray:
+    """What the engine holds as an array of type `name`."""
+    return array.view(numpy_dtype(name)) if is_narrow_float(name) else array.astype(numpy_dtype(name), copy=False)
+
+
+def is_narrow_float(name: str) -> bool:
+    """Whether it is a float of a byte or less."""
+    return name.startswith(("float8", "float4"))
 
 
 def is_carried(name: str) -> bool:

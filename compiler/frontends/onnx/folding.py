@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -12,6 +12,9 @@ from onnx.reference import ReferenceEvaluator
 
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.values import Constant, Runtime, Value
+
+if TYPE_CHECKING:
+    from compiler.frontends.onnx.context import NodeContext
 
 _MAXIMUM_ELEMENTS = 2**22
 
@@ -43,6 +46,27 @@ def fold_node(
         return reference_outputs(node, arrays, opset, opsets)
     except Exception:  # its own failures, of any kind, mean that the value stays unknown
         return None
+
+
+def all_known_with_strings(inputs: Sequence[Value | None]) -> bool:
+    """Whether every input is a constant, and one holds strings, which nothing but the reference can compute with."""
+    tensors = [value for value in inputs if value is not None]
+    return all(isinstance(value, Constant) for value in tensors) and any(
+        isinstance(value, Constant) and value.dtype == "string" for value in tensors
+    )
+
+
+def fold_strings(context: NodeContext) -> list[Value]:
+    """The outputs of a node whose inputs are all constants, from onnx's reference implementation."""
+    arrays = [context.constant(index) if context.has_input(index) else None for index in range(len(context.inputs))]
+    results = fold_node(context.node, arrays, context.opset, context.importer.opsets)
+    if results is None:
+        context.refuse("strings do not exist at run time, and onnx's reference implementation can not evaluate it")
+    return [Constant(_stored(np.asarray(result))) for result in results]
+
+
+def _stored(result: np.ndarray) -> np.ndarray:
+    return result.astype(object) if result.dtype.kind in "UST" else result
 
 
 def reference_outputs(

@@ -11,6 +11,7 @@ from tvm import relax
 from compiler.errors import InternalError
 from compiler.frontends.imported_model import ImportedModel, TensorSpec
 from compiler.frontends.onnx.context import PoisonedInputError, RefusedError
+from compiler.frontends.onnx.dtypes import carrier_of
 from compiler.frontends.onnx.importer import Importer, Scope, to_tensor
 from compiler.frontends.onnx.inputs import RuntimeInput, Shapes, fixed_values, runtime_inputs
 from compiler.frontends.onnx.loader import ModelSource, load_model
@@ -75,7 +76,9 @@ def _build(importer: Importer, scope: Scope, inputs: list[RuntimeInput]) -> tupl
 
 
 def _spec(name: str, value: Runtime) -> TensorSpec:
-    return TensorSpec(name, tuple(d if isinstance(d, int) else _text(d) for d in value.shape), value.dtype)
+    return TensorSpec(
+        name, tuple(d if isinstance(d, int) else _text(d) for d in value.shape), value.dtype, carrier_of(value.dtype)
+    )
 
 
 def _text(size: tvm.ir.Expr) -> str:

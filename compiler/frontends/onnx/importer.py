@@ -20,9 +20,10 @@ from compiler.errors import (
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.builder import Builder
 from compiler.frontends.onnx.context import NodeContext, PoisonedInputError, RefusedError
-from compiler.frontends.onnx.diagnosis import type_error, why_invalid
+from compiler.frontends.onnx.diagnosis import moved_dtype, type_error, why_invalid
 from compiler.frontends.onnx.evaluator import evaluate
 from compiler.frontends.onnx.expansion import resolve_references, schema_function
+from compiler.frontends.onnx.folding import all_known_with_strings, fold_strings
 from compiler.frontends.onnx.loader import LoadedModel, graph_initializers
 from compiler.frontends.onnx.registry import find_converter, normalized_domain
 from compiler.frontends.onnx.structure import describe, live_nodes, ordered_nodes, subgraphs
@@ -167,6 +168,8 @@ class Importer:
             evaluated = evaluate(context)
             if evaluated is not None:
                 return list(evaluated)
+            if all_known_with_strings(context.inputs):
+                return fold_strings(context)
         wrong_types = type_error(node, context.inputs, scope.opsets)
         if wrong_types is not None:
             context.invalid(wrong_types)
@@ -194,7 +197,8 @@ class Importer:
             value = Constant(np.asarray(item))
         elif isinstance(item, relax.Expr):
             bound = self.builder.emit(item)
-            value = Runtime(bound, str(bound.ty.dtype), context.sources())
+            dtype = moved_dtype(context.node, context.inputs, context.scope.opsets, index) or str(bound.ty.dtype)
+            value = Runtime(bound, dtype, context.sources())
         elif context.output_used(index):
             context.refuse(f"its output {index} is not computed")
         else:

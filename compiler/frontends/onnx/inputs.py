@@ -111,7 +111,8 @@ def _runtime_input(
     variable = tvm.ir.Var(builder.unique_name(spec.name), relax.TensorType(shape, carrier))
     builder.checks.input_names[variable] = spec.name
     names = tuple(sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in dims)
-    return RuntimeInput(TensorSpec(spec.name, names, dtype), variable, Runtime(variable, dtype, frozenset({spec.name})))
+    described = TensorSpec(spec.name, names, dtype, dtypes.carrier_of(dtype))
+    return RuntimeInput(described, variable, Runtime(variable, dtype, frozenset({spec.name})))
 
 
 def _refuse_other_than_tensors(specs: list[onnx.ValueInfoProto]) -> None:

@@ -49,7 +49,7 @@ class Constant:
     def array(self) -> np.ndarray:
         if self._array is None:
             if self._expr is not None:
-                return self._expr.value.numpy().astype(dtypes.numpy_dtype(self.dtype), copy=False)
+                return dtypes.from_carrier(self._expr.value.numpy(), self.dtype)
             assert self._load is not None
             self._array, self._load = self._load(), None
         return self._array
@@ -64,7 +64,7 @@ class Constant:
         if self._expr is None:
             carrier = dtypes.carrier(self.dtype)
             array = np.ascontiguousarray(self.array).reshape(self.shape)
-            self._expr = relax.const(tvm.runtime.tensor(array.astype(dtypes.numpy_dtype(carrier), copy=False)), carrier)
+            self._expr = relax.const(tvm.runtime.tensor(dtypes.to_carrier(array, self.dtype)), carrier)
             if self.size > 4096:
                 self._array = None
         return self._expr

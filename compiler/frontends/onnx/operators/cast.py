@@ -8,6 +8,7 @@ from tvm.relax import op as R
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.broadcasting import elementwise
 from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.narrow_floats import decoded, encoded
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import Constant, Value
 
@@ -37,13 +38,15 @@ def cast_to(context: NodeContext, target: str) -> relax.Expr | Value:
     return converted(context, context.input(0), source, target)
 
 
-_UNEXACT = ("float8", "float4")
-
-
 def converted(context: NodeContext, data: relax.Expr, source: str, target: str) -> relax.Expr | Value:
     """A tensor of type `source` in type `target`."""
-    if target.startswith(_UNEXACT) or source.startswith(_UNEXACT):
-        context.refuse(f"casting {source} to {target} is not supported")
+    if dtypes.is_narrow_float(source):
+        data, source = decoded(context, data, source), "float32"
+        return data if target == source else converted(context, data, source, target)
+    if dtypes.is_narrow_float(target):
+        wide = data if source == "float32" else context.emit(R.astype(data, "float32"))
+        saturate = bool(context.attribute("saturate", 1))
+        return encoded(context, wide, target, saturate=saturate, rounding=context.attribute("round_mode", "up"))
     if dtypes.is_float(source) and target == "bool":
         return R.not_equal(data, context.literal(0, source))
     if dtypes.is_float(source) and dtypes.is_integer(target):

@@ -8,9 +8,9 @@ import numpy as np
 
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.folding import fold_strings
 from compiler.frontends.onnx.operators import tree_ensembles
 from compiler.frontends.onnx.operators.composition import Composer, int64s
-from compiler.frontends.onnx.operators.strings import evaluated
 from compiler.frontends.onnx.registry import converter
 
 DOMAIN = "ai.onnx.ml"
@@ -103,7 +103,7 @@ def label_encoder(context: NodeContext) -> Any:
     """Each key's value, or the default."""
     op = Composer(context)
     if context.dtype(0) == "string":
-        return evaluated(context)
+        return fold_strings(context)
     keys, values, default = (_labels(context, part) for part in ("keys", "values", "default"))
     if values is None or keys is None or values.dtype == object:
         context.refuse("labels that are strings do not exist at run time")

@@ -12,6 +12,7 @@ from tvm.relax import op as R
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.broadcasting import elementwise
 from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.narrow_floats import decoded, encoded
 from compiler.frontends.onnx.operators.precision import cast
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import Constant, Runtime, Value, tensor_shape
@@ -61,7 +62,7 @@ def dequantize_linear(context: NodeContext) -> relax.Expr:
 
 
 def _check_quantized(context: NodeContext, dtype: str) -> None:
-    if not dtypes.is_integer(dtype):
+    if not dtypes.is_integer(dtype) and not dtypes.is_narrow_float(dtype):
         context.refuse(f"quantized values of type {dtype} are not supported")
 
 
@@ -139,6 +140,8 @@ def quantized(
     wide = precision if precision in ("float32", "float64") else "float32"
     data = cast(context, data, wide if str(data.ty.dtype) != "float64" else "float64")
     scale = cast(context, parameters.scale, str(data.ty.dtype))
+    if dtypes.is_narrow_float(target):
+        return _quantized_float(context, data, parameters, target)
     carrier = dtypes.carrier(target)
     zero = parameters.zero_point
     along = parameters.axis is not None or not tensor_shape(scale)
@@ -160,6 +163,22 @@ def quantized(
 
     operands = [data, scale, *([] if zero is None else [zero])]
     return context.runtime(elementwise(context, "quantize", function, *operands), target)
+
+
+def _quantized_float(context: NodeContext, data: relax.Expr, parameters: Parameters, target: str) -> Value:
+    """saturate(x / scale + zero_point) in a float of a byte or less."""
+    zero = parameters.zero_point
+    zero = None if zero is None else decoded(context, zero, target)
+    scale = cast(context, parameters.scale, "float32")
+    if parameters.axis is not None:
+        scale, zero = (_aligned(context, p, parameters.axis, int(data.ty.ndim)) for p in (scale, zero))
+
+    def function(x: Any, s: Any, *z: Any) -> Any:
+        return x / s + z[0] if z else x / s
+
+    operands = [cast(context, data, "float32"), scale, *([] if zero is None else [zero])]
+    saturate = bool(context.attribute("saturate", 1))
+    return encoded(context, elementwise(context, "quantize", function, *operands), target, saturate=saturate)
 
 
 def _limited(context: NodeContext, result: relax.Expr, target: str) -> Value:
@@ -184,7 +203,9 @@ def dequantized(
     """Integers of type `source` as floats."""
     scale, zero = parameters.scale, parameters.zero_point
     along = parameters.axis is not None or not tensor_shape(scale)
-    if dtypes.carrier(source) in (*_ENGINE_TYPES, "int32") and along and str(scale.ty.dtype) == target == "float32":
+    if dtypes.is_narrow_float(source):
+        data, zero = decoded(context, data, source), None if zero is None else decoded(context, zero, source)
+    elif dtypes.carrier(source) in (*_ENGINE_TYPES, "int32") and along and str(scale.ty.dtype) == target == "float32":
         if zero is None:
             zero = context.literal(0, str(data.ty.dtype), tuple(tensor_shape(scale)))
         axis = -1 if parameters.axis is None else parameters.axis
@@ -194,7 +215,10 @@ def dequantized(
     wide = "float64" if target == "float64" or str(scale.ty.dtype) == "float64" else "float32"
 
     def function(x: Any, s: Any, *z: Any) -> Any:
-        difference = x.astype("int64") - z[0].astype("int64") if z else x
+        if dtypes.is_narrow_float(source):
+            difference = x - z[0] if z else x
+        else:
+            difference = x.astype("int64") - z[0].astype("int64") if z else x
         return (difference.astype(wide) * s.astype(wide)).astype(target)
 
     operands = [data, scale, *([] if zero is None else [zero])]

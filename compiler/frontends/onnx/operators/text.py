@@ -13,9 +13,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.folding import fold_strings
 from compiler.frontends.onnx.operators.precision import cast
 from compiler.frontends.onnx.operators.sort_kernels import int64
-from compiler.frontends.onnx.operators.strings import evaluated
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import expression
 from compiler.frontends.onnx.values import Constant, Value
@@ -35,7 +35,7 @@ class _Grams:
 def tf_idf_vectorizer(context: NodeContext) -> relax.Expr | list[Value]:
     """How often n-grams with up to max_skip_count tokens left out between theirs occur in each row; weighted."""
     if context.dtype(0) == "string":
-        return evaluated(context)
+        return fold_strings(context)
     grams, rank = _grams(context), context.rank(0)
     width = int(max(context.required_attribute("ngram_indexes"), default=-1)) + 1
     tokens = cast(context, context.input(0), "int64")

@@ -1,0 +1,109 @@
+"""Types of less than 16 bits through a whole module: inputs, outputs, casts, files. The reference is onnx's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx.helper
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+import compiler
+from compiler.errors import InputError, UnsupportedModelError
+from compiler.frontends.onnx import dtypes
+
+INTEGERS = ["int4", "uint4", "int2", "uint2"]
+FLOATS = ["float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float4_e2m1fn", "float8_e8m0fnu"]
+
+
+def node_model(node: onnx.NodeProto, source: str, target: str, size: int) -> onnx.ModelProto:
+    specs = [
+        onnx.helper.make_tensor_value_info(name, dtypes.NUMBERS[dtype], [size])
+        for name, dtype in (("x", source), ("y", target))
+    ]
+    graph = onnx.helper.make_graph([node], "cast", specs[:1], specs[1:])
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 25)], ir_version=11)
+
+
+def cast_model(source: str, target: str, size: int, **attributes: Any) -> onnx.ModelProto:
+    node = onnx.helper.make_node("Cast", ["x"], ["y"], to=dtypes.NUMBERS[target], **attributes)
+    return node_model(node, source, target, size)
+
+
+def all_codes(dtype: str) -> np.ndarray:
+    width = dtypes.bits(dtype)
+    if dtype in INTEGERS:
+        return np.arange(*(limit + end for end, limit in enumerate(dtypes.integer_limits(dtype)))).astype(
+            dtypes.numpy_dtype(dtype)
+        )
+    return np.arange(2**width, dtype=np.uint8).view(dtypes.numpy_dtype(dtype))
+
+
+def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.dtype == expected.dtype
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(found.astype(np.float32), expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", INTEGERS + FLOATS)
+def test_every_value_is_read(dtype: str, tmp_path: Path) -> None:
+    values = all_codes(dtype)
+    module = compiler.compile(cast_model(dtype, "float32", len(values)))
+    module.export(tmp_path / "m.twm")
+    module = compiler.load(tmp_path / "m.twm", verify=True)
+    assert module.inputs[0].dtype == dtype
+    assert_same(module.run({"x": values})["y"], values.astype(np.float32))
+
+
+@pytest.mark.parametrize("saturate", [0, 1])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_floats_are_rounded_as_onnx_does(dtype: str, saturate: int) -> None:
+    with np.errstate(all="ignore"):
+        exact = all_codes(dtype).astype(np.float32)
+    exact = exact[np.isfinite(exact)]
+    halves = (np.sort(exact)[1:] + np.sort(exact)[:-1]) / 2
+    special = [np.nan, np.inf, -np.inf, -0.0, 463, 464, 465, 480, 240, 247, 248, 249, 61439, 61440, 61441, 1e30, -1e30]
+    random = np.random.default_rng(0).standard_normal(200) * 10.0 ** np.random.default_rng(1).integers(-6, 6, 200)
+    values = np.concatenate([exact, halves, np.nextafter(halves, np.inf), special, random]).astype(np.float32)
+    model = cast_model("float32", dtype, len(values), saturate=saturate)
+    with np.errstate(all="ignore"):
+        (expected,) = ReferenceEvaluator(model).run(None, {"x": values})  # type: ignore[misc]
+    assert_same(compiler.compile(model).run({"x": values})["y"], expected)
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_integers_are_written(dtype: str) -> None:
+    values = all_codes(dtype)
+    module = compiler.compile(cast_model("int32", dtype, len(values)))
+    assert_same(module.run({"x": values.astype(np.int32)})["y"], values)
+
+
+@pytest.mark.parametrize("dtype", ["int4", "float8_e5m2"])
+def test_data_that_only_moves_keeps_its_type(dtype: str) -> None:
+    values = all_codes(dtype)
+    node = onnx.helper.make_node("Transpose", ["x"], ["y"], perm=[0])
+    module = compiler.compile(node_model(node, dtype, dtype, len(values)))
+    assert_same(module.run({"x": values})["y"], values)
+    assert str(module.run({"x": values}, outputs="dlpack")["y"].dtype) == dtype
+    with pytest.raises(InputError, match="element type int8"):
+        module.run({"x": values.astype(np.int8)})
+
+
+def test_strings_that_are_known_are_computed_with() -> None:
+    words = onnx.helper.make_tensor("words", onnx.TensorProto.STRING, [2], [b"1.5", b"-inf"])
+    node = onnx.helper.make_node("Cast", ["words"], ["y"], to=1)
+    model = node_model(node, "float32", "float32", 2)
+    model.graph.initializer.append(words)
+    np.testing.assert_array_equal(compiler.compile(model).run({"x": np.zeros(2, np.float32)})["y"], [1.5, -np.inf])
+
+
+def test_strings_that_are_fixed_are_no_part_of_the_file(tmp_path: Path) -> None:
+    node = onnx.helper.make_node("RegexFullMatch", ["x"], ["y"], pattern="a.*")
+    model = node_model(node, "string", "bool", 2)
+    module = compiler.compile(model, constants={"x": np.array(["ab", "b"], object)})
+    module.export(tmp_path / "m.twm")
+    assert compiler.load(tmp_path / "m.twm").run({})["y"].tolist() == [True, False]
+    with pytest.raises(UnsupportedModelError, match=r"'x'.*tensors of type string"):
+        compiler.compile(model)
