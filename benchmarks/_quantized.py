@@ -13,7 +13,6 @@ import onnx
 
 from benchmarks._models import Task, cache_folder
 
-_QUANTIZED = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv"})
 _SAMPLES = 4
 
 
@@ -23,7 +22,8 @@ def quantized(task: Task) -> Task:
     Ranges come from random data, so the numbers are good for speed and for comparing contestants, not for accuracy. A
     model that is quantized already is taken as it is.
     """
-    if any(node.op_type in _QUANTIZED for node in onnx.load(str(task.path), load_external_data=False).graph.node):
+    weights = onnx.load(str(task.path), load_external_data=False).graph.initializer
+    if any(each.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8) for each in weights):
         return task
     path = cache_folder() / f"{task.name}-qdq.onnx"
     if not path.exists():

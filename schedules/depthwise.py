@@ -41,8 +41,7 @@ class Depthwise(ScheduleRule):
         fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, DEPTHWISE))
         if not isinstance(workload, DepthwiseDotWorkload):
             return fused.function(DepthwiseNest(fused, workload, config).build(machine), machine)
-        function = fused.function(DepthwiseDotNest(fused, workload, config).build(machine), machine)
-        return function.with_attr(int8_dot.UNIT, int8_dot.attribute_of(machine))
+        return fused.function(DepthwiseDotNest(fused, workload, config).build(machine), machine)
 
 
 class DepthwiseNest(WindowNest):

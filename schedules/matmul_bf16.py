@@ -62,7 +62,9 @@ def matmul_bf16(data: Any, packed: Any, columns: int) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class _Parts:
+class Parts:
+    """The stages of a product of words: the data as words of neighbours along the depth, and their product."""
+
     pairs: Stage
     product: Stage
     form: MatmulForm
@@ -76,15 +78,8 @@ class MatmulBf16(ScheduleRule):
     priority: ClassVar[int] = 60
 
     def match(self, kernel: Kernel, machine: Machine) -> MatmulWorkload | None:
-        parts = _parts(kernel)
-        if parts is None:
-            return None
-        form = parts.form
-        rows, columns, depth = (
-            each if isinstance(each, int) else 0 for each in (form.rows.extent, form.columns, form.depth.extent)
-        )
-        stride = form.depth.extent if isinstance(form.depth.extent, int) else 0
-        return MatmulWorkload(1, rows, columns, depth, "panels", form.width, "float32", "bfloat16", 0, stride)
+        parts = parts_of(kernel, MATMUL_BF16)
+        return None if parts is None else workload_of(parts, "float32", "bfloat16")
 
     def space(self, workload: MatmulWorkload, machine: Machine) -> ConfigSpace:
         vectors = max(1, workload.width // machine.lanes("float32"))
@@ -98,7 +93,7 @@ class MatmulBf16(ScheduleRule):
 
     def apply(self, schedule: Any, workload: MatmulWorkload, config: Config, machine: Machine) -> Any:
         kernel: Kernel = schedule.kernel
-        parts = _parts(kernel)
+        parts = parts_of(kernel, MATMUL_BF16)
         if parts is None:
             raise NotScheduledError("stages of the product are missing")
         fused = FusedKernel(kernel, [parts.pairs, parts.product])
@@ -109,7 +104,7 @@ class MatmulBf16(ScheduleRule):
         return fused.function(body, machine)
 
 
-def _rounding(parts: _Parts, machine: Machine) -> Any:
+def _rounding(parts: Parts, machine: Machine) -> Any:
     """The data as pairs: whole vectors of a row, then what is left of it pair by pair."""
     stage = parts.pairs
     store, lanes = stage.store, machine.lanes("float32")
@@ -144,8 +139,18 @@ def _rounding(parts: _Parts, machine: Machine) -> Any:
     return loops([Extent(axis.name, axis.extent) for axis in lead], row, machine, parallel=threads)
 
 
-def _parts(kernel: Kernel) -> _Parts | None:
-    stages = anchor_stages(kernel, MATMUL_BF16)
+def workload_of(parts: Parts, dtype: str, b_dtype: str) -> MatmulWorkload:
+    """The numbers that decide how a product of words is computed."""
+    form = parts.form
+    rows, columns, depth = (
+        each if isinstance(each, int) else 0 for each in (form.rows.extent, form.columns, form.depth.extent)
+    )
+    return MatmulWorkload(1, rows, columns, depth, "panels", form.width, dtype, b_dtype, 0, depth)
+
+
+def parts_of(kernel: Kernel, kind: str) -> Parts | None:
+    """The stages of a product whose stages carry the annotation `kind`."""
+    stages = anchor_stages(kernel, kind)
     if len(stages) != 2 or not kernel.is_plain or any(stage.store is None for stage in stages):
         return None
     pairs, product = stages
@@ -162,7 +167,7 @@ def _parts(kernel: Kernel) -> _Parts | None:
     if depth is None or column is None:
         return None
     rows = tuple(axis for axis in axes if not axis.reduce and axis is not column)
-    return _Parts(pairs, product, _form(product, rows, column, depth, data, packed))
+    return Parts(pairs, product, _form(product, rows, column, depth, data, packed))
 
 
 def kernel_weight(product: Stage, pairs: Any) -> Any:
@@ -175,7 +180,8 @@ def kernel_weight(product: Stage, pairs: Any) -> Any:
 
 
 def _form(product: Stage, rows: tuple[Axis, ...], column: Axis, depth: Axis, data: Any, packed: Any) -> MatmulForm:
-    zero = tirx.FloatImm("float32", 0.0)
+    assert product.store is not None
+    zero = tirx.const(0, str(product.store.buffer.dtype))
     ones = [axis for axis in product.axes if axis.extent == 1 and not axis.reduce and axis is not column]
     trivial = {axis.var: tirx.IntImm("int64", 0) for axis in ones}
     reduction = Reduction(COMBINERS[tirx.Add], zero, zero, substitute(product.store, trivial))

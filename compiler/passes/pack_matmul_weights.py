@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from tvm import relax
 from tvm.ir import GenericConst, IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
@@ -14,15 +15,18 @@ from compiler.passes.registry import graph_pass
 from schedules.bf16_dot import pack_pairs
 from schedules.machine import Machine
 from schedules.matmul_bf16 import matmul_bf16
+from schedules.matmul_int8 import matmul_int8, pack_quads
 from schedules.matmul_pack import FUSABLE, pack_panels, packed_matmul
 from schedules.matmul_tiling import panel_width
 
-_DTYPES = ("float32",)
+# Of data, weights and result.
+_DTYPES = (("float32", "float32", "float32"), ("uint8", "int8", "int32"), ("int8", "int8", "int32"))
 
 
 @graph_pass("pack-matmul-weights", summary="Store constant weights of matrix products in panels for the inner loop")
 def pack_matmul_weights(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Rewrites `matmul(x, constant)` with a 2-D float32 constant; does nothing without a machine to pack for.
+    """Rewrites `matmul(x, constant)` with a 2-D constant of float32, or of int8 where x is 8-bit integers and the result
+    int32; does nothing without a machine to pack for.
 
     The option "precision" set to "bf16" rounds weights and data to bfloat16; sums stay float32.
     """
@@ -60,6 +64,8 @@ class _Packer(PyExprMutator):
             return call
         self.count += 1
         columns = int(weight.ty.shape.values[1])
+        if str(call.ty.dtype) == "int32":
+            return self._integers(data, weight, width, columns)
         return self.builder_.call_te(
             matmul_bf16 if self.bf16 else packed_matmul,
             data,
@@ -69,11 +75,29 @@ class _Packer(PyExprMutator):
             primfunc_attrs={"op_pattern": FUSABLE},
         )
 
+    def _integers(self, data: Any, weight: Any, width: int, columns: int) -> Any:
+        key = (weight, width)
+        if key not in self._packed:
+            self._packed[key] = as_constant(pack_quads(array_of(weight), width))
+        product = self.builder_.call_te(
+            matmul_int8,
+            data,
+            self._packed[key],
+            columns,
+            primfunc_name_hint="matmul",
+            primfunc_attrs={"op_pattern": FUSABLE},
+        )
+        if str(data.ty.dtype) == "uint8":
+            return product
+        sums = array_of(weight).astype(np.int32).sum(axis=0, dtype=np.int32)
+        return self.builder_.normalize(relax.op.add(self.builder_.emit(product), as_constant(sums * -128)))
+
     def _width(self, data: Any, weight: Any, call: Any) -> int:
         """The columns of a panel, 0 when the call is left alone."""
-        if not isinstance(weight, GenericConst) or str(weight.ty.dtype) not in _DTYPES or weight.ty.ndim != 2:
+        if not isinstance(weight, GenericConst) or weight.ty.ndim != 2:
             return 0
-        if str(data.ty.dtype) != str(weight.ty.dtype) or str(call.ty.dtype) != str(weight.ty.dtype):
+        types = tuple(str(each.ty.dtype) for each in (data, weight, call))
+        if types not in _DTYPES:
             return 0
         shape = shape_of(data)
         depth, columns = (int(size) for size in weight.ty.shape.values)
