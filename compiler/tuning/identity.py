@@ -1,0 +1,45 @@
+"""What makes two targets the same to a tuning record: the described machine and the options code is generated with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import targets
+
+# Named one by one, so that a new field of the description does not orphan every record.
+_MACHINE_FIELDS = (
+    "architecture",
+    "vector_bits",
+    "vector_registers",
+    "l1_bytes",
+    "l2_bytes",
+    "l3_bytes",
+    "cores",
+    "fma_ports",
+    "fma_latency",
+)
+
+
+def target_description(target: targets.Target) -> dict[str, Any]:
+    """The part of a target's description that times depend on; plain data. Its name is no part of it."""
+    machine = target.machine.model_dump(mode="json")
+    return {
+        "machine": {**{name: machine[name] for name in _MACHINE_FIELDS}, "features": sorted(machine["features"])},
+        "engine_target": target.describe()["engine_target"],
+    }
+
+
+def fingerprint(description: dict[str, Any]) -> str:
+    """Sixteen hexadecimal digits, equal for equal descriptions."""
+    text = json.dumps(description, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_name(description: dict[str, Any]) -> str:
+    """A file name for a target's records that a person can read: processor model, cores, fingerprint."""
+    options = description["engine_target"]
+    model = str(options.get("mcpu") or description["machine"]["architecture"])
+    return f"{model}-{description['machine']['cores']}-cores-{fingerprint(description)[:8]}.jsonl"

@@ -1,0 +1,124 @@
+"""Sets of records: the ones that still count, the best of each task, and what a set holds in numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from compiler.tuning.records import Record
+
+MIN_GAIN = 0.01
+"""A config is kept in the default's place when it is faster by this share at least, and by more than the spread."""
+
+
+def without_stale(records: Iterable[Record], versions: Mapping[str, int]) -> tuple[list[Record], list[str]]:
+    """The records of rules as they are now, and one line for each rule with records of another version.
+
+    Args:
+        versions: the version of each rule that exists; records of unknown rules are left out with a line too.
+    """
+    kept: list[Record] = []
+    stale: Counter[tuple[str, int]] = Counter()
+    for record in records:
+        if versions.get(record.rule) == record.rule_version:
+            kept.append(record)
+        else:
+            stale[record.rule, record.rule_version] += 1
+    lines = []
+    for (rule, version), count in sorted(stale.items()):
+        now = f"the rule is at version {versions[rule]} now" if rule in versions else "there is no such rule"
+        lines.append(f"{count} tuning record(s) of {rule!r} version {version} ignored: {now}")
+    return kept, lines
+
+
+def deduplicated(records: Iterable[Record]) -> list[Record]:
+    """One record a target, task and config: the last one of those that succeeded, else the last one."""
+    found: dict[tuple[str, str, str], Record] = {}
+    for record in records:
+        key = (record.target, record.task, record.config_key)
+        if record.status == "ok" or key not in found or found[key].status != "ok":
+            found[key] = record
+    return list(found.values())
+
+
+def merged(*sets: Iterable[Record]) -> list[Record]:
+    """All records of several sets, each once, oldest first."""
+    return sorted(deduplicated(record for each in sets for record in each), key=lambda record: record.unix_time)
+
+
+def by_task(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
+    """Records by (target, task)."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.target, record.task), []).append(record)
+    return groups
+
+
+def best_of(records: Iterable[Record]) -> dict[tuple[str, str], Record]:
+    """The record to use for each (target, task): the fastest, unless the default is as fast to within the noise."""
+    return {
+        key: chosen for key, group in by_task(deduplicated(records)).items() if (chosen := best(group)) is not None
+    }
+
+
+def best(records: Sequence[Record]) -> Record | None:
+    """Of one task's records, the one to use; None when none succeeded."""
+    measured = [record for record in records if record.seconds is not None and record.status == "ok"]
+    if not measured:
+        return None
+    fastest = min(measured, key=_seconds)
+    default = next((record for record in measured if record.is_default), None)
+    if default is None or wins(fastest, default):
+        return fastest
+    return default
+
+
+def wins(challenger: Record, default: Record) -> bool:
+    """Whether a config is faster than the default by more than chance."""
+    margin = max(MIN_GAIN, challenger.spread, default.spread)
+    return _seconds(challenger) * (1 + margin) < _seconds(default)
+
+
+def _seconds(record: Record) -> float:
+    assert record.seconds is not None
+    return record.seconds
+
+
+@dataclass(frozen=True)
+class RuleSummary:
+    """Numbers of one rule's records on one target. `gain` is the geometric mean of default over best."""
+
+    target: str
+    rule: str
+    version: int
+    tasks: int
+    trials: int
+    failed: int
+    gain: float | None
+
+
+def summary(records: Iterable[Record]) -> list[RuleSummary]:
+    """One line a target, rule and version."""
+    groups: dict[tuple[str, str, int], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.target, record.rule, record.rule_version), []).append(record)
+    lines = []
+    for (target, rule, version), group in sorted(groups.items()):
+        tasks = by_task(group)
+        gains = [gain for each in tasks.values() if (gain := _gain(each)) is not None]
+        product = 1.0
+        for gain in gains:
+            product *= gain
+        failed = sum(record.status != "ok" for record in group)
+        mean = product ** (1 / len(gains)) if gains else None
+        lines.append(RuleSummary(target, rule, version, len(tasks), len(group), failed, mean))
+    return lines
+
+
+def _gain(records: Sequence[Record]) -> float | None:
+    chosen = best(records)
+    default = next((each for each in records if each.is_default and each.seconds is not None), None)
+    if chosen is None or default is None:
+        return None
+    return _seconds(default) / _seconds(chosen)

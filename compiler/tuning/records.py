@@ -1,0 +1,239 @@
+"""Tuning records: one JSON object a line, only ever appended to.
+
+A record file holds two kinds of lines: "target" describes a target once, "trial" is one measurement on it. A line goes
+out as a single write to a file opened for appending, under a lock, so two processes may append at once and a process
+that is killed loses at most the line it was about to write. What a killed machine may lose is bounded by `FSYNC_SECONDS`.
+A torn line is skipped when reading and sealed off by the next append.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from compiler.artifact.storage import write_atomically
+from compiler.errors import StorageError
+from compiler.tuning.identity import file_name, fingerprint
+
+SCHEMA_VERSION = 1
+FSYNC_SECONDS = 1.0
+"""A file is flushed to the disk at most this long after a record, and when it is closed."""
+
+Status = Literal["ok", "build-error", "crash", "timeout", "wrong-numbers", "run-error"]
+KnobValues = dict[str, bool | int | str]
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    schema_version: Annotated[int, Field(alias="v")] = SCHEMA_VERSION
+
+
+class TargetLine(_Line):
+    """The target whose trials the file holds; `description` is that of `identity.target_description`."""
+
+    kind: Literal["target"] = "target"
+    target: str
+    description: dict[str, Any]
+
+
+class Record(_Line):
+    """One trial.
+
+    Attributes:
+        target: fingerprint of the target's description.
+        rule, rule_version, workload: what was scheduled; together with `target` the key.
+        config: the knobs.
+        status: "ok", or how the trial failed.
+        seconds: of one run, a low quantile over `runs`; None unless "ok".
+        spread: how far repeated measurements lay apart, as a share of `seconds`.
+        is_default: the config is the rule's own default.
+        device: where it ran.
+        unix_time: when, in seconds.
+        note: what went wrong, in short.
+        origin: the file it was read from; not stored.
+    """
+
+    kind: Literal["trial"] = "trial"
+    target: str
+    rule: str
+    rule_version: int
+    workload: str
+    config: KnobValues
+    status: Status = "ok"
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    spread: float = 0.0
+    runs: int = 0
+    is_default: bool = False
+    device: str = "local"
+    unix_time: int = 0
+    note: str = ""
+    origin: str = Field(default="", exclude=True)
+
+    @property
+    def task(self) -> str:
+        """The key of the task within a target, as `schedules.apply.record_key` writes it."""
+        return f"{self.rule}@{self.rule_version}/{self.workload}"
+
+    @property
+    def config_key(self) -> str:
+        """A canonical text of the config."""
+        return json.dumps(self.config, sort_keys=True)
+
+
+def encode(line: TargetLine | Record) -> bytes:
+    """A line of a record file, with its end."""
+    values = line.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return json.dumps({"v": line.schema_version, "kind": line.kind, **values}, separators=(",", ":")).encode() + b"\n"
+
+
+@dataclass
+class Loaded:
+    """What reading record files gave; `problems` are notes for the user, one a kind of trouble."""
+
+    records: list[Record] = field(default_factory=list)
+    targets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def extend(self, other: Loaded) -> None:
+        """Take over all of another."""
+        self.records += other.records
+        self.targets |= other.targets
+        self.problems += other.problems
+
+
+def read(path: str | Path) -> Loaded:
+    """Read a record file, or every .jsonl file of a folder; nothing where there is none.
+
+    Damaged lines are skipped: the last one silently (a writer was killed), others with one note a file.
+
+    Raises:
+        StorageError: a file can not be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        loaded = Loaded()
+        for each in sorted(path.glob("*.jsonl")):
+            loaded.extend(read(each))
+        return loaded
+    try:
+        data = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise StorageError(f"{path}: the tuning records can not be read: {error}") from error
+    loaded, damaged, newer = Loaded(), 0, 0
+    lines = data.split(b"\n")
+    for number, line in enumerate(lines):
+        if not line.strip():
+            continue
+        parsed = _parse(line)
+        if parsed is None:
+            damaged += number < len(lines) - 1
+        elif isinstance(parsed, int):
+            newer += 1
+        elif isinstance(parsed, TargetLine):
+            loaded.targets[parsed.target] = parsed.description
+        else:
+            loaded.records.append(parsed.model_copy(update={"origin": str(path)}))
+    if damaged:
+        loaded.problems.append(f"{path}: {damaged} damaged line(s) ignored")
+    if newer:
+        loaded.problems.append(f"{path}: {newer} record(s) of a newer version of Tensorwright ignored")
+    return loaded
+
+
+def _parse(line: bytes) -> Record | TargetLine | int | None:
+    """The line; the schema version when that is newer than ours; None when it is damaged."""
+    try:
+        values = json.loads(line)
+        if not isinstance(values, dict):
+            return None
+        version = values.get("v", SCHEMA_VERSION)
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            return version
+        return TargetLine(**values) if values.get("kind") == "target" else Record(**values)
+    except (ValueError, TypeError, ValidationError):
+        return None
+
+
+class RecordWriter:
+    """Appends records of one target to a file, which begins with the target's line.
+
+    Raises StorageError when the file can not be written.
+    """
+
+    def __init__(self, path: str | Path, description: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.target = fingerprint(dict(description))
+        self._synced = time.monotonic()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StorageError(f"{self.path}: tuning records can not be written there: {error}") from error
+        if self.target not in read(self.path).targets:
+            self._write(encode(TargetLine(target=self.target, description=dict(description))))
+
+    @classmethod
+    def in_folder(cls, folder: str | Path, description: Mapping[str, Any]) -> RecordWriter:
+        """The file of a target in a folder of records."""
+        return cls(Path(folder) / file_name(dict(description)), description)
+
+    def append(self, record: Record) -> None:
+        """Write one record. When this returns, it survives the death of the process."""
+        self._write(encode(record))
+        if time.monotonic() - self._synced >= FSYNC_SECONDS:
+            self._sync()
+
+    def close(self) -> None:
+        """Flush to the disk."""
+        if self._file >= 0:
+            self._sync()
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> RecordWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _sync(self) -> None:
+        os.fsync(self._file)
+        self._synced = time.monotonic()
+
+    def _write(self, line: bytes) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            size = os.fstat(self._file).st_size
+            if size and os.pread(self._file, 1, size - 1) != b"\n":
+                line = b"\n" + line  # a killed writer left half a line: it must not swallow ours
+            if os.write(self._file, line) != len(line):
+                os.ftruncate(self._file, size)
+                raise OSError("the disk is full")
+        except OSError as error:
+            raise StorageError(f"{self.path}: a tuning record was not written: {error}") from error
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
+def write_all(path: str | Path, targets: Mapping[str, Mapping[str, Any]], records: Iterable[Record]) -> int:
+    """Replace a record file by these records (all or nothing); how many there are.
+
+    Raises:
+        StorageError: the file can not be written.
+    """
+    path = Path(path)
+    kept = list(records)
+    used = {record.target for record in kept}
+    lines = [encode(TargetLine(target=key, description=dict(targets[key]))) for key in sorted(used & set(targets))]
+    lines += [encode(record) for record in kept]
+    write_atomically(path, lines)
+    return len(kept)

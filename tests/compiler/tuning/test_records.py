@@ -1,0 +1,154 @@
+"""Record files: what survives killed writers, two writers at once, newer versions and stale rules."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compiler.errors import StorageError
+from compiler.tuning.identity import file_name, fingerprint
+from compiler.tuning.record_set import best_of, deduplicated, merged, summary, without_stale
+from compiler.tuning.records import Record, RecordWriter, encode, read, write_all
+
+DESCRIPTION: dict[str, Any] = {"machine": {"cores": 2, "architecture": "x86_64"}, "engine_target": {"mcpu": "znver4"}}
+TARGET = fingerprint(DESCRIPTION)
+
+
+def record(number: int = 0, **changes: Any) -> Record:
+    values = {
+        "target": TARGET,
+        "rule": "matmul",
+        "rule_version": 2,
+        "workload": 'Work{"rows":1}',
+        "config": {"rows": number, "pack": True},
+        "seconds": 1e-3 + number * 1e-5,
+        "unix_time": number,
+    }
+    return Record(**{**values, **changes})
+
+
+def _append_many(path: str, first: int, count: int) -> None:
+    with RecordWriter(path, DESCRIPTION) as writer:
+        for number in range(first, first + count):
+            writer.append(record(number, note="x" * (number % 300)))
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    with RecordWriter.in_folder(tmp_path, DESCRIPTION) as writer:
+        writer.append(record(1, spread=0.02, runs=9))
+        writer.append(record(2, seconds=None, status="timeout"))
+    loaded = read(tmp_path)
+    assert [each.model_copy(update={"origin": ""}) for each in loaded.records] == [
+        record(1, spread=0.02, runs=9),
+        record(2, seconds=None, status="timeout"),
+    ]
+    assert loaded.records[0].origin == str(tmp_path / file_name(DESCRIPTION))
+    assert loaded.targets == {TARGET: DESCRIPTION}
+    assert loaded.problems == []
+
+
+def test_two_processes_append_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_append_many, args=(str(path), first, 300)) for first in (0, 1000)]
+    for each in writers:
+        each.start()
+    for each in writers:
+        each.join(60)
+        assert each.exitcode == 0
+    loaded = read(path)
+    assert loaded.problems == []
+    assert sorted(each.unix_time for each in loaded.records) == [*range(300), *range(1000, 1300)]
+
+
+@pytest.mark.parametrize("kept", [1, 10, 60])
+def test_a_torn_last_line_costs_that_line_alone(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "records.jsonl"
+    _append_many(str(path), 0, 3)
+    with path.open("ab") as file:
+        file.write(encode(record(3))[:kept])
+    assert len(read(path).records) == 3
+    assert read(path).problems == []
+    _append_many(str(path), 10, 2)
+    assert [each.unix_time for each in read(path).records] == [0, 1, 2, 10, 11]
+
+
+def test_damage_in_the_middle_is_reported_once(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    _append_many(str(path), 0, 2)
+    with path.open("ab") as file:
+        file.write(b"\x00\xff not json\n[1, 2]\n" + json.dumps({"v": 1, "kind": "trial"}).encode() + b"\n")
+    _append_many(str(path), 5, 1)
+    loaded = read(path)
+    assert [each.unix_time for each in loaded.records] == [0, 1, 5]
+    assert loaded.problems == [f"{path}: 3 damaged line(s) ignored"]
+
+
+def test_records_of_a_newer_schema_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    newer = {**json.loads(encode(record(1))), "v": 99, "seconds": {"median": 1}}
+    path.write_text(json.dumps(newer) + "\n")
+    loaded = read(path)
+    assert loaded.records == []
+    assert "1 record(s) of a newer version" in loaded.problems[0]
+
+
+def test_stale_versions_are_ignored_with_one_line_a_rule() -> None:
+    records = [record(0), record(1, rule_version=1), record(2, rule_version=1), record(3, rule="gone")]
+    kept, lines = without_stale(records, {"matmul": 2})
+    assert kept == [record(0)]
+    assert len(lines) == 2
+    assert "2 tuning record(s) of 'matmul' version 1 ignored: the rule is at version 2 now" in lines[1]
+
+
+def test_best_needs_more_than_the_spread() -> None:
+    default = record(0, seconds=1e-3, is_default=True, spread=0.05)
+    slightly = record(1, seconds=0.97e-3)
+    clearly = record(2, seconds=0.9e-3)
+    assert best_of([default, slightly]) == {(TARGET, default.task): default}
+    assert best_of([default, slightly, clearly]) == {(TARGET, default.task): clearly}
+    assert best_of([record(3, seconds=None, status="crash")]) == {}
+
+
+def test_a_record_never_crosses_to_another_target() -> None:
+    other = record(1, target="0" * 16, seconds=1e-6)
+    assert best_of([record(0), other])[TARGET, record(0).task] == record(0)
+
+
+def test_merge_keeps_each_config_once_and_prefers_success() -> None:
+    failed = record(1, seconds=None, status="timeout", unix_time=9)
+    assert deduplicated([record(1), failed]) == [record(1)]
+    assert merged([record(2), record(1)], [record(1), record(3)]) == [record(1), record(2), record(3)]
+
+
+def test_summary_counts_and_gains() -> None:
+    records = [record(0, seconds=2e-3, is_default=True), record(1, seconds=1e-3), record(2, seconds=None, status="crash")]
+    (line,) = summary(records)
+    assert (line.tasks, line.trials, line.failed) == (1, 3, 1)
+    assert line.gain == pytest.approx(2.0)
+
+
+def test_write_all_replaces_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    _append_many(str(path), 0, 5)
+    assert write_all(path, {TARGET: DESCRIPTION}, [record(2)]) == 1
+    assert [each.unix_time for each in read(path).records] == [2]
+    assert [each.name for each in tmp_path.iterdir()] == ["records.jsonl"]
+
+
+def test_a_folder_that_can_not_be_written_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="tuning records"):
+        RecordWriter.in_folder(tmp_path / "file", DESCRIPTION)
+
+
+def test_fingerprint_depends_on_what_matters() -> None:
+    changed = {**DESCRIPTION, "engine_target": {"mcpu": "znver3"}}
+    assert fingerprint(changed) != fingerprint(DESCRIPTION)
+    assert fingerprint(json.loads(json.dumps(DESCRIPTION))) == fingerprint(DESCRIPTION)
+    assert os.sep not in file_name(DESCRIPTION)
