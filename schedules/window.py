@@ -44,7 +44,7 @@ def window_space(work: WindowWorkload, machine: Machine) -> ConfigSpace:
     return ConfigSpace(
         {
             "pixels": tuple(range(1, min(work.out_spatial[-1], _most_pixels(work, machine)) + 1)),
-            "splits": tuple(range(1, _rows(work) + 1)),
+            "splits": _split_choices(_rows(work)),
         }
     )
 
@@ -58,8 +58,12 @@ def window_default(work: WindowWorkload, machine: Machine) -> Config:
     pixels = exact[-1] if exact else pixels
     rows = _rows(work)
     tasks = max(work.batch, 1) * work.out_blocks
-    splits = [split for split in range(1, rows + 1) if ceil_div(rows, ceil_div(rows, split)) == split]
-    return Config.of(pixels=pixels, splits=split_for_cores(tasks, splits, machine))
+    return Config.of(pixels=pixels, splits=split_for_cores(tasks, _split_choices(rows), machine))
+
+
+def _split_choices(rows: int) -> tuple[int, ...]:
+    """Into how many tasks rows may be cut so that none is left without a row."""
+    return tuple(split for split in range(1, rows + 1) if ceil_div(rows, ceil_div(rows, split)) == split)
 
 
 def _rows(work: WindowWorkload) -> int:

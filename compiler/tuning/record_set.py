@@ -33,10 +33,10 @@ def without_stale(records: Iterable[Record], versions: Mapping[str, int]) -> tup
 
 
 def deduplicated(records: Iterable[Record]) -> list[Record]:
-    """One record a target, task and config: the last one of those that succeeded, else the last one."""
-    found: dict[tuple[str, str, str], Record] = {}
+    """One record a target, task, config and method: the last one of those that succeeded, else the last one."""
+    found: dict[tuple[str, ...], Record] = {}
     for record in records:
-        key = (record.target, record.task, record.config_key)
+        key = (record.target, record.task, record.config_key, record.method)
         if record.status == "ok" or key not in found or found[key].status != "ok":
             found[key] = record
     return list(found.values())
@@ -63,10 +63,15 @@ def best_of(records: Iterable[Record]) -> dict[tuple[str, str], Record]:
 
 
 def best(records: Sequence[Record]) -> Record | None:
-    """Of one task's records, the one to use; None when none succeeded."""
+    """Of one task's records, the one to use; None when none succeeded.
+
+    Times taken by different methods are not compared: those count that the last default was measured by.
+    """
     measured = [record for record in records if record.seconds is not None and record.status == "ok"]
     if not measured:
         return None
+    newest = max(measured, key=lambda record: (record.is_default, record.unix_time))
+    measured = [record for record in measured if record.method == newest.method]
     fastest = min(measured, key=_seconds)
     default = next((record for record in measured if record.is_default), None)
     if default is None or wins(fastest, default):

@@ -57,6 +57,7 @@ class Record(_Line):
         spread: how far repeated measurements lay apart, as a share of `seconds`.
         is_default: the config is the rule's own default.
         device: where it ran.
+        method: "parallel": timed on all cores; "serial": on one, and scaled by how evenly the tasks share out.
         unix_time: when, in seconds.
         note: what went wrong, in short.
         origin: the file it was read from; not stored.
@@ -74,6 +75,7 @@ class Record(_Line):
     runs: int = 0
     is_default: bool = False
     device: str = "local"
+    method: Literal["parallel", "serial"] = "parallel"
     unix_time: int = 0
     note: str = ""
     origin: str = Field(default="", exclude=True)

@@ -1,0 +1,62 @@
+"""Which task gets the next trials: the one where a trial is expected to win the model most time.
+
+As in Ansor's task scheduler, the expectation looks back (what the last trials won) and ahead (what may still be there);
+a task is finished when its space is used up, when nothing was won for long, or when it hardly counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from compiler.tuning.state import TaskState
+
+PATIENCE = 64
+"""Trials without a gain after which a task is finished."""
+_SMALL_SHARE = 0.0005  # of the model's time
+_HOPE = 0.25  # what a fresh task is thought to win by `_HOPE_TRIALS` trials
+_HOPE_TRIALS = 32
+_NEAR_FLOOR = 1.04
+_LOOK_BACK = 32
+
+
+def next_task(states: Sequence[TaskState]) -> TaskState | None:
+    """The task to try next; None when all are finished."""
+    total = sum(seconds_in_model(state) for state in states)
+    for state in states:
+        state.finished = state.finished or reason_to_stop(state, total)
+    open_ones = [state for state in states if not state.finished]
+    return max(open_ones, key=expected_gain, default=None)
+
+
+def seconds_in_model(state: TaskState) -> float:
+    """Seconds of one run of the model that the task takes, with its best config."""
+    return state.task.count * state.best_seconds if state.best is not None else 0.0
+
+
+def reason_to_stop(state: TaskState, total: float) -> str:
+    """Why a task gets no more trials; "" while it does."""
+    if state.best is None:
+        return "it could not be measured"
+    if state.best_seconds <= _NEAR_FLOOR * state.floor:
+        return "the machine's limit is reached"
+    if seconds_in_model(state) < _SMALL_SHARE * total:
+        return "it takes next to no time"
+    if state.since_improvement() >= PATIENCE:
+        return f"nothing gained in {PATIENCE} trials"
+    return ""
+
+
+def expected_gain(state: TaskState) -> float:
+    """Seconds of a run of the model that the next trial is expected to win."""
+    ahead = _HOPE * state.best_seconds / (_HOPE_TRIALS + 2 * state.since_improvement() + state.trials)
+    if state.floor:
+        ahead *= max(0.0, 1 - state.floor / state.best_seconds) ** 0.5
+    return state.task.count * max(ahead, 0.5 * _recent_slope(state))
+
+
+def _recent_slope(state: TaskState) -> float:
+    """Seconds won by a trial, over the last trials."""
+    since = state.trials - _LOOK_BACK
+    before = [seconds for trials, seconds in state.curve if trials <= since]
+    first = before[-1] if before else (state.curve[0][1] if state.curve else state.best_seconds)
+    return max(0.0, first - state.best_seconds) / max(1, min(state.trials, _LOOK_BACK))

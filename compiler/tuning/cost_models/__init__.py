@@ -1,0 +1,56 @@
+"""How fast will a config be? How to add a cost model of your own:
+
+    @cost_models.register("mine")
+    class Mine:
+        def update(self, samples): ...  # all measurements so far, of all tasks
+        def predict(self, subject, configs): ...  # a score a config, higher is faster
+
+in a module of this package, or name the class by an entry point of the group `tensorwright.cost_models`; then ask for it
+by `compiler.tune(..., cost_model="mine")`. Scores are compared within a task only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler.tuning.registry import Registry
+from schedules.config import Config
+from schedules.machine import Machine
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is scheduled: a rule by name, its workload, the machine, and the rule's default config."""
+
+    task: str
+    rule: str
+    workload: Any
+    machine: Machine
+    default: Config
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A measurement; seconds is None when the trial failed."""
+
+    subject: Subject
+    config: Config
+    seconds: float | None
+
+
+class CostModel(Protocol):
+    """Ranks configs of a task before they are measured."""
+
+    def update(self, samples: Sequence[Sample]) -> None:
+        """Learn from all measurements so far."""
+
+    def predict(self, subject: Subject, configs: Sequence[Config]) -> NDArray[np.float64]:
+        """A score for each config, higher is faster."""
+
+
+cost_models: Registry[CostModel] = Registry("cost model", __name__, "tensorwright.cost_models")

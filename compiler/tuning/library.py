@@ -1,0 +1,109 @@
+"""Which records a compilation uses: those that ship with the package, the user's own, and those it is told of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compiler.tuning.identity import file_name, fingerprint, target_description
+from compiler.tuning.record_set import best_of, without_stale
+from compiler.tuning.records import Loaded, Record, read
+from schedules.config import Config
+
+if TYPE_CHECKING:
+    import targets
+    from schedules.rule import ScheduleRule
+
+USER_FOLDER = "TENSORWRIGHT_RECORDS"
+"""Environment variable: the folder of the user's records."""
+PRETRAINED = "cost_model.json"
+RecordSource = str | Path | Sequence[str | Path] | bool | None
+
+
+def user_folder() -> Path:
+    """Where `tune` writes and `compile` looks unless told otherwise."""
+    chosen = os.environ.get(USER_FOLDER)
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return Path(base) / "tensorwright" / "tuning"
+
+
+def shipped_folder() -> Path:
+    """The records that ship with the package."""
+    return Path(str(resources.files("tuning_logs")))
+
+
+def pretrained_model() -> Path | None:
+    """The cost model that ships with the package, if one does."""
+    path = shipped_folder() / PRETRAINED
+    return path if path.is_file() else None
+
+
+def read_current(path: str | Path) -> Loaded:
+    """The records of a file or folder that belong to the rules as they are now; a note for those that do not."""
+    from schedules.registry import rules
+
+    loaded = read(path)
+    kept, lines = without_stale(loaded.records, {rule.name: rule.version for rule in rules()})
+    return Loaded(kept, loaded.targets, [*loaded.problems, *lines])
+
+
+class TunedConfigs:
+    """The best recorded config of each kernel on one target, for `schedules.apply_schedules`.
+
+    Attributes:
+        problems: notes about records that could not be used.
+    """
+
+    def __init__(self, target: targets.Target, records: Sequence[Record], problems: Sequence[str] = ()) -> None:
+        self._machine = target.machine
+        own = fingerprint(target_description(target))
+        self._best = {task: record for (where, task), record in best_of(records).items() if where == own}
+        self.problems = list(problems)
+
+    def __call__(self, rule: ScheduleRule, workload: Any) -> Config | None:
+        record = self.record(rule, workload)
+        return None if record is None else Config.of(record.config)
+
+    def __bool__(self) -> bool:
+        return bool(self._best)
+
+    def record(self, rule: ScheduleRule, workload: Any) -> Record | None:
+        """The record for a kernel; None when there is none, or its config is no point of the rule's space."""
+        record = self.find(rule.name, rule.version, workload)
+        if record is None or Config.of(record.config) not in rule.space(workload, self._machine):
+            return None
+        return record
+
+    def find(self, rule: str, version: int, workload: Any) -> Record | None:
+        """The record for a rule and workload."""
+        return self._best.get(f"{rule}@{version}/{workload.key()}")
+
+
+def tuned_configs(target: targets.Target, records: RecordSource = None) -> TunedConfigs:
+    """The configs that `compile` uses for a target.
+
+    Args:
+        records: None for what ships and the user's own; False for none at all; a file or folder, or several of them,
+            in place of the user's own.
+
+    Raises:
+        StorageError: a file can not be read.
+    """
+    if records is False:
+        return TunedConfigs(target, [])
+    name = file_name(target_description(target))
+    paths: list[Path] = [shipped_folder() / name]
+    if records is None or records is True:
+        paths.append(user_folder() / name)
+    else:
+        paths += [Path(records)] if isinstance(records, str | Path) else [Path(each) for each in records]
+    loaded = Loaded()
+    for path in paths:
+        if path.exists():
+            loaded.extend(read_current(path))
+    return TunedConfigs(target, loaded.records, loaded.problems)

@@ -1,0 +1,102 @@
+"""Builds single kernels for trials. A process of `python -m compiler.tuning.measuring.build_worker`."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import schedules.engine  # noqa: F401  (first, so that the engine loads without torch)
+
+# isort: split
+import tvm
+
+from compiler.tuning.measuring.channel import serve
+from compiler.tuning.measuring.messages import BuildRequest, Built, KernelTask, WorkerSetup
+from schedules.apply import apply_rule
+from schedules.config import Config
+from schedules.errors import NotScheduledError
+from schedules.kernel import Kernel
+from schedules.registry import rules
+from schedules.tir import structural_walk, tirx
+from targets.toolchain import Linker, find_linker
+
+SYMBOL = "kernel"
+_REFERENCE_RULE = "fallback"
+# A kernel needs nothing of the C library's start files, and a bare linker takes a tenth of a driver's time.
+_BARE_LINKERS = (("ld",), ("ld.lld",), ("cc",), ("gcc",), ("clang",))
+
+
+class Builder:
+    """Answers build requests for the tasks it was told of."""
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        self._target = setup.target
+        self._machine = setup.target.machine
+        self._engine_target = setup.target.tvm_target()
+        self._rules = {rule.name: rule for rule in rules()}
+        self._kernels: dict[str, tuple[Kernel, str]] = {}
+
+    def handle(self, request: KernelTask | BuildRequest) -> Built | None:
+        """Note a task, or build."""
+        if isinstance(request, KernelTask):
+            self._kernels[request.key] = (Kernel.of(tvm.ir.load_json(request.function)), request.rule)
+            return None
+        start = time.perf_counter()
+        try:
+            library, tasks = self._build(request)
+        except Exception as error:  # the engine raises whatever its passes raise
+            text = f"{type(error).__name__}: {error}".strip().splitlines()
+            return Built(None, 1, (text[-1] if text else "")[-300:], time.perf_counter() - start)
+        return Built(library, tasks, "", time.perf_counter() - start)
+
+    def _build(self, request: BuildRequest) -> tuple[bytes, int]:
+        kernel, rule_name = self._kernels[request.key]
+        rule = self._rules[_REFERENCE_RULE if request.config is None else rule_name]
+        workload = rule.match(kernel, self._machine)
+        if workload is None:
+            raise NotScheduledError(f"rule {rule.name!r} does not serve the kernel")
+        config = request.config
+        if config is None:
+            config = rule.default(workload, self._machine) if rule.space(workload, self._machine).knobs else Config()
+        function = apply_rule(rule, kernel, workload, config, self._machine)
+        function = function.with_attr("global_symbol", SYMBOL).with_attr("tirx.is_scheduled", True)
+        with self._engine_target:
+            executable = tvm.compile(tvm.IRModule({SYMBOL: function}), target=self._engine_target)
+        with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
+            path = Path(folder) / "kernel.so"
+            if self._target.fits_this_machine():
+                objects = Path(folder) / "kernel.o"
+                executable.mod.write_to_file(str(objects), "o")
+                _linker().link(path, [objects])
+            else:
+                self._target.export_library(executable, path)
+            return path.read_bytes(), parallel_tasks(function)
+
+
+def parallel_tasks(function: Any) -> int:
+    """The iterations of the largest parallel loop; 1 when there is none."""
+    extents = [1]
+
+    def visit(loop: Any) -> None:
+        if loop.kind == tirx.ForKind.PARALLEL and isinstance(loop.extent, tirx.IntImm):
+            extents.append(int(loop.extent.value))
+
+    structural_walk(function.body, (tirx.For, visit))
+    return max(extents)
+
+
+@cache
+def _linker() -> Linker:
+    return find_linker(_BARE_LINKERS)
+
+
+def _handler(setup: WorkerSetup) -> Callable[[Any], Any]:
+    return Builder(setup).handle
+
+
+if __name__ == "__main__":
+    serve(_handler)

@@ -1,0 +1,158 @@
+"""A worker process and the pipe to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection, Pipe
+from typing import Any
+
+from compiler.errors import UserError
+
+_NICE_END_SECONDS = 2.0
+_CHANNEL = "TENSORWRIGHT_TUNING_CHANNEL"
+
+
+class WorkerDiedError(UserError):
+    """A worker process ended in the middle of a request; `signal` says by what, if by a signal."""
+
+
+class WorkerTimeoutError(UserError):
+    """A worker did not answer in time and was killed."""
+
+
+class Worker:
+    """A process of `python -m module` that answers requests one at a time; started when first used.
+
+    Attributes:
+        starts: how many times it was started.
+    """
+
+    def __init__(self, module: str, setup: Any, environment: Mapping[str, str] | None = None) -> None:
+        self._module, self._setup = module, setup
+        self._environment = dict(environment or {})
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection[Any, Any] | None = None
+        self.starts = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The process, while there is one."""
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def connection(self) -> Connection[Any, Any]:
+        """The parent's end of the pipe, the process being started."""
+        if self._pipe is None:
+            self._start()
+        assert self._pipe is not None
+        return self._pipe
+
+    def _start(self) -> None:
+        ours, theirs = Pipe()
+        environment = {**os.environ, **self._environment, _CHANNEL: str(theirs.fileno())}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", self._module],
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=None if os.environ.get("TENSORWRIGHT_DEBUG") else subprocess.DEVNULL,
+            start_new_session=True,  # what it starts (a linker, a server's children) is ended with it
+        )
+        theirs.close()
+        self._pipe = ours
+        self.starts += 1
+        ours.send(self._setup)
+
+    def send(self, request: Any) -> None:
+        """Send a request. Raises WorkerDiedError."""
+        try:
+            self.connection.send(request)
+        except (BrokenPipeError, ConnectionResetError, OSError) as error:
+            raise self._died() from error
+
+    def receive(self, timeout: float) -> Any:
+        """The answer to the oldest request. Raises WorkerDiedError or WorkerTimeoutError; then the process is gone."""
+        pipe = self.connection
+        try:
+            if not pipe.poll(max(timeout, 0)):
+                self.kill()
+                raise WorkerTimeoutError(f"no answer within {timeout:.0f} s")
+            return pipe.recv()
+        except (EOFError, ConnectionResetError, OSError) as error:
+            raise self._died() from error
+
+    def ask(self, request: Any, timeout: float) -> Any:
+        """Send a request and wait for the answer."""
+        self.send(request)
+        return self.receive(timeout)
+
+    def _died(self) -> WorkerDiedError:
+        process = self._process
+        code = None
+        if process is not None:
+            try:
+                code = process.wait(1.0)
+            except subprocess.TimeoutExpired:
+                code = None
+        self.kill()
+        if code is not None and code < 0:
+            return WorkerDiedError(f"ended by {signal.Signals(-code).name}")
+        return WorkerDiedError(f"ended with exit code {code}")
+
+    def kill(self) -> None:
+        """End the process and all that it started, now; the next request starts another."""
+        process, self._process = self._process, None
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            pipe.close()
+        if process is not None:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                process.kill()
+            process.wait()
+
+    def close(self) -> None:
+        """Let the process end by itself (its pipe closes), then see to it."""
+        process, pipe = self._process, self._pipe
+        if pipe is not None:
+            pipe.close()
+        if process is not None:
+            try:
+                process.wait(_NICE_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                pass
+            self._pipe = None
+            self.kill()
+
+
+def serve(make_handler: Callable[[Any], Callable[[Any], Any]]) -> None:
+    """The worker's side: `make_handler(setup)` gives the function that answers requests; ends with the pipe."""
+    pipe: Connection[Any, Any] = Connection(int(os.environ[_CHANNEL]))
+    handle = make_handler(pipe.recv())
+    parent = os.getppid()
+    while os.getppid() == parent:
+        try:
+            if not pipe.poll(5.0):
+                continue
+            request = pipe.recv()
+        except (EOFError, OSError):
+            return
+        answer = handle(request)
+        if answer is not None:
+            pipe.send(answer)
+
+
+def wait_any(workers: list[Worker], timeout: float) -> list[Worker]:
+    """Those of the workers that have an answer (or have died) within `timeout` seconds."""
+    from multiprocessing.connection import wait
+
+    connections = {id(worker.connection): worker for worker in workers}
+    ready = wait([worker.connection for worker in workers], max(timeout, 0))
+    return [connections[id(each)] for each in ready]
+

@@ -1,0 +1,249 @@
+"""The caller's side of the workers: trials in, outcomes out, whatever the candidates do to the processes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from compiler.tuning.measuring.channel import Worker, WorkerDiedError, WorkerTimeoutError, wait_any
+from compiler.tuning.measuring.messages import (
+    BuildRequest,
+    Built,
+    Effort,
+    KernelTask,
+    Measured,
+    MeasureRequest,
+    Outcome,
+    ReferenceRequest,
+    Timing,
+    WorkerSetup,
+)
+from compiler.tuning.measuring.runners import LOCAL
+from compiler.tuning.measuring.statistics import spread, typical
+from schedules.config import Config
+
+if TYPE_CHECKING:
+    import targets
+
+BUILD_MODULE = "compiler.tuning.measuring.build_worker"
+MEASURE_MODULE = "compiler.tuning.measuring.measure_worker"
+BUILD_TIMEOUT = 30.0
+MEASURE_TIMEOUT = 15.0
+Emit = Callable[[Outcome], None]
+
+
+@dataclass
+class _Job:
+    """A trial under way in a worker."""
+
+    number: int
+    deadline: float
+    built: Built | None = None
+
+
+@dataclass
+class _Batch:
+    """The state of `Lab.trials`."""
+
+    key: str
+    configs: Sequence[Config]
+    effort: Effort
+    emit: Emit
+    todo: deque[int]
+    ready: deque[tuple[int, Built]] = field(default_factory=deque)
+    building: dict[Worker, _Job] = field(default_factory=dict)
+    measuring: dict[Worker, _Job] = field(default_factory=dict)
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+
+    def finish(self, number: int, outcome: Outcome) -> None:
+        self.outcomes[number] = outcome
+        self.emit(outcome)
+
+
+class Lab:
+    """Build workers and one measuring worker a device.
+
+    Builds run in parallel. They overlap with measuring where the device is another machine or this one has cores to
+    spare; else a batch is built first and then measured on the quiet machine.
+
+    `serial` is for a machine that others use too: local kernels run on one thread, by processor time, and the time on
+    all cores follows from how evenly the tasks share out: T * ceil(tasks / cores) / tasks.
+    """
+
+    def __init__(
+        self,
+        target: targets.Target,
+        devices: Sequence[str] = (LOCAL,),
+        *,
+        serial: bool = False,
+        builders: int | None = None,
+        build_timeout: float = BUILD_TIMEOUT,
+        measure_timeout: float = MEASURE_TIMEOUT,
+    ) -> None:
+        cores = os.cpu_count() or 1
+        self._cores = target.machine.cores
+        self._build_timeout, self._measure_timeout = build_timeout, measure_timeout
+        self.serial = serial and LOCAL in devices
+        threads = 1 if self.serial else self._cores
+        self.overlaps = LOCAL not in devices or threads < cores
+        count = builders or max(1, cores - (threads if LOCAL in devices and self.overlaps else 0))
+        self.builders = [Worker(BUILD_MODULE, WorkerSetup(target=target)) for _ in range(count)]
+        self.measurers = [
+            Worker(
+                MEASURE_MODULE,
+                WorkerSetup(None, threads, device, target.machine.l3_bytes, measure_timeout),
+                {"TVM_NUM_THREADS": str(threads), "TVM_BIND_THREADS": "0"},
+            )
+            for device in devices
+        ]
+        self._tasks: dict[str, KernelTask] = {}
+        self._references: dict[str, bytes] = {}
+        self._known: dict[int, tuple[int, set[str]]] = {}
+
+    def define(self, task: KernelTask) -> None:
+        """Make a task known."""
+        self._tasks[task.key] = task
+
+    def prepare(self, key: str) -> str | None:
+        """Build and run the task's reference kernel; what went wrong, or None. Needed once, before its trials."""
+        if key in self._references:
+            return None
+        builder = self.builders[0]
+        try:
+            self._introduce(builder, key)
+            built: Built = builder.ask(BuildRequest(key, None), self._build_timeout)
+            if built.library is None:
+                return f"the reference kernel could not be built: {built.error}"
+            self._references[key] = built.library
+            for measurer in self.measurers:
+                self._introduce(measurer, key)
+        except (WorkerDiedError, WorkerTimeoutError) as error:
+            self._references.pop(key, None)
+            return f"the reference kernel: {error.message}"
+        return None
+
+    def trials(self, key: str, configs: Sequence[Config], effort: Effort, emit: Emit) -> list[Outcome]:
+        """Build and time configs; `emit` is called with each outcome as it comes. Never raises for a bad candidate."""
+        batch = _Batch(key, configs, effort, emit, deque(range(len(configs))))
+        while len(batch.outcomes) < len(configs):
+            self._dispatch(batch)
+            self._collect(batch)
+        return [batch.outcomes[number] for number in range(len(configs))]
+
+    def compare(self, key: str, candidates: Sequence[Outcome], effort: Effort, rounds: int) -> list[Outcome]:
+        """Time several outcomes of a task anew, in turns, on the first device: one sample a round. A crash fails all."""
+        measurer = self.measurers[0]
+        built = [each.built for each in candidates]
+        libraries = tuple(each.library or b"" for each in built if each is not None)
+        limit = self._measure_timeout + 3 * rounds * len(libraries) * effort.seconds
+        try:
+            self._introduce(measurer, key)
+            measured: Measured = measurer.ask(MeasureRequest(key, libraries, effort, rounds), limit)
+        except (WorkerDiedError, WorkerTimeoutError) as error:
+            return [Outcome(each.config, "crash", note=error.message) for each in candidates]
+        timings = zip(candidates, measured.timings, built, strict=True)
+        return [self._outcome(each.config, timing, library) for each, timing, library in timings]
+
+    def _factor(self, built: Built | None) -> float:
+        """Time on all cores over the time that is measured."""
+        if not self.serial or built is None:
+            return 1.0
+        return -(-built.tasks // self._cores) / built.tasks
+
+    def _unscaled(self, effort: Effort, built: Built) -> Effort:
+        limit = effort.give_up_above
+        return effort if limit is None else replace(effort, give_up_above=limit / self._factor(built))
+
+    def _outcome(self, config: Config, timing: Timing, built: Built | None) -> Outcome:
+        if timing.failure is not None or not timing.samples:
+            return Outcome(config, timing.failure or "run-error", note=timing.error)
+        samples = [seconds * self._factor(built) for seconds in timing.samples]
+        return Outcome(config, "ok", typical(samples), min(spread(samples), 9.99), len(samples), built=built)
+
+    def close(self) -> None:
+        """End all workers."""
+        for worker in (*self.builders, *self.measurers):
+            worker.close()
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _introduce(self, worker: Worker, key: str) -> None:
+        """Tell a worker of a task (again, when it was restarted), and a measuring one its reference."""
+        worker.connection  # noqa: B018  (starts it)
+        starts, keys = self._known.get(id(worker), (0, set()))
+        if starts != worker.starts:
+            keys = set()
+        self._known[id(worker)] = (worker.starts, keys)
+        if key in keys:
+            return
+        worker.send(self._tasks[key])
+        if worker in self.measurers:
+            reference = self._references[key]
+            answer: Measured = worker.ask(ReferenceRequest(key, reference), self._measure_timeout)
+            if answer.timings[0].failure is not None:
+                raise WorkerDiedError(f"failed: {answer.timings[0].error}")
+        keys.add(key)
+
+    def _dispatch(self, batch: _Batch) -> None:
+        for worker in self.builders:
+            if batch.todo and worker not in batch.building:
+                self._start(batch, worker, batch.building, batch.todo.popleft(), None)
+        if not self.overlaps and (batch.todo or batch.building):
+            return
+        for worker in self.measurers:
+            if batch.ready and worker not in batch.measuring:
+                self._start(batch, worker, batch.measuring, *batch.ready.popleft())
+
+    def _start(self, batch: _Batch, worker: Worker, jobs: dict[Worker, _Job], number: int, built: Built | None) -> None:
+        request: Any = BuildRequest(batch.key, batch.configs[number])
+        if built is not None and built.library is not None:
+            effort = self._unscaled(batch.effort, built)
+            request = MeasureRequest(batch.key, (built.library,), effort)
+        try:
+            self._introduce(worker, batch.key)
+            worker.send(request)
+        except (WorkerDiedError, WorkerTimeoutError) as error:
+            batch.finish(number, Outcome(batch.configs[number], "crash", note=error.message))
+            return
+        limit = self._build_timeout if built is None else self._measure_timeout
+        jobs[worker] = _Job(number, time.monotonic() + limit, built)
+
+    def _collect(self, batch: _Batch) -> None:
+        jobs = {**batch.building, **batch.measuring}
+        if not jobs:
+            return
+        nearest = min(job.deadline for job in jobs.values())
+        ready = wait_any(list(jobs), nearest - time.monotonic())
+        now = time.monotonic()
+        for worker, job in jobs.items():
+            if worker in ready or job.deadline <= now:
+                batch.building.pop(worker, None)
+                batch.measuring.pop(worker, None)
+                self._take(batch, worker, job)
+
+    def _take(self, batch: _Batch, worker: Worker, job: _Job) -> None:
+        config = batch.configs[job.number]
+        try:
+            answer = worker.receive(0)
+        except WorkerTimeoutError as error:
+            batch.finish(job.number, Outcome(config, "timeout", note=error.message))
+        except WorkerDiedError as error:
+            batch.finish(job.number, Outcome(config, "crash", note=error.message))
+        else:
+            if isinstance(answer, Measured):
+                outcome = self._outcome(config, answer.timings[0], job.built)
+                if outcome.status != "ok":
+                    worker.kill()  # it may have written anywhere
+                batch.finish(job.number, outcome)
+            elif answer.library is None:
+                batch.finish(job.number, Outcome(config, "build-error", note=answer.error))
+            else:
+                batch.ready.append((job.number, answer))

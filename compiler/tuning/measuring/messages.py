@@ -1,0 +1,137 @@
+"""What the tuner and its workers say to each other. Nothing of the engine is needed to read these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from schedules.config import Config
+
+Failure = Literal["build-error", "crash", "timeout", "wrong-numbers", "run-error"]
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A kernel's parameter. `is_constant`: a weight, which the model reads from other memory on every run."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    is_output: bool = False
+    is_constant: bool = False
+
+
+@dataclass(frozen=True)
+class KernelTask:
+    """A kernel as the workers need it.
+
+    Attributes:
+        key: the task's record key.
+        rule: the name of the schedule rule.
+        function: the unscheduled PrimFunc as the engine's JSON.
+        arguments: its parameters.
+        constant_bytes: how many bytes of weights the whole model reads between two runs of this kernel.
+    """
+
+    key: str
+    rule: str
+    function: str
+    arguments: tuple[Argument, ...]
+    constant_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """Build a task's kernel with a config; None builds the reference, by the rule that serves any kernel."""
+
+    key: str
+    config: Config | None
+
+
+@dataclass(frozen=True)
+class Built:
+    """A shared library, or what went wrong. `tasks` is into how many the kernel's work is cut for threads."""
+
+    library: bytes | None
+    tasks: int = 1
+    error: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to time.
+
+    Attributes:
+        seconds: the most to spend on running; less when the samples agree before.
+        give_up_above: a candidate slower than this is timed no further than it takes to know that.
+    """
+
+    seconds: float = 0.15
+    give_up_above: float | None = None
+
+
+@dataclass(frozen=True)
+class ReferenceRequest:
+    """Run this library and keep its outputs: what other libraries of the task are compared with."""
+
+    key: str
+    library: bytes
+
+
+@dataclass(frozen=True)
+class MeasureRequest:
+    """Check and time the libraries of a task; several are timed in turns, `rounds` times."""
+
+    key: str
+    libraries: tuple[bytes, ...]
+    effort: Effort
+    rounds: int = 1
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: `samples` in the order they were taken; `error` and `failure` when there are none."""
+
+    samples: tuple[float, ...] = ()
+    failure: Failure | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One timing a library."""
+
+    timings: tuple[Timing, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass
+class Outcome:
+    """What became of a trial."""
+
+    config: Config
+    status: Literal["ok"] | Failure = "ok"
+    seconds: float | None = None
+    spread: float = 0.0
+    runs: int = 0
+    note: str = ""
+    built: Built | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End the worker."""
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """The first message: what a worker works for. `target` is pickled, as third parties may define it.
+
+    With one thread, local times are processor time.
+    """
+
+    target: Any = None
+    threads: int = 1
+    device: str = "local"
+    l3_bytes: int = 0
+    timeout: float = 10.0

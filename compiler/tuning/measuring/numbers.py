@@ -1,0 +1,56 @@
+"""Numbers for trials: random arguments, and whether results agree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler.artifact.dtypes import ELEMENT_TYPES
+from compiler.tuning.measuring.messages import Argument
+
+Array = NDArray[Any]
+
+# Share of the largest value of a result. A rule may only reassociate sums: with float32 that moves a sum of thousands
+# of terms, and a Winograd transform, by some 1e-5 of the largest.
+_TOLERANCES = {"float64": 1e-9, "float32": 2e-4, "float16": 2e-2, "bfloat16": 5e-2}
+
+
+def random_values(argument: Argument, seed: int) -> Array:
+    """Normal values for floats; for the rest 0 and 1, which are good as masks and as indices of anything."""
+    generator = np.random.default_rng(seed)
+    dtype = ELEMENT_TYPES[argument.dtype].numpy
+    if np.issubdtype(dtype, np.integer) or dtype.kind in "b":
+        low = -1 if argument.dtype == "int8" else 0
+        return generator.integers(low, 2, argument.shape).astype(dtype)
+    return generator.standard_normal(argument.shape, dtype=np.float32).astype(dtype)
+
+
+def poisoned(argument: Argument) -> Array:
+    """What an output is filled with before a run: values that no right result is full of."""
+    dtype = ELEMENT_TYPES[argument.dtype].numpy
+    if np.issubdtype(dtype, np.integer) or dtype.kind in "b":
+        return np.full(argument.shape, 1 if dtype.kind in "b" else 77, dtype)
+    return np.full(argument.shape, np.nan, np.float32).astype(dtype)
+
+
+def differs(actual: Array, expected: Array) -> str | None:
+    """How two results disagree, in words; None when they agree."""
+    if actual.shape != expected.shape:
+        return f"shape {actual.shape} instead of {expected.shape}"
+    name = str(expected.dtype)
+    if name not in _TOLERANCES:
+        count = int(np.count_nonzero(actual != expected))
+        return f"{count} of {expected.size} values differ" if count else None
+    a, b = actual.astype(np.float64), expected.astype(np.float64)
+    known = np.isfinite(b)
+    if not np.array_equal(np.isfinite(a), known):
+        return "values that are not finite where the reference has finite ones, or the other way round"
+    if not known.any():
+        return None
+    scale = float(np.abs(b[known]).max())
+    worst = float(np.abs(a[known] - b[known]).max())
+    if worst > _TOLERANCES[name] * scale:
+        return f"off by {worst:.3g} where the largest value is {scale:.3g}"
+    return None

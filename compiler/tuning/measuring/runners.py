@@ -1,0 +1,150 @@
+"""Where kernels run: in this process, or on a device behind the engine's RPC server."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler.artifact.dtypes import ELEMENT_TYPES
+from compiler.errors import OptionError
+from compiler.tuning.measuring.messages import WorkerSetup
+
+Array = NDArray[Any]
+SYMBOL = "kernel"
+LOCAL = "local"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A loaded kernel, and the clock to time it by.
+
+    `evaluate(arguments, seconds)` times it where that must be done on the device itself.
+    """
+
+    call: Callable[..., Any]
+    clock: Callable[[], float] = time.perf_counter
+    evaluate: Callable[[tuple[Any, ...], float], list[float]] | None = None
+
+
+class Runner(Protocol):
+    """A device."""
+
+    def tensor(self, array: Array, dtype: str) -> Any:
+        """A copy of an array on the device."""
+
+    def fill(self, tensor: Any, array: Array) -> None:
+        """Overwrite a tensor."""
+
+    def fetch(self, tensor: Any, dtype: str) -> Array:
+        """A copy of a tensor here."""
+
+    def load(self, library: bytes) -> Kernel:
+        """Load a kernel's library."""
+
+
+def make_runner(setup: WorkerSetup) -> Runner:
+    """The runner for a device: "local", "HOST:PORT" of an RPC server, or "KEY@HOST:PORT" of a tracker."""
+    return LocalRunner(setup.threads) if setup.device == LOCAL else RpcRunner(setup)
+
+
+class LocalRunner:
+    """This process; the engine's runtime without its compiler."""
+
+    def __init__(self, threads: int) -> None:
+        from compiler.runtime.threads import run_with
+
+        self._threads = threads
+        self._run_with = run_with
+
+    def tensor(self, array: Array, dtype: str) -> Any:
+        from compiler.runtime.tensors import aligned_copy, tensor_over
+
+        element = ELEMENT_TYPES[dtype]
+        return tensor_over(aligned_copy(array, element), element)
+
+    def fill(self, tensor: Any, array: Array) -> None:
+        from compiler.runtime.tensors import array_over
+
+        array_over(tensor, ELEMENT_TYPES[str(tensor.dtype)])[...] = array
+
+    def fetch(self, tensor: Any, dtype: str) -> Array:
+        from compiler.runtime.tensors import array_over
+
+        return np.array(array_over(tensor, ELEMENT_TYPES[dtype]))
+
+    def load(self, library: bytes) -> Kernel:
+        from compiler.runtime.library import load_executable
+
+        function = load_executable(library)[SYMBOL]
+        self._run_with(self._threads, lambda: None)
+        # One thread's processor time leaves out what others take of the machine.
+        return Kernel(function, time.thread_time if self._threads == 1 else time.perf_counter)
+
+
+class RpcRunner:
+    """A device behind the engine's RPC server; times are taken on the device."""
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        import schedules.engine  # noqa: F401  (the engine without torch)
+
+        # isort: split
+        import tvm
+        from tvm import rpc
+
+        self._tvm = tvm
+        key, host, port = parse_device(setup.device)
+        if key:
+            tracker = rpc.connect_tracker(host, port)
+            self._session = tracker.request(key, session_timeout=int(setup.timeout) + 5, max_retry=3)
+        else:
+            self._session = rpc.connect(host, port, session_timeout=int(setup.timeout) * 60)
+        self._device = self._session.cpu()
+        self._session.get_function("runtime.config_threadpool")(1, setup.threads)
+        self._loads = 0
+
+    def tensor(self, array: Array, dtype: str) -> Any:
+        return self._tvm.runtime.tensor(np.ascontiguousarray(array), device=self._device)
+
+    def fill(self, tensor: Any, array: Array) -> None:
+        tensor.copyfrom(np.ascontiguousarray(array))
+
+    def fetch(self, tensor: Any, dtype: str) -> Array:
+        return np.asarray(tensor.numpy())
+
+    def load(self, library: bytes) -> Kernel:
+        self._loads += 1
+        with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
+            path = Path(folder) / f"kernel-{os.getpid()}-{self._loads}.so"
+            path.write_bytes(library)
+            self._session.upload(str(path))
+            module = self._session.load_module(path.name)
+        function = module.get_function(SYMBOL)
+
+        def evaluate(arguments: tuple[Any, ...], seconds: float) -> list[float]:
+            repeat = 8
+            timer = module.time_evaluator(
+                SYMBOL, self._device, number=1, repeat=repeat, min_repeat_ms=max(1, int(1e3 * seconds / repeat))
+            )
+            return [float(each) for each in timer(*arguments).results]
+
+        return Kernel(function, evaluate=evaluate)
+
+
+def parse_device(device: str) -> tuple[str | None, str, int]:
+    """(key, host, port) of "HOST:PORT" or "KEY@HOST:PORT" (a tracker). Raises OptionError for other texts."""
+    key, _, address = device.rpartition("@")
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise OptionError(
+            f"device {device!r} is not understood",
+            "write 'local', HOST:PORT of an RPC server, or KEY@HOST:PORT of a tracker",
+        )
+    return key or None, host, int(port)

@@ -1,0 +1,59 @@
+"""Named implementations of an interface: ours in the modules of a package, others by entry point."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from compiler.errors import OptionError
+
+Made = TypeVar("Made")
+
+
+class Registry(Generic[Made]):
+    """Factories by name.
+
+    Args:
+        what: the interface in words, for messages.
+        package: every module in it is imported when a name is first looked up.
+        group: the entry point group of other packages.
+    """
+
+    def __init__(self, what: str, package: str, group: str) -> None:
+        self._what, self._package, self._group = what, package, group
+        self._factories: dict[str, Callable[..., Made]] = {}
+        self._searched = False
+
+    def register(self, name: str) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
+        """Decorate a class or a function that makes one."""
+
+        def add(factory: Callable[..., Made]) -> Callable[..., Made]:
+            self._factories[name] = factory
+            return factory
+
+        return add
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        self._search()
+        return sorted(self._factories)
+
+    def make(self, name: str, **options: Any) -> Made:
+        """The implementation of that name. Raises OptionError for an unknown one."""
+        self._search()
+        if name not in self._factories:
+            raise OptionError(f"there is no {self._what} {name!r}", f"use one of {', '.join(self.names())}")
+        return self._factories[name](**options)
+
+    def _search(self) -> None:
+        if self._searched:
+            return
+        self._searched = True
+        package = importlib.import_module(self._package)
+        for module in pkgutil.iter_modules(package.__path__, f"{self._package}."):
+            importlib.import_module(module.name)
+        for entry in entry_points(group=self._group):
+            self._factories.setdefault(entry.name, entry.load())

@@ -1,0 +1,36 @@
+"""Which configs to try next. How to add a strategy of your own:
+
+    @searches.register("mine")
+    class Mine:
+        def propose(self, state, score, count): ...
+
+in a module of this package, or by an entry point of the group `tensorwright.searches`; then ask for it by
+`compiler.tune(..., search="mine")`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler.tuning.registry import Registry
+from compiler.tuning.state import TaskState
+from schedules.config import Config
+
+Score = Callable[[Sequence[Config]], NDArray[np.float64]]
+
+
+class Search(Protocol):
+    """Proposes configs of a task."""
+
+    def propose(self, state: TaskState, score: Score, count: int) -> list[Config]:
+        """Up to `count` configs of the task's space that were not tried yet, the most promising first.
+
+        `score` is the cost model's, higher is faster. Fewer, or none, when the space is used up.
+        """
+
+
+searches: Registry[Search] = Registry("search", __name__, "tensorwright.searches")

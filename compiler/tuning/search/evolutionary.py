@@ -1,0 +1,99 @@
+"""Evolution under the cost model, with a share of chance: what Ansor (Zheng et al. 2020) does, on knobs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+from compiler.tuning.search import Score, searches
+from compiler.tuning.search.sampling import all_configs, crossed, neighbour, random_config
+from compiler.tuning.state import TaskState
+from schedules.config import Config
+
+_POPULATION = 192
+_GENERATIONS = 3
+_PARENTS = 24
+_CHANCE = 0.12  # of a proposal to be random: the model may be wrong where nothing was measured
+
+
+@searches.register("evolutionary")
+class Evolutionary:
+    """Parents are the fastest configs measured and the best predicted; children differ in a knob or mix two parents."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._random = random.Random(seed)
+
+    def propose(self, state: TaskState, score: Score, count: int) -> list[Config]:
+        space = state.task.space
+        listed = all_configs(space)
+        if listed is not None:
+            fresh = [config for config in listed if config not in state.results]
+            return self._chosen(fresh, score, count)
+        measured = sorted(
+            (config for config, seconds in state.results.items() if seconds is not None),
+            key=lambda config: state.results[config] or 0.0,
+        )[:_PARENTS]
+        population = set(self._random_ones(state, _POPULATION // 2))
+        population |= set(self._children(state, measured, _POPULATION // 2))
+        for _ in range(_GENERATIONS):
+            ranked = _ranked(population, score)
+            parents = [*measured[: _PARENTS // 2], *ranked[:_PARENTS]]
+            population = set(ranked[: _POPULATION // 2]) | set(self._children(state, parents, _POPULATION // 2))
+        return self._chosen([each for each in population if each not in state.results], score, count)
+
+    def _chosen(self, fresh: list[Config], score: Score, count: int) -> list[Config]:
+        ranked = _ranked(fresh, score)
+        chosen = ranked[:count]
+        rest = ranked[count:]
+        for place in range(1, len(chosen)):
+            if rest and self._random.random() < _CHANCE:
+                chosen[place] = rest.pop(self._random.randrange(len(rest)))
+        return chosen
+
+    def _random_ones(self, state: TaskState, count: int) -> Iterable[Config]:
+        for _ in range(count):
+            config = random_config(state.task.space, self._random)
+            if config is not None:
+                yield config
+
+    def _children(self, state: TaskState, parents: list[Config], count: int) -> Iterable[Config]:
+        if not parents:
+            return
+        for _ in range(count):
+            parent = parents[min(int(self._random.expovariate(4.0 / len(parents))), len(parents) - 1)]
+            if self._random.random() < 0.25:
+                child = crossed(state.task.space, parent, self._random.choice(parents), self._random)
+            else:
+                child = neighbour(state.task.space, parent, self._random)
+            if child is not None:
+                yield child
+
+
+def _ranked(configs: Iterable[Config], score: Score) -> list[Config]:
+    listed = sorted(configs, key=lambda config: config.values_)
+    if not listed:
+        return []
+    scores = score(listed)
+    return [listed[i] for i in sorted(range(len(listed)), key=lambda i: -scores[i])]
+
+
+@searches.register("random")
+class RandomSearch:
+    """Chance alone: the baseline."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._random = random.Random(seed)
+
+    def propose(self, state: TaskState, score: Score, count: int) -> list[Config]:
+        listed = all_configs(state.task.space)
+        if listed is not None:
+            fresh = [config for config in listed if config not in state.results]
+            return self._random.sample(fresh, min(count, len(fresh)))
+        found: dict[Config, None] = {}
+        for _ in range(count * 4):
+            config = random_config(state.task.space, self._random)
+            if config is not None and config not in state.results:
+                found[config] = None
+            if len(found) == count:
+                break
+        return list(found)

@@ -1,0 +1,249 @@
+"""The tuning loop over the tasks of a model: propose, build, measure, record, learn; then the leaders once more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from compiler.tuning.budget import next_task, seconds_in_model
+from compiler.tuning.cost_models import CostModel, Sample, Subject
+from compiler.tuning.measuring.lab import Lab
+from compiler.tuning.measuring.messages import Effort, Outcome
+from compiler.tuning.record_set import MIN_GAIN
+from compiler.tuning.records import Record, RecordWriter
+from compiler.tuning.search import Search
+from compiler.tuning.state import TaskState
+from schedules.config import Config
+
+if TYPE_CHECKING:
+    import targets
+    from compiler.tuning.tasks import Task
+
+BATCH = 16
+LEADERS = 3
+_ROUNDS = 9  # of the last comparison
+_FINAL_EFFORT = Effort(0.02)
+
+
+@dataclass
+class Progress:
+    """Where a tuning stands; handed to the caller after every trial.
+
+    Attributes:
+        seconds: since the start; `limit_seconds` and `limit_trials` are what was allowed.
+        before, now: seconds of a run of the model in kernels, untuned and as tuned so far.
+        phase: what is being done.
+        current: the task being tried.
+        history: (seconds since the start, trials, `now`) whenever `now` became less.
+    """
+
+    states: Sequence[TaskState]
+    phase: str = ""
+    seconds: float = 0.0
+    trials: int = 0
+    limit_seconds: float | None = None
+    limit_trials: int | None = None
+    before: float = 0.0
+    now: float = 0.0
+    current: TaskState | None = None
+    history: list[tuple[float, int, float]] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        """Trials a second."""
+        return self.trials / self.seconds if self.seconds else 0.0
+
+    @property
+    def remaining(self) -> float | None:
+        """Estimated seconds until the end; None when that is not known."""
+        left = []
+        if self.limit_seconds is not None:
+            left.append(self.limit_seconds - self.seconds)
+        if self.limit_trials is not None and self.rate:
+            left.append((self.limit_trials - self.trials) / self.rate)
+        return max(0.0, min(left)) if left else None
+
+
+@dataclass
+class Limits:
+    """When to stop, whichever comes first; None is no limit."""
+
+    trials: int | None = None
+    seconds: float | None = None
+
+
+class Session:
+    """Tunes tasks on a lab's devices."""
+
+    def __init__(
+        self,
+        target: targets.Target,
+        tasks: Sequence[Task],
+        lab: Lab,
+        writer: RecordWriter,
+        cost_model: CostModel,
+        search: Search,
+        *,
+        device: str = "local",
+        notify: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self._target, self._lab, self._writer = target, lab, writer
+        self._model, self._search, self._device = cost_model, search, device
+        self._notify = notify or (lambda _: None)
+        self.states = [TaskState(task, target.machine) for task in tasks]
+        self._samples: list[Sample] = []
+        self._began = time.monotonic()
+        self.progress = Progress(self.states)
+        self.problems: list[str] = []
+
+    @property
+    def method(self) -> str:
+        """How times are taken; see `records.Record.method`."""
+        return "serial" if self._lab.serial else "parallel"
+
+    def resume(self, records: Sequence[Record]) -> int:
+        """Take in earlier trials of these tasks on this target, measured the same way; how many there were."""
+        states = {state.task.key: state for state in self.states}
+        count = 0
+        for record in records:
+            state = states.get(record.task)
+            config = Config.of(record.config)
+            if state is None or record.target != self._writer.target or record.method != self.method:
+                continue
+            if config in state.task.space:
+                state.note(config, record.seconds if record.status == "ok" else None, new=False)
+                self._samples.append(Sample(subject_of(state), config, record.seconds))
+                count += 1
+        return count
+
+    def learn_from(self, samples: Sequence[Sample]) -> None:
+        """Measurements of other tasks for the cost model."""
+        self._samples += samples
+
+    def run(self, limits: Limits) -> None:
+        """Measure the defaults, search until a limit is reached or nothing is left to win, compare the leaders."""
+        self._began = time.monotonic()
+        self.progress.limit_seconds, self.progress.limit_trials = limits.seconds, limits.trials
+        self._measure_defaults()
+        self.progress.before = self._model_seconds(default=True)
+        while not self._reached(limits):
+            state = next_task([each for each in self.states if each.task.tunable])
+            if state is None:
+                break
+            self._round(state, limits)
+        self._compare_leaders()
+        self._report("done", None)
+
+    def _reached(self, limits: Limits) -> bool:
+        over_time = limits.seconds is not None and time.monotonic() - self._began >= limits.seconds
+        return over_time or (limits.trials is not None and self.progress.trials >= limits.trials)
+
+    def _measure_defaults(self) -> None:
+        for state in self.states:
+            self._report("measure the defaults", state)
+            self._lab.define(state.task.kernel)
+            error = self._lab.prepare(state.task.key)
+            if error is None:
+                again = state.task.default in state.results  # its library is wanted for the comparison
+                self._try(state, [state.task.default], Effort(), count=state.task.tunable and not again)
+                error = "" if state.default_seconds is not None else "its default failed"
+            if error:
+                state.finished = error
+                self.problems.append(f"{state.task.names[0]}: {error}")
+
+    def _round(self, state: TaskState, limits: Limits) -> None:
+        subject = subject_of(state)
+        count = BATCH if limits.trials is None else min(BATCH, limits.trials - self.progress.trials)
+        configs = self._search.propose(state, lambda configs: self._model.predict(subject, configs), count)
+        if not configs:
+            state.finished = "every config was tried"
+            return
+        self._report("search", state)
+        self._try(state, configs, Effort(give_up_above=state.best_seconds))
+        self._model.update(self._samples)
+
+    def _try(self, state: TaskState, configs: Sequence[Config], effort: Effort, *, count: bool = True) -> None:
+        def emit(outcome: Outcome) -> None:
+            if state.task.space.knobs:
+                self._writer.append(self._record(state, outcome))
+                self._samples.append(Sample(subject_of(state), outcome.config, outcome.seconds))
+            state.note(outcome.config, outcome.seconds, new=count)
+            state.keep_leader(outcome, LEADERS)
+            self.progress.trials += count
+            self._report(self.progress.phase, state)
+
+        self._lab.trials(state.task.key, configs, effort, emit)
+
+    def _compare_leaders(self) -> None:
+        """The default and the fastest of each task in turns; what is recorded here decides."""
+        for state in self.states:
+            if not state.task.tunable or len(state.leaders) < 2 or state.best is None:
+                continue
+            if state.best[0] == state.task.default:
+                continue
+            self._report("compare the leaders", state)
+            leaders = state.leaders
+            outcomes = self._lab.compare(state.task.key, leaders, _FINAL_EFFORT, _ROUNDS)
+            default = outcomes[0]
+            for outcome in outcomes:
+                if outcome.seconds is not None and default.seconds is not None:
+                    self._writer.append(self._record(state, outcome))
+            self._settle(state, outcomes)
+
+    def _settle(self, state: TaskState, outcomes: Sequence[Outcome]) -> None:
+        measured = [each for each in outcomes if each.seconds is not None]
+        if not measured or measured[0].config != state.task.default:
+            return
+        default = measured[0]
+        fastest = min(measured, key=lambda each: each.seconds or 0.0)
+        assert default.seconds is not None
+        assert fastest.seconds is not None
+        margin = 1 + max(MIN_GAIN, fastest.spread, default.spread)
+        chosen = fastest if fastest.seconds * margin < default.seconds else default
+        state.results[state.task.default] = default.seconds
+        state.best = (chosen.config, chosen.seconds or default.seconds)
+
+    def _record(self, state: TaskState, outcome: Outcome) -> Record:
+        return Record(
+            target=self._writer.target,
+            rule=state.task.rule.name,
+            rule_version=state.task.rule.version,
+            workload=state.task.workload.key(),
+            config=dict(outcome.config),
+            status=outcome.status,
+            seconds=outcome.seconds,
+            spread=round(outcome.spread, 4),
+            runs=outcome.runs,
+            is_default=outcome.config == state.task.default,
+            device=self._device,
+            method="serial" if self._lab.serial else "parallel",
+            unix_time=int(time.time()),
+            note=outcome.note,
+        )
+
+    def _model_seconds(self, *, default: bool) -> float:
+        total = 0.0
+        for state in self.states:
+            seconds = state.default_seconds if default else None
+            total += state.task.count * seconds if seconds is not None else seconds_in_model(state)
+        return total
+
+    def _report(self, phase: str, state: TaskState | None) -> None:
+        progress = self.progress
+        progress.phase, progress.current = phase, state
+        progress.seconds = time.monotonic() - self._began
+        now = self._model_seconds(default=False)
+        if phase == "search" and (not progress.history or now < progress.history[-1][2]):
+            progress.history.append((progress.seconds, progress.trials, now))
+        progress.now = now
+        self._notify(progress)
+
+
+def subject_of(state: TaskState) -> Subject:
+    """A task as the cost models see it."""
+    task = state.task
+    return Subject(task.key, task.rule.name, task.workload, state.machine, task.default)
+
+

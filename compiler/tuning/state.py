@@ -1,0 +1,80 @@
+"""What is known of a task while it is tuned."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from schedules.config import Config
+from schedules.machine import Machine
+
+if TYPE_CHECKING:
+    from compiler.tuning.measuring.messages import Outcome
+    from compiler.tuning.tasks import Task
+
+
+@dataclass
+class TaskState:
+    """A task and its trials.
+
+    Attributes:
+        floor: seconds that no config can beat: the roofline of the machine.
+        results: seconds of every config that was tried; None where the trial failed.
+        best: the fastest config so far and its seconds.
+        curve: (trials of this task, best seconds) whenever that became better.
+        leaders: the outcomes whose libraries are kept for the last comparison, best first.
+        trials: made in this run.
+        finished: why the task gets no more trials, or "".
+    """
+
+    task: Task
+    machine: Machine
+    floor: float = 0.0
+    results: dict[Config, float | None] = field(default_factory=dict)
+    best: tuple[Config, float] | None = None
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    leaders: list[Outcome] = field(default_factory=list)
+    trials: int = 0
+    failed: int = 0
+    finished: str = ""
+
+    @property
+    def default_seconds(self) -> float | None:
+        """Of the rule's default, when it was measured."""
+        return self.results.get(self.task.default)
+
+    @property
+    def best_seconds(self) -> float:
+        """Infinite when nothing was measured."""
+        return self.best[1] if self.best is not None else math.inf
+
+    @property
+    def gain(self) -> float:
+        """Default over best; 1 when either is unknown."""
+        default = self.default_seconds
+        return default / self.best_seconds if default is not None and self.best is not None else 1.0
+
+    def note(self, config: Config, seconds: float | None, *, new: bool = True) -> None:
+        """Take in a result; `new` counts it as a trial of this run."""
+        if self.results.get(config) is None:
+            self.results[config] = seconds
+        if new:
+            self.trials += 1
+            self.failed += seconds is None
+        if seconds is not None and seconds < self.best_seconds:
+            self.best = (config, seconds)
+            self.curve.append((self.trials, seconds))
+
+    def keep_leader(self, outcome: Outcome, most: int) -> None:
+        """Hold on to the library of one of the fastest outcomes; the default's always."""
+        if outcome.seconds is None:
+            return
+        kept = sorted([*self.leaders, outcome], key=lambda each: each.seconds or math.inf)
+        default = [each for each in kept if each.config == self.task.default][:1]
+        others = [each for each in kept if each.config != self.task.default]
+        self.leaders = [*default, *others[:most]]
+
+    def since_improvement(self) -> int:
+        """Trials of this run since the best became better."""
+        return self.trials - (self.curve[-1][0] if self.curve else 0)

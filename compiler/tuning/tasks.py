@@ -1,0 +1,195 @@
+"""What there is to tune in a model: its distinct kernels, how often each is called, and with which weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import schedules.engine  # noqa: F401  (first, so that the engine loads without torch)
+
+# isort: split
+import tvm
+from tvm import relax
+from tvm.ir import GenericConst
+
+from compiler.artifact.dtypes import ELEMENT_TYPES
+from compiler.passes.context import PipelineContext
+from compiler.passes.pipeline import run_pipeline
+from compiler.tuning.measuring.messages import Argument, KernelTask
+from schedules.apply import record_key
+from schedules.config import Config, ConfigSpace
+from schedules.kernel import Kernel, dtype_of, kernels_of, shape_of
+from schedules.registry import rules
+from schedules.rule import ScheduleRule
+
+if TYPE_CHECKING:
+    import targets
+
+
+@dataclass
+class Task:
+    """One kernel to tune.
+
+    Attributes:
+        key: its record key.
+        names: of the kernels in the module that share the key; the first stands for all.
+        count: calls in one run of the model.
+        tunable: the rule has knobs with more than one config.
+    """
+
+    key: str
+    names: list[str]
+    rule: ScheduleRule
+    workload: Any
+    space: ConfigSpace
+    default: Config
+    kernel: KernelTask
+    count: int = 0
+    tunable: bool = True
+    operations: int = 0
+    nbytes: int = 0
+
+
+@dataclass
+class Extracted:
+    """The tasks of a model; `skipped` names kernels that can not be measured and says why."""
+
+    tasks: list[Task] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def extract_tasks(
+    mod: tvm.IRModule, target: targets.Target, options: Mapping[str, Any] | None = None, configs: Any = None
+) -> Extracted:
+    """The tasks of an imported module, after layout and fusion, each once. `configs` steers choices of the layout."""
+    context = PipelineContext(target=target, machine=target.machine, options=dict(options or {}), configs=configs)
+    result = run_pipeline(mod, context, passes={"instead-of:apply-schedules": None}, until="schedule")
+    return tasks_of(result.mod, target)
+
+
+def tasks_of(mod: tvm.IRModule, target: targets.Target) -> Extracted:
+    """The tasks of a module whose kernels are not scheduled yet."""
+    calls = _calls(mod)
+    constant_bytes = _constant_bytes(mod)
+    extracted = Extracted()
+    found: dict[str, Task] = {}
+    for variable, function in kernels_of(mod):
+        name = str(variable.name_hint)
+        kernel = Kernel.of(function)
+        match = _matching_rule(kernel, target)
+        if match is None:
+            continue
+        rule, workload = match
+        if not kernel.is_static:
+            extracted.skipped[name] = "its sizes are known only at run time"
+            continue
+        key = record_key(rule, workload)
+        space = rule.space(workload, target.machine)
+        if not space.knobs:
+            # Kernels of a rule without knobs are not alike although their workloads are.
+            key = f"{key}#{name}"
+        if key not in found:
+            constants = calls.constants.get(name, set())
+            task = _task(key, rule, workload, kernel, constants, constant_bytes, target)
+            found[key] = task
+        found[key].names.append(name)
+        found[key].count += calls.counts[name]
+    extracted.tasks = [task for task in found.values() if task.count]
+    return extracted
+
+
+def _task(
+    key: str,
+    rule: ScheduleRule,
+    workload: Any,
+    kernel: Kernel,
+    constants: set[int],
+    constant_bytes: int,
+    target: targets.Target,
+) -> Task:
+    from compiler.profiling.operation_count import count_operations
+
+    space = rule.space(workload, target.machine)
+    arguments = tuple(
+        Argument(
+            tuple(int(size) for size in shape_of(buffer)),
+            dtype_of(buffer),
+            is_output=any(buffer.same_as(output) for output in kernel.outputs),
+            is_constant=position in constants,
+        )
+        for position, buffer in enumerate(kernel.function.params)
+    )
+    counted = count_operations(kernel.function)
+    operations = int(counted.formula) if counted is not None and counted.formula.isdecimal() else 0
+    nbytes = sum(
+        int(np.prod(each.shape, dtype=np.int64)) * ELEMENT_TYPES[each.dtype].numpy.itemsize for each in arguments
+    )
+    return Task(
+        key,
+        [],
+        rule,
+        workload,
+        space,
+        rule.default(workload, target.machine) if space.knobs else Config(),
+        KernelTask(key, rule.name, tvm.ir.save_json(kernel.function), arguments, constant_bytes),
+        tunable=space.size > 1,
+        operations=operations,
+        nbytes=nbytes,
+    )
+
+
+def _matching_rule(kernel: Kernel, target: targets.Target) -> tuple[ScheduleRule, Any] | None:
+    for rule in rules():
+        workload = rule.match(kernel, target.machine)
+        if workload is not None:
+            return rule, workload
+    return None
+
+
+@dataclass
+class _Calls:
+    """How often each kernel is called, and which of its parameters are weights."""
+
+    counts: Counter[str]
+    constants: dict[str, set[int]]
+
+
+def _calls(mod: tvm.IRModule) -> _Calls:
+    calls = _Calls(Counter(), {})
+
+    def visit(call: Any) -> None:
+        if not isinstance(call, relax.Call) or getattr(call.op, "name", "") not in _KERNEL_CALLS:
+            return
+        name = str(call.args[0].name_hint)
+        operands = call.args[1].fields if isinstance(call.args[1], relax.Tuple) else [call.args[1]]
+        weights = {position for position, value in enumerate(operands) if isinstance(value, GenericConst)}
+        calls.counts[name] += 1
+        calls.constants[name] = weights & calls.constants.get(name, weights)
+
+    for function in mod.functions.values():
+        if isinstance(function, relax.Function):
+            relax.analysis.post_order_visit(function, visit)
+    return calls
+
+
+_KERNEL_CALLS = ("relax.call_tir", "relax.call_tir_inplace")
+
+
+def _constant_bytes(mod: tvm.IRModule) -> int:
+    """Bytes of all distinct weights."""
+    seen: dict[int, int] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, GenericConst):
+            data = value.value
+            elements = int(np.prod([int(size) for size in data.shape], dtype=np.int64))
+            seen[hash(value)] = elements * (int(str(data.dtype).strip("abcdefghijklmnopqrstuvwxyz_") or 8) // 8 or 1)
+
+    for function in mod.functions.values():
+        if isinstance(function, relax.Function):
+            relax.analysis.post_order_visit(function, visit)
+    return sum(seen.values())

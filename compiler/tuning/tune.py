@@ -1,0 +1,217 @@
+"""`tune`: a model in, records of its fastest configs out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import schedules.engine  # noqa: F401  (first, so that the engine loads without torch)
+import targets
+from compiler.driver import find_target
+from compiler.errors import OptionError
+from compiler.frontends.source import Constants, Shapes, import_model
+from compiler.tuning.cost_models import CostModel, cost_models
+from compiler.tuning.identity import target_description
+from compiler.tuning.library import pretrained_model, read_current, user_folder
+from compiler.tuning.measuring.lab import Lab
+from compiler.tuning.measuring.runners import LOCAL, parse_device
+from compiler.tuning.records import RecordWriter
+from compiler.tuning.search import searches
+from compiler.tuning.session import Limits, Progress, Session
+from compiler.tuning.tasks import Extracted, extract_tasks
+
+DEFAULT_SECONDS = 600.0
+"""Of searching, when the caller sets no limit."""
+_OTHERS = 0.15  # share of the processors that other programs may use before times are taken on one core
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task: seconds of a call with the rule's default and with the best config, and what became of it."""
+
+    kernel: str
+    rule: str
+    key: str
+    count: int
+    default_seconds: float | None
+    best_seconds: float | None
+    config: Mapping[str, Any]
+    trials: int
+    failed: int
+    curve: tuple[tuple[int, float], ...]
+    finished: str
+
+    @property
+    def gain(self) -> float:
+        """Default over best."""
+        return self.default_seconds / self.best_seconds if self.default_seconds and self.best_seconds else 1.0
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What `tune` returns.
+
+    Attributes:
+        before, after: seconds of one run of the model spent in kernels, untuned and tuned.
+        records: the file that was appended to.
+        resumed: trials found in the records.
+        method: "parallel" or "serial": see `compiler.tuning.records.Record`.
+        history: (seconds since the start, trials, seconds of the model).
+        skipped: kernels that were not tuned, and why.
+        interrupted: the user stopped it; what was measured is recorded.
+    """
+
+    tasks: tuple[TaskResult, ...]
+    before: float
+    after: float
+    seconds: float
+    trials: int
+    resumed: int
+    records: Path
+    method: str
+    history: tuple[tuple[float, int, float], ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    interrupted: bool = False
+
+
+def tune(
+    source: object,
+    target: str | targets.Target = "host",
+    *,
+    trials: int | None = None,
+    time_budget: float | None = None,
+    records: str | Path | None = None,
+    devices: Sequence[str] = (LOCAL,),
+    shapes: Shapes | None = None,
+    constants: Constants | None = None,
+    example_inputs: Sequence[Any] | None = None,
+    precision: str = "float32",
+    threads: int | None = None,
+    timing: str = "auto",
+    cost_model: str | CostModel = "xgboost",
+    search: str = "evolutionary",
+    seed: int = 0,
+    progress: Callable[[Progress], None] | None = None,
+) -> TuneResult:
+    """Find fast configs for a model's kernels by measuring, and record them; `compile` uses the records by itself.
+
+    Args:
+        source, shapes, constants, example_inputs, precision, threads: as in `compile`; tune what you will compile.
+        trials: how many configs to measure in all. Without a limit, ten minutes are searched.
+        time_budget: seconds to search; importing and the last comparison come on top.
+        records: the folder of records to go on from and to append to; the user's own when None.
+        devices: where to measure: "local", "HOST:PORT" of an engine RPC server, "KEY@HOST:PORT" of a tracker.
+        timing: "parallel" times kernels on all cores; "serial" on one, by processor time, for a machine that others
+            use too; "auto" looks whether others do.
+        cost_model: a name (`compiler.tuning.cost_models.cost_models.names()`) or an object with `update` and `predict`.
+        search: a name of `compiler.tuning.search.searches.names()`.
+        seed: of the search.
+        progress: called after every trial.
+
+    Raises:
+        UserError: the model, an option, a device or the folder of records is at fault.
+    """
+    _check(trials, time_budget, timing, devices)
+    chosen = find_target(target, threads)
+    if LOCAL in devices and not chosen.fits_this_machine():
+        raise OptionError(
+            f"target {chosen.name!r} can not be measured on this machine: it lacks {', '.join(chosen.missing_features())}",
+            "name a device: devices=['HOST:PORT'] of an RPC server",
+        )
+    model = import_model(source, shapes=shapes, constants=constants, example_inputs=example_inputs)
+    extracted = extract_tasks(model.mod, chosen, {"precision": precision})
+    folder = Path(records) if records is not None else user_folder()
+    description = target_description(chosen)
+    ranking = cost_model if not isinstance(cost_model, str) else _cost_model(cost_model, seed)
+    serial = timing == "serial" or (timing == "auto" and LOCAL in devices and _others_busy())
+    limits = Limits(trials, time_budget if time_budget is not None or trials is not None else DEFAULT_SECONDS)
+    with (
+        RecordWriter.in_folder(folder, description) as writer,
+        Lab(chosen, devices, serial=serial) as lab,
+    ):
+        session = Session(
+            chosen,
+            extracted.tasks,
+            lab,
+            writer,
+            ranking,
+            searches.make(search, seed=seed),
+            device=",".join(devices),
+            notify=progress,
+        )
+        earlier = read_current(writer.path)
+        resumed = session.resume(earlier.records)
+        session.problems += earlier.problems
+        interrupted = False
+        try:
+            session.run(limits)
+        except KeyboardInterrupt:
+            interrupted = True
+        return _result(session, extracted, writer.path, resumed, interrupted)
+
+
+def _check(trials: int | None, time_budget: float | None, timing: str, devices: Sequence[str]) -> None:
+    if trials is not None and trials < 1:
+        raise OptionError(f"trials={trials}: there must be at least one")
+    if time_budget is not None and time_budget <= 0:
+        raise OptionError(f"time_budget={time_budget}: it is in seconds, and more than none")
+    if timing not in ("auto", "parallel", "serial"):
+        raise OptionError(f"timing {timing!r} is not supported", "use auto, parallel or serial")
+    if not devices:
+        raise OptionError("no device is named", "leave devices out for this machine")
+    for device in devices:
+        if device != LOCAL:
+            parse_device(device)
+
+
+def _cost_model(name: str, seed: int) -> CostModel:
+    if name == "xgboost":
+        return cost_models.make(name, seed=seed, pretrained=pretrained_model())
+    return cost_models.make(name)
+
+
+def _others_busy() -> bool:
+    """Whether other programs use this machine's processors now."""
+    import psutil
+
+    return psutil.cpu_percent(interval=0.7) / 100 > _OTHERS if (os.cpu_count() or 1) > 1 else False
+
+
+def _result(session: Session, extracted: Extracted, path: Path, resumed: int, interrupted: bool) -> TuneResult:
+    tasks = []
+    for state in session.states:
+        best = state.best
+        tasks.append(
+            TaskResult(
+                state.task.names[0],
+                state.task.rule.name,
+                state.task.key,
+                state.task.count,
+                state.default_seconds,
+                best[1] if best is not None else None,
+                dict(best[0]) if best is not None else {},
+                state.trials,
+                state.failed,
+                tuple(state.curve),
+                state.finished,
+            )
+        )
+    progress = session.progress
+    return TuneResult(
+        tuple(tasks),
+        sum(each.count * (each.default_seconds or 0.0) for each in tasks),
+        sum(each.count * (each.best_seconds or 0.0) for each in tasks),
+        progress.seconds,
+        progress.trials,
+        resumed,
+        path,
+        session.method,
+        tuple(progress.history),
+        extracted.skipped,
+        tuple(session.problems),
+        interrupted,
+    )
