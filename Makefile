@@ -27,7 +27,7 @@ $(VENV)/demo.stamp: $(VENV)/bin/python pyproject.toml examples/model_packages.tx
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/demo.stamp
-	$(BIN)/python -m pip install --quiet -e '.[peers,torch,demo,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[peers,torch,tune,demo,dev]'
 	touch $@
 
 clean:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from compiler.profiling.bench import bench
     from compiler.profiling.profile import profile
     from compiler.runtime import Module, load
+    from compiler.tuning.tune import tune
     from targets import Target
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ _HOME: dict[str, str | None] = {
     "onnx_backend": None,
     "profile": "compiler.profiling.profile",
     "torch_backend": None,
+    "tune": "compiler.tuning.tune",
 }
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "onnx_backend",
     "profile",
     "torch_backend",
+    "tune",
 ]
 
 check_sibling_packages()

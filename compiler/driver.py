@@ -26,6 +26,7 @@ from compiler.recursion import loops
 from compiler.reference import random_inputs
 from compiler.runtime import Module
 from compiler.runtime.foreign import ForeignModule
+from compiler.tuning.library import RecordSource, tuned_configs
 
 Progress = Callable[[str], None]
 PRECISIONS = ("float32", "bf16")
@@ -45,6 +46,7 @@ def compile(
     dump: str | Path | None = None,
     verify: bool = False,
     reference_inputs: Mapping[str, np.ndarray] | None = None,
+    records: RecordSource = None,
     progress: Progress | None = None,
 ) -> Module:
     """Compile a model for a target.
@@ -67,6 +69,8 @@ def compile(
         verify: run the module after each pass against the unoptimized one, on `reference_inputs` where given; slow,
             for finding defects.
         reference_inputs: what to store as the reference input; random values when None.
+        records: tuning records: None for those that ship and the user's own (`tune` writes them), False for none; a
+            file or folder, or several, in place of the user's own.
         progress: called with the name of each step as it begins.
 
     Returns:
@@ -87,8 +91,12 @@ def compile(
         dynamic_shapes=dynamic_shapes,
     )
     inputs, outputs = tensor_descriptions(model.inputs), tensor_descriptions(model.outputs)
+    tuned = tuned_configs(chosen, records)
+    for problem in tuned.problems:
+        report(f"tuning records: {problem}")
     options = {"precision": precision, "checks": model.checks}
-    context = PipelineContext(target=chosen, machine=chosen.machine, options=options)
+    configs = tuned if tuned else None
+    context = PipelineContext(target=chosen, machine=chosen.machine, options=options, configs=configs)
     pipeline = run_pipeline(
         model.mod,
         context,
@@ -112,7 +120,7 @@ def compile(
         fixed={name: array for name, array in model.fixed.items() if array.dtype != object},
         **requirements(model),
         threads=threads,
-        **manifest_entries(chosen, pipeline),
+        **manifest_entries(chosen, pipeline, tuned),
     )
     return _with_reference(artifact, model, chosen, reference_inputs, report)
 

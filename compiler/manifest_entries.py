@@ -21,6 +21,7 @@ from compiler.artifact.manifest import (
 from compiler.errors import InvalidModelError, Refusal, UnsupportedModelError
 from compiler.frontends.imported_model import ImportedModel, TensorSpec
 from compiler.passes.pipeline import PipelineResult
+from compiler.tuning.library import TunedConfigs
 
 
 def tensor_descriptions(specs: Sequence[TensorSpec]) -> list[TensorDescription]:
@@ -53,7 +54,9 @@ def requirements(model: ImportedModel) -> dict[str, Any]:
     }
 
 
-def manifest_entries(target: targets.Target, pipeline: PipelineResult) -> dict[str, Any]:
+def manifest_entries(
+    target: targets.Target, pipeline: PipelineResult, tuned: TunedConfigs | None = None
+) -> dict[str, Any]:
     """Keyword arguments of `Artifact.create`: target, kernels, passes and the memory plan."""
     return {
         "target": TargetDescription(
@@ -62,13 +65,13 @@ def manifest_entries(target: targets.Target, pipeline: PipelineResult) -> dict[s
             required_cpu_features=tuple(target.required_features),
             details=target.describe(),
         ),
-        "kernels": _kernels(pipeline),
+        "kernels": _kernels(pipeline, tuned),
         "passes": [PassTiming(name=timing.name, seconds=timing.seconds) for timing in pipeline.timings],
         "memory_plan": _memory_plan(pipeline),
     }
 
 
-def _kernels(pipeline: PipelineResult) -> list[KernelProvenance]:
+def _kernels(pipeline: PipelineResult, tuned: TunedConfigs | None) -> list[KernelProvenance]:
     report = pipeline.report.get("apply-schedules")
     if report is None:
         return []
@@ -82,6 +85,7 @@ def _kernels(pipeline: PipelineResult) -> list[KernelProvenance]:
                 rule=entry.rule or entry.source,
                 source="as-is" if entry.rule is None else "record" if entry.source == "record" else "default",
                 config=dict(entry.config),
+                origin=tuned.origin(entry.workload) if tuned is not None and entry.source == "record" else None,
                 operations=count.formula if count is not None else None,
                 symbols=count.symbols if count is not None else {},
             )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from compiler.cli.commands import bench, compile, inspect, passes, profile, run, targets
+from compiler.cli.commands import bench, compile, inspect, passes, profile, records, run, targets, tune
 
 app = typer.Typer(
     name="tensorwright",
@@ -28,6 +28,7 @@ A model (.onnx, .pt2) goes in, one file (.twm) comes out that runs with a 6 MB r
   tensorwright run model.twm                    try it, on random inputs
   tensorwright bench model.twm                  latency, throughput, memory
   tensorwright profile model.twm -o profile     where the time goes
+  tensorwright tune model.onnx                  search for faster kernels
 
 Each command explains itself: tensorwright COMMAND --help.
 """
@@ -58,5 +59,5 @@ def overview(
         typer.echo(context.get_help())
 
 
-for command in (compile, run, inspect, bench, profile, targets, passes):
+for command in (compile, run, inspect, bench, profile, tune, records, targets, passes):
     command.register(app)

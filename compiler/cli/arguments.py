@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -211,6 +212,21 @@ def _load_module(place: str) -> ModuleType:
         return module
     except ImportError as error:
         raise OptionError(f"--pass: {place} can not be imported: {error}") from error
+
+
+_DURATIONS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def parse_duration(text: str) -> float:
+    """`90s`, `10m`, `1.5h` or a number of seconds, in seconds.
+
+    Raises:
+        OptionError: it is none of these, or not more than nothing.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    if match is None or match.group(2) not in _DURATIONS or not float(match.group(1)):
+        raise OptionError(f"{text!r} is no length of time", "write 90s, 10m or 1h")
+    return float(match.group(1)) * _DURATIONS[match.group(2)]
 
 
 def _pairs(texts: Sequence[str], option: str, form: str) -> list[tuple[str, str]]:

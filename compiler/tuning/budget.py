@@ -1,4 +1,4 @@
-"""Which task gets the next trials: the one where a trial is expected to win the model most time.
+"""Which task gets the next trials: the one where a second of tuning is expected to win the model most time.
 
 As in Ansor's task scheduler, the expectation looks back (what the last trials won) and ahead (what may still be there);
 a task is finished when its space is used up, when nothing was won for long, or when it hardly counts.
@@ -47,11 +47,12 @@ def reason_to_stop(state: TaskState, total: float) -> str:
 
 
 def expected_gain(state: TaskState) -> float:
-    """Seconds of a run of the model that the next trial is expected to win."""
+    """Seconds of a run of the model that a second of trials is expected to win."""
     ahead = _HOPE * state.best_seconds / (_HOPE_TRIALS + 2 * state.since_improvement() + state.trials)
     if state.floor:
         ahead *= max(0.0, 1 - state.floor / state.best_seconds) ** 0.5
-    return state.task.count * max(ahead, 0.5 * _recent_slope(state))
+    cost = state.seconds / state.trials if state.trials and state.seconds else 1.0
+    return state.task.count * max(ahead, 0.5 * _recent_slope(state)) / cost
 
 
 def _recent_slope(state: TaskState) -> float:

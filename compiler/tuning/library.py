@@ -83,6 +83,14 @@ class TunedConfigs:
         """The record for a rule and workload."""
         return self._best.get(f"{rule}@{version}/{workload.key()}")
 
+    def origin(self, task: str) -> str | None:
+        """The file that the record of a task came from; files of the package by their name in it."""
+        record = self._best.get(task)
+        if record is None or not record.origin:
+            return None
+        path = Path(record.origin)
+        return f"tuning_logs/{path.name}" if path.parent == shipped_folder() else str(path)
+
 
 def tuned_configs(target: targets.Target, records: RecordSource = None) -> TunedConfigs:
     """The configs that `compile` uses for a target.

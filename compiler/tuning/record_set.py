@@ -62,6 +62,19 @@ def best_of(records: Iterable[Record]) -> dict[tuple[str, str], Record]:
     }
 
 
+def essential(records: Iterable[Record]) -> list[Record]:
+    """What a compilation needs: of each target and task the record to use, and the default it is compared with."""
+    kept: list[Record] = []
+    for group in by_task(deduplicated(records)).values():
+        chosen = best(group)
+        if chosen is None:
+            continue
+        same = (each for each in group if each.is_default and each.method == chosen.method and each.status == "ok")
+        default = next(same, None)
+        kept += [chosen] if default is None or default is chosen else [default, chosen]
+    return kept
+
+
 def best(records: Sequence[Record]) -> Record | None:
     """Of one task's records, the one to use; None when none succeeded.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from compiler.tuning.budget import next_task, seconds_in_model
 from compiler.tuning.cost_models import CostModel, Sample, Subject
-from compiler.tuning.measuring.lab import Lab
+from compiler.tuning.measuring.lab import Lab, Trial
 from compiler.tuning.measuring.messages import Effort, Outcome
 from compiler.tuning.record_set import MIN_GAIN
 from compiler.tuning.records import Record, RecordWriter
@@ -97,6 +97,7 @@ class Session:
         self._began = time.monotonic()
         self.progress = Progress(self.states)
         self.problems: list[str] = []
+        self.predictions: list[tuple[str, float, float]] = []  # (task, score, seconds) of proposed configs
 
     @property
     def method(self) -> str:
@@ -141,17 +142,27 @@ class Session:
         return over_time or (limits.trials is not None and self.progress.trials >= limits.trials)
 
     def _measure_defaults(self) -> None:
-        for state in self.states:
-            self._report("measure the defaults", state)
+        """Trial 0 of every task that has none yet."""
+        self._report("build the references", None)
+        missing = [state for state in self.states if state.default_seconds is None]
+        self._prepare(missing)
+        self._report("measure the defaults", None)
+        self._try([(state, state.task.default) for state in missing if not state.finished], None)
+        for state in missing:
+            if state.default_seconds is None and not state.finished:
+                self._give_up(state, "its default could not be measured")
+
+    def _prepare(self, states: Sequence[TaskState]) -> None:
+        for state in states:
             self._lab.define(state.task.kernel)
-            error = self._lab.prepare(state.task.key)
-            if error is None:
-                again = state.task.default in state.results  # its library is wanted for the comparison
-                self._try(state, [state.task.default], Effort(), count=state.task.tunable and not again)
-                error = "" if state.default_seconds is not None else "its default failed"
-            if error:
-                state.finished = error
-                self.problems.append(f"{state.task.names[0]}: {error}")
+        errors = self._lab.prepare([state.task.key for state in states])
+        for state in states:
+            if state.task.key in errors:
+                self._give_up(state, errors[state.task.key])
+
+    def _give_up(self, state: TaskState, reason: str) -> None:
+        state.finished = reason
+        self.problems.append(f"{state.task.names[0]}: {reason}")
 
     def _round(self, state: TaskState, limits: Limits) -> None:
         subject = subject_of(state)
@@ -161,34 +172,50 @@ class Session:
             state.finished = "every config was tried"
             return
         self._report("search", state)
-        self._try(state, configs, Effort(give_up_above=state.best_seconds))
+        self._prepare([state])
+        scores = self._model.predict(subject, configs)
+        self._try([(state, config) for config in configs], state.best_seconds)
+        for config, score in zip(configs, scores, strict=True):
+            seconds = state.results.get(config)
+            if seconds is not None:
+                self.predictions.append((state.task.key, float(score), seconds))
         self._model.update(self._samples)
 
-    def _try(self, state: TaskState, configs: Sequence[Config], effort: Effort, *, count: bool = True) -> None:
-        def emit(outcome: Outcome) -> None:
+    def _try(self, chosen: Sequence[tuple[TaskState, Config]], give_up_above: float | None) -> None:
+        states = {state.task.key: state for state, _ in chosen}
+
+        def emit(trial: Trial, outcome: Outcome) -> None:
+            state = states[trial.key]
             if state.task.space.knobs:
                 self._writer.append(self._record(state, outcome))
                 self._samples.append(Sample(subject_of(state), outcome.config, outcome.seconds))
-            state.note(outcome.config, outcome.seconds, new=count)
+            state.note(outcome.config, outcome.seconds, new=state.task.tunable)
             state.keep_leader(outcome, LEADERS)
-            self.progress.trials += count
+            self.progress.trials += state.task.tunable
             self._report(self.progress.phase, state)
 
-        self._lab.trials(state.task.key, configs, effort, emit)
+        began = time.monotonic()
+        effort = Effort(give_up_above=give_up_above)
+        self._lab.trials([Trial(state.task.key, config, effort) for state, config in chosen], emit)
+        for state in states.values():
+            state.seconds += (time.monotonic() - began) / len(states)
 
     def _compare_leaders(self) -> None:
         """The default and the fastest of each task in turns; what is recorded here decides."""
-        for state in self.states:
-            if not state.task.tunable or len(state.leaders) < 2 or state.best is None:
-                continue
-            if state.best[0] == state.task.default:
+        won = [state for state in self.states if state.trials and state.best and state.best[0] != state.task.default]
+        missing = [state for state in won if all(each.config != state.task.default for each in state.leaders)]
+        self._report("compare the leaders", None)
+        self._prepare(missing)
+        again = [Trial(state.task.key, state.task.default) for state in missing]
+        for state, outcome in zip(missing, self._lab.trials(again, lambda _trial, _outcome: None), strict=True):
+            state.keep_leader(outcome, LEADERS)
+        for state in won:
+            if len(state.leaders) < 2 or state.leaders[0].config != state.task.default:
                 continue
             self._report("compare the leaders", state)
-            leaders = state.leaders
-            outcomes = self._lab.compare(state.task.key, leaders, _FINAL_EFFORT, _ROUNDS)
-            default = outcomes[0]
+            outcomes = self._lab.compare(state.task.key, state.leaders, _FINAL_EFFORT, _ROUNDS)
             for outcome in outcomes:
-                if outcome.seconds is not None and default.seconds is not None:
+                if outcome.seconds is not None:
                     self._writer.append(self._record(state, outcome))
             self._settle(state, outcomes)
 

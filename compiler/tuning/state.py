@@ -24,7 +24,7 @@ class TaskState:
         best: the fastest config so far and its seconds.
         curve: (trials of this task, best seconds) whenever that became better.
         leaders: the outcomes whose libraries are kept for the last comparison, best first.
-        trials: made in this run.
+        trials: made in this run; `seconds` is what they took, building and measuring.
         finished: why the task gets no more trials, or "".
     """
 
@@ -37,6 +37,7 @@ class TaskState:
     leaders: list[Outcome] = field(default_factory=list)
     trials: int = 0
     failed: int = 0
+    seconds: float = 0.0
     finished: str = ""
 
     @property

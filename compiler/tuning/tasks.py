@@ -17,6 +17,7 @@ from tvm import relax
 from tvm.ir import GenericConst
 
 from compiler.artifact.dtypes import ELEMENT_TYPES
+from compiler.artifact.entries import EXPAND_ENTRY
 from compiler.passes.context import PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from compiler.tuning.measuring.messages import Argument, KernelTask
@@ -170,9 +171,8 @@ def _calls(mod: tvm.IRModule) -> _Calls:
         calls.counts[name] += 1
         calls.constants[name] = weights & calls.constants.get(name, weights)
 
-    for function in mod.functions.values():
-        if isinstance(function, relax.Function):
-            relax.analysis.post_order_visit(function, visit)
+    for function in _run_functions(mod):
+        relax.analysis.post_order_visit(function, visit)
     return calls
 
 
@@ -189,7 +189,15 @@ def _constant_bytes(mod: tvm.IRModule) -> int:
             elements = int(np.prod([int(size) for size in data.shape], dtype=np.int64))
             seen[hash(value)] = elements * (int(str(data.dtype).strip("abcdefghijklmnopqrstuvwxyz_") or 8) // 8 or 1)
 
-    for function in mod.functions.values():
-        if isinstance(function, relax.Function):
-            relax.analysis.post_order_visit(function, visit)
+    for function in _run_functions(mod):
+        relax.analysis.post_order_visit(function, visit)
     return sum(seen.values())
+
+
+def _run_functions(mod: tvm.IRModule) -> list[Any]:
+    """The functions that a run of the model goes through: not what happens once when it is loaded."""
+    return [
+        function
+        for variable, function in mod.functions_items()
+        if isinstance(function, relax.Function) and variable.name_hint != EXPAND_ENTRY
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class TuneResult:
         resumed: trials found in the records.
         method: "parallel" or "serial": see `compiler.tuning.records.Record`.
         history: (seconds since the start, trials, seconds of the model).
+        predictions: (task, the cost model's score before measuring, seconds) of each config proposed.
         skipped: kernels that were not tuned, and why.
         interrupted: the user stopped it; what was measured is recorded.
     """
@@ -73,9 +74,15 @@ class TuneResult:
     records: Path
     method: str
     history: tuple[tuple[float, int, float], ...] = ()
+    predictions: tuple[tuple[str, float, float], ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     interrupted: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        tasks = [{**asdict(task), "gain": task.gain} for task in self.tasks]
+        return {**asdict(self), "tasks": tasks, "records": str(self.records)}
 
 
 def tune(
@@ -211,6 +218,7 @@ def _result(session: Session, extracted: Extracted, path: Path, resumed: int, in
         path,
         session.method,
         tuple(progress.history),
+        tuple(session.predictions),
         extracted.skipped,
         tuple(session.problems),
         interrupted,

@@ -92,7 +92,8 @@ class Series:
 
 @dataclass(frozen=True)
 class LineChart(Chart):
-    """Lines over a common x axis; `steps` draws stairs. `labels` name the points of the first line in tooltips."""
+    """Lines over a common x axis; `steps` draws stairs, `points` draws points without a line. `labels` name the points
+    of the first line in tooltips."""
 
     kind: ClassVar[str] = "lines"
     series: Sequence[Series]
@@ -101,6 +102,7 @@ class LineChart(Chart):
     x_unit: Unit = ""
     y_unit: Unit = ""
     steps: bool = False
+    points: bool = False
     y_from_zero: bool = True
     marks: Sequence[Mark] = ()
     labels: Sequence[str] = ()

@@ -33,7 +33,18 @@ BUILD_MODULE = "compiler.tuning.measuring.build_worker"
 MEASURE_MODULE = "compiler.tuning.measuring.measure_worker"
 BUILD_TIMEOUT = 30.0
 MEASURE_TIMEOUT = 15.0
-Emit = Callable[[Outcome], None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A config of a task to be measured."""
+
+    key: str
+    config: Config
+    effort: Effort = Effort()
+
+
+Emit = Callable[[Trial, Outcome], None]
 
 
 @dataclass
@@ -49,9 +60,7 @@ class _Job:
 class _Batch:
     """The state of `Lab.trials`."""
 
-    key: str
-    configs: Sequence[Config]
-    effort: Effort
+    trials: Sequence[Trial]
     emit: Emit
     todo: deque[int]
     ready: deque[tuple[int, Built]] = field(default_factory=deque)
@@ -61,7 +70,7 @@ class _Batch:
 
     def finish(self, number: int, outcome: Outcome) -> None:
         self.outcomes[number] = outcome
-        self.emit(outcome)
+        self.emit(self.trials[number], outcome)
 
 
 class Lab:
@@ -83,6 +92,7 @@ class Lab:
         builders: int | None = None,
         build_timeout: float = BUILD_TIMEOUT,
         measure_timeout: float = MEASURE_TIMEOUT,
+        build_module: str = BUILD_MODULE,
     ) -> None:
         cores = os.cpu_count() or 1
         self._cores = target.machine.cores
@@ -91,7 +101,7 @@ class Lab:
         threads = 1 if self.serial else self._cores
         self.overlaps = LOCAL not in devices or threads < cores
         count = builders or max(1, cores - (threads if LOCAL in devices and self.overlaps else 0))
-        self.builders = [Worker(BUILD_MODULE, WorkerSetup(target=target)) for _ in range(count)]
+        self.builders = [Worker(build_module, WorkerSetup(target=target)) for _ in range(count)]
         self.measurers = [
             Worker(
                 MEASURE_MODULE,
@@ -108,31 +118,41 @@ class Lab:
         """Make a task known."""
         self._tasks[task.key] = task
 
-    def prepare(self, key: str) -> str | None:
-        """Build and run the task's reference kernel; what went wrong, or None. Needed once, before its trials."""
-        if key in self._references:
-            return None
-        builder = self.builders[0]
-        try:
-            self._introduce(builder, key)
-            built: Built = builder.ask(BuildRequest(key, None), self._build_timeout)
-            if built.library is None:
-                return f"the reference kernel could not be built: {built.error}"
-            self._references[key] = built.library
-            for measurer in self.measurers:
-                self._introduce(measurer, key)
-        except (WorkerDiedError, WorkerTimeoutError) as error:
-            self._references.pop(key, None)
-            return f"the reference kernel: {error.message}"
-        return None
+    def prepare(self, keys: Sequence[str]) -> dict[str, str]:
+        """Build the reference kernels of tasks, needed once before their trials; what went wrong, by key."""
+        missing = [key for key in keys if key not in self._references]
+        errors: dict[str, str] = {}
+        waiting: dict[Worker, str] = {}
+        while missing or waiting:
+            for worker in self.builders:
+                if missing and worker not in waiting:
+                    key = missing.pop(0)
+                    try:
+                        self._introduce(worker, key)
+                        worker.send(BuildRequest(key, None))
+                        waiting[worker] = key
+                    except WorkerDiedError as error:
+                        errors[key] = error.message
+            for worker in wait_any(list(waiting), self._build_timeout) or list(waiting):
+                key = waiting.pop(worker)
+                try:
+                    built: Built = worker.receive(0)
+                except (WorkerDiedError, WorkerTimeoutError) as error:
+                    errors[key] = f"building its reference: {error.message}"
+                    continue
+                if built.library is None:
+                    errors[key] = f"its reference can not be built: {built.error}"
+                else:
+                    self._references[key] = built.library
+        return errors
 
-    def trials(self, key: str, configs: Sequence[Config], effort: Effort, emit: Emit) -> list[Outcome]:
+    def trials(self, trials: Sequence[Trial], emit: Emit) -> list[Outcome]:
         """Build and time configs; `emit` is called with each outcome as it comes. Never raises for a bad candidate."""
-        batch = _Batch(key, configs, effort, emit, deque(range(len(configs))))
-        while len(batch.outcomes) < len(configs):
+        batch = _Batch(trials, emit, deque(range(len(trials))))
+        while len(batch.outcomes) < len(trials):
             self._dispatch(batch)
             self._collect(batch)
-        return [batch.outcomes[number] for number in range(len(configs))]
+        return [batch.outcomes[number] for number in range(len(trials))]
 
     def compare(self, key: str, candidates: Sequence[Outcome], effort: Effort, rounds: int) -> list[Outcome]:
         """Time several outcomes of a task anew, in turns, on the first device: one sample a round. A crash fails all."""
@@ -203,15 +223,15 @@ class Lab:
                 self._start(batch, worker, batch.measuring, *batch.ready.popleft())
 
     def _start(self, batch: _Batch, worker: Worker, jobs: dict[Worker, _Job], number: int, built: Built | None) -> None:
-        request: Any = BuildRequest(batch.key, batch.configs[number])
+        trial = batch.trials[number]
+        request: Any = BuildRequest(trial.key, trial.config)
         if built is not None and built.library is not None:
-            effort = self._unscaled(batch.effort, built)
-            request = MeasureRequest(batch.key, (built.library,), effort)
+            request = MeasureRequest(trial.key, (built.library,), self._unscaled(trial.effort, built))
         try:
-            self._introduce(worker, batch.key)
+            self._introduce(worker, trial.key)
             worker.send(request)
         except (WorkerDiedError, WorkerTimeoutError) as error:
-            batch.finish(number, Outcome(batch.configs[number], "crash", note=error.message))
+            batch.finish(number, Outcome(trial.config, "crash", note=error.message))
             return
         limit = self._build_timeout if built is None else self._measure_timeout
         jobs[worker] = _Job(number, time.monotonic() + limit, built)
@@ -230,7 +250,7 @@ class Lab:
                 self._take(batch, worker, job)
 
     def _take(self, batch: _Batch, worker: Worker, job: _Job) -> None:
-        config = batch.configs[job.number]
+        config = batch.trials[job.number].config
         try:
             answer = worker.receive(0)
         except WorkerTimeoutError as error:

@@ -52,8 +52,8 @@ function drawLines(host, chart) {
       if (chart.steps && at) path += `H${area.x(px)}`;
       path += `${at ? "L" : "M"}${area.x(px)},${area.y(py)}`;
     });
-    area.svg.append(make("svg:path", { d: path, fill: "none", stroke, "stroke-width": 2, "stroke-linejoin": "round" }));
-    const radius = series.points.length > 60 ? 0 : 2.6;
+    if (!chart.points) area.svg.append(make("svg:path", { d: path, fill: "none", stroke, "stroke-width": 2, "stroke-linejoin": "round" }));
+    const radius = series.points.length > 60 && !chart.points ? 0 : 2.6;
     series.points.forEach(([px, py], at) => {
       const name = chart.labels[at] || series.name;
       const spot = make("svg:g", {},

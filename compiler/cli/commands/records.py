@@ -1,0 +1,103 @@
+"""`tensorwright records`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compiler.cli import options
+
+HELP = """Show, merge and reduce tuning records.
+
+[bold]Typical[/]
+
+  tensorwright records                 the records that ship, and your own
+
+[bold]Examples[/]
+
+  What a folder holds:
+    tensorwright records logs
+
+  One file out of several, each trial once; or the best of each kernel alone:
+    tensorwright records logs other.jsonl --output all.jsonl
+    tensorwright records logs --best --output best.jsonl
+
+  Take over records from elsewhere into your own:
+    tensorwright records best.jsonl --import
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("records", help=HELP)(_records)
+
+
+def _records(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(metavar="[PATH]...", help="Record files or folders.", show_default=False)
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write them there.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="Keep the config to use, and the default, of each kernel.")] = False,
+    take_over: Annotated[bool, typer.Option("--import", help="Append them to your own records.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    from dataclasses import asdict
+
+    from compiler.cli.output import print_json, print_line, print_note
+    from compiler.tuning.library import shipped_folder, user_folder
+    from compiler.tuning.record_set import essential, merged, summary
+    from compiler.tuning.records import Loaded, RecordWriter, read, write_all
+
+    loaded = Loaded()
+    for path in paths or [shipped_folder(), user_folder()]:
+        loaded.extend(read(path))
+    for problem in loaded.problems:
+        print_note(problem)
+    records = merged(loaded.records)
+    if best:
+        records = essential(records)
+    lines = summary(records)
+    if as_json:
+        print_json([asdict(line) for line in lines])
+    else:
+        _print(lines, loaded.targets)
+    if output is not None:
+        print_line(f"wrote {write_all(output, loaded.targets, records)} records to {output}")
+    if take_over:
+        for target, description in loaded.targets.items():
+            with RecordWriter.in_folder(user_folder(), description) as writer:
+                own = [record for record in records if record.target == target]
+                for record in own:
+                    writer.append(record)
+                print_line(f"added {len(own)} records to {writer.path}")
+
+
+def _print(lines: Any, targets: Any) -> None:
+    from compiler.cli.output import print_line, print_table
+
+    if not lines:
+        print_line("no records")
+        return
+    rows = [
+        (
+            _target_text(line.target, targets),
+            f"{line.rule} (version {line.version})",
+            str(line.tasks),
+            str(line.trials),
+            str(line.failed),
+            f"{line.gain:.2f}" if line.gain is not None else "",
+        )
+        for line in lines
+    ]
+    columns = ("target", "rule", "kernels", "trials", "failed", "gain")
+    print_table(columns, rows, ("kernels", "trials", "failed", "gain"))
+
+
+def _target_text(target: str, targets: Any) -> str:
+    description = targets.get(target)
+    if description is None:
+        return target
+    model = description["engine_target"].get("mcpu") or description["machine"]["architecture"]
+    return f"{model}, {description['machine']['cores']} core(s), {target[:8]}"

@@ -1,0 +1,142 @@
+"""`tensorwright tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compiler.cli import options
+
+HELP = """Find fast configs for a model's kernels by measuring.
+
+The results are kept as records; `tensorwright compile` uses them by itself. Stop it when you like: nothing measured is
+lost, and the next run goes on from there.
+
+[bold]Typical[/]
+
+  tensorwright tune model.onnx
+
+[bold]Examples[/]
+
+  Five minutes, into a folder of your own, with a page of plots:
+    tensorwright tune model.onnx --time-budget 5m --records logs --report tuning.html
+
+  On a board that runs the engine's RPC server, or on a fleet behind a tracker:
+    tensorwright tune model.onnx --target raspberry-pi-5 --device 192.168.1.7:9090
+    tensorwright tune model.onnx --target raspberry-pi-5 --device pi@192.168.1.2:9190 --device pi@192.168.1.2:9190
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("tune", help=HELP)(_tune)
+
+
+def _tune(
+    model: options.ModelPath,
+    target: options.TargetName = "host",
+    shape: options.ModelShapes = None,
+    constant: options.Constants = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Measure there: an RPC server, or KEY@HOST:PORT of a tracker; again for more devices. This machine if "
+            "not given.",
+        ),
+    ] = None,
+    trials: Annotated[int | None, typer.Option(min=1, metavar="N", help="How many configs to measure.")] = None,
+    time_budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="How long to search: 90s, 10m, 1h. 10m if nothing is said.")
+    ] = None,
+    records: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The folder of records; the user's own if not given.")
+    ] = None,
+    precision: Annotated[str, typer.Option(metavar="TYPE", help="Type that float operators compute in.")] = "float32",
+    threads: options.Threads = None,
+    timing: Annotated[
+        str,
+        typer.Option(
+            metavar="HOW",
+            help="parallel: on all cores; serial: processor time of one, for a machine that others use too; auto: look.",
+        ),
+    ] = "auto",
+    cost_model: Annotated[str, typer.Option(metavar="NAME", help="What ranks configs.")] = "xgboost",
+    search: Annotated[str, typer.Option(metavar="NAME", help="What proposes configs.")] = "evolutionary",
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the search.")] = 0,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of plots (.html).")] = None,
+    as_json: options.Json = False,
+) -> None:
+    import compiler
+    from compiler.cli.arguments import parse_arrays, parse_duration, parse_shapes
+    from compiler.cli.output import print_json
+    from compiler.cli.tuning_display import TuningDisplay
+    from compiler.profiling.model_inspection import model_inputs
+
+    specs: dict[str, Any] = {each.name: each for each in model_inputs(model)} if constant else {}
+    with TuningDisplay() as display:
+        result = compiler.tune(
+            model,
+            target,
+            trials=trials,
+            time_budget=parse_duration(time_budget) if time_budget is not None else None,
+            records=records,
+            devices=device or ["local"],
+            shapes=parse_shapes(shape or []) or None,
+            constants=parse_arrays(constant or [], "--constant", specs) or None,
+            precision=precision,
+            threads=threads,
+            timing=timing,
+            cost_model=cost_model,
+            search=search,
+            seed=seed,
+            progress=display,
+        )
+    if report is not None:
+        from compiler.artifact.storage import write_atomically
+        from compiler.tuning.plots import tuning_page
+
+        write_atomically(report, [tuning_page(result, model.stem).encode()])
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        _print(result)
+
+
+def _print(result: Any) -> None:
+    from compiler.cli.output import print_facts, print_note, print_table
+    from compiler.profiling.formatting import format_seconds
+
+    for problem in result.problems:
+        print_note(problem)
+    rows = [
+        (
+            task.kernel,
+            task.rule,
+            str(task.count),
+            format_seconds(task.default_seconds) if task.default_seconds else "",
+            format_seconds(task.best_seconds) if task.best_seconds else "",
+            f"{task.gain:.2f}",
+            str(task.trials),
+            task.finished,
+        )
+        for task in sorted(result.tasks, key=lambda task: -task.count * (task.default_seconds or 0.0))
+    ]
+    columns = ("kernel", "rule", "calls", "default", "best", "gain", "trials", "ended, because")
+    print_table(columns, rows, ("calls", "default", "best", "gain", "trials"))
+    gain = result.before / result.after if result.after else 1.0
+    rate = result.trials / result.seconds if result.seconds else 0.0
+    print_facts(
+        [
+            ("kernels of a run", f"{format_seconds(result.before)} -> {format_seconds(result.after)} ({gain:.2f} x)"),
+            ("trials", f"{result.trials} in {format_seconds(result.seconds)} ({rate:.1f}/s), {result.resumed} before"),
+            ("timing", result.method),
+            ("records", str(result.records)),
+        ]
+    )
+    if result.skipped:
+        print_note(f"not tuned: {', '.join(sorted(result.skipped))} (sizes are known only at run time)")
+    if result.interrupted:
+        print_note("interrupted: what was measured is recorded, and the next run goes on from there")

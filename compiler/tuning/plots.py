@@ -1,0 +1,86 @@
+"""A page about one tuning: latency against time and trials, the best of each task, predicted against measured."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from compiler.profiling.formatting import format_seconds
+from compiler.profiling.report.charts import Bar, BarChart, LineChart, Series
+from compiler.profiling.report.page import Fact, Page, Section, render
+
+if TYPE_CHECKING:
+    from compiler.tuning.tune import TaskResult, TuneResult
+
+_CURVES = 8  # tasks whose curves are drawn: those with the largest share of the time
+
+
+def tuning_page(result: TuneResult, name: str) -> str:
+    """The page as HTML text."""
+    gain = result.before / result.after if result.after else 1.0
+    facts = [
+        Fact("kernels, untuned", format_seconds(result.before)),
+        Fact("kernels, tuned", format_seconds(result.after), f"{gain:.2f} times as fast"),
+        Fact("trials", str(result.trials), f"{result.trials / max(result.seconds, 1e-9):.1f} a second"),
+        Fact("time", format_seconds(result.seconds)),
+    ]
+    sections = [each for each in (*_latency(result), _curves(result), _gains(result), _predictions(result)) if each]
+    return render(Page(f"Tuning of {name}", f"records: {result.records.name}", facts, sections))
+
+
+def _latency(result: TuneResult) -> list[Section]:
+    if not result.history:
+        return []
+    end = (result.seconds, result.trials, result.history[-1][2])
+    points = [*result.history, end]
+    by_time = Series("kernels of a run", [(seconds, latency) for seconds, _, latency in points])
+    by_trials = Series("kernels of a run", [(float(trials), latency) for _, trials, latency in points])
+    options = {"y_label": "seconds of a run in kernels", "y_unit": "s", "steps": True, "y_from_zero": False}
+    return [
+        Section("Latency against time", LineChart([by_time], x_label="time", x_unit="s", **options), narrow=True),  # type: ignore[arg-type]
+        Section("Latency against trials", LineChart([by_trials], x_label="trials", **options), narrow=True),  # type: ignore[arg-type]
+    ]
+
+
+def _by_share(result: TuneResult) -> list[TaskResult]:
+    tunable = [task for task in result.tasks if task.default_seconds and task.best_seconds and task.trials]
+    return sorted(tunable, key=lambda task: -task.count * (task.default_seconds or 0.0))
+
+
+def _curves(result: TuneResult) -> Section | None:
+    series = []
+    for task in _by_share(result)[:_CURVES]:
+        default = task.default_seconds or 1.0
+        points = [(float(trials), seconds / default) for trials, seconds in task.curve]
+        last = points[-1][1] if points else 1.0
+        series.append(Series(task.kernel, [*points, (float(task.trials), last)]))
+    if not series:
+        return None
+    chart = LineChart(series, "trials", "best over default", "", "%", steps=True, y_from_zero=False)
+    return Section("Best of each task against its trials", chart, "The tasks with the largest share of the time.")
+
+
+def _gains(result: TuneResult) -> Section | None:
+    bars = []
+    for task in _by_share(result):
+        won = task.count * ((task.default_seconds or 0.0) - (task.best_seconds or 0.0))
+        knobs = ", ".join(f"{name}={value}" for name, value in task.config.items())
+        bars.append(Bar(task.kernel, max(won, 0.0), text=f"{task.gain:.2f} x", details=(task.rule, knobs, task.finished)))
+    return Section("Won in a run of the model", BarChart(bars, "s")) if bars else None
+
+
+def _predictions(result: TuneResult) -> Section | None:
+    best: dict[str, float] = {}
+    for task, _, seconds in result.predictions:
+        best[task] = min(best.get(task, math.inf), seconds)
+    points = [(score, math.log2(best[task] / seconds)) for task, score, seconds in result.predictions]
+    if not points:
+        return None
+    chart = LineChart(
+        [Series("a config", points)],
+        "predicted score",
+        "measured: log2(best of the task / seconds)",
+        points=True,
+        y_from_zero=False,
+    )
+    return Section("Predicted against measured", chart, "Each config as it was scored before it was measured.")
