@@ -65,7 +65,9 @@ def _gains(result: TuneResult) -> Section | None:
     for task in _by_share(result):
         won = task.count * ((task.default_seconds or 0.0) - (task.best_seconds or 0.0))
         knobs = ", ".join(f"{name}={value}" for name, value in task.config.items())
-        bars.append(Bar(task.kernel, max(won, 0.0), text=f"{task.gain:.2f} x", details=(task.rule, knobs, task.finished)))
+        bars.append(
+            Bar(task.kernel, max(won, 0.0), text=f"{task.gain:.2f} x", details=(task.rule, knobs, task.finished))
+        )
     return Section("Won in a run of the model", BarChart(bars, "s")) if bars else None
 
 

@@ -57,9 +57,7 @@ def by_task(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
 
 def best_of(records: Iterable[Record]) -> dict[tuple[str, str], Record]:
     """The record to use for each (target, task): the fastest, unless the default is as fast to within the noise."""
-    return {
-        key: chosen for key, group in by_task(deduplicated(records)).items() if (chosen := best(group)) is not None
-    }
+    return {key: chosen for key, group in by_task(deduplicated(records)).items() if (chosen := best(group)) is not None}
 
 
 def essential(records: Iterable[Record]) -> list[Record]:

@@ -2,8 +2,8 @@
 
 A record file holds two kinds of lines: "target" describes a target once, "trial" is one measurement on it. A line goes
 out as a single write to a file opened for appending, under a lock, so two processes may append at once and a process
-that is killed loses at most the line it was about to write. What a killed machine may lose is bounded by `FSYNC_SECONDS`.
-A torn line is skipped when reading and sealed off by the next append.
+that is killed loses at most the line it was about to write. What a machine that fails may lose is bounded by
+`FSYNC_SECONDS`. A torn line is skipped when reading and sealed off by the next append.
 """
 
 from __future__ import annotations

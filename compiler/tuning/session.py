@@ -35,6 +35,7 @@ class Progress:
         seconds: since the start; `limit_seconds` and `limit_trials` are what was allowed.
         before, now: seconds of a run of the model in kernels, untuned and as tuned so far.
         phase: what is being done.
+        resumed: trials found in the records.
         current: the task being tried.
         history: (seconds since the start, trials, `now`) whenever `now` became less.
     """
@@ -43,6 +44,7 @@ class Progress:
     phase: str = ""
     seconds: float = 0.0
     trials: int = 0
+    resumed: int = 0
     limit_seconds: float | None = None
     limit_trials: int | None = None
     before: float = 0.0
@@ -117,6 +119,7 @@ class Session:
                 state.note(config, record.seconds if record.status == "ok" else None, new=False)
                 self._samples.append(Sample(subject_of(state), config, record.seconds))
                 count += 1
+        self.progress.resumed = count
         return count
 
     def learn_from(self, samples: Sequence[Sample]) -> None:
@@ -272,5 +275,3 @@ def subject_of(state: TaskState) -> Subject:
     """A task as the cost models see it."""
     task = state.task
     return Subject(task.key, task.rule.name, task.workload, state.machine, task.default)
-
-

@@ -126,7 +126,7 @@ def tune(
     chosen = find_target(target, threads)
     if LOCAL in devices and not chosen.fits_this_machine():
         raise OptionError(
-            f"target {chosen.name!r} can not be measured on this machine: it lacks {', '.join(chosen.missing_features())}",
+            f"target {chosen.name!r} can not be measured here: it needs {', '.join(chosen.missing_features())}",
             "name a device: devices=['HOST:PORT'] of an RPC server",
         )
     model = import_model(source, shapes=shapes, constants=constants, example_inputs=example_inputs)

@@ -24,6 +24,7 @@ SUITES = {
     "artifacts": "tests.fuzz.artifacts",
     "models": "tests.fuzz.models",
     "graphs": "tests.fuzz.graphs",
+    "tuning": "tests.fuzz.tuning",
 }
 _SHOWN_FAILURES = 20
 

@@ -39,7 +39,9 @@ def _records(
         list[Path] | None, typer.Argument(metavar="[PATH]...", help="Record files or folders.", show_default=False)
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write them there.")] = None,
-    best: Annotated[bool, typer.Option("--best", help="Keep the config to use, and the default, of each kernel.")] = False,
+    best: Annotated[
+        bool, typer.Option("--best", help="Keep what a compilation needs: the best and the default.")
+    ] = False,
     take_over: Annotated[bool, typer.Option("--import", help="Append them to your own records.")] = False,
     as_json: options.Json = False,
 ) -> None:

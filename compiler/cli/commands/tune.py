@@ -60,7 +60,7 @@ def _tune(
         str,
         typer.Option(
             metavar="HOW",
-            help="parallel: on all cores; serial: processor time of one, for a machine that others use too; auto: look.",
+            help="parallel: on all cores; serial: processor time of one, where others use the machine too; auto: look.",
         ),
     ] = "auto",
     cost_model: Annotated[str, typer.Option(metavar="NAME", help="What ranks configs.")] = "xgboost",

@@ -175,9 +175,7 @@ def _matmul(work: Any, config: Config, machine: Machine) -> Estimate:
     tiles = ceil_div(m, rows)
     wanted = max(1, ceil_div(4 * machine.cores, panels * batch))
     chunks = min(wanted, tiles)
-    return Estimate(
-        cycles, moved, batch * panels * chunks, panel_bytes, rows * vectors, rows * vectors, _tail(m, rows)
-    )
+    return Estimate(cycles, moved, batch * panels * chunks, panel_bytes, rows * vectors, rows * vectors, _tail(m, rows))
 
 
 @estimator("attention")
@@ -192,9 +190,7 @@ def _attention(work: Any, config: Config, machine: Machine) -> Estimate:
         + queries * keys / lanes * 12
     )
     moved = float(batch * blocks * keys * (work.depth + work.columns) * 4)
-    return Estimate(
-        cycles, moved, batch * blocks, rows * keys * 4.0, rows * 2, rows * 2, _tail(queries, rows)
-    )
+    return Estimate(cycles, moved, batch * blocks, rows * keys * 4.0, rows * 2, rows * 2, _tail(queries, rows))
 
 
 __all__ = ["Estimate", "estimate", "estimator"]

@@ -74,12 +74,12 @@ class Featurizer:
 
 def _workload(work: Any) -> list[float]:
     values = [_log(getattr(work, name, math.nan)) for name in (*_SIZES, *_MORE_SIZES)]
-    spatial = getattr(work, "out_spatial", ())
-    kernel = getattr(work, "kernel", ())
+    spatial: Any = getattr(work, "out_spatial", ())
+    kernel: Any = getattr(work, "kernel", ())
     values.append(_log(spatial[-2]) if len(spatial) > 1 else math.nan)
     values.append(_log(spatial[-1]) if spatial else math.nan)
     values.append(_log(math.prod(kernel)) if kernel else math.nan)
-    strides = getattr(work, "strides", ())
+    strides: Any = getattr(work, "strides", ())
     values.append(_log(strides[-1]) if strides else math.nan)
     return values
 

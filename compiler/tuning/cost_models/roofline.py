@@ -21,7 +21,9 @@ class RooflineModel:
 
     def predict(self, subject: Subject, configs: Sequence[Config]) -> NDArray[np.float64]:
         estimates = [estimate(subject.rule, subject.workload, config, subject.machine) for config in configs]
-        return np.array([0.0 if each is None else -np.log2(max(each.total(subject.machine), 1.0)) for each in estimates])
+        return np.array(
+            [0.0 if each is None else -np.log2(max(each.total(subject.machine), 1.0)) for each in estimates]
+        )
 
 
 @cost_models.register("random")

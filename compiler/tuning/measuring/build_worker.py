@@ -64,6 +64,10 @@ class Builder:
             config = rule.default(workload, self._machine) if rule.space(workload, self._machine).knobs else Config()
         function = apply_rule(rule, kernel, workload, config, self._machine)
         function = function.with_attr("global_symbol", SYMBOL).with_attr("tirx.is_scheduled", True)
+        return self.linked(function), parallel_tasks(function)
+
+    def linked(self, function: Any) -> bytes:
+        """A scheduled PrimFunc as a shared library."""
         with self._engine_target:
             executable = tvm.compile(tvm.IRModule({SYMBOL: function}), target=self._engine_target)
         with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
@@ -74,7 +78,7 @@ class Builder:
                 _linker().link(path, [objects])
             else:
                 self._target.export_library(executable, path)
-            return path.read_bytes(), parallel_tasks(function)
+            return path.read_bytes()
 
 
 def parallel_tasks(function: Any) -> int:

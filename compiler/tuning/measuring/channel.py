@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -123,10 +124,8 @@ class Worker:
         if pipe is not None:
             pipe.close()
         if process is not None:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_NICE_END_SECONDS)
-            except subprocess.TimeoutExpired:
-                pass
             self._pipe = None
             self.kill()
 
@@ -155,4 +154,3 @@ def wait_any(workers: list[Worker], timeout: float) -> list[Worker]:
     connections = {id(worker.connection): worker for worker in workers}
     ready = wait([worker.connection for worker in workers], max(timeout, 0))
     return [connections[id(each)] for each in ready]
-

@@ -41,7 +41,7 @@ class Trial:
 
     key: str
     config: Config
-    effort: Effort = Effort()
+    effort: Effort = field(default_factory=Effort)
 
 
 Emit = Callable[[Trial, Outcome], None]
@@ -155,7 +155,7 @@ class Lab:
         return [batch.outcomes[number] for number in range(len(trials))]
 
     def compare(self, key: str, candidates: Sequence[Outcome], effort: Effort, rounds: int) -> list[Outcome]:
-        """Time several outcomes of a task anew, in turns, on the first device: one sample a round. A crash fails all."""
+        """Time several outcomes of a task anew, in turns, on the first device, a sample a round. A crash fails all."""
         measurer = self.measurers[0]
         built = [each.built for each in candidates]
         libraries = tuple(each.library or b"" for each in built if each is not None)

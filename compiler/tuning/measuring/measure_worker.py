@@ -66,6 +66,7 @@ class Measurer:
             return None
         start = time.perf_counter()
         prepared = self._prepare(request.key)
+        timings: tuple[Timing, ...]
         if isinstance(request, ReferenceRequest):
             timings = (self._reference(prepared, request.library),)
         else:
@@ -160,7 +161,9 @@ def take_samples(kernel: Kernel, sets: list[tuple[Any, ...]], effort: Effort) ->
     taken: list[tuple[float, float]] = []  # (share of waiting, seconds of a call)
     clean: list[float] = []
     end, position = time.perf_counter() + effort.seconds, 0
-    while len(taken) < _MIN_SAMPLES or (time.perf_counter() < end and (len(clean) < _MIN_SAMPLES or spread(clean) > _AGREEMENT)):
+    while len(taken) < _MIN_SAMPLES or (
+        time.perf_counter() < end and (len(clean) < _MIN_SAMPLES or spread(clean) > _AGREEMENT)
+    ):
         chosen = [sets[(position + i) % len(sets)] for i in range(inner)]
         position += inner
         waited, start = waiting.seconds(), clock()

@@ -36,19 +36,28 @@ class Evolutionary:
         population = set(self._random_ones(state, _POPULATION // 2))
         population |= set(self._children(state, measured, _POPULATION // 2))
         for _ in range(_GENERATIONS):
-            ranked = _ranked(population, score)
+            ranked = self._ranked(population, score)
             parents = [*measured[: _PARENTS // 2], *ranked[:_PARENTS]]
             population = set(ranked[: _POPULATION // 2]) | set(self._children(state, parents, _POPULATION // 2))
         return self._chosen([each for each in population if each not in state.results], score, count)
 
     def _chosen(self, fresh: list[Config], score: Score, count: int) -> list[Config]:
-        ranked = _ranked(fresh, score)
+        ranked = self._ranked(fresh, score)
         chosen = ranked[:count]
         rest = ranked[count:]
         for place in range(1, len(chosen)):
             if rest and self._random.random() < _CHANCE:
                 chosen[place] = rest.pop(self._random.randrange(len(rest)))
         return chosen
+
+    def _ranked(self, configs: Iterable[Config], score: Score) -> list[Config]:
+        """Best score first; equal scores in random order, the same for the same seed."""
+        listed = sorted(configs, key=lambda config: config.values_)
+        if not listed:
+            return []
+        self._random.shuffle(listed)
+        scores = score(listed)
+        return [listed[i] for i in sorted(range(len(listed)), key=lambda i: -scores[i])]
 
     def _random_ones(self, state: TaskState, count: int) -> Iterable[Config]:
         for _ in range(count):
@@ -67,14 +76,6 @@ class Evolutionary:
                 child = neighbour(state.task.space, parent, self._random)
             if child is not None:
                 yield child
-
-
-def _ranked(configs: Iterable[Config], score: Score) -> list[Config]:
-    listed = sorted(configs, key=lambda config: config.values_)
-    if not listed:
-        return []
-    scores = score(listed)
-    return [listed[i] for i in sorted(range(len(listed)), key=lambda i: -scores[i])]
 
 
 @searches.register("random")

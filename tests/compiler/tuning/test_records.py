@@ -127,7 +127,11 @@ def test_merge_keeps_each_config_once_and_prefers_success() -> None:
 
 
 def test_summary_counts_and_gains() -> None:
-    records = [record(0, seconds=2e-3, is_default=True), record(1, seconds=1e-3), record(2, seconds=None, status="crash")]
+    records = [
+        record(0, seconds=2e-3, is_default=True),
+        record(1, seconds=1e-3),
+        record(2, seconds=None, status="crash"),
+    ]
     (line,) = summary(records)
     assert (line.tasks, line.trials, line.failed) == (1, 3, 1)
     assert line.gain == pytest.approx(2.0)

@@ -1,0 +1,93 @@
+"""From a model to records, to a compilation that uses them, and on from there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import compiler
+from compiler.errors import OptionError
+from compiler.tuning.plots import tuning_page
+from compiler.tuning.records import read
+from compiler.tuning.session import Progress
+from compiler.tuning.tune import TuneResult
+from tests.fuzz.tuning import convolution_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("records")
+
+
+def tune(folder: Path, trials: int, progress: Callable[[Progress], None] | None = None) -> TuneResult:
+    return compiler.tune(
+        convolution_model(), trials=trials, records=folder, threads=1, timing="serial", progress=progress
+    )
+
+
+@pytest.fixture(scope="module")
+def first(folder: Path) -> TuneResult:
+    return tune(folder, 20)
+
+
+def test_trials_are_made_and_recorded(first: TuneResult, folder: Path) -> None:
+    assert first.trials == 20
+    assert first.problems == ()
+    (task,) = [task for task in first.tasks if task.rule == "conv-direct"]
+    assert task.best_seconds is not None
+    assert task.default_seconds is not None
+    assert task.best_seconds <= task.default_seconds * 1.0001
+    records = read(folder).records
+    assert len({record.config_key for record in records}) == 20
+    assert sum(record.is_default for record in records) >= 1
+    assert {record.method for record in records} == {"serial"}
+
+
+def test_the_next_run_goes_on(first: TuneResult, folder: Path) -> None:
+    seen: list[int] = []
+    again = tune(folder, 3, lambda progress: seen.append(progress.trials))
+    assert again.resumed >= 20
+    assert again.trials == 3
+    assert max(seen) == 3
+    assert len({record.config_key for record in read(folder).records}) == 23
+
+
+def test_compile_uses_the_records_and_says_so(first: TuneResult, folder: Path) -> None:
+    untuned = compiler.compile(convolution_model(), threads=1, records=False)
+    tuned = compiler.compile(convolution_model(), threads=1, records=folder)
+    (kernel,) = [each for each in tuned.artifact.manifest.kernels if each.rule == "conv-direct"]
+    assert kernel.source == "record"
+    assert kernel.origin == str(first.records)
+    assert all(each.source != "record" and each.origin is None for each in untuned.artifact.manifest.kernels)
+    x = np.random.default_rng(1).standard_normal((1, 32, 14, 14)).astype(np.float32)
+    np.testing.assert_allclose(tuned.run({"x": x})["y"], untuned.run({"x": x})["y"], rtol=1e-4, atol=1e-4)
+
+
+def test_records_of_one_thread_do_not_serve_two(first: TuneResult, folder: Path) -> None:
+    module = compiler.compile(convolution_model(), threads=2, records=folder)
+    assert all(each.source != "record" for each in module.artifact.manifest.kernels)
+
+
+def test_the_page_shows_the_curves(first: TuneResult) -> None:
+    page = tuning_page(first, "convolution")
+    assert "Latency against time" in page
+    assert "Predicted against measured" in page
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trials": 0}, "at least one"),
+        ({"time_budget": -1.0}, "time_budget"),
+        ({"devices": ["somewhere"]}, "not understood"),
+        ({"timing": "sundial"}, "sundial"),
+        ({"cost_model": "tarot"}, "tarot"),
+        ({"search": "dowsing"}, "dowsing"),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=message):
+        compiler.tune(convolution_model(), records=tmp_path, **options)  # type: ignore[arg-type]

@@ -1,0 +1,173 @@
+"""The tuning suite: a tuning that is killed at a random moment loses no record, and the next one goes on from there."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import random
+import select
+import signal
+import struct
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from compiler.tuning.measuring.lab import Trial
+from compiler.tuning.measuring.messages import Outcome as Measured
+from compiler.tuning.records import read
+from compiler.tuning.session import Progress
+from tests.fuzz.outcome import Outcome
+
+MOST_TRIALS = 12
+"""A case is killed within so many trials after its tuning began, and up to `MORE_SECONDS` later."""
+MORE_SECONDS = 0.4
+_REPORT = struct.Struct("<ii")  # resumed, trials
+_READY_SECONDS = 60.0
+
+
+def convolution_model() -> bytes:
+    """One strided convolution: a kernel with a large space that takes no time."""
+    weight = np.random.default_rng(0).standard_normal((32, 32, 3, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], strides=[2, 2], pads=[1, 1, 1, 1])],
+        "convolution",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 32, 14, 14])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 32, 7, 7])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model.SerializeToString()
+
+
+def prepare(folder: Path) -> Path:
+    """The folder of the records; each worker goes on from its own."""
+    return folder
+
+
+def case(folder: Path, seed: int) -> Outcome:
+    """Tune, kill it, and look at what it left: every announced record must be there, and the next run must find it."""
+    return _killed(folder, seed, instant=False)
+
+
+def instant_case(folder: Path, seed: int) -> Outcome:
+    """The same with kernels that are neither built nor run: only what is written and read is tried."""
+    return _killed(folder, seed, instant=True)
+
+
+class InstantLab:
+    """Stands in for `compiler.tuning.measuring.lab.Lab`: every config takes a millisecond, by its own word."""
+
+    serial = True
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __enter__(self) -> InstantLab:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def define(self, task: object) -> None:
+        """Nothing to know."""
+
+    def prepare(self, keys: object) -> dict[str, str]:
+        """Nothing to do."""
+        return {}
+
+    def trials(self, trials: Sequence[Trial], emit: Callable[[Trial, Measured], None]) -> list[Measured]:
+        """All are well."""
+        outcomes = [Measured(trial.config, "ok", 1e-3, runs=3) for trial in trials]
+        for trial, outcome in zip(trials, outcomes, strict=True):
+            time.sleep(1e-3)
+            emit(trial, outcome)
+        return outcomes
+
+
+def _killed(folder: Path, seed: int, *, instant: bool) -> Outcome:
+    records = folder / f"records-{os.getpid()}"
+    before = len(_whole_records(records)[0])
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _tune_until_killed(records, writer, seed, instant)
+    os.close(writer)
+    generator = random.Random(seed)
+    wanted = generator.randrange(MOST_TRIALS)
+    try:
+        reports = _reports_until(reader, wanted)
+        if not reports:
+            return Outcome("exception", "start", "the tuning ended before it began")
+        time.sleep(generator.uniform(0.0, MORE_SECONDS))
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    resumed, trials = _last_report(reader, reports)
+    os.close(reader)
+    found, problem = _whole_records(records)
+    label = f"killed after {wanted} trials"
+    if problem:
+        return Outcome("wrong", label, problem)
+    if resumed != before:
+        return Outcome("wrong", label, f"{resumed} trials resumed of {before}")
+    if len(found) < before + trials:
+        return Outcome("wrong", label, f"{len(found)} records of {before} and {trials} new ones")
+    return Outcome("right", label)
+
+
+def _whole_records(folder: Path) -> tuple[set[str], str]:
+    """The distinct configs on record, and what is wrong with the files."""
+    loaded = read(folder)
+    odd = [record for record in loaded.records if record.status != "ok" or not record.seconds]
+    problem = "; ".join(loaded.problems) or (f"an odd record: {odd[0]}" if odd else "")
+    return {record.config_key for record in loaded.records}, problem
+
+
+def _tune_until_killed(records: Path, writer: int, seed: int, instant: bool) -> None:
+    """The child's life; it ends by being killed, or with all that it was asked to do."""
+    os.setsid()
+    try:
+        module = importlib.import_module("compiler.tuning.tune")
+        if instant:
+            vars(module)["Lab"] = InstantLab
+
+        def announce(progress: Progress) -> None:
+            os.write(writer, _REPORT.pack(progress.resumed, progress.trials))
+
+        module.tune(
+            convolution_model(),
+            trials=10_000,
+            records=records,
+            threads=1,
+            timing="serial",
+            cost_model="random",
+            search="random",
+            seed=seed,
+            progress=announce,
+        )
+    finally:
+        os._exit(0)
+
+
+def _reports_until(reader: int, trials: int) -> bytes:
+    """What was announced until so many trials were made; empty when the tuning never began."""
+    data = b""
+    while select.select([reader], [], [], _READY_SECONDS)[0] and (chunk := os.read(reader, _REPORT.size)):
+        data += chunk
+        if _REPORT.unpack(data[-_REPORT.size :])[1] >= trials:
+            break
+    return data
+
+
+def _last_report(reader: int, before: bytes) -> tuple[int, int]:
+    """(resumed, trials) as announced last, before the child's end of the pipe was closed."""
+    data = before
+    while chunk := os.read(reader, 1 << 16):
+        data += chunk
+    whole = len(data) // _REPORT.size * _REPORT.size
+    resumed, trials = _REPORT.unpack(data[whole - _REPORT.size : whole])
+    return resumed, trials
