@@ -21,7 +21,7 @@ class TensorSpec:
     name: str
     shape: tuple[int | str, ...]
     dtype: str
-    carrier: str | None = None
+    carrier: Literal["int8", "uint8"] | None = None
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"

@@ -7,6 +7,8 @@ not support; floats of a byte or less as their bits in a byte, since the engine'
 
 from __future__ import annotations
 
+from typing import Literal
+
 import ml_dtypes
 import numpy as np
 from onnx import TensorProto
@@ -41,8 +43,9 @@ NAMES: dict[int, str] = {
 }
 NUMBERS = {name: number for number, name in NAMES.items()}
 
-_CARRIERS = {"int4": "int8", "int2": "int8", "uint4": "uint8", "uint2": "uint8"}
-_CARRIERS |= {name: "uint8" for name in NUMBERS if name.startswith(("float8", "float4"))}
+Carrier = Literal["int8", "uint8"]
+_CARRIERS: dict[str, Carrier] = {"int4": "int8", "int2": "int8", "uint4": "uint8", "uint2": "uint8"}
+_CARRIERS.update({name: "uint8" for name in NUMBERS if name.startswith(("float8", "float4"))})
 _UNCARRIED = frozenset({"string", "complex64", "complex128"})
 
 
@@ -63,7 +66,7 @@ def carrier(name: str) -> str:
     return _CARRIERS.get(name, name)
 
 
-def carrier_of(name: str) -> str | None:
+def carrier_of(name: str) -> Carrier | None:
     """The engine's type that carries values of type `name`, where it is another."""
     return _CARRIERS.get(name)
 

@@ -65,6 +65,8 @@ def _build(importer: Importer, scope: Scope, inputs: list[RuntimeInput]) -> tupl
         importer.import_nodes(live_nodes(importer.model.nodes, wanted), scope)
         outputs = _outputs(importer, scope)
         importer.raise_refusals()
+        if len(outputs) < len(set(wanted)):
+            raise InternalError(f"the outputs {sorted(set(wanted) - outputs.keys())} were lost while importing")
         result = block_builder.emit(relax.Tuple([value.expr for value in outputs.values()]))
     finally:
         block = block_builder._end_block()

@@ -39,7 +39,7 @@ class Composer:
         outputs = [f"{base}/{operator}/{index}" for index in range(count)]
         given = {name: value for name, value in attributes.items() if value is not None}
         node = onnx.helper.make_node(operator, names, outputs, name=base, domain=domain, **given)
-        results = self.context.importer._import_node(node, values, self._scope)
+        results = self.context.importer._import_node(node, values, self._scope)[:count]
         if any(is_poisoned(result) for result in results):
             raise PoisonedInputError
         return results

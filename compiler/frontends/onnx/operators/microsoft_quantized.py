@@ -247,30 +247,34 @@ def matmul_n_bits(context: NodeContext) -> Value:
     bits, block = int(context.attribute("bits", 4)), int(context.required_attribute("block_size"))
     if bits not in (2, 4, 8):
         context.refuse(f"weights of {bits} bits are not supported")
-    if context.has_input(4):
-        context.refuse("g_idx is not supported")
     blocks = -(-size // block)
     op = Composer(context)
     packed = context.constant(1).reshape(rows, blocks, -1)
-    weights = _unpacked(packed, bits)[:, :, :block]
+    weights = unpacked(packed, bits)[:, :, :block]
     zeros: Any = np.float32(2 ** (bits - 1))
     scales = op("Reshape", context.value(2), int64s(rows, blocks, 1))
     if context.has_input(3):
         raw = context.constant(3)
         if raw.dtype == np.uint8:
-            zeros = _unpacked(raw.reshape(rows, -1), bits)[:, :blocks].reshape(rows, blocks, 1).astype(np.float32)
+            zeros = unpacked(raw.reshape(rows, -1), bits)[:, :blocks].reshape(rows, blocks, 1).astype(np.float32)
         else:
             zeros = raw.reshape(rows, blocks, 1).astype(np.float32)
     dtype = op.number(context.dtype(2))
+    if context.has_input(4):
+        # Each column says which block's scale and zero point are its own.
+        order = context.constant(4).astype(np.int64)
+        weights, scales = weights.reshape(rows, -1, 1), op("Gather", scales, order, axis=1)
+        zeros = zeros if np.ndim(zeros) == 0 else zeros[:, order]
+        weights = weights[:, : len(order)]
     shifted = op("Cast", op("Sub", op("Cast", weights, to=1), zeros), to=dtype)
-    matrix = op("Reshape", op("Mul", shifted, scales), int64s(rows, blocks * block))
-    if blocks * block != size:
+    matrix = op("Reshape", op("Mul", shifted, scales), int64s(rows, -1))
+    if blocks * block != size and not context.has_input(4):
         matrix = op("Slice", matrix, int64s(0), int64s(size), int64s(1))
     result: Value = op("MatMul", context.value(0), op("Transpose", matrix, perm=[1, 0]))
     return op("Add", result, context.value(5)) if context.has_input(5) else result
 
 
-def _unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
+def unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
     """Integers packed into bytes along the last axis, low bits first."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     values = (packed[..., None] >> shifts) & np.uint8(2**bits - 1)

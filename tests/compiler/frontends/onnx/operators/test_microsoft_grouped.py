@@ -1,0 +1,83 @@
+"""GroupQueryAttention and weights in blocks against ONNX Runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compiler.errors import UnsupportedModelError
+from tests.compiler.frontends.onnx.operators.onnxruntime_check import node_model
+from tests.compiler.frontends.onnx.operators.test_microsoft import _check, _f, _u8
+from tests.coverage.engine import import_and_build
+
+_HEADS, _SIZE = 4, 16
+
+
+def _inputs(batch: int, new: int, past: int, last: list[int], groups: int = 2, packed: bool = False) -> dict[str, Any]:
+    """`past` is the length of the cache, `last` the last position of each sample."""
+    width = (_HEADS + 2 * groups) * _SIZE if packed else _HEADS * _SIZE
+    pair = (None, None) if packed else (_f(batch, new, groups * _SIZE), _f(batch, new, groups * _SIZE))
+    return {
+        "q": _f(batch, new, width),
+        "k": pair[0],
+        "v": pair[1],
+        "pk": _f(batch, groups, past, _SIZE),
+        "pv": _f(batch, groups, past, _SIZE),
+        "l": np.array(last, np.int32),
+        "t": np.array(max(last) + 1, np.int32),
+    }
+
+
+_TABLES = {"c": _f(16, _SIZE // 2), "s": _f(16, _SIZE // 2)}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "attributes"),
+    [
+        (_inputs(2, 1, 4, [4, 4]), {}),
+        (_inputs(2, 1, 4, [4, 2]) | _TABLES, {"do_rotary": 1}),
+        (_inputs(1, 4, 0, [3]) | _TABLES, {"do_rotary": 1, "rotary_interleaved": 1}),
+        (_inputs(1, 4, 0, [3], 1, packed=True) | _TABLES, {"do_rotary": 1}),
+        (_inputs(1, 1, 6, [6]), {"local_window_size": 3}),
+        (_inputs(1, 3, 4, [6]), {"softcap": 5.0, "scale": 0.3}),
+        (_inputs(1, 1, 4, [4]) | {"c": None, "s": None, "p": None, "b": _f(1, _HEADS, 1, 5)}, {}),
+    ],
+    ids=["token", "ragged", "prompt", "packed", "window", "chunk", "bias"],
+)
+@pytest.mark.parametrize("total", ["known", "input"])
+def test_grouped_attention(inputs: dict[str, Any], attributes: dict[str, Any], total: str) -> None:
+    groups = inputs["pk"].shape[1]
+    constants = ("t",) if total == "known" else ()
+    _check("GroupQueryAttention", inputs, 3, constants=constants, num_heads=_HEADS, kv_num_heads=groups, **attributes)
+
+
+def test_variants_are_refused_by_name() -> None:
+    model = node_model("GroupQueryAttention", _inputs(1, 1, 4, [4]), 3, domain="com.microsoft", smooth_softmax=1)
+    with pytest.raises(UnsupportedModelError, match=r"GroupQueryAttention.*smooth_softmax=1"):
+        import_and_build(model)
+
+
+@pytest.mark.parametrize(("bits", "zeros"), [(4, "none"), (4, "packed"), (4, "float"), (8, "none"), (8, "packed")])
+def test_weights_whose_columns_are_in_groups(bits: int, zeros: str) -> None:
+    groups = np.random.default_rng(1).integers(0, 2, 64).astype(np.int32)
+    inputs = {"a": _f(3, 64), "b": _u8(7, 2, 4 * bits), "s": np.abs(_f(14)) * 0.1}
+    packed = _u8(7 * 2 * bits // 8)
+    inputs |= {"z": {"none": None, "packed": packed, "float": _f(14) + 8}[zeros]}
+    sizes = {"K": 64, "N": 7, "bits": bits, "block_size": 32}
+    _check("MatMulNBits", inputs, constants=("b", "s", "z"), **sizes)
+    if bits == 4 and zeros != "packed":  # of packed zero points ONNX Runtime's kernel reads others with groups
+        _check("MatMulNBits", inputs | {"g": groups}, constants=("b", "s", "z", "g"), **sizes)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_tables_in_blocks(zeros: bool) -> None:
+    inputs = {
+        "d": _u8(6, 16),
+        "i": np.array([[1, 5], [0, 3]]),
+        "s": np.abs(_f(6, 2)),
+        "z": _u8(6, 1) if zeros else None,
+    }
+    attributes = {"bits": 4, "block_size": 16, "quantize_axis": 1, "gather_axis": 0}
+    _check("GatherBlockQuantized", inputs, constants=("d", "s", "z"), **attributes)
