@@ -77,8 +77,9 @@ class Conv:
         Register tiles run along the last dimension: a column of pixels would leave them with one pixel each.
         """
         spatial = range(len(self.strides))
-        moved = sorted(spatial, key=lambda i: sizes[self.out_order[2 + i]] != 1)
-        if moved == list(spatial) or sizes[self.out_order[-1]] != 1:
+        single = [isinstance(sizes[axis], int) and sizes[axis] == 1 for axis in self.out_order[2:]]
+        moved = sorted(spatial, key=lambda i: not single[i])
+        if moved == list(spatial) or not single[-1]:
             return self
         axes = [0, 1, *(2 + i for i in moved)]
         return Conv(

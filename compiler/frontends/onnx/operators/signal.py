@@ -130,7 +130,7 @@ def _packed(context: NodeContext, data: Complex, order: list[int]) -> relax.Expr
 
 @converter("STFT", since=17)
 def stft(context: NodeContext) -> relax.Expr:
-    """The transform of windows that move along a signal of shape (batch, samples, 1 or 2)."""
+    """The transform of windows that move along a signal of shape (batch, samples, 1 or 2), or (batch, samples)."""
     step = context.scalar(1)
     window_length = context.shape(2)[0] if context.has_input(2) else None
     length = context.scalar(3, window_length)
@@ -138,7 +138,9 @@ def stft(context: NodeContext) -> relax.Expr:
         context.refuse("the frame's length is not known when compiling; give frame_length or a window of fixed size")
     if step < 1 or length < 1:
         context.invalid(f"frame step {step} and length {length} must be positive")
-    data = _complex(context, widened(context, context.input(0)), [0, 1])
+    signal = widened(context, context.input(0))
+    # ONNX Runtime takes a real signal without its last axis, and so exporters leave it out.
+    data = Complex(signal) if context.rank(0) == 2 else _complex(context, signal, [0, 1])
     window = widened(context, context.input(2)) if context.has_input(2) else None
     framed = _each_part(data, lambda part: _frames(context, part, window, step, length))
     result = transform(context, framed, length)
