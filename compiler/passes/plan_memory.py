@@ -13,6 +13,8 @@ from typing import Any
 
 from tvm import relax
 from tvm.ir import IRModule
+from tvm.sym import Analyzer
+from tvm.tirx import IntImm
 
 from compiler.errors import InvalidModelError
 from compiler.passes.context import PipelineContext
@@ -22,6 +24,8 @@ from compiler.passes.memory_assignment import assign, peak_of_live_bytes
 from compiler.passes.memory_liveness import ALLOCATE, Liveness
 from compiler.passes.registry import graph_pass
 
+_LOOSE = 4096  # a size that a bound may stand for at run time
+_UNBOUNDED = 2**63 - 1
 MAX_BYTES = 1 << 47
 """What a process can address on the machines there are."""
 
@@ -62,7 +66,8 @@ def plan_memory(mod: IRModule, context: PipelineContext) -> IRModule:
         for variable, function in changed.items():
             mod.update_func(variable, function)
     mod = relax.transform.Normalize()(mod)
-    if any(_has_branch(function.body) for function in mod.functions.values() if isinstance(function, relax.Function)):
+    functions = [function for function in mod.functions.values() if isinstance(function, relax.Function)]
+    if any(_has_branch(function.body) or _has_loose_bound(function.body) for function in functions):
         return mod
     with engine_target(context):
         return relax.transform.StaticPlanBlockMemory()(mod)
@@ -71,6 +76,23 @@ def plan_memory(mod: IRModule, context: PipelineContext) -> IRModule:
 def _has_branch(sequence: Any) -> bool:
     values = (binding.value for block in sequence.blocks for binding in block.bindings)
     return any(isinstance(value, relax.If) for value in values)
+
+
+def _has_loose_bound(sequence: Any) -> bool:
+    """Whether a tensor of unknown size has one of its sizes bounded, by `min(n, 100000)`, and that by much.
+
+    The engine's planner allocates the bound.
+    """
+    analyzer = Analyzer()
+    for block in sequence.blocks:
+        for binding in block.bindings:
+            if operator_name(binding.value) != ALLOCATE or not isinstance(binding.value.args[0], relax.ShapeExpr):
+                continue
+            sizes = [size for size in binding.value.args[0].values if not isinstance(size, IntImm)]
+            bounds = [int(analyzer.const_int_bound(size).max_value) for size in sizes]
+            if any(_LOOSE < bound < _UNBOUNDED for bound in bounds):
+                return True
+    return False
 
 
 def _planned(function: Any, liveness: Liveness) -> tuple[Any, MemoryReport]:

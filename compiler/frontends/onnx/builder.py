@@ -98,12 +98,29 @@ class Builder:
         """Bind an expression; the result's shape is known (each field's, for a tuple)."""
         if isinstance(expr, (tvm.ir.Var, tvm.ir.GenericConst)):
             return expr
-        variable = self.block_builder.emit(expr)
+        variable = self.block_builder.emit(self._with_plain_sizes(expr))
         if isinstance(variable.ty, relax.TensorType) and not has_shape(variable):
             fresh = [self.dimension() for _ in range(variable.ty.ndim)]
             return self.match_shape(variable, fresh)
         self._require_sizes(variable)
         return variable
+
+    def _with_plain_sizes(self, expr: relax.Expr) -> relax.Expr:
+        """An operator's call whose inferred sizes are simplified (n + 200 + 112 to n + 312).
+
+        The engine's own kernels simplify them, and it joins no two kernels that write one tensor's size differently.
+        """
+        if not isinstance(expr, relax.Call) or not isinstance(expr.op, tvm.ir.Op) or expr.op.name == "relax.call_tir":
+            return expr
+        call = self.block_builder.normalize(expr)
+        if not isinstance(call, relax.Call) or not isinstance(call.ty, relax.TensorType) or not has_shape(call):
+            return call
+        sizes = tensor_shape(call)
+        plain = [size if is_number(size) else self.arithmetic.simplify(size) for size in sizes]
+        if all(is_number(size) or str(size) == str(new) for size, new in zip(sizes, plain, strict=True)):
+            return call
+        ty = relax.TensorType(plain, call.ty.dtype, call.ty.vdevice)
+        return relax.Call(call.op, call.args, call.attrs, call.ty_args, call.span, ret_ty=ty)
 
     def _require_sizes(self, variable: relax.Expr) -> None:
         """No size of a tensor may turn out to be negative."""

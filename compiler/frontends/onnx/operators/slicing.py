@@ -15,6 +15,8 @@ from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression, is_simple
 from compiler.frontends.onnx.values import tensor_shape
 
+_BEYOND = 10**9  # an index that is one in no real tensor
+
 
 @converter("Slice")
 def slice_by_attributes(context: NodeContext) -> relax.Expr:
@@ -72,6 +74,11 @@ def _clamped(context: NodeContext, index: Dim, size: Dim, low: Dim, high: Dim) -
             return high
         if index <= -(2**31) + 1:
             return low
+        if index >= _BEYOND and not isinstance(size, int):
+            # Written for "to the end" too. A larger size is an error before a run; a minimum of both would be taken
+            # by the memory planner for what the tensor may need.
+            context.importer.builder.require(index, "at least", size)
+            return high
         counted = arithmetic.add(index, size) if index < 0 else index
     else:
         counted = arithmetic.select(arithmetic.less(index, 0), arithmetic.add(index, size), index)
