@@ -10,7 +10,7 @@ from typing import Any
 
 from schedules.access import coefficient_of
 from schedules.expression import constant_int, index, substitute
-from schedules.inline import call_name
+from schedules.inline import IF_THEN_ELSE, call_name
 from schedules.kernel import Axis, Stage
 from schedules.tir import structural_map, structural_walk, tirx, tvm
 
@@ -24,11 +24,14 @@ def split_branches(stage: Stage) -> list[Stage]:
 
     An axis whose conditions involve other variables, or whose pieces would become too many, is left whole.
     """
-    pieces = [stage]
+    trivial = {axis.var: index(0, str(axis.var.ty)) for axis in stage.axes if axis.extent == 1}
+    init = None if stage.init is None else substitute(stage.init, trivial)
+    body = substitute(stage.body, trivial)
+    pieces = [Stage(stage.name, stage.axes, body, init, stage.annotations)]
     for position, axis in enumerate(stage.axes):
         if axis.reduce or not isinstance(axis.extent, int) or axis.extent < 2:
             continue
-        cuts = _cuts(stage.body, axis)
+        cuts = _cuts(body, axis)
         if not cuts or len(pieces) * (len(cuts) + 1) > _MAX_PIECES:
             continue
         pieces = [part for piece in pieces for part in _cut(piece, position, cuts)]
@@ -40,7 +43,7 @@ def _cuts(body: Any, axis: Axis) -> list[int]:
     found: set[int] = set()
 
     def visit(call: Any) -> None:
-        if call_name(call) == "tirx.if_then_else":
+        if call_name(call) == IF_THEN_ELSE:
             structural_walk(call.args[0], (_COMPARISONS, compare))
 
     def compare(node: Any) -> None:
@@ -91,7 +94,7 @@ def _part(stage: Stage, position: int, low: int, high: int) -> Stage:
 
 def _decide(body: Any, analyzer: Any) -> Any:
     def visit(call: Any) -> Any:
-        if call_name(call) != "tirx.if_then_else":
+        if call_name(call) != IF_THEN_ELSE:
             return call
         condition = analyzer.simplify(call.args[0])
         known = constant_int(condition)

@@ -22,6 +22,9 @@ _EXPENSIVE_CALLS = frozenset(
     for name in ("exp", "exp2", "log", "log2", "log1p", "tanh", "erf", "sigmoid", "pow", "sin", "cos", "tan", "sqrt")
 ) | {"tirx.rsqrt", "tirx.atan", "tirx.atan2", "tirx.fmod", "tirx.asin", "tirx.acos", "tirx.sinh", "tirx.cosh"}
 
+# `if_then_else` is an operator of the engine's primitive expressions, unlike the functions above.
+IF_THEN_ELSE = "prim.if_then_else"
+
 
 def call_name(node: Any) -> str:
     """The operator's name of a call, "" when it calls something else."""
@@ -53,7 +56,7 @@ def has_branch(root: Any) -> bool:
 
     def visit(node: Any) -> None:
         nonlocal found
-        found = found or call_name(node) == "tirx.if_then_else"
+        found = found or call_name(node) == IF_THEN_ELSE
 
     structural_walk(root, (tvm.ir.Call, visit))
     return found

@@ -12,7 +12,7 @@ from typing import Any
 
 from schedules.branch import split_branches
 from schedules.expression import index, substitute, uses
-from schedules.inline import call_name
+from schedules.inline import IF_THEN_ELSE, call_name
 from schedules.kernel import Stage, product
 from schedules.loops import Loop, LoopNest, loop_nest_of
 from schedules.machine import Machine
@@ -129,7 +129,7 @@ class _Writer:
 
         def visit(call: Any) -> None:
             nonlocal found
-            found = found or (call_name(call) == "tirx.if_then_else" and uses(call.args[0], loop.var))
+            found = found or (call_name(call) == IF_THEN_ELSE and uses(call.args[0], loop.var))
 
         structural_walk(self.stage.body, (tvm.ir.Call, visit))
         return found

@@ -35,7 +35,8 @@ class EmulatedModule:
             MissingDependencyError: the runtime's libraries are not to be had.
         """
         self._artifact = artifact
-        self._command = [*target.emulator(), str(device_programs(target) / "tensorwright-run")]
+        self._emulator = target.emulator()
+        self._runner = device_programs(target) / "tensorwright-run"
         folder = tempfile.TemporaryDirectory(prefix="tensorwright-")
         weakref.finalize(self, folder.cleanup)
         self._folder = Path(folder.name)
@@ -49,21 +50,33 @@ class EmulatedModule:
             InternalError: the program failed; carries what it printed.
         """
         with tempfile.TemporaryDirectory(prefix="run-", dir=self._folder) as folder:
-            given, results = Path(folder) / "inputs", Path(folder) / "outputs"
-            with given.open("wb") as file:
-                file.writelines(Blob(inputs).pieces)
+            given, results = self.write_inputs(inputs, Path(folder)), Path(folder) / "outputs"
             self.execute(["--inputs", str(given), "--outputs", str(results)], threads=threads)
             return _read_outputs(memoryview(results.read_bytes()), self._artifact.manifest.outputs)
 
     def execute(self, options: Sequence[str], *, threads: int = 1) -> str:
         """Run the runner with these options; what it printed. Raises InternalError."""
-        command = [*self._command, str(self.file), *options]
-        environment = {**os.environ, "TVM_NUM_THREADS": str(threads), "TVM_BIND_THREADS": "0"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        command = self.command((), options)
+        done = subprocess.run(command, capture_output=True, text=True, env=self.environment(threads))
         if done.returncode:
             said = (done.stderr or done.stdout).strip()[-2000:]
             raise InternalError(f"the module failed under {Path(command[0]).name} (exit {done.returncode}): {said}")
         return done.stdout
+
+    def write_inputs(self, inputs: Mapping[str, Array], folder: Path) -> Path:
+        """A file of inputs for the runner, in a folder."""
+        path = folder / "inputs"
+        with path.open("wb") as file:
+            file.writelines(Blob(inputs).pieces)
+        return path
+
+    def command(self, emulator_options: Sequence[str], options: Sequence[str]) -> list[str]:
+        """The command that runs the module's runner with these options."""
+        return [*self._emulator, *emulator_options, str(self._runner), str(self.file), *options]
+
+    def environment(self, threads: int) -> dict[str, str]:
+        """The environment for a run with so many threads."""
+        return {**os.environ, "TVM_NUM_THREADS": str(threads), "TVM_BIND_THREADS": "0"}
 
 
 def _read_outputs(blob: memoryview, outputs: Sequence[TensorDescription]) -> dict[str, Array]:

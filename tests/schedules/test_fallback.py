@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tvm import relax
+from tvm import relax, te
 from tvm.script import tirx as T
 
 from schedules.apply import apply_schedules
 from schedules.kernel import Kernel
-from schedules.tir import tirx, tvm
+from schedules.machine import Machine
+from schedules.tir import structural_walk, tirx, tvm
 from tests.schedules.harness import evaluate, executable, normal, runnable, scheduled, target_of
 
 op = relax.op
@@ -187,3 +188,27 @@ def test_equal_kernels_are_scheduled_once() -> None:
     twice = tvm.IRModule({"a": copy.without_attr("tirx.is_scheduled"), "b": copy.without_attr("tirx.is_scheduled")})
     _, report = apply_schedules(twice, target_of(TARGETS[0]).machine)
     assert [kernel.same_as for kernel in report.kernels] == [None, "a"]
+
+
+def test_a_guarded_transpose_reads_nothing_beyond_its_source() -> None:
+    """Three channels become a block of four; what lies behind the third may be nobody's memory."""
+    data = te.placeholder((1, 3, 16, 16), "float32", name="data")
+    zero = tirx.const(0, "float32")
+    packed = te.compute(
+        (1, 1, 16, 16, 4), lambda n, b, y, x, c: tirx.if_then_else(b * 4 + c < 3, data[n, b * 4 + c, y, x], zero)
+    )
+    function = te.create_prim_func([data, packed]).with_attr("global_symbol", "main")
+    scheduled, _ = apply_schedules(tvm.IRModule({"main": function}), Machine(vector_bits=128))
+    analyzer = tvm.sym.Analyzer()
+    largest: list[int] = []
+
+    def bind(loop: Any) -> None:
+        analyzer.bind(loop.loop_var, tvm.ir.Range(loop.min, loop.min + loop.extent))
+
+    def visit(load: Any) -> None:
+        if str(load.source.name) == "data":
+            largest.append(int(analyzer.const_int_bound(load.indices[1]).max_value))
+
+    structural_walk(scheduled["main"].body, (tirx.For, bind))
+    structural_walk(scheduled["main"].body, (tvm.ir.TensorLoad, visit))
+    assert max(largest) == 2
