@@ -10,7 +10,7 @@ from schedules.access import Access, Stride, accesses_of, used_outside_indices
 from schedules.expression import index, substitute
 from schedules.kernel import Axis, Stage
 from schedules.machine import Machine, dtype_bits
-from schedules.tir import tirx
+from schedules.tir import structural_walk, tirx
 
 Expr = Any
 
@@ -47,9 +47,22 @@ class LoopNest:
         return set(loop.strides) <= {0, 1} and 1 in loop.strides
 
     def lanes(self, machine: Machine) -> int:
-        """Lanes of a vector such that the widest element type touched fills one register."""
+        """Lanes of a vector such that the widest element type touched or computed with fills one register."""
         widest = max((dtype_bits(str(access.buffer.dtype)) for access in self.accesses), default=32)
-        return max(1, machine.vector_bits // widest)
+        return max(1, machine.vector_bits // max(widest, _widest_float(self.stage.body)))
+
+
+def _widest_float(root: Any) -> int:
+    """Bits of the widest float that narrower elements are converted to; index arithmetic does not count."""
+    widest = 0
+
+    def visit(cast: Any) -> None:
+        nonlocal widest
+        dtype = str(cast.ty)
+        widest = max(widest, dtype_bits(dtype) if "float" in dtype else 0)
+
+    structural_walk(root, (tirx.Cast, visit))
+    return widest
 
 
 def loop_nest_of(stage: Stage) -> LoopNest:

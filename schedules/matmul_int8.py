@@ -35,7 +35,7 @@ _BYTE = 0xFF
 
 
 def pack_quads(weight: NDArray[Any], width: int) -> NDArray[np.int32]:
-    """An int8 (depth, columns) weight as int32 (panels, ceil(depth / 4), width), four of its rows a word; beyond is 0."""
+    """An int8 (depth, columns) weight as int32 (panels, ceil(depth / 4), width), four of its rows a word."""
     depth, columns = weight.shape
     panels, steps = -(-columns // width), -(-depth // _GROUP)
     padded = np.zeros((_GROUP * steps, panels * width), np.int8)

@@ -12,6 +12,7 @@ from typing import Any
 
 from schedules.branch import split_branches
 from schedules.expression import index, substitute, uses
+from schedules.index_arithmetic import with_plain_indices
 from schedules.inline import IF_THEN_ELSE, call_name
 from schedules.kernel import Stage, product
 from schedules.loops import Loop, LoopNest, loop_nest_of
@@ -32,7 +33,7 @@ _ACCUMULATORS = 4
 
 def stage_code(stage: Stage, machine: Machine, *, parallel: bool = True) -> Stmt:
     """The stage as a statement; `parallel=False` when it runs inside a parallel loop already."""
-    return in_sequence([_piece_code(piece, machine, parallel) for piece in split_branches(stage)])
+    return in_sequence([_piece_code(piece, machine, parallel) for piece in split_branches(with_plain_indices(stage))])
 
 
 def in_sequence(statements: Sequence[Stmt]) -> Stmt:

@@ -25,8 +25,8 @@ _DTYPES = (("float32", "float32", "float32"), ("uint8", "int8", "int32"), ("int8
 
 @graph_pass("pack-matmul-weights", summary="Store constant weights of matrix products in panels for the inner loop")
 def pack_matmul_weights(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Rewrites `matmul(x, constant)` with a 2-D constant of float32, or of int8 where x is 8-bit integers and the result
-    int32; does nothing without a machine to pack for.
+    """Rewrites `matmul(x, constant)` with a 2-D constant of float32, or of int8 where x is 8-bit integers and the
+    result int32; does nothing without a machine to pack for.
 
     The option "precision" set to "bf16" rounds weights and data to bfloat16; sums stay float32.
     """

@@ -49,7 +49,14 @@ CANONICALIZE = (
 # 2. Compress: the caller asks for it, `run_pipeline(compression=...)`.
 # 3. Partition: the target claims what its accelerator can run; `target.partition_passes()` where it has them.
 # 4. Choose blocked layouts and pack weights for them.
-LAYOUT = ("compute-in-integers", "fold-dequantize", "plan-layout", "fuse-attention", "pack-matmul-weights")
+LAYOUT = (
+    "compute-in-integers",
+    "cancel-reshapes",
+    "fold-dequantize",
+    "plan-layout",
+    "fuse-attention",
+    "pack-matmul-weights",
+)
 # 5. Operators become kernels, and epilogues join their producers.
 FUSE = (
     "dispatch-sampling",

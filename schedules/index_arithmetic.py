@@ -1,0 +1,54 @@
+"""Indices made as plain as the bounds of their loops allow: what reshapes leave behind hides how memory is walked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schedules.expression import index, map_loads, map_stores
+from schedules.kernel import Axis, Stage
+from schedules.tir import structural_walk, tirx, tvm
+
+Expr = Any
+
+
+def with_plain_indices(stage: Stage) -> Stage:
+    """The stage with divisions and remainders gone from its indices where the extents of its loops decide them."""
+    if not _divides(stage.body):
+        return stage
+    analyzer = tvm.sym.Analyzer()
+    for axis in stage.axes:
+        _bind(analyzer, axis)
+
+    def plain(indices: Any) -> list[Expr] | None:
+        if not any(_divides(point) for point in indices):
+            return None
+        return [analyzer.simplify(point) if _divides(point) else point for point in indices]
+
+    def load(node: Any) -> Any:
+        indices = plain(node.indices)
+        return None if indices is None else tirx.BufferLoad(node.source, indices)
+
+    def store(node: Any) -> Any:
+        indices = plain(node.indices)
+        return None if indices is None else tirx.BufferStore(node.buffer, node.value, indices)
+
+    body = map_stores(map_loads(stage.body, load), store)
+    return Stage(stage.name, stage.axes, body, stage.init, stage.annotations)
+
+
+def _bind(analyzer: Any, axis: Axis) -> None:
+    extent = axis.extent
+    start = index(0, str(axis.var.ty))
+    length = index(extent, str(axis.var.ty)) if isinstance(extent, int) else extent
+    analyzer.bind(axis.var, tvm.ir.Range.from_min_extent(start, length))
+
+
+def _divides(root: Any) -> bool:
+    found = False
+
+    def visit(node: Any) -> None:
+        nonlocal found
+        found = True
+
+    structural_walk(root, ((tirx.FloorDiv, tirx.FloorMod), visit))
+    return found
