@@ -113,7 +113,7 @@ class _Grouped:
         positions = context.value(_POSITIONS) if context.has_input(_POSITIONS) else self._positions()
         interleaved = context.attribute("rotary_interleaved", 0)
         tables = context.value(_COSINES), context.value(_SINES)
-        size, half = tensor.shape[-1], tables[0].shape[-1]
+        size, half = tensor.shape[-1], self.context.shape(_COSINES)[-1]
         rotated = 0 if size == 2 * half else 2 * half
         return self.op(
             "RotaryEmbedding", tensor, *tables, positions, interleaved=interleaved, rotary_embedding_dim=rotated

@@ -1,0 +1,146 @@
+"""Random numbers: hashes of each element's place and a seed, so that a run needs no state and repeats its numbers.
+
+The attribute `seed` chooses the numbers; without it, the node's name does. They are not those of another runtime, and
+every run of a module gives the same. The hash is MurmurHash3's 32-bit finalizer, applied twice with different keys.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import relax, te, tirx
+from tvm.relax import op as R
+
+from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.symbolic import Dim, expression
+
+Distribution = Callable[[Any, Any], Any]  # of two independent uniform float32 numbers in [0, 1)
+
+
+@converter("RandomUniform", "RandomUniformLike")
+def random_uniform(context: NodeContext) -> relax.Expr:
+    """Numbers spread evenly over [low, high)."""
+    low, high = float(context.attribute("low", 0.0)), float(context.attribute("high", 1.0))
+    return _drawn(context, *_shape_and_type(context), lambda u, _: low + (high - low) * u)
+
+
+@converter("RandomNormal", "RandomNormalLike")
+def random_normal(context: NodeContext) -> relax.Expr:
+    """Normal numbers by the transform of Box and Muller."""
+    mean, scale = float(context.attribute("mean", 0.0)), float(context.attribute("scale", 1.0))
+
+    def normal(u: Any, v: Any) -> Any:
+        radius = tirx.sqrt(tirx.const(-2.0, "float32") * tirx.log(tirx.const(1.0, "float32") - u))
+        return mean + scale * radius * tirx.cos(tirx.const(2 * math.pi, "float32") * v)
+
+    return _drawn(context, *_shape_and_type(context), normal)
+
+
+@converter("Bernoulli")
+def bernoulli(context: NodeContext) -> relax.Expr:
+    """1 with the probability that the input says, else 0."""
+    number = context.attribute("dtype", 0)
+    target = _type(context, number) if number else context.dtype(0)
+    chances = context.emit(R.astype(context.input(0), "float32"))
+    drawn = _drawn(context, context.shape(0), "float32", lambda u, _: u)
+    return R.astype(context.emit(R.less(drawn, chances)), target)
+
+
+@converter("Multinomial")
+def multinomial(context: NodeContext) -> relax.Expr:
+    """Classes drawn with the probabilities whose logarithms the input holds: (batch, sample_size).
+
+    The largest of log(p) - log(-log(u)) over the classes has the wanted distribution (Gumbel's maximum).
+    """
+    batch, classes = context.shape(0)
+    samples = int(context.attribute("sample_size", 1))
+    target = _type(context, context.attribute("dtype", 6))
+
+    def noise(u: Any, _: Any) -> Any:
+        one = tirx.const(1.0, "float32")
+        # Between 0 and 1, both excluded.
+        inside = u * tirx.const(1 - 2.0**-23, "float32") + tirx.const(2.0**-25, "float32")
+        return tirx.const(0.0, "float32") - tirx.log(tirx.const(0.0, "float32") - tirx.log(inside)) * one
+
+    drawn = _drawn(context, [batch, samples, classes], "float32", noise)
+    chances = context.emit(R.expand_dims(context.emit(R.astype(context.input(0), "float32")), [1]))
+    chosen = context.emit(R.argmax(context.emit(R.add(drawn, chances)), axis=2))
+    return R.astype(chosen, target)
+
+
+def _shape_and_type(context: NodeContext) -> tuple[Sequence[Dim], str]:
+    number = context.attribute("dtype", 0)
+    if context.operator.endswith("Like"):
+        return context.shape(0), _type(context, number) if number else context.dtype(0)
+    return [int(size) for size in context.required_attribute("shape")], _type(context, number or 1)
+
+
+def _type(context: NodeContext, number: int) -> str:
+    name = dtypes.dtype_name(number)
+    if name is None or not dtypes.is_carried(name) or dtypes.carrier(name) != name:
+        context.invalid(f"numbers of type {name or number} can not be drawn")
+    return name
+
+
+def _seed(context: NodeContext) -> int:
+    """32 bits from the attribute, or from the node's name."""
+    if context.has_attribute("seed"):
+        return zlib.crc32(struct.pack("<f", float(context.attribute("seed", 0.0))))
+    return zlib.crc32(context.name.encode())
+
+
+def _drawn(context: NodeContext, shape: Sequence[Dim], dtype: str, distribution: Distribution) -> relax.Expr:
+    """A tensor of numbers with a distribution."""
+    seed = _seed(context)
+
+    def draw(*sizes: Any) -> te.Tensor:
+        first, second = (_uniform(sizes, seed, stream) for stream in (0, 1))
+        return te.compute(
+            sizes, lambda *i: distribution(first(*i), second(*i)).astype(dtype), name=f"draw_{context.operator.lower()}"
+        )
+
+    return context.emit_te(draw, *map(expression, shape), primfunc_name_hint="random_numbers")
+
+
+def _uniform(sizes: Sequence[Any], seed: int, stream: int) -> te.Tensor:
+    """Uniform float32 numbers in [0, 1), with 24 bits."""
+    keys = [zlib.crc32(struct.pack("<III", seed, stream, step)) for step in (0, 1)]
+
+    def place(*indices: Any) -> Any:
+        flat: Any = tirx.const(0, "int64")
+        for index, size in zip(indices, sizes, strict=True):
+            flat = flat * size + index
+        scattered = _low(flat.astype("uint64")) * _word(0x9E3779B9)
+        return _mixed(_low(_low(scattered) + _word(keys[0])))
+
+    once = te.compute(sizes, place, name="hash_of_place")
+    twice = te.compute(sizes, lambda *i: _mixed(_low(once(*i) + _word(keys[1]))), name="hash")
+    return te.compute(
+        sizes,
+        lambda *i: tirx.shift_right(twice(*i), _word(8)).astype("float32") * tirx.const(2.0**-24, "float32"),
+        name="uniform",
+    )
+
+
+def _word(value: int) -> Any:
+    """32 bits in 64: the engine takes it for granted that unsigned arithmetic of 32 bits or more never overflows."""
+    return tirx.const(value, "uint64")
+
+
+def _low(bits: Any) -> Any:
+    return tirx.bitwise_and(bits, _word(0xFFFFFFFF))
+
+
+def _mixed(bits: Any) -> Any:
+    """MurmurHash3's finalizer."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, None)):
+        bits = tirx.bitwise_xor(bits, tirx.shift_right(bits, _word(shift)))
+        if factor is not None:
+            bits = _low(bits * _word(factor))
+    return bits
