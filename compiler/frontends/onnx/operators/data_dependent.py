@@ -81,6 +81,8 @@ def nonzero(context: NodeContext) -> relax.Expr:
     data = context.input(0)
     if rank == 0:
         data = context.emit(R.reshape(data, (1,)))
+    if any(isinstance(size, int) and size == 0 for size in shape):
+        return context.emit(R.zeros(relax.ShapeExpr([rank, 0]), "int64"))
     places = true_positions(context, data)
     sizes = shape or [1]
 
@@ -141,6 +143,10 @@ def unique(context: NodeContext) -> list[relax.Expr]:
     arithmetic = context.arithmetic
     by_axis = context.has_attribute("axis")
     axis = context.axis(context.attribute("axis", 0), len(shape)) if by_axis else 0
+    if any(isinstance(size, int) and size == 0 for size in shape):
+        nothing = context.emit(R.zeros(relax.ShapeExpr([0]), "int64"))
+        distinct = data if by_axis else context.emit(R.zeros(relax.ShapeExpr([0]), str(data.ty.dtype)))
+        return [distinct, nothing, nothing, nothing]
     if not by_axis:
         shape = [arithmetic.product(shape)]
         data = context.emit(R.reshape(data, relax.ShapeExpr([expression(shape[0])])))

@@ -10,6 +10,7 @@ from tvm.relax import op as R
 
 from compiler.frontends.onnx.broadcasting import elementwise
 from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.filling import filled
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.scalars import const, select
 from compiler.frontends.onnx.symbolic import Dim, expression
@@ -71,6 +72,9 @@ def _take_any(context: NodeContext, data: relax.Expr, indices: relax.Expr, axis:
     if indices.ty.ndim == 1:
         return R.take(data, indices, axis, mode="fast")
     shape = tensor_shape(data)
+    if any(isinstance(size, int) and size == 0 for size in tensor_shape(indices)):
+        # To the engine's reshape a 0 means the old size.
+        return filled(context, 0, str(data.ty.dtype), [*shape[:axis], *tensor_shape(indices), *shape[axis + 1 :]])
     flat = context.emit(R.reshape(indices, (context.arithmetic.product(tensor_shape(indices)),)))
     taken = context.emit(R.take(data, flat, axis, mode="fast"))
     target = [*shape[:axis], *tensor_shape(indices), *shape[axis + 1 :]]

@@ -96,6 +96,8 @@ def _write_all(
 def _scattered(context: NodeContext, kernel: Callable[..., te.Tensor], name: str) -> relax.Expr:
     """Call the kernel; narrow floats are combined in float32, booleans are carried as int8."""
     dtype = context.dtype(0)
+    if any(isinstance(size, int) and size == 0 for index in (0, 1, 2) for size in context.shape(index)):
+        return context.input(0)
     tensors = [context.input(i) for i in range(3)]
     narrow = is_narrow_float(dtype) and context.attribute("reduction", "none") != "none"
     if narrow:

@@ -313,20 +313,36 @@ def _pad(context: NodeContext, axes: list[int], pads: Sequence[Dim], value: rela
         number = known.reshape(-1)[0].item() if known is not None and known.size else fixed
         if number is not None and dtypes.is_float(context.dtype(0)):
             return R.nn.pad(context.input(0), widths, "constant", number)
-    offsets = [before.get(axis, 0) for axis in range(len(shape))]
-    return _pad_kernel(context, mode, offsets, sizes, value)
+    data, offsets = context.input(0), [before.get(axis, 0) for axis in range(len(shape))]
+    if mode != "constant" and all(isinstance(pad, int) for pad in pads):
+        # What is cut away is no part of what is repeated.
+        data = _cropped(context, before, after)
+        offsets = [max(offset, 0) for offset in offsets]
+    return _pad_kernel(context, data, mode, offsets, sizes, value)
+
+
+def _cropped(context: NodeContext, before: dict[int, int], after: dict[int, int]) -> relax.Expr:
+    """The input without what negative pads cut away."""
+    cuts = [axis for axis in before if before[axis] < 0 or after[axis] < 0]
+    if not cuts:
+        return context.input(0)
+    begins = [max(-before[axis], 0) for axis in cuts]
+    ends = [context.arithmetic.add(context.shape(0)[axis], min(after[axis], 0)) for axis in cuts]
+    return context.emit(R.strided_slice(context.input(0), cuts, begins, [expression(end) for end in ends]))
 
 
 def _is_plain(pads: Sequence[Dim]) -> bool:
     return all(isinstance(pad, int) and pad >= 0 for pad in pads)
 
 
-def _pad_kernel(context: NodeContext, mode: str, offsets: list[Dim], sizes: list[Dim], value: relax.Expr) -> relax.Expr:
+def _pad_kernel(
+    context: NodeContext, data: relax.Expr, mode: str, offsets: list[Dim], sizes: list[Dim], value: relax.Expr
+) -> relax.Expr:
     if value.ty.ndim:
         value = context.emit(R.reshape(value, ()))
     moved_axes = [
         axis
-        for axis, size in enumerate(context.shape(0))
+        for axis, size in enumerate(tensor_shape(data))
         if not (
             context.arithmetic.equal_is_proved(size, sizes[axis])
             and context.arithmetic.equal_is_proved(offsets[axis], 0)
@@ -351,7 +367,7 @@ def _pad_kernel(context: NodeContext, mode: str, offsets: list[Dim], sizes: list
         return te.compute(target, element, name="pad")
 
     arguments = [expression(size) for size in sizes] + [expression(offset) for offset in offsets]
-    result = context.emit_te(fill, context.input(0), value, *arguments, primfunc_name_hint=f"pad_{mode}")
+    result = context.emit_te(fill, data, value, *arguments, primfunc_name_hint=f"pad_{mode}")
     return context.with_simple_sizes(result)
 
 
