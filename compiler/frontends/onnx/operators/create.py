@@ -18,7 +18,7 @@ from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.scalars import const
 from compiler.frontends.onnx.structure import MAXIMUM_DIMENSION
 from compiler.frontends.onnx.symbolic import Dim, expression
-from compiler.frontends.onnx.values import Constant, Value, tensor_shape
+from compiler.frontends.onnx.values import Constant, Symbolic, Value, tensor_shape
 
 
 def checked_sizes(context: NodeContext, sizes: list[Dim]) -> list[Dim]:
@@ -77,6 +77,11 @@ def arange(context: NodeContext) -> relax.Expr:
     if dtypes.is_integer(dtype):
         start, limit, delta = (context.shape_values(i, signed=True)[0] for i in range(3))
         return _integer_range(context, start, limit, delta, dtype)
+    if any(context.known(i) is None for i in range(3)):
+        whole = [_whole_number(context, i) for i in range(3)]
+        if all(number is not None for number in whole):
+            return _integer_range(context, whole[0], whole[1], whole[2], dtype)
+        return _computed_range(context, dtype)
     start, limit, delta = (context.scalar(i) for i in range(3))
     if delta == 0:
         context.invalid("delta is 0")
@@ -84,6 +89,33 @@ def arange(context: NodeContext) -> relax.Expr:
     checked_sizes(context, [count])
     numpy_type = dtypes.numpy_dtype(dtype)
     return Constant((start + np.arange(count) * delta).astype(numpy_type), dtype).expr()
+
+
+def _whole_number(context: NodeContext, index: int) -> Dim | None:
+    """A float operand as an integer, where it is one: a constant, or a size that was cast; else None."""
+    known = context.known(index)
+    if known is not None:
+        number = context.scalar(index)
+        return int(number) if math.isfinite(number) and number == int(number) else None
+    value = context.tensor(index)
+    element = value.array.reshape(-1)[0] if isinstance(value, Symbolic) else None
+    if isinstance(element, tirx.Cast) and str(element.value.ty.dtype) == "int64":
+        return element.value
+    return int(element) if isinstance(element, float | int) and element == int(element) else None
+
+
+def _computed_range(context: NodeContext, dtype: str) -> relax.Expr:
+    """A range of floats whose length is computed when the module runs."""
+    first, last, step = (context.emit(R.reshape(context.input(i), ())) for i in range(3))
+    span = context.emit(R.divide(context.emit(R.subtract(last, first)), step))
+    length = context.emit(R.reshape(context.emit(R.astype(context.emit(R.ceil(span)), "int64")), (1,)))
+    (count,) = context.importer.builder.shape_values(length, signed=False)
+
+    def values(size: Any, begin: te.Tensor, stride: te.Tensor) -> te.Tensor:
+        return te.compute((size,), lambda i: begin() + i.astype(dtype) * stride(), name="range")
+
+    result = context.emit_te(values, expression(count), first, step, primfunc_name_hint="arange")
+    return context.with_simple_sizes(result)
 
 
 def _integer_range(context: NodeContext, start: Dim, limit: Dim, delta: Dim, dtype: str) -> relax.Expr:

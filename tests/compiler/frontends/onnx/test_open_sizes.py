@@ -1,0 +1,63 @@
+"""What real exporters write around open sizes: ranges of floats, "to the end", transforms of whole signals."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnxruntime
+import pytest
+
+import compiler
+
+HEADER = '<ir_version: 8, opset_import: ["" : 17]> graph'
+
+
+def check(text: str, feeds: list[dict[str, np.ndarray]]) -> None:
+    """Compiled once, run at every size, against ONNX Runtime."""
+    model = onnx.parser.parse_model(f"{HEADER} {text}")
+    module = compiler.compile(model, threads=1)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for values in feeds:
+        for found, wanted in zip(module.run(values).values(), session.run(None, values), strict=True):
+            assert found.shape == wanted.shape
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def floats(*shape: int) -> np.ndarray:
+    return np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("start", [0.0, 2.0, 0.5])
+def test_a_range_of_floats_up_to_a_size(start: float) -> None:
+    text = f"""(float[n,k] x) => (float[m] y) <float start = {{{start}}}, float step = {{1.0}}, int64 axis = {{1}}>
+      {{ shape = Shape(x)
+         size = Gather(shape, axis)
+         limit = Cast<to: int = 1>(size)
+         y = Range(start, limit, step) }}"""
+    check(text, [{"x": floats(2, 7)}, {"x": floats(1, 3)}])
+
+
+def test_a_range_of_floats_between_inputs() -> None:
+    scalars = [(1.0, 4.1, 0.5), (1.0, -4.1, -0.5), (1.0, -4.1, 0.5)]
+    feeds = [{name: np.array(v, np.float32) for name, v in zip("abc", values, strict=True)} for values in scalars]
+    check("(float a, float b, float c) => (float[m] y) { y = Range(a, b, c) }", feeds)
+
+
+@pytest.mark.parametrize("end", [3, 100_000, 1_000_000_000, 2**63 - 1])
+def test_a_slice_to_the_end_takes_no_memory_for_it(end: int) -> None:
+    """100,000 rows of this would take 52 GB."""
+    text = f"""(float[n,512,256] x) => (float[m,512,256] y) <int64[1] a = {{0}}, int64[1] b = {{{end}}}>
+      {{ part = Slice(x, a, b, a)
+         larger = Exp(part)
+         y = Softmax(larger) }}"""
+    check(text, [{"x": floats(1, 512, 256)}, {"x": floats(4, 512, 256)}])
+
+
+def test_frames_of_a_padded_signal_without_its_last_axis() -> None:
+    text = """(float[batch,samples] x) => (float[batch,frames,33,2] y)
+      <int64[4] widths = {0, 20, 0, 12}, int64 step = {16}, float[64] window = {%s}>
+      { padded = Pad(x, widths)
+        more = Pad(padded, widths)
+        y = STFT(more, step, window) }""" % ",".join(f"{v:.6f}" for v in np.hanning(64))
+    check(text, [{"x": floats(1, 200)}, {"x": floats(3, 131)}])
