@@ -10,6 +10,7 @@ from tvm import relax
 
 import targets
 from compiler.errors import CompilationError, StorageError
+from compiler.kernel_lowering import PIPELINE
 
 
 def build_library(mod: tvm.IRModule, target: targets.Target) -> bytes:
@@ -23,7 +24,7 @@ def build_library(mod: tvm.IRModule, target: targets.Target) -> bytes:
     engine_target = target.tvm_target()
     try:
         with engine_target:
-            executable = relax.build(mod, engine_target, relax_pipeline=None)
+            executable = relax.build(mod, engine_target, relax_pipeline=None, tir_pipeline=PIPELINE)
     except Exception as error:  # the engine raises whatever its passes raise
         raise CompilationError(
             f"code generation for target {target.name!r} failed: {error}", "this is a defect; please report it"

@@ -33,7 +33,42 @@ _ACCUMULATORS = 4
 
 def stage_code(stage: Stage, machine: Machine, *, parallel: bool = True) -> Stmt:
     """The stage as a statement; `parallel=False` when it runs inside a parallel loop already."""
-    return in_sequence([_piece_code(piece, machine, parallel) for piece in split_branches(with_plain_indices(stage))])
+    stage = with_plain_indices(stage)
+    pieces = split_branches(stage)
+    shared = _shared_axis(stage, pieces, machine) if parallel else None
+    if shared is not None:
+        return _pieces_together(pieces, shared, machine)
+    return in_sequence([_piece_code(piece, machine, parallel) for piece in pieces])
+
+
+def _shared_axis(stage: Stage, pieces: Sequence[Stage], machine: Machine) -> int | None:
+    """A loop that is whole in each of several pieces and gives every thread its share; None when there is none, or
+    threads do not pay. One parallel loop then takes the place of one a piece, each with threads to wait for."""
+    total = work([axis.extent for axis in stage.axes], stage.body)
+    if len(pieces) < 2 or pays_off(total, machine) is not True:
+        return None
+    *outer, _ = stage.spatial  # vectors run along the last
+    for position, axis in enumerate(stage.axes):
+        enough = isinstance(axis.extent, int) and axis.extent >= CHUNKS_PER_CORE * machine.cores
+        if axis in outer and enough and all(piece.axes[position] is axis for piece in pieces):
+            return position
+    return None
+
+
+def _pieces_together(pieces: Sequence[Stage], position: int, machine: Machine) -> Stmt:
+    """One parallel loop over the shared axis, all pieces inside."""
+    axis = pieces[0].axes[position]
+
+    def task(values: list[Expr]) -> Stmt:
+        def rest(piece: Stage) -> Stage:
+            axes = (*piece.axes[:position], *piece.axes[position + 1 :])
+            place = {axis.var: values[0]}
+            init = None if piece.init is None else substitute(piece.init, place)
+            return Stage(piece.name, axes, substitute(piece.body, place), init, piece.annotations)
+
+        return in_sequence([_piece_code(rest(piece), machine, False) for piece in pieces])
+
+    return loops([Extent(axis.name, axis.extent, str(axis.var.ty))], task, machine, parallel=True)
 
 
 def in_sequence(statements: Sequence[Stmt]) -> Stmt:

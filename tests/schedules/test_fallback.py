@@ -16,7 +16,7 @@ from schedules.apply import apply_schedules
 from schedules.kernel import Kernel
 from schedules.machine import Machine
 from schedules.tir import structural_walk, tirx, tvm
-from tests.schedules.harness import evaluate, executable, normal, runnable, scheduled, target_of
+from tests.schedules.harness import evaluate, executable, normal, run, runnable, scheduled, target_of
 
 op = relax.op
 SIZES = st.sampled_from([1, 2, 3, 7, 8, 15, 16, 17, 33, 61])
@@ -97,6 +97,27 @@ def test_concatenation(target: str, sizes: list[int], axis: int) -> None:
     parts = [normal([size if i == axis else 5 for i in range(3)], seed) for seed, size in enumerate(sizes)]
     result = evaluate(one(lambda *parts: op.concat(list(parts), axis)), parts, target)
     np.testing.assert_array_equal(result, np.concatenate(parts, axis))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@settings(max_examples=6, deadline=None)
+@given(sizes=st.lists(st.integers(1, 9), min_size=2, max_size=5), axis=st.integers(1, 3), rows=st.integers(60, 73))
+def test_parts_of_a_large_concatenation_share_one_parallel_loop(
+    target: str, sizes: list[int], axis: int, rows: int
+) -> None:
+    shapes = [[1, rows, rows + 1, 17] for _ in sizes]
+    for shape, size in zip(shapes, sizes, strict=True):
+        shape[axis] = size
+    parts = [normal(shape, seed) for seed, shape in enumerate(shapes)]
+
+    def build(builder: Any, *inputs: Any) -> Any:
+        return builder.emit(op.nn.relu(builder.emit(op.concat(list(inputs), axis))))
+
+    mod, _ = scheduled(build, [(shape, "float32") for shape in shapes], target)
+    large = sum(sizes) * parts[0].size // sizes[0] > 50_000
+    assert str(mod.script()).count("T.parallel") == 1 or not large
+    result = run(mod, target, parts)
+    np.testing.assert_array_equal(result, np.maximum(np.concatenate(parts, axis), 0))
 
 
 @pytest.mark.parametrize("target", TARGETS)

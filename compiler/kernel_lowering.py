@@ -1,0 +1,82 @@
+"""The engine's lowering of kernels, without the checks of arguments that calls of our own can not fail.
+
+A kernel is only called by the module it belongs to, on tensors that the virtual machine made or has checked. The engine
+still has each kernel look at each argument's type, rank, element type, device and strides, with a message of the whole
+signature for each: more code than many a kernel. Sizes that are symbolic stay checked, and so does anything that is
+not known here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm import tirx
+
+from schedules.tir import structural_map, structural_walk
+
+PIPELINE = "tensorwright"
+
+# What the engine's checks of arguments say, after the name of the argument.
+_OF_A_TENSOR = (".ndim", ".dtype", ".device_type", ".device_id", ".strides", " data pointer is NULL")
+_OF_A_CALL = ("Expected ", "args pointer is NULL", "Mismatched type on argument #")
+
+
+def _pipeline() -> tuple[Any, Any, Any]:
+    lower, finalize_host, finalize_device = tvm.tirx.get_tir_pipeline("s_tir")
+
+    @tvm.transform.module_pass(opt_level=0, name="LowerKernels")
+    def lowered(mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
+        return _without_checks(lower(mod))
+
+    return lowered, finalize_host, finalize_device
+
+
+def _without_checks(mod: tvm.IRModule) -> tvm.IRModule:
+    changed = {
+        var: function.with_body(_unchecked(function.body))
+        for var, function in mod.functions_items()
+        if isinstance(function, tirx.PrimFunc)
+    }
+    return tvm.IRModule({**dict(mod.functions_items()), **changed}, attrs=mod.attrs)
+
+
+def _unchecked(body: Any) -> Any:
+    symbolic = _has_symbolic_sizes(body)
+
+    def visit(check: Any) -> Any:
+        return tirx.Evaluate(tirx.IntImm("int32", 0)) if _is_needless(check, symbolic) else check
+
+    return structural_map(body, (tirx.AssertStmt, visit))
+
+
+def _parts(check: Any) -> list[str]:
+    return [str(part.value) for part in check.message_parts]
+
+
+def _is_needless(check: Any, symbolic: bool) -> bool:
+    parts = _parts(check)
+    if parts[0].startswith(_OF_A_CALL):
+        return True
+    about_argument = any(part.endswith(" on argument #") for part in parts[:3])
+    if not about_argument:
+        return False
+    subject = "".join(parts[:3])
+    return any(each in subject for each in _OF_A_TENSOR) or (".shape[" in subject and not symbolic)
+
+
+def _has_symbolic_sizes(body: Any) -> bool:
+    """Whether some argument's size is a variable: it is then compared with others or read as a value."""
+    found = False
+
+    def visit(check: Any) -> None:
+        nonlocal found
+        condition = check.condition
+        if ".shape[" in "".join(_parts(check)[:3]) and isinstance(condition, tirx.EQ):
+            found = found or not any(isinstance(side, tirx.IntImm) for side in (condition.a, condition.b))
+
+    structural_walk(body, (tirx.AssertStmt, visit))
+    return found
+
+
+tirx.compilation_pipeline.register_tir_pipeline(PIPELINE, _pipeline)

@@ -1,0 +1,60 @@
+"""Which checks of arguments stay in the code of kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.script import tirx as T
+
+import compiler.kernel_lowering as kernel_lowering
+from schedules.tir import structural_walk
+
+
+@T.prim_func(s_tir=True)
+def fixed(a: T.Buffer((T.int64(4), T.int64(8)), "float32"), b: T.Buffer((T.int64(4), T.int64(8)), "float32")) -> None:  # type: ignore[valid-type]
+    for i, j in T.grid(T.int64(4), T.int64(8)):
+        with T.sblock("copy"):
+            v, w = T.axis.remap("SS", [i, j])
+            b[v, w] = a[v, w]
+
+
+@T.prim_func(s_tir=True)
+def symbolic(x: T.handle, y: T.handle) -> None:
+    n = T.int64()
+    a = T.match_buffer(x, (n, T.int64(8)))
+    b = T.match_buffer(y, (n, T.int64(8)))
+    for i, j in T.grid(n, T.int64(8)):
+        with T.sblock("copy"):
+            v, w = T.axis.remap("SS", [i, j])
+            b[v, w] = a[v, w]
+
+
+def checks(function: Any) -> list[str]:
+    """What is checked of the arguments after lowering."""
+    target = tvm.target.Target({"kind": "llvm"})
+    mod = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+    lower, _, _ = tirx.get_tir_pipeline(kernel_lowering.PIPELINE)
+    with target:
+        lowered = lower(tirx.transform.BindTarget(target.with_host(target))(mod))
+    found: list[str] = []
+
+    def note(check: Any) -> None:
+        found.append("".join(str(part.value) for part in check.message_parts[:3]))
+
+    for _, each in lowered.functions_items():
+        structural_walk(each.body, (tirx.AssertStmt, note))
+    return found
+
+
+def test_a_kernel_of_known_sizes_checks_only_where_its_data_begins() -> None:
+    found = checks(fixed)
+    assert found
+    assert all("byte_offset" in each for each in found)
+
+
+def test_symbolic_sizes_are_compared() -> None:
+    found = checks(symbolic)
+    assert any(".shape[0]" in each for each in found)
+    assert not any(".dtype" in each or ".strides" in each for each in found)
