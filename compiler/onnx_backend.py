@@ -18,8 +18,9 @@ import onnx
 import onnx.helper
 from onnx.backend.base import Backend, BackendRep, namedtupledict
 
-from compiler.errors import InputError, InputValueRequiredError, OptionError
+from compiler.errors import InputError, InputValueRequiredError, OptionError, Refusal, UnsupportedModelError
 from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.structure import RANDOM_OPERATORS, all_nodes, node_name
 from compiler.frontends.onnx.values import Constant
 
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
@@ -31,6 +32,13 @@ def compile_to_run(model: onnx.ModelProto, **options: Any) -> Run:
     """Compile with `compiler.compile`; the result takes and gives arrays by name."""
     from compiler.driver import compile
 
+    refusals = [
+        Refusal(node.op_type, node_name(node), "its numbers are random; this interface promises those of onnx")
+        for node in all_nodes(model)
+        if node.op_type in RANDOM_OPERATORS
+    ]
+    if refusals:
+        raise UnsupportedModelError(refusals, "compiler.compile draws numbers of its own, with the same distribution")
     return compile(model, **options).run
 
 

@@ -26,7 +26,7 @@ from compiler.frontends.onnx.expansion import resolve_references, schema_functio
 from compiler.frontends.onnx.folding import all_known_with_strings, fold_strings
 from compiler.frontends.onnx.loader import LoadedModel, graph_initializers
 from compiler.frontends.onnx.registry import find_converter, normalized_domain
-from compiler.frontends.onnx.structure import describe, live_nodes, ordered_nodes, subgraphs
+from compiler.frontends.onnx.structure import RANDOM_OPERATORS, describe, live_nodes, ordered_nodes, subgraphs
 from compiler.frontends.onnx.values import (
     Constant,
     OptionalValue,
@@ -39,9 +39,6 @@ from compiler.frontends.onnx.values import (
     is_poisoned,
 )
 
-_RANDOM = frozenset(
-    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
-)
 _MAXIMUM_DEPTH = 64
 
 
@@ -214,7 +211,12 @@ class Importer:
             item is None or isinstance(item, Constant) or (isinstance(item, Runtime) and item.producer is not None)
             for item in context.inputs
         )
-        if foldable and value.producer is None and context.operator not in _RANDOM and not subgraphs(context.node):
+        if (
+            foldable
+            and value.producer is None
+            and context.operator not in {*RANDOM_OPERATORS, "Dropout"}
+            and not subgraphs(context.node)
+        ):
             value.producer = Producer(context.node, tuple(context.inputs), index, context.opset)
         return value
 

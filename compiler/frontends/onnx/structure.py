@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -16,6 +16,9 @@ from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.registry import normalized_domain
 
 MAXIMUM_DIMENSION = 2**40
+RANDOM_OPERATORS = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
 _MAXIMUM_DEPTH = 32
 _EXTENTS = frozenset(
     {
@@ -191,6 +194,15 @@ def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
             found.append(attribute.g)
         found.extend(attribute.graphs)
     return found
+
+
+def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node of the graph, of subgraphs and of functions."""
+    waiting = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting.extend(inner for graph in subgraphs(node) for inner in graph.node)
 
 
 def describe(node: onnx.NodeProto) -> str:

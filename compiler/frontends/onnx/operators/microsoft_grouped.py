@@ -82,7 +82,7 @@ class _Grouped:
             context.refuse("the size of the heads is not known when compiling")
         counts = [self.heads, self.key_heads, self.key_heads]
         if context.has_input(_KEY) and context.has_input(_VALUE):
-            parts = [context.value(index) for index in (0, _KEY, _VALUE)]
+            parts: list[Any] = [context.value(index) for index in (0, _KEY, _VALUE)]
         else:
             size = width // sum(counts)
             parts = op.outputs(3, "Split", context.value(0), int64s(*(count * size for count in counts)), axis=2)

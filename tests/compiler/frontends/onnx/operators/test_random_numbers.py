@@ -9,6 +9,8 @@ import onnx.helper
 import pytest
 
 import compiler
+from compiler import onnx_backend
+from compiler.errors import UnsupportedModelError
 from tests.compiler.frontends.onnx.operators.onnxruntime_check import node_model
 
 SHAPE = (40, 500)
@@ -25,7 +27,8 @@ def drawn(operator: str, inputs: dict[str, Any] | None = None, **attributes: Any
 
 def test_uniform_numbers() -> None:
     values = drawn("RandomUniform", shape=SHAPE, low=-1.0, high=3.0, seed=4.0)
-    assert (values.shape, values.dtype) == (SHAPE, np.float32)
+    assert values.shape == SHAPE
+    assert values.dtype == np.float32
     assert values.min() >= -1
     assert values.max() < 3
     counts, _ = np.histogram(values, 16, (-1, 3))
@@ -59,7 +62,8 @@ def test_classes() -> None:
     with np.errstate(divide="ignore"):
         logs = np.log(chances).astype(np.float32)
     values = drawn("Multinomial", {"x": logs}, sample_size=8000, dtype=onnx.TensorProto.INT64)
-    assert (values.shape, values.dtype) == ((2, 8000), np.int64)
+    assert values.shape == (2, 8000)
+    assert values.dtype == np.int64
     found = np.stack([(values == label).mean(1) for label in range(3)], 1)
     np.testing.assert_allclose(found, chances, atol=0.03)
 
@@ -74,6 +78,12 @@ def test_seeds_and_nodes_choose_the_numbers() -> None:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 22)], ir_version=10)
     first, second = compiler.compile(model).run({}).values()
     assert np.abs(first - second).max() > 0.1
+
+
+def test_the_interface_that_promises_onnx_numbers_refuses() -> None:
+    model = node_model("Bernoulli", {"x": np.zeros(3, np.float32)}, opset=22)
+    with pytest.raises(UnsupportedModelError, match=r"Bernoulli.*random"):
+        onnx_backend.prepare(model)
 
 
 def test_sizes_may_be_symbolic() -> None:
