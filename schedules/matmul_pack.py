@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from schedules.narrow import number
 from schedules.tir import tirx
 
 from tvm import te  # isort: skip
@@ -27,13 +28,16 @@ def pack_panels(weight: NDArray[Any], width: int) -> NDArray[Any]:
 
 
 def packed_matmul(data: Any, packed: Any, columns: int) -> Any:
-    """The product of data (..., depth) and a packed weight as a tensor expression: (..., columns), in data's type."""
+    """The product of data (..., depth) and a packed weight as a tensor expression: (..., columns), in data's type.
+
+    The weight may be stored narrower, as int8: it is converted as it is read.
+    """
     depth, width = packed.shape[1], int(packed.shape[2])
     k = te.reduce_axis((tirx.IntImm("int64", 0), depth), name="k")
 
     def point(*at: Any) -> Any:
-        weight = packed[tirx.floordiv(at[-1], width), k, tirx.floormod(at[-1], width)]
-        return te.sum(data[(*at[:-1], k)] * weight, axis=k)
+        weight = packed(tirx.floordiv(at[-1], width), k, tirx.floormod(at[-1], width))
+        return te.sum(data(*at[:-1], k) * number(weight, str(data.dtype)), axis=k)
 
     shape = [*data.shape[:-1], tirx.IntImm("int64", columns)]
     return te.compute(shape, point, name="matmul")

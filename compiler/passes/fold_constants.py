@@ -21,7 +21,7 @@ from compiler.passes.graph import (
     rewritable_functions,
     update_functions,
 )
-from compiler.passes.matching import as_constant, dtype_of
+from compiler.passes.matching import as_constant, dtype_of, rank_of
 from compiler.passes.registry import graph_pass
 
 # A result may be this many times its operands (int8 to float32 is 4), or this many bytes whatever they are.
@@ -47,6 +47,7 @@ _NEVER = (
 _NEVER_PREFIXES = ("call_", "builtin", "memory", "vm", "ccl", "dist", "grad", "inspect", "make_", "invoke_")
 _WEIGHT_ELEMENTS = 1024
 _NARROW = ("int8", "uint8")
+_NARROW_READERS = ("relax.matmul", "relax.multiply", "relax.permute_dims", "relax.take")
 _HEAVY = ("relax.nn.conv", "relax.nn.attention", "relax.einsum")
 
 
@@ -57,7 +58,7 @@ def fold_constants(mod: IRModule, context: PipelineContext) -> IRModule:
     Where activations are made 8-bit integers too, weights of 8 bits stay narrow: a later phase may compute with
     them as they are. `fold-dequantize` folds what it left.
     """
-    return fold(mod, keep_narrow=_quantizes_activations(mod))
+    return fold(mod, keep_narrow=True if _quantizes_activations(mod) else None)
 
 
 @graph_pass("fold-dequantize", summary="Evaluate what depends on constants alone, dequantized weights too")
@@ -66,8 +67,9 @@ def fold_dequantize(mod: IRModule, context: PipelineContext) -> IRModule:
     return fold(mod, keep_narrow=False)
 
 
-def fold(mod: IRModule, *, keep_narrow: bool) -> IRModule:
-    """Fold everything; with `keep_narrow`, but for what makes wide numbers of weights of 8 bits."""
+def fold(mod: IRModule, *, keep_narrow: bool | None) -> IRModule:
+    """Fold everything; with `keep_narrow`, but for what makes wide numbers of weights of 8 bits; with None, but for
+    those that only matrix products and row look-ups read."""
     for _ in range(MAX_ROUNDS):
         changed = {}
         for variable, function in rewritable_functions(mod):
@@ -84,7 +86,7 @@ def fold(mod: IRModule, *, keep_narrow: bool) -> IRModule:
 class ConstantFolder(Graph):
     """Replaces each call on constants by its value, in one walk, since operands come first."""
 
-    def __init__(self, mod: IRModule, keep_narrow: bool) -> None:
+    def __init__(self, mod: IRModule, keep_narrow: bool | None) -> None:
         super().__init__({}, mod)
         self._mod = mod
         self._keep_narrow = keep_narrow
@@ -95,7 +97,7 @@ class ConstantFolder(Graph):
             known = self.definition(value.tuple_value)
             return known.fields[value.index] if isinstance(known, relax.Tuple) else None
         name = operator_name(value)
-        if name is None or name in _NEVER or (self._keep_narrow and _widens_weights(name, value)):
+        if name is None or name in _NEVER or (_widens_weights(name, value) and self._stays_narrow(value, variable)):
             return None
         shape = self._fold_shape(name, value)
         if shape is not None:
@@ -103,6 +105,13 @@ class ConstantFolder(Graph):
         if name.removeprefix("relax.").startswith(_NEVER_PREFIXES) and name != "relax.call_tir":
             return None
         return self._fold_call(name, value)
+
+    def _stays_narrow(self, call: Any, variable: Var) -> bool:
+        """Whether a later phase may read the weights in 8 bits: any of them, or matrices that are multiplied or read by
+        rows."""
+        if self._keep_narrow is not None:
+            return self._keep_narrow
+        return rank_of(call) == 2 and self.only_read_by(variable, *_NARROW_READERS)
 
     def _fold_shape(self, name: str, call: Any) -> Expr | None:
         """Shape values, symbolic sizes included."""

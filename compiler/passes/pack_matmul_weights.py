@@ -20,7 +20,12 @@ from schedules.matmul_pack import FUSABLE, pack_panels, packed_matmul
 from schedules.matmul_tiling import panel_width
 
 # Of data, weights and result.
-_DTYPES = (("float32", "float32", "float32"), ("uint8", "int8", "int32"), ("int8", "int8", "int32"))
+_DTYPES = (
+    ("float32", "float32", "float32"),
+    ("uint8", "int8", "int32"),
+    ("int8", "int8", "int32"),
+    ("float32", "int8", "float32"),
+)
 
 
 @graph_pass("pack-matmul-weights", summary="Store constant weights of matrix products in panels for the inner loop")

@@ -52,6 +52,7 @@ CANONICALIZE = (
 LAYOUT = (
     "compute-in-integers",
     "cancel-reshapes",
+    "keep-weights-narrow",
     "fold-dequantize",
     "plan-layout",
     "fuse-attention",

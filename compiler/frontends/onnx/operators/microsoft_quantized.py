@@ -24,9 +24,11 @@ from compiler.frontends.onnx.operators.integer_products import (
 )
 from compiler.frontends.onnx.operators.precision import cast
 from compiler.frontends.onnx.operators.quantization import (
+    Parameters,
     dequantize_linear,
     dynamically_quantized,
     quantize_linear,
+    quantized,
 )
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import Runtime, Value, tensor_shape
@@ -61,19 +63,20 @@ def qlinear_add(context: NodeContext) -> Value:
     """a, a_scale, a_zero, b, b_scale, b_zero, c_scale, c_zero; rounded as ONNX Runtime does.
 
     Halves are common here, since the scales' ratios often are powers of two: the zero points are summed first, and
-    each product is added without being rounded itself.
+    each product is added in one step where the processor multiplies and adds in one, as ONNX Runtime's is.
     """
     ratios = [multiplier(context, [1], 6, None), multiplier(context, [4], 6, None)]
     zeros = [_zero(context, index) for index in (2, 5, 7)]
     shifts = [context.emit(R.multiply(ratio, zero)) for ratio, zero in zip(ratios, zeros[:2], strict=True)]
     constant = context.emit(R.subtract(zeros[2], context.emit(R.add(*shifts))))
-
-    def function(a: Any, b: Any, ratio_a: Any, ratio_b: Any, fixed: Any) -> Any:
-        inner = _fused(b, ratio_b, fixed)
-        return _saturated(_fused(a, ratio_a, inner), context.dtype(0))
-
-    operands = [context.input(0), context.input(3), *ratios, constant]
-    return context.runtime(elementwise(context, "qlinear_add", function, *operands), context.dtype(0))
+    left, right = (
+        context.emit(R.multiply(cast(context, context.input(index), "float32"), ratio))
+        for index, ratio in zip((0, 3), ratios, strict=True)
+    )
+    total = context.emit(R.add(left, context.emit(R.add(right, constant))))
+    dtype = context.dtype(0)
+    nothing = Parameters(relax.const(1.0, "float32"), context.literal(0, dtype), None)
+    return quantized(context, total, nothing, dtype)
 
 
 @converter("QLinearMul", domain=DOMAIN)
@@ -96,12 +99,6 @@ def _zero(context: NodeContext, index: int) -> relax.Expr:
         return relax.const(0.0, "float32")
     expr = cast(context, context.input(index), "float32")
     return expr if not tensor_shape(expr) else context.emit(R.reshape(expr, ()))
-
-
-def _fused(integer: Any, factor: Any, addend: Any) -> Any:
-    """integer * factor + addend, rounded to float32 once: float64 holds the product exactly."""
-    wide = integer.astype("float64") * factor.astype("float64") + addend.astype("float64")
-    return wide.astype("float32")
 
 
 def _saturated(value: Any, dtype: str) -> Any:

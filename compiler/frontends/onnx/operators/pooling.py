@@ -24,6 +24,8 @@ from compiler.frontends.onnx.operators.spatial import (
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim
 
+# Types of integers that the engine pools, from their lowest value on.
+_BYTES = ("int8", "uint8")
 _MAX_POOLS = {1: R.nn.max_pool1d, 2: R.nn.max_pool2d, 3: R.nn.max_pool3d}
 _AVERAGE_POOLS = {1: R.nn.avg_pool1d, 2: R.nn.avg_pool2d, 3: R.nn.avg_pool3d}
 
@@ -58,7 +60,8 @@ def max_pool(context: NodeContext) -> relax.Expr | list[relax.Expr]:
     padding = [*window.before, *after]
     # A padding as wide as the window makes windows without data.
     plain = all(isinstance(p, int) and p < e for p, e in zip(padding, window.extents * 2, strict=True))
-    if window.rank not in _MAX_POOLS or not plain or not dtypes.is_float(context.dtype(0)):
+    dtype = context.dtype(0)
+    if window.rank not in _MAX_POOLS or not plain or not (dtypes.is_float(dtype) or dtype in _BYTES):
         return context.emit_te(max_kernel(window), data, *_flat(window), primfunc_name_hint="max_pool")
     return _MAX_POOLS[window.rank](data, list(window.kernel), list(window.strides), padding, list(window.dilations))
 
