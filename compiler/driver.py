@@ -25,6 +25,7 @@ from compiler.passes.registry import PassLike
 from compiler.recursion import loops
 from compiler.reference import random_inputs
 from compiler.runtime import Module
+from compiler.runtime.accelerator import load_runtime_of
 from compiler.runtime.foreign import ForeignModule
 from compiler.tuning.library import RecordSource, tuned_configs
 
@@ -178,6 +179,7 @@ def _with_reference(
     if not target.fits_this_machine():
         return foreign_module(artifact, target)
     report("reference run")
+    load_runtime_of(target)
     module = Module(artifact)
     if given is None and loops(model.mod):
         report("no reference input stored: on random values the model's loops may never end; give reference_inputs=")

@@ -63,12 +63,19 @@ def manifest_entries(
             name=target.name,
             architecture=target.architecture,
             required_cpu_features=tuple(target.required_features),
-            details=target.describe(),
+            details=_target_details(target, pipeline),
         ),
         "kernels": _kernels(pipeline, tuned),
         "passes": [PassTiming(name=timing.name, seconds=timing.seconds) for timing in pipeline.timings],
         "memory_plan": _memory_plan(pipeline),
     }
+
+
+def _target_details(target: targets.Target, pipeline: PipelineResult) -> dict[str, Any]:
+    """What the target says of itself, and what its accelerator took over."""
+    details = target.describe()
+    partition = pipeline.report.get("partition")
+    return details if partition is None else {**details, "partition": partition}
 
 
 def _kernels(pipeline: PipelineResult, tuned: TunedConfigs | None) -> list[KernelProvenance]:

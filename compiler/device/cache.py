@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -19,6 +20,12 @@ def cache_folder() -> Path:
     if chosen := os.environ.get(FOLDER_VARIABLE):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tensorwright"
+
+
+def conformance_file(target: str) -> Path:
+    """Where the last result of a target's conformance suite is kept, for this version of the package."""
+    version = importlib.metadata.version("tensorwright")
+    return cache_folder() / "conformance" / version / f"{target.replace('/', '-')}.json"
 
 
 def key_of(parts: Iterable[str | bytes]) -> str:

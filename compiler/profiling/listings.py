@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import targets
+from compiler.device.cache import conformance_file
 
 # Instructions that decide which kernels a target gets, newest first.
 _NOTABLE = ("avx512bf16", "avx512vnni", "avxvnni", "avx512f", "avx2", "amx-tile", "dotprod", "i8mm", "fullfp16", "sve")
@@ -13,7 +15,8 @@ _NOTABLE = ("avx512bf16", "avx512vnni", "avxvnni", "avx512f", "avx2", "amx-tile"
 
 @dataclass(frozen=True)
 class TargetEntry:
-    """A target; `missing` is what this machine lacks to run its code, `toolchain` the linker (None: not installed)."""
+    """A target; `missing` is what this machine lacks to run its code, `toolchain` the linker (None: not installed),
+    `runs` how its modules run here, `conformance` the last result of its suite (None: not run here)."""
 
     name: str
     description: str
@@ -23,6 +26,8 @@ class TargetEntry:
     notable: tuple[str, ...]
     missing: tuple[str, ...]
     toolchain: str | None
+    runs: str
+    conformance: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -60,7 +65,17 @@ def _target_entry(target: targets.Target) -> TargetEntry:
         notable=tuple(name for name in _NOTABLE if name in features),
         missing=target.missing_features(),
         toolchain=_linker(target),
+        runs=target.how_it_runs(),
+        conformance=_conformance(target.name),
     )
+
+
+def _conformance(name: str) -> str | None:
+    try:
+        kept = json.loads(conformance_file(name).read_text(encoding="utf-8"))
+        return f"{kept['passed']} of {kept['checks']}"
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _linker(target: targets.Target) -> str | None:

@@ -63,7 +63,8 @@ class ForeignModule(Module):
 
     def _checked(self, inputs: Mapping[str, Any] | Sequence[Any]) -> dict[str, np.ndarray[Any, Any]]:
         """The inputs as arrays by name, checked as `Module` checks them."""
-        binder = InputBinder(self._artifact.manifest.inputs)
+        manifest = self._artifact.manifest
+        binder = InputBinder(manifest.inputs, manifest.requirements, manifest.indices)
         tensors = binder.bind(inputs, [Staging() for _ in binder.specs])
         return {
             spec.name: array_over(tensor, spec.element).copy()

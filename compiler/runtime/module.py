@@ -12,6 +12,7 @@ import numpy as np
 from compiler.artifact import Artifact, Key, Manifest, TensorDescription, read_artifact, write_artifact
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.errors import InputError, OptionError, VerificationError
+from compiler.runtime.accelerator import load_accelerator
 from compiler.runtime.failures import engine_error
 from compiler.runtime.inputs import InputBinder, Staging
 from compiler.runtime.library import (
@@ -66,6 +67,7 @@ class Module:
         """
         check_machine(artifact.manifest)
         check_elf(artifact.library, architecture())
+        load_accelerator(artifact.manifest)
         self._artifact = artifact
         self.threads = threads
         self._executable = load_executable(artifact.library)

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
 from compiler.cli import options
 
-HELP = """List what modules can be built for.
+HELP = """List what modules can be built for, or check one.
 
 [bold]Typical[/]
 
   tensorwright targets
 
 A name goes to --target of the other commands; host is this machine's processor.
+
+[bold]Examples[/]
+
+  Run the conformance suite, which every target passes:
+    tensorwright targets check raspberry-pi-5
+"""
+CHECK_HELP = """Run the conformance suite on a target, yours or ours, and say what it does not do.
+
+[bold]Typical[/]
+
+  tensorwright targets check my-accelerator
 """
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("targets", help=HELP)(_targets)
+    """Add the command and what is below it."""
+    group = typer.Typer(help=HELP, invoke_without_command=True, rich_markup_mode="rich")
+    group.callback(invoke_without_command=True)(_targets)
+    group.command("check", help=CHECK_HELP)(_check)
+    app.add_typer(group, name="targets")
 
 
-def _targets(as_json: options.Json = False) -> None:
+def _targets(context: typer.Context, as_json: options.Json = False) -> None:
+    if context.invoked_subcommand is not None:
+        return
     from compiler.cli.output import print_json, print_line, print_table
     from compiler.profiling.listings import list_targets
 
@@ -34,23 +50,43 @@ def _targets(as_json: options.Json = False) -> None:
     rows = [
         (
             each.name,
-            each.architecture,
-            f"{each.vector_bits} bit",
-            ", ".join(each.notable) or "-",
-            "yes"
-            if not each.missing
-            else "no: lacks " + ", ".join(each.missing[:3]) + (" ..." if each.missing[3:] else ""),
+            f"{each.architecture}, {each.vector_bits} bit" + (f", {', '.join(each.notable)}" if each.notable else ""),
+            each.runs,
+            each.conformance or "not checked here",
             each.toolchain or "missing",
             each.description,
         )
         for each in listed
     ]
-    print_table(("target", "architecture", "vectors", "notable", "runs here", "linker", "what it is"), rows)
+    print_table(("target", "machine", "how it runs here", "conformance", "linker", "what it is"), rows)
     print_line()
-    print_line("--json lists every processor feature.")
+    print_line("--json lists every processor feature. Conformance: tensorwright targets check NAME.")
 
 
-def _fits(missing: Sequence[str]) -> str:
-    if not missing:
-        return "yes"
-    return f"no, lacks {', '.join(missing[:3])}" + (", ..." if len(missing) > 3 else "")
+def _check(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A target's name.", show_default=False)],
+    only: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Run only the checks whose name holds this text.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    from dataclasses import asdict
+
+    from compiler.cli.output import print_json, print_line
+    from compiler.conformance import check_target, keep_outcomes
+
+    outcomes = []
+    for outcome in check_target(name, only):
+        outcomes.append(outcome)
+        if not as_json:
+            mark = "passed" if outcome.problem is None else "FAILED"
+            print_line(f"{mark}  {outcome.check:<24} {outcome.seconds:6.1f} s  {outcome.problem or ''}".rstrip())
+    if only is None:
+        keep_outcomes(name, outcomes)
+    failed = sum(outcome.problem is not None for outcome in outcomes)
+    if as_json:
+        print_json([asdict(outcome) for outcome in outcomes])
+    else:
+        print_line(f"{len(outcomes) - failed} of {len(outcomes)} checks passed")
+    if failed or not outcomes:
+        raise typer.Exit(1)

@@ -45,7 +45,8 @@ std::vector<Description> Descriptions(const json::Object& manifest, const char* 
   for (const ffi::Any& item : manifest.at(ffi::String(key)).cast<json::Array>()) {
     json::Object object = item.cast<json::Object>();
     Description description{Text(object, "name"), Text(object, "dtype"), {}, {}};
-    description.dtype = ffi::StringToDLDataType(description.dtype_name);
+    auto carrier = object.count(ffi::String("carrier")) ? object.at(ffi::String("carrier")).as<ffi::String>() : std::nullopt;
+    description.dtype = ffi::StringToDLDataType(carrier ? std::string(*carrier) : description.dtype_name);
     for (const ffi::Any& size : object.at(ffi::String("shape")).cast<json::Array>()) {
       auto number = size.as<int64_t>();
       description.shape.push_back(number ? *number : -1);
@@ -133,6 +134,9 @@ void Artifact::ParseManifest(const std::string& text) {
   reference_input_descriptions = Descriptions(manifest, "reference_inputs");
   reference_output_descriptions = Descriptions(manifest, "reference_outputs");
   if (auto setting = manifest.at(ffi::String("threads")).as<int64_t>()) threads = static_cast<int>(*setting);
+  if (manifest.count(ffi::String("compact_parameters"))) {
+    compact_parameters = static_cast<size_t>(manifest.at(ffi::String("compact_parameters")).cast<int64_t>());
+  }
   json::Object tolerance = Object(manifest, "reference_tolerance");
   relative_tolerance = Number(tolerance.at(ffi::String("relative")));
   absolute_tolerance = Number(tolerance.at(ffi::String("absolute")));

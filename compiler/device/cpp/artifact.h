@@ -60,6 +60,7 @@ class Artifact {
   std::string digest;  // of the head, which holds the digests of all sections
   std::vector<Description> inputs, outputs, parameter_descriptions, reference_input_descriptions, reference_output_descriptions;
   int threads = 0;  // 0: no setting
+  size_t compact_parameters = 0;  // how many of the last ones the module's code expands when it is loaded
   double relative_tolerance = 0, absolute_tolerance = 0;
   Span library, parameters, reference_inputs, reference_outputs;
 

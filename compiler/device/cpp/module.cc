@@ -97,18 +97,15 @@ std::string ShapeText(ffi::ShapeView shape) {
 
 Module::Module(std::shared_ptr<Artifact> artifact, bool linked)
     : artifact_(std::move(artifact)),
-      parameters_(ReadTensors(artifact_->parameters, artifact_->parameter_descriptions)),
       executable_(linked ? Global("ffi.SystemLib")().cast<ffi::Module>() : LoadLibrary(artifact_->library)),
       machine_((*executable_->GetFunction("vm_load_executable", true))().cast<ffi::Module>()) {
   if (artifact_->threads) setenv("TVM_NUM_THREADS", std::to_string(artifact_->threads).c_str(), 0);
   setenv("TVM_BIND_THREADS", "0", 0);
   (*machine_->GetFunction("vm_initialization", true))(static_cast<int>(kDLCPU), 0, kPooledAllocator);
+  Expand();
   std::vector<ffi::AnyView> bound{"main", "bound_main", 1};
-  std::vector<ffi::AnyView> checked;
-  for (const NamedTensor& parameter : parameters_) {
-    bound.push_back(parameter.tensor);
-    checked.push_back(parameter.tensor);
-  }
+  std::vector<ffi::AnyView> checked(parameters_.begin(), parameters_.end());
+  bound.insert(bound.end(), checked.begin(), checked.end());
   ffi::Any result;
   if (machine_->ImplementsFunction("tensorwright_check", true)) {
     ffi::Function check = *machine_->GetFunction("tensorwright_check", true);
@@ -117,6 +114,20 @@ Module::Module(std::shared_ptr<Artifact> artifact, bool linked)
   ffi::Function save = *machine_->GetFunction("save_function", true);
   save.CallPacked(bound.data(), static_cast<int32_t>(bound.size()), &result);
   main_ = *machine_->GetFunction("bound_main", true);
+}
+
+// The parameters as `main` takes them.
+void Module::Expand() {
+  for (const NamedTensor& stored : ReadTensors(artifact_->parameters, artifact_->parameter_descriptions)) parameters_.push_back(stored.tensor);
+  size_t compact = artifact_->compact_parameters;
+  if (compact == 0) return;
+  if (compact > parameters_.size()) throw Error("the module has fewer parameters than it says");
+  std::vector<ffi::AnyView> small(parameters_.end() - static_cast<ptrdiff_t>(compact), parameters_.end());
+  ffi::Any result;
+  ffi::Function expand = *machine_->GetFunction("tensorwright_expand", true);
+  expand.CallPacked(small.data(), static_cast<int32_t>(small.size()), &result);
+  parameters_.resize(parameters_.size() - compact);
+  for (const ffi::Tensor& each : result.cast<ffi::Array<ffi::Tensor>>()) parameters_.push_back(each);
 }
 
 void Module::CheckInputs(const std::vector<ffi::Tensor>& inputs) const {

@@ -32,10 +32,11 @@ class Module {
   std::vector<ffi::Tensor> ExampleInputs() const;
 
  private:
+  void Expand();
   void CheckInputs(const std::vector<ffi::Tensor>& inputs) const;
 
   std::shared_ptr<Artifact> artifact_;
-  std::vector<NamedTensor> parameters_;
+  std::vector<ffi::Tensor> parameters_;
   ffi::Module executable_, machine_;
   ffi::Function main_;
 };

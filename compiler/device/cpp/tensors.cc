@@ -33,7 +33,7 @@ std::string StorageName(const std::string& dtype) {
       {"bool", "BOOL"},    {"int8", "I8"},      {"int16", "I16"},   {"int32", "I32"},         {"int64", "I64"},
       {"uint8", "U8"},     {"uint16", "U16"},   {"uint32", "U32"},  {"uint64", "U64"},        {"float16", "F16"},
       {"float32", "F32"},  {"float64", "F64"},  {"bfloat16", "BF16"}, {"float8_e4m3fn", "F8_E4M3"}, {"float8_e5m2", "F8_E5M2"},
-      {"int4", "I8"}};
+      {"int4", "I8"},      {"int2", "I8"}};
   for (auto& [name, storage] : names) {
     if (dtype == name) return storage;
   }
