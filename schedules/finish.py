@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from schedules import bf16_dot, int8_dot, vector_math
+from schedules import bf16_dot, int8_dot, prefetch, vector_math
 from schedules.backward_divisions import hide_backward_divisions
 from schedules.expression import substitute
 from schedules.inline import call_name
@@ -38,7 +38,20 @@ def finish(function: Any, machine: Machine) -> Any:
     if _calls_any(body, int8_dot.OPERATORS):
         unit = int8_dot.unit_text(machine)
         body = with_import(body, int8_dot.definitions(vector_lengths(body), unit=unit))
+    if _holds_prefetch(body):
+        body = with_import(body, prefetch.DEFINITION)
     return function.with_body(body)
+
+
+def _holds_prefetch(root: Any) -> bool:
+    found = False
+
+    def visit(call: Any) -> None:
+        nonlocal found
+        found = found or prefetch.is_prefetch(call)
+
+    structural_walk(root, (tvm.ir.Call, visit))
+    return found
 
 
 def _rounded_integers(root: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 from schedules.emit import PARALLEL, SERIAL, VECTORIZED
 from schedules.expression import index
+from schedules.prefetch import prefetch_statement
 from schedules.tir import tirx
 
 Expr = Any
@@ -99,9 +100,7 @@ def load(buffer: Any, *indices: Expr | int) -> Expr:
 
 def prefetch(buffer: Any, *indices: Expr | int) -> Stmt:
     """Ask for the cache line of an element, which may lie behind the end of the buffer, into the second cache."""
-    address = tirx.address_of(load(buffer, *indices))
-    flags = [tirx.IntImm("int32", flag) for flag in (0, 2, 1)]  # to read, second cache, data
-    return tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", address, *flags))
+    return prefetch_statement(load(buffer, *indices))
 
 
 def allocate(name: str, shape: Sequence[int], dtype: str, scope: str = "global") -> tuple[Any, Stmt]:
