@@ -1,0 +1,62 @@
+"""An RPC tracker and servers on this machine, ended with all that they started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_START_SECONDS = 60.0
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for(port: int) -> None:
+    end = time.monotonic() + _START_SECONDS
+    while time.monotonic() < end:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise TimeoutError(f"nothing listens on port {port}")
+
+
+@contextmanager
+def process(module: str, port: int, *options: str) -> Iterator[None]:
+    """`python -m module` listening on a port; its children end with it (they outlive it otherwise)."""
+    command = [sys.executable, "-m", module, "--host", "127.0.0.1", "--port", str(port), "--port-end", str(port + 1)]
+    running = subprocess.Popen(
+        [*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        _wait_for(port)
+        yield
+    finally:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+
+
+@contextmanager
+def rpc_server(*options: str) -> Iterator[int]:
+    """The port of a server."""
+    port = free_port()
+    with process("tvm.exec.rpc_server", port, *options):
+        yield port
+
+
+@contextmanager
+def rpc_tracker() -> Iterator[int]:
+    """The port of a tracker."""
+    port = free_port()
+    with process("tvm.exec.rpc_tracker", port):
+        yield port
