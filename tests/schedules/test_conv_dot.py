@@ -75,6 +75,18 @@ def operands(rng: Any, kind: str, data: tuple[int, ...], weight: tuple[int, ...]
     return x, w, x.astype(np.int64), w.astype(np.int64)
 
 
+def run_kernel(tensors: list[Any], arrays: list[Array], machine: Machine, rule: str) -> Array:
+    """Schedule the tensor expression, see that `rule` served it, run it, and return the output."""
+    function = te.create_prim_func(tensors).with_attr("global_symbol", "main")
+    scheduled, report = apply_schedules(tvm.IRModule({"main": function}), machine)
+    assert not report.failures, report.failures
+    assert [kernel.rule for kernel in report.kernels] == [rule]
+    module = tvm.compile(scheduled, target=host())
+    output = tvm.runtime.tensor(np.full(shape_of(tensors[-1]), 7, str(tensors[-1].dtype)))
+    module["main"](*(tvm.runtime.tensor(each) for each in arrays), output)
+    return output.numpy()
+
+
 def check(machine: Machine, kind: str, case: dict[str, Any], groups: int = 1, in_lanes: int = 0, fill: int = 0) -> None:
     lanes = machine.lanes("float32")
     in_lanes = in_lanes or lanes
@@ -93,20 +105,13 @@ def check(machine: Machine, kind: str, case: dict[str, Any], groups: int = 1, in
     weight = te.placeholder(weight_shape, code, name="weight")
     conv = conv_dot(data, weight, work)
     doubled = te.compute(conv.shape, lambda *at: conv(*at) + conv(*at), name="doubled")
-    function = te.create_prim_func([data, weight, doubled]).with_attr("global_symbol", "main")
-    scheduled, report = apply_schedules(tvm.IRModule({"main": function}), machine)
-    assert not report.failures, report.failures
-    assert [kernel.rule for kernel in report.kernels] == ["conv-dot"]
-    module = tvm.compile(scheduled, target=host())
     rng = np.random.default_rng(0)
     x, w, x_meant, w_meant = operands(
         rng, kind, (work.batch, work.channels, *work.spatial), (work.filters, work.group_channels, *work.kernel)
     )
-    output = tvm.runtime.tensor(np.full(shape_of(doubled), 7, dtype))
     stored = pack_words(x, work.group) if work.words else pack(x, in_lanes)
     packed = [stored, pack_weight(w, in_lanes, lanes, work.group)]
-    module["main"](*(tvm.runtime.tensor(each) for each in packed), output)
-    got = unpack(output.numpy(), work.filters) / 2
+    got = unpack(run_kernel([data, weight, doubled], packed, machine, "conv-dot"), work.filters) / 2
     shift = 128 if kind == "int8" else 0
     amounts = [(0, 0), (0, 0), *work.pad]
     whole = np.pad(x_meant.astype(np.float64) + shift, amounts, constant_values=fill + shift)
