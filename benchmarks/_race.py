@@ -22,15 +22,18 @@ from benchmarks._models import Task
 
 @dataclass(frozen=True)
 class Entry:
-    """Who takes part: a contestant of `_contestant`, the file it reads, its precision."""
+    """Who takes part: a contestant of `_contestant`, the file it reads, its precision; `variant` tells two of one kind
+    apart."""
 
     contestant: str
     path: Path
     precision: str = "f32"
+    variant: str = ""
 
     @property
     def label(self) -> str:
-        return self.contestant if self.precision == "f32" else f"{self.contestant} {self.precision}"
+        parts = (self.contestant, "" if self.precision == "f32" else self.precision, self.variant)
+        return " ".join(part for part in parts if part)
 
 
 @dataclass

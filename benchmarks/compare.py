@@ -33,17 +33,19 @@ import sys, time
 start = time.perf_counter()
 import compiler
 module = compiler.compile(
-    sys.argv[1], target=sys.argv[3], shapes=eval(sys.argv[4]), threads=int(sys.argv[5]), precision=sys.argv[6]
+    sys.argv[1], target=sys.argv[3], shapes=eval(sys.argv[4]), threads=int(sys.argv[5]), precision=sys.argv[6],
+    records=None if sys.argv[7] == "tuned" else False,
 )
 print(time.perf_counter() - start)
 module.export(sys.argv[2])
 """
+_UNTUNED = "untuned"
 _PEAK = "import sys; from benchmarks._peak import measure_peak; print(measure_peak(int(sys.argv[1])))"
 
 
 @dataclass
 class Row:
-    """One line of the table; times in milliseconds."""
+    """One line of the table; times in milliseconds. `untuned` is ours without records, where that was asked for."""
 
     model: str
     ours: float
@@ -53,6 +55,7 @@ class Row:
     share_of_peak: float
     compile_seconds: float
     difference: float
+    untuned: float | None = None
 
 
 def main() -> int:
@@ -100,6 +103,9 @@ def _parser() -> argparse.ArgumentParser:
         default="median",
         help="for a machine that others use too: best run, or processor time (one thread)",
     )
+    parser.add_argument(
+        "--tuned", action="store_true", help="compile with tuning records, and time ours without beside"
+    )
     parser.add_argument("--operators", action="store_true", help="show where our time goes, kernel by kernel")
     parser.add_argument("--json", help="write the rows to this file")
     return parser
@@ -121,16 +127,24 @@ def _compare(task: Task, options: Any, peak: float, versions: set[str], console:
         console.print(
             "[dim]ONNX Runtime has no bf16 on this processor: its time is f32 and does not count in the ratio"
         )
-    compile_seconds = _compiled(task, artifact, options)
+    compile_seconds = _compiled(task, artifact, options, tuned=options.tuned)
     entries = [
         Entry("tensorwright", artifact),
         Entry("onnxruntime", task.path),
         Entry("openvino", task.path, "f32" if options.precision == "f32" else "default"),
     ]
+    if options.tuned:
+        plain = artifact.with_name(f"{task.name}-{options.precision}-{options.threads}-untuned.twm")
+        _compiled(task, plain, options, tuned=False)
+        entries.append(Entry("tensorwright", plain, variant=_UNTUNED))
     results = race(task, entries, options.threads, options.rounds, options.seconds, report=console.print)
     if len(results) < 2 or results[0].label != "tensorwright":
         raise RuntimeError("nothing to compare")
-    ours, *peers = results
+    ours, *rivals = results
+    untuned = next((each.seconds(options.statistic) for each in rivals if each.label.endswith(_UNTUNED)), None)
+    peers = [each for each in rivals if not each.label.endswith(_UNTUNED)]
+    if not peers:
+        raise RuntimeError("nothing to compare")
     versions.update(result.version for result in (ours, *peers))
     if options.operators:
         _print_operators(artifact, task, options.threads, console)
@@ -146,13 +160,14 @@ def _compare(task: Task, options: Any, peak: float, versions: set[str], console:
         rate / peak,
         compile_seconds,
         _difference(ours, peers[0]),
+        None if untuned is None else untuned * 1e3,
     )
 
 
-def _compiled(task: Task, artifact: Path, options: Any) -> float:
+def _compiled(task: Task, artifact: Path, options: Any, *, tuned: bool) -> float:
     """Compile in a process of its own; seconds with the import of the compiler."""
     arguments = [str(task.path), str(artifact), options.target, repr(dict(task.shapes or {})), str(options.threads)]
-    arguments.append("bf16" if options.precision == "bf16" else "float32")
+    arguments += ["bf16" if options.precision == "bf16" else "float32", "tuned" if tuned else _UNTUNED]
     finished = subprocess.run([sys.executable, "-c", _COMPILE, *arguments], capture_output=True, text=True)
     if finished.returncode:
         raise RuntimeError(finished.stderr.strip().splitlines()[-1] if finished.stderr else "the compiler died")
@@ -179,6 +194,7 @@ def _print(rows: list[Row], options: Any, peak: float, versions: set[str], conso
     table.add_column("model", no_wrap=True)
     for heading in (
         "ours ms",
+        *((f"{_UNTUNED} ms", "gain") if options.tuned else ()),
         *(f"{peer} ms" for peer in peers),
         "ratio",
         "GFLOP/s",
@@ -193,6 +209,7 @@ def _print(rows: list[Row], options: Any, peak: float, versions: set[str], conso
         table.add_row(
             row.model,
             f"{row.ours:.3f}",
+            *((f"{row.untuned:.3f}", f"{row.untuned / row.ours:.2f}") if row.untuned is not None else ()),
             *times,
             f"[{color}]{row.ratio:.2f}",
             f"{row.gflops:.0f}",

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from compiler.tuning.tasks import Task
 
 BATCH = 16
+FIRST_BATCHES = 8
+"""Of a task's first `EARLY` trials: the model learns most from them."""
+EARLY = 32
 LEADERS = 3
 _ROUNDS = 9  # of the last comparison
 _FINAL_EFFORT = Effort(0.02)
@@ -169,7 +172,9 @@ class Session:
 
     def _round(self, state: TaskState, limits: Limits) -> None:
         subject = subject_of(state)
-        count = BATCH if limits.trials is None else min(BATCH, limits.trials - self.progress.trials)
+        count = FIRST_BATCHES if state.trials < EARLY else BATCH
+        if limits.trials is not None:
+            count = min(count, limits.trials - self.progress.trials)
         configs = self._search.propose(state, lambda configs: self._model.predict(subject, configs), count)
         if not configs:
             state.finished = "every config was tried"

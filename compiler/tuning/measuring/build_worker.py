@@ -14,6 +14,7 @@ import schedules.engine  # noqa: F401  (first, so that the engine loads without 
 # isort: split
 import tvm
 
+from compiler.kernel_lowering import PIPELINE
 from compiler.tuning.measuring.channel import serve
 from compiler.tuning.measuring.messages import BuildRequest, Built, KernelTask, WorkerSetup
 from schedules.apply import apply_rule
@@ -69,15 +70,15 @@ class Builder:
     def linked(self, function: Any) -> bytes:
         """A scheduled PrimFunc as a shared library."""
         with self._engine_target:
-            executable = tvm.compile(tvm.IRModule({SYMBOL: function}), target=self._engine_target)
+            library = tvm.tirx.build(tvm.IRModule({SYMBOL: function}), self._engine_target, PIPELINE)
         with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
             path = Path(folder) / "kernel.so"
             if self._target.fits_this_machine():
                 objects = Path(folder) / "kernel.o"
-                executable.mod.write_to_file(str(objects), "o")
+                library.write_to_file(str(objects), "o")
                 _linker().link(path, [objects])
             else:
-                self._target.export_library(executable, path)
+                self._target.export_library(library, path)
             return path.read_bytes()
 
 

@@ -1,0 +1,115 @@
+"""How well cost models rank trials of tasks, and of a machine, that they were not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import schedules.engine  # noqa: F401  (first, so that the engine loads without torch)
+from compiler.tuning.cost_models import CostModel, Sample, cost_models
+from compiler.tuning.cost_models.xgboost import XgboostModel
+from compiler.tuning.library import read_current
+from compiler.tuning.record_set import deduplicated
+from compiler.tuning.samples import samples_of
+
+_FOLDS = 4
+_LEAST_TRIALS = 12  # of a task, to say anything about an order
+
+
+@dataclass(frozen=True)
+class Score:
+    """Averages over tasks. `regret` is how much slower than the task's best the config ranked first is."""
+
+    model: str
+    held_out: str
+    tasks: int
+    trials: int
+    pairs: float
+    top1: float
+    top5: float
+    regret: float
+
+
+def load_samples(path: Path) -> list[Sample]:
+    """The successful trials on record, each config once."""
+    loaded = read_current(path)
+    records = [record for record in deduplicated(loaded.records) if record.seconds is not None]
+    return samples_of(records, loaded.targets)
+
+
+def by_task(samples: Sequence[Sample]) -> dict[tuple[str, str], list[Sample]]:
+    """Samples by task and machine."""
+    groups: dict[tuple[str, str], list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault((sample.subject.task, str(sample.subject.machine)), []).append(sample)
+    return groups
+
+
+def scores(path: Path) -> list[Score]:
+    """Each model with tasks held out in turns, then with a machine held out."""
+    groups = by_task(load_samples(path))
+    machines = sorted(
+        {machine for _, machine in groups}, key=lambda each: -sum(len(g) for k, g in groups.items() if k[1] == each)
+    )
+    main = {key: group for key, group in groups.items() if key[1] == machines[0]}
+    found = []
+    for name in ("xgboost", "roofline", "random"):
+        found.append(_over_tasks(name, main))
+    for machine in machines[1:]:
+        other = {key: group for key, group in groups.items() if key[1] == machine}
+        train = [sample for group in main.values() for sample in group]
+        lanes = next(iter(other.values()))[0].subject.machine.vector_bits
+        for name in ("xgboost", "roofline", "random"):
+            model = _trained(name, train)
+            found.append(
+                _score(name, f"a machine of {lanes}-bit vectors", [(group, model) for group in other.values()])
+            )
+    return found
+
+
+def _over_tasks(name: str, groups: dict[tuple[str, str], list[Sample]]) -> Score:
+    keys = sorted(groups)
+    order = np.random.default_rng(0).permutation(len(keys))
+    pairs = []
+    for fold in range(_FOLDS):
+        held = {keys[i] for i in order[fold::_FOLDS]}
+        model = _trained(name, [sample for key in keys if key not in held for sample in groups[key]])
+        pairs += [(groups[key], model) for key in sorted(held)]
+    return _score(name, f"tasks, in {_FOLDS} folds", pairs)
+
+
+def _trained(name: str, samples: Sequence[Sample]) -> CostModel:
+    model = cost_models.make(name)
+    model.update(samples)
+    return model
+
+
+def _score(name: str, held_out: str, groups: Sequence[tuple[list[Sample], CostModel]]) -> Score:
+    results = [_ranked(group, model) for group, model in groups if len(group) >= _LEAST_TRIALS]
+    pairs, top1, top5, regret = (float(np.mean(column)) for column in zip(*results, strict=True))
+    trials = sum(len(group) for group, _ in groups if len(group) >= _LEAST_TRIALS)
+    return Score(name, held_out, len(results), trials, pairs, top1, top5, regret)
+
+
+def _ranked(group: list[Sample], model: CostModel) -> tuple[float, float, float, float]:
+    times = np.array([sample.seconds for sample in group])
+    predicted = model.predict(group[0].subject, [sample.config for sample in group])
+    order = np.argsort(-predicted, kind="stable")
+    best = int(np.argmin(times))
+    faster = times[:, None] < times[None, :]
+    above = predicted[:, None] > predicted[None, :]
+    ties = predicted[:, None] == predicted[None, :]
+    right = (above[faster].sum() + 0.5 * ties[faster].sum()) / faster.sum()
+    return float(right), float(best == order[0]), float(best in order[:5]), float(times[order[0]] / times[best] - 1)
+
+
+def pretrain(path: Path, output: Path) -> tuple[int, int]:
+    """Train on everything and store the model; (trials, tasks)."""
+    samples = load_samples(path)
+    model = XgboostModel()
+    model.update(samples)
+    model.save(output)
+    return len(samples), len(by_task(samples))

@@ -1,0 +1,154 @@
+"""How good the tuner is: its rate, what it finds in few trials, and how well its cost model ranks.
+
+    python -m benchmarks.tuner rate resnet18 --seconds 60
+    python -m benchmarks.tuner quality resnet18 mobilenet_v2 --records logs
+    python -m benchmarks.tuner ranking --records logs
+    python -m benchmarks.tuner pretrain --records logs --output tuning_logs/cost_model.json
+
+`quality` compares what a fresh search of 32 trials finds with the best on record, task by task, and how many trials a
+cold and a pre-trained cost model take to reach 95 % of it. `ranking` trains on some tasks (or on one machine) and ranks
+the trials of others. Records come from `tensorwright tune --records DIR`; the more trials they hold the better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import _tuner_quality, _tuner_ranking
+from benchmarks._models import task_of
+
+
+def main() -> int:
+    """Parse the arguments and run one of the measurements."""
+    options = _parser().parse_args()
+    console = Console()
+    console.width = max(console.width, 120)
+    commands = {"rate": _rate, "quality": _quality, "ranking": _ranking, "pretrain": _pretrain}
+    commands[options.command](options, console)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.tuner", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    rate = commands.add_parser("rate", help="trials a second of the whole loop")
+    quality = commands.add_parser("quality", help="32 trials against the best on record")
+    ranking = commands.add_parser("ranking", help="how well the cost model ranks tasks it has not seen")
+    pretrain = commands.add_parser("pretrain", help="train the cost model on all records")
+    for each in (rate, quality):
+        each.add_argument("models", nargs="+")
+        each.add_argument("--target", default="host")
+        each.add_argument("--timing", default="auto", choices=("auto", "parallel", "serial"))
+    rate.add_argument("--seconds", type=float, default=60.0)
+    quality.add_argument("--trials", type=int, default=32)
+    quality.add_argument("--tasks", type=int, default=12, help="how many: the largest of each kind")
+    for each in (quality, ranking, pretrain):
+        each.add_argument("--records", required=True, help="a record file or folder")
+    pretrain.add_argument("--output", required=True)
+    return parser
+
+
+def _rate(options: Any, console: Console) -> None:
+    import tempfile
+
+    import compiler
+
+    table = Table(title="whole loop: propose, build, check, measure, record, learn")
+    for heading in ("model", "timing", "trials", "seconds", "trials/s", "processor s of a trial", "failed"):
+        table.add_column(heading, justify="left" if heading in ("model", "timing") else "right")
+    for name in options.models:
+        task = task_of(name)
+        used = _processor_seconds()
+        with tempfile.TemporaryDirectory() as folder:
+            result = compiler.tune(
+                task.path,
+                options.target,
+                shapes=task.shapes,
+                time_budget=options.seconds,
+                records=folder,
+                timing=options.timing,
+            )
+        spent = _processor_seconds() - used
+        failed = sum(each.failed for each in result.tasks)
+        numbers = (f"{result.trials}", f"{result.seconds:.0f}", f"{result.trials / result.seconds:.1f}")
+        table.add_row(name, result.method, *numbers, f"{spent / max(result.trials, 1):.2f}", str(failed))
+    console.print(table)
+
+
+def _processor_seconds() -> float:
+    """Of this process and of those that it started and has waited for."""
+    import os
+
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def _quality(options: Any, console: Console) -> None:
+    rows = _tuner_quality.measure(options, console)
+    table = Table(title=f"{options.trials} trials of a fresh search against the best on record")
+    for heading in (
+        "kind",
+        "task",
+        "default us",
+        "found us",
+        "best us",
+        "of best",
+        "cold to 95 %",
+        "pre-trained to 95 %",
+    ):
+        table.add_column(heading, justify="left" if heading in ("kind", "task") else "right")
+    for row in rows:
+        table.add_row(
+            row.kind,
+            row.task,
+            f"{row.default * 1e6:.1f}",
+            f"{row.found * 1e6:.1f}",
+            f"{row.best * 1e6:.1f}",
+            f"{row.best / row.found:.0%}",
+            _count(row.cold, options.trials),
+            _count(row.pretrained, options.trials),
+        )
+    console.print(table)
+    reached = sum(row.best / row.found >= 0.9 for row in rows)
+    console.print(f"90 % of the best within {options.trials} trials: {reached} of {len(rows)} tasks")
+
+
+def _count(trials: int | None, most: int) -> str:
+    return f"> {most}" if trials is None else str(trials)
+
+
+def _ranking(options: Any, console: Console) -> None:
+    table = Table(title="ranking of trials the model was not trained on; averages over tasks")
+    for heading in ("model", "held out", "tasks", "trials", "pairs in order", "top-1 recall", "top-5 recall", "regret"):
+        table.add_column(heading, justify="left" if heading in ("model", "held out") else "right")
+    for score in _tuner_ranking.scores(Path(options.records)):
+        table.add_row(
+            score.model,
+            score.held_out,
+            str(score.tasks),
+            str(score.trials),
+            f"{score.pairs:.1%}",
+            f"{score.top1:.0%}",
+            f"{score.top5:.0%}",
+            f"{score.regret:.1%}",
+        )
+    console.print(table)
+    console.print("top-k recall: the best trial is among the k ranked first; regret: how much slower is the first one")
+
+
+def _pretrain(options: Any, console: Console) -> None:
+    trials, tasks = _tuner_ranking.pretrain(Path(options.records), Path(options.output))
+    size = Path(options.output).stat().st_size
+    console.print(f"trained on {trials} trials of {tasks} tasks: {options.output}, {size / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Records as samples for the cost models: the workload of a record read back from its key."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+import schedules
+from compiler.tuning.cost_models import Sample, Subject
+from compiler.tuning.records import Record
+from schedules.config import Config
+from schedules.machine import Machine
+from schedules.registry import rules
+from schedules.rule import Workload
+
+
+def samples_of(records: Iterable[Record], targets: Mapping[str, Mapping[str, Any]]) -> list[Sample]:
+    """The samples of records whose rule, workload class and target are known here; others are left out."""
+    by_name = {rule.name: rule for rule in rules()}
+    machines = {key: machine_of(description) for key, description in targets.items()}
+    subjects: dict[tuple[str, str], Subject | None] = {}
+    samples = []
+    for record in records:
+        key = (record.target, record.task)
+        if key not in subjects:
+            rule, machine = by_name.get(record.rule), machines.get(record.target)
+            workload = workload_of(record.workload)
+            subjects[key] = None
+            if (
+                rule is not None
+                and machine is not None
+                and workload is not None
+                and rule.version == record.rule_version
+            ):
+                default = rule.default(workload, machine)
+                subjects[key] = Subject(record.task, rule.name, workload, machine, default)
+        subject = subjects[key]
+        if subject is not None:
+            samples.append(Sample(subject, Config.of(record.config), record.seconds))
+    return samples
+
+
+def machine_of(description: Mapping[str, Any]) -> Machine:
+    """The machine of a target's description."""
+    return Machine(**description["machine"])
+
+
+def workload_of(key: str) -> Workload | None:
+    """The workload that a key was made of; None when its class is not known here or has other fields now."""
+    name, brace, fields = key.partition("{")
+    workload_class = _workload_classes().get(name)
+    if workload_class is None or not brace:
+        return None
+    try:
+        values = json.loads(brace + fields)
+        return workload_class(**{field: _tuples(value) for field, value in values.items()})
+    except (TypeError, ValueError):
+        return None
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value
+
+
+@cache
+def _workload_classes() -> dict[str, Any]:
+    rules()  # those of other packages too
+    for module in pkgutil.iter_modules(schedules.__path__, "schedules."):
+        importlib.import_module(module.name)
+    found: dict[str, Any] = {}
+    waiting: list[type[Workload]] = [Workload]
+    while waiting:
+        each = waiting.pop()
+        waiting += each.__subclasses__()
+        found[each.__name__] = each
+    return found

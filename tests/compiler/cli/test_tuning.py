@@ -1,0 +1,55 @@
+"""`tensorwright tune` and `tensorwright records`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from compiler.cli.arguments import parse_duration
+from compiler.errors import OptionError
+from tests.compiler.cli.running import Run
+from tests.fuzz.tuning import convolution_model
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("2 min", 120), ("1h", 3600)])
+def test_lengths_of_time(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "fast", "-5", "0", "3d", "1e3"])
+def test_no_lengths_of_time(text: str) -> None:
+    with pytest.raises(OptionError, match="no length of time"):
+        parse_duration(text)
+
+
+def test_tune_then_look_at_the_records(tensorwright: Run, tmp_path: Path) -> None:
+    model, records, page = tmp_path / "model.onnx", tmp_path / "logs", tmp_path / "page.html"
+    model.write_bytes(convolution_model())
+    options = ("--threads", "1", "--timing", "serial", "--cost-model", "roofline")
+    done = tensorwright("tune", str(model), "--trials", "9", "--records", str(records), "--report", str(page), *options)
+    assert done.code == 0, done.err
+    assert "kernels of a run" in done.out
+    assert "conv-direct" in done.out
+    assert "9 trials" in done.err or "9 in" in done.out
+    assert "Latency against trials" in page.read_text()
+
+    shown = tensorwright("records", str(records), "--json")
+    (line,) = json.loads(shown.out)
+    assert line["rule"] == "conv-direct"
+    assert line["trials"] == 9
+    assert line["tasks"] == 1
+
+    best = tmp_path / "best.jsonl"
+    assert tensorwright("records", str(records), "--best", "--output", str(best)).code == 0
+    kinds = [json.loads(text)["kind"] for text in best.read_text().splitlines()]
+    assert kinds in (["target", "trial"], ["target", "trial", "trial"])
+
+
+def test_a_wrong_device_is_a_usage_error(tensorwright: Run, tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(convolution_model())
+    done = tensorwright("tune", str(model), "--device", "nowhere", "--records", str(tmp_path))
+    assert done.code == 2
+    assert "HOST:PORT" in done.err

@@ -1,0 +1,52 @@
+"""Records become samples again: rule, workload and machine are read back from their texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compiler.tuning.identity import fingerprint, target_description
+from compiler.tuning.records import Record
+from compiler.tuning.samples import machine_of, samples_of, workload_of
+from tests.compiler.tuning.kernels import product_task, target
+
+
+def record(**changes: Any) -> Record:
+    task = product_task()
+    values = {
+        "target": fingerprint(target_description(target())),
+        "rule": task.rule.name,
+        "rule_version": task.rule.version,
+        "workload": task.workload.key(),
+        "config": dict(task.default),
+        "seconds": 1e-3,
+    }
+    return Record(**{**values, **changes})
+
+
+def test_a_workload_is_read_back_from_its_key() -> None:
+    task = product_task()
+    assert workload_of(task.workload.key()) == task.workload
+    assert workload_of('ConvWorkload{"no":1}') is None
+    assert workload_of("Unheard{}") is None
+    assert workload_of("MatmulWorkload") is None
+
+
+def test_a_machine_is_read_back_from_its_description() -> None:
+    described = target_description(target())
+    assert target_description_of(machine_of(described)) == described["machine"]
+
+
+def target_description_of(machine: Any) -> dict[str, Any]:
+    fields = machine.model_dump(mode="json")
+    described = target_description(target())["machine"]
+    return {name: sorted(fields[name]) if name == "features" else fields[name] for name in described}
+
+
+def test_samples_of_known_rules_and_targets_alone() -> None:
+    targets = {record().target: target_description(target())}
+    records = [record(), record(rule_version=99), record(rule="gone"), record(target="0" * 16), record(workload="X{}")]
+    (sample,) = samples_of(records, targets)
+    task = product_task()
+    assert sample.subject.workload == task.workload
+    assert sample.subject.default == task.default == sample.config
+    assert sample.seconds == 1e-3
