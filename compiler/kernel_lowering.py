@@ -1,9 +1,13 @@
-"""The engine's lowering of kernels, without the checks of arguments that calls of our own can not fail.
+"""The engine's lowering of kernels with two changes: needless checks of arguments are left out, and tiles of registers
+lie on the stack.
 
 A kernel is only called by the module it belongs to, on tensors that the virtual machine made or has checked. The engine
 still has each kernel look at each argument's type, rank, element type, device and strides, with a message of the whole
 signature for each: more code than many a kernel. Sizes that are symbolic stay checked, and so does anything that is
 not known here.
+
+Buffers of the scope "local" are tiles that are to be held in registers. The engine would take them from the heap, where
+LLVM promotes what it can late and not all of it.
 """
 
 from __future__ import annotations
@@ -13,9 +17,12 @@ from typing import Any
 import tvm
 from tvm import tirx
 
+from schedules.kernel import dtype_of, product, shape_of
+from schedules.machine import dtype_bits
 from schedules.tir import structural_map, structural_walk
 
 PIPELINE = "tensorwright"
+_STACK_BITS = 8 * (16 << 10)  # no tile of registers is near as large
 
 # What the engine's checks of arguments say, after the name of the argument.
 _OF_A_TENSOR = (".ndim", ".dtype", ".device_type", ".device_id", ".strides", " data pointer is NULL")
@@ -27,18 +34,29 @@ def _pipeline() -> tuple[Any, Any, Any]:
 
     @tvm.transform.module_pass(opt_level=0, name="LowerKernels")
     def lowered(mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
-        return _without_checks(lower(mod))
+        return _rewritten(lower(mod))
 
     return lowered, finalize_host, finalize_device
 
 
-def _without_checks(mod: tvm.IRModule) -> tvm.IRModule:
+def _rewritten(mod: tvm.IRModule) -> tvm.IRModule:
     changed = {
-        var: function.with_body(_unchecked(function.body))
+        var: function.with_body(_on_stack(_unchecked(function.body)))
         for var, function in mod.functions_items()
         if isinstance(function, tirx.PrimFunc)
     }
     return tvm.IRModule({**dict(mod.functions_items()), **changed}, attrs=mod.attrs)
+
+
+def _on_stack(body: Any) -> Any:
+    def visit(allocation: Any) -> Any:
+        buffer = allocation.buffer
+        size = product(shape_of(buffer))
+        if str(buffer.ty.storage_scope) != "local" or size is None or size * dtype_bits(dtype_of(buffer)) > _STACK_BITS:
+            return allocation
+        return tirx.AllocBuffer(buffer, annotations={"disable_lower_builtin": tirx.IntImm("bool", 1)})
+
+    return structural_map(body, (tirx.AllocBuffer, visit))
 
 
 def _unchecked(body: Any) -> Any:

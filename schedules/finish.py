@@ -6,6 +6,7 @@ from typing import Any
 
 from schedules import bf16_dot, int8_dot, prefetch, vector_math
 from schedules.backward_divisions import hide_backward_divisions
+from schedules.clips import vector_limits
 from schedules.expression import substitute
 from schedules.inline import call_name
 from schedules.kernel import product, shape_of
@@ -27,7 +28,7 @@ def finish(function: Any, machine: Machine) -> Any:
     """
     used: set[str] = set()
     suffix = vector_math.IN_TILE if _holds_tile(function.body) else ""
-    body = serialize_narrow_repeats(inline_narrow_lets(function.body))
+    body = serialize_narrow_repeats(inline_narrow_lets(vector_limits(function.body, used)))
     body = hide_backward_divisions(serialize_scalar_loops(widen_narrow_calls(body)))
     body = _fresh_lets(_vector_calls(_rounded_integers(body), used, suffix))
     if used:

@@ -86,6 +86,7 @@ _LOG = (
 
 PREFIX = "tensorwright."
 IN_TILE = "_in_tile"
+LIMIT = "limit"
 _SYMBOL = "tensorwright_{name}_f32x{lanes}"
 _TABLE = "tensorwright_constants"
 _TABLE_SIZE = 128
@@ -264,26 +265,34 @@ def _log(w: _Writer, x: str) -> str:
     return w.select(w.compare("olt", x, w.number(0.0)), w.number(math.nan), result)
 
 
+def _limit(w: _Writer, x: str, low: str, high: str) -> str:
+    """min(max(x, low), high), and NaN for NaN: each select becomes one minimum or maximum instruction."""
+    above = w.select(w.compare("olt", x, low), low, x)
+    return w.select(w.compare("ogt", above, high), high, above)
+
+
 def _round(w: _Writer, x: str) -> str:
     below_half = 0.49999997  # the largest float32 below 0.5: 0.5 itself would round 0.49999997 up
     return w.intrinsic("trunc", w.add(x, w.intrinsic("copysign", w.number(below_half), x)))
 
 
-FUNCTIONS: dict[str, Callable[[_Writer, str], str]] = {
+FUNCTIONS: dict[str, Callable[..., str]] = {
     "exp": _exp,
     "sigmoid": _sigmoid,
     "tanh": _tanh,
     "erf": _erf,
     "log": _log,
     "round": _round,
+    LIMIT: _limit,
 }
+_PARAMETERS = {LIMIT: ("%x", "%low", "%high")}  # those of the others are one, %x
 
 
 def _constants() -> list[float]:
     """The table of all functions' constants , in a fixed order."""
     table: list[float] = []
     for name in FUNCTIONS:
-        FUNCTIONS[name](_Writer(2, table), "%x")
+        FUNCTIONS[name](_Writer(2, table), *_PARAMETERS.get(name, ("%x",)))
     assert len(table) <= _TABLE_SIZE
     return table
 
@@ -293,9 +302,11 @@ def _function_text(name: str, lanes: int) -> tuple[str, frozenset[str]]:
     """(the definition, the declarations it needs)."""
     plain = name.removesuffix(IN_TILE)
     writer = _Writer(lanes, None if plain == name else _constants())
-    result = FUNCTIONS[plain](writer, "%x")
+    parameters = _PARAMETERS.get(plain, ("%x",))
+    result = FUNCTIONS[plain](writer, *parameters)
     symbol = _SYMBOL.format(name=name, lanes=lanes)
-    head = f"define {writer.float} @{symbol}({writer.float} %x) alwaysinline nounwind {{"
+    typed = ", ".join(f"{writer.float} {parameter}" for parameter in parameters)
+    head = f"define {writer.float} @{symbol}({typed}) alwaysinline nounwind {{"
     return "\n".join([head, *writer.lines, f"  ret {writer.float} {result}", "}"]), frozenset(writer.declared)
 
 
@@ -315,16 +326,16 @@ def definitions(names: Iterable[str], lanes: Iterable[int]) -> str:
     return "\n".join([*table, *declared, *(text for text, _ in texts), ""])
 
 
-def call(name: str, x: Any) -> Any:
-    """The TensorIR expression of a function of a float32 expression."""
-    return tvm.ir.Call(tvm.ir.Op.get(PREFIX + name), [x], ret_ty=x.ty)
+def call(name: str, x: Any, *others: Any) -> Any:
+    """The TensorIR expression of a function of float32 expressions."""
+    return tvm.ir.Call(tvm.ir.Op.get(PREFIX + name), [x, *others], ret_ty=x.ty)
 
 
 def _lower(name: str) -> Callable[[Any], Any]:
     def lower(node: Any) -> Any:
         dtype = str(node.ty)
         lanes = int(dtype.partition("x")[2] or 1)
-        return tirx.call_pure_extern(dtype, _SYMBOL.format(name=name, lanes=lanes), node.args[0])
+        return tirx.call_pure_extern(dtype, _SYMBOL.format(name=name, lanes=lanes), *node.args)
 
     return lower
 

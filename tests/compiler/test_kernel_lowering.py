@@ -58,3 +58,12 @@ def test_symbolic_sizes_are_compared() -> None:
     found = checks(symbolic)
     assert any(".shape[0]" in each for each in found)
     assert not any(".dtype" in each or ".strides" in each for each in found)
+
+
+def test_tiles_of_registers_lie_on_the_stack() -> None:
+    tile = tirx.decl_buffer([64, 16], "float32", "tile", scope="local")
+    scratch = tirx.decl_buffer([64, 16], "float32", "scratch")
+    body = tirx.SeqStmt([tirx.AllocBuffer(tile), tirx.AllocBuffer(scratch)])
+    held, kept = kernel_lowering._on_stack(body).seq
+    assert int(held.annotations["disable_lower_builtin"]) == 1
+    assert not kept.annotations
