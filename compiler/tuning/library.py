@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compiler.tuning.identity import file_name, fingerprint, target_description
-from compiler.tuning.record_set import best_of, without_stale
+from compiler.tuning.record_set import best_against, by_task, without_stale
 from compiler.tuning.records import Loaded, Record, read
 from schedules.config import Config
 
@@ -62,7 +62,8 @@ class TunedConfigs:
     def __init__(self, target: targets.Target, records: Sequence[Record], problems: Sequence[str] = ()) -> None:
         self._machine = target.machine
         own = fingerprint(target_description(target))
-        self._best = {task: record for (where, task), record in best_of(records).items() if where == own}
+        self._records = {task: group for (where, task), group in by_task(records).items() if where == own}
+        self._used: dict[str, Record] = {}
         self.problems = list(problems)
 
     def __call__(self, rule: ScheduleRule, workload: Any) -> Config | None:
@@ -70,22 +71,23 @@ class TunedConfigs:
         return None if record is None else Config.of(record.config)
 
     def __bool__(self) -> bool:
-        return bool(self._best)
+        return bool(self._records)
 
     def record(self, rule: ScheduleRule, workload: Any) -> Record | None:
-        """The record for a kernel; None when there is none, or its config is no point of the rule's space."""
-        record = self.find(rule.name, rule.version, workload)
-        if record is None or Config.of(record.config) not in rule.space(workload, self._machine):
+        """The record for a kernel; None when none beats, or is, what the rule would do by itself today."""
+        group = self._records.get(f"{rule.name}@{rule.version}/{workload.key()}")
+        if group is None:
             return None
+        space = rule.space(workload, self._machine)
+        inside = [record for record in group if Config.of(record.config) in space]
+        record = best_against(inside, rule.default(workload, self._machine))
+        if record is not None:
+            self._used[record.task] = record
         return record
 
-    def find(self, rule: str, version: int, workload: Any) -> Record | None:
-        """The record for a rule and workload."""
-        return self._best.get(f"{rule}@{version}/{workload.key()}")
-
     def origin(self, task: str) -> str | None:
-        """The file that the record of a task came from; files of the package by their name in it."""
-        record = self._best.get(task)
+        """The file that the record used for a task came from; files of the package by their name in it."""
+        record = self._used.get(task)
         if record is None or not record.origin:
             return None
         path = Path(record.origin)

@@ -56,6 +56,7 @@ class Record(_Line):
         seconds: of one run, a low quantile over `runs`; None unless "ok".
         spread: how far repeated measurements lay apart, as a share of `seconds`.
         is_default: the config is the rule's own default.
+        compared: measured in turns with the default and other leaders, which says more than a time by itself.
         device: where it ran.
         method: "parallel": timed on all cores; "serial": on one, and scaled by how evenly the tasks share out.
         unix_time: when, in seconds.
@@ -74,6 +75,7 @@ class Record(_Line):
     spread: float = 0.0
     runs: int = 0
     is_default: bool = False
+    compared: bool = False
     device: str = "local"
     method: Literal["parallel", "serial"] = "parallel"
     unix_time: int = 0

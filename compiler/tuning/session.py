@@ -224,7 +224,7 @@ class Session:
             outcomes = self._lab.compare(state.task.key, state.leaders, _FINAL_EFFORT, _ROUNDS)
             for outcome in outcomes:
                 if outcome.seconds is not None:
-                    self._writer.append(self._record(state, outcome))
+                    self._writer.append(self._record(state, outcome, compared=True))
             self._settle(state, outcomes)
 
     def _settle(self, state: TaskState, outcomes: Sequence[Outcome]) -> None:
@@ -240,7 +240,7 @@ class Session:
         state.results[state.task.default] = default.seconds
         state.best = (chosen.config, chosen.seconds or default.seconds)
 
-    def _record(self, state: TaskState, outcome: Outcome) -> Record:
+    def _record(self, state: TaskState, outcome: Outcome, *, compared: bool = False) -> Record:
         return Record(
             target=self._writer.target,
             rule=state.task.rule.name,
@@ -252,6 +252,7 @@ class Session:
             spread=round(outcome.spread, 4),
             runs=outcome.runs,
             is_default=outcome.config == state.task.default,
+            compared=compared,
             device=self._device,
             method="serial" if self._lab.serial else "parallel",
             unix_time=int(time.time()),

@@ -12,7 +12,7 @@ import pytest
 
 from compiler.errors import StorageError
 from compiler.tuning.identity import file_name, fingerprint
-from compiler.tuning.record_set import best_of, deduplicated, merged, summary, without_stale
+from compiler.tuning.record_set import best, best_against, best_of, deduplicated, merged, summary, without_stale
 from compiler.tuning.records import Record, RecordWriter, encode, read, write_all
 
 DESCRIPTION: dict[str, Any] = {"machine": {"cores": 2, "architecture": "x86_64"}, "engine_target": {"mcpu": "znver4"}}
@@ -113,6 +113,21 @@ def test_best_needs_more_than_the_spread() -> None:
     assert best_of([default, slightly]) == {(TARGET, default.task): default}
     assert best_of([default, slightly, clearly]) == {(TARGET, default.task): clearly}
     assert best_of([record(3, seconds=None, status="crash")]) == {}
+
+
+def test_luck_does_not_win_over_a_comparison() -> None:
+    default = record(0, seconds=1e-3, is_default=True, compared=True)
+    leader, lucky = record(1, seconds=0.8e-3, compared=True), record(2, seconds=0.7e-3)
+    assert best([default, leader, lucky]) == leader
+    assert best([default, lucky]) == default
+
+
+def test_a_new_default_is_not_replaced_by_what_beat_the_old_one() -> None:
+    old = record(0, seconds=1e-3, is_default=True)
+    fast, slow = record(1, seconds=0.5e-3), record(2, seconds=2e-3)
+    assert best_against([old, fast, slow], fast.config) == fast.model_copy(update={"is_default": True})
+    assert best_against([old, fast, slow], slow.config) == fast
+    assert best_against([old, fast, slow], {"rows": 77, "pack": True}) is None
 
 
 def test_a_record_never_crosses_to_another_target() -> None:
