@@ -20,14 +20,14 @@ from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes, import_model
 from compiler.manifest_entries import manifest_entries, requirements, tensor_descriptions
 from compiler.passes.context import PipelineContext
-from compiler.passes.pipeline import run_pipeline
+from compiler.passes.pipeline import PipelineResult, run_pipeline
 from compiler.passes.registry import PassLike
 from compiler.recursion import loops
 from compiler.reference import random_inputs
 from compiler.runtime import Module
 from compiler.runtime.accelerator import load_runtime_of
 from compiler.runtime.foreign import ForeignModule
-from compiler.tuning.library import RecordSource, tuned_configs
+from compiler.tuning.library import RecordSource, TunedConfigs, tuned_configs
 
 Progress = Callable[[str], None]
 PRECISIONS = ("float32", "bf16")
@@ -91,7 +91,6 @@ def compile(
         example_inputs=example_inputs,
         dynamic_shapes=dynamic_shapes,
     )
-    inputs, outputs = tensor_descriptions(model.inputs), tensor_descriptions(model.outputs)
     tuned = tuned_configs(chosen, records)
     for problem in tuned.problems:
         report(f"tuning records: {problem}")
@@ -108,12 +107,25 @@ def compile(
         progress=report,
     )
     report("build")
+    artifact = _packed(model, _model_name(source), chosen, pipeline, threads, tuned)
+    return _with_reference(artifact, model, chosen, options, reference_inputs, report)
+
+
+def _packed(
+    model: ImportedModel,
+    name: str,
+    target: targets.Target,
+    pipeline: PipelineResult,
+    threads: int | None,
+    tuned: TunedConfigs | None = None,
+) -> Artifact:
+    """The module's contents: code built for the target, parameters and manifest."""
     with translated_target_errors():
-        library = build_library(pipeline.mod, chosen)
-    artifact = Artifact.create(
-        model_name=_model_name(source),
-        inputs=inputs,
-        outputs=outputs,
+        library = build_library(pipeline.mod, target)
+    return Artifact.create(
+        model_name=name,
+        inputs=tensor_descriptions(model.inputs),
+        outputs=tensor_descriptions(model.outputs),
         library=library,
         parameters=pipeline.stored_parameters(),
         compact_parameters=len(pipeline.expansions.stored),
@@ -121,9 +133,8 @@ def compile(
         fixed={name: array for name, array in model.fixed.items() if array.dtype != object},
         **requirements(model),
         threads=threads,
-        **manifest_entries(chosen, pipeline, tuned),
+        **manifest_entries(target, pipeline, tuned),
     )
-    return _with_reference(artifact, model, chosen, reference_inputs, report)
 
 
 def find_target(target: str | targets.Target, cores: int | None = None) -> targets.Target:
@@ -172,28 +183,39 @@ def _with_reference(
     artifact: Artifact,
     model: ImportedModel,
     target: targets.Target,
+    options: Mapping[str, Any],
     given: Mapping[str, np.ndarray] | None,
     report: Progress,
 ) -> Module:
-    """The module, with an example of inputs and outputs in it where this machine can run it."""
-    if not target.fits_this_machine():
-        return foreign_module(artifact, target)
-    report("reference run")
+    """The module, with an example of inputs and outputs in it.
+
+    Of a module for another machine the outputs are those of the same model built for this one: an emulator is slow,
+    and numbers of another origin are the better check.
+    """
     load_runtime_of(target)
-    module = Module(artifact)
+    foreign = not target.fits_this_machine()
+    module = foreign_module(artifact, target) if foreign else Module(artifact)
+    report("reference run")
     if given is None and loops(model.mod):
         report("no reference input stored: on random values the model's loops may never end; give reference_inputs=")
         return module
     try:
         inputs = dict(given) if given is not None else random_inputs(model.inputs)
-        outputs = module.run(inputs)
+        outputs = (_host_module(model, artifact, options) if foreign else module).run(inputs)
     except TensorwrightError as error:
-        if given is not None:
+        if given is not None and not foreign:
             raise
         # Random values do not suit every model (an index out of range, sizes that must divide); the module is sound.
         report(f"no reference input stored: {error.message}")
         return module
     return module.with_reference(inputs, outputs)
+
+
+def _host_module(model: ImportedModel, like: Artifact, options: Mapping[str, Any]) -> Module:
+    """The same model built for this machine."""
+    host = _target_for("host", str(options["precision"]), 1)
+    pipeline = run_pipeline(model.mod, PipelineContext(target=host, machine=host.machine, options=options))
+    return Module(_packed(model, like.manifest.model_name, host, pipeline, 1), threads=1)
 
 
 def foreign_module(artifact: Artifact, target: targets.Target) -> ForeignModule:

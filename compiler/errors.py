@@ -119,6 +119,10 @@ class StorageError(UserError):
     """A file could not be read or written: permissions, a full disk, a missing folder."""
 
 
+class DeviceError(UserError):
+    """A device does not answer, or refused a module; what was active there still is."""
+
+
 class PassError(InternalError):
     """A graph pass failed or produced a module that is not well formed; names the pass."""
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from compiler.cli.commands import bench, compile, inspect, passes, profile, records, run, targets, tune
+from compiler.cli.commands import bench, bundle, compile, inspect, passes, profile, push, records, run, targets, tune
 
 app = typer.Typer(
     name="tensorwright",
@@ -59,5 +59,5 @@ def overview(
         typer.echo(context.get_help())
 
 
-for command in (compile, run, inspect, bench, profile, tune, records, targets, passes):
+for command in (compile, run, inspect, bench, profile, tune, records, bundle, push, targets, passes):
     command.register(app)

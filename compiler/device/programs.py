@@ -15,6 +15,7 @@ from targets import Target
 
 SOURCES = Path(__file__).with_name("cpp")
 LIBRARY_SOURCES = ("artifact.cc", "tensors.cc", "module.cc", "sha256.cc", "c_api.cc")
+SHARED_LIBRARY = "libtensorwright.so"
 NO_LINKED_MODULE = "linked_none.cc"
 PROGRAMS = {"tensorwright-run": "run.cc", "tensorwright-server": "server.cc"}
 COMPILE_OPTIONS = ("-std=c++17", "-O2", "-fPIC", "-ffunction-sections", "-fdata-sections")
@@ -32,7 +33,7 @@ def include_options(folders: Sequence[Path]) -> list[str]:
 
 
 def device_programs(target: Target) -> Path:
-    """A folder with `tensorwright-run`, `tensorwright-server`, their objects, and the runtime's shared libraries.
+    """A folder with the programs, the library behind `tensorwright.h`, their objects, and the runtime's libraries.
 
     Raises:
         targets.TargetError: no compiler for the target, or it failed.
@@ -70,8 +71,10 @@ def _build(target: Target, libraries: Sequence[Path], folder: Path) -> None:
     options = [*COMPILE_OPTIONS, *include_options(include_folders())]
     made = dict(zip(names, compile_objects(target, [SOURCES / name for name in names], options, folder), strict=True))
     shared = [made[name] for name in (*LIBRARY_SOURCES, NO_LINKED_MODULE)]
+    options = engine_link_options(folder)
+    target.compiler().run(["-shared", *shared, "-o", folder / SHARED_LIBRARY, *options])
     for program, source in PROGRAMS.items():
-        target.compiler().run([made[source], *shared, "-o", folder / program, *engine_link_options(folder)])
+        target.compiler().run([made[source], *shared, "-o", folder / program, *options])
 
 
 def engine_link_options(libraries: Path) -> list[str]:

@@ -89,6 +89,12 @@ int tensorwright_output(const tensorwright_module* module, int32_t index, tensor
   return Guarded([&] { Describe(module->module.artifact().outputs, index, description); });
 }
 
+size_t tensorwright_element_bytes(const char* dtype) {
+  size_t bytes = 0;
+  Guarded([&] { bytes = (ffi::StringToDLDataType(dtype).bits + 7) / 8; });
+  return bytes;
+}
+
 int tensorwright_run(tensorwright_module* module, const tensorwright_tensor* inputs, tensorwright_tensor* outputs) {
   return Guarded([&] {
     const Artifact& artifact = module->module.artifact();

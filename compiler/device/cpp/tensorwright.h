@@ -43,6 +43,9 @@ int32_t tensorwright_output_count(const tensorwright_module* module);
 int tensorwright_input(const tensorwright_module* module, int32_t index, tensorwright_tensor* description);
 int tensorwright_output(const tensorwright_module* module, int32_t index, tensorwright_tensor* description);
 
+/* Bytes of an element of this type ("float32": 4); 0 for an unknown one. */
+size_t tensorwright_element_bytes(const char* dtype);
+
 /* Run on `inputs`, in the module's order, and point `outputs` (as many as the module has) at the results. */
 int tensorwright_run(tensorwright_module* module, const tensorwright_tensor* inputs, tensorwright_tensor* outputs);
 

@@ -1,0 +1,95 @@
+"""`bundle`: a folder with everything a device needs to run a module, without Python."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from compiler.artifact import Artifact, write_artifact
+from compiler.device.programs import PROGRAMS, SHARED_LIBRARY, SOURCES, device_programs
+from compiler.device.runtime_libraries import FFI_LIBRARY, RUNTIME_LIBRARY
+from compiler.errors import OptionError, StorageError
+from targets import Target
+
+MODULE = "model.twm"
+HEADER = "tensorwright.h"
+EXAMPLE = "example.c"
+
+# Bytes of libonnxruntime.so in the wheels of version 1.32.0 on PyPI, by architecture.
+ONNX_RUNTIME_BYTES: Mapping[str, int] = {"x86_64": 34824680, "aarch64": 27165936}
+
+_MAKEFILE = """# make: builds the example against the library of this folder.
+# With the cross compiler where there is one (so not on the device).
+ifeq ($(origin CC),default)
+CC := $(or $(shell command -v {cc}),cc)
+endif
+
+example: example.c
+\t$(CC) -O2 -Iinclude example.c -o example -Llib -ltensorwright -ltvm_ffi -Wl,-rpath,'$$ORIGIN/lib' -Wl,-rpath-link,lib
+"""
+
+_README = """{name}, for {target} ({architecture})
+
+    bin/tensorwright-run model.twm --verify --runs 20    run the stored example, compare, measure
+    bin/tensorwright-run model.twm --inputs in.safetensors --outputs out.safetensors
+    bin/tensorwright-server 9090                         wait for `tensorwright push`; listens on 127.0.0.1 (--listen)
+    make && ./example model.twm                          a program of your own, against include/tensorwright.h
+
+Files: model.twm, the module; lib/, the runtime and the library behind tensorwright.h; bin/, programs; example.c.
+Needed on the device: Linux with glibc 2.28 or newer and libstdc++. No Python.
+"""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What was written: bytes by file (relative to the folder), and of these, what a device needs to run the module."""
+
+    folder: Path
+    files: Mapping[str, int]
+    runtime_bytes: int
+    onnx_runtime_bytes: int | None
+
+
+def write_bundle(artifact: Artifact, target: Target, output: Path) -> Bundle:
+    """Write a module, the runtime's libraries, programs, the C header and an example into a new folder.
+
+    Raises:
+        OptionError: the folder exists and is not empty, or the module is for another architecture than the target.
+        StorageError: it can not be written.
+        targets.TargetError: the toolchain is missing or failed.
+        MissingDependencyError: the runtime's libraries for the architecture are not to be had.
+    """
+    if artifact.manifest.target.architecture != target.architecture:
+        raise OptionError(
+            f"the module is for {artifact.manifest.target.architecture}, and target {target.name!r} is "
+            f"{target.architecture}",
+            f"compile it with --target {target.name}",
+        )
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise OptionError(f"{output} exists and is not an empty folder", "give a new one")
+    programs = device_programs(target)
+    try:
+        _write(artifact, target, programs, output)
+    except OSError as error:
+        raise StorageError(f"{output} can not be written: {error}") from error
+    files = {str(path.relative_to(output)): path.stat().st_size for path in sorted(output.rglob("*")) if path.is_file()}
+    runtime = sum(size for name, size in files.items() if name.startswith("lib/lib"))
+    return Bundle(output, files, runtime, ONNX_RUNTIME_BYTES.get(target.architecture))
+
+
+def _write(artifact: Artifact, target: Target, programs: Path, output: Path) -> None:
+    for folder in ("bin", "lib", "include"):
+        (output / folder).mkdir(parents=True, exist_ok=True)
+    for library in (FFI_LIBRARY, RUNTIME_LIBRARY, SHARED_LIBRARY):
+        shutil.copy(programs / library, output / "lib")
+    for program in PROGRAMS:
+        shutil.copy(programs / program, output / "bin")
+    shutil.copy(SOURCES / HEADER, output / "include")
+    shutil.copy(SOURCES / EXAMPLE, output)
+    compiler = target.compiler().command[0].replace("g++", "gcc").replace("c++", "cc")
+    (output / "Makefile").write_text(_MAKEFILE.format(cc=compiler), encoding="utf-8")
+    described = {"name": artifact.manifest.model_name, "target": target.name, "architecture": target.architecture}
+    (output / "README").write_text(_README.format(**described), encoding="utf-8")
+    write_artifact(artifact, output / MODULE)

@@ -1,0 +1,148 @@
+"""Bundles and pushes: a module on a device without Python, emulated, in a bare root folder."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import compiler
+from compiler.cli import main
+from compiler.device.bundle import write_bundle
+from compiler.device.push import push
+from compiler.driver import find_target
+from compiler.errors import DeviceError, OptionError
+from targets import Target
+from targets.conformance_models import random_inputs, small_net
+from tests.compiler.cli.running import isolated_consoles
+from tests.compiler.device.emulators import target_that_runs
+
+_SYSTEM_LIBRARIES = ("ld-linux-aarch64.so.1", "libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "libdl.so.2",
+                     "libpthread.so.0", "librt.so.1")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    return target_that_runs("raspberry-pi-5")
+
+
+@pytest.fixture(scope="module")
+def net(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("net") / "net.twm"
+    compiler.compile(small_net(1), target, threads=1).export(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(net: Path, target: Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from compiler.artifact import read_artifact
+
+    folder = tmp_path_factory.mktemp("device") / "bundle"
+    made = write_bundle(read_artifact(net), target, folder)
+    assert made.onnx_runtime_bytes is not None
+    assert made.runtime_bytes < made.onnx_runtime_bytes / 4
+    return folder
+
+
+@pytest.fixture(scope="module")
+def root(bundle: Path, target: Target, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """An emulator whose root folder holds the bundle's needs from the system, and nothing else."""
+    folder = tmp_path_factory.mktemp("root")
+    (folder / "lib").mkdir()
+    for name in _SYSTEM_LIBRARIES:
+        shutil.copy(Path("/usr/aarch64-linux-gnu/lib") / name, folder / "lib")
+    emulator = target.emulator()[0]
+    return [emulator, "-L", str(folder), "-E", f"LD_LIBRARY_PATH={folder}/lib:{bundle}/lib", "-E", "TVM_NUM_THREADS=1"]
+
+
+def device(root: list[str], *command: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*root, *map(str, command)], capture_output=True, text=True, timeout=120)
+
+
+def test_the_runner_verifies_and_measures(root: list[str], bundle: Path) -> None:
+    done = device(root, bundle / "bin" / "tensorwright-run", bundle / "model.twm", "--verify", "--runs", 3)
+    assert done.returncode == 0, done.stderr
+    assert "verified" in done.stdout
+    assert re.search(r"p50 [\d.]+ ms, p99 [\d.]+ ms, 3 runs", done.stdout)
+
+
+def test_the_example_builds_with_one_command_and_runs(root: list[str], bundle: Path) -> None:
+    made = subprocess.run(["make", "-C", str(bundle)], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    done = device(root, bundle / "example", bundle / "model.twm")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"\S+: float32, 40 bytes, first [\d.e-]+\n", done.stdout)
+    assert device(root, bundle / "example", bundle / "README").returncode == 1
+
+
+def test_a_bundle_is_for_its_architecture_and_a_new_folder(net: Path, target: Target, bundle: Path) -> None:
+    from compiler.artifact import read_artifact
+
+    with pytest.raises(OptionError, match="aarch64"):
+        write_bundle(read_artifact(net), find_target("host"), bundle / "new")
+    with pytest.raises(OptionError, match="not an empty folder"):
+        write_bundle(read_artifact(net), target, bundle)
+
+
+@pytest.fixture
+def server(root: list[str], bundle: Path, tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    command = [*root, str(bundle / "bin" / "tensorwright-server"), "0", "--folder", str(tmp_path / "modules")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    found = re.match(r"listening on (127.0.0.1:\d+)", process.stdout.readline())
+    assert found is not None
+    yield found.group(1), tmp_path / "modules"
+    process.kill()
+    process.wait()
+
+
+def test_push_switches_to_a_module_that_proved_itself(server: tuple[str, Path], net: Path) -> None:
+    address, folder = server
+    first = push(net, address, runs=2)
+    assert first.replaced is None
+    assert first.difference < 1e-5
+    assert 0 < first.p50_milliseconds <= first.p99_milliseconds
+    assert (folder / "active.twm").read_bytes() == net.read_bytes()
+    again = push(net, address, runs=1)
+    assert again.replaced == again.active == first.active
+
+
+def test_push_leaves_the_old_module_where_numbers_differ(
+    server: tuple[str, Path], net: Path, target: Target, tmp_path: Path
+) -> None:
+    address, folder = server
+    push(net, address, runs=1)
+    model = small_net(1)
+    inputs = random_inputs(model)
+    module = compiler.compile(model, target, threads=1)
+    outputs = module.run(inputs)
+    wrong = {name: value + np.float32(0.01) for name, value in outputs.items()}
+    path = tmp_path / "wrong.twm"
+    module.with_reference(inputs, wrong).export(path)
+    with pytest.raises(DeviceError, match=r"reference run failed: .*differs from the reference in 10 of 10"):
+        push(path, address)
+    assert [each.name for each in folder.iterdir()] == ["active.twm"]
+    assert (folder / "active.twm").read_bytes() == net.read_bytes()
+
+
+def test_push_where_nobody_listens(net: Path) -> None:
+    with pytest.raises(DeviceError, match="no device server answers"):
+        push(net, "127.0.0.1:1")
+    with pytest.raises(OptionError, match="HOST:PORT"):
+        push(net, "nonsense")
+
+
+def test_commands(server: tuple[str, Path], net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with isolated_consoles():
+        assert main(["bundle", str(net), "--output", str(tmp_path / "made")]) == 0
+        shown = capsys.readouterr().out
+        assert "libtvm_runtime.so" in shown
+        assert "libonnxruntime.so" in shown
+        assert main(["push", str(net), server[0], "--runs", "1", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["active"]) == 64
