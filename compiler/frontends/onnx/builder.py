@@ -19,6 +19,7 @@ from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, tensor_s
 
 _MAXIMUM_SYMBOLIC_ELEMENTS = 1024
 _LARGEST_ELEMENT = 2**62
+_OPAQUE = 8  # the engine's pattern kind of kernels that are joined with no other
 
 
 class Builder:
@@ -179,6 +180,9 @@ class Builder:
 
     def emit_te(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> relax.Expr:
         """Bind a call of a tensor expression function; relax tensors arrive in it as te tensors."""
+        if not any(isinstance(each, tvm.ir.Expr) and isinstance(each.ty, relax.TensorType) for each in args):
+            # The engine can not join kernels of sizes alone with others that depend on further sizes.
+            kwargs = {**kwargs, "primfunc_attrs": {"op_pattern": _OPAQUE}}
         return self.emit(self.block_builder.call_te(function, *args, **kwargs))
 
     def shape_values(self, tensor: relax.Expr, signed: bool) -> list[Dim]:

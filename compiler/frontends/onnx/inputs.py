@@ -15,6 +15,7 @@ from compiler.errors import InputError, Refusal, UnsupportedModelError
 from compiler.frontends.imported_model import TensorSpec
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.builder import Builder
+from compiler.frontends.onnx.structure import declared_size
 from compiler.frontends.onnx.symbolic import Dim
 from compiler.frontends.onnx.values import Constant, OptionalValue, Runtime, SequenceValue, Value
 
@@ -68,7 +69,8 @@ def _fixed_tensor(spec: onnx.ValueInfoProto, value: object) -> Constant:
     if found == "string":
         array = array.astype(object)
     if tensor.HasField("shape"):
-        dims = [d.dim_value if d.WhichOneof("value") == "dim_value" else None for d in tensor.shape.dim]
+        declared = map(declared_size, tensor.shape.dim)
+        dims = [size if isinstance(size, int) else None for size in declared]
         if len(dims) != array.ndim or any(d not in (None, s) for d, s in zip(dims, array.shape, strict=True)):
             raise InputError(f"the constant for input {spec.name!r} has shape {array.shape}, the model's input {dims}")
     return Constant(array, found)
@@ -139,10 +141,8 @@ def _dims(spec: onnx.ValueInfoProto, override: Sequence[int | str] | None) -> li
         return [_checked_size(spec.name, size) for size in override]
     dims: list[int | str] = []
     for axis, dim in enumerate(tensor.shape.dim):
-        if dim.WhichOneof("value") == "dim_value":
-            dims.append(dim.dim_value)
-        else:
-            dims.append(dim.dim_param or f"{spec.name}_dim{axis}")
+        size = declared_size(dim)
+        dims.append(f"{spec.name}_dim{axis}" if size is None else size)
     if override is None:
         return dims
     if len(override) != len(dims):
@@ -166,10 +166,9 @@ def _fixed_sizes(specs: list[onnx.ValueInfoProto], declared: dict[str, list[int 
     for spec in specs:
         dims = spec.type.tensor_type.shape.dim
         for dim, size in zip(dims, declared[spec.name], strict=False):
-            if dim.dim_param and isinstance(size, int) and sizes.setdefault(dim.dim_param, size) != size:
-                raise InputError(
-                    f"shapes: the dimension {dim.dim_param!r} is given two sizes, {sizes[dim.dim_param]} and {size}"
-                )
+            name = declared_size(dim)
+            if isinstance(name, str) and isinstance(size, int) and sizes.setdefault(name, size) != size:
+                raise InputError(f"shapes: the dimension {name!r} is given two sizes, {sizes[name]} and {size}")
     return sizes
 
 

@@ -20,6 +20,7 @@ RANDOM_OPERATORS = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
 _MAXIMUM_DEPTH = 32
+_NAMELESS = frozenset({"", "?", "-1", "None"})
 _EXTENTS = frozenset(
     {
         "kernel_shape",
@@ -118,6 +119,16 @@ def _declared_names(graph: onnx.GraphProto, where: str) -> set[str]:
     return {*inputs, *initializers}
 
 
+def declared_size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    """A declared size: a number, a name that stands for one size everywhere, or None when it says nothing.
+
+    Some exporters write -1, "?" or "None" for every size that they do not know, different ones too.
+    """
+    if dim.WhichOneof("value") == "dim_value":
+        return None if dim.dim_value == -1 else int(dim.dim_value)
+    return None if dim.dim_param in _NAMELESS else str(dim.dim_param)
+
+
 def check_value_type(value: onnx.ValueInfoProto, where: str) -> None:
     """Check the element type and the dimensions that a graph input or output declares, if it does."""
     if value.type.WhichOneof("value") != "tensor_type":
@@ -126,7 +137,7 @@ def check_value_type(value: onnx.ValueInfoProto, where: str) -> None:
     check_text([d.dim_param for d in tensor.shape.dim], where)
     if tensor.elem_type and dtypes.dtype_name(tensor.elem_type) is None:
         raise InvalidModelError(f"{where}: {value.name!r} has the unknown element type {tensor.elem_type}")
-    dims = [d.dim_value for d in tensor.shape.dim if d.WhichOneof("value") == "dim_value"]
+    dims = [size for size in map(declared_size, tensor.shape.dim) if isinstance(size, int)]
     if any(d < 0 or d > MAXIMUM_DIMENSION for d in dims) or math.prod(d for d in dims if d) > MAXIMUM_DIMENSION:
         raise InvalidModelError(f"{where}: {value.name!r} has an absurd shape: {dims}")
 

@@ -56,8 +56,24 @@ def test_a_slice_to_the_end_takes_no_memory_for_it(end: int) -> None:
 
 def test_frames_of_a_padded_signal_without_its_last_axis() -> None:
     text = """(float[batch,samples] x) => (float[batch,frames,33,2] y)
-      <int64[4] widths = {0, 20, 0, 12}, int64 step = {16}, float[64] window = {%s}>
+      <int64[4] widths = {0, 20, 0, 12}, int64 step = {16}, float[64] window = {VALUES}>
       { padded = Pad(x, widths)
         more = Pad(padded, widths)
-        y = STFT(more, step, window) }""" % ",".join(f"{v:.6f}" for v in np.hanning(64))
-    check(text, [{"x": floats(1, 200)}, {"x": floats(3, 131)}])
+        y = STFT(more, step, window) }"""
+    window = ",".join(f"{value:.6f}" for value in np.hanning(64))
+    check(text.replace("VALUES", window), [{"x": floats(1, 200)}, {"x": floats(3, 131)}])
+
+
+@pytest.mark.parametrize("unknown", ["?", "None", -1], ids=str)
+def test_sizes_that_an_exporter_did_not_know_may_differ(unknown: str | int) -> None:
+    info = onnx.helper.make_tensor_value_info
+    shape = [unknown, 3, unknown, unknown]
+    node = onnx.helper.make_node("ReduceMean", ["x"], ["y"], axes=[2, 3], keepdims=0)
+    graph = onnx.helper.make_graph(
+        [node], "g", [info("x", onnx.TensorProto.FLOAT, shape)], [info("y", onnx.TensorProto.FLOAT, [unknown, 3])]
+    )
+    model = onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    module = compiler.compile(model, threads=1)
+    for sizes in ((1, 3, 5, 9), (2, 3, 4, 4)):
+        x = floats(*sizes)
+        np.testing.assert_allclose(module.run([x])["y"], x.mean((2, 3)), rtol=1e-5, atol=1e-6)
