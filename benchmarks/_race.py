@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,11 +62,21 @@ class Result:
 class _Process:
     """A contestant's process, stopped but for its turns."""
 
-    def __init__(self, entry: Entry, task: Task, threads: int, folder: Path, *, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        entry: Entry,
+        task: Task,
+        threads: int,
+        folder: Path,
+        *,
+        quiet: bool = False,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         outputs = folder / f"{entry.label}.npz".replace(" ", "-")
         command = [sys.executable, "-m", "benchmarks._contestant", entry.contestant, str(entry.path), str(task.arrays)]
         command += ["--threads", str(threads), "--precision", entry.precision, "--outputs", str(outputs)]
         environment = {**os.environ, "TVM_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
+        environment.update(settings or {})
         errors = subprocess.DEVNULL if quiet else None
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
@@ -106,8 +116,9 @@ def race(
     seconds: float,
     *,
     report: Callable[[str], None] | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> list[Result]:
-    """`rounds` turns of `seconds` each, interleaved.
+    """`rounds` turns of `seconds` each, interleaved; `settings` are environment variables of all contestants.
 
     Raises RuntimeError when a contestant fails; with `report`, one that can not load the model is told of and left out.
     """
@@ -116,7 +127,9 @@ def race(
         try:
             for entry in entries:
                 try:
-                    processes.append(_Process(entry, task, threads, Path(folder), quiet=report is not None))
+                    processes.append(
+                        _Process(entry, task, threads, Path(folder), quiet=report is not None, settings=settings)
+                    )
                 except RuntimeError as error:
                     if report is None:
                         raise

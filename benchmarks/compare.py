@@ -24,6 +24,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+import targets
 from benchmarks._models import Task, cache_folder, task_of
 from benchmarks._quantized import quantized
 from benchmarks._race import Entry, Result, race
@@ -88,7 +89,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("models", nargs="+", help="names of the catalog, torchvision models, or .onnx files")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--target", default="host")
+    parser.add_argument(
+        "--target",
+        default="host",
+        help="what we compile for; without 512-bit vectors OpenVINO is held to AVX2 too, which ONNX Runtime can not be",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
     parser.add_argument("--seconds", type=float, default=0.6, help="length of a turn")
     parser.add_argument(
@@ -137,7 +142,10 @@ def _compare(task: Task, options: Any, peak: float, versions: set[str], console:
         plain = artifact.with_name(f"{task.name}-{options.precision}-{options.threads}-untuned.twm")
         _compiled(task, plain, options, tuned=False)
         entries.append(Entry("tensorwright", plain, variant=_UNTUNED))
-    results = race(task, entries, options.threads, options.rounds, options.seconds, report=console.print)
+    settings = _limits(options.target)
+    results = race(
+        task, entries, options.threads, options.rounds, options.seconds, report=console.print, settings=settings
+    )
     if len(results) < 2 or results[0].label != "tensorwright":
         raise RuntimeError("nothing to compare")
     ours, *rivals = results
@@ -162,6 +170,13 @@ def _compare(task: Task, options: Any, peak: float, versions: set[str], console:
         _difference(ours, peers[0]),
         None if untuned is None else untuned * 1e3,
     )
+
+
+def _limits(target: str) -> dict[str, str]:
+    """What holds OpenVINO to the instructions of a target without 512-bit vectors; ONNX Runtime has no such setting."""
+    machine = targets.get(target).machine
+    narrow = machine.architecture == "x86_64" and machine.vector_bits < 512
+    return {"ONEDNN_MAX_CPU_ISA": "AVX2"} if narrow else {}
 
 
 def _compiled(task: Task, artifact: Path, options: Any, *, tuned: bool) -> float:

@@ -53,7 +53,7 @@ from schedules.nest import (
 )
 from schedules.rule import ScheduleRule
 
-SMALL_FLOPS = 100_000  # less than that is done before a second thread has woken up
+SMALL_FLOPS = 600_000  # some 6 microseconds; less than that is done before a second thread is of use
 
 
 class ConvDirect(ScheduleRule):

@@ -35,7 +35,7 @@ from schedules.nest import (
     when,
 )
 
-SMALL_POINTS = 40_000  # taps times outputs; less than that is done before a second thread has woken up
+SMALL_POINTS = 400_000  # taps times outputs, some 6 microseconds: less is done before a second thread is of use
 _MAX_PIXELS = 8  # more saves no loads worth the code
 
 
