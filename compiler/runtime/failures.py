@@ -27,6 +27,8 @@ def engine_error(error: Exception, inputs: int) -> InputError | InternalError:
             return InputError(f"the inputs do not fit the model: {text}")
     if "match_cast error" in text:
         return InputError(_check_text("a size inside of the model", text), _HINT)
+    if isinstance(error, MemoryError) or "bad_alloc" in text:
+        return InputError("one run on these inputs needs more memory than there is", "give it smaller inputs")
     if isinstance(error, AssertionError) or type(error).__name__ == "AssertionError":
         return InputError(f"an assertion of the model failed: {text}", _HINT)
     return InternalError(f"the module failed while running: {text}", "please report this, with the model")
