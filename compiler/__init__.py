@@ -13,6 +13,7 @@ from compiler.errors import TensorwrightError
 
 if TYPE_CHECKING:
     from compiler import errors, onnx_backend, torch_backend
+    from compiler.compression.quantization import QuantizedModel, quantize
     from compiler.driver import compile
     from compiler.frontends.onnx import coverage_report
     from compiler.profiling.bench import bench
@@ -28,18 +29,21 @@ _HOME: dict[str, str | None] = {
     "compile": "compiler.driver",
     "load": "compiler.runtime",
     "Module": "compiler.runtime",
+    "QuantizedModel": "compiler.compression.quantization",
     "Target": "targets",
     "bench": "compiler.profiling.bench",
     "coverage_report": "compiler.frontends.onnx",
     "errors": None,
     "onnx_backend": None,
     "profile": "compiler.profiling.profile",
+    "quantize": "compiler.compression.quantization",
     "torch_backend": None,
     "tune": "compiler.tuning.tune",
 }
 
 __all__ = [
     "Module",
+    "QuantizedModel",
     "Target",
     "TensorwrightError",
     "__version__",
@@ -50,6 +54,7 @@ __all__ = [
     "load",
     "onnx_backend",
     "profile",
+    "quantize",
     "torch_backend",
     "tune",
 ]

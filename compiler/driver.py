@@ -107,7 +107,7 @@ def compile(
         progress=report,
     )
     report("build")
-    artifact = _packed(model, _model_name(source), chosen, pipeline, threads, tuned)
+    artifact = _packed(model, model_name(source), chosen, pipeline, threads, tuned)
     return _with_reference(artifact, model, chosen, options, reference_inputs, report)
 
 
@@ -228,10 +228,11 @@ def foreign_module(artifact: Artifact, target: targets.Target) -> ForeignModule:
     return ForeignModule(artifact, emulate)
 
 
-def _model_name(source: object) -> str:
+def model_name(source: object) -> str:
+    """A name for a source that `compile` takes: of its file, its graph, or its class."""
     if isinstance(source, str | Path):
         return Path(source).stem
-    name = getattr(getattr(source, "graph", None), "name", None)
+    name = getattr(source if isinstance(source, ImportedModel) else getattr(source, "graph", None), "name", None)
     name = name if isinstance(name, str) and name else type(source).__name__
     return re.sub(r"[^\w.-]+", "_", name)[:200]
 

@@ -123,6 +123,10 @@ class DeviceError(UserError):
     """A device does not answer, or refused a module; what was active there still is."""
 
 
+class AccuracyError(UserError):
+    """A compressed model loses more accuracy than the caller allows; the message says how much."""
+
+
 class PassError(InternalError):
     """A graph pass failed or produced a module that is not well formed; names the pass."""
 

@@ -22,7 +22,7 @@ Constants = Mapping[str, np.ndarray]
 
 SOURCES = (
     "a path to an .onnx or .pt2 file, an onnx.ModelProto or its bytes, a torch.nn.Module with example_inputs, "
-    "a torch.export.ExportedProgram, or a Relax IRModule"
+    "a torch.export.ExportedProgram, a Relax IRModule, or what quantize returned"
 )
 
 
@@ -52,6 +52,9 @@ def import_model(
     if isinstance(source, onnx.ModelProto | bytes):
         _only_for_torch_modules(example_inputs, dynamic_shapes)
         return import_onnx(source, shapes=shapes, constants=constants)
+    if isinstance(source, ImportedModel):
+        _check_no_import_options(shapes, constants, example_inputs, dynamic_shapes)
+        return source
     if isinstance(source, tvm.IRModule):
         _only_for_torch_modules(example_inputs, dynamic_shapes)
         return import_relax(source, shapes=shapes, constants=constants)
@@ -92,6 +95,14 @@ def _only_for_torch_modules(example_inputs: object, dynamic_shapes: object) -> N
         raise OptionError(
             "example_inputs and dynamic_shapes are for torch.nn.Module sources",
             "give the sizes of inputs in shapes=",
+        )
+
+
+def _check_no_import_options(*options: object) -> None:
+    if any(options):
+        raise OptionError(
+            "shapes, constants, example_inputs and dynamic_shapes do not apply to a model that is imported already",
+            "give them to the call that imported it",
         )
 
 

@@ -1,0 +1,1 @@
+"""Making models smaller and faster, with the accuracy in hand."""

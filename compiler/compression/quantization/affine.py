@@ -1,0 +1,112 @@
+"""Affine quantization in numpy: value = scale * (integer - zero), as the operators of the graph compute it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+# Smaller steps than this turn a sum's scale, the product of two of them, into a subnormal number.
+_SMALLEST_SCALE = 2.0**-60
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Scale and zero point of one tensor.
+
+    Attributes:
+        dtype: "uint8" or "int8" ("int16" too).
+        scale: float32 as a Python number, above 0.
+        zero: the integer that stands for 0.
+    """
+
+    dtype: str
+    scale: float
+    zero: int
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The smallest and the largest value that can be represented."""
+        info = np.iinfo(self.dtype)
+        return self.scale * (int(info.min) - self.zero), self.scale * (int(info.max) - self.zero)
+
+    def round_trip(self, values: Array) -> Array:
+        """float32 values as they come back from integers."""
+        info = np.iinfo(self.dtype)
+        scale = np.float32(self.scale)
+        integers = np.clip(np.rint(values / scale) + self.zero, info.min, info.max)
+        return ((integers - self.zero) * scale).astype(np.float32)
+
+
+def affine_for(low: float, high: float, dtype: str, *, symmetric: bool = False) -> Affine:
+    """The parameters that just hold [low, high] and 0: 0 is represented exactly, padding and ReLU need it.
+
+    Args:
+        symmetric: the zero point is 0 (int8, int16) or the middle of the range (uint8).
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    info = np.iinfo(dtype)
+    least, most = int(info.min), int(info.max)
+    if symmetric:
+        zero = (least + most + 1) // 2
+        scale = max(-low, high) / (most - zero)
+    else:
+        scale = (high - low) / (most - least)
+        zero = 0
+    scale = float(np.float32(max(scale, _SMALLEST_SCALE))) if high > low else 1.0
+    if not symmetric:
+        zero = int(np.clip(np.rint(least - low / scale), least, most))
+    return Affine(dtype, scale, zero)
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """Weights as integers whose zero point is 0.
+
+    Attributes:
+        values: int8.
+        scale: float32, a scalar, or a vector along `axis`.
+        axis: of the filters.
+    """
+
+    values: Array
+    scale: Array
+    axis: int
+
+    def dequantized(self) -> Array:
+        """The weights as float32."""
+        return (self.values.astype(np.float32) * self.broadcast_scale()).astype(np.float32)
+
+    def broadcast_scale(self) -> Array:
+        """The scale, shaped to broadcast over the values."""
+        shape = [1] * self.values.ndim
+        if self.scale.ndim:
+            shape[self.axis] = -1
+        return self.scale.reshape(shape)
+
+
+def quantize_weight(weight: Array, axis: int, *, per_channel: bool, bits: int = 8) -> QuantizedWeight:
+    """Weights rounded to the nearest of 2**bits - 1 levels, the largest magnitude at the end of them."""
+    most = 2 ** (bits - 1) - 1
+    others = tuple(each for each in range(weight.ndim) if each != axis)
+    magnitude = np.abs(weight).max(axis=others) if per_channel else np.abs(weight).max()
+    scale = np.asarray(np.where(magnitude > 0, np.maximum(magnitude / most, _SMALLEST_SCALE), 1.0), np.float32)
+    unrounded = QuantizedWeight(weight, scale, axis)
+    values = np.clip(np.rint(weight / unrounded.broadcast_scale()), -most, most).astype(np.int8)
+    return QuantizedWeight(values, scale, axis)
+
+
+def noise_ratio(noisy: Array, exact: Array) -> tuple[float, float]:
+    """(energy of the difference, energy of `exact`), summed in float64."""
+    difference = noisy.astype(np.float64) - exact.astype(np.float64)
+    return float((difference**2).sum()), float((exact.astype(np.float64) ** 2).sum())
+
+
+def decibels(noise: float, signal: float) -> float:
+    """Signal to noise as 10 log10 of the ratio of energies; 200 dB where there is no noise."""
+    if noise <= signal * 1e-20:
+        return 200.0
+    return float(10 * np.log10(max(signal, 1e-300) / noise))

@@ -1,0 +1,1 @@
+"""How the range of a tensor is chosen from a histogram of its values; one file a method."""

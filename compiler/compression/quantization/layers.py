@@ -1,0 +1,236 @@
+"""Finding what can be quantized in a graph, and which tensors that concerns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+
+from tvm import relax
+from tvm.ir import GenericConst, IRModule
+
+from compiler.compression.quantization.edit import main_bindings
+from compiler.compression.quantization.operators import (
+    ELEMENTWISE,
+    MAXIMA,
+    MOVERS,
+    MOVES,
+    Product,
+    activations_of,
+    is_transparent,
+    label_of,
+    product_of,
+)
+from compiler.passes.graph import Call, Var, operands, operator_name
+from compiler.passes.matching import Array, array_of, dtype_of, same_shape, shape_of
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A product that can compute in integers.
+
+    Attributes:
+        name: for people; the same from run to run.
+        variable: bound to its result.
+        data: the activations it reads.
+        weight: its constant weights.
+        bias: the variable bound to the sum with its constant bias, where that is all that reads the product.
+    """
+
+    name: str
+    variable: Var
+    call: Call
+    product: Product
+    bias: Var | None
+
+    @property
+    def data(self) -> Var:
+        return self.call.args[self.product.data]
+
+    @property
+    def weight(self) -> Array:
+        return array_of(self.call.args[self.product.weight])
+
+
+@dataclass(frozen=True, eq=False)
+class Mover:
+    """A call that is neither a product nor elementwise, or joins two tensors; `data` lists what it reads."""
+
+    variable: Var
+    call: Call
+    data: tuple[Var, ...]
+
+
+@dataclass
+class LayerGraph:
+    """The layers of a module, what connects them, and what stays in float for what reason.
+
+    Attributes:
+        refused: (name, reason) of products that no integer kernel computes.
+        roots: the materialized tensor that each float variable is an elementwise function of.
+        readers: for each root, what reads it: the variables of layers and movers, None for anything else.
+    """
+
+    layers: list[Layer] = field(default_factory=list)
+    movers: list[Mover] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    definitions: dict[Var, Call] = field(default_factory=dict)
+    roots: dict[Var, Var] = field(default_factory=dict)
+    readers: dict[Var, list[Var | None]] = field(default_factory=dict)
+
+    def root(self, variable: Var) -> Var:
+        return self.roots.get(variable, variable)
+
+    def read(self, operand: Var, reader: Var | None) -> None:
+        self.readers.setdefault(self.root(operand), []).append(reader)
+
+
+def find_layers(mod: IRModule) -> LayerGraph:
+    """The layers and movers of the outermost code of `main`."""
+    graph = LayerGraph()
+    bindings = main_bindings(mod)
+    biases = _biases(bindings)
+    for variable, value in bindings:
+        if isinstance(value, relax.Call):
+            graph.definitions[variable] = value
+            _note_call(graph, variable, value, biases)
+        elif not isinstance(value, relax.Tuple | relax.TupleGetItem):
+            _note_rest(graph, operands(value))
+        else:
+            _note_rest(graph, (each for each in operands(value) if "float" in dtype_of(each)))
+    _note_rest(graph, operands(mod["main"].body.body))
+    return graph
+
+
+def _note_rest(graph: LayerGraph, read: Iterable[Var]) -> None:
+    for each in read:
+        graph.read(each, None)
+
+
+def _note_call(graph: LayerGraph, variable: Var, call: Call, biases: dict[Var, Var]) -> None:
+    found = product_of(call)
+    name = label_of(call, len(graph.definitions))
+    if isinstance(found, Product):
+        layer = Layer(name, variable, call, found, biases.get(variable))
+        graph.layers.append(layer)
+        graph.read(layer.data, variable)
+        return
+    if isinstance(found, str):
+        graph.refused.append((name, found))
+    data = [each for _, each in activations_of(call)]
+    roots = {graph.root(each) for each in data}
+    if is_transparent(call) and len(roots) == 1:
+        graph.roots[variable] = roots.pop()
+    elif data and (operator_name(call) in MOVERS or (operator_name(call) in ELEMENTWISE and is_transparent(call))):
+        graph.movers.append(Mover(variable, call, tuple(data)))
+        for each in data:
+            graph.read(each, variable)
+    else:
+        _note_rest(graph, operands(call))
+
+
+def _biases(bindings: list[tuple[Var, relax.Expr]]) -> dict[Var, Var]:
+    """For each variable that only one addition of a constant reads: the sum."""
+    uses: dict[Var, int] = {}
+    for _, value in bindings:
+        for each in operands(value):
+            uses[each] = uses.get(each, 0) + 1
+    found = {}
+    for variable, value in bindings:
+        if operator_name(value) == "relax.add" and isinstance(value.args[1], GenericConst):
+            data = value.args[0]
+            if isinstance(data, relax.Var) and uses[data] == 1 and same_shape(shape_of(data), shape_of(variable)):
+                found[data] = variable
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """Where pairs of quantize and dequantize go.
+
+    Attributes:
+        layers: those that compute in integers.
+        movers: those that read integers.
+        sites: variables of which layers and movers read a quantized copy.
+        operands: for each reader's variable, the variables of which it reads that copy.
+        ties: sites that have the range of another site, so that integers pass unchanged.
+    """
+
+    layers: tuple[Layer, ...]
+    movers: tuple[Mover, ...]
+    sites: tuple[Var, ...]
+    operands: dict[Var, frozenset[Var]]
+    ties: dict[Var, Var]
+
+
+def place(graph: LayerGraph, in_float: Collection[str] = ()) -> Placement:
+    """Pairs for all layers but those named, and for what lies between quantized layers."""
+    layers = [layer for layer in graph.layers if layer.name not in in_float]
+    movers = _enclosed(graph, layers)
+    read: dict[Var, frozenset[Var]] = {layer.variable: frozenset([layer.data]) for layer in layers}
+    integer = {layer.variable for layer in layers}
+    for mover in movers:
+        fused = _fused_operand(graph, mover, integer)
+        read[mover.variable] = frozenset(each for each in mover.data if fused is None or not each.same_as(fused))
+    sites = list(dict.fromkeys(each for group in read.values() for each in sorted(group, key=_order(graph))))
+    return Placement(tuple(layers), tuple(movers), tuple(sites), read, _ties(graph, movers, sites))
+
+
+def _order(graph: LayerGraph) -> Callable[[Var], int]:
+    places = {variable: index for index, variable in enumerate(graph.definitions)}
+    return lambda variable: places.get(variable, -1)
+
+
+def _enclosed(graph: LayerGraph, layers: list[Layer]) -> list[Mover]:
+    """The movers all of whose operands come from integer kernels and whose result goes to one."""
+    movers = list(graph.movers)
+    while True:
+        integer = {layer.variable for layer in layers} | {mover.variable for mover in movers}
+        kept = [
+            mover
+            for mover in movers
+            if all(graph.root(each) in integer for each in mover.data)
+            and any(reader in integer for reader in graph.readers.get(mover.variable, ()) if reader is not None)
+        ]
+        if len(kept) == len(movers):
+            return kept
+        movers = kept
+
+
+def _fused_operand(graph: LayerGraph, mover: Mover, layers: Collection[Var]) -> Var | None:
+    """The operand whose kernel computes the join as its epilogue, straight from its sums: it is never stored."""
+    if operator_name(mover.call) not in ELEMENTWISE:
+        return None
+    candidates = [
+        each
+        for each in mover.data
+        if graph.root(each) in layers
+        and graph.readers.get(graph.root(each)) == [mover.variable]
+        and same_shape(shape_of(each), shape_of(mover.variable))
+    ]
+    order = _order(graph)
+    return max(candidates, key=lambda each: order(graph.root(each)), default=None)
+
+
+def _ties(graph: LayerGraph, movers: list[Mover], sites: list[Var]) -> dict[Var, Var]:
+    """Sites behind a maximum or a move have the range of the site before it; operands of a join that of the join."""
+    known, ties = set(sites), {}
+    names = {mover.variable: operator_name(mover.call) for mover in movers}
+    for site in sites:
+        source = site
+        while True:
+            call = graph.definitions.get(source)
+            passes = names.get(source) in MAXIMA or (
+                call is not None and operator_name(call) in MOVES - {"relax.nn.pad"}
+            )
+            if call is None or not passes or not isinstance(call.args[0], relax.Var):
+                break
+            source = call.args[0]
+            if source in known:
+                ties[site] = source
+                break
+    for mover in movers:
+        if names[mover.variable] == "relax.concat" and mover.variable in known:
+            for each in mover.data:
+                if each in known and each not in ties:
+                    ties[each] = mover.variable
+    return ties

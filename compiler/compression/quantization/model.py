@@ -1,0 +1,21 @@
+"""What `quantize` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compiler.compression.quantization.report import QuantizationReport
+from compiler.frontends.imported_model import ImportedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedModel(ImportedModel):
+    """A model with quantized tensors, to be given to `compiler.compile`.
+
+    Attributes:
+        name: of the model it was made from.
+        report: what was quantized and what it cost; `report.save("report.html")`.
+    """
+
+    name: str
+    report: QuantizationReport

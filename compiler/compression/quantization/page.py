@@ -1,0 +1,94 @@
+"""The report of a quantization as a page."""
+
+from __future__ import annotations
+
+from compiler.compression.quantization.report import LayerReport, QuantizationReport
+from compiler.profiling.formatting import format_bytes, format_percent, format_seconds
+from compiler.profiling.report import Bar, BarChart, Column, Fact, Page, Section, Table, render
+
+_KINDS = ("integer", "float")
+
+
+def quantization_page(report: QuantizationReport) -> str:
+    """The page as HTML text."""
+    granularity = "a scale a filter" if report.per_channel else "one scale a weight"
+    return render(
+        Page(
+            title=f"Quantization for {report.target}",
+            subtitle=f"activations {report.activations}, weights int8 with {granularity}; {report.method} over "
+            f"{report.samples} sample(s)" + "".join(f"; {technique}" for technique in report.techniques),
+            facts=_facts(report),
+            sections=_sections(report),
+            categories=_KINDS,
+        )
+    )
+
+
+def _facts(report: QuantizationReport) -> list[Fact]:
+    size, layers = report.size, report.layers
+    integer = sum(layer.integer for layer in layers)
+    return [
+        Fact("score", f"{report.after:.6g}", f"float {report.before:.6g}"),
+        Fact("drop", format_percent(report.drop), f"limit {format_percent(report.max_drop)}"),
+        Fact("layers in integers", f"{integer} of {len(layers)}", f"{report.evaluations} model(s) measured"),
+        Fact("parameters", format_bytes(size.integer_bytes), f"float {format_bytes(size.float_bytes)}"),
+        Fact("a run", format_seconds(size.integer_seconds), f"float {format_seconds(size.float_seconds)}"),
+    ]
+
+
+def _sections(report: QuantizationReport) -> list[Section]:
+    sections = []
+    noise = _bars(report, "noise")
+    if noise:
+        note = "Of each layer's result in the quantized model against the float model, in decibels: low is bad."
+        sections.append(Section("Signal to noise by layer", BarChart(noise), note))
+    sensitivity = _bars(report, "sensitivity")
+    if sensitivity:
+        note = "At the outputs, in decibels, with that layer alone quantized: what is low goes back to float first."
+        sections.append(Section("Sensitivity", BarChart(sensitivity), note))
+    sections.append(Section("All layers", _table(report)))
+    return sections
+
+
+def _bars(report: QuantizationReport, field: str) -> list[Bar]:
+    return [
+        Bar(layer.name, max(value, 0.0), _kind(layer), f"{value:.1f} dB")
+        for layer in report.layers
+        if (value := getattr(layer, field)) is not None
+    ]
+
+
+def _kind(layer: LayerReport) -> str:
+    return _KINDS[0] if layer.integer else _KINDS[1]
+
+
+def _table(report: QuantizationReport) -> Table:
+    columns = [
+        Column("name", "layer"),
+        Column("kind", "computes in"),
+        Column("noise", "SNR dB", number=True),
+        Column("sensitivity", "output SNR dB", number=True),
+        Column("weights", "weights dB", number=True),
+        Column("low", "low", number=True),
+        Column("high", "high", number=True),
+        Column("scale", "scale", number=True),
+        Column("zero", "zero", number=True),
+        Column("clipped", "clipped", number=True),
+        Column("reason", "reason"),
+    ]
+    return Table(columns, [_row(layer) for layer in report.layers], category_key="kind")
+
+
+def _row(layer: LayerReport) -> dict[str, object]:
+    numbers = {
+        "noise": layer.noise,
+        "sensitivity": layer.sensitivity,
+        "weights": layer.weight_noise,
+        "low": layer.low,
+        "high": layer.high,
+        "scale": layer.scale,
+        "zero": layer.zero,
+        "clipped": layer.clipped,
+    }
+    rounded = {key: None if value is None else float(f"{value:.4g}") for key, value in numbers.items()}
+    return {"name": layer.name, "kind": _kind(layer), "reason": layer.reason, **rounded}

@@ -1,0 +1,109 @@
+"""What quantizing did, layer by layer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One product of the model.
+
+    Attributes:
+        integer: whether it computes in integers.
+        reason: why it is in float.
+        noise: signal to noise of its result in the whole quantized model, in decibels; None where not measured.
+        sensitivity: signal to noise at the model's outputs with this layer alone quantized; None where not measured.
+        low, high: of its activations, as calibrated.
+        scale, zero: of its activations.
+        clipped: the share of the calibration's values that lie outside of what can be represented.
+        weight_noise: signal to noise of its weights, in decibels.
+    """
+
+    name: str
+    integer: bool
+    reason: str = ""
+    noise: float | None = None
+    sensitivity: float | None = None
+    low: float | None = None
+    high: float | None = None
+    scale: float | None = None
+    zero: int | None = None
+    clipped: float | None = None
+    weight_noise: float | None = None
+
+
+@dataclass(frozen=True)
+class Size:
+    """Before and after; bytes of the parameters, and seconds of a run (the median, on the first sample)."""
+
+    float_bytes: int
+    integer_bytes: int
+    float_seconds: float
+    integer_seconds: float
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """What `quantize` did.
+
+    Attributes:
+        before, after: what `evaluate` gave, or the mean cosine of the outputs with the float model's.
+        drop: the relative loss; `max_drop` was its limit.
+        evaluations: how many quantized models were measured.
+    """
+
+    target: str
+    method: str
+    techniques: tuple[str, ...]
+    activations: str
+    per_channel: bool
+    samples: int
+    before: float
+    after: float
+    drop: float
+    max_drop: float
+    evaluations: int
+    layers: tuple[LayerReport, ...]
+    size: Size
+
+    @property
+    def in_float(self) -> tuple[LayerReport, ...]:
+        """The layers that were left in float."""
+        return tuple(layer for layer in self.layers if not layer.integer)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write a page (.html) or the numbers (.json).
+
+        Raises:
+            OptionError: another suffix.
+            StorageError: the file can not be written.
+        """
+        from compiler.compression.quantization.page import quantization_page
+        from compiler.errors import OptionError, StorageError
+
+        path = Path(path)
+        if path.suffix not in (".html", ".json"):
+            raise OptionError(f"{path}: a report is .html or .json")
+        text = quantization_page(self) if path.suffix == ".html" else json.dumps(self.to_dict(), indent=1)
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"{path} can not be written: {error}") from error
+
+    def __str__(self) -> str:
+        integer = len(self.layers) - len(self.in_float)
+        lines = [
+            f"{integer} of {len(self.layers)} layers in integers; score {self.before:.6g}, then {self.after:.6g}"
+            f" (drop {self.drop:.3%}, limit {self.max_drop:.3%})",
+            f"parameters {self.size.float_bytes} bytes before, {self.size.integer_bytes} after; a run"
+            f" {self.size.float_seconds * 1e3:.3f} ms before, {self.size.integer_seconds * 1e3:.3f} ms after",
+        ]
+        return "\n".join([*lines, *(f"  in float: {layer.name}: {layer.reason}" for layer in self.in_float)])

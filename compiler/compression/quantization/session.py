@@ -1,0 +1,146 @@
+"""One model on its way to integers: what was seen of it, what its layers cost, and the candidates made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from tvm.ir import IRModule
+
+from compiler.compression.quantization.affine import Affine, Array, QuantizedWeight, quantize_weight
+from compiler.compression.quantization.calibration import Compile, Sample, Tapped, observe
+from compiler.compression.quantization.calibrators.registry import get_calibrator, parameters_of
+from compiler.compression.quantization.correction import bias_correction
+from compiler.compression.quantization.insertion import Numbers, insert_pairs
+from compiler.compression.quantization.layers import Layer, LayerGraph, Placement, find_layers, place
+from compiler.compression.quantization.scheme import Scheme
+from compiler.compression.quantization.sensitivity import measure_sensitivity
+from compiler.compression.quantization.statistics import Statistics
+from compiler.errors import OptionError
+from compiler.frontends.imported_model import ImportedModel
+from compiler.passes.graph import Var
+from compiler.runtime import Module
+
+# A tensor that shares the range of one that is this many times wider would be left with two bits less.
+_WIDEST_TIE = 4.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A version of the model with some layers in float."""
+
+    mod: IRModule
+    module: Module
+    placement: Placement
+    numbers: Numbers
+
+
+class Session:
+    """Calibrates when made; `candidate(n)` quantizes all layers but the n most sensitive ones.
+
+    Attributes:
+        statistics: of the float tensors that may be quantized.
+        float_outputs: of the float model, a dictionary a sample.
+        sensitivity: decibels by the layer's name, once `rank` has measured them.
+        in_float: reasons by name, of the layers that the caller wants in float.
+    """
+
+    def __init__(
+        self,
+        model: ImportedModel,
+        samples: Sequence[Sample],
+        scheme: Scheme,
+        method: str,
+        techniques: Collection[str],
+        compile_model: Compile,
+        report: Callable[[str], None],
+    ) -> None:
+        self.model, self.samples, self.scheme = model, samples, scheme
+        self.method, self.techniques = method, tuple(techniques)
+        self.compile = compile_model
+        self._calibrator = get_calibrator(method)
+        self.graph: LayerGraph = find_layers(model.mod)
+        self.sensitivity: dict[str, float] = {}
+        self.in_float: dict[str, str] = {}
+        self._candidates: dict[int, Candidate] = {}
+        self._weights: dict[Var, QuantizedWeight] = {}
+        report("calibrate")
+        placement = place(self.graph)
+        channels = {layer.data: layer.product.channels for layer in placement.layers}
+        for layer in placement.layers:
+            if layer.product.filters == 1:
+                channels[layer.data] = int(layer.data.ty.ndim) - 1
+        results = [layer.variable for layer in self.graph.layers]
+        # One compilation serves the calibration and the noise of the report.
+        self.tapped = Tapped(model, model.mod, list(dict.fromkeys([*placement.sites, *results])), compile_model)
+        self.statistics: dict[Var, Statistics]
+        self.statistics, self.float_outputs = observe(self.tapped, samples, placement.sites, channels)
+
+    @cached_property
+    def float_module(self) -> Module:
+        """The float model as it would be compiled without quantization."""
+        return self.compile(self.model)
+
+    def leave_in_float(self, names: Collection[str]) -> None:
+        """Raises OptionError when one is no layer."""
+        known = [layer.name for layer in self.graph.layers]
+        for name in names:
+            if name not in known:
+                raise OptionError(f"in_float= has {name!r}, which is no layer", f"the layers are {', '.join(known)}")
+            self.in_float[name] = "asked for"
+
+    @property
+    def quantizable(self) -> list[Layer]:
+        """The layers that the caller lets be quantized."""
+        return [layer for layer in self.graph.layers if layer.name not in self.in_float]
+
+    def rank(self, samples: int) -> None:
+        """Measure what each layer costs alone."""
+        if not self.sensitivity:
+            placement = place(self.graph, self.in_float)
+            numbers = self.numbers(placement)
+            self.sensitivity = measure_sensitivity(self.model, placement, numbers, self.samples[:samples], self.compile)
+
+    def worst(self, count: int) -> list[str]:
+        """The names of the `count` most sensitive layers."""
+        names = [layer.name for layer in self.quantizable]
+        return sorted(names, key=lambda name: self.sensitivity.get(name, 0.0))[:count]
+
+    def candidate(self, count: int) -> Candidate:
+        """The model with the `count` most sensitive layers in float; made once."""
+        if count not in self._candidates:
+            self._candidates = {count: self._made(count)}
+        return self._candidates[count]
+
+    def _made(self, count: int) -> Candidate:
+        placement = place(self.graph, {*self.in_float, *(self.worst(count) if count else ())})
+        numbers = self.numbers(placement)
+        mod = insert_pairs(self.model.mod, placement, numbers)
+        return Candidate(mod, self.compile(replace(self.model, mod=mod)), placement, numbers)
+
+    def numbers(self, placement: Placement) -> Numbers:
+        """Scales of all tensors of a placement, and corrections."""
+        activations = {site: self._activation(site, placement.ties) for site in placement.sites}
+        weights = {layer.variable: self._weight(layer) for layer in placement.layers}
+        shifts: dict[Var, Array] = {}
+        if "bias-correction" in self.techniques:
+            for layer in placement.layers:
+                means = self.statistics[layer.data].means
+                shifts[layer.variable] = bias_correction(layer, weights[layer.variable], means)
+        return Numbers(activations, weights, shifts)
+
+    def _activation(self, site: Var, ties: dict[Var, Var]) -> Affine:
+        own = parameters_of(self.statistics[site].histogram, self._calibrator, self.scheme)
+        source = ties.get(site)
+        if source is None:
+            return own
+        shared = self._activation(source, ties)
+        return shared if shared.scale <= own.scale * _WIDEST_TIE else own
+
+    def _weight(self, layer: Layer) -> QuantizedWeight:
+        if layer.variable not in self._weights:
+            self._weights[layer.variable] = quantize_weight(
+                layer.weight, layer.product.filters, per_channel=self.scheme.per_channel
+            )
+        return self._weights[layer.variable]

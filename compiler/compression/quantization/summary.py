@@ -1,0 +1,105 @@
+"""Making the report of a finished quantization."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from compiler.compression.quantization.accuracy import relative_drop
+from compiler.compression.quantization.affine import decibels, noise_ratio
+from compiler.compression.quantization.calibration import Array, Tapped
+from compiler.compression.quantization.layers import Layer
+from compiler.compression.quantization.report import LayerReport, QuantizationReport, Size
+from compiler.compression.quantization.session import Candidate, Session
+from compiler.passes.graph import Var
+from compiler.runtime import Module
+
+_NOISE_SAMPLES = 4
+_TIMED_SECONDS = 0.3
+
+
+def make_report(
+    session: Session,
+    found: Candidate,
+    target: str,
+    scores: tuple[float, float],
+    max_drop: float,
+    evaluations: int,
+) -> QuantizationReport:
+    """Everything there is to say about the candidate that was chosen."""
+    noise = _noise(session, found)
+    reports = [_layer(session, found, layer, noise) for layer in session.graph.layers]
+    reports += [LayerReport(name, False, reason) for name, reason in session.graph.refused]
+    before, after = scores
+    return QuantizationReport(
+        target=target,
+        method=session.method,
+        techniques=session.techniques,
+        activations=session.scheme.activations,
+        per_channel=session.scheme.per_channel,
+        samples=len(session.samples),
+        before=before,
+        after=after,
+        drop=relative_drop(before, after),
+        max_drop=max_drop,
+        evaluations=evaluations,
+        layers=tuple(reports),
+        size=_size(session, found),
+    )
+
+
+def _noise(session: Session, found: Candidate) -> dict[Var, float]:
+    """Signal to noise of each layer's result in the whole quantized model."""
+    taps = [layer.variable for layer in session.graph.layers]
+    rounded = Tapped(session.model, found.mod, taps, session.compile)
+    totals: Mapping[Var, Array] = {tap: np.zeros(2) for tap in taps}
+    for sample in session.samples[:_NOISE_SAMPLES]:
+        wanted, got = session.tapped.run(sample)[1], rounded.run(sample)[1]
+        for tap in taps:
+            totals[tap][:] += noise_ratio(got[tap], wanted[tap])
+    return {tap: decibels(float(noise), float(signal)) for tap, (noise, signal) in totals.items()}
+
+
+def _layer(session: Session, found: Candidate, layer: Layer, noise: Mapping[Var, float]) -> LayerReport:
+    numbers = found.numbers
+    report = LayerReport(
+        layer.name,
+        layer.variable in numbers.weights,
+        noise=noise[layer.variable],
+        sensitivity=session.sensitivity.get(layer.name),
+    )
+    if not report.integer:
+        reason = session.in_float.get(layer.name, "one of the most sensitive layers: the limit does not hold with it")
+        return replace(report, reason=reason)
+    affine, weight = numbers.activations[layer.data], numbers.weights[layer.variable]
+    low, high = affine.limits
+    return replace(
+        report,
+        low=low,
+        high=high,
+        scale=affine.scale,
+        zero=affine.zero,
+        clipped=session.statistics[layer.data].histogram.share_outside(low, high),
+        weight_noise=decibels(*noise_ratio(weight.dequantized(), layer.weight)),
+    )
+
+
+def _size(session: Session, found: Candidate) -> Size:
+    modules = session.float_module, found.module
+    sizes = [sum(parameter.nbytes for parameter in module.manifest.parameters) for module in modules]
+    return Size(sizes[0], sizes[1], *(_seconds(module, session.samples[0]) for module in modules))
+
+
+def _seconds(module: Module, sample: Mapping[str, Array]) -> float:
+    """The median time of a run."""
+    module.run(sample)
+    times: list[float] = []
+    deadline = time.perf_counter() + _TIMED_SECONDS
+    while len(times) < 3 or time.perf_counter() < deadline:
+        start = time.perf_counter()
+        module.run(sample)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))

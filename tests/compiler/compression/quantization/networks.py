@@ -1,0 +1,80 @@
+"""Small nets for the tests of quantization, as ONNX models with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+Array = NDArray[Any]
+
+
+def _model(nodes: Sequence[Any], weights: dict[str, Array], inputs: dict[str, Sequence[int]], output: str) -> Any:
+    graph = helper.make_graph(
+        list(nodes),
+        "net",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def residual_net(seed: int = 0) -> onnx.ModelProto:
+    """x (2, 8, 6, 6): convolution, ReLU, a residual block whose sum is pooled, and a matrix product; y (2, 5)."""
+    generator = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> Array:
+        return (generator.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+    weights = {
+        "w1": normal(8, 8, 3, 3),
+        "b1": normal(8, 1).reshape(8),
+        "w2": normal(8, 8, 3, 3),
+        "b2": normal(8, 1).reshape(8),
+        "w3": normal(5, 8).T.copy(),
+        "b3": normal(5, 1).reshape(5),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["c2", "r1"], ["s"]),
+        helper.make_node("Relu", ["s"], ["r2"]),
+        helper.make_node("MaxPool", ["r2"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("GlobalAveragePool", ["p"], ["g"]),
+        helper.make_node("Flatten", ["g"], ["f"]),
+        helper.make_node("Gemm", ["f", "w3", "b3"], ["y"]),
+    ]
+    return _model(nodes, weights, {"x": (2, 8, 6, 6)}, "y")
+
+
+def chain_net(layers: int = 3, width: int = 16, spoiled: int | None = None) -> onnx.ModelProto:
+    """x (4, width): matrix products with ReLU between; y (4, width).
+
+    `spoiled` is the number of a product with one weight so large that a scale for all leaves the others nothing; what
+    it multiplies is always 0.
+    """
+    generator = np.random.default_rng(1)
+    weights, nodes, value = {}, [], "x"
+    for layer in range(layers):
+        weight = (generator.standard_normal((width, width)) / np.sqrt(width)).astype(np.float32)
+        if layer + 1 == spoiled:
+            weight[:, 0] = 0
+        if layer == spoiled:
+            weight[0, 0] = 300
+        weights[f"w{layer}"] = weight
+        nodes.append(helper.make_node("MatMul", [value, f"w{layer}"], [f"m{layer}"]))
+        value = "y" if layer == layers - 1 else f"r{layer}"
+        nodes.append(helper.make_node("Relu", [f"m{layer}"], [value]))
+    return _model(nodes, weights, {"x": (4, width)}, "y")
+
+
+def samples(shape: Sequence[int], count: int = 3, seed: int = 3) -> list[dict[str, Array]]:
+    """Standard normal inputs named x."""
+    generator = np.random.default_rng(seed)
+    return [{"x": generator.standard_normal(shape).astype(np.float32)} for _ in range(count)]

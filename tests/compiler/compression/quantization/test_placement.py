@@ -1,0 +1,48 @@
+"""Where pairs go: every operand of an integer kernel, and nothing between kernels in float."""
+
+from __future__ import annotations
+
+from tvm import relax
+from tvm.ir import IRModule
+
+from compiler.compression.quantization.layers import find_layers, place
+from compiler.frontends.source import import_model
+from compiler.passes.pipeline import run_pipeline
+from tests.compiler.compression.quantization.networks import residual_net
+
+
+def canonical(source: object) -> IRModule:
+    return run_pipeline(import_model(source).mod, until="canonicalize").mod
+
+
+def test_a_residual_block() -> None:
+    graph = find_layers(canonical(residual_net()))
+    assert [layer.name.split("_")[0] for layer in graph.layers] == ["conv2d", "conv2d", "matmul"]
+    placement = place(graph)
+    # The sum reads the first result as integers; the second convolution adds it before it rounds.
+    joined = [mover for mover in placement.movers if mover.call.op.name == "relax.add"]
+    assert [len(placement.operands[mover.variable]) for mover in joined] == [1]
+    kinds = [mover.call.op.name for mover in placement.movers]
+    assert kinds == ["relax.add", "relax.nn.max_pool2d", "relax.mean"]
+    # The pooled tensor has the range of the tensor it is the maximum of.
+    assert len(placement.ties) == 1
+
+
+def test_what_lies_beside_a_float_layer_stays_float() -> None:
+    graph = find_layers(canonical(residual_net()))
+    placement = place(graph, in_float=[graph.layers[1].name, graph.layers[2].name])
+    assert [layer.name for layer in placement.layers] == [graph.layers[0].name]
+    assert placement.movers == ()
+    assert len(placement.sites) == 1
+
+
+def test_products_that_stay_in_float_have_a_reason() -> None:
+    x, y = (relax.Var(name, relax.TensorType(shape, "float32")) for name, shape in (("x", (4, 8)), ("y", (8, 4))))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x, y]):
+        with builder.dataflow():
+            result = builder.emit_output(relax.op.nn.softmax(builder.emit(relax.op.matmul(x, y))))
+        builder.emit_func_output(relax.Tuple([result]))
+    graph = find_layers(builder.get())
+    assert graph.layers == []
+    assert [reason for _, reason in graph.refused] == ["both operands are activations"]
