@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from compiler.cli.commands import bench, bundle, compile, inspect, passes, profile, push, records, run, targets, tune
+from compiler.cli.commands import (
+    bench,
+    bundle,
+    compile,
+    inspect,
+    passes,
+    profile,
+    push,
+    quantize,
+    records,
+    run,
+    targets,
+    tune,
+)
 
 app = typer.Typer(
     name="tensorwright",
@@ -59,5 +72,5 @@ def overview(
         typer.echo(context.get_help())
 
 
-for command in (compile, run, inspect, bench, profile, tune, records, bundle, push, targets, passes):
+for command in (compile, run, inspect, bench, profile, quantize, tune, records, bundle, push, targets, passes):
     command.register(app)

@@ -97,7 +97,7 @@ def parse_arrays(texts: Sequence[str], option: str, specs: Mapping[str, Any]) ->
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     for text in texts:
         if "=" not in text and text.endswith(".npz"):
-            arrays.update(_load_archive(Path(text), option))
+            arrays.update(load_archive(Path(text), option))
     rest = [text for text in texts if not ("=" not in text and text.endswith(".npz"))]
     for name, value in _pairs(rest, option, "NAME=FILE.npy, NAME=VALUE (3, 0.5, [1, 2]), or FILE.npz"):
         if value == RANDOM and option == "--input":
@@ -105,7 +105,7 @@ def parse_arrays(texts: Sequence[str], option: str, specs: Mapping[str, Any]) ->
         elif value.endswith(".npy"):
             arrays[name] = _load_array(Path(value), option)
         elif value.endswith(".npz"):
-            archive = _load_archive(Path(value), option)
+            archive = load_archive(Path(value), option)
             if name not in archive:
                 raise InputError(f"{option} {name}: {value} has no array of that name", f"it has: {', '.join(archive)}")
             arrays[name] = archive[name]
@@ -131,7 +131,8 @@ def _load_array(path: Path, option: str) -> np.ndarray[Any, Any]:
         raise InputError(f"{option}: {path} is no .npy file of plain numbers: {error}") from error
 
 
-def _load_archive(path: Path, option: str) -> dict[str, np.ndarray[Any, Any]]:
+def load_archive(path: Path, option: str) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays of an .npz file by name. Raises InputError or StorageError that names `option`."""
     import zipfile
 
     import numpy as np

@@ -8,7 +8,20 @@ import pytest
 
 from tests.compiler.cli.running import Run
 
-COMMANDS = ("compile", "run", "inspect", "bench", "profile", "tune", "records", "bundle", "push", "targets", "passes")
+COMMANDS = (
+    "compile",
+    "run",
+    "inspect",
+    "bench",
+    "profile",
+    "quantize",
+    "tune",
+    "records",
+    "bundle",
+    "push",
+    "targets",
+    "passes",
+)
 
 
 def test_alone_it_shows_the_overview(tensorwright: Run) -> None:

@@ -1,0 +1,91 @@
+"""`tensorwright quantize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compiler.cli import options
+
+HELP = """Quantize a model to 8-bit integers and compile it.
+
+The samples are inputs as the model will meet them. How alike the outputs stay (their mean cosine) is measured; the
+layers that cost most go back to float until the limit holds, and it is an error when it can not. For a measure of your
+own use compiler.quantize(model, samples, evaluate=...).
+
+[bold]Typical[/]
+
+  tensorwright quantize model.onnx --samples a.npz --samples b.npz -o model.twm
+
+[bold]Examples[/]
+
+  A tighter limit, and a page about every layer:
+    tensorwright quantize model.onnx --samples a.npz --max-drop 0.001 --report report.html
+
+  Another way of choosing ranges:
+    tensorwright quantize model.onnx --samples a.npz --method percentile
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("quantize", help=HELP)(_quantize)
+
+
+def _quantize(
+    model: options.ModelPath,
+    samples: Annotated[
+        list[Path],
+        typer.Option(
+            "--samples", "-s", metavar="FILE", help="An .npz file with an array for each input; again for more."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The module to write; MODEL.twm here if not given."),
+    ] = None,
+    target: options.TargetName = "host",
+    shape: options.ModelShapes = None,
+    constant: options.Constants = None,
+    max_drop: Annotated[float, typer.Option(metavar="SHARE", help="How much of the likeness may be lost.")] = 0.01,
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="How ranges are chosen: min-max, percentile, entropy or mse.")
+    ] = "mse",
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report there, .html or .json.")] = None,
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> None:
+    import compiler
+    from compiler.cli.arguments import load_archive, parse_arrays, parse_shapes
+    from compiler.cli.output import print_json, print_line
+    from compiler.cli.progress import Steps
+    from compiler.profiling.model_inspection import model_inputs
+    from compiler.profiling.summary import check_writable
+
+    path = output if output is not None else Path(model.with_suffix(".twm").name)
+    for each in (path, report):
+        if each is not None:
+            check_writable(each)
+    specs = {each.name: each for each in model_inputs(model)} if constant else {}
+    with Steps() as steps:
+        quantized = compiler.quantize(
+            model,
+            [load_archive(each, "--samples") for each in samples],
+            max_drop=max_drop,
+            target=target,
+            method=method,
+            shapes=parse_shapes(shape or []) or None,
+            constants=parse_arrays(constant or [], "--constant", specs) or None,
+            threads=threads,
+            progress=steps,
+        )
+        compiler.compile(quantized, target, threads=threads, progress=steps).export(path)
+    if report is not None:
+        quantized.report.save(report)
+    if as_json:
+        print_json({"path": str(path), **quantized.report.to_dict()})
+        return
+    print_line(str(quantized.report))
+    print_line(f"wrote {path}")
