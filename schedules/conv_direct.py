@@ -172,6 +172,7 @@ class DirectNest:
         self.chunks = config.integer("chunks")
         self.lanes = work.block
         self.zero = splat(0.0, work.dtype, self.lanes)
+        self.scratch_dtype = work.source_dtype
         self.scratch_lanes = work.in_block if self.has_lanes(work) else 1
         # Output of one task, for each spatial dimension.
         self.cut = [1] * work.rank
@@ -237,7 +238,7 @@ class DirectNest:
             for part, window, stride, dilation in zip(self.cut, work.kernel, work.strides, work.dilations, strict=True)
         ]
         blocks = ceil_div(place.channels, work.in_block)
-        self.scratch, allocation = allocate("scratch", (blocks, *extents, self.scratch_lanes), work.source_dtype)
+        self.scratch, allocation = allocate("scratch", (blocks, *extents, self.scratch_lanes), self.scratch_dtype)
         starts = [
             at * stride - before for at, stride, (before, _) in zip(place.corner, work.strides, work.pad, strict=True)
         ]
@@ -265,9 +266,7 @@ class DirectNest:
         size = self.work.spatial[-1]
 
         def copy(x: Expr | int, source: Expr | int) -> Stmt:
-            lanes = self.scratch_lanes
-            value = self._read([place.image, place.source + block, *rows, source], lanes_of(0, lanes))
-            return store(self.scratch, value, block, *outer, x, lanes_of(0, lanes))
+            return self._copy([place.image, place.source + block, *rows, source], [block, *outer, x])
 
         if not isinstance(start, int):
             return repeat(
@@ -284,9 +283,14 @@ class DirectNest:
             parts.append(repeat("x", middle, lambda x: copy(x + before, x + before + start)))
         return sequence(parts, [self._clear([block, *outer, x]) for x in range(before + middle, extent)])
 
+    def _copy(self, source: Sequence[Any], target: Sequence[Any]) -> Stmt:
+        """One position of the input into the scratch buffer."""
+        every = lanes_of(0, self.scratch_lanes)
+        return store(self.scratch, self._read(source, every), *target, every)
+
     def _clear(self, point: Sequence[Any]) -> Stmt:
         lanes = self.scratch_lanes
-        return store(self.scratch, splat(self.fill, self.work.source_dtype, lanes), *point, lanes_of(0, lanes))
+        return store(self.scratch, splat(self.fill, self.scratch_dtype, lanes), *point, lanes_of(0, lanes))
 
     # The register tile.
 

@@ -6,6 +6,7 @@ bfloat16 operands are summed in float32, pairs of channels at a time; 8-bit inte
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from schedules import bf16_dot, int8_dot
@@ -14,13 +15,14 @@ from schedules.config import Config
 from schedules.conv_compute import _guarded, _inside, _window_axes, _window_positions
 from schedules.conv_direct import ConvDirect, DirectNest, Place, even_blocks
 from schedules.conv_tiling import divisors, register_tile
-from schedules.conv_workload import SPEC, ConvWorkload, DotWorkload
+from schedules.conv_workload import SPEC, ConvWorkload, DotWorkload, ceil_div
 from schedules.kernel import Kernel
 from schedules.machine import Machine
 from schedules.narrow import number, widened
 from schedules.nest import (
     Expr,
     Stmt,
+    allocate,
     allocate_tile,
     broadcast,
     grid,
@@ -28,6 +30,7 @@ from schedules.nest import (
     load,
     repeat,
     sequence,
+    splat,
     static_grid,
     store,
 )
@@ -83,6 +86,21 @@ def _number(data: Any, place: tuple[Expr, ...], lane: Expr, work: DotWorkload) -
     return shifted & tirx.IntImm("int32", 0xFF)
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step of the sum: the tile (`pixels` from `start` on, output blocks from `block` on), the input's channel block
+    `source`, the tap of the window, the group of channels and how many of them there are."""
+
+    place: Place
+    block: Any
+    start: Sequence[Any]
+    pixels: int
+    source: Any
+    window: Sequence[Any]
+    group: Any
+    channels: int
+
+
 class ConvDot(ConvDirect):
     """Serves the kernels of `conv_dot`; the knobs are those of the direct convolution."""
 
@@ -99,7 +117,9 @@ class ConvDot(ConvDirect):
 
     def apply(self, schedule: Any, workload: Any, config: Config, machine: Machine) -> Any:
         fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, CONV_DOT))
-        return fused.function(DotNest(fused, workload, config).build(machine), machine)
+        pairs = workload.operand != "uint16" and not workload.words and int8_dot.unit_of(machine) == int8_dot.PAIRS
+        nest = PairsNest if pairs else DotNest
+        return fused.function(nest(fused, workload, config).build(machine), machine)
 
 
 class DotNest(DirectNest):
@@ -127,15 +147,7 @@ class DotNest(DirectNest):
         whole, rest = divmod(place.channels, work.in_block)
 
         def step(source: Expr | int, window: Sequence[Any], group: Expr | int, count: int) -> list[Stmt]:
-            values = [self._group_of(place, source, start, pixel, window, group, count) for pixel in range(pixels)]
-            result = []
-            for pixel, part in points:
-                stored = load(self.weight, block + part, source, *window, group, lanes_of(0, lanes * work.group))
-                weight = tirx.reinterpret(self.vector, stored)
-                here = (pixel, part, lanes_of(0, lanes))
-                total = self.combine(load(sums, *here), broadcast(values[pixel], lanes), weight)
-                result.append(store(sums, total, *here))
-            return result
+            return self._step(sums, Step(place, block, start, pixels, source, window, group, count))
 
         def window_loop(source: Expr | int, channels: int) -> Stmt:
             groups, single = divmod(channels, work.group)
@@ -167,27 +179,102 @@ class DotNest(DirectNest):
         clear = [store(sums, self.zero, pixel, part, lanes_of(0, lanes)) for pixel, part in points]
         return sequence(allocation, clear, parts, [self._finish(sums, place, block, start, *at) for at in points])
 
-    def _group_of(
-        self,
-        place: Place,
-        source: Any,
-        start: Sequence[Any],
-        pixel: int,
-        window: Sequence[Any],
-        group: Any,
-        count: int,
-    ) -> Expr:
+    def _step(self, sums: Any, at: Step) -> list[Stmt]:
+        """The products of a tile with one group of channels."""
+        lanes, group = self.lanes, self.work.group
+        values = [broadcast(self._group_of(at, pixel), lanes) for pixel in range(at.pixels)]
+        result = []
+        for pixel, part in static_grid(at.pixels, self.blocks):
+            stored = load(self.weight, at.block + part, at.source, *at.window, at.group, lanes_of(0, lanes * group))
+            weight = tirx.reinterpret(self.vector, stored)
+            here = (pixel, part, lanes_of(0, lanes))
+            result.append(store(sums, self.combine(load(sums, *here), values[pixel], weight), *here))
+        return result
+
+    def _group_of(self, at: Step, pixel: int) -> Expr:
         """A group of channels of the pixel as an int32. Of the last bfloat16 pair, what is no channel is cleared: it
         may be no number, which a weight of zero would not take away."""
-        lane = lanes_of(group * self.work.group, self.work.group)
         if self.work.words:
-            return self._input(place, source, start, pixel, window, 0)
-        value = tirx.reinterpret("int32", self._input(place, source, start, pixel, window, lane))
+            return self._input(at.place, at.source, at.start, pixel, at.window, 0)
+        lane = lanes_of(at.group * self.work.group, self.work.group)
+        value = tirx.reinterpret("int32", self._input(at.place, at.source, at.start, pixel, at.window, lane))
         if self.work.operand == "int8":
             value = value ^ tirx.IntImm("int32", _SIGN_BITS)
-        if self.work.operand == "uint16" and count < self.work.group:
+        if self.work.operand == "uint16" and at.channels < self.work.group:
             value = value & tirx.IntImm("int32", 0xFFFF)
         return value
+
+
+class PairsNest(DotNest):
+    """For processors that multiply no bytes but pairs of 16 bits: the input and the weights of a tile's channels are
+    widened once, in scratch buffers, into the even and the odd bytes of each group of four."""
+
+    def __init__(self, fused: FusedKernel, work: DotWorkload, config: Config) -> None:
+        super().__init__(fused, work, config)
+        self.fill = (work.fill + _shift(work)) * 0x00010001
+        self.scratch_dtype, self.scratch_lanes = "int32", work.in_block // 2
+        self.quads = work.in_block // work.group
+        self.wide: Any = None
+
+    def _group(self, place: Place, first: Expr | int, count: int) -> Stmt:
+        copied = self._fill_scratch(place)
+        steps = count // self.blocks
+        return sequence(copied, repeat("co", steps, lambda step: self._widened(place, first + step * self.blocks)))
+
+    def _copy(self, source: Sequence[Any], target: Sequence[Any]) -> Stmt:
+        quads = self.quads
+        vector = f"int32x{quads}" if quads > 1 else "int32"
+        value = tirx.reinterpret(vector, self._read(source, lanes_of(0, self.work.in_block)))
+        if self.work.operand == "int8":
+            value = value ^ splat(_SIGN_BITS, "int32", quads)
+        mask = splat(0x00FF00FF, "int32", quads)
+        even, odd = value & mask, (value >> splat(8, "int32", quads)) & mask
+        return sequence(
+            store(self.scratch, even, *target, lanes_of(0, quads)),
+            store(self.scratch, odd, *target, lanes_of(quads, quads)),
+        )
+
+    def _widened(self, place: Place, block: Expr | int) -> Stmt:
+        """The tiles of some output blocks, after their weights are widened."""
+        work, lanes = self.work, self.lanes
+        blocks = ceil_div(place.channels, work.in_block)
+        shape = (blocks, *work.kernel, self.quads, self.blocks * 2 * lanes)
+        self.wide, allocation = allocate("wide", shape, "int32")
+        half = splat(8, "int16", 2 * lanes)
+
+        def widen(point: list[Any]) -> Stmt:
+            parts = []
+            for part in range(self.blocks):
+                stored = load(self.weight, block + part, *point, lanes_of(0, lanes * work.group))
+                words = tirx.reinterpret(f"int16x{2 * lanes}", stored)
+                for odd, value in enumerate(((words << half) >> half, words >> half)):
+                    place_of = lanes_of((2 * part + odd) * lanes, lanes)
+                    parts.append(store(self.wide, tirx.reinterpret(self.vector, value), *point, place_of))
+            return sequence(parts)
+
+        names = ["wb", *(f"wk{i}" for i in range(work.rank)), "wq"]
+        return sequence(allocation, grid(names, [blocks, *work.kernel, self.quads], widen), self._rows(place, block))
+
+    def _step(self, sums: Any, at: Step) -> list[Stmt]:
+        lanes = self.lanes
+        result = []
+        values = [
+            [
+                broadcast(
+                    self._input(at.place, at.source, at.start, pixel, at.window, odd * self.quads + at.group), lanes
+                )
+                for odd in range(2)
+            ]
+            for pixel in range(at.pixels)
+        ]
+        for pixel, part in static_grid(at.pixels, self.blocks):
+            here = (pixel, part, lanes_of(0, lanes))
+            total = load(sums, *here)
+            for odd in range(2):
+                weight = load(self.wide, at.source, *at.window, at.group, lanes_of((2 * part + odd) * lanes, lanes))
+                total = int8_dot.dot_words(total, values[pixel][odd], weight)
+            result.append(store(sums, total, *here))
+        return result
 
 
 def _word(byte: int) -> int:
