@@ -25,6 +25,7 @@ from rich.table import Table
 
 import compiler
 from benchmarks._compression_cases import CASES, Array, Case, Run
+from compiler.compression.quantization import TECHNIQUES
 from compiler.compression.quantization.affine import decibels, noise_ratio
 from compiler.compression.quantization.calibrators.registry import calibrators
 
@@ -55,6 +56,7 @@ def main() -> int:
     )
     parser.add_argument("models", nargs="*", help=f"of {', '.join(CASES)}; all when none is given")
     parser.add_argument("--methods", nargs="*", default=["min-max", "mse"], choices=calibrators())
+    parser.add_argument("--techniques", nargs="*", default=["bias-correction"], choices=TECHNIQUES)
     parser.add_argument("--max-drop", type=float, default=0.01)
     parser.add_argument("--no-peer", action="store_true", help="leave ONNX Runtime out")
     parser.add_argument("--reports", help="a folder for a page about each quantization")
@@ -89,7 +91,7 @@ def _rows(case: Case, options: argparse.Namespace, console: Console) -> list[Row
 
 
 def _quantized(case: Case, method: str, exact: Run, before: float, options: argparse.Namespace, folder: str) -> Row:
-    technique = f"int8 {method}"
+    technique = " ".join(["int8", method, *options.techniques])
     try:
         model = compiler.quantize(
             case.path,
@@ -97,6 +99,7 @@ def _quantized(case: Case, method: str, exact: Run, before: float, options: argp
             evaluate=case.evaluate,
             max_drop=options.max_drop,
             method=method,
+            techniques=options.techniques,
             threads=1,
             **case.options,
         )

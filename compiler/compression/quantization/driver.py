@@ -24,7 +24,7 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from compiler.runtime import Module
 
-TECHNIQUES = ("bias-correction",)
+TECHNIQUES = ("bias-correction", "equalization", "smoothing")
 _RANKING_SAMPLES = 8
 
 
@@ -58,7 +58,8 @@ def quantize(
         method: how ranges of activations are chosen: "min-max", "percentile", "entropy" or "mse".
         activations: "uint8" or "int8"; what suits the target when None.
         per_channel: whether each filter's weights have their own scale; they do when None.
-        techniques: of `TECHNIQUES`, what is done to lose less.
+        techniques: what is done to lose less: "bias-correction", "equalization" (of convolutions, across layers) and
+            "smoothing" (SmoothQuant, of matrix products).
         in_float: names of layers (as in the report) to leave in float.
         progress: called with the name of each step as it begins.
 
@@ -99,7 +100,7 @@ def quantize(
     found, after, tried = _within_limit(session, measure, before, max_drop, report)
     report("report")
     summary = make_report(session, found, chosen.name, (before, after), max_drop, tried)
-    return QuantizedModel(**vars(replace(model, mod=found.mod)), name=model_name(source), report=summary)
+    return QuantizedModel(**vars(replace(session.model, mod=found.mod)), name=model_name(source), report=summary)
 
 
 def _within_limit(

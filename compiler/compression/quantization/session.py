@@ -12,10 +12,12 @@ from compiler.compression.quantization.affine import Affine, Array, QuantizedWei
 from compiler.compression.quantization.calibration import Compile, Sample, Tapped, observe
 from compiler.compression.quantization.calibrators.registry import get_calibrator, parameters_of
 from compiler.compression.quantization.correction import bias_correction
+from compiler.compression.quantization.equalization import equalize
 from compiler.compression.quantization.insertion import Numbers, insert_pairs
 from compiler.compression.quantization.layers import Layer, LayerGraph, Placement, find_layers, place
 from compiler.compression.quantization.scheme import Scheme
 from compiler.compression.quantization.sensitivity import measure_sensitivity
+from compiler.compression.quantization.smoothing import smooth
 from compiler.compression.quantization.statistics import Statistics
 from compiler.errors import OptionError
 from compiler.frontends.imported_model import ImportedModel
@@ -40,6 +42,7 @@ class Session:
     """Calibrates when made; `candidate(n)` quantizes all layers but the n most sensitive ones.
 
     Attributes:
+        model: the float model with what was equalized and smoothed; `original` as it came.
         statistics: of the float tensors that may be quantized.
         float_outputs: of the float model, a dictionary a sample.
         sensitivity: decibels by the layer's name, once `rank` has measured them.
@@ -56,31 +59,43 @@ class Session:
         compile_model: Compile,
         report: Callable[[str], None],
     ) -> None:
-        self.model, self.samples, self.scheme = model, samples, scheme
+        self.original, self.samples, self.scheme = model, samples, scheme
         self.method, self.techniques = method, tuple(techniques)
         self.compile = compile_model
         self._calibrator = get_calibrator(method)
-        self.graph: LayerGraph = find_layers(model.mod)
         self.sensitivity: dict[str, float] = {}
         self.in_float: dict[str, str] = {}
         self._candidates: dict[int, Candidate] = {}
         self._weights: dict[Var, QuantizedWeight] = {}
+        if "equalization" in techniques:
+            model = replace(model, mod=equalize(model.mod, find_layers(model.mod)))
         report("calibrate")
+        self._calibrate(model)
+        if "smoothing" in techniques:
+            mod = smooth(model.mod, self.graph.layers, self.statistics)
+            if not mod.same_as(model.mod):
+                report("calibrate what is smoothed")
+                self._calibrate(replace(model, mod=mod))
+
+    def _calibrate(self, model: ImportedModel) -> None:
+        """Take `model` as the float model and look at its tensors."""
+        self.model = model
+        self.graph: LayerGraph = find_layers(model.mod)
         placement = place(self.graph)
-        channels = {layer.data: layer.product.channels for layer in placement.layers}
-        for layer in placement.layers:
-            if layer.product.filters == 1:
-                channels[layer.data] = int(layer.data.ty.ndim) - 1
+        channels = {
+            layer.data: layer.product.channels if layer.product.filters == 0 else int(layer.data.ty.ndim) - 1
+            for layer in placement.layers
+        }
         results = [layer.variable for layer in self.graph.layers]
         # One compilation serves the calibration and the noise of the report.
-        self.tapped = Tapped(model, model.mod, list(dict.fromkeys([*placement.sites, *results])), compile_model)
+        self.tapped = Tapped(model, model.mod, list(dict.fromkeys([*placement.sites, *results])), self.compile)
         self.statistics: dict[Var, Statistics]
-        self.statistics, self.float_outputs = observe(self.tapped, samples, placement.sites, channels)
+        self.statistics, self.float_outputs = observe(self.tapped, self.samples, placement.sites, channels)
 
     @cached_property
     def float_module(self) -> Module:
         """The float model as it would be compiled without quantization."""
-        return self.compile(self.model)
+        return self.compile(self.original)
 
     def leave_in_float(self, names: Collection[str]) -> None:
         """Raises OptionError when one is no layer."""

@@ -78,3 +78,23 @@ def samples(shape: Sequence[int], count: int = 3, seed: int = 3) -> list[dict[st
     """Standard normal inputs named x."""
     generator = np.random.default_rng(seed)
     return [{"x": generator.standard_normal(shape).astype(np.float32)} for _ in range(count)]
+
+
+def convolution_chain(groups: int = 1) -> onnx.ModelProto:
+    """x (1, 4, 6, 6): a convolution with uneven filters, a depthwise one and a 1x1 one, with ReLU between."""
+    generator = np.random.default_rng(5)
+    uneven = np.geomspace(0.01, 1, 8).reshape(8, 1, 1, 1)
+    weights = {
+        "w0": (generator.standard_normal((8, 4 // groups, 3, 3)) * uneven).astype(np.float32),
+        "b0": generator.standard_normal(8).astype(np.float32) * 0.1,
+        "w1": generator.standard_normal((8, 1, 3, 3)).astype(np.float32),
+        "w2": generator.standard_normal((3, 8, 1, 1)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w0", "b0"], ["c0"], pads=[1, 1, 1, 1], group=groups),
+        helper.make_node("Relu", ["c0"], ["r0"]),
+        helper.make_node("Conv", ["r0", "w1"], ["c1"], group=8),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        helper.make_node("Conv", ["r1", "w2"], ["y"]),
+    ]
+    return _model(nodes, weights, {"x": (1, 4, 6, 6)}, "y")

@@ -22,7 +22,7 @@ _ROWS, _TERMS, _FILTERS = 4, 16, 8
 def requantizing_module(weight: Array, bias: Array, x: Any, y: Any) -> tuple[Any, Array, Array]:
     """quantize(dequantize(x) @ dequantize(w) + bias); the module, the integer weights and their scales."""
     quantized = quantize_weight(weight, 1, per_channel=True)
-    scale, zero = as_constant(np.float32(x.scale).reshape(())), as_constant(np.asarray(x.zero, x.dtype))
+    scale, zero = as_constant(np.asarray(x.scale, np.float32)), as_constant(np.asarray(x.zero, x.dtype))
     data = relax.Var("data", relax.TensorType((_ROWS, _TERMS), x.dtype))
     builder = relax.BlockBuilder()
     with builder.function("main", [data]):
@@ -30,7 +30,7 @@ def requantizing_module(weight: Array, bias: Array, x: Any, y: Any) -> tuple[Any
             left = builder.emit(relax.op.dequantize(data, scale, zero, -1, "float32"))
             product = builder.emit(relax.op.matmul(left, builder.emit(dequantized_weight(quantized))))
             total = builder.emit(relax.op.add(product, as_constant(bias)))
-            step, offset = as_constant(np.float32(y.scale).reshape(())), as_constant(np.asarray(y.zero, y.dtype))
+            step, offset = as_constant(np.asarray(y.scale, np.float32)), as_constant(np.asarray(y.zero, y.dtype))
             result = builder.emit_output(relax.op.quantize(total, step, offset, -1, y.dtype))
         builder.emit_func_output(relax.Tuple([result]))
     return compiler.compile(builder.get(), threads=1), quantized.values, quantized.scale

@@ -1,0 +1,91 @@
+"""Cross-layer equalization: two convolutions with nothing but a ReLU between share the burden of each channel.
+
+    w_b relu(w_a x + b) => (w_b s) relu((w_a x + b) / s),   s = sqrt(max|w_a| max|w_b|) / max|w_b| a channel
+
+Nagel et al., arXiv:1906.04721, section 4.1. It matters most for weights with one scale for all filters.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm.ir import GenericConst, IRModule
+
+from compiler.compression.quantization.affine import Array
+from compiler.compression.quantization.edit import Emit, edit_main, with_operands
+from compiler.compression.quantization.layers import Layer, LayerGraph
+from compiler.passes.graph import Call, Expr, Var, operator_name
+from compiler.passes.matching import array_of, as_constant
+
+# Positive factors pass through these.
+_HOMOGENEOUS = ("relax.nn.relu", "relax.nn.leakyrelu")
+_ROUNDS = 10
+
+
+def equalize(mod: IRModule, graph: LayerGraph) -> IRModule:
+    """`mod` with other constants that compute the same."""
+    pairs = [pair for layer in graph.layers if (pair := _partner(graph, layer)) is not None]
+    if not pairs:
+        return mod
+    weights = {layer.variable: layer.weight.astype(np.float64) for layer in graph.layers}
+    scales = {layer.variable: np.ones(layer.weight.shape[0]) for layer, _ in pairs}
+    for _ in range(_ROUNDS):
+        for first, second in pairs:
+            factor = _factor(weights[first.variable], weights[second.variable], second)
+            weights[first.variable] /= factor.reshape(-1, *[1] * (first.weight.ndim - 1))
+            weights[second.variable] *= _along_inputs(factor, second)
+            scales[first.variable] *= factor
+    changed = {each.variable for pair in pairs for each in pair}
+    biases = {first.bias: scales[first.variable] for first, _ in pairs if first.bias is not None}
+
+    def edit(variable: Var, call: Call, emit: Emit) -> Expr | None:
+        if variable in biases:
+            bias = array_of(call.args[1])
+            shape = (1, -1, *[1] * (int(variable.ty.ndim) - 2))
+            return with_operands(call, {1: as_constant((bias / biases[variable].reshape(shape)).astype(np.float32))})
+        if variable in changed:
+            return with_operands(call, {1: as_constant(weights[variable].astype(np.float32))})
+        return None
+
+    return edit_main(mod, edit)
+
+
+def _partner(graph: LayerGraph, second: Layer) -> tuple[Layer, Layer] | None:
+    """(the convolution before, `second`), where nothing else reads between them and factors pass through."""
+    first = next((each for each in graph.layers if each.variable.same_as(graph.root(second.data))), None)
+    if first is None or 1 in (first.product.filters, second.product.filters):
+        return None
+    if graph.readers.get(first.variable) != [second.variable]:
+        return None
+    at = second.data
+    while not at.same_as(first.variable):
+        call = graph.definitions[at]
+        is_bias = first.bias is not None and at.same_as(first.bias)
+        if not is_bias and operator_name(call) not in _HOMOGENEOUS:
+            return None
+        if is_bias and not _adds_to_channels(call, first):
+            return None
+        at = call.args[0]
+    groups = int(second.call.attrs.groups)
+    return (first, second) if groups in (1, second.weight.shape[0]) else None
+
+
+def _adds_to_channels(call: Call, layer: Layer) -> bool:
+    """Whether the constant added is one number a filter."""
+    shape = (1, layer.weight.shape[0], *[1] * (int(call.ty.ndim) - 2))
+    constant = call.args[1]
+    return isinstance(constant, GenericConst) and array_of(constant).shape in (shape, shape[1:])
+
+
+def _factor(first: Array, second: Array, layer: Layer) -> Array:
+    before = np.abs(first).reshape(first.shape[0], -1).max(axis=1)
+    depthwise = int(layer.call.attrs.groups) > 1
+    after = np.abs(second if depthwise else second.swapaxes(0, 1)).reshape(before.size, -1).max(axis=1)
+    usable = (before > 0) & (after > 0)
+    return np.where(usable, np.sqrt(np.where(usable, before / np.where(after > 0, after, 1), 1)), 1.0)
+
+
+def _along_inputs(factor: Array, layer: Layer) -> Array:
+    """The factors of the input channels, shaped to broadcast over the weights."""
+    rest = [1] * (layer.weight.ndim - 2)
+    depthwise = int(layer.call.attrs.groups) > 1
+    return factor.reshape(-1, 1, *rest) if depthwise else factor.reshape(1, -1, *rest)
