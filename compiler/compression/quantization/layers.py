@@ -169,8 +169,7 @@ def place(graph: LayerGraph, in_float: Collection[str] = ()) -> Placement:
     read: dict[Var, frozenset[Var]] = {layer.variable: frozenset([layer.data]) for layer in layers}
     integer = {layer.variable for layer in layers}
     for mover in movers:
-        fused = _fused_operand(graph, mover, integer)
-        read[mover.variable] = frozenset(each for each in mover.data if fused is None or not each.same_as(fused))
+        read[mover.variable] = frozenset(mover.data) - _unrounded(graph, mover, integer)
     sites = list(dict.fromkeys(each for group in read.values() for each in sorted(group, key=_order(graph))))
     return Placement(tuple(layers), tuple(movers), tuple(sites), read, _ties(graph, movers, sites))
 
@@ -196,19 +195,21 @@ def _enclosed(graph: LayerGraph, layers: list[Layer]) -> list[Mover]:
         movers = kept
 
 
-def _fused_operand(graph: LayerGraph, mover: Mover, layers: Collection[Var]) -> Var | None:
-    """The operand whose kernel computes the join as its epilogue, straight from its sums: it is never stored."""
+def _unrounded(graph: LayerGraph, mover: Mover, layers: Collection[Var]) -> frozenset[Var]:
+    """Operands of an elementwise join that nothing else reads: a layer's sums, scaled, are joined as they are.
+
+    The last one's kernel computes the join as its epilogue. Another would be dequantized in the kernel that quantizes
+    it, so rounding it to 8 bits would save nothing.
+    """
     if operator_name(mover.call) not in ELEMENTWISE:
-        return None
-    candidates = [
+        return frozenset()
+    return frozenset(
         each
         for each in mover.data
         if graph.root(each) in layers
         and graph.readers.get(graph.root(each)) == [mover.variable]
         and same_shape(shape_of(each), shape_of(mover.variable))
-    ]
-    order = _order(graph)
-    return max(candidates, key=lambda each: order(graph.root(each)), default=None)
+    )
 
 
 def _ties(graph: LayerGraph, movers: list[Mover], sites: list[Var]) -> dict[Var, Var]:

@@ -106,4 +106,6 @@ class QuantizationReport:
             f"parameters {self.size.float_bytes} bytes before, {self.size.integer_bytes} after; a run"
             f" {self.size.float_seconds * 1e3:.3f} ms before, {self.size.integer_seconds * 1e3:.3f} ms after",
         ]
+        if self.size.integer_seconds > self.size.float_seconds:
+            lines.append("slower than in float on this machine: the gain is in size alone")
         return "\n".join([*lines, *(f"  in float: {layer.name}: {layer.reason}" for layer in self.in_float)])

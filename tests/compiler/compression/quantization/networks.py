@@ -98,3 +98,20 @@ def convolution_chain(groups: int = 1) -> onnx.ModelProto:
         helper.make_node("Conv", ["r1", "w2"], ["y"]),
     ]
     return _model(nodes, weights, {"x": (1, 4, 6, 6)}, "y")
+
+
+def downsampling_net() -> onnx.ModelProto:
+    """x (1, 4, 8, 8): a convolution that two others read; ReLU of their sum goes to a fourth; y (1, 3, 4, 4)."""
+    generator = np.random.default_rng(6)
+    shapes = {"w0": (8, 4, 3, 3), "w1": (8, 8, 3, 3), "w2": (8, 8, 1, 1), "w3": (3, 8, 1, 1)}
+    weights = {name: (generator.standard_normal(shape) / 6).astype(np.float32) for name, shape in shapes.items()}
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["c0"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c0"], ["r0"]),
+        helper.make_node("Conv", ["r0", "w1"], ["c1"], pads=[1, 1, 1, 1], strides=[2, 2]),
+        helper.make_node("Conv", ["r0", "w2"], ["c2"], strides=[2, 2]),
+        helper.make_node("Add", ["c1", "c2"], ["s"]),
+        helper.make_node("Relu", ["s"], ["r"]),
+        helper.make_node("Conv", ["r", "w3"], ["y"]),
+    ]
+    return _model(nodes, weights, {"x": (1, 4, 8, 8)}, "y")

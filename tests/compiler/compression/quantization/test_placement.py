@@ -8,7 +8,7 @@ from tvm.ir import IRModule
 from compiler.compression.quantization.layers import find_layers, place
 from compiler.frontends.source import import_model
 from compiler.passes.pipeline import run_pipeline
-from tests.compiler.compression.quantization.networks import residual_net
+from tests.compiler.compression.quantization.networks import downsampling_net, residual_net
 
 
 def canonical(source: object) -> IRModule:
@@ -26,6 +26,15 @@ def test_a_residual_block() -> None:
     assert kinds == ["relax.add", "relax.nn.max_pool2d", "relax.mean"]
     # The pooled tensor has the range of the tensor it is the maximum of.
     assert len(placement.ties) == 1
+
+
+def test_sums_that_only_a_join_reads_are_not_rounded() -> None:
+    graph = find_layers(canonical(downsampling_net()))
+    placement = place(graph)
+    (join,) = placement.movers
+    assert placement.operands[join.variable] == frozenset()
+    # The input, the tensor that two convolutions read, and the sum.
+    assert len(placement.sites) == 3
 
 
 def test_what_lies_beside_a_float_layer_stays_float() -> None:
