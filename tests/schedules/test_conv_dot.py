@@ -28,7 +28,7 @@ MACHINES = {
     "dots": AVX512.model_copy(update={"features": _DOTS}),
 }
 RUNNABLE = [name for name, machine in MACHINES.items() if machine.features <= _HOST]
-_CODES = {"uint16": np.uint16, "uint8": np.uint8, "int8": np.int8}
+_CODES: dict[str, type[np.integer[Any]]] = {"uint16": np.uint16, "uint8": np.uint8, "int8": np.int8}
 
 
 def pack(values: Array, lanes: int) -> Array:
@@ -69,8 +69,9 @@ def operands(rng: Any, kind: str, data: tuple[int, ...], weight: tuple[int, ...]
         stored = [bfloat16_bits(rng.standard_normal(shape, dtype=np.float32)) for shape in (data, weight)]
         meant = [(each.astype(np.uint32) << 16).view(np.float32) for each in stored]
         return stored[0], stored[1], meant[0], meant[1]
-    limits = np.iinfo(_CODES[kind])
-    x = rng.choice([limits.min, limits.max, 0, 1, 77], data).astype(_CODES[kind])
+    code = _CODES[kind]
+    limits = np.iinfo(code)
+    x = rng.choice([limits.min, limits.max, 0, 1, 77], data).astype(code)
     w = rng.choice([-128, 127, -1, 0, 55], weight).astype(np.int8)
     return x, w, x.astype(np.int64), w.astype(np.int64)
 

@@ -9,7 +9,8 @@ import pytest
 from tvm import relax
 
 from compiler.passes.cancel_reshapes import cancel_reshapes
-from tests.compiler.passes.test_plan_layout import PipelineContext, kernels, module, run
+from compiler.passes.context import PipelineContext
+from tests.compiler.passes.test_plan_layout import kernels, module, run
 
 op = relax.op
 
