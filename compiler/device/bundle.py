@@ -85,7 +85,8 @@ def _write(artifact: Artifact, target: Target, programs: Path, output: Path) -> 
     for library in (FFI_LIBRARY, RUNTIME_LIBRARY, SHARED_LIBRARY):
         shutil.copy(programs / library, output / "lib")
     for program in PROGRAMS:
-        shutil.copy(programs / program, output / "bin")
+        if (programs / program).exists():
+            shutil.copy(programs / program, output / "bin")
     shutil.copy(SOURCES / HEADER, output / "include")
     shutil.copy(SOURCES / EXAMPLE, output)
     compiler = target.compiler().command[0].replace("g++", "gcc").replace("c++", "cc")

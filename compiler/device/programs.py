@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from compiler.device.cache import cached, key_of
-from compiler.device.runtime_libraries import runtime_libraries
-from compiler.runtime.engine import tvm_ffi
+from compiler.device.runtime_libraries import has_remote_calls, runtime_libraries
+from compiler.device.toolchain import compile_objects, include_folders, include_options
 from targets import Target
 
 SOURCES = Path(__file__).with_name("cpp")
@@ -22,18 +21,10 @@ COMPILE_OPTIONS = ("-std=c++17", "-O2", "-fPIC", "-ffunction-sections", "-fdata-
 LINK_OPTIONS = ("-s", "-Wl,--gc-sections", "-Wl,-rpath,$ORIGIN:$ORIGIN/../lib")
 
 
-def include_folders() -> tuple[Path, ...]:
-    """The headers that the programs need: those of the engine's foreign function interface, and DLPack's."""
-    return Path(tvm_ffi.libinfo.find_include_path()), Path(tvm_ffi.libinfo.find_dlpack_include_path())
-
-
-def include_options(folders: Sequence[Path]) -> list[str]:
-    """As system headers, whose warnings are not ours."""
-    return [part for folder in folders for part in ("-isystem", str(folder))]
-
-
 def device_programs(target: Target) -> Path:
     """A folder with the programs, the library behind `tensorwright.h`, their objects, and the runtime's libraries.
+
+    The server is there only where the runtime has remote calls.
 
     Raises:
         targets.TargetError: no compiler for the target, or it failed.
@@ -47,23 +38,6 @@ def device_programs(target: Target) -> Path:
     return cached("device", f"{target.architecture}-{key}", lambda folder: _build(target, libraries, folder))
 
 
-def compile_objects(target: Target, sources: Sequence[Path], options: Sequence[str], folder: Path) -> list[Path]:
-    """Object files of C++ sources, in their order; two are compiled at a time.
-
-    Raises:
-        targets.TargetError: no compiler for the target, or it failed.
-    """
-    compiler = target.compiler()
-
-    def one(source: Path) -> Path:
-        made = folder / f"{source.parent.name}_{source.stem}.o"
-        compiler.run([*options, "-c", source, "-o", made])
-        return made
-
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(one, sources))
-
-
 def _build(target: Target, libraries: Sequence[Path], folder: Path) -> None:
     for library in libraries:
         shutil.copy(library, folder)
@@ -74,6 +48,8 @@ def _build(target: Target, libraries: Sequence[Path], folder: Path) -> None:
     options = engine_link_options(folder)
     target.compiler().run(["-shared", *shared, "-o", folder / SHARED_LIBRARY, *options])
     for program, source in PROGRAMS.items():
+        if source == "server.cc" and not has_remote_calls(target):
+            continue
         target.compiler().run([made[source], *shared, "-o", folder / program, *options])
 
 

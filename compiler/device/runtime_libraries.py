@@ -38,8 +38,13 @@ def runtime_libraries(target: Target) -> tuple[Path, Path]:
     if target.architecture in _WHEEL_PLATFORMS:
         folder = _from_wheels(target.architecture)
     else:
-        folder = build_shared_libraries(target)
+        folder = build_shared_libraries(target, FFI_LIBRARY, RUNTIME_LIBRARY)
     return folder / FFI_LIBRARY, folder / RUNTIME_LIBRARY
+
+
+def has_remote_calls(target: Target) -> bool:
+    """Whether the runtime for the target can serve remote calls: those out of wheels can, those built here can not."""
+    return not target.is_cross or target.architecture in _WHEEL_PLATFORMS
 
 
 def _from_wheels(architecture: str) -> Path:
