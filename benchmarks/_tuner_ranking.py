@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 import schedules.engine  # noqa: F401  (first, so that the engine loads without torch)
 from compiler.tuning.cost_models import CostModel, Sample, cost_models
@@ -16,18 +17,24 @@ from compiler.tuning.record_set import deduplicated
 from compiler.tuning.samples import samples_of
 
 _FOLDS = 4
+_APART = 0.05
 _LEAST_TRIALS = 12  # of a task, to say anything about an order
 
 
 @dataclass(frozen=True)
 class Score:
-    """Averages over tasks. `regret` is how much slower than the task's best the config ranked first is."""
+    """Averages over tasks.
+
+    `apart` are pairs that differ by more than `_APART`, which noise does not order; `regret` is how much slower than the
+    task's best the config ranked first is.
+    """
 
     model: str
     held_out: str
     tasks: int
     trials: int
     pairs: float
+    apart: float
     top1: float
     top5: float
     regret: float
@@ -89,21 +96,29 @@ def _trained(name: str, samples: Sequence[Sample]) -> CostModel:
 
 def _score(name: str, held_out: str, groups: Sequence[tuple[list[Sample], CostModel]]) -> Score:
     results = [_ranked(group, model) for group, model in groups if len(group) >= _LEAST_TRIALS]
-    pairs, top1, top5, regret = (float(np.mean(column)) for column in zip(*results, strict=True))
+    pairs, apart, top1, top5, regret = (float(np.mean(column)) for column in zip(*results, strict=True))
     trials = sum(len(group) for group, _ in groups if len(group) >= _LEAST_TRIALS)
-    return Score(name, held_out, len(results), trials, pairs, top1, top5, regret)
+    return Score(name, held_out, len(results), trials, pairs, apart, top1, top5, regret)
 
 
-def _ranked(group: list[Sample], model: CostModel) -> tuple[float, float, float, float]:
+def _ranked(group: list[Sample], model: CostModel) -> tuple[float, float, float, float, float]:
     times = np.array([sample.seconds for sample in group])
     predicted = model.predict(group[0].subject, [sample.config for sample in group])
     order = np.argsort(-predicted, kind="stable")
     best = int(np.argmin(times))
-    faster = times[:, None] < times[None, :]
+    regret = float(times[order[0]] / times[best] - 1)
+    pairs, apart = _in_order(times, predicted, 0.0), _in_order(times, predicted, _APART)
+    return pairs, apart, float(best == order[0]), float(best in order[:5]), regret
+
+
+def _in_order(times: NDArray[np.float64], predicted: NDArray[np.float64], gap: float) -> float:
+    """The share of pairs, more than `gap` apart, that are predicted in the right order; ties count half."""
+    faster = times[:, None] * (1 + gap) < times[None, :]
+    if not faster.any():
+        return 1.0
     above = predicted[:, None] > predicted[None, :]
     ties = predicted[:, None] == predicted[None, :]
-    right = (above[faster].sum() + 0.5 * ties[faster].sum()) / faster.sum()
-    return float(right), float(best == order[0]), float(best in order[:5]), float(times[order[0]] / times[best] - 1)
+    return float((above[faster].sum() + 0.5 * ties[faster].sum()) / faster.sum())
 
 
 def pretrain(path: Path, output: Path) -> tuple[int, int]:

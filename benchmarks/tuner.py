@@ -3,7 +3,7 @@
     python -m benchmarks.tuner rate resnet18 --seconds 60
     python -m benchmarks.tuner quality resnet18 mobilenet_v2 --records logs
     python -m benchmarks.tuner ranking --records logs
-    python -m benchmarks.tuner pretrain --records logs --output tuning_logs/cost_model.json
+    python -m benchmarks.tuner pretrain --records logs --output tuning_logs/cost_model.ubj
 
 `quality` compares what a fresh search of 32 trials finds with the best on record, task by task, and how many trials a
 cold and a pre-trained cost model take to reach 95 % of it. `ranking` trains on some tasks (or on one machine) and ranks
@@ -127,7 +127,17 @@ def _count(trials: int | None, most: int) -> str:
 
 def _ranking(options: Any, console: Console) -> None:
     table = Table(title="ranking of trials the model was not trained on; averages over tasks")
-    for heading in ("model", "held out", "tasks", "trials", "pairs in order", "top-1 recall", "top-5 recall", "regret"):
+    for heading in (
+        "model",
+        "held out",
+        "tasks",
+        "trials",
+        "pairs in order",
+        "apart",
+        "top-1 recall",
+        "top-5 recall",
+        "regret",
+    ):
         table.add_column(heading, justify="left" if heading in ("model", "held out") else "right")
     for score in _tuner_ranking.scores(Path(options.records)):
         table.add_row(
@@ -136,12 +146,16 @@ def _ranking(options: Any, console: Console) -> None:
             str(score.tasks),
             str(score.trials),
             f"{score.pairs:.1%}",
+            f"{score.apart:.1%}",
             f"{score.top1:.0%}",
             f"{score.top5:.0%}",
             f"{score.regret:.1%}",
         )
     console.print(table)
-    console.print("top-k recall: the best trial is among the k ranked first; regret: how much slower is the first one")
+    console.print(
+        "apart: pairs that differ by more than 5 %; top-k recall: the best trial is among the k ranked first;"
+    )
+    console.print("regret: how much slower than the best the first one is")
 
 
 def _pretrain(options: Any, console: Console) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 USER_FOLDER = "TENSORWRIGHT_RECORDS"
 """Environment variable: the folder of the user's records."""
-PRETRAINED = "cost_model.json"
+PRETRAINED = "cost_model.ubj"
 RecordSource = str | Path | Sequence[str | Path] | bool | None
 
 
