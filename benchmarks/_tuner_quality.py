@@ -54,7 +54,7 @@ def measure(options: Any, console: Console) -> list[Row]:
     rows = []
     with Lab(target, serial=method == "serial") as lab:
         for task in _chosen(options, target, best):
-            console.print(f"[dim]{task.rule.name} {task.names[0]}")
+            console.print(f"[dim]{len(rows) + 1}: {task.rule.name} {task.names[0]}")
             others = [sample for sample in samples if sample.subject.task != task.key]
             trained = XgboostModel()
             trained.update(others)
@@ -74,6 +74,7 @@ def measure(options: Any, console: Console) -> list[Row]:
                     warm.reached(known / _NEAR),
                 )
             )
+            console.print(f"[dim]   {rows[-1].best / rows[-1].found:.0%} of the best")
     return rows
 
 

@@ -25,8 +25,8 @@ _LEAST_TRIALS = 12  # of a task, to say anything about an order
 class Score:
     """Averages over tasks.
 
-    `apart` are pairs that differ by more than `_APART`, which noise does not order; `regret` is how much slower than the
-    task's best the config ranked first is.
+    `apart` are pairs that differ by more than `_APART`, which noise does not order; `regret` is how much slower than
+    the best of the task the config ranked first is.
     """
 
     model: str
