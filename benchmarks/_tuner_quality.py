@@ -51,7 +51,7 @@ def measure(options: Any, console: Console) -> list[Row]:
         if record.method == method:
             best[record.task] = min(best.get(record.task, math.inf), record.seconds or math.inf)
     samples = load_samples(Path(options.records))
-    rows = []
+    rows: list[Row] = []
     with Lab(target, serial=method == "serial") as lab:
         for task in _chosen(options, target, best):
             console.print(f"[dim]{len(rows) + 1}: {task.rule.name} {task.names[0]}")
