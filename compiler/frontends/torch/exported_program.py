@@ -56,6 +56,10 @@ def import_torch(
     """
     program = _exported_program(source, example_inputs, dynamic_shapes)
     _refuse_mutation(program)
+    if program is source:  # the caller's own: what follows changes its graph
+        with _quiet():
+            program = program.run_decompositions({})
+    _view_copies(program)
     onnx_program = _to_onnx(program)
     _name_outputs(onnx_program, program)
     if sum(_bytes(tensor) for tensor in program.state_dict.values()) < _LARGEST_PROTO_BYTES:
@@ -138,6 +142,25 @@ def _refuse_mutation(program: torch.export.ExportedProgram) -> None:
             [Refusal("mutation", name, "the model writes to it while running") for name in mutated],
             "return the new value as an output instead",
         )
+
+
+def _view_copies(program: torch.export.ExportedProgram) -> None:
+    """Views become views of compact copies, which cost nothing once they are ONNX.
+
+    The strides that a view was captured with are those of attention on one backend; the exporter's decomposition of
+    attention gives others, and it stops at a view that asks for too much (T5, in torch 2.13).
+    """
+    torch = _torch()
+    aten = torch.ops.aten
+    graph = program.graph
+    for node in list(graph.nodes):
+        if node.target not in (aten.view.default, aten.reshape.default):
+            continue
+        source = node.args[0]
+        with graph.inserting_before(node):
+            copy = graph.call_function(aten.clone.default, (source,), {"memory_format": torch.contiguous_format})
+        copy.meta = {**source.meta, "val": source.meta["val"].contiguous()} if "val" in source.meta else {}
+        node.args = (copy, *node.args[1:])
 
 
 def _writes(operator: Any) -> bool:

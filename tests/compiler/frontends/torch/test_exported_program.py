@@ -128,3 +128,26 @@ def test_broken_pt2_file(tmp_path: Path) -> None:
     (tmp_path / "model.pt2").write_bytes(b"anything")
     with pytest.raises(InvalidModelError, match=r"model\.pt2"):
         compiler.compile(tmp_path / "model.pt2")
+
+
+class _SplitHeads(torch.nn.Module):
+    """Attention as T5 writes it: without a scale, its result joined by a view after a transpose."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        heads = x.view(1, 9, 4, 16).transpose(1, 2)
+        attended = torch.nn.functional.scaled_dot_product_attention(heads, heads, heads, scale=1.0)
+        return attended.transpose(1, 2).reshape(1, 9, -1).contiguous()
+
+
+def test_a_view_of_attention_is_exported_whatever_its_strides() -> None:
+    net, x = _SplitHeads().eval(), torch.randn(1, 9, 64)
+    module = compiler.compile(net, example_inputs=(x,), threads=1)
+    (found,) = module.run([x.numpy()]).values()
+    np.testing.assert_allclose(found, net(x).numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_the_caller_s_program_is_left_as_it_is() -> None:
+    program = torch.export.export(_SplitHeads().eval(), (torch.randn(1, 9, 64),))
+    before = str(program.graph)
+    compiler.compile(program, threads=1)
+    assert str(program.graph) == before
