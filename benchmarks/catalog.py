@@ -222,7 +222,11 @@ def _torchvision(name: str, size: int = 224) -> CatalogModel:
         import torchvision
 
         torch.manual_seed(0)
-        return torchvision.models.get_model(name, weights=None).eval()
+        net = torchvision.models.get_model(name, weights=None).eval()
+        for weight in net.parameters():
+            if weight.ndim > 1 and not weight.any():  # the head of vit_b_16: its result would be zero whatever came in
+                torch.nn.init.normal_(weight, std=0.02)
+        return net
 
     return CatalogModel(
         name,
