@@ -1,8 +1,9 @@
-"""Keep the engine from misreading divisions of indices that run backwards.
+"""Keep the engine from misreading divisions of indices that run backwards, or that are divisions plus an offset.
 
 Its pass FlattenBuffer turns `x[(27 - i) // 14, (13 - i) % 14]` into `x[14 - i]` (27 - i is right): the iteration-map
 simplifier loses an offset where a loop variable with a negative sign is divided, as after a reshape that is read in
-reverse. Such a numerator is hidden from it behind two reinterpretations, which cost no instruction.
+reverse. It loses the offset of a division inside of another one too: `((i + 1) % 4 + 1) % 2` becomes `(i + 1) % 2`.
+Such a numerator is hidden from it behind two reinterpretations, which cost no instruction.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ from typing import Any
 from schedules.tir import structural_map, structural_walk, tirx, tvm
 
 Expr = Any
+_DIVISIONS = (tirx.FloorDiv, tirx.FloorMod, tirx.Div, tirx.Mod)
 
 
 def hide_backward_divisions(root: Any) -> Any:
     """The statement with every numerator that runs backwards hidden."""
 
     def hide(division: Any) -> Any:
-        if not str(division.a.ty).startswith("int") or not _runs_backwards(division.a):
+        numerator = division.a
+        if not str(numerator.ty).startswith("int"):
+            return division
+        if not _runs_backwards(numerator) and not _offsets_division(numerator):
             return division
         return type(division)(_hidden(division.a), division.b)
 
-    return structural_map(root, ((tirx.FloorDiv, tirx.FloorMod, tirx.Div, tirx.Mod), hide))
+    return structural_map(root, (_DIVISIONS, hide))
 
 
 def _hidden(expr: Expr) -> Expr:
@@ -42,6 +47,29 @@ def _runs_backwards(expr: Expr) -> bool:
         negative = any(isinstance(each, tirx.IntImm) and int(each.value) < 0 for each in factors)
         return (negative and _has_variable(expr)) or any(map(_runs_backwards, factors))
     return isinstance(expr, tirx.Cast) and _runs_backwards(expr.value)
+
+
+def _offsets_division(expr: Expr) -> bool:
+    """Whether the expression is a sum of a division and a constant, and maybe more."""
+    return isinstance(expr, tirx.Add | tirx.Sub) and _has_constant_term(expr) and _has_division(expr)
+
+
+def _has_constant_term(expr: Expr) -> bool:
+    if isinstance(expr, tirx.Add | tirx.Sub):
+        return _has_constant_term(expr.a) or _has_constant_term(expr.b)
+    return isinstance(expr, tirx.IntImm) and int(expr.value) != 0
+
+
+def _has_division(expr: Expr) -> bool:
+    found = False
+
+    def visit(division: Any) -> None:
+        nonlocal found
+        found = found or _has_variable(division)
+
+    for kind in _DIVISIONS:
+        structural_walk(expr, (kind, visit))
+    return found
 
 
 def _has_variable(expr: Expr) -> bool:

@@ -97,3 +97,20 @@ def test_rows_that_repeat_are_repeated(rows: int, times: int) -> None:
     output = te.compute((8, rows * times, 8), lambda i, j, k: source(i, j % rows, k % 4), name="tiled")
     values = np.random.default_rng(rows).standard_normal((8, rows, 4)).astype(np.float32)
     np.testing.assert_array_equal(scheduled(source, output)(values), np.tile(values, (1, times, 2)))
+
+
+@pytest.mark.parametrize(("outer", "inner", "shift"), [(2, 4, 1), (3, 6, 2), (2, 6, 3)])
+def test_a_remainder_of_a_remainder_keeps_its_offset(outer: int, inner: int, shift: int) -> None:
+    """As where the tiles of a reflected row are cut."""
+    source = te.placeholder((8,), "float32", name="source")
+
+    def element(row: Any, column: Any) -> Any:
+        return source(4 - tirx.floormod(tirx.floormod(column + 1, inner) + shift, outer))
+
+    wide = te.compute((2, 7), element, name="wide")
+    output = te.compute(
+        (2, 7), lambda i, j: tirx.Select(tirx.isnan(wide(i, j)), wide(i, j), wide(i, j) * 2), name="twice"
+    )
+    values = np.arange(8, dtype=np.float32)
+    places = [4 - ((column + 1) % inner + shift) % outer for column in range(7)]
+    np.testing.assert_array_equal(scheduled(source, output)(values), np.tile(values[places] * 2, (2, 1)))
