@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from schedules.llvm_functions import register_operator, symbol, vector
 from schedules.machine import Machine
 from schedules.neon import in_quarters, with_register_length
 from schedules.tir import tirx, tvm
@@ -78,16 +79,8 @@ def pack_pairs(weight: NDArray[Any], width: int) -> NDArray[np.int32]:
     return np.ascontiguousarray(pairs.transpose(1, 0, 2)).view(np.int32)
 
 
-def _vector(scalar: str, lanes: int) -> str:
-    return scalar if lanes == 1 else f"<{lanes} x {scalar}>"
-
-
 def _splat(value: int, lanes: int) -> str:
     return str(value) if lanes == 1 else f"splat (i32 {value})"
-
-
-def _symbol(name: str, lanes: int) -> str:
-    return f"tensorwright_{name}_x{lanes}"
 
 
 def _instruction(lanes: int, unit: str) -> str | None:
@@ -98,11 +91,11 @@ def _instruction(lanes: int, unit: str) -> str | None:
 
 
 def _dot_text(lanes: int, unit: str) -> str:
-    f, i = _vector("float", lanes), _vector("i32", lanes)
-    head = f"define {f} @{_symbol('dot_bf16', lanes)}({f} %c, {i} %a, {i} %b) alwaysinline nounwind {{"
+    f, i = vector("float", lanes), vector("i32", lanes)
+    head = f"define {f} @{symbol('dot_bf16', lanes)}({f} %c, {i} %a, {i} %b) alwaysinline nounwind {{"
     name = _instruction(lanes, unit)
     if unit == NEON and lanes > 4 and lanes % 4 == 0:
-        return in_quarters(_symbol("dot_bf16", lanes), _symbol("dot_bf16", 4), lanes, "float")
+        return in_quarters(symbol("dot_bf16", lanes), symbol("dot_bf16", 4), lanes, "float")
     if name is not None:
         h = f"<{2 * lanes} x bfloat>"
         return f"""declare {f} {name}({f}, {h}, {h})
@@ -131,8 +124,8 @@ def _dot_text(lanes: int, unit: str) -> str:
 
 def _round_text(lanes: int) -> str:
     """Rounds by adding 0x7FFF and the lowest bit that stays; NaN becomes the quiet NaN."""
-    f, i, b = _vector("float", lanes), _vector("i32", lanes), _vector("i1", lanes)
-    lines = [f"define {i} @{_symbol('round_bf16', lanes)}({f} %low, {f} %high) alwaysinline nounwind {{"]
+    f, i, b = vector("float", lanes), vector("i32", lanes), vector("i1", lanes)
+    lines = [f"define {i} @{symbol('round_bf16', lanes)}({f} %low, {f} %high) alwaysinline nounwind {{"]
     for name in ("low", "high"):
         lines += [
             f"  %{name}b = bitcast {f} %{name} to {i}",
@@ -154,9 +147,9 @@ def _round_text(lanes: int) -> str:
 
 
 def _round_run_text(lanes: int) -> str:
-    f, i = _vector("float", lanes), _vector("i32", lanes)
-    head = f"define {i} @{_symbol('round_run_bf16', lanes)}({f} %first, {f} %second) alwaysinline nounwind {{"
-    call = f"call {i} @{_symbol('round_bf16', lanes)}"
+    f, i = vector("float", lanes), vector("i32", lanes)
+    head = f"define {i} @{symbol('round_run_bf16', lanes)}({f} %first, {f} %second) alwaysinline nounwind {{"
+    call = f"call {i} @{symbol('round_bf16', lanes)}"
     if lanes == 1:
         return f"{head}\n  %r = {call}({f} %first, {f} %second)\n  ret {i} %r\n}}"
     even, odd = (", ".join(f"i32 {2 * lane + start}" for lane in range(lanes)) for start in (0, 1))
@@ -170,8 +163,8 @@ def _round_run_text(lanes: int) -> str:
 
 def _narrow_text(lanes: int) -> str:
     """LLVM knows the instruction of targets that have it, and what to do on others, NaN included."""
-    f, b, i = _vector("float", lanes), _vector("bfloat", lanes), _vector("i16", lanes)
-    return f"""define {i} @{_symbol("narrow_bf16", lanes)}({f} %x) alwaysinline nounwind {{
+    f, b, i = vector("float", lanes), vector("bfloat", lanes), vector("i16", lanes)
+    return f"""define {i} @{symbol("narrow_bf16", lanes)}({f} %x) alwaysinline nounwind {{
   %t = fptrunc {f} %x to {b}
   %r = bitcast {b} %t to {i}
   ret {i} %r
@@ -193,26 +186,5 @@ def definitions(lanes: Iterable[int], *, unit: str) -> str:
     return _definitions(with_register_length(lanes, unit == NEON), unit)
 
 
-def _lanes(dtype: str) -> int:
-    return int(dtype.partition("x")[2] or 1)
-
-
-def _register() -> None:
-    known = {str(name) for name in tvm.ir.Op.list_op_names()}
-    for full in OPERATORS:
-        if full in known:
-            continue
-        name = full.partition(".")[2]
-
-        def lower(node: Any, name: str = name) -> Any:
-            dtype = str(node.ty)
-            return tirx.call_pure_extern(dtype, _symbol(name, _lanes(dtype)), *node.args)
-
-        tvm.ir._ffi_api.RegisterOp(full, f"{name} on pairs of bfloat16")
-        tvm.ir.register_op_attr(full, "TVectorizable", True)
-        tvm.ir.register_op_attr(full, "TCallEffectKind", 1)  # pure
-        tvm.ir.register_op_attr(full, "TScriptPrinterName", full.replace(".", "_"))
-        tirx.register_intrin_lowering(full, target="llvm", f=lower)
-
-
-_register()
+for _operator in OPERATORS:
+    register_operator(_operator, "on pairs of bfloat16")

@@ -10,6 +10,7 @@ from schedules.clips import vector_limits
 from schedules.expression import substitute
 from schedules.inline import call_name
 from schedules.kernel import product, shape_of
+from schedules.llvm_functions import PREFIX
 from schedules.machine import Machine
 from schedules.narrow_floats import inline_narrow_lets, serialize_narrow_repeats
 from schedules.scalar_calls import serialize_scalar_loops, widen_narrow_calls
@@ -124,7 +125,7 @@ def vector_lengths(root: Any) -> set[int]:
     structural_walk(root, (tirx.For, visit))
 
     def explicit(call: Any) -> None:
-        if call_name(call).startswith(vector_math.PREFIX):
+        if call_name(call).startswith(PREFIX):
             lengths.add(int(str(call.ty).partition("x")[2] or 1))
 
     structural_walk(root, (tvm.ir.Call, explicit))

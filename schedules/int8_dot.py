@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
+from schedules.llvm_functions import register_operator, symbol, vector
 from schedules.machine import Machine
 from schedules.neon import REGISTER_LANES, in_quarters, with_register_length
 from schedules.tir import tirx, tvm
@@ -52,16 +53,8 @@ def rounded_int32(value: Expr) -> Expr:
     return tvm.ir.Call(tvm.ir.Op.get(ROUND), [value], ret_ty=tirx.IntImm("int32", 0).ty)
 
 
-def _vector(scalar: str, lanes: int) -> str:
-    return scalar if lanes == 1 else f"<{lanes} x {scalar}>"
-
-
 def _splat(value: int, lanes: int, scalar: str = "i32") -> str:
     return str(value) if lanes == 1 else f"splat ({scalar} {value})"
-
-
-def _symbol(name: str, lanes: int) -> str:
-    return f"tensorwright_{name}_x{lanes}"
 
 
 def _pairs(unit: str, lanes: int, avx512: bool) -> str | None:
@@ -70,8 +63,8 @@ def _pairs(unit: str, lanes: int, avx512: bool) -> str | None:
 
 
 def _dot_text(lanes: int, unit: str, avx512: bool) -> str:
-    i = _vector("i32", lanes)
-    head = f"define {i} @{_symbol('dot_u8s8', lanes)}({i} %c, {i} %a, {i} %b) alwaysinline nounwind {{"
+    i = vector("i32", lanes)
+    head = f"define {i} @{symbol('dot_u8s8', lanes)}({i} %c, {i} %a, {i} %b) alwaysinline nounwind {{"
     pairs = _pairs(unit, lanes, avx512)
     if unit == VNNI and lanes in _BITS:
         return f"""{head}
@@ -81,7 +74,7 @@ def _dot_text(lanes: int, unit: str, avx512: bool) -> str:
   ret {i} %r
 }}"""
     if unit in (USDOT, SDOT) and lanes > REGISTER_LANES and lanes % REGISTER_LANES == 0:
-        return in_quarters(_symbol("dot_u8s8", lanes), _symbol("dot_u8s8", REGISTER_LANES), lanes, "i32")
+        return in_quarters(symbol("dot_u8s8", lanes), symbol("dot_u8s8", REGISTER_LANES), lanes, "i32")
     if unit in (USDOT, SDOT) and lanes == REGISTER_LANES:
         return f"{head}\n{_neon_bytes(unit)}\n  ret {i} %r\n}}"
     if pairs is None:
@@ -127,15 +120,15 @@ def _host_width(lanes: int, unit: str, avx512: bool) -> int | None:
 def _padded_text(name: str, lanes: int, wide: int) -> str:
     """The function of few lanes by that of more. Left to LLVM 22 as scalars, it joins rows of products wrongly: 3 of 7
     rows with one column of depth 16 came out wrong."""
-    i, w = _vector("i32", lanes), _vector("i32", wide)
-    lines = [f"define {i} @{_symbol(name, lanes)}({i} %c, {i} %a, {i} %b) alwaysinline nounwind {{"]
+    i, w = vector("i32", lanes), vector("i32", wide)
+    lines = [f"define {i} @{symbol(name, lanes)}({i} %c, {i} %a, {i} %b) alwaysinline nounwind {{"]
     places = ", ".join(f"i32 {min(lane, lanes)}" for lane in range(wide))
     for each in "cab":
         if lanes == 1:
             lines.append(f"  %{each}w = insertelement {w} zeroinitializer, i32 %{each}, i32 0")
         else:
             lines.append(f"  %{each}w = shufflevector {i} %{each}, {i} zeroinitializer, <{wide} x i32> <{places}>")
-    lines.append(f"  %rw = call {w} @{_symbol(name, wide)}({w} %cw, {w} %aw, {w} %bw)")
+    lines.append(f"  %rw = call {w} @{symbol(name, wide)}({w} %cw, {w} %aw, {w} %bw)")
     if lanes == 1:
         lines.append(f"  %r = extractelement {w} %rw, i32 0")
     else:
@@ -146,7 +139,7 @@ def _padded_text(name: str, lanes: int, wide: int) -> str:
 
 def _plain_bytes(lanes: int) -> str:
     """Byte after byte, on any processor; the sum is %s3."""
-    i = _vector("i32", lanes)
+    i = vector("i32", lanes)
     lines = []
     for byte in range(4):
         before = "%c" if byte == 0 else f"%s{byte - 1}"
@@ -162,8 +155,8 @@ def _plain_bytes(lanes: int) -> str:
 
 
 def _words_text(lanes: int, unit: str, avx512: bool) -> str:
-    i, w = _vector("i32", lanes), f"<{2 * lanes} x i16>"
-    head = f"define {i} @{_symbol('dot_words', lanes)}({i} %c, {i} %a, {i} %b) alwaysinline nounwind {{"
+    i, w = vector("i32", lanes), f"<{2 * lanes} x i16>"
+    head = f"define {i} @{symbol('dot_words', lanes)}({i} %c, {i} %a, {i} %b) alwaysinline nounwind {{"
     casts = f"  %x = bitcast {i} %a to {w}\n  %y = bitcast {i} %b to {w}"
     pairs = _pairs(unit, lanes, avx512)
     if unit == VNNI and lanes in _BITS:
@@ -183,17 +176,17 @@ def _words_text(lanes: int, unit: str, avx512: bool) -> str:
 
 
 def _round_text(lanes: int) -> str:
-    f, i = _vector("float", lanes), _vector("i32", lanes)
+    f, i = vector("float", lanes), vector("i32", lanes)
     suffix = "i32.f32" if lanes == 1 else f"v{lanes}i32.v{lanes}f32"
     return f"""declare {i} @llvm.lrint.{suffix}({f})
-define {i} @{_symbol("round_int32", lanes)}({f} %x) alwaysinline nounwind {{
+define {i} @{symbol("round_int32", lanes)}({f} %x) alwaysinline nounwind {{
   %r = call {i} @llvm.lrint.{suffix}({f} %x)
   ret {i} %r
 }}"""
 
 
 def _declarations(unit: str, lanes: int, avx512: bool) -> list[str]:
-    i, b, w = _vector("i32", lanes), f"<{4 * lanes} x i8>", f"<{2 * lanes} x i16>"
+    i, b, w = vector("i32", lanes), f"<{4 * lanes} x i8>", f"<{2 * lanes} x i16>"
     if unit == VNNI and lanes in _BITS:
         bits = _BITS[lanes]
         return [
@@ -233,26 +226,5 @@ def unit_text(machine: Machine) -> str:
     return unit_of(machine) + ("+512" if machine.has("avx512bw") else "")
 
 
-def _lanes(dtype: str) -> int:
-    return int(dtype.partition("x")[2] or 1)
-
-
-def _register() -> None:
-    known = {str(name) for name in tvm.ir.Op.list_op_names()}
-    for full in OPERATORS:
-        if full in known:
-            continue
-        name = full.partition(".")[2]
-
-        def lower(node: Any, name: str = name) -> Any:
-            dtype = str(node.ty)
-            return tirx.call_pure_extern(dtype, _symbol(name, _lanes(dtype)), *node.args)
-
-        tvm.ir._ffi_api.RegisterOp(full, f"{name} of 8-bit integers")
-        tvm.ir.register_op_attr(full, "TVectorizable", True)
-        tvm.ir.register_op_attr(full, "TCallEffectKind", 1)  # pure
-        tvm.ir.register_op_attr(full, "TScriptPrinterName", full.replace(".", "_"))
-        tirx.register_intrin_lowering(full, target="llvm", f=lower)
-
-
-_register()
+for _operator in OPERATORS:
+    register_operator(_operator, "of 8-bit integers")

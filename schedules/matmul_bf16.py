@@ -77,9 +77,12 @@ class MatmulBf16(ScheduleRule):
     version: ClassVar[int] = 1
     priority: ClassVar[int] = 60
 
+    kind: ClassVar[str] = MATMUL_BF16
+    dtypes: ClassVar[tuple[str, str]] = ("float32", "bfloat16")  # of the sums, of the operands
+
     def match(self, kernel: Kernel, machine: Machine) -> MatmulWorkload | None:
-        parts = parts_of(kernel, MATMUL_BF16)
-        return None if parts is None else workload_of(parts, "float32", "bfloat16")
+        parts = parts_of(kernel, self.kind)
+        return None if parts is None else workload_of(parts, *self.dtypes)
 
     def space(self, workload: MatmulWorkload, machine: Machine) -> ConfigSpace:
         vectors = max(1, workload.width // machine.lanes("float32"))
@@ -93,15 +96,23 @@ class MatmulBf16(ScheduleRule):
 
     def apply(self, schedule: Any, workload: MatmulWorkload, config: Config, machine: Machine) -> Any:
         kernel: Kernel = schedule.kernel
-        parts = parts_of(kernel, MATMUL_BF16)
+        parts = parts_of(kernel, self.kind)
         if parts is None:
             raise NotScheduledError("stages of the product are missing")
         fused = FusedKernel(kernel, [parts.pairs, parts.product])
         writer = MatmulWriter(
-            parts.form, fused, machine, rows=config.integer("rows"), vectors=1, pack=False, combine=dot
+            parts.form, fused, machine, rows=config.integer("rows"), vectors=1, pack=False, combine=self.combine
         )
-        body = in_sequence([tirx.AllocBuffer(parts.form.a.source), _rounding(parts, machine), writer.statement()])
+        body = in_sequence([tirx.AllocBuffer(parts.form.a.source), self.words(parts, machine), writer.statement()])
         return fused.function(body, machine)
+
+    def combine(self, total: Any, a: Any, b: Any) -> Any:
+        """The sums and the products of two words."""
+        return dot(total, a, b)
+
+    def words(self, parts: Parts, machine: Machine) -> Any:
+        """The statement that makes words of the data."""
+        return _rounding(parts, machine)
 
 
 def _rounding(parts: Parts, machine: Machine) -> Any:

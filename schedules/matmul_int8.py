@@ -10,17 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from schedules.anchor import FusedKernel
-from schedules.config import Config
 from schedules.conv_workload import KIND
-from schedules.errors import NotScheduledError
 from schedules.expression import substitute
 from schedules.int8_dot import dot
-from schedules.kernel import Kernel, shape_of
+from schedules.kernel import shape_of
 from schedules.machine import Machine
-from schedules.matmul_bf16 import MatmulBf16, Parts, parts_of, workload_of
-from schedules.matmul_code import MatmulWriter
-from schedules.matmul_tiling import MatmulWorkload
+from schedules.matmul_bf16 import MatmulBf16, Parts
 from schedules.nest import lanes_of, splat
 from schedules.parallel import Extent, loops, pays_off, repeat, work
 from schedules.stage_code import in_sequence, stage_code
@@ -87,21 +82,14 @@ class MatmulInt8(MatmulBf16):
     version: ClassVar[int] = 1
     priority: ClassVar[int] = 60
 
-    def match(self, kernel: Kernel, machine: Machine) -> MatmulWorkload | None:
-        parts = parts_of(kernel, MATMUL_INT8)
-        return None if parts is None else workload_of(parts, "int32", "int8")
+    kind: ClassVar[str] = MATMUL_INT8
+    dtypes: ClassVar[tuple[str, str]] = ("int32", "int8")
 
-    def apply(self, schedule: Any, workload: MatmulWorkload, config: Config, machine: Machine) -> Any:
-        kernel: Kernel = schedule.kernel
-        parts = parts_of(kernel, MATMUL_INT8)
-        if parts is None:
-            raise NotScheduledError("stages of the product are missing")
-        fused = FusedKernel(kernel, [parts.pairs, parts.product])
-        writer = MatmulWriter(
-            parts.form, fused, machine, rows=config.integer("rows"), vectors=1, pack=False, combine=dot
-        )
-        body = in_sequence([tirx.AllocBuffer(parts.form.a.source), _copy(parts, machine), writer.statement()])
-        return fused.function(body, machine)
+    def combine(self, total: Expr, a: Expr, b: Expr) -> Expr:
+        return dot(total, a, b)
+
+    def words(self, parts: Parts, machine: Machine) -> Any:
+        return _copy(parts, machine)
 
 
 def _copy(parts: Parts, machine: Machine) -> Any:

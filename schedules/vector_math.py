@@ -32,7 +32,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
-from schedules.tir import tirx, tvm
+from schedules.llvm_functions import PREFIX, register_operator
+from schedules.tir import tvm
 
 _LOG2_E = 1.4426950408889634
 _LN2_HIGH = 0.693359375  # 9 bits, so that n * _LN2_HIGH is exact
@@ -84,10 +85,8 @@ _LOG = (
     3.3333331174e-1,
 )
 
-PREFIX = "tensorwright."
 IN_TILE = "_in_tile"
 LIMIT = "limit"
-_SYMBOL = "tensorwright_{name}_f32x{lanes}"
 _TABLE = "tensorwright_constants"
 _TABLE_SIZE = 128
 
@@ -297,6 +296,10 @@ def _constants() -> list[float]:
     return table
 
 
+def _symbol(name: str, lanes: int) -> str:
+    return f"tensorwright_{name}_f32x{lanes}"
+
+
 @cache
 def _function_text(name: str, lanes: int) -> tuple[str, frozenset[str]]:
     """(the definition, the declarations it needs)."""
@@ -304,9 +307,8 @@ def _function_text(name: str, lanes: int) -> tuple[str, frozenset[str]]:
     writer = _Writer(lanes, None if plain == name else _constants())
     parameters = _PARAMETERS.get(plain, ("%x",))
     result = FUNCTIONS[plain](writer, *parameters)
-    symbol = _SYMBOL.format(name=name, lanes=lanes)
     typed = ", ".join(f"{writer.float} {parameter}" for parameter in parameters)
-    head = f"define {writer.float} @{symbol}({typed}) alwaysinline nounwind {{"
+    head = f"define {writer.float} @{_symbol(name, lanes)}({typed}) alwaysinline nounwind {{"
     return "\n".join([head, *writer.lines, f"  ret {writer.float} {result}", "}"]), frozenset(writer.declared)
 
 
@@ -331,27 +333,6 @@ def call(name: str, x: Any, *others: Any) -> Any:
     return tvm.ir.Call(tvm.ir.Op.get(PREFIX + name), [x, *others], ret_ty=x.ty)
 
 
-def _lower(name: str) -> Callable[[Any], Any]:
-    def lower(node: Any) -> Any:
-        dtype = str(node.ty)
-        lanes = int(dtype.partition("x")[2] or 1)
-        return tirx.call_pure_extern(dtype, _SYMBOL.format(name=name, lanes=lanes), *node.args)
-
-    return lower
-
-
-def _register() -> None:
-    """Make the operators known to the engine: pure, elementwise, and what they become in LLVM."""
-    known = {str(name) for name in tvm.ir.Op.list_op_names()}
-    for name in (variant for each in FUNCTIONS for variant in (each, each + IN_TILE)):
-        full = PREFIX + name
-        if full in known:
-            continue
-        tvm.ir._ffi_api.RegisterOp(full, f"{name} of float32 in vectors")
-        tvm.ir.register_op_attr(full, "TVectorizable", True)
-        tvm.ir.register_op_attr(full, "TCallEffectKind", 1)  # pure
-        tvm.ir.register_op_attr(full, "TScriptPrinterName", f"tensorwright_{name}")
-        tirx.register_intrin_lowering(full, target="llvm", f=_lower(name))
-
-
-_register()
+for _name in FUNCTIONS:
+    for _variant in (_name, _name + IN_TILE):
+        register_operator(PREFIX + _variant, "of float32 in vectors", _symbol)
