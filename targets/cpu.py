@@ -9,11 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from schedules.llvm_options import LLVM_OPTIONS
 from schedules.machine import Machine
 from targets import cpuinfo
 from targets.cross import CrossToolchain
-from targets.target import Target
+from targets.llvm import LlvmTarget
 from targets.toolchain import Compiler, Linker, find_compiler, find_linker
 
 
@@ -35,8 +34,8 @@ class CpuFamily:
 
 
 @dataclass(frozen=True)
-class CpuTarget(Target):
-    """A processor that LLVM knows as `mcpu`; `attributes` are signed features on top ("+dotprod")."""
+class CpuTarget(LlvmTarget):
+    """A processor of a family."""
 
     name: str
     description: str
@@ -47,8 +46,8 @@ class CpuTarget(Target):
     attributes: tuple[str, ...] = ()
 
     @property
-    def required_features(self) -> tuple[str, ...]:
-        return self.features
+    def triple(self) -> str:
+        return self.family.triple
 
     def linker(self) -> Linker:
         return self.family.toolchain.linker() if self.is_cross else find_linker()
@@ -60,20 +59,7 @@ class CpuTarget(Target):
         return self.family.toolchain.emulator() if self.is_cross else super().emulator()
 
     def engine_options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {
-            "kind": "llvm",
-            "mtriple": self.family.triple,
-            "mcpu": self.mcpu,
-            "num-cores": self.machine.cores,
-            "cl-opt": list(LLVM_OPTIONS),
-            **self.family.options,
-        }
-        return {**options, "mattr": list(self.attributes)} if self.attributes else options
-
-    def tvm_target(self) -> Any:
-        from schedules.tir import tvm
-
-        return tvm.target.Target(self.engine_options())
+        return {**super().engine_options(), **self.family.options}
 
 
 @cache

@@ -9,10 +9,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from schedules.llvm_options import LLVM_OPTIONS
 from schedules.machine import Machine
 from targets import cpuinfo
 from targets.errors import TargetError
+from targets.llvm import LlvmTarget
 from targets.target import Target
 
 _PRESETS_FILE = Path(__file__).with_name("x86_presets.json")
@@ -25,9 +25,8 @@ _CODEGEN_FEATURES = frozenset({"fma", "f16c", "lzcnt", "movbe", "popcnt", "gfni"
 
 
 @dataclass(frozen=True)
-class X86Target(Target):
-    """An x86-64 processor that LLVM knows as `mcpu`; `attributes` are signed features on top
-    ("+avx512bf16")."""
+class X86Target(LlvmTarget):
+    """An x86-64 processor."""
 
     name: str
     description: str
@@ -37,27 +36,15 @@ class X86Target(Target):
     attributes: tuple[str, ...] = ()
 
     @property
-    def required_features(self) -> tuple[str, ...]:
-        return self.features
+    def triple(self) -> str:
+        return _TRIPLE
 
     def engine_options(self) -> dict[str, Any]:
-        attributes = list(self.attributes)
+        options = super().engine_options()
         if self.machine.vector_bits == 512:
             # Several AVX-512 models prefer half vectors by default, from the days of heavy frequency drops.
-            attributes.append("-prefer-256-bit")
-        options: dict[str, Any] = {
-            "kind": "llvm",
-            "mtriple": _TRIPLE,
-            "mcpu": self.mcpu,
-            "num-cores": self.machine.cores,
-            "cl-opt": list(LLVM_OPTIONS),
-        }
-        return {**options, "mattr": attributes} if attributes else options
-
-    def tvm_target(self) -> Any:
-        from schedules.tir import tvm
-
-        return tvm.target.Target(self.engine_options())
+            options["mattr"] = [*self.attributes, "-prefer-256-bit"]
+        return options
 
 
 @cache
