@@ -33,7 +33,7 @@ class PipelineContext:
     shape_bounds: Mapping[str, int] = field(default_factory=dict)
     configs: Any = None
     parameters: dict[str, NDArray[np.generic]] = field(default_factory=dict)
-    expansions: Expansions = field(default_factory=Expansions.empty)
+    expansions: Expansions = field(default_factory=Expansions)
     reports: dict[str, Any] = field(default_factory=dict)
 
     def option(self, name: str, default: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from compiler.passes.matching import Array
@@ -33,10 +33,6 @@ class Expansions:
         stored: what that function takes, in order, by name.
     """
 
-    known: dict[Any, Expansion]
-    chosen: list[Any]
-    stored: dict[str, Array]
-
-    @classmethod
-    def empty(cls) -> Expansions:
-        return cls({}, [], {})
+    known: dict[Any, Expansion] = field(default_factory=dict)
+    chosen: list[Any] = field(default_factory=list)
+    stored: dict[str, Array] = field(default_factory=dict)
