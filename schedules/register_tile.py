@@ -27,7 +27,8 @@ def pieces(width: int, lanes: int) -> list[tuple[int, int]]:
 class RegisterTile:
     """Writes a tile.
 
-    `combine(sum, a, b)` adds a product. The sums of each row have a buffer of their own (see `nest.allocate_tile`).
+    `combine(sum, a, b)` adds a product. The sums of each row have a buffer of their own (see `nest.allocate_tile`);
+    `allocations` are the statements that make them, which `code` begins with.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class RegisterTile:
     ) -> None:
         self.rows, self.width, self.lanes = rows, width, lanes
         self.combine = combine
-        self._sums, self._allocations = allocate_tile("sums", (rows, width), dtype)
+        self._sums, self.allocations = allocate_tile("sums", (rows, width), dtype)
 
     def sum(self, row: int, place: Expr) -> Expr:
         """A sum of the tile."""
@@ -58,6 +59,10 @@ class RegisterTile:
             for i in range(self.rows)
             for at, lanes in pieces(self.width, self.lanes)
         ]
+
+    def stores(self, value: Callable[[int, Expr, Expr], Expr]) -> list[Stmt]:
+        """Statements that set each sum to `value(row, place, column)`."""
+        return self.each(lambda i, place, column: store(self._sums, value(i, place, column), i, place))
 
     def code(
         self,
@@ -82,7 +87,7 @@ class RegisterTile:
 
             return _sequence([*ahead(k), *self.each(add)])
 
-        return [*self._allocations, *self.each(start), repeat("k", depth, step), *end]
+        return [*self.allocations, *self.each(start), repeat("k", depth, step), *end]
 
     def stored(self, target: Callable[[int, Expr], tuple[Any, list[Expr]]]) -> list[Stmt]:
         """Statements that store the sums at `target(row, column)`: a buffer and indices."""

@@ -48,6 +48,8 @@ _NEVER_PREFIXES = ("call_", "builtin", "memory", "vm", "ccl", "dist", "grad", "i
 _WEIGHT_ELEMENTS = 1024
 _NARROW = ("int8", "uint8")
 _NARROW_READERS = ("relax.matmul", "relax.multiply", "relax.permute_dims", "relax.take")
+# Of weights with a scale a group.
+_GROUP_READERS = (*_NARROW_READERS, "relax.reshape")
 _HEAVY = ("relax.nn.conv", "relax.nn.attention", "relax.einsum")
 
 
@@ -111,7 +113,8 @@ class ConstantFolder(Graph):
         rows."""
         if self._keep_narrow is not None:
             return self._keep_narrow
-        return rank_of(call) == 2 and self.only_read_by(variable, *_NARROW_READERS)
+        grouped = operator_name(call) == "relax.dequantize" and int(call.attrs.axis) == 0
+        return rank_of(call) == 2 and self.only_read_by(variable, *(_GROUP_READERS if grouped else _NARROW_READERS))
 
     def _fold_shape(self, name: str, call: Any) -> Expr | None:
         """Shape values, symbolic sizes included."""

@@ -51,6 +51,7 @@ CANONICALIZE = (
 # 4. Choose blocked layouts and pack weights for them.
 LAYOUT = (
     "compute-in-integers",
+    "pack-grouped-weights",
     "cancel-reshapes",
     "keep-weights-narrow",
     "fold-dequantize",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from tvm import relax, tirx
 from tvm.relax import op as R
 
@@ -232,47 +231,3 @@ def dynamic_quantize_matmul(context: NodeContext) -> relax.Expr:
     factor = context.emit(R.multiply(scale, context.input(2)))
     result = context.emit(R.multiply(cast(context, sums, "float32"), factor))
     return context.emit(R.add(result, context.input(4))) if context.has_input(4) else result
-
-
-@converter("MatMulNBits", domain=DOMAIN)
-def matmul_n_bits(context: NodeContext) -> Value:
-    """A times the transposed B of packed 2, 4 or 8-bit integers (N, blocks, bytes): a, b, scales, zeros, g_idx, bias.
-
-    Without zero points the middle of the range is zero.
-    """
-    rows, size = int(context.required_attribute("N")), int(context.required_attribute("K"))
-    bits, block = int(context.attribute("bits", 4)), int(context.required_attribute("block_size"))
-    if bits not in (2, 4, 8):
-        context.refuse(f"weights of {bits} bits are not supported")
-    blocks = -(-size // block)
-    op = Composer(context)
-    packed = context.constant(1).reshape(rows, blocks, -1)
-    weights = unpacked(packed, bits)[:, :, :block]
-    zeros: Any = np.float32(2 ** (bits - 1))
-    scales = op("Reshape", context.value(2), int64s(rows, blocks, 1))
-    if context.has_input(3):
-        raw = context.constant(3)
-        if raw.dtype == np.uint8:
-            zeros = unpacked(raw.reshape(rows, -1), bits)[:, :blocks].reshape(rows, blocks, 1).astype(np.float32)
-        else:
-            zeros = raw.reshape(rows, blocks, 1).astype(np.float32)
-    dtype = op.number(context.dtype(2))
-    if context.has_input(4):
-        # Each column says which block's scale and zero point are its own.
-        order = context.constant(4).astype(np.int64)
-        weights, scales = weights.reshape(rows, -1, 1), op("Gather", scales, order, axis=1)
-        zeros = zeros if np.ndim(zeros) == 0 else zeros[:, order]
-        weights = weights[:, : len(order)]
-    shifted = op("Cast", op("Sub", op("Cast", weights, to=1), zeros), to=dtype)
-    matrix = op("Reshape", op("Mul", shifted, scales), int64s(rows, -1))
-    if blocks * block != size and not context.has_input(4):
-        matrix = op("Slice", matrix, int64s(0), int64s(size), int64s(1))
-    result: Value = op("MatMul", context.value(0), op("Transpose", matrix, perm=[1, 0]))
-    return op("Add", result, context.value(5)) if context.has_input(5) else result
-
-
-def unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
-    """Integers packed into bytes along the last axis, low bits first."""
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    values = (packed[..., None] >> shifts) & np.uint8(2**bits - 1)
-    return values.reshape(*packed.shape[:-1], -1).astype(np.uint8)

@@ -16,6 +16,7 @@ from compiler.frontends.onnx.operators.narrow_floats import decoded, encoded
 from compiler.frontends.onnx.operators.precision import cast
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import Constant, Runtime, Value, tensor_shape
+from compiler.passes.grouped_weights import grouped_expression, grouped_rows
 
 # What the engine's own quantize and dequantize take; the rest become kernels of ours.
 _ENGINE_TYPES = frozenset({"int8", "uint8", "int16", "uint16"})
@@ -57,8 +58,33 @@ def dequantize_linear(context: NodeContext) -> relax.Expr:
     number = context.attribute("output_dtype", 0)
     target = dtypes.dtype_name(number) if number else context.dtype(1)
     assert target is not None
+    narrow = _narrow_matrix(context) if target == context.dtype(1) == "float32" else None
+    if narrow is not None:
+        return narrow
     parameters = read_parameters(context, scale=1, zero_point=2, axis=context.attribute("axis", 1))
     return dequantized(context, context.input(0), source, parameters, target)
+
+
+def _narrow_matrix(context: NodeContext) -> relax.Expr | None:
+    """A constant matrix with a scale for each block of a row or column, in the form that products read as it is."""
+    data, scales = context.known(0), context.known(1)
+    if data is None or scales is None or data.ndim != 2 or scales.ndim != 2 or 0 in scales.shape:
+        return None
+    zeros = context.known(2) if context.has_input(2) else np.zeros(scales.shape, np.int8)
+    source = context.dtype(0)
+    assert source is not None
+    carrier = dtypes.carrier(source)
+    if zeros is None or carrier not in ("int8", "uint8") or dtypes.is_narrow_float(source):
+        return None
+    axis = context.axis(context.attribute("axis", 1), 2)
+    block = context.attribute("block_size", 0) or -(-data.shape[axis] // scales.shape[axis])
+    expected = [data.shape[0], data.shape[1]]
+    expected[axis] = -(-data.shape[axis] // block)
+    if list(scales.shape) != expected or zeros.shape != scales.shape:
+        return None
+    arrays = data.astype(carrier), scales, zeros.astype(carrier)
+    build = grouped_expression if axis == 0 else grouped_rows
+    return build(*arrays, block, context.emit)
 
 
 def _check_quantized(context: NodeContext, dtype: str) -> None:

@@ -1,0 +1,87 @@
+"""pack-grouped-weights: products read weights of 4 or 8 bits with a scale a group as they are stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import relax
+from tvm.ir import IRModule
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from compiler.passes.context import PipelineContext
+from compiler.passes.graph import operator_name
+from compiler.passes.grouped_weights import GroupedWeight, grouped_weight
+from compiler.passes.matching import Array, as_constant, dtype_of, rank_of, shape_of
+from compiler.passes.registry import graph_pass
+from schedules.grouped_weights import PER_WORD, pack_groups, pack_words, panel_width
+from schedules.machine import Machine
+from schedules.matmul_grouped import matmul_grouped
+from schedules.matmul_pack import FUSABLE, pack_panels
+
+
+@graph_pass("pack-grouped-weights", summary="Multiply with weights of 4 or 8 bits and a scale a group as they are")
+def pack_grouped_weights(mod: IRModule, context: PipelineContext) -> IRModule:
+    """matmul(x, a weight as `grouped_weights` writes it) => one kernel; nothing without a machine to pack for."""
+    if context.machine is None:
+        return mod
+    packer = _Packer(mod, context.machine)
+    for variable, function in mod.functions_items():
+        if isinstance(function, relax.Function) and not (function.attrs and "Primitive" in function.attrs):
+            packer.rewrite(variable, function)
+    return packer.builder_.get() if packer.count else mod
+
+
+@mutator
+class _Packer(PyExprMutator):
+    def __init__(self, mod: IRModule, machine: Machine) -> None:
+        super().__init__(mod)
+        self.machine = machine
+        self.count = 0
+        self._packed: dict[Any, tuple[GroupedWeight, list[Any]]] = {}
+
+    def rewrite(self, variable: Any, function: Any) -> None:
+        before = self.count
+        updated = self.visit_expr(function)
+        if self.count > before:
+            self.builder_.update_func(variable, updated)
+
+    def visit_call_(self, call: Any) -> Any:
+        call = self.visit_expr_post_order(call)
+        if operator_name(call) != "relax.matmul" or dtype_of(call) != "float32" or not self._serves(call.args[0]):
+            return call
+        found = self._weight(call.args[1])
+        if found is None:
+            return call
+        weight, operands = found
+        self.count += 1
+        return self.builder_.call_te(
+            matmul_grouped,
+            call.args[0],
+            *operands,
+            columns=weight.values.shape[1],
+            group=weight.group,
+            primfunc_name_hint="matmul",
+            primfunc_attrs={"op_pattern": FUSABLE},
+        )
+
+    def _serves(self, data: Any) -> bool:
+        shape = shape_of(data)
+        return dtype_of(data) == "float32" and (rank_of(data) or 0) >= 2 and shape is not None and 0 not in shape
+
+    def _weight(self, expr: Any) -> tuple[GroupedWeight, list[Any]] | None:
+        """The weight, and the constants of the kernel; each weight is packed once."""
+        if expr not in self._packed:
+            weight = grouped_weight(expr, self._define)
+            if weight is None or weight.group % PER_WORD:
+                return None
+            width = panel_width(weight.values.shape[1], self.machine)
+            arrays: list[Array] = [
+                (pack_words if weight.bits == 4 else pack_panels)(weight.values, width),
+                *(pack_groups(each, width) for each in (weight.scales, weight.zeros) if each is not None),
+            ]
+            self._packed[expr] = weight, [as_constant(each) for each in arrays]
+        return self._packed[expr]
+
+    def _define(self, expr: Any) -> Any:
+        bound = self.lookup_binding(expr) if isinstance(expr, relax.Var) else None
+        return expr if bound is None else bound
