@@ -23,13 +23,14 @@ from compiler.passes.layout.packing import (
     pack_winograd,
     pack_words,
 )
-from compiler.passes.layout.values import Blocked, Expr, LayoutBuilder, Order, can_block
+from compiler.passes.layout.values import Blocked, Expr, LayoutBuilder, Order, Value, can_block
 from compiler.passes.matching import array_of, as_constant, shape_of, static_shape
 from schedules import conv_compute
 from schedules.bf16_dot import bfloat16_bits
 from schedules.conv_dot import conv_dot
+from schedules.conv_folded import FoldedWorkload, conv_folded, fold_filter, folded_workload, tile_cycles
 from schedules.conv_workload import ConvWorkload, DotWorkload, WindowWorkload, ceil_div
-from schedules.winograd_tiling import winograd_tile
+from schedules.winograd_tiling import winograd_cycles, winograd_tile
 from schedules.winograd_transforms import transform_weight, weight_matrix
 
 WINOGRAD_ERROR_BOUND = 3e-6  # root mean square, relative; see `winograd_transforms.ERROR_BOUND`
@@ -93,7 +94,7 @@ class Conv:
         )
 
 
-def float_convolution(builder: LayoutBuilder, call: Any) -> Blocked | None:
+def float_convolution(builder: LayoutBuilder, call: Any) -> Blocked | Value | None:
     """A float32 convolution in blocks; None where that is not possible."""
     conv = Conv.of(call)
     data, weight = call.args
@@ -124,7 +125,7 @@ class BlockedConv:
         self.filters: int = filter_shape[conv.filter_order[0]]
         self.kernel: tuple[int, ...] = tuple(filter_shape[axis] for axis in conv.filter_order[2:])
 
-    def build(self) -> Blocked | None:
+    def build(self) -> Blocked | Value | None:
         constant = isinstance(self.weight, GenericConst)
         if self.conv.groups > 1 and not constant:
             return None  # groups are merged with zeros between them, which takes known weights
@@ -136,6 +137,9 @@ class BlockedConv:
         values = merge_groups(self._filter_values(), self.conv.groups, merged) if merged > 1 else self._filter_values()
         work = self._workload(groups, self._in_lanes(groups), merged)
         narrow = dot_workload(work, "uint16", self.builder.lanes) if self.builder.bf16 else None
+        folded = self._folded(work, narrow)
+        if folded is not None:
+            return self._emit_folded(folded, values)
         tile = winograd_tile(work, self.builder.machine, WINOGRAD_ERROR_BOUND, narrow)
         if tile is not None:
             spread = self._winograd_weight(values, work.block, tile)
@@ -147,6 +151,28 @@ class BlockedConv:
             return self._emit(lambda data, weight: conv_dot(data, weight, narrow), narrow, packed)
         packed = pack_filter(values, work.in_block, work.block)
         return self._emit(lambda data, weight: conv_compute.conv_direct(data, weight, work), work, packed)
+
+    def _folded(self, work: ConvWorkload, narrow: DotWorkload | None) -> FoldedWorkload | None:
+        """The convolution with neighbouring outputs as filters, where that is much cheaper."""
+        machine = self.builder.machine
+        folded = folded_workload(work, machine, self.conv.out_order)
+        if folded is None:
+            return None
+        tile = winograd_tile(work, machine, WINOGRAD_ERROR_BOUND, narrow)
+        rival = tile_cycles(work, machine) / (narrow.group if narrow is not None else 1)
+        rival = rival if tile is None else winograd_cycles(work, tile, machine)
+        return folded if tile_cycles(folded, machine) < 0.85 * rival else None
+
+    def _emit_folded(self, work: FoldedWorkload, values: NDArray[Any]) -> Value:
+        packed = as_constant(pack_filter(fold_filter(values, work), work.in_block, work.block))
+        result = self.builder.emit_kernel(
+            lambda data, weight: conv_folded(data, weight, work),
+            self._stored(work, False),
+            packed,
+            name=f"conv{work.rank}d",
+            pattern=conv_compute.FUSABLE,
+        )
+        return Value(plain=result)
 
     def _winograd_weight(self, values: NDArray[Any], lanes: int, tile: int) -> Expr:
         """The transformed filter, which the module need not store: it takes (tile + 2)^2 numbers for 9."""

@@ -11,7 +11,7 @@ from tvm.ir import GenericConst
 from compiler.passes.layout.convolution import BlockedConv, Conv, dot_workload, float_convolution
 from compiler.passes.layout.packing import merge_groups, pack_channels, pack_depthwise, pack_filter_groups
 from compiler.passes.layout.table import handles
-from compiler.passes.layout.values import BLOCKABLE, Blocked, LayoutBuilder, can_block
+from compiler.passes.layout.values import BLOCKABLE, Blocked, LayoutBuilder, Value, can_block
 from compiler.passes.matching import as_constant, dtype_of, rank_of, shape_of, static_shape
 from schedules import conv_compute
 from schedules.conv_dot import conv_dot
@@ -21,7 +21,7 @@ _BYTES = ("int8", "uint8")
 
 
 @handles("relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d")
-def convolution(builder: LayoutBuilder, call: Any) -> Blocked | None:
+def convolution(builder: LayoutBuilder, call: Any) -> Blocked | Value | None:
     if dtype_of(call) == "int32":
         return integer_convolution(builder, call)
     return float_convolution(builder, call)

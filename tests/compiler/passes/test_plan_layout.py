@@ -290,3 +290,19 @@ def test_a_column_is_tiled_along_its_length(
     convolutions = [function for var, function in planned.functions_items() if "conv2d" in var.name_hint]
     assert all(int(function.params[-1].ty.shape[2]) == 1 for function in convolutions)
     check_numbers(mod, [(2, channels, length, 1)])
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_few_filters_are_folded_into_a_plain_result(layout: str) -> None:
+    shape = (1, 12, 20, 37) if layout == "NCHW" else (1, 20, 37, 12)
+
+    def build(builder: Any, x: Any) -> Any:
+        first = conv(builder, x, 2, 12, kernel=5, data_layout=layout)
+        bias = constant(*(2 if letter == "C" else 1 for letter in layout))
+        second = builder.emit(relax.op.nn.relu(builder.emit(relax.op.add(first, bias))))
+        return conv(builder, second, 16, 2, data_layout=layout)
+
+    mod = module([shape], build)
+    names = kernels(plan_layout(mod, CONTEXT))
+    assert "unpack" not in names[: names.index("relax.nn.relu") + 1]
+    check_numbers(mod, [shape])
