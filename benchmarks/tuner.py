@@ -61,12 +61,12 @@ def _rate(options: Any, console: Console) -> None:
 
     import compiler
 
-    table = Table(title="whole loop: propose, build, check, measure, record, learn")
-    for heading in ("model", "timing", "trials", "seconds", "trials/s", "processor s of a trial", "failed"):
+    parts = ("search", "build", "measure")
+    table = Table(title="the searching loop: propose, build, check, measure, record, learn; without start and end")
+    for heading in ("model", "timing", "trials", "seconds", "trials/s", "processor s of a trial", *parts, "failed"):
         table.add_column(heading, justify="left" if heading in ("model", "timing") else "right")
     for name in options.models:
         task = task_of(name)
-        used = _processor_seconds()
         with tempfile.TemporaryDirectory() as folder:
             result = compiler.tune(
                 task.path,
@@ -76,19 +76,12 @@ def _rate(options: Any, console: Console) -> None:
                 records=folder,
                 timing=options.timing,
             )
-        spent = _processor_seconds() - used
+        cost = result.cost
+        each = [cost.processor[part] / max(cost.trials, 1) for part in parts]
         failed = sum(each.failed for each in result.tasks)
-        numbers = (f"{result.trials}", f"{result.seconds:.0f}", f"{result.trials / result.seconds:.1f}")
-        table.add_row(name, result.method, *numbers, f"{spent / max(result.trials, 1):.2f}", str(failed))
+        numbers = (f"{cost.trials}", f"{cost.seconds:.0f}", f"{cost.trials / cost.seconds:.1f}")
+        table.add_row(name, result.method, *numbers, f"{sum(each):.2f}", *(f"{part:.3f}" for part in each), str(failed))
     console.print(table)
-
-
-def _processor_seconds() -> float:
-    """Of this process and of those that it started and has waited for."""
-    import os
-
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
 
 
 def _quality(options: Any, console: Console) -> None:

@@ -70,7 +70,7 @@ def _table(progress: Progress) -> Any:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", title=_line(progress), title_justify="left")
     table.add_column("task", overflow="ellipsis", no_wrap=True)
-    for column in ("calls", "default", "best", "gain", "trials"):
+    for column in ("calls", "default", "best", "gain", "of limit", "trials"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     tunable = [state for state in progress.states if state.task.tunable and state.best is not None]
@@ -84,6 +84,7 @@ def _table(progress: Progress) -> Any:
             format_seconds(default) if default is not None else "",
             format_seconds(state.best_seconds),
             f"{state.gain:.2f}",
+            f"{state.of_limit:.0%}" if state.of_limit is not None else "",
             str(state.trials),
             mark,
         )

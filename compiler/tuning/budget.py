@@ -15,7 +15,7 @@ PATIENCE = 64
 _SMALL_SHARE = 0.0005  # of the model's time
 _HOPE = 0.25  # what a fresh task is thought to win by `_HOPE_TRIALS` trials
 _HOPE_TRIALS = 32
-_NEAR_FLOOR = 1.04
+_NEAR_FLOOR = 1.05
 _LOOK_BACK = 32
 
 
@@ -38,7 +38,7 @@ def reason_to_stop(state: TaskState, total: float) -> str:
     if state.best is None:
         return "it could not be measured"
     if state.best_seconds <= _NEAR_FLOOR * state.floor:
-        return "the machine's limit is reached"
+        return f"at {state.floor / state.best_seconds:.0%} of the machine's limit"
     if seconds_in_model(state) < _SMALL_SHARE * total:
         return "it takes next to no time"
     if state.since_improvement() >= PATIENCE:

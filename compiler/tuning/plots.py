@@ -24,7 +24,8 @@ def tuning_page(result: TuneResult, name: str) -> str:
         Fact("trials", str(result.trials), f"{result.trials / max(result.seconds, 1e-9):.1f} a second"),
         Fact("time", format_seconds(result.seconds)),
     ]
-    sections = [each for each in (*_latency(result), _curves(result), _gains(result), _predictions(result)) if each]
+    drawn = (*_latency(result), _curves(result), _gains(result), _limits(result), _predictions(result))
+    sections = [each for each in drawn if each]
     return render(Page(f"Tuning of {name}", f"records: {result.records.name}", facts, sections))
 
 
@@ -69,6 +70,16 @@ def _gains(result: TuneResult) -> Section | None:
             Bar(task.kernel, max(won, 0.0), text=f"{task.gain:.2f} x", details=(task.rule, knobs, task.finished))
         )
     return Section("Won in a run of the model", BarChart(bars, "s")) if bars else None
+
+
+def _limits(result: TuneResult) -> Section | None:
+    bars = [
+        Bar(task.kernel, 100 * task.of_limit, text=f"{task.of_limit:.0%}", details=(task.rule, task.finished))
+        for task in _by_share(result)
+        if task.of_limit is not None
+    ]
+    note = "Multiply-adds, or bytes from memory, at the rate of kernels that do nothing else."
+    return Section("Share of the machine's limit", BarChart(bars, "%"), note) if bars else None
 
 
 def _predictions(result: TuneResult) -> Section | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from compiler.tuning.budget import next_task, seconds_in_model
 from compiler.tuning.cost_models import CostModel, Sample, Subject
+from compiler.tuning.floor import floor_seconds, measure_peaks
 from compiler.tuning.measuring.lab import Lab, Trial
 from compiler.tuning.measuring.messages import Effort, Outcome
 from compiler.tuning.record_set import MIN_GAIN
@@ -27,6 +28,7 @@ FIRST_BATCHES = 8
 EARLY = 32
 LEADERS = 3
 _ROUNDS = 9  # of the last comparison
+_BEATEN = 1.03  # of a floor: more than the noise of two measurements
 _FINAL_EFFORT = Effort(0.02)
 
 
@@ -71,6 +73,19 @@ class Progress:
         return max(0.0, min(left)) if left else None
 
 
+@dataclass(frozen=True)
+class SearchCost:
+    """What the search took, without the defaults before it and the comparison after it.
+
+    Attributes:
+        processor: seconds of processors for proposing ("search"), building and measuring.
+    """
+
+    trials: int = 0
+    seconds: float = 0.0
+    processor: Mapping[str, float] = field(default_factory=dict)
+
+
 @dataclass
 class Limits:
     """When to stop, whichever comes first; None is no limit."""
@@ -102,6 +117,7 @@ class Session:
         self._began = time.monotonic()
         self.progress = Progress(self.states)
         self.problems: list[str] = []
+        self.cost = SearchCost()
         self.predictions: list[tuple[str, float, float]] = []  # (task, score, seconds) of proposed configs
 
     @property
@@ -135,13 +151,43 @@ class Session:
         self.progress.limit_seconds, self.progress.limit_trials = limits.seconds, limits.trials
         self._measure_defaults()
         self.progress.before = self._model_seconds(default=True)
-        while not self._reached(limits):
-            state = next_task([each for each in self.states if each.task.tunable])
-            if state is None:
-                break
-            self._round(state, limits)
+        self._find_floors()
+        self._search_all(limits)
         self._compare_leaders()
         self._report("done", None)
+
+    def _find_floors(self) -> None:
+        """What no config can beat; a device that does not tell gets no floors, and the search stops by other signs."""
+        self._report("measure the machine", None)
+        machine = self._target.machine
+        peaks, error = measure_peaks(self._lab, machine)
+        if error:
+            self.problems.append(f"the device's own speed could not be measured: {error}")
+        for state in self.states:
+            state.floor = floor_seconds(state.task, machine, peaks)
+        self._check_floors()
+
+    def _check_floors(self) -> None:
+        """Forget floors that some kernel beats: others had the machine while its own speed was measured."""
+        if any((state.of_limit or 0.0) > _BEATEN for state in self.states):
+            self.problems.append("a kernel beat the device's measured speed, so no kernel is held to its limit")
+            for state in self.states:
+                state.floor = 0.0
+
+    def _search_all(self, limits: Limits) -> None:
+        trials, began, processor = self.progress.trials, time.monotonic(), self._processor_seconds()
+        try:
+            while not self._reached(limits):
+                state = next_task([each for each in self.states if each.task.tunable])
+                if state is None:
+                    break
+                self._round(state, limits)
+        finally:
+            spent = {name: now - processor[name] for name, now in self._processor_seconds().items()}
+            self.cost = SearchCost(self.progress.trials - trials, time.monotonic() - began, spent)
+
+    def _processor_seconds(self) -> dict[str, float]:
+        return {"search": time.process_time(), **self._lab.processor_seconds()}
 
     def _reached(self, limits: Limits) -> bool:
         over_time = limits.seconds is not None and time.monotonic() - self._began >= limits.seconds
@@ -188,6 +234,7 @@ class Session:
             if seconds is not None:
                 self.predictions.append((state.task.key, float(score), seconds))
         self._model.update(self._samples)
+        self._check_floors()
 
     def _try(self, chosen: Sequence[tuple[TaskState, Config]], give_up_above: float | None) -> None:
         states = {state.task.key: state for state, _ in chosen}

@@ -19,7 +19,7 @@ class TaskState:
     """A task and its trials.
 
     Attributes:
-        floor: seconds that no config can beat: the roofline of the machine.
+        floor: seconds that no config can beat, as `floor.floor_seconds` counts them; 0 when not known.
         results: seconds of every config that was tried; None where the trial failed.
         best: the fastest config so far and its seconds.
         curve: (trials of this task, best seconds) whenever that became better.
@@ -55,6 +55,11 @@ class TaskState:
         """Default over best; 1 when either is unknown."""
         default = self.default_seconds
         return default / self.best_seconds if default is not None and self.best is not None else 1.0
+
+    @property
+    def of_limit(self) -> float | None:
+        """The floor over the best: 1 is as fast as the machine goes; None when either is not known."""
+        return self.floor / self.best_seconds if self.floor and self.best is not None else None
 
     def note(self, config: Config, seconds: float | None, *, new: bool = True) -> None:
         """Take in a result; `new` counts it as a trial of this run."""

@@ -20,7 +20,7 @@ from compiler.tuning.measuring.lab import Lab
 from compiler.tuning.measuring.runners import LOCAL, parse_device
 from compiler.tuning.records import RecordWriter
 from compiler.tuning.search import searches
-from compiler.tuning.session import Limits, Progress, Session
+from compiler.tuning.session import Limits, Progress, SearchCost, Session
 from compiler.tuning.tasks import Extracted, extract_tasks
 
 DEFAULT_SECONDS = 600.0
@@ -30,7 +30,11 @@ _OTHERS = 0.15  # share of the processors that other programs may use before tim
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task: seconds of a call with the rule's default and with the best config, and what became of it."""
+    """One task: seconds of a call with the rule's default and with the best config, and what became of it.
+
+    Attributes:
+        of_limit: the best's share of what the machine can do (1 is all of it); None when that is not known.
+    """
 
     kernel: str
     rule: str
@@ -43,6 +47,7 @@ class TaskResult:
     failed: int
     curve: tuple[tuple[int, float], ...]
     finished: str
+    of_limit: float | None = None
 
     @property
     def gain(self) -> float:
@@ -63,6 +68,7 @@ class TuneResult:
         predictions: (task, the cost model's score before measuring, seconds) of each config proposed.
         skipped: kernels that were not tuned, and why.
         interrupted: the user stopped it; what was measured is recorded.
+        cost: trials, seconds and processor seconds of the search alone.
     """
 
     tasks: tuple[TaskResult, ...]
@@ -78,6 +84,7 @@ class TuneResult:
     skipped: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     interrupted: bool = False
+    cost: SearchCost = field(default_factory=SearchCost)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
@@ -205,6 +212,7 @@ def _result(session: Session, extracted: Extracted, path: Path, resumed: int, in
                 state.failed,
                 tuple(state.curve),
                 state.finished,
+                state.of_limit,
             )
         )
     progress = session.progress
@@ -222,4 +230,5 @@ def _result(session: Session, extracted: Extracted, path: Path, resumed: int, in
         extracted.skipped,
         tuple(session.problems),
         interrupted,
+        session.cost,
     )

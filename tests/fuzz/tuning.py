@@ -79,6 +79,10 @@ class InstantLab:
         """Nothing to do."""
         return {}
 
+    def processor_seconds(self) -> dict[str, float]:
+        """None is used."""
+        return {}
+
     def trials(self, trials: Sequence[Trial], emit: Callable[[Trial, Measured], None]) -> list[Measured]:
         """All are well."""
         outcomes = [Measured(trial.config, "ok", 1e-3, runs=3) for trial in trials]

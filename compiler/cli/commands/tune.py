@@ -119,13 +119,14 @@ def _print(result: Any) -> None:
             format_seconds(task.default_seconds) if task.default_seconds else "",
             format_seconds(task.best_seconds) if task.best_seconds else "",
             f"{task.gain:.2f}",
+            f"{task.of_limit:.0%}" if task.of_limit is not None else "",
             str(task.trials),
             task.finished,
         )
         for task in sorted(result.tasks, key=lambda task: -task.count * (task.default_seconds or 0.0))
     ]
-    columns = ("kernel", "rule", "calls", "default", "best", "gain", "trials", "ended, because")
-    print_table(columns, rows, ("calls", "default", "best", "gain", "trials"))
+    columns = ("kernel", "rule", "calls", "default", "best", "gain", "of limit", "trials", "ended, because")
+    print_table(columns, rows, ("calls", "default", "best", "gain", "of limit", "trials"))
     gain = result.before / result.after if result.after else 1.0
     rate = result.trials / result.seconds if result.seconds else 0.0
     print_facts(

@@ -56,7 +56,7 @@ class XgboostModel:
         self._seed = seed
         self._base: Any = None
         if pretrained is not None:
-            booster = self._xgb.Booster()
+            booster = self._xgb.Booster({"nthread": 1})  # more would only get in the way of the builders
             booster.load_model(str(pretrained))
             if booster.attr("features") == str(FEATURES_VERSION):
                 self._base = booster
@@ -70,17 +70,17 @@ class XgboostModel:
         if len(samples) < MIN_SAMPLES:
             return
         rows = np.array([self._row(each.subject, each.config) for each in samples], dtype=np.float32)
-        matrix = self._xgb.DMatrix(rows, label=targets, weight=np.exp2(targets))
+        matrix = self._matrix(rows, label=targets, weight=np.exp2(targets))
         rounds = _ROUNDS
         if self._base is not None:
-            matrix.set_base_margin(self._base.predict(self._xgb.DMatrix(rows), output_margin=True))
+            matrix.set_base_margin(self._base.predict(self._matrix(rows), output_margin=True))
             rounds = _ROUNDS_ON_TOP
         self._booster = self._xgb.train({**_PARAMETERS, "seed": self._seed}, matrix, num_boost_round=rounds)
 
     def predict(self, subject: Subject, configs: Sequence[Config]) -> NDArray[np.float64]:
         if self._booster is None and self._base is None:
             return self._start.predict(subject, configs)
-        matrix = self._xgb.DMatrix(self._featurizer(subject).matrix(list(configs)))
+        matrix = self._matrix(self._featurizer(subject).matrix(list(configs)))
         if self._base is not None and self._booster is not None:
             matrix.set_base_margin(self._base.predict(matrix, output_margin=True))
         model = self._booster if self._booster is not None else self._base
@@ -90,6 +90,9 @@ class XgboostModel:
         """Store the model (without what it was pretrained with), to be given as `pretrained` later."""
         self._booster.set_attr(features=str(FEATURES_VERSION), names=",".join(NAMES))
         self._booster.save_model(str(path))
+
+    def _matrix(self, rows: NDArray[np.float32], **values: NDArray[np.float64]) -> Any:
+        return self._xgb.DMatrix(rows, nthread=1, **values)
 
     def _featurizer(self, subject: Subject) -> Featurizer:
         key = f"{subject.task}|{subject.machine}"

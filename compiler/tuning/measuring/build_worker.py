@@ -16,7 +16,7 @@ import tvm
 
 from compiler.kernel_lowering import PIPELINE
 from compiler.tuning.measuring.channel import serve
-from compiler.tuning.measuring.messages import BuildRequest, Built, KernelTask, WorkerSetup
+from compiler.tuning.measuring.messages import AS_IT_IS, BuildRequest, Built, KernelTask, WorkerSetup
 from schedules.apply import apply_rule
 from schedules.config import Config
 from schedules.errors import NotScheduledError
@@ -56,6 +56,8 @@ class Builder:
 
     def _build(self, request: BuildRequest) -> tuple[bytes, int]:
         kernel, rule_name = self._kernels[request.key]
+        if rule_name == AS_IT_IS:
+            return self.linked(kernel.function), parallel_tasks(kernel.function)
         rule = self._rules[_REFERENCE_RULE if request.config is None else rule_name]
         workload = rule.match(kernel, self._machine)
         if workload is None:
@@ -64,11 +66,11 @@ class Builder:
         if config is None:
             config = rule.default(workload, self._machine) if rule.space(workload, self._machine).knobs else Config()
         function = apply_rule(rule, kernel, workload, config, self._machine)
-        function = function.with_attr("global_symbol", SYMBOL).with_attr("tirx.is_scheduled", True)
         return self.linked(function), parallel_tasks(function)
 
     def linked(self, function: Any) -> bytes:
         """A scheduled PrimFunc as a shared library."""
+        function = function.with_attr("global_symbol", SYMBOL).with_attr("tirx.is_scheduled", True)
         with self._engine_target:
             library = tvm.tirx.build(tvm.IRModule({SYMBOL: function}), self._engine_target, PIPELINE)
         with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:

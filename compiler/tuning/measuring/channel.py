@@ -38,6 +38,12 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection[Any, Any] | None = None
         self.starts = 0
+        self._spent = 0.0
+
+    @property
+    def processor_seconds(self) -> float:
+        """What its processes have used, those that are gone and what they started included."""
+        return self._spent + _processor_seconds(self.pid)
 
     @property
     def pid(self) -> int | None:
@@ -107,6 +113,7 @@ class Worker:
 
     def kill(self) -> None:
         """End the process and all that it started, now; the next request starts another."""
+        self._spent += _processor_seconds(self.pid)
         process, self._process = self._process, None
         pipe, self._pipe = self._pipe, None
         if pipe is not None:
@@ -128,6 +135,15 @@ class Worker:
                 process.wait(_NICE_END_SECONDS)
             self._pipe = None
             self.kill()
+
+
+def _processor_seconds(pid: int | None) -> float:
+    import psutil
+
+    try:
+        return float(sum(psutil.Process(pid).cpu_times()[:4])) if pid is not None else 0.0
+    except psutil.NoSuchProcess:
+        return 0.0
 
 
 def serve(make_handler: Callable[[Any], Callable[[Any], Any]]) -> None:

@@ -33,6 +33,7 @@ BUILD_MODULE = "compiler.tuning.measuring.build_worker"
 MEASURE_MODULE = "compiler.tuning.measuring.measure_worker"
 BUILD_TIMEOUT = 30.0
 MEASURE_TIMEOUT = 15.0
+_SPARE_CORES = 2  # to build takes several times as long as to measure: with fewer, measuring waits for one builder
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Lab:
         self._build_timeout, self._measure_timeout = build_timeout, measure_timeout
         self.serial = serial and LOCAL in devices
         threads = 1 if self.serial else self._cores
-        self.overlaps = LOCAL not in devices or threads < cores
+        self.overlaps = LOCAL not in devices or cores - threads >= _SPARE_CORES
         count = builders or max(1, cores - (threads if LOCAL in devices and self.overlaps else 0))
         self.builders = [Worker(build_module, WorkerSetup(target=target)) for _ in range(count)]
         self.measurers = [
@@ -183,6 +184,13 @@ class Lab:
             return Outcome(config, timing.failure or "run-error", note=timing.error)
         samples = [seconds * self._factor(built) for seconds in timing.samples]
         return Outcome(config, "ok", typical(samples), min(spread(samples), 9.99), len(samples), built=built)
+
+    def processor_seconds(self) -> dict[str, float]:
+        """What the workers have used so far to "build" and to "measure"."""
+        return {
+            "build": sum(worker.processor_seconds for worker in self.builders),
+            "measure": sum(worker.processor_seconds for worker in self.measurers),
+        }
 
     def close(self) -> None:
         """End all workers."""

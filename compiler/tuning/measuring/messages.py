@@ -9,6 +9,9 @@ from schedules.config import Config
 
 Failure = Literal["build-error", "crash", "timeout", "wrong-numbers", "run-error"]
 
+AS_IT_IS = "as-it-is"
+"""In place of a rule's name: the kernel is scheduled already."""
+
 
 @dataclass(frozen=True)
 class Argument:
@@ -26,7 +29,7 @@ class KernelTask:
 
     Attributes:
         key: the task's record key.
-        rule: the name of the schedule rule.
+        rule: the name of the schedule rule, or `AS_IT_IS`.
         function: the unscheduled PrimFunc as the engine's JSON.
         arguments: its parameters.
         constant_bytes: how many bytes of weights the whole model reads between two runs of this kernel.

@@ -1,0 +1,163 @@
+"""The least time that a kernel can take on a device: two kernels that only multiply and add, and only read, say how
+fast the device is, through the same path as any trial.
+
+The floor of a kernel is the longer of its multiply-adds at that rate and its bytes from beyond the second cache at that
+rate (the roofline model, Williams et al. 2009). It is known for float32 alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import schedules.engine  # noqa: F401  (first, so that the engine loads without torch)
+
+# isort: split
+import tvm
+
+from compiler.artifact.dtypes import ELEMENT_TYPES
+from compiler.tuning.measuring.lab import Lab, Trial
+from compiler.tuning.measuring.messages import AS_IT_IS, Argument, KernelTask
+from schedules.config import Config
+from schedules.conv_tiling import accumulators
+from schedules.machine import Machine
+from schedules.nest import allocate_tile, lanes_of, load, parallel, repeat, sequence, store
+from schedules.tir import s_tir, tirx
+from schedules.winograd_tiling import tile_counts
+
+if TYPE_CHECKING:
+    from compiler.tuning.tasks import Task
+
+_STEPS = 20_000
+_TASKS_PER_CORE = 4
+_MOST_BYTES = 16 << 20
+_TYPE = "float32"
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What all cores of a device reach together; zero where it is not known.
+
+    Attributes:
+        operations: float32 multiplications and additions a second.
+        nbytes: bytes a second that are read from beyond the second cache.
+    """
+
+    operations: float = 0.0
+    nbytes: float = 0.0
+
+
+def measure_peaks(lab: Lab, machine: Machine) -> tuple[Peaks, str]:
+    """The peaks of the first device that is free, and what went wrong ("" if nothing)."""
+    arithmetic, operations = _arithmetic(machine)
+    reading, nbytes = _reading(machine)
+    tasks = [arithmetic, reading]
+    for task in tasks:
+        lab.define(task)
+    errors = lab.prepare([task.key for task in tasks])
+    if errors:
+        return Peaks(), next(iter(errors.values()))
+    outcomes = lab.trials([Trial(task.key, Config()) for task in tasks], lambda _trial, _outcome: None)
+    failed = [outcome for outcome in outcomes if outcome.seconds is None]
+    if failed:
+        return Peaks(), f"{failed[0].status}: {failed[0].note}"
+    first, second = (outcome.seconds or 1.0 for outcome in outcomes)
+    return Peaks(operations / first, nbytes / second), ""
+
+
+def floor_seconds(task: Task, machine: Machine, peaks: Peaks) -> float:
+    """Seconds that no config of the task can beat on a device with these peaks; 0 when that is not known."""
+    if getattr(task.workload, "dtype", "") != _TYPE or not peaks.operations:
+        return 0.0
+    count = _OPERATIONS.get(task.rule.name)
+    operations = count(task.workload) if count is not None else task.operations
+    return max(operations / peaks.operations, _far_bytes(task.kernel, machine) / peaks.nbytes)
+
+
+def _far_bytes(kernel: KernelTask, machine: Machine) -> int:
+    """Bytes that come from beyond the second cache: weights, when the model's do not fit it, and what else does not."""
+    near = machine.l2_bytes * machine.cores
+    weights = sum(_nbytes(each) for each in kernel.arguments if each.is_constant)
+    others = sum(_nbytes(each) for each in kernel.arguments if not each.is_constant)
+    return (weights if kernel.constant_bytes > near else 0) + max(0, others - near)
+
+
+def _nbytes(argument: Argument) -> int:
+    return int(np.prod(argument.shape, dtype=np.int64)) * ELEMENT_TYPES[argument.dtype].numpy.itemsize
+
+
+def _winograd(work: Any) -> int:
+    """Of the products alone: the transforms' share depends on how they are written."""
+    down, across = tile_counts(work, work.tile)
+    products = (work.tile + 2) ** 2 * down * across * work.channels * work.filters
+    return 2 * max(work.batch, 1) * products
+
+
+# Where the kernel as it is written says more than what has to be done.
+_OPERATIONS: Mapping[str, Callable[[Any], int]] = {"conv-winograd": _winograd}
+
+
+def _arithmetic(machine: Machine) -> tuple[KernelTask, int]:
+    """Sums in registers, each a chain of multiply-adds; the task and its operations."""
+    lanes, tasks = machine.lanes(_TYPE), _TASKS_PER_CORE * machine.cores
+    count = min(accumulators(machine), 2 * machine.fma_ports * machine.fma_latency + 2)
+    every = lanes_of(0, lanes)
+    factors, result = tirx.decl_buffer((2, lanes), _TYPE, "factors"), tirx.decl_buffer((tasks, lanes), _TYPE, "result")
+
+    def task(number: Any) -> Any:
+        sums, allocations = allocate_tile("sums", (count, lanes), _TYPE)
+        start = [store(sums, tirx.Broadcast(tirx.const(float(i), _TYPE), lanes), i, every) for i in range(count)]
+
+        def step(_: Any) -> Any:
+            return sequence(
+                [
+                    store(sums, load(sums, i, every) * load(factors, 0, every) + load(factors, 1, every), i, every)
+                    for i in range(count)
+                ]
+            )
+
+        total = load(sums, 0, every)
+        for i in range(1, count):
+            total = total + load(sums, i, every)
+        return sequence(allocations, start, repeat("step", _STEPS, step), store(result, total, number, every))
+
+    arguments = (Argument((2, lanes), _TYPE), Argument((tasks, lanes), _TYPE, is_output=True))
+    kernel = _kernel("peak-arithmetic", [factors, result], parallel("task", tasks, task), arguments)
+    return kernel, 2 * tasks * count * lanes * _STEPS
+
+
+def _reading(machine: Machine) -> tuple[KernelTask, int]:
+    """Sums over an array that the second caches do not hold; the task and its bytes."""
+    lanes, tasks, count = machine.lanes(_TYPE), _TASKS_PER_CORE * machine.cores, 8
+    wanted = max(2 * machine.cores * machine.l2_bytes, min(machine.l3_bytes // 2, _MOST_BYTES))
+    steps = max(1, wanted // (4 * lanes * tasks * count))
+    every = lanes_of(0, lanes)
+    data = tirx.decl_buffer((tasks, steps, count, lanes), _TYPE, "data")
+    result = tirx.decl_buffer((tasks, lanes), _TYPE, "result")
+
+    def task(number: Any) -> Any:
+        sums, allocations = allocate_tile("sums", (count, lanes), _TYPE)
+        start = [store(sums, tirx.Broadcast(tirx.const(0.0, _TYPE), lanes), i, every) for i in range(count)]
+
+        def step(k: Any) -> Any:
+            added = [load(sums, i, every) + load(data, number, k, i, every) for i in range(count)]
+            return sequence([store(sums, each, i, every) for i, each in enumerate(added)])
+
+        total = load(sums, 0, every)
+        for i in range(1, count):
+            total = total + load(sums, i, every)
+        return sequence(allocations, start, repeat("step", steps, step), store(result, total, number, every))
+
+    shape = (tasks, steps, count, lanes)
+    arguments = (Argument(shape, _TYPE), Argument((tasks, lanes), _TYPE, is_output=True))
+    kernel = _kernel("peak-reading", [data, result], parallel("task", tasks, task), arguments)
+    return kernel, 4 * tasks * steps * count * lanes
+
+
+def _kernel(name: str, buffers: list[Any], body: Any, arguments: tuple[Argument, ...]) -> KernelTask:
+    block = s_tir.SBlock([], [], [], "root", body)
+    function = tirx.PrimFunc(buffers, s_tir.SBlockRealize([], True, block))
+    return KernelTask(f"{AS_IT_IS}/{name}", AS_IT_IS, tvm.ir.save_json(function), arguments)
