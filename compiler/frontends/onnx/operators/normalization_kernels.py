@@ -79,8 +79,21 @@ def local_response_kernel(size: int, alpha: float, beta: float, bias: float) -> 
 
         def element(*indices: Any) -> Any:
             base = tirx.const(bias, wide) + tirx.const(alpha / size, wide) * total(*indices)
-            return (data(*indices).astype(wide) / tirx.pow(base, tirx.const(beta, wide))).astype(data.dtype)
+            return (data(*indices).astype(wide) / _power(base, beta)).astype(data.dtype)
 
         return te.compute(data.shape, element, name="lrn")
 
     return compute
+
+
+def _power(base: Any, exponent: float) -> Any:
+    """base ** exponent; by square roots, which vectors have, where the exponent is a quarter, a half, ... up to 1."""
+    quarters = exponent * 4
+    if quarters not in (1, 2, 3, 4):
+        return tirx.pow(base, tirx.const(exponent, base.ty.dtype))
+    if quarters == 4:
+        return base
+    half = tirx.sqrt(base)
+    if quarters == 2:
+        return half
+    return tirx.sqrt(half) if quarters == 1 else half * tirx.sqrt(half)

@@ -105,7 +105,7 @@ def batch_normalization(random: Generator) -> NodeCase:
 
 def local_response_normalization(random: Generator) -> NodeCase:
     shape = integers(random, 4, 1, 6)
-    attributes = {"size": pick(random, 1, 3, 5), "alpha": 0.3, "beta": pick(random, 0.5, 0.9), "bias": 2.0}
+    attributes = {"size": pick(random, 1, 3, 5), "alpha": 0.3, "beta": pick(random, 0.25, 0.5, 0.75, 0.9), "bias": 2.0}
     return NodeCase("LRN", [normal(random, *shape)], attributes, opset=13, dims=_dims(4))
 
 
