@@ -36,11 +36,22 @@ def _window_positions(work: WindowWorkload, out: Sequence[Expr], window: Sequenc
     ]
 
 
-def _inside(work: WindowWorkload, positions: Sequence[Expr]) -> Expr | None:
+def _inside(work: WindowWorkload, data: Tensor, positions: Sequence[Expr]) -> Expr | None:
     """The condition that positions lie in the input; None when they always do."""
     if not work.reaches_outside:
         return None
-    return tirx.all(*(tirx.all(at >= 0, at < size) for at, size in zip(positions, work.spatial, strict=True)))
+    sizes = spatial_sizes(work, data)
+    return tirx.all(*(tirx.all(at >= 0, at < size) for at, size in zip(positions, sizes, strict=True)))
+
+
+def spatial_sizes(work: WindowWorkload, data: Tensor) -> list[Any]:
+    """The input's spatial sizes: ints where known."""
+    return [size or each for size, each in zip(work.spatial, data.shape[2 : 2 + work.rank], strict=True)]
+
+
+def output_sizes(work: WindowWorkload, sizes: Sequence[Any]) -> list[Any]:
+    """The output's spatial sizes: those of `sizes` where they are open."""
+    return [known or given for known, given in zip(work.out_spatial, sizes or work.out_spatial, strict=True)]
 
 
 def _guarded(condition: Expr | None, value: Expr, otherwise: Expr) -> Expr:
@@ -51,8 +62,11 @@ def _window_axes(work: WindowWorkload) -> list[Any]:
     return [te.reduce_axis((0, size), name=f"k{i}") for i, size in enumerate(work.kernel)]
 
 
-def conv_direct(data: Tensor, weight: Tensor, work: ConvWorkload) -> Tensor:
-    """A convolution as the sum over input channels and the window."""
+def conv_direct(data: Tensor, weight: Tensor, work: ConvWorkload, sizes: Sequence[Any] = ()) -> Tensor:
+    """A convolution as the sum over input channels and the window.
+
+    `sizes`, here and below, are the output's spatial sizes; they are needed where the workload leaves some open.
+    """
     zero = tirx.const(0, work.dtype)
     channel = te.reduce_axis((0, work.group_channels), name="ci")
     window = _window_axes(work)
@@ -63,16 +77,16 @@ def conv_direct(data: Tensor, weight: Tensor, work: ConvWorkload) -> Tensor:
         block, lane = channel // work.in_block, channel % work.in_block
         source = block + co // work.group_out_blocks * group_blocks if work.groups > 1 else block
         place = (n, source, *at, lane) if work.in_block > 1 else (n, source, *at)
-        value = _guarded(_inside(work, at), data[place], zero)
+        value = _guarded(_inside(work, data, at), data[place], zero)
         if work.last_group_channels != work.group_channels:
             value = tirx.if_then_else(source * work.in_block + lane < work.channels, value, zero)
         return te.sum(value * weight[(co, block, *window, lane, rest[-1])], axis=[channel, *window])
 
-    shape = (data.shape[0], work.out_blocks, *work.out_spatial, work.block)
+    shape = (data.shape[0], work.out_blocks, *output_sizes(work, sizes), work.block)
     return te.compute(shape, point, name="conv", attrs=work.annotation(DIRECT))
 
 
-def conv_depthwise(data: Tensor, weight: Tensor, work: WindowWorkload) -> Tensor:
+def conv_depthwise(data: Tensor, weight: Tensor, work: WindowWorkload, sizes: Sequence[Any] = ()) -> Tensor:
     """One filter a channel. `weight`: (ceil(channels / block), *kernel, block), int16 for 8-bit input."""
     zero = tirx.const(0, work.dtype)
     window = _window_axes(work)
@@ -83,16 +97,16 @@ def conv_depthwise(data: Tensor, weight: Tensor, work: WindowWorkload) -> Tensor
         if isinstance(work, DepthwiseDotWorkload) and work.fill:
             value = value - tirx.const(work.fill, work.dtype)
         factor = number(weight(c, *window, rest[-1]), work.dtype)
-        return te.sum(_guarded(_inside(work, at), value, zero) * factor, axis=window)
+        return te.sum(_guarded(_inside(work, data, at), value, zero) * factor, axis=window)
 
-    shape = (data.shape[0], work.out_blocks, *work.out_spatial, work.block)
+    shape = (data.shape[0], work.out_blocks, *output_sizes(work, sizes), work.block)
     return te.compute(shape, point, name="conv", attrs=work.annotation(DEPTHWISE))
 
 
-def pool(data: Tensor, work: PoolWorkload) -> Tensor:
+def pool(data: Tensor, work: PoolWorkload, sizes: Sequence[Any] = ()) -> Tensor:
     """Maximum or average over windows."""
     window = _window_axes(work)
-    shape = (data.shape[0], work.out_blocks, *work.out_spatial, work.block)
+    shape = (data.shape[0], work.out_blocks, *output_sizes(work, sizes), work.block)
     lowest = tvm.tirx.min_value(work.dtype)
     edge = lowest if work.mode == "max" else tirx.const(0, work.dtype)
     combine = te.max if work.mode == "max" else te.sum
@@ -100,21 +114,21 @@ def pool(data: Tensor, work: PoolWorkload) -> Tensor:
     def point(n: Expr, c: Expr, *rest: Expr) -> Expr:
         at = _window_positions(work, rest[:-1], window)
         value = number(data(n, c, *at, rest[-1]), work.dtype)
-        return combine(_guarded(_inside(work, at), value, edge), axis=window)
+        return combine(_guarded(_inside(work, data, at), value, edge), axis=window)
 
     reduced = te.compute(shape, point, name="pool", attrs=work.annotation(POOL))
     if work.mode == "max":
         return reduced
     return te.compute(
         shape,
-        lambda n, c, *rest: reduced[(n, c, *rest)] / window_count(work, rest[:-1]),
+        lambda n, c, *rest: reduced[(n, c, *rest)] / window_count(work, rest[:-1], spatial_sizes(work, data)),
         name="average",
         attrs=work.annotation(POOL),
     )
 
 
-def window_count(work: PoolWorkload, out: Sequence[Expr]) -> Expr:
-    """By what the sum of the window of an output position is divided."""
+def window_count(work: PoolWorkload, out: Sequence[Expr], sizes: Sequence[Any]) -> Expr:
+    """By what the sum of the window of an output position is divided; `sizes` are the input's spatial sizes."""
     if work.count_pad or not work.reaches_outside:
         total = 1
         for size in work.kernel:
@@ -122,7 +136,7 @@ def window_count(work: PoolWorkload, out: Sequence[Expr]) -> Expr:
         return tirx.const(total, work.dtype)
     count: Expr = None
     for o, size, window, stride, dilation, (before, _) in zip(
-        out, work.spatial, work.kernel, work.strides, work.dilations, work.pad, strict=True
+        out, sizes, work.kernel, work.strides, work.dilations, work.pad, strict=True
     ):
         start = o * stride - before
         first = tirx.max(0, (dilation - 1 - start) // dilation) if before > 0 else 0
@@ -134,7 +148,8 @@ def window_count(work: PoolWorkload, out: Sequence[Expr]) -> Expr:
 
 def global_pool(data: Tensor, work: PoolWorkload) -> Tensor:
     """Maximum or mean over all spatial positions; the spatial dimensions stay, with size 1."""
-    axes = [te.reduce_axis((0, size), name=f"k{i}") for i, size in enumerate(work.spatial)]
+    sizes = spatial_sizes(work, data)
+    axes = [te.reduce_axis((0, size), name=f"k{i}") for i, size in enumerate(sizes)]
     combine = te.max if work.mode == "max" else te.sum
     ones = (1,) * work.rank
     shape = (data.shape[0], work.out_blocks, *ones, work.block)
@@ -146,15 +161,23 @@ def global_pool(data: Tensor, work: PoolWorkload) -> Tensor:
     )
     if work.mode == "max":
         return reduced
-    total = 1
-    for size in work.spatial:
-        total *= size
+    share = share_of_image(sizes, work.dtype)
     return te.compute(
         shape,
-        lambda *point: reduced[point] * tirx.const(1.0 / total, work.dtype),
+        lambda *point: reduced[point] * share,
         name="average",
         attrs=work.annotation(GLOBAL_POOL),
     )
+
+
+def share_of_image(sizes: Sequence[Any], dtype: str) -> Expr:
+    """One divided by the number of positions."""
+    total: Any = 1
+    for size in sizes:
+        total = total * size
+    if isinstance(total, int):
+        return tirx.const(1.0 / total, dtype)
+    return tirx.const(1.0, dtype) / tirx.Cast(dtype, total)
 
 
 def conv_winograd(data: Tensor, weight: Tensor, work: ConvWorkload, tile: int) -> Tensor:

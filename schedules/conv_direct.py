@@ -10,19 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import gcd
 from typing import Any, ClassVar
 
 from schedules.anchor import FusedKernel, anchor_stages
 from schedules.config import Config, ConfigSpace
 from schedules.conv_compute import DIRECT
+from schedules.conv_defaults import OPEN_COLUMNS, OPEN_ROWS, chunk_choices, even_blocks, open_default, tile_for
 from schedules.conv_tiling import (
     MAX_PIXELS,
     accumulators,
     block_choices,
     channel_unroll,
     divisors,
-    register_tile,
     spatial_block,
     split_for_cores,
 )
@@ -51,6 +50,15 @@ from schedules.nest import (
     vectorized,
     when,
 )
+from schedules.open_sizes import (
+    Sizes,
+    least,
+    most,
+    name_value,
+    open_repeat,
+    parts_of,
+    row_parts,
+)
 from schedules.rule import ScheduleRule
 
 SMALL_FLOPS = 600_000  # some 6 microseconds; less than that is done before a second thread is of use
@@ -68,8 +76,8 @@ class ConvDirect(ScheduleRule):
         return ConvWorkload.from_annotation(stages[0].annotations[SPEC]) if len(stages) == 1 else None
 
     def space(self, workload: ConvWorkload, machine: Machine) -> ConfigSpace:
-        width = workload.out_spatial[-1]
-        height = workload.out_spatial[-2] if workload.rank > 1 else 1
+        width = workload.out_spatial[-1] or OPEN_COLUMNS
+        height = (workload.out_spatial[-2] or OPEN_ROWS) if workload.rank > 1 else 1
         limit = accumulators(machine)
         return ConfigSpace(
             {
@@ -77,7 +85,7 @@ class ConvDirect(ScheduleRule):
                 "blocks": block_choices(even_blocks(workload), machine),
                 "rows": tuple(range(1, height + 1)),
                 "columns": tuple(range(1, width + 1)),
-                "chunks": _chunk_choices(workload),
+                "chunks": chunk_choices(workload),
                 "unroll": (1, 2, 4, 8, 16),
             },
             (
@@ -86,19 +94,24 @@ class ConvDirect(ScheduleRule):
                     workload.groups > 1
                     or workload.out_blocks % (config.integer("chunks") * config.integer("blocks")) == 0
                 ),
-                lambda config: config["columns"] == width or config.integer("columns") % config.integer("pixels") == 0,
+                lambda config: (
+                    config["columns"] == workload.out_spatial[-1]
+                    or config.integer("columns") % config.integer("pixels") == 0
+                ),
             ),
         )
 
     def default(self, workload: ConvWorkload, machine: Machine) -> Config:
         pixels, blocks = self._register_tile(workload, machine)
+        if workload.is_open:
+            return open_default(workload, machine, pixels, blocks)
         rows, columns = spatial_block(workload, machine, pixels)
         height = workload.out_spatial[-2] if workload.rank > 1 else 1
         images = max(workload.batch, 1)
         for size in workload.out_spatial[:-2]:
             images *= size
         blocks_now = images * ceil_div(height, rows) * ceil_div(workload.out_spatial[-1], columns)
-        splits = _chunk_choices(workload) if workload.groups > 1 else divisors(workload.out_blocks // blocks)
+        splits = chunk_choices(workload) if workload.groups > 1 else divisors(workload.out_blocks // blocks)
         chunks = 1
         if blocks_now < 4 * machine.cores:
             rows, chunks = self._balance(workload, machine, images, rows, columns, splits)
@@ -106,7 +119,7 @@ class ConvDirect(ScheduleRule):
         return Config.of(pixels=pixels, blocks=blocks, rows=rows, columns=columns, chunks=chunks, unroll=unroll)
 
     def _register_tile(self, workload: ConvWorkload, machine: Machine) -> tuple[int, int]:
-        return register_tile(workload.out_spatial[-1], even_blocks(workload), machine)
+        return tile_for(workload, machine)
 
     @staticmethod
     def _balance(
@@ -134,16 +147,6 @@ class ConvDirect(ScheduleRule):
     def apply(self, schedule: Any, workload: ConvWorkload, config: Config, machine: Machine) -> Any:
         fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, DIRECT))
         return fused.function(DirectNest(fused, workload, config).build(machine), machine)
-
-
-def even_blocks(work: ConvWorkload) -> int:
-    """A number of output blocks that every group is a multiple of."""
-    return gcd(work.group_out_blocks, work.last_group_out_blocks)
-
-
-def _chunk_choices(work: ConvWorkload) -> tuple[int, ...]:
-    """Into how many tasks the output channels may be cut: at groups where there are several."""
-    return divisors(work.groups if work.groups > 1 else work.out_blocks)
 
 
 @dataclass(frozen=True)
@@ -174,12 +177,15 @@ class DirectNest:
         self.zero = splat(0.0, work.dtype, self.lanes)
         self.scratch_dtype = work.source_dtype
         self.scratch_lanes = work.in_block if self.has_lanes(work) else 1
-        # Output of one task, for each spatial dimension.
-        self.cut = [1] * work.rank
-        self.cut[-1] = config.integer("columns")
+        self.sizes = Sizes.of(work, self.data, fused.result)
+        self.bindings = list(self.sizes.bindings)
+        # Output of one task at most, for each spatial dimension: what the scratch buffer has room for.
+        self.room = [1] * work.rank
+        self.room[-1] = config.integer("columns")
         if work.rank > 1:
-            self.cut[-2] = config.integer("rows")
-        self.cuts = [ceil_div(size, part) for size, part in zip(work.out_spatial, self.cut, strict=True)]
+            self.room[-2] = config.integer("rows")
+        self.cut: list[Any] = list(self.room)
+        self.cuts: list[Any] = [parts_of(size, part) for size, part in zip(self.sizes.out, self.room, strict=True)]
         self.scratch: Any = None
 
     @staticmethod
@@ -188,20 +194,36 @@ class DirectNest:
         return work.in_block > 1
 
     def build(self, machine: Machine) -> Stmt:
+        self._cut_open_rows(machine)
         batch = self.data.ty.shape[0] if self.work.batch == 0 else self.work.batch
         tasks: Any = batch * self.chunks
         for count in self.cuts:
             tasks = tasks * count
-        if isinstance(tasks, int) and (self.work.flops < SMALL_FLOPS or machine.cores == 1):
-            return repeat("task", tasks, self._task)
-        return parallel("task", tasks, self._task)
+        small = isinstance(tasks, int) and (self.work.flops < SMALL_FLOPS or machine.cores == 1)
+        loop = repeat if small else parallel
+        return sequence(self.bindings, loop("task", tasks, self._task))
+
+    def _cut_open_rows(self, machine: Machine) -> None:
+        """Rows whose number is not known are cut evenly, and for every core when nothing else is shared out."""
+        if self.work.rank == 1 or isinstance(self.sizes.out[-2], int):
+            return
+        rows = self.sizes.out[-2]
+        parts = row_parts(rows, self.room[-2], machine.cores if self.chunks == 1 else 1)
+        self.cuts[-2] = name_value("parts", parts, self.bindings)
+        self.cut[-2] = name_value("rows", parts_of(rows, self.cuts[-2]), self.bindings)
+
+    def _live(self, place: Place, dim: int) -> Any:
+        """How much of a task's output along a dimension there is."""
+        size = self.sizes.out[dim]
+        return self.cut[dim] if isinstance(size, int) else least(self.cut[dim], size - place.corner[dim])
 
     def _task(self, task: Expr | int) -> Stmt:
         """Task number -> image, chunk of channels, block of each spatial dimension (fastest last)."""
         corner: list[Expr | int] = []
         for count, part in zip(reversed(self.cuts), reversed(self.cut), strict=True):
-            corner.insert(0, 0 if count == 1 else task % count * part)
-            task = task if count == 1 else task // count
+            single = isinstance(count, int) and count == 1
+            corner.insert(0, 0 if single else task % count * part)
+            task = task if single else task // count
         chunk = 0 if self.chunks == 1 else task % self.chunks
         image = task if self.chunks == 1 else task // self.chunks
         work = self.work
@@ -231,14 +253,20 @@ class DirectNest:
 
     # The scratch buffer: (channel blocks of a group, input of each spatial dimension, lanes).
 
+    def _reach(self, parts: Sequence[Any]) -> list[Any]:
+        """How much input so many outputs read, along each dimension."""
+        work = self.work
+        return [
+            (part - 1) * stride + (window - 1) * dilation + 1
+            for part, window, stride, dilation in zip(parts, work.kernel, work.strides, work.dilations, strict=True)
+        ]
+
     def _fill_scratch(self, place: Place) -> list[Stmt]:
         work = self.work
-        extents = [
-            (part - 1) * stride + (window - 1) * dilation + 1
-            for part, window, stride, dilation in zip(self.cut, work.kernel, work.strides, work.dilations, strict=True)
-        ]
+        extents = self._reach([self._live(place, dim) for dim in range(work.rank)])
         blocks = ceil_div(place.channels, work.in_block)
-        self.scratch, allocation = allocate("scratch", (blocks, *extents, self.scratch_lanes), self.scratch_dtype)
+        shape = (blocks, *self._reach(self.room), self.scratch_lanes)
+        self.scratch, allocation = allocate("scratch", shape, self.scratch_dtype)
         starts = [
             at * stride - before for at, stride, (before, _) in zip(place.corner, work.strides, work.pad, strict=True)
         ]
@@ -249,8 +277,8 @@ class DirectNest:
             inside = both(
                 *(
                     condition
-                    for row, size, extent, cuts in zip(rows, work.spatial, extents, self.cuts, strict=False)
-                    for condition in _bounds(row, size, extent, cuts)
+                    for row, size in zip(rows, self.sizes.spatial, strict=False)
+                    for condition in (row >= 0, row < size)
                 )
             )
             full = self._copy_line(place, block, outer, rows, starts[-1], extents[-1])
@@ -261,27 +289,36 @@ class DirectNest:
         return [allocation, grid(names, [blocks, *extents[:-1]], line)]
 
     def _copy_line(
-        self, place: Place, block: Expr | int, outer: Sequence[Any], rows: Sequence[Any], start: Any, extent: int
+        self, place: Place, block: Expr | int, outer: Sequence[Any], rows: Sequence[Any], start: Any, extent: Any
     ) -> Stmt:
-        size = self.work.spatial[-1]
+        size = self.sizes.spatial[-1]
 
         def copy(x: Expr | int, source: Expr | int) -> Stmt:
             return self._copy([place.image, place.source + block, *rows, source], [block, *outer, x])
 
+        def clear(x: Expr | int) -> Stmt:
+            return self._clear([block, *outer, x])
+
+        if not isinstance(size, int):
+            first = least(most(0 - start, 0), extent)
+            end = most(least(extent, size - start), first)
+            return sequence(
+                repeat("x", first, clear) if self.work.pad[-1][0] > 0 else None,
+                repeat("x", end - first, lambda x: copy(x + first, x + first + start)),
+                repeat("x", extent - end, lambda x: clear(x + end)),
+            )
         if not isinstance(start, int):
             return repeat(
                 "x",
                 extent,
-                lambda x: sequence(
-                    when(both(start + x >= 0, start + x < size), copy(x, start + x), self._clear([block, *outer, x]))
-                ),
+                lambda x: sequence(when(both(start + x >= 0, start + x < size), copy(x, start + x), clear(x))),
             )
         before = max(0, -start)
         middle = max(0, min(extent, size - start) - before)
-        parts = [self._clear([block, *outer, x]) for x in range(min(before, extent))]
+        parts = [clear(x) for x in range(min(before, extent))]
         if middle:
             parts.append(repeat("x", middle, lambda x: copy(x + before, x + before + start)))
-        return sequence(parts, [self._clear([block, *outer, x]) for x in range(before + middle, extent)])
+        return sequence(parts, [clear(x) for x in range(before + middle, extent)])
 
     def _copy(self, source: Sequence[Any], target: Sequence[Any]) -> Stmt:
         """One position of the input into the scratch buffer."""
@@ -295,27 +332,27 @@ class DirectNest:
     # The register tile.
 
     def _rows(self, place: Place, block: Expr | int) -> Stmt:
-        work = self.work
-
         def row(point: list[Any]) -> Stmt:
             inside = both(
                 *(
                     (start + offset < size)
-                    for start, offset, size, part in zip(place.corner, point, work.out_spatial, self.cut, strict=False)
-                    if size % part
+                    for start, offset, size, part in zip(place.corner, point, self.sizes.out, self.cut, strict=False)
+                    if isinstance(size, int) and size % part
                 )
             )
             return sequence(when(inside, self._columns(place, block, point)))
 
-        names = [f"oy{i}" for i in range(work.rank - 1)]
-        return grid(names, self.cut[:-1], row)
+        names = [f"oy{i}" for i in range(self.work.rank - 1)]
+        return grid(names, [self._live(place, dim) for dim in range(self.work.rank - 1)], row)
 
     def _columns(self, place: Place, block: Expr | int, outer: Sequence[Any]) -> Stmt:
-        width, part = self.work.out_spatial[-1], self.cut[-1]
+        width, part = self.sizes.out[-1], self.cut[-1]
 
         def tile(start: Expr | int, size: int) -> Stmt:
             return self._tile(place, block, [*outer, start], size)
 
+        if not isinstance(width, int):
+            return open_repeat("ox", self._live(place, -1), self.pixels, tile)
         if width % part == 0:
             return split_repeat("ox", part, self.pixels, tile)
 
@@ -361,7 +398,7 @@ class DirectNest:
         if rest:
             parts.append(window_loop(whole, rest))
         clear = [store(sums, self.zero, pixel, part, lanes_of(0, lanes)) for pixel, part in points]
-        return sequence(allocation, clear, parts, [self._finish(sums, place, block, start, *at) for at in points])
+        return sequence(allocation, clear, parts, self._finish_tile(sums, place, block, start, pixels))
 
     def _input(
         self, place: Place, source: Any, start: Sequence[Any], pixel: int, window: Sequence[Any], lane: Any
@@ -386,8 +423,24 @@ class DirectNest:
         """An element (or vector) of the input; the plain layout has no lanes."""
         return load(self.data, *point, lane) if self.work.in_block > 1 else load(self.data, *point)
 
-    def _finish(self, sums: Any, place: Place, block: Expr | int, start: Sequence[Any], *at: int) -> Stmt:
-        pixel, part = at
+    def _finish_tile(self, sums: Any, place: Place, block: Expr | int, start: Sequence[Any], pixels: int) -> list[Stmt]:
+        """Each sum's epilogue; with open sizes, whose addresses take many instructions, in a loop over the pixels."""
+        if not self.work.is_open:
+            return [self._finish(sums, place, block, start, *at) for at in static_grid(pixels, self.blocks)]
+        result: list[Stmt] = []
+        every = lanes_of(0, self.lanes)
+        for part in range(self.blocks):
+            done, allocation = allocate("done", (pixels, 1, self.lanes), self.work.dtype, "local")
+            result.append(allocation)
+            result += [store(done, load(sums, pixel, part, every), pixel, 0, every) for pixel in range(pixels)]
+
+            def finish(pixel: Any, done: Any = done, part: int = part) -> Stmt:
+                return self._finish(done, place, block + part, start, pixel, 0)
+
+            result.append(repeat("pixel", pixels, finish))
+        return result
+
+    def _finish(self, sums: Any, place: Place, block: Expr | int, start: Sequence[Any], pixel: Any, part: int) -> Stmt:
         places = [first + inner for first, inner in zip(place.corner, start, strict=True)]
         places[-1] = places[-1] + pixel
         return vectorized(
@@ -395,8 +448,3 @@ class DirectNest:
             self.lanes,
             lambda lane: self.fused.finish(load(sums, pixel, part, lane), [place.image, block + part, *places, lane]),
         )
-
-
-def _bounds(position: Any, size: int, extent: int, cuts: int) -> list[Any]:
-    """The conditions that a position lies in [0, size); folded when it is known."""
-    return [position >= 0, position < size]

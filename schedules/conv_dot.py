@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 from schedules import bf16_dot, int8_dot
 from schedules.anchor import FusedKernel, anchor_stages
 from schedules.config import Config
-from schedules.conv_compute import _guarded, _inside, _window_axes, _window_positions
-from schedules.conv_direct import ConvDirect, DirectNest, Place, even_blocks
-from schedules.conv_tiling import divisors, register_tile
+from schedules.conv_compute import _guarded, _inside, _window_axes, _window_positions, output_sizes
+from schedules.conv_defaults import tile_for
+from schedules.conv_direct import ConvDirect, DirectNest, Place
+from schedules.conv_tiling import divisors
 from schedules.conv_workload import SPEC, ConvWorkload, DotWorkload, ceil_div
 from schedules.kernel import Kernel
 from schedules.machine import Machine
@@ -45,7 +46,7 @@ _BF16_LOAD_CYCLES = 1.3
 _SIGN_BITS = 0x80808080 - (1 << 32)
 
 
-def conv_dot(data: Any, weight: Any, work: DotWorkload) -> Any:
+def conv_dot(data: Any, weight: Any, work: DotWorkload, sizes: Sequence[Any] = ()) -> Any:
     """The convolution as a tensor expression, in the layouts that `DotWorkload` states.
 
     Of int8 input it is the sum over `data + 128`; the caller subtracts 128 times the sum of the weights.
@@ -59,7 +60,7 @@ def conv_dot(data: Any, weight: Any, work: DotWorkload) -> Any:
         at = _window_positions(work, rest[:-1], window)
         block, lane = channel // work.in_block, channel % work.in_block
         source = block + co // work.group_out_blocks * work.in_blocks if work.groups > 1 else block
-        value = _guarded(_inside(work, at), _number(data, (n, source, *at), lane, work), fill)
+        value = _guarded(_inside(work, data, at), _number(data, (n, source, *at), lane, work), fill)
         if work.last_group_channels != work.group_channels:
             value = tirx.if_then_else(source * work.in_block + lane < work.channels, value, zero)
         place = rest[-1] * work.group + lane % work.group
@@ -67,7 +68,7 @@ def conv_dot(data: Any, weight: Any, work: DotWorkload) -> Any:
         wide = widened(factor) if work.operand == "uint16" else tirx.Cast("int32", factor)
         return te.sum(value * wide, axis=[channel, *window])
 
-    shape = (data.shape[0], work.out_blocks, *work.out_spatial, work.block)
+    shape = (data.shape[0], work.out_blocks, *output_sizes(work, sizes), work.block)
     return te.compute(shape, point, name="conv", attrs=work.annotation(CONV_DOT))
 
 
@@ -113,7 +114,7 @@ class ConvDot(ConvDirect):
 
     def _register_tile(self, workload: Any, machine: Machine) -> tuple[int, int]:
         load_cycles = _BF16_LOAD_CYCLES if workload.operand == "uint16" else 0.5
-        return register_tile(workload.out_spatial[-1], even_blocks(workload), machine, load_cycles)
+        return tile_for(workload, machine, load_cycles)
 
     def apply(self, schedule: Any, workload: Any, config: Config, machine: Machine) -> Any:
         fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, CONV_DOT))
@@ -177,7 +178,7 @@ class DotNest(DirectNest):
         if rest:
             parts.append(window_loop(whole, rest))
         clear = [store(sums, self.zero, pixel, part, lanes_of(0, lanes)) for pixel, part in points]
-        return sequence(allocation, clear, parts, [self._finish(sums, place, block, start, *at) for at in points])
+        return sequence(allocation, clear, parts, self._finish_tile(sums, place, block, start, pixels))
 
     def _step(self, sums: Any, at: Step) -> list[Stmt]:
         """The products of a tile with one group of channels."""

@@ -161,8 +161,7 @@ class FoldedNest(DirectNest):
 
     work: FoldedWorkload
 
-    def _finish(self, sums: Any, place: Place, block: Expr | int, start: Sequence[Any], *at: int) -> Stmt:
-        pixel, part = at
+    def _finish(self, sums: Any, place: Place, block: Expr | int, start: Sequence[Any], pixel: Any, part: int) -> Stmt:
         work = self.work
         places = [first + inner for first, inner in zip(place.corner, start, strict=True)]
         left = (places[-1] + pixel) * work.fold

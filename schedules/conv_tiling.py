@@ -49,6 +49,11 @@ def row_cost(machine: Machine, width: int, pixels: int, blocks: int, load_cycles
     return (cost + weights / 2) / blocks
 
 
+def tails(tile: int) -> list[int]:
+    """The powers of two below a tile, falling: what is left over of a width that is not known is cut into these."""
+    return [1 << power for power in reversed(range((tile - 1).bit_length()))]
+
+
 def block_choices(out_blocks: int, machine: Machine) -> tuple[int, ...]:
     """How many channel blocks a register tile may span: divisors, so that all tiles are alike."""
     limit = accumulators(machine)

@@ -26,8 +26,9 @@ def ceil_div(a: int, b: int) -> int:
 class WindowWorkload(Workload):
     """A window that slides over the spatial dimensions: what all of these kernels share.
 
-    `batch` is 0 when symbolic. `block` is the lanes of the output's channel blocks. `pad` holds (before, after) for
-    each spatial dimension; a negative `after` (input that no window reaches) is allowed.
+    `batch` is 0 when symbolic, and so is each of `spatial`: such a dimension is open. `block` is the lanes of the
+    output's channel blocks. `pad` holds (before, after) for each spatial dimension; a negative `after` (input that no
+    window reaches) is allowed.
     """
 
     batch: int
@@ -50,10 +51,15 @@ class WindowWorkload(Workload):
         return self.dtype
 
     @property
+    def is_open(self) -> bool:
+        """Whether some spatial dimension is symbolic."""
+        return 0 in self.spatial
+
+    @property
     def out_spatial(self) -> tuple[int, ...]:
-        """Output size of each spatial dimension, rounded down."""
+        """Output size of each spatial dimension, rounded down; 0 where it is open."""
         return tuple(
-            (size + before + after - (window - 1) * dilation - 1) // stride + 1
+            (size + before + after - (window - 1) * dilation - 1) // stride + 1 if size else 0
             for size, window, stride, dilation, (before, after) in zip(
                 self.spatial, self.kernel, self.strides, self.dilations, self.pad, strict=True
             )
@@ -73,8 +79,8 @@ class WindowWorkload(Workload):
     def reaches_outside(self) -> bool:
         """Whether some window reads beyond the input."""
         return any(
-            before > 0 or (out - 1) * stride + (window - 1) * dilation - before >= size
-            for size, window, stride, dilation, (before, _), out in zip(
+            before > 0 or (after > 0 if size == 0 else (out - 1) * stride + (window - 1) * dilation - before >= size)
+            for size, window, stride, dilation, (before, after), out in zip(
                 self.spatial, self.kernel, self.strides, self.dilations, self.pad, self.out_spatial, strict=True
             )
         )

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from schedules.anchor import FusedKernel, anchor_stages
 from schedules.config import Config, ConfigSpace
-from schedules.conv_compute import GLOBAL_POOL, POOL, window_count
+from schedules.conv_compute import GLOBAL_POOL, POOL, share_of_image, window_count
 from schedules.conv_workload import SPEC, PoolWorkload
 from schedules.kernel import Kernel
 from schedules.machine import Machine
@@ -16,6 +16,7 @@ from schedules.nest import (
     Expr,
     Stmt,
     allocate,
+    broadcast,
     grid,
     lanes_of,
     load,
@@ -27,6 +28,7 @@ from schedules.nest import (
     store,
     vectorized,
 )
+from schedules.open_sizes import Sizes, open_repeat
 from schedules.rule import ScheduleRule
 from schedules.tir import tirx
 from schedules.window import SMALL_POINTS, WindowNest, window_default, window_space
@@ -76,7 +78,7 @@ class PoolNest(WindowNest):
     def scale(self, point: Sequence[Expr | int]) -> Expr | None:
         if self.work.mode == "max":
             return None
-        return tirx.const(1.0, self.work.dtype) / window_count(self.work, point)
+        return tirx.const(1.0, self.work.dtype) / window_count(self.work, point, self.sizes.spatial)
 
 
 class GlobalPooling(ScheduleRule):
@@ -97,8 +99,9 @@ class GlobalPooling(ScheduleRule):
 def _global_nest(fused: FusedKernel, data: Any, work: PoolWorkload, machine: Machine) -> Stmt:
     lanes = work.block
     every = lanes_of(0, lanes)
-    width = work.spatial[-1]
-    chains = min(width, _CHAINS)
+    sizes = Sizes.of(work, data, fused.result)
+    width = sizes.spatial[-1]
+    chains = min(width, _CHAINS) if isinstance(width, int) else _CHAINS
     points = 1
     for size in work.spatial:
         points *= size
@@ -128,7 +131,8 @@ def _global_nest(fused: FusedKernel, data: Any, work: PoolWorkload, machine: Mac
             )
 
         def row(outer: list[Any]) -> Stmt:
-            return split_repeat("x", width, chains, lambda first, count: add(outer, first, count))
+            cut = split_repeat if isinstance(width, int) else open_repeat
+            return cut("x", width, chains, lambda first, count: add(outer, first, count))
 
         clear = [store(sums, splat(start, work.dtype, lanes), i, every) for i in range(chains)]
         names = [f"y{i}" for i in range(work.rank - 1)]
@@ -136,17 +140,17 @@ def _global_nest(fused: FusedKernel, data: Any, work: PoolWorkload, machine: Mac
         for i in range(1, chains):
             total = join(total, load(sums, i, every))
         if not is_max:
-            total = total * splat(1.0 / points, work.dtype, lanes)
+            total = total * broadcast(share_of_image(sizes.spatial, work.dtype), lanes)
         origin = [0] * work.rank
         return sequence(
             allocation,
             clear,
-            grid(names, work.spatial[:-1], row),
+            grid(names, sizes.spatial[:-1], row),
             store(sums, total, 0, every),
             vectorized("lane", lanes, lambda lane: fused.finish(load(sums, 0, lane), [image, block, *origin, lane])),
         )
 
     batch = data.ty.shape[0] if work.batch == 0 else work.batch
-    small = work.batch == 1 and points * work.channels < SMALL_POINTS
+    small = work.batch == 1 and not work.is_open and points * work.channels < SMALL_POINTS
     loop = repeat if small or machine.cores == 1 else parallel
-    return loop("task", batch * work.out_blocks, task)
+    return sequence(sizes.bindings, loop("task", batch * work.out_blocks, task))

@@ -34,8 +34,11 @@ from schedules.nest import (
     vectorized,
     when,
 )
+from schedules.open_sizes import Sizes, edges, open_repeat, parts_of
+from schedules.tir import tirx
 
 SMALL_POINTS = 400_000  # taps times outputs, some 6 microseconds: less is done before a second thread is of use
+_OPEN_SPLITS = 16  # tasks into which rows are cut whose number is not known
 _MAX_PIXELS = 8  # more saves no loads worth the code
 
 
@@ -43,20 +46,20 @@ def window_space(work: WindowWorkload, machine: Machine) -> ConfigSpace:
     """Knobs: `pixels` of a register tile, `splits` into how many tasks the rows of a channel block are cut."""
     return ConfigSpace(
         {
-            "pixels": tuple(range(1, min(work.out_spatial[-1], _most_pixels(work, machine)) + 1)),
-            "splits": _split_choices(_rows(work)),
+            "pixels": tuple(range(1, min(work.out_spatial[-1] or _MAX_PIXELS, _most_pixels(work, machine)) + 1)),
+            "splits": _split_choices(_rows(work) or _OPEN_SPLITS),
         }
     )
 
 
 def window_default(work: WindowWorkload, machine: Machine) -> Config:
     """Tiles as large as registers allow and as even as can be; rows cut until every core has its share."""
-    width = work.out_spatial[-1]
+    width = work.out_spatial[-1] or _MAX_PIXELS
     most = min(width, _most_pixels(work, machine))
     pixels = ceil_div(width, ceil_div(width, most))
     exact = [size for size in divisors(width) if most // 2 < size <= most]
     pixels = exact[-1] if exact else pixels
-    rows = _rows(work)
+    rows = _rows(work) or _OPEN_SPLITS
     tasks = max(work.batch, 1) * work.out_blocks
     return Config.of(pixels=pixels, splits=split_for_cores(tasks, _split_choices(rows), machine))
 
@@ -84,7 +87,9 @@ class WindowNest(ABC):
         self.pixels, self.splits = config.integer("pixels"), config.integer("splits")
         self.lanes = work.block
         self.all_lanes = lanes_of(0, self.lanes)
-        self.cut = ceil_div(_rows(work), self.splits)
+        self.sizes = Sizes.of(work, self.data, fused.result)
+        self.rows = self.sizes.out[-2] if work.rank > 1 else 1
+        self.cut = parts_of(self.rows, self.splits)
         self.names = 0
 
     @abstractmethod
@@ -113,9 +118,9 @@ class WindowNest(ABC):
         points = work.out_blocks * work.block
         for size in (*work.out_spatial, *work.kernel):
             points *= size
-        small = work.batch == 1 and points < SMALL_POINTS
+        small = work.batch == 1 and not work.is_open and points < SMALL_POINTS
         loop = repeat if small or machine.cores == 1 else parallel
-        return loop("task", batch * (work.out_blocks * self.splits), self._task)
+        return sequence(self.sizes.bindings, loop("task", batch * (work.out_blocks * self.splits), self._task))
 
     def _task(self, task: Any) -> Stmt:
         image = task // (self.work.out_blocks * self.splits)
@@ -123,19 +128,21 @@ class WindowNest(ABC):
         first = task % self.splits * self.cut
         if self.work.rank == 1:
             return self._row(image, block, [])
-        rows = _rows(self.work)
+        rows = self.rows
 
         def row(point: list[Any]) -> Stmt:
             y = first + point[-1]
-            inside = True if rows % self.cut == 0 else y < rows
+            inside = True if isinstance(rows, int) and rows % self.cut == 0 else y < rows
             return sequence(when(inside, self._row(image, block, [*point[:-1], y])))
 
         names = [f"oy{i}" for i in range(self.work.rank - 1)]
-        return grid(names, [*self.work.out_spatial[:-2], self.cut], row)
+        return grid(names, [*self.sizes.out[:-2], self.cut], row)
 
     def _row(self, image: Any, block: Any, outer: Sequence[Any]) -> Stmt:
         """One row of output: tiles that reach outside one by one, runs of others as loops."""
-        width = self.work.out_spatial[-1]
+        width = self.sizes.out[-1]
+        if not isinstance(width, int):
+            return self._open_row(image, block, outer)
         tiles = [(start, min(self.pixels, width - start)) for start in range(0, width, self.pixels)]
         statements: list[Stmt] = []
         position = 0
@@ -156,6 +163,22 @@ class WindowNest(ABC):
             position += run
         return sequence(statements)
 
+    def _open_row(self, image: Any, block: Any, outer: Sequence[Any]) -> Stmt:
+        """One row of unknown width: outputs whose window reaches outside one by one, the others in tiles."""
+        width = self.sizes.out[-1]
+        first, end = edges(self.work, (self.sizes.spatial[-1], width))
+        inner = open_repeat(
+            "ox", end - first, self.pixels, lambda start, size: self._tile(image, block, outer, first + start, size)
+        )
+        if end is width:
+            return inner
+
+        def edge(number: Any) -> Stmt:
+            at = number + tirx.Select(number < first, tirx.IntImm("int64", 0), end - first)
+            return self._tile(image, block, outer, at, 1, guarded=True)
+
+        return sequence(repeat("edge", width - end + first, edge), inner)
+
     def _is_inner(self, start: int, size: int, wanted: int) -> bool:
         """Whether a tile of the wanted size has all its taps inside."""
         work = self.work
@@ -163,7 +186,10 @@ class WindowNest(ABC):
         last = first + (size - 1) * work.strides[-1] + (work.kernel[-1] - 1) * work.dilations[-1]
         return size == wanted and first >= 0 and last < work.spatial[-1]
 
-    def _tile(self, image: Any, block: Any, outer: Sequence[Any], start: Any, size: int) -> Stmt:
+    def _tile(
+        self, image: Any, block: Any, outer: Sequence[Any], start: Any, size: int, *, guarded: bool = False
+    ) -> Stmt:
+        """`size` outputs; `guarded` says that taps may fall outside though it is not known which."""
         work = self.work
         sums, allocation = allocate("sums", (size, self.lanes), work.dtype, "local")
         start_value = splat(self.start_value(), work.dtype, self.lanes)
@@ -177,7 +203,7 @@ class WindowNest(ABC):
                 )
             ]
             inside = both(*self._row_conditions(places, taps))
-            body = self._window_row(sums, image, block, places, taps, start, size)
+            body = self._window_row(sums, image, block, places, taps, start, size, guarded=guarded)
             if body:
                 statements.append(when(inside, sequence(body)))
         point = [*outer, start]
@@ -191,14 +217,30 @@ class WindowNest(ABC):
         for dim, (place, tap) in enumerate(zip(places, taps, strict=True)):
             first = tap * work.dilations[dim] - work.pad[dim][0]
             last = first + (work.out_spatial[dim] - 1) * work.strides[dim]
+            size = self.sizes.spatial[dim]
             if first < 0:
                 conditions.append(place >= 0)
-            if last >= work.spatial[dim]:
-                conditions.append(place < work.spatial[dim])
+            if last >= size if isinstance(size, int) else self._may_reach_after(dim, first):
+                conditions.append(place < size)
         return conditions
 
+    def _may_reach_after(self, dim: int, first: int) -> bool:
+        """Whether a tap that the first window has at `first` may fall behind an input whose size is not known."""
+        work = self.work
+        last_tap = (work.kernel[dim] - 1) * work.dilations[dim] - work.pad[dim][0]
+        return first + work.pad[dim][1] > last_tap
+
     def _window_row(
-        self, sums: Any, image: Any, block: Any, places: Sequence[Any], taps: Sequence[int], start: Any, size: int
+        self,
+        sums: Any,
+        image: Any,
+        block: Any,
+        places: Sequence[Any],
+        taps: Sequence[int],
+        start: Any,
+        size: int,
+        *,
+        guarded: bool = False,
     ) -> list[Stmt]:
         """All taps of one row of the window on a tile: each input vector is read once."""
         work = self.work
@@ -207,7 +249,7 @@ class WindowNest(ABC):
         for pixel, tap in static_grid(size, work.kernel[-1]):
             uses.setdefault(pixel * stride + tap * dilation, []).append((pixel, tap))
         base = start * stride - work.pad[-1][0]
-        if isinstance(base, int):
+        if isinstance(base, int) and work.spatial[-1]:
             uses = {offset: each for offset, each in uses.items() if 0 <= base + offset < work.spatial[-1]}
         if not uses:
             return []
@@ -215,10 +257,12 @@ class WindowNest(ABC):
         for offset in sorted(uses):
             source = load(self.data, image, block, *places, base + offset, self.all_lanes)
             value, binding = self.named(self.read(source))
-            statements.append(binding)
+            steps = [binding]
             for pixel, tap in uses[offset]:
                 total = load(sums, pixel, self.all_lanes)
-                statements.append(store(sums, self.tap(total, value, operands[tap]), pixel, self.all_lanes))
+                steps.append(store(sums, self.tap(total, value, operands[tap]), pixel, self.all_lanes))
+            inside = both(base + offset >= 0, base + offset < self.sizes.spatial[-1]) if guarded else True
+            statements.append(when(inside, sequence(steps)))
         return statements
 
     def _finish(self, sums: Any, image: Any, block: Any, point: Sequence[Any], pixel: int) -> Stmt:

@@ -23,7 +23,7 @@ from compiler.passes.layout.packing import (
     pack_winograd,
     pack_words,
 )
-from compiler.passes.layout.values import Blocked, Expr, LayoutBuilder, Order, Value, can_block
+from compiler.passes.layout.values import Blocked, Expr, LayoutBuilder, Order, Value, can_block, known_sizes
 from compiler.passes.matching import array_of, as_constant, shape_of, static_shape
 from schedules import conv_compute
 from schedules.bf16_dot import bfloat16_bits
@@ -120,7 +120,8 @@ class BlockedConv:
         batch = shape[conv.order[0]]
         self.batch = batch if isinstance(batch, int) else 0
         self.channels: int = shape[conv.order[1]]
-        self.spatial: tuple[int, ...] = tuple(shape[axis] for axis in conv.order[2:])
+        self.spatial = known_sizes([shape[axis] for axis in conv.order[2:]])
+        self.out_sizes = [out_shape[axis] for axis in conv.out_order[2:]]
         filter_shape = shape_of(self.weight) or []
         self.filters: int = filter_shape[conv.filter_order[0]]
         self.kernel: tuple[int, ...] = tuple(filter_shape[axis] for axis in conv.filter_order[2:])
@@ -137,20 +138,20 @@ class BlockedConv:
         values = merge_groups(self._filter_values(), self.conv.groups, merged) if merged > 1 else self._filter_values()
         work = self._workload(groups, self._in_lanes(groups), merged)
         narrow = dot_workload(work, "uint16", self.builder.lanes) if self.builder.bf16 else None
-        folded = self._folded(work, narrow)
+        folded = None if work.is_open else self._folded(work, narrow)
         if folded is not None:
             return self._emit_folded(folded, values)
-        tile = winograd_tile(work, self.builder.machine, WINOGRAD_ERROR_BOUND, narrow)
+        tile = None if work.is_open else winograd_tile(work, self.builder.machine, WINOGRAD_ERROR_BOUND, narrow)
         if tile is not None:
             spread = self._winograd_weight(values, work.block, tile)
             return self._emit(
-                lambda data, weight: conv_compute.conv_winograd(data, weight, work, tile), work, spread, widens=True
+                lambda data, weight, _: conv_compute.conv_winograd(data, weight, work, tile), work, spread, widens=True
             )
         if narrow is not None:
             packed = pack_filter_groups(bfloat16_bits(values), narrow.in_block, narrow.block, narrow.group)
-            return self._emit(lambda data, weight: conv_dot(data, weight, narrow), narrow, packed)
+            return self._emit(lambda data, weight, sizes: conv_dot(data, weight, narrow, sizes), narrow, packed)
         packed = pack_filter(values, work.in_block, work.block)
-        return self._emit(lambda data, weight: conv_compute.conv_direct(data, weight, work), work, packed)
+        return self._direct(work, packed)
 
     def _folded(self, work: ConvWorkload, narrow: DotWorkload | None) -> FoldedWorkload | None:
         """The convolution with neighbouring outputs as filters, where that is much cheaper."""
@@ -229,8 +230,14 @@ class BlockedConv:
         work = self._window()
         packed = pack_depthwise(self._filter_values(), work.block)
         return self._emit(
-            lambda data, weight: conv_compute.conv_depthwise(data, weight, work), work, packed, widens=True
+            lambda data, weight, sizes: conv_compute.conv_depthwise(data, weight, work, sizes),
+            work,
+            packed,
+            widens=True,
         )
+
+    def _direct(self, work: ConvWorkload, packed: Any) -> Blocked:
+        return self._emit(lambda data, weight, sizes: conv_compute.conv_direct(data, weight, work, sizes), work, packed)
 
     def _direct_unknown_weight(self) -> Blocked:
         work = self._workload(1, self._in_lanes(1))
@@ -241,14 +248,16 @@ class BlockedConv:
         packed = self.builder.emit_kernel(
             lambda values: pack_filter_tensor(values, work.in_block, work.block), weight, name="pack_filter"
         )
-        return self._emit(lambda data, weight: conv_compute.conv_direct(data, weight, work), work, packed)
+        return self._direct(work, packed)
 
     def _emit(self, kernel: Any, work: WindowWorkload, weight: Any, *, widens: bool = False) -> Blocked:
-        """The call of a kernel; `widens` says that it computes in floats and reads bfloat16 as well."""
+        """The call of a kernel of data, weights and output sizes; `widens` says that it computes in floats and reads
+        bfloat16 as well."""
         if isinstance(weight, np.ndarray):
             weight = as_constant(weight)
         data = self._stored(work, widens)
-        result = self.builder.emit_kernel(kernel, data, weight, name=f"conv{work.rank}d", pattern=conv_compute.FUSABLE)
+        name = f"conv{work.rank}d"
+        result = self.builder.emit_kernel(kernel, data, weight, self.out_sizes, name=name, pattern=conv_compute.FUSABLE)
         return Blocked(result, self.out_shape, self.conv.out_order)
 
     def _stored(self, work: WindowWorkload, widens: bool) -> Any:

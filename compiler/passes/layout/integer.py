@@ -81,7 +81,7 @@ class _IntegerConv(BlockedConv):
         plain = self._workload(groups, self._in_lanes(groups), merged)
         work = dot_workload(plain, self.operand, self.builder.lanes, self.fill)
         packed = pack_filter_groups(values, work.in_block, work.block, work.group)
-        result = self._emit(lambda data, weight: conv_dot(data, weight, work), work, packed)
+        result = self._emit(lambda data, weight, sizes: conv_dot(data, weight, work, sizes), work, packed)
         if self.operand == "uint8":
             return result
         sums = values.astype(np.int32).sum(axis=tuple(range(1, values.ndim)), dtype=np.int32)
@@ -93,7 +93,10 @@ class _IntegerConv(BlockedConv):
         values = self._filter_values()
         packed = pack_depthwise(values.astype(np.int16), work.block)
         result = self._emit(
-            lambda data, weight: conv_compute.conv_depthwise(data, weight, work), work, packed, widens=True
+            lambda data, weight, sizes: conv_compute.conv_depthwise(data, weight, work, sizes),
+            work,
+            packed,
+            widens=True,
         )
         if not self.fill:
             return result

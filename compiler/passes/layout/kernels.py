@@ -13,7 +13,7 @@ from compiler.passes.layout.table import handles
 from compiler.passes.layout.values import BLOCKABLE, Blocked, LayoutBuilder
 from compiler.passes.matching import array_of, dtype_of, shape_of
 from schedules.access import used_outside_indices
-from schedules.expression import constant_int, map_loads
+from schedules.expression import constant_int, map_loads, uses
 from schedules.inline import inline_stages
 from schedules.kernel import Kernel, Stage
 from schedules.kernel import shape_of as buffer_shape
@@ -25,13 +25,16 @@ def elementwise_kernel(builder: LayoutBuilder, call: Any) -> Blocked | None:
     arguments = call.args[1]
     if shape is None or dtype_of(call) not in BLOCKABLE or len(call.args) > 2 or not isinstance(arguments, relax.Tuple):
         return None
-    operands = list(arguments.fields)
+    function = builder.function(call.args[0])
+    # The sizes that a kernel is given besides tensors are those of its shapes.
+    given_to = list(zip(function.params, arguments.fields, strict=False))
+    pairs = [(parameter, each) for parameter, each in given_to if isinstance(each.ty, relax.TensorType)]
+    operands = [each for _, each in pairs]
     anchor = anchor_of(builder, operands, shape)
     if anchor is None:
         return None
-    function = builder.function(call.args[0])
     stage = _elementwise_stage(function)
-    if stage is None:
+    if stage is None or _computes_with_sizes(stage, function):
         return None
     given: list[Any] = []
     for operand in operands:
@@ -40,9 +43,25 @@ def elementwise_kernel(builder: LayoutBuilder, call: Any) -> Blocked | None:
         if blocked is None:
             return None
         given.append(blocked)
-    parameters = list(function.params)
+    parameters = [parameter for parameter, _ in pairs]
     result = _emit(builder, stage, parameters, given, anchor, str(call.args[0].name_hint))
     return Blocked(result, anchor.shape, anchor.order)
+
+
+def _computes_with_sizes(stage: Stage, function: Any) -> bool:
+    """Whether a size is part of the value that the kernel stores."""
+    assert stage.store is not None
+    value = map_loads(stage.store.value, lambda load: tirx.Var("loaded", load.ty))
+    return any(uses(value, size) for size in _sizes(function))
+
+
+def _sizes(function: Any) -> set[Any]:
+    """The variables that a kernel's shapes are made of."""
+    sizes: set[Any] = {each for each in function.params if not tirx.is_buffer_var(each)}
+    for parameter in function.params:
+        if tirx.is_buffer_var(parameter):
+            sizes.update(var for size in parameter.ty.shape for var in tirx.analysis.undefined_vars(size))
+    return sizes
 
 
 def _scalar(operand: Any) -> Any | None:
@@ -63,7 +82,8 @@ def _elementwise_stage(function: Any) -> Stage | None:
         return None
     if any(used_outside_indices(stage.body, axis.var) for axis in stage.axes):
         return None
-    if not stage.store.buffer.same_as(function.params[-1]) or len(stage.writes) != 1:
+    output = [each for each in function.params if tirx.is_buffer_var(each)][-1]
+    if not stage.store.buffer.same_as(output) or len(stage.writes) != 1:
         return None
     places = list(stage.store.indices)
     if not all(_is_axis(stage, place) or constant_int(place) == 0 for place in places):

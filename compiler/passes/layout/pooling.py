@@ -34,16 +34,24 @@ def pool(builder: LayoutBuilder, call: Any) -> Blocked | None:
 
     padding = [*arranged(attrs.padding[:rank]), *arranged(attrs.padding[rank:])]
     kernel, strides, dilations = (arranged(each) for each in (attrs.pool_size, attrs.strides, attrs.dilation))
+    sizes = [out_shape[order[2 + i]] for i in range(rank)]
     pad = []
-    for i in range(rank):
-        reach = (out_shape[order[2 + i]] - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1
-        pad.append((padding[i], reach - data.spatial[i] - padding[i]))
+    for i, size in enumerate(data.spatial):
+        if size == 0:  # rounded up, the last window may reach as far beyond the padding as a stride takes it
+            pad.append((padding[i], padding[i + rank] + (strides[i] - 1 if attrs.ceil_mode else 0)))
+            continue
+        reach = (sizes[i] - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1
+        pad.append((padding[i], reach - size - padding[i]))
     count_pad = mode == "average" and bool(attrs.count_include_pad)
     if count_pad and any(after > padding[i + rank] for i, (_, after) in enumerate(pad)):
         return None  # the last window reaches beyond the padding, where nothing is counted
     work = _work(data, kernel, strides, dilations, pad, builder, mode, count_pad)
     result = builder.emit_kernel(
-        lambda values: conv_compute.pool(values, work), data.expr, name="pool", pattern=conv_compute.FUSABLE
+        lambda values, out: conv_compute.pool(values, work, out),
+        data.expr,
+        sizes,
+        name="pool",
+        pattern=conv_compute.FUSABLE,
     )
     return Blocked(result, tuple(out_shape), order)
 
@@ -53,7 +61,7 @@ def adaptive_pool(builder: LayoutBuilder, call: Any) -> Blocked | None:
     attrs = call.attrs
     out_shape = shape_of(call) or []
     order = _order(str(attrs.layout), len(out_shape) - 2)
-    if order is None or not can_block(call, order) or any(out_shape[axis] != 1 for axis in order[2:]):
+    if order is None or not can_block(call, order) or [out_shape[axis] for axis in order[2:]] != [1] * len(order[2:]):
         return None
     data = _laid_out(builder, call.args[0], order)
     if data is None:

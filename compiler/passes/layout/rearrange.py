@@ -56,7 +56,9 @@ def split(builder: LayoutBuilder, call: Any) -> Value | None:
     if data is None:
         return None
     axis = data.order.index(int(call.attrs.axis) % len(data.shape))
-    size = int(data.shape[data.order[axis]]) if axis > 0 else 0
+    size = data.shape[data.order[axis]] if axis > 0 else 0
+    if not isinstance(size, int):
+        return None
     sections = call.attrs.indices_or_sections
     if isinstance(sections, int) or not hasattr(sections, "__len__"):
         count = int(sections)

@@ -62,6 +62,8 @@ def transposed_convolution(builder: LayoutBuilder, call: Any) -> Blocked | None:
         return None
     kernel = _dilated(_dense(array_of(weight), int(attrs.groups)), [int(each) for each in attrs.dilation])
     shape, out_shape = shape_of(data) or [], shape_of(call) or []
+    if not all(isinstance(size, int) for size in (*shape[2:], *out_shape[2:])):
+        return None
     strides = [int(each) for each in attrs.strides]
     phases = [
         Phases.of(shape[2 + i], out_shape[2 + i], kernel.shape[2 + i], strides[i], int(attrs.padding[i]))

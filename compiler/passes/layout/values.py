@@ -50,7 +50,8 @@ class Blocked:
 
     @property
     def spatial(self) -> tuple[int, ...]:
-        return tuple(int(self.shape[axis]) for axis in self.order[2:])
+        """The spatial sizes, 0 where they are symbolic."""
+        return known_sizes([self.shape[axis] for axis in self.order[2:]])
 
     @property
     def batch(self) -> Any:
@@ -210,7 +211,8 @@ class LayoutBuilder:
         if isinstance(plain, GenericConst):
             return as_constant(pack_channels(array_of(plain).transpose(order), self.lanes))
         channels = shape[order[1]]
-        if channels % self.lanes == 0 and all(shape[axis] == 1 for axis in order[2:]) and _rising(order, shape):
+        single = all(_same(shape[axis], 1) for axis in order[2:])
+        if channels % self.lanes == 0 and single and _rising(order, shape):
             sizes = [shape[order[0]], channels // self.lanes, *(1 for _ in order[2:]), self.lanes]
             return self.emit(relax.op.reshape(plain, sizes), "packed")
         return self.emit_kernel(lambda data: pack_tensor(data, order, self.lanes), plain, name="pack")
@@ -278,11 +280,16 @@ def _same(left: Any, right: Any) -> bool:
 
 
 def can_block(expr: Expr, order: Order, dtypes: Sequence[str] = ("float32",)) -> bool:
-    """Whether a tensor can be laid out in blocks: of one of `dtypes`, all but the batch known."""
+    """Whether a tensor can be laid out in blocks: of one of `dtypes`, its channels known, none of its sizes zero."""
     shape = shape_of(expr)
     if shape is None or dtype_of(expr) not in dtypes or len(shape) != len(order):
         return False
-    return all(isinstance(shape[axis], int) for axis in order[1:])
+    return isinstance(shape[order[1]], int) and not any(_same(size, 0) for size in shape)
+
+
+def known_sizes(sizes: Sequence[Any]) -> tuple[int, ...]:
+    """Sizes as workloads hold them: 0 for those that are symbolic."""
+    return tuple(size if isinstance(size, int) else 0 for size in sizes)
 
 
 def physical_shape(shape: Sequence[Any], order: Order, lanes: int) -> list[Any]:

@@ -36,6 +36,13 @@ def _window(context: NodeContext) -> Window:
     return window_of(context, kernel, context.shape(0)[2:], ceil_mode=ceil_mode)
 
 
+def _overhang(context: NodeContext, window: Window) -> tuple[Dim, ...]:
+    """How far the last window reaches beyond the padded input: not at all where output sizes are rounded down."""
+    if not context.attribute("ceil_mode", 0):
+        return (0,) * window.rank
+    return window.overhang(context.arithmetic, spatial_sizes(context.input(0)))
+
+
 def _flat(window: Window) -> list[Dim]:
     """The window as scalars, for a tensor expression function."""
     return [*window.before, *window.output]
@@ -55,15 +62,26 @@ def max_pool(context: NodeContext) -> relax.Expr | list[relax.Expr]:
             primfunc_name_hint="max_pool_with_indices",
         )
         return [relax.TupleGetItem(both, 0), relax.TupleGetItem(both, 1)]
-    overhang = window.overhang(context.arithmetic, spatial_sizes(data))
-    after = [context.arithmetic.add(a, o) for a, o in zip(window.after, overhang, strict=True)]
+    overhang = _overhang(context, window)
+    ceil_mode = not all(isinstance(each, int) for each in overhang) and _rounds_up(context, window)
+    after = [a if ceil_mode else context.arithmetic.add(a, o) for a, o in zip(window.after, overhang, strict=True)]
     padding = [*window.before, *after]
     # A padding as wide as the window makes windows without data.
     plain = all(isinstance(p, int) and p < e for p, e in zip(padding, window.extents * 2, strict=True))
     dtype = context.dtype(0)
     if window.rank not in _MAX_POOLS or not plain or not (dtypes.is_float(dtype) or dtype in _BYTES):
         return context.emit_te(max_kernel(window), data, *_flat(window), primfunc_name_hint="max_pool")
-    return _MAX_POOLS[window.rank](data, list(window.kernel), list(window.strides), padding, list(window.dilations))
+    sizes = list(window.kernel), list(window.strides), padding, list(window.dilations)
+    return _MAX_POOLS[window.rank](data, *sizes, ceil_mode=ceil_mode)
+
+
+def _rounds_up(context: NodeContext, window: Window) -> bool:
+    """Whether the ceiling mode that Relax has, which never leaves out a window, gives the same output size: no window
+    starts in the padding after the input, whatever its size."""
+    if not context.attribute("ceil_mode", 0) or not window.has_static_padding():
+        return False
+    sizes = zip(window.after, window.strides, window.extents, strict=True)
+    return all(after + stride <= extent for after, stride, extent in sizes)
 
 
 @converter("AveragePool")
@@ -73,7 +91,7 @@ def average_pool(context: NodeContext) -> relax.Expr:
     data = context.input(0)
     dtype = context.dtype(0)
     include = bool(context.attribute("count_include_pad", 0))
-    overhang = window.overhang(context.arithmetic, spatial_sizes(data))
+    overhang = _overhang(context, window)
     plain = window.has_static_padding() and all(isinstance(o, int) and o == 0 for o in overhang)
     if (
         window.rank not in _AVERAGE_POOLS
