@@ -23,11 +23,14 @@ class Target(ABC):
         name: how the user asks for it.
         description: one line for listings.
         machine: what the schedules need to know.
+        quantized_everywhere: its accelerator computes in 8-bit integers only, so quantizing a model for it rounds
+            every tensor, to int8.
     """
 
     name: str
     description: str
     machine: Machine
+    quantized_everywhere: bool = False
 
     @abstractmethod
     def tvm_target(self) -> Any:

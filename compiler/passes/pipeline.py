@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from tvm import relax
 from tvm.ir import IRModule
 
-from compiler.errors import OptionError, PassError, TensorwrightError
+from compiler.errors import OptionError, PassError, TensorwrightError, ToolchainError
 from compiler.passes.context import PipelineContext
 from compiler.passes.expansion import Expansions
 from compiler.passes.registry import GraphPass, PassLike, as_graph_pass, did_you_mean, get_pass, is_own
+from targets.errors import TargetError
 
 
 @dataclass(frozen=True)
@@ -231,6 +232,8 @@ def _run_pass(each: GraphPass, mod: IRModule, phase: str, context: PipelineConte
         result = each(mod, context)
     except TensorwrightError:
         raise
+    except TargetError as error:
+        raise ToolchainError(error.message, error.hint) from error
     except Exception as error:
         raise PassError(
             f"{where} failed: {type(error).__name__}: {error}",

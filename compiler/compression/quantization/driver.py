@@ -92,7 +92,7 @@ def quantize(
         return compile_model(candidate, chosen, threads=threads, reference_inputs=known)
 
     session = Session(
-        model, samples, scheme_for(chosen.machine, activations, per_channel), method, techniques, compiled, report
+        model, samples, scheme_for(chosen, activations, per_channel), method, techniques, compiled, report
     )
     session.leave_in_float(in_float)
     measure = evaluate if evaluate is not None else likeness(samples, session.float_outputs)

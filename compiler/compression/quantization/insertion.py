@@ -55,7 +55,7 @@ def pair(data: Expr, affine: Affine, emit: Emit) -> Var:
 class _Inserter:
     def __init__(self, mod: IRModule, placement: Placement, numbers: Numbers) -> None:
         self._numbers = numbers
-        self._operands = placement.operands
+        self._operands, self._made = placement.operands, placement.made
         self._layers = {layer.variable: layer for layer in placement.layers}
         self._biases = {layer.bias: layer for layer in placement.layers if layer.bias is not None}
         self._block = {
@@ -64,6 +64,13 @@ class _Inserter:
         self._pairs: dict[tuple[Var, int], Var] = {}
 
     def edit(self, variable: Var, call: Call, emit: Emit) -> Expr | None:
+        """The new value of a binding, rounded where that is done here."""
+        value = self._edited(variable, call, emit)
+        if variable not in self._made:
+            return value
+        return pair(emit(call if value is None else value), self._numbers.activations[variable], emit)
+
+    def _edited(self, variable: Var, call: Call, emit: Emit) -> Expr | None:
         if variable in self._biases:
             return self._with_bias(self._biases[variable], call)
         read = self._operands.get(variable)
@@ -75,7 +82,7 @@ class _Inserter:
             return self._mover(call, read, block, emit)
         weight = self._numbers.weights[variable]
         replaced: dict[int, Expr] = {
-            layer.product.data: self._pair(layer.data, block, emit),
+            layer.product.data: self._pair(layer.data, block, emit) if layer.data in read else layer.data,
             layer.product.weight: emit(dequantized_weight(weight)),
         }
         product: Expr = with_operands(call, replaced)

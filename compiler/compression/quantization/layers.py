@@ -153,6 +153,7 @@ class Placement:
         sites: variables of which layers and movers read a quantized copy.
         operands: for each reader's variable, the variables of which it reads that copy.
         ties: sites that have the range of another site, so that integers pass unchanged.
+        made: sites that are rounded where they are made, for all who read them.
     """
 
     layers: tuple[Layer, ...]
@@ -160,6 +161,7 @@ class Placement:
     sites: tuple[Var, ...]
     operands: dict[Var, frozenset[Var]]
     ties: dict[Var, Var]
+    made: frozenset[Var] = frozenset()
 
 
 def place(graph: LayerGraph, in_float: Collection[str] = ()) -> Placement:
@@ -171,7 +173,7 @@ def place(graph: LayerGraph, in_float: Collection[str] = ()) -> Placement:
     for mover in movers:
         read[mover.variable] = frozenset(mover.data) - _unrounded(graph, mover, integer)
     sites = list(dict.fromkeys(each for group in read.values() for each in sorted(group, key=_order(graph))))
-    return Placement(tuple(layers), tuple(movers), tuple(sites), read, _ties(graph, movers, sites))
+    return Placement(tuple(layers), tuple(movers), tuple(sites), read, ties(graph, movers, sites))
 
 
 def _order(graph: LayerGraph) -> Callable[[Var], int]:
@@ -212,9 +214,9 @@ def _unrounded(graph: LayerGraph, mover: Mover, layers: Collection[Var]) -> froz
     )
 
 
-def _ties(graph: LayerGraph, movers: list[Mover], sites: list[Var]) -> dict[Var, Var]:
+def ties(graph: LayerGraph, movers: list[Mover], sites: list[Var]) -> dict[Var, Var]:
     """Sites behind a maximum or a move have the range of the site before it; operands of a join that of the join."""
-    known, ties = set(sites), {}
+    known, found = set(sites), {}
     names = {mover.variable: operator_name(mover.call) for mover in movers}
     for site in sites:
         source = site
@@ -227,11 +229,11 @@ def _ties(graph: LayerGraph, movers: list[Mover], sites: list[Var]) -> dict[Var,
                 break
             source = call.args[0]
             if source in known:
-                ties[site] = source
+                found[site] = source
                 break
     for mover in movers:
         if names[mover.variable] == "relax.concat" and mover.variable in known:
             for each in mover.data:
-                if each in known and each not in ties:
-                    ties[each] = mover.variable
-    return ties
+                if each in known and each not in found:
+                    found[each] = mover.variable
+    return found

@@ -13,6 +13,7 @@ from compiler.compression.quantization.calibration import Compile, Sample, Tappe
 from compiler.compression.quantization.calibrators.registry import get_calibrator, parameters_of
 from compiler.compression.quantization.correction import bias_correction
 from compiler.compression.quantization.equalization import equalize
+from compiler.compression.quantization.everywhere import place_everywhere
 from compiler.compression.quantization.insertion import Numbers, insert_pairs
 from compiler.compression.quantization.layers import Layer, LayerGraph, Placement, find_layers, place
 from compiler.compression.quantization.scheme import Scheme
@@ -81,7 +82,7 @@ class Session:
         """Take `model` as the float model and look at its tensors."""
         self.model = model
         self.graph: LayerGraph = find_layers(model.mod)
-        placement = place(self.graph)
+        placement = self._place()
         channels = {
             layer.data: layer.product.channels if layer.product.filters == 0 else int(layer.data.ty.ndim) - 1
             for layer in placement.layers
@@ -91,6 +92,12 @@ class Session:
         self.tapped = Tapped(model, model.mod, list(dict.fromkeys([*placement.sites, *results])), self.compile)
         self.statistics: dict[Var, Statistics]
         self.statistics, self.float_outputs = observe(self.tapped, self.samples, placement.sites, channels)
+
+    def _place(self, in_float: Collection[str] = ()) -> Placement:
+        """Where tensors are rounded."""
+        if self.scheme.everywhere:
+            return place_everywhere(self.model.mod, self.graph, in_float)
+        return place(self.graph, in_float)
 
     @cached_property
     def float_module(self) -> Module:
@@ -113,7 +120,7 @@ class Session:
     def rank(self, samples: int) -> None:
         """Measure what each layer costs alone."""
         if not self.sensitivity:
-            placement = place(self.graph, self.in_float)
+            placement = self._place(self.in_float)
             numbers = self.numbers(placement)
             self.sensitivity = measure_sensitivity(self.model, placement, numbers, self.samples[:samples], self.compile)
 
@@ -129,7 +136,7 @@ class Session:
         return self._candidates[count]
 
     def _made(self, count: int) -> Candidate:
-        placement = place(self.graph, {*self.in_float, *(self.worst(count) if count else ())})
+        placement = self._place({*self.in_float, *(self.worst(count) if count else ())})
         numbers = self.numbers(placement)
         mod = insert_pairs(self.model.mod, placement, numbers)
         return Candidate(mod, self.compile(replace(self.model, mod=mod)), placement, numbers)

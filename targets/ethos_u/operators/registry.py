@@ -1,0 +1,54 @@
+"""Operators by name, each found by itself: a module of this package that registers a function.
+
+    @operator("relax.nn.conv2d")
+    def convolution(view: View, call: Any, result: Result) -> Step: ...
+
+The function gives the step that computes `result`, or raises `Unsupported` with the reason.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from targets.ethos_u.steps import Result, Step
+from targets.ethos_u.view import View
+
+Match = Callable[[View, Any, Result], Step]
+_registered: dict[str, Match] = {}
+_biased: set[str] = set()
+
+
+def operator(*names: str, bias: bool = False) -> Callable[[Match], Match]:
+    """Register the decorated function; with `bias` it takes the constant that is added to the operator's result."""
+
+    def register(match: Match) -> Match:
+        for name in names:
+            _registered[name] = match
+            if bias:
+                _biased.add(name)
+        return match
+
+    return register
+
+
+@cache
+def _load() -> None:
+    package = importlib.import_module(__package__ or "")
+    for info in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{info.name}")
+
+
+def matcher(name: str) -> Match | None:
+    """The function of an operator."""
+    _load()
+    return _registered.get(name)
+
+
+def takes_bias(name: str) -> bool:
+    """Whether a constant added to the operator's result is part of it."""
+    _load()
+    return name in _biased

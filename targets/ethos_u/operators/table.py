@@ -1,0 +1,153 @@
+"""Functions of one quantized tensor through a table: 256 results, each computed as the processor would.
+
+Whatever lies between a dequantization and a quantization and takes each element by itself is one table: activations,
+sums and products with a number, changes of scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from tvm.ir import GenericConst
+
+from targets.ethos_u.steps import Array, Emitter, Result, Step, Unsupported, Value
+from targets.ethos_u.view import View, operator_name
+
+_FEWEST_OPERATORS = 0
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def _sigmoid(x: Array) -> Array:
+    return np.asarray(1 / (1 + np.exp(-x)))
+
+
+def _gelu(x: Array) -> Array:
+    return np.asarray(x * 0.5 * (1 + _erf(x / math.sqrt(2))))
+
+
+_UNARY: dict[str, Callable[[Array], Array]] = {
+    "abs": np.abs,
+    "ceil": np.ceil,
+    "cos": np.cos,
+    "erf": _erf,
+    "exp": np.exp,
+    "floor": np.floor,
+    "log": np.log,
+    "negative": np.negative,
+    "round": np.rint,
+    "rsqrt": lambda x: 1 / np.sqrt(x),
+    "sigmoid": _sigmoid,
+    "sin": np.sin,
+    "sqrt": np.sqrt,
+    "square": np.square,
+    "tanh": np.tanh,
+    "nn.gelu": _gelu,
+    "nn.relu": lambda x: np.maximum(x, 0),
+    "nn.relu6": lambda x: np.clip(x, 0, 6),
+    "nn.silu": lambda x: x * _sigmoid(x),
+    "nn.softplus": lambda x: np.logaddexp(x, 0),
+}
+_BINARY: dict[str, Callable[[Array, Array], Array]] = {
+    "add": np.add,
+    "divide": np.divide,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
+    "multiply": np.multiply,
+    "power": np.power,
+    "subtract": np.subtract,
+}
+
+
+def table(view: View, expr: Any, result: Result) -> Step | None:
+    """The step when `expr` is a function of one quantized tensor, else None."""
+    leaves: dict[Any, Any] = {}
+    names: list[str] = []
+    if not _is_elementwise(view, expr, leaves, names) or len(leaves) != 1:
+        return None
+    leaf = next(iter(leaves.values()))
+    data = view.described(leaf.args[0], leaf)
+    if data.shape != result.output.shape:
+        return None
+    integers = np.arange(-128, 128)
+    with np.errstate(all="ignore"):
+        inputs = (integers - data.zero) * data.scale
+        values = np.broadcast_to(_evaluated(view, expr, inputs), inputs.shape)
+        steps = np.rint(values / result.output.scale) + result.output.zero
+    if np.isnan(steps).any():
+        raise Unsupported("its result is not a number for some of the 256 values of its operand")
+    entries = np.clip(steps, result.low, result.high).astype(np.int8)
+
+    def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
+        graph, x = emitter.graph, inputs[0].tensor
+        looked_up = graph.emit("TABLE", [x, graph.constant(entries)], x.shape, "int8", "TableAttribute")
+        return emitter.made(looked_up, inputs[0].last)
+
+    name = "table of " + (", ".join(reversed(names)) or "another scale")
+    return Step(name, "x".join(map(str, result.output.shape)), (data,), result.output, 0, emit)
+
+
+def _is_elementwise(view: View, expr: Any, leaves: dict[Any, Any], names: list[str]) -> bool:
+    """Whether `expr` takes each element by itself; notes the tensors that it reads."""
+    value = view.definition(expr)
+    if isinstance(value, GenericConst):
+        return bool(value.value.numpy().size == 1)
+    name = (operator_name(value) or "").removeprefix("relax.")
+    if name == "dequantize":
+        leaves[value.args[0]] = value
+        return not isinstance(view.definition(value.args[0]), GenericConst)
+    limits = clip_limits(view, value)
+    if limits is not None:
+        names.append("clip")
+        return _is_elementwise(view, limits[0], leaves, names)
+    if name not in _UNARY and name not in _BINARY and name != "nn.leakyrelu":
+        return False
+    names.append(name.removeprefix("nn."))
+    return all(_is_elementwise(view, each, leaves, names) for each in value.args)
+
+
+def _evaluated(view: View, expr: Any, inputs: Array) -> Array:
+    """The values of `expr` for those of its tensor, in float64."""
+    value = view.definition(expr)
+    if isinstance(value, GenericConst):
+        return np.asarray(value.value.numpy().reshape(()), np.float64)
+    name = str(operator_name(value)).removeprefix("relax.")
+    if name == "dequantize":
+        return inputs
+    limits = clip_limits(view, value)
+    if limits is not None:
+        return np.clip(_evaluated(view, limits[0], inputs), limits[1], limits[2])
+    operands = [_evaluated(view, each, inputs) for each in value.args]
+    if name == "nn.leakyrelu":
+        return np.where(operands[0] >= 0, operands[0], operands[0] * float(value.attrs.alpha))
+    return _UNARY[name](operands[0]) if name in _UNARY else _BINARY[name](operands[0], operands[1])
+
+
+def clip_limits(view: View, call: Any) -> tuple[Any, float, float] | None:
+    """(operand, low, high) of a limit: of a ReLU, a clip, or ONNX's Clip, which is a kernel that keeps NaN."""
+    name = operator_name(call)
+    if name == "relax.nn.relu":
+        return call.args[0], 0.0, math.inf
+    if name == "relax.nn.relu6":
+        return call.args[0], 0.0, 6.0
+    if name == "relax.clip":
+        low, high = (_number(view, each) for each in call.args[1:3])
+        return None if low is None or high is None else (call.args[0], low, high)
+    if name == "relax.call_tir" and "clip" in call.args[0].name_hint:
+        operands = list(call.args[1].fields)
+        if len(operands) == 3:
+            low, high = (_number(view, each) for each in operands[1:])
+            return None if low is None or high is None else (operands[0], low, high)
+    return None
+
+
+def _number(view: View, expr: Any) -> float | None:
+    """A constant, or a number of the language of shapes."""
+    array = view.constant(expr)
+    if array is not None:
+        return float(array.reshape(-1)[0]) if array.size == 1 else None
+    value: Any = getattr(expr, "value", None)
+    value = getattr(value, "value", value)
+    return float(value) if isinstance(value, int | float) else None

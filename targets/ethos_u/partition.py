@@ -1,0 +1,183 @@
+"""The partition pass: quantized parts of a model become calls of the accelerator, and a report of what and why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from targets.errors import TargetError, ToolchainMissing
+from targets.ethos_u.accelerators import Accelerator
+from targets.ethos_u.matching import match, operator_of
+from targets.ethos_u.report import partition_report
+from targets.ethos_u.runtime import FUNCTION
+from targets.ethos_u.segments import Port, Schedule, Segment, one_segment, schedule
+from targets.ethos_u.steps import Step, Unsupported
+from targets.ethos_u.vela import Compiled, compile_graph, require
+from targets.ethos_u.view import View, operator_name
+
+_LAST = (0, 2, 3, 1)
+_FIRST = (0, 3, 1, 2)
+_PRODUCTS = ("relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d", "relax.nn.conv2d_transpose", "relax.matmul")
+
+
+@dataclass
+class Found:
+    """What of a function the accelerator can run.
+
+    Attributes:
+        steps: by the variable that each computes.
+        refused: (operator, reason) of the rest.
+    """
+
+    steps: dict[Any, Step] = field(default_factory=dict)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+
+
+def find(view: View, accelerator: Accelerator) -> Found:
+    """Look at every quantization."""
+    found = Found()
+    for variable, value in view.bindings:
+        if operator_name(value) == "relax.quantize":
+            try:
+                step = match(view, variable, value, accelerator)
+                if step is not None:
+                    one_segment([step])
+            except (Unsupported, ValueError) as refusal:  # ValueError: a scale that no RESCALE has
+                found.refused.append((operator_of(view, value), str(refusal)))
+                continue
+            if step is not None:
+                found.steps[variable] = step
+        elif operator_name(value) in _PRODUCTS and "float" in str(value.ty.dtype):
+            reason = _unquantized(view, value)
+            if reason is not None:
+                found.refused.append((str(value.op.name).removeprefix("relax."), reason))
+    return found
+
+
+def _unquantized(view: View, call: Any) -> str | None:
+    """Why no quantization will claim a product."""
+    if all(view.call(each, "relax.dequantize") is None for each in call.args[:2]):
+        return "it computes in float: quantize the model for this target"
+    return None
+
+
+def claim(mod: tvm.IRModule, context: Any, accelerator: Accelerator) -> tvm.IRModule:
+    """A graph pass: what `accelerator` can run becomes calls of it."""
+    require()
+    function = mod["main"]
+    view = View(function)
+    found = find(view, accelerator)
+    plan, compiled = _compiled(view, found, function.body.body, accelerator)
+    steps = {step.output.variable: step for part in plan.parts.values() for step in part.steps}
+    report = partition_report(view, steps, found.refused, list(compiled.values()), accelerator)
+    context.reports["partition"] = report
+    if not compiled:
+        return mod
+    rewritten = _Rewriter(mod, plan, compiled).rewrite(function)
+    mod = tvm.IRModule({**mod.functions, mod.get_global_var("main"): rewritten}, attrs=mod.attrs)
+    return relax.transform.DeadCodeElimination(["main"])(relax.transform.Normalize()(mod))
+
+
+def _compiled(view: View, found: Found, results: Any, accelerator: Accelerator) -> tuple[Schedule, dict[int, Compiled]]:
+    """Segments and their programs. A step that Vela alone refuses goes to the processor, with Vela's reason.
+
+    Raises:
+        TargetError: Vela refuses a segment whose steps it takes one by one.
+    """
+    while True:
+        plan = schedule(view, found.steps, results)
+        compiled = {}
+        before = len(found.steps)
+        for level, part in plan.parts.items():
+            try:
+                compiled[level] = compile_graph(part.tosa, accelerator)
+            except ToolchainMissing:
+                raise
+            except TargetError:
+                left = len(found.steps)
+                for step in part.steps:
+                    _refuse_alone(step, found, accelerator)
+                if len(found.steps) == left:
+                    raise
+        if len(found.steps) == before:
+            return plan, compiled
+
+
+def _refuse_alone(step: Step, found: Found, accelerator: Accelerator) -> None:
+    try:
+        compile_graph(one_segment([step]).tosa, accelerator)
+    except TargetError as error:
+        del found.steps[step.output.variable]
+        found.refused.append((step.operator, error.message))
+
+
+class _Rewriter:
+    """Puts one call in the place of each segment, and what the processor does around them, level by level."""
+
+    def __init__(self, mod: tvm.IRModule, plan: Schedule, compiled: Mapping[int, Compiled]) -> None:
+        self._builder = relax.BlockBuilder(mod)
+        self._plan, self._compiled = plan, compiled
+        self._bindings: list[Any] = []
+        self._is_dataflow = False
+        self._names = 0
+
+    def rewrite(self, function: Any) -> Any:
+        """The function with calls of the accelerator."""
+        blocks = []
+        for block in function.body.blocks:
+            if not isinstance(block, relax.DataflowBlock) or not self._holds_segments(block):
+                blocks.append(block)
+                continue
+            self._bindings, self._is_dataflow = [], True
+            levels = self._plan.levels
+            kept = sorted((each for each in block.bindings if each.var in levels), key=lambda each: levels[each.var])
+            for level in range(max([*levels.values(), *self._plan.parts]) + 1):
+                self._bindings += [each for each in kept if levels[each.var] == level]
+                if level in self._plan.parts:
+                    self._call(self._plan.parts[level], self._compiled[level])
+            blocks.append(relax.DataflowBlock(self._bindings, block.span))
+        body = relax.SeqExpr(blocks, function.body.body, function.body.span)
+        return relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span)
+
+    def _holds_segments(self, block: Any) -> bool:
+        made = {step.output.variable for part in self._plan.parts.values() for step in part.steps}
+        return any(binding.var in made for binding in block.bindings)
+
+    def _call(self, part: Segment, compiled: Compiled) -> None:
+        program = relax.const(np.array(compiled.program.to_bytes()))
+        arguments = [program, *(self._taken(port) for port in part.inputs)]
+        types = [relax.TensorType(port.shape, "int8") for port in part.outputs]
+        result = self._emit(relax.op.call_dps_packed(FUNCTION, arguments, out_ty=types))
+        for index, port in enumerate(part.outputs):
+            whole = result if len(types) == 1 else self._emit(relax.TupleGetItem(result, index))
+            self._give(port, whole)
+
+    def _taken(self, port: Port) -> Any:
+        value = port.tensor.variable
+        if port.tensor.unsigned:
+            wide = self._emit(relax.op.astype(value, "int32"))
+            value = self._emit(relax.op.astype(self._emit(relax.op.subtract(wide, relax.const(128, "int32"))), "int8"))
+        return self._emit(relax.op.permute_dims(value, _LAST)) if port.last else value
+
+    def _give(self, port: Port, value: Any) -> None:
+        """Bind the model's own variable."""
+        expr = relax.op.permute_dims(value, _FIRST) if port.last else value
+        if port.tensor.unsigned:
+            wide = self._emit(relax.op.astype(self._emit(expr), "int32"))
+            expr = relax.op.astype(self._emit(relax.op.add(wide, relax.const(128, "int32"))), "uint8")
+        self._bindings.append(relax.VarBinding(port.tensor.variable, self._builder.normalize(expr)))
+
+    def _emit(self, expr: Any) -> Any:
+        value = self._builder.normalize(expr)
+        if isinstance(value, relax.Var):
+            return value
+        self._names += 1
+        kind = relax.DataflowVar if self._is_dataflow else relax.Var
+        variable = kind(f"npu{self._names}", value.ty)
+        self._bindings.append(relax.VarBinding(variable, value))
+        return variable

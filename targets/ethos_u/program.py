@@ -1,0 +1,83 @@
+"""A compiled segment: its command stream, weights, and where tensors lie; as bytes in a module file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+_MAGIC = b"TWEU1\n"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies: region, offset and size in bytes."""
+
+    region: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """What an Ethos-U runs.
+
+    Attributes:
+        accelerator: that it was compiled for.
+        commands: with the header that Arm's driver reads.
+        weights: read only, in the region `weight_region`.
+        scratch: bytes of working memory by region.
+    """
+
+    accelerator: str
+    commands: bytes
+    weights: bytes
+    weight_region: int
+    scratch: dict[int, int]
+    inputs: tuple[Place, ...]
+    outputs: tuple[Place, ...]
+
+    def to_bytes(self) -> Array:
+        """As uint8: magic, length of the header, header (JSON), commands, weights."""
+        header = json.dumps(
+            {
+                "accelerator": self.accelerator,
+                "commands": len(self.commands),
+                "weights": len(self.weights),
+                "weight_region": self.weight_region,
+                "scratch": list(self.scratch.items()),
+                "inputs": [asdict(place) for place in self.inputs],
+                "outputs": [asdict(place) for place in self.outputs],
+            }
+        ).encode()
+        parts = [_MAGIC, len(header).to_bytes(4, "little"), header, self.commands, self.weights]
+        return np.frombuffer(b"".join(parts), np.uint8)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Program:
+        """Raises ValueError when it is none."""
+        if data[: len(_MAGIC)] != _MAGIC:
+            raise ValueError("this is no program of an Ethos-U")
+        start = len(_MAGIC) + 4
+        end = start + int.from_bytes(data[len(_MAGIC) : start], "little")
+        header = json.loads(data[start:end])
+        weights = end + header["commands"]
+        if len(data) != weights + header["weights"]:
+            raise ValueError("a program of an Ethos-U is cut short")
+        return cls(
+            header["accelerator"],
+            data[end:weights],
+            data[weights:],
+            header["weight_region"],
+            {int(region): int(size) for region, size in header["scratch"]},
+            _places(header["inputs"]),
+            _places(header["outputs"]),
+        )
+
+
+def _places(entries: Sequence[dict[str, int]]) -> tuple[Place, ...]:
+    return tuple(Place(**entry) for entry in entries)

@@ -1,0 +1,112 @@
+"""What the accelerator takes of a model and what it costs: plain data for the manifest."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from targets.ethos_u.accelerators import Accelerator
+from targets.ethos_u.steps import Step
+from targets.ethos_u.vela import Compiled
+from targets.ethos_u.view import View, operator_name
+
+_NOT_COUNTED = ("relax.quantize", "relax.dequantize")
+
+
+def partition_report(
+    view: View,
+    steps: Mapping[Any, Step],
+    refused: Sequence[tuple[str, str]],
+    compiled: Sequence[Compiled],
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """The report of the partition pass.
+
+    Vela's numbers are estimates of its model of the hardware, and its documentation asks not to compare them across
+    accelerators.
+    """
+    counted = Counter(f"{step.operator} {step.sizes}" for step in steps.values())
+    reasons = Counter(refused)
+    macs = sum(step.macs for step in steps.values())
+    left = _processor_macs(view, steps)
+    total = len(steps) + len(refused)
+    report: dict[str, Any] = {
+        "accelerator": accelerator.name,
+        "simulated": not accelerator.is_u85,
+        "claimed": [name if count == 1 else f"{name} ({count} times)" for name, count in counted.items()],
+        "refused": [
+            {"operator": operator, "reason": reason, "times": count} for (operator, reason), count in reasons.items()
+        ],
+        "operators": {"accelerator": len(steps), "processor": len(refused), "share": len(steps) / max(total, 1)},
+        "macs": {"accelerator": macs, "processor": left, "share": macs / max(macs + left, 1)},
+        "segments": len(compiled),
+    }
+    if compiled:
+        report["estimate"] = _estimate(compiled, accelerator)
+    return report
+
+
+def _processor_macs(view: View, steps: Mapping[Any, Step]) -> int:
+    """Multiply-adds of convolutions and products that no step covers."""
+    every = 0
+    for _, value in view.bindings:
+        name = operator_name(value)
+        if name is None or name in _NOT_COUNTED:
+            continue
+        shape = _sizes(value)
+        if name.startswith("relax.nn.conv") and shape is not None:
+            weight = _sizes(value.args[1])
+            every += math.prod(shape) * math.prod(weight[1:]) if weight is not None else 0
+        elif name == "relax.matmul" and shape is not None:
+            left = _sizes(value.args[0])
+            every += math.prod(shape) * left[-1] if left is not None else 0
+    products = ("convolution", "depthwise convolution", "fully connected", "transposed convolution")
+    return max(0, every - sum(step.macs for step in steps.values() if step.operator in products))
+
+
+def _sizes(expr: Any) -> list[int] | None:
+    sizes = [int(size) if str(size).isdigit() else -1 for size in getattr(expr.ty, "shape", None) or ()]
+    return None if -1 in sizes else sizes
+
+
+def _estimate(compiled: Sequence[Compiled], accelerator: Accelerator) -> dict[str, Any]:
+    """Vela's totals, and its rows of layers."""
+    layers = [_layer(row) for each in compiled for row in each.layers]
+    cycles = sum(layer["cycles"] for layer in layers)
+    return {
+        "source": "Vela 5.2's model of the hardware; not measured, not to be compared across accelerators",
+        "system": accelerator.system,
+        "memory_mode": accelerator.memory,
+        "cycles": cycles,
+        "milliseconds": cycles / accelerator.clock_mhz / 1000,
+        "bytes_accessed": {
+            name: sum(int(float(each.summary.get(f"{name}_total_bytes") or 0)) for each in compiled)
+            for name in _MEMORIES
+        },
+        "peak_bytes": {
+            name: max(int(float(each.summary.get(f"{name}_memory_used") or 0) * 1024) for each in compiled)
+            for name in _MEMORIES
+        },
+        "program_bytes": sum(len(each.program.commands) for each in compiled),
+        "weight_bytes": sum(len(each.program.weights) for each in compiled),
+        "layers": [layer for layer in layers if layer["cycles"]],
+    }
+
+
+_MEMORIES = ("sram", "dram", "on_chip_flash", "off_chip_flash")
+
+
+def _layer(row: Mapping[str, str]) -> dict[str, Any]:
+    def number(key: str) -> int:
+        return int(float(row.get(key) or 0))
+
+    return {
+        "operator": row.get("Original Operator", ""),
+        "name": row.get("Name", ""),
+        "cycles": number("Op Cycles"),
+        "macs": number("MAC Count"),
+        "utilization": float(row.get("Util% (MAC)") or 0) / 100,
+        "memory_cycles": max(number(f"{name} AC") for name in ("SRAM", "DRAM", "OnFlash", "OffFlash")),
+    }

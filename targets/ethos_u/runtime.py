@@ -1,0 +1,66 @@
+"""The function that compiled modules call: here the simulator, on a device Arm's driver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from targets.errors import TargetError
+from targets.ethos_u.accelerators import accelerators
+from targets.ethos_u.program import Program
+from targets.ethos_u.simulator.executor import Executor
+from targets.ethos_u.simulator.memory import Memory
+
+FUNCTION = "tensorwright.ethos_u.run"
+Array = np.ndarray[Any, Any]
+
+
+def register() -> None:
+    """Make the function known that compiled modules call."""
+    import tvm_ffi
+
+    tvm_ffi.register_global_func(FUNCTION, _run, override=True)
+
+
+def _run(*tensors: Any) -> None:
+    """Called by a module: the program, its inputs, and the tensors to fill."""
+    program = _program(np.from_dlpack(tensors[0]).tobytes())
+    count = len(program.inputs)
+    inputs = [np.from_dlpack(tensor) for tensor in tensors[1 : 1 + count]]
+    for tensor, result in zip(tensors[1 + count :], execute(program, inputs), strict=True):
+        # Not through an array that shares the tensor's memory: of such a one numpy before 2.2 can only read.
+        tensor.copyfrom(result.reshape([int(size) for size in tensor.shape]))
+
+
+@lru_cache(maxsize=8)
+def _program(data: bytes) -> Program:
+    return Program.from_bytes(data)
+
+
+def execute(program: Program, inputs: Sequence[Array], executor: Executor | None = None) -> list[Array]:
+    """The int8 outputs (flat) of a program, by the simulator.
+
+    Raises:
+        TargetError: it is for an accelerator without a simulator.
+    """
+    accelerator = accelerators()[program.accelerator]
+    if accelerator.is_u85:
+        raise TargetError(
+            f"{accelerator.name} has no simulator, so the module can not be run here", "compile for a U55 or U65"
+        )
+    regions = {region: np.zeros(size, np.uint8) for region, size in program.scratch.items()}
+    regions[program.weight_region] = np.frombuffer(program.weights, np.uint8)
+    for place, array in zip(program.inputs, inputs, strict=True):
+        data = np.ascontiguousarray(array).view(np.uint8).ravel()
+        if len(data) != place.size:
+            raise TargetError(f"an input of a segment has {len(data)} bytes, and its program takes {place.size}")
+        regions[place.region][place.offset : place.offset + place.size] = data
+    runner = executor if executor is not None else Executor(accelerator)
+    runner.run(program.commands, Memory(regions))
+    return [
+        regions[place.region][place.offset : place.offset + place.size].copy().view(np.int8)
+        for place in program.outputs
+    ]

@@ -1,0 +1,114 @@
+"""Groups of steps that run on the accelerator in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from targets.ethos_u.steps import Emitter, Quantized, Step, Value
+from targets.ethos_u.view import View, variables
+
+_LAST = (0, 2, 3, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Port:
+    """A tensor that goes in or out; `last` where the accelerator has its channels last and the model does not."""
+
+    tensor: Quantized
+    last: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As the accelerator has it."""
+        return tuple(self.tensor.shape[axis] for axis in _LAST) if self.last else self.tensor.shape
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Steps in order, and what they exchange with the processor."""
+
+    steps: tuple[Step, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    tosa: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """In what order a function's parts run.
+
+    Attributes:
+        parts: a segment for each level that has one, in order.
+        levels: of each binding that is needed: those of level n come before the segment of level n, and read nothing
+            that a later one makes.
+    """
+
+    parts: dict[int, Segment]
+    levels: dict[Any, int]
+
+
+def schedule(view: View, steps: Mapping[Any, Step], results: Any, naive: bool = False) -> Schedule:
+    """The steps (by variable), each in one segment; no segment waits for one that waits for it.
+
+    The level of a value is how often the data has gone from the accelerator to the processor before it.
+    """
+    reads = _needed(view, steps, results)
+    levels: dict[Any, int] = {}
+    for variable, operands in reads.items():
+        after = [
+            levels.get(operand, 0) + (1 if operand in steps and variable not in steps else 0) for operand in operands
+        ]
+        levels[variable] = max(after, default=0)
+    parts = {}
+    for level in sorted({levels[variable] for variable in reads if variable in steps}):
+        chosen = {variable: steps[variable] for variable in reads if variable in steps and levels[variable] == level}
+        read = {each for variable, operands in reads.items() if variable not in chosen for each in operands}
+        read |= set(variables(results))
+        inputs = {each.variable: each for step in chosen.values() for each in step.inputs}
+        outputs = [step.output for variable, step in chosen.items() if variable in read]
+        outside = [each for variable, each in inputs.items() if variable not in chosen]
+        parts[level] = _written(tuple(chosen.values()), outside, outputs, naive)
+    return Schedule(parts, {variable: level for variable, level in levels.items() if variable not in steps})
+
+
+def _needed(view: View, steps: Mapping[Any, Step], results: Any) -> dict[Any, list[Any]]:
+    """What each binding that the results need reads, in order; what lies inside of a step is none."""
+    needed = set(variables(results))
+    reads: dict[Any, list[Any]] = {}
+    for variable, value in reversed(view.bindings):
+        if variable in needed:
+            step = steps.get(variable)
+            reads[variable] = [each.variable for each in step.inputs] if step is not None else list(variables(value))
+            needed.update(reads[variable])
+    return dict(reversed(reads.items()))
+
+
+def _written(
+    steps: tuple[Step, ...], inputs: Sequence[Quantized], outputs: Sequence[Quantized], naive: bool
+) -> Segment:
+    emitter = Emitter(naive)
+    values: dict[Any, Value] = {}
+    ports = []
+    for each in inputs:
+        port = Port(each, len(each.shape) == 4 and not naive)
+        ports.append(port)
+        values[each.variable] = Value(emitter.graph.input(port.shape), port.last)
+    for step in steps:
+        values[step.output.variable] = step.emit(emitter, [values[each.variable] for each in step.inputs])
+    made = []
+    for each in outputs:
+        value = values[each.variable]
+        made.append(Port(each, value.last))
+        emitter.graph.output(value.tensor)
+    return Segment(steps, tuple(ports), tuple(made), emitter.graph.serialize())
+
+
+def one_segment(steps: Sequence[Step], naive: bool = False) -> Segment:
+    """Given steps as one segment, for tests: all that none of them makes goes in, all that none reads comes out."""
+    made = {step.output.variable for step in steps}
+    inputs = {each.variable: each for step in steps for each in step.inputs if each.variable not in made}
+    read = {each.variable for step in steps for each in step.inputs}
+    outputs = [step.output for step in steps if step.output.variable not in read]
+    return _written(tuple(steps), list(inputs.values()), outputs, naive)

@@ -1,0 +1,100 @@
+"""Memory regions, and how feature maps lie in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from targets.ethos_u.simulator.registers import Registers
+
+Array = np.ndarray[Any, Any]
+_TYPES = {0: "i1", 1: "i2", 2: "i4"}
+_BRICK = 16
+
+
+@dataclass(frozen=True)
+class FeatureMapCodes:
+    """Which registers describe a feature map."""
+
+    base: int
+    stride_x: int
+    stride_y: int
+    stride_c: int
+    region: int
+    precision: int
+    precision_shift: int
+    width0: int
+    height0: int
+    height1: int
+
+
+IFM = FeatureMapCodes(0x00, 0x04, 0x05, 0x06, 0x10F, 0x105, 2, 0x10A, 0x10B, 0x10C)
+IFM2 = FeatureMapCodes(0x80, 0x84, 0x85, 0x86, 0x18F, 0x185, 2, 0x18A, 0x18B, 0x18C)
+OFM = FeatureMapCodes(0x10, 0x14, 0x15, 0x16, 0x11F, 0x114, 1, 0x11A, 0x11B, 0x11C)
+
+
+class Memory:
+    """The regions that a program addresses, by number, as bytes."""
+
+    def __init__(self, regions: dict[int, Array]) -> None:
+        self.regions = regions
+
+    def region(self, number: int) -> Array:
+        """Raises ValueError when the program has no such region."""
+        found = self.regions.get(number & 7)
+        if found is None:
+            raise ValueError(f"the program uses region {number & 7}, which it does not have")
+        return found
+
+    def read(self, registers: Registers, codes: FeatureMapCodes, height: int, width: int, depth: int) -> Array:
+        """A feature map (height, width, depth) as int64."""
+        places, dtype = _places(registers, codes, height, width, depth)
+        region = self.region(registers[codes.region])
+        _check(places, dtype, region)
+        parts = np.stack([region[places + byte] for byte in range(dtype.itemsize)], -1)
+        return np.ascontiguousarray(parts).view(dtype)[..., 0].astype(np.int64)
+
+    def write(self, registers: Registers, codes: FeatureMapCodes, values: Array) -> None:
+        """Store a feature map (height, width, depth)."""
+        height, width, depth = values.shape
+        places, dtype = _places(registers, codes, height, width, depth)
+        region = self.region(registers[codes.region])
+        _check(places, dtype, region)
+        stored = np.ascontiguousarray(values.astype(dtype)[..., None]).view(np.uint8)
+        for byte in range(dtype.itemsize):
+            region[places + byte] = stored[..., byte]
+
+
+def _places(
+    registers: Registers, codes: FeatureMapCodes, height: int, width: int, depth: int
+) -> tuple[Array, np.dtype[Any]]:
+    """The address of each element and its type. A feature map lies in up to four tiles, each with its own base."""
+    precision = registers[codes.precision]
+    dtype = np.dtype("<" + _TYPES[precision >> codes.precision_shift & 3])
+    if not precision & 1:
+        dtype = np.dtype(dtype.str.replace("i", "u"))
+    y, x = np.arange(height)[:, None, None], np.arange(width)[None, :, None]
+    channel = np.arange(depth)[None, None]
+    height0, height1 = registers[codes.height0] + 1, registers[codes.height1] + 1
+    width0 = registers[codes.width0] + 1
+    left = x < width0
+    top = np.where(left, y < height0, y < height1)
+    bases = [registers.address(codes.base + tile) for tile in range(4)]
+    base = np.where(left, np.where(top, bases[0], bases[2]), np.where(top, bases[1], bases[3]))
+    row = np.where(top, y, np.where(left, y - height0, y - height1))
+    column = np.where(left, x, x - width0)
+    if precision >> 6 & 3:  # bricks of 16 channels
+        inner = channel // _BRICK * registers.stride(codes.stride_c) + channel % _BRICK * dtype.itemsize
+        across = dtype.itemsize * _BRICK
+    else:
+        inner, across = channel * dtype.itemsize, registers.stride(codes.stride_x)
+    return base + row * registers.stride(codes.stride_y) + column * across + inner, dtype
+
+
+def _check(places: Array, dtype: np.dtype[Any], region: Array) -> None:
+    if places.size and (places.min() < 0 or places.max() + dtype.itemsize > len(region)):
+        raise ValueError(
+            f"the program reaches bytes {places.min()} to {places.max() + dtype.itemsize} of a region of {len(region)}"
+        )

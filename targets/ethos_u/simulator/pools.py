@@ -1,0 +1,56 @@
+"""Pooling of a command stream: maxima, averages, and sums over channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from targets.ethos_u.simulator.memory import IFM, Memory
+from targets.ethos_u.simulator.registers import Registers
+from targets.ethos_u.simulator.scaling import scaled
+from targets.ethos_u.simulator.window import Window, operand
+
+Array = np.ndarray[Any, Any]
+_MAXIMUM, _AVERAGE, _SUM = range(3)
+_LOWEST = -(1 << 40)
+
+
+def pooled(memory: Memory, registers: Registers, window: Window, kind: int) -> Array:
+    """The scaled result of a pooling operation, (height, width, channels) int64, without its zero point."""
+    zero = registers.signed(0x109)
+    rounding = registers[0x114] >> 14 & 3
+    if kind == _SUM:
+        data = operand(memory, registers, IFM, window, registers[0x104] + 1, zero)
+        total = window.part(data, 0, 0).sum(-1, keepdims=True)
+    else:
+        fill = _LOWEST if kind == _MAXIMUM else 0
+        data = operand(memory, registers, IFM, window, window.depth, zero, fill)
+        parts = [window.part(data, y, x) for y in range(window.kernel_height) for x in range(window.kernel_width)]
+        total = np.maximum.reduce(parts) if kind == _MAXIMUM else np.sum(parts, 0)
+    if registers[0x114] >> 8 & 1:
+        multiplier, shift = registers.fraction(0x24)
+        return scaled(total, multiplier, shift, rounding)
+    if kind == _AVERAGE:
+        return _divided(total, _counts(window), rounding)
+    return total
+
+
+def _counts(window: Window) -> Array:
+    """How many elements that are no padding each place of the result averages."""
+    inner = np.ones(
+        (window.padded_height - window.top - window.bottom, window.padded_width - window.left - window.right, 1),
+        np.int64,
+    )
+    inner = np.pad(inner, ((window.top, window.bottom), (window.left, window.right), (0, 0)))
+    parts = [window.part(inner, y, x) for y in range(window.kernel_height) for x in range(window.kernel_width)]
+    return np.asarray(np.sum(parts, 0))
+
+
+def _divided(total: Array, counts: Array, rounding: int) -> Array:
+    """By the reciprocal of the count as the hardware holds it: TOSA's `reciprocal_scale`, 30 bits and a shift."""
+    if rounding == 1:
+        return total // counts
+    bits = np.ceil(np.log2(counts)).astype(np.int64)
+    multiplier = ((np.int64(1) << (30 + bits)) + counts - 1 - 0) // counts
+    return scaled(total, multiplier, 30 + bits, 2)

@@ -1,0 +1,63 @@
+"""The target: this machine's processor in place of the Cortex-M, with an accelerator at its side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from targets.ethos_u.accelerators import accelerators
+from targets.target import Target
+
+_PRESETS_FILE = Path(__file__).with_name("presets.json")
+
+
+class EthosU(Target):
+    """Integers on the accelerator, the rest on a processor."""
+
+    quantized_everywhere = True
+
+    def __init__(self, name: str, description: str, accelerator: str, cores: int | None = None) -> None:
+        from targets.registry import get
+
+        self.name = name
+        self.description = f"{description}; here simulated, with this machine as the processor"
+        self.accelerator = accelerators()[accelerator]
+        self.processor = get("host", cores=cores)
+        self.machine = self.processor.machine
+
+    @property
+    def required_features(self) -> tuple[str, ...]:
+        return self.processor.required_features
+
+    def tvm_target(self) -> Any:
+        return self.processor.tvm_target()
+
+    def engine_options(self) -> dict[str, Any]:
+        return self.processor.engine_options()
+
+    def partition_passes(self) -> Sequence[Any]:
+        def claim_for_ethos_u(mod: Any, context: Any) -> Any:
+            from targets.ethos_u.partition import claim
+
+            return claim(mod, context, self.accelerator)
+
+        return (claim_for_ethos_u,)
+
+    def load_runtime(self) -> None:
+        from targets.ethos_u.runtime import register
+
+        register()
+
+    def how_it_runs(self) -> str:
+        if self.accelerator.is_u85:
+            return "not here: compiled and checked as TOSA, without a simulator"
+        return "simulated: the accelerator's command stream, with this machine as the processor"
+
+
+def presets() -> dict[str, Callable[[int | None], Target]]:
+    """Functions of the core count that make the named targets."""
+    data = json.loads(_PRESETS_FILE.read_text(encoding="utf-8"))
+    return {name: partial(EthosU, name, entry["description"], entry["accelerator"]) for name, entry in data.items()}

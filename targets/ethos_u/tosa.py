@@ -1,0 +1,214 @@
+"""A TOSA 1.0 graph under construction: tensors, operators, and what several operators of ours are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+Shape = tuple[int, ...]
+_VERSION = (1, 0, 0, False)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of the graph; `dtype` is "int8", "int16" or "int32"."""
+
+    name: str
+    shape: Shape
+    dtype: str
+
+
+def fraction(scale: float) -> tuple[int, int]:
+    """(multiplier of 31 bits, shift) nearest to a positive scale: scale = multiplier / 2**shift, shift in 2 to 62.
+
+    Raises:
+        ValueError: the scale is out of the range that TOSA's RESCALE takes.
+    """
+    if not 0 < scale < math.inf:
+        raise ValueError(f"no RESCALE multiplies by {scale}")
+    mantissa, exponent = math.frexp(scale)
+    multiplier = round(mantissa * (1 << 31))
+    if multiplier == 1 << 31:
+        multiplier, exponent = multiplier >> 1, exponent + 1
+    shift = 31 - exponent
+    if shift > 62:  # tiny: bits that no result sees are dropped
+        multiplier, shift = multiplier >> min(shift - 62, 31), 62
+    if shift < 2 or multiplier == 0:
+        raise ValueError(f"no RESCALE multiplies by {scale}")
+    return multiplier, shift
+
+
+class TosaGraph:
+    """Collects operators; `serialize` gives the flatbuffer that Vela and the reference model read."""
+
+    def __init__(self) -> None:
+        import tosa_serializer
+
+        self._ts = tosa_serializer
+        self._serializer = tosa_serializer.TosaSerializer("", tosa_serializer.ConstMode.EMBED, *_VERSION)
+        self.operators = 0
+        self._made: dict[str, Any] = {}
+
+    def serialize(self) -> bytes:
+        """The finished graph."""
+        return bytes(self._serializer.serialize())
+
+    def input(self, shape: Shape) -> Tensor:
+        """An int8 input."""
+        made = self._serializer.addPlaceholder(list(shape), self._ts.DType.INT8)
+        return Tensor(made.name, shape, "int8")
+
+    def constant(self, values: Array) -> Tensor:
+        """A constant of its own type."""
+        dtype = str(values.dtype)
+        made = self._serializer.addConst(list(values.shape), self._type(dtype), np.ascontiguousarray(values))
+        return Tensor(made.name, values.shape, dtype)
+
+    def shape(self, values: Sequence[int]) -> Tensor:
+        """A constant shape."""
+        made = self._serializer.addConst([len(values)], self._ts.DType.SHAPE, list(values))
+        return Tensor(made.name, (len(values),), "shape")
+
+    def output(self, tensor: Tensor) -> None:
+        """Mark an output; they keep the order of these calls."""
+        self._serializer.addOutputTensor(self._made[tensor.name])
+
+    def emit(
+        self, operator: str, inputs: Sequence[Tensor], shape: Shape, dtype: str, attribute: str, *values: Any
+    ) -> Tensor:
+        """An operator with one result; `attribute` is the serializer's name of what it takes beside tensors."""
+        result = self._serializer.addIntermediate(list(shape), self._type(dtype))
+        self._made[result.name] = result
+        attributes = self._ts.TosaSerializerAttribute()
+        getattr(attributes, attribute)(*values)
+        code = getattr(self._ts.Op, operator)
+        self._serializer.addOperator(code, [each.name for each in inputs], [result.name], attributes)
+        self.operators += 1
+        return Tensor(result.name, tuple(shape), dtype)
+
+    def _type(self, dtype: str) -> Any:
+        return getattr(self._ts.DType, dtype.upper())
+
+    # What operators of ours are made of.
+
+    def zero(self, dtype: str, value: int = 0) -> Tensor:
+        """A zero point."""
+        return self.constant(np.array([value], dtype))
+
+    def rescale(self, x: Tensor, scales: Sequence[float], dtype: str, *, zero: int = 0, output_zero: int = 0) -> Tensor:
+        """(x - zero) * scale + output_zero, rounded once to the nearest (half upwards), saturated to `dtype`.
+
+        Args:
+            scales: one for all, or one an entry of the last axis.
+        """
+        parts = [fraction(scale) for scale in scales]
+        multiplier = self.constant(np.array([each[0] for each in parts], np.int32))
+        shift = self.constant(np.array([each[1] for each in parts], np.int8))
+        zeros = self.zero(x.dtype, zero), self.zero(dtype, output_zero)
+        rounding = self._ts.RoundingMode.SINGLE_ROUND
+        values = (True, rounding, len(parts) > 1, False, False)
+        return self.emit("RESCALE", [x, multiplier, shift, *zeros], x.shape, dtype, "RescaleAttribute", *values)
+
+    def clamp(self, x: Tensor, low: int, high: int) -> Tensor:
+        """Limited; nothing where int8 holds no more."""
+        if low <= -128 and high >= 127:
+            return x
+        limits = [[int(np.uint8(np.int8(limit)))] for limit in (low, high)]
+        return self.emit(
+            "CLAMP", [x], x.shape, x.dtype, "ClampAttribute", *limits, self._ts.NanPropagationMode.PROPAGATE
+        )
+
+    def reshape(self, x: Tensor, shape: Shape) -> Tensor:
+        """The same elements in the same order."""
+        if x.shape == shape:
+            return x
+        return self.emit("RESHAPE", [x, self.shape(shape)], shape, x.dtype, "ReshapeAttribute")
+
+    def transpose(self, x: Tensor, order: Sequence[int]) -> Tensor:
+        """Axes permuted; a reshape where only axes of one element move."""
+        shape = tuple(x.shape[axis] for axis in order)
+        moved = [axis for axis in order if x.shape[axis] != 1]
+        if moved == sorted(moved):
+            return self.reshape(x, shape)
+        return self.emit("TRANSPOSE", [x], shape, x.dtype, "TransposeAttribute", list(order))
+
+    def convolution(
+        self,
+        x: Tensor,
+        weight: Array,
+        bias: Array,
+        zero: int,
+        *,
+        padding: Sequence[int],
+        strides: Sequence[int],
+        dilation: Sequence[int] = (1, 1),
+        depthwise: bool = False,
+    ) -> Tensor:
+        """int32 sums of x (N, H, W, C) and int8 weights (O, kh, kw, C), or (kh, kw, C, M) for a depthwise one.
+
+        Args:
+            padding: top, bottom, left, right.
+        """
+        kernel = weight.shape[:2] if depthwise else weight.shape[1:3]
+        sizes = [
+            (size + before + after - step * (extent - 1) - 1) // stride + 1
+            for size, before, after, extent, stride, step in zip(
+                x.shape[1:3], padding[::2], padding[1::2], kernel, strides, dilation, strict=True
+            )
+        ]
+        channels = weight.shape[2] * weight.shape[3] if depthwise else weight.shape[0]
+        extents = [step * (extent - 1) + 1 for extent, step in zip(kernel, dilation, strict=True)]
+        x, padding = self._fitted(x, sizes, extents, strides, padding)
+        operands = [x, self.constant(weight), self.constant(bias), self.zero("int8", zero), self.zero("int8")]
+        values = (list(padding), list(strides), list(dilation), False, self._ts.DType.INT32)
+        names = ("DEPTHWISE_CONV2D", "DepthwiseConv2dAttribute") if depthwise else ("CONV2D", "Conv2dAttribute")
+        shape = (x.shape[0], *sizes, channels)
+        return self.emit(names[0], operands, shape, "int32", names[1], *values)
+
+    def pool(
+        self,
+        operator: str,
+        x: Tensor,
+        kernel: Sequence[int],
+        strides: Sequence[int],
+        padding: Sequence[int],
+        zero: int = 0,
+    ) -> Tensor:
+        """MAX_POOL2D or AVG_POOL2D of int8 x (N, H, W, C); padding as top, bottom, left, right."""
+        sizes = [
+            (size + before + after - extent) // stride + 1
+            for size, before, after, extent, stride in zip(
+                x.shape[1:3], padding[::2], padding[1::2], kernel, strides, strict=True
+            )
+        ]
+        x, padding = self._fitted(x, sizes, kernel, strides, padding)
+        shape = (x.shape[0], *sizes, x.shape[3])
+        values: list[Any] = [list(kernel), list(strides), list(padding)]
+        if operator == "MAX_POOL2D":
+            values.append(self._ts.NanPropagationMode.PROPAGATE)
+            return self.emit(operator, [x], shape, "int8", "MaxPool2dAttribute", *values)
+        operands = [x, self.zero("int8", zero), self.zero("int8", zero)]
+        return self.emit(operator, operands, shape, "int8", "AvgPool2dAttribute", *values, self._ts.DType.INT32)
+
+    def slice(self, x: Tensor, starts: Sequence[int], sizes: Sequence[int]) -> Tensor:
+        """A part."""
+        if tuple(sizes) == x.shape:
+            return x
+        operands = [x, self.shape(starts), self.shape(sizes)]
+        return self.emit("SLICE", operands, tuple(sizes), x.dtype, "SliceAttribute")
+
+    def _fitted(
+        self, x: Tensor, sizes: Sequence[int], extents: Sequence[int], strides: Sequence[int], padding: Sequence[int]
+    ) -> tuple[Tensor, list[int]]:
+        """The operand without rows and columns that no window reaches: TOSA wants windows to end at the edge."""
+        shape, fitted = list(x.shape), list(padding)
+        for axis in (0, 1):
+            needed = (sizes[axis] - 1) * strides[axis] + extents[axis] - padding[2 * axis]
+            shape[1 + axis] = min(shape[1 + axis], needed)
+            fitted[2 * axis + 1] = needed - shape[1 + axis]
+        return self.slice(x, [0] * 4, shape), fitted

@@ -1,0 +1,117 @@
+"""Arm's compiler for the Ethos-U: a TOSA graph to a command stream, and its estimate of what running it costs."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from targets.errors import TargetError, ToolchainMissing
+from targets.ethos_u.accelerators import Accelerator
+from targets.ethos_u.program import Place, Program
+
+INSTALL = "pip install 'tensorwright[ethos-u]'"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What Vela made: the program, and its tables: one row an operator, and totals."""
+
+    program: Program
+    layers: list[dict[str, str]]
+    summary: dict[str, str]
+
+
+@cache
+def require() -> None:
+    """Raises ToolchainMissing, with the line that installs them, when Vela or the TOSA tools are not here."""
+    import importlib.util
+
+    for module, package in (("ethosu.vela", "ethos-u-vela"), ("tosa_serializer", "tosa-tools")):
+        try:
+            missing = importlib.util.find_spec(module) is None
+        except ModuleNotFoundError:
+            missing = True
+        if missing:
+            raise ToolchainMissing(f"{package}, which compiles for the Ethos-U, is not installed", INSTALL)
+
+
+def compile_graph(tosa: bytes, accelerator: Accelerator) -> Compiled:
+    """Compile a graph.
+
+    Raises:
+        TargetError: Vela refuses it; carries what it says.
+        ToolchainMissing: it is not installed.
+    """
+    require()
+    with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
+        source = Path(folder) / "graph.tosa"
+        source.write_bytes(tosa)
+        said = _run(source, accelerator)
+        result = Path(folder) / "graph_vela.npz"
+        if not result.exists():
+            raise TargetError(f"Vela made nothing of a graph: {said.strip()[-800:]}", "please report the model")
+        with np.load(result, allow_pickle=True) as arrays:
+            program = _program({name: arrays[name] for name in arrays.files}, accelerator)
+        layers = list(_rows(next(Path(folder).glob("*per-layer.csv"))))
+        summary = next(iter(_rows(next(Path(folder).glob("*summary*.csv")))))
+    return Compiled(program, layers, summary)
+
+
+def _run(source: Path, accelerator: Accelerator) -> str:
+    from ethosu.vela import vela
+
+    arguments = ["--config", "Arm/vela.ini", "--accelerator-config", accelerator.name]
+    arguments += ["--system-config", accelerator.system, "--memory-mode", accelerator.memory]
+    arguments += ["--output-format", "raw", "--verbose-performance", "--output-dir", str(source.parent), str(source)]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            vela.main(arguments)
+    except SystemExit as error:
+        if error.code not in (0, None):
+            raise TargetError(f"Vela failed: {said.getvalue().strip()[-800:]}", "please report the model") from error
+    except Exception as error:
+        raise TargetError(
+            f"Vela failed: {error} {said.getvalue().strip()[-800:]}", "please report the model"
+        ) from error
+    return said.getvalue()
+
+
+def _program(arrays: dict[str, Any], accelerator: Accelerator) -> Program:
+    def places(kind: str) -> tuple[Place, ...]:
+        regions = np.atleast_1d(arrays[f"{kind}_region"])
+        offsets, shapes = np.atleast_1d(arrays[f"{kind}_offset"]), list(arrays[f"{kind}_shape"])
+        sizes = np.atleast_1d(arrays[f"{kind}_elem_size"])
+        regions = np.broadcast_to(regions, len(offsets))
+        return tuple(
+            Place(int(region), int(offset), int(np.prod([int(size) for size in shape])) * int(element))
+            for region, offset, shape, element in zip(regions, offsets, shapes, sizes, strict=True)
+        )
+
+    scratch = {int(arrays["scratch_region"]): int(arrays["scratch_shape"][0])}
+    if "scratch_fast_region" in arrays:
+        scratch.setdefault(int(arrays["scratch_fast_region"]), int(arrays["scratch_fast_shape"][0]))
+    return Program(
+        accelerator.name,
+        arrays["cmd_data"].tobytes(),
+        arrays["weight_data"].tobytes(),
+        int(arrays["weight_region"]),
+        scratch,
+        places("input"),
+        places("output"),
+    )
+
+
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            yield {str(key).strip(): str(value).strip() for key, value in row.items()}

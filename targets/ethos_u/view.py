@@ -1,0 +1,150 @@
+"""What operators ask about the graph they are found in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import GenericConst
+
+from targets.ethos_u.steps import Array, Quantized, Unsupported
+
+_BYTES = ("int8", "uint8")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Constant int8 weights whose zero point is 0; `scale` has one entry, or one for each of `axis`."""
+
+    values: Array
+    scale: Array
+    axis: int
+
+
+class View:
+    """The outermost bindings of a function; `home` is the block of code without side effects that quantizes most."""
+
+    def __init__(self, function: Any) -> None:
+        self.home = _home(function)
+        self.bindings = [
+            (binding.var, binding.value)
+            for block in function.body.blocks
+            for binding in block.bindings
+            if isinstance(binding, relax.VarBinding)
+        ]
+        self._definitions = dict(self.bindings)
+        self._uses: dict[Any, int] = {}
+        for _, value in self.bindings:
+            for variable in variables(value):
+                self._uses[variable] = self._uses.get(variable, 0) + 1
+        for variable in variables(function.body.body):
+            self._uses[variable] = self._uses.get(variable, 0) + 1
+
+    def definition(self, expr: Any) -> Any:
+        """What a variable stands for, or the expression itself."""
+        while isinstance(expr, relax.Var) and expr in self._definitions:
+            expr = self._definitions[expr]
+        return expr
+
+    def call(self, expr: Any, *names: str) -> Any | None:
+        """The call of one of the operators that defines `expr`."""
+        value = self.definition(expr)
+        return value if operator_name(value) in names else None
+
+    def used_once(self, expr: Any) -> bool:
+        """Whether nothing else reads it."""
+        return self._uses.get(expr, 0) <= 1
+
+    def constant(self, expr: Any) -> Array | None:
+        """The value of a constant."""
+        value = self.definition(expr)
+        return value.value.numpy() if isinstance(value, GenericConst) else None
+
+    def quantized(self, expr: Any) -> Quantized:
+        """The 8-bit tensor that a float operand is the dequantization of.
+
+        Raises:
+            Unsupported: it is none, or not one with a single scale.
+        """
+        found = self.call(expr, "relax.dequantize")
+        if found is None or isinstance(self.definition(found.args[0]), GenericConst):
+            raise Unsupported("its operand is not a quantized tensor")
+        return self.described(found.args[0], found)
+
+    def described(self, variable: Any, call: Any) -> Quantized:
+        """An 8-bit tensor with the parameters of a call of quantize or dequantize."""
+        scale, zero = self.constant(call.args[1]), self.constant(call.args[2])
+        dtype = str(variable.ty.dtype)
+        if scale is None or zero is None or scale.size != 1 or zero.size != 1:
+            raise Unsupported("its activations have a scale for each channel, or one that is no constant")
+        if dtype not in _BYTES:
+            raise Unsupported(f"its activations are {dtype}, and the accelerator takes int8 and uint8")
+        unsigned = dtype == "uint8"
+        offset = 128 if unsigned else 0
+        return Quantized(variable, static_shape(variable), float(scale.item()), int(zero.item()) - offset, unsigned)
+
+    def weight(self, expr: Any, filters: int) -> Weight:
+        """Constant weights, filters along that axis."""
+        found = self.call(expr, "relax.dequantize")
+        values = None if found is None else self.constant(found.args[0])
+        if found is None or values is None:
+            raise Unsupported("its weights are not quantized constants")
+        scale, zero = self.constant(found.args[1]), self.constant(found.args[2])
+        axis = int(found.attrs.axis) % values.ndim
+        if scale is None or zero is None or (scale.size > 1 and axis != filters):
+            raise Unsupported("the scales of its weights do not lie along its filters")
+        shape = [1] * values.ndim
+        shape[axis] = -1
+        shifted = values.astype(np.int32) - zero.astype(np.int32).reshape(shape if zero.size > 1 else ())
+        if shifted.min(initial=0) < -128 or shifted.max(initial=0) > 127:
+            raise Unsupported("its weights do not fit int8 with the zero point 0")
+        return Weight(shifted.astype(np.int8), scale.reshape(-1).astype(np.float64), filters)
+
+
+def _home(function: Any) -> set[Any]:
+    """The variables of the block in which most is quantized: a segment lies in one block."""
+    best: list[Any] = []
+    for block in function.body.blocks:
+        if isinstance(block, relax.DataflowBlock):
+            found = [each.var for each in block.bindings if isinstance(each, relax.VarBinding)]
+            quantized = sum(operator_name(each.value) == "relax.quantize" for each in block.bindings)
+            best = max(best, [quantized, found], key=lambda each: each[0] if each else -1)
+    return set(best[1]) if best else set()
+
+
+def operator_name(expr: Any) -> str | None:
+    """The name of the operator that `expr` calls."""
+    if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op):
+        return str(expr.op.name)
+    return None
+
+
+def static_shape(expr: Any) -> tuple[int, ...]:
+    """The sizes of a tensor. Raises Unsupported when one is open."""
+    shape = getattr(expr.ty, "shape", None)
+    if not isinstance(shape, relax.ShapeExpr) or not all(isinstance(size, tvm.tirx.IntImm) for size in shape.values):
+        raise Unsupported("its sizes are open, and a command stream is for one size")
+    sizes = tuple(int(size) for size in shape.values)
+    if 0 in sizes:
+        raise Unsupported("it has no elements")
+    return sizes
+
+
+def variables(expr: Any) -> Iterable[Any]:
+    """The variables that an expression reads, each as often as it does."""
+    if isinstance(expr, relax.Var):
+        yield expr
+    elif isinstance(expr, relax.Call):
+        for argument in expr.args:
+            yield from variables(argument)
+    elif isinstance(expr, relax.Tuple):
+        for field in expr.fields:
+            yield from variables(field)
+    elif isinstance(expr, relax.TupleGetItem):
+        yield from variables(expr.tuple_value)
+    elif isinstance(expr, relax.SeqExpr | relax.If | relax.Function):
+        yield from relax.analysis.free_vars(expr)
