@@ -8,7 +8,7 @@ import numpy as np
 
 from targets.ethos_u.simulator.memory import IFM, Memory
 from targets.ethos_u.simulator.registers import Registers
-from targets.ethos_u.simulator.scaling import scaled
+from targets.ethos_u.simulator.scaling import NATURAL, scaled
 from targets.ethos_u.simulator.window import Window, operand
 
 Array = np.ndarray[Any, Any]
@@ -28,11 +28,13 @@ def pooled(memory: Memory, registers: Registers, window: Window, kind: int) -> A
         data = operand(memory, registers, IFM, window, window.depth, zero, fill)
         parts = [window.part(data, y, x) for y in range(window.kernel_height) for x in range(window.kernel_width)]
         total = np.maximum.reduce(parts) if kind == _MAXIMUM else np.sum(parts, 0)
+    padded = window.top or window.left or window.bottom or window.right
+    if kind == _AVERAGE and padded:
+        # The hardware counts what is no padding at each place and divides by that; the scale says nothing.
+        return _divided(total, _counts(window))
     if registers[0x114] >> 8 & 1:
         multiplier, shift = registers.fraction(0x24)
         return scaled(total, multiplier, shift, rounding)
-    if kind == _AVERAGE:
-        return _divided(total, _counts(window), rounding)
     return total
 
 
@@ -47,10 +49,8 @@ def _counts(window: Window) -> Array:
     return np.asarray(np.sum(parts, 0))
 
 
-def _divided(total: Array, counts: Array, rounding: int) -> Array:
-    """By the reciprocal of the count as the hardware holds it: TOSA's `reciprocal_scale`, 30 bits and a shift."""
-    if rounding == 1:
-        return total // counts
+def _divided(total: Array, counts: Array) -> Array:
+    """By reciprocals of 30 bits and a shift, rounded to the nearest: `reciprocal_scale` of the TOSA specification."""
     bits = np.ceil(np.log2(counts)).astype(np.int64)
-    multiplier = ((np.int64(1) << (30 + bits)) + counts - 1 - 0) // counts
-    return scaled(total, multiplier, 30 + bits, 2)
+    multiplier = (((np.int64(1) << 30) + 1) << bits) // counts
+    return scaled(total, multiplier, 30 + bits, NATURAL)

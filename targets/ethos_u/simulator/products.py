@@ -35,9 +35,16 @@ def product(memory: Memory, registers: Registers, window: Window, depthwise: boo
             continue
         stream = _stream(memory, registers, registers[0x128], _WEIGHTS[core])
         shape = (len(mine), window.kernel_height, window.kernel_width, 1 if depthwise else channels)
-        ordered = weights.filters(
-            weights.decoded(stream), shape, -(-block // cores), macs, window.part_kernel, depthwise
+        layout = weights.Layout(
+            shape,
+            -(-block // cores),
+            macs,
+            window.part_kernel,
+            depthwise,
+            weights.SUBKERNEL // window.dilation_y,
+            weights.SUBKERNEL // window.dilation_x,
         )
+        ordered = weights.filters(weights.decoded(stream), layout)
         sums = _depthwise(data[:, :, mine], ordered, window) if depthwise else _dense(data, ordered, window)
         bias, multiplier, shift = _scales(_stream(memory, registers, registers[0x129], _SCALES[core]), len(mine))
         result[:, :, mine] = scaled(sums + bias, multiplier, shift, registers[0x114] >> 14 & 3)

@@ -7,6 +7,7 @@ the micro-blocks that the multipliers take at once, with zeros where a block rea
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +17,7 @@ Array = np.ndarray[Any, Any]
 # Depth of a micro-block of the result, by multiply-adds a cycle of one core; that of the operand is always 8.
 _RESULT_DEPTH = {32: 4, 64: 8, 128: 8, 256: 8}
 _OPERAND_DEPTH = 8
-_SUBKERNEL = 8
+SUBKERNEL = 8
 
 
 def decoded(stream: bytes) -> Array:
@@ -26,62 +27,72 @@ def decoded(stream: bytes) -> Array:
     return np.asarray(mlw_codec.decode(bytearray(stream)), np.int64)
 
 
-def filters(
-    stream: Array, shape: tuple[int, int, int, int], block_depth: int, macs: int, part_kernel: bool, depthwise: bool
-) -> Array:
-    """Weights (filters, height, width, channels) out of a stream; `channels` is 1 for a depthwise convolution."""
-    order = _order(shape, block_depth, macs, part_kernel, depthwise)
+@dataclass(frozen=True)
+class Layout:
+    """What decides the order.
+
+    Attributes:
+        shape: (filters, height, width, channels); one channel for a depthwise convolution.
+        block_depth: filters of a block.
+        part_kernel: whether parts of the kernel come before blocks of channels.
+        rows, columns: of a part of the kernel.
+    """
+
+    shape: tuple[int, int, int, int]
+    block_depth: int
+    macs: int
+    part_kernel: bool
+    depthwise: bool
+    rows: int
+    columns: int
+
+
+def filters(stream: Array, layout: Layout) -> Array:
+    """Weights of the layout's shape out of a stream."""
+    order = _order(layout)
     used = min(len(order), len(stream))
     kept = order[:used] >= 0
-    result = np.zeros(int(np.prod(shape)), np.int64)
+    result = np.zeros(int(np.prod(layout.shape)), np.int64)
     result[order[:used][kept]] = stream[:used][kept]
-    return result.reshape(shape)
+    return result.reshape(layout.shape)
 
 
 @lru_cache(maxsize=64)
-def _order(shape: tuple[int, int, int, int], block_depth: int, macs: int, part_kernel: bool, depthwise: bool) -> Array:
+def _order(layout: Layout) -> Array:
     """For each place of the stream, the index of the weight there, or -1 for filling."""
-    count, height, width, channels = shape
-    depth_step = 16 if part_kernel else 32
+    count, height, width, channels = layout.shape
+    depth_step = 16 if layout.part_kernel else 32
     parts = []
-    for first in range(0, count, block_depth):
-        last = min(first + block_depth, count)
-        for channel in range(0, 1 if depthwise else channels, depth_step):
-            if depthwise:
+    for first in range(0, count, layout.block_depth):
+        last = min(first + layout.block_depth, count)
+        for channel in range(0, 1 if layout.depthwise else channels, depth_step):
+            if layout.depthwise:
                 depth = _OPERAND_DEPTH
-            elif part_kernel:
+            elif layout.part_kernel:
                 depth = min(depth_step, channels - channel)
             else:
                 depth = depth_step
-            for y in range(0, height, _SUBKERNEL):
-                for x in range(0, width, _SUBKERNEL):
-                    parts.append(_block(shape, (first, last), (channel, depth), (y, x), macs, part_kernel, depthwise))
+            for y in range(0, height, layout.rows):
+                for x in range(0, width, layout.columns):
+                    parts.append(_block(layout, (first, last), (channel, depth), (y, x)))
     return np.concatenate(parts)
 
 
-def _block(
-    shape: tuple[int, int, int, int],
-    outputs: tuple[int, int],
-    inputs: tuple[int, int],
-    corner: tuple[int, int],
-    macs: int,
-    part_kernel: bool,
-    depthwise: bool,
-) -> Array:
-    _, height, width, channels = shape
-    rows, columns = min(height - corner[0], _SUBKERNEL), min(width - corner[1], _SUBKERNEL)
+def _block(layout: Layout, outputs: tuple[int, int], inputs: tuple[int, int], corner: tuple[int, int]) -> Array:
+    _, height, width, channels = layout.shape
+    rows, columns = min(height - corner[0], layout.rows), min(width - corner[1], layout.columns)
     elements = rows * columns
-    if part_kernel or depthwise:
+    if layout.part_kernel or layout.depthwise:
         elements = -(-elements // 4) * 4
-    step = _RESULT_DEPTH[macs]
-    outer, inner = (inputs[1], 1) if part_kernel else (1, inputs[1])
+    step = _RESULT_DEPTH[layout.macs]
+    outer, inner = (inputs[1], 1) if layout.part_kernel else (1, inputs[1])
     grid = np.ix_(
         np.arange(0, outer, _OPERAND_DEPTH),
         np.arange(0, outputs[1] - outputs[0], step),
         np.arange(elements),
         np.arange(0, inner, _OPERAND_DEPTH),
         np.arange(step),
-        np.arange(1 if depthwise else _OPERAND_DEPTH),
+        np.arange(1 if layout.depthwise else _OPERAND_DEPTH),
     )
     outer_channel, block, element, inner_channel, filter_step, channel_step = grid
     channel = inputs[0] + outer_channel + inner_channel + channel_step

@@ -16,13 +16,15 @@ _NEAREST, _ZEROS = 1, 2
 
 @dataclass(frozen=True)
 class Window:
-    """Sizes of the result and the kernel, strides, and padding."""
+    """Sizes of the result and the kernel, what lies between the kernel's elements, strides, and padding."""
 
     height: int
     width: int
     depth: int
     kernel_height: int
     kernel_width: int
+    dilation_y: int
+    dilation_x: int
     stride_y: int
     stride_x: int
     top: int
@@ -36,14 +38,15 @@ class Window:
     def of(cls, registers: Registers) -> Window:
         """As the registers say."""
         stride = registers[0x122]
-        if stride >> 3 & 3:
-            raise NotImplementedError("dilated kernels")
+        dilation_y, dilation_x = 1 + (stride >> 4 & 1), 1 + (stride >> 3 & 1)
         return cls(
             height=registers[0x112] + 1,
             width=registers[0x111] + 1,
             depth=registers[0x113] + 1,
-            kernel_height=registers[0x121] + 1,
-            kernel_width=registers[0x120] + 1,
+            kernel_height=registers[0x121] // dilation_y + 1,
+            kernel_width=registers[0x120] // dilation_x + 1,
+            dilation_y=dilation_y,
+            dilation_x=dilation_x,
             stride_y=1 + (stride >> 1 & 1) + ((stride >> 9 & 1) << 1),
             stride_x=1 + (stride & 1) + ((stride >> 6 & 1) << 1),
             top=registers[0x100],
@@ -57,15 +60,16 @@ class Window:
     @property
     def padded_height(self) -> int:
         """Rows that the kernel sees, with padding."""
-        return (self.height - 1) * self.stride_y + self.kernel_height
+        return (self.height - 1) * self.stride_y + (self.kernel_height - 1) * self.dilation_y + 1
 
     @property
     def padded_width(self) -> int:
         """Columns that the kernel sees, with padding."""
-        return (self.width - 1) * self.stride_x + self.kernel_width
+        return (self.width - 1) * self.stride_x + (self.kernel_width - 1) * self.dilation_x + 1
 
     def part(self, data: Array, y: int, x: int) -> Array:
         """What the place (y, x) of the kernel meets at each place of the result."""
+        y, x = y * self.dilation_y, x * self.dilation_x
         rows = slice(y, y + (self.height - 1) * self.stride_y + 1, self.stride_y)
         columns = slice(x, x + (self.width - 1) * self.stride_x + 1, self.stride_x)
         return data[rows, columns]

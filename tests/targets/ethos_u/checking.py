@@ -1,0 +1,65 @@
+"""What Vela emitted, run by the simulator, against the TOSA reference model: every bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import tosa_reference_model
+
+import targets
+from compiler.frontends.source import import_model
+from compiler.passes.context import PipelineContext
+from compiler.passes.pipeline import run_pipeline
+from targets.ethos_u.partition import Found, find
+from targets.ethos_u.runtime import execute
+from targets.ethos_u.segments import Schedule, Segment, schedule
+from targets.ethos_u.target import EthosU
+from targets.ethos_u.vela import compile_graph
+from targets.ethos_u.view import View
+
+Array = np.ndarray[Any, Any]
+DEFAULT = "cortex-m55+ethos-u55-128"
+
+
+def target_named(name: str = DEFAULT) -> EthosU:
+    found = targets.get(name, cores=1)
+    assert isinstance(found, EthosU)
+    return found
+
+
+def planned(source: Any, name: str = DEFAULT, *, naive: bool = False) -> tuple[Found, Schedule]:
+    """What the target takes of a model (of ONNX, or imported), and its segments."""
+    target = target_named(name)
+    mod = import_model(source).mod if isinstance(source, onnx.ModelProto) else source.mod
+    context = PipelineContext(target=target, machine=target.machine)
+    function = run_pipeline(mod, context, until="canonicalize").mod["main"]
+    view = View(function)
+    found = find(view, target.accelerator)
+    return found, schedule(view, found.steps, function.body.body, naive)
+
+
+def random_operands(segment: Segment, seed: int = 0) -> list[Array]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(-128, 128, port.shape).astype(np.int8) for port in segment.inputs]
+
+
+def reference(segment: Segment, operands: list[Array]) -> list[Array]:
+    """By the TOSA reference model."""
+    results, status = tosa_reference_model.run(segment.tosa, operands, verbosity="NONE")
+    assert status == tosa_reference_model.GraphStatus.TOSA_VALID
+    return [np.asarray(result) for result in results]
+
+
+def check(segment: Segment, name: str = DEFAULT) -> list[Array]:
+    """Compile and run a segment on random operands; every bit of its results is right, and none is constant."""
+    operands = random_operands(segment)
+    expected = reference(segment, operands)
+    program = compile_graph(segment.tosa, target_named(name).accelerator).program
+    if not target_named(name).accelerator.is_u85:
+        for actual, wanted in zip(execute(program, operands), expected, strict=True):
+            np.testing.assert_array_equal(actual, wanted.ravel())
+    for wanted in expected:
+        assert wanted.size == 1 or len(np.unique(wanted)) > 1
+    return expected
