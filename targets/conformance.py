@@ -24,6 +24,7 @@ from targets.conformance_models import (
     DTYPES,
     FAMILIES,
     operator_model,
+    quantized_net,
     random_inputs,
     small_net,
     unknown_operator,
@@ -33,6 +34,7 @@ from targets.target import Target
 
 Array = np.ndarray[Any, Any]
 # Relative to the largest value of an output: sums of up to a few hundred products in the type's own precision.
+_ROUNDED_STEPS = 2
 TOLERANCES = {"float32": 1e-5, "float16": 4e-3}
 
 
@@ -92,6 +94,7 @@ def checks() -> list[Check]:
         Check("description", _description),
         *made,
         Check("small net", _small_net),
+        Check("quantized net", _quantized_net),
         Check("open batch", _open_batch),
         Check("file round trip", _round_trip),
         Check("refusal", _refusal),
@@ -169,6 +172,17 @@ def _small_net(target: Target, toolbox: Toolbox) -> str | None:
     return _compare(small_net(2), target, toolbox, TOLERANCES["float32"])
 
 
+def _quantized_net(target: Target, toolbox: Toolbox) -> str | None:
+    """Integers round alike but for ties and what is rounded once more: two steps of the result, ten roundings."""
+    model, step = quantized_net()
+    inputs = random_inputs(model)
+    (expected,), (actual,) = _reference(model, inputs).values(), toolbox.compile(model, target).run(inputs).values()
+    if np.ptp(expected) < 20 * step:
+        return "the reference says nothing: its result is nearly constant"
+    error = float(np.abs(np.asarray(actual, np.float64) - expected).max())
+    return None if error <= _ROUNDED_STEPS * step * 1.001 else f"it differs by {error / step:.3g} steps"
+
+
 def _open_batch(target: Target, toolbox: Toolbox) -> str | None:
     """One module for every batch size."""
     module = toolbox.compile(small_net("batch"), target)
@@ -211,13 +225,14 @@ def _partition(target: Target, toolbox: Toolbox) -> str | None:
     """An accelerator claims something of the small net, and says why it leaves the rest."""
     if not target.partition_passes():
         return None
-    details = toolbox.compile(small_net(1), target).manifest.target.details
+    model = quantized_net()[0] if target.quantized_everywhere else small_net(1)
+    details = toolbox.compile(model, target).manifest.target.details
     report = details.get("partition")
     if not isinstance(report, Mapping) or not {"claimed", "refused"} <= set(report):
         return (
             "the partition passes report nothing: context.reports['partition'] = {'claimed': [...], 'refused': [...]}"
         )
     if not report["claimed"]:
-        return "nothing of the small net was claimed"
+        return f"nothing of {model.graph.name} was claimed"
     without = [entry for entry in report["refused"] if not (entry.get("operator") and entry.get("reason"))]
     return f"refused without a reason: {without}" if without else None

@@ -160,6 +160,31 @@ def small_net(batch: int | str) -> onnx.ModelProto:
     return graph.model("small_net")
 
 
+def quantized_net() -> tuple[onnx.ModelProto, float]:
+    """A net whose every tensor is rounded to int8, as quantizers for accelerators write it, and its result's step."""
+    graph = _Graph("float32")
+    steps = (0.02, 0.05, 0.05, 0.05, 0.02, 0.03)
+    left = iter(steps)
+
+    def rounded(name: str) -> str:
+        parameters = [graph.constant(np.array(next(left), np.float32)), graph.constant(np.array(-3, np.int8))]
+        return graph.node("DequantizeLinear", [graph.node("QuantizeLinear", [name, *parameters]), *parameters])
+
+    def weight(*shape: int) -> str:
+        values = np.random.default_rng(len(shape) + shape[0]).integers(-127, 128, shape).astype(np.int8)
+        scale, zero = graph.constant(np.array(0.004, np.float32)), graph.constant(np.array(0, np.int8))
+        return graph.node("DequantizeLinear", [graph.constant(values), scale, zero])
+
+    x = rounded(graph.input(1, 3, 16, 16))
+    one = rounded(graph.node("Relu", [graph.node("Conv", [x, weight(16, 3, 3, 3), graph.weight(16)], pads=[1] * 4)]))
+    two = rounded(graph.node("Conv", [one, weight(16, 1, 3, 3)], group=16, pads=[1] * 4))
+    total = rounded(graph.node("Add", [one, two]))
+    pooled = rounded(graph.node("GlobalAveragePool", [total]))
+    result = rounded(graph.node("Conv", [pooled, weight(10, 16, 1, 1)]))
+    graph.outputs.append(helper.make_empty_tensor_value_info(result))
+    return graph.model("quantized_net"), steps[-1]
+
+
 def unknown_operator() -> onnx.ModelProto:
     """A valid model with an operator that nobody knows."""
     nodes = [helper.make_node("Mystery", ["x"], ["y"], domain="conformance.example")]

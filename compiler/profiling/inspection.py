@@ -106,6 +106,8 @@ def inspect_module(path: str | os.PathLike[str]) -> Inspection:
     }
     if plan is not None:
         facts["memory plan"] = plan_text(plan)
+    if accelerator := accelerator_text(manifest.target):
+        facts["accelerator"] = accelerator
     if manifest.fixed_inputs:
         facts["fixed inputs"] = "; ".join(_fixed_text(fixed) for fixed in manifest.fixed_inputs)
     return Inspection(
@@ -127,6 +129,13 @@ def target_text(target: Any) -> str:
     engine = target.details.get("engine_target")
     cpu = engine.get("mcpu") if isinstance(engine, dict) else None
     return f"{target.name} ({', '.join(filter(None, [target.architecture, cpu]))})"
+
+
+def accelerator_text(target: Any) -> str:
+    """What a manifest's target reports of its accelerator, in words; "" where it has none."""
+    report = target.details.get("partition")
+    lines = report.get("summary") if isinstance(report, dict) else None
+    return "\n".join(map(str, lines)) if isinstance(lines, list) else ""
 
 
 def plan_text(plan: Any) -> str:

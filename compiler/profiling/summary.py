@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import ArtifactError, InvalidModelError, StorageError
-from compiler.profiling.inspection import is_module_file, plan_text, target_text
+from compiler.profiling.inspection import accelerator_text, is_module_file, plan_text, target_text
 from compiler.runtime import Module
 
 
@@ -34,6 +34,7 @@ class Summary:
     path: str
     file_bytes: int
     target: str
+    accelerator: str
     inputs: list[str]
     outputs: list[str]
     parameters: int
@@ -109,6 +110,7 @@ def summarize(module: Module, path: Path, coverage: Coverage | None, seconds: Ma
         path=str(path),
         file_bytes=path.stat().st_size,
         target=target_text(manifest.target),
+        accelerator=accelerator_text(manifest.target),
         inputs=[str(spec) for spec in manifest.inputs],
         outputs=[str(spec) for spec in manifest.outputs],
         parameters=len(parameters),

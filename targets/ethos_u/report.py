@@ -12,6 +12,7 @@ from targets.ethos_u.steps import Step
 from targets.ethos_u.vela import Compiled
 from targets.ethos_u.view import View, operator_name
 
+_LINES = 8  # layers that the summary shows
 _NOT_COUNTED = ("relax.quantize", "relax.dequantize")
 
 
@@ -45,7 +46,37 @@ def partition_report(
     }
     if compiled:
         report["estimate"] = _estimate(compiled, accelerator)
-    return report
+    return {**report, "summary": _summary(report)}
+
+
+def _summary(report: Mapping[str, Any]) -> list[str]:
+    """The report in words."""
+    operators, macs = (round(report[key]["share"] * 100) for key in ("operators", "macs"))
+    lines = [f"{report['accelerator']}: {operators} % of the operators, {macs} % of the multiply-adds"]
+    if estimate := report.get("estimate"):
+        lines += _costs(estimate)
+    for entry in report["refused"]:
+        lines.append(f"on the processor: {entry['operator']} ({entry['times']} times): {entry['reason']}")
+    return lines
+
+
+def _costs(estimate: Mapping[str, Any]) -> list[str]:
+    """The estimate in words, with the layers that take longest."""
+    accessed, peak = (
+        ", ".join(f"{name.replace('_', ' ')} {size:,}" for name, size in estimate[key].items() if size)
+        for key in ("bytes_accessed", "peak_bytes")
+    )
+    largest = sorted(estimate["layers"], key=lambda layer: -int(layer["cycles"]))[:_LINES]
+    return [
+        f"estimate by Vela: {estimate['cycles']:,} cycles, {estimate['milliseconds']:.3f} ms ({estimate['system']})",
+        f"bytes accessed: {accessed}; at most in use: {peak}",
+        *(
+            f"  {layer['operator']} {layer['name']}: {layer['cycles']:,} cycles,"
+            f" {round(layer['utilization'] * 100)} % of the multipliers"
+            for layer in largest
+        ),
+        *([f"  and {len(estimate['layers']) - _LINES} more"] if len(estimate["layers"]) > _LINES else []),
+    ]
 
 
 def _processor_macs(view: View, steps: Mapping[Any, Step]) -> int:

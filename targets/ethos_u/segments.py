@@ -49,7 +49,7 @@ class Schedule:
     levels: dict[Any, int]
 
 
-def schedule(view: View, steps: Mapping[Any, Step], results: Any, naive: bool = False) -> Schedule:
+def schedule(view: View, steps: Mapping[Any, Step], results: Any) -> Schedule:
     """The steps (by variable), each in one segment; no segment waits for one that waits for it.
 
     The level of a value is how often the data has gone from the accelerator to the processor before it.
@@ -69,7 +69,7 @@ def schedule(view: View, steps: Mapping[Any, Step], results: Any, naive: bool = 
         inputs = {each.variable: each for step in chosen.values() for each in step.inputs}
         outputs = [step.output for variable, step in chosen.items() if variable in read]
         outside = [each for variable, each in inputs.items() if variable not in chosen]
-        parts[level] = _written(tuple(chosen.values()), outside, outputs, naive)
+        parts[level] = _written(tuple(chosen.values()), outside, outputs)
     return Schedule(parts, {variable: level for variable, level in levels.items() if variable not in steps})
 
 
@@ -85,14 +85,12 @@ def _needed(view: View, steps: Mapping[Any, Step], results: Any) -> dict[Any, li
     return dict(reversed(reads.items()))
 
 
-def _written(
-    steps: tuple[Step, ...], inputs: Sequence[Quantized], outputs: Sequence[Quantized], naive: bool
-) -> Segment:
-    emitter = Emitter(naive)
+def _written(steps: tuple[Step, ...], inputs: Sequence[Quantized], outputs: Sequence[Quantized]) -> Segment:
+    emitter = Emitter()
     values: dict[Any, Value] = {}
     ports = []
     for each in inputs:
-        port = Port(each, len(each.shape) == 4 and not naive)
+        port = Port(each, len(each.shape) == 4)
         ports.append(port)
         values[each.variable] = Value(emitter.graph.input(port.shape), port.last)
     for step in steps:
@@ -105,10 +103,10 @@ def _written(
     return Segment(steps, tuple(ports), tuple(made), emitter.graph.serialize())
 
 
-def one_segment(steps: Sequence[Step], naive: bool = False) -> Segment:
+def one_segment(steps: Sequence[Step]) -> Segment:
     """Given steps as one segment, for tests: all that none of them makes goes in, all that none reads comes out."""
     made = {step.output.variable for step in steps}
     inputs = {each.variable: each for step in steps for each in step.inputs if each.variable not in made}
     read = {each.variable for step in steps for each in step.inputs}
     outputs = [step.output for step in steps if step.output.variable not in read]
-    return _written(tuple(steps), list(inputs.values()), outputs, naive)
+    return _written(tuple(steps), list(inputs.values()), outputs)

@@ -81,15 +81,10 @@ class Result:
 
 
 class Emitter:
-    """Writes steps into a TOSA graph and keeps account of layouts.
+    """Writes steps into a TOSA graph and keeps account of layouts."""
 
-    Attributes:
-        naive: each operator for itself, with transposes around it, as a converter does that knows no layouts.
-    """
-
-    def __init__(self, naive: bool = False) -> None:
+    def __init__(self) -> None:
         self.graph = TosaGraph()
-        self.naive = naive
 
     def last(self, value: Value) -> Tensor:
         """A rank-4 tensor with its channels last."""
@@ -101,8 +96,7 @@ class Emitter:
 
     def made(self, tensor: Tensor, last: bool = True) -> Value:
         """The result of a step."""
-        value = Value(tensor, last and len(tensor.shape) == 4)
-        return Value(self.first(value), False) if self.naive else value
+        return Value(tensor, last and len(tensor.shape) == 4)
 
     def together(self, values: Sequence[Value]) -> tuple[list[Tensor], bool]:
         """Tensors of one rank in one layout, and whether that has channels last."""

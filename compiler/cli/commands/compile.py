@@ -135,6 +135,8 @@ def _print_summary(summary: Any) -> None:
         ),
         ("kernels", _kernels_text(summary)),
     ]
+    if summary.accelerator:
+        facts.append(("accelerator", summary.accelerator))
     if summary.memory_plan:
         facts.append(("memory plan", summary.memory_plan))
     steps = ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in summary.seconds.items())

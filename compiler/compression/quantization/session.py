@@ -82,7 +82,7 @@ class Session:
         """Take `model` as the float model and look at its tensors."""
         self.model = model
         self.graph: LayerGraph = find_layers(model.mod)
-        placement = self._place()
+        placement = self.place()
         channels = {
             layer.data: layer.product.channels if layer.product.filters == 0 else int(layer.data.ty.ndim) - 1
             for layer in placement.layers
@@ -93,7 +93,7 @@ class Session:
         self.statistics: dict[Var, Statistics]
         self.statistics, self.float_outputs = observe(self.tapped, self.samples, placement.sites, channels)
 
-    def _place(self, in_float: Collection[str] = ()) -> Placement:
+    def place(self, in_float: Collection[str] = ()) -> Placement:
         """Where tensors are rounded."""
         if self.scheme.everywhere:
             return place_everywhere(self.model.mod, self.graph, in_float)
@@ -120,7 +120,7 @@ class Session:
     def rank(self, samples: int) -> None:
         """Measure what each layer costs alone."""
         if not self.sensitivity:
-            placement = self._place(self.in_float)
+            placement = self.place(self.in_float)
             numbers = self.numbers(placement)
             self.sensitivity = measure_sensitivity(self.model, placement, numbers, self.samples[:samples], self.compile)
 
@@ -136,7 +136,7 @@ class Session:
         return self._candidates[count]
 
     def _made(self, count: int) -> Candidate:
-        placement = self._place({*self.in_float, *(self.worst(count) if count else ())})
+        placement = self.place({*self.in_float, *(self.worst(count) if count else ())})
         numbers = self.numbers(placement)
         mod = insert_pairs(self.model.mod, placement, numbers)
         return Candidate(mod, self.compile(replace(self.model, mod=mod)), placement, numbers)

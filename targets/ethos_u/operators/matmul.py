@@ -19,9 +19,9 @@ _DEPTH = 65536
 @operator("relax.matmul", bias=True)
 def fully_connected(view: View, call: Any, result: Result) -> Step:
     """matmul(dequantize(x), dequantize(w)) + bias, w (depth, filters)."""
+    if len(call.args[1].ty.shape) != 2:
+        raise Unsupported("its second operand is no matrix")
     data = view.quantized(call.args[0])
-    if view.call(call.args[1], "relax.dequantize") is None or len(call.args[1].ty.shape) != 2:
-        raise Unsupported("its second operand is no quantized matrix of constants")
     weight = view.weight(call.args[1], 1)
     check_weight(weight)
     depth, filters = weight.values.shape

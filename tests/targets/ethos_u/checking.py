@@ -29,7 +29,7 @@ def target_named(name: str = DEFAULT) -> EthosU:
     return found
 
 
-def planned(source: Any, name: str = DEFAULT, *, naive: bool = False) -> tuple[Found, Schedule]:
+def planned(source: Any, name: str = DEFAULT) -> tuple[Found, Schedule]:
     """What the target takes of a model (of ONNX, or imported), and its segments."""
     target = target_named(name)
     mod = import_model(source).mod if isinstance(source, onnx.ModelProto) else source.mod
@@ -37,7 +37,7 @@ def planned(source: Any, name: str = DEFAULT, *, naive: bool = False) -> tuple[F
     function = run_pipeline(mod, context, until="canonicalize").mod["main"]
     view = View(function)
     found = find(view, target.accelerator)
-    return found, schedule(view, found.steps, function.body.body, naive)
+    return found, schedule(view, found.steps, function.body.body)
 
 
 def random_operands(segment: Segment, seed: int = 0) -> list[Array]:

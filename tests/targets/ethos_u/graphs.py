@@ -28,7 +28,7 @@ class QuantizedGraph:
         self._inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)))
         return self.rounded(name)
 
-    def constant(self, values: Array) -> str:
+    def constant(self, values: Any) -> str:
         """A constant."""
         name = f"c{len(self._constants)}"
         self._constants.append(numpy_helper.from_array(np.asarray(values), name))

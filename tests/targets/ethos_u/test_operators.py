@@ -154,7 +154,7 @@ def test_operator(name: str) -> None:
         found, plan = planned(graph.model(graph.rounded(build(graph))))
         assert not found.refused, f"seed {seed}"
         (segment,) = plan.parts.values()
-        assert [step.operator for step in segment.steps][0].startswith(operator), f"seed {seed}"
+        assert next(step.operator for step in segment.steps).startswith(operator), f"seed {seed}"
         check(segment)
 
 

@@ -1,0 +1,135 @@
+"""The target from end to end: presets, the suite, reports, refusals, files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import compiler
+import targets
+from compiler.conformance import check_target
+from compiler.profiling.inspection import inspect_module
+from targets.conformance import checks
+from targets.conformance_models import quantized_net, random_inputs, small_net
+from targets.ethos_u import vela
+from targets.ethos_u.program import Program
+from targets.ethos_u.runtime import execute
+from tests.targets.ethos_u.checking import DEFAULT, planned, random_operands, target_named
+from tests.targets.ethos_u.graphs import QuantizedGraph
+
+# What concerns the accelerator; float models take the same way as on the processor alone.
+_CHECKS = ("description", "quantized net", "open batch", "file round trip", "refusal", "partition")
+
+
+def report_of(model: onnx.ModelProto, target: str = DEFAULT) -> Any:
+    return compiler.compile(model, target, threads=1, records=False).manifest.target.details["partition"]
+
+
+def test_the_presets_are_listed() -> None:
+    names = [name for name in targets.names() if "ethos-u" in name]
+    assert {DEFAULT, "cortex-m55+ethos-u65-512", "cortex-m85+ethos-u85-256"} <= set(names)
+    assert "simulated" in targets.get(DEFAULT).how_it_runs()
+
+
+@pytest.mark.parametrize("name", _CHECKS)
+def test_it_passes_the_suite(name: str) -> None:
+    assert name in {check.name for check in checks()}
+    (outcome,) = [each for each in check_target(DEFAULT, name) if each.check == name]
+    assert outcome.problem is None, outcome.problem
+
+
+def test_the_report() -> None:
+    report = report_of(quantized_net()[0])
+    assert report["operators"]["share"] == report["macs"]["share"] == 1
+    estimate = report["estimate"]
+    assert estimate["cycles"] > 0
+    assert estimate["bytes_accessed"]["sram"] > 0
+    assert sum(layer["macs"] for layer in estimate["layers"]) == pytest.approx(report["macs"]["accelerator"], rel=0.01)
+    assert report["summary"][0] == "ethos-u55-128: 100 % of the operators, 100 % of the multiply-adds"
+
+
+def test_what_a_file_says(tmp_path: Path) -> None:
+    path = tmp_path / "net.twm"
+    compiler.compile(quantized_net()[0], DEFAULT, threads=1, records=False).export(path)
+    assert "100 % of the operators" in inspect_module(path).facts["accelerator"]
+
+
+def test_float_models_are_refused_to_the_accelerator_with_a_reason() -> None:
+    report = report_of(small_net(1))
+    assert not report["claimed"]
+    assert {entry["reason"] for entry in report["refused"]} == {
+        "it computes in float: quantize the model for this target"
+    }
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_parts_that_the_processor_computes_between(dtype: str) -> None:
+    """Two segments, with a softmax between them, and a result of the first that both need."""
+    graph = QuantizedGraph(3, dtype)
+    x = graph.input(1, 8, 6, 6)
+    one = graph.rounded(graph.node("Conv", [x, graph.weight((8, 8, 3, 3), 0)], pads=[1] * 4))
+    between = graph.rounded(graph.node("Softmax", [one], axis=1), 1 / 256, 0)
+    two = graph.rounded(graph.node("Add", [one, between]))
+    model = graph.model(two)
+    module = compiler.compile(model, DEFAULT, threads=1, records=False)
+    report: Any = module.manifest.target.details["partition"]
+    assert report["segments"] == 2
+    assert [entry["operator"] for entry in report["refused"]] == ["nn.softmax"]
+    inputs = random_inputs(model)
+    (actual,), (wanted,) = (
+        built.run(inputs).values() for built in (module, compiler.compile(model, "host", threads=1, records=False))
+    )
+    step = np.diff(np.unique(wanted)).min()
+    assert np.abs(actual - wanted).max() <= 2.01 * step
+    assert len(np.unique(wanted)) > 20
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda g: g.node("Conv", [g.input(1, 4, 9, 9), g.weight((4, 4, 3, 3), 0)], strides=[4, 4]), "strides"),
+        (lambda g: g.node("Conv", [g.input(1, 4, 9, 9), g.weight((4, 2, 3, 3), 0)], group=2), "2 groups"),
+        (lambda g: g.node("Conv", [g.input(1, 1, 70, 3), g.weight((4, 1, 65, 1), 0)]), "65x1"),
+        (lambda g: g.node("Softmax", [g.input(1, 9)]), "no such operator"),
+        (lambda g: g.node("MatMul", [g.input(3, 4), g.input(4, 5)]), "not quantized constants"),
+        (lambda g: g.node("Pad", [g.input(1, 4), g.constant(np.array([0, 1, 0, 2]))], mode="edge"), ""),
+    ],
+)
+def test_refusals_name_the_reason(build: Any, reason: str) -> None:
+    graph = QuantizedGraph(0)
+    found, plan = planned(graph.model(graph.rounded(build(graph))))
+    assert not plan.parts
+    assert len(found.refused) == 1
+    assert reason in found.refused[0][1]
+
+
+def test_without_vela(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise targets.ToolchainMissing("ethos-u-vela, which compiles for the Ethos-U, is not installed", vela.INSTALL)
+
+    monkeypatch.setattr("targets.ethos_u.partition.require", missing)
+    with pytest.raises(compiler.errors.ToolchainError, match="ethos-u-vela") as error:
+        compiler.compile(quantized_net()[0], DEFAULT, threads=1, records=False)
+    assert "ethos-u]" in (error.value.hint or "")
+
+
+def test_the_simulator_runs_what_vela_emitted() -> None:
+    """One bit of the weights changed, another result; commands cut off, an error."""
+    graph = QuantizedGraph(7)
+    _, plan = planned(graph.model(graph.rounded(graph.node("Relu", [graph.input(1, 4, 3, 3)]))))
+    (segment,) = plan.parts.values()
+    operands = random_operands(segment)
+    program = vela.compile_graph(segment.tosa, target_named().accelerator).program
+    data = bytearray(program.to_bytes().tobytes())
+    assert Program.from_bytes(bytes(data)) == program
+    data[-1] ^= 255
+    before, after = execute(program, operands)[0], execute(Program.from_bytes(bytes(data)), operands)[0]
+    assert before.shape == after.shape
+    with pytest.raises(ValueError, match="cut short"):
+        Program.from_bytes(bytes(data[:-1]))
+    with pytest.raises(ValueError, match="no program"):
+        Program.from_bytes(b"nothing")
