@@ -14,9 +14,10 @@ from schedules.tir import tirx
 Expr = Any
 Stmt = Any
 
-# About 10 microseconds of work on one core: several times what it takes to wake the other threads.
-MIN_PARALLEL_WORK = 49152
-_EXPENSIVE_WEIGHT = 8
+# Some 7 microseconds of work on one core in vectors, more without. Sharing it among spinning threads was measured to
+# take 3 (Zen 4, two cores), and what another core wrote has to come over as well.
+MIN_PARALLEL_WORK = 98304
+_EXPENSIVE_WEIGHT = 4  # of an exponential, in vectors
 # Chunks a core, so that threads which start late or run slowly are balanced.
 CHUNKS_PER_CORE = 4
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from schedules.anchor import FusedKernel, anchor_stages
 from schedules.config import Config, ConfigSpace
 from schedules.conv_compute import WINOGRAD
+from schedules.conv_direct import SMALL_FLOPS
 from schedules.conv_tiling import accumulators, block_choices, channel_unroll, divisors
 from schedules.conv_workload import SPEC, ConvWorkload, ceil_div
 from schedules.errors import NotScheduledError
@@ -118,7 +119,8 @@ class WinogradNest:
 
     def build(self, machine: Machine) -> Stmt:
         batch = self.data.ty.shape[0] if self.work.batch == 0 else self.work.batch
-        return (parallel if machine.cores > 1 else repeat)("task", batch * (self.cuts * self.chunks), self._task)
+        small = self.work.batch == 1 and self.work.flops < SMALL_FLOPS
+        return (repeat if small or machine.cores == 1 else parallel)("task", batch * (self.cuts * self.chunks), self._task)
 
     def _task(self, task: Expr | int) -> Stmt:
         image, cut, chunk = task // (self.cuts * self.chunks), task // self.chunks % self.cuts, task % self.chunks
