@@ -120,7 +120,8 @@ class WinogradNest:
     def build(self, machine: Machine) -> Stmt:
         batch = self.data.ty.shape[0] if self.work.batch == 0 else self.work.batch
         small = self.work.batch == 1 and self.work.flops < SMALL_FLOPS
-        return (repeat if small or machine.cores == 1 else parallel)("task", batch * (self.cuts * self.chunks), self._task)
+        loop = repeat if small or machine.cores == 1 else parallel
+        return loop("task", batch * (self.cuts * self.chunks), self._task)
 
     def _task(self, task: Expr | int) -> Stmt:
         image, cut, chunk = task // (self.cuts * self.chunks), task // self.chunks % self.cuts, task % self.chunks
