@@ -39,14 +39,18 @@ def teacher(digits: Digits) -> nn.Module:
     optimizer = torch.optim.Adam(net.parameters(), 1e-3)
     for _ in range(80):
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(net(images), labels)
+        loss: Any = nn.functional.cross_entropy(net(images), labels)
         loss.backward()
         optimizer.step()
     return net
 
 
+def _tensor(array: np.ndarray[Any, Any]) -> Any:
+    return torch.from_numpy(array)
+
+
 def _batches(digits: Digits) -> Any:
-    images, labels = (torch.from_numpy(each) for each in digits.train)
+    images, labels = map(_tensor, digits.train)
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         return zip(images.split(60), labels.split(60), strict=True)
