@@ -13,11 +13,7 @@ from compiler.errors import TensorwrightError
 
 if TYPE_CHECKING:
     from compiler import errors, onnx_backend, torch_backend
-    from compiler.compression.distillation import DistilledModel, distill
-    from compiler.compression.low_rank import factorize
-    from compiler.compression.outcome import CompressedModel
     from compiler.compression.quantization import QuantizedModel, quantize
-    from compiler.compression.weight_sharing import share_weights
     from compiler.driver import compile
     from compiler.frontends.onnx import coverage_report
     from compiler.profiling.bench import bench
@@ -32,27 +28,20 @@ __version__ = "0.1.0"
 _HOME: dict[str, str | None] = {
     "compile": "compiler.driver",
     "load": "compiler.runtime",
-    "CompressedModel": "compiler.compression.outcome",
-    "DistilledModel": "compiler.compression.distillation",
     "Module": "compiler.runtime",
     "QuantizedModel": "compiler.compression.quantization",
     "Target": "targets",
     "bench": "compiler.profiling.bench",
     "coverage_report": "compiler.frontends.onnx",
-    "distill": "compiler.compression.distillation",
     "errors": None,
-    "factorize": "compiler.compression.low_rank",
     "onnx_backend": None,
     "profile": "compiler.profiling.profile",
     "quantize": "compiler.compression.quantization",
-    "share_weights": "compiler.compression.weight_sharing",
     "torch_backend": None,
     "tune": "compiler.tuning.tune",
 }
 
 __all__ = [
-    "CompressedModel",
-    "DistilledModel",
     "Module",
     "QuantizedModel",
     "Target",
@@ -61,14 +50,11 @@ __all__ = [
     "bench",
     "compile",
     "coverage_report",
-    "distill",
     "errors",
-    "factorize",
     "load",
     "onnx_backend",
     "profile",
     "quantize",
-    "share_weights",
     "torch_backend",
     "tune",
 ]
