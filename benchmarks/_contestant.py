@@ -66,10 +66,30 @@ def openvino(path: str, inputs: Mapping[str, Array], threads: int, precision: st
     return run, f"openvino {version('openvino')}"
 
 
+def metaschedule(path: str, inputs: Mapping[str, Array], threads: int, precision: str) -> tuple[Run, str]:
+    """A library that `_metaschedule` built with the engine's own pipeline and tuner."""
+    import schedules.engine  # noqa: F401
+
+    # isort: split
+    import tvm
+    from tvm import relax
+
+    machine = relax.VirtualMachine(tvm.runtime.load_module(path), tvm.cpu())
+    arguments = [tvm.runtime.tensor(array) for array in inputs.values()]
+    call = machine["main"]
+
+    def run() -> list[Array]:
+        result = call(*arguments)
+        return [each.numpy() for each in (result if isinstance(result, list | tuple | tvm.ir.Array) else [result])]
+
+    return run, f"tvm {version('apache-tvm')}"
+
+
 CONTESTANTS: dict[str, Callable[[str, Mapping[str, Array], int, str], tuple[Run, str]]] = {
     "tensorwright": tensorwright,
     "onnxruntime": onnxruntime,
     "openvino": openvino,
+    "metaschedule": metaschedule,
 }
 
 

@@ -3,11 +3,16 @@
     python -m benchmarks.tuner rate resnet18 --seconds 60
     python -m benchmarks.tuner quality resnet18 mobilenet_v2 --records logs
     python -m benchmarks.tuner ranking --records logs
+    python -m benchmarks.tuner transfer --records logs
+    python -m benchmarks.tuner metaschedule resnet18 --seconds 600
     python -m benchmarks.tuner pretrain --records logs --output tuning_logs/cost_model.ubj
 
 `quality` compares what a fresh search of 32 trials finds with the best on record, task by task, and how many trials a
 cold and a pre-trained cost model take to reach 95 % of it. `ranking` trains on some tasks (or on one machine) and ranks
-the trials of others. Records come from `tensorwright tune --records DIR`; the more trials they hold the better.
+the trials of others. `transfer` replays records: how many trials until 95 % of the best, without and with a model that
+was trained on the other tasks; records of a random search (`--search random`) suit it best. `metaschedule` gives the
+engine's own tuner and ours the same time. Records come from `tensorwright tune --records DIR`; the more trials they
+hold the better.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import _tuner_quality, _tuner_ranking
+from benchmarks import _tuner_metaschedule, _tuner_quality, _tuner_ranking, _tuner_transfer
 from benchmarks._models import task_of
 
 
@@ -29,7 +34,14 @@ def main() -> int:
     options = _parser().parse_args()
     console = Console()
     console.width = max(console.width, 120)
-    commands = {"rate": _rate, "quality": _quality, "ranking": _ranking, "pretrain": _pretrain}
+    commands = {
+        "rate": _rate,
+        "quality": _quality,
+        "ranking": _ranking,
+        "transfer": _transfer,
+        "metaschedule": _tuner_metaschedule.compare,
+        "pretrain": _pretrain,
+    }
     commands[options.command](options, console)
     return 0
 
@@ -43,14 +55,19 @@ def _parser() -> argparse.ArgumentParser:
     quality = commands.add_parser("quality", help="32 trials against the best on record")
     ranking = commands.add_parser("ranking", help="how well the cost model ranks tasks it has not seen")
     pretrain = commands.add_parser("pretrain", help="train the cost model on all records")
-    for each in (rate, quality):
+    transfer = commands.add_parser("transfer", help="trials that a pre-trained cost model saves")
+    metaschedule = commands.add_parser("metaschedule", help="the engine's own tuner with the same time")
+    for each in (rate, quality, metaschedule):
         each.add_argument("models", nargs="+")
         each.add_argument("--target", default="host")
         each.add_argument("--timing", default="auto", choices=("auto", "parallel", "serial"))
     rate.add_argument("--seconds", type=float, default=60.0)
+    metaschedule.add_argument("--seconds", type=float, default=600.0, help="for each tuner and model")
+    transfer.add_argument("--least", type=int, default=48, help="configs that a task must have on record")
+    transfer.add_argument("--seeds", type=int, default=5, help="runs to average over")
     quality.add_argument("--trials", type=int, default=32)
     quality.add_argument("--tasks", type=int, default=12, help="how many: the largest of each kind")
-    for each in (quality, ranking, pretrain):
+    for each in (quality, ranking, transfer, pretrain):
         each.add_argument("--records", required=True, help="a record file or folder")
     pretrain.add_argument("--output", required=True)
     return parser
@@ -149,6 +166,26 @@ def _ranking(options: Any, console: Console) -> None:
         "apart: pairs that differ by more than 5 %; top-k recall: the best trial is among the k ranked first;"
     )
     console.print("regret: how much slower than the best the first one is")
+
+
+def _transfer(options: Any, console: Console) -> None:
+    import tempfile
+
+    import numpy as np
+
+    table = Table(title="trials until 95 % of the best on record, mean over the seeds")
+    for heading in ("rule", "workload", "configs", "of them so good", "chance", "cold", "pre-trained"):
+        table.add_column(heading, justify="left" if heading in ("rule", "workload") else "right")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for row in _tuner_transfer.measure(Path(options.records), options.least, options.seeds, Path(folder)):
+            numbers = (f"{each:.1f}" for each in (row.chance, row.cold, row.pretrained))
+            table.add_row(row.rule, row.workload, str(row.configs), str(row.near), *numbers)
+            rows.append(row)
+    console.print(table)
+    if rows:
+        ratio = np.exp(np.mean([np.log(row.pretrained / row.cold) for row in rows]))
+        console.print(f"{len(rows)} tasks; pre-trained over cold, geometric mean: {ratio:.2f}")
 
 
 def _pretrain(options: Any, console: Console) -> None:

@@ -2,6 +2,8 @@
 
 Elementwise stages are inlined, stages that exchange rows run row by row (softmax, the norms), and each stage is
 vectorized by its form. Statements that are no simple stage are kept as they are.
+
+Its one knob is a schedule that MetaSchedule found for exactly this kernel; by default there is none.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from schedules.config import Config
+from schedules.config import Config, ConfigSpace
 from schedules.emit import build_function
 from schedules.errors import NotScheduledError
 from schedules.inline import inline_stages
@@ -18,13 +20,18 @@ from schedules.machine import Machine
 from schedules.row_fusion import fuse_rows
 from schedules.rule import ScheduleRule, Workload
 from schedules.stage_code import stage_code
+from schedules.trace import Traces, digest, traced_function
+
+TRACE = "trace"
 
 
 @dataclass(frozen=True)
 class FallbackWorkload(Workload):
-    """Nothing to tune: only the number of stages, for reports."""
+    """The number of stages, for reports, and `digest`, which tells a kernel of known sizes from others ("": it may be
+    any)."""
 
     stages: int
+    digest: str = ""
 
 
 class Fallback(ScheduleRule):
@@ -34,12 +41,22 @@ class Fallback(ScheduleRule):
     priority: ClassVar[int] = 0
 
     def match(self, kernel: Kernel, machine: Machine) -> FallbackWorkload | None:
-        return FallbackWorkload(len(kernel.stages)) if kernel.simple_stages else None
+        if not kernel.simple_stages:
+            return None
+        return FallbackWorkload(len(kernel.stages), digest(kernel.function) if kernel.is_static else "")
+
+    def space(self, workload: FallbackWorkload, machine: Machine) -> ConfigSpace:
+        return ConfigSpace({TRACE: Traces()} if workload.digest else {})
+
+    def default(self, workload: FallbackWorkload, machine: Machine) -> Config:
+        return Config.of({TRACE: ""} if workload.digest else {})
 
     def apply(self, schedule: Any, workload: FallbackWorkload, config: Config, machine: Machine) -> Any:
         kernel: Kernel = schedule.kernel
         if not kernel.simple_stages:
             raise NotScheduledError("nothing but opaque statements")
+        if config.get(TRACE):
+            return traced_function(kernel, str(config[TRACE]))
         return generic_function(kernel, machine)
 
 

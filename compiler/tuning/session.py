@@ -14,7 +14,7 @@ from compiler.tuning.measuring.lab import Lab, Trial
 from compiler.tuning.measuring.messages import Effort, Outcome
 from compiler.tuning.record_set import MIN_GAIN
 from compiler.tuning.records import Record, RecordWriter
-from compiler.tuning.search import Search
+from compiler.tuning.search import Search, serves
 from compiler.tuning.state import TaskState
 from schedules.config import Config
 
@@ -112,6 +112,8 @@ class Session:
         self._target, self._lab, self._writer = target, lab, writer
         self._model, self._search, self._device = cost_model, search, device
         self._notify = notify or (lambda _: None)
+        for task in tasks:
+            task.tunable = serves(search, task)
         self.states = [TaskState(task, target.machine) for task in tasks]
         self._samples: list[Sample] = []
         self._began = time.monotonic()
@@ -241,7 +243,7 @@ class Session:
 
         def emit(trial: Trial, outcome: Outcome) -> None:
             state = states[trial.key]
-            if state.task.space.knobs:
+            if state.task.tunable:
                 self._writer.append(self._record(state, outcome))
                 self._samples.append(Sample(subject_of(state), outcome.config, outcome.seconds))
             state.note(outcome.config, outcome.seconds, new=state.task.tunable)

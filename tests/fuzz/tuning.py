@@ -128,7 +128,7 @@ def _whole_records(folder: Path) -> tuple[set[str], str]:
     loaded = read(folder)
     odd = [record for record in loaded.records if record.status != "ok" or not record.seconds]
     problem = "; ".join(loaded.problems) or (f"an odd record: {odd[0]}" if odd else "")
-    return {record.config_key for record in loaded.records}, problem
+    return {record.task + record.config_key for record in loaded.records}, problem
 
 
 def _tune_until_killed(records: Path, writer: int, seed: int, instant: bool) -> None:

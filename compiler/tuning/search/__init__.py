@@ -4,6 +4,7 @@
     class Mine:
         def propose(self, state, score, count): ...
 
+(and, where it does not only choose from a task's listed knobs, `serves(task)`: whether it can propose for a task)
 in a module of this package, or by an entry point of the group `tensorwright.searches`; then ask for it by
 `compiler.tune(..., search="mine")`.
 """
@@ -11,7 +12,7 @@ in a module of this package, or by an entry point of the group `tensorwright.sea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from numpy.typing import NDArray
 from compiler.tuning.registry import Registry
 from compiler.tuning.state import TaskState
 from schedules.config import Config
+
+if TYPE_CHECKING:
+    from compiler.tuning.tasks import Task
 
 Score = Callable[[Sequence[Config]], NDArray[np.float64]]
 
@@ -34,3 +38,9 @@ class Search(Protocol):
 
 
 searches: Registry[Search] = Registry("search", __name__, "tensorwright.searches")
+
+
+def serves(search: Search, task: Task) -> bool:
+    """Whether a search has something to propose for a task: by its own word, or because there is a choice of knobs."""
+    own = getattr(search, "serves", None)
+    return bool(own(task)) if own is not None else task.space.size > 1

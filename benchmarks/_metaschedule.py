@@ -1,0 +1,94 @@
+"""The engine's own tuner, MetaSchedule, on a model: `tune` searches until it is killed, `build` compiles with what it
+found. Processes of their own, started by `_tuner_metaschedule`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import schedules.engine  # noqa: F401  (first, so that the engine loads without torch)
+
+# isort: split
+import tvm
+from tvm import relax
+from tvm.s_tir import meta_schedule
+
+import targets
+from compiler.frontends.source import import_model
+
+_FILES = ("database_workload.json", "database_tuning_record.json")
+_TRIALS_A_ROUND = 32
+_NO_END = 1_000_000
+
+
+def lowered(path: Path, shapes: Mapping[str, Any], target: Any) -> Any:
+    """The model through the engine's own pipeline, as its documentation tunes it."""
+    mod = import_model(str(path), shapes=shapes).mod
+    with target:
+        return relax.get_pipeline("zero")(mod)
+
+
+def tune(mod: Any, target: Any, folder: Path) -> None:
+    """Search until killed; every round's records are in the folder."""
+    meta_schedule.relax_integration.tune_relax(
+        mod, {}, target, str(folder), max_trials_global=_NO_END, num_trials_per_iter=_TRIALS_A_ROUND, seed=1
+    )
+
+
+def mended(folder: Path) -> int:
+    """Cut what a kill left of a line in the folder's files; how many records there are."""
+    counts = []
+    for name in _FILES:
+        path = folder / name
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        while lines and not _is_json(lines[-1]):
+            lines.pop()
+        path.write_text("".join(f"{line}\n" for line in lines))
+        counts.append(len(lines))
+    return counts[-1]
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def build(mod: Any, target: Any, folder: Path, output: Path) -> int:
+    """Compile with the folder's records into a shared library; how many records there were."""
+    count = mended(folder)
+    database = meta_schedule.database.JSONDatabase(*(str(folder / name) for name in _FILES))
+    with target, database, tvm.transform.PassContext(opt_level=3):
+        tuned = relax.transform.MetaScheduleApplyDatabase()(mod)
+        relax.build(tuned, target).export_library(str(output))
+    return count
+
+
+def main() -> int:
+    """Run one of the steps."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("step", choices=("tune", "build"))
+    parser.add_argument("model", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--shapes", type=json.loads, required=True)
+    parser.add_argument("--target", default="host")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    target = targets.get(options.target).tvm_target()
+    shapes = {name: tuple(shape) for name, shape in options.shapes.items()}
+    mod = lowered(options.model, shapes, target)
+    if options.step == "tune":
+        tune(mod, target, options.folder)
+    else:
+        print(json.dumps({"records": build(mod, target, options.folder, options.output)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""How many trials a search needs with a cost model that knows nothing, and with one trained on other models' tasks.
+
+Nothing is measured: the search chooses among the configs on record, and is told their times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import schedules.engine  # noqa: F401  (first, so that the engine loads without torch)
+from benchmarks._tuner_ranking import by_task, load_samples
+from compiler.tuning.cost_models import CostModel, Sample
+from compiler.tuning.cost_models.roofline import RandomModel
+from compiler.tuning.cost_models.xgboost import XgboostModel
+from compiler.tuning.session import FIRST_BATCHES
+
+_NEAR = 0.95
+_CHANCE = 0.12  # of a trial to be random, as in the evolutionary search
+
+
+@dataclass(frozen=True)
+class Row:
+    """Trials until 95 % of the best on record, the mean over the seeds. `near`: how many of the configs are so good."""
+
+    rule: str
+    workload: str
+    configs: int
+    near: int
+    chance: float
+    cold: float
+    pretrained: float
+
+
+def measure(path: Path, least: int, seeds: int, folder: Path) -> Iterator[Row]:
+    """One row a task with at least `least` configs on record; the rule's default is one of them, no more.
+
+    The pre-trained model is trained on the other tasks of the records, and stored in `folder`.
+    """
+    groups = by_task(load_samples(path))
+    stored = folder / "trained.ubj"
+    for key, group in sorted(groups.items()):
+        if len(group) < least:
+            continue
+        wanted = min(sample.seconds or np.inf for sample in group) / _NEAR
+        trained = XgboostModel()
+        trained.update([sample for other, samples in groups.items() if other[0] != key[0] for sample in samples])
+        trained.save(stored)
+        subject = group[0].subject
+        yield Row(
+            subject.rule,
+            key[0].partition("{")[2][:60],
+            len(group),
+            sum((sample.seconds or np.inf) <= wanted for sample in group),
+            _mean(group, wanted, seeds, lambda seed: RandomModel(seed)),
+            _mean(group, wanted, seeds, lambda seed: XgboostModel(seed=seed)),
+            _mean(group, wanted, seeds, lambda seed: XgboostModel(stored, seed=seed)),
+        )
+
+
+def _mean(group: Sequence[Sample], wanted: float, seeds: int, make: Callable[[int], CostModel]) -> float:
+    return float(np.mean([_trials_until(group, wanted, make(seed), seed) for seed in range(seeds)]))
+
+
+def _trials_until(group: Sequence[Sample], wanted: float, model: CostModel, seed: int) -> int:
+    """How many configs are tried until one is fast enough, a batch chosen at a time."""
+    generator = np.random.default_rng(seed)
+    left, seen = list(group), list[Sample]()
+    while left:
+        scores = model.predict(group[0].subject, [sample.config for sample in left])
+        ranked = [left[i] for i in np.lexsort((generator.random(len(left)), -scores))]
+        for _ in range(min(FIRST_BATCHES, len(ranked))):
+            place = generator.integers(len(ranked)) if generator.random() < _CHANCE else 0
+            seen.append(ranked.pop(int(place)))
+            if (seen[-1].seconds or np.inf) <= wanted:
+                return len(seen)
+        left = ranked
+        model.update(seen)
+    return len(seen)
