@@ -106,7 +106,8 @@ def _metaschedule(task: Task, folder: Path, options: Any) -> tuple[Path, int, st
     )
     if built.returncode:
         return library, 0, f"its records could not be built: {(built.stderr.strip().splitlines() or [''])[-1][:200]}"
-    return library, int(json.loads(built.stdout.strip().splitlines()[-1])["records"]), ""
+    records = int(json.loads(built.stdout.strip().splitlines()[-1])["records"])
+    return library, records, "" if records else "it recorded nothing in that time"
 
 
 def _last_line(log: Path) -> str:

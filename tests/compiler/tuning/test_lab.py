@@ -102,7 +102,7 @@ def test_what_misbehaves_costs_one_trial(task: Task) -> None:
 
 
 def test_a_builder_that_hangs_is_ended(task: Task) -> None:
-    with Lab(target(), builders=1, build_timeout=4.0, build_module="tests.compiler.tuning.misbehaving_builder") as lab:
+    with Lab(target(), builders=1, build_timeout=12.0, build_module="tests.compiler.tuning.misbehaving_builder") as lab:
         lab.define(task.kernel)
         assert lab.prepare([task.key]) == {}
         outcomes = run(lab, task, [Config.of(mode="build-hang"), Config.of(mode="good")])
