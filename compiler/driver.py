@@ -15,6 +15,7 @@ import targets
 from compiler.artifact import Artifact
 from compiler.build import build_library
 from compiler.device.emulation import EmulatedModule
+from compiler.device.simulation import SimulatedModule
 from compiler.errors import OptionError, TensorwrightError, ToolchainError, UnknownTargetError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes, import_model
@@ -26,7 +27,7 @@ from compiler.recursion import loops
 from compiler.reference import random_inputs
 from compiler.runtime import Module
 from compiler.runtime.accelerator import load_runtime_of
-from compiler.runtime.foreign import ForeignModule
+from compiler.runtime.foreign import Emulator, ForeignModule
 from compiler.tuning.library import RecordSource, TunedConfigs, tuned_configs
 
 Progress = Callable[[str], None]
@@ -221,9 +222,10 @@ def _host_module(model: ImportedModel, like: Artifact, options: Mapping[str, Any
 def foreign_module(artifact: Artifact, target: targets.Target) -> ForeignModule:
     """The module of a target that this machine can not run but under the target's emulator."""
 
-    def emulate(whole: Artifact) -> EmulatedModule:
+    def emulate(whole: Artifact) -> Emulator:
         with translated_target_errors():
-            return EmulatedModule(whole, target)
+            simulator = target.simulator()
+            return EmulatedModule(whole, target) if simulator is None else SimulatedModule(whole, simulator)
 
     return ForeignModule(artifact, emulate)
 

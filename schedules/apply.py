@@ -93,7 +93,10 @@ def apply_schedules(
     updates = {}
     for global_var, function in kernels_of(mod):
         name = str(global_var.name_hint)
+        usable = chosen
         if function.attrs.get("tirx.is_scheduled"):
+            usable = tuple(rule for rule in chosen if rule.reschedules)
+        if not usable:
             report.kernels.append(KernelReport(name, None, Config(), "scheduled-before"))
             continue
         symbol = function.attrs.get("global_symbol")
@@ -102,7 +105,7 @@ def apply_schedules(
             scheduled, first = done[key]
             report.kernels.append(_renamed(first, name))
         else:
-            scheduled, entry = _schedule_kernel(name, function, machine, configs, chosen)
+            scheduled, entry = _schedule_kernel(name, function, machine, configs, usable)
             done[key] = (scheduled, entry)
             report.kernels.append(entry)
         updates[global_var] = _finished(scheduled, symbol, copy=report.kernels[-1].same_as is not None)
@@ -172,7 +175,7 @@ def apply_rule(rule: ScheduleRule, kernel: Kernel, workload: Any, config: Config
         raise RuleError(f"rule {rule.name!r} returned {type(result).__name__} instead of a PrimFunc")
     if len(result.params) != len(kernel.function.params):
         raise RuleError(f"rule {rule.name!r} changed the kernel's parameters")
-    return finish(result, machine)
+    return rule.finish(result, machine)
 
 
 class LazySchedule:

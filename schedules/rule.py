@@ -60,6 +60,8 @@ class ScheduleRule(ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     priority: ClassVar[int] = 50
+    reschedules: ClassVar[bool] = False
+    """Whether it also takes kernels that say they are scheduled: those were written for a processor."""
 
     @abstractmethod
     def match(self, kernel: Kernel, machine: Machine) -> Any | None:
@@ -76,3 +78,9 @@ class ScheduleRule(ABC):
     @abstractmethod
     def apply(self, schedule: Schedule, workload: Any, config: Config, machine: Machine) -> PrimFunc | None:
         """Schedule the kernel in place, or return the PrimFunc that takes its place."""
+
+    def finish(self, function: PrimFunc, machine: Machine) -> PrimFunc:
+        """What a scheduled kernel goes through last; for processors unless overridden."""
+        from schedules.finish import finish
+
+        return finish(function, machine)

@@ -31,6 +31,8 @@ class Target(ABC):
     description: str
     machine: Machine
     quantized_everywhere: bool = False
+    lifts_workspaces: bool = False
+    """Whether buffers that a kernel's launches hand to each other are tensors of the module."""
 
     @abstractmethod
     def tvm_target(self) -> Any:
@@ -97,6 +99,27 @@ class Target(ABC):
         """Graph passes of the phase "partition", in order: each a function of an IRModule that gives the module back
         with what the target's accelerator takes over claimed for it. None for a processor."""
         return ()
+
+    def skipped_passes(self) -> frozenset[str]:
+        """Passes of the pipeline, by name, that do not apply: layouts and kernels made for a processor's vectors."""
+        return frozenset()
+
+    def legalizations(self) -> dict[str, Any]:
+        """How operators become kernels where the engine's way does not suit: `f(builder, call)` by operator."""
+        return {}
+
+    def schedule_rules(self) -> Sequence[Any] | None:
+        """The schedule rules for this target's kernels; None for those of processors."""
+        return None
+
+    def unrunnable_kernels(self, mod: Any) -> Sequence[str]:
+        """Names of a scheduled module's kernels that this target could not run; the compilation then stops."""
+        return ()
+
+    def simulator(self) -> Any | None:
+        """What runs the kernels of a device on this machine's processor: `load(library)` gives the engine's module.
+        None where modules run as they are, or under `emulator()`. Raises ToolchainMissing."""
+        return None
 
     def load_runtime(self) -> None:
         """Make the functions known that built modules call beside the engine's own: a driver, or a simulator of the

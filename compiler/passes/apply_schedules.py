@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from tvm.ir import IRModule
 
 import schedules
+from compiler.errors import CompilationError
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 
@@ -14,6 +18,17 @@ def apply_schedules(mod: IRModule, context: PipelineContext) -> IRModule:
     """Reports what `schedules` says of each kernel; does nothing without a machine (an unscheduled build)."""
     if context.machine is None:
         return mod
-    mod, report = schedules.apply_schedules(mod, context.machine, context.configs)
+    mod, report = schedules.apply_schedules(mod, context.machine, context.configs, rules=_rules(context))
     context.reports["apply-schedules"] = report
+    stopped = context.target.unrunnable_kernels(mod) if hasattr(context.target, "unrunnable_kernels") else ()
+    if stopped:
+        raise CompilationError(
+            f"no schedule lets target {context.target.name!r} run these kernels: {', '.join(stopped)}",
+            "this is a defect; please report it",
+        )
     return mod
+
+
+def _rules(context: PipelineContext) -> Sequence[Any] | None:
+    """The rules of the target, where it has its own."""
+    return context.target.schedule_rules() if hasattr(context.target, "schedule_rules") else None

@@ -33,11 +33,16 @@ _transform = relax.transform
 
 _register("dispatch-sampling", "Lower sampling operators", relax.backend.DispatchSampling)
 _register("dispatch-sort", "Lower sort, top-k and scan operators", relax.backend.DispatchSortScan)
-_register(
-    "legalize-operators",
-    "Lower each operator to a TensorIR function",
-    lambda: _transform.LegalizeOps({"relax.take": legalize_take, "relax.quantize": legalize_quantize}),
-)
+
+
+@graph_pass("legalize-operators", summary="Lower each operator to a TensorIR function", required=True)
+def _legalize(mod: IRModule, context: PipelineContext) -> IRModule:
+    own = {"relax.take": legalize_take, "relax.quantize": legalize_quantize}
+    of_target = context.target.legalizations() if hasattr(context.target, "legalizations") else {}
+    with engine_target(context):
+        return _transform.LegalizeOps({**own, **of_target})(mod)
+
+
 _register(
     "annotate-patterns",
     "Mark each TensorIR function as elementwise, reduction...",

@@ -73,7 +73,7 @@ FUSE = (
     "eliminate-dead-code",
 )
 # 6. Every kernel gets a schedule for the machine.
-SCHEDULE = ("expand-at-load", "count-operations", "mark-in-place", "apply-schedules")
+SCHEDULE = ("expand-at-load", "count-operations", "mark-in-place", "apply-schedules", "lift-workspaces")
 # 7. Weights leave the code; every tensor gets its place in memory.
 PLAN_MEMORY = (
     "lift-parameters",
@@ -99,20 +99,21 @@ LOWER = (
 def build_phases(context: PipelineContext, compression: Sequence[PassLike] = ()) -> list[Phase]:
     """The phases for `context`, in order. A name of a pass that does not exist is an error of ours."""
     partition = context.target.partition_passes() if hasattr(context.target, "partition_passes") else ()
+    skipped = context.target.skipped_passes() if hasattr(context.target, "skipped_passes") else frozenset()
     return [
         Phase("canonicalize", _passes(CANONICALIZE)),
         Phase("compress", tuple(as_graph_pass(each) for each in compression)),
         Phase("partition", tuple(as_graph_pass(each) for each in partition)),
-        Phase("layout", _passes(LAYOUT)),
-        Phase("fuse", _passes(FUSE)),
-        Phase("schedule", _passes(SCHEDULE)),
+        Phase("layout", _passes(LAYOUT, skipped)),
+        Phase("fuse", _passes(FUSE, skipped)),
+        Phase("schedule", _passes(SCHEDULE, skipped)),
         Phase("plan-memory", _passes(PLAN_MEMORY)),
         Phase("lower", _passes(LOWER)),
     ]
 
 
-def _passes(names: Sequence[str]) -> tuple[GraphPass, ...]:
-    return tuple(get_pass(name) for name in names)
+def _passes(names: Sequence[str], skipped: frozenset[str] = frozenset()) -> tuple[GraphPass, ...]:
+    return tuple(get_pass(name) for name in names if name not in skipped)
 
 
 @dataclass(frozen=True)

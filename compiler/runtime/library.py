@@ -116,12 +116,17 @@ def new_virtual_machine(executable: Any) -> Any:
         ArtifactError: the library holds no executable.
         InternalError: it calls a function that this runtime does not have.
     """
+    return initialized(executable, (_CPU, 0, _POOLED_ALLOCATOR))
+
+
+def initialized(executable: Any, devices: Sequence[int]) -> Any:
+    """A virtual machine on devices: type, number and allocator of each, the processor last. Raises as above."""
     try:
         machine = executable["vm_load_executable"]()
     except (AttributeError, ValueError) as error:
         raise ArtifactError("the module's library holds no executable", "compile the model again") from error
     try:
-        machine["vm_initialization"](_CPU, 0, _POOLED_ALLOCATOR)
+        machine["vm_initialization"](*devices)
     except Exception as error:  # the engine raises whatever class its C++ side names
         raise InternalError(f"the module could not be initialized: {error}") from error
     return machine

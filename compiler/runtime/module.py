@@ -13,6 +13,7 @@ from compiler.artifact import Artifact, Key, Manifest, TensorDescription, read_a
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.errors import InputError, OptionError, VerificationError
 from compiler.runtime.accelerator import load_accelerator
+from compiler.runtime.device import Device, device_for
 from compiler.runtime.failures import engine_error
 from compiler.runtime.inputs import InputBinder, Staging
 from compiler.runtime.library import (
@@ -21,8 +22,6 @@ from compiler.runtime.library import (
     check_elf,
     check_parameters,
     expand_parameters,
-    load_executable,
-    new_virtual_machine,
 )
 from compiler.runtime.machine import architecture, check_machine
 from compiler.runtime.outputs import OutputReader
@@ -39,8 +38,8 @@ class _Session:
 
     __slots__ = ("machine", "main", "staging")
 
-    def __init__(self, executable: Any, parameters: Sequence[Any], inputs: int) -> None:
-        self.machine = new_virtual_machine(executable)
+    def __init__(self, machine: Any, parameters: Sequence[Any], inputs: int) -> None:
+        self.machine = machine
         check_arity(self.machine, inputs + len(parameters))
         self.main = bound_main(self.machine, parameters)
         self.staging = [Staging() for _ in range(inputs)]
@@ -53,12 +52,13 @@ class Module:
     After `os.fork` the child can go on using it. It can not be pickled: processes load the file, and share its pages.
     """
 
-    def __init__(self, artifact: Artifact, *, threads: int | None = None) -> None:
+    def __init__(self, artifact: Artifact, *, threads: int | None = None, device: Device | None = None) -> None:
         """Make a module ready.
 
         Args:
             artifact: what `compile` made or `read_artifact` read.
             threads: how many threads a run uses; None: the artifact's setting, else `default_threads()`.
+            device: where its kernels run; None: the device that it was compiled for.
 
         Raises:
             IncompatibleArtifactError: this machine can not run it; the message names what is missing.
@@ -70,7 +70,8 @@ class Module:
         load_accelerator(artifact.manifest)
         self._artifact = artifact
         self.threads = threads
-        self._executable = load_executable(artifact.library)
+        self._device = device_for(artifact.manifest) if device is None else device
+        self._executable = self._device.load(artifact.library)
         # Copied only where generated code could not read them in place.
         elements = [ELEMENT_TYPES[tensor.dtype] for tensor in artifact.manifest.parameters]
         arrays = [
@@ -78,7 +79,8 @@ class Module:
             for array, element in zip(artifact.parameters.values(), elements, strict=True)
         ]
         stored = [tensor_over(*pair) for pair in zip(arrays, elements, strict=True)]
-        self._parameters = self._expanded(stored, artifact.manifest.compact_parameters)
+        placed = [self._device.to_device(each) for each in stored]
+        self._parameters = self._expanded(placed, artifact.manifest.compact_parameters)
         manifest = artifact.manifest
         self._binder = InputBinder(manifest.inputs, manifest.requirements, manifest.indices)
         self._reader = OutputReader(artifact.manifest.outputs, arrays)
@@ -90,7 +92,7 @@ class Module:
         """The parameters as `main` takes them: the last `compact` ones of those that are stored, expanded."""
         if not compact:
             return stored
-        machine = new_virtual_machine(self._executable)
+        machine = self._device.virtual_machine(self._executable)
         whole, small = stored[:-compact], stored[-compact:]
         return [*whole, *run_with(self._threads, lambda: expand_parameters(machine, small))]
 
@@ -127,7 +129,7 @@ class Module:
             self._idle.append(session)
             raise
         try:
-            results = session.main(*tensors)
+            results = self._device.to_host(session.main(*map(self._device.to_device, tensors)))
         except Exception as error:  # the engine raises whatever class its C++ side names
             # The session is dropped with its virtual machine, whose state after an error is nobody's promise.
             raise engine_error(error, len(tensors)) from error
@@ -146,7 +148,7 @@ class Module:
             InputError: as `run` does.
         """
         session = self._new_session()
-        tensors = self._binder.bind(inputs, session.staging)
+        tensors = [self._device.to_device(each) for each in self._binder.bind(inputs, session.staging)]
 
         def run() -> Any:
             _ = session, inputs  # the tensors lie in memory that these hold
@@ -155,7 +157,7 @@ class Module:
         return session.machine, run
 
     def _new_session(self) -> _Session:
-        return _Session(self._executable, self._parameters, len(self._binder.specs))
+        return _Session(self._device.virtual_machine(self._executable), self._parameters, len(self._binder.specs))
 
     def verify(self) -> dict[str, float]:
         """Run the stored reference input and compare with the stored outputs.

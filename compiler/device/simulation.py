@@ -1,0 +1,40 @@
+"""Runs a module whose kernels are for a device that this machine lacks: on its processor, simulated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from compiler.artifact import Artifact
+from compiler.runtime.device import Device
+from compiler.runtime.module import Module
+
+Array = np.ndarray[Any, Any]
+
+
+class SimulatedDevice(Device):
+    """The processor in place of a device; `simulator.load` gives the kernels."""
+
+    def __init__(self, simulator: Any) -> None:
+        self._simulator = simulator
+
+    def load(self, library: bytes | memoryview) -> Any:
+        return self._simulator.load(library)
+
+
+class SimulatedModule:
+    """A module on a simulated device: right numbers, and times that say nothing."""
+
+    def __init__(self, artifact: Artifact, simulator: Any) -> None:
+        """Compile the kernels for this processor.
+
+        Raises:
+            targets.TargetError: the compiler is missing, or does not take the kernels.
+        """
+        self._module = Module(artifact, threads=1, device=SimulatedDevice(simulator))
+
+    def run(self, inputs: Mapping[str, Array], *, threads: int = 1) -> dict[str, Array]:
+        """The outputs by name."""
+        return self._module.run(inputs)

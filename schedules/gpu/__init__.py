@@ -1,0 +1,17 @@
+"""How to run a kernel on a graphics processor: thin rules around the engine's dlight, and one that binds any kernel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from schedules.rule import ScheduleRule
+
+
+def gpu_rules() -> tuple[ScheduleRule, ...]:
+    """The rules for graphics processors, by falling priority."""
+    from schedules.gpu.dlight import DLIGHT_RULES
+    from schedules.gpu.parallel import BindAnything
+
+    rules: list[ScheduleRule] = [*(rule() for rule in DLIGHT_RULES), BindAnything()]
+    return tuple(sorted(rules, key=lambda rule: (-rule.priority, rule.name)))

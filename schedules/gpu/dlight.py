@@ -1,0 +1,76 @@
+"""The engine's own schedules for graphics processors (dlight), each as a rule of ours."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from schedules.config import Config
+from schedules.errors import NotScheduledError
+from schedules.gpu.binding import is_bound
+from schedules.gpu.machine import GpuMachine
+from schedules.gpu.rule import GpuRule, GpuWorkload
+from schedules.machine import Machine
+from schedules.tir import s_tir, tirx, tvm
+
+dlight = s_tir.dlight.gpu
+
+
+class DlightRule(GpuRule):
+    """Tries one schedule of dlight; what it can not do, or leaves unbound in part, the next rule takes."""
+
+    schedule: ClassVar[Any]
+
+    def match(self, kernel: Any, machine: Machine) -> GpuWorkload | None:
+        reduces = any(stage.reduction for stage in kernel.simple_stages)
+        return super().match(kernel, machine) if reduces and kernel.is_plain else None
+
+    def apply(self, schedule: Any, workload: GpuWorkload, config: Config, machine: Machine) -> Any:
+        assert isinstance(machine, GpuMachine)
+        target = tvm.target.Target(machine.engine_options())
+        function = schedule.kernel.function.with_attr("global_symbol", "main")
+        try:
+            with target:
+                made = self.schedule().apply(function, target, False)
+        except Exception as error:  # dlight raises assertions and schedule errors on what it does not know
+            raise NotScheduledError(f"{self.name}: {type(error).__name__}") from error
+        if not isinstance(made, s_tir.Schedule):
+            raise NotScheduledError(f"{self.name} does not know this kernel")
+        result = made.mod["main"]
+        if not isinstance(result, tirx.PrimFunc) or not is_bound(result):
+            raise NotScheduledError(f"{self.name} leaves a part of the kernel unbound")
+        return result.with_attr("global_symbol", "main")
+
+
+class GpuMatmul(DlightRule):
+    """Matrix products in tiles of shared memory; on tensor cores where the operands are float16 or int8."""
+
+    name: ClassVar[str] = "gpu-matmul"
+    priority: ClassVar[int] = 90
+    schedule: ClassVar[Any] = dlight.Matmul
+
+
+class GpuGemv(DlightRule):
+    """A matrix by a vector."""
+
+    name: ClassVar[str] = "gpu-gemv"
+    priority: ClassVar[int] = 80
+    schedule: ClassVar[Any] = dlight.GEMV
+
+
+class GpuReduction(DlightRule):
+    """One reduction, the threads of a block together."""
+
+    name: ClassVar[str] = "gpu-reduction"
+    priority: ClassVar[int] = 70
+    schedule: ClassVar[Any] = dlight.Reduction
+
+
+class GpuRows(DlightRule):
+    """Softmax and norms: a block for a row, which stays in shared memory."""
+
+    name: ClassVar[str] = "gpu-rows"
+    priority: ClassVar[int] = 60
+    schedule: ClassVar[Any] = dlight.GeneralReduction
+
+
+DLIGHT_RULES: tuple[type[DlightRule], ...] = (GpuMatmul, GpuGemv, GpuReduction, GpuRows)

@@ -1,0 +1,59 @@
+"""What plain loops may hold and a launch may not: loops marked parallel or vectorized, and large buffers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schedules.kernel import dtype_of, product, shape_of
+from schedules.machine import dtype_bits
+from schedules.tir import s_tir, structural_map, tirx
+
+_LOCAL_BYTES = 4 << 10
+
+
+def without_parallel_loops(statement: Any) -> Any:
+    """The statement with parallel and vectorized loops made serial."""
+
+    def replace(loop: Any) -> Any:
+        if loop.kind not in (tirx.ForKind.PARALLEL, tirx.ForKind.VECTORIZED):
+            return loop
+        return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body)
+
+    return structural_map(statement, (tirx.For, replace))
+
+
+def take_allocations(statement: Any) -> tuple[Any, list[Any]]:
+    """The statement without its allocations of buffers that are no thread's own, and these buffers."""
+    taken: list[Any] = []
+
+    def stays(buffer: Any) -> bool:
+        size = product(shape_of(buffer))
+        small = size is not None and size * dtype_bits(dtype_of(buffer)) <= 8 * _LOCAL_BYTES
+        return str(buffer.ty.storage_scope) == "local" and small
+
+    def allocation(node: Any) -> Any:
+        if stays(node.buffer):
+            return node
+        taken.append(node.buffer)
+        return tirx.Evaluate(tirx.IntImm("int32", 0))
+
+    def block(node: Any) -> Any:
+        moved = [buffer for buffer in node.alloc_buffers if not stays(buffer)]
+        if not moved:
+            return node
+        taken.extend(moved)
+        kept = [buffer for buffer in node.alloc_buffers if stays(buffer)]
+        return s_tir.SBlock(
+            node.iter_vars,
+            node.reads,
+            node.writes,
+            node.name_hint,
+            node.body,
+            node.init,
+            kept,
+            node.match_buffers,
+            node.annotations,
+        )
+
+    statement = structural_map(statement, (tirx.AllocBuffer, allocation))
+    return structural_map(statement, (s_tir.SBlock, block)), taken

@@ -1,0 +1,37 @@
+"""A graphics processor as a rule sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from schedules.machine import Machine
+
+
+class GpuMachine(Machine):
+    """A described graphics processor; the fields of `Machine` are those of the processor beside it.
+
+    Attributes:
+        compute_capability: NVIDIA's version of the instruction set, major times ten plus minor (75 for sm_75).
+        shared_bytes: memory that the threads of a block share, for one block.
+    """
+
+    compute_capability: int = Field(ge=70, le=130)
+    multiprocessors: int = Field(ge=1)
+    shared_bytes: int = Field(default=48 << 10, gt=0)
+    threads_per_block: int = Field(default=1024, ge=32)
+    warp: int = Field(default=32, ge=1)
+
+    def engine_options(self) -> dict[str, Any]:
+        """The options of the engine's target.
+
+        The architecture goes without the suffix of "sm_90a": dlight does not read it and leaves tensor cores idle.
+        """
+        return {
+            "kind": "cuda",
+            "arch": f"sm_{self.compute_capability}",
+            "max_threads_per_block": self.threads_per_block,
+            "max_shared_memory_per_block": self.shared_bytes,
+            "thread_warp_size": self.warp,
+        }

@@ -1,0 +1,54 @@
+"""What the rules for graphics processors share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from schedules import prefetch, vector_math
+from schedules.gpu.machine import GpuMachine
+from schedules.inline import call_name
+from schedules.llvm_functions import PREFIX
+from schedules.machine import Machine
+from schedules.rule import ScheduleRule, Workload
+from schedules.tir import structural_map, tirx, tvm
+
+_WIDENED = frozenset({"erf", "tanh", "exp", "log", "sin", "cos", "tan", "pow", "sqrt", "rsqrt", "sigmoid", "nearbyint"})
+_NARROW = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class GpuWorkload(Workload):
+    """Nothing to tune yet: only the number of stages, for reports."""
+
+    stages: int
+
+
+class GpuRule(ScheduleRule):
+    """A rule for graphics processors; it matches no other machine."""
+
+    def match(self, kernel: Any, machine: Machine) -> GpuWorkload | None:
+        return GpuWorkload(len(kernel.stages)) if isinstance(machine, GpuMachine) else None
+
+    def finish(self, function: Any, machine: Machine) -> Any:
+        """Elementary functions written for a processor's vectors become the engine's own, and those of narrow floats
+        go through float32: CUDA has few of them, and those are less exact."""
+
+        def replace(call: Any) -> Any:
+            name, dtype = call_name(call), str(call.ty)
+            if prefetch.is_prefetch(call):
+                return tirx.IntImm("int32", 0)
+            plain = name.removeprefix("tirx.").removeprefix(PREFIX).removesuffix(vector_math.IN_TILE)
+            if name.startswith(PREFIX) and plain in vector_math.FUNCTIONS:
+                return _plain_call(plain, dtype, call.args)
+            if dtype in _NARROW and plain in _WIDENED:
+                return tirx.Cast(
+                    dtype, _plain_call(plain, "float32", [tirx.Cast("float32", each) for each in call.args])
+                )
+            return call
+
+        return function.with_body(structural_map(function.body, (tvm.ir.Call, replace)))
+
+
+def _plain_call(name: str, dtype: str, arguments: Any) -> Any:
+    return tirx.call_intrin(dtype, tvm.ir.Op.get(f"tirx.{name}"), *arguments)

@@ -1,0 +1,154 @@
+"""NVIDIA graphics processors. The presets are data (`cuda_presets.json`).
+
+Kernels are CUDA source that nvcc compiles ahead of time: machine code for the target's architecture and PTX for newer
+ones. The library also holds the source, compressed: without a device it runs as C++ (`cuda_simulator.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from schedules.gpu import gpu_rules
+from schedules.gpu.machine import GpuMachine
+from targets import cuda_device, registry
+from targets.cuda_image import replaced_source
+from targets.cuda_simulator import CudaSimulator
+from targets.errors import TargetError, ToolchainMissing
+from targets.llvm import LlvmTarget
+from targets.nvcc import Nvcc, find_nvcc
+from targets.target import Target
+from targets.toolchain import Compiler, Linker
+
+_PRESETS_FILE = Path(__file__).with_name("cuda_presets.json")
+
+# These lay data out, or write kernels, for a processor's vectors.
+_FOR_PROCESSORS = frozenset(
+    {"plan-layout", "fuse-attention", "pack-matmul-weights", "compute-in-integers", "expand-at-load"}
+)
+
+
+@dataclass(frozen=True)
+class CudaTarget(Target):
+    """A graphics processor, and the processor beside it that runs the virtual machine.
+
+    Attributes:
+        simulated: no machine code is made, and modules always run simulated.
+    """
+
+    name: str
+    description: str
+    machine: GpuMachine
+    host: LlvmTarget
+    simulated: bool = False
+    lifts_workspaces: bool = True
+
+    @property
+    def required_features(self) -> tuple[str, ...]:
+        return self.host.required_features
+
+    def tvm_target(self) -> Any:
+        from schedules.tir import tvm
+
+        return tvm.target.Target(self.machine.engine_options(), host=self.host.engine_options())
+
+    def engine_options(self) -> dict[str, Any]:
+        return self.machine.engine_options()
+
+    def describe(self) -> dict[str, Any]:
+        device = {"kind": "cuda", "compute_capability": self.machine.compute_capability, "simulated": self.simulated}
+        return {**super().describe(), "device": device, "host": self.host.name}
+
+    def linker(self) -> Linker:
+        return self.host.linker()
+
+    def compiler(self) -> Compiler:
+        return self.host.compiler()
+
+    def compilers(self) -> Nvcc:
+        """The compiler of kernels. Raises ToolchainMissing with the line that installs it."""
+        return find_nvcc()
+
+    def missing_features(self) -> tuple[str, ...]:
+        if missing := self.host.missing_features():
+            return missing
+        if self.simulated:
+            return ("a simulated device",)
+        needed = self.machine.compute_capability
+        if any(found >= needed for found in cuda_device.compute_capabilities()):
+            return ()
+        return (f"an NVIDIA graphics processor of compute capability {needed / 10}",)
+
+    def how_it_runs(self) -> str:
+        if not self.missing_features():
+            return "natively"
+        try:
+            self.simulator()
+        except ToolchainMissing as error:
+            return f"not yet: {error.hint}"
+        except TargetError as error:
+            return f"no: {error.message}"
+        return "simulated: its kernels as C++ on this processor"
+
+    def simulator(self) -> CudaSimulator:
+        if missing := self.host.missing_features():
+            raise TargetError(
+                f"target {self.name!r} can not be simulated here: this machine lacks {', '.join(missing)}",
+                "export the module and load it there",
+            )
+        return CudaSimulator(self.host.compiler())
+
+    def skipped_passes(self) -> frozenset[str]:
+        return _FOR_PROCESSORS
+
+    def legalizations(self) -> dict[str, Any]:
+        from schedules.gpu.products import legalize_convolution
+
+        return {"relax.nn.conv2d": legalize_convolution}
+
+    def schedule_rules(self) -> Sequence[Any]:
+        return gpu_rules()
+
+    def unrunnable_kernels(self, mod: Any) -> Sequence[str]:
+        from schedules.gpu.binding import is_bound
+        from schedules.kernel import kernels_of
+
+        return [str(variable.name_hint) for variable, function in kernels_of(mod) if not is_bound(function)]
+
+    def export_library(self, executable: Any, path: str | Path) -> None:
+        """As `Target.export_library`; the kernels are compiled on the way. Raises also LinkError of nvcc."""
+        linker = self.linker()
+        nvcc = None if self.simulated else self.compilers()
+        with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
+
+            def link(output: str, objects: Sequence[str], **_: Any) -> None:
+                inputs = replaced_source(objects, Path(folder), nvcc, self.machine.compute_capability)
+                linker.link(Path(output), inputs, self.link_options())
+
+            executable.export_library(str(path), fcompile=link, workspace_dir=folder)
+
+
+@cache
+def _preset_data() -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(_PRESETS_FILE.read_text(encoding="utf-8"))
+    return data
+
+
+def _preset(name: str, cores: int | None) -> Target:
+    entry = _preset_data()[name]
+    host = registry.get(entry["host"], cores=cores)
+    if not isinstance(host, LlvmTarget):
+        raise TargetError(f"the processor {entry['host']!r} beside {name!r} is not one that LLVM generates code for")
+    # In the order of the class: its validation takes the processor's fields as they are.
+    machine = GpuMachine(**{**host.machine.model_dump(), **entry["machine"]})
+    return CudaTarget(name, entry["description"], machine, host, bool(entry.get("simulated")))
+
+
+def presets() -> dict[str, Callable[[int | None], Target]]:
+    """Functions of the core count that make the named targets."""
+    return {name: partial(_preset, name) for name in _preset_data()}

@@ -1,0 +1,138 @@
+"""NVIDIA's compiler: CUDA source to a fatbin, and what ptxas says of each kernel."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from targets.errors import LinkError, ToolchainMissing
+from targets.toolchain import install_line
+
+OVERRIDE = "TENSORWRIGHT_NVCC"
+_PLACES = ("/usr/local/cuda/bin/nvcc", "/opt/cuda/bin/nvcc")
+_TIMEOUT_SECONDS = 1800
+_SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_REGISTERS = re.compile(r"Used (\d+) registers")
+_SHARED = re.compile(r"(\d+) bytes smem")
+
+
+@dataclass(frozen=True)
+class KernelResources:
+    """What a kernel takes, in ptxas' words; sizes are bytes a thread, `shared` bytes a block (without dynamic)."""
+
+    kernel: str
+    registers: int
+    stack: int
+    spill_stores: int
+    spill_loads: int
+    shared: int
+
+
+@dataclass(frozen=True)
+class Nvcc:
+    """The program `nvcc`."""
+
+    program: str
+
+    def fatbin(self, source: str, compute_capability: int) -> tuple[bytes, list[KernelResources]]:
+        """Machine code for an architecture together with its PTX, and what each kernel takes.
+
+        Raises:
+            LinkError: nvcc failed; carries its words.
+        """
+        with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
+            text, image = Path(folder) / "kernels.cu", Path(folder) / "kernels.fatbin"
+            text.write_text(source, encoding="utf-8")
+            code = f"arch=compute_{compute_capability},code=[sm_{compute_capability},compute_{compute_capability}]"
+            arguments = ["-fatbin", "-O3", "-std=c++17", "-gencode", code, "--ptxas-options=-v", "-w"]
+            said = self._run([*arguments, "-o", str(image), str(text)])
+            return image.read_bytes(), _resources(said)
+
+    def cubin(self, source: str, compute_capability: int, path: Path) -> None:
+        """Machine code alone as a file, for disassembly. Raises LinkError."""
+        text = path.with_suffix(".cu")
+        text.write_text(source, encoding="utf-8")
+        self._run(["-cubin", "-O3", "-std=c++17", f"-arch=sm_{compute_capability}", "-w", "-o", str(path), str(text)])
+
+    def _run(self, arguments: list[str]) -> str:
+        try:
+            done = subprocess.run(
+                [self.program, *arguments], capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise LinkError(f"{self.program} could not be run: {error}") from error
+        if done.returncode:
+            said = (done.stderr or done.stdout).strip()[:3000]
+            raise LinkError(f"{self.program} failed with exit code {done.returncode}:\n{said}")
+        return done.stdout + done.stderr
+
+
+def find_nvcc() -> Nvcc:
+    """The program named by TENSORWRIGHT_NVCC, on the PATH, or in a usual place. Raises ToolchainMissing."""
+    override = os.environ.get(OVERRIDE)
+    candidates = (override,) if override else ("nvcc", *_PLACES)
+    for candidate in candidates:
+        if found := shutil.which(candidate):
+            return Nvcc(found)
+    where = f"{OVERRIDE} is {override!r}, which is no program" if override else "nvcc is not on the PATH"
+    line = install_line("nvidia-cuda-toolkit", {"dnf": "cuda-toolkit", "pacman": "cuda", "zypper": "cuda-toolkit"})
+    raise ToolchainMissing(f"{where}; it compiles kernels for NVIDIA graphics processors", line)
+
+
+def _resources(said: str) -> list[KernelResources]:
+    """The kernels in ptxas' report."""
+    found = []
+    name, spills = "", (0, 0, 0)
+    for line in said.splitlines():
+        if match := re.search(r"Function properties for (\S+)", line):
+            name = match.group(1)
+        elif match := _SPILLS.search(line):
+            spills = (int(match.group(1)), int(match.group(2)), int(match.group(3)))
+        elif name and (match := _REGISTERS.search(line)):
+            shared = _SHARED.search(line)
+            found.append(KernelResources(name, int(match.group(1)), *spills, int(shared.group(1)) if shared else 0))
+            name, spills = "", (0, 0, 0)
+    return found
+
+
+def tensor_core_instructions(cubin: Path) -> dict[str, int]:
+    """How many matrix instructions (HMMA, IMMA, BMMA, DMMA, ...) the machine code of each kernel has.
+
+    Raises:
+        ToolchainMissing: nvdisasm is not installed.
+        LinkError: it failed.
+    """
+    program = shutil.which("nvdisasm") or _packaged("nvdisasm")
+    if program is None:
+        raise ToolchainMissing(
+            "nvdisasm, which shows machine code, is not on the PATH", "pip install nvidia-cuda-nvdisasm"
+        )
+    done = subprocess.run([program, "-c", str(cubin)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LinkError(f"{program} failed: {done.stderr.strip()[:2000]}")
+    counts: dict[str, int] = {}
+    kernel = ""
+    for line in done.stdout.splitlines():
+        if match := re.match(r"\.text\.(\S+):", line.strip()):
+            kernel = match.group(1)
+            counts.setdefault(kernel, 0)
+        elif kernel and re.search(r"\b[A-Z]*MMA\b", line.replace(".", " ")):
+            counts[kernel] += 1
+    return counts
+
+
+def _packaged(name: str) -> str | None:
+    """A program out of NVIDIA's Python packages."""
+    try:
+        spec = importlib.util.find_spec("nvidia")
+    except ValueError:
+        return None
+    places = spec.submodule_search_locations if spec is not None else None
+    found = [path for place in places or () for path in Path(place).glob(f"cu*/bin/{name}")]
+    return str(found[0]) if found else None

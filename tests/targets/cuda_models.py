@@ -1,0 +1,42 @@
+"""Small models for the tests of CUDA targets."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+
+def chain(rows: int, columns: int) -> onnx.ModelProto:
+    """y = softmax(relu(x w)) for a fixed w, float32."""
+    weight = np.random.default_rng(0).standard_normal((columns, 9)).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["product"]),
+        helper.make_node("Relu", ["product"], ["positive"]),
+        helper.make_node("Softmax", ["positive"], ["y"], axis=-1),
+    ]
+    return _model(nodes, {"x": [rows, columns]}, {"y": [rows, 9]}, {"w": weight}, "float32")
+
+
+def products(dtype: str) -> onnx.ModelProto:
+    """A matrix product with a fixed weight."""
+    weight = (np.random.default_rng(0).standard_normal((64, 128)) / 8).astype(dtype)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    return _model(nodes, {"x": [128, 64]}, {"y": [128, 128]}, {"w": weight}, dtype)
+
+
+def _model(
+    nodes: list[onnx.NodeProto],
+    inputs: dict[str, list[int]],
+    outputs: dict[str, list[int]],
+    constants: dict[str, np.ndarray],
+    dtype: str,
+) -> onnx.ModelProto:
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    values = [
+        [helper.make_tensor_value_info(name, element, shape) for name, shape in each.items()]
+        for each in (inputs, outputs)
+    ]
+    stored = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "model", *values, stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)

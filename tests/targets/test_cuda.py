@@ -1,0 +1,124 @@
+"""The CUDA targets without a device: numbers by simulation, machine code by nvcc where it is installed."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+
+import compiler
+import targets
+from compiler.conformance import check_target
+from compiler.errors import IncompatibleArtifactError, UserError
+from targets import cuda_device
+from targets.cuda import CudaTarget, presets
+from targets.cuda_image import parsed_module, source_of
+from targets.errors import TargetError, ToolchainMissing
+from targets.nvcc import OVERRIDE, find_nvcc
+from tests.targets.cuda_models import chain, products
+
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+without_device = pytest.mark.skipif(bool(cuda_device.compute_capabilities()), reason="this machine has a device")
+
+
+@pytest.mark.parametrize("check", ["description", "functions float32", "reductions int32", "open batch", "refusal"])
+def test_the_conformance_suite_holds_by_simulation(check: str) -> None:
+    outcomes = list(check_target("cuda-simulated", check))
+    assert outcomes
+    assert [outcome.problem for outcome in outcomes] == [None] * len(outcomes)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 33])
+def test_numbers_of_odd_sizes(rows: int) -> None:
+    model = chain(rows, 13)
+    inputs = {"x": np.random.default_rng(rows).standard_normal((rows, 13)).astype(np.float32)}
+    module = compiler.compile(model, "cuda-simulated", records=False, reference_inputs=inputs)
+    (expected,) = ReferenceEvaluator(model).run(None, inputs)
+    np.testing.assert_allclose(module.run(inputs)["y"], expected, rtol=2e-5, atol=2e-6)
+
+
+@needs_nvcc
+@without_device
+def test_a_library_holds_machine_code_and_its_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = chain(5, 16)
+    module = compiler.compile(model, "t4", records=False)
+    library = bytes(module.artifact.library)
+    assert struct.pack("<Q", 6) + b"fatbin" in library
+    assert "__global__" in source_of(library).text
+    inputs = {"x": np.ones((5, 16), np.float32)}
+    (expected,) = ReferenceEvaluator(model).run(None, inputs)
+    np.testing.assert_allclose(module.run(inputs)["y"], expected, rtol=2e-5, atol=2e-6)
+    module.export(tmp_path / "m.twm")
+    with pytest.raises(IncompatibleArtifactError, match="NVIDIA graphics processor of compute capability 7.5"):
+        compiler.load(tmp_path / "m.twm")
+
+
+@needs_nvcc
+def test_half_precision_products_use_tensor_cores() -> None:
+    from benchmarks.cuda import examine
+
+    target = targets.get("t4")
+    assert isinstance(target, CudaTarget)
+    try:
+        found = examine(products("float16"), target)
+    except TargetError as error:
+        pytest.skip(error.message)
+    assert found.tensor_cores >= 1
+    assert sum(each.spill_stores for each in found.launches) == 0
+
+
+def test_a_missing_compiler_is_an_error_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OVERRIDE, "/nowhere/nvcc")
+    with pytest.raises(ToolchainMissing, match="/nowhere/nvcc") as caught:
+        find_nvcc()
+    assert caught.value.hint
+    with pytest.raises(UserError, match="/nowhere/nvcc"):
+        compiler.compile(chain(2, 4), "t4", records=False)
+
+
+def test_architectures_go_without_the_suffix_that_dlight_does_not_read() -> None:
+    for name in presets():
+        target = targets.get(name)
+        assert isinstance(target, CudaTarget)
+        options = target.engine_options()
+        assert options["arch"].removeprefix("sm_").isdigit()
+        assert options["max_threads_per_block"] == 1024
+
+
+def test_a_module_laid_out_otherwise_is_refused() -> None:
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    good = text("cuda") + struct.pack("<Q", 0) + text("code")
+    assert parsed_module(good)[0].text == "code"
+    with pytest.raises(TargetError):
+        parsed_module(good + b"more")
+    with pytest.raises(TargetError):
+        parsed_module(text("ptx_") + good)
+
+
+def test_a_scan_written_for_processors_is_bound() -> None:
+    """A recurrent kernel comes with a schedule of its own, in parallel loops."""
+    random = np.random.default_rng(0)
+    weights = {"w": (1, 12, 4), "r": (1, 12, 3)}
+    constants = [
+        onnx.numpy_helper.from_array(random.standard_normal(shape).astype(np.float32), name)
+        for name, shape in weights.items()
+    ]
+    node = helper.make_node("LSTM", ["x", "w", "r"], ["y"], hidden_size=3)
+    values = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("x", [5, 2, 4]), ("y", [5, 1, 2, 3]))
+    ]
+    graph = helper.make_graph([node], "scan", values[:1], values[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    inputs = {"x": random.standard_normal((5, 2, 4)).astype(np.float32)}
+    module = compiler.compile(model, "cuda-simulated", records=False, reference_inputs=inputs)
+    host = compiler.compile(model, "host", records=False, reference_inputs=inputs)
+    np.testing.assert_allclose(module.run(inputs)["y"], host.run(inputs)["y"], rtol=1e-5, atol=1e-6)
