@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,17 +103,22 @@ def run_on_device(name: str, model: CatalogModel, target: CudaTarget) -> str:
     host = compiler.compile(source, "host", records=False, **keywords)
     pairs = zip(ours.run(inputs).values(), host.run(inputs).values(), strict=True)
     difference = max(float(np.abs(a.astype(np.float64) - b).max(initial=0.0)) for a, b in pairs)
-    runs = {"ours": lambda: ours.run(inputs)}
+    runs: dict[str, Callable[[], Any]] = {"ours": lambda: ours.run(inputs)}
     if model.reference == "torch":
         import torch
 
-        compiled = torch.compile(source.cuda())
+        compiled: Any = torch.compile(source.cuda())
         placed = [torch.from_numpy(each).cuda() for each in inputs]
-        runs["torch.compile"] = lambda: (compiled(*placed), torch.cuda.synchronize())
+
+        def by_torch() -> None:
+            compiled(*placed)
+            torch.cuda.synchronize()
+
+        runs["torch.compile"] = by_torch
     else:
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(str(source), providers=["CUDAExecutionProvider"])
+        session: Any = onnxruntime.InferenceSession(str(source), providers=["CUDAExecutionProvider"])
         named = dict(zip([each.name for each in session.get_inputs()], inputs, strict=True))
         runs["ONNX Runtime"] = lambda: session.run(None, named)
     times: dict[str, list[float]] = {key: [] for key in runs}

@@ -20,9 +20,9 @@ def chain(rows: int, columns: int) -> onnx.ModelProto:
 
 def products(dtype: str) -> onnx.ModelProto:
     """A matrix product with a fixed weight."""
-    weight = (np.random.default_rng(0).standard_normal((64, 128)) / 8).astype(dtype)
+    weight = (np.random.default_rng(0).standard_normal((128, 128)) / 8).astype(dtype)
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
-    return _model(nodes, {"x": [128, 64]}, {"y": [128, 128]}, {"w": weight}, dtype)
+    return _model(nodes, {"x": [128, 128]}, {"y": [128, 128]}, {"w": weight}, dtype)
 
 
 def _model(
@@ -33,10 +33,8 @@ def _model(
     dtype: str,
 ) -> onnx.ModelProto:
     element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    values = [
-        [helper.make_tensor_value_info(name, element, shape) for name, shape in each.items()]
-        for each in (inputs, outputs)
-    ]
+    given = [helper.make_tensor_value_info(name, element, shape) for name, shape in inputs.items()]
+    made = [helper.make_tensor_value_info(name, element, shape) for name, shape in outputs.items()]
     stored = [numpy_helper.from_array(array, name) for name, array in constants.items()]
-    graph = helper.make_graph(nodes, "model", *values, stored)
+    graph = helper.make_graph(nodes, "model", given, made, stored)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
