@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,6 +24,12 @@ from targets.errors import TargetError, ToolchainMissing
 from targets.nvcc import OVERRIDE, find_nvcc
 from tests.targets.cuda_models import chain, products
 
+
+def expected_of(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    results: Any = ReferenceEvaluator(model).run(None, inputs)
+    return np.asarray(results[0])
+
+
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 without_device = pytest.mark.skipif(bool(cuda_device.compute_capabilities()), reason="this machine has a device")
 
@@ -39,7 +46,7 @@ def test_numbers_of_odd_sizes(rows: int) -> None:
     model = chain(rows, 13)
     inputs = {"x": np.random.default_rng(rows).standard_normal((rows, 13)).astype(np.float32)}
     module = compiler.compile(model, "cuda-simulated", records=False, reference_inputs=inputs)
-    expected = np.asarray(ReferenceEvaluator(model).run(None, inputs)[0])
+    expected = expected_of(model, inputs)
     np.testing.assert_allclose(module.run(inputs)["y"], expected, rtol=2e-5, atol=2e-6)
 
 
@@ -52,7 +59,7 @@ def test_a_library_holds_machine_code_and_its_source(monkeypatch: pytest.MonkeyP
     assert struct.pack("<Q", 6) + b"fatbin" in library
     assert "__global__" in source_of(library).text
     inputs = {"x": np.ones((5, 16), np.float32)}
-    expected = np.asarray(ReferenceEvaluator(model).run(None, inputs)[0])
+    expected = expected_of(model, inputs)
     np.testing.assert_allclose(module.run(inputs)["y"], expected, rtol=2e-5, atol=2e-6)
     module.export(tmp_path / "m.twm")
     with pytest.raises(IncompatibleArtifactError, match=r"NVIDIA graphics processor of compute capability 7\.5"):
