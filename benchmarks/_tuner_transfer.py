@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from compiler.tuning.cost_models.roofline import RandomModel
 from compiler.tuning.cost_models.xgboost import XgboostModel
 from compiler.tuning.session import FIRST_BATCHES
 
+_SHOWN = ("channels", "filters", "spatial", "kernel", "rows", "columns", "depth", "queries", "keys")
 _NEAR = 0.95
 _CHANCE = 0.12  # of a trial to be random, as in the evolutionary search
 
@@ -52,13 +54,19 @@ def measure(path: Path, least: int, seeds: int, folder: Path) -> Iterator[Row]:
         subject = group[0].subject
         yield Row(
             subject.rule,
-            key[0].partition("{")[2][:60],
+            _sizes(subject.workload),
             len(group),
             sum((sample.seconds or np.inf) <= wanted for sample in group),
             _mean(group, wanted, seeds, lambda seed: RandomModel(seed)),
             _mean(group, wanted, seeds, lambda seed: XgboostModel(seed=seed)),
             _mean(group, wanted, seeds, lambda seed: XgboostModel(stored, seed=seed)),
         )
+
+
+def _sizes(workload: Any) -> str:
+    """The numbers that tell a workload from others, in short."""
+    found = {name: getattr(workload, name) for name in _SHOWN if hasattr(workload, name)}
+    return " ".join(f"{name}={value}".replace(" ", "") for name, value in found.items())
 
 
 def _mean(group: Sequence[Sample], wanted: float, seeds: int, make: Callable[[int], CostModel]) -> float:
