@@ -28,6 +28,7 @@ from benchmarks._compression_cases import CASES, Array, Case, Run
 from compiler.compression.quantization import TECHNIQUES
 from compiler.compression.quantization.affine import decibels, noise_ratio
 from compiler.compression.quantization.calibrators.registry import calibrators
+from compiler.compression.quantization.schemes.registry import scheme_names
 
 _COMPARED = 8  # samples
 _PEER_METHODS = {"min-max": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
@@ -55,8 +56,10 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("models", nargs="*", help=f"of {', '.join(CASES)}; all when none is given")
+    parser.add_argument("--schemes", nargs="*", default=[], choices=scheme_names()[1:], help="beside static-int8")
+    parser.add_argument("--groups", nargs="*", type=int, default=[64], help="of schemes for weights alone")
     parser.add_argument("--methods", nargs="*", default=["min-max", "mse"], choices=calibrators())
-    parser.add_argument("--techniques", nargs="*", default=["bias-correction"], choices=TECHNIQUES)
+    parser.add_argument("--techniques", nargs="*", default=["bias-correction", "gptq"], choices=TECHNIQUES)
     parser.add_argument("--max-drop", type=float, default=0.01)
     parser.add_argument("--no-peer", action="store_true", help="leave ONNX Runtime out")
     parser.add_argument("--reports", help="a folder for a page about each quantization")
@@ -81,8 +84,14 @@ def _rows(case: Case, options: argparse.Namespace, console: Console) -> list[Row
         before = case.evaluate(plain.run)
         rows = [_row(case, "float32", plain.run, plain.run, before, "", _bytes(plain, folder), before)]
         for method in options.methods:
-            rows.append(_quantized(case, method, plain.run, before, options, folder))
+            rows.append(_quantized(case, {"method": method}, f"int8 {method}", plain.run, before, options, folder))
             console.print(f"[dim]  {rows[-1].technique}: {rows[-1].score:.5f} (float {before:.5f})")
+        for scheme in options.schemes:
+            for group in options.groups if scheme.startswith("weight-") else [64]:
+                label = f"{scheme} {group}" if scheme.startswith("weight-") else scheme
+                arguments = {"scheme": scheme, "group": group}
+                rows.append(_quantized(case, arguments, label, plain.run, before, options, folder))
+                console.print(f"[dim]  {rows[-1].technique}: {rows[-1].score:.5f} (float {before:.5f})")
         for method in () if options.no_peer else options.methods:
             if method in _PEER_METHODS:
                 rows.append(_peer(case, method, plain.run, before, folder))
@@ -90,24 +99,32 @@ def _rows(case: Case, options: argparse.Namespace, console: Console) -> list[Row
     return rows
 
 
-def _quantized(case: Case, method: str, exact: Run, before: float, options: argparse.Namespace, folder: str) -> Row:
-    technique = " ".join(["int8", method, *options.techniques])
+def _quantized(
+    case: Case,
+    arguments: dict[str, Any],
+    label: str,
+    exact: Run,
+    before: float,
+    options: argparse.Namespace,
+    folder: str,
+) -> Row:
+    technique = " ".join([label, *options.techniques])
     try:
         model = compiler.quantize(
             case.path,
             case.calibration,
             evaluate=case.evaluate,
             max_drop=options.max_drop,
-            method=method,
             techniques=options.techniques,
             threads=1,
+            **arguments,
             **case.options,
         )
     except compiler.errors.AccuracyError as error:
         return Row(case.name, technique, float("nan"), float("nan"), float("nan"), error.message, 0.0, 0.0)
     if options.reports:
         Path(options.reports).mkdir(parents=True, exist_ok=True)
-        model.report.save(Path(options.reports) / f"{case.name}-{method}.html")
+        model.report.save(Path(options.reports) / f"{case.name}-{label.replace(' ', '-')}.html")
     module = compiler.compile(model, threads=1)
     layers = f"{len(model.report.layers) - len(model.report.in_float)}/{len(model.report.layers)}"
     return _row(case, technique, module.run, exact, before, layers, _bytes(module, folder))

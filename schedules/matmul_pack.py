@@ -30,7 +30,7 @@ def pack_panels(weight: NDArray[Any], width: int) -> NDArray[Any]:
 def packed_matmul(data: Any, packed: Any, columns: int) -> Any:
     """The product of data (..., depth) and a packed weight as a tensor expression: (..., columns), in data's type.
 
-    The weight may be stored narrower, as int8: it is converted as it is read.
+    The weight may be stored narrower, as int8, float16, or bfloat16 in uint16: it is converted as it is read.
     """
     depth, width = packed.shape[1], int(packed.shape[2])
     k = te.reduce_axis((tirx.IntImm("int64", 0), depth), name="k")

@@ -10,8 +10,9 @@ from tvm.ir import GenericConst, IRModule
 from compiler.artifact.entries import EXPAND_ENTRY
 from compiler.passes.context import PipelineContext
 from compiler.passes.expansion import Expansion, Expansions
+from compiler.passes.half_storage import widening, with_half_storage
 from compiler.passes.leaves import leaves
-from compiler.passes.matching import Array, as_constant
+from compiler.passes.matching import Array, array_of, as_constant
 from compiler.passes.registry import graph_pass
 
 STORED_NAME = "stored_{}"
@@ -25,7 +26,8 @@ STORED_NAME = "stored_{}"
 def expand_at_load(mod: IRModule, context: PipelineContext) -> IRModule:
     """Adds `EXPAND_ENTRY(*stored)`, which returns every constant of the module that `context.expansions` knows.
 
-    Winograd's transformed 3x3 filters take 36 numbers for 9: without this, ResNet-18 is 4 times its ONNX file.
+    Winograd's transformed 3x3 filters take 36 numbers for 9: without this, ResNet-18 is 4 times its ONNX file. What 16
+    bits hold exactly is stored in them.
     `lift-parameters` makes the constants the last parameters of `main`, in the order in which they are returned.
     """
     expansions: Expansions = context.expansions
@@ -48,11 +50,24 @@ def expand_at_load(mod: IRModule, context: PipelineContext) -> IRModule:
 
 
 def _in_use(mod: IRModule, expansions: Expansions) -> list[Any]:
+    """The constants of the module that a pass made of smaller ones, or that 16 bits hold."""
     found: dict[Any, None] = {}
     for _, function in mod.functions_items():
         if isinstance(function, relax.Function):
             found.update(dict.fromkeys(leaf for leaf in leaves(function.body) if isinstance(leaf, GenericConst)))
-    return [constant for constant in found if constant in expansions.known]
+    return [constant for constant in found if _is_smaller(constant, expansions)]
+
+
+def _is_smaller(constant: Any, expansions: Expansions) -> bool:
+    """Whether the constant has a smaller form; notes what 16 bits hold."""
+    known = expansions.known.get(constant)
+    if known is not None:
+        expansions.known[constant] = with_half_storage(known)
+        return True
+    widened = widening(array_of(constant)) if str(constant.ty.dtype) == "float32" else None
+    if widened is not None:
+        expansions.known[constant] = widened
+    return widened is not None
 
 
 class _Stored:

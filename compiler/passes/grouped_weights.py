@@ -3,7 +3,8 @@
     permute_dims(reshape(dequantize(integers (columns * groups, group), scales (columns * groups,), axis 0),
                          (columns, groups * group)))
 
-perhaps with the first `depth` of the groups' numbers cut out by a strided_slice: a matrix (depth, columns).
+perhaps with the first `depth` of the groups' numbers cut out by a strided_slice, and without a reshape where a column
+is one group: a matrix (depth, columns).
 """
 
 from __future__ import annotations
@@ -85,17 +86,22 @@ def grouped_weight(expr: Expr, define: Define) -> GroupedWeight | None:
     call = define(call.args[0])
     if operator_name(call) == "relax.strided_slice" and _is_head(call):
         call = define(call.args[0])
-    if shape is None or operator_name(call) != "relax.reshape":
+    if shape is None:
         return None
-    full = static_shape(call)
-    call = define(call.args[0])
-    if operator_name(call) != "relax.dequantize" or dtype_of(call) != "float32" or full is None:
+    full = (shape[1], shape[0])
+    if operator_name(call) == "relax.reshape":
+        reshaped = static_shape(call)
+        full = (0, 0) if reshaped is None or len(reshaped) != 2 else (reshaped[0], reshaped[1])
+        call = define(call.args[0])
+    if operator_name(call) != "relax.dequantize" or dtype_of(call) != "float32":
         return None
     integers, scale, zero = (_array(define(each)) for each in call.args)
     if integers is None or scale is None or zero is None or integers.dtype.kind not in "iu" or integers.itemsize != 1:
         return None
     depth, columns = shape
-    if integers.ndim != 2 or full[0] != columns or full[1] % integers.shape[1] or scale.shape != integers.shape[:1]:
+    if integers.ndim != 2 or full[0] != columns or integers.size != full[0] * full[1]:
+        return None
+    if full[1] % integers.shape[1] or scale.shape != integers.shape[:1]:
         return None
     if int(call.attrs.axis) % 2 != 0 or (zero.size != 1 and zero.shape != scale.shape):
         return None

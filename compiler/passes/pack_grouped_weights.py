@@ -72,7 +72,7 @@ class _Packer(PyExprMutator):
         """The weight, and the constants of the kernel; each weight is packed once."""
         if expr not in self._packed:
             weight = grouped_weight(expr, self._define)
-            if weight is None or weight.group % PER_WORD:
+            if weight is None or not _pays_off(weight):
                 return None
             width = panel_width(weight.values.shape[1], self.machine)
             arrays: list[Array] = [
@@ -85,3 +85,9 @@ class _Packer(PyExprMutator):
     def _define(self, expr: Any) -> Any:
         bound = self.lookup_binding(expr) if isinstance(expr, relax.Var) else None
         return expr if bound is None else bound
+
+
+def _pays_off(weight: GroupedWeight) -> bool:
+    """Whether groups are whole words; of 8 bits with a scale a column, `keep-weights-narrow` takes care."""
+    plain = weight.bits == 8 and len(weight.scales) == 1 and weight.zeros is None
+    return weight.group % PER_WORD == 0 and not plain

@@ -10,6 +10,7 @@ from tvm.ir import GenericConst, IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from compiler.passes.context import PipelineContext
+from compiler.passes.half_storage import exact_half
 from compiler.passes.matching import array_of, as_constant, shape_of
 from compiler.passes.registry import graph_pass
 from schedules.bf16_dot import pack_pairs
@@ -19,6 +20,8 @@ from schedules.matmul_int8 import matmul_int8, pack_quads
 from schedules.matmul_pack import FUSABLE, pack_panels, packed_matmul
 from schedules.matmul_tiling import panel_width
 
+# From more rows on, widening weights costs more than reading them.
+_FEW_ROWS = 4
 # Of data, weights and result.
 _DTYPES = (
     ("float32", "float32", "float32"),
@@ -33,7 +36,8 @@ def pack_matmul_weights(mod: IRModule, context: PipelineContext) -> IRModule:
     """Rewrites `matmul(x, constant)` with a 2-D constant of float32, or of int8 where x is 8-bit integers and the
     result int32; does nothing without a machine to pack for.
 
-    The option "precision" set to "bf16" rounds weights and data to bfloat16; sums stay float32.
+    Weights that float16 holds exactly are read in it where there are few rows. The option "precision" set to "bf16"
+    rounds weights and data to bfloat16; sums stay float32.
     """
     if context.machine is None:
         return mod
@@ -51,7 +55,7 @@ class _Packer(PyExprMutator):
         self.bf16 = bf16
         self.machine = machine
         self.count = 0
-        self._packed: dict[tuple[Any, int], Any] = {}
+        self._packed: dict[tuple[Any, ...], Any] = {}
 
     def rewrite(self, variable: Any, function: Any) -> None:
         before = self.count
@@ -74,7 +78,7 @@ class _Packer(PyExprMutator):
         return self.builder_.call_te(
             matmul_bf16 if self.bf16 else packed_matmul,
             data,
-            self._panels(weight, width),
+            self._panels(weight, width, few=self._few_rows(data)),
             columns,
             primfunc_name_hint="matmul",
             primfunc_attrs={"op_pattern": FUSABLE},
@@ -110,8 +114,18 @@ class _Packer(PyExprMutator):
             return 0
         return panel_width(columns, self.machine)
 
-    def _panels(self, weight: Any, width: int) -> Any:
-        key = (weight, width)
+    def _few_rows(self, data: Any) -> bool:
+        """Whether reading the weights takes longer than multiplying with them, and the machine widens float16."""
+        shape = shape_of(data) or [None]
+        known = all(isinstance(size, int) for size in shape)
+        widens = self.machine.has("f16c") or self.machine.architecture == "aarch64"
+        return widens and known and int(np.prod(shape[:-1])) <= _FEW_ROWS
+
+    def _panels(self, weight: Any, width: int, *, few: bool) -> Any:
+        key = (weight, width, few)
         if key not in self._packed:
-            self._packed[key] = as_constant((pack_pairs if self.bf16 else pack_panels)(array_of(weight), width))
+            values = array_of(weight)
+            half = exact_half(values) if few and not self.bf16 else None
+            read = half if half is not None and half.dtype == np.float16 else values
+            self._packed[key] = as_constant(pack_pairs(values, width) if self.bf16 else pack_panels(read, width))
         return self._packed[key]

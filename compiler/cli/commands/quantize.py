@@ -9,7 +9,10 @@ import typer
 
 from compiler.cli import options
 
-HELP = """Quantize a model to 8-bit integers and compile it.
+HELP = """Quantize a model and compile it.
+
+Schemes: static-int8 (needs samples), dynamic-int8 (activations are quantized as they come), weight-int4 and weight-int8
+(the weights of matrix products alone), float16 and bfloat16 (weights stored in 16 bits).
 
 The samples are inputs as the model will meet them. How alike the outputs stay (their mean cosine) is measured; the
 layers that cost most go back to float until the limit holds, and it is an error when it can not. For a measure of your
@@ -24,6 +27,9 @@ own use compiler.quantize(model, samples, evaluate=...).
   A tighter limit, and a page about every layer:
     tensorwright quantize model.onnx --samples a.npz --max-drop 0.001 --report report.html
 
+  The weights of a language model in 4 bits, a scale for 32 neighbours:
+    tensorwright quantize model.onnx --scheme weight-int4 --group 32 --samples a.npz
+
   Another way of choosing ranges:
     tensorwright quantize model.onnx --samples a.npz --method percentile
 """
@@ -37,11 +43,15 @@ def register(app: typer.Typer) -> None:
 def _quantize(
     model: options.ModelPath,
     samples: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Option(
             "--samples", "-s", metavar="FILE", help="An .npz file with an array for each input; again for more."
         ),
-    ],
+    ] = None,
+    scheme: Annotated[str, typer.Option(metavar="NAME", help="What is quantized and how; see above.")] = "static-int8",
+    group: Annotated[
+        int, typer.Option(metavar="COUNT", help="Of weights alone: how many neighbours share a scale, 16 to 256.")
+    ] = 64,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="The module to write; MODEL.twm here if not given."),
@@ -72,7 +82,9 @@ def _quantize(
     with Steps() as steps:
         quantized = compiler.quantize(
             model,
-            [load_archive(each, "--samples") for each in samples],
+            [load_archive(each, "--samples") for each in samples] if samples else None,
+            scheme=scheme,
+            group=group,
             max_drop=max_drop,
             target=target,
             method=method,

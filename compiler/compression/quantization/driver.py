@@ -1,20 +1,24 @@
-"""`quantize`: a float model in, one that computes in integers out, with its accuracy measured."""
+"""`quantize`: a float model in, a smaller and faster one out, with its accuracy measured."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 import targets
 from compiler.compression.quantization.accuracy import Evaluate, fewest, likeness, relative_drop, score
-from compiler.compression.quantization.calibration import checked_samples
+from compiler.compression.quantization.calibration import Sample, checked_samples
+from compiler.compression.quantization.layers import Layer
+from compiler.compression.quantization.layerwise import LayerwiseCandidate, LayerwiseSession
 from compiler.compression.quantization.model import QuantizedModel
+from compiler.compression.quantization.report import QuantizationReport
 from compiler.compression.quantization.scheme import scheme_for
-from compiler.compression.quantization.session import Candidate, Session
-from compiler.compression.quantization.summary import make_report
+from compiler.compression.quantization.schemes.registry import STATIC, SchemeOptions, make_scheme, scheme_names
+from compiler.compression.quantization.session import Session
+from compiler.compression.quantization.summary import make_report, size_of
 from compiler.driver import compile as compile_model
 from compiler.driver import find_target, model_name
 from compiler.errors import AccuracyError, OptionError
@@ -22,44 +26,59 @@ from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes, import_model
 from compiler.passes.context import PipelineContext
 from compiler.passes.pipeline import run_pipeline
+from compiler.reference import random_inputs
 from compiler.runtime import Module
 
-TECHNIQUES = ("bias-correction", "equalization", "smoothing")
+TECHNIQUES = ("bias-correction", "equalization", "smoothing", "gptq")
+_DEFAULT_TECHNIQUES = ("bias-correction", "gptq")
+_SCALES = ("float16", "float32")
 _RANKING_SAMPLES = 8
+Steps = Callable[[str], None]
 
 
 def quantize(
     source: object,
-    calibration: Iterable[Mapping[str, np.ndarray]],
+    calibration: Iterable[Mapping[str, np.ndarray]] | None = None,
     *,
+    scheme: str = STATIC,
     evaluate: Evaluate | None = None,
     max_drop: float = 0.01,
     target: str | targets.Target = "host",
     method: str = "mse",
     activations: str | None = None,
     per_channel: bool | None = None,
-    techniques: Collection[str] = ("bias-correction",),
+    group: int = 64,
+    scales: str = "float16",
+    techniques: Collection[str] = _DEFAULT_TECHNIQUES,
     in_float: Collection[str] = (),
     shapes: Shapes | None = None,
     constants: Constants | None = None,
     example_inputs: Sequence[Any] | None = None,
     dynamic_shapes: Any = None,
     threads: int | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Steps | None = None,
 ) -> QuantizedModel:
-    """Quantize a model to 8-bit integers, and keep as much of it in float as its accuracy needs.
+    """Quantize a model, and keep as much of it in float as its accuracy needs.
 
     Args:
         source, shapes, constants, example_inputs, dynamic_shapes, target, threads: as `compiler.compile` takes them.
-        calibration: inputs as the model will meet them, {input name: array}; a few dozen are enough.
+        calibration: inputs as the model will meet them, {input name: array}; a few dozen are enough. "static-int8"
+            needs them, and so does "gptq"; other schemes are measured on random inputs when there are none.
+        scheme: "static-int8" (weights and activations, ranges from the calibration), "dynamic-int8" (weights;
+            activations as they come, on a scale a row of a matrix product or an example of a convolution),
+            "weight-int4" and "weight-int8" (the weights of matrix products alone, a scale a group), "float16" and
+            "bfloat16" (weights are stored in 16 bits; sums are float32).
         evaluate: given a function from inputs to outputs (dictionaries by name), how good it is; higher is better.
             Without one: the mean cosine between the outputs and the float model's on `calibration`.
         max_drop: how much of that may be lost, as a share of the float model's.
         method: how ranges of activations are chosen: "min-max", "percentile", "entropy" or "mse".
         activations: "uint8" or "int8"; what suits the target when None.
         per_channel: whether each filter's weights have their own scale; they do when None.
-        techniques: what is done to lose less: "bias-correction", "equalization" (of convolutions, across layers) and
-            "smoothing" (SmoothQuant, of matrix products).
+        group: of weights alone: how many neighbours along the depth share a scale, one of 16, 32, 64, 128, 256.
+        scales: the type of those scales, "float16" or "float32".
+        techniques: what is done to lose less, where the scheme has a use for it: "bias-correction", "equalization" (of
+            convolutions, across layers) and "smoothing" (SmoothQuant, of matrix products) of static integers, "gptq"
+            (later weights make up for the rounding of earlier ones) of weights alone.
         in_float: names of layers (as in the report) to leave in float.
         progress: called with the name of each step as it begins.
 
@@ -72,11 +91,10 @@ def quantize(
         UserError: of importing and compiling.
     """
     report = progress if progress is not None else _silent
-    unknown = sorted(set(techniques) - set(TECHNIQUES))
-    if unknown:
-        raise OptionError(f"techniques= has {', '.join(unknown)}", f"there are {', '.join(TECHNIQUES)}")
-    if not 0 <= max_drop < 1:
-        raise OptionError(f"max_drop={max_drop}", "give a share of 0 up to 1, like 0.01")
+    _check(techniques, max_drop, scales, scheme)
+    if scheme == STATIC and calibration is None:
+        others = ", ".join(each for each in scheme_names() if each != STATIC)
+        raise OptionError("static-int8 needs calibration=", f"give some inputs, or use another scheme: {others}")
     chosen = find_target(target, threads)
     report("import")
     imported = import_model(
@@ -84,29 +102,85 @@ def quantize(
     )
     context = PipelineContext(target=chosen, machine=chosen.machine, options={"checks": imported.checks})
     model = replace(imported, mod=run_pipeline(imported.mod, context, until="canonicalize").mod)
-    samples = checked_samples(calibration, model)
+    samples = [random_inputs(model.inputs)] if calibration is None else checked_samples(calibration, model)
 
     def compiled(candidate: ImportedModel) -> Module:
         inputs = {spec.name for spec in candidate.inputs}
         known = samples[0] if inputs == set(samples[0]) else None
         return compile_model(candidate, chosen, threads=threads, reference_inputs=known)
 
-    session = Session(
-        model, samples, scheme_for(chosen, activations, per_channel), method, techniques, compiled, report
-    )
-    session.leave_in_float(in_float)
-    measure = evaluate if evaluate is not None else likeness(samples, session.float_outputs)
-    before = score(measure, session.float_module.run)
-    found, after, tried = _within_limit(session, measure, before, max_drop, report)
+    limit = _Limit(evaluate, max_drop, in_float)
+    if scheme == STATIC:
+        activation_scheme = scheme_for(chosen, activations, per_channel)
+        session = Session(model, samples, activation_scheme, method, techniques, compiled, report)
+        found, scores, tried = _within_limit(session, limit, report)
+        report("report")
+        summary = make_report(session, found, chosen.name, scores, max_drop, tried)
+        return QuantizedModel(**vars(replace(session.model, mod=found.mod)), name=model_name(source), report=summary)
+    options = SchemeOptions(group, scales, "gptq" in techniques and calibration is not None)
+    layerwise = LayerwiseSession(model, samples, make_scheme(scheme, options), compiled, report)
+    candidate, scores, tried = _within_limit(layerwise, limit, report)
     report("report")
-    summary = make_report(session, found, chosen.name, (before, after), max_drop, tried)
-    return QuantizedModel(**vars(replace(session.model, mod=found.mod)), name=model_name(source), report=summary)
+    summary = replace(
+        _layerwise_report(layerwise, candidate, scores, max_drop, tried, options),
+        target=chosen.name,
+        scheme=scheme,
+        generated=calibration is None,
+    )
+    return QuantizedModel(**vars(replace(model, mod=candidate.mod)), name=model_name(source), report=summary)
 
 
-def _within_limit(
-    session: Session, evaluate: Evaluate, before: float, max_drop: float, report: Callable[[str], None]
-) -> tuple[Candidate, float, int]:
-    """(the candidate that holds the limit with the fewest layers in float, its score, how many were measured)"""
+def _check(techniques: Collection[str], max_drop: float, scales: str, scheme: str) -> None:
+    unknown = sorted(set(techniques) - set(TECHNIQUES))
+    if unknown:
+        raise OptionError(f"techniques= has {', '.join(unknown)}", f"there are {', '.join(TECHNIQUES)}")
+    if not 0 <= max_drop < 1:
+        raise OptionError(f"max_drop={max_drop}", "give a share of 0 up to 1, like 0.01")
+    if scales not in _SCALES:
+        raise OptionError(f"scales={scales!r}", f"use one of {', '.join(_SCALES)}")
+    if scheme not in scheme_names():
+        raise OptionError(f"scheme={scheme!r}", f"use one of {', '.join(scheme_names())}")
+
+
+class _Candidate(Protocol):
+    @property
+    def module(self) -> Module: ...
+
+
+Found = TypeVar("Found", bound=_Candidate, covariant=True)
+
+
+class _Search(Protocol[Found]):
+    """What the search for the limit asks of a session."""
+
+    @property
+    def samples(self) -> Sequence[Sample]: ...
+    @property
+    def float_outputs(self) -> Sequence[Mapping[str, np.ndarray]]: ...
+    @property
+    def float_module(self) -> Module: ...
+    @property
+    def quantizable(self) -> list[Layer]: ...
+    def leave_in_float(self, names: Collection[str]) -> None: ...
+    def rank(self, samples: int) -> None: ...
+    def candidate(self, count: int) -> Found: ...
+
+
+@dataclass(frozen=True)
+class _Limit:
+    """What the caller wants held."""
+
+    evaluate: Evaluate | None
+    max_drop: float
+    in_float: Collection[str]
+
+
+def _within_limit(session: _Search[Found], limit: _Limit, report: Steps) -> tuple[Found, tuple[float, float], int]:
+    """(the candidate that holds the limit with the fewest layers in float, the scores of the float model and of it, how
+    many were measured)"""
+    session.leave_in_float(limit.in_float)
+    evaluate = limit.evaluate if limit.evaluate is not None else likeness(session.samples, session.float_outputs)
+    before, max_drop = score(evaluate, session.float_module.run), limit.max_drop
     scores: dict[int, float] = {}
 
     def holds(count: int) -> bool:
@@ -117,7 +191,7 @@ def _within_limit(
     layers = session.quantizable
     if not layers:
         raise AccuracyError(
-            "the model has no layer that can compute in integers", "see report.layers, or compile it in float"
+            "the model has no layer that this scheme quantizes", "try another scheme=, or compile it in float"
         )
     count: int | None = 0
     if not holds(0):
@@ -131,7 +205,35 @@ def _within_limit(
             f" {best:.6g}",
             "allow a larger max_drop, give more calibration samples, or try another method=",
         )
-    return session.candidate(count), scores[count], len(scores)
+    return session.candidate(count), (before, scores[count]), len(scores)
+
+
+def _layerwise_report(
+    session: LayerwiseSession,
+    found: LayerwiseCandidate,
+    scores: tuple[float, float],
+    limit: float,
+    evaluations: int,
+    options: SchemeOptions,
+) -> QuantizationReport:
+    """What was done by a scheme of layers; the fields of the static one say nothing."""
+    before, after = scores
+    return QuantizationReport(
+        target="",
+        method="",
+        techniques=("gptq",) if session.scheme.uses_squares else (),
+        activations="",
+        per_channel=True,
+        samples=len(session.samples),
+        before=before,
+        after=after,
+        drop=relative_drop(before, after),
+        max_drop=limit,
+        evaluations=evaluations,
+        layers=tuple(session.layer_reports(found)),
+        size=size_of(session.float_module, found.module, session.samples[0]),
+        group=options.group,
+    )
 
 
 def _silent(_: str) -> None:

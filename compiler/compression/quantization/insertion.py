@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from tvm import relax
@@ -16,22 +17,32 @@ from compiler.passes.graph import Call, Expr, Var
 from compiler.passes.matching import array_of, as_constant, rank_of
 
 
+class Dequantizable(Protocol):
+    """Rounded weights."""
+
+    def dequantized(self) -> Array:
+        """The weights as float32."""
+
+
+WeightT = TypeVar("WeightT", bound=Dequantizable, covariant=True)
+
+
 @dataclass(frozen=True)
-class Numbers:
+class Numbers(Generic[WeightT]):
     """The parameters of a placement.
 
     Attributes:
-        activations: of each site.
+        activations: of each site; a site without is left as it is.
         weights: of each layer, by its variable.
         shifts: what to add to each filter's result, by the layer's variable: corrections of the bias.
     """
 
     activations: Mapping[Var, Affine]
-    weights: Mapping[Var, QuantizedWeight]
+    weights: Mapping[Var, WeightT]
     shifts: Mapping[Var, Array]
 
 
-def insert_pairs(mod: IRModule, placement: Placement, numbers: Numbers) -> IRModule:
+def insert_pairs(mod: IRModule, placement: Placement, numbers: Numbers[QuantizedWeight]) -> IRModule:
     """`mod` with each operand of a placement read through integers."""
     inserter = _Inserter(mod, placement, numbers)
     return edit_main(mod, inserter.edit)
@@ -53,7 +64,7 @@ def pair(data: Expr, affine: Affine, emit: Emit) -> Var:
 
 
 class _Inserter:
-    def __init__(self, mod: IRModule, placement: Placement, numbers: Numbers) -> None:
+    def __init__(self, mod: IRModule, placement: Placement, numbers: Numbers[QuantizedWeight]) -> None:
         self._numbers = numbers
         self._operands, self._made = placement.operands, placement.made
         self._layers = {layer.variable: layer for layer in placement.layers}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from compiler.compression.quantization.report import LayerReport, QuantizationReport
+from compiler.compression.quantization.schemes.registry import STATIC
 from compiler.profiling.formatting import format_bytes, format_percent, format_seconds
 from compiler.profiling.report import Bar, BarChart, Column, Fact, Page, Section, Table, render
 
@@ -11,17 +12,23 @@ _KINDS = ("integer", "float")
 
 def quantization_page(report: QuantizationReport) -> str:
     """The page as HTML text."""
-    granularity = "a scale a filter" if report.per_channel else "one scale a weight"
+    samples = f"{report.samples} sample(s)" + (" of random numbers" if report.generated else "")
     return render(
         Page(
             title=f"Quantization for {report.target}",
-            subtitle=f"activations {report.activations}, weights int8 with {granularity}; {report.method} over "
-            f"{report.samples} sample(s)" + "".join(f"; {technique}" for technique in report.techniques),
+            subtitle="; ".join([_scheme(report), samples, *report.techniques]),
             facts=_facts(report),
             sections=_sections(report),
             categories=_KINDS,
         )
     )
+
+
+def _scheme(report: QuantizationReport) -> str:
+    if report.scheme != STATIC:
+        return report.scheme + ("" if report.group is None else f", a scale for {report.group} neighbours")
+    granularity = "a scale a filter" if report.per_channel else "one scale a weight"
+    return f"activations {report.activations}, weights int8 with {granularity}; {report.method}"
 
 
 def _facts(report: QuantizationReport) -> list[Fact]:
@@ -30,7 +37,7 @@ def _facts(report: QuantizationReport) -> list[Fact]:
     return [
         Fact("score", f"{report.after:.6g}", f"float {report.before:.6g}"),
         Fact("drop", format_percent(report.drop), f"limit {format_percent(report.max_drop)}"),
-        Fact("layers in integers", f"{integer} of {len(layers)}", f"{report.evaluations} model(s) measured"),
+        Fact("layers quantized", f"{integer} of {len(layers)}", f"{report.evaluations} model(s) measured"),
         Fact("parameters", format_bytes(size.integer_bytes), f"float {format_bytes(size.float_bytes)}"),
         Fact("a run", format_seconds(size.integer_seconds), f"float {format_seconds(size.float_seconds)}"),
     ]

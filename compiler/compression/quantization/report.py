@@ -13,7 +13,7 @@ class LayerReport:
     """One product of the model.
 
     Attributes:
-        integer: whether it computes in integers.
+        integer: whether it is quantized.
         reason: why it is in float.
         noise: signal to noise of its result in the whole quantized model, in decibels; None where not measured.
         sensitivity: signal to noise at the model's outputs with this layer alone quantized; None where not measured.
@@ -51,6 +51,9 @@ class QuantizationReport:
     """What `quantize` did.
 
     Attributes:
+        scheme: one of `schemes.registry.scheme_names()`; `method`, `activations` and `per_channel` say something of
+            the static one alone, `group` of weights alone.
+        generated: whether the samples are random numbers, since the caller gave none.
         before, after: what `evaluate` gave, or the mean cosine of the outputs with the float model's.
         drop: the relative loss; `max_drop` was its limit.
         evaluations: how many quantized models were measured.
@@ -69,6 +72,9 @@ class QuantizationReport:
     evaluations: int
     layers: tuple[LayerReport, ...]
     size: Size
+    scheme: str = "static-int8"
+    group: int | None = None
+    generated: bool = False
 
     @property
     def in_float(self) -> tuple[LayerReport, ...]:
@@ -101,11 +107,13 @@ class QuantizationReport:
     def __str__(self) -> str:
         integer = len(self.layers) - len(self.in_float)
         lines = [
-            f"{integer} of {len(self.layers)} layers in integers; score {self.before:.6g}, then {self.after:.6g}"
-            f" (drop {self.drop:.3%}, limit {self.max_drop:.3%})",
+            f"{self.scheme}: {integer} of {len(self.layers)} layers quantized; score {self.before:.6g}, then"
+            f" {self.after:.6g} (drop {self.drop:.3%}, limit {self.max_drop:.3%})",
             f"parameters {self.size.float_bytes} bytes before, {self.size.integer_bytes} after; a run"
             f" {self.size.float_seconds * 1e3:.3f} ms before, {self.size.integer_seconds * 1e3:.3f} ms after",
         ]
         if self.size.integer_seconds > self.size.float_seconds:
             lines.append("slower than in float on this machine: the gain is in size alone")
+        if self.generated:
+            lines.append("measured on random inputs: give calibration= for what the model meets")
         return "\n".join([*lines, *(f"  in float: {layer.name}: {layer.reason}" for layer in self.in_float)])

@@ -16,7 +16,7 @@ from tvm.ir import IRModule
 from compiler.compression.quantization.affine import decibels, noise_ratio
 from compiler.compression.quantization.calibration import Compile, Sample
 from compiler.compression.quantization.edit import Emit, edit_main, with_operands
-from compiler.compression.quantization.insertion import Numbers, pair
+from compiler.compression.quantization.insertion import Dequantizable, Numbers, pair
 from compiler.compression.quantization.layers import Layer, Placement
 from compiler.frontends.imported_model import ImportedModel, TensorSpec
 from compiler.passes.graph import Call, Expr, Var
@@ -26,7 +26,11 @@ _SWITCHES = "quantization_switches"
 
 
 def measure_sensitivity(
-    model: ImportedModel, placement: Placement, numbers: Numbers, samples: Sequence[Sample], compile_model: Compile
+    model: ImportedModel,
+    placement: Placement,
+    numbers: Numbers[Dequantizable],
+    samples: Sequence[Sample],
+    compile_model: Compile,
 ) -> dict[str, float]:
     """Signal to noise at the outputs, in decibels, with that layer alone quantized, by the layer's name."""
     count = len(placement.layers)
@@ -46,7 +50,7 @@ def measure_sensitivity(
     return {name: decibels(noise, signal) for name, (noise, signal) in totals.items()}
 
 
-def switched(mod: IRModule, placement: Placement, numbers: Numbers) -> IRModule:
+def switched(mod: IRModule, placement: Placement, numbers: Numbers[Dequantizable]) -> IRModule:
     """`mod` with an input of one number a layer: 0 leaves it in float, 1 quantizes it."""
     switches = relax.Var(_SWITCHES, relax.TensorType([len(placement.layers)], "float32"))
     layers = {layer.variable: (index, layer) for index, layer in enumerate(placement.layers)}
@@ -62,10 +66,12 @@ def switched(mod: IRModule, placement: Placement, numbers: Numbers) -> IRModule:
     return edit_main(mod, edit, inputs=[switches])
 
 
-def _switched(layer: Layer, call: Call, switch: Var, numbers: Numbers, emit: Emit) -> Expr:
+def _switched(layer: Layer, call: Call, switch: Var, numbers: Numbers[Dequantizable], emit: Emit) -> Expr:
     weight = numbers.weights[layer.variable]
-    error = emit(relax.op.subtract(pair(layer.data, numbers.activations[layer.data], emit), layer.data))
-    data = emit(relax.op.add(layer.data, emit(relax.op.multiply(error, switch))))
+    data = layer.data
+    if layer.data in numbers.activations:
+        error = emit(relax.op.subtract(pair(layer.data, numbers.activations[layer.data], emit), layer.data))
+        data = emit(relax.op.add(layer.data, emit(relax.op.multiply(error, switch))))
     change = as_constant((weight.dequantized() - layer.weight).astype(np.float32))
     product = layer.product
     plain = emit(with_operands(call, {product.data: data}))

@@ -36,7 +36,7 @@ class Candidate:
     mod: IRModule
     module: Module
     placement: Placement
-    numbers: Numbers
+    numbers: Numbers[QuantizedWeight]
 
 
 class Session:
@@ -141,7 +141,7 @@ class Session:
         mod = insert_pairs(self.model.mod, placement, numbers)
         return Candidate(mod, self.compile(replace(self.model, mod=mod)), placement, numbers)
 
-    def numbers(self, placement: Placement) -> Numbers:
+    def numbers(self, placement: Placement) -> Numbers[QuantizedWeight]:
         """Scales of all tensors of a placement, and corrections."""
         activations = {site: self._activation(site, placement.ties) for site in placement.sites}
         weights = {layer.variable: self._weight(layer) for layer in placement.layers}

@@ -47,7 +47,7 @@ def make_report(
         max_drop=max_drop,
         evaluations=evaluations,
         layers=tuple(reports),
-        size=_size(session, found),
+        size=size_of(session.float_module, found.module, session.samples[0]),
     )
 
 
@@ -87,10 +87,11 @@ def _layer(session: Session, found: Candidate, layer: Layer, noise: Mapping[Var,
     )
 
 
-def _size(session: Session, found: Candidate) -> Size:
-    modules = session.float_module, found.module
+def size_of(before: Module, after: Module, sample: Mapping[str, Array]) -> Size:
+    """Bytes and time of the float module and the quantized one."""
+    modules = before, after
     sizes = [sum(parameter.nbytes for parameter in module.manifest.parameters) for module in modules]
-    return Size(sizes[0], sizes[1], *(_seconds(module, session.samples[0]) for module in modules))
+    return Size(sizes[0], sizes[1], *(_seconds(module, sample) for module in modules))
 
 
 def _seconds(module: Module, sample: Mapping[str, Array]) -> float:

@@ -19,7 +19,7 @@ def test_quantize_writes_a_module_and_a_report(tensorwright: Run, tmp_path: Path
     output, report = tmp_path / "out.twm", tmp_path / "report.json"
     result = tensorwright("quantize", model, "-s", tmp_path / "a.npz", "-o", output, "--report", report)
     assert result.code == 0, result.err
-    assert "2 of 2 layers in integers" in result.out
+    assert "2 of 2 layers quantized" in result.out
     assert json.loads(report.read_text())["drop"] < 0.01
     exact = compiler.compile(model).run({"x": values})["y"]
     got = compiler.load(output).run({"x": values})["y"]
@@ -33,3 +33,13 @@ def test_samples_that_do_not_fit(tensorwright: Run, tmp_path: Path) -> None:
     assert result.code == 2
     assert "lacks ['x']" in result.err
     assert tensorwright("quantize", model, "-s", tmp_path / "none.npz", "-o", tmp_path / "out.twm").code == 2
+
+
+def test_weights_alone_need_no_samples(tensorwright: Run, tmp_path: Path) -> None:
+    model = write(perceptron(batch=4, width=64, layers=2), tmp_path / "net.onnx")
+    output = tmp_path / "out.twm"
+    result = tensorwright("quantize", model, "--scheme", "weight-int4", "--group", "16", "-o", output)
+    assert result.code == 0, result.err
+    assert "weight-int4: 2 of 2 layers quantized" in result.out
+    assert "random inputs" in result.out
+    assert tensorwright("quantize", model, "--scheme", "static-int8", "-o", output).code == 2

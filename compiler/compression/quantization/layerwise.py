@@ -1,0 +1,154 @@
+"""A model whose layers are rounded one by one by a scheme: its candidates, what they cost, and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from tvm.ir import IRModule
+
+from compiler.compression.quantization.affine import Array, decibels, noise_ratio
+from compiler.compression.quantization.calibration import Compile, Sample, Tapped
+from compiler.compression.quantization.edit import Emit, edit_main
+from compiler.compression.quantization.insertion import Numbers
+from compiler.compression.quantization.layers import Layer, Placement, find_layers
+from compiler.compression.quantization.report import LayerReport
+from compiler.compression.quantization.schemes.registry import RoundedLayer, Scheme
+from compiler.compression.quantization.sensitivity import measure_sensitivity
+from compiler.errors import OptionError
+from compiler.frontends.imported_model import ImportedModel
+from compiler.passes.graph import Call, Expr, Var
+from compiler.runtime import Module
+
+
+@dataclass(frozen=True)
+class LayerwiseCandidate:
+    """A version of the model with some layers rounded."""
+
+    mod: IRModule
+    module: Module
+    rounded: Mapping[Var, RoundedLayer]
+
+
+class LayerwiseSession:
+    """`candidate(n)` rounds all layers but the n most sensitive ones; see `session.Session`.
+
+    Attributes:
+        float_outputs: of the float model, a dictionary a sample.
+        sensitivity: decibels by the layer's name, with its weights alone rounded, once `rank` has measured them.
+    """
+
+    def __init__(
+        self,
+        model: ImportedModel,
+        samples: Sequence[Sample],
+        scheme: Scheme,
+        compile_model: Compile,
+        report: Callable[[str], None],
+    ) -> None:
+        self.model, self.samples, self.scheme, self.compile = model, samples, scheme, compile_model
+        self.graph = find_layers(model.mod)
+        self.sensitivity: dict[str, float] = {}
+        self.in_float: dict[str, str] = {}
+        self._refused = {layer.name: why for layer in self.graph.layers if (why := scheme.refuses(layer)) is not None}
+        self._rounded: dict[Var, RoundedLayer] = {}
+        self._candidates: dict[int, LayerwiseCandidate] = {}
+        report("calibrate")
+        self._squares: dict[Var, Array] = {}
+        if scheme.uses_squares:
+            self.float_outputs = self._observed()
+        else:
+            self.float_outputs = [dict(self.float_module.run(sample)) for sample in samples]
+
+    def _observed(self) -> list[dict[str, Array]]:
+        """The outputs of each sample; sums up x x' of what the layers read."""
+        sites = list(dict.fromkeys(layer.data for layer in self.quantizable))
+        tapped = Tapped(self.model, self.model.mod, sites, self.compile)
+        outputs = []
+        for sample in self.samples:
+            result, tensors = tapped.run(sample)
+            outputs.append(result)
+            for site in sites:
+                rows = tensors[site].reshape(-1, tensors[site].shape[-1]).astype(np.float32)
+                square = rows.T @ rows
+                self._squares[site] = square + self._squares[site] if site in self._squares else square
+        return outputs
+
+    @cached_property
+    def float_module(self) -> Module:
+        """The float model as it would be compiled otherwise."""
+        return self.compile(self.model)
+
+    def leave_in_float(self, names: Collection[str]) -> None:
+        """Raises OptionError when one is no layer."""
+        known = [layer.name for layer in self.graph.layers]
+        for name in names:
+            if name not in known:
+                raise OptionError(f"in_float= has {name!r}, which is no layer", f"the layers are {', '.join(known)}")
+            self.in_float[name] = "asked for"
+
+    @property
+    def quantizable(self) -> list[Layer]:
+        """The layers that may be rounded."""
+        return [each for each in self.graph.layers if each.name not in self.in_float and each.name not in self._refused]
+
+    def rank(self, samples: int) -> None:
+        """Measure what rounding each layer's weights costs alone."""
+        if not self.sensitivity:
+            layers = tuple(self.quantizable)
+            placement = Placement(layers, (), (), {}, {})
+            numbers = Numbers({}, {layer.variable: self._layer(layer) for layer in layers}, {})
+            self.sensitivity = measure_sensitivity(self.model, placement, numbers, self.samples[:samples], self.compile)
+
+    def candidate(self, count: int) -> LayerwiseCandidate:
+        """The model with the `count` most sensitive layers in float; the last one is kept."""
+        if count not in self._candidates:
+            order = sorted(self.quantizable, key=lambda layer: self.sensitivity.get(layer.name, 0.0))
+            chosen = {layer.variable: self._layer(layer) for layer in order[count:]}
+            layers = {layer.variable: layer for layer in order[count:]}
+
+            def edit(variable: Var, call: Call, emit: Emit) -> Expr | None:
+                if variable not in chosen:
+                    return None
+                return chosen[variable].rewritten(layers[variable], call, emit)
+
+            mod = edit_main(self.model.mod, edit)
+            self._candidates = {count: LayerwiseCandidate(mod, self.compile(replace(self.model, mod=mod)), chosen)}
+        return self._candidates[count]
+
+    def _layer(self, layer: Layer) -> RoundedLayer:
+        if layer.variable not in self._rounded:
+            self._rounded[layer.variable] = self.scheme.rounded(layer, self._squares.get(layer.data))
+        return self._rounded[layer.variable]
+
+    def layer_reports(self, found: LayerwiseCandidate) -> list[LayerReport]:
+        """One entry a layer."""
+        reports = [self._layer_report(found, layer) for layer in self.graph.layers]
+        return [*reports, *(LayerReport(name, False, reason) for name, reason in self.graph.refused)]
+
+    def _layer_report(self, found: LayerwiseCandidate, layer: Layer) -> LayerReport:
+        rounded = found.rounded.get(layer.variable)
+        sensitivity = self.sensitivity.get(layer.name)
+        if rounded is None:
+            reason = self._refused.get(layer.name) or self.in_float.get(layer.name)
+            reason = reason or "one of the most sensitive layers: the limit does not hold with it"
+            return LayerReport(layer.name, False, reason, sensitivity=sensitivity)
+        weight = rounded.dequantized()
+        squares = self._squares.get(layer.data)
+        noise = None
+        if squares is not None:
+            noise = decibels(_energy(weight - layer.weight, squares), _energy(layer.weight, squares))
+        return LayerReport(
+            layer.name,
+            True,
+            noise=noise,
+            sensitivity=sensitivity,
+            weight_noise=decibels(*noise_ratio(weight, layer.weight)),
+        )
+
+
+def _energy(weight: Array, squares: Array) -> float:
+    """The sum of squares of the data's products with a matrix."""
+    return float(np.einsum("kj,kj->", weight, squares @ weight, dtype=np.float64))

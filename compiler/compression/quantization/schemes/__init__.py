@@ -1,0 +1,1 @@
+"""The schemes of which each layer is rounded by itself, one module each; `registry` finds them."""

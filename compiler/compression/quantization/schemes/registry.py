@@ -1,0 +1,97 @@
+"""Schemes by name: any module of this package may hold one."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+import compiler.compression.quantization.schemes as package
+from compiler.compression.quantization.affine import Array
+from compiler.compression.quantization.edit import Emit
+from compiler.compression.quantization.layers import Layer
+from compiler.errors import OptionError
+from compiler.passes.graph import Call, Expr
+
+STATIC = "static-int8"
+
+
+@dataclass(frozen=True)
+class SchemeOptions:
+    """What the caller chose.
+
+    Attributes:
+        group: how many neighbours along the depth of a product share a scale.
+        scales: the type scales are stored in, "float16" or "float32".
+        gptq: whether rounding one weight corrects those that follow.
+    """
+
+    group: int
+    scales: str
+    gptq: bool
+
+
+class RoundedLayer(Protocol):
+    """A layer with its weights rounded."""
+
+    def dequantized(self) -> Array:
+        """The weights as float32, in the layer's layout."""
+
+    def rewritten(self, layer: Layer, call: Call, emit: Emit) -> Expr:
+        """What takes the place of the layer's product."""
+
+
+class Scheme(Protocol):
+    """How layers are rounded."""
+
+    def refuses(self, layer: Layer) -> str | None:
+        """Why the layer stays in float, None where it does not."""
+
+    def rounded(self, layer: Layer, squares: Array | None) -> RoundedLayer:
+        """The layer rounded.
+
+        Args:
+            squares: the sum of x x' over the calibration's data (depth, depth) where `uses_squares`.
+        """
+
+    @property
+    def uses_squares(self) -> bool:
+        """Whether `rounded` needs them."""
+
+
+Make = Callable[[SchemeOptions], Scheme]
+_SCHEMES: dict[str, Make] = {}
+
+
+def scheme(*names: str) -> Callable[[Callable[[str, SchemeOptions], Scheme]], Callable[[str, SchemeOptions], Scheme]]:
+    """Register the decorated function, which makes a scheme of its name and the options."""
+
+    def register(make: Callable[[str, SchemeOptions], Scheme]) -> Callable[[str, SchemeOptions], Scheme]:
+        for name in names:
+            _SCHEMES[name] = lambda options, name=name: make(name, options)  # type: ignore[misc]
+        return make
+
+    return register
+
+
+@cache
+def _load() -> None:
+    for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        importlib.import_module(info.name)
+
+
+def scheme_names() -> tuple[str, ...]:
+    """All schemes, the static one first."""
+    _load()
+    return (STATIC, *sorted(_SCHEMES))
+
+
+def make_scheme(name: str, options: SchemeOptions) -> Scheme:
+    """The scheme of that name. Raises OptionError when there is none."""
+    _load()
+    if name not in _SCHEMES:
+        raise OptionError(f"scheme={name!r}", f"use one of {', '.join(scheme_names())}")
+    return _SCHEMES[name](options)
