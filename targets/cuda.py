@@ -29,7 +29,14 @@ _PRESETS_FILE = Path(__file__).with_name("cuda_presets.json")
 
 # These lay data out, or write kernels, for a processor's vectors.
 _FOR_PROCESSORS = frozenset(
-    {"plan-layout", "fuse-attention", "pack-matmul-weights", "compute-in-integers", "expand-at-load"}
+    {
+        "plan-layout",
+        "fuse-attention",
+        "pack-grouped-weights",
+        "pack-matmul-weights",
+        "compute-in-integers",
+        "expand-at-load",
+    }
 )
 
 
