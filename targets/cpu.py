@@ -55,6 +55,9 @@ class CpuTarget(LlvmTarget):
     def compiler(self) -> Compiler:
         return self.family.toolchain.compiler() if self.is_cross else find_compiler()
 
+    def binary_utility(self, name: str) -> str:
+        return self.family.toolchain.program(name) if self.is_cross else super().binary_utility(name)
+
     def emulator(self) -> tuple[str, ...]:
         return self.family.toolchain.emulator() if self.is_cross else super().emulator()
 

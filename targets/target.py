@@ -13,7 +13,7 @@ from typing import Any
 from schedules.machine import Machine
 from targets import cpuinfo
 from targets.errors import TargetError, ToolchainMissing
-from targets.toolchain import Compiler, Linker, find_compiler, find_linker
+from targets.toolchain import Compiler, Linker, find_binary_utility, find_compiler, find_linker
 
 
 class Target(ABC):
@@ -72,6 +72,10 @@ class Target(ABC):
     def compiler(self) -> Compiler:
         """The C++ compiler that builds programs for this target. Raises ToolchainMissing."""
         return find_compiler()
+
+    def binary_utility(self, name: str) -> str:
+        """A program of GNU's binary utilities ("nm") that reads this target's files. Raises ToolchainMissing."""
+        return find_binary_utility(name)
 
     def emulator(self) -> tuple[str, ...]:
         """The command in front of a program built for this target that runs it here; empty where it runs as it is.

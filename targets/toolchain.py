@@ -110,6 +110,13 @@ def find_compiler() -> Compiler:
     raise ToolchainMissing(f"no C++ compiler found (tried {tried})", install_line("g++", {"dnf": "gcc-c++"}))
 
 
+def find_binary_utility(name: str) -> str:
+    """One of GNU's binary utilities ("nm"). Raises ToolchainMissing with the line that installs them."""
+    if shutil.which(name) is None:
+        raise ToolchainMissing(f"{name} is not on the PATH", install_line("binutils"))
+    return name
+
+
 def find_linker(candidates: Sequence[Sequence[str]] = _CANDIDATES) -> Linker:
     """The linker named by TENSORWRIGHT_LINKER, or the first candidate on the PATH.
 

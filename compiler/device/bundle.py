@@ -61,12 +61,7 @@ def write_bundle(artifact: Artifact, target: Target, output: Path) -> Bundle:
         targets.TargetError: the toolchain is missing or failed.
         MissingDependencyError: the runtime's libraries for the architecture are not to be had.
     """
-    if artifact.manifest.target.architecture != target.architecture:
-        raise OptionError(
-            f"the module is for {artifact.manifest.target.architecture}, and target {target.name!r} is "
-            f"{target.architecture}",
-            f"compile it with --target {target.name}",
-        )
+    check_architecture(artifact, target)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OptionError(f"{output} exists and is not an empty folder", "give a new one")
     programs = device_programs(target)
@@ -79,14 +74,23 @@ def write_bundle(artifact: Artifact, target: Target, output: Path) -> Bundle:
     return Bundle(output, files, runtime, ONNX_RUNTIME_BYTES.get(target.architecture))
 
 
+def check_architecture(artifact: Artifact, target: Target) -> None:
+    """Raises OptionError unless a module is for the target's architecture."""
+    if artifact.manifest.target.architecture != target.architecture:
+        raise OptionError(
+            f"the module is for {artifact.manifest.target.architecture}, and target {target.name!r} is "
+            f"{target.architecture}",
+            f"compile it with --target {target.name}",
+        )
+
+
 def _write(artifact: Artifact, target: Target, programs: Path, output: Path) -> None:
     for folder in ("bin", "lib", "include"):
         (output / folder).mkdir(parents=True, exist_ok=True)
     for library in (FFI_LIBRARY, RUNTIME_LIBRARY, SHARED_LIBRARY):
         shutil.copy(programs / library, output / "lib")
     for program in PROGRAMS:
-        if (programs / program).exists():
-            shutil.copy(programs / program, output / "bin")
+        shutil.copy(programs / program, output / "bin")
     shutil.copy(SOURCES / HEADER, output / "include")
     shutil.copy(SOURCES / EXAMPLE, output)
     compiler = target.compiler().command[0].replace("g++", "gcc").replace("c++", "cc")

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compiler.device.cache import cached, key_of
-from compiler.device.runtime_libraries import has_remote_calls, runtime_libraries
+from compiler.device.runtime_libraries import runtime_libraries
 from compiler.device.toolchain import compile_objects, include_folders, include_options
 from targets import Target
 
 SOURCES = Path(__file__).with_name("cpp")
-LIBRARY_SOURCES = ("artifact.cc", "tensors.cc", "module.cc", "sha256.cc", "c_api.cc")
+LIBRARY_SOURCES = ("artifact.cc", "tensors.cc", "module.cc", "sha256.cc", "c_api.cc", "library_system.cc")
 SHARED_LIBRARY = "libtensorwright.so"
 NO_LINKED_MODULE = "linked_none.cc"
 PROGRAMS = {"tensorwright-run": "run.cc", "tensorwright-server": "server.cc"}
@@ -23,8 +23,6 @@ LINK_OPTIONS = ("-s", "-Wl,--gc-sections", "-Wl,-rpath,$ORIGIN:$ORIGIN/../lib")
 
 def device_programs(target: Target) -> Path:
     """A folder with the programs, the library behind `tensorwright.h`, their objects, and the runtime's libraries.
-
-    The server is there only where the runtime has remote calls.
 
     Raises:
         targets.TargetError: no compiler for the target, or it failed.
@@ -41,16 +39,14 @@ def device_programs(target: Target) -> Path:
 def _build(target: Target, libraries: Sequence[Path], folder: Path) -> None:
     for library in libraries:
         shutil.copy(library, folder)
-    names = [*LIBRARY_SOURCES, NO_LINKED_MODULE, *PROGRAMS.values()]
+    groups = {"library": [*LIBRARY_SOURCES, NO_LINKED_MODULE], **{name: [each] for name, each in PROGRAMS.items()}}
+    sources = {name: [SOURCES / each for each in parts] for name, parts in groups.items()}
     options = [*COMPILE_OPTIONS, *include_options(include_folders())]
-    made = dict(zip(names, compile_objects(target, [SOURCES / name for name in names], options, folder), strict=True))
-    shared = [made[name] for name in (*LIBRARY_SOURCES, NO_LINKED_MODULE)]
+    library, *programs = compile_objects(target, sources, options, folder)
     options = engine_link_options(folder)
-    target.compiler().run(["-shared", *shared, "-o", folder / SHARED_LIBRARY, *options])
-    for program, source in PROGRAMS.items():
-        if source == "server.cc" and not has_remote_calls(target):
-            continue
-        target.compiler().run([made[source], *shared, "-o", folder / program, *options])
+    target.compiler().run(["-shared", library, "-o", folder / SHARED_LIBRARY, *options])
+    for made in programs:
+        target.compiler().run([made, library, "-o", folder / made.stem, *options])
 
 
 def engine_link_options(libraries: Path) -> list[str]:

@@ -42,11 +42,6 @@ def runtime_libraries(target: Target) -> tuple[Path, Path]:
     return folder / FFI_LIBRARY, folder / RUNTIME_LIBRARY
 
 
-def has_remote_calls(target: Target) -> bool:
-    """Whether the runtime for the target can serve remote calls: those out of wheels can, those built here can not."""
-    return not target.is_cross or target.architecture in _WHEEL_PLATFORMS
-
-
 def _from_wheels(architecture: str) -> Path:
     versions = {name: importlib.metadata.version(name) for name in _MEMBERS}
     key = "-".join([architecture, *versions.values()])

@@ -1,6 +1,7 @@
-"""The engine's runtime, compiled from the sources that its wheels carry; for architectures without wheels.
+"""The engine's runtime, compiled from the sources that its wheels carry: for programs that are linked statically, and
+for architectures without wheels.
 
-Six headers that the wheels leave out lie in `third_party/tvm` (Apache License 2.0).
+The headers that the wheels leave out lie in `third_party/tvm` (Apache License 2.0).
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from compiler.errors import MissingDependencyError
 from compiler.runtime.engine import tvm_ffi
 from targets import Target
 
+# The object files: of the two libraries, and of what opens shared libraries, which no static program can.
+FFI_OBJECT, RUNTIME_OBJECT, REMOTE_OBJECT, LOADER_OBJECT = "ffi.o", "runtime.o", "remote.o", "loader.o"
 _HEADERS = Path(__file__).with_name("third_party") / "tvm"
 _OPTIONS = (
     "-std=c++17",
-    "-O1",  # what runs long is the module's own code
+    "-Os",  # what runs long is the module's own code
     "-fPIC",
     "-ffunction-sections",
     "-fdata-sections",
@@ -31,38 +34,52 @@ _CORE = (
     "timer", "workspace_pool", "const_loader_module", "memory/memory_manager",
     "vm/builtin", "vm/bytecode", "vm/executable", "vm/vm",
 )  # fmt: skip
+_REMOTE = ("channel", "device_api", "endpoint", "event_impl", "local_session", "module", "server_env", "session",
+           "socket_impl")  # fmt: skip
 _EXTRA = (
-    "env_c_api", "env_context", "json_parser", "json_writer", "library_module", "library_module_dynamic_lib",
-    "library_module_system_lib", "module", "reflection_extra", "structural_equal", "structural_hash", "dataclass",
-    "serialization", "structural_visit", "structural_mutate", "visit_error_context",
+    "env_c_api", "env_context", "json_parser", "json_writer", "library_module", "module", "reflection_extra",
+    "structural_equal", "structural_hash", "dataclass", "serialization", "structural_visit", "structural_mutate",
+    "visit_error_context",
 )  # fmt: skip
 
 
 def build_shared_libraries(target: Target, ffi_library: str, runtime_library: str) -> Path:
-    """A folder with both libraries for the target's architecture; built once, in about a minute and a half.
+    """A folder with both libraries for the target's architecture.
+
+    Raises: as `runtime_objects`.
+    """
+    objects = runtime_objects(target)
+
+    def build(folder: Path) -> None:
+        run = target.compiler().run
+        ffi, loader, core, remote = (
+            objects / each for each in (FFI_OBJECT, LOADER_OBJECT, RUNTIME_OBJECT, REMOTE_OBJECT)
+        )
+        run(["-shared", "-s", ffi, loader, "-o", folder / ffi_library, "-pthread", "-ldl"])
+        run(["-shared", "-s", core, remote, "-o", folder / runtime_library, f"-L{folder}", "-ltvm_ffi", "-pthread"])
+
+    return cached("runtime", objects.name, build)
+
+
+def runtime_objects(target: Target) -> Path:
+    """A folder with the object files for the target's architecture; compiled once, which takes
+    about a minute and a half of processor time.
 
     Raises:
         MissingDependencyError: the installed engine carries no sources.
         targets.TargetError: the toolchain is missing or failed.
     """
-    compiler = target.compiler()
     versions = [importlib.metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi")]
-    key = key_of([target.architecture, *versions, compiler.version(), *_OPTIONS, *_CORE, *_EXTRA])
+    compiler = target.compiler()
+    key = key_of([target.architecture, *versions, compiler.version(), *_OPTIONS, *_CORE, *_REMOTE, *_EXTRA])
 
     def build(folder: Path) -> None:
         options = [*_OPTIONS, *include_options([_HEADERS / "include", *include_folders(), _engine() / "include"])]
         tree = _source_tree(folder / "tree")
-        ffi = compile_objects(target, _ffi_sources(), options, folder)
-        core = compile_objects(target, [tree / "src" / "runtime" / f"{name}.cc" for name in _CORE], options, folder)
-        # Everything stays in: the functions register themselves by name.
-        compiler.run(["-shared", "-s", *ffi, "-o", folder / ffi_library, "-pthread", "-ldl"])
-        linked = [f"-L{folder}", "-ltvm_ffi", "-pthread", "-ldl"]
-        compiler.run(["-shared", "-s", *core, "-o", folder / runtime_library, *linked])
+        compile_objects(target, _sources(tree / "src" / "runtime"), options, folder)
         shutil.rmtree(folder / "tree")
-        for each in (*ffi, *core):
-            each.unlink()
 
-    return cached("runtime", f"{target.architecture}-{key}", build)
+    return cached("runtime-objects", f"{target.architecture}-{key}", build)
 
 
 def _engine() -> Path:
@@ -76,14 +93,24 @@ def _engine() -> Path:
 def _source_tree(folder: Path) -> Path:
     """The runtime's sources with the headers beside them that they include by relative paths."""
     source = _engine() / "src" / "runtime"
-    shutil.copytree(
-        source, folder / "src" / "runtime", ignore=shutil.ignore_patterns("extra", "rpc", "cuda", "hexagon")
-    )
+    shutil.copytree(source, folder / "src" / "runtime", ignore=shutil.ignore_patterns("extra", "cuda", "hexagon"))
     shutil.copytree(_HEADERS / "src" / "support", folder / "src" / "support")
     return folder
 
 
-def _ffi_sources() -> list[Path]:
-    sources = Path(tvm_ffi.libinfo.find_source_path()) / "src" / "ffi"
-    plain = [path for path in sorted(sources.glob("*.cc")) if path.stem != "backtrace_win"]
-    return [*plain, *(sources / "extra" / f"{name}.cc" for name in _EXTRA)]
+def ffi_source_folder() -> Path:
+    """The sources of the foreign function interface in its wheel."""
+    return Path(tvm_ffi.libinfo.find_source_path()) / "src" / "ffi"
+
+
+def _sources(runtime: Path) -> dict[str, list[Path]]:
+    """The sources, by the name of the object file."""
+    interface = ffi_source_folder()
+    plain = [path for path in sorted(interface.glob("*.cc")) if path.stem != "backtrace_win"]
+    extra = [interface / "extra" / f"{name}.cc" for name in _EXTRA]
+    return {
+        "ffi": [*plain, *extra],
+        "loader": [interface / "extra" / "library_module_dynamic_lib.cc"],
+        "runtime": [runtime / f"{name}.cc" for name in _CORE],
+        "remote": [runtime / "rpc" / f"rpc_{name}.cc" for name in _REMOTE],
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,18 +20,23 @@ def include_options(folders: Sequence[Path]) -> list[str]:
     return [part for folder in folders for part in ("-isystem", str(folder))]
 
 
-def compile_objects(target: Target, sources: Sequence[Path], options: Sequence[str], folder: Path) -> list[Path]:
-    """Object files of C++ sources, in their order; two are compiled at a time.
+def compile_objects(
+    target: Target, groups: Mapping[str, Sequence[Path]], options: Sequence[str], folder: Path
+) -> list[Path]:
+    """Object files in a folder, in the order of their names in `groups`, each of several C++ sources; two are compiled
+    at a time. Sources are compiled together because most of the work is in the headers that they share.
 
     Raises:
         targets.TargetError: no compiler for the target, or it failed.
     """
     compiler = target.compiler()
 
-    def one(source: Path) -> Path:
-        made = folder / f"{source.parent.name}_{source.stem}.o"
-        compiler.run([*options, "-c", source, "-o", made])
+    def one(name: str) -> Path:
+        together, made = folder / f"{name}.cc", folder / f"{name}.o"
+        together.write_text("".join(f'#include "{source}"\n' for source in groups[name]), encoding="utf-8")
+        compiler.run([*options, "-c", together, "-o", made])
+        together.unlink()
         return made
 
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(one, sources))
+        return list(pool.map(one, groups))

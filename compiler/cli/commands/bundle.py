@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,12 +13,17 @@ from compiler.cli import options
 HELP = """Write a folder with everything a device needs to run a module: no Python there.
 
 The module, the runtime's libraries, a runner, a device server, a C header with its library, and an example that `make`
-builds.
+builds. With --static, one executable that needs no libraries at all.
 
 [bold]Typical[/]
 
   tensorwright compile model.onnx --target raspberry-pi-5 -o model.twm
   tensorwright bundle model.twm --output model-bundle
+
+[bold]Examples[/]
+
+  One file that runs on any Linux of the architecture:
+    tensorwright bundle model.twm --static --output model && scp model pi: && ssh pi ./model --verify --runs 20
 """
 
 
@@ -29,42 +35,71 @@ def register(app: typer.Typer) -> None:
 def _bundle(
     module: options.ModulePath,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="The folder; MODULE-bundle if not given.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="The folder (MODULE-bundle), or the file of --static (MODULE).",
+        ),
     ] = None,
     target: Annotated[
         str | None,
         typer.Option("--target", "-t", metavar="NAME", help="The device; if not given, what it was compiled for."),
     ] = None,
+    static: Annotated[bool, typer.Option("--static", help="One executable in place of a folder.")] = False,
     as_json: options.Json = False,
 ) -> None:
     from compiler.artifact import read_artifact
-    from compiler.cli.output import print_json
-    from compiler.device.bundle import write_bundle
     from compiler.driver import find_target, translated_target_errors
     from compiler.profiling.summary import check_is_module
 
     check_is_module(module)
     artifact = read_artifact(module)
-    folder = output if output is not None else Path(f"{module.stem}-bundle")
     with translated_target_errors():
-        bundle = write_bundle(artifact, find_target(target or artifact.manifest.target.name), folder)
+        device = find_target(target or artifact.manifest.target.name)
+        if static:
+            _static(artifact, device, output if output is not None else module.with_suffix(""), as_json)
+        else:
+            _folder(artifact, device, output if output is not None else Path(f"{module.stem}-bundle"), as_json)
+
+
+def _folder(artifact: Any, target: Any, output: Path, as_json: bool) -> None:
+    from compiler.cli.output import print_json, print_line, print_table
+    from compiler.device.bundle import write_bundle
+    from compiler.profiling.formatting import format_bytes
+
+    bundle = write_bundle(artifact, target, output)
     if as_json:
         print_json(
             {"folder": bundle.folder, "files": dict(bundle.files), "runtime_bytes": bundle.runtime_bytes,
              "onnx_runtime_bytes": bundle.onnx_runtime_bytes}
         )  # fmt: skip
-    else:
-        _print(bundle)
-
-
-def _print(bundle: Any) -> None:
-    from compiler.cli.output import print_line, print_table
-    from compiler.profiling.formatting import format_bytes
-
+        return
     print_table(("file", "size"), [(name, format_bytes(size)) for name, size in bundle.files.items()], ("size",))
     print_line()
-    line = f"runtime: {format_bytes(bundle.runtime_bytes)}"
-    if bundle.onnx_runtime_bytes:
-        line += f" (libonnxruntime.so 1.32.0 for this architecture: {format_bytes(bundle.onnx_runtime_bytes)})"
-    print_line(line)
+    print_line(f"runtime: {format_bytes(bundle.runtime_bytes)}{_compared(bundle.onnx_runtime_bytes)}")
     print_line(f"wrote {bundle.folder}; its README says what to run")
+
+
+def _static(artifact: Any, target: Any, output: Path, as_json: bool) -> None:
+    from compiler.cli.output import print_json, print_line
+    from compiler.device.static_program import write_static_program
+    from compiler.profiling.formatting import format_bytes
+
+    program = write_static_program(artifact, target, output)
+    if as_json:
+        print_json({**asdict(program), "path": str(program.path)})
+        return
+    runtime = format_bytes(program.bytes - program.module_bytes)
+    print_line(f"module: {format_bytes(program.module_bytes)}")
+    print_line(f"runtime: {runtime}{_compared(program.onnx_runtime_bytes)}")
+    print_line(f"wrote {program.path}: {program.path.name} --verify --runs 20")
+
+
+def _compared(onnx_runtime_bytes: int | None) -> str:
+    if onnx_runtime_bytes is None:
+        return ""
+    from compiler.profiling.formatting import format_bytes
+
+    return f" (libonnxruntime.so 1.32.0 for this architecture: {format_bytes(onnx_runtime_bytes)})"

@@ -12,7 +12,7 @@ using tensorwright::Module;
 namespace ffi = tvm::ffi;
 
 struct tensorwright_module {
-  explicit tensorwright_module(std::shared_ptr<Artifact> artifact, bool linked) : module(std::move(artifact), linked) {}
+  explicit tensorwright_module(std::shared_ptr<Artifact> artifact) : module(std::move(artifact)) {}
   Module module;
   std::vector<ffi::Tensor> inputs, outputs;
 };
@@ -61,13 +61,13 @@ extern "C" {
 const char* tensorwright_last_error(void) { return last_error.c_str(); }
 
 int tensorwright_load(const char* path, tensorwright_module** module) {
-  return Guarded([&] { *module = new tensorwright_module(Artifact::Open(path), false); });
+  return Guarded([&] { *module = new tensorwright_module(Artifact::Open(path)); });
 }
 
 int tensorwright_load_linked(tensorwright_module** module) {
   return Guarded([&] {
     if (!tensorwright::LinkedModule().data) throw Error("no module is linked into this program");
-    *module = new tensorwright_module(Artifact::FromMemory(tensorwright::LinkedModule(), "the linked module"), true);
+    *module = new tensorwright_module(Artifact::FromMemory(tensorwright::LinkedModule(), "the linked module"));
   });
 }
 

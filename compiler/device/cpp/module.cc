@@ -1,9 +1,5 @@
 #include "module.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -11,48 +7,12 @@
 #include <cstring>
 #include <limits>
 
+#include "library.h"
+
 namespace tensorwright {
 namespace {
 
 constexpr int kPooledAllocator = 2;
-
-ffi::Function Global(const char* name) {
-  auto found = ffi::Function::GetGlobal(name);
-  if (!found) throw Error(std::string("the runtime has no function ") + name);
-  return *found;
-}
-
-void WriteAll(int descriptor, Span data) {
-  while (data.size) {
-    ssize_t written = write(descriptor, data.data, data.size);
-    if (written <= 0) throw Error("the module's code could not be written to memory");
-    data = {data.data + written, data.size - written};
-  }
-}
-
-// From anonymous memory; from a temporary file where the system forbids that.
-ffi::Module LoadLibrary(Span library) {
-  ffi::Function load = Global("ffi.Module.load_from_file.so");
-  int descriptor = memfd_create("tensorwright-module", MFD_CLOEXEC);
-  if (descriptor >= 0) {
-    WriteAll(descriptor, library);
-    // No two libraries of a process may have the same path: the loader would take them for one. So it stays open.
-    std::string path = "/proc/self/fd/" + std::to_string(descriptor);
-    try {
-      return load(path, "so").cast<ffi::Module>();
-    } catch (const std::exception&) {
-      close(descriptor);
-    }
-  }
-  char path[] = "/tmp/tensorwright-XXXXXX.so";
-  descriptor = mkstemps(path, 3);
-  if (descriptor < 0) throw Error("the module's code could not be written to /tmp");
-  WriteAll(descriptor, library);
-  close(descriptor);
-  ffi::Module module = load(std::string(path), "so").cast<ffi::Module>();
-  unlink(path);
-  return module;
-}
 
 double FromHalf(uint16_t bits) {
   int exponent = bits >> 10 & 31, fraction = bits & 1023;
@@ -95,9 +55,15 @@ std::string ShapeText(ffi::ShapeView shape) {
 
 }  // namespace
 
-Module::Module(std::shared_ptr<Artifact> artifact, bool linked)
+ffi::Function Global(const char* name) {
+  auto found = ffi::Function::GetGlobal(name);
+  if (!found) throw Error(std::string("the runtime has no function ") + name);
+  return *found;
+}
+
+Module::Module(std::shared_ptr<Artifact> artifact)
     : artifact_(std::move(artifact)),
-      executable_(linked ? Global("ffi.SystemLib")().cast<ffi::Module>() : LoadLibrary(artifact_->library)),
+      executable_(LoadLibrary(artifact_->library)),
       machine_((*executable_->GetFunction("vm_load_executable", true))().cast<ffi::Module>()) {
   if (artifact_->threads) setenv("TVM_NUM_THREADS", std::to_string(artifact_->threads).c_str(), 0);
   setenv("TVM_BIND_THREADS", "0", 0);

@@ -14,8 +14,7 @@ namespace tensorwright {
 
 class Module {
  public:
-  // `linked`: the module's code is part of this program, not of the file.
-  explicit Module(std::shared_ptr<Artifact> artifact, bool linked = false);
+  explicit Module(std::shared_ptr<Artifact> artifact);
 
   const Artifact& artifact() const { return *artifact_; }
 

@@ -83,7 +83,7 @@ int Main(int count, char** arguments) {
   }
   bool linked = LinkedModule().data != nullptr;
   auto artifact = linked ? Artifact::FromMemory(LinkedModule(), "the linked module") : Artifact::Open(options.module);
-  Module module(artifact, linked);
+  Module module(artifact);
   if (options.verify) std::printf("verified: the largest difference from the reference is %g\n", module.Verify());
   std::vector<ffi::Tensor> inputs = Inputs(module, options.inputs);
   std::vector<ffi::Tensor> outputs = module.Run(inputs);

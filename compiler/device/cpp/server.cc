@@ -5,6 +5,7 @@
 // (`tensorwright push`); until then, and if anything fails, the old one stays.
 // Whoever can connect can run code here. So it listens on 127.0.0.1 unless told otherwise; use a private network or a tunnel.
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <netinet/tcp.h>
 #include <signal.h>
 #include <sys/socket.h>
@@ -27,6 +28,7 @@ namespace {
 constexpr int32_t kMagic = 0xff271;  // RPC_MAGIC of tvm/rpc/base.py
 constexpr int32_t kLongestKey = 4096;
 const char* const kActive = "active.twm";
+const char* const kIncoming = "incoming-";  // what names of modules that did not prove themselves yet start with
 std::string folder = "tensorwright-device";
 
 // A file of the server's folder; names that lead elsewhere are refused.
@@ -63,6 +65,7 @@ ffi::String Measure(const ffi::String& name, int64_t runs) {
 }
 
 void Activate(const ffi::String& name) {
+  sync();  // what is renamed must be on the disk before, or a loss of power leaves an empty file
   if (std::rename(PathOf(name).c_str(), PathOf(kActive).c_str()) != 0) throw Error(std::string("the module could not be switched: ") + std::strerror(errno));
   sync();
 }
@@ -115,6 +118,16 @@ void Serve(int socket) {
   if (child < 0 || !WIFEXITED(status)) std::fprintf(stderr, "error: a session crashed\n");
 }
 
+// What a session that was cut off left behind. There is one session at a time.
+void RemoveIncoming() {
+  DIR* listing = opendir(folder.c_str());
+  if (!listing) return;
+  while (dirent* entry = readdir(listing)) {
+    if (std::strncmp(entry->d_name, kIncoming, std::strlen(kIncoming)) == 0) std::remove((folder + "/" + entry->d_name).c_str());
+  }
+  closedir(listing);
+}
+
 int Listen(const char* address, int port) {
   int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
   setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
@@ -149,6 +162,7 @@ int Main(int count, char** arguments) {
     return 2;
   }
   if (mkdir(folder.c_str(), 0755) != 0 && errno != EEXIST) throw Error(folder + ": " + std::strerror(errno));
+  RemoveIncoming();
   RegisterFunctions();
   int listener = Listen(address, port), on = 1;
   for (;;) {
@@ -157,6 +171,7 @@ int Main(int count, char** arguments) {
     setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     if (ShakeHands(client)) Serve(client);
     close(client);
+    RemoveIncoming();
   }
 }
 

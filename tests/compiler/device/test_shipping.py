@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 import compiler
@@ -61,6 +62,14 @@ def root(bundle: Path, target: Target, tmp_path_factory: pytest.TempPathFactory)
     return [emulator, "-L", str(folder), "-E", f"LD_LIBRARY_PATH={folder}/lib:{bundle}/lib", "-E", "TVM_NUM_THREADS=1"]
 
 
+def address_of(server: subprocess.Popen[str]) -> str:
+    """Where a server that was just started listens."""
+    assert server.stdout is not None
+    found = re.match(r"listening on (127.0.0.1:\d+)", server.stdout.readline())
+    assert found is not None
+    return found.group(1)
+
+
 def device(root: list[str], *command: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*root, *map(str, command)], capture_output=True, text=True, timeout=120)
 
@@ -91,15 +100,17 @@ def test_a_bundle_is_for_its_architecture_and_a_new_folder(net: Path, target: Ta
 
 
 @pytest.fixture
-def server(root: list[str], bundle: Path, tmp_path: Path) -> Iterator[tuple[str, Path]]:
+def server_process(root: list[str], bundle: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     command = [*root, str(bundle / "bin" / "tensorwright-server"), "0", "--folder", str(tmp_path / "modules")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    found = re.match(r"listening on (127.0.0.1:\d+)", process.stdout.readline())
-    assert found is not None
-    yield found.group(1), tmp_path / "modules"
+    yield process
     process.kill()
     process.wait()
+
+
+@pytest.fixture
+def server(server_process: subprocess.Popen[str], tmp_path: Path) -> tuple[str, Path]:
+    return address_of(server_process), tmp_path / "modules"
 
 
 def test_push_switches_to_a_module_that_proved_itself(server: tuple[str, Path], net: Path) -> None:
@@ -129,6 +140,54 @@ def test_push_leaves_the_old_module_where_numbers_differ(
         push(path, address)
     assert [each.name for each in folder.iterdir()] == ["active.twm"]
     assert (folder / "active.twm").read_bytes() == net.read_bytes()
+
+
+def test_push_of_what_is_damaged_on_its_way(
+    server: tuple[str, Path], net: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, folder = server
+    push(net, address, runs=1)
+    damaged = bytearray(net.read_bytes())
+    damaged[-100] ^= 1
+    monkeypatch.setattr("compiler.device.push.read_mapped", lambda _: memoryview(damaged))
+    with pytest.raises(DeviceError, match=r"check failed: .*is damaged: the checksum"):
+        push(net, address)
+    assert [each.name for each in folder.iterdir()] == ["active.twm"]
+    assert (folder / "active.twm").read_bytes() == net.read_bytes()
+
+
+def test_push_to_a_full_disk(server: tuple[str, Path], net: Path) -> None:
+    address, folder = server
+    push(net, address, runs=1)
+
+    def fill(step: str) -> None:
+        if step == "upload":  # /dev/full gives the error of a full disk to whoever writes to it
+            (folder / f"incoming-{net.read_bytes()[32:40].hex()}.twm").symlink_to("/dev/full")
+
+    with pytest.raises(DeviceError, match=r"upload failed: .*No space left on device"):
+        push(net, address, progress=fill)
+    assert [each.name for each in folder.iterdir()] == ["active.twm"]
+    assert (folder / "active.twm").read_bytes() == net.read_bytes()
+
+
+@pytest.mark.parametrize("step", ["upload", "reference run", "switch"])
+def test_push_to_a_device_that_dies_on_the_way(
+    server: tuple[str, Path], server_process: subprocess.Popen[str], net: Path, step: str
+) -> None:
+    address, folder = server
+    push(net, address, runs=1)
+
+    def die(reached: str) -> None:
+        if reached == step:
+            (session,) = psutil.Process(server_process.pid).children()
+            session.kill()
+
+    with pytest.raises(DeviceError, match=f"{step} failed"):
+        push(net, address, runs=1, progress=die)
+    assert (folder / "active.twm").read_bytes() == net.read_bytes()
+    # The server lives on, and cleaned up.
+    assert push(net, address, runs=1).active == net.read_bytes()[32:64].hex()
+    assert [each.name for each in folder.iterdir()] == ["active.twm"]
 
 
 def test_push_where_nobody_listens(net: Path) -> None:

@@ -1,0 +1,16 @@
+// The machine code of a module: a shared library in memory, made ready to be called.
+#pragma once
+
+#include <tvm/ffi/extra/module.h>
+
+#include "artifact.h"
+
+namespace tensorwright {
+
+// One of two: by the system's loader (library_system.cc), or without it, for static programs (library_mapped.cc).
+ffi::Module LoadLibrary(Span library);
+
+// A function of the runtime, by name. Throws Error.
+ffi::Function Global(const char* name);
+
+}  // namespace tensorwright

@@ -1,0 +1,123 @@
+"""`bundle --static`: one executable with the module and the runtime in it, which needs nothing of its system."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from compiler.artifact import Artifact, write_artifact
+from compiler.device.bundle import ONNX_RUNTIME_BYTES, check_architecture
+from compiler.device.cache import cached, key_of
+from compiler.device.programs import COMPILE_OPTIONS, LIBRARY_SOURCES, SOURCES
+from compiler.device.runtime_sources import FFI_OBJECT, RUNTIME_OBJECT, ffi_source_folder, runtime_objects
+from compiler.device.toolchain import compile_objects, include_folders, include_options
+from compiler.errors import OptionError, StorageError
+from targets import LinkError, Target
+
+# No C API, which is a library's, and nothing that opens shared libraries.
+_SOURCES = (
+    *(name for name in LIBRARY_SOURCES if name not in ("c_api.cc", "library_system.cc")),
+    "library_mapped.cc",
+    "linked.cc",
+    "run.cc",
+)
+_LINK_OPTIONS = ("-static", "-s", "-Wl,--gc-sections", "-pthread")
+
+# The module lies at a multiple of what the tensors in it are aligned to.
+_ASSEMBLY = """
+    .section .rodata.module, "a"
+    .balign 64
+    .globl tensorwright_linked_start, tensorwright_linked_end
+tensorwright_linked_start:
+    .incbin "{module}"
+tensorwright_linked_end:
+    .section .data.symbols, "aw"
+    .balign {word}
+    .globl tensorwright_symbols
+tensorwright_symbols:
+{entries}
+    .{word}byte 0, 0
+    .section .rodata.names, "a"
+{names}
+    .section .note.GNU-stack, "", %progbits
+"""
+
+
+@dataclass(frozen=True)
+class StaticProgram:
+    """What was written: the file, its size in bytes, that of the module in it, and of ONNX Runtime's library."""
+
+    path: Path
+    bytes: int
+    module_bytes: int
+    onnx_runtime_bytes: int | None
+
+
+def write_static_program(artifact: Artifact, target: Target, output: Path) -> StaticProgram:
+    """Write an executable that runs the module, for any Linux of the architecture: no libraries, no Python.
+
+    Its options are those of `tensorwright-run`, less the module's path.
+
+    Raises:
+        OptionError: the file exists, or the module is for another architecture than the target.
+        StorageError: it can not be written.
+        targets.TargetError: the toolchain is missing or failed, or the module calls a function that it has not.
+        MissingDependencyError: the installed engine carries no sources.
+    """
+    check_architecture(artifact, target)
+    if output.exists():
+        raise OptionError(f"{output} exists", "give a new one")
+    objects = _objects(target)
+    with tempfile.TemporaryDirectory(prefix="tensorwright-") as name:
+        folder = Path(name)
+        module = folder / "module.twm"
+        write_artifact(artifact, module)
+        assembly = folder / "linked.S"
+        assembly.write_text(_assembly(module, undefined_symbols(artifact, target, folder), target), encoding="utf-8")
+        made = folder / "program"
+        target.compiler().run([*_LINK_OPTIONS, assembly, *sorted(objects.glob("*.o")), "-o", made])
+        module_bytes = module.stat().st_size
+        try:
+            shutil.copy(made, output)
+        except OSError as error:
+            raise StorageError(f"{output} can not be written: {error}") from error
+    size = output.stat().st_size
+    return StaticProgram(output, size, module_bytes, ONNX_RUNTIME_BYTES.get(target.architecture))
+
+
+def _objects(target: Target) -> Path:
+    """A folder with the object files of everything but the module."""
+    runtime = runtime_objects(target)
+    contents = [path.read_bytes() for path in sorted(SOURCES.glob("*.*"))]
+    key = key_of([runtime.name, *COMPILE_OPTIONS, *_SOURCES, *contents])
+
+    def build(folder: Path) -> None:
+        options = [*COMPILE_OPTIONS, *include_options([*include_folders(), ffi_source_folder() / "extra"])]
+        compile_objects(target, {"program": [SOURCES / name for name in _SOURCES]}, options, folder)
+        for name in (FFI_OBJECT, RUNTIME_OBJECT):
+            shutil.copy(runtime / name, folder)
+
+    return cached("static", f"{target.architecture}-{key}", build)
+
+
+def undefined_symbols(artifact: Artifact, target: Target, folder: Path) -> list[str]:
+    """Names of the functions that the module's library takes from outside of it, sorted."""
+    library = folder / "library.so"
+    library.write_bytes(artifact.library)
+    program = target.binary_utility("nm")
+    done = subprocess.run([program, "-D", "--undefined-only", str(library)], capture_output=True, text=True)
+    if done.returncode:
+        raise LinkError(f"{program} failed: {done.stderr.strip()[-500:]}")
+    lines = (line.split() for line in done.stdout.splitlines())
+    # Weak ones may be missing.
+    return sorted({name.partition("@")[0] for kind, name in lines if kind == "U"})
+
+
+def _assembly(module: Path, symbols: list[str], target: Target) -> str:
+    word = 4 if target.architecture == "armv7" else 8
+    entries = "\n".join(f"    .{word}byte name{index}, {name}" for index, name in enumerate(symbols))
+    names = "\n".join(f'name{index}: .asciz "{name}"' for index, name in enumerate(symbols))
+    return _ASSEMBLY.format(module=module, word=word, entries=entries, names=names)

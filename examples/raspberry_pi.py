@@ -1,0 +1,58 @@
+"""Speech detection on a Raspberry Pi that has neither Python nor a library: one file, copied and run.
+
+    python -m examples.raspberry_pi      # for a Raspberry Pi 4, into ./speech-pi
+    scp speech-pi pi@raspberry: && ssh pi@raspberry ./speech-pi --verify --runs 100
+
+Where an emulator of the processor is installed, the program is run here too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from pathlib import Path
+
+import compiler
+import targets
+from compiler.device.static_program import StaticProgram, write_static_program
+from examples.speech import first_frame, model_path
+
+
+def build(target: targets.Target, output: Path) -> StaticProgram:
+    """The program, with a frame of silence as its stored example."""
+    frame = first_frame()
+    rate = frame.pop("sr")
+    module = compiler.compile(
+        model_path(),
+        target,
+        shapes={name: value.shape for name, value in frame.items()},
+        constants={"sr": rate},
+        threads=1,
+        reference_inputs=frame,
+    )
+    return write_static_program(module.artifact, target, output)
+
+
+def run_here(program: StaticProgram, target: targets.Target) -> str:
+    """What the program prints when it checks itself under the target's emulator. Raises CalledProcessError."""
+    command = [*target.emulator(), str(program.path.resolve()), "--verify"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Build the program; say what it is and what it does."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", default="raspberry-pi-4")
+    parser.add_argument("--output", type=Path, default=Path("speech-pi"))
+    options = parser.parse_args(arguments)
+    target = targets.get(options.target, cores=1)
+    program = build(target, options.output)
+    print(f"{program.path}: {program.bytes / 1e6:.1f} MB, of which the model {program.module_bytes / 1e6:.1f} MB")
+    try:
+        print(run_here(program, target), end="")
+    except targets.ToolchainMissing as missing:
+        print(f"not run here: {missing.message} ({missing.hint})")
+
+
+if __name__ == "__main__":
+    main()

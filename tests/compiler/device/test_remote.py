@@ -1,0 +1,75 @@
+"""The device's server does what measuring over TVM's RPC needs: upload, load, run, time. Emulated."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tvm import te
+
+import compiler
+import targets
+from compiler.device.bundle import write_bundle
+from compiler.device.push import push
+from schedules.tir import tvm
+from targets.conformance_models import small_net
+from tests.compiler.device.emulators import target_that_runs
+
+
+@pytest.fixture(scope="module")
+def target() -> targets.Target:
+    return target_that_runs("riscv64-linux")
+
+
+@pytest.fixture(scope="module")
+def bundle(target: targets.Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("device") / "bundle"
+    write_bundle(compiler.compile(small_net(1), target, threads=1).artifact, target, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(target: targets.Target, bundle: Path) -> Iterator[str]:
+    command = [
+        *target.emulator(),
+        str(bundle / "bin" / "tensorwright-server"),
+        "0",
+        "--folder",
+        str(bundle / "modules"),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    found = re.match(r"listening on (127.0.0.1:\d+)", process.stdout.readline())
+    assert found is not None
+    yield found.group(1)
+    process.kill()
+    process.wait()
+
+
+def test_a_kernel_is_uploaded_run_and_timed(address: str, target: targets.Target, tmp_path: Path) -> None:
+    from tvm import rpc
+
+    a = te.placeholder((100,), name="a")
+    function = te.create_prim_func([a, te.compute((100,), lambda i: a[i] * 2.0 + 1.0)])
+    path = tmp_path / "kernel.so"
+    target.export_library(tvm.compile(function, target=target.tvm_target()), path)
+    host, _, port = address.rpartition(":")
+    session = rpc.connect(host, int(port))
+    session.upload(str(path))
+    loaded = session.load_module("kernel.so")
+    given = tvm.runtime.tensor(np.arange(100, dtype="float32"), session.cpu())
+    out = tvm.runtime.tensor(np.zeros(100, "float32"), session.cpu())
+    times = loaded.time_evaluator("main", session.cpu(), number=2, repeat=3)(given, out).results
+    np.testing.assert_array_equal(out.numpy(), np.arange(100) * 2.0 + 1.0)
+    assert len(times) == 3
+    assert min(times) > 0
+
+
+def test_a_module_is_pushed(address: str, bundle: Path) -> None:
+    result = push(bundle / "model.twm", address, runs=1)
+    assert result.difference < 1e-5
+    assert (bundle / "modules" / "active.twm").read_bytes() == (bundle / "model.twm").read_bytes()
