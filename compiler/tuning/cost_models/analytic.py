@@ -94,6 +94,7 @@ def _tail(extent: int, tile: int) -> float:
 
 
 @estimator("conv-direct")
+@estimator("conv-folded")
 def _conv_direct(work: Any, config: Config, machine: Machine) -> Estimate:
     pixels, blocks, rows = (config.integer(name) for name in ("pixels", "blocks", "rows"))
     columns, chunks = config.integer("columns"), config.integer("chunks")
