@@ -7,7 +7,7 @@ order in which they lie. The loops are written as they are to run; no schedule r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,20 +79,45 @@ def kernel(recurrence: Recurrence, names: Sequence[str]) -> Callable[..., Any]:
 
 
 def _body(recurrence: Recurrence, operands: _Operands, outs: Sequence[Any], steps: Any, samples: Any) -> Any:
-    loop = T.parallel if recurrence.parallel else T.serial
     # Sequences of different lengths can not run side by side.
     together = 1 if recurrence.has_lengths else _TOGETHER
     with IRBuilder() as builder:
         with T.seq_scope():
-            for direction in range(len(recurrence.stages)):
-                done: Any = 0
-                if together > 1 and not _is_below(samples, together):
-                    with loop(0, samples // together) as team:
-                        _Run(recurrence, operands, outs, steps, direction, team * together, together).emit()
-                    done = samples // together * together
-                with loop(0, samples - done) as sample:
-                    _Run(recurrence, operands, outs, steps, direction, done + sample, 1).emit()
+            done: Any = 0
+            if together > 1 and not _is_below(samples, together):
+                teams = samples // together
+                with _loop(recurrence, teams) as task:
+                    for run in _directions(recurrence, task, teams):
+                        _Run(recurrence, operands, outs, steps, run.direction, run.place * together, together).emit()
+                done = teams * together
+            with _loop(recurrence, samples - done) as task:
+                for run in _directions(recurrence, task, samples - done):
+                    _Run(recurrence, operands, outs, steps, run.direction, done + run.place, 1).emit()
         return builder.get().body  # without the scope, which means nothing to the code generator
+
+
+def _loop(recurrence: Recurrence, count: Any) -> Any:
+    """Over `count` places in every direction: directions are as independent as samples."""
+    loop = T.parallel if recurrence.parallel else T.serial
+    return loop(0, count * len(recurrence.stages))
+
+
+@dataclass(frozen=True)
+class _Place:
+    direction: int
+    place: Any
+
+
+def _directions(recurrence: Recurrence, task: Any, count: Any) -> Iterator[_Place]:
+    """Each direction's own code, to be emitted under the condition that the task is one of it."""
+    if len(recurrence.stages) == 1:
+        yield _Place(0, task)
+        return
+    with T.If(task < count):
+        with T.Then():
+            yield _Place(0, task)
+        with T.Else():
+            yield _Place(1, task - count)
 
 
 def _is_below(size: Any, limit: int) -> bool:
