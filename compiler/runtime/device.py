@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+from functools import cache
 from typing import Any
 
 from compiler.artifact.manifest import Manifest
-from compiler.errors import IncompatibleArtifactError, InternalError
-from compiler.runtime.engine import global_function, tvm_ffi
+from compiler.errors import IncompatibleArtifactError, MissingDependencyError
+from compiler.runtime.engine import global_function, runtime_library, runtime_library_path, tvm_ffi
 from compiler.runtime.library import initialized, load_executable, new_virtual_machine
 
 _CPU, _CUDA = 1, 2  # DLPack's device types
@@ -60,6 +62,7 @@ def device_for(manifest: Manifest) -> Device:
 
     Raises:
         IncompatibleArtifactError: this machine has none that runs it.
+        MissingDependencyError: the engine's part for it can not be loaded.
     """
     wanted = manifest.target.details.get("device")
     if wanted is None:
@@ -77,6 +80,19 @@ def device_for(manifest: Manifest) -> Device:
             f"{needed / 10} or newer, and this machine has {has}",
             "run it on a machine that has one; `compile` gives a module that runs simulated here",
         )
-    if global_function("ffi.Module.load_from_bytes.cuda") is None:
-        raise InternalError("the engine's CUDA runtime (libtvm_runtime_cuda.so) could not be loaded")
+    _load_cuda_runtime()
     return CudaDevice()
+
+
+@cache
+def _load_cuda_runtime() -> None:
+    """Load the part of the engine that launches CUDA kernels. Raises MissingDependencyError."""
+    runtime_library()
+    path = runtime_library_path().with_name("libtvm_runtime_cuda.so")
+    try:
+        ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise MissingDependencyError(
+            f"{path} could not be loaded: {error}",
+            "install the runtime of CUDA 13, and put the folder of libcudart.so.13 into LD_LIBRARY_PATH",
+        ) from error

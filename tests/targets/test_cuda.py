@@ -66,6 +66,7 @@ def test_a_library_holds_machine_code_and_its_source(monkeypatch: pytest.MonkeyP
         compiler.load(tmp_path / "m.twm")
 
 
+@pytest.mark.slow  # the engine's module of tensor-core operations takes half a minute to load
 @needs_nvcc
 def test_half_precision_products_use_tensor_cores() -> None:
     from benchmarks.cuda import examine
