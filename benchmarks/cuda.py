@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -74,7 +75,9 @@ def examine(source: Any, target: CudaTarget, **keywords: Any) -> Examined:
         cubin = Path(folder) / "kernels.cubin"
         nvcc.cubin(text, target.machine.compute_capability, cubin)
         counts = tensor_core_instructions(cubin)
-    single = sum("__launch_bounds__(1) " in line for line in text.splitlines() if line.endswith("{"))
+    # Where there is one thread the engine writes no bounds, or bounds of one.
+    bounded = re.findall(r'"C" __global__ void (?:__launch_bounds__\((\d+)\) )?\w+\([^)]*\) \{', text)
+    single = sum(each in ("", "1") for each in bounded)
     report = pipeline.report["apply-schedules"]
     return Examined(
         len(report.kernels),
