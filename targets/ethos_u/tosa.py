@@ -170,6 +170,25 @@ class TosaGraph:
         shape = (x.shape[0], *sizes, channels)
         return self.emit(names[0], operands, shape, "int32", names[1], *values)
 
+    def transposed_convolution(
+        self,
+        x: Tensor,
+        weight: Array,
+        bias: Array,
+        zero: int,
+        edges: Sequence[int],
+        strides: Sequence[int],
+        shape: Shape,
+    ) -> Tensor:
+        """int32 sums of the given shape of x (N, H, W, C) and int8 weights (O, kh, kw, C).
+
+        Args:
+            edges: what the result gains at its top, bottom, left and right; less than 0 where it is cut.
+        """
+        operands = [x, self.constant(weight), self.constant(bias), self.zero("int8", zero), self.zero("int8")]
+        values = (list(edges), list(strides), False, self._ts.DType.INT32)
+        return self.emit("TRANSPOSE_CONV2D", operands, shape, "int32", "TransposeConv2dAttribute", *values)
+
     def pool(
         self,
         operator: str,

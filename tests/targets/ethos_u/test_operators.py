@@ -42,6 +42,15 @@ def _depthwise(graph: QuantizedGraph) -> str:
     return graph.node("Clip", [y, graph.constant(np.float32(0)), graph.constant(np.float32(6))])
 
 
+def _transposed(graph: QuantizedGraph) -> str:
+    channels, filters, stride = _size(graph, 20), _size(graph, 20), int(graph.rng.integers(1, 3))
+    kernel = [_size(graph, 5), _size(graph, 5)]
+    pads = [int(graph.rng.integers(0, min(extent, 2))) for extent in (*kernel, *kernel)]
+    x = graph.input(1, channels, 2 + _size(graph), 2 + _size(graph))
+    weight = graph.weight((channels, filters, *kernel), 1)
+    return graph.node("ConvTranspose", [x, weight, graph.numbers(filters)], pads=pads, strides=[stride] * 2)
+
+
 def _fully_connected(graph: QuantizedGraph) -> str:
     rows, depth, columns = _size(graph, 4), _size(graph, 200), _size(graph, 70)
     x = graph.input(rows, depth)
@@ -123,6 +132,7 @@ def _mean(graph: QuantizedGraph) -> str:
 OPERATORS: dict[str, tuple[str, Build, int]] = {
     "convolution": ("convolution", _convolution, 12),
     "depthwise": ("depthwise convolution", _depthwise, 8),
+    "transposed": ("transposed convolution", _transposed, 8),
     "fully connected": ("fully connected", _fully_connected, 5),
     "sequences": ("fully connected", _product_of_sequences, 3),
     "add": ("addition", _binary("Add"), 5),
