@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import tvm
 from rich.console import Console
 from rich.table import Table
+from tvm import relax
 
 import compiler
 import targets
@@ -31,11 +33,14 @@ from targets.ethos_u import EthosU
 _SAMPLES = 4
 
 
-def quantized(model: onnx.ModelProto, target: EthosU) -> ImportedModel:
-    """The model with every tensor rounded, calibrated on random inputs, its accuracy not measured."""
+def quantized(model: onnx.ModelProto, target: EthosU, *, naive: bool = False) -> ImportedModel:
+    """The model with every tensor rounded, calibrated on random inputs, its accuracy not measured.
+
+    Args:
+        naive: without the graph passes, operator by operator.
+    """
     imported = import_model(model)
-    context = PipelineContext(target=target, machine=target.machine)
-    imported = replace(imported, mod=run_pipeline(imported.mod, context, until="canonicalize").mod)
+    imported = replace(imported, mod=_prepared(imported, target, naive, "canonicalize")[0])
     rng = np.random.default_rng(0)
     spec = imported.inputs[0]
     shape = [int(size) for size in spec.shape]
@@ -49,12 +54,30 @@ def quantized(model: onnx.ModelProto, target: EthosU) -> ImportedModel:
     return replace(session.model, mod=insert_pairs(session.model.mod, placement, session.numbers(placement)))
 
 
-def measure(name: str, target: EthosU) -> dict[str, Any]:
-    """The partition report of a net."""
-    model = quantized(NETS[name](), target)
+def _prepared(model: ImportedModel, target: EthosU, naive: bool, until: str) -> tuple[tvm.IRModule, dict[str, Any]]:
+    """(the module after a phase, what passes reported)"""
     context = PipelineContext(target=target, machine=target.machine, options={"checks": model.checks})
-    run_pipeline(model.mod, context, until="partition")
-    report: dict[str, Any] = context.reports["partition"]
+    # Later, folding would make floats of the quantized weights.
+    passes = {"instead-of:canonicalize": _decomposed if until == "canonicalize" else "normalize"} if naive else None
+    result = run_pipeline(model.mod, context, passes=passes, until=until)
+    return result.mod, context.reports
+
+
+def _decomposed(mod: tvm.IRModule, context: PipelineContext) -> tvm.IRModule:
+    """In place of the passes: batch normalizations as the four operators they are, constants computed."""
+    for each in (
+        relax.transform.DecomposeOpsForInference(),
+        relax.transform.FoldConstant(),
+        relax.transform.Normalize(),
+    ):
+        mod = each(mod)
+    return mod
+
+
+def measure(name: str, target: EthosU, *, naive: bool = False) -> dict[str, Any]:
+    """The partition report of a net."""
+    model = quantized(NETS[name](), target, naive=naive)
+    report: dict[str, Any] = _prepared(model, target, naive, "partition")[1]["partition"]
     return report
 
 
@@ -63,18 +86,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ethos_u", description=__doc__)
     parser.add_argument("--target", action="append", help="a target of the family; may be given several times")
     parser.add_argument("--net", action="append", choices=list(NETS))
+    parser.add_argument(
+        "--naive", action="store_true", help="also without the graph passes: cycles, and in how many parts"
+    )
     options = parser.parse_args(arguments)
-    columns = ("net", "target", "operators", "MACs", "cycles", "ms", "SRAM", "flash/DRAM", "MAC use")
+    columns = ("net", "target", "operators", "MACs", "cycles", "without passes", "ms", "SRAM", "flash/DRAM", "MAC use")
     table = Table(*columns)
     for name in options.net or NETS:
         for target_name in options.target or ["cortex-m55+ethos-u55-128"]:
             target = targets.get(target_name, cores=1)
             assert isinstance(target, EthosU)
-            table.add_row(name, target_name, *_cells(measure(name, target), target))
+            report, plain = measure(name, target), measure(name, target, naive=True) if options.naive else None
+            table.add_row(name, target_name, *_cells(report, plain, target))
     Console(width=140).print(table)
 
 
-def _cells(report: dict[str, Any], target: EthosU) -> list[str]:
+def _cells(report: dict[str, Any], plain: dict[str, Any] | None, target: EthosU) -> list[str]:
     estimate = report["estimate"]
     accessed, peak = estimate["bytes_accessed"], estimate["peak_bytes"]
     rate = target.accelerator.macs * target.accelerator.cores
@@ -82,11 +109,18 @@ def _cells(report: dict[str, Any], target: EthosU) -> list[str]:
         f"{report['operators']['share']:.0%}",
         f"{report['macs']['share']:.0%} of {report['macs']['accelerator'] / 1e6:.1f} M",
         f"{estimate['cycles']:,}",
+        "" if plain is None else _without_passes(plain),
         f"{estimate['milliseconds']:.2f}",
         f"{peak['sram'] / 1024:.0f} KiB, {accessed['sram'] / 1e6:.2f} MB",
         f"{(accessed['dram'] + accessed['off_chip_flash']) / 1e6:.2f} MB",
         f"{report['macs']['accelerator'] / rate / estimate['cycles']:.0%}",
     ]
+
+
+def _without_passes(plain: dict[str, Any]) -> str:
+    if not plain["segments"]:
+        return "nothing is taken"
+    return f"{plain['estimate']['cycles']:,} in {plain['segments']} parts"
 
 
 if __name__ == "__main__":

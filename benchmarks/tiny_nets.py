@@ -41,9 +41,11 @@ class _Net:
     ) -> str:
         depth = channels // groups
         weight = self.weight(filters, depth, *kernel, fan_in=depth * kernel[0] * kernel[1])
-        bias = self.constant((self._rng.normal(size=filters) * 0.1).astype(np.float32))
         before, after = [(extent - 1) // 2 for extent in kernel], [extent // 2 for extent in kernel]
-        return self.node("Conv", [x, weight, bias], pads=before + after, strides=[stride] * 2, group=groups)
+        y = self.node("Conv", [x, weight], pads=before + after, strides=[stride] * 2, group=groups)
+        low = (0.7, -0.1, -0.1, 0.7)  # of scale, bias, mean, variance
+        parameters = [self._rng.uniform(least, least + 0.5, filters).astype(np.float32) for least in low]
+        return self.node("BatchNormalization", [y, *map(self.constant, parameters)])
 
     def dense(self, x: str, inputs: int, outputs: int) -> str:
         bias = self.constant((self._rng.normal(size=outputs) * 0.1).astype(np.float32))

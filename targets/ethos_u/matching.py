@@ -31,8 +31,8 @@ def match(view: View, variable: Any, quantize: Any, accelerator: Accelerator) ->
     if made is not None:
         return made
     expr, low, high = _limits(view, quantize.args[0], result.output)
-    result = replace(result, low=low, high=high)
     core, bias = _without_bias(view, expr)
+    result = replace(result, low=low, high=high)
     call = view.definition(core)
     found = matcher(operator_name(call) or "")
     if found is None:
@@ -92,27 +92,8 @@ def _without_bias(view: View, expr: Any) -> tuple[Any, Array | None]:
     if added is None or not view.used_once(expr):
         return expr, None
     for core, other in ((added.args[0], added.args[1]), (added.args[1], added.args[0])):
-        bias = view.constant(other)
-        if bias is None:
-            bias = _dequantized(view, other)
+        bias = view.number(other)
         call = view.definition(core)
         if bias is not None and takes_bias(operator_name(call) or "") and view.used_once(core):
             return core, bias
     return expr, None
-
-
-def _dequantized(view: View, expr: Any) -> Array | None:
-    """The numbers of a constant that is stored as integers."""
-    found = view.call(expr, "relax.dequantize")
-    values = None if found is None else view.constant(found.args[0])
-    if found is None or values is None:
-        return None
-    scale, zero = view.constant(found.args[1]), view.constant(found.args[2])
-    if scale is None or zero is None:
-        return None
-    shape = [1] * values.ndim
-    if scale.size > 1:
-        shape[int(found.attrs.axis) % values.ndim] = -1
-    return (values.astype(np.float64) - zero.astype(np.float64).reshape(shape if zero.size > 1 else ())) * (
-        scale.astype(np.float64).reshape(shape if scale.size > 1 else ())
-    )

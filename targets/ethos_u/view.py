@@ -64,6 +64,24 @@ class View:
         value = self.definition(expr)
         return value.value.numpy() if isinstance(value, GenericConst) else None
 
+    def number(self, expr: Any) -> Array | None:
+        """The numbers of a float constant, or of one that is stored as integers and a scale; float64."""
+        plain = self.constant(expr)
+        if plain is not None:
+            return plain.astype(np.float64)
+        found = self.call(expr, "relax.dequantize")
+        values = None if found is None else self.constant(found.args[0])
+        if found is None or values is None:
+            return None
+        scale, zero = self.constant(found.args[1]), self.constant(found.args[2])
+        if scale is None or zero is None:
+            return None
+        shape = [1] * values.ndim
+        if values.ndim:
+            shape[int(found.attrs.axis) % values.ndim] = -1
+        shifted = values.astype(np.float64) - zero.astype(np.float64).reshape(shape if zero.size > 1 else ())
+        return np.asarray(shifted * scale.astype(np.float64).reshape(shape if scale.size > 1 else ()))
+
     def quantized(self, expr: Any) -> Quantized:
         """The 8-bit tensor that a float operand is the dequantization of.
 

@@ -1,4 +1,5 @@
-"""Sums, differences and products of two quantized tensors, in int32 between a rescaling in and one out."""
+"""Sums, differences and products of quantized tensors, or of one and a constant, in int32 between a rescaling in and
+one out."""
 
 from __future__ import annotations
 
@@ -9,78 +10,113 @@ from typing import Any
 import numpy as np
 
 from targets.ethos_u.operators.registry import operator
-from targets.ethos_u.steps import Emitter, Quantized, Result, Step, Unsupported, Value
+from targets.ethos_u.steps import Array, Emitter, Quantized, Result, Step, Unsupported, Value
 from targets.ethos_u.tosa import Tensor
 from targets.ethos_u.view import View
 
 # Bits that operands of a sum gain before they are brought to one scale: int8 differences of 9 bits stay within 31.
 _GAIN = 1 << 20
+# A factor of a constant: with int8 differences of 9 bits its products stay within 31 too.
+_LARGEST_FACTOR = (1 << 20) - 1
+_LAST = (0, 2, 3, 1)
+Operand = Quantized | Array
 
 
 @operator("relax.add", "relax.subtract")
 def total(view: View, call: Any, result: Result) -> Step:
-    """add or subtract(dequantize(a), dequantize(b))."""
-    left, right = _operands(view, call, result)
+    """add or subtract(dequantize(a), dequantize(b)), one of which may be a constant."""
+    operands = _operands(view, call, result)
     code = "ADD" if str(call.op.name) == "relax.add" else "SUB"
-    common = 2 * max(left.scale, right.scale)
+    common = 2 * max(_reach(each) for each in operands)
 
     def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
-        tensors, last = _aligned(emitter, inputs, len(result.output.shape))
+        graph = emitter.graph
+        tensors, last = _aligned(emitter, operands, inputs, _GAIN / common)
         wide = [
-            emitter.graph.rescale(tensor, [_GAIN * each.scale / common], "int32", zero=each.zero)
-            for tensor, each in zip(tensors, (left, right), strict=True)
+            tensor
+            if isinstance(each, np.ndarray)
+            else graph.rescale(tensor, [_GAIN * each.scale / common], "int32", zero=each.zero)
+            for tensor, each in zip(tensors, operands, strict=True)
         ]
-        shape = _broadcast(wide)
-        sums = emitter.graph.emit(code, wide, shape, "int32", f"{code.title()}Attribute")
+        sums = graph.emit(code, wide, _broadcast(wide), "int32", f"{code.title()}Attribute")
         return emitter.made(emitter.finished(sums, [common / (_GAIN * result.output.scale)], result), last)
 
-    return _step("addition" if code == "ADD" else "subtraction", left, right, result, emit)
+    return _step("addition" if code == "ADD" else "subtraction", operands, result, emit)
 
 
-@operator("relax.multiply")
+@operator("relax.multiply", "relax.divide")
 def product(view: View, call: Any, result: Result) -> Step:
-    """multiply(dequantize(a), dequantize(b))."""
-    left, right = _operands(view, call, result)
-    scale = left.scale * right.scale / result.output.scale
+    """multiply(dequantize(a), dequantize(b)), one of which may be a constant; divide by a constant."""
+    operands = _operands(view, call, result)
+    if str(call.op.name) == "relax.divide":
+        divisor = operands[1]
+        if not isinstance(divisor, np.ndarray) or not np.all(divisor):
+            raise Unsupported("it divides by what is not a constant, or is zero")
+        operands = [operands[0], 1 / divisor]
+    factors = [np.abs(each).max() if isinstance(each, np.ndarray) else 1.0 for each in operands]
+    gain = _LARGEST_FACTOR / (math.prod(float(factor) for factor in factors) or 1.0)
+    has_constant = any(isinstance(each, np.ndarray) for each in operands)
+    scale = math.prod(each.scale for each in operands if isinstance(each, Quantized)) / result.output.scale
 
     def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
-        tensors, last = _aligned(emitter, inputs, len(result.output.shape))
         graph = emitter.graph
+        tensors, last = _aligned(emitter, operands, inputs, gain)
         wide = [
-            graph.rescale(tensor, [1.0], "int32", zero=each.zero)
-            for tensor, each in zip(tensors, (left, right), strict=True)
+            tensor if isinstance(each, np.ndarray) else graph.rescale(tensor, [1.0], "int32", zero=each.zero)
+            for tensor, each in zip(tensors, operands, strict=True)
         ]
         shift = graph.constant(np.zeros(1, np.int8))
         products = graph.emit("MUL", [*wide, shift], _broadcast(wide), "int32", "MulAttribute")
-        return emitter.made(emitter.finished(products, [scale], result), last)
+        scales = [scale / gain if has_constant else scale]
+        return emitter.made(emitter.finished(products, scales, result), last)
 
-    return _step("multiplication", left, right, result, emit)
-
-
-def _step(name: str, left: Quantized, right: Quantized, result: Result, emit: Any) -> Step:
-    return Step(name, "x".join(map(str, result.output.shape)), (left, right), result.output, 0, emit)
+    return _step("multiplication", operands, result, emit)
 
 
-def _operands(view: View, call: Any, result: Result) -> tuple[Quantized, Quantized]:
-    left, right = (view.quantized(each) for each in call.args)
-    if result.bias is not None:
-        raise Unsupported("it is followed by a sum with a constant that is not quantized between")
-    if max(math.prod(left.shape), math.prod(right.shape)) != math.prod(result.output.shape):
+def _step(name: str, operands: Sequence[Operand], result: Result, emit: Any) -> Step:
+    inputs = tuple(each for each in operands if isinstance(each, Quantized))
+    kind = name if len(inputs) == len(operands) else f"{name} of a constant"
+    return Step(kind, "x".join(map(str, result.output.shape)), inputs, result.output, 0, emit)
+
+
+def _operands(view: View, call: Any, result: Result) -> list[Operand]:
+    """Two quantized tensors, or one and a constant."""
+    operands: list[Operand] = []
+    for argument in call.args:
+        constant = view.number(argument)
+        operands.append(view.quantized(argument) if constant is None else constant)
+    sizes = [math.prod(each.shape) for each in operands if isinstance(each, Quantized)]
+    if max(sizes, default=0) != math.prod(result.output.shape):
         raise Unsupported("both of its operands are broadcast, and the accelerator repeats one of them")
     if len(result.output.shape) > 4:
         raise Unsupported(f"it has {len(result.output.shape)} axes, and the accelerator takes up to 4")
-    return left, right
+    return operands
 
 
-def _aligned(emitter: Emitter, inputs: Sequence[Value], rank: int) -> tuple[list[Tensor], bool]:
-    """Both operands with that many axes, in one layout."""
-    padded = []
-    for value in inputs:
+def _reach(operand: Operand) -> float:
+    """The step of a tensor; of a constant one that lets it stay within as many steps."""
+    return float(np.abs(operand).max()) / 255 if isinstance(operand, np.ndarray) else operand.scale
+
+
+def _aligned(
+    emitter: Emitter, operands: Sequence[Operand], inputs: Sequence[Value], gain: float
+) -> tuple[list[Tensor], bool]:
+    """Both operands with as many axes, in one layout; constants times `gain` as int32."""
+    rank = max(len(each.shape) for each in operands)
+    left = iter(inputs)
+    values = {index: next(left) for index, each in enumerate(operands) if isinstance(each, Quantized)}
+    for index, value in values.items():
         shape = value.tensor.shape
         if len(shape) < rank:
-            value = Value(emitter.graph.reshape(value.tensor, (1,) * (rank - len(shape)) + shape), False)
-        padded.append(value)
-    return emitter.together(padded)
+            padded = (1,) * (rank - len(shape)) + shape
+            values[index] = Value(emitter.graph.reshape(value.tensor, padded), False)
+    tensors, last = emitter.together(list(values.values()))
+    made = dict(zip(values, tensors, strict=True))
+    for index, each in enumerate(operands):
+        if isinstance(each, np.ndarray):
+            wide = np.rint(each.reshape((1,) * (rank - each.ndim) + each.shape) * gain).astype(np.int32)
+            made[index] = emitter.graph.constant(np.ascontiguousarray(wide.transpose(_LAST) if last else wide))
+    return [made[index] for index in range(len(operands))], last
 
 
 def _broadcast(tensors: Sequence[Tensor]) -> tuple[int, ...]:

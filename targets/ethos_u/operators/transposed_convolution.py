@@ -1,4 +1,4 @@
-"""Transposed convolutions. The strides are those of `vela --supported-ops-report` (5.2.0) for TOSA's TRANSPOSE_CONV2D."""
+"""Transposed convolutions; strides as `vela --supported-ops-report` (5.2.0) lists them for TOSA's TRANSPOSE_CONV2D."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def transposed_convolution(view: View, call: Any, result: Result) -> Step:
     if int(call.attrs.groups) != 1 or any(int(step) != 1 for step in call.attrs.dilation):
         raise Unsupported("it has groups or a dilated kernel")
     data, weight = view.quantized(call.args[0]), view.weight(call.args[1], 1)
-    channels, filters, height, width = weight.values.shape
+    _, filters, height, width = weight.values.shape
     strides = tuple(int(step) for step in call.attrs.strides)
     if strides not in _STRIDES:
         raise Unsupported(f"its strides are {list(strides)}, and the accelerator takes 1 or 2 for both axes")

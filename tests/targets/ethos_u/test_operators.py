@@ -75,6 +75,16 @@ def _binary(operator: str) -> Build:
     return build
 
 
+def _with_constant(operator: str) -> Build:
+    def build(graph: QuantizedGraph) -> str:
+        shape = _image(graph)
+        constant = graph.numbers(*[(shape[1], 1, 1), shape, (shape[3],)][int(graph.rng.integers(3))])
+        x = graph.input(*shape)
+        return graph.node(operator, [x, constant] if operator in ("Div", "Add") else [constant, x])
+
+    return build
+
+
 def _pool(operator: str, **attributes: Any) -> Build:
     def build(graph: QuantizedGraph) -> str:
         kernel = [int(graph.rng.integers(2, 5)) for _ in range(2)]
@@ -138,6 +148,10 @@ OPERATORS: dict[str, tuple[str, Build, int]] = {
     "add": ("addition", _binary("Add"), 5),
     "subtract": ("subtraction", _binary("Sub"), 4),
     "multiply": ("multiplication", _binary("Mul"), 4),
+    "add a constant": ("addition of a constant", _with_constant("Add"), 4),
+    "subtract a constant": ("subtraction of a constant", _with_constant("Sub"), 3),
+    "multiply by a constant": ("multiplication of a constant", _with_constant("Mul"), 4),
+    "divide by a constant": ("multiplication of a constant", _with_constant("Div"), 3),
     "max pool": ("max pooling", _pool("MaxPool"), 5),
     "average pool": ("average pooling", _pool("AveragePool"), 8),
     "average pool with padding": ("average pooling", _pool("AveragePool", count_include_pad=1), 4),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tvm import relax
 from tvm.ir import IRModule
 
+from compiler.compression.quantization.everywhere import place_everywhere
 from compiler.compression.quantization.layers import find_layers, place
 from compiler.frontends.source import import_model
 from compiler.passes.pipeline import run_pipeline
@@ -55,3 +56,18 @@ def test_products_that_stay_in_float_have_a_reason() -> None:
     graph = find_layers(builder.get())
     assert graph.layers == []
     assert [reason for _, reason in graph.refused] == ["both operands are activations"]
+
+
+def test_everywhere_means_behind_every_operator() -> None:
+    mod = canonical(residual_net())
+    graph = find_layers(mod)
+    placement = place_everywhere(mod, graph)
+    rounded = [graph.definitions[site].op.name for site in placement.sites if site in placement.made]
+    # What ends in a ReLU is rounded behind that; no product is rounded before its bias.
+    assert "relax.nn.conv2d" not in rounded
+    assert {"relax.nn.max_pool2d", "relax.mean"} <= set(rounded)
+    assert set(placement.sites) - placement.made == set(mod["main"].params)
+    # Where a layer stays in float, neither it nor its bias is rounded.
+    layer = graph.layers[1]
+    fewer = place_everywhere(mod, graph, in_float=[layer.name])
+    assert not {layer.variable, layer.bias} & fewer.made
