@@ -74,7 +74,8 @@ def claim(mod: tvm.IRModule, context: Any, accelerator: Accelerator) -> tvm.IRMo
     found = find(view, accelerator)
     plan, compiled = _compiled(view, found, function.body.body, accelerator)
     steps = {step.output.variable: step for part in plan.parts.values() for step in part.steps}
-    report = partition_report(view, steps, found.refused, list(compiled.values()), accelerator)
+    left = [value for variable, value in view.bindings if variable in plan.levels]
+    report = partition_report(view, steps, found.refused, left, list(compiled.values()), accelerator)
     context.reports["partition"] = report
     if not compiled:
         return mod

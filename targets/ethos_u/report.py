@@ -20,10 +20,11 @@ def partition_report(
     view: View,
     steps: Mapping[Any, Step],
     refused: Sequence[tuple[str, str]],
+    left: Sequence[Any],
     compiled: Sequence[Compiled],
     accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """The report of the partition pass.
+    """The report of the partition pass; `left` are the calls that stay on the processor.
 
     Vela's numbers are estimates of its model of the hardware, and its documentation asks not to compare them across
     accelerators.
@@ -31,8 +32,9 @@ def partition_report(
     counted = Counter(f"{step.operator} {step.sizes}" for step in steps.values())
     reasons = Counter(refused)
     macs = sum(step.macs for step in steps.values())
-    left = _processor_macs(view, steps)
-    total = len(steps) + len(refused)
+    macs_left = _processor_macs(view, steps)
+    beside = Counter(_names(left))
+    total = len(steps) + beside.total()
     report: dict[str, Any] = {
         "accelerator": accelerator.name,
         "simulated": not accelerator.is_u85,
@@ -40,13 +42,19 @@ def partition_report(
         "refused": [
             {"operator": operator, "reason": reason, "times": count} for (operator, reason), count in reasons.items()
         ],
-        "operators": {"accelerator": len(steps), "processor": len(refused), "share": len(steps) / max(total, 1)},
-        "macs": {"accelerator": macs, "processor": left, "share": macs / max(macs + left, 1)},
+        "operators": {"accelerator": len(steps), "processor": dict(beside), "share": len(steps) / max(total, 1)},
+        "macs": {"accelerator": macs, "processor": macs_left, "share": macs / max(macs + macs_left, 1)},
         "segments": len(compiled),
     }
     if compiled:
         report["estimate"] = _estimate(compiled, accelerator)
     return {**report, "summary": _summary(report)}
+
+
+def _names(left: Sequence[Any]) -> list[str]:
+    """The operators among what the processor computes; what only changes between integers and floats is none."""
+    names = [operator_name(value) for value in left]
+    return [name.removeprefix("relax.") for name in names if name is not None and name not in _NOT_COUNTED]
 
 
 def _summary(report: Mapping[str, Any]) -> list[str]:
@@ -55,8 +63,10 @@ def _summary(report: Mapping[str, Any]) -> list[str]:
     lines = [f"{report['accelerator']}: {operators} % of the operators, {macs} % of the multiply-adds"]
     if estimate := report.get("estimate"):
         lines += _costs(estimate)
+    if beside := report["operators"]["processor"]:
+        lines.append("on the processor: " + ", ".join(f"{name} ({count})" for name, count in beside.items()))
     for entry in report["refused"]:
-        lines.append(f"on the processor: {entry['operator']} ({entry['times']} times): {entry['reason']}")
+        lines.append(f"refused: {entry['operator']} ({entry['times']} times): {entry['reason']}")
     return lines
 
 

@@ -78,6 +78,7 @@ def test_parts_that_the_processor_computes_between(dtype: str) -> None:
     module = compiler.compile(model, DEFAULT, threads=1, records=False)
     report: Any = module.manifest.target.details["partition"]
     assert report["segments"] == 2
+    assert report["operators"] == {"accelerator": 2, "processor": {"nn.softmax": 1}, "share": 2 / 3}
     assert [entry["operator"] for entry in report["refused"]] == ["nn.softmax"]
     inputs = random_inputs(model)
     (actual,), (wanted,) = (
