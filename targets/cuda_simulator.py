@@ -26,8 +26,8 @@ _KERNEL = re.compile(
     r'extern "C" __global__ void(?: __launch_bounds__\([^)]*\))? (?P<name>\w+)\((?P<arguments>[^)]*)\) \{'
 )
 _COOPERATIVE = re.compile(r"__syncthreads|__shfl|__syncwarp|wmma|__activemask")
-_SHARED = re.compile(r"__shared__\s+(alignas\(\d+\)\s+)?")
-_DYNAMIC = re.compile(r"extern __shared__\s+(?:alignas\(\d+\)\s+)?(\w+) (\w+)\[\];")
+_SHARED = re.compile(r"__shared__\s+((?:alignas|__align__)\(\d+\)\s+)?")
+_DYNAMIC = re.compile(r"extern __shared__\s+(?:(?:alignas|__align__)\(\d+\)\s+)?(\w+) (\w+)\[\];")
 
 
 @dataclass(frozen=True)
