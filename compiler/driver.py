@@ -107,6 +107,8 @@ def compile(
         example_inputs=_in_order(reference_inputs, model),
         progress=report,
     )
+    for line in schedule_failures(pipeline):
+        report(line)
     report("build")
     artifact = _packed(model, model_name(source), chosen, pipeline, threads, tuned)
     return _with_reference(artifact, model, chosen, options, reference_inputs, report)
@@ -136,6 +138,16 @@ def _packed(
         threads=threads,
         **manifest_entries(target, pipeline, tuned),
     )
+
+
+def schedule_failures(pipeline: PipelineResult) -> list[str]:
+    """A line for each kernel on which a rule or a tuned config failed, so that another serves it."""
+    report = pipeline.report.get("apply-schedules")
+    return [
+        f"kernel {kernel.kernel}: {failure.rule}: {failure.error}"
+        for kernel in (report.failures if report is not None else ())
+        for failure in kernel.failures
+    ]
 
 
 def find_target(target: str | targets.Target, cores: int | None = None) -> targets.Target:

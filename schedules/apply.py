@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,8 +83,8 @@ def apply_schedules(
         rules: the rules to try, in this order; all registered ones unless given.
 
     Returns:
-        The new module and the report. A rule that fails on a kernel is reported, and the next matching one
-        is used.
+        The new module and the report. A tuned config that fails is reported, and the default used; a rule that fails
+        is reported, and the next matching one used.
     """
     start = time.perf_counter()
     chosen = tuple(rules) if rules is not None else all_rules()
@@ -137,32 +137,62 @@ def _schedule_kernel(
     for rule in rules:
         try:
             workload = rule.match(kernel, machine)
-            if workload is None:
-                continue
-            config, source = _config_for(rule, workload, machine, configs)
-            scheduled = apply_rule(rule, kernel, workload, config, machine)
-        except NotScheduledError:
-            continue
         except Exception as error:
             failures.append(RuleFailure(rule.name, f"{type(error).__name__}: {error}"))
             continue
-        entry = KernelReport(name, rule.name, config, source, record_key(rule, workload), tuple(failures))
-        return scheduled, entry
+        if workload is None:
+            continue
+        for config, source in _configs_for(rule, workload, machine, configs, failures):
+            scheduled = _tried(rule, kernel, workload, config, machine, failures, tuned=source == "record")
+            if scheduled is not None:
+                entry = KernelReport(name, rule.name, config, source, record_key(rule, workload), tuple(failures))
+                return scheduled, entry
     return finish(function, machine), KernelReport(name, None, Config(), "as-is", failures=tuple(failures))
 
 
-def _config_for(
-    rule: ScheduleRule, workload: Any, machine: Machine, configs: ConfigSource | None
-) -> tuple[Config, str]:
+def _tried(
+    rule: ScheduleRule,
+    kernel: Kernel,
+    workload: Any,
+    config: Config,
+    machine: Machine,
+    failures: list[RuleFailure],
+    *,
+    tuned: bool,
+) -> Any:
+    """The scheduled kernel, or None: with the reason among the failures, unless the rule only declines a default."""
+    try:
+        return apply_rule(rule, kernel, workload, config, machine)
+    except NotScheduledError as error:
+        if tuned:
+            failures.append(RuleFailure(rule.name, f"a tuned config does not apply: {error}"))
+    except Exception as error:
+        failures.append(RuleFailure(rule.name, f"{type(error).__name__}: {error}"))
+    return None
+
+
+def _configs_for(
+    rule: ScheduleRule,
+    workload: Any,
+    machine: Machine,
+    configs: ConfigSource | None,
+    failures: list[RuleFailure],
+) -> Iterator[tuple[Config, str]]:
+    """The tuned config where there is one, then the default: a record that does not apply costs no more than itself."""
     tuned = None
-    if callable(configs):
-        tuned = configs(rule, workload)
-    elif configs is not None:
-        tuned = configs.get(record_key(rule, workload))
-    if tuned is None:
-        return rule.default(workload, machine), "default"
-    rule.space(workload, machine).check(tuned)
-    return tuned, "record"
+    try:
+        if callable(configs):
+            tuned = configs(rule, workload)
+        elif configs is not None:
+            tuned = configs.get(record_key(rule, workload))
+        if tuned is not None:
+            rule.space(workload, machine).check(tuned)
+    except Exception as error:
+        failures.append(RuleFailure(rule.name, f"a tuned config does not apply: {type(error).__name__}: {error}"))
+        tuned = None
+    if tuned is not None:
+        yield tuned, "record"
+    yield rule.default(workload, machine), "default"
 
 
 def apply_rule(rule: ScheduleRule, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> Any:

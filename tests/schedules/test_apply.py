@@ -95,12 +95,26 @@ def test_a_rule_may_mutate_the_schedule_and_records_choose_its_config(factor: in
     np.testing.assert_array_equal(run(mod, AVX2, [x]), np.maximum(x, 0))
 
 
-def test_a_record_outside_the_space_is_a_failure_that_names_the_knob() -> None:
-    rule = Splitting()
-    records = {record_key(rule, FallbackWorkload(1)): Config.of(factor=5)}
-    _, report = apply_schedules(module(), MACHINE, records, rules=[rule, Fallback()])
-    assert report.kernels[0].rule == "fallback"
-    assert "factor" in report.kernels[0].failures[0].error
+class DecliningWhenTuned(Splitting):
+    """Takes no factor of 4, as a trace that does not fit its kernel."""
+
+    def apply(self, schedule: Any, workload: Any, config: Config, machine: Machine) -> None:
+        if config["factor"] == 4:
+            raise NotScheduledError("no 4")
+        super().apply(schedule, workload, config, machine)
+
+
+@pytest.mark.parametrize(("rule", "factor", "problem"), [(Splitting(), 5, "factor"), (DecliningWhenTuned(), 4, "no 4")])
+def test_a_record_that_does_not_apply_is_reported_and_the_default_used(
+    rule: Splitting, factor: int, problem: str
+) -> None:
+    records = {record_key(rule, FallbackWorkload(1)): Config.of(factor=factor)}
+    mod, report = apply_schedules(module(), MACHINE, records, rules=[rule, Fallback()])
+    (kernel,) = report.kernels
+    assert (kernel.rule, kernel.source) == (rule.name, "default")
+    assert problem in kernel.failures[0].error
+    x = normal((64,))
+    np.testing.assert_array_equal(run(mod, AVX2, [x]), np.maximum(x, 0))
 
 
 def test_rules_come_by_falling_priority_and_the_fallback_is_last() -> None:
