@@ -13,7 +13,13 @@ from compiler.errors import TensorwrightError
 
 if TYPE_CHECKING:
     from compiler import errors, onnx_backend, torch_backend
+    from compiler.compression.distillation import distill
+    from compiler.compression.low_rank import factorize
+    from compiler.compression.model import CompressedModel
+    from compiler.compression.pruning import prune
     from compiler.compression.quantization import QuantizedModel, quantize
+    from compiler.compression.recipe import compress
+    from compiler.compression.weight_sharing import share_weights
     from compiler.driver import compile
     from compiler.frontends.onnx import coverage_report
     from compiler.profiling.bench import bench
@@ -29,19 +35,26 @@ _HOME: dict[str, str | None] = {
     "compile": "compiler.driver",
     "load": "compiler.runtime",
     "Module": "compiler.runtime",
+    "CompressedModel": "compiler.compression.model",
     "QuantizedModel": "compiler.compression.quantization",
     "Target": "targets",
     "bench": "compiler.profiling.bench",
+    "compress": "compiler.compression.recipe",
     "coverage_report": "compiler.frontends.onnx",
+    "distill": "compiler.compression.distillation",
     "errors": None,
+    "factorize": "compiler.compression.low_rank",
     "onnx_backend": None,
     "profile": "compiler.profiling.profile",
+    "prune": "compiler.compression.pruning",
     "quantize": "compiler.compression.quantization",
+    "share_weights": "compiler.compression.weight_sharing",
     "torch_backend": None,
     "tune": "compiler.tuning.tune",
 }
 
 __all__ = [
+    "CompressedModel",
     "Module",
     "QuantizedModel",
     "Target",
@@ -49,12 +62,17 @@ __all__ = [
     "__version__",
     "bench",
     "compile",
+    "compress",
     "coverage_report",
+    "distill",
     "errors",
+    "factorize",
     "load",
     "onnx_backend",
     "profile",
+    "prune",
     "quantize",
+    "share_weights",
     "torch_backend",
     "tune",
 ]

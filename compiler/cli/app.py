@@ -10,6 +10,7 @@ from compiler.cli.commands import (
     bench,
     bundle,
     compile,
+    compress,
     inspect,
     passes,
     profile,
@@ -72,5 +73,19 @@ def overview(
         typer.echo(context.get_help())
 
 
-for command in (compile, run, inspect, bench, profile, quantize, tune, records, bundle, push, targets, passes):
+for command in (
+    compile,
+    run,
+    inspect,
+    bench,
+    profile,
+    quantize,
+    compress,
+    tune,
+    records,
+    bundle,
+    push,
+    targets,
+    passes,
+):
     command.register(app)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ Constants = Mapping[str, np.ndarray]
 
 SOURCES = (
     "a path to an .onnx or .pt2 file, an onnx.ModelProto or its bytes, a torch.nn.Module with example_inputs, "
-    "a torch.export.ExportedProgram, a Relax IRModule, or what quantize returned"
+    "a torch.export.ExportedProgram, a Relax IRModule, or what quantize or another technique returned"
 )
 
 
@@ -54,7 +55,8 @@ def import_model(
         return import_onnx(source, shapes=shapes, constants=constants)
     if isinstance(source, ImportedModel):
         _check_no_import_options(shapes, constants, example_inputs, dynamic_shapes)
-        return source
+        # Without what a technique added, so that the next one can add its own.
+        return ImportedModel(**{each.name: getattr(source, each.name) for each in fields(ImportedModel)})
     if isinstance(source, tvm.IRModule):
         _only_for_torch_modules(example_inputs, dynamic_shapes)
         return import_relax(source, shapes=shapes, constants=constants)

@@ -73,7 +73,14 @@ FUSE = (
     "eliminate-dead-code",
 )
 # 6. Every kernel gets a schedule for the machine.
-SCHEDULE = ("expand-at-load", "count-operations", "mark-in-place", "apply-schedules", "lift-workspaces")
+SCHEDULE = (
+    "store-palettes",
+    "expand-at-load",
+    "count-operations",
+    "mark-in-place",
+    "apply-schedules",
+    "lift-workspaces",
+)
 # 7. Weights leave the code; every tensor gets its place in memory.
 PLAN_MEMORY = (
     "lift-parameters",

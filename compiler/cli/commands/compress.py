@@ -1,0 +1,91 @@
+"""`tensorwright compress`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compiler.cli import options
+
+HELP = """Compress a model by a recipe of steps and compile it.
+
+The steps are prune, factorize, share-weights and quantize. After each, size, time and how alike the outputs stay (their
+mean cosine on the samples) are measured; it is an error when more is lost than --max-drop. Steps that train (distill,
+fine-tuning) and measures of your own need Python: compiler.compress(net, recipe, evaluate=...).
+
+[bold]Typical[/]
+
+  tensorwright compress model.onnx --recipe recipe.yaml --samples a.npz -o model.twm
+
+[bold]Examples[/]
+
+  A recipe in a line:
+    tensorwright compress model.onnx --recipe "factorize -> quantize" --samples a.npz --report page.html
+
+  One in a file, with settings:
+    compress:
+      - prune: {pattern: channels, amount: 0.3}
+      - share-weights: {bits: 6}
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("compress", help=HELP)(_compress)
+
+
+def _compress(
+    model: options.ModelPath,
+    recipe: Annotated[str, typer.Option("--recipe", "-r", metavar="RECIPE", help="A YAML file, or STEP -> STEP.")],
+    samples: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--samples", "-s", metavar="FILE", help="An .npz file with an array for each input; again for more."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The module to write; MODEL.twm here if not given."),
+    ] = None,
+    target: options.TargetName = "host",
+    shape: options.ModelShapes = None,
+    constant: options.Constants = None,
+    max_drop: Annotated[float, typer.Option(metavar="SHARE", help="How much of the likeness may be lost.")] = 0.01,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report there, .html or .json.")] = None,
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> None:
+    import compiler
+    from compiler.cli.arguments import load_archive, parse_arrays, parse_shapes
+    from compiler.cli.output import print_json, print_line
+    from compiler.cli.progress import Steps
+    from compiler.profiling.model_inspection import model_inputs
+    from compiler.profiling.summary import check_writable
+
+    path = output if output is not None else Path(model.with_suffix(".twm").name)
+    for each in (path, report):
+        if each is not None:
+            check_writable(each)
+    specs = {each.name: each for each in model_inputs(model)} if constant else {}
+    with Steps() as steps:
+        compressed = compiler.compress(
+            model,
+            recipe,
+            calibration=[load_archive(each, "--samples") for each in samples] if samples else None,
+            max_drop=max_drop,
+            target=target,
+            shapes=parse_shapes(shape or []) or None,
+            constants=parse_arrays(constant or [], "--constant", specs) or None,
+            threads=threads,
+            progress=steps,
+        )
+        compiler.compile(compressed, target, threads=threads, progress=steps).export(path)
+    if report is not None:
+        compressed.report.save(report)
+    if as_json:
+        print_json({"path": str(path), **compressed.report.to_dict()})
+        return
+    print_line(str(compressed.report))
+    print_line(f"wrote {path}")

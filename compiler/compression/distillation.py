@@ -1,0 +1,138 @@
+"""Distillation: a student learns from a teacher, and is exported and compiled in the same run. Needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import targets
+from compiler.compression.distillation_losses import METHODS, Objective, objective
+from compiler.compression.job import Samples, canonical, start
+from compiler.compression.model import CompressedModel
+from compiler.compression.quantization.accuracy import Evaluate
+from compiler.errors import InputError, MissingDependencyError, OptionError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def distill(
+    student: Any,
+    teacher: Any,
+    batches: Iterable[Any],
+    *,
+    method: str = "response",
+    task: Callable[[Any, Any], Any] | None = None,
+    weight: float = 0.5,
+    temperature: float = 4.0,
+    features: Sequence[tuple[str, str]] = (),
+    epochs: int = 5,
+    learning_rate: float = 1e-3,
+    optimizer: Callable[[Any], Any] | None = None,
+    calibration: Samples | None = None,
+    evaluate: Evaluate | None = None,
+    max_drop: float = 0.01,
+    target: str | targets.Target = "host",
+    example_inputs: Sequence[Any] | None = None,
+    dynamic_shapes: Any = None,
+    threads: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> CompressedModel:
+    """Train a student to do as its teacher does.
+
+    Args:
+        student: a `torch.nn.Module`, or what `prune` made of one with `finetune=`: then its masks hold.
+        teacher: a module or any function from a batch's inputs to logits; None with method "self".
+        batches: gone through once an epoch: tensors of inputs, or pairs (inputs, labels).
+        method: "response": the teacher's softened outputs (Hinton, Vinyals and Dean 2015); "feature": also the inner
+            tensors named in `features` (FitNets, Romero et al. 2015); "relation": also the distances and angles between
+            samples (Park et al. 2019); "self": the student as it is now is the teacher (Furlanello et al. 2018).
+        task: of outputs and labels, a loss; cross-entropy when None and there are labels.
+        weight: of what the teacher says; 1 - weight is that of the task.
+        temperature: of the softened outputs.
+        features: pairs of names of submodules of student and teacher whose outputs are to be alike.
+        optimizer: given the parameters, an optimizer; Adam with `learning_rate` when None.
+        calibration, evaluate, max_drop, target, example_inputs, dynamic_shapes, threads, progress: as `compiler.prune`
+            takes them; `max_drop` is measured against the student before.
+
+    Raises:
+        AccuracyError: the student is worse than before by more than `max_drop`.
+        OptionError, InputError: an option or a batch is at fault.
+        MissingDependencyError: torch is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingDependencyError("distillation needs PyTorch", "pip install 'tensorwright[torch]'") from error
+    if method not in METHODS:
+        raise OptionError(f"method={method!r}", f"use one of {', '.join(METHODS)}")
+    if not 0 < weight <= 1 or temperature <= 0 or epochs < 1:
+        raise OptionError(
+            f"weight={weight}, temperature={temperature}, epochs={epochs}", "0 < weight <= 1, the rest positive"
+        )
+    trained = getattr(student, "trained", None)
+    net = trained.net if trained is not None else student
+    if not isinstance(net, torch.nn.Module):
+        raise OptionError(
+            "distill trains a torch.nn.Module",
+            "give one, or what prune made of one with finetune= (lambda net: None does)",
+        )
+    options = {"example_inputs": example_inputs, "dynamic_shapes": dynamic_shapes}
+    given = {name: value for name, value in options.items() if value is not None}
+    job = start(
+        student,
+        target=target,
+        threads=threads,
+        calibration=calibration,
+        evaluate=evaluate,
+        max_drop=max_drop,
+        progress=progress,
+        options={} if trained is not None else given,
+    )
+    with objective(net, teacher, method, weight, temperature, features, task) as goal:
+        _train(net, batches, goal, epochs, optimizer or _adam(learning_rate), job.report)
+    if trained is not None:
+        trained.apply()
+    from compiler.frontends.source import import_model
+
+    job.report("measure")
+    candidate = canonical(trained.compressed() if trained is not None else import_model(net, **given), job.target)
+    after = job.measure(candidate)
+    job.require(after, "train longer, or with another weight= or temperature=")
+    settings = {"method": method, "weight": weight, "temperature": temperature, "epochs": epochs}
+    return job.result(f"distill {method}", candidate, after, settings, trained=trained)
+
+
+def _adam(learning_rate: float) -> Callable[[Any], Any]:
+    import torch
+
+    return lambda parameters: torch.optim.Adam(parameters, learning_rate)
+
+
+def _train(
+    net: torch.nn.Module,
+    batches: Iterable[Any],
+    goal: Objective,
+    epochs: int,
+    optimizer: Callable[[Any], Any],
+    report: Callable[[str], None],
+) -> None:
+    if iter(batches) is batches and epochs > 1:
+        raise OptionError("batches= can be gone through once only", "give a list or a DataLoader, or epochs=1")
+    steps = None
+    net.train()
+    for epoch in range(epochs):
+        report(f"epoch {epoch + 1} of {epochs}")
+        count = 0
+        for batch in batches:
+            inputs, labels = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
+            loss = goal.loss(inputs, labels)
+            if steps is None:  # adapters of features exist after the first loss
+                steps = optimizer([*net.parameters(), *goal.parameters()])
+            steps.zero_grad()
+            loss.backward()
+            steps.step()
+            count += 1
+        if not count:
+            raise InputError("batches= holds no batch")
+    net.eval()

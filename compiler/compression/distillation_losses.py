@@ -1,0 +1,141 @@
+"""What a student is trained for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from compiler.errors import OptionError
+
+METHODS = ("response", "feature", "relation", "self")
+
+
+@dataclass
+class Objective:
+    """Computes the loss of a batch.
+
+    Attributes:
+        seen: outputs of the hooked submodules by (side, index) of the last batch.
+        adapters: linear maps from the student's features to the teacher's, where their widths differ.
+    """
+
+    net: Any
+    teacher: Callable[[Any], Any]
+    method: str
+    weight: float
+    temperature: float
+    pairs: int
+    task: Callable[[Any, Any], Any] | None
+    seen: dict[tuple[str, int], Any] = field(default_factory=dict)
+    adapters: dict[int, Any] = field(default_factory=dict)
+
+    def parameters(self) -> list[Any]:
+        """Of the adapters."""
+        return [parameter for adapter in self.adapters.values() for parameter in adapter.parameters()]
+
+    def loss(self, inputs: Any, labels: Any) -> Any:
+        """A scalar tensor."""
+        import torch
+
+        outputs = self.net(inputs)
+        with torch.no_grad():
+            wanted = torch.as_tensor(self.teacher(inputs))
+        if wanted.shape != outputs.shape:
+            raise OptionError(f"the teacher gives {tuple(wanted.shape)}, the student {tuple(outputs.shape)}")
+        total = response(outputs, wanted, self.temperature)
+        for index in range(self.pairs):
+            total = total + self._feature(index)
+        if self.method == "relation":
+            total = total + relation(outputs.flatten(1), wanted.flatten(1))
+        if labels is None:
+            return total
+        task = self.task or torch.nn.functional.cross_entropy
+        return self.weight * total + (1 - self.weight) * task(outputs, labels)
+
+    def _feature(self, index: int) -> Any:
+        import torch
+
+        own, wanted = (self.seen[side, index] for side in ("student", "teacher"))
+        if own.ndim != wanted.ndim or (own.shape[2:] != wanted.shape[2:] and own.ndim > 3):
+            raise OptionError(f"features[{index}]: {tuple(own.shape)} can not be likened to {tuple(wanted.shape)}")
+        axis = 1 if own.ndim > 3 else own.ndim - 1  # (batch, channels, height, width) or (..., width)
+        own, wanted = own.movedim(axis, -1), wanted.movedim(axis, -1)
+        if own.shape[-1] != wanted.shape[-1]:
+            if index not in self.adapters:
+                self.adapters[index] = torch.nn.Linear(own.shape[-1], wanted.shape[-1]).to(own.device)
+            own = self.adapters[index](own)
+        return torch.nn.functional.mse_loss(own, wanted.detach())
+
+
+def response(outputs: Any, wanted: Any, temperature: float) -> Any:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)), the mean over samples."""
+    import torch
+
+    own = torch.log_softmax(outputs / temperature, -1)
+    target = torch.log_softmax(wanted / temperature, -1)
+    return temperature**2 * torch.nn.functional.kl_div(own, target, reduction="batchmean", log_target=True)
+
+
+def relation(own: Any, wanted: Any) -> Any:
+    """Smooth L1 between the distances, scaled by their mean, and twice that between the angles (Park et al. 2019)."""
+    import torch
+
+    def distances(points: Any) -> Any:
+        found = torch.cdist(points, points)
+        return found / found[found > 0].mean().clamp_min(1e-12)
+
+    def angles(points: Any) -> Any:
+        directions = torch.nn.functional.normalize(points[None] - points[:, None], dim=-1)
+        return directions @ directions.transpose(1, 2)
+
+    loss = torch.nn.functional.smooth_l1_loss
+    return loss(distances(own), distances(wanted)) + 2 * loss(angles(own), angles(wanted))
+
+
+@contextmanager
+def objective(
+    net: Any,
+    teacher: Any,
+    method: str,
+    weight: float,
+    temperature: float,
+    features: Sequence[tuple[str, str]],
+    task: Callable[[Any, Any], Any] | None,
+) -> Iterator[Objective]:
+    """The objective; hooks are gone when it ends. Raises OptionError when the options do not fit each other."""
+    import torch
+
+    if method == "self":
+        if teacher is not None:
+            raise OptionError("method='self' has no teacher but the student", "give teacher=None")
+        teacher = copy.deepcopy(net)
+    if not callable(teacher):
+        raise OptionError("teacher= is neither a module nor a function")
+    if (method == "feature") != bool(features):
+        raise OptionError("features= goes with method='feature'", "features=[('layer of student', 'layer of teacher')]")
+    if isinstance(teacher, torch.nn.Module):
+        teacher.eval()
+    goal = Objective(net, teacher, method, weight, temperature, len(features), task)
+    handles = []
+    try:
+        for index, names in enumerate(features):
+            for side, whole, name in zip(("student", "teacher"), (net, teacher), names, strict=True):
+                handles.append(_hook(goal, side, index, whole, name))
+        yield goal
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(goal: Objective, side: str, index: int, whole: Any, name: str) -> Any:
+    parts = dict(whole.named_modules()) if hasattr(whole, "named_modules") else {}
+    if name not in parts:
+        raise OptionError(f"features= names {name!r}, which the {side} lacks", f"it has {', '.join(parts) or 'none'}")
+
+    def remember(_module: Any, _inputs: Any, output: Any) -> None:
+        goal.seen[side, index] = output
+
+    return parts[name].register_forward_hook(remember)

@@ -1,0 +1,5 @@
+"""Pruning: `prune`."""
+
+from compiler.compression.pruning.driver import prune
+
+__all__ = ["prune"]

@@ -1,0 +1,1 @@
+"""How axes of tensors depend on each other, operator by operator."""

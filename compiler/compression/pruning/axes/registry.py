@@ -1,0 +1,83 @@
+"""What each operator does to the axes of its operands: a rule an operator, in any module of this package."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from compiler.compression.pruning.nodes import Axis, Nodes
+from compiler.passes.graph import Call
+
+Axes = list[Axis]  # of a tensor
+Value = Any  # Axes, or a list of values for a tuple
+
+
+@dataclass(frozen=True, eq=False)
+class Producer:
+    """The axis of a constant weight that counts the results of a product."""
+
+    constant: Any
+    axis: int
+    labels: Axis
+
+
+@dataclass
+class Trace:
+    """What the rules write to.
+
+    Attributes:
+        nodes: which positions go together.
+        producers: in the order of the graph.
+        batched: axes over which products of two activations are independent: the heads of attention.
+        transposed: variables that are a constant with its axes in another order, with that constant and its axes.
+    """
+
+    nodes: Nodes = field(default_factory=Nodes)
+    producers: list[Producer] = field(default_factory=list)
+    batched: list[Axis] = field(default_factory=list)
+    transposed: dict[Any, tuple[Any, Axes]] = field(default_factory=dict)
+
+
+# Given the call, the values of its operands (None for what is no tensor) and the rank of its result.
+Rule = Callable[[Trace, Call, Sequence[Value]], Value]
+_RULES: dict[str, Rule] = {}
+_discovered = False
+
+
+def axis_rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register the decorated function for calls of the operators `names`."""
+
+    def register(rule: Rule) -> Rule:
+        for name in names:
+            _RULES[name] = rule
+        return rule
+
+    return register
+
+
+def rule_for(name: str) -> Rule | None:
+    """The rule of an operator; None: its operands and results must stay as they are."""
+    global _discovered
+    if not _discovered:
+        _discovered = True
+        package = importlib.import_module("compiler.compression.pruning.axes")
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+    return _RULES.get(name)
+
+
+def is_axes(value: Value) -> bool:
+    """Whether a value is that of a tensor."""
+    return isinstance(value, list) and not any(isinstance(each, list) for each in value)
+
+
+def fix_value(trace: Trace, value: Value) -> None:
+    """Every axis of a tensor or a tuple must stay."""
+    if isinstance(value, list):
+        for each in value:
+            fix_value(trace, each)
+    else:
+        trace.nodes.fix(value)

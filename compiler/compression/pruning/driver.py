@@ -1,0 +1,148 @@
+"""`prune`: a model in, one with channels removed or weights set to zero out, with its accuracy measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import targets
+from compiler.compression.job import IMPORT_OPTIONS, Samples, start
+from compiler.compression.model import CompressedModel
+from compiler.compression.pruning.one_shot import OneShot
+from compiler.compression.pruning.patterns import STRUCTURES, parse_pattern
+from compiler.compression.pruning.plan import CRITERIA, Plan
+from compiler.compression.pruning.selection import SCOPES
+from compiler.compression.quantization.accuracy import Evaluate
+from compiler.errors import AccuracyError, OptionError
+from compiler.frontends.source import Constants, Shapes
+
+_SEARCHED = tuple(step / 20 for step in range(1, 19))  # amounts that amount=None chooses from
+
+
+def prune(
+    source: object,
+    amount: float | None = 0.5,
+    *,
+    pattern: str = "channels",
+    criterion: str = "magnitude",
+    scope: str = "layer",
+    steps: int = 1,
+    finetune: Callable[[Any], object] | None = None,
+    loss: Callable[[Any], Any] | None = None,
+    rewind: Mapping[str, Any] | None = None,
+    calibration: Samples | None = None,
+    evaluate: Evaluate | None = None,
+    max_drop: float = 0.01,
+    target: str | targets.Target = "host",
+    shapes: Shapes | None = None,
+    constants: Constants | None = None,
+    example_inputs: Sequence[Any] | None = None,
+    dynamic_shapes: Any = None,
+    threads: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> CompressedModel:
+    """Remove channels or heads from a model, or set weights to zero, those that matter least.
+
+    Args:
+        source, shapes, constants, example_inputs, dynamic_shapes, target, threads: as `compiler.compile` takes them.
+        amount: the share that goes. None: the largest multiple of 5 % with which `max_drop` holds.
+        pattern: "channels" and "heads" (of attention) make the graph smaller: whatever else depends on them, through
+            residuals, concatenations and grouped convolutions, goes with them. "elements" sets single weights to zero,
+            "2:4" all but two of every four operands, "16x1" blocks of 16 results by 1 operand.
+        criterion: "magnitude"; "gradient" (first order: weight times gradient of `loss`); "second-order": with `loss`
+            its curvature (the diagonal of Fisher's matrix), with `calibration` that of each layer's result, where what
+            stays makes up for what goes (Optimal Brain Surgeon).
+        scope: "layer": each loses `amount`; "global": together they do.
+        steps: how many times to prune and fine-tune; the amount grows as 1 - (1 - step / steps)^3.
+        finetune: for a `torch.nn.Module`: given it, trains it; pruned weights stay zero meanwhile.
+        loss: for a `torch.nn.Module`: given it, the loss on some data, or an iterable of losses.
+        rewind: a state of the module to go back to before each fine-tuning (lottery tickets).
+        calibration: inputs as the model will meet them, {input name: array}.
+        evaluate: given a function from inputs to outputs, how good it is; higher is better. Without one, with
+            `calibration`: the mean cosine between the outputs and those before; else accuracy is not measured.
+        max_drop: how much of that may be lost, as a share.
+
+    Returns:
+        A `CompressedModel` for `compiler.compile` or a further technique; `report` says what was done.
+
+    Raises:
+        AccuracyError: the limit does not hold.
+        OptionError: an option is at fault, or nothing in the model can be pruned so.
+        UserError: of importing and compiling.
+    """
+    _check(source, amount, criterion, scope, steps, (finetune, loss, rewind), calibration)
+    kind = None if pattern in STRUCTURES else parse_pattern(pattern)
+    given = (shapes, constants, example_inputs, dynamic_shapes)
+    options = {name: value for name, value in zip(IMPORT_OPTIONS, given, strict=True) if value is not None}
+    job = start(
+        source,
+        target=target,
+        threads=threads,
+        calibration=calibration,
+        evaluate=evaluate,
+        max_drop=max_drop,
+        progress=progress,
+        options=options,
+    )
+    plan = Plan(pattern, kind, criterion, scope, steps)
+    if any(each is not None for each in (finetune, loss, rewind)):
+        from compiler.compression.pruning.fine_tuned import prune_trained
+
+        if amount is None:
+            raise OptionError("amount=None searches without training", "give the amount when there is finetune=")
+        return prune_trained(job, plan, source, options, amount, finetune, loss, rewind)
+    work = OneShot(job, plan)
+    if amount is not None:
+        result = work.pruned(amount)
+        job.require(result.report.after, "prune less, give finetune=, or let amount=None find what holds")
+        return result
+    return _largest(work)
+
+
+def _largest(work: OneShot) -> CompressedModel:
+    """The largest amount with which the limit holds, if less never hurts more."""
+    if work.job.evaluate is None:
+        raise OptionError("amount=None needs a measure", "give evaluate= or calibration=")
+    found, low, high = None, 0, len(_SEARCHED)
+    while low < high:
+        middle = (low + high) // 2
+        result = work.pruned(_SEARCHED[middle])
+        if work.job.holds(result.report.after):
+            found, low = result, middle + 1
+        else:
+            high = middle
+    if found is None:
+        raise AccuracyError(
+            f"the limit max_drop={work.job.max_drop} does not hold with {_SEARCHED[0]:.0%} pruned",
+            "allow a larger max_drop, or fine-tune: finetune=",
+        )
+    return found
+
+
+def _check(
+    source: object,
+    amount: float | None,
+    criterion: str,
+    scope: str,
+    steps: int,
+    training: tuple[object, ...],
+    calibration: Samples | None,
+) -> None:
+    if amount is not None and not 0 < amount < 1:
+        raise OptionError(f"amount={amount}", "give a share between 0 and 1, like 0.5")
+    if criterion not in CRITERIA:
+        raise OptionError(f"criterion={criterion!r}", f"use one of {', '.join(CRITERIA)}")
+    if scope not in SCOPES:
+        raise OptionError(f"scope={scope!r}", f"use one of {', '.join(SCOPES)}")
+    if steps < 1:
+        raise OptionError(f"steps={steps}: pruning takes at least one step")
+    trains = any(each is not None for each in training)
+    if trains and not hasattr(source, "named_parameters"):
+        raise OptionError("finetune=, loss= and rewind= are for a torch.nn.Module", f"this is {type(source).__name__}")
+    if steps > 1 and not trains:
+        raise OptionError("steps= is for pruning with finetune=", "without training one step does the same")
+    loss = training[1]
+    if criterion == "gradient" and loss is None:
+        raise OptionError("criterion='gradient' needs loss=", "loss=lambda net: cross_entropy(net(images), labels)")
+    if criterion == "second-order" and loss is None and (calibration is None or trains):
+        raise OptionError("criterion='second-order' needs loss= of a torch.nn.Module, or calibration= without training")

@@ -1,0 +1,86 @@
+"""Pruning a graph without training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from tvm.ir import GenericConst
+
+from compiler.compression.job import Job
+from compiler.compression.model import CompressedModel
+from compiler.compression.pruning.dependencies import find_dependencies
+from compiler.compression.pruning.hessian import compensated, diagonal, factor, hessians, saliency
+from compiler.compression.pruning.plan import Plan, cell_changes, mask_changes
+from compiler.compression.pruning.shrink import shrink
+from compiler.compression.pruning.weights import weights_of, with_constants
+from compiler.errors import OptionError
+from compiler.passes.matching import Array, array_of
+
+DENSE_NOTE = "weights set to zero are computed with dense kernels, which read and multiply them like others: no faster"
+
+
+class OneShot:
+    """Prunes the same model by different amounts."""
+
+    def __init__(self, job: Job, plan: Plan) -> None:
+        self.job, self.plan = job, plan
+        self.found = find_dependencies(job.model.mod)
+        self.weights = weights_of(self.found)
+        self._arrays = {weight.constant: array_of(weight.constant) for weight in self.weights}
+        self._hessians: dict[GenericConst, Array] = {}
+        if plan.criterion == "second-order":
+            job.report("look at the layers' inputs")
+            self._hessians = hessians(job, list(self._arrays))
+
+    def pruned(self, amount: float) -> CompressedModel:
+        """The model with that share pruned, measured."""
+        self.job.report(f"prune {amount:.0%}")
+        return self._smaller(amount) if self.plan.kind is None else self._thinner(amount)
+
+    def _smaller(self, amount: float) -> CompressedModel:
+        cells = self.plan.cells(self.found)
+        scores = self.found.totals({weight.constant: self._cost(weight.constant) for weight in self.weights})
+        removed = self.plan.units(cells, scores, amount, self.job.target.machine.lanes("float32"))
+        if not removed.any():
+            raise OptionError(
+                f"amount={amount} removes nothing: no layer has so many {self.plan.pattern} to spare",
+                "give a larger amount",
+            )
+        candidate = replace(self.job.model, mod=shrink(self.found, removed))
+        after = self.job.measure(candidate)
+        title, settings = self.plan.title(amount), self.plan.settings(amount)
+        return self.job.result(title, candidate, after, settings, cell_changes(cells, removed))
+
+    def _cost(self, constant: GenericConst) -> Array:
+        """Of each element: its square, by second order times what it multiplies."""
+        squares = self._arrays[constant].astype(np.float64) ** 2
+        weight = next(each for each in self.weights if each.constant == constant)
+        scale = diagonal(self._hessians, constant)
+        return squares if scale is None else weight.restored(weight.matrix(squares) * scale)
+
+    def _thinner(self, amount: float) -> CompressedModel:
+        kind = self.plan.kind
+        assert kind is not None
+        amount = kind.amount or amount
+        factors = {constant: factor(hessian) for constant, hessian in self._hessians.items()}
+        costs = {}
+        for weight in self.weights:
+            values = self._arrays[weight.constant].astype(np.float64)
+            upper = factors.get(weight.constant)
+            squares = values**2 if upper is None else weight.restored(saliency(weight.matrix(values), upper))
+            costs[weight.constant] = squares
+        chosen = self.plan.masks(self.weights, costs, amount)
+        new = {}
+        for weight in self.weights:
+            values, mask = self._arrays[weight.constant], chosen[weight.constant]
+            upper = factors.get(weight.constant)
+            new[weight.constant] = np.where(mask, values, np.float32(0))
+            if upper is not None:
+                new[weight.constant] = weight.restored(compensated(weight.matrix(values), weight.matrix(mask), upper))
+        candidate = replace(self.job.model, mod=with_constants(self.job.model.mod, new))
+        after = self.job.measure(candidate)
+        changes = mask_changes(self.weights, chosen)
+        return self.job.result(
+            self.plan.title(amount), candidate, after, self.plan.settings(amount), changes, (DENSE_NOTE,)
+        )

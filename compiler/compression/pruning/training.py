@@ -1,0 +1,188 @@
+"""A torch module on its way through pruning: where its parameters are in the graph, and masks that hold in training.
+
+The graph that `torch.export` gives has lost the parameters' names. So a copy of the module, in which every number of
+every weight is another one, is imported beside it: wherever such a number turns up, transposed or cut as it may be,
+it says which parameter it came from.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tvm.ir import GenericConst, IRModule
+
+from compiler.compression.pruning.dependencies import Dependencies, find_dependencies
+from compiler.errors import InternalError, OptionError
+from compiler.frontends.imported_model import ImportedModel
+from compiler.frontends.source import import_model
+from compiler.passes.matching import Array, array_of
+
+if TYPE_CHECKING:
+    import torch
+
+Finetune = Callable[[Any], object]
+Loss = Callable[[Any], Any]
+_FIRST = 0x30000000  # the bits of 4.7e-10; 2^28 numbers follow up to 2
+_MOST = 1 << 28
+
+
+@dataclass
+class Trained:
+    """A torch module, its graph, and which element of which parameter each element of a weight is.
+
+    Attributes:
+        net: the caller's own module, in evaluation mode.
+        options: of importing it.
+        found: dependencies of the graph.
+        places: for each weight the index of each element in all parameters laid end to end.
+        masks: what stays of each parameter, by its name.
+    """
+
+    net: Any
+    options: dict[str, Any]
+    found: Dependencies
+    places: dict[GenericConst, Array]
+    masks: dict[str, Array] = field(default_factory=dict)
+    _handles: list[Any] = field(default_factory=list)
+
+    def parameters(self) -> list[tuple[str, Any]]:
+        return [(name, each) for name, each in self.net.named_parameters() if each.ndim >= 2]
+
+    def gathered(self, values: Mapping[str, Array]) -> dict[GenericConst, Array]:
+        """Arrays by parameter as arrays by weight of the graph."""
+        flat = np.concatenate([np.asarray(values[name]).ravel() for name, _ in self.parameters()])
+        return {constant: flat[places] for constant, places in self.places.items()}
+
+    def weights(self) -> dict[str, Array]:
+        return {name: each.detach().cpu().numpy() for name, each in self.parameters()}
+
+    def mask(self, kept: Mapping[GenericConst, Array]) -> None:
+        """From now on the weights are zero where `kept` is False, and training leaves them there."""
+        total = np.ones(sum(each.numel() for _, each in self.parameters()), np.bool_)
+        for constant, stays in kept.items():
+            np.logical_and.at(
+                total, self.places[constant].ravel(), np.broadcast_to(stays, self.places[constant].shape).ravel()
+            )
+        start = 0
+        for name, parameter in self.parameters():
+            part = total[start : start + parameter.numel()].reshape(tuple(parameter.shape))
+            start += parameter.numel()
+            if not part.all():
+                self.masks[name] = part & self.masks.get(name, np.True_)
+        self._hold()
+
+    def _hold(self) -> None:
+        import torch
+
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self.apply()
+        for name, parameter in self.parameters():
+            if name in self.masks and parameter.requires_grad:
+                mask = torch.from_numpy(self.masks[name]).to(parameter.device)
+                self._handles.append(parameter.register_hook(lambda gradient, mask=mask: gradient * mask))
+
+    def apply(self) -> None:
+        """Zero what is masked."""
+        import torch
+
+        with torch.no_grad():
+            for name, parameter in self.parameters():
+                if name in self.masks:
+                    parameter.mul_(torch.from_numpy(self.masks[name]).to(parameter.device))
+
+    def train(self, finetune: Finetune | None, rewind: Mapping[str, Any] | None = None) -> None:
+        """Let the caller train; masked weights stay zero."""
+        if rewind is not None:
+            self.net.load_state_dict(dict(rewind))
+            self.apply()
+        if finetune is not None:
+            finetune(self.net)
+            self.apply()
+        self.net.eval()
+
+    def imported(self) -> ImportedModel:
+        """The graph as the module now is."""
+        return import_model(self.net, **self.options)
+
+    def gradients(self, loss: Loss, squared: bool) -> dict[str, Array]:
+        """Of the caller's loss for each parameter; squared for Fisher's diagonal, summed over the losses he gives."""
+        import torch
+
+        totals = {name: np.zeros(tuple(each.shape)) for name, each in self.parameters()}
+        losses = loss(self.net)
+        for each in [losses] if isinstance(losses, torch.Tensor) else losses:
+            self.net.zero_grad()
+            each.backward()
+            for name, parameter in self.parameters():
+                if parameter.grad is not None:
+                    gradient = parameter.grad.detach().cpu().numpy().astype(np.float64)
+                    totals[name] += gradient**2 if squared else gradient
+        self.net.zero_grad()
+        return totals
+
+
+def trained(net: torch.nn.Module, options: Mapping[str, Any]) -> Trained:
+    """Import a tagged copy of `net`. Raises as `import_model`, and OptionError for weights that are not float32."""
+    found_options = dict(options)
+    mod = import_model(_tagged(net), **found_options).mod
+    found = find_dependencies(mod)
+    total = sum(each.numel() for each in net.parameters() if each.ndim >= 2)
+    places = {}
+    for constant in found.constants:
+        array = array_of(constant)
+        if array.ndim >= 2 and array.dtype == np.float32:
+            index = np.ascontiguousarray(array).view(np.int32).astype(np.int64) - _FIRST
+            if index.size and bool(((index >= 0) & (index < total)).all()):
+                places[constant] = index.reshape(array.shape)
+    return Trained(net, found_options, found, places)
+
+
+def _tagged(net: torch.nn.Module) -> torch.nn.Module:
+    """A copy with unique numbers as weights, and batch norms that change nothing, so that none is rounded."""
+    import torch
+
+    result = copy.deepcopy(net).eval()
+    start = 0
+    with torch.no_grad():
+        for module in result.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
+                assert module.running_mean is not None
+                module.running_mean.zero_()
+                module.running_var.fill_(1)
+                module.eps = 0.0
+                if module.affine:
+                    module.weight.fill_(1)
+        for name, parameter in result.named_parameters():
+            if parameter.ndim < 2:
+                continue
+            if parameter.dtype != torch.float32:
+                raise OptionError(f"the parameter {name!r} is {parameter.dtype}", "prune the module in float32")
+            if start + parameter.numel() > _MOST:
+                raise OptionError(f"the module has more than {_MOST} weights", "prune it as ONNX, without fine-tuning")
+            numbers = torch.arange(_FIRST + start, _FIRST + start + parameter.numel(), dtype=torch.int32)
+            parameter.copy_(numbers.view(torch.float32).reshape(parameter.shape))
+            start += parameter.numel()
+    return result
+
+
+def translated(removed: Array, source: Dependencies, mod: IRModule) -> tuple[Dependencies, Array]:
+    """(dependencies of `mod`, which of its units go): the same graph as that of `source` with other numbers in it."""
+    found = find_dependencies(mod)
+    result = np.zeros(int(found.units.max(initial=0)) + 1, np.bool_)
+    if len(found.producers) != len(source.producers):
+        raise InternalError("the module's graph changed while it was trained")
+    for ours, theirs in zip(found.producers, source.producers, strict=True):
+        units, tagged = found.unit_axis(ours.labels), source.unit_axis(theirs.labels)
+        if units is not None and tagged is not None:
+            result[units[removed[tagged]]] = True
+    result[0] = False
+    return found, result
+
+
+__all__: Sequence[str] = ("Finetune", "Loss", "Trained", "trained", "translated")

@@ -1,0 +1,174 @@
+"""`compress`: techniques one after another, as a recipe says, with size, time and accuracy after each.
+
+compress:
+  - prune: {pattern: channels, amount: 0.5}
+  - distill: {epochs: 10}
+  - quantize
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import targets
+from compiler.compression.job import IMPORT_OPTIONS, Job, Samples, start
+from compiler.compression.model import CompressedModel
+from compiler.compression.quantization.accuracy import Evaluate
+from compiler.compression.recipe_report import RecipeReport, Row
+from compiler.compression.techniques.registry import get_technique
+from compiler.errors import OptionError, StorageError
+from compiler.frontends.imported_model import ImportedModel
+from compiler.frontends.source import Constants, Shapes
+
+Step = tuple[str, dict[str, Any]]
+_KEY = "compress"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeResult(ImportedModel):
+    """A model at the end of a recipe, to be given to `compiler.compile`.
+
+    Attributes:
+        name: of the model it was made from.
+        report: a row a step, and the report of each.
+    """
+
+    name: str
+    report: RecipeReport
+
+
+def compress(
+    source: object,
+    recipe: str | Path | Sequence[Any] | Mapping[str, Any],
+    *,
+    calibration: Samples | None = None,
+    evaluate: Evaluate | None = None,
+    max_drop: float = 0.01,
+    target: str | targets.Target = "host",
+    shapes: Shapes | None = None,
+    constants: Constants | None = None,
+    example_inputs: Sequence[Any] | None = None,
+    dynamic_shapes: Any = None,
+    threads: int | None = None,
+    progress: Callable[[str], None] | None = None,
+    **extra: Mapping[str, Any],
+) -> RecipeResult:
+    """Run the steps of a recipe.
+
+    Args:
+        source, calibration, evaluate, target, shapes, constants, example_inputs, dynamic_shapes, threads, progress: as
+            `compiler.prune` takes them; every step gets them.
+        recipe: a path to a YAML file; the text "prune -> distill -> quantize"; or a list of names and
+            {name: settings}, also as {"compress": list}.
+        max_drop: how much of the score the whole recipe may lose in the end; the limit of a step that sets none.
+        extra: settings for the steps of that name that no YAML can hold (`-` written as `_`):
+            `distill={"teacher": net, "batches": batches}`, `prune={"finetune": train}`.
+
+    Raises:
+        AccuracyError: a step, or all together, lose more than they may.
+        OptionError: the recipe is at fault.
+        UserError: of the steps.
+    """
+    steps = parse_recipe(recipe)
+    given = dict(zip(IMPORT_OPTIONS, (shapes, constants, example_inputs, dynamic_shapes), strict=True))
+    options = {name: value for name, value in given.items() if value is not None}
+    samples = None if calibration is None else list(calibration)
+    _check_extra(extra, steps)
+    job = start(
+        source,
+        target=target,
+        threads=threads,
+        calibration=samples,
+        evaluate=evaluate,
+        max_drop=max_drop,
+        progress=progress,
+        options=options,
+    )
+    common = {"target": job.target, "threads": threads, "progress": progress, "evaluate": job.evaluate}
+    rows, reports, current = [Row("as it came", job.before, 0.0)], [], source
+    for index, (name, settings) in enumerate(steps):
+        job.report(f"step {index + 1} of {len(steps)}: {name}")
+        imports = {} if isinstance(current, ImportedModel) else _accepted(name, options)
+        own = {**settings, **extra.get(name.replace("-", "_"), {})}
+        calls = {**common, "calibration": samples, "max_drop": max_drop, **imports, **own}
+        current = _run(name, current, calls)
+        after = current.report.after if isinstance(current, CompressedModel) else job.measure(current)
+        rows.append(Row(name, after, job.drop(after)))
+        reports.append(current.report)
+    job.require(rows[-1].measure, "the steps together lose more: give each a smaller max_drop, or leave one out")
+    assert isinstance(current, ImportedModel)
+    return _result(job, current, rows, reports)
+
+
+def _run(name: str, source: Any, settings: dict[str, Any]) -> Any:
+    try:
+        return get_technique(name)(source, **settings)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise OptionError(f"the step {name!r} does not take this setting: {error}") from error
+
+
+def _accepted(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Distillation trains a torch module, which has no shapes and no constants."""
+    return {key: value for key, value in options.items() if name != "distill" or key not in ("shapes", "constants")}
+
+
+def _result(job: Job, model: ImportedModel, rows: list[Row], reports: list[Any]) -> RecipeResult:
+    fields = {name: getattr(model, name) for name in ImportedModel.__dataclass_fields__}
+    report = RecipeReport(job.target.name, job.max_drop, tuple(rows), tuple(reports))
+    return RecipeResult(**fields, name=job.name, report=report)
+
+
+def _check_extra(extra: Mapping[str, Any], steps: Sequence[Step]) -> None:
+    names = {name.replace("-", "_") for name, _ in steps}
+    for name in extra:
+        if name not in names:
+            raise OptionError(
+                f"{name}= is neither an option nor a step of the recipe", f"its steps: {', '.join(names)}"
+            )
+
+
+def parse_recipe(recipe: str | Path | Sequence[Any] | Mapping[str, Any]) -> list[Step]:
+    """(name, settings) of each step. Raises OptionError or StorageError."""
+    if isinstance(recipe, Path) or (isinstance(recipe, str) and recipe.endswith((".yaml", ".yml"))):
+        recipe = _read(Path(recipe))
+    if isinstance(recipe, Mapping):
+        if set(recipe) != {_KEY}:
+            raise OptionError(f"a recipe has the one key {_KEY!r}, this one {sorted(map(str, recipe))}")
+        recipe = recipe[_KEY]
+    if isinstance(recipe, str):
+        recipe = [part.strip() for part in recipe.split("->")]
+    if not isinstance(recipe, Sequence) or not recipe:
+        raise OptionError("a recipe is a list of steps", "compress: [prune: {amount: 0.5}, quantize]")
+    steps = [_step(each) for each in recipe]
+    for name, _ in steps:
+        get_technique(name)
+    return steps
+
+
+def _step(entry: Any) -> Step:
+    if isinstance(entry, str):
+        return entry, {}
+    if isinstance(entry, Mapping) and len(entry) == 1:
+        name, settings = next(iter(entry.items()))
+        if settings is None or isinstance(settings, Mapping):
+            return str(name), dict(settings or {})
+    raise OptionError(f"{entry!r} is no step of a recipe", "a step is a name, or {name: {setting: value}}")
+
+
+def _read(path: Path) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StorageError(f"{path} can not be read: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise OptionError(f"{path} is no YAML: {error}") from error
+
+
+__all__ = ["RecipeResult", "compress", "parse_recipe"]

@@ -1,0 +1,100 @@
+"""What a step of compression did, and what it cost and gained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compiler.errors import OptionError, StorageError
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """One layer.
+
+    Attributes:
+        change: what was done to it, in words; "" where nothing was.
+        before, after: numbers of weights that are not zero, or units of structured pruning.
+        reason: why nothing was done, or what to know of it.
+    """
+
+    name: str
+    change: str
+    before: int
+    after: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A model in numbers.
+
+    Attributes:
+        score: what `evaluate` gave, or the mean cosine of the outputs with those before; None where not measured.
+        bytes: of the parameters as they are stored in a module.
+        seconds: of a run in processor time, the median, on the first sample of calibration or on random inputs.
+    """
+
+    score: float | None
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """What a technique did.
+
+    Attributes:
+        technique: its name with the most telling settings.
+        drop: the relative loss of score; None where it was not measured. `max_drop` was its limit.
+        notes: what else there is to know, a sentence each.
+    """
+
+    technique: str
+    target: str
+    settings: dict[str, Any]
+    before: Measure
+    after: Measure
+    drop: float | None
+    max_drop: float
+    layers: tuple[LayerChange, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write a page (.html) or the numbers (.json). Raises OptionError or StorageError."""
+        from compiler.compression.page import compression_page
+
+        save_report(path, lambda: compression_page(self), self.to_dict)
+
+    def __str__(self) -> str:
+        score = "score not measured (no evaluate= and no calibration=)"
+        if self.before.score is not None and self.after.score is not None and self.drop is not None:
+            score = (
+                f"score {self.before.score:.6g}, then {self.after.score:.6g} (drop {self.drop:.3%}, limit"
+                f" {self.max_drop:.3%})"
+            )
+        changed = sum(bool(layer.change) for layer in self.layers)
+        lines = [
+            f"{self.technique}: {changed} of {len(self.layers)} layers changed; {score}",
+            f"parameters {self.before.bytes} bytes before, {self.after.bytes} after; a run"
+            f" {self.before.seconds * 1e3:.3f} ms before, {self.after.seconds * 1e3:.3f} ms after",
+        ]
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+
+def save_report(path: str | Path, page: Any, numbers: Any) -> None:
+    """Write `page()` to an .html file or `numbers()` to a .json one. Raises OptionError or StorageError."""
+    path = Path(path)
+    if path.suffix not in (".html", ".json"):
+        raise OptionError(f"{path}: a report is .html or .json")
+    text = page() if path.suffix == ".html" else json.dumps(numbers(), indent=1)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path} can not be written: {error}") from error

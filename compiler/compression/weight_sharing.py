@@ -1,0 +1,114 @@
+"""Weight sharing: the weights of a layer take few values, and a module's file holds a code of 4 to 8 bits for each.
+
+The values are those of k-means in one dimension (Lloyd 1982) over the layer's weights, and zero, so that zeros stay
+zeros (Han, Mao and Dally 2016). The module expands them when it is loaded (the pass store-palettes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+import targets
+from compiler.compression.job import IMPORT_OPTIONS, Samples, start
+from compiler.compression.model import CompressedModel
+from compiler.compression.pruning.dependencies import find_dependencies
+from compiler.compression.pruning.weights import weights_of, with_constants
+from compiler.compression.quantization.accuracy import Evaluate
+from compiler.compression.report import LayerChange
+from compiler.errors import OptionError
+from compiler.frontends.source import Constants, Shapes
+from compiler.passes.matching import Array, array_of
+from compiler.passes.store_palettes import MOST_BITS
+
+_FEWEST_BITS = 4
+_ROUNDS = 30
+_FEWEST = 4096  # elements; a palette for fewer saves nothing worth its loss
+
+
+def share_weights(
+    source: object,
+    bits: int = 6,
+    *,
+    calibration: Samples | None = None,
+    evaluate: Evaluate | None = None,
+    max_drop: float = 0.01,
+    target: str | targets.Target = "host",
+    shapes: Shapes | None = None,
+    constants: Constants | None = None,
+    example_inputs: Sequence[Any] | None = None,
+    dynamic_shapes: Any = None,
+    threads: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> CompressedModel:
+    """Give the weights of each layer a palette of 2^bits values. Files get smaller; speed and memory stay.
+
+    Args:
+        source, calibration, evaluate, max_drop, target, shapes, constants, example_inputs, dynamic_shapes, threads: as
+            `compiler.prune` takes them.
+        bits: 4 to 8; more are taken, up to 8, where the limit does not hold otherwise.
+
+    Raises:
+        AccuracyError: the limit does not hold with 8 bits.
+        OptionError: `bits` is out of range, or the model has no weights.
+        UserError: of importing and compiling.
+    """
+    if not _FEWEST_BITS <= bits <= MOST_BITS:
+        raise OptionError(f"bits={bits}", f"give {_FEWEST_BITS} to {MOST_BITS}")
+    given = (shapes, constants, example_inputs, dynamic_shapes)
+    job = start(
+        source,
+        target=target,
+        threads=threads,
+        calibration=calibration,
+        evaluate=evaluate,
+        max_drop=max_drop,
+        progress=progress,
+        options={name: value for name, value in zip(IMPORT_OPTIONS, given, strict=True) if value is not None},
+    )
+    weights = [each for each in weights_of(find_dependencies(job.model.mod)) if array_of(each.constant).size >= _FEWEST]
+    if not weights:
+        raise OptionError(f"the model has no weight of {_FEWEST} numbers or more to share")
+    for tried in range(bits, MOST_BITS + 1):
+        job.report(f"palettes of {tried} bits")
+        new = {each.constant: shared(array_of(each.constant), tried) for each in weights}
+        candidate = replace(job.model, mod=with_constants(job.model.mod, new))
+        after = job.measure(candidate)
+        if job.holds(after):
+            break
+    job.require(after, "allow a larger max_drop")
+    names = (f"weight_{index} {'x'.join(map(str, new[each.constant].shape))}" for index, each in enumerate(weights))
+    layers = [
+        LayerChange(name, f"{tried} bits", 32 * size, tried * size, "sizes in bits")
+        for name, size in zip(names, (new[each.constant].size for each in weights), strict=True)
+    ]
+    notes = () if tried == bits else (f"{bits} bits lost more than the limit allows",)
+    return job.result(f"share weights {tried} bits", candidate, after, {"bits": tried}, layers, notes)
+
+
+def shared(values: Array, bits: int) -> Array:
+    """`values` with each number replaced by the nearest of 2^bits - 1 centers or by zero."""
+    flat = values.ravel().astype(np.float64)
+    ordered = np.sort(flat[flat != 0])
+    if not ordered.size:
+        return values
+    sums = np.concatenate([[0.0], np.cumsum(ordered)])
+    # Between quantiles and even steps: both the many small weights and the few large ones have centers near.
+    count = (1 << bits) - 1
+    quantiles = np.quantile(ordered, (np.arange(count) + 0.5) / count)
+    centers = np.unique((quantiles + np.linspace(ordered[0], ordered[-1], count)) / 2)
+    for _ in range(_ROUNDS):
+        cuts = np.concatenate([[0], np.searchsorted(ordered, (centers[1:] + centers[:-1]) / 2), [ordered.size]])
+        counts = np.diff(cuts)
+        means = np.diff(sums[cuts]) / np.maximum(counts, 1)
+        moved = np.where(counts > 0, means, centers)
+        if np.allclose(moved, centers, rtol=1e-6, atol=0):
+            break
+        centers = np.sort(moved)
+    palette = np.unique(np.append(centers, 0.0).astype(np.float32))
+    middles = (palette[1:].astype(np.float64) + palette[:-1]) / 2
+    nearest = palette[np.searchsorted(middles, flat)]
+    return np.where(flat == 0, np.float32(0), nearest).astype(np.float32).reshape(values.shape)
