@@ -43,7 +43,7 @@ class LayerTimer:
             with builder.dataflow():
                 call = relax.Call(layer.call.op, [data, weight], layer.call.attrs, layer.call.ty_args)
                 result: Expr = call if factors is None else factored(call, factors, builder.emit)
-                output = builder.emit_output(builder.normalize(result))
+                output = builder.emit_output(relax.Tuple([builder.emit(result)]))
             builder.emit_func_output(output)
         mod: tvm.IRModule = builder.get()
         module = compile_model(mod, self._target, threads=1)

@@ -1,0 +1,82 @@
+"""Weight sharing, low rank, distillation and recipes on small nets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import compiler
+from compiler.compression.recipe import parse_recipe
+from compiler.compression.weight_sharing import shared
+from compiler.errors import AccuracyError, OptionError
+
+_X = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+_OPTIONS: dict[str, Any] = {"example_inputs": (_X,), "threads": 1, "calibration": [{"input": _X.numpy()}]}
+
+
+def _net(rank: int = 64) -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 5)).eval()
+    with torch.no_grad():
+        net[2].weight.copy_(torch.randn(256, rank) @ torch.randn(rank, 256) / 16)
+    return net
+
+
+def _run(source: object) -> np.ndarray:
+    return next(iter(compiler.compile(source, threads=1).run({"input": _X.numpy()}).values()))
+
+
+def test_shared_weights_make_smaller_files_of_the_same_numbers(tmp_path: Path) -> None:
+    net = _net()
+    result = compiler.share_weights(net, 5, max_drop=0.1, **_OPTIONS)
+    with torch.no_grad():
+        for module in net:
+            if isinstance(module, nn.Linear) and module.weight.numel() >= 4096:
+                module.weight.copy_(torch.from_numpy(shared(module.weight.numpy(), 5)))
+        wanted = net(_X).numpy()
+    compiler.compile(result, threads=1).export(tmp_path / "shared.twm")
+    loaded = compiler.load(tmp_path / "shared.twm", threads=1).run({"input": _X.numpy()})
+    assert np.abs(next(iter(loaded.values())) - wanted).max() < 1e-4
+    assert result.report.after.bytes < result.report.before.bytes * (6 / 32)  # biases and small weights stay
+
+
+@pytest.mark.parametrize("bits", [4, 7, 8])
+def test_palettes(bits: int) -> None:
+    values = np.random.default_rng(0).standard_normal((40, 50)).astype(np.float32)
+    values[0, :9] = 0
+    found = shared(values, bits)
+    assert len(np.unique(found)) <= 1 << bits
+    assert (found[0, :9] == 0).all()
+    assert np.square(found - values).mean() < 8 / (1 << 2 * bits)
+
+
+def test_a_recipe_with_distillation() -> None:
+    net, teacher = _net(), _net()
+    batches = [_X[:4], _X[4:]]
+    result = compiler.compress(
+        net,
+        [{"prune": {"amount": 0.25, "max_drop": 0.99}}, "distill", {"share-weights": {"bits": 8}}],
+        max_drop=0.5,
+        prune={"finetune": lambda net: None},
+        distill={"teacher": teacher, "batches": batches, "epochs": 2},
+        **_OPTIONS,
+    )
+    assert [row.step for row in result.report.rows] == ["as it came", "prune", "distill", "share-weights"]
+    sizes = [row.measure.bytes for row in result.report.rows]
+    assert sizes[0] > sizes[1] == sizes[2] > sizes[3]
+    assert _run(result).shape == (8, 5)
+    assert int((net[0].weight.abs().sum(1) == 0).sum()) == 64  # training left what was pruned
+
+
+def test_recipes_that_are_refused() -> None:
+    assert parse_recipe("prune -> quantize") == [("prune", {}), ("quantize", {})]
+    for recipe in ("prune -> polish", [], {"steps": []}, [{"prune": 3}]):
+        with pytest.raises(OptionError):
+            parse_recipe(recipe)
+    with pytest.raises(AccuracyError):
+        compiler.compress(_net(), [{"prune": {"amount": 0.9, "max_drop": 0.99}}], max_drop=1e-6, **_OPTIONS)
