@@ -80,3 +80,11 @@ def test_recipes_that_are_refused() -> None:
             parse_recipe(recipe)
     with pytest.raises(AccuracyError):
         compiler.compress(_net(), [{"prune": {"amount": 0.9, "max_drop": 0.99}}], max_drop=1e-6, **_OPTIONS)
+
+
+def test_only_layers_that_get_faster_are_factorized() -> None:
+    net = _net(rank=8)
+    result = compiler.factorize(net, 0.999, max_drop=0.2, **_OPTIONS)
+    assert [bool(layer.change) for layer in result.report.layers] == [False, True, False]
+    with torch.no_grad():
+        assert np.abs(_run(result) - net(_X).numpy()).max() < 1e-4
