@@ -23,7 +23,7 @@ def _net(rank: int = 64) -> nn.Sequential:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(64, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 5)).eval()
     with torch.no_grad():
-        net[2].weight.copy_(torch.randn(256, rank) @ torch.randn(rank, 256) / 16)
+        dict(net.named_parameters())["2.weight"].copy_(torch.randn(256, rank) @ torch.randn(rank, 256) / 16)
     return net
 
 
@@ -70,12 +70,15 @@ def test_a_recipe_with_distillation() -> None:
     sizes = [row.measure.bytes for row in result.report.rows]
     assert sizes[0] > sizes[1] == sizes[2] > sizes[3]
     assert _run(result).shape == (8, 5)
-    assert int((net[0].weight.abs().sum(1) == 0).sum()) == 64  # training left what was pruned
+    assert (
+        int((dict(net.named_parameters())["0.weight"].abs().sum(1) == 0).sum()) == 64
+    )  # training left what was pruned
 
 
 def test_recipes_that_are_refused() -> None:
     assert parse_recipe("prune -> quantize") == [("prune", {}), ("quantize", {})]
-    for recipe in ("prune -> polish", [], {"steps": []}, [{"prune": 3}]):
+    refused: list[Any] = ["prune -> polish", [], {"steps": []}, [{"prune": 3}]]
+    for recipe in refused:
         with pytest.raises(OptionError):
             parse_recipe(recipe)
     with pytest.raises(AccuracyError):
