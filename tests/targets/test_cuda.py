@@ -81,6 +81,14 @@ def test_half_precision_products_use_tensor_cores() -> None:
     assert sum(each.spill_stores for each in found.launches) == 0
 
 
+@pytest.mark.slow
+def test_tensor_core_operations_simulate_right() -> None:
+    model = products("float16")
+    inputs = {"x": np.random.default_rng(1).standard_normal((128, 128)).astype(np.float16)}
+    module = compiler.compile(model, "cuda-simulated", records=False, reference_inputs=inputs)
+    np.testing.assert_allclose(module.run(inputs)["y"], expected_of(model, inputs), rtol=2e-3, atol=2e-3)
+
+
 def test_a_missing_compiler_is_an_error_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(OVERRIDE, "/nowhere/nvcc")
     with pytest.raises(ToolchainMissing, match="/nowhere/nvcc") as caught:
