@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         net, samples, target=options.target, max_drop=0.1, example_inputs=(torch.from_numpy(samples[0]["image"]),)
     )
     module = compiler.compile(quantized, options.target, threads=1)
-    print("\n".join(module.manifest.target.details["partition"]["summary"]))
+    details: Any = module.manifest.target.details
+    print("\n".join(details["partition"]["summary"]))
     images, labels = (part[: options.images] for part in data.test)
     (name,) = (spec.name for spec in module.manifest.outputs)
     found = [int(np.argmax(module.run({"image": image[None]})[name])) for image in images]
