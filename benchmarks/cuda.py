@@ -3,6 +3,7 @@ and times.
 
     python -m benchmarks.cuda                         # every model of the catalog, for sm_75
     python -m benchmarks.cuda resnet18 --target h100
+    python -m benchmarks.cuda --no-nvcc               # fast: that every kernel is bound; source, no machine code
 
 Without a device nothing is run or timed: kernels are compiled, and registers, spills and matrix instructions counted.
 With one, outputs are compared with the processor's, and runs are timed in turns with torch.compile and ONNX Runtime.
@@ -36,14 +37,19 @@ from targets.cuda_image import source_of
 from targets.nvcc import KernelResources, tensor_core_instructions
 
 _HEADER = "| model | kernels | launches | on tensor cores | most registers | spilled bytes | one thread | seconds |"
+# A kernel's bound on threads and its body: the engine indents bodies, and closes them at the start of a line.
+_KERNEL = re.compile(
+    r'"C" __global__ void (?:__launch_bounds__\((\d+)\) )?\w+\([^)]*\) \{\n(.*?)^\}', re.MULTILINE | re.DOTALL
+)
 
 
 @dataclass(frozen=True)
 class Examined:
-    """A model's kernels: `kernels` functions, and the machine code of each launch."""
+    """A model's kernels: `kernels` functions, and the machine code of each launch (none when it was not made)."""
 
     kernels: int
-    launches: list[KernelResources]
+    launches: int
+    resources: list[KernelResources]
     tensor_cores: int
     single_thread: int
     seconds: float
@@ -60,8 +66,14 @@ def source_arguments(model: CatalogModel) -> tuple[Any, dict[str, Any]]:
     return source, keywords
 
 
-def examine(source: Any, target: CudaTarget, **keywords: Any) -> Examined:
-    """Compile a model's kernels and look at their machine code. Raises what compiling raises."""
+def examine(source: Any, target: CudaTarget, *, machine_code: bool = True, **keywords: Any) -> Examined:
+    """Compile a model's kernels, which all have to be bound to threads, and look at their machine code.
+
+    Args:
+        machine_code: False stops at CUDA source: nvcc takes most of the time.
+
+    Raises what compiling raises.
+    """
     start = time.process_time()
     arguments = {"shapes": None, "constants": None, "example_inputs": None, "dynamic_shapes": None, **keywords}
     model = import_model(source, **arguments)
@@ -69,31 +81,35 @@ def examine(source: Any, target: CudaTarget, **keywords: Any) -> Examined:
     pipeline = run_pipeline(model.mod, context)
     library = build_library(pipeline.mod, dataclasses.replace(target, simulated=True))
     text = source_of(library).text
+    kernels = _KERNEL.findall(text)
+    on_tensor_cores = sum("mma_sync(" in body for _, body in kernels)
+    resources: list[KernelResources] = []
+    if machine_code:
+        resources, on_tensor_cores = _machine_code(text, target)
+    # Where there is one thread the engine writes no bounds, or bounds of one.
+    single = sum(threads in ("", "1") for threads, _ in kernels)
+    report = pipeline.report["apply-schedules"]
+    seconds = time.process_time() - start
+    return Examined(len(report.kernels), len(kernels), resources, on_tensor_cores, single, seconds)
+
+
+def _machine_code(source: str, target: CudaTarget) -> tuple[list[KernelResources], int]:
+    """What each launch takes, and how many launches have matrix instructions."""
     nvcc = target.compilers()
-    _, resources = nvcc.fatbin(text, target.machine.compute_capability)
+    _, resources = nvcc.fatbin(source, target.machine.compute_capability)
     with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
         cubin = Path(folder) / "kernels.cubin"
-        nvcc.cubin(text, target.machine.compute_capability, cubin)
+        nvcc.cubin(source, target.machine.compute_capability, cubin)
         counts = tensor_core_instructions(cubin)
-    # Where there is one thread the engine writes no bounds, or bounds of one.
-    bounded = re.findall(r'"C" __global__ void (?:__launch_bounds__\((\d+)\) )?\w+\([^)]*\) \{', text)
-    single = sum(each in ("", "1") for each in bounded)
-    report = pipeline.report["apply-schedules"]
-    return Examined(
-        len(report.kernels),
-        resources,
-        sum(count > 0 for count in counts.values()),
-        single,
-        time.process_time() - start,
-    )
+    return resources, sum(count > 0 for count in counts.values())
 
 
 def line(name: str, found: Examined) -> str:
     """A row of the table."""
-    registers = max((each.registers for each in found.launches), default=0)
-    spilled = sum(each.spill_stores for each in found.launches)
+    registers = max(each.registers for each in found.resources) if found.resources else "-"
+    spilled = sum(each.spill_stores for each in found.resources) if found.resources else "-"
     return (
-        f"| {name} | {found.kernels} | {len(found.launches)} | {found.tensor_cores} | {registers} | {spilled} "
+        f"| {name} | {found.kernels} | {found.launches} | {found.tensor_cores} | {registers} | {spilled} "
         f"| {found.single_thread} | {found.seconds:.0f} |"
     )
 
@@ -139,6 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", help="names of the catalog; all unless given")
     parser.add_argument("--target", default="t4", help="a CUDA target")
+    parser.add_argument("--no-nvcc", action="store_true", help="stop at CUDA source")
     options = parser.parse_args()
     target = targets.get(options.target)
     if not isinstance(target, CudaTarget):
@@ -149,7 +166,8 @@ def main() -> None:
     for name in options.models or CATALOG:
         try:
             source, keywords = source_arguments(CATALOG[name])
-            print(line(name, examine(source, target, **keywords)), flush=True)
+            found = examine(source, target, machine_code=not options.no_nvcc, **keywords)
+            print(line(name, found), flush=True)
             if target.fits_this_machine():
                 print(run_on_device(name, CATALOG[name], target), flush=True)
         except TensorwrightError as error:

@@ -258,8 +258,10 @@ VECTORS(uint64_t, ulonglong, make_ulonglong)
 struct alignas(4) half2 { half x, y; };
 struct alignas(4) nv_bfloat162 { nv_bfloat16 x, y; };
 struct alignas(8) half4 { half x, y, z, w; };
+struct alignas(8) nv_bfloat164 { nv_bfloat16 x, y, z, w; };
 inline half2 make_half2(half x, half y) { return {x, y}; }
 inline half4 make_half4(half x, half y, half z, half w) { return {x, y, z, w}; }
+inline nv_bfloat164 make_nv_bfloat164(nv_bfloat16 x, nv_bfloat16 y, nv_bfloat16 z, nv_bfloat16 w) { return {x, y, z, w}; }
 inline nv_bfloat162 make_bfloat162(nv_bfloat16 x, nv_bfloat16 y) { return {x, y}; }
 inline unsigned __pack_half2(half x, half y) { return x.bits | (unsigned)y.bits << 16; }
 inline unsigned __pack_nv_bfloat162(nv_bfloat16 x, nv_bfloat16 y) { return x.bits | (unsigned)y.bits << 16; }

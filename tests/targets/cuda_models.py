@@ -25,6 +25,16 @@ def products(dtype: str) -> onnx.ModelProto:
     return _model(nodes, {"x": [128, 128]}, {"y": [128, 128]}, {"w": weight}, dtype)
 
 
+def integer_products() -> onnx.ModelProto:
+    """An exact product of 8-bit integers with a fixed weight, 128 by 96 by 130."""
+    weight = np.random.default_rng(0).integers(-128, 128, (96, 130)).astype(np.int8)
+    given = helper.make_tensor_value_info("x", onnx.TensorProto.INT8, [128, 96])
+    made = helper.make_tensor_value_info("y", onnx.TensorProto.INT32, [128, 130])
+    nodes = [helper.make_node("MatMulInteger", ["x", "w"], ["y"])]
+    graph = helper.make_graph(nodes, "model", [given], [made], [numpy_helper.from_array(weight, "w")])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
 def _model(
     nodes: list[onnx.NodeProto],
     inputs: dict[str, list[int]],

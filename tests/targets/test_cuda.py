@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -22,7 +23,7 @@ from targets.cuda import CudaTarget, presets
 from targets.cuda_image import parsed_module, source_of
 from targets.errors import TargetError, ToolchainMissing
 from targets.nvcc import OVERRIDE, find_nvcc
-from tests.targets.cuda_models import chain, products
+from tests.targets.cuda_models import chain, integer_products, products
 
 
 def expected_of(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> np.ndarray:
@@ -66,27 +67,45 @@ def test_a_library_holds_machine_code_and_its_source(monkeypatch: pytest.MonkeyP
         compiler.load(tmp_path / "m.twm")
 
 
-@pytest.mark.slow  # the engine's module of tensor-core operations takes half a minute to load
+NARROW = [("float16", "t4", 1), ("bfloat16", "a100", 1), ("bfloat16", "t4", 0), ("int8", "t4", 1)]
+
+
+def model_and_inputs(dtype: str) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    random = np.random.default_rng(1)
+    if dtype == "int8":
+        return integer_products(), {"x": random.integers(-128, 128, (128, 96)).astype(np.int8)}
+    return products(dtype), {"x": random.standard_normal((128, 128)).astype(numpy_dtype(dtype))}
+
+
+def numpy_dtype(dtype: str) -> np.dtype[Any]:
+    return np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+
+
 @needs_nvcc
-def test_half_precision_products_use_tensor_cores() -> None:
+@pytest.mark.parametrize(("dtype", "device", "launches"), NARROW)
+def test_narrow_products_use_tensor_cores_where_the_device_has_them(dtype: str, device: str, launches: int) -> None:
     from benchmarks.cuda import examine
 
-    target = targets.get("t4")
+    target = targets.get(device)
     assert isinstance(target, CudaTarget)
     try:
-        found = examine(products("float16"), target)
-    except TargetError as error:
+        found = examine(model_and_inputs(dtype)[0], target)
+    except ToolchainMissing as error:
         pytest.skip(error.message)
-    assert found.tensor_cores >= 1
-    assert sum(each.spill_stores for each in found.launches) == 0
+    assert found.tensor_cores == launches
+    assert sum(each.spill_stores for each in found.resources) == 0
 
 
-@pytest.mark.slow
-def test_tensor_core_operations_simulate_right() -> None:
-    model = products("float16")
-    inputs = {"x": np.random.default_rng(1).standard_normal((128, 128)).astype(np.float16)}
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+def test_tensor_core_operations_simulate_right(dtype: str) -> None:
+    model, inputs = model_and_inputs(dtype)
     module = compiler.compile(model, "cuda-simulated", records=False, reference_inputs=inputs)
-    np.testing.assert_allclose(module.run(inputs)["y"], expected_of(model, inputs), rtol=2e-3, atol=2e-3)
+    assert "mma_sync(" in source_of(bytes(module.artifact.library)).text
+    got = module.run(inputs)["y"].astype(np.float64)
+    (weight,) = (onnx.numpy_helper.to_array(each).astype(np.float64) for each in model.graph.initializer)
+    # One rounding of the result to the element type; sums of integers are exact.
+    tolerance = {"float16": 2e-3, "bfloat16": 1e-2, "int8": 0}[dtype]
+    np.testing.assert_allclose(got, inputs["x"].astype(np.float64) @ weight, rtol=tolerance, atol=tolerance)
 
 
 def test_a_missing_compiler_is_an_error_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
