@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from compiler.errors import StorageError
 
 FOLDER_VARIABLE = "TENSORWRIGHT_CACHE"
+_RANDOM_LETTERS = 8  # that tempfile puts behind a prefix
 
 
 def cache_folder() -> Path:
@@ -40,24 +43,48 @@ def key_of(parts: Iterable[str | bytes]) -> str:
 def cached(kind: str, key: str, make: Callable[[Path], None]) -> Path:
     """A folder of the cache that `make` filled, now or earlier; nobody ever sees it half full.
 
+    Processes that want the same wait for the first one and take what it made. What a process left that was killed while
+    it made the same is removed.
+
     Raises:
         StorageError: the cache can not be written.
     """
     folder = cache_folder() / kind / key
     if folder.is_dir():
         return folder
+    with _locked(folder):
+        if not folder.is_dir():  # else it was made while this process waited
+            _make(folder, make)
+    return folder
+
+
+def _make(folder: Path, make: Callable[[Path], None]) -> None:
+    for left in folder.parent.glob(f"{folder.name}-{'?' * _RANDOM_LETTERS}"):
+        shutil.rmtree(left, ignore_errors=True)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f"{key}-", dir=folder.parent))
+        fresh = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
     except OSError as error:
-        raise StorageError(f"{folder.parent} can not be written: {error}", f"set {FOLDER_VARIABLE}") from error
+        raise _unwritable(folder.parent, error) from error
     try:
         make(fresh)
-        try:
-            fresh.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else somebody else was faster, with the same
-                raise
+        fresh.rename(folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    return folder
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder of the cache; the system frees it when its process ends, however it ends."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # The file stays: were it removed, two processes could lock two files of this name.
+        file = folder.with_name(f".{folder.name}.lock").open("w")
+    except OSError as error:
+        raise _unwritable(folder.parent, error) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _unwritable(folder: Path, error: OSError) -> StorageError:
+    return StorageError(f"{folder} can not be written: {error}", f"set {FOLDER_VARIABLE}")

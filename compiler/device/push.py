@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compiler.artifact import read_artifact
 from compiler.artifact.storage import read_mapped
+from compiler.device.connection import ANSWER_SECONDS, Connection
 from compiler.errors import DeviceError, OptionError
 
 _CHUNK_BYTES = 4 << 20
 _DIGEST = slice(32, 64)  # of the file's head, which holds the digests of everything else
-_CONNECT_SECONDS = 10
+_SLOWER = 5  # a measured run may take so many times what the reference run took
 Progress = Callable[[str], None]
 
 
@@ -37,7 +39,9 @@ class PushResult:
     active: str
 
 
-def push(path: Path, address: str, *, runs: int = 20, progress: Progress | None = None) -> PushResult:
+def push(
+    path: Path, address: str, *, runs: int = 20, run_seconds: float = 600, progress: Progress | None = None
+) -> PushResult:
     """Upload a module to `tensorwright-server`, check it there, measure it, and make it the active one.
 
     Until the very last step the module that was active stays so.
@@ -46,11 +50,13 @@ def push(path: Path, address: str, *, runs: int = 20, progress: Progress | None 
         path: a .twm file with a stored reference.
         address: "HOST:PORT".
         runs: how many runs to measure.
+        run_seconds: how long the device may take to load the module and run it once.
 
     Raises:
         ArtifactError: the file is damaged, here already.
         OptionError: the address is not one, or the module has no reference to compare with.
-        DeviceError: no server there, or the module did not prove itself; the message says in which step.
+        DeviceError: no server there, it stopped answering (a device that loses power is noticed within 30 s), or the
+            module did not prove itself; the message says in which step.
     """
     report = progress if progress is not None else lambda _: None
     artifact = read_artifact(path)
@@ -59,9 +65,8 @@ def push(path: Path, address: str, *, runs: int = 20, progress: Progress | None 
     data = read_mapped(path)
     digest = bytes(data[_DIGEST]).hex()
     report("connect")
-    session = _connect(address)
+    device = _Device(address)
     name = f"incoming-{digest[:16]}.twm"
-    device = _Device(session, address)
     before = device.call("active", "ask for the active module")
     try:
         report("upload")
@@ -73,9 +78,11 @@ def push(path: Path, address: str, *, runs: int = 20, progress: Progress | None 
         if found != digest:
             raise DeviceError(f"{address} received another file than was sent", "push again")
         report("reference run")
-        difference = float(device.call("verify", "reference run", name))
+        began = time.monotonic()
+        difference = float(device.call("verify", "reference run", name, seconds=run_seconds))
+        longest = ANSWER_SECONDS + _SLOWER * (runs + 1) * (time.monotonic() - began)
         report("measure")
-        p50, p99 = (float(each) for each in device.call("measure", "measuring", name, runs).split())
+        p50, p99 = (float(each) for each in device.call("measure", "measuring", name, runs, seconds=longest).split())
         report("switch")
         device.call("activate", "switch", name)
     except DeviceError:
@@ -85,41 +92,15 @@ def push(path: Path, address: str, *, runs: int = 20, progress: Progress | None 
     return PushResult(difference, p50, p99, runs, before or None, device.call("active", "ask for the active module"))
 
 
-def _connect(address: str) -> Any:
-    host, separator, port = address.rpartition(":")
-    if not separator or not host or not port.isdigit():
-        raise OptionError(f"{address!r} is no address", "write HOST:PORT, such as 192.168.0.7:9090")
-    from tvm import rpc
-
-    import schedules.engine  # noqa: F401  (first, so that the engine loads without torch)
-
-    with _as_device_error(f"no device server answers at {address}", "start tensorwright-server there"):
-        return rpc.connect(host, int(port), session_timeout=0)
-
-
 class _Device:
     """The server's functions."""
 
-    def __init__(self, session: Any, address: str) -> None:
-        self._session = session
+    def __init__(self, address: str) -> None:
+        self._connection = Connection(address)
         self._address = address
 
-    def call(self, function: str, step: str, *arguments: Any) -> Any:
+    def call(self, function: str, step: str, *arguments: Any, seconds: float | None = None) -> Any:
         """Call one. Raises DeviceError that names the step."""
-        with _as_device_error(f"{self._address}: {step} failed", "the module that was active there still is"):
-            return self._session.get_function(f"tensorwright.device.{function}")(*arguments)
-
-
-@contextlib.contextmanager
-def _as_device_error(what: str, hint: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # the engine raises whatever class its C++ side names
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise DeviceError(f"{what}: {_reason(lines)}", hint) from error
-
-
-def _reason(lines: list[str]) -> str:
-    """The device's own words out of the engine's error text: its last line."""
-    words = [line for line in lines if "Error caught from RPC call" not in line]
-    return (words[-1] if words else "no reason given").removeprefix("InternalError: ")[:500]
+        what, hint = f"{self._address}: {step} failed", "the module that was active there still is"
+        name = f"tensorwright.device.{function}"
+        return self._connection.call(name, *arguments, what=what, hint=hint, seconds=seconds)

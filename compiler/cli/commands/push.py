@@ -29,6 +29,9 @@ def _push(
     module: options.ModulePath,
     address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="The device server.", show_default=False)],
     runs: Annotated[int, typer.Option(min=1, metavar="N", help="How many runs to measure.")] = 20,
+    run_seconds: Annotated[
+        float, typer.Option("--timeout", min=1, metavar="SECONDS", help="How long the reference run may take there.")
+    ] = 600,
     as_json: options.Json = False,
 ) -> None:
     from compiler.cli.output import print_facts, print_json
@@ -39,7 +42,7 @@ def _push(
 
     check_is_module(module)
     with Steps() as steps:
-        result = push(module, address, runs=runs, progress=steps)
+        result = push(module, address, runs=runs, run_seconds=run_seconds, progress=steps)
     if as_json:
         print_json(asdict(result))
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 import compiler
 from compiler.cli import main
+from compiler.device import connection
 from compiler.device.bundle import write_bundle
 from compiler.device.push import push
 from compiler.driver import find_target
@@ -188,6 +190,38 @@ def test_push_to_a_device_that_dies_on_the_way(
     # The server lives on, and cleaned up.
     assert push(net, address, runs=1).active == net.read_bytes()[32:64].hex()
     assert [each.name for each in folder.iterdir()] == ["active.twm"]
+
+
+@pytest.mark.parametrize("step", ["upload", "reference run", "switch"])
+def test_push_to_a_device_that_falls_silent(
+    server: tuple[str, Path],
+    server_process: subprocess.Popen[str],
+    net: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    """As one does that loses its power: the connection stays open, and nothing comes any more."""
+    address, folder = server
+    push(net, address, runs=1)
+    before = (folder / "active.twm").read_bytes()
+
+    def stop(reached: str) -> None:
+        if reached == step:
+            (session,) = psutil.Process(server_process.pid).children()
+            session.suspend()
+            monkeypatch.setattr(connection, "ANSWER_SECONDS", 0.5)
+
+    with pytest.raises(DeviceError, match=f"{step} failed: no answer for 0.5 s"):
+        push(net, address, runs=1, run_seconds=0.5 if step == "reference run" else 60, progress=stop)
+    assert (folder / "active.twm").read_bytes() == before
+    for session in psutil.Process(server_process.pid).children():
+        session.kill()
+
+
+def test_push_to_what_accepts_and_never_answers(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "CONNECT_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(DeviceError, match=r"no answer for 0\.5 s"):
+        push(net, f"127.0.0.1:{silent.getsockname()[1]}")
 
 
 def test_push_where_nobody_listens(net: Path) -> None:
