@@ -93,7 +93,7 @@ def dequantized_operand(graph: Graph, expr: Expr) -> Quantized | None:
 
 @dataclass(frozen=True)
 class _Weight:
-    """int8 weights whose zero point is 0, and the scale of each filter (or one for all)."""
+    """Weights less their zero point, int8 or int16 (see center-weights), and the scale of each filter or of all."""
 
     values: Array
     scale: Array
@@ -109,9 +109,10 @@ def _weight(graph: Graph, expr: Expr, filters: int) -> _Weight | None:
     shape[filters] = -1
     zero = found.zero.astype(np.int32)
     shifted = values.astype(np.int32) - (zero.reshape(shape) if zero.size > 1 else zero.reshape(()))
-    if shifted.size == 0 or shifted.min() < -128 or shifted.max() > 127:
+    if shifted.size == 0:
         return None
-    return _Weight(shifted.astype(np.int8), found.scale.reshape(-1).astype(np.float32))
+    fits = shifted.min() >= -128 and shifted.max() <= 127
+    return _Weight(shifted.astype(np.int8 if fits else np.int16), found.scale.reshape(-1).astype(np.float32))
 
 
 @rules.on(*_CONVOLUTIONS)
@@ -331,19 +332,22 @@ def move(graph: Graph, call: Call) -> Expr | None:
     inner = dequantized_operand(graph, call.args[0])
     if inner is None:
         return None
-    if not inner.is_scalar:
-        return _permuted(graph, call, inner)
+    permuted = _permuted(graph, call, inner)
+    if permuted is not None or not inner.is_scalar:
+        return permuted
     moved = relax.Call(call.op, [inner.data, *list(call.args)[1:]], call.attrs, call.ty_args)
     return inner.dequantized(graph.emit(moved))
 
 
 def _permuted(graph: Graph, call: Call, inner: Quantized) -> Expr | None:
-    """Of parameters along an axis: only constants, whose axis is followed."""
+    """Of constants, permuted here; the axis of their parameters is followed."""
     values = constant_array(graph, inner.data)
     if values is None or str(call.op.name) != "relax.permute_dims":
         return None
     axes = [int(axis) % values.ndim for axis in (call.attrs.axes or reversed(range(values.ndim)))]
     moved = as_constant(np.ascontiguousarray(values.transpose(axes)))
+    if inner.is_scalar:
+        return inner.dequantized(moved)
     scale, zero = (as_constant(np.ascontiguousarray(each)) for each in (inner.scale, inner.zero))
     return relax.op.dequantize(moved, scale, zero, axes.index(inner.axis), "float32")
 

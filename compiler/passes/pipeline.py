@@ -52,6 +52,7 @@ CANONICALIZE = (
 # 4. Choose blocked layouts and pack weights for them.
 LAYOUT = (
     "compute-in-integers",
+    "center-weights",
     "pack-grouped-weights",
     "cancel-reshapes",
     "keep-weights-narrow",
