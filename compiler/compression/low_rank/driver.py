@@ -1,0 +1,209 @@
+"""`factorize`: matrices and convolutions as products of smaller ones, where that is faster and accurate enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+import targets
+from compiler.compression.job import IMPORT_OPTIONS, Job, Samples, start
+from compiler.compression.low_rank.decomposition import Factors, factor_convolution, factor_matrix
+from compiler.compression.low_rank.rewriting import factored
+from compiler.compression.low_rank.timing import LayerTimer
+from compiler.compression.model import CompressedModel
+from compiler.compression.quantization.accuracy import Evaluate, fewest
+from compiler.compression.quantization.affine import decibels, noise_ratio
+from compiler.compression.quantization.layers import Layer, find_layers
+from compiler.compression.report import LayerChange, Measure
+from compiler.errors import AccuracyError, OptionError
+from compiler.frontends.imported_model import ImportedModel
+from compiler.frontends.source import Constants, Shapes
+
+# The search for a rank that is fast enough: these shares of a layer's energy, the largest first.
+_ENERGIES = (0.999, 0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
+
+
+def factorize(
+    source: object,
+    energy: float = 0.9,
+    *,
+    speedup: float | None = None,
+    minimum_gain: float = 1.1,
+    keep: Collection[str] = (),
+    calibration: Samples | None = None,
+    evaluate: Evaluate | None = None,
+    max_drop: float = 0.01,
+    target: str | targets.Target = "host",
+    shapes: Shapes | None = None,
+    constants: Constants | None = None,
+    example_inputs: Sequence[Any] | None = None,
+    dynamic_shapes: Any = None,
+    threads: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> CompressedModel:
+    """Replace layers by the layers of their low-rank factors, each only where it runs faster so.
+
+    Both forms of a layer are compiled for the target and timed in turns, alone and on one thread. For a target that
+    this machine can not run, and for data of open size, numbers of multiplications stand in for times.
+
+    Args:
+        source, calibration, evaluate, max_drop, target, shapes, constants, example_inputs, dynamic_shapes, threads: as
+            `compiler.prune` takes them. Where the limit does not hold, the layers that lost most stay whole.
+        energy: the share of the sum of squares of a layer's weights that its rank must keep. Ranks are multiples of
+            the machine's vector length.
+        speedup: in place of `energy`: the rank is the largest tried that makes a layer this many times faster.
+        minimum_gain: a layer is replaced only where it is this many times faster.
+        keep: names of layers (as in the report) to leave whole.
+
+    Raises:
+        AccuracyError: the limit does not hold with any layer in factors.
+        OptionError: an option is at fault, or no layer is faster in factors.
+        UserError: of importing and compiling.
+    """
+    _check(energy, speedup, minimum_gain)
+    given = (shapes, constants, example_inputs, dynamic_shapes)
+    job = start(
+        source,
+        target=target,
+        threads=threads,
+        calibration=calibration,
+        evaluate=evaluate,
+        max_drop=max_drop,
+        progress=progress,
+        options={name: value for name, value in zip(IMPORT_OPTIONS, given, strict=True) if value is not None},
+    )
+    search = _Search(job, energy, speedup, minimum_gain)
+    search.run(keep)
+    if not search.factors:
+        raise OptionError(
+            f"none of {len(search.layers)} layers is {speedup or minimum_gain} times faster in factors",
+            "ask for less energy=; weights that are not of low rank are better pruned",
+        )
+    names, after = _within_limit(job, search)
+    settings = {"minimum_gain": minimum_gain} | ({"energy": energy} if speedup is None else {"speedup": speedup})
+    label = f"factorize {energy:.3g}" if speedup is None else f"factorize {speedup:.3g} times faster"
+    return job.result(label, search.candidate(names), after, settings, _changes(search, names))
+
+
+def _check(energy: float, speedup: float | None, minimum_gain: float) -> None:
+    if not 0 < energy <= 1:
+        raise OptionError(f"energy={energy}", "give a share above 0 and up to 1, like 0.95")
+    if speedup is not None and not speedup > 1:
+        raise OptionError(f"speedup={speedup}", "give a number above 1, like 1.5")
+    if not minimum_gain >= 1:
+        raise OptionError(f"minimum_gain={minimum_gain}", "give 1 or more")
+
+
+@dataclass
+class _Search:
+    """Which layers are faster in factors.
+
+    Attributes:
+        factors: of those, by name; `details` says of every layer what was found.
+        noise: of those, the weights' signal to what is lost of them, in decibels.
+    """
+
+    job: Job
+    energy: float
+    speedup: float | None
+    minimum_gain: float
+    factors: dict[str, Factors] = field(default_factory=dict)
+    details: dict[str, str] = field(default_factory=dict)
+    noise: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.layers: list[Layer] = find_layers(self.job.model.mod).layers
+        self._timer = LayerTimer(self.job.target)
+
+    def run(self, keep: Collection[str]) -> None:
+        known = [layer.name for layer in self.layers]
+        for name in keep:
+            if name not in known:
+                raise OptionError(f"keep= has {name!r}, which is no layer", f"the layers are {', '.join(known)}")
+        for layer in self.layers:
+            if layer.name in keep:
+                self.details[layer.name] = "asked for"
+            elif (reason := _unsuited(layer)) is not None:
+                self.details[layer.name] = reason
+            else:
+                self.job.report(f"factorize {layer.name}")
+                self._try(layer)
+
+    def _try(self, layer: Layer) -> None:
+        wanted = self.minimum_gain if self.speedup is None else self.speedup
+        best = 0.0
+        for energy in (self.energy,) if self.speedup is None else _ENERGIES:
+            factors = self._factors(layer, energy)
+            fewer = layer.weight.size / factors.multiplications
+            # Fewer multiplications never made a layer faster by more than their ratio and a third.
+            measured = self._timer.gain(layer, factors.weights) if fewer * 4 / 3 >= wanted else fewer
+            gain = fewer if measured is None else measured
+            best = max(best, gain)
+            if gain >= wanted:
+                how = "fewer multiplications" if measured is None else "faster"
+                self.factors[layer.name] = factors
+                self.details[layer.name] = f"{gain:.2f} times {how}"
+                self.noise[layer.name] = decibels(*noise_ratio(factors.product, layer.weight))
+                return
+        self.details[layer.name] = f"{best:.2f} times as fast in factors"
+
+    def _factors(self, layer: Layer, energy: float) -> Factors:
+        multiple = self.job.target.machine.lanes("float32")
+        if layer.weight.ndim == 2:
+            return factor_matrix(layer.weight, energy, multiple)
+        return factor_convolution(layer.weight, energy, multiple)
+
+    def candidate(self, names: Collection[str]) -> ImportedModel:
+        """The model with these layers in factors."""
+        chosen = {name: self.factors[name] for name in names}
+        return replace(self.job.model, mod=factored(self.job.model.mod, self.layers, chosen))
+
+
+def _unsuited(layer: Layer) -> str | None:
+    """Why a layer has no factors."""
+    if layer.weight.ndim > 2 and int(layer.call.attrs.groups) > 1:
+        return "its filters see their own channels alone"
+    if not np.isfinite(layer.weight).all():
+        return "its weights are not finite"
+    return None
+
+
+def _within_limit(job: Job, search: _Search) -> tuple[list[str], Measure]:
+    """(the layers to replace, the measure): all that are faster, but for the worst where the limit asks for it."""
+    ranked = sorted(search.factors, key=lambda name: search.noise[name])
+    found: dict[int, Measure] = {}
+
+    def holds(whole: int) -> bool:
+        job.report(f"measure with {whole} of them whole again" if whole else "measure")
+        found[whole] = job.measure(search.candidate(ranked[whole:]))
+        return job.holds(found[whole])
+
+    if holds(0):
+        return ranked, found[0]
+    count = fewest(holds, len(ranked) - 1) if len(ranked) > 1 else None
+    if count is None:
+        last = found[max(found)]
+        assert job.before.score is not None
+        raise AccuracyError(
+            f"the limit max_drop={job.max_drop} does not hold with any layer in factors: {job.before.score:.6g} before,"
+            f" {last.score:.6g} after",
+            "ask for more energy=, or allow a larger max_drop",
+        )
+    return ranked[count:], found[count]
+
+
+def _changes(search: _Search, names: Collection[str]) -> list[LayerChange]:
+    changes = []
+    for layer in search.layers:
+        size, factors = layer.weight.size, search.factors.get(layer.name)
+        if factors is None or layer.name not in names:
+            reason = search.details[layer.name] if factors is None else "the limit does not hold with it"
+            changes.append(LayerChange(layer.name, "", size, size, f"left whole: {reason}"))
+            continue
+        shapes = " ".join("x".join(map(str, each.shape)) for each in factors.weights)
+        after = sum(each.size for each in factors.weights)
+        changes.append(LayerChange(layer.name, shapes, size, after, search.details[layer.name]))
+    return changes
