@@ -77,6 +77,7 @@ def distill(
             "distill trains a torch.nn.Module",
             "give one, or what prune made of one with finetune= (lambda net: None does)",
         )
+    net.eval()  # as it is measured; training mode comes later
     options = {"example_inputs": example_inputs, "dynamic_shapes": dynamic_shapes}
     given = {name: value for name, value in options.items() if value is not None}
     job = start(

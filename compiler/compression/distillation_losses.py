@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from compiler.errors import OptionError
+from compiler.errors import InputError, OptionError
 
 METHODS = ("response", "feature", "relation", "self")
 
@@ -49,7 +49,7 @@ class Objective:
         for index in range(self.pairs):
             total = total + self._feature(index)
         if self.method == "relation":
-            total = total + relation(outputs.flatten(1), wanted.flatten(1))
+            total = total + relation(outputs, wanted)
         if labels is None:
             return total
         task = self.task or torch.nn.functional.cross_entropy
@@ -71,26 +71,35 @@ class Objective:
 
 
 def response(outputs: Any, wanted: Any, temperature: float) -> Any:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)), the mean over samples."""
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)), the mean over all but the last axis (classes)."""
     import torch
 
-    own = torch.log_softmax(outputs / temperature, -1)
-    target = torch.log_softmax(wanted / temperature, -1)
+    count = outputs.shape[-1]
+    own = torch.log_softmax(outputs.reshape(-1, count) / temperature, -1)
+    target = torch.log_softmax(wanted.reshape(-1, count) / temperature, -1)
     return temperature**2 * torch.nn.functional.kl_div(own, target, reduction="batchmean", log_target=True)
 
 
 def relation(own: Any, wanted: Any) -> Any:
-    """Smooth L1 between the distances, scaled by their mean, and twice that between the angles (Park et al. 2019)."""
+    """Smooth L1 between the distances, scaled by their mean, and twice that between the angles (Park et al. 2019).
+
+    Args:
+        own, wanted: (batch, ...), of one batch size; widths may differ.
+    """
     import torch
 
     def distances(points: Any) -> Any:
-        found = torch.cdist(points, points)
-        return found / found[found > 0].mean().clamp_min(1e-12)
+        first, second = torch.triu_indices(len(points), len(points), 1)
+        found = (points[first] - points[second]).norm(dim=1)
+        return found / found.mean().clamp_min(1e-12)
 
     def angles(points: Any) -> Any:
         directions = torch.nn.functional.normalize(points[None] - points[:, None], dim=-1)
         return directions @ directions.transpose(1, 2)
 
+    if len(own) < 2:
+        raise InputError("a batch of one sample has no distances to compare", "give larger batches")
+    own, wanted = own.flatten(1), wanted.flatten(1)
     loss = torch.nn.functional.smooth_l1_loss
     return loss(distances(own), distances(wanted)) + 2 * loss(angles(own), angles(wanted))
 
