@@ -18,6 +18,7 @@ from compiler.compression.job import IMPORT_OPTIONS, Job, Samples, start
 from compiler.compression.model import CompressedModel
 from compiler.compression.quantization.accuracy import Evaluate
 from compiler.compression.recipe_report import RecipeReport, Row
+from compiler.compression.recipe_settings import check_names, checked_settings
 from compiler.compression.techniques.registry import get_technique
 from compiler.errors import OptionError, StorageError
 from compiler.frontends.imported_model import ImportedModel
@@ -94,22 +95,13 @@ def compress(
         imports = {} if isinstance(current, ImportedModel) else _accepted(name, options)
         own = {**settings, **extra.get(name.replace("-", "_"), {})}
         calls = {**common, "calibration": samples, "max_drop": max_drop, **imports, **own}
-        current = _run(name, current, calls)
+        current = get_technique(name)(current, **calls)
         after = current.report.after if isinstance(current, CompressedModel) else job.measure(current)
         rows.append(Row(name, after, job.drop(after)))
         reports.append(current.report)
     job.require(rows[-1].measure, "the steps together lose more: give each a smaller max_drop, or leave one out")
     assert isinstance(current, ImportedModel)
     return _result(job, current, rows, reports)
-
-
-def _run(name: str, source: Any, settings: dict[str, Any]) -> Any:
-    try:
-        return get_technique(name)(source, **settings)
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        raise OptionError(f"the step {name!r} does not take this setting: {error}") from error
 
 
 def _accepted(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,12 +116,13 @@ def _result(job: Job, model: ImportedModel, rows: list[Row], reports: list[Any])
 
 
 def _check_extra(extra: Mapping[str, Any], steps: Sequence[Step]) -> None:
-    names = {name.replace("-", "_") for name, _ in steps}
-    for name in extra:
+    names = {name.replace("-", "_"): name for name, _ in steps}
+    for name, settings in extra.items():
         if name not in names:
             raise OptionError(
                 f"{name}= is neither an option nor a step of the recipe", f"its steps: {', '.join(names)}"
             )
+        check_names(names[name], get_technique(names[name]), settings)
 
 
 def parse_recipe(recipe: str | Path | Sequence[Any] | Mapping[str, Any]) -> list[Step]:
@@ -145,9 +138,7 @@ def parse_recipe(recipe: str | Path | Sequence[Any] | Mapping[str, Any]) -> list
     if not isinstance(recipe, Sequence) or not recipe:
         raise OptionError("a recipe is a list of steps", "compress: [prune: {amount: 0.5}, quantize]")
     steps = [_step(each) for each in recipe]
-    for name, _ in steps:
-        get_technique(name)
-    return steps
+    return [(name, checked_settings(name, get_technique(name), settings)) for name, settings in steps]
 
 
 def _step(entry: Any) -> Step:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Any
 
 from compiler.compression.distillation import distill
@@ -10,6 +11,7 @@ from compiler.errors import OptionError
 
 
 @technique("distill")
+@wraps(distill)
 def from_recipe(source: Any, **settings: Any) -> Any:
     """As `distill`, with the teacher and the batches among the settings."""
     if "batches" not in settings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Any
 
 from compiler.compression.quantization import quantize
@@ -10,6 +11,7 @@ from compiler.errors import OptionError
 
 
 @technique("quantize")
+@wraps(quantize)
 def from_recipe(source: Any, **settings: Any) -> Any:
     """As `quantize`; the calibration is needed."""
     if settings.get("calibration") is None:

@@ -77,10 +77,21 @@ def test_a_recipe_with_distillation() -> None:
 
 def test_recipes_that_are_refused() -> None:
     assert parse_recipe("prune -> quantize") == [("prune", {}), ("quantize", {})]
-    refused: list[Any] = ["prune -> polish", [], {"steps": []}, [{"prune": 3}]]
+    assert parse_recipe([{"prune": {"amount": "0.25"}}]) == [("prune", {"amount": 0.25})]
+    refused: list[Any] = [
+        "prune -> polish",
+        [],
+        {"steps": []},
+        [{"prune": 3}],
+        [{"prune": {"amont": 0.3}}],
+        [{"share-weights": {"bits": "many"}}],
+        [{"quantize": {"threads": 2}}],
+    ]
     for recipe in refused:
         with pytest.raises(OptionError):
             parse_recipe(recipe)
+    with pytest.raises(OptionError, match="no setting 'teachers'"):
+        compiler.compress(_net(), "distill", distill={"teachers": 3}, **_OPTIONS)
     with pytest.raises(AccuracyError):
         compiler.compress(_net(), [{"prune": {"amount": 0.9, "max_drop": 0.99}}], max_drop=1e-6, **_OPTIONS)
 
