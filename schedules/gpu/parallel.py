@@ -13,6 +13,7 @@ from schedules.config import Config
 from schedules.emit import build_function, nest, sequence
 from schedules.expression import substitute
 from schedules.gpu.binding import thread_loop
+from schedules.gpu.cooperative import cooperative
 from schedules.gpu.hoisting import take_allocations, without_parallel_loops
 from schedules.gpu.rule import GpuRule, GpuWorkload
 from schedules.inline import inline_stages
@@ -65,6 +66,10 @@ def bound_stage(stage: Stage) -> Any:
 def bound_statement(statement: Any) -> tuple[Any, list[Any]]:
     """Launches for a statement that is no simple stage, and buffers that its function is to allocate."""
     statement, taken = take_allocations(statement)
+    is_plain_parallel = isinstance(statement, tirx.For) and statement.kind == tirx.ForKind.PARALLEL and not taken
+    together = None if is_plain_parallel else cooperative(statement, taken)
+    if together is not None:
+        return together
     if isinstance(statement, tirx.SeqStmt):
         return sequence([_bound_loop(each, alone=False) for each in statement.seq]), taken
     return _bound_loop(statement, alone=not taken), taken

@@ -35,6 +35,19 @@ def integer_products() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
+def recurrent(operator: str, steps: int, samples: int, hidden: int, direction: str) -> onnx.ModelProto:
+    """An LSTM, GRU or RNN of 4 features with fixed weights; y is its output at all steps."""
+    random = np.random.default_rng(0)
+    rows = {"LSTM": 4, "GRU": 3, "RNN": 1}[operator] * hidden
+    directions = 2 if direction == "bidirectional" else 1
+    shapes = {"w": (directions, rows, 4), "r": (directions, rows, hidden), "b": (directions, 2 * rows)}
+    weights = {
+        name: (random.standard_normal(shape) / np.sqrt(hidden)).astype(np.float32) for name, shape in shapes.items()
+    }
+    node = helper.make_node(operator, ["x", *shapes], ["y"], hidden_size=hidden, direction=direction)
+    return _model([node], {"x": [steps, samples, 4]}, {"y": [steps, directions, samples, hidden]}, weights, "float32")
+
+
 def _model(
     nodes: list[onnx.NodeProto],
     inputs: dict[str, list[int]],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -10,20 +11,22 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
-from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 import compiler
 import targets
 from compiler.conformance import check_target
 from compiler.errors import IncompatibleArtifactError, UserError
+from schedules.gpu.cooperative import cooperative
+from schedules.tir import tirx
 from targets import cuda_device
 from targets.cuda import CudaTarget, presets
 from targets.cuda_image import parsed_module, source_of
 from targets.errors import TargetError, ToolchainMissing
 from targets.nvcc import OVERRIDE, find_nvcc
-from tests.targets.cuda_models import chain, integer_products, products
+from tests.targets.cuda_models import chain, integer_products, products, recurrent
 
 
 def expected_of(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> np.ndarray:
@@ -138,22 +141,42 @@ def test_a_module_laid_out_otherwise_is_refused() -> None:
         parsed_module(text("ptx_") + good)
 
 
-def test_a_scan_written_for_processors_is_bound() -> None:
-    """A recurrent kernel comes with a schedule of its own, in parallel loops."""
-    random = np.random.default_rng(0)
-    weights = {"w": (1, 12, 4), "r": (1, 12, 3)}
-    constants = [
-        onnx.numpy_helper.from_array(random.standard_normal(shape).astype(np.float32), name)
-        for name, shape in weights.items()
-    ]
-    node = helper.make_node("LSTM", ["x", "w", "r"], ["y"], hidden_size=3)
-    values = [
-        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
-        for name, shape in (("x", [5, 2, 4]), ("y", [5, 1, 2, 3]))
-    ]
-    graph = helper.make_graph([node], "scan", values[:1], values[1:], constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    inputs = {"x": random.standard_normal((5, 2, 4)).astype(np.float32)}
+RECURRENT = [
+    ("LSTM", 5, 2, 3, "forward"),
+    ("GRU", 4, 6, 17, "bidirectional"),
+    ("RNN", 4, 1, 77, "reverse"),
+    ("LSTM", 33, 5, 131, "forward"),  # enough work for a block of threads for each team of samples
+]
+
+
+@pytest.mark.parametrize(("operator", "steps", "samples", "hidden", "direction"), RECURRENT)
+def test_hidden_units_of_recurrent_layers_are_spread_over_threads(
+    operator: str, steps: int, samples: int, hidden: int, direction: str
+) -> None:
+    model = recurrent(operator, steps, samples, hidden, direction)
+    inputs = {"x": np.random.default_rng(0).standard_normal((steps, samples, 4)).astype(np.float32)}
     module = compiler.compile(model, "cuda-simulated", records=False, reference_inputs=inputs)
-    host = compiler.compile(model, "host", records=False, reference_inputs=inputs)
-    np.testing.assert_allclose(module.run(inputs)["y"], host.run(inputs)["y"], rtol=1e-5, atol=1e-6)
+    source = source_of(bytes(module.artifact.library)).text
+    threads = re.search(rf"__launch_bounds__\((\d+)\) {operator.lower()}_kernel", source)
+    assert threads is not None
+    assert int(threads[1]) >= min(512, hidden)
+    assert "__syncthreads();" in source
+    session: Any = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(module.run(inputs)["y"], session.run(None, inputs)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_loops_whose_iterations_depend_on_each_other_are_not_shared_out() -> None:
+    """y[i] = y[i - 1] + x[i], and a value that all threads read to know how far to go."""
+    size = 40
+    x, y = (tirx.decl_buffer([size], "float32", name=name) for name in ("x", "y"))
+    i = tirx.Var("i", "int32")
+
+    def loop(extent: Any, value: Any) -> Any:
+        return tirx.For(i, 0, extent, tirx.ForKind.SERIAL, tirx.BufferStore(y, value, [i]))
+
+    before = tirx.BufferLoad(y, [tirx.max(i - 1, 0)])
+    assert cooperative(loop(size, tirx.BufferLoad(x, [i])), []) is not None
+    assert cooperative(loop(size, before + tirx.BufferLoad(x, [i])), []) is None
+    steered = loop(tirx.Cast("int32", tirx.BufferLoad(y, [0])), tirx.BufferLoad(x, [i]))
+    fixed = loop(size, tirx.BufferLoad(x, [i]))
+    assert cooperative(tirx.SeqStmt([fixed, steered]), []) is None

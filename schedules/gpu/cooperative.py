@@ -1,0 +1,303 @@
+"""Opaque kernels run by a block of threads together: recurrent layers, whose steps depend on each other.
+
+All threads run the loops over time; a loop whose iterations are independent, over hidden units, is shared among them,
+and they wait for each other after it. What can not be shown to be independent is not served here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from schedules.expression import buffers_loaded, substitute
+from schedules.gpu.binding import thread_loop
+from schedules.gpu.hoisting import without_parallel_loops
+from schedules.inline import call_name
+from schedules.tir import s_tir, structural_equal, structural_map, structural_walk, tirx, tvm
+
+MOST_THREADS = 512
+_WARP = 32
+# Parts of the names of functions that may touch memory otherwise than by a load or store.
+_HIDDEN = ("address_of", "_ptr", "packed", "extern", "atomic")
+
+
+@dataclass
+class _Accesses:
+    """What a loop's body does: (buffer, indices) of loads and stores, its own buffers, and its vector loops."""
+
+    loads: list[tuple[Any, Any]] = field(default_factory=list)
+    stores: list[tuple[Any, Any]] = field(default_factory=list)
+    own: list[Any] = field(default_factory=list)
+    lanes: list[Any] = field(default_factory=list)
+    only_in_lanes: bool = True
+
+
+class NotIndependentError(Exception):
+    """The iterations of a statement's loops are not shown to be independent."""
+
+
+def cooperative(statement: Any, buffers: list[Any]) -> tuple[Any, list[Any]] | None:
+    """One launch for a statement of serial loops: one block of threads, or one for each iteration of a parallel loop.
+
+    Args:
+        buffers: what the statement uses and its function is to allocate; each block gets its own.
+
+    Returns:
+        The launch and the buffers to allocate; None where there are no independent loops to share out.
+    """
+    while isinstance(statement, tirx.AttrStmt):
+        statement = statement.body  # pragmas of the processor's code generator
+    blocks, task = 1, None
+    if isinstance(statement, tirx.For) and statement.kind == tirx.ForKind.PARALLEL and _is_zero(statement.min):
+        if not isinstance(statement.extent, tirx.IntImm):
+            return None
+        blocks, task, statement = int(statement.extent.value), statement.loop_var, statement.body
+    team = _Team()
+    try:
+        body = without_parallel_loops(team.shared_out(statement))
+    except NotIndependentError:
+        return None
+    if team.largest < 2 or _are_stored(team.steering, body):
+        return None
+    threads = min(MOST_THREADS, -(-team.largest // _WARP) * _WARP)
+    block, thread = (tirx.Var(name, tirx.IntImm("int32", 0).ty) for name in ("block", "thread"))
+    values = {team.threads: tirx.IntImm("int64", threads), team.thread: tirx.Cast("int64", thread)}
+    if task is not None:
+        body, buffers = _of_block(body, buffers, block, blocks)
+        values[task] = tirx.Cast(str(task.ty.dtype), block)
+    body = substitute(body, values)
+    return thread_loop("blockIdx.x", block, blocks, thread_loop("threadIdx.x", thread, threads, body)), buffers
+
+
+def _are_stored(buffers: list[Any], body: Any) -> bool:
+    """Whether any of the buffers is written: a thread may be late to read what steers it."""
+    stored: list[Any] = []
+    structural_walk(body, (tirx.BufferStore, lambda each: stored.append(each.buffer)))
+    return any(_is_among(each, stored) for each in buffers)
+
+
+def _of_block(body: Any, buffers: list[Any], block: Any, blocks: int) -> tuple[Any, list[Any]]:
+    """The body with a part of larger buffers for each block, and these buffers."""
+    larger = [
+        tirx.decl_buffer([blocks, *each.shape], str(each.dtype), name=str(each.name), scope="global")
+        for each in buffers
+    ]
+
+    def replaced(buffer: Any) -> Any:
+        return next((new for old, new in zip(buffers, larger, strict=True) if old.same_as(buffer)), None)
+
+    def load(node: Any) -> Any:
+        new = replaced(node.source)
+        return node if new is None else tirx.BufferLoad(new, [block, *node.indices])
+
+    def store(node: Any) -> Any:
+        new = replaced(node.buffer)
+        return node if new is None else tirx.BufferStore(new, node.value, [block, *node.indices])
+
+    body = structural_map(body, (tvm.ir.TensorLoad, load))
+    return structural_map(body, (tirx.BufferStore, store)), larger
+
+
+class _Team:
+    """Rewrites a statement for threads that all run it."""
+
+    def __init__(self) -> None:
+        wide = tirx.IntImm("int64", 0).ty
+        self.thread, self.threads = tirx.Var("member", wide), tirx.Var("members", wide)
+        self.largest = 0
+        self.steering: list[Any] = []  # buffers that conditions and bounds read
+
+    def shared_out(self, statement: Any) -> Any:
+        if isinstance(statement, tirx.SeqStmt):
+            return tirx.SeqStmt([self.shared_out(each) for each in statement.seq])
+        if isinstance(statement, tirx.IfThenElse):
+            self._steered_by(statement.condition)
+            other = None if statement.else_case is None else self.shared_out(statement.else_case)
+            return tirx.IfThenElse(statement.condition, self.shared_out(statement.then_case), other)
+        if isinstance(statement, tirx.Evaluate) and isinstance(statement.value, tirx.IntImm):
+            return statement
+        if not isinstance(statement, tirx.For):
+            raise NotIndependentError
+        self._steered_by(statement.min)
+        self._steered_by(statement.extent)
+        if _is_zero(statement.min) and (found := self._of_independent(statement)) is not None:
+            return found
+        body = self.shared_out(statement.body)
+        return tirx.For(statement.loop_var, statement.min, statement.extent, tirx.ForKind.SERIAL, body)
+
+    def _steered_by(self, expression: Any) -> None:
+        self.steering += [load.source for load in buffers_loaded(expression)]
+
+    def _of_independent(self, loop: Any) -> Any:
+        """The loop with its iterations, and the lanes of the vector loops inside, spread over threads."""
+        if isinstance(loop.body, tirx.For) and loop.body.kind == tirx.ForKind.SERIAL:
+            return None  # the inner loop is longer
+        if not _is_plain(loop.body):
+            return None
+        found = _accesses(loop.body)
+        lane = tirx.Var("lane", loop.loop_var.ty)
+        width = _common_extent(found.lanes)
+        if width is None or (width > 1 and not found.only_in_lanes):
+            return None
+        point = loop.loop_var * tirx.IntImm(_dtype(loop), width) + lane if width > 1 else loop.loop_var
+        names = {each.loop_var: lane for each in found.lanes}
+        if not _is_independent(found, point, names):
+            return None
+        body = _without_lanes(loop.body, found, lane, width)
+        return body if body is None else self._spread(loop, body, lane, width)
+
+    def _spread(self, loop: Any, body: Any, lane: Any, width: int) -> Any:
+        dtype = _dtype(loop)
+        total = loop.extent * tirx.IntImm(dtype, width)
+        total = tvm.sym.Analyzer().simplify(total)
+        if isinstance(total, tirx.IntImm):
+            self.largest = max(self.largest, int(total.value))
+        turn = tirx.Var("turn", tirx.IntImm("int64", 0).ty)
+        point: Any = turn * self.threads + self.thread
+        limit = total if dtype == "int64" else tirx.Cast("int64", total)
+        own = point if dtype == "int64" else tirx.Cast(dtype, point)
+        size = tirx.IntImm(dtype, width)
+        values = {loop.loop_var: tirx.floordiv(own, size), lane: tirx.floormod(own, size)}
+        guarded = tirx.IfThenElse(point < limit, substitute(body, values), None)
+        turns = tirx.floordiv(limit + self.threads - tirx.IntImm("int64", 1), self.threads)
+        zero = tirx.IntImm("int64", 0)
+        spread = tirx.For(turn, zero, turns, tirx.ForKind.SERIAL, guarded)
+        return tirx.SeqStmt([spread, tirx.Evaluate(tirx.op.tvm_storage_sync("shared"))])
+
+
+def _is_plain(body: Any) -> bool:
+    """Whether all that a body does is seen in its loads and stores, and no vector loop holds another."""
+    others: list[Any] = []
+    for kind in (tirx.While, s_tir.SBlockRealize, tirx.DeclBuffer, tirx.AttrStmt, tirx.AssertStmt):
+        structural_walk(body, (kind, others.append))
+
+    def evaluated(each: Any) -> None:
+        if not isinstance(each.value, tirx.IntImm):
+            others.append(each)
+
+    def call(each: Any) -> None:
+        if any(word in call_name(each) for word in _HIDDEN):
+            others.append(each)
+
+    def loop(each: Any) -> None:
+        if each.kind == tirx.ForKind.VECTORIZED:
+            structural_walk(each.body, (tirx.For, others.append))
+            others.extend([] if _is_zero(each.min) else [each])
+
+    structural_walk(body, (tirx.Evaluate, evaluated))
+    structural_walk(body, (tvm.ir.Call, call))
+    structural_walk(body, (tirx.For, loop))
+    return not others
+
+
+def _accesses(body: Any) -> _Accesses:
+    found = _Accesses()
+
+    def loop(each: Any) -> None:
+        if each.kind == tirx.ForKind.VECTORIZED:
+            found.lanes.append(each)
+
+    structural_walk(body, (tvm.ir.TensorLoad, lambda each: found.loads.append((each.source, each.indices))))
+    structural_walk(body, (tirx.BufferStore, lambda each: found.stores.append((each.buffer, each.indices))))
+    structural_walk(body, (tirx.AllocBuffer, lambda each: found.own.append(each.buffer)))
+    structural_walk(body, (tirx.For, loop))
+    inside: list[Any] = []
+    for each in found.lanes:
+        structural_walk(each.body, (tirx.BufferStore, inside.append))
+    found.only_in_lanes = len(inside) == len(found.stores)
+    return found
+
+
+def _common_extent(lanes: list[Any]) -> int | None:
+    """How many lanes all vector loops have; one without any; None where they differ."""
+    sizes = {int(each.extent.value) if isinstance(each.extent, tirx.IntImm) else 0 for each in lanes}
+    if not sizes:
+        return 1
+    return sizes.pop() if len(sizes) == 1 and 0 not in sizes else None
+
+
+def _is_independent(found: _Accesses, point: Any, names: dict[Any, Any]) -> bool:
+    """Whether each buffer that is written is touched only where one of its indices is the point of the iteration."""
+    for buffer, indices in found.stores:
+        if _is_among(buffer, found.own):
+            continue
+        every = [each for other, each in (*found.loads, *found.stores) if other.same_as(buffer)]
+        dimensions = range(len(indices))
+        if not any(all(structural_equal(substitute(each[d], names), point) for each in every) for d in dimensions):
+            return False
+    return True
+
+
+def _without_lanes(body: Any, found: _Accesses, lane: Any, width: int) -> Any:
+    """The body for one lane, its own buffers holding that lane alone; None where lanes touch each other's."""
+    analyzer = tvm.sym.Analyzer()
+    names = {each.loop_var: lane for each in found.lanes}
+    smaller = [(each, _of_one_lane(each, width)) for each in found.own]
+    if width > 1:
+        for buffer, indices in (*found.loads, *found.stores):
+            if _is_among(buffer, found.own) and _slot(analyzer, indices, names, lane, width) is None:
+                return None
+
+    def replaced(buffer: Any) -> Any:
+        return next((new for old, new in smaller if old.same_as(buffer)), None)
+
+    def load(node: Any) -> Any:
+        new = replaced(node.source)
+        if new is None or width == 1:
+            return node
+        return tirx.BufferLoad(new, [_slot(analyzer, node.indices, names, lane, width)])
+
+    def store(node: Any) -> Any:
+        new = replaced(node.buffer)
+        if new is None or width == 1:
+            return node
+        return tirx.BufferStore(new, node.value, [_slot(analyzer, node.indices, names, lane, width)])
+
+    def allocation(node: Any) -> Any:
+        new = replaced(node.buffer)
+        return node if new is None or width == 1 else tirx.AllocBuffer(new)
+
+    def loop(node: Any) -> Any:
+        if node.kind != tirx.ForKind.VECTORIZED:
+            return node
+        return substitute(node.body, {node.loop_var: lane})
+
+    for kind, replace in (
+        (tvm.ir.TensorLoad, load),
+        (tirx.BufferStore, store),
+        (tirx.AllocBuffer, allocation),
+        (tirx.For, loop),
+    ):
+        body = structural_map(body, (kind, replace))
+    return body
+
+
+def _of_one_lane(buffer: Any, width: int) -> Any:
+    """A thread's part of a buffer whose elements lie lane by lane."""
+    if width == 1 or len(buffer.shape) != 1 or not isinstance(buffer.shape[0], tirx.IntImm):
+        return buffer
+    size = -(-int(buffer.shape[0].value) // width)
+    return tirx.decl_buffer([size], str(buffer.dtype), name=str(buffer.name), scope="local")
+
+
+def _slot(analyzer: Any, indices: Any, names: dict[Any, Any], lane: Any, width: int) -> Any:
+    """The multiple of lanes that is added to the lane; None where the index is something else."""
+    if len(indices) != 1:
+        return None
+    index = substitute(indices[0], names)
+    rest = analyzer.simplify(index - lane)
+    if not isinstance(rest, tirx.IntImm) or int(rest.value) % width:
+        return None
+    return tirx.IntImm("int64", int(rest.value) // width)
+
+
+def _is_among(buffer: Any, buffers: list[Any]) -> bool:
+    return any(buffer.same_as(each) for each in buffers)
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, tirx.IntImm) and int(value.value) == 0
+
+
+def _dtype(loop: Any) -> str:
+    return str(loop.loop_var.ty.dtype)
