@@ -13,17 +13,17 @@ from targets.target import Target
 _BASE = ("64bit", "a", "c", "d", "f", "m")
 FAMILY = CpuFamily(
     triple="riscv64-unknown-linux-gnu",
-    toolchain=CrossToolchain("riscv64", "riscv64-linux-gnu", "riscv64", ("-cpu", "rv64,v=true,vlen=128")),
-    codegen_features=frozenset({*_BASE, "v"}),
+    toolchain=CrossToolchain("riscv64", "riscv64-linux-gnu", "riscv64", ("-cpu", "rv64,v=true,vlen=128,zfh=true,zvfh=true")),
+    codegen_features=frozenset({*_BASE, "v", "zfh", "zvfh"}),
     options={"mabi": "lp64d"},
 )
 _MACHINE = {"vector_bits": 128, "vector_registers": 32, "l1_bytes": 32768, "l2_bytes": 524288, "l3_bytes": 0}
 _PRESETS: dict[str, dict[str, Any]] = {
     "riscv64-linux": {
-        "description": "64-bit RISC-V Linux with the vector extension (RVA22 + V: SpacemiT K1, SiFive X280)",
+        "description": "64-bit RISC-V Linux with the vector extension (RVA22 + V, Zvfh: SpacemiT K1, SiFive X280)",
         "mcpu": "generic-rv64",
-        "with": ("m", "a", "f", "d", "c", "v"),
-        "features": [*_BASE, "v"],
+        "with": ("m", "a", "f", "d", "c", "v", "zfh", "zvfh"),
+        "features": [*_BASE, "v", "zfh", "zvfh"],
         "machine": _MACHINE,
     },
 }
