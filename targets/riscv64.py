@@ -11,9 +11,10 @@ from targets.cross import CrossToolchain
 from targets.target import Target
 
 _BASE = ("64bit", "a", "c", "d", "f", "m")
+_EMULATED = "rv64,v=true,vlen=128,zfh=true,zvfh=true"
 FAMILY = CpuFamily(
     triple="riscv64-unknown-linux-gnu",
-    toolchain=CrossToolchain("riscv64", "riscv64-linux-gnu", "riscv64", ("-cpu", "rv64,v=true,vlen=128,zfh=true,zvfh=true")),
+    toolchain=CrossToolchain("riscv64", "riscv64-linux-gnu", "riscv64", ("-cpu", _EMULATED)),
     codegen_features=frozenset({*_BASE, "v", "zfh", "zvfh"}),
     options={"mabi": "lp64d"},
 )
