@@ -7,7 +7,7 @@ from pathlib import Path
 import compiler
 from compiler.tuning.records import read
 from targets import Target
-from tests.compiler.device.test_shipping import bundle, net, root, server, target  # noqa: F401  (fixtures)
+from tests.compiler.device.test_shipping import bundle, net, root, server, server_process, target  # noqa: F401  (fixtures)
 from tests.fuzz.tuning import convolution_model
 
 
