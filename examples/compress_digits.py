@@ -20,6 +20,8 @@ from compiler.compression.recipe import RecipeResult
 
 def compress_digits(net: torch.nn.Module, data: Digits, epochs: int = 8, max_drop: float = 0.1) -> RecipeResult:
     """Half of the channels, 8-bit integers; at most `max_drop` of the share of recognized test images is lost."""
+    images: Any
+    labels: Any
     images, labels = (torch.from_numpy(part) for part in data.train)
     samples = data.calibration[0]
     recipe: list[Any] = [
