@@ -58,34 +58,19 @@ def _compress(
     as_json: options.Json = False,
 ) -> None:
     import compiler
-    from compiler.cli.arguments import load_archive, parse_arrays, parse_shapes
-    from compiler.cli.output import print_json, print_line
-    from compiler.cli.progress import Steps
-    from compiler.profiling.model_inspection import model_inputs
-    from compiler.profiling.summary import check_writable
+    from compiler.cli.compression import compress_to_file
 
-    path = output if output is not None else Path(model.with_suffix(".twm").name)
-    for each in (path, report):
-        if each is not None:
-            check_writable(each)
-    specs = {each.name: each for each in model_inputs(model)} if constant else {}
-    with Steps() as steps:
-        compressed = compiler.compress(
-            model,
-            recipe,
-            calibration=[load_archive(each, "--samples") for each in samples] if samples else None,
-            max_drop=max_drop,
-            target=target,
-            shapes=parse_shapes(shape or []) or None,
-            constants=parse_arrays(constant or [], "--constant", specs) or None,
-            threads=threads,
-            progress=steps,
-        )
-        compiler.compile(compressed, target, threads=threads, progress=steps).export(path)
-    if report is not None:
-        compressed.report.save(report)
-    if as_json:
-        print_json({"path": str(path), **compressed.report.to_dict()})
-        return
-    print_line(str(compressed.report))
-    print_line(f"wrote {path}")
+    compress_to_file(
+        compiler.compress,
+        model,
+        samples=samples,
+        output=output,
+        report=report,
+        target=target,
+        shape=shape,
+        constant=constant,
+        threads=threads,
+        as_json=as_json,
+        recipe=recipe,
+        max_drop=max_drop,
+    )
