@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -13,11 +13,11 @@ from compiler.compression.quantization.affine import Array, decibels, noise_rati
 from compiler.compression.quantization.calibration import Compile, Sample, Tapped
 from compiler.compression.quantization.edit import Emit, edit_main
 from compiler.compression.quantization.insertion import Numbers
+from compiler.compression.quantization.layer_choice import LayerChoice
 from compiler.compression.quantization.layers import Layer, Placement, find_layers
 from compiler.compression.quantization.report import LayerReport
 from compiler.compression.quantization.schemes.registry import RoundedLayer, Scheme
 from compiler.compression.quantization.sensitivity import measure_sensitivity
-from compiler.errors import OptionError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.graph import Call, Expr, Var
 from compiler.runtime import Module
@@ -32,7 +32,7 @@ class LayerwiseCandidate:
     rounded: Mapping[Var, RoundedLayer]
 
 
-class LayerwiseSession:
+class LayerwiseSession(LayerChoice):
     """`candidate(n)` rounds all layers but the n most sensitive ones; see `session.Session`.
 
     Attributes:
@@ -48,10 +48,9 @@ class LayerwiseSession:
         compile_model: Compile,
         report: Callable[[str], None],
     ) -> None:
+        super().__init__()
         self.model, self.samples, self.scheme, self.compile = model, samples, scheme, compile_model
         self.graph = find_layers(model.mod)
-        self.sensitivity: dict[str, float] = {}
-        self.in_float: dict[str, str] = {}
         self._refused = {layer.name: why for layer in self.graph.layers if (why := scheme.refuses(layer)) is not None}
         self._rounded: dict[Var, RoundedLayer] = {}
         self._candidates: dict[int, LayerwiseCandidate] = {}
@@ -81,18 +80,10 @@ class LayerwiseSession:
         """The float model as it would be compiled otherwise."""
         return self.compile(self.model)
 
-    def leave_in_float(self, names: Collection[str]) -> None:
-        """Raises OptionError when one is no layer."""
-        known = [layer.name for layer in self.graph.layers]
-        for name in names:
-            if name not in known:
-                raise OptionError(f"in_float= has {name!r}, which is no layer", f"the layers are {', '.join(known)}")
-            self.in_float[name] = "asked for"
-
     @property
     def quantizable(self) -> list[Layer]:
         """The layers that may be rounded."""
-        return [each for each in self.graph.layers if each.name not in self.in_float and each.name not in self._refused]
+        return [layer for layer in super().quantizable if layer.name not in self._refused]
 
     def rank(self, samples: int) -> None:
         """Measure what rounding each layer's weights costs alone."""
@@ -105,9 +96,8 @@ class LayerwiseSession:
     def candidate(self, count: int) -> LayerwiseCandidate:
         """The model with the `count` most sensitive layers in float; the last one is kept."""
         if count not in self._candidates:
-            order = sorted(self.quantizable, key=lambda layer: self.sensitivity.get(layer.name, 0.0))
-            chosen = {layer.variable: self._layer(layer) for layer in order[count:]}
-            layers = {layer.variable: layer for layer in order[count:]}
+            layers = {layer.variable: layer for layer in self.ranked[count:]}
+            chosen = {variable: self._layer(layer) for variable, layer in layers.items()}
 
             def edit(variable: Var, call: Call, emit: Emit) -> Expr | None:
                 if variable not in chosen:

@@ -15,12 +15,12 @@ from compiler.compression.quantization.correction import bias_correction
 from compiler.compression.quantization.equalization import equalize
 from compiler.compression.quantization.everywhere import place_everywhere
 from compiler.compression.quantization.insertion import Numbers, insert_pairs
+from compiler.compression.quantization.layer_choice import LayerChoice
 from compiler.compression.quantization.layers import Layer, LayerGraph, Placement, find_layers, place
 from compiler.compression.quantization.scheme import Scheme
 from compiler.compression.quantization.sensitivity import measure_sensitivity
 from compiler.compression.quantization.smoothing import smooth
 from compiler.compression.quantization.statistics import Statistics
-from compiler.errors import OptionError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.graph import Var
 from compiler.runtime import Module
@@ -39,7 +39,7 @@ class Candidate:
     numbers: Numbers[QuantizedWeight]
 
 
-class Session:
+class Session(LayerChoice):
     """Calibrates when made; `candidate(n)` quantizes all layers but the n most sensitive ones.
 
     Attributes:
@@ -60,12 +60,11 @@ class Session:
         compile_model: Compile,
         report: Callable[[str], None],
     ) -> None:
+        super().__init__()
         self.original, self.samples, self.scheme = model, samples, scheme
         self.method, self.techniques = method, tuple(techniques)
         self.compile = compile_model
         self._calibrator = get_calibrator(method)
-        self.sensitivity: dict[str, float] = {}
-        self.in_float: dict[str, str] = {}
         self._candidates: dict[int, Candidate] = {}
         self._weights: dict[Var, QuantizedWeight] = {}
         if "equalization" in techniques:
@@ -104,30 +103,12 @@ class Session:
         """The float model as it would be compiled without quantization."""
         return self.compile(self.original)
 
-    def leave_in_float(self, names: Collection[str]) -> None:
-        """Raises OptionError when one is no layer."""
-        known = [layer.name for layer in self.graph.layers]
-        for name in names:
-            if name not in known:
-                raise OptionError(f"in_float= has {name!r}, which is no layer", f"the layers are {', '.join(known)}")
-            self.in_float[name] = "asked for"
-
-    @property
-    def quantizable(self) -> list[Layer]:
-        """The layers that the caller lets be quantized."""
-        return [layer for layer in self.graph.layers if layer.name not in self.in_float]
-
     def rank(self, samples: int) -> None:
         """Measure what each layer costs alone."""
         if not self.sensitivity:
             placement = self.place(self.in_float)
             numbers = self.numbers(placement)
             self.sensitivity = measure_sensitivity(self.model, placement, numbers, self.samples[:samples], self.compile)
-
-    def worst(self, count: int) -> list[str]:
-        """The names of the `count` most sensitive layers."""
-        names = [layer.name for layer in self.quantizable]
-        return sorted(names, key=lambda name: self.sensitivity.get(name, 0.0))[:count]
 
     def candidate(self, count: int) -> Candidate:
         """The model with the `count` most sensitive layers in float; made once."""
@@ -136,7 +117,7 @@ class Session:
         return self._candidates[count]
 
     def _made(self, count: int) -> Candidate:
-        placement = self.place({*self.in_float, *(self.worst(count) if count else ())})
+        placement = self.place({*self.in_float, *(layer.name for layer in self.ranked[:count])})
         numbers = self.numbers(placement)
         mod = insert_pairs(self.model.mod, placement, numbers)
         return Candidate(mod, self.compile(replace(self.model, mod=mod)), placement, numbers)
