@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import targets
+from compiler.compression.canonical import canonical
 from compiler.compression.distillation_losses import METHODS, Objective, objective
-from compiler.compression.job import Samples, canonical, start
+from compiler.compression.job import Samples, start
 from compiler.compression.model import CompressedModel
 from compiler.compression.quantization.accuracy import Evaluate
 from compiler.errors import InputError, MissingDependencyError, OptionError

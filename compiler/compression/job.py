@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 import targets
+from compiler.compression.canonical import canonical
 from compiler.compression.model import CompressedModel
 from compiler.compression.quantization.accuracy import Evaluate, likeness, relative_drop, score
 from compiler.compression.quantization.calibration import checked_samples
@@ -18,16 +19,13 @@ from compiler.driver import compile as compile_model
 from compiler.driver import find_target, model_name
 from compiler.errors import AccuracyError, OptionError
 from compiler.frontends.imported_model import ImportedModel
-from compiler.frontends.source import import_model
-from compiler.passes.context import PipelineContext
+from compiler.frontends.source import Constants, Shapes, import_model
 from compiler.passes.matching import Array
-from compiler.passes.pipeline import run_pipeline
 from compiler.reference import random_inputs
 from compiler.runtime import Module
 
 Samples = Iterable[Mapping[str, np.ndarray]]
 _TIMED_SECONDS = 0.3
-IMPORT_OPTIONS = ("shapes", "constants", "example_inputs", "dynamic_shapes")
 
 
 @dataclass
@@ -165,10 +163,17 @@ def start(
     return job
 
 
-def canonical(model: ImportedModel, target: targets.Target) -> ImportedModel:
-    """With batch norms folded and constants computed."""
-    context = PipelineContext(target=target, machine=target.machine, options={"checks": model.checks})
-    return replace(model, mod=run_pipeline(model.mod, context, until="canonicalize").mod)
+def import_options(
+    shapes: Shapes | None, constants: Constants | None, example_inputs: Sequence[Any] | None, dynamic_shapes: Any
+) -> dict[str, Any]:
+    """Those of the options of `import_model` that were given, by name."""
+    given = {
+        "shapes": shapes,
+        "constants": constants,
+        "example_inputs": example_inputs,
+        "dynamic_shapes": dynamic_shapes,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _silent(_: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import targets
-from compiler.compression.job import IMPORT_OPTIONS, Job, Samples, start
+from compiler.compression.job import Job, Samples, import_options, start
 from compiler.compression.model import CompressedModel
 from compiler.compression.quantization.accuracy import Evaluate
 from compiler.compression.recipe_report import RecipeReport, Row
@@ -74,8 +74,7 @@ def compress(
         UserError: of the steps.
     """
     steps = parse_recipe(recipe)
-    given = dict(zip(IMPORT_OPTIONS, (shapes, constants, example_inputs, dynamic_shapes), strict=True))
-    options = {name: value for name, value in given.items() if value is not None}
+    options = import_options(shapes, constants, example_inputs, dynamic_shapes)
     samples = None if calibration is None else list(calibration)
     _check_extra(extra, steps)
     job = start(

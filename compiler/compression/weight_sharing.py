@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import targets
-from compiler.compression.job import IMPORT_OPTIONS, Samples, start
+from compiler.compression.job import Samples, import_options, start
 from compiler.compression.model import CompressedModel
 from compiler.compression.pruning.dependencies import find_dependencies
 from compiler.compression.pruning.weights import weights_of, with_constants
@@ -58,7 +58,6 @@ def share_weights(
     """
     if not _FEWEST_BITS <= bits <= MOST_BITS:
         raise OptionError(f"bits={bits}", f"give {_FEWEST_BITS} to {MOST_BITS}")
-    given = (shapes, constants, example_inputs, dynamic_shapes)
     job = start(
         source,
         target=target,
@@ -67,7 +66,7 @@ def share_weights(
         evaluate=evaluate,
         max_drop=max_drop,
         progress=progress,
-        options={name: value for name, value in zip(IMPORT_OPTIONS, given, strict=True) if value is not None},
+        options=import_options(shapes, constants, example_inputs, dynamic_shapes),
     )
     weights = [each for each in weights_of(find_dependencies(job.model.mod)) if array_of(each.constant).size >= _FEWEST]
     if not weights:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import targets
-from compiler.compression.job import IMPORT_OPTIONS, Job, Samples, start
+from compiler.compression.job import Job, Samples, import_options, start
 from compiler.compression.low_rank.decomposition import Factors, factor_convolution, factor_matrix
 from compiler.compression.low_rank.rewriting import factored
 from compiler.compression.low_rank.timing import LayerTimer
@@ -64,7 +64,6 @@ def factorize(
         UserError: of importing and compiling.
     """
     _check(energy, speedup, minimum_gain)
-    given = (shapes, constants, example_inputs, dynamic_shapes)
     job = start(
         source,
         target=target,
@@ -73,7 +72,7 @@ def factorize(
         evaluate=evaluate,
         max_drop=max_drop,
         progress=progress,
-        options={name: value for name, value in zip(IMPORT_OPTIONS, given, strict=True) if value is not None},
+        options=import_options(shapes, constants, example_inputs, dynamic_shapes),
     )
     search = _Search(job, energy, speedup, minimum_gain)
     search.run(keep)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import targets
-from compiler.compression.job import IMPORT_OPTIONS, Samples, start
+from compiler.compression.job import Samples, import_options, start
 from compiler.compression.model import CompressedModel
 from compiler.compression.pruning.one_shot import OneShot
 from compiler.compression.pruning.patterns import STRUCTURES, parse_pattern
@@ -72,8 +72,7 @@ def prune(
     """
     _check(source, amount, criterion, scope, steps, (finetune, loss, rewind), calibration)
     kind = None if pattern in STRUCTURES else parse_pattern(pattern)
-    given = (shapes, constants, example_inputs, dynamic_shapes)
-    options = {name: value for name, value in zip(IMPORT_OPTIONS, given, strict=True) if value is not None}
+    options = import_options(shapes, constants, example_inputs, dynamic_shapes)
     job = start(
         source,
         target=target,

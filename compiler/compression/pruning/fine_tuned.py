@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from tvm.ir import GenericConst
 
-from compiler.compression.job import Job, canonical
+from compiler.compression.canonical import canonical
+from compiler.compression.job import Job
 from compiler.compression.model import CompressedModel
 from compiler.compression.pruning.one_shot import DENSE_NOTE
 from compiler.compression.pruning.plan import Plan, cell_changes, mask_changes, unit_masks

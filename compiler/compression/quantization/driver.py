@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 import targets
+from compiler.compression.canonical import canonical
 from compiler.compression.quantization.accuracy import Evaluate, fewest, likeness, relative_drop, score
 from compiler.compression.quantization.calibration import Sample, checked_samples
 from compiler.compression.quantization.layers import Layer
@@ -24,8 +25,6 @@ from compiler.driver import find_target, model_name
 from compiler.errors import AccuracyError, OptionError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes, import_model
-from compiler.passes.context import PipelineContext
-from compiler.passes.pipeline import run_pipeline
 from compiler.reference import random_inputs
 from compiler.runtime import Module
 
@@ -100,8 +99,7 @@ def quantize(
     imported = import_model(
         source, shapes=shapes, constants=constants, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes
     )
-    context = PipelineContext(target=chosen, machine=chosen.machine, options={"checks": imported.checks})
-    model = replace(imported, mod=run_pipeline(imported.mod, context, until="canonicalize").mod)
+    model = canonical(imported, chosen)
     samples = [random_inputs(model.inputs)] if calibration is None else checked_samples(calibration, model)
 
     def compiled(candidate: ImportedModel) -> Module:
