@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from schedules.expression import index
-from schedules.kernel import Axis, Kernel, Stage
-from schedules.machine import Machine
-from schedules.stage_code import stage_code
+from schedules.kernel import Axis, Kernel
 from schedules.tir import s_tir, tirx
 
 SERIAL = tirx.ForKind.SERIAL
@@ -34,11 +32,6 @@ def nest(axes: Sequence[Axis], body: Any, *, parallel: bool = False) -> Any:
         kind = PARALLEL if parallel and position == 0 else SERIAL
         body = loop(axes[position].var, axes[position].extent, body, kind)
     return body
-
-
-def loop_nest(stage: Stage, machine: Machine) -> Any:
-    """A stage as the fallback writes it: parallel and vectorized where it can be."""
-    return stage_code(stage, machine)
 
 
 def build_function(kernel: Kernel, statements: Sequence[Any], allocations: Sequence[Any] | None = None) -> Any:

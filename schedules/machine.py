@@ -56,11 +56,6 @@ class Machine(BaseModel):
         return max(1, self.vector_bits // dtype_bits(dtype))
 
     @property
-    def int8_dot_product(self) -> bool:
-        """Whether one instruction multiplies and adds groups of four 8-bit integers into 32 bits."""
-        return self.has("avx512vnni") or self.has("avxvnni") or self.has("dotprod")
-
-    @property
     def bf16_dot_product(self) -> bool:
         """Whether one instruction multiplies and adds pairs of bfloat16 into float32."""
         return self.has("avx512bf16") or self.has("bf16")

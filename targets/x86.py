@@ -122,14 +122,6 @@ def host(cores: int | None = None) -> Target:
     return X86Target("host", description, machine, mcpu, tuple(sorted(features)), _corrections(mcpu, features))
 
 
-def _tuning_of(mcpu: str) -> dict[str, int]:
-    """Throughput and latency of multiply-adds from the preset of the same model; nothing when there is none."""
-    for entry in _preset_data()["processors"].values():
-        if entry["mcpu"] == mcpu:
-            return {name: entry["machine"][name] for name in ("fma_latency", "fma_ports")}
-    return {}
-
-
 def is_codegen_feature(feature: str) -> bool:
     """Whether the code generator may emit instructions of this feature in a kernel."""
     return feature in _CODEGEN_FEATURES or feature.startswith(_CODEGEN_PREFIXES)

@@ -68,11 +68,3 @@ def from_carried(array: np.ndarray[Any, Any], element: ElementType) -> np.ndarra
 
 def _is_float(name: str) -> bool:
     return "float" in name
-
-
-_BY_NUMPY: dict[np.dtype[Any], ElementType] = {element.numpy: element for element in ELEMENT_TYPES.values()}
-
-
-def element_type_of(dtype: np.dtype[Any]) -> ElementType | None:
-    """The element type held by arrays of this numpy dtype in the machine's byte order, or None."""
-    return _BY_NUMPY.get(dtype)

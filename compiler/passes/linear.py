@@ -11,7 +11,7 @@ import numpy as np
 from tvm import relax
 
 from compiler.passes.graph import Call, Expr, Graph, operator_name
-from compiler.passes.matching import Array, as_constant, constant_array, dtype_of, rank_of, shape_of
+from compiler.passes.matching import Array, as_constant, constant_array, dtype_of, rank_of
 
 CONVOLUTIONS = tuple(f"relax.nn.conv{rank}d{suffix}" for rank in (1, 2, 3) for suffix in ("", "_transpose"))
 MATMUL = "relax.matmul"
@@ -181,9 +181,3 @@ def per_channel(array: Array | None, rank: int | None, axis: int, channels: int)
 def along_axis(vector: Array, rank: int, axis: int, dtype: str) -> Array:
     """`vector` of c elements as an array of `dtype` that broadcasts along `axis` of a tensor: (c, 1, ..., 1)."""
     return vector.reshape([-1] + [1] * (rank - 1 - axis)).astype(dtype)
-
-
-def channel_count(expr: Expr, axis: int) -> int | None:
-    """The size of `axis` when known."""
-    shape = shape_of(expr)
-    return shape[axis] if shape is not None and isinstance(shape[axis], int) else None

@@ -143,10 +143,6 @@ class Session:
         self.progress.resumed = count
         return count
 
-    def learn_from(self, samples: Sequence[Sample]) -> None:
-        """Measurements of other tasks for the cost model."""
-        self._samples += samples
-
     def run(self, limits: Limits) -> None:
         """Measure the defaults, search until a limit is reached or nothing is left to win, compare the leaders."""
         self._began = time.monotonic()

@@ -21,7 +21,6 @@ from compiler.passes.layout.packing import (
 )
 from compiler.passes.matching import array_of, as_constant, dtype_of, shape_of
 from schedules.bf16_dot import bfloat16_bits
-from schedules.conv_workload import ceil_div
 
 Expr = Any
 Array = NDArray[Any]
@@ -290,10 +289,3 @@ def can_block(expr: Expr, order: Order, dtypes: Sequence[str] = ("float32",)) ->
 def known_sizes(sizes: Sequence[Any]) -> tuple[int, ...]:
     """Sizes as workloads hold them: 0 for those that are symbolic."""
     return tuple(size if isinstance(size, int) else 0 for size in sizes)
-
-
-def physical_shape(shape: Sequence[Any], order: Order, lanes: int) -> list[Any]:
-    """The shape of the blocked tensor."""
-    sizes = [shape[axis] for axis in order]
-    sizes[1] = ceil_div(sizes[1], lanes)
-    return [*sizes, lanes]
