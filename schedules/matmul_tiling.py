@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from schedules.machine import Machine, dtype_bits
 from schedules.rule import Workload
 
-# Associativity of the first cache: 8 on nearly every core, 12 on some.
-_WAYS = 8
+_PAGE = 4096
 
 
 @dataclass(frozen=True)
@@ -70,12 +69,18 @@ def tile_cost(rows: int, columns: int, tile: tuple[int, int], machine: Machine, 
 def most_rows(work: MatmulWorkload, machine: Machine) -> int:
     """How many rows of A can be walked side by side without evicting each other from the first cache.
 
-    Rows a multiple of the size of a way apart share a set; a set holds `_WAYS` lines, some of which B needs.
+    Rows a multiple of the size of a way apart share a set; a set holds a line of each way, some of which B needs.
     """
-    way = max(64, machine.l1_bytes // _WAYS)
+    ways = _ways(machine)
+    way = max(64, machine.l1_bytes // ways)
     stride = work.a_stride * dtype_bits(work.dtype) // 8
     sets = way // max(64, math.gcd(stride, way)) if stride else way // 64
-    return max(1, (_WAYS - 2) * sets)
+    return max(1, (ways - 2) * sets)
+
+
+def _ways(machine: Machine) -> int:
+    """Associativity of the first cache: 8 on nearly every core; of one of 48 KiB 12, as a way is a page."""
+    return 12 if machine.l1_bytes == 12 * _PAGE else 8
 
 
 def best_tile(work: MatmulWorkload, machine: Machine) -> tuple[int, int]:

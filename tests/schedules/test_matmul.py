@@ -14,7 +14,7 @@ from schedules import Machine
 from schedules.apply import apply_schedules, record_key
 from schedules.kernel import Kernel
 from schedules.matmul import Matmul
-from schedules.matmul_tiling import MatmulWorkload, best_tile, fits
+from schedules.matmul_tiling import MatmulWorkload, best_tile, fits, most_rows
 from schedules.tir import tirx, tvm
 from tests.schedules.harness import (
     AVX2,
@@ -171,3 +171,10 @@ def test_rows_that_share_a_cache_set_are_few() -> None:
     near = MatmulWorkload(1, 512, 512, 1024, "rows", 0, "float32", "float32", 0, a_stride=1040)
     assert best_tile(far, machine)[0] <= 6
     assert best_tile(near, machine)[0] >= best_tile(far, machine)[0]
+
+
+def test_rows_that_share_a_set_of_a_first_cache_of_12_ways_are_counted_as_such() -> None:
+    """48 KiB: a way is 4 KiB, so rows 6 KiB apart fall into two sets of 12 lines and not into one of 8."""
+    work = MatmulWorkload(1, 128, 384, 1536, "panels", 32, "float32", "float32", 0, a_stride=1536)
+    assert most_rows(work, Machine(l1_bytes=48 << 10)) == 20
+    assert most_rows(work, Machine(l1_bytes=32 << 10)) == 12
