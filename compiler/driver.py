@@ -97,7 +97,13 @@ def compile(
         report(f"tuning records: {problem}")
     options = {"precision": precision, "checks": model.checks}
     configs = tuned if tuned else None
-    context = PipelineContext(target=chosen, machine=chosen.machine, options=options, configs=configs)
+    context = PipelineContext(
+        target=chosen,
+        machine=chosen.machine,
+        options=options,
+        configs=configs,
+        choose=None if configs is None else tuned.choose,
+    )
     pipeline = run_pipeline(
         model.mod,
         context,

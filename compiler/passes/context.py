@@ -22,6 +22,7 @@ class PipelineContext:
         options: options of passes by name; each pass says which ones it reads ("checks": what checks of sizes are for).
         shape_bounds: upper bound of a symbolic dimension, by its name; used in planning memory.
         configs: configurations of kernels from tuning records, handed to the schedule rules as they are.
+        choose: a `schedules.ways.Choice` among ways to compute a convolution; the estimated one when None.
         parameters: filled by `lift-parameters`: the trailing parameters of `main`, in order, by name.
         expansions: which constants can be stored in a smaller form; those that are come last in `parameters`.
         reports: what passes have to say about the module, by the name of the pass.
@@ -32,6 +33,7 @@ class PipelineContext:
     options: Mapping[str, Any] = field(default_factory=dict)
     shape_bounds: Mapping[str, int] = field(default_factory=dict)
     configs: Any = None
+    choose: Any = None
     parameters: dict[str, NDArray[np.generic]] = field(default_factory=dict)
     expansions: Expansions = field(default_factory=Expansions)
     reports: dict[str, Any] = field(default_factory=dict)

@@ -32,10 +32,11 @@ def plan_layout(mod: IRModule, context: PipelineContext) -> IRModule:
         return mod
     builder = relax.BlockBuilder(mod)
     bf16 = context.option("precision", "float32") == "bf16"
-    planned = {
-        var: _plan(function, LayoutBuilder(builder, mod, context.machine, context.expansions, bf16=bf16))
-        for var, function in wanted
-    }
+
+    def layout() -> LayoutBuilder:
+        return LayoutBuilder(builder, mod, context.machine, context.expansions, bf16=bf16, choose=context.choose)
+
+    planned = {var: _plan(function, layout()) for var, function in wanted}
     result = builder.get()
     for var, function in planned.items():
         result.update_func(var, function)

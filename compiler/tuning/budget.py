@@ -6,7 +6,8 @@ a task is finished when its space is used up, when nothing was won for long, or 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 from compiler.tuning.state import TaskState
 
@@ -17,11 +18,12 @@ _HOPE = 0.25  # what a fresh task is thought to win by `_HOPE_TRIALS` trials
 _HOPE_TRIALS = 32
 _NEAR_FLOOR = 1.05
 _LOOK_BACK = 32
+_HOPELESS = 1.25  # times as slow as another way to compute the same
 
 
 def next_task(states: Sequence[TaskState]) -> TaskState | None:
     """The task to try next; None when all are finished."""
-    total = sum(seconds_in_model(state) for state in states)
+    total = seconds_of_model(states)
     for state in states:
         state.finished = state.finished or reason_to_stop(state, total)
     open_ones = [state for state in states if not state.finished]
@@ -29,8 +31,13 @@ def next_task(states: Sequence[TaskState]) -> TaskState | None:
 
 
 def seconds_in_model(state: TaskState) -> float:
-    """Seconds of one run of the model that the task takes, with its best config."""
-    return state.task.count * state.best_seconds if state.best is not None else 0.0
+    """Seconds of one run of the model that the task takes, in the fastest way and with the best config."""
+    return state.task.count * state.fastest_seconds if math.isfinite(state.fastest_seconds) else 0.0
+
+
+def seconds_of_model(states: Iterable[TaskState]) -> float:
+    """Of one run in kernels; what can be computed in several ways counts once."""
+    return sum(seconds_in_model(state) for state in states if not state.task.instead_of)
 
 
 def reason_to_stop(state: TaskState, total: float) -> str:
@@ -39,6 +46,8 @@ def reason_to_stop(state: TaskState, total: float) -> str:
         return "it could not be measured"
     if state.best_seconds <= _NEAR_FLOOR * state.floor:
         return f"at {state.floor / state.best_seconds:.0%} of the machine's limit"
+    if state.best_seconds > _HOPELESS * state.fastest_seconds:
+        return f"another way is {state.best_seconds / state.fastest_seconds:.1f} times as fast"
     if seconds_in_model(state) < _SMALL_SHARE * total:
         return "it takes next to no time"
     if state.since_improvement() >= PATIENCE:
@@ -48,11 +57,14 @@ def reason_to_stop(state: TaskState, total: float) -> str:
 
 def expected_gain(state: TaskState) -> float:
     """Seconds of a run of the model that a second of trials is expected to win."""
-    ahead = _HOPE * state.best_seconds / (_HOPE_TRIALS + 2 * state.since_improvement() + state.trials)
+    behind = state.best_seconds - state.fastest_seconds
+    hope = max(0.0, _HOPE * state.best_seconds - behind)
+    ahead = hope / (_HOPE_TRIALS + 2 * state.since_improvement() + state.trials)
     if state.floor:
         ahead *= max(0.0, 1 - state.floor / state.best_seconds) ** 0.5
     cost = state.seconds / state.trials if state.trials and state.seconds else 1.0
-    return state.task.count * max(ahead, 0.5 * _recent_slope(state)) / cost
+    back = 0.5 * _recent_slope(state) if not behind else 0.0
+    return state.task.count * max(ahead, back) / cost
 
 
 def _recent_slope(state: TaskState) -> float:

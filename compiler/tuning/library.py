@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compiler.tuning.identity import file_name, fingerprint, target_description
-from compiler.tuning.record_set import best_against, by_task, without_stale
+from compiler.tuning.record_set import best_against, by_task, fastest_way, without_stale
 from compiler.tuning.records import Loaded, Record, read
+from schedules.apply import record_key
 from schedules.config import Config
+from schedules.registry import rules
+from schedules.ways import Way
 
 if TYPE_CHECKING:
     import targets
@@ -45,8 +48,6 @@ def pretrained_model() -> Path | None:
 
 def read_current(path: str | Path) -> Loaded:
     """The records of a file or folder that belong to the rules as they are now; a note for those that do not."""
-    from schedules.registry import rules
-
     loaded = read(path)
     kept, lines = without_stale(loaded.records, {rule.name: rule.version for rule in rules()})
     return Loaded(kept, loaded.targets, [*loaded.problems, *lines])
@@ -75,15 +76,23 @@ class TunedConfigs:
 
     def record(self, rule: ScheduleRule, workload: Any) -> Record | None:
         """The record for a kernel; None when none beats, or is, what the rule would do by itself today."""
-        group = self._records.get(f"{rule.name}@{rule.version}/{workload.key()}")
+        record = self._best(rule, workload)
+        if record is not None:
+            self._used[record.task] = record
+        return record
+
+    def choose(self, ways: Sequence[Way]) -> int:
+        """Of ways to compute the same, the first being the untuned one: see `record_set.fastest_way`."""
+        by_name = {rule.name: rule for rule in rules()}
+        return fastest_way([self._best(by_name[way.rule], way.workload) for way in ways])
+
+    def _best(self, rule: ScheduleRule, workload: Any) -> Record | None:
+        group = self._records.get(record_key(rule, workload))
         if group is None:
             return None
         space = rule.space(workload, self._machine)
         inside = [record for record in group if Config.of(record.config) in space]
-        record = best_against(inside, rule.default(workload, self._machine))
-        if record is not None:
-            self._used[record.task] = record
-        return record
+        return best_against(inside, rule.default(workload, self._machine))
 
     def origin(self, task: str) -> str | None:
         """The file that the record used for a task came from; files of the package by their name in it."""

@@ -64,7 +64,9 @@ def _curves(result: TuneResult) -> Section | None:
 def _gains(result: TuneResult) -> Section | None:
     bars = []
     for task in _by_share(result):
-        won = task.count * ((task.default_seconds or 0.0) - (task.best_seconds or 0.0))
+        if task.instead_of:
+            continue
+        won = task.count * ((task.default_seconds or 0.0) - (task.fastest_seconds or 0.0))
         knobs = ", ".join(f"{name}={value}" for name, value in task.config.items())
         bars.append(
             Bar(task.kernel, max(won, 0.0), text=f"{task.gain:.2f} x", details=(task.rule, knobs, task.finished))

@@ -10,6 +10,8 @@ from compiler.tuning.records import Record
 
 MIN_GAIN = 0.01
 """A config is kept in the default's place when it is faster by this share at least, and by more than the spread."""
+MIN_GAIN_OF_WAYS = 0.03
+"""The same for another way to compute a kernel: the two were not measured in turns."""
 
 
 def without_stale(records: Iterable[Record], versions: Mapping[str, int]) -> tuple[list[Record], list[str]]:
@@ -101,14 +103,30 @@ def best_against(records: Sequence[Record], default: Mapping[str, object]) -> Re
     return best(known) if any(record.is_default and record.status == "ok" for record in known) else None
 
 
+def fastest_way(records: Sequence[Record | None]) -> int:
+    """The place of the fastest of records of tasks that compute the same in different ways.
+
+    The first stays unless another beats it by more than chance; times taken by different methods are not compared.
+    """
+    first = records[0]
+    if first is None:
+        return 0
+    rivals = [
+        (place, record)
+        for place, record in enumerate(records)
+        if record is not None and record.method == first.method and wins(record, first, MIN_GAIN_OF_WAYS)
+    ]
+    return min(rivals, key=lambda each: _seconds(each[1]))[0] if rivals else 0
+
+
 def as_of_today(record: Record, default: Mapping[str, object]) -> Record:
     """The record with `is_default` as of today."""
     return record.model_copy(update={"is_default": record.config == dict(default)})
 
 
-def wins(challenger: Record, default: Record) -> bool:
-    """Whether a config is faster than the default by more than chance."""
-    margin = max(MIN_GAIN, challenger.spread, default.spread)
+def wins(challenger: Record, default: Record, least: float = MIN_GAIN) -> bool:
+    """Whether a config is faster than the default by more than chance, and by a share of `least`."""
+    margin = max(least, challenger.spread, default.spread)
     return _seconds(challenger) * (1 + margin) < _seconds(default)
 
 

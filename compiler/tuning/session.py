@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from compiler.tuning.budget import next_task, seconds_in_model
+from compiler.tuning.budget import next_task, seconds_of_model
 from compiler.tuning.cost_models import CostModel, Sample, Subject
 from compiler.tuning.floor import floor_seconds, measure_peaks
 from compiler.tuning.measuring.lab import Lab, Trial
@@ -115,6 +115,7 @@ class Session:
         for task in tasks:
             task.tunable = serves(search, task)
         self.states = [TaskState(task, target.machine) for task in tasks]
+        _join_ways(self.states)
         self._samples: list[Sample] = []
         self._began = time.monotonic()
         self.progress = Progress(self.states)
@@ -255,7 +256,7 @@ class Session:
 
     def _compare_leaders(self) -> None:
         """The default and the fastest of each task in turns; what is recorded here decides."""
-        won = [state for state in self.states if state.trials and state.best and state.best[0] != state.task.default]
+        won = [state for state in self.states if _has_a_leader(state)]
         missing = [state for state in won if all(each.config != state.task.default for each in state.leaders)]
         self._report("compare the leaders", None)
         self._prepare(missing)
@@ -263,7 +264,8 @@ class Session:
         for state, outcome in zip(missing, self._lab.trials(again, lambda _trial, _outcome: None), strict=True):
             state.keep_leader(outcome, LEADERS)
         for state in won:
-            if len(state.leaders) < 2 or state.leaders[0].config != state.task.default:
+            least = 1 if state.contested else 2
+            if len(state.leaders) < least or state.leaders[0].config != state.task.default:
                 continue
             self._report("compare the leaders", state)
             outcomes = self._lab.compare(state.task.key, state.leaders, _FINAL_EFFORT, _ROUNDS)
@@ -305,11 +307,10 @@ class Session:
         )
 
     def _model_seconds(self, *, default: bool) -> float:
-        total = 0.0
-        for state in self.states:
-            seconds = state.default_seconds if default else None
-            total += state.task.count * seconds if seconds is not None else seconds_in_model(state)
-        return total
+        if not default:
+            return seconds_of_model(self.states)
+        own = [state for state in self.states if not state.task.instead_of]
+        return sum(state.task.count * (state.default_seconds or 0.0) for state in own)
 
     def _report(self, phase: str, state: TaskState | None) -> None:
         progress = self.progress
@@ -320,6 +321,23 @@ class Session:
             progress.history.append((progress.seconds, progress.trials, now))
         progress.now = now
         self._notify(progress)
+
+
+def _join_ways(states: Sequence[TaskState]) -> None:
+    """Let the states of tasks that compute the same know of each other."""
+    groups: dict[str, list[TaskState]] = {}
+    for state in states:
+        groups.setdefault(state.task.instead_of or state.task.key, []).append(state)
+    for group in groups.values():
+        for state in group:
+            state.ways = group if len(group) > 1 else []
+
+
+def _has_a_leader(state: TaskState) -> bool:
+    """Whether something was tried that the default, or the untuned way, has to be compared with."""
+    if state.best is None or not any(each.trials for each in (state, *state.ways)):
+        return False
+    return state.contested or (state.trials > 0 and state.best[0] != state.task.default)
 
 
 def subject_of(state: TaskState) -> Subject:

@@ -26,6 +26,7 @@ class TaskState:
         leaders: the outcomes whose libraries are kept for the last comparison, best first.
         trials: made in this run; `seconds` is what they took, building and measuring.
         finished: why the task gets no more trials, or "".
+        ways: the states of all tasks that compute the same, this one among them; empty when there are no others.
     """
 
     task: Task
@@ -39,6 +40,7 @@ class TaskState:
     failed: int = 0
     seconds: float = 0.0
     finished: str = ""
+    ways: list[TaskState] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def default_seconds(self) -> float | None:
@@ -49,6 +51,17 @@ class TaskState:
     def best_seconds(self) -> float:
         """Infinite when nothing was measured."""
         return self.best[1] if self.best is not None else math.inf
+
+    @property
+    def fastest_seconds(self) -> float:
+        """Of all ways to compute the same."""
+        return min((way.best_seconds for way in self.ways), default=self.best_seconds)
+
+    @property
+    def contested(self) -> bool:
+        """Whether another way than that of the untuned module is the fastest."""
+        first = next((way for way in self.ways if not way.task.instead_of), self)
+        return self.fastest_seconds < first.best_seconds
 
     @property
     def gain(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from schedules.config import Config, ConfigSpace
 from schedules.kernel import Kernel, dtype_of, kernels_of, shape_of
 from schedules.registry import rules
 from schedules.rule import ScheduleRule
+from schedules.ways import Choice, Way
 
 if TYPE_CHECKING:
     import targets
@@ -40,6 +41,8 @@ class Task:
         names: of the kernels in the module that share the key; the first stands for all.
         count: calls in one run of the model.
         tunable: the rule has knobs with more than one config.
+        instead_of: the key of the task that this one would compute the same as, in another way; "" for kernels of the
+            untuned module.
     """
 
     key: str
@@ -51,6 +54,7 @@ class Task:
     kernel: KernelTask
     count: int = 0
     tunable: bool = True
+    instead_of: str = ""
     operations: int = 0
     nbytes: int = 0
 
@@ -62,14 +66,58 @@ class Extracted:
     tasks: list[Task] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
 
+    def add_ways(self, other: Extracted, first: Mapping[str, str]) -> None:
+        """Take over the tasks of another layout of the module that do in another way what a task here does."""
+        known = {task.key: task for task in self.tasks}
+        for task in other.tasks:
+            replaced = known.get(first.get(task.key, ""))
+            if replaced is None or task.key in known:
+                continue
+            task.instead_of, task.count = replaced.key, replaced.count
+            task.names = [f"{replaced.names[0]} by {_way_name(task)}"]
+            self.tasks.append(task)
+
 
 def extract_tasks(
-    mod: tvm.IRModule, target: targets.Target, options: Mapping[str, Any] | None = None, configs: Any = None
+    mod: tvm.IRModule, target: targets.Target, options: Mapping[str, Any] | None = None, *, other_ways: bool = True
 ) -> Extracted:
-    """The tasks of an imported module, after layout and fusion, each once. `configs` steers choices of the layout."""
-    context = PipelineContext(target=target, machine=target.machine, options=dict(options or {}), configs=configs)
-    result = run_pipeline(mod, context, passes={"instead-of:apply-schedules": None}, until="schedule")
-    return tasks_of(result.mod, target)
+    """The tasks of an imported module, after layout and fusion, each once.
+
+    With `other_ways`, also the kernels that would compute the same in ways that are not estimated to be fastest.
+    """
+
+    def lowered(choose: Choice) -> tvm.IRModule:
+        context = PipelineContext(target=target, machine=target.machine, options=dict(options or {}), choose=choose)
+        return run_pipeline(mod, context, passes={"instead-of:apply-schedules": None}, until="schedule").mod
+
+    survey = WaySurvey()
+    extracted = tasks_of(lowered(survey), target)
+    while other_ways and survey.next_place():
+        extracted.add_ways(tasks_of(lowered(survey), target), survey.first)
+    return extracted
+
+
+@dataclass
+class WaySurvey:
+    """A `Choice` that takes the ways at one place of the list after the other.
+
+    Attributes:
+        first: of each way's key that is not the first of its list, the first one's.
+    """
+
+    place: int = 0
+    first: dict[str, str] = field(default_factory=dict)
+    _most: int = 0
+
+    def __call__(self, ways: Sequence[Way]) -> int:
+        self.first |= {way.key: ways[0].key for way in ways[1:]}
+        self._most = max(self._most, len(ways) - 1)
+        return min(self.place, len(ways) - 1)
+
+    def next_place(self) -> bool:
+        """Go on to the next place; whether there is one."""
+        self.place += 1
+        return self.place <= self._most
 
 
 def tasks_of(mod: tvm.IRModule, target: targets.Target) -> Extracted:
@@ -149,6 +197,11 @@ def _matching_rule(kernel: Kernel, target: targets.Target) -> tuple[ScheduleRule
         if workload is not None:
             return rule, workload
     return None
+
+
+def _way_name(task: Task) -> str:
+    tile = getattr(task.workload, "tile", None)
+    return task.rule.name if tile is None else f"{task.rule.name} {tile}x{tile}"
 
 
 @dataclass

@@ -34,6 +34,8 @@ class TaskResult:
 
     Attributes:
         of_limit: the best's share of what the machine can do (1 is all of it); None when that is not known.
+        instead_of: the key of the task that this one computes the same as, in another way; "" for the untuned one.
+        fastest_seconds: `best_seconds` of the fastest way.
     """
 
     kernel: str
@@ -48,6 +50,8 @@ class TaskResult:
     curve: tuple[tuple[int, float], ...]
     finished: str
     of_limit: float | None = None
+    instead_of: str = ""
+    fastest_seconds: float | None = None
 
     @property
     def gain(self) -> float:
@@ -213,13 +217,15 @@ def _result(session: Session, extracted: Extracted, path: Path, resumed: int, in
                 tuple(state.curve),
                 state.finished,
                 state.of_limit,
+                state.task.instead_of,
+                state.fastest_seconds if best is not None else None,
             )
         )
     progress = session.progress
     return TuneResult(
         tuple(tasks),
-        sum(each.count * (each.default_seconds or 0.0) for each in tasks),
-        sum(each.count * (each.best_seconds or 0.0) for each in tasks),
+        sum(each.count * (each.default_seconds or 0.0) for each in tasks if not each.instead_of),
+        sum(each.count * (each.fastest_seconds or 0.0) for each in tasks if not each.instead_of),
         progress.seconds,
         progress.trials,
         resumed,

@@ -29,14 +29,15 @@ _REPORT = struct.Struct("<ii")  # resumed, trials
 _READY_SECONDS = 60.0
 
 
-def convolution_model() -> bytes:
-    """One strided convolution: a kernel with a large space that takes no time."""
+def convolution_model(stride: int = 2) -> bytes:
+    """One convolution: a kernel with a large space that takes no time."""
+    size = 14 // stride
     weight = np.random.default_rng(0).standard_normal((32, 32, 3, 3)).astype(np.float32)
     graph = helper.make_graph(
-        [helper.make_node("Conv", ["x", "w"], ["y"], strides=[2, 2], pads=[1, 1, 1, 1])],
+        [helper.make_node("Conv", ["x", "w"], ["y"], strides=[stride, stride], pads=[1, 1, 1, 1])],
         "convolution",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 32, 14, 14])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 32, 7, 7])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 32, size, size])],
         [numpy_helper.from_array(weight, "w")],
     )
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

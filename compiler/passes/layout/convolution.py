@@ -27,11 +27,14 @@ from compiler.passes.layout.values import Blocked, Expr, LayoutBuilder, Order, V
 from compiler.passes.matching import array_of, as_constant, shape_of, static_shape
 from schedules import conv_compute
 from schedules.bf16_dot import bfloat16_bits
-from schedules.conv_dot import conv_dot
+from schedules.conv_direct import ConvDirect
+from schedules.conv_dot import CONV_DOT, conv_dot
 from schedules.conv_folded import FoldedWorkload, conv_folded, fold_filter, folded_workload, tile_cycles
 from schedules.conv_workload import ConvWorkload, DotWorkload, WindowWorkload, ceil_div
-from schedules.winograd_tiling import winograd_cycles, winograd_tile
-from schedules.winograd_transforms import transform_weight, weight_matrix
+from schedules.ways import Way
+from schedules.winograd import Winograd, WinogradWorkload
+from schedules.winograd_tiling import serves, winograd_cycles, winograd_tile
+from schedules.winograd_transforms import ERROR_BOUND, TILES, transform_weight, weight_matrix
 
 WINOGRAD_ERROR_BOUND = 3e-6  # root mean square, relative; see `winograd_transforms.ERROR_BOUND`
 
@@ -141,7 +144,7 @@ class BlockedConv:
         folded = None if work.is_open else self._folded(work, narrow)
         if folded is not None:
             return self._emit_folded(folded, values)
-        tile = None if work.is_open else winograd_tile(work, self.builder.machine, WINOGRAD_ERROR_BOUND, narrow)
+        tile = None if work.is_open else self._winograd_tile(work, narrow)
         if tile is not None:
             spread = self._winograd_weight(values, work.block, tile)
             return self._emit(
@@ -152,6 +155,15 @@ class BlockedConv:
             return self._emit(lambda data, weight, sizes: conv_dot(data, weight, narrow, sizes), narrow, packed)
         packed = pack_filter(values, work.in_block, work.block)
         return self._direct(work, packed)
+
+    def _winograd_tile(self, work: ConvWorkload, narrow: DotWorkload | None) -> int | None:
+        """The tile of Winograd's method, None for the direct convolution: as estimated, or as was measured."""
+        tile = winograd_tile(work, self.builder.machine, WINOGRAD_ERROR_BOUND, narrow)
+        if self.builder.choose is None or not serves(work):
+            return tile
+        known = [each for each in TILES if ERROR_BOUND[each] <= WINOGRAD_ERROR_BOUND]
+        tiles = [tile, *(each for each in (None, *known) if each != tile)]
+        return tiles[self.builder.choose([_way(work, narrow, each) for each in tiles])]
 
     def _folded(self, work: ConvWorkload, narrow: DotWorkload | None) -> FoldedWorkload | None:
         """The convolution with neighbouring outputs as filters, where that is much cheaper."""
@@ -285,3 +297,10 @@ def dot_workload(work: ConvWorkload, operand: str, lanes: int, fill: int = 0) ->
     fields = {**vars(work), "in_block": group if work.in_block == 1 else lanes}
     fields["dtype"] = "float32" if operand == "uint16" else "int32"
     return DotWorkload(**fields, operand=operand, fill=fill)
+
+
+def _way(work: ConvWorkload, narrow: DotWorkload | None, tile: int | None) -> Way:
+    """The kernel that computes a convolution with that tile of Winograd's method, or directly."""
+    if tile is not None:
+        return Way(Winograd.name, WinogradWorkload(**vars(work), tile=tile))
+    return Way(ConvDirect.name, work) if narrow is None else Way(CONV_DOT, narrow)

@@ -21,6 +21,7 @@ from compiler.passes.layout.packing import (
 )
 from compiler.passes.matching import array_of, as_constant, dtype_of, shape_of
 from schedules.bf16_dot import bfloat16_bits
+from schedules.ways import Choice
 
 Expr = Any
 Array = NDArray[Any]
@@ -72,8 +73,18 @@ class Value:
 class LayoutBuilder:
     """Emits bindings of a dataflow block and keeps the forms of its values."""
 
-    def __init__(self, builder: Any, mod: Any, machine: Any, expansions: Expansions, *, bf16: bool = False) -> None:
+    def __init__(
+        self,
+        builder: Any,
+        mod: Any,
+        machine: Any,
+        expansions: Expansions,
+        *,
+        bf16: bool = False,
+        choose: Choice | None = None,
+    ) -> None:
         self.bf16 = bf16
+        self.choose = choose
         self.definitions: dict[Any, Any] = {}
         self.wanted_narrow: set[Any] = set()
         self._widened: dict[Any, Blocked] = {}

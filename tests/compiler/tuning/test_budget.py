@@ -14,7 +14,7 @@ DEFAULT = Config.of(x=0)
 
 
 def state(seconds: float | None, count: int = 1, floor: float = 0.0) -> TaskState:
-    task: Any = SimpleNamespace(default=DEFAULT, count=count, tunable=True)
+    task: Any = SimpleNamespace(default=DEFAULT, count=count, tunable=True, instead_of="")
     made = TaskState(task, Machine(), floor=floor)
     made.note(DEFAULT, seconds)
     return made
