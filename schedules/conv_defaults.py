@@ -2,15 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import gcd
 
 from schedules.config import Config
-from schedules.conv_tiling import channel_unroll, divisors, input_bytes, register_tile, split_for_cores
-from schedules.conv_workload import ConvWorkload
+from schedules.conv_tiling import (
+    channel_unroll,
+    divisors,
+    input_bytes,
+    register_tile,
+    spatial_block,
+    split_for_cores,
+)
+from schedules.conv_workload import ConvWorkload, ceil_div
 from schedules.machine import Machine
 from schedules.open_sizes import open_block, open_register_tile
 
+_SMALL_TILE = 16  # registers; in larger ones four channels at a time cost registers, where addresses are many
 OPEN_ROWS, OPEN_COLUMNS = 64, 1024  # the most that a task computes of sizes that are not known
+
+
+def direct_default(work: ConvWorkload, machine: Machine, pixels: int, blocks: int) -> Config:
+    """What a register tile of `pixels` x `blocks` goes with."""
+    if work.is_open:
+        return open_default(work, machine, pixels, blocks)
+    rows, columns = spatial_block(work, machine, pixels)
+    height = work.out_spatial[-2] if work.rank > 1 else 1
+    images = max(work.batch, 1)
+    for size in work.out_spatial[:-2]:
+        images *= size
+    blocks_now = images * ceil_div(height, rows) * ceil_div(work.out_spatial[-1], columns)
+    splits = chunk_choices(work) if work.groups > 1 else divisors(work.out_blocks // blocks)
+    chunks = 1
+    if blocks_now < 4 * machine.cores:
+        rows, chunks = _balance(work, machine, images, rows, columns, splits)
+    unroll = channel_unroll(pixels, blocks)
+    if pixels * blocks <= _SMALL_TILE and rows * ceil_div(columns, pixels) < work.in_block * blocks:
+        unroll = 4  # few and short tiles have many weights to ask for: in several places of a channel block
+    return Config.of(pixels=pixels, blocks=blocks, rows=rows, columns=columns, chunks=chunks, unroll=unroll)
+
+
+def _balance(
+    work: ConvWorkload, machine: Machine, images: int, rows: int, columns: int, splits: Sequence[int]
+) -> tuple[int, int]:
+    """Rows and chunks that give every core its share: by channels where weights outweigh the input, or by rows."""
+    height = work.out_spatial[-2] if work.rank > 1 else 1
+    column_blocks = ceil_div(work.out_spatial[-1], columns)
+    weights = work.filters * work.group_channels
+    for size in work.kernel:
+        weights *= size
+    image = work.channels
+    for size in work.spatial:
+        image *= size
+    if weights < image or splits == (1,):
+        for count in range(ceil_div(height, rows), height + 1):
+            even = ceil_div(height, count)
+            tasks = images * column_blocks * ceil_div(height, even)
+            padded = ceil_div(height, even) * even
+            share = ceil_div(tasks, machine.cores) * machine.cores / tasks * padded / height
+            if share <= 1.07 and tasks >= machine.cores:
+                return even, 1
+    return rows, split_for_cores(images * column_blocks * ceil_div(height, rows), splits, machine)
 
 
 def tile_for(work: ConvWorkload, machine: Machine, load_cycles: float = 0.5) -> tuple[int, int]:

@@ -10,26 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, ClassVar
 
 from schedules.anchor import FusedKernel, anchor_stages
 from schedules.config import Config, ConfigSpace
 from schedules.conv_compute import DIRECT
-from schedules.conv_defaults import OPEN_COLUMNS, OPEN_ROWS, chunk_choices, even_blocks, open_default, tile_for
-from schedules.conv_tiling import (
-    MAX_PIXELS,
-    accumulators,
-    block_choices,
-    channel_unroll,
-    divisors,
-    spatial_block,
-    split_for_cores,
-)
+from schedules.conv_defaults import OPEN_COLUMNS, OPEN_ROWS, chunk_choices, direct_default, even_blocks, tile_for
+from schedules.conv_tiling import MAX_PIXELS, accumulators, block_choices, divisors
 from schedules.conv_workload import SPEC, ConvWorkload, ceil_div
 from schedules.kernel import Kernel
 from schedules.machine import Machine
 from schedules.nest import (
-    ROWS_AHEAD,
     Expr,
     Stmt,
     allocate,
@@ -40,7 +32,6 @@ from schedules.nest import (
     lanes_of,
     load,
     parallel,
-    prefetch,
     repeat,
     sequence,
     splat,
@@ -60,6 +51,7 @@ from schedules.open_sizes import (
     row_parts,
 )
 from schedules.rule import ScheduleRule
+from schedules.weights_ahead import ahead, ask_share
 
 SMALL_FLOPS = 600_000  # some 6 microseconds; less than that is done before a second thread is of use
 
@@ -103,46 +95,10 @@ class ConvDirect(ScheduleRule):
 
     def default(self, workload: ConvWorkload, machine: Machine) -> Config:
         pixels, blocks = self._register_tile(workload, machine)
-        if workload.is_open:
-            return open_default(workload, machine, pixels, blocks)
-        rows, columns = spatial_block(workload, machine, pixels)
-        height = workload.out_spatial[-2] if workload.rank > 1 else 1
-        images = max(workload.batch, 1)
-        for size in workload.out_spatial[:-2]:
-            images *= size
-        blocks_now = images * ceil_div(height, rows) * ceil_div(workload.out_spatial[-1], columns)
-        splits = chunk_choices(workload) if workload.groups > 1 else divisors(workload.out_blocks // blocks)
-        chunks = 1
-        if blocks_now < 4 * machine.cores:
-            rows, chunks = self._balance(workload, machine, images, rows, columns, splits)
-        unroll = channel_unroll(pixels, blocks)
-        return Config.of(pixels=pixels, blocks=blocks, rows=rows, columns=columns, chunks=chunks, unroll=unroll)
+        return direct_default(workload, machine, pixels, blocks)
 
     def _register_tile(self, workload: ConvWorkload, machine: Machine) -> tuple[int, int]:
         return tile_for(workload, machine)
-
-    @staticmethod
-    def _balance(
-        work: ConvWorkload, machine: Machine, images: int, rows: int, columns: int, splits: Sequence[int]
-    ) -> tuple[int, int]:
-        """Rows and chunks that give every core its share: by channels where weights outweigh the input, or by rows."""
-        height = work.out_spatial[-2] if work.rank > 1 else 1
-        column_blocks = ceil_div(work.out_spatial[-1], columns)
-        weights = work.filters * work.group_channels
-        for size in work.kernel:
-            weights *= size
-        image = work.channels
-        for size in work.spatial:
-            image *= size
-        if weights < image or splits == (1,):
-            for count in range(ceil_div(height, rows), height + 1):
-                even = ceil_div(height, count)
-                tasks = images * column_blocks * ceil_div(height, even)
-                padded = ceil_div(height, even) * even
-                share = ceil_div(tasks, machine.cores) * machine.cores / tasks * padded / height
-                if share <= 1.07 and tasks >= machine.cores:
-                    return even, 1
-        return rows, split_for_cores(images * column_blocks * ceil_div(height, rows), splits, machine)
 
     def apply(self, schedule: Any, workload: ConvWorkload, config: Config, machine: Machine) -> Any:
         fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, DIRECT))
@@ -371,8 +327,7 @@ class DirectNest:
         whole, rest = divmod(place.channels, work.in_block)
 
         def step(source: Expr | int, window: Sequence[Any], lane: Expr | int) -> list[Stmt]:
-            row = [source, *window, lane + ROWS_AHEAD, 0]
-            result = [prefetch(self.weight, block + part, *row) for part in range(self.blocks)]
+            result = []
             for pixel, part in points:
                 value = self._input(place, source, start, pixel, window, lane)
                 weight = load(self.weight, block + part, source, *window, lane, lanes_of(0, lanes))
@@ -384,11 +339,14 @@ class DirectNest:
             unroll = max(size for size in divisors(channels) if size <= self.unroll)
 
             def body(window: list[Any]) -> Stmt:
-                return repeat(
-                    "ci",
-                    channels // unroll,
-                    lambda i: sequence(*(step(source, window, i * unroll + j) for j in range(unroll))),
-                )
+                count = channels // unroll
+
+                def some(i: Expr | int) -> Stmt:
+                    asked = self._weights_ahead(block, start, [source, *window, i], count) if unroll > 1 else None
+                    return sequence(asked, *(step(source, window, i * unroll + j) for j in range(unroll)))
+
+                asked = self._weights_ahead(block, start, [source, *window, 0], 1) if unroll == 1 else None
+                return sequence(asked, repeat("ci", count, some))
 
             return grid([f"k{i}" for i in range(work.rank)], work.kernel, body)
 
@@ -399,6 +357,20 @@ class DirectNest:
             parts.append(window_loop(whole, rest))
         clear = [store(sums, self.zero, pixel, part, lanes_of(0, lanes)) for pixel, part in points]
         return sequence(allocation, clear, parts, self._finish_tile(sums, place, block, start, pixels))
+
+    def _weights_ahead(self, block: Expr | int, start: Sequence[Any], at: Sequence[Any], count: int) -> Stmt | None:
+        """What the tile at `start` asks for: its share of the weights of output blocks to come. `at` is where it is in
+        its sum: the channel block of the input, the tap of the window, which of `count` parts of the block."""
+        across = ceil_div(self.room[-1], self.pixels)
+        extents = [*self.room[:-1], across, self.work.in_blocks, *self.work.kernel, count]
+        turn: Any = 0
+        for place, size in zip([*start[:-1], start[-1] // self.pixels, *at], extents, strict=True):
+            turn = turn * size + place
+        shape = [int(size) for size in self.weight.ty.shape[1:]]
+        elements = self.blocks * prod(shape)
+        distance = ahead(prod(self.room[:-1]) * across * self.pixels * elements // shape[-1])
+        begin = [block + distance * self.blocks, *(0,) * (self.work.rank + 3)]
+        return ask_share(self.weight, begin, elements, turn, prod(extents))
 
     def _input(
         self, place: Place, source: Any, start: Sequence[Any], pixel: int, window: Sequence[Any], lane: Any

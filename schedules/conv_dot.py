@@ -155,7 +155,7 @@ class DotNest(DirectNest):
             unroll = max(size for size in divisors(max(groups, 1)) if size <= self.unroll)
 
             def body(window: list[Any]) -> Stmt:
-                parts = []
+                parts = [self._weights_ahead(block, start, [source, *window, 0], 1)]
                 if groups:
                     parts.append(
                         repeat(

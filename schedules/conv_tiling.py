@@ -34,7 +34,7 @@ def tile_cost(machine: Machine, pixels: int, blocks: int, load_cycles: float = 0
     sums = pixels * blocks
     enough = 4 * machine.fma_ports * machine.fma_latency
     arithmetic = sums / machine.fma_ports * (1 + 0.006 * max(0, sums - enough))
-    loads = (pixels + blocks) * load_cycles
+    loads = (pixels + blocks + 1) * load_cycles  # one asks memory for what comes next
     return max(arithmetic, loads, machine.fma_latency)
 
 

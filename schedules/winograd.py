@@ -22,7 +22,6 @@ from schedules.kernel import Kernel
 from schedules.machine import Machine
 from schedules.narrow import number
 from schedules.nest import (
-    ROWS_AHEAD,
     Expr,
     Stmt,
     allocate,
@@ -44,6 +43,7 @@ from schedules.nest import (
     when,
 )
 from schedules.rule import ScheduleRule
+from schedules.weights_ahead import ahead
 from schedules.winograd_tiling import WINOGRAD_MAX_TASK_TILES, tile_counts, winograd_plan
 from schedules.winograd_transforms import KERNEL, Matrix, transforms
 
@@ -229,8 +229,7 @@ class WinogradNest:
             points = list(static_grid(size, self.blocks))
 
             def step(source: Any, lane: Any) -> list[Stmt]:
-                row = source * lanes + lane + ROWS_AHEAD
-                result = [prefetch(self.weight, block + part, frequency, row, 0) for part in range(self.blocks)]
+                result: list[Any] = self._weights_ahead(block, frequency, start, source * lanes + lane)
                 for pixel, part in points:
                     value = broadcast(load(spread, frequency, source * self.tiles + start + pixel, lane), lanes)
                     weight = load(self.weight, block + part, frequency, source * lanes + lane, self.all_lanes)
@@ -266,6 +265,18 @@ class WinogradNest:
             return sequence(parts)
 
         return split_repeat("p", self.tiles, self.pixels, tile)
+
+    def _weights_ahead(self, block: Any, frequency: Any, start: Any, channel: Any) -> list[Stmt | None]:
+        """What the tile at `start` asks for before it reads a channel's weights: those of that channel for a frequency
+        to come, or its share of them when several tiles use the same."""
+        tiles = ceil_div(self.tiles, self.pixels)
+        if tiles == 1:
+            row = channel + ahead(self.tiles * self.blocks)
+            return [prefetch(self.weight, block + part, frequency, row, 0) for part in range(self.blocks)]
+        then = frequency + ahead(self.tiles * self.blocks * self.work.channels)
+        each = ceil_div(self.blocks, tiles)
+        parts = [start // self.pixels * each + i for i in range(each)]
+        return [when(part < self.blocks, prefetch(self.weight, block + part, then, channel, 0)) for part in parts]
 
     # Back from the frequencies.
 

@@ -1,0 +1,45 @@
+"""Asking for the weights of the tiles to come while those of the present ones are in use.
+
+Weights that come from memory are read as they are first used, in a burst that waits for memory, and while the same
+weights serve further tiles memory has nothing to do. So each tile asks for its share of what comes after them, here and
+there in its sum: asked for at once, lines hold up the loads behind them (Zen 5: a convolution of 7 x 7 with weights in
+memory reaches 99 % of the peak, 90 % with its share asked for once a channel block, 80 % with what comes next row by
+row).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from schedules.conv_workload import ceil_div
+from schedules.machine import dtype_bits
+from schedules.nest import Expr, Stmt, prefetch, repeat, sequence, when
+
+_LATENCY = 1024  # cycles from asking memory to having the answer, with some room
+_MULTIPLY_ADDS = 2  # in a cycle, at most
+_LINE_BITS = 512
+_UNROLLED = 8
+
+
+def ahead(multiply_adds: int) -> int:
+    """How many parts of so many multiply-adds each cover the latency of memory."""
+    return max(1, ceil_div(_LATENCY * _MULTIPLY_ADDS, multiply_adds))
+
+
+def ask_share(buffer: Any, start: Sequence[Any], elements: int, turn: Expr | int, turns: int) -> Stmt | None:
+    """In turn `turn` of `turns`: ask for that share of the `elements` that lie in memory from `start` on.
+
+    `turns` may be an estimate: turns beyond it do nothing.
+    """
+    line = _LINE_BITS // dtype_bits(str(buffer.ty.dtype))
+    lines = ceil_div(elements, line)
+    each = ceil_div(lines, turns)
+    first = turn * each
+    *outer, inner = start
+
+    def ask(i: Any) -> Stmt:
+        return prefetch(buffer, *outer, inner + (first + i) * line)
+
+    asked = sequence([ask(i) for i in range(each)]) if each <= _UNROLLED else repeat("ahead", each, ask)
+    return when(first < lines, asked)
