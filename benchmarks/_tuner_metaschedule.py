@@ -1,4 +1,7 @@
-"""Our tuner and the engine's MetaSchedule, one after the other with the same time, then what both made in turns."""
+"""Our tuner and the engine's MetaSchedule, one after the other with the same time, then what both made in turns.
+
+With a folder to keep, a step whose result is there is not made again: `--step` makes one alone, at a quiet time.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from benchmarks._race import Entry, Result, race
 _ROUNDS = 5
 _ROUND_SECONDS = 2.0
 _BUILD_SECONDS = 900.0
+_LIBRARY, _COUNTS = "metaschedule.so", "trials.json"
 
 
 def compare(options: Any, console: Console) -> None:
@@ -30,16 +34,42 @@ def compare(options: Any, console: Console) -> None:
         table.add_column(heading, justify="left" if heading in ("model", "tuner") else "right")
     for name in options.models:
         task = task_of(name)
-        with tempfile.TemporaryDirectory(prefix="tensorwright-race-") as folder:
-            for row in _rows(task, Path(folder), options, console):
+        with tempfile.TemporaryDirectory(prefix="tensorwright-race-") as temporary:
+            folder = Path(temporary) if options.keep is None else Path(options.keep) / task.name
+            folder.mkdir(parents=True, exist_ok=True)
+            for row in _rows(task, folder, options, console):
                 table.add_row(*row)
-    console.print(table)
+    if table.row_count:
+        console.print(table)
 
 
 def _rows(task: Task, folder: Path, options: Any, console: Console) -> list[tuple[str, ...]]:
-    trials = {"untuned": "0"}
-    entries = [Entry("tensorwright", _compiled(task, folder / "untuned.twm", options, False), variant="untuned")]
-    console.print(f"[dim]{task.name}: our tuner")
+    """The table's rows; none when a step alone was asked for."""
+    if options.step in ("all", "ours"):
+        console.print(f"[dim]{task.name}: our tuner")
+        _ours(task, folder, options)
+    if options.step in ("all", "metaschedule"):
+        console.print(f"[dim]{task.name}: MetaSchedule")
+        problem = _metaschedule(task, folder, options)
+        if problem:
+            console.print(f"{task.name}: MetaSchedule: {problem}; left out")
+    if options.step not in ("all", "race"):
+        return []
+    trials = _counts(folder)
+    entries = [
+        Entry("tensorwright", _compiled(task, folder / "untuned.twm", options, False), variant="untuned"),
+        Entry("tensorwright", _compiled(task, folder / "tuned.twm", options, True), variant="tuned"),
+    ]
+    if (folder / _LIBRARY).exists():
+        entries.append(Entry("metaschedule", folder / _LIBRARY))
+    threads = targets.get(options.target).machine.cores
+    results = race(task, entries, threads, _ROUNDS, _ROUND_SECONDS)
+    return [_row(task, entry, trials, result, results[1]) for entry, result in zip(entries, results, strict=True)]
+
+
+def _ours(task: Task, folder: Path, options: Any) -> None:
+    if "tuned" in _counts(folder):
+        return
     tuned = compiler.tune(
         str(task.path),
         options.target,
@@ -48,19 +78,17 @@ def _rows(task: Task, folder: Path, options: Any, console: Console) -> list[tupl
         records=folder / "records",
         timing=options.timing,
     )
-    trials["tuned"] = str(tuned.trials)
-    entries.append(Entry("tensorwright", _compiled(task, folder / "tuned.twm", options, True), variant="tuned"))
-    console.print(f"[dim]{task.name}: MetaSchedule")
-    library, records, problem = _metaschedule(task, folder, options)
-    if problem:
-        console.print(f"{task.name}: MetaSchedule: {problem}; left out")
-    else:
-        entries.append(Entry("metaschedule", library))
-        trials[""] = str(records)
-    threads = targets.get(options.target).machine.cores
-    results = race(task, entries, threads, _ROUNDS, _ROUND_SECONDS)
-    ours = results[1]
-    return [_row(task, entry, trials, result, ours) for entry, result in zip(entries, results, strict=True)]
+    _count(folder, "tuned", tuned.trials)
+
+
+def _counts(folder: Path) -> dict[str, str]:
+    """Trials by variant, of the steps that were made."""
+    path = folder / _COUNTS
+    return {"untuned": "0", **(json.loads(path.read_text()) if path.exists() else {})}
+
+
+def _count(folder: Path, variant: str, trials: int) -> None:
+    (folder / _COUNTS).write_text(json.dumps({**_counts(folder), variant: str(trials)}))
 
 
 def _row(task: Task, entry: Entry, trials: dict[str, str], result: Result, ours: Result) -> tuple[str, ...]:
@@ -80,10 +108,12 @@ def _compiled(task: Task, path: Path, options: Any, tuned: bool) -> Path:
     return path
 
 
-def _metaschedule(task: Task, folder: Path, options: Any) -> tuple[Path, int, str]:
-    """The library it made, its number of records, and what went wrong ("" if nothing)."""
-    database, library, log = folder / "metaschedule", folder / "metaschedule.so", folder / "metaschedule.log"
-    database.mkdir()
+def _metaschedule(task: Task, folder: Path, options: Any) -> str:
+    """Let it make its library in the folder; what went wrong ("" if nothing)."""
+    database, library, log = folder / "metaschedule", folder / _LIBRARY, folder / "metaschedule.log"
+    if library.exists():
+        return ""
+    database.mkdir(exist_ok=True)
     shapes = json.dumps({name: list(shape) for name, shape in (task.shapes or {}).items()})
     command = [sys.executable, "-m", "benchmarks._metaschedule"]
     rest = [str(task.path), str(database), "--shapes", shapes, "--target", options.target]
@@ -91,7 +121,7 @@ def _metaschedule(task: Task, folder: Path, options: Any) -> tuple[Path, int, st
         running = subprocess.Popen([*command, "tune", *rest], stdout=output, stderr=output, start_new_session=True)
         try:
             status = running.wait(options.seconds)
-            return library, 0, f"its tuner ended by itself with status {status}: {_last_line(log)}"
+            return f"its tuner ended by itself with status {status}: {_last_line(log)}"
         except subprocess.TimeoutExpired:
             pass
         finally:
@@ -105,9 +135,13 @@ def _metaschedule(task: Task, folder: Path, options: Any) -> tuple[Path, int, st
         check=False,
     )
     if built.returncode:
-        return library, 0, f"its records could not be built: {(built.stderr.strip().splitlines() or [''])[-1][:200]}"
+        return f"its records could not be built: {(built.stderr.strip().splitlines() or [''])[-1][:200]}"
     records = int(json.loads(built.stdout.strip().splitlines()[-1])["records"])
-    return library, records, "" if records else "it recorded nothing in that time"
+    if not records:
+        library.unlink()
+        return "it recorded nothing in that time"
+    _count(folder, "", records)
+    return ""
 
 
 def _last_line(log: Path) -> str:

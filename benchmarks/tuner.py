@@ -5,14 +5,14 @@
     python -m benchmarks.tuner ranking --records logs
     python -m benchmarks.tuner transfer --records logs
     python -m benchmarks.tuner metaschedule resnet18 --seconds 600
+    python -m benchmarks.tuner collect resnet18 minilm-128 --records logs
     python -m benchmarks.tuner pretrain --records logs --output tuning_logs/cost_model.ubj
 
 `quality` compares what a fresh search of 32 trials finds with the best on record, task by task, and how many trials a
 cold and a pre-trained cost model take to reach 95 % of it. `ranking` trains on some tasks (or on one machine) and ranks
 the trials of others. `transfer` replays records: how many trials until 95 % of the best, without and with a model that
-was trained on the other tasks; records of a random search (`--search random`) suit it best. `metaschedule` gives the
-engine's own tuner and ours the same time. Records come from `tensorwright tune --records DIR`; the more trials they
-hold the better.
+was trained on the other tasks. `metaschedule` gives the engine's own tuner and ours the same time. Records come from
+`tensorwright tune --records DIR`, or, with many configs of each task, from `collect`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import _tuner_metaschedule, _tuner_quality, _tuner_ranking, _tuner_transfer
+from benchmarks import _tuner_collect, _tuner_metaschedule, _tuner_quality, _tuner_ranking, _tuner_transfer
 from benchmarks._models import task_of
 
 
@@ -41,6 +41,7 @@ def main() -> int:
         "transfer": _transfer,
         "metaschedule": _tuner_metaschedule.compare,
         "pretrain": _pretrain,
+        "collect": _tuner_collect.collect,
     }
     commands[options.command](options, console)
     return 0
@@ -57,17 +58,25 @@ def _parser() -> argparse.ArgumentParser:
     pretrain = commands.add_parser("pretrain", help="train the cost model on all records")
     transfer = commands.add_parser("transfer", help="trials that a pre-trained cost model saves")
     metaschedule = commands.add_parser("metaschedule", help="the engine's own tuner with the same time")
-    for each in (rate, quality, metaschedule):
+    collect = commands.add_parser("collect", help="measure and record configs for the cost model to learn from")
+    collect.add_argument("--configs", type=int, default=64, help="of a task")
+    collect.add_argument("--tasks", type=int, default=16, help="how many: the largest of each kind")
+    collect.add_argument("--seed", type=int, default=0)
+    for each in (rate, quality, metaschedule, collect):
         each.add_argument("models", nargs="+")
         each.add_argument("--target", default="host")
         each.add_argument("--timing", default="auto", choices=("auto", "parallel", "serial"))
     rate.add_argument("--seconds", type=float, default=60.0)
     metaschedule.add_argument("--seconds", type=float, default=600.0, help="for each tuner and model")
+    metaschedule.add_argument("--keep", help="a folder for what is made, to go on from")
+    metaschedule.add_argument(
+        "--step", default="all", choices=("all", "ours", "metaschedule", "race"), help="one alone; needs --keep"
+    )
     transfer.add_argument("--least", type=int, default=48, help="configs that a task must have on record")
     transfer.add_argument("--seeds", type=int, default=5, help="runs to average over")
     quality.add_argument("--trials", type=int, default=32)
     quality.add_argument("--tasks", type=int, default=12, help="how many: the largest of each kind")
-    for each in (quality, ranking, transfer, pretrain):
+    for each in (quality, ranking, transfer, pretrain, collect):
         each.add_argument("--records", required=True, help="a record file or folder")
     pretrain.add_argument("--output", required=True)
     return parser

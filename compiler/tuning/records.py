@@ -162,8 +162,11 @@ def _parse(line: bytes) -> Record | TargetLine | int | None:
         version = values.get("v", SCHEMA_VERSION)
         if isinstance(version, int) and version > SCHEMA_VERSION:
             return version
-        return TargetLine(**values) if values.get("kind") == "target" else Record(**values)
-    except (ValueError, TypeError, ValidationError):
+        if values.get("kind") != "target":
+            return Record(**values)
+        line = TargetLine(**values)
+        return line if fingerprint(line.description) == line.target else None
+    except (ValueError, TypeError, ValidationError, RecursionError):
         return None
 
 
@@ -198,8 +201,11 @@ class RecordWriter:
 
     def close(self) -> None:
         """Flush to the disk."""
-        if self._file >= 0:
+        if self._file < 0:
+            return
+        try:
             self._sync()
+        finally:
             os.close(self._file)
             self._file = -1
 
@@ -210,7 +216,10 @@ class RecordWriter:
         self.close()
 
     def _sync(self) -> None:
-        os.fsync(self._file)
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            raise StorageError(f"{self.path}: the last tuning records may not be on the disk: {error}") from error
         self._synced = time.monotonic()
 
     def _write(self, line: bytes) -> None:

@@ -144,6 +144,12 @@ class Session:
         self.progress.resumed = count
         return count
 
+    def try_configs(self, state: TaskState, configs: Sequence[Config]) -> None:
+        """Measure and record those configs of a task that were not tried yet, whatever the budget would say."""
+        self._prepare([state])
+        if not state.finished:
+            self._try([(state, config) for config in configs if config not in state.results], None)
+
     def run(self, limits: Limits) -> None:
         """Measure the defaults, search until a limit is reached or nothing is left to win, compare the leaders."""
         self._began = time.monotonic()

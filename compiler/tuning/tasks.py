@@ -192,7 +192,7 @@ def _task(
 
 
 def _matching_rule(kernel: Kernel, target: targets.Target) -> tuple[ScheduleRule, Any] | None:
-    for rule in rules():
+    for rule in target.schedule_rules() or rules():
         workload = rule.match(kernel, target.machine)
         if workload is not None:
             return rule, workload

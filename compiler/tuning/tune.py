@@ -142,6 +142,11 @@ def tune(
         )
     model = import_model(source, shapes=shapes, constants=constants, example_inputs=example_inputs)
     extracted = extract_tasks(model.mod, chosen, {"precision": precision})
+    if chosen.schedule_rules() is not None and not any(task.tunable for task in extracted.tasks):
+        raise OptionError(
+            f"nothing can be tuned for target {chosen.name!r}: the rules for its kernels have no knobs",
+            "compile without tuning",
+        )
     folder = Path(records) if records is not None else user_folder()
     description = target_description(chosen)
     ranking = cost_model if not isinstance(cost_model, str) else _cost_model(cost_model, seed)

@@ -68,6 +68,9 @@ def _records(
     if output is not None:
         print_line(f"wrote {write_all(output, loaded.targets, records)} records to {output}")
     if take_over:
+        unknown = sum(record.target not in loaded.targets for record in records)
+        if unknown:
+            print_note(f"{unknown} records left out: the line that describes their target is missing")
         for target, description in loaded.targets.items():
             with RecordWriter.in_folder(user_folder(), description) as writer:
                 own = [record for record in records if record.target == target]

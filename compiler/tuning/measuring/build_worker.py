@@ -38,7 +38,7 @@ class Builder:
         self._target = setup.target
         self._machine = setup.target.machine
         self._engine_target = setup.target.tvm_target()
-        self._rules = {rule.name: rule for rule in rules()}
+        self._rules = {rule.name: rule for rule in (*rules(), *(setup.target.schedule_rules() or ()))}
         self._kernels: dict[str, tuple[Kernel, str]] = {}
 
     def handle(self, request: KernelTask | BuildRequest) -> Built | None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from compiler.errors import StorageError
@@ -87,6 +89,73 @@ def test_damage_in_the_middle_is_reported_once(tmp_path: Path) -> None:
     loaded = read(path)
     assert [each.unix_time for each in loaded.records] == [0, 1, 5]
     assert loaded.problems == [f"{path}: 3 damaged line(s) ignored"]
+
+
+def test_what_is_no_record_at_all_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    _append_many(str(path), 0, 1)
+    good = json.loads(encode(record(1)))
+    lines = [
+        b"[" * 100_000,
+        b'{"v": ' + b"9" * 5000 + b"}",
+        json.dumps({**good, "seconds": -1.0}).encode(),
+        json.dumps({**good, "seconds": "fast"}).encode(),
+        json.dumps({**good, "config": {"rows": [1, 2]}}).encode(),
+        json.dumps({**good, "status": "splendid"}).encode(),
+        json.dumps({"v": 1, "kind": "target", "target": TARGET, "description": {"machine": 3}}).encode(),
+    ]
+    with path.open("ab") as file:
+        file.write(b"\n".join(lines) + b"\n")
+    loaded = read(path)
+    assert [each.unix_time for each in loaded.records] == [0]
+    assert loaded.targets == {TARGET: DESCRIPTION}
+    assert loaded.problems == [f"{path}: {len(lines)} damaged line(s) ignored"]
+
+
+def test_random_damage_costs_the_lines_it_hits(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    _append_many(str(path), 0, 20)
+    data = path.read_bytes()
+    lines = {number: encode(record(number, note="x" * number)).rstrip() for number in range(20)}
+    assert set(lines.values()) < set(data.split(b"\n"))
+    generator = np.random.default_rng(0)
+    for _ in range(100):
+        hit = bytearray(data)
+        for place in generator.integers(0, len(data), 3):
+            hit[place] = int(generator.integers(0, 256))
+        path.write_bytes(hit[: int(generator.integers(len(hit) // 2, len(hit) + 1))])
+        present = set(path.read_bytes().split(b"\n"))
+        whole = {number for number, line in lines.items() if line in present}
+        assert whole <= {each.unix_time for each in read(path).records}
+
+
+def _append_until_full(path: str, room: int, results: Any) -> None:
+    size = Path(path).stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + room, size + room))
+    written = 0
+    try:
+        with RecordWriter(path, DESCRIPTION) as writer:
+            for number in range(1000, 1100):
+                writer.append(record(number))
+                written += 1
+    except StorageError as error:
+        results.put((written, str(error)))
+
+
+@pytest.mark.parametrize("room", [0, 1, 300, 1000])
+def test_a_full_disk_is_said_and_leaves_whole_lines(tmp_path: Path, room: int) -> None:
+    path = tmp_path / "records.jsonl"
+    _append_many(str(path), 0, 3)
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    process = context.Process(target=_append_until_full, args=(str(path), room, results))
+    process.start()
+    written, message = results.get(timeout=30)
+    process.join(30)
+    assert "was not written" in message
+    assert path.read_bytes().endswith(b"\n")
+    assert [each.unix_time for each in read(path).records] == [0, 1, 2, *range(1000, 1000 + written)]
+    assert read(path).problems == []
 
 
 def test_records_of_a_newer_schema_are_left_alone(tmp_path: Path) -> None:
