@@ -1,4 +1,4 @@
-"""The engine's own tuner, MetaSchedule, on a model: `tune` searches until it is killed, `build` compiles with what it
+"""The engine's own tuner, MetaSchedule, on a model: `tune` makes a number of trials, `build` compiles with what it
 found. Processes of their own, started by `_tuner_metaschedule`."""
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ import targets
 from compiler.frontends.source import import_model
 
 _FILES = ("database_workload.json", "database_tuning_record.json")
-_TRIALS_A_ROUND = 32
-_NO_END = 1_000_000
+_TRIALS_A_ROUND = 16  # of a task; with more, the first round over all tasks of a CNN takes ten minutes
 
 
 def lowered(path: Path, shapes: Mapping[str, Any], target: Any) -> Any:
@@ -32,10 +31,11 @@ def lowered(path: Path, shapes: Mapping[str, Any], target: Any) -> Any:
         return relax.get_pipeline("zero")(mod)
 
 
-def tune(mod: Any, target: Any, folder: Path) -> None:
-    """Search until killed; every round's records are in the folder."""
+def tune(mod: Any, target: Any, folder: Path, trials: int) -> None:
+    """Search; the records are in the folder. It records a round of a task when it comes back to that task or ends, so
+    it is told when to end: one that is killed has recorded little, or nothing."""
     meta_schedule.relax_integration.tune_relax(
-        mod, {}, target, str(folder), max_trials_global=_NO_END, num_trials_per_iter=_TRIALS_A_ROUND, seed=1
+        mod, {}, target, str(folder), max_trials_global=trials, num_trials_per_iter=_TRIALS_A_ROUND, seed=1
     )
 
 
@@ -78,13 +78,14 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shapes", type=json.loads, required=True)
     parser.add_argument("--target", default="host")
+    parser.add_argument("--trials", type=int, default=0)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     target = targets.get(options.target).tvm_target()
     shapes = {name: tuple(shape) for name, shape in options.shapes.items()}
     mod = lowered(options.model, shapes, target)
     if options.step == "tune":
-        tune(mod, target, options.folder)
+        tune(mod, target, options.folder, options.trials)
     else:
         print(json.dumps({"records": build(mod, target, options.folder, options.output)}))
     return 0

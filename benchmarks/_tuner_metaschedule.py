@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,24 @@ from benchmarks._race import Entry, Result, race
 
 _ROUNDS = 5
 _ROUND_SECONDS = 2.0
+_OVERTIME = 1.25  # of the time for its trials
 _BUILD_SECONDS = 900.0
-_LIBRARY, _COUNTS = "metaschedule.so", "trials.json"
+_LIBRARY, _NOTES = "metaschedule.so", "steps.json"
 
 
 def compare(options: Any, console: Console) -> None:
     """Tune each model by both and print one table. A tuner that made nothing is said to, and left out."""
-    table = Table(title=f"after {options.seconds:.0f} s of search each; all cores, median of the rounds' medians")
-    for heading in ("model", "tuner", "trials", "ms", "shortest ms", "times as slow as ours", "largest difference"):
+    table = Table(title="all cores, median of the rounds' medians")
+    for heading in (
+        "model",
+        "tuner",
+        "trials",
+        "seconds",
+        "ms",
+        "shortest ms",
+        "times as slow as ours",
+        "largest difference",
+    ):
         table.add_column(heading, justify="left" if heading in ("model", "tuner") else "right")
     for name in options.models:
         task = task_of(name)
@@ -55,7 +66,7 @@ def _rows(task: Task, folder: Path, options: Any, console: Console) -> list[tupl
             console.print(f"{task.name}: MetaSchedule: {problem}; left out")
     if options.step not in ("all", "race"):
         return []
-    trials = _counts(folder)
+    notes = _notes(folder)
     entries = [
         Entry("tensorwright", _compiled(task, folder / "untuned.twm", options, False), variant="untuned"),
         Entry("tensorwright", _compiled(task, folder / "tuned.twm", options, True), variant="tuned"),
@@ -64,11 +75,11 @@ def _rows(task: Task, folder: Path, options: Any, console: Console) -> list[tupl
         entries.append(Entry("metaschedule", folder / _LIBRARY))
     threads = targets.get(options.target).machine.cores
     results = race(task, entries, threads, _ROUNDS, _ROUND_SECONDS)
-    return [_row(task, entry, trials, result, results[1]) for entry, result in zip(entries, results, strict=True)]
+    return [_row(task, entry, notes, result, results[1]) for entry, result in zip(entries, results, strict=True)]
 
 
 def _ours(task: Task, folder: Path, options: Any) -> None:
-    if "tuned" in _counts(folder):
+    if "tuned" in _notes(folder):
         return
     tuned = compiler.tune(
         str(task.path),
@@ -78,27 +89,30 @@ def _ours(task: Task, folder: Path, options: Any) -> None:
         records=folder / "records",
         timing=options.timing,
     )
-    _count(folder, "tuned", tuned.trials)
+    _note(folder, "tuned", trials=tuned.trials, seconds=tuned.seconds)
 
 
-def _counts(folder: Path) -> dict[str, str]:
-    """Trials by variant, of the steps that were made."""
-    path = folder / _COUNTS
-    return {"untuned": "0", **(json.loads(path.read_text()) if path.exists() else {})}
+def _notes(folder: Path) -> dict[str, dict[str, float]]:
+    """Trials and seconds by variant, of the steps that were made."""
+    path = folder / _NOTES
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _count(folder: Path, variant: str, trials: int) -> None:
-    (folder / _COUNTS).write_text(json.dumps({**_counts(folder), variant: str(trials)}))
+def _note(folder: Path, variant: str, **numbers: float) -> None:
+    notes = _notes(folder)
+    (folder / _NOTES).write_text(json.dumps({**notes, variant: {**notes.get(variant, {}), **numbers}}))
 
 
-def _row(task: Task, entry: Entry, trials: dict[str, str], result: Result, ours: Result) -> tuple[str, ...]:
+def _row(task: Task, entry: Entry, notes: dict[str, dict[str, float]], result: Result, ours: Result) -> tuple[str, ...]:
     seconds = result.seconds("median")
     difference = max(
         float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max() / max(np.abs(b).max(), 1e-30))
         for a, b in zip(result.outputs, ours.outputs, strict=True)
     )
     times = (f"{seconds * 1e3:.2f}", f"{result.seconds('best') * 1e3:.2f}", f"{seconds / ours.seconds('median'):.2f}")
-    return (task.name, entry.label, trials[entry.variant], *times, f"{difference:.1e}")
+    made = notes.get(entry.variant, {})
+    spent = (f"{made.get('trials', 0):.0f}", f"{made.get('seconds', 0):.0f}")
+    return (task.name, entry.label, *spent, *times, f"{difference:.1e}")
 
 
 def _compiled(task: Task, path: Path, options: Any, tuned: bool) -> Path:
@@ -118,15 +132,19 @@ def _metaschedule(task: Task, folder: Path, options: Any) -> str:
     command = [sys.executable, "-m", "benchmarks._metaschedule"]
     rest = [str(task.path), str(database), "--shapes", shapes, "--target", options.target]
     with log.open("wb") as output:
-        running = subprocess.Popen([*command, "tune", *rest], stdout=output, stderr=output, start_new_session=True)
+        began = time.monotonic()
+        tuning = [*command, "tune", *rest, "--trials", str(options.peer_trials)]
+        running = subprocess.Popen(tuning, stdout=output, stderr=output, start_new_session=True)
         try:
-            status = running.wait(options.seconds)
-            return f"its tuner ended by itself with status {status}: {_last_line(log)}"
+            status = running.wait(_OVERTIME * options.seconds)
+            if status:
+                return f"its tuner ended with status {status}: {_last_line(log)}"
         except subprocess.TimeoutExpired:
-            pass
+            return f"{options.peer_trials} trials take it longer than {_OVERTIME * options.seconds:.0f} s"
         finally:
             _end_all(running.pid)
             running.wait()
+        _note(folder, "", seconds=time.monotonic() - began)
     built = subprocess.run(
         [*command, "build", *rest, "--output", str(library)],
         capture_output=True,
@@ -140,7 +158,7 @@ def _metaschedule(task: Task, folder: Path, options: Any) -> str:
     if not records:
         library.unlink()
         return "it recorded nothing in that time"
-    _count(folder, "", records)
+    _note(folder, "", trials=records)
     return ""
 
 

@@ -68,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("--timing", default="auto", choices=("auto", "parallel", "serial"))
     rate.add_argument("--seconds", type=float, default=60.0)
     metaschedule.add_argument("--seconds", type=float, default=600.0, help="for each tuner and model")
+    metaschedule.add_argument(
+        "--peer-trials", type=int, default=448, help="trials of MetaSchedule: as many as it makes in that time"
+    )
     metaschedule.add_argument("--keep", help="a folder for what is made, to go on from")
     metaschedule.add_argument(
         "--step", default="all", choices=("all", "ours", "metaschedule", "race"), help="one alone; needs --keep"
@@ -183,18 +186,20 @@ def _transfer(options: Any, console: Console) -> None:
     import numpy as np
 
     table = Table(title="trials until 95 % of the best on record, mean over the seeds")
-    for heading in ("rule", "workload", "configs", "of them so good", "chance", "cold", "pre-trained"):
+    for heading in ("rule", "workload", "configs", "of them so good", "chance", "cold", "analytic", "pre-trained"):
         table.add_column(heading, justify="left" if heading in ("rule", "workload") else "right")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for row in _tuner_transfer.measure(Path(options.records), options.least, options.seeds, Path(folder)):
-            numbers = (f"{each:.1f}" for each in (row.chance, row.cold, row.pretrained))
+            numbers = (f"{each:.1f}" for each in (row.chance, row.cold, row.analytic, row.pretrained))
             table.add_row(row.rule, row.workload, str(row.configs), str(row.near), *numbers)
             rows.append(row)
     console.print(table)
     if rows:
+        trials = [(row.chance, row.cold, row.analytic, row.pretrained) for row in rows]
+        means = ", ".join(f"{each:.1f}" for each in np.mean(trials, axis=0))
         ratio = np.exp(np.mean([np.log(row.pretrained / row.cold) for row in rows]))
-        console.print(f"{len(rows)} tasks; pre-trained over cold, geometric mean: {ratio:.2f}")
+        console.print(f"{len(rows)} tasks, mean trials: {means}; pre-trained over cold, geometric mean: {ratio:.2f}")
 
 
 def _pretrain(options: Any, console: Console) -> None:

@@ -116,11 +116,11 @@ def compile(
     for line in schedule_failures(pipeline):
         report(line)
     report("build")
-    artifact = _packed(model, model_name(source), chosen, pipeline, threads, tuned)
+    artifact = packed(model, model_name(source), chosen, pipeline, threads, tuned)
     return _with_reference(artifact, model, chosen, options, reference_inputs, report)
 
 
-def _packed(
+def packed(
     model: ImportedModel,
     name: str,
     target: targets.Target,
@@ -234,7 +234,7 @@ def _host_module(model: ImportedModel, like: Artifact, options: Mapping[str, Any
     """The same model built for this machine."""
     host = _target_for("host", str(options["precision"]), 1)
     pipeline = run_pipeline(model.mod, PipelineContext(target=host, machine=host.machine, options=options))
-    return Module(_packed(model, like.manifest.model_name, host, pipeline, 1), threads=1)
+    return Module(packed(model, like.manifest.model_name, host, pipeline, 1), threads=1)
 
 
 def foreign_module(artifact: Artifact, target: targets.Target) -> ForeignModule:

@@ -85,10 +85,12 @@ def best(records: Sequence[Record]) -> Record | None:
         return None
     newest = max(measured, key=lambda record: (record.is_default, record.unix_time))
     measured = [record for record in measured if record.method == newest.method]
+    # In the model a kernel takes longer than alone: these times are comparable with each other alone.
+    in_model = [record for record in measured if record.in_model]
     # The fastest of many times taken once is the luckiest: where leaders were compared, one of them it is.
     compared = [record for record in measured if record.compared]
-    fastest = min(compared or measured, key=_seconds)
-    default = next((record for record in measured if record.is_default), None)
+    fastest = min(in_model or compared or measured, key=_seconds)
+    default = next((record for record in in_model or measured if record.is_default), None)
     if default is None or wins(fastest, default):
         return fastest
     return default
@@ -106,7 +108,8 @@ def best_against(records: Sequence[Record], default: Mapping[str, object]) -> Re
 def fastest_way(records: Sequence[Record | None]) -> int:
     """The place of the fastest of records of tasks that compute the same in different ways.
 
-    The first stays unless another beats it by more than chance; times taken by different methods are not compared.
+    The first stays unless another beats it by more than chance; times taken by different methods, or in the
+    model and alone, are not compared.
     """
     first = records[0]
     if first is None:
@@ -114,9 +117,13 @@ def fastest_way(records: Sequence[Record | None]) -> int:
     rivals = [
         (place, record)
         for place, record in enumerate(records)
-        if record is not None and record.method == first.method and wins(record, first, MIN_GAIN_OF_WAYS)
+        if record is not None and _comparable(record, first) and wins(record, first, MIN_GAIN_OF_WAYS)
     ]
     return min(rivals, key=lambda each: _seconds(each[1]))[0] if rivals else 0
+
+
+def _comparable(record: Record, other: Record) -> bool:
+    return record.method == other.method and record.in_model == other.in_model
 
 
 def as_of_today(record: Record, default: Mapping[str, object]) -> Record:

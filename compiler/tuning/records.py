@@ -57,6 +57,7 @@ class Record(_Line):
         spread: how far repeated measurements lay apart, as a share of `seconds`.
         is_default: the config is the rule's own default.
         compared: measured in turns with the default and other leaders, which says more than a time by itself.
+        in_model: measured as part of a model, beside the module without it; see `compiler.tuning.in_model`.
         device: where it ran.
         method: "parallel": timed on all cores; "serial": on one, and scaled by how evenly the tasks share out.
         unix_time: when, in seconds.
@@ -76,6 +77,7 @@ class Record(_Line):
     runs: int = 0
     is_default: bool = False
     compared: bool = False
+    in_model: bool = False
     device: str = "local"
     method: Literal["parallel", "serial"] = "parallel"
     unix_time: int = 0
@@ -164,8 +166,8 @@ def _parse(line: bytes) -> Record | TargetLine | int | None:
             return version
         if values.get("kind") != "target":
             return Record(**values)
-        line = TargetLine(**values)
-        return line if fingerprint(line.description) == line.target else None
+        target = TargetLine(**values)
+        return target if fingerprint(target.description) == target.target else None
     except (ValueError, TypeError, ValidationError, RecursionError):
         return None
 

@@ -12,7 +12,8 @@ from compiler.tuning.cost_models import CostModel, Sample, Subject
 from compiler.tuning.floor import floor_seconds, measure_peaks
 from compiler.tuning.measuring.lab import Lab, Trial
 from compiler.tuning.measuring.messages import Effort, Outcome
-from compiler.tuning.record_set import MIN_GAIN
+from compiler.tuning.measuring.statistics import spread, typical
+from compiler.tuning.record_set import MIN_GAIN, MIN_GAIN_OF_WAYS
 from compiler.tuning.records import Record, RecordWriter
 from compiler.tuning.search import Search, serves
 from compiler.tuning.state import TaskState
@@ -159,7 +160,7 @@ class Session:
         self._find_floors()
         self._search_all(limits)
         self._compare_leaders()
-        self._report("done", None)
+        self._report("searched", None)
 
     def _find_floors(self) -> None:
         """What no config can beat; a device that does not tell gets no floors, and the search stops by other signs."""
@@ -293,7 +294,38 @@ class Session:
         state.results[state.task.default] = default.seconds
         state.best = (chosen.config, chosen.seconds or default.seconds)
 
-    def _record(self, state: TaskState, outcome: Outcome, *, compared: bool = False) -> Record:
+    def announce(self, phase: str) -> None:
+        """Report what is being done now."""
+        self._report(phase, None)
+
+    def settle_in_model(self, untuned: Mapping[str, Sequence[float]], tuned: Mapping[str, Sequence[float]]) -> int:
+        """Take in what the kernels take in the model, by record key: of the untuned one, and of the one with what was
+        chosen. Choices that do not win there are given up; how many."""
+        lost = 0
+        for state in self.states:
+            chosen = state.fastest_way
+            changed = chosen is not state or (state.best is not None and state.best[0] != state.task.default)
+            if state.task.instead_of or not changed or state.task.key not in untuned or chosen.task.key not in tuned:
+                continue
+            assert chosen.best is not None
+            default = _summed_up(state.task.default, untuned[state.task.key])
+            challenger = _summed_up(chosen.best[0], tuned[chosen.task.key])
+            for each, outcome in ((state, default), (chosen, challenger)):
+                self._writer.append(self._record(each, outcome, compared=True, in_model=True))
+            least = MIN_GAIN if chosen is state else MIN_GAIN_OF_WAYS
+            margin = 1 + max(least, default.spread, challenger.spread)
+            before, after = default.seconds or 0.0, challenger.seconds or 0.0
+            wins = after * margin < before
+            lost += not wins
+            state.results[state.task.default] = before
+            state.best = (state.task.default, before)
+            if wins:
+                chosen.best = (challenger.config, after)
+            elif chosen is not state:
+                chosen.best = (challenger.config, max(before, after))
+        return lost
+
+    def _record(self, state: TaskState, outcome: Outcome, *, compared: bool = False, in_model: bool = False) -> Record:
         return Record(
             target=self._writer.target,
             rule=state.task.rule.name,
@@ -306,6 +338,7 @@ class Session:
             runs=outcome.runs,
             is_default=outcome.config == state.task.default,
             compared=compared,
+            in_model=in_model,
             device=self._device,
             method="serial" if self._lab.serial else "parallel",
             unix_time=int(time.time()),
@@ -327,6 +360,10 @@ class Session:
             progress.history.append((progress.seconds, progress.trials, now))
         progress.now = now
         self._notify(progress)
+
+
+def _summed_up(config: Config, samples: Sequence[float]) -> Outcome:
+    return Outcome(config, "ok", typical(samples), min(spread(samples), 9.99), len(samples))
 
 
 def _join_ways(states: Sequence[TaskState]) -> None:

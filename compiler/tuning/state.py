@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from compiler.tuning.record_set import MIN_GAIN_OF_WAYS
 from schedules.config import Config
 from schedules.machine import Machine
 
@@ -56,6 +57,12 @@ class TaskState:
     def fastest_seconds(self) -> float:
         """Of all ways to compute the same."""
         return min((way.best_seconds for way in self.ways), default=self.best_seconds)
+
+    @property
+    def fastest_way(self) -> TaskState:
+        """Of the ways to do what this task does; this one unless another is faster by more than chance."""
+        fastest = min(self.ways, key=lambda way: way.best_seconds, default=self)
+        return fastest if fastest.best_seconds * (1 + MIN_GAIN_OF_WAYS) < self.best_seconds else self
 
     @property
     def contested(self) -> bool:

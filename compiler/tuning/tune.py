@@ -12,9 +12,11 @@ import schedules.engine  # noqa: F401  (first, so that the engine loads without 
 import targets
 from compiler.driver import find_target
 from compiler.errors import OptionError
+from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes, import_model
 from compiler.tuning.cost_models import CostModel, cost_models
 from compiler.tuning.identity import target_description
+from compiler.tuning.in_model import Choices, measure_in_model
 from compiler.tuning.library import pretrained_model, read_current, user_folder
 from compiler.tuning.measuring.lab import Lab
 from compiler.tuning.measuring.runners import LOCAL, parse_device
@@ -22,9 +24,11 @@ from compiler.tuning.records import RecordWriter
 from compiler.tuning.search import searches
 from compiler.tuning.session import Limits, Progress, SearchCost, Session
 from compiler.tuning.tasks import Extracted, extract_tasks
+from schedules.rule import ScheduleRule
 
 DEFAULT_SECONDS = 600.0
 """Of searching, when the caller sets no limit."""
+_MOST_COMPARISONS = 3  # in the model: what takes the place of a choice that was given up is compared as well
 _OTHERS = 0.15  # share of the processors that other programs may use before times are taken on one core
 
 
@@ -73,6 +77,8 @@ class TuneResult:
         skipped: kernels that were not tuned, and why.
         interrupted: the user stopped it; what was measured is recorded.
         cost: trials, seconds and processor seconds of the search alone.
+        latency: seconds of a whole run of the model, untuned and tuned, measured in turns at the end; None where that
+            was not done (on other devices, and on a machine that others use) or nothing was won.
     """
 
     tasks: tuple[TaskResult, ...]
@@ -89,6 +95,7 @@ class TuneResult:
     problems: tuple[str, ...] = ()
     interrupted: bool = False
     cost: SearchCost = field(default_factory=SearchCost)
+    latency: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
@@ -135,6 +142,12 @@ def tune(
     """
     _check(trials, time_budget, timing, devices)
     chosen = find_target(target, threads)
+    own_rules = chosen.schedule_rules()
+    if own_rules is not None and all(type(rule).space is ScheduleRule.space for rule in own_rules):
+        raise OptionError(
+            f"nothing can be tuned for target {chosen.name!r}: the rules for its kernels have no knobs",
+            "compile without tuning",
+        )
     if LOCAL in devices and not chosen.fits_this_machine():
         raise OptionError(
             f"target {chosen.name!r} can not be measured here: it needs {', '.join(chosen.missing_features())}",
@@ -142,11 +155,6 @@ def tune(
         )
     model = import_model(source, shapes=shapes, constants=constants, example_inputs=example_inputs)
     extracted = extract_tasks(model.mod, chosen, {"precision": precision})
-    if chosen.schedule_rules() is not None and not any(task.tunable for task in extracted.tasks):
-        raise OptionError(
-            f"nothing can be tuned for target {chosen.name!r}: the rules for its kernels have no knobs",
-            "compile without tuning",
-        )
     folder = Path(records) if records is not None else user_folder()
     description = target_description(chosen)
     ranking = cost_model if not isinstance(cost_model, str) else _cost_model(cost_model, seed)
@@ -170,11 +178,31 @@ def tune(
         resumed = session.resume(earlier.records)
         session.problems += earlier.problems
         interrupted = False
+        latency = None
         try:
             session.run(limits)
+            if list(devices) == [LOCAL] and not serial:
+                latency = _settle_in_model(session, model, chosen, {"precision": precision}, threads)
         except KeyboardInterrupt:
             interrupted = True
-        return _result(session, extracted, writer.path, resumed, interrupted)
+        return _result(session, extracted, writer.path, resumed, interrupted, latency)
+
+
+def _settle_in_model(
+    session: Session, model: ImportedModel, target: targets.Target, options: Mapping[str, Any], threads: int | None
+) -> tuple[float, float] | None:
+    """Give up what does not win in the model; seconds of a run of it, untuned and tuned. None when nothing was won."""
+    latency = None
+    for _ in range(_MOST_COMPARISONS):
+        choices = Choices(session.states)
+        if not choices:
+            break
+        session.announce("compare in the model")
+        untuned, tuned = measure_in_model(model, target, options, choices, threads)
+        latency = untuned.latency, tuned.latency
+        if not session.settle_in_model(untuned.kernels, tuned.kernels):
+            return latency
+    return latency if Choices(session.states) else None
 
 
 def _check(trials: int | None, time_budget: float | None, timing: str, devices: Sequence[str]) -> None:
@@ -204,7 +232,14 @@ def _others_busy() -> bool:
     return psutil.cpu_percent(interval=0.7) / 100 > _OTHERS if (os.cpu_count() or 1) > 1 else False
 
 
-def _result(session: Session, extracted: Extracted, path: Path, resumed: int, interrupted: bool) -> TuneResult:
+def _result(
+    session: Session,
+    extracted: Extracted,
+    path: Path,
+    resumed: int,
+    interrupted: bool,
+    latency: tuple[float, float] | None,
+) -> TuneResult:
     tasks = []
     for state in session.states:
         best = state.best
@@ -242,4 +277,5 @@ def _result(session: Session, extracted: Extracted, path: Path, resumed: int, in
         tuple(session.problems),
         interrupted,
         session.cost,
+        latency,
     )

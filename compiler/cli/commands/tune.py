@@ -105,6 +105,16 @@ def _tune(
         _print(result)
 
 
+def _latency(result: Any) -> list[tuple[str, str]]:
+    """The line about whole runs, where they were measured."""
+    from compiler.profiling.formatting import format_seconds
+
+    if result.latency is None:
+        return []
+    before, after = result.latency
+    return [("a run", f"{format_seconds(before)} -> {format_seconds(after)} ({before / after:.2f} x)")]
+
+
 def _print(result: Any) -> None:
     from compiler.cli.output import print_facts, print_note, print_table
     from compiler.profiling.formatting import format_seconds
@@ -132,6 +142,7 @@ def _print(result: Any) -> None:
     print_facts(
         [
             ("kernels of a run", f"{format_seconds(result.before)} -> {format_seconds(result.after)} ({gain:.2f} x)"),
+            *_latency(result),
             ("trials", f"{result.trials} in {format_seconds(result.seconds)} ({rate:.1f}/s), {result.resumed} before"),
             ("timing", result.method),
             ("records", str(result.records)),

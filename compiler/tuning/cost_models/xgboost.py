@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.errors import MissingDependencyError
-from compiler.tuning.cost_models import Sample, Subject, cost_models
+from compiler.tuning.cost_models import CostModel, Sample, Subject, cost_models
 from compiler.tuning.cost_models.features import FEATURES_VERSION, NAMES, Featurizer
 from compiler.tuning.cost_models.roofline import RooflineModel
 from schedules.config import Config
@@ -49,9 +49,14 @@ def _xgboost() -> Any:
 
 @cost_models.register("xgboost")
 class XgboostModel:
-    """The main cost model. `pretrained`: a model file to start from, or None."""
+    """The main cost model.
 
-    def __init__(self, pretrained: str | Path | None = None, seed: int = 0) -> None:
+    Args:
+        pretrained: a model file to start from, or None.
+        start: what ranks before there is anything to learn from; the analytic model when None.
+    """
+
+    def __init__(self, pretrained: str | Path | None = None, seed: int = 0, start: CostModel | None = None) -> None:
         self._xgb = _xgboost()
         self._seed = seed
         self._base: Any = None
@@ -61,7 +66,7 @@ class XgboostModel:
             if booster.attr("features") == str(FEATURES_VERSION):
                 self._base = booster
         self._booster: Any = None
-        self._start = RooflineModel()
+        self._start: CostModel = start if start is not None else RooflineModel()
         self._featurizers: dict[str, Featurizer] = {}
         self._rows: dict[tuple[str, Config], list[float]] = {}
 

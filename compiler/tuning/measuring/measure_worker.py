@@ -34,8 +34,9 @@ _CLEAN = 0.02  # share of a sample that its threads may wait for processors
 _PAUSE_SECONDS = 1e-3
 _SAMPLE_SECONDS = 2e-4  # shorter kernels are run several times a sample: the clock and the call cost 1 us
 _SLOWER = 1.25  # of this much over the best so far, a few samples are proof enough
-# Weights are read from as many copies as the model's weights would fill, but of the last cache at most this many times.
-_CACHES_OF_COPIES = 1.5
+# Weights are read from as many copies as the model's weights would fill, but of the last cache at most this many times:
+# with twice as much and less it still answers a part.
+_CACHES_OF_COPIES = 3
 _MOST_COPIES = 512
 
 
@@ -95,8 +96,8 @@ class Measurer:
     def _copies(self, task: KernelTask) -> int:
         """Copies of the weights, so that between two uses of one as much is read as in the model."""
         own = sum(_nbytes(each) for each in task.arguments if each.is_constant)
-        most = min(task.constant_bytes, int(_CACHES_OF_COPIES * self._setup.l3_bytes))
-        return max(1, min(_MOST_COPIES, most // own)) if own else 1
+        wanted = min(task.constant_bytes, _CACHES_OF_COPIES * self._setup.l3_bytes)
+        return max(1, min(_MOST_COPIES, -(-wanted // own))) if own else 1
 
     def _reference(self, prepared: Prepared, library: bytes) -> Timing:
         try:

@@ -13,14 +13,20 @@ import compiler
 import targets
 from compiler.frontends.source import import_model
 from compiler.tuning.budget import expected_gain, reason_to_stop, seconds_of_model
+from compiler.tuning.cost_models.roofline import RooflineModel
 from compiler.tuning.identity import target_description
-from compiler.tuning.record_set import MIN_GAIN_OF_WAYS, fastest_way
+from compiler.tuning.in_model import Choices, measure_in_model
+from compiler.tuning.library import tuned_configs
+from compiler.tuning.measuring.messages import Outcome
+from compiler.tuning.record_set import MIN_GAIN_OF_WAYS, best, fastest_way
 from compiler.tuning.records import Record, RecordWriter
-from compiler.tuning.session import _join_ways
+from compiler.tuning.search.evolutionary import RandomSearch
+from compiler.tuning.session import Session, _join_ways
 from compiler.tuning.state import TaskState
 from compiler.tuning.tasks import Task, extract_tasks
 from schedules.config import Config
 from schedules.machine import Machine
+from schedules.ways import Way
 from tests.fuzz.tuning import convolution_model
 
 
@@ -106,3 +112,52 @@ def test_ways_count_once_and_a_slow_one_gets_no_trials() -> None:
     assert "another way is 3.3 times as fast" in reason_to_stop(far, 10.0)
     assert reason_to_stop(first, 10.0) == ""
     assert expected_gain(near) > expected_gain(first) > 0.0
+
+
+def test_what_loses_in_the_model_is_given_up(tasks: list[Task], tmp_path: Path) -> None:
+    """A way that is faster alone and slower in the model is not taken, by the session and by its records."""
+    target = targets.get("host", cores=1)
+    ways = [task for task in tasks if task.rule.name.startswith("conv")]
+    with RecordWriter.in_folder(tmp_path, target_description(target)) as writer:
+        lab: Any = SimpleNamespace(serial=False)
+        session = Session(target, ways, lab, writer, RooflineModel(), RandomSearch())
+        first = next(each for each in session.states if not each.task.instead_of)
+        other = next(each for each in session.states if each.task.instead_of)
+        for each, seconds in ((first, 2e-5), (other, 1e-5)):
+            each.note(each.task.default, seconds)
+            writer.append(session._record(each, Outcome(each.task.default, seconds=seconds), compared=True))
+        choices = Choices(session.states)
+        assert choices.ways == {first.task.key: other.task.key}
+        places = [Way(each.task.rule.name, each.task.workload) for each in (first, other)]
+        assert choices.choose(places) == 1
+        assert tuned_configs(target, writer.path).choose(places) == 1
+        untuned, tuned = {first.task.key: [3e-5] * 5}, {other.task.key: [4e-5] * 5}
+        assert session.settle_in_model(untuned, tuned) == 1
+        assert first.best == (first.task.default, 3e-5)
+        assert not Choices(session.states)
+        assert tuned_configs(target, writer.path).choose(places) == 0
+        assert session.settle_in_model(untuned, tuned) == 0
+
+
+def test_times_of_the_model_are_compared_with_each_other_alone() -> None:
+    alone = [record(1e-5, is_default=True), record(0.9e-5, config={"x": 1})]
+    in_model = [record(3e-5, is_default=True, in_model=True), record(2e-5, config={"x": 1}, in_model=True)]
+    chosen = best([*alone, *in_model])
+    assert chosen is in_model[1]
+    assert fastest_way([in_model[0], alone[1]]) == 0
+
+
+def test_kernels_are_timed_in_the_model(tasks: list[Task]) -> None:
+    """Both modules run, and their kernels are known by the keys of their records."""
+    target = targets.get("host", cores=1)
+    session = Session(target, tasks, SimpleNamespace(serial=False), None, RooflineModel(), RandomSearch())  # type: ignore[arg-type]
+    for each in session.states:
+        each.note(each.task.default, 1e-5 if each.task.instead_of else 2e-5)
+    choices = Choices(session.states)
+    (first, other) = next(iter(choices.ways.items()))
+    model = import_model(convolution_model(stride=1))
+    untuned, tuned = measure_in_model(model, target, {"precision": "float32"}, choices, 1)
+    assert first in untuned.kernels
+    assert first not in tuned.kernels
+    assert other in tuned.kernels
+    assert all(0.0 < seconds < untuned.latency for seconds in untuned.kernels[first])
