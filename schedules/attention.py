@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from schedules.attention_compute import ADJUSTED, ATTENTION, PRODUCT, RESULT, SCORES, guarded_quotient
+from schedules.attention_compute import ADJUSTED, ATTENTION, OPERANDS, PRODUCT, RESULT, SCORES, guarded_quotient
+from schedules.attention_pairs import Operand, Pairs, narrowed_rows
+from schedules.bf16_dot import dot
 from schedules.config import Config, ConfigSpace
 from schedules.conv_workload import KIND
 from schedules.emit import build_function
@@ -17,6 +19,7 @@ from schedules.errors import NotScheduledError
 from schedules.expression import index, map_loads, substitute
 from schedules.kernel import Axis, Kernel, Stage, dtype_of, shape_of
 from schedules.machine import Machine
+from schedules.nest import expression
 from schedules.parallel import MIN_PARALLEL_WORK, Extent, loops, pays_off, repeat
 from schedules.register_tile import RegisterTile
 from schedules.rule import ScheduleRule, Workload
@@ -25,6 +28,8 @@ from schedules.tir import tirx
 
 Expr = Any
 Stmt = Any
+
+_LEAST_QUERIES = 16  # that make up for rounding the keys and values
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Attention(ScheduleRule):
         batch = 1
         for size in lead:
             batch *= size
-        return AttentionWorkload(batch, queries, keys, depth, columns, "float32")
+        return AttentionWorkload(batch, queries, keys, depth, columns, "bfloat16" if parts.narrow else "float32")
 
     def space(self, workload: AttentionWorkload, machine: Machine) -> ConfigSpace:
         return ConfigSpace({"rows": tuple(range(1, self._most_rows(machine) + 1))})
@@ -101,6 +106,14 @@ class _Parts:
     result: Any
     adjusted: Stage
     guarded: bool
+    rounds: bool
+
+    @property
+    def narrow(self) -> bool:
+        """Whether products run on pairs of bfloat16: where they may, and enough queries share the pairs."""
+        queries, depth = shape_of(self.query)[-2:]
+        sizes = queries, depth, *shape_of(self.value)[-2:]
+        return self.rounds and all(isinstance(size, int) for size in sizes) and queries >= _LEAST_QUERIES
 
     @classmethod
     def of(cls, stages: dict[str, Stage]) -> _Parts:
@@ -110,7 +123,9 @@ class _Parts:
         assert scores is not None
         assert result is not None
         guarded = isinstance(result.value, tirx.Select)
-        return cls(product[0], product[1], weighted[1], scores.buffer, result.buffer, stages[ADJUSTED], guarded)
+        rounds = str(stages[SCORES].annotations.get(OPERANDS)) == "bfloat16"
+        buffers = product[0], product[1], weighted[1], scores.buffer, result.buffer
+        return cls(*buffers, stages[ADJUSTED], guarded, rounds)
 
 
 def _operands(stage: Stage) -> list[Any]:
@@ -128,6 +143,8 @@ class _Writer:
         self.lanes = machine.lanes("float32")
         *self.lead, self.queries, self.depth = shape_of(parts.query)
         self.keys, self.columns = shape_of(parts.value)[-2:]
+        self.key_pairs = Pairs.of(parts.key) if parts.narrow else None
+        self.value_pairs = Pairs.of(parts.value) if parts.narrow else None
 
     def code(self) -> Stmt:
         """Tasks over the leading dimensions and blocks of queries; what is left of queries in a block of its own."""
@@ -135,7 +152,8 @@ class _Writer:
         for extent in (*self.lead, self.queries, self.keys):
             amount = amount * extent
         threads = pays_off(amount, self.machine, MIN_PARALLEL_WORK * self.lanes // 4)
-        parts = []
+        rounded = [each for each in (self.key_pairs, self.value_pairs) if each is not None]
+        parts = [statement for each in rounded for statement in each.made(self.machine)]
         for start, count, rows in self._blocks():
 
             def task(values: list[Expr], start: Any = start, rows: int = rows) -> Stmt:
@@ -161,14 +179,46 @@ class _Writer:
         largest = tirx.decl_buffer([rows], "float32", "largest", layout=None)
         totals = tirx.decl_buffer([rows], "float32", "totals", layout=None)
         statements = [tirx.AllocBuffer(each) for each in (scores, largest, totals)]
+
+        def query(i: Any, k: Expr) -> Expr:
+            return tirx.BufferLoad(self.parts.query, [*lead, row + i, k])
+
+        def power(i: Any, k: Expr) -> Expr:
+            return tirx.BufferLoad(scores, [expression(i), k])
+
+        queries: Operand = query
+        powers: Operand = power
+        if self.key_pairs is not None:
+            made, queries = narrowed_rows("queries", rows, self.depth, query, self.lanes)
+            statements += made
         statements.append(
-            self._over_panels(self.keys, lambda at, width: self._scores(lead, row, rows, at, width, scores))
+            self._over_panels(self.keys, lambda at, width: self._scores(lead, row, rows, at, width, scores, queries))
         )
-        statements += self._softmax(lead, row, rows, scores, largest, totals)
+        statements += self._softmax(rows, scores, largest, totals)
+        if self.value_pairs is not None:
+            made, powers = narrowed_rows("weights", rows, self.keys, power, self.lanes)
+            statements += made
         statements.append(
-            self._over_panels(self.columns, lambda at, width: self._values(lead, row, rows, at, width, scores, totals))
+            self._over_panels(self.columns, lambda at, width: self._values(lead, row, rows, at, width, powers, totals))
         )
         return in_sequence(statements)
+
+    def _tile(
+        self, rows: int, width: int, a: Operand, b: Any, pairs: Pairs | None, lead: list[Expr], at: Expr, end: Any
+    ) -> Stmt:
+        """A tile of a . b, b from column `at` on (of its pairs where there are any), and what `end(tile)` makes."""
+        combine = (lambda total, a, b: total + a * b) if pairs is None else dot
+        tile = RegisterTile(rows, width, self.lanes, "float32", combine)
+        source = b if pairs is None else pairs.words
+        depth = shape_of(source)[-2]
+        code = tile.code(
+            depth,
+            a,
+            lambda k, column: tirx.BufferLoad(source, [*lead, k, at + column]),
+            lambda i, column: tirx.FloatImm("float32", 0.0),
+            end(tile),
+        )
+        return in_sequence(code)
 
     def _over_panels(self, columns: Any, tile: Any) -> Stmt:
         """Panels of two vectors; then what is left, in vectors and single columns when that is not known."""
@@ -184,24 +234,17 @@ class _Writer:
             done = done + count * width
         return in_sequence(parts)
 
-    def _scores(self, lead: list[Expr], row: Expr, rows: int, at: Expr, width: int, scores: Any) -> Stmt:
+    def _scores(self, lead: list[Expr], row: Expr, rows: int, at: Expr, width: int, scores: Any, a: Operand) -> Stmt:
         """A tile of query . key, adjusted (scaled, masked) as it is stored."""
-        parts = self.parts
-        tile = RegisterTile(rows, width, self.lanes, "float32")
 
-        def store(i: int, place: Expr, column: Expr) -> Stmt:
-            value = self._adjusted(tile.sum(i, place), [*lead, row + i, at + column])
-            return tirx.BufferStore(scores, value, [index(i), at + column])
+        def end(tile: RegisterTile) -> list[Stmt]:
+            def store(i: int, place: Expr, column: Expr) -> Stmt:
+                value = self._adjusted(tile.sum(i, place), [*lead, row + i, at + column])
+                return tirx.BufferStore(scores, value, [index(i), at + column])
 
-        return in_sequence(
-            tile.code(
-                self.depth,
-                lambda i, k: tirx.BufferLoad(parts.query, [*lead, row + i, k]),
-                lambda k, column: tirx.BufferLoad(parts.key, [*lead, k, at + column]),
-                lambda i, column: tirx.FloatImm("float32", 0.0),
-                tile.each(store),
-            )
-        )
+            return tile.each(store)
+
+        return self._tile(rows, width, a, self.parts.key, self.key_pairs, lead, at, end)
 
     def _adjusted(self, score: Expr, place: list[Expr]) -> Expr:
         stage = self.parts.adjusted
@@ -216,7 +259,7 @@ class _Writer:
         value = map_loads(stage.store.value, lambda load: score if load.source.same_as(self.parts.scores) else None)
         return substitute(value, variables)
 
-    def _softmax(self, lead: list[Expr], row: Expr, rows: int, scores: Any, largest: Any, totals: Any) -> list[Stmt]:
+    def _softmax(self, rows: int, scores: Any, largest: Any, totals: Any) -> list[Stmt]:
         """The largest of each row, then powers in place and their sums."""
         i, j = tirx.Var("i", "int64"), tirx.Var("j", "int64")
         row_axis = Axis(i, rows)
@@ -241,22 +284,16 @@ class _Writer:
         )
         return [stage_code(stage, self.machine, parallel=False) for stage in (most, powers, sums)]
 
-    def _values(self, lead: list[Expr], row: Expr, rows: int, at: Expr, width: int, scores: Any, totals: Any) -> Stmt:
+    def _values(self, lead: list[Expr], row: Expr, rows: int, at: Expr, width: int, a: Operand, totals: Any) -> Stmt:
         """A tile of powers . values, divided by the sums as it is stored."""
         parts = self.parts
-        tile = RegisterTile(rows, width, self.lanes, "float32")
 
-        def store(i: int, place: Expr, column: Expr) -> Stmt:
-            value, total = tile.sum(i, place), tirx.BufferLoad(totals, [index(i)])
-            value = guarded_quotient(value, total) if parts.guarded else value / total
-            return tirx.BufferStore(parts.result, value, [*lead, row + i, at + column])
+        def end(tile: RegisterTile) -> list[Stmt]:
+            def store(i: int, place: Expr, column: Expr) -> Stmt:
+                value, total = tile.sum(i, place), tirx.BufferLoad(totals, [index(i)])
+                value = guarded_quotient(value, total) if parts.guarded else value / total
+                return tirx.BufferStore(parts.result, value, [*lead, row + i, at + column])
 
-        return in_sequence(
-            tile.code(
-                self.keys,
-                lambda i, k: tirx.BufferLoad(scores, [index(i), k]),
-                lambda k, column: tirx.BufferLoad(parts.value, [*lead, k, at + column]),
-                lambda i, column: tirx.FloatImm("float32", 0.0),
-                tile.each(store),
-            )
-        )
+            return tile.each(store)
+
+        return self._tile(rows, width, a, parts.value, self.value_pairs, lead, at, end)

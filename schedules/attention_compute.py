@@ -16,6 +16,7 @@ Expr = Any
 Score = Callable[[Expr, tuple[Expr, ...]], Expr]
 
 ATTENTION = "attention"
+OPERANDS = "tensorwright.operands"  # block attribute: the type that products may round their operands to
 SCORES, ADJUSTED, LARGEST, POWERS, TOTAL, PRODUCT, RESULT = (
     "attention_scores",
     "attention_adjusted",
@@ -31,16 +32,18 @@ def _axis(extent: Any, name: str) -> Any:
     return te.reduce_axis((tirx.IntImm("int64", 0), extent), name=name)
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, score: Score, *, guarded: bool = False) -> Tensor:
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, score: Score, *, guarded: bool = False, operands: str = "float32"
+) -> Tensor:
     """softmax over keys of `score(query . key)`, times value.
 
     Shapes: query (..., queries, depth), key (..., depth, keys), value (..., keys, columns) with the same leading
     dimensions; returns (..., queries, columns). `guarded`: weights that are NaN count as 0; they are so in whole rows,
-    as where all keys are masked by -inf.
+    as where all keys are masked by -inf. `operands` is "float32", or "bfloat16" where products may round to it.
     """
     *lead, queries, depth = query.shape
     keys, columns = key.shape[-1], value.shape[-1]
-    attrs = {KIND: ATTENTION}
+    attrs = {KIND: ATTENTION, OPERANDS: operands}
     rows, grid = [*lead, queries], [*lead, queries, keys]
     d, k, total, s = _axis(depth, "d"), _axis(keys, "k"), _axis(keys, "t"), _axis(keys, "s")
     scores = te.compute(

@@ -31,7 +31,8 @@ def fuse_attention(mod: IRModule, context: PipelineContext) -> IRModule:
     """Does nothing without a machine: the kernel is only fast when scheduled."""
     if context.machine is None:
         return mod
-    fuser = _Fuser(mod)
+    narrow = context.machine.bf16_dot_product and context.option("precision", "float32") == "bf16"
+    fuser = _Fuser(mod, "bfloat16" if narrow else "float32")
     for variable, function in rewritable_functions(mod):
         fuser.rewrite(variable, function)
     return relax.transform.DeadCodeElimination()(fuser.builder_.get()) if fuser.count else mod
@@ -57,8 +58,9 @@ class _Match:
 
 @mutator
 class _Fuser(PyExprMutator):
-    def __init__(self, mod: IRModule) -> None:
+    def __init__(self, mod: IRModule, operands: str) -> None:
         super().__init__(mod)
+        self._operands = operands
         self.count = 0
         self._definitions: Any = {}
         self._uses: dict[Any, int] = {}
@@ -88,7 +90,7 @@ class _Fuser(PyExprMutator):
                     raw = step.apply(raw, operand)
                 return raw
 
-            return attention(query, key, value, score, guarded=found.guarded)
+            return attention(query, key, value, score, guarded=found.guarded, operands=self._operands)
 
         return self.builder_.call_te(
             compute, *operands, primfunc_name_hint="attention", primfunc_attrs={"op_pattern": OPAQUE}

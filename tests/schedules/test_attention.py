@@ -18,17 +18,17 @@ EXTENTS = st.sampled_from([1, 2, 7, 16, 19, 33, 40])
 SCALE = 0.25
 
 
-def build(with_mask: bool) -> Build:
+def build(with_mask: bool, operands: str = "float32") -> Build:
     def compute(query: Any, key: Any, value: Any, *mask: Any) -> Any:
         def score(raw: Any, at: tuple[Any, ...]) -> Any:
             scaled = raw * tirx.FloatImm("float32", SCALE)
             zero = tirx.IntImm("int64", 0)
             return scaled + mask[0][at[0], zero, zero, at[-1]] if with_mask else scaled
 
-        return attention(query, key, value, score)
+        return attention(query, key, value, score, operands=operands)
 
-    def make(builder: Any, *operands: Any) -> Any:
-        call = builder.call_te(compute, *operands, primfunc_name_hint="attention", primfunc_attrs={"op_pattern": 8})
+    def make(builder: Any, *given: Any) -> Any:
+        call = builder.call_te(compute, *given, primfunc_name_hint="attention", primfunc_attrs={"op_pattern": 8})
         return builder.emit(call)
 
     return make
@@ -83,3 +83,21 @@ def test_symbolic_sequences(target: str) -> None:
         operands = [normal((1, 2, queries, 16)), normal((1, 2, 16, keys), 1), normal((1, 2, keys, 16), 2)]
         result = machine["main"](*[tvm.runtime.tensor(each) for each in operands]).numpy()
         np.testing.assert_allclose(result, exact(*operands), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", runnable())
+@settings(max_examples=8, deadline=None)
+@given(queries=st.sampled_from([16, 19, 33]), keys=EXTENTS, depth=EXTENTS, columns=EXTENTS, masked=st.booleans())
+def test_bfloat16_operands(target: str, queries: int, keys: int, depth: int, columns: int, masked: bool) -> None:
+    operands = [
+        normal((2, 3, queries, depth)),
+        normal((2, 3, depth, keys), 1),
+        normal((2, 3, keys, columns), 2),
+    ]
+    if masked:
+        operands.append(normal((2, 1, 1, keys), 3))
+    result = evaluate(build(masked, "bfloat16"), operands, target, "attention")
+    wanted = exact(*operands)
+    # A bfloat16 keeps 8 bits: scores are off by some 2^-8 of the sum of their terms' sizes, results likewise.
+    np.testing.assert_allclose(result, wanted, atol=0.06, rtol=0)
+    assert np.sqrt(np.mean((result - wanted) ** 2)) < 0.008

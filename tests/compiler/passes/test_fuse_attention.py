@@ -57,6 +57,18 @@ def test_attention_becomes_one_kernel(scale: str, mask: bool) -> None:
     np.testing.assert_allclose(run(after), run(before), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("precision", "features", "rounds"),
+    [("bf16", ("avx512bf16",), True), ("bf16", (), False), ("float32", ("avx512bf16",), False)],
+)
+def test_products_may_round_where_bfloat16_is_fast_and_asked_for(
+    precision: str, features: tuple[str, ...], rounds: bool
+) -> None:
+    machine = Machine(vector_bits=512, features=frozenset(features))
+    after = fuse_attention(build(), PipelineContext(machine=machine, options={"precision": precision}))
+    assert ("bfloat16" in after["attention"].script()) is rounds
+
+
 def guarded(*, keep: bool = False) -> tvm.IRModule:
     """As torch writes it: rows in which every key is masked have weights of 0 in place of NaN."""
     builder = relax.BlockBuilder()
