@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,15 @@ class Target(ABC):
         machine: what the schedules need to know.
         quantized_everywhere: its accelerator computes in 8-bit integers only, so quantizing a model for it rounds
             every tensor, to int8.
+        integer_operators: what else than products, moves and elementwise operators it then computes in integers: names
+            as the engine has them, and "kernel." before those of kernels.
     """
 
     name: str
     description: str
     machine: Machine
     quantized_everywhere: bool = False
+    integer_operators: frozenset[str] = frozenset()
     lifts_workspaces: bool = False
     """Whether buffers that a kernel's launches hand to each other are tensors of the module."""
 
@@ -98,6 +101,20 @@ class Target(ABC):
         except TargetError as error:
             return f"no: {error.message.rpartition(': ')[2]}"
         return f"under {Path(command[0]).name}" if command else "natively"
+
+    def c_sources(self, title: str, details: Mapping[str, Any], parameters: Iterable[Any]) -> dict[str, str] | None:
+        """For a device without an operating system: C sources of a module by file name, in place of its libraries and
+        programs. None where the device runs modules.
+
+        Args:
+            title: of the model.
+            details: what the passes reported, as in the manifest.
+            parameters: the module's arrays.
+
+        Raises:
+            TargetError: the module is none that sources can be made of.
+        """
+        return None
 
     def partition_passes(self) -> Sequence[Any]:
         """Graph passes of the phase "partition", in order: each a function of an IRModule that gives the module back

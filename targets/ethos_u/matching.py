@@ -13,7 +13,7 @@ from targets.ethos_u.accelerators import Accelerator
 from targets.ethos_u.operators.registry import matcher, takes_bias
 from targets.ethos_u.operators.table import clip_limits, table
 from targets.ethos_u.steps import Array, Quantized, Result, Step, Unsupported
-from targets.ethos_u.view import View, operator_name
+from targets.ethos_u.view import View, operator_name, registered_name
 
 
 def match(view: View, variable: Any, quantize: Any, accelerator: Accelerator) -> Step | None:
@@ -34,7 +34,7 @@ def match(view: View, variable: Any, quantize: Any, accelerator: Accelerator) ->
     core, bias = _without_bias(view, expr)
     result = replace(result, low=low, high=high)
     call = view.definition(core)
-    found = matcher(operator_name(call) or "")
+    found = matcher(registered_name(call))
     if found is None:
         raise Unsupported("the accelerator has no such operator")
     return found(view, call, replace(result, bias=bias))
@@ -94,6 +94,6 @@ def _without_bias(view: View, expr: Any) -> tuple[Any, Array | None]:
     for core, other in ((added.args[0], added.args[1]), (added.args[1], added.args[0])):
         bias = view.number(other)
         call = view.definition(core)
-        if bias is not None and takes_bias(operator_name(call) or "") and view.used_once(core):
+        if bias is not None and takes_bias(registered_name(call)) and view.used_once(core):
             return core, bias
     return expr, None

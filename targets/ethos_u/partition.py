@@ -12,6 +12,7 @@ from tvm import relax
 
 from targets.errors import TargetError, ToolchainMissing
 from targets.ethos_u.accelerators import Accelerator
+from targets.ethos_u.layout import channels_first, channels_last
 from targets.ethos_u.matching import match, operator_of
 from targets.ethos_u.report import partition_report
 from targets.ethos_u.runtime import FUNCTION
@@ -19,9 +20,8 @@ from targets.ethos_u.segments import Port, Schedule, Segment, one_segment, sched
 from targets.ethos_u.steps import Step, Unsupported
 from targets.ethos_u.vela import Compiled, compile_graph, require
 from targets.ethos_u.view import View, operator_name
+from targets.splitting import slices_for_splits
 
-_LAST = (0, 2, 3, 1)
-_FIRST = (0, 3, 1, 2)
 _PRODUCTS = ("relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d", "relax.nn.conv2d_transpose", "relax.matmul")
 
 
@@ -69,17 +69,19 @@ def _unquantized(view: View, call: Any) -> str | None:
 def claim(mod: tvm.IRModule, context: Any, accelerator: Accelerator) -> tvm.IRModule:
     """A graph pass: what `accelerator` can run becomes calls of it."""
     require()
-    function = mod["main"]
-    view = View(function)
+    mod = slices_for_splits(mod)
+    view = View(mod)
     found = find(view, accelerator)
-    plan, compiled = _compiled(view, found, function.body.body, accelerator)
+    plan, compiled = _compiled(view, found, view.results, accelerator)
     steps = {step.output.variable: step for part in plan.parts.values() for step in part.steps}
     left = [value for variable, value in view.bindings if variable in plan.levels]
-    report = partition_report(view, steps, found.refused, left, list(compiled.values()), accelerator)
+    report = partition_report(
+        view, steps, found.refused, left, list(plan.parts.values()), list(compiled.values()), accelerator
+    )
     context.reports["partition"] = report
     if not compiled:
         return mod
-    rewritten = _Rewriter(mod, plan, compiled).rewrite(function)
+    rewritten = _Rewriter(mod, plan, compiled).rewrite(mod["main"])
     mod = tvm.IRModule({**mod.functions, mod.get_global_var("main"): rewritten}, attrs=mod.attrs)
     return relax.transform.DeadCodeElimination(["main"])(relax.transform.Normalize()(mod))
 
@@ -163,11 +165,11 @@ class _Rewriter:
         if port.tensor.unsigned:
             wide = self._emit(relax.op.astype(value, "int32"))
             value = self._emit(relax.op.astype(self._emit(relax.op.subtract(wide, relax.const(128, "int32"))), "int8"))
-        return self._emit(relax.op.permute_dims(value, _LAST)) if port.last else value
+        return self._emit(relax.op.permute_dims(value, channels_last(len(port.shape)))) if port.last else value
 
     def _give(self, port: Port, value: Any) -> None:
         """Bind the model's own variable."""
-        expr = relax.op.permute_dims(value, _FIRST) if port.last else value
+        expr = relax.op.permute_dims(value, channels_first(len(port.shape))) if port.last else value
         if port.tensor.unsigned:
             wide = self._emit(relax.op.astype(self._emit(expr), "int32"))
             expr = relax.op.astype(self._emit(relax.op.add(wide, relax.const(128, "int32"))), "uint8")

@@ -81,3 +81,9 @@ class Program:
 
 def _places(entries: Sequence[dict[str, int]]) -> tuple[Place, ...]:
     return tuple(Place(**entry) for entry in entries)
+
+
+def is_program(array: Any) -> bool:
+    """Whether an array of a module holds a program."""
+    values = np.asarray(array)
+    return values.dtype == np.uint8 and values.ndim == 1 and values[: len(_MAGIC)].tobytes() == _MAGIC

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from targets.ethos_u.accelerators import Accelerator
+from targets.ethos_u.segments import Port, Segment
 from targets.ethos_u.steps import Step
 from targets.ethos_u.vela import Compiled
-from targets.ethos_u.view import View, operator_name
+from targets.ethos_u.view import View, operator_name, registered_name
 
 _LINES = 8  # layers that the summary shows
 _NOT_COUNTED = ("relax.quantize", "relax.dequantize")
@@ -21,10 +22,12 @@ def partition_report(
     steps: Mapping[Any, Step],
     refused: Sequence[tuple[str, str]],
     left: Sequence[Any],
+    parts: Sequence[Segment],
     compiled: Sequence[Compiled],
     accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """The report of the partition pass; `left` are the calls that stay on the processor.
+    """The report of the partition pass; `left` are the calls that stay on the processor. Where all is one segment,
+    "tensors" are its inputs and outputs in their order, as the accelerator has them.
 
     Vela's numbers are estimates of its model of the hardware, and its documentation asks not to compare them across
     accelerators.
@@ -48,13 +51,47 @@ def partition_report(
     }
     if compiled:
         report["estimate"] = _estimate(compiled, accelerator)
+    if len(parts) == 1 and not beside and (tensors := _tensors(view, parts[0])) is not None:
+        report["tensors"] = tensors
     return {**report, "summary": _summary(report)}
+
+
+def _tensors(view: View, part: Segment) -> dict[str, list[dict[str, Any]]] | None:
+    """What goes in and out of a segment, or None where that is not just the model's inputs and outputs, rounded."""
+    inputs, outputs = [], []
+    results = getattr(view.definition(view.results), "fields", [view.results])
+    for port in part.inputs:
+        quantize = view.call(port.tensor.variable, "relax.quantize")
+        if quantize is None or quantize.args[0] not in view.parameters:
+            return None
+        inputs.append(_tensor(str(quantize.args[0].name), port))
+    for port in part.outputs:
+        numbers = [
+            number
+            for number, each in enumerate(results)
+            if (found := view.call(each, "relax.dequantize")) is not None and found.args[0] == port.tensor.variable
+        ]
+        if not numbers:
+            return None
+        outputs.append(_tensor(f"output {numbers[0]}", port))
+    return {"inputs": inputs, "outputs": outputs} if len(outputs) == len(results) else None
+
+
+def _tensor(name: str, port: Port) -> dict[str, Any]:
+    tensor = port.tensor
+    return {
+        "name": name,
+        "shape": list(port.shape),
+        "channels": "last" if port.last else "as in the model",
+        "scale": tensor.scale,
+        "zero": tensor.zero,
+    }
 
 
 def _names(left: Sequence[Any]) -> list[str]:
     """The operators among what the processor computes; what only changes between integers and floats is none."""
-    names = [operator_name(value) for value in left]
-    return [name.removeprefix("relax.") for name in names if name is not None and name not in _NOT_COUNTED]
+    names = [registered_name(value) for value in left]
+    return [name.removeprefix("relax.").removeprefix("kernel.") for name in names if name and name not in _NOT_COUNTED]
 
 
 def _summary(report: Mapping[str, Any]) -> list[str]:

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from targets.ethos_u.layout import channels_last
 from targets.ethos_u.steps import Emitter, Quantized, Step, Value
 from targets.ethos_u.view import View, variables
-
-_LAST = (0, 2, 3, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +21,8 @@ class Port:
     @property
     def shape(self) -> tuple[int, ...]:
         """As the accelerator has it."""
-        return tuple(self.tensor.shape[axis] for axis in _LAST) if self.last else self.tensor.shape
+        shape = self.tensor.shape
+        return tuple(shape[axis] for axis in channels_last(len(shape))) if self.last else shape
 
 
 @dataclass(frozen=True, eq=False)

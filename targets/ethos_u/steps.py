@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from targets.ethos_u.accelerators import Accelerator
+from targets.ethos_u.layout import channels_first, channels_last
 from targets.ethos_u.tosa import Shape, Tensor, TosaGraph
 
 Array = np.ndarray[Any, Any]
-_LAST = (0, 2, 3, 1)
-_FIRST = (0, 3, 1, 2)
 
 
 class Unsupported(Exception):  # noqa: N818  (a verdict on an operator, caught by the partitioner, not an error)
@@ -44,10 +44,14 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor on the accelerator. `last` says that a rank-4 tensor lies with its channels last (N, H, W, C)."""
+    """A tensor on the accelerator. `last` says that it lies with its channels last (N, H, W, C)."""
 
     tensor: Tensor
     last: bool
+
+    def place(self, axis: int) -> int:
+        """Where an axis of the model lies."""
+        return channels_first(len(self.tensor.shape))[axis] if self.last else axis
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +83,11 @@ class Result:
     bias: Array | None
     accelerator: Accelerator
 
+    def integers(self, numbers: Array) -> Array:
+        """Numbers as int8 of the result."""
+        steps = np.rint(numbers / self.output.scale) + self.output.zero
+        return np.clip(steps, self.low, self.high).astype(np.int8)
+
 
 class Emitter:
     """Writes steps into a TOSA graph and keeps account of layouts."""
@@ -87,21 +96,53 @@ class Emitter:
         self.graph = TosaGraph()
 
     def last(self, value: Value) -> Tensor:
-        """A rank-4 tensor with its channels last."""
-        return value.tensor if value.last else self.graph.transpose(value.tensor, _LAST)
+        """A tensor of three axes or more with its channels last."""
+        x = value.tensor
+        return x if value.last else self.graph.transpose(x, channels_last(len(x.shape)))
 
     def first(self, value: Value) -> Tensor:
         """The tensor with its axes as in the model."""
-        return self.graph.transpose(value.tensor, _FIRST) if value.last else value.tensor
+        x = value.tensor
+        return self.graph.transpose(x, channels_first(len(x.shape))) if value.last else x
 
     def made(self, tensor: Tensor, last: bool = True) -> Value:
         """The result of a step."""
-        return Value(tensor, last and len(tensor.shape) == 4)
+        return Value(tensor, last and len(tensor.shape) >= 3)
 
     def together(self, values: Sequence[Value]) -> tuple[list[Tensor], bool]:
         """Tensors of one rank in one layout, and whether that has channels last."""
         last = any(each.last for each in values)
         return [self.last(each) if last else each.tensor for each in values], last
+
+    def looked_up(self, x: Tensor, data: Quantized, result: Result) -> Tensor:
+        """As `rescaled`, through a table. Vela 5.2 loses a RESCALE between what it writes piece by piece (CONCAT, PAD,
+        TILE) and a CONCAT."""
+        if data.same_numbers(result.output):
+            return self.graph.clamp(x, result.low, result.high)
+        values = (np.arange(-128, 128) - data.zero) * data.scale
+        entries = self.graph.constant(result.integers(values))
+        return self.graph.emit("TABLE", [x, entries], x.shape, "int8", "TableAttribute")
+
+    def rows(self, value: Value, axes: Sequence[int]) -> tuple[Tensor, Callable[[Tensor], Value]]:
+        """Axes of the model as the last of (1, rows, 1, size), and how a tensor of that shape is put back."""
+        rank = len(value.tensor.shape)
+        order = [value.place(axis) for axis in (*(each for each in range(rank) if each not in axes), *axes)]
+        moved = self.graph.transpose(value.tensor, order)
+        kept = math.prod(moved.shape[: rank - len(axes)])
+        rows = self.graph.reshape(moved, (1, kept, 1, math.prod(moved.shape) // kept))
+
+        def put_back(tensor: Tensor) -> Value:
+            whole = self.graph.transpose(self.graph.reshape(tensor, moved.shape), [order.index(n) for n in range(rank)])
+            return self.made(whole, value.last)
+
+        return rows, put_back
+
+    def rescaled(self, x: Tensor, data: Quantized, result: Result) -> Tensor:
+        """int8 integers of `data` as those of the result, limited."""
+        if not data.same_numbers(result.output):
+            ratio = data.scale / result.output.scale
+            x = self.graph.rescale(x, [ratio], "int8", zero=data.zero, output_zero=result.output.zero)
+        return self.graph.clamp(x, result.low, result.high)
 
     def finished(self, sums: Tensor, scales: Sequence[float], result: Result) -> Tensor:
         """int32 sums as the int8 integers of the result, limited."""

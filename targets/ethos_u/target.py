@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,12 @@ class EthosU(Target):
         self.machine = self.processor.machine
 
     @property
+    def integer_operators(self) -> frozenset[str]:  # type: ignore[override]
+        from targets.ethos_u.operators.registry import names
+
+        return names()
+
+    @property
     def required_features(self) -> tuple[str, ...]:
         return self.processor.required_features
 
@@ -50,6 +56,11 @@ class EthosU(Target):
         from targets.ethos_u.runtime import register
 
         register()
+
+    def c_sources(self, title: str, details: Mapping[str, Any], parameters: Iterable[Any]) -> dict[str, str]:
+        from targets.ethos_u.microcontroller import sources
+
+        return sources(title, details["partition"], parameters)
 
     def how_it_runs(self) -> str:
         if self.accelerator.is_u85:

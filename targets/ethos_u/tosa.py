@@ -214,12 +214,57 @@ class TosaGraph:
         operands = [x, self.zero("int8", zero), self.zero("int8", zero)]
         return self.emit(operator, operands, shape, "int8", "AvgPool2dAttribute", *values, self._ts.DType.INT32)
 
+    def nan_mode(self) -> Any:
+        """What extremes are asked besides, and integers do not have."""
+        return self._ts.NanPropagationMode.PROPAGATE
+
+    def reduce(self, operator: str, x: Tensor) -> Tensor:
+        """REDUCE_MAX or REDUCE_MIN of the last axis, which becomes 1."""
+        shape, axis = (*x.shape[:-1], 1), len(x.shape) - 1
+        name = f"Reduce{operator.removeprefix('REDUCE_').title()}Attribute"
+        return self.emit(operator, [x], shape, x.dtype, name, axis, self._ts.NanPropagationMode.PROPAGATE)
+
+    def concat(self, parts: Sequence[Tensor], axis: int) -> Tensor:
+        """Tensors joined; one alone is itself."""
+        if len(parts) == 1:
+            return parts[0]
+        shape = list(parts[0].shape)
+        shape[axis] = sum(part.shape[axis] for part in parts)
+        return self.emit("CONCAT", parts, tuple(shape), parts[0].dtype, "ConcatAttribute", axis)
+
+    def split(self, x: Tensor, count: int, axis: int) -> list[Tensor]:
+        """Equal parts."""
+        sizes, starts = list(x.shape), [0] * len(x.shape)
+        sizes[axis] //= count
+        parts = []
+        for index in range(count):
+            starts[axis] = index * sizes[axis]
+            parts.append(self.slice(x, starts, sizes))
+        return parts
+
+    def pad(self, x: Tensor, around: Sequence[int], value: int) -> Tensor:
+        """A constant around; `around` is (before, after) of each axis."""
+        if not any(around):
+            return x
+        sizes = zip(x.shape, around[::2], around[1::2], strict=True)
+        shape = tuple(size + before + after for size, before, after in sizes)
+        filling = self.constant(np.array([value], x.dtype))
+        return self.emit("PAD", [x, self.shape(around), filling], shape, x.dtype, "PadAttribute")
+
+    def tile(self, x: Tensor, counts: Sequence[int]) -> Tensor:
+        """Repeated along each axis."""
+        if all(count == 1 for count in counts):
+            return x
+        shape = tuple(size * count for size, count in zip(x.shape, counts, strict=True))
+        return self.emit("TILE", [x, self.shape(counts)], shape, x.dtype, "TileAttribute")
+
     def slice(self, x: Tensor, starts: Sequence[int], sizes: Sequence[int]) -> Tensor:
         """A part."""
-        if tuple(sizes) == x.shape:
+        sizes = tuple(sizes)
+        if sizes == x.shape:
             return x
         operands = [x, self.shape(starts), self.shape(sizes)]
-        return self.emit("SLICE", operands, tuple(sizes), x.dtype, "SliceAttribute")
+        return self.emit("SLICE", operands, sizes, x.dtype, "SliceAttribute")
 
     def _fitted(
         self, x: Tensor, sizes: Sequence[int], extents: Sequence[int], strides: Sequence[int], padding: Sequence[int]

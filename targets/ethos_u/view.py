@@ -26,9 +26,13 @@ class Weight:
 
 
 class View:
-    """The outermost bindings of a function; `home` is the block of code without side effects that quantizes most."""
+    """The outermost bindings of `main`; `home` is the block of code without side effects that quantizes most."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, mod: tvm.IRModule) -> None:
+        self.mod = mod
+        function = mod["main"]
+        self.results = function.body.body
+        self.parameters = set(function.params)
         self.home = _home(function)
         self.bindings = [
             (binding.var, binding.value)
@@ -139,6 +143,14 @@ def operator_name(expr: Any) -> str | None:
     if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op):
         return str(expr.op.name)
     return None
+
+
+def registered_name(expr: Any) -> str:
+    """The name under which a step for `expr` is registered: that of its operator, or of its kernel."""
+    name = operator_name(expr)
+    if name == "relax.call_tir":
+        return "kernel." + str(expr.args[0].name_hint).rstrip("0123456789")
+    return name or ""
 
 
 def static_shape(expr: Any) -> tuple[int, ...]:

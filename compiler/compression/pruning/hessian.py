@@ -47,14 +47,14 @@ def hessians(job: Job, wanted: Sequence[GenericConst]) -> dict[GenericConst, Arr
 
 def _is_plain(layer: Layer) -> bool:
     attrs = layer.call.attrs
-    if layer.product.filters == 1:
+    if layer.product.is_matrix:
         return True
     return int(attrs.groups) == 1 and layer.weight.ndim == 4
 
 
 def _operands(layer: Layer, data: Array) -> Array:
     """(rows, operands): what each result of a filter is a product of."""
-    if layer.product.filters == 1:
+    if layer.product.is_matrix:
         rows = data.reshape(-1, data.shape[-1])
     else:
         rows = _patches(layer.call.attrs, data, layer.weight.shape[2:])

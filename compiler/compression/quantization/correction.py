@@ -19,9 +19,10 @@ def bias_correction(layer: Layer, weight: QuantizedWeight, means: Array) -> Arra
         means: of each channel of the layer's activations. Borders, where padding takes part, are left out of account.
     """
     change = layer.weight.astype(np.float64) - weight.dequantized()
-    filters = layer.product.filters
-    if filters == 1:  # a matrix (channels, filters)
+    if layer.product.is_matrix:  # a matrix (channels, filters)
         return (means @ change).astype(np.float32)
+    if layer.product.filters == 1:  # (channels, filters, ...) of a transposed convolution
+        return np.asarray(means @ change.reshape(*change.shape[:2], -1).sum(axis=2), np.float32)
     groups = int(layer.call.attrs.groups)
     sums = change.reshape(change.shape[0], change.shape[1], -1).sum(axis=2)
     of_group = means.reshape(groups, -1)

@@ -84,15 +84,19 @@ class LayerGraph:
         self.readers.setdefault(self.root(operand), []).append(reader)
 
 
-def find_layers(mod: IRModule) -> LayerGraph:
-    """The layers and movers of the outermost code of `main`."""
+def find_layers(mod: IRModule, operators: Collection[str] = ()) -> LayerGraph:
+    """The layers and movers of the outermost code of `main`.
+
+    Args:
+        operators: what the target's accelerator computes in integers, by name.
+    """
     graph = LayerGraph()
     bindings = main_bindings(mod)
     biases = _biases(bindings)
     for variable, value in bindings:
         if isinstance(value, relax.Call):
             graph.definitions[variable] = value
-            _note_call(graph, variable, value, biases)
+            _note_call(graph, variable, value, biases, operators)
         elif not isinstance(value, relax.Tuple | relax.TupleGetItem):
             _note_rest(graph, operands(value))
         else:
@@ -106,8 +110,10 @@ def _note_rest(graph: LayerGraph, read: Iterable[Var]) -> None:
         graph.read(each, None)
 
 
-def _note_call(graph: LayerGraph, variable: Var, call: Call, biases: dict[Var, Var]) -> None:
-    found = product_of(call)
+def _note_call(
+    graph: LayerGraph, variable: Var, call: Call, biases: dict[Var, Var], operators: Collection[str]
+) -> None:
+    found = product_of(call, operators)
     name = label_of(call, len(graph.definitions))
     if isinstance(found, Product):
         layer = Layer(name, variable, call, found, biases.get(variable))

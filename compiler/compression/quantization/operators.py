@@ -7,7 +7,7 @@ is part of the kernel before it and needs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +21,14 @@ from compiler.passes.matching import dtype_of, rank_of, shape_of
 
 @dataclass(frozen=True)
 class Product:
-    """Operand indices, and which axis of the weights (and of the result) counts the filters."""
+    """Operand indices, which axis of the weights (and of the result) counts the filters, and whether the weights are a
+    matrix."""
 
     data: int
     weight: int
     filters: int
     channels: int
+    is_matrix: bool = False
 
 
 # A Product, the reason why the call is none that integers can compute, or None: nothing to say.
@@ -45,10 +47,23 @@ def product_operator(*names: str) -> Callable[[Describe], Describe]:
     return register
 
 
-def product_of(call: Call) -> Product | str | None:
-    """What the call is: a product, a product that stays in float and why, or neither."""
-    describe = _PRODUCTS.get(operator_name(call) or "")
+def product_of(call: Call, operators: Collection[str] = ()) -> Product | str | None:
+    """What the call is: a product, a product that stays in float and why, or neither.
+
+    Args:
+        operators: what the target's accelerator computes in integers, by name.
+    """
+    name = operator_name(call) or ""
+    if name == _TRANSPOSED and name in operators:
+        return _transposed_product(call)
+    describe = _PRODUCTS.get(name)
     return None if describe is None else describe(call)
+
+
+def integer_name(call: Call) -> str:
+    """The name that a target knows an operator by, or a kernel."""
+    name = operator_name(call) or ""
+    return f"kernel.{call.args[0].name_hint.rstrip('0123456789')}" if name == "relax.call_tir" else name
 
 
 @product_operator(*(f"relax.nn.conv{rank}d" for rank in (1, 2, 3)))
@@ -61,6 +76,17 @@ def _convolution(call: Call) -> Product | str | None:
     if not data.startswith("NC") or not kernel.startswith("OI"):
         return f"no integer kernel for the layouts {data} and {kernel}"
     return Product(0, 1, 0, 1)
+
+
+_TRANSPOSED = "relax.nn.conv2d_transpose"
+
+
+def _transposed_product(call: Call) -> Product | str:
+    if not isinstance(call.args[1], GenericConst):
+        return "its weights are computed"
+    if int(call.attrs.groups) != 1 or dtype_of(call) != "float32":
+        return "a transposed convolution in groups, or not of float32"
+    return Product(0, 1, 1, 1)
 
 
 @product_operator(*(f"relax.nn.conv{rank}d_transpose" for rank in (1, 2, 3)))
@@ -79,7 +105,7 @@ def _matmul(call: Call) -> Product | str | None:
         return f"it computes in {dtype_of(call)}"
     if rank_of(right) != 2 or (rank_of(left) or 0) < 2:
         return "no integer kernel for weights that are not a matrix, or for a vector"
-    return Product(0, 1, 1, int(call.ty.ndim) - 1)
+    return Product(0, 1, 1, int(call.ty.ndim) - 1, is_matrix=True)
 
 
 MOVES = frozenset(

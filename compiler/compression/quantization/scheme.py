@@ -19,12 +19,14 @@ class Scheme:
         symmetric_activations: the zero point is the middle of the range.
         per_channel: weights have a scale for each filter, else one for all; they are int8 with zero point 0.
         everywhere: every tensor is rounded, not only what products read.
+        operators: what else the target computes in integers then, by name.
     """
 
     activations: str = "uint8"
     symmetric_activations: bool = False
     per_channel: bool = True
     everywhere: bool = False
+    operators: frozenset[str] = frozenset()
 
 
 def scheme_for(target: targets.Target, activations: str | None = None, per_channel: bool | None = None) -> Scheme:
@@ -39,4 +41,9 @@ def scheme_for(target: targets.Target, activations: str | None = None, per_chann
         activations = "int8" if signed else "uint8"
     if activations not in _ACTIVATIONS:
         raise OptionError(f"activations={activations!r}", f"use one of {', '.join(_ACTIVATIONS)}")
-    return Scheme(activations, False, True if per_channel is None else per_channel, target.quantized_everywhere)
+    return Scheme(
+        activations,
+        per_channel=True if per_channel is None else per_channel,
+        everywhere=target.quantized_everywhere,
+        operators=target.integer_operators,
+    )

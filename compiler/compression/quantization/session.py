@@ -24,6 +24,7 @@ from compiler.compression.quantization.statistics import Statistics
 from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.graph import Var
 from compiler.runtime import Module
+from targets.splitting import slices_for_splits
 
 # A tensor that shares the range of one that is this many times wider would be left with two bits less.
 _WIDEST_TIE = 4.0
@@ -67,8 +68,10 @@ class Session(LayerChoice):
         self._calibrator = get_calibrator(method)
         self._candidates: dict[int, Candidate] = {}
         self._weights: dict[Var, QuantizedWeight] = {}
+        if scheme.everywhere:
+            model = replace(model, mod=slices_for_splits(model.mod))
         if "equalization" in techniques:
-            model = replace(model, mod=equalize(model.mod, find_layers(model.mod)))
+            model = replace(model, mod=equalize(model.mod, find_layers(model.mod, scheme.operators)))
         report("calibrate")
         self._calibrate(model)
         if "smoothing" in techniques:
@@ -80,11 +83,10 @@ class Session(LayerChoice):
     def _calibrate(self, model: ImportedModel) -> None:
         """Take `model` as the float model and look at its tensors."""
         self.model = model
-        self.graph: LayerGraph = find_layers(model.mod)
+        self.graph: LayerGraph = find_layers(model.mod, self.scheme.operators)
         placement = self.place()
         channels = {
-            layer.data: layer.product.channels if layer.product.filters == 0 else int(layer.data.ty.ndim) - 1
-            for layer in placement.layers
+            layer.data: int(layer.data.ty.ndim) - 1 if layer.product.is_matrix else 1 for layer in placement.layers
         }
         results = [layer.variable for layer in self.graph.layers]
         # One compilation serves the calibration and the noise of the report.
@@ -95,7 +97,7 @@ class Session(LayerChoice):
     def place(self, in_float: Collection[str] = ()) -> Placement:
         """Where tensors are rounded."""
         if self.scheme.everywhere:
-            return place_everywhere(self.model.mod, self.graph, in_float)
+            return place_everywhere(self.model.mod, self.graph, in_float, self.scheme.operators)
         return place(self.graph, in_float)
 
     @cached_property

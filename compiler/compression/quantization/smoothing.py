@@ -30,7 +30,7 @@ def smooth(mod: IRModule, layers: Collection[Layer], statistics: Mapping[Var, St
     factors = {
         layer.variable: (layer, found)
         for layer in layers
-        if layer.product.filters == 1 and (found := smoothing_factors(layer, statistics[layer.data])) is not None
+        if layer.product.is_matrix and (found := smoothing_factors(layer, statistics[layer.data])) is not None
     }
     if not factors:
         return mod

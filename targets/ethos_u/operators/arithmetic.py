@@ -9,35 +9,30 @@ from typing import Any
 
 import numpy as np
 
+from targets.ethos_u.layout import channels_last
 from targets.ethos_u.operators.registry import operator
 from targets.ethos_u.steps import Array, Emitter, Quantized, Result, Step, Unsupported, Value
-from targets.ethos_u.tosa import Tensor
-from targets.ethos_u.view import View
+from targets.ethos_u.tosa import Tensor, TosaGraph
+from targets.ethos_u.view import View, registered_name
 
 # Bits that operands of a sum gain before they are brought to one scale: int8 differences of 9 bits stay within 31.
 _GAIN = 1 << 20
 # A factor of a constant: with int8 differences of 9 bits its products stay within 31 too.
 _LARGEST_FACTOR = (1 << 20) - 1
-_LAST = (0, 2, 3, 1)
 Operand = Quantized | Array
 
 
 @operator("relax.add", "relax.subtract")
 def total(view: View, call: Any, result: Result) -> Step:
     """add or subtract(dequantize(a), dequantize(b)), one of which may be a constant."""
-    operands = _operands(view, call, result)
+    operands = _operands(view, call.args, result)
     code = "ADD" if str(call.op.name) == "relax.add" else "SUB"
     common = 2 * max(_reach(each) for each in operands)
 
     def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
         graph = emitter.graph
         tensors, last = _aligned(emitter, operands, inputs, _GAIN / common)
-        wide = [
-            tensor
-            if isinstance(each, np.ndarray)
-            else graph.rescale(tensor, [_GAIN * each.scale / common], "int32", zero=each.zero)
-            for tensor, each in zip(tensors, operands, strict=True)
-        ]
+        wide = _at_one_scale(graph, tensors, operands, common)
         sums = graph.emit(code, wide, _broadcast(wide), "int32", f"{code.title()}Attribute")
         return emitter.made(emitter.finished(sums, [common / (_GAIN * result.output.scale)], result), last)
 
@@ -47,7 +42,7 @@ def total(view: View, call: Any, result: Result) -> Step:
 @operator("relax.multiply", "relax.divide")
 def product(view: View, call: Any, result: Result) -> Step:
     """multiply(dequantize(a), dequantize(b)), one of which may be a constant; divide by a constant."""
-    operands = _operands(view, call, result)
+    operands = _operands(view, call.args, result)
     if str(call.op.name) == "relax.divide":
         divisor = operands[1]
         if not isinstance(divisor, np.ndarray) or not np.all(divisor):
@@ -79,15 +74,14 @@ def _step(name: str, operands: Sequence[Operand], result: Result, emit: Any) -> 
     return Step(kind, "x".join(map(str, result.output.shape)), inputs, result.output, 0, emit)
 
 
-def _operands(view: View, call: Any, result: Result) -> list[Operand]:
+def _operands(view: View, arguments: Sequence[Any], result: Result) -> list[Operand]:
     """Two quantized tensors, or one and a constant."""
     operands: list[Operand] = []
-    for argument in call.args:
+    for argument in arguments:
         constant = view.number(argument)
         operands.append(view.quantized(argument) if constant is None else constant)
-    sizes = [math.prod(each.shape) for each in operands if isinstance(each, Quantized)]
-    if max(sizes, default=0) != math.prod(result.output.shape):
-        raise Unsupported("both of its operands are broadcast, and the accelerator repeats one of them")
+    if not any(isinstance(each, Quantized) for each in operands):
+        raise Unsupported("both of its operands are constants")
     if len(result.output.shape) > 4:
         raise Unsupported(f"it has {len(result.output.shape)} axes, and the accelerator takes up to 4")
     return operands
@@ -106,18 +100,99 @@ def _aligned(
     left = iter(inputs)
     values = {index: next(left) for index, each in enumerate(operands) if isinstance(each, Quantized)}
     for index, value in values.items():
-        shape = value.tensor.shape
+        shape = operands[index].shape
         if len(shape) < rank:
             padded = (1,) * (rank - len(shape)) + shape
-            values[index] = Value(emitter.graph.reshape(value.tensor, padded), False)
+            values[index] = Value(emitter.graph.reshape(emitter.first(value), padded), False)
     tensors, last = emitter.together(list(values.values()))
+    whole = np.broadcast_shapes(*(each.shape for each in operands))
+    shape = tuple(whole[axis] for axis in channels_last(rank)) if last else whole
     made = dict(zip(values, tensors, strict=True))
+    if all(made[index].shape != shape for index in made):
+        # The accelerator repeats one operand.
+        index = next(iter(made))
+        counts = [wanted // size for wanted, size in zip(shape, made[index].shape, strict=True)]
+        made[index] = emitter.graph.tile(made[index], counts)
     for index, each in enumerate(operands):
         if isinstance(each, np.ndarray):
             wide = np.rint(each.reshape((1,) * (rank - each.ndim) + each.shape) * gain).astype(np.int32)
-            made[index] = emitter.graph.constant(np.ascontiguousarray(wide.transpose(_LAST) if last else wide))
+            made[index] = emitter.graph.constant(
+                np.ascontiguousarray(wide.transpose(channels_last(rank)) if last else wide)
+            )
     return [made[index] for index in range(len(operands))], last
+
+
+def _at_one_scale(
+    graph: TosaGraph, tensors: Sequence[Tensor], operands: Sequence[Operand], common: float
+) -> list[Tensor]:
+    """int32 tensors in steps of `common` / 2**20; constants are so already."""
+    return [
+        tensor
+        if isinstance(each, np.ndarray)
+        else graph.rescale(tensor, [_GAIN * each.scale / common], "int32", zero=each.zero)
+        for tensor, each in zip(tensors, operands, strict=True)
+    ]
 
 
 def _broadcast(tensors: Sequence[Tensor]) -> tuple[int, ...]:
     return tuple(np.broadcast_shapes(*(tensor.shape for tensor in tensors)))
+
+
+@operator("relax.maximum", "relax.minimum", "kernel.max", "kernel.min")
+def extreme(view: View, call: Any, result: Result) -> Step:
+    """maximum or minimum(dequantize(a), dequantize(b)), one of which may be a constant."""
+    arguments = list(call.args[1].fields) if str(call.op.name) == "relax.call_tir" else list(call.args)
+    if len(arguments) != 2:
+        raise Unsupported(f"it has {len(arguments)} operands")
+    greatest = "max" in registered_name(call)
+    operands = _operands(view, arguments, result)
+    common = max(_reach(each) for each in operands) * 2
+
+    def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
+        graph = emitter.graph
+        tensors, last = _aligned(emitter, operands, inputs, _GAIN / common)
+        wide = _at_one_scale(graph, tensors, operands, common)
+        values = [graph.nan_mode()]
+        code, name = ("MAXIMUM", "MaximumAttribute") if greatest else ("MINIMUM", "MinimumAttribute")
+        found = graph.emit(code, wide, _broadcast(wide), "int32", name, *values)
+        return emitter.made(emitter.finished(found, [common / (_GAIN * result.output.scale)], result), last)
+
+    return _step("maximum" if greatest else "minimum", operands, result, emit)
+
+
+@operator("relax.nn.prelu", "kernel.prelu")
+def sloped(view: View, call: Any, result: Result) -> Step:
+    """prelu(dequantize(x), slopes): max(x, 0) + slopes * min(x, 0)."""
+    is_kernel = str(call.op.name) == "relax.call_tir"
+    arguments = list(call.args[1].fields) if is_kernel else list(call.args)
+    slopes = view.number(arguments[1])
+    data = view.quantized(arguments[0])
+    if slopes is None:
+        raise Unsupported("its slopes are computed")
+    if not is_kernel and slopes.size > 1:
+        axis = int(call.attrs.axis) % len(data.shape)
+        slopes = slopes.reshape([-1 if each == axis else 1 for each in range(len(data.shape))])
+    gain = _LARGEST_FACTOR / max(float(np.abs(slopes).max()), 1.0)
+    operands: list[Operand] = [data, slopes]
+
+    def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
+        graph = emitter.graph
+        (x, factors), last = _aligned(emitter, operands, inputs, gain)
+        wide = graph.rescale(x, [1.0], "int32", zero=data.zero)
+        zero = graph.constant(np.zeros((1,) * len(x.shape), np.int32))
+        unit = graph.constant(np.full((1,) * len(x.shape), round(gain), np.int32))
+        shift, mode = graph.constant(np.zeros(1, np.int8)), graph.nan_mode()
+        sides = [
+            graph.emit(
+                "MUL",
+                [graph.emit(code, [wide, zero], x.shape, "int32", name, mode), factor, shift],
+                x.shape,
+                "int32",
+                "MulAttribute",
+            )
+            for code, name, factor in (("MAXIMUM", "MaximumAttribute", unit), ("MINIMUM", "MinimumAttribute", factors))
+        ]
+        sums = graph.emit("ADD", sides, x.shape, "int32", "AddAttribute")
+        return emitter.made(emitter.finished(sums, [data.scale / (gain * result.output.scale)], result), last)
+
+    return Step("prelu", "x".join(map(str, result.output.shape)), (data,), result.output, 0, emit)

@@ -1,7 +1,8 @@
-"""Convolutions and depthwise convolutions.
+"""Convolutions of images and sequences: dense, depthwise and in groups.
 
 Limits of U55 and U65 as `vela --supported-ops-report` (5.2.0) lists them for TOSA's CONV2D; a U85 has the strides of
-the same report for TensorFlow Lite's.
+the same report for TensorFlow Lite's. Groups are convolutions of parts of the channels; strides wider than the
+hardware's are those of 1 over patches.
 """
 
 from __future__ import annotations
@@ -11,70 +12,97 @@ from typing import Any
 
 import numpy as np
 
+from targets.ethos_u.images import (
+    WIDEST_STRIDE,
+    Patches,
+    Window,
+    check_kernel,
+    check_layout,
+    check_strides,
+    from_image,
+    image,
+)
 from targets.ethos_u.operators.registry import operator
 from targets.ethos_u.steps import Array, Emitter, Result, Step, Unsupported, Value
+from targets.ethos_u.tosa import Tensor, TosaGraph
 from targets.ethos_u.view import View, Weight
 
-LARGEST_KERNEL = 4096
-TALLEST_KERNEL = 64
-_WIDEST_STRIDE = 3
 _LARGEST_SUM = 127 * 65536
 _DEPTH = 65536
+_MOST_GROUPS = 64
 
 
-@operator("relax.nn.conv2d", bias=True)
+@operator("relax.nn.conv2d", "relax.nn.conv1d", bias=True)
 def convolution(view: View, call: Any, result: Result) -> Step:
-    """conv2d(dequantize(x), dequantize(w)) + bias."""
-    if str(call.attrs.data_layout) != "NCHW" or str(call.attrs.kernel_layout) != "OIHW":
-        raise Unsupported(f"its layouts are {call.attrs.data_layout} and {call.attrs.kernel_layout}")
+    """conv(dequantize(x), dequantize(w)) + bias."""
+    check_layout(call.attrs.data_layout)
+    if not str(call.attrs.kernel_layout).startswith("OI"):
+        raise Unsupported(f"the layout of its kernel is {call.attrs.kernel_layout}")
     data, weight = view.quantized(call.args[0]), view.weight(call.args[1], 0)
-    filters, depth, height, width = weight.values.shape
-    groups, channels = int(call.attrs.groups), data.shape[1]
-    strides, dilation = ([int(each) for each in values] for values in (call.attrs.strides, call.attrs.dilation))
-    top, left, bottom, right = (int(each) for each in call.attrs.padding)
-    depthwise = groups == channels and groups > 1
-    if groups not in (1, channels):
-        raise Unsupported(f"it has {groups} groups of {depth} channels")
-    check_kernel((height, width), dilation)
     check_weight(weight)
-    if max(strides) > _WIDEST_STRIDE:
-        raise Unsupported(f"its strides are {strides}, and the accelerator takes up to {_WIDEST_STRIDE}")
-    if channels > _DEPTH or filters > _DEPTH:
-        raise Unsupported(f"it has {max(channels, filters)} channels, and the accelerator takes up to {_DEPTH}")
-    if depthwise:
-        # (C * M, 1, h, w) to (h, w, C, M)
-        ordered = weight.values[:, 0].reshape(channels, filters // channels, height, width).transpose(2, 3, 0, 1)
-    else:
-        ordered = weight.values.transpose(0, 2, 3, 1)
-    bias = integer_bias(result.bias, data.scale * weight.scale, filters, 2)
-    scales = [float(each) for each in data.scale * weight.scale / result.output.scale]
+    sizes = result.output.shape[2:]
+    window = Window.of(call.attrs, weight.values.shape[2:]).single(data.shape[2:], sizes)
+    groups, channels, filters = int(call.attrs.groups), data.shape[1], weight.values.shape[0]
+    depthwise = groups == channels and groups > 1
+    _check(window, groups, depthwise, channels, filters)
+    # (O, C, kh, kw) to (O, kh, kw, C)
+    images = weight.values if weight.values.ndim == 4 else weight.values[:, :, None]
+    ordered = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+    bias = integer_bias(result.bias, data.scale * weight.scale, filters, len(sizes))
+    scales = np.broadcast_to(data.scale * weight.scale / result.output.scale, filters)
 
     def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
-        sums = emitter.graph.convolution(
-            emitter.last(inputs[0]),
-            np.ascontiguousarray(ordered),
-            bias,
-            data.zero,
-            padding=(top, bottom, left, right),
-            strides=strides,
-            dilation=dilation,
-            depthwise=depthwise,
-        )
-        return emitter.made(emitter.finished(sums, scales, result))
+        graph = emitter.graph
+        parts = np.split(np.arange(filters), 1 if depthwise else groups)
+        operands = graph.split(image(emitter, inputs[0]), len(parts), 3)
+        made = [
+            emitter.finished(
+                _sums(graph, x, ordered[mine], bias[mine], data.zero, window, depthwise), scales[mine], result
+            )
+            for x, mine in zip(operands, parts, strict=True)
+        ]
+        return from_image(emitter, graph.concat(made, 3), len(data.shape))
 
     name = "depthwise convolution" if depthwise else "convolution"
-    macs = int(np.prod(result.output.shape)) * depth * height * width
+    macs = int(np.prod(result.output.shape)) * int(np.prod(weight.values.shape[1:]))
     return Step(name, "x".join(map(str, weight.values.shape)), (data,), result.output, macs, emit)
 
 
-def check_kernel(kernel: tuple[int, int], dilation: Sequence[int] = (1, 1)) -> None:
-    """Raises Unsupported where the kernel, with what lies between its elements, is too large."""
-    height, width = ((extent - 1) * step + 1 for extent, step in zip(kernel, dilation, strict=True))
-    if height > TALLEST_KERNEL or height * width > LARGEST_KERNEL:
-        raise Unsupported(
-            f"its kernel covers {height}x{width}, and the accelerator takes {LARGEST_KERNEL} elements in up to"
-            f" {TALLEST_KERNEL} rows"
-        )
+def _sums(
+    graph: TosaGraph, x: Tensor, weight: Array, bias: Array, zero: int, window: Window, depthwise: bool
+) -> Tensor:
+    """int32 sums of one group; weights (O, kh, kw, C)."""
+    if max(window.strides) > WIDEST_STRIDE:
+        sizes = window.results(x.shape[1:3])
+        patches = Patches(window, sizes)
+        x, weight = patches.apply(graph, x, zero), patches.weight(weight)
+        return graph.convolution(x, weight, bias, zero, padding=(0, 0, 0, 0), strides=(1, 1))
+    if depthwise:
+        filters, height, width, _ = weight.shape
+        # (C * M, kh, kw, 1) to (kh, kw, C, M)
+        weight = weight[..., 0].reshape(x.shape[3], filters // x.shape[3], height, width).transpose(2, 3, 0, 1)
+    return graph.convolution(
+        x,
+        np.ascontiguousarray(weight),
+        bias,
+        zero,
+        padding=window.padding,
+        strides=window.strides,
+        dilation=window.dilation,
+        depthwise=depthwise,
+    )
+
+
+def _check(window: Window, groups: int, depthwise: bool, channels: int, filters: int) -> None:
+    """Raises Unsupported with the limit that it passes."""
+    if depthwise or max(window.dilation) > 1:
+        check_strides(window.strides)
+    if groups > _MOST_GROUPS and not depthwise:
+        raise Unsupported(f"it has {groups} groups, and more than {_MOST_GROUPS} are slower than the processor")
+    check_kernel(window.extents)
+    wide = channels * (np.prod(window.strides) if max(window.strides) > WIDEST_STRIDE else 1)
+    if wide > _DEPTH or filters > _DEPTH:
+        raise Unsupported(f"it has {max(wide, filters)} channels, and the accelerator takes up to {_DEPTH}")
 
 
 def check_weight(weight: Weight) -> None:

@@ -1,4 +1,4 @@
-"""Products with a constant matrix: fully connected layers, as convolutions of 1x1."""
+"""Products of matrices: with a constant one, as convolutions of 1x1, and of two tensors."""
 
 from __future__ import annotations
 
@@ -7,20 +7,30 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from tvm.ir import GenericConst
 
 from targets.ethos_u.operators.convolution import check_weight, integer_bias
 from targets.ethos_u.operators.registry import operator
-from targets.ethos_u.steps import Emitter, Result, Step, Unsupported, Value
+from targets.ethos_u.steps import Emitter, Quantized, Result, Step, Unsupported, Value
+from targets.ethos_u.tosa import Tensor
 from targets.ethos_u.view import View
 
 _DEPTH = 65536
 
 
 @operator("relax.matmul", bias=True)
-def fully_connected(view: View, call: Any, result: Result) -> Step:
-    """matmul(dequantize(x), dequantize(w)) + bias, w (depth, filters)."""
+def product(view: View, call: Any, result: Result) -> Step:
+    """matmul(dequantize(x), dequantize(w)) + bias."""
+    found = view.call(call.args[1], "relax.dequantize")
+    if found is not None and not isinstance(view.definition(found.args[0]), GenericConst):
+        return _of_two(view, call, result)
+    return _fully_connected(view, call, result)
+
+
+def _fully_connected(view: View, call: Any, result: Result) -> Step:
+    """With a constant matrix (depth, filters)."""
     if len(call.args[1].ty.shape) != 2:
-        raise Unsupported("its second operand is no matrix")
+        raise Unsupported("its second operand is constant, and no matrix")
     data = view.quantized(call.args[0])
     weight = view.weight(call.args[1], 1)
     check_weight(weight)
@@ -40,3 +50,39 @@ def fully_connected(view: View, call: Any, result: Result) -> Step:
         return emitter.made(graph.reshape(emitter.finished(sums, scales, result), result.output.shape), last=False)
 
     return Step("fully connected", f"{rows}x{depth}x{filters}", (data,), result.output, rows * depth * filters, emit)
+
+
+def _of_two(view: View, call: Any, result: Result) -> Step:
+    """Of two tensors, the batches of one of which may be repeated."""
+    if result.bias is not None:
+        raise Unsupported("a constant is added to a product of two tensors")
+    left, right = (view.quantized(each) for each in call.args[:2])
+    if min(len(left.shape), len(right.shape)) < 2:
+        raise Unsupported("one of its operands is a vector")
+    batches = result.output.shape[:-2]
+    rows, depth, columns = left.shape[-2], left.shape[-1], right.shape[-1]
+    if max(rows, depth, columns) > _DEPTH:
+        raise Unsupported(f"it multiplies {rows}x{depth} by {depth}x{columns}; the accelerator takes up to {_DEPTH}")
+    ratio = left.scale * right.scale / result.output.scale
+
+    def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
+        graph = emitter.graph
+        operands = [_batched(emitter, *each, batches) for each in zip(inputs, (left, right), strict=True)]
+        zeros = [graph.zero("int8", each.zero) for each in (left, right)]
+        shape = (math.prod(batches), rows, columns)
+        sums = graph.emit("MATMUL", [*operands, *zeros], shape, "int32", "MatMulAttribute")
+        finished = emitter.finished(sums, [ratio], result)
+        return emitter.made(graph.reshape(finished, result.output.shape), last=False)
+
+    macs = math.prod(batches) * rows * depth * columns
+    sizes = "x".join(map(str, (*batches, rows, depth, columns)))
+    return Step("product of two tensors", sizes, (left, right), result.output, macs, emit)
+
+
+def _batched(emitter: Emitter, value: Value, data: Quantized, batches: Sequence[int]) -> Tensor:
+    """An operand as (all batches, rows, columns)."""
+    x, matrix = emitter.first(value), data.shape[-2:]
+    own = (1,) * (len(batches) - len(data.shape) + 2) + data.shape[:-2]
+    repeated = [wanted // size for wanted, size in zip(batches, own, strict=True)]
+    x = emitter.graph.tile(emitter.graph.reshape(x, (*own, *matrix)), [*repeated, 1, 1])
+    return emitter.graph.reshape(x, (math.prod(batches), *matrix))

@@ -1,4 +1,7 @@
-"""What moves elements: reshape, transpose, slice, pad, concatenation."""
+"""What moves elements: reshape, transpose, slice, pad, concatenation.
+
+Elements are brought to the scale of the result before they move.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,12 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from targets.ethos_u.operators.pooling import rescaled
+from targets.ethos_u.layout import channels_last
 from targets.ethos_u.operators.registry import operator
 from targets.ethos_u.steps import Emitter, Quantized, Result, Step, Unsupported, Value
+from targets.ethos_u.tosa import Tensor, TosaGraph
 from targets.ethos_u.view import View
 
-# Where the axes N, C, H, W lie in a tensor with its channels last.
-_PLACES = (0, 3, 1, 2)
 _MOST_AXES = 6
 
 
@@ -31,8 +33,8 @@ def reshape(view: View, call: Any, result: Result) -> Step:
     data = view.quantized(call.args[0])
 
     def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
-        moved = emitter.graph.reshape(emitter.first(inputs[0]), result.output.shape)
-        return emitter.made(rescaled(emitter, moved, data, result), last=False)
+        x = emitter.rescaled(emitter.first(inputs[0]), data, result)
+        return emitter.made(emitter.graph.reshape(x, result.output.shape), last=False)
 
     return _step("reshape", [data], result, emit)
 
@@ -45,30 +47,33 @@ def transpose(view: View, call: Any, result: Result) -> Step:
     axes = [int(axis) % rank for axis in call.attrs.axes] if call.attrs.axes is not None else [*range(rank)][::-1]
 
     def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
-        places = _PLACES if inputs[0].last else range(rank)
-        moved = emitter.graph.transpose(inputs[0].tensor, [places[axis] for axis in axes])
-        return emitter.made(rescaled(emitter, moved, data, result), last=False)
+        x = emitter.rescaled(inputs[0].tensor, data, result)
+        return emitter.made(emitter.graph.transpose(x, [inputs[0].place(axis) for axis in axes]), last=False)
 
     return _step("transpose", [data], result, emit)
 
 
 @operator("relax.concat")
 def concatenation(view: View, call: Any, result: Result) -> Step:
-    """concat(dequantize(a), ...), each brought to the scale of the result."""
+    """concat(dequantize(a), ...), each brought to the scale of the result; constants among them are rounded to it."""
     fields = view.definition(call.args[0])
     if not isinstance(fields, relax.Tuple):
         raise Unsupported("what it joins is no list of tensors")
-    data = [view.quantized(each) for each in fields.fields]
+    numbers = [view.number(each) for each in fields.fields]
+    data = [view.quantized(each) for each, there in zip(fields.fields, numbers, strict=True) if there is None]
     rank = len(result.output.shape)
     axis = int(call.attrs.axis) % rank if call.attrs.axis is not None else 0
+    integers = [None if each is None else result.integers(each) for each in numbers]
 
     def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
         tensors, last = emitter.together(inputs)
-        parts = [rescaled(emitter, part, each, result) for part, each in zip(tensors, data, strict=True)]
-        place = _PLACES[axis] if last else axis
-        shape = list(parts[0].shape)
-        shape[place] = sum(part.shape[place] for part in parts)
-        joined = emitter.graph.emit("CONCAT", parts, tuple(shape), "int8", "ConcatAttribute", place)
+        made = iter([emitter.looked_up(part, each, result) for part, each in zip(tensors, data, strict=True)])
+        order = channels_last(rank) if last else range(rank)
+        parts = [
+            next(made) if each is None else emitter.graph.constant(np.ascontiguousarray(each.transpose(order)))
+            for each in integers
+        ]
+        joined = emitter.graph.concat(parts, Value(parts[0], last).place(axis))
         return emitter.made(joined, last)
 
     return _step("concatenation", data, result, emit)
@@ -84,42 +89,52 @@ def pad(view: View, call: Any, result: Result) -> Step:
     if min(widths) < 0:
         raise Unsupported("it cuts off elements")
     number = float(getattr(call.attrs, "pad_value", 0.0))
-    value = int(np.clip(np.rint(number / data.scale) + data.zero, -128, 127))
+    value = int(result.integers(np.array(number)))
 
     def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
-        graph, x = emitter.graph, inputs[0].tensor
-        order = (0, 2, 3, 1) if inputs[0].last else range(len(data.shape))
+        order = channels_last(len(data.shape)) if inputs[0].last else range(len(data.shape))
         around = [width for axis in order for width in widths[2 * axis : 2 * axis + 2]]
-        shape = tuple(
-            size + before + after for size, before, after in zip(x.shape, around[::2], around[1::2], strict=True)
-        )
-        filling = graph.constant(np.array([value], np.int8))
-        padded = graph.emit("PAD", [x, graph.shape(around), filling], shape, "int8", "PadAttribute")
-        return emitter.made(rescaled(emitter, padded, data, result), inputs[0].last)
+        x = emitter.rescaled(inputs[0].tensor, data, result)
+        return emitter.made(emitter.graph.pad(x, around, value), inputs[0].last)
 
     return _step("pad", [data], result, emit)
 
 
 @operator("relax.strided_slice")
 def strided_slice(view: View, call: Any, result: Result) -> Step:
-    """A part of the elements, without steps."""
+    """A part of the elements."""
     data = view.quantized(call.args[0])
     axes, begins = (_numbers(argument) for argument in call.args[1:3])
-    steps = _numbers(call.args[4]) if len(call.args) > 4 else [1] * len(axes)
-    if any(step != 1 for step in steps):
-        raise Unsupported(f"it takes elements in steps of {steps}")
-    starts = [0] * len(data.shape)
-    for axis, begin in zip(axes, begins, strict=True):
+    given = _numbers(call.args[4]) if len(call.args) > 4 else [1] * len(axes)
+    if any(step < 1 for step in given):
+        raise Unsupported(f"it takes elements in steps of {given}")
+    if max(given) > 1 and len(data.shape) > _MOST_AXES - len([step for step in given if step > 1]):
+        raise Unsupported(f"it has {len(data.shape)} axes, and takes elements in steps of {given}")
+    starts, steps = [0] * len(data.shape), [1] * len(data.shape)
+    for axis, begin, step in zip(axes, begins, given, strict=True):
         size = data.shape[axis]
-        starts[axis] = min(max(begin + size if begin < 0 else begin, 0), size)
+        starts[axis], steps[axis] = min(max(begin + size if begin < 0 else begin, 0), size), step
 
     def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
-        order = (0, 2, 3, 1) if inputs[0].last else range(len(data.shape))
-        first, sizes = [starts[axis] for axis in order], [result.output.shape[axis] for axis in order]
-        part = emitter.graph.slice(inputs[0].tensor, first, sizes)
-        return emitter.made(rescaled(emitter, part, data, result), inputs[0].last)
+        order = channels_last(len(data.shape)) if inputs[0].last else tuple(range(len(data.shape)))
+        first, strides, sizes = ([values[axis] for axis in order] for values in (starts, steps, result.output.shape))
+        x = emitter.rescaled(inputs[0].tensor, data, result)
+        return emitter.made(_stepped(emitter.graph, x, first, strides, sizes), inputs[0].last)
 
     return _step("slice", [data], result, emit)
+
+
+def _stepped(graph: TosaGraph, x: Tensor, starts: Sequence[int], steps: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """Every so-manieth element: the first of each group of as many, of which the last is filled up."""
+    reach = [size * step for size, step in zip(sizes, steps, strict=True)]
+    present = [min(each, size - start) for each, size, start in zip(reach, x.shape, starts, strict=True)]
+    around = [width for wanted, there in zip(reach, present, strict=True) for width in (0, wanted - there)]
+    x = graph.pad(graph.slice(x, starts, present), around, 0)
+    groups, chosen = [], []
+    for size, step in zip(sizes, steps, strict=True):
+        groups += [size] if step == 1 else [size, step]
+        chosen += [size] if step == 1 else [size, 1]
+    return graph.reshape(graph.slice(graph.reshape(x, tuple(groups)), [0] * len(groups), chosen), tuple(sizes))
 
 
 def _numbers(argument: Any) -> list[int]:

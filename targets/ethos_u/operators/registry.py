@@ -42,6 +42,14 @@ def _load() -> None:
         importlib.import_module(f"{package.__name__}.{info.name}")
 
 
+def names() -> frozenset[str]:
+    """Of all that are registered, and of the kernels that become tables."""
+    _load()
+    from targets.ethos_u.operators.table import KERNELS
+
+    return KERNELS | frozenset(_registered)
+
+
 def matcher(name: str) -> Match | None:
     """The function of an operator."""
     _load()

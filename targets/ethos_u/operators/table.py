@@ -13,15 +13,27 @@ from typing import Any
 import numpy as np
 from tvm.ir import GenericConst
 
+from targets.ethos_u.kernels import Kernel
 from targets.ethos_u.steps import Array, Emitter, Result, Step, Unsupported, Value
-from targets.ethos_u.view import View, operator_name
+from targets.ethos_u.view import View, operator_name, registered_name
 
-_FEWEST_OPERATORS = 0
+KERNELS = frozenset(
+    f"kernel.{name}" for name in ("elu", "selu", "celu", "thresholded_relu", "softplus", "softsign", "mish")
+)
+_SELU = 1.6732632423543772, 1.0507009873554805
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def _sigmoid(x: Array) -> Array:
     return np.asarray(1 / (1 + np.exp(-x)))
+
+
+def _selu(x: Array) -> Array:
+    return np.asarray(_SELU[1] * np.where(x > 0, x, _SELU[0] * np.expm1(np.minimum(x, 0))))
+
+
+def _gelu_tanh(x: Array) -> Array:
+    return np.asarray(x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
 
 
 def _gelu(x: Array) -> Array:
@@ -30,6 +42,7 @@ def _gelu(x: Array) -> Array:
 
 _UNARY: dict[str, Callable[[Array], Array]] = {
     "abs": np.abs,
+    "atan": np.arctan,
     "ceil": np.ceil,
     "cos": np.cos,
     "erf": _erf,
@@ -40,13 +53,19 @@ _UNARY: dict[str, Callable[[Array], Array]] = {
     "round": np.rint,
     "rsqrt": lambda x: 1 / np.sqrt(x),
     "sigmoid": _sigmoid,
+    "sign": np.sign,
     "sin": np.sin,
+    "sinh": np.sinh,
     "sqrt": np.sqrt,
     "square": np.square,
+    "tan": np.tan,
     "tanh": np.tanh,
+    "trunc": np.trunc,
     "nn.gelu": _gelu,
+    "nn.gelu_tanh": _gelu_tanh,
     "nn.relu": lambda x: np.maximum(x, 0),
     "nn.relu6": lambda x: np.clip(x, 0, 6),
+    "nn.selu": _selu,
     "nn.silu": lambda x: x * _sigmoid(x),
     "nn.softplus": lambda x: np.logaddexp(x, 0),
 }
@@ -102,6 +121,9 @@ def _is_elementwise(view: View, expr: Any, leaves: dict[Any, Any], names: list[s
     if limits is not None:
         names.append("clip")
         return _is_elementwise(view, limits[0], leaves, names)
+    if registered_name(value) in KERNELS:
+        names.append(str(value.args[0].name_hint))
+        return Kernel(view, value).is_pointwise() and _is_elementwise(view, value.args[1].fields[0], leaves, names)
     if name not in _UNARY and name not in _BINARY and name != "nn.leakyrelu":
         return False
     names.append(name.removeprefix("nn."))
@@ -119,6 +141,8 @@ def _evaluated(view: View, expr: Any, inputs: Array) -> Array:
     limits = clip_limits(view, value)
     if limits is not None:
         return np.clip(_evaluated(view, limits[0], inputs), limits[1], limits[2])
+    if name == "call_tir":
+        return Kernel(view, value).values(_evaluated(view, value.args[1].fields[0], inputs))
     operands = [_evaluated(view, each, inputs) for each in value.args]
     if name == "nn.leakyrelu":
         return np.where(operands[0] >= 0, operands[0], operands[0] * float(value.attrs.alpha))

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from targets.ethos_u.operators.convolution import check_kernel, check_weight, integer_bias
+from targets.ethos_u.images import check_kernel
+from targets.ethos_u.operators.convolution import check_weight, integer_bias
 from targets.ethos_u.operators.registry import operator
 from targets.ethos_u.steps import Emitter, Result, Step, Unsupported, Value
 from targets.ethos_u.view import View

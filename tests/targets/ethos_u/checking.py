@@ -6,18 +6,21 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import tosa_reference_model
 
 import targets
 from compiler.frontends.source import import_model
 from compiler.passes.context import PipelineContext
 from compiler.passes.pipeline import run_pipeline
+from targets.ethos_u.layout import channels_first
 from targets.ethos_u.partition import Found, find
 from targets.ethos_u.runtime import execute
 from targets.ethos_u.segments import Schedule, Segment, schedule
 from targets.ethos_u.target import EthosU
 from targets.ethos_u.vela import compile_graph
 from targets.ethos_u.view import View
+from targets.splitting import slices_for_splits
 
 Array = np.ndarray[Any, Any]
 DEFAULT = "cortex-m55+ethos-u55-128"
@@ -29,15 +32,38 @@ def target_named(name: str = DEFAULT) -> EthosU:
     return found
 
 
-def planned(source: Any, name: str = DEFAULT) -> tuple[Found, Schedule]:
-    """What the target takes of a model (of ONNX, or imported), and its segments."""
+def canonical(source: Any, name: str = DEFAULT) -> Any:
+    """The function of a model (of ONNX, or imported) as the partitioner sees it."""
     target = target_named(name)
     mod = import_model(source).mod if isinstance(source, onnx.ModelProto) else source.mod
     context = PipelineContext(target=target, machine=target.machine)
-    function = run_pipeline(mod, context, until="canonicalize").mod["main"]
-    view = View(function)
-    found = find(view, target.accelerator)
-    return found, schedule(view, found.steps, function.body.body)
+    return slices_for_splits(run_pipeline(mod, context, until="canonicalize").mod)
+
+
+def planned(source: Any, name: str = DEFAULT) -> tuple[Found, Schedule]:
+    """What the target takes of a model (of ONNX, or imported), and its segments."""
+    mod = canonical(source, name)
+    view = View(mod)
+    found = find(view, target_named(name).accelerator)
+    return found, schedule(view, found.steps, view.results)
+
+
+def off_by(model: onnx.ModelProto, name: str = DEFAULT) -> float:
+    """How far the reference model is from ONNX Runtime at most, in steps of the result, for one that is one segment."""
+    view = View(canonical(model, name))
+    (segment,) = schedule(view, find(view, target_named(name).accelerator).steps, view.results).parts.values()
+    operands = random_operands(segment)
+    feeds = {}
+    for port, operand in zip(segment.inputs, operands, strict=True):
+        whole = operand.transpose(channels_first(operand.ndim)) if port.last else operand
+        quantize = view.definition(port.tensor.variable)
+        feeds[str(quantize.args[0].name)] = ((whole.astype(np.float64) - port.tensor.zero) * port.tensor.scale).astype(
+            np.float32
+        )
+    (wanted,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, feeds)
+    (port,), (actual,) = segment.outputs, reference(segment, operands)
+    whole = actual.transpose(channels_first(actual.ndim)) if port.last else actual
+    return float(np.abs((whole.astype(np.float64) - port.tensor.zero) - wanted / port.tensor.scale).max())
 
 
 def random_operands(segment: Segment, seed: int = 0) -> list[Array]:

@@ -21,6 +21,7 @@ class QuantizedGraph:
         self._inputs: list[Any] = []
         self._constants: list[Any] = []
         self._count = 0
+        self.rounded_names: set[str] = set()
 
     def input(self, *shape: int) -> str:
         """A quantized input."""
@@ -41,6 +42,13 @@ class QuantizedGraph:
         self._nodes.append(helper.make_node(operator, inputs, [name], **attributes))
         return name
 
+    def split(self, name: str, count: int, axis: int) -> list[str]:
+        """Equal parts."""
+        self._count += 1
+        names = [f"t{self._count}_{part}" for part in range(count)]
+        self._nodes.append(helper.make_node("Split", [name], names, axis=axis, num_outputs=count))
+        return names
+
     def rounded(self, name: str, scale: float | None = None, zero: int | None = None) -> str:
         """dequantize(quantize(name))."""
         middle = 128 if self.dtype == np.uint8 else 0
@@ -48,7 +56,9 @@ class QuantizedGraph:
         zero = middle + int(self.rng.integers(-50, 50)) if zero is None else zero
         parameters = [self.constant(np.float32(scale)), self.constant(self.dtype.type(zero))]
         integers = self.node("QuantizeLinear", [name, *parameters])
-        return self.node("DequantizeLinear", [integers, *parameters])
+        result = self.node("DequantizeLinear", [integers, *parameters])
+        self.rounded_names.add(result)
+        return result
 
     def weight(self, shape: tuple[int, ...], axis: int, *, per_channel: bool = True) -> str:
         """Constant int8 weights."""

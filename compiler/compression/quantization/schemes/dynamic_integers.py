@@ -34,7 +34,7 @@ class DynamicLayer:
 
     def rewritten(self, layer: Layer, call: Call, emit: Emit) -> Expr:
         rank = rank_of(layer.data) or 0
-        matrix = layer.product.filters == 1
+        matrix = layer.product.is_matrix
         data, scale = quantized_rows(layer.data, [rank - 1] if matrix else list(range(1, rank)), emit)
         total = emit(_product(layer, call, data, as_constant(self.weight.values)))
         shape = [-1, *[1] * (0 if matrix else rank - 2)]
@@ -55,7 +55,7 @@ def quantized_rows(data: Var, axes: list[int], emit: Emit) -> tuple[Expr, Expr]:
 
 def _product(layer: Layer, call: Call, data: Expr, weight: Expr) -> Expr:
     """The layer's product of integers, its sums int32."""
-    if layer.product.filters == 1:
+    if layer.product.is_matrix:
         return relax.op.matmul(data, weight, out_dtype="int32")
     attrs = call.attrs
     names = ("strides", "padding", "dilation", "groups", "data_layout", "kernel_layout", "out_layout")

@@ -44,7 +44,7 @@ class WeightIntegers:
         return self.options.gptq
 
     def refuses(self, layer: Layer) -> str | None:
-        matrix = layer.product.filters == 1
+        matrix = layer.product.is_matrix
         return None if matrix else "only matrix products read weights of few bits as they are"
 
     def rounded(self, layer: Layer, squares: Array | None) -> GroupedLayer:

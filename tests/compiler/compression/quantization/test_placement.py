@@ -71,3 +71,22 @@ def test_everywhere_means_behind_every_operator() -> None:
     layer = graph.layers[1]
     fewer = place_everywhere(mod, graph, in_float=[layer.name])
     assert not {layer.variable, layer.bias} & fewer.made
+
+
+def test_what_an_accelerator_computes_besides_is_rounded_too() -> None:
+    """A softmax where the target has one, and of a chain of functions of one tensor only the end."""
+    x = relax.Var("x", relax.TensorType((1, 8, 6), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            half = builder.emit(relax.op.multiply(x, relax.const(0.5, "float32")))
+            gate = builder.emit(relax.op.sigmoid(half))
+            gated = builder.emit(relax.op.multiply(x, gate))
+            result = builder.emit_output(relax.Tuple([builder.emit(relax.op.nn.softmax(gated))]))
+        builder.emit_func_output(result)
+    mod = builder.get()
+    graph = find_layers(mod)
+    for operators, wanted in ((set(), {"multiply"}), ({"relax.nn.softmax"}, {"multiply", "nn.softmax"})):
+        placement = place_everywhere(mod, graph, operators=operators)
+        rounded = [graph.definitions[site].op.name.removeprefix("relax.") for site in placement.made]
+        assert sorted(rounded) == sorted(wanted)

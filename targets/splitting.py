@@ -1,0 +1,46 @@
+"""Splits as slices: what an accelerator takes has one result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm import relax
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+
+def slices_for_splits(mod: tvm.IRModule) -> tvm.IRModule:
+    """Each part of a split is a strided slice of its operand; the same values."""
+    variable = mod.get_global_var("main")
+    return tvm.IRModule({**mod.functions, variable: _Slicer(mod).visit_expr(mod["main"])}, attrs=mod.attrs)
+
+
+@mutator
+class _Slicer(PyExprMutator):
+    def visit_tuple_getitem_(self, op: Any) -> Any:
+        split = op.tuple_value
+        if isinstance(split, relax.Var):
+            split = self.lookup_binding(split)
+        bounds = _bounds(split, op.index)
+        if bounds is None:
+            return super().visit_tuple_getitem_(op)
+        axis, begin, end = bounds
+        return self.builder_.normalize(relax.op.strided_slice(split.args[0], [axis], [begin], [end]))
+
+
+def _bounds(split: Any, index: int) -> tuple[int, int, int] | None:
+    """(axis, begin, end) of a part; None where that is no split, or of an open size."""
+    if not isinstance(split, relax.Call) or getattr(split.op, "name", None) != "relax.split":
+        return None
+    rank = int(split.args[0].ty.ndim)
+    axis = int(split.attrs.axis) % rank
+    size = split.args[0].ty.shape.values[axis] if isinstance(split.args[0].ty.shape, relax.ShapeExpr) else None
+    if not isinstance(size, tvm.tirx.IntImm):
+        return None
+    given = split.attrs.indices_or_sections
+    if isinstance(given, int | tvm.tirx.IntImm):
+        each = -(-int(size) // int(given))
+        edges = [min(each * number, int(size)) for number in range(int(given) + 1)]
+    else:
+        edges = [0, *(int(edge) for edge in given), int(size)]
+    return axis, edges[index], edges[index + 1]
