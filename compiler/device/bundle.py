@@ -53,7 +53,8 @@ class Bundle:
 
 
 def write_bundle(artifact: Artifact, target: Target, output: Path) -> Bundle:
-    """Write a module, the runtime's libraries, programs, the C header and an example into a new folder.
+    """Write a module, the runtime's libraries, programs, the C header and an example into a new folder; for a
+    microcontroller C sources alone.
 
     Raises:
         OptionError: the folder exists and is not empty, or the module is for another architecture than the target.
@@ -64,6 +65,11 @@ def write_bundle(artifact: Artifact, target: Target, output: Path) -> Bundle:
     check_architecture(artifact, target)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OptionError(f"{output} exists and is not an empty folder", "give a new one")
+    sources = target.c_sources(
+        artifact.manifest.model_name, artifact.manifest.target.details, artifact.parameters.values()
+    )
+    if sources is not None:
+        return _written_sources(sources, output)
     programs = device_programs(target)
     try:
         _write(artifact, target, programs, output)
@@ -72,6 +78,17 @@ def write_bundle(artifact: Artifact, target: Target, output: Path) -> Bundle:
     files = {str(path.relative_to(output)): path.stat().st_size for path in sorted(output.rglob("*")) if path.is_file()}
     runtime = sum(size for name, size in files.items() if name.startswith("lib/lib"))
     return Bundle(output, files, runtime, ONNX_RUNTIME_BYTES.get(target.architecture))
+
+
+def _written_sources(sources: Mapping[str, str], output: Path) -> Bundle:
+    """A folder of C sources; no runtime is needed beside them."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for name, text in sources.items():
+            (output / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{output} can not be written: {error}") from error
+    return Bundle(output, {name: len(text.encode()) for name, text in sources.items()}, 0, None)
 
 
 def check_architecture(artifact: Artifact, target: Target) -> None:

@@ -78,6 +78,9 @@ def _folder(artifact: Any, target: Any, output: Path, as_json: bool) -> None:
         return
     print_table(("file", "size"), [(name, format_bytes(size)) for name, size in bundle.files.items()], ("size",))
     print_line()
+    if not bundle.runtime_bytes:
+        print_line(f"wrote {bundle.folder}; the header says how to call what it declares")
+        return
     print_line(f"runtime: {format_bytes(bundle.runtime_bytes)}{_compared(bundle.onnx_runtime_bytes)}")
     print_line(f"wrote {bundle.folder}; its README says what to run")
 
