@@ -19,6 +19,7 @@ from targets.ethos_u.runtime import FUNCTION
 from targets.ethos_u.segments import Port, Schedule, Segment, one_segment, schedule
 from targets.ethos_u.steps import Step, Unsupported
 from targets.ethos_u.vela import Compiled, compile_graph, require
+from targets.ethos_u.verification import REASON, agrees, first_wrong
 from targets.ethos_u.view import View, operator_name
 from targets.splitting import slices_for_splits
 
@@ -87,16 +88,21 @@ def claim(mod: tvm.IRModule, context: Any, accelerator: Accelerator) -> tvm.IRMo
 
 
 def _compiled(view: View, found: Found, results: Any, accelerator: Accelerator) -> tuple[Schedule, dict[int, Compiled]]:
-    """Segments and their programs. A step that Vela alone refuses goes to the processor, with Vela's reason.
+    """Segments and their programs. A step that Vela alone refuses goes to the processor, with Vela's reason; so does
+    one from which on what Vela made of a segment does not compute what the segment says.
 
     Raises:
         TargetError: Vela refuses a segment whose steps it takes one by one.
     """
+    right: dict[bytes, Compiled] = {}
     while True:
         plan = schedule(view, found.steps, results)
         compiled = {}
         before = len(found.steps)
         for level, part in plan.parts.items():
+            if part.tosa in right:
+                compiled[level] = right[part.tosa]
+                continue
             try:
                 compiled[level] = compile_graph(part.tosa, accelerator)
             except ToolchainMissing:
@@ -107,6 +113,13 @@ def _compiled(view: View, found: Found, results: Any, accelerator: Accelerator) 
                     _refuse_alone(step, found, accelerator)
                 if len(found.steps) == left:
                     raise
+                continue
+            if not accelerator.is_u85 and not agrees(part, compiled[level].program):
+                step = first_wrong(part, accelerator)
+                del found.steps[step.output.variable]
+                found.refused.append((step.operator, REASON))
+            else:
+                right[part.tosa] = compiled[level]
         if len(found.steps) == before:
             return plan, compiled
 

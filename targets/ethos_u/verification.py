@@ -1,0 +1,43 @@
+"""Whether what Vela emitted computes what the graph says: the simulator against the TOSA reference model.
+
+Vela 5.2 has been seen to emit wrong commands without a word. What differs is refused, and the processor computes it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from targets.ethos_u.accelerators import Accelerator
+from targets.ethos_u.program import Program
+from targets.ethos_u.runtime import execute
+from targets.ethos_u.segments import Segment, one_segment
+from targets.ethos_u.steps import Step
+from targets.ethos_u.vela import compile_graph
+
+REASON = "with what is before it, Vela's commands compute something else than its graph"
+
+
+def agrees(part: Segment, program: Program) -> bool:
+    """Whether a program gives, for random inputs, each bit that the reference model gives."""
+    import tosa_reference_model
+
+    rng = np.random.default_rng(0)
+    operands = [rng.integers(-128, 128, port.shape).astype(np.int8) for port in part.inputs]
+    wanted, status = tosa_reference_model.run(part.tosa, operands, verbosity="NONE")
+    return status == tosa_reference_model.GraphStatus.TOSA_VALID and all(
+        np.array_equal(actual, np.asarray(each).ravel())
+        for actual, each in zip(execute(program, operands), wanted, strict=True)
+    )
+
+
+def first_wrong(part: Segment, accelerator: Accelerator) -> Step:
+    """Of a segment that does not agree, the step at which it begins not to."""
+    right, wrong = 0, len(part.steps)
+    while wrong - right > 1:
+        middle = (right + wrong) // 2
+        front = one_segment(part.steps[:middle])
+        if agrees(front, compile_graph(front.tosa, accelerator).program):
+            right = middle
+        else:
+            wrong = middle
+    return part.steps[wrong - 1]
