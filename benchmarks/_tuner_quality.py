@@ -50,7 +50,7 @@ def measure(options: Any, console: Console) -> list[Row]:
     for record in records:
         if record.method == method:
             best[record.task] = min(best.get(record.task, math.inf), record.seconds or math.inf)
-    samples = load_samples(Path(options.records))
+    samples = load_samples([options.records])
     rows: list[Row] = []
     with Lab(target, serial=method == "serial") as lab:
         for task in _chosen(options, target, best):

@@ -14,6 +14,7 @@ from compiler.tuning.cost_models import CostModel, Sample, cost_models
 from compiler.tuning.cost_models.xgboost import XgboostModel
 from compiler.tuning.library import read_current
 from compiler.tuning.record_set import deduplicated
+from compiler.tuning.records import Loaded
 from compiler.tuning.samples import samples_of
 
 _FOLDS = 4
@@ -40,10 +41,13 @@ class Score:
     regret: float
 
 
-def load_samples(path: Path) -> list[Sample]:
-    """The successful trials on record, each config once."""
-    loaded = read_current(path)
-    records = [record for record in deduplicated(loaded.records) if record.seconds is not None]
+def load_samples(paths: Sequence[str | Path]) -> list[Sample]:
+    """The successful trials in record files and folders, each config once."""
+    loaded = Loaded()
+    for path in paths:
+        loaded.extend(read_current(path))
+    alone = [record for record in loaded.records if not record.in_model]
+    records = [record for record in deduplicated(alone) if record.seconds is not None]
     return samples_of(records, loaded.targets)
 
 
@@ -55,9 +59,9 @@ def by_task(samples: Sequence[Sample]) -> dict[tuple[str, str], list[Sample]]:
     return groups
 
 
-def scores(path: Path) -> list[Score]:
+def scores(paths: Sequence[str | Path]) -> list[Score]:
     """Each model with tasks held out in turns, then with a machine held out."""
-    groups = by_task(load_samples(path))
+    groups = by_task(load_samples(paths))
     machines = sorted(
         {machine for _, machine in groups}, key=lambda each: -sum(len(g) for k, g in groups.items() if k[1] == each)
     )
@@ -121,9 +125,9 @@ def _in_order(times: NDArray[np.float64], predicted: NDArray[np.float64], gap: f
     return float((above[faster].sum() + 0.5 * ties[faster].sum()) / faster.sum())
 
 
-def pretrain(path: Path, output: Path) -> tuple[int, int]:
+def pretrain(paths: Sequence[str | Path], output: Path) -> tuple[int, int]:
     """Train on everything and store the model; (trials, tasks)."""
-    samples = load_samples(path)
+    samples = load_samples(paths)
     model = XgboostModel()
     model.update(samples)
     model.save(output)

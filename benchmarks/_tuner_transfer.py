@@ -41,12 +41,12 @@ class Row:
     pretrained: float
 
 
-def measure(path: Path, least: int, seeds: int, folder: Path) -> Iterator[Row]:
+def measure(paths: Sequence[str | Path], least: int, seeds: int, folder: Path) -> Iterator[Row]:
     """One row a task with at least `least` configs on record; the rule's default is one of them, no more.
 
     The pre-trained model is trained on the other tasks of the records, and stored in `folder`.
     """
-    groups = by_task(load_samples(path))
+    groups = by_task(load_samples(paths))
     stored = folder / "trained.ubj"
     for key, group in sorted(groups.items()):
         if len(group) < least:

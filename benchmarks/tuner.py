@@ -2,17 +2,17 @@
 
     python -m benchmarks.tuner rate resnet18 --seconds 60
     python -m benchmarks.tuner quality resnet18 mobilenet_v2 --records logs
-    python -m benchmarks.tuner ranking --records logs
-    python -m benchmarks.tuner transfer --records logs
+    python -m benchmarks.tuner ranking
+    python -m benchmarks.tuner transfer
     python -m benchmarks.tuner metaschedule resnet18 --seconds 600
     python -m benchmarks.tuner collect resnet18 minilm-128 --records logs
-    python -m benchmarks.tuner pretrain --records logs --output tuning_logs/cost_model.ubj
+    python -m benchmarks.tuner pretrain --records tuning_logs/training logs --output tuning_logs/cost_model.ubj
 
 `quality` compares what a fresh search of 32 trials finds with the best on record, task by task, and how many trials a
 cold and a pre-trained cost model take to reach 95 % of it. `ranking` trains on some tasks (or on one machine) and ranks
 the trials of others. `transfer` replays records: how many trials until 95 % of the best, without and with a model that
 was trained on the other tasks. `metaschedule` gives the engine's own tuner and ours the same time. Records come from
-`tensorwright tune --records DIR`, or, with many configs of each task, from `collect`.
+`tensorwright tune --records DIR`, or, with many configs of each task, from `collect`, as those in tuning_logs/training.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from rich.table import Table
 
 from benchmarks import _tuner_collect, _tuner_metaschedule, _tuner_quality, _tuner_ranking, _tuner_transfer
 from benchmarks._models import task_of
+
+_TRAINING = ["tuning_logs/training"]
 
 
 def main() -> int:
@@ -75,12 +77,14 @@ def _parser() -> argparse.ArgumentParser:
     metaschedule.add_argument(
         "--step", default="all", choices=("all", "ours", "metaschedule", "race"), help="one alone; needs --keep"
     )
-    transfer.add_argument("--least", type=int, default=48, help="configs that a task must have on record")
+    transfer.add_argument("--least", type=int, default=30, help="configs that a task must have on record")
     transfer.add_argument("--seeds", type=int, default=5, help="runs to average over")
     quality.add_argument("--trials", type=int, default=32)
     quality.add_argument("--tasks", type=int, default=12, help="how many: the largest of each kind")
-    for each in (quality, ranking, transfer, pretrain, collect):
+    for each in (quality, collect):
         each.add_argument("--records", required=True, help="a record file or folder")
+    for each in (ranking, transfer, pretrain):
+        each.add_argument("--records", default=_TRAINING, nargs="+", help="record files or folders")
     pretrain.add_argument("--output", required=True)
     return parser
 
@@ -161,7 +165,7 @@ def _ranking(options: Any, console: Console) -> None:
         "regret",
     ):
         table.add_column(heading, justify="left" if heading in ("model", "held out") else "right")
-    for score in _tuner_ranking.scores(Path(options.records)):
+    for score in _tuner_ranking.scores(options.records):
         table.add_row(
             score.model,
             score.held_out,
@@ -190,7 +194,7 @@ def _transfer(options: Any, console: Console) -> None:
         table.add_column(heading, justify="left" if heading in ("rule", "workload") else "right")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for row in _tuner_transfer.measure(Path(options.records), options.least, options.seeds, Path(folder)):
+        for row in _tuner_transfer.measure(options.records, options.least, options.seeds, Path(folder)):
             numbers = (f"{each:.1f}" for each in (row.chance, row.cold, row.analytic, row.pretrained))
             table.add_row(row.rule, row.workload, str(row.configs), str(row.near), *numbers)
             rows.append(row)
@@ -203,7 +207,7 @@ def _transfer(options: Any, console: Console) -> None:
 
 
 def _pretrain(options: Any, console: Console) -> None:
-    trials, tasks = _tuner_ranking.pretrain(Path(options.records), Path(options.output))
+    trials, tasks = _tuner_ranking.pretrain(options.records, Path(options.output))
     size = Path(options.output).stat().st_size
     console.print(f"trained on {trials} trials of {tasks} tasks: {options.output}, {size / 1e3:.0f} kB")
 

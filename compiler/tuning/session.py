@@ -138,6 +138,8 @@ class Session:
             config = Config.of(record.config)
             if state is None or record.target != self._writer.target or record.method != self.method:
                 continue
+            if record.in_model:
+                continue  # no time of the kernel alone
             if config in state.task.space:
                 state.note(config, record.seconds if record.status == "ok" else None, new=False)
                 self._samples.append(Sample(subject_of(state), config, record.seconds))
