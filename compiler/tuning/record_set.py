@@ -35,10 +35,11 @@ def without_stale(records: Iterable[Record], versions: Mapping[str, int]) -> tup
 
 
 def deduplicated(records: Iterable[Record]) -> list[Record]:
-    """One record a target, task, config and method: the last one of those that succeeded, else the last one."""
-    found: dict[tuple[str, ...], Record] = {}
+    """One record a target, task, config, method and place (alone or in a model): the last one of those that succeeded,
+    else the last one."""
+    found: dict[tuple[str | bool, ...], Record] = {}
     for record in records:
-        key = (record.target, record.task, record.config_key, record.method)
+        key = (record.target, record.task, record.config_key, record.method, record.in_model)
         if record.status == "ok" or key not in found or found[key].status != "ok":
             found[key] = record
     return list(found.values())
@@ -69,10 +70,15 @@ def essential(records: Iterable[Record]) -> list[Record]:
         chosen = best(group)
         if chosen is None:
             continue
-        same = (each for each in group if each.is_default and each.method == chosen.method and each.status == "ok")
-        default = next(same, None)
+        default = _default_beside(chosen, group)
         kept += [chosen] if default is None or default is chosen else [default, chosen]
     return kept
+
+
+def _default_beside(chosen: Record, group: Sequence[Record]) -> Record | None:
+    """The default's record that is comparable with one, else that of another place, else None."""
+    same = [each for each in group if each.is_default and each.method == chosen.method and each.status == "ok"]
+    return next((each for each in same if each.in_model == chosen.in_model), same[0] if same else None)
 
 
 def best(records: Sequence[Record]) -> Record | None:
@@ -175,7 +181,7 @@ def summary(records: Iterable[Record]) -> list[RuleSummary]:
 
 def _gain(records: Sequence[Record]) -> float | None:
     chosen = best(records)
-    default = next((each for each in records if each.is_default and each.seconds is not None), None)
-    if chosen is None or default is None:
+    default = None if chosen is None else _default_beside(chosen, records)
+    if chosen is None or default is None or default.in_model != chosen.in_model:
         return None
     return _seconds(default) / _seconds(chosen)

@@ -18,7 +18,7 @@ from compiler.tuning.identity import target_description
 from compiler.tuning.in_model import Choices, measure_in_model
 from compiler.tuning.library import tuned_configs
 from compiler.tuning.measuring.messages import Outcome
-from compiler.tuning.record_set import MIN_GAIN_OF_WAYS, best, fastest_way
+from compiler.tuning.record_set import MIN_GAIN_OF_WAYS, best, deduplicated, essential, fastest_way
 from compiler.tuning.records import Record, RecordWriter
 from compiler.tuning.search.evolutionary import RandomSearch
 from compiler.tuning.session import Session, _join_ways
@@ -145,6 +145,9 @@ def test_times_of_the_model_are_compared_with_each_other_alone() -> None:
     chosen = best([*alone, *in_model])
     assert chosen is in_model[1]
     assert fastest_way([in_model[0], alone[1]]) == 0
+    later = record(0.8e-5, is_default=True)
+    assert best(deduplicated([*alone, *in_model, later])) is in_model[1]
+    assert essential([*alone, *in_model, later]) == in_model
 
 
 def test_kernels_are_timed_in_the_model(tasks: list[Task]) -> None:
