@@ -42,6 +42,50 @@ def onnxruntime(path: str, inputs: Mapping[str, Array], threads: int, precision:
     return lambda: session.run(None, feeds), f"onnxruntime {ort.__version__}"
 
 
+def onnxruntime_cuda(path: str, inputs: Mapping[str, Array], threads: int, precision: str) -> tuple[Run, str]:
+    """ONNX Runtime on the graphics processor; inputs and outputs are the processor's, as ours are.
+
+    Raises RuntimeError when it would run on the processor.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    wanted = "CUDAExecutionProvider"
+    if wanted not in ort.get_available_providers():
+        raise RuntimeError("this ONNX Runtime has no CUDA provider: pip install onnxruntime-gpu")
+    # TF32 rounds operands to 10 bits; ours does not.
+    session = ort.InferenceSession(path, options, providers=[(wanted, {"use_tf32": 0})])
+    if session.get_providers()[0] != wanted:
+        raise RuntimeError("ONNX Runtime could not load its CUDA provider")
+    named = {value.name for value in session.get_inputs()}
+    feeds = {name: array for name, array in inputs.items() if name in named}
+    return lambda: session.run(None, feeds), f"onnxruntime-gpu {ort.__version__}"
+
+
+def torch_compile(path: str, inputs: Mapping[str, Array], threads: int, precision: str) -> tuple[Run, str]:
+    """torch.compile on the graphics processor, mode "max-autotune"; `path` is the name of a model of the catalog.
+
+    Raises RuntimeError when torch finds no device.
+    """
+    import torch
+
+    from benchmarks.catalog import CATALOG
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("torch finds no CUDA device")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    model: Any = torch.compile(CATALOG[path].load().cuda(), mode="max-autotune")
+
+    def run() -> list[Array]:
+        placed = [torch.from_numpy(each).cuda() for each in inputs.values()]
+        with torch.inference_mode():
+            found = model(*placed)
+        return [each.cpu().numpy() for each in (found if isinstance(found, list | tuple) else [found])]
+
+    return run, f"torch {torch.__version__}"
+
+
 def openvino(path: str, inputs: Mapping[str, Array], threads: int, precision: str) -> tuple[Run, str]:
     """OpenVINO, set to latency, at the given precision ("default" leaves it to OpenVINO)."""
     import openvino as ov
@@ -88,6 +132,8 @@ def metaschedule(path: str, inputs: Mapping[str, Array], threads: int, precision
 CONTESTANTS: dict[str, Callable[[str, Mapping[str, Array], int, str], tuple[Run, str]]] = {
     "tensorwright": tensorwright,
     "onnxruntime": onnxruntime,
+    "onnxruntime-cuda": onnxruntime_cuda,
+    "torch-compile": torch_compile,
     "openvino": openvino,
     "metaschedule": metaschedule,
 }

@@ -4,9 +4,12 @@ and times.
     python -m benchmarks.cuda                         # every model of the catalog, for sm_75
     python -m benchmarks.cuda resnet18 --target h100
     python -m benchmarks.cuda --no-nvcc               # fast: that every kernel is bound; source, no machine code
+    python -m benchmarks.cuda --device --target h100  # on a machine with one: conformance, numbers, times
 
-Without a device nothing is run or timed: kernels are compiled, and registers, spills and matrix instructions counted.
-With one, outputs are compared with the processor's, and runs are timed in turns with torch.compile and ONNX Runtime.
+Without --device nothing is run or timed: kernels are compiled, and registers, spills and matrix instructions counted.
+With it, the conformance suite runs on the device, outputs are compared with the processor's, and runs are timed in
+turns with torch.compile and ONNX Runtime (copies to and from the device included for all). It fails where a check or
+a number is wrong.
 """
 
 from __future__ import annotations
@@ -14,24 +17,24 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import compiler
 import targets
+from benchmarks import _cuda_device
 from benchmarks.catalog import CATALOG, CatalogModel, inputs_for
 from compiler.build import build_library
 from compiler.errors import TensorwrightError
 from compiler.frontends.source import import_model
 from compiler.passes.context import PipelineContext
 from compiler.passes.pipeline import run_pipeline
-from targets import cuda_device
 from targets.cuda import CudaTarget
 from targets.cuda_image import source_of
 from targets.nvcc import KernelResources, tensor_core_instructions
@@ -114,65 +117,68 @@ def line(name: str, found: Examined) -> str:
     )
 
 
-def run_on_device(name: str, model: CatalogModel, target: CudaTarget) -> str:
-    """Numbers against the processor's, and times in turns with what else is installed."""
-    source, keywords = source_arguments(model)
-    inputs = list(inputs_for(model, sizes=model.sizes[0] or None).values())
-    ours = compiler.compile(source, target, records=False, **keywords)
-    host = compiler.compile(source, "host", records=False, **keywords)
-    pairs = zip(ours.run(inputs).values(), host.run(inputs).values(), strict=True)
-    difference = max(float(np.abs(a.astype(np.float64) - b).max(initial=0.0)) for a, b in pairs)
-    runs: dict[str, Callable[[], Any]] = {"ours": lambda: ours.run(inputs)}
-    if model.reference == "torch":
-        import torch
-
-        compiled: Any = torch.compile(source.cuda())
-        placed = [torch.from_numpy(each).cuda() for each in inputs]
-
-        def by_torch() -> None:
-            compiled(*placed)
-            torch.cuda.synchronize()
-
-        runs["torch.compile"] = by_torch
-    else:
-        import onnxruntime
-
-        session: Any = onnxruntime.InferenceSession(str(source), providers=["CUDAExecutionProvider"])
-        named = dict(zip([each.name for each in session.get_inputs()], inputs, strict=True))
-        runs["ONNX Runtime"] = lambda: session.run(None, named)
-    times: dict[str, list[float]] = {key: [] for key in runs}
-    for _ in range(30):
-        for key, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[key].append(1e3 * (time.perf_counter() - start))
-    shown = ", ".join(f"{key} {float(np.median(each)):.3f} ms" for key, each in times.items())
-    return f"{name}: largest difference {difference:.3g}; {shown}"
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit status."""
+    options = _parser().parse_args(arguments)
+    names = options.models or list(CATALOG)
+    if unknown := [name for name in names if name not in CATALOG]:
+        print(f"no model of the catalog: {', '.join(unknown)}", file=sys.stderr)
+        return 2
+    target = targets.get(options.target)
+    if not isinstance(target, CudaTarget):
+        print(f"{options.target} is no CUDA target", file=sys.stderr)
+        return 2
+    if options.device:
+        return _on_device(names, target, options)
+    return _examined(names, target, machine_code=not options.no_nvcc)
 
 
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cuda", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="*", help="names of the catalog; all unless given")
     parser.add_argument("--target", default="t4", help="a CUDA target")
     parser.add_argument("--no-nvcc", action="store_true", help="stop at CUDA source")
-    options = parser.parse_args()
-    target = targets.get(options.target)
-    if not isinstance(target, CudaTarget):
-        raise SystemExit(f"{options.target} is no CUDA target")
-    if not cuda_device.compute_capabilities():
-        print("No NVIDIA graphics processor here: kernels are compiled and examined; nothing is run or timed.\n")
-    print(_HEADER + "\n|---|---|---|---|---|---|---|---|")
-    for name in options.models or CATALOG:
+    parser.add_argument("--device", action="store_true", help="run, compare and time on this machine's device")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
+    parser.add_argument("--seconds", type=float, default=0.6, help="length of a turn")
+    return parser
+
+
+def _examined(names: Sequence[str], target: CudaTarget, *, machine_code: bool) -> int:
+    failed = False
+    print(_HEADER + "\n|" + "---|" * (_HEADER.count("|") - 1))
+    for name in names:
         try:
             source, keywords = source_arguments(CATALOG[name])
-            found = examine(source, target, machine_code=not options.no_nvcc, **keywords)
+            found = examine(source, target, machine_code=machine_code, **keywords)
             print(line(name, found), flush=True)
-            if target.fits_this_machine():
-                print(run_on_device(name, CATALOG[name], target), flush=True)
         except TensorwrightError as error:
+            failed = True
             print(f"| {name} | failed: {error.message[:300]} |", flush=True)
+    return int(failed)
+
+
+def _on_device(names: Sequence[str], target: CudaTarget, options: Any) -> int:
+    try:
+        _cuda_device.require_device(target)
+    except TensorwrightError as error:
+        print(f"{error.message}\n{error.hint}", file=sys.stderr)
+        return 2
+    failed = bool(_cuda_device.failed_checks(target, print))
+    print(f"\n| {' | '.join(_cuda_device.HEADER)} |\n|" + "---|" * len(_cuda_device.HEADER))
+    for name in names:
+        try:
+            row = _cuda_device.measure(name, target, rounds=options.rounds, seconds=options.seconds, report=print)
+        except TensorwrightError as error:
+            failed = True
+            print(f"| {name} | failed: {error.message[:300]} |", flush=True)
+            continue
+        failed = failed or not row.is_right
+        print(f"| {' | '.join(row.cells())} |", flush=True)
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
