@@ -47,6 +47,11 @@ class FusedKernel:
         self.result = anchors[-1].writes[0]
         self._fused = _epilogue(self.result, self._after)
 
+    @property
+    def is_joined(self) -> bool:
+        """Whether all that follows the anchor is done by `finish`."""
+        return self._fused is not None or not self._after
+
     def finish(self, value: Expr, indices: Sequence[Expr | int]) -> Stmt:
         """The statement that stores the finished element."""
         points = [expression(each) for each in indices]

@@ -113,6 +113,11 @@ def _is_candidate(kernel: Kernel, stages: Sequence[Stage | Opaque], stage: Stage
     return not any(load.source.same_as(buffer) for load in stage.loads for buffer in rewritten)
 
 
+def is_elementwise(stage: Stage) -> bool:
+    """Whether a stage stores one value at each point of its own loop variables, so that `inline_value` serves it."""
+    return stage.store is not None and not stage.reduction and stage.init is None and _index_axes(stage) is not None
+
+
 def _index_axes(stage: Stage) -> list[Any] | None:
     """The loop variable that each dimension of the output is stored at (None where it is constant 0 of size 1)."""
     found: list[Any] = []

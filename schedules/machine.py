@@ -59,3 +59,8 @@ class Machine(BaseModel):
     def bf16_dot_product(self) -> bool:
         """Whether one instruction multiplies and adds pairs of bfloat16 into float32."""
         return self.has("avx512bf16") or self.has("bf16")
+
+    @property
+    def float16_product(self) -> bool:
+        """Whether one instruction multiplies matrices of float16 and sums them in float32."""
+        return False

@@ -34,7 +34,6 @@ _FOR_PROCESSORS = frozenset(
         "fuse-attention",
         "pack-grouped-weights",
         "pack-matmul-weights",
-        "compute-in-integers",
         "expand-at-load",
     }
 )
@@ -54,6 +53,7 @@ class CudaTarget(Target):
     host: LlvmTarget
     simulated: bool = False
     lifts_workspaces: bool = True
+    signed_integers: bool = True
 
     @property
     def required_features(self) -> tuple[str, ...]:
@@ -114,9 +114,10 @@ class CudaTarget(Target):
         return _FOR_PROCESSORS
 
     def legalizations(self) -> dict[str, Any]:
-        from schedules.gpu.products import legalize_convolution
+        from schedules.gpu.products import legalize_convolution, legalize_pad
 
-        return {"relax.nn.conv2d": legalize_convolution}
+        convolutions = {f"relax.nn.conv{rank}d": legalize_convolution for rank in (1, 2, 3)}
+        return {**convolutions, "relax.nn.pad": legalize_pad}
 
     def schedule_rules(self) -> Sequence[Any]:
         return gpu_rules()

@@ -234,6 +234,7 @@ inline half __float2half_rn(float v) { return half(v); }
 inline half __float2half(float v) { return half(v); }
 inline float __half2float(half v) { return v; }
 inline nv_bfloat16 __float2bfloat16(float v) { return nv_bfloat16(v); }
+inline nv_bfloat16 __float2bfloat16_rn(float v) { return nv_bfloat16(v); }
 inline float __bfloat162float(nv_bfloat16 v) { return v; }
 
 // Vectors.

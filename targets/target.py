@@ -34,6 +34,8 @@ class Target(ABC):
     machine: Machine
     quantized_everywhere: bool = False
     integer_operators: frozenset[str] = frozenset()
+    signed_integers: bool = False
+    """Whether products of 8-bit integers want both operands int8; tensors of uint8 are then held as int8."""
     lifts_workspaces: bool = False
     """Whether buffers that a kernel's launches hand to each other are tensors of the module."""
 

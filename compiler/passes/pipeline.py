@@ -53,6 +53,7 @@ CANONICALIZE = (
 LAYOUT = (
     "compute-in-integers",
     "center-weights",
+    "sign-integers",
     "pack-grouped-weights",
     "cancel-reshapes",
     "keep-weights-narrow",

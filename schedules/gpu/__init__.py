@@ -12,6 +12,10 @@ def gpu_rules() -> tuple[ScheduleRule, ...]:
     """The rules for graphics processors, by falling priority."""
     from schedules.gpu.dlight import DLIGHT_RULES
     from schedules.gpu.parallel import BindAnything
+    from schedules.gpu.plain_products import GpuProducts
+    from schedules.gpu.tensor_cores import GpuTensorCores
+    from schedules.gpu.thread_reduction import GpuThreadReduction
 
-    rules: list[ScheduleRule] = [*(rule() for rule in DLIGHT_RULES), BindAnything()]
+    own = (GpuTensorCores(), GpuProducts(), GpuThreadReduction(), BindAnything())
+    rules: list[ScheduleRule] = [*own, *(rule() for rule in DLIGHT_RULES)]
     return tuple(sorted(rules, key=lambda rule: (-rule.priority, rule.name)))

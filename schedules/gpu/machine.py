@@ -8,6 +8,9 @@ from pydantic import Field
 
 from schedules.machine import Machine
 
+LEAST_CAPABILITY = {"float16": 70, "int8": 72, "bfloat16": 80}
+"""The compute capability from which tensor cores multiply an element type, major times ten plus minor."""
+
 
 class GpuMachine(Machine):
     """A described graphics processor; the fields of `Machine` are those of the processor beside it.
@@ -22,6 +25,16 @@ class GpuMachine(Machine):
     shared_bytes: int = Field(default=48 << 10, gt=0)
     threads_per_block: int = Field(default=1024, ge=32)
     warp: int = Field(default=32, ge=1)
+
+    @property
+    def bf16_dot_product(self) -> bool:
+        """Whether tensor cores multiply bfloat16."""
+        return self.compute_capability >= LEAST_CAPABILITY["bfloat16"]
+
+    @property
+    def float16_product(self) -> bool:
+        """Whether tensor cores multiply float16."""
+        return self.compute_capability >= LEAST_CAPABILITY["float16"]
 
     def engine_options(self) -> dict[str, Any]:
         """The options of the engine's target.

@@ -1,19 +1,39 @@
-"""Matrix products and convolutions written as products, in the form that the product's schedule knows.
+"""Convolutions written as matrix products, in the form that the product's schedule knows.
 
 A convolution is the product of the filters, oc x (ic kh kw), and of the columns, (oh ow) x (ic kh kw), which are
-never stored: the schedule reads the image where it fills a tile of shared memory. Sums of float16 and bfloat16 are
-float32, those of 8-bit integers int32.
+never stored: the schedule reads the image where it fills a tile of shared memory, and what stands in the padding
+where there is no image. Sums of float16 and bfloat16 are float32, those of 8-bit integers int32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from schedules.gpu.product_form import ALONG_ROWS
+from schedules.kernel import product
 from schedules.tir import tirx, tvm
 
 te = tvm.te
 OUT_FUSABLE = 4  # relax's pattern kind: elementwise operators join this one's end
+_PADDING = "tensorwright.padding"
+_LAYOUTS = {1: ("NCW", "OIW"), 2: ("NCHW", "OIHW"), 3: ("NCDHW", "OIDHW")}
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a convolution walks: one number for each spatial dimension; `fill` stands in the padding."""
+
+    strides: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    dilation: tuple[int, ...]
+    fill: int | float = 0
+
+    def padded(self, widths: Sequence[int], fill: int | float) -> Window:
+        """The same walk over an image without its padding (before and after, dimension by dimension)."""
+        return Window(self.strides, tuple(widths[::2]), tuple(widths[1::2]), self.dilation, fill)
 
 
 def sum_dtype(dtype: str) -> str:
@@ -21,64 +41,121 @@ def sum_dtype(dtype: str) -> str:
     return {"float16": "float32", "bfloat16": "float32", "int8": "int32", "uint8": "int32"}.get(dtype, dtype)
 
 
-def convolution(
-    data: Any, weight: Any, strides: Sequence[int], padding: Sequence[int], dilation: Sequence[int], out: str
-) -> Any:
-    """A 2-D convolution of one group, NCHW by OIHW, of static image size.
+def convolution(data: Any, weight: Any, window: Window, out: str) -> Any:
+    """A convolution of one group: (batch, channels, *image) by (filters, channels, *kernel), the image static.
 
     Args:
-        padding: top, left, bottom, right.
         out: the element type of the result.
     """
-    batch, _, height, width = data.shape
-    filters, channels, rows, columns = (int(each) for each in weight.shape)
-    size_h = (int(height) + padding[0] + padding[2] - dilation[0] * (rows - 1) - 1) // strides[0] + 1
-    size_w = (int(width) + padding[1] + padding[3] - dilation[1] * (columns - 1) - 1) // strides[1] + 1
-    depth, wide = channels * rows * columns, sum_dtype(str(data.dtype))
+    batch, _, *image = data.shape
+    filters, channels, *kernel = (int(each) for each in weight.shape)
+    size = [
+        (int(length) + before + after - dilation * (taps - 1) - 1) // stride + 1
+        for length, before, after, dilation, taps, stride in zip(
+            image, window.before, window.after, window.dilation, kernel, window.strides, strict=True
+        )
+    ]
+    taps, wide = product(kernel) or 1, sum_dtype(str(data.dtype))
+    depth = channels * taps
 
-    def column(b: Any, p: Any, k: Any) -> Any:
-        y = (p // size_w) * strides[0] + (k // columns % rows) * dilation[0] - padding[0]
-        x = (p % size_w) * strides[1] + (k % columns) * dilation[1] - padding[1]
-        value = data[b, k // (rows * columns), y, x]
-        if not any(padding):
+    def tap(k: Any) -> list[Any]:
+        """The place of a column's element in the kernel."""
+        found: list[Any] = []
+        step = 1
+        for length in reversed(kernel):
+            found.insert(0, k // step % length)
+            step *= length
+        return found
+
+    def column(b: Any, *at: Any) -> Any:
+        *pixel, k = at
+        walk = zip(pixel, tap(k), window.strides, window.dilation, window.before, strict=True)
+        place = [at * stride + here * dilation - before for at, here, stride, dilation, before in walk]
+        value = data(b, k // taps, *place)
+        if not any((*window.before, *window.after)):
             return value
-        inside = tirx.all(y >= 0, y < height, x >= 0, x < width)
-        return tirx.if_then_else(inside, value, tirx.const(0, str(data.dtype)))
+        inside = tirx.all(
+            *(test for index, length in zip(place, image, strict=True) for test in (index >= 0, index < length))
+        )
+        return tirx.if_then_else(inside, value, tirx.const(window.fill, str(data.dtype)))
 
-    lines = te.compute(
-        (filters, depth),
-        lambda o, k: weight[o, k // (rows * columns), k // columns % rows, k % columns],
-        name="filters",
-    )
-    columns_of = te.compute((batch, size_h * size_w, depth), column, name="columns")
+    lines = te.compute((filters, depth), lambda o, k: weight(o, k // taps, *tap(k)), name="filters")
+    columns = te.compute((batch, *size, depth), column, name="columns", attrs={ALONG_ROWS: 1})
     k = te.reduce_axis((0, depth), name="k")
     total = te.compute(
-        (batch, filters, size_h * size_w),
-        lambda b, o, p: te.sum(lines[o, k].astype(wide) * columns_of[b, p, k].astype(wide), axis=k),
+        (batch, filters, *size),
+        lambda b, o, *at: te.sum(lines(o, k).astype(wide) * columns(b, *at, k).astype(wide), axis=k),
         name="product",
     )
-    return te.compute(
-        (batch, filters, size_h, size_w), lambda b, o, y, x: total[b, o, y * size_w + x].astype(out), name="image"
-    )
+    if out == wide:
+        return total
+    return te.compute(total.shape, lambda *at: total(*at).astype(out), name="image")
 
 
 def legalize_convolution(builder: Any, call: Any) -> Any:
-    """relax.nn.conv2d as a product where it is one group of static image size, else as the engine writes it."""
+    """relax.nn.conv1d to conv3d as a product where it is one group of static image size, else as the engine does.
+
+    A padding with one value in front of it becomes its own.
+    """
     data, weight = call.args
     attrs = call.attrs
-    shapes = [list(each.ty.shape.values) if each.ty.shape is not None else [None] for each in (data, weight)]
-    static = all(isinstance(size, tirx.IntImm) for size in (*shapes[0][1:], *shapes[1]))
-    plain = (str(attrs.data_layout), str(attrs.kernel_layout)) == ("NCHW", "OIHW") and int(attrs.groups) == 1
-    if not (static and plain):
-        return tvm.ir.Op.get("relax.nn.conv2d").get_attr("FLegalize")(builder, call)
-    numbers = [[int(each) for each in values] for values in (attrs.strides, attrs.padding, attrs.dilation)]
+    rank = len(attrs.strides)
+    window = _window(attrs, rank)
+    if (found := _padding(builder, data)) is not None and not any((*window.before, *window.after)):
+        data, widths, fill = found
+        window = window.padded(widths, fill)
+    plain = (str(attrs.data_layout), str(attrs.kernel_layout)) == _LAYOUTS[rank] and int(attrs.groups) == 1
+    if not (plain and _is_static(data, 1) and _is_static(weight, 0)):
+        return _by_engine(builder, call)
     out = str(call.ty.dtype)
     return builder.call_te(
-        convolution,
+        lambda image, filters: convolution(image, filters, window, out),
         data,
         weight,
-        *numbers,
-        out,
-        primfunc_name_hint="conv2d",
+        primfunc_name_hint=f"conv{rank}d",
         primfunc_attrs={"op_pattern": OUT_FUSABLE},
     )
+
+
+def _window(attrs: Any, rank: int) -> Window:
+    strides, padding, dilation = (
+        tuple(int(each) for each in values) for values in (attrs.strides, attrs.padding, attrs.dilation)
+    )
+    return Window(strides, padding[:rank], padding[rank:], dilation)
+
+
+def _is_static(tensor: Any, first: int) -> bool:
+    shape = tensor.ty.shape
+    return shape is not None and all(isinstance(size, tirx.IntImm) for size in shape.values[first:])
+
+
+def _by_engine(builder: Any, call: Any) -> Any:
+    return call.op.get_attr("FLegalize")(builder, call)
+
+
+def legalize_pad(builder: Any, call: Any) -> Any:
+    """relax.nn.pad as the engine writes it; the kernel says what it does, so that a convolution can do it itself."""
+    made = _by_engine(builder, call)
+    widths = [int(each) for each in call.attrs.pad_width]
+    constant = str(call.attrs.pad_mode) == "constant" and min(widths, default=0) >= 0
+    if not constant or any(widths[:4]) or len(widths) < 6:
+        return made
+    value = float(call.attrs.pad_value)
+    marks = {"widths": widths[4:], "fill": str(value)}
+    kernel = made.args[0]
+    builder.update_func(kernel, builder.get()[kernel].with_attr(_PADDING, marks))
+    return made
+
+
+def _padding(builder: Any, data: Any) -> tuple[Any, list[int], int | float] | None:
+    """The image in front of a padding of its spatial dimensions, the widths and the value."""
+    made = builder.lookup_binding(data) if isinstance(data, tvm.relax.Var) else None
+    kernel = made.args[0] if isinstance(made, tvm.relax.Call) and made.args else None
+    if not isinstance(kernel, tvm.ir.GlobalVar):
+        return None
+    marks = builder.get()[kernel].attrs.get(_PADDING)
+    if marks is None:
+        return None
+    fill = float(marks["fill"])
+    whole = "int" in str(data.ty.dtype)
+    return made.args[1].fields[0], [int(each) for each in marks["widths"]], int(fill) if whole else fill

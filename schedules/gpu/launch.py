@@ -1,0 +1,40 @@
+"""Launches of a thread for each point of loops."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from schedules.expression import substitute
+from schedules.gpu.binding import thread_loop
+from schedules.kernel import Axis, product
+from schedules.tir import tirx
+
+THREADS = 256
+WARP = 32
+
+
+def launched(axes: list[Axis], body: Any, threads: int = THREADS) -> Any:
+    """A launch of a thread for each point of the axes."""
+    dtype = str(axes[0].var.ty.dtype) if axes else "int32"
+    total = product(axis.extent for axis in axes)
+    if total is not None:
+        threads = min(threads, max(WARP, WARP * math.ceil(total / WARP))) if axes else 1
+    block, thread = (tirx.Var(name, tirx.IntImm(dtype, 0).ty) for name in ("block", "thread"))
+    count = tirx.IntImm(dtype, threads)
+    point = block * count + thread
+    size: Any = tirx.IntImm(dtype, 1)
+    values: dict[Any, Any] = {}
+    for position, axis in enumerate(reversed(axes)):
+        extent = tirx.IntImm(dtype, axis.extent) if isinstance(axis.extent, int) else axis.extent
+        extent = extent if str(extent.ty) == dtype else tirx.Cast(dtype, extent)
+        rest = tirx.floordiv(point, size) if position else point
+        value = rest if position == len(axes) - 1 else tirx.floormod(rest, extent)
+        values[axis.var] = value if str(axis.var.ty) == dtype else tirx.Cast(str(axis.var.ty), value)
+        size = size * extent
+    body = substitute(body, values)
+    if total is None or total % threads:
+        body = tirx.IfThenElse(point < size, body, None)
+    # An empty launch is an error, so where the size is not known there is always a block.
+    blocks: Any = max(1, math.ceil(total / threads)) if total is not None else tirx.floordiv(size, count) + 1
+    return thread_loop("blockIdx.x", block, blocks, thread_loop("threadIdx.x", thread, threads, body))

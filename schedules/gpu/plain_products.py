@@ -1,0 +1,33 @@
+"""Products and convolutions of float32, which stay float32: no tensor cores."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from schedules.config import Config
+from schedules.gpu.machine import GpuMachine
+from schedules.gpu.plain_code import PlainTile, plain_product
+from schedules.gpu.product_form import ProductForm
+from schedules.gpu.product_rule import ProductRule
+
+
+class GpuProducts(ProductRule):
+    """A product of float32 in tiles of shared memory and registers."""
+
+    name: ClassVar[str] = "gpu-products"
+    priority: ClassVar[int] = 90
+    knobs: ClassVar[dict[str, tuple[int, ...]]] = {
+        "rows": (16, 32, 64, 128),
+        "columns": (32, 64, 128),
+        "depth": (8, 16),
+    }
+    load_cost: ClassVar[int] = 8
+
+    def multiplies(self, dtype: str, machine: GpuMachine) -> bool:
+        return dtype == "float32"
+
+    def tile(self, config: Config) -> PlainTile:
+        return PlainTile(config.integer("rows"), config.integer("columns"), config.integer("depth"))
+
+    def launch(self, form: ProductForm, config: Config) -> Any:
+        return plain_product(form, self.tile(config))

@@ -1,0 +1,157 @@
+"""A kernel read as one product, out[s, i, j] = sum over k of a[s, i, k] * b[s, j, k], and what is done with its result.
+
+Stages in front of the product are computed where an operand is read: they are elementwise, or the columns of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from schedules.access import Access
+from schedules.anchor import FusedKernel
+from schedules.errors import NotScheduledError
+from schedules.expression import buffers_loaded, substitute, uses
+from schedules.inline import inline_value, is_elementwise
+from schedules.kernel import Axis, Kernel, Stage
+from schedules.matmul_form import Group
+from schedules.reduction import Reduction, reduction_of
+from schedules.tir import tirx, tvm
+
+Expr = Any
+ALONG_ROWS = "tensorwright.along_rows"
+"""Annotation of a stage whose neighbours in memory are those of its rows, not of its depth."""
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """One factor.
+
+    Attributes:
+        value: the element in the type that is multiplied, of the loop variables.
+        rows: the loops that only this factor has.
+        along_depth: whether neighbours of the depth are neighbours in memory.
+        run: how many neighbours of the depth, from a multiple of that number on, can be loaded as one vector.
+    """
+
+    value: Expr
+    rows: Group
+    along_depth: bool
+    run: int
+
+    @property
+    def dtype(self) -> str:
+        return str(self.value.ty)
+
+    def at(self, batch: Mapping[Any, Expr], row: Expr, depth: Mapping[Any, Expr]) -> Expr:
+        """The element of a row at a depth."""
+        return substitute(self.value, {**batch, **self.rows.values(row), **depth})
+
+
+@dataclass(frozen=True, eq=False)
+class ProductForm:
+    """The product of a kernel; `a` moves along the rows of the result, `b` along its contiguous dimension."""
+
+    fused: FusedKernel
+    reduction: Reduction
+    batch: Group
+    depth: Group
+    a: Operand
+    b: Operand
+
+    def finish(self, value: Expr, batch: Mapping[Any, Expr], row: Expr, column: Expr) -> Any:
+        """The statement that stores what becomes of a sum."""
+        mapping = {**batch, **self.a.rows.values(row), **self.b.rows.values(column)}
+        return self.fused.finish(value, [substitute(point, mapping) for point in self.reduction.store.indices])
+
+
+def is_product(stage: Stage) -> bool:
+    """Whether a stage sums products; cheap."""
+    reduction = reduction_of(stage)
+    return reduction is not None and reduction.combiner.name == "add" and isinstance(reduction.value, tirx.Mul)
+
+
+def product_form(kernel: Kernel) -> ProductForm:
+    """The kernel's product. Raises NotScheduledError when it has another form."""
+    products = [stage for stage in kernel.simple_stages if is_product(stage)]
+    if not kernel.is_plain or len(products) != 1:
+        raise NotScheduledError("the kernel is not one product")
+    stage = products[0]
+    fused = FusedKernel(kernel, [stage])
+    reduction = reduction_of(stage)
+    assert reduction is not None
+    if not isinstance(reduction.start, tirx.IntImm | tirx.FloatImm) or float(reduction.start.value) != 0:
+        raise NotScheduledError("the sum does not start at zero")
+    before = kernel.simple_stages[: kernel.simple_stages.index(stage)]
+    axes = [axis for axis in stage.axes if axis.extent != 1]
+    zeros = {axis.var: tirx.IntImm(str(axis.var.ty), 0) for axis in stage.axes if axis.extent == 1}
+    reduction = Reduction(reduction.combiner, substitute(reduction.value, zeros), reduction.start, reduction.store)
+    factors = [_narrowest(each) for each in (reduction.value.a, reduction.value.b)]
+    spatial = [axis for axis in axes if not axis.reduce]
+    own = [[axis for axis in spatial if uses(factor, axis.var)] for factor in factors]
+    batch = [axis for axis in own[0] if axis in own[1]]
+    if len({*own[0], *own[1]}) != len(spatial) or any(axis.extent == 0 for axis in axes):
+        raise NotScheduledError("the result has dimensions that neither factor has")
+    left, right = ([axis for axis in each if axis not in batch] for each in own)
+    if left and spatial[-1] in left:
+        factors, (left, right) = factors[::-1], (right, left)
+    depth = Group(tuple(axis for axis in axes if axis.reduce))
+    operands = [
+        _operand(factor, rows, batch, depth, before) for factor, rows in zip(factors, (left, right), strict=True)
+    ]
+    store = substitute(reduction.store, zeros)
+    reduction = Reduction(reduction.combiner, reduction.value, reduction.start, store)
+    return ProductForm(fused, reduction, Group(tuple(batch)), depth, *operands)
+
+
+def _narrowest(value: Expr) -> Expr:
+    """A factor before it was widened for the sum."""
+    while isinstance(value, tirx.Cast) and _widens(str(value.value.ty), str(value.ty)):
+        value = value.value
+    return value
+
+
+def _widens(narrow: str, wide: str) -> bool:
+    return (narrow, wide) in {("float16", "float32"), ("bfloat16", "float32"), ("int8", "int32"), ("uint8", "int32")}
+
+
+def _operand(
+    factor: Expr, rows: Sequence[Axis], batch: Sequence[Axis], depth: Group, before: Sequence[Stage]
+) -> Operand:
+    written = [stage for stage in before if any(_reads(factor, each) for each in stage.writes)]
+    along_rows = any(ALONG_ROWS in stage.annotations for stage in written)
+    value = computed_in_place(factor, before)
+    step = _steps(value, depth.axes[-1:])
+    along_depth = not along_rows and (step == [1] or not rows or _steps(value, rows[-1:]) != [1])
+    others = _steps(value, [*rows, *batch, *depth.axes[:-1]])
+    size = depth.axes[-1].extent if depth.axes else 1
+    run = 1
+    if isinstance(value, tvm.ir.TensorLoad) and step == [1] and isinstance(size, int):
+        fits = [width for width in (16, 8, 4, 2) if not any(each is None or each % width for each in (size, *others))]
+        run = fits[0] if fits else 1
+    return Operand(value, Group(tuple(rows)), along_depth, run)
+
+
+def _reads(value: Expr, buffer: Any) -> bool:
+    return any(load.source.same_as(buffer) for load in buffers_loaded(value))
+
+
+def computed_in_place(value: Expr, before: Sequence[Stage]) -> Expr:
+    """A value with what earlier stages computed for it in its place. Raises NotScheduledError for other stages."""
+    for stage in reversed(before):
+        if not any(_reads(value, each) for each in stage.writes):
+            continue
+        if not is_elementwise(stage):
+            raise NotScheduledError(f"stage {stage.name!r} in front of the product is not elementwise")
+        value = _narrowest(inline_value(stage, value))
+    return value
+
+
+def _steps(value: Expr, axes: Sequence[Axis]) -> list[int | None]:
+    """How far in memory each axis moves a factor that is one load; None where that is not known."""
+    if not isinstance(value, tvm.ir.TensorLoad):
+        return [None for _ in axes]
+    access = Access(value.source, tuple(value.indices), False)
+    steps = [access.stride(axis.var) for axis in axes]
+    return [each if isinstance(each, int) else None for each in steps]

@@ -1,0 +1,111 @@
+"""What the rules for products in tiles share: what they match, which tiles there are, and which is the default."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from schedules.config import Config, ConfigSpace
+from schedules.conv_workload import ceil_div
+from schedules.emit import build_function
+from schedules.errors import NotScheduledError
+from schedules.gpu.machine import GpuMachine
+from schedules.gpu.parallel import bound_stage
+from schedules.gpu.product_form import ProductForm, is_product, product_form
+from schedules.gpu.rule import GpuRule
+from schedules.kernel import Kernel
+from schedules.machine import Machine, dtype_bits
+from schedules.rule import Workload
+
+
+@dataclass(frozen=True)
+class ProductWorkload(Workload):
+    """The product of (samples, rows, depth) and (samples, columns, depth); 0 is a size that is not known."""
+
+    samples: int
+    rows: int
+    columns: int
+    depth: int
+    dtype: str
+
+
+class Tiled(Protocol):
+    """How a block is cut: rows and columns of the result, and a step of the depth."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+    @property
+    def depth(self) -> int: ...
+    def shared_bytes(self, bits: int) -> int: ...
+
+
+class ProductRule(GpuRule):
+    """A product in tiles; what is in front of it is computed where it is read, what follows where it is stored."""
+
+    knobs: ClassVar[dict[str, tuple[int, ...]]]
+    load_cost: ClassVar[int]
+    """Loading a row of a tile costs as much as multiplying it by so many columns."""
+
+    @abstractmethod
+    def multiplies(self, dtype: str, machine: GpuMachine) -> bool:
+        """Whether operands of an element type are served."""
+
+    @abstractmethod
+    def tile(self, config: Config) -> Tiled:
+        """The tile of a config."""
+
+    @abstractmethod
+    def launch(self, form: ProductForm, config: Config) -> Any:
+        """The launch that computes a form's product."""
+
+    def match(self, kernel: Kernel, machine: Machine) -> ProductWorkload | None:  # type: ignore[override]
+        if not isinstance(machine, GpuMachine) or not any(is_product(each) for each in kernel.simple_stages):
+            return None
+        try:
+            form = product_form(kernel)
+        except NotScheduledError:
+            return None
+        workload = _workload(form)
+        served = form.a.dtype == form.b.dtype and self.multiplies(form.a.dtype, machine)
+        # A vector by a matrix shares nothing that a tile could keep.
+        return workload if served and 1 not in (workload.rows, workload.columns, workload.depth) else None
+
+    def space(self, workload: ProductWorkload, machine: Machine) -> ConfigSpace:
+        assert isinstance(machine, GpuMachine)
+        limit, bits = machine.shared_bytes, dtype_bits(workload.dtype)
+        return ConfigSpace(self.knobs, (lambda config: self.tile(config).shared_bytes(bits) <= limit,))
+
+    def default(self, workload: ProductWorkload, machine: Machine) -> Config:
+        assert isinstance(machine, GpuMachine)
+        count = machine.multiprocessors
+        return min(self.space(workload, machine), key=lambda each: self._cost(self.tile(each), workload, count))
+
+    def apply(self, schedule: Any, workload: Any, config: Config, machine: Machine) -> Any:
+        assert isinstance(machine, GpuMachine)
+        kernel: Kernel = schedule.kernel
+        form = product_form(kernel)
+        launch = self.launch(form, config)
+        if form.fused.is_joined:
+            return build_function(kernel, [launch], [])
+        # What follows is no elementwise function of each result, and gets launches of its own.
+        after = kernel.simple_stages[kernel.simple_stages.index(form.fused.anchors[0]) + 1 :]
+        written = [form.fused.result, *(buffer for stage in after for buffer in stage.writes)]
+        kept = [each for each in kernel.intermediates if any(each.same_as(buffer) for buffer in written)]
+        return build_function(kernel, [launch, *(bound_stage(stage, machine) for stage in after)], kept)
+
+    def _cost(self, tile: Tiled, workload: ProductWorkload, multiprocessors: int) -> tuple[float, int]:
+        """Time in units of multiplying, the blocks of a wave side by side; of equals the one of fewer steps."""
+        rows, columns = workload.rows or tile.rows, workload.columns or tile.columns
+        depth = ceil_div(workload.depth or tile.depth, tile.depth) * tile.depth
+        blocks = max(workload.samples, 1) * ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns)
+        work = tile.rows * tile.columns + self.load_cost * (tile.rows + tile.columns)
+        return float(ceil_div(blocks, multiprocessors) * work * depth), -tile.depth
+
+
+def _workload(form: ProductForm) -> ProductWorkload:
+    groups = (form.batch, form.a.rows, form.b.rows, form.depth)
+    sizes = [each.extent if isinstance(each.extent, int) else 0 for each in groups]
+    return ProductWorkload(*sizes, form.a.dtype)

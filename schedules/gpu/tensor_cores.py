@@ -1,0 +1,33 @@
+"""Products and convolutions of narrow numbers on tensor cores."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from schedules.config import Config
+from schedules.gpu.machine import LEAST_CAPABILITY, GpuMachine
+from schedules.gpu.product_form import ProductForm
+from schedules.gpu.product_rule import ProductRule
+from schedules.gpu.tensor_code import Tile, tensor_product
+
+
+class GpuTensorCores(ProductRule):
+    """Any product whose operands tensor cores take: sizes are filled up with zeros."""
+
+    name: ClassVar[str] = "gpu-tensor-cores"
+    priority: ClassVar[int] = 95
+    knobs: ClassVar[dict[str, tuple[int, ...]]] = {
+        "rows": (16, 32, 64, 128),
+        "columns": (16, 32, 64, 128),
+        "depth": (16, 32, 64),
+    }
+    load_cost: ClassVar[int] = 32
+
+    def multiplies(self, dtype: str, machine: GpuMachine) -> bool:
+        return dtype in LEAST_CAPABILITY and machine.compute_capability >= LEAST_CAPABILITY[dtype]
+
+    def tile(self, config: Config) -> Tile:
+        return Tile(config.integer("rows"), config.integer("columns"), config.integer("depth"))
+
+    def launch(self, form: ProductForm, config: Config) -> Any:
+        return tensor_product(form, self.tile(config))

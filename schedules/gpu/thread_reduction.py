@@ -1,0 +1,89 @@
+"""Short sums, one thread each: depthwise and grouped convolutions, pooling. Neighbouring threads compute neighbours of
+the result, so that what they read and write lies side by side; what follows the sum is done in the same thread."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from schedules.anchor import FusedKernel
+from schedules.config import Config
+from schedules.emit import build_function, nest
+from schedules.errors import NotScheduledError
+from schedules.expression import buffers_loaded, substitute
+from schedules.gpu.launch import launched
+from schedules.gpu.machine import GpuMachine
+from schedules.gpu.product_form import computed_in_place, is_product, product_form
+from schedules.gpu.rule import GpuRule, GpuWorkload
+from schedules.kernel import Kernel, Stage, product
+from schedules.machine import Machine
+from schedules.nest import allocate, load, sequence, store
+from schedules.reduction import Reduction, reduction_of
+from schedules.tir import tirx
+
+SHORT = 32  # a warp
+_MODERATE = 1024
+_POINTS_OF_A_MULTIPROCESSOR = 1024
+
+
+class GpuThreadReduction(GpuRule):
+    """One reduction of few elements, or of a moderate number where there are threads enough without sharing it."""
+
+    name: ClassVar[str] = "gpu-thread-reduction"
+    priority: ClassVar[int] = 85
+
+    def match(self, kernel: Kernel, machine: Machine) -> GpuWorkload | None:
+        stages = [stage for stage in kernel.simple_stages if stage.reduction]
+        if not isinstance(machine, GpuMachine) or len(stages) != 1 or not kernel.is_plain:
+            return None
+        (stage,) = stages
+        elements, points = (product(axis.extent for axis in axes) for axes in (stage.reduction, stage.spatial))
+        if elements is None or reduction_of(stage) is None or _is_shared_product(kernel):
+            return None
+        many = points is None or points >= machine.multiprocessors * _POINTS_OF_A_MULTIPROCESSOR
+        if elements >= SHORT and not (many and elements < _MODERATE and _is_window(stage)):
+            return None
+        return super().match(kernel, machine)
+
+    def apply(self, schedule: Any, workload: GpuWorkload, config: Config, machine: Machine) -> Any:
+        kernel: Kernel = schedule.kernel
+        stage = next(each for each in kernel.simple_stages if each.reduction)
+        fused = FusedKernel(kernel, [stage])
+        if not fused.is_joined:
+            raise NotScheduledError("what follows the reduction is not elementwise")
+        before = kernel.simple_stages[: kernel.simple_stages.index(stage)]
+        reduction = reduction_of(stage)
+        assert reduction is not None
+        value = computed_in_place(reduction.value, before)
+        if any(kernel.is_intermediate(each.source) for each in buffers_loaded(value)):
+            raise NotScheduledError("a stage in front of the reduction is not elementwise")
+        return build_function(kernel, [_launch(stage, fused, reduction, value)], [])
+
+
+def _is_shared_product(kernel: Kernel) -> bool:
+    """Whether the kernel is a product of two matrices, whose elements a block shares."""
+    if not any(is_product(stage) for stage in kernel.simple_stages):
+        return False
+    try:
+        form = product_form(kernel)
+    except NotScheduledError:
+        return False
+    return form.a.rows.extent != 1 and form.b.rows.extent != 1
+
+
+def _is_window(stage: Stage) -> bool:
+    """Whether the reduction has several loops, as windows have: a single one is over a row of memory."""
+    return len([axis for axis in stage.reduction if axis.extent != 1]) > 1
+
+
+def _launch(stage: Stage, fused: FusedKernel, reduction: Reduction, value: Any) -> Any:
+    own, allocation = allocate("own", [1], reduction.dtype, "local")
+    units = {axis.var: tirx.IntImm(str(axis.var.ty), 0) for axis in stage.axes if axis.extent == 1}
+    loops = [axis for axis in stage.reduction if axis.extent != 1]
+    taken = store(own, reduction.combiner.combine(load(own, 0), value), 0)
+    body = sequence(
+        allocation,
+        store(own, reduction.start, 0),
+        nest(loops, taken),
+        fused.finish(load(own, 0), list(reduction.store.indices)),
+    )
+    return launched([axis for axis in stage.spatial if axis.extent != 1], substitute(body, units))

@@ -1,0 +1,214 @@
+"""A product in tiles of the result, a block of threads for each: what is the same whatever multiplies.
+
+The block walks along the depth. At each step its threads hold the next part of both operands in registers while the
+part before is multiplied out of shared memory.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from schedules.conv_workload import ceil_div
+from schedules.gpu.binding import thread_loop
+from schedules.gpu.product_form import Operand, ProductForm
+from schedules.machine import dtype_bits
+from schedules.nest import allocate, both, broadcast, expression, lanes_of, repeat, sequence, store, when
+from schedules.tir import tirx
+
+Expr = Any
+Stmt = Any
+SHARED = "shared"
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """An operand's way to what multiplies it.
+
+    Attributes:
+        start, rows: the block's rows of it: the first, and how many.
+        width: neighbours along the depth that a thread holds together.
+        registers, slabs: where it lies in each thread, and in shared memory.
+    """
+
+    operand: Operand
+    start: Expr
+    rows: int
+    width: int
+    registers: Any
+    slabs: Any
+
+
+class TileWriter(ABC):
+    """Writes the launch of a product; tiles of `rows` by `columns` and steps of `depth`, by `threads` threads."""
+
+    def __init__(self, form: ProductForm, rows: int, columns: int, depth: int, threads: int) -> None:
+        self.form = form
+        self.size = (rows, columns)
+        self.depth, self.threads = depth, threads
+        self.dtype = form.a.dtype
+        self.statements: list[Stmt] = []
+        self.thread = tirx.Var("thread", "int64")
+
+    def launch(self) -> Stmt:
+        """The launch, of a block for each tile."""
+        form = self.form
+        block = tirx.Var("block", "int64")
+        rows, columns = self.size
+        row_tiles = parts_of(form.a.rows.extent, rows)
+        column_tiles = parts_of(form.b.rows.extent, columns)
+        place = tirx.floordiv(block, expression(column_tiles))
+        sample = self.bound("sample", tirx.floordiv(place, expression(row_tiles)))
+        self.batch = form.batch.values(sample)
+        self.a = self._part("a", form.a, tirx.floormod(place, expression(row_tiles)), rows)
+        self.b = self._part("b", form.b, tirx.floormod(block, expression(column_tiles)), columns)
+        self.prepare()
+        body = sequence(self.statements, self._walk(), self.finished())
+        blocks = expression(row_tiles * column_tiles * form.batch.extent)
+        if not isinstance(blocks, tirx.IntImm):
+            blocks = tirx.max(blocks, expression(1))  # an empty launch is an error; this one stores nothing
+        return thread_loop("blockIdx.x", block, blocks, thread_loop("threadIdx.x", self.thread, self.threads, body))
+
+    @abstractmethod
+    def slab_shape(self, rows: int) -> list[int]:
+        """The shape in shared memory of a step of an operand with so many rows."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Allocate what else is needed, and set the sums to zero: appended to `statements`."""
+
+    @abstractmethod
+    def kept(self, part: Part, turn: int, row: Expr, depth: Expr) -> Stmt:
+        """Store what a thread holds of a turn, `part.width` neighbours from a depth on, in shared memory."""
+
+    @abstractmethod
+    def multiplied(self) -> list[Stmt]:
+        """Add the product of what lies in shared memory to the sums."""
+
+    @abstractmethod
+    def finished(self) -> list[Stmt]:
+        """Hand the sums to the form's `finish`."""
+
+    def bound(self, name: str, value: Expr) -> Expr:
+        """A variable for a value that is computed once."""
+        var = tirx.Var(name, "int64")
+        self.statements.append(tirx.Bind(var, value))
+        return var
+
+    def allocated(self, name: str, shape: list[int], dtype: str, scope: str) -> Any:
+        """A buffer of the kernel."""
+        buffer, statement = allocate(name, shape, dtype, scope)
+        self.statements.append(statement)
+        return buffer
+
+    def is_inside(self, row: Expr, column: Expr) -> Expr | bool:
+        """Whether an element of the block's tile is one of the result's."""
+        return both(
+            _within(row, self.form.a.rows.extent, self.size[0]),
+            _within(column, self.form.b.rows.extent, self.size[1]),
+        )
+
+    def _part(self, name: str, operand: Operand, tile: Expr, rows: int) -> Part:
+        width = load_width(operand)
+        turns = ceil_div(rows * self.depth, width * self.threads)
+        return Part(
+            operand,
+            self.bound(f"{name}_start", tile * expression(rows)),
+            rows,
+            width,
+            self.allocated(f"{name}_next", [turns * width], self.dtype, "local"),
+            self.allocated(f"{name}_slabs", self.slab_shape(rows), self.dtype, SHARED),
+        )
+
+    def _walk(self) -> list[Stmt]:
+        """The steps along the depth."""
+        steps = parts_of(self.form.depth.extent, self.depth)
+
+        def step(at: Expr | int) -> Stmt:
+            after = at + 1
+            more = after < steps if isinstance(steps, int) and isinstance(after, int) else expression(after) < steps
+            return sequence(
+                wait(),
+                self._all_kept(self.a),
+                self._all_kept(self.b),
+                wait(),
+                when(more, sequence(self._fetched(self.a, after), self._fetched(self.b, after))),
+                self.multiplied(),
+            )
+
+        return [*self._fetched(self.a, 0), *self._fetched(self.b, 0), repeat("step", steps, step)]
+
+    def _pieces(self, part: Part) -> list[tuple[int, Expr, Expr, Expr | bool]]:
+        """For each turn of a thread: the turn, the row and the depth in the tile, and whether there is such a piece."""
+        groups = self.depth // part.width
+        total = part.rows * groups
+        found = []
+        for turn in range(ceil_div(total, self.threads)):
+            piece = self.thread + turn * self.threads
+            exists = True if (turn + 1) * self.threads <= total else piece < total
+            size = expression(groups if part.operand.along_depth else part.rows)
+            major, minor = tirx.floordiv(piece, size), tirx.floormod(piece, size)
+            row, group = (major, minor) if part.operand.along_depth else (minor, major)
+            found.append((turn, row, group * part.width, exists))
+        return found
+
+    def _fetched(self, part: Part, step: Expr | int) -> list[Stmt]:
+        """A part of the operand into registers, zeros where it ends."""
+        statements: list[Any] = []
+        for turn, row, depth, exists in self._pieces(part):
+            at_row, at_depth = part.start + row, expression(step) * self.depth + depth
+            inside = both(exists, _within(at_row, part.operand.rows.extent, part.rows))
+            if part.operand.run >= part.width:
+                statements.append(self._fetched_run(part, turn, at_row, at_depth, inside))
+                continue
+            for element in range(part.width):
+                here = at_depth + element
+                known = both(inside, _within(here, self.form.depth.extent, self.depth))
+                value = part.operand.at(self.batch, at_row, self.form.depth.values(here))
+                if known is not True:
+                    value = tirx.if_then_else(known, value, tirx.const(0, self.dtype))
+                statements.append(store(part.registers, value, turn * part.width + element))
+        return [each for each in statements if each is not None]
+
+    def _fetched_run(self, part: Part, turn: int, row: Expr, depth: Expr, inside: Expr | bool) -> Stmt | None:
+        """Neighbours along the depth as one vector."""
+        first = part.operand.at(self.batch, row, self.form.depth.values(depth))
+        *outer, last = first.indices
+        value = tirx.BufferLoad(first.source, [*outer, lanes_of(last, part.width)])
+        place = lanes_of(turn * part.width, part.width)
+        # The engine writes no zero of more than four bytes side by side.
+        zero = broadcast(tirx.const(0, self.dtype), 4)
+        starts = range(turn * part.width, (turn + 1) * part.width, 4)
+        nothing = sequence([store(part.registers, zero, lanes_of(start, 4)) for start in starts])
+        inside = both(inside, _within(depth, self.form.depth.extent, self.depth))
+        return when(inside, store(part.registers, value, place), nothing)
+
+    def _all_kept(self, part: Part) -> list[Stmt]:
+        statements = [
+            when(exists, self.kept(part, turn, row, depth)) for turn, row, depth, exists in self._pieces(part)
+        ]
+        return [each for each in statements if each is not None]
+
+
+def load_width(operand: Operand) -> int:
+    """How many neighbours along the depth a thread loads together: 16 bytes where they can be one vector."""
+    widest = 128 // dtype_bits(operand.dtype)
+    return min(widest, operand.run) if operand.run >= 4 else 4
+
+
+def parts_of(extent: Any, size: int) -> Any:
+    """How many tiles cover an extent; an int when that is known."""
+    if isinstance(extent, int):
+        return ceil_div(extent, size)
+    return tirx.floordiv(extent + (size - 1), expression(size))
+
+
+def _within(at: Expr, extent: Any, tile: int) -> Expr | bool:
+    """Whether an index lies within an extent that tiles cover; True where that is known."""
+    return True if isinstance(extent, int) and extent % tile == 0 else at < expression(extent)
+
+
+def wait() -> Stmt:
+    """Wait for all threads of the block."""
+    return tirx.Evaluate(tirx.op.tvm_storage_sync(SHARED))

@@ -1,0 +1,95 @@
+"""Products and convolutions on tensor cores, by simulation: sizes that fill no tile, quantized nets in integers."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+import compiler
+from schedules.gpu.machine import GpuMachine
+from schedules.gpu.plain_products import GpuProducts
+from schedules.gpu.product_rule import ProductRule, ProductWorkload
+from schedules.gpu.tensor_cores import GpuTensorCores
+from targets.cuda_image import source_of
+from tests.targets.cuda_models import CONVOLUTIONS, PRODUCTS, many_products, quantized_image_net
+
+
+def kernels_with(source: str, text: str) -> int:
+    """How many kernels of CUDA source hold a text."""
+    return sum(text in body for body in re.split(r'^extern "C" __global__ .*\{$', source, flags=re.MULTILINE)[1:])
+
+
+def run_and_source(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
+    module = compiler.compile(model, "cuda-simulated", records=False, reference_inputs=inputs)
+    return module.run(inputs), source_of(bytes(module.artifact.library)).text
+
+
+def wide(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.astype(np.float64))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_products_and_convolutions_of_odd_sizes(dtype: str) -> None:
+    kind: Any = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    model, inputs = many_products(kind)
+    found, source = run_and_source(model, inputs)
+    count = len(PRODUCTS) + 1 + len(CONVOLUTIONS)
+    assert kernels_with(source, "a_slabs" if dtype == "float32" else "mma_sync(") == count
+    expected = {f"y{i}": wide(inputs[f"a{i}"]) @ wide(inputs[f"b{i}"]) for i in range(len(PRODUCTS))}
+    expected["scores"] = wide(inputs["q"]) @ wide(inputs["k"]).transpose(1, 2)
+    weights = {each.name: onnx.numpy_helper.to_array(each) for each in model.graph.initializer}
+    for index, (data, _, strides, pads, dilations) in enumerate(CONVOLUTIONS):
+        rank = len(data) - 2
+        around = [side for axis in reversed(range(rank)) for side in (pads[axis], pads[axis + rank])]
+        image = torch.nn.functional.pad(wide(inputs[f"x{index}"]), around)
+        convolve = (torch.conv1d, torch.conv2d, torch.conv3d)[rank - 1]
+        filters = wide(weights[f"w{index}"])
+        expected[f"c{index}"] = convolve(image, filters, stride=strides, dilation=dilations)
+    for name, value in expected.items():
+        # One rounding of the result, relative to the largest, and float32 sums of up to 1025 products.
+        scale = float(value.abs().max())
+        tolerance = scale * max(float(ml_dtypes.finfo(kind).eps), 1e-6)
+        np.testing.assert_allclose(found[name].astype(np.float64), value.numpy(), rtol=0, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_a_quantized_net_computes_in_integers_on_tensor_cores(dtype: str) -> None:
+    """Equal to the processor's module bit for bit, and to ONNX Runtime's integers."""
+    model = quantized_image_net(dtype)
+    inputs = {"x": np.random.default_rng(5).standard_normal((2, 3, 15, 15)).astype(np.float32)}
+    found, source = run_and_source(model, inputs)
+    assert kernels_with(source, "mma_sync(") == 3  # both dense convolutions and the classifier
+    assert "unsigned char*" not in source
+    host = compiler.compile(model, "host", records=False)
+    (name,) = found
+    np.testing.assert_array_equal(found[name], host.run(inputs)[name])
+    session: Any = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(found[name], session.run(None, inputs)[0])
+    assert np.unique(found[name]).size > 10
+
+
+MACHINES = [
+    GpuMachine(compute_capability=capability, multiprocessors=count) for capability, count in ((75, 40), (90, 132))
+]
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize(("rule", "dtype"), [(GpuTensorCores(), "float16"), (GpuProducts(), "float32")])
+def test_the_default_tile_follows_the_size_of_the_product(rule: ProductRule, dtype: str, machine: GpuMachine) -> None:
+    def chosen(rows: int, columns: int, depth: int = 512) -> tuple[int, int]:
+        workload = ProductWorkload(1, rows, columns, depth, dtype)
+        config = rule.default(workload, machine)
+        assert config in rule.space(workload, machine)
+        return config.integer("rows"), config.integer("columns")
+
+    assert chosen(4096, 4096) == (128, 128)
+    assert chosen(16, 8) == (16, min(rule.knobs["columns"]))
+    rows, columns = chosen(256, 256)
+    assert (256 // rows) * (256 // columns) >= machine.multiprocessors // 3
