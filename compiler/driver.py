@@ -31,7 +31,12 @@ from compiler.runtime.foreign import Emulator, ForeignModule
 from compiler.tuning.library import RecordSource, TunedConfigs, tuned_configs
 
 Progress = Callable[[str], None]
-PRECISIONS = ("float32", "bf16")
+PRECISIONS = ("float32", "bf16", "float16")
+# What a target's machine must have for a lower precision, and targets that have it.
+_NEEDS = {
+    "bf16": ("bf16_dot_product", "bfloat16 dot product", "znver4, sapphire-rapids, a100, h100"),
+    "float16": ("float16_product", "products of float16 with float32 sums", "t4, a100, h100"),
+}
 
 
 def compile(
@@ -64,7 +69,8 @@ def compile(
         dynamic_shapes: which dimensions of them stay symbolic, as `torch.export.export` takes it.
         precision: one of `PRECISIONS`. "bf16" rounds the operands of convolutions and of products with constant
             weights to bfloat16 (sums stay float32), and stores what lies between convolutions so; it needs a target
-            with a bfloat16 dot product. Depthwise convolutions and attention compute in float32.
+            with a bfloat16 dot product. Depthwise convolutions and attention compute in float32. "float16" is the same
+            with float16, for graphics processors: what lies beyond 65504 becomes infinite.
         threads: how many threads the module runs on; the target's cores when None.
         passes: the user's own graph passes: `{"after:fold-constants": my_pass}`; see `tensorwright passes`.
         dump: a folder that receives the module after each pass as TVMScript.
@@ -171,11 +177,13 @@ def _target_for(target: str | targets.Target, precision: str, threads: int | Non
     if threads is not None and threads < 1:
         raise OptionError(f"threads={threads}: a module needs at least one thread")
     chosen = find_target(target, threads)
-    if precision == "bf16" and not chosen.machine.bf16_dot_product:
-        raise OptionError(
-            f"target {chosen.name!r} has no bfloat16 dot product",
-            "name a target that has one (znver4, sapphire-rapids), or leave precision at float32",
-        )
+    if precision in _NEEDS:
+        needed, what, having = _NEEDS[precision]
+        if not getattr(chosen.machine, needed):
+            raise OptionError(
+                f"target {chosen.name!r} has no {what}",
+                f"name a target that has ({having}), or leave precision at float32",
+            )
     return chosen
 
 

@@ -45,6 +45,8 @@ class CudaTarget(Target):
 
     Attributes:
         simulated: no machine code is made, and modules always run simulated.
+        captures_graphs: kernels between the inputs and the results are launched as CUDA graphs, recorded at the first
+            run: `dataclasses.replace(targets.get("h100"), captures_graphs=True)`.
     """
 
     name: str
@@ -52,8 +54,10 @@ class CudaTarget(Target):
     machine: GpuMachine
     host: LlvmTarget
     simulated: bool = False
+    captures_graphs: bool = False
     lifts_workspaces: bool = True
     signed_integers: bool = True
+    narrows_operands: bool = True
 
     @property
     def required_features(self) -> tuple[str, ...]:
@@ -69,6 +73,7 @@ class CudaTarget(Target):
 
     def describe(self) -> dict[str, Any]:
         device = {"kind": "cuda", "compute_capability": self.machine.compute_capability, "simulated": self.simulated}
+        device["graphs"] = self.captures_graphs
         return {**super().describe(), "device": device, "host": self.host.name}
 
     def linker(self) -> Linker:

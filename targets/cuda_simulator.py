@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from targets import cuda_device
+from targets.cuda_graphs import simulate_graphs
 from targets.cuda_image import Source, source_of
 from targets.errors import TargetError
 from targets.toolchain import Compiler
@@ -45,6 +47,8 @@ class CudaSimulator:
         """
         import tvm_ffi
 
+        if not cuda_device.compute_capabilities():
+            simulate_graphs()
         with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
             kernels = self.compiled(source_of(library), Path(folder))
             path = Path(folder) / "model.so"

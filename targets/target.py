@@ -36,6 +36,10 @@ class Target(ABC):
     integer_operators: frozenset[str] = frozenset()
     signed_integers: bool = False
     """Whether products of 8-bit integers want both operands int8; tensors of uint8 are then held as int8."""
+    narrows_operands: bool = False
+    """Whether a lower precision rounds the operands of products in the graph, not where a schedule packs them."""
+    captures_graphs: bool = False
+    """Whether its device records runs of kernels and launches each as one."""
     lifts_workspaces: bool = False
     """Whether buffers that a kernel's launches hand to each other are tensors of the module."""
 

@@ -58,6 +58,7 @@ LAYOUT = (
     "cancel-reshapes",
     "keep-weights-narrow",
     "fold-dequantize",
+    "narrow-operands",
     "plan-layout",
     "fuse-attention",
     "pack-matmul-weights",
@@ -91,6 +92,7 @@ PLAN_MEMORY = (
     "drop-purity",
     "call-kernels",
     "plan-memory",
+    "capture-graphs",
     "lower-allocations",
     "free-storage",
 )
