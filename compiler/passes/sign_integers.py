@@ -10,6 +10,8 @@ where unsigned(y) = uint8(int32(y) + 128). All are exact. A product of other uin
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from tvm import relax
 from tvm.ir import IRModule
@@ -168,11 +170,11 @@ def pad(graph: Graph, call: Call) -> Expr | None:
 def clip(graph: Graph, call: Call) -> Expr | None:
     """clip(unsigned(y), low, high) => unsigned(clip(y, low - 128, high - 128))"""
     signed = _moved_source(graph, call.args[0])
-    bounds = [getattr(each, "value", None) for each in call.args[1:3]]
-    bounds = [getattr(each, "value", each) for each in bounds]
-    if signed is None or not all(isinstance(each, int | float) for each in bounds):
+    bounds: list[Any] = [getattr(each, "value", None) for each in call.args[1:3]]
+    low, high = (getattr(each, "value", each) for each in bounds)
+    if signed is None or not isinstance(low, int | float) or not isinstance(high, int | float):
         return None
-    low, high = (int(np.clip(each, 0, 255)) - _SHIFT for each in bounds)
+    low, high = (int(np.clip(each, 0, 255)) - _SHIFT for each in (low, high))
     return unsigned(graph, graph.emit(relax.op.clip(signed, low, high)))
 
 

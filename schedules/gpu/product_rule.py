@@ -18,6 +18,8 @@ from schedules.kernel import Kernel
 from schedules.machine import Machine, dtype_bits
 from schedules.rule import Workload
 
+_UNKNOWN = 128  # what a size that is not known counts as
+
 
 @dataclass(frozen=True)
 class ProductWorkload(Workload):
@@ -98,8 +100,8 @@ class ProductRule(GpuRule):
 
     def _cost(self, tile: Tiled, workload: ProductWorkload, multiprocessors: int) -> tuple[float, int]:
         """Time in units of multiplying, the blocks of a wave side by side; of equals the one of fewer steps."""
-        rows, columns = workload.rows or tile.rows, workload.columns or tile.columns
-        depth = ceil_div(workload.depth or tile.depth, tile.depth) * tile.depth
+        rows, columns, steps = (each or _UNKNOWN for each in (workload.rows, workload.columns, workload.depth))
+        depth = ceil_div(steps, tile.depth) * tile.depth
         blocks = max(workload.samples, 1) * ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns)
         work = tile.rows * tile.columns + self.load_cost * (tile.rows + tile.columns)
         return float(ceil_div(blocks, multiprocessors) * work * depth), -tile.depth
@@ -107,5 +109,5 @@ class ProductRule(GpuRule):
 
 def _workload(form: ProductForm) -> ProductWorkload:
     groups = (form.batch, form.a.rows, form.b.rows, form.depth)
-    sizes = [each.extent if isinstance(each.extent, int) else 0 for each in groups]
-    return ProductWorkload(*sizes, form.a.dtype)
+    samples, rows, columns, depth = (each.extent if isinstance(each.extent, int) else 0 for each in groups)
+    return ProductWorkload(samples, rows, columns, depth, form.a.dtype)

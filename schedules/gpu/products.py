@@ -149,7 +149,7 @@ def legalize_pad(builder: Any, call: Any) -> Any:
 
 def _padding(builder: Any, data: Any) -> tuple[Any, list[int], int | float] | None:
     """The image in front of a padding of its spatial dimensions, the widths and the value."""
-    made = builder.lookup_binding(data) if isinstance(data, tvm.relax.Var) else None
+    made: Any = builder.lookup_binding(data) if isinstance(data, tvm.relax.Var) else None
     kernel = made.args[0] if isinstance(made, tvm.relax.Call) and made.args else None
     if not isinstance(kernel, tvm.ir.GlobalVar):
         return None

@@ -74,8 +74,8 @@ def test_each_point_of_a_grouped_convolution_is_one_threads(
     x, w = (random.standard_normal(shape).astype(dtype) for shape in (data, filters))
     attributes = {"strides": [stride] * 2, "pads": [pad] * 4, "dilations": [dilation] * 2, "group": groups}
     found, source = run(one_operator("Conv", x, 4, w, **attributes), x)
-    wide = (torch.from_numpy(each.astype(np.float64)) for each in (x, w))
-    expected = torch.conv2d(*wide, stride=stride, padding=pad, dilation=dilation, groups=groups).abs().numpy()
+    image, kernel = (torch.from_numpy(each.astype(np.float64)) for each in (x, w))
+    expected = torch.conv2d(image, kernel, stride=stride, padding=pad, dilation=dilation, groups=groups).abs().numpy()
     tolerance = {"float32": 1e-5, "float16": 2e-2}[dtype]
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
     assert "__syncthreads" not in source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ def _dequantize(build: Build, data: Any) -> Any:
     return relax.op.dequantize(data, constant(0.05, "float32"), constant(130, "uint8"), -1, "float32")
 
 
-CASES = {
+CASES: dict[str, Callable[[Build, Any], Any]] = {
     "convolution": _convolution,
     "depthwise": _depthwise,
     "concat": _concat,
