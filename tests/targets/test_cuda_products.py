@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import helper
 
 import compiler
 from schedules.gpu.machine import GpuMachine
@@ -73,6 +74,25 @@ def test_a_quantized_net_computes_in_integers_on_tensor_cores(dtype: str) -> Non
     session: Any = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     np.testing.assert_array_equal(found[name], session.run(None, inputs)[0])
     assert np.unique(found[name]).size > 10
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_sizes_that_are_known_when_it_runs(dtype: str) -> None:
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    shapes = {"x": ["b", "n", "k"], "w": ["b", "k", "m"]}
+    given = [helper.make_tensor_value_info(name, element, shape) for name, shape in shapes.items()]
+    made = helper.make_tensor_value_info("y", element, ["b", "n", "m"])
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "open", given, [made])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    module = compiler.compile(model, "cuda-simulated", records=False)
+    assert kernels_with(source_of(bytes(module.artifact.library)).text, "a_slabs") == 1
+    for batch, rows, depth, columns in ((1, 5, 3, 70), (3, 33, 40, 2)):
+        random = np.random.default_rng(rows)
+        x = random.standard_normal((batch, rows, depth)).astype(dtype)
+        w = random.standard_normal((batch, depth, columns)).astype(dtype)
+        tolerance = {"float32": 1e-5, "float16": 1e-2}[dtype]
+        expected = wide(x) @ wide(w)
+        np.testing.assert_allclose(module.run({"x": x, "w": w})["y"], expected, rtol=tolerance, atol=tolerance)
 
 
 MACHINES = [
