@@ -83,7 +83,7 @@ def product_form(kernel: Kernel) -> ProductForm:
     assert reduction is not None
     if not isinstance(reduction.start, tirx.IntImm | tirx.FloatImm) or float(reduction.start.value) != 0:
         raise NotScheduledError("the sum does not start at zero")
-    before = kernel.simple_stages[: kernel.simple_stages.index(stage)]
+    before = stages_in_front(kernel, stage)
     axes = [axis for axis in stage.axes if axis.extent != 1]
     zeros = {axis.var: tirx.IntImm(str(axis.var.ty), 0) for axis in stage.axes if axis.extent == 1}
     reduction = Reduction(reduction.combiner, substitute(reduction.value, zeros), reduction.start, reduction.store)
@@ -103,6 +103,16 @@ def product_form(kernel: Kernel) -> ProductForm:
     store = substitute(reduction.store, zeros)
     reduction = Reduction(reduction.combiner, reduction.value, reduction.start, store)
     return ProductForm(fused, reduction, Group(tuple(batch)), depth, *operands)
+
+
+def stages_in_front(kernel: Kernel, stage: Stage) -> tuple[Stage, ...]:
+    """The stages before one, which that one alone reads. Raises NotScheduledError when others need them too."""
+    position = kernel.simple_stages.index(stage)
+    before, after = kernel.simple_stages[:position], kernel.simple_stages[position + 1 :]
+    for buffer in (buffer for each in before for buffer in each.writes):
+        if not kernel.is_intermediate(buffer) or any(_reads(each.body, buffer) for each in after):
+            raise NotScheduledError("what is in front of the reduction is needed behind it too")
+    return before
 
 
 def _narrowest(value: Expr) -> Expr:

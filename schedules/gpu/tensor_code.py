@@ -141,6 +141,8 @@ class _TensorWriter(TileWriter):
             place = expression(turn) * _WARP + self.lane
             row, column = tirx.floordiv(place, width), tirx.floormod(place, width)
             value = load(self.stage, self.warp, row, column)
+            if self.form.reduction.dtype != self.total:
+                value = tirx.Cast(self.form.reduction.dtype, value)
             at = (first_row + row, first_column + column)
             return when(self.is_inside(*at), self.form.finish(value, self.batch, *at))
 

@@ -12,7 +12,7 @@ from schedules.errors import NotScheduledError
 from schedules.expression import buffers_loaded, substitute
 from schedules.gpu.launch import launched
 from schedules.gpu.machine import GpuMachine
-from schedules.gpu.product_form import computed_in_place, is_product, product_form
+from schedules.gpu.product_form import computed_in_place, is_product, product_form, stages_in_front
 from schedules.gpu.rule import GpuRule, GpuWorkload
 from schedules.kernel import Kernel, Stage, product
 from schedules.machine import Machine
@@ -50,10 +50,9 @@ class GpuThreadReduction(GpuRule):
         fused = FusedKernel(kernel, [stage])
         if not fused.is_joined:
             raise NotScheduledError("what follows the reduction is not elementwise")
-        before = kernel.simple_stages[: kernel.simple_stages.index(stage)]
         reduction = reduction_of(stage)
         assert reduction is not None
-        value = computed_in_place(reduction.value, before)
+        value = computed_in_place(reduction.value, stages_in_front(kernel, stage))
         if any(kernel.is_intermediate(each.source) for each in buffers_loaded(value)):
             raise NotScheduledError("a stage in front of the reduction is not elementwise")
         return build_function(kernel, [_launch(stage, fused, reduction, value)], [])
