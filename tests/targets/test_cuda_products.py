@@ -62,7 +62,7 @@ def test_products_and_convolutions_of_odd_sizes(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 def test_a_quantized_net_computes_in_integers_on_tensor_cores(dtype: str) -> None:
-    """Equal to the processor's module bit for bit, and to ONNX Runtime's integers."""
+    """Equal to the processor's module bit for bit, and to ONNX Runtime to one step."""
     model = quantized_image_net(dtype)
     inputs = {"x": np.random.default_rng(5).standard_normal((2, 3, 15, 15)).astype(np.float32)}
     found, source = run_and_source(model, inputs)
@@ -71,8 +71,13 @@ def test_a_quantized_net_computes_in_integers_on_tensor_cores(dtype: str) -> Non
     host = compiler.compile(model, "host", records=False)
     (name,) = found
     np.testing.assert_array_equal(found[name], host.run(inputs)[name])
-    session: Any = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    np.testing.assert_array_equal(found[name], session.run(None, inputs)[0])
+    options = onnxruntime.SessionOptions()
+    # Beyond this level it fails on int8 pooling; here it computes in float32, and may round a last bit the other way.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    session: Any = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    steps = np.abs(found[name] - session.run(None, inputs)[0]) / 0.9
+    assert steps.max() < 1.01
+    assert np.mean(steps < 0.01) > 0.9
     assert np.unique(found[name]).size > 10
 
 
