@@ -53,11 +53,11 @@ def test_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
 def test_wheel_compiles_a_model_in_a_clean_environment(wheel: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True, timeout=120)
     python = tmp_path / "venv" / "bin" / "python"
-    install = [str(python), "-m", "pip", "install", "--quiet", str(wheel)]
-    done = subprocess.run(install, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    # A PYTHONPATH to a checkout would come before what was installed.
+    # A PYTHONPATH to a checkout would come before what was installed, and pip would find the package there already.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    install = [str(python), "-m", "pip", "install", "--quiet", str(wheel)]
+    done = subprocess.run(install, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr
     run = subprocess.run(
         [str(python), "-c", COMPILE], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120
     )
