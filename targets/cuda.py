@@ -30,6 +30,7 @@ _PRESETS_FILE = Path(__file__).with_name("cuda_presets.json")
 # These lay data out, or write kernels, for a processor's vectors.
 _FOR_PROCESSORS = frozenset(
     {
+        "split-dilated",
         "plan-layout",
         "fuse-attention",
         "pack-grouped-weights",

@@ -17,14 +17,13 @@ from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.graph import Call, Expr, Graph, RuleTable
-from compiler.passes.linear import CONVOLUTIONS
 from compiler.passes.matching import dtype_of
 from compiler.passes.registry import graph_pass
 from compiler.passes.value_ranges import is_non_negative
+from compiler.passes.window_taps import PLAIN_CONVOLUTIONS
 
 rules = RuleTable()
 
-_PLAIN_CONVOLUTIONS = tuple(name for name in CONVOLUTIONS if not name.endswith("_transpose"))
 _AVERAGE = tuple(f"relax.nn.avg_pool{rank}d" for rank in (1, 2, 3))
 _MAXIMUM = tuple(f"relax.nn.max_pool{rank}d" for rank in (1, 2, 3))
 _CONVOLUTION_ATTRIBUTES = ("strides", "padding", "dilation", "groups", "data_layout", "kernel_layout", "out_layout")
@@ -68,7 +67,7 @@ def rebuilt(call: Call, data: Expr, names: tuple[str, ...], added: list[int], **
     return function(data, *list(call.args)[1:], **{**values, **changes})
 
 
-@rules.on(*_PLAIN_CONVOLUTIONS)
+@rules.on(*PLAIN_CONVOLUTIONS)
 def pad_of_convolution(graph: Graph, call: Call) -> Expr | None:
     """conv(pad(x, 0), w) => conv(x, w, padding)"""
     found = padded_operand(graph, call, str(call.attrs.data_layout))

@@ -9,7 +9,7 @@ from tvm import relax
 
 from compiler.passes.layout.table import handles
 from compiler.passes.layout.values import Blocked, LayoutBuilder, Value
-from compiler.passes.matching import same_shape, shape_of
+from compiler.passes.matching import plain, same_shape, shape_of
 
 
 @handles("relax.permute_dims")
@@ -90,3 +90,55 @@ def reshape(builder: LayoutBuilder, call: Any) -> Blocked | None:
     if data is None or shape is None or not same_shape(list(data.shape), shape):
         return None
     return data
+
+
+@handles("relax.strided_slice")
+def cut(builder: LayoutBuilder, call: Any) -> Blocked | None:
+    """Spatial dimensions, and channels at whole blocks, cut without steps."""
+    data = builder.stored(call.args[0])
+    shape, bounds = shape_of(call), _bounds(call)
+    if data is None or shape is None or bounds is None:
+        return None
+    axes, starts, stops = [], [], []
+    for axis, (start, stop) in bounds.items():
+        place = data.order.index(axis)
+        scale = builder.lanes if place == 1 else 1
+        if place == 0 or start % scale or (stop % scale and stop != data.shape[axis]):
+            return None
+        axes.append(place)
+        starts.append(start // scale)
+        stops.append(-(-stop // scale))
+    result = builder.emit(relax.op.strided_slice(data.expr, axes, starts, stops), "part")
+    return Blocked(result, tuple(shape), data.order, data.bf16)
+
+
+def _bounds(call: Any) -> dict[int, tuple[int, int]] | None:
+    """(start, stop) by axis of a slice without steps, inside of known sizes."""
+    shape = shape_of(call.args[0])
+    fields = [[plain(each) for each in getattr(argument, "fields", ())] for argument in list(call.args)[1:]]
+    if shape is None or not all(isinstance(each, int) for field in fields for each in field):
+        return None
+    if len(fields) > 3 and any(step != 1 for step in fields[3]):
+        return None
+    bounds = {}
+    for axis, start, stop in zip(*fields[:3], strict=True):
+        size = shape[axis % len(shape)]
+        if not isinstance(size, int) or not 0 <= start < min(stop, size):
+            return None
+        bounds[axis % len(shape)] = (start, min(stop, size))
+    return bounds
+
+
+@handles("relax.nn.pad")
+def pad(builder: LayoutBuilder, call: Any) -> Blocked | None:
+    """Zeros around spatial dimensions."""
+    data = builder.stored(call.args[0])
+    shape = shape_of(call)
+    if data is None or shape is None or str(call.attrs.pad_mode) != "constant" or float(call.attrs.pad_value) != 0:
+        return None
+    given = [int(width) for width in call.attrs.pad_width]
+    pairs = [given[2 * axis : 2 * axis + 2] for axis in data.order]
+    if any(pairs[0]) or any(pairs[1]) or min(given) < 0:
+        return None
+    widths = [width for pair in [*pairs, [0, 0]] for width in pair]
+    return Blocked(builder.emit(relax.op.nn.pad(data.expr, widths), "padded"), tuple(shape), data.order, data.bf16)
