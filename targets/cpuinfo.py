@@ -35,7 +35,7 @@ _LLVM_NAMES = {
     "jscvt": "jsconv",
     "atomics": "lse",
 }
-_ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
+_ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64", "armv7l": "armv7", "armv8l": "armv7"}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,13 @@ from targets.target import Target
 
 ENTRY_POINT_GROUP = "tensorwright.targets"
 Factory = Callable[[int | None], Target]
-_ALIASES = {"native": "host", "x86-64": "x86-64-v2", "aarch64": "aarch64-linux", "riscv64": "riscv64-linux"}
+_ALIASES = {
+    "native": "host",
+    "x86-64": "x86-64-v2",
+    "aarch64": "aarch64-linux",
+    "armv7": "armv7-linux",
+    "riscv64": "riscv64-linux",
+}
 
 
 def _foreign() -> dict[str, EntryPoint]:

@@ -19,7 +19,7 @@ _CPU = 1  # DLPack's device type
 _POOLED_ALLOCATOR = 2
 
 # e_machine of the ELF header, by the name that platform.machine() gives
-_ELF_MACHINES = {"x86_64": 62, "aarch64": 183, "armv7l": 40, "riscv64": 243}
+_ELF_MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243}
 _ELF_HEADER = struct.Struct("<4sBB10xHHIQQQIHHHHHH")
 _PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
 _SECTION_HEADER_BYTES = 64

@@ -36,7 +36,7 @@ _LINUX_TO_LLVM = {
     "crc32": "crc",
 }
 _IMPLIED = {"sse42": "crc32", "avx512f": "evex512"}
-_ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
+_ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64", "armv7l": "armv7", "armv8l": "armv7"}
 
 
 def architecture() -> str:

@@ -35,7 +35,7 @@ class _Net(torch.nn.Module):
         return torch.softmax(self.last(self.norm(x).mean(1)), -1)
 
 
-@pytest.mark.parametrize("name", ["raspberry-pi-5", "riscv64-linux"])
+@pytest.mark.parametrize("name", ["raspberry-pi-5", "raspberry-pi-2", "riscv64-linux"])
 def test_numbers_are_those_of_pytorch(name: str) -> None:
     target = target_that_runs(name, cores=2)
     net = _Net().eval()

@@ -20,9 +20,10 @@ from targets.conformance_models import small_net
 from tests.compiler.device.emulators import target_that_runs
 
 
-@pytest.fixture(scope="module")
-def target() -> targets.Target:
-    return target_that_runs("riscv64-linux")
+@pytest.fixture(scope="module", params=["riscv64-linux", "raspberry-pi-2"])
+def target(request: pytest.FixtureRequest) -> targets.Target:
+    """One of 64 and one of 32 bits, which a client of 64 bits talks to."""
+    return target_that_runs(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -57,6 +57,17 @@ def test_it_is_a_sixth_of_onnx_runtime(program: StaticProgram) -> None:
     assert program.bytes < program.onnx_runtime_bytes / 6
 
 
+def test_a_program_of_32_bits(tmp_path: Path) -> None:
+    target = target_that_runs("raspberry-pi-2")
+    inputs = random_inputs(small_net(1))
+    module = compiler.compile(small_net(1), target, threads=1, reference_inputs=inputs)
+    program = write_static_program(module.artifact, target, tmp_path / "net")
+    assert program.bytes < 4_000_000
+    done = run(program, target, tmp_path, "--verify")
+    assert done.returncode == 0, done.stderr
+    assert "verified" in done.stdout
+
+
 def test_an_open_size_gives_the_numbers_of_this_machine(
     program: StaticProgram, module: compiler.Module, target: Target, tmp_path: Path
 ) -> None:
