@@ -14,6 +14,25 @@ namespace {
 
 constexpr int kPooledAllocator = 2;
 
+// This program's processor, as manifests name it.
+#if defined(__x86_64__)
+constexpr char kArchitecture[] = "x86_64";
+#elif defined(__aarch64__)
+constexpr char kArchitecture[] = "aarch64";
+#elif defined(__arm__)
+constexpr char kArchitecture[] = "armv7";
+#elif defined(__riscv)
+constexpr char kArchitecture[] = "riscv64";
+#else
+#error "modules are not compiled for this architecture"
+#endif
+
+// The module's code. Throws Error where it is for another processor.
+Span CodeOf(const Artifact& artifact) {
+  if (artifact.architecture == kArchitecture) return artifact.library;
+  throw Error("the module is for " + artifact.architecture + " (target " + artifact.target_name + "), and this processor is " + kArchitecture);
+}
+
 double FromHalf(uint16_t bits) {
   int exponent = bits >> 10 & 31, fraction = bits & 1023;
   double value = exponent == 31 ? (fraction ? NAN : INFINITY) : exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24);
@@ -63,7 +82,7 @@ ffi::Function Global(const char* name) {
 
 Module::Module(std::shared_ptr<Artifact> artifact)
     : artifact_(std::move(artifact)),
-      executable_(LoadLibrary(artifact_->library)),
+      executable_(LoadLibrary(CodeOf(*artifact_))),
       machine_((*executable_->GetFunction("vm_load_executable", true))().cast<ffi::Module>()) {
   if (artifact_->threads) setenv("TVM_NUM_THREADS", std::to_string(artifact_->threads).c_str(), 0);
   setenv("TVM_BIND_THREADS", "0", 0);

@@ -15,6 +15,7 @@ import compiler
 import targets
 from compiler.device.bundle import write_bundle
 from compiler.device.push import push
+from compiler.errors import DeviceError
 from schedules.tir import tvm
 from targets.conformance_models import small_net
 from tests.compiler.device.emulators import target_that_runs
@@ -68,6 +69,17 @@ def test_a_kernel_is_uploaded_run_and_timed(address: str, target: targets.Target
     np.testing.assert_array_equal(out.numpy(), np.arange(100) * 2.0 + 1.0)
     assert len(times) == 3
     assert min(times) > 0
+
+
+def test_a_module_for_another_processor_is_refused(address: str, bundle: Path, tmp_path: Path) -> None:
+    other = target_that_runs("aarch64-linux")
+    path = tmp_path / "other.twm"
+    compiler.compile(small_net(1), other, threads=1).export(path)
+    active = bundle / "modules" / "active.twm"
+    before = active.read_bytes() if active.exists() else None
+    with pytest.raises(DeviceError, match=r"reference run failed: .*the module is for aarch64 \(target aarch64-linux\)"):
+        push(path, address)
+    assert (active.read_bytes() if active.exists() else None) == before
 
 
 def test_a_module_is_pushed(address: str, bundle: Path) -> None:
