@@ -4,8 +4,14 @@
     python -m benchmarks.emulated resnet18 --target raspberry-pi-4 --instructions libinsn.so --untuned
 
 Emulated time says nothing about a device, so nothing is timed. Instructions are counted by QEMU's plugin `insn`
-(tests/tcg/plugins/insn.c of its sources); QEMU must be built with plugins, which Debian's is not: point
-TENSORWRIGHT_QEMU to its folder. What a run takes is the difference between two runs and one.
+(tests/tcg/plugins/insn.c of its sources; with `libinsn.so,inline=on` it costs little); QEMU must be built with plugins,
+which Debian's is not: point TENSORWRIGHT_QEMU to its folder. To build one takes minutes:
+
+    ../configure --target-list=aarch64-linux-user --enable-plugins --disable-system --disable-tools --disable-docs
+    ninja qemu-aarch64 && gcc -O2 -shared -fPIC -o libinsn.so ../tests/tcg/plugins/insn.c -I../include/plugins \\
+        -I../include/qemu $(pkg-config --cflags glib-2.0)
+
+What a run takes is the difference between two runs and one.
 """
 
 from __future__ import annotations
