@@ -120,12 +120,13 @@ class DirectNest:
     """Builds the loop nest of one convolution."""
 
     fill: float = 0.0  # what stands in the padding
+    weight_rank: int | None = None  # where it is not that of packed filters
 
     def __init__(self, fused: FusedKernel, work: ConvWorkload, config: Config) -> None:
         stage = fused.anchors[0]
         self.fused, self.work = fused, work
         self.data = fused.operand(stage, work.rank + (3 if self.has_lanes(work) else 2))
-        self.weight = fused.operand(stage, work.rank + 4)
+        self.weight = fused.operand(stage, self.weight_rank or work.rank + 4)
         self.pixels, self.blocks = config.integer("pixels"), config.integer("blocks")
         self.unroll = min(config.integer("unroll"), work.in_block)
         self.chunks = config.integer("chunks")

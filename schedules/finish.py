@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from schedules import bf16_dot, int8_dot, prefetch, unpack_bits, vector_math
+from schedules import bf16_dot, int8_dot, prefetch, select_lanes, unpack_bits, vector_math
 from schedules.backward_divisions import hide_backward_divisions
 from schedules.clips import vector_limits
 from schedules.expression import substitute
@@ -42,6 +42,8 @@ def finish(function: Any, machine: Machine) -> Any:
         body = with_import(body, int8_dot.definitions(vector_lengths(body), unit=unit))
     if _calls_any(body, unpack_bits.OPERATORS):
         body = with_import(body, unpack_bits.definitions(vector_lengths(body), unit=unpack_bits.unit_of(machine)))
+    if _calls_any(body, select_lanes.OPERATORS):
+        body = with_import(body, select_lanes.definitions(vector_lengths(body)))
     if _holds_prefetch(body):
         body = with_import(body, prefetch.DEFINITION)
     return function.with_body(body)

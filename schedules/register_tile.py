@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 from schedules.nest import allocate_tile, load, store
@@ -46,6 +47,16 @@ class RegisterTile:
     def sum(self, row: int, place: Expr) -> Expr:
         """A sum of the tile."""
         return load(self._sums, row, place)
+
+    def put(self, row: int, place: Expr, value: Expr) -> Stmt:
+        """The statement that sets a sum of the tile."""
+        return store(self._sums, value, row, place)
+
+    def narrowed(self, width: int) -> RegisterTile:
+        """The first `width` columns of the tile, as one of their own over the same sums."""
+        result = copy(self)
+        result.width = width
+        return result
 
     def each(self, make: EachVector) -> list[Stmt]:
         """`make` for every vector of the tile."""

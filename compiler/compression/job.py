@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +60,8 @@ class Job:
         module = self.compile(candidate)
         value = None if self.evaluate is None else score(self.evaluate, module.run)
         size = sum(parameter.nbytes for parameter in module.manifest.parameters)
-        return Measure(value, size, self._seconds(module))
+        kernels = Counter(kernel.rule for kernel in module.manifest.kernels)
+        return Measure(value, size, self._seconds(module), dict(kernels))
 
     def _seconds(self, module: Module) -> float:
         inputs = self.samples[0] if self.samples else random_inputs(self.model.inputs)

@@ -63,6 +63,7 @@ LAYOUT = (
     "narrow-operands",
     "plan-layout",
     "fuse-attention",
+    "pack-sparse-weights",
     "pack-matmul-weights",
 )
 # 5. Operators become kernels, and epilogues join their producers.

@@ -12,11 +12,11 @@ from tvm.ir import GenericConst
 from compiler.compression.canonical import canonical
 from compiler.compression.job import Job
 from compiler.compression.model import CompressedModel
-from compiler.compression.pruning.one_shot import DENSE_NOTE
 from compiler.compression.pruning.plan import Plan, cell_changes, mask_changes, unit_masks
 from compiler.compression.pruning.shrink import shrink
 from compiler.compression.pruning.training import Finetune, Loss, Trained, trained, translated
 from compiler.compression.pruning.weights import weights_of
+from compiler.compression.pruning.zeros import note_on_zeros
 from compiler.compression.report import LayerChange
 from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.matching import Array
@@ -63,7 +63,7 @@ def prune_trained(
     candidate = canonical(work.compressed(), job.target)
     after = job.measure(candidate)
     job.require(after, _ADVICE)
-    notes = () if plan.kind is None else (DENSE_NOTE,)
+    notes = () if plan.kind is None else (note_on_zeros(after, job.target.machine),)
     return job.result(plan.title(amount), candidate, after, plan.settings(amount), layers, notes, work)
 
 

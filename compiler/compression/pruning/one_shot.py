@@ -14,10 +14,9 @@ from compiler.compression.pruning.hessian import compensated, diagonal, factor, 
 from compiler.compression.pruning.plan import Plan, cell_changes, mask_changes
 from compiler.compression.pruning.shrink import shrink
 from compiler.compression.pruning.weights import weights_of, with_constants
+from compiler.compression.pruning.zeros import note_on_zeros
 from compiler.errors import OptionError
 from compiler.passes.matching import Array, array_of
-
-DENSE_NOTE = "weights set to zero are computed with dense kernels, which read and multiply them like others: no faster"
 
 
 class OneShot:
@@ -81,6 +80,5 @@ class OneShot:
         candidate = replace(self.job.model, mod=with_constants(self.job.model.mod, new))
         after = self.job.measure(candidate)
         changes = mask_changes(self.weights, chosen)
-        return self.job.result(
-            self.plan.title(amount), candidate, after, self.plan.settings(amount), changes, (DENSE_NOTE,)
-        )
+        notes = (note_on_zeros(after, self.job.target.machine),)
+        return self.job.result(self.plan.title(amount), candidate, after, self.plan.settings(amount), changes, notes)

@@ -30,7 +30,9 @@ from schedules.bf16_dot import bfloat16_bits
 from schedules.conv_direct import ConvDirect
 from schedules.conv_dot import CONV_DOT, conv_dot
 from schedules.conv_folded import FoldedWorkload, conv_folded, fold_filter, folded_workload, tile_cycles
+from schedules.conv_sparse import conv_sparse, pack_sparse_filter
 from schedules.conv_workload import ConvWorkload, DotWorkload, WindowWorkload, ceil_div
+from schedules.sparse_cost import conv_pays
 from schedules.ways import Way
 from schedules.winograd import Winograd, WinogradWorkload
 from schedules.winograd_tiling import serves, winograd_cycles, winograd_tile
@@ -145,6 +147,9 @@ class BlockedConv:
         if folded is not None:
             return self._emit_folded(folded, values)
         tile = None if work.is_open else self._winograd_tile(work, narrow)
+        sparse = self._sparse(work, values, tile) if narrow is None else None
+        if sparse is not None:
+            return sparse
         if tile is not None:
             spread = self._winograd_weight(values, work.block, tile)
             return self._emit(
@@ -186,6 +191,20 @@ class BlockedConv:
             pattern=conv_compute.FUSABLE,
         )
         return Value(plain=result)
+
+    def _sparse(self, work: ConvWorkload, values: NDArray[Any], tile: int | None) -> Blocked | None:
+        """The convolution without the zero blocks of its weights, where that is faster than the dense one."""
+        if work.groups > 1 or work.in_block == 1:
+            return None
+        packed = pack_filter(values, work.in_block, work.block)
+        kept = np.count_nonzero(np.any(packed, axis=-1)) / (work.out_blocks * values[0].size)
+        if not conv_pays(kept, work, tile, self.builder.machine):
+            return None
+        sparse, weight = pack_sparse_filter(packed, work)
+        index = as_constant(weight.index)
+        return self._emit(
+            lambda data, kept, sizes, index: conv_sparse(data, kept, index, sparse, sizes), sparse, weight.values, index
+        )
 
     def _winograd_weight(self, values: NDArray[Any], lanes: int, tile: int) -> Expr:
         """The transformed filter, which the module need not store: it takes (tile + 2)^2 numbers for 9."""
@@ -262,14 +281,15 @@ class BlockedConv:
         )
         return self._direct(work, packed)
 
-    def _emit(self, kernel: Any, work: WindowWorkload, weight: Any, *, widens: bool = False) -> Blocked:
-        """The call of a kernel of data, weights and output sizes; `widens` says that it computes in floats and reads
-        bfloat16 as well."""
+    def _emit(self, kernel: Any, work: WindowWorkload, weight: Any, *more: Any, widens: bool = False) -> Blocked:
+        """The call of a kernel of data, weights, output sizes and `more`; `widens` says that it computes in floats and
+        reads bfloat16 as well."""
         if isinstance(weight, np.ndarray):
             weight = as_constant(weight)
         data = self._stored(work, widens)
         name = f"conv{work.rank}d"
-        result = self.builder.emit_kernel(kernel, data, weight, self.out_sizes, name=name, pattern=conv_compute.FUSABLE)
+        operands = data, weight, self.out_sizes, *more
+        result = self.builder.emit_kernel(kernel, *operands, name=name, pattern=conv_compute.FUSABLE)
         return Blocked(result, self.out_shape, self.conv.out_order)
 
     def _stored(self, work: WindowWorkload, widens: bool) -> Any:

@@ -1,0 +1,175 @@
+"""From what share of zeros on sparse kernels are faster than dense ones: the curve, and what the compiler chooses.
+
+    python -m benchmarks.sparsity
+    python -m benchmarks.sparsity products --patterns blocks
+    python -m benchmarks.sparsity convolutions --shares 0 0.5 0.9
+
+A row is a layer with random weights and inputs; times are processor time of one thread, medians. "blocks" are as wide
+as the machine's vectors. "speed" is dense over sparse time, both forced; "chosen" what `compile` would take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import compiler
+import targets
+from compiler.compression.job import processor_seconds
+from compiler.compression.pruning.patterns import masks, parse_pattern
+from schedules.sparse_cost import SparseForm, sparse_form
+from schedules.sparse_groups import Groups, most_kept
+
+Array = NDArray[Any]
+# (rows, depth, columns)
+PRODUCTS = ((1, 4096, 4096), (1, 384, 1536), (8, 768, 768), (128, 384, 1536), (196, 512, 512))
+# (channels, filters, kernel, stride, size)
+CONVOLUTIONS = (
+    (256, 64, 1, 1, 56),
+    (1024, 256, 1, 1, 14),
+    (512, 2048, 1, 1, 7),
+    (64, 64, 3, 1, 56),
+    (512, 512, 3, 1, 7),
+)
+N_OF_M = ("2:4", "1:4", "4:8", "2:8", "4:16", "2:16")
+_SPARSE = ("matmul-sparse", "matmul-n-of-m", "conv-sparse")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer, an input, and its weight as (results, operands) in place."""
+
+    name: str
+    net: nn.Module
+    example: torch.Tensor
+    rows: int | None
+
+
+def main() -> int:
+    """Parse the arguments, measure, print a table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.sparsity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("kinds", nargs="*", default=["products", "convolutions"], help="products, convolutions")
+    parser.add_argument("--shares", nargs="*", type=float, default=[0.0, 0.1, 0.25, 0.5, 0.75, 0.9])
+    parser.add_argument("--patterns", nargs="*", default=["blocks", *N_OF_M], help="blocks, or N:M (products)")
+    parser.add_argument("--seconds", type=float, default=0.5, help="for each time")
+    options = parser.parse_args()
+    table = Table(title="one thread, processor time")
+    for heading in ("layer", "zeros", "dense ms", "sparse ms", "speed", "chosen"):
+        table.add_column(heading, no_wrap=True)
+    layers = [*(_products() if "products" in options.kinds else [])]
+    layers += _convolutions() if "convolutions" in options.kinds else []
+    for layer in layers:
+        for row in _rows(layer, options):
+            table.add_row(*row)
+    Console(width=120).print(table)
+    return 0
+
+
+def _products() -> list[Layer]:
+    return [
+        Layer(f"{rows}x{depth} by {columns}", nn.Linear(depth, columns, bias=False), torch.randn(rows, depth), rows)
+        for rows, depth, columns in PRODUCTS
+    ]
+
+
+def _convolutions() -> list[Layer]:
+    return [
+        Layer(
+            f"{channels} to {filters}, {kernel}x{kernel}, {size}x{size}",
+            nn.Conv2d(channels, filters, kernel, stride, kernel // 2, bias=False),
+            torch.randn(1, channels, size, size),
+            None,
+        )
+        for channels, filters, kernel, stride, size in CONVOLUTIONS
+    ]
+
+
+def _rows(layer: Layer, options: argparse.Namespace) -> list[list[str]]:
+    whole = next(layer.net.parameters()).detach().clone()
+    inputs = {"input": layer.example.numpy()}
+
+    def timed(force: bool) -> float:
+        with _forced(force):
+            module = _compiled(layer)
+        used = any(kernel.rule in _SPARSE for kernel in module.manifest.kernels)
+        if used is not force:
+            return float("nan")
+        name = module.inputs[0].name
+        return processor_seconds(lambda: module.run({name: inputs["input"]}), options.seconds)
+
+    dense = timed(False)
+    rows = []
+    for pattern, share in _patterns(layer, options):
+        with torch.no_grad():
+            next(layer.net.parameters()).copy_(_pruned(whole, pattern, share))
+        sparse = timed(True)
+        chosen = "sparse" if any(kernel.rule in _SPARSE for kernel in _compiled(layer).manifest.kernels) else "dense"
+        zeros = f"{share:.0%} in {pattern}" if pattern == "blocks" else pattern
+        rows.append([layer.name, zeros, f"{dense * 1e3:.3f}", f"{sparse * 1e3:.3f}", f"{dense / sparse:.2f}", chosen])
+    return rows
+
+
+def _patterns(layer: Layer, options: argparse.Namespace) -> list[tuple[str, float]]:
+    blocks = [("blocks", share) for share in options.shares] if "blocks" in options.patterns else []
+    groups = [each for each in options.patterns if each != "blocks"] if layer.rows is not None else []
+    return [*blocks, *((each, 0.0) for each in groups)]
+
+
+def _pruned(whole: torch.Tensor, pattern: str, share: float) -> torch.Tensor:
+    """The weight with the least of it zero."""
+    if pattern == "blocks" and not share:
+        return whole
+    lanes = targets.get("host").machine.lanes("float32")
+    kind = parse_pattern(f"{lanes}x1" if pattern == "blocks" else pattern)
+    flat: Array = whole.numpy().reshape(len(whole), whole.shape[1], -1).swapaxes(1, 2)
+    matrix = flat.reshape(len(whole), -1)
+    kept = masks(kind, [matrix.astype(np.float64) ** 2], share or 1.0, "layer")[0]
+    cut = np.where(kept, matrix, np.float32(0)).reshape(flat.shape).swapaxes(1, 2)
+    return torch.from_numpy(np.ascontiguousarray(cut.reshape(whole.shape)))
+
+
+def _compiled(layer: Layer) -> Any:
+    return compiler.compile(layer.net.eval(), example_inputs=(layer.example,), threads=1, records=False)
+
+
+@contextmanager
+def _forced(sparse: bool) -> Iterator[None]:
+    """Have the compiler take sparse kernels, or none, whatever they cost."""
+
+    def form(weight: Array, rows: int, machine: Any) -> SparseForm | None:
+        if not sparse:
+            return None
+        groups = _groups(weight)
+        return sparse_form(weight, rows, machine) or SparseForm(machine.lanes("float32"), groups)
+
+    with (
+        mock.patch("compiler.passes.pack_sparse_weights.sparse_form", form),
+        mock.patch("compiler.passes.layout.convolution.conv_pays", return_value=sparse),
+    ):
+        yield
+
+
+def _groups(weight: Array) -> Groups | None:
+    """N of M of a weight pruned so."""
+    for of in (4, 8, 16):
+        if len(weight) % of == 0 and (keep := most_kept(weight, of)) <= of // 2:
+            return Groups(keep, of)
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+"""What a report says about the zeros of a pruned model: whether its kernels skip them."""
+
+from __future__ import annotations
+
+from compiler.compression.report import Measure
+from schedules.conv_sparse import CONV_SPARSE
+from schedules.machine import Machine
+from schedules.matmul_n_of_m import MATMUL_N_OF_M
+from schedules.matmul_sparse import MATMUL_SPARSE
+from schedules.select_lanes import choices_of
+from schedules.sparse_cost import share_that_pays
+
+
+def note_on_zeros(after: Measure, machine: Machine) -> str:
+    """Which kernels skip zeros, and from what share of them on they would."""
+    skipping = sum(after.kernels.get(rule, 0) for rule in (CONV_SPARSE, MATMUL_SPARSE, MATMUL_N_OF_M))
+    lanes = machine.lanes("float32")
+    share = share_that_pays(machine, 0)
+    served = f"{skipping} kernels skip zeros" if skipping else "no kernel skips zeros"
+    groups = ", in N of 4 where N is 1 or there are few rows" if choices_of(machine) else ""
+    return (
+        f"{served}; dense ones, no faster for zeros, serve all other weights: on this machine zeros pay in blocks of"
+        f" {lanes}x1 from {share:.0%} on{groups}, and in 3x3 convolutions by Winograd's method from much more on"
+    )
