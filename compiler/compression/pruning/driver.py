@@ -47,9 +47,11 @@ def prune(
         source, shapes, constants, example_inputs, dynamic_shapes, target, threads: as `compiler.compile` takes them.
         amount: the share that goes. None: the largest multiple of 5 % with which `max_drop` holds.
         pattern: "channels" and "heads" (of attention) make the graph smaller: whatever else depends on them, through
-            residuals, concatenations and grouped convolutions, goes with them. "elements" sets single weights to zero,
-            "2:4" all but two of every four operands, "16x1" blocks of 16 results by 1 operand.
-        criterion: "magnitude"; "gradient" (first order: weight times gradient of `loss`); "second-order": with `loss`
+            residuals, concatenations and grouped convolutions, goes with them; "layers" leaves out what residual sums
+            add to their inputs. "elements" sets single weights to zero, "2:4" all but two of every four operands,
+            "16x1" blocks of 16 results by 1 operand, which kernels skip where that is faster.
+        criterion: "magnitude"; "influence" (of layers: how much they turn what passes them, by `calibration`);
+            "gradient" (first order: weight times gradient of `loss`); "second-order": with `loss`
             its curvature (the diagonal of Fisher's matrix), with `calibration` that of each layer's result, where what
             stays makes up for what goes (Optimal Brain Surgeon).
         scope: "layer": each loses `amount`; "global": together they do.
@@ -71,6 +73,7 @@ def prune(
         UserError: of importing and compiling.
     """
     _check(source, amount, criterion, scope, steps, (finetune, loss, rewind), calibration)
+    _check_layers(pattern, criterion, (finetune, loss, rewind), calibration)
     kind = None if pattern in STRUCTURES else parse_pattern(pattern)
     options = import_options(shapes, constants, example_inputs, dynamic_shapes)
     job = start(
@@ -116,6 +119,20 @@ def _largest(work: OneShot) -> CompressedModel:
             "allow a larger max_drop, or fine-tune: finetune=",
         )
     return found
+
+
+def _check_layers(pattern: str, criterion: str, training: tuple[object, ...], calibration: Samples | None) -> None:
+    """What holds of layers alone."""
+    if pattern != "layers":
+        if criterion == "influence":
+            raise OptionError("criterion='influence' is for pattern='layers'", f"use one of {', '.join(CRITERIA[:3])}")
+        return
+    if criterion not in ("magnitude", "influence"):
+        raise OptionError(f"criterion={criterion!r} does not rank layers", "use 'magnitude' or 'influence'")
+    if criterion == "influence" and calibration is None:
+        raise OptionError("criterion='influence' needs calibration=", "a few inputs as the model will meet them")
+    if any(each is not None for each in training):
+        raise OptionError("layers are taken from the graph, not from a module in training", "leave out finetune=")
 
 
 def _check(

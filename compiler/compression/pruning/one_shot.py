@@ -11,10 +11,18 @@ from compiler.compression.job import Job
 from compiler.compression.model import CompressedModel
 from compiler.compression.pruning.dependencies import find_dependencies
 from compiler.compression.pruning.hessian import compensated, diagonal, factor, hessians, saliency
+from compiler.compression.pruning.layers import (
+    find_residual_layers,
+    influences,
+    mean_square,
+    size_of,
+    without_layers,
+)
 from compiler.compression.pruning.plan import Plan, cell_changes, mask_changes
 from compiler.compression.pruning.shrink import shrink
 from compiler.compression.pruning.weights import weights_of, with_constants
 from compiler.compression.pruning.zeros import note_on_zeros
+from compiler.compression.report import LayerChange
 from compiler.errors import OptionError
 from compiler.passes.matching import Array, array_of
 
@@ -35,7 +43,32 @@ class OneShot:
     def pruned(self, amount: float) -> CompressedModel:
         """The model with that share pruned, measured."""
         self.job.report(f"prune {amount:.0%}")
+        if self.plan.pattern == "layers":
+            return self._shallower(amount)
         return self._smaller(amount) if self.plan.kind is None else self._thinner(amount)
+
+    def _shallower(self, amount: float) -> CompressedModel:
+        layers = find_residual_layers(self.job.model.mod)
+        count = round(amount * len(layers))
+        if not count:
+            raise OptionError(
+                f"amount={amount} of the model's {len(layers)} layers is none",
+                "give a larger amount; a layer is what a residual sum adds to its input, of its shape",
+            )
+        influence = self.plan.criterion == "influence"
+        costs = influences(self.job, layers) if influence else [mean_square(layer) for layer in layers]
+        order = np.argsort(costs, kind="stable")[:count]
+        gone = set(order.tolist())
+        mod = without_layers(self.job.model.mod, [layers[index] for index in sorted(gone)])
+        candidate = replace(self.job.model, mod=mod)
+        after = self.job.measure(candidate)
+        changes = [
+            LayerChange(each.name, "removed", size_of(each), 0)
+            if index in gone
+            else LayerChange(each.name, "", size_of(each), size_of(each))
+            for index, each in enumerate(layers)
+        ]
+        return self.job.result(self.plan.title(amount), candidate, after, self.plan.settings(amount), changes)
 
     def _smaller(self, amount: float) -> CompressedModel:
         cells = self.plan.cells(self.found)

@@ -12,8 +12,10 @@ from compiler.errors import OptionError
 from compiler.passes.matching import Array
 
 Mask = NDArray[np.bool_]  # True where the weight stays
-STRUCTURES = ("channels", "heads")
-_HINT = 'give "channels", "heads", "elements", N of M that stay ("2:4"), or a block ("16x1": results by operands)'
+STRUCTURES = ("channels", "heads", "layers")
+_HINT = (
+    'give "channels", "heads", "layers", "elements", N of M that stay ("2:4"), or a block ("16x1": results by operands)'
+)
 
 
 @dataclass(frozen=True)

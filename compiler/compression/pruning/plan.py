@@ -18,7 +18,7 @@ from compiler.compression.report import LayerChange
 from compiler.errors import OptionError
 from compiler.passes.matching import Array
 
-CRITERIA = ("magnitude", "gradient", "second-order")
+CRITERIA = ("magnitude", "gradient", "second-order", "influence")
 
 
 @dataclass(frozen=True)

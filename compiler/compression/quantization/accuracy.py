@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.errors import OptionError
+from compiler.errors import OptionError, TensorwrightError
 
 Array = NDArray[Any]
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
@@ -22,21 +22,30 @@ def likeness(samples: Sequence[Mapping[str, Array]], expected: Sequence[Mapping[
         cosines = []
         for sample, wanted in zip(samples, expected, strict=True):
             got = run(sample)
-            cosines += [_cosine(got[name], array) for name, array in wanted.items() if array.dtype.kind == "f"]
+            cosines += [cosine(got[name], array) for name, array in wanted.items() if array.dtype.kind == "f"]
         return float(np.mean(cosines)) if cosines else 1.0
 
     return evaluate
 
 
-def _cosine(left: Array, right: Array) -> float:
+def cosine(left: Array, right: Array) -> float:
+    """Of two tensors taken as vectors; of one that is zero 1 where both are equal, else 0."""
     a, b = left.ravel().astype(np.float64), right.ravel().astype(np.float64)
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / norms if norms else float(np.array_equal(a, b))
 
 
 def score(evaluate: Evaluate, run: Run) -> float:
-    """What `evaluate` says. Raises OptionError when that is not a finite number."""
-    value = float(evaluate(run))
+    """What `evaluate` says. Raises OptionError when that fails, or is not a finite number."""
+    try:
+        value = float(evaluate(run))
+    except TensorwrightError:
+        raise
+    except Exception as error:
+        raise OptionError(
+            f"evaluate= failed: {type(error).__name__}: {error}",
+            "it is given a function from {input name: array} to {output name: array}, and returns a number",
+        ) from error
     if not np.isfinite(value):
         raise OptionError(f"evaluate= returned {value}", "return a number, higher where the model is better")
     return value

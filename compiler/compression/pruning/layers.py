@@ -1,0 +1,129 @@
+"""Whole layers: what a residual sum adds to its input, which can be left out as it is.
+
+    y = x + f(x) => y = x
+
+where f holds weights. A block of a residual network is one such layer, a layer of a transformer two: attention and the
+network behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import relax
+from tvm.ir import GenericConst, IRModule
+
+from compiler.compression.job import Job
+from compiler.compression.quantization.accuracy import cosine
+from compiler.compression.quantization.calibration import Tapped
+from compiler.compression.quantization.edit import edit_main, main_bindings
+from compiler.passes.graph import Call, Expr, Var, operands, operator_name, remove_unused
+from compiler.passes.matching import Array, array_of
+
+from tvm_ffi import structural_equal  # isort: skip
+
+
+@dataclass(frozen=True)
+class ResidualLayer:
+    """One layer that can go.
+
+    Attributes:
+        result: the variable of the sum.
+        passed: what it is without the layer.
+        weights: the constants of two and more dimensions that only this layer's result depends on.
+    """
+
+    name: str
+    result: Var
+    passed: Var
+    weights: tuple[GenericConst, ...]
+
+
+def find_residual_layers(mod: IRModule) -> list[ResidualLayer]:
+    """The layers of `main`, in order. A sum is one where an operand leads to the other through weights."""
+    bindings = main_bindings(mod)
+    values = dict(bindings)
+    readers: dict[Var, int] = {}
+    for _, value in bindings:
+        for variable in operands(value):
+            readers[variable] = readers.get(variable, 0) + 1
+    for variable in operands(mod["main"].body.body):
+        readers[variable] = readers.get(variable, 0) + 1
+    found: list[ResidualLayer] = []
+    for variable, value in bindings:
+        if operator_name(value) != "relax.add":
+            continue
+        for passed, added in (value.args, reversed(value.args)):
+            both = isinstance(passed, relax.Var) and isinstance(added, relax.Var)
+            if not both or not all(structural_equal(each.ty, variable.ty) for each in (passed, added)):
+                continue
+            inner = _between(added, passed, values, readers)
+            weights = _weights(values[each] for each in inner) if inner is not None else ()
+            if weights:
+                found.append(ResidualLayer(f"layer_{len(found)}", variable, passed, weights))
+                break
+    return found
+
+
+def _between(added: Var, passed: Expr, values: dict[Var, Expr], readers: dict[Var, int]) -> list[Var] | None:
+    """The variables that are of no use without `added`; None where none of them is computed from `passed`."""
+    left = {added: readers.get(added, 0) - 1}
+    order, reached, waiting = [], False, [added] if left[added] == 0 else []
+    while waiting:
+        variable = waiting.pop()
+        order.append(variable)
+        for operand in operands(values[variable]):
+            if operand.same_as(passed):
+                reached = True
+                continue
+            if operand not in values:
+                continue
+            left[operand] = left.get(operand, readers[operand]) - 1
+            if left[operand] == 0:
+                waiting.append(operand)
+    return order if reached else None
+
+
+def _weights(values: Iterable[Expr]) -> tuple[GenericConst, ...]:
+    found: dict[GenericConst, None] = {}
+    for value in values:
+        if isinstance(value, relax.Call):
+            for argument in value.args:
+                if isinstance(argument, GenericConst) and array_of(argument).ndim > 1 and array_of(argument).size > 1:
+                    found[argument] = None
+    return tuple(found)
+
+
+def without_layers(mod: IRModule, layers: Iterable[ResidualLayer]) -> IRModule:
+    """The module with the sums of these layers replaced by what passes them."""
+    gone = {layer.result: layer.passed for layer in layers}
+
+    def edit(variable: Var, call: Call, emit: object) -> Expr | None:
+        return gone.get(variable)
+
+    return remove_unused(edit_main(mod, edit))
+
+
+def size_of(layer: ResidualLayer) -> int:
+    """Numbers in the layer's weights."""
+    return int(sum(array_of(weight).size for weight in layer.weights))
+
+
+def mean_square(layer: ResidualLayer) -> float:
+    """Of the layer's weights."""
+    return float(sum(np.square(array_of(each), dtype=np.float64).sum() for each in layer.weights)) / size_of(layer)
+
+
+def influences(job: Job, layers: Sequence[ResidualLayer]) -> list[float]:
+    """For each layer how much it turns what passes it: 1 less the mean cosine between the two over the calibration
+    ("block influence", Men et al. 2024, ShortGPT)."""
+    taps = dict.fromkeys(each for layer in layers for each in (layer.passed, layer.result))
+    tapped = Tapped(job.model, job.model.mod, list(taps), job.compile)
+    found: list[list[float]] = [[] for _ in layers]
+    for sample in job.samples:
+        tensors: dict[Var, Array] = tapped.run(sample)[1]
+        for layer, cosines in zip(layers, found, strict=True):
+            cosines.append(cosine(tensors[layer.passed], tensors[layer.result]))
+    return [1 - float(np.mean(each)) for each in found]
