@@ -17,6 +17,9 @@ class TensorwrightError(Exception):
     Args:
         message: what is wrong and where.
         hint: what the user can do about it, a sentence; shown on a line of its own.
+
+    Attributes:
+        reached: what several steps had made before one of them failed, None where there is no such thing.
     """
 
     exit_code: ClassVar[int] = 1
@@ -25,6 +28,7 @@ class TensorwrightError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.reached: object = None
 
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message}\n  hint: {self.hint}"

@@ -20,12 +20,13 @@ from compiler.compression.quantization.accuracy import Evaluate
 from compiler.compression.recipe_report import RecipeReport, Row
 from compiler.compression.recipe_settings import check_names, checked_settings
 from compiler.compression.techniques.registry import get_technique
-from compiler.errors import OptionError, StorageError
+from compiler.errors import OptionError, StorageError, TensorwrightError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes
 
 Step = tuple[str, dict[str, Any]]
 _KEY = "compress"
+_LONGEST = 1 << 16  # characters of a recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ def compress(
     Raises:
         AccuracyError: a step, or all together, lose more than they may.
         OptionError: the recipe is at fault.
-        UserError: of the steps.
+        UserError: of the steps; `reached` of an error is a `RecipeResult` of the steps before, None at the first.
     """
     steps = parse_recipe(recipe)
     options = import_options(shapes, constants, example_inputs, dynamic_shapes)
@@ -94,13 +95,23 @@ def compress(
         imports = {} if isinstance(current, ImportedModel) else _accepted(name, options)
         own = {**settings, **extra.get(name.replace("-", "_"), {})}
         calls = {**common, "calibration": samples, "max_drop": max_drop, **imports, **own}
-        current = get_technique(name)(current, **calls)
+        try:
+            current = get_technique(name)(current, **calls)
+        except TensorwrightError as error:
+            error.message = f"step {index + 1} of {len(steps)}, {name}: {error.message}"
+            error.reached = _result(job, current, rows, reports) if isinstance(current, ImportedModel) else None
+            raise
         after = current.report.after if isinstance(current, CompressedModel) else job.measure(current)
         rows.append(Row(name, after, job.drop(after)))
         reports.append(current.report)
-    job.require(rows[-1].measure, "the steps together lose more: give each a smaller max_drop, or leave one out")
     assert isinstance(current, ImportedModel)
-    return _result(job, current, rows, reports)
+    result = _result(job, current, rows, reports)
+    try:
+        job.require(rows[-1].measure, "the steps together lose more: give each a smaller max_drop, or leave one out")
+    except TensorwrightError as error:
+        error.reached = result
+        raise
+    return result
 
 
 def _accepted(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,11 +165,19 @@ def _read(path: Path) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if len(text) > _LONGEST:
+            raise OptionError(f"{path} has {len(text)} characters", f"a recipe has at most {_LONGEST}")
+        # References to other parts can stand for more than any memory holds.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise OptionError(f"{path} refers to parts of itself (*name)", "write the settings of each step out")
+        return yaml.safe_load(text)
     except OSError as error:
         raise StorageError(f"{path} can not be read: {error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OptionError(f"{path} is no YAML: {error}") from error
+    except RecursionError as error:
+        raise OptionError(f"{path} is nested too deeply", "compress: [prune: {amount: 0.5}, quantize]") from error
+    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or a number of thousands of digits
+        raise OptionError(f"{path} is no YAML that can be read: {error}") from error
 
 
 __all__ = ["RecipeResult", "compress", "parse_recipe"]

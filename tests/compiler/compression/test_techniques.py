@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import compiler
-from compiler.compression.recipe import parse_recipe
+from compiler.compression.recipe import RecipeResult, parse_recipe
 from compiler.compression.weight_sharing import shared
 from compiler.errors import AccuracyError, OptionError
 
@@ -94,6 +94,48 @@ def test_recipes_that_are_refused() -> None:
         compiler.compress(_net(), "distill", distill={"teachers": 3}, **_OPTIONS)
     with pytest.raises(AccuracyError):
         compiler.compress(_net(), [{"prune": {"amount": 0.9, "max_drop": 0.99}}], max_drop=1e-6, **_OPTIONS)
+
+
+_HOSTILE = {
+    "references": "a: &a [1, 1]\nb: &b [*a, *a]\ncompress: *b\n",
+    "references in a setting": "compress:\n- prune: {amount: &a 0.5}\n- prune: {amount: *a}\n",
+    "itself": "compress: &a [*a]\n",
+    "depth": "compress: " + "[" * 3000 + "]" * 3000,
+    "digits": "compress: [{prune: {steps: " + "9" * 5000 + "}}]\n",
+    "length": "compress: [" + ",".join(["quantize"] * 20000) + "]\n",
+    "no number": "compress: [{prune: {amount: [1, 2]}}]\n",
+    "code": "compress: !!python/object/apply:os.getcwd []\n",
+    "no text": "compress: [\x00]\n",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("name", _HOSTILE)
+def test_hostile_files_are_refused_in_a_line(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(_HOSTILE[name])
+    with pytest.raises(OptionError) as raised:
+        parse_recipe(path)
+    assert len(str(raised.value)) < 1000
+
+
+def test_what_was_reached_before_a_step_failed() -> None:
+    calls = 0
+
+    def evaluate(run: Any) -> float:
+        nonlocal calls
+        calls += 1
+        if calls > 2:
+            raise KeyError("labels")
+        run({"input": _X.numpy()})
+        return 1.0
+
+    with pytest.raises(OptionError, match=r"step 2 of 2, factorize: evaluate= failed: KeyError: 'labels'") as raised:
+        compiler.compress(_net(), "share-weights -> factorize", evaluate=evaluate, **_OPTIONS)
+    reached = raised.value.reached
+    assert isinstance(reached, RecipeResult)
+    assert [row.step for row in reached.report.rows] == ["as it came", "share-weights"]
+    assert np.isfinite(_run(reached)).all()
 
 
 def test_only_layers_that_get_faster_are_factorized() -> None:
