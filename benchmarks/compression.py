@@ -2,6 +2,7 @@
 
     python -m benchmarks.compression
     python -m benchmarks.compression digits-cnn minilm --methods min-max mse
+    python -m benchmarks.compression digits-cnn --methods --steps     # pruning and the rest alone
 
 Every net is trained, every score is of real data. Times are medians of runs in one process, one thread.
 """
@@ -25,6 +26,7 @@ from rich.table import Table
 
 import compiler
 from benchmarks._compression_cases import CASES, Array, Case, Run
+from benchmarks._compression_steps import steps_for
 from compiler.compression.quantization import TECHNIQUES
 from compiler.compression.quantization.affine import decibels, noise_ratio
 from compiler.compression.quantization.calibrators.registry import calibrators
@@ -60,6 +62,7 @@ def main() -> int:
     parser.add_argument("--groups", nargs="*", type=int, default=[64], help="of schemes for weights alone")
     parser.add_argument("--methods", nargs="*", default=["min-max", "mse"], choices=calibrators())
     parser.add_argument("--techniques", nargs="*", default=["bias-correction", "gptq"], choices=TECHNIQUES)
+    parser.add_argument("--steps", nargs="*", metavar="STEP", help="pruning and the rest: those named, or all")
     parser.add_argument("--max-drop", type=float, default=0.01)
     parser.add_argument("--no-peer", action="store_true", help="leave ONNX Runtime out")
     parser.add_argument("--reports", help="a folder for a page about each quantization")
@@ -92,6 +95,9 @@ def _rows(case: Case, options: argparse.Namespace, console: Console) -> list[Row
                 arguments = {"scheme": scheme, "group": group}
                 rows.append(_quantized(case, arguments, label, plain.run, before, options, folder))
                 console.print(f"[dim]  {rows[-1].technique}: {rows[-1].score:.5f} (float {before:.5f})")
+        for label in _chosen_steps(case, options.steps):
+            rows.append(_step(case, label, plain.run, before, folder))
+            console.print(f"[dim]  {label}: {rows[-1].score:.5f} (float {before:.5f})")
         for method in () if options.no_peer else options.methods:
             if method in _PEER_METHODS:
                 rows.append(_peer(case, method, plain.run, before, folder))
@@ -128,6 +134,21 @@ def _quantized(
     module = compiler.compile(model, threads=1)
     layers = f"{len(model.report.layers) - len(model.report.in_float)}/{len(model.report.layers)}"
     return _row(case, technique, module.run, exact, before, layers, _bytes(module, folder))
+
+
+def _chosen_steps(case: Case, wanted: Sequence[str] | None) -> list[str]:
+    known = list(steps_for(case))
+    return [] if wanted is None else [each for each in known if not wanted or each in wanted]
+
+
+def _step(case: Case, label: str, exact: Run, before: float, folder: str) -> Row:
+    """One technique that is no quantization; one that does not apply says why."""
+    try:
+        model = steps_for(case)[label](case)
+    except (compiler.errors.OptionError, compiler.errors.AccuracyError) as error:
+        return Row(case.name, label, float("nan"), float("nan"), float("nan"), error.message, 0.0, 0.0)
+    module = compiler.compile(model, threads=1)
+    return _row(case, label, module.run, exact, before, "", _bytes(module, folder))
 
 
 def _row(
