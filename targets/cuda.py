@@ -35,6 +35,7 @@ _FOR_PROCESSORS = frozenset(
         "fuse-attention",
         "pack-grouped-weights",
         "pack-matmul-weights",
+        "pack-sparse-weights",
         "expand-at-load",
     }
 )

@@ -63,7 +63,7 @@ def prune_trained(
     candidate = canonical(work.compressed(), job.target)
     after = job.measure(candidate)
     job.require(after, _ADVICE)
-    notes = () if plan.kind is None else (note_on_zeros(after, job.target.machine),)
+    notes = () if plan.kind is None else (note_on_zeros(after, job.target),)
     return job.result(plan.title(amount), candidate, after, plan.settings(amount), layers, notes, work)
 
 

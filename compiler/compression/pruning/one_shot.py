@@ -113,5 +113,5 @@ class OneShot:
         candidate = replace(self.job.model, mod=with_constants(self.job.model.mod, new))
         after = self.job.measure(candidate)
         changes = mask_changes(self.weights, chosen)
-        notes = (note_on_zeros(after, self.job.target.machine),)
+        notes = (note_on_zeros(after, self.job.target),)
         return self.job.result(self.plan.title(amount), candidate, after, self.plan.settings(amount), changes, notes)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import targets
 from compiler.compression.report import Measure
 from schedules.conv_sparse import CONV_SPARSE
-from schedules.machine import Machine
 from schedules.matmul_n_of_m import MATMUL_N_OF_M
 from schedules.matmul_sparse import MATMUL_SPARSE
 from schedules.select_lanes import choices_of
 from schedules.sparse_cost import share_that_pays
 
+SKIPPING_PASS = "pack-sparse-weights"
 
-def note_on_zeros(after: Measure, machine: Machine) -> str:
+
+def note_on_zeros(after: Measure, target: targets.Target) -> str:
     """Which kernels skip zeros, and from what share of them on they would."""
+    if SKIPPING_PASS in target.skipped_passes():
+        return "this target's kernels read and multiply zeros like other weights: no faster"
+    machine = target.machine
     skipping = sum(after.kernels.get(rule, 0) for rule in (CONV_SPARSE, MATMUL_SPARSE, MATMUL_N_OF_M))
     lanes = machine.lanes("float32")
     share = share_that_pays(machine, 0)

@@ -84,6 +84,15 @@ def test_second_order_loses_less_than_magnitude() -> None:
     assert losses[1] < 0.7 * losses[0]
 
 
+@pytest.mark.parametrize(("amount", "skipped"), [(0.8, "kernels skip zeros"), (0.05, "no kernel skips zeros")])
+def test_the_report_says_whether_kernels_skip_zeros(amount: float, skipped: str) -> None:
+    net = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64)).eval()
+    example = torch.randn(8, 64)
+    pruned = compiler.prune(net, amount, pattern="16x1", max_drop=0.99, example_inputs=(example,), threads=1)
+    assert skipped in pruned.report.notes[0]
+    assert (pruned.report.after.bytes < pruned.report.before.bytes / 2) == (amount > 0.5)
+
+
 def test_the_limit() -> None:
     net = _net()
     with pytest.raises(AccuracyError, match="does not hold"):
