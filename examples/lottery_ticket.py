@@ -22,6 +22,8 @@ from torch import nn
 import compiler
 from benchmarks.digits import Digits, DigitsCnn, accuracy, load_digits, train
 
+_BATCH = 20  # images
+
 
 @dataclass(frozen=True)
 class Tickets:
@@ -32,7 +34,7 @@ class Tickets:
     anew: float
 
 
-def find_ticket(data: Digits, amount: float = 0.85, rounds: int = 3, epochs: int = 6) -> Tickets:
+def find_ticket(data: Digits, amount: float = 0.85, rounds: int = 3, epochs: int = 4) -> Tickets:
     """Prune `amount` of the weights in `rounds`, rewinding before each training of `epochs`."""
     images = torch.from_numpy(data.train[0][:50])
     net = train(DigitsCnn(), data, epochs=1)
@@ -69,11 +71,11 @@ def _train_on(net: nn.Module, data: Digits, epochs: int) -> None:
     images: Any
     labels: Any
     images, labels = (torch.from_numpy(part) for part in data.train)
-    optimizer = torch.optim.Adam(net.parameters(), 2e-3)
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
     net.train()
     for epoch in range(epochs):
         order: Any = torch.randperm(len(labels), generator=torch.Generator().manual_seed(epoch))
-        for part in order.split(50):
+        for part in order.split(_BATCH):
             optimizer.zero_grad()
             loss: Any = nn.functional.cross_entropy(net(images[part]), labels[part])
             loss.backward()
@@ -86,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m examples.lottery_ticket", description=__doc__)
     parser.add_argument("--amount", type=float, default=0.85, help="the share of weights that goes")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=4)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     found = find_ticket(load_digits(), options.amount, options.rounds, options.epochs)

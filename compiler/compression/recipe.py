@@ -89,7 +89,8 @@ def compress(
         options=options,
     )
     common = {"target": job.target, "threads": threads, "progress": progress, "evaluate": job.evaluate}
-    rows, reports, current = [Row("as it came", job.before, 0.0)], [], source
+    rows, current = [Row("as it came", job.before, 0.0)], source
+    reports: list[Any] = []
     for index, (name, settings) in enumerate(steps):
         job.report(f"step {index + 1} of {len(steps)}: {name}")
         imports = {} if isinstance(current, ImportedModel) else _accepted(name, options)

@@ -71,7 +71,8 @@ def test_layers_of_a_transformer_by_influence() -> None:
     """Each layer is attention and a network; that which adds next to nothing goes first."""
     torch.manual_seed(0)
     net, example = DigitsTransformer(width=24, depth=3, heads=3).eval(), torch.randn(2, 1, 16, 16)
-    for part in (net.blocks[1].joined, net.blocks[1].network[2]):
+    block: Any = net.blocks[1]
+    for part in (block.joined, block.network[2]):
         for weight in part.parameters():
             weight.data *= 1e-3
     pruned = compiler.prune(
