@@ -71,7 +71,8 @@ def _train_on(net: nn.Module, data: Digits, epochs: int) -> None:
     images: Any
     labels: Any
     images, labels = (torch.from_numpy(part) for part in data.train)
-    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    optimizer = torch.optim.Adam(net.parameters(), 2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, epochs * -(-len(labels) // _BATCH))
     net.train()
     for epoch in range(epochs):
         order: Any = torch.randperm(len(labels), generator=torch.Generator().manual_seed(epoch))
@@ -80,6 +81,7 @@ def _train_on(net: nn.Module, data: Digits, epochs: int) -> None:
             loss: Any = nn.functional.cross_entropy(net(images[part]), labels[part])
             loss.backward()
             optimizer.step()
+            schedule.step()
     net.eval()
 
 

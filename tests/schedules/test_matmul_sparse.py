@@ -104,10 +104,10 @@ def test_any_n_of_m(target: str, rows: int, count: int, columns: int, keep: int,
 @pytest.mark.parametrize("target", runnable())
 def test_symbolic_rows(target: str) -> None:
     rows, lanes = tirx.Var("n", "int64"), target_of(target).machine.lanes("float32")
-    weight = blocks_gone(64, 40, lanes, 0.5)
+    weight = blocks_gone(64, 20, lanes, 0.5)
     check(of_blocks(weight, lanes), weight, normal((5, 3, 64)), target, "matmul-sparse", (rows, 3, 64))
     groups = Groups(2, 8)
-    weight = n_of_m(64, 40, groups)
+    weight = n_of_m(64, 20, groups)
     check(of_groups(weight, groups, target), weight, normal((5, 3, 64)), target, "matmul-n-of-m", (rows, 3, 64))
 
 

@@ -72,8 +72,8 @@ def prune(
         OptionError: an option is at fault, or nothing in the model can be pruned so.
         UserError: of importing and compiling.
     """
-    _check(source, amount, criterion, scope, steps, (finetune, loss, rewind), calibration)
     _check_layers(pattern, criterion, (finetune, loss, rewind), calibration)
+    _check(source, amount, criterion, scope, steps, (finetune, loss, rewind), calibration)
     kind = None if pattern in STRUCTURES else parse_pattern(pattern)
     options = import_options(shapes, constants, example_inputs, dynamic_shapes)
     job = start(
