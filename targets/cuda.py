@@ -36,6 +36,7 @@ _FOR_PROCESSORS = frozenset(
         "pack-grouped-weights",
         "pack-matmul-weights",
         "pack-sparse-weights",
+        "compute-with-words",
         "expand-at-load",
     }
 )

@@ -38,11 +38,14 @@ from compiler.passes.registry import graph_pass
 rules = RuleTable()
 
 _BYTES = ("int8", "uint8")
+_WORDS = ("int16", "uint16")
 _CONVOLUTIONS = tuple(f"relax.nn.conv{rank}d" for rank in (1, 2, 3))
 _POOLS = tuple(f"relax.nn.max_pool{rank}d" for rank in (1, 2, 3))
 _MOVES = ("relax.reshape", "relax.permute_dims", "relax.squeeze", "relax.expand_dims", "relax.flatten")
 # Of a bias over the step of the sums: how far from an integer one that was an integer may be for float32's rounding.
 _BIAS_ROUNDING = 2.0**-20
+# What is added to a sum of products, none of which is larger, so that int32 holds both.
+_MOST_BIAS = 2.0**30
 
 
 @graph_pass("compute-in-integers", summary="Compute with quantized tensors as integers")
@@ -53,7 +56,7 @@ def compute_in_integers(mod: IRModule, context: PipelineContext) -> IRModule:
 
 @dataclass(frozen=True)
 class Quantized:
-    """A dequantization: 8-bit integers with constant parameters, scalars or vectors along `axis`."""
+    """A dequantization: integers with constant parameters, scalars or vectors along `axis`."""
 
     data: Expr
     scale: Array
@@ -80,26 +83,26 @@ class Quantized:
         return relax.op.dequantize(data, as_constant(self.scale.reshape(())), as_constant(zero), -1, "float32")
 
 
-def dequantized_operand(graph: Graph, expr: Expr) -> Quantized | None:
-    """What a float operand is the dequantization of."""
+def dequantized_operand(graph: Graph, expr: Expr, dtypes: Sequence[str] = _BYTES) -> Quantized | None:
+    """What a float operand is the dequantization of, where that is of one of the `dtypes`."""
     call = graph.call(expr, "relax.dequantize")
     if call is None or dtype_of(call) != "float32":
         return None
     scale, zero = (constant_array(graph, each) for each in call.args[1:3])
-    if scale is None or zero is None or dtype_of(call.args[0]) not in _BYTES:
+    if scale is None or zero is None or dtype_of(call.args[0]) not in dtypes:
         return None
     return Quantized(call.args[0], scale, zero, int(call.attrs.axis) % max(rank_of(call) or 1, 1))
 
 
 @dataclass(frozen=True)
-class _Weight:
+class IntegerWeight:
     """Weights less their zero point, int8 or int16 (see center-weights), and the scale of each filter or of all."""
 
     values: Array
     scale: Array
 
 
-def _weight(graph: Graph, expr: Expr, filters: int) -> _Weight | None:
+def integer_weight(graph: Graph, expr: Expr, filters: int) -> IntegerWeight | None:
     """Constant weights with one scale for all or one an entry of axis `filters`."""
     found = dequantized_operand(graph, expr)
     values = None if found is None else constant_array(graph, found.data)
@@ -112,31 +115,37 @@ def _weight(graph: Graph, expr: Expr, filters: int) -> _Weight | None:
     if shifted.size == 0:
         return None
     fits = shifted.min() >= -128 and shifted.max() <= 127
-    return _Weight(shifted.astype(np.int8 if fits else np.int16), found.scale.reshape(-1).astype(np.float32))
+    return IntegerWeight(shifted.astype(np.int8 if fits else np.int16), found.scale.reshape(-1).astype(np.float32))
 
 
 @rules.on(*_CONVOLUTIONS)
 def convolution(graph: Graph, call: Call) -> Expr | None:
     """conv(dequantize(x), dequantize(w)) => scale * (conv(x, w) - zero * sum of w)"""
-    rank = len(call.attrs.strides)
-    spatial = "DHW"[-rank:]
-    layouts = str(call.attrs.data_layout), str(call.attrs.kernel_layout), str(call.attrs.out_layout)
-    if dtype_of(call) != "float32" or layouts not in (
-        (f"NC{spatial}", f"OI{spatial}", f"NC{spatial}"),
-        (f"NC{spatial}", f"OI{spatial}", ""),
-    ):
+    if not is_plain_convolution(call):
         return None
-    data, weight = dequantized_operand(graph, call.args[0]), _weight(graph, call.args[1], 0)
+    data, weight = dequantized_operand(graph, call.args[0]), integer_weight(graph, call.args[1], 0)
     if data is None or weight is None or not data.is_scalar:
         return None
-    zero = int(data.zero.reshape(()))
-    source, padding = data.data, [int(each) for each in call.attrs.padding]
+    product = integer_convolution(graph, call, data.data, weight, int(data.zero.reshape(())))
+    return scaled_sum(graph, product, data, weight, len(call.attrs.strides))
+
+
+def is_plain_convolution(call: Call) -> bool:
+    """Whether a convolution of float32 has its channels before its spatial dimensions."""
+    spatial = "DHW"[-len(call.attrs.strides) :]
+    layouts = str(call.attrs.data_layout), str(call.attrs.kernel_layout), str(call.attrs.out_layout)
+    plain = (f"NC{spatial}", f"OI{spatial}")
+    return dtype_of(call) == "float32" and layouts in ((*plain, f"NC{spatial}"), (*plain, ""))
+
+
+def integer_convolution(graph: Graph, call: Call, source: Expr, weight: IntegerWeight, zero: int) -> Expr:
+    """The int32 convolution of other data by a convolution's attributes, padded with `zero`."""
+    rank, padding = len(call.attrs.strides), [int(each) for each in call.attrs.padding]
     if zero and any(padding):
         widths = [0, 0, 0, 0, *(width for i in range(rank) for width in (padding[i], padding[i + rank]))]
         source, padding = graph.emit(relax.op.nn.pad(source, widths, "constant", zero)), [0] * (2 * rank)
-    function = getattr(relax.op.nn, f"conv{rank}d")
-    product = graph.emit(
-        function(
+    return graph.emit(
+        getattr(relax.op.nn, f"conv{rank}d")(
             source,
             as_constant(weight.values),
             strides=call.attrs.strides,
@@ -146,27 +155,31 @@ def convolution(graph: Graph, call: Call) -> Expr | None:
             out_dtype="int32",
         )
     )
-    channels = (-1, *[1] * rank)
-    sums = weight.values.astype(np.int32).sum(axis=tuple(range(1, rank + 2)), dtype=np.int32)
-    return _scaled_sum(graph, product, (sums * -zero).reshape(channels), data, weight, channels)
 
 
 @rules.on("relax.matmul")
 def matmul(graph: Graph, call: Call) -> Expr | None:
     """matmul(dequantize(x), dequantize(w)) => scale * (matmul(x, w) - zero * column sums of w)"""
-    if dtype_of(call) != "float32" or rank_of(call.args[1]) != 2 or (rank_of(call.args[0]) or 0) < 2:
+    if not is_plain_matmul(call):
         return None
-    data, weight = dequantized_operand(graph, call.args[0]), _weight(graph, call.args[1], 1)
+    data, weight = dequantized_operand(graph, call.args[0]), integer_weight(graph, call.args[1], 1)
     if data is None or weight is None or not data.is_scalar:
         return None
     product = graph.emit(relax.op.matmul(data.data, as_constant(weight.values), out_dtype="int32"))
-    sums = weight.values.astype(np.int32).sum(axis=0, dtype=np.int32)
-    return _scaled_sum(graph, product, sums * -int(data.zero.reshape(())), data, weight, (-1,))
+    return scaled_sum(graph, product, data, weight)
 
 
-def _scaled_sum(
-    graph: Graph, product: Expr, offset: Array, data: Quantized, weight: _Weight, channels: Sequence[int]
-) -> Expr:
+def is_plain_matmul(call: Call) -> bool:
+    """Whether a product of float32 has a matrix on the right and no vector on the left."""
+    return dtype_of(call) == "float32" and rank_of(call.args[1]) == 2 and (rank_of(call.args[0]) or 0) >= 2
+
+
+def scaled_sum(graph: Graph, product: Expr, data: Quantized, weight: IntegerWeight, spatial: int | None = None) -> Expr:
+    """scale * (product - zero * sum of each filter); of convolutions `spatial` counts the dimensions after channels."""
+    axes = (0,) if spatial is None else tuple(range(1, weight.values.ndim))
+    channels = (-1, *[1] * (spatial or 0))
+    sums = weight.values.astype(np.int32).sum(axis=axes, dtype=np.int32)
+    offset = (sums * -int(data.zero.reshape(()))).reshape(channels)
     if np.any(offset):
         product = graph.emit(relax.op.add(product, as_constant(offset.astype(np.int32))))
     scale = data.scale.reshape(()).astype(np.float32) * weight.scale
@@ -177,7 +190,7 @@ def _scaled_sum(
 @rules.on("relax.quantize")
 def quantize_of_sum(graph: Graph, call: Call) -> Expr | None:
     """quantize(scale * sum + bias) => quantize((scale / step) * (sum + round(bias / scale)))"""
-    step = _step_of(graph, call)
+    step = _step_of(graph, call, _BYTES + _WORDS)
     if step is None or not graph.only_use(call.args[0]):
         return None
     added = graph.call(call.args[0], "relax.add")
@@ -195,9 +208,10 @@ def quantize_of_sum(graph: Graph, call: Call) -> Expr | None:
     if bias is not None:
         steps = bias.astype(np.float64) / factor.astype(np.float64)
         integers = np.rint(steps)
-        if np.any(np.abs(steps - integers) > np.maximum(np.abs(steps), 1) * _BIAS_ROUNDING):
+        # Written so that NaN, which is near nothing, does not pass.
+        if not np.all(np.abs(integers) < _MOST_BIAS):
             return None
-        if np.any(np.abs(integers) >= 2.0**31):
+        if not np.all(np.abs(steps - integers) <= np.maximum(np.abs(steps), 1) * _BIAS_ROUNDING):
             return None
         total = _plus(graph, total, integers.astype(np.int32))
     ratio = (factor / np.float32(step)).astype(np.float32)
@@ -214,12 +228,12 @@ def _plus(graph: Graph, total: Expr, constant: Array) -> Expr:
     return graph.emit(relax.op.add(total, as_constant(constant)))
 
 
-def _step_of(graph: Graph, call: Call) -> float | None:
-    """The scale of a quantization to 8 bits by scalar constants."""
+def _step_of(graph: Graph, call: Call, dtypes: Sequence[str] = _BYTES) -> float | None:
+    """The scale of a quantization to one of the `dtypes` by scalar constants."""
     scale, zero = (constant_array(graph, each) for each in call.args[1:3])
     if scale is None or zero is None or scale.size != 1 or zero.size != 1:
         return None
-    return float(scale.reshape(())) if str(call.attrs.out_dtype) in _BYTES else None
+    return float(scale.reshape(())) if str(call.attrs.out_dtype) in dtypes else None
 
 
 def _constant_addend(graph: Graph, added: Call) -> tuple[Expr, Array | None]:
@@ -266,7 +280,7 @@ def quantize_of_addition(graph: Graph, call: Call) -> Expr | None:
 @rules.on("relax.quantize")
 def quantize_of_limit(graph: Graph, call: Call) -> Expr | None:
     """quantize(relu(y)) => clip(quantize(y)): quantizing keeps order"""
-    step = _step_of(graph, call)
+    step = _step_of(graph, call, _BYTES + _WORDS)
     inner = graph.call(call.args[0], "relax.nn.relu", "relax.clip", "relax.nn.relu6")
     if step is None or inner is None or not graph.only_use(call.args[0]):
         return None
@@ -302,7 +316,7 @@ def _bounds(call: Call) -> tuple[float, float] | None:
 @rules.on("relax.quantize")
 def quantize_again(graph: Graph, call: Call) -> Expr | None:
     """quantize(dequantize(x)) => x for equal parameters: the quotient is within a rounding of the integer"""
-    inner = dequantized_operand(graph, call.args[0])
+    inner = dequantized_operand(graph, call.args[0], _BYTES + _WORDS)
     scale, zero = (constant_array(graph, each) for each in call.args[1:3])
     if inner is None or scale is None or zero is None or dtype_of(inner.data) != str(call.attrs.out_dtype):
         return None
@@ -329,7 +343,7 @@ def quantize_of_concatenation(graph: Graph, call: Call) -> Expr | None:
 @rules.on(*_MOVES)
 def move(graph: Graph, call: Call) -> Expr | None:
     """move(dequantize(x)) => dequantize(move(x))"""
-    inner = dequantized_operand(graph, call.args[0])
+    inner = dequantized_operand(graph, call.args[0], _BYTES + _WORDS)
     if inner is None:
         return None
     permuted = _permuted(graph, call, inner)

@@ -57,7 +57,7 @@ _HEAVY = ("relax.nn.conv", "relax.nn.attention", "relax.einsum")
 def fold_constants(mod: IRModule, context: PipelineContext) -> IRModule:
     """Through reshapes, casts, arithmetic, shapes and kernel calls; never where the module would grow much.
 
-    Where activations are made 8-bit integers too, weights of 8 bits stay narrow: a later phase may compute with
+    Where activations are made integers too, weights of 8 bits stay narrow: a later phase may compute with
     them as they are. `fold-dequantize` folds what it left.
     """
     return fold(mod, keep_narrow=True if _quantizes_activations(mod) else None)
@@ -161,10 +161,10 @@ class ConstantFolder(Graph):
 
 
 def _quantizes_activations(mod: IRModule) -> bool:
-    """Whether numbers that are not constant become 8-bit integers anywhere."""
+    """Whether numbers that are not constant become integers of 8 or 16 bits anywhere."""
     return any(
         operator_name(binding.value) in ("relax.quantize", "relax.astype")
-        and dtype_of(binding.var) in _NARROW
+        and dtype_of(binding.var) in (*_NARROW, "int16", "uint16")
         and "float" in dtype_of(binding.value.args[0])
         and not isinstance(binding.value.args[0], GenericConst)
         for _, function in rewritable_functions(mod)

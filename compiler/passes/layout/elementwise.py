@@ -13,11 +13,12 @@ from compiler.passes.matching import dtype_of, same_shape, shape_of
 
 _ARITHMETIC = ("add", "subtract", "multiply", "divide", "power", "maximum", "minimum", "where")
 _FUNCTIONS = ("abs", "ceil", "clip", "cos", "erf", "exp", "floor", "log", "negative", "round", "rsqrt", "sigmoid")
+_BITS = ("bitwise_and", "right_shift")
 _MORE_FUNCTIONS = ("sign", "sin", "sqrt", "square", "tan", "tanh", "sinh", "cosh", "atan")
 _ACTIVATIONS = ("relu", "relu6", "leakyrelu", "gelu", "gelu_tanh", "silu", "selu", "softplus")
 
 ELEMENTWISE = (
-    *(f"relax.{name}" for name in (*_ARITHMETIC, *_FUNCTIONS, *_MORE_FUNCTIONS)),
+    *(f"relax.{name}" for name in (*_ARITHMETIC, *_BITS, *_FUNCTIONS, *_MORE_FUNCTIONS)),
     *(f"relax.nn.{name}" for name in _ACTIVATIONS),
 )
 

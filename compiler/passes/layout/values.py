@@ -27,7 +27,7 @@ Expr = Any
 Array = NDArray[Any]
 Order = tuple[int, ...]
 # Element types that lie in blocks.
-BLOCKABLE = ("float32", "int32", "int8", "uint8")
+BLOCKABLE = ("float32", "int32", "int16", "uint16", "int8", "uint8")
 
 
 @dataclass(frozen=True, eq=False)
