@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.errors import OptionError, TensorwrightError
+from compiler.errors import InputError, OptionError, TensorwrightError
 
 Array = NDArray[Any]
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 Evaluate = Callable[[Run], float]
+_MEASURE = "give a function of run, from {input name: array} to {output name: array}, that returns a number"
 
 
 def likeness(samples: Sequence[Mapping[str, Array]], expected: Sequence[Mapping[str, Array]]) -> Evaluate:
-    """A measure for models without one: the mean cosine between the outputs and those of the float model."""
+    """A measure for models without one: the mean cosine between the outputs and those of the float model.
+
+    Raises:
+        InputError: the float model's outputs are not finite, so nothing can be like them.
+    """
+    for index, outputs in enumerate(expected):
+        for name, array in outputs.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise InputError(
+                    f"the float model gives NaN or infinite numbers on calibration[{index}], output {name!r}",
+                    "leave that sample out, or give evaluate=",
+                )
 
     def evaluate(run: Run) -> float:
         cosines = []
@@ -37,17 +50,21 @@ def cosine(left: Array, right: Array) -> float:
 
 def score(evaluate: Evaluate, run: Run) -> float:
     """What `evaluate` says. Raises OptionError when that fails, or is not a finite number."""
+    if not callable(evaluate):
+        raise OptionError(f"evaluate= is a {type(evaluate).__name__}", _MEASURE)
     try:
-        value = float(evaluate(run))
+        answer: Any = evaluate(run)
     except TensorwrightError:
         raise
     except Exception as error:
-        raise OptionError(
-            f"evaluate= failed: {type(error).__name__}: {error}",
-            "it is given a function from {input name: array} to {output name: array}, and returns a number",
-        ) from error
-    if not np.isfinite(value):
-        raise OptionError(f"evaluate= returned {value}", "return a number, higher where the model is better")
+        raise OptionError(f"evaluate= failed: {type(error).__name__}: {error}", _MEASURE) from error
+    try:
+        value = float(answer)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        shown = answer if isinstance(answer, str | float) or answer is None else f"a {type(answer).__name__}"
+        raise OptionError(f"evaluate= returned {shown}", "return a finite number, higher where the model is better")
     return value
 
 

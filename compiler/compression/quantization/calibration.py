@@ -12,7 +12,7 @@ from tvm.ir import IRModule
 
 from compiler.compression.quantization.edit import edit_main
 from compiler.compression.quantization.statistics import Statistics
-from compiler.errors import InputError, OptionError
+from compiler.errors import InputError, OptionError, UserError
 from compiler.frontends.imported_model import ImportedModel, TensorSpec
 from compiler.passes.graph import Var
 from compiler.runtime import Module
@@ -20,30 +20,42 @@ from compiler.runtime import Module
 Array = NDArray[Any]
 Sample = Mapping[str, Array]
 Compile = Callable[[ImportedModel], Module]
+_WANTED = "give a sequence of {input name: array}, or something that yields them"
 
 
 def checked_samples(calibration: Iterable[Sample], model: ImportedModel) -> list[dict[str, Array]]:
     """The samples as dictionaries of arrays of all inputs.
 
     Raises:
-        OptionError: there is none.
-        InputError: one lacks an input, or has one that the model does not.
+        OptionError: there is none, or giving them fails.
+        InputError: one lacks an input, has one that the model does not, or holds NaN.
     """
+    if isinstance(calibration, Mapping | str | np.ndarray) or not isinstance(calibration, Iterable):
+        raise OptionError(f"calibration= is a {type(calibration).__name__}", _WANTED)
     names = {spec.name for spec in model.inputs}
-    samples = []
-    for index, sample in enumerate(calibration):
-        if not isinstance(sample, Mapping):
-            raise OptionError(
-                f"calibration[{index}] is a {type(sample).__name__}", "give a sequence of {input name: array}"
-            )
-        missing, unknown = sorted(names - set(sample)), sorted(set(sample) - names)
-        if missing or unknown:
-            problem = f"lacks {missing}" if missing else f"has {unknown}, which are no inputs of the model"
-            raise InputError(f"calibration[{index}] {problem}", f"its inputs are {sorted(names)}")
-        samples.append({name: np.asarray(value) for name, value in sample.items()})
+    try:
+        samples = [_checked_sample(sample, f"calibration[{index}]", names) for index, sample in enumerate(calibration)]
+    except UserError:
+        raise
+    except Exception as error:
+        raise OptionError(f"calibration= raised {type(error).__name__}: {error}", _WANTED) from error
     if not samples:
         raise OptionError("calibration= holds no samples", "give some inputs as the model will meet them")
     return samples
+
+
+def _checked_sample(sample: Sample, where: str, names: set[str]) -> dict[str, Array]:
+    if not isinstance(sample, Mapping):
+        raise OptionError(f"{where} is a {type(sample).__name__}", _WANTED)
+    missing, unknown = sorted(names - set(sample)), sorted(map(str, set(sample) - names))
+    if missing or unknown:
+        problem = f"lacks {missing}" if missing else f"has {unknown}, which are no inputs of the model"
+        raise InputError(f"{where} {problem}", f"its inputs are {sorted(names)}")
+    arrays = {name: np.asarray(value) for name, value in sample.items()}
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            raise InputError(f"{where} holds NaN in {name!r}", "leave out what the model is not meant to meet")
+    return arrays
 
 
 class Tapped:
@@ -70,13 +82,18 @@ def _shape(variable: Var) -> tuple[int | str, ...]:
 
 
 def observe(
-    tapped: Tapped, samples: Iterable[Sample], sites: Iterable[Var], channels: Mapping[Var, int]
+    tapped: Tapped,
+    samples: Iterable[Sample],
+    sites: Iterable[Var],
+    channels: Mapping[Var, int],
+    look: Callable[[Mapping[Var, Array]], object],
 ) -> tuple[dict[Var, Statistics], list[dict[str, Array]]]:
     """(what tensors hold over all samples, the outputs of each sample); no inner tensor is kept.
 
     Args:
         sites: tapped variables to observe.
         channels: the axis of the channels of those variables where they matter.
+        look: called with the tensors of each sample.
     """
     seen = {variable: Statistics(channels.get(variable)) for variable in sites}
     outputs = []
@@ -85,4 +102,5 @@ def observe(
         outputs.append(result)
         for variable, statistics in seen.items():
             statistics.add(tensors[variable])
+        look(tensors)
     return seen, outputs

@@ -27,11 +27,13 @@ from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes, import_model
 from compiler.reference import random_inputs
 from compiler.runtime import Module
+from schedules.int8_dot import multiplies_bytes
 
-TECHNIQUES = ("bias-correction", "equalization", "smoothing", "gptq")
+TECHNIQUES = ("bias-correction", "equalization", "smoothing", "gptq", "adaround", "int16")
 _DEFAULT_TECHNIQUES = ("bias-correction", "gptq")
 _SCALES = ("float16", "float32")
 _RANKING_SAMPLES = 8
+_SHOWN = 5  # reasons in a message
 Steps = Callable[[str], None]
 
 
@@ -62,11 +64,13 @@ def quantize(
     Args:
         source, shapes, constants, example_inputs, dynamic_shapes, target, threads: as `compiler.compile` takes them.
         calibration: inputs as the model will meet them, {input name: array}; a few dozen are enough. "static-int8"
-            needs them, and so does "gptq"; other schemes are measured on random inputs when there are none.
+            needs them, and so do "gptq" and "adaround"; other schemes are measured on random inputs where there are
+            none.
         scheme: "static-int8" (weights and activations, ranges from the calibration), "dynamic-int8" (weights;
             activations as they come, on a scale a row of a matrix product or an example of a convolution),
             "weight-int4" and "weight-int8" (the weights of matrix products alone, a scale a group), "float16" and
-            "bfloat16" (weights are stored in 16 bits; sums are float32).
+            "bfloat16" (weights are stored in 16 bits; sums are float32). Tables of look-ups become int8 in all integer
+            schemes, with a scale a row.
         evaluate: given a function from inputs to outputs (dictionaries by name), how good it is; higher is better.
             Without one: the mean cosine between the outputs and the float model's on `calibration`.
         max_drop: how much of that may be lost, as a share of the float model's.
@@ -77,7 +81,10 @@ def quantize(
         scales: the type of those scales, "float16" or "float32".
         techniques: what is done to lose less, where the scheme has a use for it: "bias-correction", "equalization" (of
             convolutions, across layers) and "smoothing" (SmoothQuant, of matrix products) of static integers, "gptq"
-            (later weights make up for the rounding of earlier ones) of weights alone.
+            (later weights make up for the rounding of earlier ones) of weights alone, "adaround" (weights are rounded
+            up or down, whichever changes products least; in place of "gptq") of both, and "int16": where the limit does
+            not hold, the most sensitive layers of static integers read 16-bit activations if that is enough, before
+            they go back to float.
         in_float: names of layers (as in the report) to leave in float.
         progress: called with the name of each step as it begins.
 
@@ -90,11 +97,12 @@ def quantize(
         UserError: of importing and compiling.
     """
     report = progress if progress is not None else _silent
-    _check(techniques, max_drop, scales, scheme)
+    _check(techniques, in_float, max_drop, scales, scheme)
     if scheme == STATIC and calibration is None:
         others = ", ".join(each for each in scheme_names() if each != STATIC)
         raise OptionError("static-int8 needs calibration=", f"give some inputs, or use another scheme: {others}")
     chosen = find_target(target, threads)
+    _check_words(techniques, chosen)
     report("import")
     imported = import_model(
         source, shapes=shapes, constants=constants, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes
@@ -115,7 +123,7 @@ def quantize(
         report("report")
         summary = make_report(session, found, chosen.name, scores, max_drop, tried)
         return QuantizedModel(**vars(replace(session.model, mod=found.mod)), name=model_name(source), report=summary)
-    options = SchemeOptions(group, scales, "gptq" in techniques and calibration is not None)
+    options = SchemeOptions(group, scales, _rounding(techniques) if calibration is not None else "nearest")
     layerwise = LayerwiseSession(model, samples, make_scheme(scheme, options), compiled, report)
     candidate, scores, tried = _within_limit(layerwise, limit, report)
     report("report")
@@ -128,16 +136,32 @@ def quantize(
     return QuantizedModel(**vars(replace(model, mod=candidate.mod)), name=model_name(source), report=summary)
 
 
-def _check(techniques: Collection[str], max_drop: float, scales: str, scheme: str) -> None:
+def _check(techniques: Collection[str], in_float: Collection[str], max_drop: float, scales: str, scheme: str) -> None:
+    for name, given in (("techniques", techniques), ("in_float", in_float)):
+        if isinstance(given, str) or not isinstance(given, Collection):
+            raise OptionError(f"{name}={given!r}", "give a sequence of names")
     unknown = sorted(set(techniques) - set(TECHNIQUES))
     if unknown:
         raise OptionError(f"techniques= has {', '.join(unknown)}", f"there are {', '.join(TECHNIQUES)}")
-    if not 0 <= max_drop < 1:
+    if not isinstance(max_drop, int | float) or not 0 <= max_drop < 1:
         raise OptionError(f"max_drop={max_drop}", "give a share of 0 up to 1, like 0.01")
     if scales not in _SCALES:
         raise OptionError(f"scales={scales!r}", f"use one of {', '.join(_SCALES)}")
     if scheme not in scheme_names():
         raise OptionError(f"scheme={scheme!r}", f"use one of {', '.join(scheme_names())}")
+
+
+def _check_words(techniques: Collection[str], target: targets.Target) -> None:
+    if "int16" in techniques and (target.quantized_everywhere or not multiplies_bytes(target.machine)):
+        raise OptionError(
+            f"techniques= has int16, and {target.name} has no instruction for products of bytes",
+            "leave it out: 16-bit activations would be slower than float32 there",
+        )
+
+
+def _rounding(techniques: Collection[str]) -> str:
+    """How weights alone are rounded."""
+    return next((each for each in ("adaround", "gptq") if each in techniques), "nearest")
 
 
 class _Candidate(Protocol):
@@ -159,9 +183,13 @@ class _Search(Protocol[Found]):
     def float_module(self) -> Module: ...
     @property
     def quantizable(self) -> list[Layer]: ...
+    @property
+    def widens(self) -> bool: ...
+    @property
+    def left_in_float(self) -> list[tuple[str, str]]: ...
     def leave_in_float(self, names: Collection[str]) -> None: ...
     def rank(self, samples: int) -> None: ...
-    def candidate(self, count: int) -> Found: ...
+    def candidate(self, count: int, wide: bool = False) -> Found: ...
 
 
 @dataclass(frozen=True)
@@ -179,23 +207,29 @@ def _within_limit(session: _Search[Found], limit: _Limit, report: Steps) -> tupl
     session.leave_in_float(limit.in_float)
     evaluate = limit.evaluate if limit.evaluate is not None else likeness(session.samples, session.float_outputs)
     before, max_drop = score(evaluate, session.float_module.run), limit.max_drop
-    scores: dict[int, float] = {}
+    scores: dict[tuple[int, bool], float] = {}
 
-    def holds(count: int) -> bool:
-        report(f"evaluate with {count} layer(s) in float" if count else "evaluate")
-        scores[count] = score(evaluate, session.candidate(count).module.run)
-        return relative_drop(before, scores[count]) <= max_drop
+    def holds(count: int, wide: bool = False) -> bool:
+        report(f"evaluate with {count} layer(s) in {'16 bits' if wide else 'float'}" if count else "evaluate")
+        scores[count, wide] = score(evaluate, session.candidate(count, wide).module.run)
+        return relative_drop(before, scores[count, wide]) <= max_drop
 
     layers = session.quantizable
     if not layers:
         raise AccuracyError(
-            "the model has no layer that this scheme quantizes", "try another scheme=, or compile it in float"
+            f"the model has no layer that this scheme quantizes{_reasons(session)}",
+            "try another scheme=, or compile it in float",
         )
     count: int | None = 0
+    wide = False
     if not holds(0):
         report("rank layers")
         session.rank(_RANKING_SAMPLES)
-        count = fewest(holds, len(layers) - 1) if len(layers) > 1 else None
+        wide = session.widens and holds(len(layers), True)
+        if wide:
+            count = fewest(lambda tried: holds(tried, True), len(layers))
+        else:
+            count = fewest(holds, len(layers) - 1) if len(layers) > 1 else None
     if count is None:
         best = max(scores.values())
         raise AccuracyError(
@@ -203,7 +237,13 @@ def _within_limit(session: _Search[Found], limit: _Limit, report: Steps) -> tupl
             f" {best:.6g}",
             "allow a larger max_drop, give more calibration samples, or try another method=",
         )
-    return session.candidate(count), (before, scores[count]), len(scores)
+    return session.candidate(count, wide), (before, scores[count, wide]), len(scores)
+
+
+def _reasons(session: _Search[_Candidate]) -> str:
+    """Why the first few layers stay in float."""
+    shown = [f"\n  {name}: {reason}" for name, reason in session.left_in_float[:_SHOWN]]
+    return ":" + "".join(shown) if shown else ""
 
 
 def _layerwise_report(
@@ -219,7 +259,7 @@ def _layerwise_report(
     return QuantizationReport(
         target="",
         method="",
-        techniques=("gptq",) if session.scheme.uses_squares else (),
+        techniques=(options.rounding,) if session.scheme.uses_squares else (),
         activations="",
         per_channel=True,
         samples=len(session.samples),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import numpy as np
+
 from compiler.compression.quantization.layers import Layer, LayerGraph
 from compiler.errors import OptionError
+from compiler.passes.graph import Var
 
 
 class LayerChoice:
@@ -13,27 +16,51 @@ class LayerChoice:
 
     Attributes:
         sensitivity: decibels by the layer's name, once `rank` has measured them.
-        in_float: reasons by name, of the layers that the caller wants in float.
+        in_float: reasons by name, of the layers that stay in float whatever is measured.
     """
 
     graph: LayerGraph
+    # Whether sensitive layers may read 16 bits instead of going back to float.
+    widens: bool = False
 
     def __init__(self) -> None:
         self.sensitivity: dict[str, float] = {}
         self.in_float: dict[str, str] = {}
 
+    @property
+    def choices(self) -> list[Layer]:
+        """All that there is to choose from."""
+        return [*self.graph.layers, *self.graph.look_ups]
+
     def leave_in_float(self, names: Collection[str]) -> None:
         """Raises OptionError when one is no layer."""
-        known = [layer.name for layer in self.graph.layers]
+        known = [layer.name for layer in self.choices]
         for name in names:
             if name not in known:
                 raise OptionError(f"in_float= has {name!r}, which is no layer", f"the layers are {', '.join(known)}")
             self.in_float[name] = "asked for"
 
+    def refuse_weights(self) -> None:
+        """Leave layers in float whose weights no scale serves."""
+        for layer in self.choices:
+            if not np.isfinite(layer.weight).all():
+                self.in_float[layer.name] = "its weights hold NaN or infinite numbers"
+
+    def refuse_data(self, unusable: Collection[Var]) -> None:
+        """Leave layers in float that read one of these."""
+        for layer in self.choices:
+            if layer.data in unusable:
+                self.in_float.setdefault(layer.name, "its data holds NaN or infinite numbers in the calibration")
+
     @property
     def quantizable(self) -> list[Layer]:
         """The layers that may be quantized."""
-        return [layer for layer in self.graph.layers if layer.name not in self.in_float]
+        return [layer for layer in self.choices if layer.name not in self.in_float]
+
+    @property
+    def left_in_float(self) -> list[tuple[str, str]]:
+        """(name, reason) of the others."""
+        return [*self.in_float.items(), *self.graph.refused]
 
     @property
     def ranked(self) -> list[Layer]:

@@ -11,11 +11,13 @@ from tvm.ir import GenericConst, IRModule
 from compiler.compression.quantization.edit import main_bindings
 from compiler.compression.quantization.operators import (
     ELEMENTWISE,
+    LOOK_UP,
     MAXIMA,
     MOVERS,
     MOVES,
     Product,
     activations_of,
+    is_look_up,
     is_transparent,
     label_of,
     product_of,
@@ -26,13 +28,13 @@ from compiler.passes.matching import Array, array_of, dtype_of, same_shape, shap
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A product that can compute in integers.
+    """A product that can compute in integers, or a look-up whose table can hold them.
 
     Attributes:
         name: for people; the same from run to run.
         variable: bound to its result.
-        data: the activations it reads.
-        weight: its constant weights.
+        data: the activations it reads; of a look-up the indices.
+        weight: its constant weights, or the table.
         bias: the variable bound to the sum with its constant bias, where that is all that reads the product.
     """
 
@@ -45,6 +47,10 @@ class Layer:
     @property
     def data(self) -> Var:
         return self.call.args[self.product.data]
+
+    @property
+    def is_look_up(self) -> bool:
+        return self.product is LOOK_UP
 
     @property
     def weight(self) -> Array:
@@ -65,12 +71,15 @@ class LayerGraph:
     """The layers of a module, what connects them, and what stays in float for what reason.
 
     Attributes:
+        layers: the products.
+        look_ups: they read no activations and end in float: for tables alone to be integers.
         refused: (name, reason) of products that no integer kernel computes.
         roots: the materialized tensor that each float variable is an elementwise function of.
         readers: for each root, what reads it: the variables of layers and movers, None for anything else.
     """
 
     layers: list[Layer] = field(default_factory=list)
+    look_ups: list[Layer] = field(default_factory=list)
     movers: list[Mover] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     definitions: dict[Var, Call] = field(default_factory=dict)
@@ -120,6 +129,8 @@ def _note_call(
         graph.layers.append(layer)
         graph.read(layer.data, variable)
         return
+    if is_look_up(call):
+        graph.look_ups.append(Layer(name, variable, call, LOOK_UP, None))
     if isinstance(found, str):
         graph.refused.append((name, found))
     data = [each for _, each in activations_of(call)]
@@ -154,7 +165,7 @@ class Placement:
     """Where pairs of quantize and dequantize go.
 
     Attributes:
-        layers: those that compute in integers.
+        layers: those that compute in integers, and look-ups of integers.
         movers: those that read integers.
         sites: variables of which layers and movers read a quantized copy.
         operands: for each reader's variable, the variables of which it reads that copy.
@@ -173,13 +184,15 @@ class Placement:
 def place(graph: LayerGraph, in_float: Collection[str] = ()) -> Placement:
     """Pairs for all layers but those named, and for what lies between quantized layers."""
     layers = [layer for layer in graph.layers if layer.name not in in_float]
+    look_ups = [layer for layer in graph.look_ups if layer.name not in in_float]
     movers = _enclosed(graph, layers)
     read: dict[Var, frozenset[Var]] = {layer.variable: frozenset([layer.data]) for layer in layers}
+    read.update({layer.variable: frozenset() for layer in look_ups})
     integer = {layer.variable for layer in layers}
     for mover in movers:
         read[mover.variable] = frozenset(mover.data) - _unrounded(graph, mover, integer)
     sites = list(dict.fromkeys(each for group in read.values() for each in sorted(group, key=_order(graph))))
-    return Placement(tuple(layers), tuple(movers), tuple(sites), read, ties(graph, movers, sites))
+    return Placement((*layers, *look_ups), tuple(movers), tuple(sites), read, ties(graph, movers, sites))
 
 
 def _order(graph: LayerGraph) -> Callable[[Var], int]:

@@ -18,6 +18,7 @@ from compiler.compression.quantization.layers import Layer, Placement, find_laye
 from compiler.compression.quantization.report import LayerReport
 from compiler.compression.quantization.schemes.registry import RoundedLayer, Scheme
 from compiler.compression.quantization.sensitivity import measure_sensitivity
+from compiler.compression.quantization.squares import Squares, as_columns
 from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.graph import Call, Expr, Var
 from compiler.runtime import Module
@@ -51,39 +52,36 @@ class LayerwiseSession(LayerChoice):
         super().__init__()
         self.model, self.samples, self.scheme, self.compile = model, samples, scheme, compile_model
         self.graph = find_layers(model.mod)
-        self._refused = {layer.name: why for layer in self.graph.layers if (why := scheme.refuses(layer)) is not None}
+        self.refuse_weights()
+        for layer in self.quantizable:
+            if (why := scheme.refuses(layer)) is not None:
+                self.in_float[layer.name] = why
         self._rounded: dict[Var, RoundedLayer] = {}
         self._candidates: dict[int, LayerwiseCandidate] = {}
         report("calibrate")
-        self._squares: dict[Var, Array] = {}
+        products = [layer for layer in self.quantizable if not layer.is_look_up]
+        self._squares = Squares(products if scheme.uses_squares else ())
         if scheme.uses_squares:
             self.float_outputs = self._observed()
         else:
             self.float_outputs = [dict(self.float_module.run(sample)) for sample in samples]
 
     def _observed(self) -> list[dict[str, Array]]:
-        """The outputs of each sample; sums up x x' of what the layers read."""
-        sites = list(dict.fromkeys(layer.data for layer in self.quantizable))
+        """The outputs of each sample; sums up the squares of what the layers read."""
+        sites = list(dict.fromkeys(layer.data for layer in self.quantizable if not layer.is_look_up))
         tapped = Tapped(self.model, self.model.mod, sites, self.compile)
         outputs = []
         for sample in self.samples:
             result, tensors = tapped.run(sample)
             outputs.append(result)
-            for site in sites:
-                rows = tensors[site].reshape(-1, tensors[site].shape[-1]).astype(np.float32)
-                square = rows.T @ rows
-                self._squares[site] = square + self._squares[site] if site in self._squares else square
+            self.refuse_data([site for site, values in tensors.items() if not np.isfinite(values).all()])
+            self._squares.add(tensors)
         return outputs
 
     @cached_property
     def float_module(self) -> Module:
         """The float model as it would be compiled otherwise."""
         return self.compile(self.model)
-
-    @property
-    def quantizable(self) -> list[Layer]:
-        """The layers that may be rounded."""
-        return [layer for layer in super().quantizable if layer.name not in self._refused]
 
     def rank(self, samples: int) -> None:
         """Measure what rounding each layer's weights costs alone."""
@@ -93,8 +91,8 @@ class LayerwiseSession(LayerChoice):
             numbers = Numbers({}, {layer.variable: self._layer(layer) for layer in layers}, {})
             self.sensitivity = measure_sensitivity(self.model, placement, numbers, self.samples[:samples], self.compile)
 
-    def candidate(self, count: int) -> LayerwiseCandidate:
-        """The model with the `count` most sensitive layers in float; the last one is kept."""
+    def candidate(self, count: int, wide: bool = False) -> LayerwiseCandidate:
+        """The model with the `count` most sensitive layers in float; the last one is kept. None can be wide."""
         if count not in self._candidates:
             layers = {layer.variable: layer for layer in self.ranked[count:]}
             chosen = {variable: self._layer(layer) for variable, layer in layers.items()}
@@ -110,26 +108,27 @@ class LayerwiseSession(LayerChoice):
 
     def _layer(self, layer: Layer) -> RoundedLayer:
         if layer.variable not in self._rounded:
-            self._rounded[layer.variable] = self.scheme.rounded(layer, self._squares.get(layer.data))
+            self._rounded[layer.variable] = self.scheme.rounded(layer, self._squares.of(layer))
         return self._rounded[layer.variable]
 
     def layer_reports(self, found: LayerwiseCandidate) -> list[LayerReport]:
         """One entry a layer."""
-        reports = [self._layer_report(found, layer) for layer in self.graph.layers]
+        reports = [self._layer_report(found, layer) for layer in self.choices]
         return [*reports, *(LayerReport(name, False, reason) for name, reason in self.graph.refused)]
 
     def _layer_report(self, found: LayerwiseCandidate, layer: Layer) -> LayerReport:
         rounded = found.rounded.get(layer.variable)
         sensitivity = self.sensitivity.get(layer.name)
         if rounded is None:
-            reason = self._refused.get(layer.name) or self.in_float.get(layer.name)
-            reason = reason or "one of the most sensitive layers: the limit does not hold with it"
+            most = "one of the most sensitive layers: the limit does not hold with it"
+            reason = self.in_float.get(layer.name, most)
             return LayerReport(layer.name, False, reason, sensitivity=sensitivity)
         weight = rounded.dequantized()
-        squares = self._squares.get(layer.data)
+        squares = self._squares.of(layer)
         noise = None
         if squares is not None:
-            noise = decibels(_energy(weight - layer.weight, squares), _energy(layer.weight, squares))
+            change, whole = (as_columns(layer, each) for each in (weight - layer.weight, layer.weight))
+            noise = decibels(_energy(change, squares), _energy(whole, squares))
         return LayerReport(
             layer.name,
             True,
@@ -140,5 +139,5 @@ class LayerwiseSession(LayerChoice):
 
 
 def _energy(weight: Array, squares: Array) -> float:
-    """The sum of squares of the data's products with a matrix."""
-    return float(np.einsum("kj,kj->", weight, squares @ weight, dtype=np.float64))
+    """The sum of squares of the data's products with columns."""
+    return float(np.einsum("gkj,gkj->", weight, squares @ weight, dtype=np.float64))

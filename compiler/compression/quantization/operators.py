@@ -2,7 +2,7 @@
 
 A product multiplies activations by constant weights and sums: it computes in integers. A mover reads several tensors,
 or every element more than once, so its operands lie in memory and are worth holding as integers. What is elementwise
-is part of the kernel before it and needs nothing.
+is part of the kernel before it and needs nothing. A look-up reads rows of a constant table: integers are less to store.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tvm import relax
 from tvm.ir import GenericConst
 
@@ -30,6 +31,9 @@ class Product:
     channels: int
     is_matrix: bool = False
 
+
+LOOK_UP = Product(data=1, weight=0, filters=0, channels=-1)
+_TABLE_ELEMENTS = 1024  # fewer are not worth a scale a row
 
 # A Product, the reason why the call is none that integers can compute, or None: nothing to say.
 Describe = Callable[[Call], Product | str | None]
@@ -108,6 +112,15 @@ def _matmul(call: Call) -> Product | str | None:
     return Product(0, 1, 1, int(call.ty.ndim) - 1, is_matrix=True)
 
 
+def is_look_up(call: Call) -> bool:
+    """Whether the call takes rows of a large constant matrix of float32."""
+    if operator_name(call) != "relax.take" or not isinstance(call.args[0], GenericConst):
+        return False
+    table, index = call.args[:2]
+    large = rank_of(table) == 2 and int(np.prod(shape_of(table) or ())) >= _TABLE_ELEMENTS
+    return large and dtype_of(table) == "float32" and call.attrs.axis == 0 and isinstance(index, relax.Var)
+
+
 MOVES = frozenset(
     f"relax.{name}"
     for name in ("reshape", "permute_dims", "squeeze", "expand_dims", "flatten", "strided_slice", "split", "nn.pad")
@@ -139,6 +152,7 @@ def activations_of(call: Call) -> list[tuple[int, Any]]:
 def label_of(call: Call, number: int) -> str:
     """A name for reports: the operator, its number in the graph and its sizes."""
     name = (operator_name(call) or "call").rsplit(".", 1)[-1]
-    shape = shape_of(call.args[1]) if len(call.args) > 1 else None
+    weight = 0 if name == "take" else 1
+    shape = shape_of(call.args[weight]) if len(call.args) > weight else None
     sizes = "x".join(map(str, shape)) if shape else ""
     return f"{name}_{number} {sizes}".strip()

@@ -19,6 +19,7 @@ class LayerReport:
         sensitivity: signal to noise at the model's outputs with this layer alone quantized; None where not measured.
         low, high: of its activations, as calibrated.
         scale, zero: of its activations.
+        activations: their type.
         clipped: the share of the calibration's values that lie outside of what can be represented.
         weight_noise: signal to noise of its weights, in decibels.
     """
@@ -32,6 +33,7 @@ class LayerReport:
     high: float | None = None
     scale: float | None = None
     zero: int | None = None
+    activations: str | None = None
     clipped: float | None = None
     weight_noise: float | None = None
 
@@ -116,4 +118,5 @@ class QuantizationReport:
             lines.append("slower than in float on this machine: the gain is in size alone")
         if self.generated:
             lines.append("measured on random inputs: give calibration= for what the model meets")
+        lines += [f"  {layer.activations}: {layer.name}" for layer in self.layers if layer.activations == "int16"]
         return "\n".join([*lines, *(f"  in float: {layer.name}: {layer.reason}" for layer in self.in_float)])

@@ -6,8 +6,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 from tvm.ir import IRModule
 
+from compiler.compression.quantization.adaround import rounded_by_adaround
 from compiler.compression.quantization.affine import Affine, Array, QuantizedWeight, quantize_weight
 from compiler.compression.quantization.calibration import Compile, Sample, Tapped, observe
 from compiler.compression.quantization.calibrators.registry import get_calibrator, parameters_of
@@ -20,8 +22,10 @@ from compiler.compression.quantization.layers import Layer, LayerGraph, Placemen
 from compiler.compression.quantization.scheme import Scheme
 from compiler.compression.quantization.sensitivity import measure_sensitivity
 from compiler.compression.quantization.smoothing import smooth
+from compiler.compression.quantization.squares import Squares, as_columns, from_columns
 from compiler.compression.quantization.statistics import Statistics
 from compiler.frontends.imported_model import ImportedModel
+from compiler.passes.compute_with_words import sums_fit
 from compiler.passes.graph import Var
 from compiler.runtime import Module
 from targets.splitting import slices_for_splits
@@ -41,14 +45,15 @@ class Candidate:
 
 
 class Session(LayerChoice):
-    """Calibrates when made; `candidate(n)` quantizes all layers but the n most sensitive ones.
+    """Calibrates when made; `candidate(n)` quantizes all layers but the n most sensitive ones, `candidate(n, True)` has
+    those read 16-bit integers where that is exact.
 
     Attributes:
         model: the float model with what was equalized and smoothed; `original` as it came.
         statistics: of the float tensors that may be quantized.
         float_outputs: of the float model, a dictionary a sample.
         sensitivity: decibels by the layer's name, once `rank` has measured them.
-        in_float: reasons by name, of the layers that the caller wants in float.
+        in_float: reasons by name, of the layers that stay in float whatever is measured.
     """
 
     def __init__(
@@ -66,7 +71,9 @@ class Session(LayerChoice):
         self.method, self.techniques = method, tuple(techniques)
         self.compile = compile_model
         self._calibrator = get_calibrator(method)
-        self._candidates: dict[int, Candidate] = {}
+        self._wide_scheme = replace(scheme, activations="int16", symmetric_activations=True)
+        self.widens = "int16" in techniques
+        self._candidates: dict[tuple[int, bool], Candidate] = {}
         self._weights: dict[Var, QuantizedWeight] = {}
         if scheme.everywhere:
             model = replace(model, mod=slices_for_splits(model.mod))
@@ -79,20 +86,27 @@ class Session(LayerChoice):
             if not mod.same_as(model.mod):
                 report("calibrate what is smoothed")
                 self._calibrate(replace(model, mod=mod))
+        self.refuse_weights()
+        self.refuse_data([site for site, seen in self.statistics.items() if not seen.is_finite])
 
     def _calibrate(self, model: ImportedModel) -> None:
         """Take `model` as the float model and look at its tensors."""
         self.model = model
         self.graph: LayerGraph = find_layers(model.mod, self.scheme.operators)
+        if self.scheme.everywhere:
+            self.graph.look_ups.clear()  # an accelerator's integers are those that its operators make
         placement = self.place()
         channels = {
-            layer.data: int(layer.data.ty.ndim) - 1 if layer.product.is_matrix else 1 for layer in placement.layers
+            layer.data: int(layer.data.ty.ndim) - 1 if layer.product.is_matrix else 1 for layer in self.graph.layers
         }
-        results = [layer.variable for layer in self.graph.layers]
+        results = [layer.variable for layer in self.choices]
         # One compilation serves the calibration and the noise of the report.
         self.tapped = Tapped(model, model.mod, list(dict.fromkeys([*placement.sites, *results])), self.compile)
+        self._squares = Squares(self.graph.layers if "adaround" in self.techniques else ())
         self.statistics: dict[Var, Statistics]
-        self.statistics, self.float_outputs = observe(self.tapped, self.samples, placement.sites, channels)
+        self.statistics, self.float_outputs = observe(
+            self.tapped, self.samples, placement.sites, channels, self._squares.add
+        )
 
     def place(self, in_float: Collection[str] = ()) -> Placement:
         """Where tensors are rounded."""
@@ -112,40 +126,59 @@ class Session(LayerChoice):
             numbers = self.numbers(placement)
             self.sensitivity = measure_sensitivity(self.model, placement, numbers, self.samples[:samples], self.compile)
 
-    def candidate(self, count: int) -> Candidate:
-        """The model with the `count` most sensitive layers in float; made once."""
-        if count not in self._candidates:
-            self._candidates = {count: self._made(count)}
-        return self._candidates[count]
+    def candidate(self, count: int, wide: bool = False) -> Candidate:
+        """The model with the `count` most sensitive layers in float, or with 16-bit data; made once."""
+        if (count, wide) not in self._candidates:
+            self._candidates = {(count, wide): self._made(count, wide)}
+        return self._candidates[count, wide]
 
-    def _made(self, count: int) -> Candidate:
-        placement = self.place({*self.in_float, *(layer.name for layer in self.ranked[:count])})
-        numbers = self.numbers(placement)
+    def _made(self, count: int, wide: bool) -> Candidate:
+        sensitive = self.ranked[:count]
+        widened = [layer for layer in sensitive if wide and self._can_widen(layer)]
+        placement = self.place({*self.in_float, *(layer.name for layer in sensitive if layer not in widened)})
+        numbers = self.numbers(placement, {layer.data for layer in widened})
         mod = insert_pairs(self.model.mod, placement, numbers)
         return Candidate(mod, self.compile(replace(self.model, mod=mod)), placement, numbers)
 
-    def numbers(self, placement: Placement) -> Numbers[QuantizedWeight]:
-        """Scales of all tensors of a placement, and corrections."""
-        activations = {site: self._activation(site, placement.ties) for site in placement.sites}
+    def _can_widen(self, layer: Layer) -> bool:
+        return not layer.is_look_up and sums_fit(self._weight(layer).values, layer.product.filters)
+
+    def numbers(self, placement: Placement, wide: Collection[Var] = ()) -> Numbers[QuantizedWeight]:
+        """Scales of all tensors of a placement, and corrections; the sites `wide` have 16 bits."""
+        activations = {site: self._activation(site, placement.ties, wide) for site in placement.sites}
         weights = {layer.variable: self._weight(layer) for layer in placement.layers}
         shifts: dict[Var, Array] = {}
         if "bias-correction" in self.techniques:
             for layer in placement.layers:
+                if layer.is_look_up:
+                    continue
                 means = self.statistics[layer.data].means
                 shifts[layer.variable] = bias_correction(layer, weights[layer.variable], means)
         return Numbers(activations, weights, shifts)
 
-    def _activation(self, site: Var, ties: dict[Var, Var]) -> Affine:
+    def _activation(self, site: Var, ties: dict[Var, Var], wide: Collection[Var]) -> Affine:
+        if site in wide:  # 16 bits need not clip what is rare
+            return parameters_of(self.statistics[site].histogram, get_calibrator("min-max"), self._wide_scheme)
         own = parameters_of(self.statistics[site].histogram, self._calibrator, self.scheme)
         source = ties.get(site)
-        if source is None:
+        if source is None or source in wide:
             return own
-        shared = self._activation(source, ties)
+        shared = self._activation(source, ties, wide)
         return shared if shared.scale <= own.scale * _WIDEST_TIE else own
 
     def _weight(self, layer: Layer) -> QuantizedWeight:
         if layer.variable not in self._weights:
-            self._weights[layer.variable] = quantize_weight(
-                layer.weight, layer.product.filters, per_channel=self.scheme.per_channel
-            )
+            per_channel = self.scheme.per_channel or layer.is_look_up
+            rounded = quantize_weight(layer.weight, layer.product.filters, per_channel=per_channel)
+            squares = self._squares.of(layer)
+            if squares is not None:
+                rounded = replace(rounded, values=_adarounded(layer, rounded, squares))
+            self._weights[layer.variable] = rounded
         return self._weights[layer.variable]
+
+
+def _adarounded(layer: Layer, rounded: QuantizedWeight, squares: Array) -> Array:
+    """The integers by AdaRound, on the scales there are."""
+    steps = as_columns(layer, np.broadcast_to(rounded.broadcast_scale(), layer.weight.shape))
+    columns = rounded_by_adaround(as_columns(layer, layer.weight), steps, squares, -127, 127)
+    return from_columns(layer, columns)

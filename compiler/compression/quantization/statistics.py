@@ -17,10 +17,14 @@ class Statistics:
 
     Args:
         axis: of the channels; None where channels are of no interest.
+
+    Attributes:
+        is_finite: whether all that was seen is; the histogram counts what is.
     """
 
     def __init__(self, axis: int | None) -> None:
         self.histogram = Histogram()
+        self.is_finite = True
         self._axis = axis
         self._sums: Array = np.zeros(0)
         self._count = 0
@@ -34,6 +38,7 @@ class Statistics:
     def add(self, values: Array) -> None:
         """Take in a tensor."""
         self.histogram.add(values)
+        self.is_finite = self.is_finite and bool(np.isfinite(values).all())
         if self._axis is None or not values.size:
             return
         others = tuple(axis for axis in range(values.ndim) if axis != self._axis)

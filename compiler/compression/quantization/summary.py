@@ -31,7 +31,7 @@ def make_report(
 ) -> QuantizationReport:
     """Everything there is to say about the candidate that was chosen."""
     noise = _noise(session, found)
-    reports = [_layer(session, found, layer, noise) for layer in session.graph.layers]
+    reports = [_layer(session, found, layer, noise) for layer in session.choices]
     reports += [LayerReport(name, False, reason) for name, reason in session.graph.refused]
     before, after = scores
     return QuantizationReport(
@@ -53,7 +53,7 @@ def make_report(
 
 def _noise(session: Session, found: Candidate) -> dict[Var, float]:
     """Signal to noise of each layer's result in the whole quantized model."""
-    taps = [layer.variable for layer in session.graph.layers]
+    taps = [layer.variable for layer in session.choices]
     rounded = Tapped(session.model, found.mod, taps, session.compile)
     totals: Mapping[Var, Array] = {tap: np.zeros(2) for tap in taps}
     for sample in session.samples[:_NOISE_SAMPLES]:
@@ -74,7 +74,11 @@ def _layer(session: Session, found: Candidate, layer: Layer, noise: Mapping[Var,
     if not report.integer:
         reason = session.in_float.get(layer.name, "one of the most sensitive layers: the limit does not hold with it")
         return replace(report, reason=reason)
-    affine, weight = numbers.activations[layer.data], numbers.weights[layer.variable]
+    weight = numbers.weights[layer.variable]
+    report = replace(report, weight_noise=decibels(*noise_ratio(weight.dequantized(), layer.weight)))
+    affine = numbers.activations.get(layer.data)
+    if affine is None:
+        return report
     low, high = affine.limits
     return replace(
         report,
@@ -82,8 +86,8 @@ def _layer(session: Session, found: Candidate, layer: Layer, noise: Mapping[Var,
         high=high,
         scale=affine.scale,
         zero=affine.zero,
+        activations=affine.dtype,
         clipped=session.statistics[layer.data].histogram.share_outside(low, high),
-        weight_noise=decibels(*noise_ratio(weight.dequantized(), layer.weight)),
     )
 
 

@@ -77,7 +77,9 @@ def test_a_module_for_another_processor_is_refused(address: str, bundle: Path, t
     compiler.compile(small_net(1), other, threads=1).export(path)
     active = bundle / "modules" / "active.twm"
     before = active.read_bytes() if active.exists() else None
-    with pytest.raises(DeviceError, match=r"reference run failed: .*the module is for aarch64 \(target aarch64-linux\)"):
+    with pytest.raises(
+        DeviceError, match=r"reference run failed: .*the module is for aarch64 \(target aarch64-linux\)"
+    ):
         push(path, address)
     assert (active.read_bytes() if active.exists() else None) == before
 

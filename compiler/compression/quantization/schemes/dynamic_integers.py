@@ -14,7 +14,8 @@ from tvm import relax
 from compiler.compression.quantization.affine import Array, QuantizedWeight, quantize_weight
 from compiler.compression.quantization.edit import Emit
 from compiler.compression.quantization.layers import Layer
-from compiler.compression.quantization.schemes.registry import SchemeOptions, scheme
+from compiler.compression.quantization.schemes.registry import RoundedLayer, SchemeOptions, scheme
+from compiler.compression.quantization.tables import rounded_table
 from compiler.passes.graph import Call, Expr, Var
 from compiler.passes.matching import as_constant, rank_of
 
@@ -65,14 +66,16 @@ def _product(layer: Layer, call: Call, data: Expr, weight: Expr) -> Expr:
 
 @dataclass(frozen=True)
 class DynamicIntegers:
-    """Rounds each filter on a scale of its own."""
+    """Rounds each filter, and each row of a table, on a scale of its own."""
 
     uses_squares: bool = False
 
     def refuses(self, layer: Layer) -> str | None:
         return None
 
-    def rounded(self, layer: Layer, squares: Array | None) -> DynamicLayer:
+    def rounded(self, layer: Layer, squares: Array | None) -> RoundedLayer:
+        if layer.is_look_up:
+            return rounded_table(layer)
         return DynamicLayer(quantize_weight(layer.weight, layer.product.filters, per_channel=True))
 
 

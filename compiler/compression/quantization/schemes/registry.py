@@ -26,12 +26,12 @@ class SchemeOptions:
     Attributes:
         group: how many neighbours along the depth of a product share a scale.
         scales: the type scales are stored in, "float16" or "float32".
-        gptq: whether rounding one weight corrects those that follow.
+        rounding: of weights alone: "nearest", "gptq" (rounding one weight corrects those that follow) or "adaround".
     """
 
     group: int
     scales: str
-    gptq: bool
+    rounding: str
 
 
 class RoundedLayer(Protocol):
@@ -54,7 +54,7 @@ class Scheme(Protocol):
         """The layer rounded.
 
         Args:
-            squares: the sum of x x' over the calibration's data (depth, depth) where `uses_squares`.
+            squares: the sums of x x' over the calibration's data (groups, depth, depth) where `uses_squares`.
         """
 
     @property

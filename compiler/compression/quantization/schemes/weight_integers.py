@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from compiler.compression.quantization.adaround import rounded_by_adaround
 from compiler.compression.quantization.affine import Array
 from compiler.compression.quantization.edit import Emit, with_operands
 from compiler.compression.quantization.gptq import rounded_by_gptq, rounded_to_nearest
 from compiler.compression.quantization.layers import Layer
-from compiler.compression.quantization.schemes.registry import SchemeOptions, scheme
+from compiler.compression.quantization.schemes.registry import RoundedLayer, SchemeOptions, scheme
+from compiler.compression.quantization.tables import rounded_table
 from compiler.errors import OptionError
 from compiler.passes.graph import Call, Expr
 from compiler.passes.grouped_weights import GroupedWeight, grouped_expression
@@ -34,25 +38,31 @@ class GroupedLayer:
 
 @dataclass(frozen=True)
 class WeightIntegers:
-    """Rounds matrices in groups."""
+    """Rounds matrices in groups, and each row of a table on a scale of its own."""
 
     bits: int
     options: SchemeOptions
 
     @property
     def uses_squares(self) -> bool:
-        return self.options.gptq
+        return self.options.rounding != "nearest"
 
     def refuses(self, layer: Layer) -> str | None:
-        matrix = layer.product.is_matrix
-        return None if matrix else "only matrix products read weights of few bits as they are"
+        serves = layer.product.is_matrix or layer.is_look_up
+        return None if serves else "only matrix products read weights of few bits as they are"
 
-    def rounded(self, layer: Layer, squares: Array | None) -> GroupedLayer:
+    def rounded(self, layer: Layer, squares: Array | None) -> RoundedLayer:
+        if layer.is_look_up:
+            return rounded_table(layer)
         group, dtype = self.options.group, self.options.scales
-        if squares is None:
-            values, scales = rounded_to_nearest(layer.weight, group, self.bits, dtype)
+        if squares is not None and self.options.rounding == "gptq":
+            values, scales = rounded_by_gptq(layer.weight, squares[0], group, self.bits, dtype)
         else:
-            values, scales = rounded_by_gptq(layer.weight, squares, group, self.bits, dtype)
+            values, scales = rounded_to_nearest(layer.weight, group, self.bits, dtype)
+        if squares is not None and self.options.rounding == "adaround":
+            steps = np.repeat(scales, group, 0)[: len(values)]
+            most = 2 ** (self.bits - 1)
+            values = rounded_by_adaround(layer.weight[None], steps[None], squares, -most, most - 1)[0]
         return GroupedLayer(GroupedWeight(values, scales, None, group, self.bits))
 
 

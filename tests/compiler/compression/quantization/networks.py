@@ -115,3 +115,17 @@ def downsampling_net() -> onnx.ModelProto:
         helper.make_node("Conv", ["r", "w3"], ["y"]),
     ]
     return _model(nodes, weights, {"x": (1, 4, 8, 8)}, "y")
+
+
+def embedding_net(rows: int = 300, width: int = 32) -> onnx.ModelProto:
+    """ids int64 (2, 5): rows of a table of uneven rows, and a matrix product; y (2, 5, width)."""
+    generator = np.random.default_rng(7)
+    uneven = np.geomspace(0.01, 1, rows).reshape(rows, 1)
+    weights = {
+        "table": (generator.standard_normal((rows, width)) * uneven).astype(np.float32),
+        "w": (generator.standard_normal((width, width)) / np.sqrt(width)).astype(np.float32),
+    }
+    nodes = [helper.make_node("Gather", ["table", "ids"], ["e"]), helper.make_node("MatMul", ["e", "w"], ["y"])]
+    model = _model(nodes, weights, {}, "y")
+    model.graph.input.append(helper.make_tensor_value_info("ids", TensorProto.INT64, [2, 5]))
+    return model

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
 import compiler
+import targets
 from compiler.compression.quantization.affine import quantize_weight
 from compiler.compression.quantization.correction import bias_correction
 from compiler.compression.quantization.edit import main_bindings
@@ -16,10 +18,13 @@ from compiler.compression.quantization.equalization import equalize
 from compiler.compression.quantization.layers import find_layers
 from compiler.compression.quantization.smoothing import smooth, smoothing_factors
 from compiler.compression.quantization.statistics import Statistics
+from compiler.errors import OptionError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import import_model
 from compiler.passes.pipeline import run_pipeline
+from schedules.int8_dot import multiplies_bytes
 from tests.compiler.compression.quantization.networks import chain_net, convolution_chain, samples
+from tests.compiler.compression.quantization.test_quantize import onnxruntime_outputs, snr
 
 
 def canonical(source: Any) -> ImportedModel:
@@ -105,3 +110,36 @@ def test_smoothing_helps_where_channels_are_uneven() -> None:
     assert noise[()] is not None
     assert noise["smoothing",] is not None
     assert noise["smoothing",] > noise[()] + 3
+
+
+def uneven_net() -> Any:
+    """Two products; the second reads a channel a thousand times as large as the others that has no effect."""
+    net = chain_net(2)
+    first, second = (numpy_helper.to_array(each).copy() for each in net.graph.initializer)
+    first[:, 0] *= 1000
+    second[0] = 0
+    for tensor, values in zip(net.graph.initializer, (first, second), strict=True):
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    return net
+
+
+@pytest.mark.skipif(not multiplies_bytes(targets.get("host").machine), reason="the processor multiplies no bytes")
+def test_sensitive_layers_read_16_bits_before_they_go_back_to_float() -> None:
+    net, data = uneven_net(), samples((4, 16), 4)
+    options: Any = {"method": "min-max", "max_drop": 1e-3, "threads": 1}
+    plain = compiler.quantize(net, data, **options).report
+    assert len(plain.in_float) == 1
+    quantized = compiler.quantize(net, data, techniques=("bias-correction", "int16"), **options)
+    report = quantized.report
+    assert not report.in_float
+    assert report.drop <= 1e-3
+    assert [layer.activations for layer in report.layers] == ["uint8", "int16"]
+    assert f"int16: {report.layers[1].name}" in str(report)
+    unseen = samples((4, 16), 1, seed=9)[0]
+    got = compiler.compile(quantized, threads=1).run(unseen)["y"]
+    assert snr(got, onnxruntime_outputs(net, unseen)) > 25
+
+
+def test_16_bits_are_refused_where_they_are_slower() -> None:
+    with pytest.raises(OptionError, match="products of bytes"):
+        compiler.quantize(chain_net(2), samples((4, 16), 1), techniques=("int16",), target="haswell", threads=1)
