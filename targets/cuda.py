@@ -58,6 +58,7 @@ class CudaTarget(Target):
     host: LlvmTarget
     simulated: bool = False
     captures_graphs: bool = False
+    times_kernels: bool = False
     lifts_workspaces: bool = True
     signed_integers: bool = True
     narrows_operands: bool = True

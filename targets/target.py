@@ -40,6 +40,8 @@ class Target(ABC):
     """Whether a lower precision rounds the operands of products in the graph, not where a schedule packs them."""
     captures_graphs: bool = False
     """Whether its device records runs of kernels and launches each as one."""
+    times_kernels: bool = True
+    """Whether the tuner can build and time a kernel of this target alone."""
     lifts_workspaces: bool = False
     """Whether buffers that a kernel's launches hand to each other are tensors of the module."""
 

@@ -24,7 +24,6 @@ from compiler.tuning.records import RecordWriter
 from compiler.tuning.search import searches
 from compiler.tuning.session import Limits, Progress, SearchCost, Session
 from compiler.tuning.tasks import Extracted, extract_tasks
-from schedules.rule import ScheduleRule
 
 DEFAULT_SECONDS = 600.0
 """Of searching, when the caller sets no limit."""
@@ -142,10 +141,9 @@ def tune(
     """
     _check(trials, time_budget, timing, devices)
     chosen = find_target(target, threads)
-    own_rules = chosen.schedule_rules()
-    if own_rules is not None and all(type(rule).space is ScheduleRule.space for rule in own_rules):
+    if not chosen.times_kernels:
         raise OptionError(
-            f"nothing can be tuned for target {chosen.name!r}: the rules for its kernels have no knobs",
+            f"nothing can be tuned for target {chosen.name!r}: its kernels can not be timed alone",
             "compile without tuning",
         )
     if LOCAL in devices and not chosen.fits_this_machine():
