@@ -45,7 +45,8 @@ def integer_convolution(builder: LayoutBuilder, call: Any) -> Blocked | None:
     fill = 0
     if padded is not None:
         data, conv, fill = padded
-    return _IntegerConv(builder, conv, data, weight, tuple(shape_of(call) or ()), fill).build()
+    sizes = tuple(shape_of(call) or ())
+    return _IntegerConv(builder, conv.long_last(sizes), data, weight, sizes, fill).build()
 
 
 def _padding_before(builder: LayoutBuilder, data: Any, conv: Conv) -> tuple[Any, Conv, int] | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import tvm
 from numpy.typing import NDArray
 from tvm import relax
@@ -290,6 +291,27 @@ def test_a_column_is_tiled_along_its_length(
     convolutions = [function for var, function in planned.functions_items() if "conv2d" in var.name_hint]
     assert all(int(function.params[-1].ty.shape[2]) == 1 for function in convolutions)
     check_numbers(mod, [(2, channels, length, 1)])
+
+
+def test_a_column_of_integers_is_tiled_along_its_length() -> None:
+    random = np.random.default_rng(3)
+    weight = random.integers(-127, 128, (24, 16, 5, 1), np.int8)
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((1, 16, 37, 1), "uint8"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            total = relax.op.nn.conv2d(x, relax.const(weight), padding=[2, 0, 2, 0], out_dtype="int32")
+            output = builder.emit_output(relax.Tuple([builder.emit(total)]))
+        builder.emit_func_output(output)
+    (convolution,) = [
+        function for var, function in plan_layout(builder.get(), CONTEXT).functions_items() if "conv" in var.name_hint
+    ]
+    assert int(convolution.params[-1].ty.shape[2]) == 1
+    data = random.integers(0, 256, (1, 16, 37, 1), np.uint8)
+    expected = torch.nn.functional.conv2d(
+        torch.from_numpy(data).double(), torch.from_numpy(weight).double(), padding=(2, 0)
+    )
+    np.testing.assert_array_equal(run(builder.get(), CONTEXT, [data]), expected.numpy().astype(np.int32))
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
