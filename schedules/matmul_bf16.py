@@ -153,9 +153,7 @@ def _rounding(parts: Parts, machine: Machine) -> Any:
 def workload_of(parts: Parts, dtype: str, b_dtype: str) -> MatmulWorkload:
     """The numbers that decide how a product of words is computed."""
     form = parts.form
-    rows, columns, depth = (
-        each if isinstance(each, int) else 0 for each in (form.rows.extent, form.columns, form.depth.extent)
-    )
+    rows, columns, depth = form.known_extents
     return MatmulWorkload(1, rows, columns, depth, "panels", form.width, dtype, b_dtype, 0, depth)
 
 

@@ -68,6 +68,14 @@ class MatmulForm:
     def columns(self) -> Any:
         return self.column.extent if self.column is not None else 1
 
+    @property
+    def known_extents(self) -> tuple[int, int, int]:
+        """Rows, columns and depth as workloads hold them: 0 where they are symbolic."""
+        rows, columns, depth = (
+            each if isinstance(each, int) else 0 for each in (self.rows.extent, self.columns, self.depth.extent)
+        )
+        return rows, columns, depth
+
     def a_at(self, batch: Mapping[Any, Expr], row: Expr, depth: Expr) -> Expr:
         """The element of A as the product uses it (converted to the type of the sum)."""
         return substitute(self.a_value, {**batch, **self.rows.values(row), self.depth.var: depth})

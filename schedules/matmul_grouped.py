@@ -14,22 +14,20 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from schedules.anchor import FusedKernel, anchor_stages
-from schedules.config import Config, ConfigSpace
 from schedules.conv_workload import KIND, SPEC
-from schedules.errors import NotScheduledError
 from schedules.expression import index, substitute
 from schedules.grouped_weights import PER_WORD, shift_of
 from schedules.kernel import Kernel, Stage, shape_of
 from schedules.machine import Machine
 from schedules.matmul_code import Batch, Block, MatmulWriter, PanelLoad
 from schedules.matmul_form import Group, MatmulForm
-from schedules.matmul_tiling import MatmulWorkload, best_tile, fits, tile_choices
+from schedules.matmul_of_parts import MatmulOfParts
+from schedules.matmul_tiling import MatmulWorkload
 from schedules.narrow import number
 from schedules.nest import prefetch
 from schedules.parallel import repeat
 from schedules.reduction import COMBINERS, Reduction
 from schedules.register_tile import RegisterTile
-from schedules.rule import ScheduleRule
 from schedules.stage_code import in_sequence
 from schedules.tir import tirx
 from schedules.unpack_bits import unpacked
@@ -98,40 +96,28 @@ class GroupedWorkload(MatmulWorkload):
     zeros: bool = False
 
 
-class MatmulGrouped(ScheduleRule):
+class MatmulGrouped(MatmulOfParts):
     """Serves the kernels of `matmul_grouped`."""
 
     name: ClassVar[str] = "matmul-grouped"
     version: ClassVar[int] = 1
-    priority: ClassVar[int] = 60
 
     def match(self, kernel: Kernel, machine: Machine) -> GroupedWorkload | None:
         parts = parts_of(kernel)
         if parts is None:
             return None
         form = parts.form
-        rows, columns, depth = (
-            each if isinstance(each, int) else 0 for each in (form.rows.extent, form.columns, form.depth.extent)
-        )
+        rows, columns, depth = form.known_extents
         bits, zeros = f"int{parts.bits}", parts.zeros is not None
         return GroupedWorkload(
             1, rows, columns, depth, "panels", form.width, "float32", bits, 0, depth, parts.group, zeros
         )
 
-    def space(self, workload: GroupedWorkload, machine: Machine) -> ConfigSpace:
-        vectors = max(1, workload.width // machine.lanes("float32"))
-        rows = {row for row, _ in tile_choices(machine, vectors) if row == 1 or fits(row, vectors, machine)}
-        return ConfigSpace({"rows": tuple(sorted(rows))})
+    def parts(self, kernel: Kernel) -> Parts | None:
+        return parts_of(kernel)
 
-    def default(self, workload: GroupedWorkload, machine: Machine) -> Config:
-        return Config.of(rows=best_tile(workload, machine)[0])
-
-    def apply(self, schedule: Any, workload: GroupedWorkload, config: Config, machine: Machine) -> Any:
-        parts = parts_of(schedule.kernel)
-        if parts is None:
-            raise NotScheduledError("the stage of the product is missing")
-        fused = FusedKernel(schedule.kernel, [parts.form.stage])
-        return GroupedWriter(parts, fused, machine, rows=config.integer("rows")).function()
+    def writer(self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
+        return GroupedWriter(parts, fused, machine, rows=rows)
 
 
 def parts_of(kernel: Kernel) -> Parts | None:

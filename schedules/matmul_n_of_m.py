@@ -15,18 +15,17 @@ from typing import Any, ClassVar
 from schedules.anchor import FusedKernel, anchor_stages
 from schedules.config import Config, ConfigSpace
 from schedules.conv_workload import KIND, SPEC
-from schedules.errors import NotScheduledError
 from schedules.expression import index as constant
 from schedules.kernel import Kernel, shape_of
 from schedules.machine import Machine
 from schedules.matmul_code import Batch, Block, MatmulWriter, PanelLoad
 from schedules.matmul_form import MatmulForm
 from schedules.matmul_lookup import joined, looked_up, turns
+from schedules.matmul_of_parts import MatmulOfParts
 from schedules.matmul_tiling import MatmulWorkload, best_tile
 from schedules.nest import bind, lanes_of, load, prefetch
 from schedules.parallel import MIN_PARALLEL_WORK, pays_off, repeat
 from schedules.register_tile import RegisterTile
-from schedules.rule import ScheduleRule
 from schedules.select_lanes import choices_of, selected
 from schedules.sparse_groups import Groups
 from schedules.stage_code import in_sequence
@@ -78,12 +77,11 @@ class NOfMWorkload(MatmulWorkload):
     of: int = 0
 
 
-class MatmulNOfM(ScheduleRule):
+class MatmulNOfM(MatmulOfParts):
     """Serves the kernels of `matmul_n_of_m` on machines that choose among M numbers by lane."""
 
     name: ClassVar[str] = "matmul-n-of-m"
     version: ClassVar[int] = 1
-    priority: ClassVar[int] = 60
 
     def match(self, kernel: Kernel, machine: Machine) -> NOfMWorkload | None:
         parts = parts_of(kernel)
@@ -92,9 +90,7 @@ class MatmulNOfM(ScheduleRule):
         form, groups = parts.form, parts.groups
         if form.width != machine.lanes("float32"):
             return None
-        rows, columns, depth = (
-            each if isinstance(each, int) else 0 for each in (form.rows.extent, form.columns, form.depth.extent)
-        )
+        rows, columns, depth = form.known_extents
         return NOfMWorkload(
             1, rows, columns, depth, "panels", form.width, "float32", "float32", 0, depth, groups.keep, groups.of
         )
@@ -110,12 +106,11 @@ class MatmulNOfM(ScheduleRule):
         """Sums that leave registers for the values and words of a group, and two rows of data on their way."""
         return max(1, machine.vector_registers - 2 * workload.keep - 4)
 
-    def apply(self, schedule: Any, workload: NOfMWorkload, config: Config, machine: Machine) -> Any:
-        parts = parts_of(schedule.kernel)
-        if parts is None:
-            raise NotScheduledError("the stage of the product is missing")
-        fused = FusedKernel(schedule.kernel, [parts.form.stage])
-        return NOfMWriter(parts, fused, machine, rows=config.integer("rows")).function()
+    def parts(self, kernel: Kernel) -> Parts | None:
+        return parts_of(kernel)
+
+    def writer(self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
+        return NOfMWriter(parts, fused, machine, rows=rows)
 
 
 def parts_of(kernel: Kernel) -> Parts | None:

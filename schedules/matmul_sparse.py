@@ -12,20 +12,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from schedules.anchor import FusedKernel, anchor_stages
-from schedules.config import Config, ConfigSpace
 from schedules.conv_workload import KIND
-from schedules.errors import NotScheduledError
 from schedules.expression import index as constant
 from schedules.kernel import Kernel, shape_of
 from schedules.machine import Machine
 from schedules.matmul_code import Batch, Block, MatmulWriter, PanelLoad
 from schedules.matmul_form import MatmulForm
 from schedules.matmul_lookup import joined, looked_up, turns
-from schedules.matmul_tiling import MatmulWorkload, best_tile, fits, tile_choices
+from schedules.matmul_of_parts import MatmulOfParts
+from schedules.matmul_tiling import MatmulWorkload
 from schedules.nest import ROWS_AHEAD, prefetch
 from schedules.parallel import MIN_PARALLEL_WORK, pays_off, repeat
 from schedules.register_tile import RegisterTile
-from schedules.rule import ScheduleRule
 from schedules.sparse_weights import entry
 from schedules.stage_code import in_sequence
 from schedules.tir import tirx
@@ -76,39 +74,27 @@ class SparseWorkload(MatmulWorkload):
     blocks: int = 0
 
 
-class MatmulSparse(ScheduleRule):
+class MatmulSparse(MatmulOfParts):
     """Serves the kernels of `matmul_sparse`."""
 
     name: ClassVar[str] = "matmul-sparse"
     version: ClassVar[int] = 1
-    priority: ClassVar[int] = 60
 
     def match(self, kernel: Kernel, machine: Machine) -> SparseWorkload | None:
         parts = parts_of(kernel)
         if parts is None:
             return None
         form = parts.form
-        rows, columns, depth = (
-            each if isinstance(each, int) else 0 for each in (form.rows.extent, form.columns, form.depth.extent)
-        )
+        rows, columns, depth = form.known_extents
         return SparseWorkload(
             1, rows, columns, depth, "panels", form.width, "float32", "float32", 0, depth, parts.blocks
         )
 
-    def space(self, workload: SparseWorkload, machine: Machine) -> ConfigSpace:
-        vectors = max(1, workload.width // machine.lanes("float32"))
-        rows = {row for row, _ in tile_choices(machine, vectors) if row == 1 or fits(row, vectors, machine)}
-        return ConfigSpace({"rows": tuple(sorted(rows))})
+    def parts(self, kernel: Kernel) -> Parts | None:
+        return parts_of(kernel)
 
-    def default(self, workload: SparseWorkload, machine: Machine) -> Config:
-        return Config.of(rows=best_tile(workload, machine)[0])
-
-    def apply(self, schedule: Any, workload: SparseWorkload, config: Config, machine: Machine) -> Any:
-        parts = parts_of(schedule.kernel)
-        if parts is None:
-            raise NotScheduledError("the stage of the product is missing")
-        fused = FusedKernel(schedule.kernel, [parts.form.stage])
-        return SparseWriter(parts, fused, machine, rows=config.integer("rows")).function()
+    def writer(self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
+        return SparseWriter(parts, fused, machine, rows=rows)
 
 
 def parts_of(kernel: Kernel) -> Parts | None:
