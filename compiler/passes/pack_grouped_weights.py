@@ -12,6 +12,7 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.graph import operator_name
 from compiler.passes.grouped_weights import GroupedWeight, grouped_weight
 from compiler.passes.matching import Array, as_constant, dtype_of, rank_of, shape_of
+from compiler.passes.packer import pack_all
 from compiler.passes.registry import graph_pass
 from schedules.grouped_weights import PER_WORD, pack_groups, pack_words, panel_width
 from schedules.machine import Machine
@@ -24,11 +25,7 @@ def pack_grouped_weights(mod: IRModule, context: PipelineContext) -> IRModule:
     """matmul(x, a weight as `grouped_weights` writes it) => one kernel; nothing without a machine to pack for."""
     if context.machine is None:
         return mod
-    packer = _Packer(mod, context.machine)
-    for variable, function in mod.functions_items():
-        if isinstance(function, relax.Function) and not (function.attrs and "Primitive" in function.attrs):
-            packer.rewrite(variable, function)
-    return packer.builder_.get() if packer.count else mod
+    return pack_all(_Packer(mod, context.machine), mod)
 
 
 @mutator
@@ -38,12 +35,6 @@ class _Packer(PyExprMutator):
         self.machine = machine
         self.count = 0
         self._packed: dict[Any, tuple[GroupedWeight, list[Any]]] = {}
-
-    def rewrite(self, variable: Any, function: Any) -> None:
-        before = self.count
-        updated = self.visit_expr(function)
-        if self.count > before:
-            self.builder_.update_func(variable, updated)
 
     def visit_call_(self, call: Any) -> Any:
         call = self.visit_expr_post_order(call)

@@ -12,6 +12,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from compiler.passes.context import PipelineContext
 from compiler.passes.half_storage import exact_half
 from compiler.passes.matching import array_of, as_constant, shape_of
+from compiler.passes.packer import pack_all
 from compiler.passes.registry import graph_pass
 from schedules.bf16_dot import pack_pairs
 from schedules.machine import Machine
@@ -41,11 +42,7 @@ def pack_matmul_weights(mod: IRModule, context: PipelineContext) -> IRModule:
     """
     if context.machine is None:
         return mod
-    packer = _Packer(mod, context.machine, bf16=context.option("precision", "float32") == "bf16")
-    for variable, function in mod.functions_items():
-        if isinstance(function, relax.Function) and not (function.attrs and "Primitive" in function.attrs):
-            packer.rewrite(variable, function)
-    return packer.builder_.get() if packer.count else mod
+    return pack_all(_Packer(mod, context.machine, bf16=context.option("precision", "float32") == "bf16"), mod)
 
 
 @mutator
@@ -56,12 +53,6 @@ class _Packer(PyExprMutator):
         self.machine = machine
         self.count = 0
         self._packed: dict[tuple[Any, ...], Any] = {}
-
-    def rewrite(self, variable: Any, function: Any) -> None:
-        before = self.count
-        updated = self.visit_expr(function)
-        if self.count > before:
-            self.builder_.update_func(variable, updated)
 
     def visit_call_(self, call: Any) -> Any:
         call = self.visit_expr_post_order(call)

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from tvm import relax
 from tvm.ir import GenericConst, IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.graph import operator_name
 from compiler.passes.matching import array_of, as_constant, dtype_of, shape_of
+from compiler.passes.packer import pack_all
 from compiler.passes.registry import graph_pass
 from schedules.machine import Machine
 from schedules.matmul_n_of_m import matmul_n_of_m
@@ -35,11 +35,7 @@ def pack_sparse_weights(mod: IRModule, context: PipelineContext) -> IRModule:
     """
     if context.machine is None or context.option("precision", "float32") != "float32":
         return mod
-    packer = _Packer(mod, context.machine)
-    for variable, function in mod.functions_items():
-        if isinstance(function, relax.Function) and not (function.attrs and "Primitive" in function.attrs):
-            packer.rewrite(variable, function)
-    return packer.builder_.get() if packer.count else mod
+    return pack_all(_Packer(mod, context.machine), mod)
 
 
 @mutator
@@ -49,12 +45,6 @@ class _Packer(PyExprMutator):
         self.machine = machine
         self.count = 0
         self._packed: dict[Any, tuple[Kernel, list[Any], dict[str, int]]] = {}
-
-    def rewrite(self, variable: Any, function: Any) -> None:
-        before = self.count
-        updated = self.visit_expr(function)
-        if self.count > before:
-            self.builder_.update_func(variable, updated)
 
     def visit_call_(self, call: Any) -> Any:
         call = self.visit_expr_post_order(call)
