@@ -17,16 +17,16 @@ import targets
 from compiler.compression.job import Job, Samples, import_options, start
 from compiler.compression.model import CompressedModel
 from compiler.compression.quantization.accuracy import Evaluate
+from compiler.compression.recipe_file import read_recipe
 from compiler.compression.recipe_report import RecipeReport, Row
 from compiler.compression.recipe_settings import check_names, checked_settings
 from compiler.compression.techniques.registry import get_technique
-from compiler.errors import OptionError, StorageError, TensorwrightError
+from compiler.errors import OptionError, TensorwrightError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes
 
 Step = tuple[str, dict[str, Any]]
 _KEY = "compress"
-_LONGEST = 1 << 16  # characters of a recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ def _check_extra(extra: Mapping[str, Any], steps: Sequence[Step]) -> None:
 def parse_recipe(recipe: str | Path | Sequence[Any] | Mapping[str, Any]) -> list[Step]:
     """(name, settings) of each step. Raises OptionError or StorageError."""
     if isinstance(recipe, Path) or (isinstance(recipe, str) and recipe.endswith((".yaml", ".yml"))):
-        recipe = _read(Path(recipe))
+        recipe = read_recipe(Path(recipe))
     if isinstance(recipe, Mapping):
         if set(recipe) != {_KEY}:
             raise OptionError(f"a recipe has the one key {_KEY!r}, this one {sorted(map(str, recipe))}")
@@ -160,25 +160,6 @@ def _step(entry: Any) -> Step:
         if settings is None or isinstance(settings, Mapping):
             return str(name), dict(settings or {})
     raise OptionError(f"{entry!r} is no step of a recipe", "a step is a name, or {name: {setting: value}}")
-
-
-def _read(path: Path) -> Any:
-    import yaml
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        if len(text) > _LONGEST:
-            raise OptionError(f"{path} has {len(text)} characters", f"a recipe has at most {_LONGEST}")
-        # References to other parts can stand for more than any memory holds.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise OptionError(f"{path} refers to parts of itself (*name)", "write the settings of each step out")
-        return yaml.safe_load(text)
-    except OSError as error:
-        raise StorageError(f"{path} can not be read: {error}") from error
-    except RecursionError as error:
-        raise OptionError(f"{path} is nested too deeply", "compress: [prune: {amount: 0.5}, quantize]") from error
-    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or a number of thousands of digits
-        raise OptionError(f"{path} is no YAML that can be read: {error}") from error
 
 
 __all__ = ["RecipeResult", "compress", "parse_recipe"]

@@ -107,6 +107,8 @@ _HOSTILE = {
     "code": "compress: !!python/object/apply:os.getcwd []\n",
     "no text": "compress: [\x00]\n",
     "nothing": "",
+    "a key twice": "compress: [prune]\ncompress: [quantize]\n",
+    "a setting twice": "compress:\n- prune: {amount: 0.5, 'amount': 0.1}\n",
 }
 
 
@@ -117,6 +119,13 @@ def test_hostile_files_are_refused_in_a_line(name: str, tmp_path: Path) -> None:
     with pytest.raises(OptionError) as raised:
         parse_recipe(path)
     assert len(str(raised.value)) < 1000
+
+
+def test_a_key_that_is_there_twice_is_shown_by_its_lines(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("compress:\n- prune:\n    amount: 0.5\n    steps: 2\n    amount: 0.1\n- quantize\n- quantize\n")
+    with pytest.raises(OptionError, match=r"'amount' in line 3 and again in line 5"):
+        parse_recipe(path)
 
 
 def test_what_was_reached_before_a_step_failed() -> None:
