@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 import compiler
@@ -44,6 +43,7 @@ CONVOLUTIONS = (
     (512, 512, 3, 1, 7),
 )
 N_OF_M = ("2:4", "1:4", "4:8", "2:8", "4:16", "2:16")
+_WIDTHS = (34, 18, 11, 11, 8, 8)  # of the columns of the table
 _SPARSE = ("matmul-sparse", "matmul-n-of-m", "conv-sparse")
 
 
@@ -58,7 +58,7 @@ class Layer:
 
 
 def main() -> int:
-    """Parse the arguments, measure, print a table."""
+    """Parse the arguments, measure, print a row as soon as it is known."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.sparsity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -67,16 +67,20 @@ def main() -> int:
     parser.add_argument("--patterns", nargs="*", default=["blocks", *N_OF_M], help="blocks, or N:M (products)")
     parser.add_argument("--seconds", type=float, default=0.5, help="for each time")
     options = parser.parse_args()
-    table = Table(title="one thread, processor time")
-    for heading in ("layer", "zeros", "dense ms", "sparse ms", "speed", "chosen"):
-        table.add_column(heading, no_wrap=True)
+    console = Console(width=120, highlight=False)
+    console.print("one thread, processor time", style="dim")
+    console.print(_line(("layer", "zeros", "dense ms", "sparse ms", "speed", "chosen")), style="bold")
     layers = [*(_products() if "products" in options.kinds else [])]
     layers += _convolutions() if "convolutions" in options.kinds else []
     for layer in layers:
         for row in _rows(layer, options):
-            table.add_row(*row)
-    Console(width=120).print(table)
+            console.print(_line(row))
     return 0
+
+
+def _line(cells: Sequence[str]) -> str:
+    """A row of the table, which appears as soon as it is measured."""
+    return "".join(f"{cell:<{width}}" for cell, width in zip(cells, _WIDTHS, strict=True)).rstrip()
 
 
 def _products() -> list[Layer]:
@@ -98,7 +102,7 @@ def _convolutions() -> list[Layer]:
     ]
 
 
-def _rows(layer: Layer, options: argparse.Namespace) -> list[list[str]]:
+def _rows(layer: Layer, options: argparse.Namespace) -> Iterator[list[str]]:
     whole = next(layer.net.parameters()).detach().clone()
     inputs = {"input": layer.example.numpy()}
 
@@ -112,15 +116,13 @@ def _rows(layer: Layer, options: argparse.Namespace) -> list[list[str]]:
         return processor_seconds(lambda: module.run({name: inputs["input"]}), options.seconds)
 
     dense = timed(False)
-    rows = []
     for pattern, share in _patterns(layer, options):
         with torch.no_grad():
             next(layer.net.parameters()).copy_(_pruned(whole, pattern, share))
         sparse = timed(True)
         chosen = "sparse" if any(kernel.rule in _SPARSE for kernel in _compiled(layer).manifest.kernels) else "dense"
         zeros = f"{share:.0%} in {pattern}" if pattern == "blocks" else pattern
-        rows.append([layer.name, zeros, f"{dense * 1e3:.3f}", f"{sparse * 1e3:.3f}", f"{dense / sparse:.2f}", chosen])
-    return rows
+        yield [layer.name, zeros, f"{dense * 1e3:.3f}", f"{sparse * 1e3:.3f}", f"{dense / sparse:.2f}", chosen]
 
 
 def _patterns(layer: Layer, options: argparse.Namespace) -> list[tuple[str, float]]:
