@@ -71,7 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     rate.add_argument("--seconds", type=float, default=60.0)
     metaschedule.add_argument("--seconds", type=float, default=600.0, help="for each tuner and model")
     metaschedule.add_argument(
-        "--peer-trials", type=int, default=448, help="trials of MetaSchedule: as many as it makes in that time"
+        "--peer-trials",
+        type=int,
+        default=448,
+        help="trials of MetaSchedule; what it has recorded when the time is over is used",
     )
     metaschedule.add_argument("--keep", help="a folder for what is made, to go on from")
     metaschedule.add_argument(
