@@ -1,4 +1,4 @@
-"""The models of a comparison as ONNX files that every contestant reads: PyTorch models are exported once and kept."""
+"""The models of a comparison as ONNX files that every contestant reads: what is no file is exported once and kept."""
 
 from __future__ import annotations
 
@@ -73,6 +73,9 @@ def _torchvision(name: str) -> CatalogModel | None:
 def _exported(model: CatalogModel, module: Any) -> Path:
     path = cache_folder() / f"{model.name}.onnx"
     if path.exists():
+        return path
+    if isinstance(module, onnx.ModelProto):
+        onnx.save(module, path)
         return path
     import torch
 

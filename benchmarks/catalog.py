@@ -29,7 +29,7 @@ class CatalogModel:
 
     Attributes:
         name: as in the tables.
-        load: returns a path, or a `torch.nn.Module` in evaluation mode.
+        load: returns a path, an `onnx.ModelProto`, or a `torch.nn.Module` in evaluation mode.
         inputs: random inputs for the model, by name, from a seeded generator and the sizes of symbolic dimensions.
         shapes: `shapes=` of `compiler.compile`.
         constants: `constants=` of `compiler.compile`.
@@ -158,11 +158,23 @@ def _basic_pitch() -> CatalogModel:
 
 
 def _light(net: str, size: int = 224) -> CatalogModel:
-    """The models inside the onnx wheel: full topologies whose weights are made by ConstantOfShape."""
+    """The models inside the onnx wheel: full topologies without their weights, which are random here."""
+
+    def load() -> Any:
+        import onnx
+
+        from benchmarks.untrained import with_random_weights
+
+        file = package_folder("onnx") / "backend" / "test" / "data" / "light" / f"light_{net}.onnx"
+        return with_random_weights(onnx.load(file), inputs(np.random.default_rng(0), {}))
+
+    def inputs(generator: Generator, _: Mapping[str, int]) -> Inputs:
+        return {_light_input(net): _normal(1, 3, size, size)(generator)}
+
     return CatalogModel(
         f"light-{net}",
-        lambda: package_folder("onnx") / "backend" / "test" / "data" / "light" / f"light_{net}.onnx",
-        lambda generator, _: {_light_input(net): _normal(1, 3, size, size)(generator)},
+        load,
+        inputs,
         tags=frozenset({"onnx", "light"}),
     )
 
@@ -221,11 +233,12 @@ def _torchvision(name: str, size: int = 224) -> CatalogModel:
         import torch
         import torchvision
 
+        from benchmarks.untrained import calibrate_batch_norms, wake
+
         torch.manual_seed(0)
         net = torchvision.models.get_model(name, weights=None).eval()
-        for weight in net.parameters():
-            if weight.ndim > 1 and not weight.any():  # the head of vit_b_16: its result would be zero whatever came in
-                torch.nn.init.normal_(weight, std=0.02)
+        wake(net)
+        calibrate_batch_norms(net, torch.randn(2, 3, size, size))
         return net
 
     return CatalogModel(

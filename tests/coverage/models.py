@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from rich.console import Console
 from rich.table import Table
 
@@ -69,9 +70,11 @@ def check_model(name: str, target: str = "host", largest_megabytes: float | None
 
 
 def _megabytes(source: Any) -> float:
-    """Of an ONNX file, or of a torch module's parameters."""
+    """Of an ONNX file or model, or of a torch module's parameters."""
     if isinstance(source, str | Path):
         return Path(source).stat().st_size / 1e6
+    if isinstance(source, onnx.ModelProto):
+        return source.ByteSize() / 1e6
     return sum(each.numel() * each.element_size() for each in source.parameters()) / 1e6
 
 
@@ -84,7 +87,7 @@ def _options(entry: CatalogModel) -> dict[str, Any]:
 
 
 class _Reference:
-    """ONNX Runtime for files, torch for modules."""
+    """ONNX Runtime for files and ONNX models, torch for modules."""
 
     def __init__(self, entry: CatalogModel, source: Any) -> None:
         self._entry = entry
@@ -93,7 +96,8 @@ class _Reference:
         if entry.reference == "onnxruntime":
             import onnxruntime
 
-            self._session = onnxruntime.InferenceSession(str(source), providers=["CPUExecutionProvider"])
+            model = source.SerializeToString() if isinstance(source, onnx.ModelProto) else str(source)
+            self._session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 
     def run(self, inputs: Inputs) -> list[np.ndarray[Any, Any]]:
         if self._session is not None:
