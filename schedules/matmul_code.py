@@ -141,11 +141,14 @@ class MatmulWriter:
         return loops(kept, task, self.machine, parallel=self._threads())
 
     def _threads(self) -> bool | Expr:
+        return pays_off(self._multiplications(), self.machine, MIN_PARALLEL_WORK * self.lanes // 4)
+
+    def _multiplications(self) -> Any:
         amount: Any = 1
         extents = [*(axis.extent for axis in self.form.batch), self.form.rows.extent, self.form.columns]
         for extent in (*extents, self.form.depth.extent):
             amount = amount * extent
-        return pays_off(amount, self.machine, MIN_PARALLEL_WORK * self.lanes // 4)
+        return amount
 
     def _row_tiles(self) -> tuple[Any, Any]:
         """(whole row tiles, rows left over)."""

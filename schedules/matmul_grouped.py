@@ -15,18 +15,17 @@ from typing import Any, ClassVar
 
 from schedules.anchor import FusedKernel, anchor_stages
 from schedules.conv_workload import KIND, SPEC
-from schedules.expression import index, substitute
+from schedules.expression import index
 from schedules.grouped_weights import PER_WORD, shift_of
-from schedules.kernel import Kernel, Stage, shape_of
+from schedules.kernel import Kernel
 from schedules.machine import Machine
 from schedules.matmul_code import Batch, Block, MatmulWriter, PanelLoad
-from schedules.matmul_form import Group, MatmulForm
-from schedules.matmul_of_parts import MatmulOfParts
+from schedules.matmul_form import MatmulForm
+from schedules.matmul_of_parts import MatmulOfParts, WriterOfParts, panel_form
 from schedules.matmul_tiling import MatmulWorkload
 from schedules.narrow import number
 from schedules.nest import prefetch
 from schedules.parallel import repeat
-from schedules.reduction import COMBINERS, Reduction
 from schedules.register_tile import RegisterTile
 from schedules.stage_code import in_sequence
 from schedules.tir import tirx
@@ -133,36 +132,16 @@ def parts_of(kernel: Kernel) -> Parts | None:
     data, *numbers = [load for load in loads if load is not packed and not load.source.same_as(packed.source)]
     spec = json.loads(str(stage.annotations[SPEC]))
     scales, zeros = numbers[-1].source, numbers[0].source if len(numbers) == 2 else None
-    return Parts(_form(stage, data, packed), packed.source, scales, zeros, int(spec["group"]))
+    depth = next(axis for axis in stage.axes if axis.reduce)
+    return Parts(panel_form(stage, depth, data, packed), packed.source, scales, zeros, int(spec["group"]))
 
 
 def _is_weight(load: Any) -> bool:
     return str(load.source.dtype) in ("int32", "int8")
 
 
-def _form(stage: Stage, data: Any, packed: Any) -> MatmulForm:
-    assert stage.store is not None
-    depth = next(axis for axis in stage.axes if axis.reduce)
-    column = next((axis for axis in stage.axes if axis.var.same_as(stage.store.indices[-1])), None)
-    spatial = [axis for axis in stage.spatial if axis is not column]
-    rows = tuple(axis for axis in spatial if axis.extent != 1)
-    ones = [axis for axis in stage.axes if axis.extent == 1 and axis is not column]
-    trivial = {axis.var: index(0) for axis in ones}
-    zero = tirx.const(0.0, "float32")
-    reduction = Reduction(COMBINERS[tirx.Add], zero, zero, substitute(stage.store, trivial))
-    data = substitute(data, trivial)
-    width = shape_of(packed.source)[-1]
-    return MatmulForm(
-        stage, reduction, (), Group(rows), column, depth, data, packed, data, packed, width, 0, 1, 1, None
-    )
-
-
-class GroupedWriter(MatmulWriter):
+class GroupedWriter(WriterOfParts[Parts]):
     """Writes a product: the loops of any other, and a tile of its own."""
-
-    def __init__(self, parts: Parts, fused: FusedKernel, machine: Machine, *, rows: int) -> None:
-        super().__init__(parts.form, fused, machine, rows=rows, vectors=1, pack=False)
-        self.parts = parts
 
     def _tile(
         self,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from schedules.expression import index, substitute
 from schedules.kernel import Axis, Kernel, Stage, shape_of
 from schedules.machine import Machine
-from schedules.matmul_form import Group, MatmulForm
-from schedules.reduction import COMBINERS, Reduction
+from schedules.matmul_form import MatmulForm
+from schedules.matmul_of_parts import panel_form
 from schedules.register_tile import RegisterTile
 from schedules.tir import tirx
 
@@ -16,7 +15,7 @@ from schedules.tir import tirx
 def looked_up(kernel: Kernel, stages: tuple[Stage, ...]) -> tuple[MatmulForm, Any] | None:
     """(the form, the index) of a kernel with one stage `data[..., some of index] * values[...]`, the index in int32.
 
-    The depth of the form is that of the data, its B the values; neither the strides of A nor a start is of use.
+    The depth of the form is that of the data, its B the values.
     """
     if len(stages) != 1 or not kernel.is_plain or stages[0].store is None:
         return None
@@ -24,18 +23,9 @@ def looked_up(kernel: Kernel, stages: tuple[Stage, ...]) -> tuple[MatmulForm, An
     loads = [load for load in stage.loads if not load.source.same_as(store.buffer)]
     found = next(load.source for load in loads if str(load.source.dtype) == "int32")
     data, values = (load for load in loads if not load.source.same_as(found))
-    column = next((axis for axis in stage.axes if axis.var.same_as(store.indices[-1])), None)
-    rows = tuple(axis for axis in stage.spatial if axis is not column and axis.extent != 1)
-    trivial = {axis.var: index(0) for axis in stage.axes if axis.extent == 1 and axis is not column}
     depth = Axis(tirx.Var("row", "int64"), shape_of(data.source)[-1], reduce=True)
-    place = substitute(tirx.BufferLoad(data.source, [*data.indices[:-1], depth.var]), trivial)
-    zero = tirx.const(0.0, "float32")
-    reduction = Reduction(COMBINERS[tirx.Add], zero, zero, substitute(store, trivial))
-    width = shape_of(values.source)[-1]
-    form = MatmulForm(
-        stage, reduction, (), Group(rows), column, depth, place, values, place, values, width, 0, 1, 1, None
-    )
-    return form, found
+    place = tirx.BufferLoad(data.source, [*data.indices[:-1], depth.var])
+    return panel_form(stage, depth, place, values), found
 
 
 def turns(vectors: int, machine: Machine) -> int:

@@ -21,10 +21,10 @@ from schedules.machine import Machine
 from schedules.matmul_code import Batch, Block, MatmulWriter, PanelLoad
 from schedules.matmul_form import MatmulForm
 from schedules.matmul_lookup import joined, looked_up, turns
-from schedules.matmul_of_parts import MatmulOfParts
+from schedules.matmul_of_parts import MatmulOfParts, WriterOfParts
 from schedules.matmul_tiling import MatmulWorkload, best_tile
 from schedules.nest import bind, lanes_of, load, prefetch
-from schedules.parallel import MIN_PARALLEL_WORK, pays_off, repeat
+from schedules.parallel import repeat
 from schedules.register_tile import RegisterTile
 from schedules.select_lanes import choices_of, selected
 from schedules.sparse_groups import Groups
@@ -122,17 +122,12 @@ def parts_of(kernel: Kernel) -> Parts | None:
     return Parts(form, form.b.source, words, Groups(**json.loads(str(form.stage.annotations[SPEC]))))
 
 
-class NOfMWriter(MatmulWriter):
+class NOfMWriter(WriterOfParts[Parts]):
     """Writes a product: the loops of any other, and a tile of its own."""
 
-    def __init__(self, parts: Parts, fused: FusedKernel, machine: Machine, *, rows: int) -> None:
-        super().__init__(parts.form, fused, machine, rows=rows, vectors=1, pack=False)
-        self.parts = parts
-
-    def _threads(self) -> bool | Expr:
+    def _multiplications(self) -> Any:
         slots = int(shape_of(self.parts.values)[1])
-        amount = self.form.rows.extent * self.form.columns * slots
-        return pays_off(amount, self.machine, MIN_PARALLEL_WORK * self.lanes // 4)
+        return self.form.rows.extent * self.form.columns * slots
 
     def _tile(
         self,

@@ -3,16 +3,57 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from schedules.anchor import FusedKernel
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
-from schedules.kernel import Kernel
+from schedules.expression import index, substitute
+from schedules.kernel import Axis, Kernel, Stage, shape_of
 from schedules.machine import Machine
 from schedules.matmul_code import MatmulWriter
+from schedules.matmul_form import Group, MatmulForm
 from schedules.matmul_tiling import best_tile, fits, tile_choices
+from schedules.reduction import COMBINERS, Reduction
 from schedules.rule import ScheduleRule
+from schedules.tir import tirx
+
+
+def panel_form(stage: Stage, depth: Axis, data: Any, values: Any) -> MatmulForm:
+    """The form of a float32 product whose B is `values`, in panels as wide as its last axis.
+
+    Neither the strides of A nor a start is of use to such a product.
+    """
+    store = stage.store
+    assert store is not None
+    column = next((axis for axis in stage.axes if axis.var.same_as(store.indices[-1])), None)
+    rows = tuple(axis for axis in stage.spatial if axis is not column and axis.extent != 1)
+    ones = [axis for axis in stage.axes if axis.extent == 1 and axis is not column]
+    trivial = {axis.var: index(0) for axis in ones}
+    zero = tirx.const(0.0, "float32")
+    reduction = Reduction(COMBINERS[tirx.Add], zero, zero, substitute(store, trivial))
+    data, width = substitute(data, trivial), shape_of(values.source)[-1]
+    return MatmulForm(
+        stage, reduction, (), Group(rows), column, depth, data, values, data, values, width, 0, 1, 1, None
+    )
+
+
+class HasForm(Protocol):
+    """The operands of a product, whatever else they are."""
+
+    @property
+    def form(self) -> MatmulForm: ...
+
+
+PartsType = TypeVar("PartsType", bound=HasForm)
+
+
+class WriterOfParts(MatmulWriter, Generic[PartsType]):
+    """Writes such a product: the loops of any other, and a tile of its own."""
+
+    def __init__(self, parts: PartsType, fused: FusedKernel, machine: Machine, *, rows: int) -> None:
+        super().__init__(parts.form, fused, machine, rows=rows, vectors=1, pack=False)
+        self.parts = parts
 
 
 class MatmulOfParts(ScheduleRule):

@@ -19,10 +19,10 @@ from schedules.machine import Machine
 from schedules.matmul_code import Batch, Block, MatmulWriter, PanelLoad
 from schedules.matmul_form import MatmulForm
 from schedules.matmul_lookup import joined, looked_up, turns
-from schedules.matmul_of_parts import MatmulOfParts
+from schedules.matmul_of_parts import MatmulOfParts, WriterOfParts
 from schedules.matmul_tiling import MatmulWorkload
 from schedules.nest import ROWS_AHEAD, prefetch
-from schedules.parallel import MIN_PARALLEL_WORK, pays_off, repeat
+from schedules.parallel import repeat
 from schedules.register_tile import RegisterTile
 from schedules.sparse_weights import entry
 from schedules.stage_code import in_sequence
@@ -106,16 +106,11 @@ def parts_of(kernel: Kernel) -> Parts | None:
     return Parts(form, form.b.source, index, -(-int(form.columns) // form.width))
 
 
-class SparseWriter(MatmulWriter):
+class SparseWriter(WriterOfParts[Parts]):
     """Writes a product: the loops of any other, and a tile of its own."""
 
-    def __init__(self, parts: Parts, fused: FusedKernel, machine: Machine, *, rows: int) -> None:
-        super().__init__(parts.form, fused, machine, rows=rows, vectors=1, pack=False)
-        self.parts = parts
-
-    def _threads(self) -> bool | Expr:
-        amount = self.form.rows.extent * (self.parts.blocks * self.form.width)
-        return pays_off(amount, self.machine, MIN_PARALLEL_WORK * self.lanes // 4)
+    def _multiplications(self) -> Any:
+        return self.form.rows.extent * (self.parts.blocks * self.form.width)
 
     def _tile(
         self,
