@@ -16,6 +16,8 @@ def accumulators(machine: Machine) -> int:
 
     With 16 registers LLVM spills from 10 accumulators on: 107 GFLOP/s with 4 x 2, 75 with 6 x 2 (Zen 4, AVX2).
     """
+    if machine.register_sums is not None:
+        return machine.register_sums
     registers = machine.vector_registers
     return registers - 4 if registers >= 32 else max(4, registers // 2)
 
@@ -29,12 +31,12 @@ def tile_cost(machine: Machine, pixels: int, blocks: int, load_cycles: float = 0
     """Cycles a tile takes for one input channel: multiply-adds, loads, or the latency of a chain, what is longest.
 
     Tiles far beyond what hides the latency cost more: the next tile can not begin while all registers are taken
-    (measured on Zen 4: 118 GFLOP/s with 14 accumulators, 113 with 28).
+    (measured on Zen 4: 118 GFLOP/s with 14 accumulators, 113 with 28). `load_cycles` is that of two load ports.
     """
     sums = pixels * blocks
     enough = 4 * machine.fma_ports * machine.fma_latency
     arithmetic = sums / machine.fma_ports * (1 + 0.006 * max(0, sums - enough))
-    loads = (pixels + blocks + 1) * load_cycles  # one asks memory for what comes next
+    loads = (pixels + blocks + 1) * load_cycles * 2 / machine.load_ports  # one asks memory for what comes next
     return max(arithmetic, loads, machine.fma_latency)
 
 

@@ -45,6 +45,10 @@ class Machine(BaseModel):
     cores: int = Field(default=1, ge=1)
     fma_ports: int = Field(default=2, ge=1, le=4, description="multiply-adds that start in a cycle")
     fma_latency: int = Field(default=4, ge=1, description="cycles until a multiply-add can feed the next")
+    load_ports: int = Field(default=2, ge=1, le=4, description="loads that start in a cycle")
+    register_sums: int | None = Field(
+        default=None, ge=1, description="vectors of sums that a convolution's tile holds without spills, where measured"
+    )
     features: frozenset[str] = frozenset()
 
     def has(self, *features: str) -> bool:

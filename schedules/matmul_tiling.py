@@ -46,7 +46,7 @@ def tile_choices(machine: Machine, vectors: int | None = None) -> list[tuple[int
 def cycles_per_step(rows: int, vectors: int, machine: Machine) -> float:
     """Cycles of one step along the sum: bound by the multiply-adds, by the loads, or by the latency of one addition."""
     multiply_adds = rows * vectors / machine.fma_ports
-    loads = (rows + vectors) / 2
+    loads = (rows + vectors) / machine.load_ports
     return max(multiply_adds, loads, float(machine.fma_latency))
 
 

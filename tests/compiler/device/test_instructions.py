@@ -50,6 +50,19 @@ def test_convolutions_and_products_are_multiply_adds_in_registers(tmp_path: Path
     assert len(tight) >= 3, [(loop.function, loop.share("fmla"), loop.count(_SPILL)) for loop in hot]
 
 
+@pytest.mark.parametrize("name", ["raspberry-pi-2", "raspberry-pi-4-32bit"])
+def test_sixteen_registers_hold_the_sums_of_a_tile(name: str, tmp_path: Path) -> None:
+    """Where LLVM spills sums, loops are full of loads and stores of vectors."""
+    target = target_that_runs(name)
+    net, example = _net()
+    module = compiler.compile(net, target, example_inputs=(example,))
+    hot = [loop for loop in loops_of(module, target, tmp_path) if loop.count("vfma") >= 12]
+    assert len(hot) >= 3
+    together = Loop("all", tuple(operation for loop in hot for operation in loop.operations))
+    assert together.share("vfma") > 0.35
+    assert together.count("vst") < 0.15 * together.count("vfma")
+
+
 def test_bfloat16_products_are_dot_products(tmp_path: Path) -> None:
     target = target_that_runs("graviton3")
     net, example = _net()
