@@ -1,9 +1,10 @@
 """Sums of 8-bit products as operators: `sum + a0 * b0 + a1 * b1 + a2 * b2 + a3 * b3`, a unsigned and b signed bytes.
 
 Four bytes travel as an int32 (the first in the lowest byte), and a function in LLVM IR, inlined where it is called,
-does the rest: with `vpdpbusd` where the processor has it; else the bytes are widened to 16 bits and summed in pairs by
-`vpmaddwd`, whose sums can not overflow (unlike those of `vpmaddubsw`, which saturate at 16 bits). On Arm it is `usdot`;
-where there is only `sdot`, of signed bytes, it sums (a - 128) b, and 128 times the sum of b is added.
+does the rest: with `vpdpbusd` where the processor has it (in AVX-512 or, of 256 bits, as AVX-VNNI); else the bytes are
+widened to 16 bits and summed in pairs by `vpmaddwd`, whose sums can not overflow (unlike those of `vpmaddubsw`, which
+saturate at 16 bits). On Arm it is `usdot`; where there is only `sdot`, of signed bytes, it sums (a - 128) b, and 128
+times the sum of b is added.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ ROUND = "tensorwright.round_int32"
 OPERATORS = (DOT, WORDS, ROUND)
 # What a machine multiplies with.
 VNNI, PAIRS, USDOT, SDOT, PLAIN = "vnni", "pairs", "usdot", "sdot", "plain"
-# Lanes of 32 bits and the intrinsics that have them. The lesser widths of VNNI need AVX512VL.
+# Lanes of 32 bits and the intrinsics that have them. The lesser widths of VNNI need AVX512VL or AVX-VNNI.
 _BITS = {4: 128, 8: 256, 16: 512}
 _PAIRS = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
 
 
 def unit_of(machine: Machine) -> str:
     """What a machine multiplies bytes with."""
-    if machine.has("avx512vnni", "avx512vl"):
+    if machine.has("avx512vnni", "avx512vl") or machine.has("avxvnni"):
         return VNNI
     if machine.architecture == "aarch64" and machine.has("dotprod"):
         return USDOT if machine.has("i8mm") else SDOT
@@ -67,11 +68,16 @@ def _pairs(unit: str, lanes: int, avx512: bool) -> str | None:
     return _PAIRS.get(lanes) if unit in (VNNI, PAIRS) and (lanes < 16 or avx512) else None
 
 
+def _vnni(unit: str, lanes: int, avx512: bool) -> bool:
+    """Whether so many lanes are one instruction of VNNI."""
+    return unit == VNNI and lanes in _BITS and (lanes < 16 or avx512)
+
+
 def _dot_text(lanes: int, unit: str, avx512: bool) -> str:
     i = vector("i32", lanes)
     head = f"define {i} @{symbol('dot_u8s8', lanes)}({i} %c, {i} %a, {i} %b) alwaysinline nounwind {{"
     pairs = _pairs(unit, lanes, avx512)
-    if unit == VNNI and lanes in _BITS:
+    if _vnni(unit, lanes, avx512):
         return f"""{head}
   %x = bitcast {i} %a to <{4 * lanes} x i8>
   %y = bitcast {i} %b to <{4 * lanes} x i8>
@@ -164,7 +170,7 @@ def _words_text(lanes: int, unit: str, avx512: bool) -> str:
     head = f"define {i} @{symbol('dot_words', lanes)}({i} %c, {i} %a, {i} %b) alwaysinline nounwind {{"
     casts = f"  %x = bitcast {i} %a to {w}\n  %y = bitcast {i} %b to {w}"
     pairs = _pairs(unit, lanes, avx512)
-    if unit == VNNI and lanes in _BITS:
+    if _vnni(unit, lanes, avx512):
         call = f"call {i} @llvm.x86.avx512.vpdpwssd.{_BITS[lanes]}({i} %c, {w} %x, {w} %y)"
         return f"{head}\n{casts}\n  %r = {call}\n  ret {i} %r\n}}"
     if pairs is not None:
@@ -192,7 +198,7 @@ define {i} @{symbol("round_int32", lanes)}({f} %x) alwaysinline nounwind {{
 
 def _declarations(unit: str, lanes: int, avx512: bool) -> list[str]:
     i, b, w = vector("i32", lanes), f"<{4 * lanes} x i8>", f"<{2 * lanes} x i16>"
-    if unit == VNNI and lanes in _BITS:
+    if _vnni(unit, lanes, avx512):
         bits = _BITS[lanes]
         return [
             f"declare {i} @llvm.x86.avx512.vpdpbusd.{bits}({i}, {b}, {b})",

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _DTYPE_BITS = {"bool": 8, "bfloat16": 16}
 
@@ -31,6 +31,9 @@ class Machine(BaseModel):
     `features` are LLVM feature names without sign ("avx2", "fma", "avx512f", "avx512vnni", "avx512bf16",
     "neon",
     "dotprod", "fullfp16", "i8mm").
+
+    Version 2 added `load_ports`, `register_sums` and `memory_rate`; a description of version 1 gets what all machines
+    were taken to have then.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +52,7 @@ class Machine(BaseModel):
     register_sums: int | None = Field(
         default=None, ge=1, description="vectors of sums that a convolution's tile holds without spills, where measured"
     )
+    memory_rate: float = Field(default=10.0, gt=0, description="bytes all cores together read in a cycle from memory")
     features: frozenset[str] = frozenset()
 
     def has(self, *features: str) -> bool:

@@ -9,10 +9,9 @@ from schedules.conv_workload import ConvWorkload, DotWorkload, ceil_div
 from schedules.machine import Machine
 from schedules.winograd_transforms import KERNEL
 
-# Bytes read in a cycle: by a core from the shared cache, by all cores together from memory. Measured with two cores of
-# servers: 26 a core and 7 from memory (Zen 4), 25 and 20 (Zen 5).
-SHARED_CACHE_RATE = 16.0
-MEMORY_RATE = 10.0
+SHARED_CACHE_RATE = (
+    16.0  # bytes a core reads in a cycle from there: 26 (Zen 4) and 25 (Zen 5) where it does nothing else
+)
 _EXPOSED = 0.15  # of the time that memory takes, when it takes less than the arithmetic (or the other way round)
 
 WINOGRAD_MAX_TASK_TILES = 64
@@ -114,7 +113,7 @@ def direct_cycles(work: ConvWorkload, machine: Machine) -> float:
 
 def _with_weights(arithmetic: float, weights: int, work: ConvWorkload, machine: Machine) -> float:
     """The cycles with the weights read once for the whole batch; most of that hides behind the arithmetic."""
-    stream = weights / MEMORY_RATE / max(work.batch, 1)
+    stream = weights / machine.memory_rate / max(work.batch, 1)
     return max(arithmetic, stream) + _EXPOSED * min(arithmetic, stream)
 
 

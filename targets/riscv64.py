@@ -18,7 +18,14 @@ FAMILY = CpuFamily(
     codegen_features=frozenset({*_BASE, "v", "zfh", "zvfh"}),
     options={"mabi": "lp64d"},
 )
-_MACHINE = {"vector_bits": 128, "vector_registers": 32, "l1_bytes": 32768, "l2_bytes": 524288, "l3_bytes": 0}
+_MACHINE = {
+    "vector_bits": 128,
+    "vector_registers": 32,
+    "l1_bytes": 32768,
+    "l2_bytes": 524288,
+    "l3_bytes": 0,
+    "memory_rate": 4,
+}
 _PRESETS: dict[str, dict[str, Any]] = {
     "riscv64-linux": {
         "description": "64-bit RISC-V Linux with the vector extension (RVA22 + V, Zvfh: SpacemiT K1, SiFive X280)",

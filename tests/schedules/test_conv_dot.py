@@ -25,6 +25,7 @@ _DOTS = frozenset({"avx512vnni", "avx512vl", "avx512bw", "avx512bf16", "avx2"})
 MACHINES = {
     "plain": AVX512,
     "avx2": AVX2.model_copy(update={"features": frozenset({"avx2"})}),
+    "avxvnni": AVX2.model_copy(update={"features": frozenset({"avx2", "avxvnni"})}),
     "dots": AVX512.model_copy(update={"features": _DOTS}),
 }
 RUNNABLE = [name for name, machine in MACHINES.items() if machine.features <= _HOST]

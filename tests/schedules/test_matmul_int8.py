@@ -17,7 +17,9 @@ from tests.schedules.harness import Array, assembly, executable, runnable, sched
 from tests.schedules.test_matmul_bf16 import width_of
 
 ZEN4 = "znver4"
-TARGETS = [*runnable(), *([ZEN4] if targets.get(ZEN4, cores=2).fits_this_machine() else [])]
+ALDERLAKE = "alderlake"
+TARGETS = [*runnable(), *(name for name in (ZEN4, ALDERLAKE) if targets.get(name, cores=2).fits_this_machine())]
+DOTS = [(name, register) for name, register in ((ZEN4, "%zmm"), (ALDERLAKE, "%ymm")) if name in TARGETS]
 EXTENTS = st.sampled_from([1, 2, 7, 16, 19, 33, 64, 70, 132])
 
 
@@ -76,12 +78,13 @@ def test_symbolic_rows(target: str) -> None:
     np.testing.assert_array_equal(run(mod, target, data), expected(data, weight))
 
 
-@pytest.mark.skipif(ZEN4 not in TARGETS, reason="this machine has no 8-bit dot product")
-def test_the_inner_loop_holds_the_instruction() -> None:
-    mod, _ = scheduled(build(integers((64, 64), "int8", 0), 32), [((32, 64), "uint8")], ZEN4)
-    lines = [line for line in assembly(mod, ZEN4).splitlines() if "vpdpbusd" in line]
-    assert len(lines) >= 12
-    assert all("%zmm" in line for line in lines)
+@pytest.mark.parametrize(("target", "register"), DOTS)
+def test_the_inner_loop_holds_the_instruction(target: str, register: str) -> None:
+    width = 2 * targets.get(target).machine.lanes("int32")
+    mod, _ = scheduled(build(integers((64, 64), "int8", 0), width), [((32, 64), "uint8")], target)
+    lines = [line for line in assembly(mod, target).splitlines() if "vpdpbusd" in line]
+    assert len(lines) >= 8
+    assert all(register in line for line in lines)
 
 
 @pytest.mark.skipif("x86-64-v3" not in TARGETS, reason="this machine has no AVX2")

@@ -126,6 +126,13 @@ def test_it_is_chosen_where_it_saves_time() -> None:
     assert winograd_tile(_work(512, 512, (2, 2)), AVX512, 3e-6) is None
 
 
+def test_its_larger_filters_must_come_from_memory_in_time() -> None:
+    work = _work(512, 512, (7, 7))
+    slow, fast = (AVX512.model_copy(update={"memory_rate": rate}) for rate in (4.0, 40.0))
+    assert winograd_tile(work, slow, 3e-6) is None
+    assert winograd_tile(work, fast, 3e-6) in TILES
+
+
 @pytest.mark.parametrize(
     "change",
     [

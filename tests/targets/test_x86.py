@@ -53,6 +53,7 @@ def test_the_host_may_not_use_a_feature_that_the_system_hides(monkeypatch: pytes
     assert "-avx512f" in host.attributes
     assert host.machine.vector_bits == 256
     assert not any(feature.startswith("avx512") for feature in host.required_features)
+    assert host.machine.memory_rate == targets.get("znver4").machine.memory_rate
 
 
 @pytest.mark.parametrize(("wrong", "near"), [("x86-64-v9", "x86-64-v4"), ("zenver4", "znver4"), ("hots", "host")])

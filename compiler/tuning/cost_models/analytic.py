@@ -17,7 +17,6 @@ from schedules.matmul_tiling import tile_cost
 from schedules.winograd_tiling import tile_counts, transform_cycles
 
 _CACHE_RATE = 16.0  # bytes a cycle of a core from the cache behind the second one
-_MEMORY_RATE = 7.0  # bytes a cycle of all cores together
 _TASK_CYCLES = 150.0  # to begin a task
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import targets
 from compiler.tuning.identity import fingerprint, target_description
 from compiler.tuning.records import Record
 from compiler.tuning.samples import machine_of, samples_of, workload_of
+from targets.x86 import X86Target
 from tests.compiler.tuning.kernels import product_task, target
 
 
@@ -34,6 +37,13 @@ def test_a_workload_is_read_back_from_its_key() -> None:
 def test_a_machine_is_read_back_from_its_description() -> None:
     described = target_description(target())
     assert target_description_of(machine_of(described)) == described["machine"]
+
+
+def test_how_fast_memory_is_does_not_orphan_records() -> None:
+    znver5 = targets.get("znver5")
+    assert isinstance(znver5, X86Target)
+    other = replace(znver5, machine=znver5.machine.model_copy(update={"memory_rate": 3.0}))
+    assert fingerprint(target_description(other)) == fingerprint(target_description(znver5))
 
 
 def target_description_of(machine: Any) -> dict[str, Any]:
