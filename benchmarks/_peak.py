@@ -26,9 +26,10 @@ _CHAINS = 12
 _STEPS = 1 << 20
 
 
-def measure_peak(threads: int) -> float:
-    """Float32 operations a second on `threads` threads: the best of several runs. Call it with TVM_NUM_THREADS set."""
-    target = targets.get("host")
+def measure_peak(threads: int, target_name: str = "host") -> float:
+    """Float32 operations a second on `threads` threads with the vectors of a target: the best of several runs. Call it
+    with TVM_NUM_THREADS set."""
+    target = targets.get(target_name)
     lanes = target.machine.lanes("float32")
     shape = [expression(threads), expression(_CHAINS), expression(lanes)]
     factors = tirx.decl_buffer([expression(2), expression(lanes)], "float32", "factors")

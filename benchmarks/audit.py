@@ -60,7 +60,7 @@ def main() -> int:
     console = Console()
     console.width = max(console.width, 120)
     machine = targets.get(options.target).machine
-    peak = measured_peak(options.threads)
+    peak = measured_peak(options.threads, options.target)
     roofline = Roofline.of(machine.model_copy(update={"cores": options.threads}), measured=options.target == "host")
     findings: list[Finding] = []
     failed = False

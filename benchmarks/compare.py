@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import targets
+from benchmarks._avx2_peers import limits
 from benchmarks._models import Task, cache_folder, task_of
 from benchmarks._quantized import quantized
 from benchmarks._race import Entry, Result, race
@@ -41,7 +42,7 @@ print(time.perf_counter() - start)
 module.export(sys.argv[2])
 """
 _UNTUNED = "untuned"
-_PEAK = "import sys; from benchmarks._peak import measure_peak; print(measure_peak(int(sys.argv[1])))"
+_PEAK = "import sys; from benchmarks._peak import measure_peak; print(measure_peak(int(sys.argv[1]), sys.argv[2]))"
 
 
 @dataclass
@@ -64,7 +65,7 @@ def main() -> int:
     options = _parser().parse_args()
     console = Console()
     console.width = max(console.width, 120)  # the table is of no use with its columns cut
-    peak = measured_peak(options.threads)
+    peak = measured_peak(options.threads, options.target)
     rows: list[Row] = []
     versions: set[str] = set()
     failed = False
@@ -92,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--target",
         default="host",
-        help="what we compile for; without 512-bit vectors OpenVINO is held to AVX2 too, which ONNX Runtime can not be",
+        help="what we compile for; without 512-bit vectors the peers are held to AVX2 too",
     )
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
     parser.add_argument("--seconds", type=float, default=0.6, help="length of a turn")
@@ -116,18 +117,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def measured_peak(threads: int) -> float:
-    """Float32 operations a second on so many threads, measured in a process of its own."""
+def measured_peak(threads: int, target: str) -> float:
+    """Float32 operations a second on so many threads with a target's vectors, measured in a process of its own."""
     environment = {**os.environ, "TVM_NUM_THREADS": str(threads)}
     output = subprocess.run(
-        [sys.executable, "-c", _PEAK, str(threads)], check=True, capture_output=True, text=True, env=environment
+        [sys.executable, "-c", _PEAK, str(threads), target], check=True, capture_output=True, text=True, env=environment
     ).stdout
     return float(output.split()[-1])
 
 
 def _compare(task: Task, options: Any, peak: float, versions: set[str], console: Console) -> Row:
     console.print(f"[dim]{task.name}: compiling")
-    artifact = cache_folder() / f"{task.name}-{options.precision}-{options.threads}.twm"
+    parts = [
+        task.name,
+        options.precision,
+        str(options.threads),
+        *([] if options.target == "host" else [options.target]),
+    ]
+    artifact = cache_folder() / f"{'-'.join(parts)}.twm"
     bf16 = options.precision == "bf16"
     if bf16:
         console.print(
@@ -140,10 +147,10 @@ def _compare(task: Task, options: Any, peak: float, versions: set[str], console:
         Entry("openvino", task.path, "f32" if options.precision == "f32" else "default"),
     ]
     if options.tuned:
-        plain = artifact.with_name(f"{task.name}-{options.precision}-{options.threads}-untuned.twm")
+        plain = artifact.with_stem(f"{artifact.stem}-untuned")
         _compiled(task, plain, options, tuned=False)
         entries.append(Entry("tensorwright", plain, variant=_UNTUNED))
-    settings = _limits(options.target)
+    settings = limits(targets.get(options.target).machine)
     results = race(
         task, entries, options.threads, options.rounds, options.seconds, report=console.print, settings=settings
     )
@@ -171,13 +178,6 @@ def _compare(task: Task, options: Any, peak: float, versions: set[str], console:
         _difference(ours, peers[0]),
         None if untuned is None else untuned * 1e3,
     )
-
-
-def _limits(target: str) -> dict[str, str]:
-    """What holds OpenVINO to the instructions of a target without 512-bit vectors; ONNX Runtime has no such setting."""
-    machine = targets.get(target).machine
-    narrow = machine.architecture == "x86_64" and machine.vector_bits < 512
-    return {"ONEDNN_MAX_CPU_ISA": "AVX2"} if narrow else {}
 
 
 def _compiled(task: Task, artifact: Path, options: Any, *, tuned: bool) -> float:

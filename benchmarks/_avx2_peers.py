@@ -1,0 +1,63 @@
+"""Peers held to AVX2, to be compared with what is compiled for processors that have no more.
+
+OpenVINO asks oneDNN, which reads ONEDNN_MAX_CPU_ISA. ONNX Runtime's kernels (MLAS) have no such setting: they ask the
+processor, and by its instruction XGETBV whether the operating system keeps 512-bit registers. So a copy of the package
+is made whose libraries hold in place of that instruction one that says no. It still takes AVX-VNNI where the processor
+has that.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks._models import cache_folder
+from schedules.machine import Machine
+
+_XGETBV = bytes((0x0F, 0x01, 0xD0))
+_ANSWER = bytes((0xB0, 0x07, 0x90))
+"""`mov al, 7; nop`, as long: of the kinds of registers, bits 0 to 2 (x87, SSE, AVX) are set, 5 to 7 (AVX-512) not."""
+_UNUSED = ("quantization", "tools", "transformers", "datasets")
+
+
+def limits(machine: Machine) -> Mapping[str, str]:
+    """Environment variables of contestants that hold peers to AVX2 where a described x86-64 machine has no more."""
+    if machine.architecture != "x86_64" or machine.vector_bits >= 512:
+        return {}
+    paths = [str(_limited_onnxruntime().resolve()), os.environ.get("PYTHONPATH", "")]
+    isa = "AVX2_VNNI" if machine.has("avxvnni") else "AVX2"
+    return {"ONEDNN_MAX_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def _limited_onnxruntime() -> Path:
+    """A folder to import ONNX Runtime from; made once for each version.
+
+    Raises RuntimeError when its libraries do not ask.
+    """
+    folder = cache_folder() / f"onnxruntime-{version('onnxruntime')}-avx2"
+    if folder.exists():
+        return folder
+    spec = importlib.util.find_spec("onnxruntime")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    being_made = folder.with_suffix(f".{os.getpid()}")
+    shutil.copytree(
+        spec.submodule_search_locations[0], being_made / "onnxruntime", ignore=shutil.ignore_patterns(*_UNUSED)
+    )
+    places = sum(_answer_for(library) for library in sorted(being_made.rglob("*.so*")))
+    if places == 0:
+        raise RuntimeError("ONNX Runtime can not be held to AVX2: its libraries do not ask for the system's registers")
+    being_made.rename(folder)
+    return folder
+
+
+def _answer_for(library: Path) -> int:
+    """Replace the instruction in a library; in how many places."""
+    code = library.read_bytes()
+    if places := code.count(_XGETBV):
+        library.write_bytes(code.replace(_XGETBV, _ANSWER))
+    return places
