@@ -24,6 +24,7 @@ from compiler.errors import (
 )
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.onnx import import_onnx
+from compiler.frontends.torch.projections import without_projections
 
 if TYPE_CHECKING:
     import torch
@@ -56,9 +57,10 @@ def import_torch(
     """
     program = _exported_program(source, example_inputs, dynamic_shapes)
     _refuse_mutation(program)
-    if program is source:  # the caller's own: what follows changes its graph
-        with _quiet():
+    with _quiet():
+        if program is source:  # the caller's own: what follows changes its graph
             program = program.run_decompositions({})
+        program = without_projections(program)
     _view_copies(program)
     onnx_program = _to_onnx(program)
     _name_outputs(onnx_program, program)

@@ -76,6 +76,27 @@ def test_dictionary_outputs_keep_their_names() -> None:
     np.testing.assert_allclose(outputs["sum"], x.sum(dim=-1), rtol=1e-6)
 
 
+class Projected(nn.Module):
+    """An LSTM with a projection, between LSTMs without one."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.first = nn.LSTM(5, 6)
+        self.second = nn.LSTM(6, 7, proj_size=3, **options)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, (hidden, cell) = self.second(self.first(x)[0])
+        return torch.cat([y.flatten(), hidden.flatten(), cell.flatten()])
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bias": False}, {"bidirectional": True}])
+def test_lstm_with_projection(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model, x = Projected(**options).eval(), torch.randn(4, 2, 5)
+    outputs = compiler.compile(model, example_inputs=(x,)).run([x])
+    np.testing.assert_allclose(outputs["output_0"], expected(model, x), rtol=1e-4, atol=1e-6)
+
+
 def test_training_mode_is_refused(block: nn.Module) -> None:
     with pytest.raises(OptionError, match=r"training mode(?s:.*)model\.eval\(\)"):
         compiler.compile(block.train(), example_inputs=(torch.randn(1, 3, 8, 8),))
