@@ -28,6 +28,7 @@ from compiler.reference import random_inputs
 from compiler.runtime import Module
 from compiler.runtime.accelerator import load_runtime_of
 from compiler.runtime.foreign import Emulator, ForeignModule
+from compiler.runtime.threads import check_threads
 from compiler.tuning.library import RecordSource, TunedConfigs, tuned_configs
 
 Progress = Callable[[str], None]
@@ -163,9 +164,16 @@ def schedule_failures(pipeline: PipelineResult) -> list[str]:
 
 
 def find_target(target: str | targets.Target, cores: int | None = None) -> targets.Target:
-    """The target of that name, scheduled for `cores` threads. Raises UnknownTargetError with suggestions."""
+    """The target of that name, scheduled for `cores` threads.
+
+    Raises UnknownTargetError with suggestions, and OptionError for what is neither a name nor a target.
+    """
     if isinstance(target, targets.Target):
         return target
+    if not isinstance(target, str):
+        raise OptionError(
+            f"a {type(target).__name__} is no target", "give a name of `tensorwright targets`, or a Target"
+        )
     with translated_target_errors():
         return targets.get(target, cores=cores)
 
@@ -174,8 +182,7 @@ def _target_for(target: str | targets.Target, precision: str, threads: int | Non
     """The target, checked to be able to do what the options ask for."""
     if precision not in PRECISIONS:
         raise OptionError(f"precision {precision!r} is not supported", f"use one of {', '.join(PRECISIONS)}")
-    if threads is not None and threads < 1:
-        raise OptionError(f"threads={threads}: a module needs at least one thread")
+    check_threads(threads)
     chosen = find_target(target, threads)
     if precision in _NEEDS:
         needed, what, having = _NEEDS[precision]

@@ -76,11 +76,14 @@ def write_atomically(path: str | os.PathLike[str], pieces: Iterable[bytes | memo
     They go to a temporary file in the same folder, which is synced and then renamed over `path`.
 
     Raises:
-        StorageError: the folder is missing or read-only, the disk is full; no partial file is left.
+        StorageError: the folder is missing or read-only, the disk is full, or the path is a device or a pipe, which
+            the renaming would remove; no partial file is left.
     """
     destination = Path(path)
     temporary = None
     try:
+        if destination.exists() and not destination.is_file() and not destination.is_dir():
+            raise StorageError(f"{os.fspath(path)!r} is not a regular file", "write to a file of its own")
         descriptor, temporary = tempfile.mkstemp(prefix=f".{destination.name[:64]}.", dir=destination.parent)
         with open(descriptor, "wb") as file:
             for piece in pieces:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import tvm
 
-from compiler.errors import InvalidModelError, OptionError, StorageError
+from compiler.errors import InputError, InvalidModelError, OptionError, StorageError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.onnx import import_onnx
 from compiler.frontends.relax_module import import_relax
@@ -48,6 +48,7 @@ def import_model(
     Raises:
         InvalidModelError, UnsupportedModelError, InputValueRequiredError, InputError, OptionError, StorageError.
     """
+    _check_forms(shapes, constants)
     if isinstance(source, str | Path):
         return _import_file(Path(source), shapes, constants)
     if isinstance(source, onnx.ModelProto | bytes):
@@ -71,6 +72,19 @@ def import_model(
             dynamic_shapes=dynamic_shapes,
         )
     raise OptionError(f"a {type(source).__name__} is not a model", f"give {SOURCES}")
+
+
+def _check_forms(shapes: Shapes | None, constants: Constants | None) -> None:
+    """Raise OptionError unless both are dictionaries, and InputError unless each shape is a sequence of sizes."""
+    for option, given in (("shapes", shapes), ("constants", constants)):
+        if given is not None and not isinstance(given, Mapping):
+            raise OptionError(f"{option}= takes a dict by input name, not a {type(given).__name__}")
+    for name, sizes in (shapes or {}).items():
+        if isinstance(sizes, str | bytes) or not isinstance(sizes, Sequence | np.ndarray):
+            raise InputError(
+                f"shapes: {sizes!r} is no shape of input {name!r}",
+                f'give its sizes, as in shapes={{{name!r}: ("batch", 64)}}',
+            )
 
 
 def _import_file(path: Path, shapes: Shapes | None, constants: Constants | None) -> ImportedModel:

@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compiler.errors import StorageError
 from compiler.tuning.identity import file_name, fingerprint, target_description
 from compiler.tuning.record_set import best_against, by_task, fastest_way, without_stale
 from compiler.tuning.records import Loaded, Record, read
@@ -111,7 +112,7 @@ def tuned_configs(target: targets.Target, records: RecordSource = None) -> Tuned
             in place of the user's own.
 
     Raises:
-        StorageError: a file can not be read.
+        StorageError: a file can not be read, or one that was named does not exist.
     """
     if records is False:
         return TunedConfigs(target, [])
@@ -120,7 +121,12 @@ def tuned_configs(target: targets.Target, records: RecordSource = None) -> Tuned
     if records is None or records is True:
         paths.append(user_folder() / name)
     else:
-        paths += [Path(records)] if isinstance(records, str | Path) else [Path(each) for each in records]
+        named = [Path(records)] if isinstance(records, str | Path) else [Path(each) for each in records]
+        if missing := [path for path in named if not path.exists()]:
+            raise StorageError(
+                f"there are no tuning records at {missing[0]}", "tune writes them; or leave records= out"
+            )
+        paths += named
     loaded = Loaded()
     for path in paths:
         if path.exists():

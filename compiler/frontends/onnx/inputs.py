@@ -151,12 +151,13 @@ def _dims(spec: onnx.ValueInfoProto, override: Sequence[int | str] | None) -> li
 
 
 def _checked_size(name: str, size: object) -> int | str:
-    if isinstance(size, str) and size:
+    if isinstance(size, str) and size and not size.lstrip("+-").isdecimal():
         return size
     if isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size >= 0:
         return int(size)
     raise InputError(
-        f"shapes: {size!r} is no size of input {name!r}", "use a positive int or the name of a symbolic size"
+        f"shapes: {size!r} is no size of input {name!r}",
+        "use an int from 0 on, or the name of a symbolic size",
     )
 
 

@@ -99,6 +99,15 @@ def test_places_where_no_file_can_be(tmp_path: Path, name: str) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
+def test_a_pipe_or_device_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(StorageError, match="not a regular file"):
+        write_artifact(sample_artifact(), pipe)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
 def test_replacing_a_file_does_not_disturb_who_has_it_open(tmp_path: Path) -> None:
     path = tmp_path / "a.twm"
     write_artifact(sample_artifact(), path)

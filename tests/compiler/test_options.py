@@ -1,0 +1,43 @@
+"""Arguments of `compile` that can not be meant: one error each, which says what to give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import helper
+
+import compiler
+from compiler.errors import InputError, OptionError, StorageError, TensorwrightError, UnknownTargetError
+
+
+def relu() -> onnx.ModelProto:
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 8]) for name in "xy")
+    return helper.make_model(helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "relu", [x], [y]))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"shapes": [(1, 8)]}, OptionError, "dict by input name"),
+        ({"constants": [1.0]}, OptionError, "dict by input name"),
+        ({"shapes": {"x": 8}}, InputError, "8 is no shape of input 'x'"),
+        ({"shapes": {"x": "1,8"}}, InputError, "'1,8' is no shape of input 'x'"),
+        ({"shapes": {"x": ("4", 8)}}, InputError, "'4' is no size of input 'x'"),
+        ({"target": None}, OptionError, "a NoneType is no target"),
+        ({"target": "raspbery-pi-4"}, UnknownTargetError, "did you mean 'raspberry-pi-4'"),
+        ({"threads": 0}, OptionError, "from 1 to 4096"),
+        ({"threads": "2"}, OptionError, "from 1 to 4096"),
+        ({"threads": 10**6}, OptionError, "from 1 to 4096"),
+        ({"precision": "fp16"}, OptionError, "float16"),
+        ({"records": Path("no/such/folder")}, StorageError, "no tuning records at no/such/folder"),
+    ],
+    ids=str,
+)
+def test_one_error_that_says_what_to_give(
+    options: dict[str, Any], error: type[TensorwrightError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        compiler.compile(relu(), **options)
