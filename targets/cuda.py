@@ -137,17 +137,18 @@ class CudaTarget(Target):
 
         return [str(variable.name_hint) for variable, function in kernels_of(mod) if not is_bound(function)]
 
-    def export_library(self, executable: Any, path: str | Path) -> None:
+    def export_library(self, executable: Any, path: str | Path, objects: Sequence[Path] = ()) -> None:
         """As `Target.export_library`; the kernels are compiled on the way. Raises also LinkError of nvcc."""
         linker = self.linker()
         nvcc = None if self.simulated else self.compilers()
         with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
 
-            def link(output: str, objects: Sequence[str], **_: Any) -> None:
-                inputs = replaced_source(objects, Path(folder), nvcc, self.machine.compute_capability)
+            def link(output: str, generated: Sequence[str], **_: Any) -> None:
+                inputs = replaced_source(generated, Path(folder), nvcc, self.machine.compute_capability)
                 linker.link(Path(output), inputs, self.link_options())
 
-            executable.export_library(str(path), fcompile=link, workspace_dir=folder)
+            addons = [str(each) for each in objects]
+            executable.export_library(str(path), fcompile=link, workspace_dir=folder, addons=addons)
 
 
 @cache

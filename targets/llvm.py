@@ -31,6 +31,10 @@ class LlvmTarget(Target):
     def required_features(self) -> tuple[str, ...]:
         return self.features
 
+    @property
+    def builds_in_parts(self) -> bool:
+        return True
+
     def engine_options(self) -> dict[str, Any]:
         options: dict[str, Any] = {
             "kind": "llvm",

@@ -159,8 +159,13 @@ class Target(ABC):
         """Extra arguments for the linker."""
         return ()
 
-    def export_library(self, executable: Any, path: str | Path) -> None:
-        """Write a built executable (anything with TVM's `export_library`) as a shared library.
+    @property
+    def builds_in_parts(self) -> bool:
+        """Whether kernels may be built apart from each other, as objects that are linked to the executable."""
+        return False
+
+    def export_library(self, executable: Any, path: str | Path, objects: Sequence[Path] = ()) -> None:
+        """Write a built executable (anything with TVM's `export_library`) as a shared library, `objects` with it.
 
         Raises ToolchainMissing when there is no linker and LinkError when it fails.
         """
@@ -172,7 +177,8 @@ class Target(ABC):
 
         # A folder of its own: the engine's cleanups remove whole folders.
         with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
-            executable.export_library(str(path), fcompile=link, workspace_dir=folder)
+            addons = [str(each) for each in objects]
+            executable.export_library(str(path), fcompile=link, workspace_dir=folder, addons=addons)
 
     def describe(self) -> dict[str, Any]:
         """What a manifest records: name, architecture, features and the machine; JSON-serializable."""
