@@ -26,8 +26,8 @@ from torch import nn
 
 import compiler
 import targets
-from compiler.compression.job import processor_seconds
 from compiler.compression.pruning.patterns import masks, parse_pattern
+from compiler.compression.timing import run_seconds
 from schedules.sparse_cost import SparseForm, sparse_form
 from schedules.sparse_groups import Groups, most_kept
 
@@ -113,7 +113,7 @@ def _rows(layer: Layer, options: argparse.Namespace) -> Iterator[list[str]]:
         if used is not force:
             return float("nan")
         name = module.inputs[0].name
-        return processor_seconds(lambda: module.run({name: inputs["input"]}), options.seconds)
+        return run_seconds(lambda: module.run({name: inputs["input"]}), budget=options.seconds)
 
     dense = timed(False)
     for pattern, share in _patterns(layer, options):

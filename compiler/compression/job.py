@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from compiler.compression.model import CompressedModel
 from compiler.compression.quantization.accuracy import Evaluate, likeness, relative_drop, score
 from compiler.compression.quantization.calibration import checked_samples
 from compiler.compression.report import CompressionReport, LayerChange, Measure
+from compiler.compression.timing import run_seconds
 from compiler.driver import compile as compile_model
 from compiler.driver import find_target, model_name
 from compiler.errors import AccuracyError, OptionError
@@ -26,7 +26,6 @@ from compiler.reference import random_inputs
 from compiler.runtime import Module
 
 Samples = Iterable[Mapping[str, np.ndarray]]
-_TIMED_SECONDS = 0.3
 
 
 @dataclass
@@ -65,7 +64,7 @@ class Job:
 
     def _seconds(self, module: Module) -> float:
         inputs = self.samples[0] if self.samples else random_inputs(self.model.inputs)
-        return processor_seconds(lambda: module.run(inputs))
+        return run_seconds(lambda: module.run(inputs), threads=module.threads)
 
     @property
     def measured(self) -> tuple[object, ...]:
@@ -115,18 +114,6 @@ class Job:
         )
         fields = {name: getattr(candidate, name) for name in ImportedModel.__dataclass_fields__}
         return CompressedModel(**fields, name=self.name, report=report, trained=trained, measured=self.measured)
-
-
-def processor_seconds(run: Callable[[], object], budget: float = _TIMED_SECONDS) -> float:
-    """The median processor time of a run, in seconds; runs for `budget` seconds, three times at least."""
-    run()
-    times: list[float] = []
-    deadline = time.process_time() + budget
-    while len(times) < 3 or time.process_time() < deadline:
-        start = time.process_time()
-        run()
-        times.append(time.process_time() - start)
-    return float(np.median(times))
 
 
 def start(

@@ -6,20 +6,16 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 from tvm import relax
 
 import targets
-from compiler.compression.job import processor_seconds
 from compiler.compression.low_rank.rewriting import chain
 from compiler.compression.quantization.layers import Layer
+from compiler.compression.timing import seconds_in_turns
 from compiler.driver import compile as compile_model
 from compiler.passes.matching import Array, shape_of
 from compiler.reference import random_inputs
 from compiler.runtime import Module
-
-_TURNS = 3
-_TURN_SECONDS = 0.05
 
 
 class LayerTimer:
@@ -47,8 +43,7 @@ class LayerTimer:
         modules = [self._alone(layer, shape, own) for own in ([layer.weight], weights)]
         inputs = random_inputs(modules[0].inputs)
         runs = [partial(each.run, inputs) for each in modules]
-        times = [[processor_seconds(run, _TURN_SECONDS) for run in runs] for _ in range(_TURNS)]
-        whole, parts = (float(np.median(each)) for each in zip(*times, strict=True))
+        whole, parts = seconds_in_turns(runs)
         return whole / parts
 
     def _alone(self, layer: Layer, shape: tuple[int, ...], weights: Sequence[Array]) -> Module:

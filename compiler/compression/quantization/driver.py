@@ -19,6 +19,7 @@ from compiler.compression.quantization.report import QuantizationReport
 from compiler.compression.quantization.scheme import scheme_for
 from compiler.compression.quantization.schemes.registry import STATIC, SchemeOptions, make_scheme, scheme_names
 from compiler.compression.quantization.session import Session
+from compiler.compression.quantization.speed import SpeedLimit
 from compiler.compression.quantization.summary import make_report, size_of
 from compiler.driver import compile as compile_model
 from compiler.driver import find_target, model_name
@@ -52,6 +53,7 @@ def quantize(
     scales: str = "float16",
     techniques: Collection[str] = _DEFAULT_TECHNIQUES,
     in_float: Collection[str] = (),
+    keep_slower: bool = False,
     shapes: Shapes | None = None,
     constants: Constants | None = None,
     example_inputs: Sequence[Any] | None = None,
@@ -86,6 +88,9 @@ def quantize(
             not hold, the most sensitive layers of static integers read 16-bit activations if that is enough, before
             they go back to float.
         in_float: names of layers (as in the report) to leave in float.
+        keep_slower: static integers alone: whether layers that are slower in integers than in float, with their
+            neighbours, stay integers for their size. They go back to float otherwise, where this machine can run the
+            target, and the whole is never slower than in float; where no layer is faster, all of them do.
         progress: called with the name of each step as it begins.
 
     Returns:
@@ -115,16 +120,24 @@ def quantize(
         known = samples[0] if inputs == set(samples[0]) else None
         return compile_model(candidate, chosen, threads=threads, reference_inputs=known)
 
-    limit = _Limit(evaluate, max_drop, in_float)
+    limit = _Limit(evaluate, max_drop)
     if scheme == STATIC:
         activation_scheme = scheme_for(chosen, activations, per_channel)
         session = Session(model, samples, activation_scheme, method, techniques, compiled, report)
+        session.leave_in_float(in_float)
+        speed = None
+        if not (keep_slower or chosen.quantized_everywhere) and chosen.fits_this_machine():
+            speed = SpeedLimit(session, lambda mod: compile_model(mod, chosen, threads=threads), report)
         found, scores, tried = _within_limit(session, limit, report)
+        while speed is not None and speed.tightened(found, samples[0]):
+            found, scores, more = _within_limit(session, limit, report)
+            tried += more
         report("report")
         summary = make_report(session, found, chosen.name, scores, max_drop, tried)
         return QuantizedModel(**vars(replace(session.model, mod=found.mod)), name=model_name(source), report=summary)
     options = SchemeOptions(group, scales, _rounding(techniques) if calibration is not None else "nearest")
     layerwise = LayerwiseSession(model, samples, make_scheme(scheme, options), compiled, report)
+    layerwise.leave_in_float(in_float)
     candidate, scores, tried = _within_limit(layerwise, limit, report)
     report("report")
     summary = replace(
@@ -187,7 +200,8 @@ class _Search(Protocol[Found]):
     def widens(self) -> bool: ...
     @property
     def left_in_float(self) -> list[tuple[str, str]]: ...
-    def leave_in_float(self, names: Collection[str]) -> None: ...
+    @property
+    def slower(self) -> Collection[str]: ...
     def rank(self, samples: int) -> None: ...
     def candidate(self, count: int, wide: bool = False) -> Found: ...
 
@@ -198,13 +212,11 @@ class _Limit:
 
     evaluate: Evaluate | None
     max_drop: float
-    in_float: Collection[str]
 
 
 def _within_limit(session: _Search[Found], limit: _Limit, report: Steps) -> tuple[Found, tuple[float, float], int]:
     """(the candidate that holds the limit with the fewest layers in float, the scores of the float model and of it, how
     many were measured)"""
-    session.leave_in_float(limit.in_float)
     evaluate = limit.evaluate if limit.evaluate is not None else likeness(session.samples, session.float_outputs)
     before, max_drop = score(evaluate, session.float_module.run), limit.max_drop
     scores: dict[tuple[int, bool], float] = {}
@@ -215,7 +227,7 @@ def _within_limit(session: _Search[Found], limit: _Limit, report: Steps) -> tupl
         return relative_drop(before, scores[count, wide]) <= max_drop
 
     layers = session.quantizable
-    if not layers:
+    if not layers and not session.slower:
         raise AccuracyError(
             f"the model has no layer that this scheme quantizes{_reasons(session)}",
             "try another scheme=, or compile it in float",

@@ -17,6 +17,7 @@ class LayerChoice:
     Attributes:
         sensitivity: decibels by the layer's name, once `rank` has measured them.
         in_float: reasons by name, of the layers that stay in float whatever is measured.
+        slower: the names of those of them that are faster so.
     """
 
     graph: LayerGraph
@@ -26,6 +27,7 @@ class LayerChoice:
     def __init__(self) -> None:
         self.sensitivity: dict[str, float] = {}
         self.in_float: dict[str, str] = {}
+        self.slower: set[str] = set()
 
     @property
     def choices(self) -> list[Layer]:

@@ -33,6 +33,7 @@ class Product:
 
 
 LOOK_UP = Product(data=1, weight=0, filters=0, channels=-1)
+_CONSTANT = "both operands are constants"
 _TABLE_ELEMENTS = 1024  # fewer are not worth a scale a row
 
 # A Product, the reason why the call is none that integers can compute, or None: nothing to say.
@@ -74,6 +75,8 @@ def integer_name(call: Call) -> str:
 def _convolution(call: Call) -> Product | str | None:
     if not isinstance(call.args[1], GenericConst):
         return "its weights are computed"
+    if isinstance(call.args[0], GenericConst):
+        return _CONSTANT
     if dtype_of(call) != "float32":
         return f"it computes in {dtype_of(call)}"
     data, kernel = str(call.attrs.data_layout), str(call.attrs.kernel_layout)
@@ -88,6 +91,8 @@ _TRANSPOSED = "relax.nn.conv2d_transpose"
 def _transposed_product(call: Call) -> Product | str:
     if not isinstance(call.args[1], GenericConst):
         return "its weights are computed"
+    if isinstance(call.args[0], GenericConst):
+        return _CONSTANT
     if int(call.attrs.groups) != 1 or dtype_of(call) != "float32":
         return "a transposed convolution in groups, or not of float32"
     return Product(0, 1, 1, 1)
@@ -101,6 +106,8 @@ def _transposed_convolution(call: Call) -> Product | str | None:
 @product_operator("relax.matmul")
 def _matmul(call: Call) -> Product | str | None:
     left, right = call.args[:2]
+    if isinstance(left, GenericConst) and isinstance(right, GenericConst):
+        return _CONSTANT
     if isinstance(left, GenericConst):
         return "its left operand is the constant one"
     if not isinstance(right, GenericConst):

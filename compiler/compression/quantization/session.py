@@ -73,7 +73,7 @@ class Session(LayerChoice):
         self._calibrator = get_calibrator(method)
         self._wide_scheme = replace(scheme, activations="int16", symmetric_activations=True)
         self.widens = "int16" in techniques
-        self._candidates: dict[tuple[int, bool], Candidate] = {}
+        self._candidates: dict[tuple[int, bool, frozenset[str]], Candidate] = {}
         self._weights: dict[Var, QuantizedWeight] = {}
         if scheme.everywhere:
             model = replace(model, mod=slices_for_splits(model.mod))
@@ -128,9 +128,10 @@ class Session(LayerChoice):
 
     def candidate(self, count: int, wide: bool = False) -> Candidate:
         """The model with the `count` most sensitive layers in float, or with 16-bit data; made once."""
-        if (count, wide) not in self._candidates:
-            self._candidates = {(count, wide): self._made(count, wide)}
-        return self._candidates[count, wide]
+        key = (count, wide, frozenset(self.in_float))
+        if key not in self._candidates:
+            self._candidates = {key: self._made(count, wide)}
+        return self._candidates[key]
 
     def _made(self, count: int, wide: bool) -> Candidate:
         sensitive = self.ranked[:count]
@@ -141,12 +142,12 @@ class Session(LayerChoice):
         return Candidate(mod, self.compile(replace(self.model, mod=mod)), placement, numbers)
 
     def _can_widen(self, layer: Layer) -> bool:
-        return not layer.is_look_up and sums_fit(self._weight(layer).values, layer.product.filters)
+        return not layer.is_look_up and sums_fit(self.rounded_weight(layer).values, layer.product.filters)
 
     def numbers(self, placement: Placement, wide: Collection[Var] = ()) -> Numbers[QuantizedWeight]:
         """Scales of all tensors of a placement, and corrections; the sites `wide` have 16 bits."""
         activations = {site: self._activation(site, placement.ties, wide) for site in placement.sites}
-        weights = {layer.variable: self._weight(layer) for layer in placement.layers}
+        weights = {layer.variable: self.rounded_weight(layer) for layer in placement.layers}
         shifts: dict[Var, Array] = {}
         if "bias-correction" in self.techniques:
             for layer in placement.layers:
@@ -166,7 +167,8 @@ class Session(LayerChoice):
         shared = self._activation(source, ties, wide)
         return shared if shared.scale <= own.scale * _WIDEST_TIE else own
 
-    def _weight(self, layer: Layer) -> QuantizedWeight:
+    def rounded_weight(self, layer: Layer) -> QuantizedWeight:
+        """The layer's weights as integers."""
         if layer.variable not in self._weights:
             per_channel = self.scheme.per_channel or layer.is_look_up
             rounded = quantize_weight(layer.weight, layer.product.filters, per_channel=per_channel)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -14,11 +14,11 @@ from compiler.compression.quantization.calibration import Array, Tapped
 from compiler.compression.quantization.layers import Layer
 from compiler.compression.quantization.report import LayerReport, QuantizationReport, Size
 from compiler.compression.quantization.session import Candidate, Session
+from compiler.compression.timing import run_seconds
 from compiler.passes.graph import Var
 from compiler.runtime import Module
 
 _NOISE_SAMPLES = 4
-_TIMED_SECONDS = 0.3
 
 
 def make_report(
@@ -95,16 +95,5 @@ def size_of(before: Module, after: Module, sample: Mapping[str, Array]) -> Size:
     """Bytes and time of the float module and the quantized one."""
     modules = before, after
     sizes = [sum(parameter.nbytes for parameter in module.manifest.parameters) for module in modules]
-    return Size(sizes[0], sizes[1], *(_seconds(module, sample) for module in modules))
-
-
-def _seconds(module: Module, sample: Mapping[str, Array]) -> float:
-    """The median time of a run."""
-    module.run(sample)
-    times: list[float] = []
-    deadline = time.perf_counter() + _TIMED_SECONDS
-    while len(times) < 3 or time.perf_counter() < deadline:
-        start = time.perf_counter()
-        module.run(sample)
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
+    seconds = [run_seconds(partial(module.run, sample), threads=module.threads) for module in modules]
+    return Size(sizes[0], sizes[1], *seconds)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 from tvm import relax
 from tvm.ir import IRModule
 
 from compiler.compression.quantization.everywhere import place_everywhere
 from compiler.compression.quantization.layers import find_layers, place
 from compiler.frontends.source import import_model
+from compiler.passes.matching import as_constant
 from compiler.passes.pipeline import run_pipeline
 from tests.compiler.compression.quantization.networks import downsampling_net, residual_net
 
@@ -90,3 +92,18 @@ def test_what_an_accelerator_computes_besides_is_rounded_too() -> None:
         placement = place_everywhere(mod, graph, operators=operators)
         rounded = [graph.definitions[site].op.name.removeprefix("relax.") for site in placement.made]
         assert sorted(rounded) == sorted(wanted)
+
+
+def test_products_of_constants_are_no_layers() -> None:
+    """What is too large to be folded, a position's encoding say, is no activation."""
+    data, weight = (as_constant(np.ones(shape, np.float32)) for shape in ((1, 4, 8, 8), (2, 4, 1, 1)))
+    x = relax.Var("x", relax.TensorType((1, 2, 8, 8), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            made = builder.emit(relax.op.nn.conv2d(data, weight))
+            result = builder.emit_output(relax.op.add(x, made))
+        builder.emit_func_output(relax.Tuple([result]))
+    graph = find_layers(builder.get())
+    assert graph.layers == []
+    assert [reason for _, reason in graph.refused] == ["both operands are constants"]

@@ -1,0 +1,142 @@
+"""What each layer's kernel takes in float and in integers, measured on the machine that the model is for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.ir import IRModule
+
+from compiler.compression.quantization.affine import Affine, QuantizedWeight
+from compiler.compression.quantization.edit import with_operands
+from compiler.compression.quantization.insertion import dequantized_weight
+from compiler.compression.quantization.layers import Layer
+from compiler.passes.matching import as_constant, static_shape
+from compiler.profiling.profile import profile
+from compiler.profiling.records import Profile
+from compiler.reference import MAX_REFERENCE_BYTES
+from compiler.runtime import Module
+
+_RUNS = 15
+_PROBE = 1 << 18  # elements of a tensor, by whose conversion those of others are known
+_PRODUCTS = ("convolution", "matmul")
+# The most bytes of the layers' data in one module.
+_MOST_BYTES = MAX_REFERENCE_BYTES // 4
+Build = Callable[[IRModule], Module]
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Seconds of a run."""
+
+    floats: float
+    integers: float
+
+
+class LayerTimes:
+    """Times layers, those of equal sizes once: one module holds them all in float, another in integers.
+
+    Args:
+        build: compiles a module for the target, which this machine can run.
+    """
+
+    def __init__(self, build: Build, activations: str) -> None:
+        self._build = build
+        self._affine = Affine(activations, 1 / 32, 128 if activations == "uint8" else 0)
+        self._conversion: float | None = None
+
+    def measure(self, layers: Sequence[Layer], weights: Callable[[Layer], QuantizedWeight]) -> dict[str, LayerTime]:
+        """By the layer's name; without those whose data has no fixed size."""
+        keys = {layer.name: key for layer in layers if (key := _key(layer)) is not None}
+        examples = list({keys[layer.name]: layer for layer in layers if layer.name in keys}.values())
+        times: dict[object, LayerTime] = {}
+        for batch in _batches(examples):
+            floats = self._seconds(batch, lambda layer, data, emit: with_operands(layer.call, {0: data}), "float32")
+            integers = self._seconds(batch, self._in_integers(weights), self._affine.dtype)
+            for layer, *pair in zip(batch, floats, integers, strict=True):
+                times[keys[layer.name]] = LayerTime(*pair)
+        return {name: times[key] for name, key in keys.items()}
+
+    def conversion(self, elements: int) -> float:
+        """Seconds that it takes to make integers of a tensor of floats."""
+        if self._conversion is None:
+            data = relax.Var("x", relax.TensorType((_PROBE,), "float32"))
+            builder = relax.BlockBuilder()
+            with builder.function("main", [data]):
+                with builder.dataflow():
+                    output = builder.emit_output(relax.Tuple([builder.emit(self._quantized(data))]))
+                builder.emit_func_output(output)
+            measured = _profiled(self._build(builder.get()))
+            self._conversion = sum(kernel.seconds for kernel in measured.kernels) / _PROBE
+        return self._conversion * elements
+
+    def _quantized(self, data: Any) -> Any:
+        affine = self._affine
+        scale, zero = (
+            as_constant(np.asarray(affine.scale, np.float32)),
+            as_constant(np.asarray(affine.zero, affine.dtype)),
+        )
+        return relax.op.quantize(data, scale, zero, -1, affine.dtype)
+
+    def _in_integers(self, weights: Callable[[Layer], QuantizedWeight]) -> Callable[..., Any]:
+        def make(layer: Layer, data: Any, emit: Callable[[Any], Any]) -> Any:
+            affine, product = self._affine, layer.product
+            scale = as_constant(np.asarray(affine.scale, np.float32))
+            zero = as_constant(np.asarray(affine.zero, affine.dtype))
+            wide = emit(relax.op.dequantize(data, scale, zero, -1, "float32"))
+            weight = emit(dequantized_weight(weights(layer)))
+            return self._quantized(emit(with_operands(layer.call, {product.data: wide, product.weight: weight})))
+
+        return make
+
+    def _seconds(self, layers: Sequence[Layer], make: Callable[..., Any], dtype: str) -> list[float]:
+        """Of the kernel of each layer in one module of all."""
+        shapes = [static_shape(layer.data) for layer in layers]
+        data = [relax.Var(f"x{index}", relax.TensorType(shape, dtype)) for index, shape in enumerate(shapes)]
+        builder = relax.BlockBuilder()
+        with builder.function("main", data):
+            with builder.dataflow():
+                results = [
+                    builder.emit(make(layer, each, builder.emit)) for layer, each in zip(layers, data, strict=True)
+                ]
+                output = builder.emit_output(relax.Tuple(results))
+            builder.emit_func_output(output)
+        measured = _profiled(self._build(builder.get()))
+        seconds = {kernel.name: kernel.seconds / kernel.calls for kernel in measured.kernels}
+        # Kernels run in the order of the graph; what is not a product packs its data and unpacks its result.
+        found = [seconds[call.name] for call in measured.calls if call.kind in _PRODUCTS]
+        if len(found) == len(layers):
+            return found
+        if len(layers) == 1:
+            return [sum(found)]
+        return [each for layer in layers for each in self._seconds([layer], make, dtype)]
+
+
+def _profiled(module: Module) -> Profile:
+    return profile(module, runs=_RUNS)
+
+
+def _key(layer: Layer) -> object | None:
+    """Equal for layers that take the same time: zeros, which kernels may skip, count."""
+    shape = static_shape(layer.data)
+    if shape is None:
+        return None
+    zeros = round(float(np.mean(layer.weight == 0)), 1)
+    return (shape, str(layer.call.op), str(layer.call.attrs), layer.weight.shape, zeros)
+
+
+def _batches(layers: Sequence[Layer]) -> list[list[Layer]]:
+    """The layers in runs whose data fits into memory."""
+    batches: list[list[Layer]] = []
+    room = 0
+    for layer in layers:
+        size = 8 * int(np.prod(static_shape(layer.data) or ()))
+        if size > room:
+            batches.append([])
+            room = _MOST_BYTES
+        batches[-1].append(layer)
+        room -= size
+    return batches

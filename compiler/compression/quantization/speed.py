@@ -1,0 +1,65 @@
+"""Never slower than in float: layers that are, go back, alone or with their neighbours; then the whole is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from compiler.compression.quantization.calibration import Array
+from compiler.compression.quantization.layer_times import Build, LayerTime, LayerTimes
+from compiler.compression.quantization.regions import faster_in_float
+from compiler.compression.quantization.session import Candidate, Session
+from compiler.compression.timing import seconds_in_turns
+
+# How much slower is within the noise of measuring: a share, and seconds.
+_NOISE, _LEAST = 1.03, 2e-6
+# How many times faster than measured floats are taken to be when the whole is still slower in integers.
+_MARGINS = (1.25, 1.6, 2.5, float("inf"))
+
+
+class SpeedLimit:
+    """Holds a session's candidates to the time of the float model.
+
+    Attributes:
+        times: of the layers, by name.
+    """
+
+    def __init__(self, session: Session, build: Build, report: Callable[[str], None]) -> None:
+        report("time layers")
+        self._session, self._report = session, report
+        self._timer = LayerTimes(build, session.scheme.activations)
+        layers = [layer for layer in session.quantizable if not layer.is_look_up]
+        self.times: dict[str, LayerTime] = self._timer.measure(layers, session.rounded_weight)
+        self._margins = iter(_MARGINS)
+        self._leave(1.0)
+
+    def tightened(self, found: Candidate, sample: Mapping[str, Array]) -> bool:
+        """Whether the candidate is slower than the float model and there were layers to give up for that."""
+        modules = (self._session.float_module, found.module)
+        runs = [partial(module.run, sample) for module in modules]
+        floats, integers = seconds_in_turns(runs, threads=modules[0].threads)
+        if integers <= floats * _NOISE + _LEAST:
+            return False
+        return any(self._leave(margin) for margin in self._margins)
+
+    def _leave(self, margin: float) -> bool:
+        """Leave layers in float; whether there were any."""
+        layers = [layer for layer in self._session.quantizable if not layer.is_look_up]
+        if margin == float("inf"):
+            slower = layers
+        else:
+            slower = faster_in_float(self._session.graph, layers, self._within_noise(), self._timer.conversion, margin)
+        for layer in slower:
+            self._session.in_float[layer.name] = self._reason(layer.name)
+        self._session.slower.update(layer.name for layer in slower)
+        return bool(slower)
+
+    def _within_noise(self) -> dict[str, LayerTime]:
+        """The times, in favour of integers."""
+        return {name: LayerTime(time.floats * _NOISE + _LEAST, time.integers) for name, time in self.times.items()}
+
+    def _reason(self, name: str) -> str:
+        time = self.times.get(name)
+        if time is None or time.floats >= time.integers:
+            return "faster in float with what is around it: converting costs more than integers gain"
+        return f"slower in integers: {time.integers * 1e6:.1f} us, in float {time.floats * 1e6:.1f}"
