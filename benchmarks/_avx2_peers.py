@@ -1,9 +1,9 @@
 """Peers held to AVX2, to be compared with what is compiled for processors that have no more.
 
-OpenVINO asks oneDNN, which reads ONEDNN_MAX_CPU_ISA. ONNX Runtime's kernels (MLAS) have no such setting: they ask the
-processor, and by its instruction XGETBV whether the operating system keeps 512-bit registers. So a copy of the package
-is made whose libraries hold in place of that instruction one that says no. It still takes AVX-VNNI where the processor
-has that.
+oneDNN, in OpenVINO, reads ONEDNN_MAX_CPU_ISA. The other kernels of OpenVINO and those of ONNX Runtime (MLAS) have no
+such setting: they ask the processor, and by its instruction XGETBV whether the operating system keeps registers of 512
+bits. So copies of both packages are made whose libraries hold in place of that instruction one that says no. ONNX
+Runtime still takes AVX-VNNI where the processor has that.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from schedules.machine import Machine
 _XGETBV = bytes((0x0F, 0x01, 0xD0))
 _ANSWER = bytes((0xB0, 0x07, 0x90))
 """`mov al, 7; nop`, as long: of the kinds of registers, bits 0 to 2 (x87, SSE, AVX) are set, 5 to 7 (AVX-512) not."""
-_UNUSED = ("quantization", "tools", "transformers", "datasets")
+_PACKAGES = ("onnxruntime", "openvino")
+_UNUSED = ("quantization", "transformers", "datasets", "*intel_gpu_plugin*", "*intel_npu_plugin*")
 
 
 def limits(machine: Machine) -> Mapping[str, str]:
-    """Environment variables of contestants that hold peers to AVX2 where a described x86-64 machine has no more."""
+    """Environment variables of contestants that hold peers to AVX2 where a described x86-64 machine has no more.
+
+    Raises RuntimeError when a peer's libraries do not ask.
+    """
     if machine.architecture != "x86_64" or machine.vector_bits >= 512:
         return {}
-    paths = [str(_limited_onnxruntime().resolve()), os.environ.get("PYTHONPATH", "")]
+    folders = [str(_limited(package).resolve()) for package in _PACKAGES]
     isa = "AVX2_VNNI" if machine.has("avxvnni") else "AVX2"
-    return {"ONEDNN_MAX_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    path = os.pathsep.join(filter(None, [*folders, os.environ.get("PYTHONPATH", "")]))
+    return {"ONEDNN_MAX_CPU_ISA": isa, "PYTHONPATH": path}
 
 
-def _limited_onnxruntime() -> Path:
-    """A folder to import ONNX Runtime from; made once for each version.
-
-    Raises RuntimeError when its libraries do not ask.
-    """
-    folder = cache_folder() / f"onnxruntime-{version('onnxruntime')}-avx2"
+def _limited(package: str) -> Path:
+    """A folder to import the package from; made once for each version."""
+    folder = cache_folder() / f"{package}-{version(package)}-avx2"
     if folder.exists():
         return folder
-    spec = importlib.util.find_spec("onnxruntime")
+    spec = importlib.util.find_spec(package)
     assert spec is not None
     assert spec.submodule_search_locations
-    being_made = folder.with_suffix(f".{os.getpid()}")
-    shutil.copytree(
-        spec.submodule_search_locations[0], being_made / "onnxruntime", ignore=shutil.ignore_patterns(*_UNUSED)
-    )
+    being_made = folder.with_name(f"{folder.name}.{os.getpid()}")
+    shutil.copytree(spec.submodule_search_locations[0], being_made / package, ignore=shutil.ignore_patterns(*_UNUSED))
     places = sum(_answer_for(library) for library in sorted(being_made.rglob("*.so*")))
     if places == 0:
-        raise RuntimeError("ONNX Runtime can not be held to AVX2: its libraries do not ask for the system's registers")
+        raise RuntimeError(f"{package} can not be held to AVX2: its libraries do not ask for the system's registers")
     being_made.rename(folder)
     return folder
 
