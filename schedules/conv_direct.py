@@ -8,7 +8,7 @@ convolutions, strides, dilations, groups and any number of spatial dimensions ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, ClassVar
@@ -51,7 +51,7 @@ from schedules.open_sizes import (
     row_parts,
 )
 from schedules.rule import ScheduleRule
-from schedules.weights_ahead import ahead, ask_share
+from schedules.weights_ahead import ahead, ask_share, depth_to_ask_at, lines_of
 
 SMALL_FLOPS = 600_000  # some 6 microseconds; less than that is done before a second thread is of use
 
@@ -339,17 +339,18 @@ class DirectNest:
         def window_loop(source: Expr | int, channels: int) -> Stmt:
             unroll = max(size for size in divisors(channels) if size <= self.unroll)
 
-            def body(window: list[Any]) -> Stmt:
-                count = channels // unroll
+            count = channels // unroll
+            parts = count if unroll > 1 else 1  # one channel at a time leaves no room for more than its sums
 
+            def body(window: list[Any]) -> Stmt:
                 def some(i: Expr | int) -> Stmt:
-                    asked = self._weights_ahead(block, start, [source, *window, i], count) if unroll > 1 else None
+                    asked = self._weights_ahead(block, start, [source, *window, i], parts) if parts > 1 else None
                     return sequence(asked, *(step(source, window, i * unroll + j) for j in range(unroll)))
 
-                asked = self._weights_ahead(block, start, [source, *window, 0], 1) if unroll == 1 else None
-                return sequence(asked, repeat("ci", count, some))
+                return sequence(self._weights_ahead(block, start, [source, *window], parts), repeat("ci", count, some))
 
-            return grid([f"k{i}" for i in range(work.rank)], work.kernel, body)
+            taps = self._taps(body, steps=count)
+            return sequence(self._weights_ahead(block, start, [source], parts), taps)
 
         parts = []
         if whole:
@@ -359,19 +360,38 @@ class DirectNest:
         clear = [store(sums, self.zero, pixel, part, lanes_of(0, lanes)) for pixel, part in points]
         return sequence(allocation, clear, parts, self._finish_tile(sums, place, block, start, pixels))
 
-    def _weights_ahead(self, block: Expr | int, start: Sequence[Any], at: Sequence[Any], count: int) -> Stmt | None:
-        """What the tile at `start` asks for: its share of the weights of output blocks to come. `at` is where it is in
-        its sum: the channel block of the input, the tap of the window, which of `count` parts of the block."""
+    def _taps(self, body: Callable[[list[Any]], Stmt], *, steps: int) -> Stmt:
+        """`body(place in the window)` for each tap, of so many steps.
+
+        Where a tap is one step LLVM unrolls the loop over the innermost dimension of taps. Those of a row read the same
+        elements, which it would hold in registers; those of a column do not.
+        """
+        order = list(range(self.work.rank))[:: -1 if steps == 1 else 1]
+        names, sizes = [f"k{i}" for i in order], [self.work.kernel[i] for i in order]
+        return grid(names, sizes, lambda window: body(window[:: -1 if steps == 1 else 1]))
+
+    def _weights_ahead(self, block: Expr | int, start: Sequence[Any], at: Sequence[Any], parts: int) -> Stmt | None:
+        """What the tile at `start` asks for where it is in its sum: its share of the weights of output blocks to come.
+
+        `at` is the channel block of the input, perhaps the tap of the window, perhaps which of `parts` of the block;
+        of these places one alone asks.
+        """
         across = ceil_div(self.room[-1], self.pixels)
-        extents = [*self.room[:-1], across, self.work.in_blocks, *self.work.kernel, count]
-        turn: Any = 0
-        for place, size in zip([*start[:-1], start[-1] // self.pixels, *at], extents, strict=True):
-            turn = turn * size + place
+        extents = [*self.room[:-1], across, self.work.in_blocks, *self.work.kernel]
+        extents += [parts] if parts > 1 else []
+        places = [*start[:-1], start[-1] // self.pixels, *at]
         shape = [int(size) for size in self.weight.ty.shape[1:]]
         elements = self.blocks * prod(shape)
         distance = ahead(prod(self.room[:-1]) * across * self.pixels * elements // shape[-1])
+        steps = self.work.out_blocks // (self.chunks * self.blocks)
+        depth = depth_to_ask_at(lines_of(self.weight, elements), extents, self.work.rank + 1)
+        if distance >= steps or len(places) != depth:
+            return None
+        turn: Any = 0
+        for place, size in zip(places, extents, strict=False):
+            turn = turn * size + place
         begin = [block + distance * self.blocks, *(0,) * (self.work.rank + 3)]
-        return ask_share(self.weight, begin, elements, turn, prod(extents))
+        return ask_share(self.weight, begin, elements, turn, prod(extents[:depth]))
 
     def _input(
         self, place: Place, source: Any, start: Sequence[Any], pixel: int, window: Sequence[Any], lane: Any

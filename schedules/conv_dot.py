@@ -155,7 +155,7 @@ class DotNest(DirectNest):
             unroll = max(size for size in divisors(max(groups, 1)) if size <= self.unroll)
 
             def body(window: list[Any]) -> Stmt:
-                parts = [self._weights_ahead(block, start, [source, *window, 0], 1)]
+                parts = [self._weights_ahead(block, start, [source, *window], 1)]
                 if groups:
                     parts.append(
                         repeat(
@@ -170,7 +170,8 @@ class DotNest(DirectNest):
                     parts.append(sequence(step(source, window, groups, single)))
                 return sequence(parts)
 
-            return grid([f"k{i}" for i in range(work.rank)], work.kernel, body)
+            taps = self._taps(body, steps=groups // unroll + bool(single))
+            return sequence(self._weights_ahead(block, start, [source], 1), taps)
 
         parts = []
         if whole:

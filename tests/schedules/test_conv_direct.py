@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from schedules import conv_compute
+from schedules.apply import apply_schedules
 from schedules.conv_direct import ConvDirect
 from schedules.conv_workload import ConvWorkload
 from tests.schedules.blocked import (
@@ -174,3 +175,16 @@ def test_defaults_lie_in_their_space() -> None:
             )
             rule = ConvDirect()
             rule.space(work, machine).check(rule.default(work, machine))
+
+
+@pytest.mark.parametrize(("in_block", "outermost"), [(1, "k1"), (16, "k0")])
+def test_taps_of_a_row_of_plain_input_are_not_next_to_each_other(in_block: int, outermost: str) -> None:
+    step, none = (1, 1), ((0, 0), (0, 0))
+    work = ConvWorkload(1, 16, 16, (8, 8), (3, 3), step, step, none, "float32", 16, 1, in_block)
+    data = te.placeholder((1, 16, 8, 8) if in_block == 1 else (1, 1, 8, 8, 16), "float32", name="data")
+    weight = te.placeholder((1, 16 // in_block, 3, 3, in_block, 16), "float32", name="weight")
+    function = te.create_prim_func([data, weight, conv_compute.conv_direct(data, weight, work)])
+    scheduled, _ = apply_schedules(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}), AVX512)
+    text = scheduled["main"].script()
+    places = {name: text.index(name) for name in ("k0", "k1")}  # loops name them first
+    assert min(places, key=places.__getitem__) == outermost

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from schedules.expression import constant_int, substitute
 from schedules.nest import expression
 from schedules.tir import tirx, tvm
-from schedules.weights_ahead import ahead, ask_share
+from schedules.weights_ahead import ahead, ask_share, depth_to_ask_at
 
 
 def elements_asked(statement: Any) -> list[int]:
@@ -57,3 +57,16 @@ def test_shares_are_all_of_it_once(shape: list[int], dtype: str, turns: int, mor
 @pytest.mark.parametrize(("multiply_adds", "parts"), [(16, 128), (28, 74), (2048, 1), (1 << 20, 1)])
 def test_parts_ahead_cover_the_latency(multiply_adds: int, parts: int) -> None:
     assert ahead(multiply_adds) == parts
+
+
+@pytest.mark.parametrize(
+    ("lines", "extents", "depth"),
+    [
+        (128, (28, 4, 16), 2),  # many tiles: one line each, before its sum
+        (1024, (7, 1, 32, 4), 4),  # few: in every part of a channel block
+        (400, (7, 1, 32, 4), 3),
+        (10**6, (7, 1, 32), 3),
+    ],
+)
+def test_small_shares_are_asked_for_less_often(lines: int, extents: tuple[int, ...], depth: int) -> None:
+    assert depth_to_ask_at(lines, extents, 2) == depth
