@@ -1,5 +1,5 @@
-"""The engine's lowering of kernels with two changes: needless checks of arguments are left out, and tiles of registers
-lie on the stack.
+"""The engine's lowering of kernels with three changes: needless checks of arguments are left out, tiles of registers
+lie on the stack, and indices hold no Let.
 
 A kernel is only called by the module it belongs to, on tensors that the virtual machine made or has checked. The engine
 still has each kernel look at each argument's type, rank, element type, device and strides, with a message of the whole
@@ -8,16 +8,20 @@ not known here.
 
 Buffers of the scope "local" are tiles that are to be held in registers. The engine would take them from the heap, where
 LLVM promotes what it can late and not all of it.
+
+Lets in indices come from divisions by sizes, in the engine's last steps (see `schedules.lets`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tvm
 from tvm import tirx
 
 from schedules.kernel import dtype_of, product, shape_of
+from schedules.lets import inlined_divisions
 from schedules.machine import dtype_bits
 from schedules.tir import structural_map, structural_walk
 
@@ -34,18 +38,34 @@ def _pipeline() -> tuple[Any, Any, Any]:
 
     @tvm.transform.module_pass(opt_level=0, name="LowerKernels")
     def lowered(mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
-        return _rewritten(lower(mod))
+        return _rewritten(lower(mod), lambda body: _on_stack(_unchecked(_without_scopes(body))))
 
-    return lowered, finalize_host, finalize_device
+    @tvm.transform.module_pass(opt_level=0, name="InlineDivisions")
+    def inlined(mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
+        return _rewritten(mod, inlined_divisions)
+
+    def finalize() -> Any:
+        return tvm.transform.Sequential([finalize_host(), inlined])
+
+    return lowered, finalize, finalize_device
 
 
-def _rewritten(mod: tvm.IRModule) -> tvm.IRModule:
+def _rewritten(mod: tvm.IRModule, rewrite: Callable[[Any], Any]) -> tvm.IRModule:
     changed = {
-        var: function.with_body(_on_stack(_unchecked(function.body)))
+        var: function.with_body(rewrite(function.body))
         for var, function in mod.functions_items()
         if isinstance(function, tirx.PrimFunc)
     }
     return tvm.IRModule({**dict(mod.functions_items()), **changed}, attrs=mod.attrs)
+
+
+def _without_scopes(body: Any) -> Any:
+    """Marks of the engine's own operators that its code generator does not know, and warns of at each."""
+
+    def visit(mark: Any) -> Any:
+        return mark.body if str(mark.attr_key) == "pragma_scope" else mark
+
+    return structural_map(body, (tirx.AttrStmt, visit))
 
 
 def _on_stack(body: Any) -> Any:

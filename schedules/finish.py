@@ -7,9 +7,9 @@ from typing import Any
 from schedules import bf16_dot, int8_dot, prefetch, select_lanes, unpack_bits, vector_math
 from schedules.backward_divisions import hide_backward_divisions
 from schedules.clips import vector_limits
-from schedules.expression import substitute
 from schedules.inline import call_name
 from schedules.kernel import product, shape_of
+from schedules.lets import chosen_conditions, fresh_lets
 from schedules.llvm_functions import PREFIX
 from schedules.machine import Machine
 from schedules.narrow_floats import inline_narrow_lets, serialize_narrow_repeats
@@ -31,7 +31,7 @@ def finish(function: Any, machine: Machine) -> Any:
     suffix = vector_math.IN_TILE if _holds_tile(function.body) else ""
     body = serialize_narrow_repeats(inline_narrow_lets(vector_limits(function.body, used)))
     body = hide_backward_divisions(serialize_scalar_loops(widen_narrow_calls(body)))
-    body = _fresh_lets(_vector_calls(_rounded_integers(body), used, suffix))
+    body = fresh_lets(chosen_conditions(_vector_calls(_rounded_integers(body), used, suffix)))
     if used:
         body = with_import(body, vector_math.definitions(used, vector_lengths(body)))
     if _calls_any(body, bf16_dot.OPERATORS):
@@ -154,13 +154,3 @@ def with_import(body: Any, text: str) -> Any:
         block.annotations,
     )
     return s_tir.SBlockRealize(body.iter_values, body.predicate, made)
-
-
-def _fresh_lets(root: Any) -> Any:
-    """A body that was written several times (whole vectors, then the rest) must not bind one variable twice."""
-
-    def renew(let: Any) -> Any:
-        fresh = tirx.Var(str(let.var.name), let.var.ty)
-        return tirx.Let(fresh, let.value, substitute(let.body, {let.var: fresh}))
-
-    return structural_map(root, (tirx.Let, renew))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm import tirx
 from tvm.script import tirx as T
@@ -67,3 +68,34 @@ def test_tiles_of_registers_lie_on_the_stack() -> None:
     held, kept = kernel_lowering._on_stack(body).seq
     assert int(held.annotations["disable_lower_builtin"]) == 1
     assert not kept.annotations
+
+
+@T.prim_func(s_tir=True)
+def divided(x: T.handle, n: T.int64, p: T.int64, q: T.int64, y: T.handle) -> None:
+    a = T.match_buffer(x, (n * (p + q) * T.int64(32) // (p * T.int64(8) + q * T.int64(8)) * (p + q) * T.int64(8),))
+    b = T.match_buffer(y, (n * (p + q) * T.int64(32) // (p * T.int64(8) + q * T.int64(8)), p + q, T.int64(8)))
+    with T.sblock("root"):
+        T.reads()
+        T.writes()
+        for i, j, k in T.grid(n * (p + q) * T.int64(32) // (p * T.int64(8) + q * T.int64(8)), p + q, T.int64(8)):
+            b[i, j, k] = a[
+                (i * (p + q) * T.int64(8) + j * T.int64(8) + k)
+                % (n * (p + q) * T.int64(32) // (p * T.int64(8) + q * T.int64(8)) * (p + q) * T.int64(8))
+            ]
+
+
+def test_sizes_divided_by_sizes_in_extents_of_loops() -> None:
+    target = tvm.target.Target({"kind": "llvm"})
+    with target:
+        library = tirx.build(tvm.IRModule({"main": divided}), target=target, pipeline=kernel_lowering.PIPELINE)
+    values = np.arange(192, dtype=np.float32)
+    result = tvm.runtime.tensor(np.zeros((8, 3, 8), np.float32))
+    library["divided"](tvm.runtime.tensor(values), 2, 1, 2, result)
+    np.testing.assert_array_equal(result.numpy(), values.reshape(8, 3, 8))
+
+
+def test_marks_that_code_generation_warns_of_are_left_out() -> None:
+    body = tirx.AttrStmt(
+        tirx.IntImm("int32", 0), "pragma_scope", tvm.ir.StringImm("seq"), tirx.Evaluate(tirx.IntImm("int32", 1))
+    )
+    tvm.ir.assert_structural_equal(kernel_lowering._without_scopes(body), body.body)

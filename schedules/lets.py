@@ -1,0 +1,75 @@
+"""Lets in forms that the engine takes.
+
+Seen with apache-tvm 0.27: its generator of LLVM code looks for bounds of the integers and conditions that Lets bind. It
+stops at vectors of comparisons there, and at a Let in the extent of a loop, which it bounds twice, differently.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schedules.expression import substitute
+from schedules.tir import structural_map, structural_walk, tirx, tvm
+
+Expr = Any
+
+
+def fresh_lets(root: Any) -> Any:
+    """Every Let binds a variable of its own, also where one expression occurs several times."""
+
+    def renew(let: Any) -> Any:
+        fresh = tirx.Var(str(let.var.name), let.var.ty)
+        return tirx.Let(fresh, let.value, substitute(let.body, {let.var: fresh}))
+
+    return structural_map(root, (tirx.Let, renew))
+
+
+def inlined_divisions(root: Any) -> Any:
+    """Quotients and remainders of sizes and indices are repeated, not bound."""
+
+    def replace(let: Any) -> Any:
+        if not isinstance(let.value, tirx.Div | tirx.Mod) or _loads(let.value):
+            return let
+        # Variables bound in the body may divide it again.
+        return inlined_divisions(substitute(let.body, {let.var: let.value}))
+
+    return structural_map(root, (tirx.Let, replace))
+
+
+def _loads(value: Expr) -> bool:
+    found = False
+
+    def visit(_: Any) -> None:
+        nonlocal found
+        found = True
+
+    structural_walk(value, (tvm.ir.TensorLoad, visit))
+    return found
+
+
+def chosen_conditions(root: Any) -> Any:
+    """No Let binds a comparison, or one as a number: where one was, 1 or 0 is selected by it."""
+
+    def replace(let: Any) -> Any:
+        if str(let.var.ty) != "bool":
+            return tirx.Let(let.var, _selected(let.value), let.body) if "int" in str(let.var.ty) else let
+        number = tirx.Var(str(let.var.name), "int8")
+        body = substitute(let.body, {let.var: tirx.NE(number, _constant(0, "int8"))})
+        return tirx.Let(number, _choice(let.value, "int8"), body)
+
+    return structural_map(root, (tirx.Let, replace))
+
+
+def _selected(value: Expr) -> Expr:
+    def replace(cast: Any) -> Any:
+        return _choice(cast.value, str(cast.ty)) if str(cast.value.ty) == "bool" else cast
+
+    return structural_map(value, (tirx.Cast, replace))
+
+
+def _choice(condition: Expr, dtype: str) -> Expr:
+    return tirx.Select(condition, _constant(1, dtype), _constant(0, dtype))
+
+
+def _constant(number: int, dtype: str) -> Expr:
+    return tirx.IntImm(dtype, number)

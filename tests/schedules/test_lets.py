@@ -1,0 +1,65 @@
+"""Lets that the engine's code generator stops at, rewritten: the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+
+from compiler.kernel_lowering import PIPELINE
+from schedules.lets import chosen_conditions, inlined_divisions
+from schedules.tir import tirx
+
+Expr = Any
+LANES = 8
+
+
+def integer(number: int) -> Expr:
+    return tirx.IntImm("int64", number)
+
+
+def bound(value: Callable[[Expr], Expr], body: Callable[[Expr], Expr], dtype: str) -> Any:
+    """A vector of `body(variable)`, where the variable is bound to `value(element)`."""
+    source, result = (tirx.decl_buffer((integer(LANES),), "int64", name) for name in ("source", "result"))
+    lane, variable = tirx.Var("lane", "int64"), tirx.Var("variable", dtype)
+    let = chosen_conditions(tirx.Let(variable, value(tirx.BufferLoad(source, [lane])), body(variable)))
+    store = tirx.BufferStore(result, let, [lane])
+    loop = tirx.For(lane, integer(0), integer(LANES), tirx.ForKind.VECTORIZED, store)
+    return tirx.PrimFunc([source, result], loop).with_attr({"global_symbol": "main", "tirx.noalias": True})
+
+
+def run(function: Any, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    chosen = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3"})
+    with chosen:
+        library = tvm.tirx.build(tvm.IRModule({"main": function}), target=chosen, pipeline=PIPELINE)
+    result = tvm.runtime.tensor(np.zeros(LANES, np.int64))
+    library["main"](tvm.runtime.tensor(values), result)
+    return np.asarray(result.numpy())
+
+
+@pytest.fixture
+def values() -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).integers(-5, 6, LANES)
+
+
+def test_a_condition_as_a_number(values: np.ndarray[Any, Any]) -> None:
+    function = bound(lambda x: x * tirx.Cast("int64", x > integer(0)) + x, lambda v: v * v, "int64")
+    np.testing.assert_array_equal(run(function, values), (values * (values > 0) + values) ** 2)
+
+
+def test_a_condition(values: np.ndarray[Any, Any]) -> None:
+    def body(condition: Expr) -> Expr:
+        return tirx.Select(condition, integer(7), integer(3)) + tirx.Cast("int64", tirx.Not(condition))
+
+    function = bound(lambda x: tirx.And(x > integer(-3), x < integer(3)), body, "bool")
+    np.testing.assert_array_equal(run(function, values), np.where(abs(values) < 3, 7, 4))
+
+
+def test_divisions_are_repeated_and_other_lets_stay() -> None:
+    a, b, quotient, product = (tirx.Var(name, "int64") for name in ("a", "b", "quotient", "product"))
+    inner = tirx.Let(product, a * b, product + quotient)
+    found = inlined_divisions(tirx.Let(quotient, tirx.truncdiv(a, b), inner))
+    tvm.ir.assert_structural_equal(found, tirx.Let(product, a * b, product + tirx.truncdiv(a, b)), map_free_vars=True)
