@@ -16,13 +16,14 @@ from compiler.frontends.onnx.registry import converter
 DOMAIN = "ai.onnx.ml"
 
 
-def _floats(context: NodeContext, op: Composer) -> Any:
+def floats(context: NodeContext, op: Composer) -> Any:
     """Input 0 as float32."""
     value = context.value(0)
     return value if context.dtype(0) == "float32" else op("Cast", value, to=1)
 
 
-def _vector(context: NodeContext, name: str) -> np.ndarray:
+def vector(context: NodeContext, name: str) -> np.ndarray:
+    """An attribute as float32 numbers; none of them where it is missing."""
     return np.array(context.attribute(name, []), np.float32)
 
 
@@ -48,15 +49,15 @@ def binarizer(context: NodeContext) -> Any:
 def scaler(context: NodeContext) -> Any:
     """(x - offset) * scale."""
     op = Composer(context)
-    shifted = op("Sub", _floats(context, op), _vector(context, "offset"))
-    return op("Mul", shifted, _vector(context, "scale"))
+    shifted = op("Sub", floats(context, op), vector(context, "offset"))
+    return op("Mul", shifted, vector(context, "scale"))
 
 
 @converter("Normalizer", domain=DOMAIN)
 def normalizer(context: NodeContext) -> Any:
     """Rows divided by their largest entry, sum of magnitudes, or root of the sum of squares; those of 0 unchanged."""
     op, norm = Composer(context), context.attribute("norm", "MAX")
-    data, axis = _floats(context, op), int64s(context.rank(0) - 1)
+    data, axis = floats(context, op), int64s(context.rank(0) - 1)
     reductions = {"MAX": "ReduceMax", "L1": "ReduceL1", "L2": "ReduceL2"}
     if norm not in reductions:
         context.invalid(f"the norm {norm!r} does not exist")
@@ -134,17 +135,18 @@ def _labels(context: NodeContext, part: str) -> np.ndarray | None:
 def linear_regressor(context: NodeContext) -> Any:
     """x @ coefficients' + intercepts."""
     op = Composer(context)
-    return _transformed(context, op, _linear(context, op, int(context.attribute("targets", 1))))
+    return transformed(context, op, _linear(context, op, int(context.attribute("targets", 1))))
 
 
 def _linear(context: NodeContext, op: Composer, outputs: int) -> Any:
-    coefficients = _vector(context, "coefficients").reshape(outputs, -1)
-    result = op("MatMul", _floats(context, op), np.ascontiguousarray(coefficients.T))
-    intercepts = _vector(context, "intercepts")
+    coefficients = vector(context, "coefficients").reshape(outputs, -1)
+    result = op("MatMul", floats(context, op), np.ascontiguousarray(coefficients.T))
+    intercepts = vector(context, "intercepts")
     return op("Add", result, intercepts) if intercepts.size else result
 
 
-def _transformed(context: NodeContext, op: Composer, value: Any) -> Any:
+def transformed(context: NodeContext, op: Composer, value: Any) -> Any:
+    """Scores after the node's `post_transform`."""
     transform: Any = context.attribute("post_transform", "NONE")
     names = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")
     if isinstance(transform, int):
@@ -161,15 +163,16 @@ def _transformed(context: NodeContext, op: Composer, value: Any) -> Any:
 @converter("LinearClassifier", domain=DOMAIN)
 def linear_classifier(context: NodeContext) -> list[Any]:
     """The label with the highest score, and the scores."""
-    op, labels = Composer(context), _class_labels(context)
-    rows = len(_vector(context, "intercepts")) or len(labels)
+    op, labels = Composer(context), class_labels(context)
+    rows = len(vector(context, "intercepts")) or len(labels)
     return _classified(context, op, _linear(context, op, rows), labels)
 
 
-def _class_labels(context: NodeContext) -> np.ndarray:
+def class_labels(context: NodeContext) -> np.ndarray:
+    """The labels as int64. Refuses strings."""
     names = [name for name in ("classlabels_ints", "classlabels_int64s") if context.has_attribute(name)]
     if not names:
-        context.refuse("class labels that are strings do not exist at run time")
+        context.refuse("class labels that are strings do not exist at run time; train it on their numbers")
     return np.array(context.required_attribute(names[0]), np.int64)
 
 
@@ -177,10 +180,10 @@ def _classified(context: NodeContext, op: Composer, values: Any, labels: np.ndar
     """[label, scores]; a single score decides between two classes."""
     if values.shape[-1] != 1 or len(labels) < 2:
         place = op("ArgMax", values, axis=-1, keepdims=0)
-        return [op("Gather", labels, place, axis=0), _transformed(context, op, values)]
+        return [op("Gather", labels, place, axis=0), transformed(context, op, values)]
     positive = op("Squeeze", op("Greater", values, 0.0), int64s(-1))
     label = op("Where", positive, labels[1:2], labels[0:1])
-    score = _transformed(context, op, values)
+    score = transformed(context, op, values)
     return [label, op("Concat", op("Sub", 1.0, score), score, axis=-1)]
 
 
@@ -191,7 +194,7 @@ def tree_ensemble_regressor(context: NodeContext) -> Any:
     ensemble = tree_ensembles.from_node_lists(
         context, "target", count, np.array(context.required_attribute("target_ids"), np.int64)
     )
-    return _transformed(context, op, _float_scores(context, op, ensemble, count))
+    return transformed(context, op, _float_scores(context, op, ensemble, count))
 
 
 def _float_scores(context: NodeContext, op: Composer, ensemble: tree_ensembles.Ensemble, count: int) -> Any:
@@ -205,13 +208,13 @@ def _float_scores(context: NodeContext, op: Composer, ensemble: tree_ensembles.E
 def _base_values(context: NodeContext) -> np.ndarray:
     if context.has_attribute("base_values_as_tensor"):
         return tree_ensembles.tensor_attribute(context, "base_values_as_tensor")
-    return _vector(context, "base_values")
+    return vector(context, "base_values")
 
 
 @converter("TreeEnsembleClassifier", domain=DOMAIN)
 def tree_ensemble_classifier(context: NodeContext) -> list[Any]:
     """The label with the highest score, and the scores; leaves that all vote for one class decide between two."""
-    op, labels = Composer(context), _class_labels(context)
+    op, labels = Composer(context), class_labels(context)
     ids = np.array(context.required_attribute("class_ids"), np.int64)
     binary = len(labels) == 2 and len(set(ids.tolist())) == 1
     outputs = 1 if binary else len(labels)
@@ -242,7 +245,7 @@ def tree_ensemble(context: NodeContext) -> Any:
     ensemble = _newest_encoding(context, count)
     base = np.zeros(count, ensemble.weights.dtype)
     value = context.runtime(tree_ensembles.scores(context, ensemble, base), ensemble.weights.dtype.name)
-    return _transformed(context, op, value)
+    return transformed(context, op, value)
 
 
 def _newest_encoding(context: NodeContext, count: int) -> tree_ensembles.Ensemble:
@@ -278,4 +281,13 @@ def _newest_encoding(context: NodeContext, count: int) -> tree_ensembles.Ensembl
         weights,
         count,
         tree_ensembles.AGGREGATES[int(context.attribute("aggregate_function", 1))],
+    )
+
+
+@converter("ZipMap", domain=DOMAIN)
+def zip_map(context: NodeContext) -> Any:
+    """A list of dictionaries, which a module can not return."""
+    context.refuse(
+        "its result is a list of dictionaries; export the tensor of scores instead (skl2onnx: "
+        "options={'zipmap': False}, onnxmltools: zipmap=False)"
     )

@@ -120,3 +120,57 @@ def test_string_labels_are_refused() -> None:
     model = _model("LabelEncoder", {"x": np.array([1])}, keys_int64s=[1], values_strings=["a"])
     with pytest.raises(UnsupportedModelError, match="strings"):
         import_onnx(model)
+
+
+_KERNELS = ["LINEAR", "POLY", "RBF", "SIGMOID"]
+
+
+@pytest.mark.parametrize("kernel", _KERNELS)
+@pytest.mark.parametrize("one_class", [0, 1])
+def test_svm_regressor(kernel: str, one_class: int) -> None:
+    random = np.random.default_rng(1)
+    attributes = {
+        "kernel_type": kernel,
+        "kernel_params": [0.3, 0.2, 3.0],
+        "n_supports": 5,
+        "support_vectors": random.standard_normal(15).tolist(),
+        "coefficients": random.standard_normal(5).tolist(),
+        "rho": [0.1],
+        "one_class": one_class,
+    }
+    assert_equal_to_onnxruntime(_model("SVMRegressor", {"x": _X}, **attributes), {"x": _X})
+
+
+@pytest.mark.parametrize("kernel", _KERNELS)
+@pytest.mark.parametrize("vectors", [[2, 3], [2, 1, 3], [1, 2, 3, 2]], ids=str)
+def test_svm_classifier(kernel: str, vectors: list[int]) -> None:
+    random = np.random.default_rng(2)
+    classes, count = len(vectors), sum(vectors)
+    attributes = {
+        "kernel_type": kernel,
+        "kernel_params": [0.3, 0.2, 2.0],
+        "vectors_per_class": vectors,
+        "support_vectors": random.standard_normal(3 * count).tolist(),
+        "coefficients": random.standard_normal((classes - 1) * count).tolist(),
+        "rho": random.standard_normal(classes * (classes - 1) // 2).tolist(),
+        "classlabels_ints": list(range(10, 10 + classes)),
+    }
+    assert_equal_to_onnxruntime(_model("SVMClassifier", {"x": _X}, 2, **attributes), {"x": _X})
+
+
+def test_svm_classifier_without_support_vectors() -> None:
+    attributes = {
+        "kernel_type": "LINEAR",
+        "kernel_params": [0.0, 0.0, 3.0],
+        "coefficients": np.linspace(-1, 1, 9).tolist(),
+        "rho": [0.1],
+        "classlabels_ints": [1, 2, 3],
+        "post_transform": "SOFTMAX",
+    }
+    assert_equal_to_onnxruntime(_model("SVMClassifier", {"x": _X}, 2, **attributes), {"x": _X})
+
+
+def test_dictionaries_are_refused_with_the_way_to_export_without_them() -> None:
+    model = _model("ZipMap", {"x": _X}, classlabels_int64s=[0, 1, 2])
+    with pytest.raises(UnsupportedModelError, match="'zipmap': False"):
+        import_onnx(model)
