@@ -73,11 +73,18 @@ def write_bundle(artifact: Artifact, target: Target, output: Path) -> Bundle:
     programs = device_programs(target)
     try:
         _write(artifact, target, programs, output)
-    except OSError as error:
-        raise StorageError(f"{output} can not be written: {error}") from error
+    except (OSError, StorageError) as error:
+        raise _incomplete(output, error) from error
     files = {str(path.relative_to(output)): path.stat().st_size for path in sorted(output.rglob("*")) if path.is_file()}
     runtime = sum(size for name, size in files.items() if name.startswith("lib/lib"))
     return Bundle(output, files, runtime, ONNX_RUNTIME_BYTES.get(target.architecture))
+
+
+def _incomplete(output: Path, error: OSError | StorageError) -> StorageError:
+    """The error of a folder that was new or empty: what is there of it goes, so that a second try finds it so again."""
+    shutil.rmtree(output, ignore_errors=True)
+    reason = error.message if isinstance(error, StorageError) else error.strerror or str(error)
+    return StorageError(f"{output} can not be written: {reason}", "free space, or give another folder")
 
 
 def _written_sources(sources: Mapping[str, str], output: Path) -> Bundle:
@@ -87,7 +94,7 @@ def _written_sources(sources: Mapping[str, str], output: Path) -> Bundle:
         for name, text in sources.items():
             (output / name).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise StorageError(f"{output} can not be written: {error}") from error
+        raise _incomplete(output, error) from error
     return Bundle(output, {name: len(text.encode()) for name, text in sources.items()}, 0, None)
 
 

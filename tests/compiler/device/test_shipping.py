@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import socket
@@ -20,7 +22,7 @@ from compiler.device import connection
 from compiler.device.bundle import write_bundle
 from compiler.device.push import push
 from compiler.driver import find_target
-from compiler.errors import DeviceError, OptionError
+from compiler.errors import DeviceError, OptionError, StorageError
 from targets import Target
 from targets.conformance_models import random_inputs, small_net
 from tests.compiler.cli.running import isolated_consoles
@@ -99,6 +101,21 @@ def test_a_bundle_is_for_its_architecture_and_a_new_folder(net: Path, target: Ta
         write_bundle(read_artifact(net), find_target("host"), bundle / "new")
     with pytest.raises(OptionError, match="not an empty folder"):
         write_bundle(read_artifact(net), target, bundle)
+
+
+def test_a_full_disk_leaves_no_half_of_a_bundle(
+    net: Path, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compiler.artifact import read_artifact
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder = tmp_path / "bundle"
+    monkeypatch.setattr("compiler.device.bundle.shutil.copy", full)
+    with pytest.raises(StorageError, match="No space left"):
+        write_bundle(read_artifact(net), target, folder)
+    assert not folder.exists()
 
 
 @pytest.fixture
