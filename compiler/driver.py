@@ -29,6 +29,7 @@ from compiler.runtime import Module
 from compiler.runtime.accelerator import load_runtime_of
 from compiler.runtime.foreign import Emulator, ForeignModule
 from compiler.runtime.threads import check_threads
+from compiler.tuning.identity import model_fingerprint
 from compiler.tuning.library import RecordSource, TunedConfigs, tuned_configs
 
 Progress = Callable[[str], None]
@@ -99,10 +100,10 @@ def compile(
         example_inputs=example_inputs,
         dynamic_shapes=dynamic_shapes,
     )
-    tuned = tuned_configs(chosen, records)
+    options = {"precision": precision, "checks": model.checks}
+    tuned = tuned_configs(chosen, records, model_fingerprint(model.mod, options))
     for problem in tuned.problems:
         report(f"tuning records: {problem}")
-    options = {"precision": precision, "checks": model.checks}
     configs = tuned if tuned else None
     context = PipelineContext(
         target=chosen,

@@ -1,12 +1,19 @@
-"""What makes two targets the same to a tuning record: the described machine and the options code is generated with."""
+"""What makes two targets, and two models, the same to a tuning record.
+
+A target is the described machine and the options that code is generated with; a model is its graph, whatever its
+weights are, and the type it computes in.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import tvm
+
     import targets
 
 # Named one by one, so that a new field of the description does not orphan every record.
@@ -35,6 +42,18 @@ def target_description(target: targets.Target) -> dict[str, Any]:
 def fingerprint(description: dict[str, Any]) -> str:
     """Sixteen hexadecimal digits, equal for equal descriptions."""
     text = json.dumps(description, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def model_fingerprint(mod: tvm.IRModule, options: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits, equal for imported modules that differ in names and weights alone.
+
+    `options` are those of the passes; what changes kernels is the precision.
+    """
+    import tvm_ffi
+
+    structure = tvm_ffi.structural_hash(mod, skip_tensor_content=True)
+    text = f"{structure & (1 << 64) - 1:016x}/{options.get('precision', '')}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -1,24 +1,33 @@
-"""How long chosen configs and ways take in the model itself: the last word on each.
+"""How long chosen configs and ways take in the model itself: the last word on each, and on all of them together.
 
 Alone, a kernel finds its input in the caches and has the memory to itself. In the model, other kernels' data lies
 there: what reads more weights than it has to, loses again what it won. So the model is compiled with and without the
-choices, both are run in turns, and each kernel's time in one is compared with that of the kernel it replaces in the
-other.
+choices, and both are run in turns, each turn in a process of its own. Each kernel's time in one is compared with that
+of the kernel it replaces in the other; and in the end the whole runs are. What is not faster there by more than chance
+is not used, so that a tuned module is either faster than the untuned one or the same.
 """
 
 from __future__ import annotations
 
+import math
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
+from pathlib import Path
+from statistics import fmean, median, stdev
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from compiler.artifact import write_artifact
 from compiler.driver import packed
+from compiler.errors import UserError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.context import PipelineContext
 from compiler.passes.pipeline import run_pipeline
-from compiler.reference import random_inputs
-from compiler.runtime import Module
+from compiler.tuning.measuring.channel import Worker
+from compiler.tuning.measuring.messages import ModelRequest, ModelSetup, ModelTimes
+from compiler.tuning.records import ChosenKernel
 from compiler.tuning.state import TaskState
 from schedules.apply import record_key
 from schedules.config import Config
@@ -28,8 +37,12 @@ from schedules.ways import Way
 if TYPE_CHECKING:
     import targets
 
-_ROUNDS = 5
-_ROUND_SECONDS = 0.5
+PAIRS = 6
+LEAST_PAIRS = 4  # when time runs out
+TURN_SECONDS = 0.3  # of watching kernels, and of timing runs
+_MODULE = "compiler.tuning.measuring.model_worker"
+_TIMEOUT = 120.0
+_ERRORS = 2.0  # standard errors that are chance
 
 
 class Choices:
@@ -38,20 +51,26 @@ class Choices:
     Attributes:
         configs: by record key, of the kernels that are not to run on their default.
         ways: of the kernels that are to be computed in another way, the key of that way.
+        chosen: both, as they are recorded.
     """
 
     def __init__(self, states: Sequence[TaskState]) -> None:
         self.configs: dict[str, Config] = {}
         self.ways: dict[str, str] = {}
+        self.chosen: list[ChosenKernel] = []
         for state in states:
-            if state.task.instead_of or state.best is None:
+            if not state.is_changed:
                 continue
-            chosen = state.fastest_way
-            if chosen is not state:
-                self.ways[state.task.key] = chosen.task.key
-            assert chosen.best is not None
-            if chosen.best[0] != chosen.task.default:
-                self.configs[chosen.task.key] = chosen.best[0]
+            runs = state.fastest_way
+            way = "" if runs is state else runs.task.key
+            assert runs.best is not None
+            config, default = runs.best[0], runs.task.default
+            if way:
+                self.ways[state.task.key] = way
+            if config != default:
+                self.configs[runs.task.key] = config
+            chosen = ChosenKernel(task=state.task.key, way=way, config=dict(config), default=dict(default))
+            self.chosen.append(chosen)
 
     def __bool__(self) -> bool:
         return bool(self.configs or self.ways)
@@ -68,7 +87,7 @@ class Choices:
 
 @dataclass
 class Times:
-    """Of a module in the model: samples of a call's seconds by record key, and of the whole run's."""
+    """Of a module, a sample a process: seconds of a call by record key, and of a whole run."""
 
     kernels: dict[str, list[float]] = field(default_factory=dict)
     runs: list[float] = field(default_factory=list)
@@ -78,48 +97,133 @@ class Times:
         """Seconds of a run."""
         return median(self.runs)
 
+    def take(self, found: ModelTimes, keys: Mapping[str, str]) -> None:
+        """Add what a process measured; `keys` are the record keys of kernels by name."""
+        self.runs.append(found.run)
+        calls: dict[str, list[tuple[float, int]]] = {}
+        for name, each in found.kernels.items():
+            if name in keys:
+                calls.setdefault(keys[name], []).append(each)
+        for key, group in calls.items():
+            seconds = sum(total for total, _ in group) / sum(count for _, count in group)
+            self.kernels.setdefault(key, []).append(seconds)
 
-def measure_in_model(
-    model: ImportedModel, target: targets.Target, options: Mapping[str, Any], choices: Choices, threads: int | None
-) -> tuple[Times, Times]:
-    """The untuned module's times and those of the module with the choices, in turns.
 
-    Raises:
-        UserError: the model can not be compiled or run here.
+@dataclass
+class Compared:
+    """The untuned module and the one with the choices, process by process."""
+
+    untuned: Times = field(default_factory=Times)
+    tuned: Times = field(default_factory=Times)
+
+    @property
+    def gain(self) -> float:
+        """Untuned over tuned: the geometric mean over the pairs of processes."""
+        return math.exp(fmean(self._logarithms()))
+
+    @property
+    def spread(self) -> float:
+        """The share by which the gain may be off: two standard errors of that mean."""
+        logarithms = self._logarithms()
+        return math.expm1(_ERRORS * stdev(logarithms) / math.sqrt(len(logarithms)))
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether the choices win by more than chance."""
+        return self.gain > 1 + self.spread
+
+    @property
+    def is_slower(self) -> bool:
+        """Whether they lose by more than chance."""
+        return self.gain * (1 + self.spread) < 1
+
+    def _logarithms(self) -> list[float]:
+        return [math.log(a / b) for a, b in zip(self.untuned.runs, self.tuned.runs, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """A module in a file, and the record key of each kernel by its name."""
+
+    path: Path
+    keys: Mapping[str, str]
+
+
+class ModelComparison:
+    """Compares the untuned module of a model with tuned ones.
+
+    Args:
+        serial: on one thread, by processor time.
+        options: of the passes, as `compile` has them.
+        threads: as in `compile`.
     """
-    from compiler.profiling.profile import profile
 
-    sides = [(_compiled(model, target, options, each, threads), Times()) for each in (None, choices)]
-    inputs = random_inputs(model.inputs)
-    for number in range(_ROUNDS):
-        for (module, keys), times in sides if number % 2 == 0 else reversed(sides):
-            measured = profile(module, inputs, seconds=_ROUND_SECONDS, threads=target.machine.cores)
-            times.runs.append(measured.latency.p50)
-            calls: dict[str, list[tuple[float, int]]] = {}
-            for kernel in measured.kernels:
-                if kernel.name in keys:
-                    calls.setdefault(keys[kernel.name], []).append((kernel.seconds, kernel.calls))
-            for key, each in calls.items():
-                seconds = sum(total for total, _ in each) / sum(count for _, count in each)
-                times.kernels.setdefault(key, []).append(seconds)
-    return sides[0][1], sides[1][1]
+    def __init__(
+        self,
+        model: ImportedModel,
+        target: targets.Target,
+        options: Mapping[str, Any],
+        threads: int | None,
+        *,
+        serial: bool = False,
+    ) -> None:
+        self._model, self._target, self._options, self._threads = model, target, options, threads
+        self._runs_on = 1 if serial else target.machine.cores
+        self._folder = tempfile.TemporaryDirectory(prefix="tensorwright-")
+        self._untuned: _Compiled | None = None
 
+    def measure(self, choices: Choices, deadline: float = math.inf) -> Compared:
+        """Time both modules in turns; `LEAST_PAIRS` of turns alone once `time.monotonic()` is past the deadline.
 
-def _compiled(
-    model: ImportedModel,
-    target: targets.Target,
-    options: Mapping[str, Any],
-    choices: Choices | None,
-    threads: int | None,
-) -> tuple[Module, dict[str, str]]:
-    """The module, and the record key of each kernel by its name."""
-    context = PipelineContext(
-        target=target,
-        machine=target.machine,
-        options={**options, "checks": model.checks},
-        configs=choices,
-        choose=None if choices is None else choices.choose,
-    )
-    pipeline = run_pipeline(model.mod, context)
-    keys = {kernel.kernel: kernel.workload for kernel in pipeline.report["apply-schedules"].kernels}
-    return Module(packed(model, "tuned", target, pipeline, threads), threads=target.machine.cores), keys
+        Raises:
+            UserError: the model can not be compiled or run here.
+        """
+        if self._untuned is None:
+            self._untuned = self._compiled(None, "untuned")
+        tuned = self._compiled(choices, "tuned")
+        found = Compared()
+        sides = [(self._untuned, found.untuned), (tuned, found.tuned)]
+        for number in range(PAIRS):
+            if number >= LEAST_PAIRS and time.monotonic() > deadline:
+                break
+            for compiled, times in sides if number % 2 == 0 else reversed(sides):
+                times.take(self._turn(compiled.path), compiled.keys)
+        return found
+
+    def _turn(self, path: Path) -> ModelTimes:
+        environment = {"TVM_NUM_THREADS": str(self._runs_on)}
+        worker = Worker(_MODULE, ModelSetup(str(path), self._runs_on), environment)
+        try:
+            times: ModelTimes = worker.ask(ModelRequest(TURN_SECONDS), _TIMEOUT)
+        except UserError as error:
+            raise UserError(f"the model could not be run to compare it: its process {error.message}") from error
+        finally:
+            worker.kill()
+        return times
+
+    def _compiled(self, choices: Choices | None, name: str) -> _Compiled:
+        target = self._target
+        context = PipelineContext(
+            target=target,
+            machine=target.machine,
+            options=self._options,
+            configs=choices,
+            choose=None if choices is None else choices.choose,
+        )
+        pipeline = run_pipeline(self._model.mod, context)
+        keys = {kernel.kernel: kernel.workload for kernel in pipeline.report["apply-schedules"].kernels}
+        path = Path(self._folder.name) / f"{name}.twm"
+        write_artifact(packed(self._model, name, target, pipeline, self._threads), path)
+        return _Compiled(path, keys)
+
+    def close(self) -> None:
+        """Remove the modules."""
+        self._folder.cleanup()
+
+    def __enter__(self) -> ModelComparison:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

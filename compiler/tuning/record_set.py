@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from compiler.tuning.records import Record
+from compiler.tuning.records import ModelLine, Record
 
 MIN_GAIN = 0.01
 """A config is kept in the default's place when it is faster by this share at least, and by more than the spread."""
 MIN_GAIN_OF_WAYS = 0.03
 """The same for another way to compute a kernel: the two were not measured in turns."""
+MIN_GAIN_ELSEWHERE = 0.05
+"""The same in a model in which it was never compared, for a config that was compared in none."""
 
 
 def without_stale(records: Iterable[Record], versions: Mapping[str, int]) -> tuple[list[Record], list[str]]:
@@ -35,13 +37,23 @@ def without_stale(records: Iterable[Record], versions: Mapping[str, int]) -> tup
 
 
 def deduplicated(records: Iterable[Record]) -> list[Record]:
-    """One record a target, task, config, method and place (alone or in a model): the last one of those that succeeded,
-    else the last one."""
+    """One record a target, task, config, method and place (alone, or in which model): the last one of those that
+    succeeded, else the last one."""
     found: dict[tuple[str | bool, ...], Record] = {}
     for record in records:
-        key = (record.target, record.task, record.config_key, record.method, record.in_model)
+        key = (record.target, record.task, record.config_key, record.method, record.in_model, record.model)
         if record.status == "ok" or key not in found or found[key].status != "ok":
             found[key] = record
+    return list(found.values())
+
+
+def newest_of_models(models: Iterable[ModelLine]) -> list[ModelLine]:
+    """Of each target and model the line that was written last."""
+    found: dict[tuple[str, str], ModelLine] = {}
+    for line in models:
+        key = (line.target, line.model)
+        if key not in found or line.unix_time >= found[key].unix_time:
+            found[key] = line
     return list(found.values())
 
 
@@ -58,15 +70,12 @@ def by_task(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
     return groups
 
 
-def best_of(records: Iterable[Record]) -> dict[tuple[str, str], Record]:
-    """The record to use for each (target, task): the fastest, unless the default is as fast to within the noise."""
-    return {key: chosen for key, group in by_task(deduplicated(records)).items() if (chosen := best(group)) is not None}
-
-
 def essential(records: Iterable[Record]) -> list[Record]:
-    """What a compilation needs: of each target and task the record to use, and the default it is compared with."""
+    """What a compilation needs: of each target and task all times taken in models, the best alone and the default that
+    it is compared with."""
     kept: list[Record] = []
     for group in by_task(deduplicated(records)).values():
+        kept += [record for record in group if record.in_model and record.status == "ok"]
         chosen = best(group)
         if chosen is None:
             continue
@@ -76,60 +85,89 @@ def essential(records: Iterable[Record]) -> list[Record]:
 
 
 def _default_beside(chosen: Record, group: Sequence[Record]) -> Record | None:
-    """The default's record that is comparable with one, else that of another place, else None."""
-    same = [each for each in group if each.is_default and each.method == chosen.method and each.status == "ok"]
-    return next((each for each in same if each.in_model == chosen.in_model), same[0] if same else None)
+    """The default's record that is comparable with one, alone."""
+    return next((each for each in _alone(group) if each.is_default and each.method == chosen.method), None)
 
 
-def best(records: Sequence[Record]) -> Record | None:
-    """Of one task's records, the one to use; None when none succeeded.
+def _alone(records: Iterable[Record]) -> list[Record]:
+    return [each for each in records if each.status == "ok" and each.seconds is not None and not each.in_model]
 
-    Times taken by different methods are not compared: those count that the last default was measured by.
+
+def best(records: Iterable[Record], least: float = MIN_GAIN) -> Record | None:
+    """Of one task's records the one that is fastest alone; None when none succeeded.
+
+    It is the default's unless another beats that by more than chance, and by a share of `least`. Times taken by
+    different methods are not compared: those count that the last default was measured by.
     """
-    measured = [record for record in records if record.seconds is not None and record.status == "ok"]
+    measured = _alone(records)
     if not measured:
         return None
     newest = max(measured, key=lambda record: (record.is_default, record.unix_time))
     measured = [record for record in measured if record.method == newest.method]
-    # In the model a kernel takes longer than alone: these times are comparable with each other alone.
-    in_model = [record for record in measured if record.in_model]
     # The fastest of many times taken once is the luckiest: where leaders were compared, one of them it is.
     compared = [record for record in measured if record.compared]
-    fastest = min(in_model or compared or measured, key=_seconds)
-    default = next((record for record in in_model or measured if record.is_default), None)
-    if default is None or wins(fastest, default):
-        return fastest
-    return default
+    fastest = min(compared or measured, key=_seconds)
+    default = next((record for record in measured if record.is_default), None)
+    return fastest if default is None or wins(fastest, default, least) else default
 
 
-def best_against(records: Sequence[Record], default: Mapping[str, object]) -> Record | None:
-    """The record to use in place of a config, which is the rule's default today: the fastest that beats it, or its own.
+def taken_over(records: Iterable[Record], default: Mapping[str, object]) -> Record | None:
+    """The record to use in a model that none of them was measured in, in place of the config that is the default today.
 
-    None when that config was never measured: records that beat another default say nothing of this one.
+    What won in some model, and was slower in none; else what is faster alone by `MIN_GAIN_ELSEWHERE`. None when today's
+    default was never measured: records that beat another default say nothing of this one.
     """
     known = [as_of_today(record, default) for record in deduplicated(records)]
-    return best(known) if any(record.is_default and record.status == "ok" for record in known) else None
+    if not any(record.is_default and record.status == "ok" for record in known):
+        return None
+    gains = _gains_in_models(known, [record for record in known if record.is_default])
+    won = [record for record in known if record.in_model and _won(gains.get(record.config_key, []), MIN_GAIN)]
+    if won:
+        return max(won, key=lambda record: min(gain for gain, _ in gains[record.config_key]))
+    lost = {config for config, each in gains.items() if any(gain <= 1.0 for gain, _ in each)}
+    return best([record for record in known if record.config_key not in lost], MIN_GAIN_ELSEWHERE)
 
 
-def fastest_way(records: Sequence[Record | None]) -> int:
-    """The place of the fastest of records of tasks that compute the same in different ways.
+def way_taken_over(groups: Sequence[Sequence[Record]], default: Mapping[str, object]) -> tuple[int, Record | None]:
+    """Of tasks that compute the same, the place of the one to use in a model that was not measured, and its record.
 
-    The first stays unless another beats it by more than chance; times taken by different methods, or in the
-    model and alone, are not compared.
+    The first, untuned one stays (with no record) unless another won in some model, and was slower than it in none. What
+    ways take alone does not count: they differ most in what they ask of the memory that a model shares.
+
+    Args:
+        default: the config that is the default of the first today.
     """
-    first = records[0]
-    if first is None:
-        return 0
-    rivals = [
-        (place, record)
-        for place, record in enumerate(records)
-        if record is not None and _comparable(record, first) and wins(record, first, MIN_GAIN_OF_WAYS)
-    ]
-    return min(rivals, key=lambda each: _seconds(each[1]))[0] if rivals else 0
+    known = [as_of_today(record, default) for record in deduplicated(groups[0])] if groups else []
+    untuned = [record for record in known if record.is_default and record.in_model]
+    found: list[tuple[float, int, Record]] = []
+    for place, group in enumerate(groups[1:], 1):
+        inside = [record for record in deduplicated(group) if record.in_model]
+        gains = _gains_in_models(inside, untuned)
+        for record in inside:
+            each = gains.get(record.config_key, [])
+            if _won(each, MIN_GAIN_OF_WAYS):
+                found.append((min(gain for gain, _ in each), place, record))
+    if not found:
+        return 0, None
+    _, place, record = max(found, key=lambda each: each[0])
+    return place, record
 
 
-def _comparable(record: Record, other: Record) -> bool:
-    return record.method == other.method and record.in_model == other.in_model
+def _gains_in_models(records: Iterable[Record], untuned: Iterable[Record]) -> dict[str, list[tuple[float, float]]]:
+    """By config, for every model where it stood in for an untuned kernel: how many times as fast it was there, and the
+    share by which that may be off."""
+    beside = {(each.model, each.method): each for each in untuned if each.in_model and each.status == "ok"}
+    found: dict[str, list[tuple[float, float]]] = {}
+    for record in records:
+        default = beside.get((record.model, record.method))
+        if record.in_model and record.seconds and default is not None and record is not default:
+            gain = _seconds(default) / record.seconds
+            found.setdefault(record.config_key, []).append((gain, max(record.spread, default.spread)))
+    return found
+
+
+def _won(gains: Sequence[tuple[float, float]], least: float) -> bool:
+    return any(gain > 1 + max(least, spread) for gain, spread in gains) and all(gain > 1.0 for gain, _ in gains)
 
 
 def as_of_today(record: Record, default: Mapping[str, object]) -> Record:
@@ -180,8 +218,6 @@ def summary(records: Iterable[Record]) -> list[RuleSummary]:
 
 
 def _gain(records: Sequence[Record]) -> float | None:
-    chosen = best(records)
-    default = None if chosen is None else _default_beside(chosen, records)
-    if chosen is None or default is None or default.in_model != chosen.in_model:
-        return None
-    return _seconds(default) / _seconds(chosen)
+    chosen = best(deduplicated(records))
+    default = None if chosen is None else _default_beside(chosen, deduplicated(records))
+    return None if chosen is None or default is None else _seconds(default) / _seconds(chosen)

@@ -1,9 +1,10 @@
 """Tuning records: one JSON object a line, only ever appended to.
 
-A record file holds two kinds of lines: "target" describes a target once, "trial" is one measurement on it. A line goes
-out as a single write to a file opened for appending, under a lock, so two processes may append at once and a process
-that is killed loses at most the line it was about to write. What a machine that fails may lose is bounded by
-`FSYNC_SECONDS`. A torn line is skipped when reading and sealed off by the next append.
+A record file holds three kinds of lines: "target" describes a target once, "trial" is one measurement on it, "model" is
+what was chosen for a whole model. A line goes out as a single write to a file opened for appending, under a lock, so
+two processes may append at once and a process that is killed loses at most the line it was about to write. What a
+machine that fails may lose is bounded by `FSYNC_SECONDS`. A torn line is skipped when reading and sealed off by the
+next append.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from compiler.artifact.storage import write_atomically
 from compiler.errors import StorageError
 from compiler.tuning.identity import file_name, fingerprint
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""The newest that is read. A line says the version that its kind and fields came with."""
 FSYNC_SECONDS = 1.0
 """A file is flushed to the disk at most this long after a record, and when it is closed."""
 
@@ -34,7 +36,7 @@ KnobValues = dict[str, bool | int | str]
 class _Line(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    schema_version: Annotated[int, Field(alias="v")] = SCHEMA_VERSION
+    schema_version: Annotated[int, Field(alias="v")] = 1
 
 
 class TargetLine(_Line):
@@ -58,6 +60,7 @@ class Record(_Line):
         is_default: the config is the rule's own default.
         compared: measured in turns with the default and other leaders, which says more than a time by itself.
         in_model: measured as part of a model, beside the module without it; see `compiler.tuning.in_model`.
+        model: then, the fingerprint of that model; "" where it was not noted.
         device: where it ran.
         method: "parallel": timed on all cores; "serial": on one, and scaled by how evenly the tasks share out.
         unix_time: when, in seconds.
@@ -78,6 +81,7 @@ class Record(_Line):
     is_default: bool = False
     compared: bool = False
     in_model: bool = False
+    model: str = ""
     device: str = "local"
     method: Literal["parallel", "serial"] = "parallel"
     unix_time: int = 0
@@ -95,7 +99,59 @@ class Record(_Line):
         return json.dumps(self.config, sort_keys=True)
 
 
-def encode(line: TargetLine | Record) -> bytes:
+class ChosenKernel(BaseModel):
+    """A kernel of a model that is not to run as it does untuned.
+
+    Attributes:
+        task: the key of the untuned kernel.
+        way: the key of the kernel that computes the same in its place; "" where it stays, with another config.
+        config, default: of the kernel that runs, the rule's own at that time beside it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    task: str
+    way: str = ""
+    config: KnobValues
+    default: KnobValues
+
+    @property
+    def kernel(self) -> str:
+        """The key of the kernel that runs."""
+        return self.way or self.task
+
+
+class ModelLine(_Line):
+    """What was chosen for one model on one target, the module with it having been compared with the untuned one.
+
+    Attributes:
+        target, model: fingerprints; see `identity`.
+        name: of the model, for people.
+        choices: all kernels that run otherwise than untuned; empty where nothing was found to win.
+        untuned, tuned: seconds of a run of each module; None where whole runs were not compared.
+        spread: the share by which the ratio of the two may be off.
+        method, device, unix_time, origin: as of a `Record`.
+    """
+
+    schema_version: Annotated[int, Field(alias="v")] = 2
+    kind: Literal["model"] = "model"
+    target: str
+    model: str
+    name: str = ""
+    choices: tuple[ChosenKernel, ...] = ()
+    untuned: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    tuned: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    spread: float = 0.0
+    method: Literal["parallel", "serial"] = "parallel"
+    device: str = "local"
+    unix_time: int = 0
+    origin: str = Field(default="", exclude=True)
+
+
+Line = TargetLine | Record | ModelLine
+
+
+def encode(line: Line) -> bytes:
     """A line of a record file, with its end."""
     values = line.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     return json.dumps({"v": line.schema_version, "kind": line.kind, **values}, separators=(",", ":")).encode() + b"\n"
@@ -107,12 +163,14 @@ class Loaded:
 
     records: list[Record] = field(default_factory=list)
     targets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    models: list[ModelLine] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def extend(self, other: Loaded) -> None:
         """Take over all of another."""
         self.records += other.records
         self.targets |= other.targets
+        self.models += other.models
         self.problems += other.problems
 
 
@@ -125,12 +183,14 @@ def read(path: str | Path) -> Loaded:
         StorageError: a file can not be read.
     """
     path = Path(path)
-    if path.is_dir():
-        loaded = Loaded()
-        for each in sorted(path.glob("*.jsonl")):
-            loaded.extend(read(each))
-        return loaded
     try:
+        if path.is_dir():
+            loaded = Loaded()
+            for each in sorted(path.glob("*.jsonl")):
+                loaded.extend(read(each))
+            return loaded
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")  # to read a pipe would wait for a writer
         data = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise StorageError(f"{path}: the tuning records can not be read: {error}") from error
@@ -146,6 +206,8 @@ def read(path: str | Path) -> Loaded:
             newer += 1
         elif isinstance(parsed, TargetLine):
             loaded.targets[parsed.target] = parsed.description
+        elif isinstance(parsed, ModelLine):
+            loaded.models.append(parsed.model_copy(update={"origin": str(path)}))
         else:
             loaded.records.append(parsed.model_copy(update={"origin": str(path)}))
     if damaged:
@@ -155,7 +217,7 @@ def read(path: str | Path) -> Loaded:
     return loaded
 
 
-def _parse(line: bytes) -> Record | TargetLine | int | None:
+def _parse(line: bytes) -> Line | int | None:
     """The line; the schema version when that is newer than ours; None when it is damaged."""
     try:
         values = json.loads(line)
@@ -164,6 +226,8 @@ def _parse(line: bytes) -> Record | TargetLine | int | None:
         version = values.get("v", SCHEMA_VERSION)
         if isinstance(version, int) and version > SCHEMA_VERSION:
             return version
+        if values.get("kind") == "model":
+            return ModelLine(**values)
         if values.get("kind") != "target":
             return Record(**values)
         target = TargetLine(**values)
@@ -184,6 +248,8 @@ class RecordWriter:
         self._synced = time.monotonic()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists() and not self.path.is_file():
+                raise OSError("it is no file")
             self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise StorageError(f"{self.path}: tuning records can not be written there: {error}") from error
@@ -195,7 +261,7 @@ class RecordWriter:
         """The file of a target in a folder of records."""
         return cls(Path(folder) / file_name(dict(description)), description)
 
-    def append(self, record: Record) -> None:
+    def append(self, record: Record | ModelLine) -> None:
         """Write one record. When this returns, it survives the death of the process."""
         self._write(encode(record))
         if time.monotonic() - self._synced >= FSYNC_SECONDS:
@@ -239,16 +305,22 @@ class RecordWriter:
             fcntl.flock(self._file, fcntl.LOCK_UN)
 
 
-def write_all(path: str | Path, targets: Mapping[str, Mapping[str, Any]], records: Iterable[Record]) -> int:
-    """Replace a record file by these records (all or nothing); how many there are.
+def write_all(
+    path: str | Path,
+    targets: Mapping[str, Mapping[str, Any]],
+    records: Iterable[Record],
+    models: Iterable[ModelLine] = (),
+) -> int:
+    """Replace a record file by these records (all or nothing); how many trials there are.
 
     Raises:
         StorageError: the file can not be written.
     """
     path = Path(path)
     kept = list(records)
-    used = {record.target for record in kept}
+    trials_and_models: list[Record | ModelLine] = [*kept, *models]
+    used = {line.target for line in trials_and_models}
     lines = [encode(TargetLine(target=key, description=dict(targets[key]))) for key in sorted(used & set(targets))]
-    lines += [encode(record) for record in kept]
+    lines += [encode(line) for line in trials_and_models]
     write_atomically(path, lines)
     return len(kept)

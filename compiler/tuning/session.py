@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from compiler.tuning.budget import next_task, seconds_of_model
 from compiler.tuning.cost_models import CostModel, Sample, Subject
@@ -13,14 +13,15 @@ from compiler.tuning.floor import floor_seconds, measure_peaks
 from compiler.tuning.measuring.lab import Lab, Trial
 from compiler.tuning.measuring.messages import Effort, Outcome
 from compiler.tuning.measuring.statistics import spread, typical
-from compiler.tuning.record_set import MIN_GAIN, MIN_GAIN_OF_WAYS
-from compiler.tuning.records import Record, RecordWriter
+from compiler.tuning.record_set import MIN_GAIN, MIN_GAIN_OF_WAYS, deduplicated
+from compiler.tuning.records import ChosenKernel, ModelLine, Record, RecordWriter
 from compiler.tuning.search import Search, serves
 from compiler.tuning.state import TaskState
 from schedules.config import Config
 
 if TYPE_CHECKING:
     import targets
+    from compiler.tuning.in_model import Compared
     from compiler.tuning.tasks import Task
 
 BATCH = 16
@@ -30,6 +31,7 @@ EARLY = 32
 LEADERS = 3
 _ROUNDS = 9  # of the last comparison
 _BEATEN = 1.03  # of a floor: more than the noise of two measurements
+_NEAR = 1.1  # times as slow as the fastest way: that one is not compared any more
 _FINAL_EFFORT = Effort(0.02)
 
 
@@ -89,14 +91,18 @@ class SearchCost:
 
 @dataclass
 class Limits:
-    """When to stop, whichever comes first; None is no limit."""
+    """When to stop, whichever comes first; None is no limit. `reserve` seconds are kept for what follows the search."""
 
     trials: int | None = None
     seconds: float | None = None
+    reserve: float = 0.0
 
 
 class Session:
-    """Tunes tasks on a lab's devices."""
+    """Tunes tasks on a lab's devices.
+
+    `model` is the fingerprint and the name of the model that the tasks are of.
+    """
 
     def __init__(
         self,
@@ -108,10 +114,12 @@ class Session:
         search: Search,
         *,
         device: str = "local",
+        model: tuple[str, str] = ("", ""),
         notify: Callable[[Progress], None] | None = None,
     ) -> None:
         self._target, self._lab, self._writer = target, lab, writer
         self._model, self._search, self._device = cost_model, search, device
+        self._model_key, self._model_name = model
         self._notify = notify or (lambda _: None)
         for task in tasks:
             task.tunable = serves(search, task)
@@ -121,11 +129,12 @@ class Session:
         self._began = time.monotonic()
         self.progress = Progress(self.states)
         self.problems: list[str] = []
+        self._unprepared: set[str] = set()
         self.cost = SearchCost()
         self.predictions: list[tuple[str, float, float]] = []  # (task, score, seconds) of proposed configs
 
     @property
-    def method(self) -> str:
+    def method(self) -> Literal["serial", "parallel"]:
         """How times are taken; see `records.Record.method`."""
         return "serial" if self._lab.serial else "parallel"
 
@@ -133,7 +142,7 @@ class Session:
         """Take in earlier trials of these tasks on this target, measured the same way; how many there were."""
         states = {state.task.key: state for state in self.states}
         count = 0
-        for record in records:
+        for record in deduplicated(records):
             state = states.get(record.task)
             config = Config.of(record.config)
             if state is None or record.target != self._writer.target or record.method != self.method:
@@ -198,7 +207,7 @@ class Session:
         return {"search": time.process_time(), **self._lab.processor_seconds()}
 
     def _reached(self, limits: Limits) -> bool:
-        over_time = limits.seconds is not None and time.monotonic() - self._began >= limits.seconds
+        over_time = limits.seconds is not None and time.monotonic() - self._began >= limits.seconds - limits.reserve
         return over_time or (limits.trials is not None and self.progress.trials >= limits.trials)
 
     def _measure_defaults(self) -> None:
@@ -218,6 +227,7 @@ class Session:
         errors = self._lab.prepare([state.task.key for state in states])
         for state in states:
             if state.task.key in errors:
+                self._unprepared.add(state.task.key)
                 self._give_up(state, errors[state.task.key])
 
     def _give_up(self, state: TaskState, reason: str) -> None:
@@ -266,12 +276,8 @@ class Session:
     def _compare_leaders(self) -> None:
         """The default and the fastest of each task in turns; what is recorded here decides."""
         won = [state for state in self.states if _has_a_leader(state)]
-        missing = [state for state in won if all(each.config != state.task.default for each in state.leaders)]
         self._report("compare the leaders", None)
-        self._prepare(missing)
-        again = [Trial(state.task.key, state.task.default) for state in missing]
-        for state, outcome in zip(missing, self._lab.trials(again, lambda _trial, _outcome: None), strict=True):
-            state.keep_leader(outcome, LEADERS)
+        self._rebuild_leaders(won)
         for state in won:
             least = 1 if state.contested else 2
             if len(state.leaders) < least or state.leaders[0].config != state.task.default:
@@ -282,6 +288,19 @@ class Session:
                 if outcome.seconds is not None:
                     self._writer.append(self._record(state, outcome, compared=True))
             self._settle(state, outcomes)
+
+    def _rebuild_leaders(self, states: Sequence[TaskState]) -> None:
+        """Build what has to be compared and was measured by an earlier run, or is the default."""
+        missing: list[tuple[TaskState, Trial]] = []
+        for state in states:
+            built = {each.config for each in state.leaders}
+            configs = [state.task.default, *state.fastest_configs(LEADERS)]
+            missing += [(state, Trial(state.task.key, each)) for each in dict.fromkeys(configs) if each not in built]
+        self._prepare([state for state, _ in missing])
+        ready = [(state, trial) for state, trial in missing if state.task.key not in self._unprepared]
+        outcomes = self._lab.trials([trial for _, trial in ready], lambda _trial, _outcome: None)
+        for (state, _), outcome in zip(ready, outcomes, strict=True):
+            state.keep_leader(outcome, LEADERS)
 
     def _settle(self, state: TaskState, outcomes: Sequence[Outcome]) -> None:
         measured = [each for each in outcomes if each.seconds is not None]
@@ -300,32 +319,65 @@ class Session:
         """Report what is being done now."""
         self._report(phase, None)
 
-    def settle_in_model(self, untuned: Mapping[str, Sequence[float]], tuned: Mapping[str, Sequence[float]]) -> int:
-        """Take in what the kernels take in the model, by record key: of the untuned one, and of the one with what was
-        chosen. Choices that do not win there are given up; how many."""
+    def settle_in_model(self, compared: Compared) -> int:
+        """Take in what kernels take in the model, untuned and as chosen. Those choices that do not win are given up.
+
+        A choice that has won before stays unless it is slower now: what is chance is decided once.
+
+        Returns:
+            How many were given up.
+        """
         lost = 0
         for state in self.states:
+            if not state.is_changed or state.task.key not in compared.untuned.kernels:
+                continue
             chosen = state.fastest_way
-            changed = chosen is not state or (state.best is not None and state.best[0] != state.task.default)
-            if state.task.instead_of or not changed or state.task.key not in untuned or chosen.task.key not in tuned:
+            if chosen.task.key not in compared.tuned.kernels:
                 continue
             assert chosen.best is not None
-            default = _summed_up(state.task.default, untuned[state.task.key])
-            challenger = _summed_up(chosen.best[0], tuned[chosen.task.key])
+            default = _summed_up(state.task.default, compared.untuned.kernels[state.task.key])
+            challenger = _summed_up(chosen.best[0], compared.tuned.kernels[chosen.task.key])
             for each, outcome in ((state, default), (chosen, challenger)):
                 self._writer.append(self._record(each, outcome, compared=True, in_model=True))
+            before, after = default.seconds or 0.0, challenger.seconds or 0.0
             least = MIN_GAIN if chosen is state else MIN_GAIN_OF_WAYS
             margin = 1 + max(least, default.spread, challenger.spread)
-            before, after = default.seconds or 0.0, challenger.seconds or 0.0
-            wins = after * margin < before
+            known = state.proven == (chosen.task.key, challenger.config)
+            wins = after < before if known else after * margin < before
             lost += not wins
-            state.results[state.task.default] = before
+            state.proven = (chosen.task.key, challenger.config) if wins else None
+            # Times alone are compared with times alone: of those in the model, the ratio carries over.
+            alone = state.default_seconds or before
+            before, after = alone, alone * after / before
             state.best = (state.task.default, before)
             if wins:
                 chosen.best = (challenger.config, after)
             elif chosen is not state:
                 chosen.best = (challenger.config, max(before, after))
         return lost
+
+    def keep_defaults(self) -> None:
+        """Give up all that was chosen."""
+        for state in self.states:
+            if state.is_changed:
+                state.keep_default()
+
+    def conclude(self, choices: Sequence[ChosenKernel], compared: Compared | None) -> None:
+        """Record what is chosen for the model; `compared` where whole runs were."""
+        self._writer.append(
+            ModelLine(
+                target=self._writer.target,
+                model=self._model_key,
+                name=self._model_name,
+                choices=tuple(choices),
+                untuned=None if compared is None else compared.untuned.latency,
+                tuned=None if compared is None else compared.tuned.latency,
+                spread=0.0 if compared is None else round(compared.spread, 4),
+                method=self.method,
+                device=self._device,
+                unix_time=int(time.time()),
+            )
+        )
 
     def _record(self, state: TaskState, outcome: Outcome, *, compared: bool = False, in_model: bool = False) -> Record:
         return Record(
@@ -341,8 +393,9 @@ class Session:
             is_default=outcome.config == state.task.default,
             compared=compared,
             in_model=in_model,
+            model=self._model_key if in_model else "",
             device=self._device,
-            method="serial" if self._lab.serial else "parallel",
+            method=self.method,
             unix_time=int(time.time()),
             note=outcome.note,
         )
@@ -379,10 +432,10 @@ def _join_ways(states: Sequence[TaskState]) -> None:
 
 
 def _has_a_leader(state: TaskState) -> bool:
-    """Whether something was tried that the default, or the untuned way, has to be compared with."""
-    if state.best is None or not any(each.trials for each in (state, *state.ways)):
+    """Whether something was measured that the default, or the untuned way, has to be compared with."""
+    if state.best is None or (state.task.instead_of and state.best_seconds > _NEAR * state.fastest_seconds):
         return False
-    return state.contested or (state.trials > 0 and state.best[0] != state.task.default)
+    return state.contested or state.best[0] != state.task.default
 
 
 def subject_of(state: TaskState) -> Subject:

@@ -28,6 +28,7 @@ class TaskState:
         trials: made in this run; `seconds` is what they took, building and measuring.
         finished: why the task gets no more trials, or "".
         ways: the states of all tasks that compute the same, this one among them; empty when there are no others.
+        proven: what runs in the task's place when it won in the model: the key of the kernel and its config.
     """
 
     task: Task
@@ -42,6 +43,7 @@ class TaskState:
     seconds: float = 0.0
     finished: str = ""
     ways: list[TaskState] = field(default_factory=list, repr=False, compare=False)
+    proven: tuple[str, Config] | None = None
 
     @property
     def default_seconds(self) -> float | None:
@@ -71,6 +73,13 @@ class TaskState:
         return self.fastest_seconds < first.best_seconds
 
     @property
+    def is_changed(self) -> bool:
+        """Whether the kernel, one of the untuned module, is to run otherwise than there."""
+        if self.task.instead_of or self.best is None:
+            return False
+        return self.fastest_way is not self or self.best[0] != self.task.default
+
+    @property
     def gain(self) -> float:
         """Default over best; 1 when either is unknown."""
         default = self.default_seconds
@@ -92,6 +101,11 @@ class TaskState:
             self.best = (config, seconds)
             self.curve.append((self.trials, seconds))
 
+    def fastest_configs(self, most: int) -> list[Config]:
+        """So many configs, the fastest first."""
+        measured = [(seconds, config) for config, seconds in self.results.items() if seconds is not None]
+        return [config for _, config in sorted(measured, key=lambda each: each[0])[:most]]
+
     def keep_leader(self, outcome: Outcome, most: int) -> None:
         """Hold on to the library of one of the fastest outcomes; the default's always."""
         if outcome.seconds is None:
@@ -100,6 +114,14 @@ class TaskState:
         default = [each for each in kept if each.config == self.task.default][:1]
         others = [each for each in kept if each.config != self.task.default]
         self.leaders = [*default, *others[:most]]
+
+    def keep_default(self) -> None:
+        """Let the kernel run as it does untuned, whatever else was measured."""
+        before = self.default_seconds or self.best_seconds
+        self.best = (self.task.default, before)
+        for way in self.ways:
+            if way is not self and way.best is not None:
+                way.best = (way.best[0], max(before, way.best[1]))
 
     def since_improvement(self) -> int:
         """Trials of this run since the best became better."""

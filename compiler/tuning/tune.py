@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,16 +12,16 @@ from typing import Any
 
 import schedules.engine  # noqa: F401  (first, so that the engine loads without torch)
 import targets
-from compiler.driver import find_target
+from compiler.driver import find_target, model_name
 from compiler.errors import OptionError
-from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes, import_model
+from compiler.tuning.conclusion import COMPARISON_SECONDS, conclude
 from compiler.tuning.cost_models import CostModel, cost_models
-from compiler.tuning.identity import target_description
-from compiler.tuning.in_model import Choices, measure_in_model
-from compiler.tuning.library import pretrained_model, read_current, user_folder
+from compiler.tuning.identity import model_fingerprint, target_description
+from compiler.tuning.in_model import ModelComparison
+from compiler.tuning.library import TunedConfigs, pretrained_model, read_current, user_folder
 from compiler.tuning.measuring.lab import Lab
-from compiler.tuning.measuring.runners import LOCAL, parse_device
+from compiler.tuning.measuring.runners import LOCAL, is_reachable, parse_device
 from compiler.tuning.records import RecordWriter
 from compiler.tuning.search import searches
 from compiler.tuning.session import Limits, Progress, SearchCost, Session
@@ -27,7 +29,9 @@ from compiler.tuning.tasks import Extracted, extract_tasks
 
 DEFAULT_SECONDS = 600.0
 """Of searching, when the caller sets no limit."""
-_MOST_COMPARISONS = 3  # in the model: what takes the place of a choice that was given up is compared as well
+_COMPILE_OVER_EXTRACT = 1.5  # a whole compilation takes longer than finding the tasks, which lowers every way
+_LEADERS_SHARE = 0.08  # of the time, for the leaders
+_LARGEST_END = 0.5
 _OTHERS = 0.15  # share of the processors that other programs may use before times are taken on one core
 
 
@@ -77,7 +81,7 @@ class TuneResult:
         interrupted: the user stopped it; what was measured is recorded.
         cost: trials, seconds and processor seconds of the search alone.
         latency: seconds of a whole run of the model, untuned and tuned, measured in turns at the end; None where that
-            was not done (on other devices, and on a machine that others use) or nothing was won.
+            was not done (on other devices) or nothing was won.
     """
 
     tasks: tuple[TaskResult, ...]
@@ -126,7 +130,8 @@ def tune(
     Args:
         source, shapes, constants, example_inputs, precision, threads: as in `compile`; tune what you will compile.
         trials: how many configs to measure in all. Without a limit, ten minutes are searched.
-        time_budget: seconds to search; importing and the last comparison come on top.
+        time_budget: seconds for all of it. Of less than a minute for a large model, what has to be done may take more:
+            the defaults are measured, and what is chosen is compared in the model.
         records: the folder of records to go on from and to append to; the user's own when None.
         devices: where to measure: "local", "HOST:PORT" of an engine RPC server, "KEY@HOST:PORT" of a tracker.
         timing: "parallel" times kernels on all cores; "serial" on one, by processor time, for a machine that others
@@ -151,16 +156,29 @@ def tune(
             f"target {chosen.name!r} can not be measured here: it needs {', '.join(chosen.missing_features())}",
             "name a device: devices=['HOST:PORT'] of an RPC server",
         )
+    began = time.monotonic()
+    for device in devices:
+        if device != LOCAL and not is_reachable(device):
+            raise OptionError(
+                f"device {device!r} can not be reached", "start its server, and see that nothing blocks the port"
+            )
     model = import_model(source, shapes=shapes, constants=constants, example_inputs=example_inputs)
-    extracted = extract_tasks(model.mod, chosen, {"precision": precision})
+    options = {"precision": precision, "checks": model.checks}
+    extracting = time.monotonic()
+    extracted = extract_tasks(model.mod, chosen, options)
+    compile_seconds = _COMPILE_OVER_EXTRACT * (time.monotonic() - extracting)
+    key = model_fingerprint(model.mod, options)
     folder = Path(records) if records is not None else user_folder()
     description = target_description(chosen)
     ranking = cost_model if not isinstance(cost_model, str) else _cost_model(cost_model, seed)
     serial = timing == "serial" or (timing == "auto" and LOCAL in devices and _others_busy())
-    limits = Limits(trials, time_budget if time_budget is not None or trials is not None else DEFAULT_SECONDS)
+    if trials is None and time_budget is None:
+        time_budget = DEFAULT_SECONDS
+    deadline = math.inf if time_budget is None else began + time_budget
     with (
         RecordWriter.in_folder(folder, description) as writer,
         Lab(chosen, devices, serial=serial) as lab,
+        ModelComparison(model, chosen, options, threads, serial=serial) as comparison,
     ):
         session = Session(
             chosen,
@@ -170,6 +188,7 @@ def tune(
             ranking,
             searches.make(search, seed=seed),
             device=",".join(devices),
+            model=(key, model_name(source)),
             notify=progress,
         )
         earlier = read_current(writer.path)
@@ -178,29 +197,22 @@ def tune(
         interrupted = False
         latency = None
         try:
-            session.run(limits)
-            if list(devices) == [LOCAL] and not serial:
-                latency = _settle_in_model(session, model, chosen, {"precision": precision}, threads)
+            left = None if time_budget is None else deadline - time.monotonic()
+            session.run(Limits(trials, left, _seconds_of_the_end(left, compile_seconds, LOCAL in devices)))
+            known = TunedConfigs(chosen, earlier, key).tuned_itself
+            latency = conclude(session, comparison if LOCAL in devices else None, known, deadline)
         except KeyboardInterrupt:
             interrupted = True
+            lab.kill()
         return _result(session, extracted, writer.path, resumed, interrupted, latency)
 
 
-def _settle_in_model(
-    session: Session, model: ImportedModel, target: targets.Target, options: Mapping[str, Any], threads: int | None
-) -> tuple[float, float] | None:
-    """Give up what does not win in the model; seconds of a run of it, untuned and tuned. None when nothing was won."""
-    latency = None
-    for _ in range(_MOST_COMPARISONS):
-        choices = Choices(session.states)
-        if not choices:
-            break
-        session.announce("compare in the model")
-        untuned, tuned = measure_in_model(model, target, options, choices, threads)
-        latency = untuned.latency, tuned.latency
-        if not session.settle_in_model(untuned.kernels, tuned.kernels):
-            return latency
-    return latency if Choices(session.states) else None
+def _seconds_of_the_end(left: float | None, compile_seconds: float, in_model: bool) -> float:
+    """What to keep of the time for comparing leaders, and modules: two of those are compiled, one of them twice."""
+    if left is None:
+        return 0.0
+    modules = 3 * compile_seconds + 2 * COMPARISON_SECONDS if in_model else 0.0
+    return min(_LARGEST_END * left, _LEADERS_SHARE * left + modules)
 
 
 def _check(trials: int | None, time_budget: float | None, timing: str, devices: Sequence[str]) -> None:

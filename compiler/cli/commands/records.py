@@ -49,7 +49,7 @@ def _records(
 
     from compiler.cli.output import print_json, print_line, print_note
     from compiler.tuning.library import shipped_folder, user_folder
-    from compiler.tuning.record_set import essential, merged, summary
+    from compiler.tuning.record_set import essential, merged, newest_of_models, summary
     from compiler.tuning.records import Loaded, RecordWriter, read, write_all
 
     loaded = Loaded()
@@ -57,7 +57,7 @@ def _records(
         loaded.extend(read(path))
     for problem in loaded.problems:
         print_note(problem)
-    records = merged(loaded.records)
+    records, models = merged(loaded.records), newest_of_models(loaded.models)
     if best:
         records = essential(records)
     lines = summary(records)
@@ -65,8 +65,9 @@ def _records(
         print_json([asdict(line) for line in lines])
     else:
         _print(lines, loaded.targets)
+        _print_models(models, loaded.targets)
     if output is not None:
-        print_line(f"wrote {write_all(output, loaded.targets, records)} records to {output}")
+        print_line(f"wrote {write_all(output, loaded.targets, records, models)} records to {output}")
     if take_over:
         unknown = sum(record.target not in loaded.targets for record in records)
         if unknown:
@@ -76,6 +77,9 @@ def _records(
                 own = [record for record in records if record.target == target]
                 for record in own:
                     writer.append(record)
+                for model in models:
+                    if model.target == target:
+                        writer.append(model)
                 print_line(f"added {len(own)} records to {writer.path}")
 
 
@@ -98,6 +102,22 @@ def _print(lines: Any, targets: Any) -> None:
     ]
     columns = ("target", "rule", "kernels", "trials", "failed", "gain")
     print_table(columns, rows, ("kernels", "trials", "failed", "gain"))
+
+
+def _print_models(models: Any, targets: Any) -> None:
+    """What was chosen for whole models, and what it gave."""
+    from compiler.cli.output import print_table
+    from compiler.profiling.formatting import format_seconds
+
+    rows = []
+    for line in models:
+        times = ("", "", "")
+        if line.untuned is not None and line.tuned is not None:
+            times = (format_seconds(line.untuned), format_seconds(line.tuned), f"{line.untuned / line.tuned:.3f}")
+        rows.append((_target_text(line.target, targets), line.name or line.model, str(len(line.choices)), *times))
+    if rows:
+        columns = ("target", "model", "kernels changed", "untuned", "tuned", "gain")
+        print_table(columns, rows, columns[2:])
 
 
 def _target_text(target: str, targets: Any) -> str:

@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from compiler.errors import UserError
 from compiler.tuning.measuring.channel import Worker, WorkerDiedError, WorkerTimeoutError, wait_any
 from compiler.tuning.measuring.messages import (
     BuildRequest,
     Built,
     Effort,
+    Failure,
     KernelTask,
     Measured,
     MeasureRequest,
@@ -22,7 +24,7 @@ from compiler.tuning.measuring.messages import (
     Timing,
     WorkerSetup,
 )
-from compiler.tuning.measuring.runners import LOCAL
+from compiler.tuning.measuring.runners import LOCAL, is_reachable
 from compiler.tuning.measuring.statistics import spread, typical
 from schedules.config import Config
 
@@ -33,7 +35,12 @@ BUILD_MODULE = "compiler.tuning.measuring.build_worker"
 MEASURE_MODULE = "compiler.tuning.measuring.measure_worker"
 BUILD_TIMEOUT = 30.0
 MEASURE_TIMEOUT = 15.0
+_MOST_FAILURES = 4  # one after the other, of whatever candidates: then it is the device
 _SPARE_CORES = 2  # to build takes several times as long as to measure: with fewer, measuring waits for one builder
+
+
+class DeviceLostError(UserError):
+    """No device to measure on can be reached any more."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,9 @@ class Lab:
             )
             for device in devices
         ]
+        self._devices = {id(worker): device for worker, device in zip(self.measurers, devices, strict=True)}
+        self._failures = dict.fromkeys(self._devices, 0)  # in a row
+        self.lost: list[str] = []
         self._tasks: dict[str, KernelTask] = {}
         self._references: dict[str, bytes] = {}
         self._known: dict[int, tuple[int, set[str]]] = {}
@@ -148,7 +158,11 @@ class Lab:
         return errors
 
     def trials(self, trials: Sequence[Trial], emit: Emit) -> list[Outcome]:
-        """Build and time configs; `emit` is called with each outcome as it comes. Never raises for a bad candidate."""
+        """Build and time configs; `emit` is called with each outcome as it comes. Never raises for a bad candidate.
+
+        Raises:
+            DeviceLostError: none of the devices can be reached any more; what was not measured is not blamed for it.
+        """
         batch = _Batch(trials, emit, deque(range(len(trials))))
         while len(batch.outcomes) < len(trials):
             self._dispatch(batch)
@@ -192,6 +206,11 @@ class Lab:
             "measure": sum(worker.processor_seconds for worker in self.measurers),
         }
 
+    def kill(self) -> None:
+        """End all workers at once, whatever they do."""
+        for worker in (*self.builders, *self.measurers):
+            worker.kill()
+
     def close(self) -> None:
         """End all workers."""
         for worker in (*self.builders, *self.measurers):
@@ -220,6 +239,26 @@ class Lab:
                 raise WorkerDiedError(f"failed: {answer.timings[0].error}")
         keys.add(key)
 
+    def _is_lost(self, worker: Worker, outcome: Outcome) -> bool:
+        """Whether the device is gone, rather than a candidate at fault."""
+        device = self._devices[id(worker)]
+        if outcome.status in ("ok", "wrong-numbers"):
+            self._failures[id(worker)] = 0
+            return False
+        self._failures[id(worker)] += 1
+        return device != LOCAL and (self._failures[id(worker)] >= _MOST_FAILURES or not is_reachable(device))
+
+    def _drop(self, worker: Worker) -> None:
+        """Do without a device. Raises DeviceLostError when it was the last one."""
+        worker.kill()
+        self.measurers.remove(worker)
+        self.lost.append(self._devices[id(worker)])
+        if not self.measurers:
+            raise DeviceLostError(
+                f"device {', '.join(self.lost)} does not answer any more; what was measured before is on record",
+                "run the same command again when it is back: it goes on from there",
+            )
+
     def _dispatch(self, batch: _Batch) -> None:
         for worker in self.builders:
             if batch.todo and worker not in batch.building:
@@ -239,7 +278,12 @@ class Lab:
             self._introduce(worker, trial.key)
             worker.send(request)
         except (WorkerDiedError, WorkerTimeoutError) as error:
-            batch.finish(number, Outcome(trial.config, "crash", note=error.message))
+            outcome = Outcome(trial.config, "crash", note=error.message)
+            if built is not None and self._is_lost(worker, outcome):
+                batch.ready.append((number, built))
+                self._drop(worker)
+            else:
+                batch.finish(number, outcome)
             return
         limit = self._build_timeout if built is None else self._measure_timeout
         jobs[worker] = _Job(number, time.monotonic() + limit, built)
@@ -259,19 +303,24 @@ class Lab:
 
     def _take(self, batch: _Batch, worker: Worker, job: _Job) -> None:
         config = batch.trials[job.number].config
+        outcome: Outcome
         try:
             answer = worker.receive(0)
-        except WorkerTimeoutError as error:
-            batch.finish(job.number, Outcome(config, "timeout", note=error.message))
-        except WorkerDiedError as error:
-            batch.finish(job.number, Outcome(config, "crash", note=error.message))
+        except (WorkerTimeoutError, WorkerDiedError) as error:
+            status: Failure = "timeout" if isinstance(error, WorkerTimeoutError) else "crash"
+            outcome = Outcome(config, status, note=error.message)
         else:
-            if isinstance(answer, Measured):
-                outcome = self._outcome(config, answer.timings[0], job.built)
-                if outcome.status != "ok":
-                    worker.kill()  # it may have written anywhere
-                batch.finish(job.number, outcome)
-            elif answer.library is None:
-                batch.finish(job.number, Outcome(config, "build-error", note=answer.error))
-            else:
-                batch.ready.append((job.number, answer))
+            if not isinstance(answer, Measured):
+                if answer.library is None:
+                    batch.finish(job.number, Outcome(config, "build-error", note=answer.error))
+                else:
+                    batch.ready.append((job.number, answer))
+                return
+            outcome = self._outcome(config, answer.timings[0], job.built)
+            if outcome.status != "ok":
+                worker.kill()  # it may have written anywhere
+        if job.built is not None and self._is_lost(worker, outcome):
+            batch.ready.append((job.number, job.built))
+            self._drop(worker)
+            return
+        batch.finish(job.number, outcome)

@@ -108,6 +108,29 @@ class Measured:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class ModelSetup:
+    """The .twm file that a worker is for; with one thread, runs are timed by processor time."""
+
+    path: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """Watch kernels, and then time runs, for so many seconds each."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ModelTimes:
+    """Seconds of a run, and of each kernel's calls in it by name, with their number."""
+
+    run: float
+    kernels: dict[str, tuple[float, int]]
+
+
 @dataclass
 class Outcome:
     """What became of a trial."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from compiler.tuning.measuring.messages import WorkerSetup
 Array = NDArray[Any]
 SYMBOL = "kernel"
 LOCAL = "local"
+_REACH_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,16 @@ class RpcRunner:
             return [float(each) for each in timer(*arguments).results]
 
         return Kernel(function, evaluate=evaluate)
+
+
+def is_reachable(device: str) -> bool:
+    """Whether something listens at the address of a server or tracker."""
+    _, host, port = parse_device(device)
+    try:
+        socket.create_connection((host, port), _REACH_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def parse_device(device: str) -> tuple[str | None, str, int]:

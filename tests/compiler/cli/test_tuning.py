@@ -44,7 +44,7 @@ def test_tune_then_look_at_the_records(tensorwright: Run, tmp_path: Path) -> Non
     best = tmp_path / "best.jsonl"
     assert tensorwright("records", str(records), "--best", "--output", str(best)).code == 0
     kinds = [json.loads(text)["kind"] for text in best.read_text().splitlines()]
-    assert kinds in (["target", "trial"], ["target", "trial", "trial"])
+    assert kinds in (["target", "trial", "model"], ["target", "trial", "trial", "model"])
 
 
 def test_a_wrong_device_is_a_usage_error(tensorwright: Run, tmp_path: Path) -> None:

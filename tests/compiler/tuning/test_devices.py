@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 import compiler
 from compiler.errors import OptionError
-from compiler.tuning.measuring.lab import Lab, Trial
-from compiler.tuning.measuring.messages import Effort
+from compiler.tuning.measuring.lab import DeviceLostError, Lab, Trial
+from compiler.tuning.measuring.messages import Effort, Outcome
 from compiler.tuning.measuring.runners import parse_device
 from compiler.tuning.records import read
+from compiler.tuning.session import Progress
 from tests.compiler.tuning.kernels import product_task, target
 from tests.compiler.tuning.rpc import rpc_server, rpc_tracker
 from tests.fuzz.tuning import convolution_model
@@ -58,10 +60,41 @@ def test_a_fleet_behind_a_tracker_measures_in_parallel() -> None:
                 assert [worker.starts for worker in lab.measurers] == [1, 1]
 
 
-def test_a_server_that_is_gone_fails_trials_and_not_the_tuner() -> None:
+def test_a_server_that_is_gone_is_no_fault_of_a_candidate() -> None:
     task = product_task()
     with Lab(target(), ["127.0.0.1:9"], builders=1, measure_timeout=5.0) as lab:
         lab.define(task.kernel)
         assert lab.prepare([task.key]) == {}
-        (outcome,) = lab.trials([Trial(task.key, task.default, Effort(0.02))], lambda _trial, _outcome: None)
-    assert outcome.status in ("crash", "timeout")
+        outcomes: list[Outcome] = []
+        with pytest.raises(DeviceLostError, match=r"127.0.0.1:9 does not answer"):
+            lab.trials([Trial(task.key, task.default, Effort(0.02))], lambda _, outcome: outcomes.append(outcome))
+    assert outcomes == []
+
+
+def test_a_device_that_goes_away_costs_nothing_that_was_measured(tmp_path: Path) -> None:
+    with ExitStack() as server:
+        device = f"127.0.0.1:{server.enter_context(rpc_server())}"
+
+        def unplug(progress: Progress) -> None:
+            if progress.trials == 4:
+                server.close()
+
+        with pytest.raises(DeviceLostError, match="on record") as error:
+            compiler.tune(
+                convolution_model(),
+                trials=20,
+                records=tmp_path,
+                threads=1,
+                devices=[device],
+                cost_model="roofline",
+                progress=unplug,
+            )
+    assert "again" in (error.value.hint or "")
+    records = read(tmp_path).records
+    assert len(records) >= 4
+    assert {record.status for record in records} == {"ok"}
+
+
+def test_a_device_that_was_never_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="can not be reached"):
+        compiler.tune(convolution_model(), trials=2, records=tmp_path, devices=["127.0.0.1:9"])

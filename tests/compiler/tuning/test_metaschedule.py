@@ -73,7 +73,7 @@ def test_traces_are_found_recorded_and_followed(tmp_path: Path) -> None:
     machine = relax.VirtualMachine(relax.build(mod, target().tvm_target()), tvm.cpu())
     found = machine["main"](tvm.runtime.tensor(volume)).numpy()
     np.testing.assert_allclose(found, convolved(volume), rtol=1e-4, atol=1e-4)
-    assert tuned_configs(target(), tmp_path).record(task.rule, task.workload) is not None
+    assert tuned_configs(target(), tmp_path)(task.rule, task.workload) is not None
 
 
 def convolved(volume: np.ndarray) -> np.ndarray:

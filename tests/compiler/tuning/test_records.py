@@ -14,8 +14,17 @@ import pytest
 
 from compiler.errors import StorageError
 from compiler.tuning.identity import file_name, fingerprint
-from compiler.tuning.record_set import best, best_against, best_of, deduplicated, merged, summary, without_stale
-from compiler.tuning.records import Record, RecordWriter, encode, read, write_all
+from compiler.tuning.record_set import (
+    best,
+    deduplicated,
+    merged,
+    newest_of_models,
+    summary,
+    taken_over,
+    way_taken_over,
+    without_stale,
+)
+from compiler.tuning.records import ChosenKernel, ModelLine, Record, RecordWriter, encode, read, write_all
 
 DESCRIPTION: dict[str, Any] = {"machine": {"cores": 2, "architecture": "x86_64"}, "engine_target": {"mcpu": "znver4"}}
 TARGET = fingerprint(DESCRIPTION)
@@ -179,9 +188,9 @@ def test_best_needs_more_than_the_spread() -> None:
     default = record(0, seconds=1e-3, is_default=True, spread=0.05)
     slightly = record(1, seconds=0.97e-3)
     clearly = record(2, seconds=0.9e-3)
-    assert best_of([default, slightly]) == {(TARGET, default.task): default}
-    assert best_of([default, slightly, clearly]) == {(TARGET, default.task): clearly}
-    assert best_of([record(3, seconds=None, status="crash")]) == {}
+    assert best([default, slightly]) == default
+    assert best([default, slightly, clearly]) == clearly
+    assert best([record(3, seconds=None, status="crash")]) is None
 
 
 def test_luck_does_not_win_over_a_comparison() -> None:
@@ -194,14 +203,75 @@ def test_luck_does_not_win_over_a_comparison() -> None:
 def test_a_new_default_is_not_replaced_by_what_beat_the_old_one() -> None:
     old = record(0, seconds=1e-3, is_default=True)
     fast, slow = record(1, seconds=0.5e-3), record(2, seconds=2e-3)
-    assert best_against([old, fast, slow], fast.config) == fast.model_copy(update={"is_default": True})
-    assert best_against([old, fast, slow], slow.config) == fast
-    assert best_against([old, fast, slow], {"rows": 77, "pack": True}) is None
+    assert taken_over([old, fast, slow], fast.config) == fast.model_copy(update={"is_default": True})
+    assert taken_over([old, fast, slow], slow.config) == fast
+    assert taken_over([old, fast, slow], {"rows": 77, "pack": True}) is None
+
+
+def test_a_model_takes_over_what_won_in_another_and_lost_in_none() -> None:
+    def inside(number: int, seconds: float, model: str) -> Record:
+        return record(number, seconds=seconds, in_model=True, model=model, is_default=number == 0)
+
+    alone = [record(0, seconds=1e-3, is_default=True), record(1, seconds=0.5e-3), record(2, seconds=0.8e-3)]
+    default = alone[0].config
+    assert taken_over(alone, default) == alone[1]
+    won = [inside(0, 3e-3, "a"), inside(2, 2.7e-3, "a")]
+    assert taken_over([*alone, *won], default) == won[1]
+    lost = [inside(0, 2e-3, "b"), inside(2, 2.1e-3, "b")]
+    assert taken_over([*alone, *won, *lost], default) == alone[1]
+    both = [*lost, inside(0, 2e-3, "c"), inside(1, 2.1e-3, "c")]
+    assert taken_over([*alone, *won, *both], default) == alone[0]
+
+
+def test_what_is_little_faster_alone_is_not_taken_over() -> None:
+    default, better = record(0, seconds=1e-3, is_default=True), record(1, seconds=0.97e-3)
+    assert best([default, better]) == better
+    assert taken_over([default, better], default.config) == default
+
+
+def test_a_way_is_taken_over_when_it_won_in_a_model() -> None:
+    def first(seconds: float, **fields: Any) -> Record:
+        return record(0, seconds=seconds, is_default=True, **fields)
+
+    def other(seconds: float, **fields: Any) -> Record:
+        return record(5, workload="Way{}", seconds=seconds, **fields)
+
+    default = first(1.0).config
+    assert way_taken_over([[first(1.0)], [other(0.5)]], default) == (0, None)
+    won = other(0.5, in_model=True, model="a", spread=0.1)
+    assert way_taken_over([[first(1.0, in_model=True, model="a")], [won]], default) == (1, won)
+    assert way_taken_over([[first(1.0, in_model=True, model="b")], [won]], default) == (0, None)
+    assert way_taken_over([[first(0.54, in_model=True, model="a")], [won]], default) == (0, None)
+    untuned = [first(1.0, in_model=True, model=each) for each in "ab"]
+    assert way_taken_over([untuned, [won, other(1.1, in_model=True, model="b")]], default) == (0, None)
+    assert way_taken_over([[], [won]], default) == (0, None)
+
+
+def model_line(time: int = 1, **fields: Any) -> ModelLine:
+    return ModelLine(**{"target": TARGET, "model": "m", "unix_time": time, **fields})
+
+
+def test_lines_of_models_are_written_read_and_kept(tmp_path: Path) -> None:
+    choice = ChosenKernel(task="a", way="b", config={"rows": 1}, default={"rows": 2})
+    line = model_line(2, choices=(choice,), untuned=2.0, tuned=1.5, spread=0.01, name="net")
+    with RecordWriter.in_folder(tmp_path, DESCRIPTION) as writer:
+        writer.append(record(1))
+        writer.append(model_line(1))
+        writer.append(line)
+    loaded = read(writer.path)
+    assert loaded.problems == []
+    assert [each.origin for each in loaded.models] == [str(writer.path)] * 2
+    (newest,) = newest_of_models(loaded.models)
+    assert newest.model_copy(update={"origin": ""}) == line
+    copy = tmp_path / "copy.jsonl"
+    assert write_all(copy, loaded.targets, loaded.records, [newest]) == 1
+    assert read(copy).models[0].choices == (choice,)
 
 
 def test_a_record_never_crosses_to_another_target() -> None:
     other = record(1, target="0" * 16, seconds=1e-6)
-    assert best_of([record(0), other])[TARGET, record(0).task] == record(0)
+    assert deduplicated([record(0), other]) == [record(0), other]
+    assert len(summary([record(0), other])) == 2
 
 
 def test_merge_keeps_each_config_once_and_prefers_success() -> None:

@@ -11,7 +11,7 @@ import pytest
 import compiler
 from compiler.errors import OptionError
 from compiler.tuning.plots import tuning_page
-from compiler.tuning.records import read
+from compiler.tuning.records import ChosenKernel, encode, read
 from compiler.tuning.session import Progress
 from compiler.tuning.tune import TuneResult
 from tests.fuzz.tuning import convolution_model
@@ -55,11 +55,21 @@ def test_the_next_run_goes_on(first: TuneResult, folder: Path) -> None:
     assert len({record.config_key for record in read(folder).records}) == 23
 
 
-def test_compile_uses_the_records_and_says_so(first: TuneResult, folder: Path) -> None:
+def test_compile_uses_what_was_chosen_and_says_so(first: TuneResult, folder: Path) -> None:
+    (untuned_key,) = [task.key for task in first.tasks if task.rule == "conv-direct"]
+    records = [each for each in read(folder).records if each.task == untuned_key and each.status == "ok"]
+    default = next(each.config for each in records if each.is_default)
+    other = next(each.config for each in records if not each.is_default)
+    line = read(folder).models[-1]
+    choice = ChosenKernel(task=untuned_key, config=other, default=default)
+    newer = line.model_copy(update={"choices": (choice,), "unix_time": line.unix_time + 1})
+    with first.records.open("ab") as file:
+        file.write(encode(newer))
     untuned = compiler.compile(convolution_model(), threads=1, records=False)
     tuned = compiler.compile(convolution_model(), threads=1, records=folder)
     (kernel,) = [each for each in tuned.artifact.manifest.kernels if each.rule == "conv-direct"]
     assert kernel.source == "record"
+    assert kernel.config == other
     assert kernel.origin == str(first.records)
     assert all(each.source != "record" and each.origin is None for each in untuned.artifact.manifest.kernels)
     x = np.random.default_rng(1).standard_normal((1, 32, 14, 14)).astype(np.float32)

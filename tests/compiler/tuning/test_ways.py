@@ -13,36 +13,19 @@ import compiler
 import targets
 from compiler.frontends.source import import_model
 from compiler.tuning.budget import expected_gain, reason_to_stop, seconds_of_model
+from compiler.tuning.conclusion import conclude
 from compiler.tuning.cost_models.roofline import RooflineModel
-from compiler.tuning.identity import target_description
-from compiler.tuning.in_model import Choices, measure_in_model
-from compiler.tuning.library import tuned_configs
+from compiler.tuning.identity import model_fingerprint, target_description
+from compiler.tuning.in_model import LEAST_PAIRS, Choices, Compared, ModelComparison, Times
 from compiler.tuning.measuring.messages import Outcome
-from compiler.tuning.record_set import MIN_GAIN_OF_WAYS, best, deduplicated, essential, fastest_way
-from compiler.tuning.records import Record, RecordWriter
+from compiler.tuning.records import ChosenKernel, ModelLine, RecordWriter, read
 from compiler.tuning.search.evolutionary import RandomSearch
 from compiler.tuning.session import Session, _join_ways
 from compiler.tuning.state import TaskState
 from compiler.tuning.tasks import Task, extract_tasks
 from schedules.config import Config
 from schedules.machine import Machine
-from schedules.ways import Way
 from tests.fuzz.tuning import convolution_model
-
-
-def record(seconds: float, **fields: Any) -> Record:
-    values: dict[str, Any] = {"target": "t", "rule": "r", "rule_version": 1, "workload": "w", "config": {}}
-    return Record(**{**values, "seconds": seconds, **fields})
-
-
-def test_the_untuned_way_stays_unless_another_wins_by_more_than_chance() -> None:
-    first = record(1.0)
-    assert fastest_way([first, record(0.5), record(0.4)]) == 2
-    assert fastest_way([first, record(1.0 / (1 + MIN_GAIN_OF_WAYS / 2))]) == 0
-    assert fastest_way([first, record(0.9, spread=0.2)]) == 0
-    assert fastest_way([first, record(0.5, method="serial")]) == 0
-    assert fastest_way([None, record(0.5)]) == 0
-    assert fastest_way([first, None, record(0.5)]) == 2
 
 
 @pytest.fixture(scope="module")
@@ -67,27 +50,34 @@ def test_without_other_ways_there_is_the_untuned_module_alone(tasks: list[Task])
 
 
 @pytest.mark.parametrize("tile", [None, 2, 4])
-def test_compile_takes_the_way_that_is_fastest_on_record(tasks: list[Task], tile: int | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tuned_itself", [True, False])
+def test_compile_takes_the_way_that_won_in_the_model(
+    tasks: list[Task], tile: int | None, tuned_itself: bool, tmp_path: Path
+) -> None:
+    """In this model, or in another one of the same kernels."""
     target = targets.get("host", cores=1)
+    model = import_model(convolution_model(stride=1))
+    ways = [task for task in tasks if task.rule.name.startswith("conv")]
+    (first,) = [task for task in ways if not task.instead_of]
+    (wanted,) = [task for task in ways if getattr(task.workload, "tile", None) == tile]
+    options = {"precision": "float32", "checks": model.checks}
     with RecordWriter.in_folder(tmp_path, target_description(target)) as writer:
-        for task in tasks:
-            if not task.tunable:
-                continue
-            wanted = getattr(task.workload, "tile", None) == tile and task.rule.name.startswith("conv")
-            writer.append(
-                Record(
-                    target=writer.target,
-                    rule=task.rule.name,
-                    rule_version=task.rule.version,
-                    workload=task.workload.key(),
-                    config=dict(task.default),
-                    seconds=1e-5 if wanted else 2e-5,
-                    is_default=True,
-                )
-            )
+        if tuned_itself:
+            values = dict(wanted.default)
+            way = "" if wanted is first else wanted.key
+            choices = (ChosenKernel(task=first.key, way=way, config=values, default=values),)
+            key = model_fingerprint(model.mod, options)
+            writer.append(ModelLine(target=writer.target, model=key, choices=choices))
+        for task in [] if tuned_itself else ways:
+            seconds = 1e-5 if task is wanted else 2e-5
+            session = Session(target, [task], SimpleNamespace(serial=False), writer, None, None, model=("other", ""))  # type: ignore[arg-type]
+            for in_model in (False, True):
+                outcome = Outcome(task.default, seconds=seconds)
+                writer.append(session._record(session.states[0], outcome, in_model=in_model))
     tuned = compiler.compile(convolution_model(stride=1), threads=1, records=tmp_path)
     kernels = [each for each in tuned.artifact.manifest.kernels if (each.rule or "").startswith("conv")]
     assert [each.rule for each in kernels] == ["conv-direct" if tile is None else "conv-winograd"]
+    assert all(each.origin == str(writer.path) for each in kernels)
     untuned = compiler.compile(convolution_model(stride=1), threads=1, records=False)
     x = np.random.default_rng(2).standard_normal((1, 32, 14, 14)).astype(np.float32)
     np.testing.assert_allclose(tuned.run({"x": x})["y"], untuned.run({"x": x})["y"], rtol=1e-4, atol=1e-4)
@@ -114,43 +104,101 @@ def test_ways_count_once_and_a_slow_one_gets_no_trials() -> None:
     assert expected_gain(near) > expected_gain(first) > 0.0
 
 
-def test_what_loses_in_the_model_is_given_up(tasks: list[Task], tmp_path: Path) -> None:
-    """A way that is faster alone and slower in the model is not taken, by the session and by its records."""
+def times(run: float, **kernels: float) -> Times:
+    """Six processes that differ by some per mille."""
+    noise = [1.0, 1.001, 0.999, 1.002, 0.998, 1.0]
+    samples = {key: [seconds * each for each in noise] for key, seconds in kernels.items()}
+    return Times(samples, [run * each for each in noise])
+
+
+def test_a_model_is_faster_by_more_than_chance_or_not_at_all() -> None:
+    same, faster, slower = (Compared(times(1.0), times(run)) for run in (1.0, 0.97, 1.03))
+    assert (same.is_faster, faster.is_faster, slower.is_faster) == (False, True, False)
+    assert (same.is_slower, faster.is_slower, slower.is_slower) == (False, False, True)
+    assert faster.gain == pytest.approx(1 / 0.97)
+    uneven = Compared(Times({}, [1.0] * 6), Times({}, [0.8, 1.1, 0.9, 1.05, 0.85, 1.0]))
+    assert uneven.gain > 1.05
+    assert not uneven.is_faster
+
+
+class Comparison:
+    """Stands in for a `ModelComparison`: what was measured is given."""
+
+    def __init__(self, *found: Compared) -> None:
+        self._found = list(found)
+
+    def measure(self, choices: Choices, deadline: float) -> Compared:
+        return self._found.pop(0)
+
+
+@pytest.fixture
+def session(tasks: list[Task], tmp_path: Path) -> Session:
+    """A session in which another way than the untuned one was found to be faster alone."""
     target = targets.get("host", cores=1)
     ways = [task for task in tasks if task.rule.name.startswith("conv")]
-    with RecordWriter.in_folder(tmp_path, target_description(target)) as writer:
-        lab: Any = SimpleNamespace(serial=False)
-        session = Session(target, ways, lab, writer, RooflineModel(), RandomSearch())
-        first = next(each for each in session.states if not each.task.instead_of)
-        other = next(each for each in session.states if each.task.instead_of)
-        for each, seconds in ((first, 2e-5), (other, 1e-5)):
-            each.note(each.task.default, seconds)
-            writer.append(session._record(each, Outcome(each.task.default, seconds=seconds), compared=True))
-        choices = Choices(session.states)
-        assert choices.ways == {first.task.key: other.task.key}
-        places = [Way(each.task.rule.name, each.task.workload) for each in (first, other)]
-        assert choices.choose(places) == 1
-        assert tuned_configs(target, writer.path).choose(places) == 1
-        untuned, tuned = {first.task.key: [3e-5] * 5}, {other.task.key: [4e-5] * 5}
-        assert session.settle_in_model(untuned, tuned) == 1
-        assert first.best == (first.task.default, 3e-5)
-        assert not Choices(session.states)
-        assert tuned_configs(target, writer.path).choose(places) == 0
-        assert session.settle_in_model(untuned, tuned) == 0
+    writer = RecordWriter.in_folder(tmp_path, target_description(target))
+    lab: Any = SimpleNamespace(serial=False)
+    made = Session(target, ways, lab, writer, RooflineModel(), RandomSearch(), model=("m", "net"))
+    other = next(each for each in made.states if each.task.instead_of)
+    for each in made.states:
+        each.note(each.task.default, 1e-5 if each is other else 2e-5)
+    return made
 
 
-def test_times_of_the_model_are_compared_with_each_other_alone() -> None:
-    alone = [record(1e-5, is_default=True), record(0.9e-5, config={"x": 1})]
-    in_model = [record(3e-5, is_default=True, in_model=True), record(2e-5, config={"x": 1}, in_model=True)]
-    chosen = best([*alone, *in_model])
-    assert chosen is in_model[1]
-    assert fastest_way([in_model[0], alone[1]]) == 0
-    later = record(0.8e-5, is_default=True)
-    assert best(deduplicated([*alone, *in_model, later])) is in_model[1]
-    assert essential([*alone, *in_model, later]) == in_model
+def chosen_line(tmp_path: Path) -> ModelLine:
+    return read(tmp_path).models[-1]
 
 
-def test_kernels_are_timed_in_the_model(tasks: list[Task]) -> None:
+def keys_of(session: Session) -> tuple[str, str]:
+    first = next(each for each in session.states if not each.task.instead_of)
+    return first.task.key, first.fastest_way.task.key
+
+
+def measured(session: Session, kernel: float, run: float) -> Compared:
+    """The untuned kernel takes 30 us, and a run 1 s."""
+    first, other = keys_of(session)
+    return Compared(times(1.0, **{first: 3e-5}), times(run, **{other: kernel}))
+
+
+def test_what_wins_in_the_model_is_chosen_for_it(session: Session, tmp_path: Path) -> None:
+    first, other = keys_of(session)
+    found: Any = Comparison(measured(session, 2e-5, 0.9))
+    assert conclude(session, found, None, 0.0) == pytest.approx((1.0, 0.9))
+    line = chosen_line(tmp_path)
+    assert (line.model, line.name) == ("m", "net")
+    assert [(each.task, each.way) for each in line.choices] == [(first, other)]
+    assert line.tuned == pytest.approx(0.9)
+    inside = [record for record in read(tmp_path).records if record.in_model]
+    assert {record.model for record in inside} == {"m"}
+
+
+def test_a_kernel_that_loses_in_the_model_is_given_up(session: Session, tmp_path: Path) -> None:
+    first = next(each for each in session.states if not each.task.instead_of)
+    assert conclude(session, Comparison(measured(session, 4e-5, 0.9)), None, 0.0) is None  # type: ignore[arg-type]
+    assert first.best == (first.task.default, 2e-5)
+    assert not Choices(session.states)
+    assert chosen_line(tmp_path).choices == ()
+
+
+def test_a_model_that_is_not_faster_as_a_whole_stays_untuned(session: Session, tmp_path: Path) -> None:
+    assert conclude(session, Comparison(measured(session, 2e-5, 1.0)), None, 0.0) is None  # type: ignore[arg-type]
+    assert not Choices(session.states)
+    assert chosen_line(tmp_path).choices == ()
+    assert "not faster as a whole" in session.problems[-1]
+
+
+@pytest.mark.parametrize(("run", "stays"), [(1.0, True), (1.1, False)])
+def test_what_was_chosen_before_stays_unless_it_is_slower(
+    session: Session, run: float, stays: bool, tmp_path: Path
+) -> None:
+    values = dict(session.states[0].task.default)
+    choice = ChosenKernel(task=keys_of(session)[0], config=values, default=values)
+    before = ModelLine(target="t", model="m", choices=(choice,))
+    assert conclude(session, Comparison(measured(session, 2e-5, run)), before, 0.0) is None  # type: ignore[arg-type]
+    assert bool(read(tmp_path).models) is not stays
+
+
+def test_kernels_and_runs_are_timed_in_the_model(tasks: list[Task]) -> None:
     """Both modules run, and their kernels are known by the keys of their records."""
     target = targets.get("host", cores=1)
     session = Session(target, tasks, SimpleNamespace(serial=False), None, RooflineModel(), RandomSearch())  # type: ignore[arg-type]
@@ -159,8 +207,10 @@ def test_kernels_are_timed_in_the_model(tasks: list[Task]) -> None:
     choices = Choices(session.states)
     (first, other) = next(iter(choices.ways.items()))
     model = import_model(convolution_model(stride=1))
-    untuned, tuned = measure_in_model(model, target, {"precision": "float32"}, choices, 1)
-    assert first in untuned.kernels
-    assert first not in tuned.kernels
-    assert other in tuned.kernels
-    assert all(0.0 < seconds < untuned.latency for seconds in untuned.kernels[first])
+    with ModelComparison(model, target, {"precision": "float32"}, 1) as comparison:
+        found = comparison.measure(choices, 0.0)
+    assert first in found.untuned.kernels
+    assert first not in found.tuned.kernels
+    assert other in found.tuned.kernels
+    assert len(found.untuned.runs) == len(found.tuned.runs) == LEAST_PAIRS
+    assert all(0.0 < seconds < found.untuned.latency for seconds in found.untuned.kernels[first])
