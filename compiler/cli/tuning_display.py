@@ -24,6 +24,7 @@ class TuningDisplay:
         self._console = message_console()
         self._live: Any = None
         self._shown = 0.0
+        self._told = False
 
     def __enter__(self) -> TuningDisplay:
         if self._console.is_terminal:
@@ -41,6 +42,9 @@ class TuningDisplay:
 
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
+        if not self._told:
+            self._told = True
+            self._tell_what_is_known(progress)
         if now - self._shown < (_REFRESH_SECONDS if self._live is not None else _LINE_SECONDS):
             return
         self._shown = now
@@ -48,6 +52,13 @@ class TuningDisplay:
             self._live.update(_table(progress), refresh=True)
         else:
             self._console.print(_line(progress), markup=False, soft_wrap=True)
+
+    def _tell_what_is_known(self, progress: Progress) -> None:
+        """What an earlier run left to go on from."""
+        if not progress.resumed:
+            return
+        known = sum(bool(state.results) for state in progress.states)
+        self._console.print(f"going on from {progress.resumed} trials of {known} kernels on record", markup=False)
 
 
 def _line(progress: Progress) -> str:

@@ -68,9 +68,10 @@ def _tune(
     seed: Annotated[int, typer.Option(metavar="N", help="Of the search.")] = 0,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of plots (.html).")] = None,
     as_json: options.Json = False,
-) -> None:
+) -> int:
     import compiler
     from compiler.cli.arguments import parse_arrays, parse_duration, parse_shapes
+    from compiler.cli.entry import EXIT_INTERRUPTED
     from compiler.cli.output import print_json
     from compiler.cli.tuning_display import TuningDisplay
     from compiler.profiling.model_inspection import model_inputs
@@ -103,6 +104,7 @@ def _tune(
         print_json(result.to_dict())
     else:
         _print(result)
+    return EXIT_INTERRUPTED if result.interrupted else 0
 
 
 def _latency(result: Any) -> list[tuple[str, str]]:
@@ -151,4 +153,7 @@ def _print(result: Any) -> None:
     if result.skipped:
         print_note(f"not tuned: {', '.join(sorted(result.skipped))} (sizes are known only at run time)")
     if result.interrupted:
-        print_note("interrupted: what was measured is recorded, and the next run goes on from there")
+        print_note(
+            "what was measured is recorded, and the same command goes on from there; what it found is compared in the "
+            "model only at the end"
+        )
