@@ -29,6 +29,7 @@ from benchmarks._avx2_peers import limits
 from benchmarks._models import Task, cache_folder, task_of
 from benchmarks._quantized import quantized
 from benchmarks._race import Entry, Result, race
+from compiler.artifact import read_artifact
 
 _COMPILE = """
 import sys, time
@@ -146,7 +147,10 @@ def _compare(task: Task, options: Any, peak: float, versions: set[str], console:
         Entry("onnxruntime", task.path),
         Entry("openvino", task.path, "f32" if options.precision == "f32" else "default"),
     ]
-    if options.tuned:
+    same = options.tuned and not _uses_records(artifact)
+    if same:
+        console.print(f"[dim]{task.name}: no record is used, so the untuned module is the same")
+    elif options.tuned:
         plain = artifact.with_stem(f"{artifact.stem}-untuned")
         _compiled(task, plain, options, tuned=False)
         entries.append(Entry("tensorwright", plain, variant=_UNTUNED))
@@ -157,7 +161,10 @@ def _compare(task: Task, options: Any, peak: float, versions: set[str], console:
     if len(results) < 2 or results[0].label != "tensorwright":
         raise RuntimeError("nothing to compare")
     ours, *rivals = results
-    untuned = next((each.seconds(options.statistic) for each in rivals if each.label.endswith(_UNTUNED)), None)
+    untuned = ours.seconds(options.statistic) if same else None
+    untuned = untuned or next(
+        (each.seconds(options.statistic) for each in rivals if each.label.endswith(_UNTUNED)), None
+    )
     peers = [each for each in rivals if not each.label.endswith(_UNTUNED)]
     if not peers:
         raise RuntimeError("nothing to compare")
@@ -188,6 +195,11 @@ def _compiled(task: Task, artifact: Path, options: Any, *, tuned: bool) -> float
     if finished.returncode:
         raise RuntimeError(finished.stderr.strip().splitlines()[-1] if finished.stderr else "the compiler died")
     return float(finished.stdout.split()[-1])
+
+
+def _uses_records(artifact: Path) -> bool:
+    """Whether any kernel of a module is built as a tuning record says."""
+    return any(kernel.source == "record" for kernel in read_artifact(artifact).manifest.kernels)
 
 
 def _difference(ours: Result, peer: Result) -> float:
