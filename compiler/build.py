@@ -13,10 +13,12 @@ from tvm.relax import vm_build
 import targets
 from compiler.errors import CompilationError, StorageError
 from compiler.kernel_lowering import PIPELINE
+from compiler.one_at_a_time import one_at_a_time
 from compiler.parallel_build import build_objects, worth_parts
 from schedules.kernel import kernels_of
 
 
+@one_at_a_time
 def build_library(mod: tvm.IRModule, target: targets.Target) -> bytes:
     """Build a lowered module into a shared library that holds a Relax VM executable.
 

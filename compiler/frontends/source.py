@@ -16,6 +16,7 @@ from compiler.errors import InputError, InvalidModelError, OptionError, StorageE
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.onnx import import_onnx
 from compiler.frontends.relax_module import import_relax
+from compiler.one_at_a_time import one_at_a_time
 
 Dimension = int | str
 Shapes = Mapping[str, Sequence[Dimension]]
@@ -27,6 +28,7 @@ SOURCES = (
 )
 
 
+@one_at_a_time
 def import_model(
     source: object,
     *,

@@ -14,6 +14,7 @@ from tvm import relax
 from tvm.ir import IRModule
 
 from compiler.errors import OptionError, PassError, TensorwrightError, ToolchainError
+from compiler.one_at_a_time import one_at_a_time
 from compiler.passes.context import PipelineContext
 from compiler.passes.expansion import Expansions
 from compiler.passes.registry import GraphPass, PassLike, as_graph_pass, did_you_mean, get_pass, is_own
@@ -169,6 +170,7 @@ class PipelineResult:
         return sum(timing.seconds for timing in self.timings if phase in (None, timing.phase))
 
 
+@one_at_a_time
 def run_pipeline(
     mod: IRModule,
     context: PipelineContext | None = None,
