@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,25 @@ from compiler.tuning.cost_models import CostModel
 from compiler.tuning.cost_models.xgboost import XgboostModel
 from compiler.tuning.identity import target_description
 from compiler.tuning.library import read_current
-from compiler.tuning.measuring.lab import Lab
-from compiler.tuning.records import RecordWriter
+from compiler.tuning.measuring.lab import Lab, Trial
+from compiler.tuning.measuring.messages import Effort
+from compiler.tuning.records import Record, RecordWriter
 from compiler.tuning.search import searches
 from compiler.tuning.session import Limits, Session
 from compiler.tuning.tasks import Task, extract_tasks
+from schedules.config import Config
 
 _NEAR = 0.95
+_ROUNDS = 9
+_EFFORT = Effort(0.02)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One task; times in seconds. `cold` and `pretrained` are the trials until 95 % of the best, None if never."""
+    """One task; times in seconds, of the default, what was found and the best on record, taken in turns.
+
+    `cold` and `pretrained` are the trials until 95 % of the best, None if never.
+    """
 
     kind: str
     task: str
@@ -46,10 +54,11 @@ def measure(options: Any, console: Console) -> list[Row]:
     target = targets.get(options.target)
     records = [each for each in read_current(options.records).records if each.seconds is not None]
     method = _method(options, records)
-    best: dict[str, float] = {}
+    best: dict[str, Record] = {}
     for record in records:
-        if record.method == method:
-            best[record.task] = min(best.get(record.task, math.inf), record.seconds or math.inf)
+        if record.method == method and not record.in_model:
+            known = best.get(record.task, record)
+            best[record.task] = min(known, record, key=_seconds)
     samples = load_samples([options.records])
     rows: list[Row] = []
     with Lab(target, serial=method == "serial") as lab:
@@ -62,16 +71,19 @@ def measure(options: Any, console: Console) -> list[Row]:
                 trained.save(Path(folder) / "model.json")
                 warm = _search(task, target, lab, XgboostModel(Path(folder) / "model.json"), options.trials)
             cold = _search(task, target, lab, XgboostModel(), options.trials)
-            known = min(best[task.key], warm.found, cold.found)
+            configs = (task.default, warm.config, cold.config, Config.of(best[task.key].config))
+            default, found, found_cold, recorded = _in_turns(lab, task, configs)
+            fastest = min(default, found, found_cold, recorded)
             rows.append(
                 Row(
                     task.rule.name,
                     task.names[0],
-                    warm.default,
-                    warm.found,
-                    known,
-                    cold.reached(known / _NEAR),
-                    warm.reached(known / _NEAR),
+                    default,
+                    found,
+                    fastest,
+                    # A search's own times and those taken in turns differ by what else the machine did.
+                    cold.reached(cold.seconds * fastest / found_cold / _NEAR),
+                    warm.reached(warm.seconds * fastest / found / _NEAR),
                 )
             )
             console.print(f"[dim]   {rows[-1].best / rows[-1].found:.0%} of the best")
@@ -85,7 +97,11 @@ def _method(options: Any, records: Any) -> str:
     return max(set(methods), key=methods.count)
 
 
-def _chosen(options: Any, target: targets.Target, best: dict[str, float]) -> list[Task]:
+def _seconds(record: Record) -> float:
+    return math.inf if record.seconds is None else record.seconds
+
+
+def _chosen(options: Any, target: targets.Target, best: dict[str, Record]) -> list[Task]:
     """The tasks with the most time of each kind in turn, until there are enough."""
     kinds: dict[str, dict[str, Task]] = {}
     for name in options.models:
@@ -94,7 +110,7 @@ def _chosen(options: Any, target: targets.Target, best: dict[str, float]) -> lis
         for task in extract_tasks(mod, target).tasks:
             if task.tunable and task.key in best:
                 kinds.setdefault(task.rule.name, {})[task.key] = task
-    queues = [sorted(each.values(), key=lambda task: -task.count * best[task.key]) for each in kinds.values()]
+    queues = [sorted(each.values(), key=lambda task: -task.count * _seconds(best[task.key])) for each in kinds.values()]
     chosen: list[Task] = []
     while any(queues) and len(chosen) < options.tasks:
         for queue in queues:
@@ -103,10 +119,21 @@ def _chosen(options: Any, target: targets.Target, best: dict[str, float]) -> lis
     return sorted(chosen, key=lambda task: task.rule.name)
 
 
+def _in_turns(lab: Lab, task: Task, configs: Sequence[Config]) -> list[float]:
+    """Seconds of each config, measured in turns: times of different minutes differ by what lies in the shared cache."""
+    different = list(dict.fromkeys(configs))
+    built = lab.trials([Trial(task.key, config) for config in different], lambda _trial, _outcome: None)
+    outcomes = lab.compare(task.key, built, _EFFORT, _ROUNDS)
+    seconds = {outcome.config: outcome.seconds or math.inf for outcome in outcomes}
+    return [seconds[config] for config in configs]
+
+
 @dataclass(frozen=True)
 class _Found:
-    default: float
-    found: float
+    """The fastest config of a search, its seconds, and (trials, best seconds so far)."""
+
+    config: Config
+    seconds: float
     curve: list[tuple[int, float]]
 
     def reached(self, seconds: float) -> int | None:
@@ -121,4 +148,5 @@ def _search(task: Task, target: targets.Target, lab: Lab, model: CostModel, tria
         session = Session(target, [task], lab, writer, model, searches.make("evolutionary", seed=7))
         session.run(Limits(trials=trials))
         (state,) = session.states
-        return _Found(state.default_seconds or math.inf, state.best_seconds, list(state.curve))
+        config, seconds = state.best or (task.default, math.inf)
+        return _Found(config, seconds, list(state.curve))
