@@ -7,6 +7,8 @@ import inspect
 import pkgutil
 from functools import cache
 from importlib.metadata import entry_points
+from types import GenericAlias
+from typing import TypeGuard
 
 import schedules
 from schedules.errors import RuleError
@@ -20,14 +22,14 @@ def _own_rules() -> list[type[ScheduleRule]]:
     for info in pkgutil.iter_modules(schedules.__path__, "schedules."):
         module = importlib.import_module(info.name)
         for value in vars(module).values():
-            if (
-                inspect.isclass(value)
-                and issubclass(value, ScheduleRule)
-                and not inspect.isabstract(value)
-                and value.__module__ == info.name
-            ):
+            if _is_rule(value) and not inspect.isabstract(value) and value.__module__ == info.name:
                 found.append(value)
     return found
+
+
+def _is_rule(value: object) -> TypeGuard[type[ScheduleRule]]:
+    # Python 3.10 takes an alias such as tuple[int, int] for a class, and `issubclass` does not.
+    return inspect.isclass(value) and not isinstance(value, GenericAlias) and issubclass(value, ScheduleRule)
 
 
 @cache
@@ -37,7 +39,7 @@ def rules() -> tuple[ScheduleRule, ...]:
     classes = _own_rules()
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         loaded = entry.load()
-        if not (inspect.isclass(loaded) and issubclass(loaded, ScheduleRule)):
+        if not _is_rule(loaded):
             raise RuleError(f"entry point {entry.name!r} ({entry.value}) is not a ScheduleRule class")
         classes.append(loaded)
     by_name: dict[str, ScheduleRule] = {}
