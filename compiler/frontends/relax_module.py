@@ -60,9 +60,9 @@ def _return_tuple(mod: tvm.IRModule) -> tvm.IRModule:
         return mod
     body = main.body
     result = relax.Tuple([body.body])
-    builder = relax.BlockBuilder(mod)
-    wrapped = relax.Function(main.params, relax.SeqExpr(body.blocks, result), None, main.is_pure, main.attrs)
-    mod = builder.get()
+    returned = relax.TupleType([body.ty])
+    wrapped = relax.Function(main.params, relax.SeqExpr(body.blocks, result), returned, main.is_pure, main.attrs)
+    mod = mod.clone()  # the caller's stays as it is
     mod["main"] = wrapped
     return relax.transform.Normalize()(mod)
 
