@@ -12,7 +12,7 @@ from typing import Any
 from schedules.conv_workload import ConvWorkload, DepthwiseDotWorkload, PoolWorkload, WindowWorkload, ceil_div
 from schedules.narrow import number
 from schedules.tir import tirx
-from schedules.winograd_transforms import transforms
+from schedules.winograd_transforms import edge_of, transforms
 
 import tvm  # isort: skip
 from tvm import te  # isort: skip
@@ -181,12 +181,13 @@ def share_of_image(sizes: Sequence[Any], dtype: str) -> Expr:
 
 
 def conv_winograd(data: Tensor, weight: Tensor, work: ConvWorkload, tile: int) -> Tensor:
-    """A 3x3 convolution of stride 1 through F(tile x tile, 3 x 3).
+    """A 3x3 convolution of stride 1 or 2 through F(tile x tile, 3 x 3).
 
-    `weight` is transformed: (ceil(filters / block), (tile + 2)^2, channels, block), see `winograd_transforms`.
+    `weight` is transformed: (ceil(filters / block), edge^2, channels, block), see `winograd_transforms`.
     """
-    matrices = transforms(tile)
-    edge = tile + 2
+    stride = work.strides[0]
+    matrices = transforms(tile, stride)
+    edge, step = edge_of(tile, stride), tile * stride
     rows, columns = (ceil_div(size, tile) for size in work.out_spatial)
     height, width = work.spatial
     (top, _), (left, _) = work.pad
@@ -210,7 +211,7 @@ def conv_winograd(data: Tensor, weight: Tensor, work: ConvWorkload, tile: int) -
     transformed = te.compute(
         (batch, ceil_div(work.channels, block), rows * columns, edge * edge, block),
         lambda n, c, t, f, lane: te.sum(
-            padded(n, c, t // columns * tile + a - top, t % columns * tile + b - left, lane)
+            padded(n, c, t // columns * step + a - top, t % columns * step + b - left, lane)
             * into(f // edge, a)
             * into(f % edge, b),
             axis=[a, b],

@@ -1,4 +1,4 @@
-"""Winograd's convolution F(m x m, 3 x 3), one task at a time, so that nothing of it leaves the level-2 cache.
+"""Winograd's convolution F(m x m, 3 x 3), of stride 1 or 2, one task at a time: nothing of it leaves the level-2 cache.
 
 A task takes some tiles of an image and some output channels: it transforms the tiles of all input channels, multiplies
 each frequency by its weights (a small matrix product with the register tile of `conv_direct`), and transforms back a
@@ -45,7 +45,7 @@ from schedules.nest import (
 from schedules.rule import ScheduleRule
 from schedules.weights_ahead import ahead
 from schedules.winograd_tiling import WINOGRAD_MAX_TASK_TILES, tile_counts, winograd_plan
-from schedules.winograd_transforms import KERNEL, Matrix, transforms
+from schedules.winograd_transforms import Matrix, edge_of, transforms
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ class WinogradNest:
         self.data = fused.operand(fused.anchors[0], 5)
         self.weight = _weight_of(fused)
         self.tile = work.tile
-        self.edge = work.tile + KERNEL - 1
+        self.edge = edge_of(work.tile, work.strides[0])
         self.frequencies = self.edge**2
-        self.matrices = transforms(work.tile)
+        self.matrices = transforms(work.tile, work.strides[0])
         self.tiles = config.integer("tiles")
         self.pixels = min(config.integer("pixels"), self.tiles)
         self.blocks, self.chunks = config.integer("blocks"), config.integer("chunks")
@@ -180,7 +180,8 @@ class WinogradNest:
         work, edge, dtype = self.work, self.edge, self.work.dtype
         (top, _), (left, _) = work.pad
         height, width = work.spatial
-        y, x = tile // self.columns * self.tile - top, tile % self.columns * self.tile - left
+        step = self.tile * work.strides[0]
+        y, x = tile // self.columns * step - top, tile % self.columns * step - left
         patch, allocate_patch = allocate("patch", (edge, edge, self.lanes), dtype, "local")
         half, allocate_half = allocate("half", (edge, edge, self.lanes), dtype, "local")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from schedules.conv_tiling import accumulators, block_choices, divisors, row_cost
 from schedules.conv_workload import ConvWorkload, DotWorkload, ceil_div
 from schedules.machine import Machine
-from schedules.winograd_transforms import KERNEL
+from schedules.winograd_transforms import KERNEL, bounds, edge_of
 
 SHARED_CACHE_RATE = (
     16.0  # bytes a core reads in a cycle from there: 26 (Zen 4) and 25 (Zen 5) where it does nothing else
@@ -65,7 +65,7 @@ def _task_counts(tiles: int) -> list[int]:
 def _plan(
     work: ConvWorkload, tile: int, machine: Machine, count: int, tiles: int, blocks: int, chunks: int
 ) -> WinogradPlan:
-    edge = tile + KERNEL - 1
+    edge = edge_of(tile, work.strides[0])
     frequencies = edge * edge
     in_blocks, out_blocks = work.in_blocks, work.out_blocks // chunks
     limit = min(accumulators(machine) // blocks, tiles)
@@ -89,7 +89,7 @@ def _plan(
 
 def winograd_cycles(work: ConvWorkload, tile: int, machine: Machine) -> float:
     """Cycles of a core for one image, weights coming from memory."""
-    frequencies = (tile + KERNEL - 1) ** 2
+    frequencies = edge_of(tile, work.strides[0]) ** 2
     arithmetic = winograd_plan(work, tile, machine).cycles
     return _with_weights(arithmetic, frequencies * work.channels * work.out_blocks * work.block * 4, work, machine)
 
@@ -122,12 +122,10 @@ def winograd_tile(
 ) -> int | None:
     """The tile that is cheaper than the direct convolution (that of `direct` if given, perhaps of narrow operands), or
     None. Only tiles whose error is within the bound."""
-    from schedules.winograd_transforms import ERROR_BOUND
-
     if not serves(work):
         return None
     best, best_cycles = None, 0.97 * direct_cycles(direct or work, machine)
-    for tile, error in ERROR_BOUND.items():
+    for tile, error in bounds(work.strides[0]).items():
         if error > error_bound:
             continue
         cycles = winograd_cycles(work, tile, machine)
@@ -141,7 +139,7 @@ def serves(work: ConvWorkload) -> bool:
     return (
         work.rank == 2
         and work.kernel == (KERNEL, KERNEL)
-        and work.strides == (1, 1)
+        and work.strides in ((1, 1), (2, 2))
         and work.dilations == (1, 1)
         and work.groups == 1
         and work.dtype == "float32"

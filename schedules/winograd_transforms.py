@@ -1,10 +1,14 @@
-"""The matrices of Winograd's minimal filtering F(m x m, 3 x 3), and their accuracy.
+"""The matrices of Winograd's minimal filtering F(m x m, 3 x 3), of stride 1 and 2, and their accuracy.
 
 By Toom and Cook (Winograd, Arithmetic Complexity of Computations, 1980; Lavin and Gray, arXiv:1509.09308): with m + 1
 interpolation points and infinity, Y = A^T [(G g G^T) * (B^T d B)] A takes (m + 2)^2 multiplications for m^2 outputs
 instead of 9 m^2. The points decide the rounding error (Barabasz et al., arXiv:1803.10986). Those here were found by
 search among small dyadic numbers, which keep the input and output matrices exact in binary: for F(4,3) they give less
 than half of the error of the usual 0, 1, -1, 2, -2.
+
+Of stride 2, a row of outputs is two sums of stride 1: the outer taps over the even inputs, F(m, 2), and the middle tap
+over the odd ones, where nothing can be saved. Together they have the form of stride 1 with 2m + 1 inputs along a tile's
+edge: (2m + 1)^2 multiplications for 9 m^2.
 """
 
 from __future__ import annotations
@@ -27,9 +31,18 @@ _POINTS: dict[int, tuple[Fraction, ...]] = {
     6: (Fraction(0), Fraction(1), Fraction(-1), Fraction(2), Fraction(-2), _HALF, -_HALF),
 }
 
+_HALVES: dict[int, tuple[Fraction, ...]] = {
+    2: (Fraction(0), Fraction(1)),
+    4: (_HALF, -_HALF, Fraction(3, 2), Fraction(-3, 2)),
+}
+"""The points of F(m, 2), for stride 2, found in the same way."""
+
 ERROR_BOUND: dict[int, float] = {2: 1e-6, 4: 3e-6, 6: 1.2e-5}
 """Root mean square of the error over that of the result, in float32, for up to 512 channels of non-negative normal data
 and normal weights; the direct sum has about 3e-7. Tests hold the kernels to these."""
+
+ERROR_BOUND_OF_HALVES: dict[int, float] = {2: 1e-6, 4: 3e-6}
+"""The same for stride 2."""
 
 TILES = tuple(sorted(_POINTS))
 
@@ -44,34 +57,59 @@ class Transforms:
     output: Matrix
 
 
+def bounds(stride: int) -> dict[int, float]:
+    """The tiles that convolutions of a stride are computed by, and the error of each."""
+    return {1: ERROR_BOUND, 2: ERROR_BOUND_OF_HALVES}.get(stride, {})
+
+
+def edge_of(tile: int, stride: int = 1) -> int:
+    """How many inputs, and frequencies, a tile has along each edge."""
+    return (tile - 1) * stride + KERNEL
+
+
 @cache
-def transforms(tile: int) -> Transforms:
-    """The matrices of F(tile x tile, 3 x 3). Raises KeyError for a tile that is not in `TILES`."""
-    points = _POINTS[tile]
-    edge = tile + KERNEL - 1
+def transforms(tile: int, stride: int = 1) -> Transforms:
+    """The matrices of F(tile x tile, 3 x 3). Raises KeyError for a tile that is not in `bounds(stride)`."""
+    if stride == 1:
+        return Transforms(tile, *(_floats(each) for each in _toom_cook(_POINTS[tile], tile, KERNEL)))
+    into, weight, out = _toom_cook(_HALVES[tile], tile, 2)
+    zero, one = Fraction(0), Fraction(1)
+    inputs = edge_of(tile, stride)
+    rows = [[row[column // 2] if column % 2 == 0 else zero for column in range(inputs)] for row in into]
+    rows += [[one if column == 2 * i + 1 else zero for column in range(inputs)] for i in range(tile)]
+    taps = [[first, zero, last] for first, last in weight] + [[zero, one, zero]] * tile
+    output = [row + [one if column == i else zero for column in range(tile)] for i, row in enumerate(out)]
+    return Transforms(tile, _floats(rows), _floats(taps), _floats(output))
+
+
+_Exact = list[list[Fraction]]
+
+
+def _toom_cook(points: tuple[Fraction, ...], tile: int, taps: int) -> tuple[_Exact, _Exact, _Exact]:
+    """B^T, G and A^T of F(tile, taps)."""
+    edge = tile + taps - 1
     inverse = _inverse(_vandermonde(points, edge))
     rows = [[inverse[j][i] for j in range(edge)] for i in range(edge)]
-    weight = _vandermonde(points, KERNEL)
+    weight = _vandermonde(points, taps)
     evaluate = _vandermonde(points, tile)
     for i, row in enumerate(rows):
         scale = _dyadic_scale(row)
         rows[i] = [entry / scale for entry in row]
         weight[i] = [entry * scale for entry in weight[i]]
-    output = [[evaluate[j][i] for j in range(edge)] for i in range(tile)]
-    return Transforms(tile, _floats(rows), _floats(weight), _floats(output))
+    return rows, weight, [[evaluate[j][i] for j in range(edge)] for i in range(tile)]
 
 
-def transform_weight(weight: NDArray[np.float32], tile: int) -> NDArray[np.float32]:
-    """G g G^T, computed in double precision. (filters, channels, 3, 3) -> (filters, channels, tile + 2, tile + 2)."""
-    matrix = np.array(transforms(tile).weight)
+def transform_weight(weight: NDArray[np.float32], tile: int, stride: int = 1) -> NDArray[np.float32]:
+    """G g G^T, computed in double precision. (filters, channels, 3, 3) -> (filters, channels, edge, edge)."""
+    matrix = np.array(transforms(tile, stride).weight)
     spread = np.tensordot(np.tensordot(weight.astype(np.float64), matrix, axes=(2, 1)), matrix, axes=(2, 1))
     return spread.astype(np.float32)
 
 
 @cache
-def weight_matrix(tile: int) -> NDArray[np.float64]:
+def weight_matrix(tile: int, stride: int = 1) -> NDArray[np.float64]:
     """`transform_weight` as one matrix: (9, edge^2), from the filter's elements to the transformed filter's."""
-    matrix = np.array(transforms(tile).weight)
+    matrix = np.array(transforms(tile, stride).weight)
     return np.ascontiguousarray(np.kron(matrix, matrix).T)
 
 

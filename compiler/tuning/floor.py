@@ -27,6 +27,7 @@ from schedules.machine import Machine
 from schedules.nest import allocate_tile, lanes_of, load, parallel, repeat, sequence, store
 from schedules.tir import s_tir, tirx
 from schedules.winograd_tiling import tile_counts
+from schedules.winograd_transforms import edge_of
 
 if TYPE_CHECKING:
     from compiler.tuning.tasks import Task
@@ -92,7 +93,7 @@ def _nbytes(argument: Argument) -> int:
 def _winograd(work: Any) -> int:
     """Of the products alone: the transforms' share depends on how they are written."""
     down, across = tile_counts(work, work.tile)
-    products = (work.tile + 2) ** 2 * down * across * work.channels * work.filters
+    products = edge_of(work.tile, work.strides[0]) ** 2 * down * across * work.channels * work.filters
     return 2 * max(work.batch, 1) * products
 
 

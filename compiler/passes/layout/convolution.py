@@ -36,7 +36,7 @@ from schedules.sparse_cost import conv_pays
 from schedules.ways import Way
 from schedules.winograd import Winograd, WinogradWorkload
 from schedules.winograd_tiling import serves, winograd_cycles, winograd_tile
-from schedules.winograd_transforms import ERROR_BOUND, TILES, transform_weight, weight_matrix
+from schedules.winograd_transforms import bounds, transform_weight, weight_matrix
 
 WINOGRAD_ERROR_BOUND = 3e-6  # root mean square, relative; see `winograd_transforms.ERROR_BOUND`
 
@@ -151,7 +151,7 @@ class BlockedConv:
         if sparse is not None:
             return sparse
         if tile is not None:
-            spread = self._winograd_weight(values, work.block, tile)
+            spread = self._winograd_weight(values, work, tile)
             return self._emit(
                 lambda data, weight, _: conv_compute.conv_winograd(data, weight, work, tile), work, spread, widens=True
             )
@@ -166,7 +166,7 @@ class BlockedConv:
         tile = winograd_tile(work, self.builder.machine, WINOGRAD_ERROR_BOUND, narrow)
         if self.builder.choose is None or not serves(work):
             return tile
-        known = [each for each in TILES if ERROR_BOUND[each] <= WINOGRAD_ERROR_BOUND]
+        known = [each for each, error in bounds(work.strides[0]).items() if error <= WINOGRAD_ERROR_BOUND]
         tiles = [tile, *(each for each in (None, *known) if each != tile)]
         return tiles[self.builder.choose([_way(work, narrow, each) for each in tiles])]
 
@@ -206,10 +206,11 @@ class BlockedConv:
             lambda data, kept, sizes, index: conv_sparse(data, kept, index, sparse, sizes), sparse, weight.values, index
         )
 
-    def _winograd_weight(self, values: NDArray[Any], lanes: int, tile: int) -> Expr:
-        """The transformed filter, which the module need not store: it takes (tile + 2)^2 numbers for 9."""
-        constant = as_constant(pack_winograd(transform_weight(values, tile), lanes))
-        stored = pack_winograd(values, lanes), weight_matrix(tile)
+    def _winograd_weight(self, values: NDArray[Any], work: ConvWorkload, tile: int) -> Expr:
+        """The transformed filter, which the module need not store: it takes up to 36 numbers for 9."""
+        lanes, stride = work.block, work.strides[0]
+        constant = as_constant(pack_winograd(transform_weight(values, tile, stride), lanes))
+        stored = pack_winograd(values, lanes), weight_matrix(tile, stride)
         self.builder.expansions.known[constant] = Expansion(stored, expand_winograd, "expand_filter")
         return constant
 

@@ -15,6 +15,7 @@ from schedules.conv_workload import ceil_div
 from schedules.machine import Machine
 from schedules.matmul_tiling import tile_cost
 from schedules.winograd_tiling import tile_counts, transform_cycles
+from schedules.winograd_transforms import edge_of
 
 _CACHE_RATE = 16.0  # bytes a cycle of a core from the cache behind the second one
 _TASK_CYCLES = 150.0  # to begin a task
@@ -122,7 +123,7 @@ def _conv_winograd(work: Any, config: Config, machine: Machine) -> Estimate:
     down, across = tile_counts(work, work.tile)
     images, total = max(work.batch, 1), down * across
     cuts = ceil_div(total, tiles)
-    edge = work.tile + 2
+    edge = edge_of(work.tile, work.strides[0])
     frequencies = edge * edge
     product = row_cost(machine, tiles, pixels, blocks) * frequencies * work.channels * work.out_blocks
     spread = tiles * work.in_blocks * transform_cycles(edge, edge) * chunks
