@@ -83,6 +83,7 @@ FUSE = (
 # 6. Every kernel gets a schedule for the machine.
 SCHEDULE = (
     "store-palettes",
+    "store-scaled-integers",
     "expand-at-load",
     "count-operations",
     "mark-in-place",

@@ -7,76 +7,35 @@ whatever packing or transforming a weight went through.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tvm import relax, te
-from tvm.ir import GenericConst, IRModule
+from tvm import te
+from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.expansion import Expansion, Expansions
-from compiler.passes.leaves import leaves
-from compiler.passes.matching import Array, array_of
+from compiler.passes.matching import Array
+from compiler.passes.narrow_storage import Packed, store_narrow
 from compiler.passes.registry import graph_pass
 
 MOST_BITS = 8
 _FEWEST = 1024  # elements; a palette of 256 is as large
 _PROBE = 4096
 
-# What became of an array, by its identity, which is its own as long as the array is kept beside it.
-Cache = dict[int, tuple[Array, "_Packed | None"]]
-
 
 @graph_pass("store-palettes", summary="Store weights of few distinct values as a palette and codes of 1 to 8 bits")
 def store_palettes(mod: IRModule, context: PipelineContext) -> IRModule:
     """Adds to `context.expansions`; the module stays as it is."""
-    expansions: Expansions = context.expansions
-    packed: Cache = {}
-    for _, function in mod.functions_items():
-        if isinstance(function, relax.Function):
-            for leaf in leaves(function.body):
-                if isinstance(leaf, GenericConst):
-                    _note(leaf, expansions, packed)
+    store_narrow(mod, context.expansions, _packed, "expand_palette")
     return mod
 
 
-def _note(constant: GenericConst, expansions: Expansions, packed: Cache) -> None:
-    known = expansions.known.get(constant)
-    arrays = (array_of(constant),) if known is None else known.stored
-    for array in arrays:
-        if id(array) not in packed:
-            packed[id(array)] = array, _packed(array)
-    found = [packed[id(array)][1] for array in arrays]
-    if all(each is None for each in found):
-        return
-    stored: list[Array] = []
-    for array, each in zip(arrays, found, strict=True):
-        stored += [array] if each is None else each.stored
-
-    def kernel(*parts: Any) -> Any:
-        rest, whole = list(parts), []
-        for each in found:
-            whole.append(rest.pop(0) if each is None else each.expand(rest.pop(0), rest.pop(0)))
-        return whole[0] if known is None else known.kernel(*whole)
-
-    expansions.known[constant] = Expansion(tuple(stored), kernel, "expand_palette" if known is None else known.name)
-
-
-@dataclass(frozen=True)
-class _Packed:
-    """What is stored of an array, and how it comes back."""
-
-    stored: tuple[Array, Array]
-    expand: Callable[..., Any]
-
-
-def _packed(array: Array) -> _Packed | None:
+def _packed(array: Array) -> Packed | None:
     """None where a palette saves nothing."""
     if array.dtype != np.float32 or array.size < _FEWEST:
         return None
     stored = palette_codes(array)
-    return None if stored is None else _Packed(stored, _expand(array.shape, *stored))
+    return None if stored is None else Packed(stored, _expand(array.shape, *stored))
 
 
 def palette_codes(array: Array) -> tuple[Array, Array] | None:

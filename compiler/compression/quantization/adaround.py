@@ -9,11 +9,13 @@ sigmoid that a penalty drives to 0 or 1 while Adam lessens the sum. What it ends
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from compiler.compression.quantization.affine import Array
+from compiler.compression.quantization.affine import Array, QuantizedWeight
+from compiler.compression.quantization.layers import Layer
+from compiler.compression.quantization.squares import as_columns, from_columns
 
 _LOW, _HIGH = -0.1, 1.1  # what the sigmoid is stretched to before it is limited to 0 and 1
 _ITERATIONS = 1000
@@ -131,3 +133,10 @@ def _descend(problem: _Problem, integers: Array) -> Array:
         if not moved:
             break
     return integers
+
+
+def adarounded(layer: Layer, rounded: QuantizedWeight, squares: Array) -> QuantizedWeight:
+    """A layer's int8 weights rounded by AdaRound, on the scales there are."""
+    steps = as_columns(layer, np.broadcast_to(rounded.broadcast_scale(), layer.weight.shape))
+    columns = rounded_by_adaround(as_columns(layer, layer.weight), steps, squares, -127, 127)
+    return replace(rounded, values=from_columns(layer, columns))

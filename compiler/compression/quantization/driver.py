@@ -70,7 +70,8 @@ def quantize(
             none.
         scheme: "static-int8" (weights and activations, ranges from the calibration), "dynamic-int8" (weights;
             activations as they come, on a scale a row of a matrix product or an example of a convolution),
-            "weight-int4" and "weight-int8" (the weights of matrix products alone, a scale a group), "float16" and
+            "weight-int4" and "weight-int8" (weights alone: of matrix products with a scale a group, of
+            convolutions int8 with a scale a filter, which are expanded at load), "float16" and
             "bfloat16" (weights are stored in 16 bits; sums are float32). Tables of look-ups become int8 in all integer
             schemes, with a scale a row.
         evaluate: given a function from inputs to outputs (dictionaries by name), how good it is; higher is better.
@@ -271,7 +272,7 @@ def _layerwise_report(
     return QuantizationReport(
         target="",
         method="",
-        techniques=(options.rounding,) if session.scheme.uses_squares else (),
+        techniques=(options.rounding,) if any(map(session.scheme.wants_squares, session.choices)) else (),
         activations="",
         per_channel=True,
         samples=len(session.samples),

@@ -59,9 +59,9 @@ class LayerwiseSession(LayerChoice):
         self._rounded: dict[Var, RoundedLayer] = {}
         self._candidates: dict[int, LayerwiseCandidate] = {}
         report("calibrate")
-        products = [layer for layer in self.quantizable if not layer.is_look_up]
-        self._squares = Squares(products if scheme.uses_squares else ())
-        if scheme.uses_squares:
+        read = [layer for layer in self.quantizable if not layer.is_look_up and scheme.wants_squares(layer)]
+        self._squares = Squares(read)
+        if read:
             self.float_outputs = self._observed()
         else:
             self.float_outputs = [dict(self.float_module.run(sample)) for sample in samples]

@@ -6,10 +6,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
 from tvm.ir import IRModule
 
-from compiler.compression.quantization.adaround import rounded_by_adaround
+from compiler.compression.quantization.adaround import adarounded
 from compiler.compression.quantization.affine import Affine, Array, QuantizedWeight, quantize_weight
 from compiler.compression.quantization.calibration import Compile, Sample, Tapped, observe
 from compiler.compression.quantization.calibrators.registry import get_calibrator, parameters_of
@@ -22,7 +21,7 @@ from compiler.compression.quantization.layers import Layer, LayerGraph, Placemen
 from compiler.compression.quantization.scheme import Scheme
 from compiler.compression.quantization.sensitivity import measure_sensitivity
 from compiler.compression.quantization.smoothing import smooth
-from compiler.compression.quantization.squares import Squares, as_columns, from_columns
+from compiler.compression.quantization.squares import Squares
 from compiler.compression.quantization.statistics import Statistics
 from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.compute_with_words import sums_fit
@@ -173,14 +172,5 @@ class Session(LayerChoice):
             per_channel = self.scheme.per_channel or layer.is_look_up
             rounded = quantize_weight(layer.weight, layer.product.filters, per_channel=per_channel)
             squares = self._squares.of(layer)
-            if squares is not None:
-                rounded = replace(rounded, values=_adarounded(layer, rounded, squares))
-            self._weights[layer.variable] = rounded
+            self._weights[layer.variable] = rounded if squares is None else adarounded(layer, rounded, squares)
         return self._weights[layer.variable]
-
-
-def _adarounded(layer: Layer, rounded: QuantizedWeight, squares: Array) -> Array:
-    """The integers by AdaRound, on the scales there are."""
-    steps = as_columns(layer, np.broadcast_to(rounded.broadcast_scale(), layer.weight.shape))
-    columns = rounded_by_adaround(as_columns(layer, layer.weight), steps, squares, -127, 127)
-    return from_columns(layer, columns)

@@ -68,7 +68,8 @@ def _product(layer: Layer, call: Call, data: Expr, weight: Expr) -> Expr:
 class DynamicIntegers:
     """Rounds each filter, and each row of a table, on a scale of its own."""
 
-    uses_squares: bool = False
+    def wants_squares(self, layer: Layer) -> bool:
+        return False
 
     def refuses(self, layer: Layer) -> str | None:
         return None

@@ -19,7 +19,7 @@ _TYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat
 
 @dataclass(frozen=True)
 class NarrowLayer:
-    """A layer whose weights 16 bits hold exactly: where they do, the module stores them so."""
+    """A layer whose weights are float32 numbers that fewer bits hold exactly: the module stores them so."""
 
     weight: Array
 
@@ -35,7 +35,9 @@ class NarrowFloats:
     """Rounds to a type."""
 
     dtype: np.dtype
-    uses_squares: bool = False
+
+    def wants_squares(self, layer: Layer) -> bool:
+        return False
 
     def refuses(self, layer: Layer) -> str | None:
         with np.errstate(over="ignore"):

@@ -54,12 +54,11 @@ class Scheme(Protocol):
         """The layer rounded.
 
         Args:
-            squares: the sums of x x' over the calibration's data (groups, depth, depth) where `uses_squares`.
+            squares: the sums of x x' over the calibration's data (groups, depth, depth) where `wants_squares`.
         """
 
-    @property
-    def uses_squares(self) -> bool:
-        """Whether `rounded` needs them."""
+    def wants_squares(self, layer: Layer) -> bool:
+        """Whether `rounded` has a use for them."""
 
 
 Make = Callable[[SchemeOptions], Scheme]

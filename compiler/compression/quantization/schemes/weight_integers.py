@@ -1,4 +1,8 @@
-"""weight-int4, weight-int8: the weights of matrix products in few bits, a scale a group; data and sums are float32."""
+"""weight-int4, weight-int8: weights in few bits; data and sums are float32.
+
+Matrix products have a scale a group and are read as they are. Convolutions have int8 weights with a scale a filter: the
+module stores those and widens them when it is loaded (the pass store-scaled-integers).
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.compression.quantization.adaround import rounded_by_adaround
-from compiler.compression.quantization.affine import Array
+from compiler.compression.quantization.adaround import adarounded, rounded_by_adaround
+from compiler.compression.quantization.affine import Array, quantize_weight
 from compiler.compression.quantization.edit import Emit, with_operands
 from compiler.compression.quantization.gptq import rounded_by_gptq, rounded_to_nearest
 from compiler.compression.quantization.layers import Layer
+from compiler.compression.quantization.schemes.narrow_floats import NarrowLayer
 from compiler.compression.quantization.schemes.registry import RoundedLayer, SchemeOptions, scheme
 from compiler.compression.quantization.tables import rounded_table
 from compiler.errors import OptionError
@@ -38,22 +43,23 @@ class GroupedLayer:
 
 @dataclass(frozen=True)
 class WeightIntegers:
-    """Rounds matrices in groups, and each row of a table on a scale of its own."""
+    """Rounds matrices in groups, filters and rows of tables each on a scale of its own."""
 
     bits: int
     options: SchemeOptions
 
-    @property
-    def uses_squares(self) -> bool:
-        return self.options.rounding != "nearest"
+    def wants_squares(self, layer: Layer) -> bool:
+        return self.options.rounding == "adaround" or (self.options.rounding == "gptq" and layer.product.is_matrix)
 
     def refuses(self, layer: Layer) -> str | None:
-        serves = layer.product.is_matrix or layer.is_look_up
-        return None if serves else "only matrix products read weights of few bits as they are"
+        return None
 
     def rounded(self, layer: Layer, squares: Array | None) -> RoundedLayer:
         if layer.is_look_up:
             return rounded_table(layer)
+        if not layer.product.is_matrix:
+            filters = quantize_weight(layer.weight, layer.product.filters, per_channel=True)
+            return NarrowLayer((filters if squares is None else adarounded(layer, filters, squares)).dequantized())
         group, dtype = self.options.group, self.options.scales
         if squares is not None and self.options.rounding == "gptq":
             values, scales = rounded_by_gptq(layer.weight, squares[0], group, self.bits, dtype)

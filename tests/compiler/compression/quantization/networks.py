@@ -24,19 +24,19 @@ def _model(nodes: Sequence[Any], weights: dict[str, Array], inputs: dict[str, Se
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def residual_net(seed: int = 0) -> onnx.ModelProto:
-    """x (2, 8, 6, 6): convolution, ReLU, a residual block whose sum is pooled, and a matrix product; y (2, 5)."""
+def residual_net(seed: int = 0, channels: int = 8) -> onnx.ModelProto:
+    """x (2, channels, 6, 6): convolution, ReLU, a residual block pooled, a matrix product; y (2, 5)."""
     generator = np.random.default_rng(seed)
 
     def normal(*shape: int) -> Array:
         return (generator.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
 
     weights = {
-        "w1": normal(8, 8, 3, 3),
-        "b1": normal(8, 1).reshape(8),
-        "w2": normal(8, 8, 3, 3),
-        "b2": normal(8, 1).reshape(8),
-        "w3": normal(5, 8).T.copy(),
+        "w1": normal(channels, channels, 3, 3),
+        "b1": normal(channels, 1).reshape(channels),
+        "w2": normal(channels, channels, 3, 3),
+        "b2": normal(channels, 1).reshape(channels),
+        "w3": normal(5, channels).T.copy(),
         "b3": normal(5, 1).reshape(5),
     }
     nodes = [
@@ -50,7 +50,7 @@ def residual_net(seed: int = 0) -> onnx.ModelProto:
         helper.make_node("Flatten", ["g"], ["f"]),
         helper.make_node("Gemm", ["f", "w3", "b3"], ["y"]),
     ]
-    return _model(nodes, weights, {"x": (2, 8, 6, 6)}, "y")
+    return _model(nodes, weights, {"x": (2, channels, 6, 6)}, "y")
 
 
 def chain_net(layers: int = 3, width: int = 16, spoiled: int | None = None) -> onnx.ModelProto:

@@ -99,7 +99,10 @@ class Case:
         bias = (self.steps * (np.float64(np.float32(self.x.scale)) * self.scales)).astype(np.float32)
         shape = (_FILTERS,) if index == 0 else (_FILTERS, 1, 1)
         total = builder.emit(relax.op.add(builder.emit(product), as_constant(bias.reshape(shape))))
-        step, zero = as_constant(np.float32(self.y.scale)), as_constant(np.asarray(self.y.zero, self.y.dtype))
+        step, zero = (
+            as_constant(np.asarray(self.y.scale, np.float32)),
+            as_constant(np.asarray(self.y.zero, self.y.dtype)),
+        )
         return builder.emit(relax.op.quantize(total, step, zero, -1, self.y.dtype))
 
     def inputs(self, generator: np.random.Generator) -> list[Array]:
@@ -129,7 +132,7 @@ class Case:
 
 def dequantized(data: Any, affine: Affine) -> Any:
     """Integers as floats."""
-    scale, zero = as_constant(np.float32(affine.scale)), as_constant(np.asarray(affine.zero, affine.dtype))
+    scale, zero = as_constant(np.asarray(affine.scale, np.float32)), as_constant(np.asarray(affine.zero, affine.dtype))
     return relax.op.dequantize(data, scale, zero, -1, "float32")
 
 

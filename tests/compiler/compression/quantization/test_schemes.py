@@ -65,10 +65,15 @@ def test_each_row_has_its_own_scale() -> None:
     np.testing.assert_allclose(got, wanted * factors, rtol=1e-5)
 
 
-def test_convolutions_stay_in_float_where_weights_alone_are_rounded() -> None:
-    quantized = compiler.quantize(residual_net(), samples((2, 8, 6, 6)), scheme="weight-int8", threads=1)
-    assert [layer.integer for layer in quantized.report.layers] == [False, False, True]
-    assert "matrix products" in quantized.report.layers[0].reason
+@pytest.mark.parametrize("techniques", [(), ("adaround",)])
+def test_filters_are_bytes_where_weights_alone_are_rounded(techniques: tuple[str, ...]) -> None:
+    net, data = residual_net(channels=32), samples((2, 32, 6, 6))
+    quantized = compiler.quantize(net, data, scheme="weight-int8", techniques=techniques, threads=1)
+    assert all(layer.integer for layer in quantized.report.layers)
+    assert quantized.report.size.integer_bytes < 0.4 * quantized.report.size.float_bytes
+    unseen = samples((2, 32, 6, 6), 1, seed=9)[0]
+    got = compiler.compile(quantized, threads=1).run(unseen)["y"]
+    assert snr(got, onnxruntime_outputs(net, unseen)) > 35
 
 
 def test_the_limit_sends_the_worst_back_and_fails_where_none_is_left() -> None:
