@@ -156,8 +156,11 @@ class TensorwrightBackend(Backend):
     def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> TensorwrightRep:
         """Compile a model; `kwargs` are options of `compiler.compile`.
 
-        Raises OptionError for a device other than the CPU, and whatever `compiler.compile` raises.
+        Raises OptionError for a device other than the CPU or what is no `onnx.ModelProto`, and whatever
+        `compiler.compile` raises.
         """
+        if not isinstance(model, onnx.ModelProto):
+            raise OptionError(f"a {type(model).__name__} is no onnx.ModelProto", "load it first: onnx.load(path)")
         if not cls.supports_device(device):
             raise OptionError(f"device {device!r} is not supported", "use device='CPU'")
         return TensorwrightRep(model, cls.compile_model, kwargs)

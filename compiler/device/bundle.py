@@ -83,7 +83,7 @@ def write_bundle(artifact: Artifact, target: Target, output: Path) -> Bundle:
 def _incomplete(output: Path, error: OSError | StorageError) -> StorageError:
     """The error of a folder that was new or empty: what is there of it goes, so that a second try finds it so again."""
     shutil.rmtree(output, ignore_errors=True)
-    reason = error.message if isinstance(error, StorageError) else error.strerror or str(error)
+    reason = error.message if isinstance(error, StorageError) else str(error)
     return StorageError(f"{output} can not be written: {reason}", "free space, or give another folder")
 
 

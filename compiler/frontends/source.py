@@ -52,6 +52,7 @@ def import_model(
     """
     _check_forms(shapes, constants)
     if isinstance(source, str | Path):
+        _only_for_torch_modules(example_inputs, dynamic_shapes)
         return _import_file(Path(source), shapes, constants)
     if isinstance(source, onnx.ModelProto | bytes):
         _only_for_torch_modules(example_inputs, dynamic_shapes)

@@ -43,7 +43,7 @@ def _xgboost() -> Any:
     except ImportError as error:
         raise MissingDependencyError(
             "the cost model 'xgboost' needs the package xgboost",
-            "pip install 'tensorwright[tune]', or use cost_model='roofline'",
+            "pip install 'tensorwright[tune]', or choose the cost model 'roofline'",
         ) from error
 
 
