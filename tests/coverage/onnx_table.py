@@ -76,6 +76,9 @@ def print_table(outcomes: list[Outcome], console: Console) -> None:
     ):
         counts = Counter(outcome.status for outcome in chosen)
         console.print(f"{title}: {len(chosen)} tests: " + ", ".join(f"{counts[s]} {s}" for s in statuses))
+    for outcome in outcomes:
+        if outcome.status in ("wrong", "crash"):
+            console.print(f"{outcome.name}: {outcome.status}: {outcome.reason[:300]}", markup=False)
 
 
 def refusals_as_markdown(outcomes: list[Outcome]) -> str:
