@@ -77,6 +77,7 @@ FUSE = (
     "fold-lowered-constants",
     "separate-sizes",
     "group-operators",
+    "gather-sizes",
     "fuse-kernels",
     "eliminate-dead-code",
 )
@@ -256,7 +257,7 @@ def _run_pass(each: GraphPass, mod: IRModule, phase: str, context: PipelineConte
     except Exception as error:
         raise PassError(
             f"{where} failed: {type(error).__name__}: {error}",
-            f"if the pass is not essential, leave it out: passes={{'instead-of:{each.name}': None}}",
+            None if each.required else f"leave the pass out: passes={{'instead-of:{each.name}': None}}",
         ) from error
     if not isinstance(result, IRModule):
         raise PassError(f"{where} returned {type(result).__name__}, not an IRModule")

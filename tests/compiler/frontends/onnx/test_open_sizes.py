@@ -77,3 +77,20 @@ def test_sizes_that_an_exporter_did_not_know_may_differ(unknown: str | int) -> N
     for sizes in ((1, 3, 5, 9), (2, 3, 4, 4)):
         x = floats(*sizes)
         np.testing.assert_allclose(module.run([x])["y"], x.mean((2, 3)), rtol=1e-5, atol=1e-6)
+
+
+def test_look_ups_of_positions_in_a_mask_with_a_size_of_its_own() -> None:
+    """What decoders with a cache do: one kernel reads the sizes of the old part, the new part and the mask."""
+    text = """(int64[batch,past] old, int64[batch,seq] new, int64[batch,total] mask) => (int64[b,m] y)
+      <int64[1] flat_shape = {-1}, int64 two = {2}>
+      { all = Concat<axis: int = 1>(old, new)
+        flat = Reshape(mask, flat_shape)
+        doubled = Mul(all, two)
+        y = Gather(flat, doubled) }"""
+    generator = np.random.default_rng(0)
+    feeds = []
+    for batch, past, new, total in ((2, 3, 2, 5), (1, 0, 4, 9), (3, 7, 1, 4)):
+        sizes, low = {"old": (batch, past), "new": (batch, new)}, -(batch * total // 2)
+        positions = {name: generator.integers(low, -low, shape) for name, shape in sizes.items()}
+        feeds.append({**positions, "mask": generator.integers(-9, 9, (batch, total))})
+    check(text, feeds)
