@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from schedules import Machine
 from schedules.conv_folded import _folded, conv_folded, fold_filter, folded_workload, tile_cycles
 from schedules.conv_workload import ConvWorkload
 from tests.schedules.blocked import AVX512, MACHINES, blocks, pack, pack_filter, reference_conv, relu, run_scheduled
@@ -60,7 +61,18 @@ def _workload(machine: Any, case: dict[str, Any]) -> ConvWorkload:
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(case=convolutions())
 def test_random_shapes(machine: str, case: dict[str, Any]) -> None:
-    plain = _workload(MACHINES[machine], case)
+    _check(MACHINES[machine], case)
+
+
+def test_a_long_row_whose_tasks_end_inside_of_a_fold() -> None:
+    """The engine's simplifier did not come to an end with both bounds of such a row."""
+    row = {"spatial": (1, 44098), "kernel": (1, 256), "strides": (1, 2), "dilations": (1, 1), "pad": ((0, 0), (0, 0))}
+    machine = MACHINES["avx2"].model_copy(update={"l2_bytes": 256 << 10, "cores": 1})
+    _check(machine, {"batch": 1, "channels": 1, "filters": 1, "planar": True, "last": False, "fold": 8, **row})
+
+
+def _check(machine: Machine, case: dict[str, Any]) -> None:
+    plain = _workload(machine, case)
     lanes, rank = plain.block, plain.rank
     fold = min(case["fold"], lanes)
     if case["filters"] * fold > lanes and lanes % fold:
@@ -79,7 +91,7 @@ def test_random_shapes(machine: str, case: dict[str, Any]) -> None:
     arrays = [packed, pack_filter(fold_filter(filters, work), work.in_block, lanes)]
     out_shape = work.place(work.batch, work.outputs, plain.out_spatial)
     output = relu(conv_folded(data, weight, work))
-    got = run_scheduled([data, weight, output], arrays, MACHINES[machine], "conv-folded", out_shape)
+    got = run_scheduled([data, weight, output], arrays, machine, "conv-folded", out_shape)
     expected = reference_conv(values, filters, plain.strides, plain.dilations, plain.pad, 1)
     # Each product rounds once and each addition once: the bound grows with the terms.
     terms = work.channels * np.prod(plain.kernel)
