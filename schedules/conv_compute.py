@@ -180,10 +180,13 @@ def share_of_image(sizes: Sequence[Any], dtype: str) -> Expr:
     return tirx.const(1.0, dtype) / tirx.Cast(dtype, total)
 
 
-def conv_winograd(data: Tensor, weight: Tensor, work: ConvWorkload, tile: int) -> Tensor:
+def conv_winograd(
+    data: Tensor, weight: Any, work: ConvWorkload, tile: int, *, kind: str = WINOGRAD, fill: int = 0
+) -> Tensor:
     """A 3x3 convolution of stride 1 or 2 through F(tile x tile, 3 x 3).
 
     `weight` is transformed: (ceil(filters / block), edge^2, channels, block), see `winograd_transforms`.
+    `kind` names the rule that is meant, `fill` stands in the padding.
     """
     stride = work.strides[0]
     matrices = transforms(tile, stride)
@@ -191,14 +194,14 @@ def conv_winograd(data: Tensor, weight: Tensor, work: ConvWorkload, tile: int) -
     rows, columns = (ceil_div(size, tile) for size in work.out_spatial)
     height, width = work.spatial
     (top, _), (left, _) = work.pad
-    zero = tirx.const(0, work.dtype)
+    outside = tirx.const(fill, work.dtype)
     batch = data.shape[0]
     block = work.block
-    attrs = {**work.annotation(WINOGRAD), "tensorwright.tile": tile}
+    attrs = {**work.annotation(kind), "tensorwright.tile": tile}
 
     def padded(n: Expr, c: Expr, y: Expr, x: Expr, lane: Expr) -> Expr:
         inside = tirx.all(y >= 0, y < height, x >= 0, x < width)
-        return tirx.if_then_else(inside, number(data(n, c, y, x, lane), work.dtype), zero)
+        return tirx.if_then_else(inside, number(data(n, c, y, x, lane), work.dtype), outside)
 
     a, b = te.reduce_axis((0, edge), name="a"), te.reduce_axis((0, edge), name="b")
 
@@ -223,7 +226,7 @@ def conv_winograd(data: Tensor, weight: Tensor, work: ConvWorkload, tile: int) -
     product = te.compute(
         (batch, work.out_blocks, rows * columns, edge * edge, block),
         lambda n, co, t, f, lane: te.sum(
-            transformed[n, channel // block, t, f, channel % block] * weight[co, f, channel, lane], axis=[channel]
+            transformed[n, channel // block, t, f, channel % block] * weight(co, f, channel, lane), axis=[channel]
         ),
         name="winograd_product",
         attrs=attrs,
@@ -248,5 +251,6 @@ def _entry(matrix: Sequence[Sequence[float]], row: Expr, column: Expr, dtype: st
     for i, entries in enumerate(matrix):
         for j, entry in enumerate(entries):
             if entry != 0:
-                value = tirx.Select(tirx.all(row == i, column == j), tirx.const(entry, dtype), value)
+                number_of = tirx.const(entry if dtype.startswith("float") else int(entry), dtype)
+                value = tirx.Select(tirx.all(row == i, column == j), number_of, value)
     return value

@@ -153,7 +153,7 @@ def broadcast(value: Expr, lanes: int) -> Expr:
 
 def splat(number: float, dtype: str, lanes: int) -> Expr:
     """A number in every lane."""
-    return broadcast(tirx.const(number, dtype), lanes)
+    return broadcast(tirx.const(number if "float" in dtype else int(number), dtype), lanes)
 
 
 def bind(name: str, value: Expr, dtype: str, lanes: int) -> tuple[Any, Stmt]:

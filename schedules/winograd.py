@@ -97,12 +97,18 @@ class Winograd(ScheduleRule):
 
 
 class WinogradNest:
-    """Builds the loop nest of one convolution."""
+    """Builds the loop nest of one convolution.
+
+    What stands in a subclass's way is a method: how numbers are kept between the transform and the products, how two
+    of them are multiplied, and what is left to do to a result.
+    """
+
+    fill: float = 0.0  # what stands in the padding
 
     def __init__(self, fused: FusedKernel, work: WinogradWorkload, config: Config) -> None:
         self.fused, self.work = fused, work
         self.data = fused.operand(fused.anchors[0], 5)
-        self.weight = _weight_of(fused)
+        self.weight = weight_of(fused)
         self.tile = work.tile
         self.edge = edge_of(work.tile, work.strides[0])
         self.frequencies = self.edge**2
@@ -113,6 +119,8 @@ class WinogradNest:
         self.unroll = config.integer("unroll")
         self.lanes = work.block
         self.all_lanes = lanes_of(0, self.lanes)
+        self.spread_dtype = work.dtype  # of the transformed input
+        self.steps = self.lanes  # of the sum, for a block of channels
         self.rows, self.columns = tile_counts(work, work.tile)
         self.cuts = ceil_div(self.rows * self.columns, self.tiles)
         self.names = 0
@@ -125,9 +133,9 @@ class WinogradNest:
 
     def _task(self, task: Expr | int) -> Stmt:
         image, cut, chunk = task // (self.cuts * self.chunks), task // self.chunks % self.cuts, task % self.chunks
-        work, dtype = self.work, self.work.dtype
-        spread, allocate_spread = self._scratch("spread", work.in_blocks, dtype)
-        product, allocate_product = self._scratch("product", self.blocks, dtype)
+        work = self.work
+        spread, allocate_spread = self._scratch("spread", work.in_blocks, self.steps)
+        product, allocate_product = self._scratch("product", self.blocks, self.lanes)
         first = cut * self.tiles
         steps = work.out_blocks // self.blocks // self.chunks
 
@@ -155,13 +163,13 @@ class WinogradNest:
             repeat("co", steps, channels),
         )
 
-    def _scratch(self, name: str, blocks: int, dtype: str) -> tuple[Any, Stmt]:
-        """A buffer of (frequencies, blocks * tiles, lanes).
+    def _scratch(self, name: str, blocks: int, elements: int) -> tuple[Any, Stmt]:
+        """A buffer of (frequencies, blocks * tiles, elements).
 
         An odd number of vectors lies between frequencies: one tile's would else share a few sets of the caches.
         """
         vectors = blocks * self.tiles
-        return allocate(name, (self.frequencies, vectors + 1 - vectors % 2, self.lanes), dtype)
+        return allocate(name, (self.frequencies, vectors + 1 - vectors % 2, elements), self.work.dtype)
 
     def _each_tile(self, first: Expr | int, body: Callable[[Any, Any], Stmt]) -> Stmt:
         """`body(place in the task, tile of the image)` for each tile; the last task may hold fewer."""
@@ -177,7 +185,7 @@ class WinogradNest:
     # Into the frequencies.
 
     def _spread(self, spread: Any, image: Any, block: Any, place: Any, tile: Any) -> Stmt:
-        work, edge, dtype = self.work, self.edge, self.work.dtype
+        work, edge, dtype = self.work, self.edge, self.spread_dtype
         (top, _), (left, _) = work.pad
         height, width = work.spatial
         step = self.tile * work.strides[0]
@@ -188,7 +196,7 @@ class WinogradNest:
         def read(i: Any, j: Any) -> Stmt:
             return store(
                 patch,
-                number(load(self.data, image, block, y + i, x + j, self.all_lanes), self.work.dtype),
+                number(load(self.data, image, block, y + i, x + j, self.all_lanes), dtype),
                 i,
                 j,
                 self.all_lanes,
@@ -196,8 +204,8 @@ class WinogradNest:
 
         def read_guarded(i: Any, j: Any) -> Stmt:
             inside = both(y + i >= 0, y + i < height, x + j >= 0, x + j < width)
-            zero = store(patch, splat(0.0, dtype, self.lanes), i, j, self.all_lanes)
-            return sequence(when(inside, read(i, j), zero))
+            outside = store(patch, splat(self.fill, dtype, self.lanes), i, j, self.all_lanes)
+            return sequence(when(inside, read(i, j), outside))
 
         inner = both(y >= 0, x >= 0, y + edge <= height, x + edge <= width)
         whole = sequence([read(i, j) for i, j in static_grid(edge, edge)])
@@ -209,33 +217,39 @@ class WinogradNest:
                 return store(half, value, i, j, self.all_lanes)
 
             column = [load(patch, i, j, self.all_lanes) for i in range(edge)]
-            statements += self._apply(self.matrices.input, column, keep)
+            statements += self._apply(self.matrices.input, column, keep, dtype)
         for i in range(edge):
 
             def give(j: int, value: Expr, i: int = i) -> Stmt:
-                return store(spread, value, i * edge + j, block * self.tiles + place, self.all_lanes)
+                at = (i * edge + j, block * self.tiles + place, lanes_of(0, self.steps))
+                return store(spread, self._kept(value), *at)
 
             row = [load(half, i, j, self.all_lanes) for j in range(edge)]
-            statements += self._apply(self.matrices.input, row, give)
+            statements += self._apply(self.matrices.input, row, give, dtype)
         return sequence(statements)
+
+    def _kept(self, value: Expr) -> Expr:
+        """A transformed vector of a block of channels as `steps` elements of the sum's type."""
+        return value
 
     # The product of each frequency.
 
     def _multiply(self, spread: Any, product: Any, block: Any, frequency: Any) -> Stmt:
         work, lanes = self.work, self.lanes
-        whole, rest = divmod(work.channels, lanes)
+        whole, rest = self._whole_and_rest()
 
         def tile(start: Any, size: int) -> Stmt:
             sums, allocation = allocate_tile("sums", (size, self.blocks, lanes), work.dtype)
             points = list(static_grid(size, self.blocks))
 
             def step(source: Any, lane: Any) -> list[Stmt]:
-                result: list[Any] = self._weights_ahead(block, frequency, start, source * lanes + lane)
+                row = source * self.steps + lane
+                result: list[Any] = self._weights_ahead(block, frequency, start, row)
                 for pixel, part in points:
                     value = broadcast(load(spread, frequency, source * self.tiles + start + pixel, lane), lanes)
-                    weight = load(self.weight, block + part, frequency, source * lanes + lane, self.all_lanes)
                     here = (pixel, part, self.all_lanes)
-                    result.append(store(sums, load(sums, *here) + value * weight, *here))
+                    total = self._plus_product(load(sums, *here), value, block + part, frequency, row)
+                    result.append(store(sums, total, *here))
                 return result
 
             def block_loop(source: Any, channels: int) -> Stmt:
@@ -246,11 +260,11 @@ class WinogradNest:
                     lambda i: sequence(*(step(source, i * unroll + j) for j in range(unroll))),
                 )
 
-            zero = splat(0.0, work.dtype, lanes)
+            zero = splat(0, work.dtype, lanes)
             parts: list[Stmt] = list(allocation)
             parts += [store(sums, zero, *at, self.all_lanes) for at in points]
             if whole:
-                parts.append(repeat("cb", whole, lambda source: block_loop(source, lanes)))
+                parts.append(repeat("cb", whole, lambda source: block_loop(source, self.steps)))
             if rest:
                 parts.append(block_loop(whole, rest))
             parts += [
@@ -266,6 +280,14 @@ class WinogradNest:
             return sequence(parts)
 
         return split_repeat("p", self.tiles, self.pixels, tile)
+
+    def _whole_and_rest(self) -> tuple[int, int]:
+        """Whole blocks of input channels, and steps of the sum in the last one."""
+        return divmod(self.work.channels, self.lanes)
+
+    def _plus_product(self, total: Expr, value: Expr, block: Any, frequency: Any, row: Any) -> Expr:
+        """`total` and the product of `value` and the weights of a block of output channels in a step of the sum."""
+        return total + value * load(self.weight, block, frequency, row, self.all_lanes)
 
     def _weights_ahead(self, block: Any, frequency: Any, start: Any, channel: Any) -> list[Stmt | None]:
         """What the tile at `start` asks for before it reads a channel's weights: those of that channel for a frequency
@@ -294,14 +316,14 @@ class WinogradNest:
                 return store(half, value, i, j, self.all_lanes)
 
             column = [load(product, i * edge + j, part * self.tiles + place, self.all_lanes) for i in range(edge)]
-            statements += self._apply(self.matrices.output, column, keep)
+            statements += self._apply(self.matrices.output, column, keep, dtype)
         for i in range(size):
 
             def give(j: int, value: Expr, i: int = i) -> Stmt:
-                return store(result, value, i, j, self.all_lanes)
+                return store(result, self._scaled(value), i, j, self.all_lanes)
 
             row = [load(half, i, j, self.all_lanes) for j in range(edge)]
-            statements += self._apply(self.matrices.output, row, give)
+            statements += self._apply(self.matrices.output, row, give, dtype)
 
         def finish(i: Any, j: Any) -> Stmt:
             return vectorized(
@@ -321,9 +343,15 @@ class WinogradNest:
         inner = both(y + size <= height, x + size <= width)
         return sequence(statements, when(inner, whole, partial))
 
+    def _scaled(self, value: Expr) -> Expr:
+        """A result of the transform as a result of the convolution."""
+        return value
+
     # One transform: a matrix times a vector of vectors.
 
-    def _apply(self, matrix: Matrix, values: Sequence[Expr], put: Callable[[int, Expr], Stmt]) -> list[Stmt]:
+    def _apply(
+        self, matrix: Matrix, values: Sequence[Expr], put: Callable[[int, Expr], Stmt], dtype: str
+    ) -> list[Stmt]:
         """`put(i, row i of matrix @ values)`. Rows that differ in the signs of their odd columns alone (points come as
         p and -p) share both halves."""
         statements: list[Stmt] = []
@@ -333,17 +361,17 @@ class WinogradNest:
                 continue
             mate = _mirrored(matrix, i)
             if mate is None:
-                statements.append(put(i, self._combine(row, values)))
+                statements.append(put(i, self._combine(row, values, dtype)))
                 continue
             j, sign = mate
-            even, bind_even = self._named(self._combine(_every_other(row, 0), values))
-            odd, bind_odd = self._named(self._combine(_every_other(row, 1), values))
+            even, bind_even = self._named(self._combine(_every_other(row, 0), values, dtype), dtype)
+            odd, bind_odd = self._named(self._combine(_every_other(row, 1), values, dtype), dtype)
             statements += [bind_even, bind_odd, put(i, even + odd)]
             statements.append(put(j, even - odd if sign > 0 else odd - even))
             done.add(j)
         return statements
 
-    def _combine(self, coefficients: Sequence[float], values: Sequence[Expr]) -> Expr:
+    def _combine(self, coefficients: Sequence[float], values: Sequence[Expr], dtype: str) -> Expr:
         total: Expr = None
         for coefficient, value in zip(coefficients, values, strict=True):
             if coefficient == 0:
@@ -351,16 +379,16 @@ class WinogradNest:
             if abs(coefficient) == 1 and total is not None:
                 total = total + value if coefficient == 1 else total - value
                 continue
-            term = value if coefficient == 1 else value * splat(coefficient, self.work.dtype, self.lanes)
+            term = value if coefficient == 1 else value * splat(coefficient, dtype, self.lanes)
             total = term if total is None else total + term
         return total
 
-    def _named(self, value: Expr) -> tuple[Any, Stmt]:
+    def _named(self, value: Expr, dtype: str) -> tuple[Any, Stmt]:
         self.names += 1
-        return bind(f"part{self.names}", value, self.work.dtype, self.lanes)
+        return bind(f"part{self.names}", value, dtype, self.lanes)
 
 
-def _weight_of(fused: FusedKernel) -> Any:
+def weight_of(fused: FusedKernel) -> Any:
     """The transformed weights: what the product reads besides the transformed input."""
     product = fused.anchors[1]
     own = (fused.anchors[0].writes[0], product.writes[0])

@@ -136,13 +136,17 @@ def winograd_tile(
 
 def serves(work: ConvWorkload) -> bool:
     """Whether Winograd's method computes this convolution."""
+    return has_window(work) and work.dtype == "float32"
+
+
+def has_window(work: ConvWorkload) -> bool:
+    """Whether Winograd's method has the window of this convolution, and its layout."""
     return (
         work.rank == 2
         and work.kernel == (KERNEL, KERNEL)
         and work.strides in ((1, 1), (2, 2))
         and work.dilations == (1, 1)
         and work.groups == 1
-        and work.dtype == "float32"
         and work.in_block == work.block
         and all(before >= 0 and after >= 0 for before, after in work.pad)
         and min(work.out_spatial) >= 2

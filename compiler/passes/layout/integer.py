@@ -16,6 +16,7 @@ from compiler.passes.matching import as_constant, dtype_of, rank_of, shape_of, s
 from schedules import conv_compute
 from schedules.conv_dot import conv_dot
 from schedules.conv_workload import DepthwiseDotWorkload
+from schedules.winograd_integer import conv_winograd_integer, integer_winograd_pays, pack_integer_filter
 
 _BYTES = ("int8", "uint8")
 
@@ -81,6 +82,9 @@ class _IntegerConv(BlockedConv):
         values = merge_groups(self._filter_values(), self.conv.groups, merged) if merged > 1 else self._filter_values()
         plain = self._workload(groups, self._in_lanes(groups), merged)
         work = dot_workload(plain, self.operand, self.builder.lanes, self.fill)
+        if integer_winograd_pays(work, values, self.builder.machine):
+            spread = pack_integer_filter(values, work.block, work.strides[0])
+            return self._emit(lambda data, weight, _: conv_winograd_integer(data, weight, work), work, spread)
         packed = pack_filter_groups(values, work.in_block, work.block, work.group)
         result = self._emit(lambda data, weight, sizes: conv_dot(data, weight, work, sizes), work, packed)
         if self.operand == "uint8":

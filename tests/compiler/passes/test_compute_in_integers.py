@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+import compiler
 import targets
 from compiler.frontends.source import import_model
 from compiler.passes.compute_in_integers import compute_in_integers
@@ -223,3 +224,20 @@ def test_a_graph_without_integers_is_left_alone() -> None:
     weight = graph.constant(graph.rng.uniform(-1, 1, (4, 3, 1, 1)).astype(np.float32))
     mod = get_pass("normalize")(import_model(graph.model(graph.node("Conv", "x", weight))).mod, PipelineContext())
     assert compute_in_integers(mod, PipelineContext()) is mod
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolutions_by_winograd_match_bit_for_bit(kind: str, stride: int) -> None:
+    """On processors that multiply no bytes; zero points stand in the padding, and channels fill no whole blocks."""
+    graph = QuantizedGraph((1, 124, 28, 28), kind)
+    data = graph.quantize("x")
+    output = graph.quantize(graph.node("Relu", graph.conv(data, 256, 124, 3, strides=[stride, stride])), low=0)
+    model = graph.model(output)
+    module = compiler.compile(model, target="x86-64-v3")
+    assert "conv-winograd-integer" in {kernel.rule for kernel in module.manifest.kernels}
+    x = graph.rng.uniform(-3, 3, graph.shape).astype(np.float32)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"x": x})
+    assert len(np.unique(expected)) > 8
+    np.testing.assert_array_equal(module.run({"x": x})[output], expected)
