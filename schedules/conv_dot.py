@@ -16,7 +16,8 @@ from schedules.conv_compute import _guarded, _inside, _window_axes, _window_posi
 from schedules.conv_defaults import tile_for
 from schedules.conv_direct import ConvDirect, DirectNest, Place
 from schedules.conv_tiling import divisors, register_tile
-from schedules.conv_workload import SPEC, ConvWorkload, DotWorkload, ceil_div
+from schedules.conv_workload import QUAD, SPEC, ConvWorkload, DotWorkload, QuadsWorkload, ceil_div
+from schedules.int8_neon import dot_signed
 from schedules.kernel import Kernel
 from schedules.machine import Machine
 from schedules.narrow import number, widened
@@ -40,10 +41,11 @@ from schedules.tir import tirx
 from tvm import te  # isort: skip
 
 CONV_DOT = "conv-dot"
+CONV_MATRIX = "conv-matrix"
 # Cycles of a load into all lanes beside bfloat16 dot products. Measured on Zen 4: tiles of 14 pixels x 1 block reach
 # 154 GFLOP/s and 7 x 2 reach 214; with 8-bit integers both reach 420.
 _BF16_LOAD_CYCLES = 1.3
-_SIGN_BITS = 0x80808080 - (1 << 32)
+SIGN_BITS = 0x80808080 - (1 << 32)
 # Of 16 registers, beside products of pairs, which take one each before they are added. Zen 5, 28 pixels in a row: 222
 # billion operations a second with 7 x 1, 198 with 4 x 2, 178 with 8 x 1.
 _SUMS_OF_PAIRS = 7
@@ -52,37 +54,48 @@ _SUMS_OF_PAIRS = 7
 def conv_dot(data: Any, weight: Any, work: DotWorkload, sizes: Sequence[Any] = ()) -> Any:
     """The convolution as a tensor expression, in the layouts that `DotWorkload` states.
 
-    Of int8 input it is the sum over `data + 128`; the caller subtracts 128 times the sum of the weights.
+    It is the sum over `data + work.shift`; the caller subtracts `work.shift` times the sum of the weights.
     """
     channel = te.reduce_axis((0, work.group_channels), name="ci")
     window = _window_axes(work)
     zero = tirx.const(0, work.dtype)
-    fill = tirx.const(work.fill + _shift(work), work.dtype)
+    fill = tirx.const(work.fill + work.shift, work.dtype)
+    stored = work.stored_block
+    group_stored = work.in_blocks if stored == work.in_block else work.group_channels // stored
 
     def point(n: Expr, co: Expr, *rest: Expr) -> Expr:
         at = _window_positions(work, rest[:-1], window)
         block, lane = channel // work.in_block, channel % work.in_block
-        source = block + co // work.group_out_blocks * work.in_blocks if work.groups > 1 else block
-        value = _guarded(_inside(work, data, at), _number(data, (n, source, *at), lane, work), fill)
+        source, at_lane = channel // stored, channel % stored
+        if work.groups > 1:
+            source = source + co // work.group_out_blocks * group_stored
+        value = _guarded(_inside(work, data, at), _number(data, (n, source, *at), at_lane, work), fill)
         if work.last_group_channels != work.group_channels:
-            value = tirx.if_then_else(source * work.in_block + lane < work.channels, value, zero)
+            value = tirx.if_then_else(source * stored + at_lane < work.channels, value, zero)
         place = rest[-1] * work.group + lane % work.group
         factor = weight(co, block, *window, lane // work.group, place)
         wide = widened(factor) if work.operand == "uint16" else tirx.Cast("int32", factor)
         return te.sum(value * wide, axis=[channel, *window])
 
     shape = (data.shape[0], work.out_blocks, *output_sizes(work, sizes), work.block)
-    return te.compute(shape, point, name="conv", attrs=work.annotation(CONV_DOT))
+    return te.compute(shape, point, name="conv", attrs=work.annotation(kind_of(work)))
 
 
-def _shift(work: DotWorkload) -> int:
-    return 128 if work.operand == "int8" else 0
+def kind_of(work: DotWorkload) -> str:
+    """The annotation of the rule that serves a convolution."""
+    return CONV_MATRIX if isinstance(work, QuadsWorkload) and work.matrix else CONV_DOT
+
+
+def workload_from(text: str) -> DotWorkload:
+    """The workload of an annotation."""
+    found: DotWorkload = (QuadsWorkload if '"matrix"' in text else DotWorkload).from_annotation(text)
+    return found
 
 
 def _number(data: Any, place: tuple[Expr, ...], lane: Expr, work: DotWorkload) -> Expr:
     """A stored element as the type of the sum."""
     if not work.words:
-        return number(data(*place, lane), work.dtype) + tirx.const(_shift(work), work.dtype)
+        return number(data(*place, lane), work.dtype) + tirx.const(work.shift, work.dtype)
     bits = 32 // work.group
     shifted = data(*place) >> tirx.Cast("int32", lane * bits)
     if work.operand == "uint16":
@@ -113,7 +126,7 @@ class ConvDot(ConvDirect):
 
     def match(self, kernel: Kernel, machine: Machine) -> DotWorkload | None:
         stages = anchor_stages(kernel, CONV_DOT)
-        return DotWorkload.from_annotation(stages[0].annotations[SPEC]) if len(stages) == 1 else None
+        return workload_from(stages[0].annotations[SPEC]) if len(stages) == 1 else None
 
     def _register_tile(self, workload: Any, machine: Machine) -> tuple[int, int]:
         load_cycles = _BF16_LOAD_CYCLES if workload.operand == "uint16" else 0.5
@@ -124,7 +137,10 @@ class ConvDot(ConvDirect):
 
     def apply(self, schedule: Any, workload: Any, config: Config, machine: Machine) -> Any:
         fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, CONV_DOT))
-        nest = PairsNest if _in_pairs(workload, machine) else DotNest
+        if isinstance(workload, QuadsWorkload):
+            nest: type[DotNest] = QuadsNest if machine.architecture == "aarch64" else DotNest
+        else:
+            nest = PairsNest if _in_pairs(workload, machine) else DotNest
         return fused.function(nest(fused, workload, config).build(machine), machine)
 
 
@@ -139,8 +155,9 @@ class DotNest(DirectNest):
 
     def __init__(self, fused: FusedKernel, work: DotWorkload, config: Config) -> None:
         super().__init__(fused, work, config)
-        self.fill = _word(work.fill + _shift(work)) if work.words else work.fill
-        self.combine = bf16_dot.dot if work.operand == "uint16" else int8_dot.dot
+        self.fill = word(work.fill + work.shift) if work.words else work.fill
+        signed = isinstance(work, QuadsWorkload) and work.signed
+        self.combine = bf16_dot.dot if work.operand == "uint16" else dot_signed if signed else int8_dot.dot
         self.vector = f"int32x{self.lanes}" if self.lanes > 1 else "int32"
 
     @staticmethod
@@ -209,11 +226,33 @@ class DotNest(DirectNest):
             return self._input(at.place, at.source, at.start, pixel, at.window, 0)
         lane = lanes_of(at.group * self.work.group, self.work.group)
         value = tirx.reinterpret("int32", self._input(at.place, at.source, at.start, pixel, at.window, lane))
-        if self.work.operand == "int8":
-            value = value ^ tirx.IntImm("int32", _SIGN_BITS)
+        if self.work.shift:
+            value = value ^ tirx.IntImm("int32", SIGN_BITS)
         if self.work.operand == "uint16" and at.channels < self.work.group:
             value = value & tirx.IntImm("int32", 0xFFFF)
         return value
+
+
+class QuadsNest(DotNest):
+    """Of a `QuadsWorkload` on Arm: four neighbouring pixels are one load, and dot products take a lane of it."""
+
+    def _step(self, sums: Any, at: Step) -> list[Stmt]:
+        values: list[Expr] = []
+        side_by_side = at.pixels // QUAD * QUAD if self.work.strides[-1] == 1 else 0
+        for pixel in range(0, side_by_side, QUAD):
+            stored = self._input(at.place, at.source, at.start, pixel, at.window, lanes_of(0, QUAD * QUAD))
+            four = tirx.reinterpret("int32x4", stored)
+            if self.work.shift:
+                four = four ^ splat(SIGN_BITS, "int32", QUAD)
+            values += [tirx.Shuffle([four], [tirx.IntImm("int32", lane)] * QUAD) for lane in range(QUAD)]
+        values += [broadcast(self._group_of(at, pixel), QUAD) for pixel in range(side_by_side, at.pixels)]
+        result = []
+        for pixel, part in static_grid(at.pixels, self.blocks):
+            stored = load(self.weight, at.block + part, at.source, *at.window, at.group, lanes_of(0, QUAD * QUAD))
+            here = (pixel, part, lanes_of(0, QUAD))
+            total = self.combine(load(sums, *here), values[pixel], tirx.reinterpret(self.vector, stored))
+            result.append(store(sums, total, *here))
+        return result
 
 
 class PairsNest(DotNest):
@@ -222,7 +261,7 @@ class PairsNest(DotNest):
 
     def __init__(self, fused: FusedKernel, work: DotWorkload, config: Config) -> None:
         super().__init__(fused, work, config)
-        self.fill = (work.fill + _shift(work)) * 0x00010001
+        self.fill = (work.fill + work.shift) * 0x00010001
         self.scratch_dtype, self.scratch_lanes = "int32", work.in_block // 2
         self.quads = work.in_block // work.group
         self.wide: Any = None
@@ -237,7 +276,7 @@ class PairsNest(DotNest):
         vector = f"int32x{quads}" if quads > 1 else "int32"
         value = tirx.reinterpret(vector, self._read(source, lanes_of(0, self.work.in_block)))
         if self.work.operand == "int8" and not self.work.words:
-            value = value ^ splat(_SIGN_BITS, "int32", quads)
+            value = value ^ splat(SIGN_BITS, "int32", quads)
         mask = splat(0x00FF00FF, "int32", quads)
         even, odd = value & mask, (value >> splat(8, "int32", quads)) & mask
         return sequence(
@@ -288,10 +327,10 @@ class PairsNest(DotNest):
         return result
 
 
-def _word(byte: int) -> int:
+def word(byte: int) -> int:
     """Four equal bytes as an int32."""
     word = byte * 0x01010101
     return word - (1 << 32) if word >= 1 << 31 else word
 
 
-__all__ = ["CONV_DOT", "ConvDot", "DotNest", "conv_dot"]
+__all__ = ["CONV_DOT", "CONV_MATRIX", "ConvDot", "DotNest", "conv_dot"]

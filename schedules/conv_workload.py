@@ -11,10 +11,12 @@ import dataclasses
 import json
 from typing import Any
 
+from schedules.int8_neon import shift_of
 from schedules.rule import Workload
 
 KIND = "tensorwright.kernel"
 SPEC = "tensorwright.workload"
+QUAD = 4  # bytes of a word
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -184,6 +186,45 @@ class DotWorkload(ConvWorkload):
     def group(self) -> int:
         """Channels that one instruction sums over."""
         return 2 if self.operand == "uint16" else 4
+
+    @property
+    def shift(self) -> int:
+        """What is added to every element of the input before it is multiplied."""
+        return 128 if self.operand == "int8" else 0
+
+    @property
+    def stored_block(self) -> int:
+        """Lanes of the channel blocks that the input is stored in."""
+        return self.in_block
+
+
+@dataclasses.dataclass(frozen=True)
+class QuadsWorkload(DotWorkload):
+    """A convolution of 8-bit integers for vectors of four int32: input in blocks of four channels, a word each.
+
+    Input: uint8 or int8 (batch, ceil(channels / 4), *spatial, 4). `signed` sums signed numbers: 128 is taken off uint8
+    input; else it is added to int8. `matrix` sums eight channels at a time, by an instruction that multiplies
+    matrices: `in_block` and `group` are 8 then, of the weights alone.
+    """
+
+    signed: bool = False
+    matrix: bool = False
+
+    @property
+    def words(self) -> bool:
+        return False
+
+    @property
+    def group(self) -> int:
+        return 8 if self.matrix else QUAD
+
+    @property
+    def shift(self) -> int:
+        return shift_of(self.operand, self.signed)
+
+    @property
+    def stored_block(self) -> int:
+        return QUAD
 
 
 @dataclasses.dataclass(frozen=True)

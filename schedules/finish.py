@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from schedules import bf16_dot, int8_dot, prefetch, select_lanes, unpack_bits, vector_math
+from schedules import bf16_dot, int8_dot, int8_neon, prefetch, select_lanes, unpack_bits, vector_math
 from schedules.backward_divisions import hide_backward_divisions
 from schedules.clips import vector_limits
 from schedules.inline import call_name
@@ -40,6 +40,8 @@ def finish(function: Any, machine: Machine) -> Any:
     if _calls_any(body, int8_dot.OPERATORS):
         unit = int8_dot.unit_text(machine)
         body = with_import(body, int8_dot.definitions(vector_lengths(body), unit=unit))
+    if _calls_any(body, int8_neon.OPERATORS):
+        body = with_import(body, int8_neon.definitions(vector_lengths(body), machine))
     if _calls_any(body, unpack_bits.OPERATORS):
         body = with_import(body, unpack_bits.definitions(vector_lengths(body), unit=unpack_bits.unit_of(machine)))
     if _calls_any(body, select_lanes.OPERATORS):

@@ -89,7 +89,7 @@ def _dot_text(lanes: int, unit: str, avx512: bool) -> str:
     if unit in (USDOT, SDOT) and lanes == REGISTER_LANES:
         return f"{head}\n{_neon_bytes(unit)}\n  ret {i} %r\n}}"
     if pairs is None:
-        return f"{head}\n{_plain_bytes(lanes)}\n  ret {i} %s3\n}}"
+        return f"{head}\n{plain_bytes(lanes)}\n  ret {i} %s3\n}}"
     w, eight = f"<{2 * lanes} x i16>", _splat(8, 2 * lanes, "i16")
     return f"""{head}
   %x = bitcast {i} %a to {w}
@@ -148,15 +148,23 @@ def _padded_text(name: str, lanes: int, wide: int) -> str:
     return "\n".join([*lines, f"  ret {i} %r", "}"])
 
 
-def _plain_bytes(lanes: int) -> str:
-    """Byte after byte, on any processor; the sum is %s3."""
+def plain_bytes(lanes: int, *, signed: bool = False) -> str:
+    """Byte after byte, on any processor; the sum is %s3. `signed` says how the bytes of %a are read."""
     i = vector("i32", lanes)
     lines = []
     for byte in range(4):
         before = "%c" if byte == 0 else f"%s{byte - 1}"
+        if signed:
+            lines += [
+                f"  %as{byte} = shl {i} %a, {_splat(24 - 8 * byte, lanes)}",
+                f"  %ab{byte} = ashr {i} %as{byte}, {_splat(24, lanes)}",
+            ]
+        else:
+            lines += [
+                f"  %as{byte} = lshr {i} %a, {_splat(8 * byte, lanes)}",
+                f"  %ab{byte} = and {i} %as{byte}, {_splat(255, lanes)}",
+            ]
         lines += [
-            f"  %as{byte} = lshr {i} %a, {_splat(8 * byte, lanes)}",
-            f"  %ab{byte} = and {i} %as{byte}, {_splat(255, lanes)}",
             f"  %bs{byte} = shl {i} %b, {_splat(24 - 8 * byte, lanes)}",
             f"  %bb{byte} = ashr {i} %bs{byte}, {_splat(24, lanes)}",
             f"  %p{byte} = mul {i} %ab{byte}, %bb{byte}",

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from schedules.conv_workload import KIND
 from schedules.expression import substitute
 from schedules.int8_dot import dot
-from schedules.kernel import shape_of
+from schedules.int8_neon import dot_signed, shift_of
+from schedules.kernel import dtype_of, shape_of
 from schedules.machine import Machine
 from schedules.matmul_bf16 import MatmulBf16, Parts
 from schedules.nest import lanes_of, splat
@@ -25,6 +26,7 @@ from tvm import te  # isort: skip
 
 Expr = Any
 MATMUL_INT8 = "matmul-int8"
+MATMUL_SIGNED = "matmul-int8-signed"
 _GROUP = 4
 _BYTE = 0xFF
 
@@ -39,15 +41,15 @@ def pack_quads(weight: NDArray[Any], width: int) -> NDArray[np.int32]:
     return np.ascontiguousarray(quads).view(np.int32)[..., 0]
 
 
-def matmul_int8(data: Any, packed: Any, columns: int) -> Any:
+def matmul_int8(data: Any, packed: Any, columns: int, *, signed: bool = False) -> Any:
     """The int32 product of 8-bit data (..., depth) and weights packed by `pack_quads`: (..., columns).
 
-    To int8 data 128 is added: the caller subtracts 128 times the sums of the weights' columns.
+    To the data `shift_of(its type, signed)` is added: the caller subtracts that times the sums of the weights' columns.
     """
     steps, width = packed.shape[1], int(packed.shape[2])
     depth = data.shape[-1]
-    attrs = {KIND: MATMUL_INT8}
-    shift = tirx.const(128 if str(data.dtype) == "int8" else 0, "int32")
+    attrs = {KIND: MATMUL_SIGNED if signed else MATMUL_INT8}
+    shift = tirx.const(shift_of(str(data.dtype), signed), "int32")
     zero = tirx.const(0, "int32")
     whole = isinstance(depth, tirx.IntImm) and int(depth.value) % _GROUP == 0
 
@@ -55,7 +57,7 @@ def matmul_int8(data: Any, packed: Any, columns: int) -> Any:
         total = zero
         for byte in range(_GROUP):
             place = at[-1] * _GROUP + byte
-            value = tirx.Cast("int32", data(*at[:-1], place)) + shift
+            value = (tirx.Cast("int32", data(*at[:-1], place)) + shift) & _BYTE
             value = value if whole else tirx.if_then_else(place < depth, value, zero)
             total = total | value << 8 * byte
         return total
@@ -66,7 +68,7 @@ def matmul_int8(data: Any, packed: Any, columns: int) -> Any:
     def point(*at: Any) -> Any:
         a, b = words(*at[:-1], k), packed(tirx.floordiv(at[-1], width), k, tirx.floormod(at[-1], width))
         products = [
-            ((a >> 8 * byte) & _BYTE) * ((b << (24 - 8 * byte)) >> 24)  # the latter keeps its sign
+            ((a << (24 - 8 * byte)) >> 24 if signed else (a >> 8 * byte) & _BYTE) * ((b << (24 - 8 * byte)) >> 24)
             for byte in range(_GROUP)
         ]
         return te.sum(products[0] + products[1] + products[2] + products[3], axis=k)
@@ -89,10 +91,21 @@ class MatmulInt8(MatmulBf16):
         return dot(total, a, b)
 
     def words(self, parts: Parts, machine: Machine) -> Any:
-        return _copy(parts, machine)
+        shifted = shift_of(dtype_of(parts.pairs.loads[0].source), self.kind == MATMUL_SIGNED) != 0
+        return _copy(parts, machine, shifted=shifted)
 
 
-def _copy(parts: Parts, machine: Machine) -> Any:
+class MatmulSigned(MatmulInt8):
+    """Serves those whose sums are of signed numbers."""
+
+    name: ClassVar[str] = MATMUL_SIGNED
+    kind: ClassVar[str] = MATMUL_SIGNED
+
+    def combine(self, total: Expr, a: Expr, b: Expr) -> Expr:
+        return dot_signed(total, a, b)
+
+
+def _copy(parts: Parts, machine: Machine, *, shifted: bool) -> Any:
     """The data as words: its bytes as they lie in memory, where rows are whole words."""
     stage = parts.pairs
     store, lanes = stage.store, machine.lanes("int32")
@@ -113,7 +126,7 @@ def _copy(parts: Parts, machine: Machine) -> Any:
         def words(first: Expr, count: int) -> Any:
             bytes_ = tirx.BufferLoad(data, [*outer, lanes_of(first * _GROUP, count * _GROUP)])
             value = tirx.reinterpret(f"int32x{count}" if count > 1 else "int32", bytes_)
-            if str(data.dtype) == "int8":
+            if shifted:
                 value = value ^ splat(0x80808080 - (1 << 32), "int32", count)
             return tirx.BufferStore(store.buffer, value, [*outer, lanes_of(first, count)])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from compiler.passes.matching import array_of, as_constant, shape_of
 from compiler.passes.packer import pack_all
 from compiler.passes.registry import graph_pass
 from schedules.bf16_dot import pack_pairs
+from schedules.int8_neon import has_matrices, shift_of, sums_signed
 from schedules.machine import Machine
 from schedules.matmul_bf16 import matmul_bf16
 from schedules.matmul_int8 import matmul_int8, pack_quads
+from schedules.matmul_matrix import matmul_matrix, pack_octets
 from schedules.matmul_pack import FUSABLE, pack_panels, packed_matmul
 from schedules.matmul_tiling import panel_width
 
@@ -76,21 +79,24 @@ class _Packer(PyExprMutator):
         )
 
     def _integers(self, data: Any, weight: Any, width: int, columns: int) -> Any:
-        key = (weight, width)
+        key, dtype = (weight, width), str(data.ty.dtype)
+        matrices, signed = has_matrices(self.machine), sums_signed(self.machine, dtype)
         if key not in self._packed:
-            self._packed[key] = as_constant(pack_quads(array_of(weight), width))
+            pack = pack_octets if matrices else pack_quads
+            self._packed[key] = as_constant(pack(array_of(weight), width))
         product = self.builder_.call_te(
-            matmul_int8,
+            matmul_matrix if matrices else partial(matmul_int8, signed=signed),
             data,
             self._packed[key],
             columns,
             primfunc_name_hint="matmul",
             primfunc_attrs={"op_pattern": FUSABLE},
         )
-        if str(data.ty.dtype) == "uint8":
+        shift = 0 if matrices else shift_of(dtype, signed)
+        if not shift:
             return product
         sums = array_of(weight).astype(np.int32).sum(axis=0, dtype=np.int32)
-        return self.builder_.normalize(relax.op.add(self.builder_.emit(product), as_constant(sums * -128)))
+        return self.builder_.normalize(relax.op.add(self.builder_.emit(product), as_constant(sums * -shift)))
 
     def _width(self, data: Any, weight: Any, call: Any) -> int:
         """The columns of a panel, 0 when the call is left alone."""
