@@ -56,6 +56,15 @@ class Connection:
                 if hasattr(socket, name):
                     self._socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
+    def offers(self, function: str, *, what: str, hint: str) -> bool:
+        """Whether the server has a function. Raises DeviceError, of `what` and `hint`, where no answer comes."""
+        with _as_device_error(what, hint, self._limit(ANSWER_SECONDS), self._end):
+            try:
+                self._session.get_function(function)
+            except AttributeError:
+                return False
+            return True
+
     def call(self, function: str, *arguments: Any, what: str, hint: str, seconds: float | None = None) -> Any:
         """Call a function of the server.
 
@@ -66,12 +75,16 @@ class Connection:
         Raises:
             DeviceError: it failed there, or no answer came; then the session is at its end.
         """
-        limit = ANSWER_SECONDS if seconds is None else seconds
-        time_limit = struct.pack("ll", int(limit), int(limit % 1 * 1e6))  # struct timeval
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, time_limit)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, time_limit)
+        limit = self._limit(ANSWER_SECONDS if seconds is None else seconds)
         with _as_device_error(what, hint, limit, self._end):
             return self._session.get_function(function)(*arguments)
+
+    def _limit(self, seconds: float) -> float:
+        """Let the device be silent for so long; the same seconds."""
+        time_limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))  # struct timeval
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, time_limit)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, time_limit)
+        return seconds
 
     def _end(self) -> None:
         """A late answer would be taken for that of the next call."""

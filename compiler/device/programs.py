@@ -13,11 +13,27 @@ from compiler.device.toolchain import compile_objects, include_folders, include_
 from targets import Target
 
 SOURCES = Path(__file__).with_name("cpp")
-LIBRARY_SOURCES = ("artifact.cc", "tensors.cc", "module.cc", "sha256.cc", "c_api.cc", "library_system.cc")
+LIBRARY_SOURCES = (
+    "artifact.cc",
+    "tensors.cc",
+    "module.cc",
+    "sha256.cc",
+    "processor.cc",
+    "c_api.cc",
+    "library_system.cc",
+)
 SHARED_LIBRARY = "libtensorwright.so"
 NO_LINKED_MODULE = "linked_none.cc"
 PROGRAMS = {"tensorwright-run": "run.cc", "tensorwright-server": "server.cc"}
-COMPILE_OPTIONS = ("-std=c++17", "-O2", "-fPIC", "-ffunction-sections", "-fdata-sections")
+COMPILE_OPTIONS = (
+    "-std=c++17",
+    "-O2",
+    "-fPIC",
+    "-ffunction-sections",
+    "-fdata-sections",
+    f'-DTENSORWRIGHT_VERSION="{importlib.metadata.version("tensorwright")}"',
+    f'-DTENSORWRIGHT_ENGINE="{importlib.metadata.version("apache-tvm")}"',
+)
 LINK_OPTIONS = ("-s", "-Wl,--gc-sections", "-Wl,-rpath,$ORIGIN:$ORIGIN/../lib")
 
 

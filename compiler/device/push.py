@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.artifact import read_artifact
+from compiler.artifact import Manifest, read_artifact
 from compiler.artifact.storage import read_mapped
+from compiler.device.compatibility import ask_versions, check_runs_there
 from compiler.device.connection import ANSWER_SECONDS, Connection
 from compiler.errors import DeviceError, OptionError
 
@@ -55,8 +56,9 @@ def push(
     Raises:
         ArtifactError: the file is damaged, here already.
         OptionError: the address is not one, or the module has no reference to compare with.
-        DeviceError: no server there, it stopped answering (a device that loses power is noticed within 30 s), or the
-            module did not prove itself; the message says in which step.
+        IncompatibleArtifactError: the device can not run the module: another processor, format or engine.
+        DeviceError: no server there, one of another version, it stopped answering (a device that loses power is noticed
+            within 30 s), or the module did not prove itself; the message says in which step.
     """
     report = progress if progress is not None else lambda _: None
     artifact = read_artifact(path)
@@ -66,6 +68,7 @@ def push(
     digest = bytes(data[_DIGEST]).hex()
     report("connect")
     device = _Device(address)
+    device.check(artifact.manifest)
     name = f"incoming-{digest[:16]}.twm"
     before = device.call("active", "ask for the active module")
     try:
@@ -98,6 +101,10 @@ class _Device:
     def __init__(self, address: str) -> None:
         self._connection = Connection(address)
         self._address = address
+
+    def check(self, manifest: Manifest) -> None:
+        """See `compatibility`."""
+        check_runs_there(manifest, ask_versions(self._connection, self._address), self._address)
 
     def call(self, function: str, step: str, *arguments: Any, seconds: float | None = None) -> Any:
         """Call one. Raises DeviceError that names the step."""

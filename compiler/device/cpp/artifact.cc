@@ -17,7 +17,6 @@ namespace {
 namespace json = tvm::ffi::json;
 
 constexpr size_t kPrefix = 32, kHead = 64, kEntry = 32;
-constexpr uint32_t kFormatVersion = 1;
 constexpr char kMagic[9] = "\x89TWM\r\n\x1a\n";
 
 template <typename T>
@@ -90,7 +89,10 @@ void Artifact::Parse(const std::string& origin) {
   const uint8_t* data = file_.data;
   if (file_.size < kHead || std::memcmp(data, kMagic, 8) != 0) throw Error(origin + " is not a module file");
   uint32_t version = Read<uint32_t>(data + 8);
-  if (version > kFormatVersion) throw Error(origin + " has format version " + std::to_string(version) + ", which is newer than this program");
+  if (version > kFormatVersion) {
+    throw Error(origin + " has format version " + std::to_string(version) + ", and this program reads up to " + std::to_string(kFormatVersion) +
+                ": bundle it again, and use the programs of that bundle");
+  }
   size_t count = Read<uint16_t>(data + 12);
   uint64_t manifest_bytes = Read<uint64_t>(data + 16), content_bytes = Read<uint64_t>(data + 24);
   size_t table_end = kHead + kEntry * count;
@@ -129,6 +131,10 @@ void Artifact::ParseManifest(const std::string& text) {
   model_name = Text(manifest, "model_name");
   json::Object target = Object(manifest, "target");
   architecture = Text(target, "architecture"), target_name = Text(target, "name");
+  for (const ffi::Any& feature : target.at(ffi::String("required_cpu_features")).cast<json::Array>()) {
+    required_features.push_back(feature.cast<ffi::String>());
+  }
+  engine = Text(Object(manifest, "versions"), "tvm");
   inputs = Descriptions(manifest, "inputs"), outputs = Descriptions(manifest, "outputs");
   parameter_descriptions = Descriptions(manifest, "parameters");
   reference_input_descriptions = Descriptions(manifest, "reference_inputs");

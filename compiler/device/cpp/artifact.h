@@ -27,6 +27,9 @@ struct Description {
   std::vector<int64_t> shape;
 };
 
+// Files of this and older versions can be read.
+constexpr uint32_t kFormatVersion = 1;
+
 struct NamedTensor {
   std::string name;
   ffi::Tensor tensor;
@@ -57,6 +60,8 @@ class Artifact {
   ~Artifact();
 
   std::string model_name, architecture, target_name;
+  std::string engine;  // the version of TVM that compiled it
+  std::vector<std::string> required_features;  // of the processor
   std::string digest;  // of the head, which holds the digests of all sections
   std::vector<Description> inputs, outputs, parameter_descriptions, reference_input_descriptions, reference_output_descriptions;
   int threads = 0;  // 0: no setting

@@ -8,29 +8,29 @@
 #include <limits>
 
 #include "library.h"
+#include "processor.h"
 
 namespace tensorwright {
 namespace {
 
 constexpr int kPooledAllocator = 2;
 
-// This program's processor, as manifests name it.
-#if defined(__x86_64__)
-constexpr char kArchitecture[] = "x86_64";
-#elif defined(__aarch64__)
-constexpr char kArchitecture[] = "aarch64";
-#elif defined(__arm__)
-constexpr char kArchitecture[] = "armv7";
-#elif defined(__riscv)
-constexpr char kArchitecture[] = "riscv64";
-#else
-#error "modules are not compiled for this architecture"
-#endif
-
-// The module's code. Throws Error where it is for another processor.
+// The module's code. Throws Error where this processor or this program's engine can not run it.
 Span CodeOf(const Artifact& artifact) {
-  if (artifact.architecture == kArchitecture) return artifact.library;
-  throw Error("the module is for " + artifact.architecture + " (target " + artifact.target_name + "), and this processor is " + kArchitecture);
+  if (artifact.architecture != Architecture()) {
+    throw Error("the module is for " + artifact.architecture + " (target " + artifact.target_name + "), and this processor is " + Architecture());
+  }
+  std::string missing;
+  for (const std::string& each : MissingFeatures(artifact.required_features)) missing += (missing.empty() ? "" : ", ") + each;
+  if (!missing.empty()) {
+    throw Error("the module needs processor features that this machine lacks: " + missing + " (it was compiled for target " + artifact.target_name +
+                "): compile it for this machine's target, or for a more general one");
+  }
+  if (artifact.engine != TENSORWRIGHT_ENGINE) {
+    throw Error("the module was compiled with TVM " + artifact.engine + ", and this program has TVM " TENSORWRIGHT_ENGINE
+                ": bundle it again, and use the programs of that bundle");
+  }
+  return artifact.library;
 }
 
 double FromHalf(uint16_t bits) {

@@ -21,6 +21,7 @@
 #include <string>
 
 #include "module.h"
+#include "processor.h"
 
 namespace tensorwright {
 namespace {
@@ -72,10 +73,22 @@ void Activate(const ffi::String& name) {
 
 void Remove(const ffi::String& name) { std::remove(PathOf(name).c_str()); }
 
+// What this server is, as JSON, for clients of any version: `protocol` counts up when a function here changes its meaning.
+constexpr int kProtocol = 1;
+
+ffi::String Versions() {
+  std::string features;
+  for (const std::string& each : ProcessorFeatures()) features += (features.empty() ? "\"" : ", \"") + each + "\"";
+  return std::string("{\"protocol\": ") + std::to_string(kProtocol) + ", \"format\": " + std::to_string(kFormatVersion) +
+         ", \"tensorwright\": \"" TENSORWRIGHT_VERSION "\", \"tvm\": \"" TENSORWRIGHT_ENGINE "\", \"architecture\": \"" + Architecture() +
+         "\", \"features\": [" + features + "]}";
+}
+
 ffi::String Active() { return access(PathOf(kActive).c_str(), R_OK) == 0 ? DigestOf(kActive) : ffi::String(""); }
 
 void RegisterFunctions() {
   tvm::ffi::reflection::GlobalDef()
+      .def("tensorwright.device.versions", Versions)
       .def("tensorwright.device.append", Append)
       .def("tensorwright.device.digest", [](const ffi::String& name) { return DigestOf(name); })
       .def("tensorwright.device.verify", [](const ffi::String& name) { return Loaded(name).Verify(); })

@@ -15,7 +15,7 @@ import compiler
 import targets
 from compiler.device.bundle import write_bundle
 from compiler.device.push import push
-from compiler.errors import DeviceError
+from compiler.errors import IncompatibleArtifactError
 from schedules.tir import tvm
 from targets.conformance_models import small_net
 from tests.compiler.device.emulators import target_that_runs
@@ -78,7 +78,7 @@ def test_a_module_for_another_processor_is_refused(address: str, bundle: Path, t
     active = bundle / "modules" / "active.twm"
     before = active.read_bytes() if active.exists() else None
     with pytest.raises(
-        DeviceError, match=r"reference run failed: .*the module is for aarch64 \(target aarch64-linux\)"
+        IncompatibleArtifactError, match=r"the module is for aarch64 \(target aarch64-linux\), and the device at"
     ):
         push(path, address)
     assert (active.read_bytes() if active.exists() else None) == before

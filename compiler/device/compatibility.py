@@ -1,0 +1,104 @@
+"""Whether a device server and this version understand each other, and whether the device can run a module.
+
+Asked before anything is uploaded: the server says what it is (`tensorwright.device.versions` in cpp/server.cc).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from compiler.artifact import Manifest
+from compiler.device.connection import Connection
+from compiler.errors import DeviceError, IncompatibleArtifactError
+from compiler.runtime.machine import normalized
+
+PROTOCOL = 1  # of the functions that the server offers; counts up when one changes its meaning
+_VERSIONS = "tensorwright.device.versions"
+_NEW_PROGRAMS = "make a new bundle of the module (tensorwright bundle) and start the tensorwright-server in it there"
+
+
+@dataclass(frozen=True)
+class ServerVersions:
+    """What a device server says of itself.
+
+    Attributes:
+        format: the newest format of modules that it reads.
+        tensorwright, tvm: the versions that it was built from.
+        features: of its processor, as manifests name them.
+    """
+
+    protocol: int
+    format: int
+    tensorwright: str
+    tvm: str
+    architecture: str
+    features: frozenset[str]
+
+
+def ask_versions(connection: Connection, address: str) -> ServerVersions:
+    """What the server at `address` is.
+
+    Raises:
+        DeviceError: it is older than the question, of another kind, or speaks another protocol than this version.
+    """
+    what = f"{address}: asking for the server's version failed"
+    if not connection.offers(_VERSIONS, what=what, hint=_NEW_PROGRAMS):
+        raise DeviceError(
+            f"the server at {address} does not say its version: it is older than this Tensorwright, or no "
+            "tensorwright-server",
+            _NEW_PROGRAMS,
+        )
+    answer = connection.call(_VERSIONS, what=what, hint=_NEW_PROGRAMS)
+    try:
+        fields = json.loads(answer)
+        protocol, version = int(fields["protocol"]), str(fields["tensorwright"])
+        if protocol != PROTOCOL:
+            raise _other_protocol(address, protocol, version)
+        features = frozenset(map(normalized, fields["features"]))
+        return ServerVersions(
+            protocol, int(fields["format"]), version, str(fields["tvm"]), str(fields["architecture"]), features
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise DeviceError(f"{what}: it answered {str(answer)[:200]!r}", _NEW_PROGRAMS) from error
+
+
+def _other_protocol(address: str, protocol: int, version: str) -> DeviceError:
+    older = protocol < PROTOCOL
+    return DeviceError(
+        f"the server at {address} is of Tensorwright {version} and speaks protocol {protocol}, and this one {PROTOCOL}",
+        _NEW_PROGRAMS if older else f"update Tensorwright here to {version}",
+    )
+
+
+def check_runs_there(manifest: Manifest, server: ServerVersions, address: str) -> None:
+    """Raise IncompatibleArtifactError, naming what is in the way, unless the device can run the module."""
+    target = manifest.target
+    device = f"the device at {address}"
+    if manifest.format_version > server.format:
+        raise IncompatibleArtifactError(
+            f"the module has format version {manifest.format_version}, and the server at {address} (Tensorwright "
+            f"{server.tensorwright}) reads up to {server.format}",
+            _NEW_PROGRAMS,
+        )
+    if target.architecture != server.architecture:
+        raise IncompatibleArtifactError(
+            f"the module is for {target.architecture} (target {target.name}), and {device} is {server.architecture}",
+            "compile it for the device's target",
+        )
+    missing = [name for name in target.required_cpu_features if normalized(name) not in server.features]
+    if missing:
+        raise IncompatibleArtifactError(
+            f"the module needs processor features that {device} lacks: {', '.join(missing)} (it was compiled for "
+            f"target {target.name})",
+            "compile it for the device's target, or for a more general one",
+        )
+    if manifest.versions.tvm != server.tvm:
+        raise IncompatibleArtifactError(
+            f"the module was compiled with TVM {manifest.versions.tvm}, and the server at {address} has TVM "
+            f"{server.tvm}",
+            _NEW_PROGRAMS,
+        )
+
+
+__all__ = ["PROTOCOL", "ServerVersions", "ask_versions", "check_runs_there"]

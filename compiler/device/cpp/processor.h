@@ -1,0 +1,18 @@
+// What this processor can do, by the names that modules' manifests use (LLVM's).
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace tensorwright {
+
+// "x86_64", "aarch64", "armv7" or "riscv64".
+const char* Architecture();
+
+// The extensions that the processor and the system have, of those that are known here.
+std::vector<std::string> ProcessorFeatures();
+
+// Those of `required` that are missing; what is not known here counts as missing.
+std::vector<std::string> MissingFeatures(const std::vector<std::string>& required);
+
+}  // namespace tensorwright
