@@ -85,7 +85,7 @@ def _row_cost(width: int, pairs: int, blocks: int, machine: Machine) -> float:
 class MatrixNest(DotNest):
     """The loop nest with eight channels of two pixels as its innermost step."""
 
-    work: QuadsWorkload  # type: ignore[assignment]
+    work: QuadsWorkload
 
     def __init__(self, fused: FusedKernel, work: QuadsWorkload, config: Config) -> None:
         super().__init__(fused, work, config)
