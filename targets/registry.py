@@ -14,6 +14,15 @@ from targets.target import Target
 
 ENTRY_POINT_GROUP = "tensorwright.targets"
 Factory = Callable[[int | None], Target]
+_GUIDE = (
+    "it is a defect of the package that registers it; targets.AcceleratedTarget is the base class for an accelerator "
+    "beside a processor (docs/custom_target.md)"
+)
+_WANTED = {
+    "name": "a string: what --target takes",
+    "description": "a string: a line for listings",
+    "machine": "a schedules.machine.Machine",
+}
 _ALIASES = {
     "native": "host",
     "x86-64": "x86-64-v2",
@@ -78,7 +87,14 @@ def _load(entry: EntryPoint) -> Target:
         loaded = entry.load()
         target = loaded if isinstance(loaded, Target) else loaded()
     except Exception as error:
-        raise RegistrationError(f"{where} could not be loaded: {error}") from error
+        raise RegistrationError(f"{where} could not be loaded: {type(error).__name__}: {error}", _GUIDE) from error
     if not isinstance(target, Target):
-        raise RegistrationError(f"{where} is no Target but {type(target)}")
+        raise RegistrationError(f"{where} is no Target but a {type(target).__name__}", _GUIDE)
+    if lacking := [f"{name} ({what})" for name, what in _WANTED.items() if not hasattr(target, name)]:
+        raise RegistrationError(f"{where} has no {', no '.join(lacking)}", _GUIDE)
+    if target.name != entry.name:
+        raise RegistrationError(
+            f"{where} calls itself {target.name!r}: modules of it would name a target that is not found",
+            f"give it the entry point's name, name = {entry.name!r}",
+        )
     return target

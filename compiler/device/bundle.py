@@ -57,12 +57,14 @@ def write_bundle(artifact: Artifact, target: Target, output: Path) -> Bundle:
     microcontroller C sources alone.
 
     Raises:
-        OptionError: the folder exists and is not empty, or the module is for another architecture than the target.
+        OptionError: the folder exists and is not empty, the module is for another architecture than the target, or it
+            calls an accelerator.
         StorageError: it can not be written.
         targets.TargetError: the toolchain is missing or failed.
         MissingDependencyError: the runtime's libraries for the architecture are not to be had.
     """
     check_architecture(artifact, target)
+    check_accelerator(artifact, target)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OptionError(f"{output} exists and is not an empty folder", "give a new one")
     sources = target.c_sources(
@@ -105,6 +107,18 @@ def check_architecture(artifact: Artifact, target: Target) -> None:
             f"the module is for {artifact.manifest.target.architecture}, and target {target.name!r} is "
             f"{target.architecture}",
             f"compile it with --target {target.name}",
+        )
+
+
+def check_accelerator(artifact: Artifact, target: Target) -> None:
+    """Raises OptionError for a module that calls an accelerator: programs without Python do not have its functions.
+    Targets that make C sources answer for themselves."""
+    partition = artifact.manifest.target.details.get("partition")
+    if isinstance(partition, dict) and partition.get("claimed") and type(target).c_sources is Target.c_sources:
+        raise OptionError(
+            f"the module calls the accelerator of target {target.name!r}, whose functions are Python's, and the "
+            "programs of a bundle have no Python",
+            "load the module with Python there, or compile the model for the processor alone",
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.artifact import Artifact, write_artifact
-from compiler.device.bundle import ONNX_RUNTIME_BYTES, check_architecture
+from compiler.device.bundle import ONNX_RUNTIME_BYTES, check_accelerator, check_architecture
 from compiler.device.cache import cached, key_of
 from compiler.device.programs import COMPILE_OPTIONS, LIBRARY_SOURCES, SOURCES
 from compiler.device.runtime_sources import FFI_OBJECT, RUNTIME_OBJECT, ffi_source_folder, runtime_objects
@@ -62,12 +62,13 @@ def write_static_program(artifact: Artifact, target: Target, output: Path) -> St
     Its options are those of `tensorwright-run`, less the module's path.
 
     Raises:
-        OptionError: the file exists, or the module is for another architecture than the target.
+        OptionError: the file exists, the module is for another architecture, or it calls an accelerator.
         StorageError: it can not be written.
         targets.TargetError: the toolchain is missing or failed, or the module calls a function that it has not.
         MissingDependencyError: the installed engine carries no sources.
     """
     check_architecture(artifact, target)
+    check_accelerator(artifact, target)
     if output.exists():
         raise OptionError(f"{output} exists", "give a new one")
     objects = _objects(target)

@@ -48,10 +48,15 @@ class PassEntry:
         return asdict(self)
 
 
-def list_targets() -> list[TargetEntry]:
-    """Every target, this machine's first."""
-    names = sorted(targets.names(), key=lambda name: (name != "host", name))
-    return [_target_entry(targets.get(name)) for name in names]
+def list_targets() -> tuple[list[TargetEntry], list[str]]:
+    """Every target, this machine's first; and what is wrong with those of other packages that can not be loaded."""
+    entries, problems = [], []
+    for name in sorted(targets.names(), key=lambda name: (name != "host", name)):
+        try:
+            entries.append(_target_entry(targets.get(name)))
+        except targets.RegistrationError as error:
+            problems.append(f"{error.message}; {error.hint}")
+    return entries, problems
 
 
 def _target_entry(target: targets.Target) -> TargetEntry:

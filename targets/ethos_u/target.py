@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from targets.accelerated import AcceleratedTarget
 from targets.ethos_u.accelerators import accelerators
 from targets.target import Target
 
 _PRESETS_FILE = Path(__file__).with_name("presets.json")
 
 
-class EthosU(Target):
+class EthosU(AcceleratedTarget):
     """Integers on the accelerator, the rest on a processor."""
 
     quantized_everywhere = True
@@ -22,27 +23,16 @@ class EthosU(Target):
     def __init__(self, name: str, description: str, accelerator: str, cores: int | None = None) -> None:
         from targets.registry import get
 
+        super().__init__(get("host", cores=cores))
         self.name = name
         self.description = f"{description}; here simulated, with this machine as the processor"
         self.accelerator = accelerators()[accelerator]
-        self.processor = get("host", cores=cores)
-        self.machine = self.processor.machine
 
     @property
     def integer_operators(self) -> frozenset[str]:  # type: ignore[override]
         from targets.ethos_u.operators.registry import names
 
         return names()
-
-    @property
-    def required_features(self) -> tuple[str, ...]:
-        return self.processor.required_features
-
-    def tvm_target(self) -> Any:
-        return self.processor.tvm_target()
-
-    def engine_options(self) -> dict[str, Any]:
-        return self.processor.engine_options()
 
     def partition_passes(self) -> Sequence[Any]:
         def claim_for_ethos_u(mod: Any, context: Any) -> Any:

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 import compiler
 import targets
 from compiler.conformance import check_target
+from compiler.device.bundle import write_bundle
+from compiler.errors import OptionError
 from targets.conformance import checks
 from targets.conformance_models import operator_model, random_inputs, small_net
 
@@ -106,3 +108,11 @@ def test_a_module_needs_its_target(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("targets.registry._foreign", dict)
     with pytest.raises(compiler.errors.IncompatibleArtifactError, match="matrix-engine"):
         compiler.load(path)
+
+
+def test_a_bundle_without_python_is_refused(tmp_path: Path) -> None:
+    target = targets.get("matrix-engine")
+    module = compiler.compile(small_net(1), target, threads=1)
+    with pytest.raises(OptionError, match=r"calls the accelerator of target 'matrix-engine'.*no Python"):
+        write_bundle(module.artifact, target, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()

@@ -40,10 +40,12 @@ def register(app: typer.Typer) -> None:
 def _targets(context: typer.Context, as_json: options.Json = False) -> None:
     if context.invoked_subcommand is not None:
         return
-    from compiler.cli.output import print_json, print_line, print_table
+    from compiler.cli.output import print_json, print_line, print_note, print_table
     from compiler.profiling.listings import list_targets
 
-    listed = list_targets()
+    listed, problems = list_targets()
+    for problem in problems:
+        print_note(problem)
     if as_json:
         print_json([each.to_dict() for each in listed])
         return

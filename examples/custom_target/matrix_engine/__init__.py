@@ -10,25 +10,14 @@ from matrix_engine.partition import claim_products
 from matrix_engine.simulator import register
 
 
-class MatrixEngine(targets.Target):
+class MatrixEngine(targets.AcceleratedTarget):
     """The processor of this machine with the engine at its side; what the engine can not do, the processor does."""
 
     name = "matrix-engine"
     description = "a made-up engine of 8 x 8 matrix tiles beside this processor"
 
     def __init__(self) -> None:
-        self.processor = targets.get("host")
-        self.machine = self.processor.machine
-
-    @property
-    def required_features(self) -> tuple[str, ...]:
-        return self.processor.required_features
-
-    def tvm_target(self) -> Any:
-        return self.processor.tvm_target()
-
-    def engine_options(self) -> dict[str, Any]:
-        return self.processor.engine_options()
+        super().__init__(targets.get("host"))
 
     def partition_passes(self) -> Sequence[Any]:
         return (claim_products,)

@@ -1,0 +1,44 @@
+"""An accelerator beside a processor: what the accelerator does not take over is built for the processor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from targets.target import Target
+from targets.toolchain import Compiler, Linker
+
+
+class AcceleratedTarget(Target):
+    """Base of targets that are a processor with something at its side. All that concerns building for the processor is
+    asked of `processor`; derive, and say `name`, `description`, `partition_passes()` and `load_runtime()`."""
+
+    def __init__(self, processor: Target) -> None:
+        """`processor` is another target: `targets.get("host")`, or one to cross-compile for."""
+        self.processor = processor
+        self.machine = processor.machine
+
+    @property
+    def required_features(self) -> tuple[str, ...]:
+        return self.processor.required_features
+
+    @property
+    def builds_in_parts(self) -> bool:
+        return self.processor.builds_in_parts
+
+    def tvm_target(self) -> Any:
+        return self.processor.tvm_target()
+
+    def engine_options(self) -> dict[str, Any]:
+        return self.processor.engine_options()
+
+    def linker(self) -> Linker:
+        return self.processor.linker()
+
+    def compiler(self) -> Compiler:
+        return self.processor.compiler()
+
+    def binary_utility(self, name: str) -> str:
+        return self.processor.binary_utility(name)
+
+    def link_options(self) -> tuple[str, ...]:
+        return self.processor.link_options()
