@@ -103,7 +103,7 @@ def test_the_driver_gets_the_program(tmp_path: Path) -> None:
 def test_it_compiles_for_a_cortex_m55(tmp_path: Path) -> None:
     cross = shutil.which("arm-none-eabi-gcc")
     if cross is None:
-        pytest.skip("needs Debian's gcc-arm-none-eabi")
+        pytest.skip("needs a compiler for microcontrollers: apt-get install gcc-arm-none-eabi")
     program, source = written(tmp_path)
     command = [cross, "-mcpu=cortex-m55", "-mthumb", "-std=c11", "-ffreestanding", "-Wall", "-Werror", "-Os", "-c"]
     subprocess.run([*command, source, "-o", tmp_path / "net.o"], check=True)
