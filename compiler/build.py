@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ from compiler.one_at_a_time import one_at_a_time
 from compiler.parallel_build import build_objects, worth_parts
 from schedules.kernel import kernels_of
 
+# Space that is asked for before the engine writes objects, for LLVM ends the whole process where a disk is full.
+# Objects and library took 12 to 16 KiB a kernel in nets of known sizes (mobilenet_v3_large, resnet18); kernels of open
+# sizes are larger.
+_ROOM = 1 << 20
+_ROOM_OF_A_KERNEL = 128 << 10
+
 
 @one_at_a_time
 def build_library(mod: tvm.IRModule, target: targets.Target) -> bytes:
@@ -30,6 +37,7 @@ def build_library(mod: tvm.IRModule, target: targets.Target) -> bytes:
     try:
         with tempfile.TemporaryDirectory(prefix="tensorwright-") as name:
             folder = Path(name)
+            _check_room(folder, len(list(kernels_of(mod))))
             try:
                 executable, objects = _generated(mod, target, folder)
             except Exception as error:  # the engine raises whatever its passes raise
@@ -41,6 +49,17 @@ def build_library(mod: tvm.IRModule, target: targets.Target) -> bytes:
             return path.read_bytes()
     except OSError as error:
         raise StorageError(f"the library could not be written: {error}", "free space in TMPDIR") from error
+
+
+def _check_room(folder: Path, kernels: int) -> None:
+    """Raises StorageError where a folder has no room for a library of so many kernels."""
+    disk = os.statvfs(folder)
+    free, needed = disk.f_bavail * disk.f_frsize, _ROOM + kernels * _ROOM_OF_A_KERNEL
+    if free < needed:
+        raise StorageError(
+            f"{folder.parent} has {free / 2**20:.1f} MiB free, and building may take {needed / 2**20:.1f}",
+            "free some space, or set TMPDIR to a folder on another disk",
+        )
 
 
 def _generated(mod: tvm.IRModule, target: targets.Target, folder: Path) -> tuple[Any, list[Path]]:

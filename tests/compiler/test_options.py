@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -53,3 +55,9 @@ def test_options_of_torch_modules_on_a_file(tmp_path: Path) -> None:
 def test_a_path_is_no_model_of_the_backend_interface() -> None:
     with pytest.raises(OptionError, match=r"onnx\.load"):
         compiler.onnx_backend.prepare("model.onnx")
+
+
+def test_a_full_disk_is_noticed_before_the_engine_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=100, f_frsize=1024))
+    with pytest.raises(StorageError, match=r"0\.1 MiB free(?s:.*)TMPDIR"):
+        compiler.compile(relu())
