@@ -11,7 +11,7 @@ from tvm import relax, tirx
 from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes
-from compiler.frontends.onnx.broadcasting import elementwise
+from compiler.frontends.onnx.broadcasting import broadcast, elementwise
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
 from compiler.frontends.onnx.operators.integer_products import (
@@ -69,8 +69,8 @@ def qlinear_add(context: NodeContext) -> Value:
     shifts = [context.emit(R.multiply(ratio, zero)) for ratio, zero in zip(ratios, zeros[:2], strict=True)]
     constant = context.emit(R.subtract(zeros[2], context.emit(R.add(*shifts))))
     left, right = (
-        context.emit(R.multiply(cast(context, context.input(index), "float32"), ratio))
-        for index, ratio in zip((0, 3), ratios, strict=True)
+        context.emit(R.multiply(cast(context, operand, "float32"), ratio))
+        for operand, ratio in zip(broadcast(context, [context.input(0), context.input(3)]), ratios, strict=True)
     )
     total = context.emit(R.add(left, context.emit(R.add(right, constant))))
     dtype = context.dtype(0)

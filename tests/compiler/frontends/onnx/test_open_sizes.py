@@ -10,7 +10,7 @@ import pytest
 
 import compiler
 
-HEADER = '<ir_version: 8, opset_import: ["" : 17]> graph'
+HEADER = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]> graph'
 
 
 def check(text: str, feeds: list[dict[str, np.ndarray]]) -> None:
@@ -94,3 +94,16 @@ def test_look_ups_of_positions_in_a_mask_with_a_size_of_its_own() -> None:
         positions = {name: generator.integers(low, -low, shape) for name, shape in sizes.items()}
         feeds.append({**positions, "mask": generator.integers(-9, 9, (batch, total))})
     check(text, feeds)
+
+
+def test_a_sum_of_integers_whose_sizes_are_equal_or_one() -> None:
+    text = """(uint8[b,n] x, uint8[c,m] y) => (uint8[d,k] z)
+      <float a = {0.5}, float b_scale = {0.25}, float c_scale = {0.75}, uint8 zero = {7}>
+      { z = com.microsoft.QLinearAdd(x, a, zero, y, b_scale, zero, c_scale, zero) }"""
+    generator = np.random.default_rng(0)
+    shapes = [((2, 5), (2, 5)), ((1, 5), (3, 1)), ((4, 1), (1, 6))]
+    check(text, [{"x": _bytes(generator, x), "y": _bytes(generator, y)} for x, y in shapes])
+
+
+def _bytes(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return generator.integers(0, 256, shape).astype(np.uint8)
