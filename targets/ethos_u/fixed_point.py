@@ -52,6 +52,10 @@ class FixedPoint:
         shift = self.graph.constant(np.zeros(1, np.int8))
         return self.graph.emit("MUL", [left, right, shift], shape, "int32", "MulAttribute")
 
+    def times(self, x: Tensor, number: int) -> Tensor:
+        """x * number, which has to fit 32 bits."""
+        return self.multiply(x, self.graph.constant(np.full((1,) * len(x.shape), number, np.int32)))
+
     def shift_left(self, x: Tensor, by: Tensor) -> Tensor:
         """x * 2**by."""
         return self.binary("LOGICAL_LEFT_SHIFT", x, by, "LogicalLeftShiftAttribute")
@@ -100,6 +104,14 @@ class FixedPoint:
         # short * first is 2**30 but for the error that Newton's step takes out.
         error = self.shift_right(self.minus_from(1 << _POINT, self.multiply(short, first)), 14)
         return self.add(first, self.shift_right(self.multiply(first, error), 16)), shift
+
+    def logarithm(self, x: Tensor, places: int) -> Tensor:
+        """ln(x) * 2**places to 2**-9, x > 0; places from 15 to 26."""
+        shift = self.subtract(self.leading_zeros(x), 1)
+        normal = self.shift_left(x, shift)  # 2**30 to 2**31
+        fraction = self.leading(normal, 1 << _POINT, _POINT, lambda v: np.rint(2.0**15 * np.log(v / 2.0**_POINT)))
+        whole = self.times(self.minus_from(_POINT, shift), round(np.log(2.0) * 2.0**places))
+        return self.add(whole, self.times(fraction, 1 << places - 15))
 
     def reciprocal_root(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(r, n) such that 1 / sqrt(x) = r * 2**(n - 29) to 14 bits, for positive x: r below 2**15, n from 0 to 15."""

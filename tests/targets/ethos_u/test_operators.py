@@ -199,6 +199,12 @@ def _softmax(graph: QuantizedGraph) -> str:
     return graph.rounded(x, 1 / 256, 128 if graph.dtype == np.uint8 else -128)
 
 
+def _log_softmax(graph: QuantizedGraph) -> str:
+    shape = [(1, 10), (1, 8, 5, 6), (3, 7, 300), (2, 3, 4)][int(graph.rng.integers(4))]
+    x = graph.node("LogSoftmax", [graph.input(*shape)], axis=int(graph.rng.integers(1, len(shape))))
+    return graph.rounded(x, float(graph.rng.choice([1 / 12, 1 / 40])), 255 if graph.dtype == np.uint8 else 127)
+
+
 def _layer_norm(graph: QuantizedGraph) -> str:
     size = [6, 48, 384, 7][int(graph.rng.integers(4))]
     return graph.node("LayerNormalization", [graph.input(2, 5, size), graph.numbers(size), graph.numbers(size)])
@@ -296,6 +302,7 @@ OPERATORS: dict[str, tuple[str, Build, int]] = {
     "minima": ("min", _reduction("ReduceMin"), 3),
     "product of two": ("product of two", _product_of_two, 6),
     "softmax": ("softmax", _softmax, 8),
+    "log softmax": ("log_softmax", _log_softmax, 8),
     "layer norm": ("layer normalization", _layer_norm, 6),
     "instance norm": ("group normalization", _instance_norm, 4),
     "nearest": ("", _resize("nearest"), 4),
