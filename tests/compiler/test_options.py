@@ -45,16 +45,16 @@ def test_one_error_that_says_what_to_give(
         compiler.compile(relu(), **options)
 
 
-def test_options_of_torch_modules_on_a_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{"example_inputs": (1,)}, {"dynamic_shapes": {}}], ids=str)
+def test_options_of_torch_modules_on_a_file(options: dict[str, Any], tmp_path: Path) -> None:
     onnx.save(relu(), tmp_path / "relu.onnx")
-    for options in ({"example_inputs": (1,)}, {"dynamic_shapes": {}}):
-        with pytest.raises(OptionError, match=r"for torch\.nn\.Module"):
-            compiler.compile(tmp_path / "relu.onnx", **options)
+    with pytest.raises(OptionError, match=r"for torch\.nn\.Module"):
+        compiler.compile(tmp_path / "relu.onnx", **options)
 
 
 def test_a_path_is_no_model_of_the_backend_interface() -> None:
     with pytest.raises(OptionError, match=r"onnx\.load"):
-        compiler.onnx_backend.prepare("model.onnx")
+        compiler.onnx_backend.prepare("model.onnx")  # type: ignore[arg-type]
 
 
 def test_a_full_disk_is_noticed_before_the_engine_writes(monkeypatch: pytest.MonkeyPatch) -> None:
