@@ -53,6 +53,7 @@ CANONICALIZE = (
 # 3. Partition: the target claims what its accelerator can run; `target.partition_passes()` where it has them.
 # 4. Choose blocked layouts and pack weights for them.
 LAYOUT = (
+    "transposed-in-integers",
     "compute-with-words",
     "compute-in-integers",
     "center-weights",

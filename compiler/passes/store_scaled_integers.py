@@ -20,9 +20,11 @@ from compiler.passes.narrow_storage import Packed, store_narrow
 from compiler.passes.registry import graph_pass
 
 _FEWEST = 4096  # elements; fewer are not worth a kernel that runs when the module is loaded
-# The largest integer of a filter: it is 127 where weights are rounded to the nearest, perhaps less where otherwise. A
-# product of scale and integer was rounded: divided again, it may be the scale's neighbour.
-_MOST = range(127, 63, -1)
+# The largest integer of a filter: it is 127 where weights are rounded to the nearest, perhaps less where otherwise, or
+# where the filter is a phase of a transposed one. A product of scale and integer was rounded: divided again, it may be
+# the scale's neighbour.
+_MOST = range(127, 0, -1)
+_PROBED = 64
 
 
 @graph_pass("store-scaled-integers", summary="Store weights that are 8-bit integers times a scale a filter as those")
@@ -41,10 +43,23 @@ def packed_integers(array: Array) -> Packed | None:
     for axes in ((0,), (0, last), (last,)):
         if 8 * np.prod([array.shape[axis] for axis in axes]) > array.size:
             continue
-        # Of other weights the first few filters tell.
-        if _scaled(array[:1], axes) is not None and (found := _scaled(array, axes)) is not None:
+        if _may_be_scaled(array, axes) and (found := _scaled(array, axes)) is not None:
             return Packed(found, _expanded)
     return None
+
+
+def _may_be_scaled(array: Array, axes: Sequence[int]) -> bool:
+    """Whether a few numbers of a filter are integers on some scale of it: of other weights none are."""
+    place = [array.shape[axis] // 2 if axis in axes else slice(None) for axis in range(array.ndim)]
+    values = np.ravel(array[tuple(place)])
+    largest, some = np.abs(values).max(), values[np.flatnonzero(values)[:_PROBED]]
+    if not some.size or not np.isfinite(largest):
+        return False
+    nearest = largest / np.arange(1, _MOST[0] + 1, dtype=np.float32)
+    scales = np.concatenate([nearest, np.nextafter(nearest, np.float32(0)), np.nextafter(nearest, np.float32(np.inf))])
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        exact = np.rint(some / scales[:, None]) * scales[:, None] == some
+    return bool(exact.all(1).any())
 
 
 def _scaled(array: Array, axes: Sequence[int]) -> tuple[Array, Array] | None:
@@ -65,8 +80,6 @@ def _scaled(array: Array, axes: Sequence[int]) -> tuple[Array, Array] | None:
             exact = (np.rint(filters[rest] / candidate) * candidate == filters[rest]).all(1)
         scales[rest[exact]] = candidate[exact]
         rest = rest[~exact]
-        if most < _MOST[0] and 2 * rest.size > len(filters):
-            break  # other weights, but for a few filters
     if rest.size:
         return None
     wide = scales.reshape([size if axis in axes else 1 for axis, size in enumerate(array.shape)])

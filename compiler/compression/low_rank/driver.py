@@ -165,6 +165,8 @@ def _unsuited(layer: Layer) -> str | None:
     """Why a layer has no factors."""
     if layer.weight.ndim > 2 and int(layer.call.attrs.groups) > 1:
         return "its filters see their own channels alone"
+    if layer.weight.ndim > 2 and layer.product.filters:
+        return "a transposed convolution has no form in factors"
     if not np.isfinite(layer.weight).all():
         return "its weights are not finite"
     return None

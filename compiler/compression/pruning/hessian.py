@@ -49,7 +49,7 @@ def _is_plain(layer: Layer) -> bool:
     attrs = layer.call.attrs
     if layer.product.is_matrix:
         return True
-    return int(attrs.groups) == 1 and layer.weight.ndim == 4
+    return int(attrs.groups) == 1 and layer.weight.ndim == 4 and layer.product.filters == 0
 
 
 def _operands(layer: Layer, data: Array) -> Array:

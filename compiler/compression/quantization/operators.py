@@ -17,6 +17,7 @@ from tvm.ir import GenericConst
 
 from compiler.passes.elementwise import BINARY, UNARY
 from compiler.passes.graph import Call, operator_name
+from compiler.passes.interleaved import Interleaved
 from compiler.passes.matching import dtype_of, rank_of, shape_of
 
 
@@ -59,9 +60,9 @@ def product_of(call: Call, operators: Collection[str] = ()) -> Product | str | N
         operators: what the target's accelerator computes in integers, by name.
     """
     name = operator_name(call) or ""
-    if name == _TRANSPOSED and name in operators:
-        return _transposed_product(call)
     describe = _PRODUCTS.get(name)
+    if describe is _transposed_convolution and operators and name not in operators:
+        return "no integer kernel for transposed convolutions"
     return None if describe is None else describe(call)
 
 
@@ -85,22 +86,17 @@ def _convolution(call: Call) -> Product | str | None:
     return Product(0, 1, 0, 1)
 
 
-_TRANSPOSED = "relax.nn.conv2d_transpose"
-
-
-def _transposed_product(call: Call) -> Product | str:
+@product_operator(*(f"relax.nn.conv{rank}d_transpose" for rank in (1, 2, 3)))
+def _transposed_convolution(call: Call) -> Product | str | None:
     if not isinstance(call.args[1], GenericConst):
         return "its weights are computed"
     if isinstance(call.args[0], GenericConst):
         return _CONSTANT
     if int(call.attrs.groups) != 1 or dtype_of(call) != "float32":
         return "a transposed convolution in groups, or not of float32"
+    if Interleaved.of(call) is None:
+        return "no integer kernel for transposed convolutions that are dilated or of open size"
     return Product(0, 1, 1, 1)
-
-
-@product_operator(*(f"relax.nn.conv{rank}d_transpose" for rank in (1, 2, 3)))
-def _transposed_convolution(call: Call) -> Product | str | None:
-    return "no integer kernel for transposed convolutions"
 
 
 @product_operator("relax.matmul")

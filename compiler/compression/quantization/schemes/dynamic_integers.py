@@ -17,7 +17,8 @@ from compiler.compression.quantization.layers import Layer
 from compiler.compression.quantization.schemes.registry import RoundedLayer, SchemeOptions, scheme
 from compiler.compression.quantization.tables import rounded_table
 from compiler.passes.graph import Call, Expr, Var
-from compiler.passes.matching import as_constant, rank_of
+from compiler.passes.interleaved import Interleaved
+from compiler.passes.matching import array_of, as_constant, rank_of
 
 _MOST = 127
 # Smaller data has no scale of its own: a row of zeros stays zeros.
@@ -37,7 +38,7 @@ class DynamicLayer:
         rank = rank_of(layer.data) or 0
         matrix = layer.product.is_matrix
         data, scale = quantized_rows(layer.data, [rank - 1] if matrix else list(range(1, rank)), emit)
-        total = emit(_product(layer, call, data, as_constant(self.weight.values)))
+        total = emit(_product(layer, call, data, as_constant(self.weight.values), emit))
         shape = [-1, *[1] * (0 if matrix else rank - 2)]
         of_weight = as_constant(self.weight.scale.reshape(shape))
         wide = emit(relax.op.multiply(emit(relax.op.astype(total, "float32")), of_weight))
@@ -54,11 +55,15 @@ def quantized_rows(data: Var, axes: list[int], emit: Emit) -> tuple[Expr, Expr]:
     return emit(relax.op.astype(emit(relax.op.astype(rounded, "int32")), "int8")), scale
 
 
-def _product(layer: Layer, call: Call, data: Expr, weight: Expr) -> Expr:
+def _product(layer: Layer, call: Call, data: Expr, weight: Expr, emit: Emit) -> Expr:
     """The layer's product of integers, its sums int32."""
     if layer.product.is_matrix:
         return relax.op.matmul(data, weight, out_dtype="int32")
     attrs = call.attrs
+    form = Interleaved.of(call) if layer.product.filters else None
+    if form is not None:
+        kernels = as_constant(form.kernels(array_of(weight)))
+        return form.interleave(emit(form.convolution(data, kernels, "int32")), emit)
     names = ("strides", "padding", "dilation", "groups", "data_layout", "kernel_layout", "out_layout")
     function = getattr(relax.op.nn, str(call.op.name).rsplit(".", 1)[-1])
     return function(data, weight, **{name: getattr(attrs, name) for name in names}, out_dtype="int32")

@@ -129,3 +129,18 @@ def embedding_net(rows: int = 300, width: int = 32) -> onnx.ModelProto:
     model = _model(nodes, weights, {}, "y")
     model.graph.input.append(helper.make_tensor_value_info("ids", TensorProto.INT64, [2, 5]))
     return model
+
+
+def upsampling_net() -> onnx.ModelProto:
+    """x (1, 16, 5, 5): transposed convolutions with ReLUs between, and a plain one; y (1, 16, 20, 20)."""
+    generator = np.random.default_rng(8)
+    shapes = {"w0": (16, 32, 4, 4), "b0": (32,), "w1": (32, 16, 2, 2), "w2": (16, 16, 3, 3)}
+    weights = {name: (generator.standard_normal(shape) / 9).astype(np.float32) for name, shape in shapes.items()}
+    nodes = [
+        helper.make_node("ConvTranspose", ["x", "w0", "b0"], ["c0"], strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c0"], ["r0"]),
+        helper.make_node("ConvTranspose", ["r0", "w1"], ["c1"], strides=[2, 2]),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        helper.make_node("Conv", ["r1", "w2"], ["y"], pads=[1, 1, 1, 1]),
+    ]
+    return _model(nodes, weights, {"x": (1, 16, 5, 5)}, "y")

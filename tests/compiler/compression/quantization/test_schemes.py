@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 import compiler
 from compiler.compression.quantization.gptq import rounded_by_gptq, rounded_to_nearest
 from compiler.errors import AccuracyError, OptionError
-from tests.compiler.compression.quantization.networks import chain_net, convolution_chain, residual_net, samples
+from tests.compiler.compression.quantization.networks import (
+    chain_net,
+    convolution_chain,
+    residual_net,
+    samples,
+    upsampling_net,
+)
 from tests.compiler.compression.quantization.test_quantize import onnxruntime_outputs, snr
 
 # Decibels that the outputs of two products must keep, and bytes of a weight.
@@ -74,6 +80,22 @@ def test_filters_are_bytes_where_weights_alone_are_rounded(techniques: tuple[str
     unseen = samples((2, 32, 6, 6), 1, seed=9)[0]
     got = compiler.compile(quantized, threads=1).run(unseen)["y"]
     assert snr(got, onnxruntime_outputs(net, unseen)) > 35
+
+
+# Decibels that transposed convolutions must keep.
+@pytest.mark.parametrize(
+    ("scheme", "least"), [("static-int8", 30), ("dynamic-int8", 30), ("weight-int8", 35), ("float16", 60)]
+)
+def test_transposed_convolutions(scheme: str, least: float) -> None:
+    net, data = upsampling_net(), samples((1, 16, 5, 5))
+    quantized = compiler.quantize(net, data, scheme=scheme, keep_slower=True, threads=1)
+    assert all(layer.integer for layer in quantized.report.layers)
+    assert quantized.report.size.integer_bytes < 0.7 * quantized.report.size.float_bytes
+    unseen = samples((1, 16, 5, 5), 1, seed=9)[0]
+    module = compiler.compile(quantized, threads=1)
+    assert snr(module.run(unseen)["y"], onnxruntime_outputs(net, unseen)) > least
+    kernels = [kernel.kernel for kernel in module.manifest.kernels]
+    assert scheme != "static-int8" or sum("dequantize" in kernel for kernel in kernels) <= 1, kernels
 
 
 def test_the_limit_sends_the_worst_back_and_fails_where_none_is_left() -> None:
