@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from schedules import bf16_dot, int8_dot
 from schedules.anchor import FusedKernel, anchor_stages
-from schedules.config import Config
+from schedules.config import Config, ConfigSpace
 from schedules.conv_compute import _guarded, _inside, _window_axes, _window_positions, output_sizes
 from schedules.conv_defaults import tile_for
 from schedules.conv_direct import ConvDirect, DirectNest, Place
@@ -46,9 +46,10 @@ CONV_MATRIX = "conv-matrix"
 # 154 GFLOP/s and 7 x 2 reach 214; with 8-bit integers both reach 420.
 _BF16_LOAD_CYCLES = 1.3
 SIGN_BITS = 0x80808080 - (1 << 32)
-# Of 16 registers, beside products of pairs, which take one each before they are added. Zen 5, 28 pixels in a row: 222
-# billion operations a second with 7 x 1, 198 with 4 x 2, 178 with 8 x 1.
-_SUMS_OF_PAIRS = 7
+# Sums in 16 registers. Products of pairs take one each before they are added: on Zen 5, with 28 pixels in a row, 222
+# billion operations a second with 7 x 1, 198 with 4 x 2, 178 with 8 x 1. Products of bytes are added as they are made:
+# with 14 pixels 480 with 5 x 2, 422 with 4 x 2, 420 with 7 x 1.
+_SUMS_OF_PAIRS, _SUMS_OF_BYTES = 7, 10
 
 
 def conv_dot(data: Any, weight: Any, work: DotWorkload, sizes: Sequence[Any] = ()) -> Any:
@@ -128,11 +129,14 @@ class ConvDot(ConvDirect):
         stages = anchor_stages(kernel, CONV_DOT)
         return workload_from(stages[0].annotations[SPEC]) if len(stages) == 1 else None
 
+    def space(self, workload: Any, machine: Machine) -> ConfigSpace:
+        return super().space(workload, _with_sums(workload, machine))
+
     def _register_tile(self, workload: Any, machine: Machine) -> tuple[int, int]:
         load_cycles = _BF16_LOAD_CYCLES if workload.operand == "uint16" else 0.5
-        if _in_pairs(workload, machine) and machine.vector_registers < 32 and workload.out_spatial[-1]:
-            few = machine.model_copy(update={"register_sums": _SUMS_OF_PAIRS})
-            return register_tile(workload.out_spatial[-1], 1, few, load_cycles)
+        machine = _with_sums(workload, machine)
+        if _in_pairs(workload, machine) and machine.register_sums == _SUMS_OF_PAIRS and workload.out_spatial[-1]:
+            return register_tile(workload.out_spatial[-1], 1, machine, load_cycles)
         return tile_for(workload, machine, load_cycles)
 
     def apply(self, schedule: Any, workload: Any, config: Config, machine: Machine) -> Any:
@@ -146,6 +150,15 @@ class ConvDot(ConvDirect):
 
 def _in_pairs(work: DotWorkload, machine: Machine) -> bool:
     return work.operand != "uint16" and int8_dot.unit_of(machine) == int8_dot.PAIRS
+
+
+def _with_sums(work: DotWorkload, machine: Machine) -> Machine:
+    """The machine with as many sums as its few registers have room for beside such products."""
+    unit = int8_dot.unit_of(machine)
+    sums = {int8_dot.PAIRS: _SUMS_OF_PAIRS, int8_dot.VNNI: _SUMS_OF_BYTES}.get(unit)
+    if sums is None or work.operand == "uint16" or machine.vector_registers >= 32:
+        return machine
+    return machine.model_copy(update={"register_sums": sums})
 
 
 class DotNest(DirectNest):
