@@ -44,13 +44,16 @@ def model(channels: int, rank: int, nodes: Sequence[Node]) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def check(proto: onnx.ModelProto, sizes: Sequence[tuple[int, ...]], rules: set[str]) -> None:
-    """Compiled once: equal to ONNX Runtime at each of the sizes, by these rules."""
-    module = compiler.compile(proto)
+def check(
+    proto: onnx.ModelProto, sizes: Sequence[tuple[int, ...]], rules: set[str], spatial: Sequence[int] = ()
+) -> None:
+    """Compiled once: equal to ONNX Runtime at each of the sizes, by these rules. `spatial` is fixed where given."""
+    names = [each.dim_param for each in proto.graph.input[0].type.tensor_type.shape.dim]
+    channels = proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    module = compiler.compile(proto, shapes={"x": (names[0], channels, *(spatial or names[2:]))})
     used = {kernel.rule for kernel in module.manifest.kernels}
     assert rules <= used, used
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    channels = proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value
     for size in sizes:
         shape = (size[0], channels, *size[1:])
         data = np.random.default_rng(sum(size)).standard_normal(shape).astype(np.float32)
@@ -124,6 +127,11 @@ def test_sequence() -> None:
 def test_volume() -> None:
     nodes = [conv(20, 6, (3, 2, 3), (1, 0, 1, 1, 1, 1)), ("Relu", {}, []), conv(9, 20, (1, 1, 1), (0,) * 6)]
     check(model(6, 3, nodes), [(1, 1, 1, 1), (2, 5, 9, 17), (1, 3, 4, 40)], {"conv-direct"})
+
+
+def test_an_open_batch_of_images_of_known_size_is_convolved_by_winograds_method() -> None:
+    nodes = [conv(64, 48, (3, 3), (1, 1, 1, 1)), ("Relu", {}, [])]
+    check(model(48, 2, nodes), [(1, 29, 30), (3, 29, 30)], {"conv-winograd"}, spatial=(29, 30))
 
 
 @pytest.mark.parametrize("seed", range(8))
