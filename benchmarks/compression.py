@@ -68,6 +68,9 @@ def main() -> int:
     parser.add_argument("--reports", help="a folder for a page about each quantization")
     parser.add_argument("--json", help="write the rows to this file")
     options = parser.parse_args()
+    unknown = sorted(set(options.models) - set(CASES))
+    if unknown:
+        parser.error(f"no net {', '.join(unknown)}: there are {', '.join(CASES)}")
     console = Console()
     console.width = max(console.width, 120)
     rows: list[Row] = []
