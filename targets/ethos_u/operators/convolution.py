@@ -23,13 +23,14 @@ from targets.ethos_u.images import (
     image,
 )
 from targets.ethos_u.operators.registry import operator
-from targets.ethos_u.steps import Array, Emitter, Result, Step, Unsupported, Value
+from targets.ethos_u.steps import Array, Emitter, Quantized, Result, Step, Unsupported, Value
 from targets.ethos_u.tosa import Tensor, TosaGraph
 from targets.ethos_u.view import View, Weight
 
 _LARGEST_SUM = 127 * 65536
 _DEPTH = 65536
 _MOST_GROUPS = 64
+_LOST = 0.1  # of a step of the result, where weights are rounded again
 
 
 @operator("relax.nn.conv2d", "relax.nn.conv1d", bias=True)
@@ -41,6 +42,7 @@ def convolution(view: View, call: Any, result: Result) -> Step:
     data, weight = view.quantized(call.args[0]), view.weight(call.args[1], 0)
     check_weight(weight)
     sizes = result.output.shape[2:]
+    weight, bias = fitted(weight, data, result, len(sizes))
     window = Window.of(call.attrs, weight.values.shape[2:]).single(data.shape[2:], sizes)
     groups, channels, filters = int(call.attrs.groups), data.shape[1], weight.values.shape[0]
     depthwise = groups == channels and groups > 1
@@ -48,7 +50,6 @@ def convolution(view: View, call: Any, result: Result) -> Step:
     # (O, C, kh, kw) to (O, kh, kw, C)
     images = weight.values if weight.values.ndim == 4 else weight.values[:, :, None]
     ordered = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
-    bias = integer_bias(result.bias, data.scale * weight.scale, filters, len(sizes))
     scales = np.broadcast_to(data.scale * weight.scale / result.output.scale, filters)
 
     def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
@@ -112,18 +113,36 @@ def check_weight(weight: Weight) -> None:
         raise Unsupported(f"the weights of a filter sum up to more than {_LARGEST_SUM}")
 
 
-def integer_bias(bias: Array | None, step: Array, filters: int, behind: int) -> Array:
-    """A bias in steps of the sums: int32 (filters); `behind` is how many axes follow that of the filters.
+def fitted(weight: Weight, data: Quantized, result: Result, behind: int) -> tuple[Weight, Array]:
+    """The weights, and the bias in steps of the sums: int32 (filters); `behind` is how many axes follow the filters'.
+
+    A filter whose weights have steps that are too small for its bias gets larger ones: its sums are next to nothing
+    beside the bias, and what rounding its weights again loses is a small part of a step of the result.
 
     Raises:
-        Unsupported: it is not one number a filter.
+        Unsupported: the bias is not one number a filter, or it is not a small part.
     """
+    filters = weight.values.shape[weight.axis]
+    step = np.broadcast_to(np.asarray(data.scale * weight.scale, np.float64), filters)
+    numbers = _numbers(result.bias, filters, behind)
+    large = np.abs(np.rint(numbers / step)) > 2.0**30  # and the sums beside it
+    if large.any():
+        larger = np.where(large, np.abs(numbers) / step / 2.0**30, 1.0)
+        step = step * larger
+        lost = 0.5 * 255 * weight.values.size / filters * step[large].max() / result.output.scale
+        if lost > _LOST:
+            raise Unsupported("its bias is too large for the steps of its sums")
+        places = [filters if axis == weight.axis else 1 for axis in range(weight.values.ndim)]
+        values = np.rint(weight.values / larger.reshape(places)).astype(np.int8)
+        weight = Weight(values, step / data.scale, weight.axis)
+    return weight, np.rint(numbers / step).astype(np.int32)
+
+
+def _numbers(bias: Array | None, filters: int, behind: int) -> Array:
+    """A bias as float64 (filters)."""
     if bias is None:
-        return np.zeros(filters, np.int32)
+        return np.zeros(filters)
     places = (1,) * (bias.ndim - 1 - behind) + (filters,) + (1,) * behind
     if bias.size != 1 and bias.shape != places:
         raise Unsupported(f"what is added to it has the shape {list(bias.shape)}, and is no bias")
-    integers = np.rint(np.broadcast_to(bias.reshape(-1), filters).astype(np.float64) / step)
-    if np.abs(integers).max(initial=0) >= 2.0**31:
-        raise Unsupported("its bias is too large for the steps of its sums")
-    return integers.astype(np.int32)
+    return np.broadcast_to(bias.reshape(-1), filters).astype(np.float64)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tvm.ir import GenericConst
 
-from targets.ethos_u.operators.convolution import check_weight, integer_bias
+from targets.ethos_u.operators.convolution import check_weight, fitted
 from targets.ethos_u.operators.registry import operator
 from targets.ethos_u.steps import Emitter, Quantized, Result, Step, Unsupported, Value
 from targets.ethos_u.tosa import Tensor
@@ -34,10 +34,10 @@ def _fully_connected(view: View, call: Any, result: Result) -> Step:
     data = view.quantized(call.args[0])
     weight = view.weight(call.args[1], 1)
     check_weight(weight)
+    weight, bias = fitted(weight, data, result, 0)
     depth, filters = weight.values.shape
     if depth > _DEPTH or filters > _DEPTH:
         raise Unsupported(f"it multiplies by {depth}x{filters}, and the accelerator takes up to {_DEPTH}")
-    bias = integer_bias(result.bias, data.scale * weight.scale, filters, 0)
     scales = [float(each) for each in data.scale * weight.scale / result.output.scale]
     ordered = np.ascontiguousarray(weight.values.T).reshape(filters, 1, 1, depth)
     rows = math.prod(data.shape[:-1])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from targets.ethos_u.images import check_kernel
-from targets.ethos_u.operators.convolution import check_weight, integer_bias
+from targets.ethos_u.operators.convolution import check_weight, fitted
 from targets.ethos_u.operators.registry import operator
 from targets.ethos_u.steps import Emitter, Result, Step, Unsupported, Value
 from targets.ethos_u.view import View
@@ -30,6 +30,7 @@ def transposed_convolution(view: View, call: Any, result: Result) -> Step:
         raise Unsupported(f"its strides are {list(strides)}, and the accelerator takes 1 or 2 for both axes")
     check_kernel((height, width))
     check_weight(weight)
+    weight, bias = fitted(weight, data, result, 2)
     top, left, bottom, right = (int(each) for each in call.attrs.padding)
     extra = [int(each) for each in call.attrs.output_padding]
     # What TOSA adds at the edges of the result.
@@ -37,7 +38,6 @@ def transposed_convolution(view: View, call: Any, result: Result) -> Step:
     if min(edges[:2]) <= -height or min(edges[2:]) <= -width:
         raise Unsupported("its padding is as wide as its kernel")
     ordered = np.ascontiguousarray(weight.values.transpose(1, 2, 3, 0))
-    bias = integer_bias(result.bias, data.scale * weight.scale, filters, 2)
     scales = [float(each) for each in data.scale * weight.scale / result.output.scale]
     sizes = result.output.shape
 

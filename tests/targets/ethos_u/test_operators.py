@@ -32,6 +32,17 @@ def _convolution(graph: QuantizedGraph) -> str:
     return graph.node("Relu", [y]) if graph.rng.integers(2) else y
 
 
+def _tiny_filters(graph: QuantizedGraph) -> str:
+    """Filters whose weights are next to nothing beside their bias, as nets have where a channel is dead."""
+    channels, filters = _size(graph, 20), _size(graph, 20) + 2
+    values = graph.rng.integers(-127, 128, (filters, channels, 3, 3)).astype(np.int8)
+    scales = graph.rng.uniform(5e-4, 5e-3, filters).astype(np.float32)
+    scales[::2] = 10.0 ** -graph.rng.uniform(9, 14, len(scales[::2]))
+    zeros = graph.constant(np.zeros(filters, np.int8))
+    weight = graph.node("DequantizeLinear", [graph.constant(values), graph.constant(scales), zeros], axis=0)
+    return graph.node("Conv", [graph.input(1, channels, 6, 7), weight, graph.numbers(filters)])
+
+
 def _depthwise(graph: QuantizedGraph) -> str:
     channels = _size(graph, 40) + 1
     kernel, stride = [_size(graph, 6), _size(graph, 6)], int(graph.rng.integers(1, 4))
@@ -291,6 +302,7 @@ OPERATORS: dict[str, tuple[str, Build, int]] = {
     "reshape": ("reshape", _reshape, 2),
     "transpose": ("transpose", _transpose, 4),
     "slice": ("slice", _slice, 2),
+    "tiny filters": ("convolution", _tiny_filters, 6),
     "sequence convolution": ("", _convolution_1d, 6),
     "grouped": ("", _grouped, 4),
     "wide strides": ("convolution", _wide_strides, 5),
