@@ -1,5 +1,5 @@
-"""The engine's lowering of kernels with three changes: needless checks of arguments are left out, tiles of registers
-lie on the stack, and indices hold no Let.
+"""The engine's lowering of kernels with four changes: needless checks of arguments are left out, tiles of registers
+lie on the stack, vectors have the lengths that rules gave them, and indices hold no Let.
 
 A kernel is only called by the module it belongs to, on tensors that the virtual machine made or has checked. The engine
 still has each kernel look at each argument's type, rank, element type, device and strides, with a message of the whole
@@ -20,6 +20,7 @@ from typing import Any
 import tvm
 from tvm import tirx
 
+from compiler.fixed_vectors import with_fixed_vectors
 from schedules.kernel import dtype_of, product, shape_of
 from schedules.lets import inlined_divisions
 from schedules.machine import dtype_bits
@@ -38,7 +39,8 @@ def _pipeline() -> tuple[Any, Any, Any]:
 
     @tvm.transform.module_pass(opt_level=0, name="LowerKernels")
     def lowered(mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
-        return _rewritten(lower(mod), lambda body: _on_stack(_unchecked(_without_scopes(body))))
+        fixed = with_fixed_vectors(lower)
+        return _rewritten(fixed(mod), lambda body: _on_stack(_unchecked(_without_scopes(body))))
 
     @tvm.transform.module_pass(opt_level=0, name="InlineDivisions")
     def inlined(mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
