@@ -44,6 +44,7 @@ CANONICALIZE = (
     "recognize-silu",
     "recognize-layer-norm",
     "recognize-rms-norm",
+    "cancel-transposes",  # again: what was arithmetic that used a transpose twice is now one function of it
     "fold-batch-norm",
     "simplify-algebra",
     "merge-small-matmuls",

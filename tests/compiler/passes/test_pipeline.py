@@ -171,3 +171,18 @@ def test_a_graph_pass_is_a_tvm_pass_too() -> None:
     mod = tvm.transform.Sequential([get_pass("normalize").as_tvm_pass()])(model())
     assert mod["main"].params[0].name == "x"
     assert as_graph_pass("normalize") is get_pass("normalize")
+
+
+def test_a_transpose_passes_a_function_that_was_spelled_out() -> None:
+    """As in a SegFormer's or any exporter's GELU, whose arithmetic uses its input twice."""
+    build = Build()
+    turned = build.emit(relax.op.permute_dims(build.input("x", (2, 8, 16)), [0, 2, 1]))
+    scaled = build.emit(relax.op.multiply(turned, relax.const(np.float32(0.5**0.5))))
+    curve = build.emit(relax.op.add(build.emit(relax.op.erf(scaled)), relax.const(np.float32(1))))
+    half = build.emit(relax.op.multiply(turned, relax.const(np.float32(0.5))))
+    mod = build.module(build.emit(relax.op.multiply(half, curve)))
+
+    expected = Build()
+    gelu = expected.emit(relax.op.nn.gelu(expected.input("x", (2, 8, 16))))
+    after = expected.module(expected.emit(relax.op.permute_dims(gelu, [0, 2, 1])))
+    tvm.ir.assert_structural_equal(run_pipeline(mod, until="canonicalize").mod, after)
