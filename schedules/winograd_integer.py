@@ -31,7 +31,7 @@ from schedules.winograd_tiling import (
     winograd_cycles,
     winograd_plan,
 )
-from schedules.winograd_transforms import edge_of, transforms
+from schedules.winograd_transforms import edge_of, spread_weight, transforms
 
 from tvm import te  # isort: skip
 
@@ -67,11 +67,10 @@ def pack_integer_filter(weight: NDArray[np.int8], lanes: int, stride: int = 1) -
     behind the last."""
     matrix = np.array(transforms(TILE, stride).weight) * (1 << _doublings(stride))
     frequencies = edge_of(TILE, stride) ** 2
-    spread = np.tensordot(np.tensordot(weight.astype(np.float64), matrix, axes=(2, 1)), matrix, axes=(2, 1))
     filters, channels = weight.shape[:2]
     outer, inner = ceil_div(filters, lanes), ceil_div(channels, lanes) * lanes
     padded = np.zeros((outer * lanes, inner, frequencies), np.int16)
-    padded[:filters, :channels] = spread.reshape(filters, channels, -1)
+    padded[:filters, :channels] = spread_weight(weight, matrix).reshape(filters, channels, -1)
     pairs = padded.reshape(outer, lanes, inner // 2, 2, -1).transpose(0, 4, 2, 1, 3)
     return np.ascontiguousarray(pairs).reshape(outer, frequencies, inner // 2, 2 * lanes)
 
@@ -88,8 +87,12 @@ def integer_winograd_pays(work: ConvWorkload, weight: NDArray[np.int8], machine:
 
 def _in_pairs(work: ConvWorkload) -> ConvWorkload:
     """A float32 convolution that takes as many instructions for its products."""
-    fields = {name: getattr(work, name) for name in ConvWorkload.__dataclass_fields__}
-    return ConvWorkload(**{**fields, "channels": ceil_div(work.channels, 2), "dtype": "float32"})
+    return ConvWorkload(**{**_fields(work), "channels": ceil_div(work.channels, 2), "dtype": "float32"})
+
+
+def _fields(work: ConvWorkload) -> dict[str, Any]:
+    """What every convolution states, without what its own class adds."""
+    return {name: getattr(work, name) for name in ConvWorkload.__dataclass_fields__}
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,7 @@ class WinogradInteger(ScheduleRule):
 
 
 def _as_floats(work: IntegerWinogradWorkload) -> WinogradWorkload:
-    fields = {name: getattr(work, name) for name in ConvWorkload.__dataclass_fields__}
-    return WinogradWorkload(**fields, tile=TILE)
+    return WinogradWorkload(**_fields(work), tile=TILE)
 
 
 class IntegerWinogradNest(WinogradNest):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from math import gcd, lcm, log2
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,9 +102,12 @@ def _toom_cook(points: tuple[Fraction, ...], tile: int, taps: int) -> tuple[_Exa
 
 def transform_weight(weight: NDArray[np.float32], tile: int, stride: int = 1) -> NDArray[np.float32]:
     """G g G^T, computed in double precision. (filters, channels, 3, 3) -> (filters, channels, edge, edge)."""
-    matrix = np.array(transforms(tile, stride).weight)
-    spread = np.tensordot(np.tensordot(weight.astype(np.float64), matrix, axes=(2, 1)), matrix, axes=(2, 1))
-    return spread.astype(np.float32)
+    return spread_weight(weight, np.array(transforms(tile, stride).weight)).astype(np.float32)
+
+
+def spread_weight(weight: NDArray[Any], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`matrix` g `matrix`^T of each filter g: (filters, channels, 3, 3) -> (filters, channels, edge, edge)."""
+    return np.tensordot(np.tensordot(weight.astype(np.float64), matrix, axes=(2, 1)), matrix, axes=(2, 1))
 
 
 @cache

@@ -64,29 +64,22 @@ class LayerTimes:
         """Seconds that it takes to make integers of a tensor of floats."""
         if self._conversion is None:
             data = relax.Var("x", relax.TensorType((_PROBE,), "float32"))
-            builder = relax.BlockBuilder()
-            with builder.function("main", [data]):
-                with builder.dataflow():
-                    output = builder.emit_output(relax.Tuple([builder.emit(self._quantized(data))]))
-                builder.emit_func_output(output)
-            measured = _profiled(self._build(builder.get()))
+            measured = self._profiled([data], lambda emit: [emit(self._quantized(data))])
             self._conversion = sum(kernel.seconds for kernel in measured.kernels) / _PROBE
         return self._conversion * elements
 
     def _quantized(self, data: Any) -> Any:
+        return relax.op.quantize(data, *self._parameters(), -1, self._affine.dtype)
+
+    def _parameters(self) -> tuple[Any, Any]:
+        """The scale and the zero point."""
         affine = self._affine
-        scale, zero = (
-            as_constant(np.asarray(affine.scale, np.float32)),
-            as_constant(np.asarray(affine.zero, affine.dtype)),
-        )
-        return relax.op.quantize(data, scale, zero, -1, affine.dtype)
+        return as_constant(np.asarray(affine.scale, np.float32)), as_constant(np.asarray(affine.zero, affine.dtype))
 
     def _in_integers(self, weights: Callable[[Layer], QuantizedWeight]) -> Callable[..., Any]:
         def make(layer: Layer, data: Any, emit: Callable[[Any], Any]) -> Any:
-            affine, product = self._affine, layer.product
-            scale = as_constant(np.asarray(affine.scale, np.float32))
-            zero = as_constant(np.asarray(affine.zero, affine.dtype))
-            wide = emit(relax.op.dequantize(data, scale, zero, -1, "float32"))
+            product = layer.product
+            wide = emit(relax.op.dequantize(data, *self._parameters(), -1, "float32"))
             weight = emit(dequantized_weight(weights(layer)))
             return self._quantized(emit(with_operands(layer.call, {product.data: wide, product.weight: weight})))
 
@@ -96,15 +89,9 @@ class LayerTimes:
         """Of the kernel of each layer in one module of all."""
         shapes = [static_shape(layer.data) for layer in layers]
         data = [relax.Var(f"x{index}", relax.TensorType(shape, dtype)) for index, shape in enumerate(shapes)]
-        builder = relax.BlockBuilder()
-        with builder.function("main", data):
-            with builder.dataflow():
-                results = [
-                    builder.emit(make(layer, each, builder.emit)) for layer, each in zip(layers, data, strict=True)
-                ]
-                output = builder.emit_output(relax.Tuple(results))
-            builder.emit_func_output(output)
-        measured = _profiled(self._build(builder.get()))
+        measured = self._profiled(
+            data, lambda emit: [emit(make(layer, each, emit)) for layer, each in zip(layers, data, strict=True)]
+        )
         seconds = {kernel.name: kernel.seconds / kernel.calls for kernel in measured.kernels}
         # Kernels run in the order of the graph; what is not a product packs its data and unpacks its result.
         found = [seconds[call.name] for call in measured.calls if call.kind in _PRODUCTS]
@@ -114,9 +101,14 @@ class LayerTimes:
             return [sum(found)]
         return [each for layer in layers for each in self._seconds([layer], make, dtype)]
 
-
-def _profiled(module: Module) -> Profile:
-    return profile(module, runs=_RUNS)
+    def _profiled(self, data: Sequence[Any], results: Callable[[Callable[[Any], Any]], list[Any]]) -> Profile:
+        """Of a module that takes `data` and gives what `results`, told how to emit, makes."""
+        builder = relax.BlockBuilder()
+        with builder.function("main", list(data)):
+            with builder.dataflow():
+                output = builder.emit_output(relax.Tuple(results(builder.emit)))
+            builder.emit_func_output(output)
+        return profile(self._build(builder.get()), runs=_RUNS)
 
 
 def _key(layer: Layer) -> object | None:
