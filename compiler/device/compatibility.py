@@ -1,17 +1,20 @@
-"""Whether a device server and this version understand each other, and whether the device can run a module.
+"""Whether a device server and this version understand each other, and whether the device can run a module, or kernels.
 
 Asked before anything is uploaded: the server says what it is (`tensorwright.device.versions` in cpp/server.cc).
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from compiler.artifact import Manifest
 from compiler.device.connection import Connection
 from compiler.errors import DeviceError, IncompatibleArtifactError
 from compiler.runtime.machine import normalized
+from targets import Target
 
 PROTOCOL = 1  # of the functions that the server offers; counts up when one changes its meaning
 _VERSIONS = "tensorwright.device.versions"
@@ -36,14 +39,19 @@ class ServerVersions:
     features: frozenset[str]
 
 
+def says_versions(connection: Connection, address: str) -> bool:
+    """Whether the server at `address` can be asked: the engine's own can not. Raises DeviceError where none answers."""
+    return connection.offers(_VERSIONS, what=_asking(address), hint=_NEW_PROGRAMS)
+
+
 def ask_versions(connection: Connection, address: str) -> ServerVersions:
     """What the server at `address` is.
 
     Raises:
         DeviceError: it is older than the question, of another kind, or speaks another protocol than this version.
     """
-    what = f"{address}: asking for the server's version failed"
-    if not connection.offers(_VERSIONS, what=what, hint=_NEW_PROGRAMS):
+    what = _asking(address)
+    if not says_versions(connection, address):
         raise DeviceError(
             f"the server at {address} does not say its version: it is older than this Tensorwright, or no "
             "tensorwright-server",
@@ -61,6 +69,10 @@ def ask_versions(connection: Connection, address: str) -> ServerVersions:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise DeviceError(f"{what}: it answered {str(answer)[:200]!r}", _NEW_PROGRAMS) from error
+
+
+def _asking(address: str) -> str:
+    return f"{address}: asking for the server's version failed"
 
 
 def _other_protocol(address: str, protocol: int, version: str) -> DeviceError:
@@ -86,8 +98,7 @@ def check_runs_there(manifest: Manifest, server: ServerVersions, address: str) -
             f"the module is for {target.architecture} (target {target.name}), and {device} is {server.architecture}",
             "compile it for the device's target",
         )
-    missing = [name for name in target.required_cpu_features if normalized(name) not in server.features]
-    if missing:
+    if missing := _missing(target.required_cpu_features, server):
         raise IncompatibleArtifactError(
             f"the module needs processor features that {device} lacks: {', '.join(missing)} (it was compiled for "
             f"target {target.name})",
@@ -101,4 +112,26 @@ def check_runs_there(manifest: Manifest, server: ServerVersions, address: str) -
         )
 
 
-__all__ = ["PROTOCOL", "ServerVersions", "ask_versions", "check_runs_there"]
+def check_kernels_run_there(target: Target, server: ServerVersions, address: str) -> None:
+    """Raise DeviceError, naming what is in the way, unless the device can run kernels built here for a target."""
+    device, hint = f"the device at {address}", "name the device's own target, or a more general one"
+    if target.architecture != server.architecture:
+        raise DeviceError(
+            f"target {target.name!r} is for {target.architecture}, and {device} is {server.architecture}", hint
+        )
+    if missing := _missing(target.required_features, server):
+        raise DeviceError(
+            f"target {target.name!r} needs processor features that {device} lacks: {', '.join(missing)}", hint
+        )
+    here = importlib.metadata.version("apache-tvm")
+    if here != server.tvm:
+        raise DeviceError(
+            f"kernels are compiled with TVM {here}, and the server at {address} has TVM {server.tvm}", _NEW_PROGRAMS
+        )
+
+
+def _missing(features: Iterable[str], server: ServerVersions) -> list[str]:
+    return [name for name in features if normalized(name) not in server.features]
+
+
+__all__ = ["PROTOCOL", "ServerVersions", "ask_versions", "check_kernels_run_there", "check_runs_there", "says_versions"]

@@ -56,6 +56,12 @@ class Connection:
                 if hasattr(socket, name):
                     self._socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
+    def close(self) -> None:
+        """End the session: the server then takes the next client."""
+        self._session = None
+        self._end()
+        self._socket.close()
+
     def offers(self, function: str, *, what: str, hint: str) -> bool:
         """Whether the server has a function. Raises DeviceError, of `what` and `hint`, where no answer comes."""
         with _as_device_error(what, hint, self._limit(ANSWER_SECONDS), self._end):

@@ -20,8 +20,9 @@ from compiler.tuning.cost_models import CostModel, cost_models
 from compiler.tuning.identity import model_fingerprint, target_description
 from compiler.tuning.in_model import ModelComparison
 from compiler.tuning.library import TunedConfigs, pretrained_model, read_current, user_folder
+from compiler.tuning.measuring.devices import check_device
 from compiler.tuning.measuring.lab import Lab
-from compiler.tuning.measuring.runners import LOCAL, is_reachable, parse_device
+from compiler.tuning.measuring.runners import LOCAL, parse_device
 from compiler.tuning.records import RecordWriter
 from compiler.tuning.search import searches
 from compiler.tuning.session import Limits, Progress, SearchCost, Session
@@ -133,7 +134,8 @@ def tune(
         time_budget: seconds for all of it. Of less than a minute for a large model, what has to be done may take more:
             the defaults are measured, and what is chosen is compared in the model.
         records: the folder of records to go on from and to append to; the user's own when None.
-        devices: where to measure: "local", "HOST:PORT" of an engine RPC server, "KEY@HOST:PORT" of a tracker.
+        devices: where to measure: "local", "HOST:PORT" of a tensorwright-server, which is asked first whether it can
+            run the target's kernels, or of an engine RPC server, "KEY@HOST:PORT" of a tracker.
         timing: "parallel" times kernels on all cores; "serial" on one, by processor time, for a machine that others
             use too; "auto" looks whether others do.
         cost_model: a name (`compiler.tuning.cost_models.cost_models.names()`) or an object with `update` and `predict`.
@@ -157,11 +159,7 @@ def tune(
             "name a device: devices=['HOST:PORT'] of an RPC server",
         )
     began = time.monotonic()
-    for device in devices:
-        if device != LOCAL and not is_reachable(device):
-            raise OptionError(
-                f"device {device!r} can not be reached", "start its server, and see that nothing blocks the port"
-            )
+    unchecked = [note for device in devices if device != LOCAL and (note := check_device(device, chosen))]
     model = import_model(source, shapes=shapes, constants=constants, example_inputs=example_inputs)
     options = {"precision": precision, "checks": model.checks}
     extracting = time.monotonic()
@@ -193,7 +191,7 @@ def tune(
         )
         earlier = read_current(writer.path)
         resumed = session.resume(earlier.records)
-        session.problems += earlier.problems
+        session.problems += [*unchecked, *earlier.problems]
         interrupted = False
         latency = None
         try:

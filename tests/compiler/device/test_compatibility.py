@@ -20,6 +20,7 @@ from compiler.device.push import push
 from compiler.errors import DeviceError, IncompatibleArtifactError
 from targets.conformance_models import small_net
 from tests.compiler.device.emulators import target_that_runs
+from tests.compiler.device.servers import device_server
 from tests.compiler.tuning.rpc import rpc_server
 
 # Processors of QEMU that lack something, by the target whose modules need it.
@@ -93,15 +94,9 @@ def test_the_program_knows_what_every_preset_may_need() -> None:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """The address and the folder of a server on a Cortex-A72."""
     target, folder = target_that_runs("raspberry-pi-4"), tmp_path_factory.mktemp("server") / "modules"
-    program = str(device_programs(target) / "tensorwright-server")
-    command = [*target.emulator(), "-cpu", "cortex-a72", program, "0", "--folder", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    found = re.match(r"listening on (127.0.0.1:\d+)", process.stdout.readline())
-    assert found is not None
-    yield found.group(1), folder
-    process.kill()
-    process.wait()
+    program = device_programs(target) / "tensorwright-server"
+    with device_server([*target.emulator(), "-cpu", "cortex-a72"], program, folder) as address:
+        yield address, folder
 
 
 def test_push_refuses_before_it_uploads(server: tuple[str, Path], tmp_path: Path) -> None:

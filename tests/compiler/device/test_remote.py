@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from compiler.errors import IncompatibleArtifactError
 from schedules.tir import tvm
 from targets.conformance_models import small_net
 from tests.compiler.device.emulators import target_that_runs
+from tests.compiler.device.servers import device_server
 
 
 @pytest.fixture(scope="module", params=["riscv64-linux", "raspberry-pi-2"])
@@ -36,20 +35,9 @@ def bundle(target: targets.Target, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def address(target: targets.Target, bundle: Path) -> Iterator[str]:
-    command = [
-        *target.emulator(),
-        str(bundle / "bin" / "tensorwright-server"),
-        "0",
-        "--folder",
-        str(bundle / "modules"),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    found = re.match(r"listening on (127.0.0.1:\d+)", process.stdout.readline())
-    assert found is not None
-    yield found.group(1)
-    process.kill()
-    process.wait()
+    program = bundle / "bin" / "tensorwright-server"
+    with device_server(target.emulator(), program, bundle / "modules") as listening:
+        yield listening
 
 
 def test_a_kernel_is_uploaded_run_and_timed(address: str, target: targets.Target, tmp_path: Path) -> None:

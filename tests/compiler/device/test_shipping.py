@@ -27,6 +27,7 @@ from targets import Target
 from targets.conformance_models import random_inputs, small_net
 from tests.compiler.cli.running import isolated_consoles
 from tests.compiler.device.emulators import target_that_runs
+from tests.compiler.device.servers import address_of
 
 _SYSTEM_LIBRARIES = ("ld-linux-aarch64.so.1", "libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "libdl.so.2",
                      "libpthread.so.0", "librt.so.1")  # fmt: skip
@@ -64,14 +65,6 @@ def root(bundle: Path, target: Target, tmp_path_factory: pytest.TempPathFactory)
         shutil.copy(Path("/usr/aarch64-linux-gnu/lib") / name, folder / "lib")
     emulator = target.emulator()[0]
     return [emulator, "-L", str(folder), "-E", f"LD_LIBRARY_PATH={folder}/lib:{bundle}/lib", "-E", "TVM_NUM_THREADS=1"]
-
-
-def address_of(server: subprocess.Popen[str]) -> str:
-    """Where a server that was just started listens."""
-    assert server.stdout is not None
-    found = re.match(r"listening on (127.0.0.1:\d+)", server.stdout.readline())
-    assert found is not None
-    return found.group(1)
 
 
 def device(root: list[str], *command: object) -> subprocess.CompletedProcess[str]:

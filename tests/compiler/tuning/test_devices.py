@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 import compiler
-from compiler.errors import OptionError
+from compiler.device import compatibility
+from compiler.device.programs import device_programs
+from compiler.errors import DeviceError, OptionError
+from compiler.tuning.measuring.devices import check_device
 from compiler.tuning.measuring.lab import DeviceLostError, Lab, Trial
 from compiler.tuning.measuring.messages import Effort, Outcome
 from compiler.tuning.measuring.runners import parse_device
 from compiler.tuning.records import read
 from compiler.tuning.session import Progress
+from tests.compiler.device.emulators import target_that_runs
+from tests.compiler.device.servers import device_server
 from tests.compiler.tuning.kernels import product_task, target
 from tests.compiler.tuning.rpc import rpc_server, rpc_tracker
 from tests.fuzz.tuning import convolution_model
@@ -38,7 +44,8 @@ def test_tuning_on_a_server(tmp_path: Path) -> None:
             devices=[device],
             cost_model="roofline",
         )
-    assert [each for each in result.problems if "beat" not in each] == []  # others may use this machine
+    (unchecked,) = [each for each in result.problems if "beat" not in each]  # others may use this machine
+    assert unchecked == f"device {device}: it does not say whether it can run target 'host' (no tensorwright-server)"
     assert result.trials == 6 or any("limit" in task.finished for task in result.tasks)
     records = read(tmp_path).records
     assert {record.device for record in records} == {device}
@@ -98,3 +105,51 @@ def test_a_device_that_goes_away_costs_nothing_that_was_measured(tmp_path: Path)
 def test_a_device_that_was_never_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="can not be reached"):
         compiler.tune(convolution_model(), trials=2, records=tmp_path, devices=["127.0.0.1:9"])
+
+
+@pytest.fixture(scope="module")
+def cortex_a72(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server on one."""
+    target, folder = target_that_runs("raspberry-pi-4"), tmp_path_factory.mktemp("server") / "modules"
+    program = device_programs(target) / "tensorwright-server"
+    with device_server([*target.emulator(), "-cpu", "cortex-a72"], program, folder) as address:
+        yield address
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("raspberry-pi-5", r"needs processor features that the device at \S+ lacks: dotprod, fullfp16, lse, rdm"),
+        ("riscv64-linux", r"is for riscv64, and the device at \S+ is aarch64\n.*name the device's own target"),
+    ],
+)
+def test_a_device_that_can_not_run_the_target_is_refused_first(
+    cortex_a72: str, name: str, reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DeviceError, match=f"target '{name}' {reason}"):
+        compiler.tune(b"no model: it is not looked at", name, trials=2, records=tmp_path, devices=[cortex_a72])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_of_another_version_is_refused_first(
+    cortex_a72: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compatibility, "PROTOCOL", 2)
+    with pytest.raises(DeviceError, match=r"speaks protocol 1, and this one 2\n.*make a new bundle"):
+        compiler.tune(b"", "raspberry-pi-4", trials=2, records=tmp_path, devices=[cortex_a72])
+    monkeypatch.undo()
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "0.99")
+    with pytest.raises(DeviceError, match=r"kernels are compiled with TVM 0.99, and the server at \S+ has TVM"):
+        compiler.tune(b"", "raspberry-pi-4", trials=2, records=tmp_path, devices=[cortex_a72])
+
+
+def test_a_device_that_was_asked_measures(cortex_a72: str) -> None:
+    """A device's server takes one client at a time: the question leaves it free."""
+    board, task = target_that_runs("raspberry-pi-4"), product_task()
+    assert check_device(cortex_a72, board) is None
+    assert check_device(cortex_a72, board) is None
+    with Lab(board, [cortex_a72], builders=1) as lab:
+        lab.define(task.kernel)
+        assert lab.prepare([task.key]) == {}
+        (outcome,) = lab.trials([Trial(task.key, task.default, Effort(0.02))], lambda _trial, _outcome: None)
+    assert outcome.status == "ok", outcome.note

@@ -1,0 +1,29 @@
+"""Device servers on this machine, under emulators."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def address_of(server: subprocess.Popen[str]) -> str:
+    """Where a server that was just started listens."""
+    assert server.stdout is not None
+    found = re.match(r"listening on (127.0.0.1:\d+)", server.stdout.readline())
+    assert found is not None
+    return found.group(1)
+
+
+@contextmanager
+def device_server(emulator: Sequence[str], program: Path, folder: Path) -> Iterator[str]:
+    """The address of a `tensorwright-server` that runs under an emulator and keeps its modules in a folder."""
+    command = [*emulator, str(program), "0", "--folder", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield address_of(process)
+    finally:
+        process.kill()
+        process.wait()
