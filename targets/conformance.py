@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
+from targets.conformance_fusions import encoder, quantized_functions
 from targets.conformance_models import (
     DTYPES,
     FAMILIES,
@@ -94,8 +95,11 @@ def checks() -> list[Check]:
         Check("description", _description),
         *made,
         Check("small net", _small_net),
+        Check("encoder", _encoder),
         Check("quantized net", _quantized_net),
+        Check("quantized functions", _quantized_functions),
         Check("open batch", _open_batch),
+        Check("open length", _open_length),
         Check("file round trip", _round_trip),
         Check("refusal", _refusal),
         Check("partition", _partition),
@@ -183,14 +187,45 @@ def _quantized_net(target: Target, toolbox: Toolbox) -> str | None:
     return None if error <= _ROUNDED_STEPS * step * 1.001 else f"it differs by {error / step:.3g} steps"
 
 
+def _quantized_functions(target: Target, toolbox: Toolbox) -> str | None:
+    """Each result is rounded at most three times: a step of the sums moves the steepest function by less than two."""
+    model, step = quantized_functions()
+    inputs = random_inputs(model)
+    actual = toolbox.compile(model, target).run(inputs)
+    wrong = []
+    for name, expected in _reference(model, inputs).items():
+        if np.ptp(expected) < 10 * step:
+            return f"the reference says nothing: {name} is nearly constant"
+        error = float(np.abs(np.asarray(actual[name], np.float64) - expected).max())
+        if not error <= _ROUNDED_STEPS * step * 1.001:
+            wrong.append(f"{name} differs by {error / step:.3g} steps")
+    return "; ".join(wrong) or None
+
+
+def _encoder(target: Target, toolbox: Toolbox) -> str | None:
+    return _compare(encoder(2, 11), target, toolbox, TOLERANCES["float32"])
+
+
 def _open_batch(target: Target, toolbox: Toolbox) -> str | None:
     """One module for every batch size."""
     module = toolbox.compile(small_net("batch"), target)
-    for batch in (1, 3):
-        inputs = random_inputs(small_net(batch))
-        problem = differences(_reference(small_net(batch), inputs), module.run(inputs), TOLERANCES["float32"])
+    return _first_difference(module, {f"batch {batch}": small_net(batch) for batch in (1, 3)})
+
+
+def _open_length(target: Target, toolbox: Toolbox) -> str | None:
+    """One module for every batch and length."""
+    module = toolbox.compile(encoder("batch", "length"), target)
+    sizes = ((1, 1), (3, 7), (2, 33))
+    return _first_difference(module, {f"{batch} x {length}": encoder(batch, length) for batch, length in sizes})
+
+
+def _first_difference(module: Runnable, models: Mapping[str, onnx.ModelProto]) -> str | None:
+    """How a module of open sizes differs from models of fixed ones, by what they are called."""
+    for name, model in models.items():
+        inputs = random_inputs(model)
+        problem = differences(_reference(model, inputs), module.run(inputs), TOLERANCES["float32"])
         if problem:
-            return f"batch {batch}: {problem}"
+            return f"{name}: {problem}"
     return None
 
 

@@ -3,67 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-Array = np.ndarray[Any, Any]
+from targets import conformance_fusions as fusions
+from targets.conformance_graph import OPSET, Array, Graph
+
 DTYPES = ("float32", "float16", "int32", "int8", "uint8")
 _FLOATS = ("float32", "float16")
-_OPSET = 21
 
 
-class _Graph:
-    """Collects nodes; each operator's result is an output of the model, named after it."""
-
-    def __init__(self, dtype: str) -> None:
-        self.dtype = dtype
-        self.nodes: list[Any] = []
-        self.inputs: list[Any] = []
-        self.outputs: list[Any] = []
-        self.constants: list[Any] = []
-        self._random = np.random.default_rng(0)
-
-    @property
-    def type(self) -> int:
-        return int(helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype)))
-
-    def input(self, *shape: int | str) -> str:
-        name = f"x{len(self.inputs)}"
-        self.inputs.append(helper.make_tensor_value_info(name, self.type, list(shape)))
-        return name
-
-    def constant(self, value: Array) -> str:
-        name = f"c{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(value, name))
-        return name
-
-    def weight(self, *shape: int) -> str:
-        scale = 1 / np.sqrt(np.prod(shape[1:]))
-        return self.constant((self._random.standard_normal(shape) * scale).astype(self.dtype))
-
-    def node(self, operator: str, inputs: list[str], **attributes: Any) -> str:
-        name = f"v{len(self.nodes)}_{operator}"
-        self.nodes.append(helper.make_node(operator, inputs, [name], **attributes))
-        return name
-
-    def output(self, operator: str, inputs: list[str], **attributes: Any) -> None:
-        name = self.node(operator, inputs, **attributes)
-        self.outputs.append(helper.make_empty_tensor_value_info(name))
-
-    def model(self, name: str) -> onnx.ModelProto:
-        """The model, its outputs' types and shapes inferred."""
-        graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, self.constants)
-        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=10)
-        known = {value.name: value for value in onnx.shape_inference.infer_shapes(made).graph.output}
-        for position, output in enumerate(self.outputs):
-            made.graph.output[position].CopyFrom(known[output.name])
-        return made
-
-
-def _elementwise(graph: _Graph) -> None:
+def _elementwise(graph: Graph) -> None:
     for shape in ((7,), (3, 17), (2, 3, 5, 4)):
         x, y = graph.input(*shape), graph.input(shape[-1])
         for operator in ("Add", "Sub", "Mul", "Max"):
@@ -71,7 +23,7 @@ def _elementwise(graph: _Graph) -> None:
     graph.output("Relu", [x])
 
 
-def _functions(graph: _Graph) -> None:
+def _functions(graph: Graph) -> None:
     x = graph.input(3, 37)
     for operator in ("Sigmoid", "Tanh", "Exp", "Sqrt", "Erf"):
         argument = graph.node("Abs", [x]) if operator == "Sqrt" else x
@@ -80,7 +32,7 @@ def _functions(graph: _Graph) -> None:
     graph.output("Div", [x, graph.node("Exp", [x])])
 
 
-def _products(graph: _Graph) -> None:
+def _products(graph: Graph) -> None:
     for rows, depth, columns in ((1, 16, 8), (5, 33, 17), (12, 64, 32)):
         x = graph.input(rows, depth)
         graph.output("MatMul", [x, graph.weight(depth, columns)])
@@ -88,7 +40,7 @@ def _products(graph: _Graph) -> None:
     graph.output("Gemm", [x, graph.weight(48, 64), graph.weight(48)], transB=1)
 
 
-def _convolutions(graph: _Graph) -> None:
+def _convolutions(graph: Graph) -> None:
     x = graph.input(1, 16, 10, 9)
     graph.output("Conv", [x, graph.weight(8, 16, 1, 1)])
     graph.output("Conv", [x, graph.weight(24, 16, 3, 3), graph.weight(24)], pads=[1, 1, 1, 1])
@@ -97,21 +49,21 @@ def _convolutions(graph: _Graph) -> None:
     graph.output("ConvTranspose", [x, graph.weight(16, 4, 2, 2)], strides=[2, 2])
 
 
-def _pooling(graph: _Graph) -> None:
+def _pooling(graph: Graph) -> None:
     x = graph.input(1, 6, 9, 8)
     graph.output("MaxPool", [x], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     graph.output("AveragePool", [x], kernel_shape=[2, 2], strides=[2, 2])
     graph.output("GlobalAveragePool", [x])
 
 
-def _reductions(graph: _Graph) -> None:
+def _reductions(graph: Graph) -> None:
     x = graph.input(4, 5, 19)
     for operator in ("ReduceSum", "ReduceMax", *(("ReduceMean",) if graph.dtype in _FLOATS else ())):
         for axes in ([0], [1, 2]):
             graph.output(operator, [x, graph.constant(np.array(axes, np.int64))], keepdims=0)
 
 
-def _movement(graph: _Graph) -> None:
+def _movement(graph: Graph) -> None:
     x = graph.input(2, 6, 5)
     graph.output("Transpose", [x], perm=[2, 0, 1])
     graph.output("Reshape", [x, graph.constant(np.array([4, 15], np.int64))])
@@ -123,11 +75,15 @@ def _movement(graph: _Graph) -> None:
 
 
 # Each family with the types it is checked in.
-FAMILIES: dict[str, tuple[Callable[[_Graph], None], tuple[str, ...]]] = {
+FAMILIES: dict[str, tuple[Callable[[Graph], None], tuple[str, ...]]] = {
     "elementwise": (_elementwise, ("float32", "float16", "int32")),
     "functions": (_functions, _FLOATS),
     "products": (_products, _FLOATS),
+    "products with functions": (fusions.products_and_functions, _FLOATS),
     "convolutions": (_convolutions, ("float32",)),
+    "convolutions with functions": (fusions.convolutions_and_functions, ("float32",)),
+    "normalizations": (fusions.normalizations, _FLOATS),
+    "attention": (fusions.attention, _FLOATS),
     "pooling": (_pooling, ("float32",)),
     "reductions": (_reductions, ("float32", "int32")),
     "movement": (_movement, ("float32", "int8", "uint8")),
@@ -139,14 +95,14 @@ def operator_model(family: str, dtype: str) -> onnx.ModelProto | None:
     build, dtypes = FAMILIES[family]
     if dtype not in dtypes:
         return None
-    graph = _Graph(dtype)
+    graph = Graph(dtype)
     build(graph)
     return graph.model(f"{family}_{dtype}")
 
 
 def small_net(batch: int | str) -> onnx.ModelProto:
     """An image classifier: two convolutions, a residual sum, a depthwise one, pooling, two products, a softmax."""
-    graph = _Graph("float32")
+    graph = Graph("float32")
     x = graph.input(batch, 3, 16, 16)
     one = graph.node("Relu", [graph.node("Conv", [x, graph.weight(16, 3, 3, 3), graph.weight(16)], pads=[1] * 4)])
     two = graph.node("Conv", [one, graph.weight(16, 16, 3, 3)], pads=[1] * 4)
@@ -162,7 +118,7 @@ def small_net(batch: int | str) -> onnx.ModelProto:
 
 def quantized_net() -> tuple[onnx.ModelProto, float]:
     """A net whose every tensor is rounded to int8, as quantizers for accelerators write it, and its result's step."""
-    graph = _Graph("float32")
+    graph = Graph("float32")
     steps = (0.02, 0.05, 0.05, 0.05, 0.02, 0.03)
     left = iter(steps)
 
@@ -181,7 +137,7 @@ def quantized_net() -> tuple[onnx.ModelProto, float]:
     total = rounded(graph.node("Add", [one, two]))
     pooled = rounded(graph.node("GlobalAveragePool", [total]))
     result = rounded(graph.node("Conv", [pooled, weight(10, 16, 1, 1)]))
-    graph.outputs.append(helper.make_empty_tensor_value_info(result))
+    graph.result(result)
     return graph.model("quantized_net"), steps[-1]
 
 
@@ -190,7 +146,7 @@ def unknown_operator() -> onnx.ModelProto:
     nodes = [helper.make_node("Mystery", ["x"], ["y"], domain="conformance.example")]
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "xy"]
     graph = helper.make_graph(nodes, "unknown", values[:1], values[1:])
-    opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid("conformance.example", 1)]
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("conformance.example", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
