@@ -92,7 +92,7 @@ def _pareto(report: RecipeReport) -> LineChart:
     rows = sorted(report.rows, key=point)
     best = sorted(point(row) for row in report.pareto())
     return LineChart(
-        [Series("every step", [point(row) for row in rows]), Series("Pareto front", best)],
+        [Series("every step", [point(row) for row in rows]), Series("Pareto front", best, line=True)],
         x_label="milliseconds a run",
         y_label="score",
         points=True,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 # Smaller steps than this turn a sum's scale, the product of two of them, into a subnormal number.
 _SMALLEST_SCALE = 2.0**-60
+NO_NOISE = 200.0  # decibels of what is exact
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,24 @@ def quantize_weight(weight: Array, axis: int, *, per_channel: bool, bits: int = 
 
 
 def noise_ratio(noisy: Array, exact: Array) -> tuple[float, float]:
-    """(energy of the difference, energy of `exact`), summed in float64."""
-    difference = noisy.astype(np.float64) - exact.astype(np.float64)
-    return float((difference**2).sum()), float((exact.astype(np.float64) ** 2).sum())
+    """(energy of the difference, energy of `exact`), summed in float64.
+
+    What is infinite or NaN in both alike is no difference and no signal; in one alone, it is infinite noise.
+    """
+    found, wanted = noisy.astype(np.float64), exact.astype(np.float64)
+    usual = np.isfinite(found) & np.isfinite(wanted)
+    if not usual.all():
+        alike = (found == wanted) | (np.isnan(found) & np.isnan(wanted))
+        if not (usual | alike).all():
+            return float("inf"), float((wanted[usual] ** 2).sum())
+        found, wanted = found[usual], wanted[usual]
+    return float(((found - wanted) ** 2).sum()), float((wanted**2).sum())
 
 
 def decibels(noise: float, signal: float) -> float:
-    """Signal to noise as 10 log10 of the ratio of energies; 200 dB where there is no noise."""
+    """Signal to noise as 10 log10 of the ratio of energies, within `NO_NOISE` and its negative."""
     if noise <= signal * 1e-20:
-        return 200.0
-    return float(10 * np.log10(max(signal, 1e-300) / noise))
+        return NO_NOISE
+    if not noise < float("inf"):
+        return -NO_NOISE
+    return max(-NO_NOISE, float(10 * np.log10(max(signal, 1e-300) / noise)))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from compiler.compression.quantization.affine import NO_NOISE
 from compiler.compression.quantization.report import LayerReport, QuantizationReport
 from compiler.compression.quantization.schemes.registry import STATIC
 from compiler.profiling.formatting import format_bytes, format_percent, format_seconds
 from compiler.profiling.report import Bar, BarChart, Column, Fact, Page, Section, Table, render
 
 _KINDS = ("integer", "float")
+_LONGEST_BAR = 80.0  # decibels: what is better is as good, and would dwarf the others
 
 
 def quantization_page(report: QuantizationReport) -> str:
@@ -59,10 +61,14 @@ def _sections(report: QuantizationReport) -> list[Section]:
 
 def _bars(report: QuantizationReport, field: str) -> list[Bar]:
     return [
-        Bar(layer.name, max(value, 0.0), _kind(layer), f"{value:.1f} dB")
+        Bar(layer.name, min(max(value, 0.0), _LONGEST_BAR), _kind(layer), _in_words(value))
         for layer in report.layers
         if (value := getattr(layer, field)) is not None
     ]
+
+
+def _in_words(value: float) -> str:
+    return "exact" if value >= NO_NOISE else f"{value:.1f} dB"
 
 
 def _kind(layer: LayerReport) -> str:

@@ -83,17 +83,18 @@ class Mark:
 
 @dataclass(frozen=True)
 class Series:
-    """A named line through points (x, y)."""
+    """A named line through points (x, y); `line` draws it in a chart of points too."""
 
     name: str
     points: Sequence[tuple[float, float]]
     category: str = ""
+    line: bool = False
 
 
 @dataclass(frozen=True)
 class LineChart(Chart):
     """Lines over a common x axis; `steps` draws stairs, `points` draws points without a line. `labels` name the points
-    of the first line in tooltips."""
+    of the first line in tooltips, and beside the points of a chart of few."""
 
     kind: ClassVar[str] = "lines"
     series: Sequence[Series]
@@ -132,7 +133,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table(Chart):
-    """Rows to sort and search; a cell that is None shows as a dash."""
+    """Rows to sort and search, in the order given where `sort_by` names no column; a cell of None shows as a dash."""
 
     kind: ClassVar[str] = "table"
     columns: Sequence[Column]

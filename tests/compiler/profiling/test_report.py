@@ -39,9 +39,29 @@ EVERYTHING = Page(
         Section("time", Timeline([Span("outer", "a", 0, 5e-3), Span(HOSTILE, "b", 1e-3, 2e-3, 1, ("x",))])),
         Section("lines", LineChart([Series("p", [(0, 0), (1, 2)]), Series("q", [(0, 1), (1, 1)])], steps=True)),
         Section("one point", LineChart([Series("p", [(3, 4)])], marks=[Mark("here", 3)])),
+        Section(
+            "named points",
+            LineChart(
+                [Series("all", [(1, 2), (2, 2), (3, 1)]), Series("front", [(1, 2), (3, 1)], line=True)],
+                points=True,
+                y_from_zero=False,
+                labels=["first", HOSTILE, "third"],
+            ),
+        ),
+        Section(
+            "one named point", LineChart([Series("all", [(1, 0)])], points=True, y_from_zero=False, labels=["first"])
+        ),
+        Section("kinds", BarChart([Bar("x", 1.0, "a"), Bar("y", 2.0, "b")])),
         Section("histogram", Histogram([1e-3, 1.1e-3, 5e-3], "s", "time", [Mark("p50", 1.1e-3)])),
         Section("one value", Histogram([1e-3], "s")),
         Section("table", Table([Column("n", "name"), Column("v", "value", "B", number=True)], [{"n": "x", "v": None}])),
+        Section(
+            "steps",
+            Table(
+                [Column("n", "name"), Column("v", "score", number=True)],
+                [{"n": "one", "v": 0.9871}, {"n": "two", "v": 0.00034}],
+            ),
+        ),
     ],
     categories=("a", "b"),
 )
@@ -83,3 +103,4 @@ def test_every_chart_draws_without_an_error(tmp_path: Path) -> None:
     filled = re.findall(r'data-chart="(\d+)"[^>]*><(svg|canvas|div)', done.stdout)
     assert len(drawn) == len(filled) == len(EVERYTHING.sections)
     assert "NaN" not in done.stdout
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", done.stdout)[-4:] == ["one", "0.9871", "two", "0.00034"]

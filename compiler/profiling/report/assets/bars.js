@@ -18,7 +18,11 @@ function drawBars(host, chart) {
       make("svg:text", { class: "soft", x: labelWidth + length + 8, y: top + 16 }, bar.text || format(bar.value, chart.unit)));
     svg.append(hover(row, bar.label, [bar.text, bar.category, ...bar.details].filter(Boolean)));
   });
-  host.replaceChildren(svg);
+  const categories = [...new Set(chart.bars.map((bar) => bar.category))].filter((each) => report.categories.includes(each));
+  const legend = categories.length > 1
+    ? make("ul", { class: "legend" }, categories.map((name) => make("li", {},
+      make("span", { class: "swatch", style: `background: ${colour(name)}` }), name))) : "";
+  host.replaceChildren(svg, legend);
 }
 
 function drawShares(host, chart) {

@@ -41,8 +41,10 @@ function format(value, unit = "") {
   if (value === 0) return unit === "%" ? "0.0 %" : "0";
   if (unit === "%") return `${(100 * value).toFixed(1)} %`;
   const [factor, name] = scaleOf(value, unit);
-  const whole = factor === 1 && (unit === "" || unit === "B") && Number.isInteger(value);
-  return `${whole ? value : threeDigits(value / factor)} ${name}`.trim();
+  const whole = factor === 1 && unit === "B" && Number.isInteger(value);
+  // A scale of 0.0003 is not 0.00, and 0.987 is not 0.99.
+  const plain = factor === 1 && unit === "" ? Number(value.toPrecision(4)) : null;
+  return `${whole ? value : plain ?? threeDigits(value / factor)} ${name}`.trim();
 }
 
 /** Round positions on an axis from `low` to `high`, and how to write them. */

@@ -38,11 +38,32 @@ function drawMarks(area, marks, unit) {
   }
 }
 
+/** [low, high] with room around them: points on an edge are hard to see, and one value alone has no span. */
+function widened([low, high], room) {
+  const span = (high - low) || Math.abs(high) * 0.1 || 1;
+  return high > low && !room ? [low, high] : [low - span * (room || 1), high + span * (room || 1)];
+}
+
+/** The names of points beside them, where there are few; a name that would lie on another is left to the tooltip. */
+function nameSpots(area, points, labels) {
+  if (points.length > 12) return;
+  const taken = [];
+  points.forEach(([px, py], at) => {
+    const text = shorten(labels[at] || "", 24), width = text.length * 6.2;
+    const left = area.x(px) + 8 + width > area.right ? area.x(px) - 8 - width : area.x(px) + 8;
+    const top = area.y(py) + 9;  // below: fronts rise to the right
+    if (taken.some((other) => Math.abs(other.top - top) < 13 && left < other.left + other.width && other.left < left + width)) return;
+    taken.push({ left, top, width });
+    area.svg.append(make("svg:text", { class: "tick", x: left, y: top + 4 }, text));
+  });
+}
+
 function drawLines(host, chart) {
   const points = chart.series.flatMap((series) => series.points);
   const xs = points.map(([value]) => value), ys = points.map(([, value]) => value);
   const yLow = chart.y_from_zero ? Math.min(0, ...ys) : Math.min(...ys);
-  const bounds = [Math.min(...xs), Math.max(...xs), yLow, Math.max(...ys)];
+  const room = chart.points && chart.labels.length ? 0.08 : 0;
+  const bounds = [...widened([Math.min(...xs), Math.max(...xs)], room), ...(chart.y_from_zero ? [yLow, Math.max(...ys)] : widened([yLow, Math.max(...ys)], room))];
   const area = plane(host, bounds, {
     xUnit: chart.x_unit, yUnit: chart.y_unit, xLabel: chart.x_label, yLabel: chart.y_label });
   chart.series.forEach((series, index) => {
@@ -52,8 +73,8 @@ function drawLines(host, chart) {
       if (chart.steps && at) path += `H${area.x(px)}`;
       path += `${at ? "L" : "M"}${area.x(px)},${area.y(py)}`;
     });
-    if (!chart.points) area.svg.append(make("svg:path", { d: path, fill: "none", stroke, "stroke-width": 2, "stroke-linejoin": "round" }));
-    const radius = series.points.length > 60 && !chart.points ? 0 : 2.6;
+    if (!chart.points || series.line) area.svg.append(make("svg:path", { d: path, fill: "none", stroke, "stroke-width": 2, "stroke-linejoin": "round" }));
+    const radius = series.points.length > 60 && !chart.points ? 0 : room ? 4 : 2.6;
     series.points.forEach(([px, py], at) => {
       const name = chart.labels[at] || series.name;
       const spot = make("svg:g", {},
@@ -63,6 +84,7 @@ function drawLines(host, chart) {
     });
   });
   drawMarks(area, chart.marks, chart.x_unit);
+  if (room) nameSpots(area, chart.series[0].points, chart.labels);
   host.replaceChildren(area.svg);
   if (chart.series.length > 1)
     host.append(make("ul", { class: "legend" }, chart.series.map((series, index) => make("li", {},

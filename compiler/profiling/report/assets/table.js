@@ -4,7 +4,7 @@
 function drawTable(host, chart) {
   if (host.dataset.drawn) return;
   host.dataset.drawn = "yes";
-  const state = { key: chart.sort_by || chart.columns[0].key, descending: true, text: "" };
+  const state = { key: chart.sort_by || null, descending: true, text: "" };
   const count = make("span", { class: "count" });
   const search = make("input", { type: "search", placeholder: "search", "aria-label": "search the table",
     oninput: (event) => { state.text = event.target.value.toLowerCase(); fill(); } });
@@ -18,7 +18,7 @@ function drawTable(host, chart) {
   const fill = () => {
     const shown = chart.rows.filter((row) =>
       chart.columns.some((column) => String(row[column.key] ?? "").toLowerCase().includes(state.text)));
-    shown.sort((a, b) => order(a[state.key], b[state.key], state.descending));
+    if (state.key) shown.sort((a, b) => order(a[state.key], b[state.key], state.descending));
     body.replaceChildren(...shown.map((row) => make("tr", {}, chart.columns.map((column, index) =>
       cell(chart, row, column, index)))));
     heads.forEach((head, index) => head.setAttribute("aria-sort",

@@ -70,3 +70,11 @@ def test_a_dead_filter_stays_zero() -> None:
 def test_decibels() -> None:
     assert decibels(1.0, 100.0) == pytest.approx(20.0)
     assert decibels(0.0, 1.0) == 200.0
+    assert decibels(float("inf"), 1.0) == decibels(float("nan"), 1.0) == -200.0
+
+
+def test_what_is_infinite_in_both_is_no_noise_and_in_one_alone_is_all_of_it() -> None:
+    exact = np.array([3.0, -np.inf, np.nan, 4.0])
+    assert noise_ratio(np.array([3.5, -np.inf, np.nan, 4.0]), exact) == (0.25, 25.0)
+    assert noise_ratio(np.array([3.5, np.inf, np.nan, 4.0]), exact)[0] == np.inf
+    assert noise_ratio(np.array([3.5, -np.inf, 1.0, 4.0]), exact)[0] == np.inf
