@@ -2,6 +2,9 @@
 
 Output position u takes part in x[i] w[k] where i s + k - p = u. With u + p = s a + b, that is k = b + s j, i = a - j:
 for each phase b a convolution over j, of the taps b, b + s, ... of the kernel, and no product with an inserted zero.
+
+The phases are either the filters of one convolution, over all positions a and taps j that one of them has, or
+convolutions of their own (`phase_convolutions`), whichever is estimated to be faster.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ from tvm import te
 from tvm.ir import GenericConst
 
 from compiler.passes.layout.packing import pack_filter
+from compiler.passes.layout.phase_convolutions import PhaseConvolutions
 from compiler.passes.layout.table import handles
 from compiler.passes.layout.values import Blocked, LayoutBuilder, Order, can_block
 from compiler.passes.matching import array_of, as_constant, shape_of
 from schedules import conv_compute
+from schedules.conv_folded import tile_cycles
 from schedules.conv_workload import ConvWorkload, ceil_div
 
 Array = NDArray[Any]
@@ -60,19 +65,26 @@ def transposed_convolution(builder: LayoutBuilder, call: Any) -> Blocked | None:
     weight = builder.plain(weight)
     if not isinstance(weight, GenericConst) or not can_block(data, order) or not can_block(call, order):
         return None
-    kernel = _dilated(_dense(array_of(weight), int(attrs.groups)), [int(each) for each in attrs.dilation])
     shape, out_shape = shape_of(data) or [], shape_of(call) or []
     if not all(isinstance(size, int) for size in (*shape[2:], *out_shape[2:])):
         return None
-    strides = [int(each) for each in attrs.strides]
+    groups = int(attrs.groups)
+    values = _dilated(array_of(weight), [int(each) for each in attrs.dilation])
+    # Of one input each output has one tap, whatever the stride is.
+    sizes = zip(attrs.strides, values.shape[2:], shape[2:], strict=True)
+    strides = [max(int(stride), taps) if size == 1 else int(stride) for stride, taps, size in sizes]
+    before = [int(each) for each in attrs.padding[:rank]]
+    several = PhaseConvolutions.of(shape, out_shape, values.shape[2:], strides, before, groups)
     phases = [
-        Phases.of(shape[2 + i], out_shape[2 + i], kernel.shape[2 + i], strides[i], int(attrs.padding[i]))
-        for i in range(rank)
+        Phases.of(shape[2 + i], out_shape[2 + i], values.shape[2 + i], strides[i], before[i]) for i in range(rank)
     ]
     found = [each for each in phases if each is not None]
     if len(found) < rank:
-        return None
-    return _emit(builder, data, kernel, found, out_shape, order)
+        return None if several is None else several.emit(builder, data, values)
+    one = _Merged(builder, data, found, tuple(out_shape), groups * values.shape[1])
+    if several is not None and (groups > 1 or several.cycles(one.work, builder.machine) < one.cycles()):
+        return several.emit(builder, data, values)
+    return one.emit(_dense(values, groups))
 
 
 def _dense(weight: Array, groups: int) -> Array:
@@ -98,14 +110,11 @@ def _dilated(weight: Array, dilations: list[int]) -> Array:
     return result
 
 
-def phase_filters(weight: Array, phases: list[Phases], lanes: int) -> Array:
-    """(i, o, *kernel) -> (phases * o rounded up to blocks, i, *taps): the phases' filters one behind the other."""
-    filters = weight.shape[1]
-    rounded = ceil_div(filters, lanes) * lanes
+def phase_filters(weight: Array, phases: list[Phases]) -> Array:
+    """(i, o, *kernel) -> (phases * o, i, *taps): the phases' filters one behind the other."""
     extents = [phase.taps * phase.stride for phase in phases]
-    amounts = [(0, 0), (0, rounded - filters)]
-    amounts += [(0, extent - size) for extent, size in zip(extents, weight.shape[2:], strict=True)]
-    padded = np.pad(weight, amounts)
+    ends = [(0, extent - size) for extent, size in zip(extents, weight.shape[2:], strict=True)]
+    padded = np.pad(weight, [(0, 0), (0, 0), *ends])
     parts = []
     for place in itertools.product(*(range(phase.stride) for phase in phases)):
         taps = tuple(slice(start, None, phase.stride) for start, phase in zip(place, phases, strict=True))
@@ -114,46 +123,57 @@ def phase_filters(weight: Array, phases: list[Phases], lanes: int) -> Array:
     return np.ascontiguousarray(np.concatenate(parts))
 
 
-def _emit(
-    builder: LayoutBuilder, data: Any, weight: Array, phases: list[Phases], out_shape: list[Any], order: Order
-) -> Blocked:
-    lanes, rank = builder.lanes, len(phases)
-    shape = shape_of(data) or []
-    filters = phase_filters(weight, phases, lanes)
-    few = shape[1] * 2 <= lanes and builder.blocked(data, order) is None
-    ones = (1,) * rank
-    work = ConvWorkload(
-        batch=shape[0] if isinstance(shape[0], int) else 0,
-        channels=shape[1],
-        block=lanes,
-        spatial=tuple(shape[2:]),
-        kernel=tuple(phase.taps for phase in phases),
-        strides=ones,
-        dilations=ones,
-        pad=tuple(phase.pad for phase in phases),
-        dtype="float32",
-        filters=filters.shape[0],
-        groups=1,
-        in_block=1 if few else lanes,
-    )
-    source = builder.plain(data) if few else builder.as_blocked(data, order).expr
-    packed = as_constant(pack_filter(filters, work.in_block, lanes))
-    parts = builder.emit_kernel(
-        lambda values, kernel: conv_compute.conv_direct(values, kernel, work),
-        source,
-        packed,
-        name=f"conv{rank}d_transpose",
-        pattern=conv_compute.FUSABLE,
-    )
-    blocks = ceil_div(weight.shape[1], lanes)
-    result = builder.emit_kernel(
-        lambda values: _interleave(values, phases, out_shape, blocks, lanes), parts, name="interleave"
-    )
-    return Blocked(result, tuple(out_shape), order)
+class _Merged:
+    """One convolution that computes all phases, each as so many filters."""
+
+    def __init__(
+        self, builder: LayoutBuilder, data: Any, phases: list[Phases], out_shape: tuple[Any, ...], filters: int
+    ) -> None:
+        self.builder, self.data, self.phases, self.out_shape = builder, data, phases, out_shape
+        self.order: Order = tuple(range(len(phases) + 2))
+        shape = shape_of(data) or []
+        lanes, ones = builder.lanes, (1,) * len(phases)
+        few = shape[1] * 2 <= lanes and builder.blocked(data, self.order) is None
+        self.work = ConvWorkload(
+            batch=shape[0] if isinstance(shape[0], int) else 0,
+            channels=shape[1],
+            block=lanes,
+            spatial=tuple(shape[2:]),
+            kernel=tuple(phase.taps for phase in phases),
+            strides=ones,
+            dilations=ones,
+            pad=tuple(phase.pad for phase in phases),
+            dtype="float32",
+            filters=filters * int(np.prod([phase.stride for phase in phases])),
+            groups=1,
+            in_block=1 if few else lanes,
+        )
+
+    def cycles(self) -> float:
+        return tile_cycles(self.work, self.builder.machine)
+
+    def emit(self, weight: Array) -> Blocked:
+        """The calls, of the dense weight (i, o, *kernel)."""
+        builder, work = self.builder, self.work
+        source = builder.plain(self.data) if work.in_block == 1 else builder.as_blocked(self.data, self.order).expr
+        packed = as_constant(pack_filter(phase_filters(weight, self.phases), work.in_block, work.block))
+        parts = builder.emit_kernel(
+            lambda values, kernel: conv_compute.conv_direct(values, kernel, work),
+            source,
+            packed,
+            name=f"conv{work.rank}d_transpose",
+            pattern=conv_compute.FUSABLE,
+        )
+        result = builder.emit_kernel(
+            lambda values: _interleave(values, self.phases, self.out_shape, weight.shape[1]), parts, name="interleave"
+        )
+        return Blocked(result, self.out_shape, self.order)
 
 
-def _interleave(parts: Any, phases: list[Phases], out_shape: list[Any], blocks: int, lanes: int) -> Any:
+def _interleave(parts: Any, phases: list[Phases], out_shape: tuple[Any, ...], filters: int) -> Any:
     """The output out of the phases' results."""
+    lanes = int(parts.shape[-1])
+    blocks = ceil_div(filters, lanes)
 
     def point(image: Any, block: Any, *rest: Any) -> Any:
         number: Any = 0
@@ -162,6 +182,11 @@ def _interleave(parts: Any, phases: list[Phases], out_shape: list[Any], blocks: 
             shifted = at + phase.start
             number = number * phase.stride + shifted % phase.stride
             places.append(shifted // phase.stride)
-        return parts(image, number * blocks + block, *places, rest[-1])
+        if filters % lanes == 0:
+            return parts(image, number * blocks + block, *places, rest[-1])
+        # The lanes behind the last channel of the last phase have no source: they may hold anything.
+        last = int(parts.shape[1]) * lanes - 1
+        channel = te.min(number * filters + block * lanes + rest[-1], last)
+        return parts(image, channel // lanes, *places, channel % lanes)
 
     return te.compute((parts.shape[0], blocks, *out_shape[2:], lanes), point, name="interleave")

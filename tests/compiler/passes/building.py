@@ -12,7 +12,9 @@ from tvm import relax
 from tvm.ir import IRModule, Op
 
 import schedules.engine  # noqa: F401  (loads the engine without torch)
+from compiler.passes.context import PipelineContext
 from compiler.passes.matching import as_constant
+from compiler.passes.pipeline import run_pipeline
 from compiler.passes.registry import get_pass
 from compiler.passes.verify import flatten
 
@@ -93,3 +95,21 @@ def operators(mod: IRModule) -> list[str]:
         if isinstance(function, relax.Function):
             relax.analysis.post_order_visit(function, visit)
     return names
+
+
+def kernel_names(mod: IRModule) -> list[str]:
+    """Names of the kernels that `main` calls, in order, without the numbers behind them."""
+    bindings = [binding for block in mod["main"].body.blocks for binding in block.bindings]
+    calls = [each.value for each in bindings if isinstance(each.value, relax.Call)]
+    return [each.args[0].name_hint.rstrip("0123456789") for each in calls if each.op.name == "relax.call_tir"]
+
+
+def run_scheduled(mod: IRModule, context: PipelineContext, arrays: Sequence[Array]) -> Array:
+    """The first output of `main` after the whole pipeline, on this machine."""
+    result = run_pipeline(mod, context)
+    target = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
+    executable = relax.build(result.mod, target=target, relax_pipeline=None)
+    machine = relax.VirtualMachine(executable, tvm.cpu())
+    weights = [tvm.runtime.tensor(np.asarray(value)) for value in result.parameters.values()]
+    output: Array = machine["main"](*(tvm.runtime.tensor(array) for array in arrays), *weights)[0].numpy()
+    return output

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.pipeline import run_pipeline
 from compiler.passes.plan_layout import plan_layout
 from schedules import Machine
+from tests.compiler.passes.building import run_scheduled
 
 Array = NDArray[Any]
 Build = Callable[[Any, Any], Any]
@@ -57,21 +57,12 @@ def kernels(mod: Any) -> list[str]:
     return names
 
 
-def run(mod: Any, context: PipelineContext, arrays: list[Array]) -> Array:
-    result = run_pipeline(mod, context)
-    target = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
-    executable = relax.build(result.mod, target=target, relax_pipeline=None)
-    machine = relax.VirtualMachine(executable, tvm.cpu())
-    weights = [tvm.runtime.tensor(np.asarray(value)) for value in result.parameters.values()]
-    return machine["main"](*(tvm.runtime.tensor(array) for array in arrays), *weights)[0].numpy()
-
-
 def check_numbers(mod: Any, shapes: list[tuple[int, ...]]) -> None:
     """The planned module against the engine's own build of the same graph."""
     rng = np.random.default_rng(1)
     arrays = [rng.standard_normal(shape).astype("float32") for shape in shapes]
-    expected = run(mod, PipelineContext(), arrays)
-    got = run(mod, PipelineContext(machine=MACHINE), arrays)
+    expected = run_scheduled(mod, PipelineContext(), arrays)
+    got = run_scheduled(mod, PipelineContext(machine=MACHINE), arrays)
     # Two orders of summation of the same products in float32.
     np.testing.assert_allclose(got, expected, rtol=2e-4, atol=2e-4)
 
@@ -261,8 +252,10 @@ def test_a_symbolic_batch() -> None:
     rng = np.random.default_rng(1)
     for size in (1, 3):
         arrays = [rng.standard_normal((size, 3, 10, 9)).astype("float32")]
-        expected = run(module([(size, 3, 10, 9)], residual), PipelineContext(), arrays)
-        np.testing.assert_allclose(run(mod, PipelineContext(machine=MACHINE), arrays), expected, rtol=2e-4, atol=2e-4)
+        expected = run_scheduled(module([(size, 3, 10, 9)], residual), PipelineContext(), arrays)
+        np.testing.assert_allclose(
+            run_scheduled(mod, PipelineContext(machine=MACHINE), arrays), expected, rtol=2e-4, atol=2e-4
+        )
 
 
 def test_a_kernel_of_a_frontend_stays_in_blocks() -> None:
@@ -311,7 +304,7 @@ def test_a_column_of_integers_is_tiled_along_its_length() -> None:
     expected = torch.nn.functional.conv2d(
         torch.from_numpy(data).double(), torch.from_numpy(weight).double(), padding=(2, 0)
     )
-    np.testing.assert_array_equal(run(builder.get(), CONTEXT, [data]), expected.numpy().astype(np.int32))
+    np.testing.assert_array_equal(run_scheduled(builder.get(), CONTEXT, [data]), expected.numpy().astype(np.int32))
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
