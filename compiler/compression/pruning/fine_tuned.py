@@ -12,7 +12,7 @@ from tvm.ir import GenericConst
 from compiler.compression.canonical import canonical
 from compiler.compression.job import Job
 from compiler.compression.model import CompressedModel
-from compiler.compression.pruning.plan import Plan, cell_changes, mask_changes, unit_masks
+from compiler.compression.pruning.plan import Plan, cell_changes, mask_changes, require_change, unit_masks
 from compiler.compression.pruning.shrink import shrink
 from compiler.compression.pruning.training import Finetune, Loss, Trained, trained, translated
 from compiler.compression.pruning.weights import weights_of
@@ -57,6 +57,8 @@ def prune_trained(
         share = amount * (1 - (1 - step / plan.steps) ** 3)
         job.report(f"prune {share:.0%}")
         layers = _step(job, plan, work, share, loss)
+        if step == plan.steps:
+            require_change(layers, plan, share)
         job.report("fine-tune")
         work.train(finetune, rewind)
     job.report("measure")

@@ -18,7 +18,7 @@ from compiler.compression.pruning.layers import (
     size_of,
     without_layers,
 )
-from compiler.compression.pruning.plan import Plan, cell_changes, mask_changes
+from compiler.compression.pruning.plan import Plan, cell_changes, mask_changes, require_change
 from compiler.compression.pruning.shrink import shrink
 from compiler.compression.pruning.weights import weights_of, with_constants
 from compiler.compression.pruning.zeros import note_on_zeros
@@ -74,15 +74,11 @@ class OneShot:
         cells = self.plan.cells(self.found)
         scores = self.found.totals({weight.constant: self._cost(weight.constant) for weight in self.weights})
         removed = self.plan.units(cells, scores, amount, self.job.target.machine.lanes("float32"))
-        if not removed.any():
-            raise OptionError(
-                f"amount={amount} removes nothing: no layer has so many {self.plan.pattern} to spare",
-                "give a larger amount",
-            )
+        changes = cell_changes(cells, removed)
+        require_change(changes, self.plan, amount)
         candidate = replace(self.job.model, mod=shrink(self.found, removed))
         after = self.job.measure(candidate)
-        title, settings = self.plan.title(amount), self.plan.settings(amount)
-        return self.job.result(title, candidate, after, settings, cell_changes(cells, removed))
+        return self.job.result(self.plan.title(amount), candidate, after, self.plan.settings(amount), changes)
 
     def _cost(self, constant: GenericConst) -> Array:
         """Of each element: its square, by second order times what it multiplies."""
@@ -103,6 +99,8 @@ class OneShot:
             squares = values**2 if upper is None else weight.restored(saliency(weight.matrix(values), upper))
             costs[weight.constant] = squares
         chosen = self.plan.masks(self.weights, costs, amount)
+        changes = mask_changes(self.weights, chosen)
+        require_change(changes, self.plan, amount)
         new = {}
         for weight in self.weights:
             values, mask = self._arrays[weight.constant], chosen[weight.constant]
@@ -112,6 +110,5 @@ class OneShot:
                 new[weight.constant] = weight.restored(compensated(weight.matrix(values), weight.matrix(mask), upper))
         candidate = replace(self.job.model, mod=with_constants(self.job.model.mod, new))
         after = self.job.measure(candidate)
-        changes = mask_changes(self.weights, chosen)
         notes = (note_on_zeros(after, self.job.target),)
         return self.job.result(self.plan.title(amount), candidate, after, self.plan.settings(amount), changes, notes)

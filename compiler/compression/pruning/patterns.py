@@ -64,7 +64,8 @@ def masks(pattern: Pattern, saliency: list[Array], amount: float, scope: str) ->
     """
     if pattern.of:
         return [_n_of_m(pattern, each, amount) for each in saliency]
-    sums = [_blocks(each, pattern.rows, pattern.columns) for each in saliency]
+    sides = [(min(pattern.rows, each.shape[0]), min(pattern.columns, each.shape[1])) for each in saliency]
+    sums = [_blocks(each, *block) for each, block in zip(saliency, sides, strict=True)]
     if scope == "global":
         flat = np.concatenate([each.ravel() for each in sums])
         cut = _smallest(flat, amount)
@@ -73,8 +74,8 @@ def masks(pattern: Pattern, saliency: list[Array], amount: float, scope: str) ->
     else:
         gone = [_smallest(each.ravel(), amount).reshape(each.shape) for each in sums]
     return [
-        ~np.repeat(np.repeat(each, pattern.rows, 0), pattern.columns, 1)[: whole.shape[0], : whole.shape[1]]
-        for each, whole in zip(gone, saliency, strict=True)
+        ~np.repeat(np.repeat(each, rows, 0), columns, 1)[: whole.shape[0], : whole.shape[1]]
+        for each, whole, (rows, columns) in zip(gone, saliency, sides, strict=True)
     ]
 
 

@@ -81,6 +81,15 @@ class Plan:
         return f"prune {self.pattern}{share}"
 
 
+def require_change(changes: Sequence[LayerChange], plan: Plan, amount: float) -> None:
+    """Raises OptionError where nothing went."""
+    if not any(change.change for change in changes):
+        raise OptionError(
+            f"{plan.title(amount)} removes nothing: no layer is large enough for it",
+            "give a larger amount, or a smaller pattern",
+        )
+
+
 def unit_masks(found: Dependencies, removed: Array, weights: Collection[GenericConst]) -> dict[GenericConst, Array]:
     """Zeros in weights where shrinking would cut, in the weights' own shapes."""
     result = {}

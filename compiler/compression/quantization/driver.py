@@ -154,7 +154,7 @@ def _check(techniques: Collection[str], in_float: Collection[str], max_drop: flo
     for name, given in (("techniques", techniques), ("in_float", in_float)):
         if isinstance(given, str) or not isinstance(given, Collection):
             raise OptionError(f"{name}={given!r}", "give a sequence of names")
-    unknown = sorted(set(techniques) - set(TECHNIQUES))
+    unknown = [str(each) for each in techniques if each not in TECHNIQUES]
     if unknown:
         raise OptionError(f"techniques= has {', '.join(unknown)}", f"there are {', '.join(TECHNIQUES)}")
     if not isinstance(max_drop, int | float) or not 0 <= max_drop < 1:

@@ -116,6 +116,8 @@ def test_the_limit() -> None:
         ({"steps": 3}, "finetune="),
         ({"amount": None}, "needs a measure"),
         ({"pattern": "heads"}, "no heads"),
+        ({"pattern": "1:99999"}, "removes nothing"),
+        ({"pattern": "elements", "amount": 1e-9}, "removes nothing"),
     ],
 )
 def test_refused(options: dict[str, Any], message: str) -> None:
@@ -132,6 +134,9 @@ def test_patterns() -> None:
     blocks = masks(parse_pattern("4x2"), values, 0.5, "layer")[1]
     assert (blocks.reshape(2, 4, 3, 2).sum((1, 3)) % 8 == 0).all()
     assert blocks.sum() == 24
+    # A block that is larger than the weight is the weight.
+    whole = masks(parse_pattern("99999999999x99999999999"), values, 0.5, "global")
+    assert [each.any() for each in whole] == [each.all() for each in whole] == [False, True]
     everywhere = masks(parse_pattern("elements"), values, 0.5, "global")
     assert sum(int((~mask).sum()) for mask in everywhere) == round(0.5 * (55 + 48))
     assert (~everywhere[0]).sum() > 40  # the second weight's costs are larger

@@ -86,6 +86,7 @@ def test_what_evaluate_does_wrong_with_the_module_is_said_as_it_is() -> None:
         {"techniques": "smoothing"},
         {"techniques": None},
         {"techniques": ["magic"]},
+        {"techniques": ["smoothing", 5, []]},
         {"in_float": "matmul_1 16x16"},
         {"method": None},
         {"method": "best"},
