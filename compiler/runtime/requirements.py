@@ -33,7 +33,7 @@ class RequirementChecker:
             for each in indices
             if each.input in places
         ]
-        self._good: Sizes | None = None
+        self._good: tuple[Sizes, tuple[int, ...]] | None = None
         self.any = bool(self._requirements or self._indices)
 
     def check(self, sizes: Sizes, tensors: Sequence[Any]) -> None:
@@ -42,14 +42,15 @@ class RequirementChecker:
         Raises:
             InputError: they do not fit; says what needs which relation.
         """
-        if sizes != self._good:
+        good = self._good
+        if good is None or sizes != good[0]:
             for requirement in self._requirements:
                 _check_relation(requirement, sizes)
-            self._good = sizes
-        for position, element, index in self._indices:
+            axes = tuple(_value(index.size, index.symbols, sizes) for _, _, index in self._indices)
+            self._good = good = sizes, axes
+        for (position, element, index), size in zip(self._indices, good[1], strict=True):
             values = array_over(tensors[position], element)
             if values.size:
-                size = _value(index.size, index.symbols, sizes)
                 _check_indices(index, int(values.min()), int(values.max()), size)
 
 
