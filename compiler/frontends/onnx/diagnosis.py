@@ -36,6 +36,8 @@ def type_error(node: onnx.NodeProto, inputs: Sequence[Value | None], opsets: dic
         found = f"tensor({_TYPE_WORDS.get(value.dtype, value.dtype).replace('_', '')})"
         allowed = constraints.get(formal.type_str, {formal.type_str})
         optional = {f"optional({found})", f"seq({found})"}
+        if value.dtype == "bfloat16" and "tensor(float16)" in allowed:
+            found = "tensor(float16)"  # PyTorch writes whole nets in bfloat16 in opsets that have it in few operators
         if found not in allowed and not optional & allowed:
             return f"input {index} ({formal.name}) is of type {value.dtype}, which the operator does not take"
         if formal.is_homogeneous and bound.setdefault(formal.type_str, value.dtype) != value.dtype:

@@ -24,7 +24,9 @@ from compiler.errors import (
 )
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.onnx import import_onnx
+from compiler.frontends.torch.decomposition import decomposed
 from compiler.frontends.torch.projections import without_projections
+from compiler.frontends.torch.translations import translations
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +62,7 @@ def import_torch(
     with _quiet():
         if program is source:  # the caller's own: what follows changes its graph
             program = program.run_decompositions({})
-        program = without_projections(program)
+        program = decomposed(without_projections(program))
     _view_copies(program)
     onnx_program = _to_onnx(program)
     _name_outputs(onnx_program, program)
@@ -128,7 +130,8 @@ def _exported_program(
     except Exception as error:  # torch.export raises many classes, none of them public
         raise InvalidModelError(
             f"torch.export can not capture the model: {error}",
-            "make torch.export.export(model, example_inputs) work first; its message says which line is in the way",
+            "make torch.export.export(model, example_inputs) work first; its message says which line is in the way. "
+            "Models that decide by values, as torchvision's detectors, become ONNX by torch.onnx.export(dynamo=False)",
         ) from error
 
 
@@ -179,9 +182,13 @@ def _to_onnx(program: torch.export.ExportedProgram) -> Any:
             "onnxscript, which converts PyTorch operators, is not installed",
             "pip install 'tensorwright[torch]'",
         ) from error
+    # Its optimizer folds normalizations of bfloat16 into weights of float32.
+    optimize = all(tensor.dtype != torch.bfloat16 for tensor in program.state_dict.values())
     try:
         with _quiet():
-            return torch.onnx.export(program, dynamo=True, verbose=False, optimize=True)
+            return torch.onnx.export(
+                program, dynamo=True, verbose=False, optimize=optimize, custom_translation_table=translations()
+            )
     except Exception as error:  # the exporter wraps whatever a conversion raises
         cause = error.__cause__ or error
         raise UnsupportedModelError([Refusal("torch.export", "model", str(cause).strip())]) from error

@@ -57,6 +57,16 @@ def test_exported_program_with_dynamic_batch(block: nn.Module) -> None:
         np.testing.assert_allclose(module.run([image])["output_0"], expected(block, image), rtol=1e-4, atol=1e-5)
 
 
+def test_net_in_bfloat16(block: nn.Module) -> None:
+    """Convolutions and normalizations of bfloat16, which older opsets of ONNX do not have."""
+    image = torch.randn(2, 3, 9, 7)
+    wanted = expected(block, image)
+    module = compiler.compile(block.to(torch.bfloat16), example_inputs=(image.to(torch.bfloat16),))
+    found = module.run([image.to(torch.bfloat16)])["output_0"]
+    assert str(found.dtype) == "bfloat16"
+    np.testing.assert_allclose(found.astype(np.float32), wanted, atol=0.02 * np.abs(wanted).max())
+
+
 def test_saved_program(block: nn.Module, tmp_path: Path) -> None:
     image = torch.randn(1, 3, 8, 8)
     torch.export.save(torch.export.export(block, (image,)), tmp_path / "block.pt2")

@@ -1,0 +1,48 @@
+"""Operators of PyTorch that its ONNX exporter has no conversion for are written with ones that it has.
+
+They are discovered in `compiler.frontends.torch.operators`, one file a family.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+Decomposition = Callable[..., Any]
+_DECOMPOSITIONS: dict[str, Decomposition] = {}
+
+
+def decomposition_of(*operators: str) -> Callable[[Decomposition], Decomposition]:
+    """Register a function that takes the arguments of these operators ("aten.cdist.default") and computes the same.
+
+    `torch` traces it into the program. It returns NotImplemented for arguments that it does not cover.
+    """
+
+    def register(function: Decomposition) -> Decomposition:
+        for operator in operators:
+            if operator in _DECOMPOSITIONS:
+                raise ValueError(f"{operator} is decomposed twice")
+            _DECOMPOSITIONS[operator] = function
+        return function
+
+    return register
+
+
+def decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program without the operators that have a decomposition here; the same one where it uses none."""
+    _discover()
+    used = {node.target for node in program.graph.nodes if str(node.target) in _DECOMPOSITIONS}
+    return program.run_decompositions({each: _DECOMPOSITIONS[str(each)] for each in used}) if used else program
+
+
+@cache
+def _discover() -> None:
+    package = importlib.import_module("compiler.frontends.torch.operators")
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)

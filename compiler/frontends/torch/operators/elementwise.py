@@ -1,0 +1,45 @@
+"""Functions of elements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compiler.frontends.torch.decomposition import decomposition_of
+
+
+@decomposition_of("aten.hypot.default")
+def _hypot(first: Tensor, second: Tensor) -> Tensor:
+    """Divided by the larger one, so that the squares stay in range."""
+    first, second = first.abs(), second.abs()
+    larger = torch.maximum(first, second)
+    ratio = torch.minimum(first, second) / torch.where(larger == 0, torch.ones_like(larger), larger)
+    return torch.where(torch.isinf(larger), larger, larger * (1 + ratio * ratio).sqrt())
+
+
+@decomposition_of("aten.copysign.Tensor")
+def _copysign(values: Tensor, signs: Tensor) -> Tensor:
+    return torch.where(_negative(signs), -values.abs(), values.abs())
+
+
+@decomposition_of("aten.signbit.default")
+def _negative(values: Tensor) -> Tensor:
+    """Below zero, or the zero that is."""
+    return (values < 0) | (1 / values < 0) if values.is_floating_point() else values < 0
+
+
+@decomposition_of("aten.rrelu.default")
+def _rrelu(values: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, *_: Any) -> Tensor:
+    return NotImplemented if training else torch.nn.functional.leaky_relu(values, (lower + upper) / 2)
+
+
+@decomposition_of("aten._is_all_true.default")
+def _is_all_true(values: Tensor) -> Tensor:
+    return values.all()
+
+
+@decomposition_of("aten._is_any_true.default")
+def _is_any_true(values: Tensor) -> Tensor:
+    return values.any()

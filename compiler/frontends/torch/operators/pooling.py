@@ -1,0 +1,49 @@
+"""Pooling of windows and regions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from compiler.frontends.torch.decomposition import decomposition_of
+
+
+@decomposition_of("aten.adaptive_max_pool2d.default")
+def _adaptive_max_pool2d(values: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The largest element of each window and its place in the image; the image's size must be known."""
+    height, width = values.shape[-2:]
+    if not (isinstance(height, int) and isinstance(width, int)):
+        return NotImplemented
+    found, places = [], []
+    for top, bottom in _windows(height, output_size[0]):
+        for left, right in _windows(width, output_size[1]):
+            largest, place = values[..., top:bottom, left:right].flatten(-2).max(-1)
+            found.append(largest)
+            places.append((place // (right - left) + top) * width + place % (right - left) + left)
+    shape = (*values.shape[:-2], *output_size)
+    return torch.stack(found, -1).reshape(shape), torch.stack(places, -1).reshape(shape)
+
+
+@decomposition_of("aten.adaptive_max_pool1d.default")
+def _adaptive_max_pool1d(values: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    found, places = _adaptive_max_pool2d(values.unsqueeze(-2), [1, *output_size])
+    return found.squeeze(-2), places.squeeze(-2)
+
+
+def _windows(size: int, parts: int) -> list[tuple[int, int]]:
+    return [(part * size // parts, -((part + 1) * size // -parts)) for part in range(parts)]
+
+
+@decomposition_of("torchvision.ps_roi_align.default")
+def _ps_roi_align(
+    values: Tensor, regions: Tensor, scale: float, height: int, width: int, sampling_ratio: int
+) -> tuple[Tensor, Tensor]:
+    """Every part of a region is pooled from channels of its own: of all that RoiAlign gives, the diagonal."""
+    whole = torch.ops.torchvision.roi_align(values, regions, scale, height, width, sampling_ratio, True)
+    channels = values.shape[1] // (height * width)
+    parts = whole.reshape(regions.shape[0], channels, height, width, height, width)
+    own = parts.diagonal(0, 2, 4).diagonal(0, 2, 3)
+    sources = torch.arange(values.shape[1], dtype=torch.int32).reshape(1, channels, height, width)
+    return own.contiguous(), sources.expand(own.shape)

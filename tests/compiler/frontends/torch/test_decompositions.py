@@ -1,0 +1,127 @@
+"""Operators without a conversion of the exporter, against torch itself: values, indices, ties, dynamic sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional
+
+import compiler
+from compiler.frontends.torch.operators.experts import _grouped_product
+
+Function = Callable[[Tensor], Any]
+
+
+class Applied(nn.Module):
+    def __init__(self, function: Function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+def check(function: Function, x: Tensor, dynamic: Any = None, others: tuple[Tensor, ...] = ()) -> None:
+    model = Applied(function).eval()
+    module = compiler.compile(model, example_inputs=(x,), dynamic_shapes=dynamic, threads=1)
+    for values in (x, *others):
+        wanted = torch.utils._pytree.tree_leaves(model(values))
+        found = list(module.run([values]).values())
+        assert len(found) == len(wanted)
+        for one, other in zip(found, wanted, strict=True):
+            assert one.dtype == other.numpy().dtype
+            np.testing.assert_allclose(one, other.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+FUNCTIONS: dict[str, Function] = {
+    "cdist": lambda x: torch.cdist(x, 2 * x[:, :4] + 1),
+    "cdist of many rows": lambda x: torch.cdist(x.repeat(1, 8, 1), x.repeat(1, 6, 1) + 1),
+    "cdist, p 1": lambda x: torch.cdist(x, x[:, :4], p=1.0),
+    "cdist, p 3": lambda x: torch.cdist(x, x[:, :4], p=3.0),
+    "cdist, p 0": lambda x: torch.cdist(x, x[:, :4], p=0.0),
+    "cdist, p inf": lambda x: torch.cdist(x, x[:, :4], p=float("inf")),
+    "pdist": lambda x: torch.pdist(x[0]),
+    "median": lambda x: torch.median(x),
+    "median of an axis": lambda x: torch.median(x, 1),
+    "median of an even axis": lambda x: torch.median(x, 2, keepdim=True),
+    "kthvalue": lambda x: torch.kthvalue(x, 3, 1),
+    "aminmax": lambda x: torch.aminmax(x),
+    "aminmax of an axis": lambda x: torch.aminmax(x, dim=1, keepdim=True),
+    "cummax": lambda x: torch.cummax(x, 1),
+    "cummax of ties": lambda x: torch.cummax(x.round(), -1),
+    "cummin of ties": lambda x: torch.cummin(x.round(), 0),
+    "hypot": lambda x: torch.hypot(1e30 * x, x.flip(1)),
+    "copysign": lambda x: torch.copysign(x, x.flip(1).round()),
+    "all true": lambda x: torch.ops.aten._is_all_true(x > -9),
+    "any true": lambda x: torch.ops.aten._is_any_true(x > 9),
+    "signbit": lambda x: torch.signbit(x.round()),
+    "rrelu": lambda x: functional.rrelu(x),
+    "adaptive maximum": lambda x: functional.adaptive_max_pool2d(x[:, None], (3, 4), return_indices=True),
+    "adaptive maximum of rows": lambda x: functional.adaptive_max_pool1d(x, 4),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_function(name: str) -> None:
+    check(FUNCTIONS[name], normal(2, 7, 6))
+
+
+def test_cummax_of_nan() -> None:
+    x = normal(3, 9)
+    x[0, 4] = x[1, 0] = x[1, 5] = torch.nan
+    check(lambda values: torch.cummax(values, 1), x)
+
+
+def test_distances_of_open_sizes() -> None:
+    sizes = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
+    check(lambda x: torch.cdist(x, 2 * x), normal(2, 5, 3), sizes, (normal(3, 7, 3), normal(1, 40, 3)))
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("options", [{}, {"padding_idx": 2}, {"include_last_offset": True}])
+def test_embedding_bag(mode: str, options: dict[str, Any]) -> None:
+    bag = nn.EmbeddingBag(9, 4, mode=mode, **options).requires_grad_(False)
+    offsets = torch.tensor([0, 3, 3, 5, 8])  # one bag is empty
+    check(lambda x: bag(x, offsets), torch.tensor([1, 2, 8, 2, 2, 0, 3, 4]))
+
+
+def test_embedding_bag_with_weights() -> None:
+    bag = nn.EmbeddingBag(9, 4, mode="sum").requires_grad_(False)
+    indices, offsets = torch.tensor([1, 2, 8, 2, 2]), torch.tensor([0, 2])
+    check(lambda x: bag(indices, offsets, per_sample_weights=x), normal(5))
+
+
+def regions() -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    corner, extent = 10 * torch.rand(6, 2, generator=generator), 12 * torch.rand(6, 2, generator=generator)
+    return torch.cat([torch.tensor([[0.0], [1], [1], [0], [1], [0]]), corner, corner + extent], 1)
+
+
+def test_roi_pool() -> None:
+    boxes = regions()
+    check(lambda x: torchvision.ops.roi_pool(x, boxes, (3, 5), 0.5), normal(2, 4, 13, 17))
+
+
+def test_ps_roi_align() -> None:
+    boxes = regions()
+    check(lambda x: torchvision.ops.ps_roi_align(x, boxes, (2, 3), 0.5, 2), normal(2, 12, 13, 17))
+
+
+@pytest.mark.parametrize("rows", [3, 11])
+def test_product_of_groups(rows: int) -> None:
+    """Of few rows and of many; one group is empty."""
+    weights, ends = normal(4, 5, 6), torch.tensor([1, 1, rows - 1, rows], dtype=torch.int32)
+    x = normal(rows, 5)
+    starts = [0, *ends.tolist()[:-1]]
+    wanted = [x[start:end] @ matrix for start, end, matrix in zip(starts, ends.tolist(), weights, strict=True)]
+    torch.testing.assert_close(_grouped_product(x, weights, ends), torch.cat(wanted))
