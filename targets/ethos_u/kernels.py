@@ -23,14 +23,15 @@ class Kernel:
             raise Unsupported("it is a kernel of several tensors or of open sizes")
         self.constants = [each for each in constants if each is not None]
         self.shape, self.result_shape = static_shape(operands[0]), static_shape(call)
+        self._dtype = str(call.ty.dtype)
         self._built: Any = None
 
     def __call__(self, data: Array, constants: Sequence[Array] | None = None) -> Array:
-        """The float32 result for a tensor (float32), with other constants than the call's where they are given."""
+        """The result for a tensor (float32), with other constants than the call's where they are given."""
         if self._built is None:
             module = tvm.IRModule({"main": self._function.with_attr("global_symbol", "main")})
             self._built = tvm.compile(module, target="llvm")
-        result = tvm.runtime.empty(self.result_shape, "float32")
+        result = tvm.runtime.empty(self.result_shape, self._dtype)
         given = self.constants if constants is None else constants
         operands = [each.copy() for each in (np.asarray(data, np.float32), *given)]
         self._built(*(tvm.runtime.tensor(each) for each in operands), result)

@@ -14,6 +14,7 @@ from targets.errors import TargetError, ToolchainMissing
 from targets.ethos_u.accelerators import Accelerator
 from targets.ethos_u.layout import channels_first, channels_last
 from targets.ethos_u.matching import match, operator_of
+from targets.ethos_u.places import bytes_for_places
 from targets.ethos_u.report import partition_report
 from targets.ethos_u.runtime import FUNCTION
 from targets.ethos_u.segments import Port, Schedule, Segment, one_segment, schedule
@@ -67,10 +68,15 @@ def _unquantized(view: View, call: Any) -> str | None:
     return None
 
 
+def prepared(mod: tvm.IRModule) -> tvm.IRModule:
+    """The graph as `find` looks at it: each operator has one result, of bytes."""
+    return bytes_for_places(slices_for_splits(mod))
+
+
 def claim(mod: tvm.IRModule, context: Any, accelerator: Accelerator) -> tvm.IRModule:
     """A graph pass: what `accelerator` can run becomes calls of it."""
     require()
-    mod = slices_for_splits(mod)
+    mod = prepared(mod)
     view = View(mod)
     found = find(view, accelerator)
     plan, compiled = _compiled(view, found, view.results, accelerator)

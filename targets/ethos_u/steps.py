@@ -119,6 +119,10 @@ class Emitter:
         TILE) and a CONCAT."""
         if data.same_numbers(result.output):
             return self.graph.clamp(x, result.low, result.high)
+        return self.table(x, data, result)
+
+    def table(self, x: Tensor, data: Quantized, result: Result) -> Tensor:
+        """As `rescaled`, through a table in any case."""
         values = (np.arange(-128, 128) - data.zero) * data.scale
         entries = self.graph.constant(result.integers(values))
         return self.graph.emit("TABLE", [x, entries], x.shape, "int8", "TableAttribute")

@@ -110,13 +110,17 @@ class View:
         return Quantized(variable, static_shape(variable), float(scale.item()), int(zero.item()) - offset, unsigned)
 
     def weight(self, expr: Any, filters: int) -> Weight:
-        """Constant weights, filters along that axis."""
-        found = self.call(expr, "relax.dequantize")
+        """Constant weights, filters along that axis; also transposed ones, as of Gemm with transB."""
+        turned = self.call(expr, "relax.permute_dims")
+        found = self.call(expr if turned is None else turned.args[0], "relax.dequantize")
         values = None if found is None else self.constant(found.args[0])
         if found is None or values is None:
             raise Unsupported("its weights are not quantized constants")
         scale, zero = self.constant(found.args[1]), self.constant(found.args[2])
         axis = int(found.attrs.axis) % values.ndim
+        if turned is not None:
+            order = _order(turned)
+            values, axis = values.transpose(order), order.index(axis)
         if scale is None or zero is None or (scale.size > 1 and axis != filters):
             raise Unsupported("the scales of its weights do not lie along its filters")
         shape = [1] * values.ndim
@@ -125,6 +129,13 @@ class View:
         if shifted.min(initial=0) < -128 or shifted.max(initial=0) > 127:
             raise Unsupported("its weights do not fit int8 with the zero point 0")
         return Weight(shifted.astype(np.int8), scale.reshape(-1).astype(np.float64), filters)
+
+
+def _order(turned: Any) -> list[int]:
+    """The axes of a permute_dims."""
+    rank = int(turned.args[0].ty.ndim)
+    given = turned.attrs.axes
+    return list(reversed(range(rank))) if given is None else [int(axis) % rank for axis in given]
 
 
 def _home(function: Any) -> set[Any]:

@@ -14,13 +14,12 @@ from compiler.frontends.source import import_model
 from compiler.passes.context import PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from targets.ethos_u.layout import channels_first
-from targets.ethos_u.partition import Found, find
+from targets.ethos_u.partition import Found, find, prepared
 from targets.ethos_u.runtime import execute
 from targets.ethos_u.segments import Schedule, Segment, schedule
 from targets.ethos_u.target import EthosU
 from targets.ethos_u.vela import compile_graph
 from targets.ethos_u.view import View
-from targets.splitting import slices_for_splits
 
 Array = np.ndarray[Any, Any]
 DEFAULT = "cortex-m55+ethos-u55-128"
@@ -37,7 +36,7 @@ def canonical(source: Any, name: str = DEFAULT) -> Any:
     target = target_named(name)
     mod = import_model(source).mod if isinstance(source, onnx.ModelProto) else source.mod
     context = PipelineContext(target=target, machine=target.machine)
-    return slices_for_splits(run_pipeline(mod, context, until="canonicalize").mod)
+    return prepared(run_pipeline(mod, context, until="canonicalize").mod)
 
 
 def planned(source: Any, name: str = DEFAULT) -> tuple[Found, Schedule]:

@@ -65,6 +65,8 @@ def _transposed(graph: QuantizedGraph) -> str:
 def _fully_connected(graph: QuantizedGraph) -> str:
     rows, depth, columns = _size(graph, 4), _size(graph, 200), _size(graph, 70)
     x = graph.input(rows, depth)
+    if graph.rng.integers(2):  # as torch's exporters write it
+        return graph.node("Gemm", [x, graph.weight((columns, depth), 0), graph.numbers(columns)], transB=1)
     return graph.node("Gemm", [x, graph.weight((depth, columns), 1), graph.numbers(columns)])
 
 
@@ -383,3 +385,15 @@ def test_convolutions_of_other_accelerators(target: str) -> None:
         graph = QuantizedGraph(seed + 50)
         _, plan = planned(graph.model(graph.rounded(build(graph))), target)
         check(next(iter(plan.parts.values())), target)
+
+
+@pytest.mark.parametrize("operator", ["ReduceMin", "ReduceMax"])
+def test_extremes_in_the_steps_of_their_operand(operator: str) -> None:
+    """Nothing scales what is found: Vela gets a REDUCE_MIN wrong that only changes its shape."""
+    for shape, axis in (((1, 21, 7, 9), 1), ((1, 21, 7, 9), 3), ((4, 21), 1)):
+        graph = QuantizedGraph(5)
+        x = graph.rounded(graph.node("Sub", [graph.input(*shape), graph.numbers(shape[-1])]), 0.2, 4)
+        found = graph.node(operator, [x, graph.constant(np.array([axis]))])
+        refused, plan = planned(graph.model(graph.rounded(found, 0.2, 4)))
+        assert not refused.refused
+        check(next(iter(plan.parts.values())))

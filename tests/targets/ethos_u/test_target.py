@@ -22,7 +22,15 @@ from tests.targets.ethos_u.checking import DEFAULT, planned, random_operands, ta
 from tests.targets.ethos_u.graphs import QuantizedGraph
 
 # What concerns the accelerator; float models take the same way as on the processor alone.
-_CHECKS = ("description", "quantized net", "open batch", "file round trip", "refusal", "partition")
+_CHECKS = (
+    "description",
+    "quantized net",
+    "quantized functions",
+    "open batch",
+    "file round trip",
+    "refusal",
+    "partition",
+)
 
 
 def report_of(model: onnx.ModelProto, target: str = DEFAULT) -> Any:
