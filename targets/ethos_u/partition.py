@@ -17,7 +17,7 @@ from targets.ethos_u.matching import match, operator_of
 from targets.ethos_u.places import bytes_for_places
 from targets.ethos_u.report import partition_report
 from targets.ethos_u.runtime import FUNCTION
-from targets.ethos_u.segments import Port, Schedule, Segment, one_segment, schedule
+from targets.ethos_u.segments import Port, Schedule, Segment, one_segment, schedule, turned_early
 from targets.ethos_u.steps import Step, Unsupported
 from targets.ethos_u.vela import Compiled, compile_graph, require
 from targets.ethos_u.verification import REASON, agrees, first_wrong
@@ -95,19 +95,19 @@ def claim(mod: tvm.IRModule, context: Any, accelerator: Accelerator) -> tvm.IRMo
 
 def _compiled(view: View, found: Found, results: Any, accelerator: Accelerator) -> tuple[Schedule, dict[int, Compiled]]:
     """Segments and their programs. A step that Vela alone refuses goes to the processor, with Vela's reason; so does
-    one from which on what Vela made of a segment does not compute what the segment says.
+    one from which on what Vela made of a segment, written in either way, does not compute what the segment says.
 
     Raises:
         TargetError: Vela refuses a segment whose steps it takes one by one.
     """
-    right: dict[bytes, Compiled] = {}
+    right: dict[bytes, tuple[Segment, Compiled]] = {}
     while True:
         plan = schedule(view, found.steps, results)
         compiled = {}
         before = len(found.steps)
         for level, part in plan.parts.items():
             if part.tosa in right:
-                compiled[level] = right[part.tosa]
+                plan.parts[level], compiled[level] = right[part.tosa]
                 continue
             try:
                 compiled[level] = compile_graph(part.tosa, accelerator)
@@ -120,14 +120,30 @@ def _compiled(view: View, found: Found, results: Any, accelerator: Accelerator) 
                 if len(found.steps) == left:
                     raise
                 continue
-            if not accelerator.is_u85 and not agrees(part, compiled[level].program):
+            if (agreed := _agreed(part, compiled[level], accelerator)) is not None:
+                right[part.tosa] = plan.parts[level], compiled[level] = agreed
+            else:
                 step = first_wrong(part, accelerator)
                 del found.steps[step.output.variable]
                 found.refused.append((step.operator, REASON))
-            else:
-                right[part.tosa] = compiled[level]
         if len(found.steps) == before:
             return plan, compiled
+
+
+def _agreed(part: Segment, compiled: Compiled, accelerator: Accelerator) -> tuple[Segment, Compiled] | None:
+    """A segment, or the same written otherwise, whose program computes what it says; None where neither does."""
+    if accelerator.is_u85 or agrees(part, compiled.program):
+        return part, compiled
+    other = turned_early(part)
+    if other.tosa == part.tosa:
+        return None
+    try:
+        again = compile_graph(other.tosa, accelerator)
+    except ToolchainMissing:
+        raise
+    except TargetError:  # Vela takes the first way alone
+        return None
+    return (other, again) if agrees(other, again.program) else None
 
 
 def _refuse_alone(step: Step, found: Found, accelerator: Accelerator) -> None:

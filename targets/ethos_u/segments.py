@@ -85,8 +85,16 @@ def _needed(view: View, steps: Mapping[Any, Step], results: Any) -> dict[Any, li
     return dict(reversed(reads.items()))
 
 
-def _written(steps: tuple[Step, ...], inputs: Sequence[Quantized], outputs: Sequence[Quantized]) -> Segment:
-    emitter = Emitter()
+def turned_early(part: Segment) -> Segment:
+    """The same, written with channels last as early as can be: other commands, where Vela's are wrong."""
+    inputs, outputs = ([port.tensor for port in ports] for ports in (part.inputs, part.outputs))
+    return _written(part.steps, inputs, outputs, turns_early=True)
+
+
+def _written(
+    steps: tuple[Step, ...], inputs: Sequence[Quantized], outputs: Sequence[Quantized], *, turns_early: bool = False
+) -> Segment:
+    emitter = Emitter(turns_early)
     values: dict[Any, Value] = {}
     ports = []
     for each in inputs:

@@ -90,10 +90,14 @@ class Result:
 
 
 class Emitter:
-    """Writes steps into a TOSA graph and keeps account of layouts."""
+    """Writes steps into a TOSA graph and keeps account of layouts.
 
-    def __init__(self) -> None:
+    With `turns_early`, images that a reshape makes get their channels last at once, not where an operator wants it.
+    """
+
+    def __init__(self, turns_early: bool = False) -> None:
         self.graph = TosaGraph()
+        self.turns_early = turns_early
 
     def last(self, value: Value) -> Tensor:
         """A tensor of three axes or more with its channels last."""

@@ -34,7 +34,8 @@ def reshape(view: View, call: Any, result: Result) -> Step:
 
     def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
         x = emitter.rescaled(emitter.first(inputs[0]), data, result)
-        return emitter.made(emitter.graph.reshape(x, result.output.shape), last=False)
+        made = emitter.made(emitter.graph.reshape(x, result.output.shape), last=False)
+        return Value(emitter.last(made), True) if emitter.turns_early and len(result.output.shape) == 4 else made
 
     return _step("reshape", [data], result, emit)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import compiler
 from targets.conformance_models import random_inputs
 from targets.ethos_u import verification
+from targets.ethos_u.partition import _agreed
 from targets.ethos_u.vela import compile_graph
 from tests.targets.ethos_u.checking import DEFAULT, planned, target_named
 from tests.targets.ethos_u.graphs import QuantizedGraph
@@ -49,3 +51,31 @@ def test_what_vela_got_wrong_is_computed_by_the_processor(monkeypatch: pytest.Mo
     inputs = random_inputs(model)
     (actual,), (expected,) = (each.run(inputs).values() for each in (module, wanted))
     assert abs(actual - expected).max() < 0.11
+
+
+def test_a_segment_is_written_otherwise_before_a_step_is_refused() -> None:
+    """The unit behind a channel shuffle of ShuffleNet: Vela loses what goes past the convolutions."""
+    graph, scale, zero = QuantizedGraph(3), 0.05, 4
+
+    def moved(operator: str, inputs: list[str], **attributes: Any) -> str:
+        return graph.rounded(graph.node(operator, inputs, **attributes), scale, zero)
+
+    def part(name: str, begin: int, end: int) -> str:
+        return moved("Slice", [name, *(graph.constant(np.array([each])) for each in (begin, end, 1))])
+
+    x = graph.rounded(graph.input(1, 24, 2, 12, 12), scale, zero)
+    shuffled = moved("Reshape", [x, graph.constant(np.array([1, 48, 12, 12]))])
+    y, past = part(shuffled, 0, 24), part(shuffled, 24, 48)
+    y = graph.rounded(graph.node("Conv", [y, graph.weight((24, 24, 1, 1), 0)]))
+    y = graph.rounded(graph.node("Conv", [y, graph.weight((24, 1, 3, 3), 0)], group=24, pads=[1] * 4))
+    y = graph.rounded(graph.node("Conv", [y, graph.weight((24, 24, 1, 1), 0)]))
+    joined = graph.rounded(graph.node("Concat", [past, y], axis=1), 0.048, zero)  # neither's scale
+    _, plan = planned(graph.model(joined))
+    (segment,) = plan.parts.values()
+    accelerator = target_named().accelerator
+    compiled = compile_graph(segment.tosa, accelerator)
+    assert not verification.agrees(segment, compiled.program)  # else nothing is left to avoid
+    agreed = _agreed(segment, compiled, accelerator)
+    assert agreed is not None
+    assert agreed[0].steps == segment.steps
+    assert verification.agrees(agreed[0], agreed[1].program)
