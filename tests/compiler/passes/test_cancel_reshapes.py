@@ -10,7 +10,8 @@ from tvm import relax
 
 from compiler.passes.cancel_reshapes import cancel_reshapes
 from compiler.passes.context import PipelineContext
-from tests.compiler.passes.test_plan_layout import kernels, module, run
+from tests.compiler.passes.building import run_scheduled
+from tests.compiler.passes.test_plan_layout import kernels, module
 
 op = relax.op
 
@@ -35,7 +36,9 @@ def test_functions_of_elements_let_reshapes_meet(function: Any) -> None:
     result = cancel_reshapes(mod, PipelineContext())
     assert "relax.reshape" not in kernels(result)
     x = np.random.default_rng(0).standard_normal((2, 3, 5)).astype("float32")
-    np.testing.assert_array_equal(run(result, PipelineContext(), [x]), run(mod, PipelineContext(), [x]))
+    np.testing.assert_array_equal(
+        run_scheduled(result, PipelineContext(), [x]), run_scheduled(mod, PipelineContext(), [x])
+    )
 
 
 def row_wise(builder: Any, x: Any) -> Any:

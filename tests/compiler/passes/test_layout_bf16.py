@@ -10,7 +10,8 @@ from tvm import relax
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.plan_layout import plan_layout
-from tests.compiler.passes.test_plan_layout import GRAPHS, MACHINE, conv, kernels, module, residual, run
+from tests.compiler.passes.building import run_scheduled
+from tests.compiler.passes.test_plan_layout import GRAPHS, MACHINE, conv, kernels, module, residual
 
 NARROW = PipelineContext(machine=MACHINE, options={"precision": "bf16"})
 # bfloat16 rounds to 8 bits: 2^-9 at most, relative. Weights, inputs and results of each of at most four layers are
@@ -24,8 +25,8 @@ def test_numbers(name: str) -> None:
     rng = np.random.default_rng(1)
     arrays = [rng.standard_normal(shape).astype("float32") for shape in shapes]
     mod = module(list(shapes), build)
-    expected = run(mod, PipelineContext(), arrays)
-    got = run(mod, NARROW, arrays)
+    expected = run_scheduled(mod, PipelineContext(), arrays)
+    got = run_scheduled(mod, NARROW, arrays)
     assert np.isfinite(got).all()
     assert np.linalg.norm(got - expected) <= RELATIVE_ERROR * np.linalg.norm(expected)
 
