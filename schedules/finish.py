@@ -12,6 +12,7 @@ from schedules.kernel import product, shape_of
 from schedules.lets import chosen_conditions, fresh_lets
 from schedules.llvm_functions import PREFIX
 from schedules.machine import Machine
+from schedules.nan_tests import vector_nan_tests
 from schedules.narrow_floats import inline_narrow_lets, serialize_narrow_repeats
 from schedules.scalar_calls import serialize_scalar_loops, widen_narrow_calls
 from schedules.tir import s_tir, structural_map, structural_walk, tirx, tvm
@@ -29,7 +30,7 @@ def finish(function: Any, machine: Machine) -> Any:
     """
     used: set[str] = set()
     suffix = vector_math.IN_TILE if _holds_tile(function.body) else ""
-    body = serialize_narrow_repeats(inline_narrow_lets(vector_limits(function.body, used)))
+    body = serialize_narrow_repeats(inline_narrow_lets(vector_nan_tests(vector_limits(function.body, used))))
     body = hide_backward_divisions(serialize_scalar_loops(widen_narrow_calls(body)))
     body = fresh_lets(chosen_conditions(_vector_calls(_rounded_integers(body), used, suffix)))
     if used:

@@ -71,18 +71,43 @@ def reduction_of(stage: Stage) -> Reduction | None:
     while isinstance(value, tirx.Let):
         lets.append((value.var, value.value))
         value = value.body
+    found = _extremum(value, store) or _combination(value, store)
+    if found is None:
+        return None
+    combiner, operand = found
+    for var, bound in reversed(lets):
+        operand = tirx.Let(var, bound, operand)
+    if any(load.source.same_as(store.buffer) for load in buffers_loaded(operand)):
+        return None
+    return Reduction(combiner, operand, stage.init.value, store)
+
+
+def _combination(value: Expr, store: Any) -> tuple[Combiner, Expr] | None:
+    """What joins the stage's own element with an operand, and that operand."""
     combiner = COMBINERS.get(type(value))
     if combiner is None:
         return None
-    for accumulator, operand in ((value.a, value.b), (value.b, value.a)):
-        if not _is_own_load(accumulator, store):
-            continue
-        for var, bound in reversed(lets):
-            operand = tirx.Let(var, bound, operand)
-        if any(load.source.same_as(store.buffer) for load in buffers_loaded(operand)):
-            return None
-        return Reduction(combiner, operand, stage.init.value, store)
-    return None
+    pairs = (value.a, value.b), (value.b, value.a)
+    return next(((combiner, operand) for own, operand in pairs if _is_own_load(own, store)), None)
+
+
+def _extremum(value: Expr, store: Any) -> tuple[Combiner, Expr] | None:
+    """The same of the largest or smallest value, or NaN where there is one, as the importer writes it."""
+    if not isinstance(value, tirx.Select) or not isinstance(value.false_value, tirx.Select):
+        return None
+    own, operand, last = value.true_value, value.false_value.true_value, value.false_value.false_value
+    if not isinstance(last, tirx.Max | tirx.Min) or not _is_own_load(own, store):
+        return None
+    kind = type(last)
+    read = tirx.Select(tirx.isnan(operand), operand, kind(own, operand))
+    if not structural_equal(value, tirx.Select(tirx.isnan(own), own, read)):
+        return None
+
+    def combine(a: Expr, b: Expr) -> Expr:
+        # Of a comparison with NaN the second is taken, so that only the first need be looked at.
+        return tirx.Select(tirx.isnan(a), a, tirx.Select(a > b if kind is tirx.Max else a < b, a, b))
+
+    return Combiner("extremum", combine, None), operand
 
 
 def _is_own_load(expr: Expr, store: Any) -> bool:

@@ -12,8 +12,8 @@ from schedules.gpu.machine import GpuMachine
 from schedules.kernel import Axis, Stage, product
 from schedules.matmul_form import Group
 from schedules.nest import allocate, expression, load, repeat, sequence, store
-from schedules.reduction import Combiner, Reduction, reduction_of
-from schedules.tir import structural_equal, tirx, tvm
+from schedules.reduction import Reduction, reduction_of
+from schedules.tir import tirx
 
 LEAST_ELEMENTS = 256
 _THREADS = (256, 1024)
@@ -23,7 +23,7 @@ _POINTS_OF_A_BLOCK = 256  # what a block computes where each thread has a result
 
 def block_reduction(stage: Stage, machine: GpuMachine) -> Any | None:
     """The launch; None where the stage is no reduction, or gives work to all threads without this."""
-    reduction = reduction_of(stage) or _extremum_of(stage)
+    reduction = reduction_of(stage)
     points, elements = (product(axis.extent for axis in axes) for axes in (stage.spatial, stage.reduction))
     if reduction is None or points is None or elements is None or elements < LEAST_ELEMENTS:
         return None
@@ -34,27 +34,6 @@ def block_reduction(stage: Stage, machine: GpuMachine) -> Any | None:
     place = {**_values(stage.spatial, block)}
     body = _joined(_at(reduction, place), stage.reduction, elements, thread, threads)
     return thread_loop("blockIdx.x", block, points, thread_loop("threadIdx.x", thread, threads, body))
-
-
-def _extremum_of(stage: Stage) -> Reduction | None:
-    """The largest or smallest value, or NaN where there is one, as the importer writes it."""
-    store = stage.store
-    if store is None or not isinstance(stage.init, tirx.BufferStore) or not isinstance(store.value, tirx.Select):
-        return None
-    own, inner = store.value.true_value, store.value.false_value
-    last = inner.false_value if isinstance(inner, tirx.Select) else None
-    if not isinstance(last, tirx.Max | tirx.Min) or not isinstance(own, tvm.ir.TensorLoad):
-        return None
-    if not own.source.same_as(store.buffer) or not structural_equal(list(own.indices), list(store.indices)):
-        return None
-    kind = type(last)
-
-    def combine(a: Any, b: Any) -> Any:
-        return tirx.Select(tirx.isnan(a), a, tirx.Select(tirx.isnan(b), b, kind(a, b)))
-
-    if not structural_equal(store.value, combine(own, inner.true_value)):
-        return None
-    return Reduction(Combiner("extremum", combine, None), inner.true_value, stage.init.value, store)
 
 
 def _values(axes: tuple[Axis, ...], position: Any) -> dict[Any, Any]:

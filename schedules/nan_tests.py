@@ -1,0 +1,31 @@
+"""Tests for NaN in integers: the engine's own, `x != x`, has no vector form and takes a vector's lanes apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schedules.inline import call_name
+from schedules.tir import structural_map, tirx, tvm
+
+# IEEE 754: the bits of infinity; of a NaN, without the sign, they are greater.
+_INFINITY = {"float16": ("int16", 0x7C00), "float32": ("int32", 0x7F800000), "float64": ("int64", 0x7FF << 52)}
+
+
+def vector_nan_tests(body: Any) -> Any:
+    """A statement with each `isnan` as a comparison of the number's bits."""
+
+    def replace(call: Any) -> Any:
+        if call_name(call) != "tirx.isnan":
+            return call
+        known = _INFINITY.get(str(call.args[0].ty))
+        if known is None:
+            return call
+        dtype, infinity = known
+        magnitude = tirx.reinterpret(dtype, call.args[0]) & tirx.const(_largest(dtype), dtype)
+        return magnitude > tirx.const(infinity, dtype)
+
+    return structural_map(body, (tvm.ir.Call, replace))
+
+
+def _largest(dtype: str) -> int:
+    return (1 << int(dtype.removeprefix("int")) - 1) - 1
