@@ -53,6 +53,7 @@ class TosaGraph:
         self._serializer = tosa_serializer.TosaSerializer("", tosa_serializer.ConstMode.EMBED, *_VERSION)
         self.operators = 0
         self._made: dict[str, Any] = {}
+        self._outputs: set[str] = set()
 
     def serialize(self) -> bytes:
         """The finished graph."""
@@ -75,7 +76,11 @@ class TosaGraph:
         return Tensor(made.name, (len(values),), "shape")
 
     def output(self, tensor: Tensor) -> None:
-        """Mark an output; they keep the order of these calls."""
+        """Mark an output; they keep the order of these calls. An input, or one that is an output already, is copied."""
+        if tensor.name not in self._made or tensor.name in self._outputs:
+            entries = self.constant(np.arange(-128, 128, dtype=np.int8))
+            tensor = self.emit("TABLE", [tensor, entries], tensor.shape, "int8", "TableAttribute")
+        self._outputs.add(tensor.name)
         self._serializer.addOutputTensor(self._made[tensor.name])
 
     def emit(

@@ -60,6 +60,13 @@ class QuantizedGraph:
         self.rounded_names.add(result)
         return result
 
+    def rounded_like(self, name: str, other: str) -> str:
+        """dequantize(quantize(name)) with the scale and zero point of a rounded tensor."""
+        (parameters,) = [list(each.input[1:]) for each in self._nodes if other in each.output]
+        result = self.node("DequantizeLinear", [self.node("QuantizeLinear", [name, *parameters]), *parameters])
+        self.rounded_names.add(result)
+        return result
+
     def weight(self, shape: tuple[int, ...], axis: int, *, per_channel: bool = True) -> str:
         """Constant int8 weights."""
         values = self.rng.integers(-127, 128, shape).astype(np.int8)

@@ -397,3 +397,16 @@ def test_extremes_in_the_steps_of_their_operand(operator: str) -> None:
         refused, plan = planned(graph.model(graph.rounded(found, 0.2, 4)))
         assert not refused.refused
         check(next(iter(plan.parts.values())))
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_changes_nothing(alone: bool) -> None:
+    """As the keys of attention are turned: what has its channels last already. Its result is its operand."""
+    graph = QuantizedGraph(7)
+    x = graph.input(1, 13, 3, 20)
+    turned = graph.rounded_like(graph.node("Transpose", [x], perm=[0, 2, 3, 1]), x)
+    model = graph.model(turned) if alone else graph.model(turned, graph.rounded_like(graph.node("Neg", [x]), x))
+    found, plan = planned(model)
+    assert not found.refused
+    (segment,) = plan.parts.values()
+    check(segment)
