@@ -1,7 +1,7 @@
 """compute-in-integers: operators between a dequantization and a quantization compute with the integers themselves.
 
     conv(dequantize(x), dequantize(w))             => scale * (conv(x, w) - offset), conv in int32
-    matmul(dequantize(x), dequantize(w))           => the same
+    matmul(dequantize(x), dequantize(w))           => the same, also of a scale of x that is computed
     quantize(scale * sum + bias)                   => quantize((scale / step) * (sum + round(bias / scale)))
     quantize(dequantize(a) + dequantize(b))        => quantize(ratio a + (ratio b + constant))
     quantize(relu(y)), quantize(clip(y))           => clip(quantize(y))
@@ -167,6 +167,23 @@ def matmul(graph: Graph, call: Call) -> Expr | None:
         return None
     product = graph.emit(relax.op.matmul(data.data, as_constant(weight.values), out_dtype="int32"))
     return scaled_sum(graph, product, data, weight)
+
+
+@rules.on("relax.matmul")
+def matmul_of_measured(graph: Graph, call: Call) -> Expr | None:
+    """The same of data whose scale and zero point are computed when the model runs: one of each, of its range."""
+    data, weight = graph.call(call.args[0], "relax.dequantize"), integer_weight(graph, call.args[1], 1)
+    if data is None or weight is None or not is_plain_matmul(call) or dtype_of(data.args[0]) not in _BYTES:
+        return None
+    source, scale, zero = data.args
+    if weight.values.dtype != np.int8 or rank_of(scale) or rank_of(zero) or constant_array(graph, scale) is not None:
+        return None
+    product = graph.emit(relax.op.matmul(source, as_constant(weight.values), out_dtype="int32"))
+    sums = as_constant(weight.values.astype(np.int32).sum(axis=0, dtype=np.int32))
+    offset = graph.emit(relax.op.multiply(graph.emit(relax.op.astype(zero, "int32")), sums))
+    wide = graph.emit(relax.op.astype(graph.emit(relax.op.subtract(product, offset)), "float32"))
+    factor = graph.emit(relax.op.multiply(scale, as_constant(weight.scale)))
+    return relax.op.multiply(wide, factor)
 
 
 def is_plain_matmul(call: Call) -> bool:

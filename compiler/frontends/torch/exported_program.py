@@ -186,8 +186,9 @@ def _to_onnx(program: torch.export.ExportedProgram) -> Any:
     optimize = all(tensor.dtype != torch.bfloat16 for tensor in program.state_dict.values())
     try:
         with _quiet():
+            table = translations(program)
             return torch.onnx.export(
-                program, dynamo=True, verbose=False, optimize=optimize, custom_translation_table=translations()
+                program, dynamo=True, verbose=False, optimize=optimize, custom_translation_table=table
             )
     except Exception as error:  # the exporter wraps whatever a conversion raises
         cause = error.__cause__ or error

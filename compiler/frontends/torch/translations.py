@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from compiler.frontends.torch.quantized_operators import QUANTIZED_OPERATORS, int_mm
 
-def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """The exporter's `custom_translation_table`. Of torchvision's operators only where that is imported: a program
-    that uses them has imported it."""
+if TYPE_CHECKING:
     import torch
 
-    if "torchvision" not in sys.modules:
-        return {}
-    return {torch.ops.torchvision.roi_pool.default: _roi_pool}
+
+def translations(program: torch.export.ExportedProgram) -> dict[Callable[..., Any], Callable[..., Any]]:
+    """The exporter's `custom_translation_table`. An operator of a package is there only where a program has it."""
+    import torch
+
+    known = {"torchvision.roi_pool.default": _roi_pool, **QUANTIZED_OPERATORS}
+    found = {node.target: known[str(node.target)] for node in program.graph.nodes if str(node.target) in known}
+    return {torch.ops.aten._int_mm.default: int_mm, **found}
 
 
 def _roi_pool(values: Any, regions: Any, scale: float, height: int, width: int) -> Any:
