@@ -1,7 +1,8 @@
 """Lets in forms that the engine takes.
 
 Seen with apache-tvm 0.27: its generator of LLVM code looks for bounds of the integers and conditions that Lets bind. It
-stops at vectors of comparisons there, and at a Let in the extent of a loop, which it bounds twice, differently.
+stops at vectors of comparisons there, and at a Let in the extent of a loop, which it bounds twice, differently. Its
+pass NarrowDataType bounds the variable of a Let inside of it and on its own, and stops where the two differ.
 """
 
 from __future__ import annotations
@@ -48,16 +49,26 @@ def _loads(value: Expr) -> bool:
 
 
 def chosen_conditions(root: Any) -> Any:
-    """No Let binds a comparison, or one as a number: where one was, 1 or 0 is selected by it."""
+    """No Let binds a comparison, or one as a number: where one was, 1 or 0 is selected by it.
+
+    What is computed of integers that are loaded is bound without bounds.
+    """
 
     def replace(let: Any) -> Any:
         if str(let.var.ty) != "bool":
-            return tirx.Let(let.var, _selected(let.value), let.body) if "int" in str(let.var.ty) else let
+            return tirx.Let(let.var, _unbounded(_selected(let.value)), let.body) if "int" in str(let.var.ty) else let
         number = tirx.Var(str(let.var.name), "int8")
         body = substitute(let.body, {let.var: tirx.NE(number, _constant(0, "int8"))})
         return tirx.Let(number, _choice(let.value, "int8"), body)
 
     return structural_map(root, (tirx.Let, replace))
+
+
+def _unbounded(value: Expr) -> Expr:
+    """`value | 0`, which costs no instruction; loads have no bounds already."""
+    if isinstance(value, tvm.ir.TensorLoad) or not _loads(value):
+        return value
+    return tirx.bitwise_or(value, _constant(0, str(value.ty)))
 
 
 def _selected(value: Expr) -> Expr:

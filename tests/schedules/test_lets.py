@@ -58,6 +58,17 @@ def test_a_condition(values: np.ndarray[Any, Any]) -> None:
     np.testing.assert_array_equal(run(function, values), np.where(abs(values) < 3, 7, 4))
 
 
+def test_a_loaded_integer_with_bounds(values: np.ndarray[Any, Any]) -> None:
+    def body(value: Expr) -> Expr:
+        wide = tirx.Cast("int64", value)
+        return tirx.Select(wide < integer(0), wide + integer(9), wide)
+
+    offset = tirx.IntImm("int32", 2)
+    function = bound(lambda x: tirx.Max(tirx.Cast("int32", x), offset - offset - offset) + offset, body, "int32")
+    wanted = np.maximum(values, -2) + 2
+    np.testing.assert_array_equal(run(function, values), np.where(wanted < 0, wanted + 9, wanted))
+
+
 def test_divisions_are_repeated_and_other_lets_stay() -> None:
     a, b, quotient, product = (tirx.Var(name, "int64") for name in ("a", "b", "quotient", "product"))
     inner = tirx.Let(product, a * b, product + quotient)
