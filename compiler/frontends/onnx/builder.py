@@ -33,6 +33,7 @@ class Builder:
         self._names: dict[str, int] = {}
         self._regions: list[int] = [0]
         self._region_count = 0
+        self._names_of_sizes: dict[str, Dim] = {}
         self._size_regions: dict[tvm.ir.Expr, int] = {}
         self._size_sources: dict[tvm.ir.Expr, frozenset[str]] = {}
         self.sources: frozenset[str] = frozenset()
@@ -176,7 +177,15 @@ class Builder:
         shape = tensor_shape(tensor)
         if all(is_simple(size) for size in shape):
             return tensor
-        return self.match_shape(tensor, [size if is_simple(size) else self.dimension() for size in shape])
+        return self.match_shape(tensor, [size if is_simple(size) else self._named(size) for size in shape])
+
+    def _named(self, size: Dim) -> Dim:
+        """A size with the value of this one; equal ones have one name."""
+        key = str(self.arithmetic.simplify(size))
+        name = self._names_of_sizes.get(key)
+        if name is None or not self.size_is_visible(name):
+            name = self._names_of_sizes[key] = self.dimension()
+        return name
 
     def emit_te(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> relax.Expr:
         """Bind a call of a tensor expression function; relax tensors arrive in it as te tensors."""

@@ -174,7 +174,10 @@ def concat(context: NodeContext) -> relax.Expr:
     if any(context.rank(i) != rank or context.dtype(i) != context.dtype(0) for i in range(count)):
         context.invalid("its inputs differ in rank or type")
     tensors = _same_other_sizes(context, [context.input(i) for i in range(count)], axis)
-    return tensors[0] if count == 1 else R.concat(tensors, axis)
+    if count == 1:
+        return tensors[0]
+    # Sums of minima, as of the best boxes of each level, have no one form that all kernels write them in.
+    return context.with_simple_sizes(context.emit(R.concat(tensors, axis)))
 
 
 def _same_other_sizes(context: NodeContext, tensors: list[relax.Expr], axis: int) -> list[relax.Expr]:

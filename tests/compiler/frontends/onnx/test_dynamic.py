@@ -8,6 +8,7 @@ import onnx.helper
 import onnxruntime
 import pytest
 
+import compiler
 from compiler.errors import InputError, InputValueRequiredError
 from compiler.frontends.onnx import import_onnx
 from tests.compiler.frontends.onnx.support import make_model
@@ -134,3 +135,42 @@ def test_constants_that_do_not_fit_are_named(constants: dict[str, np.ndarray]) -
     inputs = [Info("x", FLOAT, [2, 3]), Info("p", INT64, [])]
     with pytest.raises(InputError):
         import_onnx(make_model([Node("CumSum", ["x", "p"], ["o"])], inputs, ["o"]), constants=constants)
+
+
+def test_the_best_of_counted_entries_of_several_levels() -> None:
+    """As detectors choose them: at most so many of each level's, joined; what uses the sum of minima is one kernel."""
+    nodes, values, places = [], [], []
+    constants = {"most": np.array([3]), "zero": np.array([0]), "limit": np.array(0.3, np.float32)}
+    for level in range(6):
+        x, count = f"x{level}", f"count{level}"
+        nodes += [
+            Node("Greater", [x, "limit"], [f"large{level}"]),
+            Node("Compress", [x, f"large{level}"], [f"chosen{level}"], axis=0),
+            Node("Shape", [f"chosen{level}"], [count]),
+            Node("Min", [count, "most"], [f"k{level}"]),
+            Node("TopK", [f"chosen{level}", f"k{level}"], [f"v{level}", f"i{level}"], axis=0),
+        ]
+        values.append(f"v{level}")
+        places.append(f"i{level}")
+    nodes += [
+        Node("Concat", values, ["v"], axis=0),
+        Node("Concat", places, ["i"], axis=0),
+        Node("Cast", ["i"], ["f"], to=FLOAT),
+        Node("ReduceMax", ["v"], ["m"], keepdims=0),
+        Node("Mul", ["f", "m"], ["offset"]),
+        Node("Slice", ["offset", "zero", "size", "zero"], ["part"]),
+        Node("Add", ["part", "v"], ["o"]),
+    ]
+    nodes.insert(-2, Node("Shape", ["v"], ["size"]))
+    inputs = [Info(f"x{level}", FLOAT, [7 + level]) for level in range(6)]
+    model = make_model(nodes, inputs, ["o"], [onnx.numpy_helper.from_array(a, n) for n, a in constants.items()])
+    model.graph.output[0].CopyFrom(Info("o", FLOAT, [None]))
+    generator = np.random.default_rng(0)
+    feeds = [
+        {f"x{level}": generator.standard_normal(7 + level).astype(np.float32) + shift for level in range(6)}
+        for shift in (np.float32(0), np.float32(1), np.float32(-0.5))
+    ]
+    module = compiler.compile(model, threads=1)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for each in feeds:
+        np.testing.assert_allclose(module.run(each)["o"], session.run(None, each)[0], rtol=1e-5)
