@@ -77,6 +77,7 @@ FUSE = (
     "legalize-operators",
     "annotate-patterns",
     "fold-lowered-constants",
+    "specialize-sizes",
     "separate-sizes",
     "group-operators",
     "gather-sizes",
