@@ -6,7 +6,7 @@
     quantize(dequantize(a) + dequantize(b))        => quantize(ratio a + (ratio b + constant))
     quantize(relu(y)), quantize(clip(y))           => clip(quantize(y))
     move(dequantize(x)), max_pool(dequantize(x))   => dequantize(move(x)), dequantize(max_pool(x))
-    quantize(concat(...))                          => concat(quantize(...))
+    quantize(concat(...)), quantize(move(...))     => concat(quantize(...)), move(quantize(...))
     quantize(dequantize(x)) of equal parameters    => x
 
 Sums are exact. The multipliers are those that ONNX Runtime's operators on quantized tensors use, formed in float32 in
@@ -355,6 +355,18 @@ def quantize_of_concatenation(graph: Graph, call: Call) -> Expr | None:
     dtype = str(call.attrs.out_dtype)
     quantized = [graph.emit(relax.op.quantize(each, call.args[1], call.args[2], -1, dtype)) for each in parts]
     return relax.op.concat(quantized, joined.attrs.axis)
+
+
+@rules.on("relax.quantize")
+def quantize_of_moved(graph: Graph, call: Call) -> Expr | None:
+    """quantize(move(x)) => move(quantize(x)): what makes x rounds it, and bytes are moved"""
+    moved = graph.call(call.args[0], *_MOVES)
+    if moved is None or _step_of(graph, call, _BYTES + _WORDS) is None or not graph.only_use(call.args[0]):
+        return None
+    if not isinstance(graph.definition(moved.args[0]), relax.Call) or not graph.only_use(moved.args[0]):
+        return None
+    rounded = relax.op.quantize(moved.args[0], call.args[1], call.args[2], -1, str(call.attrs.out_dtype))
+    return relax.Call(moved.op, [graph.emit(rounded), *moved.args[1:]], moved.attrs)
 
 
 @rules.on(*_MOVES)

@@ -192,6 +192,18 @@ def test_concatenation_joins_integers() -> None:
     assert ("concat", "uint8") in names
 
 
+def test_a_channel_shuffle_moves_bytes() -> None:
+    """What is rounded behind the shuffle is rounded before it, by the convolution."""
+    graph = QuantizedGraph((1, 16, 6, 6), "uint8")
+    data = graph.conv(graph.quantize("x"), 16, 16, 1)
+    apart = graph.node("Reshape", data, graph.constant(np.array([1, 4, 4, 36])))
+    shuffled = graph.node("Transpose", apart, perm=[0, 2, 1, 3])
+    joined = graph.quantize(graph.node("Reshape", shuffled, graph.constant(np.array([1, 16, 6, 6]))))
+    names = check(graph, graph.quantize(graph.conv(joined, 8, 16, 1)))
+    assert ("permute_dims", "uint8") in names
+    assert ("permute_dims", "float32") not in names
+
+
 def test_a_classifier_of_integers() -> None:
     graph = QuantizedGraph((2, 5, 40), "uint8")
     weight, _ = graph.weight(40, 24, axis=1)
