@@ -213,7 +213,8 @@ def summary(records: Iterable[Record]) -> list[RuleSummary]:
             product *= gain
         failed = sum(record.status != "ok" for record in group)
         mean = product ** (1 / len(gains)) if gains else None
-        lines.append(RuleSummary(target, rule, version, len(tasks), len(group), failed, mean))
+        trials = sum(not record.in_model for record in group)  # what is timed again in the model is no trial
+        lines.append(RuleSummary(target, rule, version, len(tasks), trials, failed, mean))
     return lines
 
 

@@ -29,12 +29,12 @@ _REPORT = struct.Struct("<ii")  # resumed, trials
 _READY_SECONDS = 60.0
 
 
-def convolution_model(stride: int = 2) -> bytes:
+def convolution_model(stride: int = 2, kernel: int = 3) -> bytes:
     """One convolution: a kernel with a large space that takes no time."""
     size = 14 // stride
-    weight = np.random.default_rng(0).standard_normal((32, 32, 3, 3)).astype(np.float32)
+    weight = np.random.default_rng(0).standard_normal((32, 32, kernel, kernel)).astype(np.float32)
     graph = helper.make_graph(
-        [helper.make_node("Conv", ["x", "w"], ["y"], strides=[stride, stride], pads=[1, 1, 1, 1])],
+        [helper.make_node("Conv", ["x", "w"], ["y"], strides=[stride, stride], pads=[kernel // 2] * 4)],
         "convolution",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 32, 14, 14])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 32, size, size])],
