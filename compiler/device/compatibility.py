@@ -39,24 +39,27 @@ class ServerVersions:
     features: frozenset[str]
 
 
-def says_versions(connection: Connection, address: str) -> bool:
-    """Whether the server at `address` can be asked: the engine's own can not. Raises DeviceError where none answers."""
-    return connection.offers(_VERSIONS, what=_asking(address), hint=_NEW_PROGRAMS)
-
-
 def ask_versions(connection: Connection, address: str) -> ServerVersions:
     """What the server at `address` is.
 
     Raises:
         DeviceError: it is older than the question, of another kind, or speaks another protocol than this version.
     """
-    what = _asking(address)
-    if not says_versions(connection, address):
+    versions = versions_if_told(connection, address)
+    if versions is None:
         raise DeviceError(
             f"the server at {address} does not say its version: it is older than this Tensorwright, or no "
             "tensorwright-server",
             _NEW_PROGRAMS,
         )
+    return versions
+
+
+def versions_if_told(connection: Connection, address: str) -> ServerVersions | None:
+    """The same; None where it can not be asked, as the engine's own servers."""
+    what = f"{address}: asking for the server's version failed"
+    if not connection.offers(_VERSIONS, what=what, hint=_NEW_PROGRAMS):
+        return None
     answer = connection.call(_VERSIONS, what=what, hint=_NEW_PROGRAMS)
     try:
         fields = json.loads(answer)
@@ -69,10 +72,6 @@ def ask_versions(connection: Connection, address: str) -> ServerVersions:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise DeviceError(f"{what}: it answered {str(answer)[:200]!r}", _NEW_PROGRAMS) from error
-
-
-def _asking(address: str) -> str:
-    return f"{address}: asking for the server's version failed"
 
 
 def _other_protocol(address: str, protocol: int, version: str) -> DeviceError:
@@ -134,4 +133,11 @@ def _missing(features: Iterable[str], server: ServerVersions) -> list[str]:
     return [name for name in features if normalized(name) not in server.features]
 
 
-__all__ = ["PROTOCOL", "ServerVersions", "ask_versions", "check_kernels_run_there", "check_runs_there", "says_versions"]
+__all__ = [
+    "PROTOCOL",
+    "ServerVersions",
+    "ask_versions",
+    "check_kernels_run_there",
+    "check_runs_there",
+    "versions_if_told",
+]

@@ -7,7 +7,7 @@ c = (r + p) // s: no product with an inserted zero, nor with one that fills a ph
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,7 +82,7 @@ class PhaseConvolutions:
             return None
         return cls(known, groups, tuple(out_shape))
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[tuple[Phase, ...]]:
         """The phases of all dimensions, the last one fastest."""
         return itertools.product(*self.phases)
 

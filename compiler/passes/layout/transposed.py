@@ -79,12 +79,12 @@ def transposed_convolution(builder: LayoutBuilder, call: Any) -> Blocked | None:
         Phases.of(shape[2 + i], out_shape[2 + i], values.shape[2 + i], strides[i], before[i]) for i in range(rank)
     ]
     found = [each for each in phases if each is not None]
-    if len(found) < rank:
-        return None if several is None else several.emit(builder, data, values)
-    one = _Merged(builder, data, found, tuple(out_shape), groups * values.shape[1])
-    if several is not None and (groups > 1 or several.cycles(one.work, builder.machine) < one.cycles()):
+    one = _Merged(builder, data, found, tuple(out_shape), groups * values.shape[1]) if len(found) == rank else None
+    if several is not None and (
+        one is None or groups > 1 or several.cycles(one.work, builder.machine) < tile_cycles(one.work, builder.machine)
+    ):
         return several.emit(builder, data, values)
-    return one.emit(_dense(values, groups))
+    return None if one is None else one.emit(_dense(values, groups))
 
 
 def _dense(weight: Array, groups: int) -> Array:
@@ -148,9 +148,6 @@ class _Merged:
             groups=1,
             in_block=1 if few else lanes,
         )
-
-    def cycles(self) -> float:
-        return tile_cycles(self.work, self.builder.machine)
 
     def emit(self, weight: Array) -> Blocked:
         """The calls, of the dense weight (i, o, *kernel)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 
-from compiler.device.compatibility import ask_versions, check_kernels_run_there, says_versions
+from compiler.device.compatibility import check_kernels_run_there, versions_if_told
 from compiler.device.connection import Connection
 from compiler.errors import OptionError
 from compiler.tuning.measuring.runners import is_reachable, parse_device
@@ -35,7 +35,8 @@ def check_device(device: str, target: Target) -> str | None:
         return unknown
     address = f"{host}:{port}"
     with closing(Connection(address)) as connection:
-        if not says_versions(connection, address):
+        versions = versions_if_told(connection, address)
+        if versions is None:
             return unknown
-        check_kernels_run_there(target, ask_versions(connection, address), address)
+        check_kernels_run_there(target, versions, address)
     return None
