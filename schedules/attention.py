@@ -10,20 +10,22 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from schedules.attention_compute import ADJUSTED, ATTENTION, OPERANDS, PRODUCT, RESULT, SCORES, guarded_quotient
-from schedules.attention_pairs import Operand, Pairs, narrowed_rows
+from schedules.attention_pairs import NarrowRows, Operand, Pairs
+from schedules.attention_softmax import Softmax
+from schedules.batched_matrix import BatchedMatrix, with_contiguous_columns
 from schedules.bf16_dot import dot
 from schedules.config import Config, ConfigSpace
 from schedules.conv_workload import KIND
 from schedules.emit import build_function
 from schedules.errors import NotScheduledError
 from schedules.expression import index, map_loads, substitute
-from schedules.kernel import Axis, Kernel, Stage, dtype_of, shape_of
+from schedules.kernel import Kernel, Stage, dtype_of, shape_of
 from schedules.machine import Machine
 from schedules.nest import expression
 from schedules.parallel import MIN_PARALLEL_WORK, Extent, loops, pays_off, repeat
 from schedules.register_tile import RegisterTile
 from schedules.rule import ScheduleRule, Workload
-from schedules.stage_code import in_sequence, stage_code
+from schedules.stage_code import in_sequence
 from schedules.tir import tirx
 
 Expr = Any
@@ -56,10 +58,10 @@ class Attention(ScheduleRule):
         if stages is None or not kernel.is_plain or len(stages) != len(kernel.stages):
             return None
         parts = _Parts.of(stages)
-        if dtype_of(parts.query) != "float32":
+        if dtype_of(parts.query.buffer) != "float32":
             return None
-        *lead, queries, depth = (size if isinstance(size, int) else 0 for size in shape_of(parts.query))
-        keys, columns = (size if isinstance(size, int) else 0 for size in shape_of(parts.value)[-2:])
+        *lead, queries, depth = (size if isinstance(size, int) else 0 for size in parts.query.shape)
+        keys, columns = (size if isinstance(size, int) else 0 for size in parts.value.shape[-2:])
         batch = 1
         for size in lead:
             batch *= size
@@ -99,11 +101,11 @@ def _stages(kernel: Kernel) -> dict[str, Stage] | None:
 class _Parts:
     """The operands, and how a raw score becomes the argument of softmax."""
 
-    query: Any
-    key: Any
-    value: Any
+    query: BatchedMatrix
+    key: BatchedMatrix
+    value: BatchedMatrix
+    result: BatchedMatrix
     scores: Any
-    result: Any
     adjusted: Stage
     guarded: bool
     rounds: bool
@@ -111,28 +113,45 @@ class _Parts:
     @property
     def narrow(self) -> bool:
         """Whether products run on pairs of bfloat16: where they may, and enough queries share the pairs."""
-        queries, depth = shape_of(self.query)[-2:]
-        sizes = queries, depth, *shape_of(self.value)[-2:]
+        queries, depth = self.query.shape[-2:]
+        sizes = queries, depth, *self.value.shape[-2:]
         return self.rounds and all(isinstance(size, int) for size in sizes) and queries >= _LEAST_QUERIES
 
     @classmethod
     def of(cls, stages: dict[str, Stage]) -> _Parts:
-        product = _operands(stages[SCORES])
-        weighted = _operands(stages[PRODUCT])
-        scores, result = stages[SCORES].store, stages[RESULT].store
+        query, key = _operands(stages[SCORES])
+        _, value = _operands(stages[PRODUCT])
+        scores, product, result = (stages[name].store for name in (SCORES, PRODUCT, RESULT))
         assert scores is not None
+        assert product is not None
         assert result is not None
         guarded = isinstance(result.value, tirx.Select)
         rounds = str(stages[SCORES].annotations.get(OPERANDS)) == "bfloat16"
-        buffers = product[0], product[1], weighted[1], scores.buffer, result.buffer
-        return cls(*buffers, stages[ADJUSTED], guarded, rounds)
+        [quotient] = [load for load in stages[RESULT].loads if load.source.same_as(product.buffer)]
+        shape = shape_of(product.buffer)
+        stored = BatchedMatrix(result.buffer, tuple(result.indices), tuple(quotient.indices), shape)
+        return cls(query, key, value, stored, scores.buffer, stages[ADJUSTED], guarded, rounds)
 
 
-def _operands(stage: Stage) -> list[Any]:
-    """The two buffers that a product reads, in order."""
+def _operands(stage: Stage) -> tuple[BatchedMatrix, BatchedMatrix]:
+    """The two operands of a product, in order."""
     assert stage.store is not None
+    *lead, row, column = stage.store.indices
+    [summed] = stage.reduction
+    *outer, rows, columns = shape_of(stage.store.buffer)
     term = stage.store.value.b
-    return [term.a.source, term.b.source]
+    left, right = (
+        BatchedMatrix(load.source, tuple(load.indices), (*lead, *ends), (*outer, *sizes))
+        for load, ends, sizes in (
+            (term.a, (row, summed.var), (rows, summed.extent)),
+            (term.b, (summed.var, column), (summed.extent, columns)),
+        )
+    )
+    return left, right
+
+
+def _multiply_add(total: Expr, a: Expr, b: Expr) -> Expr:
+    return total + a * b
 
 
 class _Writer:
@@ -141,10 +160,16 @@ class _Writer:
         self.machine = machine
         self.rows = rows
         self.lanes = machine.lanes("float32")
-        *self.lead, self.queries, self.depth = shape_of(parts.query)
-        self.keys, self.columns = shape_of(parts.value)[-2:]
-        self.key_pairs = Pairs.of(parts.key) if parts.narrow else None
-        self.value_pairs = Pairs.of(parts.value) if parts.narrow else None
+        *self.lead, self.queries, self.depth = parts.query.shape
+        self.keys, self.columns = parts.value.shape[-2:]
+        self.key, self.value = parts.key, parts.value
+        self.prepared: list[Stmt] = []
+        if parts.narrow:
+            pairs = Pairs.of(parts.key), Pairs.of(parts.value)
+            self.prepared = [statement for each in pairs for statement in each.made(machine)]
+            self.key, self.value = (BatchedMatrix.whole(each.words) for each in pairs)
+        elif not parts.key.runs_along(-1):
+            self.prepared, self.key = with_contiguous_columns(parts.key, machine)
 
     def code(self) -> Stmt:
         """Tasks over the leading dimensions and blocks of queries; what is left of queries in a block of its own."""
@@ -152,8 +177,7 @@ class _Writer:
         for extent in (*self.lead, self.queries, self.keys):
             amount = amount * extent
         threads = pays_off(amount, self.machine, MIN_PARALLEL_WORK * self.lanes // 4)
-        rounded = [each for each in (self.key_pairs, self.value_pairs) if each is not None]
-        parts = [statement for each in rounded for statement in each.made(self.machine)]
+        parts = list(self.prepared)
         for start, count, rows in self._blocks():
 
             def task(values: list[Expr], start: Any = start, rows: int = rows) -> Stmt:
@@ -181,44 +205,39 @@ class _Writer:
         statements = [tirx.AllocBuffer(each) for each in (scores, largest, totals)]
 
         def query(i: Any, k: Expr) -> Expr:
-            return tirx.BufferLoad(self.parts.query, [*lead, row + i, k])
+            return self.parts.query.load(*lead, row + i, k)
 
         def power(i: Any, k: Expr) -> Expr:
             return tirx.BufferLoad(scores, [expression(i), k])
 
+        def put(i: Any, k: Expr, value: Expr) -> Stmt:
+            return tirx.BufferStore(scores, value, [expression(i), k])
+
         queries: Operand = query
         powers: Operand = power
-        if self.key_pairs is not None:
-            made, queries = narrowed_rows("queries", rows, self.depth, query, self.lanes)
-            statements += made
+        if self.parts.narrow:
+            rounded, weights = NarrowRows.of("queries", rows, self.depth), NarrowRows.of("weights", rows, self.keys)
+            statements += [*rounded.allocated(), rounded.filled(query, self.lanes), *weights.allocated()]
+            queries, powers, put = rounded.pair, weights.pair, weights.put
         statements.append(
             self._over_panels(self.keys, lambda at, width: self._scores(lead, row, rows, at, width, scores, queries))
         )
-        statements += self._softmax(rows, scores, largest, totals)
-        if self.value_pairs is not None:
-            made, powers = narrowed_rows("weights", rows, self.keys, power, self.lanes)
-            statements += made
+        narrow = self.parts.narrow
+        statements += Softmax(rows, self.keys, scores, largest, totals, put, self.machine, narrow).code()
         statements.append(
             self._over_panels(self.columns, lambda at, width: self._values(lead, row, rows, at, width, powers, totals))
         )
         return in_sequence(statements)
 
-    def _tile(
-        self, rows: int, width: int, a: Operand, b: Any, pairs: Pairs | None, lead: list[Expr], at: Expr, end: Any
-    ) -> Stmt:
-        """A tile of a . b, b from column `at` on (of its pairs where there are any), and what `end(tile)` makes."""
-        combine = (lambda total, a, b: total + a * b) if pairs is None else dot
-        tile = RegisterTile(rows, width, self.lanes, "float32", combine)
-        source = b if pairs is None else pairs.words
-        depth = shape_of(source)[-2]
-        code = tile.code(
-            depth,
-            a,
-            lambda k, column: tirx.BufferLoad(source, [*lead, k, at + column]),
-            lambda i, column: tirx.FloatImm("float32", 0.0),
-            end(tile),
+    def _tile(self, rows: int, width: int, a: Operand, b: BatchedMatrix, lead: list[Expr], at: Expr, end: Any) -> Stmt:
+        """A tile of a . b, b from column `at` on, and what `end(tile)` makes."""
+        tile = RegisterTile(rows, width, self.lanes, "float32", dot if self.parts.narrow else _multiply_add)
+        zero = tirx.FloatImm("float32", 0.0)
+        return in_sequence(
+            tile.code(
+                b.shape[-2], a, lambda k, column: b.load(*lead, k, at + column), lambda i, column: zero, end(tile)
+            )
         )
-        return in_sequence(code)
 
     def _over_panels(self, columns: Any, tile: Any) -> Stmt:
         """Panels of two vectors; then what is left, in vectors and single columns when that is not known."""
@@ -244,7 +263,7 @@ class _Writer:
 
             return tile.each(store)
 
-        return self._tile(rows, width, a, self.parts.key, self.key_pairs, lead, at, end)
+        return self._tile(rows, width, a, self.key, lead, at, end)
 
     def _adjusted(self, score: Expr, place: list[Expr]) -> Expr:
         stage = self.parts.adjusted
@@ -259,31 +278,6 @@ class _Writer:
         value = map_loads(stage.store.value, lambda load: score if load.source.same_as(self.parts.scores) else None)
         return substitute(value, variables)
 
-    def _softmax(self, rows: int, scores: Any, largest: Any, totals: Any) -> list[Stmt]:
-        """The largest of each row, then powers in place and their sums."""
-        i, j = tirx.Var("i", "int64"), tirx.Var("j", "int64")
-        row_axis = Axis(i, rows)
-        score = tirx.BufferLoad(scores, [i, j])
-        low = tirx.min_value("float32")
-        most = Stage(
-            "largest",
-            (row_axis, Axis(j, self.keys, reduce=True)),
-            tirx.BufferStore(largest, tirx.Max(tirx.BufferLoad(largest, [i]), score), [i]),
-            tirx.BufferStore(largest, low, [i]),
-        )
-        powers = Stage(
-            "powers",
-            (row_axis, Axis(j, self.keys)),
-            tirx.BufferStore(scores, tirx.exp(score - tirx.BufferLoad(largest, [i])), [i, j]),
-        )
-        sums = Stage(
-            "totals",
-            (row_axis, Axis(j, self.keys, reduce=True)),
-            tirx.BufferStore(totals, tirx.BufferLoad(totals, [i]) + score, [i]),
-            tirx.BufferStore(totals, tirx.FloatImm("float32", 0.0), [i]),
-        )
-        return [stage_code(stage, self.machine, parallel=False) for stage in (most, powers, sums)]
-
     def _values(self, lead: list[Expr], row: Expr, rows: int, at: Expr, width: int, a: Operand, totals: Any) -> Stmt:
         """A tile of powers . values, divided by the sums as it is stored."""
         parts = self.parts
@@ -292,8 +286,8 @@ class _Writer:
             def store(i: int, place: Expr, column: Expr) -> Stmt:
                 value, total = tile.sum(i, place), tirx.BufferLoad(totals, [index(i)])
                 value = guarded_quotient(value, total) if parts.guarded else value / total
-                return tirx.BufferStore(parts.result, value, [*lead, row + i, at + column])
+                return tirx.BufferStore(parts.result.buffer, value, parts.result.place([*lead, row + i, at + column]))
 
             return tile.each(store)
 
-        return self._tile(rows, width, a, parts.value, self.value_pairs, lead, at, end)
+        return self._tile(rows, width, a, self.value, lead, at, end)

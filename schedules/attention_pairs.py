@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from schedules.bf16_dot import narrowed, rounded_pair
+from schedules.batched_matrix import BatchedMatrix
+from schedules.bf16_dot import narrowed, rounded_pair, rounded_run
 from schedules.conv_workload import ceil_div
-from schedules.kernel import shape_of
+from schedules.kernel import Axis, Stage
 from schedules.machine import Machine
 from schedules.nest import expression, lanes_of
 from schedules.parallel import Extent, loops, pays_off, repeat
+from schedules.stage_code import in_sequence, stage_code
 from schedules.tir import tirx
 
 Expr = Any
@@ -24,67 +26,122 @@ VECTORIZED = tirx.ForKind.VECTORIZED
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """A matrix (..., depth, columns) of float32 and its `words`, int32 (..., ceil(depth / 2), columns): two neighbours
-    along the depth each, the first in the low half; behind an odd depth stands 0."""
+    """Matrices (..., depth, columns) of float32 and their `words`, int32 (..., ceil(depth / 2), columns): two each that
+    are neighbours along the depth, the first in the low half; behind an odd depth stands 0."""
 
-    source: Any
+    source: BatchedMatrix
     words: Any
 
     @classmethod
-    def of(cls, source: Any) -> Pairs:
-        *lead, depth, columns = shape_of(source)
+    def of(cls, source: BatchedMatrix) -> Pairs:
+        *lead, depth, columns = source.shape
         shape = [*lead, ceil_div(depth, 2), columns]
         name = f"{source.name}_pairs"
         return cls(source, tirx.decl_buffer([expression(size) for size in shape], "int32", name, layout=None))
 
     def made(self, machine: Machine) -> list[Stmt]:
         """The statements that allocate and fill the words."""
-        *lead, depth, columns = shape_of(self.source)
         lanes = machine.lanes("float32")
+        whole_runs = self.source.shape[-2] % (2 * lanes) == 0
+        fill = self._turned if whole_runs and self.source.runs_along(-2) else self._filled
+        return [tirx.AllocBuffer(self.words), *fill(machine, lanes)]
+
+    def _leads(self) -> tuple[list[Extent], Any]:
+        """The loops over the matrices, and the elements of all of them."""
+        *lead, depth, columns = self.source.shape
         amount: Any = depth * columns
         for extent in lead:
             amount = amount * extent
+        return [Extent(f"lead{i}", extent) for i, extent in enumerate(lead)], amount
+
+    def _filled(self, machine: Machine, lanes: int) -> list[Stmt]:
+        """From rows of neighbouring columns, two at a time."""
+        *_, depth, columns = self.source.shape
+        extents, amount = self._leads()
 
         def row(values: list[Expr], *, whole: bool) -> Stmt:
             outer, step = values[:-1], values[-1]
 
             def word(column: Expr) -> Stmt:
-                low = tirx.BufferLoad(self.source, [*outer, step * 2, column])
-                high = tirx.BufferLoad(self.source, [*outer, step * 2 + 1, column])
-                value = rounded_pair(low, high if whole else tirx.FloatImm("float32", 0.0))
-                return tirx.BufferStore(self.words, value, [*outer, step, column])
+                low = self.source.load(*outer, step * 2, column)
+                high = self.source.load(*outer, step * 2 + 1, column) if whole else tirx.FloatImm("float32", 0.0)
+                return tirx.BufferStore(self.words, rounded_pair(low, high), [*outer, step, column])
 
             return _vectors("column", columns, lanes, word)
 
-        extents = [Extent(f"lead{i}", extent) for i, extent in enumerate(lead)]
         threads = pays_off(amount, machine)
         steps = [*extents, Extent("step", depth // 2)]
-        parts = [tirx.AllocBuffer(self.words), loops(steps, lambda at: row(at, whole=True), machine, parallel=threads)]
+        parts = [loops(steps, lambda at: row(at, whole=True), machine, parallel=threads)]
         if depth % 2:
             last = expression(depth // 2)
             parts.append(loops(extents, lambda at: row([*at, last], whole=False), machine, parallel=False))
         return parts
 
+    def _turned(self, machine: Machine, lanes: int) -> list[Stmt]:
+        """From columns that run along the depth: each rounded to words, then these transposed."""
+        *_, depth, columns = self.source.shape
+        extents, amount = self._leads()
 
-def narrowed_rows(name: str, rows: int, depth: int, value: Operand, lanes: int) -> tuple[list[Stmt], Operand]:
-    """Rows rounded to bfloat16: the statements that make them, and the pair of row i at a step of the sum."""
-    width = depth + depth % 2
-    buffer = tirx.decl_buffer([expression(rows), expression(width)], "uint16", name, layout=None)
+        def matrix(outer: list[Expr]) -> Stmt:
+            rounded = tirx.decl_buffer(
+                [expression(columns), expression(depth // 2)], "int32", f"{self.source.name}_rounded", layout=None
+            )
 
-    def row(i: Expr) -> Stmt:
-        return _vectors("k", depth, lanes, lambda k: tirx.BufferStore(buffer, narrowed(value(i, k)), [i, k]))
+            def words(column: Expr, run: Expr, lane: Expr) -> Stmt:
+                first = run * (2 * lanes) + lane
+                halves = [self.source.load(*outer, each, column) for each in (first, first + lanes)]
+                return tirx.BufferStore(rounded, rounded_run(*halves), [column, run * lanes + lane])
 
-    def clear(i: Expr) -> Stmt:
-        return tirx.BufferStore(buffer, tirx.IntImm("uint16", 0), [i, expression(depth)])
+            def column(at: Expr) -> Stmt:
+                return repeat(
+                    "run",
+                    depth // (2 * lanes),
+                    lambda run: repeat("lane", lanes, lambda lane: words(at, run, lane), VECTORIZED),
+                )
 
-    made = [tirx.AllocBuffer(buffer), repeat("row", rows, row)]
-    if depth % 2:
-        made.append(repeat("row", rows, clear))
+            i, j = tirx.Var("step", "int64"), tirx.Var("column", "int64")
+            turned = tirx.BufferStore(self.words, tirx.BufferLoad(rounded, [j, i]), [*outer, i, j])
+            stage = Stage("turn", (Axis(i, depth // 2), Axis(j, columns)), turned)
+            parts = [tirx.AllocBuffer(rounded), repeat("column", columns, column)]
+            return in_sequence([*parts, stage_code(stage, machine, parallel=False)])
 
-    def pair(i: Any, step: Expr) -> Expr:
-        return tirx.reinterpret("int32", tirx.BufferLoad(buffer, [expression(i), lanes_of(step * 2, 2)]))
+        return [loops(extents, matrix, machine, parallel=pays_off(amount, machine))]
 
-    return made, pair
+
+@dataclass(frozen=True, eq=False)
+class NarrowRows:
+    """Rows rounded to bfloat16; behind an odd number of elements stands 0."""
+
+    rows: int
+    size: int
+    buffer: Any
+
+    @classmethod
+    def of(cls, name: str, rows: int, size: int) -> NarrowRows:
+        width = size + size % 2
+        return cls(rows, size, tirx.decl_buffer([expression(rows), expression(width)], "uint16", name, layout=None))
+
+    def allocated(self) -> list[Stmt]:
+        """Statements that make the rows, with what stands behind them."""
+        made = [tirx.AllocBuffer(self.buffer)]
+        if self.size % 2:
+            zero, end = tirx.IntImm("uint16", 0), expression(self.size)
+            made.append(repeat("row", self.rows, lambda i: tirx.BufferStore(self.buffer, zero, [i, end])))
+        return made
+
+    def put(self, i: Any, k: Expr, value: Expr) -> Stmt:
+        """The statement that stores an element."""
+        return tirx.BufferStore(self.buffer, narrowed(value), [expression(i), k])
+
+    def filled(self, value: Operand, lanes: int) -> Stmt:
+        """The statement that stores all elements."""
+        return repeat(
+            "row", self.rows, lambda i: _vectors("k", self.size, lanes, lambda k: self.put(i, k, value(i, k)))
+        )
+
+    def pair(self, i: Any, step: Expr) -> Expr:
+        """The elements of row i at a step of a sum of pairs."""
+        return tirx.reinterpret("int32", tirx.BufferLoad(self.buffer, [expression(i), lanes_of(step * 2, 2)]))
 
 
 def _vectors(name: str, extent: int, lanes: int, body: Callable[[Expr], Stmt]) -> Stmt:

@@ -101,11 +101,12 @@ def _holds_tile(root: Any) -> bool:
 
 
 def _vector_calls(root: Any, used: set[str], suffix: str) -> Any:
-    """Calls of the engine's elementary functions replaced by ours; float16 and bfloat16 go through float32."""
+    """Calls of the engine's elementary functions replaced by ours; float16 and bfloat16 go through float32. Ours get
+    the variant for the kernel."""
 
     def replace(call: Any) -> Any:
-        plain = call_name(call).removeprefix("tirx.")
-        if plain not in vector_math.FUNCTIONS:
+        plain = call_name(call).removeprefix("tirx.").removeprefix(PREFIX)
+        if plain not in vector_math.FUNCTIONS or plain == vector_math.LIMIT:
             return call
         name = plain + suffix
         dtype = str(call.ty)

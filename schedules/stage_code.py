@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from schedules.axis_splitting import split_axes
 from schedules.branch import split_branches
 from schedules.expression import index, substitute, uses
 from schedules.index_arithmetic import with_plain_indices
@@ -34,7 +35,7 @@ _ACCUMULATORS = 4
 def stage_code(stage: Stage, machine: Machine, *, parallel: bool = True) -> Stmt:
     """The stage as a statement; `parallel=False` when it runs inside a parallel loop already."""
     stage = with_plain_indices(stage)
-    pieces = split_branches(stage)
+    pieces = [part for piece in split_branches(stage) for part in split_axes(piece)]
     shared = _shared_axis(stage, pieces, machine) if parallel else None
     if shared is not None:
         return _pieces_together(pieces, shared, machine)
@@ -358,7 +359,7 @@ class _Writer:
         body = _nested([loop for loop in self.nest.reduction if loop is not axis], in_sequence(parts))
         identity = substitute(reduction.identity(), rest)
         start = vector(group, lambda i: tirx.BufferStore(held, identity, [i]))
-        joined = _join(held, group, combine, dtype)
+        joined = join(held, group, combine, dtype)
         result = load(index(0, dtype))
         if reduction.joins_start():
             result = combine(substitute(reduction.start, rest), result)
@@ -401,7 +402,7 @@ class _Writer:
         return parts
 
 
-def _join(held: Any, count: int, combine: Callable[[Expr, Expr], Expr], dtype: str) -> list[Stmt]:
+def join(held: Any, count: int, combine: Callable[[Expr, Expr], Expr], dtype: str) -> list[Stmt]:
     """Statements that leave the combination of all of `held` in its first element, by halves."""
     steps = []
     while count > 1:

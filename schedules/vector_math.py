@@ -16,6 +16,10 @@ round       0      half away from zero, as `roundf`
 
 NaN gives NaN, infinities and overflow give the limits, results below the normal range are denormals.
 
+Softmax takes powers of what is 0 or less. `exp_of_negative` is exp for such (1.0 ulp down to e^-87), 0 below the normal
+range; `exp_of_negative_coarse` likewise with a largest relative error of 8e-5, a twentieth of what rounding to bfloat16
+comes to.
+
 Each comes in two variants. The plain one has its constants in registers, best for loops that do nothing else. The one
 for tiles reads them from memory with each use: beside a tile of sums there are no registers for them, and LLVM would
 rather spill the sums inside the innermost loop.
@@ -36,12 +40,15 @@ from schedules.llvm_functions import PREFIX, register_operator
 from schedules.tir import tvm
 
 _LOG2_E = 1.4426950408889634
+_LN2 = 0.6931471805599453
 _LN2_HIGH = 0.693359375  # 9 bits, so that n * _LN2_HIGH is exact
 _LN2_LOW = -2.12194440e-4
 _ROUNDING = 12582912.0  # 1.5 * 2^23: adding it rounds a float32 to an integer, held in the low bits
 _ROUNDING_BITS = 0x4B400000
 # e^r = 1 + r + r^2 P(r) for |r| <= ln 2 / 2, P fitted for the least largest relative error, 3.1e-9 (Lawson's method).
 _EXP = (1.38145406e-3, 8.36874545e-3, 4.16683890e-2, 1.66665211e-1, 4.99999940e-1, 1.0, 1.0)
+# e^r for |r| <= ln 2 / 2, fitted likewise: relative error 7.6e-5.
+_EXP_COARSE = (1.656631e-1, 5.0498962e-1, 1.00016594, 9.9992732e-1)
 _EXP_LIMITS = (-104.0, 89.0)  # beyond these the result is 0 or infinity in float32
 
 _TANH_NUMERATOR = (
@@ -88,6 +95,7 @@ _LOG = (
 
 IN_TILE = "_in_tile"
 LIMIT = "limit"
+EXP_OF_NEGATIVE, EXP_OF_NEGATIVE_COARSE = "exp_of_negative", "exp_of_negative_coarse"
 _TABLE = "tensorwright_constants"
 _TABLE_SIZE = 128
 
@@ -215,6 +223,26 @@ def _exp_parts(w: _Writer, x: str) -> tuple[str, str]:
     return w.horner(_EXP, r), w.whole("sub", w.bits(shifted), w.integer(_ROUNDING_BITS))
 
 
+def _exp_of_negative(w: _Writer, argument: str) -> str:
+    return _exp_in_one_step(w, argument, (_LN2_HIGH, _LN2_LOW), _EXP)
+
+
+def _exp_of_negative_coarse(w: _Writer, argument: str) -> str:
+    return _exp_in_one_step(w, argument, (_LN2,), _EXP_COARSE)
+
+
+def _exp_in_one_step(w: _Writer, argument: str, ln2: Sequence[float], polynomial: Sequence[float]) -> str:
+    """e^x for x <= 0, n at least -127, whose bits of 2^n are those of 0. What rounds n adds the bias of exponents."""
+    x = w.select(w.compare("olt", argument, w.number(-88.0)), w.number(-88.0), argument)
+    rounding = w.number(_ROUNDING + 127)
+    shifted = w.add(w.multiply(x, w.number(_LOG2_E)), rounding)
+    n = w.subtract(shifted, rounding)
+    for part in ln2:
+        x = w.subtract(x, w.multiply(n, w.number(part)))
+    power = w.from_bits(w.whole("shl", w.bits(shifted), w.integer(23)))
+    return w.multiply(w.horner(polynomial, x), power)
+
+
 def _sigmoid(w: _Writer, x: str) -> str:
     """1 / (1 + e^-x), where e^-x becomes infinite as soon as the result is below the normal range.
 
@@ -284,6 +312,8 @@ def _round(w: _Writer, x: str) -> str:
 
 FUNCTIONS: dict[str, Callable[..., str]] = {
     "exp": _exp,
+    EXP_OF_NEGATIVE: _exp_of_negative,
+    EXP_OF_NEGATIVE_COARSE: _exp_of_negative_coarse,
     "sigmoid": _sigmoid,
     "tanh": _tanh,
     "erf": _erf,

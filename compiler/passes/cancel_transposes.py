@@ -5,6 +5,7 @@
     transpose(x)                  => reshape(x)                    where only axes of size 1 move
     f(transpose(x))               => transpose(f(x))               f: elementwise, reduction, pad, slice, concatenation
     f(reshape(x))                 => reshape(f(x))                 f: elementwise, or a product with a matrix
+    f(reshape(x @ w), y)          => reshape(f(x @ w, reshape(y))) f: of two operands
 
 A transpose moves only when nothing else uses it, so that none is computed twice. It does not move past softmax or
 normalizations, whose kernels want their axis last. A reshape is worth having in its place: it copies nothing.
@@ -185,6 +186,27 @@ def reshape_past_binary(graph: Graph, call: Call) -> Expr | None:
             return None
         operands.append(source)
     return op.reshape(graph.emit(_applied(call, operands)), relax.ShapeExpr(result))
+
+
+@rules.on(*BINARY)
+def reshape_past_epilogue(graph: Graph, call: Call) -> Expr | None:
+    """f(reshape(x), y) => reshape(f(x, reshape(y))) for a product x, which then has f for its epilogue; y has the
+    shape of the result, or is a vector along the last axis, which the reshape keeps"""
+    result = shape_of(call)
+    for position, operand in enumerate(call.args):
+        product, other = reshaped(graph, operand), call.args[1 - position]
+        if product is None or result is None or graph.call(product, "relax.matmul") is None:
+            continue
+        inner, outer, theirs = shape_of(product), shape_of(operand), shape_of(other)
+        if inner is None or outer is None or theirs is None or not same_shape(outer, result):
+            continue
+        if same_shape(theirs, result):
+            other = graph.emit(op.reshape(other, relax.ShapeExpr(inner)))
+        elif len(theirs) != 1 or not inner or not same_size(inner[-1], outer[-1]):
+            continue
+        operands = [product, other] if position == 0 else [other, product]
+        return op.reshape(graph.emit(_applied(call, operands)), relax.ShapeExpr(result))
+    return None
 
 
 @rules.on("relax.matmul")

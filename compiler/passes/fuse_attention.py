@@ -3,7 +3,8 @@
     matmul(softmax(add(multiply(matmul(q, k), scale), mask)), v)
 
 with any number of constant scales and masks that broadcast to the scores, in any order, also without them; and with
-`where(isnan(weights), 0, weights)` between softmax and the last product, as torch exports it.
+`where(isnan(weights), 0, weights)` between softmax and the last product, as torch exports it. Transposes around it, by
+which heads come before positions and behind them again, are read and written through.
 """
 
 from __future__ import annotations
@@ -16,14 +17,18 @@ from tvm import relax, tirx
 from tvm.ir import GenericConst, IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from compiler.passes.cancel_transposes import axes_of, merge_reshapes
 from compiler.passes.context import PipelineContext
-from compiler.passes.graph import count_uses, operator_name, rewritable_functions
+from compiler.passes.dimension_orders import Ordered, differ_by_ones, order_of_result, ordered
+from compiler.passes.graph import RuleTable, count_uses, operator_name, rewritable_functions
 from compiler.passes.matching import array_of, same_shape, shape_of
 from compiler.passes.registry import graph_pass
-from schedules.attention_compute import attention
+from schedules.attention_compute import Orders, attention
 
 OPAQUE = 8  # relax's pattern kind that is fused with nothing
 _LEAST_KEYS = 4
+_last_rules = RuleTable()
+_last_rules.on("relax.reshape")(merge_reshapes)
 
 
 @graph_pass("fuse-attention", summary="Turn products, softmax and masks of attention into one kernel")
@@ -35,7 +40,9 @@ def fuse_attention(mod: IRModule, context: PipelineContext) -> IRModule:
     fuser = _Fuser(mod, "bfloat16" if narrow else "float32")
     for variable, function in rewritable_functions(mod):
         fuser.rewrite(variable, function)
-    return relax.transform.DeadCodeElimination()(fuser.builder_.get()) if fuser.count else mod
+    if not fuser.count:
+        return mod
+    return _last_rules.apply(relax.transform.DeadCodeElimination()(fuser.builder_.get()))
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,15 @@ class _Match:
     guarded: bool
 
 
+@dataclass(frozen=True)
+class _Transposed:
+    """Attention that ends in `product`, whose result is transposed to `order`."""
+
+    product: Any
+    match: _Match
+    order: tuple[int, ...]
+
+
 @mutator
 class _Fuser(PyExprMutator):
     def __init__(self, mod: IRModule, operands: str) -> None:
@@ -64,23 +80,59 @@ class _Fuser(PyExprMutator):
         self.count = 0
         self._definitions: Any = {}
         self._uses: dict[Any, int] = {}
+        self._transposed: dict[Any, _Transposed] = {}
+        self._within: set[Any] = set()  # products that are part of a transposed attention
 
     def rewrite(self, variable: Any, function: Any) -> None:
         before = self.count
         self._definitions = relax.analysis.get_var2val(function)
         self._uses = {}
         count_uses(function.body, self._uses, {})
+        found = {value: self._transposed_attention(value) for value in self._definitions.values()}
+        self._transposed = {call: each for call, each in found.items() if each is not None}
+        self._within = {each.product for each in self._transposed.values()}
         updated = self.visit_expr(function)
         if self.count > before:
             self.builder_.update_func(variable, updated)
 
     def visit_call_(self, call: Any) -> Any:
-        found = self._match(call) if operator_name(call) == "relax.matmul" else None
-        if found is None:
-            return self.visit_expr_post_order(call)
+        transposed = self._transposed.get(call)
+        if transposed is not None:
+            result = self._attention(transposed.match, transposed.order)
+            wanted = shape_of(call)
+            return (
+                result if same_shape(shape_of(result), wanted) else relax.op.reshape(self.builder_.emit(result), wanted)
+            )
+        is_product = operator_name(call) == "relax.matmul" and call not in self._within
+        found = self._match(call) if is_product else None
+        return self.visit_expr_post_order(call) if found is None else self._attention(found, None)
+
+    def _transposed_attention(self, transpose: Any) -> _Transposed | None:
+        """The attention whose result a transpose alone reads."""
+        axes = axes_of(transpose) if operator_name(transpose) == "relax.permute_dims" else None
+        if axes is None:
+            return None
+        inner, between = transpose.args[0], shape_of(transpose.args[0])
+        reshaped = self._sole(inner, "relax.reshape")
+        inner = inner if reshaped is None else reshaped.args[0]
+        product = self._sole(inner, "relax.matmul")
+        found = None if product is None else self._match(product)
+        shape = shape_of(inner)
+        if found is None or shape is None or between is None or not differ_by_ones(shape, between):
+            return None
+        order = order_of_result(axes, shape, between)
+        keeps_rows = order[-1] == len(shape) - 1  # columns stay neighbours
+        return _Transposed(product, found, order) if keeps_rows else None
+
+    def _attention(self, found: _Match, result_order: tuple[int, ...] | None) -> Any:
         self.count += 1
         masks = [step.tensor for step in found.steps if step.tensor is not None]
-        operands = [self.visit_expr(each) for each in (found.query, found.key, found.value, *masks)]
+        masks = [self.visit_expr(each) for each in masks]
+        query, key, value = (
+            self._ordered(each, axes)
+            for each, axes in ((found.query, (-1,)), (found.key, (-1, -2)), (found.value, (-1,)))
+        )
+        orders = Orders(query.order, key.order, value.order, result_order)
 
         def compute(query: Any, key: Any, value: Any, *tensors: Any) -> Any:
             def score(raw: Any, at: tuple[Any, ...]) -> Any:
@@ -90,11 +142,26 @@ class _Fuser(PyExprMutator):
                     raw = step.apply(raw, operand)
                 return raw
 
-            return attention(query, key, value, score, guarded=found.guarded, operands=self._operands)
+            return attention(query, key, value, score, guarded=found.guarded, operands=self._operands, orders=orders)
 
         return self.builder_.call_te(
-            compute, *operands, primfunc_name_hint="attention", primfunc_attrs={"op_pattern": OPAQUE}
+            compute,
+            *(each.source for each in (query, key, value)),
+            *masks,
+            primfunc_name_hint="attention",
+            primfunc_attrs={"op_pattern": OPAQUE},
         )
+
+    def _ordered(self, expr: Any, contiguous: tuple[int, ...]) -> Ordered:
+        """An operand before its transposes, when one of the axes given is the last one there."""
+        found = ordered(expr, self._definition)
+        last = len(found.order) - 1
+        if found.is_plain or not any(found.order[axis] == last for axis in contiguous):
+            return Ordered(self.visit_expr(expr), found.shape, tuple(range(last + 1)))
+        source = self.visit_expr(found.source)
+        if not same_shape(shape_of(source), found.shape):
+            source = self.builder_.emit(relax.op.reshape(source, list(found.shape)))
+        return Ordered(source, found.shape, found.order)
 
     # Matching.
 

@@ -82,6 +82,7 @@ FUSE = (
     "group-operators",
     "gather-sizes",
     "fuse-kernels",
+    "lower-reshapes",  # before schedules hide which kernels only copy
     "eliminate-dead-code",
 )
 # 6. Every kernel gets a schedule for the machine.
@@ -97,7 +98,6 @@ SCHEDULE = (
 # 7. Weights leave the code; every tensor gets its place in memory.
 PLAN_MEMORY = (
     "lift-parameters",
-    "lower-reshapes",
     "drop-dataflow",
     "drop-purity",
     "call-kernels",

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
-from schedules.attention_compute import attention
+from schedules.attention_compute import Orders, attention
 from schedules.tir import tirx, tvm
 from tests.schedules.harness import Array, Build, evaluate, executable, normal, runnable, scheduled
 
@@ -101,3 +101,47 @@ def test_bfloat16_operands(target: str, queries: int, keys: int, depth: int, col
     # A bfloat16 keeps 8 bits: scores are off by some 2^-8 of the sum of their terms' sizes, results likewise.
     np.testing.assert_allclose(result, wanted, atol=0.06, rtol=0)
     assert np.sqrt(np.mean((result - wanted) ** 2)) < 0.008
+
+
+HEADS_BEHIND = (0, 2, 1, 3)  # (batch, length, heads, size) to (batch, heads, length, size), and back
+KEYS_LAST = (0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("target", runnable())
+@settings(max_examples=8, deadline=None)
+@given(
+    queries=st.sampled_from([1, 16, 19, 33]),
+    keys=EXTENTS,
+    depth=st.sampled_from([1, 7, 16, 32, 64, 80]),
+    columns=EXTENTS,
+    operands=st.sampled_from(["float32", "bfloat16"]),
+    sides=st.tuples(st.booleans(), st.booleans(), st.booleans(), st.booleans()),
+)
+def test_heads_behind_positions(
+    target: str, queries: int, keys: int, depth: int, columns: int, operands: str, sides: tuple[bool, ...]
+) -> None:
+    """Operands and result in the order of dimensions that projections make, each or not."""
+    given = [normal((2, 3, queries, depth)), normal((2, 3, depth, keys), 1), normal((2, 3, keys, columns), 2)]
+    orders = [
+        order if side else None
+        for order, side in zip((HEADS_BEHIND, KEYS_LAST, HEADS_BEHIND, HEADS_BEHIND), sides, strict=True)
+    ]
+    stored = [
+        each if order is None else np.ascontiguousarray(each.transpose(np.argsort(order)))
+        for each, order in zip(given, orders[:3], strict=True)
+    ]
+
+    def compute(query: Any, key: Any, value: Any) -> Any:
+        scale = tirx.FloatImm("float32", SCALE)
+        return attention(query, key, value, lambda raw, at: raw * scale, operands=operands, orders=Orders(*orders))
+
+    def make(builder: Any, *tensors: Any) -> Any:
+        return builder.emit(
+            builder.call_te(compute, *tensors, primfunc_name_hint="attention", primfunc_attrs={"op_pattern": 8})
+        )
+
+    result = evaluate(make, stored, target, "attention")
+    wanted = exact(*given)
+    wanted = wanted if orders[3] is None else wanted.transpose(orders[3])
+    rtol, atol = (1e-4, 1e-5) if operands == "float32" else (0, 0.06)
+    np.testing.assert_allclose(result, wanted, rtol=rtol, atol=atol)

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tvm import relax
+from tvm import relax, te
 
-from schedules.vector_math import FUNCTIONS, definitions
+from schedules.vector_math import EXP_OF_NEGATIVE, EXP_OF_NEGATIVE_COARSE, FUNCTIONS, call, definitions
 from tests.schedules.harness import AVX2, AVX512, Array, assembly, evaluate, runnable, scheduled
 
 op = relax.op
@@ -77,6 +77,29 @@ def test_special_values(target: str) -> None:
     }
     for name, values in expected.items():
         np.testing.assert_array_equal(apply(name, x, target), np.array(values, "float32"), name)
+
+
+# (largest relative error, in units of the last place of float32 or as it is)
+OF_NEGATIVE = {EXP_OF_NEGATIVE: 2.0**-23, EXP_OF_NEGATIVE_COARSE: 8e-5}
+
+
+@pytest.mark.parametrize("target", runnable())
+@pytest.mark.parametrize("name", sorted(OF_NEGATIVE))
+def test_powers_of_negative_numbers(name: str, target: str) -> None:
+    x = -np.abs(samples("exp"))
+
+    def power(builder: Any, value: Any) -> Any:
+        return builder.emit(builder.call_te(lambda t: te.compute(t.shape, lambda i: call(name, t(i))), value))
+
+    result = evaluate(power, [x], target)
+    exact = np.exp(x.astype("float64"))
+    normal = x > -87
+    error = np.abs(result[normal] - exact[normal]) / exact[normal]
+    assert error.max() <= OF_NEGATIVE[name], (x[normal][error.argmax()], error.max())
+    assert (np.abs(result[~normal] - exact[~normal]) < 2e-38).all()
+    special = np.array([np.nan, -np.inf, 0.0, -0.0, -3e38], "float32")
+    first = 1 if name == EXP_OF_NEGATIVE else evaluate(power, [np.zeros(1, "float32")], target)[0]
+    np.testing.assert_array_equal(evaluate(power, [special], target), np.array([np.nan, 0, first, first, 0], "float32"))
 
 
 @pytest.mark.parametrize("target", runnable())

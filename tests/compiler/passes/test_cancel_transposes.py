@@ -189,3 +189,50 @@ def test_any_two_transposes_against_numpy(first: list[int], second: list[int], s
     data = np.random.default_rng(0).standard_normal(sizes).astype("float32")
     expected = np.maximum(data.transpose(first), 0).transpose(second)
     np.testing.assert_array_equal(run_module(after, data)[0], expected)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("other", ["tensor", "vector"])
+def test_what_follows_a_reshaped_product_joins_it(other: str, swapped: bool) -> None:
+    """As torch writes the projection behind attention: flat rows, then the residual in its own shape."""
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((10, 4), "float32"), w: R.Tensor((4, 6), "float32"), y: R.Tensor((2, 5, 6), "float32")):
+            with R.dataflow():
+                product = R.matmul(x, w)
+                shaped = R.reshape(product, (2, 5, 6))
+                out = R.add(shaped, y)
+                R.output(out)
+            return out
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(x: R.Tensor((10, 4), "float32"), w: R.Tensor((4, 6), "float32"), y: R.Tensor((2, 5, 6), "float32")):
+            with R.dataflow():
+                product = R.matmul(x, w)
+                flat = R.reshape(y, (10, 6))
+                added = R.add(product, flat)
+                out = R.reshape(added, (2, 5, 6))
+                R.output(out)
+            return out
+
+    if other == "tensor" and not swapped:
+        tvm.ir.assert_structural_equal(apply(NAME, Before), Expected)
+    build = Build()
+    x, w = build.input("x", (10, 4)), build.input("w", (4, 6))
+    y = build.input("y", (2, 5, 6) if other == "tensor" else (6,))
+    shaped = build.emit(op.reshape(build.emit(op.matmul(x, w)), (2, 5, 6)))
+    mod = build.module(build.emit(op.subtract(y, shaped) if swapped else op.subtract(shaped, y)))
+    after = check(mod, (10, 4), (4, 6), (2, 5, 6) if other == "tensor" else (6,))
+    assert [name for name in after if name != "reshape"] == ["matmul", "subtract"]
+    assert after[-1] == "reshape"
+
+
+def test_a_vector_along_an_axis_that_the_reshape_cuts_stays_behind_it() -> None:
+    build = Build()
+    x, w, y = build.input("x", (10, 4)), build.input("w", (4, 6)), build.input("y", (3,))
+    shaped = build.emit(op.reshape(build.emit(op.matmul(x, w)), (10, 2, 3)))
+    assert check(build.module(build.emit(op.add(shaped, y))), (10, 4), (4, 6), (3,)) == ["matmul", "reshape", "add"]

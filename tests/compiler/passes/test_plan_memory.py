@@ -21,6 +21,7 @@ from compiler.passes.matching import as_constant
 from compiler.passes.memory_assignment import ALIGNMENT, Lifetime, assign, peak_of_live_bytes
 from compiler.passes.pipeline import run_pipeline
 from compiler.passes.verify import flatten
+from schedules.machine import Machine
 from tests.compiler.passes.building import Build, run_module
 
 op = relax.op
@@ -220,3 +221,31 @@ def test_random_graphs_keep_their_numbers(data: st.DataObject) -> None:
     assert report["peak"] <= report["without_reuse"] + ALIGNMENT * 40
     for got, expected in zip(outputs, run_module(mod, x), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def views_of_inputs() -> IRModule:
+    """Results that are reshapes of an input, of an inner tensor that is read again, and of another result."""
+    build = Build()
+    x = build.input("x", (8, 8))
+    flat = build.emit(op.reshape(x, (64,)))
+    inner = build.emit(op.matmul(x, build.constant((8, 8))))
+    view = build.emit(op.reshape(inner, (4, 16)))
+    product = build.emit(op.matmul(view, build.constant((16, 8))))
+    square = build.emit(op.reshape(build.emit(op.matmul(product, build.constant((8, 16)))), (8, 8)))
+    last = build.emit(op.add(inner, square))
+    return build.module(flat, view, last, build.emit(op.reshape(last, (64,))))
+
+
+def test_reshapes_between_scheduled_kernels_copy_nothing() -> None:
+    mod = views_of_inputs()
+    result = run_pipeline(mod, PipelineContext(machine=Machine(vector_bits=256)))
+    text = result.mod.script()
+    assert "vm.builtin.reshape" in text
+    executable = relax.build(result.mod, tvm.target.Target("llvm"), relax_pipeline=None)
+    data = np.random.default_rng(0).standard_normal((8, 8)).astype("float32")
+    given = tvm.runtime.tensor(data)
+    arguments = map(tvm.runtime.tensor, result.parameters.values())
+    outputs = flatten(relax.VirtualMachine(executable, tvm.cpu())["main"](given, *arguments))
+    given.copyfrom(np.zeros((8, 8), "float32"))  # a result owns its memory
+    for got, expected in zip(outputs, run_module(mod, data), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)

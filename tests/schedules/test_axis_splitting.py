@@ -1,0 +1,87 @@
+"""Loops whose index is taken apart: their numbers, and that they run in whole runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tvm import te
+
+from schedules.axis_splitting import split_axes
+from schedules.kernel import Kernel
+from schedules.tir import tirx
+from tests.schedules.harness import AVX512, Build, evaluate, lowered, runnable
+
+EXTENTS = st.sampled_from([1, 2, 3, 7, 16, 19])
+
+
+def emitted(compute: Callable[[Any], Any]) -> Build:
+    return lambda builder, x: builder.emit(builder.call_te(compute, x))
+
+
+def stage_of(build: Build, shape: tuple[int, ...]) -> Any:
+    mod = lowered(build, [(shape, "float32")], AVX512)
+    [function] = [each for _, each in mod.functions_items() if isinstance(each, tirx.PrimFunc)]
+    return Kernel.of(function).simple_stages[-1]
+
+
+def unpacked(rows: int, channels: int, block: int) -> Build:
+    return emitted(lambda x: te.compute((rows, channels), lambda i, c: x[c // block, i, c % block]))
+
+
+@pytest.mark.parametrize("target", runnable())
+@settings(max_examples=12, deadline=None)
+@given(rows=EXTENTS, channels=st.integers(1, 70), block=st.sampled_from([2, 4, 5, 8, 16]))
+def test_blocks_of_channels(target: str, rows: int, channels: int, block: int) -> None:
+    x = np.random.default_rng(0).standard_normal((-(-channels // block), rows, block), dtype="float32")
+    expected = x.transpose(1, 0, 2).reshape(rows, -1)[:, :channels]
+    np.testing.assert_array_equal(evaluate(unpacked(rows, channels, block), [x], target), expected)
+
+
+@pytest.mark.parametrize("target", runnable())
+@settings(max_examples=8, deadline=None)
+@given(rows=EXTENTS, groups=st.sampled_from([2, 4, 5, 8]), size=st.sampled_from([1, 4, 6, 16]))
+def test_shuffled_channels(target: str, rows: int, groups: int, size: int) -> None:
+    x = np.random.default_rng(0).standard_normal((rows, groups * size), dtype="float32")
+    build = emitted(lambda t: te.compute(x.shape, lambda i, c: t[i, c % groups * size + c // groups]))
+    expected = x.reshape(rows, groups, size).swapaxes(1, 2).reshape(x.shape)
+    np.testing.assert_array_equal(evaluate(build, [x], target), expected)
+
+
+@pytest.mark.parametrize("target", runnable())
+@settings(max_examples=8, deadline=None)
+@given(rows=EXTENTS, blocks=st.sampled_from([1, 2, 5]), block=st.sampled_from([4, 16]), largest=st.booleans())
+def test_reductions_over_blocks(target: str, rows: int, blocks: int, block: int, largest: bool) -> None:
+    x = np.random.default_rng(0).standard_normal((blocks, rows, block), dtype="float32")
+
+    def compute(t: Any) -> Any:
+        c = te.reduce_axis((0, blocks * block), name="c")
+        combine = te.max if largest else te.sum
+        return te.compute((rows,), lambda i: combine(t[c // block, i, c % block], axis=c))
+
+    exact = x.astype("float64")
+    expected = exact.max((0, 2)) if largest else exact.sum((0, 2))
+    np.testing.assert_allclose(evaluate(emitted(compute), [x], target), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_axis_that_two_factors_take_apart_is_split_twice() -> None:
+    heads = emitted(lambda x: te.compute((3, 384), lambda i, c: x[c // 192, i, c // 32 % 6, c % 32]))
+    [piece] = split_axes(stage_of(heads, (2, 3, 6, 32)))
+    assert [axis.extent for axis in piece.axes] == [3, 2, 6, 32]
+    assert "//" not in str(piece.body)
+    assert "%" not in str(piece.body)
+
+
+def test_what_a_factor_leaves_is_a_piece_of_its_own() -> None:
+    pieces = split_axes(stage_of(unpacked(3, 37, 16), (3, 3, 16)))
+    assert [[axis.extent for axis in piece.axes] for piece in pieces] == [[3, 2, 16], [3, 5]]
+    assert not any("//" in str(piece.body) for piece in pieces)
+
+
+def test_short_runs_stay() -> None:
+    stage = stage_of(unpacked(3, 8, 2), (4, 3, 2))
+    assert split_axes(stage) == [stage]
