@@ -10,7 +10,7 @@ function drawBars(host, chart) {
   const svg = make("svg:svg", { height, viewBox: `0 0 ${width} ${height}`, role: "img" });
   chart.bars.forEach((bar, index) => {
     const top = index * rowHeight, length = Math.max(1.5, (bar.value / most) * space);
-    const label = shorten(bar.label, Math.floor(labelWidth / 6.7));
+    const label = fitted(bar.label, labelWidth - 10);
     const row = make("svg:g", { class: "row" },
       make("svg:rect", { class: "hit", x: 0, y: top, width, height: rowHeight }),
       make("svg:text", { x: labelWidth - 10, y: top + 16, "text-anchor": "end" }, label),

@@ -43,7 +43,8 @@ function format(value, unit = "") {
   const [factor, name] = scaleOf(value, unit);
   const whole = factor === 1 && unit === "B" && Number.isInteger(value);
   // A scale of 0.0003 is not 0.00, and 0.987 is not 0.99.
-  const plain = factor === 1 && unit === "" ? Number(value.toPrecision(4)) : null;
+  const rounded = Math.abs(value) < 1e-4 ? value.toExponential(2) : Number(value.toPrecision(4));
+  const plain = factor === 1 && unit === "" ? rounded : null;
   return `${whole ? value : plain ?? threeDigits(value / factor)} ${name}`.trim();
 }
 
@@ -75,6 +76,16 @@ function shorten(text, length) {
   if (text.length <= length) return text;
   const head = Math.ceil((length - 1) * 0.6);
   return `${text.slice(0, head)}…${text.slice(text.length - (length - 1 - head))}`;
+}
+
+const pen = document.createElement("canvas").getContext("2d");
+
+/** `text` cut in its middle to at most `width` pixels of the charts' labels. */
+function fitted(text, width) {
+  pen.font = `12px ${getComputedStyle(document.body).fontFamily}`;
+  let length = text.length;
+  while (length > 3 && pen.measureText(shorten(text, length)).width > width) length -= 1;
+  return shorten(text, length);
 }
 
 const tooltip = document.getElementById("tooltip");

@@ -47,5 +47,6 @@ function cell(chart, row, column, index) {
   }
   const swatch = column.key === chart.category_key
     ? make("span", { class: "swatch", style: `background: ${colour(value)}` }) : null;
-  return make("td", { class: index === 0 ? "first" : null, title: index === 0 ? String(value) : null }, swatch, value ?? "-");
+  const place = index === 0 ? "first" : index === chart.columns.length - 1 ? "last" : null;
+  return make("td", { class: place, title: index === 0 ? String(value) : null }, swatch, value ?? "-");
 }
