@@ -31,6 +31,7 @@ class Program:
         commands: with the header that Arm's driver reads.
         weights: read only, in the region `weight_region`.
         scratch: bytes of working memory by region.
+        graph: what it computes, as TOSA, of an accelerator whose commands nothing here executes; else empty.
     """
 
     accelerator: str
@@ -40,21 +41,23 @@ class Program:
     scratch: dict[int, int]
     inputs: tuple[Place, ...]
     outputs: tuple[Place, ...]
+    graph: bytes = b""
 
     def to_bytes(self) -> Array:
-        """As uint8: magic, length of the header, header (JSON), commands, weights."""
+        """As uint8: magic, length of the header, header (JSON), commands, weights, graph."""
         header = json.dumps(
             {
                 "accelerator": self.accelerator,
                 "commands": len(self.commands),
                 "weights": len(self.weights),
+                "graph": len(self.graph),
                 "weight_region": self.weight_region,
                 "scratch": list(self.scratch.items()),
                 "inputs": [asdict(place) for place in self.inputs],
                 "outputs": [asdict(place) for place in self.outputs],
             }
         ).encode()
-        parts = [_MAGIC, len(header).to_bytes(4, "little"), header, self.commands, self.weights]
+        parts = [_MAGIC, len(header).to_bytes(4, "little"), header, self.commands, self.weights, self.graph]
         return np.frombuffer(b"".join(parts), np.uint8)
 
     @classmethod
@@ -66,16 +69,18 @@ class Program:
         end = start + int.from_bytes(data[len(_MAGIC) : start], "little")
         header = json.loads(data[start:end])
         weights = end + header["commands"]
-        if len(data) != weights + header["weights"]:
+        graph = weights + header["weights"]
+        if len(data) != graph + header["graph"]:
             raise ValueError("a program of an Ethos-U is cut short")
         return cls(
             header["accelerator"],
             data[end:weights],
-            data[weights:],
+            data[weights:graph],
             header["weight_region"],
             {int(region): int(size) for region, size in header["scratch"]},
             _places(header["inputs"]),
             _places(header["outputs"]),
+            data[graph:],
         )
 
 

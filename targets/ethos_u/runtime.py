@@ -1,4 +1,5 @@
-"""The function that compiled modules call: here the simulator, on a device Arm's driver."""
+"""The function that compiled modules call: here the simulator (of a U85's, whose commands nothing here executes, Arm's
+reference model of TOSA), on a device Arm's driver."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import numpy as np
 from targets.errors import TargetError
 from targets.ethos_u.accelerators import accelerators
 from targets.ethos_u.program import Program
+from targets.ethos_u.reference import run_graph
 from targets.ethos_u.simulator.executor import Executor
 from targets.ethos_u.simulator.memory import Memory
 
@@ -41,16 +43,16 @@ def _program(data: bytes) -> Program:
 
 
 def execute(program: Program, inputs: Sequence[Array], executor: Executor | None = None) -> list[Array]:
-    """The int8 outputs (flat) of a program, by the simulator.
+    """The int8 outputs (flat) of a program: of its commands by the simulator, or of its graph where it carries one.
 
     Raises:
-        TargetError: it is for an accelerator without a simulator.
+        TargetError: the inputs are not the program's, or the reference model does not take the graph.
     """
-    accelerator = accelerators()[program.accelerator]
-    if accelerator.is_u85:
-        raise TargetError(
-            f"{accelerator.name} has no simulator, so the module can not be run here", "compile for a U55 or U65"
-        )
+    if program.graph:
+        outputs = run_graph(program.graph, inputs)
+        if outputs is None:
+            raise TargetError("the TOSA reference model does not take a graph of the module", "please report the model")
+        return outputs
     regions = {region: np.zeros(size, np.uint8) for region, size in program.scratch.items()}
     regions[program.weight_region] = np.frombuffer(program.weights, np.uint8)
     for place, array in zip(program.inputs, inputs, strict=True):
@@ -58,7 +60,7 @@ def execute(program: Program, inputs: Sequence[Array], executor: Executor | None
         if len(data) != place.size:
             raise TargetError(f"an input of a segment has {len(data)} bytes, and its program takes {place.size}")
         regions[place.region][place.offset : place.offset + place.size] = data
-    runner = executor if executor is not None else Executor(accelerator)
+    runner = executor if executor is not None else Executor(accelerators()[program.accelerator])
     runner.run(program.commands, Memory(regions))
     return [
         regions[place.region][place.offset : place.offset + place.size].copy().view(np.int8)

@@ -44,7 +44,10 @@ class EthosU(AcceleratedTarget):
 
     def load_runtime(self) -> None:
         from targets.ethos_u.runtime import register
+        from targets.ethos_u.vela import require
 
+        if self.accelerator.is_u85:
+            require()
         register()
 
     def c_sources(self, title: str, details: Mapping[str, Any], parameters: Iterable[Any]) -> dict[str, str]:
@@ -54,7 +57,7 @@ class EthosU(AcceleratedTarget):
 
     def how_it_runs(self) -> str:
         if self.accelerator.is_u85:
-            return "not here: compiled and checked as TOSA, without a simulator"
+            return "simulated: what the accelerator computes as a TOSA graph, not Vela's commands"
         return "simulated: the accelerator's command stream, with this machine as the processor"
 
 

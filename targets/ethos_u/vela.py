@@ -7,7 +7,7 @@ import csv
 import io
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,8 @@ def compile_graph(tosa: bytes, accelerator: Accelerator) -> Compiled:
             raise TargetError(f"Vela made nothing of a graph: {said.strip()[-800:]}", "please report the model")
         with np.load(result, allow_pickle=True) as arrays:
             program = _program({name: arrays[name] for name in arrays.files}, accelerator)
+        if accelerator.is_u85:
+            program = replace(program, graph=tosa)
         layers = list(_rows(next(Path(folder).glob("*per-layer.csv"))))
         summary = next(iter(_rows(next(Path(folder).glob("*summary*.csv")))))
     return Compiled(program, layers, summary)

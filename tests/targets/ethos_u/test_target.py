@@ -50,6 +50,26 @@ def test_it_passes_the_suite(name: str) -> None:
     assert outcome.problem is None, outcome.problem
 
 
+_U85 = "cortex-m85+ethos-u85-256"
+
+
+@pytest.mark.parametrize("name", ["quantized net", "quantized functions"])
+def test_a_u85_without_a_simulator_passes_as_tosa_graphs(name: str) -> None:
+    (outcome,) = check_target(_U85, name)
+    assert outcome.problem is None, outcome.problem
+    assert "as a TOSA graph" in targets.get(_U85).how_it_runs()
+
+
+def test_a_file_for_a_u85_holds_the_graph_that_it_runs_as(tmp_path: Path) -> None:
+    model, _ = quantized_net()
+    inputs, path = random_inputs(model), tmp_path / "net.twm"
+    module = compiler.compile(model, _U85, threads=1, records=False)
+    module.export(path)
+    other = compiler.compile(model, DEFAULT, threads=1, records=False).run(inputs)
+    for name, value in compiler.load(path, threads=1).run(inputs).items():
+        np.testing.assert_array_equal(value, other[name])
+
+
 def test_the_report() -> None:
     report = report_of(quantized_net()[0])
     assert report["operators"]["share"] == report["macs"]["share"] == 1
