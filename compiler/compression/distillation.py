@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import targets
@@ -10,7 +11,7 @@ from compiler.compression.canonical import canonical
 from compiler.compression.distillation_losses import METHODS, Objective, objective
 from compiler.compression.job import Samples, start
 from compiler.compression.model import CompressedModel
-from compiler.compression.quantization.accuracy import Evaluate
+from compiler.compression.quantization.accuracy import Evaluate, check_max_drop
 from compiler.errors import InputError, MissingDependencyError, OptionError
 
 if TYPE_CHECKING:
@@ -65,12 +66,7 @@ def distill(
         import torch
     except ImportError as error:
         raise MissingDependencyError("distillation needs PyTorch", "pip install 'tensorwright[torch]'") from error
-    if method not in METHODS:
-        raise OptionError(f"method={method!r}", f"use one of {', '.join(METHODS)}")
-    if not 0 < weight <= 1 or temperature <= 0 or epochs < 1:
-        raise OptionError(
-            f"weight={weight}, temperature={temperature}, epochs={epochs}", "0 < weight <= 1, the rest positive"
-        )
+    check_settings(teacher, batches, method, weight, temperature, features, epochs, learning_rate, max_drop)
     trained = getattr(student, "trained", None)
     net = trained.net if trained is not None else student
     if not isinstance(net, torch.nn.Module):
@@ -105,6 +101,37 @@ def distill(
     return job.result(f"distill {method}", candidate, after, settings, trained=trained)
 
 
+def check_settings(
+    teacher: Callable[[Any], Any] | None,
+    batches: Iterable[Any] | None,
+    method: str,
+    weight: float,
+    temperature: float,
+    features: Sequence[tuple[str, str]],
+    epochs: int,
+    learning_rate: float,
+    max_drop: float,
+) -> None:
+    """Raises OptionError for what `distill` can not do; the submodules in `features` are the nets' to know."""
+    check_max_drop(max_drop)
+    if batches is None:
+        raise OptionError("distill needs batches=", "compress(..., distill={'teacher': net, 'batches': data})")
+    if method not in METHODS:
+        raise OptionError(f"method={method!r}", f"use one of {', '.join(METHODS)}")
+    numbers = {"temperature": temperature, "epochs": epochs, "learning_rate": learning_rate}
+    wrong = [f"{name}={value}" for name, value in numbers.items() if not 0 < value < math.inf]
+    if wrong or not 0 < weight <= 1:
+        raise OptionError(", ".join([f"weight={weight}", *wrong]), "0 < weight <= 1, the rest positive")
+    if method == "self" and teacher is not None:
+        raise OptionError("method='self' has no teacher but the student", "give teacher=None")
+    if method != "self" and not callable(teacher):
+        raise OptionError("teacher= is neither a module nor a function", "give one, or method='self'")
+    if (method == "feature") != bool(features):
+        raise OptionError("features= goes with method='feature'", "features=[('layer of student', 'layer of teacher')]")
+    if isinstance(batches, Iterator) and epochs > 1:
+        raise OptionError("batches= can be gone through once only", "give a list or a DataLoader, or epochs=1")
+
+
 def _adam(learning_rate: float) -> Callable[[Any], Any]:
     import torch
 
@@ -119,8 +146,6 @@ def _train(
     optimizer: Callable[[Any], Any],
     report: Callable[[str], None],
 ) -> None:
-    if iter(batches) is batches and epochs > 1:
-        raise OptionError("batches= can be gone through once only", "give a list or a DataLoader, or epochs=1")
     steps = None
     net.train()
     for epoch in range(epochs):

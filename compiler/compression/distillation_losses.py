@@ -114,17 +114,11 @@ def objective(
     features: Sequence[tuple[str, str]],
     task: Callable[[Any, Any], Any] | None,
 ) -> Iterator[Objective]:
-    """The objective; hooks are gone when it ends. Raises OptionError when the options do not fit each other."""
+    """The objective; hooks are gone when it ends. Raises OptionError when `features` names what is not there."""
     import torch
 
     if method == "self":
-        if teacher is not None:
-            raise OptionError("method='self' has no teacher but the student", "give teacher=None")
         teacher = copy.deepcopy(net)
-    if not callable(teacher):
-        raise OptionError("teacher= is neither a module nor a function")
-    if (method == "feature") != bool(features):
-        raise OptionError("features= goes with method='feature'", "features=[('layer of student', 'layer of teacher')]")
     if isinstance(teacher, torch.nn.Module):
         teacher.eval()
     goal = Objective(net, teacher, method, weight, temperature, len(features), task)

@@ -12,13 +12,13 @@ import numpy as np
 import targets
 from compiler.compression.canonical import canonical
 from compiler.compression.model import CompressedModel
-from compiler.compression.quantization.accuracy import Evaluate, likeness, relative_drop, score
+from compiler.compression.quantization.accuracy import Evaluate, check_max_drop, likeness, relative_drop, score
 from compiler.compression.quantization.calibration import checked_samples
 from compiler.compression.report import CompressionReport, LayerChange, Measure
 from compiler.compression.timing import run_seconds
 from compiler.driver import compile as compile_model
 from compiler.driver import find_target, model_name
-from compiler.errors import AccuracyError, OptionError
+from compiler.errors import AccuracyError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes, import_model
 from compiler.passes.matching import Array
@@ -133,8 +133,7 @@ def start(
         OptionError, InputError: an option or the calibration is at fault.
         UserError: of importing and compiling.
     """
-    if not 0 <= max_drop < 1:
-        raise OptionError(f"max_drop={max_drop}", "give a share of 0 up to 1, like 0.01")
+    check_max_drop(max_drop)
     report = progress if progress is not None else _silent
     chosen = find_target(target, threads)
     report("import")

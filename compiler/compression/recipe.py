@@ -19,8 +19,9 @@ from compiler.compression.model import CompressedModel
 from compiler.compression.quantization.accuracy import Evaluate
 from compiler.compression.recipe_file import read_recipe
 from compiler.compression.recipe_report import RecipeReport, Row
-from compiler.compression.recipe_settings import check_names, checked_settings
+from compiler.compression.recipe_settings import check_names, check_values, checked_settings
 from compiler.compression.techniques.registry import get_technique
+from compiler.driver import find_target
 from compiler.errors import OptionError, TensorwrightError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes
@@ -77,10 +78,12 @@ def compress(
     steps = parse_recipe(recipe)
     options = import_options(shapes, constants, example_inputs, dynamic_shapes)
     samples = None if calibration is None else list(calibration)
-    _check_extra(extra, steps)
+    chosen = find_target(target, threads)
+    given = {"target": chosen, "calibration": samples, "evaluate": evaluate, "max_drop": max_drop}
+    steps = _completed(steps, extra, given)
     job = start(
         source,
-        target=target,
+        target=chosen,
         threads=threads,
         calibration=samples,
         evaluate=evaluate,
@@ -94,12 +97,11 @@ def compress(
     for index, (name, settings) in enumerate(steps):
         job.report(f"step {index + 1} of {len(steps)}: {name}")
         imports = {} if isinstance(current, ImportedModel) else _accepted(name, options)
-        own = {**settings, **extra.get(name.replace("-", "_"), {})}
-        calls = {**common, "calibration": samples, "max_drop": max_drop, **imports, **own}
+        calls = {**common, "calibration": samples, "max_drop": max_drop, **imports, **settings}
         try:
-            current = get_technique(name)(current, **calls)
+            current = get_technique(name).run(current, **calls)
         except TensorwrightError as error:
-            error.message = f"step {index + 1} of {len(steps)}, {name}: {error.message}"
+            error.message = f"{_where(index, steps)}: {error.message}"
             error.reached = _result(job, current, rows, reports) if isinstance(current, ImportedModel) else None
             raise
         after = current.report.after if isinstance(current, CompressedModel) else job.measure(current)
@@ -126,14 +128,38 @@ def _result(job: Job, model: ImportedModel, rows: list[Row], reports: list[Any])
     return RecipeResult(**fields, name=job.name, report=report)
 
 
-def _check_extra(extra: Mapping[str, Any], steps: Sequence[Step]) -> None:
+def _where(index: int, steps: Sequence[Step]) -> str:
+    return f"step {index + 1} of {len(steps)}, {steps[index][0]}"
+
+
+def _completed(steps: Sequence[Step], extra: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]) -> list[Step]:
+    """The steps with their settings of both sorts. Raises OptionError for the first that can not be done."""
+    more = _checked_extra(extra, steps)
+    whole = [(name, {**settings, **more.get(name, {})}) for name, settings in steps]
+    for index, (name, settings) in enumerate(whole):
+        technique = get_technique(name)
+        try:
+            check_values(technique.run, technique.check, {**given, **settings})
+        except OptionError as error:
+            error.message = f"{_where(index, whole)}: {error.message}"
+            raise
+    return whole
+
+
+def _checked_extra(extra: Mapping[str, Mapping[str, Any]], steps: Sequence[Step]) -> dict[str, dict[str, Any]]:
+    """By the names of the steps; numbers and texts as the types that the technique declares."""
+    result = {}
     names = {name.replace("-", "_"): name for name, _ in steps}
     for name, settings in extra.items():
         if name not in names:
             raise OptionError(
                 f"{name}= is neither an option nor a step of the recipe", f"its steps: {', '.join(names)}"
             )
-        check_names(names[name], get_technique(names[name]), settings)
+        step, function = names[name], get_technique(names[name]).run
+        check_names(step, function, settings)
+        plain = {key: value for key, value in settings.items() if isinstance(value, str | int | float)}
+        result[step] = {**settings, **checked_settings(step, function, plain)}
+    return result
 
 
 def parse_recipe(recipe: str | Path | Sequence[Any] | Mapping[str, Any]) -> list[Step]:
@@ -149,7 +175,7 @@ def parse_recipe(recipe: str | Path | Sequence[Any] | Mapping[str, Any]) -> list
     if not isinstance(recipe, Sequence) or not recipe:
         raise OptionError("a recipe is a list of steps", "compress: [prune: {amount: 0.5}, quantize]")
     steps = [_step(each) for each in recipe]
-    return [(name, checked_settings(name, get_technique(name), settings)) for name, settings in steps]
+    return [(name, checked_settings(name, get_technique(name).run, settings)) for name, settings in steps]
 
 
 def _step(entry: Any) -> Step:

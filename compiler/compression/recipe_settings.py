@@ -1,4 +1,4 @@
-"""The settings of a step of a recipe, checked before anything runs."""
+"""The settings of the steps of a recipe, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,16 @@ def checked_settings(step: str, function: Callable[..., Any], settings: Mapping[
     Raises OptionError for settings of other types, and for unknown ones.
     """
     check_names(step, function, settings)
-    hints = get_type_hints(inspect.unwrap(function))
+    hints = get_type_hints(function)
     return {name: _converted(step, name, hints.get(name, Any), value) for name, value in settings.items()}
+
+
+def check_values(function: Callable[..., Any], check: Callable[..., None], settings: Mapping[str, Any]) -> None:
+    """Give `check` the settings that it names, with the technique's defaults. Raises what it raises."""
+    defaults = {name: each.default for name, each in inspect.signature(function).parameters.items()}
+    missing = {name: None for name, default in defaults.items() if default is inspect.Parameter.empty}
+    given = {**defaults, **missing, **settings}
+    check(**{name: given[name] for name in inspect.signature(check).parameters})
 
 
 def check_names(step: str, function: Callable[..., Any], settings: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from compiler.compression.job import Samples, import_options, start
 from compiler.compression.model import CompressedModel
 from compiler.compression.pruning.dependencies import find_dependencies
 from compiler.compression.pruning.weights import weights_of, with_constants
-from compiler.compression.quantization.accuracy import Evaluate
+from compiler.compression.quantization.accuracy import Evaluate, check_max_drop
 from compiler.compression.report import LayerChange
 from compiler.errors import OptionError
 from compiler.frontends.source import Constants, Shapes
@@ -56,8 +56,7 @@ def share_weights(
         OptionError: `bits` is out of range, or the model has no weights.
         UserError: of importing and compiling.
     """
-    if not _FEWEST_BITS <= bits <= MOST_BITS:
-        raise OptionError(f"bits={bits}", f"give {_FEWEST_BITS} to {MOST_BITS}")
+    check_settings(bits, max_drop)
     job = start(
         source,
         target=target,
@@ -86,6 +85,13 @@ def share_weights(
     ]
     notes = () if tried == bits else (f"{bits} bits lost more than the limit allows",)
     return job.result(f"share weights {tried} bits", candidate, after, {"bits": tried}, layers, notes)
+
+
+def check_settings(bits: int, max_drop: float) -> None:
+    """Raises OptionError for what `share_weights` can not do."""
+    check_max_drop(max_drop)
+    if not _FEWEST_BITS <= bits <= MOST_BITS:
+        raise OptionError(f"bits={bits}", f"give {_FEWEST_BITS} to {MOST_BITS}")
 
 
 def shared(values: Array, bits: int) -> Array:

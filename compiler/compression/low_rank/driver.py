@@ -14,7 +14,7 @@ from compiler.compression.low_rank.decomposition import Factors, factor_convolut
 from compiler.compression.low_rank.rewriting import factored
 from compiler.compression.low_rank.timing import LayerTimer
 from compiler.compression.model import CompressedModel
-from compiler.compression.quantization.accuracy import Evaluate, fewest
+from compiler.compression.quantization.accuracy import Evaluate, check_max_drop, fewest
 from compiler.compression.quantization.affine import decibels, noise_ratio
 from compiler.compression.quantization.layers import Layer, find_layers
 from compiler.compression.report import LayerChange, Measure
@@ -63,7 +63,7 @@ def factorize(
         OptionError: an option is at fault, or no layer is faster in factors.
         UserError: of importing and compiling.
     """
-    _check(energy, speedup, minimum_gain)
+    check_settings(energy, speedup, minimum_gain, max_drop)
     job = start(
         source,
         target=target,
@@ -87,7 +87,9 @@ def factorize(
     return job.result(label, search.candidate(names), after, settings, _changes(search, names))
 
 
-def _check(energy: float, speedup: float | None, minimum_gain: float) -> None:
+def check_settings(energy: float, speedup: float | None, minimum_gain: float, max_drop: float) -> None:
+    """Raises OptionError for what `factorize` can not do; its names of layers in `keep` are the model's to know."""
+    check_max_drop(max_drop)
     if not 0 < energy <= 1:
         raise OptionError(f"energy={energy}", "give a share above 0 and up to 1, like 0.95")
     if speedup is not None and not speedup > 1:
@@ -137,8 +139,10 @@ class _Search:
         for energy in (self.energy,) if self.speedup is None else _ENERGIES:
             factors = self._factors(layer, energy)
             fewer = layer.weight.size / factors.multiplications
-            # Fewer multiplications never made a layer faster by more than their ratio and a third.
-            measured = self._timer.gain(layer, factors.weights) if fewer * 4 / 3 >= wanted else fewer
+            # Fewer multiplications never made a layer faster by more than their ratio and a third; where there are
+            # not fewer, a gain is noise of the clock.
+            promising = fewer > 1 and fewer * 4 / 3 >= wanted
+            measured = self._timer.gain(layer, factors.weights) if promising else min(fewer, 1.0)
             gain = fewer if measured is None else measured
             best = max(best, gain)
             if gain >= wanted:

@@ -10,8 +10,8 @@ from compiler.compression.job import Samples, import_options, start
 from compiler.compression.model import CompressedModel
 from compiler.compression.pruning.one_shot import OneShot
 from compiler.compression.pruning.patterns import STRUCTURES, parse_pattern
-from compiler.compression.pruning.plan import CRITERIA, Plan
-from compiler.compression.pruning.selection import SCOPES
+from compiler.compression.pruning.plan import Plan
+from compiler.compression.pruning.settings import check_settings
 from compiler.compression.quantization.accuracy import Evaluate
 from compiler.errors import AccuracyError, OptionError
 from compiler.frontends.source import Constants, Shapes
@@ -72,8 +72,10 @@ def prune(
         OptionError: an option is at fault, or nothing in the model can be pruned so.
         UserError: of importing and compiling.
     """
-    _check_layers(pattern, criterion, (finetune, loss, rewind), calibration)
-    _check(source, amount, criterion, scope, steps, (finetune, loss, rewind), calibration)
+    check_settings(amount, pattern, criterion, scope, steps, finetune, loss, rewind, calibration, evaluate, max_drop)
+    trains = any(each is not None for each in (finetune, loss, rewind))
+    if trains and not hasattr(source, "named_parameters"):
+        raise OptionError("finetune=, loss= and rewind= are for a torch.nn.Module", f"this is {type(source).__name__}")
     kind = None if pattern in STRUCTURES else parse_pattern(pattern)
     options = import_options(shapes, constants, example_inputs, dynamic_shapes)
     job = start(
@@ -87,11 +89,10 @@ def prune(
         options=options,
     )
     plan = Plan(pattern, kind, criterion, scope, steps)
-    if any(each is not None for each in (finetune, loss, rewind)):
+    if trains:
         from compiler.compression.pruning.fine_tuned import prune_trained
 
-        if amount is None:
-            raise OptionError("amount=None searches without training", "give the amount when there is finetune=")
+        assert amount is not None  # as checked
         return prune_trained(job, plan, source, options, amount, finetune, loss, rewind)
     work = OneShot(job, plan)
     if amount is not None:
@@ -103,8 +104,6 @@ def prune(
 
 def _largest(work: OneShot) -> CompressedModel:
     """The largest amount with which the limit holds, if less never hurts more."""
-    if work.job.evaluate is None:
-        raise OptionError("amount=None needs a measure", "give evaluate= or calibration=")
     found, low, high = None, 0, len(_SEARCHED)
     while low < high:
         middle = (low + high) // 2
@@ -119,46 +118,3 @@ def _largest(work: OneShot) -> CompressedModel:
             "allow a larger max_drop, or fine-tune: finetune=",
         )
     return found
-
-
-def _check_layers(pattern: str, criterion: str, training: tuple[object, ...], calibration: Samples | None) -> None:
-    """What holds of layers alone."""
-    if pattern != "layers":
-        if criterion == "influence":
-            raise OptionError("criterion='influence' is for pattern='layers'", f"use one of {', '.join(CRITERIA[:3])}")
-        return
-    if criterion not in ("magnitude", "influence"):
-        raise OptionError(f"criterion={criterion!r} does not rank layers", "use 'magnitude' or 'influence'")
-    if criterion == "influence" and calibration is None:
-        raise OptionError("criterion='influence' needs calibration=", "a few inputs as the model will meet them")
-    if any(each is not None for each in training):
-        raise OptionError("layers are taken from the graph, not from a module in training", "leave out finetune=")
-
-
-def _check(
-    source: object,
-    amount: float | None,
-    criterion: str,
-    scope: str,
-    steps: int,
-    training: tuple[object, ...],
-    calibration: Samples | None,
-) -> None:
-    if amount is not None and not 0 < amount < 1:
-        raise OptionError(f"amount={amount}", "give a share between 0 and 1, like 0.5")
-    if criterion not in CRITERIA:
-        raise OptionError(f"criterion={criterion!r}", f"use one of {', '.join(CRITERIA)}")
-    if scope not in SCOPES:
-        raise OptionError(f"scope={scope!r}", f"use one of {', '.join(SCOPES)}")
-    if steps < 1:
-        raise OptionError(f"steps={steps}: pruning takes at least one step")
-    trains = any(each is not None for each in training)
-    if trains and not hasattr(source, "named_parameters"):
-        raise OptionError("finetune=, loss= and rewind= are for a torch.nn.Module", f"this is {type(source).__name__}")
-    if steps > 1 and not trains:
-        raise OptionError("steps= is for pruning with finetune=", "without training one step does the same")
-    loss = training[1]
-    if criterion == "gradient" and loss is None:
-        raise OptionError("criterion='gradient' needs loss=", "loss=lambda net: cross_entropy(net(images), labels)")
-    if criterion == "second-order" and loss is None and (calibration is None or trains):
-        raise OptionError("criterion='second-order' needs loss= of a torch.nn.Module, or calibration= without training")

@@ -68,6 +68,12 @@ def score(evaluate: Evaluate, run: Run) -> float:
     return value
 
 
+def check_max_drop(max_drop: float) -> None:
+    """Raises OptionError for what is no share."""
+    if not isinstance(max_drop, int | float) or not 0 <= max_drop < 1:
+        raise OptionError(f"max_drop={max_drop}", "give a share of 0 up to 1, like 0.01")
+
+
 def relative_drop(before: float, after: float) -> float:
     """How much was lost, as a share of what there was (as a difference where that was 0); below 0 is a gain."""
     return (before - after) / abs(before) if before else before - after

@@ -17,22 +17,20 @@ from compiler.compression.quantization.layerwise import LayerwiseCandidate, Laye
 from compiler.compression.quantization.model import QuantizedModel
 from compiler.compression.quantization.report import QuantizationReport
 from compiler.compression.quantization.scheme import scheme_for
-from compiler.compression.quantization.schemes.registry import STATIC, SchemeOptions, make_scheme, scheme_names
+from compiler.compression.quantization.schemes.registry import STATIC, SchemeOptions, make_scheme
 from compiler.compression.quantization.session import Session
+from compiler.compression.quantization.settings import check_settings
 from compiler.compression.quantization.speed import SpeedLimit
 from compiler.compression.quantization.summary import make_report, size_of
 from compiler.driver import compile as compile_model
 from compiler.driver import find_target, model_name
-from compiler.errors import AccuracyError, OptionError
+from compiler.errors import AccuracyError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes, import_model
 from compiler.reference import random_inputs
 from compiler.runtime import Module
-from schedules.int8_dot import multiplies_bytes
 
-TECHNIQUES = ("bias-correction", "equalization", "smoothing", "gptq", "adaround", "int16")
 _DEFAULT_TECHNIQUES = ("bias-correction", "gptq")
-_SCALES = ("float16", "float32")
 _RANKING_SAMPLES = 8
 _SHOWN = 5  # reasons in a message
 Steps = Callable[[str], None]
@@ -103,12 +101,20 @@ def quantize(
         UserError: of importing and compiling.
     """
     report = progress if progress is not None else _silent
-    _check(techniques, in_float, max_drop, scales, scheme)
-    if scheme == STATIC and calibration is None:
-        others = ", ".join(each for each in scheme_names() if each != STATIC)
-        raise OptionError("static-int8 needs calibration=", f"give some inputs, or use another scheme: {others}")
     chosen = find_target(target, threads)
-    _check_words(techniques, chosen)
+    check_settings(
+        calibration,
+        scheme,
+        max_drop,
+        chosen,
+        method,
+        activations,
+        per_channel,
+        group,
+        scales,
+        techniques,
+        in_float,
+    )
     report("import")
     imported = import_model(
         source, shapes=shapes, constants=constants, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes
@@ -148,29 +154,6 @@ def quantize(
         generated=calibration is None,
     )
     return QuantizedModel(**vars(replace(model, mod=candidate.mod)), name=model_name(source), report=summary)
-
-
-def _check(techniques: Collection[str], in_float: Collection[str], max_drop: float, scales: str, scheme: str) -> None:
-    for name, given in (("techniques", techniques), ("in_float", in_float)):
-        if isinstance(given, str) or not isinstance(given, Collection):
-            raise OptionError(f"{name}={given!r}", "give a sequence of names")
-    unknown = [str(each) for each in techniques if each not in TECHNIQUES]
-    if unknown:
-        raise OptionError(f"techniques= has {', '.join(unknown)}", f"there are {', '.join(TECHNIQUES)}")
-    if not isinstance(max_drop, int | float) or not 0 <= max_drop < 1:
-        raise OptionError(f"max_drop={max_drop}", "give a share of 0 up to 1, like 0.01")
-    if scales not in _SCALES:
-        raise OptionError(f"scales={scales!r}", f"use one of {', '.join(_SCALES)}")
-    if scheme not in scheme_names():
-        raise OptionError(f"scheme={scheme!r}", f"use one of {', '.join(scheme_names())}")
-
-
-def _check_words(techniques: Collection[str], target: targets.Target) -> None:
-    if "int16" in techniques and (target.quantized_everywhere or not multiplies_bytes(target.machine)):
-        raise OptionError(
-            f"techniques= has int16, and {target.name} has no instruction for products of bytes",
-            "leave it out: 16-bit activations would be slower than float32 there",
-        )
 
 
 def _rounding(techniques: Collection[str]) -> str:

@@ -1,6 +1,6 @@
 """`factorize` in a recipe."""
 
-from compiler.compression.low_rank import factorize
-from compiler.compression.techniques.registry import technique
+from compiler.compression.low_rank.driver import check_settings, factorize
+from compiler.compression.techniques.registry import register
 
-technique("factorize")(factorize)
+register("factorize", factorize, check_settings)

@@ -1,6 +1,7 @@
 """`prune` in a recipe."""
 
 from compiler.compression.pruning import prune
-from compiler.compression.techniques.registry import technique
+from compiler.compression.pruning.settings import check_settings
+from compiler.compression.techniques.registry import register
 
-technique("prune")(prune)
+register("prune", prune, check_settings)

@@ -5,25 +5,34 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from compiler.errors import OptionError
 from compiler.passes.registry import did_you_mean
 
-# Given a model and keyword arguments, a compressed model with a report.
-Technique = Callable[..., Any]
+
+@dataclass(frozen=True)
+class Technique:
+    """A step of a recipe.
+
+    Attributes:
+        run: given a model and keyword arguments, a compressed model with a report.
+        check: raises OptionError for settings that `run` can not do. It takes those of them that it names, whatever the
+            model; what has no default is None where it was not given.
+    """
+
+    run: Callable[..., Any]
+    check: Callable[..., None]
+
+
 _TECHNIQUES: dict[str, Technique] = {}
 _discovered = False
 
 
-def technique(name: str) -> Callable[[Technique], Technique]:
-    """Register the decorated function under the name that recipes use."""
-
-    def register(function: Technique) -> Technique:
-        _TECHNIQUES[name] = function
-        return function
-
-    return register
+def register(name: str, run: Callable[..., Any], check: Callable[..., None]) -> None:
+    """Let recipes use `run` under that name."""
+    _TECHNIQUES[name] = Technique(run, check)
 
 
 def techniques() -> dict[str, Technique]:

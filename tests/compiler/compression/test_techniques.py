@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,66 @@ def test_recipes_that_are_refused() -> None:
         compiler.compress(_net(), "distill", distill={"teachers": 3}, **_OPTIONS)
     with pytest.raises(AccuracyError):
         compiler.compress(_net(), [{"prune": {"amount": 0.9, "max_drop": 0.99}}], max_drop=1e-6, **_OPTIONS)
+
+
+def _train(net: Any) -> None:
+    """A step of training that changes nothing."""
+
+
+# Of the second step, and what is said of it.
+_IMPOSSIBLE: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
+    "amount": ({"prune": {"amount": 1.5}}, "amount=1.5"),
+    "amount as text": ({"prune": {"amount": "half"}}, "amount='half' does not fit"),
+    "pattern": ({"prune": {"pattern": "4:2"}}, "pattern='4:2' is none"),
+    "criterion": ({"prune": {"criterion": "size"}}, "criterion='size'"),
+    "criterion of layers": ({"prune": {"criterion": "influence"}}, "is for pattern='layers'"),
+    "scope": ({"prune": {"scope": "all"}}, "scope='all'"),
+    "no gradients": ({"prune": {"criterion": "gradient"}}, "needs loss="),
+    "steps without training": ({"prune": {"steps": 2}}, "steps= is for pruning with finetune="),
+    "a search in training": ({"prune": {"amount": None, "finetune": _train}}, "searches without training"),
+    "a limit": ({"prune": {"max_drop": 1.0}}, "max_drop=1.0"),
+    "energy": ({"factorize": {"energy": 0}}, "energy=0"),
+    "speedup": ({"factorize": {"speedup": 0.5}}, "speedup=0.5"),
+    "gain": ({"factorize": {"minimum_gain": 0.5}}, "minimum_gain=0.5"),
+    "bits": ({"share-weights": {"bits": 3}}, "bits=3"),
+    "scheme": ({"quantize": {"scheme": "int3"}}, "scheme='int3'"),
+    "method": ({"quantize": {"method": "median"}}, "named 'median'"),
+    "method that the scheme leaves aside": ({"quantize": {"scheme": "float16", "method": "median"}}, "named 'median'"),
+    "activations": ({"quantize": {"activations": "int4"}}, "activations='int4'"),
+    "group": ({"quantize": {"scheme": "weight-int4", "group": 48}}, "group=48"),
+    "scales": ({"quantize": {"scales": "float64"}}, "scales='float64'"),
+    "techniques": ({"quantize": {"techniques": ["dithering"]}}, "techniques= has dithering"),
+    "no batches": ({"distill": {"method": "self"}}, "needs batches="),
+    "no teacher": ({"distill": {"batches": [_X]}}, "teacher="),
+    "two teachers": ({"distill": {"method": "self", "teacher": _train, "batches": [_X]}}, "no teacher but the student"),
+    "learning rate": ({"distill": {"teacher": _train, "batches": [_X], "learning_rate": -1}}, "learning_rate=-1"),
+    "temperature": ({"distill": {"teacher": _train, "batches": [_X], "temperature": float("nan")}}, "temperature=nan"),
+    "features": ({"distill": {"teacher": _train, "batches": [_X], "method": "feature"}}, "features= goes with"),
+    "batches that end": ({"distill": {"teacher": _train, "batches": iter([_X])}}, "gone through once only"),
+}
+
+
+@pytest.mark.parametrize("name", _IMPOSSIBLE)
+@pytest.mark.parametrize("in_python", [False, True])
+def test_what_a_later_step_can_not_do_is_said_before_anything_runs(name: str, in_python: bool) -> None:
+    def evaluate(run: Any) -> float:
+        raise AssertionError("something ran")
+
+    [(step, settings)], problem = _IMPOSSIBLE[name][0].items(), _IMPOSSIBLE[name][1]
+    first = "share-weights" if step != "share-weights" else "factorize"
+    recipe: list[Any] = [first, step] if in_python else [first, {step: settings}]
+    extra: dict[str, Any] = {step.replace("-", "_"): settings} if in_python else {}
+    with pytest.raises(OptionError, match=re.escape(problem)) as raised:
+        compiler.compress(_net(), recipe, evaluate=evaluate, **_OPTIONS, **extra)
+    assert step in str(raised.value)
+
+
+def test_quantize_without_samples_is_said_before_anything_runs() -> None:
+    def evaluate(run: Any) -> float:
+        raise AssertionError("something ran")
+
+    with pytest.raises(OptionError, match=r"step 2 of 2, quantize: static-int8 needs calibration="):
+        compiler.compress(_net(), "factorize -> quantize", evaluate=evaluate, example_inputs=(_X,))
 
 
 _HOSTILE = {
