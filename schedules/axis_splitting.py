@@ -1,18 +1,19 @@
 """Splits loops whose index is taken apart, so that memory is walked in straight lines.
 
 `b[c] = a[c // 16, c % 16]` over 96 becomes 6 runs of 16: blocked layouts, heads, windows and shuffles of channels are
-read and written so. What is left of an extent that the factor does not divide becomes a stage of its own.
+read and written so. What is left of an extent that the factor does not divide becomes a stage of its own, and so does
+what lies before the first block where blocks begin inside of the loop (`a[(c + 15) // 16, (c + 15) % 16]`).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from schedules.access import accesses_of
+from schedules.access import accesses_of, coefficient_of
 from schedules.expression import constant_int, index, substitute
 from schedules.index_arithmetic import with_plain_indices
 from schedules.kernel import Axis, Stage
-from schedules.tir import structural_walk, tirx
+from schedules.tir import structural_walk, tirx, tvm
 
 Expr = Any
 _LEAST_RUN = 4  # shorter runs are no better than single elements
@@ -25,34 +26,64 @@ def split_axes(stage: Stage) -> list[Stage]:
     waiting = [stage]
     while waiting:
         piece = waiting.pop(0)
-        found = _factor_of_axis(piece) if len(done) + len(waiting) < _MOST_PIECES else None
+        found = _next_split(piece) if len(done) + len(waiting) < _MOST_PIECES else None
         if found is None:
             done.append(piece)
         else:
-            waiting = [with_plain_indices(each) for each in _split(piece, *found)] + waiting
+            waiting = [with_plain_indices(each) for each in found] + waiting
     return done
 
 
-def _factor_of_axis(stage: Stage) -> tuple[int, int] | None:
-    """(position of an axis, what an index divides it by), or None."""
-    factors: dict[int, set[int]] = {}
-    positions = {axis.var: position for position, axis in enumerate(stage.axes) if isinstance(axis.extent, int)}
+def _next_split(stage: Stage) -> list[Stage] | None:
+    """The stage in pieces by an axis that an index divides; None when there is none."""
+    found = _divided_axes(stage)
+    for position, axis in enumerate(stage.axes):
+        seams = [-offset % factor for divided, factor, offset in found if divided == position and offset % factor]
+        inside = sorted(seam for seam in seams if 0 < seam < axis.extent)
+        if inside and not axis.reduce:  # the blocks begin inside of the loop
+            return _cut(stage, position, inside[0])
+        factors = [factor for divided, factor, offset in found if divided == position and not offset % factor]
+        serving = [factor for factor in factors if _serves(axis, factor)]
+        if serving:
+            return _split(stage, position, max(serving))
+    return None
+
+
+def _divided_axes(stage: Stage) -> list[tuple[int, int, int]]:
+    """(position, factor, offset) for each `(axis + offset) // factor`, or remainder, of an axis of known extent."""
+    found: list[tuple[int, int, int]] = []
+    static = [(position, axis.var) for position, axis in enumerate(stage.axes) if isinstance(axis.extent, int)]
 
     def visit(node: Any) -> None:
-        factor, position = constant_int(node.b), positions.get(node.a)
-        if position is not None and isinstance(factor, int) and _serves(stage.axes[position], factor):
-            factors.setdefault(position, set()).add(factor)
+        factor = constant_int(node.b)
+        if not isinstance(factor, int) or factor < _LEAST_RUN:
+            return
+        for position, var in static:
+            if coefficient_of(node.a, var) == 1:
+                rest = constant_int(tvm.sym.Analyzer().simplify(substitute(node.a, {var: index(0, str(var.ty))})))
+                if isinstance(rest, int):
+                    found.append((position, factor, rest))
 
     for access in accesses_of(stage.body):
         for point in access.indices:
             structural_walk(point, ((tirx.FloorDiv, tirx.FloorMod), visit))
-    return next(((position, max(found)) for position, found in sorted(factors.items())), None)
+    return found
 
 
 def _serves(axis: Axis, factor: int) -> bool:
     if not _LEAST_RUN <= factor < axis.extent:
         return False
     return not axis.reduce or axis.extent % factor == 0
+
+
+def _cut(stage: Stage, position: int, seam: int) -> list[Stage]:
+    """The axis in two parts, which meet at `seam`."""
+    axis = stage.axes[position]
+    parts = [Axis(tirx.Var(axis.name, str(axis.var.ty)), extent) for extent in (seam, axis.extent - seam)]
+    return [
+        _with_axes(stage, position, (part,), part.var + index(start, str(part.var.ty)) if start else part.var)
+        for part, start in zip(parts, (0, seam), strict=True)
+    ]
 
 
 def _split(stage: Stage, position: int, factor: int) -> list[Stage]:

@@ -1,15 +1,18 @@
 """Splits loops where a condition on the loop variable changes, so that padding and concatenation run without branches.
 
-`if_then_else(ax < 3, a[ax], b[ax - 3])` over 8 becomes a copy of 3 and a copy of 5.
+`if_then_else(ax < 3, a[ax], b[ax - 3])` over 8 becomes a copy of 3 and a copy of 5. A condition on blocks and on what
+lies in a block, `16 * ax + bx < 33`, leaves the blocks around the one that it cuts, and the parts of that one.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 from schedules.access import coefficient_of
 from schedules.expression import constant_int, index, substitute
+from schedules.index_arithmetic import bound_analyzer
 from schedules.inline import IF_THEN_ELSE, call_name
 from schedules.kernel import Axis, Stage
 from schedules.tir import structural_map, structural_walk, tirx, tvm
@@ -22,24 +25,24 @@ _COMPARISONS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE)
 def split_branches(stage: Stage) -> list[Stage]:
     """The stage in pieces along its spatial axes, in each of which the conditions on those axes are decided.
 
-    An axis whose conditions involve other variables, or whose pieces would become too many, is left whole.
+    An axis whose pieces would become too many is left whole.
     """
     trivial = {axis.var: index(0, str(axis.var.ty)) for axis in stage.axes if axis.extent == 1}
     init = None if stage.init is None else substitute(stage.init, trivial)
-    body = substitute(stage.body, trivial)
-    pieces = [Stage(stage.name, stage.axes, body, init, stage.annotations)]
+    pieces = [Stage(stage.name, stage.axes, substitute(stage.body, trivial), init, stage.annotations)]
     for position, axis in enumerate(stage.axes):
         if axis.reduce or not isinstance(axis.extent, int) or axis.extent < 2:
             continue
-        cuts = _cuts(body, axis)
-        if not cuts or len(pieces) * (len(cuts) + 1) > _MAX_PIECES:
-            continue
-        pieces = [part for piece in pieces for part in _cut(piece, position, cuts)]
+        parts = [part for piece in pieces for part in _cut(piece, position, _cuts(piece, position))]
+        if len(parts) <= _MAX_PIECES:
+            pieces = parts
     return pieces
 
 
-def _cuts(body: Any, axis: Axis) -> list[int]:
-    """The points inside the axis where a condition of a branch changes."""
+def _cuts(stage: Stage, position: int) -> list[int]:
+    """The points inside an axis where a condition of a branch changes, or where another axis begins to decide it."""
+    axis = stage.axes[position]
+    others = [each for each in stage.axes if each is not axis]
     found: set[int] = set()
 
     def visit(call: Any) -> None:
@@ -47,34 +50,39 @@ def _cuts(body: Any, axis: Axis) -> list[int]:
             structural_walk(call.args[0], (_COMPARISONS, compare))
 
     def compare(node: Any) -> None:
-        found.update(_thresholds(node, axis.var))
+        found.update(_thresholds(node, axis.var, others))
 
-    structural_walk(body, (tvm.ir.Call, visit))
+    structural_walk(stage.body, (tvm.ir.Call, visit))
     return sorted(point for point in found if 0 < point < axis.extent)
 
 
-def _thresholds(comparison: Any, var: Any) -> list[int]:
-    """Where `a < b` and its like change along `var`; nothing when they do not depend on it alone, with step 1."""
+def _thresholds(comparison: Any, var: Any, others: Sequence[Axis]) -> list[int]:
+    """Where `a < b` and its like change along `var`. Nothing when they do not depend on it in a linear way, or other
+    axes move them by more than a step of `var` does."""
     difference = comparison.a - comparison.b
-    coefficient = coefficient_of(difference, var)
-    if coefficient not in (1, -1):
+    factor = coefficient_of(difference, var)
+    if not factor:
         return []
-    at_zero = tvm.sym.Analyzer().simplify(substitute(difference, {var: index(0, str(var.ty))}))
-    offset = constant_int(at_zero)
-    if not isinstance(offset, int):
+    analyzer = bound_analyzer(others)
+    rest = analyzer.simplify(substitute(difference, {var: index(0, str(var.ty))}))
+    if not isinstance(constant_int(rest), int) and abs(factor) == 1:
         return []
-    zero = -offset * coefficient  # where both sides are equal
-    if isinstance(comparison, (tirx.EQ, tirx.NE)):
-        return [zero, zero + 1]
-    strict = isinstance(comparison, (tirx.LT, tirx.GT))
-    falling = isinstance(comparison, (tirx.LT, tirx.LE)) == (coefficient == 1)
-    # `v < 3` changes between 2 and 3, `v <= 3` between 3 and 4; `v > 3` between 3 and 4, `v >= 3` between 2 and 3.
-    return [zero + (not strict if falling else strict)]
+    bounds = analyzer.const_int_bound(rest)
+    low, high = int(bounds.min_value), int(bounds.max_value)
+    if high - low >= abs(factor):
+        return []
+    if factor < 0:  # a < b as b > a
+        factor, low, high = -factor, -high, -low
+    orders = (tirx.GT, tirx.LE) if coefficient_of(difference, var) > 0 else (tirx.LT, tirx.GE)
+    # The first step at which factor * var + rest is at least 0, or at least 1, for some of the rest and for all of it.
+    least = (0, 1) if isinstance(comparison, (tirx.EQ, tirx.NE)) else (1,) if isinstance(comparison, orders) else (0,)
+    return [-((bound - each) // factor) for each in least for bound in (low, high)]
 
 
 def _cut(stage: Stage, position: int, cuts: list[int]) -> list[Stage]:
-    axis = stage.axes[position]
-    edges = [0, *cuts, axis.extent]
+    if not cuts:
+        return [stage]
+    edges = [0, *cuts, stage.axes[position].extent]
     return [_part(stage, position, low, high) for low, high in itertools.pairwise(edges)]
 
 
@@ -82,10 +90,11 @@ def _part(stage: Stage, position: int, low: int, high: int) -> Stage:
     axis = stage.axes[position]
     dtype = str(axis.var.ty)
     var = tirx.Var(axis.name, dtype)
-    analyzer = tvm.sym.Analyzer()
+    analyzer = bound_analyzer([each for each in stage.axes if each is not axis])
     analyzer.bind(axis.var, tvm.ir.Range(index(low, dtype), index(high, dtype)))
     decided = _decide(stage.body, analyzer)
-    mapping = {axis.var: var + index(low, dtype) if low else var}
+    place = index(low, dtype) if high - low == 1 else var + index(low, dtype) if low else var
+    mapping = {axis.var: place}
     axes = list(stage.axes)
     axes[position] = Axis(var, high - low)
     init = None if stage.init is None else substitute(stage.init, mapping)

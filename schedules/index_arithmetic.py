@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from schedules.expression import index, map_loads, map_stores
@@ -15,9 +16,7 @@ def with_plain_indices(stage: Stage) -> Stage:
     """The stage with divisions and remainders gone from its indices where the extents of its loops decide them."""
     if not _divides(stage.body):
         return stage
-    analyzer = tvm.sym.Analyzer()
-    for axis in stage.axes:
-        _bind(analyzer, axis)
+    analyzer = bound_analyzer(stage.axes)
 
     def plain(indices: Any) -> list[Expr] | None:
         if not any(_divides(point) for point in indices):
@@ -36,11 +35,14 @@ def with_plain_indices(stage: Stage) -> Stage:
     return Stage(stage.name, stage.axes, body, stage.init, stage.annotations)
 
 
-def _bind(analyzer: Any, axis: Axis) -> None:
-    extent = axis.extent
-    start = index(0, str(axis.var.ty))
-    length = index(extent, str(axis.var.ty)) if isinstance(extent, int) else extent
-    analyzer.bind(axis.var, tvm.ir.Range.from_min_extent(start, length))
+def bound_analyzer(axes: Iterable[Axis]) -> Any:
+    """An analyzer that knows the ranges of these axes."""
+    analyzer = tvm.sym.Analyzer()
+    for axis in axes:
+        dtype, extent = str(axis.var.ty), axis.extent
+        length = index(extent, dtype) if isinstance(extent, int) else extent
+        analyzer.bind(axis.var, tvm.ir.Range.from_min_extent(index(0, dtype), length))
+    return analyzer
 
 
 def _divides(root: Any) -> bool:

@@ -35,7 +35,7 @@ _ACCUMULATORS = 4
 def stage_code(stage: Stage, machine: Machine, *, parallel: bool = True) -> Stmt:
     """The stage as a statement; `parallel=False` when it runs inside a parallel loop already."""
     stage = with_plain_indices(stage)
-    pieces = [part for piece in split_branches(stage) for part in split_axes(piece)]
+    pieces = [part for piece in split_branches(stage) for part in split_axes(with_plain_indices(piece))]
     shared = _shared_axis(stage, pieces, machine) if parallel else None
     if shared is not None:
         return _pieces_together(pieces, shared, machine)

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from tvm import te
 
 from schedules.axis_splitting import split_axes
+from schedules.branch import split_branches
+from schedules.index_arithmetic import with_plain_indices
 from schedules.kernel import Kernel
 from schedules.tir import tirx
 from tests.schedules.harness import AVX512, Build, evaluate, lowered, runnable
@@ -85,3 +87,63 @@ def test_what_a_factor_leaves_is_a_piece_of_its_own() -> None:
 def test_short_runs_stay() -> None:
     stage = stage_of(unpacked(3, 8, 2), (4, 3, 2))
     assert split_axes(stage) == [stage]
+
+
+@pytest.mark.parametrize("target", runnable())
+@settings(max_examples=12, deadline=None)
+@given(first=st.integers(1, 40), second=st.integers(1, 40), block=st.sampled_from([4, 8, 16]), data=st.data())
+def test_concatenation_in_blocks_that_do_not_meet(
+    target: str, first: int, second: int, block: int, data: st.DataObject
+) -> None:
+    """Channels of two tensors, either of them in blocks, one behind the other, in blocks again, filled up by 0."""
+    positions = data.draw(EXTENTS)
+    blocked = data.draw(st.tuples(st.booleans(), st.booleans()))
+    random = np.random.default_rng(0)
+    plain = [random.standard_normal((size, positions), dtype="float32") for size in (first, second)]
+
+    def in_blocks(x: Any) -> Any:
+        filled = np.zeros((-(-len(x) // block) * block, positions), "float32")
+        filled[: len(x)] = x
+        return np.ascontiguousarray(filled.reshape(-1, block, positions).swapaxes(1, 2))
+
+    def element(x: Any, is_blocked: bool, c: Any, i: Any) -> Any:
+        return x[c // block, i, c % block] if is_blocked else x[c, i]
+
+    channels = first + second
+
+    def compute(x: Any, y: Any) -> Any:
+        def joined(c: Any, i: Any) -> Any:
+            return tirx.if_then_else(first <= c, element(y, blocked[1], c - first, i), element(x, blocked[0], c, i))
+
+        def packed(outer: Any, i: Any, inner: Any) -> Any:
+            c = outer * block + inner
+            return tirx.if_then_else(c < channels, joined(c, i), tirx.FloatImm("float32", 0.0))
+
+        return te.compute((-(-channels // block), positions, block), packed)
+
+    given = [in_blocks(x) if each else x for x, each in zip(plain, blocked, strict=True)]
+    result = evaluate(lambda builder, x, y: builder.emit(builder.call_te(compute, x, y)), given, target)
+    np.testing.assert_array_equal(result, in_blocks(np.concatenate(plain)))
+
+
+def test_blocks_that_do_not_meet_are_copied_without_branches_and_divisions() -> None:
+    def compute(x: Any) -> Any:
+        zero = tirx.FloatImm("float32", 0.0)
+        return te.compute(
+            (3, 5, 16),
+            lambda outer, i, inner: tirx.if_then_else(
+                (outer * 16 + inner >= 1),
+                x[(outer * 16 + inner - 1) // 16, i, (outer * 16 + inner - 1) % 16],
+                zero,
+            ),
+        )
+
+    stage = stage_of(emitted(compute), (3, 5, 16))
+    pieces = [part for piece in split_branches(stage) for part in split_axes(with_plain_indices(piece))]
+    assert sorted([axis.extent for axis in piece.axes] for piece in pieces) == [
+        [1, 5, 1],
+        [1, 5, 15],
+        [2, 5, 1],
+        [2, 5, 15],
+    ]
+    assert not any("//" in str(piece.body) or "if_then_else" in str(piece.body) for piece in pieces)
