@@ -71,9 +71,9 @@ def _thresholds(comparison: Any, var: Any, others: Sequence[Axis]) -> list[int]:
     low, high = int(bounds.min_value), int(bounds.max_value)
     if high - low >= abs(factor):
         return []
+    orders = (tirx.GT, tirx.LE)
     if factor < 0:  # a < b as b > a
-        factor, low, high = -factor, -high, -low
-    orders = (tirx.GT, tirx.LE) if coefficient_of(difference, var) > 0 else (tirx.LT, tirx.GE)
+        factor, low, high, orders = -factor, -high, -low, (tirx.LT, tirx.GE)
     # The first step at which factor * var + rest is at least 0, or at least 1, for some of the rest and for all of it.
     least = (0, 1) if isinstance(comparison, (tirx.EQ, tirx.NE)) else (1,) if isinstance(comparison, orders) else (0,)
     return [-((bound - each) // factor) for each in least for bound in (low, high)]
