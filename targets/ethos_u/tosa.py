@@ -12,6 +12,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 _VERSION = (1, 0, 0, False)
+_PIECE_BY_PIECE = ("CONCAT", "PAD", "TILE")  # Vela writes their results so
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class TosaGraph:
         self.operators = 0
         self._made: dict[str, Any] = {}
         self._outputs: set[str] = set()
+        self._in_pieces: set[str] = set()
 
     def serialize(self) -> bytes:
         """The finished graph."""
@@ -78,8 +80,7 @@ class TosaGraph:
     def output(self, tensor: Tensor) -> None:
         """Mark an output; they keep the order of these calls. An input, or one that is an output already, is copied."""
         if tensor.name not in self._made or tensor.name in self._outputs:
-            entries = self.constant(np.arange(-128, 128, dtype=np.int8))
-            tensor = self.emit("TABLE", [tensor, entries], tensor.shape, "int8", "TableAttribute")
+            tensor = self.copied(tensor)
         self._outputs.add(tensor.name)
         self._serializer.addOutputTensor(self._made[tensor.name])
 
@@ -89,6 +90,8 @@ class TosaGraph:
         """An operator with one result; `attribute` is the serializer's name of what it takes beside tensors."""
         result = self._serializer.addIntermediate(list(shape), self._type(dtype))
         self._made[result.name] = result
+        if operator in _PIECE_BY_PIECE or (operator == "RESHAPE" and inputs[0].name in self._in_pieces):
+            self._in_pieces.add(result.name)
         attributes = self._ts.TosaSerializerAttribute()
         getattr(attributes, attribute)(*values)
         code = getattr(self._ts.Op, operator)
@@ -105,12 +108,20 @@ class TosaGraph:
         """A zero point."""
         return self.constant(np.array([value], dtype))
 
+    def copied(self, x: Tensor) -> Tensor:
+        """The same int8 numbers in a tensor of their own."""
+        entries = self.constant(np.arange(-128, 128, dtype=np.int8))
+        return self.emit("TABLE", [x, entries], x.shape, "int8", "TableAttribute")
+
     def rescale(self, x: Tensor, scales: Sequence[float], dtype: str, *, zero: int = 0, output_zero: int = 0) -> Tensor:
         """(x - zero) * scale + output_zero, rounded once to the nearest (half upwards), saturated to `dtype`.
 
         Args:
             scales: one for all, or one an entry of the last axis.
         """
+        if x.name in self._in_pieces and x.dtype == "int8":
+            # Vela 5.2 loses it in front of a sum, product or extreme without repeated operands, and of a PAD.
+            x = self.copied(x)
         parts = [fraction(scale) for scale in scales]
         multiplier = self.constant(np.array([each[0] for each in parts], np.int32))
         shift = self.constant(np.array([each[1] for each in parts], np.int8))
