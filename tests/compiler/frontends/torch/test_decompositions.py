@@ -125,3 +125,35 @@ def test_product_of_groups(rows: int) -> None:
     starts = [0, *ends.tolist()[:-1]]
     wanted = [x[start:end] @ matrix for start, end, matrix in zip(starts, ends.tolist(), weights, strict=True)]
     torch.testing.assert_close(_grouped_product(x, weights, ends), torch.cat(wanted))
+
+
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3), (2, 3, 4)], ids=str)
+def test_attention_of_any_rank(lead: tuple[int, ...]) -> None:
+    def attention(x: Tensor) -> tuple[Tensor, ...]:
+        query, key, value = x[..., :5, :], x[..., 5:12, :], x[..., 12:, :]
+        mask = (query @ key.mT > -1).index_fill(-2, torch.tensor([2]), False)  # one query may look at no key
+        plain = functional.scaled_dot_product_attention
+        return (
+            plain(query, key, value),
+            plain(query, key, value, mask),
+            plain(query, key, value, is_causal=True, scale=0.3),
+            plain(query[..., :1, :], key, value, (mask[..., :1, :] * 1.0)),
+        )
+
+    check(attention, normal(*lead, 19, 8))
+
+
+def test_attention_with_heads_that_share_keys_by_broadcasting() -> None:
+    check(lambda x: functional.scaled_dot_product_attention(x, x[:, :1, :1], 2 * x[:, :1, :1]), normal(2, 3, 4, 5, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.int32, torch.bool])
+def test_numbers_and_tensors_of_other_types(dtype: torch.dtype) -> None:
+    """As masks are made: `(1.0 - mask) * -10000` of integers."""
+
+    def arithmetic(x: Tensor) -> tuple[Tensor, ...]:
+        values = (x.abs() * 3 + 1).to(dtype)
+        own = () if dtype == torch.bool else (1 - values, 7.5 - values, torch.rsub(values, 2.5, alpha=2))
+        return *own, 7 // values, 7.5 // values, values // 2, values // 2.5
+
+    check(arithmetic, normal(2, 3))

@@ -1,0 +1,36 @@
+"""Attention over other leading dimensions than a batch and heads, as windows of an image have them, and its masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from compiler.frontends.torch.decomposition import decomposition_of
+
+_RANK = 4  # which the ONNX exporter converts
+
+
+@decomposition_of("aten.scaled_dot_product_attention.default")
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kw: Any
+) -> Any:
+    """In the exporter's rank and with a mask of numbers; a query that may look at no key gets 0, as torch has it."""
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        lowest = torch.full((), torch.finfo(query.dtype).min, dtype=query.dtype)
+        numbers = torch.where(attn_mask, torch.zeros((), dtype=query.dtype), lowest)
+        result = scaled_dot_product_attention(query, key, value, numbers, *args, **kw)
+        return torch.where(attn_mask.any(-1, keepdim=True), result, torch.zeros((), dtype=result.dtype))
+    if query.ndim == key.ndim == value.ndim == _RANK or kw.get("enable_gqa"):
+        return NotImplemented
+    first, *others = (each.shape[:-2] for each in (query, key, value))
+    lead = torch.Size(torch.broadcast_shapes(first, *others))  # type: ignore[no-untyped-call]
+
+    def flat(tensor: Tensor) -> Tensor:
+        return tensor.expand(*lead, *tensor.shape[-2:]).reshape(-1, 1, *tensor.shape[-2:])
+
+    mask = attn_mask if attn_mask is None or attn_mask.ndim <= 2 else flat(attn_mask)
+    result = scaled_dot_product_attention(flat(query), flat(key), flat(value), mask, *args, **kw)
+    return result.reshape(*lead, *result.shape[-2:])
