@@ -36,6 +36,12 @@ from schedules.window import SMALL_POINTS, WindowNest, window_default, window_sp
 _CHAINS = 8  # independent sums of a global pooling, to hide the latency of an addition
 
 
+def _larger(total: Expr, value: Expr) -> Expr:
+    """The larger one, or NaN: of a comparison with NaN the second is taken, so that only the value is looked at."""
+    larger = tirx.max(value, total)
+    return tirx.Select(tirx.isnan(value), value, larger) if "float" in str(total.ty.dtype) else larger
+
+
 def _match(kernel: Kernel, kind: str) -> PoolWorkload | None:
     stages = anchor_stages(kernel, kind)
     if not stages:
@@ -73,7 +79,7 @@ class PoolNest(WindowNest):
         return tirx.min_value(self.work.dtype).value if self.work.mode == "max" else 0.0
 
     def tap(self, total: Expr, value: Expr, operand: Any) -> Expr:
-        return tirx.max(total, value) if self.work.mode == "max" else total + value
+        return _larger(total, value) if self.work.mode == "max" else total + value
 
     def scale(self, point: Sequence[Expr | int]) -> Expr | None:
         if self.work.mode == "max":
@@ -109,7 +115,7 @@ def _global_nest(fused: FusedKernel, data: Any, work: PoolWorkload, machine: Mac
     start = tirx.min_value(work.dtype).value if is_max else 0.0
 
     def join(total: Expr, value: Expr) -> Expr:
-        return tirx.max(total, value) if is_max else total + value
+        return _larger(total, value) if is_max else total + value
 
     def task(place: Any) -> Stmt:
         image, block = place // work.out_blocks, place % work.out_blocks

@@ -104,8 +104,8 @@ def _extremum(value: Expr, store: Any) -> tuple[Combiner, Expr] | None:
         return None
 
     def combine(a: Expr, b: Expr) -> Expr:
-        # Of a comparison with NaN the second is taken, so that only the first need be looked at.
-        return tirx.Select(tirx.isnan(a), a, tirx.Select(a > b if kind is tirx.Max else a < b, a, b))
+        # Of a comparison with NaN the second is taken, the total: only what is new need be looked at, ahead of time.
+        return tirx.Select(tirx.isnan(b), b, tirx.Select(b > a if kind is tirx.Max else b < a, b, a))
 
     return Combiner("extremum", combine, None), operand
 

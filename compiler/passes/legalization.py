@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tvm import relax, te, tirx, topi
@@ -30,6 +30,23 @@ def _take(data: te.Tensor, indices: te.Tensor, axis: int) -> te.Tensor:
         return data(*place[:axis], index, *place[axis + rank :])
 
     return te.compute(shape, element, name="take")
+
+
+def legalize_relu(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """`nn.relu`, max(0, x): of a comparison with NaN the engine takes the second operand, so that NaN stays NaN."""
+    zero = tirx.const(0, dtype_of(call))
+    return builder.call_te(_elementwise(lambda x: te.max(zero, x)), call.args[0], primfunc_name_hint="relu")
+
+
+def legalize_clip(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """`clip` to two numbers, max(low, min(high, x)), in the order that keeps NaN."""
+    low, high = (tirx.const(limit.value, dtype_of(call)) for limit in call.args[1:])
+    limited = _elementwise(lambda x: te.max(low, te.min(high, x)))
+    return builder.call_te(limited, call.args[0], primfunc_name_hint="clip")
+
+
+def _elementwise(function: Callable[[Any], Any]) -> Callable[[te.Tensor], te.Tensor]:
+    return lambda data: te.compute(data.shape, lambda *place: function(data(*place)), name="compute")
 
 
 def legalize_quantize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -81,3 +98,11 @@ def _parameter(number: float | int | None, remaining: Iterator[te.Tensor], at: A
 
 def _typed(value: Any, dtype: str) -> Any:
     return tirx.const(value, dtype) if isinstance(value, int | float) else tirx.Cast(dtype, value)
+
+
+LEGALIZATIONS: dict[str, Callable[[relax.BlockBuilder, relax.Call], relax.Expr]] = {
+    "relax.clip": legalize_clip,
+    "relax.nn.relu": legalize_relu,
+    "relax.quantize": legalize_quantize,
+    "relax.take": legalize_take,
+}

@@ -12,9 +12,8 @@ from typing import Any
 from tvm import relax
 from tvm.ir import IRModule
 
+from compiler.passes import legalization, legalize_norms
 from compiler.passes.context import PipelineContext
-from compiler.passes.legalization import legalize_quantize, legalize_take
-from compiler.passes.legalize_norms import LEGALIZATIONS
 from compiler.passes.registry import graph_pass
 
 
@@ -38,7 +37,7 @@ _register("dispatch-sort", "Lower sort, top-k and scan operators", relax.backend
 
 @graph_pass("legalize-operators", summary="Lower each operator to a TensorIR function", required=True)
 def _legalize(mod: IRModule, context: PipelineContext) -> IRModule:
-    own = {**LEGALIZATIONS, "relax.quantize": legalize_quantize, "relax.take": legalize_take}
+    own = {**legalization.LEGALIZATIONS, **legalize_norms.LEGALIZATIONS}
     of_target = context.target.legalizations() if hasattr(context.target, "legalizations") else {}
     with engine_target(context):
         return _transform.LegalizeOps({**own, **of_target})(mod)

@@ -89,6 +89,25 @@ def multiply_one(graph: Graph, call: Call) -> Expr | None:
     return op.negative(found[0]) if is_float(call) and all_equal(found[1], -1) else None
 
 
+@rules.on("relax.multiply")
+def multiply_zero(graph: Graph, call: Call) -> Expr | None:
+    """x * 0 => x - x: the engine would take it for 0 where x is NaN or infinite"""
+    found = split_constant(graph, call)
+    if found is None or not keeps_type(call, found[0]) or not _is_numpy_float(call):
+        return None
+    return op.subtract(found[0], found[0]) if all_equal(found[1], 0) else None
+
+
+@rules.on("relax.equal", "relax.not_equal", "relax.less_equal", "relax.greater_equal")
+def compare_with_itself(graph: Graph, call: Call) -> Expr | None:
+    """x != x => isnan(x), x == x => not isnan(x): the engine would take them for false and true"""
+    left, right = call.args
+    if not left.same_as(right) or not _is_numpy_float(left):
+        return None
+    test = op.isnan(left)
+    return test if call.op.name == "relax.not_equal" else op.logical_not(graph.emit(test))
+
+
 @rules.on("relax.subtract")
 def subtract_constant(graph: Graph, call: Call) -> Expr | None:
     """x - 0 => x, x - c => x + (-c) (exact for floats), x - (-y) => x + y"""
@@ -201,7 +220,7 @@ def drop_repeated(graph: Graph, call: Call) -> Expr | None:
 
 @rules.on("relax.abs")
 def drop_on_non_negative(graph: Graph, call: Call) -> Expr | None:
-    """|x| => x where x is a square, an exponential, ... (relu would not do: it may turn NaN into 0)"""
+    """|x| => x where x is a square, an exponential, ..."""
     return call.args[0] if is_non_negative(graph, call.args[0]) else None
 
 

@@ -98,10 +98,7 @@ def _extremum(context: NodeContext, data: relax.Expr, axes: list[int], keep: boo
         return R.astype(context.emit(result), "bool")
     if not dtypes.is_float(dtype):
         return R.max(data, axes, keep) if greatest else R.min(data, axes, keep)
-    combine = scalars.maximum if greatest else scalars.minimum
-    identity = scalars.lowest(dtype) if greatest else scalars.highest(dtype)
-    reducer = te.comm_reducer(combine, lambda t: tirx.const(identity, str(t)), name="extremum")
-    return reduce_with(context, data, axes, keep, reducer)
+    return reduce_with(context, data, axes, keep, _extremum_reducer(dtype, greatest))
 
 
 def reduce_with(context: NodeContext, data: relax.Expr, axes: list[int], keep: bool, reducer: Any) -> relax.Expr:
@@ -183,47 +180,53 @@ _REDUCTIONS: dict[str, Reduction] = {
 
 @converter("ArgMax", "ArgMin")
 def arg_extremum(context: NodeContext) -> relax.Expr:
-    """Index of the first (or last, with select_last_index) largest or smallest element, int64."""
+    """Index of the first (or last, with select_last_index) largest or smallest element, int64; NaN wins.
+
+    The extremum is found first, and then the place of an element that equals it: both run in vectors.
+    The Ethos-U knows it by its name and by what it computes (targets/ethos_u/places.py).
+    """
     rank = context.rank(0)
     axis = context.axis(context.attribute("axis", 0), rank)
     keep, last = bool(context.attribute("keepdims", 1)), bool(context.attribute("select_last_index", 0))
-    greatest = context.operator == "ArgMax"
     data = context.input(0)
     if is_narrow_float(context.dtype(0)):
         data = context.emit(R.astype(data, "float32"))
-
-    def better(value: Any, index: Any, other: Any, other_index: Any) -> Any:
-        """Whether (value, index) wins over the other pair."""
-        ahead = value > other if greatest else value < other
-        tie = index > other_index if last else index < other_index
-        return tirx.any(ahead, tirx.all(value == other, tie))
-
-    def combine(a: Any, b: Any) -> Any:
-        # Index -1 is the identity's: any element wins over it, even one that equals the type's limit.
-        first = tirx.any(b[0] < 0, tirx.all(a[0] >= 0, better(a[1], a[0], b[1], b[0])))
-        return tirx.Select(first, a[0], b[0]), tirx.Select(first, a[1], b[1])
-
-    def identity(_: str, t: str) -> Any:
-        return tirx.const(-1, "int64"), tirx.const(
-            scalars.lowest(str(t)) if greatest else scalars.highest(str(t)), str(t)
-        )
-
-    reducer = te.comm_reducer(combine, identity, name="arg_extremum")
+    greatest, dtype = context.operator == "ArgMax", str(data.ty.dtype)
+    size = context.shape(0)[axis]
+    index_type = "int32" if isinstance(size, int) and size < 2**31 else "int64"
 
     def compute(source: te.Tensor) -> te.Tensor:
         k = te.reduce_axis((0, source.shape[axis]), "k")
+        n = te.reduce_axis((0, source.shape[axis]), "n")
         shape = [s for a, s in enumerate(source.shape) if a != axis]
         if keep:
             shape.insert(axis, tirx.const(1, "int64"))
+        none = tirx.const(-1, index_type) if last else source.shape[axis].astype(index_type)
+        reducer = _extremum_reducer(dtype, greatest)
 
-        def element(*indices: Any) -> Any:
-            place = [*indices[:axis], k.var, *indices[axis + 1 if keep else axis :]]
-            return reducer((k.var, source(*place)), axis=k)
+        def read(indices: Any, along: Any) -> Any:
+            return source(*indices[:axis], along.var, *indices[axis + 1 if keep else axis :])
 
-        pair = te.compute(shape, element, name="arg_extremum")
-        return te.compute(shape, lambda *i: pair[0](*i), name="index")
+        best = te.compute(shape, lambda *indices: reducer(read(indices, k), axis=k), name="best")
+
+        def place(*indices: Any) -> Any:
+            value = read(indices, n)
+            found = value == best(*indices)
+            found = tirx.any(found, scalars.is_nan(value)) if dtypes.is_float(dtype) else found
+            index = tirx.Select(found, n.var.astype(index_type), none)
+            return te.max(index, axis=n) if last else te.min(index, axis=n)
+
+        index = te.compute(shape, place, name="index")
+        return te.compute(shape, lambda *indices: index(*indices).astype("int64"), name="wide")
 
     return context.emit_te(compute, data, primfunc_name_hint="arg_extremum")
+
+
+def _extremum_reducer(dtype: str, greatest: bool) -> Any:
+    """The largest or smallest, NaN before all of them."""
+    combine = scalars.maximum if greatest else scalars.minimum
+    identity = scalars.lowest(dtype) if greatest else scalars.highest(dtype)
+    return te.comm_reducer(combine, lambda t: tirx.const(identity, str(t)), name="extremum")
 
 
 @converter("CumSum", since=11)

@@ -43,6 +43,11 @@ def normal(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
+def squares(x: Tensor) -> Tensor:
+    """Positive definite matrices."""
+    return x.mT @ x + torch.eye(x.shape[-1])
+
+
 FUNCTIONS: dict[str, Function] = {
     "cdist": lambda x: torch.cdist(x, 2 * x[:, :4] + 1),
     "cdist of many rows": lambda x: torch.cdist(x.repeat(1, 8, 1), x.repeat(1, 6, 1) + 1),
@@ -66,6 +71,38 @@ FUNCTIONS: dict[str, Function] = {
     "any true": lambda x: torch.ops.aten._is_any_true(x > 9),
     "signbit": lambda x: torch.signbit(x.round()),
     "rrelu": lambda x: functional.rrelu(x),
+    "fmax, fmin": lambda x: (torch.fmax(x.log(), x.flip(1)), torch.fmin(x, x.flip(1).log())),
+    "gamma": lambda x: (torch.lgamma(5 * x), torch.digamma(3 * x), torch.mvlgamma(x.abs() + 3, 3)),
+    "inverses": lambda x: (
+        torch.linalg.inv(squares(x)),
+        torch.linalg.inv_ex(squares(x))[0],
+        torch.cholesky_inverse(squares(x)[0].triu(), upper=True),
+    ),
+    "solutions": lambda x: (
+        torch.linalg.solve(squares(x), x[:, :6, :4]),
+        torch.linalg.solve(squares(x), x[:, 0]),
+        torch.linalg.solve(squares(x), x, left=False),
+        torch.linalg.solve_triangular(squares(x).triu(), x[:, :6], upper=True),
+        torch.linalg.solve_triangular(x[:, :6] / 4, x, upper=False, left=False, unitriangular=True),
+        torch.cholesky_solve(x[:, :6], squares(x).tril() + torch.eye(6)),
+    ),
+    "factors": lambda x: (
+        torch.linalg.cholesky(squares(x)),
+        torch.linalg.cholesky(squares(x), upper=True),
+        torch.linalg.qr(x),
+        torch.linalg.qr(x.mT, "complete"),
+        torch.linalg.qr(squares(x).triu())[1],
+    ),
+    "determinants": lambda x: (
+        torch.linalg.det(squares(x)),
+        torch.linalg.slogdet(x[:, :6] * 1e30),
+        torch.logdet(squares(x)),
+    ),
+    "powers of matrices": lambda x: (
+        torch.linalg.matrix_exp(x[:, :6]),
+        torch.linalg.matrix_power(x[:, :6] / 2, 5),
+        torch.linalg.matrix_power(squares(x), -2),
+    ),
     "adaptive maximum": lambda x: functional.adaptive_max_pool2d(x[:, None], (3, 4), return_indices=True),
     "adaptive maximum of rows": lambda x: functional.adaptive_max_pool1d(x, 4),
 }
@@ -80,6 +117,12 @@ def test_cummax_of_nan() -> None:
     x = normal(3, 9)
     x[0, 4] = x[1, 0] = x[1, 5] = torch.nan
     check(lambda values: torch.cummax(values, 1), x)
+
+
+@pytest.mark.parametrize("function", [torch.lgamma, torch.digamma])
+def test_gamma_of_odd_values(function: Function) -> None:
+    values = [0.0, -0.0, 1.0, 2.0, 1e-30, -1e-30, 0.5, -0.5, 1e6, 3e8, 1e30, torch.inf, -torch.inf, torch.nan, -7.25]
+    check(function, torch.tensor(values))
 
 
 def test_distances_of_open_sizes() -> None:

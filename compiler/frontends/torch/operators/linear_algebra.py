@@ -1,0 +1,160 @@
+"""Inverses, solutions and factors of matrices, computed in float64.
+
+What is unrolled step by step (Cholesky, QR) covers matrices of known sizes up to `_LARGEST`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compiler.frontends.torch.decomposition import decomposition_of
+
+_LARGEST = 64
+# exp(A) = exp(A / 2^_SQUARINGS)^(2^_SQUARINGS), the inner one by its series; what overflows has a norm below 2^10.
+_SQUARINGS = 12
+_TERMS = 18
+
+
+@decomposition_of("aten.linalg_inv.default", "aten.inverse.default")
+def _inverse(matrices: Tensor) -> Tensor:
+    """What is singular gives NaN or infinities, where torch raises."""
+    shape = list(matrices.shape)
+    return torch.onnx.ops.symbolic("com.microsoft::Inverse", [matrices], dtype=matrices.dtype, shape=shape, version=1)
+
+
+@decomposition_of("aten.linalg_inv_ex.default")
+def _inverse_and_errors(matrices: Tensor, *, check_errors: bool = False) -> tuple[Tensor, Tensor]:
+    return _inverse(matrices), matrices.new_zeros(matrices.shape[:-2], dtype=torch.int32)
+
+
+@decomposition_of("aten.linalg_solve.default")
+def _solve(matrices: Tensor, right: Tensor, *, left: bool = True) -> Tensor:
+    inverse = _inverse(matrices.double())
+    vectors = right.ndim == 1 or (right.ndim == matrices.ndim - 1 and right.shape == matrices.shape[:-1])
+    if vectors:
+        return (inverse @ right.double().unsqueeze(-1)).squeeze(-1).to(right.dtype)
+    return _product(inverse, right, left)
+
+
+@decomposition_of("aten.linalg_solve_triangular.default")
+def _solve_triangular(
+    matrices: Tensor, right: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False
+) -> Tensor:
+    wide = matrices.double()
+    if unitriangular:
+        unit = torch.eye(matrices.shape[-1], dtype=torch.float64)
+        wide = (wide.triu(1) if upper else wide.tril(-1)) + unit
+    else:
+        wide = wide.triu() if upper else wide.tril()
+    return _product(_inverse(wide), right, left)
+
+
+@decomposition_of("aten.cholesky_solve.default")
+def _cholesky_solve(right: Tensor, factor: Tensor, upper: bool = False) -> Tensor:
+    return _product(_inverse(_gram(factor, upper)), right, True)
+
+
+@decomposition_of("aten.cholesky_inverse.default")
+def _cholesky_inverse(factor: Tensor, upper: bool = False) -> Tensor:
+    return _inverse(_gram(factor, upper)).to(factor.dtype)
+
+
+def _gram(factor: Tensor, upper: bool) -> Tensor:
+    """The matrix that a triangular factor is one of, float64."""
+    wide = factor.double()
+    wide = wide.triu() if upper else wide.tril()
+    return wide.mT @ wide if upper else wide @ wide.mT
+
+
+def _product(inverse: Tensor, right: Tensor, left: bool) -> Tensor:
+    wide = right.double()
+    return (inverse @ wide if left else wide @ inverse).to(right.dtype)
+
+
+@decomposition_of("aten.linalg_cholesky.default", "aten.cholesky.default")
+def _cholesky(matrices: Tensor, upper: bool = False, *_: bool) -> Tensor:
+    """A column at a time; what is not positive definite gives NaN, where torch raises."""
+    size = _known(matrices.shape[-1])
+    if size is None:
+        return NotImplemented
+    rest, columns = matrices.double(), []
+    for column in range(size):
+        values = rest[..., column:, column]
+        values = values / values[..., :1].sqrt()
+        columns.append(torch.nn.functional.pad(values, (column, 0)))
+        rest = rest - columns[-1].unsqueeze(-1) * columns[-1].unsqueeze(-2)
+    factor = torch.stack(columns, -2 if upper else -1)
+    return factor.to(matrices.dtype)
+
+
+@decomposition_of("aten.linalg_qr.default")
+def _qr(matrices: Tensor, mode: str = "reduced") -> tuple[Tensor, Tensor]:
+    """By Householder's reflections, with LAPACK's signs: H = I - 2 v v' / v'v takes x to -sign(x[0]) |x| e."""
+    rows, columns = _known(matrices.shape[-2]), _known(matrices.shape[-1])
+    if rows is None or columns is None:
+        return NotImplemented
+    right = matrices.double()
+    left = torch.eye(rows, dtype=torch.float64).expand(*matrices.shape[:-1], rows)
+    places = torch.arange(rows)
+    for column in range(min(rows - 1, columns)):
+        vector = torch.where(places >= column, right[..., column], 0.0)
+        first, below = vector[..., column], torch.where(places > column, vector, 0.0)
+        norm = (vector * vector).sum(-1).sqrt()
+        target = torch.where(first < 0, norm, -norm).unsqueeze(-1)
+        vector = torch.where(places == column, vector - target, vector)
+        length = (vector * vector).sum(-1)
+        reflects = (below != 0).any(-1)
+        factor = torch.where(reflects, 2 / torch.where(reflects, length, 1.0), 0.0)[..., None, None]
+        vector = vector.unsqueeze(-1)
+        right = right - factor * vector * (vector.mT @ right)
+        left = left - factor * (left @ vector) * vector.mT
+    kept = rows if mode == "complete" else min(rows, columns)
+    right = right[..., :kept, :].triu().to(matrices.dtype)
+    return (matrices.new_empty(0) if mode == "r" else left[..., :kept].to(matrices.dtype)), right
+
+
+@decomposition_of("aten.linalg_slogdet.default")
+def _sign_and_logarithm(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row is divided by its largest element first, so that the product stays in range."""
+    largest = matrices.double().abs().amax(-1, keepdim=True)
+    scale = torch.where(largest == 0, 1.0, largest)
+    determinant = torch.linalg.det(matrices.double() / scale)
+    logarithm = determinant.abs().log() + scale.log().sum((-2, -1))
+    return determinant.sign().to(matrices.dtype), logarithm.to(matrices.dtype)
+
+
+@decomposition_of("aten.logdet.default")
+def _logarithm_of_determinant(matrices: Tensor) -> Tensor:
+    sign, logarithm = _sign_and_logarithm(matrices)
+    return torch.where(sign < 0, torch.nan, logarithm)
+
+
+@decomposition_of("aten.linalg_matrix_exp.default")
+def _exponential(matrices: Tensor) -> Tensor:
+    scaled = matrices.double() / 2**_SQUARINGS
+    unit = torch.eye(matrices.shape[-1], dtype=torch.float64)
+    result = unit + scaled / _TERMS
+    for term in range(_TERMS - 1, 0, -1):
+        result = unit + scaled @ result / term
+    for _ in range(_SQUARINGS):
+        result = result @ result
+    return result.to(matrices.dtype)
+
+
+@decomposition_of("aten.linalg_matrix_power.default", "aten.matrix_power.default")
+def _power(matrices: Tensor, exponent: int) -> Tensor:
+    base = _inverse(matrices) if exponent < 0 else matrices
+    exponent, result = abs(exponent), None
+    if exponent == 0:
+        return torch.eye(matrices.shape[-1], dtype=matrices.dtype).expand(matrices.shape)
+    while exponent:
+        if exponent % 2:
+            result = base if result is None else result @ base
+        exponent //= 2
+        base = base @ base if exponent else base
+    return base if result is None else result
+
+
+def _known(size: int | torch.SymInt) -> int | None:
+    return size if isinstance(size, int) and size <= _LARGEST else None

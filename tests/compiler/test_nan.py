@@ -1,0 +1,92 @@
+"""NaN and infinity go through a model as through PyTorch: kernels on their own, fused, in blocks and in vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import compiler
+
+CHANNELS = 32
+
+
+class Applied(nn.Module):
+    def __init__(self, function: Callable[..., Any], layer: nn.Module | None = None) -> None:
+        super().__init__()
+        self.function, self.layer = function, layer
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x if self.layer is None else self.layer(x))
+
+
+FUNCTIONS: dict[str, Callable[[Tensor], Any]] = {
+    "relu": torch.relu,
+    "relu6": functional.relu6,
+    "hardsigmoid": functional.hardsigmoid,
+    "hardswish": functional.hardswish,
+    "clamp": lambda x: x.clamp(min=-0.5),
+    "amax": lambda x: x.amax((1, 3)),
+    "max": lambda x: x.max(1),
+    "min": lambda x: x.min(-1),
+    "argmax": lambda x: x.argmax(-1),
+    "argmin": lambda x: x.argmin(1),
+    "is itself": lambda x: x == x,
+    "is not itself": lambda x: x != x,
+    "is at most itself": lambda x: x <= x,
+    "times zero": lambda x: x * 0,
+    "less itself": lambda x: x - x,
+    "maximum of maps": lambda x: x.relu().amax((2, 3)),
+}
+
+
+def odd(shape: tuple[int, ...]) -> Tensor:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    x[0, 1, 2, 3] = x[1, 2, 0, 0] = x[1, 0, 5, 9] = x[0, 0, 3, 1] = torch.nan
+    x[0, 1, 2, 4] = x[1, 2, 3, 4] = torch.inf
+    x[1, 1, 1, 0] = -torch.inf
+    return x
+
+
+def check(model: nn.Module, x: Tensor) -> None:
+    module = compiler.compile(model.eval(), example_inputs=(x.nan_to_num(),), threads=1)
+    with torch.no_grad():
+        wanted = torch.utils._pytree.tree_leaves(model(x))
+    for one, other in zip(module.run([x]).values(), wanted, strict=True):
+        np.testing.assert_allclose(one, other.numpy(), rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def test_functions() -> None:
+    check(Applied(lambda x: [function(x) for function in FUNCTIONS.values()]), odd((2, 3, 6, 10)))
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [("relu", "convolution"), ("relu6", "convolution"), ("hardswish", "product"), ("relu", "depthwise")],
+)
+def test_behind_a_layer(name: str, layer: str) -> None:
+    torch.manual_seed(0)
+    layers = {
+        "convolution": nn.Conv2d(CHANNELS, CHANNELS, 1),  # a wider one may spread NaN over a tile of Winograd's method
+        "depthwise": nn.Conv2d(CHANNELS, CHANNELS, 3, groups=CHANNELS),
+        "product": nn.Linear(10, 12),
+    }
+    x = odd((2, CHANNELS, 6, 10))
+    x[x.isinf()] = torch.nan  # whether a sum of infinities is infinite depends on its order
+    check(Applied(FUNCTIONS[name], layers[layer]), x)
+
+
+@pytest.mark.parametrize("window", [2, 3, None])
+def test_largest_of_windows(window: int | None) -> None:
+    """In the layout of blocks, that convolutions ask for; NaN is not the last of its window."""
+    torch.manual_seed(0)
+    pool = nn.AdaptiveMaxPool2d(1) if window is None else nn.MaxPool2d(window, 2, window // 2)
+    model = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 1), pool, nn.Conv2d(CHANNELS, CHANNELS, 1))
+    x = odd((2, CHANNELS, 16, 16))
+    x[x.isinf()] = torch.nan
+    check(model, x)
