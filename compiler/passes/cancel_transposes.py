@@ -14,7 +14,6 @@ normalizations, whose kernels want their axis last. A reshape is worth having in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from tvm import relax
@@ -23,7 +22,7 @@ from tvm.ir import IRModule
 from compiler.passes.context import PipelineContext
 from compiler.passes.elementwise import BINARY, UNARY
 from compiler.passes.graph import Call, Expr, Graph, RuleTable
-from compiler.passes.matching import as_constant, constant_array, rank_of, same_shape, same_size, shape_of
+from compiler.passes.matching import as_constant, constant_array, is_one, rank_of, same_shape, same_size, shape_of
 from compiler.passes.registry import graph_pass
 
 rules = RuleTable()
@@ -89,17 +88,13 @@ def merge_transposes_around_ones(graph: Graph, call: Call) -> Expr | None:
     before, after, result = shape_of(inner.args[0]), shape_of(call.args[0]), shape_of(call)
     if before is None or after is None or result is None:
         return None
-    kept, there = ([axis for axis, size in enumerate(shape) if not _is_one(size)] for shape in (before, after))
+    kept, there = ([axis for axis, size in enumerate(shape) if not is_one(size)] for shape in (before, after))
     if not same_shape([before[axis] for axis in kept], [after[axis] for axis in there]):
         return None
     origin = dict(zip(there, kept, strict=True))
-    ones = [axis for axis, size in enumerate(before) if _is_one(size)]
+    ones = [axis for axis, size in enumerate(before) if is_one(size)]
     moved = graph.emit(op.permute_dims(inner.args[0], ones + [origin[axis] for axis in outer if axis in origin]))
     return op.reshape(moved, relax.ShapeExpr(result))
-
-
-def _is_one(size: Any) -> bool:
-    return isinstance(size, int) and size == 1
 
 
 @last_rules.on(PERMUTE)
@@ -108,7 +103,7 @@ def transpose_of_ones(graph: Graph, call: Call) -> Expr | None:
     axes, shape, result = axes_of(call), shape_of(call.args[0]), shape_of(call)
     if axes is None or shape is None or result is None:
         return None
-    moving = [axis for axis in axes if not _is_one(shape[axis])]
+    moving = [axis for axis in axes if not is_one(shape[axis])]
     return op.reshape(call.args[0], relax.ShapeExpr(result)) if moving == sorted(moving) else None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from compiler.passes.cancel_transposes import axes_of
 from compiler.passes.graph import operator_name
-from compiler.passes.matching import same_shape, shape_of
+from compiler.passes.matching import is_one, same_shape, shape_of
 
 Expr = Any
 Definition = Callable[[Expr], Expr]
@@ -48,10 +48,10 @@ def ordered(expr: Expr, definition: Definition) -> Ordered:
 def order_of_result(axes: Sequence[int], shape: Sequence[Any], between: Sequence[Any]) -> tuple[int, ...]:
     """The order of a tensor of `shape` that a transpose by `axes` makes of it after its reshape to `between`, which
     adds and removes dimensions of 1 alone; these come first."""
-    own = [axis for axis, size in enumerate(shape) if not _is_one(size)]
-    theirs = [axis for axis, size in enumerate(between) if not _is_one(size)]
+    own = [axis for axis, size in enumerate(shape) if not is_one(size)]
+    theirs = [axis for axis, size in enumerate(between) if not is_one(size)]
     moved = [own[theirs.index(axis)] for axis in axes if axis in theirs]
-    return (*(axis for axis, size in enumerate(shape) if _is_one(size)), *moved)
+    return (*(axis for axis, size in enumerate(shape) if is_one(size)), *moved)
 
 
 def differ_by_ones(left: Sequence[Any], right: Sequence[Any]) -> bool:
@@ -59,20 +59,16 @@ def differ_by_ones(left: Sequence[Any], right: Sequence[Any]) -> bool:
     return same_shape(_long(left), _long(right))
 
 
-def _is_one(size: Any) -> bool:
-    return isinstance(size, int) and size == 1
-
-
 def _long(shape: Sequence[Any]) -> list[Any]:
-    return [size for size in shape if not _is_one(size)]
+    return [size for size in shape if not is_one(size)]
 
 
 def _with_units(inner: Ordered, shape: Sequence[Any]) -> Ordered:
     """The same elements in a shape with other dimensions of 1, which come first in the source."""
-    long = [axis for axis, size in enumerate(inner.shape) if not _is_one(size)]
+    long = [axis for axis, size in enumerate(inner.shape) if not is_one(size)]
     order = [long.index(axis) for axis in inner.order if axis in long]
     units = len(shape) - len(long)
     source_shape = (*[1] * units, *(inner.shape[axis] for axis in long))
     ones, rest = iter(range(units)), iter(order)
-    axes = tuple(next(ones) if _is_one(size) else units + next(rest) for size in shape)
+    axes = tuple(next(ones) if is_one(size) else units + next(rest) for size in shape)
     return Ordered(inner.source, source_shape, axes)

@@ -21,7 +21,7 @@ from compiler.passes.cancel_transposes import axes_of, merge_reshapes
 from compiler.passes.context import PipelineContext
 from compiler.passes.dimension_orders import Ordered, differ_by_ones, order_of_result, ordered
 from compiler.passes.graph import RuleTable, count_uses, operator_name, rewritable_functions
-from compiler.passes.matching import array_of, same_shape, shape_of
+from compiler.passes.matching import array_of, is_one, same_shape, shape_of
 from compiler.passes.registry import graph_pass
 from schedules.attention_compute import Orders, attention
 
@@ -254,10 +254,7 @@ def _broadcasts(operand: Any, scores: list[Any]) -> bool:
     if shape is None or len(shape) > len(scores) or str(operand.ty.dtype) != "float32":
         return False
     own = scores[len(scores) - len(shape) :]
-    return all(
-        size == 1 if isinstance(size, int) and size == 1 else same_shape([size], [of])
-        for size, of in zip(shape, own, strict=True)
-    )
+    return all(is_one(size) or same_shape([size], [of]) for size, of in zip(shape, own, strict=True))
 
 
 def _at(tensor: Any, at: tuple[Any, ...]) -> Any:

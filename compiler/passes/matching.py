@@ -95,6 +95,11 @@ def dtype_of(expr: Expr) -> str:
     return str(ty.dtype) if isinstance(ty, relax.TensorType) and ty.dtype is not None else ""
 
 
+def is_one(size: Any) -> bool:
+    """Whether a dimension is known to be 1."""
+    return isinstance(size, int) and size == 1
+
+
 def same_size(left: Any, right: Any) -> bool:
     """Whether two dimensions are provably equal."""
     if isinstance(left, int) and isinstance(right, int):
