@@ -23,7 +23,7 @@ from schedules.kernel import Kernel, Stage, dtype_of, shape_of
 from schedules.machine import Machine
 from schedules.nest import expression
 from schedules.parallel import MIN_PARALLEL_WORK, Extent, loops, pays_off, repeat
-from schedules.register_tile import RegisterTile
+from schedules.register_tile import RegisterTile, multiply_add
 from schedules.rule import ScheduleRule, Workload
 from schedules.stage_code import in_sequence
 from schedules.tir import tirx
@@ -150,10 +150,6 @@ def _operands(stage: Stage) -> tuple[BatchedMatrix, BatchedMatrix]:
     return left, right
 
 
-def _multiply_add(total: Expr, a: Expr, b: Expr) -> Expr:
-    return total + a * b
-
-
 class _Writer:
     def __init__(self, parts: _Parts, machine: Machine, rows: int) -> None:
         self.parts = parts
@@ -231,7 +227,7 @@ class _Writer:
 
     def _tile(self, rows: int, width: int, a: Operand, b: BatchedMatrix, lead: list[Expr], at: Expr, end: Any) -> Stmt:
         """A tile of a . b, b from column `at` on, and what `end(tile)` makes."""
-        tile = RegisterTile(rows, width, self.lanes, "float32", dot if self.parts.narrow else _multiply_add)
+        tile = RegisterTile(rows, width, self.lanes, "float32", dot if self.parts.narrow else multiply_add)
         zero = tirx.FloatImm("float32", 0.0)
         return in_sequence(
             tile.code(

@@ -81,7 +81,7 @@ def _cut(stage: Stage, position: int, seam: int) -> list[Stage]:
     axis = stage.axes[position]
     parts = [Axis(tirx.Var(axis.name, str(axis.var.ty)), extent) for extent in (seam, axis.extent - seam)]
     return [
-        _with_axes(stage, position, (part,), part.var + index(start, str(part.var.ty)) if start else part.var)
+        stage.with_axes(position, (part,), part.var + index(start, str(part.var.ty)) if start else part.var)
         for part, start in zip(parts, (0, seam), strict=True)
     ]
 
@@ -93,16 +93,8 @@ def _split(stage: Stage, position: int, factor: int) -> list[Stage]:
     whole, rest = divmod(axis.extent, factor)
     outer = Axis(tirx.Var(f"{axis.name}_outer", dtype), whole, axis.reduce)
     inner = Axis(tirx.Var(f"{axis.name}_inner", dtype), factor, axis.reduce)
-    pieces = [_with_axes(stage, position, (outer, inner), outer.var * index(factor, dtype) + inner.var)]
+    pieces = [stage.with_axes(position, (outer, inner), outer.var * index(factor, dtype) + inner.var)]
     if rest:
         last = Axis(tirx.Var(f"{axis.name}_rest", dtype), rest, axis.reduce)
-        pieces.append(_with_axes(stage, position, (last,), index(whole * factor, dtype) + last.var))
+        pieces.append(stage.with_axes(position, (last,), index(whole * factor, dtype) + last.var))
     return pieces
-
-
-def _with_axes(stage: Stage, position: int, axes: tuple[Axis, ...], value: Expr) -> Stage:
-    """The stage with other axes in the place of one, whose variable has a value in terms of theirs."""
-    place = {stage.axes[position].var: value}
-    init = None if stage.init is None else substitute(stage.init, place)
-    every = (*stage.axes[:position], *axes, *stage.axes[position + 1 :])
-    return Stage(stage.name, every, substitute(stage.body, place), init, stage.annotations)

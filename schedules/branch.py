@@ -94,11 +94,8 @@ def _part(stage: Stage, position: int, low: int, high: int) -> Stage:
     analyzer.bind(axis.var, tvm.ir.Range(index(low, dtype), index(high, dtype)))
     decided = _decide(stage.body, analyzer)
     place = index(low, dtype) if high - low == 1 else var + index(low, dtype) if low else var
-    mapping = {axis.var: place}
-    axes = list(stage.axes)
-    axes[position] = Axis(var, high - low)
-    init = None if stage.init is None else substitute(stage.init, mapping)
-    return Stage(stage.name, tuple(axes), substitute(decided, mapping), init, stage.annotations)
+    whole = Stage(stage.name, stage.axes, decided, stage.init, stage.annotations)
+    return whole.with_axes(position, [Axis(var, high - low)], place)
 
 
 def _decide(body: Any, analyzer: Any) -> Any:

@@ -70,6 +70,13 @@ class Stage:
         walk(self.body, tirx.BufferStore, visit)
         return tuple(found)
 
+    def with_axes(self, position: int, axes: Sequence[Axis], value: Any) -> Stage:
+        """The stage with other axes in the place of one, whose variable has a value in terms of theirs."""
+        place = {self.axes[position].var: value}
+        init = None if self.init is None else substitute(self.init, place)
+        every = (*self.axes[:position], *axes, *self.axes[position + 1 :])
+        return Stage(self.name, every, substitute(self.body, place), init, self.annotations)
+
     def points(self) -> int | None:
         """How many times the body runs, or None when that is not static."""
         return product(axis.extent for axis in self.axes)

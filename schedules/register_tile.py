@@ -25,6 +25,11 @@ def pieces(width: int, lanes: int) -> list[tuple[int, int]]:
     return [*found, (whole * lanes, rest)] if rest else found
 
 
+def multiply_add(total: Expr, a: Expr, b: Expr) -> Expr:
+    """The sum with the product added."""
+    return total + a * b
+
+
 class RegisterTile:
     """Writes a tile.
 
@@ -38,7 +43,7 @@ class RegisterTile:
         width: int,
         lanes: int,
         dtype: str,
-        combine: Callable[[Expr, Expr, Expr], Expr] = lambda total, a, b: total + a * b,
+        combine: Callable[[Expr, Expr, Expr], Expr] = multiply_add,
     ) -> None:
         self.rows, self.width, self.lanes = rows, width, lanes
         self.combine = combine

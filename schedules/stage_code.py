@@ -61,13 +61,7 @@ def _pieces_together(pieces: Sequence[Stage], position: int, machine: Machine) -
     axis = pieces[0].axes[position]
 
     def task(values: list[Expr]) -> Stmt:
-        def rest(piece: Stage) -> Stage:
-            axes = (*piece.axes[:position], *piece.axes[position + 1 :])
-            place = {axis.var: values[0]}
-            init = None if piece.init is None else substitute(piece.init, place)
-            return Stage(piece.name, axes, substitute(piece.body, place), init, piece.annotations)
-
-        return in_sequence([_piece_code(rest(piece), machine, False) for piece in pieces])
+        return in_sequence([_piece_code(piece.with_axes(position, [], values[0]), machine, False) for piece in pieces])
 
     return loops([Extent(axis.name, axis.extent, str(axis.var.ty))], task, machine, parallel=True)
 

@@ -20,6 +20,7 @@ from tvm import relax
 from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
+from compiler.passes.dimension_orders import axes_of, differ_by_ones, order_of_result
 from compiler.passes.elementwise import BINARY, UNARY
 from compiler.passes.graph import Call, Expr, Graph, RuleTable
 from compiler.passes.matching import as_constant, constant_array, is_one, rank_of, same_shape, same_size, shape_of
@@ -38,15 +39,6 @@ REDUCTIONS = ("relax.sum", "relax.mean", "relax.max", "relax.min", "relax.prod",
 def cancel_transposes(mod: IRModule, context: PipelineContext) -> IRModule:
     """See the equations in the module's documentation."""
     return last_rules.apply(rules.apply(mod))
-
-
-def axes_of(call: Call) -> list[int] | None:
-    """The permutation of a permute_dims call: axis i of the result is axis `axes[i]` of the operand."""
-    rank = rank_of(call.args[0])
-    if rank is None:
-        return None
-    axes = call.attrs.axes
-    return list(reversed(range(rank))) if axes is None else [int(axis) % rank for axis in axes]
 
 
 def permuted(graph: Graph, expr: Expr) -> tuple[Expr, list[int]] | None:
@@ -88,12 +80,9 @@ def merge_transposes_around_ones(graph: Graph, call: Call) -> Expr | None:
     before, after, result = shape_of(inner.args[0]), shape_of(call.args[0]), shape_of(call)
     if before is None or after is None or result is None:
         return None
-    kept, there = ([axis for axis, size in enumerate(shape) if not is_one(size)] for shape in (before, after))
-    if not same_shape([before[axis] for axis in kept], [after[axis] for axis in there]):
+    if not differ_by_ones(before, after):
         return None
-    origin = dict(zip(there, kept, strict=True))
-    ones = [axis for axis, size in enumerate(before) if is_one(size)]
-    moved = graph.emit(op.permute_dims(inner.args[0], ones + [origin[axis] for axis in outer if axis in origin]))
+    moved = graph.emit(op.permute_dims(inner.args[0], list(order_of_result(outer, before, after))))
     return op.reshape(moved, relax.ShapeExpr(result))
 
 

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compiler.passes.cancel_transposes import axes_of
 from compiler.passes.graph import operator_name
-from compiler.passes.matching import is_one, same_shape, shape_of
+from compiler.passes.matching import is_one, rank_of, same_shape, shape_of
 
 Expr = Any
 Definition = Callable[[Expr], Expr]
@@ -43,6 +42,15 @@ def ordered(expr: Expr, definition: Definition) -> Ordered:
         if before is not None and same_shape(_long(before), _long(shape)):
             return _with_units(ordered(value.args[0], definition), shape)
     return plain
+
+
+def axes_of(call: Expr) -> list[int] | None:
+    """The permutation of a permute_dims call: axis i of the result is axis `axes[i]` of the operand."""
+    rank = rank_of(call.args[0])
+    if rank is None:
+        return None
+    axes = call.attrs.axes
+    return list(reversed(range(rank))) if axes is None else [int(axis) % rank for axis in axes]
 
 
 def order_of_result(axes: Sequence[int], shape: Sequence[Any], between: Sequence[Any]) -> tuple[int, ...]:

@@ -17,9 +17,9 @@ from tvm import relax, tirx
 from tvm.ir import GenericConst, IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from compiler.passes.cancel_transposes import axes_of, merge_reshapes
+from compiler.passes.cancel_transposes import merge_reshapes
 from compiler.passes.context import PipelineContext
-from compiler.passes.dimension_orders import Ordered, differ_by_ones, order_of_result, ordered
+from compiler.passes.dimension_orders import Ordered, axes_of, differ_by_ones, order_of_result, ordered
 from compiler.passes.graph import RuleTable, count_uses, operator_name, rewritable_functions
 from compiler.passes.matching import array_of, is_one, same_shape, shape_of
 from compiler.passes.registry import graph_pass

@@ -16,8 +16,9 @@ from typing import Any
 from tvm import relax
 from tvm.ir import IRModule
 
-from compiler.passes.cancel_transposes import PERMUTE, axes_of
+from compiler.passes.cancel_transposes import PERMUTE
 from compiler.passes.context import PipelineContext
+from compiler.passes.dimension_orders import axes_of
 from compiler.passes.elementwise import BINARY, UNARY
 from compiler.passes.graph import Call, Expr, Graph, RuleTable
 from compiler.passes.linear import MATMUL, as_linear
