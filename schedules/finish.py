@@ -9,7 +9,7 @@ from schedules.backward_divisions import hide_backward_divisions
 from schedules.clips import vector_limits
 from schedules.inline import call_name
 from schedules.kernel import product, shape_of
-from schedules.lets import chosen_conditions, fresh_lets
+from schedules.lets import chosen_conditions, fresh_lets, own_differences
 from schedules.llvm_functions import PREFIX
 from schedules.machine import Machine
 from schedules.nan_tests import vector_nan_tests
@@ -32,7 +32,7 @@ def finish(function: Any, machine: Machine) -> Any:
     suffix = vector_math.IN_TILE if _holds_tile(function.body) else ""
     body = serialize_narrow_repeats(inline_narrow_lets(vector_nan_tests(vector_limits(function.body, used))))
     body = hide_backward_divisions(serialize_scalar_loops(widen_narrow_calls(body)))
-    body = fresh_lets(chosen_conditions(_vector_calls(_rounded_integers(body), used, suffix)))
+    body = fresh_lets(chosen_conditions(own_differences(_vector_calls(_rounded_integers(body), used, suffix))))
     if used:
         body = with_import(body, vector_math.definitions(used, vector_lengths(body)))
     if _calls_any(body, bf16_dot.OPERATORS):

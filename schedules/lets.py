@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from schedules.expression import substitute
+from schedules.expression import substitute, uses
 from schedules.tir import structural_map, structural_walk, tirx, tvm
 
 Expr = Any
@@ -23,6 +23,37 @@ def fresh_lets(root: Any) -> Any:
         return tirx.Let(fresh, let.value, substitute(let.body, {let.var: fresh}))
 
     return structural_map(root, (tirx.Let, renew))
+
+
+def own_differences(root: Any) -> Any:
+    """x - x and x * 0 of a bound x, which the engine takes for 0: what is NaN or infinite stays NaN.
+
+    Its pass VectorizeLoop visits factors that became numbers twice, and refuses the Let that it has seen.
+    """
+
+    def difference(operation: Any) -> Any:
+        if not isinstance(operation.a, tirx.Var) or not operation.a.same_as(operation.b):
+            return operation
+        return _zero_of(operation.a)
+
+    def product(operation: Any) -> Any:
+        for factor, other in ((operation.a, operation.b), (operation.b, operation.a)):
+            if isinstance(factor, tirx.Var) and isinstance(other, tirx.FloatImm | tirx.IntImm) and not other.value:
+                return _zero_of(factor)
+        return operation
+
+    def used(let: Any) -> Any:
+        return let if uses(let.body, let.var) else let.body
+
+    replaced = structural_map(structural_map(root, (tirx.Sub, difference)), (tirx.Mul, product))
+    return structural_map(replaced, (tirx.Let, used))
+
+
+def _zero_of(variable: Any) -> Expr:
+    dtype = str(variable.ty)
+    if "float" not in dtype:
+        return _constant(0, dtype)
+    return tirx.Add(variable, tirx.Mul(variable, tirx.FloatImm(dtype, -1.0)))
 
 
 def inlined_divisions(root: Any) -> Any:

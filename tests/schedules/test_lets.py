@@ -10,7 +10,7 @@ import pytest
 import tvm
 
 from compiler.kernel_lowering import PIPELINE
-from schedules.lets import chosen_conditions, inlined_divisions
+from schedules.lets import chosen_conditions, inlined_divisions, own_differences
 from schedules.tir import tirx
 
 Expr = Any
@@ -35,7 +35,7 @@ def run(function: Any, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     chosen = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3"})
     with chosen:
         library = tvm.tirx.build(tvm.IRModule({"main": function}), target=chosen, pipeline=PIPELINE)
-    result = tvm.runtime.tensor(np.zeros(LANES, np.int64))
+    result = tvm.runtime.tensor(np.zeros(LANES, values.dtype))
     library["main"](tvm.runtime.tensor(values), result)
     return np.asarray(result.numpy())
 
@@ -74,3 +74,21 @@ def test_divisions_are_repeated_and_other_lets_stay() -> None:
     inner = tirx.Let(product, a * b, product + quotient)
     found = inlined_divisions(tirx.Let(quotient, tirx.truncdiv(a, b), inner))
     tvm.ir.assert_structural_equal(found, tirx.Let(product, a * b, product + tirx.truncdiv(a, b)), map_free_vars=True)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float32"])
+def test_differences_of_a_variable_with_itself(values: np.ndarray[Any, Any], dtype: str) -> None:
+    zero = tirx.IntImm(dtype, 0) if dtype == "int64" else tirx.FloatImm(dtype, 0.0)
+    bodies: list[Callable[[Expr], Expr]] = [lambda v: tirx.Sub(v, v), lambda v: tirx.Mul(v, zero)]
+    for body in bodies:
+        source, result = (tirx.decl_buffer((integer(LANES),), dtype, name) for name in ("source", "result"))
+        lane, variable = tirx.Var("lane", "int64"), tirx.Var("variable", dtype)
+        let = tirx.Let(variable, tirx.BufferLoad(source, [lane]), body(variable))
+        store = tirx.BufferStore(result, own_differences(let * tirx.BufferLoad(source, [integer(0)])), [lane])
+        loop = tirx.For(lane, integer(0), integer(LANES), tirx.ForKind.VECTORIZED, store)
+        function = tirx.PrimFunc([source, result], loop).with_attr({"global_symbol": "main", "tirx.noalias": True})
+        numbers = values.astype(dtype)
+        if dtype == "float32":
+            numbers[1:4] = np.nan, np.inf, -np.inf
+        with np.errstate(invalid="ignore"):
+            np.testing.assert_array_equal(run(function, numbers), numbers - numbers)
