@@ -182,7 +182,7 @@ class _Writer:
         chunk = axis.extent
         if self.threads is not False and count is not None and count < enough:
             pieces = max(1, min(axis.extent // step, -(-enough // max(count, 1))))
-            chunk = max(step, axis.extent // pieces // step * step)
+            chunk = min(axis.extent, max(step, axis.extent // pieces // step * step))
         whole, left = divmod(axis.extent, chunk)
 
         def body(values: list[Expr]) -> Stmt:

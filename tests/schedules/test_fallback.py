@@ -58,6 +58,28 @@ def test_reductions(target: str, shape: list[int], data: st.DataObject, name: st
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("columns", [3, 20, 70, 131])
+def test_few_sums_of_many_elements_stay_within_their_buffer(target: str, columns: int) -> None:
+    """Enough work for several threads, and fewer results than one thread would hold in registers."""
+    mod, _ = scheduled(one(lambda x: op.sum(x, [0])), [((33001, columns), "float32")], target)
+    analyzer = tvm.sym.Analyzer()
+    largest: list[int] = []
+
+    def bind(loop: Any) -> None:
+        analyzer.bind(loop.loop_var, tvm.ir.Range(loop.min, loop.min + loop.extent))
+
+    def visit(store: Any) -> None:
+        if str(store.buffer.ty.storage_scope) != "local":
+            largest.append(int(analyzer.const_int_bound(store.indices[0]).max_value))
+
+    structural_walk(mod["sum"].body, (tirx.For, bind))
+    structural_walk(mod["sum"].body, (tirx.BufferStore, visit))
+    assert max(largest) == columns - 1
+    x = normal((33001, columns))
+    np.testing.assert_allclose(run(mod, target, [x]), x.astype("float64").sum(0), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("target", TARGETS)
 @settings(max_examples=8, deadline=None)
 @given(shape=SHAPES, data=st.data())
 def test_softmax_along_any_axis(target: str, shape: list[int], data: st.DataObject) -> None:
