@@ -27,7 +27,7 @@ $(VENV)/demo.stamp: $(VENV)/bin/python pyproject.toml examples/model_packages.tx
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/demo.stamp tests/ethos_u_tools.txt
-	$(BIN)/python -m pip install --quiet -e '.[peers,torch,tune,demo,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[peers,torch,tune,demo,dev,cuda]'
 	$(BIN)/python -m pip install --quiet --no-deps -r tests/ethos_u_tools.txt
 	touch $@
 

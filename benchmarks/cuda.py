@@ -2,7 +2,8 @@
 and times.
 
     python -m benchmarks.cuda                         # every model of the catalog, for sm_75
-    python -m benchmarks.cuda resnet18 --target h100
+    python -m benchmarks.cuda resnet18 --target a100 --precision bf16
+    python -m benchmarks.cuda resnet18 --int8 --kernels      # quantized; also a line for each launch
     python -m benchmarks.cuda --no-nvcc               # fast: that every kernel is bound; source, no machine code
     python -m benchmarks.cuda --device --target h100  # on a machine with one: conformance, numbers, times
 
@@ -15,106 +16,48 @@ a number is wrong.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import re
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import targets
 from benchmarks import _cuda_device
-from benchmarks.catalog import CATALOG, CatalogModel, inputs_for
-from compiler.build import build_library
+from benchmarks._cuda_kernels import Examined, Launch, examine, source_arguments
+from benchmarks._models import task_of
+from benchmarks._quantized import quantized
+from benchmarks.catalog import CATALOG
+from compiler.driver import PRECISIONS, check_precision
 from compiler.errors import TensorwrightError
-from compiler.frontends.source import import_model
-from compiler.passes.context import PipelineContext
-from compiler.passes.pipeline import run_pipeline
 from targets.cuda import CudaTarget
-from targets.cuda_image import source_of
-from targets.nvcc import KernelResources, tensor_core_instructions
 
-_HEADER = "| model | kernels | launches | on tensor cores | most registers | spilled bytes | one thread | seconds |"
-# A kernel's bound on threads and its body: the engine indents bodies, and closes them at the start of a line.
-_KERNEL = re.compile(
-    r'"C" __global__ void (?:__launch_bounds__\((\d+)\) )?\w+\([^)]*\) \{\n(.*?)^\}', re.MULTILINE | re.DOTALL
+_HEADER = (
+    "| model | kernels | launches | on tensor cores | tiled in float32 | one thread | most registers | spilled bytes "
+    "| seconds |"
 )
-
-
-@dataclass(frozen=True)
-class Examined:
-    """A model's kernels: `kernels` functions, and the machine code of each launch (none when it was not made)."""
-
-    kernels: int
-    launches: int
-    resources: list[KernelResources]
-    tensor_cores: int
-    single_thread: int
-    seconds: float
-
-
-def source_arguments(model: CatalogModel) -> tuple[Any, dict[str, Any]]:
-    """What `compile` takes for a model of the catalog."""
-    source = model.load()
-    keywords: dict[str, Any] = {"shapes": model.shapes, "constants": model.constants}
-    if model.reference == "torch":
-        import torch
-
-        keywords["example_inputs"] = tuple(torch.from_numpy(np.array(each)) for each in inputs_for(model).values())
-    return source, keywords
-
-
-def examine(source: Any, target: CudaTarget, *, machine_code: bool = True, **keywords: Any) -> Examined:
-    """Compile a model's kernels, which all have to be bound to threads, and look at their machine code.
-
-    Args:
-        machine_code: False stops at CUDA source: nvcc takes most of the time.
-
-    Raises what compiling raises.
-    """
-    start = time.process_time()
-    arguments = {"shapes": None, "constants": None, "example_inputs": None, "dynamic_shapes": None, **keywords}
-    model = import_model(source, **arguments)
-    context = PipelineContext(target=target, machine=target.machine, options={"checks": model.checks})
-    pipeline = run_pipeline(model.mod, context)
-    library = build_library(pipeline.mod, dataclasses.replace(target, simulated=True))
-    text = source_of(library).text
-    kernels = _KERNEL.findall(text)
-    on_tensor_cores = sum("mma_sync(" in body for _, body in kernels)
-    resources: list[KernelResources] = []
-    if machine_code:
-        resources, on_tensor_cores = _machine_code(text, target)
-    # Where there is one thread the engine writes no bounds, or bounds of one.
-    single = sum(threads in ("", "1") for threads, _ in kernels)
-    report = pipeline.report["apply-schedules"]
-    seconds = time.process_time() - start
-    return Examined(len(report.kernels), len(kernels), resources, on_tensor_cores, single, seconds)
-
-
-def _machine_code(source: str, target: CudaTarget) -> tuple[list[KernelResources], int]:
-    """What each launch takes, and how many launches have matrix instructions."""
-    nvcc = target.compilers()
-    _, resources = nvcc.fatbin(source, target.machine.compute_capability)
-    with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
-        cubin = Path(folder) / "kernels.cubin"
-        nvcc.cubin(source, target.machine.compute_capability, cubin)
-        counts = tensor_core_instructions(cubin)
-    return resources, sum(count > 0 for count in counts.values())
 
 
 def line(name: str, found: Examined) -> str:
     """A row of the table."""
-    registers = max(each.registers for each in found.resources) if found.resources else "-"
-    spilled = sum(each.spill_stores for each in found.resources) if found.resources else "-"
+    resources = [each.resources for each in found.launches if each.resources is not None]
+    registers = max(each.registers for each in resources) if resources else "-"
+    spilled = sum(each.spill_stores for each in resources) if resources else "-"
+    plain = sum(each.tile == "float" for each in found.launches)
     return (
-        f"| {name} | {found.kernels} | {found.launches} | {found.tensor_cores} | {registers} | {spilled} "
-        f"| {found.single_thread} | {found.seconds:.0f} |"
+        f"| {name} | {found.kernels} | {len(found.launches)} | {found.on_tensor_cores} | {plain} "
+        f"| {len(found.on_one_thread)} | {registers} | {spilled} | {found.seconds:.0f} |"
     )
+
+
+def launch_line(launch: Launch) -> str:
+    """A launch in words."""
+    words = [f"  {launch.name}: {launch.rule}", f"{launch.threads} threads"]
+    if (taken := launch.resources) is not None:
+        words += [f"{taken.registers} registers", f"{taken.shared} bytes shared"]
+        words += [f"{taken.spill_stores} bytes spilled"] if taken.spill_stores else []
+        words += [f"{taken.stack} bytes of stack"] if taken.stack else []
+    words += [f"tiles of {launch.tile}"] if launch.tile else []
+    words += [f"{launch.matrix_instructions} matrix instructions"] if launch.matrix_instructions else []
+    return ", ".join(words)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -130,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.device:
         return _on_device(names, target, options)
-    return _examined(names, target, machine_code=not options.no_nvcc)
+    return _examined(names, target, options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -140,24 +83,38 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("models", nargs="*", help="names of the catalog; all unless given")
     parser.add_argument("--target", default="t4", help="a CUDA target")
     parser.add_argument("--no-nvcc", action="store_true", help="stop at CUDA source")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of products and convolutions")
+    parser.add_argument("--int8", action="store_true", help="the models quantized by ONNX Runtime")
+    parser.add_argument("--kernels", action="store_true", help="a line for each launch")
     parser.add_argument("--device", action="store_true", help="run, compare and time on this machine's device")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
     parser.add_argument("--seconds", type=float, default=0.6, help="length of a turn")
     return parser
 
 
-def _examined(names: Sequence[str], target: CudaTarget, *, machine_code: bool) -> int:
+def _examined(names: Sequence[str], target: CudaTarget, options: Any) -> int:
     failed = False
     print(_HEADER + "\n|" + "---|" * (_HEADER.count("|") - 1))
     for name in names:
         try:
-            source, keywords = source_arguments(CATALOG[name])
-            found = examine(source, target, machine_code=machine_code, **keywords)
-            print(line(name, found), flush=True)
+            check_precision(target, options.precision)
+            source, keywords = _quantized(name) if options.int8 else source_arguments(CATALOG[name])
+            keywords |= {"precision": options.precision, "machine_code": not options.no_nvcc}
+            found = examine(source, target, **keywords)
         except TensorwrightError as error:
             failed = True
             print(f"| {name} | failed: {error.message[:300]} |", flush=True)
+            continue
+        print(line(name, found), flush=True)
+        if options.kernels:
+            print("\n".join(map(launch_line, found.launches)), flush=True)
     return int(failed)
+
+
+def _quantized(name: str) -> tuple[Any, dict[str, Any]]:
+    """A model of the catalog in 8-bit integers, and what `compile` takes with it."""
+    task = quantized(task_of(name, CATALOG[name].sizes[0] or None))
+    return task.path, {"shapes": task.shapes}
 
 
 def _on_device(names: Sequence[str], target: CudaTarget, options: Any) -> int:

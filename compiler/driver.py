@@ -181,18 +181,23 @@ def find_target(target: str | targets.Target, cores: int | None = None) -> targe
 
 def _target_for(target: str | targets.Target, precision: str, threads: int | None) -> targets.Target:
     """The target, checked to be able to do what the options ask for."""
-    if precision not in PRECISIONS:
-        raise OptionError(f"precision {precision!r} is not supported", f"use one of {', '.join(PRECISIONS)}")
     check_threads(threads)
     chosen = find_target(target, threads)
+    check_precision(chosen, precision)
+    return chosen
+
+
+def check_precision(target: targets.Target, precision: str) -> None:
+    """Raise OptionError unless a target computes in a precision of `PRECISIONS`."""
+    if precision not in PRECISIONS:
+        raise OptionError(f"precision {precision!r} is not supported", f"use one of {', '.join(PRECISIONS)}")
     if precision in _NEEDS:
         needed, what, having = _NEEDS[precision]
-        if not getattr(chosen.machine, needed):
+        if not getattr(target.machine, needed):
             raise OptionError(
-                f"target {chosen.name!r} has no {what}",
+                f"target {target.name!r} has no {what}",
                 f"name a target that has ({having}), or leave precision at float32",
             )
-    return chosen
 
 
 def _in_order(given: Mapping[str, np.ndarray] | None, model: ImportedModel) -> list[np.ndarray] | None:

@@ -98,7 +98,7 @@ def _compiled(packed: bytes, nvcc: Nvcc | None, compute_capability: int) -> tupl
     source, kernels = parsed_module(module)
     if nvcc is None:
         return packed, source
-    code, _ = nvcc.fatbin(source.text, compute_capability)
+    code = nvcc.fatbin(source.text, compute_capability)
     made = _text("fatbin") + kernels + struct.pack("<Q", len(code)) + code
     body = packed[8:start] + struct.pack("<Q", len(made)) + made + packed[start + 8 + length :]
     return struct.pack("<Q", len(body)) + body, source

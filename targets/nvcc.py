@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from targets.errors import LinkError, ToolchainMissing
-from targets.toolchain import install_line
 
 OVERRIDE = "TENSORWRIGHT_NVCC"
 _PLACES = ("/usr/local/cuda/bin/nvcc", "/opt/cuda/bin/nvcc")
+_INSTALL = "pip install 'tensorwright[cuda]'"
 _TIMEOUT_SECONDS = 1800
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
@@ -40,25 +40,27 @@ class Nvcc:
 
     program: str
 
-    def fatbin(self, source: str, compute_capability: int) -> tuple[bytes, list[KernelResources]]:
-        """Machine code for an architecture together with its PTX, and what each kernel takes.
+    def fatbin(self, source: str, compute_capability: int) -> bytes:
+        """Machine code for an architecture together with its PTX.
 
         Raises:
             LinkError: nvcc failed; carries its words.
         """
         with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
-            text, image = Path(folder) / "kernels.cu", Path(folder) / "kernels.fatbin"
-            text.write_text(source, encoding="utf-8")
+            image = Path(folder) / "kernels.fatbin"
             code = f"arch=compute_{compute_capability},code=[sm_{compute_capability},compute_{compute_capability}]"
-            arguments = ["-fatbin", "-O3", "-std=c++17", "-gencode", code, "--ptxas-options=-v", "-w"]
-            said = self._run([*arguments, "-o", str(image), str(text)])
-            return image.read_bytes(), _resources(said)
+            self._compile(source, ["-fatbin", "-gencode", code], image)
+            return image.read_bytes()
 
-    def cubin(self, source: str, compute_capability: int, path: Path) -> None:
-        """Machine code alone as a file, for disassembly. Raises LinkError."""
-        text = path.with_suffix(".cu")
+    def cubin(self, source: str, compute_capability: int, path: Path) -> list[KernelResources]:
+        """Machine code alone as a file, for disassembly, and what each kernel takes. Raises LinkError."""
+        said = self._compile(source, ["-cubin", f"-arch=sm_{compute_capability}", "--ptxas-options=-v"], path)
+        return _resources(said)
+
+    def _compile(self, source: str, options: list[str], output: Path) -> str:
+        text = output.with_suffix(".cu")
         text.write_text(source, encoding="utf-8")
-        self._run(["-cubin", "-O3", "-std=c++17", f"-arch=sm_{compute_capability}", "-w", "-o", str(path), str(text)])
+        return self._run([*options, "-O3", "-std=c++17", "-w", "-o", str(output), str(text)])
 
     def _run(self, arguments: list[str]) -> str:
         try:
@@ -74,15 +76,17 @@ class Nvcc:
 
 
 def find_nvcc() -> Nvcc:
-    """The program named by TENSORWRIGHT_NVCC, on the PATH, or in a usual place. Raises ToolchainMissing."""
+    """The program named by TENSORWRIGHT_NVCC, on the PATH, in a usual place or out of NVIDIA's Python packages.
+
+    Raises ToolchainMissing.
+    """
     override = os.environ.get(OVERRIDE)
-    candidates = (override,) if override else ("nvcc", *_PLACES)
+    candidates = (override,) if override else ("nvcc", *_PLACES, _packaged("nvcc"))
     for candidate in candidates:
-        if found := shutil.which(candidate):
+        if candidate and (found := shutil.which(candidate)):
             return Nvcc(found)
     where = f"{OVERRIDE} is {override!r}, which is no program" if override else "nvcc is not on the PATH"
-    line = install_line("nvidia-cuda-toolkit", {"dnf": "cuda-toolkit", "pacman": "cuda", "zypper": "cuda-toolkit"})
-    raise ToolchainMissing(f"{where}; it compiles kernels for NVIDIA graphics processors", line)
+    raise ToolchainMissing(f"{where}; it compiles kernels for NVIDIA graphics processors", _INSTALL)
 
 
 def _resources(said: str) -> list[KernelResources]:
@@ -110,9 +114,7 @@ def tensor_core_instructions(cubin: Path) -> dict[str, int]:
     """
     program = shutil.which("nvdisasm") or _packaged("nvdisasm")
     if program is None:
-        raise ToolchainMissing(
-            "nvdisasm, which shows machine code, is not on the PATH", "pip install nvidia-cuda-nvdisasm"
-        )
+        raise ToolchainMissing("nvdisasm, which shows machine code, is not on the PATH", _INSTALL)
     done = subprocess.run([program, "-c", str(cubin)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise LinkError(f"{program} failed: {done.stderr.strip()[:2000]}")

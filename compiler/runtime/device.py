@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -13,6 +14,7 @@ from compiler.runtime.library import initialized, load_executable, new_virtual_m
 
 _CPU, _CUDA = 1, 2  # DLPack's device types
 _POOLED = 2
+_DEFAULT_STREAM = 0
 
 
 class Device:
@@ -30,19 +32,37 @@ class Device:
         """A tensor of the processor where kernels read it."""
         return tensor
 
+    def call(self, main: Any, tensors: Iterable[Any]) -> Any:
+        """What a virtual machine's function gives for tensors that lie where kernels read them, when it is computed."""
+        return main(*tensors)
+
     def to_host(self, results: Any) -> Any:
         """The engine's array of results where the processor reads them."""
         return results
 
 
 class CudaDevice(Device):
-    """The first NVIDIA graphics processor. Memory comes from the engine's pool."""
+    """The first NVIDIA graphics processor. Memory comes from the engine's pool.
+
+    Kernels are launched on the calling thread's stream (`tvm_ffi.use_raw_stream`); the engine copies on the default
+    one, which does not wait for other streams, nor they for it.
+    """
 
     def virtual_machine(self, executable: Any) -> Any:
         return initialized(executable, (_CUDA, 0, _POOLED, _CPU, 0, _POOLED))
 
     def to_device(self, tensor: Any) -> Any:
         return _copied(tensor, tvm_ffi.device("cuda", 0))
+
+    def call(self, main: Any, tensors: Iterable[Any]) -> Any:
+        device = tvm_ffi.device("cuda", 0)
+        stream, wait = tvm_ffi.get_raw_stream(device), global_function("runtime.Device_StreamSync")
+        placed = list(tensors)
+        if stream != _DEFAULT_STREAM:
+            wait(device, _DEFAULT_STREAM)
+        results = main(*placed)
+        wait(device, stream)
+        return results
 
     def to_host(self, results: Any) -> Any:
         host = tvm_ffi.device("cpu", 0)
@@ -53,7 +73,7 @@ def _copied(tensor: Any, device: Any) -> Any:
     copy = global_function("runtime.TVMTensorAllocWithScope")(tensor.shape, tensor.dtype, device, None)
     global_function("runtime.TVMTensorCopyFromTo")(tensor, copy)
     if device.type == "cpu":
-        global_function("runtime.Device_StreamSync")(tensor.device, 0)
+        global_function("runtime.Device_StreamSync")(tensor.device, _DEFAULT_STREAM)
     return copy
 
 

@@ -129,7 +129,8 @@ class Module:
             self._idle.append(session)
             raise
         try:
-            results = self._device.to_host(session.main(*map(self._device.to_device, tensors)))
+            placed = map(self._device.to_device, tensors)
+            results = self._device.to_host(self._device.call(session.main, placed))
         except Exception as error:  # the engine raises whatever class its C++ side names
             # The session is dropped with its virtual machine, whose state after an error is nobody's promise.
             raise engine_error(error, len(tensors)) from error
@@ -152,7 +153,7 @@ class Module:
 
         def run() -> Any:
             _ = session, inputs  # the tensors lie in memory that these hold
-            return session.main(*tensors)
+            return self._device.call(session.main, tensors)
 
         return session.machine, run
 

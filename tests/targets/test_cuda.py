@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import shutil
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,23 @@ from compiler.conformance import check_target
 from compiler.errors import IncompatibleArtifactError, UserError
 from schedules.gpu.cooperative import cooperative
 from schedules.tir import tirx
-from targets import cuda_device
+from targets import cuda_device, nvcc
 from targets.cuda import CudaTarget, presets
 from targets.cuda_image import parsed_module, source_of
 from targets.errors import TargetError, ToolchainMissing
 from targets.nvcc import OVERRIDE, find_nvcc
-from tests.targets.cuda_models import chain, integer_products, products, recurrent
+from tests.targets.cuda_models import (
+    CONVOLUTIONS,
+    PRODUCTS,
+    chain,
+    integer_products,
+    many_products,
+    products,
+    quantized_image_net,
+    recurrent,
+)
+
+REGISTERS_OF_A_BLOCK = 1 << 16
 
 
 def expected_of(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> np.ndarray:
@@ -34,7 +45,16 @@ def expected_of(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> np.nda
     return np.asarray(results[0])
 
 
-needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+def missing_nvcc() -> str | None:
+    """Why kernels can not be compiled here."""
+    try:
+        find_nvcc()
+    except ToolchainMissing as error:
+        return f"{error.message} ({error.hint})"
+    return None
+
+
+needs_nvcc = pytest.mark.skipif(missing_nvcc() is not None, reason=str(missing_nvcc()))
 without_device = pytest.mark.skipif(bool(cuda_device.compute_capabilities()), reason="this machine has a device")
 
 
@@ -87,16 +107,47 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
 @needs_nvcc
 @pytest.mark.parametrize(("dtype", "device", "launches"), NARROW)
 def test_narrow_products_use_tensor_cores_where_the_device_has_them(dtype: str, device: str, launches: int) -> None:
-    from benchmarks.cuda import examine
+    from benchmarks._cuda_kernels import examine
 
     target = targets.get(device)
     assert isinstance(target, CudaTarget)
     try:
         found = examine(model_and_inputs(dtype)[0], target)
     except ToolchainMissing as error:
-        pytest.skip(error.message)
-    assert found.tensor_cores == launches
-    assert sum(each.spill_stores for each in found.resources) == 0
+        pytest.skip(f"{error.message} ({error.hint})")
+    assert found.on_tensor_cores == launches
+    assert not found.spilling
+    assert all(each.resources is not None for each in found.launches)
+
+
+NARROW_NETS = [  # products and convolutions of odd sizes, batched, strided, padded; a net in integers
+    ("float16", "t4", len(PRODUCTS) + 1 + len(CONVOLUTIONS)),
+    ("bfloat16", "h100", len(PRODUCTS) + 1 + len(CONVOLUTIONS)),
+    ("int8", "t4", 3),
+    ("uint8", "a100", 3),
+]
+
+
+@needs_nvcc
+@pytest.mark.parametrize(("dtype", "device", "launches"), NARROW_NETS)
+def test_machine_code_of_narrow_nets_has_matrix_instructions_and_spills_nothing(
+    dtype: str, device: str, launches: int
+) -> None:
+    from benchmarks._cuda_kernels import examine
+
+    model = quantized_image_net(dtype) if "int8" in dtype else many_products(numpy_dtype(dtype))[0]
+    target = targets.get(device)
+    assert isinstance(target, CudaTarget)
+    try:
+        found = examine(model, target)
+    except ToolchainMissing as error:
+        pytest.skip(f"{error.message} ({error.hint})")
+    assert found.on_tensor_cores == launches
+    assert not found.spilling
+    for launch in found.launches:
+        assert launch.resources is not None
+        assert launch.resources.registers * launch.threads <= REGISTERS_OF_A_BLOCK
+        assert launch.resources.shared <= target.machine.shared_bytes
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
@@ -118,6 +169,23 @@ def test_a_missing_compiler_is_an_error_with_the_line_that_installs_it(monkeypat
     assert caught.value.hint
     with pytest.raises(UserError, match="/nowhere/nvcc"):
         compiler.compile(chain(2, 4), "t4", records=False)
+
+
+def test_the_compiler_of_nvidias_python_packages_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "nvidia" / "cu13" / "bin" / "nvcc"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.delenv(OVERRIDE, raising=False)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(nvcc, "_PLACES", ())
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "nvidia", raising=False)
+    assert find_nvcc().program == str(program)
+    program.unlink()
+    with pytest.raises(ToolchainMissing) as caught:
+        find_nvcc()
+    assert caught.value.hint == "pip install 'tensorwright[cuda]'"
 
 
 def test_architectures_go_without_the_suffix_that_dlight_does_not_read() -> None:
