@@ -67,7 +67,7 @@ class Pairs:
                 high = self.source.load(*outer, step * 2 + 1, column) if whole else tirx.FloatImm("float32", 0.0)
                 return tirx.BufferStore(self.words, rounded_pair(low, high), [*outer, step, column])
 
-            return _vectors("column", columns, lanes, word)
+            return in_vectors("column", columns, lanes, word)
 
         threads = pays_off(amount, machine)
         steps = [*extents, Extent("step", depth // 2)]
@@ -136,7 +136,7 @@ class NarrowRows:
     def filled(self, value: Operand, lanes: int) -> Stmt:
         """The statement that stores all elements."""
         return repeat(
-            "row", self.rows, lambda i: _vectors("k", self.size, lanes, lambda k: self.put(i, k, value(i, k)))
+            "row", self.rows, lambda i: in_vectors("k", self.size, lanes, lambda k: self.put(i, k, value(i, k)))
         )
 
     def pair(self, i: Any, step: Expr) -> Expr:
@@ -144,7 +144,7 @@ class NarrowRows:
         return tirx.reinterpret("int32", tirx.BufferLoad(self.buffer, [expression(i), lanes_of(step * 2, 2)]))
 
 
-def _vectors(name: str, extent: int, lanes: int, body: Callable[[Expr], Stmt]) -> Stmt:
+def in_vectors(name: str, extent: int, lanes: int, body: Callable[[Expr], Stmt]) -> Stmt:
     """A loop in vectors, the last of which may be shorter."""
     whole, rest = divmod(extent, lanes)
 

@@ -88,11 +88,30 @@ class Softmax:
         joined = join(sums, group, lambda a, b: a + b, "int64")
         total = tirx.BufferStore(self.totals, tirx.BufferLoad(sums, [expression(0)]), [i])
         allocations = [tirx.AllocBuffer(sums), tirx.AllocBuffer(power)]
-        return in_sequence([*allocations, start, *_over_keys(self.keys, lanes, vector), *joined, total])
+        return in_sequence([*allocations, start, *over_keys(self.keys, lanes, vector), *joined, total])
 
 
-def _over_keys(keys: Any, lanes: int, vector: Callable[[Expr, Expr, int], Stmt]) -> list[Stmt]:
-    """Groups of vectors; then what is left in vectors and a shorter one, or in single keys when that is not known."""
+def rounded_weights(
+    rows: int, keys: Any, totals: Any, weight: Callable[[Expr, Expr, Expr], Stmt], machine: Machine
+) -> Stmt:
+    """`weight(row, key, 1 / total of the row)` for every power, in vectors of keys; `totals` becomes its inverse."""
+
+    def row(i: Expr) -> Stmt:
+        at = [expression(i)]
+        inverse = tirx.BufferLoad(totals, at)
+
+        def vector(first: Expr, _: Expr, count: int) -> Stmt:
+            return repeat("lane", count, lambda j: weight(i, first + j, inverse), VECTORIZED)
+
+        divided = tirx.BufferStore(totals, tirx.FloatImm("float32", 1.0) / inverse, at)
+        return in_sequence([divided, *over_keys(keys, machine.lanes("float32"), vector)])
+
+    return repeat("row", rows, row)
+
+
+def over_keys(keys: Any, lanes: int, vector: Callable[[Expr, Expr, int], Stmt]) -> list[Stmt]:
+    """`vector(first key, first element of a group of registers, lanes)` for all keys: groups of vectors; then what is
+    left in vectors and a shorter one, or in single keys when that is not known."""
     group, first = _ACCUMULATORS * lanes, expression(0)
 
     def in_group(at: Expr) -> Stmt:

@@ -7,6 +7,7 @@
     quantize(relu(y)), quantize(clip(y))           => clip(quantize(y))
     move(dequantize(x)), max_pool(dequantize(x))   => dequantize(move(x)), dequantize(max_pool(x))
     quantize(concat(...)), quantize(move(...))     => concat(quantize(...)), move(quantize(...))
+    quantize(factor * dequantize(move(x)))         => move(quantize(factor * dequantize(x)))
     quantize(dequantize(x)) of equal parameters    => x
 
 Sums are exact. The multipliers are those that ONNX Runtime's operators on quantized tensors use, formed in float32 in
@@ -367,6 +368,34 @@ def quantize_of_moved(graph: Graph, call: Call) -> Expr | None:
         return None
     rounded = relax.op.quantize(moved.args[0], call.args[1], call.args[2], -1, str(call.attrs.out_dtype))
     return relax.Call(moved.op, [graph.emit(rounded), *moved.args[1:]], moved.attrs)
+
+
+@rules.on("relax.quantize")
+def quantize_of_rescaled_move(graph: Graph, call: Call) -> Expr | None:
+    """quantize(factor * dequantize(move(x))) => move(quantize(factor * dequantize(x))): what makes x rescales it"""
+    scaled = graph.call(call.args[0], "relax.multiply", "relax.divide")
+    if scaled is None or _step_of(graph, call, _BYTES + _WORDS) is None or not graph.only_use(call.args[0]):
+        return None
+    inner, factor = dequantized_operand(graph, scaled.args[0]), _number(graph, scaled.args[1])
+    moved = None if inner is None else graph.call(inner.data, *_MOVES)
+    if inner is None or moved is None or factor is None or not inner.is_scalar:
+        return None
+    if rank_of(scaled) != rank_of(scaled.args[0]) or not graph.only_use(scaled.args[0], inner.data):
+        return None
+    source = graph.emit(inner.dequantized(moved.args[0]))
+    rescaled = graph.emit(relax.Call(scaled.op, [source, as_constant(factor)]))
+    rounded = relax.op.quantize(rescaled, call.args[1], call.args[2], -1, str(call.attrs.out_dtype))
+    return relax.Call(moved.op, [graph.emit(rounded), *moved.args[1:]], moved.attrs)
+
+
+def _number(graph: Graph, expr: Expr) -> Array | None:
+    """A constant of one float32, dequantized or not."""
+    constant, quantized = constant_array(graph, expr), dequantized_operand(graph, expr)
+    values = None if quantized is None else constant_array(graph, quantized.data)
+    if values is not None and quantized is not None and quantized.is_scalar:
+        centered = (values.astype(np.int32) - quantized.zero.astype(np.int32).reshape(())).astype(np.float32)
+        constant = centered * quantized.scale.reshape(())
+    return constant.reshape(()) if constant is not None and constant.size == 1 else None
 
 
 @rules.on(*_MOVES)

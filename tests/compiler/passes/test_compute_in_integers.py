@@ -204,6 +204,21 @@ def test_a_channel_shuffle_moves_bytes() -> None:
     assert ("permute_dims", "float32") not in names
 
 
+@pytest.mark.parametrize("operator", ["Mul", "Div"])
+def test_what_is_rescaled_behind_a_move_is_rescaled_before_it(operator: str) -> None:
+    """As queries of attention are, by a number that is quantized itself."""
+    graph = QuantizedGraph((1, 16, 6, 6), "uint8")
+    data = graph.quantize(graph.conv(graph.quantize("x"), 16, 16, 1))
+    moved = graph.node("Transpose", data, perm=[0, 2, 1, 3])
+    number = graph.constant(np.uint8(255)), graph.constant(np.float32(1.3 / 255)), graph.constant(np.uint8(0))
+    factor = graph.node("DequantizeLinear", *number)
+    # ONNX Runtime multiplies by a ratio of scales where this divides: halves may differ.
+    names = check(graph, graph.quantize(graph.node(operator, moved, factor)), differing=0.02)
+    rescaling = {"Mul": "multiply", "Div": "divide"}[operator]
+    assert names.index((rescaling, "float32")) < names.index(("permute_dims", "uint8"))
+    assert ("permute_dims", "float32") not in names
+
+
 def test_a_classifier_of_integers() -> None:
     graph = QuantizedGraph((2, 5, 40), "uint8")
     weight, _ = graph.weight(40, 24, axis=1)
