@@ -144,7 +144,10 @@ class CudaTarget(Target):
         with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
 
             def link(output: str, generated: Sequence[str], **_: Any) -> None:
-                inputs = replaced_source(generated, Path(folder), nvcc, self.machine.compute_capability)
+                machine = self.machine
+                inputs = replaced_source(
+                    generated, Path(folder), nvcc, machine.compute_capability, machine.shared_bytes
+                )
                 linker.link(Path(output), inputs, self.link_options())
 
             addons = [str(each) for each in objects]

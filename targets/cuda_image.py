@@ -23,6 +23,15 @@ SYMBOL = b"__tvm_ffi__library_bin"
 _KIND = struct.pack("<Q", 4) + b"cuda"
 _MAGIC = b"TENSORWRIGHT-CUDA-SOURCE"
 _TAG = re.compile(r"^(blockIdx|threadIdx)\.[xyz]$|^tirx?\.use_dyn_shared_memory$")
+_KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(?P<name>\w+)\(')
+_SHARED = re.compile(r"(?<!extern )__shared__ (?:alignas\(\d+\) )?(?P<type>[\w ]+?) \w+\[(?P<count>\d+)\];")
+_BYTES = {
+    **dict.fromkeys(("bool", "signed char", "unsigned char"), 1),
+    **dict.fromkeys(("half", "nv_bfloat16", "short", "unsigned short"), 2),
+    **dict.fromkeys(("float", "int", "uint", "unsigned int"), 4),
+    **dict.fromkeys(("double", "int64_t", "uint64_t"), 8),
+}
+_WIDEST = 16  # what an element of another type counts as
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL = struct.Struct("<IBBHQQ")
 
@@ -35,15 +44,22 @@ class Source:
     launches: dict[str, tuple[str, ...]]
 
 
-def replaced_source(objects: Sequence[str], folder: Path, nvcc: Nvcc | None, compute_capability: int) -> list[str]:
+def replaced_source(
+    objects: Sequence[str], folder: Path, nvcc: Nvcc | None, compute_capability: int, shared_bytes: int
+) -> list[str]:
     """The object files of a library with its CUDA source compiled.
 
     Args:
         folder: for what is written here.
         nvcc: None leaves the source alone.
+        shared_bytes: what a block may take of shared memory.
 
     Returns:
         Paths to link: that of the packed modules is replaced by an assembler file.
+
+    Raises:
+        TargetError: the source is not as known here, or a kernel takes more memory than there is.
+        LinkError: nvcc failed.
     """
     result = []
     for path in objects:
@@ -53,7 +69,7 @@ def replaced_source(objects: Sequence[str], folder: Path, nvcc: Nvcc | None, com
         if packed is None or _KIND not in packed:
             result.append(str(path))
             continue
-        image, source = _compiled(packed, nvcc, compute_capability)
+        image, source = _compiled(packed, nvcc, compute_capability, shared_bytes)
         (folder / "modules.bin").write_bytes(image)
         (folder / "source.bin").write_bytes(_stored(source))
         assembler = folder / "modules.s"
@@ -90,18 +106,32 @@ def _assembler(folder: Path) -> str:
     )
 
 
-def _compiled(packed: bytes, nvcc: Nvcc | None, compute_capability: int) -> tuple[bytes, Source]:
+def _compiled(packed: bytes, nvcc: Nvcc | None, compute_capability: int, shared_bytes: int) -> tuple[bytes, Source]:
     """The packed modules with machine code in place of source, and the source."""
     start = packed.index(_KIND) + len(_KIND)
     (length,) = struct.unpack_from("<Q", packed, start)
     module = packed[start + 8 : start + 8 + length]
     source, kernels = parsed_module(module)
+    check_shared_memory(source.text, shared_bytes)
     if nvcc is None:
         return packed, source
     code = nvcc.fatbin(source.text, compute_capability)
     made = _text("fatbin") + kernels + struct.pack("<Q", len(code)) + code
     body = packed[8:start] + struct.pack("<Q", len(made)) + made + packed[start + 8 + length :]
     return struct.pack("<Q", len(body)) + body, source
+
+
+def check_shared_memory(text: str, limit: int) -> None:
+    """Raise TargetError for a kernel of CUDA source whose block takes more shared memory than `limit` bytes."""
+    starts = [*_KERNEL.finditer(text)]
+    for start, end in zip(starts, [*(each.start() for each in starts[1:]), len(text)], strict=True):
+        found = _SHARED.finditer(text, start.end(), end)
+        taken = sum(_BYTES.get(each["type"], _WIDEST) * int(each["count"]) for each in found)
+        if taken > limit:
+            raise TargetError(
+                f"a block of kernel {start['name']!r} takes {taken} bytes of shared memory, and the device has {limit}",
+                "this is a defect; please report it",
+            )
 
 
 def _text(text: str) -> bytes:

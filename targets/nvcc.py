@@ -19,6 +19,8 @@ _INSTALL = "pip install 'tensorwright[cuda]'"
 _TIMEOUT_SECONDS = 1800
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
+# HFMA2.MMA is none: a multiply-add of two halves, on another pipe.
+_MATRIX_INSTRUCTION = re.compile(r"(?<![.\w])[A-Z]+MMA\b")
 _SHARED = re.compile(r"(\d+) bytes smem")
 
 
@@ -118,13 +120,18 @@ def tensor_core_instructions(cubin: Path) -> dict[str, int]:
     done = subprocess.run([program, "-c", str(cubin)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise LinkError(f"{program} failed: {done.stderr.strip()[:2000]}")
+    return matrix_instructions(done.stdout)
+
+
+def matrix_instructions(disassembly: str) -> dict[str, int]:
+    """How many matrix instructions each kernel of nvdisasm's text has."""
     counts: dict[str, int] = {}
     kernel = ""
-    for line in done.stdout.splitlines():
+    for line in disassembly.splitlines():
         if match := re.match(r"\.text\.(\S+):", line.strip()):
             kernel = match.group(1)
             counts.setdefault(kernel, 0)
-        elif kernel and re.search(r"\b[A-Z]*MMA\b", line.replace(".", " ")):
+        elif kernel and _MATRIX_INSTRUCTION.search(line):
             counts[kernel] += 1
     return counts
 

@@ -15,7 +15,8 @@ def gpu_rules() -> tuple[ScheduleRule, ...]:
     from schedules.gpu.plain_products import GpuProducts
     from schedules.gpu.tensor_cores import GpuTensorCores
     from schedules.gpu.thread_reduction import GpuThreadReduction
+    from schedules.gpu.vector_products import GpuVectorProducts
 
-    own = (GpuTensorCores(), GpuProducts(), GpuThreadReduction(), BindAnything())
+    own = (GpuTensorCores(), GpuProducts(), GpuVectorProducts(), GpuThreadReduction(), BindAnything())
     rules: list[ScheduleRule] = [*own, *(rule() for rule in DLIGHT_RULES)]
     return tuple(sorted(rules, key=lambda rule: (-rule.priority, rule.name)))

@@ -9,8 +9,9 @@ from schedules.errors import NotScheduledError
 from schedules.gpu.binding import is_bound
 from schedules.gpu.machine import GpuMachine
 from schedules.gpu.rule import GpuRule, GpuWorkload
-from schedules.machine import Machine
-from schedules.tir import s_tir, tirx, tvm
+from schedules.kernel import dtype_of, product, shape_of
+from schedules.machine import Machine, dtype_bits
+from schedules.tir import s_tir, structural_walk, tirx, tvm
 
 dlight = s_tir.dlight.gpu
 
@@ -42,7 +43,17 @@ class DlightRule(GpuRule):
         result = made.mod["main"]
         if not isinstance(result, tirx.PrimFunc) or not is_bound(result):
             raise NotScheduledError(f"{self.name} leaves a part of the kernel unbound")
+        if (taken := _shared_bytes(result)) > machine.shared_bytes:
+            raise NotScheduledError(f"{self.name} takes {taken} bytes of shared memory")
         return result.with_attr("global_symbol", "main")
+
+
+def _shared_bytes(function: Any) -> int:
+    """What the blocks of a function take of shared memory at most: buffers of known size, none in another's place."""
+    buffers: list[Any] = []
+    structural_walk(function.body, (s_tir.SBlock, lambda block: buffers.extend(block.alloc_buffers)))
+    shared = [each for each in buffers if str(each.ty.storage_scope) == "shared"]
+    return sum((product(shape_of(each)) or 0) * dtype_bits(dtype_of(each)) // 8 for each in shared)
 
 
 class GpuMatmul(DlightRule):

@@ -8,10 +8,10 @@ from schedules.config import Config
 from schedules.gpu.machine import GpuMachine
 from schedules.gpu.plain_code import PlainTile, plain_product
 from schedules.gpu.product_form import ProductForm
-from schedules.gpu.product_rule import ProductRule
+from schedules.gpu.product_rule import TiledProductRule
 
 
-class GpuProducts(ProductRule):
+class GpuProducts(TiledProductRule):
     """A product of float32 in tiles of shared memory and registers."""
 
     name: ClassVar[str] = "gpu-products"

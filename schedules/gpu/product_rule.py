@@ -1,4 +1,4 @@
-"""What the rules for products in tiles share: what they match, which tiles there are, and which is the default."""
+"""What the rules for products share: what they match, and, for those in tiles, which there are and the default."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from schedules.kernel import Kernel
 from schedules.machine import Machine, dtype_bits
 from schedules.rule import Workload
 
-_UNKNOWN = 128  # what a size that is not known counts as
+UNKNOWN = 128  # what a size that is not known counts as
 
 
 @dataclass(frozen=True)
@@ -32,32 +32,12 @@ class ProductWorkload(Workload):
     dtype: str
 
 
-class Tiled(Protocol):
-    """How a block is cut: rows and columns of the result, and a step of the depth."""
-
-    @property
-    def rows(self) -> int: ...
-    @property
-    def columns(self) -> int: ...
-    @property
-    def depth(self) -> int: ...
-    def shared_bytes(self, bits: int) -> int: ...
-
-
 class ProductRule(GpuRule):
-    """A product in tiles; what is in front of it is computed where it is read, what follows where it is stored."""
-
-    knobs: ClassVar[dict[str, tuple[int, ...]]]
-    load_cost: ClassVar[int]
-    """Loading a row of a tile costs as much as multiplying it by so many columns."""
+    """A product: what is in front of it is computed where it is read, what follows where it is stored."""
 
     @abstractmethod
-    def multiplies(self, dtype: str, machine: GpuMachine) -> bool:
-        """Whether operands of an element type are served."""
-
-    @abstractmethod
-    def tile(self, config: Config) -> Tiled:
-        """The tile of a config."""
+    def serves(self, form: ProductForm, workload: ProductWorkload, machine: GpuMachine) -> bool:
+        """Whether a product of these sizes is served; both operands have one element type."""
 
     @abstractmethod
     def launch(self, form: ProductForm, config: Config) -> Any:
@@ -70,20 +50,15 @@ class ProductRule(GpuRule):
             form = product_form(kernel)
         except NotScheduledError:
             return None
-        workload = _workload(form)
-        served = form.a.dtype == form.b.dtype and self.multiplies(form.a.dtype, machine)
-        # A vector by a matrix shares nothing that a tile could keep.
-        return workload if served and 1 not in (workload.rows, workload.columns, workload.depth) else None
+        workload = self.workload(form)
+        same = form.a.dtype == form.b.dtype
+        return workload if same and self.serves(form, workload, machine) else None
 
-    def space(self, workload: ProductWorkload, machine: Machine) -> ConfigSpace:
-        assert isinstance(machine, GpuMachine)
-        limit, bits = machine.shared_bytes, dtype_bits(workload.dtype)
-        return ConfigSpace(self.knobs, (lambda config: self.tile(config).shared_bytes(bits) <= limit,))
-
-    def default(self, workload: ProductWorkload, machine: Machine) -> Config:
-        assert isinstance(machine, GpuMachine)
-        count = machine.multiprocessors
-        return min(self.space(workload, machine), key=lambda each: self._cost(self.tile(each), workload, count))
+    def workload(self, form: ProductForm) -> ProductWorkload:
+        """What a config depends on."""
+        groups = (form.batch, form.a.rows, form.b.rows, form.depth)
+        samples, rows, columns, depth = (each.extent if isinstance(each.extent, int) else 0 for each in groups)
+        return ProductWorkload(samples, rows, columns, depth, form.a.dtype)
 
     def apply(self, schedule: Any, workload: Any, config: Config, machine: Machine) -> Any:
         assert isinstance(machine, GpuMachine)
@@ -98,16 +73,53 @@ class ProductRule(GpuRule):
         kept = [each for each in kernel.intermediates if any(each.same_as(buffer) for buffer in written)]
         return build_function(kernel, [launch, *(bound_stage(stage, machine) for stage in after)], kept)
 
+
+class Tiled(Protocol):
+    """How a block is cut: rows and columns of the result, and a step of the depth."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+    @property
+    def depth(self) -> int: ...
+    def shared_bytes(self, bits: int) -> int: ...
+
+
+class TiledProductRule(ProductRule):
+    """A product in tiles of shared memory."""
+
+    knobs: ClassVar[dict[str, tuple[int, ...]]]
+    load_cost: ClassVar[int]
+    """Loading a row of a tile costs as much as multiplying it by so many columns."""
+
+    @abstractmethod
+    def multiplies(self, dtype: str, machine: GpuMachine) -> bool:
+        """Whether operands of an element type are served."""
+
+    @abstractmethod
+    def tile(self, config: Config) -> Tiled:
+        """The tile of a config."""
+
+    def serves(self, form: ProductForm, workload: ProductWorkload, machine: GpuMachine) -> bool:
+        # A vector by a matrix shares nothing that a tile could keep.
+        sizes = (workload.rows, workload.columns, workload.depth)
+        return 1 not in sizes and self.multiplies(workload.dtype, machine)
+
+    def space(self, workload: ProductWorkload, machine: Machine) -> ConfigSpace:
+        assert isinstance(machine, GpuMachine)
+        limit, bits = machine.shared_bytes, dtype_bits(workload.dtype)
+        return ConfigSpace(self.knobs, (lambda config: self.tile(config).shared_bytes(bits) <= limit,))
+
+    def default(self, workload: ProductWorkload, machine: Machine) -> Config:
+        assert isinstance(machine, GpuMachine)
+        count = machine.multiprocessors
+        return min(self.space(workload, machine), key=lambda each: self._cost(self.tile(each), workload, count))
+
     def _cost(self, tile: Tiled, workload: ProductWorkload, multiprocessors: int) -> tuple[float, int]:
         """Time in units of multiplying, the blocks of a wave side by side; of equals the one of fewer steps."""
-        rows, columns, steps = (each or _UNKNOWN for each in (workload.rows, workload.columns, workload.depth))
+        rows, columns, steps = (each or UNKNOWN for each in (workload.rows, workload.columns, workload.depth))
         depth = ceil_div(steps, tile.depth) * tile.depth
         blocks = max(workload.samples, 1) * ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns)
         work = tile.rows * tile.columns + self.load_cost * (tile.rows + tile.columns)
         return float(ceil_div(blocks, multiprocessors) * work * depth), -tile.depth
-
-
-def _workload(form: ProductForm) -> ProductWorkload:
-    groups = (form.batch, form.a.rows, form.b.rows, form.depth)
-    samples, rows, columns, depth = (each.extent if isinstance(each.extent, int) else 0 for each in groups)
-    return ProductWorkload(samples, rows, columns, depth, form.a.dtype)

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 from schedules.config import Config
 from schedules.gpu.machine import LEAST_CAPABILITY, GpuMachine
 from schedules.gpu.product_form import ProductForm
-from schedules.gpu.product_rule import ProductRule
+from schedules.gpu.product_rule import TiledProductRule
 from schedules.gpu.tensor_code import Tile, tensor_product
 
 
-class GpuTensorCores(ProductRule):
+class GpuTensorCores(TiledProductRule):
     """Any product whose operands tensor cores take: sizes are filled up with zeros."""
 
     name: ClassVar[str] = "gpu-tensor-cores"

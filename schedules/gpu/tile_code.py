@@ -105,8 +105,8 @@ class TileWriter(ABC):
     def is_inside(self, row: Expr, column: Expr) -> Expr | bool:
         """Whether an element of the block's tile is one of the result's."""
         return both(
-            _within(row, self.form.a.rows.extent, self.size[0]),
-            _within(column, self.form.b.rows.extent, self.size[1]),
+            within(row, self.form.a.rows.extent, self.size[0]),
+            within(column, self.form.b.rows.extent, self.size[1]),
         )
 
     def _part(self, name: str, operand: Operand, tile: Expr, rows: int) -> Part:
@@ -158,13 +158,13 @@ class TileWriter(ABC):
         statements: list[Any] = []
         for turn, row, depth, exists in self._pieces(part):
             at_row, at_depth = part.start + row, expression(step) * self.depth + depth
-            inside = both(exists, _within(at_row, part.operand.rows.extent, part.rows))
+            inside = both(exists, within(at_row, part.operand.rows.extent, part.rows))
             if part.operand.run >= part.width:
                 statements.append(self._fetched_run(part, turn, at_row, at_depth, inside))
                 continue
             for element in range(part.width):
                 here = at_depth + element
-                known = both(inside, _within(here, self.form.depth.extent, self.depth))
+                known = both(inside, within(here, self.form.depth.extent, self.depth))
                 value = part.operand.at(self.batch, at_row, self.form.depth.values(here))
                 if known is not True:
                     value = tirx.if_then_else(known, value, tirx.const(0, self.dtype))
@@ -181,7 +181,7 @@ class TileWriter(ABC):
         zero = broadcast(tirx.const(0, self.dtype), 4)
         starts = range(turn * part.width, (turn + 1) * part.width, 4)
         nothing = sequence([store(part.registers, zero, lanes_of(start, 4)) for start in starts])
-        inside = both(inside, _within(depth, self.form.depth.extent, self.depth))
+        inside = both(inside, within(depth, self.form.depth.extent, self.depth))
         return when(inside, store(part.registers, value, place), nothing)
 
     def _all_kept(self, part: Part) -> list[Stmt]:
@@ -204,7 +204,7 @@ def parts_of(extent: Any, size: int) -> Any:
     return tirx.floordiv(extent + (size - 1), expression(size))
 
 
-def _within(at: Expr, extent: Any, tile: int) -> Expr | bool:
+def within(at: Expr, extent: Any, tile: int) -> Expr | bool:
     """Whether an index lies within an extent that tiles cover; True where that is known."""
     return True if isinstance(extent, int) and extent % tile == 0 else at < expression(extent)
 

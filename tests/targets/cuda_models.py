@@ -105,6 +105,50 @@ def many_products(dtype: np.dtype[Any]) -> tuple[onnx.ModelProto, dict[str, np.n
     return _model(nodes, shapes, outputs, constants, dtype), inputs
 
 
+VECTORS = [  # left, right, whether the right operand is stored transposed
+    ([1, 700], [700, 37], False),
+    ([1, 300], [300, 41], True),
+    ([41, 129], [129, 1], False),
+    ([1, 33], [33, 1], False),
+    ([3, 1, 65], [3, 65, 18], True),
+    ([2, 5, 1, 34], [2, 5, 34, 260], False),
+]
+GATES = [([2, 48, 1, 1], [20, 48, 1, 1]), ([1, 1152, 1, 1], [48, 1152, 1, 1]), ([1, 70, 5, 7], [1, 70, 1, 1])]
+
+
+def vector_products(dtype: np.dtype[Any]) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """A matrix by a vector, every which way: products of two inputs with the sigmoid of each, and convolutions of one
+    point, or by one filter, with a bias and a sigmoid."""
+    random = np.random.default_rng(0)
+    nodes = []
+    shapes: dict[str, list[int]] = {}
+    outputs: dict[str, list[int]] = {}
+    constants: dict[str, np.ndarray] = {}
+    for index, (left, right, transposed) in enumerate(VECTORS):
+        rank = len(right)
+        shapes |= {f"a{index}": left, f"b{index}": [*right[:-2], *right[:-3:-1]] if transposed else right}
+        operand = f"b{index}"
+        if transposed:
+            operand = f"t{index}"
+            nodes.append(
+                helper.make_node("Transpose", [f"b{index}"], [operand], perm=[*range(rank - 2), rank - 1, rank - 2])
+            )
+        nodes.append(helper.make_node("MatMul", [f"a{index}", operand], [f"p{index}"]))
+        nodes.append(helper.make_node("Sigmoid", [f"p{index}"], [f"y{index}"]))
+        outputs[f"y{index}"] = [*left[:-1], right[-1]]
+    for index, (data, filters) in enumerate(GATES):
+        shapes[f"x{index}"] = data
+        weight, bias = random.standard_normal(filters) / np.sqrt(filters[1]), random.standard_normal(filters[0])
+        constants |= {f"w{index}": weight.astype(dtype), f"v{index}": bias.astype(dtype)}
+        nodes.append(helper.make_node("Conv", [f"x{index}", f"w{index}", f"v{index}"], [f"c{index}"]))
+        nodes.append(helper.make_node("Sigmoid", [f"c{index}"], [f"g{index}"]))
+        outputs[f"g{index}"] = [data[0], filters[0], *data[2:]]
+    inputs = {name: random.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+    for index, (left, _, _) in enumerate(VECTORS):
+        inputs[f"a{index}"] = (inputs[f"a{index}"] / np.sqrt(left[-1])).astype(dtype)
+    return _model(nodes, shapes, outputs, constants, dtype), inputs
+
+
 def quantized_image_net(dtype: str) -> onnx.ModelProto:
     """Quantize, convolutions (strided, depthwise, padded), a residual sum, pooling and a classifier, all in 8 bits.
 

@@ -188,6 +188,19 @@ def test_the_compiler_of_nvidias_python_packages_is_found(monkeypatch: pytest.Mo
     assert caught.value.hint == "pip install 'tensorwright[cuda]'"
 
 
+def test_matrix_instructions_are_told_from_others_of_their_name() -> None:
+    text = """
+.text.first_kernel:
+        /*0010*/                   HFMA2.MMA R5, -RZ, RZ, 0, 0 ;
+        /*0020*/                   FFMA R1, R2, R3, R4 ;
+.text.second_kernel:
+        /*0010*/              @!P0 HMMA.16816.F32 R4, R8, R10, R4 ;
+        /*0020*/                   IMMA.8816.S8.S8 R4, R8.ROW, R10.COL, R4 ;
+        /*0030*/                   HGMMA.64x64x16.F32 R24, gdesc[UR4], R24 ;
+"""
+    assert nvcc.matrix_instructions(text) == {"first_kernel": 0, "second_kernel": 3}
+
+
 def test_architectures_go_without_the_suffix_that_dlight_does_not_read() -> None:
     for name in presets():
         target = targets.get(name)
