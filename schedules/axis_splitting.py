@@ -2,7 +2,9 @@
 
 `b[c] = a[c // 16, c % 16]` over 96 becomes 6 runs of 16: blocked layouts, heads, windows and shuffles of channels are
 read and written so. What is left of an extent that the factor does not divide becomes a stage of its own, and so does
-what lies before the first block where blocks begin inside of the loop (`a[(c + 15) // 16, (c + 15) % 16]`).
+what lies before the first block where blocks begin inside of the loop (`a[(c + 15) // 16, (c + 15) % 16]`). Where an
+index is the smaller or larger of two, what lies before and behind the place where they meet are stages as well: edges
+that are mirrored or repeated (`a[min(x, 30 - x)]`).
 """
 
 from __future__ import annotations
@@ -35,10 +37,11 @@ def split_axes(stage: Stage) -> list[Stage]:
 
 
 def _next_split(stage: Stage) -> list[Stage] | None:
-    """The stage in pieces by an axis that an index divides; None when there is none."""
-    found = _divided_axes(stage)
+    """The stage in pieces by an axis that an index divides, or along which it turns; None when there is none."""
+    found, turns = _divided_axes(stage)
     for position, axis in enumerate(stage.axes):
         seams = [-offset % factor for divided, factor, offset in found if divided == position and offset % factor]
+        seams += [place for turning, place in turns if turning == position]
         inside = sorted(seam for seam in seams if 0 < seam < axis.extent)
         if inside and not axis.reduce:  # the blocks begin inside of the loop
             return _cut(stage, position, inside[0])
@@ -49,25 +52,40 @@ def _next_split(stage: Stage) -> list[Stage] | None:
     return None
 
 
-def _divided_axes(stage: Stage) -> list[tuple[int, int, int]]:
-    """(position, factor, offset) for each `(axis + offset) // factor`, or remainder, of an axis of known extent."""
+def _divided_axes(stage: Stage) -> tuple[list[tuple[int, int, int]], list[tuple[int, int]]]:
+    """(position, factor, offset) for each `(axis + offset) // factor`, or remainder, of an axis of known extent, and
+    (position, place) for each smaller or larger of two where the other one begins to be taken."""
     found: list[tuple[int, int, int]] = []
+    turns: list[tuple[int, int]] = []
     static = [(position, axis.var) for position, axis in enumerate(stage.axes) if isinstance(axis.extent, int)]
 
-    def visit(node: Any) -> None:
+    def divide(node: Any) -> None:
         factor = constant_int(node.b)
         if not isinstance(factor, int) or factor < _LEAST_RUN:
             return
         for position, var in static:
             if coefficient_of(node.a, var) == 1:
-                rest = constant_int(tvm.sym.Analyzer().simplify(substitute(node.a, {var: index(0, str(var.ty))})))
+                rest = _without(node.a, var)
                 if isinstance(rest, int):
                     found.append((position, factor, rest))
 
+    def turn(node: Any) -> None:
+        difference = node.a - node.b
+        for position, var in static:
+            factor = coefficient_of(difference, var)
+            rest = _without(difference, var) if factor else None
+            if factor and isinstance(rest, int):
+                turns.append((position, (-rest if factor > 0 else rest) // abs(factor) + 1))
+
     for access in accesses_of(stage.body):
         for point in access.indices:
-            structural_walk(point, ((tirx.FloorDiv, tirx.FloorMod), visit))
-    return found
+            structural_walk(point, [((tirx.FloorDiv, tirx.FloorMod), divide), ((tirx.Min, tirx.Max), turn)])
+    return found, turns
+
+
+def _without(expr: Expr, var: Any) -> Any:
+    """What an expression is where a variable is 0: an int when it is constant."""
+    return constant_int(tvm.sym.Analyzer().simplify(substitute(expr, {var: index(0, str(var.ty))})))
 
 
 def _serves(axis: Axis, factor: int) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from schedules.access import coefficient_of
 from schedules.expression import constant_int, index, substitute
 from schedules.index_arithmetic import bound_analyzer
-from schedules.inline import IF_THEN_ELSE, call_name
+from schedules.inline import IF_THEN_ELSE, call_name, has_branch
 from schedules.kernel import Axis, Stage
 from schedules.tir import structural_map, structural_walk, tirx, tvm
 
@@ -29,7 +29,10 @@ def split_branches(stage: Stage) -> list[Stage]:
     """
     trivial = {axis.var: index(0, str(axis.var.ty)) for axis in stage.axes if axis.extent == 1}
     init = None if stage.init is None else substitute(stage.init, trivial)
-    pieces = [Stage(stage.name, stage.axes, substitute(stage.body, trivial), init, stage.annotations)]
+    body = substitute(stage.body, trivial)
+    if has_branch(body):
+        body = _decide(body, bound_analyzer(stage.axes))
+    pieces = [Stage(stage.name, stage.axes, body, init, stage.annotations)]
     for position, axis in enumerate(stage.axes):
         if axis.reduce or not isinstance(axis.extent, int) or axis.extent < 2:
             continue

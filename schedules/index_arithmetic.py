@@ -7,21 +7,22 @@ from typing import Any
 
 from schedules.expression import index, map_loads, map_stores
 from schedules.kernel import Axis, Stage
-from schedules.tir import structural_walk, tirx, tvm
+from schedules.tir import structural_map, structural_walk, tirx, tvm
 
 Expr = Any
 
 
 def with_plain_indices(stage: Stage) -> Stage:
-    """The stage with divisions and remainders gone from its indices where the extents of its loops decide them."""
-    if not _divides(stage.body):
+    """The stage with divisions, remainders, minima and maxima gone from its indices where the extents of its loops
+    decide them."""
+    if not _is_taken_apart(stage.body):
         return stage
     analyzer = bound_analyzer(stage.axes)
 
     def plain(indices: Any) -> list[Expr] | None:
-        if not any(_divides(point) for point in indices):
+        if not any(_is_taken_apart(point) for point in indices):
             return None
-        return [analyzer.simplify(point) if _divides(point) else point for point in indices]
+        return [_plain(point, analyzer) if _is_taken_apart(point) else point for point in indices]
 
     def load(node: Any) -> Any:
         indices = plain(node.indices)
@@ -35,6 +36,20 @@ def with_plain_indices(stage: Stage) -> Stage:
     return Stage(stage.name, stage.axes, body, stage.init, stage.annotations)
 
 
+def _plain(point: Expr, analyzer: Any) -> Expr:
+    """The engine's simplifier keeps quotients of negative numbers that its own bounds decide."""
+    point = analyzer.simplify(point)
+    if not _is_taken_apart(point):
+        return point
+
+    def decided(quotient: Any) -> Any:
+        bounds = analyzer.const_int_bound(quotient)
+        low = int(bounds.min_value)
+        return index(low, str(quotient.ty)) if low == int(bounds.max_value) else quotient
+
+    return analyzer.simplify(structural_map(point, (tirx.FloorDiv, decided)))
+
+
 def bound_analyzer(axes: Iterable[Axis]) -> Any:
     """An analyzer that knows the ranges of these axes."""
     analyzer = tvm.sym.Analyzer()
@@ -45,12 +60,12 @@ def bound_analyzer(axes: Iterable[Axis]) -> Any:
     return analyzer
 
 
-def _divides(root: Any) -> bool:
+def _is_taken_apart(root: Any) -> bool:
     found = False
 
     def visit(node: Any) -> None:
         nonlocal found
         found = True
 
-    structural_walk(root, ((tirx.FloorDiv, tirx.FloorMod), visit))
+    structural_walk(root, ((tirx.FloorDiv, tirx.FloorMod, tirx.Min, tirx.Max), visit))
     return found

@@ -45,7 +45,8 @@ def operations(root: Any) -> tuple[int, int]:
         cheap += 1
         expensive += call_name(node) in _EXPENSIVE_CALLS
 
-    kinds = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Min, tirx.Max, tirx.Select, tirx.FloorDiv, tirx.FloorMod)
+    numeric = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Min, tirx.Max, tirx.FloorDiv, tirx.FloorMod)
+    kinds = (*numeric, tirx.Select, tirx.Shuffle)
     structural_walk(root, [(kinds, binary), (tvm.ir.Call, call)])
     return cheap, expensive
 

@@ -59,7 +59,7 @@ class Matmul(ScheduleRule):
             return None
         work = workload_of(form, kernel)
         if form.column is None or (work.layout == "columns" and 0 < work.rows < _MIN_ROWS_TO_TRANSPOSE):
-            return None  # dot products along contiguous memory: the fallback sums in lanes
+            return None  # dot products along contiguous memory: the rule "reduction" sums in lanes
         return work
 
     def space(self, workload: MatmulWorkload, machine: Machine) -> ConfigSpace:

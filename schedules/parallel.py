@@ -121,3 +121,10 @@ def repeat(
         return body(index(0, dtype))
     var = tirx.Var(name, dtype)
     return _for(var, extent, body(var), kind)
+
+
+def in_sequence(statements: Sequence[Stmt]) -> Stmt:
+    """One statement of several; none at all is a statement without effect."""
+    if not statements:
+        return tirx.Evaluate(tirx.IntImm("int32", 0))
+    return statements[0] if len(statements) == 1 else tirx.SeqStmt(list(statements))

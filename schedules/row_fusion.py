@@ -12,15 +12,17 @@ from typing import Any
 
 from schedules.access import accesses_of
 from schedules.expression import constant_int, map_loads, map_stores, substitute
-from schedules.kernel import Axis, Stage, product, shape_of
+from schedules.kernel import Axis, Stage, dtype_of, product, shape_of
 from schedules.machine import Machine
-from schedules.parallel import Extent, loops, pays_off, work
-from schedules.stage_code import in_sequence, stage_code
+from schedules.parallel import Extent, in_sequence, loops, pays_off, work
+from schedules.stage_code import planned_code
+from schedules.stage_plan import Form, StagePlan, plan_stage
 from schedules.tir import tirx
 
 Expr = Any
 Stmt = Any
 _Key = tuple[int, int]  # (stage, axis of the stage)
+_RowBuffer = tuple[Any, list[int], Any]  # an intermediate, its dimensions that a row keeps, and that of one row
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +139,30 @@ def _is_contiguous(stage: Stage, axis: Axis) -> bool:
     return any(access.is_store and access.stride(axis.var) == 1 for access in accesses_of(stage.body))
 
 
-def fuse_rows(stages: Sequence[Stage], intermediates: Sequence[Any], machine: Machine) -> Stmt | None:
-    """The stages as one statement that runs them row by row; None when they share too few rows."""
+@dataclass(frozen=True, eq=False)
+class RowsPlan:
+    """Stages that run one after the other for each row.
+
+    Attributes:
+        rows: the shared loops, whose variables the plans of the stages hold.
+        buffers: what the stages exchange, of one row.
+        stages: how each runs for one row.
+        threads: whether several pay, or a condition for that.
+    """
+
+    rows: tuple[Axis, ...]
+    buffers: tuple[Any, ...]
+    stages: tuple[StagePlan, ...]
+    threads: bool | Expr
+
+    @property
+    def form(self) -> Form:
+        """Rows, unless a stage runs as plain loops."""
+        return Form.PLAIN if any(stage.form is Form.PLAIN for stage in self.stages) else Form.ROWS
+
+
+def plan_rows(stages: Sequence[Stage], intermediates: Sequence[Any], machine: Machine) -> RowsPlan | None:
+    """How stages run row by row; None when they share too few rows."""
     shared = shared_loops(stages, intermediates)
     if not shared:
         return None
@@ -149,34 +173,41 @@ def fuse_rows(stages: Sequence[Stage], intermediates: Sequence[Any], machine: Ma
     rows = product(loop.extent for loop in shared)
     if threads is not False and rows is not None and rows < machine.cores:
         return None
-    extents = [Extent(loop.axes[-1].name, loop.extent, str(loop.axes[-1].var.ty)) for loop in shared]
-    return loops(
-        extents, lambda values: _row(stages, intermediates, shared, values, machine), machine, parallel=threads
-    )
-
-
-def _row(
-    stages: Sequence[Stage],
-    intermediates: Sequence[Any],
-    shared: Sequence[SharedLoop],
-    values: Sequence[Expr],
-    machine: Machine,
-) -> Stmt:
-    """One iteration of the shared loops."""
     buffers = []
     for buffer in intermediates:
         kept = _kept_dimensions(buffer, stages, shared)
         shape = [shape_of(buffer)[k] for k in kept] or [1]
         buffers.append((buffer, kept, tirx.decl_buffer(shape, str(buffer.dtype), f"{buffer.name}_row", layout=None)))
-    statements: list[Stmt] = [tirx.AllocBuffer(small) for _, _, small in buffers]
-    for number, stage in enumerate(stages):
-        mapping = {loop.axes[number].var: value for loop, value in zip(shared, values, strict=True)}
-        inside = [axis for axis in stage.axes if not any(axis is loop.axes[number] for loop in shared)]
-        body = _shrunk(substitute(stage.body, mapping), buffers)
-        init = None if stage.init is None else _shrunk(substitute(stage.init, mapping), buffers)
-        row = Stage(stage.name, tuple(inside), body, init, stage.annotations)
-        statements.append(stage_code(row, machine, parallel=False))
-    return in_sequence(statements)
+    plans = [
+        plan_stage(_row_of(stage, number, shared, buffers), machine, parallel=False)
+        for number, stage in enumerate(stages)
+    ]
+    small = tuple(each for _, _, each in buffers)
+    return RowsPlan(tuple(loop.axes[-1] for loop in shared), small, tuple(plans), threads)
+
+
+def _row_of(stage: Stage, number: int, shared: Sequence[SharedLoop], buffers: Sequence[_RowBuffer]) -> Stage:
+    """One row of a stage: the shared loops' variables are those of the last stage."""
+    mapping = {loop.axes[number].var: loop.axes[-1].var for loop in shared}
+    inside = [axis for axis in stage.axes if not any(axis is loop.axes[number] for loop in shared)]
+    body = _shrunk(substitute(stage.body, mapping), buffers)
+    init = None if stage.init is None else _shrunk(substitute(stage.init, mapping), buffers)
+    return Stage(stage.name, tuple(inside), body, init, stage.annotations)
+
+
+def rows_code(plan: RowsPlan, machine: Machine) -> Stmt:
+    """The planned rows as a statement, of new variables at each call."""
+    extents = [Extent(axis.name, axis.extent, str(axis.var.ty)) for axis in plan.rows]
+
+    def row(values: Sequence[Expr]) -> Stmt:
+        fresh = [
+            tirx.decl_buffer(list(shape_of(each)), dtype_of(each), str(each.name), layout=None) for each in plan.buffers
+        ]
+        mapping = dict(zip((*(axis.var for axis in plan.rows), *plan.buffers), (*values, *fresh), strict=True))
+        body = [planned_code(stage, machine) for stage in plan.stages]
+        return in_sequence([*map(tirx.AllocBuffer, fresh), substitute(in_sequence(body), mapping)])
+
+    return loops(extents, row, machine, parallel=plan.threads)
 
 
 def _kept_dimensions(buffer: Any, stages: Sequence[Stage], shared: Sequence[SharedLoop]) -> list[int]:
@@ -199,7 +230,7 @@ def _is_zero_of_one(point: Expr, size: Any) -> bool:
     return size == 1 and constant_int(point) == 0
 
 
-def _shrunk(root: Any, buffers: Sequence[tuple[Any, list[int], Any]]) -> Any:
+def _shrunk(root: Any, buffers: Sequence[_RowBuffer]) -> Any:
     """Loads and stores moved to the small buffers."""
 
     def small(buffer: Any, indices: Any) -> tuple[Any, list[Any]] | None:

@@ -14,7 +14,8 @@ to schedule it
 holds the kernel as
    "main") and return None, or return a new PrimFunc with the same parameters, attributes and meaning.
 
-Rules are tried by falling `priority`; the fallback has priority 0. Count `version` up when the meaning of
+Rules are tried by falling `priority`; those of `schedules.general`, for whatever kernel runs in a form, have 10, the
+fallback 0. Count `version` up when the meaning of
 a knob changes:
 records of older versions are then no longer used. Raise `NotScheduledError` from `apply` when a kernel
 turns out to be too

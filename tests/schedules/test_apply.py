@@ -12,7 +12,8 @@ from schedules import registry
 from schedules.apply import apply_schedules, record_key
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError, RuleError
-from schedules.fallback import Fallback, FallbackWorkload
+from schedules.fallback import Fallback
+from schedules.general import GeneralWorkload
 from schedules.kernel import Kernel
 from schedules.machine import Machine
 from schedules.rule import ScheduleRule
@@ -32,8 +33,8 @@ class Broken(ScheduleRule):
     priority: ClassVar[int] = 90
     error: ClassVar[type[Exception]] = ValueError
 
-    def match(self, kernel: Kernel, machine: Machine) -> FallbackWorkload:
-        return FallbackWorkload(1)
+    def match(self, kernel: Kernel, machine: Machine) -> GeneralWorkload:
+        return GeneralWorkload(1)
 
     def apply(self, schedule: Any, workload: Any, config: Config, machine: Machine) -> Any:
         raise self.error("can not")
@@ -50,8 +51,8 @@ class Splitting(ScheduleRule):
     name: ClassVar[str] = "splitting"
     priority: ClassVar[int] = 80
 
-    def match(self, kernel: Kernel, machine: Machine) -> FallbackWorkload:
-        return FallbackWorkload(len(kernel.stages))
+    def match(self, kernel: Kernel, machine: Machine) -> GeneralWorkload:
+        return GeneralWorkload(len(kernel.stages))
 
     def space(self, workload: Any, machine: Machine) -> ConfigSpace:
         return ConfigSpace({"factor": (4, 8)})
@@ -87,7 +88,7 @@ def test_declining_is_no_failure() -> None:
 @pytest.mark.parametrize("factor", [4, 8])
 def test_a_rule_may_mutate_the_schedule_and_records_choose_its_config(factor: int) -> None:
     rule = Splitting()
-    key = record_key(rule, FallbackWorkload(1))
+    key = record_key(rule, GeneralWorkload(1))
     mod, report = apply_schedules(module(), MACHINE, {key: Config.of(factor=factor)}, rules=[rule])
     assert report.kernels[0].source == "record"
     assert report.kernels[0].config["factor"] == factor
@@ -108,7 +109,7 @@ class DecliningWhenTuned(Splitting):
 def test_a_record_that_does_not_apply_is_reported_and_the_default_used(
     rule: Splitting, factor: int, problem: str
 ) -> None:
-    records = {record_key(rule, FallbackWorkload(1)): Config.of(factor=factor)}
+    records = {record_key(rule, GeneralWorkload(1)): Config.of(factor=factor)}
     mod, report = apply_schedules(module(), MACHINE, records, rules=[rule, Fallback()])
     (kernel,) = report.kernels
     assert (kernel.rule, kernel.source) == (rule.name, "default")

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import te
 
+from schedules.access import coefficient_of
 from schedules.axis_splitting import split_axes
 from schedules.branch import split_branches
 from schedules.index_arithmetic import with_plain_indices
@@ -147,3 +148,35 @@ def test_blocks_that_do_not_meet_are_copied_without_branches_and_divisions() -> 
         [2, 5, 15],
     ]
     assert not any("//" in str(piece.body) or "if_then_else" in str(piece.body) for piece in pieces)
+
+
+@pytest.mark.parametrize("target", runnable())
+@settings(max_examples=10, deadline=None)
+@given(
+    rows=EXTENTS,
+    size=st.sampled_from([2, 5, 16, 40]),
+    before=st.integers(0, 19),
+    after=st.integers(0, 19),
+    mode=st.sampled_from(["reflect", "edge"]),
+)
+def test_mirrored_and_repeated_edges(target: str, rows: int, size: int, before: int, after: int, mode: str) -> None:
+    x = np.random.default_rng(0).standard_normal((rows, size), dtype="float32")
+    period = 2 * size - 2
+
+    def mirrored(j: Any) -> Any:
+        at = (j - before + 99 * period) % period
+        return tirx.min(at, period - at)
+
+    def place(j: Any) -> Any:
+        return mirrored(j) if mode == "reflect" else tirx.max(tirx.min(j - before, size - 1), 0)
+
+    build = emitted(lambda t: te.compute((rows, before + size + after), lambda i, j: t[i, place(j)]))
+    expected = np.pad(x, ((0, 0), (before, after)), mode=mode)  # type: ignore[call-overload]
+    np.testing.assert_array_equal(evaluate(build, [x], target), expected)
+
+
+def test_pieces_of_mirrored_edges_walk_in_straight_lines() -> None:
+    build = emitted(lambda t: te.compute((9, 80), lambda i, j: t[i, tirx.min((j + 90) % 100, 100 - (j + 90) % 100)]))
+    pieces = split_axes(stage_of(build, (9, 51)))
+    assert [piece.axes[1].extent for piece in pieces] == [10, 51, 19]
+    assert [coefficient_of(piece.loads[0].indices[1], piece.axes[1].var) for piece in pieces] == [-1, 1, -1]

@@ -20,7 +20,7 @@ from compiler.tuning.search.evolutionary import Evolutionary
 from compiler.tuning.state import TaskState
 from schedules.config import Config
 from schedules.errors import NotScheduledError
-from schedules.fallback import TRACE
+from schedules.general import TRACE
 from schedules.kernel import Kernel
 from schedules.trace import new_schedule, trace_text, traced_schedule
 
@@ -37,7 +37,7 @@ _SLOW = 1e10  # seconds, which the engine's tuner writes for a candidate that fa
 
 @searches.register("metaschedule")
 class MetaSchedule:
-    """Proposes traces for kernels of the fallback, configs for all others."""
+    """Proposes traces for kernels that no rule of a family serves, configs for all others."""
 
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed

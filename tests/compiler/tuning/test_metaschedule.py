@@ -20,7 +20,7 @@ from compiler.tuning.session import Limits, Session
 from compiler.tuning.tasks import Task, tasks_of
 from schedules.config import Config
 from schedules.errors import NotScheduledError
-from schedules.fallback import Fallback
+from schedules.general import GeneralRule
 from schedules.kernel import Kernel, kernels_of
 from schedules.tir import tvm
 from schedules.trace import Traces, digest, traced_function
@@ -84,7 +84,7 @@ def convolved(volume: np.ndarray) -> np.ndarray:
 
 def test_other_searches_leave_such_kernels_alone() -> None:
     task = volume_task()
-    assert isinstance(task.rule, Fallback)
+    assert isinstance(task.rule, GeneralRule)
     assert serves(searches.make("metaschedule"), task)
     assert not serves(searches.make("evolutionary"), task)
     assert serves(searches.make("metaschedule"), product_task())

@@ -1,0 +1,17 @@
+"""Moves without arithmetic, in runs: concatenation, padding, slices, gathering of rows."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from schedules.general import GeneralRule
+from schedules.stage_plan import Form
+
+
+class Copies(GeneralRule):
+    """Serves kernels that only move values, in vectors."""
+
+    name: ClassVar[str] = "copy"
+
+    def serves(self, form: Form) -> bool:
+        return form is Form.COPY
