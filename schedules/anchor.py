@@ -31,9 +31,14 @@ class FusedKernel:
 
     `finish(value, indices)` stores what becomes of the anchor's result `value` at `indices`, each an expression or an
     int. `value` is a scalar expression that may be read several times: make it a load or a variable.
+
+    Attributes:
+        rest: the stages behind the anchor that `finish` does not do. With `partly` it does the first ones where it
+            can not do all, else all or none.
+        stored: the buffer that `finish` stores to.
     """
 
-    def __init__(self, kernel: Kernel, anchors: Sequence[Stage]) -> None:
+    def __init__(self, kernel: Kernel, anchors: Sequence[Stage], *, partly: bool = False) -> None:
         if not kernel.is_plain:
             raise NotScheduledError("the kernel holds statements that are no simple stage")
         self.kernel = kernel
@@ -46,11 +51,26 @@ class FusedKernel:
         self._after = list(kernel.simple_stages[last + 1 :])
         self.result = anchors[-1].writes[0]
         self._fused = _epilogue(self.result, self._after)
+        done = len(self._after)
+        while self._fused is None and partly and done > 1:
+            done -= 1
+            if self._ends_at(done):
+                self._fused = _epilogue(self.result, self._after[:done])
+        self.rest = self._after if self._fused is None else self._after[done:]
+        self.stored = self.result if self._fused is None else self._fused[0]
 
     @property
     def is_joined(self) -> bool:
         """Whether all that follows the anchor is done by `finish`."""
-        return self._fused is not None or not self._after
+        return not self.rest
+
+    def _ends_at(self, done: int) -> bool:
+        """Whether what the first stages behind the anchor compute is needed only by each other, but for the last's."""
+        inner = [self.result, *(buffer for stage in self._after[: done - 1] for buffer in stage.writes)]
+        read = [load.source for stage in self._after[done:] for load in stage.loads]
+        return all(self.kernel.is_intermediate(each) for each in inner) and not any(
+            each.same_as(other) for each in inner for other in read
+        )
 
     def finish(self, value: Expr, indices: Sequence[Expr | int]) -> Stmt:
         """The statement that stores the finished element."""

@@ -64,6 +64,11 @@ class CudaTarget(Target):
     narrows_operands: bool = True
 
     @property
+    def device(self) -> str:  # type: ignore[override]
+        size = "simulated" if self.simulated else f"{self.machine.multiprocessors} multiprocessors"
+        return f"sm_{self.machine.compute_capability}, {size}"
+
+    @property
     def required_features(self) -> tuple[str, ...]:
         return self.host.required_features
 
@@ -90,6 +95,10 @@ class CudaTarget(Target):
         """The compiler of kernels. Raises ToolchainMissing with the line that installs it."""
         return find_nvcc()
 
+    def toolchain(self) -> str:
+        linker = super().toolchain()
+        return linker if self.simulated else f"{linker}, {Path(self.compilers().program).name}"
+
     def missing_features(self) -> tuple[str, ...]:
         if missing := self.host.missing_features():
             return missing
@@ -108,7 +117,7 @@ class CudaTarget(Target):
         except ToolchainMissing as error:
             return f"not yet: {error.hint}"
         except TargetError as error:
-            return f"no: {error.message}"
+            return f"no: {error.message.rpartition(': ')[2]}"
         return "simulated: its kernels as C++ on this processor"
 
     def simulator(self) -> CudaSimulator:

@@ -23,6 +23,7 @@ class Target(ABC):
         name: how the user asks for it.
         description: one line for listings.
         machine: what the schedules need to know.
+        device: what computes in place of the described processor, or beside it, in a few words; empty for a processor.
         quantized_everywhere: its accelerator computes in 8-bit integers only, so quantizing a model for it rounds
             every tensor, to int8.
         integer_operators: what else than products, moves and elementwise operators it then computes in integers: names
@@ -32,6 +33,7 @@ class Target(ABC):
     name: str
     description: str
     machine: Machine
+    device: str = ""
     quantized_everywhere: bool = False
     integer_operators: frozenset[str] = frozenset()
     signed_integers: bool = False
@@ -87,6 +89,10 @@ class Target(ABC):
     def binary_utility(self, name: str) -> str:
         """A program of GNU's binary utilities ("nm") that reads this target's files. Raises ToolchainMissing."""
         return find_binary_utility(name)
+
+    def toolchain(self) -> str:
+        """The programs and packages that build for this target, for listings. Raises ToolchainMissing."""
+        return " ".join(self.linker().command)
 
     def emulator(self) -> tuple[str, ...]:
         """The command in front of a program built for this target that runs it here; empty where it runs as it is.

@@ -15,17 +15,20 @@ _NOTABLE = ("avx512bf16", "avx512vnni", "avxvnni", "avx512f", "avx2", "amx-tile"
 
 @dataclass(frozen=True)
 class TargetEntry:
-    """A target; `missing` is what this machine lacks to run its code, `toolchain` the linker (None: not installed),
-    `runs` how its modules run here, `conformance` the last result of its suite (None: not run here)."""
+    """A target; `device` is what computes beside the processor, `missing` what this machine lacks to run its code,
+    `toolchain` what builds for it (None: not installed; `install` says how to), `runs` how its modules run here,
+    `conformance` the last result of its suite (None: not run here)."""
 
     name: str
     description: str
+    device: str
     architecture: str
     vector_bits: int
     features: tuple[str, ...]
     notable: tuple[str, ...]
     missing: tuple[str, ...]
     toolchain: str | None
+    install: str | None
     runs: str
     conformance: str | None
 
@@ -61,15 +64,18 @@ def list_targets() -> tuple[list[TargetEntry], list[str]]:
 
 def _target_entry(target: targets.Target) -> TargetEntry:
     features = tuple(sorted(target.machine.features))
+    toolchain, install = _toolchain(target)
     return TargetEntry(
         name=target.name,
         description=target.description,
+        device=target.device,
         architecture=target.architecture,
         vector_bits=target.machine.vector_bits,
         features=features,
         notable=tuple(name for name in _NOTABLE if name in features),
         missing=target.missing_features(),
-        toolchain=_linker(target),
+        toolchain=toolchain,
+        install=install,
         runs=target.how_it_runs(),
         conformance=_conformance(target.name),
     )
@@ -83,11 +89,12 @@ def _conformance(name: str) -> str | None:
         return None
 
 
-def _linker(target: targets.Target) -> str | None:
+def _toolchain(target: targets.Target) -> tuple[str | None, str | None]:
+    """What builds for a target, or how to install it."""
     try:
-        return " ".join(target.linker().command)
-    except targets.ToolchainMissing:
-        return None
+        return target.toolchain(), None
+    except targets.ToolchainMissing as error:
+        return None, error.hint or error.message
 
 
 def list_passes() -> list[PassEntry]:

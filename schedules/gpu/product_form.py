@@ -78,7 +78,7 @@ def product_form(kernel: Kernel) -> ProductForm:
     if not kernel.is_plain or len(products) != 1:
         raise NotScheduledError("the kernel is not one product")
     stage = products[0]
-    fused = FusedKernel(kernel, [stage])
+    fused = FusedKernel(kernel, [stage], partly=True)
     reduction = reduction_of(stage)
     assert reduction is not None
     if not isinstance(reduction.start, tirx.IntImm | tirx.FloatImm) or float(reduction.start.value) != 0:

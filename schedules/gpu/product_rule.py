@@ -68,10 +68,10 @@ class ProductRule(GpuRule):
         if form.fused.is_joined:
             return build_function(kernel, [launch], [])
         # What follows is no elementwise function of each result, and gets launches of its own.
-        after = kernel.simple_stages[kernel.simple_stages.index(form.fused.anchors[0]) + 1 :]
-        written = [form.fused.result, *(buffer for stage in after for buffer in stage.writes)]
+        rest = form.fused.rest
+        written = [form.fused.stored, *(buffer for stage in rest for buffer in stage.writes)]
         kept = [each for each in kernel.intermediates if any(each.same_as(buffer) for buffer in written)]
-        return build_function(kernel, [launch, *(bound_stage(stage, machine) for stage in after)], kept)
+        return build_function(kernel, [launch, *(bound_stage(stage, machine) for stage in rest)], kept)
 
 
 class Tiled(Protocol):

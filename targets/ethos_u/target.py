@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from targets.accelerated import AcceleratedTarget
+from targets.errors import ToolchainMissing
 from targets.ethos_u.accelerators import accelerators
 from targets.target import Target
 
@@ -27,6 +28,7 @@ class EthosU(AcceleratedTarget):
         self.name = name
         self.description = f"{description}; here simulated, with this machine as the processor"
         self.accelerator = accelerators()[accelerator]
+        self.device = accelerator
 
     @property
     def integer_operators(self) -> frozenset[str]:  # type: ignore[override]
@@ -55,7 +57,19 @@ class EthosU(AcceleratedTarget):
 
         return sources(title, details["partition"], parameters)
 
+    def toolchain(self) -> str:
+        from targets.ethos_u.vela import require
+
+        require()
+        return f"{super().toolchain()}, vela"
+
     def how_it_runs(self) -> str:
+        from targets.ethos_u.vela import require
+
+        try:
+            require()
+        except ToolchainMissing as error:
+            return f"not yet: {error.hint}"
         if self.accelerator.is_u85:
             return "simulated: what the accelerator computes as a TOSA graph, not Vela's commands"
         return "simulated: the accelerator's command stream, with this machine as the processor"

@@ -171,6 +171,18 @@ def test_a_missing_compiler_is_an_error_with_the_line_that_installs_it(monkeypat
         compiler.compile(chain(2, 4), "t4", records=False)
 
 
+def test_a_listing_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from compiler.profiling.listings import list_targets
+
+    monkeypatch.setenv(OVERRIDE, "/nowhere/nvcc")
+    listed = {each.name: each for each in list_targets()[0]}
+    assert (listed["t4"].toolchain, listed["t4"].install) == (None, "pip install 'tensorwright[cuda]'")
+    assert listed["cuda-simulated"].toolchain
+    assert listed["cuda-simulated"].device == "sm_80, simulated"
+    if targets.get("jetson-orin-gpu").host.is_cross:  # type: ignore[attr-defined]
+        assert listed["jetson-orin-gpu"].runs == "no: this machine lacks architecture aarch64"
+
+
 def test_the_compiler_of_nvidias_python_packages_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program = tmp_path / "nvidia" / "cu13" / "bin" / "nvcc"
     program.parent.mkdir(parents=True)

@@ -132,6 +132,29 @@ def test_matrices_by_vectors(dtype: str) -> None:
         np.testing.assert_allclose(found[name].astype(np.float64), value.numpy(), atol=tolerance, err_msg=name)
 
 
+@pytest.mark.parametrize("rows", [1, 17])
+def test_what_follows_a_product_is_joined_up_to_where_it_spreads_over_more(rows: int) -> None:
+    """y[s] = image[s] * sigmoid(a w): the sigmoid is the product's, once for each element."""
+    random = np.random.default_rng(0)
+    weight = random.standard_normal((60, 20)).astype(np.float32)
+    shapes = {"a": [rows, 60], "image": [3, rows, 20]}
+    inputs = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    given = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    made = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [3, rows, 20])
+    nodes = [
+        helper.make_node("MatMul", ["a", "w"], ["p"]),
+        helper.make_node("Sigmoid", ["p"], ["s"]),
+        helper.make_node("Mul", ["s", "image"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "gate", given, [made], [onnx.numpy_helper.from_array(weight, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    found, source = run_and_source(model, inputs)
+    gate = torch.sigmoid(wide(inputs["a"]) @ wide(weight))
+    np.testing.assert_allclose(found["y"], wide(inputs["image"]) * gate, rtol=1e-5, atol=1e-6)
+    assert kernels_with(source, "expf(") == 1
+    assert kernels_with(source, "_ptr[") == 2
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(1, "m"), ("m", 1)])
 def test_a_matrix_by_a_vector_of_sizes_known_when_it_runs(rows: int | str, columns: int | str) -> None:
     shapes = {"x": ["b", rows, "k"], "w": ["b", "k", columns]}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from compiler.cli import options
+
+if TYPE_CHECKING:
+    from compiler.profiling.listings import TargetEntry
 
 HELP = """List what modules can be built for, or check one.
 
@@ -52,17 +55,22 @@ def _targets(context: typer.Context, as_json: options.Json = False) -> None:
     rows = [
         (
             each.name,
-            f"{each.architecture}, {each.vector_bits} bit" + (f", {', '.join(each.notable)}" if each.notable else ""),
+            _machine(each),
             each.runs,
             each.conformance or "not checked here",
-            each.toolchain or "missing",
+            each.toolchain or f"missing: {each.install}",
             each.description,
         )
         for each in listed
     ]
-    print_table(("target", "machine", "how it runs here", "conformance", "linker", "what it is"), rows)
+    print_table(("target", "machine", "how it runs here", "conformance", "built by", "what it is"), rows)
     print_line()
     print_line("--json lists every processor feature. Conformance: tensorwright targets check NAME.")
+
+
+def _machine(entry: TargetEntry) -> str:
+    processor = ", ".join([entry.architecture, f"{entry.vector_bits} bit", *entry.notable])
+    return f"{entry.device}; {processor}" if entry.device else processor
 
 
 def _check(

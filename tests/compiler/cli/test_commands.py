@@ -181,6 +181,9 @@ def test_targets(tensorwright: Run) -> None:
     assert {"x86-64-v2", "x86-64-v3", "x86-64-v4"} <= {each["name"] for each in listed}
     text = tensorwright("targets").out
     assert all(each["name"] in text for each in listed)
+    assert {each["name"]: each["device"] for each in listed}["t4"] == "sm_75, 40 multiprocessors"
+    assert listed[0]["device"] == ""
+    assert all(bool(each["toolchain"]) != bool(each["install"]) for each in listed)
 
 
 def test_passes(tensorwright: Run) -> None:
