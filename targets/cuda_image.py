@@ -78,6 +78,11 @@ def replaced_source(
     return result
 
 
+def has_source(library: bytes | memoryview) -> bool:
+    """Whether a library holds CUDA source: it has kernels."""
+    return _MAGIC in bytes(library)
+
+
 def source_of(library: bytes | memoryview) -> Source:
     """The CUDA source that a library holds. Raises TargetError when there is none."""
     data = bytes(library)

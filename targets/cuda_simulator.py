@@ -17,7 +17,7 @@ from typing import Any
 
 from targets import cuda_device
 from targets.cuda_graphs import simulate_graphs
-from targets.cuda_image import Source, source_of
+from targets.cuda_image import Source, has_source, source_of
 from targets.errors import TargetError
 from targets.toolchain import Compiler
 
@@ -41,21 +41,25 @@ class CudaSimulator:
     def load(self, library: bytes | memoryview) -> Any:
         """The engine's module of a library whose kernels run here.
 
+        A library without kernels (a model that only hands on its inputs) is loaded as it is.
+
         Raises:
-            TargetError: the library holds no source, or source that the simulation does not know.
+            TargetError: the library holds source that the simulation does not know.
             LinkError: the source does not compile; carries the compiler's words.
         """
         import tvm_ffi
 
         if not cuda_device.compute_capabilities():
             simulate_graphs()
+        load = tvm_ffi.get_global_func("ffi.Module.load_from_file.so")
         with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
-            kernels = self.compiled(source_of(library), Path(folder))
             path = Path(folder) / "model.so"
             path.write_bytes(library)
+            if not has_source(library):
+                return load(str(path), "so")
+            kernels = self.compiled(source_of(library), Path(folder))
             with _loader(lambda _: tvm_ffi.load_module(str(kernels))):
-                module = tvm_ffi.get_global_func("ffi.Module.load_from_file.so")(str(path), "so")
-        return module
+                return load(str(path), "so")
 
     def compiled(self, source: Source, folder: Path) -> Path:
         """A library of the simulated kernels in a folder."""

@@ -45,8 +45,7 @@ def cooperative(statement: Any, buffers: list[Any]) -> tuple[Any, list[Any]] | N
     Returns:
         The launch and the buffers to allocate; None where there are no independent loops to share out.
     """
-    while isinstance(statement, tirx.AttrStmt):
-        statement = statement.body  # pragmas of the processor's code generator
+    statement = without_pragmas(statement)
     blocks, task = 1, None
     if isinstance(statement, tirx.For) and statement.kind == tirx.ForKind.PARALLEL and _is_zero(statement.min):
         if not isinstance(statement.extent, tirx.IntImm):
@@ -67,6 +66,22 @@ def cooperative(statement: Any, buffers: list[Any]) -> tuple[Any, list[Any]] | N
         values[task] = tirx.Cast(str(task.ty.dtype), block)
     body = substitute(body, values)
     return thread_loop("blockIdx.x", block, blocks, thread_loop("threadIdx.x", thread, threads, body)), buffers
+
+
+def without_pragmas(statement: Any) -> Any:
+    """What stands inside of marks for the processor's code generator."""
+    while isinstance(statement, tirx.AttrStmt):
+        statement = statement.body
+    return statement
+
+
+def has_independent_iterations(loop: Any) -> bool:
+    """Whether the iterations of a serial loop from 0, of as many as is known before the kernel runs, are shown to be
+    independent of each other."""
+    if not _is_zero(loop.min) or buffers_loaded(loop.extent) or not _is_plain(loop.body):
+        return False
+    found = _accesses(loop.body)
+    return not found.lanes and _is_independent(found, loop.loop_var, {})
 
 
 def _are_stored(buffers: list[Any], body: Any) -> bool:
@@ -217,15 +232,26 @@ def _common_extent(lanes: list[Any]) -> int | None:
 
 
 def _is_independent(found: _Accesses, point: Any, names: dict[Any, Any]) -> bool:
-    """Whether each buffer that is written is touched only where one of its indices is the point of the iteration."""
+    """Whether each buffer that is written is touched only where one of its indices, or its row-major place, is the
+    point of the iteration."""
+    analyzer = tvm.sym.Analyzer()
     for buffer, indices in found.stores:
         if _is_among(buffer, found.own):
             continue
         every = [each for other, each in (*found.loads, *found.stores) if other.same_as(buffer)]
-        dimensions = range(len(indices))
-        if not any(all(structural_equal(substitute(each[d], names), point) for each in every) for d in dimensions):
+        places = [[substitute(index, names) for index in each] for each in every]
+        one_index = any(all(structural_equal(each[d], point) for each in places) for d in range(len(indices)))
+        if not one_index and not all(_is_place(analyzer, buffer, each, point) for each in places):
             return False
     return True
+
+
+def _is_place(analyzer: Any, buffer: Any, indices: list[Any], point: Any) -> bool:
+    """Whether indices are those of a row-major place."""
+    flat = indices[0]
+    for index, size in zip(indices[1:], buffer.shape[1:], strict=True):
+        flat = flat * size + index
+    return bool(analyzer.can_prove_equal(flat, point))
 
 
 def _without_lanes(body: Any, found: _Accesses, lane: Any, width: int) -> Any:

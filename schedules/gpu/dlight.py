@@ -45,7 +45,18 @@ class DlightRule(GpuRule):
             raise NotScheduledError(f"{self.name} leaves a part of the kernel unbound")
         if (taken := _shared_bytes(result)) > machine.shared_bytes:
             raise NotScheduledError(f"{self.name} takes {taken} bytes of shared memory")
+        if not _can_join(made.mod):
+            raise NotScheduledError(f"{self.name}: the engine does not know how threads join what they found")
         return result.with_attr("global_symbol", "main")
+
+
+def _can_join(mod: Any) -> bool:
+    """Whether the engine can lower a schedule's reductions across threads: it knows few combiners."""
+    try:
+        s_tir.transform.LowerCrossThreadReduction()(mod)
+    except Exception:  # the engine raises whatever class its C++ side names
+        return False
+    return True
 
 
 def _shared_bytes(function: Any) -> int:

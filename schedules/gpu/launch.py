@@ -15,7 +15,7 @@ WARP = 32
 
 
 def launched(axes: list[Axis], body: Any, threads: int = THREADS) -> Any:
-    """A launch of a thread for each point of the axes."""
+    """A launch of a thread for each point of the axes; where there is known to be none, nothing is done."""
     dtype = str(axes[0].var.ty.dtype) if axes else "int32"
     total = product(axis.extent for axis in axes)
     if total is not None:
@@ -23,6 +23,9 @@ def launched(axes: list[Axis], body: Any, threads: int = THREADS) -> Any:
     block, thread = (tirx.Var(name, tirx.IntImm(dtype, 0).ty) for name in ("block", "thread"))
     count = tirx.IntImm(dtype, threads)
     point = block * count + thread
+    if total == 0:
+        nothing = tirx.Evaluate(tirx.IntImm("int32", 0))
+        return thread_loop("blockIdx.x", block, 1, thread_loop("threadIdx.x", thread, threads, nothing))
     size: Any = tirx.IntImm(dtype, 1)
     values: dict[Any, Any] = {}
     for position, axis in enumerate(reversed(axes)):

@@ -1,8 +1,8 @@
 """The rule that serves every kernel: each stage becomes one launch, a thread for each point of its result, or a block
 for each where the points are few and the sums long.
 
-Statements that are no simple stage run their outermost parallel loop as threads, and on one thread where there is none:
-slow, and right.
+Statements that are no simple stage run their outermost parallel loop as threads, or loops whose iterations are shown to
+be independent, and on one thread where there is none: slow, and right.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from schedules.config import Config
 from schedules.emit import build_function, nest, sequence
 from schedules.expression import substitute
 from schedules.gpu.block_reduction import block_reduction
-from schedules.gpu.cooperative import cooperative
+from schedules.gpu.cooperative import cooperative, has_independent_iterations, without_pragmas
 from schedules.gpu.hoisting import take_allocations, without_parallel_loops
 from schedules.gpu.launch import WARP, launched
 from schedules.gpu.machine import GpuMachine
@@ -68,14 +68,22 @@ def bound_stage(stage: Stage, machine: GpuMachine) -> Any:
 
 def bound_statement(statement: Any) -> tuple[Any, list[Any]]:
     """Launches for a statement that is no simple stage, and buffers that its function is to allocate."""
-    statement, taken = take_allocations(statement)
+    statement, taken = take_allocations(without_pragmas(statement))
     is_plain_parallel = isinstance(statement, tirx.For) and statement.kind == tirx.ForKind.PARALLEL and not taken
     together = None if is_plain_parallel else cooperative(statement, taken)
     if together is not None:
         return together
     if isinstance(statement, tirx.SeqStmt):
-        return sequence([_bound_loop(each, alone=False) for each in statement.seq]), taken
+        return sequence([_bound_part(each) for each in statement.seq]), taken
     return _bound_loop(statement, alone=not taken), taken
+
+
+def _bound_part(statement: Any) -> Any:
+    """One launch for a part of a sequence, which may share buffers with the others."""
+    is_loop = isinstance(statement, tirx.For) and statement.kind in (tirx.ForKind.SERIAL, tirx.ForKind.PARALLEL)
+    if not (is_loop and has_independent_iterations(statement)):
+        return _bound_loop(statement, alone=False)
+    return launched([Axis(statement.loop_var, _extent(statement.extent))], without_parallel_loops(statement.body))
 
 
 def _bound_loop(statement: Any, *, alone: bool) -> Any:
