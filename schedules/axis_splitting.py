@@ -48,7 +48,7 @@ def _next_split(stage: Stage) -> list[Stage] | None:
         factors = [factor for divided, factor, offset in found if divided == position and not offset % factor]
         serving = [factor for factor in factors if _serves(axis, factor)]
         if serving:
-            return _split(stage, position, max(serving))
+            return split_axis(stage, position, max(serving))
     return None
 
 
@@ -104,7 +104,7 @@ def _cut(stage: Stage, position: int, seam: int) -> list[Stage]:
     ]
 
 
-def _split(stage: Stage, position: int, factor: int) -> list[Stage]:
+def split_axis(stage: Stage, position: int, factor: int) -> list[Stage]:
     """The axis as two, and what the factor leaves of it."""
     axis = stage.axes[position]
     dtype = str(axis.var.ty)

@@ -7,6 +7,7 @@ from typing import Any
 
 from schedules.expression import index, substitute
 from schedules.kernel import product
+from schedules.lanes import picked, ramp
 from schedules.loops import Loop
 from schedules.machine import Machine
 from schedules.parallel import CHUNKS_PER_CORE, Extent, in_sequence, loops, repeat
@@ -28,6 +29,55 @@ def elementwise_code(plan: PiecePlan, machine: Machine) -> Stmt:
     return over_axis(
         plan, axis, machine, lambda at, count, rest: _vector_store(plan, axis, at, count, rest), plan.lanes
     )
+
+
+def interleaved_code(plan: PiecePlan, machine: Machine) -> Stmt:
+    """Vectors along the plan's axis of each value that takes turns, stored as as many vectors of all."""
+    axis = plan.axis
+    assert axis is not None
+    dtype = str(axis.var.ty)
+
+    def write(at: Expr, count: int, rest: Mapping[Any, Expr]) -> Stmt:
+        whole, left = divmod(count, plan.lanes)
+        parts = []
+        if whole:
+            vectors = repeat(
+                "vector", whole, lambda i: _turns(plan, axis, at + i * plan.lanes, plan.lanes, rest), dtype=dtype
+            )
+            parts.append(vectors)
+        if left:
+            parts.append(_turns(plan, axis, at + whole * plan.lanes, left, rest))
+        return in_sequence(parts)
+
+    return over_axis(plan, axis, machine, write, plan.lanes)
+
+
+def _turns(plan: PiecePlan, axis: Loop, start: Expr, lanes: int, rest: Mapping[Any, Expr]) -> Stmt:
+    """`lanes` elements of each value from `start` on."""
+    stores = list(plan.nest.stage.body.seq)
+    first = {**rest, axis.var: start}
+    if lanes == 1:
+        return in_sequence([substitute(store, first) for store in stores])
+    statements: list[Stmt] = []
+    vectors = []
+    for store in stores:
+        held = tirx.decl_buffer([lanes], str(store.buffer.dtype), "turn", scope="local", layout=None)
+
+        def element(lane: Expr, store: Any = store, held: Any = held) -> Stmt:
+            return tirx.BufferStore(held, substitute(store.value, {**rest, axis.var: start + lane}), [lane])
+
+        statements += [tirx.AllocBuffer(held), repeat("lane", lanes, element, VECTORIZED)]
+        vectors.append(tirx.BufferLoad(held, [ramp(index(0), lanes)]))
+    *outer, last = [substitute(point, first) for point in stores[0].indices]
+    for number in range(len(stores)):
+        places = [divmod(number * lanes + lane, len(stores)) for lane in range(lanes)]
+        parts = [
+            (vector, {lane: at for lane, (at, turn) in enumerate(places) if turn == own})
+            for own, vector in enumerate(vectors)
+        ]
+        value = picked([part for part in parts if part[1]], lanes)
+        statements.append(tirx.BufferStore(stores[0].buffer, value, [*outer, ramp(last + number * lanes, lanes)]))
+    return in_sequence(statements)
 
 
 def _vector_store(plan: PiecePlan, axis: Loop, at: Expr, count: int, rest: Mapping[Any, Expr]) -> Stmt:

@@ -9,7 +9,7 @@ from schedules.expression import substitute
 from schedules.kernel import Stage
 from schedules.machine import Machine
 from schedules.parallel import Extent, in_sequence, loops
-from schedules.piece_code import elementwise_code, plain_code
+from schedules.piece_code import elementwise_code, interleaved_code, plain_code
 from schedules.reduction_code import join, reduction_code
 from schedules.stage_plan import PiecePlan, StagePlan, plan_stage
 from schedules.transpose_code import transpose_code
@@ -43,4 +43,6 @@ def _piece_code(plan: PiecePlan, machine: Machine) -> Stmt:
         return transpose_code(plan.nest, plan.transpose, machine, plan.lanes, threads=plan.threads)
     if plan.axis is None:
         return plain_code(plan, machine)
+    if plan.takes_turns:
+        return interleaved_code(plan, machine)
     return elementwise_code(plan, machine) if plan.reduction is None else reduction_code(plan, machine)

@@ -17,6 +17,7 @@ from schedules.branch import split_branches
 from schedules.expression import buffers_loaded, uses
 from schedules.index_arithmetic import with_plain_indices
 from schedules.inline import IF_THEN_ELSE, call_name
+from schedules.interleaving import interleave, turning_axis, turns_of
 from schedules.joined_runs import is_part_of_block, is_run, join_runs
 from schedules.kernel import Axis, Stage
 from schedules.loops import Loop, LoopNest, loop_nest_of
@@ -70,15 +71,21 @@ class PiecePlan:
         """Whether there is no loop over single elements, nor over vectors that are as short."""
         loops = (*self.nest.spatial, *self.nest.reduction)
         if self.axis is None:
-            return self.transpose is not None or not loops or _width(self.nest.stage) > 1
+            joined = self.nest.stage.store is not None and _width(self.nest.stage) > 1
+            return self.transpose is not None or not loops or joined
         return not self.axis.is_static or self.axis.extent >= _LEAST_VECTOR or len(loops) == 1
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether several values are stored by turns, see `interleaving`."""
+        return self.axis is not None and self.nest.stage.store is None
 
     @property
     def form(self) -> Form:
         """Of code in vectors."""
         if self.reduction is not None:
             return Form.REDUCTION
-        if self.transpose is not None:
+        if self.transpose is not None or self.takes_turns:
             return Form.TRANSPOSE
         store = self.nest.stage.store
         return Form.COPY if store is not None and _is_moved(store.value) else Form.ELEMENTWISE
@@ -118,8 +125,10 @@ def _points(pieces: Sequence[PiecePlan]) -> int | None:
 
 
 def _width(stage: Stage) -> int:
-    """How many elements a stage stores at once: more than one where runs were joined."""
-    return 1 if stage.store is None else int(str(stage.store.value.ty).partition("x")[2] or 1)
+    """How many elements a stage stores at once: more than one where runs were joined, or stores take turns."""
+    if stage.store is None:
+        return turns_of(stage)
+    return int(str(stage.store.value.ty).partition("x")[2] or 1)
 
 
 def _is_moved(value: Expr) -> bool:
@@ -155,7 +164,7 @@ def _pieces(stage: Stage, machine: Machine) -> list[Stage]:
         if any(is_part_of_block(run, machine) for run in join_runs(runs, machine)):
             runs = permuted_lanes(piece, machine) or ([piece] if is_run(piece, machine) else runs)
         found += runs
-    return join_runs(found, machine)
+    return join_runs(interleave(found), machine)
 
 
 def _shared_axis(stage: Stage, pieces: Sequence[Stage], machine: Machine) -> Axis | None:
@@ -187,7 +196,7 @@ def _piece_plan(stage: Stage, machine: Machine, parallel: bool) -> PiecePlan | N
 
 
 def _elementwise_plan(nest: LoopNest, lanes: int, threads: bool | Expr) -> PiecePlan:
-    axis = _vector_axis(nest)
+    axis = turning_axis(nest) or _vector_axis(nest)
     if axis is None:
         found = find_transpose(nest)
         if found is not None and not _has_branch_on(nest, found.target) and not _has_branch_on(nest, found.source):
