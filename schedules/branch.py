@@ -1,7 +1,8 @@
 """Splits loops where a condition on the loop variable changes, so that padding and concatenation run without branches.
 
 `if_then_else(ax < 3, a[ax], b[ax - 3])` over 8 becomes a copy of 3 and a copy of 5. A condition on blocks and on what
-lies in a block, `16 * ax + bx < 33`, leaves the blocks around the one that it cuts, and the parts of that one.
+lies in a block, `16 * ax + bx < 33`, leaves the blocks around the one that it cuts, and the parts of that one. Where a
+condition is on a remainder, `ax % 2 == 1`, the loop becomes one over the steps of each.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from schedules.access import coefficient_of
+from schedules.axis_splitting import split_axis
 from schedules.expression import constant_int, index, substitute
 from schedules.index_arithmetic import bound_analyzer
 from schedules.inline import IF_THEN_ELSE, call_name, has_branch
@@ -19,6 +21,7 @@ from schedules.tir import structural_map, structural_walk, tirx, tvm
 
 Expr = Any
 _MAX_PIECES = 27
+_MOST_REMAINDERS = 4
 _COMPARISONS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE)
 
 
@@ -30,9 +33,10 @@ def split_branches(stage: Stage) -> list[Stage]:
     trivial = {axis.var: index(0, str(axis.var.ty)) for axis in stage.axes if axis.extent == 1}
     init = None if stage.init is None else substitute(stage.init, trivial)
     body = substitute(stage.body, trivial)
+    stage = Stage(stage.name, stage.axes, body, init, stage.annotations)
     if has_branch(body):
-        body = _decide(body, bound_analyzer(stage.axes))
-    pieces = [Stage(stage.name, stage.axes, body, init, stage.annotations)]
+        stage = _decided(_by_remainders(stage))
+    pieces = [stage]
     for position, axis in enumerate(stage.axes):
         if axis.reduce or not isinstance(axis.extent, int) or axis.extent < 2:
             continue
@@ -40,6 +44,40 @@ def split_branches(stage: Stage) -> list[Stage]:
         if len(parts) <= _MAX_PIECES:
             pieces = parts
     return pieces
+
+
+def _by_remainders(stage: Stage) -> Stage:
+    """Loops of known extent, on whose remainders a branch depends, as two, the inner one over the remainders."""
+    for position, axis in enumerate(stage.axes):
+        if axis.reduce or not isinstance(axis.extent, int):
+            continue
+        factors = [each for each in _remainders(stage, axis.var) if axis.extent % each == 0 and axis.extent > each]
+        if factors:
+            return _by_remainders(split_axis(stage, position, max(factors))[0])
+    return stage
+
+
+def _remainders(stage: Stage, var: Any) -> list[int]:
+    """The factors of `var % factor` in the conditions of branches."""
+    found: list[int] = []
+
+    def visit(call: Any) -> None:
+        if call_name(call) == IF_THEN_ELSE:
+            structural_walk(call.args[0], (tirx.FloorMod, remainder))
+
+    def remainder(node: Any) -> None:
+        factor = constant_int(node.b)
+        if node.a.same_as(var) and isinstance(factor, int) and 1 < factor <= _MOST_REMAINDERS:
+            found.append(factor)
+
+    structural_walk(stage.body, (tvm.ir.Call, visit))
+    return found
+
+
+def _decided(stage: Stage) -> Stage:
+    """The stage without the branches that the extents of its loops decide."""
+    body = _decide(stage.body, bound_analyzer(stage.axes))
+    return Stage(stage.name, stage.axes, body, stage.init, stage.annotations)
 
 
 def _cuts(stage: Stage, position: int) -> list[int]:

@@ -9,7 +9,9 @@ Their one knob is a schedule that MetaSchedule found for exactly this kernel; by
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -27,6 +29,8 @@ from schedules.stage_plan import Form, StagePlan, plan_stage
 from schedules.trace import Traces, digest, traced_function
 
 TRACE = "trace"
+# Vectors are some times as fast as single elements: as many more steps may be taken for them.
+_MOST_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,28 @@ class KernelPlan:
 
 @lru_cache(maxsize=1)  # every rule asks about the kernel at hand
 def plan_kernel(kernel: Kernel, machine: Machine) -> KernelPlan:
-    """How a kernel with at least one simple stage runs."""
+    """How a kernel with at least one simple stage runs.
+
+    Where a stage runs as plain loops because of what was inlined into it, as moves between blocks of several tensors
+    are into one that leaves the blocks, nothing is inlined.
+    """
     stages = inline_stages(kernel)
+    plan = _plan(kernel, stages, machine)
+    if plan.form is not Form.PLAIN or not kernel.is_plain or len(stages) == len(kernel.stages):
+        return plan
+    if _points(kernel.stages) > _MOST_STEPS * _points(stages):
+        return plan
+    apart = _plan(kernel, list(kernel.stages), machine)
+    return plan if apart.form is Form.PLAIN else apart
+
+
+def _points(stages: Sequence[Stage | Opaque]) -> float:
+    """How many elements stages compute; infinite where that is not known."""
+    counts = [stage.points() if isinstance(stage, Stage) else None for stage in stages]
+    return sum(math.inf if count is None else count for count in counts)
+
+
+def _plan(kernel: Kernel, stages: list[Stage | Opaque], machine: Machine) -> KernelPlan:
     simple = [stage for stage in stages if isinstance(stage, Stage)]
     needed = tuple(buffer for buffer in kernel.intermediates if _is_touched(buffer, stages))
     if len(simple) == len(stages):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -164,3 +164,37 @@ def test_numbers_whatever_the_rule(target: str, shape: list[int], data: st.DataO
 
     expected = 2 * np.concatenate([x, x.sum(axis, keepdims=True)], axis)
     np.testing.assert_allclose(evaluate(build, [x], target), expected, rtol=1e-5, atol=1e-5)
+
+
+def interleaved(parts: Sequence[Any], factor: int) -> Build:
+    """Columns of several tensors in blocks by turns, out of the blocks."""
+    count = len(parts)
+    blocks, width, lanes = parts[0].shape
+
+    def by_turns(*inputs: Any) -> Any:
+        def element(b: Any, x: Any, lane: Any) -> Any:
+            value = inputs[-1][b, x // factor, lane]
+            for turn in reversed(range(count - 1)):
+                value = tirx.if_then_else(x % factor == turn, inputs[turn][b, x // factor, lane], value)
+            return value
+
+        return te.compute((blocks, width * factor, lanes), element)
+
+    def unpacked(x: Any) -> Any:
+        return te.compute((blocks * lanes, width * factor), lambda c, j: x[c // lanes, j, c % lanes])
+
+    return lambda builder, *inputs: builder.emit(
+        builder.call_te(unpacked, builder.emit(builder.call_te(by_turns, *inputs)))
+    )
+
+
+@pytest.mark.parametrize("target", runnable())
+@pytest.mark.parametrize("factor", [2, 3, 5])
+@pytest.mark.parametrize("width", [1, 20])
+def test_moves_that_would_run_as_plain_loops_together_run_apart(target: str, factor: int, width: int) -> None:
+    parts = [normal((3, width, 16), seed) for seed in range(factor)]
+    build = interleaved(parts, factor)
+    expected = np.stack(parts, 2).reshape(3, width * factor, 16).swapaxes(1, 2).reshape(48, -1)
+    np.testing.assert_array_equal(evaluate(build, parts, target), expected)
+    if width > 1:
+        assert only_rule(build, [(part.shape, F32) for part in parts], target) in ("rows", "transpose")
