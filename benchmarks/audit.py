@@ -4,8 +4,9 @@
     python -m benchmarks.audit resnet18 model.onnx --precision bf16 --share 0.02
 
 A kernel's limit is what its operations take at the peak that this machine was measured to reach, or its bytes at the
-speed of the caches (of memory, where they do not fit), whichever is longer. Listed are kernels of the general rule and
-kernels that take several times their limit. Ends with status 1 when a kernel of the general rule does both.
+speed of the caches (of memory, where they do not fit), whichever is longer. Listed are kernels of the fallback, which
+run as plain loops, and kernels that take several times their limit. Ends with status 1 when a kernel of the fallback
+does both.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from compiler.profiling.profile import profile
 from compiler.profiling.records import KernelTime
 from compiler.profiling.roofline import Roofline
 
-_GENERAL = ("fallback", "as-is")
+_PLAIN = ("fallback", "as-is")
 _CALL_SECONDS = 1e-6
 """Of a call of any kernel: what is shorter has no rate."""
 
@@ -45,8 +46,8 @@ class Finding:
     limit: float
 
     @property
-    def is_general(self) -> bool:
-        return self.kernel.rule is None or self.kernel.rule in _GENERAL
+    def is_plain(self) -> bool:
+        return self.kernel.rule is None or self.kernel.rule in _PLAIN
 
     @property
     def times_limit(self) -> float:
@@ -76,7 +77,7 @@ def main() -> int:
         console.print(f"[dim]{name}: {len(found)} to look at")
         findings += found
     _print(findings, options, console)
-    return 1 if failed or any(each.is_general and each.times_limit > options.times for each in findings) else 0
+    return 1 if failed or any(each.is_plain and each.times_limit > options.times for each in findings) else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,16 +115,14 @@ def _audited(task: Task, options: Any, peak: float, roofline: Roofline) -> list[
         bandwidth = roofline.cache_bandwidth if each <= roofline.cache_bytes else roofline.memory_bandwidth
         limit = max((kernel.operations or 0) / peak, kernel.nbytes / bandwidth)
         finding = Finding(task.name, kernel, limit)
-        if finding.is_general or finding.times_limit > options.times:
+        if finding.is_plain or finding.times_limit > options.times:
             found.append(finding)
     return found
 
 
 def _print(findings: Sequence[Finding], options: Any, console: Console) -> None:
     if not findings:
-        console.print(
-            f"no kernel above {options.share:.0%} is of the general rule or {options.times:g} times its limit"
-        )
+        console.print(f"no kernel above {options.share:.0%} is of the fallback or {options.times:g} times its limit")
         return
     table = Table(title=f"{options.threads} thread(s), target {options.target}, {options.precision}")
     table.add_column("model", no_wrap=True)

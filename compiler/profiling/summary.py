@@ -27,7 +27,7 @@ class Summary:
     """A compiled module; sizes in bytes, times in seconds.
 
     Attributes:
-        kernels_by_rule: number of kernels by schedule rule, most first; "fallback" and "as-is" have none of their own.
+        kernels_by_rule: number of kernels by schedule rule, most first; "fallback" and "as-is" run as plain loops.
         seconds: by step of the compilation.
     """
 
