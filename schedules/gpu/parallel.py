@@ -15,7 +15,7 @@ from schedules.expression import substitute
 from schedules.gpu.block_reduction import block_reduction
 from schedules.gpu.cooperative import cooperative, has_independent_iterations, without_pragmas
 from schedules.gpu.hoisting import take_allocations, without_parallel_loops
-from schedules.gpu.launch import WARP, launched
+from schedules.gpu.launch import THREADS, WARP, launched
 from schedules.gpu.machine import GpuMachine
 from schedules.gpu.rule import GpuRule, GpuWorkload
 from schedules.inline import inline_stages
@@ -74,25 +74,22 @@ def bound_statement(statement: Any) -> tuple[Any, list[Any]]:
     if together is not None:
         return together
     if isinstance(statement, tirx.SeqStmt):
-        return sequence([_bound_part(each) for each in statement.seq]), taken
+        return sequence([_bound_loop(each, alone=False) for each in statement.seq]), taken
     return _bound_loop(statement, alone=not taken), taken
-
-
-def _bound_part(statement: Any) -> Any:
-    """One launch for a part of a sequence, which may share buffers with the others."""
-    is_loop = isinstance(statement, tirx.For) and statement.kind in (tirx.ForKind.SERIAL, tirx.ForKind.PARALLEL)
-    if not (is_loop and has_independent_iterations(statement)):
-        return _bound_loop(statement, alone=False)
-    return launched([Axis(statement.loop_var, _extent(statement.extent))], without_parallel_loops(statement.body))
 
 
 def _bound_loop(statement: Any, *, alone: bool) -> Any:
     """One launch; `alone` says that no buffer is shared by the iterations of its parallel loop."""
-    is_loop = isinstance(statement, tirx.For) and statement.kind == tirx.ForKind.PARALLEL
-    if not (is_loop and alone and _starts_at_zero(statement)):
+    if not isinstance(statement, tirx.For):
+        return launched([], without_parallel_loops(statement))
+    if has_independent_iterations(statement):
+        threads = THREADS
+    elif statement.kind == tirx.ForKind.PARALLEL and alone and _starts_at_zero(statement):
+        threads = WARP
+    else:
         return launched([], without_parallel_loops(statement))
     axis = Axis(statement.loop_var, _extent(statement.extent))
-    return launched([axis], without_parallel_loops(statement.body), threads=WARP)
+    return launched([axis], without_parallel_loops(statement.body), threads)
 
 
 def _starts_at_zero(loop: Any) -> bool:

@@ -90,7 +90,7 @@ def _check(
         outcomes.append(outcome)
         if not as_json:
             mark = "passed" if outcome.problem is None else "FAILED"
-            print_line(f"{mark}  {outcome.check:<24} {outcome.seconds:6.1f} s  {outcome.problem or ''}".rstrip())
+            print_line(f"{mark}  {outcome.check:<36} {outcome.seconds:6.1f} s  {outcome.problem or ''}".rstrip())
     if only is None:
         keep_outcomes(name, outcomes)
     failed = sum(outcome.problem is not None for outcome in outcomes)
