@@ -3,6 +3,8 @@ normalizations behind them, attention, and nets in which they follow one another
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 
@@ -113,15 +115,15 @@ def encoder(batch: int | str, length: int | str) -> onnx.ModelProto:
 
 
 def quantized_functions() -> tuple[onnx.ModelProto, float]:
-    """Rounded products and convolutions with functions behind them, a result each, and the results' step.
+    """Rounded products and convolutions with functions behind them, and attention: a result each, and their step.
 
-    Half of them have their sums rounded in front of the function, as quantizers for accelerators do.
+    Half of the products have their sums rounded in front of the function, as quantizers for accelerators do.
     """
     graph, step = Graph("float32"), 0.03
     generator = np.random.default_rng(2)
 
-    def rounded(name: str, scale: float) -> str:
-        parameters = [graph.constant(np.array(scale, np.float32)), graph.constant(np.array(-3, np.int8))]
+    def rounded(name: str, scale: float, zero: int = -3) -> str:
+        parameters = [graph.constant(np.array(scale, np.float32)), graph.constant(np.array(zero, np.int8))]
         return graph.node("DequantizeLinear", [graph.node("QuantizeLinear", [name, *parameters]), *parameters])
 
     def weight(*shape: int) -> str:
@@ -140,4 +142,21 @@ def quantized_functions() -> tuple[onnx.ModelProto, float]:
         for kind, each in enumerate(sums):
             result = rounded(each, 0.05) if (position + kind) % 2 and function != "Relu" else each
             graph.result(rounded(_apply(graph, function, result), step))
+    graph.result(_quantized_attention(graph, rounded, step))
     return graph.model("quantized_functions"), step
+
+
+def _quantized_attention(graph: Graph, rounded: Callable[..., str], step: float) -> str:
+    """Two heads of 16 out of 11 positions of 32; scores, their sum with a mask, weights and the result are rounded."""
+    shape = graph.constant(np.array([1, 11, 2, 16], np.int64))
+
+    def heads(order: list[int]) -> str:
+        split = graph.node("Reshape", [rounded(graph.input(1, 11, 32), 0.02), shape])
+        return graph.node("Transpose", [split], perm=order)
+
+    scores = rounded(graph.node("MatMul", [heads([0, 2, 1, 3]), heads([0, 2, 3, 1])]), 0.1)
+    scaled = graph.node("Mul", [scores, graph.constant(np.array(0.25, np.float32))])
+    masked = rounded(graph.node("Add", [scaled, rounded(graph.input(1, 1, 1, 11), 0.02)]), 0.04)
+    weights = rounded(graph.node("Softmax", [masked], axis=-1), 1 / 255, -128)
+    mixed = rounded(graph.node("MatMul", [weights, heads([0, 2, 1, 3])]), step)
+    return graph.node("Transpose", [mixed], perm=[0, 2, 1, 3])
