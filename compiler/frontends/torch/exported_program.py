@@ -25,6 +25,7 @@ from compiler.errors import (
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.onnx import import_onnx
 from compiler.frontends.torch.decomposition import decomposed
+from compiler.frontends.torch.fixed_sizes import OpenSizes
 from compiler.frontends.torch.projections import without_projections
 from compiler.frontends.torch.translations import translations
 
@@ -59,12 +60,14 @@ def import_torch(
     """
     program = _exported_program(source, example_inputs, dynamic_shapes)
     _refuse_mutation(program)
+    sizes = OpenSizes(program)
     with _quiet():
         if program is source:  # the caller's own: what follows changes its graph
             program = program.run_decompositions({})
         program = decomposed(without_projections(program))
     _view_copies(program)
     onnx_program = _to_onnx(program)
+    sizes.refuse_fixed()
     _name_outputs(onnx_program, program)
     if sum(_bytes(tensor) for tensor in program.state_dict.values()) < _LARGEST_PROTO_BYTES:
         return import_onnx(onnx_program.model_proto, shapes=shapes, constants=constants)

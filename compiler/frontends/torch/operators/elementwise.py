@@ -55,3 +55,31 @@ def _fmax(first: Tensor, second: Tensor) -> Tensor:
 def _fmin(first: Tensor, second: Tensor) -> Tensor:
     """The smaller one, or the one that is no NaN."""
     return torch.where(first.isnan(), second, torch.where(second.isnan(), first, torch.minimum(first, second)))
+
+
+@decomposition_of(
+    "aten.__rshift__.Scalar",
+    "aten.__rshift__.Tensor",
+    "aten.bitwise_right_shift.Tensor",
+    "aten.bitwise_right_shift.Tensor_Scalar",
+    "aten.bitwise_right_shift.Scalar_Tensor",
+)
+def _right_shift(values: Tensor | int, steps: Tensor | int) -> Tensor:
+    """The sign is shifted in: a quotient rounded down."""
+    return torch.div(_wide(values), 2 ** _wide(steps), rounding_mode="floor").to(torch.result_type(values, steps))
+
+
+@decomposition_of(
+    "aten.__lshift__.Scalar",
+    "aten.__lshift__.Tensor",
+    "aten.bitwise_left_shift.Tensor",
+    "aten.bitwise_left_shift.Tensor_Scalar",
+    "aten.bitwise_left_shift.Scalar_Tensor",
+)
+def _left_shift(values: Tensor | int, steps: Tensor | int) -> Tensor:
+    return (_wide(values) * 2 ** _wide(steps)).to(torch.result_type(values, steps))
+
+
+def _wide(values: Tensor | int) -> Tensor | int:
+    """In 64 bits, which hold the powers of two that the shifts of narrower integers take."""
+    return values.to(torch.int64) if isinstance(values, Tensor) else values

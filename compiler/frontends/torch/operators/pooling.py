@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,37 @@ def _adaptive_max_pool1d(values: Tensor, output_size: Sequence[int]) -> tuple[Te
 
 def _windows(size: int, parts: int) -> list[tuple[int, int]]:
     return [(part * size // parts, -((part + 1) * size // -parts)) for part in range(parts)]
+
+
+@decomposition_of("aten.adaptive_avg_pool2d.default", "aten._adaptive_avg_pool2d.default")
+def _adaptive_average_pool2d(values: Tensor, output_size: Sequence[int]) -> Tensor:
+    """Of images of open size: products with the share that each place has in each window."""
+    height, width = _sizes(values)[-2:]
+    if (isinstance(height, int) and isinstance(width, int)) or list(output_size) == [1, 1]:
+        return NotImplemented
+    across = values @ _shares(width, output_size[1], values.dtype).mT
+    return _shares(height, output_size[0], values.dtype) @ across
+
+
+@decomposition_of("aten.adaptive_avg_pool1d.default")
+def _adaptive_average_pool1d(values: Tensor, output_size: Sequence[int]) -> Tensor:
+    size = _sizes(values)[-1]
+    if isinstance(size, int) or list(output_size) == [1]:
+        return NotImplemented
+    return values @ _shares(size, output_size[0], values.dtype).mT
+
+
+def _sizes(values: Tensor) -> Sequence[Any]:
+    """The sizes: ints, or symbols where they are open."""
+    return values.shape
+
+
+def _shares(size: Any, parts: int, dtype: torch.dtype) -> Tensor:
+    """(parts, size): 1 / (the places of a window) at each of its places, 0 elsewhere."""
+    part, place = torch.arange(parts).unsqueeze(-1), torch.arange(size)
+    first, behind = part * size // parts, ((part + 1) * size + parts - 1) // parts
+    inside = (place >= first) & (place < behind)
+    return inside.to(dtype) / (behind - first).to(dtype)
 
 
 @decomposition_of("torchvision.ps_roi_align.default")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import compiler
+from compiler.errors import UnsupportedModelError
 from compiler.frontends.torch.operators.experts import _grouped_product
 
 Function = Callable[[Tensor], Any]
@@ -200,3 +201,37 @@ def test_numbers_and_tensors_of_other_types(dtype: torch.dtype) -> None:
         return *own, 7 // values, 7.5 // values, values // 2, values // 2.5
 
     check(arithmetic, normal(2, 3))
+
+
+@pytest.mark.parametrize("output", [(3, 4), (1, 5), (None, 2)])
+def test_adaptive_means_of_images_of_open_size(output: tuple[int | None, int]) -> None:
+    open_size = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    others = (normal(2, 3, 13, 7), normal(2, 3, 5, 21))
+    check(lambda x: functional.adaptive_avg_pool2d(x, output), normal(2, 3, 12, 8), ({**open_size},), others)
+
+
+def test_adaptive_means_of_rows_of_open_size() -> None:
+    others = (normal(2, 3, 13), normal(2, 3, 7))
+    check(lambda x: functional.adaptive_avg_pool1d(x, 4), normal(2, 3, 12), ({2: torch.export.Dim.DYNAMIC},), others)
+
+
+@pytest.mark.parametrize(
+    ("function", "shape"),
+    [(torch.pdist, (6, 4)), (lambda x: functional.adaptive_max_pool2d(x[None], (3, 2)), (6, 8))],
+)
+def test_an_operator_that_fixes_an_open_size_is_refused(function: Function, shape: tuple[int, ...]) -> None:
+    """Else the module would be wrong for other sizes than the example's, without a word."""
+    model, dynamic = Applied(function).eval(), ({0: torch.export.Dim.DYNAMIC},)
+    with pytest.raises(UnsupportedModelError, match="dimension 0 of x"):
+        compiler.compile(model, example_inputs=(normal(*shape),), dynamic_shapes=dynamic, threads=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64], ids=str)
+def test_shifts_keep_the_sign_and_the_type(dtype: torch.dtype) -> None:
+    def shifts(x: Tensor) -> tuple[Tensor, ...]:
+        values = (x * 60).to(dtype)
+        steps = torch.tensor([0, 1, 2, 3], dtype=dtype)
+        own = torch.bitwise_right_shift(values, 2), torch.bitwise_left_shift(values, steps)
+        return values >> 1, values << 2, (values << 2) >> 1, values >> steps, 3 << (values & 3), *own
+
+    check(shifts, normal(5, 4))
