@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -112,7 +113,8 @@ def _global_nest(fused: FusedKernel, data: Any, work: PoolWorkload, machine: Mac
     for size in work.spatial:
         points *= size
     is_max = work.mode == "max"
-    start = tirx.min_value(work.dtype).value if is_max else 0.0
+    lowest = -math.inf if "float" in work.dtype else tirx.min_value(work.dtype).value
+    start = lowest if is_max else 0.0
 
     def join(total: Expr, value: Expr) -> Expr:
         return _larger(total, value) if is_max else total + value

@@ -107,7 +107,7 @@ def _extremum(value: Expr, store: Any) -> tuple[Combiner, Expr] | None:
         # Of a comparison with NaN the second is taken, the total: only what is new need be looked at, ahead of time.
         return tirx.Select(tirx.isnan(b), b, tirx.Select(b > a if kind is tirx.Max else b < a, b, a))
 
-    return Combiner("extremum", combine, None), operand
+    return Combiner("maximum" if kind is tirx.Max else "minimum", combine, None), operand
 
 
 def _is_own_load(expr: Expr, store: Any) -> bool:

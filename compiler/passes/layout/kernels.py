@@ -1,4 +1,4 @@
-"""Elementwise kernels that a frontend wrote itself: written anew over blocked operands."""
+"""Elementwise kernels and maxima that a frontend wrote itself: written anew over blocked operands."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from tvm import relax, te, tirx
 from tvm.ir import GenericConst
 
 from compiler.passes.layout.elementwise import anchor_of
+from compiler.passes.layout.pooling import maximum_kernel
 from compiler.passes.layout.table import handles
-from compiler.passes.layout.values import BLOCKABLE, Blocked, LayoutBuilder
+from compiler.passes.layout.values import BLOCKABLE, Blocked, LayoutBuilder, Value
 from compiler.passes.matching import array_of, dtype_of, shape_of
 from schedules.access import used_outside_indices
 from schedules.expression import constant_int, map_loads, uses
@@ -20,6 +21,11 @@ from schedules.kernel import shape_of as buffer_shape
 
 
 @handles("relax.call_tir")
+def kernel(builder: LayoutBuilder, call: Any) -> Blocked | Value | None:
+    """Elementwise kernels, and maxima over the image."""
+    return elementwise_kernel(builder, call) or maximum_kernel(builder, call)
+
+
 def elementwise_kernel(builder: LayoutBuilder, call: Any) -> Blocked | None:
     shape = shape_of(call)
     arguments = call.args[1]

@@ -11,6 +11,10 @@ from compiler.passes.layout.values import Blocked, LayoutBuilder, Order, Value, 
 from compiler.passes.matching import dtype_of, shape_of
 from schedules import conv_compute
 from schedules.conv_workload import PoolWorkload
+from schedules.expression import constant_int
+from schedules.kernel import Kernel, Stage
+from schedules.reduction import reduction_of
+from schedules.tir import tvm
 
 
 @handles(*(f"relax.nn.{kind}_pool{rank}d" for kind in ("max", "avg") for rank in (1, 2, 3)))
@@ -76,17 +80,56 @@ def reduce_image(builder: LayoutBuilder, call: Any) -> Blocked | Value | None:
     data = builder.stored(call.args[0])
     if data is None or call.attrs.axis is None:
         return None
-    axes = sorted(int(axis) % len(data.shape) for axis in call.attrs.axis)
-    if axes != sorted(data.order[2:]) or not axes:
+    axes = [int(axis) % len(data.shape) for axis in call.attrs.axis]
+    return _over_image(builder, call, data, axes, "max" if call.op.name == "relax.max" else "average")
+
+
+def maximum_kernel(builder: LayoutBuilder, call: Any) -> Blocked | Value | None:
+    """A kernel that a frontend wrote for a maximum over exactly the spatial dimensions, NaN where there is one."""
+    arguments = call.args[1]
+    if len(call.args) > 2 or not isinstance(arguments, relax.Tuple) or len(arguments.fields) != 1:
         return None
-    mode = "max" if call.op.name == "relax.max" else "average"
+    data = builder.stored(arguments.fields[0])
+    if data is None:
+        return None
+    (stage, *others) = Kernel.of(builder.function(call.args[0])).stages
+    if others or not isinstance(stage, Stage):
+        return None
+    axes = _axes_of_maximum(stage)
+    return None if axes is None else _over_image(builder, call, data, axes, "max")
+
+
+def _axes_of_maximum(stage: Stage) -> list[int] | None:
+    """The dimensions of a tensor over which a stage takes the maximum; None for any other stage."""
+    reduction = reduction_of(stage)
+    if reduction is None or reduction.combiner.name != "maximum" or not isinstance(reduction.value, tvm.ir.TensorLoad):
+        return None
+    found = [next((axis for axis in stage.axes if axis.var.same_as(point)), None) for point in reduction.value.indices]
+    # Dimensions of 1 that a result keeps are axes of their own, or none.
+    rest = [axis for axis in stage.axes if axis not in found]
+    kept = [axis.var for axis in found if axis is not None and not axis.reduce]
+    stored = [
+        point
+        for point in reduction.store.indices
+        if constant_int(point) != 0 and not any(axis.var.same_as(point) for axis in rest)
+    ]
+    in_order = len(kept) == len(stored) and all(a.same_as(b) for a, b in zip(kept, stored, strict=True))
+    if None in found or not in_order or any(axis.extent != 1 or axis.reduce for axis in rest):
+        return None
+    return [place for place, axis in enumerate(found) if axis is not None and axis.reduce]
+
+
+def _over_image(builder: LayoutBuilder, call: Any, data: Blocked, axes: list[int], mode: str) -> Blocked | Value | None:
+    if sorted(axes) != sorted(data.order[2:]) or not axes:
+        return None
     pooled = _global(builder, data, mode)
     shape = [1 if axis in axes else size for axis, size in enumerate(data.shape)]
     result = Blocked(pooled, tuple(shape), data.order)
-    if bool(call.attrs.keepdims):
+    kept = list(shape_of(call) or [])
+    if len(kept) == len(shape):
         return result
     plain = builder.plain_value(Value(blocked=result))
-    return Value(plain=builder.emit(relax.op.reshape(plain, list(shape_of(call) or [])), "pooled"))
+    return Value(plain=builder.emit(relax.op.reshape(plain, kept), "pooled"))
 
 
 def _global(builder: LayoutBuilder, data: Blocked, mode: str) -> Any:
