@@ -158,3 +158,19 @@ def _power(matrices: Tensor, exponent: int) -> Tensor:
 
 def _known(size: int | torch.SymInt) -> int | None:
     return size if isinstance(size, int) and size <= _LARGEST else None
+
+
+@decomposition_of("aten.linalg_vander.default")
+def _powers(values: Tensor, **options: int | None) -> Tensor:
+    """Powers 0, 1, 2, ... of each number, by products; as many as `N`, else as there are numbers."""
+    return _vander(values, options.get("N"), increasing=True)
+
+
+@decomposition_of("aten.vander.default")
+def _vander(values: Tensor, count: int | None = None, increasing: bool = False) -> Tensor:
+    wanted = values.shape[-1] if count is None else count
+    powers = [torch.ones_like(values)]
+    while len(powers) < wanted:
+        powers.append(powers[-1] * values)
+    chosen = powers[:wanted]
+    return torch.stack(chosen if increasing else chosen[::-1], -1)

@@ -67,3 +67,70 @@ def _running(values: Tensor, dim: int, keeps: Callable[[Tensor, Tensor], Tensor]
         indices = torch.cat([indices.narrow(dim, 0, step), torch.where(kept, *places)], dim)
         values, step = torch.cat(parts, dim), 2 * step
     return values, indices
+
+
+@decomposition_of("aten.cumprod.default")
+def _cumprod(values: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    """By doubling: each product of the last 1, 2, 4, ... elements times the one that ends before it."""
+    size = values.shape[dim] if values.ndim else 1
+    if not isinstance(size, int):
+        return NotImplemented
+    result = values.to(dtype or (values.dtype if values.is_floating_point() else torch.int64))
+    step = 1
+    while step < size:
+        rest = result.narrow(dim, step, size - step) * result.narrow(dim, 0, size - step)
+        result, step = torch.cat([result.narrow(dim, 0, step), rest], dim), 2 * step
+    return result
+
+
+@decomposition_of("aten.mode.default")
+def _mode(values: Tensor, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """The commonest element, the smallest of several; its last place."""
+    moved = values.movedim(dim, -1)
+    counts = (moved.unsqueeze(-1) == moved.unsqueeze(-2)).sum(-1)
+    commonest = counts == counts.amax(-1, keepdim=True)
+    largest = moved.amax(-1, keepdim=True)
+    found = torch.where(commonest, moved, largest).amin(-1, keepdim=True)
+    places = torch.where(moved == found, torch.arange(moved.shape[-1]), -1).amax(-1, keepdim=True)
+    found, places = found.movedim(-1, dim), places.movedim(-1, dim)
+    return (found, places) if keepdim else (found.squeeze(dim), places.squeeze(dim))
+
+
+@decomposition_of("aten.nanmedian.dim")
+def _nanmedian_of_axis(values: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """The median of what is a number; NaN where nothing is."""
+    ordered, places = values.nan_to_num(float("inf"), float("inf"), float("-inf")).sort(dim)
+    count = (~values.isnan()).sum(dim, keepdim=True)
+    middle = ((count + 1) // 2 - 1).clamp(min=0)
+    found, place = ordered.gather(dim, middle), places.gather(dim, middle)
+    found = torch.where(count == 0, float("nan"), found)
+    return (found, place) if keepdim else (found.squeeze(dim), place.squeeze(dim))
+
+
+@decomposition_of("aten.nanmedian.default")
+def _nanmedian(values: Tensor) -> Tensor:
+    return _nanmedian_of_axis(values.reshape(-1), 0)[0]
+
+
+@decomposition_of("aten.searchsorted.Tensor")
+def _searchsorted(
+    ordered: Tensor,
+    values: Tensor,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: Tensor | None = None,
+) -> Tensor:
+    """How many elements stand before the place: those that are less, or (`right`) no larger."""
+    if sorter is not None:
+        ordered = ordered.gather(-1, sorter)
+    one, other = ordered.unsqueeze(-2) if ordered.ndim > 1 else ordered, values.unsqueeze(-1)
+    before = one <= other if right or side == "right" else one < other
+    return before.sum(-1).to(torch.int32 if out_int32 else torch.int64)
+
+
+@decomposition_of("aten.isin.Tensor_Tensor")
+def _isin(elements: Tensor, tests: Tensor, *, assume_unique: bool = False, invert: bool = False) -> Tensor:
+    found = (elements.unsqueeze(-1) == tests.reshape(-1)).any(-1)
+    return ~found if invert else found

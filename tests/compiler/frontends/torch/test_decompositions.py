@@ -50,6 +50,15 @@ def squares(x: Tensor) -> Tensor:
 
 
 FUNCTIONS: dict[str, Function] = {
+    "cumprod": lambda x: (torch.cumprod(x, 1), torch.cumprod((x * 2).round().to(torch.int32), -1)),
+    "mode": lambda x: torch.mode((x * 2).round(), 1),
+    "mode, kept": lambda x: torch.mode((x * 2).round(), -1, keepdim=True)[0],
+    "nanmedian": lambda x: (torch.nanmedian(x.sqrt()), *torch.nanmedian(x.abs(), 1)),
+    "nanmedian of some": lambda x: torch.nanmedian(x.sqrt(), 1, keepdim=True)[0],
+    "searchsorted": lambda x: torch.searchsorted(x.sort(-1)[0], x.round()),
+    "searchsorted, right": lambda x: torch.searchsorted(x[0, 0].sort()[0], x, right=True, out_int32=True),
+    "isin": lambda x: torch.isin((x * 2).round(), torch.tensor([0.0, 1.0, -2.0])),
+    "vander": lambda x: (torch.vander(x[0, 0], 4), torch.linalg.vander(x)),
     "cdist": lambda x: torch.cdist(x, 2 * x[:, :4] + 1),
     "cdist of many rows": lambda x: torch.cdist(x.repeat(1, 8, 1), x.repeat(1, 6, 1) + 1),
     "cdist, p 1": lambda x: torch.cdist(x, x[:, :4], p=1.0),
