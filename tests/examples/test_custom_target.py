@@ -48,7 +48,8 @@ def test_it_is_under_250_lines() -> None:
 
 def test_it_is_found_by_name() -> None:
     assert "matrix-engine" in targets.names()
-    assert targets.get("matrix-engine").how_it_runs() == "in its functional simulator"
+    target = targets.get("matrix-engine")
+    assert (target.device, target.how_it_runs()) == ("matrix engine", "in its functional simulator")
 
 
 @pytest.mark.parametrize("check", [check.name for check in checks() if "conv" not in check.name])

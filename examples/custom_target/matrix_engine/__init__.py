@@ -15,6 +15,7 @@ class MatrixEngine(targets.AcceleratedTarget):
 
     name = "matrix-engine"
     description = "a made-up engine of 8 x 8 matrix tiles beside this processor"
+    device = "matrix engine"
 
     def __init__(self) -> None:
         super().__init__(targets.get("host"))
