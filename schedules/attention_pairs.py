@@ -12,8 +12,8 @@ from schedules.conv_workload import ceil_div
 from schedules.kernel import Axis, Stage
 from schedules.machine import Machine
 from schedules.nest import expression, lanes_of
-from schedules.parallel import Extent, loops, pays_off, repeat
-from schedules.stage_code import in_sequence, stage_code
+from schedules.parallel import Extent, in_sequence, loops, pays_off, repeat
+from schedules.stage_code import stage_code
 from schedules.tir import tirx
 
 Expr = Any

@@ -17,8 +17,8 @@ from schedules.int8_dot import dot
 from schedules.kernel import Axis, Stage, dtype_of
 from schedules.machine import Machine
 from schedules.nest import expression, lanes_of, splat
-from schedules.parallel import Extent, loops, pays_off, repeat
-from schedules.stage_code import in_sequence, stage_code
+from schedules.parallel import Extent, in_sequence, loops, pays_off, repeat
+from schedules.stage_code import stage_code
 from schedules.tir import tirx
 
 Expr = Any

@@ -9,8 +9,9 @@ from typing import Any
 from schedules.kernel import Axis, Stage
 from schedules.machine import Machine
 from schedules.nest import expression
-from schedules.parallel import repeat
-from schedules.stage_code import in_sequence, join, stage_code
+from schedules.parallel import in_sequence, repeat
+from schedules.reduction_code import join
+from schedules.stage_code import stage_code
 from schedules.tir import tirx
 from schedules.vector_math import EXP_OF_NEGATIVE, EXP_OF_NEGATIVE_COARSE, call
 

@@ -18,9 +18,8 @@ from schedules.bf16_dot import dot
 from schedules.expression import index
 from schedules.machine import Machine
 from schedules.nest import expression
-from schedules.parallel import MIN_PARALLEL_WORK, Extent, loops, pays_off, repeat
+from schedules.parallel import MIN_PARALLEL_WORK, Extent, in_sequence, loops, pays_off, repeat
 from schedules.register_tile import RegisterTile, multiply_add
-from schedules.stage_code import in_sequence
 from schedules.tir import tirx
 
 Expr = Any

@@ -19,10 +19,10 @@ from schedules.machine import Machine
 from schedules.matmul_code import MatmulWriter
 from schedules.matmul_form import Group, MatmulForm
 from schedules.matmul_tiling import MatmulWorkload, best_tile, fits, tile_choices
-from schedules.parallel import Extent, loops, pays_off, repeat, work
+from schedules.parallel import Extent, in_sequence, loops, pays_off, repeat, work
 from schedules.reduction import COMBINERS, Reduction
 from schedules.rule import ScheduleRule
-from schedules.stage_code import in_sequence, stage_code
+from schedules.stage_code import stage_code
 from schedules.tir import tirx
 
 from tvm import te  # isort: skip

@@ -16,9 +16,8 @@ from schedules.inline import operations
 from schedules.machine import Machine
 from schedules.matmul_form import MatmulForm
 from schedules.nest import ROWS_AHEAD, prefetch
-from schedules.parallel import CHUNKS_PER_CORE, MIN_PARALLEL_WORK, Extent, loops, pays_off, repeat
+from schedules.parallel import CHUNKS_PER_CORE, MIN_PARALLEL_WORK, Extent, in_sequence, loops, pays_off, repeat
 from schedules.register_tile import RegisterTile, pieces
-from schedules.stage_code import in_sequence
 from schedules.tir import tirx, tvm
 
 Expr = Any

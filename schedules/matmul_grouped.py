@@ -25,9 +25,8 @@ from schedules.matmul_of_parts import MatmulOfParts, WriterOfParts, panel_form
 from schedules.matmul_tiling import MatmulWorkload
 from schedules.narrow import number
 from schedules.nest import prefetch
-from schedules.parallel import repeat
+from schedules.parallel import in_sequence, repeat
 from schedules.register_tile import RegisterTile
-from schedules.stage_code import in_sequence
 from schedules.tir import tirx
 from schedules.unpack_bits import unpacked
 

@@ -18,8 +18,8 @@ from schedules.kernel import dtype_of, shape_of
 from schedules.machine import Machine
 from schedules.matmul_bf16 import MatmulBf16, Parts
 from schedules.nest import lanes_of, splat
-from schedules.parallel import Extent, loops, pays_off, repeat, work
-from schedules.stage_code import in_sequence, stage_code
+from schedules.parallel import Extent, in_sequence, loops, pays_off, repeat, work
+from schedules.stage_code import stage_code
 from schedules.tir import tirx
 
 from tvm import te  # isort: skip

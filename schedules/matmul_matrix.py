@@ -26,10 +26,10 @@ from schedules.matmul_form import MatmulForm
 from schedules.matmul_tiling import MatmulWorkload
 from schedules.nest import ROWS_AHEAD, allocate_tile, lanes_of, prefetch, static_grid, store
 from schedules.nest import load as element
-from schedules.parallel import Extent, loops, pays_off, repeat
+from schedules.parallel import Extent, in_sequence, loops, pays_off, repeat
 from schedules.register_tile import RegisterTile
 from schedules.rule import ScheduleRule
-from schedules.stage_code import in_sequence, stage_code
+from schedules.stage_code import stage_code
 from schedules.tir import tirx
 
 from tvm import te  # isort: skip

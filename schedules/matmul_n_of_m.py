@@ -24,11 +24,10 @@ from schedules.matmul_lookup import joined, looked_up, turns
 from schedules.matmul_of_parts import MatmulOfParts, WriterOfParts
 from schedules.matmul_tiling import MatmulWorkload, best_tile
 from schedules.nest import bind, lanes_of, load, prefetch
-from schedules.parallel import repeat
+from schedules.parallel import in_sequence, repeat
 from schedules.register_tile import RegisterTile
 from schedules.select_lanes import choices_of, selected
 from schedules.sparse_groups import Groups
-from schedules.stage_code import in_sequence
 from schedules.tir import tirx
 
 from tvm import te  # isort: skip

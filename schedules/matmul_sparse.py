@@ -22,10 +22,9 @@ from schedules.matmul_lookup import joined, looked_up, turns
 from schedules.matmul_of_parts import MatmulOfParts, WriterOfParts
 from schedules.matmul_tiling import MatmulWorkload
 from schedules.nest import ROWS_AHEAD, prefetch
-from schedules.parallel import repeat
+from schedules.parallel import in_sequence, repeat
 from schedules.register_tile import RegisterTile
 from schedules.sparse_weights import entry
-from schedules.stage_code import in_sequence
 from schedules.tir import tirx
 
 from tvm import te  # isort: skip

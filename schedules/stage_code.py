@@ -10,14 +10,12 @@ from schedules.kernel import Stage
 from schedules.machine import Machine
 from schedules.parallel import Extent, in_sequence, loops
 from schedules.piece_code import elementwise_code, interleaved_code, plain_code
-from schedules.reduction_code import join, reduction_code
+from schedules.reduction_code import reduction_code
 from schedules.stage_plan import PiecePlan, StagePlan, plan_stage
 from schedules.transpose_code import transpose_code
 
 Expr = Any
 Stmt = Any
-
-__all__ = ["in_sequence", "join", "planned_code", "stage_code"]
 
 
 def stage_code(stage: Stage, machine: Machine, *, parallel: bool = True) -> Stmt:
