@@ -129,6 +129,7 @@ class AttentionMatcher:
         return value
 
     def match(self, call: Any) -> AttentionMatch | None:
+        """The attention whose second product a call is."""
         softmax, guarded, weights = self._weights(call.args[0])
         scores = shape_of(call.args[0])
         if softmax is None or scores is None or int(softmax.attrs.axis) not in (-1, len(scores) - 1):
