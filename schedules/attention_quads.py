@@ -16,7 +16,7 @@ from schedules.conv_workload import ceil_div
 from schedules.int8_dot import dot
 from schedules.kernel import Axis, Stage, dtype_of
 from schedules.machine import Machine
-from schedules.nest import expression, lanes_of, splat
+from schedules.nest import expression, lanes_of, splat, split_repeat
 from schedules.parallel import Extent, in_sequence, loops, pays_off, repeat
 from schedules.stage_code import stage_code
 from schedules.tir import tirx
@@ -101,17 +101,15 @@ class Quads:
             signed = tirx.decl_buffer(shape, "int32", f"{self.source.name}_words", layout=None)
 
             def column(at: Expr) -> Stmt:
-                def run(first: Expr, count: int) -> Stmt:
-                    place = self.source.place([*outer, first * GROUP, at])
+                def run(first: Any, count: int) -> Stmt:
+                    place = self.source.place([*outer, expression(first * GROUP), at])
                     bytes_ = tirx.BufferLoad(self.source.buffer, [*place[:-1], lanes_of(place[-1], GROUP * count)])
                     words = tirx.reinterpret(f"int32x{count}" if count > 1 else "int32", bytes_)
                     if self.shift:
                         words = words ^ splat(_word(_MOVED), "int32", count)
                     return tirx.BufferStore(signed, words, [at, lanes_of(first, count)])
 
-                whole, rest = divmod(steps, lanes)
-                parts = [repeat("run", whole, lambda i: run(i * lanes, lanes))] if whole else []
-                return in_sequence([*parts, run(expression(whole * lanes), rest)] if rest else parts)
+                return split_repeat("run", steps, lanes, run)
 
             i, j = tirx.Var("step", "int64"), tirx.Var("column", "int64")
             turned = tirx.BufferStore(self.words, tirx.BufferLoad(signed, [j, i]), [*outer, i, j])
@@ -134,7 +132,7 @@ class Quads:
         steps, lanes = ceil_div(depth, GROUP), self.machine.lanes("int32")
 
         def matrix(outer: list[Expr]) -> Stmt:
-            def vector(at: Expr, count: int) -> Stmt:
+            def vector(at: Any, count: int) -> Stmt:
                 place = [*outer, lanes_of(at, count)]
                 held = tirx.BufferLoad(begin, place)
                 ones = splat(_ONES, "int32", count)
@@ -147,9 +145,7 @@ class Quads:
                 scaled = held * splat(-row_zero, "int32", count) + splat(depth * row_zero * zero, "int32", count)
                 return in_sequence([start, repeat("step", steps, add), tirx.BufferStore(begin, scaled, place)])
 
-            whole, rest = divmod(columns, lanes)
-            parts = [repeat("column", whole, lambda i: vector(i * lanes, lanes))] if whole else []
-            return in_sequence([*parts, vector(expression(whole * lanes), rest)] if rest else parts)
+            return split_repeat("column", columns, lanes, vector)
 
         return [tirx.AllocBuffer(begin), loops(leads, matrix, self.machine, parallel=self._threads())], begin
 
