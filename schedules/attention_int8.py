@@ -8,12 +8,11 @@ from schedules.attention import Attention
 from schedules.attention_compute import ATTENTION_INT8
 from schedules.attention_pairs import Operand
 from schedules.attention_quads import ByteRows, Quads
-from schedules.attention_writer import AttentionWriter, BlockRows, Factor
+from schedules.attention_writer import AttentionWriter, BlockRows, Factor, put_in
 from schedules.batched_matrix import BatchedMatrix
 from schedules.int8_dot import dot
+from schedules.int8_neon import shift_of
 from schedules.kernel import dtype_of
-from schedules.nest import expression
-from schedules.tir import tirx
 
 Expr = Any
 Stmt = Any
@@ -30,7 +29,8 @@ class IntegerAttentionWriter(AttentionWriter):
         parts = self.parts
         query_zero, key_zero, weights_zero, value_zero = parts.zeros
         key, value = (Quads.of(each, self.machine) for each in (parts.key, parts.value))
-        self._zeros = query_zero + _moved(dtype_of(parts.query.buffer)), weights_zero + _moved(parts.weights_dtype)
+        dtypes = dtype_of(parts.query.buffer), parts.weights_dtype
+        self._zeros = query_zero + shift_of(dtypes[0], False), weights_zero + shift_of(dtypes[1], False)
         self._column_zeros = key_zero + key.shift, value_zero + value.shift
         statements: list[Stmt] = []
         factors = []
@@ -44,21 +44,15 @@ class IntegerAttentionWriter(AttentionWriter):
     def _rows_of(self, rows: int, query: Operand, scores: Any) -> BlockRows:
         queries, weights = ByteRows.of("queries", rows, self.depth), ByteRows.of("weights", rows, self.keys)
 
-        def put(i: Any, k: Expr, value: Expr) -> Stmt:
-            return tirx.BufferStore(scores, value, [expression(i), k])
-
         of_queries, query_terms = queries.terms(self._column_zeros[0], self.machine)
         of_weights, weight_terms = weights.terms(self._column_zeros[1], self.machine)
         made = [*queries.allocated(), queries.filled(query, 4 * self.lanes), *of_queries, *weights.allocated()]
-        return BlockRows(made, queries.word, weights.word, put, weights.put, of_weights, query_terms, weight_terms)
+        return BlockRows(
+            made, queries.word, weights.word, put_in(scores), weights.put, of_weights, query_terms, weight_terms
+        )
 
     def _combine(self, total: Expr, a: Expr, b: Expr) -> Expr:
         return dot(total, a, b)
-
-
-def _moved(dtype: str) -> int:
-    """What is added to a byte to be unsigned."""
-    return 128 if dtype == "int8" else 0
 
 
 class AttentionInt8(Attention):

@@ -46,18 +46,10 @@ class Pairs:
         fill = self._turned if whole_runs and self.source.runs_along(-2) else self._filled
         return [tirx.AllocBuffer(self.words), *fill(machine, lanes)]
 
-    def _leads(self) -> tuple[list[Extent], Any]:
-        """The loops over the matrices, and the elements of all of them."""
-        *lead, depth, columns = self.source.shape
-        amount: Any = depth * columns
-        for extent in lead:
-            amount = amount * extent
-        return [Extent(f"lead{i}", extent) for i, extent in enumerate(lead)], amount
-
     def _filled(self, machine: Machine, lanes: int) -> list[Stmt]:
         """From rows of neighbouring columns, two at a time."""
         *_, depth, columns = self.source.shape
-        extents, amount = self._leads()
+        extents = self.source.leads
 
         def row(values: list[Expr], *, whole: bool) -> Stmt:
             outer, step = values[:-1], values[-1]
@@ -69,7 +61,7 @@ class Pairs:
 
             return in_vectors("column", columns, lanes, word)
 
-        threads = pays_off(amount, machine)
+        threads = pays_off(self.source.elements, machine)
         steps = [*extents, Extent("step", depth // 2)]
         parts = [loops(steps, lambda at: row(at, whole=True), machine, parallel=threads)]
         if depth % 2:
@@ -80,7 +72,7 @@ class Pairs:
     def _turned(self, machine: Machine, lanes: int) -> list[Stmt]:
         """From columns that run along the depth: each rounded to words, then these transposed."""
         *_, depth, columns = self.source.shape
-        extents, amount = self._leads()
+        extents = self.source.leads
 
         def matrix(outer: list[Expr]) -> Stmt:
             rounded = tirx.decl_buffer(
@@ -105,7 +97,7 @@ class Pairs:
             parts = [tirx.AllocBuffer(rounded), repeat("column", columns, column)]
             return in_sequence([*parts, stage_code(stage, machine, parallel=False)])
 
-        return [loops(extents, matrix, machine, parallel=pays_off(amount, machine))]
+        return [loops(extents, matrix, machine, parallel=pays_off(self.source.elements, machine))]
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,10 +14,11 @@ from schedules.attention_pairs import Operand, in_vectors
 from schedules.batched_matrix import BatchedMatrix
 from schedules.conv_workload import ceil_div
 from schedules.int8_dot import dot
+from schedules.int8_neon import shift_of
 from schedules.kernel import Axis, Stage, dtype_of
 from schedules.machine import Machine
 from schedules.nest import expression, lanes_of, splat, split_repeat
-from schedules.parallel import Extent, in_sequence, loops, pays_off, repeat
+from schedules.parallel import in_sequence, loops, pays_off, repeat
 from schedules.stage_code import stage_code
 from schedules.tir import tirx
 
@@ -25,7 +26,6 @@ Expr = Any
 Stmt = Any
 
 GROUP = 4
-_MOVED = 128
 _ONES = 0x01010101
 
 
@@ -52,18 +52,10 @@ class Quads:
     @property
     def shift(self) -> int:
         """What is added to the bytes, to be signed ones."""
-        return -_MOVED if dtype_of(self.source.buffer) == "uint8" else 0
-
-    @property
-    def _sizes(self) -> tuple[list[Extent], int, int]:
-        *lead, depth, columns = self.source.shape
-        return [Extent(f"lead{i}", extent) for i, extent in enumerate(lead)], depth, columns
+        return shift_of(dtype_of(self.source.buffer), True)
 
     def _threads(self) -> bool | Expr:
-        amount: Any = 1
-        for extent in self.source.shape:
-            amount = amount * extent
-        return pays_off(amount, self.machine)
+        return pays_off(self.source.elements, self.machine)
 
     def made(self) -> list[Stmt]:
         """The statements that allocate and fill the words."""
@@ -72,7 +64,7 @@ class Quads:
 
     def _filled(self) -> Stmt:
         """From rows of neighbouring columns, four at a time."""
-        leads, depth, columns = self._sizes
+        leads, (depth, columns) = self.source.leads, self.source.shape[-2:]
 
         def row(outer: list[Expr], step: Expr, count: int) -> Stmt:
             def word(column: Expr) -> Stmt:
@@ -93,7 +85,7 @@ class Quads:
 
     def _turned(self) -> Stmt:
         """From columns that run along the depth: their bytes as words, and these transposed."""
-        leads, depth, columns = self._sizes
+        leads, (depth, columns) = self.source.leads, self.source.shape[-2:]
         steps, lanes = depth // GROUP, self.machine.lanes("int32")
 
         def matrix(outer: list[Expr]) -> Stmt:
@@ -106,7 +98,7 @@ class Quads:
                     bytes_ = tirx.BufferLoad(self.source.buffer, [*place[:-1], lanes_of(place[-1], GROUP * count)])
                     words = tirx.reinterpret(f"int32x{count}" if count > 1 else "int32", bytes_)
                     if self.shift:
-                        words = words ^ splat(_word(_MOVED), "int32", count)
+                        words = words ^ splat(_word(-self.shift), "int32", count)
                     return tirx.BufferStore(signed, words, [at, lanes_of(first, count)])
 
                 return split_repeat("run", steps, lanes, run)
@@ -124,8 +116,8 @@ class Quads:
         the terms of rows are `ByteRows.terms`. None where it is 0."""
         if not row_zero:
             return [], None
-        leads, depth, columns = self._sizes
-        shape = [*(extent.extent for extent in leads), columns]
+        leads, (depth, columns) = self.source.leads, self.source.shape[-2:]
+        shape = [*self.source.shape[:-2], columns]
         begin = tirx.decl_buffer(
             [expression(size) for size in shape], "int32", f"{self.source.name}_begin", layout=None
         )
@@ -184,8 +176,9 @@ class ByteRows:
 
     def put(self, i: Any, k: Expr, value: Expr) -> Stmt:
         """The statement that stores a byte, signed ones moved by 128."""
-        if str(value.ty).startswith("int8"):
-            value = tirx.Cast("uint8", tirx.Cast("int32", value) + _MOVED)
+        shift = shift_of(str(value.ty), False)
+        if shift:
+            value = tirx.Cast("uint8", tirx.Cast("int32", value) + shift)
         return tirx.BufferStore(self.buffer, value, [expression(i), k])
 
     def filled(self, value: Operand, lanes: int) -> Stmt:

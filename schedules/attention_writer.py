@@ -86,11 +86,8 @@ class AttentionWriter:
         def power(i: Any, k: Expr) -> Expr:
             return tirx.BufferLoad(scores, [expression(i), k])
 
-        def put(i: Any, k: Expr, value: Expr) -> Stmt:
-            return tirx.BufferStore(scores, value, [expression(i), k])
-
         if not self.parts.narrow:
-            return BlockRows([], query, power, put, put)
+            return BlockRows([], query, power, put_in(scores), put_in(scores))
         rounded, weights = NarrowRows.of("queries", rows, self.depth), NarrowRows.of("weights", rows, self.keys)
         made = [*rounded.allocated(), rounded.filled(query, self.lanes), *weights.allocated()]
         return BlockRows(made, rounded.pair, weights.pair, weights.put, weights.put)
@@ -185,6 +182,11 @@ class AttentionWriter:
             parts.append(repeat("panel", count, lambda p, done=done, width=width: tile(done + p * width, width)))  # type: ignore[misc]
             done = done + count * width
         return in_sequence(parts)
+
+
+def put_in(scores: Any) -> Put:
+    """Storing numbers in a buffer (rows, keys)."""
+    return lambda i, k, value: tirx.BufferStore(scores, value, [expression(i), k])
 
 
 def _plus(total: Expr, terms: Any | None, row: int) -> Expr:

@@ -10,6 +10,7 @@ from schedules.expression import substitute
 from schedules.kernel import Axis, Stage, shape_of
 from schedules.machine import Machine
 from schedules.nest import expression
+from schedules.parallel import Extent
 from schedules.stage_code import stage_code
 from schedules.tir import tirx
 
@@ -36,6 +37,19 @@ class BatchedMatrix:
     @property
     def name(self) -> str:
         return str(self.buffer.name)
+
+    @property
+    def leads(self) -> list[Extent]:
+        """The loops over the matrices."""
+        return [Extent(f"lead{i}", extent) for i, extent in enumerate(self.shape[:-2])]
+
+    @property
+    def elements(self) -> Any:
+        """How many elements all matrices have."""
+        amount: Any = 1
+        for extent in self.shape:
+            amount = amount * extent
+        return amount
 
     def place(self, at: Sequence[Expr]) -> list[Expr]:
         """The buffer's indices of an element."""
