@@ -7,7 +7,8 @@ from pathlib import Path
 from tvm.ir import IRModule
 
 from compiler.errors import StorageError
-from compiler.passes.lift_parameters import ConstantPool, lift_constants
+from compiler.passes.constant_pool import ConstantPool
+from compiler.passes.lift_parameters import lift_constants
 from compiler.passes.registry import GraphPass
 
 _HEADER = """\

@@ -8,6 +8,7 @@ from tvm import relax
 from tvm.ir import GenericConst, IRModule
 from tvm_ffi import StructuralKey
 
+from compiler.passes.constant_pool import ConstantPool
 from compiler.passes.context import PipelineContext
 from compiler.passes.graph import (
     Expr,
@@ -18,7 +19,6 @@ from compiler.passes.graph import (
     rewritable_functions,
     update_functions,
 )
-from compiler.passes.lift_parameters import ConstantPool
 from compiler.passes.registry import graph_pass
 
 # Random, effectful, or about storage; the rest of the operators are functions of their operands.

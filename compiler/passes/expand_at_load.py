@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from tvm import relax
-from tvm.ir import GenericConst, IRModule
+from tvm.ir import IRModule
 
 from compiler.artifact.entries import EXPAND_ENTRY
+from compiler.passes.constant_pool import ArrayIndex, ConstantPool
 from compiler.passes.context import PipelineContext
 from compiler.passes.expansion import Expansion, Expansions
 from compiler.passes.half_storage import widening, with_half_storage
-from compiler.passes.leaves import leaves
 from compiler.passes.matching import Array, array_of, as_constant
 from compiler.passes.registry import graph_pass
+from compiler.passes.share_constants import constants_of
 
 STORED_NAME = "stored_{}"
 
@@ -50,12 +51,14 @@ def expand_at_load(mod: IRModule, context: PipelineContext) -> IRModule:
 
 
 def _in_use(mod: IRModule, expansions: Expansions) -> list[Any]:
-    """The constants of the module that a pass made of smaller ones, or that 16 bits hold."""
-    found: dict[Any, None] = {}
-    for _, function in mod.functions_items():
-        if isinstance(function, relax.Function):
-            found.update(dict.fromkeys(leaf for leaf in leaves(function.body) if isinstance(leaf, GenericConst)))
-    return [constant for constant in found if _is_smaller(constant, expansions)]
+    """The distinct constants of the module that a pass made of smaller ones, or that 16 bits hold."""
+    pool = ConstantPool()
+    found = {
+        index: each
+        for each in constants_of(mod)
+        if _is_smaller(each, expansions) and (index := pool.index(each)) is not None
+    }
+    return list(found.values())
 
 
 def _is_smaller(constant: Any, expansions: Expansions) -> bool:
@@ -71,20 +74,20 @@ def _is_smaller(constant: Any, expansions: Expansions) -> bool:
 
 
 class _Stored:
-    """The parameters of the function, one for each array that is stored."""
+    """The parameters of the function, one for each distinct array that is stored."""
 
     def __init__(self, expansions: Expansions) -> None:
         self._expansions = expansions
-        self._by_array: dict[int, Any] = {}
+        self._index = ArrayIndex()
         self.parameters: list[Any] = []
 
     def variables(self, expansion: Expansion) -> list[Any]:
         return [self._variable(array) for array in expansion.stored]
 
     def _variable(self, array: Array) -> Any:
-        if id(array) not in self._by_array:
-            name = STORED_NAME.format(len(self.parameters))
-            self._by_array[id(array)] = relax.Var(name, as_constant(array).ty)
-            self.parameters.append(self._by_array[id(array)])
+        index = self._index.index(array)
+        if index == len(self.parameters):
+            name = STORED_NAME.format(index)
+            self.parameters.append(relax.Var(name, as_constant(array).ty))
             self._expansions.stored[name] = array
-        return self._by_array[id(array)]
+        return self.parameters[index]

@@ -31,8 +31,13 @@ class Expansions:
         known: how, for each such constant; filled by the passes that make them.
         chosen: those that `expand-at-load` found in use, in the order in which the function `EXPAND_ENTRY` gives them.
         stored: what that function takes, in order, by name.
+        filters: by filter, the constant transformed for Winograd's method and what is stored for it.
+        repacked: for filters packed otherwise, the filter, and the kernel that packs them from what is stored for
+            Winograd's method.
     """
 
     known: dict[Any, Expansion] = field(default_factory=dict)
     chosen: list[Any] = field(default_factory=list)
     stored: dict[str, Array] = field(default_factory=dict)
+    filters: dict[Any, tuple[Any, Array]] = field(default_factory=dict)
+    repacked: dict[Any, tuple[Any, Callable[..., Any]]] = field(default_factory=dict)

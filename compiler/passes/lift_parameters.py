@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 from tvm import relax
 from tvm.ir import GenericConst, GlobalVar, IRModule
 
+from compiler.passes.constant_pool import ConstantPool
 from compiler.passes.context import PipelineContext
 from compiler.passes.leaves import called_functions, leaves, replace_leaves
-from compiler.passes.matching import Array, array_of
 from compiler.passes.registry import graph_pass
 
 ENTRY = "main"
@@ -30,7 +29,7 @@ def lift_parameters(mod: IRModule, context: PipelineContext) -> IRModule:
     The values go to `context.parameters`, in the order of the parameters; equal constants share one.
     """
     pool = ConstantPool()
-    expanded = [pool.add(constant) for constant in context.expansions.chosen]
+    expanded = [index for each in context.expansions.chosen if (index := pool.index(each)) is not None]
     lifted, indices = lift_constants(mod, pool, last=expanded)
     context.parameters.clear()
     context.parameters.update({pool.name(index): pool.arrays[index] for index in indices})
@@ -52,59 +51,6 @@ def lift_constants(mod: IRModule, pool: ConstantPool, last: Sequence[int] = ()) 
     entry = _entry(functions)
     needs[entry] = [*(index for index in needs[entry] if index not in last), *last]
     return _rewrite(mod, functions, needs, pool), needs[entry]
-
-
-class ConstantPool:
-    """Constants by content; each has an index in the order of arrival."""
-
-    def __init__(self) -> None:
-        self.arrays: list[Array] = []
-        self.constants: list[Any] = []
-        self._by_object: dict[Any, int] = {}
-        self._by_digest: dict[Any, list[int]] = defaultdict(list)
-
-    def name(self, index: int) -> str:
-        """The parameter's name."""
-        return f"parameter_{index}"
-
-    def index(self, constant: Any) -> int | None:
-        """The index of `constant`, or None for a scalar, which stays in the code."""
-        if not isinstance(constant.ty, relax.TensorType) or constant.ty.ndim == 0:
-            return None
-        if constant not in self._by_object:
-            self._by_object[constant] = self._find_or_add(constant)
-        return self._by_object[constant]
-
-    def add(self, constant: Any) -> int:
-        """A new index for `constant`, even where another one is equal to it."""
-        array = array_of(constant)
-        self.arrays.append(array)
-        self.constants.append(constant)
-        self._by_object[constant] = len(self.arrays) - 1
-        self._by_digest[_digest(array)].append(self._by_object[constant])
-        return self._by_object[constant]
-
-    def _find_or_add(self, constant: Any) -> int:
-        array = array_of(constant)
-        for index in self._by_digest[_digest(array)]:
-            if same_bits(self.arrays[index], array):
-                return index
-        return self.add(constant)
-
-
-def _digest(array: Array) -> tuple[Any, ...]:
-    """Equal for equal arrays, cheap for large ones: 64 elements of it, spread evenly."""
-    flat = array.reshape(-1)
-    sample = flat[:: max(1, flat.size // 64)][:64]
-    return (str(array.dtype), array.shape, np.ascontiguousarray(sample).tobytes())
-
-
-def same_bits(left: Array, right: Array) -> bool:
-    """Whether two arrays hold the same bits, NaN and the sign of zero included."""
-    if left.dtype != right.dtype or left.shape != right.shape:
-        return False
-    left_bytes, right_bytes = (np.ascontiguousarray(each).reshape(-1).view(np.uint8) for each in (left, right))
-    return bool(np.array_equal(left_bytes, right_bytes))
 
 
 def _entry(functions: dict[Any, Any]) -> Any:

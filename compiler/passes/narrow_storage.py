@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import relax
 from tvm.ir import GenericConst, IRModule
 
 from compiler.passes.expansion import Expansion, Expansions
-from compiler.passes.leaves import leaves
 from compiler.passes.matching import Array, array_of
+from compiler.passes.share_constants import constants_of
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,8 @@ def store_narrow(mod: IRModule, expansions: Expansions, pack: Pack, name: str) -
             packed[id(array)] = array, pack(array)
         return packed[id(array)][1]
 
-    for _, function in mod.functions_items():
-        if isinstance(function, relax.Function):
-            for leaf in leaves(function.body):
-                if isinstance(leaf, GenericConst):
-                    _note(leaf, expansions, look, name)
+    for constant in constants_of(mod):
+        _note(constant, expansions, look, name)
 
 
 def _note(constant: GenericConst, expansions: Expansions, look: Pack, name: str) -> None:

@@ -54,6 +54,7 @@ CANONICALIZE = (
 # 3. Partition: the target claims what its accelerator can run; `target.partition_passes()` where it has them.
 # 4. Choose blocked layouts and pack weights for them.
 LAYOUT = (
+    "share-constants",  # packing weights remembers what it packed
     "transposed-in-integers",
     "compute-with-words",
     "compute-in-integers",
@@ -87,6 +88,7 @@ FUSE = (
 )
 # 6. Every kernel gets a schedule for the machine.
 SCHEDULE = (
+    "share-constants",  # again: weights are packed
     "store-palettes",
     "store-scaled-integers",
     "expand-at-load",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import gcd, lcm
 from typing import Any
 
@@ -22,6 +23,7 @@ from compiler.passes.layout.packing import (
     pack_filter_tensor,
     pack_winograd,
     pack_words,
+    repack_filter,
 )
 from compiler.passes.layout.values import Blocked, Expr, LayoutBuilder, Order, Value, can_block, known_sizes
 from compiler.passes.matching import array_of, as_constant, shape_of, static_shape
@@ -158,7 +160,10 @@ class BlockedConv:
         if narrow is not None:
             packed = pack_filter_groups(bfloat16_bits(values), narrow.in_block, narrow.block, narrow.group)
             return self._emit(lambda data, weight, sizes: conv_dot(data, weight, narrow, sizes), narrow, packed)
-        packed = pack_filter(values, work.in_block, work.block)
+        packed = as_constant(pack_filter(values, work.in_block, work.block))
+        if work.in_block == work.block and self.channels % work.block == 0:
+            repack = partial(repack_filter, kernel=self.kernel)
+            self.builder.expansions.repacked[packed] = self._filter_key(), repack
         return self._direct(work, packed)
 
     def _winograd_tile(self, work: ConvWorkload, narrow: DotWorkload | None) -> int | None:
@@ -212,7 +217,11 @@ class BlockedConv:
         constant = as_constant(pack_winograd(transform_weight(values, tile, stride), lanes))
         stored = pack_winograd(values, lanes), weight_matrix(tile, stride)
         self.builder.expansions.known[constant] = Expansion(stored, expand_winograd, "expand_filter")
+        self.builder.expansions.filters[self._filter_key()] = constant, stored[0]
         return constant
+
+    def _filter_key(self) -> tuple[Any, ...]:
+        return self.weight, self.conv.filter_order, self._merged_groups()
 
     def _filter_values(self) -> NDArray[Any]:
         values: NDArray[Any] = array_of(self.weight).transpose(self.conv.filter_order)

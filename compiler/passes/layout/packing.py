@@ -74,6 +74,21 @@ def expand_winograd(weight: Any, matrix: Any) -> Any:
     return te.compute(shape, lambda *at: spread(*at).astype(weight.dtype), name="expand_rounded")
 
 
+def repack_filter(weight: Any, kernel: Sequence[int]) -> Any:
+    """`pack_winograd` of a filter itself, (o, taps, i, lanes), to `pack_filter` of it in blocks of as many channels:
+    (o, i / lanes, *kernel, lanes, lanes)."""
+    outer, _, channels, lanes = weight.shape
+
+    def point(block: Any, inner: Any, *rest: Any) -> Any:
+        tap: Any = 0
+        for index, size in zip(rest[:-2], kernel, strict=True):
+            tap = tap * size + index
+        return weight(block, tap, inner * lanes + rest[-2], rest[-1])
+
+    shape = (outer, channels // lanes, *kernel, lanes, lanes)
+    return te.compute(shape, point, name="repack")
+
+
 def merge_groups(weight: Array, groups: int, merged: int) -> Array:
     """The same grouped convolution with `merged` neighbouring groups made one, by zeros between them.
 

@@ -86,9 +86,11 @@ def test_numbers_and_size(tmp_path: Path, count: int) -> None:
     assert loaded.artifact.parameter_bytes <= sum(each.nbytes for each in filters) + matrices
 
 
-def test_equal_filters_stay_apart() -> None:
+def test_equal_filters_are_stored_and_held_once() -> None:
     (weight,) = _filters(1)
     module = compiler.compile(_chain([weight, weight.copy()]))
+    assert module.artifact.parameter_bytes <= weight.nbytes + (8 << 10)
+    assert module.artifact.manifest.compact_parameters == 2  # the filter and the matrix
     x = np.random.default_rng(2).standard_normal((1, CHANNELS, SIDE, SIDE)).astype(np.float32)
     (output,) = module.run([x]).values()
     expected = _reference(x, [weight, weight])
