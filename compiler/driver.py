@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,7 @@ def compile(
     constants: Constants | None = None,
     example_inputs: Sequence[Any] | None = None,
     dynamic_shapes: Any = None,
+    outputs: Sequence[str] | None = None,
     precision: str = "float32",
     threads: int | None = None,
     passes: Mapping[str, PassLike | None] | None = None,
@@ -69,6 +71,8 @@ def compile(
         constants: values of inputs that are fixed now; they are no inputs of the module any more.
         example_inputs: positional arguments of a `torch.nn.Module`.
         dynamic_shapes: which dimensions of them stay symbolic, as `torch.export.export` takes it.
+        outputs: names of those to return, in this order (of an ONNX model any value of its main graph); all when None.
+            What nothing else needs is not compiled.
         precision: one of `PRECISIONS`. "bf16" rounds the operands of convolutions and of products with constant
             weights to bfloat16 (sums stay float32), and stores what lies between convolutions so; it needs a target
             with a bfloat16 dot product. Depthwise convolutions and attention compute in float32. "float16" is the same
@@ -99,7 +103,12 @@ def compile(
         constants=constants,
         example_inputs=example_inputs,
         dynamic_shapes=dynamic_shapes,
+        outputs=outputs,
     )
+    for note in model.notes:
+        if progress is None:
+            warnings.warn(note, stacklevel=2)
+        report(note)
     options = {"precision": precision, "checks": model.checks}
     tuned = tuned_configs(chosen, records, model_fingerprint(model.mod, options))
     for problem in tuned.problems:

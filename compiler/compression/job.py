@@ -138,6 +138,8 @@ def start(
     chosen = find_target(target, threads)
     report("import")
     imported = import_model(source, **options)
+    for note in imported.notes:
+        report(note)
     model = canonical(imported, chosen)
     samples = [] if calibration is None else checked_samples(calibration, model)
     name = getattr(source, "name", None) if isinstance(source, CompressedModel) else model_name(source)

@@ -62,7 +62,8 @@ class ImportedModel:
     `mod["main"]` takes the runtime inputs in the order of `inputs` and returns a tuple in the order of `outputs`;
     weights are embedded constants. `fixed` holds the model inputs whose values were fixed while importing: they are
     no runtime inputs any more. `requirements` and `indices` are checked when a run begins; `checks` says what the
-    checks of sizes in the module are for: the one that binds the variable `check_N_` is for `checks[N]`.
+    checks of sizes in the module are for: the one that binds the variable `check_N_` is for `checks[N]`. `notes` are
+    lines for the user about results that differ from what the model declares.
     """
 
     mod: tvm.IRModule
@@ -72,3 +73,4 @@ class ImportedModel:
     requirements: tuple[SizeRequirement, ...] = ()
     indices: tuple[IndexRequirement, ...] = ()
     checks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

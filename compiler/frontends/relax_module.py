@@ -10,6 +10,7 @@ from tvm import relax
 
 from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.imported_model import ImportedModel, TensorSpec
+from compiler.frontends.output_selection import selected_outputs
 
 
 def import_relax(
@@ -17,15 +18,17 @@ def import_relax(
     *,
     shapes: Mapping[str, Sequence[int | str]] | None = None,
     constants: Mapping[str, np.ndarray] | None = None,
+    outputs: Sequence[str] | None = None,
 ) -> ImportedModel:
     """Import a Relax module: parameters of `main` are the inputs, outputs are named output_0, output_1, ...
 
     Args:
         constants: values of parameters, by name, that become constants (the weights of a model, usually).
+        outputs: names of those to return, in this order; all when None.
 
     Raises:
         InvalidModelError: no `main`, an ill-formed module, or a parameter or result that is not a tensor.
-        OptionError: `shapes` is given, which only an importer can apply.
+        OptionError: `shapes` is given, which only an importer can apply, or `outputs` has a name that is none.
     """
     if shapes:
         raise OptionError("shapes= does not apply to a Relax module", "its own types give the sizes")
@@ -40,9 +43,12 @@ def import_relax(
     main = mod["main"]
     inputs = [_tensor_spec(parameter.name, parameter.ty) for parameter in main.params]
     mod = _return_tuple(mod)
-    fields = mod["main"].body.ty.fields
-    outputs = [_tensor_spec(f"output_{index}", field) for index, field in enumerate(fields)]
-    return ImportedModel(mod=mod, inputs=inputs, outputs=outputs, fixed=fixed)
+    names = [f"output_{index}" for index in range(len(mod["main"].body.ty.fields))]
+    wanted = selected_outputs(outputs, names)
+    if wanted != names:
+        mod = _return_fields(mod, [names.index(name) for name in wanted])
+    specs = [_tensor_spec(name, field) for name, field in zip(wanted, mod["main"].body.ty.fields, strict=True)]
+    return ImportedModel(mod=mod, inputs=inputs, outputs=specs, fixed=fixed)
 
 
 def _bind(mod: tvm.IRModule, fixed: dict[str, np.ndarray]) -> tvm.IRModule:
@@ -65,6 +71,20 @@ def _return_tuple(mod: tvm.IRModule) -> tvm.IRModule:
     mod = mod.clone()  # the caller's stays as it is
     mod["main"] = wrapped
     return relax.transform.Normalize()(mod)
+
+
+def _return_fields(mod: tvm.IRModule, fields: Sequence[int]) -> tvm.IRModule:
+    """`main` returns these fields of its tuple, and computes nothing else."""
+    main = mod["main"]
+    body = main.body
+    result = relax.Tuple([relax.TupleGetItem(body.body, field) for field in fields])
+    returned = relax.TupleType([body.ty.fields[field] for field in fields])
+    chosen = relax.Function(main.params, relax.SeqExpr(body.blocks, result), returned, main.is_pure, main.attrs)
+    mod = mod.clone()  # the caller's stays as it is
+    mod["main"] = chosen
+    passes = relax.transform
+    steps = [passes.Normalize(), passes.CanonicalizeBindings(), passes.DeadCodeElimination(["main"])]
+    return tvm.transform.Sequential(steps)(mod)
 
 
 def _tensor_spec(name: str, annotation: relax.Type) -> TensorSpec:

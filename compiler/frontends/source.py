@@ -36,6 +36,7 @@ def import_model(
     constants: Constants | None = None,
     example_inputs: Sequence[Any] | None = None,
     dynamic_shapes: Any = None,
+    outputs: Sequence[str] | None = None,
 ) -> ImportedModel:
     """Import a model of any supported source.
 
@@ -46,6 +47,7 @@ def import_model(
         constants: values of inputs that are fixed when compiling; those inputs disappear from the module.
         example_inputs: positional arguments of a `torch.nn.Module`.
         dynamic_shapes: as of `torch.export.export`, for a `torch.nn.Module`.
+        outputs: names of those to return, in this order; all when None.
 
     Raises:
         InvalidModelError, UnsupportedModelError, InputValueRequiredError, InputError, OptionError, StorageError.
@@ -53,17 +55,17 @@ def import_model(
     _check_forms(shapes, constants)
     if isinstance(source, str | Path):
         _only_for_torch_modules(example_inputs, dynamic_shapes)
-        return _import_file(Path(source), shapes, constants)
+        return _import_file(Path(source), shapes, constants, outputs)
     if isinstance(source, onnx.ModelProto | bytes):
         _only_for_torch_modules(example_inputs, dynamic_shapes)
-        return import_onnx(source, shapes=shapes, constants=constants)
+        return import_onnx(source, shapes=shapes, constants=constants, outputs=outputs)
     if isinstance(source, ImportedModel):
-        _check_no_import_options(shapes, constants, example_inputs, dynamic_shapes)
+        _check_no_import_options(shapes, constants, example_inputs, dynamic_shapes, outputs)
         # Without what a technique added, so that the next one can add its own.
         return ImportedModel(**{each.name: getattr(source, each.name) for each in fields(ImportedModel)})
     if isinstance(source, tvm.IRModule):
         _only_for_torch_modules(example_inputs, dynamic_shapes)
-        return import_relax(source, shapes=shapes, constants=constants)
+        return import_relax(source, shapes=shapes, constants=constants, outputs=outputs)
     if _is_torch_model(source):
         from compiler.frontends.torch import import_torch
 
@@ -73,6 +75,7 @@ def import_model(
             constants=constants,
             example_inputs=example_inputs,
             dynamic_shapes=dynamic_shapes,
+            outputs=outputs,
         )
     raise OptionError(f"a {type(source).__name__} is not a model", f"give {SOURCES}")
 
@@ -90,7 +93,9 @@ def _check_forms(shapes: Shapes | None, constants: Constants | None) -> None:
             )
 
 
-def _import_file(path: Path, shapes: Shapes | None, constants: Constants | None) -> ImportedModel:
+def _import_file(
+    path: Path, shapes: Shapes | None, constants: Constants | None, outputs: Sequence[str] | None
+) -> ImportedModel:
     if not path.exists():
         raise StorageError(f"no such model file: {path}")
     if path.is_dir():
@@ -98,7 +103,7 @@ def _import_file(path: Path, shapes: Shapes | None, constants: Constants | None)
     if path.suffix == ".pt2":
         from compiler.frontends.torch import import_torch_file
 
-        return import_torch_file(path, shapes=shapes, constants=constants)
+        return import_torch_file(path, shapes=shapes, constants=constants, outputs=outputs)
     if path.suffix in {".pt", ".pth"}:
         raise InvalidModelError(
             f"{path} is a pickled torch file, which can run code of its own when it is opened",
@@ -106,7 +111,7 @@ def _import_file(path: Path, shapes: Shapes | None, constants: Constants | None)
         )
     if path.suffix == ".twm":
         raise InvalidModelError(f"{path} is compiled already", "run it with compiler.load(path).run(...)")
-    return import_onnx(path, shapes=shapes, constants=constants)
+    return import_onnx(path, shapes=shapes, constants=constants, outputs=outputs)
 
 
 def _only_for_torch_modules(example_inputs: object, dynamic_shapes: object) -> None:
@@ -120,7 +125,7 @@ def _only_for_torch_modules(example_inputs: object, dynamic_shapes: object) -> N
 def _check_no_import_options(*options: object) -> None:
     if any(options):
         raise OptionError(
-            "shapes, constants, example_inputs and dynamic_shapes do not apply to a model that is imported already",
+            "shapes, constants, example_inputs, dynamic_shapes and outputs do not apply to an imported model",
             "give them to the call that imported it",
         )
 

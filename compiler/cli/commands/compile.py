@@ -23,6 +23,9 @@ HELP = """Compile a model into a module that runs without the compiler.
   Fix an input for good, and build for another processor:
     tensorwright compile vad.onnx --constant sr=16000 --target x86-64-v3
 
+  Return one output of several:
+    tensorwright compile detector.onnx --outputs boxes
+
   See the module after each pass, with a pass of your own among them:
     tensorwright compile model.onnx --dump passes --pass after:fold-constants=my_passes.py:simplify
 
@@ -45,6 +48,14 @@ def _compile(
     target: options.TargetName = "host",
     shape: options.ModelShapes = None,
     constant: options.Constants = None,
+    outputs: Annotated[
+        str | None,
+        typer.Option(
+            "--outputs",
+            metavar="NAME,NAME",
+            help="Return these outputs alone, in this order; what nothing else needs is not compiled.",
+        ),
+    ] = None,
     precision: Annotated[str, typer.Option(metavar="TYPE", help="Type that float operators compute in.")] = "float32",
     threads: Annotated[
         int | None,
@@ -93,6 +104,7 @@ def _compile(
             target,
             shapes=shapes or None,
             constants=constants or None,
+            outputs=outputs.split(",") if outputs is not None else None,
             precision=precision,
             threads=threads,
             passes=passes or None,

@@ -119,6 +119,8 @@ def quantize(
     imported = import_model(
         source, shapes=shapes, constants=constants, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes
     )
+    for note in imported.notes:
+        report(note)
     model = canonical(imported, chosen)
     samples = [random_inputs(model.inputs)] if calibration is None else checked_samples(calibration, model)
 

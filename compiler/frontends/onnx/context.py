@@ -251,8 +251,9 @@ class NodeContext:
         return axes
 
     def output_used(self, index: int) -> bool:
-        """Whether output `index` has a name."""
-        return index < len(self.node.output) and bool(self.node.output[index])
+        """Whether output `index` has a name, and something reads it."""
+        name = self.node.output[index] if index < len(self.node.output) else ""
+        return bool(name) and (self.scope.read is None or name in self.scope.read)
 
     # Code
 

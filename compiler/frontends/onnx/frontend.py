@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import onnx
 import tvm
 from tvm import relax
 
@@ -16,12 +17,17 @@ from compiler.frontends.onnx.importer import Importer, Scope, to_tensor
 from compiler.frontends.onnx.inputs import RuntimeInput, Shapes, fixed_values, runtime_inputs
 from compiler.frontends.onnx.loader import ModelSource, load_model
 from compiler.frontends.onnx.registry import discover
-from compiler.frontends.onnx.structure import live_nodes
+from compiler.frontends.onnx.structure import live_nodes, used_names
 from compiler.frontends.onnx.values import Constant, Runtime, Value, is_poisoned
+from compiler.frontends.output_selection import selected_outputs
 
 
 def import_onnx(
-    source: ModelSource, *, shapes: Shapes | None = None, constants: Mapping[str, object] | None = None
+    source: ModelSource,
+    *,
+    shapes: Shapes | None = None,
+    constants: Mapping[str, object] | None = None,
+    outputs: Sequence[str] | None = None,
 ) -> ImportedModel:
     """Import an ONNX model: a path, its bytes or an `onnx.ModelProto`.
 
@@ -29,43 +35,54 @@ def import_onnx(
         source: the model; external data are looked for next to the file.
         shapes: sizes by input name; an int fixes a dimension, a str makes it symbolic and equal wherever it occurs.
         constants: values of model inputs known when compiling; they are no inputs of the module any more.
+        outputs: names of what to return, in this order: outputs or other values of the main graph; all outputs when
+            None. What nothing else needs is not imported.
 
-    Raises InvalidModelError, StorageError, InputError, UnsupportedModelError (all refused nodes at once), or
-    InputValueRequiredError when nothing but values of inputs is missing.
+    Raises InvalidModelError, StorageError, InputError, OptionError, UnsupportedModelError (all refused nodes at
+    once), or InputValueRequiredError when nothing but values of inputs is missing.
     """
     discover()
     model = load_model(source)
     graph = model.proto.graph
     importer = Importer(model)
+    wanted = selected_outputs(outputs, [each.name for each in graph.output], _computed(model.nodes))
     fixed = fixed_values(graph, model.initializers, constants)
     scope = Scope(values={**model.initializers, **fixed}, opsets=model.opsets)
     inputs = runtime_inputs(graph, set(scope.values), shapes, importer.builder)
     scope.values.update({item.spec.name: item.value for item in inputs})
-    mod, outputs = _build(importer, scope, inputs)
+    mod, specs = _build(importer, scope, inputs, wanted)
     arrays = {name: value.array for name, value in fixed.items() if isinstance(value, Constant)}
     checks = importer.builder.checks
     return ImportedModel(
         mod,
         [item.spec for item in inputs],
-        outputs,
+        specs,
         arrays,
         requirements=checks.requirements,
         indices=checks.indices,
         checks=tuple(checks.described),
+        notes=tuple(importer.notes),
     )
 
 
-def _build(importer: Importer, scope: Scope, inputs: list[RuntimeInput]) -> tuple[tvm.IRModule, list[TensorSpec]]:
+def _computed(nodes: Sequence[onnx.NodeProto]) -> list[str]:
+    return [name for node in nodes for name in node.output if name]
+
+
+def _build(
+    importer: Importer, scope: Scope, inputs: list[RuntimeInput], wanted: list[str]
+) -> tuple[tvm.IRModule, list[TensorSpec]]:
     block_builder = importer.builder.block_builder
     parameters = [item.variable for item in inputs]
     block_builder.begin_scope(parameters)
     block_builder._begin_binding_block()
     try:
-        wanted = [output.name for output in importer.model.proto.graph.output]
-        importer.import_nodes(live_nodes(importer.model.nodes, wanted), scope)
-        outputs = _outputs(importer, scope)
+        nodes = live_nodes(importer.model.nodes, wanted)
+        scope.read = {*wanted}.union(*map(used_names, nodes))
+        importer.import_nodes(nodes, scope)
+        outputs = _outputs(importer, scope, wanted)
         importer.raise_refusals()
-        if len(outputs) < len(set(wanted)):
+        if len(outputs) < len(wanted):
             raise InternalError(f"the outputs {sorted(set(wanted) - outputs.keys())} were lost while importing")
         result = block_builder.emit(relax.Tuple([value.expr for value in outputs.values()]))
     finally:
@@ -88,14 +105,14 @@ def _text(size: tvm.ir.Expr) -> str:
     return re.sub(r"T\.int64\((-?\d+)\)", r"\1", str(size))
 
 
-def _outputs(importer: Importer, scope: Scope) -> dict[str, Runtime]:
+def _outputs(importer: Importer, scope: Scope, wanted: list[str]) -> dict[str, Runtime]:
     outputs: dict[str, Runtime] = {}
-    for output in importer.model.proto.graph.output:
-        value: Value | None = scope.lookup(output.name)
+    for name in wanted:
+        value: Value | None = scope.lookup(name)
         if is_poisoned(value):
             continue
         try:
-            outputs[output.name] = to_tensor(importer, value, output.name)
+            outputs[name] = to_tensor(importer, value, name)
         except RefusedError as error:
             importer.refusals.append(error.refusal)
         except PoisonedInputError:

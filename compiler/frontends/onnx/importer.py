@@ -44,12 +44,16 @@ _MAXIMUM_DEPTH = 64
 
 @dataclass
 class Scope:
-    """Values by name; a subgraph sees those of the graph around it. None is an optional input that was left out."""
+    """Values by name; a subgraph sees those of the graph around it. None is an optional input that was left out.
+
+    `read` holds the names that anything reads, where that is known.
+    """
 
     parent: Scope | None = None
     values: dict[str, Value | None] = field(default_factory=dict)
     opsets: dict[str, int] = field(default_factory=dict)
     depth: int = 0
+    read: set[str] | None = None
 
     def lookup(self, name: str) -> Value | None:
         scope: Scope | None = self
@@ -73,6 +77,7 @@ class Importer:
         self.builder = Builder()
         self.refusals: list[Refusal] = []
         self.missing_values: list[InputValueRequiredError] = []
+        self.notes: list[str] = []
 
     def raise_refusals(self) -> None:
         """Raise one error for everything that was refused, if anything was."""

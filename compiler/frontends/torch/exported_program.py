@@ -43,6 +43,7 @@ def import_torch(
     constants: Mapping[str, np.ndarray] | None = None,
     example_inputs: Sequence[Any] | None = None,
     dynamic_shapes: Any = None,
+    outputs: Sequence[str] | None = None,
 ) -> ImportedModel:
     """Import a PyTorch model. Inputs have the names of `forward`'s arguments; outputs are output_0, output_1, ...,
     or the keys when the model returns a dictionary.
@@ -51,9 +52,10 @@ def import_torch(
         source: a `torch.nn.Module` or a `torch.export.ExportedProgram`.
         example_inputs: positional arguments for a `torch.nn.Module`; they give ranks, data types and fixed sizes.
         dynamic_shapes: as of `torch.export.export`: which dimensions stay symbolic.
+        outputs: names of those to return, in this order; all when None.
 
     Raises:
-        OptionError: no example inputs, or a module in training mode.
+        OptionError: no example inputs, a module in training mode, or a name in `outputs` that is none of its outputs.
         InvalidModelError: `torch.export` can not capture the module.
         UnsupportedModelError: an operator has no conversion.
         MissingDependencyError: onnxscript is not installed.
@@ -70,12 +72,12 @@ def import_torch(
     sizes.refuse_fixed()
     _name_outputs(onnx_program, program)
     if sum(_bytes(tensor) for tensor in program.state_dict.values()) < _LARGEST_PROTO_BYTES:
-        return import_onnx(onnx_program.model_proto, shapes=shapes, constants=constants)
+        return import_onnx(onnx_program.model_proto, shapes=shapes, constants=constants, outputs=outputs)
     try:
         with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
             path = Path(folder) / "model.onnx"
             onnx_program.save(str(path), external_data=True)
-            return import_onnx(path, shapes=shapes, constants=constants)
+            return import_onnx(path, shapes=shapes, constants=constants, outputs=outputs)
     except OSError as error:
         raise StorageError(f"the exported model could not be stored: {error}", "free space in TMPDIR") from error
 
@@ -85,6 +87,7 @@ def import_torch_file(
     *,
     shapes: Mapping[str, Sequence[int | str]] | None = None,
     constants: Mapping[str, np.ndarray] | None = None,
+    outputs: Sequence[str] | None = None,
 ) -> ImportedModel:
     """Import a file written by `torch.export.save`. Raises as `import_torch`."""
     torch = _torch()
@@ -92,7 +95,7 @@ def import_torch_file(
         program = torch.export.load(str(path))
     except Exception as error:  # torch raises whatever the broken part raises
         raise InvalidModelError(f"{path} is not a program saved by torch.export.save: {error}") from error
-    return import_torch(program, shapes=shapes, constants=constants)
+    return import_torch(program, shapes=shapes, constants=constants, outputs=outputs)
 
 
 def _torch() -> Any:

@@ -1,4 +1,4 @@
-"""ai.onnx.ml: what classical models are made of, on numbers. Labels that are strings are refused."""
+"""ai.onnx.ml: what classical models are made of, on numbers. Labels that are strings are refused where read."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from compiler.frontends.onnx.operators.composition import Composer, int64s
 from compiler.frontends.onnx.registry import converter
 
 DOMAIN = "ai.onnx.ml"
+_SHOWN_KEYS = 10  # in a note
 
 
 def floats(context: NodeContext, op: Composer) -> Any:
@@ -169,10 +170,16 @@ def linear_classifier(context: NodeContext) -> list[Any]:
 
 
 def class_labels(context: NodeContext) -> np.ndarray:
-    """The labels as int64. Refuses strings."""
+    """The labels as int64. Strings are refused where the label is read; else their places stand for them."""
     names = [name for name in ("classlabels_ints", "classlabels_int64s") if context.has_attribute(name)]
     if not names:
-        context.refuse("class labels that are strings do not exist at run time; train it on their numbers")
+        strings: list[object] = context.attribute("classlabels_strings", [])
+        if strings and not context.output_used(0):
+            return np.arange(len(strings))
+        context.refuse(
+            "class labels that are strings do not exist at run time; leave the label out by naming the other outputs "
+            "in outputs=, or train it on their numbers"
+        )
     return np.array(context.required_attribute(names[0]), np.int64)
 
 
@@ -286,8 +293,14 @@ def _newest_encoding(context: NodeContext, count: int) -> tree_ensembles.Ensembl
 
 @converter("ZipMap", domain=DOMAIN)
 def zip_map(context: NodeContext) -> Any:
-    """A list of dictionaries, which a module can not return."""
-    context.refuse(
-        "its result is a list of dictionaries; export the tensor of scores instead (skl2onnx: "
-        "options={'zipmap': False}, onnxmltools: zipmap=False)"
+    """The tensor of scores that its dictionaries are made of; they themselves do not exist at run time."""
+    empty: list[object] = []
+    keys = context.attribute("classlabels_int64s", empty) or context.attribute("classlabels_strings", empty)
+    if not keys:
+        context.invalid("it lists no class labels")
+    named = ", ".join(map(str, keys[:_SHOWN_KEYS])) + (", ..." if len(keys) > _SHOWN_KEYS else "")
+    context.importer.notes.append(
+        f"output {context.node.output[0]!r}: a tensor of scores in place of ZipMap's dictionaries; "
+        f"its columns are the classes {named}"
     )
+    return context.value(0)

@@ -9,9 +9,14 @@ import onnx
 import onnx.helper
 import pytest
 
+import compiler
 from compiler.errors import UnsupportedModelError
 from compiler.frontends.onnx import import_onnx
-from tests.compiler.frontends.onnx.operators.onnxruntime_check import assert_equal_to_onnxruntime, node_model
+from tests.compiler.frontends.onnx.operators.onnxruntime_check import (
+    assert_equal_to_onnxruntime,
+    node_model,
+    run_reference,
+)
 
 _X = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
 
@@ -170,7 +175,36 @@ def test_svm_classifier_without_support_vectors() -> None:
     assert_equal_to_onnxruntime(_model("SVMClassifier", {"x": _X}, 2, **attributes), {"x": _X})
 
 
-def test_dictionaries_are_refused_with_the_way_to_export_without_them() -> None:
-    model = _model("ZipMap", {"x": _X}, classlabels_int64s=[0, 1, 2])
-    with pytest.raises(UnsupportedModelError, match="'zipmap': False"):
+_COEFFICIENTS = {"coefficients": list(np.linspace(-1, 1, 9)), "intercepts": [0.1, 0.2, 0.3]}
+
+
+def _classifier(**labels: Any) -> onnx.ModelProto:
+    """A linear classifier of three classes, its scores in dictionaries as skl2onnx writes them."""
+    model = _model("LinearClassifier", {"x": _X}, 2, **_COEFFICIENTS, **labels)
+    label, scores = (each.name for each in model.graph.output)
+    keys = {name.replace("_ints", "_int64s"): value for name, value in labels.items()}
+    zipped = onnx.helper.make_node("ZipMap", [scores], ["zipped"], domain="ai.onnx.ml", **keys)
+    model.graph.node.append(zipped)
+    del model.graph.output[1]
+    model.graph.output.append(onnx.ValueInfoProto(name="zipped"))
+    assert label == model.graph.output[0].name
+    return model
+
+
+def test_scores_in_place_of_dictionaries() -> None:
+    model = _classifier(classlabels_ints=[3, 4, 9])
+    with pytest.warns(UserWarning, match=r"'zipped': a tensor of scores .* the classes 3, 4, 9"):
+        module = compiler.compile(model, threads=1)
+    label, scores = module.run([_X]).values()
+    unzipped = _model("LinearClassifier", {"x": _X}, 2, **_COEFFICIENTS, classlabels_ints=[3, 4, 9])
+    for found, wanted in zip((label, scores), run_reference(unzipped, {"x": _X}), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_labels_that_are_strings_are_refused_where_they_are_read_alone() -> None:
+    model = _classifier(classlabels_strings=["a", "b", "c"])
+    with pytest.raises(UnsupportedModelError, match="outputs="):
         import_onnx(model)
+    imported = import_onnx(model, outputs=["zipped"])
+    assert [each.name for each in imported.outputs] == ["zipped"]
+    assert "the classes a, b, c" in imported.notes[0]
