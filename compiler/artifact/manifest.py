@@ -150,15 +150,17 @@ class Requirement(_Model):
 
 
 class IndexRequirement(_Model):
-    """An input whose elements are indices into an axis: each must lie in [-size, size).
+    """An input whose elements are indices, lengths or counts: each must lie in [least, size).
 
     Attributes:
         input: the input's name.
         size: a formula of the names in `symbols`, as of `Requirement`.
+        least: another one; None for -size, where negative indices count from the end of an axis.
     """
 
     input: Name
     size: Name
+    least: Name | None = None
     symbols: dict[Name, Name] = Field(default_factory=dict)
     where: Name
 

@@ -47,12 +47,13 @@ class SizeRequirement:
 
 @dataclass(frozen=True)
 class IndexRequirement:
-    """An input whose elements are indices into an axis: each must lie in [-size, size); otherwise as above."""
+    """An input whose elements must lie in [least, size); a `least` of None is -size; otherwise as above."""
 
     input: str
     size: str
     symbols: dict[str, str]
     where: str
+    least: str | None = None
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class RequirementChecker:
             for each in indices
             if each.input in places
         ]
-        self._good: tuple[Sizes, tuple[int, ...]] | None = None
+        self._good: tuple[Sizes, tuple[tuple[int, int], ...]] | None = None
         self.any = bool(self._requirements or self._indices)
 
     def check(self, sizes: Sizes, tensors: Sequence[Any]) -> None:
@@ -46,21 +46,28 @@ class RequirementChecker:
         if good is None or sizes != good[0]:
             for requirement in self._requirements:
                 _check_relation(requirement, sizes)
-            axes = tuple(_value(index.size, index.symbols, sizes) for _, _, index in self._indices)
-            self._good = good = sizes, axes
-        for (position, element, index), size in zip(self._indices, good[1], strict=True):
+            self._good = good = sizes, tuple(_range(index, sizes) for _, _, index in self._indices)
+        for (position, element, index), (low, high) in zip(self._indices, good[1], strict=True):
             values = array_over(tensors[position], element)
             if values.size:
-                _check_indices(index, int(values.min()), int(values.max()), size)
+                _check_values(index, (int(values.min()), int(values.max())), low, high)
 
 
-def _check_indices(index: IndexRequirement, least: int, largest: int, size: int) -> None:
-    if least < -size or largest >= size:
-        wrong = least if least < -size else largest
-        raise InputError(
-            f"{index.where}: input {index.input!r} holds the index {wrong}, outside of [{-size}, {size})",
-            "its elements choose entries of an axis of that size",
-        )
+def _range(index: IndexRequirement, sizes: Mapping[str, int]) -> tuple[int, int]:
+    """(lowest value, the one after the highest)."""
+    high = _value(index.size, index.symbols, sizes)
+    return -high if index.least is None else _value(index.least, index.symbols, sizes), high
+
+
+def _check_values(index: IndexRequirement, found: tuple[int, int], low: int, high: int) -> None:
+    least, largest = found
+    if least < low or largest >= high:
+        wrong = least if least < low else largest
+        if index.least is None:
+            what, hint = f"the index {wrong}", "its elements choose entries of an axis of that size"
+        else:
+            what, hint = f"the value {wrong}", "its elements are indices, lengths or counts"
+        raise InputError(f"{index.where}: input {index.input!r} holds {what}, outside of [{low}, {high})", hint)
 
 
 def _check_relation(requirement: Requirement, sizes: Mapping[str, int]) -> None:

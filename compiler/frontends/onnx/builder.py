@@ -135,10 +135,13 @@ class Builder:
             if not self.arithmetic.not_negative(size) and len(self._regions) == 1:
                 self.checks.require(size, "at least", 0)
 
-    def require_index(self, tensor: relax.Expr, size: Dim) -> None:
-        """Raise an error before a run when a tensor that is an input holds indices outside of [-size, size)."""
+    def require_range(self, tensor: relax.Expr, least: Dim | None, size: Dim) -> None:
+        """Raise an error before a run when a tensor that is an input holds values outside of [least, size).
+
+        A `least` of None is -size, where negative indices count from the end.
+        """
         if len(self._regions) == 1:
-            self.checks.require_index(tensor, size)
+            self.checks.require_range(tensor, least, size)
 
     def require(self, left: Dim, relation: Relation, right: Dim) -> None:
         """Raise an error before a run, or within one, when the sizes do not stand in that relation."""

@@ -29,7 +29,7 @@ class SizeChecks:
         self.inputs: dict[tvm.ir.Expr, str] = {}
         self.described: list[str] = []
         self.input_names: dict[tvm.ir.Expr, str] = {}
-        self._indices: dict[tuple[str, str], IndexRequirement] = {}
+        self._indices: dict[tuple[str, str, str | None], IndexRequirement] = {}
         self._requirements: dict[tuple[str, str, str], SizeRequirement] = {}
 
     @property
@@ -50,12 +50,17 @@ class SizeChecks:
         # The engine appends numbers of its own to names.
         return f"check_{len(self.described) - 1}_"
 
-    def require_index(self, variable: tvm.ir.Expr, size: Dim) -> None:
-        """Note that the elements of an input are indices into an axis; nothing when it is no input."""
+    def require_range(self, variable: tvm.ir.Expr, least: Dim | None, size: Dim) -> None:
+        """Note that the elements of an input lie in [least, size); nothing when the variable is no input.
+
+        A `least` of None is -size.
+        """
         name = self.input_names.get(variable)
         said = None if name is None else self._formula(size)
-        if name is not None and said is not None:
-            self._indices.setdefault((name, said[0]), IndexRequirement(name, *said, self.where))
+        low = (None, {}) if least is None else self._formula(least)
+        if name is not None and said is not None and low is not None:
+            requirement = IndexRequirement(name, said[0], {**said[1], **low[1]}, self.where, low[0])
+            self._indices.setdefault((name, said[0], low[0]), requirement)
 
     def _formula(self, size: Dim) -> tuple[str, dict[str, str]] | None:
         """A size as a formula and what its names stand for; None when it is not one of the inputs' sizes alone."""

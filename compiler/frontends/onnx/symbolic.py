@@ -138,6 +138,12 @@ class Arithmetic:
             result = self.multiply(result, value)
         return result
 
+    def total(self, values: Any) -> Scalar:
+        result: Scalar = 0
+        for value in values:
+            result = self.add(result, value)
+        return result
+
     def not_negative(self, a: Scalar) -> bool:
         return a >= 0 if is_number(a) else bool(self.analyzer.can_prove(tirx.GE(a, _constant(0, a))))
 

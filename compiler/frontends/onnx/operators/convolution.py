@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tvm import relax
 from tvm.relax import op as R
 
+from compiler.frontends.onnx.bounds import require, require_multiple, require_shape, with_size
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.spatial import (
     auto_pad,
@@ -36,12 +37,13 @@ def conv(context: NodeContext) -> relax.Expr:
     rank = checked_rank(context)
     kernel = checked_kernel(context, rank)
     group = _group(context)
-    data, weight = context.input(0), context.input(1)
-    channels, filters = context.shape(0)[1], context.shape(1)
-    _check_channels(context, channels, filters[1] * group)
-    if isinstance(filters[0], int) and filters[0] % group:
-        context.invalid(f"{filters[0]} filters do not divide into {group} groups")
+    filters = context.shape(1)
+    data = _with_channels(context, context.arithmetic.multiply(filters[1], group))
+    weight = context.input(1)
+    require_multiple(context, filters[0], group)
     window = window_of(context, kernel, spatial_sizes(data))
+    for size in window.output if auto_pad(context) in ("NOTSET", "VALID") else ():
+        require(context, size, "at least", 1)
     padding = [*window.before, *window.after]
     if not window.has_static_padding():
         data, padding = padded(context, data, window.before, window.after, 0), [0] * (2 * rank)
@@ -55,7 +57,7 @@ def conv(context: NodeContext) -> relax.Expr:
         groups=group,
         out_dtype=accumulator(dtype),
     )
-    return _with_bias(context, context.emit(result), dtype)
+    return _with_bias(context, context.emit(result), dtype, filters[0])
 
 
 def checked_rank(context: NodeContext) -> int:
@@ -86,14 +88,18 @@ def _group(context: NodeContext) -> int:
     return group
 
 
-def _check_channels(context: NodeContext, channels: Dim, expected: Dim) -> None:
+def _with_channels(context: NodeContext, expected: Dim) -> relax.Expr:
+    """The data, which must have as many channels as the weights ask for."""
+    channels = context.shape(0)[1]
     if isinstance(channels, int) and isinstance(expected, int) and channels != expected:
         context.invalid(f"the data have {channels} channels, the weights ask for {expected}")
+    return with_size(context, context.input(0), 1, expected)
 
 
-def _with_bias(context: NodeContext, result: relax.Expr, dtype: str) -> relax.Expr:
+def _with_bias(context: NodeContext, result: relax.Expr, dtype: str, filters: Dim) -> relax.Expr:
     wide = str(result.ty.dtype)
     if context.has_input(2):
+        require_shape(context, context.shape(2), [filters], "its bias")
         bias = per_channel(context, 2, int(result.ty.ndim))
         if wide != dtype:
             bias = context.emit(R.astype(bias, wide))
@@ -107,11 +113,9 @@ def conv_transpose(context: NodeContext) -> relax.Expr:
     rank = checked_rank(context)
     kernel = checked_kernel(context, rank)
     group = _group(context)
-    data, weight = context.input(0), context.input(1)
-    _check_channels(context, context.shape(0)[1], context.shape(1)[0])
-    channels = context.shape(0)[1]
-    if isinstance(channels, int) and channels % group:
-        context.invalid(f"{channels} channels do not divide into {group} groups")
+    channels, filters = context.shape(1)[0], context.arithmetic.multiply(context.shape(1)[1], group)
+    data, weight = _with_channels(context, channels), context.input(1)
+    require_multiple(context, channels, group)
     strides = integers_attribute(context, "strides", rank, 1, 1)
     dilations = integers_attribute(context, "dilations", rank, 1, 1)
     crops = _crops(context, spatial_sizes(data), kernel, strides, dilations)
@@ -136,7 +140,7 @@ def conv_transpose(context: NodeContext) -> relax.Expr:
         for (b, a), (i, j) in zip(crops, inside, strict=True)
     ]
     result = padded(context, result, [b for b, _ in outside], [a for _, a in outside], 0)
-    return _with_bias(context, result, dtype)
+    return _with_bias(context, result, dtype, filters)
 
 
 def _crops(

@@ -8,6 +8,7 @@ import numpy as np
 from tvm import relax, te, tirx
 from tvm.relax import op as R
 
+from compiler.frontends.onnx.bounds import limited, require, require_coordinates, require_indices, require_within
 from compiler.frontends.onnx.broadcasting import elementwise
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.filling import filled
@@ -21,7 +22,7 @@ def wrapped_index(index: Any, size: Any) -> Any:
     """An index inside a kernel: counted from the end where negative, then limited to the axis."""
     index = index.astype("int64")
     counted = select(index < const(0, index), index + size, index)
-    return tirx.max(tirx.min(counted, size - 1), tirx.const(0, "int64"))
+    return limited(counted, 0, size - 1)
 
 
 def known_indices(context: NodeContext, position: int, size: Dim) -> np.ndarray | None:
@@ -43,10 +44,8 @@ def gather(context: NodeContext) -> relax.Expr:
     known = known_indices(context, 1, size)
     if known is not None:
         return _take(context, data, Constant(known).expr(), axis)
-    indices = context.input(1)
-    context.importer.builder.require_index(indices, size)
-    bound = expression(size)
-    safe = elementwise_index(context, indices, bound)
+    require_indices(context, 1, size)
+    safe = elementwise_index(context, context.input(1), expression(size))
     return _take(context, data, safe, axis)
 
 
@@ -87,6 +86,8 @@ def gather_elements(context: NodeContext) -> relax.Expr:
     axis = context.axis(context.attribute("axis", 0), context.rank(0))
     if context.rank(1) != context.rank(0):
         context.invalid(f"indices of rank {context.rank(1)} into data of rank {context.rank(0)}")
+    require_indices(context, 1, context.shape(0)[axis])
+    require_within(context, context.shape(1), context.shape(0), axis)
 
     def pick(data: te.Tensor, indices: te.Tensor) -> te.Tensor:
         def element(*place: Any) -> Any:
@@ -107,6 +108,9 @@ def gather_nd(context: NodeContext) -> relax.Expr:
         context.refuse("the length of its coordinates is not known when compiling")
     if batch + depth > len(data_shape) or batch >= len(index_shape):
         context.invalid(f"coordinates of length {depth} after {batch} batch axes into rank {len(data_shape)}")
+    require_coordinates(context, 1, data_shape[batch : batch + depth])
+    for axis in range(batch):
+        require(context, data_shape[axis], "equal", index_shape[axis])
     outer = len(index_shape) - 1
     sizes = [*index_shape[:-1], *data_shape[batch + depth :]]
 

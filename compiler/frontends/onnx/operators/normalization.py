@@ -9,6 +9,7 @@ from tvm import relax
 from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.bounds import require_multiple, require_shape, with_size
 from compiler.frontends.onnx.broadcasting import broadcast
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.normalization_kernels import group_normalization_kernel, local_response_kernel
@@ -25,14 +26,14 @@ _MAXIMUM_FILL = 2**20
 def layer_normalization(context: NodeContext) -> list[relax.Expr | None]:
     """Zero mean and unit variance over the axes from `axis` on, then scale and bias; the statistics when asked for."""
     axes = _trailing_axes(context)
-    data = widened(context, context.input(0))
+    data = widened(context, _with_parameter_sizes(context, axes, (1, 2)))
     dtype = context.dtype(0)
     statistics: list[relax.Expr | None] = []
     if context.output_used(1) or context.output_used(2):
         _, mean, inverse = _standardized(context, data, axes, _epsilon(context))
         stash = _stash_dtype(context)
         statistics = [cast(context, mean, stash), cast(context, inverse, stash)]
-    shape = context.shape(0)[axes[0] :]
+    shape = tensor_shape(data)[axes[0] :]
     # The operator wants scale and bias of exactly the normalized shape.
     scale, bias = _exact_parameter(context, 1, shape, 1.0), _exact_parameter(context, 2, shape, 0.0)
     if scale is not None and bias is not None and dtype != "float64":
@@ -47,9 +48,9 @@ def layer_normalization(context: NodeContext) -> list[relax.Expr | None]:
 def rms_normalization(context: NodeContext) -> relax.Expr:
     """Unit root mean square over the axes from `axis` on, then a scale."""
     axes = _trailing_axes(context)
-    data = widened(context, context.input(0))
+    data = widened(context, _with_parameter_sizes(context, axes, (1,)))
     dtype = str(data.ty.dtype)
-    scale = _exact_parameter(context, 1, context.shape(0)[axes[0] :], 1.0)
+    scale = _exact_parameter(context, 1, tensor_shape(data)[axes[0] :], 1.0)
     # The operator can not normalize over all axes.
     if scale is not None and axes[0] > 0:
         result = context.emit(R.nn.rms_norm(data, scale, axes, epsilon=_epsilon(context)))
@@ -83,12 +84,27 @@ def _group_normalization(context: NodeContext, groups: int | None, *, per_group:
     channels = context.shape(0)[1]
     if groups is not None and (groups < 1 or (isinstance(channels, int) and channels % groups)):
         context.invalid(f"{channels} channels do not divide into {groups} groups")
+    if groups is not None:
+        require_multiple(context, channels, groups)
     for index in (1, 2):
-        if context.rank(index) != 1:
-            context.invalid(f"its input {index} must have rank 1, not {context.rank(index)}")
+        expected = groups if per_group and groups is not None else channels
+        require_shape(context, context.shape(index), [expected], f"its input {index}")
     parameters = [widened(context, context.input(index)) for index in (1, 2)]
     kernel = group_normalization_kernel(groups, _epsilon(context), per_group=per_group)
     return context.emit_te(kernel, context.input(0), *parameters, primfunc_name_hint="group_norm")
+
+
+def _with_parameter_sizes(context: NodeContext, axes: Sequence[int], parameters: Sequence[int]) -> relax.Expr:
+    """The data with the sizes of scale and bias, which must fit it: they are repeated along its axes, never it."""
+    data = context.input(0)
+    for index in parameters:
+        shape = context.shape(index) if context.has_input(index) else ()
+        if len(shape) > len(axes):
+            context.invalid(f"its input {index} has rank {len(shape)} for {len(axes)} normalized axes")
+        for axis, size in zip(axes[len(axes) - len(shape) :], shape, strict=True):
+            if not (isinstance(size, int) and size == 1):
+                data = with_size(context, data, axis, size)
+    return data
 
 
 def _epsilon(context: NodeContext) -> float:
@@ -194,13 +210,23 @@ def batch_normalization(context: NodeContext) -> relax.Expr | list[relax.Expr | 
     if _is_training(context):
         return _trained_batch(context)
     dtype = context.dtype(0)
-    data = widened(context, context.input(0))
+    data = widened(context, _with_statistics_sizes(context))
     wide = str(data.ty.dtype)
     parameters = [cast(context, context.input(index), wide) for index in (1, 2, 3, 4)]
     if context.rank(1) != 1:
         return cast(context, _elementwise_batch_norm(context, data, parameters), dtype)
     result = context.emit(R.nn.batch_norm(data, *parameters, axis=1, epsilon=_epsilon(context), training=False))
     return cast(context, context.emit(relax.TupleGetItem(result, 0)), dtype)
+
+
+def _with_statistics_sizes(context: NodeContext) -> relax.Expr:
+    """The data with as many channels as there are parameters: of each channel, or (long ago) of each element."""
+    data, last = context.input(0), 2 if context.rank(1) == 1 else context.rank(0)
+    for index in (1, 2, 3, 4):
+        require_shape(context, context.shape(index), context.shape(0)[1:last], f"its input {index}")
+    for axis, size in enumerate(context.shape(1), 1):
+        data = with_size(context, data, axis, size)
+    return data
 
 
 def _is_training(context: NodeContext) -> bool:
@@ -220,7 +246,7 @@ def _elementwise_batch_norm(context: NodeContext, data: relax.Expr, parameters: 
 
 def _trained_batch(context: NodeContext) -> list[relax.Expr | None]:
     dtype, statistics = context.dtype(0), context.dtype(3)
-    data = widened(context, context.input(0))
+    data = widened(context, _with_statistics_sizes(context))
     wide, rank = str(data.ty.dtype), context.rank(0)
     if not context.attribute("spatial", 1) or context.rank(1) != 1:
         context.refuse("training without the attribute spatial")

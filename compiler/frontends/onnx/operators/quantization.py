@@ -10,6 +10,7 @@ from tvm import relax, tirx
 from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.bounds import with_size
 from compiler.frontends.onnx.broadcasting import elementwise
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.narrow_floats import decoded, encoded
@@ -164,6 +165,7 @@ def quantized(
 ) -> Value:
     """Float data as integers of type `target`. Narrow floats are divided in float32, as ONNX Runtime does."""
     wide = precision if precision in ("float32", "float64") else "float32"
+    data = _with_scales(context, data, parameters)
     data = cast(context, data, wide if str(data.ty.dtype) != "float64" else "float64")
     scale = cast(context, parameters.scale, str(data.ty.dtype))
     if dtypes.is_narrow_float(target):
@@ -189,6 +191,13 @@ def quantized(
 
     operands = [data, scale, *([] if zero is None else [zero])]
     return context.runtime(elementwise(context, "quantize", function, *operands), target)
+
+
+def _with_scales(context: NodeContext, data: relax.Expr, parameters: Parameters) -> relax.Expr:
+    """The data with as many entries along the axis as there are scales."""
+    if parameters.axis is None:
+        return data
+    return with_size(context, data, parameters.axis, tensor_shape(parameters.scale)[0])
 
 
 def _quantized_float(context: NodeContext, data: relax.Expr, parameters: Parameters, target: str) -> Value:
@@ -228,6 +237,7 @@ def dequantized(
 ) -> relax.Expr:
     """Integers of type `source` as floats."""
     scale, zero = parameters.scale, parameters.zero_point
+    data = _with_scales(context, data, parameters)
     along = parameters.axis is not None or not tensor_shape(scale)
     if dtypes.is_narrow_float(source):
         data, zero = decoded(context, data, source), None if zero is None else decoded(context, zero, source)

@@ -9,6 +9,7 @@ from typing import Any
 from tvm import relax
 from tvm.relax import op as R
 
+from compiler.frontends.onnx.bounds import require, require_shape, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.precision import cast, compute_dtype
 from compiler.frontends.onnx.operators.recurrent_activations import activations_of
@@ -59,6 +60,7 @@ def _recurrent(context: NodeContext, cell: Cell, inputs: _Inputs) -> list[relax.
         context.invalid(f"direction must be one of {', '.join(_DIRECTIONS)}, not {direction!r}")
     backward = _DIRECTIONS[direction]
     hidden, features = _checked_sizes(context, cell, len(backward))
+    _check_operands(context, cell, inputs, len(backward), hidden)
     dtype = compute_dtype(context.dtype(0))
     batch_first = bool(context.attribute("layout", 0))
     data = cast(context, _transposed(context, context.input(0), batch_first, (1, 0, 2)), dtype)
@@ -97,7 +99,25 @@ def _checked_sizes(context: NodeContext, cell: Cell, directions: int) -> tuple[i
     size = context.shape(0)[2]
     if isinstance(size, int) and size != features:
         context.invalid(f"the data have {size} features, the weights ask for {features}")
+    require(context, size, "equal", features)
     return hidden, features
+
+
+def _check_operands(context: NodeContext, cell: Cell, inputs: _Inputs, directions: int, hidden: int) -> None:
+    """Bias, lengths, initial states and peepholes must have the sizes that the data and the weights give them."""
+    batch_first = bool(context.attribute("layout", 0))
+    first, second = context.shape(0)[:2]
+    steps, samples = (second, first) if batch_first else (first, second)
+    state = (samples, directions, hidden) if batch_first else (directions, samples, hidden)
+    expected: dict[int, tuple[Dim, ...]] = {3: (directions, 2 * cell.gates * hidden), 4: (samples,)}
+    expected |= {index: state for _, index in inputs.initial}
+    if inputs.peepholes is not None:
+        expected[inputs.peepholes] = (directions, cell.peepholes * hidden)
+    for index, shape in expected.items():
+        if context.has_input(index):
+            require_shape(context, context.shape(index), shape, f"its input {index}")
+    if context.has_input(4):
+        require_values(context, 4, 0, context.arithmetic.add(steps, 1))
 
 
 def _lanes(cell: Cell, hidden: int) -> int:

@@ -16,6 +16,7 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from compiler.frontends.onnx.bounds import limited
 from compiler.frontends.onnx.operators.recurrent_cells import Cell, Stage
 from schedules.finish import finish
 from schedules.machine import Machine
@@ -163,7 +164,7 @@ class _Run:
             self._load_state(name)
         length: Any = self.steps
         if self.recurrence.has_lengths:
-            length = tirx.min(self.operands["lengths"][self.first].astype("int64"), self.steps)
+            length = limited(self.operands["lengths"][self.first], 0, self.steps)
         with T.serial(0, length) as step:
             time = length - 1 - step if self.recurrence.backward[self.direction] else step
             self._step(time)

@@ -15,6 +15,15 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from compiler.frontends.onnx import scalars
+from compiler.frontends.onnx.bounds import (
+    limited,
+    require,
+    require_coordinates,
+    require_indices,
+    require_shape,
+    require_values,
+    require_within,
+)
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.unary import is_narrow_float
 from compiler.frontends.onnx.registry import converter
@@ -114,11 +123,14 @@ def scatter_elements(context: NodeContext) -> relax.Expr:
     axis, combine = context.axis(context.attribute("axis", 0), rank), _combine(context)
     if context.rank(1) != rank or context.rank(2) != rank:
         context.invalid(f"data, indices and updates have ranks {rank}, {context.rank(1)} and {context.rank(2)}")
+    require_indices(context, 1, context.shape(0)[axis])
+    require_within(context, context.shape(1), context.shape(0), axis)
+    require_shape(context, context.shape(2), context.shape(1), "its updates")
 
     def kernel(data: te.Tensor, indices: te.Tensor, updates: te.Tensor) -> te.Tensor:
         def target(k: Any, index: Any) -> tuple[Any, Any]:
             places = _coordinates(k, updates.shape)
-            raw = index[k].astype("int64")
+            raw = limited(index[k], -data.shape[axis] - 1, data.shape[axis])
             chosen = scalars.select(raw < 0, raw + data.shape[axis], raw)
             places[axis] = chosen
             return _flat(places, data.shape), tirx.all(chosen >= 0, chosen < data.shape[axis])
@@ -136,13 +148,15 @@ def scatter_nd(context: NodeContext) -> relax.Expr:
         context.refuse("the length of its coordinates is not known when compiling")
     if depth > context.rank(0):
         context.invalid(f"coordinates of length {depth} into rank {context.rank(0)}")
+    require_coordinates(context, 1, context.shape(0)[:depth])
+    require_shape(context, context.shape(2), [*context.shape(1)[:-1], *context.shape(0)[depth:]], "its updates")
 
     def kernel(data: te.Tensor, indices: te.Tensor, updates: te.Tensor) -> te.Tensor:
         width = _product(data.shape[depth:])
 
         def target(k: Any, index: Any) -> tuple[Any, Any]:
             row, inner = tirx.floordiv(k, width), tirx.floormod(k, width)
-            raw = [index[row * depth + i].astype("int64") for i in range(depth)]
+            raw = [limited(index[row * depth + i], -data.shape[i] - 1, data.shape[i]) for i in range(depth)]
             places = [scalars.select(r < 0, r + size, r) for r, size in zip(raw, data.shape, strict=False)]
             bounds = [check for p, size in zip(places, data.shape, strict=False) for check in (p >= 0, p < size)]
             inside = tirx.all(*bounds) if bounds else tirx.const(True, "bool")
@@ -162,9 +176,17 @@ def tensor_scatter(context: NodeContext) -> relax.Expr:
     if mode not in ("linear", "circular") or axis == 0:
         context.invalid(f"mode {mode!r} along axis {axis}")
 
+    size, written = context.shape(0)[axis], context.shape(1)
+    require_shape(context, written, [s if a != axis else written[a] for a, s in enumerate(context.shape(0))], "update")
+    require(context, size, "at least", written[axis])
+    if context.has_input(2):
+        require_shape(context, context.shape(2), context.shape(0)[:1], "write_indices")
+        last = context.arithmetic.subtract(size, written[axis]) if mode == "linear" else size
+        require_values(context, 2, 0, context.arithmetic.add(last, 1))
+
     def kernel(cache: te.Tensor, update: te.Tensor, *start: te.Tensor) -> te.Tensor:
         def element(*place: Any) -> Any:
-            first = start[0](place[0]).astype("int64") if start else tirx.const(0, "int64")
+            first = limited(start[0](place[0]), 0, cache.shape[axis]) if start else tirx.const(0, "int64")
             step = place[axis] - first
             if mode == "circular":
                 step = tirx.floormod(step, cache.shape[axis])

@@ -9,6 +9,7 @@ from tvm.relax import op as R
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from compiler.frontends.onnx.bounds import require, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.data_dependent import first_entries, parts, size_from
 from compiler.frontends.onnx.operators.sort_kernels import int64, sorted_positions
@@ -29,6 +30,8 @@ def top_k(context: NodeContext) -> list[relax.Expr]:
 
     k may be known, symbolic, or computed when the module runs.
     """
+    axis = context.axis(context.attribute("axis", -1), context.rank(0))
+    require_values(context, 1, 0, context.arithmetic.add(context.shape(0)[axis], 1))
     if context.known(1) is None and any(not isinstance(size, int) for size in context.shape(1)):
         (k,) = context.importer.builder.shape_values(context.match_shape(context.input(1), [1]), signed=False)
     else:
@@ -41,6 +44,7 @@ def _top_k(context: NodeContext, k: Dim) -> list[relax.Expr]:
     axis = context.axis(context.attribute("axis", -1), rank)
     if isinstance(k, int) and (k < 0 or (isinstance(shape[axis], int) and k > shape[axis])):
         context.invalid(f"k is {k} for an axis of size {shape[axis]}")
+    require(context, shape[axis], "at least", k)
     order = [*(i for i in range(rank) if i != axis), axis]
     data = context.input(0)
     moved = data if axis == rank - 1 else context.emit(R.permute_dims(data, order))

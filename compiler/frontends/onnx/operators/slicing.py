@@ -9,6 +9,14 @@ from tvm import relax, te, tirx
 from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.bounds import (
+    limited,
+    require,
+    require_entries,
+    require_multiple,
+    require_shape,
+    require_values,
+)
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.reshape import reshaped
 from compiler.frontends.onnx.registry import converter
@@ -136,6 +144,12 @@ def split(context: NodeContext) -> list[relax.Expr]:
     known = all(isinstance(length, int) for length in (*lengths, size))
     if known and (sum(lengths) != size or min(lengths) < 0):
         context.invalid(f"a size of {size} can not be split into {lengths}")
+    if not known:
+        # Each by itself too: a sum of huge ones may come out small.
+        for length in lengths:
+            require(context, length, "at least", 0)
+            require(context, size, "at least", length)
+        require(context, context.arithmetic.total(lengths), "equal", size)
     return _parts(context, axis, lengths, known)
 
 
@@ -246,8 +260,7 @@ def space_to_depth(context: NodeContext) -> relax.Expr:
 
 
 def _divided(context: NodeContext, size: Dim, divisor: int) -> Dim:
-    if isinstance(size, int) and size % divisor:
-        context.invalid(f"a size of {size} does not divide by {divisor}")
+    require_multiple(context, size, divisor)
     return context.arithmetic.floor_divide(size, divisor)
 
 
@@ -255,10 +268,15 @@ def _divided(context: NodeContext, size: Dim, divisor: int) -> Dim:
 def reverse_sequence(context: NodeContext) -> relax.Expr:
     """The first elements of each sequence reversed, as many as its length says."""
     time_axis, batch_axis = context.attribute("time_axis", 0), context.attribute("batch_axis", 1)
+    if sorted((time_axis, batch_axis)) != [0, 1] or context.rank(0) < 2:
+        context.invalid(f"time_axis {time_axis} and batch_axis {batch_axis} of a tensor of rank {context.rank(0)}")
+    require_shape(context, context.shape(1), [context.shape(0)[batch_axis]], "sequence_lens")
+    require_values(context, 1, 0, context.arithmetic.add(context.shape(0)[time_axis], 1))
 
     def reverse(source: te.Tensor, lengths: te.Tensor) -> te.Tensor:
         def element(*indices: Any) -> Any:
-            time, length = indices[time_axis], lengths(indices[batch_axis]).astype("int64")
+            time = indices[time_axis]
+            length = limited(lengths(indices[batch_axis]), 0, source.shape[time_axis])
             moved = list(indices)
             moved[time_axis] = tirx.Select(time < length, length - 1 - time, time)
             return source(*moved)
@@ -321,6 +339,10 @@ def _pad(context: NodeContext, axes: list[int], pads: Sequence[Dim], value: rela
         # What is cut away is no part of what is repeated.
         data = _cropped(context, before, after)
         offsets = [max(offset, 0) for offset in offsets]
+    if mode != "constant":
+        for axis, size in enumerate(tensor_shape(data)):
+            if not context.arithmetic.equal_is_proved(size, sizes[axis]):
+                require_entries(context, size, sizes[axis])
     return _pad_kernel(context, data, mode, offsets, sizes, value)
 
 

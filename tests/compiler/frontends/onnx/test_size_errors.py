@@ -50,7 +50,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         "(float[1, 1, h] x, float[1, 1, 5] w) => (float[p, q, r] z) { y = Conv(x, w) z = GlobalMaxPool(y) }",
         {"x": ones(1, 1, 5), "w": ones(1, 1, 5)},
         {"x": ones(1, 1, 3), "w": ones(1, 1, 5)},
-        r"Conv node 'y': h - 4 = -1 must be at least 0",
+        r"Conv node 'y': h - 4 = -1 must be at least 1",
     ),
     "index": (
         "(float[n, 2] x, int64[k] i) => (float[k, 2] z) { z = Gather(x, i) }",

@@ -1,0 +1,136 @@
+"""Checks of what addresses memory: sizes that must agree, and indices, lengths and counts that must lie in a range.
+
+What is known is checked while importing. Sizes of the inputs, and inputs that hold indices, are checked before a run;
+sizes that are computed are checked within one. Indices that are computed are brought inside by the kernels that use
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tvm import relax, tirx
+
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.size_checks import Relation
+from compiler.frontends.onnx.symbolic import Dim, expression, is_number
+from compiler.frontends.onnx.values import tensor_shape
+
+
+def require(context: NodeContext, left: Dim, relation: Relation, right: Dim) -> None:
+    """Raise an error where two sizes do not stand in a relation: InvalidModelError for numbers, else when running."""
+    if is_number(left) and is_number(right):
+        if not {
+            "equal": left == right,
+            "at least": left >= right,
+            "broadcast": left == right or 1 in (left, right),
+        }[relation]:
+            context.invalid(f"its sizes do not fit: {left} and {right} are not {relation}")
+        return
+    context.importer.builder.require(left, relation, right)
+
+
+def require_shape(context: NodeContext, shape: Sequence[Dim], expected: Sequence[Dim], what: str) -> None:
+    """Raise an error where a shape is not the expected one; `what` names the tensor in the message."""
+    if len(shape) != len(expected):
+        context.invalid(f"{what} has rank {len(shape)}, not {len(expected)}")
+    for size, wanted in zip(shape, expected, strict=True):
+        if is_number(size) and is_number(wanted) and size != wanted:
+            context.invalid(f"{what} has the shape {_text(shape)}, not {_text(expected)}")
+        require(context, size, "equal", wanted)
+
+
+def require_multiple(context: NodeContext, size: Dim, divisor: int) -> None:
+    """Raise an error where a size is no multiple of a divisor."""
+    if is_number(size):
+        if size % divisor:
+            context.invalid(f"a size of {size} does not divide by {divisor}")
+        return
+    require(context, context.arithmetic.floor_mod(size, divisor), "equal", 0)
+
+
+def require_entries(context: NodeContext, size: Dim, count: Dim) -> None:
+    """Raise an error where an axis has no entry, unless nothing is read from it: `count` is 0."""
+    if not (is_number(size) and size > 0):
+        require(context, size, "at least", context.arithmetic.minimum(count, 1))
+
+
+def require_indices(context: NodeContext, position: int, size: Dim, count: Dim | None = None) -> None:
+    """Input `position` holds indices into an axis of that size, negative ones counted from its end.
+
+    `count` is how many elements are read with them (by default as many as there are indices).
+    """
+    require_values(context, position, None, size)
+    number = context.arithmetic.product(context.shape(position)) if count is None else count
+    require_entries(context, size, number)
+
+
+def require_within(context: NodeContext, shape: Sequence[Dim], outer: Sequence[Dim], axis: int) -> None:
+    """Raise an error where a shape is larger than another of the same rank, along any axis but the given one."""
+    for other, (size, limit) in enumerate(zip(shape, outer, strict=True)):
+        if other != axis:
+            require(context, limit, "at least", size)
+
+
+def require_coordinates(context: NodeContext, position: int, sizes: Sequence[Dim]) -> None:
+    """Input `position` holds coordinates in its last axis: indices into axes of those sizes, one after another."""
+    count = context.arithmetic.product(context.shape(position)[:-1])
+    for size in sizes:
+        require_entries(context, size, count)
+    known = context.known(position)
+    if known is not None and known.size:
+        for column, size in enumerate(sizes):
+            require_constants(context, known[..., column], None, size)
+    elif known is None and all(context.arithmetic.equal_is_proved(size, sizes[0]) for size in sizes):
+        context.importer.builder.require_range(context.input(position), None, sizes[0])
+
+
+def require_values(context: NodeContext, position: int, least: Dim | None, size: Dim) -> None:
+    """The elements of input `position` lie in [least, size); a `least` of None is -size.
+
+    Raises an error where one does not: InvalidModelError for known elements in a known range, else when running. Of
+    elements that are computed nothing is checked: the kernel brings them inside, or leaves out what is not.
+    """
+    known = context.known(position)
+    if known is None:
+        context.importer.builder.require_range(context.input(position), least, size)
+    elif known.size:
+        require_constants(context, known, least, size)
+
+
+def require_constants(context: NodeContext, known: np.ndarray, least: Dim | None, size: Dim) -> None:
+    """As `require_values`, of a known array that is not empty."""
+    low, high = int(known.min()), int(known.max())
+    numbers = is_number(size) and (least is None or is_number(least))
+    if numbers and not (-size if least is None else least) <= low <= high < size:
+        wrong = high if high >= size else low
+        context.invalid(f"{wrong} lies outside [{-size if least is None else least}, {size})")
+    if numbers:
+        return
+    require(context, size, "at least", high + 1)
+    if least is None:
+        require(context, size, "at least", -low)
+    else:
+        require(context, low, "at least", least)
+
+
+def _text(shape: Sequence[Dim]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def with_size(context: NodeContext, tensor: relax.Expr, axis: int, size: Dim) -> relax.Expr:
+    """The tensor, whose size at an axis is checked, and from here on known, to be `size`."""
+    shape = list(tensor_shape(tensor))
+    require(context, shape[axis], "equal", size)
+    if is_number(shape[axis]) or context.arithmetic.equal_is_proved(shape[axis], size):
+        return tensor
+    shape[axis] = size
+    return context.match_shape(tensor, shape)
+
+
+def limited(value: Any, low: Any, high: Any) -> Any:
+    """A value inside a kernel, brought into [low, high], as int64."""
+    low, high = expression(low), expression(high)
+    return tirx.max(tirx.min(value.astype("int64"), high), low)
