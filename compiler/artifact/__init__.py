@@ -2,6 +2,16 @@
 
 from compiler.artifact.artifact import Artifact, tool_versions
 from compiler.artifact.format import artifact_bytes, read_artifact, sign, signatures_of, write_artifact
+from compiler.artifact.keys import (
+    Key,
+    KeyKind,
+    KeyPair,
+    generate_keys,
+    private_key_bytes,
+    public_key_bytes,
+    public_keys,
+    write_new_keys,
+)
 from compiler.artifact.manifest import (
     FORMAT_VERSION,
     FixedInput,
@@ -14,7 +24,7 @@ from compiler.artifact.manifest import (
     TensorDescription,
     ToolVersions,
 )
-from compiler.artifact.signature import Key, KeyPair, Signature, generate_keys
+from compiler.artifact.signature import Signature
 
 __all__ = [
     "FORMAT_VERSION",
@@ -22,6 +32,7 @@ __all__ = [
     "FixedInput",
     "KernelProvenance",
     "Key",
+    "KeyKind",
     "KeyPair",
     "Manifest",
     "MemoryPlan",
@@ -33,9 +44,13 @@ __all__ = [
     "ToolVersions",
     "artifact_bytes",
     "generate_keys",
+    "private_key_bytes",
+    "public_key_bytes",
+    "public_keys",
     "read_artifact",
     "sign",
     "signatures_of",
     "tool_versions",
     "write_artifact",
+    "write_new_keys",
 ]

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from compiler.artifact.artifact import Artifact
 from compiler.artifact.container import Layout, pack_head, parse_head
 from compiler.artifact.digest import tree_digests
+from compiler.artifact.keys import Key
 from compiler.artifact.manifest import Manifest
 from compiler.artifact.signature import (
-    Key,
     Signature,
     check_signatures,
     make_signature,
@@ -67,7 +67,8 @@ def read_artifact(
     Args:
         source: a path, or the bytes of such a file. A file is mapped, not copied, unless `trusted_keys` is given:
             then it is read into private memory, so that it can not change after its signature was checked.
-        trusted_keys: Ed25519 public keys, raw (32 bytes) or paths of PEM files; a valid signature by one is required.
+        trusted_keys: Ed25519 public keys, raw (32 bytes) or paths of PEM files or of folders of them; a valid signature
+            by one is required.
 
     Raises:
         StorageError: the file can not be read.

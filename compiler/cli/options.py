@@ -55,3 +55,21 @@ ModulePath = Annotated[Path, typer.Argument(metavar="MODULE", help="A .twm file.
 AnyPath = Annotated[
     Path, typer.Argument(metavar="FILE", help="A module (.twm), or a model (.onnx, .pt2).", show_default=False)
 ]
+TrustedKeys = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--trusted-key",
+        metavar="PATH",
+        help="Refuse a module that is not signed by this key: an Ed25519 public key (PEM), or a folder of them. "
+        "Again for other keys.",
+        show_default=False,
+    ),
+]
+PassphraseFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--passphrase-file",
+        metavar="FILE",
+        help="Holds the passphrase of an encrypted private key; else TENSORWRIGHT_PASSPHRASE, or it is asked for.",
+    ),
+]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.artifact import Artifact, write_artifact
+from compiler.artifact.storage import read_mapped, write_atomically
 from compiler.device.programs import PROGRAMS, SHARED_LIBRARY, SOURCES, device_programs
 from compiler.device.runtime_libraries import FFI_LIBRARY, RUNTIME_LIBRARY
 from compiler.errors import OptionError, StorageError
@@ -52,9 +53,12 @@ class Bundle:
     onnx_runtime_bytes: int | None
 
 
-def write_bundle(artifact: Artifact, target: Target, output: Path) -> Bundle:
+def write_bundle(artifact: Artifact, target: Target, output: Path, *, file: Path | None = None) -> Bundle:
     """Write a module, the runtime's libraries, programs, the C header and an example into a new folder; for a
     microcontroller C sources alone.
+
+    Args:
+        file: of the module, copied as it is, so that it stays signed; without one it is written anew and unsigned.
 
     Raises:
         OptionError: the folder exists and is not empty, the module is for another architecture than the target, or it
@@ -75,6 +79,7 @@ def write_bundle(artifact: Artifact, target: Target, output: Path) -> Bundle:
     programs = device_programs(target)
     try:
         _write(artifact, target, programs, output)
+        write_module(artifact, file, output / MODULE)
     except (OSError, StorageError) as error:
         raise _incomplete(output, error) from error
     files = {str(path.relative_to(output)): path.stat().st_size for path in sorted(output.rglob("*")) if path.is_file()}
@@ -135,4 +140,15 @@ def _write(artifact: Artifact, target: Target, programs: Path, output: Path) -> 
     (output / "Makefile").write_text(_MAKEFILE.format(cc=compiler), encoding="utf-8")
     described = {"name": artifact.manifest.model_name, "target": target.name, "architecture": target.architecture}
     (output / "README").write_text(_README.format(**described), encoding="utf-8")
-    write_artifact(artifact, output / MODULE)
+
+
+def write_module(artifact: Artifact, file: Path | None, output: Path) -> None:
+    """A copy of the module's file, signatures and all; where it has none, a new one.
+
+    Raises:
+        StorageError: it can not be written.
+    """
+    if file is None:
+        write_artifact(artifact, output)
+    else:
+        write_atomically(output, [read_mapped(file)])

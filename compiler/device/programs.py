@@ -9,6 +9,7 @@ from pathlib import Path
 
 from compiler.device.cache import cached, key_of
 from compiler.device.runtime_libraries import runtime_libraries
+from compiler.device.sodium import sodium_include, sodium_object
 from compiler.device.toolchain import compile_objects, include_folders, include_options
 from targets import Target
 
@@ -18,6 +19,8 @@ LIBRARY_SOURCES = (
     "tensors.cc",
     "module.cc",
     "sha256.cc",
+    "keys.cc",
+    "signature.cc",
     "processor.cc",
     "c_api.cc",
     "library_system.cc",
@@ -31,6 +34,7 @@ COMPILE_OPTIONS = (
     "-fPIC",
     "-ffunction-sections",
     "-fdata-sections",
+    "-DSODIUM_STATIC",
     f'-DTENSORWRIGHT_VERSION="{importlib.metadata.version("tensorwright")}"',
     f'-DTENSORWRIGHT_ENGINE="{importlib.metadata.version("apache-tvm")}"',
 )
@@ -42,27 +46,28 @@ def device_programs(target: Target) -> Path:
 
     Raises:
         targets.TargetError: no compiler for the target, or it failed.
-        MissingDependencyError: the runtime's libraries for it are not to be had.
+        MissingDependencyError: the runtime's libraries for it, or libsodium's source, are not to be had.
     """
-    libraries = runtime_libraries(target)
+    libraries, sodium = runtime_libraries(target), sodium_object(target)
     compiler = target.compiler()
     contents = [path.read_bytes() for path in sorted(SOURCES.glob("*.*"))]
     version = importlib.metadata.version("apache-tvm-ffi")
-    key = key_of([target.architecture, version, compiler.version(), *COMPILE_OPTIONS, *LINK_OPTIONS, *contents])
-    return cached("device", f"{target.architecture}-{key}", lambda folder: _build(target, libraries, folder))
+    versions = [version, compiler.version(), sodium.parent.name]
+    key = key_of([target.architecture, *versions, *COMPILE_OPTIONS, *LINK_OPTIONS, *contents])
+    return cached("device", f"{target.architecture}-{key}", lambda folder: _build(target, libraries, sodium, folder))
 
 
-def _build(target: Target, libraries: Sequence[Path], folder: Path) -> None:
+def _build(target: Target, libraries: Sequence[Path], sodium: Path, folder: Path) -> None:
     for library in libraries:
         shutil.copy(library, folder)
     groups = {"library": [*LIBRARY_SOURCES, NO_LINKED_MODULE], **{name: [each] for name, each in PROGRAMS.items()}}
     sources = {name: [SOURCES / each for each in parts] for name, parts in groups.items()}
-    options = [*COMPILE_OPTIONS, *include_options(include_folders())]
+    options = [*COMPILE_OPTIONS, *include_options([*include_folders(), sodium_include()])]
     library, *programs = compile_objects(target, sources, options, folder)
     options = engine_link_options(folder)
-    target.compiler().run(["-shared", library, "-o", folder / SHARED_LIBRARY, *options])
+    target.compiler().run(["-shared", library, sodium, "-o", folder / SHARED_LIBRARY, *options])
     for made in programs:
-        target.compiler().run([made, library, "-o", folder / made.stem, *options])
+        target.compiler().run([made, library, sodium, "-o", folder / made.stem, *options])
 
 
 def engine_link_options(libraries: Path) -> list[str]:

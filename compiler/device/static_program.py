@@ -8,11 +8,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from compiler.artifact import Artifact, write_artifact
-from compiler.device.bundle import ONNX_RUNTIME_BYTES, check_accelerator, check_architecture
+from compiler.artifact import Artifact
+from compiler.device.bundle import ONNX_RUNTIME_BYTES, check_accelerator, check_architecture, write_module
 from compiler.device.cache import cached, key_of
 from compiler.device.programs import COMPILE_OPTIONS, LIBRARY_SOURCES, SOURCES
 from compiler.device.runtime_sources import FFI_OBJECT, RUNTIME_OBJECT, ffi_source_folder, runtime_objects
+from compiler.device.sodium import sodium_include, sodium_object
 from compiler.device.toolchain import compile_objects, include_folders, include_options
 from compiler.errors import OptionError, StorageError
 from targets import LinkError, Target
@@ -56,16 +57,21 @@ class StaticProgram:
     onnx_runtime_bytes: int | None
 
 
-def write_static_program(artifact: Artifact, target: Target, output: Path) -> StaticProgram:
+def write_static_program(
+    artifact: Artifact, target: Target, output: Path, *, file: Path | None = None
+) -> StaticProgram:
     """Write an executable that runs the module, for any Linux of the architecture: no libraries, no Python.
 
     Its options are those of `tensorwright-run`, less the module's path.
+
+    Args:
+        file: of the module, linked in as it is, so that it stays signed; without one it is unsigned.
 
     Raises:
         OptionError: the file exists, the module is for another architecture, or it calls an accelerator.
         StorageError: it can not be written.
         targets.TargetError: the toolchain is missing or failed, or the module calls a function that it has not.
-        MissingDependencyError: the installed engine carries no sources.
+        MissingDependencyError: the installed engine carries no sources, or libsodium's are not to be had.
     """
     check_architecture(artifact, target)
     check_accelerator(artifact, target)
@@ -75,7 +81,7 @@ def write_static_program(artifact: Artifact, target: Target, output: Path) -> St
     with tempfile.TemporaryDirectory(prefix="tensorwright-") as name:
         folder = Path(name)
         module = folder / "module.twm"
-        write_artifact(artifact, module)
+        write_module(artifact, file, module)
         assembly = folder / "linked.S"
         assembly.write_text(_assembly(module, undefined_symbols(artifact, target, folder), target), encoding="utf-8")
         made = folder / "program"
@@ -91,15 +97,16 @@ def write_static_program(artifact: Artifact, target: Target, output: Path) -> St
 
 def _objects(target: Target) -> Path:
     """A folder with the object files of everything but the module."""
-    runtime = runtime_objects(target)
+    runtime, sodium = runtime_objects(target), sodium_object(target)
     contents = [path.read_bytes() for path in sorted(SOURCES.glob("*.*"))]
-    key = key_of([runtime.name, *COMPILE_OPTIONS, *_SOURCES, *contents])
+    key = key_of([runtime.name, sodium.parent.name, *COMPILE_OPTIONS, *_SOURCES, *contents])
 
     def build(folder: Path) -> None:
-        options = [*COMPILE_OPTIONS, *include_options([*include_folders(), ffi_source_folder() / "extra"])]
+        folders = [*include_folders(), ffi_source_folder() / "extra", sodium_include()]
+        options = [*COMPILE_OPTIONS, *include_options(folders)]
         compile_objects(target, {"program": [SOURCES / name for name in _SOURCES]}, options, folder)
-        for name in (FFI_OBJECT, RUNTIME_OBJECT):
-            shutil.copy(runtime / name, folder)
+        for path in (runtime / FFI_OBJECT, runtime / RUNTIME_OBJECT, sodium):
+            shutil.copy(path, folder)
 
     return cached("static", f"{target.architecture}-{key}", build)
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from compiler import errors
+from compiler.artifact import Key, public_keys
 from compiler.errors import InternalError, OptionError, TensorwrightError
 from compiler.profiling.statistics import Latency
 from compiler.profiling.workload import as_module, complete_inputs
@@ -71,6 +72,7 @@ def bench(
     seconds: float = 3.0,
     threads: int | None = None,
     sizes: Mapping[str, int] | None = None,
+    trusted_keys: Sequence[Key] | None = None,
 ) -> BenchResult:
     """Measure a module in a fresh process.
 
@@ -80,6 +82,7 @@ def bench(
         runs: how many runs to time; as many as fit in `seconds`, at least 3, when None.
         threads: how many threads a run uses; the module's own setting when None.
         sizes: of symbolic dimensions by name, for random inputs; 1 for those not named.
+        trusted_keys: Ed25519 public keys, as for `load`: a file must be signed by one of them.
 
     Raises:
         UserError: the file or an input is at fault.
@@ -89,7 +92,8 @@ def bench(
         raise OptionError(f"runs={runs}: at least one run is needed")
     if not seconds > 0:
         raise OptionError(f"seconds={seconds}: a time above 0 is needed")
-    module = as_module(source, threads)
+    trusted = [key.hex() for key in public_keys(trusted_keys)] if trusted_keys is not None else None
+    module = as_module(source, threads, trusted_keys)
     arrays = complete_inputs(module, inputs, sizes)
     with tempfile.TemporaryDirectory(prefix="tensorwright-bench-") as folder:
         path = Path(source) if isinstance(source, str | os.PathLike) else Path(folder) / "module.twm"
@@ -101,6 +105,7 @@ def bench(
             "runs": runs,
             "seconds": seconds,
             "threads": threads,
+            "trusted_keys": trusted if isinstance(source, str | os.PathLike) else None,
         }
         measured = _run_worker(request)
         file_bytes = path.stat().st_size

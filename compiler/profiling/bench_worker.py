@@ -29,7 +29,9 @@ def measure(request: dict[str, Any], import_seconds: float) -> dict[str, Any]:
     _reset_peak()
     before = _resident_bytes()
     start = time.perf_counter()
-    module = load(request["module"], threads=request["threads"])
+    trusted = request["trusted_keys"]
+    keys = [bytes.fromhex(key) for key in trusted] if trusted is not None else None
+    module = load(request["module"], threads=request["threads"], trusted_keys=keys)
     load_seconds = time.perf_counter() - start
     load_memory = _resident_bytes() - before
     first_seconds = _timed_run(module, inputs)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from compiler.artifact import Key
 from compiler.artifact.manifest import TensorDescription
 from compiler.errors import InputError, OptionError
 from compiler.reference import random_inputs
@@ -65,10 +66,11 @@ def prepare(
     return Workload(module, arrays, run, machine["set_instrument"])
 
 
-def as_module(source: Any, threads: int | None = None) -> Module:
-    """`source` if it is a `Module`, or the module in the `.twm` file it is the path of, set to so many threads."""
+def as_module(source: Any, threads: int | None = None, trusted_keys: Sequence[Key] | None = None) -> Module:
+    """`source` if it is a `Module`, or the module in the `.twm` file it is the path of, set to so many threads; a file
+    must be signed by one of the trusted keys if there are any."""
     if isinstance(source, str | os.PathLike):
-        return load(source, threads=threads)
+        return load(source, threads=threads, trusted_keys=trusted_keys)
     if not isinstance(source, Module):
         raise OptionError(
             f"a {type(source).__name__} can not be measured",

@@ -252,7 +252,7 @@ def load(
     Args:
         source: the path of a `.twm` file, or its bytes.
         threads: how many threads a run uses; None: the module's own setting.
-        trusted_keys: Ed25519 public keys (32 raw bytes, or paths of PEM files): a valid signature by one of them is
+        trusted_keys: Ed25519 public keys (32 raw bytes, or paths of PEM files or folders): a valid signature by one is
             required, and the file is read into private memory. Without, the file is mapped, and must not be changed
             in place while the module is in use.
         verify: also run the stored reference input and compare (`Module.verify`).

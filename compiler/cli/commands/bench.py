@@ -40,6 +40,7 @@ def _bench(
     seconds: options.Seconds = 3.0,
     threads: options.Threads = None,
     target: options.TargetName = "host",
+    trusted: options.TrustedKeys = None,
     as_json: options.Json = False,
 ) -> None:
     import compiler
@@ -47,11 +48,17 @@ def _bench(
     from compiler.cli.progress import Steps
     from compiler.cli.sources import prepare
 
-    prepared = prepare(file, target, shape, inputs, threads)
+    prepared = prepare(file, target, shape, inputs, threads, trusted)
     with Steps() as steps:
         steps("measure")
         result = compiler.bench(
-            prepared.source, prepared.inputs, runs=runs, seconds=seconds, threads=threads, sizes=prepared.sizes
+            prepared.source,
+            prepared.inputs,
+            runs=runs,
+            seconds=seconds,
+            threads=threads,
+            sizes=prepared.sizes,
+            trusted_keys=prepared.trusted_keys,
         )
     if as_json:
         print_json(result.to_dict())

@@ -48,6 +48,7 @@ def _bundle(
         typer.Option("--target", "-t", metavar="NAME", help="The device; if not given, what it was compiled for."),
     ] = None,
     static: Annotated[bool, typer.Option("--static", help="One executable in place of a folder.")] = False,
+    trusted: options.TrustedKeys = None,
     as_json: options.Json = False,
 ) -> None:
     from compiler.artifact import read_artifact
@@ -55,21 +56,21 @@ def _bundle(
     from compiler.profiling.summary import check_is_module
 
     check_is_module(module)
-    artifact = read_artifact(module)
+    artifact = read_artifact(module, trusted or None)
     with translated_target_errors():
         device = find_target(target or artifact.manifest.target.name)
         if static:
-            _static(artifact, device, output if output is not None else module.with_suffix(""), as_json)
+            _static(artifact, module, device, output if output is not None else module.with_suffix(""), as_json)
         else:
-            _folder(artifact, device, output if output is not None else Path(f"{module.stem}-bundle"), as_json)
+            _folder(artifact, module, device, output if output is not None else Path(f"{module.stem}-bundle"), as_json)
 
 
-def _folder(artifact: Any, target: Any, output: Path, as_json: bool) -> None:
+def _folder(artifact: Any, module: Path, target: Any, output: Path, as_json: bool) -> None:
     from compiler.cli.output import print_json, print_line, print_table
     from compiler.device.bundle import write_bundle
     from compiler.profiling.formatting import format_bytes
 
-    bundle = write_bundle(artifact, target, output)
+    bundle = write_bundle(artifact, target, output, file=module)
     if as_json:
         print_json(
             {"folder": bundle.folder, "files": dict(bundle.files), "runtime_bytes": bundle.runtime_bytes,
@@ -85,12 +86,12 @@ def _folder(artifact: Any, target: Any, output: Path, as_json: bool) -> None:
     print_line(f"wrote {bundle.folder}; its README says what to run")
 
 
-def _static(artifact: Any, target: Any, output: Path, as_json: bool) -> None:
+def _static(artifact: Any, module: Path, target: Any, output: Path, as_json: bool) -> None:
     from compiler.cli.output import print_json, print_line
     from compiler.device.static_program import write_static_program
     from compiler.profiling.formatting import format_bytes
 
-    program = write_static_program(artifact, target, output)
+    program = write_static_program(artifact, target, output, file=module)
     if as_json:
         print_json({**asdict(program), "path": str(program.path)})
         return

@@ -30,7 +30,7 @@ HELP = """Compile a model into a module that runs without the compiler.
     tensorwright compile model.onnx --dump passes --pass after:fold-constants=my_passes.py:simplify
 
   Sign it; compiler.load(path, trusted_keys=[...]) checks the signature:
-    tensorwright compile model.onnx --sign private_key.pem
+    tensorwright key new release.pem && tensorwright compile model.onnx --sign release.pem
 """
 
 
@@ -80,17 +80,21 @@ def _compile(
     sign: Annotated[
         Path | None, typer.Option(metavar="KEY", help="Sign with this Ed25519 private key (a PEM file).")
     ] = None,
+    passphrase_file: options.PassphraseFile = None,
     as_json: options.Json = False,
 ) -> None:
     import compiler
+    from compiler.artifact import KeyKind
     from compiler.cli.arguments import parse_arrays, parse_passes, parse_shapes
     from compiler.cli.output import print_json
+    from compiler.cli.passphrases import load_private_key
     from compiler.cli.progress import Steps
     from compiler.profiling.model_inspection import model_inputs
     from compiler.profiling.summary import check_writable, coverage_of, summarize
 
     path = output if output is not None else Path(model.with_suffix(".twm").name)
     check_writable(path)
+    key = load_private_key(sign, KeyKind.SIGNING, passphrase_file) if sign is not None else None
     shapes = parse_shapes(shape or [])
     passes = parse_passes(pass_ or [])
     specs: dict[str, Any] = {each.name: each for each in model_inputs(model)} if constant else {}
@@ -113,7 +117,7 @@ def _compile(
             progress=steps,
         )
         steps("write")
-        module.export(path, sign_key=sign)
+        module.export(path, sign_key=key)
     summary = summarize(module, path, coverage, steps.seconds)
     if as_json:
         print_json(summary.to_dict())

@@ -22,6 +22,9 @@ Inputs that are not given are the module's stored example, or random.
   All inputs from one archive, and the module checked against its stored example first:
     tensorwright run model.twm --input inputs.npz --verify
 
+  A module from elsewhere, refused unless a key that you trust signed it:
+    tensorwright run model.twm --trusted-key release.pem.pub
+
   Values written out; an open dimension set for the random rest:
     tensorwright run vad.twm --input sr=16000 --shape batch=4
 """
@@ -41,6 +44,7 @@ def _run(
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Also run the stored example and compare.")] = False,
     threads: options.Threads = None,
+    trusted: options.TrustedKeys = None,
     as_json: options.Json = False,
 ) -> None:
     import compiler
@@ -53,7 +57,7 @@ def _run(
     check_is_module(module)
     if output is not None:
         check_writable(output)
-    loaded = compiler.load(module, threads=threads, verify=verify)
+    loaded = compiler.load(module, threads=threads, trusted_keys=trusted or None, verify=verify)
     specs = {spec.name: spec for spec in loaded.inputs}
     given = parse_arrays(inputs or [], "--input", specs)
     sizes = split_shapes(parse_shapes(shape or []), loaded.inputs)

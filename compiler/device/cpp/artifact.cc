@@ -10,6 +10,7 @@
 #include <map>
 
 #include "sha256.h"
+#include "signature.h"
 
 namespace tensorwright {
 namespace {
@@ -55,29 +56,46 @@ std::vector<Description> Descriptions(const json::Object& manifest, const char* 
   return result;
 }
 
+// A file in memory of this process alone; MAP_FAILED where it can not be read whole.
+void* ReadWhole(int descriptor, size_t size) {
+  void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) return memory;
+  for (size_t done = 0; done < size;) {
+    ssize_t count = read(descriptor, static_cast<char*>(memory) + done, size - done);
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) {
+      munmap(memory, size);
+      return MAP_FAILED;
+    }
+    done += static_cast<size_t>(count);
+  }
+  return memory;
+}
+
 }  // namespace
 
-std::shared_ptr<Artifact> Artifact::Open(const std::string& path) {
+std::shared_ptr<Artifact> Artifact::Open(const std::string& path, const TrustedKeys* trusted) {
   int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (descriptor < 0) throw Error(path + ": " + std::strerror(errno));
   struct stat status;
   void* memory = MAP_FAILED;
-  if (fstat(descriptor, &status) == 0 && status.st_size > 0) {
-    memory = mmap(nullptr, status.st_size, PROT_READ, MAP_PRIVATE, descriptor, 0);
+  if (fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode) && status.st_size > 0) {
+    memory = trusted && !trusted->empty() ? ReadWhole(descriptor, static_cast<size_t>(status.st_size))
+                                          : mmap(nullptr, status.st_size, PROT_READ, MAP_PRIVATE, descriptor, 0);
   }
   close(descriptor);
   if (memory == MAP_FAILED) throw Error(path + " can not be read");
   std::shared_ptr<Artifact> artifact(new Artifact());
   artifact->file_ = {static_cast<const uint8_t*>(memory), static_cast<size_t>(status.st_size)};
   artifact->mapped_ = true;
-  artifact->Parse(path);
+  artifact->Parse(path, trusted);
   return artifact;
 }
 
-std::shared_ptr<Artifact> Artifact::FromMemory(Span file, const std::string& origin) {
+std::shared_ptr<Artifact> Artifact::FromMemory(Span file, const std::string& origin, const TrustedKeys* trusted) {
   std::shared_ptr<Artifact> artifact(new Artifact());
   artifact->file_ = file;
-  artifact->Parse(origin);
+  artifact->Parse(origin, trusted);
   return artifact;
 }
 
@@ -85,7 +103,7 @@ Artifact::~Artifact() {
   if (mapped_) munmap(const_cast<uint8_t*>(file_.data), file_.size);
 }
 
-void Artifact::Parse(const std::string& origin) {
+void Artifact::Parse(const std::string& origin, const TrustedKeys* trusted) {
   const uint8_t* data = file_.data;
   if (file_.size < kHead || std::memcmp(data, kMagic, 8) != 0) throw Error(origin + " is not a module file");
   uint32_t version = Read<uint32_t>(data + 8);
@@ -105,6 +123,8 @@ void Artifact::Parse(const std::string& origin) {
   Digest found = head.Finish();
   if (std::memcmp(found.data(), data + kPrefix, found.size()) != 0) Damaged(origin, "the checksum of its head does not match");
   digest = Hex(found);
+  std::vector<Signature> signatures = ParseSignatures({data + content_bytes, file_.size - static_cast<size_t>(content_bytes)}, origin);
+  if (trusted && !trusted->empty()) trusted->Check(signatures, found, origin);
   std::string text(reinterpret_cast<const char*>(data) + table_end, manifest_bytes);
   ffi::String problem;
   json::Value parsed = json::Parse(text, &problem);

@@ -52,11 +52,14 @@ std::vector<NamedTensor> ReadTensors(Span blob, const std::vector<Description>& 
 // A safetensors blob of tensors that are described.
 std::string WriteTensors(const std::vector<Description>& descriptions, const std::vector<ffi::Tensor>& tensors);
 
+class TrustedKeys;
+
 class Artifact {
  public:
-  // Throws Error unless it is a whole module file whose checksums all match.
-  static std::shared_ptr<Artifact> Open(const std::string& path);
-  static std::shared_ptr<Artifact> FromMemory(Span file, const std::string& origin);
+  // Throws Error unless it is a whole module file whose checksums all match. With trusted keys (none if null or empty)
+  // it must have a valid signature by one of them, and is read into memory of its own, so that it stays what was checked.
+  static std::shared_ptr<Artifact> Open(const std::string& path, const TrustedKeys* trusted = nullptr);
+  static std::shared_ptr<Artifact> FromMemory(Span file, const std::string& origin, const TrustedKeys* trusted = nullptr);
   ~Artifact();
 
   std::string model_name, architecture, target_name;
@@ -73,7 +76,7 @@ class Artifact {
 
  private:
   Artifact() = default;
-  void Parse(const std::string& origin);
+  void Parse(const std::string& origin, const TrustedKeys* trusted);
   void ParseManifest(const std::string& text);
 
   Span file_;

@@ -3,12 +3,14 @@
 
 #include "linked.h"
 #include "module.h"
+#include "signature.h"
 #include "tensorwright.h"
 
 using tensorwright::Artifact;
 using tensorwright::Description;
 using tensorwright::Error;
 using tensorwright::Module;
+using tensorwright::TrustedKeys;
 namespace ffi = tvm::ffi;
 
 struct tensorwright_module {
@@ -33,6 +35,13 @@ int Guarded(Function function) {
     last_error = "unknown error";
   }
   return 1;
+}
+
+// The module of a file, or the linked one where there is no path.
+std::shared_ptr<Artifact> Opened(const char* path, const TrustedKeys& trusted) {
+  if (path) return Artifact::Open(path, &trusted);
+  if (!tensorwright::LinkedModule().data) throw Error("no module is linked into this program");
+  return Artifact::FromMemory(tensorwright::LinkedModule(), "the linked module", &trusted);
 }
 
 void Describe(const std::vector<Description>& all, int32_t index, tensorwright_tensor* result) {
@@ -61,13 +70,19 @@ extern "C" {
 const char* tensorwright_last_error(void) { return last_error.c_str(); }
 
 int tensorwright_load(const char* path, tensorwright_module** module) {
-  return Guarded([&] { *module = new tensorwright_module(Artifact::Open(path)); });
+  return Guarded([&] { *module = new tensorwright_module(Opened(path, {})); });
 }
 
 int tensorwright_load_linked(tensorwright_module** module) {
+  return Guarded([&] { *module = new tensorwright_module(Opened(nullptr, {})); });
+}
+
+int tensorwright_load_trusted(const char* path, const char* const* trusted_keys, size_t count, tensorwright_module** module) {
   return Guarded([&] {
-    if (!tensorwright::LinkedModule().data) throw Error("no module is linked into this program");
-    *module = new tensorwright_module(Artifact::FromMemory(tensorwright::LinkedModule(), "the linked module"));
+    if (count == 0) throw Error("no trusted key is given");
+    TrustedKeys trusted;
+    for (size_t i = 0; i < count; ++i) trusted.Add(trusted_keys[i]);
+    *module = new tensorwright_module(Opened(path, trusted));
   });
 }
 

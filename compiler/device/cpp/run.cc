@@ -1,8 +1,10 @@
 // Runs a module:  tensorwright-run MODULE.twm [--inputs FILE] [--outputs FILE] [--verify] [--runs N]
+//                                      [--trusted-key PATH]...
 //
 // FILE is in the safetensors format, tensors by the names of the module's inputs or outputs. Inputs are the stored example
 // if not given. With --runs, the median and the 99th percentile of that many further runs are printed.
-// A program that has its module linked in takes no MODULE.twm.
+// With --trusted-key (an Ed25519 public key in PEM form, or a folder of them; again for more) a module must be signed by one
+// of these keys. A program that has its module linked in takes no MODULE.twm.
 #include <cstdio>
 #include <cstring>
 #include <fstream>
@@ -10,6 +12,7 @@
 
 #include "linked.h"
 #include "module.h"
+#include "signature.h"
 
 namespace tensorwright {
 namespace {
@@ -18,9 +21,10 @@ struct Options {
   std::string module, inputs, outputs;
   bool verify = false;
   int runs = 0;
+  TrustedKeys trusted;
 };
 
-const char* const kUsage = "usage: tensorwright-run %s[--inputs FILE] [--outputs FILE] [--verify] [--runs N]\n";
+const char* const kUsage = "usage: tensorwright-run %s[--inputs FILE] [--outputs FILE] [--verify] [--runs N] [--trusted-key PATH]...\n";
 
 bool Parse(int count, char** arguments, Options* options) {
   for (int i = 1; i < count; ++i) {
@@ -32,6 +36,8 @@ bool Parse(int count, char** arguments, Options* options) {
       options->inputs = arguments[++i];
     } else if (argument == "--outputs" && more) {
       options->outputs = arguments[++i];
+    } else if (argument == "--trusted-key" && more) {
+      options->trusted.Add(arguments[++i]);
     } else if (argument == "--runs" && more) {
       options->runs = std::atoi(arguments[++i]);
     } else if (options->module.empty() && argument[0] != '-' && !LinkedModule().data) {
@@ -82,7 +88,7 @@ int Main(int count, char** arguments) {
     return 2;
   }
   bool linked = LinkedModule().data != nullptr;
-  auto artifact = linked ? Artifact::FromMemory(LinkedModule(), "the linked module") : Artifact::Open(options.module);
+  auto artifact = linked ? Artifact::FromMemory(LinkedModule(), "the linked module", &options.trusted) : Artifact::Open(options.module, &options.trusted);
   Module module(artifact);
   if (options.verify) std::printf("verified: the largest difference from the reference is %g\n", module.Verify());
   std::vector<ffi::Tensor> inputs = Inputs(module, options.inputs);

@@ -35,6 +35,10 @@ int tensorwright_load(const char* path, tensorwright_module** module);
 /* The module that was linked into this program (`tensorwright bundle --static`). */
 int tensorwright_load_linked(tensorwright_module** module);
 
+/* The same for modules that must carry a valid Ed25519 signature by one of `count` keys. `trusted_keys` are paths of public
+ * keys in PEM form, or of folders of such files (*.pem, *.pub). `path` NULL: the module that was linked into this program. */
+int tensorwright_load_trusted(const char* path, const char* const* trusted_keys, size_t count, tensorwright_module** module);
+
 void tensorwright_free(tensorwright_module* module);
 
 /* Names, types and shapes of what the module takes and gives; an open size is -1. `data` is NULL. */

@@ -69,15 +69,24 @@ def test_constants_dumps_and_passes(tensorwright: Run, sum_path: Path, tmp_path:
 
 
 def test_signed_modules(tensorwright: Run, sum_path: Path, tmp_path: Path) -> None:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
-    key = Ed25519PrivateKey.generate()
-    pem = tmp_path / "key.pem"
-    pem.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    path = tmp_path / "out.twm"
-    assert tensorwright("compile", sum_path, "-o", path, "--sign", pem).code == 0
-    assert compiler.load(path, trusted_keys=[key.public_key().public_bytes_raw()]).outputs[0].name == "y"
+    secret, path = tmp_path / "key.pem", tmp_path / "out.twm"
+    passphrase = tmp_path / "passphrase"
+    passphrase.write_text("secret\n")
+    made = tensorwright("key", "new", secret, "--passphrase-file", passphrase, "--json").json
+    key = f"{secret}.pub"
+    assert tensorwright("key", "show", key, "--json").json[0]["key"] == made["key"]
+    assert tensorwright("compile", sum_path, "-o", path).code == 0
+    refused = tensorwright("run", path, "--trusted-key", key)
+    assert refused.code == 2
+    assert "is not signed" in refused.err
+    assert tensorwright("verify", path, "--trusted-key", key).code == 2
+    assert tensorwright("sign", path, "--key", secret, "--passphrase-file", passphrase).code == 0
+    assert tensorwright("verify", path, "--trusted-key", key, "--json").json["keys"] == [made["key"]]
+    assert tensorwright("run", path, "--trusted-key", key).code == 0
+    assert tensorwright("bench", path, "--runs", 1, "--trusted-key", key).code == 0
+    arguments = ["compile", sum_path, "-o", path, "--sign", secret, "--passphrase-file", passphrase]
+    assert tensorwright(*arguments).code == 0
+    assert compiler.load(path, trusted_keys=[key]).outputs[0].name == "y"
 
 
 def test_run_prints_and_saves_outputs(tensorwright: Run, module_path: Path, tmp_path: Path) -> None:

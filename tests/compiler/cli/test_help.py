@@ -17,6 +17,8 @@ COMMANDS = (
     "quantize",
     "tune",
     "records",
+    "sign",
+    "verify",
     "bundle",
     "push",
     "targets",

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import compiler
+from compiler.artifact import write_new_keys
 from compiler.artifact.tensors import Blob
 from compiler.cli import main
 from compiler.device.emulation import _read_outputs
@@ -34,7 +35,11 @@ def module(target: Target) -> compiler.Module:
 
 @pytest.fixture(scope="module")
 def program(module: compiler.Module, target: Target, tmp_path_factory: pytest.TempPathFactory) -> StaticProgram:
-    return write_static_program(module.artifact, target, tmp_path_factory.mktemp("device") / "net")
+    """Of a module that is signed by the key beside it."""
+    folder = tmp_path_factory.mktemp("device")
+    write_new_keys(folder / "key.pem")
+    module.export(folder / "net.twm", sign_key=folder / "key.pem")
+    return write_static_program(module.artifact, target, folder / "net", file=folder / "net.twm")
 
 
 def run(program: StaticProgram, target: Target, root: Path, *options: object) -> subprocess.CompletedProcess[str]:
@@ -46,10 +51,18 @@ def run(program: StaticProgram, target: Target, root: Path, *options: object) ->
 
 
 def test_it_verifies_itself_with_nothing_around(program: StaticProgram, target: Target, tmp_path: Path) -> None:
-    done = run(program, target, tmp_path, "--verify", "--runs", 3)
+    key = program.path.with_name("key.pem.pub")
+    done = run(program, target, tmp_path, "--verify", "--runs", 3, "--trusted-key", key)
     assert done.returncode == 0, done.stderr
     assert "verified" in done.stdout
     assert re.search(r"p50 [\d.]+ ms, p99 [\d.]+ ms, 3 runs", done.stdout)
+
+
+def test_it_is_refused_without_a_trusted_signature(program: StaticProgram, target: Target, tmp_path: Path) -> None:
+    other = write_new_keys(tmp_path / "other.pem")
+    done = run(program, target, tmp_path, "--trusted-key", other)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the linked module is signed by none of the trusted keys, only by ")
 
 
 def test_it_is_a_sixth_of_onnx_runtime(program: StaticProgram) -> None:

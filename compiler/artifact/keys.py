@@ -1,0 +1,237 @@
+"""Keys in PEM files: Ed25519 keys sign modules, X25519 keys open connections to devices.
+
+Private keys are PKCS #8, encrypted when a passphrase is given; public ones SubjectPublicKeyInfo (RFC 8410).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from compiler.errors import OptionError, StorageError
+
+KEY_BYTES = 32
+PASSPHRASE_VARIABLE = "TENSORWRIGHT_PASSPHRASE"
+PUBLIC_SUFFIX = ".pub"
+_FOLDER_SUFFIXES = (".pem", PUBLIC_SUFFIX)
+
+Key = bytes | str | Path
+"""A key: 32 raw bytes, or the path of a PEM file."""
+
+
+class KeyKind(str, Enum):
+    """What a key is for."""
+
+    SIGNING = "signing"
+    CONNECTION = "connection"
+
+    @property
+    def algorithm(self) -> str:
+        """The curve's name."""
+        return "Ed25519" if self is KeyKind.SIGNING else "X25519"
+
+    @property
+    def private_class(self) -> Any:
+        """The class of private keys."""
+        from cryptography.hazmat.primitives.asymmetric import ed25519, x25519
+
+        return ed25519.Ed25519PrivateKey if self is KeyKind.SIGNING else x25519.X25519PrivateKey
+
+    @property
+    def public_class(self) -> Any:
+        """The class of public keys."""
+        from cryptography.hazmat.primitives.asymmetric import ed25519, x25519
+
+        return ed25519.Ed25519PublicKey if self is KeyKind.SIGNING else x25519.X25519PublicKey
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """A key pair as raw bytes, 32 each. The private one is the only secret."""
+
+    private: bytes
+    public: bytes
+
+
+def generate_keys(kind: KeyKind = KeyKind.SIGNING) -> KeyPair:
+    """Make a new key pair from the operating system's random source."""
+    key = kind.private_class.generate()
+    return KeyPair(key.private_bytes_raw(), key.public_key().public_bytes_raw())
+
+
+def write_new_keys(path: Path, kind: KeyKind = KeyKind.SIGNING, passphrase: bytes | None = None) -> Path:
+    """Make a key pair: the private key in a new file that its owner alone may read (mode 0600), the public one in
+    `path`.pub.
+
+    Args:
+        passphrase: encrypts the private key.
+
+    Returns:
+        The path of the public key.
+
+    Raises:
+        OptionError: a file of that name exists, or the passphrase is empty.
+        StorageError: a file can not be written.
+    """
+    from cryptography.hazmat.primitives import serialization as form
+
+    if passphrase is not None and not passphrase:
+        raise OptionError("the passphrase is empty", "give one, or leave the private key unencrypted")
+    key, public = kind.private_class.generate(), Path(f"{path}{PUBLIC_SUFFIX}")
+    if public.exists():
+        raise OptionError(f"{public} exists", "give another name: keys are never overwritten")
+    encryption = form.BestAvailableEncryption(passphrase) if passphrase else form.NoEncryption()
+    _write_new(path, key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, encryption), 0o600)
+    text = key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+    _write_new(public, text, 0o644)
+    return public
+
+
+def public_key_bytes(key: Key, kind: KeyKind = KeyKind.SIGNING) -> bytes:
+    """The 32 raw bytes of a public key.
+
+    Raises:
+        OptionError: it is no public key of that kind, or one of small order: such a key goes with signatures, or shared
+            secrets, that anyone can make.
+    """
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    if isinstance(key, bytes):
+        if len(key) != KEY_BYTES:
+            raise OptionError(f"a raw {kind.algorithm} public key has {KEY_BYTES} bytes, not {len(key)}")
+        raw, name = key, f"public key {key.hex()[:16]}..."
+    else:
+        try:
+            loaded = load_pem_public_key(_read_pem(key))
+        except ValueError as error:
+            raise OptionError(f"{key} holds no {kind.algorithm} public key in PEM form: {error}") from error
+        if not isinstance(loaded, kind.public_class):
+            raise OptionError(f"{key} holds a {type(loaded).__name__}; an {kind.algorithm} public key is needed")
+        raw, name = loaded.public_bytes_raw(), str(key)
+    if not (_is_usable_point(raw) if kind is KeyKind.SIGNING else _gives_secrets(raw)):
+        raise OptionError(f"{name} is not a usable {kind.algorithm} public key: it is of small order")
+    return raw
+
+
+def public_keys(keys: Sequence[Key], kind: KeyKind = KeyKind.SIGNING) -> tuple[bytes, ...]:
+    """The raw bytes of public keys; a folder stands for the `.pem` and `.pub` files in it.
+
+    Raises:
+        OptionError: as `public_key_bytes`, or a folder has no such file.
+    """
+    found: list[bytes] = []
+    for key in keys:
+        if isinstance(key, bytes) or not Path(key).is_dir():
+            found.append(public_key_bytes(key, kind))
+            continue
+        files = sorted(each for each in Path(key).iterdir() if each.name.endswith(_FOLDER_SUFFIXES))
+        if not files:
+            raise OptionError(f"the folder of keys {key} holds no .pem or .pub file")
+        found += [public_key_bytes(each, kind) for each in files]
+    return tuple(found)
+
+
+def private_key_bytes(key: Key, kind: KeyKind = KeyKind.SIGNING, passphrase: bytes | None = None) -> bytes:
+    """The 32 raw bytes of a private key.
+
+    Args:
+        passphrase: of an encrypted file; the environment variable TENSORWRIGHT_PASSPHRASE when None.
+
+    Raises:
+        OptionError: it is no private key of that kind, or is encrypted and the passphrase is missing or wrong.
+    """
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    if isinstance(key, bytes):
+        if len(key) != KEY_BYTES:
+            raise OptionError(f"a raw {kind.algorithm} private key has {KEY_BYTES} bytes, not {len(key)}")
+        return key
+    pem = _read_pem(key)
+    encrypted = is_encrypted(pem)
+    if encrypted and passphrase is None:
+        passphrase = os.environ.get(PASSPHRASE_VARIABLE, "").encode() or None
+        if passphrase is None:
+            raise OptionError(f"the private key {key} is encrypted", f"set {PASSPHRASE_VARIABLE} to its passphrase")
+    try:
+        loaded = load_pem_private_key(pem, passphrase if encrypted else None)
+    except (ValueError, TypeError) as error:
+        what = "can not be decrypted with this passphrase" if encrypted else "holds no private key in PEM form"
+        raise OptionError(f"{key} {what}: {error}") from error
+    if not isinstance(loaded, kind.private_class):
+        raise OptionError(f"{key} holds a {type(loaded).__name__}; an {kind.algorithm} private key is needed")
+    raw: bytes = loaded.private_bytes_raw()
+    return raw
+
+
+def public_of(private_key: bytes, kind: KeyKind = KeyKind.SIGNING) -> bytes:
+    """The raw public key of a raw private one."""
+    raw: bytes = kind.private_class.from_private_bytes(private_key).public_key().public_bytes_raw()
+    return raw
+
+
+def kind_of(path: str | Path) -> KeyKind:
+    """The kind of the public key in a PEM file. Raises OptionError where it is of neither kind."""
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        loaded = load_pem_public_key(_read_pem(path))
+    except ValueError as error:
+        raise OptionError(f"{path} holds no public key in PEM form: {error}") from error
+    for kind in KeyKind:
+        if isinstance(loaded, kind.public_class):
+            return kind
+    raise OptionError(f"{path} holds a {type(loaded).__name__}; Ed25519 and X25519 keys are used")
+
+
+def is_encrypted(pem: bytes) -> bool:
+    """Whether a PEM text holds an encrypted private key."""
+    return b"-----BEGIN ENCRYPTED PRIVATE KEY-----" in pem
+
+
+_FIELD = 2**255 - 19
+_ORDER_EIGHT = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
+# The y coordinates of the points of order 1, 2, 4 and 8; as libsodium's ge25519_has_small_order.
+_SMALL_ORDER = frozenset({0, 1, _FIELD - 1, _ORDER_EIGHT, _FIELD - _ORDER_EIGHT})
+
+
+def _is_usable_point(raw: bytes) -> bool:
+    """Whether an Ed25519 public key is in canonical form and not of small order."""
+    y = int.from_bytes(raw, "little") & (1 << 255) - 1
+    return y < _FIELD and y not in _SMALL_ORDER
+
+
+def _gives_secrets(raw: bytes) -> bool:
+    """Whether an X25519 public key is of an order that is not small: those give the same secret with every key."""
+    try:
+        KeyKind.CONNECTION.private_class.generate().exchange(KeyKind.CONNECTION.public_class.from_public_bytes(raw))
+    except ValueError:
+        return False
+    return True
+
+
+def _read_pem(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise OptionError(f"the key file {path} can not be read: {error.strerror or error}") from error
+
+
+def _write_new(path: Path, content: bytes, mode: int) -> None:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError as error:
+        raise OptionError(f"{path} exists", "give another name: keys are never overwritten") from error
+    except OSError as error:
+        raise StorageError(f"{path} can not be written: {error.strerror}") from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise StorageError(f"{path} can not be written: {error.strerror}") from error

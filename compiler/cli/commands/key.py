@@ -1,0 +1,97 @@
+"""`tensorwright key`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compiler.cli import options
+
+
+class Kind(str, Enum):
+    """`KeyKind`, without what it takes to import that."""
+
+    SIGNING = "signing"
+    CONNECTION = "connection"
+
+
+HELP = """Make keys, and show what a key file holds.
+
+Signing keys (Ed25519) sign modules; connection keys (X25519) open connections to device servers.
+
+[bold]Typical[/]
+
+  tensorwright key new release.pem          a key to sign with, and release.pem.pub for those who verify
+  tensorwright key new laptop.pem --kind connection
+
+[bold]Examples[/]
+
+  Encrypted, with a passphrase that is asked for:
+    tensorwright key new release.pem --encrypt
+"""
+
+_NEW_HELP = """Make a key pair: FILE, which its owner alone may read, and FILE.pub.
+
+[bold]Typical[/]
+
+  tensorwright key new release.pem
+"""
+
+_SHOW_HELP = """Show the kind and the fingerprint of public keys, or of those in a folder.
+
+[bold]Typical[/]
+
+  tensorwright key show release.pem.pub
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    keys = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="rich")
+    keys.command("new", help=_NEW_HELP)(_new)
+    keys.command("show", help=_SHOW_HELP)(_show)
+    app.add_typer(keys, name="key")
+
+
+def _new(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The private key to write.", show_default=False)],
+    kind: Annotated[Kind, typer.Option("--kind", help="What the key is for.")] = Kind.SIGNING,
+    encrypt: Annotated[
+        bool,
+        typer.Option("--encrypt", help="With a passphrase, asked for, or out of TENSORWRIGHT_PASSPHRASE."),
+    ] = False,
+    passphrase_file: options.PassphraseFile = None,
+    as_json: options.Json = False,
+) -> None:
+    from compiler.artifact import KeyKind, public_key_bytes, write_new_keys
+    from compiler.cli.output import print_facts, print_json
+    from compiler.cli.passphrases import new_passphrase
+
+    passphrase = new_passphrase(passphrase_file) if encrypt or passphrase_file is not None else None
+    public = write_new_keys(file, KeyKind(kind.value), passphrase)
+    fingerprint = public_key_bytes(public, KeyKind(kind.value)).hex()
+    if as_json:
+        print_json({"private": str(file), "public": str(public), "kind": kind.value, "key": fingerprint})
+        return
+    print_facts([("private", f"{file} (keep it secret)"), ("public", str(public)), ("key", fingerprint)])
+
+
+def _show(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Public keys.", show_default=False)],
+    as_json: options.Json = False,
+) -> None:
+    from compiler.artifact.keys import kind_of, public_keys
+    from compiler.cli.output import print_json, print_table
+
+    rows = []
+    for path in paths:
+        for each in sorted(path.iterdir()) if path.is_dir() else [path]:
+            kind = kind_of(each)
+            rows.append((str(each), kind.value, public_keys([each], kind)[0].hex()))
+    if as_json:
+        print_json([{"path": path, "kind": kind, "key": key} for path, kind, key in rows])
+    else:
+        print_table(("file", "kind", "key"), rows)

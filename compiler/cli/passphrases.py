@@ -1,0 +1,64 @@
+"""Passphrases of private keys: out of a file, the environment, or asked for on the terminal."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+from pathlib import Path
+
+from compiler.artifact.keys import PASSPHRASE_VARIABLE, KeyKind, is_encrypted, private_key_bytes
+from compiler.errors import OptionError, StorageError
+
+
+def load_private_key(path: Path, kind: KeyKind, passphrase_file: Path | None = None) -> bytes:
+    """The 32 raw bytes of a private key; where it is encrypted and neither a file nor TENSORWRIGHT_PASSPHRASE gives its
+    passphrase, the terminal is asked.
+
+    Raises:
+        OptionError: it is no private key of that kind, or its passphrase is missing or wrong.
+        StorageError: the passphrase's file can not be read.
+    """
+    passphrase = _of_file(passphrase_file) if passphrase_file is not None else None
+    if passphrase is None and not os.environ.get(PASSPHRASE_VARIABLE) and _is_encrypted_file(path) and _terminal():
+        passphrase = getpass.getpass(f"passphrase of {path}: ").encode()
+    return private_key_bytes(path, kind, passphrase)
+
+
+def new_passphrase(passphrase_file: Path | None) -> bytes:
+    """The passphrase of a new private key: of a file, of TENSORWRIGHT_PASSPHRASE, or asked for twice.
+
+    Raises:
+        OptionError: there is none, or the two differ.
+        StorageError: the file can not be read.
+    """
+    if passphrase_file is not None:
+        return _of_file(passphrase_file)
+    if given := os.environ.get(PASSPHRASE_VARIABLE):
+        return given.encode()
+    if not _terminal():
+        raise OptionError(
+            "there is no terminal to ask for a passphrase", f"set {PASSPHRASE_VARIABLE}, or give --passphrase-file"
+        )
+    first = getpass.getpass("new passphrase: ")
+    if getpass.getpass("the same again: ") != first:
+        raise OptionError("the two passphrases differ")
+    return first.encode()
+
+
+def _of_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes().rstrip(b"\r\n")
+    except OSError as error:
+        raise StorageError(f"the passphrase file {path} can not be read: {error.strerror}") from error
+
+
+def _is_encrypted_file(path: Path) -> bool:
+    try:
+        return is_encrypted(path.read_bytes())
+    except OSError:
+        return False  # reading the key says what is wrong
+
+
+def _terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
