@@ -22,7 +22,7 @@ from tvm import tirx
 
 from compiler.fixed_vectors import with_fixed_vectors
 from schedules.kernel import dtype_of, product, shape_of
-from schedules.lets import inlined_divisions
+from schedules.lets import inlined_divisions, opaque_floats
 from schedules.machine import dtype_bits
 from schedules.tir import structural_map, structural_walk
 
@@ -40,11 +40,13 @@ def _pipeline() -> tuple[Any, Any, Any]:
     @tvm.transform.module_pass(opt_level=0, name="LowerKernels")
     def lowered(mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         fixed = with_fixed_vectors(lower)
-        return _rewritten(fixed(mod), lambda body: _on_stack(_unchecked(_without_scopes(body))))
+        # Schedules copy loops with the variables bound in them; TVM's simplifier wants one value for each variable.
+        unique = tirx.transform.ConvertSSA()(mod)
+        return _rewritten(fixed(unique), lambda body: _on_stack(_unchecked(_without_scopes(body))))
 
     @tvm.transform.module_pass(opt_level=0, name="InlineDivisions")
     def inlined(mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
-        return _rewritten(mod, inlined_divisions)
+        return _rewritten(mod, lambda body: opaque_floats(inlined_divisions(body)))
 
     def finalize() -> Any:
         return tvm.transform.Sequential([finalize_host(), inlined])

@@ -1,8 +1,9 @@
 """Lets in forms that the engine takes.
 
 Seen with apache-tvm 0.27: its generator of LLVM code looks for bounds of the integers and conditions that Lets bind. It
-stops at vectors of comparisons there, and at a Let in the extent of a loop, which it bounds twice, differently. Its
-pass NarrowDataType bounds the variable of a Let inside of it and on its own, and stops where the two differ.
+stops at vectors of comparisons there, at floats that are divided by choices, and at a Let in the extent of a loop,
+which it bounds twice, differently. Its pass NarrowDataType bounds the variable of a Let inside of it and on its own,
+and stops where the two differ.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from schedules.expression import substitute, uses
 from schedules.tir import structural_map, structural_walk, tirx, tvm
 
 Expr = Any
+_FLOATS = ("float16", "float32", "float64")
 
 
 def fresh_lets(root: Any) -> Any:
@@ -54,6 +56,29 @@ def _zero_of(variable: Any) -> Expr:
     if "float" not in dtype:
         return _constant(0, dtype)
     return tirx.Add(variable, tirx.Mul(variable, tirx.FloatImm(dtype, -1.0)))
+
+
+def opaque_floats(root: Any) -> Any:
+    """Values of floats that are bound, such that TVM's generator of LLVM code takes them for unknown.
+
+    It bounds each bound value as if it were an integer, and fails to make an integer of type float32 where the value
+    divides or multiplies by a choice (`Select`). A reinterpretation as the same type gives no instruction.
+    """
+
+    def hidden(value: Expr) -> Expr:
+        dtype = str(value.ty)
+        if dtype.partition("x")[0] not in _FLOATS or isinstance(
+            value, tirx.Var | tirx.FloatImm | tvm.ir.Call | tvm.ir.TensorLoad
+        ):
+            return value
+        return tirx.call_intrin(dtype, "tirx.reinterpret", value)
+
+    def let(node: Any) -> Any:
+        return tirx.Let(node.var, hidden(node.value), node.body)
+
+    return structural_map(
+        structural_map(root, (tirx.Let, let)), (tirx.Bind, lambda b: tirx.Bind(b.var, hidden(b.value)))
+    )
 
 
 def inlined_divisions(root: Any) -> Any:

@@ -214,6 +214,24 @@ class Builder:
         negative = self._read_sizes(self._clamped(self.emit(R.negative(tensor))), count)
         return [p - n for p, n in zip(positive, negative, strict=True)]
 
+    def truncated_size(self, value: Scalar) -> Dim:
+        """A float scalar toward zero, as a size: by integer arithmetic where that is exact, else computed in a kernel.
+
+        TVM's passes cannot infer the type of `floor` and `ceil` within a shape.
+        """
+        exact = self.arithmetic.truncated(value)
+        if exact is not None:
+            return exact
+        key = f"truncated {value}"
+        known = self._names_of_sizes.get(key)
+        if known is not None and self.size_is_visible(known):
+            return known
+        before, self.sources = self.sources, self.sources_of_size(value) or frozenset()
+        tensor = self.scalars_to_tensor([tirx.Cast("int64", value)], (1,), "int64")
+        (size,) = self.shape_values(tensor, signed=not self.arithmetic.float_not_negative(value))
+        self._names_of_sizes[key], self.sources = size, before
+        return size
+
     def _clamped(self, tensor: relax.Expr) -> relax.Expr:
         """Elements limited to [0, 2**62), where sums of a few of them do not overflow."""
         low, high = (relax.const(np.array(limit, np.int64), "int64") for limit in (0, _LARGEST_ELEMENT - 1))

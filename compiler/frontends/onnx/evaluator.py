@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compiler.frontends.onnx import dtypes
-from compiler.frontends.onnx.symbolic import Arithmetic, cast, is_number
+from compiler.frontends.onnx.symbolic import Arithmetic, Scalar, cast, is_number
 from compiler.frontends.onnx.values import Constant, Runtime, SequenceValue, Symbolic, Value, is_poisoned
 
 if TYPE_CHECKING:
@@ -182,7 +182,14 @@ def cast_array(operands: Operands, array: np.ndarray, target: str) -> np.ndarray
         if target not in _SYMBOLIC_DTYPES:
             raise NotEvaluatedError
         kind = "int64" if dtypes.is_integer(target) else target
-        return elementwise(lambda v: operands.arithmetic.simplify(cast(v, kind)), array)
+        arithmetic, builder = operands.arithmetic, operands.context.importer.builder
+
+        def converted(value: Scalar) -> Scalar:
+            if kind == "int64" and not is_number(value) and arithmetic.is_float(value):
+                return builder.truncated_size(value)
+            return arithmetic.simplify(cast(value, kind))
+
+        return elementwise(converted, array)
     source = array.dtype.name
     trivial = {"int64", "int32", "bool", "float32", "float64"}
     if source not in trivial or target not in trivial:

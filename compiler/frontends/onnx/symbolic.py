@@ -17,6 +17,7 @@ Scalar = Any  # int | float | bool | tvm.ir.Expr of a primitive type
 Dim = Any  # int | tvm.ir.Expr of type int64
 
 _MAXIMUM_SIZE = 2**40
+_LARGEST_DENOMINATOR = 16  # of float constants that sizes are multiplied by exactly
 
 
 class Arithmetic:
@@ -115,10 +116,60 @@ class Arithmetic:
         return abs(a) if is_number(a) else self.maximum(a, self.negative(a))
 
     def floor(self, a: Scalar) -> Scalar:
-        return float(math.floor(a)) if is_number(a) else self.simplify(tirx.floor(a))
+        """Of a float; exact integer arithmetic, cast back, where `a` is a rational multiple of sizes."""
+        if is_number(a):
+            return float(math.floor(a))
+        fraction = self.fraction(a)
+        if fraction is None:
+            return self.simplify(tirx.floor(a))
+        return cast(self.floor_divide(*fraction), dtype_of(a))
 
     def ceil(self, a: Scalar) -> Scalar:
-        return float(math.ceil(a)) if is_number(a) else self.simplify(tirx.ceil(a))
+        """As `floor`, upwards."""
+        if is_number(a):
+            return float(math.ceil(a))
+        fraction = self.fraction(a)
+        if fraction is None:
+            return self.simplify(tirx.ceil(a))
+        return cast(self.ceil_divide(*fraction), dtype_of(a))
+
+    def truncated(self, a: Scalar) -> Scalar | None:
+        """A float toward zero, as int64; None where it is not a rational multiple of sizes."""
+        if is_number(a):
+            return int(a)
+        fraction = self.fraction(a)
+        return None if fraction is None else self.divide(*fraction)
+
+    def fraction(self, a: Scalar) -> tuple[Scalar, int] | None:
+        """(numerator, denominator), integers, of a float scalar; None where it is no such quotient.
+
+        Only what float32 computes exactly for numerators below 2**24: constants with a denominator of at most 16, a
+        power of two, and one division by another integer at the very end, whose floor and ceiling rounding keeps.
+        """
+        if is_number(a):
+            numerator, denominator = float(a).as_integer_ratio() if math.isfinite(a) else (0, 0)
+            return (numerator, denominator) if 0 < denominator <= _LARGEST_DENOMINATOR else None
+        if isinstance(a, tirx.FloatImm):
+            return self.fraction(float(a.value))
+        if isinstance(a, tirx.Cast) and str(a.value.ty.dtype) == "int64":
+            return a.value, 1
+        if not isinstance(a, (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div)):
+            return None
+        left, right = self.fraction(a.a), self.fraction(a.b)
+        if left is None or right is None or not _is_power_of_two(left[1]) or not _is_power_of_two(right[1]):
+            return None
+        return self._combined(a, left, right)
+
+    def _combined(self, a: tvm.ir.Expr, left: tuple[Scalar, int], right: tuple[Scalar, int]) -> Any:
+        (n, d), (m, e) = left, right
+        if isinstance(a, tirx.Mul):
+            known = is_number(n) or is_number(m)
+            return (self.multiply(n, m), d * e) if known else None
+        if isinstance(a, tirx.Div):
+            return (self.multiply(n, e), d * m) if is_number(m) and m > 0 else None
+        combine = self.add if isinstance(a, tirx.Add) else self.subtract
+        common = max(d, e)
+        return combine(self.multiply(n, common // d), self.multiply(m, common // e)), common
 
     def select(self, condition: Scalar, a: Scalar, b: Scalar) -> Scalar:
         """`a` where the condition holds, else `b`."""
@@ -147,13 +198,37 @@ class Arithmetic:
     def not_negative(self, a: Scalar) -> bool:
         return a >= 0 if is_number(a) else bool(self.analyzer.can_prove(tirx.GE(a, _constant(0, a))))
 
+    def float_not_negative(self, a: Scalar) -> bool:
+        """Whether the form of a float scalar shows that it is not negative; the analyzer knows integers alone."""
+        if is_number(a):
+            return bool(a >= 0)
+        if isinstance(a, tirx.FloatImm):
+            return bool(a.value >= 0)
+        if isinstance(a, tirx.Cast):
+            return self.not_negative(a.value)
+        if isinstance(a, (tirx.Add, tirx.Mul, tirx.Div, tirx.Min)):
+            return self.float_not_negative(a.a) and self.float_not_negative(a.b)
+        if isinstance(a, tirx.Max):
+            return self.float_not_negative(a.a) or self.float_not_negative(a.b)
+        rounds = isinstance(a, tvm.ir.Call) and getattr(a.op, "name", "").rpartition(".")[2] in ("floor", "ceil")
+        return rounds and self.float_not_negative(a.args[0])
+
     @staticmethod
     def is_float(a: Scalar) -> bool:
-        return isinstance(a, float) if is_number(a) else str(a.ty.dtype).startswith("float")
+        return isinstance(a, float) if is_number(a) else dtype_of(a).startswith("float")
 
 
 def is_number(value: Scalar) -> bool:
     return isinstance(value, (int, float, bool))
+
+
+def dtype_of(value: tvm.ir.Expr) -> str:
+    """The name of an expression's primitive type."""
+    return str(value.ty.dtype)
+
+
+def _is_power_of_two(value: int) -> bool:
+    return value & (value - 1) == 0
 
 
 def is_simple(size: Dim) -> bool:

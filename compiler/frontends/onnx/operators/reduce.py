@@ -193,6 +193,9 @@ def arg_extremum(context: NodeContext) -> relax.Expr:
         data = context.emit(R.astype(data, "float32"))
     greatest, dtype = context.operator == "ArgMax", str(data.ty.dtype)
     size = context.shape(0)[axis]
+    if isinstance(size, int) and size == 0:
+        context.invalid(f"axis {axis} is empty, so that nothing on it is the largest or smallest")
+    context.importer.builder.require(size, "at least", 1)
     index_type = "int32" if isinstance(size, int) and size < 2**31 else "int64"
 
     def compute(source: te.Tensor) -> te.Tensor:
@@ -235,6 +238,8 @@ def cumulative(context: NodeContext) -> relax.Expr:
     """Running sum or product along an axis; `exclusive` leaves out the element itself, `reverse` runs backwards."""
     data, dtype = context.input(0), context.dtype(0)
     axis = context.axis(int(context.scalar(1)), context.rank(0))
+    if 0 in context.shape(0):
+        return data
     exclusive, reverse = bool(context.attribute("exclusive", 0)), bool(context.attribute("reverse", 0))
     narrow = is_narrow_float(dtype)
     if narrow:

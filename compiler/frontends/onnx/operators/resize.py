@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -119,12 +120,12 @@ def _scaled(context: NodeContext, size: Dim, scale: float) -> Dim:
     if isinstance(size, int):
         return int(np.floor(np.float32(size) * np.float32(scale)))
     arithmetic = context.arithmetic
-    if scale == int(scale):
-        return arithmetic.multiply(size, int(scale))
-    if 1 / scale == int(1 / scale):
-        return arithmetic.floor_divide(size, int(1 / scale))
+    inverse = max(round(1 / scale), 1)
+    # The reciprocal of an integer, stored in float32: products with it reach whole numbers if it is not below.
+    if float(np.float32(1 / inverse)) == scale and Fraction(scale) * inverse >= 1:
+        return arithmetic.floor_divide(size, inverse)
     product = tirx.Cast("float32", expression(size)) * tirx.const(scale, "float32")
-    return arithmetic.simplify(tirx.Cast("int64", tirx.floor(product)))
+    return context.importer.builder.truncated_size(arithmetic.floor(product))
 
 
 def _from_sizes(

@@ -1,0 +1,71 @@
+"""Operators whose parameters run along an axis of dynamic size, and axes that turn out to be empty."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnxruntime
+import pytest
+
+import compiler
+from compiler.errors import UserError
+
+HEADER = '<ir_version: 10, opset_import: ["" : 21]> graph'
+
+
+def run_both(text: str, feeds: Sequence[Mapping[str, np.ndarray]]) -> None:
+    """Compiled once, run at every size, against ONNX Runtime."""
+    model = onnx.parser.parse_model(f"{HEADER} {text}")
+    module = compiler.compile(model, threads=1)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for values in feeds:
+        for found, wanted in zip(module.run(dict(values)).values(), session.run(None, dict(values)), strict=True):
+            assert found.shape == wanted.shape
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def floats(*shape: int) -> np.ndarray:
+    return np.random.default_rng(5).standard_normal(shape).astype(np.float32)
+
+
+def test_parameters_along_a_dynamic_axis() -> None:
+    text = """(float[b,n] x, float[b,c] d) => (int8[b,n] q, float[b,n] y, float[b,c] z)
+      <float[3] s = {0.1, 0.2, 0.3}, int8[3] o = {0, 1, -2}, float[3] v = {1.0, 2.0, 0.5}> {
+      q = QuantizeLinear<axis = 1>(x, s, o)
+      y = DequantizeLinear<axis = 1>(q, s, o)
+      z = BatchNormalization(d, v, s, s, v) }"""
+    run_both(text, [{"x": floats(4, 3), "d": floats(4, 3)}, {"x": floats(1, 3), "d": floats(1, 3)}])
+    module = compiler.compile(onnx.parser.parse_model(f"{HEADER} {text}"), threads=1)
+    with pytest.raises(UserError):
+        module.run({"x": floats(4, 2), "d": floats(4, 3)})
+
+
+def test_marks_and_running_sums_of_dynamic_axes() -> None:
+    text = """(float[n,m] x) => (float[n,m] h, float[n,m] s, int64[n] a) <int64 axis = {0}> {
+      h = Hardmax<axis = 1>(x)
+      s = CumSum<exclusive = 1>(x, axis)
+      a = ArgMax<axis = 1, keepdims = 0>(x) }"""
+    run_both(text, [{"x": floats(4, 7)}, {"x": floats(1, 1)}, {"x": floats(0, 3)}])
+
+
+def test_the_largest_of_an_empty_axis_is_an_error() -> None:
+    model = onnx.parser.parse_model(
+        f"{HEADER} (float[2,m] x) => (int64[2] a) {{ a = ArgMax<axis = 1, keepdims = 0>(x) }}"
+    )
+    with pytest.raises(UserError, match="at least 1"):
+        compiler.compile(model, threads=1).run({"x": floats(2, 0)})
+
+
+def test_running_sums_of_an_empty_tensor() -> None:
+    run_both("(float[3,0] x) => (float[3,0] y) <int64 axis = {1}> { y = CumSum(x, axis) }", [{"x": floats(3, 0)}])
+
+
+def test_windows_with_indices_beside_windows_larger_than_the_data() -> None:
+    text = """(float[2,16,7] x, float[1,2,2] s) => (float[2,16,4] y, int64[2,16,4] i, float[1,2,1] m, float[1,2,1] a) {
+      y, i = MaxPool<kernel_shape = [2], strides = [2], ceil_mode = 1>(x)
+      m = MaxPool<kernel_shape = [3], strides = [2], ceil_mode = 1>(s)
+      a = AveragePool<kernel_shape = [3], strides = [2], ceil_mode = 1>(s) }"""
+    run_both(text, [{"x": floats(2, 16, 7), "s": floats(1, 2, 2)}])
