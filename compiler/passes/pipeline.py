@@ -113,7 +113,6 @@ LOWER = (
     "lower-builtins",
     "compute-scalars",
     "lower-shapes",
-    "check-sizes",
     "name-checks",
     "check-parameters-once",
     "export-symbols",

@@ -2,7 +2,7 @@
 
 A suite is a module of this package, named in `SUITES`, with `prepare(folder) -> context`, called once, and
 `case(context, seed) -> Outcome`, called in worker processes. Every case must end in a right result or in one error of
-this project.
+this project. The suite "hostile" is a catalog instead (`tests.fuzz.hostile`), and takes --only and --workers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from tests.fuzz.hostile import command as hostile
 from tests.fuzz.outcome import Outcome, error_table, outcome_table
 from tests.fuzz.worker_pool import run_cases
 
@@ -31,11 +32,12 @@ _SHOWN_FAILURES = 20
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.split("\n")[0])
-    parser.add_argument("suite", choices=SUITES)
+    parser.add_argument("suite", choices=[*SUITES, "hostile"])
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="of the first case; case i has the seed S + i")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=60.0, help="after which a case counts as hanging")
+    parser.add_argument("--only", help="hostile: the subjects whose name holds this text")
     parser.add_argument("--here", action="store_true", help="run in this process, to debug one case")
     return parser.parse_args()
 
@@ -43,6 +45,8 @@ def _options() -> argparse.Namespace:
 def main() -> int:
     """Run a suite; 0 if nothing failed."""
     options = _options()
+    if options.suite == "hostile":
+        return hostile.run(options.only, options.workers, Console(width=200))
     suite = importlib.import_module(SUITES[options.suite])
     console = Console()
     start = time.monotonic()

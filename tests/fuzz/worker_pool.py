@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import resource
 import signal
@@ -42,7 +43,8 @@ class _Worker:
     def give(self, seed: int | None, seconds: float) -> None:
         self.seed = seed
         self.deadline = time.monotonic() + seconds
-        self.connection.send(seed)
+        with contextlib.suppress(BrokenPipeError):  # it has died since its last outcome: the next receive says so
+            self.connection.send(seed)
 
     def end(self) -> None:
         self.process.kill()
