@@ -8,8 +8,10 @@ BIN    := $(VENV)/bin
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m examples.demo
 
-# The whole test suite, in two processes (each test limits the engine's threads itself).
+# The whole test suite, in two processes (each test limits TVM's threads itself). Cross compilers and an emulator are
+# installed if that is allowed; the tests that need them skip otherwise.
 test: $(VENV)/test.stamp
+	tests/system/install_packages.sh
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/test.stamp

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Compiling takes as long as it takes, and a busy machine is no defect: neither is a reason to fail.
@@ -14,3 +16,39 @@ settings.load_profile("tensorwright")
 
 # What a developer has tuned is no part of what is tested.
 os.environ["TENSORWRIGHT_RECORDS"] = str(Path(tempfile.gettempdir()) / "tensorwright-tests-have-no-records")
+
+REQUIRE_TOOLS = "TENSORWRIGHT_TESTS_REQUIRE_TOOLS"
+"""Environment variable: fail, rather than skip, tests for which this machine lacks a compiler or an emulator."""
+
+
+def _missing_tool(error: BaseException | None) -> str | None:
+    """What to install, if an exception or what caused it says that a program is missing."""
+    from targets.errors import ToolchainMissing
+
+    while error is not None:
+        if isinstance(error, ToolchainMissing):
+            return f"{error.message}: {error.hint}"
+        error = error.__cause__
+    return None
+
+
+def _skip_without_tools() -> Generator[None, object, object]:
+    try:
+        return (yield)
+    except Exception as error:
+        reason = None if os.environ.get(REQUIRE_TOOLS) else _missing_tool(error)
+        if reason is None:
+            raise
+        pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, object, object]:
+    """Skips tests whose fixtures need a program that this machine lacks."""
+    return (yield from _skip_without_tools())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """Skips tests that need a program that this machine lacks."""
+    return (yield from _skip_without_tools())

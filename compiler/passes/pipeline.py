@@ -113,6 +113,7 @@ LOWER = (
     "lower-builtins",
     "compute-scalars",
     "lower-shapes",
+    "check-sizes",
     "name-checks",
     "check-parameters-once",
     "export-symbols",

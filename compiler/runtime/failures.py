@@ -8,7 +8,7 @@ from compiler.artifact.entries import CHECK_MARK
 from compiler.errors import InputError, InternalError
 
 _HINT = "the sizes or values of the inputs do not fit this model; change them, or compile it for these sizes"
-_MARKED = re.compile(re.escape(CHECK_MARK) + r"\[(.*?)\] ", re.DOTALL)
+_MARKED = re.compile(re.escape(CHECK_MARK) + r"\[(.*?)\](?: |$)", re.DOTALL)
 _NUMBERS = re.compile(r"\((-?\d+) vs\. (-?\d+)\)")
 
 

@@ -65,6 +65,11 @@ def _writeable_alias(array: Array) -> Array:
     return np.asarray(_Memory(array))
 
 
+def _writeable(array: Array) -> Array:
+    """An array that DLPack gave; NumPy before 2.2.5 marks all of those read-only."""
+    return array if array.flags.writeable else _writeable_alias(array)
+
+
 def view_as(tensor: Any, shape: tuple[int, ...], dtype: str) -> Any:
     """The same memory under another element type (the engine's name of it)."""
     return global_function("runtime.TVMTensorCreateView")(tensor, tvm_ffi.Shape(shape), tvm_ffi.dtype(dtype), 0)
@@ -74,7 +79,7 @@ def array_over(tensor: Any, element: ElementType) -> Array:
     """A numpy array over a compact tensor's memory, which it keeps alive."""
     if element.carrier is element.numpy:
         try:
-            return np.from_dlpack(tensor)
+            return _writeable(np.from_dlpack(tensor))
         except ValueError as error:
             if any(size < 0 for size in tensor.shape):
                 shape = tuple(int(size) for size in tensor.shape)
@@ -82,7 +87,7 @@ def array_over(tensor: Any, element: ElementType) -> Array:
                     f"the inputs are too small for this model: an output would have shape {shape}"
                 ) from error
             raise
-    return np.from_dlpack(view_as(tensor, tensor.shape, element.carrier.name)).view(element.numpy)
+    return _writeable(np.from_dlpack(view_as(tensor, tensor.shape, element.carrier.name))).view(element.numpy)
 
 
 class _Strided:

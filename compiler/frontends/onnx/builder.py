@@ -18,7 +18,7 @@ from compiler.frontends.onnx.symbolic import Arithmetic, Dim, Scalar, expression
 from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, tensor_shape
 
 _MAXIMUM_SYMBOLIC_ELEMENTS = 1024
-_LARGEST_ELEMENT = 2**62
+LARGEST_ELEMENT = 2**62
 _OPAQUE = 8  # the engine's pattern kind of kernels that are joined with no other
 
 
@@ -234,11 +234,11 @@ class Builder:
 
     def _clamped(self, tensor: relax.Expr) -> relax.Expr:
         """Elements limited to [0, 2**62), where sums of a few of them do not overflow."""
-        low, high = (relax.const(np.array(limit, np.int64), "int64") for limit in (0, _LARGEST_ELEMENT - 1))
+        low, high = (relax.const(np.array(limit, np.int64), "int64") for limit in (0, LARGEST_ELEMENT - 1))
         return self.emit(R.minimum(self.emit(R.maximum(tensor, low)), high))
 
     def _read_sizes(self, tensor: relax.Expr, count: int) -> list[Dim]:
-        sizes = [self.dimension("element", _LARGEST_ELEMENT) for _ in range(count)]
+        sizes = [self.dimension("element", LARGEST_ELEMENT) for _ in range(count)]
         shape = self.block_builder.emit(R.tensor_to_shape(tensor))
         self.block_builder.match_cast(shape, relax.ShapeType(sizes), self.checks.next_name())
         return sizes

@@ -14,6 +14,7 @@ from tvm import relax
 
 from compiler.errors import InputValueRequiredError, InvalidModelError, Refusal
 from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.builder import LARGEST_ELEMENT
 from compiler.frontends.onnx.folding import fold
 from compiler.frontends.onnx.structure import describe, node_name
 from compiler.frontends.onnx.symbolic import Arithmetic, Dim
@@ -184,7 +185,7 @@ class NodeContext:
         """The elements of an integer input as sizes: ints, expressions, or sizes that are read when the module runs.
 
         The tensor's length must be known. Elements that are read at run time count as non-negative (a negative one is
-        taken for 0) unless `signed`.
+        taken for 0, and of an input an error) unless `signed`.
         """
         value = self.tensor(index)
         known = self.known(index)
@@ -198,6 +199,8 @@ class NodeContext:
         if all(isinstance(d, int) for d in value.shape) and math.prod(value.shape) > _MAXIMUM_SIZES:
             self.constant(index)
         builder = self.importer.builder
+        if not signed:
+            builder.require_range(self.input(index), 0, LARGEST_ELEMENT)
         key = (signed, builder.current_region)
         for (kind, region), sizes in value.as_shape.items():
             if kind == signed and builder.is_visible(region):
