@@ -1,36 +1,55 @@
-"""Kernels become objects in several processes: generating code takes most of the time of a compilation, and the engine
-does it on one thread.
+"""Kernels become objects in several processes: generating code takes most of the time of a compilation, and TVM does it
+on one thread.
 
-The engine's code generation can not run in several threads: its options of LLVM (`LLVM_OPTIONS`) belong to the process,
-and the first thread to finish would take them back from the others. The processes are forked, so that they have the
-kernels already, and do nothing but generate code.
+TVM's code generation cannot run in several threads: its options of LLVM (`LLVM_OPTIONS`) belong to the process, and the
+first thread to finish would take them back from the others. The processes are forked, so that they have the kernels
+already, and do nothing but generate code. They end with the parent, and the parent ends them when it is interrupted.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
+import signal
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import tvm
 
 from compiler.kernel_lowering import PIPELINE
+from compiler.parent_death import end_with_parent
 
 _PART = 4  # kernels of an object: fewer cost more than they share out better
 _LEAST = 12  # kernels that are worth the processes
+_NUMBER_BYTES = 4  # of a part's number in the pipe
 
 
+class PartFailedError(Exception):
+    """A process could not generate its code; the message is TVM's, or says what ended the process."""
+
+
+@dataclass(frozen=True)
 class _Work:
-    """What a process was forked with: the kernels in parts, the module's attributes, the target and a folder."""
+    """What a process is forked with: the kernels in parts, the module's attributes, the target and a folder."""
 
     parts: Sequence[Sequence[tuple[Any, Any]]]
     attributes: Any
     target: Any
     folder: Path
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"kernels{number}.o"
+
+    def build(self, number: int) -> None:
+        """Write the object of a part."""
+        with self.target:
+            part = tvm.IRModule(dict(self.parts[number]), attrs=self.attributes)
+            tvm.tirx.build(part, self.target, PIPELINE).write_to_file(str(self.path(number)), "o")
 
 
 def worth_parts(kernels: Sequence[Any]) -> bool:
@@ -44,33 +63,72 @@ def processes() -> int:
 
 
 def build_objects(kernels: Sequence[tuple[Any, Any]], attributes: Any, target: Any, folder: Path) -> list[Path]:
-    """Object files of the kernels, (global variable, PrimFunc) each, for the engine's target.
+    """Object files of the kernels, (global variable, PrimFunc) each, for TVM's target.
 
-    Raises what the engine raises, and BrokenProcessPool when a process dies.
+    Raises PartFailedError when code generation fails or a process dies. However it returns, no process is left.
     """
-    work = _Work()
-    work.parts = [kernels[start : start + _PART] for start in range(0, len(kernels), _PART)]
-    work.attributes, work.target, work.folder = attributes, target, folder
-    pool = ProcessPoolExecutor(
-        min(processes(), len(work.parts)), multiprocessing.get_context("fork"), initializer=_begin, initargs=(work,)
-    )
-    with pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking where there are threads: see above
-        return [folder / name for name in pool.map(_build_part, range(len(work.parts)))]
+    parts = [kernels[start : start + _PART] for start in range(0, len(kernels), _PART)]
+    work = _Work(parts, attributes, target, folder)
+    waiting = _numbers(len(parts))
+    context = multiprocessing.get_context("fork")
+    started = []
+    try:
+        for _ in range(min(processes(), len(parts))):
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_run, args=(work, waiting, theirs, os.getpid()), daemon=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of forking where there are threads: see above
+                process.start()
+            theirs.close()
+            started.append((process, ours))
+        _wait([ours for _, ours in started])
+    finally:
+        os.close(waiting)
+        for process, ours in started:
+            process.kill()
+            process.join()
+            ours.close()
+    return [work.path(number) for number in range(len(parts))]
 
 
-_work: _Work
+def _numbers(count: int) -> int:
+    """A pipe from which each reader takes the next number below `count`, until there are no more."""
+    reader, writer = os.pipe()
+    # A pipe holds 64 KiB at least: 16,384 parts, of four kernels each.
+    data = b"".join(number.to_bytes(_NUMBER_BYTES, "little") for number in range(count))
+    os.set_blocking(writer, False)
+    written = os.write(writer, data)
+    os.close(writer)
+    if written != len(data):
+        os.close(reader)
+        raise PartFailedError(f"{count * _PART} kernels are more than a module can have")
+    return reader
 
 
-def _begin(work: _Work) -> None:
-    global _work
-    _work = work
+def _wait(answers: Sequence[Connection]) -> None:
+    """Until every process said that no part is left. Raises PartFailedError as soon as one failed."""
+    left = list(answers)
+    while left:
+        for answer in multiprocessing.connection.wait(left):
+            assert isinstance(answer, Connection)
+            try:
+                problem = answer.recv()
+            except EOFError:
+                problem = "a process that generates code was ended (is there enough memory?)"
+            if problem is not None:
+                raise PartFailedError(problem)
+            left.remove(answer)
 
 
-def _build_part(number: int) -> str:
-    with _work.target:
-        part = tvm.IRModule(dict(_work.parts[number]), attrs=_work.attributes)
-        library = tvm.tirx.build(part, _work.target, PIPELINE)
-    name = f"kernels{number}.o"
-    library.write_to_file(str(_work.folder / name), "o")
-    return name
+def _run(work: _Work, waiting: int, answer: Connection, parent: int) -> None:
+    """In a process of its own: build parts until there are no more, and send None, or what went wrong."""
+    signal.set_wakeup_fd(-1)  # the parent's
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent sees to it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent(parent)
+    try:
+        while number := os.read(waiting, _NUMBER_BYTES):
+            work.build(int.from_bytes(number, "little"))
+        answer.send(None)
+    except Exception as error:
+        answer.send(str(error) or type(error).__name__)

@@ -14,6 +14,7 @@ import numpy as np
 from compiler.errors import StorageError
 
 _ALIGNMENT = 64
+_unfinished: set[str] = set()
 
 
 def read_mapped(path: str | os.PathLike[str]) -> memoryview:
@@ -85,6 +86,7 @@ def write_atomically(path: str | os.PathLike[str], pieces: Iterable[bytes | memo
         if destination.exists() and not destination.is_file() and not destination.is_dir():
             raise StorageError(f"{os.fspath(path)!r} is not a regular file", "write to a file of its own")
         descriptor, temporary = tempfile.mkstemp(prefix=f".{destination.name[:64]}.", dir=destination.parent)
+        _unfinished.add(temporary)
         with open(descriptor, "wb") as file:
             for piece in pieces:
                 file.write(piece)
@@ -92,6 +94,7 @@ def write_atomically(path: str | os.PathLike[str], pieces: Iterable[bytes | memo
             os.fchmod(file.fileno(), 0o666 & ~_umask())
             os.fsync(file.fileno())
         os.replace(temporary, destination)
+        _unfinished.discard(temporary)
         temporary = None
         _sync_folder(destination.parent)
     except (OSError, ValueError) as error:
@@ -99,6 +102,13 @@ def write_atomically(path: str | os.PathLike[str], pieces: Iterable[bytes | memo
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+            _unfinished.discard(temporary)
+
+
+def remove_unfinished() -> None:
+    """Remove the temporary files of `write_atomically`; for a process that is about to end in the middle of it."""
+    for temporary in list(_unfinished):
+        Path(temporary).unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """`main`: run a command, and turn whatever ends it into messages and an exit code.
 
-Exit codes: 0 done, 2 the user's error, 70 a defect of ours, 130 interrupted by Ctrl-C.
+Exit codes: 0 done, 2 the user's error, 70 a defect of ours, 130 interrupted by Ctrl-C, 143 terminated by SIGTERM.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     with Interrupts() as interrupts:
         try:
-            return _run(arguments)
+            return _run(arguments, interrupts)
         except BrokenPipeError:
             return _reader_left()
         except SystemExit as error:
             return _code_of(error)
         except KeyboardInterrupt:
-            return _interrupted()
+            return _interrupted(interrupts)
         except Exception as error:
-            if interrupts.received:
-                # The engine turns a KeyboardInterrupt on its way through into an error of its own.
-                return _interrupted()
+            if interrupts.received is not None:
+                # TVM turns a KeyboardInterrupt on its way through into an error of its own.
+                return _interrupted(interrupts)
             return _explain(error, debug, as_json="--json" in arguments)
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], interrupts: Interrupts) -> int:
     from typer.main import get_command
 
     from compiler.cli.app import app
@@ -51,7 +51,7 @@ def _run(arguments: list[str]) -> int:
     result = get_command(app).main(args=arguments, prog_name="tensorwright", standalone_mode=False)
     sys.stdout.flush()
     if result == EXIT_INTERRUPTED:
-        return _interrupted()
+        return _interrupted(interrupts)
     return result if isinstance(result, int) else 0
 
 
@@ -66,9 +66,9 @@ def _reader_left() -> int:
     return 0
 
 
-def _interrupted() -> int:
-    print_error("interrupted", None)
-    return EXIT_INTERRUPTED
+def _interrupted(interrupts: Interrupts) -> int:
+    print_error(interrupts.word, None)
+    return interrupts.exit_code
 
 
 def _explain(error: Exception, debug: bool, as_json: bool) -> int:

@@ -100,6 +100,7 @@ def bench(
         if not isinstance(source, str | os.PathLike):
             module.export(path)
         request = {
+            "parent": os.getpid(),
             "module": str(path.resolve()),
             "inputs": _save_inputs(arrays, Path(folder)),
             "runs": runs,

@@ -15,6 +15,7 @@ import ml_dtypes  # noqa: E402, F401  (numpy then knows its element types by nam
 import numpy as np  # noqa: E402
 
 from compiler.errors import InternalError, TensorwrightError  # noqa: E402
+from compiler.parent_death import end_with_parent  # noqa: E402
 from compiler.runtime import Module, load  # noqa: E402
 from compiler.runtime.engine import runtime_library  # noqa: E402
 
@@ -108,7 +109,9 @@ def main() -> int:
     import_seconds = time.perf_counter() - _STARTED
     answer: dict[str, Any]
     try:
-        answer = measure(json.load(sys.stdin), import_seconds)
+        request = json.load(sys.stdin)
+        end_with_parent(request["parent"])
+        answer = measure(request, import_seconds)
     except TensorwrightError as error:
         answer = {"error": {"class": type(error).__name__, "message": error.message, "hint": error.hint}}
     except Exception as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +11,17 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 
-def perceptron(*, batch: int | str = 4, width: int = 64, layers: int = 3) -> onnx.ModelProto:
-    """Matrix products and ReLUs: x (batch, width) -> y (batch, width), all of it computed in float32."""
+def perceptron(*, batch: int | str = 4, width: int | Sequence[int] = 64, layers: int = 3) -> onnx.ModelProto:
+    """Matrix products and ReLUs: x (batch, width) -> y (batch, width), all of it computed in float32.
+
+    Given several widths, x has the first, y has the last, and there is a layer from each to the next.
+    """
     generator = np.random.default_rng(0)
     nodes, weights, value = [], [], "x"
-    for layer in range(layers):
-        array = (generator.standard_normal((width, width)) / np.sqrt(width)).astype(np.float32)
+    widths = [width] * (layers + 1) if isinstance(width, int) else list(width)
+    layers = len(widths) - 1
+    for layer, (rows, columns) in enumerate(pairwise(widths)):
+        array = (generator.standard_normal((rows, columns)) / np.sqrt(rows)).astype(np.float32)
         weights.append(numpy_helper.from_array(array, f"w{layer}"))
         nodes.append(helper.make_node("MatMul", [value, f"w{layer}"], [f"m{layer}"]))
         value = "y" if layer == layers - 1 else f"r{layer}"
@@ -22,8 +29,8 @@ def perceptron(*, batch: int | str = 4, width: int = 64, layers: int = 3) -> onn
     graph = helper.make_graph(
         nodes,
         "perceptron",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, width])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, width])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, widths[0]])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, widths[-1]])],
         weights,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
