@@ -15,7 +15,7 @@ import targets
 from compiler.errors import CompilationError, StorageError
 from compiler.kernel_lowering import PIPELINE
 from compiler.one_at_a_time import one_at_a_time
-from compiler.parallel_build import build_objects, worth_parts
+from compiler.parallel_build import build_objects, is_scalar, worth_parts
 from schedules.kernel import kernels_of
 
 # Space that is asked for before the engine writes objects, for LLVM ends the whole process where a disk is full.
@@ -66,7 +66,8 @@ def _generated(mod: tvm.IRModule, target: targets.Target, folder: Path) -> tuple
     """The executable, and objects of kernels to link to it."""
     engine_target = target.tvm_target()
     kernels = list(kernels_of(mod))
-    if not target.builds_in_parts or not worth_parts(kernels):
+    in_parts = worth_parts(kernels) or any(is_scalar(kernel) for _, kernel in kernels)
+    if not target.builds_in_parts or not in_parts:
         with engine_target:
             return relax.build(mod, engine_target, relax_pipeline=None, tir_pipeline=PIPELINE), []
     # What `relax.build` does; the kernels go another way.

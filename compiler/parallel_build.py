@@ -23,6 +23,7 @@ import tvm
 
 from compiler.kernel_lowering import PIPELINE
 from compiler.parent_death import end_with_parent
+from schedules.llvm_options import SCALAR_CODE, SCALAR_OPTION
 
 _PART = 4  # kernels of an object: fewer cost more than they share out better
 _LEAST = 12  # kernels that are worth the processes
@@ -35,11 +36,11 @@ class PartFailedError(Exception):
 
 @dataclass(frozen=True)
 class _Work:
-    """What a process is forked with: the kernels in parts, the module's attributes, the target and a folder."""
+    """What a process is forked with: kernels in parts, a target for each, the module's attributes and a folder."""
 
     parts: Sequence[Sequence[tuple[Any, Any]]]
+    targets: Sequence[Any]
     attributes: Any
-    target: Any
     folder: Path
 
     def path(self, number: int) -> Path:
@@ -47,9 +48,10 @@ class _Work:
 
     def build(self, number: int) -> None:
         """Write the object of a part."""
-        with self.target:
+        target = self.targets[number]
+        with target:
             part = tvm.IRModule(dict(self.parts[number]), attrs=self.attributes)
-            tvm.tirx.build(part, self.target, PIPELINE).write_to_file(str(self.path(number)), "o")
+            tvm.tirx.build(part, target, PIPELINE).write_to_file(str(self.path(number)), "o")
 
 
 def worth_parts(kernels: Sequence[Any]) -> bool:
@@ -62,18 +64,33 @@ def processes() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def is_scalar(kernel: Any) -> bool:
+    """Whether a kernel has the attribute `SCALAR_CODE`."""
+    return bool(kernel.attrs and SCALAR_CODE in kernel.attrs)
+
+
 def build_objects(kernels: Sequence[tuple[Any, Any]], attributes: Any, target: Any, folder: Path) -> list[Path]:
     """Object files of the kernels, (global variable, PrimFunc) each, for TVM's target.
 
-    Raises PartFailedError when code generation fails or a process dies. However it returns, no process is left.
+    Raises PartFailedError when code generation fails in a process or a process dies, what TVM raises where there are
+    too few kernels for processes. However it returns, no process is left.
     """
-    parts = [kernels[start : start + _PART] for start in range(0, len(kernels), _PART)]
-    work = _Work(parts, attributes, target, folder)
-    waiting = _numbers(len(parts))
+    work = _work_of(kernels, attributes, target, folder)
+    numbers = range(len(work.parts))
+    if worth_parts(kernels):
+        _build_in_processes(work)
+    else:
+        for number in numbers:
+            work.build(number)
+    return [work.path(number) for number in numbers]
+
+
+def _build_in_processes(work: _Work) -> None:
+    waiting = _numbers(len(work.parts))
     context = multiprocessing.get_context("fork")
     started = []
     try:
-        for _ in range(min(processes(), len(parts))):
+        for _ in range(min(processes(), len(work.parts))):
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_run, args=(work, waiting, theirs, os.getpid()), daemon=True)
             with warnings.catch_warnings():
@@ -88,7 +105,6 @@ def build_objects(kernels: Sequence[tuple[Any, Any]], attributes: Any, target: A
             process.kill()
             process.join()
             ours.close()
-    return [work.path(number) for number in range(len(parts))]
 
 
 def _numbers(count: int) -> int:
@@ -132,3 +148,19 @@ def _run(work: _Work, waiting: int, answer: Connection, parent: int) -> None:
         answer.send(None)
     except Exception as error:
         answer.send(str(error) or type(error).__name__)
+
+
+def _work_of(kernels: Sequence[tuple[Any, Any]], attributes: Any, target: Any, folder: Path) -> _Work:
+    parts: list[Sequence[tuple[Any, Any]]] = []
+    targets: list[Any] = []
+    for scalar, own_target in ((False, target), (True, _scalar_target(target))):
+        alike = [each for each in kernels if is_scalar(each[1]) == scalar]
+        parts += [alike[start : start + _PART] for start in range(0, len(alike), _PART)]
+        targets += [own_target] * (len(parts) - len(targets))
+    return _Work(parts, targets, attributes, folder)
+
+
+def _scalar_target(target: Any) -> Any:
+    """The target without the vectorizer of straight-line code."""
+    described = dict(target.export())
+    return tvm.target.Target({**described, "cl-opt": [*described.get("cl-opt", ()), SCALAR_OPTION]})

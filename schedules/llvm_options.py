@@ -7,6 +7,11 @@ LLVM 22's loop vectorizer reads `x[i % 8]` as `x[i]` where the loop is longer th
 8 to 16 gives wrong numbers, in the engine's own unscheduled build too. Here the schedules make the vectors.
 """
 
+# An attribute of kernels that are written for scalar code: LLVM's vectorizer of straight-line code gathers what several
+# independent chains load into vectors, which takes twice as long as the loads (walks of decision trees on Zen 4).
+SCALAR_CODE = "tensorwright.scalar_code"
+SCALAR_OPTION = "-vectorize-slp:bool=0"
+
 
 def plain_cpu() -> dict[str, object]:
     """The engine's description of this machine's processor without any of its extensions."""

@@ -21,6 +21,7 @@ from compiler import parallel_build
 from compiler.build import build_library
 from compiler.errors import CompilationError
 from compiler.parallel_build import build_objects, worth_parts
+from schedules.llvm_options import LLVM_OPTIONS, SCALAR_CODE, SCALAR_OPTION
 from tests.compiler.building import perceptron
 
 
@@ -46,6 +47,22 @@ def test_kernels_built_apart_are_linked_together(tmp_path: Path, monkeypatch: py
         y = tvm.runtime.tensor(np.zeros(size, "float32"))
         library[f"scaled{size}"](tvm.runtime.tensor(x), y)
         np.testing.assert_array_equal(y.numpy(), np.sort(x * np.float32(size)))
+
+
+def test_kernels_of_scalar_code_are_an_object_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[tuple[list[str], list[str]]] = []
+
+    def build(part: Any, target: Any, pipeline: str) -> Any:
+        built.append(([var.name_hint for var in part.get_global_vars()], list(target.export()["cl-opt"])))
+        return real(part, target, pipeline)
+
+    real = tvm.tirx.build
+    monkeypatch.setattr(tvm.tirx, "build", build)
+    (plain, kernel), (scalar, other) = _scaled(3), _scaled(4)
+    marked = other.with_attr(SCALAR_CODE, tvm.tirx.IntImm("bool", 1))
+    objects = build_objects([(scalar, marked), (plain, kernel)], None, targets.get("host").tvm_target(), tmp_path)
+    assert len(objects) == 2
+    assert built == [(["scaled3"], [*LLVM_OPTIONS]), (["scaled4"], [*LLVM_OPTIONS, SCALAR_OPTION])]
 
 
 def test_a_module_of_parts_equals_a_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx.helper
 import tvm
+from numpy.typing import NDArray
 from tvm import relax
 
 from compiler.errors import InputValueRequiredError, InvalidModelError, Refusal
@@ -239,6 +240,22 @@ class NodeContext:
         if name not in self._attributes:
             raise InvalidModelError(f"{describe(self.node)} lacks the attribute {name!r}")
         return self.attribute(name, None)
+
+    def integer_list(self, name: str) -> NDArray[np.int64]:
+        """A list of integers in an attribute; none where it is missing."""
+        if name not in self._attributes:
+            return np.zeros(0, np.int64)
+        values = self._attributes[name].ints
+        return np.fromiter(values, np.int64, len(values))
+
+    def choices(self, name: str, known: Sequence[str]) -> NDArray[np.int8]:
+        """The places in `known` of a list of strings in an attribute; InvalidModelError for any other string."""
+        places = {choice.encode(): place for place, choice in enumerate(known)}
+        values = self._attributes[name].strings if name in self._attributes else ()
+        unknown = next((value for value in values if value not in places), None)
+        if unknown is not None:
+            self.invalid(f"{name} has {unknown.decode(errors='replace')!r}, which is none of {', '.join(known)}")
+        return np.fromiter((places[value] for value in values), np.int8, len(values))
 
     def axis(self, value: int, rank: int) -> int:
         """A non-negative axis; InvalidModelError when it lies outside [-rank, rank)."""

@@ -11,6 +11,7 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.folding import fold_strings
 from compiler.frontends.onnx.operators import tree_ensembles
 from compiler.frontends.onnx.operators.composition import Composer, int64s
+from compiler.frontends.onnx.operators.tree_tables import Ensemble
 from compiler.frontends.onnx.registry import converter
 
 DOMAIN = "ai.onnx.ml"
@@ -198,13 +199,11 @@ def _classified(context: NodeContext, op: Composer, values: Any, labels: np.ndar
 def tree_ensemble_regressor(context: NodeContext) -> Any:
     """The sum, mean, least or largest of what the trees give each target."""
     op, count = Composer(context), int(context.attribute("n_targets", 1))
-    ensemble = tree_ensembles.from_node_lists(
-        context, "target", count, np.array(context.required_attribute("target_ids"), np.int64)
-    )
+    ensemble = tree_ensembles.from_node_lists(context, "target", count, context.integer_list("target_ids"))
     return transformed(context, op, _float_scores(context, op, ensemble, count))
 
 
-def _float_scores(context: NodeContext, op: Composer, ensemble: tree_ensembles.Ensemble, count: int) -> Any:
+def _float_scores(context: NodeContext, op: Composer, ensemble: Ensemble, count: int) -> Any:
     base = np.zeros(count, np.float32)
     given = _base_values(context)
     base[: len(given)] = given
@@ -222,8 +221,8 @@ def _base_values(context: NodeContext) -> np.ndarray:
 def tree_ensemble_classifier(context: NodeContext) -> list[Any]:
     """The label with the highest score, and the scores; leaves that all vote for one class decide between two."""
     op, labels = Composer(context), class_labels(context)
-    ids = np.array(context.required_attribute("class_ids"), np.int64)
-    binary = len(labels) == 2 and len(set(ids.tolist())) == 1
+    ids = context.integer_list("class_ids")
+    binary = len(labels) == 2 and len(np.unique(ids)) == 1
     outputs = 1 if binary else len(labels)
     ensemble = tree_ensembles.from_node_lists(context, "class", outputs, np.zeros_like(ids) if binary else ids)
     values = _float_scores(context, op, ensemble, outputs)
@@ -249,46 +248,10 @@ def _binary_votes(context: NodeContext, op: Composer, values: Any, labels: np.nd
 def tree_ensemble(context: NodeContext) -> Any:
     """The newest encoding: leaves stand apart from the branches, and a branch may test for membership in a set."""
     op, count = Composer(context), int(context.required_attribute("n_targets"))
-    ensemble = _newest_encoding(context, count)
+    ensemble = tree_ensembles.from_leaf_lists(context, count)
     base = np.zeros(count, ensemble.weights.dtype)
     value = context.runtime(tree_ensembles.scores(context, ensemble, base), ensemble.weights.dtype.name)
     return transformed(context, op, value)
-
-
-def _newest_encoding(context: NodeContext, count: int) -> tree_ensembles.Ensemble:
-    modes = tree_ensembles.tensor_attribute(context, "nodes_modes").astype(np.int64)
-    weights = tree_ensembles.tensor_attribute(context, "leaf_weights")
-    branches, leaves = len(modes), len(weights)
-    integers = np.zeros((branches + leaves, tree_ensembles.COLUMNS), np.int64)
-    integers[:branches, 0] = context.required_attribute("nodes_featureids")
-    integers[:branches, 1], integers[branches:, 1] = modes, tree_ensembles.LEAF
-    for column, side in ((2, "true"), (3, "false")):
-        following = np.array(context.required_attribute(f"nodes_{side}nodeids"), np.int64)
-        is_leaf = np.array(context.required_attribute(f"nodes_{side}leafs"), bool)
-        integers[:branches, column] = np.where(is_leaf, following + branches, following)
-    tracks: list[int] = context.attribute("nodes_missing_value_tracks_true", [])
-    integers[:branches, 4] = tracks if tracks else 0
-    integers[branches:, 5] = np.arange(leaves)
-    integers[branches:, 6] = np.arange(leaves) + 1
-    splits = tree_ensembles.tensor_attribute(context, "nodes_splits")
-    members = np.zeros(1, splits.dtype)
-    if context.has_attribute("membership_values"):
-        members = tree_ensembles.tensor_attribute(context, "membership_values")
-        # One set after another, each ended by a NaN.
-        ends = np.flatnonzero(np.isnan(members))
-        asking = np.flatnonzero(modes == tree_ensembles.MEMBER)
-        integers[asking, 7] = np.concatenate([[0], ends + 1])[: len(asking)]
-        integers[asking, 8] = ends[: len(asking)]
-    return tree_ensembles.Ensemble(
-        integers,
-        np.concatenate([splits, np.zeros(leaves, splits.dtype)]),
-        members,
-        np.array(context.required_attribute("tree_roots"), np.int64),
-        np.array(context.required_attribute("leaf_targetids"), np.int64),
-        weights,
-        count,
-        tree_ensembles.AGGREGATES[int(context.attribute("aggregate_function", 1))],
-    )
 
 
 @converter("ZipMap", domain=DOMAIN)
