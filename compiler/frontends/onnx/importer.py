@@ -40,6 +40,7 @@ from compiler.frontends.onnx.values import (
 )
 
 _MAXIMUM_DEPTH = 64
+_KEEPING_ELEMENTS = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
 
 
 @dataclass
@@ -177,12 +178,19 @@ class Importer:
             context.invalid(wrong_types)
         convert = find_converter(node.op_type, context.opset, domain)
         if convert is not None:
-            return self._as_values(convert(context), context)
+            return self._with_inputs_named(self._as_values(convert(context), context), context)
         expanded = schema_function(node, context.inputs, scope.opsets)
         if expanded is None:
             where = f" of domain {domain!r}" if domain else ""
             context.refuse(f"the operator{where} is not supported in opset {context.opset}")
         return self.import_function(expanded, node, context.inputs, scope.depth, scope.opsets)
+
+    def _with_inputs_named(self, values: list[Value], context: NodeContext) -> list[Value]:
+        """The values; a result that has an input's elements in another shape is checked as that input."""
+        first, result = context.inputs[:1], values[0] if values else None
+        if _keeps_elements(context) and isinstance(first[0], Runtime) and isinstance(result, Runtime):
+            self.builder.checks.same_elements(result.expr, first[0].expr)
+        return values
 
     def _as_values(self, result: object, context: NodeContext) -> list[Value]:
         items = list(result) if isinstance(result, (list, tuple)) else [result]
@@ -236,3 +244,16 @@ def to_tensor(importer: Importer, value: Value | None, name: str) -> Runtime:
         return Runtime(importer.builder.materialize(value), value.dtype)
     kind = "a sequence" if isinstance(value, SequenceValue) else "an optional"
     raise RefusedError(Refusal("model output", name, f"it is {kind}; only tensors can be returned"))
+
+
+def _keeps_elements(context: NodeContext) -> bool:
+    """Whether the first output has the elements of the first input, all of them, as the same numbers."""
+    if not context.inputs or context.node.domain not in ("", "ai.onnx"):
+        return False
+    if context.node.op_type == "Cast":
+        return (
+            context.has_input(0)
+            and context.dtype(0) == "int32"
+            and context.attribute("to", 0) == onnx.TensorProto.INT64
+        )
+    return context.node.op_type in _KEEPING_ELEMENTS

@@ -20,7 +20,7 @@ class SizeChecks:
     Attributes:
         where: the node at hand, in the words of a message.
         inputs: the symbolic sizes of the model's inputs, with the names of their dimensions.
-        input_names: the variables of the model's inputs, with their names.
+        input_names: the variables of the model's inputs, and of what has their elements, with the inputs' names.
         described: what each check is for; check N binds a variable whose name is `check_N_`.
     """
 
@@ -49,6 +49,11 @@ class SizeChecks:
             self.described.append(text)
         # The engine appends numbers of its own to names.
         return f"check_{len(self.described) - 1}_"
+
+    def same_elements(self, variable: tvm.ir.Expr, other: tvm.ir.Expr) -> None:
+        """Note that a variable has the elements of another one, so that what is required of them is of an input's."""
+        if other in self.input_names:
+            self.input_names[variable] = self.input_names[other]
 
     def require_range(self, variable: tvm.ir.Expr, least: Dim | None, size: Dim) -> None:
         """Note that the elements of an input lie in [least, size); nothing when the variable is no input.

@@ -26,6 +26,7 @@ from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.onnx import import_onnx
 from compiler.frontends.torch.decomposition import decomposed
 from compiler.frontends.torch.fixed_sizes import OpenSizes
+from compiler.frontends.torch.index_ranges import IndexRanges
 from compiler.frontends.torch.projections import without_projections
 from compiler.frontends.torch.translations import translations
 
@@ -62,7 +63,7 @@ def import_torch(
     """
     program = _exported_program(source, example_inputs, dynamic_shapes)
     _refuse_mutation(program)
-    sizes = OpenSizes(program)
+    sizes, ranges = OpenSizes(program), IndexRanges(program)
     with _quiet():
         if program is source:  # the caller's own: what follows changes its graph
             program = program.run_decompositions({})
@@ -71,13 +72,14 @@ def import_torch(
     onnx_program = _to_onnx(program)
     sizes.refuse_fixed()
     _name_outputs(onnx_program, program)
+    options: dict[str, Any] = {"shapes": shapes, "constants": constants, "outputs": outputs}
     if sum(_bytes(tensor) for tensor in program.state_dict.values()) < _LARGEST_PROTO_BYTES:
-        return import_onnx(onnx_program.model_proto, shapes=shapes, constants=constants, outputs=outputs)
+        return ranges.added_to(import_onnx(onnx_program.model_proto, **options))
     try:
         with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
             path = Path(folder) / "model.onnx"
             onnx_program.save(str(path), external_data=True)
-            return import_onnx(path, shapes=shapes, constants=constants, outputs=outputs)
+            return ranges.added_to(import_onnx(path, **options))
     except OSError as error:
         raise StorageError(f"the exported model could not be stored: {error}", "free space in TMPDIR") from error
 

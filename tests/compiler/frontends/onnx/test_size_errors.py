@@ -58,6 +58,13 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         {"x": ones(3, 2), "i": np.array([0, 3])},
         r"Gather node 'z': input 'i' holds the index 3, outside of \[-3, 3\)",
     ),
+    "index by way of operators that keep elements": (
+        """(float[n, 2] x, int32[k, 1] i) => (float[k, 2] z) {
+            l = Constant<value = int64[1] {-1}>() w = Cast<to = 7>(i) f = Reshape(w, l) z = Gather(x, f) }""",
+        {"x": ones(3, 2), "i": np.array([[-3], [2]], np.int32)},
+        {"x": ones(3, 2), "i": np.array([[0], [-4]], np.int32)},
+        r"Gather node 'z': input 'i' holds the index -4, outside of \[-3, 3\)",
+    ),
     "shape from values": (
         "(float[n] x, int64[2] s) => (float[a, b] z) { z = Reshape(x, s) }",
         {"x": ones(6), "s": np.array([2, -1])},

@@ -1,0 +1,83 @@
+"""Indices that PyTorch refuses are refused before a run; those that it takes give its results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+import compiler
+from compiler.errors import InputError
+from compiler.frontends.source import import_model
+
+
+class Indexed(nn.Module):
+    """An embedding; rows by a tensor that may count from the end; elements along an axis; repeated rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(8, 4)
+
+    def forward(self, words: Tensor, x: Tensor, rows: Tensor, places: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
+        words = words.reshape(-1).to(torch.int64)
+        return self.table(words), x[rows], x.gather(1, places), x.repeat_interleave(counts, 0)
+
+
+MODEL = Indexed().eval()
+GOOD: dict[str, Any] = {
+    "words": np.array([[0, 7, 3]], np.int32),
+    "x": np.arange(15, dtype=np.float32).reshape(3, 5),
+    "rows": np.array([-3, 2]),
+    "places": np.array([[0, 4], [1, 2]]),
+    "counts": np.array([1, 0, 2]),
+}
+
+
+def source() -> dict[str, Any]:
+    auto: Any = Dim.AUTO
+    shapes = {"words": {1: auto}, "x": {0: auto, 1: auto}, "rows": {0: auto}, "places": {1: auto}, "counts": {0: auto}}
+    examples = tuple(torch.from_numpy(GOOD[name]) for name in GOOD)
+    return {"source": MODEL, "example_inputs": examples, "dynamic_shapes": shapes}
+
+
+@pytest.fixture(scope="module")
+def module() -> compiler.Module:
+    return compiler.compile(**source(), reference_inputs=GOOD, threads=1)
+
+
+def test_good_indices_give_the_results_of_torch(module: compiler.Module) -> None:
+    with torch.no_grad():
+        wanted = MODEL(*map(torch.from_numpy, GOOD.values()))
+    for one, other in zip(module.run(GOOD).values(), wanted, strict=True):
+        np.testing.assert_array_equal(one, other.numpy())
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("words", [[0, 8, 0]], r"embedding 'embedding': .* the value 8, outside of \[0, 8\)"),
+        ("words", [[0, -1, 0]], r"embedding 'embedding': .* the value -1, outside of \[0, 8\)"),
+        ("rows", [3, 0], r"index 'index': .* the index 3, outside of \[-3, 3\)"),
+        ("places", [[0, 0], [0, -1]], r"gather 'gather': .* the value -1, outside of \[0, 5\)"),
+        ("counts", [1, -1, 1], r"repeat_interleave .* the value -1, outside of \[0, "),
+    ],
+)
+def test_what_torch_refuses_is_refused_before_a_run(
+    module: compiler.Module, name: str, values: Any, message: str
+) -> None:
+    feeds = {**GOOD, name: np.array(values, GOOD[name].dtype)}
+    with torch.no_grad(), pytest.raises((IndexError, RuntimeError)):
+        MODEL(*map(torch.from_numpy, feeds.values()))
+    with pytest.raises(InputError, match=message):
+        module.run(feeds)
+
+
+def test_a_size_that_is_fixed_is_a_number_and_inputs_that_are_fixed_have_no_range() -> None:
+    model = import_model(**source(), shapes={"x": (3, 5)}, constants={"words": GOOD["words"]})
+    found = {(each.input, each.size, each.least) for each in model.indices}
+    assert {("rows", "3", None), ("places", "5", "0")} <= found
+    assert "words" not in {name for name, _, _ in found}
