@@ -130,6 +130,17 @@ def with_size(context: NodeContext, tensor: relax.Expr, axis: int, size: Dim) ->
     return context.match_shape(tensor, shape)
 
 
+def limited_place(value: Any, size: Any) -> Any:
+    """A float coordinate inside a kernel as the index (int64) of an element of an axis of that size.
+
+    It is limited before the cast, which infinities and NaN do not survive, and after it: float32 rounds large sizes.
+    """
+    dtype = str(value.ty.dtype)
+    last = tirx.max(size.astype(dtype) - tirx.const(1, dtype), tirx.const(0, dtype))
+    inside = tirx.max(tirx.min(value, last), tirx.const(0, dtype))
+    return limited(inside, 0, size - 1)
+
+
 def limited(value: Any, low: Any, high: Any) -> Any:
     """A value inside a kernel, brought into [low, high], as int64."""
     low, high = expression(low), expression(high)

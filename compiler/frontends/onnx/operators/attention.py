@@ -11,6 +11,7 @@ from tvm import relax, te, tirx
 from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.bounds import limited, require, require_entries, require_shape, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.matrix import matrix_product
 from compiler.frontends.onnx.operators.precision import cast
@@ -57,6 +58,7 @@ def attention(context: NodeContext) -> list[relax.Expr | None]:
     heads = _heads(context)
     key, value = _with_past(context, heads.key, _PAST_KEY), _with_past(context, heads.value, _PAST_VALUE)
     heads = _Heads(heads.query, key, value)
+    _check_sizes(context, heads)
     masking = _masking(context, heads)
     raw = _scores(context, heads)
     capped = _softcapped(context, raw, masking.softcap)
@@ -101,6 +103,23 @@ def _with_past(context: NodeContext, tensor: relax.Expr, index: int) -> relax.Ex
     # Sizes that the engine can not tell to be equal are checked when the module runs.
     past = context.match_shape(context.input(index), [batch, heads, context.shape(index)[2], size])
     return context.emit(R.concat([past, tensor], axis=2))
+
+
+def _check_sizes(context: NodeContext, heads: _Heads) -> None:
+    """Queries, keys, values, mask and lengths must fit one another; a mask is repeated along its axes of size 1."""
+    query, key, value = (tensor_shape(each) for each in (heads.query, heads.key, heads.value))
+    require(context, query[0], "equal", key[0])
+    require_shape(context, value[:3], key[:3], "the value")
+    if context.has_input(_MASK) and context.rank(_MASK) <= 4:
+        scores = [*query[:3], key[2]]
+        *outer, length = context.shape(_MASK)
+        for size, wanted in zip(outer, scores[3 - len(outer) : 3], strict=True):
+            require(context, size, "broadcast", wanted)
+            require(context, wanted, "at least", size)
+        require_entries(context, length, key[2])
+    if context.has_input(_LENGTHS):
+        require_shape(context, context.shape(_LENGTHS), query[:1], "nonpad_kv_seqlen")
+        require_values(context, _LENGTHS, 0, context.arithmetic.add(key[2], 1))
 
 
 def _masking(context: NodeContext, heads: _Heads) -> _Masking:
@@ -184,10 +203,11 @@ def _masked(context: NodeContext, scores: relax.Expr, masking: _Masking) -> rela
         queries = data.shape[2]
 
         def element(sample: Any, head: Any, query: Any, key: Any) -> Any:
-            offset = operands[0] if operands else lengths[sample].astype("int64") - queries
+            length = None if lengths is None else limited(lengths[sample], 0, data.shape[3])
+            offset = operands[0] if operands else length - queries
             allowed = _allowed(masking, offset + query, key)
             if lengths is not None:
-                allowed.append(key < lengths[sample].astype("int64"))
+                allowed.append(key < length)
             value = data(sample, head, query, key)
             low = tirx.const(-math.inf, str(data.dtype))
             if mask is not None:

@@ -11,6 +11,7 @@ from tvm import relax, te, tirx
 from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.bounds import require_shape
 from compiler.frontends.onnx.broadcasting import broadcast_shapes, broadcast_to
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.filling import filled
@@ -165,6 +166,7 @@ def _zero(dtype: str) -> Any:
 def one_hot(context: NodeContext) -> relax.Expr:
     """values[1] where the index is met along a new axis, values[0] elsewhere; negative indices count from the end."""
     indices, values = context.input(0), context.input(2)
+    require_shape(context, context.shape(2), [2], "its values")
     depth = _depth(context)
     shape = context.shape(0)
     axis = context.axis(context.attribute("axis", -1), len(shape) + 1)

@@ -10,9 +10,10 @@ from typing import Any
 from tvm import relax, te, tirx
 from tvm.relax import op as R
 
+from compiler.frontends.onnx.bounds import limited_place, require, require_entries, require_shape
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.convolution import checked_kernel, checked_rank
-from compiler.frontends.onnx.operators.interpolation import clamped, inside, linear_taps, weighted_sum
+from compiler.frontends.onnx.operators.interpolation import inside, linear_taps, weighted_sum
 from compiler.frontends.onnx.operators.matrix import matrix_product
 from compiler.frontends.onnx.operators.precision import compute_dtype
 from compiler.frontends.onnx.operators.spatial import Window, integers_attribute, per_channel
@@ -35,6 +36,7 @@ def deform_conv(context: NodeContext) -> relax.Expr:
     if context.shape(_OFFSETS)[1] != offset_group * math.prod(kernel) * rank:
         context.invalid(f"offsets of shape {context.shape(_OFFSETS)} for a kernel of shape {list(kernel)}")
     window = _window(context, kernel)
+    _check_operands(context, window, offset_group, group)
     operands = [context.input(index) for index in (0, _OFFSETS, _MASK) if context.has_input(index)]
     columns = context.emit_te(
         _columns(window, channels // offset_group), *operands, primfunc_name_hint="deform_columns"
@@ -49,6 +51,24 @@ def deform_conv(context: NodeContext) -> relax.Expr:
     if context.has_input(_BIAS):
         result = context.emit(R.add(result, per_channel(context, _BIAS, rank + 2)))
     return result
+
+
+def _check_operands(context: NodeContext, window: Window, offset_group: int, group: int) -> None:
+    """Offsets, mask, weights and bias must have the sizes that the data and the attributes give them."""
+    batch, channels, *spatial = context.shape(0)
+    taps = offset_group * math.prod(window.kernel)
+    places = []
+    for axis, size in enumerate(spatial):
+        free = context.arithmetic.add(size, window.before[axis] + window.after[axis] - window.extents[axis])
+        places.append(context.arithmetic.add(context.arithmetic.floor_divide(free, window.strides[axis]), 1))
+    require_shape(context, context.shape(_OFFSETS), [batch, taps * window.rank, *places], "the offset")
+    if context.has_input(_MASK):
+        require_shape(context, context.shape(_MASK), [batch, taps, *places], "the mask")
+    if context.has_input(_BIAS):
+        require_shape(context, context.shape(_BIAS), context.shape(1)[:1], "the bias")
+    require(context, context.arithmetic.multiply(context.shape(1)[1], group), "equal", channels)
+    for size in spatial:
+        require_entries(context, size, context.arithmetic.product(places))
 
 
 def _window(context: NodeContext, kernel: tuple[int, ...]) -> Window:
@@ -79,7 +99,7 @@ def _columns(window: Window, group_channels: int) -> Callable[..., Any]:
 
             def pixel(positions: list[Any]) -> Any:
                 conditions = [inside(p, size) for p, size in zip(positions, sizes, strict=True)]
-                indices = [clamped(p, size).astype("int64") for p, size in zip(positions, sizes, strict=True)]
+                indices = [limited_place(p, size) for p, size in zip(positions, sizes, strict=True)]
                 value = data(sample, channel, *indices).astype(wide)
                 return tirx.Select(tirx.all(*conditions, tirx.const(True, "bool")), value, tirx.const(0, wide))
 

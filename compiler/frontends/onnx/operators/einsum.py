@@ -8,6 +8,7 @@ from typing import Any
 from tvm import relax, te
 from tvm.relax import op as R
 
+from compiler.frontends.onnx.bounds import require
 from compiler.frontends.onnx.broadcasting import broadcast_to, common_size
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.matrix import matrix_product
@@ -83,6 +84,8 @@ def _diagonal(context: NodeContext, term: Term) -> Term:
     if len(unique) == len(term.labels):
         return term
     sizes = [term.size(label) for label in unique]
+    for label, size in zip(term.labels, tensor_shape(term.data), strict=True):
+        require(context, size, "equal", term.size(label))
 
     def pick(data: te.Tensor) -> te.Tensor:
         shape = [data.shape[term.labels.index(label)] for label in unique]

@@ -13,6 +13,7 @@ import numpy as np
 from tvm import relax
 from tvm.relax import op as R
 
+from compiler.frontends.onnx.bounds import require_multiple, with_size
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.matrix import matrix_product
 from compiler.frontends.onnx.operators.precision import cast
@@ -103,7 +104,12 @@ def integer_conv(context: NodeContext, x: Operand, w: Operand) -> relax.Expr:
     if list(context.attribute("kernel_shape", list(kernel))) != list(kernel):
         context.invalid(f"kernel_shape does not fit weights of shape {list(tensor_shape(weight))}")
     window = window_of(context, kernel, shape[2:])
-    data, padding = x.data, [*window.before, *window.after]
+    group, filters = context.attribute("group", 1), tensor_shape(weight)
+    if group < 1:
+        context.invalid(f"group must be at least 1, not {group}")
+    require_multiple(context, filters[0], group)
+    data = with_size(context, x.data, 1, context.arithmetic.multiply(filters[1], group))
+    padding = [*window.before, *window.after]
     if x.zero_point is not None or not window.has_static_padding():
         # Padding stands for zero, which is the zero point.
         dtype = str(data.ty.dtype)
@@ -116,7 +122,7 @@ def integer_conv(context: NodeContext, x: Operand, w: Operand) -> relax.Expr:
             strides=list(window.strides),
             padding=padding,
             dilation=list(window.dilations),
-            groups=context.attribute("group", 1),
+            groups=group,
             out_dtype="int32",
         )
     )

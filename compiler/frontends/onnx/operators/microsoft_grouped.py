@@ -6,6 +6,7 @@ from typing import Any
 
 from tvm import relax, te, tirx
 
+from compiler.frontends.onnx.bounds import limited, require, require_entries, require_shape
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
 from compiler.frontends.onnx.operators.microsoft_fused import DOMAIN
@@ -52,6 +53,7 @@ class _Grouped:
         self.past: Dim = context.shape(_PAST_KEY)[2] if context.has_input(_PAST_KEY) else 0
         (self.total,) = context.shape_values(_TOTAL)
         self.capacity = context.arithmetic.maximum(self.past, self.total)
+        self._check_sizes()
         self.starts = self._starts()
 
     def outputs(self) -> list[Any]:
@@ -93,14 +95,28 @@ class _Grouped:
             for part, count in zip(parts, counts, strict=True)
         ]
 
+    def _check_sizes(self) -> None:
+        """Keys, values, lengths and the bias must fit the queries."""
+        context = self.context
+        for name, part in (("the key", self.key), ("the value", self.value)):
+            require_shape(context, part.shape[:3], [self.batch, self.key_heads, self.length], name)
+        require(context, context.arithmetic.product(context.shape(_LENGTHS)), "equal", self.batch)
+        if context.has_input(_BIAS):
+            sample, heads, rows, length = context.shape(_BIAS)
+            require(context, sample, "broadcast", self.batch)
+            require(context, self.batch, "at least", sample)
+            require(context, self.heads, "at least", heads)
+            require(context, rows, "at least", self.length)
+            require_entries(context, length, self.capacity)
+
     def _starts(self) -> relax.Expr:
         """How many entries of the cache belong to each sample: int64 (batch,); none when all there is is new."""
         length, total = expression(self.length), expression(self.total)
 
         def starts(lengths: te.Tensor, new: Any, all_of_them: Any) -> te.Tensor:
             def start(*place: Any) -> Any:
-                before = lengths(*place).astype("int64") + 1 - new
-                return tirx.Select(new == all_of_them, tirx.const(0, "int64"), tirx.max(before, tirx.const(0, "int64")))
+                before = limited(limited(lengths(*place), -1, all_of_them) + 1 - new, 0, all_of_them)
+                return tirx.Select(new == all_of_them, tirx.const(0, "int64"), before)
 
             return te.compute(lengths.shape, start, name="starts")
 

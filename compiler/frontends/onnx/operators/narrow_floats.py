@@ -26,7 +26,8 @@ def decoded(context: NodeContext, data: relax.Expr, source: str) -> relax.Expr:
         table = codes.view(dtypes.numpy_dtype(source)).astype(np.float32)
 
     def look_up(code: te.Tensor, values: te.Tensor) -> te.Tensor:
-        return te.compute(code.shape, lambda *i: values[code(*i).astype("int32")], name="decode")
+        last = len(table) - 1  # codes of less than a byte come in bytes, whose other bits mean nothing
+        return te.compute(code.shape, lambda *i: values[code(*i).astype("int32") & last], name="decode")
 
     return context.emit_te(look_up, data, Constant(table).expr(), primfunc_name_hint="decode")
 

@@ -10,9 +10,12 @@ from tvm import relax, te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from compiler.frontends.onnx.bounds import limited, limited_place, require_entries, require_shape, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.precision import compute_dtype
 from compiler.frontends.onnx.registry import converter
+
+_MOST_SAMPLES = 2**10  # of a bin along an axis, where the region's size decides: a hostile region would never end
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,11 @@ def roi_align(context: NodeContext) -> relax.Expr:
         largest=mode == "max",
     )
 
+    require_shape(context, context.shape(2), context.shape(1)[:1], "batch_indices")
+    require_values(context, 2, 0, context.shape(0)[0])
+    for axis in (0, 2, 3):
+        require_entries(context, context.shape(0)[axis], context.shape(1)[0])
+
     def compute(data: Any, rois: Any, batches: Any) -> Any:
         shape = [rois.shape[0], data.shape[1], pooling.height, pooling.width]
 
@@ -79,7 +87,8 @@ def _align_body(pooling: _Pooling, ins: Sequence[Any], out: Any, shape: Sequence
                 with T.serial(0, rows.samples) as i, T.serial(0, columns.samples) as j:
                     first = tirx.all(i == 0, j == 0)
                     y, x = rows.coordinate(row, i), columns.coordinate(column, j)
-                    terms = _neighbours(data, batches[roi].astype("int64"), channel, y, x, wide)
+                    sample = limited(batches[roi], 0, data.shape[0] - 1)
+                    terms = _neighbours(data, sample, channel, y, x, wide)
                     if pooling.largest:
                         highest = tirx.max(tirx.max(terms[0], terms[1]), tirx.max(terms[2], terms[3]))
                         result[0] = tirx.Select(first, highest, tirx.max(result[0], highest))
@@ -112,7 +121,10 @@ def _bins(pooling: _Pooling, low: Any, high: Any, count: int, dtype: str) -> _Bi
     start, end = low.astype(dtype) * scale - shift, high.astype(dtype) * scale - shift
     length = end - start if pooling.half_pixel else tirx.max(end - start, tirx.const(1, dtype))
     size = length / tirx.const(count, dtype)
-    samples = tirx.const(pooling.ratio, "int64") if pooling.ratio > 0 else tirx.ceil(size).astype("int64")
+    if pooling.ratio > 0:
+        samples = tirx.const(pooling.ratio, "int64")
+    else:
+        samples = limited_place(tirx.ceil(size), tirx.const(_MOST_SAMPLES + 1, "int64"))
     return _Bins(start, size, samples)
 
 
@@ -132,7 +144,7 @@ def _neighbours(data: Any, sample: Any, channel: Any, y: Any, x: Any, dtype: str
     terms = []
     for row, row_weight in parts[0]:
         for column, column_weight in parts[1]:
-            place = [sample, channel, tirx.max(row, 0).astype("int64"), tirx.max(column, 0).astype("int64")]
+            place = [sample, channel, limited_place(row, height), limited_place(column, width)]
             value = row_weight * column_weight * data[tuple(place)].astype(dtype)
             terms.append(tirx.Select(beyond, tirx.const(0, dtype), value))
     return terms
@@ -145,6 +157,8 @@ def max_roi_pool(context: NodeContext) -> relax.Expr:
     pooling = _Pooling(height, width, float(context.attribute("spatial_scale", 1.0)))
     if min(height, width) < 1 or context.rank(0) != 4 or context.rank(1) != 2 or context.shape(1)[1] != 5:
         context.invalid(f"data of shape {context.shape(0)} and regions of shape {context.shape(1)}")
+
+    require_entries(context, context.shape(0)[0], context.shape(1)[0])
 
     def compute(data: Any, rois: Any) -> Any:
         shape = [rois.shape[0], data.shape[1], pooling.height, pooling.width]
@@ -172,7 +186,8 @@ def _max_body(pooling: _Pooling, ins: Sequence[Any], out: Any, shape: Sequence[A
                 result = T.buffer_proxy(T.alloc_buffer([1], dtype, scope="local"))
                 result[0] = tirx.Select(empty, tirx.const(0, dtype), tirx.min_value(dtype))
                 with T.serial(0, bottom - top) as i, T.serial(0, right - left) as j:
-                    value = data[rois[roi, 0].astype("int64"), channel, top + i, left + j]
+                    sample = limited_place(rois[roi, 0].astype(wide), data.shape[0])
+                    value = data[sample, channel, top + i, left + j]
                     result[0] = tirx.max(result[0], value)
                 T.buffer_store(out, result[0], [roi, channel, row, column])
         return builder.get().body
@@ -190,5 +205,4 @@ def _bin_ends(bins: _Bins, number: Any, size: Any) -> tuple[Any, Any]:
     position = number.astype(dtype)
     low = tirx.floor(position * bins.size) + bins.start
     high = tirx.ceil((position + tirx.const(1, dtype)) * bins.size) + bins.start
-    limits = [tirx.max(tirx.min(end.astype("int64"), size), tirx.const(0, "int64")) for end in (low, high)]
-    return limits[0], limits[1]
+    return limited_place(low, size + 1), limited_place(high, size + 1)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tvm import relax, tirx
 
+from compiler.frontends.onnx.bounds import require_entries
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.resize_kernels import resize_nearest, resize_weighted
 from compiler.frontends.onnx.operators.resize_sampling import COORDINATE_MODES, NEAREST_MODES, AxisResize, Sampling
@@ -156,6 +157,8 @@ def _fitted(
 def _resized(context: NodeContext, axes: list[AxisResize], sampling: Sampling) -> relax.Expr:
     changing = [axis for axis in axes if not _is_identity(context, axis, sampling)]
     data = context.input(0)
+    for axis in changing:
+        require_entries(context, axis.before, axis.after)
     if not changing:
         return data
     if sampling.mode == "nearest":

@@ -8,6 +8,7 @@ import numpy as np
 from tvm import relax, te, tirx
 
 from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.bounds import limited_place
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.precision import cast, compute_dtype
 from compiler.frontends.onnx.operators.resize_sampling import (
@@ -106,7 +107,7 @@ def _nearest_source(
         outside = [entry < 0] if sampling.coordinates == "tf_crop_and_resize" else []
         return tirx.max(entry, 0).astype("int64") if outside else entry.astype("int64"), outside
     coordinate = source_coordinate(EngineOperations, sampling, axis, position.astype("float32"))
-    index = nearest_index(EngineOperations, sampling, axis, coordinate).astype("int64")
+    index = limited_place(nearest_index(EngineOperations, sampling, axis, coordinate), axis.before)
     crop = sampling.coordinates == "tf_crop_and_resize"
     return index, [is_outside(EngineOperations, axis, coordinate)] if crop else []
 
@@ -225,7 +226,7 @@ def _resize_axis(context: NodeContext, data: relax.Expr, axis: AxisResize, sampl
             coordinate = source_coordinate(EngineOperations, sampling, bound, position)
             total: Any = None
             for index, weight in weighted_taps(EngineOperations, sampling, bound, coordinate):
-                source = [*indices[: axis.axis], index.astype("int64"), *indices[axis.axis + 1 :]]
+                source = [*indices[: axis.axis], limited_place(index, bound.before), *indices[axis.axis + 1 :]]
                 term = tensor(*source) * weight.astype(tensor.dtype)
                 total = term if total is None else total + term
             if sampling.coordinates != "tf_crop_and_resize":

@@ -7,6 +7,7 @@ from typing import Any
 
 from tvm import relax, te, tirx
 
+from compiler.frontends.onnx.bounds import limited_place, require, require_entries
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.interpolation import (
     clamped,
@@ -35,6 +36,10 @@ def grid_sample(context: NodeContext) -> relax.Expr:
     rank = context.rank(0) - 2
     if rank < 1 or context.rank(1) != rank + 2 or context.shape(1)[-1] != rank:
         context.invalid(f"a grid of shape {context.shape(1)} for data of rank {rank + 2}")
+    require(context, context.shape(1)[0], "equal", context.shape(0)[0])
+    count = context.arithmetic.product(context.shape(1)[:-1])
+    for size in context.shape(0)[2:]:
+        require_entries(context, size, count)
     align = bool(context.attribute("align_corners", 0))
     kernel = _grid_sample_kernel(_MODES[mode], padding, align)
     return context.emit_te(kernel, context.input(0), context.input(1), primfunc_name_hint="grid_sample")
@@ -105,7 +110,7 @@ def _pixel(
     if padding == "reflection":
         borders = [_borders(size, align, dtype) for size in sizes]
         positions = [reflected(p, low, high) for p, (low, high) in zip(positions, borders, strict=True)]
-    indices = [clamped(p, size).astype("int64") for p, size in zip(positions, sizes, strict=True)]
+    indices = [limited_place(p, size) for p, size in zip(positions, sizes, strict=True)]
     value = data(sample, channel, *indices).astype(dtype)
     if padding != "zeros":
         return value
@@ -120,6 +125,7 @@ def affine_grid(context: NodeContext) -> relax.Expr:
     rank = len(sizes) - 2
     if rank not in (2, 3) or tuple(context.shape(0)[1:]) != (rank, rank + 1):
         context.invalid(f"theta of shape {context.shape(0)} for a size of {len(sizes)} elements")
+    require(context, context.shape(0)[0], "equal", sizes[0])
     align = bool(context.attribute("align_corners", 0))
 
     def compute(theta: Any, *spatial: Any) -> Any:

@@ -9,7 +9,7 @@ from tvm.relax import op as R
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from compiler.frontends.onnx.bounds import require, require_values
+from compiler.frontends.onnx.bounds import require, require_shape, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.data_dependent import first_entries, parts, size_from
 from compiler.frontends.onnx.operators.sort_kernels import int64, sorted_positions
@@ -78,6 +78,7 @@ def non_max_suppression(context: NodeContext) -> relax.Expr:
     """
     boxes, scores = context.input(0), context.input(1)
     batch, classes, count = context.shape(1)
+    require_shape(context, context.shape(0), [batch, count, 4], "the boxes")
     rows = context.arithmetic.product((batch, classes))
     flat = context.emit(R.reshape(scores, relax.ShapeExpr([expression(rows), expression(count)])))
     order = context.emit_te(

@@ -9,6 +9,7 @@ from tvm import relax, te
 from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.bounds import require_shape
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.fourier import Complex, transform
 from compiler.frontends.onnx.operators.precision import cast, widened
@@ -141,6 +142,8 @@ def stft(context: NodeContext) -> relax.Expr:
     signal = widened(context, context.input(0))
     # ONNX Runtime takes a real signal without its last axis, and so exporters leave it out.
     data = Complex(signal) if context.rank(0) == 2 else _complex(context, signal, [0, 1])
+    if context.has_input(2):
+        require_shape(context, context.shape(2), [length], "the window")
     window = widened(context, context.input(2)) if context.has_input(2) else None
     framed = _each_part(data, lambda part: _frames(context, part, window, step, length))
     result = transform(context, framed, length)

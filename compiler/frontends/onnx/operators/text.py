@@ -57,7 +57,9 @@ def _grams(context: NodeContext) -> _Grams:
     for length, (begin, end) in enumerate(pairwise(bounds), 1):
         starts += list(range(begin, end, length))
         lengths += [length] * len(range(begin, end, length))
-    if len(starts) != len(columns):
+    if min(columns, default=0) < 0 or any(s + n > len(pool) for s, n in zip(starts, lengths, strict=True)):
+        context.invalid("ngram_counts or ngram_indexes do not fit its pool")
+    if min(bounds) < 0 or len(starts) != len(columns):
         context.invalid(f"its pool holds {len(starts)} n-grams, ngram_indexes {len(columns)}")
     wanted = [i for i, length in enumerate(lengths) if shortest <= length <= longest]
     chosen = (np.array([values[i] for i in wanted], np.int64) for values in (starts, lengths, columns))

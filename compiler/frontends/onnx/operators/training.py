@@ -8,6 +8,7 @@ from typing import NoReturn
 from tvm import relax
 from tvm.relax import op as R
 
+from compiler.frontends.onnx.bounds import require_shape
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.registry import converter
 
@@ -47,6 +48,9 @@ def _updated(context: NodeContext, kinds: int, update: Update) -> list[relax.Exp
     rate, step = math.input(0), math.input(1)
     results = []
     for number in range(count):
+        for kind in range(1, kinds):
+            shape = context.shape(2 + kind * count + number)
+            require_shape(context, shape, context.shape(2 + number), f"its input {2 + kind * count + number}")
         results.append(update(rate, step, [context.input(2 + kind * count + number) for kind in range(kinds)]))
     return [result[kind] for kind in range(kinds - 1) for result in results]
 

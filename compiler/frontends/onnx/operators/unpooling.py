@@ -10,6 +10,7 @@ from tvm import relax, te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from compiler.frontends.onnx.bounds import require, require_multiple, require_shape, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.precision import compute_dtype
 from compiler.frontends.onnx.operators.spatial import integers_attribute, kernel_attribute, padded, spatial_rank
@@ -29,6 +30,8 @@ def max_unpool(context: NodeContext) -> relax.Expr:
     for axis, size in enumerate(context.shape(0)[2:]):
         moved = arithmetic.multiply(arithmetic.subtract(size, 1), strides[axis])
         shape.append(arithmetic.add(moved, kernel[axis] - pads[axis] - pads[axis + rank]))
+    require_shape(context, context.shape(1), context.shape(0), "its indices")
+    require_values(context, 1, 0, arithmetic.product(shape))
     sizes = [expression(size) for size in shape]
     result = context.emit_te(_scatter, context.input(0), context.input(1), *sizes, primfunc_name_hint="max_unpool")
     if not context.has_input(2):
@@ -76,13 +79,18 @@ def col2im(context: NodeContext) -> relax.Expr:
     strides = integers_attribute(context, "strides", rank, 1, 1)
     dilations = integers_attribute(context, "dilations", rank, 1, 1)
     taps = math.prod(block)
+    arithmetic = context.arithmetic
+    counts = []
+    for axis, size in enumerate(image):
+        free = arithmetic.add(size, pads[axis] + pads[axis + rank] - dilations[axis] * (block[axis] - 1) - 1)
+        counts.append(arithmetic.add(arithmetic.floor_divide(free, strides[axis]), 1))
+        require(context, counts[-1], "at least", 0)
+    require_multiple(context, context.shape(0)[1], taps)
+    require(context, context.shape(0)[2], "equal", arithmetic.product(counts))
 
-    def compute(data: Any, *sizes: Any) -> Any:
+    def compute(data: Any, *operands: Any) -> Any:
         wide = compute_dtype(data.dtype)
-        counts = [
-            tirx.floordiv(size + pads[a] + pads[a + rank] - dilations[a] * (block[a] - 1) - 1, strides[a]) + 1
-            for a, size in enumerate(sizes)
-        ]
+        sizes, counts = operands[:rank], operands[rank:]
         axes = [te.reduce_axis((0, extent), name=f"tap{axis}") for axis, extent in enumerate(block)]
 
         def element(sample: Any, channel: Any, *place: Any) -> Any:
@@ -104,5 +112,5 @@ def col2im(context: NodeContext) -> relax.Expr:
             else te.compute(shape, lambda *i: total(*i).astype(data.dtype), name="cast")
         )
 
-    sizes = [expression(size) for size in image]
+    sizes = [expression(size) for size in (*image, *counts)]
     return context.emit_te(compute, context.input(0), *sizes, primfunc_name_hint="col2im")
