@@ -72,6 +72,7 @@ def import_torch(
     onnx_program = _to_onnx(program)
     sizes.refuse_fixed()
     _name_outputs(onnx_program, program)
+    _fix_known_sizes(onnx_program)
     options: dict[str, Any] = {"shapes": shapes, "constants": constants, "outputs": outputs}
     if sum(_bytes(tensor) for tensor in program.state_dict.values()) < _LARGEST_PROTO_BYTES:
         return ranges.added_to(import_onnx(onnx_program.model_proto, **options))
@@ -215,6 +216,15 @@ def _name_outputs(onnx_program: Any, program: torch.export.ExportedProgram) -> N
     taken = {value.name for value in onnx_program.model.graph.inputs}
     for value, name in zip(outputs, names, strict=True):
         value.name = name if name not in taken else f"{name}_out"
+
+
+def _fix_known_sizes(onnx_program: Any) -> None:
+    """Sizes of inputs that `torch.export` found to be numbers, and that its exporter gives as dimensions of that name."""
+    for value in onnx_program.model.graph.inputs:
+        for axis, size in enumerate(value.shape or ()):
+            text = getattr(size, "value", None)
+            if isinstance(text, str) and text.isdecimal():
+                value.shape[axis] = int(text)
 
 
 def _bytes(tensor: torch.Tensor) -> int:

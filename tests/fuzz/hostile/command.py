@@ -27,7 +27,7 @@ def documentation() -> str:
 
 def run(only: str | None, workers: int, console: Console) -> int:
     """Run the suite; 0 if nothing failed."""
-    chosen = [number for number, each in enumerate(subjects()) if only is None or only.lower() in each.name.lower()]
+    chosen = [number for number, each in enumerate(subjects()) if _is_chosen(each.name, only)]
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tensorwright-hostile-") as folder, Progress(console=console) as progress:
         task = progress.add_task("hostile", total=steps(chosen))
@@ -36,6 +36,13 @@ def run(only: str | None, workers: int, console: Console) -> int:
         )
     _print(verdicts, time.monotonic() - start, console)
     return 1 if any(verdict.failed for verdict in verdicts) else 0
+
+
+def _is_chosen(name: str, only: str | None) -> bool:
+    """Whether the name holds the text; a text "!torch" chooses what does not hold it."""
+    if only is None:
+        return True
+    return (only.removeprefix("!").lower() in name.lower()) != only.startswith("!")
 
 
 def _print(verdicts: list[Verdict], seconds: float, console: Console) -> None:

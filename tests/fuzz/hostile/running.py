@@ -26,7 +26,7 @@ Array = NDArray[Any]
 Phase = Literal["reference", "compile", "run"]
 CATALOG = "tests.fuzz.hostile.subjects"
 _GUARD = "guard"
-_SECONDS = 30.0
+_SECONDS: dict[Phase, float] = {"reference": 30.0, "compile": 240.0, "run": 60.0}
 _REFERENCE_BYTES = 4 << 30
 _GUARDED_BYTES = 1 << 43  # the arena of guarded memory is address space alone
 _RUNS_A_SUBJECT = 1000  # a seed is subject * this + run
@@ -121,7 +121,7 @@ def _worked(
     memory = _REFERENCE_BYTES if context.phase == "reference" else _GUARDED_BYTES
     died = {}
     outcomes: Iterator[Outcome] = run_cases(
-        case, context, list(seeds), workers=workers, seconds=_SECONDS, memory_bytes=memory
+        case, context, list(seeds), workers=workers, seconds=_SECONDS[context.phase], memory_bytes=memory
     )
     for outcome in outcomes:
         if outcome.failed:

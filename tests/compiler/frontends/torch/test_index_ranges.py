@@ -81,3 +81,9 @@ def test_a_size_that_is_fixed_is_a_number_and_inputs_that_are_fixed_have_no_rang
     found = {(each.input, each.size, each.least) for each in model.indices}
     assert {("rows", "3", None), ("places", "5", "0")} <= found
     assert "words" not in {name for name, _, _ in found}
+
+
+def test_sizes_that_the_model_fixes_are_numbers() -> None:
+    dynamic = {"input": {0: Dim.AUTO, 1: Dim.AUTO}}
+    model = import_model(nn.Linear(8, 4).eval(), example_inputs=(torch.ones(3, 8),), dynamic_shapes=dynamic)
+    assert model.inputs[0].shape[1] == 8
