@@ -36,9 +36,15 @@ def decomposition_of(*operators: str) -> Callable[[Decomposition], Decomposition
 
 def decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """The program without the operators that have a decomposition here; the same one where it uses none."""
+    known = decompositions()
+    used = {node.target for node in program.graph.nodes if str(node.target) in known}
+    return program.run_decompositions({each: known[str(each)] for each in used}) if used else program
+
+
+def decompositions() -> dict[str, Decomposition]:
+    """The function for each operator that is decomposed here."""
     _discover()
-    used = {node.target for node in program.graph.nodes if str(node.target) in _DECOMPOSITIONS}
-    return program.run_decompositions({each: _DECOMPOSITIONS[str(each)] for each in used}) if used else program
+    return _DECOMPOSITIONS
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Operators of PyTorch that its ONNX exporter has no conversion for, and that are one of ONNX."""
+"""Operators of PyTorch that are one of ONNX, and that its ONNX exporter has no conversion for or not the right one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from compiler.frontends.torch.quantized_operators import QUANTIZED_OPERATORS, int_mm
+from compiler.frontends.torch.resampling import RESAMPLING
 
 if TYPE_CHECKING:
     import torch
@@ -15,9 +16,18 @@ def translations(program: torch.export.ExportedProgram) -> dict[Callable[..., An
     """The exporter's `custom_translation_table`. An operator of a package is there only where a program has it."""
     import torch
 
-    known = {"torchvision.roi_pool.default": _roi_pool, **QUANTIZED_OPERATORS}
-    found = {node.target: known[str(node.target)] for node in program.graph.nodes if str(node.target) in known}
-    return {torch.ops.aten._int_mm.default: int_mm, **found}
+    found = {node.target: KNOWN[str(node.target)] for node in program.graph.nodes if str(node.target) in KNOWN}
+    resampling = {_operator(name): conversion for name, conversion in RESAMPLING.items()}
+    return {torch.ops.aten._int_mm.default: int_mm, **resampling, **found}
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    """The overload of a name such as "aten.upsample_bilinear2d.vec"."""
+    import torch
+
+    namespace, operator, overload = name.split(".")
+    found: Callable[..., Any] = getattr(getattr(getattr(torch.ops, namespace), operator), overload)
+    return found
 
 
 def _roi_pool(values: Any, regions: Any, scale: float, height: int, width: int) -> Any:
@@ -26,3 +36,6 @@ def _roi_pool(values: Any, regions: Any, scale: float, height: int, width: int) 
 
     pooled = opset18.MaxRoiPool(values, regions, pooled_shape=[height, width], spatial_scale=scale)
     return pooled, opset18.Shape(pooled)
+
+
+KNOWN: dict[str, Callable[..., Any]] = {"torchvision.roi_pool.default": _roi_pool, **QUANTIZED_OPERATORS}

@@ -23,8 +23,11 @@ def _attention(
         numbers = torch.where(attn_mask, torch.zeros((), dtype=query.dtype), lowest)
         result = scaled_dot_product_attention(query, key, value, numbers, *args, **kw)
         return torch.where(attn_mask.any(-1, keepdim=True), result, torch.zeros((), dtype=result.dtype))
-    if query.ndim == key.ndim == value.ndim == _RANK or kw.get("enable_gqa"):
+    if query.ndim == key.ndim == value.ndim == _RANK:
         return NotImplemented
+    if kw.pop("enable_gqa", False):
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
     first, *others = (each.shape[:-2] for each in (query, key, value))
     lead = torch.Size(torch.broadcast_shapes(first, *others))  # type: ignore[no-untyped-call]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,44 @@ def _adaptive_max_pool1d(values: Tensor, output_size: Sequence[int]) -> tuple[Te
 
 def _windows(size: int, parts: int) -> list[tuple[int, int]]:
     return [(part * size // parts, -((part + 1) * size // -parts)) for part in range(parts)]
+
+
+@decomposition_of("aten.avg_pool2d.default", "aten.avg_pool3d.default")
+def _average_pool(
+    values: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """Sums of windows over a given divisor: means of whole windows of the padded values, times a factor."""
+    if divisor_override is None:
+        return NotImplemented
+    rank = len(kernel_size) if len(kernel_size) > 1 else values.ndim - 2
+    kernel, strides, pads = (_of_rank(each, rank) for each in (kernel_size, stride or kernel_size, padding))
+    sizes = _sizes(values)[-rank:]
+    counts = [_windows_of(*each, ceil_mode) for each in zip(sizes, kernel, strides, pads, strict=True)]
+    margins = [(pad, pad + step - 1 if ceil_mode else pad) for pad, step in zip(pads, strides, strict=True)]
+    flat = [amount for pair in reversed(margins) for amount in pair]
+    pool = torch.nn.functional.avg_pool2d if rank == 2 else torch.nn.functional.avg_pool3d
+    result: Tensor = pool(torch.nn.functional.pad(values, flat), kernel, strides)
+    for axis, count in enumerate(counts, -rank):
+        result = result.narrow(axis, 0, count) if ceil_mode else result
+    return result * (math.prod(kernel) / divisor_override)
+
+
+def _of_rank(sizes: Sequence[int], rank: int) -> list[int]:
+    return list(sizes) * rank if len(sizes) == 1 else list(sizes)
+
+
+def _windows_of(size: Any, kernel: int, stride: int, pad: int, ceil_mode: bool) -> Any:
+    """How many windows an axis has; with `ceil_mode` none begins behind the values and their left padding."""
+    rest = size + 2 * pad - kernel
+    if not ceil_mode:
+        return rest // stride + 1
+    return torch.sym_min((rest + stride - 1) // stride + 1, (size + pad - 1) // stride + 1)  # type: ignore[no-untyped-call]
 
 
 @decomposition_of("aten.adaptive_avg_pool2d.default", "aten._adaptive_avg_pool2d.default")

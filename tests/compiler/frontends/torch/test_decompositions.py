@@ -28,7 +28,9 @@ class Applied(nn.Module):
         return self.function(x)
 
 
-def check(function: Function, x: Tensor, dynamic: Any = None, others: tuple[Tensor, ...] = ()) -> None:
+def check(
+    function: Function, x: Tensor, dynamic: Any = None, others: tuple[Tensor, ...] = (), tolerance: float = 1e-5
+) -> None:
     model = Applied(function).eval()
     module = compiler.compile(model, example_inputs=(x,), dynamic_shapes=dynamic, threads=1)
     for values in (x, *others):
@@ -37,7 +39,7 @@ def check(function: Function, x: Tensor, dynamic: Any = None, others: tuple[Tens
         assert len(found) == len(wanted)
         for one, other in zip(found, wanted, strict=True):
             assert one.dtype == other.numpy().dtype
-            np.testing.assert_allclose(one, other.numpy(), rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(one, other.numpy(), rtol=1e-5, atol=tolerance)
 
 
 def normal(*shape: int) -> Tensor:
@@ -49,6 +51,7 @@ def squares(x: Tensor) -> Tensor:
     return x.mT @ x + torch.eye(x.shape[-1])
 
 
+LABELS = torch.tensor([0, 3, 5, 1, 1, 3, 2])
 FUNCTIONS: dict[str, Function] = {
     "cumprod": lambda x: (torch.cumprod(x, 1), torch.cumprod((x * 2).round().to(torch.int32), -1)),
     "mode": lambda x: torch.mode((x * 2).round(), 1),
@@ -112,6 +115,20 @@ FUNCTIONS: dict[str, Function] = {
         torch.linalg.matrix_exp(x[:, :6]),
         torch.linalg.matrix_power(x[:, :6] / 2, 5),
         torch.linalg.matrix_power(squares(x), -2),
+    ),
+    "sums of windows": lambda x: (
+        functional.avg_pool2d(x, 2, divisor_override=3),
+        functional.avg_pool2d(x, (3, 2), (2, 3), (1, 0), ceil_mode=True, count_include_pad=False, divisor_override=7),
+        functional.avg_pool3d(x[None], 2, 1, 1, ceil_mode=True, divisor_override=-2),
+    ),
+    "cross entropy of smoothed labels": lambda x: (
+        functional.cross_entropy(x[0], LABELS, label_smoothing=0.2),
+        functional.cross_entropy(x[0], LABELS, x[1, 0].abs(), label_smoothing=0.2, ignore_index=3),
+        functional.cross_entropy(x[0], LABELS, x[1, 0].abs(), label_smoothing=0.2, reduction="none"),
+        functional.cross_entropy(x, x.flip(1).softmax(1), x[0, :, 0].abs(), label_smoothing=0.1),
+    ),
+    "repeated to a known size": lambda x: torch.repeat_interleave(
+        x, torch.tensor([2, 0, 3, 1, 1, 0]), 2, output_size=7
     ),
     "adaptive maximum": lambda x: functional.adaptive_max_pool2d(x[:, None], (3, 4), return_indices=True),
     "adaptive maximum of rows": lambda x: functional.adaptive_max_pool1d(x, 4),
@@ -178,6 +195,35 @@ def test_product_of_groups(rows: int) -> None:
     starts = [0, *ends.tolist()[:-1]]
     wanted = [x[start:end] @ matrix for start, end, matrix in zip(starts, ends.tolist(), weights, strict=True)]
     torch.testing.assert_close(_grouped_product(x, weights, ends), torch.cat(wanted))
+
+
+def test_draws_without_replacement_are_different_ones() -> None:
+    check(lambda x: torch.multinomial(x.abs(), 6).sort(-1)[0], normal(9, 6))  # all of six: 0, 1, ..., 5
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+def test_interpolation_by_factors(antialias: bool) -> None:
+    """Coordinates follow the factor, not the ratio of sizes; 50 * 2.3 is below 115 in float64, and not in float32."""
+
+    def resized(x: Tensor) -> list[Tensor]:
+        modes = ["bilinear", "bicubic"] if antialias else ["nearest", "bilinear", "bicubic"]
+        own = [functional.interpolate(x, scale_factor=(0.7, 2.3), mode=mode, antialias=antialias) for mode in modes]
+        given = torch.ops.aten.upsample_bilinear2d(x, [6, 75], False, 0.7, 1.5)
+        whole = functional.interpolate(x[..., :3], scale_factor=2.3, mode=modes[0], antialias=antialias)
+        return [*own, given, whole, functional.interpolate(x, (5, 13), mode="bilinear", antialias=antialias)]
+
+    check(resized, normal(1, 2, 9, 50), tolerance=5e-5)  # positions up to 50, in float32
+
+
+def test_attention_of_few_keys_in_three_dimensions() -> None:
+    check(lambda x: functional.scaled_dot_product_attention(x, x[:2], x[:2] + 1, enable_gqa=True), normal(4, 5, 8))
+
+
+def test_sums_of_windows_of_open_sizes() -> None:
+    dynamic = ({2: torch.export.Dim.DYNAMIC},)
+    others = (normal(1, 2, 7, 6), normal(1, 2, 9, 6))
+    pool = nn.AvgPool2d((3, 2), (2, 3), 1, ceil_mode=True, divisor_override=5)
+    check(pool, normal(1, 2, 8, 6), dynamic, others)
 
 
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3), (2, 3, 4)], ids=str)

@@ -1,0 +1,55 @@
+"""Losses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compiler.frontends.torch.decomposition import decomposition_of
+
+_NONE, _MEAN = 0, 1  # at::Reduction
+
+
+@decomposition_of("aten.cross_entropy_loss.default")
+def _cross_entropy(
+    values: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: int = _MEAN,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Of probabilities for each class, or of smoothed labels; plain labels are the exporter's."""
+    if target.is_floating_point():
+        return _of_probabilities(values, target, weight, reduction, label_smoothing)
+    if label_smoothing == 0:
+        return NotImplemented
+    axis = 1 if values.ndim > 1 else 0
+    logarithms = values.log_softmax(axis)
+    hit = torch.ops.aten.nll_loss_nd(logarithms, target, weight, reduction, ignore_index)
+    weighted = logarithms if weight is None else logarithms * _along(weight, values.ndim, axis)
+    every = torch.where(target == ignore_index, 0.0, -weighted.sum(axis))
+    if reduction == _MEAN:
+        counted = target != ignore_index
+        share = counted.sum() if weight is None else (weight[torch.where(counted, target, 0)] * counted).sum()
+        every = every.sum() / share
+    elif reduction != _NONE:
+        every = every.sum()
+    return (1 - label_smoothing) * hit + label_smoothing / values.shape[axis] * every
+
+
+def _of_probabilities(
+    values: Tensor, target: Tensor, weight: Tensor | None, reduction: int, label_smoothing: float
+) -> Tensor:
+    axis = 1 if values.ndim > 1 else 0
+    classes = values.shape[axis]
+    smoothed = target * (1 - label_smoothing) + label_smoothing / classes
+    products = values.log_softmax(axis) * smoothed
+    losses = -(products if weight is None else products * _along(weight, values.ndim, axis)).sum(axis)
+    if reduction == _NONE:
+        return losses
+    return losses.sum() / losses.numel() if reduction == _MEAN else losses.sum()
+
+
+def _along(weight: Tensor, rank: int, axis: int) -> Tensor:
+    return weight.reshape([-1 if each == axis else 1 for each in range(rank)])
