@@ -219,7 +219,7 @@ def _name_outputs(onnx_program: Any, program: torch.export.ExportedProgram) -> N
 
 
 def _fix_known_sizes(onnx_program: Any) -> None:
-    """Sizes of inputs that `torch.export` found to be numbers, and that its exporter gives as dimensions of that name."""
+    """Sizes of inputs that `torch.export` found to be numbers; its exporter gives dimensions of such names."""
     for value in onnx_program.model.graph.inputs:
         for axis, size in enumerate(value.shape or ()):
             text = getattr(size, "value", None)
