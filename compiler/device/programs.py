@@ -14,17 +14,23 @@ from compiler.device.toolchain import compile_objects, include_folders, include_
 from targets import Target
 
 SOURCES = Path(__file__).with_name("cpp")
-LIBRARY_SOURCES = (
+# What reads files and checks inputs, with no more of TVM than its foreign function interface.
+CHECKING_SOURCES = (
+    "error.cc",
+    "file.cc",
+    "formula.cc",
+    "checked_json.cc",
+    "dtypes.cc",
+    "manifest.cc",
+    "sha256.cc",
     "artifact.cc",
     "tensors.cc",
-    "module.cc",
-    "sha256.cc",
     "keys.cc",
     "signature.cc",
-    "processor.cc",
-    "c_api.cc",
-    "library_system.cc",
+    "requirements.cc",
+    "elf_check.cc",
 )
+LIBRARY_SOURCES = (*CHECKING_SOURCES, "threads.cc", "processor.cc", "module.cc", "c_api.cc", "library_system.cc")
 SHARED_LIBRARY = "libtensorwright.so"
 NO_LINKED_MODULE = "linked_none.cc"
 PROGRAMS = {"tensorwright-run": "run.cc", "tensorwright-server": "server.cc"}

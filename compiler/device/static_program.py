@@ -21,6 +21,7 @@ from targets import LinkError, Target
 # No C API, which is a library's, and nothing that opens shared libraries.
 _SOURCES = (
     *(name for name in LIBRARY_SOURCES if name not in ("c_api.cc", "library_system.cc")),
+    "mapped_code.cc",
     "library_mapped.cc",
     "linked.cc",
     "run.cc",

@@ -1,55 +1,184 @@
-"""Sizes that depend on symbolic dimensions, as short arithmetic texts such as "2*batch*(seq + 1)*384"."""
+"""Sizes that depend on symbolic dimensions, as short arithmetic texts such as "2*batch*(seq + 1)*384".
+
+    sum      a product, followed by any number of "+" or "-" and a product
+    product  a factor, followed by any number of "*", "//" or "%" and a factor
+    factor   "-" factor, an integer, a name, "(" sum ")", or "min" or "max" "(" sum, "," sum, ... ")"
+
+Division rounds down and a remainder has its divisor's sign, as in Python. Every value, intermediate ones included, is a
+signed integer of 64 bits. The C++ runtime follows the same rules (`device/cpp/formula.cc`): change both, and the table
+of cases that tests both (`tests/compiler/runtime/requirement_cases.json`).
+"""
 
 from __future__ import annotations
 
-import ast
-import operator
+import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
-_OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
+_TOKEN = re.compile(
+    r" *(?:[0-9]+|(?:min|max) *\(|[A-Za-z_\u0080-\U0010ffff][A-Za-z0-9_\u0080-\U0010ffff]*|//|[-+*%(),])"
+)
+_PRECEDENCE = {"+": 1, "-": 1, "*": 2, "//": 2, "%": 2, "negate": 3}
+_OPERATIONS: dict[str, Callable[[int, int], int]] = {
+    "+": lambda left, right: left + right,
+    "-": lambda left, right: left - right,
+    "*": lambda left, right: left * right,
+    "//": lambda left, right: left // right,
+    "%": lambda left, right: left % right,
 }
-_FUNCTIONS: dict[str, Callable[..., int]] = {"min": min, "max": max}
+_FUNCTIONS: dict[str, Callable[[list[int]], int]] = {"min": min, "max": max}
+_LEAST, _LARGEST = -(2**63), 2**63 - 1
+_MOST_DIGITS = 19
+_SHOWN = 80
+
+Step = tuple[str, int | str]
+"""Of a formula in postfix order: "number" or "name" and which; "call" and the operator; a function and of how many."""
+
+
+class FormulaError(ValueError):
+    """A text is no formula, or one has no value for the given sizes."""
+
+
+class Formula:
+    """A formula, parsed.
+
+    Raises:
+        FormulaError: the text holds anything but what a formula consists of.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._steps = _Parser(text).steps
+
+    @property
+    def names(self) -> set[str]:
+        """The names of dimensions that it uses."""
+        return {str(value) for kind, value in self._steps if kind == "name"}
+
+    def value(self, sizes: Mapping[str, int]) -> int:
+        """Its value.
+
+        Raises:
+            FormulaError: a name has no size, a divisor is zero, or a value has more than 64 bits.
+        """
+        stack: list[int] = []
+        for kind, value in self._steps:
+            if kind == "number":
+                result = int(value)
+            elif kind == "name":
+                if value not in sizes:
+                    raise FormulaError(f"the size of {value!r} is not known")
+                result = sizes[str(value)]
+            elif kind == "call":
+                result = self._called(str(value), stack)
+            else:
+                count = int(value)
+                result = _FUNCTIONS[kind](stack[-count:])
+                del stack[-count:]
+            if not _LEAST <= result <= _LARGEST:
+                raise FormulaError(f"{_shown(self.text)} has a value of more than 64 bits")
+            stack.append(result)
+        return stack[0]
+
+    def _called(self, operator: str, stack: list[int]) -> int:
+        right = stack.pop()
+        if operator == "negate":
+            return -right
+        if right == 0 and operator in ("//", "%"):
+            raise FormulaError(f"{_shown(self.text)} divides by zero")
+        return _OPERATIONS[operator](stack.pop(), right)
+
+
+class _Parser:
+    """Brings a text to postfix order with a stack of operators and open parentheses (the shunting-yard algorithm)."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self.steps: list[Step] = []
+        self._open: list[tuple[str, int]] = []  # operators; "(", "min(" and "max(" with the number of their arguments
+        after_operand = False
+        for token in self._tokens():
+            after_operand = self._operator(token) if after_operand else self._operand(token)
+        self._reduce(0)
+        if not after_operand or self._open:
+            raise self._error()
+
+    def _tokens(self) -> list[str]:
+        tokens = []
+        position, end = 0, len(self._text.rstrip(" "))
+        while position < end:
+            match = _TOKEN.match(self._text, position, end)
+            if match is None:
+                raise self._error()
+            tokens.append(match.group().replace(" ", ""))
+            position = match.end()
+        return tokens
+
+    def _operand(self, token: str) -> bool:
+        """Take a token where an operand is due; whether it is a whole one."""
+        if token == "-":
+            self._open.append(("negate", 1))
+        elif token.endswith("("):
+            self._open.append((token, 1))
+        elif token in _OPERATIONS or token in (")", ","):
+            raise self._error()
+        elif token[0] in "0123456789":
+            if len(token) > _MOST_DIGITS or int(token) > _LARGEST:
+                raise self._error()
+            self.steps.append(("number", int(token)))
+            return True
+        else:
+            self.steps.append(("name", token))
+            return True
+        return False
+
+    def _operator(self, token: str) -> bool:
+        """Take a token that follows an operand; whether the operand goes on to be one."""
+        if token in _OPERATIONS:
+            self._reduce(_PRECEDENCE[token])
+            self._open.append((token, 2))
+            return False
+        self._reduce(0)
+        if token not in (")", ",") or not self._open:
+            raise self._error()
+        opening, count = self._open.pop()
+        if token == ")":
+            if opening != "(":
+                self.steps.append((opening[:-1], count))
+            return True
+        if opening == "(":
+            raise self._error()
+        self._open.append((opening, count + 1))
+        return False
+
+    def _reduce(self, precedence: int) -> None:
+        """Emit the operators on top of the stack that bind at least as strongly."""
+        while self._open and _PRECEDENCE.get(self._open[-1][0], -1) >= precedence:
+            self.steps.append(("call", self._open.pop()[0]))
+
+    def _error(self) -> FormulaError:
+        return FormulaError(f"no formula: {_shown(self._text)}")
+
+
+def _shown(text: str) -> str:
+    return repr(text[:_SHOWN])
+
+
+@lru_cache(1024)
+def parsed(text: str) -> Formula:
+    """The formula that a text is. Raises FormulaError as `Formula`."""
+    return Formula(text)
 
 
 def evaluate(formula: str, sizes: Mapping[str, int]) -> int:
-    """The value of a formula of integers, names, + - * // %, min and max.
+    """The value of a formula.
 
     Raises:
-        ValueError: it holds anything else, divides by zero, or a name has no size.
+        FormulaError: as `Formula` and `Formula.value`.
     """
-    try:
-        return _value(ast.parse(formula, mode="eval").body, sizes)
-    except (SyntaxError, RecursionError, ZeroDivisionError) as error:
-        raise ValueError(f"no formula: {formula[:80]!r} ({error})") from error
+    return parsed(formula).value(sizes)
 
 
 def names_in(formula: str) -> set[str]:
-    """The names of dimensions that a formula uses."""
-    try:
-        tree = ast.parse(formula, mode="eval")
-    except (SyntaxError, RecursionError) as error:
-        raise ValueError(f"no formula: {formula[:80]!r} ({error})") from error
-    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - set(_FUNCTIONS)
-
-
-def _value(node: ast.expr, sizes: Mapping[str, int]) -> int:
-    if isinstance(node, ast.Constant) and type(node.value) is int:
-        return node.value
-    if isinstance(node, ast.Name):
-        if node.id not in sizes:
-            raise ValueError(f"the size of {node.id!r} is not known")
-        return sizes[node.id]
-    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
-        return _OPERATIONS[type(node.op)](_value(node.left, sizes), _value(node.right, sizes))
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_value(node.operand, sizes)
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS:
-        if not node.args or node.keywords:
-            raise ValueError(f"{node.func.id} takes one or more numbers")
-        return _FUNCTIONS[node.func.id](*(_value(argument, sizes) for argument in node.args))
-    raise ValueError(f"no formula: {ast.dump(node)[:80]}")
+    """The names of dimensions that a formula uses. Raises FormulaError as `Formula`."""
+    return parsed(formula).names

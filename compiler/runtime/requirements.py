@@ -1,23 +1,76 @@
-"""What a model needs of its inputs beyond names, types and ranks: checked before anything runs."""
+"""What a model needs of its inputs beyond names, types and ranks: checked before anything runs.
+
+The C++ runtime makes the same checks, with the same messages (`device/cpp/requirements.cc`): change both, and the table
+of cases that tests both (`tests/compiler/runtime/requirement_cases.json`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from compiler.artifact.dtypes import ELEMENT_TYPES
+from compiler.artifact.dtypes import ELEMENT_TYPES, ElementType
 from compiler.artifact.manifest import IndexRequirement, Requirement, TensorDescription
 from compiler.errors import ArtifactError, InputError
-from compiler.profiling.formula import evaluate
+from compiler.profiling.formula import FormulaError, parsed
 from compiler.runtime.tensors import array_over
 
 Sizes = dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Size:
+    """A formula over dimensions of the inputs, and what needs it."""
+
+    formula: str
+    symbols: Mapping[str, str]
+    where: str
+
+    def check(self, dimensions: set[str]) -> None:
+        """Raise ArtifactError unless it is a formula of the inputs' dimensions."""
+        try:
+            for name in sorted(parsed(self.formula).names):
+                if self.symbols.get(name) not in dimensions:
+                    raise FormulaError(f"{name!r} is no dimension of an input")
+        except FormulaError as error:
+            raise ArtifactError(
+                f"the module's requirement {self.formula!r} is not valid: {error}", "compile the model again"
+            ) from error
+
+    def value(self, sizes: Mapping[str, int]) -> int:
+        """Its value. Raises InputError where it has none."""
+        try:
+            return parsed(self.formula).value({name: sizes[at] for name, at in self.symbols.items() if at in sizes})
+        except FormulaError as error:
+            raise InputError(f"{self.where}: {error}", _given(self.symbols, sizes)) from error
+
+
+@dataclass(frozen=True)
+class _Index:
+    """The position of an input that holds indices, its element type, and the formulas of their range."""
+
+    position: int
+    element: ElementType
+    requirement: IndexRequirement
+    size: _Size
+    least: _Size | None
+
+    def range(self, sizes: Mapping[str, int]) -> tuple[int, int]:
+        """(lowest value, the one after the highest). Raises InputError where a formula has no value."""
+        high = self.size.value(sizes)
+        if self.least is not None:
+            return self.least.value(sizes), high
+        return -max(0, high), max(0, high)
 
 
 class RequirementChecker:
     """Checks inputs against a module's requirements; sizes that were found good last are not checked again.
 
     `any` is False when there is nothing to check.
+
+    Raises:
+        ArtifactError: a requirement is no formula of the inputs' dimensions, or indices are not those of an input.
     """
 
     def __init__(
@@ -26,15 +79,11 @@ class RequirementChecker:
         requirements: Sequence[Requirement],
         indices: Sequence[IndexRequirement],
     ) -> None:
-        self._requirements = tuple(requirements)
-        places = {description.name: position for position, description in enumerate(inputs)}
-        self._indices = [
-            (places[each.input], ELEMENT_TYPES[inputs[places[each.input]].dtype], each)
-            for each in indices
-            if each.input in places
-        ]
+        dimensions = {size for description in inputs for size in description.shape if isinstance(size, str)}
+        self._relations = [_relation(each, dimensions) for each in requirements]
+        self._indices = [_index(each, inputs, dimensions) for each in indices]
         self._good: tuple[Sizes, tuple[tuple[int, int], ...]] | None = None
-        self.any = bool(self._requirements or self._indices)
+        self.any = bool(self._relations or self._indices)
 
     def check(self, sizes: Sizes, tensors: Sequence[Any]) -> None:
         """Check the sizes of the symbolic dimensions, and the engine's tensors of the inputs.
@@ -44,19 +93,35 @@ class RequirementChecker:
         """
         good = self._good
         if good is None or sizes != good[0]:
-            for requirement in self._requirements:
-                _check_relation(requirement, sizes)
-            self._good = good = sizes, tuple(_range(index, sizes) for _, _, index in self._indices)
-        for (position, element, index), (low, high) in zip(self._indices, good[1], strict=True):
-            values = array_over(tensors[position], element)
+            for requirement, left, right in self._relations:
+                _check_relation(requirement, left.value(sizes), right.value(sizes), sizes)
+            self._good = good = sizes, tuple(index.range(sizes) for index in self._indices)
+        for index, (low, high) in zip(self._indices, good[1], strict=True):
+            values = array_over(tensors[index.position], index.element)
             if values.size:
-                _check_values(index, (int(values.min()), int(values.max())), low, high)
+                _check_values(index.requirement, (int(values.min()), int(values.max())), low, high)
 
 
-def _range(index: IndexRequirement, sizes: Mapping[str, int]) -> tuple[int, int]:
-    """(lowest value, the one after the highest)."""
-    high = _value(index.size, index.symbols, sizes)
-    return -high if index.least is None else _value(index.least, index.symbols, sizes), high
+def _relation(each: Requirement, dimensions: set[str]) -> tuple[Requirement, _Size, _Size]:
+    left, right = (_Size(formula, each.symbols, each.where) for formula in (each.left, each.right))
+    left.check(dimensions)
+    right.check(dimensions)
+    return each, left, right
+
+
+def _index(each: IndexRequirement, inputs: Sequence[TensorDescription], dimensions: set[str]) -> _Index:
+    size = _Size(each.size, each.symbols, each.where)
+    size.check(dimensions)
+    least = None if each.least is None else _Size(each.least, each.symbols, each.where)
+    if least is not None:
+        least.check(dimensions)
+    for position, description in enumerate(inputs):
+        element = ELEMENT_TYPES[description.dtype]
+        if description.name == each.input and element.numpy.kind in "iu" and description.carrier is None:
+            return _Index(position, element, each, size, least)
+    raise ArtifactError(
+        f"the module's indices {each.input!r} are not an input of whole numbers", "compile the model again"
+    )
 
 
 def _check_values(index: IndexRequirement, found: tuple[int, int], low: int, high: int) -> None:
@@ -70,9 +135,7 @@ def _check_values(index: IndexRequirement, found: tuple[int, int], low: int, hig
         raise InputError(f"{index.where}: input {index.input!r} holds {what}, outside of [{low}, {high})", hint)
 
 
-def _check_relation(requirement: Requirement, sizes: Mapping[str, int]) -> None:
-    left = _value(requirement.left, requirement.symbols, sizes)
-    right = _value(requirement.right, requirement.symbols, sizes)
+def _check_relation(requirement: Requirement, left: int, right: int, sizes: Mapping[str, int]) -> None:
     first, second = (_term(*each, requirement) for each in ((requirement.left, left), (requirement.right, right)))
     holds, text = {
         "equal": (left == right, f"{first} must equal {second}"),
@@ -80,15 +143,12 @@ def _check_relation(requirement: Requirement, sizes: Mapping[str, int]) -> None:
         "broadcast": (left == right or 1 in (left, right), f"{first} and {second} must be equal, or one of them 1"),
     }[requirement.relation]
     if not holds:
-        given = ", ".join(f"{dimension} = {sizes[dimension]}" for dimension in requirement.symbols.values())
-        raise InputError(f"{requirement.where}: {text}", f"the inputs' sizes do not fit this model: {given}")
+        raise InputError(f"{requirement.where}: {text}", _given(requirement.symbols, sizes))
 
 
-def _value(formula: str, symbols: Mapping[str, str], sizes: Mapping[str, int]) -> int:
-    try:
-        return evaluate(formula, {name: sizes[dimension] for name, dimension in symbols.items()})
-    except (KeyError, ValueError) as error:
-        raise ArtifactError(f"the module's requirement {formula!r} makes no sense: {error}") from error
+def _given(symbols: Mapping[str, str], sizes: Mapping[str, int]) -> str:
+    given = sorted({at for at in symbols.values() if at in sizes})
+    return f"the inputs' sizes do not fit this model: {', '.join(f'{at} = {sizes[at]}' for at in given)}"
 
 
 def _term(formula: str, value: int, requirement: Requirement) -> str:

@@ -3,9 +3,11 @@
 
 #include <tvm/ffi/extra/module.h>
 
-#include "artifact.h"
+#include "file.h"
 
 namespace tensorwright {
+
+namespace ffi = tvm::ffi;
 
 // One of two: by the system's loader (library_system.cc), or without it, for static programs (library_mapped.cc).
 ffi::Module LoadLibrary(Span library);

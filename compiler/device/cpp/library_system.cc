@@ -4,42 +4,78 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <cerrno>
+
 #include "library.h"
 
 namespace tensorwright {
 namespace {
 
-void WriteAll(int descriptor, Span data) {
-  while (data.size) {
-    ssize_t written = write(descriptor, data.data, data.size);
-    if (written <= 0) throw Error("the module's code could not be written to memory");
-    data = {data.data + written, data.size - static_cast<size_t>(written)};
+// A file that code is loaded from, gone when this is: what was loaded stays mapped.
+class CodeFile {
+ public:
+  CodeFile(int descriptor, std::string path, bool is_named) : descriptor_(descriptor), path_(std::move(path)), is_named_(is_named) {}
+  CodeFile(const CodeFile&) = delete;
+  ~CodeFile() {
+    if (is_named_) unlink(path_.c_str());
+    close(descriptor_);
   }
+
+  void Write(Span data) const {
+    while (data.size) {
+      ssize_t written = write(descriptor_, data.data, data.size);
+      if (written < 0 && errno == EINTR) continue;
+      if (written <= 0) throw Error("the module's code could not be written to memory or to /tmp");
+      data = {data.data + written, data.size - static_cast<size_t>(written)};
+    }
+  }
+
+  ffi::Module Load() const { return Global("ffi.Module.load_from_file.so")(path_, "so").cast<ffi::Module>(); }
+
+ private:
+  int descriptor_;
+  std::string path_;
+  bool is_named_;
+};
+
+// A path to the descriptor that no other load uses: the system's loader takes a path that it has seen for the same library,
+// even when the descriptor's number was reused for another file. "/./" and "//" write a counter in binary, and mean
+// nothing to the kernel.
+std::string UniquePath(int descriptor) {
+  static std::atomic<unsigned> loads{1};
+  std::string path = "/" + std::to_string(descriptor);
+  for (unsigned count = loads++; count; count >>= 1) path = (count & 1 ? "/." : "/") + path;
+  return "/proc/self/fd" + path;
+}
+
+// Whether a loader's message says that the system runs no code from anonymous memory.
+bool IsForbidden(const std::string& message) {
+  return message.find("failed to map segment") != std::string::npos || message.find("Operation not permitted") != std::string::npos;
+}
+
+ffi::Module LoadFromFolder(Span library) {
+  char path[] = "/tmp/tensorwright-XXXXXX.so";
+  int descriptor = mkostemps(path, 3, O_CLOEXEC);
+  if (descriptor < 0) throw Error("the module's code could not be written to /tmp");
+  CodeFile file(descriptor, path, true);
+  file.Write(library);
+  return file.Load();
 }
 
 }  // namespace
 
 ffi::Module LoadLibrary(Span library) {
-  ffi::Function load = Global("ffi.Module.load_from_file.so");
   int descriptor = memfd_create("tensorwright-module", MFD_CLOEXEC);
-  if (descriptor >= 0) {
-    WriteAll(descriptor, library);
-    // No two libraries of a process may have the same path: the loader would take them for one. So it stays open.
-    std::string path = "/proc/self/fd/" + std::to_string(descriptor);
-    try {
-      return load(path, "so").cast<ffi::Module>();
-    } catch (const std::exception&) {
-      close(descriptor);
-    }
+  if (descriptor < 0) return LoadFromFolder(library);
+  CodeFile file(descriptor, UniquePath(descriptor), false);
+  file.Write(library);
+  try {
+    return file.Load();
+  } catch (const std::exception& error) {
+    if (!IsForbidden(error.what())) throw Error(std::string("the module's machine code could not be loaded: ") + error.what(), "export the module again");
   }
-  char path[] = "/tmp/tensorwright-XXXXXX.so";
-  descriptor = mkstemps(path, 3);
-  if (descriptor < 0) throw Error("the module's code could not be written to /tmp");
-  WriteAll(descriptor, library);
-  close(descriptor);
-  ffi::Module module = load(std::string(path), "so").cast<ffi::Module>();
-  unlink(path);
-  return module;
+  return LoadFromFolder(library);
 }
 
 }  // namespace tensorwright

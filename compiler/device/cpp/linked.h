@@ -1,7 +1,7 @@
 // The module that is linked into a program, if any.
 #pragma once
 
-#include "artifact.h"
+#include "file.h"
 
 namespace tensorwright {
 

@@ -7,8 +7,10 @@
 #include <cstring>
 #include <limits>
 
+#include "elf_check.h"
 #include "library.h"
 #include "processor.h"
+#include "threads.h"
 
 namespace tensorwright {
 namespace {
@@ -30,7 +32,27 @@ Span CodeOf(const Artifact& artifact) {
     throw Error("the module was compiled with TVM " + artifact.engine + ", and this program has TVM " TENSORWRIGHT_ENGINE
                 ": bundle it again, and use the programs of that bundle");
   }
+  CheckElf(artifact.library);
   return artifact.library;
+}
+
+ffi::Function FunctionOf(const ffi::Module& module, const char* name) {
+  auto found = module->GetFunction(name, true);
+  if (!found) throw Error(std::string("the module's code has no function ") + name, "compile the model again");
+  return *found;
+}
+
+// What a check inside of a module is for, as the compiler wrote it down: `tensorwright[...] `. Empty for other failures.
+std::string CheckText(const std::string& failure) {
+  const std::string mark = "tensorwright[";
+  size_t start = failure.find(mark), end = start == std::string::npos ? start : failure.find("] ", start);
+  return end == std::string::npos ? "" : failure.substr(start + mark.size(), end - start - mark.size());
+}
+
+[[noreturn]] void Failed(const std::string& failure) {
+  std::string check = CheckText(failure);
+  if (check.empty()) throw Error("the module failed while running: " + failure);
+  throw Error(check, "the sizes or values of the inputs do not fit this model; change them, or compile it for these sizes");
 }
 
 double FromHalf(uint16_t bits) {
@@ -66,12 +88,6 @@ double Element(const DLTensor& tensor, int64_t index) {
 
 double Milliseconds(std::chrono::steady_clock::duration span) { return std::chrono::duration<double, std::milli>(span).count(); }
 
-std::string ShapeText(ffi::ShapeView shape) {
-  std::string text;
-  for (int64_t size : shape) text += (text.empty() ? "" : ", ") + std::to_string(size);
-  return "[" + text + "]";
-}
-
 }  // namespace
 
 ffi::Function Global(const char* name) {
@@ -80,66 +96,76 @@ ffi::Function Global(const char* name) {
   return *found;
 }
 
-Module::Module(std::shared_ptr<Artifact> artifact)
-    : artifact_(std::move(artifact)),
-      executable_(LoadLibrary(CodeOf(*artifact_))),
-      machine_((*executable_->GetFunction("vm_load_executable", true))().cast<ffi::Module>()) {
-  if (artifact_->threads) setenv("TVM_NUM_THREADS", std::to_string(artifact_->threads).c_str(), 0);
-  setenv("TVM_BIND_THREADS", "0", 0);
-  (*machine_->GetFunction("vm_initialization", true))(static_cast<int>(kDLCPU), 0, kPooledAllocator);
+Module::Module(std::shared_ptr<Artifact> artifact) : artifact_(std::move(artifact)), checker_(*artifact_) {
+  SetUpThreads(artifact_->threads);
+  executable_ = LoadLibrary(CodeOf(*artifact_));
+  machine_ = FunctionOf(*executable_, "vm_load_executable")().cast<ffi::Module>();
+  FunctionOf(*machine_, "vm_initialization")(static_cast<int>(kDLCPU), 0, kPooledAllocator);
+  CheckArity();
   Expand();
   std::vector<ffi::AnyView> bound{"main", "bound_main", 1};
   std::vector<ffi::AnyView> checked(parameters_.begin(), parameters_.end());
   bound.insert(bound.end(), checked.begin(), checked.end());
   ffi::Any result;
-  if (machine_->ImplementsFunction("tensorwright_check", true)) {
-    ffi::Function check = *machine_->GetFunction("tensorwright_check", true);
-    check.CallPacked(checked.data(), static_cast<int32_t>(checked.size()), &result);
+  if ((*machine_)->ImplementsFunction("tensorwright_check", true)) {
+    FunctionOf(*machine_, "tensorwright_check").CallPacked(checked.data(), static_cast<int32_t>(checked.size()), &result);
   }
-  ffi::Function save = *machine_->GetFunction("save_function", true);
-  save.CallPacked(bound.data(), static_cast<int32_t>(bound.size()), &result);
-  main_ = *machine_->GetFunction("bound_main", true);
+  FunctionOf(*machine_, "save_function").CallPacked(bound.data(), static_cast<int32_t>(bound.size()), &result);
+  main_ = FunctionOf(*machine_, "bound_main");
+}
+
+void Module::CheckArity() const {
+  int64_t actual = FunctionOf(*machine_, "get_function_arity")("main").cast<int64_t>();
+  int64_t named = static_cast<int64_t>(artifact_->inputs.size() + artifact_->parameter_descriptions.size());
+  if (actual != named) {
+    throw Error("the module's code takes " + std::to_string(actual) + " arguments; its manifest names " + std::to_string(named) +
+                    " inputs and parameters",
+                "compile the model again");
+  }
 }
 
 // The parameters as `main` takes them.
 void Module::Expand() {
-  for (const NamedTensor& stored : ReadTensors(artifact_->parameters, artifact_->parameter_descriptions)) parameters_.push_back(stored.tensor);
+  for (const NamedTensor& stored : ReadTensors(artifact_->parameters, artifact_->parameter_descriptions, "the parameters of the module")) {
+    parameters_.push_back(stored.tensor);
+  }
   size_t compact = artifact_->compact_parameters;
   if (compact == 0) return;
-  if (compact > parameters_.size()) throw Error("the module has fewer parameters than it says");
   std::vector<ffi::AnyView> small(parameters_.end() - static_cast<ptrdiff_t>(compact), parameters_.end());
   ffi::Any result;
-  ffi::Function expand = *machine_->GetFunction("tensorwright_expand", true);
-  expand.CallPacked(small.data(), static_cast<int32_t>(small.size()), &result);
+  FunctionOf(*machine_, "tensorwright_expand").CallPacked(small.data(), static_cast<int32_t>(small.size()), &result);
   parameters_.resize(parameters_.size() - compact);
   for (const ffi::Tensor& each : result.cast<ffi::Array<ffi::Tensor>>()) parameters_.push_back(each);
 }
 
-void Module::CheckInputs(const std::vector<ffi::Tensor>& inputs) const {
-  const auto& wanted = artifact_->inputs;
-  if (inputs.size() != wanted.size()) {
-    throw Error(std::to_string(inputs.size()) + " inputs were given and " + std::to_string(wanted.size()) + " are needed");
-  }
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    const DLTensor* tensor = inputs[i].GetDLTensorPtr();
-    bool fits = tensor->ndim == static_cast<int>(wanted[i].shape.size()) && tensor->dtype.code == wanted[i].dtype.code &&
-                tensor->dtype.bits == wanted[i].dtype.bits;
-    for (int axis = 0; fits && axis < tensor->ndim; ++axis) fits = wanted[i].shape[axis] < 0 || wanted[i].shape[axis] == tensor->shape[axis];
-    if (!fits) {
-      throw Error("input '" + wanted[i].name + "' must be " + wanted[i].dtype_name + ShapeText(ffi::Shape(wanted[i].shape)) +
-                  " (-1: any size), not " + std::string(ffi::DLDataTypeToString(tensor->dtype)) + ShapeText(inputs[i].shape()));
-    }
-  }
-}
-
 std::vector<ffi::Tensor> Module::Run(const std::vector<ffi::Tensor>& inputs) {
-  CheckInputs(inputs);
+  checker_.Check(inputs);
   std::vector<ffi::AnyView> arguments(inputs.begin(), inputs.end());
   ffi::Any result;
-  main_.CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &result);
-  std::vector<ffi::Tensor> outputs;
-  for (const ffi::Tensor& output : result.cast<ffi::Array<ffi::Tensor>>()) outputs.push_back(output);
-  if (outputs.size() != artifact_->outputs.size()) throw Error("the module gave another number of outputs than it announces");
+  try {
+    main_.CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &result);
+  } catch (const std::exception& error) {
+    Failed(error.what());
+  }
+  return Outputs(result);
+}
+
+// What `main` returned, which must be what the manifest announces.
+std::vector<ffi::Tensor> Module::Outputs(const ffi::Any& result) const {
+  auto returned = result.try_cast<ffi::Array<ffi::Tensor>>();
+  if (!returned) throw Error("the module returned something else than tensors");
+  const auto& announced = artifact_->outputs;
+  if (returned->size() != announced.size()) {
+    throw Error("the module returned " + std::to_string(returned->size()) + " results; its manifest names " + std::to_string(announced.size()));
+  }
+  std::vector<ffi::Tensor> outputs(returned->begin(), returned->end());
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    DLDataType dtype = outputs[i].dtype(), named = announced[i].dtype;
+    if (dtype.code != named.code || dtype.bits != named.bits || dtype.lanes != named.lanes) {
+      throw Error("output " + Quoted(announced[i].name) + " has element type " + std::string(ffi::DLDataTypeToString(dtype)) + ", not " +
+                  std::string(ffi::DLDataTypeToString(named)) + " as announced");
+    }
+  }
   return outputs;
 }
 
@@ -149,7 +175,7 @@ double Module::Verify() {
   std::map<std::string, ffi::Tensor> by_name;
   for (size_t i = 0; i < outputs.size(); ++i) by_name.emplace(artifact_->outputs[i].name, outputs[i]);
   double largest = 0;
-  for (const NamedTensor& expected : ReadTensors(artifact_->reference_outputs, artifact_->reference_output_descriptions)) {
+  for (const NamedTensor& expected : ReadTensors(artifact_->reference_outputs, artifact_->reference_output_descriptions, "the reference outputs of the module")) {
     auto found = by_name.find(expected.name);
     const DLTensor& right = *expected.tensor.GetDLTensorPtr();
     if (found == by_name.end() || !std::equal(found->second.shape().begin(), found->second.shape().end(), right.shape, right.shape + right.ndim)) {
@@ -190,17 +216,22 @@ std::vector<ffi::Tensor> Module::ExampleInputs() const {
   bool stored = !artifact_->reference_input_descriptions.empty() || artifact_->inputs.empty();
   std::map<std::string, ffi::Tensor> by_name;
   if (stored) {
-    for (const NamedTensor& each : ReadTensors(artifact_->reference_inputs, artifact_->reference_input_descriptions)) by_name.emplace(each.name, each.tensor);
+    for (const NamedTensor& each : ReadTensors(artifact_->reference_inputs, artifact_->reference_input_descriptions, "the reference inputs of the module")) {
+      by_name.emplace(each.name, each.tensor);
+    }
   }
   for (const Description& input : artifact_->inputs) {
     if (stored) {
-      result.push_back(by_name.at(input.name));
+      auto found = by_name.find(input.name);
+      if (found == by_name.end()) throw Error("the stored example has no input " + Quoted(input.name), "compile the model again");
+      result.push_back(found->second);
       continue;
     }
     std::vector<int64_t> shape = input.shape;
     std::replace_if(shape.begin(), shape.end(), [](int64_t size) { return size < 0; }, int64_t{1});
     result.push_back(NewTensor(shape, input.dtype));
-    std::memset(result.back().data_ptr(), 0, TensorBytes(*result.back().GetDLTensorPtr()));
+    size_t bytes = TensorBytes(*result.back().GetDLTensorPtr());
+    if (bytes) std::memset(result.back().data_ptr(), 0, bytes);
   }
   return result;
 }

@@ -5,10 +5,13 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "artifact.h"
+#include "requirements.h"
+#include "tensors.h"
 
 namespace tensorwright {
 
@@ -18,7 +21,7 @@ class Module {
 
   const Artifact& artifact() const { return *artifact_; }
 
-  // Inputs in the module's order, shapes and types checked. Throws Error.
+  // Inputs in the module's order; throws Error unless they are what the manifest requires.
   std::vector<ffi::Tensor> Run(const std::vector<ffi::Tensor>& inputs);
 
   // The stored example, run and compared: the largest absolute difference. Throws Error where one is too large.
@@ -27,16 +30,18 @@ class Module {
   // Milliseconds of each of `runs` runs, after `warm_up` runs that are not counted.
   std::vector<double> Measure(const std::vector<ffi::Tensor>& inputs, int runs, int warm_up);
 
-  // The stored example, or zeros with every open size 1.
+  // The stored example, or zeros with every symbolic dimension 1.
   std::vector<ffi::Tensor> ExampleInputs() const;
 
  private:
+  void CheckArity() const;
   void Expand();
-  void CheckInputs(const std::vector<ffi::Tensor>& inputs) const;
+  std::vector<ffi::Tensor> Outputs(const ffi::Any& result) const;
 
   std::shared_ptr<Artifact> artifact_;
+  InputChecker checker_;
   std::vector<ffi::Tensor> parameters_;
-  ffi::Module executable_, machine_;
+  std::optional<ffi::Module> executable_, machine_;
   ffi::Function main_;
 };
 

@@ -6,9 +6,8 @@
 // With --trusted-key (an Ed25519 public key in PEM form, or a folder of them; again for more) a module must be signed by one
 // of these keys. A program that has its module linked in takes no MODULE.twm.
 #include <cstdio>
-#include <cstring>
 #include <fstream>
-#include <iterator>
+#include <optional>
 
 #include "linked.h"
 #include "module.h"
@@ -49,28 +48,10 @@ bool Parse(int count, char** arguments, Options* options) {
   return LinkedModule().data || !options->module.empty();
 }
 
-std::string ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw Error(path + " can not be read");
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
 void WriteFile(const std::string& path, const std::string& content) {
   std::ofstream file(path, std::ios::binary);
   file << content;
-  if (!file.flush()) throw Error(path + " can not be written");
-}
-
-std::vector<ffi::Tensor> Inputs(const Module& module, const std::string& path) {
-  if (path.empty()) return module.ExampleInputs();
-  std::string blob = ReadFile(path);
-  std::vector<ffi::Tensor> result;
-  for (const NamedTensor& each : ReadTensors({reinterpret_cast<const uint8_t*>(blob.data()), blob.size()}, module.artifact().inputs)) {
-    ffi::Tensor copy = NewTensor({each.tensor.shape().begin(), each.tensor.shape().end()}, each.tensor.dtype());
-    std::memcpy(copy.data_ptr(), each.tensor.data_ptr(), TensorBytes(*copy.GetDLTensorPtr()));
-    result.push_back(copy);
-  }
-  return result;
+  if (!file.flush()) throw Error(path + " cannot be written");
 }
 
 void Describe(const std::vector<Description>& descriptions, const std::vector<ffi::Tensor>& tensors) {
@@ -91,7 +72,9 @@ int Main(int count, char** arguments) {
   auto artifact = linked ? Artifact::FromMemory(LinkedModule(), "the linked module", &options.trusted) : Artifact::Open(options.module, &options.trusted);
   Module module(artifact);
   if (options.verify) std::printf("verified: the largest difference from the reference is %g\n", module.Verify());
-  std::vector<ffi::Tensor> inputs = Inputs(module, options.inputs);
+  std::optional<FileBytes> file;  // of the inputs, which lie in it
+  if (!options.inputs.empty()) file.emplace(options.inputs);
+  std::vector<ffi::Tensor> inputs = file ? ReadInputs(file->span(), artifact->inputs, options.inputs) : module.ExampleInputs();
   std::vector<ffi::Tensor> outputs = module.Run(inputs);
   if (!options.outputs.empty()) WriteFile(options.outputs, WriteTensors(artifact->outputs, outputs));
   Describe(artifact->outputs, outputs);

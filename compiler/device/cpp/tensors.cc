@@ -1,21 +1,30 @@
-// Tensors and safetensors blobs.
+#include "tensors.h"
+
+#include <tvm/ffi/extra/json.h>
+
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
+#include <map>
 
-#include "artifact.h"
+#include "checked_json.h"
+#include "dtypes.h"
 
 namespace tensorwright {
 namespace {
 
-namespace json = tvm::ffi::json;
-constexpr size_t kAlignment = 64;
+constexpr size_t kLength = 8;
+constexpr uint64_t kLongestHeader = 64 << 20;
+constexpr int64_t kFarthest = int64_t{1} << 62;
+constexpr DLDevice kCpu{kDLCPU, 0};
+const char* const kPadding = "__padding__";    // begins the names of tensors that only fill gaps
+const char* const kMetadata = "__metadata__";  // of texts; not a tensor
 
-struct Allocator {
-  void AllocData(DLTensor* tensor) {
-    size_t bytes = (TensorBytes(*tensor) + kAlignment - 1) / kAlignment * kAlignment;
-    tensor->data = std::aligned_alloc(kAlignment, bytes ? bytes : kAlignment);
-    if (tensor->data == nullptr) throw Error("out of memory");
-  }
+// Memory of the tensor.
+struct Owned {
+  void* memory;
+  void AllocData(DLTensor* tensor) { tensor->data = memory; }
   void FreeData(DLTensor* tensor) { std::free(tensor->data); }
 };
 
@@ -26,68 +35,162 @@ struct Borrowed {
   void FreeData(DLTensor*) {}
 };
 
-constexpr DLDevice kCpu{kDLCPU, 0};
+struct Entry {
+  std::string storage;
+  std::vector<int64_t> shape;
+  size_t start, end;
+};
 
-std::string StorageName(const std::string& dtype) {
-  static const std::pair<const char*, const char*> names[] = {
-      {"bool", "BOOL"},    {"int8", "I8"},      {"int16", "I16"},   {"int32", "I32"},         {"int64", "I64"},
-      {"uint8", "U8"},     {"uint16", "U16"},   {"uint32", "U32"},  {"uint64", "U64"},        {"float16", "F16"},
-      {"float32", "F32"},  {"float64", "F64"},  {"bfloat16", "BF16"}, {"float8_e4m3fn", "F8_E4M3"}, {"float8_e5m2", "F8_E5M2"},
-      {"int4", "I8"},      {"int2", "I8"}};
-  for (auto& [name, storage] : names) {
-    if (dtype == name) return storage;
-  }
-  return "U8";
+// A safetensors blob: what its header says, each place known to lie in the body.
+struct Blob {
+  std::map<std::string, Entry> entries;
+  Span body;
+};
+
+Entry ReadEntry(const JsonValue& value) {
+  value.OnlyKeys({"dtype", "shape", "data_offsets"});
+  Entry entry{value["dtype"].Text(), {}, 0, 0};
+  for (const JsonValue& size : value["shape"].Items(kMostDimensions)) entry.shape.push_back(size.Whole(0, kMostElements));
+  std::vector<JsonValue> offsets = value["data_offsets"].Items();
+  if (offsets.size() != 2) value["data_offsets"].Fail("it must be two numbers");
+  entry.start = static_cast<size_t>(offsets[0].Whole(0, std::min<int64_t>(kFarthest, std::numeric_limits<ptrdiff_t>::max())));
+  entry.end = static_cast<size_t>(offsets[1].Whole(0, std::min<int64_t>(kFarthest, std::numeric_limits<ptrdiff_t>::max())));
+  return entry;
 }
 
-std::string Quoted(const std::string& text) { return json::Stringify(json::Value(ffi::String(text))); }
+// Tensors must follow each other without holes or overlap, fill the body, and have the size that their shape says.
+void CheckPlaces(const Blob& blob, const std::string& what) {
+  std::vector<std::pair<const std::string*, const Entry*>> sorted;
+  for (const auto& [name, entry] : blob.entries) sorted.emplace_back(&name, &entry);
+  std::stable_sort(sorted.begin(), sorted.end(), [](const auto& left, const auto& right) {
+    return std::pair(left.second->start, left.second->end) < std::pair(right.second->start, right.second->end);
+  });
+  size_t position = 0;
+  for (const auto& [name, entry] : sorted) {
+    size_t element = StorageBytes(entry->storage);
+    DLDataType dtype{kDLUInt, static_cast<uint8_t>(8 * element), 1};
+    if (element == 0 || entry->start != position || entry->end < position || entry->end - position != TensorBytes(entry->shape.data(), entry->shape.size(), dtype)) {
+      throw Error(what + ": tensor " + Quoted(*name) + " has a wrong type, place or size");
+    }
+    position = entry->end;
+  }
+  if (position != blob.body.size) {
+    throw Error(what + ": " + std::to_string(blob.body.size) + " bytes are stored where " + std::to_string(position) + " are described");
+  }
+}
+
+Blob ReadBlob(Span file, const std::string& what, bool may_have_metadata) {
+  uint64_t header = 0;
+  if (file.size < kLength) throw Error(what + ": it is cut off");
+  std::memcpy(&header, file.data, kLength);
+  if (header > std::min<uint64_t>(file.size - kLength, kLongestHeader)) throw Error(what + ": it has no valid header");
+  size_t header_bytes = static_cast<size_t>(header), start = kLength + header_bytes;
+  Blob blob{{}, {file.data + start, file.size - start}};
+  JsonValue parsed = JsonValue::Parse(reinterpret_cast<const char*>(file.data) + kLength, header_bytes, what + ": its header");
+  for (const auto& [name, value] : parsed.Members()) {
+    if (may_have_metadata && name == kMetadata) {
+      for (const auto& [key, text] : value.Members()) text.Text(kLongestHeader);
+    } else {
+      blob.entries.emplace(name, ReadEntry(value));
+    }
+  }
+  CheckPlaces(blob, what);
+  return blob;
+}
+
+// Generated code takes the bytes of truth values for 0 or 1.
+void CheckTruthValues(const Entry& entry, Span body, const std::string& what) {
+  if (entry.storage != "BOOL") return;
+  const uint8_t *first = body.data + entry.start, *last = body.data + entry.end;
+  if (std::any_of(first, last, [](uint8_t byte) { return byte > 1; })) throw Error(what + " holds truth values other than 0 and 1");
+}
+
+ffi::Tensor TensorAt(const Entry& entry, Span body, const Description& description) {
+  void* memory = const_cast<uint8_t*>(body.data + entry.start);
+  if (reinterpret_cast<uintptr_t>(memory) % kAlignment == 0) {
+    return ffi::Tensor::FromNDAlloc(Borrowed{memory}, ffi::Shape(entry.shape), description.dtype, kCpu);
+  }
+  ffi::Tensor tensor = NewTensor(entry.shape, description.dtype);
+  if (entry.end > entry.start) std::memcpy(tensor.data_ptr(), memory, entry.end - entry.start);
+  return tensor;
+}
+
+// What a blob may hold besides the tensors that are expected: nothing.
+void CheckNames(const Blob& blob, const std::vector<Description>& expected, const std::string& what) {
+  for (const Description& description : expected) {
+    if (!blob.entries.count(description.name)) throw Error(what + ": tensor " + Quoted(description.name) + " is missing");
+  }
+  for (const auto& [name, entry] : blob.entries) {
+    if (name.rfind(kPadding, 0) == 0) continue;
+    bool known = std::any_of(expected.begin(), expected.end(), [&name = name](const Description& each) { return each.name == name; });
+    if (!known) throw Error(what + ": no tensor is named " + Quoted(name));
+  }
+}
+
+std::string JsonText(const std::string& text) { return ffi::json::Stringify(ffi::json::Value(ffi::String(text))); }
 
 }  // namespace
 
-size_t TensorBytes(const DLTensor& tensor) {
-  size_t count = 1;
-  for (int i = 0; i < tensor.ndim; ++i) count *= static_cast<size_t>(tensor.shape[i]);
-  return count * ((tensor.dtype.bits * tensor.dtype.lanes + 7) / 8);
+std::string ShapeText(const int64_t* shape, size_t rank) {
+  std::string text;
+  for (size_t i = 0; i < rank; ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return "[" + text + "]";
 }
+
+size_t TensorBytes(const int64_t* shape, size_t rank, DLDataType dtype) {
+  int64_t elements = 1;
+  bool empty = false;
+  for (size_t i = 0; i < rank; ++i) {
+    if (shape[i] < 0) throw Error("the shape " + ShapeText(shape, rank) + " has a negative size");
+    empty = empty || shape[i] == 0;
+    if (shape[i] > 0 && (__builtin_mul_overflow(elements, shape[i], &elements) || elements > kMostElements)) {
+      throw Error("the shape " + ShapeText(shape, rank) + " has more than 2^60 elements");
+    }
+  }
+  if (empty) return 0;
+  uint64_t bytes = 0;
+  uint64_t element = (static_cast<uint64_t>(dtype.bits) * dtype.lanes + 7) / 8;
+  if (__builtin_mul_overflow(static_cast<uint64_t>(elements), element, &bytes) || bytes > std::numeric_limits<size_t>::max() - kAlignment) {
+    throw Error("the shape " + ShapeText(shape, rank) + " is larger than memory");
+  }
+  return static_cast<size_t>(bytes);
+}
+
+size_t TensorBytes(const DLTensor& tensor) { return TensorBytes(tensor.shape, static_cast<size_t>(tensor.ndim), tensor.dtype); }
 
 ffi::Tensor NewTensor(const std::vector<int64_t>& shape, DLDataType dtype) {
-  return ffi::Tensor::FromNDAlloc(Allocator(), ffi::Shape(shape), dtype, kCpu);
+  size_t bytes = TensorBytes(shape.data(), shape.size(), dtype);
+  void* memory = std::aligned_alloc(kAlignment, std::max<size_t>(1, (bytes + kAlignment - 1) / kAlignment) * kAlignment);
+  if (!memory) throw Error("out of memory for a tensor of the shape " + ShapeText(shape.data(), shape.size()));
+  return ffi::Tensor::FromNDAlloc(Owned{memory}, ffi::Shape(shape), dtype, kCpu);
 }
 
-std::vector<NamedTensor> ReadTensors(Span blob, const std::vector<Description>& expected) {
-  uint64_t header_bytes = 0;
-  if (blob.size < 8) throw Error("a blob of tensors is cut off");
-  std::memcpy(&header_bytes, blob.data, 8);
-  if (header_bytes > blob.size - 8) throw Error("a blob of tensors is cut off");
-  ffi::String problem;
-  ffi::String text(reinterpret_cast<const char*>(blob.data) + 8, header_bytes);
-  json::Value parsed = json::Parse(text, &problem);
-  if (!problem.empty()) throw Error("a blob of tensors has no valid header");
-  json::Object header = parsed.cast<json::Object>();
-  const uint8_t* body = blob.data + 8 + header_bytes;
-  size_t body_bytes = blob.size - 8 - header_bytes;
+std::vector<NamedTensor> ReadTensors(Span file, const std::vector<Description>& expected, const std::string& what) {
+  Blob blob = ReadBlob(file, what, false);
+  CheckNames(blob, expected, what);
   std::vector<NamedTensor> result;
   for (const Description& description : expected) {
-    if (!header.count(ffi::String(description.name))) throw Error("tensor '" + description.name + "' is missing");
-    json::Object entry = header.at(ffi::String(description.name)).cast<json::Object>();
-    std::vector<int64_t> shape;
-    for (const ffi::Any& size : entry.at(ffi::String("shape")).cast<json::Array>()) shape.push_back(size.cast<int64_t>());
-    json::Array offsets = entry.at(ffi::String("data_offsets")).cast<json::Array>();
-    int64_t start = offsets[0].cast<int64_t>(), end = offsets[1].cast<int64_t>();
-    bool fits = shape.size() == description.shape.size() && 0 <= start && start <= end && end <= static_cast<int64_t>(body_bytes);
-    for (size_t i = 0; fits && i < shape.size(); ++i) fits = description.shape[i] < 0 || shape[i] == description.shape[i];
-    std::string stored = entry.at(ffi::String("dtype")).cast<ffi::String>();
-    if (!fits || stored != StorageName(description.dtype_name)) {
-      throw Error("tensor '" + description.name + "' does not have the type and shape that are needed");
+    const Entry& entry = blob.entries.at(description.name);
+    if (entry.storage != FindElementType(description.dtype_name)->storage || entry.shape != description.shape) {
+      throw Error(what + ": " + description.Text() + " is stored as " + entry.storage + ShapeText(entry.shape.data(), entry.shape.size()),
+                  "export the module again");
     }
-    void* memory = const_cast<uint8_t*>(body + start);
-    bool aligned = reinterpret_cast<uintptr_t>(memory) % kAlignment == 0;
-    ffi::Tensor tensor = aligned ? ffi::Tensor::FromNDAlloc(Borrowed{memory}, ffi::Shape(shape), description.dtype, kCpu)
-                                 : NewTensor(shape, description.dtype);
-    size_t bytes = TensorBytes(*tensor.GetDLTensorPtr());
-    if (bytes != static_cast<size_t>(end - start)) throw Error("tensor '" + description.name + "' has a wrong size");
-    if (!aligned) std::memcpy(tensor.data_ptr(), memory, bytes);
-    result.push_back({description.name, tensor});
+    CheckTruthValues(entry, blob.body, what + ": tensor " + Quoted(description.name));
+    result.push_back({description.name, TensorAt(entry, blob.body, description)});
+  }
+  return result;
+}
+
+std::vector<ffi::Tensor> ReadInputs(Span file, const std::vector<Description>& inputs, const std::string& path) {
+  Blob blob = ReadBlob(file, path, true);
+  CheckNames(blob, inputs, path);
+  std::vector<ffi::Tensor> result;
+  for (const Description& input : inputs) {
+    const Entry& entry = blob.entries.at(input.name);
+    if (entry.storage != FindElementType(input.dtype_name)->storage) {
+      throw Error(path + ": input " + Quoted(input.name) + " is stored as " + entry.storage, "the module takes " + input.Text());
+    }
+    result.push_back(TensorAt(entry, blob.body, input));
   }
   return result;
 }
@@ -99,14 +202,14 @@ std::string WriteTensors(const std::vector<Description>& descriptions, const std
     size_t bytes = TensorBytes(*tensors[i].GetDLTensorPtr());
     std::string shape;
     for (int64_t size : tensors[i].shape()) shape += (shape.empty() ? "" : ",") + std::to_string(size);
-    header += (i ? "," : "") + Quoted(descriptions[i].name) + ":{\"dtype\":\"" + StorageName(descriptions[i].dtype_name) +
+    header += (i ? "," : "") + JsonText(descriptions[i].name) + ":{\"dtype\":\"" + FindElementType(descriptions[i].dtype_name)->storage +
               "\",\"shape\":[" + shape + "],\"data_offsets\":[" + std::to_string(position) + "," + std::to_string(position + bytes) + "]}";
     position += bytes;
   }
   header += "}";
-  header.append((kAlignment - (header.size() + 8) % kAlignment) % kAlignment, ' ');
+  header.append((kAlignment - (header.size() + kLength) % kAlignment) % kAlignment, ' ');
   uint64_t header_bytes = header.size();
-  std::string blob(reinterpret_cast<const char*>(&header_bytes), 8);
+  std::string blob(reinterpret_cast<const char*>(&header_bytes), kLength);
   blob += header;
   for (const ffi::Tensor& tensor : tensors) {
     blob.append(static_cast<const char*>(tensor.data_ptr()), TensorBytes(*tensor.GetDLTensorPtr()));

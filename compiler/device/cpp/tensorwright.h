@@ -41,7 +41,7 @@ int tensorwright_load_trusted(const char* path, const char* const* trusted_keys,
 
 void tensorwright_free(tensorwright_module* module);
 
-/* Names, types and shapes of what the module takes and gives; an open size is -1. `data` is NULL. */
+/* Names, types and shapes of what the module takes and gives; a symbolic dimension is -1. `data` is NULL. */
 int32_t tensorwright_input_count(const tensorwright_module* module);
 int32_t tensorwright_output_count(const tensorwright_module* module);
 int tensorwright_input(const tensorwright_module* module, int32_t index, tensorwright_tensor* description);

@@ -1,0 +1,145 @@
+#include "checked_json.h"
+
+#include <cmath>
+
+namespace tensorwright {
+namespace {
+
+namespace json = tvm::ffi::json;
+constexpr int kDeepest = 100;
+constexpr size_t kShownPlace = 200;
+
+// TVM's parser calls itself for each level: without a limit, a file could overflow its stack.
+bool IsTooDeep(const char* text, size_t size) {
+  int depth = 0;
+  bool quoted = false;
+  for (size_t i = 0; i < size; ++i) {
+    char letter = text[i];
+    if (quoted) {
+      if (letter == '\\') {
+        ++i;
+      } else if (letter == '"') {
+        quoted = false;
+      }
+    } else if (letter == '"') {
+      quoted = true;
+    } else if (letter == '[' || letter == '{') {
+      if (++depth > kDeepest) return true;
+    } else if (letter == ']' || letter == '}') {
+      --depth;
+    }
+  }
+  return false;
+}
+
+// Bytes of the UTF-8 character that begins here; 0 for what is none.
+size_t CharacterAt(const std::string& text, size_t at) {
+  auto byte = [&](size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u; };
+  unsigned first = byte(at);
+  size_t size = first < 0x80 ? 1 : first >= 0xc2 && first < 0xe0 ? 2 : first >= 0xe0 && first < 0xf0 ? 3 : first >= 0xf0 && first < 0xf5 ? 4 : 0;
+  for (size_t i = 1; i < size; ++i) {
+    if ((byte(at + i) & 0xc0) != 0x80) return 0;
+  }
+  bool overlong = (first == 0xe0 && byte(at + 1) < 0xa0) || (first == 0xf0 && byte(at + 1) < 0x90);
+  bool surrogate = first == 0xed && byte(at + 1) >= 0xa0, beyond = first == 0xf4 && byte(at + 1) >= 0x90;
+  return overlong || surrogate || beyond ? 0 : size;
+}
+
+}  // namespace
+
+JsonValue JsonValue::Parse(const char* text, size_t size, const std::string& document) {
+  JsonValue result({}, document, "");
+  if (IsTooDeep(text, size)) result.Fail("it is nested more than " + std::to_string(kDeepest) + " levels deep");
+  tvm::ffi::String problem;
+  result.value_ = json::Parse(tvm::ffi::String(text, size), &problem);
+  if (!problem.empty()) result.Fail("it is no JSON (" + std::string(problem) + ")");
+  return result;
+}
+
+void JsonValue::Fail(const std::string& what) const {
+  throw Error(document_ + " is not valid: " + (place_.empty() ? "" : Shortened(place_, kShownPlace) + ": ") + what);
+}
+
+JsonValue JsonValue::At(tvm::ffi::Any value, const std::string& step) const {
+  return {std::move(value), document_, place_.empty() ? step : place_ + "." + step};
+}
+
+JsonValue JsonValue::operator[](const char* key) const {
+  auto object = value_.as<json::Object>();
+  if (!object) Fail("it must be an object");
+  tvm::ffi::String name(key);
+  if (!object->count(name)) Fail(std::string(key) + " is missing");
+  return At(object->at(name), key);
+}
+
+std::optional<JsonValue> JsonValue::Find(const char* key) const {
+  auto object = value_.as<json::Object>();
+  if (!object) Fail("it must be an object");
+  tvm::ffi::String name(key);
+  if (!object->count(name) || object->at(name) == nullptr) return std::nullopt;
+  return At(object->at(name), key);
+}
+
+std::vector<std::pair<std::string, JsonValue>> JsonValue::Members() const {
+  auto object = value_.as<json::Object>();
+  if (!object) Fail("it must be an object");
+  std::vector<std::pair<std::string, JsonValue>> result;
+  for (const auto& [key, value] : *object) {
+    std::string name = At(key, "a name").Text();
+    result.emplace_back(name, At(value, name));
+  }
+  return result;
+}
+
+std::vector<JsonValue> JsonValue::Items(size_t most) const {
+  auto array = value_.as<json::Array>();
+  if (!array) Fail("it must be an array");
+  if (array->size() > most) Fail("it has more than " + std::to_string(most) + " items");
+  std::vector<JsonValue> result;
+  for (const tvm::ffi::Any& item : *array) result.push_back(At(item, std::to_string(result.size())));
+  return result;
+}
+
+bool JsonValue::IsText() const { return value_.as<tvm::ffi::String>().has_value(); }
+
+std::string JsonValue::Text(size_t most) const {
+  auto text = value_.as<tvm::ffi::String>();
+  if (!text) Fail("it must be a string");
+  std::string result(text->data(), text->size());
+  for (size_t at = 0, count = 0; at < result.size(); ++count) {
+    size_t size = CharacterAt(result, at);
+    if (size == 0) Fail("it is not valid UTF-8");
+    if (count == most) Fail("it has more than " + std::to_string(most) + " characters");
+    at += size;
+  }
+  return result;
+}
+
+int64_t JsonValue::Whole(int64_t least, int64_t largest) const {
+  auto number = value_.as<int64_t>();
+  if (!number || *number < least || *number > largest) {
+    Fail("it must be a whole number from " + std::to_string(least) + " to " + std::to_string(largest));
+  }
+  return *number;
+}
+
+double JsonValue::Amount() const {
+  double number = -1;
+  if (auto whole = value_.as<int64_t>()) {
+    number = static_cast<double>(*whole);
+  } else if (auto fraction = value_.as<double>()) {
+    number = *fraction;
+  }
+  if (!std::isfinite(number) || number < 0) Fail("it must be a number, finite and not negative");
+  return number;
+}
+
+void JsonValue::OnlyKeys(std::initializer_list<const char*> known) const {
+  for (const auto& [name, value] : Members()) {
+    bool found = false;
+    for (const char* each : known) found = found || name == each;
+    if (!found) value.Fail("this program does not know it: use the programs of the Tensorwright that wrote the file");
+  }
+}
+
+}  // namespace tensorwright

@@ -1,0 +1,52 @@
+// JSON from files that may be damaged or hostile: every value is checked when it is taken.
+#pragma once
+
+#include <tvm/ffi/extra/json.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <limits>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "error.h"
+
+namespace tensorwright {
+
+// A value in a document and its place there. Whatever does not have the type that is asked for is an Error that names
+// the place.
+class JsonValue {
+ public:
+  // Throws Error unless the text is one JSON value whose objects and arrays are not nested too deep for a parser.
+  // `document` begins the messages: "the manifest".
+  static JsonValue Parse(const char* text, size_t size, const std::string& document);
+
+  JsonValue operator[](const char* key) const;
+  // Nothing where the key is missing or its value is null.
+  std::optional<JsonValue> Find(const char* key) const;
+  std::vector<std::pair<std::string, JsonValue>> Members() const;
+  std::vector<JsonValue> Items(size_t most = std::numeric_limits<size_t>::max()) const;
+  bool IsText() const;
+  // Valid UTF-8 of at most so many characters.
+  std::string Text(size_t most = 4096) const;
+  int64_t Whole(int64_t least, int64_t largest) const;
+  // Finite and not negative.
+  double Amount() const;
+
+  // Throws Error where an object has a member that is none of these: what it asks for would be ignored.
+  void OnlyKeys(std::initializer_list<const char*> known) const;
+
+  [[noreturn]] void Fail(const std::string& what) const;
+
+ private:
+  JsonValue(tvm::ffi::Any value, std::string document, std::string place)
+      : value_(std::move(value)), document_(std::move(document)), place_(std::move(place)) {}
+  JsonValue At(tvm::ffi::Any value, const std::string& step) const;
+
+  tvm::ffi::Any value_;
+  std::string document_, place_;
+};
+
+}  // namespace tensorwright

@@ -1,0 +1,38 @@
+// Whole files in memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "error.h"
+
+namespace tensorwright {
+
+// Of tensors in memory, as generated code requires; and of the sections of a module file.
+constexpr size_t kAlignment = 64;
+
+struct Span {
+  const uint8_t* data = nullptr;
+  size_t size = 0;
+};
+
+// The bytes of a file, copied into memory of this process: what was checked stays what it is, whatever happens to the
+// file meanwhile. Aligned as tensors are.
+class FileBytes {
+ public:
+  // Throws Error unless it is a regular file that can be read as a whole.
+  explicit FileBytes(const std::string& path);
+  Span span() const { return {memory_.get(), size_}; }
+
+ private:
+  struct Free {
+    void operator()(uint8_t* memory) const;
+  };
+
+  std::unique_ptr<uint8_t, Free> memory_;
+  size_t size_ = 0;
+};
+
+}  // namespace tensorwright

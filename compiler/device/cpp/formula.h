@@ -1,0 +1,48 @@
+// Sizes that depend on symbolic dimensions, such as "2*batch*(seq + 1)". Grammar, values and messages are those of the
+// Python package (profiling/formula.py): change both, and the table of cases that tests both.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "error.h"
+
+namespace tensorwright {
+
+using Sizes = std::map<std::string, int64_t>;
+
+struct FormulaError : Error {
+  using Error::Error;
+};
+
+class Formula {
+ public:
+  // Throws FormulaError for what is no formula.
+  explicit Formula(std::string text);
+
+  const std::string& text() const { return text_; }
+  std::vector<std::string> Names() const;
+
+  // Throws FormulaError where a name has no size, a divisor is zero, or a value has more than 64 bits.
+  int64_t Value(const Sizes& sizes) const;
+
+ private:
+  enum class Kind { kNumber, kName, kAdd, kSubtract, kMultiply, kDivide, kRemainder, kNegate, kMin, kMax, kOpen };
+  // In postfix order. `number` is the value of a number, and how many arguments a function has.
+  struct Step {
+    Kind kind;
+    int64_t number;
+    std::string name;
+  };
+  struct Parser;
+
+  int64_t Called(Kind kind, int64_t left, int64_t right) const;
+
+  std::string text_;
+  std::vector<Step> steps_;
+};
+
+}  // namespace tensorwright

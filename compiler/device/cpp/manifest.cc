@@ -1,0 +1,144 @@
+#include "manifest.h"
+
+#include <set>
+
+#include "checked_json.h"
+#include "dtypes.h"
+
+namespace tensorwright {
+namespace {
+
+constexpr size_t kLongestDimension = 1024;
+
+void ReadDimension(const JsonValue& size, Description* description) {
+  if (!size.IsText()) {
+    description->shape.push_back(size.Whole(0, kMostElements));
+    description->dimensions.emplace_back();
+    return;
+  }
+  description->shape.push_back(-1);
+  description->dimensions.push_back(size.Text(kLongestDimension));
+  if (description->dimensions.back().empty()) size.Fail("a dimension must have a name");
+}
+
+Description ReadDescription(const JsonValue& value) {
+  value.OnlyKeys({"name", "shape", "dtype", "carrier"});
+  Description description{value["name"].Text(), value["dtype"].Text(), {}, {}, {}};
+  if (!FindElementType(description.dtype_name)) value["dtype"].Fail("unknown element type " + Quoted(description.dtype_name));
+  std::string code_type = description.dtype_name;
+  if (auto carrier = value.Find("carrier")) {
+    code_type = carrier->Text();
+    if (code_type != "int8" && code_type != "uint8") carrier->Fail("it must be int8 or uint8");
+  }
+  description.dtype = FindElementType(code_type)->dtype;
+  int64_t elements = 1;
+  for (const JsonValue& size : value["shape"].Items(kMostDimensions)) {
+    ReadDimension(size, &description);
+    int64_t number = description.shape.back();
+    if (number > 0 && (__builtin_mul_overflow(elements, number, &elements) || elements > kMostElements)) {
+      value["shape"].Fail("it has more than 2^60 elements");
+    }
+  }
+  return description;
+}
+
+std::vector<Description> ReadDescriptions(const JsonValue& manifest, const char* key, bool stored) {
+  std::vector<Description> result;
+  std::set<std::string> names;
+  auto values = manifest.Find(key);
+  if (!values) return result;
+  for (const JsonValue& item : values->Items()) {
+    result.push_back(ReadDescription(item));
+    if (!names.insert(result.back().name).second) item.Fail("two tensors have the name " + Quoted(result.back().name));
+    for (const std::string& dimension : result.back().dimensions) {
+      if (stored && !dimension.empty()) item.Fail("a stored tensor has a symbolic dimension");
+    }
+  }
+  return result;
+}
+
+std::map<std::string, std::string> ReadTexts(const JsonValue& parent, const char* key) {
+  std::map<std::string, std::string> result;
+  if (auto values = parent.Find(key)) {
+    for (const auto& [name, value] : values->Members()) result[name] = value.Text();
+  }
+  return result;
+}
+
+Formula ReadFormula(const JsonValue& value) {
+  std::string text = value.Text();
+  try {
+    return Formula(text);
+  } catch (const FormulaError& error) {
+    throw Error("the module's requirement " + Quoted(text) + " is not valid: " + error.what(), "compile the model again");
+  }
+}
+
+Relation ReadRelation(const JsonValue& value) {
+  std::string name = value.Text();
+  if (name == "equal") return Relation::kEqual;
+  if (name == "at least") return Relation::kAtLeast;
+  if (name == "broadcast") return Relation::kBroadcast;
+  value.Fail("the relation " + Quoted(name) + " is not known to this program");
+}
+
+void ReadRequirements(const JsonValue& manifest, Manifest* result) {
+  if (auto all = manifest.Find("requirements")) {
+    for (const JsonValue& each : all->Items()) {
+      each.OnlyKeys({"left", "relation", "right", "symbols", "where"});
+      result->requirements.push_back({ReadFormula(each["left"]), ReadRelation(each["relation"]), ReadFormula(each["right"]),
+                                      ReadTexts(each, "symbols"), each["where"].Text()});
+    }
+  }
+  if (auto all = manifest.Find("indices")) {
+    for (const JsonValue& each : all->Items()) {
+      each.OnlyKeys({"input", "size", "least", "symbols", "where"});
+      auto least = each.Find("least");
+      result->indices.push_back({each["input"].Text(), ReadFormula(each["size"]), least ? std::optional(ReadFormula(*least)) : std::nullopt,
+                                 ReadTexts(each, "symbols"), each["where"].Text()});
+    }
+  }
+}
+
+}  // namespace
+
+std::string Description::Text() const {
+  std::string text;
+  for (size_t i = 0; i < shape.size(); ++i) {
+    text += (i ? ", " : "") + (dimensions[i].empty() ? std::to_string(shape[i]) : dimensions[i]);
+  }
+  return name + ": " + dtype_name + "[" + text + "]";
+}
+
+void Manifest::Parse(const char* text, size_t size, const std::string& document) {
+  JsonValue manifest = JsonValue::Parse(text, size, document);
+  // Some of them only say how the module was made, and are not read here.
+  manifest.OnlyKeys({"format_version", "model_name", "inputs", "outputs", "parameters", "compact_parameters", "target", "versions", "threads",
+                     "fixed_inputs", "kernels", "passes", "memory_plan", "requirements", "indices", "reference_inputs",
+                     "reference_outputs", "reference_tolerance", "checksums"});
+  manifest["format_version"].Whole(1, 1);
+  model_name = manifest["model_name"].Text();
+  JsonValue target = manifest["target"];
+  architecture = target["architecture"].Text(), target_name = target["name"].Text();
+  if (auto features = target.Find("required_cpu_features")) {
+    for (const JsonValue& feature : features->Items()) required_features.push_back(feature.Text());
+  }
+  engine = manifest["versions"]["tvm"].Text();
+  manifest["inputs"], manifest["outputs"];
+  inputs = ReadDescriptions(manifest, "inputs", false), outputs = ReadDescriptions(manifest, "outputs", false);
+  parameter_descriptions = ReadDescriptions(manifest, "parameters", true);
+  reference_input_descriptions = ReadDescriptions(manifest, "reference_inputs", true);
+  reference_output_descriptions = ReadDescriptions(manifest, "reference_outputs", true);
+  if (auto setting = manifest.Find("threads")) threads = static_cast<int>(setting->Whole(1, kMostThreads));
+  if (auto count = manifest.Find("compact_parameters")) {
+    compact_parameters = static_cast<size_t>(count->Whole(0, static_cast<int64_t>(parameter_descriptions.size())));
+  }
+  ReadRequirements(manifest, this);
+  if (auto tolerance = manifest.Find("reference_tolerance")) {
+    if (auto relative = tolerance->Find("relative")) relative_tolerance = relative->Amount();
+    if (auto absolute = tolerance->Find("absolute")) absolute_tolerance = absolute->Amount();
+  }
+  checksums = ReadTexts(manifest, "checksums");
+}
+
+}  // namespace tensorwright

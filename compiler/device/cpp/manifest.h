@@ -1,0 +1,72 @@
+// What a module says of itself: the manifest of the Python package (artifact/manifest.py), as far as a run needs it.
+#pragma once
+
+#include <dlpack/dlpack.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "formula.h"
+
+namespace tensorwright {
+
+// No tensor of more elements is described.
+constexpr int64_t kMostElements = int64_t{1} << 60;
+constexpr size_t kMostDimensions = 64;
+constexpr int64_t kMostThreads = 4096;
+
+// Name, element type and shape of a tensor. A symbolic dimension is -1, and has its name (for outputs, an expression of
+// names) in `dimensions`, which is as long as the shape.
+struct Description {
+  std::string name;
+  std::string dtype_name;
+  DLDataType dtype;  // as the module's code has it
+  std::vector<int64_t> shape;
+  std::vector<std::string> dimensions;
+
+  // "x: float32[batch, 3]"
+  std::string Text() const;
+};
+
+enum class Relation { kEqual, kAtLeast, kBroadcast };
+
+// A relation between sizes of the inputs. The formulas' names stand for the symbolic dimensions in `symbols`.
+struct Requirement {
+  Formula left;
+  Relation relation;
+  Formula right;
+  std::map<std::string, std::string> symbols;
+  std::string where;
+};
+
+// An input whose elements are indices, lengths or counts: each must lie in [least, size); in [-size, size) without `least`,
+// where negative indices count from the end of an axis.
+struct IndexRequirement {
+  std::string input;
+  Formula size;
+  std::optional<Formula> least;
+  std::map<std::string, std::string> symbols;
+  std::string where;
+};
+
+struct Manifest {
+  std::string model_name, architecture, target_name;
+  std::string engine;                          // the version of TVM that compiled the module
+  std::vector<std::string> required_features;  // of the processor
+  std::vector<Description> inputs, outputs, parameter_descriptions, reference_input_descriptions, reference_output_descriptions;
+  std::vector<Requirement> requirements;
+  std::vector<IndexRequirement> indices;
+  int threads = 0;                // 0: no setting
+  size_t compact_parameters = 0;  // how many of the last ones the module's code expands when it is loaded
+  double relative_tolerance = 1e-3, absolute_tolerance = 1e-4;
+  std::map<std::string, std::string> checksums;  // of the sections, in hexadecimal
+
+  // Throws Error for anything but a manifest whose every field is known and valid.
+  void Parse(const char* text, size_t size, const std::string& document);
+};
+
+}  // namespace tensorwright

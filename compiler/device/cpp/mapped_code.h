@@ -1,0 +1,37 @@
+// Shared libraries without the system's loader.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "file.h"
+
+extern "C" {
+struct tensorwright_symbol {
+  const char* name;
+  void* address;
+};
+extern const tensorwright_symbol tensorwright_symbols[];  // ends with a null name
+}
+
+namespace tensorwright {
+
+// A shared library, mapped and relocated: functions that it does not have itself are those in `tensorwright_symbols`.
+//
+// Of the format only what the compiler's linkers emit is known, and anything else is refused; nothing outside of the
+// library's own memory is read or written for it. Exceptions do not pass through its code: it returns error codes.
+class MappedCode {
+ public:
+  // Throws Error. `library` is not needed any more afterwards.
+  explicit MappedCode(Span library);
+  ~MappedCode();
+
+  // The address of what the library defines under this name; null where it does not.
+  void* Find(const std::string& name) const;
+
+ private:
+  class Image;
+  std::unique_ptr<Image> image_;
+};
+
+}  // namespace tensorwright

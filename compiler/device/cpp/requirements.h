@@ -1,0 +1,35 @@
+// What a model needs of its inputs, checked before anything runs.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "manifest.h"
+#include "tensors.h"
+
+namespace tensorwright {
+
+// Checks inputs against a manifest: element types, shapes, symbolic dimensions, and the requirements, whose rules and
+// messages are those of the Python package (runtime/requirements.py): change both, and the table of cases that tests both.
+class InputChecker {
+ public:
+  // `manifest` must outlive the checker. Throws Error for requirements that are no formulas of the inputs' dimensions,
+  // and for indices that are not an input of whole numbers.
+  explicit InputChecker(const Manifest& manifest);
+
+  // Throws Error where the inputs, in the module's order, do not fit.
+  void Check(const std::vector<ffi::Tensor>& inputs);
+
+ private:
+  void CheckRelations(const Sizes& sizes) const;
+
+  const Manifest& manifest_;
+  std::vector<size_t> places_;                       // of the inputs that hold indices
+  std::optional<Sizes> good_;                        // the sizes that were found good last
+  std::vector<std::pair<int64_t, int64_t>> ranges_;  // and where the indices must lie: from, and before what
+};
+
+}  // namespace tensorwright

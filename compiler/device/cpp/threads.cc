@@ -1,0 +1,45 @@
+#include "threads.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <string>
+
+#include "error.h"
+
+namespace tensorwright {
+namespace {
+
+// The same as in the Python package (runtime/threads.py), which says why.
+constexpr int kThreadsOfAProcessor = 4, kLeastMostThreads = 64;
+const char* const kSpins = "2000";
+
+int Processors() {
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return std::max(1, CPU_COUNT(&allowed));
+  return std::max(1, static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)));
+}
+
+void CheckEnvironment(const char* variable, int most) {
+  const char* text = std::getenv(variable);
+  if (!text) return;
+  char* end = nullptr;
+  long threads = std::strtol(text, &end, 10);
+  if (end == text || *end || threads < 1 || threads > most) {
+    throw Error(std::string(variable) + " must be a number of threads from 1 to " + std::to_string(most) + " on this machine, not " + Quoted(text));
+  }
+}
+
+}  // namespace
+
+void SetUpThreads(int setting) {
+  int processors = Processors(), most = std::max(kLeastMostThreads, kThreadsOfAProcessor * processors);
+  if (setting) setenv("TVM_NUM_THREADS", std::to_string(std::min(setting, processors)).c_str(), 0);
+  for (const char* variable : {"TVM_NUM_THREADS", "OMP_NUM_THREADS"}) CheckEnvironment(variable, most);
+  setenv("TVM_BIND_THREADS", "0", 0);
+  setenv("TVM_THREAD_POOL_SPIN_COUNT", kSpins, 0);
+}
+
+}  // namespace tensorwright

@@ -1,0 +1,113 @@
+"""The C++ runtime under AddressSanitizer and UndefinedBehaviorSanitizer, as a process that answers commands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryFile
+
+import targets
+from compiler.device.cache import cached, key_of
+from compiler.device.programs import CHECKING_SOURCES, COMPILE_OPTIONS, SOURCES, engine_link_options
+from compiler.device.runtime_libraries import runtime_libraries
+from compiler.device.runtime_sources import ffi_source_folder
+from compiler.device.toolchain import compile_objects, include_folders, include_options
+
+CPP = Path(__file__).with_name("cpp")
+_SANITIZERS = ("-g1", "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+_SOURCES = (
+    *CHECKING_SOURCES, "mapped_code.cc", "threads.cc", "processor.cc", "module.cc", "library_system.cc",
+)  # fmt: skip
+# TVM's own leaks at exit are not looked for.
+_SUPPRESSIONS = "leak:libtvm_runtime\nleak:libtvm_ffi\n"
+_SHOWN = 3000
+
+
+class SanitizerReport(Exception):
+    """The process ended: what the sanitizers, or whoever ended it, said."""
+
+
+def build_driver() -> Path:
+    """The program of `cpp/driver.cc`; compiled once.
+
+    Raises:
+        targets.TargetError: there is no compiler with sanitizers, or it failed.
+    """
+    target = targets.get("host", cores=1)
+    # Of TVM, only the parser is compiled with sanitizers.
+    sources = [*(SOURCES / name for name in _SOURCES), *(CPP / name for name in ("driver.cc", "instrumented_json.cc"))]
+    contents = [path.read_bytes() for path in (*sorted(SOURCES.glob("*.h")), *sorted(CPP.glob("*.h")), *sources)]
+    compiler = target.compiler()
+
+    def build(folder: Path) -> None:
+        folders = [*include_folders(), ffi_source_folder() / "extra"]
+        options = [*COMPILE_OPTIONS, *_SANITIZERS, f"-I{SOURCES}", f"-I{CPP}", *include_options(folders)]
+        (made,) = compile_objects(target, {"driver": sources}, options, folder)
+        libraries = {path.parent for path in runtime_libraries(target)}
+        links = [part for path in sorted(libraries) for part in (*engine_link_options(path), f"-Wl,-rpath,{path}")]
+        compiler.run([*_SANITIZERS, made, "-o", folder / "driver", *(part for part in links if part != "-s")])
+        (folder / "suppressions").write_text(_SUPPRESSIONS, encoding="utf-8")
+
+    return cached("fuzz-driver", key_of([compiler.version(), *_SANITIZERS, *contents]), build) / "driver"
+
+
+class Driver:
+    """A running driver; started again after each report."""
+
+    def __init__(self, program: Path) -> None:
+        self._program = program
+        self._process: subprocess.Popen[str] | None = None
+        self._errors = TemporaryFile("w+", errors="replace")
+
+    def ask(self, command: Sequence[str]) -> str:
+        """The answer to one command: "ok", or the error.
+
+        Raises:
+            SanitizerReport: the process ended.
+        """
+        process = self._process or self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(" ".join(command) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer.endswith("\n"):
+            raise SanitizerReport(self._ended(process))
+        return answer[:-1].replace("\\n", "\n")
+
+    def close(self) -> None:
+        """End the process, after a last look for leaks. Raises SanitizerReport."""
+        process, self._process = self._process, None
+        if process is not None:
+            assert process.stdin is not None
+            process.stdin.close()
+            if process.wait() != 0:
+                raise SanitizerReport(self._ended(process))
+
+    def _start(self) -> subprocess.Popen[str]:
+        suppressions = f"suppressions={self._program.with_name('suppressions')}"
+        environment = {
+            **os.environ,
+            "ASAN_OPTIONS": "allocator_may_return_null=1:detect_leaks=1:abort_on_error=0",
+            "LSAN_OPTIONS": f"{suppressions}:print_suppressions=0",
+            "UBSAN_OPTIONS": "print_stacktrace=1",
+        }
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(
+            [str(self._program)], stdin=pipe, stdout=pipe, stderr=self._errors, text=True, env=environment
+        )
+        return self._process
+
+    def _ended(self, process: subprocess.Popen[str]) -> str:
+        self._process = None
+        status = process.wait()
+        self._errors.seek(0)
+        said = self._errors.read()
+        self._errors.seek(0)
+        self._errors.truncate()
+        return f"exit status {status}: {said[:_SHOWN]}"
