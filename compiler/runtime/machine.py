@@ -94,6 +94,14 @@ def usable_cores() -> int:
     return max(1, min(len(cores), _quota()))
 
 
+def usable_processors() -> int:
+    """Logical processors that this process may use: at least as many as `usable_cores`."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
 def _core_of(cpu: int) -> str:
     path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
     try:

@@ -26,7 +26,7 @@ from compiler.runtime.library import (
 from compiler.runtime.machine import architecture, check_machine
 from compiler.runtime.outputs import OutputReader
 from compiler.runtime.tensors import aligned_copy, is_usable, tensor_over
-from compiler.runtime.threads import check_threads, default_threads, in_force, run_with
+from compiler.runtime.threads import in_force, run_with, threads_here
 from compiler.runtime.verification import compare
 
 Array = np.ndarray[Any, Any]
@@ -57,13 +57,14 @@ class Module:
 
         Args:
             artifact: what `compile` made or `read_artifact` read.
-            threads: how many threads a run uses; None: the artifact's setting, else `default_threads()`.
+            threads: how many threads a run uses; None: the artifact's setting, bounded by this machine's processors,
+                else `default_threads()`.
             device: where its kernels run; None: the device that it was compiled for.
 
         Raises:
             IncompatibleArtifactError: this machine can not run it; the message names what is missing.
             ArtifactError: its machine code could not be loaded.
-            OptionError: `threads` is not a number of threads.
+            OptionError: `threads` is not a number of threads, or more than this machine serves.
         """
         check_machine(artifact.manifest)
         check_elf(artifact.library, architecture())
@@ -226,7 +227,7 @@ class Module:
 
     @threads.setter
     def threads(self, value: int | None) -> None:
-        self._threads = check_threads(value) or self._artifact.manifest.threads or default_threads()
+        self._threads = threads_here(value, self._artifact.manifest.threads)
 
     def __reduce__(self) -> NoReturn:
         raise OptionError(

@@ -6,6 +6,10 @@ after a fork, whose child has the pool's memory without its threads) the run is 
 
 The engine would bind the pool's threads to the first cores of the machine, and those of every process and every calling
 thread to the same ones; they are left to the system instead, unless the environment variable TVM_BIND_THREADS says 1.
+
+Its threads wait for work by yielding the processor, 300,000 times by default, and nothing but work ends that early: a
+process with more threads than processors would take many seconds to end. Unless TVM_THREAD_POOL_SPIN_COUNT says
+otherwise, they go to sleep after a thousand, some 0.3 ms, which is longer than kernels of one run wait for each other.
 """
 
 from __future__ import annotations
@@ -20,9 +24,10 @@ from typing import Any, TypeVar
 
 from compiler.errors import OptionError
 from compiler.runtime.engine import global_function, runtime_library
-from compiler.runtime.machine import usable_cores
+from compiler.runtime.machine import usable_cores, usable_processors
 
 MAX_THREADS = 4096
+_THREADS_OF_A_PROCESSOR, _LEAST_LIMIT = 4, 64
 _BIG_CORES = 1  # the engine's affinity mode for "no special wish"
 Result = TypeVar("Result")
 
@@ -38,6 +43,7 @@ class _ThreadState(threading.local):
 
 _state = _ThreadState()
 os.environ.setdefault("TVM_BIND_THREADS", "0")
+os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "1000")
 
 
 def _after_fork() -> None:
@@ -50,22 +56,56 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def check_threads(threads: int | None) -> int | None:
-    """Validate a setting. Raises OptionError for anything but None and 1 to 4096."""
+def check_threads(threads: int | None) -> None:
+    """Validate a setting, for this machine or another. Raises OptionError for anything but None and 1 to 4096."""
     if threads is None:
-        return None
+        return
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
         raise OptionError(f"threads must be an integer from 1 to {MAX_THREADS}, not {threads!r}")
-    return threads
+
+
+def threads_limit() -> int:
+    """The most threads that may be asked for on this machine: 4 for each logical processor, and 64 in any case."""
+    return max(_LEAST_LIMIT, _THREADS_OF_A_PROCESSOR * usable_processors())
+
+
+def threads_here(asked: int | None, stored: int | None) -> int:
+    """How many threads a run uses on this machine.
+
+    Args:
+        asked: what the caller wants, None to leave it to the module.
+        stored: the module's own setting, which is bounded by the logical processors; None: `default_threads()`.
+
+    Raises:
+        OptionError: `asked` is not a number of threads, or more than `threads_limit()`.
+    """
+    check_threads(asked)
+    if asked is not None:
+        return _within_limit(asked, "threads")
+    return default_threads() if stored is None else min(stored, usable_processors())
 
 
 def default_threads() -> int:
-    """TVM_NUM_THREADS or OMP_NUM_THREADS if set, else the physical cores that this process may use."""
+    """TVM_NUM_THREADS or OMP_NUM_THREADS if set, else the physical cores that this process may use.
+
+    Raises:
+        OptionError: the variable says more than `threads_limit()`.
+    """
     for variable in ("TVM_NUM_THREADS", "OMP_NUM_THREADS"):
         value = os.environ.get(variable, "")
-        if value.isdigit() and 1 <= int(value) <= MAX_THREADS:
-            return int(value)
+        if value.isascii() and value.isdigit() and int(value) >= 1:
+            return _within_limit(int(value), variable)
     return usable_cores()
+
+
+def _within_limit(threads: int, what: str) -> int:
+    if threads > threads_limit():
+        raise OptionError(
+            f"{what} is {threads}, and this machine of {usable_processors()} processor(s) serves at most "
+            f"{threads_limit()} threads",
+            f"set {what} to {usable_processors()} or less",
+        )
+    return threads
 
 
 @cache

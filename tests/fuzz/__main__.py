@@ -2,7 +2,8 @@
 
 A suite is a module of this package, named in `SUITES`, with `prepare(folder) -> context`, called once, and
 `case(context, seed) -> Outcome`, called in worker processes. Every case must end in a right result or in one error of
-this project. The suite "hostile" is a catalog instead (`tests.fuzz.hostile`), and takes --only and --workers.
+this project. `MEMORY_BYTES`, if a suite has it, limits the address space of a worker. The suite "hostile" is a catalog
+instead (`tests.fuzz.hostile`), and takes --only and --workers.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from rich.progress import track
 
 from tests.fuzz.hostile import command as hostile
 from tests.fuzz.outcome import Outcome, error_table, outcome_table
-from tests.fuzz.worker_pool import run_cases
+from tests.fuzz.worker_pool import MEMORY_BYTES, run_cases
 
 SUITES = {
     "artifacts": "tests.fuzz.artifacts",
+    "device": "tests.fuzz.device",
     "models": "tests.fuzz.models",
     "graphs": "tests.fuzz.graphs",
     "tuning": "tests.fuzz.tuning",
@@ -56,7 +58,8 @@ def main() -> int:
         if options.here:
             outcomes = [suite.case(context, seed) for seed in seeds]
         else:
-            running = run_cases(suite.case, context, seeds, workers=options.workers, seconds=options.seconds)
+            limits = {"seconds": options.seconds, "memory_bytes": getattr(suite, "MEMORY_BYTES", MEMORY_BYTES)}
+            running = run_cases(suite.case, context, seeds, workers=options.workers, **limits)
             outcomes = list(track(running, total=options.cases, console=console, description=options.suite))
     return _report(outcomes, options.suite, time.monotonic() - start, console)
 

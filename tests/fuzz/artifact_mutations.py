@@ -29,12 +29,21 @@ HOSTILE_VALUES: tuple[Any, ...] = (None, True, [], {}, [[]], [None], {"": {}}, [
 
 @dataclass
 class Parts:
-    """A module file taken apart; `assemble` puts it together again with right checksums."""
+    """A module file taken apart; `assemble` puts it together again with right checksums.
+
+    Attributes:
+        table: wrong places to write into the section table.
+        version, flags: for the head; flags None: those that fit.
+        rewrite: changes the manifest's text.
+    """
 
     manifest: Any
     sections: dict[str, bytes]
     signatures: bytes = b""
-    table: dict[str, tuple[int, int]] = field(default_factory=dict)  # wrong places to write into the table
+    table: dict[str, tuple[int, int]] = field(default_factory=dict)
+    version: int = 1
+    flags: int | None = None
+    rewrite: Callable[[bytes], bytes] = bytes
 
     @classmethod
     def of(cls, content: bytes) -> Parts:
@@ -46,7 +55,7 @@ class Parts:
         if isinstance(self.manifest, dict) and isinstance(self.manifest.get("checksums"), dict):
             digests = tree_digests([[content] for content in self.sections.values()])
             self.manifest["checksums"] |= {n: digest.hex() for n, digest in zip(self.sections, digests, strict=True)}
-        manifest = json.dumps(self.manifest).encode()
+        manifest = self.rewrite(json.dumps(self.manifest).encode())
         start = align(HEAD_BYTES + 32 * len(self.sections) + len(manifest))
         table, body = b"", b""
         for name, content in self.sections.items():
@@ -57,9 +66,9 @@ class Parts:
         prefix = struct.pack(
             "<8sIHHQQ",
             b"\x89TWM\r\n\x1a\n",
-            1,
+            self.version,
             len(self.sections),
-            1 if self.signatures else 0,
+            (1 if self.signatures else 0) if self.flags is None else self.flags,
             len(manifest),
             start + len(body),
         )
@@ -70,12 +79,13 @@ class Parts:
 Mutation = Callable[[Parts, Random], None]
 
 
-def _pick(items: Any, random: Random) -> Any:
+def pick(items: Any, random: Random) -> Any:
+    """One of the items."""
     return items[int(random.integers(len(items)))]
 
 
 def _hostile(random: Random) -> Any:
-    return _pick((*HOSTILE_NUMBERS, *HOSTILE_STRINGS, *HOSTILE_VALUES, *ELEMENT_TYPES), random)
+    return pick((*HOSTILE_NUMBERS, *HOSTILE_STRINGS, *HOSTILE_VALUES, *ELEMENT_TYPES), random)
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -87,12 +97,12 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
-def _edit_json(value: Any, random: Random) -> None:
+def edit_json(value: Any, random: Random) -> None:
     """Change one random place of a JSON value: replace, remove, duplicate, or add."""
     places = _places(value)
     if not places:
         return
-    *parents, key = _pick(places, random)
+    *parents, key = pick(places, random)
     for parent in parents:
         value = value[parent]
     action = int(random.integers(4))
@@ -101,14 +111,14 @@ def _edit_json(value: Any, random: Random) -> None:
     elif action == 1 and isinstance(value, list):
         value.append(value[key])
     elif action == 1:
-        value[str(_pick(HOSTILE_STRINGS, random))] = value[key]
+        value[str(pick(HOSTILE_STRINGS, random))] = value[key]
     else:
         value[key] = _hostile(random)
 
 
 def edit_manifest(parts: Parts, random: Random) -> None:
     for _ in range(int(random.integers(1, 3))):
-        _edit_json(parts.manifest, random)
+        edit_json(parts.manifest, random)
 
 
 def replace_manifest(parts: Parts, random: Random) -> None:
@@ -118,15 +128,15 @@ def replace_manifest(parts: Parts, random: Random) -> None:
 def edit_shapes(parts: Parts, random: Random) -> None:
     """What the manifest says of a tensor no longer fits the code."""
     groups = ["inputs", "outputs", "parameters", "reference_inputs", "reference_outputs"]
-    tensors = parts.manifest[_pick([group for group in groups if parts.manifest[group]], random)]
-    tensor = _pick(tensors, random)
+    tensors = parts.manifest[pick([group for group in groups if parts.manifest[group]], random)]
+    tensor = pick(tensors, random)
     action = int(random.integers(4))
     if action == 0:
-        tensor["dtype"] = _pick(list(ELEMENT_TYPES), random)
+        tensor["dtype"] = pick(list(ELEMENT_TYPES), random)
     elif action == 1:
         tensor["shape"] = [int(size) for size in random.integers(0, 9, int(random.integers(0, 5)))]
     elif action == 2 and tensor["shape"]:
-        tensor["shape"][int(random.integers(len(tensor["shape"])))] = _pick([0, 1, 3, 17, 2**40, "k"], random)
+        tensor["shape"][int(random.integers(len(tensor["shape"])))] = pick([0, 1, 3, 17, 2**40, "k"], random)
     else:
         random.shuffle(tensors)
 
@@ -136,24 +146,24 @@ def edit_tensor_header(parts: Parts, random: Random) -> None:
     if not names:
         edit_manifest(parts, random)
         return
-    name = _pick(names, random)
+    name = pick(names, random)
     blob = parts.sections[name]
     (length,) = struct.unpack("<Q", blob[:8])
     header = json.loads(blob[8 : 8 + length])
-    _edit_json(header, random)
+    edit_json(header, random)
     text = json.dumps(header).encode()
     parts.sections[name] = struct.pack("<Q", len(text)) + text + blob[8 + length :]
 
 
 def edit_tensor_length(parts: Parts, random: Random) -> None:
-    name = _pick(["parameters", "reference_in", "reference_out"], random)
-    length = int(_pick([0, 1, 7, 2**32, 2**63, 2**64 - 1], random))
+    name = pick(["parameters", "reference_in", "reference_out"], random)
+    length = int(pick([0, 1, 7, 2**32, 2**63, 2**64 - 1], random))
     parts.sections[name] = struct.pack("<Q", length) + parts.sections[name][8:]
 
 
 def edit_tensor_bytes(parts: Parts, random: Random) -> None:
-    name = _pick(["parameters", "reference_in", "reference_out"], random)
-    parts.sections[name] = _pick(BYTE_MUTATIONS, random)(parts.sections[name], random)
+    name = pick(["parameters", "reference_in", "reference_out"], random)
+    parts.sections[name] = pick(BYTE_MUTATIONS, random)(parts.sections[name], random)
 
 
 def edit_numbers(parts: Parts, random: Random) -> None:
@@ -164,14 +174,14 @@ def edit_numbers(parts: Parts, random: Random) -> None:
     if body:
         start = int(random.integers(len(body)))
         count = min(len(body) - start, int(random.integers(1, 64)))
-        body[start : start + count] = _pick([random.bytes(count), b"\xff" * count, bytes(count)], random)
+        body[start : start + count] = pick([random.bytes(count), b"\xff" * count, bytes(count)], random)
     parts.sections["parameters"] = bytes(blob)
 
 
 def edit_table(parts: Parts, random: Random) -> None:
-    name = _pick(list(parts.sections), random)
+    name = pick(list(parts.sections), random)
     numbers = (0, 1, 63, 64, 128, 4096, 2**31, 2**63, 2**64 - 1, 2**64 - 64)
-    parts.table[name] = (int(_pick(numbers, random)), int(_pick(numbers, random)))
+    parts.table[name] = (int(pick(numbers, random)), int(pick(numbers, random)))
 
 
 def rearrange_sections(parts: Parts, random: Random) -> None:
@@ -181,11 +191,11 @@ def rearrange_sections(parts: Parts, random: Random) -> None:
         random.shuffle(names)
         parts.sections = {name: parts.sections[name] for name in names}
     elif action == 1:
-        del parts.sections[_pick(names, random)]
+        del parts.sections[pick(names, random)]
     elif action == 2:
-        parts.sections[_pick(["extra", "library2", "x" * 16, ""], random)] = b"more"
+        parts.sections[pick(["extra", "library2", "x" * 16, ""], random)] = b"more"
     else:
-        one, other = _pick(names, random), _pick(names, random)
+        one, other = pick(names, random), pick(names, random)
         parts.sections[one], parts.sections[other] = parts.sections[other], parts.sections[one]
 
 
@@ -200,15 +210,15 @@ def break_library(parts: Parts, random: Random) -> None:
     elif action == 2:
         library = b"\x7fELF" + random.bytes(int(random.integers(0, 3000)))
     else:
-        at = _pick([0, 1, 2, 3, 4, 5, 16, 17, 18, 19], random)  # magic, class, byte order, kind, machine
+        at = pick([0, 1, 2, 3, 4, 5, 16, 17, 18, 19], random)  # magic, class, byte order, kind, machine
         library = library[:at] + bytes([library[at] ^ int(random.integers(1, 256))]) + library[at + 1 :]
     parts.sections["library"] = library
 
 
 def edit_signatures(parts: Parts, random: Random) -> None:
     """A signature block whose own checksum is right."""
-    count = int(_pick([0, 1, 2, 64, 65, 2**32 - 1], random))
-    stored = int(_pick([1, 1, 2, 3], random))
+    count = int(pick([0, 1, 2, 64, 65, 2**32 - 1], random))
+    stored = int(pick([1, 1, 2, 3], random))
     block = b"TWMSIGN\x01" + struct.pack("<I4s", count, bytes(4)) + random.bytes(96 * stored)
     parts.signatures = block + hashlib.sha256(block).digest()
 

@@ -13,6 +13,7 @@ from compiler.device.cache import cached, key_of
 from compiler.device.programs import CHECKING_SOURCES, COMPILE_OPTIONS, SOURCES, engine_link_options
 from compiler.device.runtime_libraries import runtime_libraries
 from compiler.device.runtime_sources import ffi_source_folder
+from compiler.device.sodium import sodium_include, sodium_object
 from compiler.device.toolchain import compile_objects, include_folders, include_options
 
 CPP = Path(__file__).with_name("cpp")
@@ -22,10 +23,11 @@ _SOURCES = (
 )  # fmt: skip
 # TVM's own leaks at exit are not looked for.
 _SUPPRESSIONS = "leak:libtvm_runtime\nleak:libtvm_ffi\n"
+_NEW_LINE = "\x1e"  # within an answer
 _SHOWN = 3000
 
 
-class SanitizerReport(Exception):
+class SanitizerReport(Exception):  # noqa: N818 (it is what they call it)
     """The process ended: what the sanitizers, or whoever ended it, said."""
 
 
@@ -42,12 +44,13 @@ def build_driver() -> Path:
     compiler = target.compiler()
 
     def build(folder: Path) -> None:
-        folders = [*include_folders(), ffi_source_folder() / "extra"]
+        folders = [*include_folders(), ffi_source_folder() / "extra", sodium_include()]
         options = [*COMPILE_OPTIONS, *_SANITIZERS, f"-I{SOURCES}", f"-I{CPP}", *include_options(folders)]
         (made,) = compile_objects(target, {"driver": sources}, options, folder)
         libraries = {path.parent for path in runtime_libraries(target)}
         links = [part for path in sorted(libraries) for part in (*engine_link_options(path), f"-Wl,-rpath,{path}")]
-        compiler.run([*_SANITIZERS, made, "-o", folder / "driver", *(part for part in links if part != "-s")])
+        sodium = sodium_object(target)
+        compiler.run([*_SANITIZERS, made, sodium, "-o", folder / "driver", *(part for part in links if part != "-s")])
         (folder / "suppressions").write_text(_SUPPRESSIONS, encoding="utf-8")
 
     return cached("fuzz-driver", key_of([compiler.version(), *_SANITIZERS, *contents]), build) / "driver"
@@ -59,7 +62,7 @@ class Driver:
     def __init__(self, program: Path) -> None:
         self._program = program
         self._process: subprocess.Popen[str] | None = None
-        self._errors = TemporaryFile("w+", errors="replace")
+        self._errors = TemporaryFile("w+", errors="replace")  # noqa: SIM115 (as long as this lives)
 
     def ask(self, command: Sequence[str]) -> str:
         """The answer to one command: "ok", or the error.
@@ -78,7 +81,7 @@ class Driver:
             answer = ""
         if not answer.endswith("\n"):
             raise SanitizerReport(self._ended(process))
-        return answer[:-1].replace("\\n", "\n")
+        return answer[:-1].replace(_NEW_LINE, "\n")
 
     def close(self) -> None:
         """End the process, after a last look for leaks. Raises SanitizerReport."""
@@ -99,7 +102,13 @@ class Driver:
         }
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
-            [str(self._program)], stdin=pipe, stdout=pipe, stderr=self._errors, text=True, env=environment
+            [str(self._program)],
+            stdin=pipe,
+            stdout=pipe,
+            stderr=self._errors,
+            text=True,
+            errors="replace",
+            env=environment,
         )
         return self._process
 

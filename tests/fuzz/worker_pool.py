@@ -16,6 +16,7 @@ from tests.fuzz.outcome import Outcome
 Case = Callable[[Any, int], Outcome]
 """Called as case(context, seed) in a worker; a module-level function."""
 
+MEMORY_BYTES = 8 << 30
 _START_SECONDS = 120.0
 
 
@@ -59,7 +60,7 @@ def run_cases(
     *,
     workers: int = 2,
     seconds: float = 60.0,
-    memory_bytes: int = 8 << 30,
+    memory_bytes: int = MEMORY_BYTES,
 ) -> Iterator[Outcome]:
     """Run a case for every seed; the outcomes in the order in which they come.
 

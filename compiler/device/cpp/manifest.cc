@@ -118,12 +118,14 @@ void Manifest::Parse(const char* text, size_t size, const std::string& document)
                      "reference_outputs", "reference_tolerance", "checksums"});
   manifest["format_version"].Whole(1, 1);
   model_name = manifest["model_name"].Text();
-  JsonValue target = manifest["target"];
+  JsonValue target = manifest["target"], versions = manifest["versions"];
+  target.OnlyKeys({"name", "architecture", "required_cpu_features", "details"});
+  versions.OnlyKeys({"tensorwright", "tvm", "tvm_ffi", "others"});
   architecture = target["architecture"].Text(), target_name = target["name"].Text();
   if (auto features = target.Find("required_cpu_features")) {
     for (const JsonValue& feature : features->Items()) required_features.push_back(feature.Text());
   }
-  engine = manifest["versions"]["tvm"].Text();
+  engine = versions["tvm"].Text();
   manifest["inputs"], manifest["outputs"];
   inputs = ReadDescriptions(manifest, "inputs", false), outputs = ReadDescriptions(manifest, "outputs", false);
   parameter_descriptions = ReadDescriptions(manifest, "parameters", true);
@@ -135,6 +137,7 @@ void Manifest::Parse(const char* text, size_t size, const std::string& document)
   }
   ReadRequirements(manifest, this);
   if (auto tolerance = manifest.Find("reference_tolerance")) {
+    tolerance->OnlyKeys({"relative", "absolute"});
     if (auto relative = tolerance->Find("relative")) relative_tolerance = relative->Amount();
     if (auto absolute = tolerance->Find("absolute")) absolute_tolerance = absolute->Amount();
   }

@@ -39,6 +39,8 @@ constexpr unsigned kAbsolute[] = {R_ARM_ABS32, R_ARM_GLOB_DAT, R_ARM_JUMP_SLOT};
 #error "no relocations are known for this architecture"
 #endif
 
+constexpr size_t kShownName = 200;
+
 size_t PageUp(size_t value, size_t page) { return (value + page - 1) / page * page; }
 
 unsigned KindOf(Word info) { return sizeof(Word) == 8 ? static_cast<unsigned>(info) : static_cast<unsigned>(info & 0xff); }
@@ -204,7 +206,7 @@ class MappedCode::Image {
       if (name == each->name) return reinterpret_cast<Word>(each->address);
     }
     if ((symbol.st_info >> 4) == STB_WEAK) return 0;
-    throw Error("the module's code calls " + name + ", which this program was linked without");
+    throw Error("the module's code calls " + Quoted(Shortened(name, kShownName)) + ", which this program was linked without");
   }
 
   // Code cannot be written, data cannot be run.

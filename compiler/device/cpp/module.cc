@@ -97,6 +97,11 @@ ffi::Function Global(const char* name) {
 }
 
 Module::Module(std::shared_ptr<Artifact> artifact) : artifact_(std::move(artifact)), checker_(*artifact_) {
+  for (const NamedTensor& each : ReadTensors(artifact_->parameters, artifact_->parameter_descriptions, "the parameters of the module")) {
+    parameters_.push_back(each.tensor);
+  }
+  reference_inputs_ = ReadTensors(artifact_->reference_inputs, artifact_->reference_input_descriptions, "the reference inputs of the module");
+  reference_outputs_ = ReadTensors(artifact_->reference_outputs, artifact_->reference_output_descriptions, "the reference outputs of the module");
   SetUpThreads(artifact_->threads);
   executable_ = LoadLibrary(CodeOf(*artifact_));
   machine_ = FunctionOf(*executable_, "vm_load_executable")().cast<ffi::Module>();
@@ -126,9 +131,6 @@ void Module::CheckArity() const {
 
 // The parameters as `main` takes them.
 void Module::Expand() {
-  for (const NamedTensor& stored : ReadTensors(artifact_->parameters, artifact_->parameter_descriptions, "the parameters of the module")) {
-    parameters_.push_back(stored.tensor);
-  }
   size_t compact = artifact_->compact_parameters;
   if (compact == 0) return;
   std::vector<ffi::AnyView> small(parameters_.end() - static_cast<ptrdiff_t>(compact), parameters_.end());
@@ -170,12 +172,12 @@ std::vector<ffi::Tensor> Module::Outputs(const ffi::Any& result) const {
 }
 
 double Module::Verify() {
-  if (artifact_->reference_output_descriptions.empty()) throw Error("the module holds no reference to compare with");
+  if (reference_outputs_.empty()) throw Error("the module holds no reference to compare with");
   std::vector<ffi::Tensor> outputs = Run(ExampleInputs());
   std::map<std::string, ffi::Tensor> by_name;
   for (size_t i = 0; i < outputs.size(); ++i) by_name.emplace(artifact_->outputs[i].name, outputs[i]);
   double largest = 0;
-  for (const NamedTensor& expected : ReadTensors(artifact_->reference_outputs, artifact_->reference_output_descriptions, "the reference outputs of the module")) {
+  for (const NamedTensor& expected : reference_outputs_) {
     auto found = by_name.find(expected.name);
     const DLTensor& right = *expected.tensor.GetDLTensorPtr();
     if (found == by_name.end() || !std::equal(found->second.shape().begin(), found->second.shape().end(), right.shape, right.shape + right.ndim)) {
@@ -213,13 +215,9 @@ std::vector<double> Module::Measure(const std::vector<ffi::Tensor>& inputs, int 
 
 std::vector<ffi::Tensor> Module::ExampleInputs() const {
   std::vector<ffi::Tensor> result;
-  bool stored = !artifact_->reference_input_descriptions.empty() || artifact_->inputs.empty();
+  bool stored = !reference_inputs_.empty() || artifact_->inputs.empty();
   std::map<std::string, ffi::Tensor> by_name;
-  if (stored) {
-    for (const NamedTensor& each : ReadTensors(artifact_->reference_inputs, artifact_->reference_input_descriptions, "the reference inputs of the module")) {
-      by_name.emplace(each.name, each.tensor);
-    }
-  }
+  for (const NamedTensor& each : reference_inputs_) by_name.emplace(each.name, each.tensor);
   for (const Description& input : artifact_->inputs) {
     if (stored) {
       auto found = by_name.find(input.name);

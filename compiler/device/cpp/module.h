@@ -41,6 +41,7 @@ class Module {
   std::shared_ptr<Artifact> artifact_;
   InputChecker checker_;
   std::vector<ffi::Tensor> parameters_;
+  std::vector<NamedTensor> reference_inputs_, reference_outputs_;
   std::optional<ffi::Module> executable_, machine_;
   ffi::Function main_;
 };

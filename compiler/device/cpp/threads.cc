@@ -14,7 +14,7 @@ namespace {
 
 // The same as in the Python package (runtime/threads.py), which says why.
 constexpr int kThreadsOfAProcessor = 4, kLeastMostThreads = 64;
-const char* const kSpins = "2000";
+const char* const kSpins = "1000";
 
 int Processors() {
   cpu_set_t allowed;
@@ -22,12 +22,13 @@ int Processors() {
   return std::max(1, static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)));
 }
 
-void CheckEnvironment(const char* variable, int most) {
-  const char* text = std::getenv(variable);
-  if (!text) return;
-  char* end = nullptr;
-  long threads = std::strtol(text, &end, 10);
-  if (end == text || *end || threads < 1 || threads > most) {
+// TVM takes the first of the variables that is there, and the number that it begins with.
+void CheckEnvironment(int most) {
+  for (const char* variable : {"TVM_NUM_THREADS", "OMP_NUM_THREADS"}) {
+    const char* text = std::getenv(variable);
+    if (!text) continue;
+    long threads = std::strtol(text, nullptr, 10);
+    if (threads >= 1 && threads <= most) return;
     throw Error(std::string(variable) + " must be a number of threads from 1 to " + std::to_string(most) + " on this machine, not " + Quoted(text));
   }
 }
@@ -37,7 +38,7 @@ void CheckEnvironment(const char* variable, int most) {
 void SetUpThreads(int setting) {
   int processors = Processors(), most = std::max(kLeastMostThreads, kThreadsOfAProcessor * processors);
   if (setting) setenv("TVM_NUM_THREADS", std::to_string(std::min(setting, processors)).c_str(), 0);
-  for (const char* variable : {"TVM_NUM_THREADS", "OMP_NUM_THREADS"}) CheckEnvironment(variable, most);
+  CheckEnvironment(most);
   setenv("TVM_BIND_THREADS", "0", 0);
   setenv("TVM_THREAD_POOL_SPIN_COUNT", kSpins, 0);
 }

@@ -1,8 +1,8 @@
 """The table of cases that the checks of inputs are tested with, in Python and in C++ (`requirement_cases.json`).
 
 A case has the shapes that the manifest announces (of inputs `a`, `b`: float32), its requirements and indices, what is
-given (the shapes of `a` and `b`, the values of `i`: int64 and `u`: uint8), and the message that must come; null where the
-module runs.
+given (the shapes of `a` and `b`, the values of `i`: int64 and `u`: uint8), and the message that must come; null where
+the module runs.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from compiler.errors import OptionError
 from compiler.runtime import Module, load
 from compiler.runtime import threads as settings
 from compiler.runtime.engine import global_function
@@ -107,8 +109,8 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     module = Module(artifact)
     assert module.threads == 3
     assert Module(artifact, threads=5).threads == 5
-    stored = replace(artifact, manifest=artifact.manifest.model_copy(update={"threads": 4}))
-    assert Module(stored).threads == 4
+    stored = replace(artifact, manifest=artifact.manifest.model_copy(update={"threads": 1}))
+    assert Module(stored).threads == 1
     module.threads = 2
     assert module.threads == 2
     module.threads = None
@@ -116,6 +118,34 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TVM_NUM_THREADS")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert 1 <= Module(artifact).threads <= (os.cpu_count() or 1)
+
+
+def test_a_module_cannot_ask_for_more_threads_than_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    artifact = dense_artifact()
+    stored = replace(artifact, manifest=artifact.manifest.model_copy(update={"threads": 4096}))
+    module = Module(stored)
+    assert module.threads == len(os.sched_getaffinity(0))
+    limit = settings.threads_limit()
+    module.threads = limit
+    assert module.threads == limit
+    with pytest.raises(OptionError, match=f"at most {limit} threads"):
+        module.threads = limit + 1
+    monkeypatch.setenv("TVM_NUM_THREADS", "100000")
+    with pytest.raises(OptionError, match="TVM_NUM_THREADS is 100000"):
+        Module(artifact)
+    assert Module(artifact, threads=1).threads == 1
+
+
+@pytest.mark.parametrize("given", [None, "7"])
+def test_idle_threads_go_to_sleep_soon(given: str | None) -> None:
+    """A process ends only when its threads do, and those that spin do not notice."""
+    environment = {name: value for name, value in os.environ.items() if name != "TVM_THREAD_POOL_SPIN_COUNT"}
+    environment |= {} if given is None else {"TVM_THREAD_POOL_SPIN_COUNT": given}
+    code = "import os, compiler.runtime; print(os.environ['TVM_THREAD_POOL_SPIN_COUNT'])"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert int(done.stdout) == (1000 if given is None else int(given))
 
 
 @pytest.mark.parametrize("threads", [1, 2])

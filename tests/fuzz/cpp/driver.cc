@@ -7,6 +7,7 @@
 // A defect ends the process.
 #include <sanitizer/lsan_interface.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <iostream>
 #include <map>
@@ -19,6 +20,7 @@ namespace tensorwright {
 namespace {
 
 constexpr int kLeakCheckEvery = 256;
+constexpr char kNewLine = '\x1e';  // in an answer, which is one line
 
 void Load(const std::string& path) {
   Module module(Artifact::Open(path));
@@ -65,8 +67,8 @@ int main() {
   for (std::string line; std::getline(std::cin, line); ++count) {
     std::string answer = tensorwright::Answer(line);
     if (count % tensorwright::kLeakCheckEvery == 0 && __lsan_do_recoverable_leak_check()) return 1;
-    // One line of answer for one of command.
-    for (char letter : answer) std::fputs(letter == '\n' ? "\\n" : std::string(1, letter).c_str(), stdout);
+    std::replace(answer.begin(), answer.end(), '\n', tensorwright::kNewLine);
+    std::fwrite(answer.data(), 1, answer.size(), stdout);
     std::fputc('\n', stdout);
     std::fflush(stdout);
   }

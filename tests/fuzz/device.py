@@ -1,0 +1,129 @@
+"""The device suite: damaged and hostile files in the C++ runtime, which runs under sanitizers.
+
+Of six cases, five are a module file and one is a file of inputs. A case must end in one error of the runtime, or load
+and run; whatever the sanitizers report is a crash, and a module that Python refuses must not be accepted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from compiler.artifact import read_artifact
+from compiler.artifact.tensors import Blob
+from compiler.errors import TensorwrightError
+from compiler.runtime.requirements import RequirementChecker
+from tests.fuzz.artifact_mutations import STRUCTURE_MUTATIONS, Parts, pick
+from tests.fuzz.artifacts import prepare as prepare_artifacts
+from tests.fuzz.byte_mutations import BYTE_MUTATIONS
+from tests.fuzz.device_driver import Driver, SanitizerReport, build_driver
+from tests.fuzz.device_mutations import DEVICE_MUTATIONS, damage_code, edit_inputs
+from tests.fuzz.outcome import Outcome
+
+MEMORY_BYTES = -1
+"""Of address space that a worker may have: no limit, since AddressSanitizer reserves terabytes."""
+
+_SHOWN = 70
+_MODULES_OF = 6  # all but one of so many cases are modules
+_ABOUT_THE_MAKING = re.compile(r"not valid: (kernels|passes|memory_plan|fixed_inputs|versions|target)\b")
+Random = np.random.Generator
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Sound files: the driver, modules, and inputs of those that have an example."""
+
+    program: Path
+    modules: tuple[bytes, ...]
+    inputs: tuple[tuple[Path, bytes], ...]
+    folder: Path
+
+
+def prepare(folder: Path) -> Samples:
+    """Build the driver, and the samples of the suite of artifacts with inputs for some of them."""
+    modules = prepare_artifacts(folder).files
+    inputs = []
+    for number, content in enumerate(modules):
+        artifact = read_artifact(content)
+        path = folder / f"sample-{number}.twm"
+        path.write_bytes(content)
+        arrays = {
+            each.name: np.ones([3 if isinstance(size, str) else size for size in each.shape], np.float32)
+            for each in artifact.manifest.inputs
+            if each.dtype == "float32"
+        }
+        if len(arrays) == len(artifact.manifest.inputs):
+            inputs.append((path, b"".join(Blob(arrays).pieces)))
+    return Samples(build_driver(), modules, tuple(inputs), folder)
+
+
+@cache
+def _driver(program: Path) -> Driver:
+    """One for each process that runs cases."""
+    return Driver(program)
+
+
+def case(samples: Samples, seed: int) -> Outcome:
+    """Mutate one sample, and have the driver read and run what comes of it."""
+    random = np.random.default_rng(seed)
+    path = samples.folder / f"case-{os.getpid()}"
+    if seed % _MODULES_OF == _MODULES_OF - 1:
+        module, sound = pick(samples.inputs, random)
+        label, content = edit_inputs(sound, random)
+        outcome = _answer(samples, ["inputs", str(module), str(path)], path, content)
+        return Outcome(outcome.kind, label, outcome.detail)
+    label, content = _mutated_module(samples, random)
+    # What lies in its tables is not run: the system's loader trusts a library, and so does who runs one.
+    outcome = _answer(samples, ["read" if label == damage_code.__name__ else "load", str(path)], path, content)
+    refusal = _refusal(content) if outcome.kind == "right" else None
+    if refusal is not None:
+        return Outcome("wrong", label, f"Python refuses it: {refusal}")
+    return Outcome(outcome.kind, label, outcome.detail)
+
+
+def _mutated_module(samples: Samples, random: Random) -> tuple[str, bytes]:
+    content = pick(samples.modules, random)
+    if random.random() < 0.3:
+        mutation = pick(BYTE_MUTATIONS, random)
+        return mutation.__name__, mutation(content, random)
+    change = pick((*STRUCTURE_MUTATIONS, *DEVICE_MUTATIONS, *DEVICE_MUTATIONS), random)
+    parts = Parts.of(content)
+    change(parts, random)
+    try:
+        return change.__name__, parts.assemble()
+    except (UnicodeEncodeError, ValueError):  # what the mutation put there is no name of a section
+        return "none", content
+
+
+def _answer(samples: Samples, command: list[str], path: Path, content: bytes) -> Outcome:
+    path.write_bytes(content)
+    try:
+        answer = _driver(samples.program).ask(command)
+    except SanitizerReport as report:
+        return Outcome("crash", "", str(report))
+    if answer == "ok":
+        return Outcome("right", "")
+    answer = answer.replace(str(path), "FILE")
+    return Outcome("refused", "", f"{_kind(answer)}: {answer}")
+
+
+def _kind(answer: str) -> str:
+    """An error without what differs from case to case."""
+    first = answer.partition("\n")[0].partition(" (")[0]
+    first = re.sub(r"'.*'|\[.*\]|-?\d[\d.e+]*", "...", first)
+    return first.replace(": ", ", ")[:_SHOWN]
+
+
+def _refusal(content: bytes) -> str | None:
+    """Why Python refuses a module, but for fields of the manifest that only say how it was made."""
+    try:
+        manifest = read_artifact(content).manifest
+        RequirementChecker(manifest.inputs, manifest.requirements, manifest.indices)
+    except TensorwrightError as error:
+        return None if _ABOUT_THE_MAKING.search(str(error)) else str(error)
+    return None
