@@ -106,8 +106,8 @@ Module::Module(std::shared_ptr<Artifact> artifact) : artifact_(std::move(artifac
   executable_ = LoadLibrary(CodeOf(*artifact_));
   machine_ = FunctionOf(*executable_, "vm_load_executable")().cast<ffi::Module>();
   FunctionOf(*machine_, "vm_initialization")(static_cast<int>(kDLCPU), 0, kPooledAllocator);
-  CheckArity();
   Expand();
+  CheckArity();
   std::vector<ffi::AnyView> bound{"main", "bound_main", 1};
   std::vector<ffi::AnyView> checked(parameters_.begin(), parameters_.end());
   bound.insert(bound.end(), checked.begin(), checked.end());
@@ -121,7 +121,7 @@ Module::Module(std::shared_ptr<Artifact> artifact) : artifact_(std::move(artifac
 
 void Module::CheckArity() const {
   int64_t actual = FunctionOf(*machine_, "get_function_arity")("main").cast<int64_t>();
-  int64_t named = static_cast<int64_t>(artifact_->inputs.size() + artifact_->parameter_descriptions.size());
+  int64_t named = static_cast<int64_t>(artifact_->inputs.size() + parameters_.size());
   if (actual != named) {
     throw Error("the module's code takes " + std::to_string(actual) + " arguments; its manifest names " + std::to_string(named) +
                     " inputs and parameters",
