@@ -24,6 +24,7 @@ ANSWER_SECONDS = 30.0
 # unanswered ends the connection, however long the call may take.
 _PROBES = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
 _NO_ANSWER = os.strerror(errno.EAGAIN)  # what a socket's time limit gives
+_HINT = "hint: "
 
 
 class Connection:
@@ -154,6 +155,8 @@ def _as_device_error(what: str, hint: str, seconds: float, end: Callable[[], Non
 
 
 def _reason(lines: list[str]) -> str:
-    """The device's own words out of the engine's error text: its last line."""
+    """The device's own words out of the engine's error text: its last line, and the hint that may follow it."""
     words = [line for line in lines if "Error caught from RPC call" not in line]
+    if len(words) > 1 and words[-1].startswith(_HINT):
+        words = [f"{words[-2]}; {words[-1].removeprefix(_HINT)}"]
     return (words[-1] if words else "no reason given").removeprefix("InternalError: ")[:500]
