@@ -48,7 +48,7 @@ def compile(
     *,
     shapes: Shapes | None = None,
     constants: Constants | None = None,
-    example_inputs: Sequence[Any] | None = None,
+    example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     outputs: Sequence[str] | None = None,
     precision: str = "float32",
@@ -69,7 +69,7 @@ def compile(
         shapes: sizes of inputs by name; an int fixes a dimension, a string keeps it symbolic, and equal strings are
             equal sizes: `{"input_ids": ("batch", 64)}`.
         constants: values of inputs that are fixed now; they are no inputs of the module any more.
-        example_inputs: positional arguments of a `torch.nn.Module`.
+        example_inputs: positional arguments of a `torch.nn.Module`, or a dictionary of keyword arguments.
         dynamic_shapes: which dimensions of them stay symbolic, as `torch.export.export` takes it.
         outputs: names of those to return, in this order (of an ONNX model any value of its main graph); all when None.
             What nothing else needs is not compiled.

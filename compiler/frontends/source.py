@@ -34,7 +34,7 @@ def import_model(
     *,
     shapes: Shapes | None = None,
     constants: Constants | None = None,
-    example_inputs: Sequence[Any] | None = None,
+    example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     outputs: Sequence[str] | None = None,
 ) -> ImportedModel:
@@ -45,7 +45,7 @@ def import_model(
         shapes: sizes of inputs by name; an int fixes a dimension, a string makes it symbolic, and equal strings are
             equal sizes.
         constants: values of inputs that are fixed when compiling; those inputs disappear from the module.
-        example_inputs: positional arguments of a `torch.nn.Module`.
+        example_inputs: positional arguments of a `torch.nn.Module`, or a dictionary of keyword arguments.
         dynamic_shapes: as of `torch.export.export`, for a `torch.nn.Module`.
         outputs: names of those to return, in this order; all when None.
 

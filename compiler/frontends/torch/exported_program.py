@@ -20,14 +20,16 @@ from compiler.errors import (
     OptionError,
     Refusal,
     StorageError,
+    TensorwrightError,
     UnsupportedModelError,
 )
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.onnx import import_onnx
 from compiler.frontends.torch.decomposition import decomposed
 from compiler.frontends.torch.fixed_sizes import OpenSizes
+from compiler.frontends.torch.index_ranges import IndexRanges
 from compiler.frontends.torch.projections import without_projections
-from compiler.frontends.torch.requirements import ProgramRequirements
+from compiler.frontends.torch.results import named_results, result_names
 from compiler.frontends.torch.translations import translations
 
 if TYPE_CHECKING:
@@ -42,16 +44,18 @@ def import_torch(
     *,
     shapes: Mapping[str, Sequence[int | str]] | None = None,
     constants: Mapping[str, np.ndarray] | None = None,
-    example_inputs: Sequence[Any] | None = None,
+    example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     outputs: Sequence[str] | None = None,
 ) -> ImportedModel:
     """Import a PyTorch model. Inputs have the names of `forward`'s arguments; outputs are output_0, output_1, ...,
-    or the keys when the model returns a dictionary.
+    or have the keys and fields of the dictionaries, dataclasses and caches that the model returns ("hidden_states_0",
+    "past_key_values_0_keys").
 
     Args:
         source: a `torch.nn.Module` or a `torch.export.ExportedProgram`.
-        example_inputs: positional arguments for a `torch.nn.Module`; they give ranks, data types and fixed sizes.
+        example_inputs: positional arguments for a `torch.nn.Module`, or a dictionary of keyword arguments; they give
+            ranks, data types and fixed sizes.
         dynamic_shapes: as of `torch.export.export`: which dimensions stay symbolic.
         outputs: names of those to return, in this order; all when None.
 
@@ -63,7 +67,7 @@ def import_torch(
     """
     program = _exported_program(source, example_inputs, dynamic_shapes)
     _refuse_mutation(program)
-    sizes, needs = OpenSizes(program), ProgramRequirements(program)
+    sizes, ranges = OpenSizes(program), IndexRanges(program)
     with _quiet():
         if program is source:  # the caller's own: what follows changes its graph
             program = program.run_decompositions({})
@@ -75,12 +79,12 @@ def import_torch(
     _fix_known_sizes(onnx_program)
     options: dict[str, Any] = {"shapes": shapes, "constants": constants, "outputs": outputs}
     if sum(_bytes(tensor) for tensor in program.state_dict.values()) < _LARGEST_PROTO_BYTES:
-        return needs.added_to(import_onnx(onnx_program.model_proto, **options))
+        return ranges.added_to(import_onnx(onnx_program.model_proto, **options))
     try:
         with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
             path = Path(folder) / "model.onnx"
             onnx_program.save(str(path), external_data=True)
-            return needs.added_to(import_onnx(path, **options))
+            return ranges.added_to(import_onnx(path, **options))
     except OSError as error:
         raise StorageError(f"the exported model could not be stored: {error}", "free space in TMPDIR") from error
 
@@ -111,7 +115,7 @@ def _torch() -> Any:
 
 def _exported_program(
     source: torch.nn.Module | torch.export.ExportedProgram,
-    example_inputs: Sequence[Any] | None,
+    example_inputs: Sequence[Any] | Mapping[str, Any] | None,
     dynamic_shapes: Any,
 ) -> torch.export.ExportedProgram:
     from torch.export import ExportedProgram, export
@@ -130,10 +134,12 @@ def _exported_program(
     if any(module.training for module in source.modules()):
         raise OptionError("the torch.nn.Module is in training mode", "call model.eval() first")
     torch = _torch()
-    arguments = tuple(example_inputs) if isinstance(example_inputs, Sequence) else (example_inputs,)
+    arguments, named = _arguments(example_inputs)
     try:
-        with _quiet(), torch.no_grad():
-            return export(source, arguments, dynamic_shapes=dynamic_shapes, strict=False)
+        with _quiet(), torch.no_grad(), named_results(source):
+            return export(source, arguments, named, dynamic_shapes=dynamic_shapes, strict=False)
+    except TensorwrightError:
+        raise
     except (TypeError, AssertionError) as error:
         raise InputError(f"the example inputs do not fit the model: {error}") from error
     except Exception as error:  # torch.export raises many classes, none of them public
@@ -142,6 +148,13 @@ def _exported_program(
             "make torch.export.export(model, example_inputs) work first; its message says which line is in the way. "
             "Models that decide by values, as torchvision's detectors, become ONNX by torch.onnx.export(dynamo=False)",
         ) from error
+
+
+def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of the model."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    return tuple(example_inputs) if isinstance(example_inputs, Sequence) else (example_inputs,), {}
 
 
 def _refuse_mutation(program: torch.export.ExportedProgram) -> None:
@@ -205,14 +218,9 @@ def _to_onnx(program: torch.export.ExportedProgram) -> Any:
 
 
 def _name_outputs(onnx_program: Any, program: torch.export.ExportedProgram) -> None:
-    """Outputs are named by their dictionary keys, or numbered."""
+    """Outputs are named by keys and fields, or numbered."""
     outputs = onnx_program.model.graph.outputs
-    structure = program.call_spec.out_spec
-    keys = getattr(structure, "context", None)
-    if structure is not None and isinstance(keys, list) and len(keys) == len(outputs):
-        names = [str(key) for key in keys]
-    else:
-        names = [f"output_{index}" for index in range(len(outputs))]
+    names = result_names(program.call_spec.out_spec, len(outputs))
     taken = {value.name for value in onnx_program.model.graph.inputs}
     for value, name in zip(outputs, names, strict=True):
         value.name = name if name not in taken else f"{name}_out"

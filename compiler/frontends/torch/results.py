@@ -1,0 +1,143 @@
+"""What a PyTorch model returns, as named tensors: tuples, dictionaries, dataclasses and caches, however nested."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from compiler.errors import InvalidModelError
+
+if TYPE_CHECKING:
+    import torch
+
+Path = tuple[str | int, ...]
+_CACHES = "transformers.cache_utils"
+_SCALARS = int | float | bool | str
+
+
+@contextmanager
+def named_results(model: torch.nn.Module) -> Iterator[None]:
+    """The model returns a dictionary by name in place of any structure that is more than tuples of tensors."""
+    handle = model.register_forward_hook(_with_names)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _with_names(_: torch.nn.Module, __: Any, result: Any) -> Any:
+    found = list(_leaves(result, ()))
+    if _is_numbered(path for path, _ in found):
+        return tuple(leaf for _, leaf in found) if isinstance(result, Sequence) else result
+    return dict(zip(_names([path for path, _ in found]), (leaf for _, leaf in found), strict=True))
+
+
+def result_names(structure: Any, count: int) -> list[str]:
+    """Names of the `count` results of a program, whose structure is a `TreeSpec` or None."""
+    numbered = [f"output_{index}" for index in range(count)]
+    if structure is None or structure.num_leaves != count:
+        return numbered
+    try:
+        paths = {leaf: path for path, leaf in _leaves(structure.unflatten(list(range(count))), ())}
+    except Exception:  # of constructors that take tensors alone
+        return numbered
+    if set(paths) != set(range(count)) or _is_numbered(paths.values()):
+        return numbered
+    return _names([paths[index] for index in range(count)])
+
+
+def _is_numbered(paths: Any) -> bool:
+    return all(isinstance(step, int) for path in paths for step in path)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    names: list[str] = []
+    for path in paths:
+        name = "_".join(map(str, path))
+        name = f"output_{name}" if isinstance(path[0], int) else name
+        while name in names:
+            name += "_"
+        names.append(name)
+    return names
+
+
+def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+    """Tensors and numbers with their places; None has none. Raises InvalidModelError for other objects."""
+    import torch
+
+    if value is None:
+        return
+    if isinstance(value, torch.Tensor | torch.SymInt | torch.SymFloat | torch.SymBool | _SCALARS):
+        yield path, value
+        return
+    for step, inner in _parts(value, path):
+        yield from _leaves(inner, path if step is None else (*path, step))
+
+
+def _parts(value: Any, path: Path) -> list[tuple[str | int | None, Any]]:
+    if isinstance(value, Mapping):
+        return [(str(key), inner) for key, inner in value.items()]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [(field.name, getattr(value, field.name)) for field in fields(value)]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return list(zip(value._fields, value, strict=True))
+    if isinstance(value, list | tuple):
+        return list(enumerate(value))
+    if any(each.__module__ == _CACHES for each in type(value).__mro__):
+        return _cache_parts(value)
+    parts = _registered_parts(value)
+    if parts is None:
+        where = f" as {'.'.join(map(str, path))!r}" if path else ""
+        raise InvalidModelError(
+            f"the model returns a {type(value).__name__}{where}, which holds no tensors that are known",
+            "return tensors, tuples, dictionaries or dataclasses of them, or register the class with "
+            "torch.utils._pytree.register_pytree_node; models of transformers return no cache with use_cache=False",
+        )
+    return parts
+
+
+def _cache_parts(cache: Any) -> list[tuple[str | int | None, Any]]:
+    """Tensors, layers and inner caches of a cache of transformers; the rest of its attributes is bookkeeping."""
+    import torch
+
+    kinds = (torch.Tensor, list, tuple, dict)
+    parts = [
+        (None if name == "layers" else name, inner)
+        for name, inner in vars(cache).items()
+        if isinstance(inner, kinds) or any(each.__module__ == _CACHES for each in type(inner).__mro__)
+    ]
+    return [(name, inner) for name, inner in parts if _holds_tensors(inner)]
+
+
+def _holds_tensors(value: Any) -> bool:
+    import torch
+
+    if isinstance(value, list | tuple):
+        return any(map(_holds_tensors, value))
+    if isinstance(value, dict):
+        return any(map(_holds_tensors, value.values()))
+    return isinstance(value, torch.Tensor) or hasattr(value, "__dict__")
+
+
+def _registered_parts(value: Any) -> list[tuple[str | int | None, Any]] | None:
+    """By the functions that the class was registered with as a pytree; None where it was not."""
+    from torch.utils import _pytree
+
+    node = _pytree.SUPPORTED_NODES.get(type(value))
+    if node is None:
+        return None
+    if node.flatten_with_keys_fn is not None:
+        keyed, _ = node.flatten_with_keys_fn(value)
+        return [(_step(key), inner) for key, inner in keyed]
+    flatten: Callable[[Any], Any] = node.flatten_fn
+    return list(enumerate(flatten(value)[0]))
+
+
+def _step(key: Any) -> str | int:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            step: str | int = getattr(key, attribute)
+            return step
+    return str(key)

@@ -1,0 +1,98 @@
+"""What models return, and how they are called: names of nested results, caches, dataclasses, keyword arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import compiler
+from compiler.errors import InvalidModelError
+from compiler.frontends.source import import_model
+
+
+@dataclass
+class Heads:
+    logits: Tensor
+    states: tuple[Tensor, ...]
+    absent: Tensor | None = None
+
+
+class Point(NamedTuple):
+    x: Tensor
+    y: Tensor
+
+
+class Layer:
+    """As a layer of transformers' DynamicCache is: two tensors beside what is none."""
+
+    __module__ = "transformers.cache_utils"
+
+    def __init__(self, keys: Tensor) -> None:
+        self.dtype, self.is_initialized = keys.dtype, True
+        self.keys, self.values = keys, 2 * keys
+
+
+class Cache:
+    __module__ = "transformers.cache_utils"
+
+    def __init__(self, *layers: Layer) -> None:
+        self.layers, self.offloading = list(layers), False
+
+
+class Returning(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor, scale: Tensor) -> Any:
+        y = x * scale
+        results: dict[str, Any] = {
+            "dataclass": Heads(y, (y + 1, y + 2)),
+            "dictionary": {"point": Point(y, y + 1), "logits": y + 2},
+            "cache": {"logits": y, "past": Cache(Layer(y + 1), Layer(y + 2))},
+            "tuples": (y, (y + 1, [y + 2])),
+            "mixed": (y, {"logits": y + 1}),
+            "unknown": {"logits": y, "other": object()},
+        }
+        return results[self.kind]
+
+
+_ARGUMENTS = {"scale": torch.tensor(3.0), "x": torch.arange(4.0)}
+_NAMES = {
+    "dataclass": ["logits", "states_0", "states_1"],
+    "dictionary": ["point_x", "point_y", "logits"],
+    "cache": ["logits", "past_0_keys", "past_0_values", "past_1_keys", "past_1_values"],
+    "tuples": ["output_0", "output_1", "output_2"],
+    "mixed": ["output_0", "output_1_logits"],
+}
+
+
+@pytest.mark.parametrize("kind", _NAMES)
+def test_names_of_results(kind: str) -> None:
+    model = import_model(Returning(kind).eval(), example_inputs=_ARGUMENTS)
+    assert [each.name for each in model.outputs] == _NAMES[kind]
+
+
+def test_values_of_a_cache_and_inputs_by_name() -> None:
+    net = Returning("cache").eval()
+    module = compiler.compile(net, example_inputs=_ARGUMENTS, threads=1)
+    found = module.run({name: value.numpy() for name, value in _ARGUMENTS.items()})
+    y = 3 * np.arange(4.0, dtype=np.float32)
+    for name, wanted in zip(_NAMES["cache"], [y, y + 1, 2 * (y + 1), y + 2, 2 * (y + 2)], strict=True):
+        np.testing.assert_array_equal(found[name], wanted)
+    assert isinstance(net(**_ARGUMENTS)["past"], Cache)  # the caller's model is as it was
+
+
+def test_an_exported_program_keeps_the_names_of_its_structure() -> None:
+    program = torch.export.export(Returning("dictionary").eval(), (), _ARGUMENTS)
+    assert [each.name for each in import_model(program).outputs] == _NAMES["dictionary"]
+
+
+def test_an_object_without_tensors_is_named() -> None:
+    with pytest.raises(InvalidModelError, match=r"returns a object as 'other'(?s:.*)use_cache=False"):
+        import_model(Returning("unknown").eval(), example_inputs=_ARGUMENTS)
