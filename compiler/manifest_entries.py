@@ -32,7 +32,7 @@ def tensor_descriptions(specs: Sequence[TensorSpec]) -> list[TensorDescription]:
         UnsupportedModelError: one is of an element type that a module can not carry.
     """
     for spec in specs:
-        if math.prod(size for size in spec.shape if isinstance(size, int)) > MAX_ELEMENTS:
+        if math.prod(max(size, 1) for size in spec.shape if isinstance(size, int)) > MAX_ELEMENTS:
             raise InvalidModelError(f"{spec.name!r} has the shape {list(spec.shape)}, larger than any memory")
     refusals = [
         Refusal("graph", spec.name, f"its element type {spec.dtype} can not be carried by a module")

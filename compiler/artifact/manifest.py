@@ -48,7 +48,7 @@ class TensorDescription(_Model):
     @field_validator("shape")
     @classmethod
     def _bounded(cls, value: tuple[int | str, ...]) -> tuple[int | str, ...]:
-        if math.prod(size for size in value if isinstance(size, int)) > MAX_ELEMENTS:
+        if math.prod(max(size, 1) for size in value if isinstance(size, int)) > MAX_ELEMENTS:
             raise ValueError(f"shape {value} has more than {MAX_ELEMENTS} elements")
         return value
 
@@ -186,7 +186,7 @@ class Manifest(_Model):
         checksums: SHA-256 tree digest (hex) of each section; filled in when the file is written.
     """
 
-    format_version: Annotated[int, Field(ge=1)] = FORMAT_VERSION
+    format_version: Annotated[int, Field(ge=1, le=FORMAT_VERSION)] = FORMAT_VERSION
     model_name: Name
     inputs: tuple[TensorDescription, ...] = Field(strict=False)
     outputs: tuple[TensorDescription, ...] = Field(strict=False)

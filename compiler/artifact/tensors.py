@@ -92,6 +92,9 @@ def read_blob(data: memoryview, expected: Sequence[TensorDescription], what: str
             )
         start, end = entry.data_offsets
         array = np.frombuffer(body[start:end], dtype=element.numpy).reshape(entry.shape)
+        if tensor.dtype == "bool" and array.size and array.view(np.uint8).max() > 1:
+            # Generated code takes these bytes for 0 or 1.
+            raise ArtifactError(f"{what}: {tensor} holds truth values other than 0 and 1", "export the module again")
         array.flags.writeable = False
         arrays[tensor.name] = array
     return arrays

@@ -19,7 +19,8 @@ from compiler.device.toolchain import compile_objects, include_folders, include_
 CPP = Path(__file__).with_name("cpp")
 _SANITIZERS = ("-g1", "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 _SOURCES = (
-    *CHECKING_SOURCES, "mapped_code.cc", "threads.cc", "processor.cc", "module.cc", "library_system.cc",
+    *CHECKING_SOURCES, "mapped_code.cc", "threads.cc", "processor.cc", "module.cc", "library_system.cc", "c_api.cc",
+    "linked_none.cc",
 )  # fmt: skip
 # TVM's own leaks at exit are not looked for.
 _SUPPRESSIONS = "leak:libtvm_runtime\nleak:libtvm_ffi\n"

@@ -6,7 +6,7 @@ namespace tensorwright {
 namespace {
 
 namespace json = tvm::ffi::json;
-constexpr int kDeepest = 100;
+constexpr int kDeepest = 200;  // as in Python
 constexpr size_t kShownPlace = 200;
 
 // TVM's parser calls itself for each level: without a limit, a file could overflow its stack.

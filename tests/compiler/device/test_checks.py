@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from compiler.artifact import artifact_bytes
 from compiler.artifact.manifest import Manifest
 from compiler.artifact.tensors import Blob
 from compiler.device.programs import SOURCES
 from targets import TargetError
+from tests.compiler.runtime.building import dense_artifact
 from tests.compiler.runtime.requirement_cases import CASES, inputs_of, module_of
+from tests.fuzz.artifact_mutations import Parts
 from tests.fuzz.device_driver import Driver, build_driver
 
 
@@ -43,3 +48,73 @@ def test_every_field_of_the_manifest_is_known() -> None:
     text = (SOURCES / "manifest.cc").read_text(encoding="utf-8")
     known = text.partition("manifest.OnlyKeys({")[2].partition("})")[0]
     assert set(json.loads(f"[{known}]")) == set(Manifest.model_fields)
+
+
+def test_wrong_calls_of_the_c_api_are_errors(driver: Driver, tmp_path: Path) -> None:
+    module = tmp_path / "dense.twm"
+    module.write_bytes(artifact_bytes(dense_artifact()))
+    said = dict(
+        line.split(": ", 1) for line in driver.ask(["capi", str(module)]).splitlines() if not line.startswith(" ")
+    )
+    assert said == {
+        "load without a path": "path is NULL",
+        "load without a place": "module is NULL",
+        "load without keys": "trusted_keys is NULL",
+        "describe no module": "module is NULL",
+        "describe input -1": "there is no tensor with that index",
+        "describe output 9": "there is no tensor with that index",
+        "describe to nowhere": "description is NULL",
+        "run no module": "module is NULL",
+        "run without inputs": "inputs is NULL",
+        "run without outputs": "outputs is NULL",
+        "no shape": "input 'x': its shape is NULL",
+        "no data": "input 'x': its data is NULL",
+        "rank -1": "input 'x' has a rank of -1",
+        "rank 2^30": "input 'x' has a rank of 1073741824",
+        "rank 0": "input 'x' has 0 dimension(s), shape []; 2 are needed",
+        "negative size": "the shape [-1, 16] has a negative size",
+        "size 2^62": "the shape [4611686018427387904, 16] has more than 2^60 elements",
+        "other shape": "input 'x' has shape [16, 2]: dimension 1 is 2 and must be 16",
+        "too few bytes": "input 'x' has 4 bytes; its shape needs 128",
+        "other type": "input 'x' must be float32, not float64",
+        "no type": "input 'x' must be float32, not what",
+        "right": "ok",
+        "unknown type": "0",
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 99}, "has format version 99; this program reads up to 1"),
+        ({"version": 0}, "its head is not valid"),
+        ({"flags": 2}, "its head is not valid"),
+        ({"flags": 1}, "what follows its content is not what its head announces"),
+        ({"signatures": b"more", "flags": 0}, "what follows its content is not what its head announces"),
+        ({"signatures": b"more"}, "what follows its content is not a signature block"),
+        ({"rewrite": lambda text: text.replace(b'"details": {', b'"details": {"z": ' + b"[" * 10**5)}, "levels deep"),
+    ],
+)
+def test_files_of_another_form_are_refused(
+    driver: Driver, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    parts = replace(Parts.of(artifact_bytes(dense_artifact())), **change)
+    (tmp_path / "it.twm").write_bytes(parts.assemble())
+    assert message in driver.ask(["load", str(tmp_path / "it.twm")])
+
+
+def test_fields_and_relations_of_the_future_are_refused(driver: Driver, tmp_path: Path) -> None:
+    path = tmp_path / "it.twm"
+
+    def answer(key: str, value: object) -> str:
+        parts = Parts.of(artifact_bytes(dense_artifact()))
+        parts.manifest[key] = value
+        path.write_bytes(parts.assemble())
+        return driver.ask(["load", str(path)])
+
+    relation = {"left": "n", "relation": "at most", "right": "1", "symbols": {"n": "n"}, "where": "w"}
+    assert "the relation 'at most' is not known" in answer("requirements", [relation])
+    assert "this program does not know it" in answer("requirements", [{**relation, "relation": "equal", "unless": "n"}])
+    assert "this program does not know it" in answer("value_requirements", [])
+    assert "must be a whole number" in answer("threads", 10**9)
+    assert answer("threads", 4096) == "ok"

@@ -3,6 +3,8 @@
 //   load MODULE           read it, load its code with the system's loader, run its example
 //   read MODULE           the same without running its code, which is mapped as in static programs
 //   inputs MODULE FILE    check a file of inputs for a module
+//   capi MODULE           call the C API wrongly; the answer is what each call said
+//   overrun               read past the end of memory, which the sanitizers must report
 //
 // A defect ends the process.
 #include <sanitizer/lsan_interface.h>
@@ -13,6 +15,7 @@
 #include <map>
 #include <sstream>
 
+#include "c_api_calls.h"
 #include "exercise.h"
 #include "module.h"
 
@@ -35,7 +38,12 @@ const Artifact& Kept(const std::string& path) {
   return *artifact;
 }
 
-void Do(const std::string& line) {
+int Overrun(size_t at) {
+  std::vector<int> memory(8);
+  return memory.data()[at];
+}
+
+std::string Do(const std::string& line) {
   std::istringstream words(line);
   std::string command, module, inputs;
   words >> command >> module >> inputs;
@@ -45,15 +53,19 @@ void Do(const std::string& line) {
     ReadAll(FileBytes(module).span());
   } else if (command == "inputs") {
     ReadInputsOf(Kept(module), FileBytes(inputs).span());
+  } else if (command == "capi") {
+    return CallWrongly(module.c_str());
+  } else if (command == "overrun") {
+    return std::to_string(Overrun(line.size() + 1));
   } else {
     throw Error("unknown command " + Quoted(command));
   }
+  return "ok";
 }
 
 std::string Answer(const std::string& line) {
   try {
-    Do(line);
-    return "ok";
+    return Do(line);
   } catch (const std::exception& error) {
     return error.what();
   }

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "artifact.h"
+#include "dtypes.h"
 #include "mapped_code.h"
 #include "requirements.h"
 #include "tensors.h"
