@@ -15,6 +15,9 @@ struct Error : std::runtime_error {
 // A text in quotes, as Python's repr() writes it: what is not printable in ASCII is escaped.
 std::string Quoted(const std::string& text);
 
+// A text for a terminal: control characters, but for ends of lines, are escaped, since names come from files.
+std::string Printable(const std::string& text);
+
 // The first characters of a UTF-8 text.
 std::string Shortened(const std::string& text, size_t characters);
 

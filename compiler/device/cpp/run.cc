@@ -56,9 +56,8 @@ void WriteFile(const std::string& path, const std::string& content) {
 
 void Describe(const std::vector<Description>& descriptions, const std::vector<ffi::Tensor>& tensors) {
   for (size_t i = 0; i < tensors.size(); ++i) {
-    std::string shape;
-    for (int64_t size : tensors[i].shape()) shape += (shape.empty() ? "" : ", ") + std::to_string(size);
-    std::printf("%s: %s[%s]\n", descriptions[i].name.c_str(), descriptions[i].dtype_name.c_str(), shape.c_str());
+    std::string shape = ShapeText(tensors[i].shape().data(), tensors[i].shape().size());
+    std::printf("%s: %s%s\n", Printable(descriptions[i].name).c_str(), descriptions[i].dtype_name.c_str(), shape.c_str());
   }
 }
 
@@ -92,7 +91,7 @@ int main(int count, char** arguments) {
   try {
     return tensorwright::Main(count, arguments);
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "error: %s\n", error.what());
+    std::fprintf(stderr, "error: %s\n", tensorwright::Printable(error.what()).c_str());
     return 1;
   }
 }

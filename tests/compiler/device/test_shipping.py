@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import psutil
 import pytest
 
 import compiler
+from compiler.artifact.tensors import Blob
 from compiler.cli import main
 from compiler.device import connection
 from compiler.device.bundle import write_bundle
@@ -76,6 +78,23 @@ def test_the_runner_verifies_and_measures(root: list[str], bundle: Path) -> None
     assert done.returncode == 0, done.stderr
     assert "verified" in done.stdout
     assert re.search(r"p50 [\d.]+ ms, p99 [\d.]+ ms, 3 runs", done.stdout)
+
+
+def test_the_runner_refuses_inputs_that_do_not_fit(root: list[str], bundle: Path, tmp_path: Path) -> None:
+    (name, right), *_ = random_inputs(small_net(1)).items()
+    deep = b'{"x":' + b"[" * 10**5 + b"}"
+    for content, message in (
+        (b"".join(Blob({name: right}).pieces), ""),
+        (b"".join(Blob({name: right[..., :-1]}).pieces), rf"error: input '{name}' has shape .* and must be"),
+        (b"".join(Blob({name: right.astype(np.float64)}).pieces), rf"input '{name}' is stored as F64"),
+        (b"".join(Blob({name + "2": right}).pieces), rf"tensor '{name}' is missing"),
+        (struct.pack("<Q", len(deep)) + deep, "nested more than 200 levels deep"),
+        (struct.pack("<Q", 2**64 - 1), "no valid header"),
+    ):
+        (tmp_path / "inputs").write_bytes(content)
+        done = device(root, bundle / "bin" / "tensorwright-run", bundle / "model.twm", "--inputs", tmp_path / "inputs")
+        assert done.returncode == (1 if message else 0), done.stderr
+        assert re.search(message, done.stderr)
 
 
 def test_the_example_builds_with_one_command_and_runs(root: list[str], bundle: Path) -> None:
