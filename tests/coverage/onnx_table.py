@@ -91,7 +91,8 @@ def refusals_as_markdown(outcomes: list[Outcome]) -> str:
         "",
         f"Of the {total} node tests of the `onnx` package whose inputs and outputs are tensors that numpy can hold, "
         f"{counts['pass']} pass, {counts['wrong'] + counts['crash']} give a wrong result, and {counts['refused']} are "
-        "refused with an error. Made by `python -m tests.coverage onnx --markdown FILE`.",
+        "refused with an error. Made by `python -m tests.coverage onnx --markdown FILE`. What a run refuses, and what "
+        "it computes for indices and sizes that do not fit: [runtime_checks.md](runtime_checks.md).",
         "",
         "| test | why it is refused |",
         "|---|---|",

@@ -27,8 +27,8 @@ from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.onnx import import_onnx
 from compiler.frontends.torch.decomposition import decomposed
 from compiler.frontends.torch.fixed_sizes import OpenSizes
-from compiler.frontends.torch.index_ranges import IndexRanges
 from compiler.frontends.torch.projections import without_projections
+from compiler.frontends.torch.requirements import ProgramRequirements
 from compiler.frontends.torch.results import named_results, result_names
 from compiler.frontends.torch.translations import translations
 
@@ -67,7 +67,7 @@ def import_torch(
     """
     program = _exported_program(source, example_inputs, dynamic_shapes)
     _refuse_mutation(program)
-    sizes, ranges = OpenSizes(program), IndexRanges(program)
+    sizes, needs = OpenSizes(program), ProgramRequirements(program)
     with _quiet():
         if program is source:  # the caller's own: what follows changes its graph
             program = program.run_decompositions({})
@@ -79,12 +79,12 @@ def import_torch(
     _fix_known_sizes(onnx_program)
     options: dict[str, Any] = {"shapes": shapes, "constants": constants, "outputs": outputs}
     if sum(_bytes(tensor) for tensor in program.state_dict.values()) < _LARGEST_PROTO_BYTES:
-        return ranges.added_to(import_onnx(onnx_program.model_proto, **options))
+        return needs.added_to(import_onnx(onnx_program.model_proto, **options))
     try:
         with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
             path = Path(folder) / "model.onnx"
             onnx_program.save(str(path), external_data=True)
-            return ranges.added_to(import_onnx(path, **options))
+            return needs.added_to(import_onnx(path, **options))
     except OSError as error:
         raise StorageError(f"the exported model could not be stored: {error}", "free space in TMPDIR") from error
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tvm import relax, te, tirx, topi
+from tvm import relax, te, tirx
 from tvm.relax import op as R
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
 
 from compiler.frontends.onnx import dtypes, scalars
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.filling import filled
 from compiler.frontends.onnx.operators.reshape import axes_operand, reshaped
+from compiler.frontends.onnx.operators.sort_kernels import product
 from compiler.frontends.onnx.operators.unary import is_narrow_float
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import tensor_shape
@@ -244,15 +247,42 @@ def cumulative(context: NodeContext) -> relax.Expr:
     narrow = is_narrow_float(dtype)
     if narrow:
         data = context.emit(R.astype(data, "float32"))
-    if reverse:
-        data = context.emit(R.flip(data, axis))
-    function = topi.cumsum if context.operator == "CumSum" else topi.cumprod
-    result = context.emit_te(
-        lambda x: function(x, axis, x.dtype, exclusive), data, primfunc_name_hint=context.operator.lower()
-    )
-    if reverse:
-        result = context.emit(R.flip(result, axis))
+    kernel = _cumulative_kernel(axis, context.operator == "CumSum", exclusive=exclusive, reverse=reverse)
+    result = context.emit_te(kernel, data, primfunc_name_hint=context.operator.lower())
     return R.astype(result, dtype) if narrow else result
+
+
+def _cumulative_kernel(axis: int, adds: bool, *, exclusive: bool, reverse: bool) -> Callable[..., te.Tensor]:
+    """A running sum or product along an axis, of any size."""
+
+    def compute(data: te.Tensor) -> te.Tensor:
+        dtype, size = str(data.dtype), data.shape[axis]
+        outer, inner = product(data.shape[:axis]), product(data.shape[axis + 1 :])
+
+        def generate(ins: Any, outs: Any) -> Any:
+            source, result = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
+            with IRBuilder() as builder:
+                with T.parallel(0, outer) as row, T.serial(0, size) as step, T.serial(0, inner) as column:
+                    along = size - 1 - step if reverse else step
+                    back = along + 1 if reverse else along - 1
+
+                    def place(position: Any) -> Any:
+                        return (row * size + position) * inner + column
+
+                    with T.If(step == 0):
+                        with T.Then():
+                            start = tirx.const(0 if adds else 1, dtype)
+                            result[place(along)] = start if exclusive else source[place(along)]
+                        with T.Else():
+                            value = source[place(back if exclusive else along)]
+                            before = result[place(back)]
+                            result[place(along)] = before + value if adds else before * value
+                return builder.get()
+
+        out = tirx.decl_buffer(data.shape, dtype, "cumulative", layout=None)
+        return te.extern([data.shape], [data], generate, dtype=dtype, out_buffers=[out], name="cumulative")
+
+    return compute
 
 
 @converter("Softmax", "LogSoftmax", "Hardmax")

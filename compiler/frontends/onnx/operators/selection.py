@@ -31,7 +31,8 @@ def top_k(context: NodeContext) -> list[relax.Expr]:
     k may be known, symbolic, or computed when the module runs.
     """
     axis = context.axis(context.attribute("axis", -1), context.rank(0))
-    require_values(context, 1, 0, context.arithmetic.add(context.shape(0)[axis], 1))
+    if context.known(1) is None:
+        require_values(context, 1, 0, context.arithmetic.add(context.shape(0)[axis], 1))
     if context.known(1) is None and any(not isinstance(size, int) for size in context.shape(1)):
         (k,) = context.importer.builder.shape_values(context.match_shape(context.input(1), [1]), signed=False)
     else:

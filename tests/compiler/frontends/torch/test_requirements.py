@@ -1,4 +1,4 @@
-"""Indices that PyTorch refuses are refused before a run; those that it takes give its results."""
+"""Indices and sizes that PyTorch refuses are refused before a run; those that it takes give its results."""
 
 from __future__ import annotations
 
@@ -9,10 +9,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.nn import functional
 
 import compiler
+from compiler.artifact import TensorDescription
 from compiler.errors import InputError
 from compiler.frontends.source import import_model
+from compiler.manifest_entries import requirements
+from compiler.runtime.requirements import RequirementChecker
+
+
+class Sized(nn.Module):
+    """A part, a reflected margin and the largest elements of rows."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x.narrow(1, 1, 3), functional.pad(x, (0, 4), "reflect"), x.amax(1), functional.glu(x, 0)
 
 
 class Indexed(nn.Module):
@@ -81,6 +92,27 @@ def test_a_size_that_is_fixed_is_a_number_and_inputs_that_are_fixed_have_no_rang
     found = {(each.input, each.size, each.least) for each in model.indices}
     assert {("rows", "3", None), ("places", "5", "0")} <= found
     assert "words" not in {name for name, _, _ in found}
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 4), r"pad 'pad': \w+ = 4 must be at least 5"),
+        ((2, 0), r"narrow 'narrow': \w+ = 0 must be at least 4"),
+        ((3, 8), r"glu 'glu': \(?\w+ % 2\)? = 1 must equal 0"),
+    ],
+)
+def test_sizes_that_torch_refuses_are_refused_before_a_run(shape: tuple[int, ...], message: str) -> None:
+    dynamic = {"x": {0: Dim.AUTO, 1: Dim.AUTO}}
+    model = import_model(Sized().eval(), example_inputs=(torch.ones(4, 8),), dynamic_shapes=dynamic)
+    inputs = [TensorDescription(name=each.name, shape=each.shape, dtype=each.dtype) for each in model.inputs]
+    checker = RequirementChecker(inputs, **requirements(model))
+    sizes = dict(zip(map(str, model.inputs[0].shape), shape, strict=True))
+    checker.check(dict.fromkeys(sizes, 8), [None])
+    with torch.no_grad(), pytest.raises((IndexError, RuntimeError)):
+        Sized()(torch.ones(shape))
+    with pytest.raises(InputError, match=message):
+        checker.check(sizes, [None])
 
 
 def test_sizes_that_the_model_fixes_are_numbers() -> None:

@@ -1,0 +1,144 @@
+"""Pad: borders of one value, or repeated from the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import relax, te, tirx
+from tvm.relax import op as R
+
+from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.bounds import require, require_entries
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.symbolic import Dim, expression
+from compiler.frontends.onnx.values import tensor_shape
+
+_MODES = ("constant", "reflect", "edge", "wrap")
+
+
+@converter("Pad")
+def pad_by_attributes(context: NodeContext) -> relax.Expr:
+    """Before opset 11: pads and value are attributes."""
+    name = "pads" if context.has_attribute("pads") else "paddings"
+    pads = [int(p) for p in context.required_attribute(name)]
+    axes = list(range(context.rank(0)))
+    value = context.literal(context.attribute("value", 0.0), context.dtype(0))
+    return _pad(context, axes, pads, value)
+
+
+@converter("Pad", since=11)
+def pad(context: NodeContext) -> relax.Expr:
+    """Every mode; pads may be negative (cropping) and only known at run time."""
+    pads = context.shape_values(1, signed=True)
+    rank = context.rank(0)
+    axes = context.axes(context.integers(3), rank) if context.has_input(3) else list(range(rank))
+    dtype = context.dtype(0)
+    value = context.input(2) if context.has_input(2) else context.literal(0, dtype)
+    return _pad(context, axes, pads, value)
+
+
+def _pad(context: NodeContext, axes: list[int], pads: Sequence[Dim], value: relax.Expr) -> relax.Expr:
+    mode, arithmetic = context.attribute("mode", "constant"), context.arithmetic
+    if mode not in _MODES:
+        context.invalid(f"mode is {mode!r}")
+    if len(pads) != 2 * len(axes):
+        context.invalid(f"{len(pads)} pads for {len(axes)} axes")
+    shape = context.shape(0)
+    before = {axis: pads[i] for i, axis in enumerate(axes)}
+    after = {axis: pads[i + len(axes)] for i, axis in enumerate(axes)}
+    sizes: list[Dim] = []
+    for axis, size in enumerate(shape):
+        grown = arithmetic.add(arithmetic.add(size, before.get(axis, 0)), after.get(axis, 0))
+        if isinstance(grown, int) and grown < 0:
+            context.invalid(f"its pads leave a negative size at axis {axis}")
+        sizes.append(grown)
+    if mode == "constant" and _is_plain(pads):
+        widths = [w for axis in range(len(shape)) for w in (before.get(axis, 0), after.get(axis, 0))]
+        known = context.known(2) if context.opset >= 11 and context.has_input(2) else None
+        fixed = 0 if context.opset >= 11 and not context.has_input(2) else None
+        number = known.reshape(-1)[0].item() if known is not None and known.size else fixed
+        if number is not None and dtypes.is_float(context.dtype(0)):
+            return R.nn.pad(context.input(0), widths, "constant", number)
+    data, offsets = context.input(0), [before.get(axis, 0) for axis in range(len(shape))]
+    if mode != "constant" and all(isinstance(pad, int) for pad in pads):
+        # What is cut away is no part of what is repeated.
+        data = _cropped(context, before, after)
+        offsets = [max(offset, 0) for offset in offsets]
+    if mode != "constant":
+        for axis, size in enumerate(tensor_shape(data)):
+            if not context.arithmetic.equal_is_proved(size, sizes[axis]):
+                require_entries(context, size, sizes[axis])
+                if mode == "reflect":
+                    _require_one_reflection(context, size, (before.get(axis, 0), after.get(axis, 0)))
+    return _pad_kernel(context, data, mode, offsets, sizes, value)
+
+
+def _require_one_reflection(context: NodeContext, size: Dim, pads: tuple[Dim, Dim]) -> None:
+    """ONNX Runtime refuses what is reflected more than once; of known sizes it is computed, as numpy.pad does."""
+    for pad in pads:
+        if not (isinstance(size, int) and isinstance(pad, int)):
+            least = context.arithmetic.add(context.arithmetic.maximum(pad, 0), 1)
+            require(context, size, "at least", least)
+
+
+def _cropped(context: NodeContext, before: dict[int, int], after: dict[int, int]) -> relax.Expr:
+    """The input without what negative pads cut away."""
+    cuts = [axis for axis in before if before[axis] < 0 or after[axis] < 0]
+    if not cuts:
+        return context.input(0)
+    begins = [max(-before[axis], 0) for axis in cuts]
+    ends = [context.arithmetic.add(context.shape(0)[axis], min(after[axis], 0)) for axis in cuts]
+    return context.emit(R.strided_slice(context.input(0), cuts, begins, [expression(end) for end in ends]))
+
+
+def _is_plain(pads: Sequence[Dim]) -> bool:
+    return all(isinstance(pad, int) and pad >= 0 for pad in pads)
+
+
+def _pad_kernel(
+    context: NodeContext, data: relax.Expr, mode: str, offsets: list[Dim], sizes: list[Dim], value: relax.Expr
+) -> relax.Expr:
+    if value.ty.ndim:
+        value = context.emit(R.reshape(value, ()))
+    moved_axes = [
+        axis
+        for axis, size in enumerate(tensor_shape(data))
+        if not (
+            context.arithmetic.equal_is_proved(size, sizes[axis])
+            and context.arithmetic.equal_is_proved(offsets[axis], 0)
+        )
+    ]
+
+    def fill(source: te.Tensor, filler: te.Tensor, *arguments: Any) -> te.Tensor:
+        target, starts = arguments[: len(sizes)], arguments[len(sizes) :]
+
+        def element(*indices: Any) -> Any:
+            moved, inside = list(indices), []
+            for axis in moved_axes:
+                index, size = indices[axis] - starts[axis], source.shape[axis]
+                if mode == "constant":
+                    inside += [index >= 0, index < size]
+                    moved[axis] = index
+                else:
+                    moved[axis] = _source_index(mode, index, size)
+            inner = source(*moved)
+            return tirx.if_then_else(tirx.all(*inside), inner, filler()) if inside else inner
+
+        return te.compute(target, element, name="pad")
+
+    arguments = [expression(size) for size in sizes] + [expression(offset) for offset in offsets]
+    result = context.emit_te(fill, data, value, *arguments, primfunc_name_hint=f"pad_{mode}")
+    return context.with_simple_sizes(result)
+
+
+def _source_index(mode: str, index: Any, size: Any) -> Any:
+    """Where a padded position takes its element from; reflection and wrapping repeat as often as needed."""
+    if mode == "edge":
+        return tirx.max(tirx.min(index, size - 1), tirx.const(0, "int64"))
+    if mode == "wrap":
+        return tirx.floormod(index, size)
+    period = tirx.max(2 * (size - 1), tirx.const(1, "int64"))
+    folded = tirx.floormod(index, period)
+    return tirx.min(folded, tirx.Select(size == 1, tirx.const(0, "int64"), period - folded))

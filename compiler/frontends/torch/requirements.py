@@ -1,0 +1,102 @@
+"""What a PyTorch program needs of its inputs and ONNX does not: checked before a run, as what ONNX needs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from compiler.frontends.imported_model import ImportedModel, IndexRequirement, SizeRequirement
+from compiler.frontends.torch.index_ranges import IndexRange, index_ranges
+from compiler.frontends.torch.size_relations import SizeRelation, size_relations
+from compiler.profiling.formula import evaluate, names_in
+
+if TYPE_CHECKING:
+    import torch
+
+_Shapes = Mapping[str, Sequence[int | str]]
+_Formula = tuple[str, dict[str, str]]
+
+
+class ProgramRequirements:
+    """The requirements of a program, taken before its operators are rewritten."""
+
+    def __init__(self, program: torch.export.ExportedProgram) -> None:
+        inputs = set(program.graph_signature.user_inputs)
+        self._places: dict[str, tuple[str, int]] = {}
+        self._indices: list[tuple[IndexRange, str]] = []
+        self._sizes: list[tuple[SizeRelation, str]] = []
+        for node in program.graph.nodes:
+            if node.op == "placeholder" and node.name in inputs:
+                for axis, size in enumerate(getattr(node.meta.get("val"), "shape", ())):
+                    self._places.setdefault(str(size), (node.name, axis))
+            elif node.op == "call_function":
+                where = f"{_operator(node)} {node.name!r}"
+                self._indices += [(each, where) for each in index_ranges(node) if each.values.name in inputs]
+                self._sizes += [(each, where) for each in size_relations(node) if not _is_known(each)]
+
+    def added_to(self, model: ImportedModel) -> ImportedModel:
+        """The model with these before its own; not those of inputs or of sizes that it does not have."""
+        shapes = {spec.name: spec.shape for spec in model.inputs}
+        return replace(
+            model,
+            indices=tuple(self._index_requirements(model, shapes)),
+            requirements=tuple(self._size_requirements(model, shapes)),
+        )
+
+    def _index_requirements(self, model: ImportedModel, shapes: _Shapes) -> list[IndexRequirement]:
+        kept: dict[tuple[str, str, str | None], IndexRequirement] = {}
+        for each, where in self._indices:
+            name = each.values.name
+            formula = self._formula(each.size, shapes) if name in shapes else None
+            if formula is not None:
+                least = None if each.least is None else str(each.least)
+                kept.setdefault((name, formula[0], least), IndexRequirement(name, *formula, where, least))
+        for own in model.indices:
+            if (own.input, own.size, "0") not in kept:  # that is the narrower one
+                kept.setdefault((own.input, own.size, own.least), own)
+        return list(kept.values())
+
+    def _size_requirements(self, model: ImportedModel, shapes: _Shapes) -> list[SizeRequirement]:
+        kept: dict[tuple[str, str, str], SizeRequirement] = {}
+        for each, where in self._sizes:
+            left, right = self._formula(each.left, shapes), self._formula(each.right, shapes)
+            if left is not None and right is not None and (left[1] or right[1]):
+                symbols = {**left[1], **right[1]}
+                requirement = SizeRequirement(left[0], each.relation, right[0], symbols, where)
+                kept.setdefault((left[0], each.relation, right[0]), requirement)
+        for own in model.requirements:
+            kept.setdefault((own.left, own.relation, own.right), own)
+        return list(kept.values())
+
+    def _formula(self, size: Any, shapes: _Shapes) -> _Formula | None:
+        """A size as a formula and the dimensions that its names stand for; None where it is not one of inputs' sizes.
+
+        The number takes the place of the name of a dimension that the caller fixed.
+        """
+        text = re.sub(r"\bMod\((\w+), (\w+)\)", r"(\1 % \2)", str(size))
+        symbols: dict[str, str] = {}
+        try:
+            for name in names_in(text):
+                if name not in self._places or self._places[name][0] not in shapes:
+                    return None
+                place, axis = self._places[name]
+                dimension = shapes[place][axis]
+                if isinstance(dimension, int):
+                    text = re.sub(rf"\b{name}\b", str(dimension), text)
+                else:
+                    symbols[name] = dimension
+            evaluate(text, dict.fromkeys(symbols, 1))
+        except ValueError:
+            return None
+        return text, symbols
+
+
+def _operator(node: Any) -> str:
+    return str(node.target).removeprefix("aten.").partition(".")[0]
+
+
+def _is_known(relation: SizeRelation) -> bool:
+    """Whether both sizes are numbers, which `torch.export` has checked."""
+    return isinstance(relation.left, int) and isinstance(relation.right, int)
