@@ -1,4 +1,4 @@
-"""check-sizes: sizes that are computed when a module runs cannot overflow.
+"""check-sizes: sizes that are computed when a module runs cannot overflow, nor be divided by zero.
 
 Sizes and storages are computed in int64 by small functions on the shape heap. A product that wraps around would give a
 storage too small for what is written to it, so each of these functions begins with an assertion: its sums and products,
@@ -20,14 +20,16 @@ from compiler.passes.registry import graph_pass
 
 _LIMIT = 2.0**63 - 2.0**40  # with room for the rounding of some thousand operations in float64
 _HOST = "tirx.is_host_func"
-_TEXT = f"{CHECK_MARK}[sizes: a size that is computed from the inputs is larger than any memory] "
+_TEXT = f"{CHECK_MARK}[sizes: a size that is computed from the inputs is larger than any memory, or divided by zero] "
 _LOGICAL = (prim.And, prim.Or)
 _DIVISIONS = (prim.FloorMod, prim.Mod, prim.FloorDiv, prim.Div)
 _COMPARISONS = (prim.EQ, prim.NE, prim.LT, prim.LE, prim.GT, prim.GE)
 _BINARY = (prim.Add, prim.Sub, prim.Mul, prim.Min, prim.Max, *_LOGICAL, *_DIVISIONS, *_COMPARISONS)
 
 
-@graph_pass("check-sizes", summary="Raise an error where a computed size would overflow", required=False)
+@graph_pass(
+    "check-sizes", summary="Raise an error where a computed size would overflow or divide by zero", required=False
+)
 def check_sizes(mod: IRModule, context: PipelineContext) -> IRModule:
     """After `lower-shapes`: every function on the shape heap that computes begins with an assertion."""
     result = dict(mod.functions_items())
@@ -56,7 +58,7 @@ def _checked(function: tirx.PrimFunc) -> tirx.PrimFunc | None:
 
 
 def overflow_conditions(values: list[Any]) -> list[Any]:
-    """Conditions under which no sum and no product in these expressions of int64 overflows.
+    """Conditions under which no sum or product in these expressions of int64 overflows, and no divisor is 0.
 
     Sizes that are read are below 2**62, so that sums of two of them are not checked.
     """
@@ -84,27 +86,46 @@ def _in_float(value: Any, conditions: dict[str, Any]) -> Any:
     a, b = _in_float(value.a, conditions), _in_float(value.b, conditions)
     if isinstance(value, _LOGICAL):
         return type(value)(a, b)
+    if isinstance(value, _DIVISIONS) and str(value.ty.dtype) == "int64" and not isinstance(value.b, tirx.IntImm):
+        conditions[f"{value.b} != 0"] = b != tirx.const(0.0, "float64")
     if isinstance(value, prim.FloorMod | prim.Mod):
         return a - _quotient(a, b, floors=isinstance(value, prim.FloorMod)) * b
     if isinstance(value, prim.FloorDiv | prim.Div):
         is_float = str(value.ty.dtype).startswith("float")
         return a / b if is_float else _quotient(a, b, floors=isinstance(value, prim.FloorDiv))
     if isinstance(value, prim.Mul) and str(value.ty.dtype) == "int64":
-        one = tirx.const(1.0, "float64")
-        conditions[str(value)] = _is_small(tirx.max(_absolute(a), one) * tirx.max(_absolute(b), one))
+        conditions[str(value)] = _is_small(_product_bound(value))
     result = type(value)(a, b)
     if isinstance(value, prim.Add | prim.Sub) and _is_computed(value.a) | _is_computed(value.b):
         conditions[str(value)] = _is_small(_absolute(result))
     return result
 
 
+def _product_bound(value: Any) -> Any:
+    """A product in float64 whose factors count as at least 1."""
+    if isinstance(value, prim.Mul):
+        return _product_bound(value.a) * _product_bound(value.b)
+    return tirx.max(_absolute(_in_float(value, {})), tirx.const(1.0, "float64"))
+
+
 def _call_in_float(value: Any, conditions: dict[str, Any]) -> Any:
     name = str(value.op.name).rpartition(".")[2]
-    arguments = [_in_float(each, conditions) for each in value.args]
     if name == "if_then_else":
-        return tirx.Select(*arguments)
+        return _choice_in_float(value, conditions)
+    arguments = [_in_float(each, conditions) for each in value.args]
     functions = {"floor": tirx.floor, "ceil": tirx.ceil, "trunc": tirx.trunc, "round": tirx.round}
     return functions[name](arguments[0]) if name in functions else value.astype("float64")
+
+
+def _choice_in_float(value: Any, conditions: dict[str, Any]) -> Any:
+    """A choice of which one side alone is computed."""
+    condition = _in_float(value.args[0], conditions)
+    sides = []
+    for side, skipped in ((value.args[1], tirx.Not(condition)), (value.args[2], condition)):
+        own: dict[str, Any] = {}
+        sides.append(_in_float(side, own))
+        conditions.update({f"{skipped} or {text}": tirx.Or(skipped, each) for text, each in own.items()})
+    return tirx.Select(condition, *sides)
 
 
 def _quotient(a: Any, b: Any, *, floors: bool) -> Any:
