@@ -22,7 +22,8 @@ _POOLED_ALLOCATOR = 2
 _ELF_MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243}
 _ELF_HEADER = struct.Struct("<4sBB10xHHIQQQIHHHHHH")
 _PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
-_SECTION_HEADER_BYTES = 64
+_SECTION_HEADER = struct.Struct("<IIQQQQIIQQ")
+_LOADED_SEGMENT, _NO_SECTION, _WITHOUT_BYTES = 1, 0, 8
 
 
 def check_elf(library: bytes | memoryview, architecture: str) -> None:
@@ -36,19 +37,46 @@ def check_elf(library: bytes | memoryview, architecture: str) -> None:
     if len(library) < _ELF_HEADER.size:
         raise broken
     fields = _ELF_HEADER.unpack(bytes(library[: _ELF_HEADER.size]))
-    magic, bits, order, kind, machine, _, _, programs, sections, _, _, entry, count, _, section_count, _ = fields
+    magic, bits, order, kind, machine, _, _, programs, sections, _, _, entry, count, section_entry, section_count, _ = (
+        fields
+    )
     if (magic, bits, order, kind) != (b"\x7fELF", 2, 1, 3):
         raise broken
     if machine != _ELF_MACHINES.get(architecture, machine):
         raise IncompatibleArtifactError(f"the module's machine code is not for {architecture} (ELF machine {machine})")
-    if entry != _PROGRAM_HEADER.size or programs + count * entry > len(library):
+    if entry != _PROGRAM_HEADER.size or not _segments_fit(library, programs, count):
         raise broken
-    if sections + section_count * _SECTION_HEADER_BYTES > len(library):
+    if section_count and section_entry != _SECTION_HEADER.size:
         raise broken
-    for start in range(programs, programs + count * entry, entry):
-        header = _PROGRAM_HEADER.unpack(bytes(library[start : start + entry]))
-        if header[2] + header[5] > len(library):  # the segment's place and size in the file
-            raise broken
+    if not _sections_fit(library, sections, section_count):
+        raise broken
+
+
+def _segments_fit(library: bytes | memoryview, start: int, count: int) -> bool:
+    """Whether the segments lie in the file, have room for their bytes in memory, and one of them is loaded."""
+    end = start + count * _PROGRAM_HEADER.size
+    if end > len(library):
+        return False
+    loaded = False
+    for kind, _, offset, address, _, file_bytes, memory_bytes, _ in _PROGRAM_HEADER.iter_unpack(library[start:end]):
+        if offset + file_bytes > len(library):
+            return False
+        if kind == _LOADED_SEGMENT:
+            loaded = True
+            if file_bytes > memory_bytes or address + memory_bytes >= 1 << 64:
+                return False
+    return loaded
+
+
+def _sections_fit(library: bytes | memoryview, start: int, count: int) -> bool:
+    """Whether the sections that have bytes in the file lie in it."""
+    end = start + count * _SECTION_HEADER.size
+    if end > len(library):
+        return False
+    for _, kind, _, _, offset, size, *_ in _SECTION_HEADER.iter_unpack(library[start:end]):
+        if kind not in (_NO_SECTION, _WITHOUT_BYTES) and offset + size > len(library):
+            return False
+    return True
 
 
 def load_executable(library: bytes | memoryview) -> Any:

@@ -12,8 +12,9 @@ from compiler.artifact import TensorDescription
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.errors import ArtifactError, TensorwrightError
 from compiler.runtime import Module, load
-from tests.fuzz.artifact_mutations import STRUCTURE_MUTATIONS, Parts
+from tests.fuzz.artifact_mutations import STRUCTURE_MUTATIONS, Parts, pick
 from tests.fuzz.byte_mutations import BYTE_MUTATIONS
+from tests.fuzz.device_mutations import FORMAT_MUTATIONS
 from tests.fuzz.outcome import Outcome
 
 Random = np.random.Generator
@@ -49,7 +50,7 @@ def case(samples: Samples, seed: int) -> Outcome:
     content = samples.files[int(random.integers(len(samples.files)))]
     if random.random() < 0.4:
         return _damaged(content, samples, random)
-    mutation = STRUCTURE_MUTATIONS[int(random.integers(len(STRUCTURE_MUTATIONS)))]
+    mutation = pick((*STRUCTURE_MUTATIONS, *FORMAT_MUTATIONS), random)
     parts = Parts.of(content)
     mutation(parts, random)
     label = mutation.__name__

@@ -22,7 +22,7 @@ from tests.fuzz.artifact_mutations import STRUCTURE_MUTATIONS, Parts, pick
 from tests.fuzz.artifacts import prepare as prepare_artifacts
 from tests.fuzz.byte_mutations import BYTE_MUTATIONS
 from tests.fuzz.device_driver import Driver, SanitizerReport, build_driver
-from tests.fuzz.device_mutations import DEVICE_MUTATIONS, damage_code, edit_inputs
+from tests.fuzz.device_mutations import FORMAT_MUTATIONS, damage_code, edit_inputs
 from tests.fuzz.outcome import Outcome
 
 MEMORY_BYTES = -1
@@ -91,7 +91,7 @@ def _mutated_module(samples: Samples, random: Random) -> tuple[str, bytes]:
     if random.random() < 0.3:
         mutation = pick(BYTE_MUTATIONS, random)
         return mutation.__name__, mutation(content, random)
-    change = pick((*STRUCTURE_MUTATIONS, *DEVICE_MUTATIONS, *DEVICE_MUTATIONS), random)
+    change = pick((*STRUCTURE_MUTATIONS, *FORMAT_MUTATIONS, *FORMAT_MUTATIONS, damage_code, damage_code), random)
     parts = Parts.of(content)
     change(parts, random)
     try:

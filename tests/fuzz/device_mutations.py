@@ -1,4 +1,4 @@
-"""Mutations for what the C++ runtime does by itself: requirements, JSON, heads, shared libraries, files of inputs."""
+"""Mutations of what Python has libraries for and C++ has not: requirements, JSON, heads, shared libraries, inputs."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def _packed(header: bytes, body: bytes) -> bytes:
     return struct.pack("<Q", len(header)) + header + body
 
 
-DEVICE_MUTATIONS: tuple[Mutation, ...] = (
+FORMAT_MUTATIONS: tuple[Mutation, ...] = (
     edit_requirements,
     edit_threads,
     nest_deeply,
@@ -214,5 +214,4 @@ DEVICE_MUTATIONS: tuple[Mutation, ...] = (
     cut_json,
     edit_head,
     append_to_content,
-    damage_code,
 )

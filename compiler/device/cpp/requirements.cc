@@ -97,17 +97,15 @@ void CheckShape(const Description& input, const DLTensor& tensor, Dimensions* di
 
 void CheckType(const Description& input, const DLTensor& tensor) {
   if (tensor.dtype.code != input.dtype.code || tensor.dtype.bits != input.dtype.bits || tensor.dtype.lanes != input.dtype.lanes) {
-    throw Error("input " + Quoted(input.name) + " has element type " + std::string(ffi::DLDataTypeToString(tensor.dtype)) + "; the module takes " + input.Text());
+    throw Error("input " + Quoted(input.name) + " has element type " + std::string(ffi::DLDataTypeToString(tensor.dtype)) + "; the module takes " +
+                input.Text());
   }
 }
 
-// Generated code takes the bytes of truth values for 0 or 1.
 void CheckTruthValues(const Description& input, const ffi::Tensor& tensor) {
   if (input.dtype.code != kDLBool) return;
-  const uint8_t* first = static_cast<const uint8_t*>(tensor.data_ptr());
-  if (std::any_of(first, first + tensor.numel(), [](uint8_t byte) { return byte > 1; })) {
-    throw Error("input " + Quoted(input.name) + " holds truth values other than 0 and 1");
-  }
+  if (AreTruthValues(static_cast<const uint8_t*>(tensor.data_ptr()), static_cast<size_t>(tensor.numel()))) return;
+  throw Error("input " + Quoted(input.name) + " holds truth values other than 0 and 1");
 }
 
 // (lowest value, the one after the highest)

@@ -69,7 +69,8 @@ void CheckPlaces(const Blob& blob, const std::string& what) {
   for (const auto& [name, entry] : sorted) {
     size_t element = StorageBytes(entry->storage);
     DLDataType dtype{kDLUInt, static_cast<uint8_t>(8 * element), 1};
-    if (element == 0 || entry->start != position || entry->end < position || entry->end - position != TensorBytes(entry->shape.data(), entry->shape.size(), dtype)) {
+    bool follows = entry->start == position && entry->end >= position;
+    if (element == 0 || !follows || entry->end - position != TensorBytes(entry->shape.data(), entry->shape.size(), dtype)) {
       throw Error(what + ": tensor " + Quoted(*name) + " has a wrong type, place or size");
     }
     position = entry->end;
@@ -98,11 +99,9 @@ Blob ReadBlob(Span file, const std::string& what, bool may_have_metadata) {
   return blob;
 }
 
-// Generated code takes the bytes of truth values for 0 or 1.
 void CheckTruthValues(const Entry& entry, Span body, const std::string& what) {
-  if (entry.storage != "BOOL") return;
-  const uint8_t *first = body.data + entry.start, *last = body.data + entry.end;
-  if (std::any_of(first, last, [](uint8_t byte) { return byte > 1; })) throw Error(what + " holds truth values other than 0 and 1");
+  if (entry.storage != "BOOL" || AreTruthValues(body.data + entry.start, entry.end - entry.start)) return;
+  throw Error(what + " holds truth values other than 0 and 1");
 }
 
 ffi::Tensor TensorAt(const Entry& entry, Span body, const Description& description) {
@@ -157,6 +156,17 @@ size_t TensorBytes(const int64_t* shape, size_t rank, DLDataType dtype) {
 }
 
 size_t TensorBytes(const DLTensor& tensor) { return TensorBytes(tensor.shape, static_cast<size_t>(tensor.ndim), tensor.dtype); }
+
+bool AreTruthValues(const uint8_t* bytes, size_t count) {
+  uint64_t seen = 0, eight = 0;
+  size_t at = 0;
+  for (; at + sizeof eight <= count; at += sizeof eight) {
+    std::memcpy(&eight, bytes + at, sizeof eight);
+    seen |= eight;
+  }
+  for (; at < count; ++at) seen |= bytes[at];
+  return (seen & 0xfefefefefefefefe) == 0;
+}
 
 ffi::Tensor NewTensor(const std::vector<int64_t>& shape, DLDataType dtype) {
   size_t bytes = TensorBytes(shape.data(), shape.size(), dtype);

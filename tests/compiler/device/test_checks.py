@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import Any
 
 import pytest
 
-from compiler.artifact import artifact_bytes
+from compiler.artifact import artifact_bytes, read_artifact
 from compiler.artifact.manifest import Manifest
 from compiler.artifact.tensors import Blob
 from compiler.device.programs import SOURCES
+from compiler.errors import ArtifactError
 from targets import TargetError
 from tests.compiler.runtime.building import dense_artifact
 from tests.compiler.runtime.requirement_cases import CASES, inputs_of, module_of
 from tests.fuzz.artifact_mutations import Parts
+from tests.fuzz.artifact_samples import mixed_artifact
 from tests.fuzz.device_driver import Driver, build_driver
 
 
@@ -118,3 +121,16 @@ def test_fields_and_relations_of_the_future_are_refused(driver: Driver, tmp_path
     assert "this program does not know it" in answer("value_requirements", [])
     assert "must be a whole number" in answer("threads", 10**9)
     assert answer("threads", 4096) == "ok"
+
+
+def test_truth_values_are_0_or_1(driver: Driver, tmp_path: Path) -> None:
+    parts = Parts.of(artifact_bytes(mixed_artifact()))
+    blob = bytearray(parts.sections["parameters"])
+    (length,) = struct.unpack("<Q", blob[:8])
+    start, _ = json.loads(blob[8 : 8 + length])["mask"]["data_offsets"]
+    blob[8 + length + start + 3] = 2
+    parts.sections["parameters"] = bytes(blob)
+    (tmp_path / "it.twm").write_bytes(parts.assemble())
+    assert "holds truth values other than 0 and 1" in driver.ask(["load", str(tmp_path / "it.twm")])
+    with pytest.raises(ArtifactError, match="holds truth values other than 0 and 1"):
+        read_artifact(tmp_path / "it.twm")
