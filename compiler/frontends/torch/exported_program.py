@@ -26,6 +26,7 @@ from compiler.errors import (
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.onnx import import_onnx
 from compiler.frontends.torch.decomposition import decomposed
+from compiler.frontends.torch.even_parts import refuse_even_parts, write_out_even_parts
 from compiler.frontends.torch.fixed_sizes import OpenSizes
 from compiler.frontends.torch.projections import without_projections
 from compiler.frontends.torch.requirements import ProgramRequirements
@@ -70,7 +71,9 @@ def import_torch(
     sizes, needs = OpenSizes(program), ProgramRequirements(program)
     with _quiet():
         if program is source:  # the caller's own: what follows changes its graph
+            refuse_even_parts(program)
             program = program.run_decompositions({})
+        write_out_even_parts(program)
         program = decomposed(without_projections(program))
     _view_copies(program)
     onnx_program = _to_onnx(program)

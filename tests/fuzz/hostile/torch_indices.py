@@ -200,7 +200,6 @@ def _counts() -> Iterator[Torch]:
         [
             *((f"v={v}", {"v": np.full((2, 3), v)}) for v in (np.nan, np.inf, -np.inf)),
             ("x of nan", {"x": np.full((2, _N), np.nan)}),
-            ("x falls", {"x": -np.sort(floats(2, _N))}),
             ("v of 3 rows", {"v": floats(3, 3)}),
             ("v of 1 row", {"v": floats(1, 3)}),
             *_sizes("x", (2, 0), (2, 1)),

@@ -127,6 +127,8 @@ def _searchsorted(
         ordered = ordered.gather(-1, sorter)
     one, other = ordered.unsqueeze(-2) if ordered.ndim > 1 else ordered, values.unsqueeze(-1)
     before = one <= other if right or side == "right" else one < other
+    if ordered.is_floating_point():
+        before = before | one.isnan() | other.isnan()  # torch looks on behind what does not compare
     return before.sum(-1).to(torch.int32 if out_int32 else torch.int64)
 
 

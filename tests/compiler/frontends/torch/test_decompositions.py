@@ -290,3 +290,18 @@ def test_shifts_keep_the_sign_and_the_type(dtype: torch.dtype) -> None:
         return values >> 1, values << 2, (values << 2) >> 1, values >> steps, 3 << (values & 3), *own
 
     check(shifts, normal(5, 4))
+
+
+def test_even_parts_of_a_dynamic_size() -> None:
+    dynamic = {"x": {1: torch.export.Dim.AUTO}}
+    split = lambda x: x.tensor_split(3, 1)  # noqa: E731
+    check(split, normal(2, 8), dynamic, (normal(2, 9), normal(2, 7), normal(2, 1)))
+    program = torch.export.export(Applied(split), (normal(2, 8),), dynamic_shapes=dynamic)
+    with pytest.raises(UnsupportedModelError, match="splits a dynamic size"):
+        compiler.compile(program)
+
+
+def test_places_of_nan_in_sorted_rows() -> None:
+    values = torch.tensor([[torch.nan, 0.0, torch.inf]])
+    for right in (False, True):
+        check(lambda x: torch.searchsorted(x, values, right=right), torch.tensor([[-1.0, 0.0, 2.0]]))  # noqa: B023
