@@ -73,3 +73,12 @@ PassphraseFile = Annotated[
         help="Holds the passphrase of an encrypted private key; else TENSORWRIGHT_PASSPHRASE, or it is asked for.",
     ),
 ]
+ConnectionKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--key",
+        metavar="FILE",
+        help="Connect encrypted, with this X25519 private key (`tensorwright key new --kind connection`).",
+        show_default=False,
+    ),
+]

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 from compiler.artifact.keys import PASSPHRASE_VARIABLE, KeyKind, is_encrypted, private_key_bytes
+from compiler.device.credentials import Credentials
+from compiler.device.credentials import load_credentials as device_credentials
 from compiler.errors import OptionError, StorageError
 
 
@@ -23,6 +25,20 @@ def load_private_key(path: Path, kind: KeyKind, passphrase_file: Path | None = N
     if passphrase is None and not os.environ.get(PASSPHRASE_VARIABLE) and _is_encrypted_file(path) and _terminal():
         passphrase = getpass.getpass(f"passphrase of {path}: ").encode()
     return private_key_bytes(path, kind, passphrase)
+
+
+def load_credentials(key: Path | None, device_key: Path | None, passphrase_file: Path | None) -> Credentials | None:
+    """What --key and --device-key say; None where neither is given.
+
+    Raises:
+        OptionError: only one of the two is given, or one is no X25519 key.
+        StorageError: the passphrase's file can not be read.
+    """
+    if key is None and device_key is None:
+        return None
+    if key is None or device_key is None:
+        raise OptionError("--key, this client's key, and --device-key, the server's, go together")
+    return device_credentials(load_private_key(key, KeyKind.CONNECTION, passphrase_file), device_key)
 
 
 def new_passphrase(passphrase_file: Path | None) -> bytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from compiler.artifact import Artifact, write_artifact
 from compiler.artifact.storage import read_mapped, write_atomically
+from compiler.device.licenses import licenses
 from compiler.device.programs import PROGRAMS, SHARED_LIBRARY, SOURCES, device_programs
 from compiler.device.runtime_libraries import FFI_LIBRARY, RUNTIME_LIBRARY
 from compiler.errors import OptionError, StorageError
@@ -35,10 +36,17 @@ _README = """{name}, for {target} ({architecture})
 
     bin/tensorwright-run model.twm --verify --runs 20    run the stored example, compare, measure
     bin/tensorwright-run model.twm --inputs in.safetensors --outputs out.safetensors
-    bin/tensorwright-server 9090                         wait for `tensorwright push`; listens on 127.0.0.1 (--listen)
+    bin/tensorwright-server 9090                         wait for `tensorwright push`, on 127.0.0.1; see below
     make && ./example model.twm                          a program of your own, against include/tensorwright.h
 
-Files: model.twm, the module; lib/, the runtime and the library behind tensorwright.h; bin/, programs; example.c.
+A server for others to reach, encrypted, with keys for both sides (the .pub files go to the other side):
+    bin/tensorwright-server --new-key device.pem         here
+    tensorwright key new laptop.pem --kind connection    there
+    bin/tensorwright-server 9090 --listen 0.0.0.0 --key device.pem --client-key laptop.pem.pub
+Runner and server refuse modules that none of your keys signed with --trusted-key release.pem.pub.
+
+Files: model.twm, the module; lib/, the runtime and the library behind tensorwright.h; bin/, programs; example.c;
+licenses/.
 Needed on the device: Linux with glibc 2.28 or newer and libstdc++. No Python.
 """
 
@@ -139,6 +147,10 @@ def _write(artifact: Artifact, target: Target, programs: Path, output: Path) -> 
     compiler = target.compiler().command[0].replace("g++", "gcc").replace("c++", "cc")
     (output / "Makefile").write_text(_MAKEFILE.format(cc=compiler), encoding="utf-8")
     described = {"name": artifact.manifest.model_name, "target": target.name, "architecture": target.architecture}
+    for name, text in licenses().items():
+        path = output / "licenses" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
     (output / "README").write_text(_README.format(**described), encoding="utf-8")
 
 

@@ -1,6 +1,7 @@
 """Whether a device server and this version understand each other, and whether the device can run a module, or kernels.
 
-Asked before anything is uploaded: the server says what it is (`tensorwright.device.versions` in cpp/server.cc).
+Asked before anything is uploaded: the server says what it is when a session starts (`DescribeServer` in
+cpp/device_session.cc).
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from compiler.artifact import Manifest
-from compiler.device.connection import Connection
+from compiler.device.connection import Connection, NoDeviceServerError
+from compiler.device.credentials import Credentials
 from compiler.errors import DeviceError, IncompatibleArtifactError
 from compiler.runtime.machine import normalized
 from targets import Target
 
-PROTOCOL = 1  # of the functions that the server offers; counts up when one changes its meaning
-_VERSIONS = "tensorwright.device.versions"
-_NEW_PROGRAMS = "make a new bundle of the module (tensorwright bundle) and start the tensorwright-server in it there"
+PROTOCOL = 2  # of the functions that the server offers; counts up when one changes its meaning
+NEW_PROGRAMS = "make a new bundle of the module (tensorwright bundle) and start the tensorwright-server in it there"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class ServerVersions:
         format: the newest format of modules that it reads.
         tensorwright, tvm: the versions that it was built from.
         features: of its processor, as manifests name them.
+        kernels: whether it runs kernels that are tuned, which are not signed.
     """
 
     protocol: int
@@ -37,30 +39,16 @@ class ServerVersions:
     tvm: str
     architecture: str
     features: frozenset[str]
+    kernels: bool = True
 
 
-def ask_versions(connection: Connection, address: str) -> ServerVersions:
-    """What the server at `address` is.
+def ask_versions(connection: Connection) -> ServerVersions:
+    """What the server of a session is.
 
     Raises:
-        DeviceError: it is older than the question, of another kind, or speaks another protocol than this version.
+        DeviceError: it speaks another protocol than this version.
     """
-    versions = versions_if_told(connection, address)
-    if versions is None:
-        raise DeviceError(
-            f"the server at {address} does not say its version: it is older than this Tensorwright, or no "
-            "tensorwright-server",
-            _NEW_PROGRAMS,
-        )
-    return versions
-
-
-def versions_if_told(connection: Connection, address: str) -> ServerVersions | None:
-    """The same; None where it can not be asked, as the engine's own servers."""
-    what = f"{address}: asking for the server's version failed"
-    if not connection.offers(_VERSIONS, what=what, hint=_NEW_PROGRAMS):
-        return None
-    answer = connection.call(_VERSIONS, what=what, hint=_NEW_PROGRAMS)
+    address, answer = connection.address, connection.description
     try:
         fields = json.loads(answer)
         protocol, version = int(fields["protocol"]), str(fields["tensorwright"])
@@ -68,17 +56,43 @@ def versions_if_told(connection: Connection, address: str) -> ServerVersions | N
             raise _other_protocol(address, protocol, version)
         features = frozenset(map(normalized, fields["features"]))
         return ServerVersions(
-            protocol, int(fields["format"]), version, str(fields["tvm"]), str(fields["architecture"]), features
+            protocol,
+            int(fields["format"]),
+            version,
+            str(fields["tvm"]),
+            str(fields["architecture"]),
+            features,
+            fields["kernels"] is True,
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise DeviceError(f"{what}: it answered {str(answer)[:200]!r}", _NEW_PROGRAMS) from error
+        raise DeviceError(
+            f"{address}: asking for the server's version failed: it answered {answer[:200]!r}", NEW_PROGRAMS
+        ) from error
+
+
+def connect(address: str, credentials: Credentials | None = None) -> Connection:
+    """A session for modules.
+
+    Raises:
+        OptionError: the address is not one.
+        DeviceError: nobody answers there, the server refuses this client, is older than its protocol, or no
+            tensorwright-server.
+    """
+    try:
+        return Connection(address, credentials)
+    except NoDeviceServerError as error:
+        raise DeviceError(
+            f"the server at {address} does not say its version: it is older than this Tensorwright, or no "
+            "tensorwright-server",
+            NEW_PROGRAMS,
+        ) from error
 
 
 def _other_protocol(address: str, protocol: int, version: str) -> DeviceError:
     older = protocol < PROTOCOL
     return DeviceError(
         f"the server at {address} is of Tensorwright {version} and speaks protocol {protocol}, and this one {PROTOCOL}",
-        _NEW_PROGRAMS if older else f"update Tensorwright here to {version}",
+        NEW_PROGRAMS if older else f"update Tensorwright here to {version}",
     )
 
 
@@ -90,7 +104,7 @@ def check_runs_there(manifest: Manifest, server: ServerVersions, address: str) -
         raise IncompatibleArtifactError(
             f"the module has format version {manifest.format_version}, and the server at {address} (Tensorwright "
             f"{server.tensorwright}) reads up to {server.format}",
-            _NEW_PROGRAMS,
+            NEW_PROGRAMS,
         )
     if target.architecture != server.architecture:
         raise IncompatibleArtifactError(
@@ -107,12 +121,17 @@ def check_runs_there(manifest: Manifest, server: ServerVersions, address: str) -
         raise IncompatibleArtifactError(
             f"the module was compiled with TVM {manifest.versions.tvm}, and the server at {address} has TVM "
             f"{server.tvm}",
-            _NEW_PROGRAMS,
+            NEW_PROGRAMS,
         )
 
 
 def check_kernels_run_there(target: Target, server: ServerVersions, address: str) -> None:
     """Raise DeviceError, naming what is in the way, unless the device can run kernels built here for a target."""
+    if not server.kernels:
+        raise DeviceError(
+            f"the server at {address} runs signed modules alone, and kernels that are tuned are not signed",
+            "start it with --allow-tuning for the time of the tuning",
+        )
     device, hint = f"the device at {address}", "name the device's own target, or a more general one"
     if target.architecture != server.architecture:
         raise DeviceError(
@@ -125,7 +144,7 @@ def check_kernels_run_there(target: Target, server: ServerVersions, address: str
     here = importlib.metadata.version("apache-tvm")
     if here != server.tvm:
         raise DeviceError(
-            f"kernels are compiled with TVM {here}, and the server at {address} has TVM {server.tvm}", _NEW_PROGRAMS
+            f"kernels are compiled with TVM {here}, and the server at {address} has TVM {server.tvm}", NEW_PROGRAMS
         )
 
 
@@ -139,5 +158,5 @@ __all__ = [
     "ask_versions",
     "check_kernels_run_there",
     "check_runs_there",
-    "versions_if_told",
+    "connect",
 ]

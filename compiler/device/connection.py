@@ -1,21 +1,19 @@
-"""A session with a device server that ends when the device stops answering.
+"""A session with a device server, encrypted where keys are given; it ends when the device stops answering.
 
-The engine's own socket waits for ever, in destructors too. It is found among the open files of this process and given
-limits.
+The protocol is described in `cpp/visitor.h` and `cpp/device_session.h`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import socket
-import stat
 import struct
-import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+import time
+from collections.abc import Iterator
+from typing import Literal
 
+from compiler.device.credentials import Credentials
+from compiler.device.noise import SECOND_MESSAGE_BYTES, TAG_BYTES, Cipher, HandshakeError, Initiator
 from compiler.errors import DeviceError, OptionError
 
 CONNECT_SECONDS = 10.0
@@ -23,57 +21,67 @@ ANSWER_SECONDS = 30.0
 # A host that is gone is found out by probes (Linux's tcp(7)): 5 s of silence, then one every 5 s; the third that stays
 # unanswered ends the connection, however long the call may take.
 _PROBES = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
-_NO_ANSWER = os.strerror(errno.EAGAIN)  # what a socket's time limit gives
-_HINT = "hint: "
+_FAREWELL_SECONDS = 2.0
+_PLAIN, _NOISE, _ERROR = b"TWPLAIN2", b"TWNOISE2", b"TWERROR2"
+_LONGEST_PLAIN = 65535 - TAG_BYTES
+_LONGEST_ANSWER = 1 << 20
+_LONGEST_REASON = 500
+_HINT = "\n  hint: "  # of an error on the device
+
+Kind = Literal["modules", "kernels"]
+
+
+class NoDeviceServerError(DeviceError):
+    """What listens at the address is no tensorwright-server of this protocol."""
 
 
 class Connection:
-    """The engine's RPC session with a device server."""
+    """A session.
 
-    def __init__(self, address: str) -> None:
+    Attributes:
+        description: what the server says of itself (JSON).
+    """
+
+    def __init__(self, address: str, credentials: Credentials | None = None, kind: Kind = "modules") -> None:
         """Connect to HOST:PORT.
+
+        Args:
+            credentials: encrypt, let the server know who this is, and make sure of who it is.
+            kind: what the session is for: a module, or kernels that a tuner measures.
 
         Raises:
             OptionError: the address is not one.
-            DeviceError: nobody answers there.
+            NoDeviceServerError: something else listens there.
+            DeviceError: nobody answers there, or the server refuses this client.
         """
-        host, separator, port = address.rpartition(":")
-        if not separator or not host or not port.isdigit():
-            raise OptionError(f"{address!r} is no address", "write HOST:PORT, such as 192.168.0.7:9090")
-        from tvm import rpc
-
-        import schedules.engine  # noqa: F401  (first, so that the engine loads without torch)
-
-        what, hint = f"no device server answers at {address}", "start tensorwright-server there"
-        with _as_device_error(what, hint, CONNECT_SECONDS):
-            peer = _resolve(host, int(port))
-            earlier = _sockets_to(peer)
-            with _closed_after(CONNECT_SECONDS, lambda: _sockets_to(peer) - earlier):
-                self._session: Any = rpc.connect(*peer, session_timeout=0)
-            (number,) = _sockets_to(peer) - earlier
-            self._socket = socket.socket(fileno=os.dup(number))  # another name of the same connection
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for name, value in _PROBES.items():
-                if hasattr(socket, name):
-                    self._socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        host, port = parse_address(address)
+        self.address = address
+        self._received = bytearray()
+        self._raw = bytearray()
+        self._ciphers: tuple[Cipher, Cipher] | None = None
+        end = time.monotonic() + CONNECT_SECONDS
+        with self._errors(f"no device server answers at {address}", "start tensorwright-server there", CONNECT_SECONDS):
+            self._socket = socket.create_connection((host, port), CONNECT_SECONDS)
+        try:
+            _set_probes(self._socket)
+            what, hint = f"{address} refused the connection", "see tensorwright push --help about keys"
+            with self._errors(what, hint, CONNECT_SECONDS):
+                self._shake_hands(credentials, end)
+                self.description = self._ask(kind, end)
+        except BaseException:
+            self._socket.close()
+            raise
 
     def close(self) -> None:
-        """End the session: the server then takes the next client."""
-        self._session = None
-        self._end()
-        self._socket.close()
+        """End the session, and wait for the server to have ended it too."""
+        with contextlib.suppress(OSError), self._socket:
+            self._socket.shutdown(socket.SHUT_WR)
+            self._socket.settimeout(_FAREWELL_SECONDS)
+            while self._socket.recv(1 << 16):
+                pass
 
-    def offers(self, function: str, *, what: str, hint: str) -> bool:
-        """Whether the server has a function. Raises DeviceError, of `what` and `hint`, where no answer comes."""
-        with _as_device_error(what, hint, self._limit(ANSWER_SECONDS), self._end):
-            try:
-                self._session.get_function(function)
-            except AttributeError:
-                return False
-            return True
-
-    def call(self, function: str, *arguments: Any, what: str, hint: str, seconds: float | None = None) -> Any:
-        """Call a function of the server.
+    def call(self, request: str, *, what: str, hint: str, seconds: float | None = None) -> str:
+        """Send a request; the answer.
 
         Args:
             what, hint: of the error.
@@ -82,81 +90,161 @@ class Connection:
         Raises:
             DeviceError: it failed there, or no answer came; then the session is at its end.
         """
-        limit = self._limit(ANSWER_SECONDS if seconds is None else seconds)
-        with _as_device_error(what, hint, limit, self._end):
-            return self._session.get_function(function)(*arguments)
+        limit = ANSWER_SECONDS if seconds is None else seconds
+        with self._errors(what, hint, limit):
+            return self._ask(request, time.monotonic() + limit)
 
-    def _limit(self, seconds: float) -> float:
-        """Let the device be silent for so long; the same seconds."""
-        time_limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))  # struct timeval
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, time_limit)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, time_limit)
-        return seconds
+    def send_data(self, data: memoryview, *, what: str, hint: str) -> None:
+        """Send a frame of data, which is not answered. Raises DeviceError."""
+        limit = ANSWER_SECONDS
+        with self._errors(what, hint, limit):
+            self._send_frame(data, time.monotonic() + limit)
 
-    def _end(self) -> None:
-        """A late answer would be taken for that of the next call."""
-        with contextlib.suppress(OSError):  # it has ended already
-            self._socket.shutdown(socket.SHUT_RDWR)
+    def answer(self, *, what: str, hint: str) -> str:
+        """The answer to what was sent. Raises DeviceError."""
+        limit = ANSWER_SECONDS
+        with self._errors(what, hint, limit):
+            return self._answer(time.monotonic() + limit)
 
+    def send_bytes(self, data: bytes) -> None:
+        """Send bytes without a frame. Raises OSError."""
+        self._socket.settimeout(None)
+        self._socket.sendall(self._sealed(data))
 
-def _resolve(host: str, port: int) -> tuple[str, int]:
-    """The IPv4 address and port that a name stands for. Raises OSError."""
-    found = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)
-    address, number = found[0][4][:2]
-    return str(address), int(number)
+    def receive_bytes(self) -> bytes:
+        """Bytes without a frame; none when the server has closed the session. Raises OSError or HandshakeError."""
+        self._socket.settimeout(None)
+        while not self._received:
+            if not self._receive():
+                return b""
+        data = bytes(self._received)
+        self._received.clear()
+        return data
 
+    def _shake_hands(self, credentials: Credentials | None, end: float) -> None:
+        if credentials is None:
+            self._send(_PLAIN, end)
+            return
+        handshake = Initiator(credentials.private_key, credentials.device_key, _NOISE)
+        self._send(_NOISE + handshake.first_message(), end)
+        preface = self._take(len(_NOISE), end)
+        if preface == _ERROR:
+            raise self._refused(end)
+        if preface != _NOISE:
+            raise NoDeviceServerError(f"{self.address} is no tensorwright-server of this version")
+        self._ciphers = handshake.read_second(self._take(SECOND_MESSAGE_BYTES, end))
 
-def _sockets_to(peer: tuple[str, int]) -> set[int]:
-    """The numbers of this process's open files that are connections to an address, or on their way to be."""
-    found = set()
-    for number in map(int, os.listdir("/dev/fd")):
-        with contextlib.suppress(OSError):  # not connected, or closed by now
-            if stat.S_ISSOCK(os.fstat(number).st_mode):
-                with socket.socket(fileno=os.dup(number)) as each:
-                    if each.family == socket.AF_INET and each.getpeername() == peer:
-                        found.add(number)
-    return found
+    def _refused(self, end: float) -> DeviceError:
+        """What a server says that does not go on, which nobody vouches for."""
+        (length,) = struct.unpack("<H", self._take(2, end))
+        return DeviceError(_printable(self._take(length, end)))
 
+    def _ask(self, request: str, end: float) -> str:
+        self._send_frame(memoryview(request.encode()), end)
+        return self._answer(end)
 
-@contextlib.contextmanager
-def _closed_after(seconds: float, sockets: Callable[[], set[int]]) -> Iterator[None]:
-    """Shut the sockets down if the block takes longer. Raises TimeoutError then, in place of the block's error."""
-    late = threading.Event()
+    def _answer(self, end: float) -> str:
+        head = self._take(4, end)
+        if self._ciphers is None and head == _ERROR[:4]:
+            self._take(len(_ERROR) - 4, end)
+            raise self._refused(end)
+        (length,) = struct.unpack("<I", head)
+        if length > _LONGEST_ANSWER:
+            raise NoDeviceServerError(f"{self.address} is no tensorwright-server of this version")
+        verdict, _, text = self._take(length, end).decode("utf-8", "replace").partition(" ")
+        if verdict != "ok":
+            raise DeviceError(_printable(text.encode()))
+        return text
 
-    def close() -> None:
-        late.set()
-        for number in sockets():
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as each:
-                each.shutdown(socket.SHUT_RDWR)
+    def _send_frame(self, data: memoryview, end: float) -> None:
+        self._send(struct.pack("<I", len(data)) + data, end)
 
-    timer = threading.Timer(seconds, close)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    except Exception as error:
-        if late.is_set():
-            raise TimeoutError(_NO_ANSWER) from error
-        raise
-    finally:
-        timer.cancel()
+    def _send(self, data: bytes, end: float) -> None:
+        self._socket.settimeout(_left(end))
+        self._socket.sendall(self._sealed(data))
 
+    def _sealed(self, data: bytes) -> bytes:
+        if self._ciphers is None:
+            return data
+        parts = []
+        for start in range(0, len(data), _LONGEST_PLAIN):
+            message = self._ciphers[0].encrypt(data[start : start + _LONGEST_PLAIN])
+            parts += [struct.pack("<H", len(message)), message]
+        return b"".join(parts)
 
-@contextlib.contextmanager
-def _as_device_error(what: str, hint: str, seconds: float, end: Callable[[], None] = lambda: None) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # the engine raises whatever class its C++ side names
-        if _NO_ANSWER in str(error):
-            end()
+    def _take(self, count: int, end: float) -> bytes:
+        """So many bytes of what the server says. Raises TimeoutError, EOFError or HandshakeError."""
+        while len(self._received) < count:
+            self._socket.settimeout(_left(end))
+            if not self._receive():
+                raise EOFError("the device closed the connection")
+        taken = bytes(self._received[:count])
+        del self._received[:count]
+        return taken
+
+    def _receive(self) -> bool:
+        """Wait for what comes next; false when nothing does any more."""
+        data = self._socket.recv(1 << 16)
+        if self._ciphers is None:
+            self._received += data
+            return bool(data)
+        self._raw += data
+        while len(self._raw) >= 2:
+            length = struct.unpack_from("<H", self._raw)[0]
+            if len(self._raw) < 2 + length:
+                break
+            self._received += self._ciphers[1].decrypt(bytes(self._raw[2 : 2 + length]))
+            del self._raw[: 2 + length]
+        return bool(data)
+
+    @contextlib.contextmanager
+    def _errors(self, what: str, hint: str, seconds: float) -> Iterator[None]:
+        """Raise what goes wrong as DeviceError. After a timeout, a late answer would be taken for the next one's."""
+        try:
+            yield
+        except TimeoutError as error:
+            self._shut_down()
             raise DeviceError(f"{what}: no answer for {seconds:g} s", hint) from error
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise DeviceError(f"{what}: {_reason(lines)}", hint) from error
+        except (EOFError, ConnectionResetError, BrokenPipeError) as error:
+            self._shut_down()
+            raise NoDeviceServerError(f"{what}: {error}", hint) from error
+        except (OSError, HandshakeError) as error:
+            self._shut_down()
+            raise DeviceError(f"{what}: {error}", hint) from error
+        except DeviceError as error:
+            raise type(error)(f"{what}: {error.message}", hint) from error
+
+    def _shut_down(self) -> None:
+        if hasattr(self, "_socket"):
+            with contextlib.suppress(OSError):  # it has ended already
+                self._socket.shutdown(socket.SHUT_RDWR)
 
 
-def _reason(lines: list[str]) -> str:
-    """The device's own words out of the engine's error text: its last line, and the hint that may follow it."""
-    words = [line for line in lines if "Error caught from RPC call" not in line]
-    if len(words) > 1 and words[-1].startswith(_HINT):
-        words = [f"{words[-2]}; {words[-1].removeprefix(_HINT)}"]
-    return (words[-1] if words else "no reason given").removeprefix("InternalError: ")[:500]
+def parse_address(address: str) -> tuple[str, int]:
+    """(host, port) of "HOST:PORT". Raises OptionError for other texts."""
+    host, separator, port = address.rpartition(":")
+    if not separator or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise OptionError(f"{address!r} is no address", "write HOST:PORT, such as 192.168.0.7:9090")
+    return host, int(port)
+
+
+def _set_probes(connected: socket.socket) -> None:
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for name, value in _PROBES.items():
+        if hasattr(socket, name):
+            connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _left(end: float) -> float:
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _printable(text: bytes) -> str:
+    """The device's words, made safe for a terminal."""
+    said = text.decode("utf-8", "replace").replace(_HINT, "; ")
+    words = " ".join(said.split())[:_LONGEST_REASON]
+    return "".join(each if each.isprintable() else "?" for each in words) or "no reason given"

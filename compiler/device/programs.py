@@ -33,7 +33,18 @@ CHECKING_SOURCES = (
 LIBRARY_SOURCES = (*CHECKING_SOURCES, "threads.cc", "processor.cc", "module.cc", "c_api.cc", "library_system.cc")
 SHARED_LIBRARY = "libtensorwright.so"
 NO_LINKED_MODULE = "linked_none.cc"
-PROGRAMS = {"tensorwright-run": "run.cc", "tensorwright-server": "server.cc"}
+PROGRAMS = {
+    "tensorwright-run": ("run.cc",),
+    "tensorwright-server": (
+        "noise.cc",
+        "wire.cc",
+        "pump.cc",
+        "storage.cc",
+        "device_session.cc",
+        "visitor.cc",
+        "server.cc",
+    ),
+}
 COMPILE_OPTIONS = (
     "-std=c++17",
     "-O2",
@@ -66,7 +77,7 @@ def device_programs(target: Target) -> Path:
 def _build(target: Target, libraries: Sequence[Path], sodium: Path, folder: Path) -> None:
     for library in libraries:
         shutil.copy(library, folder)
-    groups = {"library": [*LIBRARY_SOURCES, NO_LINKED_MODULE], **{name: [each] for name, each in PROGRAMS.items()}}
+    groups = {"library": [*LIBRARY_SOURCES, NO_LINKED_MODULE], **PROGRAMS}
     sources = {name: [SOURCES / each for each in parts] for name, parts in groups.items()}
     options = [*COMPILE_OPTIONS, *include_options([*include_folders(), sodium_include()])]
     library, *programs = compile_objects(target, sources, options, folder)

@@ -11,6 +11,7 @@ from pathlib import Path
 from compiler.artifact import Artifact
 from compiler.device.bundle import ONNX_RUNTIME_BYTES, check_accelerator, check_architecture, write_module
 from compiler.device.cache import cached, key_of
+from compiler.device.licenses import licenses_text
 from compiler.device.programs import COMPILE_OPTIONS, LIBRARY_SOURCES, SOURCES
 from compiler.device.runtime_sources import FFI_OBJECT, RUNTIME_OBJECT, ffi_source_folder, runtime_objects
 from compiler.device.sodium import sodium_include, sodium_object
@@ -63,7 +64,8 @@ def write_static_program(
 ) -> StaticProgram:
     """Write an executable that runs the module, for any Linux of the architecture: no libraries, no Python.
 
-    Its options are those of `tensorwright-run`, less the module's path.
+    Its options are those of `tensorwright-run`, less the module's path. Beside it lies `output`.licenses.txt, with the
+    licenses of what is linked into it, which go where it goes.
 
     Args:
         file: of the module, linked in as it is, so that it stays signed; without one it is unsigned.
@@ -90,6 +92,7 @@ def write_static_program(
         module_bytes = module.stat().st_size
         try:
             shutil.copy(made, output)
+            output.with_name(f"{output.name}.licenses.txt").write_text(licenses_text(), encoding="utf-8")
         except OSError as error:
             raise StorageError(f"{output} can not be written: {error}") from error
     size = output.stat().st_size

@@ -12,6 +12,7 @@ from typing import Any
 
 import schedules.engine  # noqa: F401  (first, so that the engine loads without torch)
 import targets
+from compiler.device.credentials import Credentials
 from compiler.driver import find_target, model_name
 from compiler.errors import OptionError
 from compiler.frontends.source import Constants, Shapes, import_model
@@ -115,6 +116,7 @@ def tune(
     time_budget: float | None = None,
     records: str | Path | None = None,
     devices: Sequence[str] = (LOCAL,),
+    credentials: Mapping[str, Credentials] | None = None,
     shapes: Shapes | None = None,
     constants: Constants | None = None,
     example_inputs: Sequence[Any] | None = None,
@@ -136,6 +138,7 @@ def tune(
         records: the folder of records to go on from and to append to; the user's own when None.
         devices: where to measure: "local", "HOST:PORT" of a tensorwright-server, which is asked first whether it can
             run the target's kernels, or of an engine RPC server, "KEY@HOST:PORT" of a tracker.
+        credentials: keys for encrypted connections, by device; a tensorwright-server that has keys takes no other.
         timing: "parallel" times kernels on all cores; "serial" on one, by processor time, for a machine that others
             use too; "auto" looks whether others do.
         cost_model: a name (`compiler.tuning.cost_models.cost_models.names()`) or an object with `update` and `predict`.
@@ -159,7 +162,9 @@ def tune(
             "name a device: devices=['HOST:PORT'] of an RPC server",
         )
     began = time.monotonic()
-    unchecked = [note for device in devices if device != LOCAL and (note := check_device(device, chosen))]
+    keys = dict(credentials or {})
+    remote = [device for device in devices if device != LOCAL]
+    unchecked = [note for device in remote if (note := check_device(device, chosen, keys.get(device)))]
     model = import_model(source, shapes=shapes, constants=constants, example_inputs=example_inputs)
     options = {"precision": precision, "checks": model.checks}
     extracting = time.monotonic()
@@ -175,7 +180,7 @@ def tune(
     deadline = math.inf if time_budget is None else began + time_budget
     with (
         RecordWriter.in_folder(folder, description) as writer,
-        Lab(chosen, devices, serial=serial) as lab,
+        Lab(chosen, devices, serial=serial, credentials=keys) as lab,
         ModelComparison(model, chosen, options, threads, serial=serial) as comparison,
     ):
         session = Session(

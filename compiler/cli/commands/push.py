@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,9 +15,24 @@ HELP = """Send a module to a device server, which switches to it only after it p
 Upload, checksums, the stored reference input run and compared, latency measured, and only then the switch; if anything
 fails, the module that was active stays. The server is bin/tensorwright-server of `tensorwright bundle`.
 
+A module is machine code. A server without keys runs the code of everyone who reaches its port, and neither side knows
+the other; so it listens on 127.0.0.1 unless it is told --insecure. One with --key and --client-key talks only to the
+clients that it knows, encrypted. One with --trusted-key runs only modules that one of those keys signed, whoever sends
+them, and no kernels of `tensorwright tune` (TVM's RPC carries them, and nobody signs them) unless told --allow-tuning.
+
 [bold]Typical[/]
 
-  tensorwright push model.twm 192.168.0.7:9090
+  tensorwright push model.twm 192.168.0.7:9090 --key laptop.pem --device-key device.pem.pub
+
+[bold]Examples[/]
+
+  Keys for both sides, made once; the two .pub files go to the other side:
+    on the device:  bin/tensorwright-server --new-key device.pem
+    here:           tensorwright key new laptop.pem --kind connection
+    on the device:  bin/tensorwright-server 9090 --listen 0.0.0.0 --key device.pem --client-key laptop.pem.pub
+
+  Through a tunnel, to a server without keys on the device's own address:
+    ssh -L 9090:127.0.0.1:9090 pi && tensorwright push model.twm 127.0.0.1:9090
 """
 
 
@@ -32,17 +48,36 @@ def _push(
     run_seconds: Annotated[
         float, typer.Option("--timeout", min=1, metavar="SECONDS", help="How long the reference run may take there.")
     ] = 600,
+    key: options.ConnectionKey = None,
+    device_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The X25519 public key of the server.", show_default=False),
+    ] = None,
+    trusted: options.TrustedKeys = None,
+    passphrase_file: options.PassphraseFile = None,
     as_json: options.Json = False,
 ) -> None:
-    from compiler.cli.output import print_facts, print_json
+    from compiler.cli.output import print_facts, print_json, print_note
+    from compiler.cli.passphrases import load_credentials
     from compiler.cli.progress import Steps
     from compiler.device.push import push
     from compiler.profiling.formatting import format_seconds
     from compiler.profiling.summary import check_is_module
 
     check_is_module(module)
+    credentials = load_credentials(key, device_key, passphrase_file)
     with Steps() as steps:
-        result = push(module, address, runs=runs, run_seconds=run_seconds, progress=steps)
+        result = push(
+            module,
+            address,
+            credentials=credentials,
+            trusted_keys=trusted or None,
+            runs=runs,
+            run_seconds=run_seconds,
+            progress=steps,
+        )
+    if result.moved_aside:
+        print_note(f"{address}: {result.moved_aside}")
     if as_json:
         print_json(asdict(result))
         return

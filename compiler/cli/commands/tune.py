@@ -47,6 +47,14 @@ def _tune(
             "not given.",
         ),
     ] = None,
+    key: options.ConnectionKey = None,
+    device_key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="The X25519 public key of the device's server: one for all, or one a device."
+        ),
+    ] = None,
+    passphrase_file: options.PassphraseFile = None,
     trials: Annotated[int | None, typer.Option(min=1, metavar="N", help="How many configs to measure.")] = None,
     time_budget: Annotated[
         str | None, typer.Option(metavar="TIME", help="How long to search: 90s, 10m, 1h. 10m if nothing is said.")
@@ -76,6 +84,7 @@ def _tune(
     from compiler.cli.tuning_display import TuningDisplay
     from compiler.profiling.model_inspection import model_inputs
 
+    credentials = _credentials(device or [], key, device_key or [], passphrase_file)
     specs: dict[str, Any] = {each.name: each for each in model_inputs(model)} if constant else {}
     with TuningDisplay() as display:
         result = compiler.tune(
@@ -85,6 +94,7 @@ def _tune(
             time_budget=parse_duration(time_budget) if time_budget is not None else None,
             records=records,
             devices=device or ["local"],
+            credentials=credentials,
             shapes=parse_shapes(shape or []) or None,
             constants=parse_arrays(constant or [], "--constant", specs) or None,
             precision=precision,
@@ -105,6 +115,27 @@ def _tune(
     else:
         _print(result)
     return EXIT_INTERRUPTED if result.interrupted else 0
+
+
+def _credentials(
+    devices: list[str], key: Path | None, device_keys: list[Path], passphrase_file: Path | None
+) -> dict[str, Any] | None:
+    """The keys for each device; None for plain connections."""
+    if key is None and not device_keys:
+        return None
+    from compiler.artifact import KeyKind
+    from compiler.cli.passphrases import load_private_key
+    from compiler.device.credentials import load_credentials
+    from compiler.errors import OptionError
+
+    if key is None or not device_keys:
+        raise OptionError("--key, this client's key, and --device-key, the server's, go together")
+
+    if len(device_keys) not in (1, len(devices)):
+        raise OptionError(f"{len(device_keys)} --device-key are given for {len(devices)} --device", "give one for each")
+    theirs = device_keys * len(devices) if len(device_keys) == 1 else device_keys
+    private = load_private_key(key, KeyKind.CONNECTION, passphrase_file)
+    return {device: load_credentials(private, each) for device, each in zip(devices, theirs, strict=True)}
 
 
 def _latency(result: Any) -> list[tuple[str, str]]:

@@ -1,191 +1,258 @@
-// A device server:  tensorwright-server PORT [--listen ADDRESS] [--folder FOLDER]
+// A device server:  tensorwright-server PORT [--listen ADDRESS] [--folder FOLDER] [--key FILE --client-key PATH...] ...
 //
-// Speaks TVM's RPC protocol, so that TVM's clients can upload and time kernels too, and keeps one active module in FOLDER.
-// A new module becomes active only after its checksums, its reference run and its times were asked for by the client
-// (`tensorwright push`); until then, and if anything fails, the old one stays.
-// Whoever can connect can run code here. So it listens on 127.0.0.1 unless told otherwise; use a private network or a tunnel.
+// Keeps one active module in FOLDER. A new one becomes active only after its checksums, its signature where keys are
+// trusted, and its reference run (`tensorwright push`); until then, and if anything fails, the old one stays.
+//
+// Whoever may open a session can run code here, within what --trusted-key leaves. With --key every connection is encrypted,
+// and clients are known by their keys; without, everyone who reaches the port is let in, so that the server then listens
+// on a loopback address alone unless it is told --insecure.
 #include <arpa/inet.h>
-#include <dirent.h>
 #include <netinet/tcp.h>
-#include <signal.h>
+#include <poll.h>
+#include <sodium.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
-#include <tvm/ffi/reflection/registry.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <string>
+#include <functional>
+#include <map>
+#include <vector>
 
-#include "module.h"
-#include "processor.h"
+#include "visitor.h"
 
 namespace tensorwright {
 namespace {
 
-constexpr int32_t kMagic = 0xff271;  // RPC_MAGIC of tvm/rpc/base.py
-constexpr int32_t kLongestKey = 4096;
-const char* const kActive = "active.twm";
-const char* const kIncoming = "incoming-";  // what names of modules that did not prove themselves yet start with
-std::string folder = "tensorwright-device";
+constexpr size_t kMostPending = 32;  // clients that did not show yet who they are; the oldest makes way for a new one
 
-// A file of the server's folder; names that lead elsewhere are refused.
-std::string PathOf(const std::string& name) {
-  if (name.empty() || name[0] == '.' || name.find('/') != std::string::npos) throw Error("'" + name + "' is not a plain file name");
-  return folder + "/" + name;
+const char* const kUsage =
+    "usage: tensorwright-server PORT [OPTION]...   (port 0: any free one)\n"
+    "       tensorwright-server --new-key FILE     makes a key for --key, and FILE.pub for the clients' --device-key\n"
+    "  --listen ADDRESS         an IPv4 address (127.0.0.1)\n"
+    "  --folder FOLDER          where modules are kept (tensorwright-device)\n"
+    "  --key FILE               this server's X25519 private key: connections are encrypted\n"
+    "  --client-key PATH        the public key of a client that may connect, or a folder of them; again for more\n"
+    "  --trusted-key PATH       an Ed25519 public key, or a folder of them: modules must be signed by one; again for more\n"
+    "  --allow-tuning           with --trusted-key: run kernels for `tensorwright tune` too, which are not signed\n"
+    "  --insecure               let everyone in who reaches an address that is not loopback\n"
+    "  --sessions N             at once (8)\n"
+    "  --idle SECONDS           that a client may keep a session without using it (900)\n"
+    "  --longest-run SECONDS    that one request may take (3600)\n"
+    "  --max-module-bytes N     of a module, and of a session's files together (4294967296)\n";
+
+struct Options {
+  int port = -1;
+  std::string address = "127.0.0.1", folder = "tensorwright-device", key, new_key;
+  std::vector<std::string> client_keys;
+  bool allow_tuning = false, insecure = false;
+  size_t sessions = 8;
+  ServerSettings settings;
+};
+
+// A number of the command line, from 1 to `most`.
+uint64_t Positive(const std::string& text, uint64_t most) {
+  bool digits = !text.empty() && text.size() < 19 && text.find_first_not_of("0123456789") == std::string::npos;
+  uint64_t value = digits ? std::strtoull(text.c_str(), nullptr, 10) : 0;
+  if (value < 1 || value > most) throw Error("'" + text + "' is not a number from 1 to " + std::to_string(most));
+  return value;
 }
 
-void Append(const ffi::String& name, const ffi::Bytes& data, bool first) {
-  std::FILE* file = std::fopen(PathOf(name).c_str(), first ? "wb" : "ab");
-  if (!file) throw Error(PathOf(name) + ": " + std::strerror(errno));
-  bool whole = std::fwrite(data.data(), 1, data.size(), file) == data.size();
-  if (std::fclose(file) != 0 || !whole) throw Error(PathOf(name) + " could not be written: " + std::strerror(errno));
-}
-
-// The module of this session: loaded once, for its reference run and its times.
-Module& Loaded(const std::string& name) {
-  static std::string loaded;
-  static std::unique_ptr<Module> module;
-  if (loaded != name) {
-    module = std::make_unique<Module>(Artifact::Open(PathOf(name)));
-    loaded = name;
-  }
-  return *module;
-}
-
-ffi::String DigestOf(const std::string& name) { return Artifact::Open(PathOf(name))->digest; }
-
-// Two numbers as text: arrays stay on this side of the protocol.
-ffi::String Measure(const ffi::String& name, int64_t runs) {
-  Module& module = Loaded(name);
-  std::vector<double> times = module.Measure(module.ExampleInputs(), static_cast<int>(runs), 1);
-  return std::to_string(Percentile(times, 0.5)) + " " + std::to_string(Percentile(times, 0.99));
-}
-
-void Activate(const ffi::String& name) {
-  sync();  // what is renamed must be on the disk before, or a loss of power leaves an empty file
-  if (std::rename(PathOf(name).c_str(), PathOf(kActive).c_str()) != 0) throw Error(std::string("the module could not be switched: ") + std::strerror(errno));
-  sync();
-}
-
-void Remove(const ffi::String& name) { std::remove(PathOf(name).c_str()); }
-
-// What this server is, as JSON, for clients of any version: `protocol` counts up when a function here changes its meaning.
-constexpr int kProtocol = 1;
-
-ffi::String Versions() {
-  std::string features;
-  for (const std::string& each : ProcessorFeatures()) features += (features.empty() ? "\"" : ", \"") + each + "\"";
-  return std::string("{\"protocol\": ") + std::to_string(kProtocol) + ", \"format\": " + std::to_string(kFormatVersion) +
-         ", \"tensorwright\": \"" TENSORWRIGHT_VERSION "\", \"tvm\": \"" TENSORWRIGHT_ENGINE "\", \"architecture\": \"" + Architecture() +
-         "\", \"features\": [" + features + "]}";
-}
-
-ffi::String Active() { return access(PathOf(kActive).c_str(), R_OK) == 0 ? DigestOf(kActive) : ffi::String(""); }
-
-void RegisterFunctions() {
-  tvm::ffi::reflection::GlobalDef()
-      .def("tensorwright.device.versions", Versions)
-      .def("tensorwright.device.append", Append)
-      .def("tensorwright.device.digest", [](const ffi::String& name) { return DigestOf(name); })
-      .def("tensorwright.device.verify", [](const ffi::String& name) { return Loaded(name).Verify(); })
-      .def("tensorwright.device.measure", Measure)
-      .def("tensorwright.device.activate", Activate)
-      .def("tensorwright.device.remove", Remove)
-      .def("tensorwright.device.active", Active)
-      // What TVM's own clients expect.
-      .def("tvm.rpc.server.workpath", [](const ffi::String& name) { return ffi::String(PathOf(name)); })
-      .def("tvm.rpc.server.load_module", [](const ffi::String& name) { return ffi::Module::LoadFromFile(PathOf(name)); });
-}
-
-bool Receive(int socket, void* data, size_t size) { return recv(socket, data, size, MSG_WAITALL) == static_cast<ssize_t>(size); }
-
-bool Send(int socket, const void* data, size_t size) { return send(socket, data, size, MSG_NOSIGNAL) == static_cast<ssize_t>(size); }
-
-bool ShakeHands(int socket) {
-  int32_t magic = 0, size = 0;
-  if (!Receive(socket, &magic, 4) || magic != kMagic || !Receive(socket, &size, 4) || size < 0 || size > kLongestKey) return false;
-  std::string client(static_cast<size_t>(size), '\0');
-  if (!Receive(socket, client.data(), client.size())) return false;
-  const std::string key = "server:";
-  size = static_cast<int32_t>(key.size());
-  return Send(socket, &kMagic, 4) && Send(socket, &size, 4) && Send(socket, key.data(), key.size());
-}
-
-// In a process of its own, so that a module that crashes ends its session and nothing else.
-void Serve(int socket) {
-  pid_t child = fork();
-  if (child == 0) {
-    try {
-      (*ffi::Function::GetGlobal("rpc.ServerLoop"))(socket);
-    } catch (const std::exception& error) {
-      std::fprintf(stderr, "error: %s\n", error.what());
+bool ParseOptions(int count, char** arguments, Options* options) {
+  ServerSettings& settings = options->settings;
+  const std::map<std::string, std::function<void(const std::string&)>> valued = {
+      {"--listen", [&](const std::string& value) { options->address = value; }},
+      {"--folder", [&](const std::string& value) { options->folder = value; }},
+      {"--key", [&](const std::string& value) { options->key = value; }},
+      {"--new-key", [&](const std::string& value) { options->new_key = value; }},
+      {"--client-key", [&](const std::string& value) { options->client_keys.push_back(value); }},
+      {"--trusted-key", [&](const std::string& value) { settings.trusted.Add(value); }},
+      {"--sessions", [&](const std::string& value) { options->sessions = Positive(value, 1024); }},
+      {"--idle", [&](const std::string& value) { settings.times.idle_seconds = settings.session.idle_seconds = static_cast<int>(Positive(value, 1'000'000)); }},
+      {"--longest-run", [&](const std::string& value) { settings.times.run_seconds = static_cast<int>(Positive(value, 1'000'000)); }},
+      {"--max-module-bytes", [&](const std::string& value) { settings.session.module_bytes = Positive(value, uint64_t{1} << 50); }},
+  };
+  for (int i = 1; i < count; ++i) {
+    std::string argument = arguments[i];
+    auto found = valued.find(argument);
+    if (found != valued.end() && i + 1 < count) {
+      found->second(arguments[++i]);
+    } else if (argument == "--allow-tuning") {
+      options->allow_tuning = true;
+    } else if (argument == "--insecure") {
+      options->insecure = true;
+    } else if (options->port < 0 && argument.size() < 6 && argument.find_first_not_of("0123456789") == std::string::npos && !argument.empty()) {
+      options->port = std::atoi(argument.c_str());
+    } else {
+      return false;
     }
-    _exit(0);
   }
-  int status = 0;
-  if (child > 0) waitpid(child, &status, 0);
-  if (child < 0 || !WIFEXITED(status)) std::fprintf(stderr, "error: a session crashed\n");
+  return !options->new_key.empty() || (options->port >= 0 && options->port <= 65535);
 }
 
-// What a session that was cut off left behind. There is one session at a time.
-void RemoveIncoming() {
-  DIR* listing = opendir(folder.c_str());
-  if (!listing) return;
-  while (dirent* entry = readdir(listing)) {
-    if (std::strncmp(entry->d_name, kIncoming, std::strlen(kIncoming)) == 0) std::remove((folder + "/" + entry->d_name).c_str());
+bool IsLoopback(const std::string& address) { return address.compare(0, 4, "127.") == 0; }
+
+// Keys, and whether what they leave open was asked for.
+void Configure(Options* options) {
+  ServerSettings& settings = options->settings;
+  if (options->key.empty() != options->client_keys.empty()) {
+    throw Error("--key, this server's private key, and --client-key, the public keys of its clients, go together");
   }
-  closedir(listing);
+  if (!options->key.empty()) {
+    settings.encrypted = true;
+    settings.key = ReadPrivateKey(options->key);
+    for (const std::string& path : options->client_keys) {
+      for (const Key& key : ReadPublicKeys(path, KeyKind::kX25519)) settings.clients.insert(key);
+    }
+  } else if (!IsLoopback(options->address) && !options->insecure) {
+    throw Error("without keys everyone who reaches " + options->address + " could run code here. Make keys (tensorwright-server --new-key device.pem "
+                "here, tensorwright key new laptop.pem --kind connection there) and start it with --key device.pem --client-key laptop.pem.pub; "
+                "or listen on 127.0.0.1; or, where nobody else reaches the port, add --insecure");
+  }
+  settings.kernels_allowed = settings.trusted.empty() || options->allow_tuning;
 }
 
-int Listen(const char* address, int port) {
+int Listen(const Options& options, const std::string& folder) {
   int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
   setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
   sockaddr_in place{};
-  place.sin_family = AF_INET, place.sin_port = htons(static_cast<uint16_t>(port));
-  if (inet_pton(AF_INET, address, &place.sin_addr) != 1) throw Error(std::string(address) + " is not an IPv4 address");
+  place.sin_family = AF_INET, place.sin_port = htons(static_cast<uint16_t>(options.port));
+  if (inet_pton(AF_INET, options.address.c_str(), &place.sin_addr) != 1) throw Error(options.address + " is not an IPv4 address");
   socklen_t size = sizeof place;
-  if (bind(listener, reinterpret_cast<sockaddr*>(&place), size) != 0 || listen(listener, 8) != 0 ||
+  if (bind(listener, reinterpret_cast<sockaddr*>(&place), size) != 0 || listen(listener, 64) != 0 ||
       getsockname(listener, reinterpret_cast<sockaddr*>(&place), &size) != 0) {
     throw Error(std::string("can not listen: ") + std::strerror(errno));
   }
-  std::printf("listening on %s:%d, modules in %s\n", address, ntohs(place.sin_port), folder.c_str());
+  std::printf("listening on %s:%d, modules in %s, %s, %s\n", options.address.c_str(), ntohs(place.sin_port), folder.c_str(),
+              options.settings.encrypted ? "encrypted" : "open to everyone who reaches it", options.settings.trusted.empty() ? "unsigned modules run" : "signed modules alone");
   std::fflush(stdout);
   return listener;
 }
 
-int Main(int count, char** arguments) {
-  const char* address = "127.0.0.1";
-  int port = -1;
-  for (int i = 1; i < count; ++i) {
-    std::string argument = arguments[i];
-    if (argument == "--listen" && i + 1 < count) {
-      address = arguments[++i];
-    } else if (argument == "--folder" && i + 1 < count) {
-      folder = arguments[++i];
-    } else {
-      port = std::atoi(arguments[i]);
+// A host that is gone is found out by probes: 5 s of silence, then one every 5 s, at most three of them unanswered.
+void SetSocketLimits(int client) {
+  int on = 1, idle = 5, interval = 5, probes = 3, unanswered = 20'000;
+  setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  setsockopt(client, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+  setsockopt(client, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle);
+  setsockopt(client, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof interval);
+  setsockopt(client, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
+  setsockopt(client, IPPROTO_TCP, TCP_USER_TIMEOUT, &unanswered, sizeof unanswered);
+}
+
+// The clients of the moment, a process each.
+class Visitors {
+ public:
+  Visitors(int listener, const Storage& storage, Options* options) : listener_(listener), storage_(storage), options_(options) {}
+
+  void ServeForever() {
+    for (;;) {
+      std::vector<pollfd> wait{{listener_, POLLIN, 0}};
+      for (const Visitor& each : visitors_) wait.push_back({each.control, POLLIN, 0});
+      if (poll(wait.data(), wait.size(), -1) <= 0) continue;
+      for (size_t i = wait.size() - 1; i > 0; --i) {
+        if (wait[i].revents) Answer(i - 1);
+      }
+      if (wait[0].revents) Accept();
     }
   }
-  if (port < 0 || port > 65535) {
-    std::fprintf(stderr, "usage: tensorwright-server PORT [--listen ADDRESS] [--folder FOLDER]   (port 0: any free one)\n");
+
+ private:
+  struct Visitor {
+    pid_t process;
+    int control;
+    bool admitted;
+  };
+
+  // A place is asked for, or the visitor is gone.
+  void Answer(size_t index) {
+    char question;
+    Visitor& visitor = visitors_[index];
+    if (recv(visitor.control, &question, 1, 0) == 1) {
+      auto admitted = std::count_if(visitors_.begin(), visitors_.end(), [](const Visitor& each) { return each.admitted; });
+      visitor.admitted = static_cast<size_t>(admitted) < options_->sessions;
+      send(visitor.control, visitor.admitted ? "y" : "n", 1, MSG_NOSIGNAL);
+      return;
+    }
+    End(index);
+  }
+
+  void End(size_t index) {
+    Visitor visitor = visitors_[index];
+    visitors_.erase(visitors_.begin() + static_cast<ptrdiff_t>(index));
+    close(visitor.control);
+    kill(visitor.process, SIGKILL);
+    waitpid(visitor.process, nullptr, 0);
+    storage_.RemoveScratch(visitor.process);
+  }
+
+  void Accept() {
+    int client = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC), ends[2];
+    if (client < 0) {
+      if (errno == EMFILE || errno == ENFILE || errno == ENOMEM) usleep(100'000);  // until others are done
+      return;
+    }
+    MakeRoom();
+    SetSocketLimits(client);
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) {
+      close(client);
+      return;
+    }
+    pid_t server = getpid(), child = fork();
+    if (child == 0) {
+      prctl(PR_SET_PDEATHSIG, SIGKILL);
+      if (getppid() != server) _exit(1);
+      close(listener_), close(ends[0]);
+      for (const Visitor& each : visitors_) close(each.control);
+      ServeVisitor(client, ends[1], storage_, &options_->settings);
+    }
+    close(ends[1]), close(client);
+    if (child < 0) {
+      std::fprintf(stderr, "error: no process for a client: %s\n", std::strerror(errno));
+      close(ends[0]);
+    } else {
+      visitors_.push_back({child, ends[0], false});
+    }
+  }
+
+  // Whoever connects and stays silent keeps nobody out.
+  void MakeRoom() {
+    auto pending = [](const Visitor& each) { return !each.admitted; };
+    if (static_cast<size_t>(std::count_if(visitors_.begin(), visitors_.end(), pending)) < kMostPending) return;
+    End(static_cast<size_t>(std::find_if(visitors_.begin(), visitors_.end(), pending) - visitors_.begin()));
+  }
+
+  int listener_;
+  const Storage& storage_;
+  Options* options_;
+  std::vector<Visitor> visitors_;
+};
+
+int Main(int count, char** arguments) {
+  Options options;
+  if (!ParseOptions(count, arguments, &options)) {
+    std::fputs(kUsage, stderr);
     return 2;
   }
-  if (mkdir(folder.c_str(), 0755) != 0 && errno != EEXIST) throw Error(folder + ": " + std::strerror(errno));
-  RemoveIncoming();
-  RegisterFunctions();
-  int listener = Listen(address, port), on = 1;
-  for (;;) {
-    int client = accept4(listener, nullptr, nullptr, SOCK_CLOEXEC);
-    if (client < 0) continue;
-    setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    if (ShakeHands(client)) Serve(client);
-    close(client);
-    RemoveIncoming();
+  if (!options.new_key.empty()) {
+    WriteNewKey(options.new_key);
+    std::printf("wrote %s (keep it here) and %s.pub (give it to the clients)\n", options.new_key.c_str(), options.new_key.c_str());
+    return 0;
   }
+  Configure(&options);
+  std::signal(SIGPIPE, SIG_IGN);
+  Storage storage(options.folder);
+  std::string problem;
+  storage.Active(options.settings.trusted, &problem);
+  if (!problem.empty()) std::fprintf(stderr, "warning: %s\n", problem.c_str());
+  Visitors(Listen(options, storage.folder()), storage, &options).ServeForever();
+  return 0;
 }
 
 }  // namespace

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from compiler.device.credentials import Credentials
 from compiler.errors import UserError
 from compiler.tuning.measuring.channel import Worker, WorkerDiedError, WorkerTimeoutError, wait_any
 from compiler.tuning.measuring.messages import (
@@ -101,7 +102,9 @@ class Lab:
         build_timeout: float = BUILD_TIMEOUT,
         measure_timeout: float = MEASURE_TIMEOUT,
         build_module: str = BUILD_MODULE,
+        credentials: Mapping[str, Credentials] | None = None,
     ) -> None:
+        keys = dict(credentials or {})
         cores = os.cpu_count() or 1
         self._cores = target.machine.cores
         self._build_timeout, self._measure_timeout = build_timeout, measure_timeout
@@ -113,7 +116,7 @@ class Lab:
         self.measurers = [
             Worker(
                 MEASURE_MODULE,
-                WorkerSetup(None, threads, device, target.machine.l3_bytes, measure_timeout),
+                WorkerSetup(None, threads, device, target.machine.l3_bytes, measure_timeout, keys.get(device)),
                 {"TVM_NUM_THREADS": str(threads), "TVM_BIND_THREADS": "0"},
             )
             for device in devices

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from compiler.device.credentials import Credentials
 from schedules.config import Config
 
 Failure = Literal["build-error", "crash", "timeout", "wrong-numbers", "run-error"]
@@ -153,7 +154,7 @@ class Stop:
 class WorkerSetup:
     """The first message: what a worker works for. `target` is pickled, as third parties may define it.
 
-    With one thread, local times are processor time.
+    With one thread, local times are processor time. `credentials` are for an encrypted connection to the device.
     """
 
     target: Any = None
@@ -161,3 +162,4 @@ class WorkerSetup:
     device: str = "local"
     l3_bytes: int = 0
     timeout: float = 10.0
+    credentials: Credentials | None = None

@@ -101,13 +101,15 @@ class RpcRunner:
         import tvm
         from tvm import rpc
 
+        from compiler.device.tunnel import connect_rpc
+
         self._tvm = tvm
         key, host, port = parse_device(setup.device)
         if key:
             tracker = rpc.connect_tracker(host, port)
             self._session = tracker.request(key, session_timeout=int(setup.timeout) + 5, max_retry=3)
         else:
-            self._session = rpc.connect(host, port, session_timeout=int(setup.timeout) * 60)
+            self._session = connect_rpc(f"{host}:{port}", setup.credentials, int(setup.timeout) * 60)
         self._device = self._session.cpu()
         self._session.get_function("runtime.config_threadpool")(1, setup.threads)
         self._loads = 0

@@ -12,15 +12,15 @@ from pathlib import Path
 def address_of(server: subprocess.Popen[str]) -> str:
     """Where a server that was just started listens."""
     assert server.stdout is not None
-    found = re.match(r"listening on (127.0.0.1:\d+)", server.stdout.readline())
+    found = re.match(r"listening on [\d.]+:(\d+)", server.stdout.readline())
     assert found is not None
-    return found.group(1)
+    return f"127.0.0.1:{found.group(1)}"
 
 
 @contextmanager
-def device_server(emulator: Sequence[str], program: Path, folder: Path) -> Iterator[str]:
+def device_server(emulator: Sequence[str], program: Path, folder: Path, *options: object) -> Iterator[str]:
     """The address of a `tensorwright-server` that runs under an emulator and keeps its modules in a folder."""
-    command = [*emulator, str(program), "0", "--folder", str(folder)]
+    command = [*emulator, str(program), "0", "--folder", str(folder), *map(str, options)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         yield address_of(process)

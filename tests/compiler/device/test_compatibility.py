@@ -116,11 +116,11 @@ def test_push_to_a_server_of_another_version(
 ) -> None:
     address, _ = server
     path = module_for("raspberry-pi-4", tmp_path)
-    monkeypatch.setattr(compatibility, "PROTOCOL", 2)
-    with pytest.raises(DeviceError, match=r"speaks protocol 1, and this one 2\n.*make a new bundle"):
+    monkeypatch.setattr(compatibility, "PROTOCOL", 3)
+    with pytest.raises(DeviceError, match=r"speaks protocol 2, and this one 3\n.*make a new bundle"):
         push(path, address)
-    monkeypatch.setattr(compatibility, "PROTOCOL", 0)
-    with pytest.raises(DeviceError, match=r"speaks protocol 1, and this one 0\n.*update Tensorwright here"):
+    monkeypatch.setattr(compatibility, "PROTOCOL", 1)
+    with pytest.raises(DeviceError, match=r"speaks protocol 2, and this one 1\n.*update Tensorwright here"):
         push(path, address)
 
 

@@ -134,8 +134,8 @@ def test_a_device_that_can_not_run_the_target_is_refused_first(
 def test_a_server_of_another_version_is_refused_first(
     cortex_a72: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compatibility, "PROTOCOL", 2)
-    with pytest.raises(DeviceError, match=r"speaks protocol 1, and this one 2\n.*make a new bundle"):
+    monkeypatch.setattr(compatibility, "PROTOCOL", 3)
+    with pytest.raises(DeviceError, match=r"speaks protocol 2, and this one 3\n.*make a new bundle"):
         compiler.tune(b"", "raspberry-pi-4", trials=2, records=tmp_path, devices=[cortex_a72])
     monkeypatch.undo()
     monkeypatch.setattr("importlib.metadata.version", lambda _: "0.99")
@@ -144,7 +144,7 @@ def test_a_server_of_another_version_is_refused_first(
 
 
 def test_a_device_that_was_asked_measures(cortex_a72: str) -> None:
-    """A device's server takes one client at a time: the question leaves it free."""
+    """The question leaves nothing behind."""
     board, task = target_that_runs("raspberry-pi-4"), product_task()
     assert check_device(cortex_a72, board) is None
     assert check_device(cortex_a72, board) is None

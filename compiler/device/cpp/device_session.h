@@ -1,0 +1,37 @@
+// The process of one session: takes a module, proves it, and makes it the active one; or runs kernels for a tuner.
+//
+// A session starts with the client's frame "modules" or "kernels", which the server answers with "ok" and what it is
+// (JSON). Then, for modules, each request is a frame and is answered by one, "ok ..." or "error ...":
+//   active           digest of the active module, and why one was moved aside
+//   upload BYTES     followed, once it is answered, by frames of data; answered again when all are there
+//   check            checksums, and the signature where keys are trusted; the digest
+//   verify           the largest difference of the reference run
+//   measure RUNS     milliseconds: the median and the 99th percentile
+//   activate         nothing
+// For kernels the rest of the session is TVM's RPC.
+#pragma once
+
+#include <string>
+
+#include "storage.h"
+
+namespace tensorwright {
+
+constexpr int kDeviceProtocol = 2;  // counts up when a request changes its meaning
+constexpr size_t kLongestRequest = 256, kLongestData = 1 << 20;
+
+enum class SessionKind { kModules, kKernels };
+
+struct SessionLimits {
+  uint64_t module_bytes = uint64_t{4} << 30;  // of a module, and of all files of a session together
+  int idle_seconds = 900;                     // that an upload may pause
+};
+
+// What the server is, as JSON.
+std::string DescribeServer(bool kernels_allowed);
+
+// Serves the other end of `descriptor` until it is closed. The process is ended afterwards.
+void ServeModules(int descriptor, const Storage& storage, const std::string& scratch, const TrustedKeys& trusted, const SessionLimits& limits);
+void ServeKernels(int descriptor, const std::string& scratch, const SessionLimits& limits);
+
+}  // namespace tensorwright

@@ -1,0 +1,166 @@
+"""TVM's RPC over an encrypted session: its client knows plain TCP alone, so it talks to a port of this machine, behind
+which a process carries the bytes over the session.
+
+A process and no thread: while the client waits for its socket it holds Python's global lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import json
+import os
+import secrets
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from compiler.device.connection import CONNECT_SECONDS, Connection
+from compiler.device.credentials import Credentials
+from compiler.device.noise import HandshakeError
+from compiler.errors import DeviceError, InternalError
+
+_MAGIC = 0xFF271  # RPC_MAGIC of tvm/rpc/base.py
+_LONGEST_KEY = 4096
+_INT = struct.Struct("@i")  # as TVM writes it
+_LOOPBACK = "127.0.0.1"
+
+
+def connect_rpc(address: str, credentials: Credentials | None, timeout: int) -> Any:
+    """TVM's session with a server.
+
+    Args:
+        credentials: of a tensorwright-server with keys; None for a plain connection, to servers of TVM too.
+        timeout: seconds that a server of TVM keeps the session.
+
+    Raises:
+        DeviceError: with credentials: nobody answers there, or the server refuses this client or its kernels.
+        InternalError: the process that carries the bytes could not be started.
+    """
+    import schedules.engine  # noqa: F401  (the engine without torch)
+
+    # isort: split
+    from tvm import rpc
+
+    if credentials is None:
+        host, _, port = address.rpartition(":")
+        return rpc.connect(host, int(port), session_timeout=timeout)
+    process, answer = _start(address, credentials)
+    session = rpc.connect(_LOOPBACK, answer["port"], key=answer["token"])
+    session._tunnel = process  # kept as long as the session; it ends when the session's socket closes
+    return session
+
+
+def _start(address: str, credentials: Credentials) -> tuple[subprocess.Popen[str], dict[str, Any]]:
+    """The process, and where it listens."""
+    root = str(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "compiler.device.tunnel"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    keys = {"private": credentials.private_key.hex(), "device": credentials.device_key.hex()}
+    with process.stdin, process.stdout:
+        with contextlib.suppress(BrokenPipeError):  # its end says more
+            process.stdin.write(json.dumps({"address": address, **keys}) + "\n")
+            process.stdin.flush()
+        line = process.stdout.readline()
+    if not line:
+        raise InternalError(f"the tunnel to {address} ended with exit code {process.wait()}")
+    answer: dict[str, Any] = json.loads(line)
+    if "error" in answer:
+        process.wait()
+        raise DeviceError(answer["error"], answer["hint"])
+    return process, answer
+
+
+def main() -> None:
+    """The process: keys on standard input, where it listens on standard output, both JSON."""
+    given = json.loads(sys.stdin.readline())
+    credentials = Credentials(bytes.fromhex(given["private"]), bytes.fromhex(given["device"]))
+    try:
+        tunnel = _Tunnel(Connection(given["address"], credentials, "kernels"))
+    except DeviceError as error:
+        print(json.dumps({"error": error.message, "hint": error.hint}), flush=True)
+        return
+    print(json.dumps({"port": tunnel.port, "token": tunnel.token}), flush=True)
+    tunnel.serve()
+
+
+class _Tunnel:
+    """A port for one client, who has to know a token: others on this machine may find the port."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.token = secrets.token_hex(16)
+        self._connection = connection
+        self._listener = socket.create_server((_LOOPBACK, 0))
+        self.port: int = self._listener.getsockname()[1]
+
+    def serve(self) -> None:
+        """Carry bytes until one side closes."""
+        with self._listener:
+            local = self._accept()
+        if local is None:
+            self._connection.close()
+            return
+        threading.Thread(target=self._carry_back, args=(local,), daemon=True).start()
+        with contextlib.suppress(OSError):
+            while data := local.recv(1 << 18):
+                self._connection.send_bytes(data)
+        self._connection.close()
+
+    def _accept(self) -> socket.socket | None:
+        """The client that knows the token, after the handshake of TVM's RPC."""
+        self._listener.settimeout(CONNECT_SECONDS)
+        while True:
+            try:
+                local, _ = self._listener.accept()
+            except TimeoutError:
+                return None
+            local.settimeout(1.0)  # a client of this process sends at once
+            try:
+                if self._is_expected(local):
+                    name = b"server:"
+                    local.sendall(_INT.pack(_MAGIC) + _INT.pack(len(name)) + name)
+                    local.settimeout(None)
+                    local.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    return local
+            except OSError:
+                pass  # gone, or silent: not the one
+            local.close()
+
+    def _is_expected(self, local: socket.socket) -> bool:
+        magic, length = struct.unpack("@ii", _exactly(local, 2 * _INT.size))
+        if magic != _MAGIC or not 0 <= length <= _LONGEST_KEY:
+            return False
+        return hmac.compare_digest(_exactly(local, length), f"client:{self.token}".encode())
+
+    def _carry_back(self, local: socket.socket) -> None:
+        with contextlib.suppress(OSError, HandshakeError):
+            while data := self._connection.receive_bytes():
+                local.sendall(data)
+        with contextlib.suppress(OSError):
+            local.shutdown(socket.SHUT_RDWR)
+
+
+def _exactly(local: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        part = local.recv(count - len(data))
+        if not part:
+            raise OSError("the client left")
+        data += part
+    return data
+
+
+if __name__ == "__main__":
+    main()
