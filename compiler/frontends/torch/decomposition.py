@@ -37,7 +37,8 @@ def decomposition_of(*operators: str) -> Callable[[Decomposition], Decomposition
 def decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """The program without the operators that have a decomposition here; the same one where it uses none."""
     known = decompositions()
-    used = {node.target for node in program.graph.nodes if str(node.target) in known}
+    graphs = [each.graph for each in program.graph_module.modules() if hasattr(each, "graph")]  # of branches, too
+    used = {node.target for graph in graphs for node in graph.nodes if str(node.target) in known}
     return program.run_decompositions({each: known[str(each)] for each in used}) if used else program
 
 

@@ -8,6 +8,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from compiler.frontends.torch.even_parts import refuse_even_parts, write_out_eve
 from compiler.frontends.torch.fixed_sizes import OpenSizes
 from compiler.frontends.torch.projections import without_projections
 from compiler.frontends.torch.requirements import ProgramRequirements
-from compiler.frontends.torch.results import named_results, result_names
+from compiler.frontends.torch.results import complex_notes, named_results, result_names
 from compiler.frontends.torch.translations import translations
 
 if TYPE_CHECKING:
@@ -74,22 +75,41 @@ def import_torch(
             refuse_even_parts(program)
             program = program.run_decompositions({})
         write_out_even_parts(program)
-        program = decomposed(without_projections(program))
+        program = _rewritten(program)
     _view_copies(program)
     onnx_program = _to_onnx(program)
     sizes.refuse_fixed()
     _name_outputs(onnx_program, program)
     _fix_known_sizes(onnx_program)
-    options: dict[str, Any] = {"shapes": shapes, "constants": constants, "outputs": outputs}
-    if sum(_bytes(tensor) for tensor in program.state_dict.values()) < _LARGEST_PROTO_BYTES:
-        return needs.added_to(import_onnx(onnx_program.model_proto, **options))
+    large = sum(_bytes(tensor) for tensor in program.state_dict.values()) >= _LARGEST_PROTO_BYTES
+    model = _imported(onnx_program, large, {"shapes": shapes, "constants": constants, "outputs": outputs})
+    returned = {spec.name for spec in model.outputs}
+    notes = [note for name, note in complex_notes(program).items() if name in returned]
+    return replace(needs.added_to(model), notes=(*model.notes, *notes))
+
+
+def _imported(onnx_program: Any, large: bool, options: Mapping[str, Any]) -> ImportedModel:
+    """The ONNX model imported from memory, or where it is `large` from a file."""
+    if not large:
+        return import_onnx(onnx_program.model_proto, **options)
     try:
         with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
             path = Path(folder) / "model.onnx"
             onnx_program.save(str(path), external_data=True)
-            return needs.added_to(import_onnx(path, **options))
+            return import_onnx(path, **options)
     except OSError as error:
         raise StorageError(f"the exported model could not be stored: {error}", "free space in TMPDIR") from error
+
+
+def _rewritten(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program without operators that have a decomposition of our own."""
+    try:
+        return decomposed(without_projections(program))
+    except TensorwrightError:
+        raise
+    except Exception as error:  # whatever tracing a decomposition raises, as for sizes of 0
+        reason = str(error).split("\n", 1)[0]
+        raise UnsupportedModelError([Refusal("torch.export", "model", f"{type(error).__name__}: {reason}")]) from error
 
 
 def import_torch_file(

@@ -48,6 +48,17 @@ def result_names(structure: Any, count: int) -> list[str]:
     return _names([paths[index] for index in range(count)])
 
 
+def complex_notes(program: torch.export.ExportedProgram) -> dict[str, str]:
+    """For each output of complex numbers, which ONNX's operators have not, a line that says what stands for it."""
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    results = program.graph_signature.user_outputs
+    return {
+        name: f"output {name!r}: complex numbers are pairs along a last axis of size 2, as of torch.view_as_real"
+        for name, result in zip(result_names(program.call_spec.out_spec, len(results)), results, strict=True)
+        if getattr(values.get(str(result)), "is_complex", bool)()
+    }
+
+
 def _is_numbered(paths: Any) -> bool:
     return all(isinstance(step, int) for path in paths for step in path)
 

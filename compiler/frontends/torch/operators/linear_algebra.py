@@ -157,7 +157,7 @@ def _power(matrices: Tensor, exponent: int) -> Tensor:
 
 
 def _known(size: int | torch.SymInt) -> int | None:
-    return size if isinstance(size, int) and size <= _LARGEST else None
+    return size if isinstance(size, int) and 0 < size <= _LARGEST else None
 
 
 @decomposition_of("aten.linalg_vander.default")

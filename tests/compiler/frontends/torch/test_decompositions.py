@@ -127,6 +127,11 @@ FUNCTIONS: dict[str, Function] = {
         functional.cross_entropy(x[0], LABELS, x[1, 0].abs(), label_smoothing=0.2, reduction="none"),
         functional.cross_entropy(x, x.flip(1).softmax(1), x[0, :, 0].abs(), label_smoothing=0.1),
     ),
+    "ranges of floats": lambda x: (
+        torch.arange(0.1, 1.1),
+        torch.arange(0.1, -4.0, -0.7),
+        torch.arange(2.5) + x[0, 0, 0],
+    ),
     "repeated to a known size": lambda x: torch.repeat_interleave(
         x, torch.tensor([2, 0, 3, 1, 1, 0]), 2, output_size=7
     ),

@@ -57,6 +57,7 @@ class Returning(nn.Module):
             "cache": {"logits": y, "past": Cache(Layer(y + 1), Layer(y + 2))},
             "tuples": (y, (y + 1, [y + 2])),
             "mixed": (y, {"logits": y + 1}),
+            "complex": {"wave": torch.complex(y, -y), "real": y},
             "unknown": {"logits": y, "other": object()},
         }
         return results[self.kind]
@@ -96,3 +97,23 @@ def test_an_exported_program_keeps_the_names_of_its_structure() -> None:
 def test_an_object_without_tensors_is_named() -> None:
     with pytest.raises(InvalidModelError, match=r"returns a object as 'other'(?s:.*)use_cache=False"):
         import_model(Returning("unknown").eval(), example_inputs=_ARGUMENTS)
+
+
+def test_complex_numbers_are_pairs_and_a_note_says_so() -> None:
+    model = import_model(Returning("complex").eval(), example_inputs=_ARGUMENTS)
+    assert [each.shape for each in model.outputs] == [(4, 2), (4,)]
+    assert len(model.notes) == 1
+    assert "'wave': complex numbers are pairs" in model.notes[0]
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = torch.cond(x.sum() > 0, lambda y: torch.fmax(y, 3 - y), lambda y: y.hypot(y + 1), (x,))
+        return result
+
+
+def test_operators_inside_of_branches_are_decomposed_too() -> None:
+    x = torch.arange(12.0).reshape(4, 3)
+    module = compiler.compile(Branching().eval(), example_inputs=(x,), threads=1)
+    for each in (x, -x):
+        np.testing.assert_allclose(module.run([each])["output_0"], Branching()(each).numpy(), rtol=1e-5, atol=1e-5)
