@@ -57,13 +57,25 @@ def _comparison(operands: Operands) -> np.ndarray:
     return on_arrays(operands.array(0), operands.array(1))
 
 
+def _require_divisors(operands: Operands, divisors: np.ndarray) -> None:
+    """Raise an error when a symbolic divisor of integers turns out to be 0: the processor would trap."""
+    arithmetic, builder = operands.arithmetic, operands.context.importer.builder
+    for divisor in divisors.reshape(-1):
+        if not isinstance(divisor, (int, float)) and not arithmetic.is_float(divisor):
+            size = divisor if arithmetic.not_negative(divisor) else arithmetic.absolute(divisor)
+            builder.require(size, "at least", 1)
+
+
 @evaluates("Div")
 def _divide(operands: Operands) -> np.ndarray:
     _old_broadcast(operands)
     a, b = operands.array(0), operands.array(1)
     if operands.symbolic:
         try:
-            return elementwise(operands.arithmetic.divide, a, b)
+            quotients = elementwise(operands.arithmetic.divide, a, b)
+            if dtypes.is_integer(operands.dtype):
+                _require_divisors(operands, b)
+            return quotients
         except ZeroDivisionError as error:
             raise NotEvaluatedError from error
     if not dtypes.is_integer(operands.dtype):
@@ -83,6 +95,9 @@ def _modulo(operands: Operands) -> np.ndarray:
     truncated = bool(operands.context.attribute("fmod", 0))
     a, b = operands.array(0), operands.array(1)
     if operands.symbolic:
+        if any(isinstance(divisor, int) and divisor == 0 for divisor in b.reshape(-1)):
+            raise NotEvaluatedError
+        _require_divisors(operands, b)
         return elementwise(operands.arithmetic.truncated_mod if truncated else operands.arithmetic.floor_mod, a, b)
     return np.fmod(a, b) if truncated else np.mod(a, b)
 
