@@ -9,6 +9,7 @@ import onnx
 from tvm import relax
 from tvm.relax import op as R
 
+from compiler.frontends.onnx.bounds import require
 from compiler.frontends.onnx.context import NodeContext, PoisonedInputError
 from compiler.frontends.onnx.loader import all_nodes
 from compiler.frontends.onnx.operators.loops import Loop, LoopResult, Step, run_loop
@@ -107,6 +108,7 @@ def scan_8(context: NodeContext) -> list[Value]:
     split = len(values) - count
     directions = context.attribute("directions", [0] * count)
     everything = [_SlicedInput(context, value, 0, 0) for value in values]
+    entries = _common_count(context, everything)
 
     def step(entry: Value, _: list[Value]) -> Step:
         slices = [item.at(context, entry) for item in everything]
@@ -116,7 +118,7 @@ def scan_8(context: NodeContext) -> list[Value]:
 
     sources = sources_with_captures(context)
     weight = len(all_nodes(body.node)) * 4
-    return run_loop(context, Loop(step, _size_value(everything[0].count), None, [], weight, sources)).stacks
+    return run_loop(context, Loop(step, _size_value(entries), None, [], weight, sources)).stacks
 
 
 class _SlicedInput:
@@ -173,10 +175,7 @@ def _scan_loop(
 ) -> LoopResult:
     if len(body.input) != len(state) + len(inputs) or len(body.output) < len(state):
         context.invalid(f"its body has {len(body.input)} inputs; the node gives it {len(state) + len(inputs)}")
-    counts = [item.count for item in inputs]
-    if any(isinstance(c, int) and isinstance(counts[0], int) and c != counts[0] for c in counts):
-        context.invalid(f"its scanned inputs have different lengths: {counts}")
-    count = next((c for c in counts if isinstance(c, int)), counts[0])
+    count = _common_count(context, inputs)
 
     def step(iteration: Value, values: list[Value]) -> Step:
         slices = [item.at(context, iteration) for item in inputs]
@@ -186,6 +185,17 @@ def _scan_loop(
     weight = len(all_nodes(body.node)) + len(inputs) + 1
     sources = sources_with_captures(context)
     return run_loop(context, Loop(step, _size_value(count), None, list(state), weight, sources))
+
+
+def _common_count(context: NodeContext, inputs: Sequence[_SlicedInput]) -> Dim:
+    """The number of slices, which all inputs must have."""
+    counts = [item.count for item in inputs]
+    count = next((c for c in counts if isinstance(c, int)), counts[0])
+    if any(isinstance(c, int) and c != count for c in counts):
+        context.invalid(f"its scanned inputs have different lengths: {counts}")
+    for other in counts:
+        require(context, other, "equal", count)
+    return count
 
 
 def _placed(context: NodeContext, stack: Value, axis: int, reverse: bool) -> Value:

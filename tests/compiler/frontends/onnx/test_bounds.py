@@ -169,6 +169,20 @@ ENTRY: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         {"x": ones(3, 2)},
         r"b = 2 must equal a = 3",
     ),
+    "slices of a scan": (
+        "(float[n] x, float[m] z) => (float[n] y) "
+        "{ y = Scan<num_scan_inputs = 2, body = b (float a, float c) => (float d) { d = Add(a, c) }>(x, z) }",
+        {"x": ones(3), "z": ones(3)},
+        {"x": ones(3), "z": ones(2)},
+        r"m = 2 must equal n = 3",
+    ),
+    "a divisor": (
+        "(float[n, m] x) => (int64[1] y) { s = Shape<start = 1>(x) "
+        "c = Constant<value = int64[1] {7}>() y = Mod(c, s) }",
+        {"x": ones(3, 1)},
+        {"x": ones(3, 0)},
+        r"m = 0 must be at least 1",
+    ),
     "boxes": (
         "(float[b, n, 4] x, float[c, d, m] s) => (int64[k, 3] y) { y = NonMaxSuppression(x, s) }",
         {"x": ones(1, 3, 4), "s": ones(1, 1, 3)},
