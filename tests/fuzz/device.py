@@ -18,6 +18,7 @@ from compiler.artifact import read_artifact
 from compiler.artifact.tensors import Blob
 from compiler.errors import TensorwrightError
 from compiler.runtime.requirements import RequirementChecker
+from tests.compiler.runtime.requirement_cases import Case, inputs_of, module_of
 from tests.fuzz.artifact_mutations import STRUCTURE_MUTATIONS, Parts, pick
 from tests.fuzz.artifacts import prepare as prepare_artifacts
 from tests.fuzz.byte_mutations import BYTE_MUTATIONS
@@ -31,6 +32,24 @@ MEMORY_BYTES = -1
 _SHOWN = 70
 _MODULES_OF = 6  # all but one of so many cases are modules
 _ABOUT_THE_MAKING = re.compile(r"not valid: (kernels|passes|memory_plan|fixed_inputs|versions|target)\b")
+# Inputs with relations, indices and lengths: every second case of inputs is one for it.
+_REQUIRED: Case = {
+    "shapes": {"a": ["n", 4], "b": ["m", 4]},
+    "requirements": [
+        {"left": "n", "relation": "broadcast", "right": "m", "symbols": {"n": "n", "m": "m"}, "where": "here"},
+        {
+            "left": "n*n*n*n",
+            "relation": "at least",
+            "right": "m // n",
+            "symbols": {"n": "n", "m": "m"},
+            "where": "there",
+        },
+    ],
+    "indices": [
+        {"input": "i", "size": "n", "symbols": {"n": "n"}, "where": "here"},
+        {"input": "u", "size": "100*n", "least": "-n", "symbols": {"n": "n"}, "where": "there"},
+    ],
+}
 Random = np.random.Generator
 
 
@@ -59,7 +78,10 @@ def prepare(folder: Path) -> Samples:
         }
         if len(arrays) == len(artifact.manifest.inputs):
             inputs.append((path, b"".join(Blob(arrays).pieces)))
-    return Samples(build_driver(), modules, tuple(inputs), folder)
+    path = folder / "sample-required.twm"
+    path.write_bytes(module_of(_REQUIRED))
+    required = b"".join(Blob(inputs_of(_REQUIRED)).pieces)
+    return Samples(build_driver(), modules, (*inputs, *[(path, required)] * len(inputs)), folder)
 
 
 @cache
