@@ -19,7 +19,7 @@ _FORMULAS = (
 )  # fmt: skip
 _NO_FORMULAS = ("max()", "q", "", "1 +", "n\0", "2 ** 99", "größe", "n n", "(" * 500, "9" * 5000, "min(1,", "x" * 4097)
 _RELATIONS = ("equal", "at least", "broadcast")
-_NO_RELATIONS = ("at most", "", "EQUAL", None, 3, [])
+_NO_RELATIONS: tuple[Any, ...] = ("at most", "", "EQUAL", None, 3, [])
 _EXTREMES = (0, 1, 7, 8, 63, 64, 2**12, 2**31, 2**32 - 1, 2**47, 2**62, 2**63 - 1, 2**63, 2**64 - 8, 2**64 - 1)
 _DYNAMIC_TAGS = (0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 17, 18, 19, 20, 23, 36, 0x6FFFFEF5)
 _DEEPEST = 200_000
