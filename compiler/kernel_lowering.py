@@ -22,7 +22,7 @@ from tvm import tirx
 
 from compiler.fixed_vectors import with_fixed_vectors
 from schedules.kernel import dtype_of, product, shape_of
-from schedules.lets import inlined_divisions, opaque_floats
+from schedules.lets import inlined_divisions, kept_differences, opaque_floats
 from schedules.machine import dtype_bits
 from schedules.tir import structural_map, structural_walk
 
@@ -41,7 +41,7 @@ def _pipeline() -> tuple[Any, Any, Any]:
     def lowered(mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         fixed = with_fixed_vectors(lower)
         # Schedules copy loops with the variables bound in them; TVM's simplifier wants one value for each variable.
-        unique = tirx.transform.ConvertSSA()(mod)
+        unique = _rewritten(tirx.transform.ConvertSSA()(mod), kept_differences)
         return _rewritten(fixed(unique), lambda body: _on_stack(_unchecked(_without_scopes(body))))
 
     @tvm.transform.module_pass(opt_level=0, name="InlineDivisions")

@@ -6,6 +6,7 @@ carry the workload as block attributes; compiled without a rule they give the sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,6 @@ from schedules.narrow import number
 from schedules.tir import tirx
 from schedules.winograd_transforms import edge_of, transforms
 
-import tvm  # isort: skip
 from tvm import te  # isort: skip
 
 Tensor = Any
@@ -103,12 +103,16 @@ def conv_depthwise(data: Tensor, weight: Tensor, work: WindowWorkload, sizes: Se
     return te.compute(shape, point, name="conv", attrs=work.annotation(DEPTHWISE))
 
 
+def lowest(dtype: str) -> float:
+    """What no element is below: -inf for floats."""
+    return -math.inf if "float" in dtype else float(tirx.min_value(dtype).value)
+
+
 def pool(data: Tensor, work: PoolWorkload, sizes: Sequence[Any] = ()) -> Tensor:
     """Maximum or average over windows."""
     window = _window_axes(work)
     shape = (data.shape[0], work.out_blocks, *output_sizes(work, sizes), work.block)
-    lowest = tvm.tirx.min_value(work.dtype)
-    edge = lowest if work.mode == "max" else tirx.const(0, work.dtype)
+    edge = tirx.const(lowest(work.dtype) if work.mode == "max" else 0, work.dtype)
     combine = te.max if work.mode == "max" else te.sum
 
     def point(n: Expr, c: Expr, *rest: Expr) -> Expr:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from schedules.expression import substitute, uses
-from schedules.tir import structural_map, structural_walk, tirx, tvm
+from schedules.tir import structural_equal, structural_map, structural_walk, tirx, tvm
 
 Expr = Any
 _FLOATS = ("float16", "float32", "float64")
@@ -49,6 +49,34 @@ def own_differences(root: Any) -> Any:
 
     replaced = structural_map(structural_map(root, (tirx.Sub, difference)), (tirx.Mul, product))
     return structural_map(replaced, (tirx.Let, used))
+
+
+def kept_differences(root: Any) -> Any:
+    """Differences of floats that TVM's simplifier would cancel as if they were exact: x - x, (x + y) - x and the like.
+
+    It would take what is NaN, infinite or rounded for what it is of real numbers. LLVM makes subtractions again.
+    """
+
+    def visit(node: Any) -> Any:
+        if str(node.ty).partition("x")[0] not in _FLOATS or (_is_leaf(node.a, node.b) and _is_leaf(node.b, node.a)):
+            return node
+        return tirx.Add(node.a, tirx.Mul(node.b, _minus_one(str(node.ty))))
+
+    return structural_map(root, (tirx.Sub, visit))
+
+
+def _is_leaf(value: Expr, other: Expr) -> bool:
+    """Whether an operand of a difference cannot cancel with the other one."""
+    if isinstance(value, tirx.FloatImm | tirx.Broadcast):
+        return isinstance(value, tirx.FloatImm) or isinstance(value.value, tirx.FloatImm)
+    simple = isinstance(value, tirx.Var | tirx.Mul | tirx.Div | tvm.ir.Call | tvm.ir.TensorLoad)
+    return simple and not structural_equal(value, other)
+
+
+def _minus_one(dtype: str) -> Expr:
+    scalar, _, lanes = dtype.partition("x")
+    one = tirx.FloatImm(scalar, -1.0)
+    return tirx.Broadcast(one, int(lanes)) if lanes else one
 
 
 def _zero_of(variable: Any) -> Expr:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from schedules import conv_compute
 from schedules.anchor import FusedKernel, anchor_stages
 from schedules.config import Config, ConfigSpace
 from schedules.conv_compute import GLOBAL_POOL, POOL, share_of_image, window_count
@@ -77,7 +77,7 @@ class PoolNest(WindowNest):
     work: PoolWorkload
 
     def start_value(self) -> float:
-        return tirx.min_value(self.work.dtype).value if self.work.mode == "max" else 0.0
+        return conv_compute.lowest(self.work.dtype) if self.work.mode == "max" else 0.0
 
     def tap(self, total: Expr, value: Expr, operand: Any) -> Expr:
         return _larger(total, value) if self.work.mode == "max" else total + value
@@ -113,8 +113,7 @@ def _global_nest(fused: FusedKernel, data: Any, work: PoolWorkload, machine: Mac
     for size in work.spatial:
         points *= size
     is_max = work.mode == "max"
-    lowest = -math.inf if "float" in work.dtype else tirx.min_value(work.dtype).value
-    start = lowest if is_max else 0.0
+    start = conv_compute.lowest(work.dtype) if is_max else 0.0
 
     def join(total: Expr, value: Expr) -> Expr:
         return _larger(total, value) if is_max else total + value

@@ -7,9 +7,12 @@ from typing import Any
 
 from tvm import relax, te, tirx, topi
 from tvm.ir import GenericConst
+from tvm.relax.transform.legalize_ops.binary import _binary
 from tvm.relax.transform.legalize_ops.qdq import _quantize as engine_quantize
 
 from compiler.passes.matching import array_of, dtype_of, rank_of
+
+_BITS = {"float16": "int16", "float32": "int32", "float64": "int64"}  # integers as wide as floats
 
 
 def legalize_take(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -47,6 +50,40 @@ def legalize_clip(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
 
 def _elementwise(function: Callable[[Any], Any]) -> Callable[[te.Tensor], te.Tensor]:
     return lambda data: te.compute(data.shape, lambda *place: function(data(*place)), name="compute")
+
+
+def legalize_not(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """`logical_not`, as a choice: TVM would make `y <= x` of `not x < y`, which differs where one is NaN."""
+    return builder.call_te(_elementwise(_inverted), call.args[0], primfunc_name_hint="logical_not")
+
+
+def legalize_not_equal(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """`not_equal` of floats, true where one is NaN: TVM generates an ordered comparison, false there."""
+    if not dtype_of(call.args[0]).startswith(("float", "bfloat")):
+        return _binary(topi.not_equal)(builder, call)
+
+    def compare(left: Any, right: Any) -> te.Tensor:
+        equal = topi.equal(left, right)
+        return te.compute(equal.shape, lambda *place: _inverted(equal(*place)), name="not_equal")
+
+    return _binary(compare)(builder, call)
+
+
+def _inverted(condition: Any) -> Any:
+    return tirx.Select(condition, tirx.const(False, "bool"), tirx.const(True, "bool"))
+
+
+def legalize_divide(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """`divide`; TVM would take 0 / x for 0, where NaN / NaN and 0 / 0 are NaN."""
+    numerator = _one_number(call.args[0])
+    bits = _BITS.get(dtype_of(call.args[0]))
+    if numerator is None or numerator != 0 or bits is None or array_of(call.args[0]).ndim > 0:
+        return _binary(topi.divide)(builder, call)
+    dtype = dtype_of(call.args[0])
+    # 0 - (-0): of a zero alone TVM's generator of LLVM code makes a pointer.
+    sign = tirx.const(-1 << int(bits.removeprefix("int")) - 1, bits)
+    zero = tirx.Sub(tirx.const(0, dtype), tirx.call_intrin(dtype, "tirx.reinterpret", sign))
+    return builder.call_te(_elementwise(lambda x: tirx.Div(zero, x)), call.args[1], primfunc_name_hint="divide")
 
 
 def legalize_quantize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -102,6 +139,9 @@ def _typed(value: Any, dtype: str) -> Any:
 
 LEGALIZATIONS: dict[str, Callable[[relax.BlockBuilder, relax.Call], relax.Expr]] = {
     "relax.clip": legalize_clip,
+    "relax.divide": legalize_divide,
+    "relax.logical_not": legalize_not,
+    "relax.not_equal": legalize_not_equal,
     "relax.nn.relu": legalize_relu,
     "relax.quantize": legalize_quantize,
     "relax.take": legalize_take,

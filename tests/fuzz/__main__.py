@@ -27,6 +27,7 @@ SUITES = {
     "device": "tests.fuzz.device",
     "models": "tests.fuzz.models",
     "graphs": "tests.fuzz.graphs",
+    "symbolic": "tests.fuzz.symbolic",
     "torch": "tests.fuzz.torch_nets",
     "tuning": "tests.fuzz.tuning",
 }

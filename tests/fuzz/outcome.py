@@ -9,10 +9,12 @@ from typing import Literal
 
 from rich.table import Table
 
-Kind = Literal["right", "refused", "wrong", "exception", "crash", "hang"]
+Kind = Literal["right", "refused", "agreed", "unchecked", "wrong", "exception", "crash", "hang"]
 KINDS: dict[Kind, str] = {
     "right": "accepted, and what it gave is right",
     "refused": "one error of this project",
+    "agreed": "refused, by the reference too",
+    "unchecked": "accepted, and no reference has an answer",
     "wrong": "accepted what must be refused, or gave a wrong result",
     "exception": "an exception that is not this project's",
     "crash": "the process died",

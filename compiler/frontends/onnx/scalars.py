@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from tvm import tirx
+from tvm import te, tirx
 
 from compiler.frontends.onnx import dtypes
 
@@ -109,3 +109,10 @@ def highest(dtype: str) -> float | int:
     if dtype == "bool":
         return 1
     return np.inf if dtypes.is_float(dtype) else dtypes.integer_limits(dtype)[1]
+
+
+def extremum_reducer(dtype: str, *, greatest: bool) -> Any:
+    """A commutative reducer of `te` to the largest or smallest value, NaN before all of them."""
+    combine = maximum if greatest else minimum
+    identity = lowest(dtype) if greatest else highest(dtype)
+    return te.comm_reducer(combine, lambda t: tirx.const(identity, str(t)), name="extremum")

@@ -80,6 +80,8 @@ def transposed_convolution(builder: LayoutBuilder, call: Any) -> Blocked | None:
     ]
     found = [each for each in phases if each is not None]
     one = _Merged(builder, data, found, tuple(out_shape), groups * values.shape[1]) if len(found) == rank else None
+    if any(size % stride for size, stride in zip(values.shape[2:], strides, strict=True)):
+        one = None  # phases with fewer taps would multiply inputs by zeros, and NaN would spread to outputs beside it
     if several is not None and (
         one is None or groups > 1 or several.cycles(one.work, builder.machine) < tile_cycles(one.work, builder.machine)
     ):

@@ -120,7 +120,7 @@ def lp_pool(context: NodeContext) -> relax.Expr:
 
 @converter("GlobalMaxPool")
 def global_max_pool(context: NodeContext) -> relax.Expr:
-    """The largest element of each channel."""
+    """The largest element of each channel, or NaN where there is one."""
     return R.max(context.input(0), axis=_spatial_axes(context), keepdims=True)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from tvm import te, tirx
 
+from compiler.frontends.onnx import dtypes, scalars
 from compiler.frontends.onnx.operators.precision import compute_dtype
 from compiler.frontends.onnx.operators.spatial import Window
 
@@ -55,15 +56,18 @@ class _Windows:
 
 
 def max_kernel(window: Window) -> Kernel:
-    """The largest element; windows without any data give the type's smallest value."""
+    """The largest element, or NaN where there is one; windows without any data give the type's smallest value."""
 
     def compute(data: Any, *sizes: Any) -> Any:
         windows = _Windows(window, data, sizes)
-        lowest = tirx.min_value(data.dtype)
+        lowest = _const(scalars.lowest(str(data.dtype)), data.dtype)
+        largest = (
+            scalars.extremum_reducer(str(data.dtype), greatest=True) if dtypes.is_float(str(data.dtype)) else te.max
+        )
 
         def element(*indices: Any) -> Any:
             positions = windows.positions(indices[2:], windows.taps)
-            return te.max(windows.load(indices[:2], positions, lowest), axis=windows.taps)
+            return largest(windows.load(indices[:2], positions, lowest), axis=windows.taps)
 
         return te.compute(windows.shape, element, name="max_pool")
 
@@ -71,17 +75,15 @@ def max_kernel(window: Window) -> Kernel:
 
 
 def max_with_indices_kernel(window: Window, column_major: bool) -> Kernel:
-    """The largest element and its flat index; the first one wins, in row-major order of the window."""
+    """The largest element and its flat index; NaN wins, and the first one, in row-major order of the window."""
 
     def compute(data: Any, *sizes: Any) -> list[Any]:
         windows = _Windows(window, data, sizes)
         count = 1
         for k in window.kernel:
             count *= k
-        lowest = tirx.min_value(data.dtype)
-        first = te.comm_reducer(
-            _first_maximum, lambda _, dtype: (_const(count, "int64"), tirx.min_value(dtype)), name="first"
-        )
+        lowest = _const(scalars.lowest(str(data.dtype)), data.dtype)
+        first = te.comm_reducer(_first_maximum, lambda _, dtype: (_const(count, "int64"), lowest), name="first")
 
         def element(*indices: Any) -> Any:
             positions = windows.positions(indices[2:], windows.taps)
@@ -109,7 +111,12 @@ def max_with_indices_kernel(window: Window, column_major: bool) -> Kernel:
 
 
 def _first_maximum(left: tuple[Any, Any], right: tuple[Any, Any]) -> tuple[Any, Any]:
-    keep = tirx.any(left[1] > right[1], tirx.all(left[1] == right[1], left[0] <= right[0]))
+    larger, same = left[1] > right[1], left[1] == right[1]
+    if dtypes.is_float(scalars.dtype_of(left[1])):
+        nan = scalars.is_nan(left[1]), scalars.is_nan(right[1])
+        larger = tirx.any(larger, tirx.all(nan[0], tirx.Not(nan[1])))
+        same = tirx.any(same, tirx.all(*nan))
+    keep = tirx.any(larger, tirx.all(same, left[0] <= right[0]))
     return tirx.Select(keep, left[0], right[0]), tirx.Select(keep, left[1], right[1])
 
 

@@ -101,7 +101,7 @@ def _extremum(context: NodeContext, data: relax.Expr, axes: list[int], keep: boo
         return R.astype(context.emit(result), "bool")
     if not dtypes.is_float(dtype):
         return R.max(data, axes, keep) if greatest else R.min(data, axes, keep)
-    return reduce_with(context, data, axes, keep, _extremum_reducer(dtype, greatest))
+    return reduce_with(context, data, axes, keep, scalars.extremum_reducer(dtype, greatest=greatest))
 
 
 def reduce_with(context: NodeContext, data: relax.Expr, axes: list[int], keep: bool, reducer: Any) -> relax.Expr:
@@ -155,7 +155,7 @@ def _log_sum_exp(context: NodeContext, data: relax.Expr, axes: list[int], keep: 
     if not dtypes.is_float(dtype):
         wide = context.emit(R.astype(data, "float64"))
         return R.astype(context.emit(_log_sum_exp(context, wide, axes, keep)), dtype)
-    reducer = te.comm_reducer(scalars.maximum, lambda t: tirx.const(scalars.lowest(str(t)), str(t)), name="largest")
+    reducer = scalars.extremum_reducer(dtype, greatest=True)
     largest = reduce_with(context, data, axes, True, reducer)
     # An infinite or absent largest element would make inf - inf.
     infinite = context.emit(R.equal(context.emit(R.abs(largest)), context.literal(float("inf"), dtype)))
@@ -194,11 +194,18 @@ def arg_extremum(context: NodeContext) -> relax.Expr:
     data = context.input(0)
     if is_narrow_float(context.dtype(0)):
         data = context.emit(R.astype(data, "float32"))
-    greatest, dtype = context.operator == "ArgMax", str(data.ty.dtype)
     size = context.shape(0)[axis]
     if isinstance(size, int) and size == 0:
         context.invalid(f"axis {axis} is empty, so that nothing on it is the largest or smallest")
     context.importer.builder.require(size, "at least", 1)
+    return place_of_extremum(context, data, axis, keep=keep, greatest=context.operator == "ArgMax", last=last)
+
+
+def place_of_extremum(
+    context: NodeContext, data: relax.Expr, axis: int, *, keep: bool, greatest: bool = True, last: bool = False
+) -> relax.Expr:
+    """The index along an axis, int64, of the first (or last) largest or smallest element, NaN before all of them."""
+    dtype, size = str(data.ty.dtype), tensor_shape(data)[axis]
     index_type = "int32" if isinstance(size, int) and size < 2**31 else "int64"
 
     def compute(source: te.Tensor) -> te.Tensor:
@@ -208,7 +215,7 @@ def arg_extremum(context: NodeContext) -> relax.Expr:
         if keep:
             shape.insert(axis, tirx.const(1, "int64"))
         none = tirx.const(-1, index_type) if last else source.shape[axis].astype(index_type)
-        reducer = _extremum_reducer(dtype, greatest)
+        reducer = scalars.extremum_reducer(dtype, greatest=greatest)
 
         def read(indices: Any, along: Any) -> Any:
             return source(*indices[:axis], along.var, *indices[axis + 1 if keep else axis :])
@@ -226,13 +233,6 @@ def arg_extremum(context: NodeContext) -> relax.Expr:
         return te.compute(shape, lambda *indices: index(*indices).astype("int64"), name="wide")
 
     return context.emit_te(compute, data, primfunc_name_hint="arg_extremum")
-
-
-def _extremum_reducer(dtype: str, greatest: bool) -> Any:
-    """The largest or smallest, NaN before all of them."""
-    combine = scalars.maximum if greatest else scalars.minimum
-    identity = scalars.lowest(dtype) if greatest else scalars.highest(dtype)
-    return te.comm_reducer(combine, lambda t: tirx.const(identity, str(t)), name="extremum")
 
 
 @converter("CumSum", since=11)
@@ -330,8 +330,8 @@ def _half_softmax(context: NodeContext, data: relax.Expr, axis: int) -> relax.Ex
 
 
 def _hardmax(context: NodeContext, data: relax.Expr, axis: int) -> relax.Expr:
-    """1 at the first largest element, 0 elsewhere."""
-    first = context.emit(R.argmax(data, axis, keepdims=True))
+    """1 at the first largest element, 0 elsewhere; NaN wins."""
+    first = place_of_extremum(context, data, axis, keep=True)
 
     def mark(index: te.Tensor, like: te.Tensor) -> te.Tensor:
         def element(*place: Any) -> Any:

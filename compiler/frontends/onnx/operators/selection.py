@@ -12,6 +12,7 @@ from tvm.script.ir_builder import tirx as T
 from compiler.frontends.onnx.bounds import require, require_shape, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.data_dependent import first_entries, parts, size_from
+from compiler.frontends.onnx.operators.reshape import reshaped
 from compiler.frontends.onnx.operators.sort_kernels import int64, sorted_positions
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
@@ -51,11 +52,11 @@ def _top_k(context: NodeContext, k: Dim) -> list[relax.Expr]:
     moved = data if axis == rank - 1 else context.emit(R.permute_dims(data, order))
     outer = [shape[i] for i in order[:-1]]
     rows = context.arithmetic.product(outer)
-    flat = context.emit(R.reshape(moved, relax.ShapeExpr([expression(rows), expression(shape[axis])])))
+    flat = reshaped(context, moved, [rows, shape[axis]])
     largest = bool(context.attribute("largest", 1))
     results = parts(context, context.emit_te(_top_k_kernel(largest), flat, expression(k), primfunc_name_hint="top_k"))
     back = [order.index(i) for i in range(rank)]
-    shaped = [context.emit(R.reshape(r, relax.ShapeExpr([expression(d) for d in (*outer, k)]))) for r in results]
+    shaped = [reshaped(context, result, [*outer, k]) for result in results]
     return shaped if axis == rank - 1 else [context.emit(R.permute_dims(r, back)) for r in shaped]
 
 

@@ -80,7 +80,7 @@ def signed_function(context: NodeContext) -> relax.Expr:
     return elementwise(
         context,
         "sign",
-        lambda x: select(x > const(0, x), const(1, x), select(x < const(0, x), const(-1, x), const(0, x))),
+        lambda x: select(x > const(0, x), const(1, x), select(x < const(0, x), const(-1, x), x)),  # 0 or NaN
         data,
     )
 
