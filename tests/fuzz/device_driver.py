@@ -6,7 +6,7 @@ import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 
 import targets
 from compiler.device.cache import cached, key_of
@@ -36,9 +36,11 @@ def build_driver() -> Path:
     """The program of `cpp/driver.cc`; compiled once.
 
     Raises:
-        targets.TargetError: there is no compiler with sanitizers, or it failed.
+        targets.ToolchainMissing: there is no compiler with sanitizers, for which tests skip (tests/conftest.py).
+        targets.LinkError: it failed.
     """
     target = targets.get("host", cores=1)
+    _check_sanitizers(target)
     # Of TVM, only the parser is compiled with sanitizers.
     sources = [*(SOURCES / name for name in _SOURCES), *(CPP / name for name in ("driver.cc", "instrumented_json.cc"))]
     contents = [path.read_bytes() for path in (*sorted(SOURCES.glob("*.h")), *sorted(CPP.glob("*.h")), *sources)]
@@ -55,6 +57,18 @@ def build_driver() -> Path:
         (folder / "suppressions").write_text(_SUPPRESSIONS, encoding="utf-8")
 
     return cached("fuzz-driver", key_of([compiler.version(), *_SANITIZERS, *contents]), build) / "driver"
+
+
+def _check_sanitizers(target: targets.Target) -> None:
+    with TemporaryDirectory() as folder:
+        source = Path(folder) / "empty.cc"
+        source.write_text("int main() {}\n", encoding="utf-8")
+        try:
+            target.compiler().run([*_SANITIZERS, source, "-o", source.with_suffix("")])
+        except targets.LinkError as error:
+            raise targets.ToolchainMissing(
+                "the compiler has no AddressSanitizer", "install libasan and libubsan (Debian: g++)"
+            ) from error
 
 
 class Driver:
