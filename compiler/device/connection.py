@@ -65,7 +65,7 @@ class Connection:
         try:
             _set_probes(self._socket)
             what, hint = f"{address} refused the connection", "see tensorwright push --help about keys"
-            with self._errors(what, hint, CONNECT_SECONDS):
+            with self._errors(what, hint, CONNECT_SECONDS, closed=NoDeviceServerError):
                 self._shake_hands(credentials, end)
                 self.description = self._ask(kind, end)
         except BaseException:
@@ -198,8 +198,9 @@ class Connection:
         return bool(data)
 
     @contextlib.contextmanager
-    def _errors(self, what: str, hint: str, seconds: float) -> Iterator[None]:
-        """Raise what goes wrong as DeviceError. After a timeout, a late answer would be taken for the next one's."""
+    def _errors(self, what: str, hint: str, seconds: float, closed: type[DeviceError] = DeviceError) -> Iterator[None]:
+        """Raise what goes wrong as DeviceError, the end of the connection as `closed`. After a timeout, a late answer
+        would be taken for the next one's."""
         try:
             yield
         except TimeoutError as error:
@@ -207,7 +208,7 @@ class Connection:
             raise DeviceError(f"{what}: no answer for {seconds:g} s", hint) from error
         except (EOFError, ConnectionResetError, BrokenPipeError) as error:
             self._shut_down()
-            raise NoDeviceServerError(f"{what}: {error}", hint) from error
+            raise closed(f"{what}: {error}", hint) from error
         except (OSError, HandshakeError) as error:
             self._shut_down()
             raise DeviceError(f"{what}: {error}", hint) from error

@@ -156,9 +156,7 @@ class Visitors {
       std::vector<pollfd> wait{{listener_, POLLIN, 0}};
       for (const Visitor& each : visitors_) wait.push_back({each.control, POLLIN, 0});
       if (poll(wait.data(), wait.size(), -1) <= 0) continue;
-      for (size_t i = wait.size() - 1; i > 0; --i) {
-        if (wait[i].revents) Answer(i - 1);
-      }
+      AnswerAll();
       if (wait[0].revents) Accept();
     }
   }
@@ -170,17 +168,21 @@ class Visitors {
     bool admitted;
   };
 
-  // A place is asked for, or the visitor is gone.
-  void Answer(size_t index) {
-    char question;
-    Visitor& visitor = visitors_[index];
-    if (recv(visitor.control, &question, 1, 0) == 1) {
+  // Ends the visitors that are gone, and then, their places being free, answers those that ask for one.
+  void AnswerAll() {
+    std::vector<int> asking;
+    for (size_t i = visitors_.size(); i-- > 0;) {
+      char question;
+      ssize_t count = recv(visitors_[i].control, &question, 1, MSG_DONTWAIT);
+      if (count == 1) asking.push_back(visitors_[i].control);
+      if (count == 0) End(i);
+    }
+    for (Visitor& visitor : visitors_) {
+      if (std::find(asking.begin(), asking.end(), visitor.control) == asking.end()) continue;
       auto admitted = std::count_if(visitors_.begin(), visitors_.end(), [](const Visitor& each) { return each.admitted; });
       visitor.admitted = static_cast<size_t>(admitted) < options_->sessions;
       send(visitor.control, visitor.admitted ? "y" : "n", 1, MSG_NOSIGNAL);
-      return;
     }
-    End(index);
   }
 
   void End(size_t index) {

@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -22,6 +23,19 @@ const char* const kIncoming = "incoming-";  // what names of scratch folders sta
 int RemoveEntry(const char* path, const struct stat*, int, FTW*) { return remove(path); }
 
 void RemoveTree(const std::string& path) { nftw(path.c_str(), RemoveEntry, 8, FTW_DEPTH | FTW_PHYS); }
+
+// Held while the active module is looked at and moved, so that no session moves what another one has just made active.
+class FolderLock {
+ public:
+  explicit FolderLock(const std::string& folder) : descriptor_(open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+    if (descriptor_ < 0 || flock(descriptor_, LOCK_EX) != 0) Failed(folder + " could not be locked");
+  }
+  ~FolderLock() { close(descriptor_); }
+  FolderLock(const FolderLock&) = delete;
+
+ private:
+  int descriptor_;
+};
 
 void Flush(const std::string& path) {
   int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
@@ -55,6 +69,7 @@ void Storage::RemoveScratch(int process) const { RemoveTree(ScratchOf(process));
 
 std::string Storage::Active(const TrustedKeys& trusted, std::string* problem) const {
   std::string path = folder_ + "/" + kActive;
+  FolderLock lock(folder_);
   if (access(path.c_str(), F_OK) != 0) return "";
   try {
     return Artifact::Open(path, &trusted)->digest;
@@ -66,6 +81,7 @@ std::string Storage::Active(const TrustedKeys& trusted, std::string* problem) co
 }
 
 void Storage::Activate(const std::string& path) const {
+  FolderLock lock(folder_);
   Flush(path);  // what is renamed must be on the disk before, or a loss of power leaves an empty file
   if (std::rename(path.c_str(), (folder_ + "/" + kActive).c_str()) != 0) Failed("the module could not be switched");
   Flush(folder_);

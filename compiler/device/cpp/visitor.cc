@@ -199,6 +199,7 @@ void ServeVisitor(int client, int control, const Storage& storage, ServerSetting
   } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
   }
+  close(control);  // gives the place back before the client sees the end
   _exit(0);
 }
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 import compiler
+from compiler.artifact import KeyKind, write_new_keys
 from compiler.device import compatibility
+from compiler.device.credentials import load_credentials
 from compiler.device.programs import device_programs
 from compiler.errors import DeviceError, OptionError
 from compiler.tuning.measuring.devices import check_device
@@ -143,13 +145,18 @@ def test_a_server_of_another_version_is_refused_first(
         compiler.tune(b"", "raspberry-pi-4", trials=2, records=tmp_path, devices=[cortex_a72])
 
 
-def test_a_device_that_was_asked_measures(cortex_a72: str) -> None:
-    """The question leaves nothing behind."""
+def test_a_device_that_was_asked_measures(tmp_path: Path) -> None:
+    """Over an encrypted connection; the question leaves nothing behind."""
     board, task = target_that_runs("raspberry-pi-4"), product_task()
-    assert check_device(cortex_a72, board) is None
-    assert check_device(cortex_a72, board) is None
-    with Lab(board, [cortex_a72], builders=1) as lab:
-        lab.define(task.kernel)
-        assert lab.prepare([task.key]) == {}
-        (outcome,) = lab.trials([Trial(task.key, task.default, Effort(0.02))], lambda _trial, _outcome: None)
+    keys = {name: write_new_keys(tmp_path / f"{name}.pem", KeyKind.CONNECTION) for name in ("device", "laptop")}
+    program = device_programs(board) / "tensorwright-server"
+    options = ("--key", tmp_path / "device.pem", "--client-key", keys["laptop"])
+    credentials = load_credentials(tmp_path / "laptop.pem", keys["device"])
+    with device_server(board.emulator(), program, tmp_path / "modules", *options) as address:
+        assert check_device(address, board, credentials) is None
+        assert check_device(address, board, credentials) is None
+        with Lab(board, [address], builders=1, credentials={address: credentials}) as lab:
+            lab.define(task.kernel)
+            assert lab.prepare([task.key]) == {}
+            (outcome,) = lab.trials([Trial(task.key, task.default, Effort(0.02))], lambda _trial, _outcome: None)
     assert outcome.status == "ok", outcome.note
