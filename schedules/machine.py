@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
 FORMAT_VERSION = 2
 
@@ -54,6 +54,11 @@ class Machine(BaseModel):
     )
     memory_rate: float = Field(default=10.0, gt=0, description="bytes all cores together read in a cycle from memory")
     features: frozenset[str] = frozenset()
+
+    @field_serializer("features")
+    def _in_order(self, features: frozenset[str]) -> list[str]:
+        """Sorted: the order of a set differs from process to process."""
+        return sorted(features)
 
     def has(self, *features: str) -> bool:
         """Whether the processor has all these instruction extensions."""

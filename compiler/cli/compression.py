@@ -19,9 +19,14 @@ def compress_to_file(
     constant: Sequence[str] | None,
     threads: int | None,
     as_json: bool,
+    precisions: Path | None = None,
     **settings: Any,
 ) -> None:
-    """Run `technique` with the options of the command and its `settings`, compile, write, and print the report."""
+    """Run `technique` with the options of the command and its `settings`, compile, write, and print the report.
+
+    Args:
+        precisions: a file for those of `quantize`.
+    """
     import compiler
     from compiler.cli.arguments import load_archive, parse_arrays, parse_shapes
     from compiler.cli.output import print_json, print_line
@@ -30,7 +35,7 @@ def compress_to_file(
     from compiler.profiling.summary import check_writable
 
     path = output if output is not None else Path(model.with_suffix(".twm").name)
-    for each in (path, report):
+    for each in (path, report, precisions):
         if each is not None:
             check_writable(each)
     specs = {each.name: each for each in model_inputs(model)} if constant else {}
@@ -48,6 +53,8 @@ def compress_to_file(
         compiler.compile(smaller, target, threads=threads, progress=steps).export(path)
     if report is not None:
         smaller.report.save(report)
+    if precisions is not None:
+        smaller.report.save_precisions(precisions)
     if as_json:
         print_json({"path": str(path), **smaller.report.to_dict()})
         return

@@ -31,7 +31,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     source = shutil.copytree(EXAMPLE, tmp_path_factory.mktemp("source") / "custom_target")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    done = subprocess.run([*command, "--target", str(folder), str(source)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, "--target", str(folder), str(source)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     sys.path.insert(0, str(folder))
     yield folder

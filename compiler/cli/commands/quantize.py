@@ -32,6 +32,10 @@ own use compiler.quantize(model, samples, evaluate=...).
 
   Another way of choosing ranges:
     tensorwright quantize model.onnx --samples a.npz --method percentile
+
+  Layers timed on this machine, and the outcome repeated:
+    tensorwright quantize model.onnx --samples a.npz --decide measured --precisions layers.json
+    tensorwright quantize model.onnx --samples a.npz --decide layers.json
 """
 
 
@@ -63,6 +67,17 @@ def _quantize(
     method: Annotated[
         str, typer.Option(metavar="NAME", help="How ranges are chosen: min-max, percentile, entropy or mse.")
     ] = "mse",
+    decide: Annotated[
+        str,
+        typer.Option(
+            metavar="HOW",
+            help="By what layers are left in float for their speed: predicted, measured, or a file of --precisions.",
+        ),
+    ] = "predicted",
+    precisions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write which layers are in integers there (.json)."),
+    ] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report there, .html or .json.")] = None,
     threads: options.Threads = None,
     as_json: options.Json = False,
@@ -85,4 +100,6 @@ def _quantize(
         group=group,
         max_drop=max_drop,
         method=method,
+        decide=decide,
+        precisions=precisions,
     )

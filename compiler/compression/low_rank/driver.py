@@ -17,6 +17,7 @@ from compiler.compression.model import CompressedModel
 from compiler.compression.quantization.accuracy import Evaluate, check_max_drop, fewest
 from compiler.compression.quantization.affine import decibels, noise_ratio
 from compiler.compression.quantization.layers import Layer, find_layers
+from compiler.compression.quantization.precisions import MEASURED, PREDICTED
 from compiler.compression.report import LayerChange, Measure
 from compiler.errors import AccuracyError, OptionError
 from compiler.frontends.imported_model import ImportedModel
@@ -33,6 +34,7 @@ def factorize(
     speedup: float | None = None,
     minimum_gain: float = 1.1,
     keep: Collection[str] = (),
+    decide: str = PREDICTED,
     calibration: Samples | None = None,
     evaluate: Evaluate | None = None,
     max_drop: float = 0.01,
@@ -46,8 +48,9 @@ def factorize(
 ) -> CompressedModel:
     """Replace layers by the layers of their low-rank factors, each only where it runs faster so.
 
-    Both forms of a layer are compiled for the target and timed in turns, alone and on one thread. For a target that
-    this machine can not run, and for data of open size, numbers of multiplications stand in for times.
+    Times of both forms of a layer, alone and on one thread, are predicted from the target's description, so that the
+    same call gives the same model. Where nothing is known of them, numbers of multiplications stand in for them: of
+    data of symbolic size, and of targets other than x86-64.
 
     Args:
         source, calibration, evaluate, max_drop, target, shapes, constants, example_inputs, dynamic_shapes, threads: as
@@ -57,13 +60,15 @@ def factorize(
         speedup: in place of `energy`: the rank is the largest tried that makes a layer this many times faster.
         minimum_gain: a layer is replaced only where it is this many times faster.
         keep: names of layers (as in the report) to leave whole.
+        decide: "predicted", or "measured": both forms are compiled and timed in turns, where this machine runs the
+            target.
 
     Raises:
         AccuracyError: the limit does not hold with any layer in factors.
         OptionError: an option is at fault, or no layer is faster in factors.
         UserError: of importing and compiling.
     """
-    check_settings(energy, speedup, minimum_gain, max_drop)
+    check_settings(energy, speedup, minimum_gain, max_drop, decide)
     job = start(
         source,
         target=target,
@@ -74,7 +79,7 @@ def factorize(
         progress=progress,
         options=import_options(shapes, constants, example_inputs, dynamic_shapes),
     )
-    search = _Search(job, energy, speedup, minimum_gain)
+    search = _Search(job, energy, speedup, minimum_gain, decide == MEASURED)
     search.run(keep)
     if not search.factors:
         raise OptionError(
@@ -87,7 +92,7 @@ def factorize(
     return job.result(label, search.candidate(names), after, settings, _changes(search, names))
 
 
-def check_settings(energy: float, speedup: float | None, minimum_gain: float, max_drop: float) -> None:
+def check_settings(energy: float, speedup: float | None, minimum_gain: float, max_drop: float, decide: str) -> None:
     """Raises OptionError for what `factorize` can not do; its names of layers in `keep` are the model's to know."""
     check_max_drop(max_drop)
     if not 0 < energy <= 1:
@@ -96,6 +101,8 @@ def check_settings(energy: float, speedup: float | None, minimum_gain: float, ma
         raise OptionError(f"speedup={speedup}", "give a number above 1, like 1.5")
     if not minimum_gain >= 1:
         raise OptionError(f"minimum_gain={minimum_gain}", "give 1 or more")
+    if decide not in (PREDICTED, MEASURED):
+        raise OptionError(f"decide={decide!r}", f"use {PREDICTED!r} or {MEASURED!r}")
 
 
 @dataclass
@@ -111,13 +118,14 @@ class _Search:
     energy: float
     speedup: float | None
     minimum_gain: float
+    measured: bool
     factors: dict[str, Factors] = field(default_factory=dict)
     details: dict[str, str] = field(default_factory=dict)
     noise: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.layers: list[Layer] = find_layers(self.job.model.mod).layers
-        self._timer = LayerTimer(self.job.target)
+        self._timer = LayerTimer(self.job.target, self.measured)
 
     def run(self, keep: Collection[str]) -> None:
         known = [layer.name for layer in self.layers]
@@ -142,11 +150,11 @@ class _Search:
             # Fewer multiplications never made a layer faster by more than their ratio and a third; where there are
             # not fewer, a gain is noise of the clock.
             promising = fewer > 1 and fewer * 4 / 3 >= wanted
-            measured = self._timer.gain(layer, factors.weights) if promising else min(fewer, 1.0)
-            gain = fewer if measured is None else measured
+            known = self._timer.gain(layer, factors.weights) if promising else min(fewer, 1.0)
+            gain = fewer if known is None else known
             best = max(best, gain)
             if gain >= wanted:
-                how = "fewer multiplications" if measured is None else "faster"
+                how = "fewer multiplications" if known is None else "faster"
                 self.factors[layer.name] = factors
                 self.details[layer.name] = f"{gain:.2f} times {how}"
                 self.noise[layer.name] = decibels(*noise_ratio(factors.product, layer.weight))

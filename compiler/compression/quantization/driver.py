@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -15,12 +16,13 @@ from compiler.compression.quantization.calibration import Sample, checked_sample
 from compiler.compression.quantization.layers import Layer
 from compiler.compression.quantization.layerwise import LayerwiseCandidate, LayerwiseSession
 from compiler.compression.quantization.model import QuantizedModel
+from compiler.compression.quantization.precisions import PREDICTED, check_decide
 from compiler.compression.quantization.report import QuantizationReport
 from compiler.compression.quantization.scheme import scheme_for
 from compiler.compression.quantization.schemes.registry import STATIC, SchemeOptions, make_scheme
 from compiler.compression.quantization.session import Session
 from compiler.compression.quantization.settings import check_settings
-from compiler.compression.quantization.speed import SpeedLimit
+from compiler.compression.quantization.speed import speed_limit
 from compiler.compression.quantization.summary import make_report, size_of
 from compiler.driver import compile as compile_model
 from compiler.driver import find_target, model_name
@@ -52,6 +54,7 @@ def quantize(
     techniques: Collection[str] = _DEFAULT_TECHNIQUES,
     in_float: Collection[str] = (),
     keep_slower: bool = False,
+    decide: str | Path | Mapping[str, str] = PREDICTED,
     shapes: Shapes | None = None,
     constants: Constants | None = None,
     example_inputs: Sequence[Any] | None = None,
@@ -88,8 +91,13 @@ def quantize(
             they go back to float.
         in_float: names of layers (as in the report) to leave in float.
         keep_slower: static integers alone: whether layers that are slower in integers than in float, with their
-            neighbours, stay integers for their size. They go back to float otherwise, where this machine can run the
-            target, and the whole is never slower than in float; where no layer is faster, all of them do.
+            neighbours, stay integers for their size. They go back to float otherwise; where no layer is faster, all of
+            them do.
+        decide: by what layers are taken to be slower. "predicted": by a cost model of the target's machine, for x86-64;
+            the same call gives the same model. "measured": by timing them here, where this machine runs the target; the
+            whole is then never slower than in float. Or what an earlier run decided, for any scheme: a dictionary from
+            names of layers to "integer" or "float" (`report.precisions`), or the .json file that
+            `report.save_precisions` wrote; the limit holds all the same.
         progress: called with the name of each step as it begins.
 
     Returns:
@@ -102,6 +110,7 @@ def quantize(
     """
     report = progress if progress is not None else _silent
     chosen = find_target(target, threads)
+    decided = check_decide(decide)
     check_settings(
         calibration,
         scheme,
@@ -135,18 +144,26 @@ def quantize(
         session = Session(model, samples, activation_scheme, method, techniques, compiled, report)
         session.leave_in_float(in_float)
         speed = None
-        if not (keep_slower or chosen.quantized_everywhere) and chosen.fits_this_machine():
-            speed = SpeedLimit(session, lambda mod: compile_model(mod, chosen, threads=threads), report)
+        if not isinstance(decided, str):
+            session.repeat(decided)
+        elif not keep_slower:
+            speed = speed_limit(
+                session, decided, chosen, lambda mod: compile_model(mod, chosen, threads=threads), report
+            )
         found, scores, tried = _within_limit(session, limit, report)
         while speed is not None and speed.tightened(found, samples[0]):
             found, scores, more = _within_limit(session, limit, report)
             tried += more
         report("report")
         summary = make_report(session, found, chosen.name, scores, max_drop, tried)
+        if session.times:
+            summary = replace(summary, decided=str(decided))
         return QuantizedModel(**vars(replace(session.model, mod=found.mod)), name=model_name(source), report=summary)
     options = SchemeOptions(group, scales, _rounding(techniques) if calibration is not None else "nearest")
     layerwise = LayerwiseSession(model, samples, make_scheme(scheme, options), compiled, report)
     layerwise.leave_in_float(in_float)
+    if not isinstance(decided, str):
+        layerwise.repeat(decided)
     candidate, scores, tried = _within_limit(layerwise, limit, report)
     report("report")
     summary = replace(

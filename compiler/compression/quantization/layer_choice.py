@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
 from compiler.compression.quantization.layers import Layer, LayerGraph
+from compiler.compression.quantization.precisions import FLOAT
 from compiler.errors import OptionError
 from compiler.passes.graph import Var
 
@@ -36,11 +37,24 @@ class LayerChoice:
 
     def leave_in_float(self, names: Collection[str]) -> None:
         """Raises OptionError when one is no layer."""
+        self._check_names("in_float=", names)
+        for name in names:
+            self.in_float[name] = "asked for"
+
+    def repeat(self, precisions: Mapping[str, str]) -> None:
+        """Leave those layers in float that an earlier run left there. Raises OptionError when one is no layer."""
+        refused = {name for name, _ in self.graph.refused}
+        self._check_names("decide=", [name for name in precisions if name not in refused])
+        for name, precision in precisions.items():
+            if precision == FLOAT and name not in refused:
+                self.in_float.setdefault(name, "as decided before")
+                self.slower.add(name)
+
+    def _check_names(self, option: str, names: Collection[str]) -> None:
         known = [layer.name for layer in self.choices]
         for name in names:
             if name not in known:
-                raise OptionError(f"in_float= has {name!r}, which is no layer", f"the layers are {', '.join(known)}")
-            self.in_float[name] = "asked for"
+                raise OptionError(f"{option} has {name!r}, which is no layer", f"the layers are {', '.join(known)}")
 
     def refuse_weights(self) -> None:
         """Leave layers in float whose weights no scale serves."""

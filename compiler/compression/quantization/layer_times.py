@@ -1,4 +1,4 @@
-"""What each layer's kernel takes in float and in integers, measured on the machine that the model is for."""
+"""What each layer's kernel takes in float and in integers."""
 
 from __future__ import annotations
 
@@ -10,41 +10,38 @@ import numpy as np
 from tvm import relax
 from tvm.ir import IRModule
 
+from compiler.compression.predicted_times import KernelClock, KernelTime
 from compiler.compression.quantization.affine import Affine, QuantizedWeight
 from compiler.compression.quantization.edit import with_operands
 from compiler.compression.quantization.insertion import dequantized_weight
 from compiler.compression.quantization.layers import Layer
 from compiler.passes.matching import as_constant, static_shape
-from compiler.profiling.profile import profile
-from compiler.profiling.records import Profile
 from compiler.reference import MAX_REFERENCE_BYTES
-from compiler.runtime import Module
 
-_RUNS = 15
 _PROBE = 1 << 18  # elements of a tensor, by whose conversion those of others are known
 _PRODUCTS = ("convolution", "matmul")
 # The most bytes of the layers' data in one module.
 _MOST_BYTES = MAX_REFERENCE_BYTES // 4
-Build = Callable[[IRModule], Module]
 
 
 @dataclass(frozen=True)
 class LayerTime:
-    """Seconds of a run."""
+    """Seconds of a run; `spread` says by what share measurements varied, 0 where times are predicted."""
 
     floats: float
     integers: float
+    spread: float = 0.0
 
 
 class LayerTimes:
     """Times layers, those of equal sizes once: one module holds them all in float, another in integers.
 
     Args:
-        build: compiles a module for the target, which this machine can run.
+        clock: says what the kernels of a module take.
     """
 
-    def __init__(self, build: Build, activations: str) -> None:
-        self._build = build
+    def __init__(self, clock: KernelClock, activations: str) -> None:
+        self._clock = clock
         self._affine = Affine(activations, 1 / 32, 128 if activations == "uint8" else 0)
         self._conversion: float | None = None
 
@@ -54,18 +51,16 @@ class LayerTimes:
         examples = list({keys[layer.name]: layer for layer in layers if layer.name in keys}.values())
         times: dict[object, LayerTime] = {}
         for batch in _batches(examples):
-            floats = self._seconds(batch, lambda layer, data, emit: with_operands(layer.call, {0: data}), "float32")
-            integers = self._seconds(batch, self._in_integers(weights), self._affine.dtype)
-            for layer, *pair in zip(batch, floats, integers, strict=True):
-                times[keys[layer.name]] = LayerTime(*pair)
+            for layer, time in zip(batch, self._times(batch, weights), strict=True):
+                times[keys[layer.name]] = time
         return {name: times[key] for name, key in keys.items()}
 
     def conversion(self, elements: int) -> float:
         """Seconds that it takes to make integers of a tensor of floats."""
         if self._conversion is None:
             data = relax.Var("x", relax.TensorType((_PROBE,), "float32"))
-            measured = self._profiled([data], lambda emit: [emit(self._quantized(data))])
-            self._conversion = sum(kernel.seconds for kernel in measured.kernels) / _PROBE
+            mod = _module([data], lambda emit: [emit(self._quantized(data))])
+            self._conversion = sum(kernel.seconds for kernel in self._clock([mod])[0]) / _PROBE
         return self._conversion * elements
 
     def _quantized(self, data: Any) -> Any:
@@ -85,30 +80,40 @@ class LayerTimes:
 
         return make
 
-    def _seconds(self, layers: Sequence[Layer], make: Callable[..., Any], dtype: str) -> list[float]:
-        """Of the kernel of each layer in one module of all."""
-        shapes = [static_shape(layer.data) for layer in layers]
-        data = [relax.Var(f"x{index}", relax.TensorType(shape, dtype)) for index, shape in enumerate(shapes)]
-        measured = self._profiled(
-            data, lambda emit: [emit(make(layer, each, emit)) for layer, each in zip(layers, data, strict=True)]
-        )
-        seconds = {kernel.name: kernel.seconds / kernel.calls for kernel in measured.kernels}
+    def _times(self, layers: Sequence[Layer], weights: Callable[[Layer], QuantizedWeight]) -> list[LayerTime]:
+        """Of the layers, which one module holds in float and another in integers."""
+        in_float = _layers(layers, lambda layer, data, emit: with_operands(layer.call, {0: data}), "float32")
+        floats, integers = self._clock([in_float, _layers(layers, self._in_integers(weights), self._affine.dtype)])
+        pair = [[kernel for kernel in kernels if kernel.kind in _PRODUCTS] for kernels in (floats, integers)]
         # Kernels run in the order of the graph; what is not a product packs its data and unpacks its result.
-        found = [seconds[call.name] for call in measured.calls if call.kind in _PRODUCTS]
-        if len(found) == len(layers):
-            return found
+        if all(len(kernels) == len(layers) for kernels in pair):
+            return [_time([one], [other]) for one, other in zip(*pair, strict=True)]
         if len(layers) == 1:
-            return [sum(found)]
-        return [each for layer in layers for each in self._seconds([layer], make, dtype)]
+            return [_time(*pair)]
+        return [time for layer in layers for time in self._times([layer], weights)]
 
-    def _profiled(self, data: Sequence[Any], results: Callable[[Callable[[Any], Any]], list[Any]]) -> Profile:
-        """Of a module that takes `data` and gives what `results`, told how to emit, makes."""
-        builder = relax.BlockBuilder()
-        with builder.function("main", list(data)):
-            with builder.dataflow():
-                output = builder.emit_output(relax.Tuple(results(builder.emit)))
-            builder.emit_func_output(output)
-        return profile(self._build(builder.get()), runs=_RUNS)
+
+def _time(floats: Sequence[KernelTime], integers: Sequence[KernelTime]) -> LayerTime:
+    spread = max((kernel.spread for kernel in (*floats, *integers)), default=0.0)
+    return LayerTime(sum(each.seconds for each in floats), sum(each.seconds for each in integers), spread)
+
+
+def _layers(layers: Sequence[Layer], make: Callable[..., Any], dtype: str) -> IRModule:
+    """A module of layers side by side, each as `make`, told the layer, its data and how to emit, makes it."""
+    data = [
+        relax.Var(f"x{index}", relax.TensorType(static_shape(layer.data), dtype)) for index, layer in enumerate(layers)
+    ]
+    return _module(data, lambda emit: [emit(make(layer, own, emit)) for layer, own in zip(layers, data, strict=True)])
+
+
+def _module(data: Sequence[Any], results: Callable[[Callable[[Any], Any]], list[Any]]) -> IRModule:
+    """A module that takes `data` and gives what `results`, told how to emit, makes."""
+    builder = relax.BlockBuilder()
+    with builder.function("main", list(data)):
+        with builder.dataflow():
+            output = builder.emit_output(relax.Tuple(results(builder.emit)))
+        builder.emit_func_output(output)
+    return builder.get()
 
 
 def _key(layer: Layer) -> object | None:

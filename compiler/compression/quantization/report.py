@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from compiler.compression.quantization.precisions import FLOAT, INTEGER, MEASURED, write_precisions
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -22,6 +24,9 @@ class LayerReport:
         activations: their type.
         clipped: the share of the calibration's values that lie outside of what can be represented.
         weight_noise: signal to noise of its weights, in decibels.
+        float_seconds, integer_seconds: of its kernel in either form, as the report's `decided` says; None where they
+            were not compared.
+        spread: by what share measurements of those times varied.
     """
 
     name: str
@@ -36,6 +41,9 @@ class LayerReport:
     activations: str | None = None
     clipped: float | None = None
     weight_noise: float | None = None
+    float_seconds: float | None = None
+    integer_seconds: float | None = None
+    spread: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ class QuantizationReport:
         before, after: what `evaluate` gave, or the mean cosine of the outputs with the float model's.
         drop: the relative loss; `max_drop` was its limit.
         evaluations: how many quantized models were measured.
+        decided: "predicted" or "measured", where layers were left in float for their speed; else "".
     """
 
     target: str
@@ -77,11 +86,21 @@ class QuantizationReport:
     scheme: str = "static-int8"
     group: int | None = None
     generated: bool = False
+    decided: str = ""
 
     @property
     def in_float(self) -> tuple[LayerReport, ...]:
         """The layers that were left in float."""
         return tuple(layer for layer in self.layers if not layer.integer)
+
+    @property
+    def precisions(self) -> dict[str, str]:
+        """ "integer" or "float" by the layer's name: what `quantize(decide=...)` repeats."""
+        return {layer.name: INTEGER if layer.integer else FLOAT for layer in self.layers}
+
+    def save_precisions(self, path: str | Path) -> None:
+        """Write `precisions` as a .json file. Raises StorageError."""
+        write_precisions(self.precisions, path)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -118,5 +137,8 @@ class QuantizationReport:
             lines.append("slower than in float on this machine: the gain is in size alone")
         if self.generated:
             lines.append("measured on random inputs: give calibration= for what the model meets")
+        if self.decided == MEASURED:
+            spread = max((layer.spread or 0.0 for layer in self.layers), default=0.0)
+            lines.append(f"times of layers were measured; they varied by up to {spread:.0%}")
         lines += [f"  {layer.activations}: {layer.name}" for layer in self.layers if layer.activations == "int16"]
         return "\n".join([*lines, *(f"  in float: {layer.name}: {layer.reason}" for layer in self.in_float)])

@@ -17,6 +17,7 @@ from compiler.compression.quantization.equalization import equalize
 from compiler.compression.quantization.everywhere import place_everywhere
 from compiler.compression.quantization.insertion import Numbers, insert_pairs
 from compiler.compression.quantization.layer_choice import LayerChoice
+from compiler.compression.quantization.layer_times import LayerTime
 from compiler.compression.quantization.layers import Layer, LayerGraph, Placement, find_layers, place
 from compiler.compression.quantization.scheme import Scheme
 from compiler.compression.quantization.sensitivity import measure_sensitivity
@@ -53,6 +54,7 @@ class Session(LayerChoice):
         float_outputs: of the float model, a dictionary a sample.
         sensitivity: decibels by the layer's name, once `rank` has measured them.
         in_float: reasons by name, of the layers that stay in float whatever is measured.
+        times: by the layer's name, where layers were compared.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Session(LayerChoice):
         self._calibrator = get_calibrator(method)
         self._wide_scheme = replace(scheme, activations="int16", symmetric_activations=True)
         self.widens = "int16" in techniques
+        self.times: dict[str, LayerTime] = {}
         self._candidates: dict[tuple[int, bool, frozenset[str]], Candidate] = {}
         self._weights: dict[Var, QuantizedWeight] = {}
         if scheme.everywhere:

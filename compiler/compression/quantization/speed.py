@@ -1,12 +1,20 @@
-"""Never slower than in float: layers that are, go back, alone or with their neighbours; then the whole is compared."""
+"""Never slower than in float: layers that are, go back, alone or with their neighbours.
+
+By default times are predicted from the target's description. Measured ones are asked for; the whole model is then
+compared with the float model too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import targets
+from compiler.compression.measured_times import Build, MeasuredClock
+from compiler.compression.predicted_times import PredictedClock, is_calibrated
 from compiler.compression.quantization.calibration import Array
-from compiler.compression.quantization.layer_times import Build, LayerTime, LayerTimes
+from compiler.compression.quantization.layer_times import LayerTime, LayerTimes
+from compiler.compression.quantization.precisions import MEASURED
 from compiler.compression.quantization.regions import faster_in_float
 from compiler.compression.quantization.session import Candidate, Session
 from compiler.compression.timing import seconds_in_turns
@@ -17,6 +25,24 @@ _NOISE, _LEAST = 1.03, 2e-6
 _MARGINS = (1.25, 1.6, 2.5, float("inf"))
 
 
+def speed_limit(
+    session: Session, decide: str, target: targets.Target, build: Build, report: Callable[[str], None]
+) -> SpeedLimit | None:
+    """What keeps a session from being slower than the float model; None where nothing is known of times.
+
+    That is a target that this machine cannot run, when times are measured, and one for which none are predicted.
+
+    Args:
+        decide: `precisions.PREDICTED` or `precisions.MEASURED`.
+        build: compiles a module for the target.
+    """
+    if target.quantized_everywhere:
+        return None
+    if decide == MEASURED:
+        return SpeedLimit(session, MeasuredClock(build), True, report) if target.fits_this_machine() else None
+    return SpeedLimit(session, PredictedClock(target), False, report) if is_calibrated(target) else None
+
+
 class SpeedLimit:
     """Holds a session's candidates to the time of the float model.
 
@@ -24,17 +50,22 @@ class SpeedLimit:
         times: of the layers, by name.
     """
 
-    def __init__(self, session: Session, build: Build, report: Callable[[str], None]) -> None:
-        report("time layers")
-        self._session, self._report = session, report
-        self._timer = LayerTimes(build, session.scheme.activations)
+    def __init__(
+        self, session: Session, clock: PredictedClock | MeasuredClock, measured: bool, report: Callable[[str], None]
+    ) -> None:
+        report("time layers" if measured else "predict times of layers")
+        self._session, self._measured = session, measured
+        self._timer = LayerTimes(clock, session.scheme.activations)
         layers = [layer for layer in session.quantizable if not layer.is_look_up]
         self.times: dict[str, LayerTime] = self._timer.measure(layers, session.rounded_weight)
-        self._margins = iter(_MARGINS)
+        session.times = self.times
+        self._margins = iter(_MARGINS if measured else ())
         self._leave(1.0)
 
     def tightened(self, found: Candidate, sample: Mapping[str, Array]) -> bool:
-        """Whether the candidate is slower than the float model and there were layers to give up for that."""
+        """Whether the candidate was measured to be slower than the float model, and layers were given up for that."""
+        if not self._measured:
+            return False
         modules = (self._session.float_module, found.module)
         runs = [partial(module.run, sample) for module in modules]
         floats, integers = seconds_in_turns(runs, threads=modules[0].threads)
@@ -48,7 +79,8 @@ class SpeedLimit:
         if margin == float("inf"):
             slower = layers
         else:
-            slower = faster_in_float(self._session.graph, layers, self._within_noise(), self._timer.conversion, margin)
+            times = self._within_noise() if self._measured else self.times
+            slower = faster_in_float(self._session.graph, layers, times, self._timer.conversion, margin)
         for layer in slower:
             self._session.in_float[layer.name] = self._reason(layer.name)
         self._session.slower.update(layer.name for layer in slower)
@@ -62,4 +94,5 @@ class SpeedLimit:
         time = self.times.get(name)
         if time is None or time.floats >= time.integers:
             return "faster in float with what is around it: converting costs more than integers gain"
-        return f"slower in integers: {time.integers * 1e6:.1f} us, in float {time.floats * 1e6:.1f}"
+        how = "measured" if self._measured else "predicted for the target"
+        return f"slower in integers: {time.integers * 1e6:.1f} us, in float {time.floats * 1e6:.1f} ({how})"

@@ -71,6 +71,8 @@ def _layer(session: Session, found: Candidate, layer: Layer, noise: Mapping[Var,
         noise=noise[layer.variable],
         sensitivity=session.sensitivity.get(layer.name),
     )
+    if (time := session.times.get(layer.name)) is not None:
+        report = replace(report, float_seconds=time.floats, integer_seconds=time.integers, spread=time.spread)
     if not report.integer:
         reason = session.in_float.get(layer.name, "one of the most sensitive layers: the limit does not hold with it")
         return replace(report, reason=reason)

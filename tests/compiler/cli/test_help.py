@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -43,20 +42,14 @@ def test_help_shows_the_typical_call(tensorwright: Run, command: str) -> None:
     assert "--json" in result.out
 
 
-def test_help_loads_no_engine_and_is_quick() -> None:
+def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys, compiler.cli; compiler.cli.main(['--help']);"
         "heavy = {'tvm', 'tvm_ffi', 'torch', 'onnx', 'numpy', 'pydantic'} & set(sys.modules);"
         "sys.exit(f'{heavy}' if heavy else 0)"
     )
-    durations = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        durations.append(time.perf_counter() - start)
-        assert done.returncode == 0, done.stderr
-    # 0.2 s on an idle machine; the rest is room for a busy one.
-    assert min(durations) < 1.0
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_version_names_all_parts(tensorwright: Run) -> None:

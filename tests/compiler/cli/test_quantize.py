@@ -6,31 +6,27 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 import compiler
-from compiler.compression.quantization import speed
 from tests.compiler.building import perceptron, write
 from tests.compiler.cli.running import Run
 
 
-def test_quantize_writes_a_module_and_a_report(
-    tensorwright: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Layers that are slower in integers stay in float; what other tests do meanwhile is not to decide that here.
-    monkeypatch.setattr(speed, "faster_in_float", lambda *_: [])
-    monkeypatch.setattr(speed, "seconds_in_turns", lambda *_, **__: [2.0, 1.0])
+def test_quantize_writes_a_module_and_a_report(tensorwright: Run, tmp_path: Path) -> None:
     model = write(perceptron(batch=4, width=32, layers=2), tmp_path / "net.onnx")
     values = np.random.default_rng(0).standard_normal((4, 32)).astype(np.float32)
     np.savez(tmp_path / "a.npz", x=values)
     output, report = tmp_path / "out.twm", tmp_path / "report.json"
-    result = tensorwright("quantize", model, "-s", tmp_path / "a.npz", "-o", output, "--report", report)
+    arguments = ("quantize", model, "-s", tmp_path / "a.npz", "-o", output)
+    result = tensorwright(*arguments, "--report", report, "--precisions", tmp_path / "layers.json")
     assert result.code == 0, result.err
     assert "2 of 2 layers quantized" in result.out
     assert json.loads(report.read_text())["drop"] < 0.01
     exact = compiler.compile(model).run({"x": values})["y"]
     got = compiler.load(output).run({"x": values})["y"]
     assert 0 < np.abs(got - exact).max() < 0.05 * np.abs(exact).max()
+    assert tensorwright(*arguments, "--decide", tmp_path / "layers.json").code == 0
+    assert tensorwright(*arguments, "--decide", "guess").code == 2
 
 
 def test_samples_that_do_not_fit(tensorwright: Run, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_a_processor_that_lacks_instructions_is_told_and_not_killed(name: str, t
     command = target.emulator()
 
     def run(*options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, *options, str(runner), str(path)], capture_output=True, text=True, timeout=120)
+        return subprocess.run([*command, *options, str(runner), str(path)], capture_output=True, text=True, timeout=600)
 
     assert run().returncode == 0
     refused = run("-cpu", processor)
@@ -70,7 +70,7 @@ def test_this_machine_is_seen_as_the_engine_sees_it(tmp_path: Path) -> None:
     compiler.compile(small_net(1), target, threads=1).export(path)
     assert read_artifact(path).manifest.target.required_cpu_features
     runner = device_programs(target) / "tensorwright-run"
-    done = subprocess.run([runner, path, "--verify"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([runner, path, "--verify"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     wanted = target.required_features
     lacking = next(name for name in ("sse4a", "amx-tile", "avx512fp16", "avx512vp2intersect") if name not in wanted)
@@ -78,7 +78,7 @@ def test_this_machine_is_seen_as_the_engine_sees_it(tmp_path: Path) -> None:
     described = artifact.manifest.target.model_copy(update={"required_cpu_features": (*wanted, lacking)})
     changed = artifact.manifest.model_copy(update={"target": described})
     compiler.artifact.write_artifact(type(artifact)(**{**vars(artifact), "manifest": changed}), path)
-    done = subprocess.run([runner, path], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([runner, path], capture_output=True, text=True, timeout=600)
     assert done.returncode == 1
     assert f"features that this machine lacks: {lacking} " in done.stderr
 
@@ -153,6 +153,6 @@ def test_the_program_refuses_another_engine(tmp_path: Path) -> None:
     versions = read_artifact(module_for("raspberry-pi-4", tmp_path)).manifest.versions
     path = module_for("raspberry-pi-4", tmp_path, versions=versions.model_copy(update={"tvm": "0.99"}))
     runner = str(device_programs(target) / "tensorwright-run")
-    done = subprocess.run([*target.emulator(), runner, str(path)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*target.emulator(), runner, str(path)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 1
     assert re.match(r"error: the module was compiled with TVM 0.99, and this program has TVM \S+: bundle", done.stderr)

@@ -75,7 +75,7 @@ def root(bundle: Path, target: Target, tmp_path_factory: pytest.TempPathFactory)
 
 
 def device(root: list[str], *command: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*root, *map(str, command)], capture_output=True, text=True, timeout=120)
+    return subprocess.run([*root, *map(str, command)], capture_output=True, text=True, timeout=600)
 
 
 def test_the_runner_verifies_and_measures(root: list[str], bundle: Path) -> None:

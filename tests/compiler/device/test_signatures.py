@@ -64,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*command: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(each) for each in command], capture_output=True, text=True, timeout=120)
+    return subprocess.run([str(each) for each in command], capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def run(program: StaticProgram, target: Target, root: Path, *options: object) ->
     command = [target.emulator()[0], "-L", str(root), str(program.path), *map(str, options)]
     # Threads that wait by yielding starve where other processes want the processor too.
     environment = {**os.environ, "TVM_THREAD_POOL_SPIN_COUNT": "0"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
 
 
 def test_it_verifies_itself_with_nothing_around(program: StaticProgram, target: Target, tmp_path: Path) -> None:

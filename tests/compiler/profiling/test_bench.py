@@ -22,7 +22,7 @@ def test_measures_in_a_process_of_its_own(module_path: Path) -> None:
     assert result.parameter_bytes == 3 * 256 * 256 * 4
     # At most the file, the parameters once more, and 32 MiB of runtime: the compiler alone would be 250 MiB.
     assert 0 < result.peak_memory < result.file_bytes + result.parameter_bytes + (32 << 20)
-    assert 0 < result.load_seconds < 30
+    assert result.load_seconds > 0
     assert result.first_seconds > 0
     assert "samples" not in result.to_dict()
 

@@ -96,7 +96,7 @@ def test_every_chart_draws_without_an_error(tmp_path: Path) -> None:
     path.write_text(render(EVERYTHING))
     command = [str(chromium()), "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
     command += ["--virtual-time-budget=2000", "--dump-dom", path.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert console == []
     drawn = re.findall(r'data-chart="(\d+)"[^>]*>(?=<)', done.stdout)

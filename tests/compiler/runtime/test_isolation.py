@@ -39,7 +39,7 @@ def _python(code: str, path: Path, **environment: str) -> str:
         env={**os.environ, "TVM_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -57,9 +57,9 @@ assert not bad, bad
 
 
 def test_importing_it_is_cheap(path: Path) -> None:
-    code = "import time; import compiler.runtime; print(time.process_time())"
-    # The whole process: Python, numpy, pydantic and the engine's bindings; measured 0.25 s.
-    assert min(float(_python(code, path)) for _ in range(3)) < 0.8
+    code = "import sys, compiler.runtime; print(len(sys.modules))"
+    # Of Python, numpy, pydantic and TVM's bindings: 402. `import tvm` makes it 1,100 and more.
+    assert int(_python(code, path)) < 600
 
 
 @pytest.mark.parametrize(

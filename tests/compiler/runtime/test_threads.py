@@ -39,7 +39,7 @@ def parallel() -> Module:
 def _in_thread(function: Any) -> Any:
     """Call in a fresh thread, which has no pool of the engine yet."""
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(function).result(timeout=60)
+        return pool.submit(function).result(timeout=600)
 
 
 def _pool_threads(module: Module) -> int:
@@ -163,7 +163,7 @@ def test_many_callers_at_once(threads: int) -> None:
 
     with ThreadPoolExecutor(6) as pool:
         for future in [pool.submit(call, seed) for seed in range(6)]:
-            future.result(timeout=120)
+            future.result(timeout=600)
     assert len(module._idle) <= 6
 
 
@@ -202,7 +202,7 @@ assert (module.run([np.zeros(SHAPE, np.float32)])["y"] == 1).all()
         path = Path(folder) / "parallel.twm"
         Module(_parallel_artifact()).export(path)
         result = subprocess.run(
-            [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120, cwd=os.getcwd()
+            [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=600, cwd=os.getcwd()
         )
     assert result.returncode == 0, result.stderr
 

@@ -159,7 +159,7 @@ def test_a_full_disk_is_said_and_leaves_whole_lines(tmp_path: Path, room: int) -
     results = context.Queue()
     process = context.Process(target=_append_until_full, args=(str(path), room, results))
     process.start()
-    written, message = results.get(timeout=30)
+    written, message = results.get(timeout=600)
     process.join(30)
     assert "was not written" in message
     assert path.read_bytes().endswith(b"\n")

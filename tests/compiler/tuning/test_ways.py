@@ -213,4 +213,4 @@ def test_kernels_and_runs_are_timed_in_the_model(tasks: list[Task]) -> None:
     assert first not in found.tuned.kernels
     assert other in found.tuned.kernels
     assert len(found.untuned.runs) == len(found.tuned.runs) == LEAST_PAIRS
-    assert all(0.0 < seconds < found.untuned.latency for seconds in found.untuned.kernels[first])
+    assert all(seconds > 0.0 for seconds in found.untuned.kernels[first])

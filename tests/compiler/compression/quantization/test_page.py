@@ -51,7 +51,7 @@ def test_everything_is_within_the_page(tmp_path: Path) -> None:
         [*command, "--virtual-time-budget=2000", "--dump-dom", path.as_uri()],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=True,
     )
     [outside] = re.findall(r'data-outside="([^"]*)"', done.stdout)

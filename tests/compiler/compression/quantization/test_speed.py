@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tvm.ir import IRModule
 
 import compiler
+import targets
+from compiler.compression.measured_times import MeasuredClock
+from compiler.compression.predicted_times import KernelTime, PredictedClock
 from compiler.compression.quantization import speed
+from compiler.compression.quantization.affine import quantize_weight
 from compiler.compression.quantization.layer_times import LayerTime, LayerTimes
 from compiler.compression.quantization.layers import find_layers
 from compiler.compression.quantization.min_cut import CutGraph
+from compiler.compression.quantization.precisions import check_decide
 from compiler.compression.quantization.regions import faster_in_float
+from compiler.errors import OptionError
 from compiler.frontends.source import import_model
 from compiler.passes.pipeline import run_pipeline
 from tests.compiler.compression.quantization.networks import chain_net, samples
@@ -74,27 +83,73 @@ def test_a_layer_whose_zeros_floats_skip_stays_in_float() -> None:
 def test_a_model_that_is_slower_in_integers_stays_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "seconds_in_turns", lambda *_, **__: [1.0, 2.0])
     data = samples((4, 16), 1)
-    model = compiler.quantize(chain_net(2), data, method="min-max", threads=1)
+    model = compiler.quantize(chain_net(2), data, method="min-max", decide="measured", threads=1)
     assert len(model.report.in_float) == len(model.report.layers) == 2
     assert all("float" in layer.reason for layer in model.report.in_float)
     got, wanted = (compiler.compile(each, threads=1).run(data[0])["y"] for each in (model, chain_net(2)))
     np.testing.assert_array_equal(got, wanted)
 
 
-def test_equal_layers_are_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    built: list[Any] = []
-    # So wide that a kernel's time is more than what the instrument's own varies by.
-    graph = find_layers(run_pipeline(import_model(chain_net(3, width=512)).mod, until="canonicalize").mod)
-    from compiler.compression.quantization.affine import quantize_weight
+def test_equal_layers_are_timed_once() -> None:
+    timed: list[list[IRModule]] = []
 
-    def build(mod: Any) -> Any:
-        built.append(mod)
-        return compiler.compile(mod, threads=1)
+    def clock(mods: Sequence[IRModule]) -> list[list[KernelTime]]:
+        timed.append(list(mods))
+        return [[KernelTime("matmul", 2.0, 0.1)], [KernelTime("elementwise", 5.0), KernelTime("matmul", 1.0, 0.2)]]
 
-    times = LayerTimes(build, "uint8").measure(
+    graph = find_layers(run_pipeline(import_model(chain_net(3)).mod, until="canonicalize").mod)
+    times = LayerTimes(clock, "uint8").measure(
         graph.layers, lambda layer: quantize_weight(layer.weight, 1, per_channel=True)
     )
-    assert [len(mod["main"].params) for mod in built] == [1, 1]
-    assert len(times) == 3
-    assert len(set(times.values())) == 1
-    assert all(time.floats > 0 and time.integers > 0 for time in times.values())
+    assert [len(mod["main"].params) for mods in timed for mod in mods] == [1, 1]
+    assert list(times.values()) == [LayerTime(2.0, 1.0, 0.2)] * 3
+
+
+def test_measured_times_are_of_the_kernels_in_their_order() -> None:
+    """Times themselves are no matter here: of kernels this small the instrument may leave nothing."""
+    mods = [run_pipeline(import_model(chain_net(count)).mod, until="canonicalize").mod for count in (1, 3)]
+    found = MeasuredClock(lambda mod: compiler.compile(mod, threads=1))(mods)
+    counts = [[kernel.kind for kernel in kernels].count("matmul") for kernels in found]
+    assert counts == [1, 3]
+    assert all(kernel.seconds >= 0 and kernel.spread >= 0 for kernels in found for kernel in kernels)
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4", "cascadelake"])
+def test_predictions_know_bytes_from_floats_and_large_from_small(target: str) -> None:
+    machine = targets.get(target, cores=1)
+    times = {width: _predicted(width, machine) for width in (64, 1024)}
+    assert times[1024].floats > 100 * times[64].floats
+    assert times[1024].integers < times[1024].floats
+    assert _predicted(1024, machine) == times[1024]
+
+
+def _predicted(width: int, target: targets.Target) -> LayerTime:
+    graph = find_layers(
+        run_pipeline(import_model(chain_net(1, width), shapes={"x": (128, width)}).mod, until="canonicalize").mod
+    )
+    times = LayerTimes(PredictedClock(target), "uint8").measure(
+        graph.layers, lambda layer: quantize_weight(layer.weight, 1, per_channel=True)
+    )
+    return next(iter(times.values()))
+
+
+def test_what_was_decided_is_repeated(tmp_path: Path) -> None:
+    data = samples((4, 16), 2)
+    first = compiler.quantize(chain_net(3), data, in_float=["matmul_3 16x16"], threads=1)
+    first.report.save_precisions(tmp_path / "layers.json")
+    again = compiler.quantize(chain_net(3), data, decide=tmp_path / "layers.json", threads=1)
+    assert again.report.precisions == first.report.precisions
+    assert list(first.report.precisions.values()).count("float") == 1
+    everything = dict.fromkeys(first.report.precisions, "float")
+    assert compiler.quantize(chain_net(3), data, decide=everything, threads=1).report.precisions == everything
+    with pytest.raises(OptionError, match="is no layer"):
+        compiler.quantize(chain_net(3), data, decide={"nowhere": "float"}, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("decide", "match"),
+    [("guess", "guess"), ({"a": "int4"}, "int4"), ("missing.json", "cannot be read"), (7, "decide=7")],
+)
+def test_other_decisions_are_refused(decide: Any, match: str) -> None:
+    with pytest.raises(OptionError, match=match):
+        check_decide(decide)

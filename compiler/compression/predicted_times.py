@@ -1,0 +1,189 @@
+"""What kernels should take on a described machine, without running anything: compression decides by these times, so
+that the same call gives the same model however busy the machine is.
+
+A module is lowered as far as its kernels, whose schedule rules and operations are then known. A kernel's cycles are
+those of its arithmetic or of moving its bytes, whichever are more, and a part of the other. The factors were fitted
+once to 197 layers of the catalog's nets in float32 and int8 (Zen 5, AVX-512 with VNNI, one thread, the least of 40
+interleaved runs each): half of the predictions are within 4 %, nine in ten within 30 %. Those without AVX-512 and VNNI
+come from 48 layers compiled for x86-64-v3 there. `python -m benchmarks.layer_times` compares both on other machines.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+from tvm.ir import IRModule
+
+import targets
+from compiler.one_at_a_time import one_at_a_time
+from compiler.passes.context import PipelineContext
+from compiler.passes.pipeline import run_pipeline
+from compiler.profiling.attribution import kind_of
+from compiler.profiling.operation_count import OperationCount, count_kernels
+from schedules.conv_workload import DotWorkload, ceil_div
+from schedules.int8_dot import VNNI, unit_of
+from schedules.kernel import Kernel
+from schedules.machine import Machine, dtype_bits
+from schedules.registry import rules
+
+_HERTZ = 3e9  # a clock that turns cycles into seconds; it cancels out of every comparison
+_OVERLAP = 0.3  # of the lesser of arithmetic and movement that does not hide behind the other
+# Cycles of a multiply-add, or of two other operations, over those that the units could do, by rule.
+_ARITHMETIC = {
+    "conv-direct": 1.02,
+    "conv-folded": 1.27,
+    "conv-winograd": 0.74,  # additions of the transforms are cheaper than multiply-adds
+    "conv-dot": 1.01,
+    "conv-winograd-integer": 0.53,
+    "matmul": 1.02,
+    "matmul-int8": 1.02,
+    "elementwise": 1.0,
+}
+_DIRECT_OF_FEW_REGISTERS = 1.28  # without AVX-512 tiles are smaller
+_DEPTHWISE = 0.84
+_DEPTHWISE_INTEGERS, _DEPTHWISE_PAIRS = 0.72, 1.3  # with VNNI and without
+_ELSEWHERE = 2.0  # rules that were not measured: sparse products, the general one
+_INTEGER_RULES = ("conv-dot", "matmul-int8")
+_VNNI_PRODUCTS = 4.0  # products of bytes a lane of 32 bits sums in one instruction
+_PAIR_PRODUCTS = 1.5  # without it: two `vpmaddwd`, and what widens and adds
+# Cycles to scale, round and store a vector of results as bytes.
+_ROUNDING = 2.1
+# Cycles a byte in the caches of a core, and what is added for the share that lies beyond them.
+_NEAR, _FAR_RESULT, _FAR_WEIGHTS = 0.0385, 0.0357, 0.136
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """One call of a kernel.
+
+    Attributes:
+        kind: of work, one of `attribution.KINDS`.
+        spread: how much longer the median of several measurements was than the shortest, as a share; 0 of a prediction.
+    """
+
+    kind: str
+    seconds: float
+    spread: float = 0.0
+
+
+class KernelClock(Protocol):
+    """Says what kernels take."""
+
+    def __call__(self, mods: Sequence[IRModule]) -> list[list[KernelTime]]:
+        """Of each module the calls of a run, in their order."""
+
+
+def is_calibrated(target: targets.Target) -> bool:
+    """Whether times are predicted for a target: for x86-64 alone, where layers were measured."""
+    return isinstance(target.machine, Machine) and target.machine.architecture == "x86_64"
+
+
+class PredictedClock:
+    """The times of one core of a target's machine."""
+
+    def __init__(self, target: targets.Target) -> None:
+        self._target = target
+
+    @one_at_a_time
+    def __call__(self, mods: Sequence[IRModule]) -> list[list[KernelTime]]:
+        """Raises TensorwrightError when a pass fails."""
+        return [list(self._times(mod)) for mod in mods]
+
+    def _times(self, mod: IRModule) -> Iterator[KernelTime]:
+        machine: Machine = self._target.machine
+        lowered = run_pipeline(mod, PipelineContext(target=self._target, machine=machine), until="fuse").mod
+        counts = count_kernels(lowered)
+        functions = {
+            str(variable.name_hint): function
+            for variable, function in lowered.functions_items()
+            if isinstance(function, tirx.PrimFunc)
+        }
+        known: dict[str, KernelTime] = {}
+        for name in _calls(lowered):
+            if name not in known:
+                cycles = kernel_cycles(functions[name], counts.get(name), machine)
+                known[name] = KernelTime(kind_of(name), cycles / _HERTZ)
+            yield known[name]
+
+
+def _calls(mod: IRModule) -> list[str]:
+    """Names of the kernels that `main` calls, in order."""
+    found: list[str] = []
+
+    def visit(node: Any) -> None:
+        if isinstance(node, tvm.ir.Call) and isinstance(node.op, tvm.ir.Op) and node.op.name == "relax.call_tir":
+            found.append(str(node.args[0].name_hint))
+
+    relax.analysis.post_order_visit(mod["main"], visit)
+    return found
+
+
+def kernel_cycles(function: tirx.PrimFunc, count: OperationCount | None, machine: Machine) -> float:
+    """Cycles of one core for a kernel of known sizes before it is scheduled.
+
+    Args:
+        count: of its operations; one for each element that it reads or writes when None.
+    """
+    tensors = [parameter.ty for parameter in function.params if isinstance(parameter.ty, tirx.BufferType)]
+    sizes = [(_elements(tensor), str(tensor.dtype)) for tensor in tensors]
+    rule, workload = _rule_of(function, machine)
+    counted = re.fullmatch(r"\d+", count.formula) if count is not None else None
+    operations = float(counted[0]) if counted else float(sum(elements for elements, _ in sizes))
+    arithmetic = _padded(operations, workload) / (2 * machine.lanes("float32") * machine.fma_ports)
+    arithmetic *= _arithmetic_factor(rule, workload, machine)
+    results, result_type = sizes[-1]
+    if dtype_bits(result_type) == 8:
+        arithmetic += results / machine.lanes("float32") * _ROUNDING
+    moved = _movement([elements * dtype_bits(dtype) / 8 for elements, dtype in sizes], machine)
+    return max(arithmetic, moved) + _OVERLAP * min(arithmetic, moved)
+
+
+def _elements(tensor: Any) -> int:
+    return int(np.prod([int(size) for size in tensor.shape], dtype=np.int64))
+
+
+def _rule_of(function: tirx.PrimFunc, machine: Machine) -> tuple[str, Any]:
+    """The rule that schedules a kernel, and its workload."""
+    kernel = Kernel.of(function)
+    for rule in rules():
+        workload = rule.match(kernel, machine)
+        if workload is not None:
+            return rule.name, workload
+    return "", None
+
+
+def _padded(operations: float, workload: Any) -> float:
+    """Operations with those on the channels that fill up a group of an instruction."""
+    if not isinstance(workload, DotWorkload):
+        return operations
+    channels = max(workload.channels // workload.groups, 1)
+    return operations * ceil_div(channels, workload.group) * workload.group / channels
+
+
+def _arithmetic_factor(rule: str, workload: Any, machine: Machine) -> float:
+    factor = _ARITHMETIC.get(rule, _ELSEWHERE)
+    has_vnni = unit_of(machine) == VNNI
+    if rule == "conv-direct" and machine.vector_registers < 32:
+        return _DIRECT_OF_FEW_REGISTERS
+    if rule == "conv-depthwise":
+        if getattr(workload, "source_dtype", "float32") == "float32":
+            return _DEPTHWISE
+        return _DEPTHWISE_INTEGERS if has_vnni else _DEPTHWISE_PAIRS
+    if rule in _INTEGER_RULES and getattr(workload, "operand", "uint8") != "uint16":
+        factor /= _VNNI_PRODUCTS if has_vnni else _PAIR_PRODUCTS
+    return factor
+
+
+def _movement(sizes: Sequence[float], machine: Machine) -> float:
+    """Cycles to move the bytes of a kernel's tensors: its data, what it computes with, its result."""
+    data, *others, result = sizes if len(sizes) > 1 else (0.0, sizes[0])
+    around, whole = data + result, sum(sizes)
+    beyond = max(0.0, 1 - machine.l2_bytes / around) if around else 0.0
+    weights_beyond = max(0.0, 1 - machine.l2_bytes / whole) if whole else 0.0
+    return around * _NEAR + result * beyond * _FAR_RESULT + sum(others) * (_NEAR + weights_beyond * _FAR_WEIGHTS)
