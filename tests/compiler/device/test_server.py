@@ -19,6 +19,7 @@ import pytest
 import compiler
 import targets
 from compiler.artifact import Artifact, KeyKind, artifact_bytes, read_artifact, sign, write_new_keys
+from compiler.cli import main
 from compiler.device.connection import Connection
 from compiler.device.credentials import Credentials, load_credentials
 from compiler.device.noise import Initiator
@@ -28,14 +29,20 @@ from compiler.device.tunnel import connect_rpc
 from compiler.errors import DeviceError, OptionError, SignatureError
 from compiler.tuning.measuring.devices import check_device
 from targets.conformance_models import small_net
+from tests.compiler.cli.running import isolated_consoles
 from tests.compiler.device.servers import address_of, device_server
 
 _BLOCK = 16 + 32 + 64 + 32  # bytes of a signature block
+_HOSTILE = """
+#include <fcntl.h>
+__attribute__((constructor)) static void run(void) { open("MARKER", O_CREAT | O_WRONLY, 0600); }
+"""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Keys by name in a folder, modules (signed, unsigned, replaced), and the server's program."""
+    """Keys by name in a folder, modules (signed, unsigned, replaced), and the server's program. The code of `replaced`
+    leaves the file `ran` in the folder when it is loaded."""
 
     folder: Path
     program: Path
@@ -66,8 +73,10 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     compiler.artifact.write_artifact(artifact, folder / "unsigned.twm")
     signed = artifact_bytes(artifact, folder / "release.pem")
     (folder / "signed.twm").write_bytes(signed)
+    (folder / "hostile.c").write_text(_HOSTILE.replace("MARKER", str(folder / "ran")))
+    subprocess.run(["cc", "-shared", "-fPIC", folder / "hostile.c", "-o", folder / "hostile.so"], check=True)
     parts = (artifact.parameters, artifact.reference_inputs, artifact.reference_outputs)
-    changed = Artifact(artifact.manifest, memoryview(bytes(artifact.library) + b"\0"), *parts)
+    changed = Artifact(artifact.manifest, memoryview((folder / "hostile.so").read_bytes()), *parts)
     replaced = artifact_bytes(changed, folder / "other.pem")[:-_BLOCK] + signed[-_BLOCK:]
     (folder / "replaced.twm").write_bytes(replaced)
     return Setting(folder, program)
@@ -110,6 +119,7 @@ def test_code_that_no_trusted_key_signed_does_not_run(
     push(setting.folder / "signed.twm", address, credentials=setting.credentials(), runs=1)
     with pytest.raises(DeviceError, match=f"check failed: .*{words}"):
         push(setting.folder / f"{module}.twm", address, credentials=setting.credentials())
+    assert not (setting.folder / "ran").exists()
     assert (folder / "active.twm").read_bytes() == (setting.folder / "signed.twm").read_bytes()
     assert names(folder) == ["active.twm"]
     # The steps can not be left out either.
@@ -117,6 +127,30 @@ def test_code_that_no_trusted_key_signed_does_not_run(
         for request, reason in (("activate", "after its reference run"), ("verify", "no module was uploaded")):
             with pytest.raises(DeviceError, match=reason):
                 connection.call(request, what="step", hint="")
+
+
+def test_without_trusted_keys_a_signature_is_not_looked_at(setting: Setting, tmp_path: Path) -> None:
+    """What the documentation warns of, and the proof that the test above would notice code that ran."""
+    with device_server((), setting.program, tmp_path / "modules") as address:
+        with pytest.raises(DeviceError, match="reference run failed"):
+            push(setting.folder / "replaced.twm", address)
+        assert (setting.folder / "ran").exists()
+        (setting.folder / "ran").unlink()
+        assert names(tmp_path / "modules") == []
+
+
+def test_the_command(server: tuple[str, Path], setting: Setting, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = setting.folder
+    push_it = ["push", str(folder / "signed.twm"), server[0], "--runs", "1"]
+    keys = ["--key", str(folder / "laptop.pem"), "--device-key", str(folder / "device.pem.pub")]
+    with isolated_consoles():
+        assert main([*push_it, *keys, "--trusted-key", str(folder / "release.pem.pub")]) == 0
+        assert "active" in capsys.readouterr().out
+        assert main([*push_it, *keys, "--trusted-key", str(folder / "other.pem.pub")]) == 2
+        assert "signed by none of the trusted keys" in capsys.readouterr().err
+        for command in (push_it, ["tune", "model.onnx", "--device", server[0]]):
+            assert main([*command, *keys[:2]]) == 2
+            assert "go together" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
