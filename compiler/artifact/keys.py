@@ -76,7 +76,7 @@ def write_new_keys(path: Path, kind: KeyKind = KeyKind.SIGNING, passphrase: byte
 
     Raises:
         OptionError: a file of that name exists, or the passphrase is empty.
-        StorageError: a file can not be written.
+        StorageError: a file cannot be written.
     """
     from cryptography.hazmat.primitives import serialization as form
 
@@ -160,7 +160,7 @@ def private_key_bytes(key: Key, kind: KeyKind = KeyKind.SIGNING, passphrase: byt
     try:
         loaded = load_pem_private_key(pem, passphrase if encrypted else None)
     except (ValueError, TypeError) as error:
-        what = "can not be decrypted with this passphrase" if encrypted else "holds no private key in PEM form"
+        what = "cannot be decrypted with this passphrase" if encrypted else "holds no private key in PEM form"
         raise OptionError(f"{key} {what}: {error}") from error
     if not isinstance(loaded, kind.private_class):
         raise OptionError(f"{key} holds a {type(loaded).__name__}; an {kind.algorithm} private key is needed")
@@ -218,7 +218,7 @@ def _read_pem(path: str | Path) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise OptionError(f"the key file {path} can not be read: {error.strerror or error}") from error
+        raise OptionError(f"the key file {path} cannot be read: {error.strerror or error}") from error
 
 
 def _write_new(path: Path, content: bytes, mode: int) -> None:
@@ -227,11 +227,11 @@ def _write_new(path: Path, content: bytes, mode: int) -> None:
     except FileExistsError as error:
         raise OptionError(f"{path} exists", "give another name: keys are never overwritten") from error
     except OSError as error:
-        raise StorageError(f"{path} can not be written: {error.strerror}") from error
+        raise StorageError(f"{path} cannot be written: {error.strerror}") from error
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
     except OSError as error:
         with contextlib.suppress(OSError):
             path.unlink()
-        raise StorageError(f"{path} can not be written: {error.strerror}") from error
+        raise StorageError(f"{path} cannot be written: {error.strerror}") from error

@@ -19,7 +19,7 @@ def load_private_key(path: Path, kind: KeyKind, passphrase_file: Path | None = N
 
     Raises:
         OptionError: it is no private key of that kind, or its passphrase is missing or wrong.
-        StorageError: the passphrase's file can not be read.
+        StorageError: the passphrase's file cannot be read.
     """
     passphrase = _of_file(passphrase_file) if passphrase_file is not None else None
     if passphrase is None and not os.environ.get(PASSPHRASE_VARIABLE) and _is_encrypted_file(path) and _terminal():
@@ -32,7 +32,7 @@ def load_credentials(key: Path | None, device_key: Path | None, passphrase_file:
 
     Raises:
         OptionError: only one of the two is given, or one is no X25519 key.
-        StorageError: the passphrase's file can not be read.
+        StorageError: the passphrase's file cannot be read.
     """
     if key is None and device_key is None:
         return None
@@ -46,7 +46,7 @@ def new_passphrase(passphrase_file: Path | None) -> bytes:
 
     Raises:
         OptionError: there is none, or the two differ.
-        StorageError: the file can not be read.
+        StorageError: the file cannot be read.
     """
     if passphrase_file is not None:
         return _of_file(passphrase_file)
@@ -66,7 +66,7 @@ def _of_file(path: Path) -> bytes:
     try:
         return path.read_bytes().rstrip(b"\r\n")
     except OSError as error:
-        raise StorageError(f"the passphrase file {path} can not be read: {error.strerror}") from error
+        raise StorageError(f"the passphrase file {path} cannot be read: {error.strerror}") from error
 
 
 def _is_encrypted_file(path: Path) -> bool:

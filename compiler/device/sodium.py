@@ -109,9 +109,14 @@ def _download(destination: Path) -> None:
 
 def _unpack(archive: Path, tree: Path, destination: Path) -> None:
     with tarfile.open(archive) as packed:
-        packed.extractall(tree, filter="data")
-    (root,) = tree.glob("*/src/libsodium")
-    shutil.copytree(root / "src" / "libsodium", destination, dirs_exist_ok=True)
+        for member in packed:
+            _, inside, name = member.name.partition("/src/libsodium/")
+            content = packed.extractfile(member) if inside and member.isfile() else None
+            if content is not None:
+                path = tree / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content.read())
+    shutil.copytree(tree / "src" / "libsodium", destination, dirs_exist_ok=True)
     # The header that ./configure would write.
-    shutil.copy(root / "builds" / "msvc" / "version.h", destination / "include" / "sodium")
-    shutil.copy(root / "LICENSE", destination / LICENSE)
+    shutil.copy(tree / "builds" / "msvc" / "version.h", destination / "include" / "sodium")
+    shutil.copy(tree / "LICENSE", destination / LICENSE)

@@ -36,7 +36,7 @@ std::string ReadKeyFile(const std::string& path) {
   PrepareSodium();
   std::ifstream file(path, std::ios::binary);
   std::string text(kLongestKeyFile + 1, '\0');
-  if (!file) throw Error("the key file " + path + " can not be read: " + std::strerror(errno));
+  if (!file) throw Error("the key file " + path + " cannot be read: " + std::strerror(errno));
   file.read(text.data(), static_cast<std::streamsize>(text.size()));
   text.resize(static_cast<size_t>(file.gcount()));
   if (text.size() > kLongestKeyFile) throw Error(path + " is too long for a key file");
@@ -116,7 +116,7 @@ std::vector<Key> ReadPublicKeys(const std::string& path, KeyKind kind) {
   if (!IsFolder(path)) return {ReadPublicKey(path, kind)};
   std::vector<std::string> names;
   DIR* listing = opendir(path.c_str());
-  if (!listing) throw Error("the folder of keys " + path + " can not be read: " + std::strerror(errno));
+  if (!listing) throw Error("the folder of keys " + path + " cannot be read: " + std::strerror(errno));
   while (dirent* entry = readdir(listing)) {
     std::string name = entry->d_name;
     std::string ending = name.size() > 4 && name[0] != '.' ? name.substr(name.size() - 4) : "";

@@ -1,7 +1,7 @@
 // The responder of Noise_IK_25519_ChaChaPoly_SHA256 (noiseprotocol.org, revision 34), on libsodium's primitives.
 //
 // The initiator knows the responder's static key beforehand and sends its own, encrypted; both are proven in one round
-// trip. Fresh ephemeral keys make every session's keys new: a recorded session can not be decrypted later with a static
+// trip. Fresh ephemeral keys make every session's keys new: a recorded session cannot be decrypted later with a static
 // key, and a replayed first message leads to keys that whoever replays it does not have. It is therefore only a message
 // after the handshake that proves who the initiator is.
 #pragma once

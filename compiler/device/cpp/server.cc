@@ -127,7 +127,7 @@ int Listen(const Options& options, const std::string& folder) {
   socklen_t size = sizeof place;
   if (bind(listener, reinterpret_cast<sockaddr*>(&place), size) != 0 || listen(listener, 64) != 0 ||
       getsockname(listener, reinterpret_cast<sockaddr*>(&place), &size) != 0) {
-    throw Error(std::string("can not listen: ") + std::strerror(errno));
+    throw Error(std::string("cannot listen: ") + std::strerror(errno));
   }
   std::printf("listening on %s:%d, modules in %s, %s, %s\n", options.address.c_str(), ntohs(place.sin_port), folder.c_str(),
               options.settings.encrypted ? "encrypted" : "open to everyone who reaches it", options.settings.trusted.empty() ? "unsigned modules run" : "signed modules alone");

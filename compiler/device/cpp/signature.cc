@@ -49,7 +49,7 @@ void TrustedKeys::Add(const std::string& path) {
 }
 
 void TrustedKeys::Check(const std::vector<Signature>& signatures, const Digest& digest, const std::string& origin) const {
-  if (signatures.empty()) throw Error(origin + " is not signed: a signature by a trusted key is required: sign it");
+  if (signatures.empty()) throw Error(origin + " is not signed", "a signature by a trusted key is required: sign it");
   bool found = false;
   std::string names;
   for (const Signature& each : signatures) {

@@ -4,7 +4,7 @@
 //   "TWPLAIN2"               frames follow
 //   "TWNOISE2", a message    a handshake (noise.h, the prologue is these 8 bytes); the server's begins with the same 8 bytes
 // or with the magic number of TVM's RPC. A server that has keys takes encrypted connections of clients that it knows, and
-// nothing else. One that can not go on answers "TWERROR2", a length (u16) and a text.
+// nothing else. One that cannot go on answers "TWERROR2", a length (u16) and a text.
 #pragma once
 
 #include <set>

@@ -16,16 +16,16 @@ def check_device(device: str, target: Target, credentials: Credentials | None = 
     """Ask a device's server what it is, as `push` does.
 
     Args:
-        device: "HOST:PORT" of a server or "KEY@HOST:PORT" of a tracker, whose devices are not asked: those are the
-            engine's servers.
+        device: "HOST:PORT" of a server or "KEY@HOST:PORT" of a tracker, whose devices are not asked: those are
+            TVM's servers.
         credentials: for an encrypted connection.
 
     Returns:
-        What could not be checked: the engine's server does not say what it is. None where all was.
+        What could not be checked: a server of TVM does not say what it is. None where all was.
 
     Raises:
         OptionError: nobody listens there.
-        DeviceError: the device can not run kernels of the target, its server is of another version, or refuses this
+        DeviceError: the device cannot run kernels of the target, its server is of another version, or refuses this
             client.
     """
     key, host, port = parse_device(device)
@@ -33,7 +33,7 @@ def check_device(device: str, target: Target, credentials: Credentials | None = 
         raise OptionError(f"device {device!r}: connections over a tracker are not encrypted", "name HOST:PORT")
     if not is_reachable(device):
         raise OptionError(
-            f"device {device!r} can not be reached", "start its server, and see that nothing blocks the port"
+            f"device {device!r} cannot be reached", "start its server, and see that nothing blocks the port"
         )
     unknown = f"device {device}: it does not say whether it can run target {target.name!r} (no tensorwright-server)"
     if key:

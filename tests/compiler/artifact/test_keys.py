@@ -36,7 +36,7 @@ def test_passphrases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TENSORWRIGHT_PASSPHRASE", raising=False)
     with pytest.raises(OptionError, match="is encrypted"):
         private_key_bytes(path)
-    with pytest.raises(OptionError, match="can not be decrypted"):
+    with pytest.raises(OptionError, match="cannot be decrypted"):
         private_key_bytes(path, passphrase=b"wrong")
     monkeypatch.setenv("TENSORWRIGHT_PASSPHRASE", "right")
     assert len(private_key_bytes(path)) == 32
@@ -57,7 +57,7 @@ def test_a_folder_of_keys(tmp_path: Path) -> None:
     write_new_keys(tmp_path / "c.pem", KeyKind.CONNECTION).rename(folder / "c.pub")
     with pytest.raises(OptionError, match="an Ed25519 public key is needed"):
         public_keys([folder])
-    with pytest.raises(StorageError, match="can not be written"):
+    with pytest.raises(StorageError, match="cannot be written"):
         write_new_keys(tmp_path / "missing" / "key.pem")
 
 

@@ -27,7 +27,7 @@ def test_a_key_is_encrypted_and_opened_by_what_is_typed(tmp_path: Path, monkeypa
     path = tmp_path / "key.pem"
     answers(monkeypatch, "secret", "secret", "wrong", "secret")
     write_new_keys(path, passphrase=passphrases.new_passphrase(None))
-    with pytest.raises(OptionError, match="can not be decrypted"):
+    with pytest.raises(OptionError, match="cannot be decrypted"):
         passphrases.load_private_key(path, KeyKind.SIGNING)
     assert len(passphrases.load_private_key(path, KeyKind.SIGNING)) == 32
 
@@ -46,7 +46,7 @@ def test_without_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         passphrases.new_passphrase(None)
     with pytest.raises(OptionError, match="is encrypted"):
         passphrases.load_private_key(path, KeyKind.SIGNING)
-    with pytest.raises(StorageError, match="can not be read"):
+    with pytest.raises(StorageError, match="cannot be read"):
         passphrases.load_private_key(path, KeyKind.SIGNING, file)
     file.write_text("secret\n")
     assert len(passphrases.load_private_key(path, KeyKind.SIGNING, file)) == 32

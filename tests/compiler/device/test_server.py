@@ -109,7 +109,7 @@ def test_a_signed_module_is_pushed_over_an_encrypted_connection(server: tuple[st
 
 @pytest.mark.parametrize(
     ("module", "words"),
-    [("unsigned", "is not signed: a signature by a trusted key is required"),
+    [("unsigned", "is not signed; a signature by a trusted key is required"),
      ("replaced", r"the signature by trusted key \w{16}\.\.\. is wrong")],
 )  # fmt: skip
 def test_code_that_no_trusted_key_signed_does_not_run(
@@ -122,7 +122,7 @@ def test_code_that_no_trusted_key_signed_does_not_run(
     assert not (setting.folder / "ran").exists()
     assert (folder / "active.twm").read_bytes() == (setting.folder / "signed.twm").read_bytes()
     assert names(folder) == ["active.twm"]
-    # The steps can not be left out either.
+    # The steps cannot be left out either.
     with closing(Connection(address, setting.credentials())) as connection:
         for request, reason in (("activate", "after its reference run"), ("verify", "no module was uploaded")):
             with pytest.raises(DeviceError, match=reason):
@@ -167,7 +167,7 @@ def test_who_is_not_known_is_refused(
 
 
 def test_a_recorded_handshake_opens_no_session(server: tuple[str, Path], setting: Setting) -> None:
-    """Its first message is answered when it is replayed; what follows can not be encrypted, and no session starts."""
+    """Its first message is answered when it is replayed; what follows cannot be encrypted, and no session starts."""
     host, _, port = server[0].rpartition(":")
     credentials = setting.credentials()
     first = Initiator(credentials.private_key, credentials.device_key, b"TWNOISE2").first_message()

@@ -104,7 +104,7 @@ def test_what_is_no_trusted_key_is_refused(programs: Path, folder: Path, tmp_pat
     for path, words in (
         (f"{connection}.pub", "holds no Ed25519 public key"),
         (folder / "release.pem", "holds no Ed25519 public key"),
-        (tmp_path / "missing.pub", "can not be read"),
+        (tmp_path / "missing.pub", "cannot be read"),
         (tmp_path / "empty", "holds no .pem or .pub file"),
         (small, "holds no usable Ed25519 public key"),
     ):

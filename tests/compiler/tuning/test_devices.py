@@ -105,7 +105,7 @@ def test_a_device_that_goes_away_costs_nothing_that_was_measured(tmp_path: Path)
 
 
 def test_a_device_that_was_never_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="can not be reached"):
+    with pytest.raises(OptionError, match="cannot be reached"):
         compiler.tune(convolution_model(), trials=2, records=tmp_path, devices=["127.0.0.1:9"])
 
 
