@@ -111,6 +111,17 @@ def placed(good: Array, values: Sequence[int], name: str) -> list[tuple[str, Fee
     return result
 
 
+def typed(feeds: Feeds, good: Feeds) -> Feeds:
+    """The arrays in the types of those that fit."""
+    return {name: np.asarray(array, good[name].dtype) for name, array in feeds.items()}
+
+
+def phrase(label: str, form: Form, documented: Mapping[str, str] | None, computed: str | None) -> str | None:
+    """What the documentation has to say for a run: by its label, or because its values are computed."""
+    found = [text for start, text in (documented or {}).items() if label.startswith(start)]
+    return found[0] if found else (None if form == "input" else computed)
+
+
 @dataclass(frozen=True)
 class Onnx:
     """A small ONNX model and what to run it with; `subjects` makes it in several forms.
@@ -122,6 +133,7 @@ class Onnx:
         dims: the shapes of inputs, where not every dimension is a symbolic one of its own.
         outputs: element types by name.
         documented: phrases of the documentation by the label of a run, or by its beginning.
+        computed: the phrase for values that the model computes.
     """
 
     operator: str
@@ -135,15 +147,18 @@ class Onnx:
     opset: int = 21
     domains: Sequence[str] = ()
     documented: Mapping[str, str] | None = None
+    computed: str | None = None
 
     def subjects(self) -> Iterator[Subject]:
         """The model with these inputs; with `hidden` ones computed in it; and that with the operator in a nest."""
         forms: list[Form] = ["input", "computed", "nested"] if self.hidden else ["input"]
-        runs = tuple(
-            Run(label, {**self.good, **self._typed(feeds)}, self._phrase(label))
-            for label, feeds in [("good", {}), *self.hostile]
-        )
         for form in forms:
+            runs = tuple(
+                Run(
+                    label, {**self.good, **typed(feeds, self.good)}, phrase(label, form, self.documented, self.computed)
+                )
+                for label, feeds in [("good", {}), *self.hostile]
+            )
             extra = {} if form == "input" else {f"zero_{name}": self._zero(name) for name in self.hidden}
             yield Subject(
                 self.operator,
@@ -152,13 +167,6 @@ class Onnx:
                 {**self.good, **extra},
                 tuple(Run(run.label, {**run.feeds, **extra}, run.documented) for run in runs),
             )
-
-    def _typed(self, feeds: Feeds) -> Feeds:
-        return {name: np.asarray(array, self.good[name].dtype) for name, array in feeds.items()}
-
-    def _phrase(self, label: str) -> str | None:
-        found = [phrase for start, phrase in (self.documented or {}).items() if label.startswith(start)]
-        return found[0] if found else None
 
     def _zero(self, name: str) -> Array:
         return np.zeros((), self.good[name].dtype)

@@ -196,8 +196,8 @@ def _samples() -> Iterator[Onnx]:
                     ("x of height 0", {"x": floats(1, 2, 0, 5)}),
                     ("x of 1x1", {"x": floats(1, 2, 1, 1)}),
                     ("g of 2 batches", {"g": np.zeros((2, 2, 3, 2), np.float32)}),
-                    ("g of 3 coordinates", {"g": np.zeros((1, 2, 3, 3), np.float32)}),
                 ],
+                dims={"g": ["gb", "gh", "gw", 2]},
             )
     rois, batch = np.array([[0, 0, 3, 3], [1, 1, 2, 2]], np.float32), ints(0, 1)
     for mode in ("avg", "max"):
@@ -211,9 +211,9 @@ def _samples() -> Iterator[Onnx]:
                 ("r from -1e4 to 1e4", {"r": np.array([[-1e4, -1e4, 1e4, 1e4]] * 2, np.float32)}),
                 ("x of height 0", {"x": floats(2, 2, 0, 5)}),
                 ("b of 1", {"b": ints(0)}),
-                ("r of 3 numbers", {"r": floats(2, 3)}),
             ],
             hidden=["b"],
+            dims={"r": ["k", 4]},
         )
     regions = np.array([[0, 0, 0, 3, 3], [1, 1, 1, 2, 2]], np.float32)
     yield Onnx(
@@ -236,10 +236,10 @@ def _samples() -> Iterator[Onnx]:
             *((f"o={value}", {"o": np.full_like(offset, value)}) for value in wild),
             ("o of fewer channels", {"o": offset[:, :4]}),
             ("o smaller", {"o": offset[:, :, :2]}),
-            ("x of 2 channels", {"x": floats(1, 2, 4, 4)}),
             ("x of 1x1", {"x": floats(1, 1, 1, 1)}),
         ],
         constants={"w": floats(1, 1, 2, 2)},
+        dims={"x": ["b", 1, "h", "w"], "o": ["ob", "oc", "oh", "ow"]},
     )
 
 

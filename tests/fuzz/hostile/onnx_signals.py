@@ -12,7 +12,6 @@ from tests.fuzz.hostile.catalog import Array, Onnx, floats, hostile_sizes, ints,
 def _images() -> Iterator[Onnx]:
     image = floats(1, 1, 4, 4)
     sizes = ints(1, 1, 6, 6)
-    wild: list[float] = [0.0, -1.0, np.nan, np.inf, 1e30, 1e-30, 1e9, 0.24]
     for mode in ("nearest", "linear", "cubic"):
         yield Onnx(
             f"Resize {mode} sizes",
@@ -26,16 +25,13 @@ def _images() -> Iterator[Onnx]:
             hidden=["s"],
             dims={"s": [4]},
         )
-        factors = np.array([1, 1, 1.5, 2], np.float32)
         yield Onnx(
-            f"Resize {mode} scales",
-            [node("Resize", ["x", "", "s"], ["y"], mode=mode)],
-            {"x": image, "s": factors},
-            [(f"s={value}", {"s": np.array([1, 1, value, 2], np.float32)}) for value in wild],
-            hidden=["s"],
-            dims={"s": [4]},
+            f"Resize {mode} constant scales",
+            [node("Resize", ["x", "", "f"], ["y"], mode=mode)],
+            {"x": image},
+            [(f"x{list(size)}", {"x": floats(1, 1, *size)}) for size in [(0, 4), (1, 1), (4, 0), (3, 100)]],
+            constants={"f": np.array([1, 1, 1.5, 0.3], np.float32)},
         )
-    roi = np.array([0, 0, 0, 0, 1, 1, 1, 1], np.float32)
     yield Onnx(
         "Resize crop",
         [
@@ -43,9 +39,10 @@ def _images() -> Iterator[Onnx]:
                 "Resize", ["x", "r", "", "s"], ["y"], mode="linear", coordinate_transformation_mode="tf_crop_and_resize"
             )
         ],
-        {"x": image, "r": roi, "s": sizes},
-        [(f"r={value}", {"r": np.full_like(roi, value)}) for value in wild],
-        dims={"s": [4], "r": [8]},
+        {"x": image, "s": sizes},
+        [*placed(sizes, hostile_sizes(), "s"), ("x of height 0", {"x": floats(1, 1, 0, 4)})],
+        dims={"s": [4]},
+        constants={"r": np.array([0, 0, -5, 0, 1, 1, 9, 1], np.float32)},
     )
     yield Onnx(
         "AffineGrid",
@@ -65,7 +62,6 @@ def _images() -> Iterator[Onnx]:
             ("x of fewer columns", {"x": floats(1, 4, 8)}),
             ("x of 3 channels", {"x": floats(1, 3, 9)}),
         ],
-        hidden=["s", "b"],
         dims={"s": [2], "b": [2]},
     )
 
@@ -78,7 +74,7 @@ def _signals() -> Iterator[Onnx]:
         {"x": wave, "n": scalar(8)},
         placed(scalar(8), hostile_sizes(), "n"),
         hidden=["n"],
-        dims={"x": ["b", "t", 1]},
+        dims={"x": ["b", 16, 1], "n": []},
         opset=20,
     )
     steps = {"step": scalar(4), "length": scalar(8)}
@@ -91,16 +87,16 @@ def _signals() -> Iterator[Onnx]:
             *placed(steps["length"], [17, *hostile_sizes()], "length"),
             ("x of 4", {"x": floats(1, 4, 1)}),
         ],
-        hidden=["step", "length"],
         dims={"x": ["b", "t", 1]},
     )
-    window: dict[str, Array] = {"x": wave, "step": scalar(4), "w": floats(8)}
+    window: dict[str, Array] = {"x": wave, "w": floats(8)}
     yield Onnx(
         "STFT window",
         [node("STFT", ["x", "step", "w"], ["y"])],
         window,
         [("w of 17", {"w": floats(17)}), ("w of 0", {"w": floats(0)}), ("x of 4", {"x": floats(1, 4, 1)})],
         dims={"x": ["b", "t", 1]},
+        constants={"step": scalar(4)},
     )
     for name in ("HannWindow", "BlackmanWindow", "HammingWindow"):
         yield Onnx(
@@ -127,7 +123,6 @@ def _signals() -> Iterator[Onnx]:
             *((f"hi={v}", {"hi": scalar(v, "float32")}) for v in (np.nan, np.inf, -1.0, 0.0, 1e30)),
             *((f"lo={v}", {"lo": scalar(v, "float32")}) for v in (np.nan, np.inf, -1.0, 1e30)),
         ],
-        hidden=["m", "n", "r"],
     )
 
 

@@ -164,7 +164,7 @@ def _sequences() -> Iterator[Onnx]:
         "SequenceInsert": [node("SequenceInsert", ["q", "a", "p"], ["r"]), joined],
     }
     for operator, nodes in forms.items():
-        yield Onnx(operator, [made, *nodes], {**three, "p": scalar(1)}, position, hidden=["p"])
+        yield Onnx(operator, [made, *nodes], {**three, "p": scalar(1)}, position)
     yield Onnx(
         "ConcatFromSequence",
         [made, node("ConcatFromSequence", ["q"], ["y"], axis=0)],
@@ -193,7 +193,6 @@ def _attention() -> Iterator[Onnx]:
     shapes: dict[str, list[int | str]] = {name: ["b" + name, 2, "s" + name, 8] for name in "qkv"}
     good = {"q": query, "k": key, "v": floats(2, 2, 6, 8)}
     yield Onnx("Attention", [node("Attention", ["q", "k", "v"], ["y"])], good, changes, dims=shapes, opset=23)
-    yield Onnx("Attention of open sizes", [node("Attention", ["q", "k", "v"], ["y"])], good, changes, opset=23)
     mask: list[tuple[str, Feeds]] = [
         (f"m{list(shape)}", {"m": np.zeros(shape, np.float32)})
         for shape in [(4, 5), (3, 6), (1, 1), (4, 60), (0, 6), (4, 0)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.fuzz.hostile.catalog import Feeds, Form, Run, Subject, TorchSource
+from tests.fuzz.hostile.catalog import Feeds, Form, Run, Subject, TorchSource, phrase, typed
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Torch:
         modules: makes modules (layers) that the function takes before the tensors.
         good: inputs that fit. Each of their axes is dynamic, but for those in `static`.
         hidden: the inputs whose values the operator computes with; another form hides them from checks at entry.
+        documented, computed: as of `Onnx`.
     """
 
     operator: str
@@ -30,6 +31,7 @@ class Torch:
     static: Mapping[str, Sequence[int]] | None = None
     modules: Callable[[], Sequence[Any]] | None = None
     documented: Mapping[str, str] | None = None
+    computed: str | None = None
 
     def subjects(self) -> Iterator[Subject]:
         """With these inputs, and with `hidden` ones computed in the module."""
@@ -37,17 +39,14 @@ class Torch:
         for form in forms:
             extra = {} if form == "input" else {f"zero_{name}": self._zero(name) for name in self.hidden}
             runs = tuple(
-                Run(label, {**self.good, **self._typed(feeds), **extra}, self._phrase(label))
+                Run(
+                    label,
+                    {**self.good, **typed(feeds, self.good), **extra},
+                    phrase(label, form, self.documented, self.computed),
+                )
                 for label, feeds in [("good", {}), *self.hostile]
             )
             yield Subject(f"torch {self.operator}", form, _Source(self, form), {**self.good, **extra}, runs, "torch")
-
-    def _typed(self, feeds: Feeds) -> Feeds:
-        return {name: np.asarray(array, self.good[name].dtype) for name, array in feeds.items()}
-
-    def _phrase(self, label: str) -> str | None:
-        found = [phrase for start, phrase in (self.documented or {}).items() if label.startswith(start)]
-        return found[0] if found else None
 
     def _zero(self, name: str) -> Any:
         return np.zeros(1, self.good[name].dtype)
