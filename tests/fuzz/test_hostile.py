@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.fuzz import hostile_planted
-from tests.fuzz.hostile import guarded_memory
+from tests.fuzz.hostile import documented, guarded_memory
 from tests.fuzz.hostile.running import run_subjects
 from tests.fuzz.hostile.verdict import Verdict
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not guarded_memory.is_available(), reason="needs
 def verdicts(tmp_path_factory: pytest.TempPathFactory) -> list[Verdict]:
     chosen = range(len(hostile_planted.subjects()))
     folder = tmp_path_factory.mktemp("hostile")
-    return run_subjects(chosen, folder, "", catalog=hostile_planted.__name__, workers=2)
+    return run_subjects(chosen, folder, catalog=hostile_planted.__name__, workers=2)
 
 
 def _kinds(verdicts: list[Verdict], subject: str) -> dict[str, str]:
@@ -37,3 +37,7 @@ def test_hostile_values_end_in_errors_or_in_the_numbers_of_onnxruntime(verdicts:
     own = [verdict for verdict in verdicts if verdict.subject not in planted]
     assert [verdict for verdict in own if verdict.failed or verdict.stricter] == []
     assert {verdict.ours for verdict in own} == {"equal", "refused"}
+
+
+def test_the_documentation_says_what_the_suite_takes_it_to_say() -> None:
+    assert [each.text for each in documented.STATEMENTS if each.text not in documented.page()] == []

@@ -131,6 +131,13 @@ def _unpooled(node: Any) -> Iterator[IndexRange]:
     yield IndexRange(node.args[1], height * width)
 
 
+def _target(node: Any) -> Iterator[IndexRange]:
+    """Classes, and the one number that is none; what lies between them is not told apart."""
+    sizes, ignored = _sizes(node.args[0]), _argument(node, 4, "ignore_index", -100)
+    if sizes and isinstance(ignored, int):
+        yield IndexRange(node.args[1], sizes[1 if len(sizes) > 1 else 0], min(ignored, 0))
+
+
 _OPERATORS: dict[str, _Ranges] = {
     "aten.embedding.default": _embedding,
     "aten.embedding_bag.default": _bags,
@@ -139,6 +146,8 @@ _OPERATORS: dict[str, _Ranges] = {
     "aten.index.Tensor": _advanced,
     "aten.index_put.default": _advanced,
     "aten.take.default": _take,
+    "aten.nll_loss_nd.default": _target,
+    "aten.cross_entropy_loss.default": _target,
     "aten.take_along_dim.default": _along(1, 2),
     "aten.max_unpool2d.default": _unpooled,
     "aten.repeat_interleave.self_Tensor": _repeats,

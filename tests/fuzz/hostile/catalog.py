@@ -18,16 +18,10 @@ Form = Literal["input", "computed", "nested"]
 
 @dataclass(frozen=True)
 class Run:
-    """One set of inputs.
-
-    Attributes:
-        documented: a phrase of the documentation that says what is computed where the reference refuses, or what is
-            refused or computed otherwise where it computes.
-    """
+    """One set of inputs."""
 
     label: str
     feeds: Feeds
-    documented: str | None = None
 
 
 @dataclass(frozen=True)
@@ -116,12 +110,6 @@ def typed(feeds: Feeds, good: Feeds) -> Feeds:
     return {name: np.asarray(array, good[name].dtype) for name, array in feeds.items()}
 
 
-def phrase(label: str, form: Form, documented: Mapping[str, str] | None, computed: str | None) -> str | None:
-    """What the documentation has to say for a run: by its label, or because its values are computed."""
-    found = [text for start, text in (documented or {}).items() if label.startswith(start)]
-    return found[0] if found else (None if form == "input" else computed)
-
-
 @dataclass(frozen=True)
 class Onnx:
     """A small ONNX model and what to run it with; `subjects` makes it in several forms.
@@ -132,8 +120,6 @@ class Onnx:
         hidden: the inputs whose values the operator computes with; other forms hide them from checks at entry.
         dims: the shapes of inputs, where not every dimension is a symbolic one of its own.
         outputs: element types by name.
-        documented: phrases of the documentation by the label of a run, or by its beginning.
-        computed: the phrase for values that the model computes.
     """
 
     operator: str
@@ -146,18 +132,13 @@ class Onnx:
     constants: Feeds | None = None
     opset: int = 21
     domains: Sequence[str] = ()
-    documented: Mapping[str, str] | None = None
-    computed: str | None = None
 
     def subjects(self) -> Iterator[Subject]:
         """The model with these inputs; with `hidden` ones computed in it; and that with the operator in a nest."""
         forms: list[Form] = ["input", "computed", "nested"] if self.hidden else ["input"]
         for form in forms:
             runs = tuple(
-                Run(
-                    label, {**self.good, **typed(feeds, self.good)}, phrase(label, form, self.documented, self.computed)
-                )
-                for label, feeds in [("good", {}), *self.hostile]
+                Run(label, {**self.good, **typed(feeds, self.good)}) for label, feeds in [("good", {}), *self.hostile]
             )
             extra = {} if form == "input" else {f"zero_{name}": self._zero(name) for name in self.hidden}
             yield Subject(
@@ -165,7 +146,7 @@ class Onnx:
                 form,
                 _Source(self, form),
                 {**self.good, **extra},
-                tuple(Run(run.label, {**run.feeds, **extra}, run.documented) for run in runs),
+                tuple(Run(run.label, {**run.feeds, **extra}) for run in runs),
             )
 
     def _zero(self, name: str) -> Array:

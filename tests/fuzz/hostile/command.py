@@ -16,13 +16,6 @@ from tests.fuzz.hostile.subjects import subjects
 from tests.fuzz.hostile.verdict import Verdict, subject_table, verdict_table
 
 _SHOWN_RUNS = 8
-_ROOT = Path(__file__).parents[3]
-
-
-def documentation() -> str:
-    """What the project's documentation says, its spaces joined."""
-    pages = [_ROOT / "README.md", *sorted((_ROOT / "docs").glob("*.md"))]
-    return " ".join(" ".join(page.read_text().split()) for page in pages)
 
 
 def run(only: str | None, workers: int, console: Console) -> int:
@@ -31,9 +24,7 @@ def run(only: str | None, workers: int, console: Console) -> int:
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tensorwright-hostile-") as folder, Progress(console=console) as progress:
         task = progress.add_task("hostile", total=steps(chosen))
-        verdicts = run_subjects(
-            chosen, Path(folder), documentation(), workers=workers, seen=lambda: progress.advance(task)
-        )
+        verdicts = run_subjects(chosen, Path(folder), workers=workers, seen=lambda: progress.advance(task))
     _print(verdicts, time.monotonic() - start, console)
     return 1 if any(verdict.failed for verdict in verdicts) else 0
 

@@ -27,7 +27,7 @@ def resized(
 
 def one(operator: str, inputs: str, good: tuple[int, ...], shapes: Shapes, **options: Any) -> Onnx:
     """A node of inputs `x ...` with attributes and constants among the options."""
-    known = {"constants", "outputs", "opset", "dims", "hidden", "domains", "documented"}
+    known = {"constants", "outputs", "opset", "dims", "hidden", "domains"}
     attributes = {name: value for name, value in options.items() if name not in known | {"label"}}
     rest = {name: value for name, value in options.items() if name in known}
     names = ["" if each == "_" else each for each in inputs.split()]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tests.fuzz.hostile import references
 from tests.fuzz.hostile.catalog import Subject, TorchSource
+from tests.fuzz.hostile.documented import is_documented
 from tests.fuzz.hostile.guarded_memory import GUARD_STATUS, LAYOUTS, Guard, build_library, preloaded
 from tests.fuzz.hostile.verdict import Ours, Theirs, Verdict
 from tests.fuzz.outcome import Outcome
@@ -73,7 +74,6 @@ def _subjects(catalog: str) -> tuple[Subject, ...]:
 def run_subjects(
     chosen: Sequence[int],
     folder: Path,
-    documentation: str,
     *,
     catalog: str = CATALOG,
     workers: int = 1,
@@ -82,7 +82,6 @@ def run_subjects(
     """Verdicts of all runs of the subjects with these numbers.
 
     Args:
-        documentation: the text of the documentation.
         catalog: the name of a module that has `subjects()`.
         seen: called after each step of a worker; there are `steps(chosen)`.
     """
@@ -95,7 +94,7 @@ def run_subjects(
         context = Context(catalog, folder, "run")
         compiled = {index for index in chosen if context.module(index).exists()}
         died["run"] = _work(context, [seed for seed in seeds if seed // _RUNS_A_SUBJECT in compiled], workers, seen)
-    return [_verdict(context, seed, died, documentation) for seed in seeds]
+    return [_verdict(context, seed, died) for seed in seeds]
 
 
 def steps(chosen: Sequence[int]) -> int:
@@ -232,14 +231,14 @@ def _summary(one: Array, other: Array) -> str:
     return f"at {where}: {one[where]} and {other[where]}"
 
 
-def _verdict(context: Context, seed: int, died: dict[str, dict[int, Outcome]], documentation: str) -> Verdict:
+def _verdict(context: Context, seed: int, died: dict[str, dict[int, Outcome]]) -> Verdict:
     index, place = divmod(seed, _RUNS_A_SUBJECT)
     subject = context.subject(index)
     run = subject.runs[place]
     theirs, expected = _theirs(context, seed, died)
     ours, value = _ours(context, seed, died)
     detail = value if isinstance(value, str) else ""
-    documented = run.documented is not None and " ".join(run.documented.split()) in documentation
+    documented = is_documented(subject, run.label)
     if ours == "equal" and theirs == "computes":
         wrong = references.differences(value, expected, difference)
         if wrong is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.fuzz.hostile.catalog import Feeds, Form, Run, Subject, TorchSource, phrase, typed
+from tests.fuzz.hostile.catalog import Feeds, Form, Run, Subject, TorchSource, typed
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,6 @@ class Torch:
         modules: makes modules (layers) that the function takes before the tensors.
         good: inputs that fit. Each of their axes is dynamic, but for those in `static`.
         hidden: the inputs whose values the operator computes with; another form hides them from checks at entry.
-        documented, computed: as of `Onnx`.
     """
 
     operator: str
@@ -30,8 +29,6 @@ class Torch:
     hidden: Sequence[str] = ()
     static: Mapping[str, Sequence[int]] | None = None
     modules: Callable[[], Sequence[Any]] | None = None
-    documented: Mapping[str, str] | None = None
-    computed: str | None = None
 
     def subjects(self) -> Iterator[Subject]:
         """With these inputs, and with `hidden` ones computed in the module."""
@@ -39,11 +36,7 @@ class Torch:
         for form in forms:
             extra = {} if form == "input" else {f"zero_{name}": self._zero(name) for name in self.hidden}
             runs = tuple(
-                Run(
-                    label,
-                    {**self.good, **typed(feeds, self.good), **extra},
-                    phrase(label, form, self.documented, self.computed),
-                )
+                Run(label, {**self.good, **typed(feeds, self.good), **extra})
                 for label, feeds in [("good", {}), *self.hostile]
             )
             yield Subject(f"torch {self.operator}", form, _Source(self, form), {**self.good, **extra}, runs, "torch")

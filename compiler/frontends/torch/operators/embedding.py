@@ -22,13 +22,18 @@ def _embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Any]:
-    """Sums (mode 0), means (1) or largest elements (2) of the rows of each bag; an empty bag gives zeros."""
+    """Sums (mode 0), means (1) or largest elements (2) of the rows of each bag; an empty bag gives zeros.
+
+    Offsets are taken as if they were sorted, and what lies before the first is in no bag.
+    """
     offsets = offsets[:-1] if include_last_offset else offsets
     places = torch.arange(indices.shape[0], device=indices.device)
     bags = (places.unsqueeze(1) >= offsets).sum(1) - 1
     counted = (
         torch.ones_like(indices) if padding_idx is None else (indices != padding_idx % table.shape[0]).to(torch.int64)
     )
+    counted = counted * (bags >= 0)
+    bags = bags.clamp(min=0)
     sizes = torch.zeros_like(offsets, dtype=torch.int64).index_add(0, bags, counted)
     rows, present = table[indices], (counted != 0).unsqueeze(1)
     if mode == 2:

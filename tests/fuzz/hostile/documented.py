@@ -1,0 +1,82 @@
+"""Runs whose result is other than the reference's, and what docs/runtime_checks.md says about each."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from tests.fuzz.hostile.catalog import Subject
+
+PAGE = Path(__file__).parents[3] / "docs" / "runtime_checks.md"
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What the page says of some runs.
+
+    Attributes:
+        text: words of the page.
+        operators: a pattern of subjects' operators.
+        runs: a pattern of runs' labels.
+        computed: whether it is said of values that the model computes alone.
+    """
+
+    text: str
+    operators: str
+    runs: str = r".*"
+    computed: bool = True
+
+    def is_about(self, subject: Subject, label: str) -> bool:
+        """Whether it is said of a run of a subject."""
+        if self.computed and subject.form == "input" and not re.fullmatch(_COMPUTED_IN_ITSELF, subject.operator):
+            return False
+        return bool(re.fullmatch(self.operators, subject.operator) and re.fullmatch(self.runs, label))
+
+
+_COMPUTED_IN_ITSELF = r"Loop .*|torch (select by a tensor|index x\[i, j\]|LSTM's last step)"
+"""Whose indices are computed in every form."""
+
+_INDEX = "an index outside the axis that the model computes"
+_REFUSED = "an index that PyTorch refuses, computed by the model"
+_COORDINATES = "coordinates into axes of different sizes"
+
+STATEMENTS = (
+    Statement(_INDEX, r"Gather.*|Loop that indexes by its turn"),
+    Statement(_COORDINATES, r"GatherND", computed=False),
+    Statement("the update is left out", r"Scatter(Elements|ND).*"),
+    Statement("such coordinates", r"ScatterND", computed=False),
+    Statement("a place outside the cache that the model computes", r"TensorScatter"),
+    Statement("a length outside [0, size] that the model computes", r"(ReverseSequence|RNN|GRU|LSTM).*"),
+    Statement("a batch index outside the data that the model computes, or that is a float", r"RoiAlign.*"),
+    Statement(
+        "a batch index outside the data that the model computes, or that is a float", r"MaxRoiPool", computed=False
+    ),
+    Statement("more than 1024 samples of a bin", r"RoiAlign.*", r"r.*", computed=False),
+    Statement("an index outside the output that the model computes", r"MaxUnpool"),
+    Statement("a negative size or count that the model computes", r"(ConstantOfShape|Expand|Tile|OneHot|TopK).*"),
+    Statement("`delta` of 0, bounds that are NaN", r"Range.*", computed=False),
+    Statement("a border wider than a size that is known when compiling", r"Pad reflect.*", computed=False),
+    Statement("coordinates that are NaN or infinite", r"(GridSample|DeformConv|Resize).*", computed=False),
+    Statement("a condition longer than the axis", r"Compress.*", computed=False),
+    Statement(_REFUSED, r"torch (Embedding|index|select|gather|take|scatter|max_unpool|LSTM's last step|one_hot).*"),
+    Statement(
+        "a negative target that is not `ignore_index`", r"torch (nll_loss|cross_entropy)", r".*-.*", computed=False
+    ),
+    Statement("a target that PyTorch refuses, computed by the model", r"torch (nll_loss|cross_entropy)"),
+    Statement("offsets that do not begin with 0, or fall", r"torch EmbeddingBag.*", r"o.*", computed=False),
+    Statement("a negative count that the model computes", r"torch repeat_interleave"),
+    Statement("sizes that come to 0", r"torch interpolate.*", computed=False),
+)
+
+
+@cache
+def page() -> str:
+    """The text of the page, spaces joined."""
+    return " ".join(PAGE.read_text().split())
+
+
+def is_documented(subject: Subject, label: str) -> bool:
+    """Whether the page says something of a run of a subject."""
+    return any(each.is_about(subject, label) and each.text in page() for each in STATEMENTS)
