@@ -88,19 +88,26 @@ def _pooled(data: te.Tensor, spatial: Sequence[int], attrs: Any) -> te.Tensor:
         free, stride = data.shape[axis] + before[i] + after[i] - extent, int(attrs.strides[i])
         rounded = free + stride - 1 if attrs.ceil_mode else free
         shape[axis] = tirx.floordiv(rounded, stride) + 1
-    lowest = tirx.const(-math.inf, data.dtype)
     reducer = _reducer(data.dtype, greatest=True)
-    padded = any(before) or any(after) or bool(attrs.ceil_mode)
+    source = _bordered(data, spatial, before, after, attrs)
 
     def element(*indices: Any) -> Any:
-        place, inside = list(indices), []
+        place = list(indices)
         for i, axis in enumerate(spatial):
-            place[axis] = indices[axis] * int(attrs.strides[i]) + taps[i] * int(attrs.dilation[i]) - before[i]
-            inside += [place[axis] >= 0, place[axis] < data.shape[axis]]
-        value = data(*place)
-        return reducer(tirx.if_then_else(tirx.all(*inside), value, lowest) if padded else value, axis=taps)
+            place[axis] = indices[axis] * int(attrs.strides[i]) + taps[i] * int(attrs.dilation[i])
+        return reducer(source(*place), axis=taps)
 
     return te.compute(shape, element, name="max_pool")
+
+
+def _bordered(data: te.Tensor, spatial: Sequence[int], before: Sequence[int], after: Sequence[int], attrs: Any) -> Any:
+    """The data with -inf around it, as far as windows reach."""
+    low, high = [0] * len(data.shape), [0] * len(data.shape)
+    for i, axis in enumerate(spatial):
+        low[axis], high[axis] = before[i], after[i] + (int(attrs.strides[i]) - 1 if attrs.ceil_mode else 0)
+    if not any(low) and not any(high):
+        return data
+    return topi.nn.pad(data, low, high, tirx.const(-math.inf, data.dtype), name="bordered")
 
 
 LEGALIZATIONS: dict[str, Legalize] = {

@@ -27,7 +27,7 @@ def _condition(build: SymbolicBuilder) -> str | None:
     tensor = build.pick(ranks=(1, 4), exact=True)
     if tensor is None:
         return None
-    if build.chance():
+    if build.chance() and not build.special:  # runtimes disagree on maxima with NaN
         whole = Tensor("", (), "float32", exact=True)
         (most,) = build.node("ReduceMax", [tensor.name], [whole], keepdims=0)
         (found,) = build.node("Greater", [most.name, build.constant(1.9)], [_SCALAR])

@@ -69,3 +69,17 @@ def test_windows_with_indices_beside_windows_larger_than_the_data() -> None:
       m = MaxPool<kernel_shape = [3], strides = [2], ceil_mode = 1>(s)
       a = AveragePool<kernel_shape = [3], strides = [2], ceil_mode = 1>(s) }"""
     run_both(text, [{"x": floats(2, 16, 7), "s": floats(1, 2, 2)}])
+
+
+def test_reflecting_padding_behind_a_gather_of_a_dynamic_size() -> None:
+    text = """(float[6,2,k] x) => (float[a,b,c,d] y)
+      <int64[2,2] i = {-6, 2, 4, -1}, int64[8] p = {0, 0, 0, 2, 1, 0, 0, 0}> {
+      t = Gather<axis = 0>(x, i)
+      y = Pad<mode = "reflect">(t, p) }"""
+    run_both(text, [{"x": floats(6, 2, 5)}, {"x": floats(6, 2, 3)}])
+
+
+def test_the_best_along_an_axis_beside_an_empty_one() -> None:
+    text = """(float[3,4,0] x) => (float[2,4,0] v, int64[2,4,0] i) <int64[1] k = {2}> {
+      v, i = TopK<axis = 0>(x, k) }"""
+    run_both(text, [{"x": floats(3, 4, 0)}])
