@@ -29,7 +29,7 @@ class ForeignModule(Module):
     def __init__(self, artifact: Artifact, emulate: Callable[[Artifact], Emulator] | None = None) -> None:
         """`emulate` makes what runs it here; it is called at the first run, and raises where that is not possible."""
         self._artifact = artifact
-        self.threads = artifact.manifest.threads
+        self.threads = None  # the module's own setting, as far as this machine has processors
         self._emulate = emulate
         self._emulator: Emulator | None = None
 

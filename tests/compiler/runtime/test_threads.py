@@ -18,6 +18,7 @@ from compiler.errors import OptionError
 from compiler.runtime import Module, load
 from compiler.runtime import threads as settings
 from compiler.runtime.engine import global_function
+from compiler.runtime.foreign import ForeignModule
 from tests.compiler.runtime.building import build_artifact, dense_artifact
 from tests.compiler.runtime.parallel import parallel_library
 
@@ -126,7 +127,7 @@ def test_a_module_cannot_ask_for_more_threads_than_processors(monkeypatch: pytes
     artifact = dense_artifact()
     stored = replace(artifact, manifest=artifact.manifest.model_copy(update={"threads": 4096}))
     module = Module(stored)
-    assert module.threads == len(os.sched_getaffinity(0))
+    assert module.threads == len(os.sched_getaffinity(0)) == ForeignModule(stored).threads
     limit = settings.threads_limit()
     module.threads = limit
     assert module.threads == limit
