@@ -6,6 +6,7 @@ The protocol is described in `cpp/visitor.h` and `cpp/device_session.h`.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import socket
 import struct
 import time
@@ -227,6 +228,15 @@ def parse_address(address: str) -> tuple[str, int]:
     if not separator or not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise OptionError(f"{address!r} is no address", "write HOST:PORT, such as 192.168.0.7:9090")
     return host, int(port)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether HOST:PORT is of this machine, so that nobody between could read along."""
+    host, _ = parse_address(address)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _set_probes(connected: socket.socket) -> None:

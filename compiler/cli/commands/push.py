@@ -60,6 +60,7 @@ def _push(
     from compiler.cli.output import print_facts, print_json, print_note
     from compiler.cli.passphrases import load_credentials
     from compiler.cli.progress import Steps
+    from compiler.device.connection import is_loopback
     from compiler.device.push import push
     from compiler.profiling.formatting import format_seconds
     from compiler.profiling.summary import check_is_module
@@ -75,6 +76,10 @@ def _push(
             runs=runs,
             run_seconds=run_seconds,
             progress=steps,
+        )
+    if credentials is None and not is_loopback(address):
+        print_note(
+            f"the connection to {address} was not encrypted, and the server not authenticated (--key, --device-key)"
         )
     if result.moved_aside:
         print_note(f"{address}: {result.moved_aside}")

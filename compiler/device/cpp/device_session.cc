@@ -74,7 +74,7 @@ class ModuleSession {
   }
 
   std::string Upload(uint64_t size) {
-    artifact_.reset(), module_.reset(), proven_ = false;
+    module_.reset(), artifact_.reset(), file_.reset(), proven_ = false;
     unlink(path_.c_str());
     int file = CreateFile(path_, size);
     std::string data;
@@ -100,7 +100,10 @@ class ModuleSession {
 
   const Artifact& Opened() {
     if (!artifact_ && access(path_.c_str(), F_OK) != 0) throw Error("no module was uploaded");
-    if (!artifact_) artifact_ = Artifact::Open(path_, &trusted_);
+    if (!artifact_) {
+      file_ = std::make_unique<FileBytes>(path_);
+      artifact_ = Artifact::FromMemory(file_->span(), "the module", &trusted_);
+    }
     return *artifact_;
   }
 
@@ -150,6 +153,7 @@ class ModuleSession {
   std::string path_, received_;
   const TrustedKeys& trusted_;
   SessionLimits limits_;
+  std::unique_ptr<FileBytes> file_;
   std::shared_ptr<Artifact> artifact_;
   std::unique_ptr<Module> module_;
   bool proven_ = false;

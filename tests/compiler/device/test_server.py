@@ -20,7 +20,7 @@ import compiler
 import targets
 from compiler.artifact import Artifact, KeyKind, artifact_bytes, read_artifact, sign, write_new_keys
 from compiler.cli import main
-from compiler.device.connection import Connection
+from compiler.device.connection import Connection, is_loopback
 from compiler.device.credentials import Credentials, load_credentials
 from compiler.device.noise import Initiator
 from compiler.device.programs import device_programs
@@ -343,6 +343,11 @@ def test_a_kernel_is_timed_through_an_encrypted_session(setting: Setting, tmp_pa
         out = tvm.runtime.tensor(np.zeros(100, "float32"), session.cpu())
         assert min(loaded.time_evaluator("main", session.cpu(), number=1, repeat=3)(given, out).results) > 0
         np.testing.assert_array_equal(out.numpy(), np.arange(100) * 2.0 + 1.0)
+
+
+def test_addresses_of_this_machine() -> None:
+    assert all(is_loopback(f"{host}:1") for host in ("127.0.0.1", "127.8.0.1", "localhost"))
+    assert not any(is_loopback(f"{host}:1") for host in ("192.168.0.7", "0.0.0.0", "pi"))
 
 
 def test_credentials_and_signing_keys_are_not_mixed_up(setting: Setting) -> None:
