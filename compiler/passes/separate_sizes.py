@@ -1,4 +1,4 @@
-"""separate-sizes: what gives a size its value stands outside of dataflow blocks, before all that reads it.
+"""separate-sizes: what gives a size its value, or checks one, stands before all that reads it, in a block of its own.
 
 In a dataflow block the variables that are read say what must come before what. A `match_cast` that gives a symbolic
 size its value breaks that rule: kernels read the size in their types alone. Passes that move kernels, as the grouping
@@ -6,6 +6,8 @@ of operators does, would move them before it. So a block is cut at each such cas
 
     dataflow: a; count; match_cast(count, [n]); f(a); g(a, n)
     =>  dataflow: count;  match_cast(count, [n]);  dataflow: a; f(a); g(a, n)
+
+The same holds for a cast that checks computed sizes: no variable says that what is unsafe without it comes after it.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ Binding = Any
 Var = Any
 
 
-@graph_pass("separate-sizes", summary="Cut dataflow blocks where a size gets its value")
+@graph_pass("separate-sizes", summary="Cut dataflow blocks where a size gets its value or is checked")
 def separate_sizes(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Each `match_cast` that defines a size is in a plain block, as early as what it is computed from allows."""
+    """Each `match_cast` that defines or checks a size is in a plain block, as early as its operands allow."""
     changed = {}
     for variable, function in rewritable_functions(mod):
         if any(isinstance(binding, relax.MatchCast) for binding in bindings_of(function.body)):
@@ -67,7 +69,7 @@ class _Cutter(PyExprMutator):
     def _parts(self, block: Any) -> list[Any]:
         """The block, cut at what defines sizes."""
         bindings = list(block.bindings)
-        defining = [index for index, binding in enumerate(bindings) if self._new_sizes(binding)]
+        defining = [i for i, binding in enumerate(bindings) if self._new_sizes(binding) or _checks_sizes(binding)]
         if not isinstance(block, relax.DataflowBlock) or not defining:
             return [block]
         self.cuts += len(defining)
@@ -107,6 +109,11 @@ def _reads(binding: Binding) -> set[Var]:
     if isinstance(binding, relax.MatchCast):
         return read | set(relax.analysis.tir_vars_in_type(binding.ty))
     return read | set(relax.analysis.tir_vars_in_type(binding.value.ty))
+
+
+def _checks_sizes(binding: Binding) -> bool:
+    """Whether it checks computed sizes, which no kernel reads: those that rely on the check must not move before it."""
+    return isinstance(binding, relax.MatchCast) and isinstance(binding.value.ty, relax.ShapeType)
 
 
 def _grouped(bindings: Sequence[Binding], defining: Sequence[int]) -> tuple[list[list[Binding]], list[Binding]]:

@@ -71,6 +71,20 @@ def test_a_size_that_depends_on_another_comes_after_it() -> None:
     assert run_module(after, np.full(4, 0.5, "float32"))[0].shape == (4,)
 
 
+def test_what_comes_after_a_check_of_computed_sizes_stays_behind_it() -> None:
+    build = Build()
+    x = build.input("x", (4,))
+    early = build.emit(op.exp(x))
+    total = build.emit(op.astype(build.emit(op.sum(x)), "int64"))
+    checked = build.emit(op.tensor_to_shape(build.emit(op.reshape(total, (1,)))))
+    build.match(checked, relax.ShapeType([2]))
+    size, _ = size_of_sum(build, early, "m")
+    after = apply(NAME, build.module(build.emit(op.zeros(relax.ShapeExpr([size]), "float32"))))
+    blocks = after["main"].body.blocks
+    assert kinds(after) == [(True, 4), (False, 1), (True, 5), (False, 1), (True, 2)]
+    assert str(blocks[2].bindings[0].value.op.name) == "relax.exp"
+
+
 def test_checks_of_known_sizes_stay_where_they_are() -> None:
     build = Build()
     x, y = build.input("x", ("n", 3)), build.input("y", ("n", 3))
