@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.bounds import require, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.folding import fold_strings
 from compiler.frontends.onnx.operators import tree_ensembles
@@ -29,11 +30,18 @@ def vector(context: NodeContext, name: str) -> np.ndarray:
     return np.array(context.attribute(name, []), np.float32)
 
 
+def require_features(context: NodeContext, count: int, index: int = 0) -> None:
+    """The last axis of an input has one entry for each of `count` numbers; a single number is for all."""
+    if count > 1 and context.rank(index):
+        require(context, context.shape(index)[-1], "equal", count)
+
+
 @converter("ArrayFeatureExtractor", domain=DOMAIN)
 def array_feature_extractor(context: NodeContext) -> Any:
     """The entries of the last axis at given places."""
     op = Composer(context)
     data = context.value(0)
+    require_values(context, 1, 0, context.shape(0)[-1])
     if context.rank(0) == 1:
         data = op("Unsqueeze", data, int64s(0))
     return op("Gather", data, op("Reshape", context.value(1), int64s(-1)), axis=-1)
@@ -51,6 +59,8 @@ def binarizer(context: NodeContext) -> Any:
 def scaler(context: NodeContext) -> Any:
     """(x - offset) * scale."""
     op = Composer(context)
+    for name in ("offset", "scale"):
+        require_features(context, vector(context, name).size)
     shifted = op("Sub", floats(context, op), vector(context, "offset"))
     return op("Mul", shifted, vector(context, "scale"))
 
@@ -76,6 +86,7 @@ def imputer(context: NodeContext) -> Any:
     values = np.array(context.required_attribute(f"imputed_value_{suffix}s"), kind)
     missing = context.attribute(f"replaced_value_{suffix}", 0)
     data = context.value(0)
+    require_features(context, values.size)
     is_missing = op("IsNaN", data) if not whole and np.isnan(missing) else op("Equal", data, kind(missing))
     return op("Where", is_missing, values, data)
 
@@ -84,6 +95,10 @@ def imputer(context: NodeContext) -> Any:
 def feature_vectorizer(context: NodeContext) -> Any:
     """All inputs side by side, as float32."""
     op = Composer(context)
+    widths: list[int] = context.attribute("inputdimensions", [])
+    for index, width in enumerate(widths[: len(context.node.input)]):
+        if context.rank(index):
+            require(context, context.shape(index)[-1], "equal", int(width))
     parts = [op("Cast", context.value(index), to=1) for index in range(len(context.node.input))]
     return op("Concat", *parts, axis=-1)
 

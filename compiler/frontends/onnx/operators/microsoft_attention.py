@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from compiler.frontends.onnx.bounds import require, require_shape, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
 from compiler.frontends.onnx.operators.microsoft_fused import DOMAIN, given
@@ -200,6 +201,18 @@ def _width(context: NodeContext, part: Any, heads: int) -> int:
     return width
 
 
+def _check_positions(context: NodeContext) -> None:
+    """Positions, or the first of them, lie in the tables."""
+    rows = context.shape(2)[0]
+    batch, length = context.shape(0)[0], context.shape(0)[1 if context.rank(0) == 3 else 2]
+    if context.rank(1) == 1:
+        require(context, rows, "at least", length)
+        rows = context.arithmetic.add(context.arithmetic.subtract(rows, length), 1)
+    else:
+        require_shape(context, context.shape(1), [batch, length], "the positions")
+    require_values(context, 1, 0, rows)
+
+
 @converter("RotaryEmbedding", domain=DOMAIN)
 def rotary_embedding(context: NodeContext) -> Any:
     """Rotary positions: input, positions (one offset, or (batch, length)), cosines, sines."""
@@ -207,6 +220,7 @@ def rotary_embedding(context: NodeContext) -> Any:
     if context.attribute("is_packed_batching", 0):
         context.refuse("is_packed_batching is not supported")
     data, positions, rank = context.value(0), context.value(1), context.rank(0)
+    _check_positions(context)
     heads, rotated = context.attribute("num_heads", 0), context.attribute("rotary_embedding_dim", 0)
     if rank == 3 and not heads:
         # All of the last axis are heads of the size that the tables imply.

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from compiler.frontends.onnx.bounds import require, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
 from compiler.frontends.onnx.operators.microsoft_fused import DOMAIN, attributes_of, given
@@ -90,10 +91,14 @@ def embed_layer_normalization(context: NodeContext) -> Any:
     """
     op = Composer(context)
     ids = context.value(0)
+    for index, table in ((0, 2), (1, 4), (8, 3)):
+        if context.has_input(index):
+            require_values(context, index, 0, context.shape(table)[0])
     words = op("Gather", context.value(2), ids, axis=0)
     if context.has_input(8):
         positions = op("Gather", context.value(3), context.value(8), axis=0)
     else:
+        require(context, context.shape(3)[0], "at least", context.shape(0)[1])
         length = op("Slice", op("Shape", ids), int64s(1), int64s(2))
         positions = op("Slice", context.value(3), int64s(0), length, int64s(0))
     total = op("Add", words, positions)

@@ -6,6 +6,7 @@ from tvm import relax
 from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.bounds import require
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.pooling_kernels import (
     average_kernel,
@@ -32,8 +33,16 @@ _AVERAGE_POOLS = {1: R.nn.avg_pool1d, 2: R.nn.avg_pool2d, 3: R.nn.avg_pool3d}
 
 def _window(context: NodeContext) -> Window:
     kernel = kernel_attribute(context, spatial_rank(context))
+    _require_data(context)
     ceil_mode = bool(context.attribute("ceil_mode", 0))
     return window_of(context, kernel, context.shape(0)[2:], ceil_mode=ceil_mode)
+
+
+def _require_data(context: NodeContext) -> None:
+    """A window over nothing has no largest element and no mean; ONNX Runtime refuses it too."""
+    for size in context.shape(0)[2:]:
+        if not isinstance(size, int):
+            require(context, size, "at least", 1)
 
 
 def _overhang(context: NodeContext, window: Window) -> tuple[Dim, ...]:
@@ -144,4 +153,5 @@ def global_lp_pool(context: NodeContext) -> relax.Expr:
 
 
 def _spatial_axes(context: NodeContext) -> list[int]:
+    _require_data(context)
     return list(range(2, spatial_rank(context) + 2))

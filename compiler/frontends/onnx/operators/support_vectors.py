@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from compiler.frontends.onnx.bounds import require
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
 from compiler.frontends.onnx.operators.machine_learning import (
@@ -57,6 +58,7 @@ def _kernel(context: NodeContext, op: Composer, count: int) -> Any:
     if count == 0:
         return data
     vectors = vector(context, "support_vectors").reshape(count, -1)
+    require(context, context.shape(0)[-1], "equal", vectors.shape[1])
     gamma, offset, degree = (float(each) for each in context.attribute("kernel_params", [0.0, 0.0, 3.0]))
     if kind == "RBF":
         apart = op("Sub", op("Unsqueeze", data, int64s(1)), vectors)
