@@ -12,6 +12,7 @@ from tvm import relax
 from tvm.relax import vm_build
 
 import targets
+from compiler.equal_kernels import alias_object, distinct_kernels
 from compiler.errors import CompilationError, StorageError
 from compiler.kernel_lowering import PIPELINE
 from compiler.one_at_a_time import one_at_a_time
@@ -73,5 +74,8 @@ def _generated(mod: tvm.IRModule, target: targets.Target, folder: Path) -> tuple
     # What `relax.build` does; the kernels go another way.
     builder = relax.ExecBuilder()
     vm_build._vmcodegen(builder, mod)
-    objects = build_objects(kernels, mod.attrs, engine_target, folder)
+    distinct, aliases = distinct_kernels(kernels)
+    objects = build_objects(distinct, mod.attrs, engine_target, folder)
+    if aliases:
+        objects.append(alias_object(aliases, engine_target, PIPELINE, folder / "aliases.o"))
     return vm_build._vmlink(builder, engine_target), objects

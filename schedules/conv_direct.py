@@ -45,6 +45,7 @@ from schedules.open_sizes import (
     Sizes,
     least,
     most,
+    name_opaque,
     name_value,
     open_repeat,
     parts_of,
@@ -107,13 +108,14 @@ class ConvDirect(ScheduleRule):
 
 @dataclass(frozen=True)
 class Place:
-    """What a task computes: an image, the first output position of its block, and one group's input: its first channel
-    block, and how many channels."""
+    """What a task computes: an image, the first output position of its block, how much output there is of it along each
+    dimension, and one group's input: its first channel block, and how many channels."""
 
     image: Any
     corner: tuple[Any, ...]
     source: Any
     channels: int
+    live: tuple[Any, ...] = ()
 
 
 class DirectNest:
@@ -177,25 +179,38 @@ class DirectNest:
     def _task(self, task: Expr | int) -> Stmt:
         """Task number -> image, chunk of channels, block of each spatial dimension (fastest last)."""
         corner: list[Expr | int] = []
-        for count, part in zip(reversed(self.cuts), reversed(self.cut), strict=True):
+        names: list[Stmt] = []
+        for dim, (count, part) in reversed(list(enumerate(zip(self.cuts, self.cut, strict=True)))):
             single = isinstance(count, int) and count == 1
-            corner.insert(0, 0 if single else task % count * part)
-            task = task if single else task // count
-        chunk = 0 if self.chunks == 1 else task % self.chunks
-        image = task if self.chunks == 1 else task // self.chunks
+            corner.insert(0, 0 if single else self._named(f"corner{dim}", task % count * part, names))
+            task = task if single else self._named("task_left", task // count, names)
+        chunk = 0 if self.chunks == 1 else self._named("chunk", task % self.chunks, names)
+        image = task if self.chunks == 1 else self._named("image", task // self.chunks, names)
+        place = Place(image, tuple(corner), 0, self.work.channels)
+        place = replace(
+            place, live=tuple(self._named(f"live{d}", self._live(place, d), names) for d in range(self.work.rank))
+        )
+        return sequence(names, self._channels(place, chunk))
+
+    def _named(self, name: str, value: Any, names: list[Stmt]) -> Any:
+        """A name for a position in an image of unknown size: its divisions would be repeated in every index."""
+        return name_opaque(name, value, names) if self.work.is_open else value
+
+    def _channels(self, place: Place, chunk: Any) -> Stmt:
+        """A chunk of the output channels of a task."""
         work = self.work
         if work.groups == 1:
             count = work.out_blocks // self.chunks
-            return self._group(Place(image, tuple(corner), 0, work.channels), chunk * count, count)
+            return self._group(place, chunk * count, count)
         each = work.groups // self.chunks
 
         def group(step: Expr | int) -> Stmt:
             number = chunk * each + step
-            place = Place(image, tuple(corner), number * work.in_blocks, work.group_channels)
-            whole = self._group(place, number * work.group_out_blocks, work.group_out_blocks)
+            own = replace(place, source=number * work.in_blocks, channels=work.group_channels)
+            whole = self._group(own, number * work.group_out_blocks, work.group_out_blocks)
             if work.last_group_channels == work.group_channels:
                 return whole
-            short = replace(place, channels=work.last_group_channels)
+            short = replace(own, channels=work.last_group_channels)
             last = self._group(short, number * work.group_out_blocks, work.last_group_out_blocks)
             return sequence(when(number < work.groups - 1, whole, last))
 
@@ -220,7 +235,7 @@ class DirectNest:
 
     def _fill_scratch(self, place: Place) -> list[Stmt]:
         work = self.work
-        extents = self._reach([self._live(place, dim) for dim in range(work.rank)])
+        extents = self._reach(place.live)
         blocks = ceil_div(place.channels, work.in_block)
         shape = (blocks, *self._reach(self.room), self.scratch_lanes)
         self.scratch, allocation = allocate("scratch", shape, self.scratch_dtype)
@@ -300,7 +315,7 @@ class DirectNest:
             return sequence(when(inside, self._columns(place, block, point)))
 
         names = [f"oy{i}" for i in range(self.work.rank - 1)]
-        return grid(names, [self._live(place, dim) for dim in range(self.work.rank - 1)], row)
+        return grid(names, place.live[:-1], row)
 
     def _columns(self, place: Place, block: Expr | int, outer: Sequence[Any]) -> Stmt:
         width, part = self.sizes.out[-1], self.cut[-1]
@@ -309,7 +324,7 @@ class DirectNest:
             return self._tile(place, block, [*outer, start], size)
 
         if not isinstance(width, int):
-            return open_repeat("ox", self._live(place, -1), self.pixels, tile)
+            return open_repeat("ox", place.live[-1], self.pixels, tile)
         if width % part == 0:
             return split_repeat("ox", part, self.pixels, tile)
 

@@ -57,6 +57,19 @@ def name_value(name: str, value: Any, bindings: list[Stmt]) -> Any:
     return var
 
 
+def name_opaque(name: str, value: Any, bindings: list[Stmt]) -> Any:
+    """`name_value` for what TVM's passes are not to look into.
+
+    They put what a name stands for into each expression that they simplify, again for each loop; positions in images
+    of unknown size are quotients of quotients, and most of a kernel's compile time went there. LLVM takes the rotation
+    by 0 for what it is.
+    """
+    if isinstance(value, int):
+        return value
+    nothing = tirx.IntImm(_INDEX, 0)
+    return name_value(name, tirx.call_llvm_intrin(_INDEX, "llvm.fshl.i64", value, value, nothing), bindings)
+
+
 def least(left: Any, right: Any) -> Any:
     """The smaller of two, folded where both are known."""
     return min(left, right) if isinstance(left, int) and isinstance(right, int) else tirx.min(left, right)
