@@ -113,6 +113,7 @@ LOWER = (
     "lower-builtins",
     "compute-scalars",
     "lower-shapes",
+    "order-sizes",
     "check-sizes",
     "name-checks",
     "check-parameters-once",
