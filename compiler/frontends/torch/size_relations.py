@@ -121,9 +121,11 @@ def _columns(node: Any) -> Iterator[SizeRelation]:
 
 
 def _image_of_columns(node: Any) -> Iterator[SizeRelation]:
-    """The channels are those of whole windows."""
+    """The channels are those of one window or more."""
     height, width = node.args[2]
-    yield SizeRelation(_sizes(node.args[0])[-2] % (height * width), "equal", 0)
+    channels = _sizes(node.args[0])[-2]
+    yield SizeRelation(channels, "at least", height * width)
+    yield SizeRelation(channels % (height * width), "equal", 0)
 
 
 def _halves(node: Any) -> Iterator[SizeRelation]:

@@ -40,10 +40,11 @@ _COMPUTED_IN_ITSELF = r"Loop .*|torch (select by a tensor|index x\[i, j\]|LSTM's
 
 _INDEX = "an index outside the axis that the model computes"
 _REFUSED = "an index that PyTorch refuses, computed by the model"
+_WILD = "coordinates that are NaN, infinite or beyond 2^31"
 _COORDINATES = "coordinates into axes of different sizes"
 
 STATEMENTS = (
-    Statement(_INDEX, r"Gather.*|Loop that indexes by its turn"),
+    Statement(_INDEX, r"(Gather|ArrayFeatureExtractor).*|Loop that indexes by its turn"),
     Statement(_COORDINATES, r"GatherND", computed=False),
     Statement("the update is left out", r"Scatter(Elements|ND).*"),
     Statement("such coordinates", r"ScatterND", computed=False),
@@ -56,9 +57,24 @@ STATEMENTS = (
     Statement("more than 1024 samples of a bin", r"RoiAlign.*", r"r.*", computed=False),
     Statement("an index outside the output that the model computes", r"MaxUnpool"),
     Statement("a negative size or count that the model computes", r"(ConstantOfShape|Expand|Tile|OneHot|TopK).*"),
+    Statement("an `output_shape` smaller than its input", r"MaxUnpool output_shape", computed=False),
+    Statement("a last position outside [-1, total length)", r"GroupQueryAttention", computed=False),
+    Statement("a position or an id outside the table", r"(RotaryEmbedding|EmbedLayerNormalization).*"),
+    Statement("RotaryEmbedding a negative position too", r"RotaryEmbedding", r"p=-.*", computed=False),
+    Statement("a target outside the classes", r"(NegativeLogLikelihoodLoss|SoftmaxCrossEntropyLoss)", computed=False),
+    Statement("a mask whose last axis is shorter or longer than the keys", r"Attention mask", computed=False),
+    Statement("a threshold outside [0, 1] or NaN", r"NonMaxSuppression", r"t=.*", computed=False),
+    Statement("a size of 0, or a negative one", r"(OneHot|Resize|AffineGrid|MaxUnpool output_shape|\w+Window).*"),
+    Statement("a size of 0, or a negative one", r"(OneHot|Resize).*", r"[sd]=0", computed=False),
+    Statement("a negative size other than -1", r"Reshape.*", computed=False),
+    Statement("negative borders that leave no element", r"Pad.*", r"p=?.*-.*|x\[0, 8\]", computed=False),
+    Statement("a tensor without elements", r"GroupNormalization|Attention", r"x\[1, 8, 0\]|no .*", computed=False),
+    Statement("an integer divided by 0", r"(Div|Mod).*", r"c=0", computed=False),
     Statement("`delta` of 0, bounds that are NaN", r"Range.*", computed=False),
     Statement("a border wider than a size that is known when compiling", r"Pad reflect.*", computed=False),
-    Statement("coordinates that are NaN or infinite", r"(GridSample|DeformConv|Resize).*", computed=False),
+    Statement(
+        _WILD, r"(GridSample|DeformConv|torch grid_sample).*", r"[go]=(nan|.*inf|-?1e\+30|3000000000.0)", computed=False
+    ),
     Statement("a condition longer than the axis", r"Compress.*", computed=False),
     Statement(_REFUSED, r"torch (Embedding|index|select|gather|take|scatter|max_unpool|LSTM's last step|one_hot).*"),
     Statement(
