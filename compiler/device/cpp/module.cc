@@ -227,9 +227,7 @@ std::vector<ffi::Tensor> Module::ExampleInputs() const {
     }
     std::vector<int64_t> shape = input.shape;
     std::replace_if(shape.begin(), shape.end(), [](int64_t size) { return size < 0; }, int64_t{1});
-    result.push_back(NewTensor(shape, input.dtype));
-    size_t bytes = TensorBytes(*result.back().GetDLTensorPtr());
-    if (bytes) std::memset(result.back().data_ptr(), 0, bytes);
+    result.push_back(NewZeros(shape, input.dtype));
   }
   return result;
 }

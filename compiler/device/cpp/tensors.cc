@@ -28,6 +28,16 @@ struct Owned {
   void FreeData(DLTensor* tensor) { std::free(tensor->data); }
 };
 
+// Memory of the tensor, which begins at the first aligned address in it.
+struct OwnedUnaligned {
+  void* memory;
+  void AllocData(DLTensor* tensor) {
+    uintptr_t address = reinterpret_cast<uintptr_t>(memory);
+    tensor->data = static_cast<uint8_t*>(memory) + (kAlignment - address % kAlignment) % kAlignment;
+  }
+  void FreeData(DLTensor*) { std::free(memory); }
+};
+
 // Memory of somebody else, who keeps it for as long as the tensor lives.
 struct Borrowed {
   void* memory;
@@ -126,6 +136,10 @@ void CheckNames(const Blob& blob, const std::vector<Description>& expected, cons
   }
 }
 
+[[noreturn]] void OutOfMemory(const std::vector<int64_t>& shape) {
+  throw Error("out of memory for a tensor of the shape " + ShapeText(shape.data(), shape.size()));
+}
+
 std::string JsonText(const std::string& text) { return ffi::json::Stringify(ffi::json::Value(ffi::String(text))); }
 
 }  // namespace
@@ -171,8 +185,14 @@ bool AreTruthValues(const uint8_t* bytes, size_t count) {
 ffi::Tensor NewTensor(const std::vector<int64_t>& shape, DLDataType dtype) {
   size_t bytes = TensorBytes(shape.data(), shape.size(), dtype);
   void* memory = std::aligned_alloc(kAlignment, std::max<size_t>(1, (bytes + kAlignment - 1) / kAlignment) * kAlignment);
-  if (!memory) throw Error("out of memory for a tensor of the shape " + ShapeText(shape.data(), shape.size()));
+  if (!memory) OutOfMemory(shape);
   return ffi::Tensor::FromNDAlloc(Owned{memory}, ffi::Shape(shape), dtype, kCpu);
+}
+
+ffi::Tensor NewZeros(const std::vector<int64_t>& shape, DLDataType dtype) {
+  void* memory = std::calloc(TensorBytes(shape.data(), shape.size(), dtype) + kAlignment, 1);
+  if (!memory) OutOfMemory(shape);
+  return ffi::Tensor::FromNDAlloc(OwnedUnaligned{memory}, ffi::Shape(shape), dtype, kCpu);
 }
 
 std::vector<NamedTensor> ReadTensors(Span file, const std::vector<Description>& expected, const std::string& what) {
