@@ -176,6 +176,26 @@ ENTRY: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         {"x": ones(3), "z": ones(2)},
         r"m = 2 must equal n = 3",
     ),
+    "windows over nothing": (
+        "(float[1, 1, h] x) => (float[1, 1, p] y) { y = MaxPool<kernel_shape = [3], pads = [2, 2]>(x) }",
+        {"x": ones(1, 1, 1)},
+        {"x": ones(1, 1, 0)},
+        r"h = 0 must be at least 1",
+    ),
+    "positions": (
+        "(float[b, h, n, 4] x, int64[b, n] p, float[r, 2] c) => (float[b, h, n, 4] y) "
+        "{ y = com.microsoft.RotaryEmbedding(x, p, c, c) }",
+        {"x": ones(1, 1, 2, 4), "p": ints([0, 4]), "c": ones(5, 2)},
+        {"x": ones(1, 1, 2, 4), "p": ints([-1, 5]), "c": ones(5, 2)},
+        r"'p' holds the value -1, outside of \[0, 5\)",
+    ),
+    "a table of positions": (
+        "(int32[b, n] i, float[v, 2] w, float[r, 2] p, float[2] g) => (float[b, n, 2] y, int32[b] m) "
+        "{ y, m = com.microsoft.EmbedLayerNormalization(i, , w, p, , g, g) }",
+        {"i": np.zeros((1, 3), np.int32), "w": ones(4, 2), "p": ones(3, 2), "g": ones(2)},
+        {"i": np.zeros((1, 4), np.int32), "w": ones(4, 2), "p": ones(3, 2), "g": ones(2)},
+        r"r = 3 must be at least n = 4",
+    ),
     "a divisor": (
         "(float[n, m] x) => (int64[1] y) { s = Shape<start = 1>(x) "
         "c = Constant<value = int64[1] {7}>() y = Mod(c, s) }",
