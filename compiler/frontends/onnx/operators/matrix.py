@@ -10,12 +10,13 @@ from tvm.relax import op as R
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from compiler.frontends.onnx.bounds import require
 from compiler.frontends.onnx.broadcasting import broadcast_shapes, broadcast_to
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.filling import filled
 from compiler.frontends.onnx.operators.unary import is_narrow_float
 from compiler.frontends.onnx.registry import converter
-from compiler.frontends.onnx.symbolic import Dim
+from compiler.frontends.onnx.symbolic import Dim, is_number
 from compiler.frontends.onnx.values import tensor_shape
 
 
@@ -98,6 +99,10 @@ def gemm(context: NodeContext) -> relax.Expr:
 
 def _bias_of(context: NodeContext, bias: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
     """The bias, made the product's size where its own is symbolic and not known to be that or 1."""
+    own = tensor_shape(bias)
+    for size, wanted in zip(own[::-1], shape[::-1], strict=False):
+        if is_number(size) and size != 1:  # the product does not broadcast to its bias
+            require(context, wanted, "equal", size)
     try:
         _, sure = broadcast_shapes(context, [shape, tensor_shape(bias)])
     except ValueError as error:

@@ -40,6 +40,14 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         {"x": ones(2, 3), "y": ones(4, 5)},
         r"MatMul node 'z': b = 3 must equal c = 4",
     ),
+    "bias of a product": (
+        """(float[a, 2] x) => (float[a, 2] z) {
+            w = Constant<value = float[2, 2] {1, 2, 3, 4}>() b = Constant<value = float[3, 1] {1, 2, 3}>()
+            z = Gemm(x, w, b) }""",
+        {"x": ones(3, 2)},
+        {"x": ones(1, 2)},
+        r"Gemm node 'z': a = 1 must equal 3",
+    ),
     "reshape": (
         "(float[a, b] x) => (float[e, f] z) { s = Constant<value = int64[2] {-1, 4}>() z = Reshape(x, s) }",
         {"x": ones(2, 6)},
