@@ -15,7 +15,7 @@ from compiler.compression.model import CompressedModel
 from compiler.compression.quantization.accuracy import Evaluate, check_max_drop, likeness, relative_drop, score
 from compiler.compression.quantization.calibration import checked_samples
 from compiler.compression.report import CompressionReport, LayerChange, Measure
-from compiler.compression.timing import run_seconds
+from compiler.compression.timing import reported_seconds
 from compiler.driver import compile as compile_model
 from compiler.driver import find_target, model_name
 from compiler.errors import AccuracyError
@@ -64,7 +64,7 @@ class Job:
 
     def _seconds(self, module: Module) -> float:
         inputs = self.samples[0] if self.samples else random_inputs(self.model.inputs)
-        return run_seconds(lambda: module.run(inputs), threads=module.threads)
+        return reported_seconds(lambda: module.run(inputs), threads=module.threads)
 
     @property
     def measured(self) -> tuple[object, ...]:

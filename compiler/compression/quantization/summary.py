@@ -14,7 +14,7 @@ from compiler.compression.quantization.calibration import Array, Tapped
 from compiler.compression.quantization.layers import Layer
 from compiler.compression.quantization.report import LayerReport, QuantizationReport, Size
 from compiler.compression.quantization.session import Candidate, Session
-from compiler.compression.timing import run_seconds
+from compiler.compression.timing import reported_seconds
 from compiler.passes.graph import Var
 from compiler.runtime import Module
 
@@ -97,5 +97,5 @@ def size_of(before: Module, after: Module, sample: Mapping[str, Array]) -> Size:
     """Bytes and time of the float module and the quantized one."""
     modules = before, after
     sizes = [sum(parameter.nbytes for parameter in module.manifest.parameters) for module in modules]
-    seconds = [run_seconds(partial(module.run, sample), threads=module.threads) for module in modules]
+    seconds = [reported_seconds(partial(module.run, sample), threads=module.threads) for module in modules]
     return Size(sizes[0], sizes[1], *seconds)

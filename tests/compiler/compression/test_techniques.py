@@ -161,7 +161,7 @@ _HOSTILE = {
     "references": "a: &a [1, 1]\nb: &b [*a, *a]\ncompress: *b\n",
     "references in a setting": "compress:\n- prune: {amount: &a 0.5}\n- prune: {amount: *a}\n",
     "itself": "compress: &a [*a]\n",
-    "depth": "compress: " + "[" * 3000 + "]" * 3000,
+    "depth": "compress: " + "[" * 600 + "]" * 600,
     "digits": "compress: [{prune: {steps: " + "9" * 5000 + "}}]\n",
     "length": "compress: [" + ",".join(["quantize"] * 20000) + "]\n",
     "no number": "compress: [{prune: {amount: [1, 2]}}]\n",
