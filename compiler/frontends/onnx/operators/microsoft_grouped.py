@@ -6,7 +6,7 @@ from typing import Any
 
 from tvm import relax, te, tirx
 
-from compiler.frontends.onnx.bounds import limited, require, require_entries, require_shape
+from compiler.frontends.onnx.bounds import limited, require, require_entries, require_shape, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
 from compiler.frontends.onnx.operators.microsoft_fused import DOMAIN
@@ -101,6 +101,9 @@ class _Grouped:
         for name, part in (("the key", self.key), ("the value", self.value)):
             require_shape(context, part.shape[:3], [self.batch, self.key_heads, self.length], name)
         require(context, context.arithmetic.product(context.shape(_LENGTHS)), "equal", self.batch)
+        longest = context.arithmetic.add(self.past, self.length)
+        require_values(context, _LENGTHS, 0, longest)
+        require_values(context, _TOTAL, 1, context.arithmetic.add(longest, 1))
         if context.has_input(_BIAS):
             sample, heads, rows, length = context.shape(_BIAS)
             require(context, sample, "broadcast", self.batch)
