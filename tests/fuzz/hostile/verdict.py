@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rich.markup import escape
 from rich.table import Table
 
 Theirs = Literal["computes", "refuses", "crashes", "has no such operator"]
@@ -94,5 +95,5 @@ def subject_table(verdicts: Sequence[Verdict]) -> Table:
         own = [verdict for verdict in verdicts if verdict.subject == subject]
         counts = Counter(verdict.ours for verdict in own)
         refused = sum(verdict.theirs != "computes" for verdict in own)
-        table.add_row(subject, str(len(own)), str(refused), *(str(counts[ours] or "") for ours in kinds))
+        table.add_row(escape(subject), str(len(own)), str(refused), *(str(counts[ours] or "") for ours in kinds))
     return table
