@@ -70,7 +70,8 @@ def legalize_not_equal(builder: relax.BlockBuilder, call: relax.Call) -> relax.E
 
 
 def _inverted(condition: Any) -> Any:
-    return tirx.Select(condition, tirx.const(False, "bool"), tirx.const(True, "bool"))
+    """In integers, which TVM takes for no comparison of floats."""
+    return tirx.EQ(tirx.Cast("int8", condition), tirx.const(0, "int8"))
 
 
 def legalize_divide(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:

@@ -73,3 +73,9 @@ def test_nan_reaches_what_a_transposed_convolution_makes_of_it_alone() -> None:
     text = f"""(float[1,16,6] x) => (float[1,16,13] y)
       <float[16,16,3] w = {{{", ".join(["0.5"] * 768)}}}> {{ y = ConvTranspose<strides = [2]>(x, w) }}"""
     np.testing.assert_array_equal(np.isnan(run(text, x=data)["y"][0, 0]), [4 <= place < 7 for place in range(13)])
+
+
+def test_an_inverted_comparison_of_short_rows() -> None:
+    data = np.random.default_rng(0).integers(0, 2, (8, 5, 2)).astype(np.float32)
+    text = "(float[8,k,2] x) => (bool[8,k,2] y) <float one = {1.0}> { e = Equal(x, one) y = Not(e) }"
+    np.testing.assert_array_equal(run(text, x=data)["y"], data != 1)
