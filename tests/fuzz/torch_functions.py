@@ -77,7 +77,7 @@ def activation_with_settings(random: Random, x: Tensor) -> Any:
             Of(torch.clamp, min=low),
             Of(torch.nan_to_num, 1.0),
             nn.PReLU(),
-            Of(torch.lerp, x.new_ones(()), 0.3),
+            Of(lambda y: torch.lerp(y, torch.ones_like(y), 0.3)),
         ],
     )
 
@@ -125,6 +125,7 @@ def cut(random: Random, x: Tensor) -> Any:
     axis = _integer(random, 0, x.ndim - 1)
     size = x.shape[axis]
     start, stop, step = _integer(random, -size, size), _integer(random, -size, size + 2), _integer(random, 1, 3)
+    shape = [-1 if each == axis else 1 for each in range(x.ndim)]
     index = (*[slice(None)] * axis, slice(start, stop, step))
     places = torch.from_numpy(random.integers(0, size, _integer(random, 1, 5)))
     return _pick(
@@ -132,7 +133,7 @@ def cut(random: Random, x: Tensor) -> Any:
         [
             Of(lambda y: y[index]), Of(torch.index_select, axis, places), Of(lambda y: y.chunk(2, axis)[0]),
             Of(lambda y: y.select(axis, -1)), Of(lambda y: y.narrow(axis, 0, 1)), Of(lambda y: y[..., None, :]),
-            Of(lambda y: y.take_along_dim(y.argsort(axis), axis) if y.numel() < 200 else y),
+            Of(lambda y: y.take_along_dim(torch.arange(y.shape[axis]).reshape(shape).flip(axis), axis)),
         ],
     )  # fmt: skip
 

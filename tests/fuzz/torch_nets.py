@@ -72,6 +72,7 @@ def _grow(net: Net, values: list[list[Tensor]], random: Random) -> None:
         try:
             with torch.no_grad():
                 results = [step.eval()(each[source]) for each in values]
+                copy.deepcopy(step).double()(example.double())
         except (RuntimeError, ValueError, IndexError, AssertionError):  # the shape does not fit
             continue
         if all(0 < result.numel() <= _LARGEST and result.ndim <= 6 for result in results):

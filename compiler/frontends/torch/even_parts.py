@@ -1,4 +1,8 @@
-"""`tensor_split` of a dynamic size, part by part: torch's own decomposition fixes the remainder of the division."""
+"""Splits of dynamic sizes, part by part.
+
+The decomposition of `tensor_split` fixes the remainder of the division; the exporter's optimizer stops at parts of
+`chunk` and `split` whose sizes are not known.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +34,40 @@ def write_out_even_parts(program: torch.export.ExportedProgram) -> None:
         graph.erase_node(node)
 
 
+def write_out_sized_parts(program: torch.export.ExportedProgram) -> None:
+    """Replace, in the program's graph, each part of a `split` or `chunk` of a dynamic size by a slice."""
+    import torch
+
+    aten = torch.ops.aten
+    graph = program.graph
+    for node in list(graph.nodes):
+        if node.target not in (aten.split.Tensor, aten.chunk.default):
+            continue
+        data, size = node.args[:2]
+        axis = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+        users = [user for user in node.users if user.target is operator.getitem]
+        known = isinstance(size, int) and isinstance(data.meta["val"].shape[axis], int)
+        if known or len(users) < len(node.users):
+            continue
+        with graph.inserting_before(node):
+            if node.target is aten.chunk.default:
+                rounded = graph.call_function(operator.add, (_size(graph, data, axis), size - 1))
+                size = graph.call_function(operator.floordiv, (rounded, size))
+            for user in users:
+                start, end = (graph.call_function(operator.mul, (size, user.args[1] + past)) for past in (0, 1))
+                piece = graph.call_function(aten.slice.Tensor, (data, axis, start, end))
+                piece.meta = dict(user.meta)
+                user.replace_all_uses_with(piece)
+                graph.erase_node(user)
+        graph.erase_node(node)
+
+
+def _size(graph: Any, data: Any, axis: int) -> Any:
+    import torch
+
+    return graph.call_function(torch.ops.aten.sym_size.int, (data, axis))
+
+
 def _splits(program: torch.export.ExportedProgram) -> list[tuple[Any, Any, int, int]]:
     """(node, tensor, number of parts, axis) of each split of a dynamic size."""
     import torch
@@ -48,7 +86,7 @@ def _parts(graph: Any, data: Any, sections: int, axis: int) -> list[Any]:
     import torch
 
     aten = torch.ops.aten
-    size = graph.call_function(aten.sym_size.int, (data, axis))
+    size = _size(graph, data, axis)
     start: Any = 0
     parts = []
     for part in range(sections):

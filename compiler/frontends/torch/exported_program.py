@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compiler.errors import (
-    InputError,
     InvalidModelError,
     MissingDependencyError,
-    OptionError,
     Refusal,
     StorageError,
     TensorwrightError,
@@ -26,12 +20,13 @@ from compiler.errors import (
 )
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.onnx import import_onnx
+from compiler.frontends.torch.capture import exported_program, quiet
 from compiler.frontends.torch.decomposition import decomposed
-from compiler.frontends.torch.even_parts import refuse_even_parts, write_out_even_parts
+from compiler.frontends.torch.even_parts import refuse_even_parts, write_out_even_parts, write_out_sized_parts
 from compiler.frontends.torch.fixed_sizes import OpenSizes
 from compiler.frontends.torch.projections import without_projections
 from compiler.frontends.torch.requirements import ProgramRequirements
-from compiler.frontends.torch.results import complex_notes, named_results, result_names
+from compiler.frontends.torch.results import complex_notes, result_names
 from compiler.frontends.torch.translations import translations
 
 if TYPE_CHECKING:
@@ -67,14 +62,15 @@ def import_torch(
         UnsupportedModelError: an operator has no conversion.
         MissingDependencyError: onnxscript is not installed.
     """
-    program = _exported_program(source, example_inputs, dynamic_shapes)
+    program = exported_program(source, example_inputs, dynamic_shapes)
     _refuse_mutation(program)
     sizes, needs = OpenSizes(program), ProgramRequirements(program)
-    with _quiet():
+    with quiet():
         if program is source:  # the caller's own: what follows changes its graph
             refuse_even_parts(program)
             program = program.run_decompositions({})
         write_out_even_parts(program)
+        write_out_sized_parts(program)
         program = _rewritten(program)
     _view_copies(program)
     onnx_program = _to_onnx(program)
@@ -136,55 +132,11 @@ def _torch() -> Any:
     return torch
 
 
-def _exported_program(
-    source: torch.nn.Module | torch.export.ExportedProgram,
-    example_inputs: Sequence[Any] | Mapping[str, Any] | None,
-    dynamic_shapes: Any,
-) -> torch.export.ExportedProgram:
-    from torch.export import ExportedProgram, export
-
-    if isinstance(source, ExportedProgram):
-        if example_inputs is not None or dynamic_shapes is not None:
-            raise OptionError(
-                "an ExportedProgram has its inputs already; example_inputs and dynamic_shapes do not apply"
-            )
-        return source
-    if example_inputs is None:
-        raise OptionError(
-            "a torch.nn.Module needs example_inputs",
-            "compile(model, example_inputs=(torch.randn(1, 3, 224, 224),))",
-        )
-    if any(module.training for module in source.modules()):
-        raise OptionError("the torch.nn.Module is in training mode", "call model.eval() first")
-    torch = _torch()
-    arguments, named = _arguments(example_inputs)
-    try:
-        with _quiet(), torch.no_grad(), named_results(source):
-            return export(source, arguments, named, dynamic_shapes=dynamic_shapes, strict=False)
-    except TensorwrightError:
-        raise
-    except (TypeError, AssertionError) as error:
-        raise InputError(f"the example inputs do not fit the model: {error}") from error
-    except Exception as error:  # torch.export raises many classes, none of them public
-        raise InvalidModelError(
-            f"torch.export can not capture the model: {error}",
-            "make torch.export.export(model, example_inputs) work first; its message says which line is in the way. "
-            "Models that decide by values, as torchvision's detectors, become ONNX by torch.onnx.export(dynamo=False)",
-        ) from error
-
-
-def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of the model."""
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    return tuple(example_inputs) if isinstance(example_inputs, Sequence) else (example_inputs,), {}
-
-
 def _refuse_mutation(program: torch.export.ExportedProgram) -> None:
     """In-place operators on intermediate values are fine; those that outlive the run are not."""
     if not any(_writes(node.target) for node in program.graph.nodes):
         return
-    with _quiet():
+    with quiet():
         signature = program.run_decompositions({}).graph_signature  # functional form: mutations become outputs
     mutated = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
     if mutated:
@@ -230,7 +182,7 @@ def _to_onnx(program: torch.export.ExportedProgram) -> Any:
     # Its optimizer folds normalizations of bfloat16 into weights of float32.
     optimize = all(tensor.dtype != torch.bfloat16 for tensor in program.state_dict.values())
     try:
-        with _quiet():
+        with quiet():
             table = translations(program)
             return torch.onnx.export(
                 program, dynamo=True, verbose=False, optimize=optimize, custom_translation_table=table
@@ -260,16 +212,3 @@ def _fix_known_sizes(onnx_program: Any) -> None:
 
 def _bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporters print progress and warn of their own plans; a failure still raises."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from compiler.frontends.imported_model import ImportedModel, IndexRequirement, SizeRequirement
+from compiler.frontends.torch.branches import branch_relations
 from compiler.frontends.torch.index_ranges import IndexRange, index_ranges
 from compiler.frontends.torch.size_relations import SizeRelation, size_relations
 from compiler.profiling.formula import evaluate, names_in
@@ -35,6 +36,7 @@ class ProgramRequirements:
                 where = f"{_operator(node)} {node.name!r}"
                 self._indices += [(each, where) for each in index_ranges(node) if each.values.name in inputs]
                 self._sizes += [(each, where) for each in size_relations(node) if not _is_known(each)]
+        self._sizes += branch_relations(program)
 
     def added_to(self, model: ImportedModel) -> ImportedModel:
         """The model with these before its own; not those of inputs or of sizes that it does not have."""
@@ -76,6 +78,7 @@ class ProgramRequirements:
         The number takes the place of the name of a dimension that the caller fixed.
         """
         text = re.sub(r"\bMod\((\w+), (\w+)\)", r"(\1 % \2)", str(size))
+        text = re.sub(r"\b(Min|Max)\(", lambda found: found.group().lower(), text)
         symbols: dict[str, str] = {}
         try:
             for name in names_in(text):

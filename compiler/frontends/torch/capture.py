@@ -1,0 +1,103 @@
+"""From a `torch.nn.Module` and example inputs to an `ExportedProgram`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from compiler.errors import InputError, InvalidModelError, OptionError, TensorwrightError
+from compiler.frontends.torch.buffers import integers_as_constants, refuse_writes_to_constants
+from compiler.frontends.torch.results import named_results
+from compiler.frontends.torch.transformers_scan import scans_captured
+
+if TYPE_CHECKING:
+    import torch
+
+
+def exported_program(
+    source: torch.nn.Module | torch.export.ExportedProgram,
+    example_inputs: Sequence[Any] | Mapping[str, Any] | None,
+    dynamic_shapes: Any,
+) -> torch.export.ExportedProgram:
+    """What `torch.export` makes of a module; a program is one already. Raises as `import_torch`."""
+    from torch.export import ExportedProgram
+
+    if isinstance(source, ExportedProgram):
+        if example_inputs is not None or dynamic_shapes is not None:
+            raise OptionError(
+                "an ExportedProgram has its inputs already; example_inputs and dynamic_shapes do not apply"
+            )
+        return source
+    if example_inputs is None:
+        raise OptionError(
+            "a torch.nn.Module needs example_inputs",
+            "compile(model, example_inputs=(torch.randn(1, 3, 224, 224),))",
+        )
+    if any(module.training for module in source.modules()):
+        raise OptionError("the torch.nn.Module is in training mode", "call model.eval() first")
+    arguments, named = _arguments(example_inputs)
+    try:
+        return _captured(source, arguments, named, dynamic_shapes)
+    except TensorwrightError:
+        raise
+    except (TypeError, AssertionError) as error:
+        raise InputError(f"the example inputs do not fit the model: {error}") from error
+    except Exception as error:  # torch.export raises many classes, none of them public
+        raise InvalidModelError(f"torch.export can not capture the model: {error}", _hint(str(error))) from error
+
+
+def _captured(
+    model: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], dynamic_shapes: Any
+) -> torch.export.ExportedProgram:
+    """The program; sizes that are computed from integers in buffers are computed once more with these as constants."""
+    import torch
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    with quiet(), torch.no_grad(), named_results(model), scans_captured():
+        try:
+            return torch.export.export(model, arguments, named, dynamic_shapes=dynamic_shapes, strict=False)
+        except GuardOnDataDependentSymNode:
+            with integers_as_constants(model) as replaced:
+                if not replaced:
+                    raise
+                program = torch.export.export(model, arguments, named, dynamic_shapes=dynamic_shapes, strict=False)
+            refuse_writes_to_constants(program)
+            return program
+
+
+def _hint(message: str) -> str:
+    """What to do about an error of `torch.export`."""
+    if "specialized it to be a constant" in message:
+        return (
+            "a loop of Python over that dimension, or a branch on its size, fixes it, and so do parts of a fixed size "
+            "(split): leave the dimension out of dynamic_shapes, or write the loop with torch._higher_order_ops.scan, "
+            "which is compiled for any length"
+        )
+    return (
+        "make torch.export.export(model, example_inputs) work first; its message says which line is in the way. "
+        "Models that decide by values, as torchvision's detectors, become ONNX by torch.onnx.export(dynamo=False)"
+    )
+
+
+def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of the model."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    return tuple(example_inputs) if isinstance(example_inputs, Sequence) else (example_inputs,), {}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """The exporters print progress and warn of their own plans; a failure still raises."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)

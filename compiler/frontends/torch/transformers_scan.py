@@ -1,0 +1,91 @@
+"""Selective scans of transformers' state space models (Mamba), as loops that torch.export captures at any length.
+
+transformers writes them as a Python loop over the sequence, which torch.export unrolls: the length becomes a number.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FUNCTION = "mamba_selective_scan"
+
+
+@contextmanager
+def scans_captured() -> Iterator[None]:
+    """While it lasts, models of transformers scan by `torch._higher_order_ops.scan` where the length is dynamic."""
+    modules = [
+        module
+        for name, module in list(sys.modules.items())
+        if name.startswith("transformers.models.") and callable(vars(module).get(_FUNCTION))
+    ]
+    originals = [getattr(module, _FUNCTION) for module in modules]
+    try:
+        for module, original in zip(modules, originals, strict=True):
+            setattr(module, _FUNCTION, _captured(original))
+        yield
+    finally:
+        for module, original in zip(modules, originals, strict=True):
+            setattr(module, _FUNCTION, original)
+
+
+def _captured(original: Any) -> Any:
+    def scan(hidden_states: Tensor, *arguments: Any, **named: Any) -> Any:
+        length: Any = hidden_states.shape[-1]  # a symbol where it is dynamic
+        if isinstance(length, int):
+            return original(hidden_states, *arguments, **named)
+        return _selective_scan(hidden_states, *arguments, **named)
+
+    return scan
+
+
+def _selective_scan(
+    hidden_states: Tensor,
+    dt: Tensor,
+    A: Tensor,  # noqa: N803  (as it is called)
+    B: Tensor,  # noqa: N803
+    C: Tensor,  # noqa: N803
+    D: Tensor | None = None,  # noqa: N803
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    **_: Any,
+) -> Any:
+    """As transformers' own, step by step: state = exp(A dt) state + B dt x; y = C state + D x.
+
+    Args:
+        hidden_states, dt, z: (batch, channels, length).
+        A: (channels, states). B, C: (batch, states, length). D, delta_bias: (channels,).
+    """
+    import torch
+    from torch._higher_order_ops.scan import scan
+    from torch.nn import functional
+
+    dtype = hidden_states.dtype
+    if delta_bias is not None:
+        dt = dt + delta_bias.to(dt.dtype)[..., None]
+    if delta_softplus:
+        dt = functional.softplus(dt)
+    steps = dt.movedim(-1, 0).unsqueeze(-1)  # (length, batch, channels, 1)
+    decays = torch.exp(A * steps)
+    added = steps * B.movedim(-1, 0).unsqueeze(-2).float() * hidden_states.movedim(-1, 0).unsqueeze(-1).float()
+
+    def step(state: Tensor, parts: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        decay, addition, output = parts
+        state = (decay * state + addition).to(dtype)
+        return state, (state @ output.unsqueeze(-1)).squeeze(-1)
+
+    start = hidden_states.new_zeros((*hidden_states.shape[:2], A.shape[-1]))
+    last, outputs = scan(step, start, (decays, added, C.movedim(-1, 0).to(dtype)))
+    result = outputs.movedim(0, -1)
+    if D is not None:
+        result = result + hidden_states * D[None, :, None]
+    if z is not None:
+        result = result * functional.silu(z)
+    return (result, last) if return_last_state else result

@@ -1,0 +1,131 @@
+"""Capturing modules: integers in buffers, scans of transformers, branches on sizes."""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import compiler
+from compiler.errors import InputError, InvalidModelError, UnsupportedModelError
+from compiler.frontends.source import import_model
+
+_LENGTH = ({2: torch.export.Dim.DYNAMIC},)
+
+
+class Padded(nn.Module):
+    """As EnCodec's convolutions: how much to pad is computed from buffers."""
+
+    def __init__(self, *, counting: bool = False) -> None:
+        super().__init__()
+        self.kernel = nn.Buffer(torch.tensor(5), persistent=False)
+        self.stride = nn.Buffer(torch.tensor(2), persistent=False)
+        self.counting = counting
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.counting:
+            self.stride.add_(1)
+        frames = torch.ceil((x.shape[-1] - self.kernel) / self.stride).to(torch.int64)
+        return nn.functional.pad(x, (1, frames * self.stride + self.kernel - x.shape[-1]))  # type: ignore[arg-type]
+
+
+def test_sizes_computed_from_integers_in_buffers() -> None:
+    net, x = Padded().eval(), torch.randn(1, 2, 8)
+    model = import_model(net, example_inputs=(x,))
+    assert model.outputs[0].shape == tuple(net(x).shape) == (1, 2, 10)
+    assert isinstance(net.kernel, nn.Buffer)
+
+
+def test_integers_that_the_model_changes_are_no_constants() -> None:
+    with pytest.raises((UnsupportedModelError, InvalidModelError)):
+        import_model(Padded(counting=True).eval(), example_inputs=(torch.randn(1, 2, 8),))
+
+
+def loop_over_steps(hidden_states: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **named: Any) -> Any:  # noqa: N803
+    """transformers' selective scan, without its options."""
+    dt = nn.functional.softplus(dt + named["delta_bias"][:, None])
+    state, outputs = hidden_states.new_zeros(*hidden_states.shape[:2], A.shape[1]), []
+    for index in range(hidden_states.shape[2]):
+        step = dt[:, :, index, None]
+        state = torch.exp(A * step) * state + step * B[:, None, :, index] * hidden_states[:, :, index, None]
+        outputs.append((state @ C[:, :, index, None])[..., 0])
+    result = torch.stack(outputs, -1) + named["D"][:, None] * hidden_states
+    return result * nn.functional.silu(named["z"]), state
+
+
+class Scanning(nn.Module):
+    def __init__(self, module: types.ModuleType) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Any:
+        rates, bias = -torch.arange(1.0, 5.0).expand(3, 4), torch.tensor([0.1, 0.2, 0.3])
+        options = {"D": bias, "z": x.cos(), "delta_bias": bias, "delta_softplus": True, "return_last_state": True}
+        scan = self.module.mamba_selective_scan
+        return scan(x, x.sin(), rates, x.new_ones(2, 4, 1) * x[:, :1], x[:, 1:2] + x.new_zeros(2, 4, 1), **options)
+
+
+def test_scans_of_transformers_at_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("transformers.models.invented")
+    module.mamba_selective_scan = loop_over_steps  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    net = Scanning(module).eval()
+    compiled = compiler.compile(net, example_inputs=(torch.randn(2, 3, 5),), dynamic_shapes=_LENGTH, threads=1)
+    assert module.mamba_selective_scan is loop_over_steps
+    for length in (5, 11, 1):
+        x = torch.randn(2, 3, length)
+        for found, wanted in zip(compiled.run([x]).values(), net(x), strict=True):
+            np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-4, atol=1e-5)
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        size: int = x.shape[0]
+        result = x[-4:] * 2 if size >= 4 else x.sum(0)
+        if size == 9:
+            result = result + 1
+        return result + y.sum() if size > y.shape[0] else result
+
+
+def test_sizes_that_take_another_branch_are_refused_when_running() -> None:
+    dynamic = ({0: torch.export.Dim.DYNAMIC}, {0: torch.export.Dim.DYNAMIC})
+    inputs = (torch.randn(7, 3), torch.randn(5))
+    module = compiler.compile(Branching().eval(), example_inputs=inputs, dynamic_shapes=dynamic, threads=1)
+    for sizes in ((7, 5), (4, 2), (10, 9)):
+        x, y = torch.randn(sizes[0], 3), torch.randn(sizes[1])
+        np.testing.assert_allclose(module.run([x, y])["output_0"], Branching()(x, y).numpy(), rtol=1e-5, atol=1e-5)
+    for sizes in ((3, 2), (9, 2), (5, 5)):
+        with pytest.raises(InputError, match=r"a branch of the model \(test_capture\.py:"):
+            module.run([torch.randn(sizes[0], 3), torch.randn(sizes[1])])
+
+
+class Halves(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, 2)
+        return torch.cat([second, 2 * first], 2)
+
+
+def test_parts_of_a_dynamic_size() -> None:
+    module = compiler.compile(
+        Halves().eval(), example_inputs=(torch.randn(1, 2, 7),), dynamic_shapes=_LENGTH, threads=1
+    )
+    for length in (7, 8, 5):
+        x = torch.randn(1, 2, length)
+        np.testing.assert_array_equal(module.run([x])["output_0"], Halves()(x).numpy())
+
+
+class Looping(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return sum((x[index] for index in range(x.shape[0])), x[0])
+
+
+def test_a_loop_over_a_dynamic_dimension_is_named_with_the_way_out() -> None:
+    with pytest.raises(InvalidModelError, match=r"loop of Python(?s:.*)scan"):
+        import_model(
+            Looping().eval(), example_inputs=(torch.ones(3, 2),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+        )
