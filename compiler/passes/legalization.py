@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from tvm.relax.transform.legalize_ops.qdq import _quantize as engine_quantize
 
 from compiler.passes.matching import array_of, dtype_of, rank_of
 
-_BITS = {"float16": "int16", "float32": "int32", "float64": "int64"}  # integers as wide as floats
+_FLOATS = ("float16", "float32", "float64")
 
 
 def legalize_take(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -75,16 +76,17 @@ def _inverted(condition: Any) -> Any:
 
 
 def legalize_divide(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """`divide`; TVM would take 0 / x for 0, where NaN / NaN and 0 / 0 are NaN."""
-    numerator = _one_number(call.args[0])
-    bits = _BITS.get(dtype_of(call.args[0]))
-    if numerator is None or numerator != 0 or bits is None or array_of(call.args[0]).ndim > 0:
+    """`divide`; TVM would take 0 / x for 0, where 0 / 0 and 0 / NaN are NaN."""
+    numerator, dtype = _one_number(call.args[0]), dtype_of(call.args[0])
+    if numerator is None or numerator != 0 or dtype not in _FLOATS or array_of(call.args[0]).ndim > 0:
         return _binary(topi.divide)(builder, call)
-    dtype = dtype_of(call.args[0])
-    # 0 - (-0): of a zero alone TVM's generator of LLVM code makes a pointer.
-    sign = tirx.const(-1 << int(bits.removeprefix("int")) - 1, bits)
-    zero = tirx.Sub(tirx.const(0, dtype), tirx.call_intrin(dtype, "tirx.reinterpret", sign))
-    return builder.call_te(_elementwise(lambda x: tirx.Div(zero, x)), call.args[1], primfunc_name_hint="divide")
+    sign = math.copysign(1.0, numerator)
+
+    def quotient(x: Any) -> Any:
+        zero, positive, negative, nan = (tirx.const(value, dtype) for value in (0.0, 0.0 * sign, -0.0 * sign, math.nan))
+        return tirx.Select(x > zero, positive, tirx.Select(x < zero, negative, nan))
+
+    return builder.call_te(_elementwise(quotient), call.args[1], primfunc_name_hint="divide")
 
 
 def legalize_quantize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
