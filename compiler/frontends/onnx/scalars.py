@@ -61,8 +61,13 @@ def opposite_signs(a: Expr, b: Expr) -> Expr:
 
 
 def integer_power(base: Expr, exponent: Expr) -> Expr:
-    """base ** exponent of integers, wrapped around; negative exponents give the truncated reciprocal."""
+    """base ** exponent of integers, wrapped around; negative exponents give the truncated reciprocal.
+
+    Of exponents from 64 on only the powers of -1, 0 and 1 do not overflow; what others give is not specified.
+    """
     zero, one = const(0, base), const(1, base)
+    last = const(1, exponent)
+    exponent = select(exponent > const(63, exponent), const(62, exponent) + (exponent & last), exponent)
     result, power = one, base
     for bit in range(6):
         taken = (exponent >> const(bit, exponent)) & const(1, exponent)

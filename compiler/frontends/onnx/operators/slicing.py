@@ -54,11 +54,15 @@ def _slice(context: NodeContext, axes: list[int], starts: list[Dim], ends: list[
     return strided_slice(context, context.input(0), bounds)
 
 
+_LARGEST_STEP = 2**40  # beyond any size
+
+
 def _bounds(context: NodeContext, size: Dim, start: Dim, end: Dim, step: int) -> tuple[Dim, Dim, int]:
     """(first index, count, step) after ONNX's clamping."""
     arithmetic = context.arithmetic
     if step == 0:
         context.invalid("a step is 0")
+    step = max(-_LARGEST_STEP, min(step, _LARGEST_STEP))
     low, high = (0, size) if step > 0 else (-1, arithmetic.subtract(size, 1))
     if step < 0 and isinstance(end, int) and end in (2**31 - 1, 2**63 - 1):
         # Exporters write the largest integers for "no end", whatever the direction; ONNX Runtime reads them so.
