@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tvm import relax, tirx
+from tvm import relax, te, tirx
 from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes
-from compiler.frontends.onnx.bounds import with_size
+from compiler.frontends.onnx.bounds import require, with_size
 from compiler.frontends.onnx.broadcasting import elementwise
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.narrow_floats import decoded, encoded
 from compiler.frontends.onnx.operators.precision import cast
 from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import Constant, Runtime, Value, tensor_shape
 from compiler.passes.grouped_weights import grouped_expression, grouped_rows
 
@@ -152,12 +154,26 @@ def _repeated(context: NodeContext, index: int, axis: int, block: int, shape: An
     if isinstance(value, Constant) and isinstance(shape[axis], int):
         repeated = np.repeat(value.array, block, axis)
         return Constant(np.take(repeated, range(shape[axis]), axis), value.dtype).expr()
+    if not isinstance(shape[axis], int):
+        return _spread(context, context.input(index), axis, block, shape)
     expr = context.emit(R.repeat(context.input(index), block, axis))
     if context.arithmetic.equal_is_proved(tensor_shape(expr)[axis], shape[axis]):
         return expr
-    if not isinstance(shape[axis], int):
-        return context.match_shape(expr, shape)
     return context.emit(R.strided_slice(expr, [axis], [0], [shape[axis]]))
+
+
+def _spread(context: NodeContext, values: relax.Expr, axis: int, block: int, shape: Sequence[Dim]) -> relax.Expr:
+    """As `_repeated`, to a dynamic size, whose last block may be a part of one."""
+    for place, (size, wanted) in enumerate(zip(tensor_shape(values), shape, strict=True)):
+        require(context, context.arithmetic.ceil_divide(wanted, block) if place == axis else wanted, "equal", size)
+
+    def spread(source: te.Tensor, *sizes: Any) -> te.Tensor:
+        def element(*i: Any) -> Any:
+            return source(*i[:axis], tirx.floordiv(i[axis], tirx.const(block, "int64")), *i[axis + 1 :])
+
+        return te.compute(sizes, element, name="spread")
+
+    return context.emit_te(spread, values, *map(expression, shape), primfunc_name_hint="spread")
 
 
 def quantized(

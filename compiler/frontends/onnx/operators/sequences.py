@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 from tvm import relax
-from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.reshape import reshaped
-from compiler.frontends.onnx.operators.slicing import strided_slice
+from compiler.frontends.onnx.operators.slicing import concatenated, strided_slice
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import Constant, OptionalValue, SequenceValue, Value, tensor_shape
 
@@ -125,7 +124,7 @@ def concat_from_sequence(context: NodeContext) -> relax.Expr:
     if new:
         shapes = [list(tensor_shape(tensor)) for tensor in tensors]
         tensors = [reshaped(context, t, [*s[:axis], 1, *s[axis:]]) for t, s in zip(tensors, shapes, strict=True)]
-    return tensors[0] if len(tensors) == 1 else R.concat(tensors, axis)
+    return concatenated(context, tensors, axis)
 
 
 @converter("SequenceMap", since=17)

@@ -188,8 +188,13 @@ def concat(context: NodeContext) -> relax.Expr:
     count = len(context.inputs)
     if any(context.rank(i) != rank or context.dtype(i) != context.dtype(0) for i in range(count)):
         context.invalid("its inputs differ in rank or type")
-    tensors = _same_other_sizes(context, [context.input(i) for i in range(count)], axis)
-    if count == 1:
+    return concatenated(context, [context.input(i) for i in range(count)], axis)
+
+
+def concatenated(context: NodeContext, tensors: list[relax.Expr], axis: int) -> relax.Expr:
+    """Tensors of one rank and type, one after another; an error where they differ in another size."""
+    tensors = _same_other_sizes(context, tensors, axis)
+    if len(tensors) == 1:
         return tensors[0]
     # Sums of minima, as of the best boxes of each level, have no one form that all kernels write them in.
     return context.with_simple_sizes(context.emit(R.concat(tensors, axis)))

@@ -48,6 +48,13 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         {"x": ones(1, 2)},
         r"Gemm node 'z': a = 1 must equal 3",
     ),
+    "elements of a sequence": (
+        "(float[a, b] x, float[c, d] y) => (float[e, f] z) {"
+        " s = SequenceConstruct(x, y) z = ConcatFromSequence<axis = 0>(s) }",
+        {"x": ones(3, 2), "y": ones(1, 2)},
+        {"x": ones(3, 2), "y": ones(1, 3)},
+        r"ConcatFromSequence node 'z': d = 3 must equal b = 2",
+    ),
     "reshape": (
         "(float[a, b] x) => (float[e, f] z) { s = Constant<value = int64[2] {-1, 4}>() z = Reshape(x, s) }",
         {"x": ones(2, 6)},
