@@ -38,6 +38,7 @@ _FOR_PROCESSORS = frozenset(
         "pack-sparse-weights",
         "compute-with-words",
         "expand-at-load",
+        "widen-half",
     }
 )
 

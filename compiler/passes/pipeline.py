@@ -34,6 +34,7 @@ CANONICALIZE = (
     "normalize",
     "fold-constants",
     "eliminate-dead-code",
+    "widen-half",
     "simplify-algebra",
     "eliminate-common-subexpressions",
     "hoist-slices",
@@ -126,7 +127,7 @@ def build_phases(context: PipelineContext, compression: Sequence[PassLike] = ())
     partition = context.target.partition_passes() if hasattr(context.target, "partition_passes") else ()
     skipped = context.target.skipped_passes() if hasattr(context.target, "skipped_passes") else frozenset()
     return [
-        Phase("canonicalize", _passes(CANONICALIZE)),
+        Phase("canonicalize", _passes(CANONICALIZE, skipped)),
         Phase("compress", tuple(as_graph_pass(each) for each in compression)),
         Phase("partition", tuple(as_graph_pass(each) for each in partition)),
         Phase("layout", _passes(LAYOUT, skipped)),
