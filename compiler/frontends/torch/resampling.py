@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 
 
 def _interpolation(mode: dict[str, Any], *, either: bool) -> Callable[..., Any]:
@@ -50,14 +51,19 @@ def _resized(data: Any, size: Any, factors: Sequence[float | None], mode: dict[s
         indices = _nearest_indices(spatial, wanted, known if by_factor else [None] * len(spatial))
         if indices is not None:
             return _gathered(op, data, indices)
+    if mode is _NEAREST and by_factor and not fixed and not all(map(_is_whole, known)):
+        return _taken(op, data, known)
     how = dict(mode)
     if mode is not _NEAREST:
         how["coordinate_transformation_mode"] = "align_corners" if align_corners else "half_pixel"
-    if by_factor and not (align_corners and fixed):
+    if fixed:
+        target = op.Constant(value_ints=wanted)
+    else:
+        target = _counted(op, data, known) if by_factor else op.Cast(size, to=_INT64)
+    if by_factor and not align_corners:
         scales = [_scale(*each) for each in zip(spatial, known, wanted, strict=True)]
         result = op.Resize(data, None, op.Constant(value_floats=[1.0, 1.0, *scales]), None, **how)
-        return _cropped(op, result, wanted) if fixed else result
-    target = op.Constant(value_ints=wanted) if fixed else op.Cast(size, to=_INT64)
+        return result if not fixed and all(map(_is_exact, known)) else _cropped(op, result, target, len(spatial))
     whole = op.Concat(op.Shape(data, start=0, end=2), target, axis=0)
     return op.Resize(data, None, None, whole, **how)
 
@@ -72,19 +78,49 @@ def _part(size: Any, axis: int) -> int | None:
     return part if isinstance(part, int) else None
 
 
+def _counted(op: Any, data: Any, factors: Sequence[float]) -> Any:
+    """The sizes of an open image, computed in float64."""
+    exact = op.Constant(value=onnx.numpy_helper.from_array(np.array(factors, np.float64)))
+    return op.Cast(op.Floor(op.Mul(op.Cast(op.Shape(data, start=2), to=_DOUBLE), exact)), to=_INT64)
+
+
+def _is_exact(factor: float) -> bool:
+    """Whether sizes are the same in float32 and in float64, as those of factors such as 1.5 are."""
+    return float(np.float32(factor)) == factor
+
+
+def _is_whole(factor: float) -> bool:
+    """Whether a place times the reciprocal in float32 is rounded down as the place over the factor is."""
+    return _is_exact(factor) and float(np.float32(1 / factor)) >= 1 / factor
+
+
+def _taken(op: Any, data: Any, factors: Sequence[float]) -> Any:
+    """The nearest elements of an open image, at the places that PyTorch computes in float32."""
+    counts = _counted(op, data, factors)
+    for axis, factor in enumerate(factors):
+        size, count = op.Gather(op.Shape(data), axis + 2, axis=0), op.Gather(counts, axis, axis=0)
+        step = op.Constant(value_float=float(np.float32(1 / factor)))
+        if len(factors) == 2:  # PyTorch's images are doubled whatever the factor says
+            step = op.Where(op.Equal(count, op.Mul(size, 2)), op.Constant(value_float=0.5), step)
+        places = op.Floor(op.Mul(op.Cast(op.Range(0, count, 1), to=onnx.TensorProto.FLOAT), step))
+        data = op.Gather(data, op.Min(op.Cast(places, to=_INT64), op.Sub(size, 1)), axis=axis + 2)
+    return data
+
+
 def _scale(size: Any, factor: float, wanted: int | None) -> float:
     """The float32 with which ONNX's size, computed in float32, is at least PyTorch's."""
     scale = np.float32(factor)
+    if wanted is None and float(scale) < factor:
+        scale = np.nextafter(scale, np.float32(np.inf))
     while wanted is not None and math.floor(np.float32(size) * scale) < wanted:
         scale = np.nextafter(scale, np.float32(np.inf))
     return float(scale)
 
 
-def _cropped(op: Any, data: Any, sizes: Sequence[Any]) -> Any:
+def _cropped(op: Any, data: Any, sizes: Any, rank: int) -> Any:
     """Without the row or column by which float32 rounds a size up where float64 does not."""
-    axes = list(range(2, 2 + len(sizes)))
-    ends, starts = op.Constant(value_ints=list(sizes)), op.Constant(value_ints=[0] * len(sizes))
-    return op.Slice(data, starts, ends, op.Constant(value_ints=axes))
+    axes = op.Constant(value_ints=list(range(2, 2 + rank)))
+    return op.Slice(data, op.Constant(value_ints=[0] * rank), sizes, axes)
 
 
 def _nearest_indices(
@@ -109,7 +145,7 @@ def _gathered(op: Any, data: Any, indices: Sequence[np.ndarray]) -> Any:
     return data
 
 
-_INT64 = 7  # onnx.TensorProto.INT64
+_INT64, _DOUBLE = onnx.TensorProto.INT64, onnx.TensorProto.DOUBLE
 _NEAREST = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
 _LINEAR = {"mode": "linear"}
 _CUBIC = {"mode": "cubic", "cubic_coeff_a": -0.75}

@@ -202,6 +202,15 @@ def test_product_of_groups(rows: int) -> None:
     torch.testing.assert_close(_grouped_product(x, weights, ends), torch.cat(wanted))
 
 
+def test_interpolation_of_open_sizes_by_factors_that_float32_rounds() -> None:
+    def resized(x: Tensor) -> list[Tensor]:
+        aligned = functional.interpolate(x, scale_factor=0.7, mode="linear", align_corners=True)
+        return [functional.interpolate(x, scale_factor=2.3), aligned]
+
+    others = (normal(1, 2, 50), normal(1, 2, 90))
+    check(resized, normal(1, 2, 11), ({2: torch.export.Dim.DYNAMIC},), others, tolerance=5e-5)
+
+
 def test_draws_without_replacement_are_different_ones() -> None:
     check(lambda x: torch.multinomial(x.abs(), 6).sort(-1)[0], normal(9, 6))  # all of six: 0, 1, ..., 5
 
