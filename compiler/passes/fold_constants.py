@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from tvm import relax
 from tvm.ir import GenericConst, IRModule
 
@@ -21,7 +22,7 @@ from compiler.passes.graph import (
     rewritable_functions,
     update_functions,
 )
-from compiler.passes.matching import as_constant, dtype_of, rank_of
+from compiler.passes.matching import as_constant, constant_array, dtype_of, rank_of
 from compiler.passes.registry import graph_pass
 
 # A result may be this many times its operands (int8 to float32 is 4), or this many bytes whatever they are.
@@ -104,6 +105,8 @@ class ConstantFolder(Graph):
         shape = self._fold_shape(name, value)
         if shape is not None:
             return shape
+        if name == "relax.sum" and (sums := self._fold_sum_of_weights(value)) is not None:
+            return sums
         if name.removeprefix("relax.").startswith(_NEVER_PREFIXES) and name != "relax.call_tir":
             return None
         return self._fold_call(name, value)
@@ -115,6 +118,16 @@ class ConstantFolder(Graph):
             return self._keep_narrow
         grouped = operator_name(call) == "relax.dequantize" and int(call.attrs.axis) == 0
         return rank_of(call) == 2 and self.only_read_by(variable, *(_GROUP_READERS if grouped else _NARROW_READERS))
+
+    def _fold_sum_of_weights(self, call: Any) -> Expr | None:
+        """Sums of weights that stay narrow themselves: what a zero point adds to a product."""
+        cast = self.call(call.args[0], "relax.astype")
+        weights = None if cast is None else constant_array(self, cast.args[0])
+        if weights is None or weights.dtype.name not in _NARROW or dtype_of(call) != "int32":
+            return None
+        axes = None if call.attrs.axis is None else tuple(int(axis) for axis in call.attrs.axis)
+        sums = np.sum(weights, axis=axes, dtype=np.int32, keepdims=bool(call.attrs.keepdims))
+        return as_constant(np.asarray(sums))
 
     def _fold_shape(self, name: str, call: Any) -> Expr | None:
         """Shape values, symbolic sizes included."""

@@ -206,3 +206,22 @@ def test_a_module_without_constants_stays_the_same_object() -> None:
     x = build.input("x", (2, 3))
     mod = build.module(build.emit(O.nn.relu(x)))
     assert apply("fold-constants", mod).same_as(mod)
+
+
+def test_sums_of_weights_that_stay_narrow_are_folded() -> None:
+    """What the zero point of data adds to a product of integers: a sum of each column of the weights."""
+    weights = np.random.default_rng(0).integers(-128, 128, (300, 400)).astype(np.int8)
+    x = relax.Var("x", relax.TensorType((4, 300), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            data = builder.emit(O.astype(x, "uint8"))
+            wide = builder.emit(O.astype(relax.const(weights), "int32"))
+            sums = builder.emit(O.sum(wide, axis=[-2], keepdims=True))
+            product = builder.emit(O.matmul(data, relax.const(weights), out_dtype="int32"))
+            output = builder.emit_output(O.add(product, sums))
+        builder.emit_func_output(output)
+    mod = apply("fold-constants", builder.get())
+    assert operators(mod) == ["astype", "matmul", "add"]
+    found = mod["main"].body.blocks[0].bindings[-1].value.args[1]
+    np.testing.assert_array_equal(array_of(found), weights.astype(np.int32).sum(0, keepdims=True))
