@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -72,14 +72,15 @@ def _torch(source: TorchSource) -> Callable[[Feeds], list[Array]]:
     def run(feeds: Feeds) -> list[Array]:
         with torch.no_grad():
             results = source.module(*(torch.from_numpy(np.array(array)) for array in feeds.values()))
-        several = results if isinstance(results, Sequence) else [results]
-        return [each.numpy() for each in several]
+        return [each.numpy() for each in torch.utils._pytree.tree_leaves(results)]
 
     return run
 
 
 def differences(ours: list[Array], theirs: list[Any], difference: Callable[[Array, Array], str | None]) -> str | None:
     """What is wrong with our outputs, or None."""
+    if len(ours) != len(theirs):
+        return f"{len(ours)} outputs instead of {len(theirs)}"
     for position, (one, other) in enumerate(zip(ours, theirs, strict=True)):
         if isinstance(other, tuple):
             wrong = None if (one.dtype, one.shape) == other else f"{one.dtype}{one.shape} instead of {other}"
