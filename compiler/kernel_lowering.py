@@ -1,5 +1,6 @@
-"""The engine's lowering of kernels with four changes: needless checks of arguments are left out, tiles of registers
-lie on the stack, vectors have the lengths that rules gave them, and indices hold no Let.
+"""The engine's lowering of kernels with five changes: needless checks of arguments are left out, tiles of registers
+lie on the stack, vectors have the lengths that rules gave them, indices hold no Let, and scratch buffers of booleans
+hold bytes (see `compiler.boolean_scratch`).
 
 A kernel is only called by the module it belongs to, on tensors that the virtual machine made or has checked. The engine
 still has each kernel look at each argument's type, rank, element type, device and strides, with a message of the whole
@@ -20,6 +21,7 @@ from typing import Any
 import tvm
 from tvm import tirx
 
+from compiler.boolean_scratch import bytes_for_booleans
 from compiler.fixed_vectors import with_fixed_vectors
 from schedules.kernel import dtype_of, product, shape_of
 from schedules.lets import inlined_divisions, kept_differences, opaque_floats
@@ -41,7 +43,7 @@ def _pipeline() -> tuple[Any, Any, Any]:
     def lowered(mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         fixed = with_fixed_vectors(lower)
         # Schedules copy loops with the variables bound in them; TVM's simplifier wants one value for each variable.
-        unique = _rewritten(tirx.transform.ConvertSSA()(mod), kept_differences)
+        unique = _rewritten(tirx.transform.ConvertSSA()(mod), lambda body: bytes_for_booleans(kept_differences(body)))
         return _rewritten(fixed(unique), lambda body: _on_stack(_unchecked(_without_scopes(body))))
 
     @tvm.transform.module_pass(opt_level=0, name="InlineDivisions")
