@@ -18,7 +18,28 @@ def translations(program: torch.export.ExportedProgram) -> dict[Callable[..., An
 
     found = {node.target: KNOWN[str(node.target)] for node in program.graph.nodes if str(node.target) in KNOWN}
     resampling = {_operator(name): conversion for name, conversion in RESAMPLING.items()}
-    return {torch.ops.aten._int_mm.default: int_mm, **resampling, **found}
+    sums = {_operator("aten.add.Tensor"): _add} if _adds_booleans(program) else {}
+    return {torch.ops.aten._int_mm.default: int_mm, **resampling, **sums, **found}
+
+
+def _adds_booleans(program: torch.export.ExportedProgram) -> bool:
+    """Whether a sum is of booleans; the exporter's own conversion, which stays for complex numbers, takes none."""
+    import torch
+
+    sums = ("aten.add.Tensor", "aten.add_.Tensor")
+    graphs = [each.graph for each in program.graph_module.modules() if hasattr(each, "graph")]  # of branches, too
+    nodes = [node for graph in graphs for node in graph.nodes if str(node.target) in sums]
+    dtypes = {node.meta["val"].dtype for node in nodes if "val" in node.meta}
+    return torch.bool in dtypes and not any(dtype.is_complex for dtype in dtypes)
+
+
+def _add(left: Any, right: Any, alpha: float = 1) -> Any:
+    """left + alpha * right, which of booleans is `or`."""
+    from onnxscript import ir, opset18
+
+    if left.dtype == ir.DataType.BOOL:
+        return opset18.Or(left, right if alpha else opset18.And(right, opset18.Not(right)))
+    return opset18.Add(left, right if alpha == 1 else opset18.Mul(right, opset18.CastLike(alpha, right)))
 
 
 def _operator(name: str) -> Callable[..., Any]:

@@ -272,6 +272,16 @@ def test_numbers_and_tensors_of_other_types(dtype: torch.dtype) -> None:
     check(arithmetic, normal(2, 3))
 
 
+def test_sums_of_booleans_beside_sums_of_numbers() -> None:
+    def sums(x: Tensor) -> tuple[Tensor, ...]:
+        first, second = x > 0, x[:1] < 0.5
+        mixed = first + x.int(), first + x, torch.add(x, first, alpha=2), torch.add(x.int(), x.int(), alpha=3)
+        changed = (x > 1).add_(second)
+        return first + second, second + True, torch.add(second, first, alpha=0), changed, *mixed
+
+    check(sums, normal(3, 4))
+
+
 @pytest.mark.parametrize("output", [(3, 4), (1, 5), (None, 2)])
 def test_adaptive_means_of_images_of_open_size(output: tuple[int | None, int]) -> None:
     open_size = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
