@@ -71,6 +71,8 @@ def _dropped(registry: ONNXRegistry) -> dict[str, set[str]]:
     """What the conversions that we do not replace leave unread, by operator."""
     dropped: dict[str, set[str]] = {}
     for name, conversions in registry.functions.items():
+        if str(name).startswith("quantized_decomposed::"):
+            continue  # registered once torchao is imported; `quantized_operators.py` converts them
         for each in conversions:
             schema = getattr(each.fx_target, "_schema", None)
             if schema is None or str(each.fx_target) in RESAMPLING or str(each.fx_target) in translations.KNOWN:
