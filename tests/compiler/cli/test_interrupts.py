@@ -67,6 +67,29 @@ def test_an_interrupt_that_the_engine_swallowed(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_where_exceptions_are_dropped(
+    tensorwright: Run, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    class Callback:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+            time.sleep(_LIMIT)
+
+    went_on = []
+
+    def interrupted(*_: object, **__: object) -> None:
+        Callback()
+        went_on.append(True)
+        time.sleep(_LIMIT)
+
+    monkeypatch.setattr(compiler, "compile", interrupted)
+    result = tensorwright("compile", model_path, "-o", tmp_path / "out.twm")
+    assert went_on
+    assert result.code == 128 + number
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_during_the_import_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     model = write(perceptron(width=512, layers=24), tmp_path / "model.onnx")
     process = _start("compile", model, "-o", tmp_path / "out.twm")
