@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
-from compiler.device.cache import FOLDER_VARIABLE, cache_folder, cached
+from compiler.device.cache import cached
+from compiler.device.pip_download import pip_download
 from compiler.device.runtime_sources import build_shared_libraries
-from compiler.errors import MissingDependencyError
 from compiler.runtime.engine import runtime_library_path, tvm_ffi
 from targets import Target
 
@@ -23,7 +21,6 @@ _WHEEL_PLATFORMS = {
     "x86_64": tuple(f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 24, 17)),
 }
 _MEMBERS = {"apache-tvm": f"tvm/lib/{RUNTIME_LIBRARY}", "apache-tvm-ffi": f"tvm_ffi/lib/{FFI_LIBRARY}"}
-_TIMEOUT_SECONDS = 900
 
 
 def runtime_libraries(target: Target) -> tuple[Path, Path]:
@@ -52,19 +49,9 @@ def _download(architecture: str, versions: dict[str, str], destination: Path) ->
     requirements = [f"{name}=={version}" for name, version in versions.items()]
     platforms = [part for name in _WHEEL_PLATFORMS[architecture] for part in ("--platform", name)]
     with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        command += [*platforms, "--dest", folder, *requirements]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)
-            problem = done.stderr.strip()[-500:] if done.returncode else None
-        except (OSError, subprocess.TimeoutExpired) as error:
-            problem = str(error)
-        if problem is not None:
-            raise MissingDependencyError(
-                f"the {architecture} wheels of the engine's runtime ({', '.join(requirements)}) could not be "
-                f"downloaded: {problem}",
-                f"connect to PyPI once; they are then kept in {cache_folder()} ({FOLDER_VARIABLE})",
-            )
+        options = ["--only-binary=:all:", *platforms, *requirements]
+        what = f"the {architecture} wheels of TVM's runtime ({', '.join(requirements)})"
+        pip_download(options, Path(folder), what)
         for name, member in _MEMBERS.items():
             (wheel,) = Path(folder).glob(f"{name.replace('-', '_')}-{versions[name]}-*.whl")
             with zipfile.ZipFile(wheel) as archive:

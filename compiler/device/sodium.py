@@ -7,15 +7,13 @@ every architecture, and what a device checks and encrypts is small.
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import tarfile
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from compiler.device.cache import FOLDER_VARIABLE, cache_folder, cached, key_of
-from compiler.errors import MissingDependencyError
+from compiler.device.cache import cached, key_of
+from compiler.device.pip_download import pip_download
 from targets import Target
 
 OBJECT = "sodium.o"
@@ -39,7 +37,6 @@ _OPTIONS = (
     "-DHAVE_PTHREAD=1",
     "-DTLS=_Thread_local",
 )
-_TIMEOUT_SECONDS = 600
 
 
 def sodium_include() -> Path:
@@ -91,18 +88,8 @@ def _download(destination: Path) -> None:
         folder = Path(name)
         requirements = folder / "requirements.txt"
         requirements.write_text(f"{_DISTRIBUTION}=={_VERSION} --hash=sha256:{_SHA256}\n", encoding="utf-8")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", _DISTRIBUTION]
-        command += ["--require-hashes", "--dest", str(folder), "--requirement", str(requirements)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)
-            problem = done.stderr.strip()[-500:] if done.returncode else None
-        except (OSError, subprocess.TimeoutExpired) as error:
-            problem = str(error)
-        if problem is not None:
-            raise MissingDependencyError(
-                f"the source of libsodium (in {_DISTRIBUTION} {_VERSION}) could not be downloaded: {problem}",
-                f"connect to PyPI once; it is then kept in {cache_folder()} ({FOLDER_VARIABLE})",
-            )
+        options = ["--no-binary", _DISTRIBUTION, "--require-hashes", "--requirement", str(requirements)]
+        pip_download(options, folder, f"the source of libsodium (in {_DISTRIBUTION} {_VERSION})")
         (archive,) = folder.glob("*.tar.gz")
         _unpack(archive, folder / "tree", destination)
 

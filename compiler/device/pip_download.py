@@ -1,0 +1,37 @@
+"""Distributions out of PyPI, by pip."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from compiler.device.cache import FOLDER_VARIABLE, cache_folder
+from compiler.errors import MissingDependencyError
+
+_TIMEOUT_SECONDS = 900
+
+
+def pip_download(options: Sequence[str], folder: Path, what: str) -> None:
+    """Download distributions, without what they need, into a folder.
+
+    Args:
+        options: which ones, as `pip download` takes them.
+        folder: where they go.
+        what: what they are, for the error.
+
+    Raises:
+        MissingDependencyError: they could not be downloaded.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), *options]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)
+        problem = done.stderr.strip()[-500:] if done.returncode else None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        problem = str(error)
+    if problem is not None:
+        raise MissingDependencyError(
+            f"{what} could not be downloaded: {problem}",
+            f"connect to PyPI once; what was downloaded is then kept in {cache_folder()} ({FOLDER_VARIABLE})",
+        )
