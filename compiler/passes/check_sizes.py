@@ -17,9 +17,9 @@ from tvm.ir.prim import expr as prim
 from compiler.artifact.entries import CHECK_MARK
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
+from compiler.passes.shape_functions import rewrite_shape_functions
 
 _LIMIT = 2.0**63 - 2.0**40  # with room for the rounding of some thousand operations in float64
-_HOST = "tirx.is_host_func"
 _TEXT = f"{CHECK_MARK}[sizes: a size that is computed from the inputs is larger than any memory, or divided by zero] "
 _LOGICAL = (prim.And, prim.Or)
 _DIVISIONS = (prim.FloorMod, prim.Mod, prim.FloorDiv, prim.Div)
@@ -32,14 +32,7 @@ _BINARY = (prim.Add, prim.Sub, prim.Mul, prim.Min, prim.Max, *_LOGICAL, *_DIVISI
 )
 def check_sizes(mod: IRModule, context: PipelineContext) -> IRModule:
     """After `lower-shapes`: every function on the shape heap that computes begins with an assertion."""
-    result = dict(mod.functions_items())
-    changed = False
-    for variable, function in mod.functions_items():
-        if isinstance(function, tirx.PrimFunc) and function.attrs and _HOST in function.attrs:
-            checked = _checked(function)
-            if checked is not None:
-                result[variable], changed = checked, True
-    return IRModule(result, mod.attrs, mod.global_infos) if changed else mod
+    return rewrite_shape_functions(mod, _checked)
 
 
 def _checked(function: tirx.PrimFunc) -> tirx.PrimFunc | None:
