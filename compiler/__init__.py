@@ -1,6 +1,7 @@
 """Tensorwright: compile trained models to small, fast, verified modules.
 
-The public API; each name is loaded when first used, so that a device which only runs modules never loads the compiler.
+The public API, which `import tensorwright` hands on. Each name is loaded when first used, so that a device which only
+runs modules never loads the compiler.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from compiler._shadowing import check_sibling_packages
+from compiler._shadowing import check_packages, check_platform
 from compiler.errors import TensorwrightError
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ __all__ = [
     "tune",
 ]
 
-check_sibling_packages()
+check_platform()
+check_packages()
 
 
 def __getattr__(name: str) -> Any:

@@ -91,7 +91,7 @@ def compile(
         A `Module`: `module.run(inputs)`, `module.export("model.twm")`.
 
     Raises:
-        UserError: the model, an option or the environment is at fault (see `compiler.errors`).
+        UserError: the model, an option or the environment is at fault (see `tensorwright.errors`).
         InternalError: a defect of Tensorwright; the message names the phase or pass.
     """
     report = progress if progress is not None else _silent

@@ -29,7 +29,7 @@ _MAXIMUM_CACHED = 64
 
 
 def compile_to_run(model: onnx.ModelProto, **options: Any) -> Run:
-    """Compile with `compiler.compile`; the result takes and gives arrays by name."""
+    """Compile with `tensorwright.compile`; the result takes and gives arrays by name."""
     from compiler.driver import compile
 
     refusals = [
@@ -38,7 +38,9 @@ def compile_to_run(model: onnx.ModelProto, **options: Any) -> Run:
         if node.op_type in RANDOM_OPERATORS
     ]
     if refusals:
-        raise UnsupportedModelError(refusals, "compiler.compile draws numbers of its own, with the same distribution")
+        raise UnsupportedModelError(
+            refusals, "tensorwright.compile draws numbers of its own, with the same distribution"
+        )
     return compile(model, **options).run
 
 
@@ -154,10 +156,10 @@ class TensorwrightBackend(Backend):
 
     @classmethod
     def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> TensorwrightRep:
-        """Compile a model; `kwargs` are options of `compiler.compile`.
+        """Compile a model; `kwargs` are options of `tensorwright.compile`.
 
         Raises OptionError for a device other than the CPU or what is no `onnx.ModelProto`, and whatever
-        `compiler.compile` raises.
+        `tensorwright.compile` raises.
         """
         if not isinstance(model, onnx.ModelProto):
             raise OptionError(f"a {type(model).__name__} is no onnx.ModelProto", "load it first: onnx.load(path)")

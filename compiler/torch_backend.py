@@ -22,7 +22,8 @@ def tensorwright_backend(
     """The backend function that `torch.compile` calls with each captured graph.
 
     Args:
-        options: keyword arguments of `compiler.compile`, e.g. `torch.compile(..., options={"target": "x86-64-v3"})`.
+        options: keyword arguments of `tensorwright.compile`, e.g.
+            `torch.compile(..., options={"target": "x86-64-v3"})`.
     """
     return _CompiledGraph(graph, dict(options or {}))
 

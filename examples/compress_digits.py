@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-import compiler
+import tensorwright
 from benchmarks.digits import Digits, DigitsCnn, accuracy, load_digits, train
 from compiler.compression.recipe import RecipeResult
 
@@ -29,7 +29,7 @@ def compress_digits(net: torch.nn.Module, data: Digits, epochs: int = 8, max_dro
         {"distill": {"epochs": epochs, "learning_rate": 2e-3}},
         "quantize",
     ]
-    return compiler.compress(
+    return tensorwright.compress(
         net,
         recipe,
         evaluate=accuracy(data),
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     result = compress_digits(train(DigitsCnn(), data), data, options.epochs, options.max_drop)
     print(result.report)
-    module = compiler.compile(result, threads=1)
+    module = tensorwright.compile(result, threads=1)
     print(f"share of the test images recognized, compiled: {accuracy(data)(module.run):.4f}")
     if options.report:
         result.report.save(options.report)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-import compiler
+import tensorwright
 from benchmarks._models import Task
 from benchmarks._race import Entry, race
 from examples import sentences, speech
@@ -36,7 +36,7 @@ class Job:
     name: str
     path: Path
     folder: Path
-    module: compiler.Module
+    module: tensorwright.Module
     compile_seconds: float
     session: Any
     inputs: dict[str, Array] = field(default_factory=dict)
@@ -60,13 +60,13 @@ def prepare(name: str, path: Path, folder: Path, console: Console, *, reference_
     """Compile a model, export it, and load what was exported."""
     console.print(f"[bold]{name}[/]: compiling {path.name} ({path.stat().st_size / 1e6:.1f} MB)")
     start = time.perf_counter()
-    module = compiler.compile(path, shapes=shapes, threads=THREADS, reference_inputs=reference_inputs)
+    module = tensorwright.compile(path, shapes=shapes, threads=THREADS, reference_inputs=reference_inputs)
     seconds = time.perf_counter() - start
     artifact = folder / f"{name}.twm"
     module.export(artifact)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     console.print(f"  {seconds:.1f} s; module of {artifact.stat().st_size / 1e6:.1f} MB")
-    return Job(name, path, folder, compiler.load(artifact, verify=True), seconds, session)
+    return Job(name, path, folder, tensorwright.load(artifact, verify=True), seconds, session)
 
 
 def embed_sentences(job: Job, console: Console) -> float:
@@ -116,7 +116,7 @@ def main() -> None:
         shapes = {name: array.shape for name, array in frame.items()}
         silero = prepare("silero-vad", speech.model_path(), folder, console, reference_inputs=frame, shapes=shapes)
         results.append((silero, detect_speech(silero, console)))
-        console.print(f"onnxruntime {onnxruntime.__version__}, tensorwright {compiler.__version__}")
+        console.print(f"onnxruntime {onnxruntime.__version__}, tensorwright {tensorwright.__version__}")
         timing_table(results, console)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import compiler
+import tensorwright
 from benchmarks.digits import DigitsCnn, load_digits, train
 
 
@@ -28,10 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data = load_digits()
     net = train(DigitsCnn(options.channels), data, epochs=options.epochs)
     samples = [{"image": image[None]} for image in data.calibration[0][:32]]
-    quantized = compiler.quantize(
+    quantized = tensorwright.quantize(
         net, samples, target=options.target, max_drop=0.1, example_inputs=(torch.from_numpy(samples[0]["image"]),)
     )
-    module = compiler.compile(quantized, options.target, threads=1)
+    module = tensorwright.compile(quantized, options.target, threads=1)
     details: Any = module.manifest.target.details
     print("\n".join(details["partition"]["summary"]))
     images, labels = (part[: options.images] for part in data.test)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import compiler
+import tensorwright
 from benchmarks.digits import Digits, DigitsCnn, accuracy, load_digits, train
 
 _BATCH = 20  # images
@@ -43,7 +43,7 @@ def find_ticket(data: Digits, amount: float = 0.85, rounds: int = 3, epochs: int
     options: dict[str, Any] = {"example_inputs": (images,), "evaluate": accuracy(data), "threads": 1, "max_drop": 0.99}
 
     def pruned(first: dict[str, Any]) -> float:
-        result = compiler.prune(
+        result = tensorwright.prune(
             copy.deepcopy(net),
             amount,
             pattern="elements",
@@ -60,7 +60,7 @@ def find_ticket(data: Digits, amount: float = 0.85, rounds: int = 3, epochs: int
     torch.manual_seed(1)
     other = DigitsCnn()
     return Tickets(
-        accuracy(data)(compiler.compile(net, example_inputs=(images,), threads=1).run),
+        accuracy(data)(tensorwright.compile(net, example_inputs=(images,), threads=1).run),
         pruned(early),
         pruned(other.state_dict()),
     )

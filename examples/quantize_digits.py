@@ -11,16 +11,16 @@ from collections.abc import Sequence
 
 import torch
 
-import compiler
+import tensorwright
 from benchmarks.digits import DigitsCnn, accuracy, load_digits, train
 
 
-def quantize_digits(epochs: int = 8, channels: int = 16, max_drop: float = 0.01) -> compiler.QuantizedModel:
+def quantize_digits(epochs: int = 8, channels: int = 16, max_drop: float = 0.01) -> tensorwright.QuantizedModel:
     """The quantized net; at most `max_drop` of its share of recognized test images is lost."""
     data = load_digits()
     net = train(DigitsCnn(channels), data, epochs=epochs)
     images = data.calibration[0]
-    return compiler.quantize(
+    return tensorwright.quantize(
         net,
         [{"image": images[start : start + 50]} for start in range(0, 100, 50)],
         evaluate=accuracy(data),
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     quantized = quantize_digits(options.epochs, options.channels)
     print(quantized.report)
-    module = compiler.compile(quantized, threads=1)
+    module = tensorwright.compile(quantized, threads=1)
     print(f"share of the test images recognized, compiled: {accuracy(load_digits())(module.run):.4f}")
     if options.report:
         quantized.report.save(options.report)

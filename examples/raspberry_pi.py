@@ -12,8 +12,8 @@ import argparse
 import subprocess
 from pathlib import Path
 
-import compiler
 import targets
+import tensorwright
 from compiler.device.static_program import StaticProgram, write_static_program
 from examples.speech import first_frame, model_path
 
@@ -22,7 +22,7 @@ def build(target: targets.Target, output: Path) -> StaticProgram:
     """The program, with a frame of silence as its stored example."""
     frame = first_frame()
     rate = frame.pop("sr")
-    module = compiler.compile(
+    module = tensorwright.compile(
         model_path(),
         target,
         shapes={name: value.shape for name, value in frame.items()},

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import compiler
+import tensorwright
 from benchmarks.digits import Digits, DigitsCnn, accuracy, load_digits, train
 
 # The rules of schedules that multiply bytes; a depthwise convolution of integers is one of "conv-depthwise".
@@ -28,7 +28,7 @@ INTEGER_RULES = ("conv-dot", "matmul-int8")
 class Trained:
     """A compiled net, what torch computes with the same integers, and shares of test images that are recognized."""
 
-    module: compiler.Module
+    module: tensorwright.Module
     converted: torch.nn.Module
     images: NDArray[np.float32]
     float_score: float
@@ -40,9 +40,9 @@ def train_quantized(channels: int = 16, epochs: int = 8, rounded_epochs: int = 2
     data = load_digits()
     net = train(DigitsCnn(channels), data, epochs=epochs)
     images = data.test[0][:batch]
-    before = compiler.compile(net, example_inputs=(torch.from_numpy(images),), threads=1)
+    before = tensorwright.compile(net, example_inputs=(torch.from_numpy(images),), threads=1)
     converted = _trained_with_rounding(net, data, rounded_epochs, batch)
-    module = compiler.compile(torch.export.export(converted, (torch.from_numpy(images),)), threads=1)
+    module = tensorwright.compile(torch.export.export(converted, (torch.from_numpy(images),)), threads=1)
     measure = accuracy(data, batch=batch)
     return Trained(module, converted, images, measure(before.run), measure(module.run))
 

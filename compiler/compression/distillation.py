@@ -54,8 +54,8 @@ def distill(
         temperature: of the softened outputs.
         features: pairs of names of submodules of student and teacher whose outputs are to be alike.
         optimizer: given the parameters, an optimizer; Adam with `learning_rate` when None.
-        calibration, evaluate, max_drop, target, example_inputs, dynamic_shapes, threads, progress: as `compiler.prune`
-            takes them; `max_drop` is measured against the student before.
+        calibration, evaluate, max_drop, target, example_inputs, dynamic_shapes, threads, progress: as
+            `tensorwright.prune` takes them; `max_drop` is measured against the student before.
 
     Raises:
         AccuracyError: the student is worse than before by more than `max_drop`.

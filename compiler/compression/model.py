@@ -11,7 +11,7 @@ from compiler.frontends.imported_model import ImportedModel
 
 @dataclass(frozen=True, kw_only=True)
 class CompressedModel(ImportedModel):
-    """A compressed model, to be given to `compiler.compile` or to the next technique.
+    """A compressed model, to be given to `tensorwright.compile` or to the next technique.
 
     Attributes:
         name: of the model it was made from.

@@ -32,7 +32,7 @@ _KEY = "compress"
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeResult(ImportedModel):
-    """A model at the end of a recipe, to be given to `compiler.compile`.
+    """A model at the end of a recipe, to be given to `tensorwright.compile`.
 
     Attributes:
         name: of the model it was made from.
@@ -63,7 +63,7 @@ def compress(
 
     Args:
         source, calibration, evaluate, target, shapes, constants, example_inputs, dynamic_shapes, threads, progress: as
-            `compiler.prune` takes them; every step gets them.
+            `tensorwright.prune` takes them; every step gets them.
         recipe: a path to a YAML file; the text "prune -> distill -> quantize"; or a list of names and
             {name: settings}, also as {"compress": list}.
         max_drop: how much of the score the whole recipe may lose in the end; the limit of a step that sets none.

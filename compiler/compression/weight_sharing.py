@@ -48,7 +48,7 @@ def share_weights(
 
     Args:
         source, calibration, evaluate, max_drop, target, shapes, constants, example_inputs, dynamic_shapes, threads: as
-            `compiler.prune` takes them.
+            `tensorwright.prune` takes them.
         bits: 4 to 8; more are taken, up to 8, where the limit does not hold otherwise.
 
     Raises:

@@ -110,7 +110,7 @@ def _import_file(
             "load it in Python and give the torch.nn.Module with example_inputs, or torch.export.save it as .pt2",
         )
     if path.suffix == ".twm":
-        raise InvalidModelError(f"{path} is compiled already", "run it with compiler.load(path).run(...)")
+        raise InvalidModelError(f"{path} is compiled already", "run it with tensorwright.load(path).run(...)")
     return import_onnx(path, shapes=shapes, constants=constants, outputs=outputs)
 
 

@@ -74,7 +74,7 @@ def as_module(source: Any, threads: int | None = None, trusted_keys: Sequence[Ke
     if not isinstance(source, Module):
         raise OptionError(
             f"a {type(source).__name__} can not be measured",
-            "compile it first: compiler.compile(...), or give a .twm file",
+            "compile it first: tensorwright.compile(...), or give a .twm file",
         )
     if threads is None:
         return source

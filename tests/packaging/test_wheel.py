@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMPILE = """
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
-import compiler
+import tensorwright
 
 weight = np.arange(12, dtype=np.float32).reshape(4, 3)
 graph = helper.make_graph(
@@ -24,11 +24,11 @@ graph = helper.make_graph(
     [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
     [numpy_helper.from_array(weight, "w")],
 )
-module = compiler.compile(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
+module = tensorwright.compile(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
 module.export("model.twm")
 x = np.ones((2, 4), np.float32)
-np.testing.assert_allclose(compiler.load("model.twm").run({"x": x})["y"], x @ weight)
-print(compiler.__file__)
+np.testing.assert_allclose(tensorwright.load("model.twm").run({"x": x})["y"], x @ weight)
+print(tensorwright.__file__)
 """
 
 
@@ -45,14 +45,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
-    assert tops == {"compiler", "schedules", "targets", "tuning_logs"}
+    assert tops == {"tensorwright", "compiler", "schedules", "targets", "tuning_logs"}
     assert "compiler/py.typed" in names
     assert any(name.endswith(".json") and name.startswith("targets/") for name in names)
 
 
 def test_wheel_holds_every_file_that_the_packages_read(wheel: Path) -> None:
     tracked = subprocess.run(
-        ["git", "ls-files", "compiler", "schedules", "targets", "tuning_logs"],
+        ["git", "ls-files", "tensorwright", "compiler", "schedules", "targets", "tuning_logs"],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -29,7 +29,7 @@ HELP = """Compile a model into a module that runs without the compiler.
   See the module after each pass, with a pass of your own among them:
     tensorwright compile model.onnx --dump passes --pass after:fold-constants=my_passes.py:simplify
 
-  Sign it; compiler.load(path, trusted_keys=[...]) checks the signature:
+  Sign it; tensorwright.load(path, trusted_keys=[...]) checks the signature:
     tensorwright key new release.pem && tensorwright compile model.onnx --sign release.pem
 """
 

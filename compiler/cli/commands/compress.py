@@ -13,7 +13,7 @@ HELP = """Compress a model by a recipe of steps and compile it.
 
 The steps are prune, factorize, share-weights and quantize. After each, size, time and how alike the outputs stay (their
 mean cosine on the samples) are measured; it is an error when more is lost than --max-drop. Steps that train (distill,
-fine-tuning) and measures of your own need Python: compiler.compress(net, recipe, evaluate=...).
+fine-tuning) and measures of your own need Python: tensorwright.compress(net, recipe, evaluate=...).
 
 [bold]Typical[/]
 

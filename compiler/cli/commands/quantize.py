@@ -16,7 +16,7 @@ Schemes: static-int8 (needs samples), dynamic-int8 (activations are quantized as
 
 The samples are inputs as the model will meet them. How alike the outputs stay (their mean cosine) is measured; the
 layers that cost most go back to float until the limit holds, and it is an error when it can not. For a measure of your
-own use compiler.quantize(model, samples, evaluate=...).
+own use tensorwright.quantize(model, samples, evaluate=...).
 
 [bold]Typical[/]
 

@@ -54,7 +54,7 @@ def factorize(
 
     Args:
         source, calibration, evaluate, max_drop, target, shapes, constants, example_inputs, dynamic_shapes, threads: as
-            `compiler.prune` takes them. Where the limit does not hold, the layers that lost most stay whole.
+            `tensorwright.prune` takes them. Where the limit does not hold, the layers that lost most stay whole.
         energy: the share of the sum of squares of a layer's weights that its rank must keep. Ranks are multiples of
             the machine's vector length.
         speedup: in place of `energy`: the rank is the largest tried that makes a layer this many times faster.

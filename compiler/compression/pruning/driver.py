@@ -44,7 +44,7 @@ def prune(
     """Remove channels or heads from a model, or set weights to zero, those that matter least.
 
     Args:
-        source, shapes, constants, example_inputs, dynamic_shapes, target, threads: as `compiler.compile` takes them.
+        source, shapes, constants, example_inputs, dynamic_shapes, target, threads: as in `tensorwright.compile`.
         amount: the share that goes. None: the largest multiple of 5 % with which `max_drop` holds.
         pattern: "channels" and "heads" (of attention) make the graph smaller: whatever else depends on them, through
             residuals, concatenations and grouped convolutions, goes with them; "layers" leaves out what residual sums
@@ -65,7 +65,7 @@ def prune(
         max_drop: how much of that may be lost, as a share.
 
     Returns:
-        A `CompressedModel` for `compiler.compile` or a further technique; `report` says what was done.
+        A `CompressedModel` for `tensorwright.compile` or a further technique; `report` says what was done.
 
     Raises:
         AccuracyError: the limit does not hold.

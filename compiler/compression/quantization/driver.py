@@ -65,7 +65,7 @@ def quantize(
     """Quantize a model, and keep as much of it in float as its accuracy needs.
 
     Args:
-        source, shapes, constants, example_inputs, dynamic_shapes, target, threads: as `compiler.compile` takes them.
+        source, shapes, constants, example_inputs, dynamic_shapes, target, threads: as in `tensorwright.compile`.
         calibration: inputs as the model will meet them, {input name: array}; a few dozen are enough. "static-int8"
             needs them, and so do "gptq" and "adaround"; other schemes are measured on random inputs where there are
             none.
@@ -101,7 +101,7 @@ def quantize(
         progress: called with the name of each step as it begins.
 
     Returns:
-        A `QuantizedModel` for `compiler.compile`; its `report` says what was done.
+        A `QuantizedModel` for `tensorwright.compile`; its `report` says what was done.
 
     Raises:
         AccuracyError: the limit does not hold with any layer quantized, or there is none to quantize.

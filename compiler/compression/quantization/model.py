@@ -10,7 +10,7 @@ from compiler.frontends.imported_model import ImportedModel
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedModel(ImportedModel):
-    """A model with quantized tensors, to be given to `compiler.compile`.
+    """A model with quantized tensors, to be given to `tensorwright.compile`.
 
     Attributes:
         name: of the model it was made from.

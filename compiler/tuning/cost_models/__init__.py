@@ -6,7 +6,7 @@
         def predict(self, subject, configs): ...  # a score a config, higher is faster
 
 in a module of this package, or name the class by an entry point of the group `tensorwright.cost_models`; then ask for
-it by `compiler.tune(..., cost_model="mine")`. Scores are compared within a task only.
+it by `tensorwright.tune(..., cost_model="mine")`. Scores are compared within a task only.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 
 (and, where it does not only choose from a task's listed knobs, `serves(task)`: whether it can propose for a task)
 in a module of this package, or by an entry point of the group `tensorwright.searches`; then ask for it by
-`compiler.tune(..., search="mine")`.
+`tensorwright.tune(..., search="mine")`.
 """
 
 from __future__ import annotations
