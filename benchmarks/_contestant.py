@@ -87,7 +87,16 @@ def torch_compile(path: str, inputs: Mapping[str, Array], threads: int, precisio
 
 
 def openvino(path: str, inputs: Mapping[str, Array], threads: int, precision: str) -> tuple[Run, str]:
-    """OpenVINO, set to latency, at the given precision ("default" leaves it to OpenVINO)."""
+    """OpenVINO, set to latency, at the given precision ("default" leaves it to OpenVINO), for just these shapes."""
+    return _openvino(path, inputs, threads, precision, fixed=True)
+
+
+def openvino_dynamic(path: str, inputs: Mapping[str, Array], threads: int, precision: str) -> tuple[Run, str]:
+    """The same with the sizes that the file leaves dynamic."""
+    return _openvino(path, inputs, threads, precision, fixed=False)
+
+
+def _openvino(path: str, inputs: Mapping[str, Array], threads: int, precision: str, *, fixed: bool) -> tuple[Run, str]:
     import openvino as ov
 
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
@@ -98,7 +107,8 @@ def openvino(path: str, inputs: Mapping[str, Array], threads: int, precision: st
     for port in model.inputs:
         name = next(each for each in port.get_names() if each in inputs)
         shapes[name] = list(inputs[name].shape)
-    model.reshape(shapes)
+    if fixed:
+        model.reshape(shapes)
     compiled = ov.Core().compile_model(model, "CPU", config)
     request = compiled.create_infer_request()
     feeds = {name: inputs[name] for name in shapes}
@@ -135,6 +145,7 @@ CONTESTANTS: dict[str, Callable[[str, Mapping[str, Array], int, str], tuple[Run,
     "onnxruntime-cuda": onnxruntime_cuda,
     "torch-compile": torch_compile,
     "openvino": openvino,
+    "openvino-dynamic": openvino_dynamic,
     "metaschedule": metaschedule,
 }
 

@@ -56,7 +56,11 @@ class Result:
             return min(elapsed for times in self.rounds for elapsed, _ in times)
         if statistic == "cpu":
             return statistics.median(used for times in self.rounds for _, used in times)
-        return statistics.median(statistics.median(elapsed for elapsed, _ in times) for times in self.rounds)
+        return statistics.median(self.medians())
+
+    def medians(self) -> list[float]:
+        """The median of each round, in seconds."""
+        return [statistics.median(elapsed for elapsed, _ in times) for times in self.rounds]
 
 
 class _Process:

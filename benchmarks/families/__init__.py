@@ -1,0 +1,1 @@
+"""Nets of families that the catalog lacks, timed against ONNX Runtime and OpenVINO: `python -m benchmarks.families`."""

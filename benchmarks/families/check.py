@@ -1,0 +1,79 @@
+"""Compiles a net in a process of its own and compares it with ONNX Runtime on random inputs; started by `__main__`.
+
+    python -m benchmarks.families.check NAME MODULE.twm THREADS
+
+Prints the compile time (seconds of wall clock and of processor time) and the largest difference, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.families.registry import Array, Net, nets
+
+SEEDS = (1, 2)
+
+
+def main() -> int:
+    """Compile, export, compare."""
+    import compiler
+
+    name, output, threads = sys.argv[1:]
+    entry = nets()[name]
+    path = entry.path()
+    before, start = os.times(), time.perf_counter()
+    module = compiler.compile(str(path), shapes=entry.shapes, threads=int(threads), records=False)
+    seconds, after = time.perf_counter() - start, os.times()
+    module.export(output)
+    difference = max(_differences(entry, path, module))
+    processor = sum(after[:4]) - sum(before[:4])
+    print(json.dumps({"seconds": seconds, "processor_seconds": processor, "difference": difference}))
+    return 0
+
+
+def _differences(entry: Net, path: Path, module: Any) -> list[float]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found = []
+    for sizes in entry.sizes:
+        for seed in SEEDS:
+            inputs = entry.sample(seed, sizes)
+            ours = list(module.run(inputs).values())
+            found.append(largest_difference(ours, session.run(None, inputs)))
+    return found
+
+
+def largest_difference(ours: Sequence[Array], reference: Sequence[Array]) -> float:
+    """Largest difference over outputs, relative to the largest absolute value of each; infinite where shapes differ,
+    where NaN or infinities stand elsewhere, and for integers that are not equal."""
+    if len(ours) != len(reference):
+        return float("inf")
+    return max((_difference(mine, np.asarray(other)) for mine, other in zip(ours, reference, strict=True)), default=0.0)
+
+
+def _difference(mine: Array, other: Array) -> float:
+    if mine.shape != other.shape:
+        return float("inf")
+    if mine.dtype.kind not in "fc":
+        return 0.0 if np.array_equal(mine, other) else float("inf")
+    first, second = mine.astype(np.float64), other.astype(np.float64)
+    finite = np.isfinite(second)
+    if not np.array_equal(first[~finite], second[~finite], equal_nan=True):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    scale = max(float(np.abs(second[finite]).max()), 1e-30)
+    return float(np.abs(first[finite] - second[finite]).max()) / scale
+
+
+if __name__ == "__main__":
+    sys.exit(main())
