@@ -59,6 +59,16 @@ def rounded_int32(value: Expr) -> Expr:
     return tvm.ir.Call(tvm.ir.Op.get(ROUND), [value], ret_ty=tirx.IntImm("int32", 0).ty)
 
 
+def plain(call: Expr) -> Expr:
+    """A call of `dot` or `rounded_int32` as plain arithmetic, for code generators that have no such operators."""
+    if call.op.same_as(tvm.ir.Op.get(ROUND)):
+        return tirx.Cast("int32", tirx.nearbyint(call.args[0]))
+    total, a, b = call.args
+    for byte in range(4):
+        total = total + ((a >> 8 * byte) & 0xFF) * ((b << (24 - 8 * byte)) >> 24)
+    return total
+
+
 def _splat(value: int, lanes: int, scalar: str = "i32") -> str:
     return str(value) if lanes == 1 else f"splat ({scalar} {value})"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from schedules import prefetch, vector_math
+from schedules import int8_dot, prefetch, vector_math
 from schedules.gpu.machine import GpuMachine
 from schedules.inline import call_name
 from schedules.llvm_functions import PREFIX
@@ -41,6 +41,8 @@ class GpuRule(ScheduleRule):
             plain = name.removeprefix("tirx.").removeprefix(PREFIX).removesuffix(vector_math.IN_TILE)
             if name.startswith(PREFIX) and plain in vector_math.FUNCTIONS:
                 return _plain_call(plain, dtype, call.args)
+            if name in (int8_dot.DOT, int8_dot.ROUND):
+                return int8_dot.plain(call)
             if dtype in _NARROW and plain in _WIDENED:
                 return tirx.Cast(
                     dtype, _plain_call(plain, "float32", [tirx.Cast("float32", each) for each in call.args])

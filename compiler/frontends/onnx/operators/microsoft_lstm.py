@@ -6,117 +6,176 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tvm import relax
+from tvm.relax import op as R
 
+from compiler.frontends.onnx.bounds import require, require_shape
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.composition import Composer, int64s
-from compiler.frontends.onnx.operators.loops import Loop, Step, run_loop
+from compiler.frontends.onnx.operators.composition import Composer
 from compiler.frontends.onnx.operators.microsoft_fused import DOMAIN
+from compiler.frontends.onnx.operators.recurrent import direction_flags, layer_results, run_recurrence
+from compiler.frontends.onnx.operators.recurrent_activations import activations_of
+from compiler.frontends.onnx.operators.recurrent_weights import Arrays, Packing
 from compiler.frontends.onnx.registry import converter
-from compiler.frontends.onnx.values import Constant, Symbolic, Value
+from compiler.frontends.onnx.values import tensor_shape
+from schedules.recurrence.description import CellKind, Recurrence
 
-_NODES_OF_A_STEP = 30
-_ACTIVATIONS = ["Sigmoid", "Tanh", "Tanh"]
+_GATES = 4
+_QUAD = 4  # bytes of a word along the depth
+_MOST_LANES = 16
 
 
 @dataclass(frozen=True)
 class _Weights:
-    """Of one direction: (inputs, 4 * hidden) integers, their scale and zero point."""
+    """Signed bytes (directions, 4 * hidden, depth); scales and zero points (directions, 4 * hidden), the latter None
+    where they are all 0."""
 
     data: Any
-    scale: Any
-    zero_point: Any
+    scales: Any
+    zero_points: Any
 
 
 @converter("DynamicQuantizeLSTM", domain=DOMAIN)
 def dynamic_quantize_lstm(context: NodeContext) -> list[Any]:
     """X, W, R, B, lengths, initial h and c, P, then scale and zero point of W and of R; gates in the order iofc.
 
-    The input is quantized as a whole, the state in each step.
+    The input is quantized as a whole, the state of all samples of a direction in each step.
     """
-    op, direction = Composer(context), context.attribute("direction", "forward")
-    if context.has_input(4) or context.has_input(7):
-        context.refuse("sequence_lens and peepholes are not supported")
-    directions = 2 if direction == "bidirectional" else 1
-    if context.attribute("activations", _ACTIVATIONS * directions) != _ACTIVATIONS * directions:
-        context.refuse(f"the activations {context.attribute('activations', [])} are not supported")
-    if context.has_attribute("clip") or context.attribute("input_forget", 0):
-        context.refuse("clip and input_forget are not supported")
-    results = [_direction(context, op, d, reverse=d == 1 or direction == "reverse") for d in range(directions)]
-    if directions == 1:
-        outputs, h, c = results[0]
-        return [op("Unsqueeze", outputs, int64s(1)), op("Unsqueeze", h, int64s(0)), op("Unsqueeze", c, int64s(0))]
-    outputs, h, c = (list(column) for column in zip(*results, strict=True))
-    stacked = op("Concat", *(op("Unsqueeze", item, int64s(1)) for item in outputs), axis=1)
-    states = [op("Concat", *(op("Unsqueeze", item, int64s(0)) for item in items), axis=0) for items in (h, c)]
-    return [stacked, *states]
+    if context.has_input(4):
+        context.refuse("sequence_lens is not supported")
+    backward = direction_flags(context)
+    hidden, features = _checked_sizes(context, len(backward))
+    has_peepholes = context.has_input(7)
+    forget = bool(context.attribute("input_forget", 0))
+    kind = CellKind("LSTM", input_forget=forget, has_peepholes=has_peepholes)
+    recurrence = Recurrence(
+        kind=kind,
+        activations=activations_of(context, kind.cell().activations, len(backward)),
+        clip=float(context.attribute("clip", 0.0)) if context.has_attribute("clip") else None,
+        backward=backward,
+        hidden=hidden,
+        inputs=features,
+        lanes=min(_MOST_LANES, max(_QUAD, 1 << (hidden - 1).bit_length())),
+        dtype="float32",
+        quantized=True,
+    )
+    return layer_results(context, run_recurrence(context, recurrence, _operands(context, recurrence)), False)
 
 
-def _entry(context: NodeContext, op: Composer, index: int, direction: int) -> Any:
-    """One direction's part of an input."""
-    return op("Gather", context.value(index), np.int64(direction), axis=0)
+def _checked_sizes(context: NodeContext, directions: int) -> tuple[int, int]:
+    """(hidden units, features); InvalidModelError where the operands do not fit."""
+    if [context.rank(index) for index in range(3)] != [3, 3, 3]:
+        context.invalid("X, W and R must have rank 3")
+    features, hidden = context.shape(1)[1], context.shape(2)[1]
+    if not isinstance(hidden, int) or not isinstance(features, int):
+        context.refuse("the shapes of its weights are not known when compiling")
+    if int(context.required_attribute("hidden_size")) != hidden:
+        context.invalid(f"hidden_size is {context.attribute('hidden_size', 0)}, the weights' {hidden}")
+    columns, samples = _GATES * hidden, context.shape(0)[1]
+    expected: dict[int, tuple[Any, ...]] = {
+        1: (directions, features, columns),
+        2: (directions, hidden, columns),
+        3: (directions, 2 * columns),
+        7: (directions, 3 * hidden),
+        **dict.fromkeys((5, 6), (directions, samples, hidden)),
+    }
+    for index, shape in expected.items():
+        if context.has_input(index):
+            require_shape(context, context.shape(index), shape, f"its input {index}")
+    size = context.shape(0)[2]
+    if isinstance(size, int) and size != features:
+        context.invalid(f"the data have {size} features, the weights ask for {features}")
+    require(context, size, "equal", features)
+    return hidden, features
 
 
-def _weights(context: NodeContext, op: Composer, index: int, scale: int, direction: int) -> _Weights:
-    zero = _entry(context, op, scale + 1, direction) if context.has_input(scale + 1) else None
-    return _Weights(_entry(context, op, index, direction), _entry(context, op, scale, direction), zero)
+def _operands(context: NodeContext, recurrence: Recurrence) -> dict[str, Any]:
+    arrays, op = Arrays(context, "float32"), Composer(context)
+    packing = Packing(arrays, recurrence.directions, _GATES, recurrence.hidden, recurrence.lanes)
+    weights = _weights(context, packing, 1, 8)
+    recurrent = _weights(context, packing, 2, 10)
+    operands: dict[str, Any] = {
+        "x": _projection(op, packing, weights, recurrence.inputs),
+        "r0": _words(packing, recurrent.data, recurrence.hidden),
+        "scales": packing.vectors(recurrent.scales, _GATES),
+        "sums": packing.vectors(arrays.sum_last(recurrent.data, "int32"), _GATES),
+    }
+    if recurrent.zero_points is not None:
+        operands["zeros"] = packing.vectors(recurrent.zero_points, _GATES)
+    if context.has_input(7):
+        operands["peepholes"] = packing.vectors(arrays.input(7), 3)
+    result = {name: arrays.tensor(value) for name, value in operands.items()}
+    for name, index in (("h", 5), ("c", 6)):
+        if context.has_input(index):
+            result[f"initial_{name}"] = context.input(index)
+    return result
 
 
-def _product(op: Composer, value: Any, weights: _Weights) -> Any:
-    quantized, scale, zero = op.outputs(3, "DynamicQuantizeLinear", value)
-    sums = op("MatMulInteger", quantized, weights.data, zero, weights.zero_point)
-    return op("Mul", op("Cast", sums, to=1), op("Mul", scale, weights.scale))
+def _weights(context: NodeContext, packing: Packing, index: int, scale: int) -> _Weights:
+    """Weights of unsigned bytes and their zero points are moved by 128."""
+    arrays, columns = packing.arrays, (packing.directions, _GATES * packing.hidden)
+    unsigned = context.dtype(index) == "uint8"
+    zero_points = None
+    if context.has_input(scale + 1):
+        zero_points = _spread(arrays, arrays.cast(arrays.raw(scale + 1), "int32"), columns)
+    elif unsigned:
+        zero_points = np.zeros(columns, np.int32)
+    data = arrays.permute(arrays.raw(index), (0, 2, 1))
+    if unsigned:
+        shift = np.array(-128, np.int32)
+        data = arrays.cast(arrays.add(arrays.cast(data, "int32"), shift), "int8")
+        zero_points = arrays.add(zero_points, shift)
+    if isinstance(zero_points, np.ndarray) and not zero_points.any():
+        zero_points = None
+    return _Weights(data, _spread(arrays, arrays.raw(scale), columns), zero_points)
 
 
-def _direction(context: NodeContext, op: Composer, direction: int, *, reverse: bool) -> tuple[Any, Any, Any]:
-    """(outputs (length, batch, hidden), last h, last c)."""
-    length, batch = context.shape(0)[:2]
-    hidden = int(context.required_attribute("hidden_size"))
-    inputs = _product(op, context.value(0), _weights(context, op, 1, 8, direction))
+def _spread(arrays: Arrays, value: Any, shape: tuple[int, int]) -> Any:
+    """A value a direction or a column as one a column."""
+    known = tuple(value.shape) if isinstance(value, np.ndarray) else tuple(tensor_shape(value))
+    if known == shape:
+        return value
+    return arrays.broadcast(arrays.reshape(value, (shape[0], 1)), shape)
+
+
+def _projection(op: Composer, packing: Packing, weights: _Weights, features: int) -> Any:
+    """Products of all steps with the input weights, plus bias: (steps, samples, directions, blocks, gates, lanes)."""
+    context, arrays = op.context, packing.arrays
+    layout = (packing.directions, packing.blocks, _GATES, packing.lanes)
+    columns = packing.directions * packing.blocks * _GATES * packing.lanes
+    steps, samples = context.shape(0)[:2]
+    rows = context.arithmetic.multiply(steps, samples)
+    flat = context.emit(R.reshape(context.input(0), [rows, features]))
+
+    def by_column(values: Any, dtype: str = "float32") -> Any:
+        return arrays.value(arrays.cast(arrays.reshape(packing.vectors(values, _GATES), (columns,)), dtype))
+
+    quantized, scale, zero = op.outputs(3, "DynamicQuantizeLinear", arrays.value(flat))
+    matrix = arrays.value(packing.projection(weights.data, features))
+    zero_points = None if weights.zero_points is None else by_column(weights.zero_points, "int8")
+    sums = op("MatMulInteger", quantized, matrix, zero, zero_points)
+    product = op("Mul", op("Cast", sums, to=1), op("Mul", scale, by_column(weights.scales)))
     if context.has_input(3):
-        both = _entry(context, op, 3, direction)
-        halves = op.outputs(2, "Split", both, axis=0, num_outputs=2)
-        inputs = op("Add", inputs, op("Add", *halves))
-    recurrent = _weights(context, op, 2, 10, direction)
-    state = [_initial(context, op, index, direction, batch, hidden) for index in (5, 6)]
-    count = _scalar(length)
-
-    def step(iteration: Value, values: list[Value]) -> Step:
-        place = op("Sub", op("Sub", count, np.int64(1)), iteration) if reverse else iteration
-        h, c = _cell(op, op("Gather", inputs, place, axis=0), values, recurrent)
-        return Step(Constant(np.array(True)), [h, c], [h])
-
-    result = run_loop(context, Loop(step, count, None, state, _NODES_OF_A_STEP, context.sources()))
-    outputs = result.stacks[0]
-    if reverse:
-        outputs = op("Slice", outputs, int64s(-1), int64s(np.iinfo(np.int64).min), int64s(0), int64s(-1))
-    return outputs, result.state[0], result.state[1]
+        both = arrays.reshape(arrays.input(3), (packing.directions, 2, _GATES * packing.hidden))
+        halves = [arrays.reshape(arrays.slice(both, 1, h, h + 1), (packing.directions, -1)) for h in range(2)]
+        product = op("Add", product, by_column(arrays.add(*halves)))
+    return context.emit(R.reshape(context.importer.builder.materialize(product), [steps, samples, *layout]))
 
 
-def _scalar(size: Any) -> Value:
-    if isinstance(size, int):
-        return Constant(np.array(size, np.int64))
-    array = np.empty((), object)
-    array[()] = size
-    return Symbolic(array, "int64")
-
-
-def _initial(context: NodeContext, op: Composer, index: int, direction: int, batch: Any, hidden: int) -> Any:
-    if context.has_input(index):
-        return _entry(context, op, index, direction)
-    if isinstance(batch, int):
-        return Constant(np.zeros((batch, hidden), np.float32))
-    return op("Expand", np.zeros((1, hidden), np.float32), op("Concat", _row(op, batch), int64s(1), axis=0))
-
-
-def _row(op: Composer, size: Any) -> Any:
-    return op("Reshape", _scalar(size), int64s(1))
-
-
-def _cell(op: Composer, inputs: Any, state: list[Value], recurrent: _Weights) -> tuple[Any, Any]:
-    """The next h and c."""
-    h, c = state
-    gates = op("Add", inputs, _product(op, h, recurrent))
-    i, o, f, g = op.outputs(4, "Split", gates, axis=1, num_outputs=4)
-    kept = op("Mul", op("Sigmoid", f), c)
-    following = op("Add", kept, op("Mul", op("Sigmoid", i), op("Tanh", g)))
-    return op("Mul", op("Sigmoid", o), op("Tanh", following)), following
+def _words(packing: Packing, data: Any, depth: int) -> Any:
+    """Signed bytes (directions, 4 * hidden, depth) as words of four along the depth: (directions, blocks, depth / 4,
+    gates, lanes), int32."""
+    arrays = packing.arrays
+    padded = arrays.pad_last(data, -depth % _QUAD)
+    packed = packing.matrix(padded, depth + -depth % _QUAD, range(_GATES))
+    quads = (packing.directions, packing.blocks, -(-depth // _QUAD))
+    split = arrays.reshape(packed, (*quads, _QUAD, _GATES, packing.lanes))
+    if isinstance(split, np.ndarray):
+        return np.ascontiguousarray(split.transpose(0, 1, 2, 4, 5, 3)).view(np.int32)[..., 0]
+    context, total, shape = arrays.context, None, (*quads, _GATES, packing.lanes)
+    for byte in range(_QUAD):
+        part = arrays.cast(arrays.reshape(arrays.slice(split, 3, byte, byte + 1), shape), "int32")
+        low = part if byte == _QUAD - 1 else context.emit(R.bitwise_and(part, relax.const(255, "int32")))
+        moved = context.emit(R.left_shift(low, relax.const(8 * byte, "int32")))
+        total = moved if total is None else context.emit(R.bitwise_or(total, moved))
+    return total

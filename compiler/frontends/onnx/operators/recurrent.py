@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tvm import relax
+from tvm import relax, te
 from tvm.relax import op as R
 
 from compiler.frontends.onnx.bounds import require, require_shape, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.precision import cast, compute_dtype
 from compiler.frontends.onnx.operators.recurrent_activations import activations_of
-from compiler.frontends.onnx.operators.recurrent_cells import Cell, gru_cell, lstm_cell, rnn_cell
-from compiler.frontends.onnx.operators.recurrent_kernel import Recurrence, kernel, ready_to_run
 from compiler.frontends.onnx.operators.recurrent_weights import Arrays, Packing
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim
 from compiler.frontends.onnx.values import tensor_shape
+from schedules.finish import finish
+from schedules.machine import Machine
+from schedules.recurrence.cells import Cell
+from schedules.recurrence.description import ATTRIBUTE, HINTS, CellKind, Recurrence
+from schedules.recurrence.lockstep import SERIAL, lockstep
+from schedules.recurrence.samples import by_samples
 
 _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 # Work (multiplications of all steps of one sample) from which on samples are spread over cores.
@@ -36,29 +41,28 @@ class _Inputs:
 @converter("RNN")
 def rnn(context: NodeContext) -> list[relax.Expr]:
     """A plain recurrent layer."""
-    return _recurrent(context, rnn_cell(), _Inputs((("h", 5),)))
+    return _recurrent(context, CellKind("RNN"), _Inputs((("h", 5),)))
 
 
 @converter("GRU")
 def gru(context: NodeContext) -> list[relax.Expr]:
     """Gated recurrent units; before opset 3 always with the reset applied before the product."""
     linear = bool(context.attribute("linear_before_reset", 0)) and context.opset >= 3
-    return _recurrent(context, gru_cell(linear_before_reset=linear), _Inputs((("h", 5),)))
+    return _recurrent(context, CellKind("GRU", linear_before_reset=linear), _Inputs((("h", 5),)))
 
 
 @converter("LSTM")
 def lstm(context: NodeContext) -> list[relax.Expr]:
     """Long short-term memory."""
     has_peepholes = context.has_input(7)
-    cell = lstm_cell(input_forget=bool(context.attribute("input_forget", 0)), has_peepholes=has_peepholes)
-    return _recurrent(context, cell, _Inputs((("h", 5), ("c", 6)), 7 if has_peepholes else None))
+    forget = bool(context.attribute("input_forget", 0))
+    kind = CellKind("LSTM", input_forget=forget, has_peepholes=has_peepholes)
+    return _recurrent(context, kind, _Inputs((("h", 5), ("c", 6)), 7 if has_peepholes else None))
 
 
-def _recurrent(context: NodeContext, cell: Cell, inputs: _Inputs) -> list[relax.Expr]:
-    direction = context.attribute("direction", "forward")
-    if direction not in _DIRECTIONS:
-        context.invalid(f"direction must be one of {', '.join(_DIRECTIONS)}, not {direction!r}")
-    backward = _DIRECTIONS[direction]
+def _recurrent(context: NodeContext, kind: CellKind, inputs: _Inputs) -> list[relax.Expr]:
+    cell = kind.cell()
+    backward = direction_flags(context)
     hidden, features = _checked_sizes(context, cell, len(backward))
     _check_operands(context, cell, inputs, len(backward), hidden)
     dtype = compute_dtype(context.dtype(0))
@@ -66,22 +70,28 @@ def _recurrent(context: NodeContext, cell: Cell, inputs: _Inputs) -> list[relax.
     data = cast(context, _transposed(context, context.input(0), batch_first, (1, 0, 2)), dtype)
     steps, samples = tensor_shape(data)[:2]
     lanes = _lanes(cell, hidden)
-    functions = activations_of(context, cell.activations, len(backward))
-    clip = float(context.attribute("clip", 0.0)) if context.has_attribute("clip") else None
     recurrence = Recurrence(
-        cell=cell,
-        stages=tuple(tuple(cell.stages(own, clip)) for own in functions),
+        kind=kind,
+        activations=activations_of(context, cell.activations, len(backward)),
+        clip=float(context.attribute("clip", 0.0)) if context.has_attribute("clip") else None,
         backward=backward,
         hidden=hidden,
         inputs=features,
         lanes=lanes,
         dtype=dtype,
-        has_lengths=context.has_input(4),
         projects_input=isinstance(steps, int) and steps == 1,
         parallel=_is_parallel(cell, hidden, steps, samples),
     )
     operands = _operands(context, recurrence, data, inputs, batch_first)
-    return _results(context, _run(context, recurrence, operands), batch_first)
+    return layer_results(context, run_recurrence(context, recurrence, operands), batch_first)
+
+
+def direction_flags(context: NodeContext) -> tuple[bool, ...]:
+    """Of each direction of the node, whether it runs back in time."""
+    direction = context.attribute("direction", "forward")
+    if direction not in _DIRECTIONS:
+        context.invalid(f"direction must be one of {', '.join(_DIRECTIONS)}, not {direction!r}")
+    return _DIRECTIONS[direction]
 
 
 def _checked_sizes(context: NodeContext, cell: Cell, directions: int) -> tuple[int, int]:
@@ -166,7 +176,7 @@ def _operands(
         if context.has_input(index):
             initial = _transposed(context, context.input(index), batch_first, (1, 0, 2))
             operands[f"initial_{name}"] = cast(context, initial, recurrence.dtype)
-    if recurrence.has_lengths:
+    if context.has_input(4):
         operands["lengths"] = context.input(4)
     return operands
 
@@ -202,18 +212,41 @@ def _projection(
     return context.emit(R.reshape(total, [steps, samples, *layout]))
 
 
-def _run(context: NodeContext, recurrence: Recurrence, operands: dict[str, relax.Expr]) -> relax.Expr:
-    names = list(operands)
-    hint = {1: "rnn", 3: "gru", 4: "lstm"}[recurrence.cell.gates]
-    result = context.emit_te(kernel(recurrence, names), *operands.values(), primfunc_name_hint=hint)
+def run_recurrence(context: NodeContext, recurrence: Recurrence, operands: Mapping[str, relax.Expr]) -> relax.Expr:
+    """Emit the kernel: (Y (steps, directions, samples, hidden), last states (directions, samples, hidden)).
+
+    It runs as it is; rules write it anew for a processor, from the description in its attribute.
+    """
+    recurrence = replace(recurrence, operands=tuple(operands))
+    result = context.emit_te(_kernel(recurrence), *operands.values(), primfunc_name_hint=HINTS[recurrence.cell.gates])
     builder = context.block_builder
     function = builder.lookup_binding(result).args[0]
-    builder.update_func(function, ready_to_run(builder.get()[function]))
+    finished = finish(builder.get()[function], Machine()).with_attr("tirx.is_scheduled", True)
+    builder.update_func(function, finished.with_attr(ATTRIBUTE, recurrence.text()))
     return result
 
 
-def _results(context: NodeContext, result: relax.Expr, batch_first: bool) -> list[relax.Expr]:
-    """Y (steps, directions, samples, hidden) and the last states, in the node's layout and type."""
+def _kernel(recurrence: Recurrence) -> Callable[..., Any]:
+    """A tensor expression function of the operands."""
+
+    def compute(*tensors: Any) -> Any:
+        steps, samples = tensors[recurrence.operands.index("x")].shape[:2]
+        state_shape = (recurrence.directions, samples, recurrence.hidden)
+        output_shape = (steps, recurrence.directions, samples, recurrence.hidden)
+        shapes = [output_shape, *[state_shape] * len(recurrence.cell.states)]
+
+        def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+            if recurrence.quantized:
+                return lockstep(recurrence, ins, outs, SERIAL)
+            return by_samples(recurrence, ins, outs)
+
+        return te.extern(shapes, list(tensors), body, dtype=[recurrence.dtype] * len(shapes), name="recurrent")
+
+    return compute
+
+
+def layer_results(context: NodeContext, result: relax.Expr, batch_first: bool) -> list[relax.Expr]:
+    """What a kernel returned, in the node's layout and type: Y (steps, directions, samples, hidden), last states."""
     dtype = context.dtype(0)
     outputs = [context.emit(relax.TupleGetItem(result, index)) for index in range(len(result.ty.fields))]
     axes = [(2, 0, 1, 3), *[(1, 0, 2)] * (len(outputs) - 1)]

@@ -16,7 +16,7 @@ from tvm.relax import op as R
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.precision import cast
-from compiler.frontends.onnx.values import Constant
+from compiler.frontends.onnx.values import Constant, Runtime
 
 
 class Arrays:
@@ -32,6 +32,27 @@ class Arrays:
         if isinstance(value, Constant):
             return value.array.astype(dtypes.numpy_dtype(self.dtype), copy=False)
         return cast(self.context, self.context.input(index), self.dtype)
+
+    def raw(self, index: int) -> Any:
+        """Input `index` in its own type: an array if it is constant, else a tensor."""
+        value = self.context.tensor(index)
+        return value.array if isinstance(value, Constant) else self.context.input(index)
+
+    def cast(self, value: Any, dtype: str) -> Any:
+        if isinstance(value, np.ndarray):
+            return value.astype(dtype)
+        return cast(self.context, value, dtype)
+
+    def sum_last(self, value: Any, dtype: str) -> Any:
+        """The sums along the last axis, in a wider type."""
+        if isinstance(value, np.ndarray):
+            return value.sum(-1, dtype=dtype)
+        return self.context.emit(R.sum(self.cast(value, dtype), axis=[-1]))
+
+    def broadcast(self, value: Any, shape: Sequence[int]) -> Any:
+        if isinstance(value, np.ndarray):
+            return np.broadcast_to(value, shape)
+        return self.context.emit(R.broadcast_to(value, list(shape)))
 
     def reshape(self, value: Any, shape: Sequence[int]) -> Any:
         if isinstance(value, np.ndarray):
@@ -74,7 +95,13 @@ class Arrays:
 
     def tensor(self, value: Any) -> relax.Expr:
         """As a Relax expression."""
-        return Constant(np.ascontiguousarray(value), self.dtype).expr() if isinstance(value, np.ndarray) else value
+        return Constant(np.ascontiguousarray(value)).expr() if isinstance(value, np.ndarray) else value
+
+    def value(self, value: Any) -> Constant | Runtime:
+        """As the operand of a node."""
+        if isinstance(value, np.ndarray):
+            return Constant(np.ascontiguousarray(value))
+        return Runtime(value, str(value.ty.dtype), self.context.sources())
 
 
 class Packing:

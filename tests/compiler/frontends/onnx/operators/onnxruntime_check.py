@@ -23,6 +23,7 @@ def run_reference(model: onnx.ModelProto, feeds: Feeds) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
+    options.intra_op_num_threads = 1  # DynamicQuantizeLSTM has a scale for the samples of each thread
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return list(session.run(None, {name: np.asarray(value) for name, value in feeds.items()}))
 

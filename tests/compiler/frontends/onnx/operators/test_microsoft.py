@@ -170,22 +170,46 @@ def test_rotary_embedding() -> None:
     _check("RotaryEmbedding", {"x": _f(2, 4, 16), "p": np.array([2])} | tables, interleaved=1)
 
 
-@pytest.mark.parametrize(("direction", "length"), [("forward", 40), ("bidirectional", 3)])
-def test_lstm_that_quantizes_as_it_runs(direction: str, length: int) -> None:
-    directions = 2 if direction == "bidirectional" else 1
-    inputs = {
-        "x": _f(length, 1, 5),
-        "w": _i8(directions, 5, 16),
-        "r": _i8(directions, 4, 16),
-        "b": _f(directions, 32),
+_LSTM = ("w", "r", "b", "ws", "wz", "rs", "rz")
+
+
+def _quantized_lstm(directions: int, length: int, batch: int, hidden: int) -> dict[str, Any]:
+    """Scales and zero points of a whole direction, weights of signed bytes."""
+    return {
+        "x": _f(length, batch, 5),
+        "w": _i8(directions, 5, 4 * hidden),
+        "r": _i8(directions, hidden, 4 * hidden),
+        "b": _f(directions, 8 * hidden),
         "l": None,
-        "h": _f(directions, 1, 4),
-        "c": _f(directions, 1, 4),
+        "h": _f(directions, batch, hidden),
+        "c": _f(directions, batch, hidden),
         "p": None,
         "ws": np.full(directions, 0.004, np.float32),
         "wz": np.zeros(directions, np.int8),
         "rs": np.full(directions, 0.005, np.float32),
         "rz": np.zeros(directions, np.int8),
     }
-    names = ("w", "r", "b", "ws", "wz", "rs", "rz")
-    _check("DynamicQuantizeLSTM", inputs, 3, constants=names, hidden_size=4, direction=direction)
+
+
+@pytest.mark.parametrize(("direction", "length"), [("forward", 40), ("bidirectional", 3)])
+def test_lstm_that_quantizes_as_it_runs(direction: str, length: int) -> None:
+    inputs = _quantized_lstm(2 if direction == "bidirectional" else 1, length, 1, 4)
+    _check("DynamicQuantizeLSTM", inputs, 3, constants=_LSTM, hidden_size=4, direction=direction)
+
+
+@pytest.mark.parametrize("constants", [(*_LSTM, "p"), ()], ids=["constant", "computed"])
+def test_lstm_with_unsigned_weights_of_several_scales(constants: tuple[str, ...]) -> None:
+    """And several samples, a depth that fills no words, peepholes, functions and limits of its own."""
+    hidden = 19
+    inputs = _quantized_lstm(2, 3, 6, hidden) | {
+        "w": _u8(2, 5, 4 * hidden),
+        "r": _u8(2, hidden, 4 * hidden),
+        "p": _f(2, 3 * hidden),
+        "ws": np.linspace(0.002, 0.01, 8 * hidden, dtype=np.float32).reshape(2, -1),
+        "rs": np.linspace(0.003, 0.006, 8 * hidden, dtype=np.float32).reshape(2, -1),
+        "wz": np.full((2, 4 * hidden), 119, np.uint8),
+        "rz": np.full((2, 4 * hidden), 131, np.uint8),
+    }
+    functions = ["Sigmoid", "Tanh", "Softsign", "HardSigmoid", "Tanh", "Tanh"]
+    attributes = {"activations": functions, "activation_alpha": [0.2], "activation_beta": [0.5], "clip": 3.0}
+    _check("DynamicQuantizeLSTM", inputs, 3, constants, hidden_size=hidden, direction="bidirectional", **attributes)

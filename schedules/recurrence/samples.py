@@ -1,6 +1,6 @@
-"""One kernel that runs a recurrent operator over time.
+"""A recurrent layer sample by sample: each team of samples runs over all steps.
 
-For each direction, sample and step it sums, block by block of hidden units, the block's products with the state: a
+For each direction, team and step it sums, block by block of hidden units, the block's products with the state: a
 broadcast element of the state times a row of packed weights, in vector registers. Weights stream from the cache in the
 order in which they lie. The loops are written as they are to run; no schedule rule has anything to add.
 """
@@ -11,75 +11,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import tvm
-from tvm import te, tirx
-from tvm.script.ir_builder import IRBuilder
-from tvm.script.ir_builder import tirx as T
+from schedules.recurrence.cells import Stage
+from schedules.recurrence.description import Operands, Recurrence
+from schedules.tir import tirx
 
-from compiler.frontends.onnx.bounds import limited
-from compiler.frontends.onnx.operators.recurrent_cells import Cell, Stage
-from schedules.finish import finish
-from schedules.machine import Machine
+from tvm.script.ir_builder import IRBuilder  # isort: skip
+from tvm.script.ir_builder import tirx as T  # isort: skip
 
 _TOGETHER = 4  # samples that share each load of a weight: four rows of sums fit the registers of AVX-512
 
 
-@dataclass(frozen=True)
-class Recurrence:
-    """What one kernel computes. `stages` holds the stages of each direction; `backward` says which run back in time."""
-
-    cell: Cell
-    stages: tuple[tuple[Stage, ...], ...]
-    backward: tuple[bool, ...]
-    hidden: int
-    inputs: int
-    lanes: int
-    dtype: str
-    has_lengths: bool
-    projects_input: bool
-    parallel: bool
-
-    @property
-    def blocks(self) -> int:
-        return -(-self.hidden // self.lanes)
-
-
-class _Operands:
-    """The kernel's input buffers by role; the order is that of `operand_names`."""
-
-    def __init__(self, names: Sequence[str], buffers: Sequence[Any]) -> None:
-        self._buffers = dict(zip(names, buffers, strict=True))
-
-    def __getitem__(self, name: str) -> Any:
-        return self._buffers[name]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._buffers
-
-
-def kernel(recurrence: Recurrence, names: Sequence[str]) -> Callable[..., Any]:
-    """A tensor expression function of the operands in the order of `names`.
-
-    `x` is the input's projection (steps, samples, directions, blocks, gates, lanes), or the input itself when the
-    kernel projects it. Returns Y (steps, directions, samples, hidden) and the last state of each kind
-    (directions, samples, hidden).
-    """
-
-    def compute(*tensors: Any) -> Any:
-        steps, samples = tensors[names.index("x")].shape[:2]
-        directions = len(recurrence.stages)
-        state_shape = (directions, samples, recurrence.hidden)
-        shapes = [(steps, directions, samples, recurrence.hidden), *[state_shape] * len(recurrence.cell.states)]
-
-        def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
-            return _body(recurrence, _Operands(names, ins), outs, steps, samples)
-
-        return te.extern(shapes, list(tensors), body, dtype=[recurrence.dtype] * len(shapes), name="recurrent")
-
-    return compute
-
-
-def _body(recurrence: Recurrence, operands: _Operands, outs: Sequence[Any], steps: Any, samples: Any) -> Any:
+def by_samples(recurrence: Recurrence, ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+    """The body of the kernel."""
+    operands = Operands(recurrence.operands, ins)
+    steps, samples = operands["x"].shape[:2]
     # Sequences of different lengths can not run side by side.
     together = 1 if recurrence.has_lengths else _TOGETHER
     with IRBuilder() as builder:
@@ -121,6 +66,11 @@ def _directions(recurrence: Recurrence, task: Any, count: Any) -> Iterator[_Plac
             yield _Place(1, task - count)
 
 
+def _limited(length: Any, steps: Any) -> Any:
+    """A length as int64, within the sequence."""
+    return tirx.max(tirx.min(length.astype("int64"), steps), tirx.IntImm("int64", 0))
+
+
 def _is_below(size: Any, limit: int) -> bool:
     return isinstance(size, tirx.IntImm) and int(size.value) < limit
 
@@ -141,7 +91,7 @@ class _Run:
     def __init__(
         self,
         recurrence: Recurrence,
-        operands: _Operands,
+        operands: Operands,
         outs: Sequence[Any],
         steps: Any,
         direction: int,
@@ -164,7 +114,7 @@ class _Run:
             self._load_state(name)
         length: Any = self.steps
         if self.recurrence.has_lengths:
-            length = limited(self.operands["lengths"][self.first], 0, self.steps)
+            length = _limited(self.operands["lengths"][self.first], self.steps)
         with T.serial(0, length) as step:
             time = length - 1 - step if self.recurrence.backward[self.direction] else step
             self._step(time)
@@ -264,8 +214,3 @@ class _Run:
         for out, name in zip(self.outs[1:], self.recurrence.cell.states, strict=True):
             with T.serial(0, self.team) as row, T.serial(0, self.recurrence.hidden) as unit:
                 T.buffer_store(out, self.buffers[name][row, unit], [self.direction, self.first + row, unit])
-
-
-def ready_to_run(function: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
-    """The kernel with its elementary functions as straight-line vector code, marked as scheduled."""
-    return finish(function, Machine()).with_attr("tirx.is_scheduled", True)

@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import tirx
-
-from compiler.frontends.onnx.operators.recurrent_activations import Activation, clipped
+from schedules.recurrence.activations import Activation, clipped
+from schedules.tir import tirx
 
 Update = Callable[[list[Any], dict[str, Any], list[Any]], dict[str, Any]]
 
