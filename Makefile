@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 # The main job on real models: sentences embedded with MiniLM, speech detected with Silero.
 demo: $(VENV)/demo.stamp
@@ -19,6 +19,10 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation as a site, in build/site; any warning ends it.
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Tensorwright needs Python 3.10 or newer")'
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +35,10 @@ $(VENV)/demo.stamp: $(VENV)/bin/python pyproject.toml examples/model_packages.tx
 $(VENV)/test.stamp: $(VENV)/demo.stamp tests/ethos_u_tools.txt
 	$(BIN)/python -m pip install --quiet -e '.[peers,torch,tune,demo,dev,cuda]'
 	$(BIN)/python -m pip install --quiet --no-deps -r tests/ethos_u_tools.txt
+	touch $@
+
+$(VENV)/docs.stamp: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	touch $@
 
 clean:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from compiler.compression.weight_sharing import share_weights
     from compiler.driver import compile
     from compiler.frontends.onnx import coverage_report
+    from compiler.frontends.onnx.custom import register_onnx_operator
     from compiler.profiling.bench import bench
     from compiler.profiling.profile import profile
     from compiler.runtime import Module, load
@@ -49,6 +50,7 @@ _HOME: dict[str, str | None] = {
     "profile": "compiler.profiling.profile",
     "prune": "compiler.compression.pruning",
     "quantize": "compiler.compression.quantization",
+    "register_onnx_operator": "compiler.frontends.onnx.custom",
     "share_weights": "compiler.compression.weight_sharing",
     "torch_backend": None,
     "tune": "compiler.tuning.tune",
@@ -73,6 +75,7 @@ __all__ = [
     "profile",
     "prune",
     "quantize",
+    "register_onnx_operator",
     "share_weights",
     "torch_backend",
     "tune",

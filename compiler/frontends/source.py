@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 import tvm
 
-from compiler.errors import InputError, InvalidModelError, OptionError, StorageError
+from compiler.errors import InputError, InvalidModelError, OptionError
+from compiler.frontends.file_types import check_exists, check_folder
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.onnx import import_onnx
 from compiler.frontends.relax_module import import_relax
@@ -96,19 +97,13 @@ def _check_forms(shapes: Shapes | None, constants: Constants | None) -> None:
 def _import_file(
     path: Path, shapes: Shapes | None, constants: Constants | None, outputs: Sequence[str] | None
 ) -> ImportedModel:
-    if not path.exists():
-        raise StorageError(f"no such model file: {path}")
+    check_exists(path)
     if path.is_dir():
-        raise StorageError(f"{path} is a folder, not a model file", "give the path of the .onnx file inside it")
+        check_folder(path)
     if path.suffix == ".pt2":
         from compiler.frontends.torch import import_torch_file
 
         return import_torch_file(path, shapes=shapes, constants=constants, outputs=outputs)
-    if path.suffix in {".pt", ".pth"}:
-        raise InvalidModelError(
-            f"{path} is a pickled torch file, which can run code of its own when it is opened",
-            "load it in Python and give the torch.nn.Module with example_inputs, or torch.export.save it as .pt2",
-        )
     if path.suffix == ".twm":
         raise InvalidModelError(f"{path} is compiled already", "run it with tensorwright.load(path).run(...)")
     return import_onnx(path, shapes=shapes, constants=constants, outputs=outputs)

@@ -20,6 +20,7 @@ from compiler.errors import (
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.builder import Builder
 from compiler.frontends.onnx.context import NodeContext, PoisonedInputError, RefusedError
+from compiler.frontends.onnx.custom import load_installed, unknown_operator_hint
 from compiler.frontends.onnx.diagnosis import moved_dtype, type_error, why_invalid
 from compiler.frontends.onnx.evaluator import evaluate
 from compiler.frontends.onnx.expansion import resolve_references, schema_function
@@ -77,13 +78,15 @@ class Importer:
         self.opsets = model.opsets
         self.builder = Builder()
         self.refusals: list[Refusal] = []
+        self.hint: str | None = None  # what to do about the first operator without a converter
         self.missing_values: list[InputValueRequiredError] = []
-        self.notes: list[str] = []
+        self.notes: list[str] = [*load_installed()]
 
     def raise_refusals(self) -> None:
         """Raise one error for everything that was refused, if anything was."""
         if self.refusals:
-            raise UnsupportedModelError([*self.refusals, *(error.refusal for error in self.missing_values)])
+            refusals = [*self.refusals, *(error.refusal for error in self.missing_values)]
+            raise UnsupportedModelError(refusals, self.hint)
         if self.missing_values:
             names = sorted({name for error in self.missing_values for name in error.inputs})
             raise InputValueRequiredError(self.missing_values[0].refusal, names)
@@ -182,6 +185,7 @@ class Importer:
         expanded = schema_function(node, context.inputs, scope.opsets)
         if expanded is None:
             where = f" of domain {domain!r}" if domain else ""
+            self.hint = self.hint or unknown_operator_hint(node.op_type, domain)
             context.refuse(f"the operator{where} is not supported in opset {context.opset}")
         return self.import_function(expanded, node, context.inputs, scope.depth, scope.opsets)
 

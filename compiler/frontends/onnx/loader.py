@@ -15,6 +15,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from compiler.errors import InvalidModelError, StorageError
+from compiler.frontends.file_types import check_exists, check_is_model_data, check_is_model_file
 from compiler.frontends.onnx.external_data import TensorReader
 from compiler.frontends.onnx.registry import normalized_domain
 from compiler.frontends.onnx.structure import check_graph, check_opsets, check_text, ordered_nodes
@@ -75,8 +76,11 @@ def _read(source: ModelSource) -> tuple[onnx.ModelProto, Path | None]:
     if isinstance(source, onnx.ModelProto):
         return source, None
     if isinstance(source, (bytes, bytearray, memoryview)):
+        check_is_model_data(bytes(source))
         return _parse(bytes(source), "the given bytes"), None
     path = Path(source)
+    check_exists(path)
+    check_is_model_file(path)
     try:
         if path.is_file() and path.stat().st_size >= _MAXIMUM_PROTOBUF:
             raise InvalidModelError(

@@ -39,6 +39,16 @@ def converter(*operators: str, since: int = 1, domain: str = "") -> Callable[[Co
     return register
 
 
+def converters_of(domain: str, operator: str) -> dict[int, Converter]:
+    """The registered converters of an operator by the version that each begins with."""
+    return dict(_CONVERTERS.get((domain, operator), {}))
+
+
+def set_converter(domain: str, operator: str, since: int, function: Converter) -> None:
+    """Register a converter in place of the one with the same version, where there is one."""
+    _CONVERTERS.setdefault((domain, operator), {})[since] = function
+
+
 @cache
 def discover() -> None:
     """Import every operator family."""

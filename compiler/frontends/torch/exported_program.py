@@ -18,6 +18,7 @@ from compiler.errors import (
     TensorwrightError,
     UnsupportedModelError,
 )
+from compiler.frontends.file_types import check_is_model_file
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.onnx import import_onnx
 from compiler.frontends.torch.capture import exported_program, quiet
@@ -120,7 +121,9 @@ def import_torch_file(
     try:
         program = torch.export.load(str(path))
     except Exception as error:  # torch raises whatever the broken part raises
-        raise InvalidModelError(f"{path} is not a program saved by torch.export.save: {error}") from error
+        check_is_model_file(path, exported_program=True)
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InvalidModelError(f"{path} is not a program saved by torch.export.save: {reason}") from error
     return import_torch(program, shapes=shapes, constants=constants, outputs=outputs)
 
 

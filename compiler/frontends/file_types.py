@@ -1,0 +1,147 @@
+"""Files and folders that are models of other programs, known by their content, and how to export them."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from compiler.errors import InvalidModelError, StorageError
+
+_EXPORT_TORCH = (
+    "build the model in Python and export it: torch.export.save(torch.export.export(model.eval(), example_inputs), "
+    '"model.pt2"), or give the torch.nn.Module itself to tensorwright.compile with example_inputs='
+)
+_EXPORTED_PROGRAM = "a program saved by torch.export.save"
+_EXPORT_HUB = (
+    "pip install 'optimum[onnx]', then optimum-cli export onnx --model {name} FOLDER, and compile FOLDER/model.onnx"
+)
+_EXPORT_TENSORFLOW = (
+    "export it to ONNX: pip install tf2onnx, then python -m tf2onnx.convert --{kind} {path} --output model.onnx"
+)
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HEAD = 4096
+
+
+@dataclass(frozen=True)
+class ForeignFile:
+    """What a file is ("a TorchScript program"), and the hint how it becomes something that can be compiled."""
+
+    kind: str
+    hint: str
+
+
+def check_is_model_file(path: Path, *, exported_program: bool = False) -> None:
+    """Raise InvalidModelError, with how to export it, where a file is a model of another program.
+
+    Args:
+        exported_program: it should be a program saved by `torch.export.save`, and not an ONNX model.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return  # whoever reads it says why that is not possible
+    found = foreign_file(head, path)
+    if found is not None and not (exported_program and found.kind == _EXPORTED_PROGRAM):
+        raise InvalidModelError(f"{path} is {found.kind}", found.hint)
+
+
+def check_is_model_data(data: bytes) -> None:
+    """Raise InvalidModelError where bytes are a model of another program."""
+    found = foreign_file(data[:_HEAD], data)
+    if found is not None:
+        raise InvalidModelError(f"the given bytes are {found.kind}", found.hint)
+
+
+def foreign_file(head: bytes, source: Path | bytes) -> ForeignFile | None:
+    """What a file or bytes that begin with `head` are, None where nothing speaks against ONNX."""
+    name = str(source) if isinstance(source, Path) else "FILE"
+    if head.startswith(b"PK\x03\x04"):
+        return _archive(source, name)
+    if re.match(rb"\x80[\x02-\x05]", head):
+        return _pickle(head)
+    if head[4:8] == b"TFL3":
+        return ForeignFile("a TensorFlow Lite model", _EXPORT_TENSORFLOW.format(kind="tflite", path=name))
+    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 30:
+        return ForeignFile("a safetensors file, which holds weights and no model", _weights_hint())
+    if head.startswith(b"GGUF"):
+        return ForeignFile("a GGUF file, which holds the weights of a language model and no graph", _weights_hint())
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return ForeignFile("an HDF5 file, as Keras saves models", _EXPORT_TENSORFLOW.format(kind="keras", path=name))
+    if re.match(rb"\s*(<\?xml[^>]*>\s*)?<net[\s>]", head):
+        return ForeignFile(
+            "an OpenVINO model", "compile the ONNX or PyTorch model that it was made from; OpenVINO does not write ONNX"
+        )
+    if re.match(rb"\s*[{\[]", head) or re.match(rb"\s*<[!?a-zA-Z]", head):
+        return ForeignFile("a text file, not a model", "a download may have returned a page in place of the model")
+    if head.startswith(b"version https://git-lfs"):
+        return ForeignFile("a pointer of Git LFS, not the model itself", "fetch the file: git lfs pull")
+    return None
+
+
+def check_folder(path: Path) -> None:
+    """Raise StorageError for a folder, with what is in it and how to export that where it is known."""
+    hint = "give the path of the .onnx file inside it"
+    files = sorted(each.name for each in path.glob("*.onnx"))
+    if files:
+        hint = f"give the path of the file inside it: {path / files[0]}"
+    elif (path / "saved_model.pb").exists():
+        hint = "it is a TensorFlow SavedModel; " + _EXPORT_TENSORFLOW.format(kind="saved-model", path=path)
+    elif path.suffix == ".mlpackage":
+        hint = "it is a Core ML model; compile the ONNX or PyTorch model that it was made from"
+    elif (path / "config.json").exists():
+        hint = "it is a model of the transformers library; " + _EXPORT_HUB.format(name=path)
+    raise StorageError(f"{path} is a folder, not a model file", hint)
+
+
+def check_exists(path: Path) -> None:
+    """Raise StorageError where there is no such file; a name of the Hugging Face Hub is taken for what it is."""
+    if path.exists():
+        return
+    text = str(path)
+    hint = None
+    if _HUB_NAME.fullmatch(text) and not path.suffix and not path.parent.exists():
+        hint = f"{text!r} looks like a name of the Hugging Face Hub; {_EXPORT_HUB.format(name=text)}"
+    raise StorageError(f"no such model file: {text}", hint)
+
+
+def _pickle(head: bytes) -> ForeignFile:
+    if b"torch" in head or b"collections\nOrderedDict" in head:
+        return ForeignFile("a pickled torch file, which can run code of its own when it is opened", _EXPORT_TORCH)
+    if b"sklearn" in head or b"joblib" in head or b"lightgbm" in head or b"xgboost" in head:
+        hint = "export it to ONNX: pip install skl2onnx (xgboost, lightgbm: onnxmltools), then to_onnx(model, X[:1])"
+        return ForeignFile("a pickled model of scikit-learn or the like, which can run code when it is opened", hint)
+    return ForeignFile(
+        "a pickle, which can run code of its own when it is opened",
+        "load it in the program that wrote it, and export the model to ONNX (or torch.export.save it as .pt2)",
+    )
+
+
+def _archive(source: Path | bytes, name: str) -> ForeignFile | None:
+    try:
+        with zipfile.ZipFile(source if isinstance(source, Path) else io.BytesIO(source)) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return ForeignFile("a damaged zip archive", "download or save it again")
+    inner = {each.partition("/")[2] or each for each in names}
+    if "archive_format" in inner or any(each.endswith("serialized_exported_program.json") for each in names):
+        return ForeignFile(_EXPORTED_PROGRAM, "give it the suffix .pt2")
+    if any(each.startswith("code/") for each in inner) and "data.pkl" in inner:
+        return ForeignFile("a TorchScript program", "TorchScript is not read; " + _EXPORT_TORCH)
+    if "data.pkl" in inner:
+        return ForeignFile("a pickled torch file, which can run code of its own when it is opened", _EXPORT_TORCH)
+    if "model.weights.h5" in names:
+        return ForeignFile("a Keras model", _EXPORT_TENSORFLOW.format(kind="keras", path=name))
+    if any(each.endswith(".npy") for each in names):
+        return ForeignFile("an archive of numpy arrays (.npz)", "give the model; arrays are for its inputs")
+    onnx = next((each for each in names if each.endswith(".onnx")), None)
+    if onnx is not None:
+        return ForeignFile("a zip archive", f"unpack it, and give {onnx}")
+    return ForeignFile("a zip archive, not a model", "give an .onnx or .pt2 file")
+
+
+def _weights_hint() -> str:
+    return f"give the whole model: {_EXPORT_TORCH}; of the Hugging Face Hub: {_EXPORT_HUB.format(name='NAME')}"
