@@ -23,6 +23,7 @@ from compiler.passes.graph import (
     update_functions,
 )
 from compiler.passes.matching import as_constant, constant_array, dtype_of, rank_of
+from compiler.passes.propagate_constants import propagate_constants
 from compiler.passes.registry import graph_pass
 
 # A result may be this many times its operands (int8 to float32 is 4), or this many bytes whatever they are.
@@ -79,10 +80,11 @@ def fold(mod: IRModule, *, keep_narrow: bool | None) -> IRModule:
             rewritten = ConstantFolder(mod, keep_narrow).rewrite_function(function)
             if rewritten is not None:
                 changed[variable] = rewritten
-        if not changed:
+        propagated = propagate_constants(update_functions(mod, changed))
+        if propagated is mod:
             break
         # Shapes that are known now let match_casts go, and with them symbols, which makes more known.
-        mod = remove_unused(relax.transform.CanonicalizeBindings()(update_functions(mod, changed)))
+        mod = remove_unused(relax.transform.CanonicalizeBindings()(propagated))
     return mod
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tvm import relax
 from tvm.ir import GenericConst, GlobalVar
 
 Replace = Callable[[Any], Any]
-Extend = Callable[[Any], list[Any]]
+Arguments = Callable[[Any, list[Any]], list[Any]]
+set_type = relax.expr._update_type  # TVM has no public way to give a new GlobalVar its type
 
 
 def leaves(expr: Any) -> Iterator[Any]:
@@ -39,29 +41,42 @@ def children(expr: Any) -> list[Any]:
     return []
 
 
+def calls_of_functions(expr: Any) -> Iterator[Any]:
+    """Each call of a function by its name in `expr`."""
+    if isinstance(expr, relax.Call) and isinstance(expr.op, GlobalVar):
+        yield expr
+    for child in children(expr):
+        yield from calls_of_functions(child)
+
+
 def called_functions(expr: Any) -> Iterator[Any]:
     """The GlobalVar of each call of a function by its name in `expr`."""
-    if isinstance(expr, relax.Call) and isinstance(expr.op, GlobalVar):
-        yield expr.op
-    for child in children(expr):
-        yield from called_functions(child)
+    return (call.op for call in calls_of_functions(expr))
 
 
-def replace_leaves(expr: Any, replace: Replace, extend: Extend = lambda _function: []) -> Any:
+def used_as_values(functions: Mapping[Any, Any]) -> set[str]:
+    """Names of the functions that are mentioned other than in a call by name."""
+    names: set[str] = set()
+    for function in functions.values():
+        mentioned = Counter(leaf.name_hint for leaf in leaves(function.body) if isinstance(leaf, GlobalVar))
+        called = Counter(var.name_hint for var in called_functions(function.body))
+        names.update(name for name, count in mentioned.items() if count > called[name])
+    return names
+
+
+def replace_leaves(expr: Any, replace: Replace, arguments: Arguments = lambda _callee, given: given) -> Any:
     """`expr` with `replace(leaf)` in place of each leaf; parts without a change stay the same objects.
 
     A replacement has the type of the leaf, but for a function reference, whose result has the type it had.
-    `extend(function)` gives arguments to append to each call of a function by name.
+    `arguments(callee, given)` gives the arguments of each call of a function by name.
     """
     if isinstance(expr, relax.Var | GenericConst | GlobalVar):
         return replace(expr)
     old = children(expr)
-    new = [replace_leaves(child, replace, extend) for child in old]
+    new = [replace_leaves(child, replace, arguments) for child in old]
     if isinstance(expr, relax.Call) and isinstance(old[0], GlobalVar):
-        more = extend(old[0])
-        if more:
-            return _rebuild(expr, [*new, *more])
-    if all(after is before for after, before in zip(new, old, strict=True)):
+        new = [new[0], *arguments(old[0], new[1:])]
+    if len(new) == len(old) and all(after is before for after, before in zip(new, old, strict=True)):
         return expr
     return _rebuild(expr, new)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -12,11 +11,10 @@ from tvm.ir import GenericConst, GlobalVar, IRModule
 
 from compiler.passes.constant_pool import ConstantPool
 from compiler.passes.context import PipelineContext
-from compiler.passes.leaves import called_functions, leaves, replace_leaves
+from compiler.passes.leaves import leaves, replace_leaves, set_type, used_as_values
 from compiler.passes.registry import graph_pass
 
 ENTRY = "main"
-set_type = relax.expr._update_type  # the engine has no public way to give a new GlobalVar its type
 
 
 @graph_pass(
@@ -59,16 +57,12 @@ def _entry(functions: dict[Any, Any]) -> Any:
 
 def _used_as_values(functions: dict[Any, Any]) -> set[str]:
     """Names of functions that are not only called by name, and of those that can be called from outside."""
-    names = {
+    exported = {
         var.name_hint
         for var, function in functions.items()
         if var.name_hint != ENTRY and "global_symbol" in (function.attrs or {})
     }
-    for function in functions.values():
-        mentioned = Counter(leaf.name_hint for leaf in leaves(function.body) if isinstance(leaf, GlobalVar))
-        called = Counter(var.name_hint for var in called_functions(function.body))
-        names.update(name for name, count in mentioned.items() if count > called[name])
-    return names
+    return exported | used_as_values(functions)
 
 
 def _needs(functions: dict[Any, Any], fixed: set[str], pool: ConstantPool) -> dict[Any, list[int]]:
@@ -129,5 +123,5 @@ def _replacement(leaf: Any, own: dict[int, Any], renamed: dict[Any, Any], pool: 
     return leaf
 
 
-def _arguments(callee: Any, own: dict[int, Any], needs: dict[Any, list[int]]) -> list[Any]:
-    return [own[index] for index in needs.get(callee, ())]
+def _arguments(callee: Any, given: list[Any], own: dict[int, Any], needs: dict[Any, list[int]]) -> list[Any]:
+    return [*given, *(own[index] for index in needs.get(callee, ()))]

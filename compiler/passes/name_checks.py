@@ -15,7 +15,7 @@ from tvm.ir import IRModule, StringImm
 
 from compiler.artifact.entries import CHECK_MARK
 from compiler.passes.context import PipelineContext
-from compiler.passes.lift_parameters import set_type
+from compiler.passes.leaves import set_type
 from compiler.passes.registry import graph_pass
 
 _ENGINE_TEXT = "ErrorContext(match_cast"
