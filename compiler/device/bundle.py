@@ -9,10 +9,12 @@ from pathlib import Path
 
 from compiler.artifact import Artifact, write_artifact
 from compiler.artifact.storage import read_mapped, write_atomically
+from compiler.device.cuda_libraries import cuda_libraries, cuda_license
 from compiler.device.licenses import licenses
 from compiler.device.programs import PROGRAMS, SHARED_LIBRARY, SOURCES, device_programs
 from compiler.device.runtime_libraries import FFI_LIBRARY, RUNTIME_LIBRARY
 from compiler.errors import OptionError, StorageError
+from compiler.runtime.device import CUDA_RUNTIME_DISTRIBUTION
 from targets import Target
 
 MODULE = "model.twm"
@@ -45,10 +47,16 @@ A server for others to reach, encrypted, with keys for both sides (the .pub file
     bin/tensorwright-server 9090 --listen 0.0.0.0 --key device.pem --client-key laptop.pem.pub
 Runner and server refuse modules that none of your keys signed with --trusted-key release.pem.pub.
 
-Files: model.twm, the module; lib/, the runtime and the library behind tensorwright.h; bin/, programs; example.c;
-licenses/.
-Needed on the device: Linux with glibc 2.28 or newer and libstdc++. No Python.
+{device}Files: model.twm, the module; lib/, the runtime and the library behind tensorwright.h; bin/, programs;
+example.c; licenses/.
+Needed on the device: Linux with glibc 2.28 or newer and libstdc++{driver}. No Python.
 """
+
+_DEVICE_README = """On the graphics processor, timed by CUDA events with and without a CUDA graph, and kernel by kernel:
+    bin/tensorwright-run model.twm --verify --runs 50 --graph --kernels [--json]
+
+"""
+_DRIVER = ", and NVIDIA's driver 580 or newer"
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,7 @@ def write_bundle(artifact: Artifact, target: Target, output: Path, *, file: Path
     """
     check_architecture(artifact, target)
     check_accelerator(artifact, target)
+    check_has_machine_code(artifact)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OptionError(f"{output} exists and is not an empty folder", "give a new one")
     sources = target.c_sources(
@@ -135,11 +144,22 @@ def check_accelerator(artifact: Artifact, target: Target) -> None:
         )
 
 
+def check_has_machine_code(artifact: Artifact) -> None:
+    """Raises OptionError for a module whose kernels run simulated, which only the compiler does."""
+    device = artifact.manifest.target.details.get("device")
+    if isinstance(device, dict) and device.get("simulated"):
+        raise OptionError(
+            f"the module (target {artifact.manifest.target.name!r}) holds no machine code for a graphics processor",
+            "compile it for one",
+        )
+
+
 def _write(artifact: Artifact, target: Target, programs: Path, output: Path) -> None:
     for folder in ("bin", "lib", "include"):
         (output / folder).mkdir(parents=True, exist_ok=True)
-    for library in (FFI_LIBRARY, RUNTIME_LIBRARY, SHARED_LIBRARY):
-        shutil.copy(programs / library, output / "lib")
+    cuda = cuda_libraries(target)
+    for library in (*(programs / name for name in (FFI_LIBRARY, RUNTIME_LIBRARY, SHARED_LIBRARY)), *cuda):
+        shutil.copy(library, output / "lib")
     for program in PROGRAMS:
         shutil.copy(programs / program, output / "bin")
     shutil.copy(SOURCES / HEADER, output / "include")
@@ -147,7 +167,9 @@ def _write(artifact: Artifact, target: Target, programs: Path, output: Path) -> 
     compiler = target.compiler().command[0].replace("g++", "gcc").replace("c++", "cc")
     (output / "Makefile").write_text(_MAKEFILE.format(cc=compiler), encoding="utf-8")
     described = {"name": artifact.manifest.model_name, "target": target.name, "architecture": target.architecture}
-    for name, text in licenses().items():
+    described |= {"device": _DEVICE_README if cuda else "", "driver": _DRIVER if cuda else ""}
+    texts = {**licenses(), **({f"{CUDA_RUNTIME_DISTRIBUTION}/LICENSE": cuda_license()} if cuda else {})}
+    for name, text in texts.items():
         path = output / "licenses" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

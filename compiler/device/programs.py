@@ -30,7 +30,17 @@ CHECKING_SOURCES = (
     "requirements.cc",
     "elf_check.cc",
 )
-LIBRARY_SOURCES = (*CHECKING_SOURCES, "threads.cc", "processor.cc", "module.cc", "c_api.cc", "library_system.cc")
+# What opens shared libraries: the module's code, and the driver of a graphics processor.
+LOADING_SOURCES = ("library_system.cc", "cuda_driver.cc", "cuda_runtime.cc", "cuda_device.cc")
+LIBRARY_SOURCES = (
+    *CHECKING_SOURCES,
+    "threads.cc",
+    "processor.cc",
+    "device.cc",
+    "module.cc",
+    "c_api.cc",
+    *LOADING_SOURCES,
+)
 SHARED_LIBRARY = "libtensorwright.so"
 NO_LINKED_MODULE = "linked_none.cc"
 PROGRAMS = {

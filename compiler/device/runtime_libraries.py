@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import tempfile
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from compiler.device.cache import cached
 from compiler.device.pip_download import pip_download
 from compiler.device.runtime_sources import build_shared_libraries
+from compiler.errors import MissingDependencyError
 from compiler.runtime.engine import runtime_library_path, tvm_ffi
 from targets import Target
 
@@ -20,7 +22,7 @@ _WHEEL_PLATFORMS = {
     "aarch64": tuple(f"manylinux_2_{minor}_aarch64" for minor in (28, 27, 24, 17)),
     "x86_64": tuple(f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 24, 17)),
 }
-_MEMBERS = {"apache-tvm": f"tvm/lib/{RUNTIME_LIBRARY}", "apache-tvm-ffi": f"tvm_ffi/lib/{FFI_LIBRARY}"}
+_MEMBERS = {"apache-tvm": (f"tvm/lib/{RUNTIME_LIBRARY}",), "apache-tvm-ffi": (f"tvm_ffi/lib/{FFI_LIBRARY}",)}
 
 
 def runtime_libraries(target: Target) -> tuple[Path, Path]:
@@ -33,28 +35,56 @@ def runtime_libraries(target: Target) -> tuple[Path, Path]:
     if not target.is_cross:
         return Path(tvm_ffi.libinfo.find_libtvm_ffi()), runtime_library_path()
     if target.architecture in _WHEEL_PLATFORMS:
-        folder = _from_wheels(target.architecture)
+        folder = libraries_from_wheels(target.architecture, _MEMBERS)
     else:
         folder = build_shared_libraries(target, FFI_LIBRARY, RUNTIME_LIBRARY)
     return folder / FFI_LIBRARY, folder / RUNTIME_LIBRARY
 
 
-def _from_wheels(architecture: str) -> Path:
-    versions = {name: importlib.metadata.version(name) for name in _MEMBERS}
+def libraries_from_wheels(architecture: str, members: Mapping[str, Sequence[str]], kind: str = "wheels") -> Path:
+    """A folder with files out of PyPI's wheels, of the versions that are installed here; kept.
+
+    Args:
+        members: paths in the wheel, by distribution.
+        kind: of what is kept.
+
+    Raises:
+        MissingDependencyError: a distribution is not installed, or could not be downloaded.
+    """
+    versions = {name: installed_version(name) for name in members}
     key = "-".join([architecture, *versions.values()])
-    return cached("wheels", key, lambda folder: _download(architecture, versions, folder))
+    return cached(kind, key, lambda folder: _download(architecture, versions, members, folder))
 
 
-def _download(architecture: str, versions: dict[str, str], destination: Path) -> None:
+def installed_version(distribution: str) -> str:
+    """The version of a distribution. Raises MissingDependencyError."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise MissingDependencyError(f"{distribution} is not installed", f"pip install {distribution}") from error
+
+
+def _download(
+    architecture: str, versions: Mapping[str, str], members: Mapping[str, Sequence[str]], destination: Path
+) -> None:
     requirements = [f"{name}=={version}" for name, version in versions.items()]
     platforms = [part for name in _WHEEL_PLATFORMS[architecture] for part in ("--platform", name)]
     with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
         options = ["--only-binary=:all:", *platforms, *requirements]
-        what = f"the {architecture} wheels of TVM's runtime ({', '.join(requirements)})"
-        pip_download(options, Path(folder), what)
-        for name, member in _MEMBERS.items():
+        pip_download(options, Path(folder), f"the {architecture} wheels of {', '.join(requirements)}")
+        for name, paths in members.items():
             (wheel,) = Path(folder).glob(f"{name.replace('-', '_')}-{versions[name]}-*.whl")
-            with zipfile.ZipFile(wheel) as archive:
-                path = destination / Path(member).name
+            _extract(wheel, paths, destination)
+
+
+def _extract(wheel: Path, members: Sequence[str], destination: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        for member in members:
+            path = destination / Path(member).name
+            try:
                 path.write_bytes(archive.read(member))
-                path.chmod(0o755)
+            except KeyError as error:
+                raise MissingDependencyError(
+                    f"{wheel.name} has no {member}", "this version is not made for such a device; use another processor"
+                ) from error
+            path.chmod(0o755)

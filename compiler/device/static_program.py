@@ -12,7 +12,7 @@ from compiler.artifact import Artifact
 from compiler.device.bundle import ONNX_RUNTIME_BYTES, check_accelerator, check_architecture, write_module
 from compiler.device.cache import cached, key_of
 from compiler.device.licenses import licenses_text
-from compiler.device.programs import COMPILE_OPTIONS, LIBRARY_SOURCES, SOURCES
+from compiler.device.programs import COMPILE_OPTIONS, LIBRARY_SOURCES, LOADING_SOURCES, SOURCES
 from compiler.device.runtime_sources import FFI_OBJECT, RUNTIME_OBJECT, ffi_source_folder, runtime_objects
 from compiler.device.sodium import sodium_include, sodium_object
 from compiler.device.toolchain import compile_objects, include_folders, include_options
@@ -21,7 +21,8 @@ from targets import LinkError, Target
 
 # No C API, which is a library's, and nothing that opens shared libraries.
 _SOURCES = (
-    *(name for name in LIBRARY_SOURCES if name not in ("c_api.cc", "library_system.cc")),
+    *(name for name in LIBRARY_SOURCES if name not in ("c_api.cc", *LOADING_SOURCES)),
+    "device_none.cc",
     "mapped_code.cc",
     "library_mapped.cc",
     "linked.cc",
@@ -78,6 +79,11 @@ def write_static_program(
     """
     check_architecture(artifact, target)
     check_accelerator(artifact, target)
+    if artifact.manifest.target.details.get("device") is not None:
+        raise OptionError(
+            f"a static executable cannot load the driver of a graphics processor, which target {target.name!r} needs",
+            "make a bundle without --static",
+        )
     if output.exists():
         raise OptionError(f"{output} exists", "give a new one")
     objects = _objects(target)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+import importlib.metadata
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -12,6 +13,9 @@ from compiler.errors import IncompatibleArtifactError, MissingDependencyError
 from compiler.runtime.engine import global_function, runtime_library, runtime_library_path, tvm_ffi
 from compiler.runtime.library import initialized, load_executable, new_virtual_machine
 
+CUDA_PART = "libtvm_runtime_cuda.so"
+CUDA_RUNTIME = "libcudart.so.13"
+CUDA_RUNTIME_DISTRIBUTION = "nvidia-cuda-runtime"
 _CPU, _CUDA = 1, 2  # DLPack's device types
 _POOLED = 2
 _DEFAULT_STREAM = 0
@@ -42,20 +46,24 @@ class Device:
 
 
 class CudaDevice(Device):
-    """The first NVIDIA graphics processor. Memory comes from the engine's pool.
+    """An NVIDIA graphics processor. Memory comes from TVM's pool.
 
     Kernels are launched on the calling thread's stream (`tvm_ffi.use_raw_stream`); the engine copies on the default
     one, which does not wait for other streams, nor they for it.
     """
 
+    def __init__(self, index: int = 0) -> None:
+        """The device of this number, in the driver's order."""
+        self._index = index
+
     def virtual_machine(self, executable: Any) -> Any:
-        return initialized(executable, (_CUDA, 0, _POOLED, _CPU, 0, _POOLED))
+        return initialized(executable, (_CUDA, self._index, _POOLED, _CPU, 0, _POOLED))
 
     def to_device(self, tensor: Any) -> Any:
-        return _copied(tensor, tvm_ffi.device("cuda", 0))
+        return _copied(tensor, tvm_ffi.device("cuda", self._index))
 
     def call(self, main: Any, tensors: Iterable[Any]) -> Any:
-        device = tvm_ffi.device("cuda", 0)
+        device = tvm_ffi.device("cuda", self._index)
         stream, wait = tvm_ffi.get_raw_stream(device), global_function("runtime.Device_StreamSync")
         placed = list(tensors)
         if stream != _DEFAULT_STREAM:
@@ -89,30 +97,62 @@ def device_for(manifest: Manifest) -> Device:
         return Device()
     if not isinstance(wanted, dict) or wanted.get("kind") != "cuda":
         raise IncompatibleArtifactError(f"the module needs a device that is not known here: {wanted}")
+    index = _suitable(manifest.target.name, wanted)
+    load_cuda_runtime()
+    return CudaDevice(index)
+
+
+def _suitable(target: str, wanted: Mapping[str, Any]) -> int:
+    """The first device that has the compute capability that a module needs. Raises IncompatibleArtifactError."""
     from targets import cuda_device
 
-    needed = int(str(wanted.get("compute_capability", 0)))
-    found = cuda_device.compute_capabilities()
-    if wanted.get("simulated") or not any(each >= needed for each in found):
-        has = f"compute capability {', '.join(str(each / 10) for each in found)}" if found else "none"
+    if wanted.get("simulated"):
         raise IncompatibleArtifactError(
-            f"the module (target {manifest.target.name!r}) needs an NVIDIA graphics processor of compute capability "
-            f"{needed / 10} or newer, and this machine has {has}",
-            "run it on a machine that has one; `compile` gives a module that runs simulated here",
+            f"the module (target {target!r}) holds no machine code for a graphics processor",
+            "compile it for one; `compile` gives a module that runs simulated here",
         )
-    _load_cuda_runtime()
-    return CudaDevice()
+    needed, found = int(str(wanted.get("compute_capability", 0))), cuda_device.cuda_devices()
+    for index, each in enumerate(found.capabilities):
+        if each >= needed:
+            return index
+    text = (
+        f"the module (target {target!r}) needs an NVIDIA graphics processor of compute capability {needed / 10} or "
+        "newer, and "
+    )
+    if found.problem is not None:
+        raise IncompatibleArtifactError(text + found.problem, found.hint)
+    has = [f"{name} ({each / 10})" for name, each in zip(found.names, found.capabilities, strict=True)]
+    raise IncompatibleArtifactError(
+        f"{text}this machine has {', '.join(has)}", "compile it for this graphics processor"
+    )
 
 
 @cache
-def _load_cuda_runtime() -> None:
-    """Load the part of the engine that launches CUDA kernels. Raises MissingDependencyError."""
+def load_cuda_runtime() -> None:
+    """Load the part of TVM that launches CUDA kernels, and NVIDIA's runtime below it. Raises MissingDependencyError."""
     runtime_library()
-    path = runtime_library_path().with_name("libtvm_runtime_cuda.so")
+    path = runtime_library_path().with_name(CUDA_PART)
+    try:
+        ctypes.CDLL(CUDA_RUNTIME, ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        _load_installed(error)
     try:
         ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
     except OSError as error:
-        raise MissingDependencyError(
-            f"{path} could not be loaded: {error}",
-            "install the runtime of CUDA 13, and put the folder of libcudart.so.13 into LD_LIBRARY_PATH",
-        ) from error
+        raise MissingDependencyError(f"{path} could not be loaded: {error}", "reinstall apache-tvm") from error
+
+
+def _load_installed(reason: OSError) -> None:
+    """Load the CUDA runtime out of NVIDIA's Python package. Raises MissingDependencyError."""
+    try:
+        files = importlib.metadata.files(CUDA_RUNTIME_DISTRIBUTION) or ()
+    except importlib.metadata.PackageNotFoundError:
+        files = ()
+    for file in files:
+        if file.name == CUDA_RUNTIME:
+            ctypes.CDLL(str(file.locate()), ctypes.RTLD_GLOBAL)
+            return
+    raise MissingDependencyError(
+        f"the runtime of CUDA 13 could not be loaded: {reason}",
+        f"pip install {CUDA_RUNTIME_DISTRIBUTION}, or put the folder of {CUDA_RUNTIME} into LD_LIBRARY_PATH",
+    ) from reason

@@ -115,6 +115,12 @@ std::string JsonValue::Text(size_t most) const {
   return result;
 }
 
+bool JsonValue::Truth() const {
+  auto truth = value_.as<bool>();
+  if (!truth) Fail("it must be true or false");
+  return *truth;
+}
+
 int64_t JsonValue::Whole(int64_t least, int64_t largest) const {
   auto number = value_.as<int64_t>();
   if (!number || *number < least || *number > largest) {
@@ -141,5 +147,7 @@ void JsonValue::OnlyKeys(std::initializer_list<const char*> known) const {
     if (!found) value.Fail("this program does not know it: use the programs of the Tensorwright that wrote the file");
   }
 }
+
+std::string JsonText(const std::string& text) { return tvm::ffi::json::Stringify(tvm::ffi::json::Value(tvm::ffi::String(text))); }
 
 }  // namespace tensorwright

@@ -29,6 +29,7 @@ class JsonValue {
   std::vector<std::pair<std::string, JsonValue>> Members() const;
   std::vector<JsonValue> Items(size_t most = std::numeric_limits<size_t>::max()) const;
   bool IsText() const;
+  bool Truth() const;
   // Valid UTF-8 of at most so many characters.
   std::string Text(size_t most = 4096) const;
   int64_t Whole(int64_t least, int64_t largest) const;
@@ -48,5 +49,8 @@ class JsonValue {
   tvm::ffi::Any value_;
   std::string document_, place_;
 };
+
+// A text as JSON writes it, in quotes.
+std::string JsonText(const std::string& text);
 
 }  // namespace tensorwright

@@ -12,6 +12,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "checked_json.h"
+#include "device.h"
 #include "module.h"
 #include "processor.h"
 #include "wire.h"
@@ -168,12 +170,12 @@ std::string FileOf(const std::string& scratch, const std::string& name, uint64_t
 
 }  // namespace
 
-std::string DescribeServer(bool kernels_allowed) {
+std::string DescribeServer(bool kernels_allowed, const DeviceList& devices) {
   std::string features;
   for (const std::string& each : ProcessorFeatures()) features += (features.empty() ? "\"" : ", \"") + each + "\"";
   return std::string("{\"protocol\": ") + std::to_string(kDeviceProtocol) + ", \"format\": " + std::to_string(kFormatVersion) +
          ", \"tensorwright\": \"" TENSORWRIGHT_VERSION "\", \"tvm\": \"" TENSORWRIGHT_ENGINE "\", \"architecture\": \"" + Architecture() +
-         "\", \"kernels\": " + (kernels_allowed ? "true" : "false") + ", \"features\": [" + features + "]}";
+         "\", \"kernels\": " + (kernels_allowed ? "true" : "false") + ", \"features\": [" + features + "], \"devices\": " + devices.json + ", \"device_problem\": " + JsonText(devices.problem) + "}";
 }
 
 void ServeModules(int descriptor, const Storage& storage, const std::string& scratch, const TrustedKeys& trusted, const SessionLimits& limits) {
@@ -185,8 +187,9 @@ void ServeModules(int descriptor, const Storage& storage, const std::string& scr
   }
 }
 
-void ServeKernels(int descriptor, const std::string& scratch, const SessionLimits& limits) {
+void ServeKernels(int descriptor, const std::string& scratch, const SessionLimits& limits, bool has_devices) {
   LimitFiles(limits);
+  if (has_devices) LoadDevices();
   uint64_t most = limits.module_bytes;
   tvm::ffi::reflection::GlobalDef()
       .def("tvm.rpc.server.workpath", [scratch, most](const ffi::String& name) { return ffi::String(FileOf(scratch, name, most)); })

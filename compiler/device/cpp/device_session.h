@@ -13,6 +13,7 @@
 
 #include <string>
 
+#include "device.h"
 #include "storage.h"
 
 namespace tensorwright {
@@ -28,10 +29,10 @@ struct SessionLimits {
 };
 
 // What the server is, as JSON.
-std::string DescribeServer(bool kernels_allowed);
+std::string DescribeServer(bool kernels_allowed, const DeviceList& devices);
 
 // Serves the other end of `descriptor` until it is closed. The process is ended afterwards.
 void ServeModules(int descriptor, const Storage& storage, const std::string& scratch, const TrustedKeys& trusted, const SessionLimits& limits);
-void ServeKernels(int descriptor, const std::string& scratch, const SessionLimits& limits);
+void ServeKernels(int descriptor, const std::string& scratch, const SessionLimits& limits, bool has_devices);
 
 }  // namespace tensorwright

@@ -100,6 +100,15 @@ void ReadRequirements(const JsonValue& manifest, Manifest* result) {
   }
 }
 
+// The details are the target's own; of them, the device matters here.
+void ReadDevice(const JsonValue& details, Manifest* manifest) {
+  auto device = details.Find("device");
+  if (!device) return;
+  manifest->device_kind = (*device)["kind"].Text();
+  if (auto capability = device->Find("compute_capability")) manifest->compute_capability = static_cast<int>(capability->Whole(0, 10'000));
+  if (auto simulated = device->Find("simulated")) manifest->device_is_simulated = simulated->Truth();
+}
+
 }  // namespace
 
 std::string Description::Text() const {
@@ -125,6 +134,7 @@ void Manifest::Parse(const char* text, size_t size, const std::string& document)
   if (auto features = target.Find("required_cpu_features")) {
     for (const JsonValue& feature : features->Items()) required_features.push_back(feature.Text());
   }
+  if (auto details = target.Find("details")) ReadDevice(*details, this);
   engine = versions["tvm"].Text();
   manifest["inputs"], manifest["outputs"];
   inputs = ReadDescriptions(manifest, "inputs", false), outputs = ReadDescriptions(manifest, "outputs", false);

@@ -57,6 +57,9 @@ struct Manifest {
   std::string model_name, architecture, target_name;
   std::string engine;                          // the version of TVM that compiled the module
   std::vector<std::string> required_features;  // of the processor
+  std::string device_kind;                     // "cuda"; empty for modules that run on the processor
+  int compute_capability = 0;                  // of that device, at least: 10 major + minor
+  bool device_is_simulated = false;            // there is no machine code for one
   std::vector<Description> inputs, outputs, parameter_descriptions, reference_input_descriptions, reference_output_descriptions;
   std::vector<Requirement> requirements;
   std::vector<IndexRequirement> indices;

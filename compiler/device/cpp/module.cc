@@ -15,8 +15,6 @@
 namespace tensorwright {
 namespace {
 
-constexpr int kPooledAllocator = 2;
-
 // The module's code. Throws Error where this processor or this program's engine can not run it.
 Span CodeOf(const Artifact& artifact) {
   if (artifact.architecture != Architecture()) {
@@ -47,12 +45,6 @@ std::string CheckText(const std::string& failure) {
   const std::string mark = "tensorwright[";
   size_t start = failure.find(mark), end = start == std::string::npos ? start : failure.find("] ", start);
   return end == std::string::npos ? "" : failure.substr(start + mark.size(), end - start - mark.size());
-}
-
-[[noreturn]] void Failed(const std::string& failure) {
-  std::string check = CheckText(failure);
-  if (check.empty()) throw Error("the module failed while running: " + failure);
-  throw Error(check, "the sizes or values of the inputs do not fit this model; change them, or compile it for these sizes");
 }
 
 double FromHalf(uint16_t bits) {
@@ -97,26 +89,55 @@ ffi::Function Global(const char* name) {
 }
 
 Module::Module(std::shared_ptr<Artifact> artifact) : artifact_(std::move(artifact)), checker_(*artifact_) {
-  for (const NamedTensor& each : ReadTensors(artifact_->parameters, artifact_->parameter_descriptions, "the parameters of the module")) {
-    parameters_.push_back(each.tensor);
+  Span library = CodeOf(*artifact_);
+  device_ = DeviceFor(*artifact_, artifact_->parameters.size);
+  try {
+    for (const NamedTensor& each : ReadTensors(artifact_->parameters, artifact_->parameter_descriptions, "the parameters of the module")) {
+      parameters_.push_back(device_->ToDevice(each.tensor, nullptr));
+    }
+  } catch (const Error&) {
+    throw;
+  } catch (const std::exception& error) {
+    Failed(error.what());
   }
   reference_inputs_ = ReadTensors(artifact_->reference_inputs, artifact_->reference_input_descriptions, "the reference inputs of the module");
   reference_outputs_ = ReadTensors(artifact_->reference_outputs, artifact_->reference_output_descriptions, "the reference outputs of the module");
   SetUpThreads(artifact_->threads);
-  executable_ = LoadLibrary(CodeOf(*artifact_));
-  machine_ = FunctionOf(*executable_, "vm_load_executable")().cast<ffi::Module>();
-  FunctionOf(*machine_, "vm_initialization")(static_cast<int>(kDLCPU), 0, kPooledAllocator);
+  executable_ = LoadLibrary(library);
+  machine_ = NewMachine();
   Expand();
   CheckArity();
-  std::vector<ffi::AnyView> bound{"main", "bound_main", 1};
-  std::vector<ffi::AnyView> checked(parameters_.begin(), parameters_.end());
-  bound.insert(bound.end(), checked.begin(), checked.end());
-  ffi::Any result;
   if ((*machine_)->ImplementsFunction("tensorwright_check", true)) {
+    std::vector<ffi::AnyView> checked(parameters_.begin(), parameters_.end());
+    ffi::Any result;
     FunctionOf(*machine_, "tensorwright_check").CallPacked(checked.data(), static_cast<int32_t>(checked.size()), &result);
   }
-  FunctionOf(*machine_, "save_function").CallPacked(bound.data(), static_cast<int32_t>(bound.size()), &result);
-  main_ = FunctionOf(*machine_, "bound_main");
+  main_ = BindParameters(*machine_);
+}
+
+ffi::Module Module::NewMachine() const {
+  auto machine = FunctionOf(*executable_, "vm_load_executable")().cast<ffi::Module>();
+  std::vector<int> places = device_->Places();
+  std::vector<ffi::AnyView> arguments(places.begin(), places.end());
+  ffi::Any result;
+  FunctionOf(machine, "vm_initialization").CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &result);
+  return machine;
+}
+
+// `main` of inputs alone.
+ffi::Function Module::BindParameters(const ffi::Module& machine) const {
+  std::vector<ffi::AnyView> bound{"main", "bound_main", 1};
+  bound.insert(bound.end(), parameters_.begin(), parameters_.end());
+  ffi::Any result;
+  FunctionOf(machine, "save_function").CallPacked(bound.data(), static_cast<int32_t>(bound.size()), &result);
+  return FunctionOf(machine, "bound_main");
+}
+
+void Module::Failed(const std::string& failure) const {
+  device_->Explain(failure);
+  std::string check = CheckText(failure);
+  if (check.empty()) throw Error("the module failed while running: " + failure);
+  throw Error(check, "the sizes or values of the inputs do not fit this model; change them, or compile it for these sizes");
 }
 
 void Module::CheckArity() const {
@@ -142,14 +163,28 @@ void Module::Expand() {
 
 std::vector<ffi::Tensor> Module::Run(const std::vector<ffi::Tensor>& inputs) {
   checker_.Check(inputs);
-  std::vector<ffi::AnyView> arguments(inputs.begin(), inputs.end());
-  ffi::Any result;
   try {
-    main_.CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &result);
+    Place(inputs);
+    return device_->ToHost(Outputs(Call()));
+  } catch (const Error&) {
+    throw;
   } catch (const std::exception& error) {
     Failed(error.what());
   }
-  return Outputs(result);
+}
+
+void Module::Place(const std::vector<ffi::Tensor>& inputs) {
+  std::vector<ffi::Tensor> placed;
+  for (size_t i = 0; i < inputs.size(); ++i) placed.push_back(device_->ToDevice(inputs[i], placed_.empty() ? nullptr : &placed_[i]));
+  placed_ = std::move(placed);
+}
+
+// Starts a run on the inputs that were placed; its results may not be computed yet.
+ffi::Any Module::Call() const {
+  std::vector<ffi::AnyView> arguments(placed_.begin(), placed_.end());
+  ffi::Any result;
+  main_.CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &result);
+  return result;
 }
 
 // What `main` returned, which must be what the manifest announces.
@@ -211,6 +246,71 @@ std::vector<double> Module::Measure(const std::vector<ffi::Tensor>& inputs, int 
     times.push_back(Milliseconds(std::chrono::steady_clock::now() - start));
   }
   return times;
+}
+
+DeviceTimes Module::MeasureDevice(const std::vector<ffi::Tensor>& inputs, int runs, bool graph) {
+  std::vector<ffi::Tensor> expected = Run(inputs), found;
+  ffi::Any result;
+  auto run = [&] {
+    result.reset();  // its memory is that of the next result: a graph may not allocate
+    result = Call();
+  };
+  DeviceTimes times;
+  try {
+    times = device_->Time(run, runs, graph);
+    found = device_->ToHost(Outputs(result));
+  } catch (const Error&) {
+    throw;
+  } catch (const std::exception& error) {
+    Failed(error.what());
+  }
+  for (size_t i = 0; i < expected.size(); ++i) {
+    if (std::memcmp(expected[i].data_ptr(), found[i].data_ptr(), TensorBytes(*found[i].GetDLTensorPtr())) == 0) continue;
+    throw Error("output " + Quoted(artifact_->outputs[i].name) + (graph ? " of the CUDA graph" : " of a later run") + " differs from that of the first run");
+  }
+  return times;
+}
+
+std::vector<std::pair<std::string, double>> Module::MeasureKernels(const std::vector<ffi::Tensor>& inputs, int runs) {
+  std::unique_ptr<DeviceClock> clock = device_->Clock();
+  if (!clock) throw Error("the module runs on the processor: `tensorwright profile` times its kernels");
+  Run(inputs);
+  ffi::Module machine = NewMachine();
+  ffi::Function main = BindParameters(machine);
+  struct Entry {
+    std::string name;
+    size_t begin, end;
+  };
+  std::vector<Entry> entries;
+  std::vector<size_t> open;
+  auto instrument = [&](ffi::PackedArgs arguments, ffi::Any* result) {
+    *result = 0;  // go on
+    std::string name = arguments[1].cast<ffi::String>();
+    if (name.compare(0, 3, "vm.") == 0) return;  // memory and sizes
+    if (arguments[2].cast<bool>()) {
+      open.push_back(entries.size());
+      entries.push_back({name, clock->Mark(), 0});
+    } else {
+      entries[open.back()].end = clock->Mark();
+      open.pop_back();
+    }
+  };
+  FunctionOf(machine, "set_instrument")(ffi::Function::FromPacked(instrument));
+  std::vector<ffi::AnyView> arguments(placed_.begin(), placed_.end());
+  std::vector<std::vector<double>> times;
+  for (int i = -1; i < runs; ++i) {  // the first is not counted
+    entries.clear(), clock->Reset();
+    ffi::Any result;
+    main.CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &result);
+    times.resize(entries.size());
+    for (size_t j = 0; j < entries.size(); ++j) {
+      double milliseconds = clock->Between(entries[j].begin, entries[j].end);
+      if (i >= 0) times[j].push_back(milliseconds);
+    }
+  }
+  std::vector<std::pair<std::string, double>> kernels;
+  for (size_t j = 0; j < entries.size(); ++j) kernels.emplace_back(entries[j].name, Percentile(times[j], 0.5));
+  return kernels;
 }
 
 std::vector<ffi::Tensor> Module::ExampleInputs() const {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "artifact.h"
+#include "device.h"
 #include "requirements.h"
 #include "tensors.h"
 
@@ -27,8 +28,19 @@ class Module {
   // The stored example, run and compared: the largest absolute difference. Throws Error where one is too large.
   double Verify();
 
-  // Milliseconds of each of `runs` runs, after `warm_up` runs that are not counted.
+  // Milliseconds of each of `runs` runs, after `warm_up` runs that are not counted; those of a graphics processor with the
+  // copies of inputs and outputs.
   std::vector<double> Measure(const std::vector<ffi::Tensor>& inputs, int runs, int warm_up);
+
+  // "NVIDIA H100 80GB HBM3"; empty for modules that run on the processor. They have none of the times below.
+  std::string DeviceName() const { return device_->Name(); }
+
+  // Of runs without copies, after warm ones; `graph`: captured as one CUDA graph. Throws Error where the run cannot be
+  // captured, or its replay gives other results.
+  DeviceTimes MeasureDevice(const std::vector<ffi::Tensor>& inputs, int runs, bool graph);
+
+  // The calls of a run in their order, each with the median of its milliseconds on the device.
+  std::vector<std::pair<std::string, double>> MeasureKernels(const std::vector<ffi::Tensor>& inputs, int runs);
 
   // The stored example, or zeros with every symbolic dimension 1.
   std::vector<ffi::Tensor> ExampleInputs() const;
@@ -36,11 +48,17 @@ class Module {
  private:
   void CheckArity() const;
   void Expand();
+  ffi::Module NewMachine() const;
+  ffi::Function BindParameters(const ffi::Module& machine) const;
+  void Place(const std::vector<ffi::Tensor>& inputs);
+  ffi::Any Call() const;
   std::vector<ffi::Tensor> Outputs(const ffi::Any& result) const;
+  [[noreturn]] void Failed(const std::string& failure) const;
 
   std::shared_ptr<Artifact> artifact_;
   InputChecker checker_;
-  std::vector<ffi::Tensor> parameters_;
+  std::unique_ptr<Device> device_;
+  std::vector<ffi::Tensor> parameters_, placed_;  // where kernels read them; `placed_`: the inputs of the last run
   std::vector<NamedTensor> reference_inputs_, reference_outputs_;
   std::optional<ffi::Module> executable_, machine_;
   ffi::Function main_;

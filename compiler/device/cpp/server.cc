@@ -25,6 +25,7 @@
 #include <map>
 #include <vector>
 
+#include "device.h"
 #include "visitor.h"
 
 namespace tensorwright {
@@ -253,6 +254,7 @@ int Main(int count, char** arguments) {
   std::string problem;
   storage.Active(options.settings.trusted, &problem);
   if (!problem.empty()) std::fprintf(stderr, "warning: %s\n", problem.c_str());
+  options.settings.devices = DescribeDevices();
   Visitors(Listen(options, storage.folder()), storage, &options).ServeForever();
   return 0;
 }

@@ -140,8 +140,6 @@ void CheckNames(const Blob& blob, const std::vector<Description>& expected, cons
   throw Error("out of memory for a tensor of the shape " + ShapeText(shape.data(), shape.size()));
 }
 
-std::string JsonText(const std::string& text) { return ffi::json::Stringify(ffi::json::Value(ffi::String(text))); }
-
 }  // namespace
 
 std::string ShapeText(const int64_t* shape, size_t rank) {

@@ -157,7 +157,7 @@ pid_t StartSession(Visit* visit, SessionKind kind, int control, const Storage& s
     if (kind == SessionKind::kModules) {
       ServeModules(ends[1], storage, scratch, settings->trusted, settings->session);
     } else {
-      ServeKernels(ends[1], scratch, settings->session);
+      ServeKernels(ends[1], scratch, settings->session, settings->devices.problem.empty());
     }
   } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
@@ -176,7 +176,7 @@ void Visited(Visit* visit, int control, const Storage& storage, ServerSettings* 
     reason = error.what();
   }
   if (visit->rpc) AnswerRpc(*visit, reason.empty());
-  if (!visit->rpc) Say(visit, reason.empty() ? "ok " + DescribeServer(settings->kernels_allowed) : "error " + reason);
+  if (!visit->rpc) Say(visit, reason.empty() ? "ok " + DescribeServer(settings->kernels_allowed, settings->devices) : "error " + reason);
   if (!reason.empty()) {
     Leave(*visit);
     throw Error(reason);

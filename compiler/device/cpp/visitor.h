@@ -20,6 +20,7 @@ struct ServerSettings {
   std::set<Key> clients;
   TrustedKeys trusted;
   bool kernels_allowed = true;
+  DeviceList devices;
   int handshake_seconds = 10;
   TimeLimits times;
   SessionLimits session;

@@ -1,0 +1,23 @@
+// NVIDIA's driver, libcuda.so.1, as far as it says what there is. Loaded when it is asked for.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace tensorwright {
+
+struct CudaDeviceInfo {
+  std::string name;
+  int compute_capability;  // 10 major + minor
+  uint64_t memory;         // bytes
+};
+
+// "9.0"
+std::string CapabilityText(int compute_capability);
+
+// The devices, in the driver's order. Throws Error, with what to do, without a driver, with one that is too old for CUDA
+// 13, or without a device.
+std::vector<CudaDeviceInfo> CudaDevices();
+
+}  // namespace tensorwright

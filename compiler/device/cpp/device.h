@@ -1,0 +1,80 @@
+// Where a module's kernels run: on the processor, or on a graphics processor with memory of its own.
+#pragma once
+
+#include <tvm/ffi/function.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "manifest.h"
+#include "tensors.h"
+
+namespace tensorwright {
+
+constexpr int kPooledAllocator = 2;  // of TVM
+
+// Milliseconds of each run on a graphics processor whose inputs lie there already: by its own clock (CUDA events), and by
+// the processor's until the results are computed.
+struct DeviceTimes {
+  std::vector<double> device, host;
+};
+
+// The device's own clock.
+class DeviceClock {
+ public:
+  virtual ~DeviceClock() = default;
+  // Notes the moment when everything that was started before is done; its number.
+  virtual size_t Mark() = 0;
+  // Milliseconds between two moments; waits for them.
+  virtual double Between(size_t first, size_t second) = 0;
+  // Forgets them.
+  virtual void Reset() = 0;
+};
+
+// The processor, where tensors are used as they are.
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  // "NVIDIA H100 80GB HBM3"; empty for the processor.
+  virtual std::string Name() const { return ""; }
+
+  // Type, number and allocator of each device of a virtual machine, as `vm_initialization` takes them.
+  virtual std::vector<int> Places() const;
+
+  // The tensor where kernels read it. `old`, one of the same element type that an earlier call gave and that is no longer
+  // read, may be overwritten.
+  virtual ffi::Tensor ToDevice(const ffi::Tensor& tensor, const ffi::Tensor* old) const;
+
+  // The tensors where the processor reads them, once they are computed.
+  virtual std::vector<ffi::Tensor> ToHost(const std::vector<ffi::Tensor>& tensors) const { return tensors; }
+
+  // Throws an Error for a failure of the runtime whose cause is known.
+  virtual void Explain(const std::string& failure) const;
+
+  // None for the processor.
+  virtual std::unique_ptr<DeviceClock> Clock() const { return nullptr; }
+
+  // Times `run`, which starts kernels and does not wait for them; `graph`: captured as one CUDA graph, launched whole.
+  // Throws Error where it cannot be captured, and for the processor.
+  virtual DeviceTimes Time(const std::function<void()>& run, int runs, bool graph) const;
+};
+
+// The device that a module needs. Throws Error, which says what is missing on this machine.
+std::unique_ptr<Device> DeviceFor(const Manifest& manifest, uint64_t parameter_bytes);
+
+// The graphics processors of this machine, as JSON: a list of objects with "name", "compute_capability" (10 major + minor)
+// and "memory" (bytes); and why modules cannot use them, "" where they can. Found out in a process of its own, for one
+// that used the driver cannot be forked.
+struct DeviceList {
+  std::string json = "[]", problem;
+};
+DeviceList DescribeDevices();
+
+// Makes the graphics processors known to TVM in this process. Throws Error where there are none.
+void LoadDevices();
+
+}  // namespace tensorwright

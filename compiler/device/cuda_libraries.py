@@ -1,0 +1,64 @@
+"""What a bundle needs beside the runtime for modules of NVIDIA graphics processors: TVM's part for CUDA, and NVIDIA's
+runtime, which its license allows to be redistributed (Attachment A: libcudart.so)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+
+from compiler.device.runtime_libraries import installed_version, libraries_from_wheels
+from compiler.errors import MissingDependencyError
+from compiler.runtime.device import CUDA_PART, CUDA_RUNTIME, CUDA_RUNTIME_DISTRIBUTION
+from compiler.runtime.engine import runtime_library_path
+from targets import Target
+from targets.cuda import CudaTarget
+
+_INSTALL = "pip install 'tensorwright[cuda]'"
+
+
+def cuda_libraries(target: Target) -> tuple[Path, ...]:
+    """Paths of libtvm_runtime_cuda.so and libcudart.so.13 for the processor beside a graphics processor; none for other
+    targets.
+
+    Raises:
+        MissingDependencyError: they are not installed, or could not be downloaded.
+    """
+    if not isinstance(target, CudaTarget):
+        return ()
+    _check_installed()
+    if target.is_cross:
+        members = {"apache-tvm": (f"tvm/lib/{CUDA_PART}",), CUDA_RUNTIME_DISTRIBUTION: (_runtime_member(),)}
+        folder = libraries_from_wheels(target.architecture, members, "cuda-wheels")
+        return folder / CUDA_PART, folder / CUDA_RUNTIME
+    return runtime_library_path().with_name(CUDA_PART), _installed(_runtime_member())
+
+
+def cuda_license() -> str:
+    """The text of the license of NVIDIA's runtime. Raises MissingDependencyError."""
+    _check_installed()
+    for file in importlib.metadata.files(CUDA_RUNTIME_DISTRIBUTION) or ():
+        if file.name.lower().startswith("license") and ".dist-info" in file.parts[0]:
+            return Path(str(file.locate())).read_text(encoding="utf-8")
+    raise MissingDependencyError(f"{CUDA_RUNTIME_DISTRIBUTION} is installed without its license", _INSTALL)
+
+
+def _check_installed() -> None:
+    try:
+        installed_version(CUDA_RUNTIME_DISTRIBUTION)
+    except MissingDependencyError as error:
+        raise MissingDependencyError(f"{error.message}: it holds {CUDA_RUNTIME}", _INSTALL) from error
+
+
+def _runtime_member() -> str:
+    for file in importlib.metadata.files(CUDA_RUNTIME_DISTRIBUTION) or ():
+        if file.name == CUDA_RUNTIME:
+            return file.as_posix()
+    version = installed_version(CUDA_RUNTIME_DISTRIBUTION)
+    raise MissingDependencyError(f"{CUDA_RUNTIME_DISTRIBUTION} {version} holds no {CUDA_RUNTIME}", _INSTALL)
+
+
+def _installed(member: str) -> Path:
+    for file in importlib.metadata.files(CUDA_RUNTIME_DISTRIBUTION) or ():
+        if file.as_posix() == member:
+            return Path(str(file.locate()))
+    raise MissingDependencyError(f"{CUDA_RUNTIME_DISTRIBUTION} holds no {member}", _INSTALL)
