@@ -35,14 +35,14 @@ def cuda_devices() -> CudaDevices:
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
-        return CudaDevices(problem=f"NVIDIA's driver cannot be loaded here: {error}", hint=_CONTAINER)
+        return CudaDevices(problem=f"NVIDIA's driver cannot be loaded: {error}", hint=_CONTAINER)
     version, count = ctypes.c_int(), ctypes.c_int()
     if result := driver.cuDriverGetVersion(ctypes.byref(version)):
         return _failed(driver, result)
     if version.value < _OLDEST_DRIVER:
         supported = f"{version.value // 1000}.{version.value % 1000 // 10}"
         return CudaDevices(
-            problem=f"the driver here is too old: it supports CUDA {supported}, and CUDA 13.0 is needed", hint=_UPDATE
+            problem=f"NVIDIA's driver is too old: it supports CUDA {supported}, and CUDA 13.0 is needed", hint=_UPDATE
         )
     if result := driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
         return _failed(driver, result)
@@ -57,14 +57,14 @@ def cuda_devices() -> CudaDevices:
 def _failed(driver: ctypes.CDLL, result: int) -> CudaDevices:
     if result == _NO_DEVICE:
         return CudaDevices(
-            problem="this machine's driver finds none",
+            problem="NVIDIA's driver finds no graphics processor",
             hint="see what nvidia-smi says, and what CUDA_VISIBLE_DEVICES hides",
         )
     text = ctypes.c_char_p()
     driver.cuGetErrorString(result, ctypes.byref(text))
     words = (text.value or b"error").decode(errors="replace")
     return CudaDevices(
-        problem=f"its driver could not be started: {words} ({result})",
+        problem=f"NVIDIA's driver could not be started: {words} ({result})",
         hint="see what nvidia-smi says; after an update of the driver, restart the machine",
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,17 @@ _KERNEL = re.compile(
 _COOPERATIVE = re.compile(r"__syncthreads|__shfl|__syncwarp|wmma|__activemask")
 _SHARED = re.compile(r"__shared__\s+((?:alignas|__align__)\(\d+\)\s+)?")
 _DYNAMIC = re.compile(r"extern __shared__\s+(?:(?:alignas|__align__)\(\d+\)\s+)?(\w+) (\w+)\[\];")
+
+
+@dataclass(frozen=True)
+class KernelText:
+    """A kernel of the source: the types of its arguments, how its launch is described ("blockIdx.x", ...), and whether
+    its threads wait for each other."""
+
+    name: str
+    types: tuple[str, ...]
+    tags: tuple[str, ...]
+    synchronizes: bool
 
 
 @dataclass(frozen=True)
@@ -61,9 +72,9 @@ class CudaSimulator:
             with _loader(lambda _: tvm_ffi.load_module(str(kernels))):
                 return load(str(path), "so")
 
-    def compiled(self, source: Source, folder: Path) -> Path:
-        """A library of the simulated kernels in a folder."""
-        text = simulated_text(source)
+    def compiled(self, source: Source, folder: Path, entry: Callable[[KernelText], str] | None = None) -> Path:
+        """A library of the simulated kernels in a folder; `entry` as for `simulated_text`."""
+        text = simulated_text(source, entry)
         name = f"kernels-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         path = folder / f"{name}.cc"
         path.write_text(text, encoding="utf-8")
@@ -72,8 +83,9 @@ class CudaSimulator:
         return output
 
 
-def simulated_text(source: Source) -> str:
-    """The kernels as C++, each with the entry by which the engine calls it."""
+def simulated_text(source: Source, entry: Callable[[KernelText], str] | None = None) -> str:
+    """The kernels as C++, each with the entry by which TVM calls it, or another one."""
+    entry = entry if entry is not None else _entry
     first = source.text.find('extern "C" __global__')
     body = source.text[first:]
     body = _DYNAMIC.sub(r"\1* \2 = (\1*)simulation::dynamic_shared;", body)
@@ -84,22 +96,29 @@ def simulated_text(source: Source) -> str:
         raise TargetError(f"kernels that the simulation does not find in the source: {', '.join(sorted(missing))}")
     ends = [match.start() for match in definitions[1:]] + [len(body)]
     entries = [
-        _entry(match["name"], match["arguments"], source.launches[match["name"]], body[match.end() : end])
+        entry(_kernel_text(match, source.launches[match["name"]], body[match.end() : end]))
         for match, end in zip(definitions, ends, strict=True)
         if match["name"] in source.launches
     ]
     return '#include "cuda_simulation.h"\n' + body + "\n" + "\n".join(entries)
 
 
-def _entry(name: str, arguments: str, tags: tuple[str, ...], body: str) -> str:
-    types = [_argument_type(each) for each in arguments.split(",") if each.strip()]
+def _kernel_text(definition: re.Match[str], tags: tuple[str, ...], body: str) -> KernelText:
+    types = [_argument_type(each) for each in definition["arguments"].split(",") if each.strip()]
+    return KernelText(definition["name"], tuple(types), tags, _COOPERATIVE.search(body) is not None)
+
+
+def _entry(kernel: KernelText) -> str:
+    types = kernel.types
     values = ", ".join(f"simulation::argument<{each}>(args[{index}])" for index, each in enumerate(types))
-    sizes = "".join(f"    {_size_of(tag)} = args[{len(types) + index}].integer;\n" for index, tag in enumerate(tags))
-    cooperative = "true" if _COOPERATIVE.search(body) else "false"
+    sizes = "".join(
+        f"    {_size_of(tag)} = args[{len(types) + index}].integer;\n" for index, tag in enumerate(kernel.tags)
+    )
+    cooperative = "true" if kernel.synchronizes else "false"
     return (
-        f'extern "C" int __tvm_ffi_{name}(void*, const simulation::Any* args, int, simulation::Any* result) {{\n'
+        f'extern "C" int __tvm_ffi_{kernel.name}(void*, const simulation::Any* args, int, simulation::Any* result) {{\n'
         f"    simulation::Launch launch;\n{sizes}"
-        f"    simulation::run(launch, {cooperative}, [&] {{ {name}({values}); }});\n"
+        f"    simulation::run(launch, {cooperative}, [&] {{ {kernel.name}({values}); }});\n"
         "    *result = simulation::Any{};\n    return 0;\n}\n"
     )
 

@@ -23,6 +23,14 @@ NEW_PROGRAMS = "make a new bundle of the module (tensorwright bundle) and start 
 
 
 @dataclass(frozen=True)
+class GraphicsProcessor:
+    """One of a server's: its name, and its compute capability as ten times major plus minor."""
+
+    name: str
+    compute_capability: int
+
+
+@dataclass(frozen=True)
 class ServerVersions:
     """What a device server says of itself.
 
@@ -31,6 +39,8 @@ class ServerVersions:
         tensorwright, tvm: the versions that it was built from.
         features: of its processor, as manifests name them.
         kernels: whether it runs kernels that are tuned, which are not signed.
+        devices: its graphics processors.
+        device_problem: why modules cannot use those; empty where they can.
     """
 
     protocol: int
@@ -40,6 +50,8 @@ class ServerVersions:
     architecture: str
     features: frozenset[str]
     kernels: bool = True
+    devices: tuple[GraphicsProcessor, ...] = ()
+    device_problem: str = "it has none"
 
 
 def ask_versions(connection: Connection) -> ServerVersions:
@@ -63,6 +75,11 @@ def ask_versions(connection: Connection) -> ServerVersions:
             str(fields["architecture"]),
             features,
             fields["kernels"] is True,
+            tuple(
+                GraphicsProcessor(str(each["name"]), int(each["compute_capability"]))
+                for each in fields.get("devices", ())
+            ),
+            str(fields.get("device_problem", "its server is older, and does not say whether it has one")),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise DeviceError(
@@ -117,6 +134,10 @@ def check_runs_there(manifest: Manifest, server: ServerVersions, address: str) -
             f"target {target.name})",
             "compile it for the device's target, or for a more general one",
         )
+    if problem := _device_problem(target.details.get("device"), server):
+        raise IncompatibleArtifactError(
+            f"the module (target {target.name}) does not run on {device}: {problem[0]}", problem[1]
+        )
     if manifest.versions.tvm != server.tvm:
         raise IncompatibleArtifactError(
             f"the module was compiled with TVM {manifest.versions.tvm}, and the server at {address} has TVM "
@@ -141,11 +162,32 @@ def check_kernels_run_there(target: Target, server: ServerVersions, address: str
         raise DeviceError(
             f"target {target.name!r} needs processor features that {device} lacks: {', '.join(missing)}", hint
         )
+    if problem := _device_problem(target.describe().get("device"), server):
+        raise DeviceError(f"kernels of target {target.name!r} do not run on {device}: {problem[0]}", problem[1])
     here = importlib.metadata.version("apache-tvm")
     if here != server.tvm:
         raise DeviceError(
             f"kernels are compiled with TVM {here}, and the server at {address} has TVM {server.tvm}", NEW_PROGRAMS
         )
+
+
+def _device_problem(needed: object, server: ServerVersions) -> tuple[str, str] | None:
+    """What stands in the way of code for a graphics processor, which a target describes, and what to do about it."""
+    if not isinstance(needed, dict):
+        return None
+    if needed.get("simulated"):
+        return "it holds no machine code for a graphics processor", "compile it for one"
+    least = int(needed.get("compute_capability", 0))
+    if server.device_problem:
+        problem, _, hint = server.device_problem.partition("\n  hint: ")
+        return (
+            problem,
+            hint or "start the tensorwright-server of a bundle for a graphics processor on a machine with one",
+        )
+    if any(each.compute_capability >= least for each in server.devices):
+        return None
+    has = ", ".join(f"{each.name} ({each.compute_capability / 10})" for each in server.devices)
+    return f"it needs compute capability {least / 10} or newer, and there is {has}", "compile it for that device"
 
 
 def _missing(features: Iterable[str], server: ServerVersions) -> list[str]:
@@ -154,6 +196,7 @@ def _missing(features: Iterable[str], server: ServerVersions) -> list[str]:
 
 __all__ = [
     "PROTOCOL",
+    "GraphicsProcessor",
     "ServerVersions",
     "ask_versions",
     "check_kernels_run_there",

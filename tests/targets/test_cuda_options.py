@@ -24,7 +24,7 @@ from targets.cuda_image import source_of
 _DEPTHS = (24, 40, 17, 9)
 
 
-def perceptron() -> tuple[onnx.ModelProto, list[np.ndarray]]:
+def perceptron(rows: int = 18) -> tuple[onnx.ModelProto, list[np.ndarray]]:
     """Three products, a softmax after each: the kernels in the middle touch neither the input nor the result."""
     random = np.random.default_rng(0)
     weights = [random.standard_normal(pair).astype(np.float32) for pair in pairwise(_DEPTHS)]
@@ -33,8 +33,8 @@ def perceptron() -> tuple[onnx.ModelProto, list[np.ndarray]]:
         nodes.append(helper.make_node("MatMul", [value, f"w{index}"], [f"p{index}"]))
         nodes.append(helper.make_node("Softmax", [f"p{index}"], [f"s{index}"], axis=-1))
         value = f"s{index}"
-    given = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [18, _DEPTHS[0]])
-    made = helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, [18, _DEPTHS[-1]])
+    given = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [rows, _DEPTHS[0]])
+    made = helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, [rows, _DEPTHS[-1]])
     stored = [numpy_helper.from_array(each, f"w{index}") for index, each in enumerate(weights)]
     graph = helper.make_graph(nodes, "perceptron", [given], [made], stored)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), weights

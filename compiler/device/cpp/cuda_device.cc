@@ -205,7 +205,15 @@ std::unique_ptr<Device> CudaDeviceFor(const Manifest& manifest, uint64_t paramet
     throw Error("the module (target " + manifest.target_name + ") holds no machine code for a graphics processor: it runs simulated, by the compiler alone",
                 "compile it for a graphics processor");
   }
-  std::vector<CudaDeviceInfo> devices = CudaDevices();
+  const std::string needs = "the module (target " + manifest.target_name + ") needs an NVIDIA graphics processor of compute capability " +
+                            CapabilityText(manifest.compute_capability) + " or newer, and ";
+  std::vector<CudaDeviceInfo> devices;
+  try {
+    devices = CudaDevices();
+    LoadCudaRuntime();
+  } catch (const Error& error) {
+    throw Error(needs + error.what());
+  }
   std::string found;
   for (size_t i = 0; i < devices.size(); ++i) {
     if (devices[i].compute_capability >= manifest.compute_capability) {
@@ -215,9 +223,7 @@ std::unique_ptr<Device> CudaDeviceFor(const Manifest& manifest, uint64_t paramet
     }
     found += (i ? ", " : "") + devices[i].name + " (" + CapabilityText(devices[i].compute_capability) + ")";
   }
-  throw Error("the module (target " + manifest.target_name + ") needs an NVIDIA graphics processor of compute capability " +
-                  CapabilityText(manifest.compute_capability) + " or newer, and this machine has " + found,
-              "compile it for this graphics processor");
+  throw Error(needs + "this machine has " + found, "compile it for this graphics processor");
 }
 
 // The list, and what is wrong with it after a 0.

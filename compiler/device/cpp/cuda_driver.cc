@@ -11,13 +11,12 @@ constexpr int kOldestDriver = 13000;  // that CUDA 13's runtime works with
 constexpr int kMajor = 75, kMinor = 76;  // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 constexpr int kNoDevice = 100, kLibraryMismatch = 803, kUnsupported = 804;  // CUresult
 const char* const kDriver = "libcuda.so.1";
-const char* const kNeeds = "the module runs on an NVIDIA graphics processor, and ";
 const char* const kUpdate = "install NVIDIA's driver 580 or newer";
 
 template <typename Function>
 Function Symbol(void* library, const char* name) {
   void* found = dlsym(library, name);
-  if (!found) throw Error(std::string(kNeeds) + kDriver + " has no function " + name, kUpdate);
+  if (!found) throw Error(std::string(kDriver) + " has no function " + name, kUpdate);
   return reinterpret_cast<Function>(found);
 }
 
@@ -25,17 +24,17 @@ void* Driver() {
   void* library = dlopen(kDriver, RTLD_NOW | RTLD_GLOBAL);
   if (library) return library;
   const char* reason = dlerror();
-  throw Error(std::string(kNeeds) + "NVIDIA's driver cannot be loaded here: " + (reason ? reason : kDriver),
+  throw Error(std::string("NVIDIA's driver cannot be loaded: ") + (reason ? reason : kDriver),
               "install the driver; in a container, let it see the graphics processor (docker run --gpus all)");
 }
 
 [[noreturn]] void Failed(void* library, int result) {
   if (result == kNoDevice) {
-    throw Error(std::string(kNeeds) + "this machine's driver finds none", "see what nvidia-smi says, and what CUDA_VISIBLE_DEVICES hides");
+    throw Error("NVIDIA's driver finds no graphics processor", "see what nvidia-smi says, and what CUDA_VISIBLE_DEVICES hides");
   }
   const char* text = nullptr;
   Symbol<int (*)(int, const char**)>(library, "cuGetErrorString")(result, &text);
-  std::string what = std::string(kNeeds) + "its driver could not be started: " + (text ? text : "error") + " (" + std::to_string(result) + ")";
+  std::string what = std::string("NVIDIA's driver could not be started: ") + (text ? text : "error") + " (" + std::to_string(result) + ")";
   bool mixed = result == kLibraryMismatch || result == kUnsupported;
   throw Error(what, mixed ? "libcuda.so.1 and the kernel's module must be of one version: restart the machine after an update of the driver" : "see what nvidia-smi says");
 }
@@ -52,7 +51,7 @@ std::vector<CudaDeviceInfo> CudaDevices() {
   int version = 0, count = 0;
   check(Symbol<int (*)(int*)>(library, "cuDriverGetVersion")(&version));
   if (version < kOldestDriver) {
-    throw Error(std::string(kNeeds) + "the driver here is too old: it supports CUDA " + std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10) +
+    throw Error("NVIDIA's driver is too old: it supports CUDA " + std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10) +
                     ", and CUDA 13.0 is needed", kUpdate);
   }
   check(Symbol<int (*)(unsigned)>(library, "cuInit")(0));

@@ -13,7 +13,7 @@ const char* const kEngine = "libtvm_runtime_cuda.so";
 void* Library(const char* name) {
   if (void* library = dlopen(name, RTLD_NOW | RTLD_GLOBAL)) return library;
   const char* reason = dlerror();
-  throw Error("the module runs on an NVIDIA graphics processor, and " + std::string(name) + " cannot be loaded: " + (reason ? reason : "it is missing"),
+  throw Error(std::string(name) + " cannot be loaded: " + (reason ? reason : "it is missing"),
               "use the programs and the lib/ of a bundle that was made of a module for a graphics processor");
 }
 

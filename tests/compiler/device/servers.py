@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,10 +18,16 @@ def address_of(server: subprocess.Popen[str]) -> str:
 
 
 @contextmanager
-def device_server(emulator: Sequence[str], program: Path, folder: Path, *options: object) -> Iterator[str]:
+def device_server(
+    emulator: Sequence[str],
+    program: Path,
+    folder: Path,
+    *options: object,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[str]:
     """The address of a `tensorwright-server` that runs under an emulator and keeps its modules in a folder."""
     command = [*emulator, str(program), "0", "--folder", str(folder), *map(str, options)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         yield address_of(process)
     finally:

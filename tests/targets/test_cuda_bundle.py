@@ -1,0 +1,268 @@
+"""Bundles of CUDA modules, run end to end on the stand-in for NVIDIA's driver, in a bare root folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import compiler
+import targets
+from compiler.artifact import read_artifact
+from compiler.device.bundle import write_bundle
+from compiler.device.push import push
+from compiler.device.static_program import write_static_program
+from compiler.errors import IncompatibleArtifactError, OptionError
+from targets.cuda import CudaTarget
+from tests.compiler.device.servers import device_server
+from tests.targets import cuda_stand_in as stand_in
+from tests.targets.cuda_models import chain
+from tests.targets.test_cuda import needs_nvcc
+from tests.targets.test_cuda_options import expected_of, perceptron
+
+pytestmark = [
+    needs_nvcc,
+    pytest.mark.skipif(stand_in.cuda_headers() is None, reason="nvidia-cuda-runtime is not installed"),
+]
+_PATH = f"{os.defpath}:/usr/sbin:/sbin"
+_SYSTEM = ("libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "libdl.so.2", "libpthread.so.0")
+_ROWS = 2
+_TIMES = {"ms", "device_ms", "host_ms", "graph_ms", "graph_host_ms"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """A machine with the stand-in for a graphics processor: its root folder, which holds /bundle, what the bundle needs
+    of the system, and nothing else."""
+
+    root: Path
+    isolated: bool
+
+    def run(self, *command: object, **settings: object) -> subprocess.CompletedProcess[str]:
+        """A program of the bundle; `settings` are the stand-in's."""
+        environment = self.environment(**settings)
+        whole = [*self.prefix, *map(str, command)]
+        return subprocess.run(whole, capture_output=True, text=True, timeout=600, env=environment, cwd=self.root)
+
+    def environment(self, **settings: object) -> dict[str, str]:
+        """What a program's environment holds, all of it."""
+        found = {f"STAND_IN_{name}": str(value) for name, value in settings.items()}
+        found |= {"STAND_IN_KERNELS": self.path("kernels"), "PATH": _PATH}
+        return found if self.isolated else {**found, "LD_LIBRARY_PATH": str(self.root / "lib")}
+
+    @property
+    def prefix(self) -> list[str]:
+        """What starts a program in the root folder; nothing where the system does not let us."""
+        return [*_isolation(self.root)] if self.isolated else []
+
+    def path(self, name: str) -> str:
+        return f"/{name}" if self.isolated else str(self.root / name)
+
+    def error(self, **settings: object) -> str:
+        """What the runner says where the module cannot run."""
+        done = self.run(self.path("bundle/bin/tensorwright-run"), self.path("bundle/model.twm"), "--verify", **settings)
+        assert done.returncode == 1
+        return done.stderr
+
+
+def _isolation(root: Path) -> list[str]:
+    # The module's code is loaded from /proc/self/fd.
+    script = 'mount --rbind /proc "$0/proc" && root="$0" && exec chroot "$root" "$@"'
+    return ["unshare", "--map-root-user", "--mount", "sh", "-c", script, str(root)]
+
+
+@contextmanager
+def moved_away(path: Path) -> Iterator[None]:
+    """A file that is not there for a while."""
+    aside = path.with_name("aside")
+    path.rename(aside)
+    try:
+        yield
+    finally:
+        aside.rename(path)
+
+
+@pytest.fixture(scope="module")
+def target() -> CudaTarget:
+    found = targets.get("h100")
+    assert isinstance(found, CudaTarget)
+    return found
+
+
+@pytest.fixture(scope="module")
+def net(target: CudaTarget, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three products with a softmax after each; what lies between them is recorded as a CUDA graph."""
+    path = tmp_path_factory.mktemp("net") / "net.twm"
+    compiler.compile(perceptron(_ROWS)[0], dataclasses.replace(target, captures_graphs=True), records=False).export(
+        path
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def machine(net: Path, target: CudaTarget, tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    root = tmp_path_factory.mktemp("machine")
+    for folder in ("proc", "tmp", "lib", "lib64", "kernels"):
+        (root / folder).mkdir()
+    artifact = read_artifact(net)
+    made = write_bundle(artifact, target, root / "bundle", file=net)
+    libraries = {"libtvm_runtime_cuda.so", stand_in.RUNTIME, "libtvm_runtime.so", "libtvm_ffi.so", "libtensorwright.so"}
+    assert {Path(name).name for name in made.files if name.startswith("lib/")} == libraries
+    assert "NVIDIA" in (root / "bundle" / "licenses" / "nvidia-cuda-runtime" / "LICENSE").read_text()
+    stand_in.build_libraries(target.compiler(), root / "lib")
+    stand_in.add_kernels(artifact, target.compiler(), root / "kernels")
+    shutil.copytree(root / "lib", root / "python")
+    (root / "lib" / stand_in.RUNTIME).replace(root / "bundle" / "lib" / stand_in.RUNTIME)
+    for name in _SYSTEM:
+        shutil.copy(Path("/lib/x86_64-linux-gnu") / name, root / "lib")
+    shutil.copy("/lib64/ld-linux-x86-64.so.2", root / "lib64")
+    tried = subprocess.run(
+        [*_isolation(root), "/bundle/bin/tensorwright-run"], capture_output=True, text=True, check=False
+    )
+    return Machine(root, tried.returncode == 2)  # it says how it is used
+
+
+def test_a_bundle_runs_verifies_and_times_itself(machine: Machine) -> None:
+    log = machine.root / "log"
+    arguments = ["--verify", "--runs", "1", "--graph", "--kernels", "--json"]
+    runner = machine.path("bundle/bin/tensorwright-run"), machine.path("bundle/model.twm")
+    done = machine.run(*runner, *arguments, LOG=machine.path("log"))
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["device"] == "stand-in"
+    assert said["difference"] < 1e-5
+    assert set(said) > _TIMES
+    assert all(said[each]["runs"] == 1 and said[each]["p99"] >= said[each]["p50"] > 0 for each in _TIMES)
+    lines = log.read_text().splitlines()
+    # Parameters once: three of them; the first copies of the input are for --verify and for the run.
+    assert [each for each in lines[:4] if each.startswith("copy in")] == lines[:4]
+    assert sum(each == f"copy in {24 * 40 * 4}" for each in lines) == 1
+    assert "graph" in lines
+    assert sum(each.startswith("capture") for each in lines) >= 2  # TVM's, of what lies between, and the whole run's
+
+
+def test_results_are_right_on_other_inputs(machine: Machine) -> None:
+    x = np.random.default_rng(1).standard_normal((_ROWS, 24)).astype(np.float32)
+    save_file({"x": x}, machine.root / "in.safetensors")
+    runner = machine.path("bundle/bin/tensorwright-run"), machine.path("bundle/model.twm")
+    paths = "--inputs", machine.path("in.safetensors"), "--outputs", machine.path("out.safetensors")
+    done = machine.run(*runner, *paths)
+    assert done.returncode == 0, done.stderr
+    (found,) = load_file(machine.root / "out.safetensors").values()
+    np.testing.assert_allclose(found, expected_of(x, perceptron(_ROWS)[1]), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_missing_is_one_clear_error(machine: Machine) -> None:
+    assert "NVIDIA's driver is too old: it supports CUDA 12.8, and CUDA 13.0 is needed" in machine.error(DRIVER=12080)
+    assert "NVIDIA's driver finds no graphics processor" in machine.error(DEVICES=0)
+    assert "could not be started: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH (803)" in machine.error(INIT=803)
+    other = machine.error(CAPABILITY=75)
+    assert (
+        "needs an NVIDIA graphics processor of compute capability 9.0 or newer, and this machine has stand-in (7.5)"
+        in other
+    )
+    # A newer device translates PTX; its driver may be too old for that.
+    assert "this driver cannot translate its PTX" in machine.error(CAPABILITY=100, PTX=0)
+    assert "the module's parameters take 1 MiB, and stand-in has 1 MiB free of 1 MiB" in machine.error(MEMORY=4096)
+    assert "the graphics processor's memory does not suffice: stand-in has" in machine.error(MEMORY=20_000)
+
+
+def test_a_driver_or_library_that_is_not_there_is_named(machine: Machine) -> None:
+    driver = machine.root / "lib" / stand_in.DRIVER
+    with moved_away(driver):
+        assert "NVIDIA's driver cannot be loaded: libcuda.so.1: cannot open shared object file" in machine.error()
+    with moved_away(machine.root / "bundle" / "lib" / stand_in.RUNTIME):
+        assert "libcudart.so.13 cannot be loaded" in machine.error()
+    with moved_away(machine.root / "bundle" / "lib" / "libtvm_runtime_cuda.so"):
+        assert "libtvm_runtime_cuda.so cannot be loaded" in machine.error()
+
+
+def test_a_server_proves_a_module_on_its_device(machine: Machine, net: Path) -> None:
+    program, folder = Path(machine.path("bundle/bin/tensorwright-server")), Path(machine.path("tmp/modules"))
+    with device_server(machine.prefix, program, folder, environment=machine.environment()) as address:
+        result = push(net, address, runs=2)
+    assert result.difference < 1e-5
+    assert result.p50_milliseconds > 0
+    assert (machine.root / "tmp" / "modules" / "active.twm").read_bytes() == net.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"DEVICES": 0}, "does not run on the device at .*: NVIDIA's driver finds no graphics processor"),
+        ({"CAPABILITY": 75}, r"it needs compute capability 9.0 or newer, and there is stand-in \(7.5\)"),
+    ],
+)
+def test_a_server_that_cannot_run_a_module_is_not_sent_it(
+    machine: Machine, net: Path, settings: dict[str, object], said: str
+) -> None:
+    program, folder = Path(machine.path("bundle/bin/tensorwright-server")), Path(machine.path("tmp/none"))
+    steps: list[str] = []
+    with (
+        device_server(machine.prefix, program, folder, environment=machine.environment(**settings)) as address,
+        pytest.raises(IncompatibleArtifactError, match=said),
+    ):
+        push(net, address, progress=steps.append)
+    assert steps == ["connect"]
+
+
+_PYTHON = """
+import os, sys
+import numpy as np
+import compiler
+from compiler.errors import IncompatibleArtifactError
+from targets import cuda_device
+
+path, inputs, outputs = sys.argv[1:]
+for name, value in (("DRIVER", "12080"), ("DEVICES", "0"), ("CAPABILITY", "75")):
+    os.environ["STAND_IN_" + name] = value
+    cuda_device.cuda_devices.cache_clear()
+    try:
+        compiler.load(path)
+    except IncompatibleArtifactError as error:
+        print(error.message)
+    del os.environ["STAND_IN_" + name]
+cuda_device.cuda_devices.cache_clear()
+module = compiler.load(path)
+x = np.load(inputs)
+first, second = module.run({"x": x}), module.run({"x": x})
+assert all(np.array_equal(first[name], second[name]) for name in first)
+np.save(outputs, *first.values())
+"""
+
+
+def test_python_runs_a_module_on_the_device_and_says_what_is_missing(
+    machine: Machine, net: Path, tmp_path: Path
+) -> None:
+    x = np.random.default_rng(2).standard_normal((_ROWS, 24)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    settings = {"LD_LIBRARY_PATH": str(machine.root / "python"), "STAND_IN_KERNELS": str(machine.root / "kernels")}
+    command = [sys.executable, "-c", _PYTHON, str(net), str(tmp_path / "x.npy"), str(tmp_path / "y.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env={**os.environ, **settings})
+    assert done.returncode == 0, done.stderr
+    needs = "the module (target 'h100') needs an NVIDIA graphics processor of compute capability 9.0 or newer, and "
+    assert done.stdout.splitlines() == [
+        needs + "NVIDIA's driver is too old: it supports CUDA 12.8, and CUDA 13.0 is needed",
+        needs + "NVIDIA's driver finds no graphics processor",
+        needs + "this machine has stand-in (7.5)",
+    ]
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected_of(x, perceptron(_ROWS)[1]), rtol=1e-5, atol=1e-6)
+
+
+def test_static_programs_and_simulated_modules_are_refused(net: Path, target: CudaTarget, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="a static executable cannot load the driver of a graphics processor"):
+        write_static_program(read_artifact(net), target, tmp_path / "program")
+    simulated = tmp_path / "simulated.twm"
+    compiler.compile(chain(3, 4), "cuda-simulated", records=False).export(simulated)
+    with pytest.raises(OptionError, match="holds no machine code for a graphics processor"):
+        write_bundle(read_artifact(simulated), targets.get("cuda-simulated"), tmp_path / "bundle")
