@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import onnx.parser
 import pytest
 
 from tests.fuzz import symbolic
+from tests.fuzz.forked import call_forked
 from tests.fuzz.minimize import minimized
 
 
@@ -53,3 +56,9 @@ def test_minimising_keeps_the_node_that_fails() -> None:
     small = minimized(model, lambda smaller: any(node.op_type == "Exp" for node in smaller.graph.node))
     assert [node.op_type for node in small.graph.node] == ["Exp"]
     assert len(small.graph.output) == 1
+
+
+def test_a_reference_that_dies_costs_its_answer_alone() -> None:
+    assert call_forked(lambda: [np.ones(2)])[0].tolist() == [1, 1]
+    assert call_forked(lambda: os.kill(os.getpid(), signal.SIGSEGV)) is None
+    assert call_forked(lambda: 1 // 0) is None
