@@ -120,7 +120,7 @@ def applied(steps: Sequence[Step], number: Expr, tensors: Sequence[Expr]) -> Exp
 
 def _rounded(number: Expr, step: Round) -> Expr:
     """The int32; limits come first, since vector instructions round what lies within int32."""
-    limited = te.max(te.min(number, _float(step.high)), _float(step.low))
+    limited = te.min(te.max(number, _float(step.low)), _float(step.high))
     return tirx.Cast("int32", tirx.nearbyint(limited))
 
 

@@ -110,7 +110,7 @@ def legalize_quantize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Ex
             scaled = values(*at) if step == 1.0 else values(*at) / _typed(step, "float32")
             offset = _typed(shift, "int32")
             least, most = _typed(low - shift, "float32"), _typed(high - shift, "float32")
-            limited = te.max(te.min(scaled, most), least)
+            limited = te.min(te.max(scaled, least), most)  # NaN becomes the lower limit, as in ONNX Runtime
             return tirx.Cast(out, tirx.Cast("int32", tirx.nearbyint(limited)) + offset)
 
         return te.compute(values.shape, point, name="quantized")

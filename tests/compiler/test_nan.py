@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx.parser
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 import compiler
+from tests.compiler.frontends.onnx.operators.onnxruntime_check import run_reference
 
 CHANNELS = 32
 
@@ -90,3 +92,23 @@ def test_largest_of_windows(window: int | None) -> None:
     x = odd((2, CHANNELS, 16, 16))
     x[x.isinf()] = torch.nan
     check(model, x)
+
+
+def test_quantized() -> None:
+    """The smallest integer of NaN, as in ONNX Runtime; per tensor and per channel."""
+    types = ("int8", "uint8", "int16", "uint16")
+    zeros = ", ".join(f"{dtype}[3] z_{dtype} = {{1, 2, 3}}" for dtype in types)
+    lines = [f"q_{dtype} = QuantizeLinear<axis = 1>(x, s, z_{dtype})" for dtype in types]
+    lines += ["q_int4 = QuantizeLinear<axis = 1, output_dtype = 22>(x, s)"]
+    types += ("int4",)
+    lines += [f"y_{dtype} = Cast<to = 6>(q_{dtype})" for dtype in types]
+    results = ", ".join(f"int32[2, 3, 5] y_{dtype}" for dtype in types)
+    model = onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["" : 21]>
+        g (float[2, 3, 5] x) => ({results}, uint8[2, 3, 5] whole)
+        <float[3] s = {{0.5, 0.25, 0.125}}, float one = {{0.25}}, {zeros}, uint8 z = {{7}}>
+        {{ {" ".join(lines)} whole = QuantizeLinear(x, one, z) }}""")
+    x = np.random.default_rng(0).normal(0, 4, (2, 3, 5)).astype(np.float32)
+    x[0, :, 1], x[1, 1], x[1, 2, 4] = np.nan, [np.inf, -np.inf, np.nan, 1e9, -1e9], -np.nan
+    found = compiler.compile(model, threads=1).run([x])
+    for (name, ours), theirs in zip(found.items(), run_reference(model, {"x": x}), strict=True):
+        np.testing.assert_array_equal(ours, theirs, err_msg=name)

@@ -102,7 +102,7 @@ def _zero(context: NodeContext, index: int) -> relax.Expr:
 
 def _saturated(value: Any, dtype: str) -> Any:
     low, high = (tirx.const(float(limit), "float32") for limit in dtypes.integer_limits(dtype))
-    return tirx.max(tirx.min(tirx.nearbyint(value), high), low).astype(dtype)
+    return tirx.min(tirx.max(tirx.nearbyint(value), low), high).astype(dtype)
 
 
 @converter("QLinearSigmoid", "QLinearLeakyRelu", domain=DOMAIN)

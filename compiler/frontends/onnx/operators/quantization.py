@@ -202,7 +202,7 @@ def quantized(
     def function(x: Any, s: Any, *z: Any) -> Any:
         rounded = tirx.nearbyint(x / s).astype("float64")
         shifted = rounded + z[0].astype("float64") if z else rounded
-        limited = tirx.max(tirx.min(shifted, tirx.const(float(high), "float64")), tirx.const(float(low), "float64"))
+        limited = tirx.min(tirx.max(shifted, tirx.const(float(low), "float64")), tirx.const(float(high), "float64"))
         return limited.astype(carrier)
 
     operands = [data, scale, *([] if zero is None else [zero])]
