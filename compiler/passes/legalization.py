@@ -76,17 +76,28 @@ def _inverted(condition: Any) -> Any:
 
 
 def legalize_divide(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """`divide`; TVM would take 0 / x for 0, where 0 / 0 and 0 / NaN are NaN."""
-    numerator, dtype = _one_number(call.args[0]), dtype_of(call.args[0])
-    if numerator is None or numerator != 0 or dtype not in _FLOATS or array_of(call.args[0]).ndim > 0:
+    """`divide`; TVM would take 0 / x for 0, where 0 / 0 and 0 / NaN are NaN, and fail on x / 0."""
+    (numerator, divisor), dtype = map(_one_number, call.args), dtype_of(call.args[0])
+    if dtype not in _FLOATS:
         return _binary(topi.divide)(builder, call)
-    sign = math.copysign(1.0, numerator)
+    if numerator == 0 and array_of(call.args[0]).ndim == 0:
+        return builder.call_te(_by_sign(0.0, numerator, dtype), call.args[1], primfunc_name_hint="divide")
+    if divisor == 0 and array_of(call.args[1]).ndim == 0:
+        return builder.call_te(_by_sign(math.inf, divisor, dtype), call.args[0], primfunc_name_hint="divide")
+    return _binary(topi.divide)(builder, call)
+
+
+def _by_sign(magnitude: float, zero: float, dtype: str) -> Callable[[te.Tensor], te.Tensor]:
+    """`magnitude` with the sign of x and of a zero, NaN where x is 0 or NaN."""
+    sign = math.copysign(1.0, zero)
 
     def quotient(x: Any) -> Any:
-        zero, positive, negative, nan = (tirx.const(value, dtype) for value in (0.0, 0.0 * sign, -0.0 * sign, math.nan))
-        return tirx.Select(x > zero, positive, tirx.Select(x < zero, negative, nan))
+        nothing, positive, negative, nan = (
+            tirx.const(value, dtype) for value in (0.0, magnitude * sign, -magnitude * sign, math.nan)
+        )
+        return tirx.Select(x > nothing, positive, tirx.Select(x < nothing, negative, nan))
 
-    return builder.call_te(_elementwise(quotient), call.args[1], primfunc_name_hint="divide")
+    return _elementwise(quotient)
 
 
 def legalize_quantize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:

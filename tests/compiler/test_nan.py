@@ -100,9 +100,8 @@ def test_quantized() -> None:
     zeros = ", ".join(f"{dtype}[3] z_{dtype} = {{1, 2, 3}}" for dtype in types)
     lines = [f"q_{dtype} = QuantizeLinear<axis = 1>(x, s, z_{dtype})" for dtype in types]
     lines += ["q_int4 = QuantizeLinear<axis = 1, output_dtype = 22>(x, s)"]
-    types += ("int4",)
-    lines += [f"y_{dtype} = Cast<to = 6>(q_{dtype})" for dtype in types]
-    results = ", ".join(f"int32[2, 3, 5] y_{dtype}" for dtype in types)
+    lines += [f"y_{dtype} = Cast<to = 6>(q_{dtype})" for dtype in (*types, "int4")]
+    results = ", ".join(f"int32[2, 3, 5] y_{dtype}" for dtype in (*types, "int4"))
     model = onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["" : 21]>
         g (float[2, 3, 5] x) => ({results}, uint8[2, 3, 5] whole)
         <float[3] s = {{0.5, 0.25, 0.125}}, float one = {{0.25}}, {zeros}, uint8 z = {{7}}>

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 _CONVERTERS: dict[tuple[str, str], dict[int, Converter]] = {}
 
+TORCH_DOMAIN = "tensorwright.torch"
+"""Of operators that PyTorch programs become, and that ONNX does not have in the opset of torch's exporter."""
+
 
 def normalized_domain(domain: str) -> str:
     """`ai.onnx` is another name of the default domain."""

@@ -1,4 +1,4 @@
-"""Reductions, ArgMax, ArgMin, CumSum, CumProd, Softmax, LogSoftmax, Hardmax."""
+"""Reductions, ArgMax, ArgMin, Softmax, LogSoftmax, Hardmax."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from typing import Any
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
-from tvm.script.ir_builder import IRBuilder
-from tvm.script.ir_builder import tirx as T
 
 from compiler.frontends.onnx import dtypes, scalars
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.filling import filled
 from compiler.frontends.onnx.operators.reshape import axes_operand, reshaped
-from compiler.frontends.onnx.operators.sort_kernels import product
 from compiler.frontends.onnx.operators.unary import is_narrow_float
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import tensor_shape
@@ -233,56 +230,6 @@ def place_of_extremum(
         return te.compute(shape, lambda *indices: index(*indices).astype("int64"), name="wide")
 
     return context.emit_te(compute, data, primfunc_name_hint="arg_extremum")
-
-
-@converter("CumSum", since=11)
-@converter("CumProd", since=26)
-def cumulative(context: NodeContext) -> relax.Expr:
-    """Running sum or product along an axis; `exclusive` leaves out the element itself, `reverse` runs backwards."""
-    data, dtype = context.input(0), context.dtype(0)
-    axis = context.axis(int(context.scalar(1)), context.rank(0))
-    if 0 in context.shape(0):
-        return data
-    exclusive, reverse = bool(context.attribute("exclusive", 0)), bool(context.attribute("reverse", 0))
-    narrow = is_narrow_float(dtype)
-    if narrow:
-        data = context.emit(R.astype(data, "float32"))
-    kernel = _cumulative_kernel(axis, context.operator == "CumSum", exclusive=exclusive, reverse=reverse)
-    result = context.emit_te(kernel, data, primfunc_name_hint=context.operator.lower())
-    return R.astype(result, dtype) if narrow else result
-
-
-def _cumulative_kernel(axis: int, adds: bool, *, exclusive: bool, reverse: bool) -> Callable[..., te.Tensor]:
-    """A running sum or product along an axis, of any size."""
-
-    def compute(data: te.Tensor) -> te.Tensor:
-        dtype, size = str(data.dtype), data.shape[axis]
-        outer, inner = product(data.shape[:axis]), product(data.shape[axis + 1 :])
-
-        def generate(ins: Any, outs: Any) -> Any:
-            source, result = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
-            with IRBuilder() as builder:
-                with T.parallel(0, outer) as row, T.serial(0, size) as step, T.serial(0, inner) as column:
-                    along = size - 1 - step if reverse else step
-                    back = along + 1 if reverse else along - 1
-
-                    def place(position: Any) -> Any:
-                        return (row * size + position) * inner + column
-
-                    with T.If(step == 0):
-                        with T.Then():
-                            start = tirx.const(0 if adds else 1, dtype)
-                            result[place(along)] = start if exclusive else source[place(along)]
-                        with T.Else():
-                            value = source[place(back if exclusive else along)]
-                            before = result[place(back)]
-                            result[place(along)] = before + value if adds else before * value
-                return builder.get()
-
-        out = tirx.decl_buffer(data.shape, dtype, "cumulative", layout=None)
-        return te.extern([data.shape], [data], generate, dtype=dtype, out_buffers=[out], name="cumulative")
-
-    return compute
 
 
 @converter("Softmax", "LogSoftmax", "Hardmax")

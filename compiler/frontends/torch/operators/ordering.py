@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from compiler.frontends.onnx.registry import TORCH_DOMAIN
 from compiler.frontends.torch.decomposition import decomposition_of
 
 
@@ -43,19 +44,25 @@ def _aminmax(values: Tensor, *, dim: int | None = None, keepdim: bool = False) -
 
 @decomposition_of("aten.cummax.default")
 def _cummax(values: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    return _running(values, dim, lambda own, earlier: own >= earlier)
+    return _running(values, dim, lambda own, earlier: own >= earlier, "RunningArgMax")
 
 
 @decomposition_of("aten.cummin.default")
 def _cummin(values: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    return _running(values, dim, lambda own, earlier: own <= earlier)
+    return _running(values, dim, lambda own, earlier: own <= earlier, "RunningArgMin")
 
 
-def _running(values: Tensor, dim: int, keeps: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Each element against those before it, from 1, 2, 4, ... places away: of equal ones the later, of NaN the last."""
+def _running(
+    values: Tensor, dim: int, keeps: Callable[[Tensor, Tensor], Tensor], operator: str
+) -> tuple[Tensor, Tensor]:
+    """Each element against those before it, from 1, 2, 4, ... places away: of equal ones the later, of NaN the last.
+
+    An axis of dynamic size is `operator` of our own.
+    """
     size = values.shape[dim] if values.ndim else 1
     if not isinstance(size, int):
-        return NotImplemented
+        places = _own(operator, values, dim, torch.int64)
+        return NotImplemented if places is NotImplemented else (values.gather(dim, places), places)
     shape = [-1 if axis == dim % values.ndim else 1 for axis in range(values.ndim)]
     indices = torch.arange(size).reshape(shape).expand(values.shape)
     step = 1
@@ -73,14 +80,22 @@ def _running(values: Tensor, dim: int, keeps: Callable[[Tensor, Tensor], Tensor]
 def _cumprod(values: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
     """By doubling: each product of the last 1, 2, 4, ... elements times the one that ends before it."""
     size = values.shape[dim] if values.ndim else 1
-    if not isinstance(size, int):
-        return NotImplemented
     result = values.to(dtype or (values.dtype if values.is_floating_point() else torch.int64))
+    if not isinstance(size, int):
+        return _own("CumProd", result, dim, result.dtype)
     step = 1
     while step < size:
         rest = result.narrow(dim, step, size - step) * result.narrow(dim, 0, size - step)
         result, step = torch.cat([result.narrow(dim, 0, step), rest], dim), 2 * step
     return result
+
+
+def _own(operator: str, values: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """An operator of `TORCH_DOMAIN` along an axis."""
+    if not hasattr(torch.onnx, "ops"):  # before torch 2.8
+        return NotImplemented
+    name, attributes = f"{TORCH_DOMAIN}::{operator}", {"axis": dim % values.ndim}
+    return torch.onnx.ops.symbolic(name, (values,), attributes, dtype=dtype, shape=values.shape, version=1)
 
 
 @decomposition_of("aten.mode.default")

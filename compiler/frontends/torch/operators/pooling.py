@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,25 +13,35 @@ from torch import Tensor
 from compiler.frontends.torch.decomposition import decomposition_of
 
 
-@decomposition_of("aten.adaptive_max_pool2d.default")
-def _adaptive_max_pool2d(values: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+@decomposition_of("aten.adaptive_max_pool2d.default", "aten.adaptive_max_pool3d.default")
+def _adaptive_max_pool(values: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The largest element of each window and its place in the image; the image's size must be known."""
-    height, width = values.shape[-2:]
-    if not (isinstance(height, int) and isinstance(width, int)):
+    rank = len(output_size)
+    sizes = values.shape[-rank:]
+    if not all(isinstance(size, int) for size in sizes):
         return NotImplemented
     found, places = [], []
-    for top, bottom in _windows(height, output_size[0]):
-        for left, right in _windows(width, output_size[1]):
-            largest, place = values[..., top:bottom, left:right].flatten(-2).max(-1)
-            found.append(largest)
-            places.append((place // (right - left) + top) * width + place % (right - left) + left)
-    shape = (*values.shape[:-2], *output_size)
+    for window in itertools.product(*map(_windows, sizes, output_size)):
+        inside = values[(..., *(slice(*each) for each in window))]
+        largest, place = inside.flatten(-rank).max(-1)
+        found.append(largest)
+        places.append(_place_in_image(place, window, sizes))
+    shape = (*values.shape[:-rank], *output_size)
     return torch.stack(found, -1).reshape(shape), torch.stack(places, -1).reshape(shape)
+
+
+def _place_in_image(place: Tensor, window: Sequence[tuple[int, int]], sizes: Sequence[int]) -> Tensor:
+    """The flat place in an image of what has a flat place in one of its windows."""
+    whole, stride = torch.zeros_like(place), 1
+    for (start, end), size in zip(reversed(window), reversed(sizes), strict=True):
+        whole = whole + (place % (end - start) + start) * stride
+        place, stride = place // (end - start), stride * size
+    return whole
 
 
 @decomposition_of("aten.adaptive_max_pool1d.default")
 def _adaptive_max_pool1d(values: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    found, places = _adaptive_max_pool2d(values.unsqueeze(-2), [1, *output_size])
+    found, places = _adaptive_max_pool(values.unsqueeze(-2), [1, *output_size])
     return found.squeeze(-2), places.squeeze(-2)
 
 
@@ -92,6 +103,18 @@ def _adaptive_average_pool1d(values: Tensor, output_size: Sequence[int]) -> Tens
     if isinstance(size, int) or list(output_size) == [1]:
         return NotImplemented
     return values @ _shares(size, output_size[0], values.dtype).mT
+
+
+@decomposition_of("aten.adaptive_avg_pool3d.default", "aten._adaptive_avg_pool3d.default")
+def _adaptive_average_pool3d(values: Tensor, output_size: Sequence[int]) -> Tensor:
+    """Axis by axis; the exporter has no conversion, so for fixed sizes too."""
+    if all(size == 1 for size in output_size):
+        return values.mean((-3, -2, -1), keepdim=True)
+    depth, height, width = _sizes(values)[-3:]
+    result = values @ _shares(width, output_size[2], values.dtype).mT
+    result = _shares(height, output_size[1], values.dtype) @ result
+    result = _shares(depth, output_size[0], values.dtype) @ result.flatten(-2)
+    return result.unflatten(-1, (output_size[1], output_size[2]))
 
 
 def _sizes(values: Tensor) -> Sequence[Any]:

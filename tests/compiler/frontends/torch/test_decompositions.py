@@ -136,6 +136,14 @@ FUNCTIONS: dict[str, Function] = {
         x, torch.tensor([2, 0, 3, 1, 1, 0]), 2, output_size=7
     ),
     "adaptive maximum": lambda x: functional.adaptive_max_pool2d(x[:, None], (3, 4), return_indices=True),
+    "adaptive maximum of volumes": lambda x: functional.adaptive_max_pool3d(
+        x[:, None, :4], (2, 1, 2), return_indices=True
+    ),
+    "adaptive means of volumes": lambda x: (
+        functional.adaptive_avg_pool3d(x[:, None], (2, 3, 4)),
+        functional.adaptive_avg_pool3d(x, 1),
+    ),
+    "divided by zero": lambda x: (x.round() / 0.0, x[:1].var(0)),
     "adaptive maximum of rows": lambda x: functional.adaptive_max_pool1d(x, 4),
 }
 
@@ -149,6 +157,24 @@ def test_cummax_of_nan() -> None:
     x = normal(3, 9)
     x[0, 4] = x[1, 0] = x[1, 5] = torch.nan
     check(lambda values: torch.cummax(values, 1), x)
+
+
+def test_running_values_of_dynamic_axes() -> None:
+    def running(x: Tensor) -> list[Any]:
+        whole = (x * 2).round()
+        products = torch.cumprod(x, 0), torch.cumprod(whole.to(torch.int32), 1)
+        return [torch.cummax(whole, 0), torch.cummin(x, -1), torch.cummax(x > 0, 1), *products]
+
+    x = normal(6, 4)
+    x[2, 1] = x[4, 3] = torch.nan
+    dynamic = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
+    check(running, x, dynamic, (normal(1, 9), x.repeat(2, 3), torch.zeros(0, 3)))
+
+
+def test_adaptive_means_of_volumes_of_dynamic_size() -> None:
+    dynamic = (dict.fromkeys((2, 3, 4), torch.export.Dim.DYNAMIC),)
+    others = (normal(2, 3, 2, 4, 1), normal(2, 3, 9, 5, 4))
+    check(lambda x: functional.adaptive_avg_pool3d(x, (2, 3, 2)), normal(2, 3, 7, 8, 5), dynamic, others)
 
 
 @pytest.mark.parametrize("function", [torch.lgamma, torch.digamma])
