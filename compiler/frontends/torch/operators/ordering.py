@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,10 +60,10 @@ def _running(
 
     An axis of dynamic size is `operator` of our own.
     """
-    size = values.shape[dim] if values.ndim else 1
+    size = _size(values, dim)
     if not isinstance(size, int):
-        places = _own(operator, values, dim, torch.int64)
-        return NotImplemented if places is NotImplemented else (values.gather(dim, places), places)
+        found = _own(operator, values, dim, torch.int64)
+        return found if found is NotImplemented else (values.gather(dim, found), found)
     shape = [-1 if axis == dim % values.ndim else 1 for axis in range(values.ndim)]
     indices = torch.arange(size).reshape(shape).expand(values.shape)
     step = 1
@@ -79,7 +80,7 @@ def _running(
 @decomposition_of("aten.cumprod.default")
 def _cumprod(values: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
     """By doubling: each product of the last 1, 2, 4, ... elements times the one that ends before it."""
-    size = values.shape[dim] if values.ndim else 1
+    size = _size(values, dim)
     result = values.to(dtype or (values.dtype if values.is_floating_point() else torch.int64))
     if not isinstance(size, int):
         return _own("CumProd", result, dim, result.dtype)
@@ -90,11 +91,17 @@ def _cumprod(values: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> T
     return result
 
 
+def _size(values: Tensor, dim: int) -> Any:
+    """An int, or a symbol where it is dynamic."""
+    return values.shape[dim] if values.ndim else 1
+
+
 def _own(operator: str, values: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """An operator of `TORCH_DOMAIN` along an axis."""
     if not hasattr(torch.onnx, "ops"):  # before torch 2.8
         return NotImplemented
-    name, attributes = f"{TORCH_DOMAIN}::{operator}", {"axis": dim % values.ndim}
+    name = f"{TORCH_DOMAIN}::{operator}"
+    attributes: dict[str, Any] = {"axis": dim % values.ndim}
     return torch.onnx.ops.symbolic(name, (values,), attributes, dtype=dtype, shape=values.shape, version=1)
 
 

@@ -22,8 +22,8 @@ def _adaptive_max_pool(values: Tensor, output_size: Sequence[int]) -> tuple[Tens
         return NotImplemented
     found, places = [], []
     for window in itertools.product(*map(_windows, sizes, output_size)):
-        inside = values[(..., *(slice(*each) for each in window))]
-        largest, place = inside.flatten(-rank).max(-1)
+        inside: Any = (..., *(slice(*each) for each in window))
+        largest, place = values[inside].flatten(-rank).max(-1)
         found.append(largest)
         places.append(_place_in_image(place, window, sizes))
     shape = (*values.shape[:-rank], *output_size)
@@ -114,7 +114,7 @@ def _adaptive_average_pool3d(values: Tensor, output_size: Sequence[int]) -> Tens
     result = values @ _shares(width, output_size[2], values.dtype).mT
     result = _shares(height, output_size[1], values.dtype) @ result
     result = _shares(depth, output_size[0], values.dtype) @ result.flatten(-2)
-    return result.unflatten(-1, (output_size[1], output_size[2]))
+    return result.reshape(*result.shape[:-1], *output_size[1:])
 
 
 def _sizes(values: Tensor) -> Sequence[Any]:
