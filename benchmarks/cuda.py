@@ -26,8 +26,9 @@ from benchmarks._cuda_kernels import Examined, Launch, examine, source_arguments
 from benchmarks._models import task_of
 from benchmarks._quantized import quantized
 from benchmarks.catalog import CATALOG
-from compiler.driver import PRECISIONS, check_precision
+from compiler.driver import check_precision
 from compiler.errors import TensorwrightError
+from compiler.precision import PRECISIONS
 from targets.cuda import CudaTarget
 
 _HEADER = (

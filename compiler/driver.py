@@ -24,6 +24,7 @@ from compiler.manifest_entries import manifest_entries, requirements, tensor_des
 from compiler.passes.context import PipelineContext
 from compiler.passes.pipeline import PipelineResult, run_pipeline
 from compiler.passes.registry import PassLike
+from compiler.precision import precision_of
 from compiler.recursion import loops
 from compiler.reference import random_inputs
 from compiler.runtime import Module
@@ -34,7 +35,6 @@ from compiler.tuning.identity import model_fingerprint
 from compiler.tuning.library import RecordSource, TunedConfigs, tuned_configs
 
 Progress = Callable[[str], None]
-PRECISIONS = ("float32", "bf16", "float16")
 # What a target's machine must have for a lower precision, and targets that have it.
 _NEEDS = {
     "bf16": ("bf16_dot_product", "bfloat16 dot product", "znver4, sapphire-rapids, a100, h100"),
@@ -73,10 +73,11 @@ def compile(
         dynamic_shapes: which dimensions of them stay symbolic, as `torch.export.export` takes it.
         outputs: names of those to return, in this order (of an ONNX model any value of its main graph); all when None.
             What nothing else needs is not compiled.
-        precision: one of `PRECISIONS`. "bf16" rounds the operands of convolutions and of products with constant
-            weights to bfloat16 (sums stay float32), and stores what lies between convolutions so; it needs a target
-            with a bfloat16 dot product. Depthwise convolutions and attention compute in float32. "float16" is the same
-            with float16, for graphics processors: what lies beyond 65504 becomes infinite.
+        precision: "float32", "bf16" or "float16" (or "fp32", "bfloat16", "fp16", ...). "bf16" rounds the operands of
+            convolutions and of products with constant weights to bfloat16 (sums stay float32), and stores what lies
+            between convolutions so; it needs a target with a bfloat16 dot product. Depthwise convolutions and attention
+            compute in float32. "float16" is the same with float16, for graphics processors: what lies beyond 65504
+            becomes infinite.
         threads: how many threads the module runs on; the target's cores when None.
         passes: the user's own graph passes: `{"after:fold-constants": my_pass}`; see `tensorwright passes`.
         dump: a folder that receives the module after each pass as TVMScript.
@@ -95,6 +96,7 @@ def compile(
         InternalError: a defect of Tensorwright; the message names the phase or pass.
     """
     report = progress if progress is not None else _silent
+    precision = precision_of(precision)
     chosen = _target_for(target, precision, threads)
     report("import")
     model = import_model(
@@ -198,8 +200,6 @@ def _target_for(target: str | targets.Target, precision: str, threads: int | Non
 
 def check_precision(target: targets.Target, precision: str) -> None:
     """Raise OptionError unless a target computes in a precision of `PRECISIONS`."""
-    if precision not in PRECISIONS:
-        raise OptionError(f"precision {precision!r} is not supported", f"use one of {', '.join(PRECISIONS)}")
     if precision in _NEEDS:
         needed, what, having = _NEEDS[precision]
         if not getattr(target.machine, needed):

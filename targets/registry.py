@@ -9,6 +9,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
 import targets
+from targets.aliases import resolved
 from targets.errors import RegistrationError, UnknownTarget
 from targets.target import Target
 
@@ -22,13 +23,6 @@ _WANTED = {
     "name": "a string: what --target takes",
     "description": "a string: a line for listings",
     "machine": "a schedules.machine.Machine",
-}
-_ALIASES = {
-    "native": "host",
-    "x86-64": "x86-64-v2",
-    "aarch64": "aarch64-linux",
-    "armv7": "armv7-linux",
-    "riscv64": "riscv64-linux",
 }
 
 
@@ -63,16 +57,16 @@ def get(name: str, *, cores: int | None = None) -> Target:
     """The target of a name.
 
     Args:
-        name: one of `names()`; case and underscores do not matter.
+        name: one of `names()`, or another name of one ("rpi5", "arm64"); "cuda" is this machine's graphics processor.
         cores: how many cores to schedule for; those usable on this machine unless given.
 
     Raises:
         UnknownTarget: with suggestions.
+        TargetError: "cuda" on a machine without a graphics processor that there is a target for.
         RegistrationError: an entry point is not a target.
     """
-    wanted = name.strip().lower().replace("_", "-")
-    wanted = _ALIASES.get(wanted, wanted)
     own = _own()
+    wanted = resolved(name, own)
     if wanted in own:
         return own[wanted](cores)
     foreign = _foreign()

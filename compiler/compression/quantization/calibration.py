@@ -44,13 +44,18 @@ def checked_samples(calibration: Iterable[Sample], model: ImportedModel) -> list
     return samples
 
 
+def _form(names: set[str]) -> str:
+    return "{" + ", ".join(f"{name!r}: array" for name in sorted(names)) + "}"
+
+
 def _checked_sample(sample: Sample, where: str, names: set[str]) -> dict[str, Array]:
     if not isinstance(sample, Mapping):
-        raise OptionError(f"{where} is a {type(sample).__name__}", _WANTED)
+        raise OptionError(f"{where} is a {type(sample).__name__}", f"give a dict by input name: {_form(names)}")
     missing, unknown = sorted(names - set(sample)), sorted(map(str, set(sample) - names))
     if missing or unknown:
-        problem = f"lacks {missing}" if missing else f"has {unknown}, which are no inputs of the model"
-        raise InputError(f"{where} {problem}", f"its inputs are {sorted(names)}")
+        problems = [f"lacks {missing}"] if missing else []
+        problems += [f"has {unknown}, which the model does not take"] if unknown else []
+        raise InputError(f"{where} {' and '.join(problems)}", f"the model's inputs are {sorted(names)}")
     arrays = {name: np.asarray(value) for name, value in sample.items()}
     for name, array in arrays.items():
         if array.dtype.kind == "f" and np.isnan(array).any():

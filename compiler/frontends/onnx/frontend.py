@@ -9,12 +9,12 @@ import onnx
 import tvm
 from tvm import relax
 
-from compiler.errors import InternalError
+from compiler.errors import CompilationError, InputError, InternalError, InvalidModelError
 from compiler.frontends.imported_model import ImportedModel, TensorSpec
 from compiler.frontends.onnx.context import PoisonedInputError, RefusedError
 from compiler.frontends.onnx.dtypes import carrier_of
 from compiler.frontends.onnx.importer import Importer, Scope, to_tensor
-from compiler.frontends.onnx.inputs import RuntimeInput, Shapes, fixed_values, runtime_inputs
+from compiler.frontends.onnx.inputs import RuntimeInput, Shapes, fixed_values, other_sizes, runtime_inputs
 from compiler.frontends.onnx.loader import ModelSource, load_model
 from compiler.frontends.onnx.registry import discover
 from compiler.frontends.onnx.structure import live_nodes, used_names
@@ -50,7 +50,16 @@ def import_onnx(
     scope = Scope(values={**model.initializers, **fixed}, opsets=model.opsets)
     inputs = runtime_inputs(graph, set(scope.values), shapes, importer.builder)
     scope.values.update({item.spec.name: item.value for item in inputs})
-    mod, specs = _build(importer, scope, inputs, wanted)
+    try:
+        mod, specs = _build(importer, scope, inputs, wanted)
+    except (InvalidModelError, CompilationError) as error:
+        other = other_sizes(graph, shapes)
+        if other is None:
+            raise
+        raise InputError(
+            f"the model cannot take {other}: {error.message}",
+            "give the declared sizes, or export the model with these dimensions dynamic",
+        ) from error
     arrays = {name: value.array for name, value in fixed.items() if isinstance(value, Constant)}
     checks = importer.builder.checks
     return ImportedModel(

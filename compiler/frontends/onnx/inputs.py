@@ -150,6 +150,20 @@ def _dims(spec: onnx.ValueInfoProto, override: Sequence[int | str] | None) -> li
     return [_checked_size(spec.name, size) for size in override]
 
 
+def other_sizes(graph: onnx.GraphProto, shapes: Shapes | None) -> str | None:
+    """Inputs that the caller gives other sizes than the model declares, as text; None where there are none."""
+    found = []
+    for spec in graph.input:
+        given = (shapes or {}).get(spec.name)
+        if given is None or not spec.type.tensor_type.HasField("shape"):
+            continue
+        declared = [declared_size(dim) for dim in spec.type.tensor_type.shape.dim]
+        if any(isinstance(own, int) and size != own for size, own in zip(given, declared, strict=False)):
+            texts = [", ".join("?" if size is None else str(size) for size in sizes) for sizes in (given, declared)]
+            found.append(f"{spec.name!r} as [{texts[0]}], which it declares as [{texts[1]}]")
+    return ", and ".join(found) or None
+
+
 def _checked_size(name: str, size: object) -> int | str:
     if isinstance(size, str) and size and not size.lstrip("+-").isdecimal():
         return size

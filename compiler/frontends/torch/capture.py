@@ -9,8 +9,9 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from compiler.errors import InputError, InvalidModelError, OptionError, TensorwrightError
+from compiler.errors import InputError, OptionError, TensorwrightError
 from compiler.frontends.torch.buffers import integers_as_constants, refuse_writes_to_constants
+from compiler.frontends.torch.capture_errors import capture_error
 from compiler.frontends.torch.results import named_results
 from compiler.frontends.torch.transformers_scan import scans_captured
 
@@ -47,7 +48,7 @@ def exported_program(
     except (TypeError, AssertionError) as error:
         raise InputError(f"the example inputs do not fit the model: {error}") from error
     except Exception as error:  # torch.export raises many classes, none of them public
-        raise InvalidModelError(f"torch.export can not capture the model: {error}", _hint(str(error))) from error
+        raise capture_error(error) from error
 
 
 def _captured(
@@ -69,20 +70,6 @@ def _captured(
             return program
 
 
-def _hint(message: str) -> str:
-    """What to do about an error of `torch.export`."""
-    if "specialized it to be a constant" in message:
-        return (
-            "a loop of Python over that dimension, or a branch on its size, fixes it, and so do parts of a fixed size "
-            "(split): leave the dimension out of dynamic_shapes, or write the loop with torch._higher_order_ops.scan, "
-            "which is compiled for any length"
-        )
-    return (
-        "make torch.export.export(model, example_inputs) work first; its message says which line is in the way. "
-        "Models that decide by values, as torchvision's detectors, become ONNX by torch.onnx.export(dynamo=False)"
-    )
-
-
 def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of the model."""
     if isinstance(example_inputs, Mapping):
@@ -92,11 +79,12 @@ def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The exporters print progress and warn of their own plans; a failure still raises."""
+    """The exporters print progress and graphs that they fail at, and warn of their plans; a failure still raises."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        printed = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             warnings.simplefilter("ignore")
             yield
     finally:

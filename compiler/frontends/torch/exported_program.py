@@ -59,7 +59,7 @@ def import_torch(
 
     Raises:
         OptionError: no example inputs, a module in training mode, or a name in `outputs` that is none of its outputs.
-        InvalidModelError: `torch.export` can not capture the module.
+        InvalidModelError: `torch.export` cannot capture the module.
         UnsupportedModelError: an operator has no conversion.
         MissingDependencyError: onnxscript is not installed.
     """

@@ -127,3 +127,18 @@ def test_requirements_are_kept_in_the_file(tmp_path: Any) -> None:
     assert again.manifest.requirements == module.manifest.requirements != ()
     with pytest.raises(InputError, match="Add node"):
         again.run({"x": ones(2), "y": ones(3), "i": np.array([0])})
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        "(float[n,8] x, float[8,3] w) => (float[n,k] y) { y = MatMul(x, w) }",
+        "(float[n,8,5,5] x, float[4,8,3,3] w) => (float[n,k,h,v] y) { y = Conv(x, w) }",
+    ],
+)
+def test_sizes_that_the_model_cannot_take_are_named(graph: str) -> None:
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> agraph {graph}')
+    given = (4, 9, 5, 5) if "Conv" in graph else (4, 9)
+    with pytest.raises(InputError, match=r"cannot take 'x' as \[4, 9.*which it declares as \[n, 8") as caught:
+        compiler.compile(model, shapes={"x": given})
+    assert "declared sizes" in str(caught.value.hint)

@@ -128,7 +128,7 @@ class DataDependent(nn.Module):
 
 
 def test_control_flow_that_export_can_not_capture() -> None:
-    with pytest.raises(InvalidModelError, match=r"torch\.export can not capture"):
+    with pytest.raises(InvalidModelError, match=r"torch\.export cannot capture"):
         compiler.compile(DataDependent().eval(), example_inputs=(torch.randn(3),))
 
 

@@ -1,0 +1,63 @@
+"""What stopped `torch.export`, in a line or two: what, in which line of the model, and what to do."""
+
+from __future__ import annotations
+
+import linecache
+import re
+import sysconfig
+from pathlib import Path
+from types import TracebackType
+
+from compiler.errors import InvalidModelError
+
+_FIXED_SIZE = (
+    "a loop of Python over that dimension, or a branch on its size, fixes it, and so do parts of a fixed size (split): "
+    "leave the dimension out of dynamic_shapes, or write the loop with torch._higher_order_ops.scan, which is compiled "
+    "for any length"
+)
+_DATA_DEPENDENT = (
+    "compute both ways and choose with torch.where, use torch.cond, or compile the parts around it; models that decide "
+    "by values, as torchvision's detectors, become ONNX by torch.onnx.export(dynamo=False)"
+)
+_OTHER = "make torch.export.export(model, example_inputs) work first"
+_LONGEST = 300
+
+
+def capture_error(error: Exception) -> InvalidModelError:
+    """The error of a model that `torch.export` stopped at; torch's own report is its cause."""
+    text = str(error)
+    where = _line_of_the_model(error.__traceback__)
+    if "data-dependent" in text:
+        what, hint = f"a value of a tensor decides what is computed ({_first_line(text)})", _DATA_DEPENDENT
+    elif "specialized it to be a constant" in text:
+        what, hint = text.strip(), _FIXED_SIZE
+    else:
+        what, hint = f"{type(error).__name__}: {_first_line(text)}", _OTHER
+    return InvalidModelError(f"torch.export cannot capture the model: {what}{where}", hint)
+
+
+def _first_line(text: str) -> str:
+    """The first line, without what torch says of its symbols."""
+    line = next((each.strip() for each in text.splitlines() if each.strip()), "no message")
+    line = re.sub(r"\s*\((unhinted|Size-like symbols):[^)]*\)+\.?", "", line)
+    return line if len(line) <= _LONGEST else line[:_LONGEST] + " ..."
+
+
+def _line_of_the_model(traceback: TracebackType | None) -> str:
+    """The innermost line that is neither torch's, Python's nor ours, as "at net.py:9, in forward: if x.sum() > 0"."""
+    found = ""
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if _is_of_the_model(Path(code.co_filename)):
+            source = linecache.getline(code.co_filename, traceback.tb_lineno).strip()
+            found = f"\n  at {code.co_filename}:{traceback.tb_lineno}, in {code.co_name}: {source}"
+        traceback = traceback.tb_next
+    return found
+
+
+def _is_of_the_model(path: Path) -> bool:
+    import torch
+
+    if path.is_relative_to(Path(torch.__file__).parent) or path.is_relative_to(Path(__file__).parents[2]):
+        return False
+    return "site-packages" in path.parts or not path.is_relative_to(sysconfig.get_path("stdlib"))
