@@ -12,6 +12,7 @@ from typing import Any
 
 from schedules.conv_workload import ConvWorkload, DepthwiseDotWorkload, PoolWorkload, WindowWorkload, ceil_div
 from schedules.narrow import number
+from schedules.open_sizes import parts_of
 from schedules.tir import tirx
 from schedules.winograd_transforms import edge_of, transforms
 
@@ -185,7 +186,14 @@ def share_of_image(sizes: Sequence[Any], dtype: str) -> Expr:
 
 
 def conv_winograd(
-    data: Tensor, weight: Any, work: ConvWorkload, tile: int, *, kind: str = WINOGRAD, fill: int = 0
+    data: Tensor,
+    weight: Any,
+    work: ConvWorkload,
+    tile: int,
+    sizes: Sequence[Any] = (),
+    *,
+    kind: str = WINOGRAD,
+    fill: int = 0,
 ) -> Tensor:
     """A 3x3 convolution of stride 1 or 2 through F(tile x tile, 3 x 3).
 
@@ -195,8 +203,9 @@ def conv_winograd(
     stride = work.strides[0]
     matrices = transforms(tile, stride)
     edge, step = edge_of(tile, stride), tile * stride
-    rows, columns = (ceil_div(size, tile) for size in work.out_spatial)
-    height, width = work.spatial
+    out = output_sizes(work, sizes)
+    rows, columns = (parts_of(size, tile) for size in out)
+    height, width = spatial_sizes(work, data)
     (top, _), (left, _) = work.pad
     outside = tirx.const(fill, work.dtype)
     batch = data.shape[0]
@@ -237,7 +246,7 @@ def conv_winograd(
     )
     p, q = te.reduce_axis((0, edge), name="p"), te.reduce_axis((0, edge), name="q")
     return te.compute(
-        (batch, work.out_blocks, *work.out_spatial, block),
+        (batch, work.out_blocks, *out, block),
         lambda n, co, y, x, lane: te.sum(
             product[n, co, y // tile * columns + x // tile, p * edge + q, lane]
             * out_of(y % tile, p)

@@ -13,7 +13,7 @@ from schedules.conv_tiling import accumulators, block_choices, tails, tile_cost
 from schedules.conv_workload import WindowWorkload, ceil_div
 from schedules.kernel import shape_of
 from schedules.machine import Machine
-from schedules.nest import Stmt, bind, repeat, sequence, when
+from schedules.nest import Stmt, allocate, bind, load, repeat, sequence, store, when
 from schedules.tir import tirx
 
 _INDEX = "int64"
@@ -61,13 +61,14 @@ def name_opaque(name: str, value: Any, bindings: list[Stmt]) -> Any:
     """`name_value` for what TVM's passes are not to look into.
 
     They put what a name stands for into each expression that they simplify, again for each loop; positions in images
-    of unknown size are quotients of quotients, and most of a kernel's compile time went there. LLVM takes the rotation
-    by 0 for what it is.
+    of unknown size are quotients of quotients, and most of a kernel's compile time went there. What a buffer holds they
+    do not know; LLVM does.
     """
     if isinstance(value, int):
         return value
-    nothing = tirx.IntImm(_INDEX, 0)
-    return name_value(name, tirx.call_llvm_intrin(_INDEX, "llvm.fshl.i64", value, value, nothing), bindings)
+    held, allocation = allocate(f"{name}_held", (1,), _INDEX, "local")
+    bindings += [allocation, store(held, value, 0)]
+    return name_value(name, load(held, 0), bindings)
 
 
 def least(left: Any, right: Any) -> Any:
@@ -102,7 +103,7 @@ def open_register_tile(out_blocks: int, machine: Machine, load_cycles: float = 0
     limit = accumulators(machine)
 
     def cost(pixels: int, blocks: int) -> float:
-        return sum(_row_cost(machine, width, pixels, blocks, load_cycles) / width for width in _WIDTHS)
+        return sum(open_row_cost(machine, width, pixels, blocks, load_cycles) / width for width in _WIDTHS)
 
     choices = [
         (cost(pixels, blocks), -pixels * blocks, pixels, blocks)
@@ -114,7 +115,7 @@ def open_register_tile(out_blocks: int, machine: Machine, load_cycles: float = 0
     return pixels, blocks
 
 
-def _row_cost(machine: Machine, width: int, pixels: int, blocks: int, load_cycles: float) -> float:
+def open_row_cost(machine: Machine, width: int, pixels: int, blocks: int, load_cycles: float = 0.5) -> float:
     """`conv_tiling.row_cost` of the tiles that `open_repeat` makes."""
     whole, rest = divmod(width, pixels)
     sizes = [size for size in tails(pixels) if rest & size]

@@ -26,7 +26,6 @@ from schedules.nest import (
     Stmt,
     allocate,
     allocate_tile,
-    bind,
     both,
     broadcast,
     lanes_of,
@@ -42,10 +41,13 @@ from schedules.nest import (
     vectorized,
     when,
 )
+from schedules.open_sizes import Sizes, least, name_opaque, open_repeat, parts_of
 from schedules.rule import ScheduleRule
 from schedules.weights_ahead import ahead
-from schedules.winograd_tiling import WINOGRAD_MAX_TASK_TILES, tile_counts, winograd_plan
-from schedules.winograd_transforms import Matrix, edge_of, transforms
+from schedules.winograd_apply import Transform
+from schedules.winograd_tasks import cut_tiles
+from schedules.winograd_tiling import most_tiles, winograd_plan
+from schedules.winograd_transforms import edge_of, transforms
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,11 @@ class Winograd(ScheduleRule):
         return WinogradWorkload(**vars(work), tile=int(stages[0].annotations["tensorwright.tile"]))
 
     def space(self, workload: WinogradWorkload, machine: Machine) -> ConfigSpace:
-        rows, columns = tile_counts(workload, workload.tile)
+        most = most_tiles(workload, workload.tile)
         limit = accumulators(machine)
         return ConfigSpace(
             {
-                "tiles": tuple(range(1, min(rows * columns, WINOGRAD_MAX_TASK_TILES) + 1)),
+                "tiles": tuple(range(1, most + 1)),
                 "pixels": tuple(range(1, limit + 1)),
                 "blocks": block_choices(workload.out_blocks, machine),
                 "chunks": divisors(workload.out_blocks),
@@ -96,6 +98,15 @@ class Winograd(ScheduleRule):
         return fused.function(WinogradNest(fused, workload, config).build(machine), machine)
 
 
+@dataclass(frozen=True)
+class Tiles:
+    """Tiles of a task: those of an image from `first` on; `live` of them, or where sizes are known perhaps fewer."""
+
+    image: Any
+    first: Any
+    live: Any
+
+
 class WinogradNest:
     """Builds the loop nest of one convolution.
 
@@ -115,53 +126,53 @@ class WinogradNest:
         self.matrices = transforms(work.tile, work.strides[0])
         self.tiles = config.integer("tiles")
         self.pixels = min(config.integer("pixels"), self.tiles)
-        self.blocks, self.chunks = config.integer("blocks"), config.integer("chunks")
+        self.blocks, self.config = config.integer("blocks"), config
         self.unroll = config.integer("unroll")
         self.lanes = work.block
         self.all_lanes = lanes_of(0, self.lanes)
         self.spread_dtype = work.dtype  # of the transformed input
         self.steps = self.lanes  # of the sum, for a block of channels
-        self.rows, self.columns = tile_counts(work, work.tile)
-        self.cuts = ceil_div(self.rows * self.columns, self.tiles)
-        self.names = 0
+        self.sizes = Sizes.of(work, self.data, fused.result)
+        self.transform = Transform(self.lanes)
 
     def build(self, machine: Machine) -> Stmt:
         batch = self.data.ty.shape[0] if self.work.batch == 0 else self.work.batch
-        small = self.work.batch == 1 and self.work.flops < SMALL_FLOPS
+        counts = [parts_of(size, self.tile) for size in self.sizes.out]
+        self.cut = cut_tiles(self.work, counts, self.config, batch, machine)
+        small = self.work.batch == 1 and not self.work.is_open and self.work.flops < SMALL_FLOPS
         loop = repeat if small or machine.cores == 1 else parallel
-        return loop("task", batch * (self.cuts * self.chunks), self._task)
+        tasks = loop("task", batch * (self.cut.parts * self.cut.chunks), self._task)
+        return sequence(self.sizes.bindings, self.cut.bindings, tasks)
 
     def _task(self, task: Expr | int) -> Stmt:
-        image, cut, chunk = task // (self.cuts * self.chunks), task // self.chunks % self.cuts, task % self.chunks
-        work = self.work
+        cut, work = self.cut, self.work
+        names: list[Stmt] = []
+        chunk = self._position("chunk", task % cut.chunks, names)
+        image = self._position("image", task // (cut.parts * cut.chunks), names)
+        first = self._position("first", task // cut.chunks % cut.parts * cut.tiles, names)
+        live = self._position("live", least(cut.tiles, cut.total - first), names) if work.is_open else self.tiles
+        tiles = Tiles(image, first, live)
         spread, allocate_spread = self._scratch("spread", work.in_blocks, self.steps)
         product, allocate_product = self._scratch("product", self.blocks, self.lanes)
-        first = cut * self.tiles
-        steps = work.out_blocks // self.blocks // self.chunks
 
         def channels(step: Expr | int) -> Stmt:
-            block = (chunk * steps + step) * self.blocks
+            block = (chunk * cut.steps + step) * self.blocks
             return sequence(
-                repeat("f", self.frequencies, lambda f: self._multiply(spread, product, block, f)),
-                repeat(
-                    "b",
-                    self.blocks,
-                    lambda part: self._each_tile(
-                        first, lambda i, tile: self._collect(product, image, block, part, i, tile)
-                    ),
-                ),
+                repeat("f", self.frequencies, lambda f: self._multiply(spread, product, block, f, live)),
+                repeat("b", self.blocks, lambda part: self._collect_tiles(product, tiles, block, part)),
             )
 
         return sequence(
+            names,
             allocate_spread,
             allocate_product,
-            repeat(
-                "cb",
-                work.in_blocks,
-                lambda c: self._each_tile(first, lambda i, tile: self._spread(spread, image, c, i, tile)),
-            ),
-            repeat("co", steps, channels),
+            repeat("cb", work.in_blocks, lambda c: self._spread_tiles(spread, tiles, c)),
+            repeat("co", cut.steps, channels),
         )
+
+    def _position(self, name: str, value: Any, names: list[Stmt]) -> Any:
+        """A name for a position in an image of unknown size: its divisions would be repeated in every index."""
+        return name_opaque(name, value, names) if self.work.is_open else value
 
     def _scratch(self, name: str, blocks: int, elements: int) -> tuple[Any, Stmt]:
         """A buffer of (frequencies, blocks * tiles, elements).
@@ -171,25 +182,32 @@ class WinogradNest:
         vectors = blocks * self.tiles
         return allocate(name, (self.frequencies, vectors + 1 - vectors % 2, elements), self.work.dtype)
 
-    def _each_tile(self, first: Expr | int, body: Callable[[Any, Any], Stmt]) -> Stmt:
-        """`body(place in the task, tile of the image)` for each tile; the last task may hold fewer."""
-        total = self.rows * self.columns
+    def _each_tile(self, tiles: Tiles, body: Callable[[Any, Any, Any], Stmt]) -> Stmt:
+        """`body(place in the task, row, column of the tile)` for each tile; the last task may hold fewer."""
+        total, columns = self.cut.total, self.cut.columns
 
         def one(i: Any) -> Stmt:
-            if total % self.tiles == 0:
-                return body(i, first + i)
-            return sequence(when(first + i < total, body(i, first + i)))
+            names: list[Stmt] = []
+            tile = tiles.first + i
+            row, column = (
+                self._position(*each, names) for each in (("row", tile // columns), ("column", tile % columns))
+            )
+            whole = self.work.is_open or total % self.tiles == 0
+            return sequence(names, when(True if whole else tile < total, body(i, row, column)))
 
-        return repeat("t", self.tiles, one)
+        return repeat("t", tiles.live, one)
 
     # Into the frequencies.
 
-    def _spread(self, spread: Any, image: Any, block: Any, place: Any, tile: Any) -> Stmt:
+    def _spread_tiles(self, spread: Any, tiles: Tiles, block: Any) -> Stmt:
+        return self._each_tile(tiles, lambda i, row, column: self._spread(spread, tiles.image, block, i, row, column))
+
+    def _spread(self, spread: Any, image: Any, block: Any, place: Any, row: Any, column: Any) -> Stmt:
         work, edge, dtype = self.work, self.edge, self.spread_dtype
         (top, _), (left, _) = work.pad
-        height, width = work.spatial
+        height, width = self.sizes.spatial
         step = self.tile * work.strides[0]
-        y, x = tile // self.columns * step - top, tile % self.columns * step - left
+        y, x = row * step - top, column * step - left
         patch, allocate_patch = allocate("patch", (edge, edge, self.lanes), dtype, "local")
         half, allocate_half = allocate("half", (edge, edge, self.lanes), dtype, "local")
 
@@ -216,16 +234,16 @@ class WinogradNest:
             def keep(i: int, value: Expr, j: int = j) -> Stmt:
                 return store(half, value, i, j, self.all_lanes)
 
-            column = [load(patch, i, j, self.all_lanes) for i in range(edge)]
-            statements += self._apply(self.matrices.input, column, keep, dtype)
+            values = [load(patch, i, j, self.all_lanes) for i in range(edge)]
+            statements += self.transform.apply(self.matrices.input, values, keep, dtype)
         for i in range(edge):
 
             def give(j: int, value: Expr, i: int = i) -> Stmt:
                 at = (i * edge + j, block * self.tiles + place, lanes_of(0, self.steps))
                 return store(spread, self._kept(value), *at)
 
-            row = [load(half, i, j, self.all_lanes) for j in range(edge)]
-            statements += self._apply(self.matrices.input, row, give, dtype)
+            values = [load(half, i, j, self.all_lanes) for j in range(edge)]
+            statements += self.transform.apply(self.matrices.input, values, give, dtype)
         return sequence(statements)
 
     def _kept(self, value: Expr) -> Expr:
@@ -234,7 +252,7 @@ class WinogradNest:
 
     # The product of each frequency.
 
-    def _multiply(self, spread: Any, product: Any, block: Any, frequency: Any) -> Stmt:
+    def _multiply(self, spread: Any, product: Any, block: Any, frequency: Any, live: Any) -> Stmt:
         work, lanes = self.work, self.lanes
         whole, rest = self._whole_and_rest()
 
@@ -279,6 +297,13 @@ class WinogradNest:
             ]
             return sequence(parts)
 
+        def named_tile(start: Any, size: int) -> Stmt:
+            names: list[Stmt] = []
+            start = name_opaque("start", start, names)
+            return sequence(names, tile(start, size))
+
+        if self.work.is_open:
+            return open_repeat("p", live, self.pixels, named_tile)
         return split_repeat("p", self.tiles, self.pixels, tile)
 
     def _whole_and_rest(self) -> tuple[int, int]:
@@ -293,6 +318,12 @@ class WinogradNest:
         """What the tile at `start` asks for before it reads a channel's weights: those of that channel for a frequency
         to come, or its share of them when several tiles use the same."""
         tiles = ceil_div(self.tiles, self.pixels)
+        if self.work.is_open:  # there may be one alone
+            then = frequency + ahead(self.pixels * self.blocks * self.work.channels)
+            return [
+                when(start + 0 == 0, prefetch(self.weight, block + part, then, channel, 0))
+                for part in range(self.blocks)
+            ]
         if tiles == 1:
             row = channel + ahead(self.tiles * self.blocks)
             return [prefetch(self.weight, block + part, frequency, row, 0) for part in range(self.blocks)]
@@ -303,10 +334,17 @@ class WinogradNest:
 
     # Back from the frequencies.
 
-    def _collect(self, product: Any, image: Any, block: Any, part: Any, place: Any, tile: Any) -> Stmt:
+    def _collect_tiles(self, product: Any, tiles: Tiles, block: Any, part: Any) -> Stmt:
+        return self._each_tile(
+            tiles, lambda i, row, column: self._collect(product, [tiles.image, block + part, row, column], part, i)
+        )
+
+    def _collect(self, product: Any, at: Sequence[Any], part: Any, place: Any) -> Stmt:
+        """The results of a tile; `at` is its image, channel block, row and column."""
         edge, size, dtype = self.edge, self.tile, self.work.dtype
-        height, width = self.work.out_spatial
-        y, x = tile // self.columns * size, tile % self.columns * size
+        height, width = self.sizes.out
+        image, block = at[:2]
+        y, x = at[2] * size, at[3] * size
         half, allocate_half = allocate("half", (size, edge, self.lanes), dtype, "local")
         result, allocate_result = allocate("result", (size, size, self.lanes), dtype, "local")
         statements: list[Stmt] = [allocate_half, allocate_result]
@@ -315,25 +353,25 @@ class WinogradNest:
             def keep(i: int, value: Expr, j: int = j) -> Stmt:
                 return store(half, value, i, j, self.all_lanes)
 
-            column = [load(product, i * edge + j, part * self.tiles + place, self.all_lanes) for i in range(edge)]
-            statements += self._apply(self.matrices.output, column, keep, dtype)
+            values = [load(product, i * edge + j, part * self.tiles + place, self.all_lanes) for i in range(edge)]
+            statements += self.transform.apply(self.matrices.output, values, keep, dtype)
         for i in range(size):
 
             def give(j: int, value: Expr, i: int = i) -> Stmt:
                 return store(result, self._scaled(value), i, j, self.all_lanes)
 
-            row = [load(half, i, j, self.all_lanes) for j in range(edge)]
-            statements += self._apply(self.matrices.output, row, give, dtype)
+            values = [load(half, i, j, self.all_lanes) for j in range(edge)]
+            statements += self.transform.apply(self.matrices.output, values, give, dtype)
 
         def finish(i: Any, j: Any) -> Stmt:
             return vectorized(
                 "lane",
                 self.lanes,
-                lambda lane: self.fused.finish(load(result, i, j, lane), [image, block + part, y + i, x + j, lane]),
+                lambda lane: self.fused.finish(load(result, i, j, lane), [image, block, y + i, x + j, lane]),
             )
 
         whole = sequence([finish(i, j) for i, j in static_grid(size, size)])
-        if height % size == 0 and width % size == 0:
+        if not self.work.is_open and height % size == 0 and width % size == 0:
             return sequence(statements, whole)
 
         def guarded(i: Any, j: Any) -> Stmt:
@@ -347,46 +385,6 @@ class WinogradNest:
         """A result of the transform as a result of the convolution."""
         return value
 
-    # One transform: a matrix times a vector of vectors.
-
-    def _apply(
-        self, matrix: Matrix, values: Sequence[Expr], put: Callable[[int, Expr], Stmt], dtype: str
-    ) -> list[Stmt]:
-        """`put(i, row i of matrix @ values)`. Rows that differ in the signs of their odd columns alone (points come as
-        p and -p) share both halves."""
-        statements: list[Stmt] = []
-        done: set[int] = set()
-        for i, row in enumerate(matrix):
-            if i in done:
-                continue
-            mate = _mirrored(matrix, i)
-            if mate is None:
-                statements.append(put(i, self._combine(row, values, dtype)))
-                continue
-            j, sign = mate
-            even, bind_even = self._named(self._combine(_every_other(row, 0), values, dtype), dtype)
-            odd, bind_odd = self._named(self._combine(_every_other(row, 1), values, dtype), dtype)
-            statements += [bind_even, bind_odd, put(i, even + odd)]
-            statements.append(put(j, even - odd if sign > 0 else odd - even))
-            done.add(j)
-        return statements
-
-    def _combine(self, coefficients: Sequence[float], values: Sequence[Expr], dtype: str) -> Expr:
-        total: Expr = None
-        for coefficient, value in zip(coefficients, values, strict=True):
-            if coefficient == 0:
-                continue
-            if abs(coefficient) == 1 and total is not None:
-                total = total + value if coefficient == 1 else total - value
-                continue
-            term = value if coefficient == 1 else value * splat(coefficient, dtype, self.lanes)
-            total = term if total is None else total + term
-        return total
-
-    def _named(self, value: Expr, dtype: str) -> tuple[Any, Stmt]:
-        self.names += 1
-        return bind(f"part{self.names}", value, dtype, self.lanes)
-
 
 def weight_of(fused: FusedKernel) -> Any:
     """The transformed weights: what the product reads besides the transformed input."""
@@ -396,20 +394,3 @@ def weight_of(fused: FusedKernel) -> Any:
         if not any(read.source.same_as(buffer) for buffer in own):
             return read.source
     raise NotScheduledError("the product reads no weights")
-
-
-def _every_other(row: Sequence[float], start: int) -> list[float]:
-    return [entry if column % 2 == start else 0.0 for column, entry in enumerate(row)]
-
-
-def _mirrored(matrix: Matrix, i: int) -> tuple[int, int] | None:
-    """A later row that equals row i but for the sign of its odd columns (+1) or of its even columns (-1)."""
-    even, odd = _every_other(matrix[i], 0), _every_other(matrix[i], 1)
-    if not any(even) or not any(odd):
-        return None
-    for j in range(i + 1, len(matrix)):
-        if list(matrix[j]) == [e - o for e, o in zip(even, odd, strict=True)]:
-            return j, 1
-        if list(matrix[j]) == [o - e for e, o in zip(even, odd, strict=True)]:
-            return j, -1
-    return None

@@ -77,7 +77,7 @@ def pack_integer_filter(weight: NDArray[np.int8], lanes: int, stride: int = 1) -
 
 def integer_winograd_pays(work: ConvWorkload, weight: NDArray[np.int8], machine: Machine) -> bool:
     """Whether the rule computes this convolution of bytes, and is estimated to be faster than the direct one."""
-    if int8_dot.unit_of(machine) != int8_dot.PAIRS or not has_window(work):
+    if int8_dot.unit_of(machine) != int8_dot.PAIRS or work.is_open or not has_window(work):
         return False
     if _MOST * int(np.abs(weight.astype(np.int64)).sum(axis=(1, 2, 3)).max()) >= 1 << 31:
         return False

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from schedules.conv_tiling import accumulators, block_choices, divisors, row_cost
+from schedules.conv_tiling import accumulators, block_choices, divisors, row_cost, split_for_cores
 from schedules.conv_workload import ConvWorkload, DotWorkload, ceil_div
 from schedules.machine import Machine
+from schedules.open_sizes import open_row_cost
 from schedules.winograd_transforms import KERNEL, bounds, edge_of
 
 SHARED_CACHE_RATE = (
@@ -15,6 +17,8 @@ SHARED_CACHE_RATE = (
 _EXPOSED = 0.15  # of the time that memory takes, when it takes less than the arithmetic (or the other way round)
 
 WINOGRAD_MAX_TASK_TILES = 64
+_LARGE = 56  # the side of an image with many tiles
+_FEW_TILES = (4, 9, 16, 25)  # those of images of 7 to 20 pixels
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,16 @@ def transform_cycles(edge: int, others: int) -> float:
     return arithmetic + edge * edge + others * others + 2 * edge * others
 
 
+def most_tiles(work: ConvWorkload, tile: int) -> int:
+    """How many tiles a task may take."""
+    rows, columns = tile_counts(work, tile)
+    return WINOGRAD_MAX_TASK_TILES if work.is_open else min(rows * columns, WINOGRAD_MAX_TASK_TILES)
+
+
 def winograd_plan(work: ConvWorkload, tile: int, machine: Machine) -> WinogradPlan:
-    """The cheapest plan."""
+    """The cheapest plan; where sizes are open, of no known cycles."""
+    if work.is_open:
+        return _open_plan(work, tile, machine)
     rows, columns = tile_counts(work, tile)
     total = rows * columns * max(work.batch, 1)
     per_image = rows * columns
@@ -60,6 +72,24 @@ def _task_counts(tiles: int) -> list[int]:
     """Into how many tasks the tiles of an image may be cut."""
     counts = {ceil_div(tiles, size) for size in range(1, min(tiles, WINOGRAD_MAX_TASK_TILES) + 1)}
     return sorted(count for count in counts if ceil_div(tiles, count) >= min(4, tiles))
+
+
+def _open_plan(work: ConvWorkload, tile: int, machine: Machine) -> WinogradPlan:
+    """What serves a large image: tasks of as many tiles as it would have, in register tiles that suit fewer as well.
+    There are chunks of output channels for every core, for images too small for a task each."""
+    tiles = winograd_plan(replace(work, spatial=(_LARGE, _LARGE)), tile, machine).tiles
+
+    def cost(pixels: int, blocks: int) -> float:
+        return sum(open_row_cost(machine, count, pixels, blocks) / count for count in (*_FEW_TILES, tiles))
+
+    limit = accumulators(machine)
+    _, _, pixels, blocks = min(
+        (cost(pixels, blocks), -pixels * blocks, pixels, blocks)
+        for blocks in block_choices(work.out_blocks, machine)
+        for pixels in range(1, min(tiles, limit // blocks) + 1)
+    )
+    chunks = split_for_cores(1, divisors(work.out_blocks // blocks), machine)
+    return WinogradPlan(ceil_div(tiles, pixels) * pixels, pixels, blocks, chunks, 0.0)
 
 
 def _plan(
@@ -118,19 +148,26 @@ def _with_weights(arithmetic: float, weights: int, work: ConvWorkload, machine: 
 
 
 def winograd_tile(
-    work: ConvWorkload, machine: Machine, error_bound: float, direct: ConvWorkload | None = None
+    work: ConvWorkload,
+    machine: Machine,
+    error_bound: float,
+    direct: ConvWorkload | None = None,
+    images: Sequence[tuple[int, ...]] = (),
 ) -> int | None:
     """The tile that is cheaper than the direct convolution (that of `direct` if given, perhaps of narrow operands), or
-    None. Only tiles whose error is within the bound."""
+    None. Only tiles whose error is within the bound. `images` are spatial sizes to judge by, each as much as the
+    others, where those of the convolution are open."""
     if not serves(work):
         return None
-    best, best_cycles = None, 0.97 * direct_cycles(direct or work, machine)
+    cases = [(replace(work, spatial=size), replace(direct or work, spatial=size)) for size in images or [work.spatial]]
+    cases = [case for case in cases if serves(case[0]) and not case[0].is_open]
+    best, best_share = None, 0.97 * len(cases)
     for tile, error in bounds(work.strides[0]).items():
         if error > error_bound:
             continue
-        cycles = winograd_cycles(work, tile, machine)
-        if cycles < best_cycles:
-            best, best_cycles = tile, cycles
+        share = sum(winograd_cycles(each, tile, machine) / direct_cycles(rival, machine) for each, rival in cases)
+        if share < best_share:
+            best, best_share = tile, share
     return best
 
 
@@ -140,7 +177,7 @@ def serves(work: ConvWorkload) -> bool:
 
 
 def has_window(work: ConvWorkload) -> bool:
-    """Whether Winograd's method has the window of this convolution, and its layout."""
+    """Whether Winograd's method has the window of this convolution, its layout, and images that are not too small."""
     return (
         work.rank == 2
         and work.kernel == (KERNEL, KERNEL)
@@ -149,5 +186,5 @@ def has_window(work: ConvWorkload) -> bool:
         and work.groups == 1
         and work.in_block == work.block
         and all(before >= 0 and after >= 0 for before, after in work.pad)
-        and min(work.out_spatial) >= 2
+        and all(size >= 2 or size == 0 for size in work.out_spatial)
     )

@@ -14,6 +14,7 @@ from tvm import relax
 from tvm.ir import GenericConst
 
 from compiler.passes.expansion import Expansion
+from compiler.passes.layout.common_sizes import common_sizes
 from compiler.passes.layout.packing import (
     expand_winograd,
     merge_groups,
@@ -148,14 +149,17 @@ class BlockedConv:
         folded = None if work.is_open else self._folded(work, narrow)
         if folded is not None:
             return self._emit_folded(folded, values)
-        tile = None if work.is_open else self._winograd_tile(work, narrow)
+        tile = self._winograd_tile(work, narrow)
         sparse = self._sparse(work, values, tile) if narrow is None else None
         if sparse is not None:
             return sparse
         if tile is not None:
             spread = self._winograd_weight(values, work, tile)
             return self._emit(
-                lambda data, weight, _: conv_compute.conv_winograd(data, weight, work, tile), work, spread, widens=True
+                lambda data, weight, sizes: conv_compute.conv_winograd(data, weight, work, tile, sizes),
+                work,
+                spread,
+                widens=True,
             )
         if narrow is not None:
             packed = pack_filter_groups(bfloat16_bits(values), narrow.in_block, narrow.block, narrow.group)
@@ -168,8 +172,10 @@ class BlockedConv:
 
     def _winograd_tile(self, work: ConvWorkload, narrow: DotWorkload | None) -> int | None:
         """The tile of Winograd's method, None for the direct convolution: as estimated, or as was measured."""
-        tile = winograd_tile(work, self.builder.machine, WINOGRAD_ERROR_BOUND, narrow)
-        if self.builder.choose is None or not serves(work):
+        shape = shape_of(self.data) or []
+        images = common_sizes([shape[axis] for axis in self.conv.order[2:]]) if work.is_open else ()
+        tile = winograd_tile(work, self.builder.machine, WINOGRAD_ERROR_BOUND, narrow, images)
+        if self.builder.choose is None or work.is_open or not serves(work):
             return tile
         known = [each for each, error in bounds(work.strides[0]).items() if error <= WINOGRAD_ERROR_BOUND]
         tiles = [tile, *(each for each in (None, *known) if each != tile)]

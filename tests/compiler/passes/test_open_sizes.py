@@ -86,7 +86,7 @@ def test_image_network() -> None:
         ("GlobalAveragePool", {}, []),
         ("Flatten", {}, []),
     ]
-    check(model(3, 2, nodes), SIZES, {"conv-direct", "pool", "global-pool"})
+    check(model(3, 2, nodes), SIZES, {"conv-direct", "conv-winograd", "pool", "global-pool"})
 
 
 def test_depthwise_network() -> None:
@@ -134,7 +134,14 @@ def test_an_open_batch_of_images_of_known_size_is_convolved_by_winograds_method(
     check(model(48, 2, nodes), [(1, 29, 30), (3, 29, 30)], {"conv-winograd"}, spatial=(29, 30))
 
 
-@pytest.mark.parametrize("seed", range(8))
+def test_images_of_open_size_are_convolved_by_winograds_method_of_either_stride() -> None:
+    """Tasks of a few tiles and of many, rows and columns that tiles do not divide."""
+    nodes = [conv(40, 24, (3, 3), (1, 0, 2, 1), strides=[2, 2]), conv(40, 40, (3, 3), (1, 1, 1, 1))]
+    sizes = [(1, 4, 4), (2, 15, 15), (1, 58, 63), (3, 113, 30)]
+    check(model(24, 2, nodes), sizes, {"conv-winograd"})
+
+
+@pytest.mark.parametrize("seed", range(6))
 def test_random_convolutions(seed: int) -> None:
     """Any kernel, stride, dilation, padding and grouping, at random sizes down to the smallest that fits."""
     generator = np.random.default_rng(seed)

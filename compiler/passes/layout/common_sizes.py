@@ -1,0 +1,26 @@
+"""Sizes that a symbolic size is likely to have: how fast a kernel is cannot be judged without any."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm.ir import Var
+from tvm.sym import Analyzer
+from tvm.tirx import IntImm
+
+from schedules.tir import structural_map
+
+_SIDES = (160, 224, 384)  # of images that networks take
+
+
+def common_sizes(sizes: Sequence[Any]) -> list[tuple[int, ...]]:
+    """`sizes` with numbers in place of symbols, in several ways: those of images of common sides."""
+    return [tuple(_at(size, side) for size in sizes) for side in _SIDES]
+
+
+def _at(size: Any, side: int) -> int:
+    if isinstance(size, int):
+        return size
+    known = Analyzer().simplify(structural_map(size, (Var, lambda _: IntImm("int64", side))))
+    return int(known) if isinstance(known, IntImm) else side
