@@ -249,7 +249,7 @@ def _with_reference(
         report("no reference input stored: on random values the model's loops may never end; give reference_inputs=")
         return module
     try:
-        inputs = dict(given) if given is not None else random_inputs(model.inputs)
+        inputs = dict(given) if given is not None else random_inputs(model.inputs, indices=model.indices)
         outputs = (_host_module(model, artifact, options) if foreign else module).run(inputs)
     except TensorwrightError as error:
         if given is not None and not foreign:

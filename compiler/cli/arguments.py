@@ -89,12 +89,12 @@ def _match(name: str, described: Sequence[int | str], shape: Sequence[int | str]
             sizes[own] = given
 
 
-def parse_arrays(texts: Sequence[str], option: str, specs: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-    """`name=file.npy`, `name=3`, `name=[1, 2]` or `file.npz` as arrays by name; `name=random` is left out.
+def parse_arrays(texts: Sequence[str], option: str, specs: Mapping[str, Any]) -> dict[str, Any]:
+    """`name=file.npy`, `name=3`, `name=[1, 2]` or `file.npz` as arrays by name; `name=random` stays that word.
 
     Literals get the data type that `specs` has for the name (objects with `dtype`), files keep theirs.
     """
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    arrays: dict[str, Any] = {}
     for text in texts:
         if "=" not in text and text.endswith(".npz"):
             arrays.update(load_archive(Path(text), option))
@@ -102,6 +102,7 @@ def parse_arrays(texts: Sequence[str], option: str, specs: Mapping[str, Any]) ->
     for name, value in _pairs(rest, option, "NAME=FILE.npy, NAME=VALUE (3, 0.5, [1, 2]), or FILE.npz"):
         if value == RANDOM and option == "--input":
             _known(name, specs, option)
+            arrays[name] = RANDOM
         elif value.endswith(".npy"):
             arrays[name] = _load_array(Path(value), option)
         elif value.endswith(".npz"):

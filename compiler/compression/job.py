@@ -63,7 +63,7 @@ class Job:
         return Measure(value, size, self._seconds(module), dict(kernels))
 
     def _seconds(self, module: Module) -> float:
-        inputs = self.samples[0] if self.samples else random_inputs(self.model.inputs)
+        inputs = self.samples[0] if self.samples else random_inputs(self.model.inputs, indices=self.model.indices)
         return reported_seconds(lambda: module.run(inputs), threads=module.threads)
 
     @property

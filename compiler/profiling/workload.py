@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from compiler.frontends.imported_model import TensorSpec
 
 Result = TypeVar("Result")
+RANDOM = "random"
+"""In place of an input's values: random ones."""
 DEFAULT_SIZE = 1
 """Of a symbolic dimension that the caller gives no size for."""
 
@@ -89,7 +91,7 @@ def complete_inputs(
     """Inputs by name: those given, and for the rest the module's stored reference or random values.
 
     The reference input is a better guess than random values, as it ran when the module was compiled; it is used where
-    nothing is said of values or sizes.
+    nothing is said of values or sizes; the value `RANDOM` asks for random ones.
 
     Raises:
         InputError: a name that the module does not have, or too many inputs.
@@ -97,11 +99,16 @@ def complete_inputs(
     """
     named = _named(module.inputs, inputs)
     known = symbolic_sizes(module.inputs, named, sizes)
-    missing = [spec for spec in module.inputs if spec.name not in named]
+    missing = [spec for spec in module.inputs if _is_missing(named, spec.name)]
     if _uses_reference(module, named, sizes):
         return dict(module.artifact.reference_inputs)
-    made = random_inputs(missing, sizes=known)
-    return {spec.name: named[spec.name] if spec.name in named else made[spec.name] for spec in module.inputs}
+    made = random_inputs(missing, sizes=known, indices=module.manifest.indices)
+    return {spec.name: made[spec.name] if spec.name in made else named[spec.name] for spec in module.inputs}
+
+
+def _is_missing(named: Mapping[str, Any], name: str) -> bool:
+    value = named.get(name)
+    return name not in named or (isinstance(value, str) and value == RANDOM)
 
 
 def _uses_reference(module: Module, named: Mapping[str, Any], sizes: Mapping[str, int] | None) -> bool:
@@ -110,7 +117,7 @@ def _uses_reference(module: Module, named: Mapping[str, Any], sizes: Mapping[str
 
 def made_up_note(module: Module, named: Mapping[str, Any], sizes: Mapping[str, int] | None) -> str | None:
     """What `complete_inputs` fills in, in words; None when every input is given."""
-    missing = [spec.name for spec in module.inputs if spec.name not in named]
+    missing = [spec.name for spec in module.inputs if _is_missing(named, spec.name)]
     if not missing:
         return None
     kind = "the module's stored example" if _uses_reference(module, named, sizes) else "random values"

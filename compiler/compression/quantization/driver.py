@@ -131,7 +131,11 @@ def quantize(
     for note in imported.notes:
         report(note)
     model = canonical(imported, chosen)
-    samples = [random_inputs(model.inputs)] if calibration is None else checked_samples(calibration, model)
+    samples = (
+        [random_inputs(model.inputs, indices=model.indices)]
+        if calibration is None
+        else checked_samples(calibration, model)
+    )
 
     def compiled(candidate: ImportedModel) -> Module:
         inputs = {spec.name for spec in candidate.inputs}

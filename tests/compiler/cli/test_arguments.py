@@ -122,8 +122,8 @@ def test_bad_files(tmp_path: Path) -> None:
         parse_arrays([f"a={tmp_path}/objects.npy"], "--input", specs)
 
 
-def test_random_is_left_out_and_must_exist() -> None:
-    assert parse_arrays(["a=random"], "--input", {"a": Spec("a")}) == {}
+def test_random_stays_that_word_and_must_be_an_input() -> None:
+    assert parse_arrays(["a=random"], "--input", {"a": Spec("a")}) == {"a": "random"}
     with pytest.raises(InputError, match="no input has that name"):
         parse_arrays(["b=random"], "--input", {"a": Spec("a")})
 
