@@ -131,6 +131,13 @@ class AccuracyError(UserError):
     """A compressed model loses more accuracy than the caller allows; the message says how much."""
 
 
+class NothingGainedError(OptionError, AccuracyError):
+    """A technique of compression finds nothing in the model that it could make smaller or faster.
+
+    `compress` skips such a step and says so.
+    """
+
+
 class PassError(InternalError):
     """A graph pass failed or produced a module that is not well formed; names the pass."""
 

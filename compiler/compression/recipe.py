@@ -17,12 +17,13 @@ import targets
 from compiler.compression.job import Job, Samples, import_options, start
 from compiler.compression.model import CompressedModel
 from compiler.compression.quantization.accuracy import Evaluate
+from compiler.compression.quantization.report import QuantizationReport
 from compiler.compression.recipe_file import read_recipe
 from compiler.compression.recipe_report import RecipeReport, Row
 from compiler.compression.recipe_settings import check_names, check_values, checked_settings
 from compiler.compression.techniques.registry import get_technique
 from compiler.driver import find_target
-from compiler.errors import OptionError, TensorwrightError
+from compiler.errors import NothingGainedError, OptionError, TensorwrightError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes
 
@@ -72,6 +73,7 @@ def compress(
 
     Raises:
         AccuracyError: a step, or all together, lose more than they may.
+        NothingGainedError: no step finds anything to make smaller or faster; single ones that do not are skipped.
         OptionError: the recipe is at fault.
         UserError: of the steps; `reached` of an error is a `RecipeResult` of the steps before, None at the first.
     """
@@ -94,21 +96,32 @@ def compress(
     common = {"target": job.target, "threads": threads, "progress": progress, "evaluate": job.evaluate}
     rows, current = [Row("as it came", job.before, 0.0)], source
     reports: list[Any] = []
+    skipped: list[tuple[str, str]] = []
     for index, (name, settings) in enumerate(steps):
         job.report(f"step {index + 1} of {len(steps)}: {name}")
         imports = {} if isinstance(current, ImportedModel) else _accepted(name, options)
         calls = {**common, "calibration": samples, "max_drop": max_drop, **imports, **settings}
         try:
-            current = get_technique(name).run(current, **calls)
+            smaller = get_technique(name).run(current, **calls)
+            _require_gain(smaller)
+        except NothingGainedError as error:
+            skipped.append((name, error.message))
+            job.report(f"skipped {name}: {error.message}")
+            continue
         except TensorwrightError as error:
             error.message = f"{_where(index, steps)}: {error.message}"
-            error.reached = _result(job, current, rows, reports) if isinstance(current, ImportedModel) else None
+            error.reached = (
+                _result(job, current, rows, reports, skipped) if isinstance(current, ImportedModel) else None
+            )
             raise
+        current = smaller
         after = current.report.after if isinstance(current, CompressedModel) else job.measure(current)
         rows.append(Row(name, after, job.drop(after)))
         reports.append(current.report)
-    assert isinstance(current, ImportedModel)
-    result = _result(job, current, rows, reports)
+    if not isinstance(current, ImportedModel) or not reports:
+        reasons = "".join(f"\n  {name}: {reason}" for name, reason in skipped)
+        raise NothingGainedError(f"no step of the recipe makes the model smaller or faster:{reasons}")
+    result = _result(job, current, rows, reports, skipped)
     try:
         job.require(rows[-1].measure, "the steps together lose more: give each a smaller max_drop, or leave one out")
     except TensorwrightError as error:
@@ -122,9 +135,18 @@ def _accepted(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if name != "distill" or key not in ("shapes", "constants")}
 
 
-def _result(job: Job, model: ImportedModel, rows: list[Row], reports: list[Any]) -> RecipeResult:
+def _require_gain(model: Any) -> None:
+    """Raises NothingGainedError for a quantized model all of whose layers stayed in float."""
+    report = getattr(model, "report", None)
+    if isinstance(report, QuantizationReport) and not any(layer.integer for layer in report.layers):
+        raise NothingGainedError(report.summary)
+
+
+def _result(
+    job: Job, model: ImportedModel, rows: list[Row], reports: list[Any], skipped: list[tuple[str, str]]
+) -> RecipeResult:
     fields = {name: getattr(model, name) for name in ImportedModel.__dataclass_fields__}
-    report = RecipeReport(job.target.name, job.max_drop, tuple(rows), tuple(reports))
+    report = RecipeReport(job.target.name, job.max_drop, tuple(rows), tuple(reports), tuple(skipped))
     return RecipeResult(**fields, name=job.name, report=report)
 
 

@@ -27,12 +27,14 @@ class RecipeReport:
     Attributes:
         rows: the model as it came, and after each step.
         reports: of each step, as the technique gives it.
+        skipped: steps that found nothing to make smaller or faster, and why; the recipe went on without them.
     """
 
     target: str
     max_drop: float
     rows: tuple[Row, ...]
     reports: tuple[Any, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
 
     def pareto(self) -> list[Row]:
         """The rows that no other row beats in time and score both."""
@@ -45,6 +47,7 @@ class RecipeReport:
             "max_drop": self.max_drop,
             "rows": [asdict(row) for row in self.rows],
             "reports": [report.to_dict() for report in self.reports],
+            "skipped": [{"step": step, "reason": reason} for step, reason in self.skipped],
         }
 
     def save(self, path: str | Path) -> None:
@@ -58,7 +61,7 @@ class RecipeReport:
             drop = "-" if row.drop is None else f"{row.drop:.3%}"
             size, time = f"{row.measure.bytes / 1e6:.3f} MB", f"{row.measure.seconds * 1e3:.3f}"
             lines.append(f"{row.step:<16}{score:>12}{drop:>10}{size:>14}{time:>12}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"skipped {step}: {reason}" for step, reason in self.skipped)])
 
 
 def _beats(left: Measure, right: Measure) -> bool:

@@ -19,7 +19,7 @@ from compiler.compression.pruning.dependencies import find_dependencies
 from compiler.compression.pruning.weights import weights_of, with_constants
 from compiler.compression.quantization.accuracy import Evaluate, check_max_drop
 from compiler.compression.report import LayerChange
-from compiler.errors import OptionError
+from compiler.errors import NothingGainedError, OptionError
 from compiler.frontends.source import Constants, Shapes
 from compiler.passes.matching import Array, array_of
 from compiler.passes.store_palettes import MOST_BITS
@@ -69,7 +69,7 @@ def share_weights(
     )
     weights = [each for each in weights_of(find_dependencies(job.model.mod)) if array_of(each.constant).size >= _FEWEST]
     if not weights:
-        raise OptionError(f"the model has no weight of {_FEWEST} numbers or more to share")
+        raise NothingGainedError(f"the model has no weight of {_FEWEST} numbers or more to share")
     for tried in range(bits, MOST_BITS + 1):
         job.report(f"palettes of {tried} bits")
         new = {each.constant: shared(array_of(each.constant), tried) for each in weights}

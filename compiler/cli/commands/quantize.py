@@ -74,6 +74,10 @@ def _quantize(
             help="By what layers are left in float for their speed: predicted, measured, or a file of --precisions.",
         ),
     ] = "predicted",
+    keep_slower: Annotated[
+        bool,
+        typer.Option("--keep-slower", help="Keep layers in integers that are slower so, for their size."),
+    ] = False,
     precisions: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write which layers are in integers there (.json)."),
@@ -101,5 +105,6 @@ def _quantize(
         max_drop=max_drop,
         method=method,
         decide=decide,
+        keep_slower=keep_slower,
         precisions=precisions,
     )

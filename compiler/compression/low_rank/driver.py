@@ -19,7 +19,7 @@ from compiler.compression.quantization.affine import decibels, noise_ratio
 from compiler.compression.quantization.layers import Layer, find_layers
 from compiler.compression.quantization.precisions import MEASURED, PREDICTED
 from compiler.compression.report import LayerChange, Measure
-from compiler.errors import AccuracyError, OptionError
+from compiler.errors import AccuracyError, NothingGainedError, OptionError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes
 
@@ -65,7 +65,8 @@ def factorize(
 
     Raises:
         AccuracyError: the limit does not hold with any layer in factors.
-        OptionError: an option is at fault, or no layer is faster in factors.
+        OptionError: an option is at fault.
+        NothingGainedError: no layer is faster in factors.
         UserError: of importing and compiling.
     """
     check_settings(energy, speedup, minimum_gain, max_drop, decide)
@@ -82,7 +83,7 @@ def factorize(
     search = _Search(job, energy, speedup, minimum_gain, decide == MEASURED)
     search.run(keep)
     if not search.factors:
-        raise OptionError(
+        raise NothingGainedError(
             f"none of {len(search.layers)} layers is {speedup or minimum_gain} times faster in factors",
             "ask for less energy=; weights that are not of low rank are better pruned",
         )

@@ -15,7 +15,7 @@ from compiler.compression.pruning.selection import select_units
 from compiler.compression.pruning.shrink import kept
 from compiler.compression.pruning.weights import Weight
 from compiler.compression.report import LayerChange
-from compiler.errors import OptionError
+from compiler.errors import NothingGainedError
 from compiler.passes.matching import Array
 
 CRITERIA = ("magnitude", "gradient", "second-order", "influence")
@@ -32,7 +32,7 @@ class Plan:
     steps: int
 
     def cells(self, found: Dependencies, usable: Collection[GenericConst] | None = None) -> list[Cell]:
-        """The cells to prune. Raises OptionError when there is none.
+        """The cells to prune. Raises NothingGainedError when there is none.
 
         Args:
             usable: weights that may lose units; all when None.
@@ -47,7 +47,7 @@ class Plan:
             }
             cells = [cell for cell in cells if not bound.intersection(cell.units.tolist())]
         if not cells:
-            raise OptionError(
+            raise NothingGainedError(
                 f"the model has no {self.pattern} that can be removed",
                 "what reaches an output, or is normalized together, must stay; other patterns may apply",
             )
@@ -62,7 +62,9 @@ class Plan:
         """What stays of each weight, in the weight's own shape."""
         assert self.kind is not None
         if not weights:
-            raise OptionError("the model has no weights to prune", "only products with constant weights have them")
+            raise NothingGainedError(
+                "the model has no weights to prune", "only products with constant weights have them"
+            )
         matrices = [weight.matrix(saliency[weight.constant]) for weight in weights]
         chosen = masks(self.kind, matrices, amount, self.scope)
         return {weight.constant: weight.restored(mask) for weight, mask in zip(weights, chosen, strict=True)}
@@ -82,9 +84,9 @@ class Plan:
 
 
 def require_change(changes: Sequence[LayerChange], plan: Plan, amount: float) -> None:
-    """Raises OptionError where nothing went."""
+    """Raises NothingGainedError where nothing went."""
     if not any(change.change for change in changes):
-        raise OptionError(
+        raise NothingGainedError(
             f"{plan.title(amount)} removes nothing: no layer is large enough for it",
             "give a larger amount, or a smaller pattern",
         )

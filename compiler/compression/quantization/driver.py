@@ -26,7 +26,7 @@ from compiler.compression.quantization.speed import speed_limit
 from compiler.compression.quantization.summary import make_report, size_of
 from compiler.driver import compile as compile_model
 from compiler.driver import find_target, model_name
-from compiler.errors import AccuracyError
+from compiler.errors import AccuracyError, NothingGainedError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes, import_model
 from compiler.reference import random_inputs
@@ -235,7 +235,7 @@ def _within_limit(session: _Search[Found], limit: _Limit, report: Steps) -> tupl
 
     layers = session.quantizable
     if not layers and not session.slower:
-        raise AccuracyError(
+        raise NothingGainedError(
             f"the model has no layer that this scheme quantizes{_reasons(session)}",
             "try another scheme=, or compile it in float",
         )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from compiler.compression.quantization.precisions import FLOAT, INTEGER, MEASURED, write_precisions
+
+_IN_INTEGERS = ("static-int8", "dynamic-int8")
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,16 @@ class QuantizationReport:
         return tuple(layer for layer in self.layers if not layer.integer)
 
     @property
+    def summary(self) -> str:
+        """A line: how many layers run quantized, and why the others do not; a warning where that is below half."""
+        count, whole = len(self.layers) - len(self.in_float), len(self.layers)
+        reasons = Counter(re.split(r"[:(,]", layer.reason, maxsplit=1)[0].strip() for layer in self.in_float)
+        why = ", ".join(f"{number} {reason or 'without a stated reason'}" for reason, number in reasons.most_common())
+        few = "WARNING: only " if 2 * count < whole else ""
+        where = "in integers" if self.scheme in _IN_INTEGERS else "quantized"
+        return f"{few}{count} of {whole} layers run {where}" + (f"; in float: {why}" if why else "")
+
+    @property
     def precisions(self) -> dict[str, str]:
         """ "integer" or "float" by the layer's name: what `quantize(decide=...)` repeats."""
         return {layer.name: INTEGER if layer.integer else FLOAT for layer in self.layers}
@@ -126,10 +140,9 @@ class QuantizationReport:
             raise StorageError(f"{path} can not be written: {error}") from error
 
     def __str__(self) -> str:
-        integer = len(self.layers) - len(self.in_float)
         lines = [
-            f"{self.scheme}: {integer} of {len(self.layers)} layers quantized; score {self.before:.6g}, then"
-            f" {self.after:.6g} (drop {self.drop:.3%}, limit {self.max_drop:.3%})",
+            f"{self.scheme}: {self.summary}",
+            f"score {self.before:.6g}, then {self.after:.6g} (drop {self.drop:.3%}, limit {self.max_drop:.3%})",
             f"parameters {self.size.float_bytes} bytes before, {self.size.integer_bytes} after; a run"
             f" {self.size.float_seconds * 1e3:.3f} ms before, {self.size.integer_seconds * 1e3:.3f} ms after",
         ]

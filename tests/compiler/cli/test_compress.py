@@ -45,9 +45,15 @@ def test_a_recipe_in_a_file(tensorwright: Run, tmp_path: Path) -> None:
 def test_a_recipe_in_a_line(tensorwright: Run, tmp_path: Path) -> None:
     model = write(perceptron(batch=4, width=64, layers=2), tmp_path / "net.onnx")
     output = tmp_path / "out.twm"
-    result = tensorwright("compress", model, "-r", "share-weights", "-o", output, "--threads", 1, "--json")
+    recipe = "factorize -> share-weights"
+    result = tensorwright("compress", model, "-r", recipe, "-o", output, "--threads", 1, "--json")
     assert result.code == 0, result.err
-    rows = json.loads(result.out)["rows"]
+    found = json.loads(result.out)
+    rows = found["rows"]
+    # Weights of full rank have no factors that are faster: the step is skipped with a line, and the recipe goes on.
+    assert found["skipped"][0]["step"] == "factorize"
+    assert "times faster in factors" in found["skipped"][0]["reason"]
+    assert "skipped factorize: none of 2 layers is" in result.err
     assert [row["step"] for row in rows] == ["as it came", "share-weights"]
     assert rows[1]["measure"]["bytes"] < rows[0]["measure"]["bytes"] / 4
 

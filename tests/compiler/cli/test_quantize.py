@@ -20,7 +20,7 @@ def test_quantize_writes_a_module_and_a_report(tensorwright: Run, tmp_path: Path
     arguments = ("quantize", model, "-s", tmp_path / "a.npz", "-o", output)
     result = tensorwright(*arguments, "--report", report, "--precisions", tmp_path / "layers.json")
     assert result.code == 0, result.err
-    assert "2 of 2 layers quantized" in result.out
+    assert "2 of 2 layers run in integers" in result.out
     assert json.loads(report.read_text())["drop"] < 0.01
     exact = compiler.compile(model).run({"x": values})["y"]
     got = compiler.load(output).run({"x": values})["y"]
@@ -43,6 +43,6 @@ def test_weights_alone_need_no_samples(tensorwright: Run, tmp_path: Path) -> Non
     output = tmp_path / "out.twm"
     result = tensorwright("quantize", model, "--scheme", "weight-int4", "--group", "16", "-o", output)
     assert result.code == 0, result.err
-    assert "weight-int4: 2 of 2 layers quantized" in result.out
+    assert "weight-int4: 2 of 2 layers run quantized" in result.out
     assert "random inputs" in result.out
     assert tensorwright("quantize", model, "--scheme", "static-int8", "-o", output).code == 2
