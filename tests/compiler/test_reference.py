@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx.parser
@@ -13,11 +14,11 @@ from compiler.profiling.workload import RANDOM, complete_inputs, made_up_note
 from compiler.reference import random_inputs
 
 
-def spec(name: str, shape: tuple[int | str, ...], dtype: str = "int64") -> SimpleNamespace:
+def spec(name: str, shape: tuple[int | str, ...], dtype: str = "int64") -> Any:
     return SimpleNamespace(name=name, shape=shape, dtype=dtype)
 
 
-def index(name: str, size: str, least: str | None = None, **symbols: str) -> SimpleNamespace:
+def index(name: str, size: str, least: str | None = None, **symbols: str) -> Any:
     return SimpleNamespace(input=name, size=size, least=least, symbols=symbols)
 
 
