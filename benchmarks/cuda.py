@@ -6,6 +6,8 @@ and times.
     python -m benchmarks.cuda resnet18 --int8 --kernels      # quantized; also a line for each launch
     python -m benchmarks.cuda --no-nvcc               # fast: that every kernel is bound; source, no machine code
     python -m benchmarks.cuda --device --target h100  # on a machine with one: conformance, numbers, times
+    python -m benchmarks.cuda --pack DIR --target h100 --limit 60MB   # a folder for a machine that has only a driver
+    python -m benchmarks.cuda --report results.json   # tables out of what DIR/run found there
 
 Without --device nothing is run or timed: kernels are compiled, and registers, spills and matrix instructions counted.
 With it, the conformance suite runs on the device, outputs are compared with the processor's, and runs are timed in
@@ -18,10 +20,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import targets
-from benchmarks import _cuda_device
+from benchmarks import _cuda_device, _cuda_pack
 from benchmarks._cuda_kernels import Examined, Launch, examine, source_arguments
 from benchmarks._models import task_of
 from benchmarks._quantized import quantized
@@ -64,13 +67,17 @@ def launch_line(launch: Launch) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit status."""
     options = _parser().parse_args(arguments)
+    if options.report:
+        return _cuda_pack.report(options.report)
+    if options.pack:
+        return _cuda_pack.pack(options.pack, options.target or "h100", options.limit, options.models)
     names = options.models or list(CATALOG)
     if unknown := [name for name in names if name not in CATALOG]:
         print(f"no model of the catalog: {', '.join(unknown)}", file=sys.stderr)
         return 2
-    target = targets.get(options.target)
+    target = targets.get(options.target or "t4")
     if not isinstance(target, CudaTarget):
-        print(f"{options.target} is no CUDA target", file=sys.stderr)
+        print(f"{target.name} is no CUDA target", file=sys.stderr)
         return 2
     if options.device:
         return _on_device(names, target, options)
@@ -81,13 +88,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.cuda", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("models", nargs="*", help="names of the catalog; all unless given")
-    parser.add_argument("--target", default="t4", help="a CUDA target")
+    parser.add_argument(
+        "models", nargs="*", help="names of the catalog, or parts of a pack's entries; all unless given"
+    )
+    parser.add_argument("--target", help="a CUDA target; t4, or h100 for a pack, unless given")
     parser.add_argument("--no-nvcc", action="store_true", help="stop at CUDA source")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of products and convolutions")
     parser.add_argument("--int8", action="store_true", help="the models quantized by ONNX Runtime")
     parser.add_argument("--kernels", action="store_true", help="a line for each launch")
     parser.add_argument("--device", action="store_true", help="run, compare and time on this machine's device")
+    parser.add_argument("--pack", type=Path, metavar="DIR", help="write a folder for a machine that has only a driver")
+    parser.add_argument("--limit", default="60MB", help="of a pack's files together")
+    parser.add_argument("--report", type=Path, nargs="+", metavar="JSON", help="print the tables of a pack's results")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
     parser.add_argument("--seconds", type=float, default=0.6, help="length of a turn")
     return parser

@@ -1,0 +1,54 @@
+"""What `benchmarks.cuda --pack` and `--report` do."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import targets
+from benchmarks.gpu_pack.report import read_results, tables
+from compiler.errors import TensorwrightError
+from targets.cuda import CudaTarget
+
+
+def pack(folder: Path, name: str, limit: str, only: Sequence[str]) -> int:
+    """Write a pack for a target; its entries are those whose names hold one of `only`, all without. The exit status."""
+    from benchmarks.gpu_pack.entries import entries
+    from benchmarks.gpu_pack.pack import Made, make_pack, parse_size
+
+    target = targets.get(name)
+    if not isinstance(target, CudaTarget):
+        print(f"{name} is no CUDA target", file=sys.stderr)
+        return 2
+    chosen = [each for each in entries() if not only or any(part in each.name for part in only)]
+    fitted: list[Made] = []
+
+    def tell(made: Made) -> None:
+        if made.written is None:
+            print(f"{made.name}: not in the pack: {made.problem}", flush=True)
+            return
+        fitted.append(made)
+        stored = (
+            f", {sum(made.written.stored.values())} bytes of parameters from no seed" if made.written.stored else ""
+        )
+        print(f"{made.name}: {made.written.bytes} bytes, {made.seconds:.0f} s{stored}", flush=True)
+
+    try:
+        failed = make_pack(folder, target, chosen, parse_size(limit), tell)
+    except TensorwrightError as error:
+        print(f"{error.message}\n{error.hint or ''}".rstrip(), file=sys.stderr)
+        return 2
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{folder}: {len(fitted)} of {len(chosen)} entries, {size / 1e6:.1f} MB; run {folder}/run there")
+    return int(bool(failed))
+
+
+def report(paths: Sequence[Path]) -> int:
+    """Print the tables of results. The exit status."""
+    try:
+        print(tables(read_results(paths)))
+    except TensorwrightError as error:
+        print(f"{error.message}\n{error.hint or ''}".rstrip(), file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,52 @@
+"""The program that runs a pack, and the libraries that it needs beside it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from compiler.device.cache import cached, key_of
+from compiler.device.cuda_libraries import cuda_libraries
+from compiler.device.programs import COMPILE_OPTIONS, SOURCES, device_programs, engine_link_options
+from compiler.device.runtime_libraries import FFI_LIBRARY, RUNTIME_LIBRARY
+from compiler.device.sodium import sodium_include, sodium_object
+from compiler.device.toolchain import compile_objects, include_folders, include_options
+from targets.cuda import CudaTarget
+
+PROGRAM = "pack-driver"
+_SOURCES = Path(__file__).with_name("cpp")
+_PARTS = ("numbers.cc", "generator.cc", "entry.cc", "simulated.cc", "session.cc", "stages.cc", "child.cc", "results.cc")
+
+
+def pack_driver(target: CudaTarget) -> Path:
+    """A folder with the program, built once for the processor beside the device.
+
+    Raises: as `compiler.device.programs.device_programs`.
+    """
+    programs, sodium = device_programs(target), sodium_object(target)
+    contents = [path.read_bytes() for path in sorted(_SOURCES.glob("*.*"))]
+    key = key_of([programs.name, *contents])
+
+    def build(folder: Path) -> None:
+        sources = {PROGRAM: [_SOURCES / each for each in (*_PARTS, "main.cc")]}
+        headers = include_options([*include_folders(), sodium_include()])
+        options = [*COMPILE_OPTIONS, "-I", str(SOURCES), "-I", str(_SOURCES), *headers]
+        (made,) = compile_objects(target, sources, options, folder)
+        linked: list[str | Path] = [made, programs / "library.o", sodium, "-o", folder / PROGRAM]
+        target.compiler().run([*linked, *engine_link_options(programs)])
+        made.unlink()
+
+    return cached("pack-driver", f"{target.architecture}-{key}", build)
+
+
+def write_programs(target: CudaTarget, output: Path) -> None:
+    """Copy the program into `output`/bin and the libraries into `output`/lib."""
+    programs = device_programs(target)
+    for folder in ("bin", "lib"):
+        (output / folder).mkdir(parents=True, exist_ok=True)
+    shutil.copy(pack_driver(target) / PROGRAM, output / "bin")
+    libraries = [programs / FFI_LIBRARY, programs / RUNTIME_LIBRARY]
+    if not target.simulated:
+        libraries += cuda_libraries(target)
+    for library in libraries:
+        shutil.copy(library, output / "lib")

@@ -1,0 +1,75 @@
+"""Which tensors of its calls a kernel writes for others to read, taken from the graph while it says so."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from tvm import relax
+from tvm.ir import IRModule
+
+from compiler.passes.context import PipelineContext
+from compiler.passes.graph import operator_name
+
+_CALLS = ("relax.call_tir", "relax.call_tir_inplace")
+
+
+class KernelTable:
+    """Watches a compilation: `passes()` go into `run_pipeline`, then `kernels()` gives the table."""
+
+    def __init__(self) -> None:
+        self._results: dict[str, int] = {}
+        self._places: dict[str, list[int]] = {}
+
+    def passes(self) -> dict[str, Any]:
+        """Passes that note the results of calls before and after workspaces are added to them."""
+        return {"after:apply-schedules": self._before, "after:lift-workspaces": self._after}
+
+    def _before(self, mod: IRModule, context: PipelineContext) -> IRModule:
+        for name, call in _calls(mod):
+            self._results[name] = len(_types(call))
+        return mod
+
+    def _after(self, mod: IRModule, context: PipelineContext) -> IRModule:
+        for name, call in _calls(mod):
+            given = len(call.args[1].fields)
+            in_place = [int(index) for index in getattr(call.attrs, "inplace_indices", ())] or [-1] * len(_types(call))
+            places = []
+            for index in in_place:
+                places.append(index if index >= 0 else given)
+                given += index < 0
+            self._places[name] = places[: self._results.get(name, len(places))]
+        return mod
+
+    def kernels(self, operations: dict[str, Any]) -> dict[str, Any]:
+        """The table as a pack writes it; `operations` as the pass "count-operations" reports them."""
+        return {
+            name: {"results": places, "operations": number_of(getattr(operations.get(name), "formula", "0"))}
+            for name, places in self._places.items()
+        }
+
+
+def _calls(mod: IRModule) -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+
+    def visit(expression: Any) -> None:
+        if isinstance(expression, relax.Call) and operator_name(expression) in _CALLS:
+            found.append((str(expression.args[0].name_hint), expression))
+
+    for _, function in mod.functions_items():
+        if isinstance(function, relax.Function):
+            relax.analysis.post_order_visit(function, visit)
+    return found
+
+
+def _types(call: Any) -> list[Any]:
+    types = call.ty_args[0]
+    return list(types.fields) if isinstance(types, relax.TupleType) else [types]
+
+
+def number_of(formula: str) -> int:
+    """The value of "2*3 + 4"; 0 where it holds names."""
+    if not re.fullmatch(r"[\d*+ ]+", formula):
+        return 0
+    return sum(math.prod(int(factor) for factor in term.split("*")) for term in formula.split("+"))

@@ -1,0 +1,225 @@
+"""Tables out of the results of a pack's runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compiler.errors import OptionError
+
+# Of NVIDIA's data sheets, without sparsity: TFLOP/s by operand, and GB/s of memory. "H100" and "H200" are SXM boards
+# ("H100", "H200") and of the H100 for PCIe.
+_PEAKS: dict[str, dict[str, float]] = {
+    "H100 PCIe": {"float32": 51, "float16": 756, "bf16": 756, "int8": 1513, "memory": 2000},
+    "H200": {"float32": 67, "float16": 989, "bf16": 989, "int8": 1979, "memory": 4800},
+    "H100": {"float32": 67, "float16": 989, "bf16": 989, "int8": 1979, "memory": 3350},
+}
+_PRECISIONS = ("float32", "float16", "bf16", "int8")
+_SLOWEST = 8  # kernels listed of a net
+
+
+@dataclass
+class EntryResult:
+    """What is known of an entry: the last line of each stage, and PyTorch's milliseconds by way."""
+
+    name: str
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    peers: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def precision(self) -> str:
+        last = self.name.rpartition("-")[2]
+        return last if last in _PRECISIONS else "float32"
+
+    @property
+    def status(self) -> str:
+        return str(self.stages.get("end", {}).get("status", "cut off"))
+
+    def milliseconds(self, stage: str) -> float | None:
+        return self.stages.get(stage, {}).get("ms")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What runs of a pack found, in their order."""
+
+    entries: dict[str, EntryResult]
+    device: str
+    facts: dict[str, Any]
+    nvidia_smi: str
+
+    @property
+    def peaks(self) -> dict[str, float]:
+        """The device's limits; empty for one whose data sheet is not known here."""
+        return next((each for name, each in _PEAKS.items() if all(word in self.device for word in name.split())), {})
+
+
+def read_results(paths: Iterable[Path]) -> Results:
+    """All of several files, later ones over earlier ones. A last line that was cut off is left out.
+
+    Raises OptionError for a file that is no results.
+    """
+    entries: dict[str, EntryResult] = {}
+    device, facts, smi = "", {}, ""
+    for said in (line for path in paths for line in _lines(path)):
+        stage, name = said["stage"], said.get("entry", "")
+        if stage == "run":
+            smi = said.get("nvidia_smi") or smi
+        elif stage == "device":
+            device = said["name"]
+        elif stage == "facts":
+            facts = said
+        elif stage == "peer":
+            if "ms" in said:
+                entries.setdefault(name, EntryResult(name)).peers[said["peer"]] = said["ms"]
+        else:
+            entry = entries.setdefault(name, EntryResult(name))
+            if stage == "loaded":  # a new try
+                entry.stages.clear()
+            entry.stages[stage] = said
+    return Results(entries, device, facts, smi)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"{path} cannot be read: {error}", "give a results.json of a pack's run") from error
+    whole, _, _ = text.rpartition("\n")
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            said = json.loads(line)
+            if "stage" not in said:
+                raise ValueError("no stage")
+        except ValueError as error:
+            raise OptionError(
+                f"{path}, line {number}, is no line of results: {error}", "give a results.json"
+            ) from error
+        yield said
+
+
+def tables(results: Results) -> str:
+    """All of them, as Markdown."""
+    parts = [_device(results), _suite(results), _wrong(results), _nets(results), _single(results), _kernels(results)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([f"| {' | '.join(header)} |", "|" + "---|" * len(header), *lines]) if lines else ""
+
+
+def _text(value: float | None, form: str = "{:.3f}") -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _device(results: Results) -> str:
+    lines = [f"Device: {results.device or 'unknown'}."]
+    if results.facts:
+        rates = ", ".join(f"{name} {rate:.0f}" for name, rate in results.facts["tflop_s"].items())
+        lines.append(
+            f"A copy moves {results.facts['copy_gb_s']:.0f} GB/s; PyTorch's products of 8192, in TFLOP/s: {rates}."
+        )
+    smi = results.nvidia_smi.strip()
+    return " ".join(lines) + (f"\n\n```\n{smi}\n```" if smi else "")
+
+
+def _suite(results: Results) -> str:
+    suite = [each for name, each in results.entries.items() if name.startswith("conformance-")]
+    right = sum(each.status == "right" for each in suite)
+    return f"Conformance: {right} of {len(suite)} right." if suite else ""
+
+
+def _wrong(results: Results) -> str:
+    rows = []
+    for name, each in results.entries.items():
+        if each.status == "right":
+            continue
+        found = each.stages.get("first wrong kernel", {})
+        problem = str(each.stages.get("end", {}).get("problem", each.status))
+        sizes = ", ".join(found.get("tensors", ()))
+        rows.append([name, each.status, problem[:300].replace("\n", " "), found.get("kernel", "-"), sizes or "-"])
+    return _table(("wrong", "status", "problem", "first wrong kernel", "its tensors"), rows)
+
+
+def _nets(results: Results) -> str:
+    rows = []
+    for name, each in results.entries.items():
+        if name.startswith("conformance-") or _is_single(name) or "launches" not in each.stages:
+            continue
+        outputs = each.stages.get("numbers", {}).get("outputs", [])
+        difference = max((item["rms"] for item in outputs if isinstance(item["rms"], float | int)), default=None)
+        best = min(
+            (value for value in (each.milliseconds("launches"), each.milliseconds("graph")) if value), default=None
+        )
+        ways = [each.peers.get(way) for way in ("eager", "graph", "compile")]
+        fastest = min((value for value in ways if value), default=None)
+        ratio = fastest / best if fastest and best else None
+        ours = [_text(each.milliseconds(stage)) for stage in ("launches", "graph")]
+        rows.append([name, each.status, _text(difference, "{:.1e}"), *ours, *map(_text, ways), _text(ratio, "{:.2f}")])
+    header = (
+        "net",
+        "numbers",
+        "difference",
+        "launches ms",
+        "graph ms",
+        "torch eager",
+        "torch graph",
+        "torch.compile",
+        "ratio",
+    )
+    return _table(header, rows)
+
+
+def _is_single(name: str) -> bool:
+    return name.split("-")[0] in ("product", "elementwise", "softmax")
+
+
+def _single(results: Results) -> str:
+    rows = []
+    for name, each in results.entries.items():
+        if not _is_single(name):
+            continue
+        for kernel in each.stages.get("kernels", {}).get("kernels", []):
+            peers = [each.peers.get(way) for way in ("eager", "compile")]
+            rows.append([name, *_rates(kernel, each.precision, results), *map(_text, peers)])
+    header = ("kernel", "us", "GB/s", "TFLOP/s", "of the limit", "torch eager ms", "torch.compile ms")
+    return _table(header, rows)
+
+
+def _rates(kernel: dict[str, Any], precision: str, results: Results) -> list[str]:
+    """Microseconds, what it moves (each of its tensors once) and computes, and the share of the nearer limit."""
+    microseconds = kernel["us"]
+    memory, computed = kernel["bytes"] / microseconds / 1e3, kernel["operations"] / microseconds / 1e6
+    peaks = results.peaks
+    shares = (memory / peaks["memory"], computed / peaks[precision]) if peaks else ()
+    share = f"{100 * max(shares):.0f} %" if shares else "-"
+    return [f"{microseconds:.1f}", f"{memory:.0f}", f"{computed:.1f}", share]
+
+
+def _kernels(results: Results) -> str:
+    parts = []
+    for name, each in results.entries.items():
+        kernels = each.stages.get("kernels", {}).get("kernels", [])
+        if name.startswith("conformance-") or _is_single(name) or not kernels:
+            continue
+        total = sum(kernel["us"] * kernel["calls"] for kernel in kernels)
+        slowest = sorted(kernels, key=lambda kernel: -kernel["us"] * kernel["calls"])[:_SLOWEST]
+        rows = [
+            [
+                kernel["name"],
+                str(kernel["calls"]),
+                f"{100 * kernel['us'] * kernel['calls'] / total:.0f} %",
+                *_rates(kernel, each.precision, results),
+                ", ".join(kernel["tensors"]),
+            ]
+            for kernel in slowest
+        ]
+        header = ("kernel", "calls", "of the net", "us", "GB/s", "TFLOP/s", "of the limit", "tensors")
+        parts.append(
+            f"{name}: {len(kernels)} kernels, {total / 1e3:.3f} ms together; the slowest:\n\n{_table(header, rows)}"
+        )
+    return "\n\n".join(parts)

@@ -1,0 +1,96 @@
+"""Nets whose weights follow from seeds, and whose batch norms fold into them by powers of two: what a compiler makes of
+such a weight is still the generator's integers times a power of two, in any order of axes and any precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from benchmarks.gpu_pack.generator import seed_of, weights
+from benchmarks.gpu_pack.nets import exponent_of, seed_parameters
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Generated weights (`generator.weights`), as an array of a shape."""
+
+    seed: int
+    row: int
+    shape: tuple[int, ...]
+
+    def values(self) -> Array:
+        """int8, in their shape."""
+        return weights(self.seed, int(np.prod(self.shape)), self.row).reshape(self.shape)
+
+
+def seed_torch(module: nn.Module, name: str, batch: tuple[torch.Tensor, ...]) -> list[Weight]:
+    """Generated weights for a module, and batch norms that scale what reaches them by a power of two."""
+    made = seed_parameters(module, name)
+    module.eval()
+    hooks = [each.register_forward_pre_hook(_fit) for each in module.modules() if isinstance(each, _BatchNorm)]
+    with torch.no_grad():
+        module(*batch)
+    for hook in hooks:
+        hook.remove()
+    return [Weight(seed, row, shape) for seed, row, _, shape in made.values()]
+
+
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+def _fit(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+    """Set a batch norm so that it multiplies by one power of two and subtracts the channel's mean."""
+    assert isinstance(module, _BatchNorm)
+    (x,) = given
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    mean, deviation = x.mean(axes), x.std(axes, correction=0).mean()
+    scale = 2.0 ** round(float(-torch.log2(deviation + 1e-20)))
+    variance = torch.tensor(1.0) - module.eps
+    while float(variance + module.eps) != 1.0:
+        variance = torch.nextafter(variance, torch.tensor(2.0 if float(variance + module.eps) < 1 else 0.0))
+    assert module.running_mean is not None
+    assert module.running_var is not None
+    module.running_mean.zero_()
+    module.running_var.copy_(variance)
+    module.weight.copy_(torch.full_like(module.weight, scale))
+    module.bias.copy_(-mean * scale)
+
+
+def seed_onnx(model: onnx.ModelProto, name: str, least: int) -> list[Weight]:
+    """Generated values, of about the variance that they had, for the float32 initializers of two and more axes and at
+    least so many elements; changes the model."""
+    made = []
+    for each in model.graph.initializer:
+        if each.data_type != onnx.TensorProto.FLOAT or len(each.dims) < 2 or np.prod(each.dims) < least:
+            continue
+        old, shape = numpy_helper.to_array(each), tuple(each.dims)
+        if not old.std():
+            continue
+        weight = Weight(seed_of(name, each.name), int(np.prod(shape[1:])), shape)
+        unit = 2.0 ** exponent_of(1, float(old.std()))
+        each.CopyFrom(numpy_helper.from_array(weight.values().astype(np.float32) * np.float32(unit), each.name))
+        made.append(weight)
+    return made
+
+
+def inputs_of(name: str, described: Mapping[str, tuple[tuple[int, ...], int | None]]) -> dict[str, Any]:
+    """How a pack writes the inputs of a net: each a seed."""
+    result: dict[str, Any] = {}
+    for key, (shape, end) in described.items():
+        seed = seed_of(name, "input", key)
+        make = (
+            {"kind": "reals", "seed": seed}
+            if end is None
+            else {"kind": "integers", "seed": seed, "low": 0, "high": end}
+        )
+        result[key] = {"name": key, "dtype": "float32" if end is None else "int64", "shape": list(shape), "make": make}
+    return result
