@@ -128,14 +128,16 @@ class Run {
 
   // What is known of the first wrong kernel.
   std::string Trace(const std::string& name, const std::string& problem) {
-    std::string found;
+    std::string found, last;
     Ended ended = RunChild(Self({"--trace", name}), std::min(kTraceSeconds, std::max(Left(), kLeastSeconds)), [&](const std::string& line) {
+      if (line.rfind(kCallBegins, 0) == 0) last = line;
       if (!Keep(line)) return;
       JsonValue value = JsonValue::Parse(line.data(), line.size(), "a line");
       if (value["stage"].Text() == "first wrong kernel") found = "; first wrong kernel: " + value["kernel"].Text() + ": " + Shortened(value["problem"].Text(1 << 20), 300);
       if (value["stage"].Text() == "no wrong kernel") found = "; no kernel alone is wrong";
     });
-    return problem + (ended.status != 0 && found.empty() ? "; run kernel by kernel: " + ended.Words() : found);
+    if (!found.empty()) return problem + found;
+    return problem + "; run kernel by kernel, it ends in " + (last.empty() ? "no call" : last) + ": " + ended.Words();
   }
 
   // The script of the peers writes its results by itself, so that they are kept when it is ended.

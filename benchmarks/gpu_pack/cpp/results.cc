@@ -1,6 +1,8 @@
 #include "results.h"
 
 #include <fcntl.h>
+#include <signal.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -13,6 +15,9 @@ namespace tensorwright::pack {
 Results::Results(const std::string& path, const std::string& pack) : path_(path), pack_(pack) {
   file_ = open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   if (file_ < 0) throw Error("the results cannot be written to " + path + ": " + std::strerror(errno), "set OUT to a folder that can be written");
+  struct stat about;
+  if (fstat(file_, &about) != 0 || !S_ISREG(about.st_mode)) throw Error("the results cannot be written to " + path + ": it is no regular file");
+  signal(SIGXFSZ, SIG_IGN);  // a limit of the size of files is an error of writing, not an end
   std::string content;
   char buffer[1 << 16];
   for (ssize_t count; (count = read(file_, buffer, sizeof buffer)) > 0;) content.append(buffer, static_cast<size_t>(count));

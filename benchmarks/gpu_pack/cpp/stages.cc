@@ -154,11 +154,10 @@ void TimeKernels(Session* session, const Entry& entry) {
 // The source of a kernel: the functions whose names are its own and "_kernel", "_kernel_1", ...
 std::string SourceOf(const Entry& entry, const std::string& kernel) {
   std::string text = ReadCompressed(entry.folder + "/kernels.cu.gz"), found;
-  const std::string begin = "extern \"C\" __global__";
+  const std::string begin = "extern \"C\" __global__", called = " " + kernel + "_kernel";
   for (size_t start = text.find(begin); start != std::string::npos;) {
-    size_t next = text.find(begin, start + 1);
-    size_t name = text.find(" " + kernel + "_kernel", start);
-    if (name != std::string::npos && name < text.find('(', text.find("void", start) + 40 + kernel.size()) && name < next) found += text.substr(start, next - start);
+    size_t next = text.find(begin, start + 1), body = text.find('{', start), name = text.find(called, start);
+    if (name < body && body < next) found += text.substr(start, next - start);  // a definition
     start = next;
   }
   return found.substr(0, kSourceCharacters);
@@ -203,6 +202,8 @@ int TraceEntry(const std::string& pack, const std::string& name) {
   size_t number = 0;
   auto each = [&](const KernelCall& call) {
     std::string problem;
+    std::printf("%s%zu %s\n", kCallBegins, number, call.name.c_str());  // for the case that it ends this process
+    std::fflush(stdout);
     try {
       call.again();
       std::vector<ffi::Tensor> results = ResultsOf(session, call);

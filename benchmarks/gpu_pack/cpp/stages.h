@@ -9,6 +9,9 @@ namespace tensorwright::pack {
 // Numbers, then times of runs and of kernels. Exit status: 0 right, 1 wrong. Throws Error where it cannot be run.
 int RunEntry(const std::string& pack, const std::string& name);
 
+// Begins a line of TraceEntry that names the call which is started next.
+constexpr const char* kCallBegins = "call ";
+
 // Runs kernel by kernel and names the first one that fails or whose results are not those that were recorded.
 int TraceEntry(const std::string& pack, const std::string& name);
 
