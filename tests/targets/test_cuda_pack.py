@@ -284,7 +284,7 @@ def test_a_pack_goes_on_where_it_was_cut_off(copy: Path, target: CudaTarget, tmp
     made: list[Made] = []
     assert make_pack(copy, target, there, _LIMIT, made.append) == 1
     assert made[0].problem is None
-    assert made[1].problem == "KeyError: 'float64' (single_kernels.py:" + made[1].problem.rpartition(":")[2]
+    assert (made[1].problem or "").startswith("KeyError: 'float64' (single_kernels.py:")
     with pytest.raises(OptionError, match="programs and libraries alone"):
         make_pack(copy, target, [], 1000, made.append)
     (tmp_path / "other").mkdir()
