@@ -21,7 +21,7 @@ class _Toolbox:
     """How the suite compiles, loads, and tells a refusal from a defect."""
 
     def compile(self, model: onnx.ModelProto, target: Target) -> Module:
-        return compile(model, target, threads=1, records=False)
+        return compile(model, target, threads=1, records=False, progress=None)
 
     def reload(self, path: Path, target: Target) -> Module:
         artifact = read_artifact(path)

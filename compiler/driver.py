@@ -25,6 +25,7 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.pipeline import PipelineResult, run_pipeline
 from compiler.passes.registry import PassLike
 from compiler.precision import precision_of
+from compiler.progress_bar import automatic, is_silent, shows_progress
 from compiler.recursion import loops
 from compiler.reference import random_inputs
 from compiler.runtime import Module
@@ -42,6 +43,7 @@ _NEEDS = {
 }
 
 
+@shows_progress
 def compile(
     source: object,
     target: str | targets.Target = "host",
@@ -58,7 +60,7 @@ def compile(
     verify: bool = False,
     reference_inputs: Mapping[str, np.ndarray] | None = None,
     records: RecordSource = None,
-    progress: Progress | None = None,
+    progress: Progress | None = automatic,
 ) -> Module:
     """Compile a model for a target.
 
@@ -86,7 +88,8 @@ def compile(
         reference_inputs: what to store as the reference input; random values when None.
         records: tuning records: None for those that ship and the user's own (`tune` writes them), False for none; a
             file or folder, or several, in place of the user's own.
-        progress: called with the name of each step as it begins.
+        progress: called with the name of each step as it begins; a bar on terminals and in notebooks unless given, and
+            None for nothing.
 
     Returns:
         A `Module`: `module.run(inputs)`, `module.export("model.twm")`.
@@ -108,8 +111,8 @@ def compile(
         outputs=outputs,
     )
     for note in model.notes:
-        if progress is None:
-            warnings.warn(note, stacklevel=2)
+        if is_silent(progress):
+            warnings.warn(note, stacklevel=3)
         report(note)
     options = {"precision": precision, "checks": model.checks}
     tuned = tuned_configs(chosen, records, model_fingerprint(model.mod, options))

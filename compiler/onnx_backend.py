@@ -41,7 +41,7 @@ def compile_to_run(model: onnx.ModelProto, **options: Any) -> Run:
         raise UnsupportedModelError(
             refusals, "tensorwright.compile draws numbers of its own, with the same distribution"
         )
-    return compile(model, **options).run
+    return compile(model, **{"progress": None, **options}).run
 
 
 class TensorwrightRep(BackendRep):

@@ -13,11 +13,13 @@ from compiler.compression.job import Samples, start
 from compiler.compression.model import CompressedModel
 from compiler.compression.quantization.accuracy import Evaluate, check_max_drop
 from compiler.errors import InputError, MissingDependencyError, OptionError
+from compiler.progress_bar import automatic, shows_progress
 
 if TYPE_CHECKING:
     import torch
 
 
+@shows_progress
 def distill(
     student: Any,
     teacher: Any,
@@ -38,7 +40,7 @@ def distill(
     example_inputs: Sequence[Any] | None = None,
     dynamic_shapes: Any = None,
     threads: int | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | None = automatic,
 ) -> CompressedModel:
     """Train a student to do as its teacher does.
 

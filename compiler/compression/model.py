@@ -24,3 +24,9 @@ class CompressedModel(ImportedModel):
     report: CompressionReport
     trained: Any = None
     measured: Any = None
+
+    def __repr__(self) -> str:
+        return f"<CompressedModel {self.name!r}: {self.report!r}>"
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()

@@ -26,6 +26,7 @@ from compiler.driver import find_target
 from compiler.errors import NothingGainedError, OptionError, TensorwrightError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes
+from compiler.progress_bar import automatic, shows_progress
 
 Step = tuple[str, dict[str, Any]]
 _KEY = "compress"
@@ -43,7 +44,14 @@ class RecipeResult(ImportedModel):
     name: str
     report: RecipeReport
 
+    def __repr__(self) -> str:
+        return f"<RecipeResult {self.name!r}: {self.report!r}>"
 
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
+
+@shows_progress
 def compress(
     source: object,
     recipe: str | Path | Sequence[Any] | Mapping[str, Any],
@@ -57,7 +65,7 @@ def compress(
     example_inputs: Sequence[Any] | None = None,
     dynamic_shapes: Any = None,
     threads: int | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | None = automatic,
     **extra: Mapping[str, Any],
 ) -> RecipeResult:
     """Run the steps of a recipe.

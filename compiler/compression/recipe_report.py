@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.compression.report import Measure, save_report
+from compiler.notebook import table_html
 from compiler.profiling.formatting import format_bytes, format_percent, format_seconds
 from compiler.profiling.report import Column, Fact, LineChart, Page, Section, Series, Table, render
 
@@ -53,6 +54,28 @@ class RecipeReport:
     def save(self, path: str | Path) -> None:
         """Write a page (.html) or the numbers (.json). Raises OptionError or StorageError."""
         save_report(path, lambda: recipe_page(self), self.to_dict)
+
+    def __repr__(self) -> str:
+        steps = " -> ".join(row.step for row in self.rows[1:])
+        first, last = self.rows[0].measure, self.rows[-1].measure
+        return (
+            f"<RecipeReport {steps}: {format_bytes(first.bytes)} and {format_seconds(first.seconds)} a run before, "
+            f"{format_bytes(last.bytes)} and {format_seconds(last.seconds)} after>"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                row.step,
+                "-" if row.measure.score is None else row.measure.score,
+                "-" if row.drop is None else format_percent(row.drop),
+                format_bytes(row.measure.bytes),
+                format_seconds(row.measure.seconds),
+            )
+            for row in self.rows
+        ]
+        skipped = "".join(f". Skipped {step}: {reason}" for step, reason in self.skipped)
+        return table_html(f"Recipe for {self.target}{skipped}", ("step", "score", "drop", "parameters", "a run"), rows)
 
     def __str__(self) -> str:
         lines = [f"{'step':<16}{'score':>12}{'drop':>10}{'parameters':>14}{'ms a run':>12}"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import OptionError, StorageError
+from compiler.notebook import table_html
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,14 @@ class CompressionReport:
         from compiler.compression.page import compression_page
 
         save_report(path, lambda: compression_page(self), self.to_dict)
+
+    def __repr__(self) -> str:
+        return f"<CompressionReport {str(self).splitlines()[0]}>"
+
+    def _repr_html_(self) -> str:
+        first, *facts = str(self).splitlines()
+        rows = [(each.name, each.change or "-", each.reason) for each in self.layers]
+        return table_html(". ".join([first, *map(str.strip, facts)]), ("layer", "change", "note"), rows)
 
     def __str__(self) -> str:
         score = "score not measured (no evaluate= and no calibration=)"

@@ -23,12 +23,14 @@ from compiler.errors import NothingGainedError, OptionError
 from compiler.frontends.source import Constants, Shapes
 from compiler.passes.matching import Array, array_of
 from compiler.passes.store_palettes import MOST_BITS
+from compiler.progress_bar import automatic, shows_progress
 
 _FEWEST_BITS = 4
 _ROUNDS = 30
 _FEWEST = 4096  # elements; a palette for fewer saves nothing worth its loss
 
 
+@shows_progress
 def share_weights(
     source: object,
     bits: int = 6,
@@ -42,7 +44,7 @@ def share_weights(
     example_inputs: Sequence[Any] | None = None,
     dynamic_shapes: Any = None,
     threads: int | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | None = automatic,
 ) -> CompressedModel:
     """Give the weights of each layer a palette of 2^bits values. Files get smaller; speed and memory stay.
 

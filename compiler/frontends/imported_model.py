@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 import tvm
 
+from compiler.notebook import shortened
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -75,3 +77,7 @@ class ImportedModel:
     indices: tuple[IndexRequirement, ...] = ()
     checks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        inputs, outputs = (shortened(specs, separator="; ") for specs in (self.inputs, self.outputs))
+        return f"<{type(self).__name__} ({inputs}) -> ({outputs})>"

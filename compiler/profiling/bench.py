@@ -22,6 +22,8 @@ import numpy as np
 from compiler import errors
 from compiler.artifact import Key, public_keys
 from compiler.errors import InternalError, OptionError, TensorwrightError
+from compiler.notebook import facts_html
+from compiler.profiling.formatting import format_bytes, format_seconds
 from compiler.profiling.statistics import Latency
 from compiler.profiling.workload import as_module, complete_inputs
 
@@ -56,6 +58,27 @@ class BenchResult:
     load_memory: int
     peak_memory: int
     planned_memory: int | None
+
+    def __repr__(self) -> str:
+        latency, seconds = self.latency, format_seconds
+        return (
+            f"<BenchResult {self.model!r} on {self.target}, {self.threads} thread(s): p50 {seconds(latency.p50)}, "
+            f"p99 {seconds(latency.p99)}, {latency.throughput:.4g} runs/s; loads in {seconds(self.load_seconds)}, "
+            f"peak memory {format_bytes(self.peak_memory)}>"
+        )
+
+    def _repr_html_(self) -> str:
+        latency = self.latency
+        times = {"p50": latency.p50, "p90": latency.p90, "p99": latency.p99, "mean": latency.mean}
+        facts = [(f"latency {name}", format_seconds(seconds)) for name, seconds in times.items()]
+        facts += [
+            ("throughput", f"{latency.throughput:.4g} runs/s ({latency.runs} runs)"),
+            ("load, first run", f"{format_seconds(self.load_seconds)}, {format_seconds(self.first_seconds)}"),
+            ("peak memory", format_bytes(self.peak_memory)),
+            ("file", f"{format_bytes(self.file_bytes)}, parameters {format_bytes(self.parameter_bytes)}"),
+        ]
+        inputs = "\n".join(f"{name}: {shape}" for name, shape in self.inputs.items()) or "none"
+        return facts_html(f"{self.model} on {self.target}, {self.threads} thread(s)", [("inputs", inputs), *facts])
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without the single times."""

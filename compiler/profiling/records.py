@@ -6,10 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from compiler.notebook import table_html
 from compiler.profiling.formatting import format_percent, format_seconds
 from compiler.profiling.statistics import Latency
 
 FORMAT_VERSION = 1
+
+_SHOWN = 20  # kernels in a notebook
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,27 @@ class Profile:
     crossing: float
     kernels: tuple[KernelTime, ...]
     calls: tuple[CallTime, ...]
+
+    def __repr__(self) -> str:
+        slowest = ", ".join(f"{each.name} {format_seconds(each.seconds)}" for each in self.kernels[:3])
+        return (
+            f"<Profile {self.model!r} on {self.target}, {self.threads} thread(s): "
+            f"p50 {format_seconds(self.latency.p50)} in {len(self.kernels)} kernels and calls; slowest: {slowest}>"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                each.name,
+                each.kind,
+                each.calls,
+                format_seconds(each.seconds),
+                format_percent(each.seconds / self.latency.p50) if self.latency.p50 > 0 else "-",
+            )
+            for each in self.kernels[:_SHOWN]
+        ]
+        title = f"{self.model} on {self.target}, {self.threads} thread(s): p50 {format_seconds(self.latency.p50)}"
+        return table_html(title, ("kernel", "kind", "calls", "time", "share"), rows)
 
     @property
     def tracked(self) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 from compiler.artifact import Artifact, Key, Manifest, TensorDescription, read_artifact, write_artifact
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.errors import InputError, OptionError, VerificationError
+from compiler.notebook import facts_html, shortened
 from compiler.runtime.accelerator import load_accelerator
 from compiler.runtime.device import Device, device_for
 from compiler.runtime.failures import engine_error
@@ -118,6 +119,23 @@ class Module:
         if in_force(self._threads):
             return self._run(inputs, outputs == "numpy")
         return run_with(self._threads, lambda: self._run(inputs, outputs == "numpy"))
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """Run the model once on inputs in order, by name, or the first ones in order and the rest by name.
+
+        Returns:
+            The output as a numpy array where there is one, else a dictionary of them by name.
+
+        Raises:
+            InputError: as `run` does; an input is given twice, or there are more than the module takes.
+        """
+        given = dict(zip((spec.name for spec in self.inputs), inputs, strict=False))
+        twice = sorted(set(given) & set(named))
+        if len(inputs) > len(self.inputs) or twice:
+            problem = f"input {twice[0]!r} is given twice" if twice else f"{len(inputs)} inputs were given"
+            raise InputError(problem, "the module takes " + ("; ".join(map(str, self.inputs)) or "no inputs"))
+        outputs = self.run({**given, **named})
+        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
     def _run(self, inputs: Any, as_numpy: bool) -> dict[str, Any]:
         try:
@@ -237,8 +255,19 @@ class Module:
 
     def __repr__(self) -> str:
         manifest = self.manifest
-        inputs, outputs = ("; ".join(map(str, tensors)) for tensors in (manifest.inputs, manifest.outputs))
+        inputs, outputs = (shortened(tensors, separator="; ") for tensors in (manifest.inputs, manifest.outputs))
         return f"<Module {manifest.model_name!r} ({inputs}) -> ({outputs}), target {manifest.target.name!r}>"
+
+    def _repr_html_(self) -> str:
+        manifest = self.manifest
+        code, parameters = len(self._artifact.library), sum(each.nbytes for each in manifest.parameters)
+        facts = [
+            ("inputs", "\n".join(map(str, manifest.inputs)) or "none"),
+            ("outputs", "\n".join(map(str, manifest.outputs))),
+            ("target", f"{manifest.target.name}, {self.threads} thread(s)"),
+            ("size", f"code {code / 1e6:.2f} MB, parameters {parameters / 1e6:.2f} MB"),
+        ]
+        return facts_html(f"Module {manifest.model_name}", facts)
 
 
 def load(

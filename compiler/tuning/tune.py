@@ -16,6 +16,9 @@ from compiler.device.credentials import Credentials
 from compiler.driver import find_target, model_name
 from compiler.errors import OptionError
 from compiler.frontends.source import Constants, Shapes, import_model
+from compiler.notebook import table_html
+from compiler.profiling.formatting import format_seconds
+from compiler.progress_bar import automatic, shows_progress
 from compiler.tuning.conclusion import COMPARISON_SECONDS, conclude
 from compiler.tuning.cost_models import CostModel, cost_models
 from compiler.tuning.identity import model_fingerprint, target_description
@@ -102,12 +105,24 @@ class TuneResult:
     cost: SearchCost = field(default_factory=SearchCost)
     latency: tuple[float, float] | None = None
 
+    def __repr__(self) -> str:
+        return (
+            f"<TuneResult {len(self.tasks)} tasks, {self.trials} trials in {self.seconds:.0f} s: "
+            f"{format_seconds(self.before)} in kernels before, {format_seconds(self.after)} after>"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [(each.kernel, each.rule, each.trials, f"{each.gain:.2f} times", each.finished) for each in self.tasks]
+        title = f"{self.trials} trials: {format_seconds(self.before)} in kernels, then {format_seconds(self.after)}"
+        return table_html(title, ("kernel", "rule", "trials", "gain", "finished"), rows)
+
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
         tasks = [{**asdict(task), "gain": task.gain} for task in self.tasks]
         return {**asdict(self), "tasks": tasks, "records": str(self.records)}
 
 
+@shows_progress
 def tune(
     source: object,
     target: str | targets.Target = "host",
@@ -126,7 +141,7 @@ def tune(
     cost_model: str | CostModel = "xgboost",
     search: str = "evolutionary",
     seed: int = 0,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Progress], None] | None = automatic,
 ) -> TuneResult:
     """Find fast configs for a model's kernels by measuring, and record them; `compile` uses the records by itself.
 

@@ -22,11 +22,13 @@ from compiler.compression.report import LayerChange, Measure
 from compiler.errors import AccuracyError, NothingGainedError, OptionError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes
+from compiler.progress_bar import automatic, shows_progress
 
 # The search for a rank that is fast enough: these shares of a layer's energy, the largest first.
 _ENERGIES = (0.999, 0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
 
 
+@shows_progress
 def factorize(
     source: object,
     energy: float = 0.9,
@@ -44,7 +46,7 @@ def factorize(
     example_inputs: Sequence[Any] | None = None,
     dynamic_shapes: Any = None,
     threads: int | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | None = automatic,
 ) -> CompressedModel:
     """Replace layers by the layers of their low-rank factors, each only where it runs faster so.
 

@@ -15,10 +15,12 @@ from compiler.compression.pruning.settings import check_settings
 from compiler.compression.quantization.accuracy import Evaluate
 from compiler.errors import AccuracyError, OptionError
 from compiler.frontends.source import Constants, Shapes
+from compiler.progress_bar import automatic, shows_progress
 
 _SEARCHED = tuple(step / 20 for step in range(1, 19))  # amounts that amount=None chooses from
 
 
+@shows_progress
 def prune(
     source: object,
     amount: float | None = 0.5,
@@ -39,7 +41,7 @@ def prune(
     example_inputs: Sequence[Any] | None = None,
     dynamic_shapes: Any = None,
     threads: int | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | None = automatic,
 ) -> CompressedModel:
     """Remove channels or heads from a model, or set weights to zero, those that matter least.
 

@@ -29,6 +29,7 @@ from compiler.driver import find_target, model_name
 from compiler.errors import AccuracyError, NothingGainedError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes, import_model
+from compiler.progress_bar import automatic, shows_progress
 from compiler.reference import random_inputs
 from compiler.runtime import Module
 
@@ -38,6 +39,7 @@ _SHOWN = 5  # reasons in a message
 Steps = Callable[[str], None]
 
 
+@shows_progress
 def quantize(
     source: object,
     calibration: Iterable[Mapping[str, np.ndarray]] | None = None,
@@ -60,7 +62,7 @@ def quantize(
     example_inputs: Sequence[Any] | None = None,
     dynamic_shapes: Any = None,
     threads: int | None = None,
-    progress: Steps | None = None,
+    progress: Steps | None = automatic,
 ) -> QuantizedModel:
     """Quantize a model, and keep as much of it in float as its accuracy needs.
 

@@ -19,3 +19,9 @@ class QuantizedModel(ImportedModel):
 
     name: str
     report: QuantizationReport
+
+    def __repr__(self) -> str:
+        return f"<QuantizedModel {self.name!r}: {self.report!r}>"
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()

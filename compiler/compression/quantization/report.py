@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.compression.quantization.precisions import FLOAT, INTEGER, MEASURED, write_precisions
+from compiler.notebook import table_html
 
 _IN_INTEGERS = ("static-int8", "dynamic-int8")
 
@@ -138,6 +139,17 @@ class QuantizationReport:
             path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise StorageError(f"{path} can not be written: {error}") from error
+
+    def __repr__(self) -> str:
+        return f"<QuantizationReport {self.scheme}: {self.summary}; score {self.before:.6g}, then {self.after:.6g}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (each.name, "integer" if each.integer else "float", "-" if each.noise is None else each.noise, each.reason)
+            for each in self.layers
+        ]
+        title = f"{self.scheme}: {self.summary}. Score {self.before:.6g}, then {self.after:.6g}"
+        return table_html(title, ("layer", "runs in", "SNR in dB", "why in float"), rows)
 
     def __str__(self) -> str:
         lines = [
