@@ -48,6 +48,7 @@ CANONICALIZE = (
     "cancel-transposes",  # again: what was arithmetic that used a transpose twice is now one function of it
     "fold-batch-norm",
     "simplify-algebra",
+    "merge-products-of-pieces",
     "merge-small-matmuls",
     "normalize",
 )
