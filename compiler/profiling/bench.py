@@ -25,6 +25,7 @@ from compiler.errors import InternalError, OptionError, TensorwrightError
 from compiler.notebook import facts_html
 from compiler.profiling.formatting import format_bytes, format_seconds
 from compiler.profiling.statistics import Latency
+from compiler.profiling.tensor_fields import named_types
 from compiler.profiling.workload import as_module, complete_inputs
 
 
@@ -84,7 +85,7 @@ class BenchResult:
         """For JSON, without the single times."""
         fields = asdict(self)
         del fields["samples"]
-        return {**fields, "latency": self.latency.to_dict()}
+        return {**fields, "inputs": named_types(self.inputs), "latency": self.latency.to_dict()}
 
 
 def bench(

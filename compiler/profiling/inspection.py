@@ -11,6 +11,7 @@ from typing import Any
 from compiler.errors import StorageError
 from compiler.profiling.attribution import kind_of, operators_of
 from compiler.profiling.formula import evaluate
+from compiler.profiling.tensor_fields import tensor_list
 
 MODULE_SUFFIX = ".twm"
 
@@ -67,8 +68,8 @@ class Inspection:
     problem: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON; tensors are objects."""
+        return {**asdict(self), "inputs": tensor_list(self.inputs), "outputs": tensor_list(self.outputs)}
 
 
 def is_module_file(path: str | os.PathLike[str]) -> bool:

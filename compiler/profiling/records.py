@@ -9,8 +9,9 @@ from typing import Any
 from compiler.notebook import table_html
 from compiler.profiling.formatting import format_percent, format_seconds
 from compiler.profiling.statistics import Latency
+from compiler.profiling.tensor_fields import named_types
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _SHOWN = 20  # kernels in a notebook
 
@@ -158,7 +159,7 @@ class Profile:
             "target": self.target,
             "machine": self.machine,
             "threads": self.threads,
-            "inputs": self.inputs,
+            "inputs": named_types(self.inputs),
             "latency": self.latency.to_dict(),
             "watched_latency": self.watched.to_dict(),
             "instrument_seconds_per_crossing": self.crossing,

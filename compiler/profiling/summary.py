@@ -11,6 +11,7 @@ from typing import Any
 
 from compiler.errors import ArtifactError, InvalidModelError, StorageError
 from compiler.profiling.inspection import accelerator_text, is_module_file, plan_text, target_text
+from compiler.profiling.tensor_fields import tensor_list
 from compiler.runtime import Module
 
 
@@ -47,8 +48,10 @@ class Summary:
     seconds: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON: tensors are objects, and the memory plan its numbers."""
+        fields = asdict(self)
+        del fields["memory_plan"]
+        return {**fields, "inputs": tensor_list(self.inputs), "outputs": tensor_list(self.outputs)}
 
 
 def coverage_of(path: Path) -> Coverage | None:

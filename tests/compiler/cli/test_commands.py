@@ -121,7 +121,7 @@ def test_run_makes_up_what_is_not_given(tensorwright: Run, module_path: Path) ->
 
 def test_inspect_a_model(tensorwright: Run, model_path: Path) -> None:
     found = tensorwright("inspect", model_path, "--shape", "x=4,64", "--json").json
-    assert found["inputs"] == ["x: float32[4, 64]"]
+    assert found["inputs"] == [{"name": "x", "dtype": "float32", "shape": [4, 64]}]
     assert found["parameter_values"] == 3 * 64 * 64
     assert {item["operator"]: item["count"] for item in found["operators"]} == {"MatMul": 3, "Relu": 3}
     exact = 3 * 2 * 4 * 64 * 64 + 3 * 4 * 64
@@ -148,7 +148,7 @@ def test_inspect_a_model_that_can_not_be_compiled(tensorwright: Run, tmp_path: P
 def test_inspect_a_module(tensorwright: Run, module_path: Path) -> None:
     found = tensorwright("inspect", module_path, "--json").json
     assert found["kind"] == "module"
-    assert found["inputs"] == ["x: float32[batch, 64]"]
+    assert found["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["batch", 64]}]
     assert found["parameter_bytes"] == 3 * 64 * 64 * 4
     assert found["kernels"]
     assert "host" in found["facts"]["target"]
@@ -158,7 +158,7 @@ def test_inspect_a_module(tensorwright: Run, module_path: Path) -> None:
 def test_bench_a_module(tensorwright: Run, module_path: Path) -> None:
     result = tensorwright("bench", module_path, "--runs", 5, "--shape", "batch=3", "--json").json
     assert result["latency"]["runs"] == 5
-    assert result["inputs"] == {"x": "float32[3, 64]"}
+    assert result["inputs"] == {"x": {"dtype": "float32", "shape": [3, 64]}}
     assert result["threads"] == 1
 
 
