@@ -37,6 +37,7 @@ LIBRARY_SOURCES = (
     "threads.cc",
     "processor.cc",
     "device.cc",
+    "elements.cc",
     "module.cc",
     "c_api.cc",
     *LOADING_SOURCES,
@@ -55,6 +56,8 @@ PROGRAMS = {
         "server.cc",
     ),
 }
+TUNING_PROGRAM = "run"
+_TUNING_SOURCES = ("tune_plan.cc", "tune_kernels.cc", "tune_main.cc")
 COMPILE_OPTIONS = (
     "-std=c++17",
     "-O2",
@@ -95,6 +98,24 @@ def _build(target: Target, libraries: Sequence[Path], sodium: Path, folder: Path
     target.compiler().run(["-shared", library, sodium, "-o", folder / SHARED_LIBRARY, *options])
     for made in programs:
         target.compiler().run([made, library, sodium, "-o", folder / made.stem, *options])
+
+
+def tuning_program(target: Target) -> Path:
+    """A folder with the program that measures a pack (`compiler.tuning.pack`); libraries lie in lib/ beside it.
+
+    Raises: as `device_programs`.
+    """
+    programs, sodium = device_programs(target), sodium_object(target)
+
+    def build(folder: Path) -> None:
+        options = [*COMPILE_OPTIONS, *include_options([*include_folders(), sodium_include()])]
+        sources = {TUNING_PROGRAM: [SOURCES / name for name in _TUNING_SOURCES]}
+        (made,) = compile_objects(target, sources, options, folder)
+        linked: list[str | Path] = [made, programs / "library.o", sodium, "-o", folder / TUNING_PROGRAM]
+        target.compiler().run([*linked, *engine_link_options(programs), "-Wl,-rpath,$ORIGIN/lib"])
+        made.unlink()
+
+    return cached("tuning-program", programs.name, build)
 
 
 def engine_link_options(libraries: Path) -> list[str]:

@@ -46,6 +46,12 @@ def lift_workspaces(mod: IRModule, context: PipelineContext) -> IRModule:
     return rewriter.builder_.get()
 
 
+def with_workspaces_as_parameters(function: Any) -> tuple[Any, int]:
+    """A kernel whose launches hand on what they compute in parameters, its last results; how many there are."""
+    buffers = _workspaces(function)
+    return (_with_parameters(function, buffers), len(buffers)) if buffers else (function, 0)
+
+
 def _workspaces(function: Any) -> list[Any]:
     """The function-wide buffers in a device's memory."""
     if not isinstance(function.body, s_tir.SBlockRealize):

@@ -11,6 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from schedules.gpu.machine import GpuMachine
+
 if TYPE_CHECKING:
     import tvm
 
@@ -30,9 +32,18 @@ _MACHINE_FIELDS = (
 )
 
 
+_DEVICE_FIELDS = ("compute_capability", "multiprocessors", "shared_bytes")
+
+
 def target_description(target: targets.Target) -> dict[str, Any]:
     """The part of a target's description that times depend on; plain data. Its name is no part of it."""
     machine = target.machine.model_dump(mode="json")
+    if isinstance(target.machine, GpuMachine):
+        # A graphics processor; the processor beside it launches kernels and runs none.
+        return {
+            "machine": {name: machine[name] for name in _DEVICE_FIELDS},
+            "engine_target": target.machine.engine_options(),
+        }
     return {
         "machine": {**{name: machine[name] for name in _MACHINE_FIELDS}, "features": sorted(machine["features"])},
         "engine_target": target.describe()["engine_target"],
@@ -60,5 +71,8 @@ def model_fingerprint(mod: tvm.IRModule, options: Mapping[str, Any]) -> str:
 def file_name(description: dict[str, Any]) -> str:
     """A file name for a target's records that a person can read: processor model, cores, fingerprint."""
     options = description["engine_target"]
+    if "multiprocessors" in description["machine"]:
+        count = description["machine"]["multiprocessors"]
+        return f"{options['arch']}-{count}-multiprocessors-{fingerprint(description)[:8]}.jsonl"
     model = str(options.get("mcpu") or description["machine"]["architecture"])
     return f"{model}-{description['machine']['cores']}-cores-{fingerprint(description)[:8]}.jsonl"

@@ -14,6 +14,7 @@ from compiler.tuning.record_set import by_task, newest_of_models, taken_over, wa
 from compiler.tuning.records import ChosenKernel, Loaded, ModelLine, Record, read
 from schedules.apply import record_key
 from schedules.config import Config
+from schedules.gpu import gpu_rules
 from schedules.registry import rules
 from schedules.ways import Way
 
@@ -50,7 +51,7 @@ def pretrained_model() -> Path | None:
 def read_current(path: str | Path) -> Loaded:
     """The records of a file or folder that belong to the rules as they are now; a note for those that do not."""
     loaded = read(path)
-    kept, lines = without_stale(loaded.records, {rule.name: rule.version for rule in rules()})
+    kept, lines = without_stale(loaded.records, {rule.name: rule.version for rule in (*rules(), *gpu_rules())})
     return Loaded(kept, loaded.targets, loaded.models, [*loaded.problems, *lines])
 
 

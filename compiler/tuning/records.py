@@ -62,7 +62,8 @@ class Record(_Line):
         in_model: measured as part of a model, beside the module without it; see `compiler.tuning.in_model`.
         model: then, the fingerprint of that model; "" where it was not noted.
         device: where it ran.
-        method: "parallel": timed on all cores; "serial": on one, and scaled by how evenly the tasks share out.
+        method: "parallel": timed on all cores; "serial": on one, and scaled by how evenly the tasks share out; "timed":
+            by the clock of a graphics processor, CUDA graphs of calls being launched whole.
         unix_time: when, in seconds.
         note: what went wrong, in short.
         origin: the file it was read from; not stored.
@@ -83,7 +84,7 @@ class Record(_Line):
     in_model: bool = False
     model: str = ""
     device: str = "local"
-    method: Literal["parallel", "serial"] = "parallel"
+    method: Literal["parallel", "serial", "timed"] = "parallel"
     unix_time: int = 0
     note: str = ""
     origin: str = Field(default="", exclude=True)
@@ -142,7 +143,7 @@ class ModelLine(_Line):
     untuned: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     tuned: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     spread: float = 0.0
-    method: Literal["parallel", "serial"] = "parallel"
+    method: Literal["parallel", "serial", "timed"] = "parallel"
     device: str = "local"
     unix_time: int = 0
     origin: str = Field(default="", exclude=True)

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     import targets
 
 
+# Workspaces are what schedules make of intermediate results.
+_WITHOUT_SCHEDULES = {"instead-of:apply-schedules": None, "instead-of:lift-workspaces": None}
+
+
 @dataclass
 class Task:
     """One kernel to tune.
@@ -88,7 +92,7 @@ def extract_tasks(
 
     def lowered(choose: Choice) -> tvm.IRModule:
         context = PipelineContext(target=target, machine=target.machine, options=dict(options or {}), choose=choose)
-        return run_pipeline(mod, context, passes={"instead-of:apply-schedules": None}, until="schedule").mod
+        return run_pipeline(mod, context, passes=_WITHOUT_SCHEDULES, until="schedule").mod
 
     survey = WaySurvey()
     extracted = tasks_of(lowered(survey), target)

@@ -31,6 +31,7 @@ from compiler.tuning.records import RecordWriter
 from compiler.tuning.search import searches
 from compiler.tuning.session import Limits, Progress, SearchCost, Session
 from compiler.tuning.tasks import Extracted, extract_tasks
+from targets.cuda import CudaTarget
 
 DEFAULT_SECONDS = 600.0
 """Of searching, when the caller sets no limit."""
@@ -167,9 +168,12 @@ def tune(
     _check(trials, time_budget, timing, devices)
     chosen = find_target(target, threads)
     if not chosen.times_kernels:
+        packs = isinstance(chosen, CudaTarget) and not chosen.simulated
         raise OptionError(
-            f"nothing can be tuned for target {chosen.name!r}: its kernels can not be timed alone",
-            "compile without tuning",
+            f"nothing can be tuned for target {chosen.name!r} from here: its kernels can not be timed alone",
+            "tensorwright tune --pack DIR, and DIR/run on the machine with the device"
+            if packs
+            else "compile without tuning",
         )
     if LOCAL in devices and not chosen.fits_this_machine():
         raise OptionError(

@@ -112,14 +112,18 @@ class TiledProductRule(ProductRule):
         return ConfigSpace(self.knobs, (lambda config: self.tile(config).shared_bytes(bits) <= limit,))
 
     def default(self, workload: ProductWorkload, machine: Machine) -> Config:
-        assert isinstance(machine, GpuMachine)
-        count = machine.multiprocessors
-        return min(self.space(workload, machine), key=lambda each: self._cost(self.tile(each), workload, count))
+        def cost(config: Config) -> tuple[float, int]:
+            # Of equals the one of fewer steps.
+            return self.estimate(workload, config, machine), -self.tile(config).depth
 
-    def _cost(self, tile: Tiled, workload: ProductWorkload, multiprocessors: int) -> tuple[float, int]:
-        """Time in units of multiplying, the blocks of a wave side by side; of equals the one of fewer steps."""
+        return min(self.space(workload, machine), key=cost)
+
+    def estimate(self, workload: ProductWorkload, config: Config, machine: Machine) -> float:
+        """Time in units of multiplying, the blocks of a wave side by side."""
+        assert isinstance(machine, GpuMachine)
+        tile = self.tile(config)
         rows, columns, steps = (each or UNKNOWN for each in (workload.rows, workload.columns, workload.depth))
         depth = ceil_div(steps, tile.depth) * tile.depth
         blocks = max(workload.samples, 1) * ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns)
         work = tile.rows * tile.columns + self.load_cost * (tile.rows + tile.columns)
-        return float(ceil_div(blocks, multiprocessors) * work * depth), -tile.depth
+        return float(ceil_div(blocks, machine.multiprocessors) * work * depth)

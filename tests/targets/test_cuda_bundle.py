@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +24,7 @@ from targets.cuda import CudaTarget
 from tests.compiler.device.servers import device_server
 from tests.targets import cuda_stand_in as stand_in
 from tests.targets.cuda_models import chain
+from tests.targets.cuda_stand_in.machine import Machine, make_machine, moved_away
 from tests.targets.test_cuda import needs_nvcc
 from tests.targets.test_cuda_options import expected_of, perceptron
 
@@ -34,62 +32,8 @@ pytestmark = [
     needs_nvcc,
     pytest.mark.skipif(stand_in.cuda_headers() is None, reason="nvidia-cuda-runtime is not installed"),
 ]
-_PATH = f"{os.defpath}:/usr/sbin:/sbin"
-_SYSTEM = ("libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "libdl.so.2", "libpthread.so.0")
 _ROWS = 2
 _TIMES = {"ms", "device_ms", "host_ms", "graph_ms", "graph_host_ms"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Machine:
-    """A machine with the stand-in for a graphics processor: its root folder, which holds /bundle, what the bundle needs
-    of the system, and nothing else."""
-
-    root: Path
-    isolated: bool
-
-    def run(self, *command: object, **settings: object) -> subprocess.CompletedProcess[str]:
-        """A program of the bundle; `settings` are the stand-in's."""
-        environment = self.environment(**settings)
-        whole = [*self.prefix, *map(str, command)]
-        return subprocess.run(whole, capture_output=True, text=True, timeout=600, env=environment, cwd=self.root)
-
-    def environment(self, **settings: object) -> dict[str, str]:
-        """What a program's environment holds, all of it."""
-        found = {f"STAND_IN_{name}": str(value) for name, value in settings.items()}
-        found |= {"STAND_IN_KERNELS": self.path("kernels"), "PATH": _PATH}
-        return found if self.isolated else {**found, "LD_LIBRARY_PATH": str(self.root / "lib")}
-
-    @property
-    def prefix(self) -> list[str]:
-        """What starts a program in the root folder; nothing where the system does not let us."""
-        return [*_isolation(self.root)] if self.isolated else []
-
-    def path(self, name: str) -> str:
-        return f"/{name}" if self.isolated else str(self.root / name)
-
-    def error(self, **settings: object) -> str:
-        """What the runner says where the module cannot run."""
-        done = self.run(self.path("bundle/bin/tensorwright-run"), self.path("bundle/model.twm"), "--verify", **settings)
-        assert done.returncode == 1
-        return done.stderr
-
-
-def _isolation(root: Path) -> list[str]:
-    # The module's code is loaded from /proc/self/fd.
-    script = 'mount --rbind /proc "$0/proc" && root="$0" && exec chroot "$root" "$@"'
-    return ["unshare", "--map-root-user", "--mount", "sh", "-c", script, str(root)]
-
-
-@contextmanager
-def moved_away(path: Path) -> Iterator[None]:
-    """A file that is not there for a while."""
-    aside = path.with_name("aside")
-    path.rename(aside)
-    try:
-        yield
-    finally:
-        aside.rename(path)
 
 
 @pytest.fixture(scope="module")
@@ -112,30 +56,27 @@ def net(target: CudaTarget, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def machine(net: Path, target: CudaTarget, tmp_path_factory: pytest.TempPathFactory) -> Machine:
     root = tmp_path_factory.mktemp("machine")
-    for folder in ("proc", "tmp", "lib", "lib64", "kernels"):
-        (root / folder).mkdir()
     artifact = read_artifact(net)
     made = write_bundle(artifact, target, root / "bundle", file=net)
     libraries = {"libtvm_runtime_cuda.so", stand_in.RUNTIME, "libtvm_runtime.so", "libtvm_ffi.so", "libtensorwright.so"}
     assert {Path(name).name for name in made.files if name.startswith("lib/")} == libraries
     assert "NVIDIA" in (root / "bundle" / "licenses" / "nvidia-cuda-runtime" / "LICENSE").read_text()
-    stand_in.build_libraries(target.compiler(), root / "lib")
-    stand_in.add_kernels(artifact, target.compiler(), root / "kernels")
-    shutil.copytree(root / "lib", root / "python")
-    (root / "lib" / stand_in.RUNTIME).replace(root / "bundle" / "lib" / stand_in.RUNTIME)
-    for name in _SYSTEM:
-        shutil.copy(Path("/lib/x86_64-linux-gnu") / name, root / "lib")
-    shutil.copy("/lib64/ld-linux-x86-64.so.2", root / "lib64")
-    tried = subprocess.run(
-        [*_isolation(root), "/bundle/bin/tensorwright-run"], capture_output=True, text=True, check=False
-    )
-    return Machine(root, tried.returncode == 2)  # it says how it is used
+    machine = make_machine(root, target.compiler(), root / "bundle" / "lib")
+    machine.add_kernels(bytes(artifact.library), target.compiler())
+    return machine
+
+
+def error(machine: Machine, **settings: object) -> str:
+    """What the runner says where the module cannot run."""
+    done = machine.run("bundle/bin/tensorwright-run", machine.path("bundle/model.twm"), "--verify", **settings)
+    assert done.returncode == 1
+    return done.stderr
 
 
 def test_a_bundle_runs_verifies_and_times_itself(machine: Machine) -> None:
     log = machine.root / "log"
     arguments = ["--verify", "--runs", "1", "--graph", "--kernels", "--json"]
-    runner = machine.path("bundle/bin/tensorwright-run"), machine.path("bundle/model.twm")
+    runner = "bundle/bin/tensorwright-run", machine.path("bundle/model.twm")
     done = machine.run(*runner, *arguments, LOG=machine.path("log"))
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
@@ -154,7 +95,7 @@ def test_a_bundle_runs_verifies_and_times_itself(machine: Machine) -> None:
 def test_results_are_right_on_other_inputs(machine: Machine) -> None:
     x = np.random.default_rng(1).standard_normal((_ROWS, 24)).astype(np.float32)
     save_file({"x": x}, machine.root / "in.safetensors")
-    runner = machine.path("bundle/bin/tensorwright-run"), machine.path("bundle/model.twm")
+    runner = "bundle/bin/tensorwright-run", machine.path("bundle/model.twm")
     paths = "--inputs", machine.path("in.safetensors"), "--outputs", machine.path("out.safetensors")
     done = machine.run(*runner, *paths)
     assert done.returncode == 0, done.stderr
@@ -163,28 +104,28 @@ def test_results_are_right_on_other_inputs(machine: Machine) -> None:
 
 
 def test_what_is_missing_is_one_clear_error(machine: Machine) -> None:
-    assert "NVIDIA's driver is too old: it supports CUDA 12.8, and CUDA 13.0 is needed" in machine.error(DRIVER=12080)
-    assert "NVIDIA's driver finds no graphics processor" in machine.error(DEVICES=0)
-    assert "could not be started: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH (803)" in machine.error(INIT=803)
-    other = machine.error(CAPABILITY=75)
+    assert "NVIDIA's driver is too old: it supports CUDA 12.8, and CUDA 13.0 is needed" in error(machine, DRIVER=12080)
+    assert "NVIDIA's driver finds no graphics processor" in error(machine, DEVICES=0)
+    assert "could not be started: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH (803)" in error(machine, INIT=803)
+    other = error(machine, CAPABILITY=75)
     assert (
         "needs an NVIDIA graphics processor of compute capability 9.0 or newer, and this machine has stand-in (7.5)"
         in other
     )
     # A newer device translates PTX; its driver may be too old for that.
-    assert "this driver cannot translate its PTX" in machine.error(CAPABILITY=100, PTX=0)
-    assert "the module's parameters take 1 MiB, and stand-in has 1 MiB free of 1 MiB" in machine.error(MEMORY=4096)
-    assert "the graphics processor's memory does not suffice: stand-in has" in machine.error(MEMORY=20_000)
+    assert "this driver cannot translate its PTX" in error(machine, CAPABILITY=100, PTX=0)
+    assert "the module's parameters take 1 MiB, and stand-in has 1 MiB free of 1 MiB" in error(machine, MEMORY=4096)
+    assert "the graphics processor's memory does not suffice: stand-in has" in error(machine, MEMORY=20_000)
 
 
 def test_a_driver_or_library_that_is_not_there_is_named(machine: Machine) -> None:
     driver = machine.root / "lib" / stand_in.DRIVER
     with moved_away(driver):
-        assert "NVIDIA's driver cannot be loaded: libcuda.so.1: cannot open shared object file" in machine.error()
+        assert "NVIDIA's driver cannot be loaded: libcuda.so.1: cannot open shared object file" in error(machine)
     with moved_away(machine.root / "bundle" / "lib" / stand_in.RUNTIME):
-        assert "libcudart.so.13 cannot be loaded" in machine.error()
+        assert "libcudart.so.13 cannot be loaded" in error(machine)
     with moved_away(machine.root / "bundle" / "lib" / "libtvm_runtime_cuda.so"):
-        assert "libtvm_runtime_cuda.so cannot be loaded" in machine.error()
+        assert "libtvm_runtime_cuda.so cannot be loaded" in error(machine)
 
 
 def test_a_server_proves_a_module_on_its_device(machine: Machine, net: Path) -> None:

@@ -26,6 +26,11 @@ lost, and the next run goes on from there.
   On a board that runs the engine's RPC server, or on a fleet behind a tracker:
     tensorwright tune model.onnx --target raspberry-pi-5 --device 192.168.1.7:9090
     tensorwright tune model.onnx --target raspberry-pi-5 --device pi@192.168.1.2:9190 --device pi@192.168.1.2:9190
+
+  For a graphics processor: candidates compiled here, timed there by the program in the folder, taken in here:
+    tensorwright tune model.onnx --target h100 --pack tuning
+    scp -r tuning gpu: && ssh gpu tuning/run && scp gpu:tuning/results.json .
+    tensorwright tune --target h100 --take results.json
 """
 
 
@@ -35,7 +40,9 @@ def register(app: typer.Typer) -> None:
 
 
 def _tune(
-    model: options.ModelPath,
+    model: Annotated[
+        Path | None, typer.Argument(metavar="MODEL", help="As of `compile`; none with --take.", show_default=False)
+    ] = None,
     target: options.TargetName = "host",
     shape: options.ModelShapes = None,
     constant: options.Constants = None,
@@ -74,6 +81,15 @@ def _tune(
     cost_model: Annotated[str, typer.Option(metavar="NAME", help="What ranks configs.")] = "xgboost",
     search: Annotated[str, typer.Option(metavar="NAME", help="What proposes configs.")] = "evolutionary",
     seed: Annotated[int, typer.Option(metavar="N", help="Of the search.")] = 0,
+    pack: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Write candidates and a program that times them into a new folder: graphics processors."
+        ),
+    ] = None,
+    take: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Take in results.json, which the program of a pack wrote.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of plots (.html).")] = None,
     as_json: options.Json = False,
 ) -> int:
@@ -84,8 +100,16 @@ def _tune(
     from compiler.cli.tuning_display import TuningDisplay
     from compiler.profiling.model_inspection import model_inputs
 
-    credentials = _credentials(device or [], key, device_key or [], passphrase_file)
+    _check_kind(model, pack, take)
+    if take is not None:
+        return _take(take, target, records, as_json)
+    assert model is not None
+    given_shapes = parse_shapes(shape or []) or None
     specs: dict[str, Any] = {each.name: each for each in model_inputs(model)} if constant else {}
+    constants = parse_arrays(constant or [], "--constant", specs) or None
+    if pack is not None:
+        return _pack(model, target, pack, trials, records, given_shapes, constants, precision, as_json)
+    credentials = _credentials(device or [], key, device_key or [], passphrase_file)
     with TuningDisplay() as display:
         result = compiler.tune(
             model,
@@ -95,8 +119,8 @@ def _tune(
             records=records,
             devices=device or ["local"],
             credentials=credentials,
-            shapes=parse_shapes(shape or []) or None,
-            constants=parse_arrays(constant or [], "--constant", specs) or None,
+            shapes=given_shapes,
+            constants=constants,
             precision=precision,
             threads=threads,
             timing=timing,
@@ -115,6 +139,87 @@ def _tune(
     else:
         _print(result)
     return EXIT_INTERRUPTED if result.interrupted else 0
+
+
+def _check_kind(model: Path | None, pack: Path | None, take: Path | None) -> None:
+    from compiler.errors import OptionError
+
+    if take is not None and (model is not None or pack is not None):
+        raise OptionError("--take needs no model and no --pack: results.json says what was measured", "leave them out")
+    if take is None and model is None:
+        raise OptionError("no model is given", "name a file; or --take results.json of a pack")
+
+
+def _pack(
+    model: Path,
+    target: str,
+    output: Path,
+    trials: int | None,
+    records: Path | None,
+    shapes: Any,
+    constants: Any,
+    precision: str,
+    as_json: bool,
+) -> int:
+    from dataclasses import asdict
+
+    from compiler.cli.output import print_json, print_line, print_note
+    from compiler.cli.progress import Steps
+    from compiler.profiling.formatting import format_bytes
+    from compiler.tuning.pack.folder import write_pack
+
+    with Steps() as steps:
+        made = write_pack(
+            model, target, output, trials=trials, records=records, shapes=shapes, constants=constants,
+            precision=precision, progress=steps,
+        )  # fmt: skip
+    if as_json:
+        print_json({**asdict(made), "folder": str(made.folder)})
+        return 0
+    for name, why in made.skipped.items():
+        print_note(f"not tuned: {name}: {why}")
+    known = f", {made.known} more are measured already" if made.known else ""
+    print_line(f"{made.candidates} candidates of {made.tasks} kernels ({made.configs} configs{known})")
+    print_line(
+        f"wrote {output}, {format_bytes(made.bytes)}: start {output}/run on the machine with the device, and then"
+    )
+    print_line(f"tensorwright tune --target {target} --take {output}/results.json")
+    return 0
+
+
+def _take(results: Path, target: str, records: Path | None, as_json: bool) -> int:
+    from dataclasses import asdict
+
+    from compiler.cli.output import print_facts, print_json, print_table
+    from compiler.profiling.formatting import format_seconds
+    from compiler.tuning.pack.results import take
+
+    taken = take(results, target, records=records)
+    if as_json:
+        tasks = [{**asdict(task), "gain": task.gain} for task in taken.tasks]
+        print_json({**asdict(taken), "tasks": tasks, "records": str(taken.records)})
+        return 0
+    rows = [
+        (
+            task.kernel,
+            task.rule,
+            str(task.count),
+            format_seconds(task.default_seconds) if task.default_seconds else "",
+            format_seconds(task.best_seconds) if task.best_seconds else "",
+            f"{task.gain:.2f}",
+        )
+        for task in sorted(taken.tasks, key=lambda task: -task.count * (task.default_seconds or 0.0))
+    ]
+    print_table(("kernel", "rule", "calls", "default", "best", "gain"), rows, ("calls", "default", "best", "gain"))
+    print_facts(
+        [
+            ("model", taken.model),
+            ("device", taken.device),
+            ("records", f"{taken.added} added to {taken.records}, {taken.known} were there"),
+            ("failed", f"{taken.failed} of them were wrong or did not run"),
+        ]
+    )
+    return 0
 
 
 def _credentials(

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 
+#include "elements.h"
 #include "elf_check.h"
 #include "library.h"
 #include "processor.h"
@@ -47,37 +48,6 @@ std::string CheckText(const std::string& failure) {
   const std::string mark = "tensorwright[";
   size_t start = failure.find(mark), end = start == std::string::npos ? start : failure.find("] ", start);
   return end == std::string::npos ? "" : failure.substr(start + mark.size(), end - start - mark.size());
-}
-
-double FromHalf(uint16_t bits) {
-  int exponent = bits >> 10 & 31, fraction = bits & 1023;
-  double value = exponent == 31 ? (fraction ? NAN : INFINITY) : exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24);
-  return bits & 0x8000 ? -value : value;
-}
-
-template <typename T>
-double As(const void* data, int64_t index) {
-  T value;
-  std::memcpy(&value, static_cast<const char*>(data) + index * sizeof(T), sizeof(T));
-  return static_cast<double>(value);
-}
-
-// An element as a number. 8-bit floats are compared by their bits.
-double Element(const DLTensor& tensor, int64_t index) {
-  const void* data = tensor.data;
-  int bits = tensor.dtype.bits;
-  switch (tensor.dtype.code) {
-    case kDLFloat:
-      return bits == 64 ? As<double>(data, index) : bits == 32 ? As<float>(data, index) : FromHalf(static_cast<const uint16_t*>(data)[index]);
-    case kDLBfloat: {
-      uint32_t wide = uint32_t{static_cast<const uint16_t*>(data)[index]} << 16;
-      return As<float>(&wide, 0);
-    }
-    case kDLInt:
-      return bits == 64 ? As<int64_t>(data, index) : bits == 32 ? As<int32_t>(data, index) : bits == 16 ? As<int16_t>(data, index) : As<int8_t>(data, index);
-    default:
-      return bits == 64 ? As<uint64_t>(data, index) : bits == 32 ? As<uint32_t>(data, index) : bits == 16 ? As<uint16_t>(data, index) : As<uint8_t>(data, index);
-  }
 }
 
 double Milliseconds(std::chrono::steady_clock::duration span) { return std::chrono::duration<double, std::milli>(span).count(); }
@@ -224,7 +194,7 @@ double Module::Verify() {
     int64_t wrong = 0, count = expected.tensor.numel();
     double difference = 0;
     for (int64_t i = 0; i < count; ++i) {
-      double a = Element(left, i), b = Element(right, i);
+      double a = ElementOf(left, i), b = ElementOf(right, i);
       if (a == b || (std::isnan(a) && std::isnan(b))) continue;
       double here = std::abs(a - b);
       if (!(here <= artifact_->absolute_tolerance + artifact_->relative_tolerance * std::abs(b))) ++wrong;

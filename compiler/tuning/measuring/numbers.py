@@ -17,6 +17,11 @@ Array = NDArray[Any]
 _TOLERANCES = {"float64": 1e-9, "float32": 2e-4, "float16": 2e-2, "bfloat16": 5e-2}
 
 
+def tolerance(dtype: str) -> float:
+    """The share of a result's largest value by which configs may differ; 0 for types that must agree exactly."""
+    return _TOLERANCES.get(dtype, 0.0)
+
+
 def random_values(argument: Argument, seed: int) -> Array:
     """Normal values for floats; for the rest 0 and 1, which are good as masks and as indices of anything."""
     generator = np.random.default_rng(seed)

@@ -13,7 +13,6 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from compiler.artifact import Artifact
 from targets.cuda_image import source_of
 from targets.cuda_simulator import CudaSimulator, KernelText
 from targets.toolchain import Compiler
@@ -48,9 +47,8 @@ def build_libraries(compiler: Compiler, folder: Path) -> None:
     version.unlink()
 
 
-def add_kernels(artifact: Artifact, compiler: Compiler, folder: Path) -> None:
-    """The kernels of a module, simulated, into the folder where the stand-in looks for them."""
-    library = bytes(artifact.library)
+def add_kernels(library: bytes, compiler: Compiler, folder: Path) -> None:
+    """The kernels of a library, simulated, into the folder where the stand-in looks for them."""
     made = CudaSimulator(compiler).compiled(source_of(library), folder, _entry)
     (image,) = _images(library)
     made.rename(folder / f"{_digest(image):016x}.so")

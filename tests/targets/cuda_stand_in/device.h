@@ -2,8 +2,9 @@
 // its streams, whose work is done as late as CUDA allows: when somebody waits for it.
 //
 // Set by the environment: STAND_IN_KERNELS, the folder of the kernels' libraries; STAND_IN_DEVICES (1); STAND_IN_CAPABILITY
-// (90); STAND_IN_MEMORY, bytes (64 MiB); STAND_IN_DRIVER, the version of CUDA (13000); STAND_IN_PTX, the newest CUDA
-// whose PTX the driver translates (0: none); STAND_IN_LOG, a file that gets a line for each launch, copy and graph.
+// (90); STAND_IN_MEMORY, bytes (64 MiB); STAND_IN_DRIVER, the version of CUDA (13000); STAND_IN_PTX, 0 where
+// the driver does not translate PTX; STAND_IN_IDLE and STAND_IN_CRASH, names of kernels that do nothing, and that end
+// the process; STAND_IN_LOG, a file that gets a line for each launch, copy and graph.
 #pragma once
 
 #include <cstddef>

@@ -62,6 +62,9 @@ std::string Digest(const char* image, size_t size) {
 void Run(const Kernel& kernel, const std::vector<int64_t>& sizes, std::vector<std::vector<char>> values) {
   std::vector<void*> parameters;
   for (auto& each : values) parameters.push_back(each.data());
+  const char *idle = getenv("STAND_IN_IDLE"), *crash = getenv("STAND_IN_CRASH");
+  if (crash && kernel.name == crash) abort();
+  if (idle && kernel.name == idle) return;
   Touching([&] { kernel.run(sizes.data(), parameters.data()); });
 }
 

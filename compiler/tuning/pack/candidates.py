@@ -1,0 +1,91 @@
+"""Which configs of a kernel go into a pack, and their code: equal code once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import tvm_ffi
+
+import schedules.engine  # noqa: F401  (first, so that the engine loads without torch)
+
+# isort: split
+import tvm
+
+from compiler.passes.lift_workspaces import with_workspaces_as_parameters
+from compiler.tuning.tasks import Task
+from schedules.apply import apply_rule
+from schedules.config import Config
+from schedules.errors import ScheduleError
+from schedules.kernel import Kernel
+
+if TYPE_CHECKING:
+    import targets
+
+_HOPELESS = 4.0  # times the least estimate
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Code of a task: the configs that all give it, and the scheduled function."""
+
+    configs: tuple[Config, ...]
+    function: Any
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Those of a task, the rule's default first; `failed` configs and why they give no code.
+
+    Attributes:
+        workspaces: how many parameters at the end hold what launches hand to each other.
+    """
+
+    task: Task
+    chosen: tuple[Candidate, ...]
+    workspaces: int
+    failed: dict[Config, str]
+
+
+def ranked_configs(task: Task, machine: Any, known: Collection[Config]) -> list[Config]:
+    """The configs of a task that are worth a try: the default, and then those that are not known, most promising first
+    by the rule's own estimate where it has one."""
+    others = [config for config in task.space if config != task.default]
+    estimate = getattr(task.rule, "estimate", None)
+    if estimate is not None:
+        costs = {config: estimate(task.workload, config, machine) for config in (task.default, *others)}
+        least = min(costs.values())
+        others = [config for config in others if costs[config] <= _HOPELESS * least]
+        others.sort(key=costs.__getitem__)
+    return [task.default, *(config for config in others if config not in known)]
+
+
+def candidates(task: Task, target: targets.Target, configs: Sequence[Config]) -> Candidates:
+    """The code of configs of a task, the first being the default.
+
+    Raises:
+        schedules.errors.ScheduleError: the default gives no code.
+    """
+    kernel = Kernel.of(tvm.ir.load_json(task.kernel.function))
+    found: dict[int, tuple[list[Config], Any]] = {}
+    failed: dict[Config, str] = {}
+    workspaces = 0
+    for config in configs:
+        try:
+            scheduled = apply_rule(task.rule, kernel, task.workload, config, target.machine)
+        except ScheduleError as error:
+            if config == task.default:
+                raise
+            failed[config] = str(error)
+            continue
+        function, count = with_workspaces_as_parameters(scheduled)
+        if not found:
+            workspaces = count
+        if count != workspaces:
+            failed[config] = f"it hands on {count} buffers between launches, and the default {workspaces}"
+            continue
+        configs_of_code, _ = found.setdefault(tvm_ffi.structural_hash(function), ([], function))
+        configs_of_code.append(config)
+    chosen = tuple(Candidate(tuple(each), function) for each, function in found.values())
+    return Candidates(task, chosen, workspaces, failed)

@@ -1,0 +1,244 @@
+"""`write_pack`: a model in, a folder that measures candidates on a machine with a device out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import targets
+from compiler.device.cuda_libraries import cuda_libraries
+from compiler.device.programs import TUNING_PROGRAM, device_programs, tuning_program
+from compiler.device.runtime_libraries import FFI_LIBRARY, RUNTIME_LIBRARY
+from compiler.driver import find_target, model_name, translated_target_errors
+from compiler.errors import CompilationError, OptionError, StorageError
+from compiler.frontends.source import Constants, Shapes, import_model
+from compiler.tuning.identity import fingerprint, model_fingerprint, target_description
+from compiler.tuning.library import read_current, user_folder
+from compiler.tuning.measuring.numbers import tolerance
+from compiler.tuning.pack.candidates import candidates, ranked_configs
+from compiler.tuning.pack.header import PackedTask, PackHeader
+from compiler.tuning.pack.libraries import build_library, symbol_of
+from compiler.tuning.tasks import Task, extract_tasks
+from schedules.config import Config
+from schedules.errors import ScheduleError
+from targets import TargetError
+from targets.cuda import CudaTarget
+
+CANDIDATES = 12
+"""Of a task, when the caller sets no limit."""
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Pack:
+    """What was written.
+
+    Attributes:
+        tasks, candidates, configs: in the folder; configs of equal code are one candidate.
+        known: configs that were left out, being in the records already.
+        skipped: kernels that are not in it, and why.
+    """
+
+    folder: Path
+    tasks: int
+    candidates: int
+    configs: int
+    known: int
+    bytes: int
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def write_pack(
+    source: object,
+    target: str | targets.Target,
+    output: Path,
+    *,
+    trials: int | None = None,
+    records: str | Path | None = None,
+    shapes: Shapes | None = None,
+    constants: Constants | None = None,
+    precision: str = "float32",
+    progress: Callable[[str], None] | None = None,
+) -> Pack:
+    """Write a folder with the candidates of a model's kernels, compiled, and the program `run` that measures them.
+
+    Args:
+        source, shapes, constants, precision: as of `compile`; tune what you will compile.
+        output: a new folder.
+        trials: how many candidates in all; `CANDIDATES` of each kernel unless given.
+        records: the folder of records; what is measured there already is left out.
+
+    Raises:
+        OptionError: the folder exists, the target is no graphics processor, or nothing is to be tuned.
+        StorageError: it cannot be written.
+        ToolchainError, MissingDependencyError: nvcc, a C++ compiler or a library is missing.
+        UserError: as `compile`.
+    """
+    chosen = find_target(target)
+    if not isinstance(chosen, CudaTarget) or chosen.simulated:
+        raise OptionError(
+            f"packs are for graphics processors, and target {chosen.name!r} is none",
+            "tune it where it is, or with --device over a network",
+        )
+    if trials is not None and trials < 1:
+        raise OptionError(f"trials={trials}: there must be at least one")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise OptionError(f"{output} exists and is not an empty folder", "give a new one")
+    model = import_model(source, shapes=shapes, constants=constants)
+    options = {"precision": precision, "checks": model.checks}
+    extracted = extract_tasks(model.mod, chosen, options, other_ways=False)
+    tasks = sorted((each for each in extracted.tasks if each.tunable), key=lambda each: -each.count * each.operations)
+    if not tasks:
+        raise OptionError("no kernel of the model has a choice of configs", "compile it as it is")
+    description = target_description(chosen)
+    folder = Path(records) if records is not None else user_folder()
+    known = _known(folder, description)
+    writer = _Writer(chosen, output, extracted.skipped, progress if progress is not None else lambda _: None)
+    with translated_target_errors():
+        try:
+            writer.write_programs()
+            each_takes = CANDIDATES if trials is None else max(2, trials // len(tasks))
+            for task in tasks:
+                writer.add(task, known.get(task.key, set()), each_takes)
+            header = PackHeader(
+                target=fingerprint(description),
+                target_name=chosen.name,
+                description=description,
+                model=model_fingerprint(model.mod, options),
+                model_name=model_name(source),
+                tasks=tuple(writer.packed),
+            )
+            return writer.finish(header)
+        except OSError as error:
+            shutil.rmtree(output, ignore_errors=True)
+            raise StorageError(f"{output} cannot be written: {error}", "free space, or give another folder") from error
+
+
+def _known(folder: Path, description: dict[str, Any]) -> dict[str, set[Config]]:
+    """The configs of each task that were timed on the target, or failed there."""
+    own, found = fingerprint(description), dict[str, set[Config]]()
+    for record in read_current(folder).records:
+        if record.target == own and record.method == "timed":
+            found.setdefault(record.task, set()).add(Config.of(record.config))
+    return found
+
+
+class _Writer:
+    """The folder while it is written."""
+
+    def __init__(
+        self, target: CudaTarget, output: Path, skipped: dict[str, str], progress: Callable[[str], None]
+    ) -> None:
+        self.packed: list[PackedTask] = []
+        self._target, self._output, self._skipped, self._progress = target, output, dict(skipped), progress
+        self._plans: list[dict[str, Any]] = []
+        self._known = 0
+
+    def write_programs(self) -> None:
+        """The program, and the libraries that it needs."""
+        for folder in ("lib", "tasks"):
+            (self._output / folder).mkdir(parents=True, exist_ok=True)
+        programs = device_programs(self._target)
+        libraries = [programs / FFI_LIBRARY, programs / RUNTIME_LIBRARY, *cuda_libraries(self._target)]
+        for library in libraries:
+            shutil.copy(library, self._output / "lib")
+        shutil.copy(tuning_program(self._target) / TUNING_PROGRAM, self._output)
+
+    def add(self, task: Task, known: set[Config], most: int) -> None:
+        """Compile the candidates of a task."""
+        name = task.names[0]
+        configs = ranked_configs(task, self._target.machine, known)
+        self._known += len(known)
+        if len(configs) < 2:
+            self._skipped[name] = "all its configs are measured already"
+            return
+        self._progress(f"{name}: {task.rule.name}, {min(most, len(configs))} candidates")
+        library = self._output / "tasks" / f"{len(self.packed)}.so"
+        try:
+            found = candidates(task, self._target, configs[:most])
+            built, problems = build_library(found.chosen, self._target, library)
+        except (ScheduleError, TargetError) as error:
+            self._skipped[name] = str(error)
+            return
+        failed = [*found.failed, *(config for each in problems for config in each.configs)]
+        self.packed.append(
+            PackedTask(
+                rule=task.rule.name,
+                rule_version=task.rule.version,
+                workload=task.workload.key(),
+                name=name,
+                count=task.count,
+                default=dict(task.default),
+                candidates=tuple(tuple(dict(config) for config in each.configs) for each in built),
+                failed=tuple(dict(config) for config in failed),
+            )
+        )
+        self._plans.append(
+            {
+                "name": f"{name} ({task.rule.name})",
+                "library": f"tasks/{library.name}",
+                "arguments": _arguments(task, found.chosen[0].function, found.workspaces),
+                "symbols": [symbol_of(place) for place in range(len(built))],
+            }
+        )
+
+    def finish(self, header: PackHeader) -> Pack:
+        """Write the plan."""
+        if not self.packed:
+            shutil.rmtree(self._output, ignore_errors=True)
+            reasons = "; ".join(f"{name}: {why}" for name, why in self._skipped.items())
+            raise OptionError(
+                f"there is nothing to measure: {reasons}", "tuning is done, or the kernels have no choice"
+            )
+        text = header.model_dump_json()
+        libraries = [path.read_bytes() for path in sorted((self._output / "tasks").iterdir())]
+        plan = {
+            "format": 1,
+            "digest": hashlib.sha256(b"".join([text.encode(), *libraries])).hexdigest(),
+            "header": text,
+            "target": self._target.name,
+            "compute_capability": self._target.machine.compute_capability,
+            "tasks": self._plans,
+        }
+        (self._output / PLAN).write_text(json.dumps(plan), encoding="utf-8")
+        size = sum(path.stat().st_size for path in self._output.rglob("*") if path.is_file())
+        candidates_of = [each.candidates for each in self.packed]
+        configs = sum(len(configs) for each in candidates_of for configs in each)
+        return Pack(
+            self._output, len(self.packed), sum(map(len, candidates_of)), configs, self._known, size, self._skipped
+        )
+
+
+def _arguments(task: Task, function: Any, workspaces: int) -> list[dict[str, Any]]:
+    """The parameters of a task's functions, for the plan."""
+    from schedules.kernel import dtype_of, shape_of
+
+    own = [
+        {
+            "shape": list(each.shape),
+            "dtype": each.dtype,
+            "output": each.is_output,
+            "compared": each.is_output,
+            "tolerance": tolerance(each.dtype),
+        }
+        for each in task.kernel.arguments
+    ]
+    if len(function.params) != len(own) + workspaces:
+        raise CompilationError(f"kernel {task.names[0]!r} has other parameters when it is scheduled")
+    buffers = list(function.params)[len(own) :]
+    further = [
+        {
+            "shape": [int(size) for size in shape_of(buffer)],
+            "dtype": dtype_of(buffer),
+            "output": True,
+            "compared": False,
+            "tolerance": 0.0,
+        }
+        for buffer in buffers
+    ]
+    return [*own, *further]

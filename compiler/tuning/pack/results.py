@@ -1,0 +1,201 @@
+"""`take`: the results of a pack become records."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+import targets
+from compiler.driver import find_target
+from compiler.errors import OptionError, StorageError
+from compiler.tuning.identity import fingerprint, target_description
+from compiler.tuning.library import read_current, user_folder
+from compiler.tuning.measuring.statistics import spread
+from compiler.tuning.pack.header import PackedTask, PackHeader, PackResult, PackResults
+from compiler.tuning.record_set import MIN_GAIN, best, newest_of_models
+from compiler.tuning.records import ChosenKernel, ModelLine, Record, RecordWriter
+from schedules.config import Config
+from schedules.gpu import gpu_rules
+
+_METHOD: Literal["timed"] = "timed"
+
+
+@dataclass(frozen=True)
+class TakenTask:
+    """One kernel: seconds of a call with the default and with what is chosen now, None where it was not measured."""
+
+    kernel: str
+    rule: str
+    count: int
+    default_seconds: float | None
+    best_seconds: float | None
+    config: dict[str, bool | int | str]
+
+    @property
+    def gain(self) -> float:
+        """Default over best."""
+        return self.default_seconds / self.best_seconds if self.default_seconds and self.best_seconds else 1.0
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What `take` did.
+
+    Attributes:
+        added: records that were new; `known` were there already.
+        failed: of the results, those of candidates that were wrong or did not run.
+    """
+
+    records: Path
+    device: str
+    model: str
+    added: int
+    known: int
+    failed: int
+    tasks: tuple[TakenTask, ...]
+
+
+def take(results: Path, target: str | targets.Target, *, records: str | Path | None = None) -> Taken:
+    """Append what a pack's program measured to the records, and what is chosen for the model by all that is recorded.
+
+    Args:
+        results: results.json, as far as it is written.
+        target: the one that the pack was made for.
+        records: the folder; the user's own when None.
+
+    Raises:
+        OptionError: the file is no results of a pack, or of one for another target, or of rules of another version.
+        StorageError: it cannot be read, or the records cannot be written.
+    """
+    measured, header = _read(results)
+    chosen = find_target(target)
+    description = target_description(chosen)
+    if header.target != fingerprint(description):
+        raise OptionError(
+            f"{results} holds times of target {header.target_name!r}, and not of {chosen.name!r}",
+            f"take them with --target {header.target_name}",
+        )
+    _check_rules(results, header)
+    folder = Path(records) if records is not None else user_folder()
+    with RecordWriter.in_folder(folder, description) as writer:
+        earlier = {_identity(record) for record in read_current(writer.path).records}
+        made = list(_records(measured, header, writer.target))
+        fresh = [record for record in made if _identity(record) not in earlier]
+        for record in fresh:
+            writer.append(record)
+        everything = read_current(writer.path)
+        tasks, choices = _chosen(header, [each for each in everything.records if each.target == writer.target])
+        if fresh:
+            kept = _kept(header, everything.models)
+            writer.append(_model_line(header, writer.target, [*kept, *choices], measured.device))
+        failed = sum(record.status != "ok" for record in made)
+        return Taken(
+            writer.path, measured.device, header.model_name, len(fresh), len(made) - len(fresh), failed, tuple(tasks)
+        )
+
+
+def _read(path: Path) -> tuple[PackResults, PackHeader]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StorageError(f"{path} cannot be read: {error}") from error
+    try:
+        measured = PackResults.model_validate_json(text)
+        header = PackHeader.model_validate_json(measured.header)
+    except ValidationError as error:
+        raise OptionError(
+            f"{path} holds no results of a pack: {error.errors()[0]['msg']}", "give the results.json that its run wrote"
+        ) from error
+    for each in measured.results:
+        if not (0 <= each.task < len(header.tasks) and 0 <= each.candidate < len(header.tasks[each.task].candidates)):
+            raise OptionError(f"{path} holds a result of a candidate that the pack does not have", "run the pack again")
+        if each.status == "ok" and not (each.seconds and min(each.seconds) > 0):
+            raise OptionError(f"{path} holds a result without a time", "run the pack again")
+    return measured, header
+
+
+def _check_rules(path: Path, header: PackHeader) -> None:
+    versions = {rule.name: rule.version for rule in gpu_rules()}
+    for task in header.tasks:
+        if versions.get(task.rule) != task.rule_version:
+            raise OptionError(
+                f"{path} holds times of version {task.rule_version} of the rule {task.rule!r}, which generates other "
+                "code now",
+                "make a new pack",
+            )
+
+
+def _identity(record: Record) -> tuple[str, str, int, bool]:
+    return record.task, record.config_key, record.unix_time, record.compared
+
+
+def _records(measured: PackResults, header: PackHeader, target: str) -> Iterator[Record]:
+    for result in measured.results:
+        task = header.tasks[result.task]
+        for config in task.candidates[result.candidate]:
+            yield _record(result, task, config, target, measured.device)
+
+
+def _record(
+    result: PackResult, task: PackedTask, config: dict[str, bool | int | str], target: str, device: str
+) -> Record:
+    ordered = sorted(result.seconds)
+    return Record(
+        target=target,
+        rule=task.rule,
+        rule_version=task.rule_version,
+        workload=task.workload,
+        config=config,
+        status=result.status,
+        # A device has no other programs whose share of the time would have to be taken off.
+        seconds=ordered[len(ordered) // 2] if result.status == "ok" else None,
+        spread=round(min(spread(result.seconds), 9.99), 4) if result.status == "ok" else 0.0,
+        runs=len(result.seconds),
+        is_default=config == task.default,
+        compared=result.compared,
+        device=device,
+        method=_METHOD,
+        unix_time=result.unix_time,
+        note=result.note,
+    )
+
+
+def _chosen(header: PackHeader, records: Sequence[Record]) -> tuple[list[TakenTask], list[ChosenKernel]]:
+    """What all records say of a model's kernels."""
+    tasks, choices = [], []
+    for task in header.tasks:
+        own = [each for each in records if each.task == task.key and each.method == _METHOD]
+        found = best(own, MIN_GAIN)
+        ok = [each for each in own if each.is_default and each.seconds is not None]
+        default = next((each for each in reversed(ok) if each.compared), ok[-1] if ok else None)
+        before = default.seconds if default is not None else None
+        after = found.seconds if found is not None else None
+        config = dict(found.config) if found is not None else dict(task.default)
+        tasks.append(TakenTask(task.name, task.rule, task.count, before, after, config))
+        if found is not None and before is not None and Config.of(config) != Config.of(task.default):
+            choices.append(ChosenKernel(task=task.key, config=config, default=task.default))
+    return tasks, choices
+
+
+def _kept(header: PackHeader, models: Sequence[ModelLine]) -> list[ChosenKernel]:
+    """What earlier packs of the model chose for kernels that this one does not hold."""
+    lines = [line for line in newest_of_models(models) if (line.target, line.model) == (header.target, header.model)]
+    own = {task.key for task in header.tasks}
+    return [choice for line in lines for choice in line.choices if choice.task not in own]
+
+
+def _model_line(header: PackHeader, target: str, choices: Sequence[ChosenKernel], device: str) -> ModelLine:
+    return ModelLine(
+        target=target,
+        model=header.model,
+        name=header.model_name,
+        choices=tuple(choices),
+        method=_METHOD,
+        device=device,
+        unix_time=int(time.time()),
+    )
