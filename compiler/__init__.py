@@ -14,6 +14,7 @@ from compiler.errors import TensorwrightError
 
 if TYPE_CHECKING:
     from compiler import errors, onnx_backend, torch_backend
+    from compiler.comparison import compare
     from compiler.compression.distillation import distill
     from compiler.compression.low_rank import factorize
     from compiler.compression.model import CompressedModel
@@ -41,6 +42,7 @@ _HOME: dict[str, str | None] = {
     "QuantizedModel": "compiler.compression.quantization",
     "Target": "targets",
     "bench": "compiler.profiling.bench",
+    "compare": "compiler.comparison",
     "compress": "compiler.compression.recipe",
     "coverage_report": "compiler.frontends.onnx",
     "distill": "compiler.compression.distillation",
@@ -64,6 +66,7 @@ __all__ = [
     "TensorwrightError",
     "__version__",
     "bench",
+    "compare",
     "compile",
     "compress",
     "coverage_report",

@@ -9,6 +9,7 @@ import typer
 from compiler.cli.commands import (
     bench,
     bundle,
+    compare,
     compile,
     compress,
     inspect,
@@ -81,6 +82,7 @@ for command in (
     inspect,
     bench,
     profile,
+    compare,
     quantize,
     compress,
     tune,

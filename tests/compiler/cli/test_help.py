@@ -13,6 +13,7 @@ COMMANDS = (
     "inspect",
     "bench",
     "profile",
+    "compare",
     "quantize",
     "tune",
     "records",

@@ -1,0 +1,91 @@
+"""`tensorwright compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compiler.cli import options
+
+HELP = """Compare a model's outputs with another runtime's, and name the first layer that differs.
+
+Ends with exit code 1 where an output differs by more than the tolerance.
+
+[bold]Typical[/]
+
+  tensorwright compare model.onnx --with onnxruntime
+
+[bold]Examples[/]
+
+  On inputs of your own, and layer by layer in any case:
+    tensorwright compare model.onnx --input inputs.npz --layers
+
+  Sizes of open dimensions, for random inputs:
+    tensorwright compare bert.onnx --shape batch=2 --shape sequence=128
+"""
+_SHOWN = 10
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("compare", help=HELP)(_compare)
+
+
+def _compare(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx file.", show_default=False)],
+    reference: Annotated[
+        str, typer.Option("--with", metavar="NAME", help="onnxruntime, or onnx: the onnx package's evaluator.")
+    ] = "onnxruntime",
+    inputs: options.Inputs = None,
+    shape: options.RunShapes = None,
+    constant: options.Constants = None,
+    target: options.TargetName = "host",
+    tolerance: Annotated[
+        float, typer.Option(metavar="SHARE", help="How far values may be apart, as a share of the largest.")
+    ] = 1e-3,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Compare layer by layer even where the outputs agree.")
+    ] = False,
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> None:
+    from compiler.cli.arguments import divide_shapes, parse_arrays, parse_shapes
+    from compiler.cli.output import print_json
+    from compiler.cli.progress import Steps
+    from compiler.comparison import compare
+    from compiler.profiling.model_inspection import model_inputs
+
+    specs = {each.name: each for each in model_inputs(model)}
+    fixed, sizes = divide_shapes(parse_shapes(shape or []), set(specs))
+    with Steps() as steps:
+        found = compare(
+            model,
+            parse_arrays(inputs or [], "--input", specs) or None,
+            reference=reference,
+            target=target,
+            shapes=fixed or None,
+            constants=parse_arrays(constant or [], "--constant", specs) or None,
+            sizes=sizes or None,
+            tolerance=tolerance,
+            layers=layers or None,
+            threads=threads,
+            progress=steps,
+        )
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        _print(found)
+    if not found.equal:
+        raise typer.Exit(1)
+
+
+def _print(found: Any) -> None:
+    from compiler.cli.output import print_line, print_table
+
+    shown = [each for each in found.layers if each.differs][:_SHOWN]
+    rows = [(each.name, each.node, f"{each.error:.3g}", each.problem) for each in (*found.outputs, *shown)]
+    print_table(("value", "node", "error", "problem"), rows, ("error",))
+    print_line()
+    print_line(found.summary)
