@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory, TemporaryFile
 
 import targets
 from compiler.device.cache import cached, key_of
-from compiler.device.programs import CHECKING_SOURCES, COMPILE_OPTIONS, SOURCES, engine_link_options
+from compiler.device.programs import COMPILE_OPTIONS, LIBRARY_SOURCES, SOURCES, engine_link_options
 from compiler.device.runtime_libraries import runtime_libraries
 from compiler.device.runtime_sources import ffi_source_folder
 from compiler.device.sodium import sodium_include, sodium_object
@@ -18,10 +18,7 @@ from compiler.device.toolchain import compile_objects, include_folders, include_
 
 CPP = Path(__file__).with_name("cpp")
 _SANITIZERS = ("-g1", "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
-_SOURCES = (
-    *CHECKING_SOURCES, "mapped_code.cc", "threads.cc", "processor.cc", "module.cc", "library_system.cc", "c_api.cc",
-    "linked_none.cc",
-)  # fmt: skip
+_SOURCES = (*LIBRARY_SOURCES, "mapped_code.cc", "linked_none.cc")
 # TVM's own leaks at exit are not looked for.
 _SUPPRESSIONS = "leak:libtvm_runtime\nleak:libtvm_ffi\n"
 _NEW_LINE = "\x1e"  # within an answer

@@ -14,7 +14,7 @@ const char* const kDriver = "libcuda.so.1";
 const char* const kUpdate = "install NVIDIA's driver 580 or newer";
 
 template <typename Function>
-Function Symbol(void* library, const char* name) {
+Function DriverFunction(void* library, const char* name) {
   void* found = dlsym(library, name);
   if (!found) throw Error(std::string(kDriver) + " has no function " + name, kUpdate);
   return reinterpret_cast<Function>(found);
@@ -28,12 +28,12 @@ void* Driver() {
               "install the driver; in a container, let it see the graphics processor (docker run --gpus all)");
 }
 
-[[noreturn]] void Failed(void* library, int result) {
+[[noreturn]] void DriverFailed(void* library, int result) {
   if (result == kNoDevice) {
     throw Error("NVIDIA's driver finds no graphics processor", "see what nvidia-smi says, and what CUDA_VISIBLE_DEVICES hides");
   }
   const char* text = nullptr;
-  Symbol<int (*)(int, const char**)>(library, "cuGetErrorString")(result, &text);
+  DriverFunction<int (*)(int, const char**)>(library, "cuGetErrorString")(result, &text);
   std::string what = std::string("NVIDIA's driver could not be started: ") + (text ? text : "error") + " (" + std::to_string(result) + ")";
   bool mixed = result == kLibraryMismatch || result == kUnsupported;
   throw Error(what, mixed ? "libcuda.so.1 and the kernel's module must be of one version: restart the machine after an update of the driver" : "see what nvidia-smi says");
@@ -46,20 +46,20 @@ std::string CapabilityText(int compute_capability) { return std::to_string(compu
 std::vector<CudaDeviceInfo> CudaDevices() {
   void* library = Driver();
   auto check = [&](int result) {
-    if (result != 0) Failed(library, result);
+    if (result != 0) DriverFailed(library, result);
   };
   int version = 0, count = 0;
-  check(Symbol<int (*)(int*)>(library, "cuDriverGetVersion")(&version));
+  check(DriverFunction<int (*)(int*)>(library, "cuDriverGetVersion")(&version));
   if (version < kOldestDriver) {
     throw Error("NVIDIA's driver is too old: it supports CUDA " + std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10) +
                     ", and CUDA 13.0 is needed", kUpdate);
   }
-  check(Symbol<int (*)(unsigned)>(library, "cuInit")(0));
-  check(Symbol<int (*)(int*)>(library, "cuDeviceGetCount")(&count));
-  if (count == 0) Failed(library, kNoDevice);
-  auto attribute = Symbol<int (*)(int*, int, int)>(library, "cuDeviceGetAttribute");
-  auto name_of = Symbol<int (*)(char*, int, int)>(library, "cuDeviceGetName");
-  auto memory_of = Symbol<int (*)(size_t*, int)>(library, "cuDeviceTotalMem_v2");
+  check(DriverFunction<int (*)(unsigned)>(library, "cuInit")(0));
+  check(DriverFunction<int (*)(int*)>(library, "cuDeviceGetCount")(&count));
+  if (count == 0) DriverFailed(library, kNoDevice);
+  auto attribute = DriverFunction<int (*)(int*, int, int)>(library, "cuDeviceGetAttribute");
+  auto name_of = DriverFunction<int (*)(char*, int, int)>(library, "cuDeviceGetName");
+  auto memory_of = DriverFunction<int (*)(size_t*, int)>(library, "cuDeviceTotalMem_v2");
   std::vector<CudaDeviceInfo> devices;
   for (int device = 0; device < count; ++device) {
     char name[256] = "";
