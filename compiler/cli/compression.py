@@ -32,12 +32,12 @@ def compress_to_file(
     from compiler.cli.output import print_json, print_line
     from compiler.cli.progress import Steps
     from compiler.profiling.model_inspection import model_inputs
-    from compiler.profiling.summary import check_writable
+    from compiler.profiling.summary import check_report, check_writable
 
     path = output if output is not None else Path(model.with_suffix(".twm").name)
-    for each in (path, report, precisions):
-        if each is not None:
-            check_writable(each)
+    check_writable(path)
+    check_report(report, (".html", ".json"))
+    check_report(precisions, (".json",))
     specs = {each.name: each for each in model_inputs(model)} if constant else {}
     with Steps() as steps:
         smaller = technique(

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import ArtifactError, InvalidModelError, StorageError
+from compiler.errors import ArtifactError, InvalidModelError, OptionError, StorageError
 from compiler.profiling.inspection import accelerator_text, is_module_file, plan_text, target_text
 from compiler.profiling.tensor_fields import tensor_list
 from compiler.runtime import Module
@@ -102,6 +102,20 @@ def check_writable(path: Path) -> None:
         raise StorageError(f"the folder {folder} does not exist", "make it, or write elsewhere with --output")
     if not os.access(folder, os.W_OK):
         raise StorageError(f"the folder {folder} can not be written", "write elsewhere with --output")
+
+
+def check_report(path: Path | None, suffixes: tuple[str, ...]) -> None:
+    """Find out before minutes of work that a report can not be written in the end; None is no report.
+
+    Raises:
+        OptionError: its name does not end in one of `suffixes`.
+        StorageError: as of `check_writable`.
+    """
+    if path is None:
+        return
+    if path.suffix not in suffixes:
+        raise OptionError(f"{path}: the name of this file must end in {' or '.join(suffixes)}")
+    check_writable(path)
 
 
 def summarize(module: Module, path: Path, coverage: Coverage | None, seconds: Mapping[str, float]) -> Summary:

@@ -99,7 +99,9 @@ def _tune(
     from compiler.cli.output import print_json
     from compiler.cli.tuning_display import TuningDisplay
     from compiler.profiling.model_inspection import model_inputs
+    from compiler.profiling.summary import check_report
 
+    check_report(report, (".html",))
     _check_kind(model, pack, take)
     if take is not None:
         return _take(take, target, records, as_json)

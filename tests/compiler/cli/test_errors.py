@@ -140,3 +140,23 @@ def test_arrays_of_other_types_are_refused(tensorwright: Run, module_path: Path,
     result = tensorwright("run", module_path, "--input", f"x={tmp_path}/x.npy")
     assert result.code == 2
     assert "float64" in result.err
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "problem"),
+    [
+        ("compile", ("-o", "no/such/folder/m.twm"), "does not exist"),
+        ("quantize", ("--scheme", "weight-int8", "--report", "report.txt"), "must end in .html or .json"),
+        ("quantize", ("--scheme", "weight-int8", "--precisions", "no/such/layers.json"), "does not exist"),
+        ("compress", ("--recipe", "share-weights", "--report", "no/such/page.html"), "does not exist"),
+        ("tune", ("--report", "page.pdf"), "must end in .html"),
+        ("tune", ("--report", "no/such/page.html"), "does not exist"),
+    ],
+)
+def test_files_that_cannot_be_written_are_found_first(
+    tensorwright: Run, model_path: Path, command: str, options: tuple[str, ...], problem: str
+) -> None:
+    result = tensorwright(command, model_path, *options)
+    assert result.code == 2
+    assert problem in result.err
+    assert "canonicalize" not in result.err
