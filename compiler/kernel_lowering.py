@@ -23,6 +23,7 @@ from tvm import tirx
 
 from compiler.boolean_scratch import bytes_for_booleans
 from compiler.fixed_vectors import with_fixed_vectors
+from compiler.plain_kernels import with_plain_kernels
 from schedules.kernel import dtype_of, product, shape_of
 from schedules.lets import inlined_divisions, kept_differences, opaque_floats
 from schedules.machine import dtype_bits
@@ -41,7 +42,7 @@ def _pipeline() -> tuple[Any, Any, Any]:
 
     @tvm.transform.module_pass(opt_level=0, name="LowerKernels")
     def lowered(mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
-        fixed = with_fixed_vectors(lower)
+        fixed = with_fixed_vectors(with_plain_kernels(lower))
         # Schedules copy loops with the variables bound in them; TVM's simplifier wants one value for each variable.
         unique = _rewritten(tirx.transform.ConvertSSA()(mod), lambda body: bytes_for_booleans(kept_differences(body)))
         return _rewritten(fixed(unique), lambda body: _on_stack(_unchecked(_without_scopes(body))))

@@ -8,6 +8,7 @@ already, and do nothing but generate code. They end with the parent, and the par
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -142,6 +143,7 @@ def _run(work: _Work, waiting: int, answer: Connection, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent sees to it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with_parent(parent)
+    gc.disable()  # it would walk, and so copy, all that the parent holds
     try:
         while number := os.read(waiting, _NUMBER_BYTES):
             work.build(int.from_bytes(number, "little"))
