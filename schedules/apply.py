@@ -14,7 +14,7 @@ from schedules.kernel import Kernel, kernels_of
 from schedules.machine import Machine
 from schedules.registry import rules as all_rules
 from schedules.rule import ScheduleRule
-from schedules.tir import StructuralKey, s_tir, tirx, tvm
+from schedules.tir import s_tir, structural_equal, structural_hash, tirx, tvm
 
 ConfigSource = Mapping[str, Config] | Callable[[ScheduleRule, Any], Config | None]
 
@@ -89,7 +89,7 @@ def apply_schedules(
     start = time.perf_counter()
     chosen = tuple(rules) if rules is not None else all_rules()
     report = ScheduleReport()
-    done: dict[StructuralKey, tuple[Any, KernelReport]] = {}
+    done: dict[int, list[tuple[Any, Any, KernelReport]]] = {}
     updates = {}
     for global_var, function in kernels_of(mod):
         name = str(global_var.name_hint)
@@ -100,13 +100,15 @@ def apply_schedules(
             report.kernels.append(KernelReport(name, None, Config(), "scheduled-before"))
             continue
         symbol = function.attrs.get("global_symbol")
-        key = StructuralKey(function.without_attr("global_symbol"))
-        if key in done:
-            scheduled, first = done[key]
-            report.kernels.append(_renamed(first, name))
+        plain = function.without_attr("global_symbol")
+        alike = done.setdefault(structural_hash(plain, map_free_vars=True), [])
+        known = next((each for each in alike if structural_equal(each[0], plain, map_free_vars=True)), None)
+        if known is not None:
+            scheduled = known[1]
+            report.kernels.append(_renamed(known[2], name))
         else:
             scheduled, entry = _schedule_kernel(name, function, machine, configs, usable)
-            done[key] = (scheduled, entry)
+            alike.append((plain, scheduled, entry))
             report.kernels.append(entry)
         updates[global_var] = _finished(scheduled, symbol, copy=report.kernels[-1].same_as is not None)
     result = tvm.IRModule({**dict(mod.functions_items()), **updates}, attrs=mod.attrs, global_infos=mod.global_infos)

@@ -10,24 +10,34 @@ from __future__ import annotations
 
 from typing import Any
 
-from schedules.tir import structural_map, structural_walk, tirx, tvm
+from schedules.tir import StructuralKey, structural_map, structural_walk, tirx, tvm
 
 Expr = Any
 _DIVISIONS = (tirx.FloorDiv, tirx.FloorMod, tirx.Div, tirx.Mod)
+_COMPOSED = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Cast)  # no other numerator can be misread
 
 
 def hide_backward_divisions(root: Any) -> Any:
     """The statement with every numerator that runs backwards hidden."""
 
+    known: dict[StructuralKey, bool] = {}  # a kernel repeats few numerators very often
+
     def hide(division: Any) -> Any:
         numerator = division.a
-        if not str(numerator.ty).startswith("int"):
+        if not isinstance(numerator, _COMPOSED):
             return division
-        if not _runs_backwards(numerator) and not _offsets_division(numerator):
-            return division
-        return type(division)(_hidden(division.a), division.b)
+        key = StructuralKey(numerator)
+        if key not in known:
+            known[key] = _is_misread(numerator)
+        return type(division)(_hidden(division.a), division.b) if known[key] else division
 
     return structural_map(root, (_DIVISIONS, hide))
+
+
+def _is_misread(numerator: Expr) -> bool:
+    if not str(numerator.ty).startswith("int"):
+        return False
+    return _runs_backwards(numerator) or _offsets_division(numerator)
 
 
 def _hidden(expr: Expr) -> Expr:
@@ -66,8 +76,7 @@ def _has_division(expr: Expr) -> bool:
         nonlocal found
         found = found or _has_variable(division)
 
-    for kind in _DIVISIONS:
-        structural_walk(expr, (kind, visit))
+    structural_walk(expr, (_DIVISIONS, visit))
     return found
 
 

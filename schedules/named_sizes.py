@@ -24,7 +24,7 @@ def name_sizes(function: Any) -> Any:
         name = tirx.Var(f"size_{number}", size.ty)
         body = _named(body, size, name)
         for shape in shapes.values():
-            shape[:] = [_named(each, size, name) for each in shape]
+            shape[:] = [_named(each, size, name) if isinstance(each, _OPERATIONS) else each for each in shape]
     fresh = {each: _with_shape(each, shape) for each, shape in shapes.items()}
     parameters = [fresh.get(each, each) for each in function.params]
     return tirx.PrimFunc(parameters, substitute(body, fresh), function.ret_type, function.attrs, function.span)
@@ -51,8 +51,7 @@ def _nodes(value: Any) -> int:
         nonlocal count
         count += 1
 
-    for kind in _OPERATIONS:
-        structural_walk(value, (kind, visit))
+    structural_walk(value, (_OPERATIONS, visit))
     return count
 
 

@@ -7,6 +7,15 @@ import schedules.engine  # noqa: F401
 # isort: split
 import tvm
 from tvm import s_tir, tirx
-from tvm_ffi import StructuralKey, structural_equal, structural_map, structural_walk
+from tvm_ffi import StructuralKey, structural_equal, structural_hash, structural_map, structural_walk
 
-__all__ = ["StructuralKey", "s_tir", "structural_equal", "structural_map", "structural_walk", "tirx", "tvm"]
+__all__ = [
+    "StructuralKey",
+    "s_tir",
+    "structural_equal",
+    "structural_hash",
+    "structural_map",
+    "structural_walk",
+    "tirx",
+    "tvm",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from tvm import relax
@@ -88,12 +88,18 @@ def _bindings(function: relax.Function) -> list[Any]:
     return [binding for block in blocks for binding in block.bindings]
 
 
-def _is_check_of(binding: Any, parameters: Sequence[Any]) -> bool:
+def _checks_of(function: relax.Function, parameters: Sequence[Any]) -> set[Any]:
+    """The bindings that check one of the parameters."""
+    among = set(parameters)
+    return {binding for binding in _bindings(function) if _is_check_of(binding, among)}
+
+
+def _is_check_of(binding: Any, parameters: Set[Any]) -> bool:
     """Whether a binding checks one of the parameters and does nothing else."""
     call = binding.value
     if not isinstance(call, relax.Call) or not isinstance(call.op, relax.ExternFunc) or not call.args:
         return False
-    if not any(call.args[0].same_as(parameter) for parameter in parameters):
+    if not isinstance(call.args[0], relax.Var) or call.args[0] not in parameters:
         return False
     if call.op.global_symbol == _SHAPE_CHECK:
         return all(_number(code) == _EQUALS_NUMBER for code in call.args[_FIRST_CODE:-1:2])
@@ -105,18 +111,14 @@ def _number(expression: Any) -> int | None:
     return int(value) if isinstance(value, int | IntImm) else None
 
 
-def _among(binding: Any, bindings: Sequence[Any]) -> bool:
-    return any(binding.same_as(each) for each in bindings)
-
-
 def _check_function(main: relax.Function, count: int) -> relax.Function:
     """The checks of the last `count` parameters, and what makes the heap that they are given."""
     parameters = list(main.params)[-count:]
-    checks = [binding for binding in _bindings(main) if _is_check_of(binding, parameters)]
-    heaps = [argument for check in checks for argument in check.value.args[1:2] if isinstance(argument, relax.Var)]
+    checks = _checks_of(main, parameters)
+    heaps = {argument for check in checks for argument in check.value.args[1:2] if isinstance(argument, relax.Var)}
 
     def kept(binding: Any) -> bool:
-        return _among(binding, checks) or any(binding.var.same_as(heap) for heap in heaps)
+        return binding in checks or binding.var in heaps
 
     function = _with_bindings(main, parameters, kept, relax.Tuple([]))
     return copy_with_new_vars(function).with_attr("global_symbol", CHECK_ENTRY)
@@ -124,12 +126,10 @@ def _check_function(main: relax.Function, count: int) -> relax.Function:
 
 def _without_checks(function: relax.Function, parameters: list[Any]) -> relax.Function:
     """The same function if there is none."""
-    checks = [binding for binding in _bindings(function) if _is_check_of(binding, parameters)]
+    checks = _checks_of(function, parameters)
     if not checks:
         return function
-    return _with_bindings(
-        function, list(function.params), lambda binding: not _among(binding, checks), function.body.body
-    )
+    return _with_bindings(function, list(function.params), lambda binding: binding not in checks, function.body.body)
 
 
 def _with_bindings(function: relax.Function, params: list[Any], kept: Keep, result: Any) -> relax.Function:

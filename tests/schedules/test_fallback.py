@@ -233,6 +233,16 @@ def test_equal_kernels_are_scheduled_once() -> None:
     assert [kernel.same_as for kernel in report.kernels] == [None, "a"]
 
 
+def test_kernels_whose_symbolic_sizes_have_other_names_are_scheduled_once() -> None:
+    def doubled(size: str) -> Any:
+        x = te.placeholder((tvm.tirx.Var(size, "int64"), 9), "float32", name=f"{size}_rows")
+        return te.create_prim_func([x, te.compute(x.shape, lambda i, j: x[i, j] * 2.0, name="twice")])
+
+    mod, report = apply_schedules(tvm.IRModule({"a": doubled("n"), "b": doubled("m")}), target_of(TARGETS[0]).machine)
+    assert [kernel.same_as for kernel in report.kernels] == [None, "a"]
+    assert not mod["a"].params[0].same_as(mod["b"].params[0])
+
+
 def test_a_guarded_transpose_reads_nothing_beyond_its_source() -> None:
     """Three channels become a block of four; what lies behind the third may be nobody's memory."""
     data = te.placeholder((1, 3, 16, 16), "float32", name="data")
