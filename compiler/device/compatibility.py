@@ -195,6 +195,7 @@ def _missing(features: Iterable[str], server: ServerVersions) -> list[str]:
 
 
 __all__ = [
+    "NEW_PROGRAMS",
     "PROTOCOL",
     "GraphicsProcessor",
     "ServerVersions",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.artifact import Key, Manifest, read_artifact
 from compiler.artifact.storage import read_mapped, read_private
-from compiler.device.compatibility import ask_versions, check_runs_there, connect
+from compiler.device.compatibility import NEW_PROGRAMS, ask_versions, check_runs_there, connect
 from compiler.device.connection import ANSWER_SECONDS
 from compiler.device.credentials import Credentials
 from compiler.errors import DeviceError, OptionError
@@ -97,6 +98,66 @@ def push(
         report("switch")
         device.call("activate", "switch")
         return PushResult(difference, p50, p99, runs, before, device.active()[0] or "", note)
+
+
+@dataclass(frozen=True)
+class DeviceTimes:
+    """What `measure` returns.
+
+    Attributes:
+        difference: as of `PushResult`.
+        device: the graphics processor; "" where the module ran on the processor.
+        times: milliseconds, "p50" and "p99" of each kind: "ms" of runs with the copies of inputs and outputs; on a
+            graphics processor also "device_ms" and "host_ms" of runs without them, by its clock and by the
+            processor's, and "graph_ms" and "graph_host_ms" of the run as one CUDA graph.
+        graph_problem: why the run is no CUDA graph; None where it is one, or there is no graphics processor.
+    """
+
+    difference: float
+    runs: int
+    device: str
+    times: Mapping[str, Mapping[str, float]]
+    graph_problem: str | None = None
+
+
+def measure(
+    path: Path,
+    address: str,
+    *,
+    credentials: Credentials | None = None,
+    trusted_keys: Sequence[Key] | None = None,
+    runs: int = 20,
+    run_seconds: float = 600,
+    progress: Progress | None = None,
+) -> DeviceTimes:
+    """Verify and time a module on a device server, as `push` does, but leave the active module as it is.
+
+    Raises: as `push`.
+    """
+    report = progress if progress is not None else lambda _: None
+    data = read_mapped(path) if trusted_keys is None else read_private(path)
+    artifact = read_artifact(path if trusted_keys is None else bytes(data), trusted_keys)
+    if not artifact.reference_outputs:
+        raise OptionError(f"{path} holds no reference input and output", "compile it with reference inputs")
+    report("connect")
+    with closing(_Device(address, credentials)) as device:
+        device.check(artifact.manifest)
+        report("upload")
+        device.upload(data)
+        device.call("check", "check")
+        report("reference run")
+        began = time.monotonic()
+        difference = float(device.call("verify", "reference run", seconds=run_seconds))
+        # Runs are timed in three ways, each with a few more than those that count.
+        longest = ANSWER_SECONDS + _SLOWER * 3 * (runs + 4) * (time.monotonic() - began)
+        report("measure")
+        answer = device.call(f"times {runs}", "measuring", seconds=longest)
+    try:
+        found = json.loads(answer)
+        times = {name: {"p50": each["p50"], "p99": each["p99"]} for name, each in found.items() if name.endswith("ms")}
+        return DeviceTimes(difference, runs, str(found["device"]), times, found.get("graph_problem"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DeviceError(f"{address}: measuring failed: it answered {answer[:200]!r}", NEW_PROGRAMS) from error
 
 
 class _Device:

@@ -17,7 +17,7 @@ import compiler
 import targets
 from compiler.artifact import read_artifact
 from compiler.device.bundle import write_bundle
-from compiler.device.push import push
+from compiler.device.push import measure, push
 from compiler.device.static_program import write_static_program
 from compiler.errors import IncompatibleArtifactError, OptionError
 from targets.cuda import CudaTarget
@@ -131,7 +131,12 @@ def test_a_driver_or_library_that_is_not_there_is_named(machine: Machine) -> Non
 def test_a_server_proves_a_module_on_its_device(machine: Machine, net: Path) -> None:
     program, folder = Path(machine.path("bundle/bin/tensorwright-server")), Path(machine.path("tmp/modules"))
     with device_server(machine.prefix, program, folder, environment=machine.environment()) as address:
+        times = measure(net, address, runs=2)
+        assert not (machine.root / "tmp" / "modules" / "active.twm").exists()
         result = push(net, address, runs=2)
+    assert (times.device, times.graph_problem) == ("stand-in", None)
+    assert set(times.times) == _TIMES
+    assert all(each["p99"] >= each["p50"] > 0 for each in times.times.values())
     assert result.difference < 1e-5
     assert result.p50_milliseconds > 0
     assert (machine.root / "tmp" / "modules" / "active.twm").read_bytes() == net.read_bytes()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +25,19 @@ The module runs in a fresh process, with the runtime alone, after a warm-up. A m
   An open dimension set to 8; real inputs:
     tensorwright bench bert.twm --shape batch=8
     tensorwright bench bert.twm --input inputs.npz --seconds 10
+
+  A module on a device server, its stored example, without making it the active one:
+    tensorwright bench model.twm --device gpu:9090 --runs 50 --key laptop.pem --device-key device.pem.pub
 """
+
+_DEVICE_RUNS = 20
+_KINDS = {
+    "ms": "latency",
+    "device_ms": "without copies, by the device's clock",
+    "host_ms": "without copies, until the results are there",
+    "graph_ms": "CUDA graph, by the device's clock",
+    "graph_host_ms": "CUDA graph, until the results are there",
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -41,6 +54,14 @@ def _bench(
     threads: options.Threads = None,
     target: options.TargetName = "host",
     trusted: options.TrustedKeys = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Measure there: a tensorwright-server.", show_default=False)
+    ] = None,
+    key: options.ConnectionKey = None,
+    device_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The X25519 public key of the server.", show_default=False)
+    ] = None,
+    passphrase_file: options.PassphraseFile = None,
     as_json: options.Json = False,
 ) -> None:
     import compiler
@@ -48,6 +69,13 @@ def _bench(
     from compiler.cli.progress import Steps
     from compiler.cli.sources import prepare
 
+    if device is not None:
+        from compiler.cli.passphrases import load_credentials
+
+        _check_only_runs(inputs, shape, threads)
+        keys = load_credentials(key, device_key, passphrase_file)
+        _bench_there(file, device, keys, trusted, runs, as_json)
+        return
     prepared = prepare(file, target, shape, inputs, threads, trusted)
     with Steps() as steps:
         steps("measure")
@@ -64,6 +92,43 @@ def _bench(
         print_json(result.to_dict())
     else:
         _print(result)
+
+
+def _check_only_runs(*others: object) -> None:
+    """With --device the stored example is run as the module was compiled."""
+    from compiler.errors import OptionError
+
+    if any(each is not None for each in others):
+        raise OptionError("--device runs the module's stored example: no --input, --shape or --threads goes with it")
+
+
+def _bench_there(
+    file: Path, address: str, credentials: Any, trusted: list[Path] | None, runs: int | None, as_json: bool
+) -> None:
+    from dataclasses import asdict
+
+    from compiler.cli.output import print_facts, print_json
+    from compiler.cli.progress import Steps
+    from compiler.device.push import measure
+    from compiler.profiling.formatting import format_seconds
+    from compiler.profiling.summary import check_is_module
+
+    check_is_module(file)
+    with Steps() as steps:
+        result = measure(
+            file, address, credentials=credentials, trusted_keys=trusted or None, runs=runs or _DEVICE_RUNS,
+            progress=steps,
+        )  # fmt: skip
+    if as_json:
+        print_json(asdict(result))
+        return
+    rows = [("device", result.device or "the processor"), ("difference", f"{result.difference:.3g}")]
+    for name, each in result.times.items():
+        p50, p99 = (format_seconds(1e-3 * each[part]) for part in ("p50", "p99"))
+        rows.append((_KINDS.get(name, name), f"p50 {p50}, p99 {p99}"))
+    if result.graph_problem is not None:
+        rows.append(("CUDA graph", result.graph_problem))
+    print_facts(rows)
 
 
 def _print(result: Any) -> None:

@@ -16,6 +16,7 @@
 #include "device.h"
 #include "module.h"
 #include "processor.h"
+#include "report.h"
 #include "wire.h"
 
 namespace tensorwright {
@@ -65,6 +66,7 @@ class ModuleSession {
     if (verb == "upload") return Upload(NumberOf(argument, limits_.module_bytes, "the size of a module"));
     if (verb == "check") return Opened().digest;
     if (verb == "verify") return Number(Loaded().Verify());
+    if (verb == "times") return Times(static_cast<int>(NumberOf(argument, kMostRuns, "the number of runs")));
     if (verb == "measure") return Measure(static_cast<int>(NumberOf(argument, kMostRuns, "the number of runs")));
     if (verb == "activate") return Activate();
     throw Error("the request '" + verb + "' is not known");
@@ -126,6 +128,14 @@ class ModuleSession {
     Module& module = Loaded();
     std::vector<double> times = module.Measure(module.ExampleInputs(), runs, 1);
     return std::to_string(Percentile(times, 0.5)) + " " + std::to_string(Percentile(times, 0.99));
+  }
+
+  std::string Times(int runs) {
+    Module& module = Loaded();
+    Report report(false);
+    report.Add("device", JsonText(module.DeviceName()), "");
+    ReportTimes(&module, module.ExampleInputs(), {runs, !module.DeviceName().empty(), false}, &report);
+    return report.Json();
   }
 
   std::string Activate() {

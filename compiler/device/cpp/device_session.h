@@ -7,6 +7,7 @@
 //   check            checksums, and the signature where keys are trusted; the digest
 //   verify           the largest difference of the reference run
 //   measure RUNS     milliseconds: the median and the 99th percentile
+//   times RUNS       the same, and on a graphics processor those without copies and of a CUDA graph: JSON, as of the runner
 //   activate         nothing
 // For kernels the rest of the session is TVM's RPC.
 #pragma once

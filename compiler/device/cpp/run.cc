@@ -15,6 +15,7 @@
 #include "checked_json.h"
 #include "linked.h"
 #include "module.h"
+#include "report.h"
 #include "signature.h"
 
 namespace tensorwright {
@@ -64,77 +65,11 @@ void WriteFile(const std::string& path, const std::string& content) {
   if (!file.flush()) throw Error(path + " cannot be written");
 }
 
-// What is found, line by line, or as members of a JSON object.
-class Report {
- public:
-  explicit Report(bool json) : json_(json) {}
-
-  void Add(const std::string& member, const std::string& value, const std::string& line) {
-    if (!json_) std::printf("%s\n", Printable(line).c_str());
-    members_ += (members_.empty() ? "" : ", ") + JsonText(member) + ": " + value;
-  }
-
-  void AddTimes(const std::string& member, const std::string& what, const std::vector<double>& times) {
-    char value[128], line[256];
-    double p50 = Percentile(times, 0.5), p99 = Percentile(times, 0.99);
-    std::snprintf(value, sizeof value, "{\"p50\": %.6f, \"p99\": %.6f, \"runs\": %zu}", p50, p99, times.size());
-    std::snprintf(line, sizeof line, "%sp50 %.3f ms, p99 %.3f ms, %zu runs", what.c_str(), p50, p99, times.size());
-    Add(member, value, line);
-  }
-
-  void Finish() const {
-    if (json_) std::printf("{%s}\n", members_.c_str());
-  }
-
- private:
-  bool json_;
-  std::string members_;
-};
-
 void Describe(const std::vector<Description>& descriptions, const std::vector<ffi::Tensor>& tensors) {
   for (size_t i = 0; i < tensors.size(); ++i) {
     std::string shape = ShapeText(tensors[i].shape().data(), tensors[i].shape().size());
     std::printf("%s: %s%s\n", Printable(descriptions[i].name).c_str(), descriptions[i].dtype_name.c_str(), shape.c_str());
   }
-}
-
-std::string Number(double value) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.9g", value);
-  return text;
-}
-
-void ReportGraph(Module* module, const std::vector<ffi::Tensor>& inputs, int runs, Report* report) {
-  try {
-    DeviceTimes times = module->MeasureDevice(inputs, runs, true);
-    report->AddTimes("graph_ms", "CUDA graph, on the device: ", times.device);
-    report->AddTimes("graph_host_ms", "CUDA graph, until the results are there: ", times.host);
-  } catch (const Error& error) {
-    report->Add("graph_problem", JsonText(error.what()), std::string("no CUDA graph: ") + error.what());
-  }
-}
-
-void ReportKernels(Module* module, const std::vector<ffi::Tensor>& inputs, int runs, Report* report) {
-  std::string list, lines;
-  for (const auto& [name, milliseconds] : module->MeasureKernels(inputs, runs)) {
-    list += (list.empty() ? "" : ", ") + ("{\"name\": " + JsonText(name)) + ", \"ms\": " + Number(milliseconds) + "}";
-    lines += (lines.empty() ? "" : "\n") + ("  " + Number(milliseconds)) + " ms  " + name;
-  }
-  report->Add("kernels", "[" + list + "]", lines);
-}
-
-void Measure(const Options& options, Module* module, const std::vector<ffi::Tensor>& inputs, Report* report) {
-  bool device = !module->DeviceName().empty();
-  if (options.runs > 0) {
-    report->AddTimes("ms", "", module->Measure(inputs, options.runs, 1));
-    if (device) {
-      DeviceTimes times = module->MeasureDevice(inputs, options.runs, false);
-      report->AddTimes("device_ms", "without copies, on the device: ", times.device);
-      report->AddTimes("host_ms", "without copies, until the results are there: ", times.host);
-    }
-  }
-  if (options.graph) ReportGraph(module, inputs, std::max(1, options.runs), report);
-  if (options.kernels) ReportKernels(module, inputs, std::max(1, std::min(options.runs, 20)), report);
 }
 
 int Main(int count, char** arguments) {
@@ -152,7 +87,7 @@ int Main(int count, char** arguments) {
   std::optional<FileBytes> file;  // of the inputs, which lie in it
   if (!options.inputs.empty()) file.emplace(options.inputs);
   std::vector<ffi::Tensor> inputs = file ? ReadInputs(file->span(), artifact->inputs, options.inputs) : module.ExampleInputs();
-  Report report(options.json);
+  Report report(!options.json);
   if (!module.DeviceName().empty()) report.Add("device", JsonText(module.DeviceName()), "device: " + module.DeviceName());
   if (options.verify) {
     double difference = module.Verify();
@@ -161,8 +96,8 @@ int Main(int count, char** arguments) {
   std::vector<ffi::Tensor> outputs = module.Run(inputs);
   if (!options.outputs.empty()) WriteFile(options.outputs, WriteTensors(artifact->outputs, outputs));
   if (!options.json) Describe(artifact->outputs, outputs);
-  Measure(options, &module, inputs, &report);
-  report.Finish();
+  ReportTimes(&module, inputs, {options.runs, options.graph, options.kernels}, &report);
+  if (options.json) std::printf("%s\n", report.Json().c_str());
   return 0;
 }
 
