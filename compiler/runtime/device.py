@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -36,6 +36,11 @@ class Device:
         """A tensor of the processor where kernels read it."""
         return tensor
 
+    def place(self, tensors: Sequence[Any], kept: list[Any]) -> Sequence[Any]:
+        """Tensors of the processor where kernels read them. `kept` is as long, and holds None at first, then what the
+        next call may use again; nobody reads it any more by then."""
+        return tensors
+
     def call(self, main: Any, tensors: Iterable[Any]) -> Any:
         """What a virtual machine's function gives for tensors that lie where kernels read them, when it is computed."""
         return main(*tensors)
@@ -61,6 +66,16 @@ class CudaDevice(Device):
 
     def to_device(self, tensor: Any) -> Any:
         return _copied(tensor, tvm_ffi.device("cuda", self._index))
+
+    def place(self, tensors: Sequence[Any], kept: list[Any]) -> Sequence[Any]:
+        # To allocate memory takes the driver longer than small models run.
+        for index, tensor in enumerate(tensors):
+            old = kept[index]
+            if old is not None and old.shape == tensor.shape and old.dtype == tensor.dtype:
+                global_function("runtime.TVMTensorCopyFromTo")(tensor, old)
+            else:
+                kept[index] = self.to_device(tensor)
+        return kept
 
     def call(self, main: Any, tensors: Iterable[Any]) -> Any:
         device = tvm_ffi.device("cuda", self._index)

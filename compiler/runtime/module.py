@@ -37,13 +37,14 @@ OutputKind = Literal["numpy", "dlpack"]
 class _Session:
     """A virtual machine with its own memory for inputs: what one run needs for itself."""
 
-    __slots__ = ("machine", "main", "staging")
+    __slots__ = ("machine", "main", "placed", "staging")
 
     def __init__(self, machine: Any, parameters: Sequence[Any], inputs: int) -> None:
         self.machine = machine
         check_arity(self.machine, inputs + len(parameters))
         self.main = bound_main(self.machine, parameters)
         self.staging = [Staging() for _ in range(inputs)]
+        self.placed: list[Any] = [None] * inputs  # see `Device.place`
 
 
 class Module:
@@ -148,7 +149,7 @@ class Module:
             self._idle.append(session)
             raise
         try:
-            placed = map(self._device.to_device, tensors)
+            placed = self._device.place(tensors, session.placed)
             results = self._device.to_host(self._device.call(session.main, placed))
         except Exception as error:  # the engine raises whatever class its C++ side names
             # The session is dropped with its virtual machine, whose state after an error is nobody's promise.
