@@ -16,6 +16,7 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from compiler.profiling.attribution import kind_of, operators_of
 from compiler.profiling.formula import evaluate
+from compiler.profiling.gathered import elements_read, gathered_by_kernel
 from compiler.profiling.operation_count import OperationCount, UncountableError, count_kernels, size_formula
 from compiler.profiling.roofline import Roofline
 from schedules.machine import dtype_bits
@@ -53,12 +54,12 @@ def estimate_costs(model: ImportedModel, target: Any, roofline: Roofline, sizes:
     """
     context = PipelineContext(target=target, machine=target.machine)
     lowered = run_pipeline(model.mod, context, until="fuse").mod
-    counts = count_kernels(lowered)
+    counts, gathered = count_kernels(lowered), gathered_by_kernel(lowered)
     calls = _kernel_calls(lowered, sizes)
     costs: dict[str, list[Any]] = {}
     for (name, shapes), times in calls.items():
         operations = _operations(counts.get(name), shapes)
-        nbytes = sum(_nbytes(shape, dtype) for shape, dtype in shapes)
+        nbytes = _bytes_moved(shapes, gathered.get(name, frozenset()))
         entry = costs.setdefault(name, [0, 0, 0, 0.0])
         entry[0] += times
         entry[1] = None if operations is None or entry[1] is None else entry[1] + times * operations
@@ -118,8 +119,10 @@ def _operations(count: OperationCount | None, tensors: _Tensors) -> int | None:
     return evaluate(count.formula, sizes)
 
 
-def _nbytes(shape: tuple[int, ...], dtype: str) -> int:
-    elements = 1
-    for size in shape:
-        elements *= size
-    return elements * dtype_bits(dtype) // 8
+def _bytes_moved(tensors: _Tensors, gathered: frozenset[int]) -> int:
+    """Bytes that a call must at least read and write."""
+    shapes = {position: shape for position, (shape, _) in enumerate(tensors)}
+    return sum(
+        elements_read(shapes, gathered, position) * dtype_bits(dtype) // 8
+        for position, (_, dtype) in enumerate(tensors)
+    )

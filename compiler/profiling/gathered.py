@@ -1,0 +1,48 @@
+"""Which tensors a kernel reads at places that other tensors name (tables of embeddings): it reads as many elements of
+these as it makes, and not all that there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import tvm
+from tvm import tirx
+
+import schedules.engine  # noqa: F401  (loads the engine without torch)
+from schedules.expression import buffers_loaded
+
+Shape = tuple[int, ...]
+
+
+def gathered_parameters(function: tirx.PrimFunc) -> frozenset[int]:
+    """The positions of the parameters that are read at looked-up places alone."""
+    looked_up: set[int] = set()
+    otherwise: set[int] = set()
+    for load in buffers_loaded(function.body):
+        position = next((at for at, each in enumerate(function.params) if each.same_as(load.source)), None)
+        if position is not None:
+            (looked_up if any(map(buffers_loaded, load.indices)) else otherwise).add(position)
+    return frozenset(looked_up - otherwise)
+
+
+def gathered_by_kernel(mod: tvm.IRModule) -> dict[str, frozenset[int]]:
+    """The positions by the name of the kernel, of those that have any."""
+    found = {
+        str(variable.name_hint): gathered_parameters(function)
+        for variable, function in mod.functions_items()
+        if isinstance(function, tirx.PrimFunc)
+    }
+    return {name: positions for name, positions in found.items() if positions}
+
+
+def elements_read(tensors: Mapping[int, Shape], gathered: frozenset[int], position: int) -> int:
+    """Elements of the tensor at a position that a call reads or writes; the last tensor is its result."""
+    count = _elements(tensors[position])
+    return min(count, _elements(tensors[max(tensors)])) if position in gathered else count
+
+
+def _elements(shape: Shape) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
