@@ -1,7 +1,7 @@
 """Reshapes become views: TVM's pass, shown only the kernels that may be reshapes.
 
 It asks of every kernel whether it keeps the order of elements, and fails with an internal error on some that choose
-between places, such as reflecting padding of a dynamic size.
+between places, such as reflecting padding of a dynamic size, and on some reshapes of sums of dynamic sizes.
 """
 
 from __future__ import annotations
@@ -41,12 +41,23 @@ def _replaced(mod: IRModule, functions: dict[Any, Any]) -> IRModule:
 
 
 def _may_be_a_reshape(function: tirx.PrimFunc) -> bool:
-    """Whether a kernel has one store, of an element at a place that no choice was made of."""
+    """Whether a kernel has one store, of an element at a place that no choice was made of and that TVM can analyze."""
     stores: list[Any] = []
     choices: list[Any] = []
     kept = (tirx.BufferStore, lambda store: _append(stores, store)), (_CHOICES, lambda choice: _append(choices, choice))
     structural_walk(function.body, list(kept))
-    return len(stores) == 1 and not choices and isinstance(stores[0].value, tvm.ir.TensorLoad)
+    if len(stores) != 1 or choices or not isinstance(stores[0].value, tvm.ir.TensorLoad):
+        return False
+    return _is_analyzed(function)
+
+
+def _is_analyzed(function: tirx.PrimFunc) -> bool:
+    """Whether TVM's test for reshapes ends; where its proofs of divisibility do not, the kernel stays a copy."""
+    try:
+        relax.analysis.has_reshape_pattern(function)
+    except tvm.error.InternalError:
+        return False
+    return True
 
 
 def _append(found: list[Any], node: Any) -> None:
