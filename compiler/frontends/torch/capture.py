@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.errors import InputError, OptionError, TensorwrightError
 from compiler.frontends.torch.buffers import integers_as_constants, refuse_writes_to_constants
+from compiler.frontends.torch.caches import register_caches
 from compiler.frontends.torch.capture_errors import capture_error
 from compiler.frontends.torch.results import named_results
 from compiler.frontends.torch.transformers_scan import scans_captured
@@ -41,6 +42,7 @@ def exported_program(
     if any(module.training for module in source.modules()):
         raise OptionError("the torch.nn.Module is in training mode", "call model.eval() first")
     arguments, named = _arguments(example_inputs)
+    register_caches([*arguments, *named.values()])
     try:
         return _captured(source, arguments, named, dynamic_shapes)
     except TensorwrightError:

@@ -53,7 +53,8 @@ def import_torch(
     Args:
         source: a `torch.nn.Module` or a `torch.export.ExportedProgram`.
         example_inputs: positional arguments for a `torch.nn.Module`, or a dictionary of keyword arguments; they give
-            ranks, data types and fixed sizes.
+            ranks, data types and fixed sizes. A `DynamicCache` of transformers is the keys and values of each layer in
+            turn, inputs "cache_0_keys", "cache_0_values", ..., and in `dynamic_shapes` a list of as many.
         dynamic_shapes: as of `torch.export.export`: which dimensions stay symbolic.
         outputs: names of those to return, in this order; all when None.
 

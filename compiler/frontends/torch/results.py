@@ -8,12 +8,12 @@ from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from compiler.errors import InvalidModelError
+from compiler.frontends.torch.caches import is_cache
 
 if TYPE_CHECKING:
     import torch
 
 Path = tuple[str | int, ...]
-_CACHES = "transformers.cache_utils"
 _SCALARS = int | float | bool | str
 
 
@@ -96,7 +96,7 @@ def _parts(value: Any, path: Path) -> list[tuple[str | int | None, Any]]:
         return list(zip(value._fields, value, strict=True))
     if isinstance(value, list | tuple):
         return list(enumerate(value))
-    if any(each.__module__ == _CACHES for each in type(value).__mro__):
+    if is_cache(value):
         return _cache_parts(value)
     parts = _registered_parts(value)
     if parts is None:
@@ -117,7 +117,7 @@ def _cache_parts(cache: Any) -> list[tuple[str | int | None, Any]]:
     parts = [
         (None if name == "layers" else name, inner)
         for name, inner in vars(cache).items()
-        if isinstance(inner, kinds) or any(each.__module__ == _CACHES for each in type(inner).__mro__)
+        if isinstance(inner, kinds) or is_cache(inner)
     ]
     return [(name, inner) for name, inner in parts if _holds_tensors(inner)]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import compiler
-from compiler.errors import InvalidModelError
+from compiler.errors import InputError, InvalidModelError
 from compiler.frontends.source import import_model
 
 
@@ -42,6 +42,10 @@ class Cache:
 
     def __init__(self, *layers: Layer) -> None:
         self.layers, self.offloading = list(layers), False
+
+
+class OtherCache(Cache):
+    __module__ = "transformers.cache_utils"
 
 
 class Returning(nn.Module):
@@ -104,6 +108,39 @@ def test_complex_numbers_are_pairs_and_a_note_says_so() -> None:
     assert [each.shape for each in model.outputs] == [(4, 2), (4,)]
     assert len(model.notes) == 1
     assert "'wave': complex numbers are pairs" in model.notes[0]
+
+
+class DynamicLayer(Layer):
+    """As transformers' layer of this name, which grows."""
+
+    __module__ = "transformers.cache_utils"
+
+
+class Remembering(nn.Module):
+    def forward(self, x: Tensor, cache: Cache) -> Any:
+        for layer in cache.layers:
+            layer.keys, layer.values = torch.cat([layer.keys, x], 1), torch.cat([layer.values, -x], 1)
+        return {"y": x @ cache.layers[0].keys.mT @ cache.layers[1].values, "cache": cache}
+
+
+def test_a_cache_as_an_input_of_dynamic_length() -> None:
+    dynamic = {"x": {1: torch.export.Dim.AUTO}, "cache": [{1: torch.export.Dim.AUTO}] * 4}
+    example = {"x": torch.randn(2, 3, 4), "cache": Cache(*(DynamicLayer(torch.randn(2, 5, 4)) for _ in range(2)))}
+    net = Remembering().eval()
+    module = compiler.compile(net, example_inputs=example, dynamic_shapes=dynamic, threads=1)
+    x, layers = torch.randn(2, 1, 4), [DynamicLayer(torch.randn(2, 7, 4)) for _ in range(2)]
+    given = {
+        f"cache_{index}_{part}": getattr(each, part) for index, each in enumerate(layers) for part in ("keys", "values")
+    }
+    found = module.run({"x": x.numpy(), **{name: each.numpy() for name, each in given.items()}})
+    wanted = net(x, Cache(*layers))
+    np.testing.assert_allclose(found["y"], wanted["y"].numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(found["cache_1_values_out"], layers[1].values.numpy())
+
+
+def test_a_cache_that_holds_more_than_keys_and_values_is_refused() -> None:
+    with pytest.raises(InputError, match="layer 0 of the OtherCache among the example inputs is a Layer"):
+        import_model(Remembering().eval(), example_inputs=(torch.ones(1, 1, 4), OtherCache(Layer(torch.ones(1, 2, 4)))))
 
 
 class Branching(nn.Module):
