@@ -12,7 +12,7 @@ from compiler.errors import TensorwrightError
 from targets.cuda import CudaTarget
 
 
-def pack(folder: Path, name: str, limit: str, only: Sequence[str]) -> int:
+def pack(folder: Path, name: str, limit: str, only: Sequence[str], most_operations: float) -> int:
     """Write a pack for a target; its entries are those whose names hold one of `only`, all without. The exit status."""
     from benchmarks.gpu_pack.entries import entries
     from benchmarks.gpu_pack.pack import Made, make_pack, parse_size
@@ -32,10 +32,11 @@ def pack(folder: Path, name: str, limit: str, only: Sequence[str]) -> int:
         stored = (
             f", {sum(made.written.stored.values())} bytes of parameters from no seed" if made.written.stored else ""
         )
-        print(f"{made.name}: {made.written.bytes} bytes, {made.seconds:.0f} s{stored}", flush=True)
+        calls = f", {made.written.calls} calls recorded" if made.written.calls else ""
+        print(f"{made.name}: {made.written.bytes} bytes, {made.seconds:.0f} s{calls}{stored}", flush=True)
 
     try:
-        failed = make_pack(folder, target, chosen, parse_size(limit), tell)
+        failed = make_pack(folder, target, chosen, parse_size(limit), tell, most_operations)
     except TensorwrightError as error:
         print(f"{error.message}\n{error.hint or ''}".rstrip(), file=sys.stderr)
         return 2

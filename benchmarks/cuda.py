@@ -70,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.report:
         return _cuda_pack.report(options.report)
     if options.pack:
-        return _cuda_pack.pack(options.pack, options.target or "h100", options.limit, options.models)
+        return _cuda_pack.pack(
+            options.pack, options.target or "h100", options.limit, options.models, 1e9 * options.simulate
+        )
     names = options.models or list(CATALOG)
     if unknown := [name for name in names if name not in CATALOG]:
         print(f"no model of the catalog: {', '.join(unknown)}", file=sys.stderr)
@@ -99,6 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", action="store_true", help="run, compare and time on this machine's device")
     parser.add_argument("--pack", type=Path, metavar="DIR", help="write a folder for a machine that has only a driver")
     parser.add_argument("--limit", default="60MB", help="of a pack's files together")
+    parser.add_argument(
+        "--simulate", type=float, default=10, help="giga operations of a pack's nets that are simulated"
+    )
     parser.add_argument("--report", type=Path, nargs="+", metavar="JSON", help="print the tables of a pack's results")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
     parser.add_argument("--seconds", type=float, default=0.6, help="length of a turn")

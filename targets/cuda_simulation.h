@@ -110,7 +110,7 @@ static void run_block(size_t count) {
 static void run(const Launch& launch, bool cooperative, std::function<void()> kernel) {
   static std::mutex mutex;
   std::lock_guard<std::mutex> guard(mutex);
-  std::vector<uchar> shared(launch.dynamic_shared + 64);
+  std::vector<uchar> shared(launch.dynamic_shared + 64, 0xFF);
   dynamic_shared = (uchar*)(((uintptr_t)shared.data() + 63) & ~(uintptr_t)63);
   gridDim = {(int)launch.grid.x, (int)launch.grid.y, (int)launch.grid.z};
   blockDim = {(int)launch.block.x, (int)launch.block.y, (int)launch.block.z};
@@ -127,6 +127,11 @@ static void run(const Launch& launch, bool cooperative, std::function<void()> ke
           for (int b = 0; b < blockDim.y; ++b)
             for (int a = 0; a < blockDim.x; ++a) { threadIdx = {a, b, c}; body(); }
       }
+}
+
+// Shared memory as a block finds it: bytes that are no number for any float, so that what is read and was never written shows.
+inline void forget(void* memory, size_t bytes) {
+  if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) std::memset(memory, 0xFF, bytes);
 }
 
 inline int lane() { return (int)(linear_thread() % 32); }

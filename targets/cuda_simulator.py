@@ -23,12 +23,17 @@ from targets.toolchain import Compiler
 
 _HEADER = Path(__file__).with_name("cuda_simulation.h")
 _OPTIONS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-fno-strict-aliasing", "-ffp-contract=off", "-w")
+# Ends the process where a vector is loaded from an address that is no multiple of its size, which a device refuses, or
+# an index leaves a buffer of a kernel.
+_STRICT = ("-fsanitize=alignment,bounds", "-fsanitize-undefined-trap-on-error")
 _LOADER = "ffi.Module.load_from_bytes.cuda"
 _KERNEL = re.compile(
     r'extern "C" __global__ void(?: __launch_bounds__\([^)]*\))? (?P<name>\w+)\((?P<arguments>[^)]*)\) \{'
 )
 _COOPERATIVE = re.compile(r"__syncthreads|__shfl|__syncwarp|wmma|__activemask")
-_SHARED = re.compile(r"__shared__\s+((?:alignas|__align__)\(\d+\)\s+)?")
+_SHARED = re.compile(
+    r"__shared__\s+(?P<align>(?:alignas|__align__)\(\d+\)\s+)?(?P<type>[^;\[]+?) (?P<name>\w+)(?P<sizes>\[[^;]*);"
+)
 _DYNAMIC = re.compile(r"extern __shared__\s+(?:(?:alignas|__align__)\(\d+\)\s+)?(\w+) (\w+)\[\];")
 
 
@@ -72,14 +77,23 @@ class CudaSimulator:
             with _loader(lambda _: tvm_ffi.load_module(str(kernels))):
                 return load(str(path), "so")
 
-    def compiled(self, source: Source, folder: Path, entry: Callable[[KernelText], str] | None = None) -> Path:
-        """A library of the simulated kernels in a folder; `entry` as for `simulated_text`."""
+    def compiled(
+        self, source: Source, folder: Path, entry: Callable[[KernelText], str] | None = None, *, strict: bool = False
+    ) -> Path:
+        """A library of the simulated kernels in a folder.
+
+        Args:
+            entry: as for `simulated_text`.
+            strict: vectors at addresses that a device refuses, and indices outside of a kernel's own buffers, end the
+                process that runs the kernels.
+        """
         text = simulated_text(source, entry)
         name = f"kernels-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         path = folder / f"{name}.cc"
         path.write_text(text, encoding="utf-8")
         output = folder / f"{name}.so"
-        self.compiler.run([*_OPTIONS, "-I", str(_HEADER.parent), "-o", str(output), str(path)])
+        options = (*_OPTIONS, *_STRICT) if strict else _OPTIONS
+        self.compiler.run([*options, "-I", str(_HEADER.parent), "-o", str(output), str(path)])
         return output
 
 
@@ -89,7 +103,9 @@ def simulated_text(source: Source, entry: Callable[[KernelText], str] | None = N
     first = source.text.find('extern "C" __global__')
     body = source.text[first:]
     body = _DYNAMIC.sub(r"\1* \2 = (\1*)simulation::dynamic_shared;", body)
-    body = _SHARED.sub(lambda match: f"{match.group(1) or ''}static ", body)
+    body = _SHARED.sub(
+        r"\g<align>static \g<type> \g<name>\g<sizes>; simulation::forget(\g<name>, sizeof(\g<name>));", body
+    )
     definitions = list(_KERNEL.finditer(body))
     missing = set(source.launches) - {match["name"] for match in definitions}
     if first < 0 or missing:

@@ -82,11 +82,12 @@ def compiled(model: Model, target: CudaTarget) -> tuple[Artifact, dict[str, Any]
     return artifact, table.kernels(pipeline.report["count-operations"])
 
 
-def write_entry(name: str, model: Model, target: CudaTarget, pack: Path, *, record: bool) -> Written:
+def write_entry(name: str, model: Model, target: CudaTarget, pack: Path, *, most_operations: float) -> Written:
     """Write an entry into a pack whose programs are there.
 
     Args:
-        record: run it simulated, compare its numbers, and write what each kernel must leave.
+        most_operations: an entry of at most so many is run simulated, its numbers compared, and what each kernel must
+            leave is written. The simulation computes some 10^8 a second.
 
     Raises:
         VerificationError: the simulation's numbers are not the reference's.
@@ -107,6 +108,7 @@ def write_entry(name: str, model: Model, target: CudaTarget, pack: Path, *, reco
         "tolerance": model.tolerance,
         "call_tolerance": model.call_tolerance,
     }
+    record = sum(each["operations"] * each["calls"] for each in kernels.values()) <= most_operations
     numbers = bytearray()
     text["cases"] = [_case(each, model, artifact, compactor, numbers) for each in model.cases]
     _write(folder / "model.so", bytes(artifact.library))
@@ -171,7 +173,7 @@ def _recorded(
     """The calls of a simulated run and their numbers. `keep` leaves the simulated kernels in the entry's folder."""
     with tempfile.TemporaryDirectory(prefix="tensorwright-") as scratch:
         simulator = CudaSimulator(target.host.compiler())
-        library = simulator.compiled(source_of(artifact.library), Path(scratch))
+        library = simulator.compiled(source_of(artifact.library), Path(scratch), strict=True)
         copy = Path(scratch) / "entries" / name
         copy.mkdir(parents=True)
         for part in ("model.so.gz", "stored.bin.gz"):

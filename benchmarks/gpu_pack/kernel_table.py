@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from typing import Any
 
 from tvm import relax
@@ -21,6 +22,7 @@ class KernelTable:
     def __init__(self) -> None:
         self._results: dict[str, int] = {}
         self._places: dict[str, list[int]] = {}
+        self._calls: Counter[str] = Counter()
 
     def passes(self) -> dict[str, Any]:
         """Passes that note the results of calls before and after workspaces are added to them."""
@@ -33,6 +35,7 @@ class KernelTable:
 
     def _after(self, mod: IRModule, context: PipelineContext) -> IRModule:
         for name, call in _calls(mod):
+            self._calls[name] += 1
             given = len(call.args[1].fields)
             in_place = [int(index) for index in getattr(call.attrs, "inplace_indices", ())] or [-1] * len(_types(call))
             places = []
@@ -45,7 +48,11 @@ class KernelTable:
     def kernels(self, operations: dict[str, Any]) -> dict[str, Any]:
         """The table as a pack writes it; `operations` as the pass "count-operations" reports them."""
         return {
-            name: {"results": places, "operations": number_of(getattr(operations.get(name), "formula", "0"))}
+            name: {
+                "results": places,
+                "operations": number_of(getattr(operations.get(name), "formula", "0")),
+                "calls": self._calls[name],
+            }
             for name, places in self._places.items()
         }
 

@@ -21,6 +21,7 @@ from targets.errors import TargetError
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _SCRIPTS = ("generator.py", "nets.py", "peers.py")
+MOST_OPERATIONS = 10e9  # of a net that is run simulated: ResNet-50 is, ViT-B/16 is not
 _NOTE = '"""What a pack needs of the project\'s Python: the generator, the nets, and the script of the peers."""\n'
 
 
@@ -43,13 +44,19 @@ def parse_size(text: str) -> int:
 
 
 def make_pack(
-    folder: Path, target: CudaTarget, entries: Iterable[PackEntry], limit: int, report: Callable[[Made], None]
+    folder: Path,
+    target: CudaTarget,
+    entries: Iterable[PackEntry],
+    limit: int,
+    report: Callable[[Made], None],
+    most_operations: float = MOST_OPERATIONS,
 ) -> int:
     """Write a pack, or go on with one that was cut off: what it has of the same target is kept.
 
     Args:
         limit: bytes of all files. An entry that does not fit is left out, and smaller ones after it are tried.
         report: called with what came of each entry.
+        most_operations: of an entry that is run simulated (`write_entry`).
 
     Returns:
         How many entries could not be made.
@@ -64,7 +71,7 @@ def make_pack(
             raise OptionError(f"programs and libraries alone take {size} bytes", f"give --limit above {limit}")
         failed = 0
         for entry in entries:
-            made = _made(entry, folder, target, limit)
+            made = _made(entry, folder, target, limit, most_operations if entry.records else 0)
             failed += made.written is None and made.problem != _TOO_BIG
             report(made)
     except OSError as error:
@@ -100,14 +107,14 @@ def _start(folder: Path, target: CudaTarget) -> None:
         _describe(folder, target, [])
 
 
-def _made(entry: PackEntry, folder: Path, target: CudaTarget, limit: int) -> Made:
+def _made(entry: PackEntry, folder: Path, target: CudaTarget, limit: int, most_operations: float) -> Made:
     start, place = time.perf_counter(), folder / "entries" / entry.name
     listed = json.loads((folder / "pack.json").read_text(encoding="utf-8"))["entries"]
     if any(each["name"] == entry.name for each in listed):
         return Made(entry.name, 0.0, Written(_size(place), {}, 0, 0))
     shutil.rmtree(place, ignore_errors=True)
     try:
-        written = write_entry(entry.name, entry.make(), target, folder, record=entry.records)
+        written = write_entry(entry.name, entry.make(), target, folder, most_operations=most_operations)
     except (TensorwrightError, TargetError) as error:
         shutil.rmtree(place, ignore_errors=True)
         return Made(entry.name, time.perf_counter() - start, problem=error.message)

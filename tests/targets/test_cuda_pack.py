@@ -12,7 +12,8 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -30,10 +31,13 @@ from benchmarks.gpu_pack.references import tolerance
 from benchmarks.gpu_pack.report import read_results, tables
 from benchmarks.gpu_pack.seeded import Weight
 from benchmarks.gpu_pack.single_kernels import product
+from compiler.artifact import Artifact
 from compiler.errors import OptionError, StorageError
 from targets.cuda import CudaTarget
 from targets.cuda_image import source_of
 from targets.cuda_simulator import CudaSimulator
+from tests.targets import cuda_stand_in as stand_in
+from tests.targets.test_cuda import needs_nvcc
 
 _LIMIT = 60 * 10**6
 _PATH = f"{os.defpath}:/usr/sbin:/sbin"
@@ -240,6 +244,32 @@ def test_a_killed_run_leaves_whole_lines_and_is_resumed(copy: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert f"{3 - len(before)} right, 0 wrong, {len(before)} known from before" in done.stdout
     assert len(ended(results)) == 3
+
+
+@needs_nvcc
+@pytest.mark.skipif(stand_in.cuda_headers() is None, reason="nvidia-cuda-runtime is not installed")
+def test_a_pack_runs_by_tvms_cuda_runtime(tmp_path: Path) -> None:
+    """On the stand-in for NVIDIA's libraries: streams, events, graphs and memory are used as a device requires."""
+    h100 = targets.get("h100")
+    assert isinstance(h100, CudaTarget)
+    folder, made = tmp_path / "pack", list[Made]()
+    assert make_pack(folder, h100, [PackEntry("perceptron-float32", perceptron)], _LIMIT, made.append) == 0
+    for name in ("kernels", "lib"):
+        (tmp_path / name).mkdir()
+    library = gzip.decompress((folder / "entries" / "perceptron-float32" / "model.so.gz").read_bytes())
+    stand_in.add_kernels(cast(Artifact, SimpleNamespace(library=library)), h100.compiler(), tmp_path / "kernels")
+    stand_in.build_libraries(h100.compiler(), tmp_path / "lib")
+    (tmp_path / "lib" / stand_in.RUNTIME).replace(folder / "lib" / stand_in.RUNTIME)
+    settings = {"LD_LIBRARY_PATH": str(tmp_path / "lib"), "STAND_IN_KERNELS": str(tmp_path / "kernels")}
+    done = run(folder, **settings)
+    assert done.returncode == 0, done.stderr + done.stdout
+    found = read_results([folder / "results.json"]).entries["perceptron-float32"]
+    assert found.stages["loaded"]["device"] == "stand-in"
+    assert found.stages["graph"]["right"] is True
+    assert len(found.stages["kernels"]["kernels"]) == 3
+    old = run(folder, **settings, STAND_IN_CAPABILITY="80")
+    assert old.returncode == 2
+    assert "needs an NVIDIA graphics processor of compute capability 9.0 or newer" in old.stderr
 
 
 def test_a_run_without_time_says_what_it_skips(copy: Path) -> None:
