@@ -10,6 +10,15 @@ if ! grep -q "\"architecture\": \"$machine\"" "$here/pack.json"; then
 fi
 # Copies of a folder may lose what may be run.
 chmod +x "$here/bin/pack-driver" 2>/dev/null
+# The program needs a C and a C++ library about as new as those of the machine that made the pack.
+said=$("$here/bin/pack-driver" 2>&1)
+case "$said" in
+  usage:*) ;;
+  *)
+    echo "error: this pack's program does not start here: $said" >&2
+    exit 2
+    ;;
+esac
 # Where containers keep the driver's libcuda.so.1.
 for folder in /usr/local/nvidia/lib64 /usr/lib/wsl/lib; do
   [ -e "$folder/libcuda.so.1" ] && LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$folder" && export LD_LIBRARY_PATH

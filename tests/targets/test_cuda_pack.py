@@ -244,6 +244,10 @@ def test_a_killed_run_leaves_whole_lines_and_is_resumed(copy: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert f"{3 - len(before)} right, 0 wrong, {len(before)} known from before" in done.stdout
     assert len(ended(results)) == 3
+    out = copy.parent / "out"
+    out.mkdir()
+    assert "3 known from before" in run(copy, OUT=str(out)).stdout
+    assert ended(out / "results.json") == ended(results)
 
 
 @needs_nvcc

@@ -162,11 +162,13 @@ class Run {
 };
 
 int RunAll(const Options& options) {
-  std::string path = options.pack + "/pack.json";
-  FileBytes file(path);
-  JsonValue pack = JsonValue::Parse(reinterpret_cast<const char*>(file.span().data), file.span().size, path);
-  std::string out = Environment("OUT");
-  return Run(options, pack, (out.empty() ? options.pack : out) + "/results.json").All();
+  std::string about = options.pack + "/pack.json";
+  FileBytes file(about);
+  JsonValue pack = JsonValue::Parse(reinterpret_cast<const char*>(file.span().data), file.span().size, about);
+  std::string out = Environment("OUT"), before = options.pack + "/results.json";
+  std::string path = out.empty() ? before : out + "/results.json";
+  if (access(path.c_str(), F_OK) != 0 && access(before.c_str(), R_OK) == 0) Results::Copy(before, path);
+  return Run(options, pack, path).All();
 }
 
 int Main(int count, char** arguments) {

@@ -7,8 +7,10 @@
 
 #include <cerrno>
 #include <cstring>
+#include <fstream>
 
 #include "checked_json.h"
+#include "file.h"
 
 namespace tensorwright::pack {
 
@@ -28,6 +30,13 @@ Results::Results(const std::string& path, const std::string& pack) : path_(path)
     Take(content.substr(start, end - start));
     start = end + 1;
   }
+}
+
+void Results::Copy(const std::string& from, const std::string& to) {
+  FileBytes content(from);
+  std::ofstream file(to, std::ios::binary);
+  file.write(reinterpret_cast<const char*>(content.span().data), static_cast<std::streamsize>(content.span().size));
+  if (!file.flush()) throw Error("the results cannot be written to " + to + ": " + std::strerror(errno), "set OUT to a folder that can be written");
 }
 
 Results::~Results() {

@@ -13,6 +13,9 @@ class Results {
   Results(const Results&) = delete;
   ~Results();
 
+  // Starts a file with what another one holds: results of an earlier visit, which were put into the pack. Throws Error.
+  static void Copy(const std::string& from, const std::string& to);
+
   // Whether an earlier run with this pack brought the entry to its end.
   bool Has(const std::string& entry) const { return ended_.count(entry) > 0; }
 
