@@ -11,7 +11,7 @@ from typing import Any
 from schedules.conv_workload import KIND
 from schedules.emit import build_function
 from schedules.errors import NotScheduledError
-from schedules.expression import map_loads, substitute
+from schedules.expression import map_loads, substitute, uses
 from schedules.kernel import Kernel, Stage, shape_of
 from schedules.machine import Machine
 from schedules.nest import Expr, Stmt, expression
@@ -81,6 +81,34 @@ class FusedKernel:
         mapping = {accumulator: value}
         mapping.update({var: point for var, point in zip(variables, points, strict=True) if var is not None})
         return tirx.BufferStore(target, substitute(result, mapping), points)
+
+    def ignores_rows(self, first: int, rank: int) -> bool:
+        """Whether `finish` uses the indices of `rank` dimensions from `first` on for elements at the same place of
+        tensors of the same sizes alone, so that the last of them may count them all."""
+        if self._fused is None:
+            return True
+        target, variables, _, value = self._fused
+        dimensions = slice(first, first + rank)
+        rows = [each for each in variables[dimensions] if each is not None]
+        if len(rows) != rank:
+            return False
+        elsewhere = False
+
+        def visit(load: Any) -> Expr | None:
+            nonlocal elsewhere
+            used = any(uses(index, var) for index in load.indices for var in rows)
+            own = len(load.indices) >= first + rank
+            own = own and structural_equal(list(load.source.ty.shape)[dimensions], list(target.ty.shape)[dimensions])
+            own = own and all(
+                index.same_as(var) for index, var in zip(list(load.indices)[dimensions], rows, strict=True)
+            )
+            others = [index for at, index in enumerate(load.indices) if not first <= at < first + rank]
+            own = own and not any(uses(index, var) for index in others for var in rows)
+            elsewhere = elsewhere or (used and not own)
+            return tirx.Var("loaded", load.ty)
+
+        rest = map_loads(value, visit)
+        return not elsewhere and not any(uses(rest, var) for var in rows)
 
     def operand(self, anchor: Stage, rank: int) -> Any:
         """The buffer of `rank` dimensions that a stage of the anchor reads, not counting its own output."""

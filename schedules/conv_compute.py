@@ -12,7 +12,7 @@ from typing import Any
 
 from schedules.conv_workload import ConvWorkload, DepthwiseDotWorkload, PoolWorkload, WindowWorkload, ceil_div
 from schedules.narrow import number
-from schedules.open_sizes import parts_of
+from schedules.open_sizes import padding_before, parts_of
 from schedules.tir import tirx
 from schedules.winograd_transforms import edge_of, transforms
 
@@ -30,11 +30,18 @@ GLOBAL_POOL = "global-pool"
 FUSABLE = 4  # relax's pattern kind "out elementwise fusable": elementwise consumers join the kernel
 
 
-def _window_positions(work: WindowWorkload, out: Sequence[Expr], window: Sequence[Expr]) -> list[Expr]:
+def _window_positions(
+    work: WindowWorkload, out: Sequence[Expr], window: Sequence[Expr], padding: Sequence[Any]
+) -> list[Expr]:
     return [
         o * stride + k * dilation - before
-        for o, k, stride, dilation, (before, _) in zip(out, window, work.strides, work.dilations, work.pad, strict=True)
+        for o, k, stride, dilation, before in zip(out, window, work.strides, work.dilations, padding, strict=True)
     ]
+
+
+def _padding(work: WindowWorkload, data: Tensor, sizes: Sequence[Any]) -> list[Any]:
+    """What lies before the input, for such spatial sizes of the output."""
+    return padding_before(work, spatial_sizes(work, data), output_sizes(work, sizes))
 
 
 def _inside(work: WindowWorkload, data: Tensor, positions: Sequence[Expr]) -> Expr | None:
@@ -71,10 +78,11 @@ def conv_direct(data: Tensor, weight: Tensor, work: ConvWorkload, sizes: Sequenc
     zero = tirx.const(0, work.dtype)
     channel = te.reduce_axis((0, work.group_channels), name="ci")
     window = _window_axes(work)
+    padding = _padding(work, data, sizes)
     group_blocks = work.in_blocks
 
     def point(n: Expr, co: Expr, *rest: Expr) -> Expr:
-        at = _window_positions(work, rest[:-1], window)
+        at = _window_positions(work, rest[:-1], window, padding)
         block, lane = channel // work.in_block, channel % work.in_block
         source = block + co // work.group_out_blocks * group_blocks if work.groups > 1 else block
         place = (n, source, *at, lane) if work.in_block > 1 else (n, source, *at)
@@ -91,9 +99,10 @@ def conv_depthwise(data: Tensor, weight: Tensor, work: WindowWorkload, sizes: Se
     """One filter a channel. `weight`: (ceil(channels / block), *kernel, block), int16 for 8-bit input."""
     zero = tirx.const(0, work.dtype)
     window = _window_axes(work)
+    padding = _padding(work, data, sizes)
 
     def point(n: Expr, c: Expr, *rest: Expr) -> Expr:
-        at = _window_positions(work, rest[:-1], window)
+        at = _window_positions(work, rest[:-1], window, padding)
         value = number(data(n, c, *at, rest[-1]), work.dtype)
         if isinstance(work, DepthwiseDotWorkload) and work.fill:
             value = value - tirx.const(work.fill, work.dtype)
@@ -112,12 +121,13 @@ def lowest(dtype: str) -> float:
 def pool(data: Tensor, work: PoolWorkload, sizes: Sequence[Any] = ()) -> Tensor:
     """Maximum or average over windows."""
     window = _window_axes(work)
+    padding = _padding(work, data, sizes)
     shape = (data.shape[0], work.out_blocks, *output_sizes(work, sizes), work.block)
     edge = tirx.const(lowest(work.dtype) if work.mode == "max" else 0, work.dtype)
     combine = te.max if work.mode == "max" else te.sum
 
     def point(n: Expr, c: Expr, *rest: Expr) -> Expr:
-        at = _window_positions(work, rest[:-1], window)
+        at = _window_positions(work, rest[:-1], window, padding)
         value = number(data(n, c, *at, rest[-1]), work.dtype)
         return combine(_guarded(_inside(work, data, at), value, edge), axis=window)
 
@@ -126,25 +136,26 @@ def pool(data: Tensor, work: PoolWorkload, sizes: Sequence[Any] = ()) -> Tensor:
         return reduced
     return te.compute(
         shape,
-        lambda n, c, *rest: reduced[(n, c, *rest)] / window_count(work, rest[:-1], spatial_sizes(work, data)),
+        lambda n, c, *rest: reduced[(n, c, *rest)] / window_count(work, rest[:-1], spatial_sizes(work, data), padding),
         name="average",
         attrs=work.annotation(POOL),
     )
 
 
-def window_count(work: PoolWorkload, out: Sequence[Expr], sizes: Sequence[Any]) -> Expr:
-    """By what the sum of the window of an output position is divided; `sizes` are the input's spatial sizes."""
+def window_count(work: PoolWorkload, out: Sequence[Expr], sizes: Sequence[Any], padding: Sequence[Any]) -> Expr:
+    """By what the sum of the window of an output position is divided; `sizes` are the input's spatial sizes, `padding`
+    what lies before it."""
     if work.count_pad or not work.reaches_outside:
         total = 1
         for size in work.kernel:
             total *= size
         return tirx.const(total, work.dtype)
     count: Expr = None
-    for o, size, window, stride, dilation, (before, _) in zip(
-        out, sizes, work.kernel, work.strides, work.dilations, work.pad, strict=True
+    for o, size, window, stride, dilation, before, (most, _) in zip(
+        out, sizes, work.kernel, work.strides, work.dilations, padding, work.pad, strict=True
     ):
         start = o * stride - before
-        first = tirx.max(0, (dilation - 1 - start) // dilation) if before > 0 else 0
+        first = tirx.max(0, (dilation - 1 - start) // dilation) if most > 0 else 0
         last = tirx.min(window, (size - start + dilation - 1) // dilation)
         extent = last - first
         count = extent if count is None else count * extent
@@ -206,7 +217,7 @@ def conv_winograd(
     out = output_sizes(work, sizes)
     rows, columns = (parts_of(size, tile) for size in out)
     height, width = spatial_sizes(work, data)
-    (top, _), (left, _) = work.pad
+    top, left = _padding(work, data, sizes)
     outside = tirx.const(fill, work.dtype)
     batch = data.shape[0]
     block = work.block

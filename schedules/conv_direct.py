@@ -19,6 +19,7 @@ from schedules.conv_compute import DIRECT
 from schedules.conv_defaults import OPEN_COLUMNS, OPEN_ROWS, chunk_choices, direct_default, even_blocks, tile_for
 from schedules.conv_tiling import MAX_PIXELS, accumulators, block_choices, divisors
 from schedules.conv_workload import SPEC, ConvWorkload, ceil_div
+from schedules.flat_pixels import flat_sizes
 from schedules.kernel import Kernel
 from schedules.machine import Machine
 from schedules.nest import (
@@ -46,7 +47,6 @@ from schedules.open_sizes import (
     least,
     most,
     name_opaque,
-    name_value,
     open_repeat,
     parts_of,
     row_parts,
@@ -136,13 +136,17 @@ class DirectNest:
         self.zero = splat(0.0, work.dtype, self.lanes)
         self.scratch_dtype = work.source_dtype
         self.scratch_lanes = work.in_block if self.has_lanes(work) else 1
-        self.sizes = Sizes.of(work, self.data, fused.result)
+        sizes = Sizes.of(work, self.data, fused.result)
+        flat = flat_sizes(work, fused, sizes)
+        self.sizes, self.is_flat = (sizes, False) if flat is None else (flat, True)
         self.bindings = list(self.sizes.bindings)
         # Output of one task at most, for each spatial dimension: what the scratch buffer has room for.
         self.room = [1] * work.rank
         self.room[-1] = config.integer("columns")
         if work.rank > 1:
             self.room[-2] = config.integer("rows")
+        if self.is_flat:
+            self.room[-2:] = [1, ceil_div(self.room[-2] * self.room[-1], self.pixels) * self.pixels]
         self.cut: list[Any] = list(self.room)
         self.cuts: list[Any] = [parts_of(size, part) for size, part in zip(self.sizes.out, self.room, strict=True)]
         self.scratch: Any = None
@@ -163,13 +167,20 @@ class DirectNest:
         return sequence(self.bindings, loop("task", tasks, self._task))
 
     def _cut_open_rows(self, machine: Machine) -> None:
-        """Rows whose number is not known are cut evenly, and for every core when nothing else is shared out."""
+        """Rows (or pixels) whose number is not known are cut evenly, for every core when nothing else is shared."""
+        if self.is_flat:
+            total, pixels = self.sizes.out[-1], self.pixels
+            parts = row_parts(total, self.room[-1], machine.cores if self.chunks == 1 else 1)
+            part = parts_of(parts_of(total, parts), pixels) * pixels
+            self.cut[-1] = name_opaque("columns", most(part, 1), self.bindings)
+            self.cuts[-1] = name_opaque("parts", parts_of(total, self.cut[-1]), self.bindings)
+            return
         if self.work.rank == 1 or isinstance(self.sizes.out[-2], int):
             return
         rows = self.sizes.out[-2]
         parts = row_parts(rows, self.room[-2], machine.cores if self.chunks == 1 else 1)
-        self.cuts[-2] = name_value("parts", parts, self.bindings)
-        self.cut[-2] = name_value("rows", parts_of(rows, self.cuts[-2]), self.bindings)
+        self.cuts[-2] = name_opaque("parts", parts, self.bindings)
+        self.cut[-2] = name_opaque("rows", parts_of(rows, self.cuts[-2]), self.bindings)
 
     def _live(self, place: Place, dim: int) -> Any:
         """How much of a task's output along a dimension there is."""
@@ -240,7 +251,8 @@ class DirectNest:
         shape = (blocks, *self._reach(self.room), self.scratch_lanes)
         self.scratch, allocation = allocate("scratch", shape, self.scratch_dtype)
         starts = [
-            at * stride - before for at, stride, (before, _) in zip(place.corner, work.strides, work.pad, strict=True)
+            at * stride - before
+            for at, stride, before in zip(place.corner, work.strides, self.sizes.before, strict=True)
         ]
 
         def line(point: list[Any]) -> Stmt:
@@ -423,7 +435,9 @@ class DirectNest:
             return load(self.scratch, source, *offsets, lane)
         places = [
             first * stride + offset - before
-            for first, offset, stride, (before, _) in zip(place.corner, offsets, work.strides, work.pad, strict=True)
+            for first, offset, stride, before in zip(
+                place.corner, offsets, work.strides, self.sizes.before, strict=True
+            )
         ]
         return self._read([place.image, place.source + source, *places], lane)
 

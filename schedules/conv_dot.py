@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from schedules import bf16_dot, int8_dot
 from schedules.anchor import FusedKernel, anchor_stages
 from schedules.config import Config, ConfigSpace
-from schedules.conv_compute import _guarded, _inside, _window_axes, _window_positions, output_sizes
+from schedules.conv_compute import _guarded, _inside, _padding, _window_axes, _window_positions, output_sizes
 from schedules.conv_defaults import tile_for
 from schedules.conv_direct import ConvDirect, DirectNest, Place
 from schedules.conv_tiling import divisors, register_tile
@@ -59,13 +59,14 @@ def conv_dot(data: Any, weight: Any, work: DotWorkload, sizes: Sequence[Any] = (
     """
     channel = te.reduce_axis((0, work.group_channels), name="ci")
     window = _window_axes(work)
+    padding = _padding(work, data, sizes)
     zero = tirx.const(0, work.dtype)
     fill = tirx.const(work.fill + work.shift, work.dtype)
     stored = work.stored_block
     group_stored = work.in_blocks if stored == work.in_block else work.group_channels // stored
 
     def point(n: Expr, co: Expr, *rest: Expr) -> Expr:
-        at = _window_positions(work, rest[:-1], window)
+        at = _window_positions(work, rest[:-1], window, padding)
         block, lane = channel // work.in_block, channel % work.in_block
         source, at_lane = channel // stored, channel % stored
         if work.groups > 1:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from schedules.anchor import FusedKernel, anchor_stages
 from schedules.config import Config, ConfigSpace
-from schedules.conv_compute import _guarded, _inside, _window_positions, output_sizes
+from schedules.conv_compute import _guarded, _inside, _padding, _window_positions, output_sizes
 from schedules.conv_direct import ConvDirect, DirectNest, Place
 from schedules.conv_tiling import register_tile
 from schedules.conv_workload import SPEC, ConvWorkload
@@ -87,11 +87,12 @@ def conv_sparse(data: Any, values: Any, index: Any, work: SparseConvWorkload, si
     zero = tirx.const(0, work.dtype)
     block = te.reduce_axis((0, work.longest), name="block")
     outer = work.out_blocks
+    padding = _padding(work, data, sizes)
 
     def point(n: Expr, co: Expr, *rest: Expr) -> Expr:
         first = entry(index, co)
         source, window, lane = work.decoded(entry(index, outer + 1 + first + block))
-        at = _window_positions(work, rest[:-1], window)
+        at = _window_positions(work, rest[:-1], window, padding)
         value = _guarded(_inside(work, data, at), data[(n, source, *at, lane)], zero)
         product = value * values(first + block, rest[-1])
         return te.sum(tirx.if_then_else(block < entry(index, co + 1) - first, product, zero), axis=block)

@@ -30,7 +30,8 @@ class WindowWorkload(Workload):
 
     `batch` is 0 when symbolic, and so is each of `spatial`: such a dimension is open. `block` is the lanes of the
     output's channel blocks. `pad` holds (before, after) for each spatial dimension; a negative `after` (input that no
-    window reaches) is allowed.
+    window reaches) is allowed. `same` is "upper" or "lower" where the padding of open dimensions follows from their
+    sizes, half of it before the input, the odd element after ("upper") or before it; `pad` is the most of both then.
     """
 
     batch: int
@@ -42,6 +43,11 @@ class WindowWorkload(Workload):
     dilations: tuple[int, ...]
     pad: tuple[tuple[int, int], ...]
     dtype: str
+    same: str = dataclasses.field(default="", kw_only=True)
+
+    def key(self) -> str:
+        """As of any workload; that padding is known needs no mention."""
+        return super().key().replace('"same":"",', "")
 
     @property
     def rank(self) -> int:

@@ -26,10 +26,12 @@ _ROWS = 16
 
 @dataclass(frozen=True)
 class Sizes:
-    """A window kernel's input and output sizes of each spatial dimension, and the statements that name them."""
+    """A window kernel's input and output sizes of each spatial dimension, the padding before the input, and the
+    statements that name them."""
 
     spatial: tuple[Any, ...]
     out: tuple[Any, ...]
+    before: tuple[Any, ...]
     bindings: tuple[Stmt, ...] = ()
 
     @classmethod
@@ -40,12 +42,27 @@ class Sizes:
         def named(name: str, known: int, size: Any) -> Any:
             if known or isinstance(size, int):
                 return known or size
-            return name_value(name, size, bindings)
+            return name_opaque(name, size, bindings)
 
         inner, outer = shape_of(data)[2:], shape_of(result)[2:]
         spatial = [named(f"size{i}", known, inner[i]) for i, known in enumerate(work.spatial)]
         out = [named(f"out{i}", work.out_spatial[i], outer[i]) for i in range(work.rank)]
-        return cls(tuple(spatial), tuple(out), tuple(bindings))
+        padding = padding_before(work, spatial, out)
+        before = [name_opaque(f"before{i}", amount, bindings) for i, amount in enumerate(padding)]
+        return cls(tuple(spatial), tuple(out), tuple(before), tuple(bindings))
+
+
+def padding_before(work: WindowWorkload, spatial: Sequence[Any], out: Sequence[Any]) -> list[Any]:
+    """The padding before the input of each spatial dimension, for such input and output sizes."""
+    result: list[Any] = []
+    for dim, (before, _) in enumerate(work.pad):
+        if not work.same or work.spatial[dim]:
+            result.append(before)
+            continue
+        reach = (out[dim] - 1) * work.strides[dim] + (work.kernel[dim] - 1) * work.dilations[dim] + 1
+        total = most(reach - spatial[dim], 0)
+        result.append((total + (1 if work.same == "lower" else 0)) // 2)
+    return result
 
 
 def name_value(name: str, value: Any, bindings: list[Stmt]) -> Any:
@@ -143,16 +160,13 @@ def row_parts(size: Any, rows: int, least_parts: int) -> Any:
     return most(most(parts_of(size, rows), least(size, least_parts)), 1)
 
 
-def edges(work: WindowWorkload, sizes: Sequence[Any]) -> tuple[Any, Any]:
-    """The first output along the last dimension all of whose window lies inside, and the end of those.
-
-    `sizes` are that dimension's input and output size.
-    """
-    (before, after), stride = work.pad[-1], work.strides[-1]
-    size, out = sizes
-    if before <= 0 and after <= 0:
+def edges(work: WindowWorkload, sizes: Sizes) -> tuple[Any, Any]:
+    """The first output along the last dimension all of whose window lies inside, and the end of those."""
+    (most_before, after), stride = work.pad[-1], work.strides[-1]
+    size, out, before = sizes.spatial[-1], sizes.out[-1], sizes.before[-1]
+    if most_before <= 0 and after <= 0:
         return 0, out
-    first = least(ceil_div(max(before, 0), stride), out)
+    first = least(parts_of(most(before, 0), stride), out)
     reach = (work.kernel[-1] - 1) * work.dilations[-1] + 1
     end = (size - reach + before) // stride + 1
     return first, most(least(end, out), first)

@@ -85,7 +85,7 @@ class PoolNest(WindowNest):
     def scale(self, point: Sequence[Expr | int]) -> Expr | None:
         if self.work.mode == "max":
             return None
-        return tirx.const(1.0, self.work.dtype) / window_count(self.work, point, self.sizes.spatial)
+        return tirx.const(1.0, self.work.dtype) / window_count(self.work, point, self.sizes.spatial, self.sizes.before)
 
 
 class GlobalPooling(ScheduleRule):

@@ -166,7 +166,7 @@ class WindowNest(ABC):
     def _open_row(self, image: Any, block: Any, outer: Sequence[Any]) -> Stmt:
         """One row of unknown width: outputs whose window reaches outside one by one, the others in tiles."""
         width = self.sizes.out[-1]
-        first, end = edges(self.work, (self.sizes.spatial[-1], width))
+        first, end = edges(self.work, self.sizes)
         inner = open_repeat(
             "ox", end - first, self.pixels, lambda start, size: self._tile(image, block, outer, first + start, size)
         )
@@ -198,8 +198,8 @@ class WindowNest(ABC):
         for taps in static_grid(*work.kernel[:-1]):
             places = [
                 at * stride + tap * dilation - before
-                for at, tap, stride, dilation, (before, _) in zip(
-                    outer, taps, work.strides, work.dilations, work.pad, strict=False
+                for at, tap, stride, dilation, before in zip(
+                    outer, taps, work.strides, work.dilations, self.sizes.before, strict=False
                 )
             ]
             inside = both(*self._row_conditions(places, taps))
@@ -248,7 +248,7 @@ class WindowNest(ABC):
         uses: dict[int, list[tuple[int, int]]] = {}
         for pixel, tap in static_grid(size, work.kernel[-1]):
             uses.setdefault(pixel * stride + tap * dilation, []).append((pixel, tap))
-        base = start * stride - work.pad[-1][0]
+        base = start * stride - self.sizes.before[-1]
         if isinstance(base, int) and work.spatial[-1]:
             uses = {offset: each for offset, each in uses.items() if 0 <= base + offset < work.spatial[-1]}
         if not uses:

@@ -204,7 +204,7 @@ class WinogradNest:
 
     def _spread(self, spread: Any, image: Any, block: Any, place: Any, row: Any, column: Any) -> Stmt:
         work, edge, dtype = self.work, self.edge, self.spread_dtype
-        (top, _), (left, _) = work.pad
+        top, left = self.sizes.before
         height, width = self.sizes.spatial
         step = self.tile * work.strides[0]
         y, x = row * step - top, column * step - left

@@ -131,6 +131,19 @@ def elementwise(
     return context.emit_te(compute, *tensors, primfunc_name_hint=name)
 
 
+def in_float32(
+    context: NodeContext, kernel: Callable[..., relax.Expr], data: relax.Expr, *others: relax.Expr
+) -> relax.Expr:
+    """The result of a kernel that rounds nothing, computed in float32 where `data` is float16.
+
+    Passes that compute float16 nets in float32 know casts, and not what a kernel does.
+    """
+    if str(data.ty.dtype) != "float16":
+        return kernel(data, *others)
+    wide = [context.emit(relax.op.astype(each, "float32")) for each in (data, *others)]
+    return context.emit(relax.op.astype(kernel(*wide), "float16"))
+
+
 def _is_one(size: Any) -> bool:
     return isinstance(size, tirx.IntImm) and int(size.value) == 1
 

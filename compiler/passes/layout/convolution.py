@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import gcd, lcm
 from typing import Any
@@ -26,6 +26,7 @@ from compiler.passes.layout.packing import (
     pack_words,
     repack_filter,
 )
+from compiler.passes.layout.same_padding import SamePadding, same_padding
 from compiler.passes.layout.values import Blocked, Expr, LayoutBuilder, Order, Value, can_block, known_sizes
 from compiler.passes.matching import array_of, as_constant, shape_of, static_shape
 from schedules import conv_compute
@@ -55,6 +56,7 @@ class Conv:
     dilations: tuple[int, ...]
     pad: tuple[tuple[int, int], ...]
     groups: int
+    same: str = ""  # "upper" or "lower" where padding follows from sizes
 
     @classmethod
     def of(cls, call: Any) -> Conv | None:
@@ -80,6 +82,12 @@ class Conv:
             int(attrs.groups),
         )
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it pads nothing, and axes lie in ONNX's order."""
+        orders = (self.order, self.out_order, self.filter_order)
+        return not any(map(any, self.pad)) and all(list(order) == sorted(order) for order in orders)
+
     def long_last(self, sizes: Sequence[Any]) -> Conv:
         """The same convolution with spatial dimensions whose output has one element moved to the front.
 
@@ -99,19 +107,28 @@ class Conv:
             tuple(self.dilations[i] for i in moved),
             tuple(self.pad[i] for i in moved),
             self.groups,
+            self.same,
         )
+
+    def padded_same(self, padding: SamePadding, kernel: Sequence[int]) -> Conv:
+        """The same convolution, of data that it pads itself."""
+        return replace(self, pad=padding.pads(kernel, self.strides, self.dilations), same=padding.mode)
 
 
 def float_convolution(builder: LayoutBuilder, call: Any) -> Blocked | Value | None:
     """A float32 convolution in blocks; None where that is not possible."""
     conv = Conv.of(call)
     data, weight = call.args
-    sizes = shape_of(call)
-    conv = conv.long_last(sizes) if conv is not None and sizes is not None else conv
-    if conv is None or not can_block(data, conv.order) or not can_block(call, conv.out_order):
+    sizes, filter_shape = shape_of(call), static_shape(weight)
+    if conv is None or filter_shape is None:
         return None
-    filter_shape = static_shape(weight)
-    if filter_shape is None or any(amount < 0 for pair in conv.pad for amount in pair):
+    padding = same_padding(builder, data)
+    if padding is not None and padding.fill == 0 and conv.is_plain:
+        data, conv = padding.data, conv.padded_same(padding, filter_shape[2:])
+    conv = conv.long_last(sizes) if sizes is not None else conv
+    if not can_block(data, conv.order) or not can_block(call, conv.out_order):
+        return None
+    if any(amount < 0 for pair in conv.pad for amount in pair):
         return None
     return BlockedConv(builder, conv, data, weight, tuple(shape_of(call) or ())).build()
 
@@ -271,6 +288,7 @@ class BlockedConv:
             dilations=conv.dilations,
             pad=conv.pad,
             dtype="float32",
+            same=conv.same if 0 in self.spatial else "",
         )
 
     def _depthwise(self) -> Blocked:

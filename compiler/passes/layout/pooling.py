@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tvm import relax
 
+from compiler.passes.layout.same_padding import SamePadding, same_padding
 from compiler.passes.layout.table import handles
 from compiler.passes.layout.values import Blocked, LayoutBuilder, Order, Value, can_block
 from compiler.passes.matching import dtype_of, shape_of
@@ -24,11 +26,12 @@ def pool(builder: LayoutBuilder, call: Any) -> Blocked | None:
     types = ("float32", "int8", "uint8") if ".max_" in call.op.name else ("float32",)
     if order is None or str(attrs.out_layout) not in ("", str(attrs.layout)) or not can_block(call, order, types):
         return None
-    data = _laid_out(builder, call.args[0], order)
-    if data is None:
-        return None
     mode = "max" if ".max_" in call.op.name else "average"
     rank = len(order) - 2
+    same = _same_padding(builder, call, order, mode)
+    data = _laid_out(builder, call.args[0] if same is None else same.data, order)
+    if data is None:
+        return None
     out_shape = shape_of(call) or []
     moved = [order.index(axis) - 2 for axis in data.order[2:]]
     order = data.order
@@ -37,6 +40,9 @@ def pool(builder: LayoutBuilder, call: Any) -> Blocked | None:
         return [int(values[i]) for i in moved]
 
     padding = [*arranged(attrs.padding[:rank]), *arranged(attrs.padding[rank:])]
+    if same is not None:
+        befores, afters = zip(*same.pads(attrs.pool_size, attrs.strides, attrs.dilation), strict=True)
+        padding = [*arranged(befores), *arranged(afters)]
     kernel, strides, dilations = (arranged(each) for each in (attrs.pool_size, attrs.strides, attrs.dilation))
     sizes = [out_shape[order[2 + i]] for i in range(rank)]
     pad = []
@@ -50,6 +56,8 @@ def pool(builder: LayoutBuilder, call: Any) -> Blocked | None:
     if count_pad and any(after > padding[i + rank] for i, (_, after) in enumerate(pad)):
         return None  # the last window reaches beyond the padding, where nothing is counted
     work = _work(data, kernel, strides, dilations, pad, builder, mode, count_pad)
+    if same is not None and work.is_open:
+        work = replace(work, same=same.mode)
     result = builder.emit_kernel(
         lambda values, out: conv_compute.pool(values, work, out),
         data.expr,
@@ -58,6 +66,14 @@ def pool(builder: LayoutBuilder, call: Any) -> Blocked | None:
         pattern=conv_compute.FUSABLE,
     )
     return Blocked(result, tuple(out_shape), order)
+
+
+def _same_padding(builder: LayoutBuilder, call: Any, order: Order, mode: str) -> SamePadding | None:
+    """The padding of a maximum's operand that a kernel writes."""
+    found = same_padding(builder, call.args[0])
+    if found is None or mode != "max" or list(order) != sorted(order) or any(map(int, call.attrs.padding)):
+        return None
+    return found if found.fill == conv_compute.lowest(dtype_of(call)) else None
 
 
 @handles(*(f"relax.nn.adaptive_{kind}_pool{rank}d" for kind in ("avg", "max") for rank in (1, 2, 3)))

@@ -46,8 +46,9 @@ def model(channels: int, rank: int, nodes: Sequence[Node]) -> onnx.ModelProto:
 
 def check(
     proto: onnx.ModelProto, sizes: Sequence[tuple[int, ...]], rules: set[str], spatial: Sequence[int] = ()
-) -> None:
-    """Compiled once: equal to ONNX Runtime at each of the sizes, by these rules. `spatial` is fixed where given."""
+) -> set[str]:
+    """Compiled once: equal to ONNX Runtime at each of the sizes, by these rules at least; all that are used. `spatial`
+    is fixed where given."""
     names = [each.dim_param for each in proto.graph.input[0].type.tensor_type.shape.dim]
     channels = proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value
     module = compiler.compile(proto, shapes={"x": (names[0], channels, *(spatial or names[2:]))})
@@ -60,6 +61,7 @@ def check(
         expected = session.run(None, {"x": data})[0]
         (found,) = module.run({"x": data}).values()
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4, err_msg=str(size))
+    return used
 
 
 def conv(filters: int, channels: int, kernel: Sequence[int], pads: Sequence[int], **attributes: Any) -> Node:
@@ -87,6 +89,28 @@ def test_image_network() -> None:
         ("Flatten", {}, []),
     ]
     check(model(3, 2, nodes), SIZES, {"conv-direct", "conv-winograd", "pool", "global-pool"})
+
+
+@pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER"])
+def test_padding_that_follows_from_sizes(mode: str) -> None:
+    """Windows pad themselves: nothing is copied for it."""
+
+    def padded(filters: int, channels: int, kernel: int, strides: Sequence[int], group: int = 1) -> Node:
+        kind, attributes, shapes = conv(filters, channels, (kernel, kernel), (), strides=list(strides), group=group)
+        return kind, {**{name: each for name, each in attributes.items() if name != "pads"}, "auto_pad": mode}, shapes
+
+    nodes = [
+        padded(24, 3, 3, (2, 2)),
+        ("Relu", {}, []),
+        padded(24, 24, 3, (2, 2), group=24),
+        padded(40, 24, 1, (1, 1)),
+        padded(40, 40, 4, (3, 1)),
+        ("MaxPool", {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": mode}, []),
+        ("GlobalAveragePool", {}, []),
+    ]
+    sizes = [(1, 1, 1), (2, 18, 7), (1, 33, 64), (1, 64, 129)]
+    used = check(model(3, 2, nodes), sizes, {"conv-direct", "conv-depthwise", "pool", "global-pool"})
+    assert "fallback" not in used
 
 
 def test_depthwise_network() -> None:

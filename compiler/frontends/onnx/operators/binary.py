@@ -11,7 +11,7 @@ from tvm import relax, tirx
 from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes, scalars
-from compiler.frontends.onnx.broadcasting import broadcast, elementwise
+from compiler.frontends.onnx.broadcasting import broadcast, elementwise, in_float32
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.scalars import const
@@ -237,4 +237,4 @@ def _clip(context: NodeContext, low: relax.Expr | None, high: relax.Expr | None)
             result = tirx.min(result, limits[-1])
         return tirx.Select(scalars.is_nan(x), x, result) if is_float else result
 
-    return elementwise(context, "clip", function, data, *given)
+    return in_float32(context, lambda *wide: elementwise(context, "clip", function, *wide), data, *given)

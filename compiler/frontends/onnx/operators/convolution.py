@@ -46,7 +46,8 @@ def conv(context: NodeContext) -> relax.Expr:
         require(context, size, "at least", 1)
     padding = [*window.before, *window.after]
     if not window.has_static_padding():
-        data, padding = padded(context, data, window.before, window.after, 0), [0] * (2 * rank)
+        data = padded(context, data, window.before, window.after, 0, auto_pad(context))
+        padding = [0] * (2 * rank)
     dtype = context.dtype(0)
     result = _CONVOLUTIONS[rank](
         data,

@@ -18,7 +18,7 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.matrix import matrix_product
 from compiler.frontends.onnx.operators.precision import cast
 from compiler.frontends.onnx.operators.quantization import Parameters, quantized
-from compiler.frontends.onnx.operators.spatial import padded, window_of
+from compiler.frontends.onnx.operators.spatial import auto_pad, padded, window_of
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import Constant, Value, tensor_shape
 
@@ -114,7 +114,8 @@ def integer_conv(context: NodeContext, x: Operand, w: Operand) -> relax.Expr:
         # Padding stands for zero, which is the zero point.
         dtype = str(data.ty.dtype)
         fill = context.literal(0, dtype) if x.zero_point is None else cast(context, x.zero_point, dtype)
-        data, padding = padded(context, data, window.before, window.after, fill), [0] * (2 * rank)
+        data = padded(context, data, window.before, window.after, fill, auto_pad(context))
+        padding = [0] * (2 * rank)
     product = context.emit(
         _CONVOLUTIONS[rank](
             data,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from tvm import relax
 from tvm.relax import op as R
 
@@ -17,7 +18,9 @@ from compiler.frontends.onnx.operators.pooling_kernels import (
 from compiler.frontends.onnx.operators.precision import cast, compute_dtype, widened
 from compiler.frontends.onnx.operators.spatial import (
     Window,
+    auto_pad,
     kernel_attribute,
+    padded,
     spatial_rank,
     spatial_sizes,
     window_of,
@@ -78,7 +81,12 @@ def max_pool(context: NodeContext) -> relax.Expr | list[relax.Expr]:
     # A padding as wide as the window makes windows without data.
     plain = all(isinstance(p, int) and p < e for p, e in zip(padding, window.extents * 2, strict=True))
     dtype = context.dtype(0)
-    if window.rank not in _MAX_POOLS or not plain or not (dtypes.is_float(dtype) or dtype in _BYTES):
+    known = window.rank in _MAX_POOLS and (dtypes.is_float(dtype) or dtype in _BYTES)
+    if known and auto_pad(context).startswith("SAME") and not window.has_static_padding():
+        lowest = -np.inf if dtypes.is_float(dtype) else np.iinfo(dtype).min
+        data = padded(context, data, window.before, window.after, lowest, auto_pad(context))
+        padding, plain = [0] * (2 * window.rank), True
+    if not known or not plain:
         return context.emit_te(max_kernel(window), data, *_flat(window), primfunc_name_hint="max_pool")
     sizes = list(window.kernel), list(window.strides), padding, list(window.dilations)
     return _MAX_POOLS[window.rank](data, *sizes, ceil_mode=ceil_mode)

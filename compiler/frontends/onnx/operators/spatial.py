@@ -8,9 +8,11 @@ from typing import Any
 
 from tvm import relax, topi
 
+from compiler.frontends.onnx.broadcasting import in_float32
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.symbolic import Arithmetic, Dim
 from compiler.frontends.onnx.values import Constant, tensor_shape
+from compiler.passes.layout.same_padding import SAME
 
 AUTO_PADS = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
 
@@ -139,19 +141,35 @@ def _explicit(
 
 
 def padded(
-    context: NodeContext, data: relax.Expr, before: Sequence[Dim], after: Sequence[Dim], value: Any
+    context: NodeContext,
+    data: relax.Expr,
+    before: Sequence[Dim],
+    after: Sequence[Dim],
+    value: Any,
+    mode: str = "NOTSET",
 ) -> relax.Expr:
-    """Data with its spatial axes padded by sizes that may be expressions; negative ones crop."""
+    """Data with its spatial axes padded by sizes that may be expressions; negative ones crop.
+
+    What follows from an auto_pad (`mode`) of SAME is marked, so that windows can pad themselves.
+    """
     if all(isinstance(p, int) and p == 0 for p in (*before, *after)):
         return data
     value = context.literal(value, str(data.ty.dtype)) if isinstance(value, (int, float)) else value
     widths = [*before, *after]
+    attributes = {SAME: mode.removeprefix("SAME_").lower()} if mode.startswith("SAME") else {}
 
     def pad(tensor: Any, fill: Any, *sizes: Any) -> Any:
         rank = len(sizes) // 2
         return topi.nn.pad(tensor, [0, 0, *sizes[:rank]], [0, 0, *sizes[rank:]], fill(), name="padded")
 
-    return context.emit_te(pad, data, value, *widths, primfunc_name_hint="pad_spatial")
+    return in_float32(
+        context,
+        lambda tensor, fill: context.emit_te(
+            pad, tensor, fill, *widths, primfunc_name_hint="pad_spatial", primfunc_attrs=attributes
+        ),
+        data,
+        value,
+    )
 
 
 def per_channel(context: NodeContext, index: int, rank: int) -> relax.Expr:

@@ -1,0 +1,53 @@
+"""Padding that follows from sizes (auto_pad SAME), which frontends write as a kernel: windows take it as theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.ir import GenericConst
+
+from compiler.passes.graph import operator_name
+from compiler.passes.layout.values import LayoutBuilder
+from compiler.passes.matching import array_of, shape_of
+
+SAME = "tensorwright.same_padding"
+"""Attribute of a kernel that pads spatial axes: "upper" or "lower", where the odd element of each goes."""
+
+Pads = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class SamePadding:
+    """`data` before it is padded with `fill`, and where the odd element goes."""
+
+    data: Any
+    fill: float
+    mode: str
+
+    def pads(self, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Pads:
+        """(before, after) of each spatial axis; where its size is symbolic, the most of each."""
+        sizes = (shape_of(self.data) or [])[2:]
+        result = []
+        for size, window, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
+            total = (window - 1) * dilation
+            if isinstance(size, int):
+                total = max((-(-size // stride) - 1) * stride + total + 1 - size, 0)
+            half, rest = total // 2, total - total // 2
+            result.append((half, rest) if self.mode == "upper" else (rest, half))
+        return tuple(result)
+
+
+def same_padding(builder: LayoutBuilder, padded: Any) -> SamePadding | None:
+    """What the kernel that pads an operand of the old function does; None where there is no such kernel."""
+    call = builder.definitions.get(padded) if isinstance(padded, relax.Var) else None
+    if call is None or operator_name(call) != "relax.call_tir":
+        return None
+    attributes = builder.function(call.args[0]).attrs
+    data, fill, *_ = call.args[1].fields
+    if attributes is None or SAME not in attributes or not isinstance(fill, GenericConst):
+        return None
+    return SamePadding(data, float(np.asarray(array_of(fill)).reshape(())), str(attributes[SAME]))
