@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from benchmarks.catalog import package_folder
 from benchmarks.families.registry import floats, integers, net
 
 FEATURES, HIDDEN, CLASSES = 128, 64, 16
@@ -104,3 +106,32 @@ def graphsage() -> nn.Module:
 def gat() -> nn.Module:
     """Two layers of four heads."""
     return _graph_net(_GATLayer)
+
+
+CAUSTIC = {
+    "element": integers(5, "atoms"),
+    "amino_acid": integers(20, "atoms"),
+    "atom_role": integers(4, "atoms"),
+    "bfactor": floats("atoms"),
+    "edge_index": integers("atoms", 2, "edges"),
+    "edge_dist": floats("edges"),
+    "seq_sep": integers(5, "edges"),
+    "same_residue": integers(2, "edges", dtype="float32"),
+    "target_indices": integers("atoms", "residues", 6),
+    "target_mask": integers(2, "residues", 6, dtype="bool"),
+    "residue_types": integers(20, "residues"),
+    "residue_geometry": floats("residues", 52),
+    "target_environment": floats("residues", 6, 15),
+    "temperature_feature": floats("residues", 1),
+    "target_atom_rsasa": floats("residues", 6),
+    "pos": floats("atoms", 3),
+    "node_normal": floats("atoms", 3),
+    "is_hbond": integers(2, "edges", dtype="float32"),
+    "hb_cos": floats("edges"),
+}
+
+
+@net("painn", CAUSTIC, [{"atoms": 600, "edges": 9000, "residues": 76}], tolerance=1e-3)
+def painn() -> Path:
+    """Trained PaiNN (arXiv:2102.03150) for chemical shifts of proteins."""
+    return package_folder("caustic") / "data" / "best_v2_carbons.onnx"
