@@ -41,8 +41,9 @@ class _Result(nn.Module):
         super().__init__()
         self.model, self.names, self.options = model, names, options
 
-    def forward(self, *arguments: Any) -> Any:
-        return self.model(**dict(zip(self.names, arguments, strict=True)), **self.options)[0]
+    def forward(self, first: Any, second: Any = None) -> Any:
+        given = {name: value for name, value in zip(self.names, (first, second), strict=False) if value is not None}
+        return self.model(**given, **self.options)[0]
 
 
 @net("whisper-encoder", {"features": floats(1, 80, 3000)}, tolerance=1e-3)

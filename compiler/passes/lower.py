@@ -12,7 +12,7 @@ from typing import Any
 from tvm import relax
 from tvm.ir import IRModule
 
-from compiler.passes import legalization, legalize_maxima, legalize_norms
+from compiler.passes import legalization, legalize_maxima, legalize_norms, legalize_reshapes
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 
@@ -37,7 +37,8 @@ _register("dispatch-sort", "Lower sort, top-k and scan operators", relax.backend
 
 @graph_pass("legalize-operators", summary="Lower each operator to a TensorIR function", required=True)
 def _legalize(mod: IRModule, context: PipelineContext) -> IRModule:
-    own = {**legalization.LEGALIZATIONS, **legalize_maxima.LEGALIZATIONS, **legalize_norms.LEGALIZATIONS}
+    modules = (legalization, legalize_maxima, legalize_norms, legalize_reshapes)
+    own = {name: rule for module in modules for name, rule in module.LEGALIZATIONS.items()}
     of_target = context.target.legalizations() if hasattr(context.target, "legalizations") else {}
     with engine_target(context):
         return _transform.LegalizeOps({**own, **of_target})(mod)

@@ -118,6 +118,7 @@ LOWER = (
     "order-sizes",
     "check-sizes",
     "name-checks",
+    "share-shapes",
     "check-parameters-once",
     "export-symbols",
 )

@@ -78,6 +78,8 @@ class InputBinder:
         self._requirements = RequirementChecker(inputs, requirements, indices)
         self.specs = tuple(InputSpec(description) for description in inputs)
         self.names = tuple(spec.name for spec in self.specs)
+        # The shapes of the last arrays that fit, and the dimensions they gave: the next ones mostly have the same.
+        self._fitting: tuple[list[tuple[int, ...]], Dimensions] = ([], {})
 
     def bind(self, inputs: Any, staging: Sequence[Staging]) -> list[Any]:
         """The engine's tensors for `main`, in its order.
@@ -86,15 +88,21 @@ class InputBinder:
             InputError: names, ranks, shapes, dimensions or element types do not fit, or what the model needs of them.
         """
         values = self._in_order(inputs)
-        dimensions: Dimensions = {}
+        shapes = [value.shape for value in values if type(value) is np.ndarray]
+        known, dimensions = self._fitting
+        checked = shapes == known and len(shapes) == len(self.specs)
+        if not checked:
+            dimensions = {}
         tensors = []
         for spec, value, stage in zip(self.specs, values, staging, strict=True):
             if type(value) is np.ndarray and value.dtype == spec.dtype:
-                if value.shape != spec.static:
+                if not checked and value.shape != spec.static:
                     _check_shape(spec, value.shape, dimensions)
                 tensors.append(_from_numpy(value, spec, stage))
             else:
                 tensors.append(_from_other(value, spec, stage, dimensions))
+        if not checked and len(shapes) == len(self.specs):
+            self._fitting = shapes, dimensions
         if self._requirements.any:
             self._requirements.check({name: size for name, (size, _) in dimensions.items()}, tensors)
         return tensors
