@@ -79,14 +79,15 @@ class _StyleNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.down = nn.ModuleList([_Styled(3, 32, 9), _Styled(32, 64, 3, 2), _Styled(64, 128, 3, 2)])
-        self.residual = nn.ModuleList([nn.ModuleList([_Styled(128, 128, 3), _Styled(128, 128, 3)]) for _ in range(5)])
+        self.first = nn.ModuleList([_Styled(128, 128, 3) for _ in range(5)])
+        self.second = nn.ModuleList([_Styled(128, 128, 3) for _ in range(5)])
         self.up = nn.ModuleList([_Styled(128, 64, 3, scale=2), _Styled(64, 32, 3, scale=2)])
         self.last = nn.Sequential(nn.ReflectionPad2d(4), nn.Conv2d(32, 3, 9))
 
     def forward(self, x: Any) -> Any:
         for layer in self.down:
             x = layer(x).relu()
-        for first, second in self.residual:
+        for first, second in zip(self.first, self.second, strict=True):
             x = x + second(first(x).relu())
         for layer in self.up:
             x = layer(x).relu()

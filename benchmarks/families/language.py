@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks.families.registry import integers, net, ones
-from benchmarks.families.speech import _Result
+from benchmarks.families.speech import FirstOutput, evaluating
 
 VOCABULARY = 8000
 IDS = {"ids": integers(VOCABULARY, "batch", "tokens")}
@@ -29,7 +29,7 @@ def bert() -> nn.Module:
         intermediate_size=1024,
     )
     torch.manual_seed(0)
-    return _Result(BertModel(config).eval(), "input_ids", "attention_mask")
+    return FirstOutput(evaluating(BertModel(config)), "input_ids", "attention_mask")
 
 
 @net("t5-encoder", MASKED, SIZES, tolerance=1e-3)
@@ -39,7 +39,7 @@ def t5_encoder() -> nn.Module:
 
     config = T5Config(vocab_size=VOCABULARY, d_model=256, d_kv=32, d_ff=1024, num_layers=4, num_heads=8)
     torch.manual_seed(0)
-    return _Result(T5EncoderModel(config).eval(), "input_ids", "attention_mask")
+    return FirstOutput(evaluating(T5EncoderModel(config)), "input_ids", "attention_mask")
 
 
 @net("gpt2", IDS, SIZES, tolerance=1e-3)
@@ -49,7 +49,7 @@ def gpt2() -> nn.Module:
 
     config = GPT2Config(vocab_size=VOCABULARY, n_embd=256, n_layer=4, n_head=4)
     torch.manual_seed(0)
-    return _Result(GPT2LMHeadModel(config).eval(), "input_ids", use_cache=False)
+    return FirstOutput(evaluating(GPT2LMHeadModel(config)), "input_ids", use_cache=False)
 
 
 class _SelectiveScan(nn.Module):

@@ -31,10 +31,15 @@ def _whisper() -> Any:
         encoder_ffn_dim=1536,
         decoder_ffn_dim=1536,
     )
-    return WhisperModel(config).eval()
+    return evaluating(WhisperModel(config))
 
 
-class _Result(nn.Module):
+def evaluating(model: Any) -> Any:
+    """A model of transformers, whose methods have no types, in evaluation mode."""
+    return model.eval()
+
+
+class FirstOutput(nn.Module):
     """The first output of a model of transformers, given its inputs by name."""
 
     def __init__(self, model: Any, *names: str, **options: Any) -> None:
@@ -49,7 +54,7 @@ class _Result(nn.Module):
 @net("whisper-encoder", {"features": floats(1, 80, 3000)}, tolerance=1e-3)
 def whisper_encoder() -> nn.Module:
     """Whisper tiny's encoder over 30 s."""
-    return _Result(_whisper().encoder, "input_features")
+    return FirstOutput(_whisper().encoder, "input_features")
 
 
 @net(
@@ -60,7 +65,7 @@ def whisper_encoder() -> nn.Module:
 )
 def whisper_decoder() -> nn.Module:
     """Whisper tiny's decoder over a prompt, without caches."""
-    return _Result(_whisper().decoder, "input_ids", "encoder_hidden_states", use_cache=False)
+    return FirstOutput(_whisper().decoder, "input_ids", "encoder_hidden_states", use_cache=False)
 
 
 @net("wav2vec2", {"samples": floats("batch", "length")}, [{"batch": 1, "length": 16000}], tolerance=1e-3)
@@ -77,7 +82,7 @@ def wav2vec2() -> nn.Module:
         conv_dim=(256,) * 7,
         num_conv_pos_embeddings=32,
     )
-    return _Result(Wav2Vec2Model(config).eval(), "input_values")
+    return FirstOutput(evaluating(Wav2Vec2Model(config)), "input_values")
 
 
 class _ConformerBlock(nn.Module):
@@ -164,14 +169,15 @@ def hifi_gan() -> nn.Module:
                     for k, scale in enumerate(scales)
                 ]
             )
-            self.blocks = nn.ModuleList([nn.ModuleList([Block(each, k) for k in (3, 7, 11)]) for each in widths[1:]])
+            self.blocks = nn.ModuleList([Block(each, kernel) for each in widths[1:] for kernel in (3, 7, 11)])
             self.last = nn.Conv1d(widths[-1], 1, 7, padding=3)
 
         def forward(self, spectrum: Any) -> Any:
             x = self.first(spectrum)
-            for up, (a, b, c) in zip(self.up, self.blocks, strict=True):
+            for level, up in enumerate(self.up):
                 x = up(nn.functional.leaky_relu(x, 0.1))
-                x = (a(x) + b(x) + c(x)) / 3
+                first, second, third = (self.blocks[3 * level + branch](x) for branch in range(3))
+                x = (first + second + third) / 3
             return self.last(nn.functional.leaky_relu(x)).tanh()
 
     torch.manual_seed(0)

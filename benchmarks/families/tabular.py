@@ -53,10 +53,10 @@ def random_forest() -> Any:
 
 @net("gradient-boosting", INPUT, SIZES)
 def gradient_boosting() -> Any:
-    """Histogram gradient boosting (scikit-learn)."""
-    from sklearn.ensemble import HistGradientBoostingClassifier
+    """100 rounds of trees of depth 3, three classes (scikit-learn)."""
+    from sklearn.ensemble import GradientBoostingClassifier
 
-    return _of_sklearn(HistGradientBoostingClassifier(max_iter=100, random_state=0))
+    return _of_sklearn(GradientBoostingClassifier(random_state=0))
 
 
 @net("sklearn-mlp", INPUT, SIZES)
@@ -115,6 +115,8 @@ def dlrm() -> nn.Module:
     """DLRM (arXiv:1906.00091): embeddings, their pairwise products, two MLPs."""
 
     class Dlrm(nn.Module):
+        pairs: torch.Tensor
+
         def __init__(self, width: int = 64) -> None:
             super().__init__()
             self.tables = nn.ModuleList([nn.Embedding(VOCABULARY, width) for _ in range(SPARSE)])
@@ -142,6 +144,8 @@ def ft_transformer() -> nn.Module:
     """FT-Transformer (arXiv:2106.11959): a token a feature, three layers."""
 
     class FTTransformer(nn.Module):
+        offsets: torch.Tensor
+
         def __init__(self, width: int = 64) -> None:
             super().__init__()
             self.weight, self.bias = (nn.Parameter(torch.randn(12, width)) for _ in range(2))

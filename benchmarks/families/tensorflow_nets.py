@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class _Graph:
         return name
 
     def weight(self, *shape: int) -> str:
-        values = self.generator.standard_normal(shape, dtype=np.float32) * np.sqrt(2 / max(np.prod(shape[1:]), 1))
+        values = self.generator.standard_normal(shape, dtype=np.float32) * np.sqrt(2 / math.prod(shape[1:]))
         return self.constant(values.astype(np.float32))
 
     def constant(self, values: Any) -> str:
