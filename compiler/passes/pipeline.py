@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tvm import relax
 from tvm.ir import IRModule
 
+import compiler.ordered_variables  # noqa: F401  (TVM's sets of sizes)
 from compiler.errors import OptionError, PassError, TensorwrightError, ToolchainError
 from compiler.one_at_a_time import one_at_a_time
 from compiler.passes.context import PipelineContext
