@@ -14,7 +14,7 @@ from tvm.ir import IRModule
 from tvm_ffi import StructuralKey
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.lift_parameters import set_type
+from compiler.passes.leaves import set_type
 from compiler.passes.registry import graph_pass
 
 _MAKE_SHAPE = "vm.builtin.make_shape"
