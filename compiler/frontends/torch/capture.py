@@ -13,6 +13,7 @@ from compiler.errors import InputError, OptionError, TensorwrightError
 from compiler.frontends.torch.buffers import integers_as_constants, refuse_writes_to_constants
 from compiler.frontends.torch.caches import register_caches
 from compiler.frontends.torch.capture_errors import capture_error
+from compiler.frontends.torch.recurrent_layers import recurrent_layers_captured
 from compiler.frontends.torch.results import named_results
 from compiler.frontends.torch.transformers_scan import scans_captured
 
@@ -60,7 +61,7 @@ def _captured(
     import torch
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-    with quiet(), torch.no_grad(), named_results(model), scans_captured():
+    with quiet(), torch.no_grad(), named_results(model), scans_captured(), recurrent_layers_captured():
         try:
             return torch.export.export(model, arguments, named, dynamic_shapes=dynamic_shapes, strict=False)
         except GuardOnDataDependentSymNode:

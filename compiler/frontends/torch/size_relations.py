@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from compiler.frontends.onnx.size_checks import Relation
+from compiler.frontends.torch.recurrent_layers import OPERATORS as RECURRENT_LAYERS
 
 
 class SizeRelation(NamedTuple):
@@ -170,4 +171,5 @@ _OPERATORS: dict[str, _Relations] = {
     "aten.glu.default": _halves,
     "aten.instance_norm.default": _instances,
     **{f"aten.{name}.input": _steps for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
+    **dict.fromkeys(RECURRENT_LAYERS, _steps),
 }

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from compiler.frontends.torch.quantized_operators import QUANTIZED_OPERATORS, int_mm
+from compiler.frontends.torch.recurrent_layers import OPERATORS, translation
 from compiler.frontends.torch.resampling import RESAMPLING
 
 if TYPE_CHECKING:
@@ -59,4 +60,8 @@ def _roi_pool(values: Any, regions: Any, scale: float, height: int, width: int) 
     return pooled, opset18.Shape(pooled)
 
 
-KNOWN: dict[str, Callable[..., Any]] = {"torchvision.roi_pool.default": _roi_pool, **QUANTIZED_OPERATORS}
+KNOWN: dict[str, Callable[..., Any]] = {
+    "torchvision.roi_pool.default": _roi_pool,
+    **QUANTIZED_OPERATORS,
+    **{name: translation(name) for name in OPERATORS},
+}
