@@ -78,8 +78,9 @@ def _registered() -> dict[str, Callable[..., Any]]:
     """The operators by name, defined once a process."""
     import torch
 
-    library = torch.library.Library(_NAMESPACE, "FRAGMENT")
-    _registered.library = library  # type: ignore[attr-defined]
+    libraries: Any = torch.library
+    library = libraries.Library(_NAMESPACE, "FRAGMENT")
+    _LIBRARIES.append(library)
     for name, layer in _LAYERS.items():
         state, results = ("Tensor[] hx", 3) if layer.has_cell else ("Tensor hx", 2)
         outputs = ", ".join(["Tensor"] * results)
