@@ -24,7 +24,7 @@ from compiler.artifact.storage import write_atomically
 from compiler.errors import StorageError
 from compiler.tuning.identity import file_name, fingerprint
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """The newest that is read. A line says the version that its kind and fields came with."""
 FSYNC_SECONDS = 1.0
 """A file is flushed to the disk at most this long after a record, and when it is closed."""
@@ -155,7 +155,9 @@ Line = TargetLine | Record | ModelLine
 def encode(line: Line) -> bytes:
     """A line of a record file, with its end."""
     values = line.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    return json.dumps({"v": line.schema_version, "kind": line.kind, **values}, separators=(",", ":")).encode() + b"\n"
+    timed = isinstance(line, Record | ModelLine) and line.method == "timed"
+    version = max(line.schema_version, 3) if timed else line.schema_version
+    return json.dumps({"v": version, "kind": line.kind, **values}, separators=(",", ":")).encode() + b"\n"
 
 
 @dataclass

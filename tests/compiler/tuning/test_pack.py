@@ -95,6 +95,8 @@ def test_what_was_timed_is_recorded_once_and_compiled_with(
     assert (again.added, again.known) == (0, taken.added)
     loaded = read_current(taken.records)
     assert {record.method for record in loaded.records} == {"timed"}
+    versions = [json.loads(line)["v"] for line in taken.records.read_text().splitlines()]
+    assert set(versions[1:]) == {3}  # which those before the method do not read
     (line,) = loaded.models
     (choice,) = line.choices
     assert dict(choice.config) == taken.tasks[0].config
