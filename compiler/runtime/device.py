@@ -53,7 +53,7 @@ class Device:
 class CudaDevice(Device):
     """An NVIDIA graphics processor. Memory comes from TVM's pool.
 
-    Kernels are launched on the calling thread's stream (`tvm_ffi.use_raw_stream`); the engine copies on the default
+    Kernels are launched on the calling thread's stream (`tvm_ffi.use_raw_stream`); TVM copies on the default
     one, which does not wait for other streams, nor they for it.
     """
 
@@ -105,7 +105,7 @@ def device_for(manifest: Manifest) -> Device:
 
     Raises:
         IncompatibleArtifactError: this machine has none that runs it.
-        MissingDependencyError: the engine's part for it can not be loaded.
+        MissingDependencyError: TVM's part for it cannot be loaded.
     """
     wanted = manifest.target.details.get("device")
     if wanted is None:
