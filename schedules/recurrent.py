@@ -22,6 +22,7 @@ _TYPICAL_STEPS = 16  # of a sequence whose length is not known
 _WORTH_THREADS = 2**20
 _WORTH_WAITING = 2**16
 _INTEGER_SPEED = 4
+_WEIGHT_BYTES = 4  # of float32
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,13 @@ def way_to_run(recurrence: Recurrence, steps: int, samples: int, machine: Machin
     """SAMPLES, or what threads share where all samples go step by step; sizes are 0 where dynamic.
 
     Units are shared where a step of one sample is worth it: each thread then reads its part of the weights alone, and
-    reads it once for all samples. Else independent samples are spread over threads.
+    reads it once for all samples. Else independent samples are spread over threads, unless the weights would have to
+    come from memory again for each team of them.
     """
-    step = recurrence.cell.gates * recurrence.hidden**2 // (_INTEGER_SPEED if recurrence.quantized else 1)
-    alone = SERIAL if recurrence.quantized else SAMPLES
+    products = recurrence.cell.gates * recurrence.hidden**2
+    step = products // (_INTEGER_SPEED if recurrence.quantized else 1)
+    stays_in_cache = _WEIGHT_BYTES * products <= machine.l2_bytes // 2
+    alone = SAMPLES if stays_in_cache and not recurrence.quantized else SERIAL
     if machine.cores == 1 or step * (steps or _TYPICAL_STEPS) * recurrence.directions < _WORTH_THREADS:
         return alone
     if recurrence.directions >= machine.cores:

@@ -102,13 +102,13 @@ def _recurrence(hidden: int, directions: int = 1, *, quantized: bool = False) ->
 
 @pytest.mark.parametrize(
     ("hidden", "directions", "cores", "way"),
-    [(512, 1, 1, SAMPLES), (32, 1, 2, SAMPLES), (512, 1, 2, UNITS), (512, 2, 2, DIRECTIONS), (512, 2, 4, UNITS)],
+    [(512, 1, 1, SERIAL), (32, 1, 2, SAMPLES), (512, 1, 2, UNITS), (512, 2, 2, DIRECTIONS), (512, 2, 4, UNITS)],
 )
 def test_how_a_layer_is_run(hidden: int, directions: int, cores: int, way: str) -> None:
     machine = Machine(cores=cores)
     assert way_to_run(_recurrence(hidden, directions), 0, 0, machine) == way
     quantized = way_to_run(_recurrence(2 * hidden, directions, quantized=True), 0, 0, machine)
-    assert quantized == (SERIAL if way == SAMPLES else way)
+    assert quantized == (SERIAL if way == SAMPLES else way)  # all samples of a step have one scale
 
 
 def test_a_description_survives_its_text() -> None:
