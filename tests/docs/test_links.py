@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,10 @@ def test_table_of_measured_times_is_the_recorded_one() -> None:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert [float(cell) if cell[0].isdigit() else None for cell in cells[1:4]] == times
         assert float(cells[4]) == row["ratio"]
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    listed = set(re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]))
+    written = {str(page.relative_to(ROOT / "docs")) for page in pages() if page.is_relative_to(ROOT / "docs")}
+    generated = {str(page.relative_to(ROOT / "docs")) for page in GENERATED}
+    assert listed == written | generated
