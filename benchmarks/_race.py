@@ -58,9 +58,10 @@ class Result:
             return statistics.median(used for times in self.rounds for _, used in times)
         return statistics.median(self.medians())
 
-    def medians(self) -> list[float]:
-        """The median of each round, in seconds."""
-        return [statistics.median(elapsed for elapsed, _ in times) for times in self.rounds]
+    def medians(self, statistic: str = "median") -> list[float]:
+        """The median of each round, in seconds: of processor time when `statistic` is "cpu", else of elapsed time."""
+        index = 1 if statistic == "cpu" else 0
+        return [statistics.median(times[index] for times in round_) for round_ in self.rounds]
 
 
 class _Process:

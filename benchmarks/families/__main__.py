@@ -56,6 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant")
     parser.add_argument("--seconds", type=float, default=0.4, help="length of a turn")
+    parser.add_argument(
+        "--statistic",
+        choices=("median", "best", "cpu"),
+        default="median",
+        help="for a machine that others use too: best run, or processor time (one thread)",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the rows to this file")
     parser.add_argument("--from-json", metavar="FILE", help="print the rows of this file and time nothing")
     parser.add_argument("--markdown", metavar="FILE", help="replace the table in this file, between its two markers")
@@ -102,16 +108,17 @@ def _raced(entry: Net, sizes: Sizes, module: Path, facts: dict[str, float], opti
     ours, *rivals = race(task, entries, options.threads, options.rounds, options.seconds, report=console.print)
     if ours.label != "tensorwright" or not rivals:
         raise RuntimeError("a contestant could not run the net")
-    fastest = min(rivals, key=lambda each: each.seconds("median"))
-    pairs = [theirs / mine for theirs, mine in zip(fastest.medians(), ours.medians(), strict=True)]
+    statistic = options.statistic
+    fastest = min(rivals, key=lambda each: each.seconds(statistic))
+    pairs = [theirs / mine for theirs, mine in zip(fastest.medians(statistic), ours.medians(statistic), strict=True)]
     wrong = facts["difference"] > entry.tolerance
     return Row(
         entry.family,
         entry.name,
         dict(sizes),
-        ours=ours.seconds("median") * 1e3,
-        peers={_peer_name(each): each.seconds("median") * 1e3 for each in rivals},
-        ratio=fastest.seconds("median") / ours.seconds("median"),
+        ours=ours.seconds(statistic) * 1e3,
+        peers={_peer_name(each): each.seconds(statistic) * 1e3 for each in rivals},
+        ratio=fastest.seconds(statistic) / ours.seconds(statistic),
         lowest=min(pairs),
         highest=max(pairs),
         difference=facts["difference"],

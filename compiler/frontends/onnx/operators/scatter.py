@@ -29,6 +29,8 @@ from compiler.frontends.onnx.operators.unary import is_narrow_float
 from compiler.frontends.onnx.registry import converter
 
 Combine = Callable[[Any, Any], Any]
+_IN_VECTORS = ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+_LANES = 16  # of a vector; LLVM splits it where registers are narrower
 Target = Callable[[Any, Any], tuple[Any, Any]]
 _REDUCTIONS: dict[str, Combine] = {
     "none": lambda old, new: new,
@@ -79,9 +81,14 @@ def _write_all(
     updates: te.Tensor,
     target: Callable[[Any, Any], tuple[Any, Any]],
     combine: Combine,
+    width: Any = 1,
 ) -> te.Tensor:
-    """Copy `data`, then apply every update; `target(flat update, indices)` gives (place in data, is it inside)."""
-    count, size = _product(updates.shape), _product(data.shape)
+    """Copy `data`, then apply every update; one is `width` elements in a row of both `updates` and `data`.
+
+    `target(number of the update, indices)` gives (number of the row in data, is it inside).
+    """
+    size = _product(data.shape)
+    count = _product(updates.shape) if isinstance(width, int) else _product(indices.shape[:-1])
 
     def generate(ins: Any, outs: Any) -> Any:
         source, index, update = (T.buffer_proxy(buffer) for buffer in ins)
@@ -93,13 +100,39 @@ def _write_all(
                 with T.serial(0, count) as k:
                     place, inside = target(k, index)
                     with T.If(inside), T.Then():
-                        result[place] = combine(result[place], update[k])
+                        _write_row(result, update, place, k, width, combine)
             return builder.get()
 
     out = tirx.decl_buffer(data.shape, data.dtype, "scattered", layout=None)
     return te.extern(
         [data.shape], [data, indices, updates], generate, dtype=data.dtype, out_buffers=[out], name="scatter"
     )
+
+
+def _write_row(result: Any, update: Any, place: Any, number: Any, width: Any, combine: Combine) -> None:
+    if isinstance(width, int):
+        result[place] = combine(result[place], update[number])
+        return
+    first = T.bind(place * width)
+
+    def write(inner: Any) -> None:
+        result[first + inner] = combine(result[first + inner], update[number * width + inner])
+
+    _in_vectors(width, update.dtype, write)
+
+
+def _in_vectors(extent: Any, dtype: Any, body: Callable[[Any], None]) -> None:
+    """Run the body for 0 up to `extent`, in vectors but for the last elements; types that TVM widens, one by one."""
+    if str(dtype) not in _IN_VECTORS:
+        with T.serial(0, extent) as i:
+            body(i)
+        return
+    lanes = tirx.const(_LANES, "int64")
+    with T.seq_scope():
+        with T.serial(0, tirx.floordiv(extent, lanes)) as block, T.vectorized(0, lanes) as lane:
+            body(block * lanes + lane)
+        with T.serial(0, tirx.floormod(extent, lanes)) as rest:
+            body(tirx.floordiv(extent, lanes) * lanes + rest)
 
 
 def _scattered(context: NodeContext, kernel: Callable[..., te.Tensor], name: str) -> relax.Expr:
@@ -152,17 +185,14 @@ def scatter_nd(context: NodeContext) -> relax.Expr:
     require_shape(context, context.shape(2), [*context.shape(1)[:-1], *context.shape(0)[depth:]], "its updates")
 
     def kernel(data: te.Tensor, indices: te.Tensor, updates: te.Tensor) -> te.Tensor:
-        width = _product(data.shape[depth:])
-
-        def target(k: Any, index: Any) -> tuple[Any, Any]:
-            row, inner = tirx.floordiv(k, width), tirx.floormod(k, width)
+        def target(row: Any, index: Any) -> tuple[Any, Any]:
             raw = [limited(index[row * depth + i], -data.shape[i] - 1, data.shape[i]) for i in range(depth)]
             places = [scalars.select(r < 0, r + size, r) for r, size in zip(raw, data.shape, strict=False)]
             bounds = [check for p, size in zip(places, data.shape, strict=False) for check in (p >= 0, p < size)]
             inside = tirx.all(*bounds) if bounds else tirx.const(True, "bool")
-            return _flat(places, data.shape[:depth]) * width + inner, inside
+            return _flat(places, data.shape[:depth]), inside
 
-        return _write_all(data, indices, updates, target, combine)
+        return _write_all(data, indices, updates, target, combine, width=_product(data.shape[depth:]))
 
     return _scattered(context, kernel, "scatter_nd")
 
