@@ -12,8 +12,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +30,6 @@ from benchmarks.gpu_pack.references import tolerance
 from benchmarks.gpu_pack.report import read_results, tables
 from benchmarks.gpu_pack.seeded import Weight
 from benchmarks.gpu_pack.single_kernels import product
-from compiler.artifact import Artifact
 from compiler.errors import OptionError, StorageError
 from targets.cuda import CudaTarget
 from targets.cuda_image import source_of
@@ -261,7 +259,7 @@ def test_a_pack_runs_by_tvms_cuda_runtime(tmp_path: Path) -> None:
     for name in ("kernels", "lib"):
         (tmp_path / name).mkdir()
     library = gzip.decompress((folder / "entries" / "perceptron-float32" / "model.so.gz").read_bytes())
-    stand_in.add_kernels(cast(Artifact, SimpleNamespace(library=library)), h100.compiler(), tmp_path / "kernels")
+    stand_in.add_kernels(library, h100.compiler(), tmp_path / "kernels")
     stand_in.build_libraries(h100.compiler(), tmp_path / "lib")
     (tmp_path / "lib" / stand_in.RUNTIME).replace(folder / "lib" / stand_in.RUNTIME)
     settings = {"LD_LIBRARY_PATH": str(tmp_path / "lib"), "STAND_IN_KERNELS": str(tmp_path / "kernels")}
