@@ -51,7 +51,6 @@ _register(
 )
 _register("fold-lowered-constants", "Evaluate TensorIR calls on constants", _transform.FoldConstant, required=False)
 _register("group-operators", "Group operators into kernels", _transform.FuseOps, required=False)
-_register("fuse-kernels", "Merge each group into one TensorIR function", _transform.FuseTIR)
 _register("drop-dataflow", "Turn dataflow blocks into plain blocks", _transform.ToNonDataflow)
 _register("drop-purity", "Remove purity marks", _transform.RemovePurityChecking)
 _register("call-kernels", "Turn kernel calls into calls with allocated outputs", _transform.CallTIRRewrite)
