@@ -18,8 +18,17 @@ from benchmarks.gpu_pack.build import Case, Model, arrays_of
 from benchmarks.gpu_pack.nets import NETS
 from benchmarks.gpu_pack.references import CALLS, tolerance
 from benchmarks.gpu_pack.references import NETS as ALLOWED
-from benchmarks.gpu_pack.seeded import Array, Weight, inputs_of, seed_onnx, seed_torch
+from benchmarks.gpu_pack.seeded import (
+    Array,
+    Weight,
+    inputs_of,
+    relative_error,
+    rounded_error,
+    seed_onnx,
+    seed_torch,
+)
 from compiler.device.cache import key_of
+from compiler.errors import VerificationError
 
 _LEAST_ELEMENTS = 4096  # smaller weights of ONNX files stay what they are
 _CODE = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
@@ -56,7 +65,17 @@ def _torch_model(
     shapes = {key: array.shape for key, array in arrays.items()}
     if precision == "int8":
         return _int8(name, made.path, shapes, made.weights, inputs, arrays)
+    _check_sensitivity(made.errors.get(precision, 0.0), precision)
     return _model(str(made.path), {"shapes": shapes}, inputs, arrays, made.expected, made.weights, precision)
+
+
+def _check_sensitivity(error: float, precision: str) -> None:
+    """Raise VerificationError for a net whose right results differ so much that wrong ones would not show."""
+    if error > ALLOWED[precision] / 2:
+        raise VerificationError(
+            f"the net with generated weights amplifies roundings: two right runs in {precision} differ by {error:.2g} "
+            f"of the result, and {ALLOWED[precision]} is allowed"
+        )
 
 
 @dataclass(frozen=True)
@@ -64,6 +83,7 @@ class _Prepared:
     path: Path
     weights: Sequence[Weight]
     expected: Mapping[str, Array]
+    errors: Mapping[str, float]  # by precision
 
 
 _LAST: dict[str, _Prepared] = {}  # entries of one net follow each other
@@ -82,7 +102,10 @@ def _prepared(name: str, build: Callable[[], torch.nn.Module], arrays: Mapping[s
             result = module.double()(*wide)
         results = [result] if isinstance(result, torch.Tensor) else list(result)
         expected = {f"output {index}": each.numpy() for index, each in enumerate(results)}
-        _LAST[name] = _Prepared(path, weights, expected)
+        first, module = next(iter(expected.values())), module.float()
+        types = {"float16": torch.float16, "bf16": torch.bfloat16}
+        errors = {precision: rounded_error(module, given, dtype, first) for precision, dtype in types.items()}
+        _LAST[name] = _Prepared(path, weights, expected, errors)
     return _LAST[name]
 
 
@@ -113,15 +136,17 @@ def _int8(
     given: dict[str, Any] = dict(arrays)
     np.savez(stored, **given)
     task = quantized(Task(path.stem, path, stored, dict(shapes), 0))
-    expected = _by_onnxruntime(task.path, arrays)
+    expected, fused = (_by_onnxruntime(task.path, arrays, optimized) for optimized in (False, True))
+    _check_sensitivity(max(relative_error(fused[key], expected[key]) for key in expected), "int8")
     return _model(str(task.path), {"shapes": shapes}, inputs, arrays, expected, weights, "int8")
 
 
-def _by_onnxruntime(path: Path, arrays: Mapping[str, Array]) -> dict[str, Array]:
+def _by_onnxruntime(path: Path, arrays: Mapping[str, Array], optimized: bool = False) -> dict[str, Array]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [each.name for each in session.get_outputs()]

@@ -32,6 +32,7 @@ class Residual(nn.Module):
             layers += [nn.Conv2d(last, count, size, step, size // 2, bias=False), nn.BatchNorm2d(count), nn.ReLU()]
             last = count
         self.body = nn.Sequential(*layers[:-1])
+        self.body[-1].is_branch = True  # type: ignore[assignment]
         same = stride == 1 and inputs == outputs
         around = (nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
         self.around = nn.Identity() if same else nn.Sequential(*around)
@@ -65,6 +66,7 @@ class Inverted(nn.Module):
         parts += [nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False), nn.BatchNorm2d(wide), nn.ReLU6()]
         self.body = nn.Sequential(*parts, nn.Conv2d(wide, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
         self.adds = stride == 1 and inputs == outputs
+        self.body[-1].is_branch = self.adds  # type: ignore[assignment]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = x + self.body(x) if self.adds else self.body(x)

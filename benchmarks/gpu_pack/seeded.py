@@ -44,7 +44,35 @@ def seed_torch(module: nn.Module, name: str, batch: tuple[torch.Tensor, ...]) ->
     return [Weight(seed, row, shape) for seed, row, _, shape in made.values()]
 
 
+# Of what a branch adds to its way around, as in trained nets: with 1, a rounding in the first of 50 layers becomes
+# another result.
+_BRANCH = 2.0**-2
 _BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+def rounded_error(module: nn.Module, batch: tuple[torch.Tensor, ...], dtype: torch.dtype, expected: Array) -> float:
+    """How far a net's first result is from `expected` (`relative_error`) when operands of its convolutions and linear
+    layers are rounded to a type."""
+
+    def rounded(_: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (given[0].to(dtype).to(given[0].dtype), *given[1:])
+
+    layers = [each for each in module.modules() if isinstance(each, nn.Conv1d | nn.Conv2d | nn.Linear)]
+    hooks = [each.register_forward_pre_hook(rounded) for each in layers]
+    with torch.no_grad():
+        result = module(*batch)
+    for hook in hooks:
+        hook.remove()
+    first = result if isinstance(result, torch.Tensor) else result[0]
+    return relative_error(first.numpy(), expected)
+
+
+def relative_error(found: Array, expected: Array) -> float:
+    """Root mean square of the difference over that of what was expected."""
+    wide = expected.astype(np.float64)
+    return float(
+        np.sqrt(np.square(found.astype(np.float64) - wide).mean() / max(float(np.square(wide).mean()), 1e-300))
+    )
 
 
 def _fit(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
@@ -54,6 +82,8 @@ def _fit(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
     axes = [axis for axis in range(x.ndim) if axis != 1]
     mean, deviation = x.mean(axes), x.std(axes, correction=0).mean()
     scale = 2.0 ** round(float(-torch.log2(deviation + 1e-20)))
+    if getattr(module, "is_branch", False):
+        scale *= _BRANCH
     variance = torch.tensor(1.0) - module.eps
     while float(variance + module.eps) != 1.0:
         variance = torch.nextafter(variance, torch.tensor(2.0 if float(variance + module.eps) < 1 else 0.0))
