@@ -23,6 +23,7 @@ from schedules.conv_workload import ConvWorkload, ceil_div
 from schedules.machine import Machine
 
 from tvm import te, tirx  # isort: skip
+from tvm.sym import Analyzer  # isort: skip
 
 MOST_PHASES = 16
 """Each is a kernel that is compiled, called, and reads the input once more."""
@@ -37,16 +38,23 @@ class Phase:
 
     first: int
     taps: int
-    positions: int
+    positions: Any
     pad: tuple[int, int]
 
     @classmethod
-    def of(cls, number: int, size: int, out: int, kernel: int, stride: int, before: int) -> Phase | None:
-        """None for one without taps or outputs, and where the padding cuts off whole inputs."""
+    def of(cls, number: int, size: Any, out: Any, kernel: int, stride: int, before: int) -> Phase | None:
+        """None for one without taps or outputs, and where the padding cuts off whole inputs.
+
+        Symbolic sizes need an output for every input but one at least, and that their number is known beyond those.
+        """
+        beyond = _constant(out - size * stride)
+        if beyond is None:
+            return None
         first, shift = (number + before) % stride, (number + before) // stride
-        taps, positions = ceil_div(kernel - first, stride), ceil_div(out - number, stride)
-        pad = taps - 1 - shift, positions - 1 + shift - (size - 1)
-        return None if min(taps, positions) < 1 or min(pad) < 0 else cls(first, taps, positions, pad)
+        taps, more = ceil_div(kernel - first, stride), ceil_div(beyond - number, stride)
+        pad = taps - 1 - shift, more + shift
+        enough = size + more >= 1 if isinstance(size, int) else more >= -1
+        return None if taps < 1 or not enough or min(pad) < 0 else cls(first, taps, size + more, pad)
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ class PhaseConvolutions:
         """None where one of the phases has no outputs or taps, or there are too many of them.
 
         Args:
-            shape, out_shape: (batch, channels, *spatial), the spatial sizes known.
+            shape, out_shape: (batch, channels, *spatial).
             before: the padding in front, by spatial dimension.
         """
         if np.prod(strides) > MOST_PHASES:
@@ -111,6 +119,12 @@ class PhaseConvolutions:
             lambda *values: _interleave(values, shape, strides, builder.lanes), *parts, name="interleave"
         )
         return Blocked(result, self.out_shape, order)
+
+
+def _constant(size: Any) -> int | None:
+    """A size that is known, perhaps once simplified."""
+    known = size if isinstance(size, int) else Analyzer().simplify(size)
+    return known if isinstance(known, int) else int(known) if isinstance(known, tirx.IntImm) else None
 
 
 def _part(merged: ConvWorkload, filters: int, place: Sequence[Phase]) -> ConvWorkload:

@@ -22,7 +22,7 @@ from compiler.passes.layout.packing import pack_filter
 from compiler.passes.layout.phase_convolutions import PhaseConvolutions
 from compiler.passes.layout.table import handles
 from compiler.passes.layout.values import Blocked, LayoutBuilder, Order, can_block
-from compiler.passes.matching import array_of, as_constant, shape_of
+from compiler.passes.matching import array_of, as_constant, is_one, shape_of
 from schedules import conv_compute
 from schedules.conv_folded import tile_cycles
 from schedules.conv_workload import ConvWorkload, ceil_div
@@ -66,15 +66,16 @@ def transposed_convolution(builder: LayoutBuilder, call: Any) -> Blocked | None:
     if not isinstance(weight, GenericConst) or not can_block(data, order) or not can_block(call, order):
         return None
     shape, out_shape = shape_of(data) or [], shape_of(call) or []
-    if not all(isinstance(size, int) for size in (*shape[2:], *out_shape[2:])):
-        return None
     groups = int(attrs.groups)
     values = _dilated(array_of(weight), [int(each) for each in attrs.dilation])
     # Of one input each output has one tap, whatever the stride is.
     sizes = zip(attrs.strides, values.shape[2:], shape[2:], strict=True)
-    strides = [max(int(stride), taps) if size == 1 else int(stride) for stride, taps, size in sizes]
+    strides = [max(int(stride), taps) if is_one(size) else int(stride) for stride, taps, size in sizes]
     before = [int(each) for each in attrs.padding[:rank]]
     several = PhaseConvolutions.of(shape, out_shape, values.shape[2:], strides, before, groups)
+    known = all(isinstance(size, int) for size in (*shape[2:], *out_shape[2:]))
+    if not known:
+        return None if several is None else several.emit(builder, data, values)
     phases = [
         Phases.of(shape[2 + i], out_shape[2 + i], values.shape[2 + i], strides[i], before[i]) for i in range(rank)
     ]

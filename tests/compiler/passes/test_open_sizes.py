@@ -46,14 +46,14 @@ def model(channels: int, rank: int, nodes: Sequence[Node]) -> onnx.ModelProto:
 
 def check(
     proto: onnx.ModelProto, sizes: Sequence[tuple[int, ...]], rules: set[str], spatial: Sequence[int] = ()
-) -> set[str]:
-    """Compiled once: equal to ONNX Runtime at each of the sizes, by these rules at least; all that are used. `spatial`
-    is fixed where given."""
+) -> dict[str, str]:
+    """Compiled once: equal to ONNX Runtime at each of the sizes, by these rules at least; the rule of each kernel.
+    `spatial` is fixed where given."""
     names = [each.dim_param for each in proto.graph.input[0].type.tensor_type.shape.dim]
     channels = proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value
     module = compiler.compile(proto, shapes={"x": (names[0], channels, *(spatial or names[2:]))})
-    used = {kernel.rule for kernel in module.manifest.kernels}
-    assert rules <= used, used
+    used = {kernel.kernel: kernel.rule for kernel in module.manifest.kernels}
+    assert rules <= set(used.values()), used
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     for size in sizes:
         shape = (size[0], channels, *size[1:])
@@ -110,7 +110,19 @@ def test_padding_that_follows_from_sizes(mode: str) -> None:
     ]
     sizes = [(1, 1, 1), (2, 18, 7), (1, 33, 64), (1, 64, 129)]
     used = check(model(3, 2, nodes), sizes, {"conv-direct", "conv-depthwise", "pool", "global-pool"})
-    assert "fallback" not in used
+    assert "fallback" not in used.values()
+
+
+def test_transposed_convolutions() -> None:
+    """As many outputs a stride as inputs, and one less: a phase has none where there is one input."""
+    nodes: list[Node] = [
+        conv(24, 5, (1, 1), (0, 0, 0, 0)),
+        ("ConvTranspose", {"strides": [2, 2]}, [(24, 20, 2, 2)]),
+        ("ConvTranspose", {"strides": [2, 3], "pads": [1, 2, 1, 2], "group": 2}, [(20, 6, 3, 5)]),
+        ("Relu", {}, []),
+    ]
+    used = check(model(5, 2, nodes), [(1, 1, 1), (2, 7, 16)], {"conv-direct"})
+    assert not any("conv2d_transpose" in kernel for kernel in used)
 
 
 def test_depthwise_network() -> None:
