@@ -1,0 +1,35 @@
+"""Names of sizes that are known stay consistent in normal form, behind branches too."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx.parser
+
+import compiler
+from tests.compiler.frontends.onnx.operators.onnxruntime_check import run_reference
+
+_MODEL = """<ir_version: 10, opset_import: ["" : 21]>
+    g (float[1, 3, m] x) => (float[?, ?, ?] t, int64[?, ?] a, float[?, ?, ?] y, float[?, ?, ?] n)
+    <int64[1] s = {3}, int64[1] e = {8}, int64[1] axis = {2}, int64[1] two = {2}, float o = {1.5}, float l = {1.9},
+     int64[3] r = {1, 1, 3}, float[3] g = {1.0, 1.5, 1.25}> {
+        v = Slice(x, s, e, axis, two)
+        i = IsInf(v)
+        w = Where(i, o, v)
+        large = ReduceMax <keepdims = 0> (x)
+        c = Greater(large, l)
+        b = If(c) <then_branch = p () => (float[?, ?, ?] q) { q = Tanh(x) },
+                   else_branch = u () => (float[?, ?, ?] k) { k = Add(x, x) }>
+        t = Tile(b, r)
+        a = ArgMax <axis = 2, keepdims = 0> (w)
+        y, z = Split <axis = 2, num_outputs = 2> (v)
+        n = InstanceNormalization(z, g, g)
+    }"""
+
+
+def test_names_of_known_sizes_behind_a_branch() -> None:
+    model = onnx.parser.parse_model(_MODEL)
+    module = compiler.compile(model, threads=1)
+    for size in (8, 17):
+        x = np.random.default_rng(size).normal(size=(1, 3, size)).astype(np.float32)
+        for ours, theirs in zip(module.run([x]).values(), run_reference(model, {"x": x}), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
