@@ -84,7 +84,8 @@ def write_markdown(rows: Sequence[Row], threads: int, path: Path) -> None:
     if BEGIN not in text or END not in text:
         raise ValueError(f"{path} has no lines {BEGIN} and {END} to put the table between")
     lines = [_line(HEADINGS), _line(["---"] * len(HEADINGS)), *(_line(row.cells()) for row in rows)]
-    table = "\n".join([BEGIN, "", f"{threads} thread{'s' if threads > 1 else ''}. {summary(rows)}.", "", *lines, "", END])
+    title = f"{threads} thread{'s' if threads > 1 else ''}. {summary(rows)}."
+    table = "\n".join([BEGIN, "", title, "", *lines, "", END])
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     path.write_text(before + table + after)
 
