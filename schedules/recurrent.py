@@ -14,6 +14,7 @@ from schedules.recurrence.description import ATTRIBUTE, Recurrence, parse
 from schedules.recurrence.lockstep import DIRECTIONS, SERIAL, UNITS, lockstep
 from schedules.recurrence.samples import by_samples
 from schedules.rule import ScheduleRule, Workload
+from schedules.tir import tirx
 
 SAMPLES = "samples"
 _TYPICAL_STEPS = 16  # of a sequence whose length is not known
@@ -46,7 +47,7 @@ class Recurrent(ScheduleRule):
         if text is None or isinstance(machine, GpuMachine):
             return None
         recurrence = parse(str(text))
-        buffers = [kernel.function.buffer_map[each] for each in kernel.function.params]
+        buffers = [each for each in kernel.function.params if tirx.is_buffer_var(each)]
         sizes = [constant_int(size) for size in buffers[recurrence.operands.index("x")].shape[:2]]
         steps, samples = (size if isinstance(size, int) else 0 for size in sizes)
         return RecurrentWorkload(str(text), steps, samples)
@@ -54,7 +55,7 @@ class Recurrent(ScheduleRule):
     def apply(self, schedule: Any, workload: Any, config: Any, machine: Machine) -> Any:
         recurrence = parse(workload.description)
         kernel = schedule.kernel
-        buffers = [kernel.function.buffer_map[each] for each in kernel.function.params]
+        buffers = [each for each in kernel.function.params if tirx.is_buffer_var(each)]
         count = len(recurrence.operands)
         ins, outs = buffers[:count], buffers[count:]
         if len(outs) != 1 + len(recurrence.cell.states):

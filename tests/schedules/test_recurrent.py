@@ -78,6 +78,7 @@ def test_layers_whose_work_threads_share(case: str) -> None:
     operator, hidden, directions, lengths, attributes = _CASES[case]
     model = _model(operator, hidden, directions, lengths=lengths, **attributes)
     module = compiler.compile(model, threads=2, records=False)
+    assert (b"ParallelBarrier" in bytes(module.artifact.library)) == case.startswith("units")
     session: Any = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for length, batch in ((3, 1), (2, 2), (5, 4), (1, 7)):
         inputs = _inputs(model, length, batch)
