@@ -13,9 +13,9 @@ import compiler
 from benchmarks._models import Task, cache_folder, task_of
 from benchmarks._race import Entry, Result, race
 from benchmarks.catalog import CATALOG
-from compiler.conformance import check_target
+from compiler.driver.conformance import check_target
 from compiler.errors import IncompatibleArtifactError
-from targets.cuda import CudaTarget
+from targets.cuda.target import CudaTarget
 
 HEADER = ("model", "ours ms", "torch.compile ms", "ONNX Runtime ms", "ratio", "differs from CPU", "within")
 _OURS, _TORCH, _ONNXRUNTIME = "tensorwright", "torch-compile", "onnxruntime-cuda"

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.catalog import CatalogModel, inputs_for
-from compiler.build import build_library
+from compiler.codegen.build import build_library
 from compiler.frontends.source import import_model
 from compiler.passes.context import PipelineContext
 from compiler.passes.pipeline import PipelineResult, run_pipeline
-from targets.cuda import CudaTarget
-from targets.cuda_image import source_of
-from targets.nvcc import KernelResources, tensor_core_instructions
+from targets.cuda.image import source_of
+from targets.cuda.nvcc import KernelResources, tensor_core_instructions
+from targets.cuda.target import CudaTarget
 
 # A kernel's bound on threads, its name and its body: the engine indents bodies, and closes them at the start of a line.
 _KERNEL = re.compile(

@@ -9,7 +9,7 @@ from pathlib import Path
 import targets
 from benchmarks.gpu_pack.report import read_results, tables
 from compiler.errors import TensorwrightError
-from targets.cuda import CudaTarget
+from targets.cuda.target import CudaTarget
 
 
 def pack(folder: Path, name: str, limit: str, only: Sequence[str], most_operations: float) -> int:

@@ -6,9 +6,9 @@ import time
 
 import numpy as np
 
-import schedules.tir  # noqa: F401
+import schedules.ir.tir  # noqa: F401
 import targets
-from schedules.nest import (
+from schedules.codegen.nest import (
     Stmt,
     allocate,
     expression,
@@ -20,7 +20,7 @@ from schedules.nest import (
     splat,
     store,
 )
-from schedules.tir import tirx, tvm
+from schedules.ir.tir import tirx, tvm
 
 _CHAINS = 12
 _STEPS = 1 << 20

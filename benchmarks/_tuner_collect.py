@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-import schedules.engine  # noqa: F401  (first, so that the engine loads without torch)
+import schedules.ir.load_tvm  # noqa: F401  (first, so that the engine loads without torch)
 import targets
 from benchmarks._models import task_of
 from compiler.frontends.source import import_model
+from compiler.records.identity import target_description
+from compiler.records.library import read_current
+from compiler.records.records import RecordWriter
 from compiler.tuning.cost_models.roofline import RandomModel
-from compiler.tuning.identity import target_description
-from compiler.tuning.library import read_current
 from compiler.tuning.measuring.lab import Lab
-from compiler.tuning.records import RecordWriter
 from compiler.tuning.search.evolutionary import RandomSearch
 from compiler.tuning.search.sampling import neighbour
 from compiler.tuning.session import Session

@@ -11,18 +11,18 @@ from typing import Any
 
 from rich.console import Console
 
-import schedules.engine  # noqa: F401  (first, so that the engine loads without torch)
+import schedules.ir.load_tvm  # noqa: F401  (first, so that the engine loads without torch)
 import targets
 from benchmarks._models import task_of
 from benchmarks._tuner_ranking import load_samples
 from compiler.frontends.source import import_model
+from compiler.records.identity import target_description
+from compiler.records.library import read_current
+from compiler.records.records import Record, RecordWriter
 from compiler.tuning.cost_models import CostModel
 from compiler.tuning.cost_models.xgboost import XgboostModel
-from compiler.tuning.identity import target_description
-from compiler.tuning.library import read_current
 from compiler.tuning.measuring.lab import Lab, Trial
 from compiler.tuning.measuring.messages import Effort
-from compiler.tuning.records import Record, RecordWriter
 from compiler.tuning.search import searches
 from compiler.tuning.session import Limits, Session
 from compiler.tuning.tasks import Task, extract_tasks

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-import schedules.engine  # noqa: F401  (first, so that the engine loads without torch)
+import schedules.ir.load_tvm  # noqa: F401  (first, so that the engine loads without torch)
+from compiler.records.library import read_current
+from compiler.records.record_set import deduplicated
+from compiler.records.records import Loaded
 from compiler.tuning.cost_models import CostModel, Sample, cost_models
 from compiler.tuning.cost_models.xgboost import XgboostModel
-from compiler.tuning.library import read_current
-from compiler.tuning.record_set import deduplicated
-from compiler.tuning.records import Loaded
 from compiler.tuning.samples import samples_of
 
 _FOLDS = 4

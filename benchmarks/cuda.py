@@ -29,10 +29,10 @@ from benchmarks._cuda_kernels import Examined, Launch, examine, source_arguments
 from benchmarks._models import task_of
 from benchmarks._quantized import quantized
 from benchmarks.catalog import CATALOG
-from compiler.driver import check_precision
+from compiler.driver.compile import check_precision
 from compiler.errors import TensorwrightError
-from compiler.precision import PRECISIONS
-from targets.cuda import CudaTarget
+from compiler.support.precision import PRECISIONS
+from targets.cuda.target import CudaTarget
 
 _HEADER = (
     "| model | kernels | launches | on tensor cores | tiled in float32 | one thread | most registers | spilled bytes "

@@ -29,9 +29,9 @@ import compiler
 import targets
 from benchmarks._models import Task, task_of
 from compiler.artifact import Artifact
-from compiler.build import build_library
+from compiler.codegen.build import build_library
 from compiler.device.emulation import EmulatedModule
-from compiler.driver import translated_target_errors
+from compiler.driver.compile import translated_target_errors
 from compiler.frontends.source import import_model
 from compiler.passes.context import PipelineContext
 from compiler.passes.pipeline import run_pipeline

@@ -27,9 +27,9 @@ from compiler.compression.quantization.affine import quantize_weight
 from compiler.compression.quantization.layer_times import LayerTime, LayerTimes
 from compiler.compression.quantization.layers import find_layers
 from compiler.compression.quantization.scheme import scheme_for
-from compiler.driver import compile as compile_model
+from compiler.driver.compile import compile as compile_model
 from compiler.frontends.source import import_model
-from compiler.passes.matching import static_shape
+from compiler.passes.rewriting.matching import static_shape
 
 _LEAST_SECONDS = 1e-6  # below, the instrument's own time is most of what is measured
 

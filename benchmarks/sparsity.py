@@ -28,8 +28,8 @@ import compiler
 import targets
 from compiler.compression.pruning.patterns import masks, parse_pattern
 from compiler.compression.timing import run_seconds
-from schedules.sparse_cost import SparseForm, sparse_form
-from schedules.sparse_groups import Groups, most_kept
+from schedules.matmul.sparse_cost import SparseForm, sparse_form
+from schedules.matmul.sparse_groups import Groups, most_kept
 
 Array = NDArray[Any]
 # (rows, depth, columns)
@@ -159,7 +159,7 @@ def _forced(sparse: bool) -> Iterator[None]:
         return sparse_form(weight, rows, machine) or SparseForm(machine.lanes("float32"), groups)
 
     with (
-        mock.patch("compiler.passes.pack_sparse_weights.sparse_form", form),
+        mock.patch("compiler.passes.layout.pack_sparse_weights.sparse_form", form),
         mock.patch("compiler.passes.layout.convolution.conv_pays", return_value=sparse),
     ):
         yield

@@ -14,7 +14,6 @@ from compiler.errors import TensorwrightError
 
 if TYPE_CHECKING:
     from compiler import errors, onnx_backend, torch_backend
-    from compiler.comparison import compare
     from compiler.compression.distillation import distill
     from compiler.compression.low_rank import factorize
     from compiler.compression.model import CompressedModel
@@ -22,9 +21,10 @@ if TYPE_CHECKING:
     from compiler.compression.quantization import QuantizedModel, quantize
     from compiler.compression.recipe import compress
     from compiler.compression.weight_sharing import share_weights
-    from compiler.driver import compile
+    from compiler.driver.compile import compile
     from compiler.frontends.onnx import coverage_report
     from compiler.frontends.onnx.custom import register_onnx_operator
+    from compiler.inspection.comparison import compare
     from compiler.profiling.bench import bench
     from compiler.profiling.profile import profile
     from compiler.runtime import Module, load
@@ -35,14 +35,14 @@ __version__ = "0.1.0"
 
 # Where each public name lives; a module of that name when the value is None.
 _HOME: dict[str, str | None] = {
-    "compile": "compiler.driver",
+    "compile": "compiler.driver.compile",
     "load": "compiler.runtime",
     "Module": "compiler.runtime",
     "CompressedModel": "compiler.compression.model",
     "QuantizedModel": "compiler.compression.quantization",
     "Target": "targets",
     "bench": "compiler.profiling.bench",
-    "compare": "compiler.comparison",
+    "compare": "compiler.inspection.comparison",
     "compress": "compiler.compression.recipe",
     "coverage_report": "compiler.frontends.onnx",
     "distill": "compiler.compression.distillation",

@@ -30,7 +30,7 @@ _MAXIMUM_CACHED = 64
 
 def compile_to_run(model: onnx.ModelProto, **options: Any) -> Run:
     """Compile with `tensorwright.compile`; the result takes and gives arrays by name."""
-    from compiler.driver import compile
+    from compiler.driver.compile import compile
 
     refusals = [
         Refusal(node.op_type, node_name(node), "its numbers are random; this interface promises those of onnx")

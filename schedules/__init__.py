@@ -9,19 +9,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from schedules.apply import ScheduleReport, apply_schedules
     from schedules.config import Config, ConfigSpace
     from schedules.machine import Machine
     from schedules.rule import ScheduleRule, Workload
+    from schedules.selection.apply import ScheduleReport, apply_schedules
 
 _HOME = {
     "Config": "schedules.config",
     "ConfigSpace": "schedules.config",
     "Machine": "schedules.machine",
-    "ScheduleReport": "schedules.apply",
+    "ScheduleReport": "schedules.selection.apply",
     "ScheduleRule": "schedules.rule",
     "Workload": "schedules.rule",
-    "apply_schedules": "schedules.apply",
+    "apply_schedules": "schedules.selection.apply",
 }
 
 __all__ = [

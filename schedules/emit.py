@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from schedules.expression import index
-from schedules.kernel import Axis, Kernel
-from schedules.tir import s_tir, tirx
+from schedules.ir.expression import index
+from schedules.ir.stages import Axis, Kernel
+from schedules.ir.tir import s_tir, tirx
 
 SERIAL = tirx.ForKind.SERIAL
 PARALLEL = tirx.ForKind.PARALLEL

@@ -14,14 +14,14 @@ to schedule it
 holds the kernel as
    "main") and return None, or return a new PrimFunc with the same parameters, attributes and meaning.
 
-Rules are tried by falling `priority`; those of `schedules.general`, for whatever kernel runs in a form, have 10, the
+Rules are tried by falling `priority`; those of `schedules.stages.rules`, for whatever kernel runs in a form, have 10, the
 fallback 0. Count `version` up when the meaning of
 a knob changes:
 records of older versions are then no longer used. Raise `NotScheduledError` from `apply` when a kernel
 turns out to be too
 odd: the next rule takes it. A rule must never change numbers beyond reassociation of floating-point sums.
 
-`kernel` is a `schedules.kernel.Kernel`: the PrimFunc taken apart into stages. Kernels built of plain loops
+`kernel` is a `schedules.ir.stages.Kernel`: the PrimFunc taken apart into stages. Kernels built of plain loops
 are best emitted
 directly with the helpers of `schedules.emit`, which handle tails and vectors; nothing forces a rule to use
 them.
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from tvm.s_tir import Schedule
     from tvm.tirx import PrimFunc
 
-    from schedules.kernel import Kernel
+    from schedules.ir.stages import Kernel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +82,6 @@ class ScheduleRule(ABC):
 
     def finish(self, function: PrimFunc, machine: Machine) -> PrimFunc:
         """What a scheduled kernel goes through last; for processors unless overridden."""
-        from schedules.finish import finish
+        from schedules.instructions.finish import finish
 
         return finish(function, machine)

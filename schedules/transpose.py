@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from schedules.general import GeneralRule
-from schedules.stage_plan import Form
+from schedules.stages.plan import Form
+from schedules.stages.rules import GeneralRule
 
 
 class TransposeBlocks(GeneralRule):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from targets import cuda_device
+from targets.cuda import device as cuda_device
 from targets.errors import TargetError
 
 _ALIASES = {

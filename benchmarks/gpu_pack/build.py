@@ -19,14 +19,14 @@ from benchmarks.gpu_pack.kernel_table import KernelTable
 from benchmarks.gpu_pack.references import SAMPLES, reference, tolerance
 from benchmarks.gpu_pack.seeded import Array, Weight
 from compiler.artifact import Artifact
-from compiler.driver import packed
+from compiler.driver.compile import packed
 from compiler.errors import VerificationError
 from compiler.frontends.source import import_model
 from compiler.passes.context import PipelineContext
 from compiler.passes.pipeline import run_pipeline
-from targets.cuda import CudaTarget
-from targets.cuda_image import has_source, source_of
-from targets.cuda_simulator import CudaSimulator
+from targets.cuda.image import has_source, source_of
+from targets.cuda.simulator import CudaSimulator
+from targets.cuda.target import CudaTarget
 
 
 @dataclass(frozen=True)

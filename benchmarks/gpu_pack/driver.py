@@ -11,7 +11,7 @@ from compiler.device.programs import COMPILE_OPTIONS, SOURCES, device_programs, 
 from compiler.device.runtime_libraries import FFI_LIBRARY, RUNTIME_LIBRARY
 from compiler.device.sodium import sodium_include, sodium_object
 from compiler.device.toolchain import compile_objects, include_folders, include_options
-from targets.cuda import CudaTarget
+from targets.cuda.target import CudaTarget
 
 PROGRAM = "pack-driver"
 _SOURCES = Path(__file__).with_name("cpp")

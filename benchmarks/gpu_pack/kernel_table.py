@@ -11,7 +11,7 @@ from tvm import relax
 from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.graph import operator_name
+from compiler.passes.rewriting.graph import operator_name
 
 _CALLS = ("relax.call_tir", "relax.call_tir_inplace")
 

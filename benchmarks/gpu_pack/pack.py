@@ -16,7 +16,7 @@ from benchmarks.gpu_pack.build import Written, write_entry
 from benchmarks.gpu_pack.driver import write_programs
 from benchmarks.gpu_pack.entries import PackEntry
 from compiler.errors import OptionError, StorageError, TensorwrightError
-from targets.cuda import CudaTarget
+from targets.cuda.target import CudaTarget
 from targets.errors import TargetError
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}

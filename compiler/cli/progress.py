@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from compiler.cli.output import message_console, print_note
-from compiler.profiling.formatting import format_seconds
+from compiler.reports.formatting import format_seconds
 
 
 class Steps:

@@ -9,8 +9,8 @@ from typing import Any
 
 from compiler.cli.arguments import divide_shapes, parse_arrays, parse_shapes, split_shapes
 from compiler.cli.progress import Steps
-from compiler.profiling.inspection import is_module_file
-from compiler.profiling.model_inspection import model_inputs
+from compiler.inspection.contents import is_module_file
+from compiler.inspection.model_inspection import model_inputs
 
 
 @dataclass

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from compiler.cli.output import message_console
-from compiler.profiling.formatting import format_seconds
+from compiler.reports.formatting import format_seconds
 
 if TYPE_CHECKING:
     from compiler.tuning.session import Progress

@@ -16,14 +16,14 @@ from compiler.compression.quantization.accuracy import Evaluate, check_max_drop,
 from compiler.compression.quantization.calibration import checked_samples
 from compiler.compression.report import CompressionReport, LayerChange, Measure
 from compiler.compression.timing import reported_seconds
-from compiler.driver import compile as compile_model
-from compiler.driver import find_target, model_name
+from compiler.driver.compile import compile as compile_model
+from compiler.driver.compile import find_target, model_name
 from compiler.errors import AccuracyError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes, import_model
-from compiler.passes.matching import Array
-from compiler.reference import random_inputs
+from compiler.passes.rewriting.matching import Array
 from compiler.runtime import Module
+from compiler.runtime.random_inputs import random_inputs
 
 Samples = Iterable[Mapping[str, np.ndarray]]
 

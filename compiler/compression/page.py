@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from compiler.compression.report import CompressionReport
-from compiler.profiling.formatting import format_bytes, format_percent, format_seconds
-from compiler.profiling.report import Bar, BarChart, Column, Fact, Page, Section, Table, render
+from compiler.reports import Bar, BarChart, Column, Fact, Page, Section, Table, render
+from compiler.reports.formatting import format_bytes, format_percent, format_seconds
 
 _KINDS = ("changed", "as it was")
 

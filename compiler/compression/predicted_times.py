@@ -21,16 +21,16 @@ from tvm import relax, tirx
 from tvm.ir import IRModule
 
 import targets
-from compiler.one_at_a_time import one_at_a_time
 from compiler.passes.context import PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from compiler.profiling.attribution import kind_of
-from compiler.profiling.operation_count import OperationCount, count_kernels
-from schedules.conv_workload import DotWorkload, ceil_div
-from schedules.int8_dot import VNNI, unit_of
-from schedules.kernel import Kernel
+from compiler.support.compile_lock import one_at_a_time
+from compiler.support.operation_count import OperationCount, count_kernels
+from schedules.conv.workload import DotWorkload, ceil_div
+from schedules.instructions.int8_dot import VNNI, unit_of
+from schedules.ir.stages import Kernel
 from schedules.machine import Machine, dtype_bits
-from schedules.registry import rules
+from schedules.selection.registry import rules
 
 _HERTZ = 3e9  # a clock that turns cycles into seconds; it cancels out of every comparison
 _OVERLAP = 0.3  # of the lesser of arithmetic and movement that does not hide behind the other

@@ -22,11 +22,11 @@ from compiler.compression.recipe_file import read_recipe
 from compiler.compression.recipe_report import RecipeReport, Row
 from compiler.compression.recipe_settings import check_names, check_values, checked_settings
 from compiler.compression.techniques.registry import get_technique
-from compiler.driver import find_target
+from compiler.driver.compile import find_target
 from compiler.errors import NothingGainedError, OptionError, TensorwrightError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes
-from compiler.progress_bar import automatic, shows_progress
+from compiler.support.progress_bar import automatic, shows_progress
 
 Step = tuple[str, dict[str, Any]]
 _KEY = "compress"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import OptionError, StorageError
-from compiler.notebook import table_html
+from compiler.support.notebook import table_html
 
 
 @dataclass(frozen=True)

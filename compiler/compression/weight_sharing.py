@@ -21,9 +21,9 @@ from compiler.compression.quantization.accuracy import Evaluate, check_max_drop
 from compiler.compression.report import LayerChange
 from compiler.errors import NothingGainedError, OptionError
 from compiler.frontends.source import Constants, Shapes
-from compiler.passes.matching import Array, array_of
-from compiler.passes.store_palettes import MOST_BITS
-from compiler.progress_bar import automatic, shows_progress
+from compiler.passes.rewriting.matching import Array, array_of
+from compiler.passes.schedule.store_palettes import MOST_BITS
+from compiler.support.progress_bar import automatic, shows_progress
 
 _FEWEST_BITS = 4
 _ROUNDS = 30

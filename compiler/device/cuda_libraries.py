@@ -9,9 +9,9 @@ from pathlib import Path
 from compiler.device.runtime_libraries import installed_version, libraries_from_wheels
 from compiler.errors import MissingDependencyError
 from compiler.runtime.device import CUDA_PART, CUDA_RUNTIME, CUDA_RUNTIME_DISTRIBUTION
-from compiler.runtime.engine import runtime_library_path
+from compiler.runtime.tvm_runtime import runtime_library_path
 from targets import Target
-from targets.cuda import CudaTarget
+from targets.cuda.target import CudaTarget
 
 _INSTALL = "pip install 'tensorwright[cuda]'"
 

@@ -12,7 +12,7 @@ from compiler.device.cache import cached
 from compiler.device.pip_download import pip_download
 from compiler.device.runtime_sources import build_shared_libraries
 from compiler.errors import MissingDependencyError
-from compiler.runtime.engine import runtime_library_path, tvm_ffi
+from compiler.runtime.tvm_runtime import runtime_library_path, tvm_ffi
 from targets import Target
 
 FFI_LIBRARY = "libtvm_ffi.so"

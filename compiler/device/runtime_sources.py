@@ -15,7 +15,7 @@ from pathlib import Path
 from compiler.device.cache import cached, key_of
 from compiler.device.toolchain import compile_objects, include_folders, include_options
 from compiler.errors import MissingDependencyError
-from compiler.runtime.engine import tvm_ffi
+from compiler.runtime.tvm_runtime import tvm_ffi
 from targets import Target
 
 # The object files that every program needs; only shared libraries have the RPC and what opens shared libraries too.

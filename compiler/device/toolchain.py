@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from compiler.runtime.engine import tvm_ffi
+from compiler.runtime.tvm_runtime import tvm_ffi
 from targets import Target
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import tvm
 
-from compiler.notebook import shortened
+from compiler.support.notebook import shortened
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class SizeRequirement:
     """A relation between symbolic sizes of the inputs without which the model can not run.
 
     Attributes:
-        left, right: formulas (`compiler.profiling.formula`) of the names in `symbols`.
+        left, right: formulas (`compiler.support.formula`) of the names in `symbols`.
         relation: "equal"; "at least": left >= right; "broadcast": left is right, or one of them is 1.
         symbols: the symbolic dimension that each name stands for.
         where: what needs it, in the words of a message.

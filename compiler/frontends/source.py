@@ -17,7 +17,7 @@ from compiler.frontends.file_types import check_exists, check_folder
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.onnx import import_onnx
 from compiler.frontends.relax_module import import_relax
-from compiler.one_at_a_time import one_at_a_time
+from compiler.support.compile_lock import one_at_a_time
 
 Dimension = int | str
 Shapes = Mapping[str, Sequence[Dimension]]

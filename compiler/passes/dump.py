@@ -7,9 +7,9 @@ from pathlib import Path
 from tvm.ir import IRModule
 
 from compiler.errors import StorageError
-from compiler.passes.constant_pool import ConstantPool
-from compiler.passes.lift_parameters import lift_constants
+from compiler.passes.memory.lift_parameters import lift_constants
 from compiler.passes.registry import GraphPass
+from compiler.passes.rewriting.constant_pool import ConstantPool
 
 _HEADER = """\
 # Module after pass {name!r} of phase {phase!r}.

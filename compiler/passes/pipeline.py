@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from tvm import relax
 from tvm.ir import IRModule
 
-import compiler.ordered_variables  # noqa: F401  (TVM's sets of sizes)
+import compiler.passes.fuse.ordered_variables  # noqa: F401  (TVM's sets of sizes)
 from compiler.errors import OptionError, PassError, TensorwrightError, ToolchainError
-from compiler.one_at_a_time import one_at_a_time
 from compiler.passes.context import PipelineContext
-from compiler.passes.expansion import Expansions
 from compiler.passes.registry import GraphPass, PassLike, as_graph_pass, did_you_mean, get_pass, is_own
+from compiler.passes.rewriting.expansion import Expansions
+from compiler.support.compile_lock import one_at_a_time
 from targets.errors import TargetError
 
 

@@ -16,7 +16,7 @@ from tvm_ffi import structural_equal
 from compiler.errors import OptionError, VerificationError
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import GraphPass
-from schedules.llvm_options import plain_cpu
+from schedules.instructions.llvm_options import plain_cpu
 
 Array = NDArray[Any]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compiler.profiling.records import CallTime, Profile
+from compiler.profiling.measured import CallTime, Profile
 
 _PROCESS = 1
 _THREAD = 1

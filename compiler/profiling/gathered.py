@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import tvm
 from tvm import tirx
 
-import schedules.engine  # noqa: F401  (loads the engine without torch)
-from schedules.expression import buffers_loaded
+import schedules.ir.load_tvm  # noqa: F401  (loads the engine without torch)
+from schedules.ir.expression import buffers_loaded
 
 Shape = tuple[int, ...]
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from compiler.errors import OptionError
 from compiler.profiling.attribution import RUNTIME, kind_of, operators_of
-from compiler.profiling.formula import evaluate
 from compiler.profiling.instrument import Call, CallTimes, Recording, call_times, record
-from compiler.profiling.records import CallTime, KernelTime, Profile
+from compiler.profiling.measured import CallTime, KernelTime, Profile
 from compiler.profiling.statistics import Latency, median
 from compiler.profiling.workload import Workload, prepare
+from compiler.support.formula import evaluate
 from targets import cpuinfo
 
 _MINIMUM_RUNS = 5

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compiler.profiling.attribution import KINDS
-from compiler.profiling.formatting import format_count, format_operations, format_percent, format_rate, format_seconds
-from compiler.profiling.records import CallTime, KernelTime, Profile
-from compiler.profiling.report import (
+from compiler.profiling.measured import CallTime, KernelTime, Profile
+from compiler.reports import (
     Bar,
     BarChart,
     Column,
@@ -24,6 +23,7 @@ from compiler.profiling.report import (
     Timeline,
     render,
 )
+from compiler.reports.formatting import format_count, format_operations, format_percent, format_rate, format_seconds
 
 _BARS = 20
 _UNTRACKED = "untracked"

@@ -12,7 +12,7 @@ from compiler.profiling.chrome_trace import chrome_trace
 from compiler.profiling.profile_page import profile_page
 
 if TYPE_CHECKING:
-    from compiler.profiling.records import Profile
+    from compiler.profiling.measured import Profile
 
 
 def save_profile(profile: Profile, folder: Path) -> dict[str, Path]:

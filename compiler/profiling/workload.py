@@ -12,8 +12,8 @@ import numpy as np
 from compiler.artifact import Key
 from compiler.artifact.manifest import TensorDescription
 from compiler.errors import InputError, OptionError
-from compiler.reference import random_inputs
 from compiler.runtime import Module, load
+from compiler.runtime.random_inputs import random_inputs
 from compiler.runtime.threads import run_with
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import Any
 
 from compiler.artifact.manifest import Manifest
 from compiler.errors import IncompatibleArtifactError, MissingDependencyError
-from compiler.runtime.engine import global_function, runtime_library, runtime_library_path, tvm_ffi
 from compiler.runtime.library import initialized, load_executable, new_virtual_machine
+from compiler.runtime.tvm_runtime import global_function, runtime_library, runtime_library_path, tvm_ffi
 
 CUDA_PART = "libtvm_runtime_cuda.so"
 CUDA_RUNTIME = "libcudart.so.13"
@@ -119,7 +119,7 @@ def device_for(manifest: Manifest) -> Device:
 
 def _suitable(target: str, wanted: Mapping[str, Any]) -> int:
     """The first device that has the compute capability that a module needs. Raises IncompatibleArtifactError."""
-    from targets import cuda_device
+    from targets.cuda import device as cuda_device
 
     if wanted.get("simulated"):
         raise IncompatibleArtifactError(

@@ -11,7 +11,6 @@ import numpy as np
 from compiler.artifact.dtypes import ELEMENT_TYPES, ElementType, as_carried
 from compiler.artifact.manifest import IndexRequirement, Requirement, TensorDescription
 from compiler.errors import InputError
-from compiler.runtime.engine import tvm_ffi
 from compiler.runtime.requirements import RequirementChecker
 from compiler.runtime.tensors import (
     ALIGNMENT,
@@ -20,6 +19,7 @@ from compiler.runtime.tensors import (
     is_usable,
     tensor_over,
 )
+from compiler.runtime.tvm_runtime import tvm_ffi
 
 # Up to here copying costs less than finding out whether the memory can be used as it is.
 _ALWAYS_COPY_BYTES = 32 << 10

@@ -12,7 +12,7 @@ from typing import Any
 
 from compiler.artifact.entries import CHECK_ENTRY, EXPAND_ENTRY, MAIN_ENTRY
 from compiler.errors import ArtifactError, IncompatibleArtifactError, InternalError
-from compiler.runtime.engine import global_function
+from compiler.runtime.tvm_runtime import global_function
 
 _loads = itertools.count(1)
 _CPU = 1  # DLPack's device type

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from compiler.artifact.manifest import Manifest
 from compiler.errors import IncompatibleArtifactError
-from compiler.runtime.engine import runtime_version
+from compiler.runtime.tvm_runtime import runtime_version
 
 # What Linux calls a feature in /proc/cpuinfo, where LLVM calls it otherwise (both without "_", "-" and ".").
 _LINUX_TO_LLVM = {

@@ -11,8 +11,8 @@ import numpy as np
 from compiler.artifact.dtypes import ELEMENT_TYPES, ElementType, from_carried
 from compiler.artifact.manifest import TensorDescription
 from compiler.errors import InternalError
-from compiler.runtime.engine import global_function, tvm_ffi
 from compiler.runtime.tensors import aligned_copy, array_over, tensor_over
+from compiler.runtime.tvm_runtime import global_function, tvm_ffi
 
 Array = np.ndarray[Any, Any]
 

@@ -13,8 +13,8 @@ from typing import Any
 from compiler.artifact.dtypes import ELEMENT_TYPES, ElementType
 from compiler.artifact.manifest import IndexRequirement, Requirement, TensorDescription
 from compiler.errors import ArtifactError, InputError
-from compiler.profiling.formula import FormulaError, parsed
 from compiler.runtime.tensors import array_over
+from compiler.support.formula import FormulaError, parsed
 
 Sizes = dict[str, int]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from compiler.artifact.dtypes import ElementType
 from compiler.errors import InputError
-from compiler.runtime.engine import global_function, tvm_ffi
+from compiler.runtime.tvm_runtime import global_function, tvm_ffi
 
 ALIGNMENT = 64
 Array = np.ndarray[Any, Any]

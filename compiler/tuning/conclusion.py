@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from compiler.errors import UserError
+from compiler.records.records import ModelLine
 from compiler.tuning.in_model import PAIRS, TURN_SECONDS, Choices, ModelComparison
-from compiler.tuning.records import ModelLine
 from compiler.tuning.session import Session
 
 COMPARISON_SECONDS = 2 * PAIRS * (2 * TURN_SECONDS + 1.2)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import schedules.engine  # noqa: F401  (first, so that the engine loads without torch)
+import schedules.ir.load_tvm  # noqa: F401  (first, so that the engine loads without torch)
 
 # isort: split
 import tvm
@@ -21,13 +21,13 @@ import tvm
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.tuning.measuring.lab import Lab, Trial
 from compiler.tuning.measuring.messages import AS_IT_IS, Argument, KernelTask
+from schedules.codegen.nest import allocate_tile, lanes_of, load, parallel, repeat, sequence, store
 from schedules.config import Config
-from schedules.conv_tiling import accumulators
+from schedules.conv.tiling import accumulators
+from schedules.conv.winograd_tiling import tile_counts
+from schedules.conv.winograd_transforms import edge_of
+from schedules.ir.tir import s_tir, tirx
 from schedules.machine import Machine
-from schedules.nest import allocate_tile, lanes_of, load, parallel, repeat, sequence, store
-from schedules.tir import s_tir, tirx
-from schedules.winograd_tiling import tile_counts
-from schedules.winograd_transforms import edge_of
 
 if TYPE_CHECKING:
     from compiler.tuning.tasks import Task

@@ -20,19 +20,19 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from compiler.artifact import write_artifact
-from compiler.driver import packed
+from compiler.driver.compile import packed
 from compiler.errors import UserError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.context import PipelineContext
 from compiler.passes.pipeline import run_pipeline
+from compiler.records.records import ChosenKernel
 from compiler.tuning.measuring.channel import Worker
 from compiler.tuning.measuring.messages import ModelRequest, ModelSetup, ModelTimes
-from compiler.tuning.records import ChosenKernel
 from compiler.tuning.state import TaskState
-from schedules.apply import record_key
 from schedules.config import Config
 from schedules.rule import ScheduleRule
-from schedules.ways import Way
+from schedules.selection.alternatives import Way
+from schedules.selection.apply import record_key
 
 if TYPE_CHECKING:
     import targets
@@ -79,7 +79,7 @@ class Choices:
         return self.configs.get(record_key(rule, workload))
 
     def choose(self, ways: Sequence[Way]) -> int:
-        """A `schedules.ways.Choice`."""
+        """A `schedules.selection.alternatives.Choice`."""
         keys = [way.key for way in ways]
         wanted = self.ways.get(keys[0])
         return keys.index(wanted) if wanted in keys else 0

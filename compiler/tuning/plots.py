@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from compiler.profiling.formatting import format_seconds
-from compiler.profiling.report.charts import Bar, BarChart, LineChart, Series
-from compiler.profiling.report.page import Fact, Page, Section, render
+from compiler.reports.charts import Bar, BarChart, LineChart, Series
+from compiler.reports.formatting import format_seconds
+from compiler.reports.page import Fact, Page, Section, render
 
 if TYPE_CHECKING:
     from compiler.tuning.tune import TaskResult, TuneResult

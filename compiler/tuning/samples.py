@@ -10,12 +10,12 @@ from functools import cache
 from typing import Any
 
 import schedules
+from compiler.records.records import Record
 from compiler.tuning.cost_models import Sample, Subject
-from compiler.tuning.records import Record
 from schedules.config import Config
 from schedules.machine import Machine
-from schedules.registry import rules
 from schedules.rule import Workload
+from schedules.selection.registry import rules
 
 
 def samples_of(records: Iterable[Record], targets: Mapping[str, Mapping[str, Any]]) -> list[Sample]:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from compiler.records.record_set import MIN_GAIN, MIN_GAIN_OF_WAYS, deduplicated
+from compiler.records.records import ChosenKernel, ModelLine, Record, RecordWriter
 from compiler.tuning.budget import next_task, seconds_of_model
 from compiler.tuning.cost_models import CostModel, Sample, Subject
 from compiler.tuning.floor import floor_seconds, measure_peaks
 from compiler.tuning.measuring.lab import Lab, Trial
 from compiler.tuning.measuring.messages import Effort, Outcome
 from compiler.tuning.measuring.statistics import spread, typical
-from compiler.tuning.record_set import MIN_GAIN, MIN_GAIN_OF_WAYS, deduplicated
-from compiler.tuning.records import ChosenKernel, ModelLine, Record, RecordWriter
 from compiler.tuning.search import Search, serves
 from compiler.tuning.state import TaskState
 from schedules.config import Config

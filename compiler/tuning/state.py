@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from compiler.tuning.record_set import MIN_GAIN_OF_WAYS
+from compiler.records.record_set import MIN_GAIN_OF_WAYS
 from schedules.config import Config
 from schedules.machine import Machine
 

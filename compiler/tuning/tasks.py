@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import schedules.engine  # noqa: F401  (first, so that the engine loads without torch)
+import schedules.ir.load_tvm  # noqa: F401  (first, so that the engine loads without torch)
 
 # isort: split
 import tvm
@@ -21,12 +21,12 @@ from compiler.artifact.entries import EXPAND_ENTRY
 from compiler.passes.context import PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from compiler.tuning.measuring.messages import Argument, KernelTask
-from schedules.apply import record_key
 from schedules.config import Config, ConfigSpace
-from schedules.kernel import Kernel, dtype_of, kernels_of, shape_of
-from schedules.registry import rules
+from schedules.ir.stages import Kernel, dtype_of, kernels_of, shape_of
 from schedules.rule import ScheduleRule
-from schedules.ways import Choice, Way
+from schedules.selection.alternatives import Choice, Way
+from schedules.selection.apply import record_key
+from schedules.selection.registry import rules
 
 if TYPE_CHECKING:
     import targets
@@ -164,7 +164,7 @@ def _task(
     constant_bytes: int,
     target: targets.Target,
 ) -> Task:
-    from compiler.profiling.operation_count import count_operations
+    from compiler.support.operation_count import count_operations
 
     space = rule.space(workload, target.machine)
     arguments = tuple(

@@ -10,28 +10,28 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import schedules.engine  # noqa: F401  (first, so that the engine loads without torch)
+import schedules.ir.load_tvm  # noqa: F401  (first, so that the engine loads without torch)
 import targets
 from compiler.device.credentials import Credentials
-from compiler.driver import find_target, model_name
+from compiler.driver.compile import find_target, model_name
 from compiler.errors import OptionError
 from compiler.frontends.source import Constants, Shapes, import_model
-from compiler.notebook import table_html
-from compiler.profiling.formatting import format_seconds
-from compiler.progress_bar import automatic, shows_progress
+from compiler.records.identity import model_fingerprint, target_description
+from compiler.records.library import TunedConfigs, pretrained_model, read_current, user_folder
+from compiler.records.records import RecordWriter
+from compiler.reports.formatting import format_seconds
+from compiler.support.notebook import table_html
+from compiler.support.progress_bar import automatic, shows_progress
 from compiler.tuning.conclusion import COMPARISON_SECONDS, conclude
 from compiler.tuning.cost_models import CostModel, cost_models
-from compiler.tuning.identity import model_fingerprint, target_description
 from compiler.tuning.in_model import ModelComparison
-from compiler.tuning.library import TunedConfigs, pretrained_model, read_current, user_folder
 from compiler.tuning.measuring.devices import check_device
 from compiler.tuning.measuring.lab import Lab
 from compiler.tuning.measuring.runners import LOCAL, parse_device
-from compiler.tuning.records import RecordWriter
 from compiler.tuning.search import searches
 from compiler.tuning.session import Limits, Progress, SearchCost, Session
 from compiler.tuning.tasks import Extracted, extract_tasks
-from targets.cuda import CudaTarget
+from targets.cuda.target import CudaTarget
 
 DEFAULT_SECONDS = 600.0
 """Of searching, when the caller sets no limit."""
@@ -80,7 +80,7 @@ class TuneResult:
         before, after: seconds of one run of the model spent in kernels, untuned and tuned.
         records: the file that was appended to.
         resumed: trials found in the records.
-        method: "parallel" or "serial": see `compiler.tuning.records.Record`.
+        method: "parallel" or "serial": see `compiler.records.records.Record`.
         history: (seconds since the start, trials, seconds of the model).
         predictions: (task, the cost model's score before measuring, seconds) of each config proposed.
         skipped: kernels that were not tuned, and why.

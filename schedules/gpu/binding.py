@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from schedules.tir import s_tir, tirx
+from schedules.ir.tir import s_tir, tirx
 
 THREAD = tirx.ForKind.THREAD_BINDING
 

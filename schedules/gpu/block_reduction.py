@@ -5,15 +5,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from schedules.conv_workload import ceil_div
-from schedules.expression import substitute
+from schedules.codegen.nest import allocate, expression, load, repeat, sequence, store
+from schedules.conv.workload import ceil_div
 from schedules.gpu.binding import thread_loop
 from schedules.gpu.machine import GpuMachine
-from schedules.kernel import Axis, Stage, product
-from schedules.matmul_form import Group
-from schedules.nest import allocate, expression, load, repeat, sequence, store
-from schedules.reduction import Reduction, reduction_of
-from schedules.tir import tirx
+from schedules.ir.expression import substitute
+from schedules.ir.reduction import Reduction, reduction_of
+from schedules.ir.stages import Axis, Stage, product
+from schedules.ir.tir import tirx
+from schedules.matmul.form import Group
 
 LEAST_ELEMENTS = 256
 _THREADS = (256, 1024)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from schedules.expression import buffers_loaded, substitute
 from schedules.gpu.binding import thread_loop
 from schedules.gpu.hoisting import without_parallel_loops
-from schedules.inline import call_name
-from schedules.tir import s_tir, structural_equal, structural_map, structural_walk, tirx, tvm
+from schedules.ir.expression import buffers_loaded, substitute
+from schedules.ir.inline import call_name
+from schedules.ir.tir import s_tir, structural_equal, structural_map, structural_walk, tirx, tvm
 
 MOST_THREADS = 512
 _WARP = 32

@@ -9,9 +9,9 @@ from schedules.errors import NotScheduledError
 from schedules.gpu.binding import is_bound
 from schedules.gpu.machine import GpuMachine
 from schedules.gpu.rule import GpuRule, GpuWorkload
-from schedules.kernel import dtype_of, product, shape_of
+from schedules.ir.stages import dtype_of, product, shape_of
+from schedules.ir.tir import s_tir, structural_walk, tirx, tvm
 from schedules.machine import Machine, dtype_bits
-from schedules.tir import s_tir, structural_walk, tirx, tvm
 
 dlight = s_tir.dlight.gpu
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from schedules.kernel import dtype_of, product, shape_of
+from schedules.ir.stages import dtype_of, product, shape_of
+from schedules.ir.tir import s_tir, structural_map, tirx
 from schedules.machine import dtype_bits
-from schedules.tir import s_tir, structural_map, tirx
 
 _LOCAL_BYTES = 4 << 10
 

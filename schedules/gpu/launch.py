@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from schedules.expression import substitute
 from schedules.gpu.binding import thread_loop
-from schedules.kernel import Axis, product
-from schedules.tir import tirx
+from schedules.ir.expression import substitute
+from schedules.ir.stages import Axis, product
+from schedules.ir.tir import tirx
 
 THREADS = 256
 WARP = 32

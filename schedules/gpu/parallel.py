@@ -11,17 +11,17 @@ from typing import Any, ClassVar
 
 from schedules.config import Config
 from schedules.emit import build_function, nest, sequence
-from schedules.expression import substitute
 from schedules.gpu.block_reduction import block_reduction
 from schedules.gpu.cooperative import cooperative, has_independent_iterations, without_pragmas
 from schedules.gpu.hoisting import take_allocations, without_parallel_loops
 from schedules.gpu.launch import THREADS, WARP, launched
 from schedules.gpu.machine import GpuMachine
 from schedules.gpu.rule import GpuRule, GpuWorkload
-from schedules.inline import inline_stages
-from schedules.kernel import Axis, Kernel, Stage
+from schedules.ir.expression import substitute
+from schedules.ir.inline import inline_stages
+from schedules.ir.stages import Axis, Kernel, Stage
+from schedules.ir.tir import tirx
 from schedules.machine import Machine
-from schedules.tir import tirx
 
 
 class BindAnything(GpuRule):

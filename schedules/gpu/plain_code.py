@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from schedules.codegen.nest import expression, lanes_of, load, repeat, sequence, static_grid, store, when
 from schedules.gpu.product_form import ProductForm
 from schedules.gpu.tile_code import Expr, Part, Stmt, TileWriter
+from schedules.ir.tir import tirx
 from schedules.machine import dtype_bits
-from schedules.nest import expression, lanes_of, load, repeat, sequence, static_grid, store, when
-from schedules.tir import tirx
 
 _PADDING = 4
 _UNROLLED = tirx.ForKind.UNROLLED

@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from schedules.access import Access
-from schedules.anchor import FusedKernel
 from schedules.errors import NotScheduledError
-from schedules.expression import buffers_loaded, substitute, uses
-from schedules.inline import inline_value, is_elementwise
-from schedules.kernel import Axis, Kernel, Stage
-from schedules.matmul_form import Group
-from schedules.reduction import Reduction, reduction_of
-from schedules.tir import tirx, tvm
+from schedules.ir.access import Access
+from schedules.ir.expression import buffers_loaded, substitute, uses
+from schedules.ir.inline import inline_value, is_elementwise
+from schedules.ir.reduction import Reduction, reduction_of
+from schedules.ir.stages import Axis, Kernel, Stage
+from schedules.ir.tir import tirx, tvm
+from schedules.matmul.form import Group
+from schedules.stages.fused_kernel import FusedKernel
 
 Expr = Any
 ALONG_ROWS = "tensorwright.along_rows"

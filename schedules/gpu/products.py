@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from schedules.gpu.product_form import ALONG_ROWS
-from schedules.kernel import product
-from schedules.tir import tirx, tvm
+from schedules.ir.stages import product
+from schedules.ir.tir import tirx, tvm
 
 te = tvm.te
 OUT_FUSABLE = 4  # relax's pattern kind: elementwise operators join this one's end

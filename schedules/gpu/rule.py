@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from schedules import int8_dot, prefetch, vector_math
 from schedules.gpu.machine import GpuMachine
-from schedules.inline import call_name
-from schedules.llvm_functions import PREFIX
+from schedules.instructions import int8_dot, prefetch, vector_math
+from schedules.instructions.llvm_functions import PREFIX
+from schedules.ir.inline import call_name
+from schedules.ir.tir import structural_map, tirx, tvm
 from schedules.machine import Machine
 from schedules.rule import ScheduleRule, Workload
-from schedules.tir import structural_map, tirx, tvm
 
 _WIDENED = frozenset({"erf", "tanh", "exp", "log", "sin", "cos", "tan", "pow", "sqrt", "rsqrt", "sigmoid", "nearbyint"})
 _NARROW = ("float16", "bfloat16")

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from schedules.codegen.nest import expression, lanes_of, load, repeat, sequence, static_grid, store, when
 from schedules.gpu.product_form import ProductForm
 from schedules.gpu.tile_code import SHARED, Expr, Part, Stmt, TileWriter, wait
+from schedules.ir.tir import tirx
 from schedules.machine import dtype_bits
-from schedules.nest import expression, lanes_of, load, repeat, sequence, static_grid, store, when
-from schedules.tir import tirx
 
 SIDE = 16  # of the squares that the operations take
 _PITCH = {8: 16, 16: 24}  # of a slab's rows in elements, by bits of an element

@@ -5,20 +5,20 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from schedules.anchor import FusedKernel
+from schedules.codegen.nest import allocate, load, sequence, store
 from schedules.config import Config
 from schedules.emit import build_function, nest
 from schedules.errors import NotScheduledError
-from schedules.expression import buffers_loaded, substitute
 from schedules.gpu.launch import launched
 from schedules.gpu.machine import GpuMachine
 from schedules.gpu.product_form import computed_in_place, is_product, product_form, stages_in_front
 from schedules.gpu.rule import GpuRule, GpuWorkload
-from schedules.kernel import Kernel, Stage, product
+from schedules.ir.expression import buffers_loaded, substitute
+from schedules.ir.reduction import Reduction, reduction_of
+from schedules.ir.stages import Kernel, Stage, product
+from schedules.ir.tir import tirx
 from schedules.machine import Machine
-from schedules.nest import allocate, load, sequence, store
-from schedules.reduction import Reduction, reduction_of
-from schedules.tir import tirx
+from schedules.stages.fused_kernel import FusedKernel
 
 SHORT = 32  # a warp
 _MODERATE = 1024

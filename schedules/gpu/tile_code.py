@@ -10,12 +10,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-from schedules.conv_workload import ceil_div
+from schedules.codegen.nest import allocate, both, broadcast, expression, lanes_of, repeat, sequence, store, when
+from schedules.conv.workload import ceil_div
 from schedules.gpu.binding import thread_loop
 from schedules.gpu.product_form import Operand, ProductForm
+from schedules.ir.tir import tirx
 from schedules.machine import dtype_bits
-from schedules.nest import allocate, both, broadcast, expression, lanes_of, repeat, sequence, store, when
-from schedules.tir import tirx
 
 Expr = Any
 Stmt = Any

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from schedules.tir import tirx
+from schedules.ir.tir import tirx
 
 Activation = Callable[[Any], Any]
 

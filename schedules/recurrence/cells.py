@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from schedules.ir.tir import tirx
 from schedules.recurrence.activations import Activation, clipped
-from schedules.tir import tirx
 
 Update = Callable[[list[Any], dict[str, Any], list[Any]], dict[str, Any]]
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from schedules.ir.tir import tirx
 from schedules.recurrence.description import Operands, Recurrence
 from schedules.recurrence.quantized_state import QuantizedState
 from schedules.recurrence.team import Place, Rows, State, Team
-from schedules.tir import tirx
 
 from tvm.script.ir_builder import IRBuilder  # isort: skip
 from tvm.script.ir_builder import tirx as T  # isort: skip

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from schedules.int8_dot import dot
+from schedules.instructions.int8_dot import dot
+from schedules.ir.tir import tirx
 from schedules.recurrence.description import Operands, Recurrence
-from schedules.tir import tirx
 
 from tvm.script.ir_builder import tirx as T  # isort: skip
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from schedules.ir.tir import tirx
 from schedules.recurrence.cells import Stage
 from schedules.recurrence.description import Operands, Recurrence
-from schedules.tir import tirx
 
 from tvm.script.ir_builder import IRBuilder  # isort: skip
 from tvm.script.ir_builder import tirx as T  # isort: skip

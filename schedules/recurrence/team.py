@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from schedules.ir.tir import tirx
 from schedules.recurrence.cells import Stage
 from schedules.recurrence.description import Operands, Recurrence
-from schedules.tir import tirx
 
 from tvm.script.ir_builder import tirx as T  # isort: skip
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 import compiler
 import targets
-from compiler.conformance import check_target
 from compiler.device.bundle import write_bundle
+from compiler.driver.conformance import check_target
 from compiler.errors import OptionError
-from targets.conformance import checks
-from targets.conformance_models import operator_model, random_inputs, small_net
+from targets.conformance.models import operator_model, random_inputs, small_net
+from targets.conformance.suite import checks
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_target"
 

@@ -16,7 +16,7 @@ def prepare(folder: Path) -> None:
 def case(_: None, seed: int) -> Outcome:
     """Compile a broken file and run what comes of it. An InternalError is a defect too."""
     import compiler
-    from compiler.reference import random_inputs
+    from compiler.runtime.random_inputs import random_inputs
 
     label, data = mutated_model(seed)
     # One row a kind of damage; files with several are counted under the first.

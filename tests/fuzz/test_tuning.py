@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compiler.tuning.records import read
+from compiler.records.records import read
 from tests.fuzz import tuning
 from tests.fuzz.worker_pool import Case, run_cases
 

@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from compiler.records.records import read
 from compiler.tuning.measuring.lab import Trial
 from compiler.tuning.measuring.messages import Outcome as Measured
-from compiler.tuning.records import read
 from compiler.tuning.session import Progress
 from tests.fuzz.outcome import Outcome
 

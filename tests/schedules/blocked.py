@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import schedules.tir  # noqa: F401
+import schedules.ir.tir  # noqa: F401
 from schedules import Machine
-from schedules.apply import apply_schedules
+from schedules.selection.apply import apply_schedules
 
 import tvm  # isort: skip
 from tvm import te  # isort: skip

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from tvm import relax
 
 import targets
-from schedules.apply import ScheduleReport, apply_schedules
-from schedules.tir import tvm
+from schedules.ir.tir import tvm
+from schedules.selection.apply import ScheduleReport, apply_schedules
 from targets.target import Target
 
 Array = NDArray[Any]

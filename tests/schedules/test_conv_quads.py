@@ -12,14 +12,14 @@ from tvm import relax
 import compiler
 import targets
 from compiler.passes.layout.packing import pack_filter_groups
-from schedules.conv_dot import conv_dot
-from schedules.conv_workload import QuadsWorkload
-from schedules.int8_neon import sums_signed
-from targets.cpu import CpuTarget
+from schedules.conv.dot import conv_dot
+from schedules.conv.workload import QuadsWorkload
+from schedules.instructions.int8_neon import sums_signed
+from targets.cpu.family import CpuTarget
 from tests.compiler.device.disassembly import Loop, inner_loops
 from tests.compiler.device.emulators import target_that_runs
 from tests.schedules.blocked import reference_conv, unpack
-from tests.schedules.test_conv_dot import operands, pack
+from tests.schedules.conv.test_dot import operands, pack
 
 FILTERS, SIZE, PAD, FILL = 24, (5, 13), ((1, 1), (1, 1)), 3
 # Multiplications of an instruction on a register of four sums.

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from schedules.conv_compute import conv_depthwise, pool
-from schedules.conv_workload import DepthwiseDotWorkload, PoolWorkload
+from schedules.conv.compute import conv_depthwise, pool
+from schedules.conv.workload import DepthwiseDotWorkload, PoolWorkload
 from tests.schedules.blocked import Array, blocks, reference_conv, unpack
-from tests.schedules.test_conv_dot import MACHINES, RUNNABLE, pack, run_kernel
+from tests.schedules.conv.test_dot import MACHINES, RUNNABLE, pack, run_kernel
 
 from tvm import te  # isort: skip
 

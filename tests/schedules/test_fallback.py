@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tvm import relax, te
 from tvm.script import tirx as T
 
-from schedules.apply import apply_schedules
-from schedules.kernel import Kernel
+from schedules.ir.stages import Kernel
+from schedules.ir.tir import structural_walk, tirx, tvm
 from schedules.machine import Machine
-from schedules.tir import structural_walk, tirx, tvm
+from schedules.selection.apply import apply_schedules
 from tests.schedules.harness import evaluate, executable, normal, run, runnable, scheduled, target_of
 
 op = relax.op

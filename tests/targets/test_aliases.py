@@ -6,8 +6,9 @@ import pytest
 
 import targets
 from compiler.errors import OptionError
-from compiler.precision import precision_of
-from targets import aliases, cuda_device
+from compiler.support.precision import precision_of
+from targets import aliases
+from targets.cuda import device as cuda_device
 from targets.errors import TargetError, UnknownTarget
 
 

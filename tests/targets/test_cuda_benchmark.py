@@ -17,8 +17,8 @@ from benchmarks._cuda_device import HEADER, DeviceRow, difference, entries, requ
 from benchmarks._models import Task
 from benchmarks._race import Result
 from compiler.errors import IncompatibleArtifactError
-from targets import cuda_device
-from targets.cuda import CudaTarget
+from targets.cuda import device as cuda_device
+from targets.cuda.target import CudaTarget
 from tests.targets.cuda_models import chain
 
 without_device = pytest.mark.skipif(bool(cuda_device.compute_capabilities()), reason="this machine has a device")

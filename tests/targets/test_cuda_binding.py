@@ -13,8 +13,8 @@ from onnx.reference import ReferenceEvaluator
 
 import compiler
 from schedules.gpu.cooperative import has_independent_iterations
-from schedules.tir import tirx
-from targets.cuda_image import source_of
+from schedules.ir.tir import tirx
+from targets.cuda.image import source_of
 
 INT64 = onnx.TensorProto.INT64
 

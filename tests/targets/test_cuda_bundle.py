@@ -20,12 +20,12 @@ from compiler.device.bundle import write_bundle
 from compiler.device.push import measure, push
 from compiler.device.static_program import write_static_program
 from compiler.errors import IncompatibleArtifactError, OptionError
-from targets.cuda import CudaTarget
+from targets.cuda.target import CudaTarget
 from tests.compiler.device.servers import device_server
 from tests.targets import cuda_stand_in as stand_in
+from tests.targets.cuda.test_target import needs_nvcc
 from tests.targets.cuda_models import chain
 from tests.targets.cuda_stand_in.machine import Machine, make_machine, moved_away
-from tests.targets.test_cuda import needs_nvcc
 from tests.targets.test_cuda_options import expected_of, perceptron
 
 pytestmark = [

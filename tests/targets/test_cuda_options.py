@@ -18,8 +18,8 @@ from compiler.errors import OptionError
 from compiler.frontends.source import import_model
 from compiler.passes.context import PipelineContext
 from compiler.passes.pipeline import run_pipeline
-from targets.cuda import CudaTarget
-from targets.cuda_image import source_of
+from targets.cuda.image import source_of
+from targets.cuda.target import CudaTarget
 
 _DEPTHS = (24, 40, 17, 9)
 

@@ -31,11 +31,11 @@ from benchmarks.gpu_pack.report import read_results, tables
 from benchmarks.gpu_pack.seeded import Weight
 from benchmarks.gpu_pack.single_kernels import product
 from compiler.errors import OptionError, StorageError
-from targets.cuda import CudaTarget
-from targets.cuda_image import source_of
-from targets.cuda_simulator import CudaSimulator
+from targets.cuda.image import source_of
+from targets.cuda.simulator import CudaSimulator
+from targets.cuda.target import CudaTarget
 from tests.targets import cuda_stand_in as stand_in
-from tests.targets.test_cuda import needs_nvcc
+from tests.targets.cuda.test_target import needs_nvcc
 
 _LIMIT = 60 * 10**6
 _PATH = f"{os.defpath}:/usr/sbin:/sbin"

@@ -12,7 +12,7 @@ import torch
 from onnx import helper, numpy_helper
 
 import compiler
-from targets.cuda_image import source_of
+from targets.cuda.image import source_of
 
 
 def one_operator(operator: str, x: np.ndarray, rank: int, *weights: np.ndarray, **attributes: Any) -> onnx.ModelProto:

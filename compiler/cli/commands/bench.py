@@ -110,8 +110,8 @@ def _bench_there(
     from compiler.cli.output import print_facts, print_json
     from compiler.cli.progress import Steps
     from compiler.device.push import measure
-    from compiler.profiling.formatting import format_seconds
-    from compiler.profiling.summary import check_is_module
+    from compiler.inspection.summary import check_is_module
+    from compiler.reports.formatting import format_seconds
 
     check_is_module(file)
     with Steps() as steps:
@@ -133,7 +133,7 @@ def _bench_there(
 
 def _print(result: Any) -> None:
     from compiler.cli.output import print_facts
-    from compiler.profiling.formatting import format_bytes, format_count, format_seconds
+    from compiler.reports.formatting import format_bytes, format_count, format_seconds
 
     latency = result.latency
     plan = f", {format_bytes(result.planned_memory)} of it planned activations" if result.planned_memory else ""

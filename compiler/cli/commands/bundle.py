@@ -52,8 +52,8 @@ def _bundle(
     as_json: options.Json = False,
 ) -> None:
     from compiler.artifact import read_artifact
-    from compiler.driver import find_target, translated_target_errors
-    from compiler.profiling.summary import check_is_module
+    from compiler.driver.compile import find_target, translated_target_errors
+    from compiler.inspection.summary import check_is_module
 
     check_is_module(module)
     artifact = read_artifact(module, trusted or None)
@@ -68,7 +68,7 @@ def _bundle(
 def _folder(artifact: Any, module: Path, target: Any, output: Path, as_json: bool) -> None:
     from compiler.cli.output import print_json, print_line, print_table
     from compiler.device.bundle import write_bundle
-    from compiler.profiling.formatting import format_bytes
+    from compiler.reports.formatting import format_bytes
 
     bundle = write_bundle(artifact, target, output, file=module)
     if as_json:
@@ -89,7 +89,7 @@ def _folder(artifact: Any, module: Path, target: Any, output: Path, as_json: boo
 def _static(artifact: Any, module: Path, target: Any, output: Path, as_json: bool) -> None:
     from compiler.cli.output import print_json, print_line
     from compiler.device.static_program import write_static_program
-    from compiler.profiling.formatting import format_bytes
+    from compiler.reports.formatting import format_bytes
 
     program = write_static_program(artifact, target, output, file=module)
     if as_json:
@@ -104,6 +104,6 @@ def _static(artifact: Any, module: Path, target: Any, output: Path, as_json: boo
 def _compared(onnx_runtime_bytes: int | None) -> str:
     if onnx_runtime_bytes is None:
         return ""
-    from compiler.profiling.formatting import format_bytes
+    from compiler.reports.formatting import format_bytes
 
     return f" (libonnxruntime.so 1.32.0 for this architecture: {format_bytes(onnx_runtime_bytes)})"

@@ -54,8 +54,8 @@ def _compare(
     from compiler.cli.arguments import divide_shapes, parse_arrays, parse_shapes
     from compiler.cli.output import print_json
     from compiler.cli.progress import Steps
-    from compiler.comparison import compare
-    from compiler.profiling.model_inspection import model_inputs
+    from compiler.inspection.comparison import compare
+    from compiler.inspection.model_inspection import model_inputs
 
     specs = {each.name: each for each in model_inputs(model)}
     fixed, sizes = divide_shapes(parse_shapes(shape or []), set(specs))

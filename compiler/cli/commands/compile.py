@@ -89,8 +89,8 @@ def _compile(
     from compiler.cli.output import print_json
     from compiler.cli.passphrases import load_private_key
     from compiler.cli.progress import Steps
-    from compiler.profiling.model_inspection import model_inputs
-    from compiler.profiling.summary import check_writable, coverage_of, summarize
+    from compiler.inspection.model_inspection import model_inputs
+    from compiler.inspection.summary import check_writable, coverage_of, summarize
 
     path = output if output is not None else Path(model.with_suffix(".twm").name)
     check_writable(path)
@@ -138,7 +138,7 @@ def _print_coverage(coverage: Any) -> None:
 
 def _print_summary(summary: Any) -> None:
     from compiler.cli.output import print_facts, print_line
-    from compiler.profiling.formatting import format_bytes, format_count, format_seconds
+    from compiler.reports.formatting import format_bytes, format_count, format_seconds
 
     facts = [
         ("inputs", "\n".join(summary.inputs) or "none"),

@@ -45,8 +45,8 @@ def _inspect(
     from compiler.cli.arguments import divide_shapes, parse_arrays, parse_shapes
     from compiler.cli.output import print_json
     from compiler.errors import OptionError
-    from compiler.profiling.inspection import inspect_module, is_module_file
-    from compiler.profiling.model_inspection import inspect_model, model_inputs
+    from compiler.inspection.contents import inspect_module, is_module_file
+    from compiler.inspection.model_inspection import inspect_model, model_inputs
 
     if is_module_file(file):
         if shape or constant:
@@ -67,7 +67,7 @@ def _inspect(
 
 def _print(inspection: Any, limit: int | None) -> None:
     from compiler.cli.output import print_facts, print_line, print_note
-    from compiler.profiling.formatting import format_bytes, format_count
+    from compiler.reports.formatting import format_bytes, format_count
 
     values = format_count(inspection.parameter_values)
     size = format_bytes(inspection.parameter_bytes)
@@ -124,7 +124,7 @@ def _print_kernels(inspection: Any, limit: int | None) -> None:
 
 
 def _estimate_heading(inspection: Any) -> str:
-    from compiler.profiling.formatting import format_operations, format_seconds
+    from compiler.reports.formatting import format_operations, format_seconds
 
     total = format_seconds(sum(item.seconds for item in inspection.kernels))
     operations = format_operations(sum(item.operations or 0 for item in inspection.kernels))
@@ -134,14 +134,14 @@ def _estimate_heading(inspection: Any) -> str:
 
 
 def _module_row(item: Any) -> tuple[str, ...]:
-    from compiler.profiling.formatting import format_count, shorten
+    from compiler.reports.formatting import format_count, shorten
 
     work = format_count(item.operations) if item.operations is not None else item.formula or "-"
     return shorten(item.name), item.kind, item.rule, work
 
 
 def _model_row(item: Any) -> tuple[str, ...]:
-    from compiler.profiling.formatting import format_bytes, format_count, format_percent, format_seconds, shorten
+    from compiler.reports.formatting import format_bytes, format_count, format_percent, format_seconds, shorten
 
     return (
         shorten(item.name),

@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 def _passes(as_json: options.Json = False) -> None:
     from compiler.cli.output import print_json, print_table
-    from compiler.profiling.listings import list_passes
+    from compiler.inspection.listings import list_passes
 
     listed = list_passes()
     if as_json:

@@ -54,7 +54,7 @@ def _profile(
     from compiler.cli.output import print_json
     from compiler.cli.progress import Steps
     from compiler.cli.sources import prepare
-    from compiler.profiling.summary import check_folder
+    from compiler.inspection.summary import check_folder
 
     if output is not None:
         check_folder(output)
@@ -73,7 +73,7 @@ def _profile(
 
 def _print(profile: Any, paths: dict[str, Path], limit: int | None) -> None:
     from compiler.cli.output import print_facts, print_line, print_table
-    from compiler.profiling.formatting import format_bytes, format_percent, format_rate, format_seconds, shorten
+    from compiler.reports.formatting import format_bytes, format_percent, format_rate, format_seconds, shorten
 
     latency = profile.latency
     print_facts(

@@ -62,8 +62,8 @@ def _push(
     from compiler.cli.progress import Steps
     from compiler.device.connection import is_loopback
     from compiler.device.push import push
-    from compiler.profiling.formatting import format_seconds
-    from compiler.profiling.summary import check_is_module
+    from compiler.inspection.summary import check_is_module
+    from compiler.reports.formatting import format_seconds
 
     check_is_module(module)
     credentials = load_credentials(key, device_key, passphrase_file)

@@ -48,9 +48,9 @@ def _records(
     from dataclasses import asdict
 
     from compiler.cli.output import print_json, print_line, print_note
-    from compiler.tuning.library import shipped_folder, user_folder
-    from compiler.tuning.record_set import essential, merged, newest_of_models, summary
-    from compiler.tuning.records import Loaded, RecordWriter, read, write_all
+    from compiler.records.library import shipped_folder, user_folder
+    from compiler.records.record_set import essential, merged, newest_of_models, summary
+    from compiler.records.records import Loaded, RecordWriter, read, write_all
 
     loaded = Loaded()
     for path in paths or [shipped_folder(), user_folder()]:
@@ -107,7 +107,7 @@ def _print(lines: Any, targets: Any) -> None:
 def _print_models(models: Any, targets: Any) -> None:
     """What was chosen for whole models, and what it gave."""
     from compiler.cli.output import print_table
-    from compiler.profiling.formatting import format_seconds
+    from compiler.reports.formatting import format_seconds
 
     rows = []
     for line in models:

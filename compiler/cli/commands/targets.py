@@ -9,7 +9,7 @@ import typer
 from compiler.cli import options
 
 if TYPE_CHECKING:
-    from compiler.profiling.listings import TargetEntry
+    from compiler.inspection.listings import TargetEntry
 
 HELP = """List what modules can be built for, or check one.
 
@@ -44,7 +44,7 @@ def _targets(context: typer.Context, as_json: options.Json = False) -> None:
     if context.invoked_subcommand is not None:
         return
     from compiler.cli.output import print_json, print_line, print_note, print_table
-    from compiler.profiling.listings import list_targets
+    from compiler.inspection.listings import list_targets
 
     listed, problems = list_targets()
     for problem in problems:
@@ -83,7 +83,7 @@ def _check(
     from dataclasses import asdict
 
     from compiler.cli.output import print_json, print_line
-    from compiler.conformance import check_target, keep_outcomes
+    from compiler.driver.conformance import check_target, keep_outcomes
 
     outcomes = []
     for outcome in check_target(name, only):

@@ -98,8 +98,8 @@ def _tune(
     from compiler.cli.entry import EXIT_INTERRUPTED
     from compiler.cli.output import print_json
     from compiler.cli.tuning_display import TuningDisplay
-    from compiler.profiling.model_inspection import model_inputs
-    from compiler.profiling.summary import check_report
+    from compiler.inspection.model_inspection import model_inputs
+    from compiler.inspection.summary import check_report
 
     check_report(report, (".html",))
     _check_kind(model, pack, take)
@@ -167,7 +167,7 @@ def _pack(
 
     from compiler.cli.output import print_json, print_line, print_note
     from compiler.cli.progress import Steps
-    from compiler.profiling.formatting import format_bytes
+    from compiler.reports.formatting import format_bytes
     from compiler.tuning.pack.folder import write_pack
 
     with Steps() as steps:
@@ -193,7 +193,7 @@ def _take(results: Path, target: str, records: Path | None, as_json: bool) -> in
     from dataclasses import asdict
 
     from compiler.cli.output import print_facts, print_json, print_table
-    from compiler.profiling.formatting import format_seconds
+    from compiler.reports.formatting import format_seconds
     from compiler.tuning.pack.results import take
 
     taken = take(results, target, records=records)
@@ -247,7 +247,7 @@ def _credentials(
 
 def _latency(result: Any) -> list[tuple[str, str]]:
     """The line about whole runs, where they were measured."""
-    from compiler.profiling.formatting import format_seconds
+    from compiler.reports.formatting import format_seconds
 
     if result.latency is None:
         return []
@@ -257,7 +257,7 @@ def _latency(result: Any) -> list[tuple[str, str]]:
 
 def _print(result: Any) -> None:
     from compiler.cli.output import print_facts, print_note, print_table
-    from compiler.profiling.formatting import format_seconds
+    from compiler.reports.formatting import format_seconds
 
     for problem in result.problems:
         print_note(problem)

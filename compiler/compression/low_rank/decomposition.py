@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.passes.matching import Array
+from compiler.passes.rewriting.matching import Array
 
 
 @dataclass(frozen=True, eq=False)

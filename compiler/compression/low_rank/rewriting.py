@@ -11,8 +11,8 @@ from tvm.ir import IRModule
 from compiler.compression.low_rank.decomposition import Factors
 from compiler.compression.quantization.edit import Emit, edit_main
 from compiler.compression.quantization.layers import Layer
-from compiler.passes.graph import Call, Expr, Var
-from compiler.passes.matching import Array, as_constant
+from compiler.passes.rewriting.graph import Call, Expr, Var
+from compiler.passes.rewriting.matching import Array, as_constant
 
 
 def factored(mod: IRModule, layers: Sequence[Layer], factors: Mapping[str, Factors]) -> IRModule:

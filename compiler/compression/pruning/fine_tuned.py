@@ -19,7 +19,7 @@ from compiler.compression.pruning.weights import weights_of
 from compiler.compression.pruning.zeros import note_on_zeros
 from compiler.compression.report import LayerChange
 from compiler.frontends.imported_model import ImportedModel
-from compiler.passes.matching import Array
+from compiler.passes.rewriting.matching import Array
 
 _ADVICE = "prune less, fine-tune longer, or in more steps="
 

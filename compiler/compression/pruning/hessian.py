@@ -17,7 +17,7 @@ from tvm.ir import GenericConst
 from compiler.compression.job import Job
 from compiler.compression.quantization.calibration import Tapped
 from compiler.compression.quantization.layers import Layer, find_layers
-from compiler.passes.matching import Array
+from compiler.passes.rewriting.matching import Array
 
 _ROWS = 4096  # of inputs that are looked at a sample and layer
 _DAMPING = 0.01  # of the mean of H's diagonal, as in SparseGPT

@@ -19,8 +19,8 @@ from compiler.compression.job import Job
 from compiler.compression.quantization.accuracy import cosine
 from compiler.compression.quantization.calibration import Tapped
 from compiler.compression.quantization.edit import edit_main, main_bindings
-from compiler.passes.graph import Call, Expr, Var, operands, operator_name, remove_unused
-from compiler.passes.matching import Array, array_of
+from compiler.passes.rewriting.graph import Call, Expr, Var, operands, operator_name, remove_unused
+from compiler.passes.rewriting.matching import Array, array_of
 
 from tvm_ffi import structural_equal  # isort: skip
 

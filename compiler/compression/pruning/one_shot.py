@@ -24,7 +24,7 @@ from compiler.compression.pruning.weights import weights_of, with_constants
 from compiler.compression.pruning.zeros import note_on_zeros
 from compiler.compression.report import LayerChange
 from compiler.errors import OptionError
-from compiler.passes.matching import Array, array_of
+from compiler.passes.rewriting.matching import Array, array_of
 
 
 class OneShot:

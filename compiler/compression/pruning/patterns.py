@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.errors import OptionError
-from compiler.passes.matching import Array
+from compiler.passes.rewriting.matching import Array
 
 Mask = NDArray[np.bool_]  # True where the weight stays
 STRUCTURES = ("channels", "heads", "layers")

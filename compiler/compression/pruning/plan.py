@@ -16,7 +16,7 @@ from compiler.compression.pruning.shrink import kept
 from compiler.compression.pruning.weights import Weight
 from compiler.compression.report import LayerChange
 from compiler.errors import NothingGainedError
-from compiler.passes.matching import Array
+from compiler.passes.rewriting.matching import Array
 
 CRITERIA = ("magnitude", "gradient", "second-order", "influence")
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.compression.pruning.dependencies import Cell
-from compiler.passes.matching import Array
+from compiler.passes.rewriting.matching import Array
 
 SCOPES = ("layer", "global")
 _LEAST_KEPT = 0.1  # of a cell, when all cells share one budget: a layer that is gone breaks the net

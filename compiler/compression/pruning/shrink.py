@@ -15,8 +15,8 @@ from compiler.compression.pruning.axes.registry import Value, is_axes
 from compiler.compression.pruning.dependencies import Dependencies, is_clip
 from compiler.compression.pruning.nodes import Axis
 from compiler.errors import InternalError
-from compiler.passes.graph import Call, Expr, Var, operator_name, remove_unused
-from compiler.passes.matching import array_of, as_constant, shape_of
+from compiler.passes.rewriting.graph import Call, Expr, Var, operator_name, remove_unused
+from compiler.passes.rewriting.matching import array_of, as_constant, shape_of
 
 Removed = NDArray[np.bool_]  # for each unit whether it goes; [0] is False
 

@@ -19,7 +19,7 @@ from compiler.compression.pruning.dependencies import Dependencies, find_depende
 from compiler.errors import InternalError, OptionError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import import_model
-from compiler.passes.matching import Array, array_of
+from compiler.passes.rewriting.matching import Array, array_of
 
 if TYPE_CHECKING:
     import torch

@@ -9,8 +9,8 @@ from tvm.ir import GenericConst, IRModule
 
 from compiler.compression.pruning.dependencies import Dependencies
 from compiler.compression.quantization.edit import edit_main, with_operands
-from compiler.passes.graph import Call, Expr, Var
-from compiler.passes.matching import Array, array_of, as_constant
+from compiler.passes.rewriting.graph import Call, Expr, Var
+from compiler.passes.rewriting.matching import Array, array_of, as_constant
 
 _FEWEST = 256  # elements; smaller weights cost nothing and hurt when thinned
 

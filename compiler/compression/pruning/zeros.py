@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import targets
 from compiler.compression.report import Measure
-from schedules.conv_sparse import CONV_SPARSE
-from schedules.matmul_n_of_m import MATMUL_N_OF_M
-from schedules.matmul_sparse import MATMUL_SPARSE
-from schedules.select_lanes import choices_of
-from schedules.sparse_cost import share_that_pays
+from schedules.conv.sparse import CONV_SPARSE
+from schedules.instructions.select_lanes import choices_of
+from schedules.matmul.n_of_m import MATMUL_N_OF_M
+from schedules.matmul.sparse import MATMUL_SPARSE
+from schedules.matmul.sparse_cost import share_that_pays
 
 SKIPPING_PASS = "pack-sparse-weights"
 

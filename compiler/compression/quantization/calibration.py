@@ -14,7 +14,7 @@ from compiler.compression.quantization.edit import edit_main
 from compiler.compression.quantization.statistics import Statistics
 from compiler.errors import InputError, OptionError, UserError
 from compiler.frontends.imported_model import ImportedModel, TensorSpec
-from compiler.passes.graph import Var
+from compiler.passes.rewriting.graph import Var
 from compiler.runtime import Module
 
 Array = NDArray[Any]

@@ -24,14 +24,14 @@ from compiler.compression.quantization.session import Session
 from compiler.compression.quantization.settings import check_settings
 from compiler.compression.quantization.speed import speed_limit
 from compiler.compression.quantization.summary import make_report, size_of
-from compiler.driver import compile as compile_model
-from compiler.driver import find_target, model_name
+from compiler.driver.compile import compile as compile_model
+from compiler.driver.compile import find_target, model_name
 from compiler.errors import AccuracyError, NothingGainedError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes, import_model
-from compiler.progress_bar import automatic, shows_progress
-from compiler.reference import random_inputs
 from compiler.runtime import Module
+from compiler.runtime.random_inputs import random_inputs
+from compiler.support.progress_bar import automatic, shows_progress
 
 _DEFAULT_TECHNIQUES = ("bias-correction", "gptq")
 _RANKING_SAMPLES = 8

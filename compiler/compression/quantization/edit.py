@@ -8,7 +8,7 @@ from typing import Any
 from tvm import relax
 from tvm.ir import IRModule
 
-from compiler.passes.graph import Call, Expr, Var, update_functions
+from compiler.passes.rewriting.graph import Call, Expr, Var, update_functions
 
 Emit = Callable[[Expr], Var]
 # Given the variable, the call that defines it and how to bind what comes before it: the new value, or None.

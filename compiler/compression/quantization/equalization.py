@@ -13,8 +13,8 @@ from tvm.ir import GenericConst, IRModule
 from compiler.compression.quantization.affine import Array
 from compiler.compression.quantization.edit import Emit, edit_main, with_operands
 from compiler.compression.quantization.layers import Layer, LayerGraph
-from compiler.passes.graph import Call, Expr, Var, operator_name
-from compiler.passes.matching import array_of, as_constant
+from compiler.passes.rewriting.graph import Call, Expr, Var, operator_name
+from compiler.passes.rewriting.matching import array_of, as_constant
 
 # Positive factors pass through these.
 _HOMOGENEOUS = ("relax.nn.relu", "relax.nn.leakyrelu")

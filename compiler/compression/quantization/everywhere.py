@@ -22,8 +22,8 @@ from compiler.compression.quantization.operators import (
     is_transparent,
     product_of,
 )
-from compiler.passes.graph import Call, Var, operands, operator_name
-from compiler.passes.matching import array_of, dtype_of, same_shape, shape_of
+from compiler.passes.rewriting.graph import Call, Var, operands, operator_name
+from compiler.passes.rewriting.matching import array_of, dtype_of, same_shape, shape_of
 
 _LIMITS = frozenset(f"relax.{name}" for name in ("nn.relu", "nn.relu6", "clip"))
 

@@ -13,8 +13,8 @@ from tvm.ir import IRModule
 from compiler.compression.quantization.affine import Affine, Array, QuantizedWeight
 from compiler.compression.quantization.edit import Emit, edit_main, with_operands
 from compiler.compression.quantization.layers import Layer, Placement
-from compiler.passes.graph import Call, Expr, Var
-from compiler.passes.matching import array_of, as_constant, rank_of
+from compiler.passes.rewriting.graph import Call, Expr, Var
+from compiler.passes.rewriting.matching import array_of, as_constant, rank_of
 
 
 class Dequantizable(Protocol):

@@ -9,7 +9,7 @@ import numpy as np
 from compiler.compression.quantization.layers import Layer, LayerGraph
 from compiler.compression.quantization.precisions import FLOAT
 from compiler.errors import OptionError
-from compiler.passes.graph import Var
+from compiler.passes.rewriting.graph import Var
 
 
 class LayerChoice:

@@ -15,8 +15,8 @@ from compiler.compression.quantization.affine import Affine, QuantizedWeight
 from compiler.compression.quantization.edit import with_operands
 from compiler.compression.quantization.insertion import dequantized_weight
 from compiler.compression.quantization.layers import Layer
-from compiler.passes.matching import as_constant, static_shape
-from compiler.reference import MAX_REFERENCE_BYTES
+from compiler.passes.rewriting.matching import as_constant, static_shape
+from compiler.runtime.random_inputs import MAX_REFERENCE_BYTES
 
 _PROBE = 1 << 18  # elements of a tensor, by whose conversion those of others are known
 _PRODUCTS = ("convolution", "matmul")

@@ -22,8 +22,8 @@ from compiler.compression.quantization.operators import (
     label_of,
     product_of,
 )
-from compiler.passes.graph import Call, Var, operands, operator_name
-from compiler.passes.matching import Array, array_of, dtype_of, same_shape, shape_of
+from compiler.passes.rewriting.graph import Call, Var, operands, operator_name
+from compiler.passes.rewriting.matching import Array, array_of, dtype_of, same_shape, shape_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from compiler.compression.quantization.schemes.registry import RoundedLayer, Sch
 from compiler.compression.quantization.sensitivity import measure_sensitivity
 from compiler.compression.quantization.squares import Squares, as_columns
 from compiler.frontends.imported_model import ImportedModel
-from compiler.passes.graph import Call, Expr, Var
+from compiler.passes.rewriting.graph import Call, Expr, Var
 from compiler.runtime import Module
 
 

@@ -15,10 +15,10 @@ import numpy as np
 from tvm import relax
 from tvm.ir import GenericConst
 
-from compiler.passes.elementwise import BINARY, UNARY
-from compiler.passes.graph import Call, operator_name
-from compiler.passes.interleaved import Interleaved
-from compiler.passes.matching import dtype_of, rank_of, shape_of
+from compiler.passes.rewriting.elementwise_operators import BINARY, UNARY
+from compiler.passes.rewriting.graph import Call, operator_name
+from compiler.passes.rewriting.matching import dtype_of, rank_of, shape_of
+from compiler.passes.rewriting.transposed_convolutions import Interleaved
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from compiler.compression.quantization.affine import NO_NOISE
 from compiler.compression.quantization.report import LayerReport, QuantizationReport
 from compiler.compression.quantization.schemes.registry import STATIC
-from compiler.profiling.formatting import format_bytes, format_percent, format_seconds
-from compiler.profiling.report import Bar, BarChart, Column, Fact, Page, Section, Table, render
+from compiler.reports import Bar, BarChart, Column, Fact, Page, Section, Table, render
+from compiler.reports.formatting import format_bytes, format_percent, format_seconds
 
 _KINDS = ("integer", "float")
 _LONGEST_BAR = 80.0  # decibels: what is better is as good, and would dwarf the others

@@ -13,8 +13,8 @@ import numpy as np
 from compiler.compression.quantization.layer_times import LayerTime
 from compiler.compression.quantization.layers import Layer, LayerGraph
 from compiler.compression.quantization.min_cut import CutGraph
-from compiler.passes.graph import Var
-from compiler.passes.matching import static_shape
+from compiler.passes.rewriting.graph import Var
+from compiler.passes.rewriting.matching import static_shape
 
 _NEVER = float("inf")
 

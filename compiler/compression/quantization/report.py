@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.compression.quantization.precisions import FLOAT, INTEGER, MEASURED, write_precisions
-from compiler.notebook import table_html
+from compiler.support.notebook import table_html
 
 _IN_INTEGERS = ("static-int8", "dynamic-int8")
 

@@ -19,8 +19,8 @@ from compiler.compression.quantization.edit import Emit, edit_main, with_operand
 from compiler.compression.quantization.insertion import Dequantizable, Numbers, pair
 from compiler.compression.quantization.layers import Layer, Placement
 from compiler.frontends.imported_model import ImportedModel, TensorSpec
-from compiler.passes.graph import Call, Expr, Var
-from compiler.passes.matching import as_constant
+from compiler.passes.rewriting.graph import Call, Expr, Var
+from compiler.passes.rewriting.matching import as_constant
 
 _SWITCHES = "quantization_switches"
 

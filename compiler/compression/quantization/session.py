@@ -25,8 +25,8 @@ from compiler.compression.quantization.smoothing import smooth
 from compiler.compression.quantization.squares import Squares
 from compiler.compression.quantization.statistics import Statistics
 from compiler.frontends.imported_model import ImportedModel
-from compiler.passes.compute_with_words import sums_fit
-from compiler.passes.graph import Var
+from compiler.passes.integers.compute_with_words import sums_fit
+from compiler.passes.rewriting.graph import Var
 from compiler.runtime import Module
 from targets.splitting import slices_for_splits
 

@@ -10,7 +10,7 @@ from compiler.compression.quantization.calibrators.registry import get_calibrato
 from compiler.compression.quantization.scheme import scheme_for
 from compiler.compression.quantization.schemes.registry import STATIC, SchemeOptions, make_scheme, scheme_names
 from compiler.errors import OptionError
-from schedules.int8_dot import multiplies_bytes
+from schedules.instructions.int8_dot import multiplies_bytes
 
 TECHNIQUES = ("bias-correction", "equalization", "smoothing", "gptq", "adaround", "int16")
 _SCALES = ("float16", "float32")

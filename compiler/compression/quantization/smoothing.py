@@ -17,8 +17,8 @@ from compiler.compression.quantization.affine import Array
 from compiler.compression.quantization.edit import Emit, edit_main, with_operands
 from compiler.compression.quantization.layers import Layer
 from compiler.compression.quantization.statistics import Statistics
-from compiler.passes.graph import Call, Expr, Var
-from compiler.passes.matching import as_constant
+from compiler.passes.rewriting.graph import Call, Expr, Var
+from compiler.passes.rewriting.matching import as_constant
 
 STRENGTH = 0.5
 # Where the largest channel is within this factor of the middle one, there is nothing to smooth.

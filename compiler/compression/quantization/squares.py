@@ -9,7 +9,7 @@ import numpy as np
 
 from compiler.compression.quantization.affine import Array
 from compiler.compression.quantization.layers import Layer
-from compiler.passes.graph import Var
+from compiler.passes.rewriting.graph import Var
 
 # Positions of a convolution taken from each sample: neighbours see nearly the same data.
 _POSITIONS = 2048

@@ -15,7 +15,7 @@ from compiler.compression.quantization.layers import Layer
 from compiler.compression.quantization.report import LayerReport, QuantizationReport, Size
 from compiler.compression.quantization.session import Candidate, Session
 from compiler.compression.timing import reported_seconds
-from compiler.passes.graph import Var
+from compiler.passes.rewriting.graph import Var
 from compiler.runtime import Module
 
 _NOISE_SAMPLES = 4

@@ -8,7 +8,7 @@ from compiler.compression.quantization.affine import Array, QuantizedWeight, qua
 from compiler.compression.quantization.edit import Emit, with_operands
 from compiler.compression.quantization.insertion import dequantized_weight
 from compiler.compression.quantization.layers import Layer
-from compiler.passes.graph import Call, Expr
+from compiler.passes.rewriting.graph import Call, Expr
 
 
 @dataclass(frozen=True)

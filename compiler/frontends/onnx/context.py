@@ -16,7 +16,7 @@ from tvm import relax
 from compiler.errors import InputValueRequiredError, InvalidModelError, Refusal
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.builder import LARGEST_ELEMENT
-from compiler.frontends.onnx.folding import fold
+from compiler.frontends.onnx.evaluation.reference import fold
 from compiler.frontends.onnx.structure import describe, node_name
 from compiler.frontends.onnx.symbolic import Arithmetic, Dim
 from compiler.frontends.onnx.values import (

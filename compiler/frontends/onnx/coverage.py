@@ -9,8 +9,8 @@ from typing import Literal
 
 import onnx
 
-from compiler.frontends.onnx.evaluator import can_evaluate
-from compiler.frontends.onnx.loader import FunctionKey, ModelSource, load_model
+from compiler.frontends.onnx.evaluation.evaluator import can_evaluate
+from compiler.frontends.onnx.loading.loader import FunctionKey, ModelSource, load_model
 from compiler.frontends.onnx.registry import find_converter, normalized_domain
 from compiler.frontends.onnx.structure import schema_of, subgraphs
 

@@ -11,8 +11,8 @@ import onnx.helper
 import onnx.shape_inference
 
 from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.evaluation.reference import reference_outputs
 from compiler.frontends.onnx.expansion import type_of
-from compiler.frontends.onnx.folding import reference_outputs
 from compiler.frontends.onnx.registry import normalized_domain
 from compiler.frontends.onnx.structure import schema_of
 from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, Value

@@ -15,7 +15,7 @@ from compiler.frontends.onnx.context import PoisonedInputError, RefusedError
 from compiler.frontends.onnx.dtypes import carrier_of
 from compiler.frontends.onnx.importer import Importer, Scope, to_tensor
 from compiler.frontends.onnx.inputs import RuntimeInput, Shapes, fixed_values, other_sizes, runtime_inputs
-from compiler.frontends.onnx.loader import ModelSource, load_model
+from compiler.frontends.onnx.loading.loader import ModelSource, load_model
 from compiler.frontends.onnx.registry import discover
 from compiler.frontends.onnx.structure import live_nodes, used_names
 from compiler.frontends.onnx.values import Constant, Runtime, Value, is_poisoned

@@ -22,10 +22,10 @@ from compiler.frontends.onnx.builder import Builder
 from compiler.frontends.onnx.context import NodeContext, PoisonedInputError, RefusedError
 from compiler.frontends.onnx.custom import load_installed, unknown_operator_hint
 from compiler.frontends.onnx.diagnosis import moved_dtype, type_error, why_invalid
-from compiler.frontends.onnx.evaluator import evaluate
+from compiler.frontends.onnx.evaluation.evaluator import evaluate
+from compiler.frontends.onnx.evaluation.reference import all_known_with_strings, fold_strings
 from compiler.frontends.onnx.expansion import resolve_references, schema_function
-from compiler.frontends.onnx.folding import all_known_with_strings, fold_strings
-from compiler.frontends.onnx.loader import LoadedModel, graph_initializers
+from compiler.frontends.onnx.loading.loader import LoadedModel, graph_initializers
 from compiler.frontends.onnx.registry import find_converter, normalized_domain
 from compiler.frontends.onnx.structure import RANDOM_OPERATORS, describe, live_nodes, ordered_nodes, subgraphs
 from compiler.frontends.onnx.values import (

@@ -9,7 +9,7 @@ from tvm import tirx
 
 from compiler.frontends.imported_model import IndexRequirement, SizeRequirement
 from compiler.frontends.onnx.symbolic import Dim, is_number
-from compiler.profiling.operation_count import UncountableError, size_formula
+from compiler.support.operation_count import UncountableError, size_formula
 
 Relation = Literal["equal", "at least", "broadcast"]
 

@@ -11,7 +11,7 @@ from compiler.frontends.imported_model import ImportedModel, IndexRequirement, S
 from compiler.frontends.torch.branches import branch_relations
 from compiler.frontends.torch.index_ranges import IndexRange, index_ranges
 from compiler.frontends.torch.size_relations import SizeRelation, size_relations
-from compiler.profiling.formula import evaluate, names_in
+from compiler.support.formula import evaluate, names_in
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from tvm.ir import Var
 from tvm.sym import Analyzer
 from tvm.tirx import IntImm
 
-from schedules.tir import structural_map
+from schedules.ir.tir import structural_map
 
 _SIDES = (160, 224, 384)  # of images that networks take
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from tvm import relax
 from tvm.ir import GenericConst
 
-from compiler.passes.expansion import Expansion
 from compiler.passes.layout.common_sizes import common_sizes
 from compiler.passes.layout.packing import (
     expand_winograd,
@@ -28,19 +27,20 @@ from compiler.passes.layout.packing import (
 )
 from compiler.passes.layout.same_padding import SamePadding, same_padding
 from compiler.passes.layout.values import Blocked, Expr, LayoutBuilder, Order, Value, can_block, known_sizes
-from compiler.passes.matching import array_of, as_constant, shape_of, static_shape
-from schedules import conv_compute
-from schedules.bf16_dot import bfloat16_bits
-from schedules.conv_direct import ConvDirect
-from schedules.conv_dot import CONV_DOT, conv_dot
-from schedules.conv_folded import FoldedWorkload, conv_folded, fold_filter, folded_workload, tile_cycles
-from schedules.conv_sparse import conv_sparse, pack_sparse_filter
-from schedules.conv_workload import ConvWorkload, DotWorkload, WindowWorkload, ceil_div
-from schedules.sparse_cost import conv_pays
-from schedules.ways import Way
-from schedules.winograd import Winograd, WinogradWorkload
-from schedules.winograd_tiling import serves, winograd_cycles, winograd_tile
-from schedules.winograd_transforms import bounds, transform_weight, weight_matrix
+from compiler.passes.rewriting.expansion import Expansion
+from compiler.passes.rewriting.matching import array_of, as_constant, shape_of, static_shape
+from schedules.conv import compute as conv_compute
+from schedules.conv.direct import ConvDirect
+from schedules.conv.dot import CONV_DOT, conv_dot
+from schedules.conv.folded import FoldedWorkload, conv_folded, fold_filter, folded_workload, tile_cycles
+from schedules.conv.sparse import conv_sparse, pack_sparse_filter
+from schedules.conv.winograd import Winograd, WinogradWorkload
+from schedules.conv.winograd_tiling import serves, winograd_cycles, winograd_tile
+from schedules.conv.winograd_transforms import bounds, transform_weight, weight_matrix
+from schedules.conv.workload import ConvWorkload, DotWorkload, WindowWorkload, ceil_div
+from schedules.instructions.bf16_dot import bfloat16_bits
+from schedules.matmul.sparse_cost import conv_pays
+from schedules.selection.alternatives import Way
 
 WINOGRAD_ERROR_BOUND = 3e-6  # root mean square, relative; see `winograd_transforms.ERROR_BOUND`
 

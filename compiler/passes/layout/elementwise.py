@@ -9,7 +9,7 @@ from tvm import relax
 
 from compiler.passes.layout.table import handles
 from compiler.passes.layout.values import BLOCKABLE, Blocked, LayoutBuilder
-from compiler.passes.matching import dtype_of, same_shape, shape_of
+from compiler.passes.rewriting.matching import dtype_of, same_shape, shape_of
 
 _ARITHMETIC = ("add", "subtract", "multiply", "divide", "power", "maximum", "minimum", "where")
 _FUNCTIONS = ("abs", "ceil", "clip", "cos", "erf", "exp", "floor", "log", "negative", "round", "rsqrt", "sigmoid")

@@ -12,12 +12,12 @@ from compiler.passes.layout.convolution import BlockedConv, Conv, dot_workload, 
 from compiler.passes.layout.packing import merge_groups, pack_channels, pack_depthwise, pack_filter_groups
 from compiler.passes.layout.table import handles
 from compiler.passes.layout.values import BLOCKABLE, Blocked, LayoutBuilder, Value, can_block
-from compiler.passes.matching import as_constant, dtype_of, rank_of, shape_of, static_shape
-from schedules import conv_compute
-from schedules.conv_dot import conv_dot
-from schedules.conv_workload import QUAD, ConvWorkload, DepthwiseDotWorkload, DotWorkload, QuadsWorkload
-from schedules.int8_neon import DEPTH, has_matrices, sums_signed
-from schedules.winograd_integer import conv_winograd_integer, integer_winograd_pays, pack_integer_filter
+from compiler.passes.rewriting.matching import as_constant, dtype_of, rank_of, shape_of, static_shape
+from schedules.conv import compute as conv_compute
+from schedules.conv.dot import conv_dot
+from schedules.conv.winograd_integer import conv_winograd_integer, integer_winograd_pays, pack_integer_filter
+from schedules.conv.workload import QUAD, ConvWorkload, DepthwiseDotWorkload, DotWorkload, QuadsWorkload
+from schedules.instructions.int8_neon import DEPTH, has_matrices, sums_signed
 
 _BYTES = ("int8", "uint8")
 

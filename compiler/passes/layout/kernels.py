@@ -12,12 +12,12 @@ from compiler.passes.layout.elementwise import anchor_of
 from compiler.passes.layout.pooling import maximum_kernel
 from compiler.passes.layout.table import handles
 from compiler.passes.layout.values import BLOCKABLE, Blocked, LayoutBuilder, Value
-from compiler.passes.matching import array_of, dtype_of, shape_of
-from schedules.access import used_outside_indices
-from schedules.expression import constant_int, map_loads, uses
-from schedules.inline import inline_stages
-from schedules.kernel import Kernel, Stage
-from schedules.kernel import shape_of as buffer_shape
+from compiler.passes.rewriting.matching import array_of, dtype_of, shape_of
+from schedules.ir.access import used_outside_indices
+from schedules.ir.expression import constant_int, map_loads, uses
+from schedules.ir.inline import inline_stages
+from schedules.ir.stages import Kernel, Stage
+from schedules.ir.stages import shape_of as buffer_shape
 
 
 @handles("relax.call_tir")

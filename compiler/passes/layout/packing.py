@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import schedules.tir  # noqa: F401
-from schedules.bf16_dot import narrowed, rounded_pair
-from schedules.conv_workload import ceil_div
-from schedules.narrow import widened
+import schedules.ir.tir  # noqa: F401
+from schedules.conv.workload import ceil_div
+from schedules.instructions.bf16_dot import narrowed, rounded_pair
+from schedules.ir.widening import widened
 
 from tvm import te, tirx  # isort: skip
 

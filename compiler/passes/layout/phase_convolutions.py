@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import schedules.tir  # noqa: F401
+import schedules.ir.tir  # noqa: F401
 from compiler.passes.layout.convolution import BlockedConv, Conv
 from compiler.passes.layout.values import Blocked, LayoutBuilder
-from compiler.passes.matching import as_constant
-from schedules.conv_folded import tile_cycles
-from schedules.conv_workload import ConvWorkload, ceil_div
+from compiler.passes.rewriting.matching import as_constant
+from schedules.conv.folded import tile_cycles
+from schedules.conv.workload import ConvWorkload, ceil_div
 from schedules.machine import Machine
 
 from tvm import te, tirx  # isort: skip

@@ -10,13 +10,13 @@ from tvm import relax
 from compiler.passes.layout.same_padding import SamePadding, same_padding
 from compiler.passes.layout.table import handles
 from compiler.passes.layout.values import Blocked, LayoutBuilder, Order, Value, can_block
-from compiler.passes.matching import dtype_of, shape_of
-from schedules import conv_compute
-from schedules.conv_workload import PoolWorkload
-from schedules.expression import constant_int
-from schedules.kernel import Kernel, Stage
-from schedules.reduction import reduction_of
-from schedules.tir import tvm
+from compiler.passes.rewriting.matching import dtype_of, shape_of
+from schedules.conv import compute as conv_compute
+from schedules.conv.workload import PoolWorkload
+from schedules.ir.expression import constant_int
+from schedules.ir.reduction import reduction_of
+from schedules.ir.stages import Kernel, Stage
+from schedules.ir.tir import tvm
 
 
 @handles(*(f"relax.nn.{kind}_pool{rank}d" for kind in ("max", "avg") for rank in (1, 2, 3)))

@@ -9,7 +9,7 @@ from tvm import relax
 
 from compiler.passes.layout.table import handles
 from compiler.passes.layout.values import Blocked, LayoutBuilder, Value
-from compiler.passes.matching import plain, same_shape, shape_of
+from compiler.passes.rewriting.matching import plain, same_shape, shape_of
 
 
 @handles("relax.permute_dims")

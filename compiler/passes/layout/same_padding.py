@@ -10,9 +10,9 @@ import numpy as np
 from tvm import relax
 from tvm.ir import GenericConst
 
-from compiler.passes.graph import operator_name
 from compiler.passes.layout.values import LayoutBuilder
-from compiler.passes.matching import array_of, shape_of
+from compiler.passes.rewriting.graph import operator_name
+from compiler.passes.rewriting.matching import array_of, shape_of
 
 SAME = "tensorwright.same_padding"
 """Attribute of a kernel that pads spatial axes: "upper" or "lower", where the odd element of each goes."""

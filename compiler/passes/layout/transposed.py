@@ -22,10 +22,10 @@ from compiler.passes.layout.packing import pack_filter
 from compiler.passes.layout.phase_convolutions import PhaseConvolutions
 from compiler.passes.layout.table import handles
 from compiler.passes.layout.values import Blocked, LayoutBuilder, Order, can_block
-from compiler.passes.matching import array_of, as_constant, is_one, shape_of
-from schedules import conv_compute
-from schedules.conv_folded import tile_cycles
-from schedules.conv_workload import ConvWorkload, ceil_div
+from compiler.passes.rewriting.matching import array_of, as_constant, is_one, shape_of
+from schedules.conv import compute as conv_compute
+from schedules.conv.folded import tile_cycles
+from schedules.conv.workload import ConvWorkload, ceil_div
 
 Array = NDArray[Any]
 

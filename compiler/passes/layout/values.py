@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from tvm import relax
 from tvm.ir import GenericConst
 
-from compiler.passes.expansion import Expansions
 from compiler.passes.layout.packing import (
     narrowed_tensor,
     pack_channels,
@@ -19,9 +18,10 @@ from compiler.passes.layout.packing import (
     unpack_tensor,
     widened_tensor,
 )
-from compiler.passes.matching import array_of, as_constant, dtype_of, shape_of
-from schedules.bf16_dot import bfloat16_bits
-from schedules.ways import Choice
+from compiler.passes.rewriting.expansion import Expansions
+from compiler.passes.rewriting.matching import array_of, as_constant, dtype_of, shape_of
+from schedules.instructions.bf16_dot import bfloat16_bits
+from schedules.selection.alternatives import Choice
 
 Expr = Any
 Array = NDArray[Any]

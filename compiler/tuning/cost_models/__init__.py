@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.tuning.registry import Registry
+from compiler.support.registry import Registry
 from schedules.config import Config
 from schedules.machine import Machine
 

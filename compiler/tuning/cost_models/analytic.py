@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from schedules.config import Config
-from schedules.conv_tiling import input_bytes, row_cost
-from schedules.conv_workload import ceil_div
+from schedules.conv.tiling import input_bytes, row_cost
+from schedules.conv.winograd_tiling import tile_counts, transform_cycles
+from schedules.conv.winograd_transforms import edge_of
+from schedules.conv.workload import ceil_div
 from schedules.machine import Machine
-from schedules.matmul_tiling import tile_cost
-from schedules.winograd_tiling import tile_counts, transform_cycles
-from schedules.winograd_transforms import edge_of
+from schedules.matmul.tiling import tile_cost
 
 _CACHE_RATE = 16.0  # bytes a cycle of a core from the cache behind the second one
 _TASK_CYCLES = 150.0  # to begin a task

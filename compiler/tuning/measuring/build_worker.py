@@ -9,20 +9,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import schedules.engine  # noqa: F401  (first, so that the engine loads without torch)
+import schedules.ir.load_tvm  # noqa: F401  (first, so that the engine loads without torch)
 
 # isort: split
 import tvm
 
-from compiler.kernel_lowering import PIPELINE
+from compiler.codegen.kernel_lowering import PIPELINE
 from compiler.tuning.measuring.channel import serve
 from compiler.tuning.measuring.messages import AS_IT_IS, BuildRequest, Built, KernelTask, WorkerSetup
-from schedules.apply import apply_rule
 from schedules.config import Config
 from schedules.errors import NotScheduledError
-from schedules.kernel import Kernel
-from schedules.registry import rules
-from schedules.tir import structural_walk, tirx
+from schedules.ir.stages import Kernel
+from schedules.ir.tir import structural_walk, tirx
+from schedules.selection.apply import apply_rule
+from schedules.selection.registry import rules
 from targets.toolchain import Linker, find_linker
 
 SYMBOL = "kernel"

@@ -95,7 +95,7 @@ class RpcRunner:
     """A device behind the engine's RPC server; times are taken on the device."""
 
     def __init__(self, setup: WorkerSetup) -> None:
-        import schedules.engine  # noqa: F401  (the engine without torch)
+        import schedules.ir.load_tvm  # noqa: F401  (the engine without torch)
 
         # isort: split
         import tvm

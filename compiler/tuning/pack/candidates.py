@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import tvm_ffi
 
-import schedules.engine  # noqa: F401  (first, so that the engine loads without torch)
+import schedules.ir.load_tvm  # noqa: F401  (first, so that the engine loads without torch)
 
 # isort: split
 import tvm
 
-from compiler.passes.lift_workspaces import with_workspaces_as_parameters
+from compiler.passes.schedule.lift_workspaces import with_workspaces_as_parameters
 from compiler.tuning.tasks import Task
-from schedules.apply import apply_rule
 from schedules.config import Config
 from schedules.errors import ScheduleError
-from schedules.kernel import Kernel
+from schedules.ir.stages import Kernel
+from schedules.selection.apply import apply_rule
 
 if TYPE_CHECKING:
     import targets

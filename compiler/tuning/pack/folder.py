@@ -14,11 +14,11 @@ import targets
 from compiler.device.cuda_libraries import cuda_libraries
 from compiler.device.programs import TUNING_PROGRAM, device_programs, tuning_program
 from compiler.device.runtime_libraries import FFI_LIBRARY, RUNTIME_LIBRARY
-from compiler.driver import find_target, model_name, translated_target_errors
+from compiler.driver.compile import find_target, model_name, translated_target_errors
 from compiler.errors import CompilationError, OptionError, StorageError
 from compiler.frontends.source import Constants, Shapes, import_model
-from compiler.tuning.identity import fingerprint, model_fingerprint, target_description
-from compiler.tuning.library import read_current, user_folder
+from compiler.records.identity import fingerprint, model_fingerprint, target_description
+from compiler.records.library import read_current, user_folder
 from compiler.tuning.measuring.numbers import tolerance
 from compiler.tuning.pack.candidates import candidates, ranked_configs
 from compiler.tuning.pack.header import PackedTask, PackHeader
@@ -27,7 +27,7 @@ from compiler.tuning.tasks import Task, extract_tasks
 from schedules.config import Config
 from schedules.errors import ScheduleError
 from targets import TargetError
-from targets.cuda import CudaTarget
+from targets.cuda.target import CudaTarget
 
 CANDIDATES = 12
 """Of a task, when the caller sets no limit."""
@@ -216,7 +216,7 @@ class _Writer:
 
 def _arguments(task: Task, function: Any, workspaces: int) -> list[dict[str, Any]]:
     """The parameters of a task's functions, for the plan."""
-    from schedules.kernel import dtype_of, shape_of
+    from schedules.ir.stages import dtype_of, shape_of
 
     own = [
         {

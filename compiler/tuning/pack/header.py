@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from compiler.tuning.records import KnobValues, Status
+from compiler.records.records import KnobValues, Status
 
 
 class _Part(BaseModel):

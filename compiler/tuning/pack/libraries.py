@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import schedules.engine  # noqa: F401  (first, so that the engine loads without torch)
+import schedules.ir.load_tvm  # noqa: F401  (first, so that the engine loads without torch)
 
 # isort: split
 import tvm
 
-from compiler.kernel_lowering import PIPELINE
+from compiler.codegen.kernel_lowering import PIPELINE
 from compiler.tuning.pack.candidates import Candidate
 from targets import TargetError
 

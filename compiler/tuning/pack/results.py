@@ -11,14 +11,14 @@ from typing import Literal
 from pydantic import ValidationError
 
 import targets
-from compiler.driver import find_target
+from compiler.driver.compile import find_target
 from compiler.errors import OptionError, StorageError
-from compiler.tuning.identity import fingerprint, target_description
-from compiler.tuning.library import read_current, user_folder
+from compiler.records.identity import fingerprint, target_description
+from compiler.records.library import read_current, user_folder
+from compiler.records.record_set import MIN_GAIN, best, newest_of_models
+from compiler.records.records import ChosenKernel, ModelLine, Record, RecordWriter
 from compiler.tuning.measuring.statistics import spread
 from compiler.tuning.pack.header import PackedTask, PackHeader, PackResult, PackResults
-from compiler.tuning.record_set import MIN_GAIN, best, newest_of_models
-from compiler.tuning.records import ChosenKernel, ModelLine, Record, RecordWriter
 from schedules.config import Config
 from schedules.gpu import gpu_rules
 

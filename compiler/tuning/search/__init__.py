@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.tuning.registry import Registry
+from compiler.support.registry import Registry
 from compiler.tuning.state import TaskState
 from schedules.config import Config
 

@@ -10,7 +10,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-import schedules.engine  # noqa: F401  (first, so that the engine loads without torch)
+import schedules.ir.load_tvm  # noqa: F401  (first, so that the engine loads without torch)
 
 # isort: split
 import tvm
@@ -20,9 +20,9 @@ from compiler.tuning.search.evolutionary import Evolutionary
 from compiler.tuning.state import TaskState
 from schedules.config import Config
 from schedules.errors import NotScheduledError
-from schedules.general import TRACE
-from schedules.kernel import Kernel
-from schedules.trace import new_schedule, trace_text, traced_schedule
+from schedules.ir.stages import Kernel
+from schedules.stages.rules import TRACE
+from schedules.stages.trace import new_schedule, trace_text, traced_schedule
 
 if TYPE_CHECKING:
     from compiler.tuning.tasks import Task

@@ -18,7 +18,7 @@ from compiler.device.compatibility import ServerVersions, check_runs_there
 from compiler.device.programs import SOURCES, device_programs
 from compiler.device.push import push
 from compiler.errors import DeviceError, IncompatibleArtifactError
-from targets.conformance_models import small_net
+from targets.conformance.models import small_net
 from tests.compiler.device.emulators import target_that_runs
 from tests.compiler.device.servers import device_server
 from tests.compiler.tuning.rpc import rpc_server

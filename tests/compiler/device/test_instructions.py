@@ -9,14 +9,14 @@ import pytest
 import torch
 
 import compiler
-import schedules.engine  # noqa: F401  (first, so that the engine loads without torch)
-from schedules.conv_dot import conv_dot
-from schedules.conv_workload import DotWorkload
-from targets.cpu import CpuTarget
+import schedules.ir.load_tvm  # noqa: F401  (first, so that the engine loads without torch)
+from schedules.conv.dot import conv_dot
+from schedules.conv.workload import DotWorkload
+from targets.cpu.family import CpuTarget
 from tests.compiler.device.disassembly import Loop, inner_loops
 from tests.compiler.device.emulators import target_that_runs
 from tests.schedules.blocked import reference_conv, unpack
-from tests.schedules.test_conv_dot import pack, pack_weight
+from tests.schedules.conv.test_dot import pack, pack_weight
 
 from tvm import relax  # isort: skip
 

@@ -14,8 +14,8 @@ import targets
 from compiler.device.bundle import write_bundle
 from compiler.device.push import push
 from compiler.errors import IncompatibleArtifactError
-from schedules.tir import tvm
-from targets.conformance_models import small_net
+from schedules.ir.tir import tvm
+from targets.conformance.models import small_net
 from tests.compiler.device.emulators import target_that_runs
 from tests.compiler.device.servers import device_server
 

@@ -28,7 +28,7 @@ from compiler.device.push import push
 from compiler.device.tunnel import connect_rpc
 from compiler.errors import DeviceError, OptionError, SignatureError
 from compiler.tuning.measuring.devices import check_device
-from targets.conformance_models import small_net
+from targets.conformance.models import small_net
 from tests.compiler.cli.running import isolated_consoles
 from tests.compiler.device.servers import address_of, device_server
 
@@ -325,7 +325,7 @@ def test_what_would_be_open_to_everyone_does_not_start(setting: Setting, tmp_pat
 def test_a_kernel_is_timed_through_an_encrypted_session(setting: Setting, tmp_path: Path) -> None:
     from tvm import te
 
-    from schedules.tir import tvm
+    from schedules.ir.tir import tvm
 
     a = te.placeholder((100,), name="a")
     function = te.create_prim_func([a, te.compute((100,), lambda i: a[i] * 2.0 + 1.0)])

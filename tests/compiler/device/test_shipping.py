@@ -25,10 +25,10 @@ from compiler.device import connection
 from compiler.device.bundle import write_bundle
 from compiler.device.credentials import load_credentials
 from compiler.device.push import push
-from compiler.driver import find_target
+from compiler.driver.compile import find_target
 from compiler.errors import DeviceError, OptionError, StorageError
 from targets import Target
-from targets.conformance_models import random_inputs, small_net
+from targets.conformance.models import random_inputs, small_net
 from tests.compiler.cli.running import isolated_consoles
 from tests.compiler.device.emulators import target_that_runs
 from tests.compiler.device.servers import address_of, device_server

@@ -13,7 +13,7 @@ import targets
 from compiler.artifact import Artifact, KeyKind, artifact_bytes, read_artifact, write_new_keys
 from compiler.device.programs import SOURCES, device_programs
 from compiler.errors import SignatureError
-from targets.conformance_models import small_net
+from targets.conformance.models import small_net
 
 _BLOCK = 16 + 32 + 64 + 32
 _PROGRAM = """

@@ -18,7 +18,7 @@ from compiler.device.emulation import _read_outputs
 from compiler.device.static_program import StaticProgram, undefined_symbols, write_static_program
 from compiler.errors import OptionError
 from targets import LinkError, Target
-from targets.conformance_models import random_inputs, small_net
+from targets.conformance.models import random_inputs, small_net
 from tests.compiler.cli.running import isolated_consoles
 from tests.compiler.device.emulators import target_that_runs
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import compiler
-from compiler.tuning.records import read
+from compiler.records.records import read
 from targets import Target
 from tests.compiler.device.test_shipping import bundle, net, root, server, server_process, target  # noqa: F401  (fixtures)
 from tests.fuzz.tuning import convolution_model

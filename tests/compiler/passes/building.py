@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from tvm import relax
 from tvm.ir import IRModule, Op
 
-import schedules.engine  # noqa: F401  (loads the engine without torch)
+import schedules.ir.load_tvm  # noqa: F401  (loads the engine without torch)
 from compiler.passes.context import PipelineContext
-from compiler.passes.matching import as_constant
 from compiler.passes.pipeline import run_pipeline
 from compiler.passes.registry import get_pass
+from compiler.passes.rewriting.matching import as_constant
 from compiler.passes.verify import flatten
 
 Array = NDArray[Any]

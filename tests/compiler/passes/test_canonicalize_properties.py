@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tvm import relax
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.matching import as_constant
 from compiler.passes.pipeline import run_pipeline
+from compiler.passes.rewriting.matching import as_constant
 from compiler.passes.verify import compare
 from tests.compiler.passes.building import Array, Build, run_module
 

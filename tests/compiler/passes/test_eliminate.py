@@ -10,7 +10,7 @@ from tvm import relax
 from tvm.script import ir as I
 from tvm.script import relax as R
 
-from compiler.passes.matching import as_constant
+from compiler.passes.rewriting.matching import as_constant
 from tests.compiler.passes.building import Build, apply, operators, run_module
 
 

@@ -12,7 +12,7 @@ from tvm import relax
 
 import targets
 from compiler.passes.context import PipelineContext
-from compiler.passes.fuse_attention import fuse_attention
+from compiler.passes.layout.fuse_attention import fuse_attention
 from schedules import apply_schedules
 from tests.compiler.passes.building import operators
 

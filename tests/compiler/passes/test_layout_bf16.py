@@ -9,9 +9,9 @@ import pytest
 from tvm import relax
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.plan_layout import plan_layout
+from compiler.passes.layout.plan_layout import plan_layout
 from tests.compiler.passes.building import run_scheduled
-from tests.compiler.passes.test_plan_layout import GRAPHS, MACHINE, conv, kernels, module, residual
+from tests.compiler.passes.layout.test_plan_layout import GRAPHS, MACHINE, conv, kernels, module, residual
 
 NARROW = PipelineContext(machine=MACHINE, options={"precision": "bf16"})
 # bfloat16 rounds to 8 bits: 2^-9 at most, relative. Weights, inputs and results of each of at most four layers are

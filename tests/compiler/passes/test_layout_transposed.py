@@ -14,8 +14,8 @@ from tvm import relax
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.layout.phase_convolutions import Phase, PhaseConvolutions
-from compiler.passes.matching import as_constant
-from compiler.passes.plan_layout import plan_layout
+from compiler.passes.layout.plan_layout import plan_layout
+from compiler.passes.rewriting.matching import as_constant
 from schedules import Machine
 from tests.compiler.passes.building import Build, kernel_names, run_scheduled
 

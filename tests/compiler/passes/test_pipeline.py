@@ -109,8 +109,8 @@ def test_an_ill_formed_module_names_the_pass() -> None:
 
 def double_constants(mod: IRModule) -> IRModule:
     """A pass that changes numbers."""
-    from compiler.passes.leaves import replace_leaves
-    from compiler.passes.matching import array_of, as_constant
+    from compiler.passes.rewriting.matching import array_of, as_constant
+    from compiler.passes.rewriting.substitution import replace_leaves
 
     main = mod["main"]
 

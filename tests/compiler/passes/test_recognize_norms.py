@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
-from compiler.passes.matching import as_constant
+from compiler.passes.rewriting.matching import as_constant
 from tests.compiler.passes.building import Build, apply, operators, run_module
 
 op = relax.op

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx.parser
 
-from compiler.profiling.model_inspection import inspect_model
+from compiler.inspection.model_inspection import inspect_model
 
 
 def test_a_look_up_costs_its_rows(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import compiler
 from compiler.errors import InputError, OptionError, StorageError
 from compiler.profiling.chrome_trace import chrome_trace
-from compiler.profiling.records import Profile
+from compiler.profiling.measured import Profile
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from compiler.profiling.report import (
+from compiler.reports import (
     Bar,
     BarChart,
     Column,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-import schedules.engine  # noqa: F401  (loads the engine without torch)
+import schedules.ir.load_tvm  # noqa: F401  (loads the engine without torch)
 
 import tvm  # isort: skip
 from tvm import relax  # isort: skip

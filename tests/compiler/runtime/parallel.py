@@ -6,7 +6,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-import schedules.engine  # noqa: F401  (loads the engine without torch)
+import schedules.ir.load_tvm  # noqa: F401  (loads the engine without torch)
 
 import tvm  # isort: skip
 from tvm import relax, te  # isort: skip

@@ -50,7 +50,7 @@ def test_nothing_of_the_compiler_is_loaded(path: Path) -> None:
 assert loaded("libtvm_runtime.so")
 assert not loaded("libtvm_compiler.so")
 assert not loaded("libtorch")
-bad = {"tvm", "torch", "onnx", "targets", "schedules.engine", "cryptography"} & set(sys.modules)
+bad = {"tvm", "torch", "onnx", "targets", "schedules.ir.load_tvm", "cryptography"} & set(sys.modules)
 assert not bad, bad
 """
     _python(RUN + LOADED + check, path)
@@ -65,8 +65,8 @@ def test_importing_it_is_cheap(path: Path) -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "import schedules.engine, tvm\n" + RUN,
-        RUN + "import schedules.engine, tvm; tvm.target.Target({'kind': 'llvm'})\nmodule.verify()",
+        "import schedules.ir.load_tvm, tvm\n" + RUN,
+        RUN + "import schedules.ir.load_tvm, tvm; tvm.target.Target({'kind': 'llvm'})\nmodule.verify()",
         "import torch\n" + RUN + "torch.ones(3).sum()",
         RUN + "import torch; torch.ones(3).sum()\nmodule.verify()",
     ],

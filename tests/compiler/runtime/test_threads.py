@@ -17,8 +17,8 @@ import pytest
 from compiler.errors import OptionError
 from compiler.runtime import Module, load
 from compiler.runtime import threads as settings
-from compiler.runtime.engine import global_function
 from compiler.runtime.foreign import ForeignModule
+from compiler.runtime.tvm_runtime import global_function
 from tests.compiler.runtime.building import build_artifact, dense_artifact
 from tests.compiler.runtime.parallel import parallel_library
 

@@ -10,7 +10,7 @@ from tvm import relax
 
 import targets
 from compiler.tuning.tasks import Task, tasks_of
-from schedules.tir import tvm
+from schedules.ir.tir import tvm
 
 
 @cache

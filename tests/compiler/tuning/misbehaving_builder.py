@@ -11,9 +11,9 @@ from typing import Any
 from compiler.tuning.measuring.build_worker import Builder
 from compiler.tuning.measuring.channel import serve
 from compiler.tuning.measuring.messages import BuildRequest, Built, KernelTask, WorkerSetup
+from schedules.codegen.nest import repeat, store
 from schedules.config import Config
-from schedules.nest import repeat, store
-from schedules.tir import tirx
+from schedules.ir.tir import tirx
 
 
 class Misbehaving(Builder):

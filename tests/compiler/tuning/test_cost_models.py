@@ -15,10 +15,10 @@ from compiler.tuning.cost_models.features import NAMES, Featurizer
 from compiler.tuning.cost_models.xgboost import XgboostModel, relative_speeds
 from compiler.tuning.search.sampling import random_config
 from schedules.config import Config
-from schedules.conv_direct import ConvDirect
-from schedules.conv_workload import ConvWorkload
+from schedules.conv.direct import ConvDirect
+from schedules.conv.workload import ConvWorkload
 from schedules.machine import Machine
-from schedules.registry import rules
+from schedules.selection.registry import rules
 
 MACHINE = Machine(vector_bits=512, vector_registers=32, l2_bytes=1 << 20, cores=2, fma_ports=1)
 RULE = ConvDirect()

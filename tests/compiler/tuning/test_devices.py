@@ -14,11 +14,11 @@ from compiler.device import compatibility
 from compiler.device.credentials import load_credentials
 from compiler.device.programs import device_programs
 from compiler.errors import DeviceError, OptionError
+from compiler.records.records import read
 from compiler.tuning.measuring.devices import check_device
 from compiler.tuning.measuring.lab import DeviceLostError, Lab, Trial
 from compiler.tuning.measuring.messages import Effort, Outcome
 from compiler.tuning.measuring.runners import parse_device
-from compiler.tuning.records import read
 from compiler.tuning.session import Progress
 from tests.compiler.device.emulators import target_that_runs
 from tests.compiler.device.servers import device_server

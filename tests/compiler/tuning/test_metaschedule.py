@@ -10,20 +10,20 @@ import pytest
 from tvm import relax
 
 import schedules
+from compiler.records.identity import target_description
+from compiler.records.library import tuned_configs
+from compiler.records.records import RecordWriter, read
 from compiler.tuning.cost_models import cost_models
-from compiler.tuning.identity import target_description
-from compiler.tuning.library import tuned_configs
 from compiler.tuning.measuring.lab import Lab
-from compiler.tuning.records import RecordWriter, read
 from compiler.tuning.search import searches, serves
 from compiler.tuning.session import Limits, Session
 from compiler.tuning.tasks import Task, tasks_of
 from schedules.config import Config
 from schedules.errors import NotScheduledError
-from schedules.general import GeneralRule
-from schedules.kernel import Kernel, kernels_of
-from schedules.tir import tvm
-from schedules.trace import Traces, digest, traced_function
+from schedules.ir.stages import Kernel, kernels_of
+from schedules.ir.tir import tvm
+from schedules.stages.rules import GeneralRule
+from schedules.stages.trace import Traces, digest, traced_function
 from tests.compiler.tuning.kernels import lowered, product_task, target
 
 FILTERS = np.random.default_rng(0).standard_normal((3, 2, 3, 3, 3)).astype("float32")

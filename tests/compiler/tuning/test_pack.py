@@ -11,17 +11,17 @@ import pytest
 import targets
 from compiler.errors import OptionError, StorageError
 from compiler.frontends.source import import_model
-from compiler.tuning.library import TunedConfigs, read_current
+from compiler.records.library import TunedConfigs, read_current
 from compiler.tuning.pack.candidates import ranked_configs
 from compiler.tuning.pack.folder import write_pack
 from compiler.tuning.pack.results import take
 from compiler.tuning.tasks import Task, extract_tasks
 from schedules.config import Config
 from schedules.gpu import gpu_rules
-from targets.cuda import CudaTarget
+from targets.cuda.target import CudaTarget
 from tests.targets import cuda_stand_in as stand_in
+from tests.targets.cuda.test_target import needs_nvcc
 from tests.targets.cuda_stand_in.machine import Machine, make_machine
-from tests.targets.test_cuda import needs_nvcc
 from tests.targets.test_cuda_options import perceptron
 
 _ROWS = 2

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import targets
-from compiler.tuning.identity import fingerprint, target_description
-from compiler.tuning.records import Record
+from compiler.records.identity import fingerprint, target_description
+from compiler.records.records import Record
 from compiler.tuning.samples import machine_of, samples_of, workload_of
-from targets.x86 import X86Target
+from targets.cpu.x86 import X86Target
 from tests.compiler.tuning.kernels import product_task, target
 
 

@@ -35,7 +35,7 @@ def test_equal_kernels_are_one_task_that_counts() -> None:
 
 
 def test_kernels_of_unknown_size_are_named() -> None:
-    from schedules.tir import tvm
+    from schedules.ir.tir import tvm
 
     rows = tvm.tirx.Var("rows", "int64")
     weight = np.ones((32, 32), "float32")

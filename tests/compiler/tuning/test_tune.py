@@ -10,8 +10,8 @@ import pytest
 
 import compiler
 from compiler.errors import OptionError
+from compiler.records.records import ChosenKernel, encode, read
 from compiler.tuning.plots import tuning_page
-from compiler.tuning.records import ChosenKernel, encode, read
 from compiler.tuning.session import Progress
 from compiler.tuning.tune import TuneResult
 from tests.fuzz.tuning import convolution_model

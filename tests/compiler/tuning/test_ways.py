@@ -12,13 +12,13 @@ import pytest
 import compiler
 import targets
 from compiler.frontends.source import import_model
+from compiler.records.identity import model_fingerprint, target_description
+from compiler.records.records import ChosenKernel, ModelLine, RecordWriter, read
 from compiler.tuning.budget import expected_gain, reason_to_stop, seconds_of_model
 from compiler.tuning.conclusion import conclude
 from compiler.tuning.cost_models.roofline import RooflineModel
-from compiler.tuning.identity import model_fingerprint, target_description
 from compiler.tuning.in_model import LEAST_PAIRS, Choices, Compared, ModelComparison, Times
 from compiler.tuning.measuring.messages import Outcome
-from compiler.tuning.records import ChosenKernel, ModelLine, RecordWriter, read
 from compiler.tuning.search.evolutionary import RandomSearch
 from compiler.tuning.session import Session, _join_ways
 from compiler.tuning.state import TaskState

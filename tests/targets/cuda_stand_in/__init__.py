@@ -1,7 +1,7 @@
 """A stand-in for NVIDIA's driver and runtime: what a CUDA module needs of a machine, on one without a device.
 
 TVM's own CUDA runtime and the programs of a bundle run on it. Kernels are those of the simulator
-(`targets.cuda_simulator`); their fatbins are read for the architectures that they serve. Memory of the device cannot be
+(`targets.cuda.simulator`); their fatbins are read for the architectures that they serve. Memory of the device cannot be
 touched from outside, and streams work as late as CUDA allows, so that a copy or a wait that is missing shows. What it
 looks like is set by the environment (`device.h`).
 """
@@ -13,8 +13,8 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from targets.cuda_image import source_of
-from targets.cuda_simulator import CudaSimulator, KernelText
+from targets.cuda.image import source_of
+from targets.cuda.simulator import CudaSimulator, KernelText
 from targets.toolchain import Compiler
 
 DRIVER, RUNTIME = "libcuda.so.1", "libcudart.so.13"

@@ -12,7 +12,7 @@ import pytest
 import compiler
 from compiler.artifact import read_artifact
 from compiler.device.bundle import write_bundle
-from targets.conformance_models import quantized_net
+from targets.conformance.models import quantized_net
 from targets.errors import TargetError, ToolchainMissing
 from targets.ethos_u.program import Program, is_program
 from targets.ethos_u.runtime import execute

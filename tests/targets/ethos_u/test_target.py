@@ -11,10 +11,10 @@ import pytest
 
 import compiler
 import targets
-from compiler.conformance import check_target
-from compiler.profiling.inspection import inspect_module
-from targets.conformance import checks
-from targets.conformance_models import quantized_net, random_inputs, small_net
+from compiler.driver.conformance import check_target
+from compiler.inspection.contents import inspect_module
+from targets.conformance.models import quantized_net, random_inputs, small_net
+from targets.conformance.suite import checks
 from targets.ethos_u import vela
 from targets.ethos_u.program import Program
 from targets.ethos_u.runtime import execute

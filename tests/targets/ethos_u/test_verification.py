@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import compiler
-from targets.conformance_models import random_inputs
+from targets.conformance.models import random_inputs
 from targets.ethos_u import verification
 from targets.ethos_u.partition import _agreed
 from targets.ethos_u.vela import compile_graph

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compiler.compression.pruning.axes.registry import Axes, Trace, Value, axis_rule
-from compiler.passes.elementwise import BINARY, UNARY
-from compiler.passes.graph import Call
-from compiler.passes.matching import rank_of, shape_of
+from compiler.passes.rewriting.elementwise_operators import BINARY, UNARY
+from compiler.passes.rewriting.graph import Call
+from compiler.passes.rewriting.matching import rank_of, shape_of
 
 
 def broadcast(trace: Trace, shapes: Sequence[Sequence[object]], values: Sequence[Axes]) -> Axes:

@@ -11,8 +11,8 @@ from compiler.compression.pruning.axes.elementwise import keep_but
 from compiler.compression.pruning.axes.factors import factor_groups
 from compiler.compression.pruning.axes.registry import Axes, Trace, Value, axis_rule, fix_value
 from compiler.compression.pruning.nodes import Labels
-from compiler.passes.graph import Call
-from compiler.passes.matching import plain, shape_of
+from compiler.passes.rewriting.graph import Call
+from compiler.passes.rewriting.matching import plain, shape_of
 
 _LARGEST = 1 << 24  # elements of a group of axes that are looked at one by one
 

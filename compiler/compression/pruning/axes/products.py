@@ -11,8 +11,8 @@ from tvm.ir import GenericConst
 from compiler.compression.pruning.axes.elementwise import broadcast
 from compiler.compression.pruning.axes.registry import Axes, Producer, Trace, Value, axis_rule, fix_value
 from compiler.compression.pruning.nodes import Axis
-from compiler.passes.graph import Call, Expr
-from compiler.passes.matching import shape_of
+from compiler.passes.rewriting.graph import Call, Expr
+from compiler.passes.rewriting.matching import shape_of
 
 
 @axis_rule("relax.matmul")

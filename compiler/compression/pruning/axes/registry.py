@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compiler.compression.pruning.nodes import Axis, Nodes
-from compiler.passes.graph import Call
+from compiler.passes.rewriting.graph import Call
 
 Axes = list[Axis]  # of a tensor
 Value = Any  # Axes, or a list of values for a tuple

@@ -16,9 +16,9 @@ from compiler.compression.quantization.edit import Emit
 from compiler.compression.quantization.layers import Layer
 from compiler.compression.quantization.schemes.registry import RoundedLayer, SchemeOptions, scheme
 from compiler.compression.quantization.tables import rounded_table
-from compiler.passes.graph import Call, Expr, Var
-from compiler.passes.interleaved import Interleaved
-from compiler.passes.matching import array_of, as_constant, rank_of
+from compiler.passes.rewriting.graph import Call, Expr, Var
+from compiler.passes.rewriting.matching import array_of, as_constant, rank_of
+from compiler.passes.rewriting.transposed_convolutions import Interleaved
 
 _MOST = 127
 # Smaller data has no scale of its own: a row of zeros stays zeros.

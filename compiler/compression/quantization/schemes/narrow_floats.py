@@ -11,8 +11,8 @@ from compiler.compression.quantization.affine import Array
 from compiler.compression.quantization.edit import Emit, with_operands
 from compiler.compression.quantization.layers import Layer
 from compiler.compression.quantization.schemes.registry import SchemeOptions, scheme
-from compiler.passes.graph import Call, Expr
-from compiler.passes.matching import as_constant
+from compiler.passes.rewriting.graph import Call, Expr
+from compiler.passes.rewriting.matching import as_constant
 
 _TYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 

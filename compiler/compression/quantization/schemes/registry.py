@@ -14,7 +14,7 @@ from compiler.compression.quantization.affine import Array
 from compiler.compression.quantization.edit import Emit
 from compiler.compression.quantization.layers import Layer
 from compiler.errors import OptionError
-from compiler.passes.graph import Call, Expr
+from compiler.passes.rewriting.graph import Call, Expr
 
 STATIC = "static-int8"
 

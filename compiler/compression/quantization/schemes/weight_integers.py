@@ -19,8 +19,8 @@ from compiler.compression.quantization.schemes.narrow_floats import NarrowLayer
 from compiler.compression.quantization.schemes.registry import RoundedLayer, SchemeOptions, scheme
 from compiler.compression.quantization.tables import rounded_table
 from compiler.errors import OptionError
-from compiler.passes.graph import Call, Expr
-from compiler.passes.grouped_weights import GroupedWeight, grouped_expression
+from compiler.passes.rewriting.graph import Call, Expr
+from compiler.passes.rewriting.grouped_weights import GroupedWeight, grouped_expression
 
 GROUPS = (16, 32, 64, 128, 256)
 _BITS = {"weight-int4": 4, "weight-int8": 8}

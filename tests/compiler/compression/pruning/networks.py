@@ -11,7 +11,7 @@ from torch import nn
 from compiler.compression.pruning.dependencies import Dependencies
 from compiler.compression.pruning.shrink import cut, kept
 from compiler.compression.pruning.weights import with_constants
-from compiler.passes.matching import Array, array_of
+from compiler.passes.rewriting.matching import Array, array_of
 
 
 class Tangle(nn.Module):

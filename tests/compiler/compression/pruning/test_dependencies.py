@@ -17,9 +17,9 @@ from compiler.compression.pruning.axes.factors import factor_groups
 from compiler.compression.pruning.dependencies import find_dependencies
 from compiler.compression.pruning.nodes import Nodes
 from compiler.compression.pruning.shrink import shrink
-from compiler.driver import find_target
+from compiler.driver.compile import find_target
 from compiler.frontends.source import import_model
-from compiler.passes.matching import array_of
+from compiler.passes.rewriting.matching import array_of
 from tests.compiler.compression.pruning.networks import Tangle, masked, random_removal
 
 

@@ -19,7 +19,7 @@ from tvm.ir import IRModule
 import compiler
 from compiler.compression.quantization.affine import Affine, QuantizedWeight
 from compiler.compression.quantization.insertion import dequantized_weight, pair
-from compiler.passes.matching import as_constant
+from compiler.passes.rewriting.matching import as_constant
 from tests.compiler.compression.quantization.networks import residual_net
 from tests.compiler.device.emulators import target_that_runs
 

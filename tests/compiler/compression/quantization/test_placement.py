@@ -9,8 +9,8 @@ from tvm.ir import IRModule
 from compiler.compression.quantization.everywhere import place_everywhere
 from compiler.compression.quantization.layers import find_layers, place
 from compiler.frontends.source import import_model
-from compiler.passes.matching import as_constant
 from compiler.passes.pipeline import run_pipeline
+from compiler.passes.rewriting.matching import as_constant
 from tests.compiler.compression.quantization.networks import downsampling_net, residual_net
 
 

@@ -13,7 +13,7 @@ from tvm import relax
 import compiler
 from compiler.compression.quantization.affine import affine_for, quantize_weight
 from compiler.compression.quantization.insertion import dequantized_weight
-from compiler.passes.matching import as_constant
+from compiler.passes.rewriting.matching import as_constant
 
 Array = NDArray[Any]
 _ROWS, _TERMS, _FILTERS = 4, 16, 8

@@ -9,9 +9,9 @@ import onnx.parser
 import pytest
 
 import compiler
+from compiler.driver.manifest_entries import requirements, tensor_descriptions
 from compiler.errors import InputError
 from compiler.frontends.onnx.frontend import import_onnx
-from compiler.manifest_entries import requirements, tensor_descriptions
 from compiler.runtime.inputs import InputBinder, Staging
 
 HUGE = 2**62

@@ -13,9 +13,9 @@ from torch.nn import functional
 
 import compiler
 from compiler.artifact import TensorDescription
+from compiler.driver.manifest_entries import requirements
 from compiler.errors import InputError
 from compiler.frontends.source import import_model
-from compiler.manifest_entries import requirements
 from compiler.runtime.requirements import RequirementChecker
 
 

@@ -1,0 +1,81 @@
+"""Machine code out of a lowered module: the engine generates objects, the target's toolchain links them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import relax
+from tvm.relax import vm_build
+
+import targets
+from compiler.codegen.equal_kernels import alias_object, distinct_kernels
+from compiler.codegen.kernel_lowering import PIPELINE
+from compiler.codegen.parallel_build import build_objects, is_scalar, worth_parts
+from compiler.errors import CompilationError, StorageError
+from compiler.support.compile_lock import one_at_a_time
+from schedules.ir.stages import kernels_of
+
+# Space that is asked for before the engine writes objects, for LLVM ends the whole process where a disk is full.
+# Objects and library took 12 to 16 KiB a kernel in nets of known sizes (mobilenet_v3_large, resnet18); kernels of open
+# sizes are larger.
+_ROOM = 1 << 20
+_ROOM_OF_A_KERNEL = 128 << 10
+
+
+@one_at_a_time
+def build_library(mod: tvm.IRModule, target: targets.Target) -> bytes:
+    """Build a lowered module into a shared library that holds a Relax VM executable.
+
+    Raises:
+        CompilationError: the engine could not generate code; carries its message.
+        StorageError: the temporary folder is full or not writable.
+        targets.TargetError: no linker, or it failed.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="tensorwright-") as name:
+            folder = Path(name)
+            _check_room(folder, len(list(kernels_of(mod))))
+            try:
+                executable, objects = _generated(mod, target, folder)
+            except Exception as error:  # the engine raises whatever its passes raise
+                raise CompilationError(
+                    f"code generation for target {target.name!r} failed: {error}", "this is a defect; please report it"
+                ) from error
+            path = folder / "model.so"
+            target.export_library(executable, path, objects)
+            return path.read_bytes()
+    except OSError as error:
+        raise StorageError(f"the library could not be written: {error}", "free space in TMPDIR") from error
+
+
+def _check_room(folder: Path, kernels: int) -> None:
+    """Raises StorageError where a folder has no room for a library of so many kernels."""
+    disk = os.statvfs(folder)
+    free, needed = disk.f_bavail * disk.f_frsize, _ROOM + kernels * _ROOM_OF_A_KERNEL
+    if free < needed:
+        raise StorageError(
+            f"{folder.parent} has {free / 2**20:.1f} MiB free, and building may take {needed / 2**20:.1f}",
+            "free some space, or set TMPDIR to a folder on another disk",
+        )
+
+
+def _generated(mod: tvm.IRModule, target: targets.Target, folder: Path) -> tuple[Any, list[Path]]:
+    """The executable, and objects of kernels to link to it."""
+    engine_target = target.tvm_target()
+    kernels = list(kernels_of(mod))
+    in_parts = worth_parts(kernels) or any(is_scalar(kernel) for _, kernel in kernels)
+    if not target.builds_in_parts or not in_parts:
+        with engine_target:
+            return relax.build(mod, engine_target, relax_pipeline=None, tir_pipeline=PIPELINE), []
+    # What `relax.build` does; the kernels go another way.
+    builder = relax.ExecBuilder()
+    vm_build._vmcodegen(builder, mod)
+    distinct, aliases = distinct_kernels(kernels)
+    objects = build_objects(distinct, mod.attrs, engine_target, folder)
+    if aliases:
+        objects.append(alias_object(aliases, engine_target, PIPELINE, folder / "aliases.o"))
+    return vm_build._vmlink(builder, engine_target), objects

@@ -1,0 +1,78 @@
+"""Kernels that are equal but for names become machine code once, and have a symbol for each name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import te
+
+from schedules.ir.named_sizes import name_sizes
+
+Kernel = tuple[Any, Any]  # its global variable and the PrimFunc
+
+# In the calling convention of a packed function (TVMFFISafeCallType).
+_ALIAS = """
+declare i32 @__tvm_ffi_{kernel}(ptr, ptr, i32, ptr)
+define i32 @__tvm_ffi_{name}(ptr %0, ptr %1, i32 %2, ptr %3) {{
+  %5 = tail call i32 @__tvm_ffi_{kernel}(ptr %0, ptr %1, i32 %2, ptr %3)
+  ret i32 %5
+}}
+"""
+
+
+def distinct_kernels(kernels: Sequence[Kernel]) -> tuple[list[Kernel], dict[str, str]]:
+    """One kernel of each set of equal ones, and for each other one's name that kernel's.
+
+    Sizes that are computed from others count as sizes of their own, so that layers of images of different sizes share
+    their code.
+    """
+    distinct: list[Kernel] = []
+    aliases: dict[str, str] = {}
+    by_hash: dict[int, list[Kernel]] = {}
+    for variable, kernel in kernels:
+        named = name_sizes(kernel)
+        plain = named.without_attr("global_symbol")
+        alike = by_hash.setdefault(tvm_ffi.structural_hash(plain, map_free_vars=True), [])
+        known = next((each for each, other in alike if _are_equal(other, plain)), None)
+        if known is None:
+            alike.append((variable, plain))
+            distinct.append((variable, named))
+        else:
+            aliases[variable.name_hint] = known.name_hint
+    return distinct, aliases
+
+
+def _are_equal(left: Any, right: Any) -> bool:
+    return bool(tvm_ffi.structural_equal(left, right, map_free_vars=True))
+
+
+def alias_object(aliases: Mapping[str, str], target: Any, pipeline: str, path: Path) -> Path:
+    """Write an object in which each name jumps to its kernel, for TVM's target."""
+    x = te.placeholder((1,), name="x")
+    empty = te.create_prim_func([x, te.compute((1,), lambda i: x[i])]).with_attr("global_symbol", "empty")
+    with target:
+        source = tvm.tirx.build(tvm.IRModule({"empty": empty}), target, pipeline).inspect_source("ll")
+    lines = source.splitlines()
+    layout = [line for line in lines if line.startswith("target ")]
+    # By this flag TVM knows for what it generates code when it loads the text.
+    flag = next(line.partition(" = ")[2] for line in lines if '!"tvm_target"' in line)
+    functions = [_ALIAS.format(name=name, kernel=kernel) for name, kernel in aliases.items()]
+    declared: set[str] = set()
+    text = path.with_suffix(".ll")
+    body = [line for function in functions for line in function.splitlines() if _is_first(line, declared)]
+    text.write_text("\n".join([*layout, *body, "!llvm.module.flags = !{!0}", f"!0 = {flag}", ""]))
+    tvm.runtime.load_module(str(text)).write_to_file(str(path), "o")
+    return path
+
+
+def _is_first(line: str, declared: set[str]) -> bool:
+    """Whether the line is no declaration, or one that was not seen before."""
+    if not line.startswith("declare "):
+        return True
+    seen = line in declared
+    declared.add(line)
+    return not seen

@@ -1,0 +1,168 @@
+"""Kernels become objects in several processes: generating code takes most of the time of a compilation, and TVM does it
+on one thread.
+
+TVM's code generation cannot run in several threads: its options of LLVM (`LLVM_OPTIONS`) belong to the process, and the
+first thread to finish would take them back from the others. The processes are forked, so that they have the kernels
+already, and do nothing but generate code. They end with the parent, and the parent ends them when it is interrupted.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import tvm
+
+from compiler.codegen.kernel_lowering import PIPELINE
+from compiler.support.parent_death import end_with_parent
+from schedules.instructions.llvm_options import SCALAR_CODE, SCALAR_OPTION
+
+_PART = 4  # kernels of an object: fewer cost more than they share out better
+_LEAST = 12  # kernels that are worth the processes
+_NUMBER_BYTES = 4  # of a part's number in the pipe
+
+
+class PartFailedError(Exception):
+    """A process could not generate its code; the message is TVM's, or says what ended the process."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a process is forked with: kernels in parts, a target for each, the module's attributes and a folder."""
+
+    parts: Sequence[Sequence[tuple[Any, Any]]]
+    targets: Sequence[Any]
+    attributes: Any
+    folder: Path
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"kernels{number}.o"
+
+    def build(self, number: int) -> None:
+        """Write the object of a part."""
+        target = self.targets[number]
+        with target:
+            part = tvm.IRModule(dict(self.parts[number]), attrs=self.attributes)
+            tvm.tirx.build(part, target, PIPELINE).write_to_file(str(self.path(number)), "o")
+
+
+def worth_parts(kernels: Sequence[Any]) -> bool:
+    """Whether to share the kernels out. Processes that may have no children (of a `multiprocessing.Pool`) do not."""
+    return processes() > 1 and len(kernels) >= _LEAST and not multiprocessing.current_process().daemon
+
+
+def processes() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def is_scalar(kernel: Any) -> bool:
+    """Whether a kernel has the attribute `SCALAR_CODE`."""
+    return bool(kernel.attrs and SCALAR_CODE in kernel.attrs)
+
+
+def build_objects(kernels: Sequence[tuple[Any, Any]], attributes: Any, target: Any, folder: Path) -> list[Path]:
+    """Object files of the kernels, (global variable, PrimFunc) each, for TVM's target.
+
+    Raises PartFailedError when code generation fails in a process or a process dies, what TVM raises where there are
+    too few kernels for processes. However it returns, no process is left.
+    """
+    work = _work_of(kernels, attributes, target, folder)
+    numbers = range(len(work.parts))
+    if worth_parts(kernels):
+        _build_in_processes(work)
+    else:
+        for number in numbers:
+            work.build(number)
+    return [work.path(number) for number in numbers]
+
+
+def _build_in_processes(work: _Work) -> None:
+    waiting = _numbers(len(work.parts))
+    context = multiprocessing.get_context("fork")
+    started = []
+    try:
+        for _ in range(min(processes(), len(work.parts))):
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_run, args=(work, waiting, theirs, os.getpid()), daemon=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of forking where there are threads: see above
+                process.start()
+            theirs.close()
+            started.append((process, ours))
+        _wait([ours for _, ours in started])
+    finally:
+        os.close(waiting)
+        for process, ours in started:
+            process.kill()
+            process.join()
+            ours.close()
+
+
+def _numbers(count: int) -> int:
+    """A pipe from which each reader takes the next number below `count`, until there are no more."""
+    reader, writer = os.pipe()
+    # A pipe holds 64 KiB at least: 16,384 parts, of four kernels each.
+    data = b"".join(number.to_bytes(_NUMBER_BYTES, "little") for number in range(count))
+    os.set_blocking(writer, False)
+    written = os.write(writer, data)
+    os.close(writer)
+    if written != len(data):
+        os.close(reader)
+        raise PartFailedError(f"{count * _PART} kernels are more than a module can have")
+    return reader
+
+
+def _wait(answers: Sequence[Connection]) -> None:
+    """Until every process said that no part is left. Raises PartFailedError as soon as one failed."""
+    left = list(answers)
+    while left:
+        for answer in multiprocessing.connection.wait(left):
+            assert isinstance(answer, Connection)
+            try:
+                problem = answer.recv()
+            except EOFError:
+                problem = "a process that generates code was ended (is there enough memory?)"
+            if problem is not None:
+                raise PartFailedError(problem)
+            left.remove(answer)
+
+
+def _run(work: _Work, waiting: int, answer: Connection, parent: int) -> None:
+    """In a process of its own: build parts until there are no more, and send None, or what went wrong."""
+    signal.set_wakeup_fd(-1)  # the parent's
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent sees to it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent(parent)
+    gc.disable()  # it would walk, and so copy, all that the parent holds
+    try:
+        while number := os.read(waiting, _NUMBER_BYTES):
+            work.build(int.from_bytes(number, "little"))
+        answer.send(None)
+    except Exception as error:
+        answer.send(str(error) or type(error).__name__)
+
+
+def _work_of(kernels: Sequence[tuple[Any, Any]], attributes: Any, target: Any, folder: Path) -> _Work:
+    parts: list[Sequence[tuple[Any, Any]]] = []
+    targets: list[Any] = []
+    for scalar, own_target in ((False, target), (True, _scalar_target(target))):
+        alike = [each for each in kernels if is_scalar(each[1]) == scalar]
+        parts += [alike[start : start + _PART] for start in range(0, len(alike), _PART)]
+        targets += [own_target] * (len(parts) - len(targets))
+    return _Work(parts, targets, attributes, folder)
+
+
+def _scalar_target(target: Any) -> Any:
+    """The target without the vectorizer of straight-line code."""
+    described = dict(target.export())
+    return tvm.target.Target({**described, "cl-opt": [*described.get("cl-opt", ()), SCALAR_OPTION]})

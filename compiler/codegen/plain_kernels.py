@@ -1,0 +1,82 @@
+"""TVM's lowering of kernels that hold no blocks, which most schedules write, for processors.
+
+About a third of the processor time of TVM's whole lowering went to passes that look for blocks, threads of a GPU and
+its shared memory, above all `CompactBufferAllocation`, which bounds each access to each buffer. Rules that emit loops
+allocate what they need, so there is nothing to compact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tvm
+from tvm import s_tir, tirx
+
+from schedules.ir.tir import structural_walk
+
+Lowering = Callable[[tvm.IRModule], tvm.IRModule]
+
+
+def with_plain_kernels(lower: Lowering) -> Lowering:
+    """`lower`, but for kernels of plain loops, which only go through the passes that concern them."""
+    lower_plain = _plain_passes()
+
+    def lowered(mod: tvm.IRModule) -> tvm.IRModule:
+        functions = list(mod.functions_items())
+        plain = {var for var, function in functions if is_plain(function)}
+        if not plain:
+            return lower(mod)
+        results: dict[Any, Any] = {}
+        for pick, each in ((True, lower_plain), (False, lower)):
+            part = {var: function for var, function in functions if (var in plain) == pick}
+            if part:
+                results.update(each(tvm.IRModule(part, attrs=mod.attrs)).functions_items())
+        return tvm.IRModule(results, attrs=mod.attrs)
+
+    return lowered
+
+
+def is_plain(function: Any) -> bool:
+    """True for a PrimFunc for a processor without blocks, a root block that holds nothing but its body aside."""
+    if not isinstance(function, tirx.PrimFunc) or function.attrs is None or "target" not in function.attrs:
+        return False
+    blocks: list[Any] = []
+    structural_walk(function.body, (s_tir.SBlock, blocks.append))
+    return str(function.attrs["target"].kind.name) == "llvm" and all(map(_is_bare, blocks)) and len(blocks) <= 1
+
+
+def _is_bare(block: Any) -> bool:
+    holds = (block.iter_vars, block.alloc_buffers, block.match_buffers, block.annotations)
+    return block.init is None and not any(map(len, holds))
+
+
+def _plain_passes() -> Any:
+    """TVM's pipeline "s_tir" without what concerns blocks and GPUs, in its order."""
+    return tvm.transform.Sequential(
+        [
+            s_tir.transform.CanonicalizeLoop(),
+            s_tir.transform.StmtSimplify(),
+            s_tir.transform.AnnotateIrregularLoop(),
+            s_tir.transform.LowerOpaqueBlock(),
+            tirx.transform.FlattenBuffer(),
+            tirx.transform.BF16ComputeLegalize(),
+            tirx.transform.NarrowDataType(32),
+            s_tir.transform.LoopPartition(),
+            tirx.transform.VectorizeLoop(True),
+            tirx.transform.StorageRewrite(),
+            s_tir.transform.HoistIfThenElse(),
+            tirx.transform.UnrollLoop(),
+            s_tir.transform.RenormalizeSplitPattern(),
+            tirx.transform.StmtSimplify(),
+            tirx.transform.RemoveNoOp(),
+            s_tir.transform.RewriteUnsafeSelect(),
+            tirx.transform.CommonSubexprElim(),
+            tirx.transform.FP8ComputeLegalize(),
+            tirx.transform.AnnotateEntryFunc(),
+            tirx.transform.SplitHostDevice(),
+            tirx.transform.MakePackedAPI(),
+            tirx.transform.FP8StorageLegalize(),
+            tirx.transform.BF16StorageLegalize(),
+        ]
+    )

@@ -1,0 +1,294 @@
+"""`compile`: a model in, a runnable module out. Each step is one of the phases of the design."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import schedules.ir.load_tvm  # noqa: F401  (first, so that the engine loads without torch)
+import targets
+from compiler.artifact import Artifact
+from compiler.codegen.build import build_library
+from compiler.device.emulation import EmulatedModule
+from compiler.device.simulation import SimulatedModule
+from compiler.driver.manifest_entries import manifest_entries, requirements, tensor_descriptions
+from compiler.errors import OptionError, TensorwrightError, ToolchainError, UnknownTargetError
+from compiler.frontends.imported_model import ImportedModel
+from compiler.frontends.source import Constants, Shapes, import_model
+from compiler.passes.context import PipelineContext
+from compiler.passes.pipeline import PipelineResult, run_pipeline
+from compiler.passes.registry import PassLike
+from compiler.passes.rewriting.recursion import loops
+from compiler.records.identity import model_fingerprint
+from compiler.records.library import RecordSource, TunedConfigs, tuned_configs
+from compiler.runtime import Module
+from compiler.runtime.accelerator import load_runtime_of
+from compiler.runtime.foreign import Emulator, ForeignModule
+from compiler.runtime.random_inputs import random_inputs
+from compiler.runtime.threads import check_threads
+from compiler.support.precision import precision_of
+from compiler.support.progress_bar import automatic, is_silent, shows_progress
+
+Progress = Callable[[str], None]
+# What a target's machine must have for a lower precision, and targets that have it.
+_NEEDS = {
+    "bf16": ("bf16_dot_product", "bfloat16 dot product", "znver4, sapphire-rapids, a100, h100"),
+    "float16": ("float16_product", "products of float16 with float32 sums", "t4, a100, h100"),
+}
+
+
+@shows_progress
+def compile(
+    source: object,
+    target: str | targets.Target = "host",
+    *,
+    shapes: Shapes | None = None,
+    constants: Constants | None = None,
+    example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    outputs: Sequence[str] | None = None,
+    precision: str = "float32",
+    threads: int | None = None,
+    passes: Mapping[str, PassLike | None] | None = None,
+    dump: str | Path | None = None,
+    verify: bool = False,
+    reference_inputs: Mapping[str, np.ndarray] | None = None,
+    records: RecordSource = None,
+    progress: Progress | None = automatic,
+) -> Module:
+    """Compile a model for a target.
+
+    Args:
+        source: a path to an .onnx or .pt2 file, an `onnx.ModelProto` (or its bytes), a `torch.nn.Module` with
+            `example_inputs`, a `torch.export.ExportedProgram`, or a Relax `IRModule`.
+        target: a name of `tensorwright targets`, or a `targets.Target`; "host" is this machine's processor.
+        shapes: sizes of inputs by name; an int fixes a dimension, a string keeps it symbolic, and equal strings are
+            equal sizes: `{"input_ids": ("batch", 64)}`.
+        constants: values of inputs that are fixed now; they are no inputs of the module any more.
+        example_inputs: positional arguments of a `torch.nn.Module`, or a dictionary of keyword arguments.
+        dynamic_shapes: which dimensions of them stay symbolic, as `torch.export.export` takes it.
+        outputs: names of those to return, in this order (of an ONNX model any value of its main graph); all when None.
+            What nothing else needs is not compiled.
+        precision: "float32", "bf16" or "float16" (or "fp32", "bfloat16", "fp16", ...). "bf16" rounds the operands of
+            convolutions and of products with constant weights to bfloat16 (sums stay float32), and stores what lies
+            between convolutions so; it needs a target with a bfloat16 dot product. Depthwise convolutions and attention
+            compute in float32. "float16" is the same with float16, for graphics processors: what lies beyond 65504
+            becomes infinite.
+        threads: how many threads the module runs on; the target's cores when None.
+        passes: the user's own graph passes: `{"after:fold-constants": my_pass}`; see `tensorwright passes`.
+        dump: a folder that receives the module after each pass as TVMScript.
+        verify: run the module after each pass against the unoptimized one, on `reference_inputs` where given; slow,
+            for finding defects.
+        reference_inputs: what to store as the reference input; random values when None.
+        records: tuning records: None for those that ship and the user's own (`tune` writes them), False for none; a
+            file or folder, or several, in place of the user's own.
+        progress: called with the name of each step as it begins; a bar on terminals and in notebooks unless given, and
+            None for nothing.
+
+    Returns:
+        A `Module`: `module.run(inputs)`, `module.export("model.twm")`.
+
+    Raises:
+        UserError: the model, an option or the environment is at fault (see `tensorwright.errors`).
+        InternalError: a defect of Tensorwright; the message names the phase or pass.
+    """
+    report = progress if progress is not None else _silent
+    precision = precision_of(precision)
+    chosen = _target_for(target, precision, threads)
+    report("import")
+    model = import_model(
+        source,
+        shapes=shapes,
+        constants=constants,
+        example_inputs=example_inputs,
+        dynamic_shapes=dynamic_shapes,
+        outputs=outputs,
+    )
+    for note in model.notes:
+        if is_silent(progress):
+            warnings.warn(note, stacklevel=3)
+        report(note)
+    options = {"precision": precision, "checks": model.checks}
+    tuned = tuned_configs(chosen, records, model_fingerprint(model.mod, options))
+    for problem in tuned.problems:
+        report(f"tuning records: {problem}")
+    configs = tuned if tuned else None
+    context = PipelineContext(
+        target=chosen,
+        machine=chosen.machine,
+        options=options,
+        configs=configs,
+        choose=None if configs is None else tuned.choose,
+    )
+    pipeline = run_pipeline(
+        model.mod,
+        context,
+        passes=passes,
+        dump=dump,
+        verify=verify,
+        example_inputs=_in_order(reference_inputs, model),
+        progress=report,
+    )
+    for line in schedule_failures(pipeline):
+        report(line)
+    report("build")
+    artifact = packed(model, model_name(source), chosen, pipeline, threads, tuned)
+    return _with_reference(artifact, model, chosen, options, reference_inputs, report)
+
+
+def packed(
+    model: ImportedModel,
+    name: str,
+    target: targets.Target,
+    pipeline: PipelineResult,
+    threads: int | None,
+    tuned: TunedConfigs | None = None,
+) -> Artifact:
+    """The module's contents: code built for the target, parameters and manifest."""
+    with translated_target_errors():
+        library = build_library(pipeline.mod, target)
+    return Artifact.create(
+        model_name=name,
+        inputs=tensor_descriptions(model.inputs),
+        outputs=tensor_descriptions(model.outputs),
+        library=library,
+        parameters=pipeline.stored_parameters(),
+        compact_parameters=len(pipeline.expansions.stored),
+        # Strings are in no module; what was computed from them is.
+        fixed={name: array for name, array in model.fixed.items() if array.dtype != object},
+        **requirements(model),
+        threads=threads,
+        **manifest_entries(target, pipeline, tuned),
+    )
+
+
+def schedule_failures(pipeline: PipelineResult) -> list[str]:
+    """A line for each kernel on which a rule or a tuned config failed, so that another serves it."""
+    report = pipeline.report.get("apply-schedules")
+    return [
+        f"kernel {kernel.kernel}: {failure.rule}: {failure.error}"
+        for kernel in (report.failures if report is not None else ())
+        for failure in kernel.failures
+    ]
+
+
+def find_target(target: str | targets.Target, cores: int | None = None) -> targets.Target:
+    """The target of that name, scheduled for `cores` threads.
+
+    Raises UnknownTargetError with suggestions, and OptionError for what is neither a name nor a target.
+    """
+    if isinstance(target, targets.Target):
+        return target
+    if not isinstance(target, str):
+        raise OptionError(
+            f"a {type(target).__name__} is no target", "give a name of `tensorwright targets`, or a Target"
+        )
+    with translated_target_errors():
+        return targets.get(target, cores=cores)
+
+
+def _target_for(target: str | targets.Target, precision: str, threads: int | None) -> targets.Target:
+    """The target, checked to be able to do what the options ask for."""
+    check_threads(threads)
+    chosen = find_target(target, threads)
+    check_precision(chosen, precision)
+    return chosen
+
+
+def check_precision(target: targets.Target, precision: str) -> None:
+    """Raise OptionError unless a target computes in a precision of `PRECISIONS`."""
+    if precision in _NEEDS:
+        needed, what, having = _NEEDS[precision]
+        if not getattr(target.machine, needed):
+            raise OptionError(
+                f"target {target.name!r} has no {what}",
+                f"name a target that has ({having}), or leave precision at float32",
+            )
+
+
+def _in_order(given: Mapping[str, np.ndarray] | None, model: ImportedModel) -> list[np.ndarray] | None:
+    """Values by name as the arguments of `main`; None unless all are there."""
+    names = [spec.name for spec in model.inputs]
+    if given is None or not set(names) <= set(given):
+        return None
+    return [np.asarray(given[name]) for name in names]
+
+
+@contextmanager
+def translated_target_errors() -> Iterator[None]:
+    """Errors of the floor below become errors of this package."""
+    try:
+        yield
+    except targets.UnknownTarget as error:
+        raise UnknownTargetError(error.message, error.hint) from error
+    except targets.TargetError as error:
+        raise ToolchainError(error.message, error.hint) from error
+
+
+def _with_reference(
+    artifact: Artifact,
+    model: ImportedModel,
+    target: targets.Target,
+    options: Mapping[str, Any],
+    given: Mapping[str, np.ndarray] | None,
+    report: Progress,
+) -> Module:
+    """The module, with an example of inputs and outputs in it.
+
+    Of a module for another machine the outputs are those of the same model built for this one: an emulator is slow,
+    and numbers of another origin are the better check.
+    """
+    load_runtime_of(target)
+    foreign = not target.fits_this_machine()
+    module = foreign_module(artifact, target) if foreign else Module(artifact)
+    report("reference run")
+    if given is None and loops(model.mod):
+        report("no reference input stored: on random values the model's loops may never end; give reference_inputs=")
+        return module
+    try:
+        inputs = dict(given) if given is not None else random_inputs(model.inputs, indices=model.indices)
+        outputs = (_host_module(model, artifact, options) if foreign else module).run(inputs)
+    except TensorwrightError as error:
+        if given is not None and not foreign:
+            raise
+        # Random values do not suit every model (an index out of range, sizes that must divide); the module is sound.
+        report(f"no reference input stored: {error.message}")
+        return module
+    return module.with_reference(inputs, outputs)
+
+
+def _host_module(model: ImportedModel, like: Artifact, options: Mapping[str, Any]) -> Module:
+    """The same model built for this machine."""
+    host = _target_for("host", str(options["precision"]), 1)
+    pipeline = run_pipeline(model.mod, PipelineContext(target=host, machine=host.machine, options=options))
+    return Module(packed(model, like.manifest.model_name, host, pipeline, 1), threads=1)
+
+
+def foreign_module(artifact: Artifact, target: targets.Target) -> ForeignModule:
+    """The module of a target that this machine can not run but under the target's emulator."""
+
+    def emulate(whole: Artifact) -> Emulator:
+        with translated_target_errors():
+            simulator = target.simulator()
+            return EmulatedModule(whole, target) if simulator is None else SimulatedModule(whole, simulator)
+
+    return ForeignModule(artifact, emulate)
+
+
+def model_name(source: object) -> str:
+    """A name for a source that `compile` takes: of its file, its graph, or its class."""
+    if isinstance(source, str | Path):
+        return Path(source).stem
+    name = getattr(source if isinstance(source, ImportedModel) else getattr(source, "graph", None), "name", None)
+    name = name if isinstance(name, str) and name else type(source).__name__
+    return re.sub(r"[^\w.-]+", "_", name)[:200]
+
+
+def _silent(_: str) -> None:
+    return None

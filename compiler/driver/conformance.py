@@ -1,0 +1,51 @@
+"""The conformance suite of `targets`, run with this compiler."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import onnx
+
+from compiler.artifact import read_artifact
+from compiler.device.cache import conformance_file
+from compiler.driver.compile import compile, find_target, foreign_module
+from compiler.errors import UserError
+from compiler.runtime import Module
+from targets import Target
+from targets.conformance.suite import Outcome, run_suite
+
+
+class _Toolbox:
+    """How the suite compiles, loads, and tells a refusal from a defect."""
+
+    def compile(self, model: onnx.ModelProto, target: Target) -> Module:
+        return compile(model, target, threads=1, records=False, progress=None)
+
+    def reload(self, path: Path, target: Target) -> Module:
+        artifact = read_artifact(path)
+        return Module(artifact) if target.fits_this_machine() else foreign_module(artifact, target)
+
+    def refusal(self, error: Exception) -> str | None:
+        return error.message if isinstance(error, UserError) else None
+
+
+def check_target(target: str | Target, only: str | None = None) -> Iterator[Outcome]:
+    """Run the suite on a target; outcomes come as the checks end.
+
+    Args:
+        only: run the checks whose name holds this text.
+
+    Raises:
+        UnknownTargetError: no such target.
+    """
+    return run_suite(find_target(target, 1), _Toolbox(), only)
+
+
+def keep_outcomes(target: str, outcomes: Sequence[Outcome]) -> None:
+    """Remember how a target did, for `tensorwright targets`."""
+    path = conformance_file(target)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    passed = sum(outcome.problem is None for outcome in outcomes)
+    path.write_text(json.dumps({"passed": passed, "checks": len(outcomes)}), encoding="utf-8")

@@ -1,0 +1,110 @@
+"""What the compilation has to say, in the words of the manifest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import targets
+from compiler.artifact.dtypes import ELEMENT_TYPES
+from compiler.artifact.manifest import (
+    MAX_ELEMENTS,
+    IndexRequirement,
+    KernelProvenance,
+    MemoryPlan,
+    PassTiming,
+    Requirement,
+    TargetDescription,
+    TensorDescription,
+)
+from compiler.errors import InvalidModelError, Refusal, UnsupportedModelError
+from compiler.frontends.imported_model import ImportedModel, TensorSpec
+from compiler.passes.pipeline import PipelineResult
+from compiler.records.library import TunedConfigs
+
+
+def tensor_descriptions(specs: Sequence[TensorSpec]) -> list[TensorDescription]:
+    """Inputs or outputs of a model for the manifest.
+
+    Raises:
+        InvalidModelError: one is larger than any memory.
+        UnsupportedModelError: one is of an element type that a module can not carry.
+    """
+    for spec in specs:
+        if math.prod(max(size, 1) for size in spec.shape if isinstance(size, int)) > MAX_ELEMENTS:
+            raise InvalidModelError(f"{spec.name!r} has the shape {list(spec.shape)}, larger than any memory")
+    refusals = [
+        Refusal("graph", spec.name, f"its element type {spec.dtype} can not be carried by a module")
+        for spec in specs
+        if spec.dtype not in ELEMENT_TYPES
+    ]
+    if refusals:
+        raise UnsupportedModelError(refusals)
+    return [
+        TensorDescription(name=spec.name, shape=spec.shape, dtype=spec.dtype, carrier=spec.carrier) for spec in specs
+    ]
+
+
+def requirements(model: ImportedModel) -> dict[str, Any]:
+    """Keyword arguments of `Artifact.create`: what the model needs of its inputs' sizes and indices."""
+    return {
+        "requirements": [Requirement(**vars(each)) for each in model.requirements],
+        "indices": [IndexRequirement(**vars(each)) for each in model.indices],
+    }
+
+
+def manifest_entries(
+    target: targets.Target, pipeline: PipelineResult, tuned: TunedConfigs | None = None
+) -> dict[str, Any]:
+    """Keyword arguments of `Artifact.create`: target, kernels, passes and the memory plan."""
+    return {
+        "target": TargetDescription(
+            name=target.name,
+            architecture=target.architecture,
+            required_cpu_features=tuple(target.required_features),
+            details=_target_details(target, pipeline),
+        ),
+        "kernels": _kernels(pipeline, tuned),
+        "passes": [PassTiming(name=timing.name, seconds=timing.seconds) for timing in pipeline.timings],
+        "memory_plan": _memory_plan(pipeline),
+    }
+
+
+def _target_details(target: targets.Target, pipeline: PipelineResult) -> dict[str, Any]:
+    """What the target says of itself, and what its accelerator took over."""
+    details = target.describe()
+    partition = pipeline.report.get("partition")
+    return details if partition is None else {**details, "partition": partition}
+
+
+def _kernels(pipeline: PipelineResult, tuned: TunedConfigs | None) -> list[KernelProvenance]:
+    report = pipeline.report.get("apply-schedules")
+    if report is None:
+        return []
+    counts = pipeline.report.get("count-operations", {})
+    kernels = []
+    for entry in report.kernels:
+        count = counts.get(entry.kernel)
+        kernels.append(
+            KernelProvenance(
+                kernel=entry.kernel,
+                rule=entry.rule or entry.source,
+                source="as-is" if entry.rule is None else "record" if entry.source == "record" else "default",
+                config=dict(entry.config),
+                origin=tuned.origin(entry.workload) if tuned is not None and entry.source == "record" else None,
+                operations=count.formula if count is not None else None,
+                symbols=count.symbols if count is not None else {},
+            )
+        )
+    return kernels
+
+
+def _memory_plan(pipeline: PipelineResult) -> MemoryPlan | None:
+    """Of `main`; bodies of loops and branches allocate for themselves."""
+    plan = pipeline.report.get("plan-memory", {}).get("main")
+    if plan is None:
+        return None
+    return MemoryPlan(
+        peak_bytes=plan["peak"], without_reuse_bytes=plan["without_reuse"], live_bytes=plan["lower_bound"]
+    )

@@ -1,0 +1,190 @@
+"""If: the branch is chosen while importing when the condition is known, else when the module runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+import tvm_ffi
+from tvm import relax
+from tvm.relax import op as R
+
+from compiler.errors import InvalidModelError
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.control_flow.lifting import Lifted, lift
+from compiler.frontends.onnx.operators.control_flow.structures import (
+    Structure,
+    materialized,
+    rebuild,
+    require_known,
+    same_structure,
+    sources_with_captures,
+    structure_of,
+    tensors_in,
+)
+from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.symbolic import Dim
+from compiler.frontends.onnx.values import Runtime, Symbolic, Value, tensor_shape
+
+
+@converter("If")
+def convert_if(context: NodeContext) -> list[Value]:
+    """One branch in place when the condition is known; else both as functions; sizes that differ are unknown."""
+    then_graph: onnx.GraphProto = context.required_attribute("then_branch")
+    else_graph: onnx.GraphProto = context.required_attribute("else_branch")
+    condition = _known_condition(context)
+    if condition is not None:
+        return context.import_subgraph(then_graph if condition else else_graph, [])
+    return _choose_at_run_time(context, then_graph, else_graph)
+
+
+def _known_condition(context: NodeContext) -> bool | None:
+    value = context.tensor(0)
+    if isinstance(value, Symbolic):
+        (element,) = value.array.reshape(-1)
+        if context.arithmetic.proved(element):
+            return True
+        return False if context.arithmetic.proved(context.arithmetic.logical_not(element)) else None
+    known = context.known(0)
+    if known is None:
+        return None
+    if known.size != 1:
+        context.invalid(f"its condition must have one element, not {known.shape}")
+    return bool(known.reshape(-1)[0])
+
+
+def _branch(context: NodeContext, graph: onnx.GraphProto, name: str) -> _Branch | InvalidModelError:
+    """The branch, or why it can not run on the shapes that it gets here."""
+    try:
+        return _Branch(context, graph, name)
+    except InvalidModelError as error:
+        return error
+
+
+def _only_branch(
+    context: NodeContext,
+    condition: relax.Expr,
+    then_graph: onnx.GraphProto,
+    else_graph: onnx.GraphProto,
+    branches: Sequence[_Branch | InvalidModelError],
+) -> list[Value]:
+    """The branch that fits the shapes, in place, and a check when running that the condition asks for it.
+
+    One model may serve several input shapes, each with a branch of its own.
+    """
+    errors = [branch for branch in branches if isinstance(branch, InvalidModelError)]
+    if len(errors) == 2:
+        raise errors[0]
+    takes_then = not isinstance(branches[0], InvalidModelError)
+    return _assumed_branch(context, condition, takes_then, then_graph if takes_then else else_graph)
+
+
+def _assumed_branch(
+    context: NodeContext, condition: relax.Expr, takes_then: bool, graph: onnx.GraphProto
+) -> list[Value]:
+    """One branch in place, and a check when running that the condition asks for it."""
+    number = context.emit(R.reshape(context.emit(R.astype(condition, "int64")), (1,)))
+    shape = context.block_builder.emit(R.tensor_to_shape(number))
+    name = context.importer.builder.checks.next_name(
+        f"its condition is {str(not takes_then).lower()}, but only the other branch could be compiled"
+    )
+    context.block_builder.match_cast(shape, relax.ShapeType([int(takes_then)]), name)
+    return context.import_subgraph(graph, [])
+
+
+def _squeezes(graph: onnx.GraphProto, other: onnx.GraphProto) -> bool:
+    """Whether a branch drops an axis that the other keeps: how `squeeze(axis)` is exported for an axis of open size."""
+    nodes = [node.op_type for node in graph.node if node.op_type != "Constant"]
+    return nodes == ["Squeeze"] and [node.op_type for node in other.node] == ["Identity"]
+
+
+def scalar_condition(context: NodeContext, expr: relax.Expr) -> relax.Expr:
+    """A condition of one element without dimensions, as the engine's If wants it."""
+    shape = tensor_shape(expr)
+    if any(isinstance(d, int) and d != 1 for d in shape):
+        context.invalid(f"its condition must have one element, not {shape}")
+    return expr if not shape else context.emit(R.reshape(expr, ()))
+
+
+class _Branch:
+    """A branch as a private function, with the structure and the shapes of its outputs."""
+
+    def __init__(self, context: NodeContext, graph: onnx.GraphProto, name: str) -> None:
+        self.values: list[Value] = []
+        self.structures: list[Structure] = []
+        self.shapes: list[tuple[Dim, ...]] = []
+
+        def results(_: object) -> list[relax.Expr]:
+            self.values = context.import_subgraph(graph, [])
+            self.structures = [structure_of(value) for value in self.values]
+            exprs = [materialized(context, tensor) for value in self.values for tensor in tensors_in(value)]
+            self.shapes = [tensor_shape(expr) for expr in exprs]
+            return exprs
+
+        self.function: Lifted = lift(context, name, list, results)
+
+
+def _choose_at_run_time(context: NodeContext, then_graph: onnx.GraphProto, else_graph: onnx.GraphProto) -> list[Value]:
+    condition = scalar_condition(context, context.input(0))
+    first, second = _branch(context, then_graph, "then_branch"), _branch(context, else_graph, "else_branch")
+    if isinstance(first, InvalidModelError) or isinstance(second, InvalidModelError):
+        return _only_branch(context, condition, then_graph, else_graph, [first, second])
+    _check_structures(context, first, second)
+    if [len(shape) for shape in first.shapes] != [len(shape) for shape in second.shapes]:
+        # What follows was exported for the squeezed form; the other rank would fail there.
+        if _squeezes(then_graph, else_graph):
+            return _assumed_branch(context, condition, True, then_graph)
+        if _squeezes(else_graph, then_graph):
+            return _assumed_branch(context, condition, False, else_graph)
+    shapes = [joined_shape(context, a, b) for a, b in zip(first.shapes, second.shapes, strict=True)]
+    results = choose(context, condition, first.function.call([]), second.function.call([]), shapes)
+    sources = sources_with_captures(context)
+    dtypes = [tensor.dtype for value in first.values for tensor in tensors_in(value)]
+    tensors = iter([Runtime(result, dtype, sources) for result, dtype in zip(results, dtypes, strict=True)])
+    return [rebuild(structure, tensors) for structure in first.structures]
+
+
+def choose(
+    context: NodeContext,
+    condition: relax.Expr,
+    when_true: relax.Expr,
+    when_false: relax.Expr,
+    shapes: Sequence[Sequence[Dim]],
+) -> list[relax.Expr]:
+    """The fields of one of two tuples; `shapes` are the shapes that both agree with."""
+    block_builder = context.block_builder
+    chosen = block_builder.emit(relax.If(condition, when_true, when_false))
+    return fields(context, chosen, shapes)
+
+
+def fields(context: NodeContext, chosen: relax.Expr, shapes: Sequence[Sequence[Dim]]) -> list[relax.Expr]:
+    """The tensors in a tuple with those shapes, checked when the module runs where the types do not say so."""
+    found: list[relax.Expr] = []
+    for index, shape in enumerate(shapes):
+        field = context.block_builder.emit(relax.TupleGetItem(chosen, index))
+        wanted = relax.TensorType(list(shape), field.ty.dtype)
+        found.append(field if tvm_ffi.structural_equal(field.ty, wanted) else context.match_shape(field, shape))
+    return found
+
+
+def joined_shape(context: NodeContext, left: Sequence[Dim], right: Sequence[Dim]) -> list[Dim]:
+    """A shape that fits both: sizes that are equal and known here, fresh ones elsewhere."""
+    if len(left) != len(right):
+        context.refuse(f"an output has {len(left)} dimensions on one way and {len(right)} on the other")
+    builder = context.importer.builder
+    return [
+        a if context.arithmetic.equal_is_proved(a, b) and builder.size_is_visible(a) else context.dimension()
+        for a, b in zip(left, right, strict=True)
+    ]
+
+
+def _check_structures(context: NodeContext, then_branch: _Branch, else_branch: _Branch) -> None:
+    if len(then_branch.structures) != len(else_branch.structures):
+        context.invalid("its branches have different numbers of outputs")
+    for index, (a, b) in enumerate(zip(then_branch.structures, else_branch.structures, strict=True)):
+        if not same_structure(a, b):
+            require_known(context, [0])
+            context.refuse(
+                f"its condition is known only when running, and output {index} is {a.describe()} in one branch and "
+                f"{b.describe()} in the other"
+            )

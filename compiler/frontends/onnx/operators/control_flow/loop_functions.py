@@ -1,0 +1,401 @@
+"""A loop as two private functions: the body, and one that runs it up to 2**level times by calling itself twice.
+
+The virtual machine keeps calls on its stack, so a function that called itself once an iteration would overflow it. Here
+the depth is the logarithm of the number of iterations, and the number of calls is linear in it. Stacked outputs are
+joined on the way up, so each element is copied once a level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+from tvm.relax import op as R
+
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.dtypes import carrier
+from compiler.frontends.onnx.operators.control_flow.conditional import choose, fields, scalar_condition
+from compiler.frontends.onnx.operators.control_flow.lifting import Lifted, function_body, lift, size_holder
+from compiler.frontends.onnx.operators.control_flow.loops import (
+    Loop,
+    LoopResult,
+    element_kind,
+    empty_stack,
+    known_scalar,
+)
+from compiler.frontends.onnx.operators.control_flow.structures import (
+    Structure,
+    Tensor,
+    materialized,
+    rebuild,
+    same_structure,
+    structure_of,
+    tensors_in,
+)
+from compiler.frontends.onnx.symbolic import Dim
+from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, tensor_shape
+
+_HIGHEST_LEVEL = 62
+_COUNTER = relax.TensorType([], "int64")
+_FLAG = relax.TensorType([], "bool")
+
+
+@dataclass
+class _Body:
+    """The body as a function, and what its import told about it."""
+
+    function: Lifted
+    ends_early: bool
+    state: list[Tensor]
+    element_shapes: list[tuple[Dim, ...]]
+    element_dtypes: list[str]
+
+
+@dataclass
+class _State:
+    """The tensors that the iterations hand on: all of those in the loop's state but the ones that never change."""
+
+    structures: list[Structure]
+    initial: list[Tensor]
+    varying: list[set[int]] = field(default_factory=list)
+    fixed: set[int] = field(default_factory=set)
+
+    def carried(self) -> list[int]:
+        return [index for index in range(len(self.initial)) if index not in self.fixed]
+
+    def shape(self, context: NodeContext, index: int) -> list[Dim]:
+        """The shape of a tensor in any iteration; sizes that change are fresh ones."""
+        return [
+            context.dimension() if axis in self.varying[index] else size
+            for axis, size in enumerate(self.initial[index].shape)
+        ]
+
+    def carrier(self, index: int) -> str:
+        return carrier(self.initial[index].dtype)
+
+    def types(self, context: NodeContext) -> list[relax.TensorType]:
+        return [relax.TensorType(self.shape(context, index), self.carrier(index)) for index in self.carried()]
+
+
+def recursive_loop(context: NodeContext, loop: Loop) -> LoopResult:
+    """The loop as functions; refuses a state whose kind or number of dimensions changes."""
+    structures = [structure_of(value) for value in loop.state]
+    initial = [tensor for value in loop.state for tensor in tensors_in(value)]
+    state = _State(structures, initial, [set() for _ in initial])
+    trips = None if loop.trips is None else _counter(context, loop.trips)
+    body = _fitting_body(context, loop, state, trips)
+    if trips is None and not body.ends_early:
+        context.refuse("it has neither a number of iterations nor a condition that can end it")
+    return _Recursion(context, loop, state, body).emit(trips)
+
+
+def _counter(context: NodeContext, value: object) -> relax.Expr:
+    """A number of iterations as an int64 scalar."""
+    assert isinstance(value, (Constant, Symbolic, Runtime))
+    expr = scalar_condition(context, materialized(context, value))
+    return expr if str(expr.ty.dtype) == "int64" else context.emit(R.astype(expr, "int64"))
+
+
+def _fitting_body(context: NodeContext, loop: Loop, state: _State, trips: relax.Expr | None) -> _Body:
+    """The body imported until the assumed shapes of its state hold after it too."""
+    importer = context.importer
+    while True:
+        refusals, missing = len(importer.refusals), len(importer.missing_values)
+        body = _import_body(context, loop, state, trips)
+        if not _widen(context, state, body):
+            return body
+        del importer.refusals[refusals:], importer.missing_values[missing:]
+
+
+def _import_body(context: NodeContext, loop: Loop, state: _State, trips: relax.Expr | None) -> _Body:
+    found: dict[str, _Body] = {}
+
+    def parameters() -> list[tvm.ir.Var]:
+        unique = context.importer.builder.unique_name
+        return [
+            tvm.ir.Var(unique("iteration"), _COUNTER),
+            *(tvm.ir.Var(unique("state"), ty) for ty in state.types(context)),
+        ]
+
+    def results(variables: Sequence[tvm.ir.Var]) -> list[relax.Expr]:
+        iteration, *carried = variables
+        tensors: list[Tensor] = list(state.initial)
+        for index, variable in zip(state.carried(), carried, strict=True):
+            tensors[index] = Runtime(variable, state.initial[index].dtype, loop.sources)
+        supply = iter(tensors)
+        values = [rebuild(structure, supply) for structure in state.structures]
+        step = loop.body(Runtime(iteration, "int64", loop.sources), values)
+        _check_structures(context, state.structures, [structure_of(value) for value in step.state])
+        kinds = [element_kind(context, value) for value in step.elements]
+        after = [tensor for value in step.state for tensor in tensors_in(value)]
+        following = context.emit(R.add(iteration, relax.const(1, "int64")))
+        go, ends_early = _condition(context, step.go, following, trips)
+        shapes = [tuple(shape) for shape, _ in kinds]
+        found["body"] = _Body(None, ends_early, after, shapes, [dtype for _, dtype in kinds])  # type: ignore[arg-type]
+        # A tensor that only passes through is recognized by its expression, so it is bound as it is.
+        exprs = [materialized(context, after[index]) for index in state.carried()]
+        stacked = [materialized(context, tensor) for value in step.elements for tensor in tensors_in(value)]
+        return [following, go, *exprs, *stacked]
+
+    function = lift(context, "loop_body", parameters, results)
+    body = found["body"]
+    body.function = function
+    return body
+
+
+def _condition(
+    context: NodeContext, go: object, following: relax.Expr, trips: relax.Expr | None
+) -> tuple[relax.Expr, bool]:
+    """Whether another iteration follows, and whether the model's own condition can end the loop."""
+    assert isinstance(go, (Constant, Symbolic, Runtime))
+    if known_scalar(go) == 0:
+        return relax.const(False, "bool"), True
+    in_range = None if trips is None else context.emit(R.less(following, trips))
+    if known_scalar(go) is not None:
+        return relax.const(True, "bool") if in_range is None else in_range, False
+    wanted = scalar_condition(context, materialized(context, go))
+    return wanted if in_range is None else context.emit(R.logical_and(wanted, in_range)), True
+
+
+def _check_structures(context: NodeContext, before: list[Structure], after: list[Structure]) -> None:
+    if len(before) != len(after):
+        context.invalid(f"its body returns {len(after)} values of its state, not {len(before)}")
+    for index, (a, b) in enumerate(zip(before, after, strict=True)):
+        if a.kind == b.kind == "tensor" and a.dtype != b.dtype:
+            context.invalid(f"value {index} of its state is {a.dtype} before and {b.dtype} after its body")
+        if not same_structure(a, b):
+            context.refuse(
+                f"value {index} of its state is {a.describe()} before and {b.describe()} after an iteration, and the "
+                "number of iterations is not known when compiling, or too large to write them out"
+            )
+
+
+def _widen(context: NodeContext, state: _State, body: _Body) -> bool:
+    """Weaken what was assumed of the state to what holds after the body too; whether anything changed."""
+    changed = False
+    for index in state.carried():
+        before, after = state.initial[index], body.state[index]
+        if len(before.shape) != len(after.shape):
+            context.refuse(
+                f"a tensor of its state has {len(before.shape)} dimensions before and {len(after.shape)} after an "
+                "iteration"
+            )
+        for axis, (a, b) in enumerate(zip(before.shape, after.shape, strict=True)):
+            if axis not in state.varying[index] and not context.arithmetic.equal_is_proved(a, b):
+                state.varying[index].add(axis)
+                changed = True
+    return changed
+
+
+class _Recursion:
+    """The function that runs the body up to 2**level times, and the call of it."""
+
+    def __init__(self, context: NodeContext, loop: Loop, state: _State, body: _Body) -> None:
+        self.context, self.loop, self.state, self.body = context, loop, state, body
+        self.builder = context.importer.builder
+        self.carried = state.carried()
+        self.state_types = state.types(context)
+        self.expressions = self._expressions()
+        self.sizes = self._sizes()
+        self.template = self._declared()
+        declared = self.template.with_attr("declared", self.builder.unique_name("loop"))
+        self.variable = self.builder.block_builder.add_func(declared, self.builder.unique_name("loop"))
+        self.renamed = dict(zip(self.sizes, self._holder_values(), strict=True))
+        (renamed,) = self.template.body.body.fields
+        self.renamed.update(zip(self.expressions, renamed.values, strict=True))
+
+    def _element_shape(self, index: int) -> list[Dim | None]:
+        """The shape of an element; None for a size that is known only inside the body."""
+        return [d if self.builder.size_is_visible(d) else None for d in self.body.element_shapes[index]]
+
+    def _expressions(self) -> list[tvm.ir.Expr]:
+        """The symbolic sizes in the shapes of the state and of the elements, as far as they are known out here."""
+        shapes: list[Sequence[Dim | None]] = [
+            [d for axis, d in enumerate(tensor.shape) if axis not in self.state.varying[index]]
+            for index, tensor in enumerate(self.state.initial)
+        ]
+        shapes += [self._element_shape(index) for index in range(len(self.body.element_shapes))]
+        return list(dict.fromkeys(d for shape in shapes for d in shape if d is not None and not isinstance(d, int)))
+
+    def _sizes(self) -> list[tvm.ir.Expr]:
+        """Every symbolic size of the enclosing code that the function needs."""
+        captures = [tensor_shape(v) for v in self.body.function.captures if isinstance(v.ty, relax.TensorType)]
+        found: dict[tvm.ir.Expr, None] = dict.fromkeys(self.body.function.sizes)
+        for dim in [*self.expressions, *(d for shape in captures for d in shape if not isinstance(d, int))]:
+            found.update(dict.fromkeys(tirx.analysis.undefined_vars(dim)))
+        return list(found)
+
+    def _declared(self) -> relax.Function:
+        """The function without its code: parameters of its own, and the type of what it returns."""
+        captures = [tvm.ir.Var(v.name, v.ty) for v in self.body.function.captures]
+        parameters = [
+            tvm.ir.Var("level", _COUNTER),
+            tvm.ir.Var("iteration", _COUNTER),
+            *(tvm.ir.Var("state", ty) for ty in self.state_types),
+            *captures,
+            *([size_holder(self.sizes)] if self.sizes else []),
+        ]
+        states = [
+            relax.TensorType(ndim=len(ty.shape), dtype=ty.dtype) if self.state.varying[index] else ty
+            for index, ty in zip(self.carried, self.state_types, strict=True)
+        ]
+        stacks = [
+            relax.TensorType(ndim=len(shape) + 1, dtype=carrier(dtype))
+            for shape, dtype in zip(self.body.element_shapes, self.body.element_dtypes, strict=True)
+        ]
+        result = relax.TupleType([_COUNTER, _FLAG, *states, *stacks])
+        # The body is only there to have the shapes renamed too.
+        body = relax.SeqExpr([], relax.Tuple([relax.ShapeExpr(self.expressions)]))
+        return relax.utils.copy_with_new_vars(relax.Function(parameters, body, result, is_pure=True))
+
+    def _holder_values(self) -> list[tvm.ir.Expr]:
+        return list(self.template.params[-1].ty.values) if self.sizes else []
+
+    def emit(self, trips: relax.Expr | None) -> LoopResult:
+        """Define the function and call it."""
+        self._define()
+        context, loop = self.context, self.loop
+        initial = [materialized(context, self.state.initial[index]) for index in self.carried]
+        zero = relax.const(0, "int64")
+        holder = [relax.ShapeExpr(self.sizes)] if self.sizes else []
+        arguments = [_level(context, trips), zero, *initial, *self.body.function.captures, *holder]
+        call = relax.Call(self.variable, arguments)
+        shapes = self._result_shapes()
+        start = self._start(trips)
+        if start is None:
+            results = fields(context, context.block_builder.emit(call), shapes)
+        else:
+            empty = [
+                empty_stack(context, [0 if d is None else d for d in self._element_shape(index)], dtype)
+                for index, dtype in enumerate(self.body.element_dtypes)
+            ]
+            nothing = relax.Tuple([zero, relax.const(False, "bool"), *initial, *empty])
+            results = choose(context, start, call, nothing, shapes)
+        carried = dict(zip(self.carried, results[2:], strict=False))
+        tensors: list[Tensor] = [
+            Runtime(carried[index], tensor.dtype, loop.sources) if index in carried else tensor
+            for index, tensor in enumerate(self.state.initial)
+        ]
+        supply = iter(tensors)
+        stacks = zip(results[2 + len(carried) :], self.body.element_dtypes, strict=True)
+        return LoopResult(
+            [rebuild(structure, supply) for structure in self.state.structures],
+            [Runtime(expr, dtype, loop.sources) for expr, dtype in stacks],
+        )
+
+    def _result_shapes(self) -> list[list[Dim]]:
+        context = self.context
+        states = [self.state.shape(context, index) for index in self.carried]
+        count = self._iterations()
+        stacks = [
+            [context.dimension("iterations") if count is None else count, *self._filled(index)]
+            for index in range(len(self.body.element_shapes))
+        ]
+        return [[], [], *states, *stacks]
+
+    def _filled(self, index: int) -> list[Dim]:
+        return [self.context.dimension() if d is None else d for d in self._element_shape(index)]
+
+    def _iterations(self) -> Dim | None:
+        """How many iterations there will be, where that is known."""
+        if self.body.ends_early or (self.loop.go is not None and known_scalar(self.loop.go) is None):
+            return None
+        if isinstance(self.loop.trips, Constant):
+            return max(known_scalar(self.loop.trips) or 0, 0)
+        if isinstance(self.loop.trips, Symbolic):
+            (count,) = self.loop.trips.array.reshape(-1)
+            return self.context.arithmetic.maximum(count, 0)
+        return None
+
+    def _start(self, trips: relax.Expr | None) -> relax.Expr | None:
+        """Whether there is an iteration at all; None when there surely is."""
+        context, go = self.context, self.loop.go
+        conditions = []
+        if trips is not None and (known_scalar(self.loop.trips) or 0) <= 0:
+            conditions.append(context.emit(R.greater(trips, relax.const(0, "int64"))))
+        if go is not None and known_scalar(go) is None:
+            assert isinstance(go, (Symbolic, Runtime))
+            conditions.append(scalar_condition(context, materialized(context, go)))
+        if len(conditions) == 2:
+            return context.emit(R.logical_and(*conditions))
+        return conditions[0] if conditions else None
+
+    def _define(self) -> None:
+        builder, bb = self.builder, self.builder.block_builder
+        parameters = list(self.template.params)
+        level, iteration = parameters[:2]
+        states = parameters[2 : 2 + len(self.carried)]
+        with builder.sizes_scope(), function_body(builder, parameters) as code:
+            at_bottom = bb.emit(R.equal(level, relax.const(0, "int64")))
+            with builder.region() as once:
+                one = bb.emit(self._once(iteration, states))
+            with builder.region() as twice:
+                many = bb.emit(self._twice(level, iteration, states))
+            code.append(bb.emit(relax.If(at_bottom, relax.SeqExpr(once, one), relax.SeqExpr(twice, many))))
+        function = relax.Function(parameters, code[-1], self.template.ret_ty, is_pure=True)
+        bb.update_func(self.variable, function)
+
+    def _once(self, iteration: relax.Expr, states: Sequence[relax.Expr]) -> relax.Expr:
+        """One iteration; its elements become stacks of one."""
+        function = self.body.function
+        captures = self.template.params[2 + len(states) : 2 + len(states) + len(function.captures)]
+        sizes = [self.renamed[size] for size in function.sizes]
+        result = self.context.block_builder.emit(function.call_with([iteration, *states], captures, sizes))
+        shapes = [[], [], *self._inner_states(), *self._inner_elements()]
+        found = fields(self.context, result, shapes)
+        head = 2 + len(states)
+        stacks = [self.context.emit(R.expand_dims(element, [0])) for element in found[head:]]
+        return relax.Tuple([*found[:head], *stacks])
+
+    def _twice(self, level: relax.Expr, iteration: relax.Expr, states: Sequence[relax.Expr]) -> relax.Expr:
+        """Half of the iterations, and the other half if the loop has not ended by then."""
+        builder, bb = self.builder, self.builder.block_builder
+        below = bb.emit(R.subtract(level, relax.const(1, "int64")))
+        first = self._call(below, iteration, states, self._inner_elements())
+        head = 2 + len(states)
+        with builder.region() as again:
+            # Elements of one shape: checked by the cast to that of the first half.
+            second = self._call(below, first[0], first[2:head], [tensor_shape(stack)[1:] for stack in first[head:]])
+            halves = zip(first[head:], second[head:], strict=True)
+            joined = [bb.emit(R.concat([left, right], 0)) for left, right in halves]
+            both = bb.emit(relax.Tuple([*second[:head], *joined]))
+        return relax.If(first[1], relax.SeqExpr(again, both), relax.Tuple(first))
+
+    def _call(
+        self,
+        level: relax.Expr,
+        iteration: relax.Expr,
+        states: Sequence[relax.Expr],
+        elements: Sequence[Sequence[Dim]],
+    ) -> list[relax.Expr]:
+        trailing = self.template.params[2 + len(states) :]
+        if self.sizes:
+            trailing = [*trailing[:-1], relax.ShapeExpr(self._holder_values())]
+        result = self.context.block_builder.emit(relax.Call(self.variable, [level, iteration, *states, *trailing]))
+        stacks = [[self.context.dimension("iterations"), *shape] for shape in elements]
+        return fields(self.context, result, [[], [], *self._inner_states(), *stacks])
+
+    def _inner_states(self) -> list[list[Dim]]:
+        """Shapes of the state in terms of the function's own sizes."""
+        return [[self._inner(d) for d in self.state.shape(self.context, index)] for index in self.carried]
+
+    def _inner_elements(self) -> list[list[Dim]]:
+        return [[self._inner(d) for d in self._filled(index)] for index in range(len(self.body.element_shapes))]
+
+    def _inner(self, dim: Dim) -> Dim:
+        return dim if isinstance(dim, int) else self.renamed.get(dim, dim)
+
+
+def _level(context: NodeContext, trips: relax.Expr | None) -> relax.Expr:
+    """The least level at which 2**level iterations are enough."""
+    if trips is None:
+        return relax.const(_HIGHEST_LEVEL, "int64")
+    powers = Constant(2 ** np.arange(_HIGHEST_LEVEL, dtype=np.int64)).expr()
+    if isinstance(trips, tvm.ir.GenericConst):
+        count = int(trips.value.numpy())
+        return relax.const(min(max(count - 1, 0).bit_length(), _HIGHEST_LEVEL), "int64")
+    below = context.emit(R.less(powers, context.emit(R.reshape(trips, (1,)))))
+    return context.emit(R.sum(context.emit(R.astype(below, "int64")), axis=[0]))

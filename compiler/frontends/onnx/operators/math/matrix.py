@@ -1,0 +1,176 @@
+"""Matrix products: MatMul, Gemm, Einsum; and Det."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import relax, te, tirx
+from tvm.relax import op as R
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from compiler.frontends.onnx.bounds import require
+from compiler.frontends.onnx.broadcasting import broadcast_shapes, broadcast_to
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.math.unary import is_narrow_float
+from compiler.frontends.onnx.operators.tensor.filling import filled
+from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.symbolic import Dim, is_number
+from compiler.frontends.onnx.values import tensor_shape
+
+
+def matrix_product(context: NodeContext, a: relax.Expr, b: relax.Expr, *, out_dtype: str | None = None) -> relax.Expr:
+    """numpy.matmul: vectors, matrices, and stacks of them that broadcast; narrow floats are summed in float32.
+
+    `out_dtype` is the type that narrow integers are summed in, and of the result.
+    """
+    left, right = tensor_shape(a), tensor_shape(b)
+    if not left or not right:
+        context.invalid("a scalar has no matrix product")
+    a, b = _same_inner_size(context, a, b)
+    a, b = _broadcast_stacks(context, a, b)
+    dtype = out_dtype or str(a.ty.dtype)
+    if isinstance(left[-1], int) and left[-1] == 0:
+        shape = list(tensor_shape(context.emit(R.matmul(a, b))))
+        return filled(context, 0, dtype, shape)
+    if is_narrow_float(dtype):
+        return context.emit(R.astype(context.emit(R.matmul(a, b, out_dtype="float32")), dtype))
+    return context.emit(R.matmul(a, b, out_dtype=out_dtype))
+
+
+def _same_inner_size(context: NodeContext, a: relax.Expr, b: relax.Expr) -> tuple[relax.Expr, relax.Expr]:
+    left, right = tensor_shape(a), tensor_shape(b)
+    place = len(right) - 2 if len(right) > 1 else 0
+    mine, other = left[-1], right[place]
+    if context.arithmetic.equal_is_proved(mine, other):
+        return a, b
+    if isinstance(mine, int) and isinstance(other, int):
+        context.invalid(f"the inner sizes {mine} and {other} of a matrix product differ")
+    if isinstance(mine, int):
+        return a, context.match_shape(b, [mine if axis == place else size for axis, size in enumerate(right)])
+    return context.match_shape(a, [*left[:-1], other]), b
+
+
+def _broadcast_stacks(context: NodeContext, a: relax.Expr, b: relax.Expr) -> tuple[relax.Expr, relax.Expr]:
+    """Repeat stacks whose sizes the engine could not tell to be equal."""
+    left, right = tensor_shape(a), tensor_shape(b)
+    try:
+        stack, sure = broadcast_shapes(context, [left[:-2], right[:-2]])
+    except ValueError as error:
+        context.invalid(str(error))
+    if sure:
+        return a, b
+    a = broadcast_to(context, a, [*stack, *left[-2:]])
+    b = broadcast_to(context, b, [*stack, *right[-2:]])
+    return a, context.match_shape(b, [*tensor_shape(a)[:-2], *right[-2:]])
+
+
+@converter("MatMul")
+def matmul(context: NodeContext) -> relax.Expr:
+    """numpy.matmul."""
+    if context.dtype(0) != context.dtype(1):
+        context.invalid(f"it multiplies {context.dtype(0)} by {context.dtype(1)}")
+    return matrix_product(context, context.input(0), context.input(1))
+
+
+@converter("Gemm", since=7)
+def gemm(context: NodeContext) -> relax.Expr:
+    """alpha * A' * B' + beta * C, where ' is an optional transposition."""
+    a, b, dtype = context.input(0), context.input(1), context.dtype(0)
+    if context.rank(0) != 2 or context.rank(1) != 2:
+        context.invalid(f"it multiplies ranks {context.rank(0)} and {context.rank(1)}")
+    if context.attribute("transA", 0):
+        a = context.emit(R.permute_dims(a))
+    if context.attribute("transB", 0):
+        b = context.emit(R.permute_dims(b))
+    product = matrix_product(context, a, b)
+    alpha, beta = context.attribute("alpha", 1.0), context.attribute("beta", 1.0)
+    if alpha != 1.0:
+        product = context.emit(R.multiply(product, context.literal(alpha, dtype)))
+    if not context.has_input(2):
+        return product
+    bias = context.input(2)
+    if beta != 1.0:
+        bias = context.emit(R.multiply(bias, context.literal(beta, dtype)))
+    shape = tensor_shape(product)
+    return R.add(product, _bias_of(context, bias, shape))
+
+
+def _bias_of(context: NodeContext, bias: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
+    """The bias, made the product's size where its own is symbolic and not known to be that or 1."""
+    own = tensor_shape(bias)
+    for size, wanted in zip(own[::-1], shape[::-1], strict=False):
+        if is_number(size) and size != 1:  # the product does not broadcast to its bias
+            require(context, wanted, "equal", size)
+    try:
+        _, sure = broadcast_shapes(context, [shape, tensor_shape(bias)])
+    except ValueError as error:
+        context.invalid(str(error))
+    return bias if sure else context.match_shape(broadcast_to(context, bias, shape), shape)
+
+
+@converter("Det", since=11)
+def determinant(context: NodeContext) -> relax.Expr:
+    """Determinants of stacked square matrices, by elimination with row exchanges, in float64."""
+    shape, dtype = context.shape(0), context.dtype(0)
+    if len(shape) < 2 or not context.arithmetic.equal_is_proved(shape[-1], shape[-2]):
+        context.invalid(f"its input has shape {shape}; it needs square matrices")
+    result = context.emit_te(_determinant_kernel(dtype), context.input(0), primfunc_name_hint="determinant")
+    return relax.TupleGetItem(result, 0)
+
+
+def _determinant_kernel(dtype: str) -> Any:
+    def kernel(data: te.Tensor) -> list[te.Tensor]:
+        stack, size = list(data.shape[:-2]), data.shape[-1]
+        count: Any = tirx.const(1, "int64")
+        for extent in stack:
+            count = count * extent
+
+        def generate(ins: Any, outs: Any) -> Any:
+            source, (result, work) = T.buffer_proxy(ins[0]), (T.buffer_proxy(out) for out in outs)
+            with IRBuilder() as builder:
+                with T.serial(0, count) as b:
+                    _eliminate(source, result, work, b, size, dtype)
+                return builder.get()
+
+        return te.extern([stack, [size * size + 3]], [data], generate, dtype=[dtype, "float64"], name="determinant")
+
+    return kernel
+
+
+def _eliminate(source: Any, result: Any, work: Any, b: Any, size: Any, dtype: str) -> None:
+    """Gaussian elimination of matrix `b` in `work`; its last elements hold the product, the pivot's row, a spare."""
+    product, pivot = size * size, size * size + 1
+    with T.seq_scope():
+        with T.serial(0, size * size) as i:
+            work[i] = source[b * size * size + i].astype("float64")
+        work[product] = tirx.const(1.0, "float64")
+        with T.serial(0, size) as column, T.seq_scope():
+            work[pivot] = column.astype("float64")
+            with T.serial(0, size - column) as below:
+                row = column + below
+                best = work[pivot].astype("int64")
+                larger = tirx.abs(work[row * size + column]) > tirx.abs(work[best * size + column])
+                with T.If(larger), T.Then():
+                    work[pivot] = row.astype("float64")
+            with T.If(work[pivot].astype("int64") != column), T.Then(), T.seq_scope():
+                work[product] = tirx.const(0.0, "float64") - work[product]
+                with T.serial(0, size) as j:
+                    _exchange(work, column * size + j, work[pivot].astype("int64") * size + j, pivot + 1)
+            work[product] = work[product] * work[column * size + column]
+            nonzero = work[column * size + column] != tirx.const(0.0, "float64")
+            below, right = T.serial(0, size - column - 1), T.serial(0, size - column)
+            with T.If(nonzero), T.Then(), below as down, right as back:
+                row, last = column + 1 + down, size - 1 - back
+                factor = work[row * size + column] / work[column * size + column]
+                work[row * size + last] = work[row * size + last] - factor * work[column * size + last]
+        result[b] = work[product].astype(dtype)
+
+
+def _exchange(work: Any, a: Any, b: Any, spare: Any) -> None:
+    """Swap two elements."""
+    with T.seq_scope():
+        work[spare] = work[a]
+        work[a] = work[b]
+        work[b] = work[spare]

@@ -1,0 +1,194 @@
+"""Signal processing: DFT, STFT, MelWeightMatrix. The window functions are defined by onnx in other operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm import relax, te
+from tvm.relax import op as R
+
+from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.bounds import require_shape
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.math.fourier import Complex, transform
+from compiler.frontends.onnx.operators.precision import cast, widened
+from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.symbolic import Dim, expression
+from compiler.frontends.onnx.values import Constant, tensor_shape
+
+
+@converter("DFT", since=17)
+def dft_17(context: NodeContext) -> relax.Expr:
+    """The axis is an attribute."""
+    return _dft(context, context.axis(context.attribute("axis", 1), context.rank(0)))
+
+
+@converter("DFT", since=20)
+def dft(context: NodeContext) -> relax.Expr:
+    """The axis is an operand, by default the last one before the complex pair."""
+    return _dft(context, context.axis(context.scalar(2, -2), context.rank(0)))
+
+
+def _dft(context: NodeContext, axis: int) -> relax.Expr:
+    inverse, onesided = bool(context.attribute("inverse", 0)), bool(context.attribute("onesided", 0))
+    rank = context.rank(0)
+    if axis == rank - 1:
+        context.invalid("the last axis holds the real and imaginary parts; it can not be transformed")
+    order = [*(k for k in range(rank - 1) if k != axis), axis]
+    data = _complex(context, widened(context, context.input(0)), order)
+    stored = _known_length(context, tensor_shape(data.real)[-1])
+    default = 2 * (stored - 1) if inverse and onesided else stored
+    length = context.scalar(1, default)
+    if length < 1:
+        context.invalid(f"the transform's length is {length}")
+    if inverse and onesided:
+        data = _whole_spectrum(context, _resized(context, data, length // 2 + 1), length)
+    else:
+        data = _resized(context, data, length)
+    result = transform(context, data, length, inverse=inverse)
+    if inverse:
+        scale = context.literal(1.0 / length, str(result.real.ty.dtype))
+        result = _each_part(result, lambda part: context.emit(R.multiply(part, scale)))
+    if onesided and inverse:
+        result = Complex(result.real)
+    elif onesided:
+        result = _each_part(result, lambda part: _sliced(context, part, 0, length // 2 + 1))
+    return cast(context, _packed(context, result, order), context.dtype(0))
+
+
+def _known_length(context: NodeContext, size: Dim) -> int:
+    if not isinstance(size, int):
+        context.refuse("the transformed axis has a symbolic size; fix it with shapes=")
+    return size
+
+
+def _complex(context: NodeContext, data: relax.Expr, order: list[int]) -> Complex:
+    """The parts of a tensor whose last axis holds one or two of them, the axis to transform moved last."""
+    parts = tensor_shape(data)[-1]
+    if parts not in (1, 2):
+        context.invalid(f"the last axis must hold 1 or 2 numbers, not {parts}")
+    axis = len(order)
+
+    def part(index: int) -> relax.Expr:
+        plane = context.emit(R.squeeze(context.emit(R.strided_slice(data, [axis], [index], [index + 1])), [axis]))
+        return context.emit(R.permute_dims(plane, order)) if order != sorted(order) else plane
+
+    return Complex(part(0), part(1) if parts == 2 else None)
+
+
+def _each_part(data: Complex, function: Any) -> Complex:
+    return Complex(function(data.real), None if data.imaginary is None else function(data.imaginary))
+
+
+def _sliced(context: NodeContext, tensor: relax.Expr, begin: int, end: int) -> relax.Expr:
+    return context.emit(R.strided_slice(tensor, [len(tensor_shape(tensor)) - 1], [begin], [end]))
+
+
+def _resized(context: NodeContext, data: Complex, length: int) -> Complex:
+    """Cut or padded with zeros to a length."""
+    current = _known_length(context, tensor_shape(data.real)[-1])
+    if current > length:
+        return _each_part(data, lambda part: _sliced(context, part, 0, length))
+    if current < length:
+        return _each_part(data, lambda part: _padded(context, part, length - current))
+    return data
+
+
+def _padded(context: NodeContext, tensor: relax.Expr, count: int) -> relax.Expr:
+    widths = [0, 0] * (len(tensor_shape(tensor)) - 1) + [0, count]
+    return context.emit(R.nn.pad(tensor, widths))
+
+
+def _whole_spectrum(context: NodeContext, half: Complex, length: int) -> Complex:
+    """The spectrum of a real signal from its first half: the rest is its mirror image, conjugated."""
+    mirrored = length - (length // 2 + 1)
+    if half.imaginary is None:
+        half = Complex(half.real, context.emit(R.zeros_like(half.real)))
+    if mirrored == 0:
+        return half
+
+    def extended(part: relax.Expr, sign: int) -> relax.Expr:
+        axis = len(tensor_shape(part)) - 1
+        tail = context.emit(R.flip(_sliced(context, part, 1, 1 + mirrored), axis))
+        return context.emit(R.concat([part, tail if sign > 0 else context.emit(R.negative(tail))], axis))
+
+    assert half.imaginary is not None
+    return Complex(extended(half.real, 1), extended(half.imaginary, -1))
+
+
+def _packed(context: NodeContext, data: Complex, order: list[int]) -> relax.Expr:
+    """The parts on a last axis, the transformed axis back in its place."""
+    inverse = [int(k) for k in np.argsort(order)]
+
+    def placed(part: relax.Expr) -> relax.Expr:
+        return context.emit(R.permute_dims(part, inverse)) if order != sorted(order) else part
+
+    if data.imaginary is None:
+        return context.emit(R.expand_dims(placed(data.real), len(order)))
+    return context.emit(R.stack([placed(data.real), placed(data.imaginary)], axis=len(order)))
+
+
+@converter("STFT", since=17)
+def stft(context: NodeContext) -> relax.Expr:
+    """The transform of windows that move along a signal of shape (batch, samples, 1 or 2), or (batch, samples)."""
+    step = context.scalar(1)
+    window_length = context.shape(2)[0] if context.has_input(2) else None
+    length = context.scalar(3, window_length)
+    if not isinstance(length, int):
+        context.refuse("the frame's length is not known when compiling; give frame_length or a window of fixed size")
+    if step < 1 or length < 1:
+        context.invalid(f"frame step {step} and length {length} must be positive")
+    signal = widened(context, context.input(0))
+    # ONNX Runtime takes a real signal without its last axis, and so exporters leave it out.
+    data = Complex(signal) if context.rank(0) == 2 else _complex(context, signal, [0, 1])
+    if context.has_input(2):
+        require_shape(context, context.shape(2), [length], "the window")
+    window = widened(context, context.input(2)) if context.has_input(2) else None
+    framed = _each_part(data, lambda part: _frames(context, part, window, step, length))
+    result = transform(context, framed, length)
+    # A complex signal's spectrum is not symmetric: only that of a real one can be halved.
+    if context.attribute("onesided", 1) and data.imaginary is None:
+        result = _each_part(result, lambda part: _sliced(context, part, 0, length // 2 + 1))
+    return cast(context, _packed(context, result, [0, 1, 2]), context.dtype(0))
+
+
+def _frames(context: NodeContext, signal: relax.Expr, window: relax.Expr | None, step: int, length: int) -> relax.Expr:
+    """Windows of shape (batch, frames, length) of a signal, times the window function."""
+    samples = tensor_shape(signal)[1]
+    if isinstance(samples, int) and samples < length:
+        context.invalid(f"the signal of {samples} samples is shorter than one frame of {length}")
+    arithmetic = context.arithmetic
+    count = arithmetic.add(arithmetic.floor_divide(arithmetic.subtract(samples, length), step), 1)
+
+    def compute(source: te.Tensor, *weights: te.Tensor) -> te.Tensor:
+        def element(b: Any, frame: Any, position: Any) -> Any:
+            value = source(b, frame * step + position)
+            return value * weights[0](position) if weights else value
+
+        return te.compute((source.shape[0], expression(count), length), element, name="frames")
+
+    arguments = [signal] if window is None else [signal, window]
+    return context.emit_te(compute, *arguments, primfunc_name_hint="frames")
+
+
+@converter("MelWeightMatrix", since=17)
+def mel_weight_matrix(context: NodeContext) -> Constant:
+    """Weights from linear frequencies to the mel scale, as onnx defines them; all operands are numbers."""
+    bins, length, rate = (int(context.scalar(k)) for k in range(3))
+    low, high = (float(context.scalar(k)) for k in (3, 4))
+    spectrum = length // 2 + 1
+    low_mel, high_mel = (2595 * np.log10(1 + hertz / 700) for hertz in (low, high))
+    points = np.arange(bins + 2) * ((high_mel - low_mel) / (bins + 2)) + low_mel
+    edges = np.floor((length + 1) * (700 * (np.power(10, points / 2595) - 1)) / rate).astype(int)
+    weights = np.zeros((spectrum, bins))
+    for index in range(bins):
+        lower, center, upper = edges[index : index + 3]
+        if center == lower:
+            weights[center, index] = 1
+        else:
+            weights[lower : center + 1, index] = (np.arange(lower, center + 1) - lower) / (center - lower)
+        if upper > center:
+            weights[center:upper, index] = (upper - np.arange(center, upper)) / (upper - center)
+    dtype = dtypes.NAMES[context.attribute("output_datatype", 1)]
+    return Constant(weights.astype(dtypes.numpy_dtype(dtype)), dtype)

@@ -1,0 +1,248 @@
+"""com.microsoft: Attention, MultiHeadAttention, RotaryEmbedding, and attention on quantized weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from compiler.frontends.onnx.bounds import require, require_shape, require_values
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.composition import Composer, int64s
+from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN, given
+from compiler.frontends.onnx.registry import converter
+
+_MASKED = -10000.0
+
+
+class Heads:
+    """Attention of (batch, heads, length, size) tensors, and the masks that the fused operators know."""
+
+    def __init__(self, context: NodeContext) -> None:
+        self.context, self.op = context, Composer(context)
+        self.count = int(context.required_attribute("num_heads"))
+        self.filter = float(context.attribute("mask_filter_value", _MASKED))
+
+    def split(self, value: Any, count: int | None = None) -> Any:
+        """(batch, length, heads * size) as (batch, heads, length, size)."""
+        shaped = self.op("Reshape", value, int64s(0, 0, count or self.count, -1))
+        return self.op("Transpose", shaped, perm=[0, 2, 1, 3])
+
+    def merge(self, value: Any) -> Any:
+        """The reverse of `split`."""
+        return self.op("Reshape", self.op("Transpose", value, perm=[0, 2, 1, 3]), int64s(0, 0, -1))
+
+    def size(self, value: Any, axis: int) -> Any:
+        """A size as an int64 tensor (1,)."""
+        return self.op("Slice", self.op("Shape", value), int64s(axis), int64s(axis + 1))
+
+    def positions(self, count: Any) -> Any:
+        """0, 1, ... up to a size given as (1,)."""
+        return self.op("Range", np.int64(0), self.op("Squeeze", count), np.int64(1))
+
+    def attend(self, query: Any, key: Any, value: Any, added: list[Any]) -> Any:
+        """softmax(query * scale @ key' + added...) @ value, merged."""
+        op, size = self.op, query.shape[-1]
+        scale = float(self.context.attribute("scale", 0.0))
+        if scale == 0.0:
+            if not isinstance(size, int):
+                self.context.refuse("the size of a head is not known when compiling")
+            scale = 1 / math.sqrt(size)
+        scores = op("Mul", op("MatMul", query, op("Transpose", key, perm=[0, 1, 3, 2])), scale)
+        for term in added:
+            scores = op("Add", scores, term)
+        return self.merge(op("MatMul", op("Softmax", scores, axis=-1), value))
+
+    def penalty(self, allowed: Any, dtype: str, value: float) -> Any:
+        """0 where allowed, `value` elsewhere."""
+        wide = self.op("Where", allowed, np.float32(0), np.float32(value))
+        return wide if dtype == "float32" else self.op("Cast", wide, to=self.op.number(dtype))
+
+    def padding(self, index: int, query: Any, key: Any) -> list[Any]:
+        """What the mask in input `index` adds to the scores: raw (batch, total) or (batch, length, total), or ends."""
+        if not self.context.has_input(index):
+            return []
+        op, mask, rank = self.op, self.context.value(index), self.context.rank(index)
+        if rank in (2, 3):
+            allowed = op("Greater", op("Cast", mask, to=6), np.int32(0))
+            allowed = op("Unsqueeze", allowed, int64s(1, 2) if rank == 2 else int64s(1))
+            return [self.penalty(allowed, query.dtype, self.filter)]
+        if rank != 1:
+            self.context.refuse(f"a mask of rank {rank} is not supported")
+        batch, entries = query.shape[0], self.context.shape(index)[0]
+        arithmetic = self.context.arithmetic
+        ends, starts = mask, None
+        if arithmetic.equal_is_proved(entries, arithmetic.multiply(batch, 2)) and entries != batch:
+            ends, starts = op.outputs(2, "Split", mask, axis=0, num_outputs=2)
+        elif not arithmetic.equal_is_proved(entries, batch):
+            self.context.refuse(f"a mask of {entries} entries for a batch of {batch} is not supported")
+        place = op("Cast", self.positions(self.size(key, 2)), to=6)
+        allowed = op("Less", place, op("Unsqueeze", op("Cast", ends, to=6), int64s(1)))
+        if starts is not None:
+            begun = op("GreaterOrEqual", place, op("Unsqueeze", op("Cast", starts, to=6), int64s(1)))
+            allowed = op("And", allowed, begun)
+        return [self.penalty(op("Unsqueeze", allowed, int64s(1, 2)), query.dtype, self.filter)]
+
+    def causal(self, query: Any, key: Any) -> list[Any]:
+        """Each query sees the keys up to its own place; the last query's is the last key's."""
+        if not self.context.attribute("unidirectional", 0):
+            return []
+        op = self.op
+        length, total = self.size(query, 2), self.size(key, 2)
+        rows = op("Add", self.positions(length), op("Sub", total, length))
+        allowed = op("LessOrEqual", self.positions(total), op("Unsqueeze", rows, int64s(1)))
+        # Not the filter's value: a later key stays hidden even when padding hides all of the others.
+        lowest = np.finfo(np.float16 if query.dtype == "float16" else np.float32).min
+        return [self.penalty(allowed, query.dtype, float(lowest))]
+
+
+def _attention_of(heads: Heads, projected: Any, sizes: list[Any], mask: int, past: int, bias: int | None) -> list[Any]:
+    """[result, present] of (batch, length, q + k + v)."""
+    context, op = heads.context, heads.op
+    if all(isinstance(size, int) for size in sizes):
+        parts = op.outputs(3, "Split", projected, int64s(*sizes), axis=2)
+    else:
+        parts = op.outputs(3, "Split", projected, axis=2, num_outputs=3)
+    query, key, value = (heads.split(part) for part in parts)
+    if context.has_input(past):
+        before_key, before_value = (op("Gather", context.value(past), np.int64(i), axis=0) for i in (0, 1))
+        key, value = op("Concat", before_key, key, axis=2), op("Concat", before_value, value, axis=2)
+    present = None
+    if context.output_used(1):
+        present = op("Concat", *(op("Unsqueeze", item, int64s(0)) for item in (key, value)), axis=0)
+    added = [*heads.padding(mask, query, key), *heads.causal(query, key)]
+    if bias is not None and context.has_input(bias):
+        added.append(context.value(bias))
+    return [heads.attend(query, key, value, added), present]
+
+
+@converter("Attention", domain=DOMAIN)
+def attention(context: NodeContext) -> list[Any]:
+    """Projection and attention: input, weights, bias, mask, past (2, batch, heads, length, size), attention bias."""
+    if context.attribute("do_rotary", 0) or context.attribute("past_present_share_buffer", 0):
+        context.refuse("do_rotary and past_present_share_buffer are not supported")
+    heads = Heads(context)
+    projected = heads.op("MatMul", context.value(0), context.value(1))
+    if context.has_input(2):
+        projected = heads.op("Add", projected, context.value(2))
+    return _attention_of(heads, projected, _hidden_sizes(context, 1), mask=3, past=4, bias=5)
+
+
+def _hidden_sizes(context: NodeContext, weights: int) -> list[Any]:
+    given_sizes: list[int] = context.attribute("qkv_hidden_sizes", [])
+    if given_sizes:
+        return [int(size) for size in given_sizes]
+    total = context.shape(weights)[-1]
+    return [total // 3] * 3 if isinstance(total, int) else [None]
+
+
+@converter("QAttention", domain=DOMAIN)
+def quantized_attention(context: NodeContext) -> list[Any]:
+    """Attention with a quantized projection.
+
+    Inputs: input, weights, bias, input scale, weight scale, mask, input zero, weight zero, past.
+    """
+    heads = Heads(context)
+    op = heads.op
+    sums = op("MatMulInteger", context.value(0), context.value(1), given(context, 6), given(context, 7))
+    scales = op("Mul", context.value(3), context.value(4))
+    projected = op("Add", op("Mul", op("Cast", sums, to=1), scales), context.value(2))
+    return _attention_of(heads, projected, _hidden_sizes(context, 1), mask=5, past=8, bias=None)
+
+
+@converter("MultiHeadAttention", domain=DOMAIN)
+def multi_head_attention(context: NodeContext) -> list[Any]:
+    """Attention of query, key, value, packed or not; then bias, padding mask, attention bias, past key and value."""
+    heads = Heads(context)
+    op = heads.op
+    query, key, value = _query_key_value(context, heads)
+    if context.has_input(6):
+        key = op("Concat", context.value(6), key, axis=2)
+        value = op("Concat", context.value(7), value, axis=2)
+    added = [*heads.padding(4, query, key), *heads.causal(query, key)]
+    if context.has_input(5):
+        added.append(context.value(5))
+    return [heads.attend(query, key, value, added), key, value]
+
+
+def _query_key_value(context: NodeContext, heads: Heads) -> tuple[Any, Any, Any]:
+    """Each (batch, heads, length, size), with its bias."""
+    op = heads.op
+    if context.rank(0) == 5:
+        packed = op.outputs(3, "Split", context.value(0), axis=3, num_outputs=3)
+        parts = [op("Reshape", part, int64s(0, 0, -1)) for part in packed]
+    elif context.has_input(1) and context.rank(1) == 5:
+        packed = op.outputs(2, "Split", context.value(1), axis=3, num_outputs=2)
+        parts = [context.value(0), *(op("Reshape", part, int64s(0, 0, -1)) for part in packed)]
+    elif not context.has_input(1) or not context.has_input(2):
+        context.refuse("a query without key and value must hold all three, with rank 5")
+    else:
+        parts = [context.value(0), context.value(1), context.value(2)]
+    biases: list[Any] = [None] * 3
+    if context.has_input(3):
+        sizes = [_width(context, part, heads.count) for part in parts]
+        biases = op.outputs(3, "Split", context.value(3), int64s(*sizes), axis=0)
+    result = []
+    for part, bias in zip(parts, biases, strict=True):
+        if len(part.shape) == 4:
+            # Key and value of a cross attention, split into heads already; their bias was added with that.
+            result.append(part)
+            continue
+        result.append(heads.split(part if bias is None else op("Add", part, bias)))
+    return result[0], result[1], result[2]
+
+
+def _width(context: NodeContext, part: Any, heads: int) -> int:
+    """Number of all heads' features."""
+    width = part.shape[-1] if len(part.shape) == 3 else part.shape[-1] * heads
+    if not isinstance(width, int):
+        context.refuse("the size of the heads is not known when compiling")
+    return width
+
+
+def _check_positions(context: NodeContext) -> None:
+    """Positions, or the first of them, lie in the tables."""
+    rows = context.shape(2)[0]
+    batch, length = context.shape(0)[0], context.shape(0)[1 if context.rank(0) == 3 else 2]
+    if context.rank(1) == 1:
+        require(context, rows, "at least", length)
+        rows = context.arithmetic.add(context.arithmetic.subtract(rows, length), 1)
+    else:
+        require_shape(context, context.shape(1), [batch, length], "the positions")
+    require_values(context, 1, 0, rows)
+
+
+@converter("RotaryEmbedding", domain=DOMAIN)
+def rotary_embedding(context: NodeContext) -> Any:
+    """Rotary positions: input, positions (one offset, or (batch, length)), cosines, sines."""
+    op = Composer(context)
+    if context.attribute("is_packed_batching", 0):
+        context.refuse("is_packed_batching is not supported")
+    data, positions, rank = context.value(0), context.value(1), context.rank(0)
+    _check_positions(context)
+    heads, rotated = context.attribute("num_heads", 0), context.attribute("rotary_embedding_dim", 0)
+    if rank == 3 and not heads:
+        # All of the last axis are heads of the size that the tables imply.
+        size, table = context.shape(0)[2], context.shape(2)[1]
+        if not isinstance(size, int) or not isinstance(table, int):
+            context.refuse("the number of heads is not known when compiling")
+        heads = size // (2 * table)
+    if context.rank(1) == 1:
+        shape = op("Shape", data)
+        axis = 1 if rank == 3 else 2
+        length = op("Squeeze", op("Slice", shape, int64s(axis), int64s(axis + 1)))
+        batch = op("Slice", shape, int64s(0), int64s(1))
+        row = op("Unsqueeze", op("Add", op("Range", np.int64(0), length, np.int64(1)), positions), int64s(0))
+        positions = op("Expand", row, op("Concat", batch, int64s(1), axis=0))
+    attributes: dict[str, Any] = {"num_heads": heads} if rank == 3 else {}
+    return op(
+        "RotaryEmbedding",
+        data,
+        context.value(2),
+        context.value(3),
+        positions,
+        interleaved=context.attribute("interleaved", 0),
+        rotary_embedding_dim=rotated,
+        **attributes,
+    )

@@ -1,0 +1,115 @@
+"""com.microsoft: weights quantized in blocks: MatMulNBits, and GatherBlockQuantized, how embeddings are looked up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm.relax import op as R
+
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.composition import Composer, int64s
+from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN
+from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.values import Value
+from compiler.passes.rewriting.grouped_weights import grouped_rows
+
+
+@converter("GatherBlockQuantized", domain=DOMAIN)
+def gather_block_quantized(context: NodeContext) -> Any:
+    """Entries of a table that is quantized in blocks: data, indices, scales, zero points.
+
+    Data of type uint8 hold `bits` a value, low bits first; without zero points the middle of the range of uint8 data
+    is zero, and 0 otherwise.
+    """
+    op, bits = Composer(context), int(context.attribute("bits", 4))
+    data, scales = context.constant(0), context.constant(2).astype(np.float32)
+    zeros = context.constant(3) if context.has_input(3) else None
+    axis = context.axis(context.attribute("quantize_axis", 1), data.ndim)
+    block = int(context.attribute("block_size", 128))
+    middle = 0.0
+    if context.dtype(0) == "uint8":
+        middle = float(2 ** (bits - 1))
+        data = unpacked(data, bits)
+        zeros = None if zeros is None else unpacked(zeros, bits)[tuple(slice(size) for size in scales.shape)]
+    length = data.shape[axis]
+    offset = np.float32(middle) if zeros is None else _spread(zeros.astype(np.float32), block, axis, length)
+    table = (data.astype(np.float32) - offset) * _spread(scales, block, axis, length)
+    stored = op("Cast", table, to=op.number(context.dtype(2)))
+    return op("Gather", stored, context.value(1), axis=context.attribute("gather_axis", 0))
+
+
+def _spread(values: np.ndarray, block: int, axis: int, length: int) -> np.ndarray:
+    """Each value of a block for all of its elements."""
+    return np.take(np.repeat(values, block, axis), range(length), axis)
+
+
+@converter("MatMulNBits", domain=DOMAIN)
+def matmul_n_bits(context: NodeContext) -> Value:
+    """A times the transposed B of packed 2, 4 or 8-bit integers (N, blocks, bytes): a, b, scales, zeros, g_idx, bias.
+
+    Without zero points the middle of the range is zero.
+    """
+    rows, size = int(context.required_attribute("N")), int(context.required_attribute("K"))
+    bits, block = int(context.attribute("bits", 4)), int(context.required_attribute("block_size"))
+    if bits not in (2, 4, 8):
+        context.refuse(f"weights of {bits} bits are not supported")
+    blocks = -(-size // block)
+    op = Composer(context)
+    packed = context.constant(1).reshape(rows, blocks, -1)
+    weights = unpacked(packed, bits)[:, :, :block]
+    narrow = _narrow_product(context, op, weights, bits, size)
+    if narrow is not None:
+        return narrow
+    zeros: Any = np.float32(2 ** (bits - 1))
+    scales = op("Reshape", context.value(2), int64s(rows, blocks, 1))
+    if context.has_input(3):
+        raw = context.constant(3)
+        if raw.dtype == np.uint8:
+            zeros = unpacked(raw.reshape(rows, -1), bits)[:, :blocks].reshape(rows, blocks, 1).astype(np.float32)
+        else:
+            zeros = raw.reshape(rows, blocks, 1).astype(np.float32)
+    dtype = op.number(context.dtype(2))
+    if context.has_input(4):
+        # Each column says which block's scale and zero point are its own.
+        order = context.constant(4).astype(np.int64)
+        weights, scales = weights.reshape(rows, -1, 1), op("Gather", scales, order, axis=1)
+        zeros = zeros if np.ndim(zeros) == 0 else zeros[:, order]
+        weights = weights[:, : len(order)]
+    shifted = op("Cast", op("Sub", op("Cast", weights, to=1), zeros), to=dtype)
+    matrix = op("Reshape", op("Mul", shifted, scales), int64s(rows, -1))
+    if blocks * block != size and not context.has_input(4):
+        matrix = op("Slice", matrix, int64s(0), int64s(size), int64s(1))
+    result: Value = op("MatMul", context.value(0), op("Transpose", matrix, perm=[1, 0]))
+    return op("Add", result, context.value(5)) if context.has_input(5) else result
+
+
+def _narrow_product(context: NodeContext, op: Composer, weights: np.ndarray, bits: int, size: int) -> Value | None:
+    """The product with the integers as they are; None where scales are computed, or zero points are no integers."""
+    scales, zeros = context.known(2), None
+    if scales is None or context.has_input(4):
+        return None
+    rows, blocks, block = weights.shape
+    if context.has_input(3):
+        raw = context.constant(3)
+        if raw.dtype != np.uint8:
+            return None
+        zeros = unpacked(raw.reshape(rows, -1), bits)[:, :blocks]
+    else:
+        zeros = np.full((rows, blocks), 2 ** (bits - 1), np.uint8)
+    values = weights.reshape(rows, -1)[:, :size]
+    matrix = grouped_rows(values, scales.reshape(rows, blocks), zeros, block, context.emit)
+    wide = op("Cast", context.value(0), to=op.number("float32"))
+    result: Value = op("MatMul", wide, context.runtime(context.emit(R.permute_dims(matrix)), "float32"))
+    if context.has_input(5):
+        result = op("Add", result, op("Cast", context.value(5), to=op.number("float32")))
+    dtype = context.dtype(0)
+    assert dtype is not None
+    return op("Cast", result, to=op.number(dtype))
+
+
+def unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
+    """Integers packed into bytes along the last axis, low bits first."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    values = (packed[..., None] >> shifts) & np.uint8(2**bits - 1)
+    return values.reshape(*packed.shape[:-1], -1).astype(np.uint8)

@@ -1,0 +1,262 @@
+"""com.microsoft: products, convolutions and activations that ONNX Runtime's optimizer fuses; small operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.composition import Composer, int64s
+from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.values import Value
+
+DOMAIN = "com.microsoft"
+_CONV_ATTRIBUTES = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
+_POOL_ATTRIBUTES = ("auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads", "strides")
+
+
+def given(context: NodeContext, index: int) -> Value | None:
+    """Input `index`, or None when it is missing."""
+    return context.value(index) if context.has_input(index) else None
+
+
+def attributes_of(context: NodeContext, *names: str) -> dict[str, Any]:
+    """Those of the attributes that the node has."""
+    return {name: context.attribute(name, None) for name in names if context.has_attribute(name)}
+
+
+def activated(context: NodeContext, op: Composer, value: Any) -> Any:
+    """A value after the node's `activation`, with its parameters in `activation_params` or attributes of their own."""
+    activation = context.attribute("activation", "")
+    parameters: list[float] = context.attribute("activation_params", [])
+    alpha = context.attribute("activation_alpha", parameters[0] if parameters else None)
+    beta = context.attribute("activation_beta", parameters[1] if len(parameters) > 1 else None)
+    if activation in ("", "Relu", "Tanh", "Sigmoid"):
+        return op(activation, value) if activation else value
+    if activation in ("LeakyRelu", "HardSigmoid", "ScaledTanh", "Elu", "ThresholdedRelu"):
+        extra: dict[str, Any] = {"beta": beta} if activation == "HardSigmoid" else {}
+        return op(activation, value, alpha=alpha, **extra)
+    if activation == "Clip":
+        return op("Clip", value, np.float32(alpha), np.float32(beta))
+    if activation != "Gelu":
+        context.refuse(f"the activation {activation!r} is not supported")
+    return op("Gelu", value)
+
+
+@converter("FusedMatMul", "TransposeMatMul", domain=DOMAIN)
+def fused_matmul(context: NodeContext) -> Any:
+    """alpha * A' * B', where ' swaps the last two axes, or moves the second one to the place before the last."""
+    op = Composer(context)
+    a = _matrix(context, op, 0, "transA", "transBatchA")
+    b = _matrix(context, op, 1, "transB", "transBatchB")
+    return _scaled(op, op("MatMul", a, b), context.attribute("alpha", 1.0))
+
+
+@converter("FusedMatMulActivation", domain=DOMAIN)
+def fused_matmul_activation(context: NodeContext) -> Any:
+    """FusedMatMul and an activation."""
+    return activated(context, Composer(context), fused_matmul(context))
+
+
+def _scaled(op: Composer, value: Any, factor: float) -> Any:
+    return value if factor == 1.0 else op("Mul", value, float(factor))
+
+
+def _matrix(context: NodeContext, op: Composer, index: int, transposed: str, batch: str) -> Any:
+    rank = context.rank(index)
+    order = list(range(rank))
+    if context.attribute(batch, 0):
+        # (M, batch..., K): the first axis is the row.
+        order = [*range(1, rank - 1), 0, rank - 1]
+    if context.attribute(transposed, 0) and rank > 1:
+        order[-1], order[-2] = order[-2], order[-1]
+    value = context.value(index)
+    return value if order == list(range(rank)) else op("Transpose", value, perm=order)
+
+
+@converter("FusedGemm", domain=DOMAIN)
+def fused_gemm(context: NodeContext) -> Any:
+    """Gemm and an activation."""
+    op = Composer(context)
+    names = ("alpha", "beta", "transA", "transB")
+    product = op("Gemm", context.value(0), context.value(1), given(context, 2), **attributes_of(context, *names))
+    return activated(context, op, product)
+
+
+@converter("FusedConv", domain=DOMAIN)
+def fused_conv(context: NodeContext) -> Any:
+    """Conv of x, w and b, plus z, and an activation."""
+    op = Composer(context)
+    inputs = [context.value(0), context.value(1), given(context, 2)]
+    result = op("Conv", *inputs, **attributes_of(context, *_CONV_ATTRIBUTES))
+    if context.has_input(3):
+        result = op("Add", result, context.value(3))
+    return activated(context, op, result)
+
+
+@converter("NhwcConv", "NhwcFusedConv", domain=DOMAIN)
+def nhwc_conv(context: NodeContext) -> Any:
+    """FusedConv with the channels of data and result last; the weights as in Conv."""
+    op, rank = Composer(context), context.rank(0)
+    data = op("Transpose", context.value(0), perm=[0, rank - 1, *range(1, rank - 1)])
+    inputs = [data, context.value(1), given(context, 2)]
+    result = op("Conv", *inputs, **attributes_of(context, *_CONV_ATTRIBUTES))
+    result = op("Transpose", result, perm=[0, *range(2, rank), 1])
+    if context.has_input(3):
+        result = op("Add", result, context.value(3))
+    return activated(context, op, result)
+
+
+@converter("NhwcMaxPool", domain=DOMAIN)
+def nhwc_max_pool(context: NodeContext) -> Any:
+    """MaxPool with the channels last."""
+    op, rank = Composer(context), context.rank(0)
+    data = op("Transpose", context.value(0), perm=[0, rank - 1, *range(1, rank - 1)])
+    return op(
+        "Transpose", op("MaxPool", data, **attributes_of(context, *_POOL_ATTRIBUTES)), perm=[0, *range(2, rank), 1]
+    )
+
+
+@converter("Gelu", domain=DOMAIN)
+def gelu(context: NodeContext) -> Any:
+    """x * Phi(x)."""
+    return Composer(context)("Gelu", context.value(0))
+
+
+@converter("BiasGelu", domain=DOMAIN)
+def bias_gelu(context: NodeContext) -> Any:
+    """Gelu of a sum."""
+    op = Composer(context)
+    return op("Gelu", op("Add", context.value(0), context.value(1)))
+
+
+@converter("FastGelu", domain=DOMAIN)
+def fast_gelu(context: NodeContext) -> Any:
+    """Gelu by tanh, of a sum when there is a bias."""
+    op, value = Composer(context), context.value(0)
+    if context.has_input(1):
+        value = op("Add", value, context.value(1))
+    return op("Gelu", value, approximate="tanh")
+
+
+@converter("QuickGelu", domain=DOMAIN)
+def quick_gelu(context: NodeContext) -> Any:
+    """x * sigmoid(alpha * x)."""
+    op, value = Composer(context), context.value(0)
+    return op("Mul", value, op("Sigmoid", op("Mul", value, context.attribute("alpha", 1.702))))
+
+
+@converter("BiasSplitGelu", domain=DOMAIN)
+def bias_split_gelu(context: NodeContext) -> Any:
+    """The first half of x + bias along the last axis, times Gelu of the second."""
+    op = Composer(context)
+    left, right = op.outputs(2, "Split", op("Add", context.value(0), context.value(1)), axis=-1, num_outputs=2)
+    return op("Mul", left, op("Gelu", right))
+
+
+@converter("BiasAdd", domain=DOMAIN)
+def bias_add(context: NodeContext) -> Any:
+    """x + bias + skip."""
+    op = Composer(context)
+    return op("Add", op("Add", context.value(0), context.value(1)), context.value(2))
+
+
+@converter("BiasSoftmax", domain=DOMAIN)
+def bias_softmax(context: NodeContext) -> Any:
+    """Softmax of a sum, over all axes from `axis` on; the bias is broadcast over inner or outer batches.
+
+    With is_inner_broadcast each entry of the bias serves as many consecutive batches as there are for one.
+    """
+    op = Composer(context)
+    axis = context.axis(context.attribute("axis", 1), context.rank(0))
+    data, bias = context.value(0), context.value(1)
+    if axis < context.rank(0) - 1:
+        context.refuse("a softmax over more than the last axis is not supported")
+    return op("Softmax", op("Add", data, bias), axis=axis)
+
+
+@converter("BiasDropout", domain=DOMAIN)
+def bias_dropout(context: NodeContext) -> Any:
+    """x + bias + residual: nothing is dropped outside training."""
+    op = Composer(context)
+    result = op("Add", context.value(0), context.value(1))
+    return op("Add", result, context.value(2)) if context.has_input(2) else result
+
+
+@converter("ExpandDims", domain=DOMAIN)
+def expand_dims(context: NodeContext) -> Any:
+    """A new axis of size 1 at a place counted as in the result."""
+    return Composer(context)("Unsqueeze", context.value(0), int64s(*context.integers(1)))
+
+
+@converter("Trilu", "GatherND", domain=DOMAIN)
+def as_in_onnx(context: NodeContext) -> Any:
+    """Operators that ONNX has taken over since."""
+    inputs = [given(context, index) for index in range(len(context.node.input))]
+    names = [attribute.name for attribute in context.node.attribute]
+    return Composer(context)(context.operator, *inputs, **attributes_of(context, *names))
+
+
+@converter("Pad", domain=DOMAIN)
+def pad(context: NodeContext) -> Any:
+    """Pad with the widths as an operand, which may be a matrix of one row."""
+    op = Composer(context)
+    widths = op("Reshape", context.value(1), int64s(-1))
+    return op("Pad", context.value(0), widths, given(context, 2), mode=context.attribute("mode", "constant"))
+
+
+@converter("Unique", domain=DOMAIN)
+def unique(context: NodeContext) -> list[Any]:
+    """The distinct elements in the order in which they occur first, which one each input is, how often each occurs."""
+    distinct, _, inverse, counts = Composer(context).outputs(4, "Unique", context.value(0), sorted=0)
+    return [distinct, inverse, counts]
+
+
+@converter("Inverse", domain=DOMAIN)
+def inverse(context: NodeContext) -> Any:
+    """Inverses of stacked square matrices."""
+    from compiler.frontends.onnx.operators.math.linear_algebra import inverted
+
+    return inverted(context, context.input(0))
+
+
+@converter("CDist", domain=DOMAIN)
+def cdist(context: NodeContext) -> Any:
+    """Distances between the rows of two matrices: euclidean, or its square."""
+    op = Composer(context)
+    metric = context.attribute("metric", "sqeuclidean")
+    if metric not in ("sqeuclidean", "euclidean"):
+        context.refuse(f"the metric {metric!r} is not supported")
+    a, b = op("Unsqueeze", context.value(0), int64s(1)), op("Unsqueeze", context.value(1), int64s(0))
+    squares = op("ReduceSumSquare", op("Sub", a, b), int64s(2), keepdims=0)
+    return op("Sqrt", squares) if metric == "euclidean" else squares
+
+
+@converter("ConvTransposeWithDynamicPads", domain=DOMAIN)
+def conv_transpose_with_dynamic_pads(context: NodeContext) -> Any:
+    """ConvTranspose with the padding as an operand: x, w, pads, bias."""
+    op = Composer(context)
+    names = ("auto_pad", "dilations", "group", "kernel_shape", "output_padding", "strides")
+    pads: dict[str, Any] = {"pads": context.integers(2)} if context.has_input(2) else {}
+    inputs = [context.value(0), context.value(1), given(context, 3)]
+    return op("ConvTranspose", *inputs, **pads, **attributes_of(context, *names))
+
+
+@converter(
+    "AveragePool",
+    "Conv",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "MaxPool",
+    "ReorderInput",
+    "ReorderOutput",
+    "Upsample",
+    domain="com.microsoft.nchwc",
+)
+def blocked_layout(context: NodeContext) -> Any:
+    """Refused: nothing in the model says how its weights are laid out."""
+    context.refuse(
+        "its layout is that of the machine on which ONNX Runtime optimized the model; save the model with the "
+        "optimization level 'extended' or below"
+    )

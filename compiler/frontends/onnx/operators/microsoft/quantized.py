@@ -1,0 +1,233 @@
+"""com.microsoft: operators on quantized tensors that ONNX Runtime's quantizer writes.
+
+Those without an integer form are what their definition says: dequantize, compute, quantize.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import relax, tirx
+from tvm.relax import op as R
+
+from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.broadcasting import broadcast, elementwise
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.composition import Composer, int64s
+from compiler.frontends.onnx.operators.precision import cast
+from compiler.frontends.onnx.operators.quantization.integer_products import (
+    Operand,
+    integer_matmul,
+    multiplier,
+    operand,
+    requantized,
+)
+from compiler.frontends.onnx.operators.quantization.linear import (
+    Parameters,
+    dequantize_linear,
+    dynamically_quantized,
+    quantize_linear,
+    quantized,
+)
+from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.values import Runtime, Value, tensor_shape
+
+DOMAIN = "com.microsoft"
+
+converter("QuantizeLinear", domain=DOMAIN)(quantize_linear)
+converter("DequantizeLinear", domain=DOMAIN)(dequantize_linear)
+
+
+def given(context: NodeContext, index: int) -> Value | None:
+    """Input `index`, or None when it is missing."""
+    return context.value(index) if context.has_input(index) else None
+
+
+def dequantized_input(context: NodeContext, op: Composer, index: int) -> Any:
+    """The float value of input `index`, whose scale and zero point are the next two inputs."""
+    return op("DequantizeLinear", context.value(index), context.value(index + 1), given(context, index + 2))
+
+
+def quantized_output(context: NodeContext, op: Composer, value: Value, index: int, like: int = 0) -> Value:
+    """A float value quantized with the scale and zero point in inputs `index` and `index + 1`."""
+    zero = given(context, index + 1)
+    if zero is None:
+        zero = op("Cast", 0.0, to=op.number(context.dtype(like)))
+    result: Value = op("QuantizeLinear", value, context.value(index), zero)
+    return result
+
+
+@converter("QLinearAdd", domain=DOMAIN)
+def qlinear_add(context: NodeContext) -> Value:
+    """a, a_scale, a_zero, b, b_scale, b_zero, c_scale, c_zero; rounded as ONNX Runtime does.
+
+    Halves are common here, since the scales' ratios often are powers of two: the zero points are summed first, and
+    each product is added in one step where the processor multiplies and adds in one, as ONNX Runtime's is.
+    """
+    ratios = [multiplier(context, [1], 6, None), multiplier(context, [4], 6, None)]
+    zeros = [_zero(context, index) for index in (2, 5, 7)]
+    shifts = [context.emit(R.multiply(ratio, zero)) for ratio, zero in zip(ratios, zeros[:2], strict=True)]
+    constant = context.emit(R.subtract(zeros[2], context.emit(R.add(*shifts))))
+    left, right = (
+        context.emit(R.multiply(cast(context, operand, "float32"), ratio))
+        for operand, ratio in zip(broadcast(context, [context.input(0), context.input(3)]), ratios, strict=True)
+    )
+    total = context.emit(R.add(left, context.emit(R.add(right, constant))))
+    dtype = context.dtype(0)
+    nothing = Parameters(relax.const(1.0, "float32"), context.literal(0, dtype), None)
+    return quantized(context, total, nothing, dtype)
+
+
+@converter("QLinearMul", domain=DOMAIN)
+def qlinear_mul(context: NodeContext) -> Value:
+    """a, a_scale, a_zero, b, b_scale, b_zero, c_scale, c_zero; the integers' product is scaled once."""
+    ratio = multiplier(context, [1, 4], 6, None)
+    zeros = [_zero(context, index) for index in (2, 5, 7)]
+
+    def function(a: Any, b: Any, scale: Any, *zero: Any) -> Any:
+        product = (a.astype("float32") - zero[0]) * (b.astype("float32") - zero[1])
+        return _saturated(product * scale + zero[2], context.dtype(0))
+
+    operands = [context.input(0), context.input(3), ratio, *zeros]
+    return context.runtime(elementwise(context, "qlinear_mul", function, *operands), context.dtype(0))
+
+
+def _zero(context: NodeContext, index: int) -> relax.Expr:
+    """A zero point as a float32 scalar."""
+    if not context.has_input(index):
+        return relax.const(0.0, "float32")
+    expr = cast(context, context.input(index), "float32")
+    return expr if not tensor_shape(expr) else context.emit(R.reshape(expr, ()))
+
+
+def _saturated(value: Any, dtype: str) -> Any:
+    low, high = (tirx.const(float(limit), "float32") for limit in dtypes.integer_limits(dtype))
+    return tirx.min(tirx.max(tirx.nearbyint(value), low), high).astype(dtype)
+
+
+@converter("QLinearSigmoid", "QLinearLeakyRelu", domain=DOMAIN)
+def qlinear_activation(context: NodeContext) -> Value:
+    """x, x_scale, x_zero, y_scale, y_zero."""
+    op = Composer(context)
+    alpha: dict[str, Any] = (
+        {"alpha": context.attribute("alpha", 0.01)} if context.operator == "QLinearLeakyRelu" else {}
+    )
+    result = op(context.operator.removeprefix("QLinear"), dequantized_input(context, op, 0), **alpha)
+    return quantized_output(context, op, result, 3)
+
+
+@converter("QLinearSoftmax", domain=DOMAIN)
+def qlinear_softmax(context: NodeContext) -> Value:
+    """Softmax with the meaning that `opset` gives it: before 13, over all axes from `axis` on."""
+    op = Composer(context)
+    x = dequantized_input(context, op, 0)
+    axis = context.axis(context.attribute("axis", -1), context.rank(0))
+    if context.attribute("opset", 13) >= 13:
+        return quantized_output(context, op, op("Softmax", x, axis=axis), 3)
+    flat = op("Softmax", op("Flatten", x, axis=axis), axis=1)
+    return quantized_output(context, op, op("Reshape", flat, op("Shape", context.value(0))), 3)
+
+
+@converter("QLinearAveragePool", "QLinearGlobalAveragePool", domain=DOMAIN)
+def qlinear_pool(context: NodeContext) -> Value:
+    """Average pooling; with channels_last the channels are the last axis."""
+    op = Composer(context)
+    last, rank = bool(context.attribute("channels_last", 0)), context.rank(0)
+    x = dequantized_input(context, op, 0)
+    if last:
+        x = op("Transpose", x, perm=[0, rank - 1, *range(1, rank - 1)])
+    names = ("auto_pad", "ceil_mode", "count_include_pad", "kernel_shape", "pads", "strides")
+    attributes: dict[str, Any] = {name: context.attribute(name, None) for name in names if context.has_attribute(name)}
+    result = op(context.operator.removeprefix("QLinear"), x, **attributes)
+    if last:
+        result = op("Transpose", result, perm=[0, *range(2, rank), 1])
+    return quantized_output(context, op, result, 3)
+
+
+@converter("QLinearReduceMean", domain=DOMAIN)
+def qlinear_reduce_mean(context: NodeContext) -> Value:
+    """data, data_scale, data_zero, reduced_scale, reduced_zero."""
+    op = Composer(context)
+    axes = context.attribute("axes", list(range(context.rank(0))))
+    mean = op("ReduceMean", dequantized_input(context, op, 0), int64s(*axes), keepdims=context.attribute("keepdims", 1))
+    return quantized_output(context, op, mean, 3)
+
+
+@converter("QLinearConcat", domain=DOMAIN)
+def qlinear_concat(context: NodeContext) -> Value:
+    """y_scale, y_zero, then each tensor with its scale and zero point."""
+    op = Composer(context)
+    parts = [dequantized_input(context, op, index) for index in range(2, len(context.node.input), 3)]
+    return quantized_output(context, op, op("Concat", *parts, axis=context.required_attribute("axis")), 0, like=2)
+
+
+@converter("QLinearWhere", domain=DOMAIN)
+def qlinear_where(context: NodeContext) -> Value:
+    """condition, x, x_scale, x_zero, y, y_scale, y_zero, z_scale, z_zero."""
+    op = Composer(context)
+    x, y = dequantized_input(context, op, 1), dequantized_input(context, op, 4)
+    return quantized_output(context, op, op("Where", context.value(0), x, y), 7, like=1)
+
+
+@converter("QGemm", domain=DOMAIN)
+def qgemm(context: NodeContext) -> Value | relax.Expr:
+    """alpha * A' * B' + C of quantized A and B and int32 C: a, a_scale, a_zero, b, b_scale, b_zero, c, y_scale, y_zero.
+
+    Without y_scale the result is float.
+    """
+    a, b = operand(context, 0, 2, -1), _columns_operand(context)
+    sums = integer_matmul(context, _transposed(context, a, "transA"), b)
+    if context.has_input(6):
+        sums = context.emit(R.add(sums, context.input(6)))
+    alpha = context.attribute("alpha", 1.0)
+    if context.has_input(7):
+        factor = multiplier(context, [1, 4], 7, None)
+        if alpha != 1.0:
+            factor = context.emit(R.multiply(factor, relax.const(alpha, "float32")))
+        return requantized(context, sums, factor, 8)
+    result = context.emit(R.multiply(cast(context, sums, "float32"), _product_of_scales(context, 1, 4)))
+    return result if alpha == 1.0 else R.multiply(result, relax.const(alpha, "float32"))
+
+
+def _columns_operand(context: NodeContext) -> Operand:
+    """B with one zero point a column of the product, which is a row of B when it is transposed."""
+    transposed = bool(context.attribute("transB", 0))
+    return _transposed(context, operand(context, 3, 5, 0 if transposed else -1), "transB")
+
+
+def _transposed(context: NodeContext, item: Operand, attribute: str) -> Operand:
+    if not context.attribute(attribute, 0):
+        return item
+    zero = item.zero_point
+    if zero is not None and len(tensor_shape(zero)) == 2:
+        zero = context.emit(R.permute_dims(zero))
+    return Operand(context.emit(R.permute_dims(item.data)), zero)
+
+
+def _product_of_scales(context: NodeContext, first: int, second: int) -> relax.Expr:
+    left, right = (cast(context, context.input(index), "float32") for index in (first, second))
+    return context.emit(R.multiply(left, right))
+
+
+@converter("MatMulIntegerToFloat", domain=DOMAIN)
+def matmul_integer_to_float(context: NodeContext) -> relax.Expr:
+    """a, b, a_scale, b_scale, a_zero, b_zero, bias."""
+    sums = integer_matmul(context, operand(context, 0, 4, -2), operand(context, 1, 5, -1))
+    a_scale = context.input(2)
+    if len(context.shape(2)) == 1 and context.shape(2)[0] != 1:
+        a_scale = context.emit(R.expand_dims(a_scale, [1]))
+    factor = context.emit(R.multiply(a_scale, context.input(3)))
+    result = context.emit(R.multiply(cast(context, sums, str(factor.ty.dtype)), factor))
+    return context.emit(R.add(result, context.input(6))) if context.has_input(6) else result
+
+
+@converter("DynamicQuantizeMatMul", domain=DOMAIN)
+def dynamic_quantize_matmul(context: NodeContext) -> relax.Expr:
+    """A float A, quantized to uint8 as it comes, times b: a, b, b_scale, b_zero, bias."""
+    data, scale, zero = dynamically_quantized(context, context.input(0))
+    assert isinstance(data, Runtime)
+    left = Operand(data.expr, context.emit(R.astype(zero, "int32")))
+    sums = integer_matmul(context, left, operand(context, 1, 3, -1))
+    factor = context.emit(R.multiply(scale, context.input(2)))
+    result = context.emit(R.multiply(cast(context, sums, "float32"), factor))
+    return context.emit(R.add(result, context.input(4))) if context.has_input(4) else result

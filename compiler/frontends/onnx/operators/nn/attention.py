@@ -1,0 +1,276 @@
+"""Attention: scaled products of queries and keys, masks, softmax, and the weighted sum of values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+from tvm import relax, te, tirx
+from tvm.relax import op as R
+
+from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.bounds import limited, require, require_entries, require_shape, require_values
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.math.matrix import matrix_product
+from compiler.frontends.onnx.operators.precision import cast
+from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.symbolic import Dim, expression
+from compiler.frontends.onnx.values import tensor_shape
+
+_MASK, _PAST_KEY, _PAST_VALUE, _LENGTHS = 3, 4, 5, 6
+_RAW, _CAPPED, _MASKED, _PROBABILITIES = range(4)
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """Queries (batch, query heads, queries, size), keys and values (batch, heads, keys, size)."""
+
+    query: relax.Expr
+    key: relax.Expr
+    value: relax.Expr
+
+    @property
+    def dtype(self) -> str:
+        return str(self.query.ty.dtype)
+
+
+@dataclass(frozen=True)
+class _Masking:
+    """What each query may look at. `offset` is the number of keys before the queries, the same for all samples."""
+
+    causal: bool
+    left: int
+    right: int
+    softcap: float
+    offset: Dim | None
+
+    @property
+    def is_positional(self) -> bool:
+        return self.causal or self.left >= 0 or self.right >= 0
+
+
+@converter("Attention", since=23)
+def attention(context: NodeContext) -> list[relax.Expr | None]:
+    """Scaled dot-product attention with grouped heads, a cache of keys and values, masks, and a cap of the scores."""
+    is_flat = context.rank(0) == 3
+    heads = _heads(context)
+    key, value = _with_past(context, heads.key, _PAST_KEY), _with_past(context, heads.value, _PAST_VALUE)
+    heads = _Heads(heads.query, key, value)
+    _check_sizes(context, heads)
+    masking = _masking(context, heads)
+    raw = _scores(context, heads)
+    capped = _softcapped(context, raw, masking.softcap)
+    masked = _masked(context, capped, masking)
+    probabilities = _softmax(context, masked, guarded=masked is not capped)
+    result = _weighted_values(context, cast(context, probabilities, heads.dtype), heads)
+    if is_flat:
+        batch, count, queries, size = tensor_shape(result)
+        result = context.emit(R.permute_dims(result, [0, 2, 1, 3]))
+        result = context.emit(R.reshape(result, [batch, queries, context.arithmetic.multiply(count, size)]))
+    seen = {_RAW: raw, _CAPPED: capped, _MASKED: masked, _PROBABILITIES: probabilities}
+    mode = context.attribute("qk_matmul_output_mode", _RAW)
+    if mode not in seen:
+        context.invalid(f"qk_matmul_output_mode must be 0 to 3, not {mode}")
+    return [result, key, value, cast(context, seen[mode], heads.dtype) if context.output_used(3) else None]
+
+
+def _heads(context: NodeContext) -> _Heads:
+    """The inputs with their heads on an axis of their own."""
+    counts = [context.attribute("q_num_heads", 0), *[context.attribute("kv_num_heads", 0)] * 2]
+    tensors = []
+    for index, count in enumerate(counts):
+        tensor = context.input(index)
+        if context.rank(index) == 3:
+            if count < 1:
+                context.invalid("inputs of rank 3 need q_num_heads and kv_num_heads")
+            batch, length, width = context.shape(index)
+            if isinstance(width, int) and width % count:
+                context.invalid(f"its input {index} of width {width} does not divide into {count} heads")
+            shape = [batch, length, count, context.arithmetic.floor_divide(width, count)]
+            tensor = context.emit(R.permute_dims(R.reshape(tensor, shape), [0, 2, 1, 3]))
+        elif context.rank(index) != 4:
+            context.invalid(f"its input {index} must have rank 3 or 4, not {context.rank(index)}")
+        tensors.append(tensor)
+    return _Heads(*tensors)
+
+
+def _with_past(context: NodeContext, tensor: relax.Expr, index: int) -> relax.Expr:
+    if not context.has_input(index):
+        return tensor
+    batch, heads, _, size = tensor_shape(tensor)
+    # Sizes that the engine can not tell to be equal are checked when the module runs.
+    past = context.match_shape(context.input(index), [batch, heads, context.shape(index)[2], size])
+    return context.emit(R.concat([past, tensor], axis=2))
+
+
+def _check_sizes(context: NodeContext, heads: _Heads) -> None:
+    """Queries, keys, values, mask and lengths must fit one another; a mask is repeated along its axes of size 1."""
+    query, key, value = (tensor_shape(each) for each in (heads.query, heads.key, heads.value))
+    require(context, query[0], "equal", key[0])
+    require_shape(context, value[:3], key[:3], "the value")
+    if context.has_input(_MASK) and context.rank(_MASK) <= 4:
+        scores = [*query[:3], key[2]]
+        *outer, length = context.shape(_MASK)
+        for size, wanted in zip(outer, scores[3 - len(outer) : 3], strict=True):
+            require(context, size, "broadcast", wanted)
+            require(context, wanted, "at least", size)
+        require_entries(context, length, key[2])
+    if context.has_input(_LENGTHS):
+        require_shape(context, context.shape(_LENGTHS), query[:1], "nonpad_kv_seqlen")
+        require_values(context, _LENGTHS, 0, context.arithmetic.add(key[2], 1))
+
+
+def _masking(context: NodeContext, heads: _Heads) -> _Masking:
+    offset: Dim | None = 0
+    if context.has_input(_PAST_KEY):
+        offset = context.shape(_PAST_KEY)[2]
+    elif context.has_input(_LENGTHS):
+        offset = None
+    return _Masking(
+        causal=bool(context.attribute("is_causal", 0)),
+        left=context.attribute("left_window_size", -1),
+        right=context.attribute("right_window_size", -1),
+        softcap=float(context.attribute("softcap", 0.0)),
+        offset=offset,
+    )
+
+
+def _groups(context: NodeContext, heads: _Heads) -> tuple[int, int]:
+    """(heads of keys, query heads that share one)."""
+    query_heads, key_heads = tensor_shape(heads.query)[1], tensor_shape(heads.key)[1]
+    if not isinstance(query_heads, int) or not isinstance(key_heads, int):
+        context.refuse("the number of heads is not known when compiling")
+    if key_heads < 1 or query_heads % key_heads:
+        context.invalid(f"{query_heads} query heads do not share {key_heads} heads of keys")
+    return key_heads, query_heads // key_heads
+
+
+def _scores(context: NodeContext, heads: _Heads) -> relax.Expr:
+    """Products of queries and keys times the scale: (batch, query heads, queries, keys)."""
+    size = tensor_shape(heads.query)[3]
+    if not isinstance(size, int):
+        context.refuse("the size of a head is not known when compiling")
+    scale = float(context.attribute("scale", 1.0 / math.sqrt(size)))
+    query, key = heads.query, context.emit(R.permute_dims(heads.key, [0, 1, 3, 2]))
+    if dtypes.bits(heads.dtype) >= 32:
+        query = context.emit(R.multiply(query, context.literal(scale, heads.dtype)))
+    else:
+        # Both are scaled by the root, so that no product overflows.
+        root = context.literal(math.sqrt(scale), heads.dtype)
+        query, key = context.emit(R.multiply(query, root)), context.emit(R.multiply(key, root))
+    return _grouped_product(context, query, key, heads)
+
+
+def _weighted_values(context: NodeContext, probabilities: relax.Expr, heads: _Heads) -> relax.Expr:
+    value = cast(context, heads.value, heads.dtype)
+    return _grouped_product(context, probabilities, value, heads)
+
+
+def _grouped_product(context: NodeContext, left: relax.Expr, right: relax.Expr, heads: _Heads) -> relax.Expr:
+    """Each head of `left` times its head of `right`; rows of heads that share one are stacked, not repeated."""
+    count, group = _groups(context, heads)
+    if group == 1:
+        return matrix_product(context, left, right)
+    batch, query_heads, rows, inner = tensor_shape(left)
+    stacked = context.emit(R.reshape(left, [batch, count, context.arithmetic.multiply(rows, group), inner]))
+    product = matrix_product(context, stacked, right)
+    return context.emit(R.reshape(product, [batch, query_heads, rows, tensor_shape(product)[3]]))
+
+
+def _softcapped(context: NodeContext, scores: relax.Expr, softcap: float) -> relax.Expr:
+    if softcap == 0.0:
+        return scores
+    cap = context.literal(softcap, str(scores.ty.dtype))
+    return context.emit(R.multiply(R.tanh(R.divide(scores, cap)), cap))
+
+
+def _masked(context: NodeContext, scores: relax.Expr, masking: _Masking) -> relax.Expr:
+    """The scores plus the mask, minus infinity where a query may not look; the scores themselves without any mask."""
+    has_mask, has_lengths = context.has_input(_MASK), context.has_input(_LENGTHS)
+    if not (has_mask or has_lengths or masking.is_positional):
+        return scores
+    tensors = [context.input(index) for index in (_MASK, _LENGTHS) if context.has_input(index)]
+    if has_mask and context.rank(_MASK) > 4:
+        context.invalid(f"a mask of rank {context.rank(_MASK)}")
+    scalars = [] if masking.offset is None else [expression(masking.offset)]
+
+    def compute(data: Any, *arguments: Any) -> Any:
+        operands = list(arguments)
+        mask: Any = operands.pop(0) if has_mask else None
+        lengths: Any = operands.pop(0) if has_lengths else None
+        queries = data.shape[2]
+
+        def element(sample: Any, head: Any, query: Any, key: Any) -> Any:
+            length = None if lengths is None else limited(lengths[sample], 0, data.shape[3])
+            offset = operands[0] if operands else length - queries
+            allowed = _allowed(masking, offset + query, key)
+            if lengths is not None:
+                allowed.append(key < length)
+            value = data(sample, head, query, key)
+            low = tirx.const(-math.inf, str(data.dtype))
+            if mask is not None:
+                value = _with_mask(mask, [sample, head, query, key], value, low)
+            for condition in allowed:
+                value = tirx.Select(condition, value, low)
+            return value
+
+        return te.compute(data.shape, element, name="masked_scores")
+
+    return context.emit_te(compute, scores, *tensors, *scalars, primfunc_name_hint="mask_scores")
+
+
+def _allowed(masking: _Masking, position: Any, key: Any) -> list[Any]:
+    conditions = []
+    if masking.causal:
+        conditions.append(key <= position)
+    if masking.left >= 0:
+        conditions.append(key >= position - masking.left)
+    if masking.right >= 0:
+        conditions.append(key <= position + masking.right)
+    return conditions
+
+
+def _with_mask(mask: Any, indices: list[Any], value: Any, low: Any) -> Any:
+    """The score plus a float mask, or the score where a boolean one is true. Keys beyond a mask are hidden."""
+    zero = tirx.const(0, "int64")
+    own = indices[4 - len(mask.shape) :]
+    places = [tirx.Select(size == 1, zero, index) for size, index in zip(mask.shape, own, strict=True)]
+    length, key = mask.shape[-1], indices[-1]
+    # The last axis is never repeated: a shorter mask ends there.
+    places[-1] = tirx.min(key, length - 1)
+    entry = mask(*places)
+    entry = tirx.Select(entry, value, low) if str(mask.dtype) == "bool" else value + entry
+    return tirx.Select(key < length, entry, low)
+
+
+def _softmax(context: NodeContext, scores: relax.Expr, *, guarded: bool) -> relax.Expr:
+    """Probabilities over the keys, in the type softmax_precision; zeros for a query that may look nowhere."""
+    precision = context.attribute("softmax_precision", 0)
+    if precision:
+        name = dtypes.dtype_name(precision)
+        if name is None or not dtypes.is_float(name):
+            context.invalid(f"softmax_precision {precision} is no floating-point type")
+        scores = cast(context, scores, name)
+    dtype = str(scores.ty.dtype)
+    if dtypes.bits(dtype) < 32:
+        exponentials = _narrow_exponentials(context, scores)
+        total = cast(context, context.emit(R.sum(cast(context, exponentials, "float32"), [-1], keepdims=True)), dtype)
+        result = context.emit(R.divide(exponentials, total))
+    else:
+        result = context.emit(R.nn.softmax(scores, axis=-1))
+    if not guarded:
+        return result
+    # The engine's maximum of nothing but minus infinity is the smallest finite number.
+    low, zero = (
+        context.literal(float(ml_dtypes.finfo(dtypes.numpy_dtype(dtype)).min), dtype),
+        context.literal(0.0, dtype),
+    )
+    hidden = context.emit(R.less_equal(R.max(scores, [-1], keepdims=True), low))
+    return context.emit(R.where(hidden, zero, result))
+
+
+def _narrow_exponentials(context: NodeContext, scores: relax.Expr) -> relax.Expr:
+    """exp(score - largest), each step rounded to the narrow type as ONNX prescribes; only sums are wider."""
+    return context.emit(R.exp(context.emit(R.subtract(scores, R.max(scores, [-1], keepdims=True)))))

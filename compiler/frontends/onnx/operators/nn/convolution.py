@@ -1,0 +1,190 @@
+"""Conv and ConvTranspose in one to three spatial dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tvm import relax
+from tvm.relax import op as R
+
+from compiler.frontends.onnx.bounds import require, require_multiple, require_shape, with_size
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.nn.spatial import (
+    auto_pad,
+    integers_attribute,
+    padded,
+    per_channel,
+    spatial_rank,
+    spatial_sizes,
+    window_of,
+)
+from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.symbolic import Dim
+
+_CONVOLUTIONS = {1: R.nn.conv1d, 2: R.nn.conv2d, 3: R.nn.conv3d}
+_TRANSPOSED = {1: R.nn.conv1d_transpose, 2: R.nn.conv2d_transpose, 3: R.nn.conv3d_transpose}
+_NARROW = ("float16", "bfloat16")
+
+
+def accumulator(dtype: str) -> str:
+    """The type to sum products of `dtype` in: float32 for 16-bit floats, whose sums would lose digits."""
+    return "float32" if dtype in _NARROW else dtype
+
+
+@converter("Conv")
+def conv(context: NodeContext) -> relax.Expr:
+    """Convolution of (N, C, D1...) with weights (M, C / group, k1...), plus a bias (M,)."""
+    rank = checked_rank(context)
+    kernel = checked_kernel(context, rank)
+    group = _group(context)
+    filters = context.shape(1)
+    data = _with_channels(context, context.arithmetic.multiply(filters[1], group))
+    weight = context.input(1)
+    require_multiple(context, filters[0], group)
+    window = window_of(context, kernel, spatial_sizes(data))
+    for size in window.output if auto_pad(context) in ("NOTSET", "VALID") else ():
+        require(context, size, "at least", 1)
+    padding = [*window.before, *window.after]
+    if not window.has_static_padding():
+        data = padded(context, data, window.before, window.after, 0, auto_pad(context))
+        padding = [0] * (2 * rank)
+    dtype = context.dtype(0)
+    result = _CONVOLUTIONS[rank](
+        data,
+        weight,
+        strides=list(window.strides),
+        padding=padding,
+        dilation=list(window.dilations),
+        groups=group,
+        out_dtype=accumulator(dtype),
+    )
+    return _with_bias(context, context.emit(result), dtype, filters[0])
+
+
+def checked_rank(context: NodeContext) -> int:
+    rank = spatial_rank(context)
+    if rank not in _CONVOLUTIONS:
+        context.refuse(f"{rank} spatial dimensions; 1 to 3 are supported")
+    if context.rank(1) != rank + 2:
+        context.invalid(f"weights of rank {context.rank(1)} for data of rank {rank + 2}")
+    return rank
+
+
+def checked_kernel(context: NodeContext, rank: int) -> tuple[int, ...]:
+    sizes = context.shape(1)[2:]
+    if not all(isinstance(size, int) for size in sizes):
+        context.refuse("the kernel's size is not known when compiling")
+    given = context.attribute("kernel_shape", list(sizes))
+    if list(given) != list(sizes):
+        context.invalid(f"kernel_shape is {list(given)}, the weights' {list(sizes)}")
+    if len(sizes) != rank or any(size < 1 for size in sizes):
+        context.invalid(f"a kernel of shape {list(sizes)}")
+    return tuple(sizes)
+
+
+def _group(context: NodeContext) -> int:
+    group = context.attribute("group", 1)
+    if group < 1:
+        context.invalid(f"group must be at least 1, not {group}")
+    return group
+
+
+def _with_channels(context: NodeContext, expected: Dim) -> relax.Expr:
+    """The data, which must have as many channels as the weights ask for."""
+    channels = context.shape(0)[1]
+    if isinstance(channels, int) and isinstance(expected, int) and channels != expected:
+        context.invalid(f"the data have {channels} channels, the weights ask for {expected}")
+    return with_size(context, context.input(0), 1, expected)
+
+
+def _with_bias(context: NodeContext, result: relax.Expr, dtype: str, filters: Dim) -> relax.Expr:
+    wide = str(result.ty.dtype)
+    if context.has_input(2):
+        require_shape(context, context.shape(2), [filters], "its bias")
+        bias = per_channel(context, 2, int(result.ty.ndim))
+        if wide != dtype:
+            bias = context.emit(R.astype(bias, wide))
+        result = context.emit(R.add(result, bias))
+    return result if wide == dtype else R.astype(result, dtype)
+
+
+@converter("ConvTranspose")
+def conv_transpose(context: NodeContext) -> relax.Expr:
+    """Transposed convolution of (N, C, D1...) with weights (C, M / group, k1...), plus a bias (M,)."""
+    rank = checked_rank(context)
+    kernel = checked_kernel(context, rank)
+    group = _group(context)
+    channels, filters = context.shape(1)[0], context.arithmetic.multiply(context.shape(1)[1], group)
+    data, weight = _with_channels(context, channels), context.input(1)
+    require_multiple(context, channels, group)
+    strides = integers_attribute(context, "strides", rank, 1, 1)
+    dilations = integers_attribute(context, "dilations", rank, 1, 1)
+    crops = _crops(context, spatial_sizes(data), kernel, strides, dilations)
+    # What is cropped is static padding of the operator where it can be; the rest is cut off or added around its result.
+    inside = [(max(b, 0), max(a, 0)) if isinstance(b, int) and isinstance(a, int) else (0, 0) for b, a in crops]
+    dtype = context.dtype(0)
+    result = context.emit(
+        _TRANSPOSED[rank](
+            data,
+            weight,
+            strides=list(strides),
+            padding=[*(b for b, _ in inside), *(a for _, a in inside)],
+            output_padding=[0] * rank,
+            dilation=list(dilations),
+            groups=group,
+            out_dtype=accumulator(dtype),
+        )
+    )
+    negate = context.arithmetic.negative
+    outside = [
+        (negate(context.arithmetic.subtract(b, i)), negate(context.arithmetic.subtract(a, j)))
+        for (b, a), (i, j) in zip(crops, inside, strict=True)
+    ]
+    result = padded(context, result, [b for b, _ in outside], [a for _, a in outside], 0)
+    return _with_bias(context, result, dtype, filters)
+
+
+def _crops(
+    context: NodeContext,
+    sizes: Sequence[Dim],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+) -> list[tuple[Dim, Dim]]:
+    """What to cut off the full result, (size - 1) * stride + extent, at both ends of each axis; negative adds zeros."""
+    rank = len(kernel)
+    arithmetic = context.arithmetic
+    pads = integers_attribute(context, "pads", 2 * rank, 0, 0)
+    extra = integers_attribute(context, "output_padding", rank, 0, 0)
+    mode = auto_pad(context)
+    shape = _output_shape(context, sizes, strides, mode)
+    crops: list[tuple[Dim, Dim]] = []
+    for axis, size in enumerate(sizes):
+        if shape is None:
+            begin, end = (pads[axis], pads[axis + rank]) if mode == "NOTSET" else (0, 0)
+            crops.append((begin, end - extra[axis]))
+            continue
+        extent = dilations[axis] * (kernel[axis] - 1) + 1
+        full = arithmetic.add(arithmetic.multiply(arithmetic.subtract(size, 1), strides[axis]), extent)
+        total = arithmetic.subtract(arithmetic.add(full, extra[axis]), shape[axis])
+        half = arithmetic.floor_divide(total, 2)
+        rest = arithmetic.subtract(total, half)
+        begin, end = (half, rest) if mode == "SAME_UPPER" else (rest, half)
+        crops.append((begin, arithmetic.subtract(end, extra[axis])))
+    return crops
+
+
+def _output_shape(
+    context: NodeContext, sizes: Sequence[Dim], strides: Sequence[int], mode: str
+) -> Sequence[Dim] | None:
+    """The spatial output sizes when they are prescribed: by output_shape, or by the padding SAME."""
+    rank = len(sizes)
+    given: list[int] = context.attribute("output_shape", [])
+    if given:
+        # Some exporters write batch and channels too.
+        if len(given) not in (rank, rank + 2) or any(size < 1 for size in given[-rank:]):
+            context.invalid(f"output_shape must hold {rank} positive sizes, not {list(given)}")
+        return [int(size) for size in given[-rank:]]
+    if mode.startswith("SAME"):
+        return [context.arithmetic.multiply(size, stride) for size, stride in zip(sizes, strides, strict=True)]
+    return None

@@ -1,0 +1,268 @@
+"""LayerNormalization, RMSNormalization, InstanceNormalization, GroupNormalization and their kin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from tvm import relax
+from tvm.relax import op as R
+
+from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.bounds import require_multiple, require_shape, with_size
+from compiler.frontends.onnx.broadcasting import broadcast
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.nn.normalization_kernels import group_normalization_kernel, local_response_kernel
+from compiler.frontends.onnx.operators.nn.spatial import spatial_rank
+from compiler.frontends.onnx.operators.precision import cast, compute_dtype, widened
+from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.symbolic import Dim
+from compiler.frontends.onnx.values import tensor_shape
+
+_MAXIMUM_FILL = 2**20
+
+
+@converter("LayerNormalization", since=17)
+def layer_normalization(context: NodeContext) -> list[relax.Expr | None]:
+    """Zero mean and unit variance over the axes from `axis` on, then scale and bias; the statistics when asked for."""
+    axes = _trailing_axes(context)
+    data = widened(context, _with_parameter_sizes(context, axes, (1, 2)))
+    dtype = context.dtype(0)
+    statistics: list[relax.Expr | None] = []
+    if context.output_used(1) or context.output_used(2):
+        _, mean, inverse = _standardized(context, data, axes, _epsilon(context))
+        stash = _stash_dtype(context)
+        statistics = [cast(context, mean, stash), cast(context, inverse, stash)]
+    shape = tensor_shape(data)[axes[0] :]
+    # The operator wants scale and bias of exactly the normalized shape.
+    scale, bias = _exact_parameter(context, 1, shape, 1.0), _exact_parameter(context, 2, shape, 0.0)
+    if scale is not None and bias is not None and dtype != "float64":
+        result = context.emit(R.nn.layer_norm(data, scale, bias, axes, epsilon=_epsilon(context)))
+    else:
+        result = _standardized(context, data, axes, _epsilon(context))[0]
+        result = _affine(context, result, 1, 2)
+    return [cast(context, result, dtype), *statistics]
+
+
+@converter("RMSNormalization", since=23)
+def rms_normalization(context: NodeContext) -> relax.Expr:
+    """Unit root mean square over the axes from `axis` on, then a scale."""
+    axes = _trailing_axes(context)
+    data = widened(context, _with_parameter_sizes(context, axes, (1,)))
+    dtype = str(data.ty.dtype)
+    scale = _exact_parameter(context, 1, tensor_shape(data)[axes[0] :], 1.0)
+    # The operator can not normalize over all axes.
+    if scale is not None and axes[0] > 0:
+        result = context.emit(R.nn.rms_norm(data, scale, axes, epsilon=_epsilon(context)))
+    else:
+        mean = context.emit(R.mean(R.multiply(data, data), axis=axes, keepdims=True))
+        inverse = context.emit(R.rsqrt(R.add(mean, context.literal(_epsilon(context), dtype))))
+        result = _affine(context, context.emit(R.multiply(data, inverse)), 1, None)
+    return cast(context, result, context.dtype(1))
+
+
+@converter("InstanceNormalization")
+def instance_normalization(context: NodeContext) -> relax.Expr:
+    """Zero mean and unit variance of each channel of each sample, then a scale and a bias a channel."""
+    return _group_normalization(context, None)
+
+
+@converter("GroupNormalization", since=18)
+def group_normalization_18(context: NodeContext) -> relax.Expr:
+    """As GroupNormalization 21, with a scale and a bias a group."""
+    return _group_normalization(context, int(context.required_attribute("num_groups")), per_group=True)
+
+
+@converter("GroupNormalization", since=21)
+def group_normalization(context: NodeContext) -> relax.Expr:
+    """Zero mean and unit variance of each group of channels of each sample, then a scale and a bias a channel."""
+    return _group_normalization(context, int(context.required_attribute("num_groups")))
+
+
+def _group_normalization(context: NodeContext, groups: int | None, *, per_group: bool = False) -> relax.Expr:
+    spatial_rank(context, minimum=0)
+    channels = context.shape(0)[1]
+    if groups is not None and (groups < 1 or (isinstance(channels, int) and channels % groups)):
+        context.invalid(f"{channels} channels do not divide into {groups} groups")
+    if groups is not None:
+        require_multiple(context, channels, groups)
+    for index in (1, 2):
+        expected = groups if per_group and groups is not None else channels
+        require_shape(context, context.shape(index), [expected], f"its input {index}")
+    parameters = [widened(context, context.input(index)) for index in (1, 2)]
+    kernel = group_normalization_kernel(groups, _epsilon(context), per_group=per_group)
+    return context.emit_te(kernel, context.input(0), *parameters, primfunc_name_hint="group_norm")
+
+
+def _with_parameter_sizes(context: NodeContext, axes: Sequence[int], parameters: Sequence[int]) -> relax.Expr:
+    """The data with the sizes of scale and bias, which must fit it: they are repeated along its axes, never it."""
+    data = context.input(0)
+    for index in parameters:
+        shape = context.shape(index) if context.has_input(index) else ()
+        if len(shape) > len(axes):
+            context.invalid(f"its input {index} has rank {len(shape)} for {len(axes)} normalized axes")
+        for axis, size in zip(axes[len(axes) - len(shape) :], shape, strict=True):
+            if not (isinstance(size, int) and size == 1):
+                data = with_size(context, data, axis, size)
+    return data
+
+
+def _epsilon(context: NodeContext) -> float:
+    return float(context.attribute("epsilon", 1e-5))
+
+
+def _trailing_axes(context: NodeContext) -> list[int]:
+    rank = context.rank(0)
+    return list(range(context.axis(context.attribute("axis", -1), rank), rank))
+
+
+def _stash_dtype(context: NodeContext) -> str:
+    number = context.attribute("stash_type", 1)
+    name = dtypes.dtype_name(number)
+    if name is None or not dtypes.is_float(name):
+        context.invalid(f"stash_type {number} is no floating-point type")
+    return name
+
+
+def _exact_parameter(context: NodeContext, index: int, shape: Sequence[Dim], default: float) -> relax.Expr | None:
+    """Input `index` when it has exactly that shape, a constant when it is missing, None when it is to be broadcast."""
+    arithmetic = context.arithmetic
+    if not context.has_input(index):
+        static = [size for size in shape if isinstance(size, int)]
+        if len(static) != len(shape) or np.prod(static) > _MAXIMUM_FILL:
+            return None
+        return context.literal(default, compute_dtype(context.dtype(0)), tuple(static))
+    own = context.shape(index)
+    tensor = widened(context, context.input(index))
+    same = len(own) == len(shape) and all(arithmetic.equal_is_proved(a, b) for a, b in zip(own, shape, strict=True))
+    return cast(context, tensor, compute_dtype(context.dtype(0))) if same else None
+
+
+def _standardized(
+    context: NodeContext, data: relax.Expr, axes: Sequence[int], epsilon: float
+) -> tuple[relax.Expr, relax.Expr, relax.Expr]:
+    """Zero mean and unit variance over axes; the mean and the inverse standard deviation too, axes kept."""
+    mean = context.emit(R.mean(data, axis=list(axes), keepdims=True))
+    centered = context.emit(R.subtract(data, mean))
+    variance = context.emit(R.mean(R.multiply(centered, centered), axis=list(axes), keepdims=True))
+    inverse = context.emit(R.rsqrt(R.add(variance, context.literal(epsilon, str(data.ty.dtype)))))
+    return context.emit(R.multiply(centered, inverse)), mean, inverse
+
+
+def _affine(context: NodeContext, result: relax.Expr, scale: int, bias: int | None) -> relax.Expr:
+    """The result times input `scale` plus input `bias`, both broadcast to it."""
+    dtype = str(result.ty.dtype)
+    for index, operation in ((scale, R.multiply), (bias, R.add)):
+        if index is not None and context.has_input(index):
+            result, factor = broadcast(context, [result, cast(context, context.input(index), dtype)])
+            result = context.emit(operation(result, factor))
+    return result
+
+
+@converter("MeanVarianceNormalization", since=9)
+def mean_variance_normalization(context: NodeContext) -> relax.Expr:
+    """(x - mean) / (standard deviation + 1e-9) over axes."""
+    axes = context.axes(context.attribute("axes", [0, 2, 3]), context.rank(0))
+    data = widened(context, context.input(0))
+    mean = context.emit(R.mean(data, axis=axes, keepdims=True))
+    centered = context.emit(R.subtract(data, mean))
+    variance = context.emit(R.mean(R.multiply(centered, centered), axis=axes, keepdims=True))
+    deviation = context.emit(R.add(R.sqrt(variance), context.literal(1e-9, str(data.ty.dtype))))
+    return cast(context, context.emit(R.divide(centered, deviation)), context.dtype(0))
+
+
+@converter("LpNormalization")
+def lp_normalization(context: NodeContext) -> relax.Expr:
+    """Divides by the 1- or 2-norm along an axis; zeros stay zeros."""
+    order = context.attribute("p", 2)
+    if order not in (1, 2):
+        context.invalid(f"p must be 1 or 2, not {order}")
+    axis = context.axis(context.attribute("axis", -1), context.rank(0))
+    data = widened(context, context.input(0))
+    dtype = str(data.ty.dtype)
+    sizes = context.emit(R.abs(data) if order == 1 else R.multiply(data, data))
+    norm = context.emit(R.sum(sizes, axis=[axis], keepdims=True))
+    if order == 2:
+        norm = context.emit(R.sqrt(norm))
+    zero, one = context.literal(0.0, dtype), context.literal(1.0, dtype)
+    divisor = context.emit(R.where(R.equal(norm, zero), one, norm))
+    return cast(context, context.emit(R.divide(data, divisor)), context.dtype(0))
+
+
+@converter("LRN")
+def local_response_normalization(context: NodeContext) -> relax.Expr:
+    """x / (bias + alpha / size * sum of squares over `size` neighbouring channels) ** beta."""
+    spatial_rank(context, minimum=0)
+    size = int(context.required_attribute("size"))
+    if size < 1:
+        context.invalid(f"size must be at least 1, not {size}")
+    alpha, beta, bias = (
+        float(context.attribute(name, default)) for name, default in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0))
+    )
+    kernel = local_response_kernel(size, alpha, beta, bias)
+    return context.emit_te(kernel, context.input(0), primfunc_name_hint="lrn")
+
+
+@converter("BatchNormalization")
+def batch_normalization(context: NodeContext) -> relax.Expr | list[relax.Expr | None]:
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias, with given statistics, or the batch's own."""
+    spatial_rank(context, minimum=0)
+    if _is_training(context):
+        return _trained_batch(context)
+    dtype = context.dtype(0)
+    data = widened(context, _with_statistics_sizes(context))
+    wide = str(data.ty.dtype)
+    parameters = [cast(context, context.input(index), wide) for index in (1, 2, 3, 4)]
+    if context.rank(1) != 1:
+        return cast(context, _elementwise_batch_norm(context, data, parameters), dtype)
+    result = context.emit(R.nn.batch_norm(data, *parameters, axis=1, epsilon=_epsilon(context), training=False))
+    return cast(context, context.emit(relax.TupleGetItem(result, 0)), dtype)
+
+
+def _with_statistics_sizes(context: NodeContext) -> relax.Expr:
+    """The data with as many channels as there are parameters: of each channel, or (long ago) of each element."""
+    data, last = context.input(0), 2 if context.rank(1) == 1 else context.rank(0)
+    for index in (1, 2, 3, 4):
+        require_shape(context, context.shape(index), context.shape(0)[1:last], f"its input {index}")
+    for axis, size in enumerate(context.shape(1), 1):
+        data = with_size(context, data, axis, size)
+    return data
+
+
+def _is_training(context: NodeContext) -> bool:
+    if context.opset >= 14:
+        return bool(context.attribute("training_mode", 0))
+    if context.opset >= 7:
+        return any(context.output_used(index) for index in (1, 2, 3, 4))
+    return not context.attribute("is_test", 0)
+
+
+def _elementwise_batch_norm(context: NodeContext, data: relax.Expr, parameters: list[relax.Expr]) -> relax.Expr:
+    """The obsolete non-spatial form: a parameter an element of the sample."""
+    scale, bias, mean, variance = parameters
+    deviation = context.emit(R.sqrt(R.add(variance, context.literal(_epsilon(context), str(data.ty.dtype)))))
+    return context.emit(R.add(R.multiply(R.divide(R.subtract(data, mean), deviation), scale), bias))
+
+
+def _trained_batch(context: NodeContext) -> list[relax.Expr | None]:
+    dtype, statistics = context.dtype(0), context.dtype(3)
+    data = widened(context, _with_statistics_sizes(context))
+    wide, rank = str(data.ty.dtype), context.rank(0)
+    if not context.attribute("spatial", 1) or context.rank(1) != 1:
+        context.refuse("training without the attribute spatial")
+    axes = [axis for axis in range(rank) if axis != 1]
+    mean = context.emit(R.mean(data, axis=axes, keepdims=True))
+    centered = context.emit(R.subtract(data, mean))
+    variance = context.emit(R.mean(R.multiply(centered, centered), axis=axes, keepdims=True))
+    inverse = context.emit(R.rsqrt(R.add(variance, context.literal(_epsilon(context), wide))))
+    channels = tensor_shape(data)[1]
+    shape = [1, channels, *[1] * (rank - 2)]
+    scale, bias = (context.emit(R.reshape(cast(context, context.input(i), wide), shape)) for i in (1, 2))
+    result = context.emit(R.add(R.multiply(R.multiply(centered, inverse), scale), bias))
+    momentum = float(context.attribute("momentum", 0.9))
+    running: list[relax.Expr | None] = []
+    for index, current in ((3, mean), (4, variance)):
+        kept = R.multiply(cast(context, context.input(index), wide), context.literal(momentum, wide))
+        added = R.multiply(R.reshape(current, [channels]), context.literal(1.0 - momentum, wide))
+        running.append(cast(context, context.emit(R.add(kept, added)), statistics))
+    return [cast(context, result, dtype), *running]

@@ -1,0 +1,207 @@
+"""Poolings that Relax has no operator for, as tensor expressions.
+
+Each function takes the window and returns a tensor expression function of the data (N, C, D1...), the padding before
+each axis, and the number of windows along each axis; the last two may be symbolic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import te, tirx
+
+from compiler.frontends.onnx import dtypes, scalars
+from compiler.frontends.onnx.operators.nn.spatial import Window
+from compiler.frontends.onnx.operators.precision import compute_dtype
+
+Kernel = Callable[..., Any]
+_MAXIMUM_PRODUCT = 8  # the largest power computed by multiplication
+
+
+def _const(value: Any, dtype: str) -> Any:
+    return tirx.const(value, dtype)
+
+
+def _conjunction(conditions: Sequence[Any]) -> Any:
+    return tirx.all(*conditions) if len(conditions) > 1 else conditions[0]
+
+
+class _Windows:
+    """The positions of a window over a tensor."""
+
+    def __init__(self, window: Window, data: Any, sizes: Sequence[Any]) -> None:
+        self.window, self.data = window, data
+        self.rank = window.rank
+        self.before, self.output = sizes[: self.rank], sizes[self.rank : 2 * self.rank]
+        self.shape = (data.shape[0], data.shape[1], *self.output)
+        self.taps = [te.reduce_axis((0, k), name=f"tap{axis}") for axis, k in enumerate(window.kernel)]
+
+    def positions(self, output: Sequence[Any], taps: Sequence[Any]) -> list[Any]:
+        """Where a tap of the window at an output position lies in the data; outside of it in the padding."""
+        window = self.window
+        return [
+            o * window.strides[axis] + t * window.dilations[axis] - self.before[axis]
+            for axis, (o, t) in enumerate(zip(output, taps, strict=True))
+        ]
+
+    def inside(self, positions: Sequence[Any]) -> Any:
+        """Whether a position lies in the data."""
+        sizes = self.data.shape[2:]
+        return _conjunction([c for p, size in zip(positions, sizes, strict=True) for c in (p >= 0, p < size)])
+
+    def load(self, leading: Sequence[Any], positions: Sequence[Any], fill: Any) -> Any:
+        """The data at a position, or `fill` in the padding."""
+        return tirx.if_then_else(self.inside(positions), self.data(*leading, *positions), fill)
+
+
+def max_kernel(window: Window) -> Kernel:
+    """The largest element, or NaN where there is one; windows without any data give the type's smallest value."""
+
+    def compute(data: Any, *sizes: Any) -> Any:
+        windows = _Windows(window, data, sizes)
+        lowest = _const(scalars.lowest(str(data.dtype)), data.dtype)
+        largest = (
+            scalars.extremum_reducer(str(data.dtype), greatest=True) if dtypes.is_float(str(data.dtype)) else te.max
+        )
+
+        def element(*indices: Any) -> Any:
+            positions = windows.positions(indices[2:], windows.taps)
+            return largest(windows.load(indices[:2], positions, lowest), axis=windows.taps)
+
+        return te.compute(windows.shape, element, name="max_pool")
+
+    return compute
+
+
+def max_with_indices_kernel(window: Window, column_major: bool) -> Kernel:
+    """The largest element and its flat index; NaN wins, and the first one, in row-major order of the window."""
+
+    def compute(data: Any, *sizes: Any) -> list[Any]:
+        windows = _Windows(window, data, sizes)
+        count = 1
+        for k in window.kernel:
+            count *= k
+        lowest = _const(scalars.lowest(str(data.dtype)), data.dtype)
+        first = te.comm_reducer(_first_maximum, lambda _, dtype: (_const(count, "int64"), lowest), name="first")
+
+        def element(*indices: Any) -> Any:
+            positions = windows.positions(indices[2:], windows.taps)
+            flat = _flatten(windows.taps, window.kernel)
+            number = tirx.if_then_else(windows.inside(positions), flat, _const(count, "int64"))
+            return first((number, windows.load(indices[:2], positions, lowest)), axis=windows.taps)
+
+        taps, values = te.compute(windows.shape, element, name="max_pool")
+
+        def index(*indices: Any) -> Any:
+            tap = taps(*indices)
+            parts: list[Any] = []
+            for k in reversed(window.kernel):
+                parts.insert(0, tirx.floormod(tap, _const(k, "int64")))
+                tap = tirx.floordiv(tap, _const(k, "int64"))
+            positions = windows.positions(indices[2:], parts)
+            spatial = data.shape[2:]
+            within = _flatten(positions[::-1], spatial[::-1]) if column_major else _flatten(positions, spatial)
+            channel = _flatten(indices[:2], data.shape[:2])
+            return channel * _product(spatial) + within
+
+        return [values, te.compute(windows.shape, index, name="index")]
+
+    return compute
+
+
+def _first_maximum(left: tuple[Any, Any], right: tuple[Any, Any]) -> tuple[Any, Any]:
+    larger, same = left[1] > right[1], left[1] == right[1]
+    if dtypes.is_float(scalars.dtype_of(left[1])):
+        nan = scalars.is_nan(left[1]), scalars.is_nan(right[1])
+        larger = tirx.any(larger, tirx.all(nan[0], tirx.Not(nan[1])))
+        same = tirx.any(same, tirx.all(*nan))
+    keep = tirx.any(larger, tirx.all(same, left[0] <= right[0]))
+    return tirx.Select(keep, left[0], right[0]), tirx.Select(keep, left[1], right[1])
+
+
+def _flatten(indices: Sequence[Any], sizes: Sequence[Any]) -> Any:
+    """The row-major position, int64."""
+    flat: Any = _const(0, "int64")
+    for index, size in zip(indices, sizes, strict=True):
+        flat = flat * size + index.astype("int64")
+    return flat
+
+
+def _product(sizes: Sequence[Any]) -> Any:
+    result: Any = _const(1, "int64")
+    for size in sizes:
+        result = result * size
+    return result
+
+
+def average_kernel(window: Window, include_padding: bool) -> Kernel:
+    """The mean over the data of each window, or over data and padding; takes the padding after each axis last."""
+
+    def compute(data: Any, *sizes: Any) -> Any:
+        windows = _Windows(window, data, sizes)
+        after = sizes[2 * windows.rank :]
+        wide = compute_dtype(data.dtype)
+
+        def total(*indices: Any) -> Any:
+            positions = windows.positions(indices[2:], windows.taps)
+            value = windows.load(indices[:2], positions, _const(0, data.dtype))
+            return te.sum(value.astype(wide), axis=windows.taps)
+
+        sums = te.compute(windows.shape, total, name="sum")
+
+        def mean(*indices: Any) -> Any:
+            count: Any = _const(1, "int64")
+            for axis, position in enumerate(indices[2:]):
+                start = position * window.strides[axis] - windows.before[axis]
+                low, high = _const(0, "int64"), data.shape[2 + axis]
+                if include_padding:
+                    low, high = -windows.before[axis], high + after[axis]
+                count = count * _taps_between(start, window.kernel[axis], window.dilations[axis], low, high)
+            return (sums(*indices) / tirx.max(count, 1).astype(wide)).astype(data.dtype)
+
+        return te.compute(windows.shape, mean, name="mean")
+
+    return compute
+
+
+def _taps_between(start: Any, kernel: int, dilation: int, low: Any, high: Any) -> Any:
+    """How many of start, start + dilation, ... (`kernel` of them) lie in [low, high)."""
+    step = _const(dilation, "int64")
+    skipped = tirx.max(tirx.floordiv(low - start + step - 1, step), 0)
+    reached = tirx.min(tirx.floordiv(high - 1 - start, step) + 1, kernel)
+    return tirx.max(reached - skipped, 0)
+
+
+def norm_kernel(window: Window, order: float) -> Kernel:
+    """The p-norm of each window."""
+
+    def compute(data: Any, *sizes: Any) -> Any:
+        windows = _Windows(window, data, sizes)
+        wide = compute_dtype(data.dtype)
+
+        def total(*indices: Any) -> Any:
+            positions = windows.positions(indices[2:], windows.taps)
+            value = tirx.abs(windows.load(indices[:2], positions, _const(0, data.dtype)).astype(wide))
+            return te.sum(_power(value, order), axis=windows.taps)
+
+        sums = te.compute(windows.shape, total, name="sum")
+        return te.compute(windows.shape, lambda *i: _root(sums(*i), order).astype(data.dtype), name="norm")
+
+    return compute
+
+
+def _power(value: Any, order: float) -> Any:
+    """A non-negative value to a positive power."""
+    if order != int(order) or order > _MAXIMUM_PRODUCT:
+        return tirx.pow(value, _const(order, value.ty.dtype))
+    result = value
+    for _ in range(int(order) - 1):
+        result = result * value
+    return result
+
+
+def _root(value: Any, order: float) -> Any:
+    if order == 1:
+        return value
+    return tirx.sqrt(value) if order == 2 else tirx.pow(value, _const(1.0 / order, value.ty.dtype))

@@ -1,0 +1,172 @@
+"""Resize and Upsample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from tvm import relax, tirx
+
+from compiler.frontends.onnx.bounds import require_entries
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.nn.resize_kernels import resize_nearest, resize_weighted
+from compiler.frontends.onnx.operators.nn.resize_sampling import COORDINATE_MODES, NEAREST_MODES, AxisResize, Sampling
+from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.symbolic import Dim, expression
+
+_POLICIES = ("stretch", "not_larger", "not_smaller")
+_OLD = {"nearest": "nearest", "linear": "linear", "bilinear": "linear"}
+
+
+@converter("Upsample")
+def upsample_1(context: NodeContext) -> relax.Expr:
+    """Scales of the last two axes as attributes."""
+    scales = [1.0, 1.0, context.required_attribute("height_scale"), context.required_attribute("width_scale")]
+    return _old_resize(context, scales)
+
+
+@converter("Upsample", since=7)
+def upsample_7(context: NodeContext) -> relax.Expr:
+    """Scales as an attribute."""
+    return _old_resize(context, [float(scale) for scale in context.required_attribute("scales")])
+
+
+@converter("Upsample", since=9)
+@converter("Resize", since=10)
+def resize_10(context: NodeContext) -> relax.Expr:
+    """Scales as an input; coordinates are position / scale."""
+    return _old_resize(context, [float(scale) for scale in context.constant(1).reshape(-1)])
+
+
+def _old_resize(context: NodeContext, scales: list[float]) -> relax.Expr:
+    mode = context.attribute("mode", "nearest")
+    if mode not in _OLD:
+        context.invalid(f"mode must be one of {', '.join(_OLD)}, not {mode!r}")
+    sampling = Sampling(mode=_OLD[mode], coordinates="asymmetric", nearest="simple")
+    axes = list(range(context.rank(0)))
+    return _resized(context, _from_scales(context, axes, scales, {}), sampling)
+
+
+@converter("Resize", since=11)
+def resize(context: NodeContext) -> relax.Expr:
+    """Resize axes to sizes, or by scales, of which exactly one is given."""
+    rank = context.rank(0)
+    axes = context.axes(context.attribute("axes", list(range(rank))), rank)
+    sampling = _sampling(context)
+    regions = _regions(context, axes) if sampling.coordinates == "tf_crop_and_resize" else {}
+    if _is_given(context, 2):
+        scales = [float(scale) for scale in context.constant(2).reshape(-1)]
+        return _resized(context, _from_scales(context, axes, scales, regions), sampling)
+    if not _is_given(context, 3):
+        context.invalid("neither scales nor sizes are given")
+    needs_values = sampling.antialias or context.attribute("keep_aspect_ratio_policy", "stretch") != "stretch"
+    sizes: list[Dim] = [*context.integers(3)] if needs_values else context.shape_values(3)
+    if len(sizes) != len(axes):
+        context.invalid(f"{len(sizes)} sizes for {len(axes)} axes")
+    return _resized(context, _from_sizes(context, axes, sizes, regions), sampling)
+
+
+def _is_given(context: NodeContext, index: int) -> bool:
+    """Whether an input is given and not empty."""
+    return context.has_input(index) and context.shape(index) != (0,)
+
+
+def _sampling(context: NodeContext) -> Sampling:
+    sampling = Sampling(
+        mode=_choice(context, "mode", "nearest", ("nearest", "linear", "cubic")),
+        coordinates=_choice(context, "coordinate_transformation_mode", "half_pixel", COORDINATE_MODES),
+        nearest=_choice(context, "nearest_mode", "round_prefer_floor", NEAREST_MODES),
+        cubic_a=float(context.attribute("cubic_coeff_a", -0.75)),
+        antialias=bool(context.attribute("antialias", 0)),
+        exclude_outside=bool(context.attribute("exclude_outside", 0)),
+        extrapolation=float(context.attribute("extrapolation_value", 0.0)),
+    )
+    if sampling.antialias and sampling.mode == "nearest":
+        context.invalid("antialias has no meaning with the mode nearest")
+    return sampling
+
+
+def _choice(context: NodeContext, name: str, default: str, allowed: Sequence[str]) -> str:
+    value = context.attribute(name, default)
+    if value not in allowed:
+        context.invalid(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+    return value
+
+
+def _regions(context: NodeContext, axes: Sequence[int]) -> dict[int, tuple[float, float]]:
+    """Start and end of the region of interest by axis."""
+    roi = [float(value) for value in context.constant(1).reshape(-1)]
+    if len(roi) != 2 * len(axes):
+        context.invalid(f"roi must hold {2 * len(axes)} numbers, not {len(roi)}")
+    return {axis: (roi[i], roi[i + len(axes)]) for i, axis in enumerate(axes)}
+
+
+def _from_scales(
+    context: NodeContext, axes: Sequence[int], scales: Sequence[float], regions: dict[int, tuple[float, float]]
+) -> list[AxisResize]:
+    if len(scales) != len(axes) or any(not scale > 0 or np.isinf(scale) for scale in scales):
+        context.invalid(f"{len(axes)} positive scales are needed, not {list(scales)}")
+    result = []
+    for axis, scale in zip(axes, scales, strict=True):
+        before = context.shape(0)[axis]
+        start, end = regions.get(axis, (0.0, 1.0))
+        result.append(AxisResize(axis, before, _scaled(context, before, scale), scale, start, end))
+    return result
+
+
+def _scaled(context: NodeContext, size: Dim, scale: float) -> Dim:
+    """floor(size * scale), in float32 as the shape inference of ONNX computes it."""
+    if isinstance(size, int):
+        return int(np.floor(np.float32(size) * np.float32(scale)))
+    arithmetic = context.arithmetic
+    inverse = max(round(1 / scale), 1)
+    # The reciprocal of an integer, stored in float32: products with it reach whole numbers if it is not below.
+    if float(np.float32(1 / inverse)) == scale and Fraction(scale) * inverse >= 1:
+        return arithmetic.floor_divide(size, inverse)
+    product = tirx.Cast("float32", expression(size)) * tirx.const(scale, "float32")
+    return context.importer.builder.truncated_size(arithmetic.floor(product))
+
+
+def _from_sizes(
+    context: NodeContext, axes: Sequence[int], sizes: Sequence[Dim], regions: dict[int, tuple[float, float]]
+) -> list[AxisResize]:
+    policy = _choice(context, "keep_aspect_ratio_policy", "stretch", _POLICIES)
+    scale = None
+    if policy != "stretch":
+        sizes, scale = _fitted(context, axes, sizes, larger=policy == "not_smaller")
+    return [
+        AxisResize(axis, context.shape(0)[axis], size, scale, *regions.get(axis, (0.0, 1.0)))
+        for axis, size in zip(axes, sizes, strict=True)
+    ]
+
+
+def _fitted(
+    context: NodeContext, axes: Sequence[int], sizes: Sequence[Dim], *, larger: bool
+) -> tuple[list[Dim], float]:
+    """Sizes with the aspect ratio kept, and the common scale."""
+    before = [context.shape(0)[axis] for axis in axes]
+    if not all(isinstance(size, int) for size in [*before, *sizes]):
+        context.refuse("keep_aspect_ratio_policy with sizes that are not known when compiling; fix them with shapes=")
+    ratios = [np.float32(after) / np.float32(size) for after, size in zip(sizes, before, strict=True)]
+    scale = float(max(ratios) if larger else min(ratios))
+    return [int(np.floor(np.float32(scale) * np.float32(size) + np.float32(0.5))) for size in before], scale
+
+
+def _resized(context: NodeContext, axes: list[AxisResize], sampling: Sampling) -> relax.Expr:
+    changing = [axis for axis in axes if not _is_identity(context, axis, sampling)]
+    data = context.input(0)
+    for axis in changing:
+        require_entries(context, axis.before, axis.after)
+    if not changing:
+        return data
+    if sampling.mode == "nearest":
+        return resize_nearest(context, data, changing, sampling)
+    return resize_weighted(context, data, changing, sampling)
+
+
+def _is_identity(context: NodeContext, axis: AxisResize, sampling: Sampling) -> bool:
+    same: Any = context.arithmetic.equal_is_proved(axis.before, axis.after)
+    whole = sampling.coordinates != "tf_crop_and_resize" or (axis.start, axis.end) == (0.0, 1.0)
+    return bool(same) and whole and axis.scale in (None, 1.0)

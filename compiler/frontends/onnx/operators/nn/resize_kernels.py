@@ -1,0 +1,267 @@
+"""Resizing as tensor expressions: nearest for all axes at once, weighted sums axis by axis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm import relax, te, tirx
+
+from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.bounds import limited_place
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.nn.resize_sampling import (
+    AxisResize,
+    EngineOperations,
+    NumpyOperations,
+    Sampling,
+    is_outside,
+    nearest_index,
+    source_coordinate,
+    weighted_taps,
+)
+from compiler.frontends.onnx.operators.precision import cast, compute_dtype
+from compiler.frontends.onnx.symbolic import expression
+from compiler.frontends.onnx.values import Constant
+
+_MAXIMUM_UNROLLED = 4  # taps written out; longer sums are loops
+
+
+def _constant(array: np.ndarray, dtype: str) -> relax.Constant:
+    return Constant(array.astype(dtypes.numpy_dtype(dtype)), dtype).expr()
+
+
+def _extrapolated(sampling: Sampling, axis: AxisResize, coordinate: np.ndarray) -> np.ndarray | None:
+    """Which outputs are extrapolated, or None when none is."""
+    if sampling.coordinates != "tf_crop_and_resize":
+        return None
+    outside = np.asarray(is_outside(NumpyOperations, axis, coordinate))
+    return outside if outside.any() else None
+
+
+def resize_nearest(context: NodeContext, data: relax.Expr, axes: list[AxisResize], sampling: Sampling) -> relax.Expr:
+    """Every output element is a copy of an input element."""
+    tables: list[relax.Expr] = []
+    forms: list[tuple[str, int]] = []
+    for axis in axes:
+        if not axis.is_static:
+            forms.append(("formula", 0))
+            continue
+        coordinate = _coordinates(axis, sampling)
+        index = nearest_index(NumpyOperations, sampling, axis, coordinate).astype(np.int64)
+        outside = _extrapolated(sampling, axis, coordinate)
+        form = ("table", len(tables)) if outside is not None else _closed_form(index, axis)
+        if form[0] == "table":
+            form = ("table", len(tables))
+            tables.append(_constant(np.where(outside, -1, index) if outside is not None else index, "int32"))
+        forms.append(form)
+
+    def compute(tensor: Any, *arguments: Any) -> Any:
+        lookups, sizes = arguments[: len(tables)], arguments[len(tables) :]
+        bound = [_with_sizes(axis, tensor.shape[axis.axis], sizes[i]) for i, axis in enumerate(axes)]
+        shape = list(tensor.shape)
+        for axis in bound:
+            shape[axis.axis] = axis.after
+
+        def element(*indices: Any) -> Any:
+            source, outside = list(indices), []
+            for axis, (kind, number) in zip(bound, forms, strict=True):
+                index, beyond = _nearest_source(sampling, axis, indices[axis.axis], kind, number, lookups)
+                source[axis.axis] = index
+                outside += beyond
+            if not outside:
+                return tensor(*source)
+            fill = tirx.const(_fill(sampling.extrapolation, str(tensor.dtype)), tensor.dtype)
+            return tirx.if_then_else(tirx.any(*outside, tirx.const(False, "bool")), fill, tensor(*source))
+
+        return te.compute(shape, element, name="resize_nearest")
+
+    sizes = [expression(axis.after) for axis in axes]
+    return context.emit_te(compute, data, *tables, *sizes, primfunc_name_hint="resize_nearest")
+
+
+def _closed_form(index: np.ndarray, axis: AxisResize) -> tuple[str, int]:
+    """(kind, factor): the table as a quotient or a multiple of the position where it is one: both vectorize."""
+    positions = np.arange(len(index))
+    if len(index) and axis.before and len(index) % axis.before == 0 and len(index) >= axis.before:
+        factor = len(index) // axis.before
+        if np.array_equal(index, positions // factor):
+            return "quotient", factor
+    if len(index) and axis.before % len(index) == 0:
+        factor = axis.before // len(index)
+        if np.array_equal(index, positions * factor):
+            return "multiple", factor
+    return "table", 0
+
+
+def _nearest_source(
+    sampling: Sampling, axis: AxisResize, position: Any, kind: str, number: int, lookups: Any
+) -> tuple[Any, list[Any]]:
+    """The index that an output position reads, and the conditions under which it is extrapolated instead."""
+    if kind == "quotient":
+        return (position if number == 1 else tirx.floordiv(position, tirx.const(number, "int64"))), []
+    if kind == "multiple":
+        return position * number, []
+    if kind == "table":
+        entry = lookups[number](position)
+        outside = [entry < 0] if sampling.coordinates == "tf_crop_and_resize" else []
+        return tirx.max(entry, 0).astype("int64") if outside else entry.astype("int64"), outside
+    coordinate = source_coordinate(EngineOperations, sampling, axis, position.astype("float32"))
+    index = limited_place(nearest_index(EngineOperations, sampling, axis, coordinate), axis.before)
+    crop = sampling.coordinates == "tf_crop_and_resize"
+    return index, [is_outside(EngineOperations, axis, coordinate)] if crop else []
+
+
+def _with_sizes(axis: AxisResize, before: Any, after: Any) -> AxisResize:
+    """The axis with its sizes as the kernel's own variables."""
+    return AxisResize(axis.axis, before, after, axis.scale, axis.start, axis.end)
+
+
+def _fill(value: float, dtype: str) -> Any:
+    return float(value) if dtypes.is_float(dtype) else int(value)
+
+
+def resize_weighted(context: NodeContext, data: relax.Expr, axes: list[AxisResize], sampling: Sampling) -> relax.Expr:
+    """Weighted sums along one axis after the other, in the type to compute in; the result has the data's type."""
+    dtype = str(data.ty.dtype)
+    if not dtypes.is_float(dtype) and sampling.mode == "linear" and not sampling.antialias and _are_static(axes):
+        return _resize_integers(context, data, axes, sampling)
+    wide = compute_dtype(dtype) if dtypes.is_float(dtype) else "float32"
+    result = cast(context, data, wide)
+    for axis in _cheapest_order(axes):
+        result = _resize_axis(context, result, axis, sampling)
+    if dtypes.is_float(dtype):
+        return cast(context, result, dtype)
+    # ONNX says nothing about fractions: its reference rounds, ONNX Runtime drops them in the mode linear.
+    drops = sampling.mode == "linear" and not sampling.antialias
+    rounded = relax.op.trunc(result) if drops else relax.op.round(result)
+    return context.emit(relax.op.astype(relax.op.clip(rounded, *dtypes.integer_limits(dtype)), dtype))
+
+
+def _are_static(axes: list[AxisResize]) -> bool:
+    return all(axis.is_static for axis in axes)
+
+
+def _resize_integers(context: NodeContext, data: relax.Expr, axes: list[AxisResize], sampling: Sampling) -> relax.Expr:
+    """Linear interpolation of integers, whose fractions are dropped: summed in the order of ONNX Runtime.
+
+    A sum in another order may fall short of a whole number and so lose one.
+    """
+    tables = [table for axis in axes for table in _tap_tables(axis, sampling, "float32")]
+    masks = _masks(axes, sampling)
+
+    def compute(tensor: Any, *arguments: Any) -> Any:
+        shape = list(tensor.shape)
+        for axis in axes:
+            shape[axis.axis] = tirx.const(axis.after, "int64")
+        inner_first = sorted(range(len(axes)), key=lambda number: -axes[number].axis)
+
+        def element(*output: Any) -> Any:
+            total: Any = None
+            for corner in np.ndindex(*[2] * len(axes)):
+                source, weight = list(output), None
+                for number, tap in zip(inner_first, reversed(corner), strict=True):
+                    place = axes[number].axis
+                    index, weights = arguments[2 * number], arguments[2 * number + 1]
+                    factor = weights(output[place], tap)
+                    weight = factor if weight is None else weight * factor
+                    source[place] = index(output[place], tap).astype("int64")
+                term = weight * tensor(*source).astype("float32")
+                total = term if total is None else total + term
+            result = total.astype(tensor.dtype)
+            for axis, mask in zip(masks, arguments[2 * len(axes) :], strict=True):
+                fill = tirx.const(int(sampling.extrapolation), tensor.dtype)
+                result = tirx.Select(mask(output[axis]), fill, result)
+            return result
+
+        return te.compute(shape, element, name="resize")
+
+    return context.emit_te(compute, data, *tables, *masks.values(), primfunc_name_hint="resize_linear")
+
+
+def _masks(axes: list[AxisResize], sampling: Sampling) -> dict[int, relax.Expr]:
+    """Which outputs are extrapolated, by axis; axes where none is are left out."""
+    masks = {}
+    for axis in axes:
+        outside = _extrapolated(sampling, axis, _coordinates(axis, sampling))
+        if outside is not None:
+            masks[axis.axis] = _constant(outside, "bool")
+    return masks
+
+
+def _coordinates(axis: AxisResize, sampling: Sampling) -> np.ndarray:
+    return source_coordinate(NumpyOperations, sampling, axis, np.arange(axis.after, dtype=np.float32))
+
+
+def _tap_tables(axis: AxisResize, sampling: Sampling, dtype: str) -> tuple[relax.Expr, relax.Expr]:
+    """Indices and weights of the taps of each output, (size, taps)."""
+    taps = weighted_taps(NumpyOperations, sampling, axis, _coordinates(axis, sampling))
+    indices = np.stack([index for index, _ in taps], axis=-1).astype(np.int32)
+    weights = np.stack([weight for _, weight in taps], axis=-1)
+    # A tap that weighs nothing may not reach an infinite element.
+    heaviest = np.take_along_axis(indices, np.abs(weights).argmax(-1)[..., None], -1)
+    return _constant(np.where(weights == 0, heaviest, indices), "int32"), _constant(weights, dtype)
+
+
+def _cheapest_order(axes: list[AxisResize]) -> list[AxisResize]:
+    """Shrinking axes first, so that what lies between is small; among growing ones the innermost first."""
+
+    def key(axis: AxisResize) -> tuple[float, int]:
+        scale = axis.static_scale
+        return (scale if scale is not None else 1.0, -axis.axis)
+
+    return sorted(axes, key=key)
+
+
+def _resize_axis(context: NodeContext, data: relax.Expr, axis: AxisResize, sampling: Sampling) -> relax.Expr:
+    if axis.is_static:
+        return _resize_axis_by_table(context, data, axis, sampling)
+
+    def compute(tensor: Any, after: Any) -> Any:
+        bound = _with_sizes(axis, tensor.shape[axis.axis], after)
+        shape = [*tensor.shape[: axis.axis], after, *tensor.shape[axis.axis + 1 :]]
+
+        def element(*indices: Any) -> Any:
+            position = indices[axis.axis].astype("float32")
+            coordinate = source_coordinate(EngineOperations, sampling, bound, position)
+            total: Any = None
+            for index, weight in weighted_taps(EngineOperations, sampling, bound, coordinate):
+                source = [*indices[: axis.axis], limited_place(index, bound.before), *indices[axis.axis + 1 :]]
+                term = tensor(*source) * weight.astype(tensor.dtype)
+                total = term if total is None else total + term
+            if sampling.coordinates != "tf_crop_and_resize":
+                return total
+            fill = tirx.const(sampling.extrapolation, tensor.dtype)
+            return tirx.Select(is_outside(EngineOperations, bound, coordinate), fill, total)
+
+        return te.compute(shape, element, name="resize")
+
+    try:
+        return context.emit_te(compute, data, expression(axis.after), primfunc_name_hint=f"resize_{sampling.mode}")
+    except ValueError as error:
+        context.refuse(str(error))
+
+
+def _resize_axis_by_table(context: NodeContext, data: relax.Expr, axis: AxisResize, sampling: Sampling) -> relax.Expr:
+    dtype = str(data.ty.dtype)
+    indices, weights = _tap_tables(axis, sampling, dtype)
+    count = int(indices.ty.shape.values[1])
+    tables = [indices, weights, *_masks([axis], sampling).values()]
+
+    def compute(tensor: Any, index: Any, weight: Any, *masks: Any) -> Any:
+        shape = [*tensor.shape[: axis.axis], index.shape[0], *tensor.shape[axis.axis + 1 :]]
+
+        def load(output: Any, tap: Any) -> Any:
+            place = index(output[axis.axis], tap).astype("int64")
+            return tensor(*output[: axis.axis], place, *output[axis.axis + 1 :]) * weight(output[axis.axis], tap)
+
+        if count <= _MAXIMUM_UNROLLED and not masks:
+            return te.compute(shape, lambda *o: sum((load(o, t) for t in range(1, count)), load(o, 0)), name="resize")
+        tap = te.reduce_axis((0, count), name="tap")
+        total = te.compute(shape, lambda *o: te.sum(load(o, tap), axis=tap), name="resize")
+        if not masks:
+            return total
+        fill = tirx.const(sampling.extrapolation, dtype)
+        return te.compute(shape, lambda *o: tirx.Select(masks[0](o[axis.axis]), fill, total(*o)), name="extrapolated")
+
+    return context.emit_te(compute, data, *tables, primfunc_name_hint=f"resize_{sampling.mode}")

@@ -1,0 +1,151 @@
+"""GridSample and AffineGrid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import relax, te, tirx
+
+from compiler.frontends.onnx.bounds import limited_place, require, require_entries
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.nn.interpolation import (
+    clamped,
+    cubic_taps,
+    inside,
+    linear_taps,
+    reflected,
+    weighted_sum,
+)
+from compiler.frontends.onnx.operators.precision import compute_dtype
+from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.symbolic import expression
+
+_MODES = {"bilinear": "linear", "bicubic": "cubic", "linear": "linear", "cubic": "cubic", "nearest": "nearest"}
+_PADDINGS = ("zeros", "border", "reflection")
+
+
+@converter("GridSample", since=16)
+def grid_sample(context: NodeContext) -> relax.Expr:
+    """Data (N, C, D1...) sampled at grid (N, E1..., rank): coordinates in [-1, 1], the last axis first."""
+    mode, padding = context.attribute("mode", "linear"), context.attribute("padding_mode", "zeros")
+    if mode not in _MODES:
+        context.invalid(f"mode must be one of {', '.join(_MODES)}, not {mode!r}")
+    if padding not in _PADDINGS:
+        context.invalid(f"padding_mode must be one of {', '.join(_PADDINGS)}, not {padding!r}")
+    rank = context.rank(0) - 2
+    if rank < 1 or context.rank(1) != rank + 2 or context.shape(1)[-1] != rank:
+        context.invalid(f"a grid of shape {context.shape(1)} for data of rank {rank + 2}")
+    require(context, context.shape(1)[0], "equal", context.shape(0)[0])
+    count = context.arithmetic.product(context.shape(1)[:-1])
+    for size in context.shape(0)[2:]:
+        require_entries(context, size, count)
+    align = bool(context.attribute("align_corners", 0))
+    kernel = _grid_sample_kernel(_MODES[mode], padding, align)
+    return context.emit_te(kernel, context.input(0), context.input(1), primfunc_name_hint="grid_sample")
+
+
+def _grid_sample_kernel(mode: str, padding: str, align: bool) -> Callable[..., Any]:
+    def compute(data: Any, grid: Any) -> Any:
+        wide = compute_dtype(data.dtype)
+        sizes = data.shape[2:]
+        rank = len(sizes)
+
+        def coordinate(sample: Any, axis: int, place: Sequence[Any]) -> Any:
+            value = _denormalized(grid(sample, *place, rank - 1 - axis).astype(wide), sizes[axis], align)
+            if mode == "nearest":
+                value = tirx.nearbyint(value)
+            # As in PyTorch, the cubic mode pads element by element only.
+            return value if mode == "cubic" else _within(value, sizes[axis], padding, align)
+
+        # Coordinates are the same for all channels, and computed once.
+        def coordinates_of(axis: int) -> Any:
+            shape = (data.shape[0], *grid.shape[1:-1])
+            return te.compute(shape, lambda n, *place: coordinate(n, axis, place), name=f"coordinate{axis}")
+
+        places = [coordinates_of(axis) for axis in range(rank)]
+
+        def element(sample: Any, channel: Any, *place: Any) -> Any:
+            own = [coordinates(sample, *place) for coordinates in places]
+
+            def pixel(positions: list[Any]) -> Any:
+                return _pixel(data, sample, channel, positions, padding, align, wide)
+
+            if mode == "nearest":
+                return pixel(own).astype(data.dtype)
+            taps = [cubic_taps(c) if mode == "cubic" else linear_taps(c) for c in own]
+            return weighted_sum(taps, pixel).astype(data.dtype)
+
+        return te.compute((*data.shape[:2], *grid.shape[1:-1]), element, name="grid_sample")
+
+    return compute
+
+
+def _denormalized(value: Any, size: Any, align: bool) -> Any:
+    dtype = str(value.ty.dtype)
+    one, half, length = tirx.const(1, dtype), tirx.const(0.5, dtype), size.astype(dtype)
+    return (value + one) * half * (length - one) if align else ((value + one) * length - one) * half
+
+
+def _borders(size: Any, align: bool, dtype: str) -> tuple[Any, Any]:
+    shift = tirx.const(0.0 if align else 0.5, dtype)
+    return -shift, size.astype(dtype) - tirx.const(1, dtype) + shift
+
+
+def _within(value: Any, size: Any, padding: str, align: bool) -> Any:
+    """A coordinate beyond the borders brought back as the padding says."""
+    if padding == "zeros":
+        return value
+    low, high = _borders(size, align, str(value.ty.dtype))
+    if padding == "reflection":
+        return reflected(value, low, high)
+    return tirx.Select(tirx.any(value < low, value > high), clamped(value, size), value)
+
+
+def _pixel(
+    data: Any, sample: Any, channel: Any, positions: Sequence[Any], padding: str, align: bool, dtype: str
+) -> Any:
+    """The element at whole-numbered coordinates, or what the padding puts there."""
+    sizes = data.shape[2:]
+    if padding == "reflection":
+        borders = [_borders(size, align, dtype) for size in sizes]
+        positions = [reflected(p, low, high) for p, (low, high) in zip(positions, borders, strict=True)]
+    indices = [limited_place(p, size) for p, size in zip(positions, sizes, strict=True)]
+    value = data(sample, channel, *indices).astype(dtype)
+    if padding != "zeros":
+        return value
+    conditions = [inside(p, size) for p, size in zip(positions, sizes, strict=True)]
+    return tirx.Select(tirx.all(*conditions, tirx.const(True, "bool")), value, tirx.const(0, dtype))
+
+
+@converter("AffineGrid", since=20)
+def affine_grid(context: NodeContext) -> relax.Expr:
+    """Coordinates (N, D1..., rank) in [-1, 1] of an output's elements, transformed by theta (N, rank, rank + 1)."""
+    sizes = context.shape_values(1)
+    rank = len(sizes) - 2
+    if rank not in (2, 3) or tuple(context.shape(0)[1:]) != (rank, rank + 1):
+        context.invalid(f"theta of shape {context.shape(0)} for a size of {len(sizes)} elements")
+    require(context, context.shape(0)[0], "equal", sizes[0])
+    align = bool(context.attribute("align_corners", 0))
+
+    def compute(theta: Any, *spatial: Any) -> Any:
+        dtype = compute_dtype(theta.dtype)
+
+        def coordinate(index: Any, size: Any) -> Any:
+            position, length = index.astype(dtype), size.astype(dtype)
+            one, two = tirx.const(1, dtype), tirx.const(2, dtype)
+            if align:
+                return two * position / tirx.max(length - one, one) - one
+            return (two * position + one) / length - one
+
+        def element(sample: Any, *place: Any) -> Any:
+            *indices, row = place
+            total = theta(sample, row, rank).astype(dtype)
+            for column, (index, size) in enumerate(zip(reversed(indices), reversed(spatial), strict=True)):
+                total = total + theta(sample, row, column).astype(dtype) * coordinate(index, size)
+            return total.astype(theta.dtype)
+
+        return te.compute((theta.shape[0], *spatial, rank), element, name="affine_grid")
+
+    spatial = [expression(size) for size in sizes[2:]]
+    return context.emit_te(compute, context.input(0), *spatial, primfunc_name_hint="affine_grid")

@@ -1,0 +1,116 @@
+"""MaxUnpool and Col2Im: elements put back to where a window took them from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import relax, te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from compiler.frontends.onnx.bounds import require, require_multiple, require_shape, require_values
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.nn.spatial import integers_attribute, kernel_attribute, padded, spatial_rank
+from compiler.frontends.onnx.operators.precision import compute_dtype
+from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.symbolic import Dim, expression
+
+
+@converter("MaxUnpool", since=9)
+def max_unpool(context: NodeContext) -> relax.Expr:
+    """Zeros but for the elements at the flat indices of the second input; an output_shape that is larger adds zeros."""
+    rank = spatial_rank(context)
+    kernel = kernel_attribute(context, rank)
+    strides = integers_attribute(context, "strides", rank, 1, 1)
+    pads = integers_attribute(context, "pads", 2 * rank, 0, 0)
+    arithmetic = context.arithmetic
+    shape: list[Dim] = [*context.shape(0)[:2]]
+    for axis, size in enumerate(context.shape(0)[2:]):
+        moved = arithmetic.multiply(arithmetic.subtract(size, 1), strides[axis])
+        shape.append(arithmetic.add(moved, kernel[axis] - pads[axis] - pads[axis + rank]))
+    require_shape(context, context.shape(1), context.shape(0), "its indices")
+    require_values(context, 1, 0, arithmetic.product(shape))
+    sizes = [expression(size) for size in shape]
+    result = context.emit_te(_scatter, context.input(0), context.input(1), *sizes, primfunc_name_hint="max_unpool")
+    if not context.has_input(2):
+        return result
+    wanted = context.shape_values(2)
+    if len(wanted) != rank + 2:
+        context.invalid(f"output_shape has {len(wanted)} elements for data of rank {rank + 2}")
+    added = [arithmetic.subtract(size, own) for size, own in zip(wanted[2:], shape[2:], strict=True)]
+    return padded(context, result, [0] * rank, added, 0)
+
+
+def _scatter(data: Any, indices: Any, *sizes: Any) -> Any:
+    """A tensor of those sizes: data[i] at the flat position indices[i], zero elsewhere."""
+
+    def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+        source, places, out = (T.buffer_proxy(buffer) for buffer in (ins[0], ins[1], outs[0]))
+        with IRBuilder() as builder:
+            with T.seq_scope():
+                with T.serial(0, _product(sizes)) as place:
+                    out[place] = tirx.const(0, str(data.dtype))
+                with T.serial(0, _product(data.shape)) as element:
+                    known = tirx.all(places[element] >= 0, places[element] < _product(sizes))
+                    with T.If(known), T.Then():
+                        out[places[element]] = source[element]
+            return builder.get().body
+
+    return te.extern([list(sizes)], [data, indices], body, dtype=str(data.dtype), name="max_unpool")
+
+
+def _product(sizes: Sequence[Any]) -> Any:
+    result: Any = tirx.const(1, "int64")
+    for size in sizes:
+        result = result * size
+    return result
+
+
+@converter("Col2Im", since=18)
+def col2im(context: NodeContext) -> relax.Expr:
+    """Blocks (N, C * taps, blocks) added up to images (N, C, D1...), each at the place it was taken from."""
+    image, block = context.shape_values(1), context.integers(2)
+    rank = len(block)
+    if len(image) != rank or context.rank(0) != 3 or any(size < 1 for size in block):
+        context.invalid(f"blocks of shape {block} for images of rank {len(image)}")
+    pads = integers_attribute(context, "pads", 2 * rank, 0, 0)
+    strides = integers_attribute(context, "strides", rank, 1, 1)
+    dilations = integers_attribute(context, "dilations", rank, 1, 1)
+    taps = math.prod(block)
+    arithmetic = context.arithmetic
+    counts = []
+    for axis, size in enumerate(image):
+        free = arithmetic.add(size, pads[axis] + pads[axis + rank] - dilations[axis] * (block[axis] - 1) - 1)
+        counts.append(arithmetic.add(arithmetic.floor_divide(free, strides[axis]), 1))
+        require(context, counts[-1], "at least", 0)
+    require_multiple(context, context.shape(0)[1], taps)
+    require(context, context.shape(0)[2], "equal", arithmetic.product(counts))
+
+    def compute(data: Any, *operands: Any) -> Any:
+        wide = compute_dtype(data.dtype)
+        sizes, counts = operands[:rank], operands[rank:]
+        axes = [te.reduce_axis((0, extent), name=f"tap{axis}") for axis, extent in enumerate(block)]
+
+        def element(sample: Any, channel: Any, *place: Any) -> Any:
+            conditions, tap, number = [], tirx.const(0, "int64"), tirx.const(0, "int64")
+            for axis, position in enumerate(place):
+                moved = position + pads[axis] - axes[axis] * dilations[axis]
+                start = tirx.floordiv(moved, strides[axis])
+                conditions += [tirx.floormod(moved, strides[axis]) == 0, start >= 0, start < counts[axis]]
+                tap = tap * block[axis] + axes[axis]
+                number = number * counts[axis] + start
+            value = data(sample, channel * taps + tap, number).astype(wide)
+            return te.sum(tirx.if_then_else(tirx.all(*conditions), value, tirx.const(0, wide)), axis=axes)
+
+        shape = (data.shape[0], tirx.floordiv(data.shape[1], taps), *sizes)
+        total = te.compute(shape, element, name="col2im")
+        return (
+            total
+            if wide == str(data.dtype)
+            else te.compute(shape, lambda *i: total(*i).astype(data.dtype), name="cast")
+        )
+
+    sizes = [expression(size) for size in (*image, *counts)]
+    return context.emit_te(compute, context.input(0), *sizes, primfunc_name_hint="col2im")

@@ -1,0 +1,256 @@
+"""RNN, GRU and LSTM: the input's projection as one product, and one kernel that runs over time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tvm import relax, te
+from tvm.relax import op as R
+
+from compiler.frontends.onnx.bounds import require, require_shape, require_values
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.precision import cast, compute_dtype
+from compiler.frontends.onnx.operators.recurrent.activations import activations_of
+from compiler.frontends.onnx.operators.recurrent.weights import Arrays, Packing
+from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.symbolic import Dim
+from compiler.frontends.onnx.values import tensor_shape
+from schedules.instructions.finish import finish
+from schedules.machine import Machine
+from schedules.recurrence.cells import Cell
+from schedules.recurrence.description import ATTRIBUTE, HINTS, CellKind, Recurrence
+from schedules.recurrence.lockstep import SERIAL, lockstep
+from schedules.recurrence.samples import by_samples
+
+_DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
+# Work (multiplications of all steps of one sample) from which on samples are spread over cores.
+_PARALLEL_WORK = 2**21
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Positions of a node's inputs; X, W, R, B and sequence_lens are 0 to 4 for all."""
+
+    initial: tuple[tuple[str, int], ...]
+    peepholes: int | None = None
+
+
+@converter("RNN")
+def rnn(context: NodeContext) -> list[relax.Expr]:
+    """A plain recurrent layer."""
+    return _recurrent(context, CellKind("RNN"), _Inputs((("h", 5),)))
+
+
+@converter("GRU")
+def gru(context: NodeContext) -> list[relax.Expr]:
+    """Gated recurrent units; before opset 3 always with the reset applied before the product."""
+    linear = bool(context.attribute("linear_before_reset", 0)) and context.opset >= 3
+    return _recurrent(context, CellKind("GRU", linear_before_reset=linear), _Inputs((("h", 5),)))
+
+
+@converter("LSTM")
+def lstm(context: NodeContext) -> list[relax.Expr]:
+    """Long short-term memory."""
+    has_peepholes = context.has_input(7)
+    forget = bool(context.attribute("input_forget", 0))
+    kind = CellKind("LSTM", input_forget=forget, has_peepholes=has_peepholes)
+    return _recurrent(context, kind, _Inputs((("h", 5), ("c", 6)), 7 if has_peepholes else None))
+
+
+def _recurrent(context: NodeContext, kind: CellKind, inputs: _Inputs) -> list[relax.Expr]:
+    cell = kind.cell()
+    backward = direction_flags(context)
+    hidden, features = _checked_sizes(context, cell, len(backward))
+    _check_operands(context, cell, inputs, len(backward), hidden)
+    dtype = compute_dtype(context.dtype(0))
+    batch_first = bool(context.attribute("layout", 0))
+    data = cast(context, _transposed(context, context.input(0), batch_first, (1, 0, 2)), dtype)
+    steps, samples = tensor_shape(data)[:2]
+    lanes = _lanes(cell, hidden)
+    recurrence = Recurrence(
+        kind=kind,
+        activations=activations_of(context, cell.activations, len(backward)),
+        clip=float(context.attribute("clip", 0.0)) if context.has_attribute("clip") else None,
+        backward=backward,
+        hidden=hidden,
+        inputs=features,
+        lanes=lanes,
+        dtype=dtype,
+        projects_input=isinstance(steps, int) and steps == 1,
+        parallel=_is_parallel(cell, hidden, steps, samples),
+    )
+    operands = _operands(context, recurrence, data, inputs, batch_first)
+    return layer_results(context, run_recurrence(context, recurrence, operands), batch_first)
+
+
+def direction_flags(context: NodeContext) -> tuple[bool, ...]:
+    """Of each direction of the node, whether it runs back in time."""
+    direction = context.attribute("direction", "forward")
+    if direction not in _DIRECTIONS:
+        context.invalid(f"direction must be one of {', '.join(_DIRECTIONS)}, not {direction!r}")
+    return _DIRECTIONS[direction]
+
+
+def _checked_sizes(context: NodeContext, cell: Cell, directions: int) -> tuple[int, int]:
+    """(hidden units, features); InvalidModelError where the weights do not fit."""
+    if [context.rank(index) for index in range(3)] != [3, 3, 3]:
+        context.invalid("X, W and R must have rank 3")
+    recurrent, weights = context.shape(2), context.shape(1)
+    hidden, features = recurrent[2], weights[2]
+    if not isinstance(hidden, int) or not isinstance(features, int):
+        context.refuse("the shapes of its weights are not known when compiling")
+    if context.attribute("hidden_size", hidden) != hidden:
+        context.invalid(f"hidden_size is {context.attribute('hidden_size', 0)}, the weights' {hidden}")
+    if tuple(recurrent) != (directions, cell.gates * hidden, hidden) or tuple(weights[:2]) != tuple(recurrent[:2]):
+        context.invalid(f"weights of shapes {tuple(weights)} and {tuple(recurrent)} for {directions} direction(s)")
+    size = context.shape(0)[2]
+    if isinstance(size, int) and size != features:
+        context.invalid(f"the data have {size} features, the weights ask for {features}")
+    require(context, size, "equal", features)
+    return hidden, features
+
+
+def _check_operands(context: NodeContext, cell: Cell, inputs: _Inputs, directions: int, hidden: int) -> None:
+    """Bias, lengths, initial states and peepholes must have the sizes that the data and the weights give them."""
+    batch_first = bool(context.attribute("layout", 0))
+    first, second = context.shape(0)[:2]
+    steps, samples = (second, first) if batch_first else (first, second)
+    state = (samples, directions, hidden) if batch_first else (directions, samples, hidden)
+    expected: dict[int, tuple[Dim, ...]] = {3: (directions, 2 * cell.gates * hidden), 4: (samples,)}
+    expected |= {index: state for _, index in inputs.initial}
+    if inputs.peepholes is not None:
+        expected[inputs.peepholes] = (directions, cell.peepholes * hidden)
+    for index, shape in expected.items():
+        if context.has_input(index):
+            require_shape(context, context.shape(index), shape, f"its input {index}")
+    if context.has_input(4):
+        require_values(context, 4, 0, context.arithmetic.add(steps, 1))
+
+
+def _lanes(cell: Cell, hidden: int) -> int:
+    """Units a block: as many as the cell likes, or the power of two that holds them all."""
+    lanes = 1
+    while lanes < min(cell.lanes, hidden):
+        lanes *= 2
+    return lanes
+
+
+def _is_parallel(cell: Cell, hidden: int, steps: Dim, samples: Dim) -> bool:
+    if not isinstance(samples, int) or samples < 2:
+        return False
+    known_steps = steps if isinstance(steps, int) else 16
+    return cell.gates * hidden * hidden * known_steps >= _PARALLEL_WORK
+
+
+def _transposed(context: NodeContext, tensor: relax.Expr, batch_first: bool, axes: tuple[int, ...]) -> relax.Expr:
+    return context.emit(R.permute_dims(tensor, list(axes))) if batch_first else tensor
+
+
+def _operands(
+    context: NodeContext, recurrence: Recurrence, data: relax.Expr, inputs: _Inputs, batch_first: bool
+) -> dict[str, relax.Expr]:
+    arrays = Arrays(context, recurrence.dtype)
+    cell, directions = recurrence.cell, len(recurrence.stages)
+    packing = Packing(arrays, directions, cell.gates, recurrence.hidden, recurrence.lanes)
+    operands: dict[str, Any] = {}
+    weights, recurrent = arrays.input(1), arrays.input(2)
+    bias, recurrent_bias = _biases(context, arrays, packing, recurrence)
+    if recurrence.projects_input:
+        operands["x"] = data
+        operands["bias"] = bias
+        for number, stage in enumerate(recurrence.stages[0]):
+            operands[f"w{number}"] = packing.matrix(weights, recurrence.inputs, stage.gates)
+    else:
+        operands["x"] = _projection(context, packing, data, weights, recurrence.inputs, arrays.tensor(bias))
+    if recurrent_bias is not None:
+        operands["recurrent_bias"] = recurrent_bias
+    for number, stage in enumerate(recurrence.stages[0]):
+        operands[f"r{number}"] = packing.matrix(recurrent, recurrence.hidden, stage.gates)
+    if inputs.peepholes is not None:
+        operands["peepholes"] = packing.vectors(arrays.input(inputs.peepholes), cell.peepholes)
+    operands = {name: arrays.tensor(value) for name, value in operands.items()}
+    for name, index in inputs.initial:
+        if context.has_input(index):
+            initial = _transposed(context, context.input(index), batch_first, (1, 0, 2))
+            operands[f"initial_{name}"] = cast(context, initial, recurrence.dtype)
+    if context.has_input(4):
+        operands["lengths"] = context.input(4)
+    return operands
+
+
+def _biases(context: NodeContext, arrays: Arrays, packing: Packing, recurrence: Recurrence) -> tuple[Any, Any]:
+    """(bias of the sums (directions, blocks, gates, lanes), that of the separate recurrent sums or None)."""
+    directions, gates, hidden = packing.directions, packing.gates, packing.hidden
+    separate = recurrence.stages[0][0].separate
+    if not context.has_input(3):
+        return packing.vectors(arrays.zeros((directions, gates * hidden)), gates), None
+    both = arrays.reshape(arrays.input(3), (directions, 2 * gates, hidden))
+    first, second = arrays.slice(both, 1, 0, gates), arrays.slice(both, 1, gates, 2 * gates)
+    joined = gates - len(separate)
+    if not separate:
+        return packing.vectors(arrays.add(first, second), gates), None
+    # The recurrent bias of a separate gate, which is the last one, does not join the others.
+    sums = arrays.add(arrays.slice(first, 1, 0, joined), arrays.slice(second, 1, 0, joined))
+    bias = arrays.concatenate([sums, arrays.slice(first, 1, joined, gates)], 1)
+    return packing.vectors(bias, gates), packing.vectors(arrays.slice(second, 1, joined, gates), len(separate))
+
+
+def _projection(
+    context: NodeContext, packing: Packing, data: relax.Expr, weights: Any, features: int, bias: relax.Expr
+) -> relax.Expr:
+    """Products of all steps with the input weights, plus bias: (steps, samples, directions, blocks, gates, lanes)."""
+    steps, samples = tensor_shape(data)[:2]
+    rows = context.arithmetic.multiply(steps, samples)
+    flat = context.emit(R.reshape(data, [rows, features]))
+    product = context.emit(R.matmul(flat, packing.arrays.tensor(packing.projection(weights, features))))
+    layout = [packing.directions, packing.blocks, packing.gates, packing.lanes]
+    flat_bias = packing.arrays.reshape(bias, (math.prod(layout),))
+    total = context.emit(R.add(product, flat_bias))
+    return context.emit(R.reshape(total, [steps, samples, *layout]))
+
+
+def run_recurrence(context: NodeContext, recurrence: Recurrence, operands: Mapping[str, relax.Expr]) -> relax.Expr:
+    """Emit the kernel: (Y (steps, directions, samples, hidden), last states (directions, samples, hidden)).
+
+    It runs as it is; rules write it anew for a processor, from the description in its attribute.
+    """
+    recurrence = replace(recurrence, operands=tuple(operands))
+    result = context.emit_te(_kernel(recurrence), *operands.values(), primfunc_name_hint=HINTS[recurrence.cell.gates])
+    builder = context.block_builder
+    function = builder.lookup_binding(result).args[0]
+    finished = finish(builder.get()[function], Machine()).with_attr("tirx.is_scheduled", True)
+    builder.update_func(function, finished.with_attr(ATTRIBUTE, recurrence.text()))
+    return result
+
+
+def _kernel(recurrence: Recurrence) -> Callable[..., Any]:
+    """A tensor expression function of the operands."""
+
+    def compute(*tensors: Any) -> Any:
+        steps, samples = tensors[recurrence.operands.index("x")].shape[:2]
+        state_shape = (recurrence.directions, samples, recurrence.hidden)
+        output_shape = (steps, recurrence.directions, samples, recurrence.hidden)
+        shapes = [output_shape, *[state_shape] * len(recurrence.cell.states)]
+
+        def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+            if recurrence.quantized:
+                return lockstep(recurrence, ins, outs, SERIAL)
+            return by_samples(recurrence, ins, outs)
+
+        return te.extern(shapes, list(tensors), body, dtype=[recurrence.dtype] * len(shapes), name="recurrent")
+
+    return compute
+
+
+def layer_results(context: NodeContext, result: relax.Expr, batch_first: bool) -> list[relax.Expr]:
+    """What a kernel returned, in the node's layout and type: Y (steps, directions, samples, hidden), last states."""
+    dtype = context.dtype(0)
+    outputs = [context.emit(relax.TupleGetItem(result, index)) for index in range(len(result.ty.fields))]
+    axes = [(2, 0, 1, 3), *[(1, 0, 2)] * (len(outputs) - 1)]
+    return [
+        cast(context, _transposed(context, output, batch_first, order), dtype)
+        for output, order in zip(outputs, axes, strict=True)
+    ]

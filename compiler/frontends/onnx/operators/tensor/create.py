@@ -1,0 +1,197 @@
+"""Tensors made from sizes: ConstantOfShape, Expand, Tile, Range, EyeLike, OneHot; Shape and Size of sequences."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from onnx import numpy_helper
+from tvm import relax, te, tirx
+from tvm.relax import op as R
+
+from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.bounds import require_shape
+from compiler.frontends.onnx.broadcasting import broadcast_shapes, broadcast_to
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.tensor.filling import filled
+from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.scalars import const
+from compiler.frontends.onnx.structure import MAXIMUM_DIMENSION
+from compiler.frontends.onnx.symbolic import Dim, expression
+from compiler.frontends.onnx.values import Constant, Symbolic, Value, tensor_shape
+
+
+def checked_sizes(context: NodeContext, sizes: list[Dim]) -> list[Dim]:
+    """Sizes of a tensor to be made; InvalidModelError for negative or absurd ones."""
+    known = [size for size in sizes if isinstance(size, int)]
+    if any(size < 0 for size in known) or math.prod(size for size in known if size) > MAXIMUM_DIMENSION:
+        context.invalid(f"the shape {sizes} is absurd")
+    return sizes
+
+
+@converter("ConstantOfShape")
+def constant_of_shape(context: NodeContext) -> relax.Expr:
+    """A tensor of one value."""
+    tensor = context.attribute("value", None)
+    value = np.zeros(1, np.float32) if tensor is None else numpy_helper.to_array(tensor)
+    dtype = "float32" if tensor is None else dtypes.NAMES[tensor.data_type]
+    sizes = checked_sizes(context, context.shape_values(0))
+    return filled(context, value.reshape(-1)[0], dtype, sizes)
+
+
+@converter("Expand")
+def expand(context: NodeContext) -> relax.Expr:
+    """Broadcast with a shape in both directions."""
+    sizes = checked_sizes(context, context.shape_values(1))
+    try:
+        shape, _ = broadcast_shapes(context, [context.shape(0), sizes])
+    except ValueError as error:
+        context.invalid(str(error))
+    return broadcast_to(context, context.input(0), shape)
+
+
+@converter("Tile", since=6)
+def tile(context: NodeContext) -> relax.Expr:
+    """Repeat along each axis; counts may be only known at run time."""
+    repeats = checked_sizes(context, context.shape_values(1))
+    data, shape = context.input(0), context.shape(0)
+    if len(repeats) != len(shape):
+        context.invalid(f"{len(repeats)} repeats for {len(shape)} axes")
+    if all(isinstance(count, int) for count in repeats):
+        return R.tile(data, repeats) if any(count != 1 for count in repeats) else data
+    sizes = [context.arithmetic.multiply(size, count) for size, count in zip(shape, repeats, strict=True)]
+
+    def repeat(source: te.Tensor, *target: Any) -> te.Tensor:
+        def element(*indices: Any) -> Any:
+            return source(*(tirx.floormod(i, size) for i, size in zip(indices, source.shape, strict=True)))
+
+        return te.compute(target, element, name="tile")
+
+    return context.emit_te(repeat, data, *map(expression, sizes), primfunc_name_hint="tile")
+
+
+@converter("Range")
+def arange(context: NodeContext) -> relax.Expr:
+    """start, start + delta, ... before limit; sizes that depend on run-time values are read when the module runs."""
+    dtype = context.dtype(0)
+    if dtypes.is_integer(dtype):
+        start, limit, delta = (context.shape_values(i, signed=True)[0] for i in range(3))
+        return _integer_range(context, start, limit, delta, dtype)
+    if any(context.known(i) is None for i in range(3)):
+        whole = [_whole_number(context, i) for i in range(3)]
+        if all(number is not None for number in whole):
+            return _integer_range(context, whole[0], whole[1], whole[2], dtype)
+        return _computed_range(context, dtype)
+    start, limit, delta = (context.scalar(i) for i in range(3))
+    if delta == 0:
+        context.invalid("delta is 0")
+    count = max(0, math.ceil((limit - start) / delta))
+    checked_sizes(context, [count])
+    numpy_type = dtypes.numpy_dtype(dtype)
+    return Constant((start + np.arange(count) * delta).astype(numpy_type), dtype).expr()
+
+
+def _whole_number(context: NodeContext, index: int) -> Dim | None:
+    """A float operand as an integer, where it is one: a constant, or a size that was cast; else None."""
+    known = context.known(index)
+    if known is not None:
+        number = context.scalar(index)
+        return int(number) if math.isfinite(number) and number == int(number) else None
+    value = context.tensor(index)
+    element = value.array.reshape(-1)[0] if isinstance(value, Symbolic) else None
+    if isinstance(element, tirx.Cast) and str(element.value.ty.dtype) == "int64":
+        return element.value
+    return int(element) if isinstance(element, float | int) and element == int(element) else None
+
+
+def _computed_range(context: NodeContext, dtype: str) -> relax.Expr:
+    """A range of floats whose length is computed when the module runs."""
+    first, last, step = (context.emit(R.reshape(context.input(i), ())) for i in range(3))
+    span = context.emit(R.divide(context.emit(R.subtract(last, first)), step))
+    length = context.emit(R.reshape(context.emit(R.astype(context.emit(R.ceil(span)), "int64")), (1,)))
+    (count,) = context.importer.builder.shape_values(length, signed=False)
+
+    def values(size: Any, begin: te.Tensor, stride: te.Tensor) -> te.Tensor:
+        return te.compute((size,), lambda i: begin() + i.astype(dtype) * stride(), name="range")
+
+    result = context.emit_te(values, expression(count), first, step, primfunc_name_hint="arange")
+    return context.with_simple_sizes(result)
+
+
+def _integer_range(context: NodeContext, start: Dim, limit: Dim, delta: Dim, dtype: str) -> relax.Expr:
+    arithmetic = context.arithmetic
+    if isinstance(delta, int) and delta == 0:
+        context.invalid("delta is 0")
+    span = arithmetic.subtract(limit, start)
+    if isinstance(delta, int):
+        up = delta > 0
+        steps = arithmetic.ceil_divide(span if up else arithmetic.negative(span), abs(delta))
+    else:
+        distance = arithmetic.select(arithmetic.less(0, delta), span, arithmetic.negative(span))
+        steps = arithmetic.ceil_divide(distance, arithmetic.maximum(arithmetic.absolute(delta), 1))
+    count = arithmetic.maximum(steps, 0)
+    checked_sizes(context, [count])
+
+    def values(size: Any, first: Any, step: Any) -> te.Tensor:
+        return te.compute((size,), lambda i: (first + i * step).astype(dtype), name="range")
+
+    result = context.emit_te(values, *map(expression, (count, start, delta)), primfunc_name_hint="arange")
+    return context.with_simple_sizes(result)
+
+
+@converter("EyeLike")
+def eye_like(context: NodeContext) -> relax.Expr:
+    """Ones on the k-th diagonal of a matrix shaped like the input."""
+    dtype = dtypes.NAMES[context.attribute("dtype", dtypes.NUMBERS[context.dtype(0)])]
+    offset = context.attribute("k", 0)
+
+    def eye(*sizes: Any) -> te.Tensor:
+        return te.compute(sizes, lambda i, j: tirx.Select(j - i == offset, _one(dtype), _zero(dtype)), name="eye")
+
+    if context.rank(0) != 2:
+        context.invalid(f"its input has rank {context.rank(0)}, not 2")
+    return context.emit_te(eye, *map(expression, context.shape(0)), primfunc_name_hint="eye")
+
+
+def _one(dtype: str) -> Any:
+    return tirx.const(1, dtypes.carrier(dtype))
+
+
+def _zero(dtype: str) -> Any:
+    return tirx.const(0, dtypes.carrier(dtype))
+
+
+@converter("OneHot", since=9)
+def one_hot(context: NodeContext) -> relax.Expr:
+    """values[1] where the index is met along a new axis, values[0] elsewhere; negative indices count from the end."""
+    indices, values = context.input(0), context.input(2)
+    require_shape(context, context.shape(2), [2], "its values")
+    depth = _depth(context)
+    shape = context.shape(0)
+    axis = context.axis(context.attribute("axis", -1), len(shape) + 1)
+    sizes = [*shape[:axis], depth, *shape[axis:]]
+
+    def encode(index: te.Tensor, pair: te.Tensor, *target: Any) -> te.Tensor:
+        def element(*position: Any) -> Any:
+            wanted = index(*position[:axis], *position[axis + 1 :]).astype("int64")
+            wanted = tirx.Select(wanted < const(0, wanted), wanted + target[axis], wanted)
+            return tirx.Select(wanted == position[axis], pair(1), pair(0))
+
+        return te.compute(target, element, name="one_hot")
+
+    return context.emit_te(encode, indices, values, *map(expression, sizes), primfunc_name_hint="one_hot")
+
+
+def _depth(context: NodeContext) -> Dim:
+    is_integer = dtypes.is_integer(context.dtype(1))
+    depth = context.shape_values(1)[0] if is_integer else int(context.scalar(1))
+    checked_sizes(context, [depth])
+    return depth
+
+
+@converter("Size", "Shape")
+def of_no_tensor(context: NodeContext) -> Value:
+    """Shapes of tensors are known while importing; what arrives here is no tensor."""
+    tensor_shape(context.input(0))
+    context.refuse("its input is no tensor")

@@ -1,0 +1,154 @@
+"""Operators that change a shape and move no element: Reshape, Flatten, Squeeze, Unsqueeze; and Transpose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tvm import relax, tirx
+from tvm.relax import op as R
+
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.tensor.filling import filled
+from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.symbolic import Dim, expression
+from compiler.frontends.onnx.values import Symbolic
+
+
+def reshaped(context: NodeContext, data: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
+    """The data in another shape of as many elements; sizes may be expressions."""
+    if any(isinstance(size, int) and size == 0 for size in shape):
+        # To the engine's reshape a 0 means the old size.
+        return filled(context, 0, str(data.ty.dtype), shape)
+    return context.emit(R.reshape(data, relax.ShapeExpr([expression(size) for size in shape])))
+
+
+@converter("Reshape", since=5)
+def reshape(context: NodeContext) -> relax.Expr:
+    """Sizes of -1 are inferred and of 0 copied (unless allowzero), also when the shape is only known at run time."""
+    arithmetic, old = context.arithmetic, context.shape(0)
+    wanted = context.shape_values(1, signed=True)
+    if not context.attribute("allowzero", 0):
+        wanted = [_copied(context, size, old, axis) for axis, size in enumerate(wanted)]
+    elements = arithmetic.product(old)
+    if any(isinstance(size, int) and size == -1 for size in wanted):
+        wanted = _inferred(context, wanted, elements)
+    elif not all(_is_size(context, size) for size in wanted):
+        wanted = _inferred_at_run_time(context, wanted, elements)
+    new = arithmetic.product(wanted)
+    if isinstance(elements, int) and isinstance(new, int) and elements != new:
+        context.invalid(f"a tensor of shape {list(old)} can not take the shape {wanted}")
+    data = context.input(0)
+    if not arithmetic.equal_is_proved(elements, new):
+        # The engine's reshape checks nothing; a wrong size would read outside the tensor.
+        data = context.match_shape(reshaped(context, data, [elements]), [new])
+    return context.with_simple_sizes(reshaped(context, data, wanted))
+
+
+def _inferred_at_run_time(context: NodeContext, wanted: list[Dim], elements: Dim) -> list[Dim]:
+    """Sizes that may turn out to be -1, one of them at most, replaced by what is left for them."""
+    arithmetic = context.arithmetic
+    unknown = [arithmetic.less(size, 0) for size in wanted]
+    rest = arithmetic.product(arithmetic.select(u, 1, size) for u, size in zip(unknown, wanted, strict=True))
+    filler = arithmetic.floor_divide(elements, arithmetic.maximum(rest, 1))
+    return [arithmetic.select(u, filler, size) for u, size in zip(unknown, wanted, strict=True)]
+
+
+def _is_size(context: NodeContext, value: Dim) -> bool:
+    return context.arithmetic.not_negative(value)
+
+
+def _copied(context: NodeContext, size: Dim, old: Sequence[Dim], axis: int) -> Dim:
+    """A size of 0 means the old one of the same axis."""
+    if isinstance(size, int):
+        if size == 0 and axis >= len(old):
+            context.invalid(f"size 0 at axis {axis} copies a size that a tensor of rank {len(old)} does not have")
+        return old[axis] if size == 0 else size
+    if axis >= len(old) or context.arithmetic.equal_is_proved(size, old[axis]):
+        return size
+    if isinstance(context.tensor(1), Symbolic) and _is_size(context, size):
+        # A size computed from sizes is 0 only when the tensor is empty.
+        return size
+    return context.arithmetic.select(tirx.EQ(size, expression(0)), old[axis], size)
+
+
+def _inferred(context: NodeContext, wanted: list[Dim], elements: Dim) -> list[Dim]:
+    arithmetic = context.arithmetic
+    places = [axis for axis, size in enumerate(wanted) if isinstance(size, int) and size == -1]
+    others = [size for axis, size in enumerate(wanted) if axis not in places]
+    if len(places) > 1 or any(isinstance(size, int) and size < 0 for size in others):
+        context.invalid(f"the shape {wanted} has more than one unknown size")
+    rest = arithmetic.product(others)
+    if isinstance(rest, int) and isinstance(elements, int) and (rest == 0 or elements % rest):
+        context.invalid(f"a tensor of {elements} elements can not take the shape {wanted}")
+    if isinstance(rest, int) and rest == 0:
+        context.refuse(f"the size at -1 in the shape {wanted} is not determined")
+    filled = list(wanted)
+    filled[places[0]] = arithmetic.floor_divide(elements, rest)
+    return filled
+
+
+@converter("Reshape")
+def reshape_by_attribute(context: NodeContext) -> relax.Expr:
+    """Opset 1: the shape is an attribute."""
+    wanted = [_copied(context, int(s), context.shape(0), i) for i, s in enumerate(context.required_attribute("shape"))]
+    if -1 in [size for size in wanted if isinstance(size, int)]:
+        wanted = _inferred(context, wanted, context.arithmetic.product(context.shape(0)))
+    return reshaped(context, context.input(0), wanted)
+
+
+@converter("Flatten")
+def flatten(context: NodeContext) -> relax.Expr:
+    """Two axes: the product of the sizes before `axis`, and of the rest."""
+    shape, axis = context.shape(0), context.attribute("axis", 1)
+    if not -len(shape) <= axis <= len(shape):
+        context.invalid(f"axis {axis} does not exist in rank {len(shape)}")
+    axis = axis + len(shape) if axis < 0 else axis
+    product = context.arithmetic.product
+    return reshaped(context, context.input(0), [product(shape[:axis]), product(shape[axis:])])
+
+
+def axes_operand(context: NodeContext, index: int = 1) -> list[int] | None:
+    """Axes given as an attribute (older opsets) or as an input (newer ones); None when they are left out."""
+    if context.has_input(index):
+        return context.integers(index)
+    axes = context.attribute("axes", None)
+    return None if axes is None else [int(axis) for axis in axes]
+
+
+@converter("Squeeze")
+def squeeze(context: NodeContext) -> relax.Expr:
+    """Remove axes of size 1: the given ones, or all."""
+    shape, axes = context.shape(0), axes_operand(context)
+    if axes is None:
+        if any(not isinstance(size, int) for size in shape):
+            context.require_sizes(shape, f"which axes of shape {tuple(map(str, shape))} have size 1 must be known")
+        removed = [axis for axis, size in enumerate(shape) if size == 1]
+    else:
+        removed = context.axes(axes, len(shape))
+    for axis in removed:
+        if isinstance(shape[axis], int) and shape[axis] != 1:
+            context.invalid(f"axis {axis} has size {shape[axis]}, not 1")
+    data = context.input(0)
+    if any(not isinstance(shape[axis], int) for axis in removed):
+        data = context.match_shape(data, [1 if axis in removed else size for axis, size in enumerate(shape)])
+    return reshaped(context, data, [size for axis, size in enumerate(shape) if axis not in removed])
+
+
+@converter("Unsqueeze")
+def unsqueeze(context: NodeContext) -> relax.Expr:
+    """Insert axes of size 1; positions count in the result."""
+    axes = axes_operand(context) or []
+    shape: list[Dim] = list(context.shape(0))
+    for axis in sorted(context.axes(axes, len(shape) + len(axes))):
+        shape.insert(axis, 1)
+    return reshaped(context, context.input(0), shape)
+
+
+@converter("Transpose")
+def transpose(context: NodeContext) -> relax.Expr:
+    """Axes in another order; reversed without `perm`."""
+    rank = context.rank(0)
+    order = [int(axis) for axis in context.attribute("perm", list(range(rank))[::-1])]
+    if sorted(order) != list(range(rank)):
+        context.invalid(f"perm {order} is no permutation of {rank} axes")
+    return context.input(0) if order == list(range(rank)) else R.permute_dims(context.input(0), order)

@@ -1,0 +1,229 @@
+"""ScatterElements, ScatterND and TensorScatter.
+
+Updates of the same place are applied in order, so a scatter's kernel is one serial loop over the updates; an update
+outside the tensor is skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import relax, te, tirx
+from tvm.relax import op as R
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from compiler.frontends.onnx import scalars
+from compiler.frontends.onnx.bounds import (
+    limited,
+    require,
+    require_coordinates,
+    require_indices,
+    require_shape,
+    require_values,
+    require_within,
+)
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.math.unary import is_narrow_float
+from compiler.frontends.onnx.registry import converter
+
+Combine = Callable[[Any, Any], Any]
+_IN_VECTORS = ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+_LANES = 16  # of a vector; LLVM splits it where registers are narrower
+Target = Callable[[Any, Any], tuple[Any, Any]]
+_REDUCTIONS: dict[str, Combine] = {
+    "none": lambda old, new: new,
+    "add": lambda old, new: old + new,
+    "mul": lambda old, new: old * new,
+    "max": scalars.maximum,
+    "min": scalars.minimum,
+}
+
+
+def _combine(context: NodeContext) -> Combine:
+    reduction = context.attribute("reduction", "none")
+    if reduction not in _REDUCTIONS:
+        context.invalid(f"reduction is {reduction!r}")
+    if context.dtype(0) == "bool" and reduction in ("add", "max"):
+        return lambda old, new: tirx.any(old, new)
+    if context.dtype(0) == "bool" and reduction in ("mul", "min"):
+        return lambda old, new: tirx.all(old, new)
+    return _REDUCTIONS[reduction]
+
+
+def _product(sizes: Sequence[Any]) -> Any:
+    result: Any = tirx.const(1, "int64")
+    for size in sizes:
+        result = result * size
+    return result
+
+
+def _coordinates(flat: Any, sizes: Sequence[Any]) -> list[Any]:
+    """The coordinates of a row-major position."""
+    places: list[Any] = []
+    for size in list(sizes)[::-1]:
+        places.insert(0, tirx.floormod(flat, size))
+        flat = tirx.floordiv(flat, size)
+    return places
+
+
+def _flat(places: Sequence[Any], sizes: Sequence[Any]) -> Any:
+    result: Any = tirx.const(0, "int64")
+    for place, size in zip(places, sizes, strict=True):
+        result = result * size + place
+    return result
+
+
+def _write_all(
+    data: te.Tensor,
+    indices: te.Tensor,
+    updates: te.Tensor,
+    target: Callable[[Any, Any], tuple[Any, Any]],
+    combine: Combine,
+    width: Any = 1,
+) -> te.Tensor:
+    """Copy `data`, then apply every update; one is `width` elements in a row of both `updates` and `data`.
+
+    `target(number of the update, indices)` gives (number of the row in data, is it inside).
+    """
+    size = _product(data.shape)
+    count = _product(updates.shape) if isinstance(width, int) else _product(indices.shape[:-1])
+
+    def generate(ins: Any, outs: Any) -> Any:
+        source, index, update = (T.buffer_proxy(buffer) for buffer in ins)
+        result = T.buffer_proxy(outs[0])
+        with IRBuilder() as builder:
+            with T.seq_scope():
+                with T.serial(0, size) as i:
+                    result[i] = source[i]
+                with T.serial(0, count) as k:
+                    place, inside = target(k, index)
+                    with T.If(inside), T.Then():
+                        _write_row(result, update, place, k, width, combine)
+            return builder.get()
+
+    out = tirx.decl_buffer(data.shape, data.dtype, "scattered", layout=None)
+    return te.extern(
+        [data.shape], [data, indices, updates], generate, dtype=data.dtype, out_buffers=[out], name="scatter"
+    )
+
+
+def _write_row(result: Any, update: Any, place: Any, number: Any, width: Any, combine: Combine) -> None:
+    if isinstance(width, int):
+        result[place] = combine(result[place], update[number])
+        return
+    first = T.bind(place * width)
+
+    def write(inner: Any) -> None:
+        result[first + inner] = combine(result[first + inner], update[number * width + inner])
+
+    _in_vectors(width, update.dtype, write)
+
+
+def _in_vectors(extent: Any, dtype: Any, body: Callable[[Any], None]) -> None:
+    """Run the body for 0 up to `extent`, in vectors but for the last elements; types that TVM widens, one by one."""
+    if str(dtype) not in _IN_VECTORS:
+        with T.serial(0, extent) as i:
+            body(i)
+        return
+    lanes = tirx.const(_LANES, "int64")
+    with T.seq_scope():
+        with T.serial(0, tirx.floordiv(extent, lanes)) as block, T.vectorized(0, lanes) as lane:
+            body(block * lanes + lane)
+        with T.serial(0, tirx.floormod(extent, lanes)) as rest:
+            body(tirx.floordiv(extent, lanes) * lanes + rest)
+
+
+def _scattered(context: NodeContext, kernel: Callable[..., te.Tensor], name: str) -> relax.Expr:
+    """Call the kernel; narrow floats are combined in float32, booleans are carried as int8."""
+    dtype = context.dtype(0)
+    if any(isinstance(size, int) and size == 0 for index in (0, 1, 2) for size in context.shape(index)):
+        return context.input(0)
+    tensors = [context.input(i) for i in range(3)]
+    narrow = is_narrow_float(dtype) and context.attribute("reduction", "none") != "none"
+    if narrow:
+        tensors = [context.emit(R.astype(t, "float32")) if i != 1 else t for i, t in enumerate(tensors)]
+    result = context.emit_te(kernel, *tensors, primfunc_name_hint=name)
+    return R.astype(result, dtype) if narrow else result
+
+
+@converter("Scatter", since=9)
+@converter("ScatterElements", since=11)
+def scatter_elements(context: NodeContext) -> relax.Expr:
+    """Each update goes to its own coordinates with the one along `axis` replaced by the index."""
+    rank = context.rank(0)
+    axis, combine = context.axis(context.attribute("axis", 0), rank), _combine(context)
+    if context.rank(1) != rank or context.rank(2) != rank:
+        context.invalid(f"data, indices and updates have ranks {rank}, {context.rank(1)} and {context.rank(2)}")
+    require_indices(context, 1, context.shape(0)[axis])
+    require_within(context, context.shape(1), context.shape(0), axis)
+    require_shape(context, context.shape(2), context.shape(1), "its updates")
+
+    def kernel(data: te.Tensor, indices: te.Tensor, updates: te.Tensor) -> te.Tensor:
+        def target(k: Any, index: Any) -> tuple[Any, Any]:
+            places = _coordinates(k, updates.shape)
+            raw = limited(index[k], -data.shape[axis] - 1, data.shape[axis])
+            chosen = scalars.select(raw < 0, raw + data.shape[axis], raw)
+            places[axis] = chosen
+            return _flat(places, data.shape), tirx.all(chosen >= 0, chosen < data.shape[axis])
+
+        return _write_all(data, indices, updates, target, combine)
+
+    return _scattered(context, kernel, "scatter_elements")
+
+
+@converter("ScatterND", since=11)
+def scatter_nd(context: NodeContext) -> relax.Expr:
+    """Each slice of updates goes to the coordinates in the last axis of the indices."""
+    depth, combine = context.shape(1)[-1], _combine(context)
+    if not isinstance(depth, int):
+        context.refuse("the length of its coordinates is not known when compiling")
+    if depth > context.rank(0):
+        context.invalid(f"coordinates of length {depth} into rank {context.rank(0)}")
+    require_coordinates(context, 1, context.shape(0)[:depth])
+    require_shape(context, context.shape(2), [*context.shape(1)[:-1], *context.shape(0)[depth:]], "its updates")
+
+    def kernel(data: te.Tensor, indices: te.Tensor, updates: te.Tensor) -> te.Tensor:
+        def target(row: Any, index: Any) -> tuple[Any, Any]:
+            raw = [limited(index[row * depth + i], -data.shape[i] - 1, data.shape[i]) for i in range(depth)]
+            places = [scalars.select(r < 0, r + size, r) for r, size in zip(raw, data.shape, strict=False)]
+            bounds = [check for p, size in zip(places, data.shape, strict=False) for check in (p >= 0, p < size)]
+            inside = tirx.all(*bounds) if bounds else tirx.const(True, "bool")
+            return _flat(places, data.shape[:depth]), inside
+
+        return _write_all(data, indices, updates, target, combine, width=_product(data.shape[depth:]))
+
+    return _scattered(context, kernel, "scatter_nd")
+
+
+@converter("TensorScatter", since=24)
+def tensor_scatter(context: NodeContext) -> relax.Expr:
+    """Write a run of updates into a cache, from a place given per batch element; `circular` wraps around."""
+    rank = context.rank(0)
+    axis = context.axis(context.attribute("axis", -2), rank)
+    mode = context.attribute("mode", "linear")
+    if mode not in ("linear", "circular") or axis == 0:
+        context.invalid(f"mode {mode!r} along axis {axis}")
+
+    size, written = context.shape(0)[axis], context.shape(1)
+    require_shape(context, written, [s if a != axis else written[a] for a, s in enumerate(context.shape(0))], "update")
+    require(context, size, "at least", written[axis])
+    if context.has_input(2):
+        require_shape(context, context.shape(2), context.shape(0)[:1], "write_indices")
+        last = context.arithmetic.subtract(size, written[axis]) if mode == "linear" else size
+        require_values(context, 2, 0, context.arithmetic.add(last, 1))
+
+    def kernel(cache: te.Tensor, update: te.Tensor, *start: te.Tensor) -> te.Tensor:
+        def element(*place: Any) -> Any:
+            first = limited(start[0](place[0]), 0, cache.shape[axis]) if start else tirx.const(0, "int64")
+            step = place[axis] - first
+            if mode == "circular":
+                step = tirx.floormod(step, cache.shape[axis])
+            inside = tirx.all(step >= 0, step < update.shape[axis])
+            return tirx.if_then_else(inside, update(*place[:axis], step, *place[axis + 1 :]), cache(*place))
+
+        return te.compute(cache.shape, element, name="tensor_scatter")
+
+    start = [context.input(2)] if context.has_input(2) else []
+    return context.emit_te(kernel, context.input(0), context.input(1), *start, primfunc_name_hint="tensor_scatter")

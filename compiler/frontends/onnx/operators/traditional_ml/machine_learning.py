@@ -1,0 +1,284 @@
+"""ai.onnx.ml: what classical models are made of, on numbers. Labels that are strings are refused where read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.bounds import require, require_values
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.evaluation.reference import fold_strings
+from compiler.frontends.onnx.operators.composition import Composer, int64s
+from compiler.frontends.onnx.operators.traditional_ml import tree_ensembles
+from compiler.frontends.onnx.operators.traditional_ml.tree_tables import Ensemble
+from compiler.frontends.onnx.registry import converter
+
+DOMAIN = "ai.onnx.ml"
+_SHOWN_KEYS = 10  # in a note
+
+
+def floats(context: NodeContext, op: Composer) -> Any:
+    """Input 0 as float32."""
+    value = context.value(0)
+    return value if context.dtype(0) == "float32" else op("Cast", value, to=1)
+
+
+def vector(context: NodeContext, name: str) -> np.ndarray:
+    """An attribute as float32 numbers; none of them where it is missing."""
+    return np.array(context.attribute(name, []), np.float32)
+
+
+def require_features(context: NodeContext, count: int, index: int = 0) -> None:
+    """The last axis of an input has one entry for each of `count` numbers; a single number is for all."""
+    if count > 1 and context.rank(index):
+        require(context, context.shape(index)[-1], "equal", count)
+
+
+@converter("ArrayFeatureExtractor", domain=DOMAIN)
+def array_feature_extractor(context: NodeContext) -> Any:
+    """The entries of the last axis at given places."""
+    op = Composer(context)
+    data = context.value(0)
+    require_values(context, 1, 0, context.shape(0)[-1])
+    if context.rank(0) == 1:
+        data = op("Unsqueeze", data, int64s(0))
+    return op("Gather", data, op("Reshape", context.value(1), int64s(-1)), axis=-1)
+
+
+@converter("Binarizer", domain=DOMAIN)
+def binarizer(context: NodeContext) -> Any:
+    """1 above the threshold, else 0."""
+    op = Composer(context)
+    above = op("Greater", context.value(0), float(context.attribute("threshold", 0.0)))
+    return op("Cast", above, to=op.number(context.dtype(0)))
+
+
+@converter("Scaler", domain=DOMAIN)
+def scaler(context: NodeContext) -> Any:
+    """(x - offset) * scale."""
+    op = Composer(context)
+    for name in ("offset", "scale"):
+        require_features(context, vector(context, name).size)
+    shifted = op("Sub", floats(context, op), vector(context, "offset"))
+    return op("Mul", shifted, vector(context, "scale"))
+
+
+@converter("Normalizer", domain=DOMAIN)
+def normalizer(context: NodeContext) -> Any:
+    """Rows divided by their largest entry, sum of magnitudes, or root of the sum of squares; those of 0 unchanged."""
+    op, norm = Composer(context), context.attribute("norm", "MAX")
+    data, axis = floats(context, op), int64s(context.rank(0) - 1)
+    reductions = {"MAX": "ReduceMax", "L1": "ReduceL1", "L2": "ReduceL2"}
+    if norm not in reductions:
+        context.invalid(f"the norm {norm!r} does not exist")
+    size = op(reductions[norm], data, axis, keepdims=1)
+    return op("Div", data, op("Where", op("Equal", size, 0.0), np.float32(1), size))
+
+
+@converter("Imputer", domain=DOMAIN)
+def imputer(context: NodeContext) -> Any:
+    """A value that stands for a missing one replaced, for all features or for each."""
+    op = Composer(context)
+    whole = context.has_attribute("imputed_value_int64s")
+    kind, suffix = (np.int64, "int64") if whole else (np.float32, "float")
+    values = np.array(context.required_attribute(f"imputed_value_{suffix}s"), kind)
+    missing = context.attribute(f"replaced_value_{suffix}", 0)
+    data = context.value(0)
+    require_features(context, values.size)
+    is_missing = op("IsNaN", data) if not whole and np.isnan(missing) else op("Equal", data, kind(missing))
+    return op("Where", is_missing, values, data)
+
+
+@converter("FeatureVectorizer", domain=DOMAIN)
+def feature_vectorizer(context: NodeContext) -> Any:
+    """All inputs side by side, as float32."""
+    op = Composer(context)
+    widths: list[int] = context.attribute("inputdimensions", [])
+    for index, width in enumerate(widths[: len(context.node.input)]):
+        if context.rank(index):
+            require(context, context.shape(index)[-1], "equal", int(width))
+    parts = [op("Cast", context.value(index), to=1) for index in range(len(context.node.input))]
+    return op("Concat", *parts, axis=-1)
+
+
+@converter("OneHotEncoder", domain=DOMAIN)
+def one_hot_encoder(context: NodeContext) -> Any:
+    """A new last axis with 1 at the place of the category; all 0 for one that is not listed."""
+    if context.has_attribute("cats_strings"):
+        context.refuse("categories that are strings do not exist at run time")
+    if not context.attribute("zeros", 1):
+        context.refuse("zeros=0, an error for categories that are not listed, is not supported")
+    op = Composer(context)
+    categories = np.array(context.required_attribute("cats_int64s"), np.int64)
+    values = op("Unsqueeze", op("Cast", context.value(0), to=7), int64s(-1))
+    return op("Cast", op("Equal", values, categories), to=1)
+
+
+@converter("LabelEncoder", domain=DOMAIN)
+def label_encoder(context: NodeContext) -> Any:
+    """Each key's value, or the default."""
+    op = Composer(context)
+    if context.dtype(0) == "string":
+        return fold_strings(context)
+    keys, values, default = (_labels(context, part) for part in ("keys", "values", "default"))
+    if values is None or keys is None or values.dtype == object:
+        context.refuse("labels that are strings do not exist at run time")
+    if default is None:
+        default = np.array(-1 if values.dtype.kind == "i" else -0.0, values.dtype)
+    data = op("Unsqueeze", context.value(0), int64s(-1))
+    matches = op("Equal", data, keys.astype(dtypes.numpy_dtype(context.dtype(0))))
+    if context.dtype(0).startswith("float") and np.isnan(keys).any():
+        both = op("And", op("IsNaN", data), np.isnan(keys))
+        matches = op("Or", matches, both)
+    place = op("ArgMax", op("Cast", matches, to=6), axis=-1, keepdims=0)
+    found = op("Greater", op("ReduceMax", op("Cast", matches, to=6), int64s(-1), keepdims=0), np.int32(0))
+    return op("Where", found, op("Gather", values, place, axis=0), default.reshape(()))
+
+
+def _labels(context: NodeContext, part: str) -> np.ndarray | None:
+    """Keys, values or the default, from whichever attribute holds them."""
+    if context.has_attribute(f"{part}_tensor"):
+        return tree_ensembles.tensor_attribute(context, f"{part}_tensor")
+    plural = "" if part == "default" else "s"
+    for suffix, kind in (("int64", np.int64), ("float", np.float32), ("string", object)):
+        if context.has_attribute(f"{part}_{suffix}{plural}"):
+            return np.array(context.required_attribute(f"{part}_{suffix}{plural}"), kind)
+    return None
+
+
+@converter("LinearRegressor", domain=DOMAIN)
+def linear_regressor(context: NodeContext) -> Any:
+    """x @ coefficients' + intercepts."""
+    op = Composer(context)
+    return transformed(context, op, _linear(context, op, int(context.attribute("targets", 1))))
+
+
+def _linear(context: NodeContext, op: Composer, outputs: int) -> Any:
+    coefficients = vector(context, "coefficients").reshape(outputs, -1)
+    result = op("MatMul", floats(context, op), np.ascontiguousarray(coefficients.T))
+    intercepts = vector(context, "intercepts")
+    return op("Add", result, intercepts) if intercepts.size else result
+
+
+def transformed(context: NodeContext, op: Composer, value: Any) -> Any:
+    """Scores after the node's `post_transform`."""
+    transform: Any = context.attribute("post_transform", "NONE")
+    names = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")
+    if isinstance(transform, int):
+        transform = names[transform]
+    if transform == "SOFTMAX":
+        return op("Softmax", value, axis=-1)
+    if transform == "LOGISTIC":
+        return op("Sigmoid", value)
+    if transform != "NONE":
+        context.refuse(f"the transformation {transform} is not supported")
+    return value
+
+
+@converter("LinearClassifier", domain=DOMAIN)
+def linear_classifier(context: NodeContext) -> list[Any]:
+    """The label with the highest score, and the scores."""
+    op, labels = Composer(context), class_labels(context)
+    rows = len(vector(context, "intercepts")) or len(labels)
+    return _classified(context, op, _linear(context, op, rows), labels)
+
+
+def class_labels(context: NodeContext) -> np.ndarray:
+    """The labels as int64. Strings are refused where the label is read; else their places stand for them."""
+    names = [name for name in ("classlabels_ints", "classlabels_int64s") if context.has_attribute(name)]
+    if not names:
+        strings: list[object] = context.attribute("classlabels_strings", [])
+        if strings and not context.output_used(0):
+            return np.arange(len(strings))
+        context.refuse(
+            "class labels that are strings do not exist at run time; leave the label out by naming the other outputs "
+            "in outputs=, or train it on their numbers"
+        )
+    return np.array(context.required_attribute(names[0]), np.int64)
+
+
+def _classified(context: NodeContext, op: Composer, values: Any, labels: np.ndarray) -> list[Any]:
+    """[label, scores]; a single score decides between two classes."""
+    if values.shape[-1] != 1 or len(labels) < 2:
+        place = op("ArgMax", values, axis=-1, keepdims=0)
+        return [op("Gather", labels, place, axis=0), transformed(context, op, values)]
+    positive = op("Squeeze", op("Greater", values, 0.0), int64s(-1))
+    label = op("Where", positive, labels[1:2], labels[0:1])
+    score = transformed(context, op, values)
+    return [label, op("Concat", op("Sub", 1.0, score), score, axis=-1)]
+
+
+@converter("TreeEnsembleRegressor", domain=DOMAIN)
+def tree_ensemble_regressor(context: NodeContext) -> Any:
+    """The sum, mean, least or largest of what the trees give each target."""
+    op, count = Composer(context), int(context.attribute("n_targets", 1))
+    ensemble = tree_ensembles.from_node_lists(context, "target", count, context.integer_list("target_ids"))
+    return transformed(context, op, _float_scores(context, op, ensemble, count))
+
+
+def _float_scores(context: NodeContext, op: Composer, ensemble: Ensemble, count: int) -> Any:
+    base = np.zeros(count, np.float32)
+    given = _base_values(context)
+    base[: len(given)] = given
+    value = context.runtime(tree_ensembles.scores(context, ensemble, base), ensemble.weights.dtype.name)
+    return value if value.dtype == "float32" else op("Cast", value, to=1)
+
+
+def _base_values(context: NodeContext) -> np.ndarray:
+    if context.has_attribute("base_values_as_tensor"):
+        return tree_ensembles.tensor_attribute(context, "base_values_as_tensor")
+    return vector(context, "base_values")
+
+
+@converter("TreeEnsembleClassifier", domain=DOMAIN)
+def tree_ensemble_classifier(context: NodeContext) -> list[Any]:
+    """The label with the highest score, and the scores; leaves that all vote for one class decide between two."""
+    op, labels = Composer(context), class_labels(context)
+    ids = context.integer_list("class_ids")
+    binary = len(labels) == 2 and len(np.unique(ids)) == 1
+    outputs = 1 if binary else len(labels)
+    ensemble = tree_ensembles.from_node_lists(context, "class", outputs, np.zeros_like(ids) if binary else ids)
+    values = _float_scores(context, op, ensemble, outputs)
+    if not binary:
+        return _classified(context, op, values, labels)
+    return _binary_votes(context, op, values, labels, positive=bool(np.all(ensemble.weights >= 0)))
+
+
+def _binary_votes(context: NodeContext, op: Composer, values: Any, labels: np.ndarray, *, positive: bool) -> list[Any]:
+    """Votes that are all positive are probabilities of the second class; others are signed."""
+    if context.attribute("post_transform", "NONE") not in ("NONE", "LOGISTIC"):
+        context.refuse("a transformation of the votes for one of two classes is not supported")
+    above = op("Greater", values, 0.5 if positive else 0.0)
+    label = op("Where", op("Squeeze", above, int64s(-1)), labels[1:2], labels[0:1])
+    if context.attribute("post_transform", "NONE") == "LOGISTIC":
+        scores = [op("Sigmoid", op("Neg", values)), op("Sigmoid", values)]
+    else:
+        scores = [op("Sub", 1.0, values) if positive else op("Neg", values), values]
+    return [label, op("Concat", *scores, axis=-1)]
+
+
+@converter("TreeEnsemble", domain=DOMAIN, since=5)
+def tree_ensemble(context: NodeContext) -> Any:
+    """The newest encoding: leaves stand apart from the branches, and a branch may test for membership in a set."""
+    op, count = Composer(context), int(context.required_attribute("n_targets"))
+    ensemble = tree_ensembles.from_leaf_lists(context, count)
+    base = np.zeros(count, ensemble.weights.dtype)
+    value = context.runtime(tree_ensembles.scores(context, ensemble, base), ensemble.weights.dtype.name)
+    return transformed(context, op, value)
+
+
+@converter("ZipMap", domain=DOMAIN)
+def zip_map(context: NodeContext) -> Any:
+    """The tensor of scores that its dictionaries are made of; they themselves do not exist at run time."""
+    empty: list[object] = []
+    keys = context.attribute("classlabels_int64s", empty) or context.attribute("classlabels_strings", empty)
+    if not keys:
+        context.invalid("it lists no class labels")
+    named = ", ".join(map(str, keys[:_SHOWN_KEYS])) + (", ..." if len(keys) > _SHOWN_KEYS else "")
+    context.importer.notes.append(
+        f"output {context.node.output[0]!r}: a tensor of scores in place of ZipMap's dictionaries; "
+        f"its columns are the classes {named}"
+    )
+    return context.value(0)

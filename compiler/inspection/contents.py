@@ -1,0 +1,188 @@
+"""`inspect`: what is in a model or a module, and where its time will go."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compiler.errors import StorageError
+from compiler.profiling.attribution import kind_of, operators_of
+from compiler.profiling.tensor_fields import tensor_list
+from compiler.support.formula import evaluate
+
+MODULE_SUFFIX = ".twm"
+
+
+@dataclass(frozen=True)
+class OperatorCount:
+    """An operator of a model; `support` is "supported", "rewritten", "refused", or "" where that is no question."""
+
+    operator: str
+    count: int
+    support: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class KernelEstimate:
+    """A kernel: its work, and the least time for it on the target's machine (None where not estimated)."""
+
+    name: str
+    operators: tuple[str, ...]
+    kind: str
+    rule: str | None
+    calls: int | None
+    operations: int | None
+    formula: str | None
+    nbytes: int | None
+    seconds: float | None
+    share: float | None
+
+
+@dataclass
+class Inspection:
+    """What `inspect_model` and `inspect_module` find; sizes in bytes, times in seconds.
+
+    Attributes:
+        kind: "model" or "module".
+        facts: single things worth knowing, by name: producer, opsets, target, versions.
+        sizes: what symbolic dimensions were taken as in the estimates.
+        problem: why there is no estimate, where there is none.
+    """
+
+    kind: str
+    path: str
+    file_bytes: int
+    inputs: list[str]
+    outputs: list[str]
+    parameters: int
+    parameter_values: int
+    parameter_bytes: int
+    facts: dict[str, str] = field(default_factory=dict)
+    operators: list[OperatorCount] = field(default_factory=list)
+    kernels: list[KernelEstimate] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
+    problem: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; tensors are objects."""
+        return {**asdict(self), "inputs": tensor_list(self.inputs), "outputs": tensor_list(self.outputs)}
+
+
+def is_module_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is that of a compiled module: by its name, or by how its content begins."""
+    if Path(path).suffix == MODULE_SUFFIX:
+        return True
+    from compiler.artifact.container import MAGIC
+
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False  # whoever opens it next says what is wrong with it
+
+
+def inspect_module(path: str | os.PathLike[str]) -> Inspection:
+    """Describe a compiled module from its file; its machine code is not loaded, so any machine will do.
+
+    Raises:
+        StorageError, ArtifactError: the file can not be read or is damaged.
+    """
+    from compiler.artifact import read_artifact, signatures_of
+
+    manifest = read_artifact(path).manifest
+    plan = manifest.memory_plan
+    versions = manifest.versions
+    facts = {
+        "model": manifest.model_name,
+        "target": target_text(manifest.target),
+        "needs": ", ".join(manifest.target.required_cpu_features) or "nothing special",
+        "threads": str(manifest.threads or "as the device has cores"),
+        "built with": f"tensorwright {versions.tensorwright}, tvm {versions.tvm}, tvm-ffi {versions.tvm_ffi}",
+        "format": str(manifest.format_version),
+        "signatures": str(len(signatures_of(path))),
+    }
+    if plan is not None:
+        facts["memory plan"] = plan_text(plan)
+    if accelerator := accelerator_text(manifest.target):
+        facts["accelerator"] = accelerator
+    if manifest.fixed_inputs:
+        facts["fixed inputs"] = "; ".join(_fixed_text(fixed) for fixed in manifest.fixed_inputs)
+    return Inspection(
+        kind="module",
+        path=str(path),
+        file_bytes=file_bytes(path),
+        inputs=[str(spec) for spec in manifest.inputs],
+        outputs=[str(spec) for spec in manifest.outputs],
+        parameters=len(manifest.parameters),
+        parameter_values=sum(element_count(spec.shape) for spec in manifest.parameters),
+        parameter_bytes=sum(spec.nbytes for spec in manifest.parameters),
+        facts=facts,
+        kernels=sorted((_module_kernel(entry) for entry in manifest.kernels), key=lambda each: -(each.operations or 0)),
+    )
+
+
+def target_text(target: Any) -> str:
+    """A manifest's target in words: "host (x86_64, znver4)"."""
+    engine = target.details.get("engine_target")
+    cpu = engine.get("mcpu") if isinstance(engine, dict) else None
+    return f"{target.name} ({', '.join(filter(None, [target.architecture, cpu]))})"
+
+
+def accelerator_text(target: Any) -> str:
+    """What a manifest's target reports of its accelerator, in words; "" where it has none."""
+    report = target.details.get("partition")
+    lines = report.get("summary") if isinstance(report, dict) else None
+    return "\n".join(map(str, lines)) if isinstance(lines, list) else ""
+
+
+def plan_text(plan: Any) -> str:
+    """A manifest's memory plan in words."""
+    from compiler.reports.formatting import format_bytes
+
+    return (
+        f"{format_bytes(plan.peak_bytes)} peak, {format_bytes(plan.without_reuse_bytes)} without reuse, "
+        f"{format_bytes(plan.live_bytes)} at least"
+    )
+
+
+def _fixed_text(fixed: Any) -> str:
+    return str(fixed.tensor) + (f" = {list(fixed.values)}" if fixed.values is not None else "")
+
+
+def _module_kernel(entry: Any) -> KernelEstimate:
+    operations = None
+    if entry.operations is not None and not entry.symbols:
+        try:
+            operations = evaluate(entry.operations, {})
+        except ValueError:
+            operations = None  # a formula of a newer format
+    return KernelEstimate(
+        name=entry.kernel,
+        operators=operators_of(entry.kernel),
+        kind=kind_of(entry.kernel),
+        rule=f"{entry.rule} ({entry.source})",
+        calls=None,
+        operations=operations,
+        formula=entry.operations,
+        nbytes=None,
+        seconds=None,
+        share=None,
+    )
+
+
+def element_count(shape: Sequence[int | str]) -> int:
+    total = 1
+    for size in shape:
+        total *= int(size)
+    return total
+
+
+def file_bytes(path: str | os.PathLike[str]) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError as error:
+        raise StorageError(f"{path} can not be read: {error.strerror or error}") from error

@@ -1,0 +1,154 @@
+"""What a compilation came to, for people and for programs."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from compiler.errors import ArtifactError, InvalidModelError, OptionError, StorageError
+from compiler.inspection.contents import accelerator_text, is_module_file, plan_text, target_text
+from compiler.profiling.tensor_fields import tensor_list
+from compiler.runtime import Module
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Nodes of a model by what becomes of them, and a line for each kind of operator that is rewritten."""
+
+    nodes: dict[str, int]
+    rewritten: list[str]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A compiled module; sizes in bytes, times in seconds.
+
+    Attributes:
+        kernels_by_rule: number of kernels by schedule rule, most first; "fallback" and "as-is" run as plain loops.
+        seconds: by step of the compilation.
+    """
+
+    path: str
+    file_bytes: int
+    target: str
+    accelerator: str
+    inputs: list[str]
+    outputs: list[str]
+    parameters: int
+    parameter_values: int
+    parameter_bytes: int
+    kernels_by_rule: dict[str, int]
+    memory_plan: str | None
+    memory: dict[str, int] | None
+    coverage: Coverage | None
+    seconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: tensors are objects, and the memory plan its numbers."""
+        fields = asdict(self)
+        del fields["memory_plan"]
+        return {**fields, "inputs": tensor_list(self.inputs), "outputs": tensor_list(self.outputs)}
+
+
+def coverage_of(path: Path) -> Coverage | None:
+    """The coverage of an ONNX file; None for other kinds of models.
+
+    Raises:
+        UserError: the file can not be read or is broken.
+    """
+    if is_module_file(path):
+        raise InvalidModelError(f"{path} is compiled already", f"run it: tensorwright run {path}")
+    if path.suffix == ".pt2":
+        return None
+    from compiler.frontends.onnx import coverage_report
+
+    report = coverage_report(path)
+    nodes = {"supported": 0, "rewritten": 0, "refused": 0}
+    for item in report.operators:
+        nodes[item.support] += item.count
+    rewritten = [
+        f"{item.count} {item.operator}" + (f" ({item.reason})" if item.reason else "")
+        for item in report.of("rewritten")
+    ]
+    return Coverage(nodes, rewritten)
+
+
+def check_is_module(path: Path) -> None:
+    """Tell a model from a module, for commands that take modules only.
+
+    Raises:
+        ArtifactError: the file is a model.
+    """
+    if path.suffix in {".onnx", ".pt2"} and not is_module_file(path):
+        raise ArtifactError(
+            f"{path} is a model, not a compiled module", f"compile it first: tensorwright compile {path}"
+        )
+
+
+def check_writable(path: Path) -> None:
+    """Find out before minutes of work that a file can not be written in the end.
+
+    Raises:
+        StorageError: the path is a folder, or its folder is missing or read-only.
+    """
+    if path.is_dir():
+        raise StorageError(f"{path} is a folder", "give the name of a file in it: --output NAME.twm")
+    folder = path.parent
+    if not folder.is_dir():
+        raise StorageError(f"the folder {folder} does not exist", "make it, or write elsewhere with --output")
+    if not os.access(folder, os.W_OK):
+        raise StorageError(f"the folder {folder} can not be written", "write elsewhere with --output")
+
+
+def check_report(path: Path | None, suffixes: tuple[str, ...]) -> None:
+    """Find out before minutes of work that a report can not be written in the end; None is no report.
+
+    Raises:
+        OptionError: its name does not end in one of `suffixes`.
+        StorageError: as of `check_writable`.
+    """
+    if path is None:
+        return
+    if path.suffix not in suffixes:
+        raise OptionError(f"{path}: the name of this file must end in {' or '.join(suffixes)}")
+    check_writable(path)
+
+
+def summarize(module: Module, path: Path, coverage: Coverage | None, seconds: Mapping[str, float]) -> Summary:
+    """Summarize a module that was written to `path`."""
+    manifest = module.manifest
+    plan = manifest.memory_plan
+    parameters = manifest.parameters
+    return Summary(
+        path=str(path),
+        file_bytes=path.stat().st_size,
+        target=target_text(manifest.target),
+        accelerator=accelerator_text(manifest.target),
+        inputs=[str(spec) for spec in manifest.inputs],
+        outputs=[str(spec) for spec in manifest.outputs],
+        parameters=len(parameters),
+        parameter_values=sum(array.size for array in module.parameters.values()),
+        parameter_bytes=sum(spec.nbytes for spec in parameters),
+        kernels_by_rule=dict(Counter(entry.rule for entry in manifest.kernels).most_common()),
+        memory_plan=plan_text(plan) if plan is not None else None,
+        memory=plan.model_dump() if plan is not None else None,
+        coverage=coverage,
+        seconds=dict(seconds),
+    )
+
+
+def check_folder(folder: Path) -> None:
+    """Find out before minutes of work that a folder can not be written into.
+
+    Raises:
+        StorageError: it is a file, or it or the folder it would be made in is read-only.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(f"{folder} is a file, not a folder", "give another --output")
+    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not os.access(existing, os.W_OK):
+        raise StorageError(f"the folder {existing} can not be written", "give another --output")

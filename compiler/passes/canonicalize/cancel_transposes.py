@@ -1,0 +1,281 @@
+"""cancel-transposes: transposes and reshapes move towards the outputs until they meet and merge, or cancel.
+
+    transpose(transpose(x))       => transpose(x), or x
+    reshape(reshape(x))           => reshape(x), or x              likewise flatten, squeeze, expand_dims
+    transpose(x)                  => reshape(x)                    where only axes of size 1 move
+    f(transpose(x))               => transpose(f(x))               f: elementwise, reduction, pad, slice, concatenation
+    f(reshape(x))                 => reshape(f(x))                 f: elementwise, or a product with a matrix
+    f(reshape(x @ w), y)          => reshape(f(x @ w, reshape(y))) f: of two operands
+
+A transpose moves only when nothing else uses it, so that none is computed twice. It does not move past softmax or
+normalizations, whose kernels want their axis last. A reshape is worth having in its place: it copies nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from tvm import relax
+from tvm.ir import IRModule
+
+from compiler.passes.context import PipelineContext
+from compiler.passes.registry import graph_pass
+from compiler.passes.rewriting.dimension_orders import axes_of, differ_by_ones, order_of_result
+from compiler.passes.rewriting.elementwise_operators import BINARY, UNARY
+from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
+from compiler.passes.rewriting.matching import (
+    as_constant,
+    constant_array,
+    is_one,
+    rank_of,
+    same_shape,
+    same_size,
+    shape_of,
+)
+
+rules = RuleTable()
+last_rules = RuleTable()  # only once nothing moves any more, since a reshape does not merge with a transpose
+op = relax.op
+
+PERMUTE = "relax.permute_dims"
+RESHAPES = ("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims", "relax.nn.batch_flatten")
+REDUCTIONS = ("relax.sum", "relax.mean", "relax.max", "relax.min", "relax.prod", "relax.variance", "relax.std")
+
+
+@graph_pass("cancel-transposes", summary="Move transposes and reshapes down until they merge or cancel")
+def cancel_transposes(mod: IRModule, context: PipelineContext) -> IRModule:
+    """See the equations in the module's documentation."""
+    return last_rules.apply(rules.apply(mod))
+
+
+def permuted(graph: Graph, expr: Expr) -> tuple[Expr, list[int]] | None:
+    """x and the axes, when `expr` is a transpose of x that nothing else uses."""
+    call = graph.call(expr, PERMUTE)
+    axes = axes_of(call) if call is not None and graph.only_use(expr) else None
+    return None if call is None or axes is None else (call.args[0], axes)
+
+
+def reshaped(graph: Graph, expr: Expr) -> Expr | None:
+    """x, when `expr` is a reshape of x that nothing else uses."""
+    call = graph.call(expr, *RESHAPES)
+    return call.args[0] if call is not None and graph.only_use(expr) else None
+
+
+@rules.on(PERMUTE)
+def merge_transposes(graph: Graph, call: Call) -> Expr | None:
+    """transpose(transpose(x)) => transpose(x); a transpose that moves nothing => x"""
+    outer = axes_of(call)
+    if outer is None:
+        return None
+    if outer == list(range(len(outer))):
+        return call.args[0]
+    inner = graph.call(call.args[0], PERMUTE)
+    axes = axes_of(inner) if inner is not None else None
+    if inner is None or axes is None:
+        return None
+    merged = [axes[axis] for axis in outer]
+    return inner.args[0] if merged == list(range(len(merged))) else op.permute_dims(inner.args[0], merged)
+
+
+@rules.on(PERMUTE)
+def merge_transposes_around_ones(graph: Graph, call: Call) -> Expr | None:
+    """transpose(reshape(transpose(x))) => reshape(transpose(x)), where the reshape adds or drops axes of size 1 only"""
+    outer, inner = axes_of(call), graph.call(call.args[0], *RESHAPES)
+    first = graph.call(inner.args[0], PERMUTE) if inner is not None else None
+    if outer is None or inner is None or first is None:
+        return None
+    before, after, result = shape_of(inner.args[0]), shape_of(call.args[0]), shape_of(call)
+    if before is None or after is None or result is None:
+        return None
+    if not differ_by_ones(before, after):
+        return None
+    moved = graph.emit(op.permute_dims(inner.args[0], list(order_of_result(outer, before, after))))
+    return op.reshape(moved, relax.ShapeExpr(result))
+
+
+@last_rules.on(PERMUTE)
+def transpose_of_ones(graph: Graph, call: Call) -> Expr | None:
+    """transpose(x) => reshape(x), where the axes of other sizes than 1 keep their order"""
+    axes, shape, result = axes_of(call), shape_of(call.args[0]), shape_of(call)
+    if axes is None or shape is None or result is None:
+        return None
+    moving = [axis for axis in axes if not is_one(shape[axis])]
+    return op.reshape(call.args[0], relax.ShapeExpr(result)) if moving == sorted(moving) else None
+
+
+@last_rules.on(*RESHAPES)
+@rules.on(*RESHAPES)
+def merge_reshapes(graph: Graph, call: Call) -> Expr | None:
+    """reshape(reshape(x)) => reshape(x), or x"""
+    inner = graph.call(call.args[0], *RESHAPES)
+    result = shape_of(call)
+    if inner is None or result is None:
+        return None
+    source = inner.args[0]
+    return source if same_shape(shape_of(source), result) else op.reshape(source, relax.ShapeExpr(result))
+
+
+@rules.on(*UNARY)
+def move_past_unary(graph: Graph, call: Call) -> Expr | None:
+    """f(transpose(x)) => transpose(f(x)); f(reshape(x)) => reshape(f(x))"""
+    found = permuted(graph, call.args[0])
+    if found is not None:
+        return op.permute_dims(graph.emit(_applied(call, [found[0], *list(call.args)[1:]])), found[1])
+    source, result = reshaped(graph, call.args[0]), shape_of(call)
+    if source is None or result is None:
+        return None
+    return op.reshape(graph.emit(_applied(call, [source, *list(call.args)[1:]])), relax.ShapeExpr(result))
+
+
+def _applied(call: Call, operands: Sequence[Expr]) -> Call:
+    return relax.Call(call.op, list(operands), call.attrs, call.ty_args)
+
+
+@rules.on(*BINARY)
+def transpose_past_binary(graph: Graph, call: Call) -> Expr | None:
+    """f(transpose(x), transpose(y)) => transpose(f(x, y)); y may be a constant, which is transposed back"""
+    rank = rank_of(call)
+    sides = [permuted(graph, operand) for operand in call.args]
+    axes = next((side[1] for side in sides if side is not None), None)
+    if axes is None or len(axes) != rank:
+        return None
+    operands: list[Expr] = []
+    for operand, side in zip(call.args, sides, strict=True):
+        moved = _transposed_back(graph, operand, axes) if side is None else (side[0] if side[1] == axes else None)
+        if moved is None:
+            return None
+        operands.append(moved)
+    return op.permute_dims(graph.emit(_applied(call, operands)), axes)
+
+
+def _transposed_back(graph: Graph, operand: Expr, axes: list[int]) -> Expr | None:
+    """The constant that, transposed by `axes`, is `operand`; a scalar stands for itself."""
+    if rank_of(operand) == 0:
+        return operand
+    constant = constant_array(graph, operand)
+    if constant is None:
+        return None
+    full = constant.reshape((1,) * (len(axes) - constant.ndim) + constant.shape)
+    return as_constant(np.transpose(full, np.argsort(axes)))
+
+
+@rules.on(*BINARY)
+def reshape_past_binary(graph: Graph, call: Call) -> Expr | None:
+    """f(reshape(x), reshape(y)) => reshape(f(x, y)) for x and y of one shape; y may be a scalar"""
+    result = shape_of(call)
+    sources = [reshaped(graph, operand) for operand in call.args]
+    first = next((source for source in sources if source is not None), None)
+    if first is None or result is None:
+        return None
+    operands: list[Expr] = []
+    for operand, source in zip(call.args, sources, strict=True):
+        if rank_of(operand) == 0:
+            operands.append(operand)
+            continue
+        aligned = source is not None and same_shape(shape_of(operand), result)
+        if not aligned or not same_shape(shape_of(source), shape_of(first)):
+            return None
+        operands.append(source)
+    return op.reshape(graph.emit(_applied(call, operands)), relax.ShapeExpr(result))
+
+
+@rules.on(*BINARY)
+def reshape_past_epilogue(graph: Graph, call: Call) -> Expr | None:
+    """f(reshape(x), y) => reshape(f(x, reshape(y))) for a product x, which then has f for its epilogue; y has the
+    shape of the result, or is a vector along the last axis, which the reshape keeps"""
+    result = shape_of(call)
+    for position, operand in enumerate(call.args):
+        product, other = reshaped(graph, operand), call.args[1 - position]
+        if product is None or result is None or graph.call(product, "relax.matmul") is None:
+            continue
+        inner, outer, theirs = shape_of(product), shape_of(operand), shape_of(other)
+        if inner is None or outer is None or theirs is None or not same_shape(outer, result):
+            continue
+        if same_shape(theirs, result):
+            other = graph.emit(op.reshape(other, relax.ShapeExpr(inner)))
+        elif len(theirs) != 1 or not inner or not same_size(inner[-1], outer[-1]):
+            continue
+        operands = [product, other] if position == 0 else [other, product]
+        return op.reshape(graph.emit(_applied(call, operands)), relax.ShapeExpr(result))
+    return None
+
+
+@rules.on("relax.matmul")
+def reshape_past_matmul(graph: Graph, call: Call) -> Expr | None:
+    """reshape(x) @ w => reshape(x @ w) for a matrix w, when the reshape keeps the last axis: a product of rows"""
+    inner = graph.call(call.args[0], *RESHAPES)
+    result = shape_of(call)
+    if inner is None or result is None or rank_of(call.args[1]) != 2:
+        return None
+    before, after = shape_of(inner.args[0]), shape_of(call.args[0])
+    if before is None or after is None or len(before) < 2 or len(after) < 2 or not same_size(before[-1], after[-1]):
+        return None
+    product = relax.Call(call.op, [inner.args[0], call.args[1]], call.attrs)
+    return op.reshape(graph.emit(product), relax.ShapeExpr(result))
+
+
+@rules.on(*REDUCTIONS)
+def transpose_past_reduction(graph: Graph, call: Call) -> Expr | None:
+    """reduce(transpose(x), axes) => transpose(reduce(x, those axes)), or without a transpose where none is left"""
+    found = permuted(graph, call.args[0])
+    if found is None:
+        return None
+    source, axes = found
+    rank, wanted, keep = len(axes), call.attrs.axis, bool(call.attrs.keepdims)
+    reduced = list(range(rank)) if wanted is None else [int(axis) % rank for axis in wanted]
+    moved = getattr(op, str(call.op.name).removeprefix("relax."))(source, [axes[axis] for axis in reduced], keep)
+    if keep:
+        return op.permute_dims(graph.emit(moved), axes)
+    left = [axes[axis] for axis in range(rank) if axis not in reduced]
+    order = [sorted(left).index(axis) for axis in left]
+    return moved if order == sorted(order) else op.permute_dims(graph.emit(moved), order)
+
+
+@rules.on("relax.concat")
+def transpose_past_concat(graph: Graph, call: Call) -> Expr | None:
+    """concat(transpose(x), transpose(y), ...) => transpose(concat(x, y, ...)); some may be constants"""
+    if not isinstance(call.args[0], relax.Tuple) or call.attrs.axis is None:
+        return None
+    fields = list(call.args[0].fields)
+    sides = [permuted(graph, operand) for operand in fields]
+    axes = next((side[1] for side in sides if side is not None), None)
+    if axes is None:
+        return None
+    operands: list[Expr] = []
+    for operand, side in zip(fields, sides, strict=True):
+        constant = side is None and rank_of(operand) == len(axes)
+        moved = _transposed_back(graph, operand, axes) if constant else None
+        if side is not None and side[1] == axes:
+            moved = side[0]
+        if moved is None:
+            return None
+        operands.append(moved)
+    axis = axes[int(call.attrs.axis) % len(axes)]
+    return op.permute_dims(graph.emit(op.concat(operands, axis)), axes)
+
+
+@rules.on("relax.nn.pad")
+def transpose_past_pad(graph: Graph, call: Call) -> Expr | None:
+    """pad(transpose(x)) => transpose(pad(x))"""
+    found = permuted(graph, call.args[0])
+    widths = [int(width) for width in call.attrs.pad_width]
+    if found is None or len(widths) != 2 * len(found[1]):
+        return None
+    source, axes = found
+    moved = [0] * len(widths)
+    for axis, origin in enumerate(axes):
+        moved[2 * origin : 2 * origin + 2] = widths[2 * axis : 2 * axis + 2]
+    padded = op.nn.pad(source, moved, str(call.attrs.pad_mode), float(call.attrs.pad_value))
+    return op.permute_dims(graph.emit(padded), axes)
+
+
+@rules.on("relax.strided_slice")
+def transpose_past_slice(graph: Graph, call: Call) -> Expr | None:
+    """slice(transpose(x)) => transpose(slice(x))"""
+    found = permuted(graph, call.args[0])
+    if found is None or not isinstance(call.args[1], relax.Tuple):
+        return None
+    source, axes = found
+    moved = relax.Tuple([relax.prim_value(axes[int(axis) % len(axes)]) for axis in call.args[1].fields])
+    return op.permute_dims(graph.emit(_applied(call, [source, moved, *list(call.args)[2:]])), axes)

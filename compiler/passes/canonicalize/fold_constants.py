@@ -1,0 +1,195 @@
+"""fold-constants: what depends on constants alone is computed now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.ir import GenericConst, IRModule
+
+from compiler.passes.canonicalize.propagate_constants import propagate_constants
+from compiler.passes.context import PipelineContext
+from compiler.passes.registry import graph_pass
+from compiler.passes.rewriting.evaluators import constant_operands, evaluate_in_numpy, result_bytes
+from compiler.passes.rewriting.graph import (
+    MAX_ROUNDS,
+    Expr,
+    Graph,
+    Var,
+    bindings_of,
+    operator_name,
+    remove_unused,
+    rewritable_functions,
+    update_functions,
+)
+from compiler.passes.rewriting.matching import as_constant, constant_array, dtype_of, rank_of
+from compiler.passes.rewriting.tvm_evaluation import evaluate_with_engine
+
+# A result may be this many times its operands (int8 to float32 is 4), or this many bytes whatever they are.
+GROWTH = 4
+ALWAYS_BYTES = 1 << 20
+# Above this the engine's unscheduled kernels take seconds.
+ENGINE_BYTES = 64 << 20
+
+# Random, effectful, or about memory and devices; and those whose result has a size that only running tells.
+_NEVER = (
+    "relax.nn.dropout",
+    "relax.multinomial_from_uniform",
+    "relax.assert_op",
+    "relax.print",
+    "relax.null_value",
+    "relax.to_vdevice",
+    "relax.hint_on_device",
+    "relax.wrap_param",
+    "relax.size",
+    "relax.nonzero",
+    "relax.unique",
+)
+_NEVER_PREFIXES = ("call_", "builtin", "memory", "vm", "ccl", "dist", "grad", "inspect", "make_", "invoke_")
+_WEIGHT_ELEMENTS = 1024
+_NARROW = ("int8", "uint8")
+_NARROW_READERS = ("relax.matmul", "relax.multiply", "relax.permute_dims", "relax.take")
+# Of weights with a scale a group.
+_GROUP_READERS = (*_NARROW_READERS, "relax.reshape")
+_HEAVY = ("relax.nn.conv", "relax.nn.attention", "relax.einsum")
+
+
+@graph_pass("fold-constants", summary="Evaluate what depends on constants alone")
+def fold_constants(mod: IRModule, context: PipelineContext) -> IRModule:
+    """Through reshapes, casts, arithmetic, shapes and kernel calls; never where the module would grow much.
+
+    Where activations are made integers too, weights of 8 bits stay narrow: a later phase may compute with
+    them as they are. `fold-dequantize` folds what it left.
+    """
+    return fold(mod, keep_narrow=True if _quantizes_activations(mod) else None)
+
+
+@graph_pass("fold-dequantize", summary="Evaluate what depends on constants alone, dequantized weights too")
+def fold_dequantize(mod: IRModule, context: PipelineContext) -> IRModule:
+    """For what no phase has claimed as an integer computation."""
+    return fold(mod, keep_narrow=False)
+
+
+def fold(mod: IRModule, *, keep_narrow: bool | None) -> IRModule:
+    """Fold everything; with `keep_narrow`, but for what makes wide numbers of weights of 8 bits; with None, but for
+    those that only matrix products and row look-ups read."""
+    for _ in range(MAX_ROUNDS):
+        changed = {}
+        for variable, function in rewritable_functions(mod):
+            rewritten = ConstantFolder(mod, keep_narrow).rewrite_function(function)
+            if rewritten is not None:
+                changed[variable] = rewritten
+        propagated = propagate_constants(update_functions(mod, changed))
+        if propagated is mod:
+            break
+        # Shapes that are known now let match_casts go, and with them symbols, which makes more known.
+        mod = remove_unused(relax.transform.CanonicalizeBindings()(propagated))
+    return mod
+
+
+class ConstantFolder(Graph):
+    """Replaces each call on constants by its value, in one walk, since operands come first."""
+
+    def __init__(self, mod: IRModule, keep_narrow: bool | None) -> None:
+        super().__init__({}, mod)
+        self._mod = mod
+        self._keep_narrow = keep_narrow
+
+    def offer(self, value: Expr, variable: Var) -> Expr | None:
+        """The value of a call, the field of a known tuple, a shape that is known."""
+        if isinstance(value, relax.TupleGetItem):
+            known = self.definition(value.tuple_value)
+            return known.fields[value.index] if isinstance(known, relax.Tuple) else None
+        name = operator_name(value)
+        if name is None or name in _NEVER or (_widens_weights(name, value) and self._stays_narrow(value, variable)):
+            return None
+        shape = self._fold_shape(name, value)
+        if shape is not None:
+            return shape
+        if name == "relax.sum" and (sums := self._fold_sum_of_weights(value)) is not None:
+            return sums
+        if name.removeprefix("relax.").startswith(_NEVER_PREFIXES) and name != "relax.call_tir":
+            return None
+        return self._fold_call(name, value)
+
+    def _stays_narrow(self, call: Any, variable: Var) -> bool:
+        """Whether a later phase may read the weights in 8 bits: any of them, or matrices that are multiplied or read by
+        rows."""
+        if self._keep_narrow is not None:
+            return self._keep_narrow
+        grouped = operator_name(call) == "relax.dequantize" and int(call.attrs.axis) == 0
+        return rank_of(call) == 2 and self.only_read_by(variable, *(_GROUP_READERS if grouped else _NARROW_READERS))
+
+    def _fold_sum_of_weights(self, call: Any) -> Expr | None:
+        """Sums of weights that stay narrow themselves: what a zero point adds to a product."""
+        cast = self.call(call.args[0], "relax.astype")
+        weights = None if cast is None else constant_array(self, cast.args[0])
+        if weights is None or weights.dtype.name not in _NARROW or dtype_of(call) != "int32":
+            return None
+        axes = None if call.attrs.axis is None else tuple(int(axis) for axis in call.attrs.axis)
+        sums = np.sum(weights, axis=axes, dtype=np.int32, keepdims=bool(call.attrs.keepdims))
+        return as_constant(np.asarray(sums))
+
+    def _fold_shape(self, name: str, call: Any) -> Expr | None:
+        """Shape values, symbolic sizes included."""
+        if name == "relax.shape_of":
+            ty = call.args[0].ty
+            shape = ty.shape if isinstance(ty, relax.TensorType) else None
+            return shape if isinstance(shape, relax.ShapeExpr) else None
+        if name == "relax.tensor_to_shape":
+            inner = self.call(call.args[0], "relax.shape_to_tensor")
+            if inner is not None:
+                return self._leaf_shape(inner.args[0])
+            value = self.definition(call.args[0])
+            if isinstance(value, GenericConst):
+                return relax.ShapeExpr([int(size) for size in value.value.numpy().tolist()])
+            return None
+        originals = list(call.args)
+        arguments = [self._leaf_shape(argument) for argument in originals]
+        if all(new is old for new, old in zip(arguments, originals, strict=True)):
+            return None
+        if not any(isinstance(each, relax.ShapeExpr) for each in arguments):
+            return None
+        rebuilt = relax.Call(call.op, arguments, call.attrs, call.ty_args, call.span)
+        rebuilt = self._builder.normalize(rebuilt)
+        return self._fold_call(name, rebuilt) or rebuilt
+
+    def _leaf_shape(self, expr: Expr) -> Expr:
+        value = self.definition(expr) if isinstance(expr, relax.Var) else expr
+        return value if isinstance(value, relax.ShapeExpr) else expr
+
+    def _fold_call(self, name: str, call: Any) -> Expr | None:
+        operands = constant_operands(call)
+        size = result_bytes(call.ty)
+        if operands is None or size is None:
+            return None
+        available = sum(array.nbytes for array in operands)
+        if size > max(ALWAYS_BYTES, GROWTH * available):
+            return None
+        value = evaluate_in_numpy(call)
+        if value is not None:
+            return as_constant(value)
+        if available > ENGINE_BYTES or name.startswith(_HEAVY):
+            return None
+        return evaluate_with_engine(call, self._mod)
+
+
+def _quantizes_activations(mod: IRModule) -> bool:
+    """Whether numbers that are not constant become integers of 8 or 16 bits anywhere."""
+    return any(
+        operator_name(binding.value) in ("relax.quantize", "relax.astype")
+        and dtype_of(binding.var) in (*_NARROW, "int16", "uint16")
+        and "float" in dtype_of(binding.value.args[0])
+        and not isinstance(binding.value.args[0], GenericConst)
+        for _, function in rewritable_functions(mod)
+        for binding in bindings_of(function.body)
+    )
+
+
+def _widens_weights(name: str, call: Any) -> bool:
+    """Whether the call makes wide numbers of 8-bit ones that are many enough to be weights."""
+    if name not in ("relax.dequantize", "relax.astype") or dtype_of(call.args[0]) not in _NARROW:
+        return False
+    size = result_bytes(call.args[0].ty)
+    return name == "relax.dequantize" or (size is not None and size >= _WEIGHT_ELEMENTS)

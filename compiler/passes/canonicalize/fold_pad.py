@@ -1,0 +1,110 @@
+"""fold-pad: an explicit padding becomes the padding of the convolution or pooling it feeds.
+
+    conv(pad(x, 0), w)        => conv(x, w, padding)
+    avg_pool(pad(x, 0))       => avg_pool(x, padding), which then counts it
+    max_pool(pad(x, lowest))  => max_pool(x, padding); also with 0 for x >= 0
+
+Only where spatial axes alone are padded, and nothing else uses the padded tensor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.ir import IRModule
+
+from compiler.passes.context import PipelineContext
+from compiler.passes.registry import graph_pass
+from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
+from compiler.passes.rewriting.matching import dtype_of
+from compiler.passes.rewriting.value_ranges import is_non_negative
+from compiler.passes.rewriting.window_taps import PLAIN_CONVOLUTIONS
+
+rules = RuleTable()
+
+_AVERAGE = tuple(f"relax.nn.avg_pool{rank}d" for rank in (1, 2, 3))
+_MAXIMUM = tuple(f"relax.nn.max_pool{rank}d" for rank in (1, 2, 3))
+_CONVOLUTION_ATTRIBUTES = ("strides", "padding", "dilation", "groups", "data_layout", "kernel_layout", "out_layout")
+_POOL_ATTRIBUTES = (
+    "pool_size",
+    "strides",
+    "padding",
+    "dilation",
+    "ceil_mode",
+    "count_include_pad",
+    "layout",
+    "out_layout",
+)
+
+
+@graph_pass("fold-pad", summary="Make explicit padding the padding of the convolution or pooling it feeds")
+def fold_pad(mod: IRModule, context: PipelineContext) -> IRModule:
+    """See the equations in the module's documentation."""
+    return rules.apply(mod)
+
+
+def padded_operand(graph: Graph, call: Call, layout: str) -> tuple[Call, list[int]] | None:
+    """The constant padding that feeds `call`, and what it adds to the call's padding: all begins, then all ends."""
+    pad = graph.call(call.args[0], "relax.nn.pad")
+    if pad is None or not graph.only_use(call.args[0]) or str(pad.attrs.pad_mode) != "constant":
+        return None
+    widths = [int(width) for width in pad.attrs.pad_width]
+    if len(widths) != 2 * len(layout) or not layout.isalpha() or min(widths) < 0:
+        return None
+    spatial = [axis for axis, letter in enumerate(layout) if letter not in "NC"]
+    if any(widths[2 * axis] or widths[2 * axis + 1] for axis in range(len(layout)) if axis not in spatial):
+        return None
+    return pad, [widths[2 * axis] for axis in spatial] + [widths[2 * axis + 1] for axis in spatial]
+
+
+def rebuilt(call: Call, data: Expr, names: tuple[str, ...], added: list[int], **changes: Any) -> Call:
+    """`call` on `data` with `added` on top of its padding."""
+    values = {name: getattr(call.attrs, name) for name in names}
+    values["padding"] = [int(own) + more for own, more in zip(values["padding"], added, strict=True)]
+    function = getattr(relax.op.nn, str(call.op.name).removeprefix("relax.nn."))
+    return function(data, *list(call.args)[1:], **{**values, **changes})
+
+
+@rules.on(*PLAIN_CONVOLUTIONS)
+def pad_of_convolution(graph: Graph, call: Call) -> Expr | None:
+    """conv(pad(x, 0), w) => conv(x, w, padding)"""
+    found = padded_operand(graph, call, str(call.attrs.data_layout))
+    if found is None or float(found[0].attrs.pad_value) != 0:
+        return None
+    return rebuilt(call, found[0].args[0], _CONVOLUTION_ATTRIBUTES, found[1], out_dtype=call.attrs.out_dtype)
+
+
+@rules.on(*_AVERAGE)
+def pad_of_average(graph: Graph, call: Call) -> Expr | None:
+    """avg_pool(pad(x, 0)) => avg_pool(x, padding), counting what is padded"""
+    found = padded_operand(graph, call, str(call.attrs.layout))
+    if found is None or float(found[0].attrs.pad_value) != 0 or bool(call.attrs.ceil_mode):
+        return None
+    if any(int(width) for width in call.attrs.padding) and not bool(call.attrs.count_include_pad):
+        return None
+    return rebuilt(call, found[0].args[0], _POOL_ATTRIBUTES, found[1], count_include_pad=True)
+
+
+@rules.on(*_MAXIMUM)
+def pad_of_maximum(graph: Graph, call: Call) -> Expr | None:
+    """max_pool(pad(x, lowest)) => max_pool(x, padding), where no window lies in the padding alone"""
+    found = padded_operand(graph, call, str(call.attrs.layout))
+    dtype = dtype_of(call)
+    if found is None or bool(call.attrs.ceil_mode) or dtype not in ("float16", "float32", "float64"):
+        return None
+    pad, widths = found
+    total = [int(own) + more for own, more in zip(call.attrs.padding, widths, strict=True)]
+    windows = [int(size) for size in call.attrs.pool_size] * 2
+    if any(width >= size for width, size in zip(total, windows, strict=True)):
+        return None
+    value = float(pad.attrs.pad_value)
+    lowest = value <= float(np.finfo(dtype).min)
+    if not lowest and not (value == 0 and _is_non_negative(graph, pad.args[0])):
+        return None
+    return rebuilt(call, pad.args[0], _POOL_ATTRIBUTES, widths)
+
+
+def _is_non_negative(graph: Graph, expr: Expr) -> bool:
+    return graph.call(expr, "relax.nn.relu") is not None or is_non_negative(graph, expr)

@@ -1,0 +1,66 @@
+"""normalize: every function in normal form, with pure code in dataflow blocks and no trivial bindings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm import relax
+from tvm.ir import IRModule
+
+from compiler.passes.context import PipelineContext
+from compiler.passes.registry import graph_pass
+from schedules.ir.tir import structural_map, structural_walk
+
+
+@graph_pass("normalize", summary="Bring functions into normal form: dataflow blocks, no trivial bindings")
+def normalize(mod: IRModule, context: PipelineContext) -> IRModule:
+    """Operands are variables, constants or shapes; pure calls are in dataflow blocks.
+
+    TVM replaces a size that a match_cast names by what it is computed from, but not in the match_cast itself. Where the
+    two no longer fit together, as behind a branch, every name is replaced before.
+    """
+    result = _normalized(mod)
+    return result if _is_consistent(result) else _normalized(_without_names(mod))
+
+
+def _is_consistent(mod: IRModule) -> bool:
+    try:
+        relax.analysis.well_formed(mod, False)
+    except ValueError:  # of the validation of calls, which does not return
+        return False
+    return True
+
+
+def _normalized(mod: IRModule) -> IRModule:
+    transform = relax.transform
+    return tvm.transform.Sequential(
+        [transform.Normalize(), transform.ConvertToDataflow(1), transform.CanonicalizeBindings()]
+    )(mod)
+
+
+def _without_names(mod: IRModule) -> IRModule:
+    """Sizes that are names for known ones are replaced by these."""
+    functions = {
+        var: _computed(function) if isinstance(function, relax.Function) else function
+        for var, function in mod.functions_items()
+    }
+    return IRModule(functions, attrs=mod.attrs)
+
+
+def _computed(function: relax.Function) -> relax.Function:
+    sizes: dict[Any, Any] = {}
+
+    def size_of(variable: Any) -> Any:
+        return sizes.get(variable, variable)
+
+    def see(binding: relax.MatchCast) -> None:
+        known, named = getattr(binding.value.ty, "shape", None), getattr(binding.ty, "shape", None)
+        if not isinstance(known, relax.ShapeExpr) or not isinstance(named, relax.ShapeExpr):
+            return
+        for size, name in zip(known.values, named.values, strict=True):
+            if isinstance(name, tvm.ir.Var) and name not in sizes and not name.same_as(size):
+                sizes[name] = structural_map(size, (tvm.ir.Var, size_of))
+
+    structural_walk(function, [(relax.MatchCast, see)])
+    return structural_map(function, (tvm.ir.Var, size_of))

@@ -1,0 +1,174 @@
+"""widen-half: what is float16 beside convolutions is computed in float32 on processors.
+
+Schedules for convolutions and what lies between them are for float32: processors multiply in it as fast, or faster.
+Each value of the function exists in both types then, and the one that nothing reads goes away; inputs, results and
+what an operator outside of the list reads stay float16. Rounding in between is left out, as ONNX Runtime leaves it
+out. Weights stay exact in 16 bits and are stored in them (`expand-at-load`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.ir import GenericConst, IRModule
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from compiler.passes.context import PipelineContext
+from compiler.passes.registry import graph_pass
+from compiler.passes.rewriting.graph import bindings_of, operator_name, rewritable_functions
+from compiler.passes.rewriting.matching import array_of, as_constant, dtype_of
+
+_CONVOLUTIONS = tuple(
+    f"relax.nn.conv{rank}d{suffix}"
+    for rank, suffix in ((1, ""), (2, ""), (3, ""), (1, "_transpose"), (2, "_transpose"))
+)
+_SUMS = (*_CONVOLUTIONS, "relax.matmul")
+# Their result has the type of their operands, and no attribute names it.
+_ELEMENTWISE = (
+    *("add", "subtract", "multiply", "divide", "maximum", "minimum", "power", "negative", "abs", "square", "sqrt"),
+    *("rsqrt", "exp", "log", "sigmoid", "tanh", "erf", "clip", "where"),
+    *("nn.relu", "nn.leakyrelu", "nn.prelu", "nn.gelu", "nn.gelu_tanh", "nn.silu"),
+)
+_POOLING = tuple(f"nn.{kind}{rank}d" for kind in ("max_pool", "avg_pool", "adaptive_avg_pool") for rank in (1, 2, 3))
+_NORMALIZATION = (
+    *("nn.softmax", "nn.log_softmax", "nn.batch_norm", "nn.layer_norm"),
+    *("nn.group_norm", "nn.instance_norm", "nn.rms_norm"),
+)
+_MOVEMENT = (
+    *("reshape", "permute_dims", "concat", "split", "strided_slice", "squeeze", "expand_dims", "flatten"),
+    *("broadcast_to", "tile", "repeat", "take", "nn.pad"),
+)
+_REDUCTIONS = ("mean", "sum", "max", "min")
+_OPERATORS = frozenset(
+    f"relax.{name}" for name in (*_ELEMENTWISE, *_POOLING, *_NORMALIZATION, *_MOVEMENT, *_REDUCTIONS)
+)
+
+
+@graph_pass("widen-half", summary="Compute float16 functions with convolutions in float32, on processors")
+def widen_half(mod: IRModule, context: PipelineContext) -> IRModule:
+    """Functions without a float16 convolution are left as they are; does nothing without a machine."""
+    if context.machine is None:
+        return mod
+    changed = False
+    copy = mod.clone()
+    for variable, function in rewritable_functions(mod):
+        if any(_is_half_convolution(binding.value) for binding in bindings_of(function.body)):
+            copy.update_func(variable, _Widener(mod).visit_expr(function))
+            changed = True
+    return relax.transform.DeadCodeElimination(["main"])(copy) if changed else mod
+
+
+def _is_half_convolution(value: Any) -> bool:
+    """Whether the operands are float16; sums may be float32."""
+    return operator_name(value) in _CONVOLUTIONS and dtype_of(value.args[0]) == "float16"
+
+
+def _is_half_tuple(ty: Any) -> bool:
+    return isinstance(ty, relax.TupleType) and all(
+        isinstance(each, relax.TensorType) and str(each.dtype) == "float16" for each in ty.fields
+    )
+
+
+@mutator
+class _Widener(PyExprMutator):
+    """Binds each value of an operator of the list in float32, and in float16 what that is rounded to."""
+
+    def __init__(self, mod: IRModule) -> None:
+        super().__init__(mod)
+        self._wide: dict[Any, Any] = {}
+
+    def visit_dataflow_block_(self, block: Any) -> Any:
+        outside = dict(self._wide)
+        result = super().visit_dataflow_block_(block)
+        self._wide = outside  # variables of a block are known in it alone
+        return result
+
+    def visit_call_(self, call: Any) -> Any:
+        call = self.visit_expr_post_order(call)
+        name = operator_name(call)
+        if name in _OPERATORS and _is_half_tuple(call.ty):
+            return self._tuple(call)
+        if name == "relax.astype":
+            return self._cast(call)
+        if name in _SUMS and dtype_of(call) == "float32" and dtype_of(call.args[0]) == "float16":
+            return self._sum(call)
+        if name is None or dtype_of(call) != "float16":
+            return call
+        if name in _SUMS:
+            return self._rounded(self.builder_.emit(self._sum(call)))
+        if name in _OPERATORS:
+            wide = relax.Call(call.op, [self._widened(each) for each in call.args], call.attrs, call.ty_args)
+            return self._rounded(self.builder_.emit(self.builder_.normalize(wide)))
+        return call
+
+    def _sum(self, call: Any) -> Any:
+        """A convolution or a product of float32."""
+        operands = [self._widened(each) for each in call.args]
+        if operator_name(call) == "relax.matmul":
+            return self.builder_.normalize(relax.op.matmul(*operands, out_dtype="float32"))
+        return self.builder_.normalize(_wide_convolution(call, operands))
+
+    def _cast(self, call: Any) -> Any:
+        """Casts between the two types change nothing."""
+        source, target = dtype_of(call.args[0]), dtype_of(call)
+        if (source, target) == ("float16", "float32"):
+            return self._widened(call.args[0])
+        if (source, target) == ("float32", "float16"):
+            return self._rounded(call.args[0])
+        return call
+
+    def visit_tuple_getitem_(self, item: Any) -> Any:
+        item = self.visit_expr_post_order(item)
+        fields = self._source(item.tuple_value)
+        if isinstance(fields, relax.Var):
+            fields = self.lookup_binding(fields)
+        return fields.fields[item.index] if isinstance(fields, relax.Tuple) else item
+
+    def _tuple(self, call: Any) -> Any:
+        """Results of an operator that has several."""
+        wide = relax.Call(call.op, [self._widened(each) for each in call.args], call.attrs, call.ty_args)
+        variable = self.builder_.emit(self.builder_.normalize(wide))
+        items = [self.builder_.emit(relax.TupleGetItem(variable, index)) for index in range(len(call.ty.fields))]
+        return relax.Tuple([self._rounded(item) for item in items])
+
+    def _rounded(self, wide: Any) -> Any:
+        """The value in float16, which remembers the one it comes from."""
+        narrow = self.builder_.emit(relax.op.astype(wide, "float16"))
+        self._wide[narrow] = self._source(wide)
+        return narrow
+
+    def _widened(self, operand: Any) -> Any:
+        """The operand in float32, where it is float16."""
+        if isinstance(operand, relax.Tuple):
+            return relax.Tuple([self._widened(each) for each in operand.fields])
+        if dtype_of(operand) != "float16":
+            return operand
+        operand = self._source(operand)
+        if operand not in self._wide:
+            if isinstance(operand, GenericConst):
+                self._wide[operand] = as_constant(array_of(operand).astype(np.float32))
+            else:
+                self._wide[operand] = self.builder_.emit(relax.op.astype(operand, "float32"))
+        return self._wide[operand]
+
+    def _source(self, operand: Any) -> Any:
+        """What a variable is bound to where that is another variable."""
+        while isinstance(operand, relax.Var) and operand not in self._wide:
+            value = self.lookup_binding(operand)
+            if not isinstance(value, relax.Var):
+                break
+            operand = value
+        return operand
+
+
+def _wide_convolution(call: Any, operands: list[Any]) -> Any:
+    operator = getattr(relax.op.nn, str(call.op.name).rpartition(".")[2])
+    attrs = call.attrs
+    options = {
+        name: getattr(attrs, name)
+        for name in ("strides", "padding", "output_padding", "groups", "data_layout", "kernel_layout", "out_layout")
+        if hasattr(attrs, name)
+    }
+    return operator(*operands, dilation=attrs.dilation, out_dtype="float32", **options)

@@ -1,0 +1,84 @@
+"""fuse-kernels: TVM's FuseTIR, with the sizes that fused kernels take as arguments in one order.
+
+TVM goes through a set of pointers there, so that their order differs from process to process, and between groups that
+are otherwise equal and would share their code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tvm
+from tvm import relax, tirx
+from tvm.ir import IRModule
+
+from compiler.passes.context import PipelineContext
+from compiler.passes.lower.tvm_passes import engine_target
+from compiler.passes.registry import graph_pass
+from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
+from schedules.ir.tir import structural_walk
+
+Order = list[int]  # of parameters: the old position of each
+
+
+@graph_pass("fuse-kernels", summary="Merge each group into one TensorIR function", required=True)
+def fuse_kernels(mod: IRModule, context: PipelineContext) -> IRModule:
+    """Each group of kernels becomes one, whose scalar arguments come in the order of their use."""
+    with engine_target(context):
+        fused = relax.transform.FuseTIR()(mod)
+    before = {var.name_hint for var, each in mod.functions_items() if isinstance(each, tirx.PrimFunc)}
+    orders = {}
+    for var, function in fused.functions_items():
+        if isinstance(function, tirx.PrimFunc) and var.name_hint not in before:
+            order = order_of_use(function)
+            if order != sorted(order):
+                orders[var] = order
+    return _reordered(fused, orders) if orders else fused
+
+
+def order_of_use(kernel: Any) -> Order:
+    """Where each parameter is to come from so that scalars stand in the order of their use: in the sizes of tensors
+    first, then in the body."""
+    places = [place for place, parameter in enumerate(kernel.params) if not tirx.is_buffer_var(parameter)]
+    uses: dict[Any, None] = {}
+
+    def note(variable: Any) -> None:
+        uses.setdefault(variable)
+
+    for parameter in kernel.params:
+        if tirx.is_buffer_var(parameter):
+            for size in parameter.ty.shape:
+                structural_walk(size, (tvm.ir.Var, note))
+    structural_walk(kernel.body, (tvm.ir.Var, note))
+    rank = {variable: number for number, variable in enumerate(uses)}
+    wanted = sorted(places, key=lambda place: rank.get(kernel.params[place], len(rank)))
+    order = list(range(len(kernel.params)))
+    for place, source in zip(places, wanted, strict=True):
+        order[place] = source
+    return order
+
+
+def _reordered(mod: IRModule, orders: Mapping[Any, Order]) -> IRModule:
+    """The kernels and their calls with other orders of parameters; FuseTIR calls what it made by `call_tir` alone."""
+    kernels = {var: _picked(mod[var].params, order) for var, order in orders.items()}
+    functions = {
+        var: tirx.PrimFunc(kernels[var], each.body, each.ret_type, each.attrs, each.span) if var in kernels else each
+        for var, each in mod.functions_items()
+    }
+    rules = RuleTable()
+
+    @rules.on("relax.call_tir", "relax.call_tir_inplace")
+    def reorder(_graph: Graph, call: Call) -> Expr | None:
+        order = orders.get(call.args[0])
+        if order is None:
+            return None
+        arguments = call.args[1].fields
+        given = relax.Tuple(_picked(arguments, order[: len(arguments)]))
+        return relax.Call(call.op, [call.args[0], given, *call.args[2:]], call.attrs, call.ty_args)
+
+    return rules.apply_once(IRModule(functions, mod.attrs, mod.global_infos))
+
+
+def _picked(values: Sequence[Any], order: Order) -> list[Any]:
+    return [values[source] for source in order]

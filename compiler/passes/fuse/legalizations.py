@@ -1,0 +1,162 @@
+"""Operators whose lowering is ours in place of the engine's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tvm import relax, te, tirx, topi
+from tvm.ir import GenericConst
+from tvm.relax.transform.legalize_ops.binary import _binary
+from tvm.relax.transform.legalize_ops.qdq import _quantize as engine_quantize
+
+from compiler.passes.rewriting.matching import array_of, dtype_of, rank_of
+
+_FLOATS = ("float16", "float32", "float64")
+
+
+def legalize_take(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """`take`; its mode "fast" promises that indices are inside, of which the engine warns each time."""
+    axis, mode = call.attrs.axis, str(call.attrs.mode)
+    if mode != "fast" or axis is None:
+        flat = None if axis is None else int(axis)
+        return builder.call_te(topi.take, call.args[0], call.args[1], flat, mode=mode)
+    return builder.call_te(_take, call.args[0], call.args[1], int(axis), primfunc_name_hint="take")
+
+
+def _take(data: te.Tensor, indices: te.Tensor, axis: int) -> te.Tensor:
+    rank = len(indices.shape)
+    shape = (*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :])
+
+    def element(*place: Any) -> Any:
+        index = indices(*place[axis : axis + rank])
+        return data(*place[:axis], index, *place[axis + rank :])
+
+    return te.compute(shape, element, name="take")
+
+
+def legalize_relu(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """`nn.relu`, max(0, x): of a comparison with NaN the engine takes the second operand, so that NaN stays NaN."""
+    zero = tirx.const(0, dtype_of(call))
+    return builder.call_te(_elementwise(lambda x: te.max(zero, x)), call.args[0], primfunc_name_hint="relu")
+
+
+def legalize_clip(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """`clip` to two numbers, max(low, min(high, x)), in the order that keeps NaN."""
+    low, high = (tirx.const(limit.value, dtype_of(call)) for limit in call.args[1:])
+    limited = _elementwise(lambda x: te.max(low, te.min(high, x)))
+    return builder.call_te(limited, call.args[0], primfunc_name_hint="clip")
+
+
+def _elementwise(function: Callable[[Any], Any]) -> Callable[[te.Tensor], te.Tensor]:
+    return lambda data: te.compute(data.shape, lambda *place: function(data(*place)), name="compute")
+
+
+def legalize_not(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """`logical_not`, as a choice: TVM would make `y <= x` of `not x < y`, which differs where one is NaN."""
+    return builder.call_te(_elementwise(_inverted), call.args[0], primfunc_name_hint="logical_not")
+
+
+def legalize_not_equal(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """`not_equal` of floats, true where one is NaN: TVM generates an ordered comparison, false there."""
+    if not dtype_of(call.args[0]).startswith(("float", "bfloat")):
+        return _binary(topi.not_equal)(builder, call)
+
+    def compare(left: Any, right: Any) -> te.Tensor:
+        equal = topi.equal(left, right)
+        return te.compute(equal.shape, lambda *place: _inverted(equal(*place)), name="not_equal")
+
+    return _binary(compare)(builder, call)
+
+
+def _inverted(condition: Any) -> Any:
+    """In integers, which TVM takes for no comparison of floats."""
+    return tirx.EQ(tirx.Cast("int8", condition), tirx.const(0, "int8"))
+
+
+def legalize_divide(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """`divide`; TVM would take 0 / x for 0, where 0 / 0 and 0 / NaN are NaN, and fail on x / 0."""
+    (numerator, divisor), dtype = map(_one_number, call.args), dtype_of(call.args[0])
+    if dtype not in _FLOATS:
+        return _binary(topi.divide)(builder, call)
+    if numerator == 0 and array_of(call.args[0]).ndim == 0:
+        return builder.call_te(_by_sign(0.0, numerator, dtype), call.args[1], primfunc_name_hint="divide")
+    if divisor == 0 and array_of(call.args[1]).ndim == 0:
+        return builder.call_te(_by_sign(math.inf, divisor, dtype), call.args[0], primfunc_name_hint="divide")
+    return _binary(topi.divide)(builder, call)
+
+
+def _by_sign(magnitude: float, zero: float, dtype: str) -> Callable[[te.Tensor], te.Tensor]:
+    """`magnitude` with the sign of x and of a zero, NaN where x is 0 or NaN."""
+    sign = math.copysign(1.0, zero)
+
+    def quotient(x: Any) -> Any:
+        nothing, positive, negative, nan = (
+            tirx.const(value, dtype) for value in (0.0, magnitude * sign, -magnitude * sign, math.nan)
+        )
+        return tirx.Select(x > nothing, positive, tirx.Select(x < nothing, negative, nan))
+
+    return _elementwise(quotient)
+
+
+def legalize_quantize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """`quantize` of float32: limited, rounded half to even (the engine's own rounds half away from zero), shifted.
+
+    Limits come before rounding, where they are exact: what is rounded lies within int32, as vector instructions want.
+    """
+    data, scale, zero = call.args
+    out = str(call.attrs.out_dtype)
+    if dtype_of(data) != "float32" or out not in ("int8", "uint8", "int16", "uint16"):
+        return engine_quantize(builder, call)
+    low, high = (int(limit(out).value) for limit in (tirx.min_value, tirx.max_value))
+    axis = int(call.attrs.axis) % max(rank_of(data) or 1, 1)
+    numbers = [_one_number(each) for each in (scale, zero)]
+    operands = [each for each, number in zip((scale, zero), numbers, strict=True) if number is None]
+
+    def kernel(values: te.Tensor, *parameters: te.Tensor) -> te.Tensor:
+        def point(*at: Any) -> Any:
+            remaining = iter(parameters)
+            step, shift = (_parameter(number, remaining, at, axis) for number in numbers)
+            scaled = values(*at) if step == 1.0 else values(*at) / _typed(step, "float32")
+            offset = _typed(shift, "int32")
+            least, most = _typed(low - shift, "float32"), _typed(high - shift, "float32")
+            limited = te.min(te.max(scaled, least), most)  # NaN becomes the lower limit, as in ONNX Runtime
+            return tirx.Cast(out, tirx.Cast("int32", tirx.nearbyint(limited)) + offset)
+
+        return te.compute(values.shape, point, name="quantized")
+
+    return builder.call_te(kernel, data, *operands, primfunc_name_hint="quantize")
+
+
+def _one_number(parameter: relax.Expr) -> float | int | None:
+    """The value of a constant that is one number."""
+    if not isinstance(parameter, GenericConst) or array_of(parameter).size != 1:
+        return None
+    number: float | int = array_of(parameter).reshape(()).item()
+    return number
+
+
+def _parameter(number: float | int | None, remaining: Iterator[te.Tensor], at: Any, axis: int) -> Any:
+    """A parameter of a quantization at a place: a Python number where it is known."""
+    if number is not None:
+        return number
+    tensor = next(remaining)
+    whole = all(isinstance(size, tirx.IntImm) and size.value == 1 for size in tensor.shape)
+    value = tensor(*(0 for _ in tensor.shape)) if whole else tensor(at[axis])
+    return value if str(tensor.dtype) == "float32" else tirx.Cast("int32", value)
+
+
+def _typed(value: Any, dtype: str) -> Any:
+    return tirx.const(value, dtype) if isinstance(value, int | float) else tirx.Cast(dtype, value)
+
+
+LEGALIZATIONS: dict[str, Callable[[relax.BlockBuilder, relax.Call], relax.Expr]] = {
+    "relax.clip": legalize_clip,
+    "relax.divide": legalize_divide,
+    "relax.logical_not": legalize_not,
+    "relax.not_equal": legalize_not_equal,
+    "relax.nn.relu": legalize_relu,
+    "relax.quantize": legalize_quantize,
+    "relax.take": legalize_take,
+}

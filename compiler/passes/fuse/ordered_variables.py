@@ -1,0 +1,38 @@
+"""Kernels take the sizes that no tensor's dimension gives in the order of their use, in every process.
+
+`relax.BlockBuilder.call_te` collects them in sets of variables, whose order is that of their addresses: the same model
+then has other kernels in each process, and two layers that are alike may take `(height, width)` and `(width, height)`,
+so that they do not share their code. Importing this module gives TVM's function sets that keep the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+from typing import Any
+
+import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
+
+# isort: split
+from tvm.relax import utils
+
+
+class OrderedSet(dict[Any, None]):
+    """As much of a set as `tvm.relax.utils` uses, in the order of insertion."""
+
+    def __init__(self, members: Iterable[Any] = ()) -> None:
+        super().__init__(dict.fromkeys(members))
+
+    def add(self, member: Any) -> None:
+        """Add a member."""
+        self[member] = None
+
+    def update(self, members: Iterable[Any]) -> None:  # type: ignore[override]
+        """Add several members."""
+        for each in members:
+            self.add(each)
+
+    def __sub__(self, other: Container[Any]) -> OrderedSet:
+        return OrderedSet(each for each in self if each not in other)
+
+
+utils.set = OrderedSet

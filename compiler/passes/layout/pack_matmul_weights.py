@@ -1,0 +1,128 @@
+"""pack-matmul-weights: constant weights of matrix products are stored in panels, as the inner loop reads them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.ir import GenericConst, IRModule
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from compiler.passes.context import PipelineContext
+from compiler.passes.layout.packer import pack_all
+from compiler.passes.registry import graph_pass
+from compiler.passes.rewriting.matching import array_of, as_constant, shape_of
+from compiler.passes.schedule.half_storage import exact_half
+from schedules.instructions.bf16_dot import pack_pairs
+from schedules.instructions.int8_neon import has_matrices, shift_of, sums_signed
+from schedules.machine import Machine
+from schedules.matmul.bf16 import matmul_bf16
+from schedules.matmul.int8 import matmul_int8, pack_quads
+from schedules.matmul.matrix import matmul_matrix, pack_octets
+from schedules.matmul.pack import FUSABLE, pack_panels, packed_matmul
+from schedules.matmul.tiling import panel_width
+
+# From more rows on, widening weights costs more than reading them.
+_FEW_ROWS = 4
+# Of data, weights and result.
+_DTYPES = (
+    ("float32", "float32", "float32"),
+    ("uint8", "int8", "int32"),
+    ("int8", "int8", "int32"),
+    ("float32", "int8", "float32"),
+)
+
+
+@graph_pass("pack-matmul-weights", summary="Store constant weights of matrix products in panels for the inner loop")
+def pack_matmul_weights(mod: IRModule, context: PipelineContext) -> IRModule:
+    """Rewrites `matmul(x, constant)` with a 2-D constant of float32, or of int8 where x is 8-bit integers and the
+    result int32; does nothing without a machine to pack for.
+
+    Weights that float16 holds exactly are read in it where there are few rows. The option "precision" set to "bf16"
+    rounds weights and data to bfloat16; sums stay float32.
+    """
+    if context.machine is None:
+        return mod
+    return pack_all(_Packer(mod, context.machine, bf16=context.option("precision", "float32") == "bf16"), mod)
+
+
+@mutator
+class _Packer(PyExprMutator):
+    def __init__(self, mod: IRModule, machine: Machine, *, bf16: bool) -> None:
+        super().__init__(mod)
+        self.bf16 = bf16
+        self.machine = machine
+        self.count = 0
+        self._packed: dict[tuple[Any, ...], Any] = {}
+
+    def visit_call_(self, call: Any) -> Any:
+        call = self.visit_expr_post_order(call)
+        if not isinstance(call, relax.Call) or getattr(call.op, "name", "") != "relax.matmul":
+            return call
+        data, weight = call.args
+        width = self._width(data, weight, call)
+        if not width:
+            return call
+        self.count += 1
+        columns = int(weight.ty.shape.values[1])
+        if str(call.ty.dtype) == "int32":
+            return self._integers(data, weight, width, columns)
+        return self.builder_.call_te(
+            matmul_bf16 if self.bf16 else packed_matmul,
+            data,
+            self._panels(weight, width, few=self._few_rows(data)),
+            columns,
+            primfunc_name_hint="matmul",
+            primfunc_attrs={"op_pattern": FUSABLE},
+        )
+
+    def _integers(self, data: Any, weight: Any, width: int, columns: int) -> Any:
+        key, dtype = (weight, width), str(data.ty.dtype)
+        matrices, signed = has_matrices(self.machine), sums_signed(self.machine, dtype)
+        if key not in self._packed:
+            pack = pack_octets if matrices else pack_quads
+            self._packed[key] = as_constant(pack(array_of(weight), width))
+        product = self.builder_.call_te(
+            matmul_matrix if matrices else partial(matmul_int8, signed=signed),
+            data,
+            self._packed[key],
+            columns,
+            primfunc_name_hint="matmul",
+            primfunc_attrs={"op_pattern": FUSABLE},
+        )
+        shift = 0 if matrices else shift_of(dtype, signed)
+        if not shift:
+            return product
+        sums = array_of(weight).astype(np.int32).sum(axis=0, dtype=np.int32)
+        return self.builder_.normalize(relax.op.add(self.builder_.emit(product), as_constant(sums * -shift)))
+
+    def _width(self, data: Any, weight: Any, call: Any) -> int:
+        """The columns of a panel, 0 when the call is left alone."""
+        if not isinstance(weight, GenericConst) or weight.ty.ndim != 2:
+            return 0
+        types = tuple(str(each.ty.dtype) for each in (data, weight, call))
+        if types not in _DTYPES:
+            return 0
+        shape = shape_of(data)
+        depth, columns = (int(size) for size in weight.ty.shape.values)
+        if shape is None or len(shape) < 2 or 0 in shape or not depth or columns < self.machine.lanes("float32"):
+            return 0
+        return panel_width(columns, self.machine)
+
+    def _few_rows(self, data: Any) -> bool:
+        """Whether reading the weights takes longer than multiplying with them, and the machine widens float16."""
+        shape = shape_of(data) or [None]
+        known = all(isinstance(size, int) for size in shape)
+        widens = self.machine.has("f16c") or self.machine.architecture == "aarch64"
+        return widens and known and int(np.prod(shape[:-1])) <= _FEW_ROWS
+
+    def _panels(self, weight: Any, width: int, *, few: bool) -> Any:
+        key = (weight, width, few)
+        if key not in self._packed:
+            values = array_of(weight)
+            half = exact_half(values) if few and not self.bf16 else None
+            read = half if half is not None and half.dtype == np.float16 else values
+            self._packed[key] = as_constant(pack_pairs(values, width) if self.bf16 else pack_panels(read, width))
+        return self._packed[key]

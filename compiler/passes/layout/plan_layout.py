@@ -1,0 +1,139 @@
+"""plan-layout: convolutions and what lies between them in blocked layouts, weights packed while compiling.
+
+Every value of a dataflow block has a plain form, a blocked one (channels in blocks as wide as a vector register, the
+block innermost), or both, each made when an operator first asks for it. A convolution answers in blocks; operators that
+can compute on blocks do so when an operand lies in them; all others, and the block's outputs, get plain operands. So
+there is a conversion only where a region begins or ends, and it is made once. A function without a convolution is left
+as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import relax
+from tvm.ir import IRModule
+
+from compiler.passes.context import PipelineContext
+from compiler.passes.layout import convolution, elementwise, integer, kernels, pooling, rearrange, transposed  # noqa: F401
+from compiler.passes.layout.table import ANCHORS, HANDLERS, NARROW_READERS
+from compiler.passes.layout.values import Blocked, LayoutBuilder, Value
+from compiler.passes.registry import graph_pass
+from compiler.passes.rewriting.graph import count_uses, operator_name, rewritable_functions
+from compiler.passes.rewriting.matching import dtype_of
+
+
+@graph_pass("plan-layout", summary="Lay out convolution regions in blocks of channels and pack their weights")
+def plan_layout(mod: IRModule, context: PipelineContext) -> IRModule:
+    if context.machine is None:
+        return mod
+    wanted = [(var, function) for var, function in rewritable_functions(mod) if _has_anchor(function)]
+    if not wanted:
+        return mod
+    builder = relax.BlockBuilder(mod)
+    bf16 = context.option("precision", "float32") == "bf16"
+
+    def layout() -> LayoutBuilder:
+        return LayoutBuilder(builder, mod, context.machine, context.expansions, bf16=bf16, choose=context.choose)
+
+    planned = {var: _plan(function, layout()) for var, function in wanted}
+    result = builder.get()
+    for var, function in planned.items():
+        result.update_func(var, function)
+    return relax.transform.DeadCodeElimination()(relax.transform.Normalize()(result))
+
+
+def _has_anchor(function: Any) -> bool:
+    body = function.body
+    return isinstance(body, relax.SeqExpr) and any(
+        operator_name(binding.value) in ANCHORS
+        for block in body.blocks
+        if isinstance(block, relax.DataflowBlock)
+        for binding in block.bindings
+    )
+
+
+def _plan(function: Any, builder: LayoutBuilder) -> Any:
+    if builder.bf16:
+        builder.wanted_narrow = _wanted_narrow(function)
+    blocks = [
+        _plan_block(block, builder) if isinstance(block, relax.DataflowBlock) else block
+        for block in function.body.blocks
+    ]
+    body = relax.SeqExpr(blocks, function.body.body, function.body.span)
+    return relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span)
+
+
+def _wanted_narrow(function: Any) -> set[Any]:
+    """The variables that some operator reads in bfloat16."""
+    counts: dict[Any, int] = {}
+    readers: dict[Any, list[str]] = {}
+    count_uses(function.body, counts, readers)
+    return {variable for variable, names in readers.items() if not NARROW_READERS.isdisjoint(names)}
+
+
+def _plan_block(block: Any, builder: LayoutBuilder) -> Any:
+    builder.forget_block()
+    for binding in block.bindings:
+        if isinstance(binding, relax.MatchCast):
+            operand = builder.plain(binding.value)
+            builder.bindings.append(relax.MatchCast(binding.var, operand, binding.ty, binding.span))
+            continue
+        _plan_binding(binding, builder)
+    return relax.DataflowBlock(builder.bindings, block.span)
+
+
+def _plan_binding(binding: Any, builder: LayoutBuilder) -> None:
+    value = binding.value
+    builder.start_binding(binding.var, value)
+    answer = _answer(value, builder)
+    if isinstance(answer, Blocked):
+        answer = _value_of(answer, binding.var, builder)
+    if isinstance(binding.var, relax.DataflowVar):
+        if answer is not None:
+            builder.define(binding.var, answer)
+            return
+    elif answer is not None:
+        value = builder.plain_value(answer)
+        builder.bindings.append(relax.VarBinding(binding.var, value))
+        return
+    builder.bindings.append(relax.VarBinding(binding.var, _on_plain(value, builder)))
+
+
+def _value_of(blocked: Blocked, variable: Any, builder: LayoutBuilder) -> Value:
+    """A result, in bfloat16 where a reader wants it: rounding it is the last step of the kernel that makes it."""
+    if blocked.bf16:
+        return Value(narrow=blocked)
+    if variable in builder.wanted_narrow and dtype_of(blocked.expr) == "float32":
+        return Value(narrow=builder.narrowed(blocked))
+    return Value(blocked=blocked)
+
+
+def _answer(value: Any, builder: LayoutBuilder) -> Blocked | Value | None:
+    if isinstance(value, relax.Var):
+        return builder.value(value)
+    if isinstance(value, relax.TupleGetItem):
+        parts = builder.value(value.tuple_value).parts
+        return parts[int(value.index)] if parts is not None else None
+    if isinstance(value, relax.Tuple):
+        return Value(parts=[builder.value(each) for each in value.fields])
+    handler = HANDLERS.get(operator_name(value) or "")
+    return handler(builder, value) if handler is not None else None
+
+
+def _on_plain(value: Any, builder: LayoutBuilder) -> Any:
+    """The same expression on plain operands."""
+    if isinstance(value, relax.Call):
+        arguments = [_plain_operand(each, builder) for each in value.args]
+        return relax.Call(value.op, arguments, value.attrs, value.ty_args, value.span, ret_ty=value.ty)
+    return _plain_operand(value, builder)
+
+
+def _plain_operand(value: Any, builder: LayoutBuilder) -> Any:
+    if isinstance(value, relax.Var):
+        return builder.plain(value)
+    if isinstance(value, relax.Tuple):
+        return relax.Tuple([_plain_operand(each, builder) for each in value.fields], value.span)
+    if isinstance(value, relax.TupleGetItem):
+        return relax.TupleGetItem(builder.plain(value.tuple_value), value.index)
+    return value

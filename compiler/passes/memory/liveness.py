@@ -1,0 +1,222 @@
+"""Which tensors a lowered function allocates, and from when to when each is needed.
+
+Time is the position of a binding in the order of the text, branches one after the other. A view, a tuple or a result
+that may be an operand counts as that operand: what stands for the same memory lives as long as the last of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import tvm
+from tvm import relax
+from tvm.ir import GlobalVar
+from tvm.sym import Analyzer
+
+from compiler.passes.memory.assignment import Lifetime
+from compiler.passes.rewriting.graph import operands, operator_name
+from compiler.passes.rewriting.substitution import leaves
+
+ALLOCATE = "relax.builtin.alloc_tensor"
+IN_PLACE = "tensorwright.in_place"  # attribute of a kernel: which operands its result may overwrite
+
+
+@dataclass
+class Allocation:
+    """A tensor that the function allocates.
+
+    Attributes:
+        variable: what it is bound to.
+        size: bytes; the upper bound where it depends on symbols; None when there is none.
+        lifetime: when it is needed; None when it is never used.
+        escapes: it may be a result of the function, which must own its memory.
+        in_place: variable of an allocation that may become this one, being read last where this one is written.
+    """
+
+    variable: Any
+    size: int | None
+    lifetime: Lifetime | None = None
+    escapes: bool = False
+    in_place: Any = None
+
+
+@dataclass
+class _Group:
+    """Variables that stand for the same memory."""
+
+    parent: _Group | None = None
+    first: int | None = None
+    last: int = -1
+    escapes: bool = False
+    allocations: int = 0
+
+    def root(self) -> _Group:
+        group = self
+        while group.parent is not None:
+            group = group.parent
+        return group
+
+
+@dataclass
+class _Kernel:
+    """A call of a kernel: when, what it reads and writes, and which operands it may overwrite."""
+
+    time: int
+    arguments: list[Any]
+    in_place: list[int] = field(default_factory=list)
+
+
+class Liveness:
+    """The allocations of one function."""
+
+    def __init__(self, mod: Any, function: Any, bounds: Mapping[str, int]) -> None:
+        self._mod = mod
+        self._bounds = bounds
+        self._time = 0
+        self._groups: dict[Any, _Group] = {}
+        self._kernels: list[_Kernel] = []
+        self.allocations: dict[Any, Allocation] = {}
+        self._read(function.body)
+        self._escape(function.body.body)
+        for parameter in function.params:
+            self._group(parameter).escapes = True
+        self._conclude()
+
+    def _group(self, variable: Any) -> _Group:
+        if variable not in self._groups:
+            self._groups[variable] = _Group()
+        return self._groups[variable].root()
+
+    def _unite(self, left: Any, right: Any) -> None:
+        one, other = self._group(left), self._group(right)
+        if one is other:
+            return
+        other.parent = one
+        starts = [start for start in (one.first, other.first) if start is not None]
+        one.first = min(starts) if starts else None
+        one.last = max(one.last, other.last)
+        one.escapes |= other.escapes
+        one.allocations += other.allocations
+
+    def _use(self, variable: Any) -> None:
+        group = self._group(variable)
+        group.first = self._time if group.first is None else group.first
+        group.last = self._time
+
+    def _escape(self, expr: Any) -> None:
+        for leaf in leaves(expr):
+            if isinstance(leaf, relax.Var):
+                self._group(leaf).escapes = True
+
+    def _read(self, sequence: Any) -> None:
+        for block in sequence.blocks:
+            for binding in block.bindings:
+                self._time += 1
+                self._read_binding(binding.var, binding.value)
+        self._time += 1
+        for variable in operands(sequence.body):
+            self._use(variable)
+
+    def _read_binding(self, variable: Any, value: Any) -> None:
+        if isinstance(value, relax.If):
+            for condition in operands(value):
+                self._use(condition)
+            for branch in (value.true_branch, value.false_branch):
+                self._read(branch)
+                for result in operands(branch.body):
+                    self._unite(variable, result)
+            return
+        if isinstance(value, relax.Function):  # a closure: when it runs is not seen here
+            self._escape(value.body)
+            return
+        if operator_name(value) == ALLOCATE:
+            self.allocations[variable] = Allocation(variable, self._bytes(value.args[0], value.args[1]))
+            self._group(variable).allocations += 1
+            return
+        used = list(operands(value))
+        for operand in used:
+            self._use(operand)
+        if isinstance(value, relax.Call) and _is_void(value):
+            self._note_kernel(value)
+        elif _may_hold_memory(variable):
+            for operand in used:
+                self._unite(variable, operand)
+
+    def _note_kernel(self, call: Any) -> None:
+        arguments = list(call.args)
+        if isinstance(call.op, GlobalVar):
+            attributes = self._mod[call.op].attrs or {}
+            allowed = [int(index) for index in attributes.get(IN_PLACE, ())]
+            self._kernels.append(_Kernel(self._time, arguments, allowed))
+
+    def _bytes(self, shape: Any, dtype: Any) -> int | None:
+        analyzer = Analyzer()
+        count = 1
+        for size in shape.values if isinstance(shape, relax.ShapeExpr) else (None,):
+            bound = self._bound(size, analyzer)
+            if bound is None:
+                return None
+            count *= bound
+        return (count * int(tvm.DataType(str(dtype.value)).bits) + 7) // 8
+
+    def _bound(self, size: Any, analyzer: Any) -> int | None:
+        if isinstance(size, tvm.tirx.IntImm):
+            return int(size)
+        if size is None:
+            return None
+        for symbol in relax.analysis.tir_vars_in_type(relax.ShapeType([size])):
+            if symbol.name not in self._bounds:
+                return None
+            analyzer.bind(symbol, tvm.ir.Range(0, self._bounds[symbol.name] + 1))
+        return int(analyzer.const_int_bound(size).max_value)
+
+    def _conclude(self) -> None:
+        for allocation in self.allocations.values():
+            group = self._group(allocation.variable)
+            allocation.escapes = group.escapes
+            if group.first is not None and allocation.size is not None:
+                allocation.lifetime = Lifetime(allocation.size, group.first, group.last)
+        for kernel in self._kernels:
+            self._match_in_place(kernel)
+
+    def _match_in_place(self, kernel: _Kernel) -> None:
+        """The output becomes the operand that ends here, when the kernel allows it and both are single tensors."""
+        result = self.allocations.get(kernel.arguments[-1]) if kernel.arguments else None
+        if result is None or result.lifetime is None or result.escapes:
+            return
+        for index in kernel.in_place:
+            source = self._allocation_behind(kernel.arguments[index])
+            if source is None or source.lifetime is None or source.escapes or source is result:
+                continue
+            if not self._read_only_elementwise(kernel, source):
+                continue
+            if source.lifetime.end == kernel.time == result.lifetime.start and source.size == result.size:
+                result.in_place = source.variable
+                return
+
+    def _read_only_elementwise(self, kernel: _Kernel, source: Allocation) -> bool:
+        """Whether no other operand of the kernel is a view of `source` that it reads elsewhere."""
+        group = self._group(source.variable)
+        views = [
+            index
+            for index, argument in enumerate(kernel.arguments)
+            if isinstance(argument, relax.Var) and self._group(argument) is group
+        ]
+        return set(views) <= set(kernel.in_place)
+
+    def _allocation_behind(self, variable: Any) -> Allocation | None:
+        if not isinstance(variable, relax.Var) or self._group(variable).allocations != 1:
+            return None
+        group = self._group(variable)
+        return next((a for v, a in self.allocations.items() if self._group(v) is group), None)
+
+
+def _is_void(call: Any) -> bool:
+    """Whether a call returns nothing, so that no result of it can stand for an operand."""
+    return isinstance(call.ty, relax.TupleType) and len(call.ty.fields) == 0
+
+
+def _may_hold_memory(variable: Any) -> bool:
+    return not isinstance(variable.ty, relax.ShapeType | tvm.ir.PrimType)

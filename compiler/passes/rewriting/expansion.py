@@ -1,0 +1,43 @@
+"""Parameters that are larger in memory than in the file: what is stored, and the kernel that expands it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from compiler.passes.rewriting.matching import Array
+
+
+@dataclass(frozen=True, eq=False)
+class Expansion:
+    """How one constant comes out of smaller ones.
+
+    Attributes:
+        stored: what the module's file holds in its place.
+        kernel: a tensor expression of them that gives the constant.
+    """
+
+    stored: tuple[Array, ...]
+    kernel: Callable[..., Any]
+    name: str
+
+
+@dataclass
+class Expansions:
+    """The constants of one compilation that can be expanded when the module is loaded.
+
+    Attributes:
+        known: how, for each such constant; filled by the passes that make them.
+        chosen: those that `expand-at-load` found in use, in the order in which the function `EXPAND_ENTRY` gives them.
+        stored: what that function takes, in order, by name.
+        filters: by filter, the constant transformed for Winograd's method and what is stored for it.
+        repacked: for filters packed otherwise, the filter, and the kernel that packs them from what is stored for
+            Winograd's method.
+    """
+
+    known: dict[Any, Expansion] = field(default_factory=dict)
+    chosen: list[Any] = field(default_factory=list)
+    stored: dict[str, Array] = field(default_factory=dict)
+    filters: dict[Any, tuple[Any, Array]] = field(default_factory=dict)
+    repacked: dict[Any, tuple[Any, Callable[..., Any]]] = field(default_factory=dict)

@@ -1,0 +1,119 @@
+"""What rules ask about expressions: constants, shapes, data types."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+from tvm import relax
+from tvm.ir import GenericConst
+from tvm.sym import Analyzer
+
+from compiler.passes.rewriting.graph import Expr, Graph
+
+Array = NDArray[Any]
+
+
+def constant_array(graph: Graph, expr: Expr) -> Array | None:
+    """The value when `expr` is a constant: a view of the constant's own memory, not to be written to."""
+    value = graph.definition(expr)
+    return array_of(value) if isinstance(value, GenericConst) else None
+
+
+def array_of(constant: Any) -> Array:
+    """The value of a constant; not a copy, but for data types numpy lacks (bfloat16 and the like)."""
+    try:
+        view: Array = np.from_dlpack(constant.value)
+    except (RuntimeError, TypeError, BufferError):
+        return constant.value.numpy()
+    view.flags.writeable = False
+    return view
+
+
+def as_constant(array: Array) -> Any:
+    """`array` as a constant of the same data type (`relax.const` makes int32 of int64)."""
+    return relax.const(tvm.runtime.tensor(np.ascontiguousarray(array).reshape(array.shape)))
+
+
+def scalar_of(graph: Graph, expr: Expr) -> float | int | bool | None:
+    """The number when `expr` is a constant of one element, or one whose elements are all equal and few."""
+    array = constant_array(graph, expr)
+    if array is None or array.size == 0 or array.size > 65536:
+        return None
+    first = array.flat[0]
+    if array.size > 1 and not bool((array == first).all()):
+        return None
+    number: float | int | bool = first.item()
+    return number
+
+
+def is_scalar_constant(graph: Graph, expr: Expr, number: float) -> bool:
+    """Whether `expr` is a constant of one element near `number` (to the precision of its data type)."""
+    value = graph.definition(expr)
+    if not isinstance(value, GenericConst):
+        return False
+    array = array_of(value)
+    if array.size != 1:
+        return False
+    rounding = 1e-3 if array.dtype.itemsize <= 2 else 1e-6
+    return abs(float(array.reshape(())) - number) <= rounding * max(1.0, abs(number))
+
+
+def shape_of(expr: Expr) -> list[Any] | None:
+    """The dimensions of a tensor: ints where known, symbolic expressions elsewhere; None when unknown."""
+    ty = expr.ty
+    if not isinstance(ty, relax.TensorType) or not isinstance(ty.shape, relax.ShapeExpr):
+        return None
+    return [plain(value) for value in ty.shape.values]
+
+
+def plain(value: Any) -> Any:
+    """An int where `value` is an integer literal."""
+    return int(value) if isinstance(value, int | tvm.tirx.IntImm) else value
+
+
+def static_shape(expr: Expr) -> tuple[int, ...] | None:
+    """The dimensions when all are known."""
+    shape = shape_of(expr)
+    if shape is None or not all(isinstance(size, int) for size in shape):
+        return None
+    return tuple(shape)
+
+
+def rank_of(expr: Expr) -> int | None:
+    """The number of dimensions of a tensor, None when unknown."""
+    ty = expr.ty
+    return int(ty.ndim) if isinstance(ty, relax.TensorType) and ty.ndim >= 0 else None
+
+
+def dtype_of(expr: Expr) -> str:
+    """The data type of a tensor, "" when it is not one or unknown."""
+    ty = expr.ty
+    return str(ty.dtype) if isinstance(ty, relax.TensorType) and ty.dtype is not None else ""
+
+
+def is_one(size: Any) -> bool:
+    """Whether a dimension is known to be 1."""
+    return isinstance(size, int) and size == 1
+
+
+def same_size(left: Any, right: Any) -> bool:
+    """Whether two dimensions are provably equal."""
+    if isinstance(left, int) and isinstance(right, int):
+        return left == right
+    return bool(Analyzer().can_prove_equal(left, right))
+
+
+def same_shape(left: Sequence[Any] | None, right: Sequence[Any] | None) -> bool:
+    """Whether two shapes are provably equal; False when either is unknown."""
+    if left is None or right is None or len(left) != len(right):
+        return False
+    return all(same_size(a, b) for a, b in zip(left, right, strict=True))
+
+
+def is_float(expr: Expr) -> bool:
+    """Whether `expr` is a tensor of floating-point numbers."""
+    return "float" in dtype_of(expr)

@@ -1,0 +1,16 @@
+"""count-operations: note how much each kernel computes, while its form still shows it."""
+
+from __future__ import annotations
+
+from tvm.ir import IRModule
+
+from compiler.passes.context import PipelineContext
+from compiler.passes.registry import graph_pass
+from compiler.support.operation_count import count_kernels
+
+
+@graph_pass("count-operations", summary="Note the arithmetic of each kernel, for profiles; changes nothing")
+def count_operations(mod: IRModule, context: PipelineContext) -> IRModule:
+    """Leaves `{kernel name: OperationCount}` in the reports; kernels whose work depends on data are not in it."""
+    context.reports["count-operations"] = count_kernels(mod)
+    return mod

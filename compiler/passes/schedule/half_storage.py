@@ -1,0 +1,72 @@
+"""Constants of float32 that 16 bits hold exactly: what they are stored as."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from compiler.passes.rewriting.expansion import Expansion
+from compiler.passes.rewriting.matching import Array
+from schedules.ir.widening import number
+
+from tvm import te  # isort: skip
+
+# Fewer bytes are not worth a kernel that runs when the module is loaded.
+LEAST_ELEMENTS = 4096
+_PROBED = 256
+
+
+def exact_half(values: Array) -> Array | None:
+    """The numbers as float16, or as the uint16 that hold bfloat16, where that changes none; else None."""
+    if values.dtype != np.float32 or values.size < LEAST_ELEMENTS:
+        return None
+    probe = values.reshape(-1)[:: max(1, values.size // _PROBED)]
+    for narrow, wide in ((_float16, _of_float16), (_bfloat16, _of_bfloat16)):
+        if np.array_equal(wide(narrow(probe)), probe):
+            found = narrow(values)
+            if np.array_equal(wide(found), values):
+                return found
+    return None
+
+
+def _float16(values: Array) -> Array:
+    with np.errstate(over="ignore"):
+        return values.astype(np.float16)
+
+
+def _of_float16(values: Array) -> Array:
+    return values.astype(np.float32)
+
+
+def _bfloat16(values: Array) -> Array:
+    return (np.ascontiguousarray(values).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def _of_bfloat16(values: Array) -> Array:
+    return (values.astype(np.uint32) << 16).view(np.float32)
+
+
+def _widened(stored: Any) -> Any:
+    return te.compute(stored.shape, lambda *at: number(stored(*at), "float32"), name="widened")
+
+
+def widening(values: Array) -> Expansion | None:
+    """How a constant comes out of half its bytes, where it does."""
+    stored = exact_half(values)
+    return None if stored is None else Expansion((stored,), _widened, "widen")
+
+
+def with_half_storage(expansion: Expansion) -> Expansion:
+    """The expansion with what 16 bits hold of what it stores stored so."""
+    halves = [exact_half(each) for each in expansion.stored]
+    if all(each is None for each in halves):
+        return expansion
+
+    def kernel(*stored: Any) -> Any:
+        wide = [each if half is None else _widened(each) for each, half in zip(stored, halves, strict=True)]
+        return expansion.kernel(*wide)
+
+    arrays = tuple(each if half is None else half for each, half in zip(expansion.stored, halves, strict=True))
+    return replace(expansion, stored=arrays, kernel=kernel)

@@ -1,0 +1,135 @@
+"""lift-workspaces: what a kernel's launches hand to each other becomes a tensor of the module.
+
+A device can not allocate memory while it runs a kernel. As further results of the call, such buffers get their place
+from `plan-memory`, beside everything else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import relax, s_tir, tirx
+from tvm.ir import GlobalVar, IRModule
+from tvm.relax.expr_functor import PyExprMutator, mutator
+from tvm.tirx import PrimFunc
+
+from compiler.passes.context import PipelineContext
+from compiler.passes.registry import graph_pass
+from compiler.passes.rewriting.graph import operator_name
+from schedules.ir.expression import substitute
+
+
+@graph_pass(
+    "lift-workspaces", summary="Make tensors of the buffers between a kernel's launches, on a device", required=True
+)
+def lift_workspaces(mod: IRModule, context: PipelineContext) -> IRModule:
+    """Does nothing for targets whose kernels allocate their own (`Target.lifts_workspaces`)."""
+    if not getattr(context.target, "lifts_workspaces", False):
+        return mod
+    lifted: dict[Any, tuple[Any, list[Any]]] = {}
+    functions = {}
+    for variable, function in mod.functions_items():
+        if isinstance(function, PrimFunc) and (buffers := _workspaces(function)):
+            changed = _with_parameters(function, buffers)
+            fresh = GlobalVar(str(variable.name_hint))
+            relax.expr._update_type(fresh, changed.ty)  # the calls are checked against it
+            lifted[variable], functions[fresh] = (fresh, buffers), changed
+        else:
+            functions[variable] = function
+    if not lifted:
+        return mod
+    changed_mod = IRModule(functions, attrs=mod.attrs, global_infos=mod.global_infos)
+    rewriter = _Calls(changed_mod, lifted)
+    for variable, function in mod.functions_items():
+        if isinstance(function, relax.Function):
+            rewriter.builder_.update_func(variable, rewriter.visit_expr(function))
+    return rewriter.builder_.get()
+
+
+def with_workspaces_as_parameters(function: Any) -> tuple[Any, int]:
+    """A kernel whose launches hand on what they compute in parameters, its last results; how many there are."""
+    buffers = _workspaces(function)
+    return (_with_parameters(function, buffers), len(buffers)) if buffers else (function, 0)
+
+
+def _workspaces(function: Any) -> list[Any]:
+    """The function-wide buffers in a device's memory."""
+    if not isinstance(function.body, s_tir.SBlockRealize):
+        return []
+    return [each for each in function.body.block.alloc_buffers if str(each.ty.storage_scope) in ("", "global")]
+
+
+def _scalars(function: Any) -> int:
+    """How many parameters at the end are numbers."""
+    count = 0
+    for parameter in reversed(list(function.params)):
+        if tirx.is_buffer_var(parameter):
+            break
+        count += 1
+    return count
+
+
+def _with_parameters(function: Any, buffers: list[Any]) -> Any:
+    """The function with these buffers as its last results."""
+    parameters = list(function.params)
+    place = len(parameters) - _scalars(function)
+    root = function.body.block
+    kept = [each for each in root.alloc_buffers if not any(each.same_as(other) for other in buffers)]
+    block = s_tir.SBlock(
+        root.iter_vars,
+        root.reads,
+        root.writes,
+        root.name_hint,
+        root.body,
+        root.init,
+        kept,
+        root.match_buffers,
+        root.annotations,
+    )
+    body = s_tir.SBlockRealize(function.body.iter_values, function.body.predicate, block)
+    return PrimFunc([*parameters[:place], *buffers, *parameters[place:]], body, function.ret_type, attrs=function.attrs)
+
+
+@mutator
+class _Calls(PyExprMutator):
+    """Calls of changed functions take the further results, and give what they gave."""
+
+    def __init__(self, mod: IRModule, lifted: dict[Any, tuple[Any, list[Any]]]) -> None:
+        super().__init__(mod)
+        self._mod = mod
+        self._lifted = lifted
+
+    def visit_call_(self, call: Any) -> Any:
+        call = self.visit_expr_post_order(call)
+        if operator_name(call) != "relax.call_tir" or call.args[0] not in self._lifted:
+            return call
+        callee, buffers = self._lifted[call.args[0]]
+        function = self._mod[callee]
+        results = call.ty_args[0]
+        single = not isinstance(results, relax.TupleType)
+        types = [results] if single else list(results.fields)
+        numbers = list(call.args[2].values) if len(call.args) > 2 else []
+        sizes = _sizes(function, [*(each.ty for each in call.args[1].fields), *types], numbers)
+        further = [
+            relax.TensorType([substitute(size, sizes) for size in each.ty.shape], str(each.dtype)) for each in buffers
+        ]
+        whole = relax.TupleType([*types, *further])
+        made = relax.Call(call.op, [callee, *call.args[1:]], call.attrs, [whole], call.span, ret_ty=whole)
+        variable = self.builder_.emit(made)
+        items = [relax.TupleGetItem(variable, index) for index in range(len(types))]
+        return items[0] if single else relax.Tuple(items)
+
+
+def _sizes(function: Any, types: list[Any], numbers: list[Any]) -> dict[Any, Any]:
+    """What the caller has for each symbolic size of a function, from its arguments' types."""
+    sizes: dict[Any, Any] = {}
+    parameters = list(function.params)
+    for parameter, given in zip(parameters, types, strict=False):
+        if not tirx.is_buffer_var(parameter) or not isinstance(given, relax.TensorType) or given.shape is None:
+            continue
+        for size, value in zip(parameter.ty.shape, given.shape.values, strict=True):
+            if isinstance(size, tirx.Var) and size not in sizes:
+                sizes[size] = value
+    if numbers:
+        sizes.update(zip(parameters[len(parameters) - len(numbers) :], numbers, strict=True))
+    return sizes

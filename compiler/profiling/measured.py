@@ -1,0 +1,182 @@
+"""What a profile holds: times of kernels and of single calls, on top of the latency they are parts of."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from compiler.profiling.statistics import Latency
+from compiler.profiling.tensor_fields import named_types
+from compiler.reports.formatting import format_percent, format_seconds
+from compiler.support.notebook import table_html
+
+FORMAT_VERSION = 2
+
+_SHOWN = 20  # kernels in a notebook
+
+
+@dataclass(frozen=True)
+class CallTime:
+    """One call of one run.
+
+    Attributes:
+        start, duration: in seconds from the beginning of the run; duration includes nested calls.
+        depth: 0 in `main`, 1 in a function it calls, and so on.
+        shapes: of the tensors it was given, outputs included.
+        nbytes: of these tensors: what it must at least read and write.
+        operations: arithmetic operations, or None where not known.
+    """
+
+    name: str
+    kind: str
+    start: float
+    duration: float
+    depth: int
+    shapes: tuple[str, ...]
+    nbytes: int
+    operations: int | None
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """All calls of one kernel in a run.
+
+    Attributes:
+        operators: of the model, as far as the kernel's name tells.
+        kind: kind of work, one of `attribution.KINDS`.
+        rule: the schedule rule it was made by; None for the runtime's own functions.
+        calls: in one run.
+        seconds: in one run, of all calls together, without nested calls: the median over runs.
+        share: of the latency of a run (of the sum of all kernels, where noise makes that larger).
+        operations: arithmetic operations of all calls in a run, or None where not known.
+        nbytes: bytes of the tensors given to all calls in a run.
+    """
+
+    name: str
+    operators: tuple[str, ...]
+    kind: str
+    rule: str | None
+    calls: int
+    seconds: float
+    share: float
+    operations: int | None
+    nbytes: int
+
+    @property
+    def rate(self) -> float | None:
+        """Operations a second, or None where not known."""
+        return self.operations / self.seconds if self.operations and self.seconds > 0 else None
+
+    @property
+    def bandwidth(self) -> float | None:
+        """Bytes a second that its tensors come to."""
+        return self.nbytes / self.seconds if self.seconds > 0 else None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of a model goes.
+
+    Attributes:
+        model, target, machine: names, for reports.
+        threads: that a run used.
+        inputs: the shapes profiled with, as text by input name.
+        latency: of runs that were not watched; all shares refer to its median.
+        samples: their times in seconds, in order.
+        watched: latency of the runs that were, the instrument included.
+        crossing: seconds that one crossing into the instrument took; taken off everything here.
+        kernels: kernels and runtime functions, slowest first.
+        calls: the calls of one typical run, in order.
+    """
+
+    model: str
+    target: str
+    machine: str
+    threads: int
+    inputs: dict[str, str]
+    latency: Latency
+    samples: tuple[float, ...]
+    watched: Latency
+    crossing: float
+    kernels: tuple[KernelTime, ...]
+    calls: tuple[CallTime, ...]
+
+    def __repr__(self) -> str:
+        slowest = ", ".join(f"{each.name} {format_seconds(each.seconds)}" for each in self.kernels[:3])
+        return (
+            f"<Profile {self.model!r} on {self.target}, {self.threads} thread(s): "
+            f"p50 {format_seconds(self.latency.p50)} in {len(self.kernels)} kernels and calls; slowest: {slowest}>"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                each.name,
+                each.kind,
+                each.calls,
+                format_seconds(each.seconds),
+                format_percent(each.seconds / self.latency.p50) if self.latency.p50 > 0 else "-",
+            )
+            for each in self.kernels[:_SHOWN]
+        ]
+        title = f"{self.model} on {self.target}, {self.threads} thread(s): p50 {format_seconds(self.latency.p50)}"
+        return table_html(title, ("kernel", "kind", "calls", "time", "share"), rows)
+
+    @property
+    def tracked(self) -> float:
+        """Seconds of a run that kernels and runtime functions account for."""
+        return sum(kernel.seconds for kernel in self.kernels)
+
+    @property
+    def untracked(self) -> float:
+        """Seconds of a run outside all calls: the virtual machine's own work.
+
+        The difference of two measurements; a little below 0 when that is within their noise.
+        """
+        return self.latency.p50 - self.tracked
+
+    def untracked_text(self) -> str:
+        """`untracked` in words."""
+        if self.untracked >= 0:
+            return f"{format_seconds(self.untracked)} outside all calls"
+        excess = format_percent(-self.untracked / self.latency.p50) if self.latency.p50 > 0 else "some"
+        return f"none: watched calls came to {excess} more than a run takes"
+
+    def seconds_by_kind(self) -> dict[str, float]:
+        """Seconds in a run by kind of work, most first."""
+        totals: dict[str, float] = {}
+        for kernel in self.kernels:
+            totals[kernel.kind] = totals.get(kernel.kind, 0.0) + kernel.seconds
+        return dict(sorted(totals.items(), key=lambda item: -item[1]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; times in seconds, sizes in bytes."""
+        kernels = [{**asdict(kernel), "operations_per_second": kernel.rate} for kernel in self.kernels]
+        return {
+            "format_version": FORMAT_VERSION,
+            "model": self.model,
+            "target": self.target,
+            "machine": self.machine,
+            "threads": self.threads,
+            "inputs": named_types(self.inputs),
+            "latency": self.latency.to_dict(),
+            "watched_latency": self.watched.to_dict(),
+            "instrument_seconds_per_crossing": self.crossing,
+            "untracked_seconds": self.untracked,
+            "seconds_by_kind": self.seconds_by_kind(),
+            "kernels": kernels,
+        }
+
+    def save(self, folder: str | Path) -> dict[str, Path]:
+        """Write the profile into a folder, made if need be: `profile.json`, `trace.json` and `profile.html`.
+
+        Returns:
+            The paths by "profile", "trace" and "page".
+
+        Raises:
+            StorageError: a file can not be written.
+        """
+        from compiler.profiling.save import save_profile
+
+        return save_profile(self, Path(folder))

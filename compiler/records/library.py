@@ -1,0 +1,172 @@
+"""Which records a compilation uses: those that ship with the package, the user's own, and those it is told of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compiler.errors import StorageError
+from compiler.records.identity import file_name, fingerprint, target_description
+from compiler.records.record_set import by_task, newest_of_models, taken_over, way_taken_over, without_stale
+from compiler.records.records import ChosenKernel, Loaded, ModelLine, Record, read
+from schedules.config import Config
+from schedules.gpu import gpu_rules
+from schedules.selection.alternatives import Way
+from schedules.selection.apply import record_key
+from schedules.selection.registry import rules
+
+if TYPE_CHECKING:
+    import targets
+    from schedules.rule import ScheduleRule
+
+USER_FOLDER = "TENSORWRIGHT_RECORDS"
+"""Environment variable: the folder of the user's records."""
+PRETRAINED = "cost_model.ubj"
+RecordSource = str | Path | Sequence[str | Path] | bool | None
+
+
+def user_folder() -> Path:
+    """Where `tune` writes and `compile` looks unless told otherwise."""
+    chosen = os.environ.get(USER_FOLDER)
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return Path(base) / "tensorwright" / "tuning"
+
+
+def shipped_folder() -> Path:
+    """The records that ship with the package."""
+    return Path(str(resources.files("tuning_logs")))
+
+
+def pretrained_model() -> Path | None:
+    """The cost model that ships with the package, if one does."""
+    path = shipped_folder() / PRETRAINED
+    return path if path.is_file() else None
+
+
+def read_current(path: str | Path) -> Loaded:
+    """The records of a file or folder that belong to the rules as they are now; a note for those that do not."""
+    loaded = read(path)
+    kept, lines = without_stale(loaded.records, {rule.name: rule.version for rule in (*rules(), *gpu_rules())})
+    return Loaded(kept, loaded.targets, loaded.models, [*loaded.problems, *lines])
+
+
+class TunedConfigs:
+    """What records say of each kernel of one model on one target, for `schedules.apply_schedules`.
+
+    Where the model was tuned itself, what was chosen for it as a whole counts and nothing else. Otherwise what is known
+    of its kernels from other models does, if it is sure enough: see `record_set.taken_over`.
+
+    Args:
+        loaded: the records of rules as they are now.
+        model: the model's fingerprint; "" for one that was surely not tuned.
+
+    Attributes:
+        problems: notes about records that could not be used.
+        tuned_itself: the line about this model, if there is one.
+    """
+
+    def __init__(self, target: targets.Target, loaded: Loaded, model: str = "") -> None:
+        self._machine = target.machine
+        own = fingerprint(target_description(target))
+        self._records = {task: group for (where, task), group in by_task(loaded.records).items() if where == own}
+        lines = [line for line in newest_of_models(loaded.models) if (line.target, line.model) == (own, model)]
+        self.tuned_itself: ModelLine | None = lines[0] if lines else None
+        self._chosen = {each.kernel: each for each in (self.tuned_itself.choices if self.tuned_itself else ())}
+        self._ways: dict[str, Record] = {}
+        self._origins: dict[str, str] = {}
+        self.problems = list(loaded.problems)
+
+    def __bool__(self) -> bool:
+        return bool(self._records or self._chosen)
+
+    def __call__(self, rule: ScheduleRule, workload: Any) -> Config | None:
+        """The config for a kernel; None when no record beats, or is, what the rule would do by itself today."""
+        key = record_key(rule, workload)
+        if self.tuned_itself is not None:
+            chosen = self._chosen.get(key)
+            found = None if chosen is None else self._checked(chosen, rule, workload)
+            origin = self.tuned_itself.origin
+        else:
+            record = self._ways.get(key) or taken_over(
+                self._inside(key, rule, workload), rule.default(workload, self._machine)
+            )
+            found = None if record is None else Config.of(record.config)
+            origin = "" if record is None else record.origin
+        if found is not None:
+            self._origins[key] = origin
+        return found
+
+    def choose(self, ways: Sequence[Way]) -> int:
+        """Of ways to compute the same, the first being the untuned one, the place of the one to take."""
+        if self.tuned_itself is not None:
+            for place, way in enumerate(ways[1:], 1):
+                chosen = self._chosen.get(way.key)
+                if chosen is not None and chosen.task == ways[0].key:
+                    return place if self._checked(chosen, _rule(way), way.workload) is not None else 0
+            return 0
+        groups = [self._inside(way.key, _rule(way), way.workload) for way in ways]
+        default = _rule(ways[0]).default(ways[0].workload, self._machine)
+        place, record = way_taken_over(groups, default)
+        if record is not None:
+            self._ways[ways[place].key] = record
+        return place
+
+    def _checked(self, chosen: ChosenKernel, rule: ScheduleRule, workload: Any) -> Config | None:
+        """The config, unless the rule has no such one today, or another default than the one that it beat."""
+        config = Config.of(chosen.config)
+        default = rule.default(workload, self._machine)
+        fits = config in rule.space(workload, self._machine) and chosen.default == dict(default)
+        return config if fits else None
+
+    def _inside(self, key: str, rule: ScheduleRule, workload: Any) -> list[Record]:
+        """The records of a kernel whose configs the rule still has."""
+        space = rule.space(workload, self._machine)
+        return [record for record in self._records.get(key, ()) if Config.of(record.config) in space]
+
+    def origin(self, task: str) -> str | None:
+        """The file that the config used for a task came from; files of the package by their name in it."""
+        origin = self._origins.get(task)
+        if not origin:
+            return None
+        path = Path(origin)
+        return f"tuning_logs/{path.name}" if path.parent == shipped_folder() else str(path)
+
+
+def _rule(way: Way) -> ScheduleRule:
+    return next(rule for rule in rules() if rule.name == way.rule)
+
+
+def tuned_configs(target: targets.Target, records: RecordSource = None, model: str = "") -> TunedConfigs:
+    """The configs that `compile` uses for a model on a target.
+
+    Args:
+        model: its fingerprint, by `identity.model_fingerprint`.
+        records: None for what ships and the user's own; False for none at all; a file or folder, or several of them,
+            in place of the user's own.
+
+    Raises:
+        StorageError: a file can not be read, or one that was named does not exist.
+    """
+    if records is False:
+        return TunedConfigs(target, Loaded(), model)
+    name = file_name(target_description(target))
+    paths: list[Path] = [shipped_folder() / name]
+    if records is None or records is True:
+        paths.append(user_folder() / name)
+    else:
+        named = [Path(records)] if isinstance(records, str | Path) else [Path(each) for each in records]
+        if missing := [path for path in named if not path.exists()]:
+            raise StorageError(
+                f"there are no tuning records at {missing[0]}", "tune writes them; or leave records= out"
+            )
+        paths += named
+    loaded = Loaded()
+    for path in paths:
+        if path.exists():
+            loaded.extend(read_current(path))
+    return TunedConfigs(target, loaded, model)

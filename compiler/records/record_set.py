@@ -1,0 +1,224 @@
+"""Sets of records: the ones that still count, the best of each task, and what a set holds in numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from compiler.records.records import ModelLine, Record
+
+MIN_GAIN = 0.01
+"""A config is kept in the default's place when it is faster by this share at least, and by more than the spread."""
+MIN_GAIN_OF_WAYS = 0.03
+"""The same for another way to compute a kernel: the two were not measured in turns."""
+MIN_GAIN_ELSEWHERE = 0.05
+"""The same in a model in which it was never compared, for a config that was compared in none."""
+
+
+def without_stale(records: Iterable[Record], versions: Mapping[str, int]) -> tuple[list[Record], list[str]]:
+    """The records of rules as they are now, and one line for each rule with records of another version.
+
+    Args:
+        versions: the version of each rule that exists; records of unknown rules are left out with a line too.
+    """
+    kept: list[Record] = []
+    stale: Counter[tuple[str, int]] = Counter()
+    for record in records:
+        if versions.get(record.rule) == record.rule_version:
+            kept.append(record)
+        else:
+            stale[record.rule, record.rule_version] += 1
+    lines = []
+    for (rule, version), count in sorted(stale.items()):
+        now = f"the rule is at version {versions[rule]} now" if rule in versions else "there is no such rule"
+        lines.append(f"{count} tuning record(s) of {rule!r} version {version} ignored: {now}")
+    return kept, lines
+
+
+def deduplicated(records: Iterable[Record]) -> list[Record]:
+    """One record a target, task, config, method and place (alone, or in which model): the last one of those that
+    succeeded, else the last one."""
+    found: dict[tuple[str | bool, ...], Record] = {}
+    for record in records:
+        key = (record.target, record.task, record.config_key, record.method, record.in_model, record.model)
+        if record.status == "ok" or key not in found or found[key].status != "ok":
+            found[key] = record
+    return list(found.values())
+
+
+def newest_of_models(models: Iterable[ModelLine]) -> list[ModelLine]:
+    """Of each target and model the line that was written last."""
+    found: dict[tuple[str, str], ModelLine] = {}
+    for line in models:
+        key = (line.target, line.model)
+        if key not in found or line.unix_time >= found[key].unix_time:
+            found[key] = line
+    return list(found.values())
+
+
+def merged(*sets: Iterable[Record]) -> list[Record]:
+    """All records of several sets, each once, oldest first."""
+    return sorted(deduplicated(record for each in sets for record in each), key=lambda record: record.unix_time)
+
+
+def by_task(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
+    """Records by (target, task)."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.target, record.task), []).append(record)
+    return groups
+
+
+def essential(records: Iterable[Record]) -> list[Record]:
+    """What a compilation needs: of each target and task all times taken in models, the best alone and the default that
+    it is compared with."""
+    kept: list[Record] = []
+    for group in by_task(deduplicated(records)).values():
+        kept += [record for record in group if record.in_model and record.status == "ok"]
+        chosen = best(group)
+        if chosen is None:
+            continue
+        default = _default_beside(chosen, group)
+        kept += [chosen] if default is None or default is chosen else [default, chosen]
+    return kept
+
+
+def _default_beside(chosen: Record, group: Sequence[Record]) -> Record | None:
+    """The default's record that is comparable with one, alone."""
+    return next((each for each in _alone(group) if each.is_default and each.method == chosen.method), None)
+
+
+def _alone(records: Iterable[Record]) -> list[Record]:
+    return [each for each in records if each.status == "ok" and each.seconds is not None and not each.in_model]
+
+
+def best(records: Iterable[Record], least: float = MIN_GAIN) -> Record | None:
+    """Of one task's records the one that is fastest alone; None when none succeeded.
+
+    It is the default's unless another beats that by more than chance, and by a share of `least`. Times taken by
+    different methods are not compared: those count that the last default was measured by.
+    """
+    measured = _alone(records)
+    if not measured:
+        return None
+    newest = max(measured, key=lambda record: (record.is_default, record.unix_time))
+    measured = [record for record in measured if record.method == newest.method]
+    # The fastest of many times taken once is the luckiest: where leaders were compared, one of them it is.
+    compared = [record for record in measured if record.compared]
+    fastest = min(compared or measured, key=_seconds)
+    default = next((record for record in measured if record.is_default), None)
+    return fastest if default is None or wins(fastest, default, least) else default
+
+
+def taken_over(records: Iterable[Record], default: Mapping[str, object]) -> Record | None:
+    """The record to use in a model that none of them was measured in, in place of the config that is the default today.
+
+    What won in some model, and was slower in none; else what is faster alone by `MIN_GAIN_ELSEWHERE`. None when today's
+    default was never measured: records that beat another default say nothing of this one.
+    """
+    known = [as_of_today(record, default) for record in deduplicated(records)]
+    if not any(record.is_default and record.status == "ok" for record in known):
+        return None
+    gains = _gains_in_models(known, [record for record in known if record.is_default])
+    won = [record for record in known if record.in_model and _won(gains.get(record.config_key, []), MIN_GAIN)]
+    if won:
+        return max(won, key=lambda record: min(gain for gain, _ in gains[record.config_key]))
+    lost = {config for config, each in gains.items() if any(gain <= 1.0 for gain, _ in each)}
+    return best([record for record in known if record.config_key not in lost], MIN_GAIN_ELSEWHERE)
+
+
+def way_taken_over(groups: Sequence[Sequence[Record]], default: Mapping[str, object]) -> tuple[int, Record | None]:
+    """Of tasks that compute the same, the place of the one to use in a model that was not measured, and its record.
+
+    The first, untuned one stays (with no record) unless another won in some model, and was slower than it in none. What
+    ways take alone does not count: they differ most in what they ask of the memory that a model shares.
+
+    Args:
+        default: the config that is the default of the first today.
+    """
+    known = [as_of_today(record, default) for record in deduplicated(groups[0])] if groups else []
+    untuned = [record for record in known if record.is_default and record.in_model]
+    found: list[tuple[float, int, Record]] = []
+    for place, group in enumerate(groups[1:], 1):
+        inside = [record for record in deduplicated(group) if record.in_model]
+        gains = _gains_in_models(inside, untuned)
+        for record in inside:
+            each = gains.get(record.config_key, [])
+            if _won(each, MIN_GAIN_OF_WAYS):
+                found.append((min(gain for gain, _ in each), place, record))
+    if not found:
+        return 0, None
+    _, place, record = max(found, key=lambda each: each[0])
+    return place, record
+
+
+def _gains_in_models(records: Iterable[Record], untuned: Iterable[Record]) -> dict[str, list[tuple[float, float]]]:
+    """By config, for every model where it stood in for an untuned kernel: how many times as fast it was there, and the
+    share by which that may be off."""
+    beside = {(each.model, each.method): each for each in untuned if each.in_model and each.status == "ok"}
+    found: dict[str, list[tuple[float, float]]] = {}
+    for record in records:
+        default = beside.get((record.model, record.method))
+        if record.in_model and record.seconds and default is not None and record is not default:
+            gain = _seconds(default) / record.seconds
+            found.setdefault(record.config_key, []).append((gain, max(record.spread, default.spread)))
+    return found
+
+
+def _won(gains: Sequence[tuple[float, float]], least: float) -> bool:
+    return any(gain > 1 + max(least, spread) for gain, spread in gains) and all(gain > 1.0 for gain, _ in gains)
+
+
+def as_of_today(record: Record, default: Mapping[str, object]) -> Record:
+    """The record with `is_default` as of today."""
+    return record.model_copy(update={"is_default": record.config == dict(default)})
+
+
+def wins(challenger: Record, default: Record, least: float = MIN_GAIN) -> bool:
+    """Whether a config is faster than the default by more than chance, and by a share of `least`."""
+    margin = max(least, challenger.spread, default.spread)
+    return _seconds(challenger) * (1 + margin) < _seconds(default)
+
+
+def _seconds(record: Record) -> float:
+    assert record.seconds is not None
+    return record.seconds
+
+
+@dataclass(frozen=True)
+class RuleSummary:
+    """Numbers of one rule's records on one target. `gain` is the geometric mean of default over best."""
+
+    target: str
+    rule: str
+    version: int
+    tasks: int
+    trials: int
+    failed: int
+    gain: float | None
+
+
+def summary(records: Iterable[Record]) -> list[RuleSummary]:
+    """One line a target, rule and version."""
+    groups: dict[tuple[str, str, int], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.target, record.rule, record.rule_version), []).append(record)
+    lines = []
+    for (target, rule, version), group in sorted(groups.items()):
+        tasks = by_task(group)
+        gains = [gain for each in tasks.values() if (gain := _gain(each)) is not None]
+        product = 1.0
+        for gain in gains:
+            product *= gain
+        failed = sum(record.status != "ok" for record in group)
+        mean = product ** (1 / len(gains)) if gains else None
+        trials = sum(not record.in_model for record in group)  # what is timed again in the model is no trial
+        lines.append(RuleSummary(target, rule, version, len(tasks), trials, failed, mean))
+    return lines
+
+
+def _gain(records: Sequence[Record]) -> float | None:
+    chosen = best(deduplicated(records))
+    default = None if chosen is None else _default_beside(chosen, deduplicated(records))
+    return None if chosen is None or default is None else _seconds(default) / _seconds(chosen)

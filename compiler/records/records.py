@@ -1,0 +1,329 @@
+"""Tuning records: one JSON object a line, only ever appended to.
+
+A record file holds three kinds of lines: "target" describes a target once, "trial" is one measurement on it, "model" is
+what was chosen for a whole model. A line goes out as a single write to a file opened for appending, under a lock, so
+two processes may append at once and a process that is killed loses at most the line it was about to write. What a
+machine that fails may lose is bounded by `FSYNC_SECONDS`. A torn line is skipped when reading and sealed off by the
+next append.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from compiler.artifact.storage import write_atomically
+from compiler.errors import StorageError
+from compiler.records.identity import file_name, fingerprint
+
+SCHEMA_VERSION = 3
+"""The newest that is read. A line says the version that its kind and fields came with."""
+FSYNC_SECONDS = 1.0
+"""A file is flushed to the disk at most this long after a record, and when it is closed."""
+
+Status = Literal["ok", "build-error", "crash", "timeout", "wrong-numbers", "run-error"]
+KnobValues = dict[str, bool | int | str]
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    schema_version: Annotated[int, Field(alias="v")] = 1
+
+
+class TargetLine(_Line):
+    """The target whose trials the file holds; `description` is that of `identity.target_description`."""
+
+    kind: Literal["target"] = "target"
+    target: str
+    description: dict[str, Any]
+
+
+class Record(_Line):
+    """One trial.
+
+    Attributes:
+        target: fingerprint of the target's description.
+        rule, rule_version, workload: what was scheduled; together with `target` the key.
+        config: the knobs.
+        status: "ok", or how the trial failed.
+        seconds: of one run, a low quantile over `runs`; None unless "ok".
+        spread: how far repeated measurements lay apart, as a share of `seconds`.
+        is_default: the config is the rule's own default.
+        compared: measured in turns with the default and other leaders, which says more than a time by itself.
+        in_model: measured as part of a model, beside the module without it; see `compiler.tuning.in_model`.
+        model: then, the fingerprint of that model; "" where it was not noted.
+        device: where it ran.
+        method: "parallel": timed on all cores; "serial": on one, and scaled by how evenly the tasks share out; "timed":
+            by the clock of a graphics processor, CUDA graphs of calls being launched whole.
+        unix_time: when, in seconds.
+        note: what went wrong, in short.
+        origin: the file it was read from; not stored.
+    """
+
+    kind: Literal["trial"] = "trial"
+    target: str
+    rule: str
+    rule_version: int
+    workload: str
+    config: KnobValues
+    status: Status = "ok"
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    spread: float = 0.0
+    runs: int = 0
+    is_default: bool = False
+    compared: bool = False
+    in_model: bool = False
+    model: str = ""
+    device: str = "local"
+    method: Literal["parallel", "serial", "timed"] = "parallel"
+    unix_time: int = 0
+    note: str = ""
+    origin: str = Field(default="", exclude=True)
+
+    @property
+    def task(self) -> str:
+        """The key of the task within a target, as `schedules.selection.apply.record_key` writes it."""
+        return f"{self.rule}@{self.rule_version}/{self.workload}"
+
+    @property
+    def config_key(self) -> str:
+        """A canonical text of the config."""
+        return json.dumps(self.config, sort_keys=True)
+
+
+class ChosenKernel(BaseModel):
+    """A kernel of a model that is not to run as it does untuned.
+
+    Attributes:
+        task: the key of the untuned kernel.
+        way: the key of the kernel that computes the same in its place; "" where it stays, with another config.
+        config, default: of the kernel that runs, the rule's own at that time beside it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    task: str
+    way: str = ""
+    config: KnobValues
+    default: KnobValues
+
+    @property
+    def kernel(self) -> str:
+        """The key of the kernel that runs."""
+        return self.way or self.task
+
+
+class ModelLine(_Line):
+    """What was chosen for one model on one target, the module with it having been compared with the untuned one.
+
+    Attributes:
+        target, model: fingerprints; see `identity`.
+        name: of the model, for people.
+        choices: all kernels that run otherwise than untuned; empty where nothing was found to win.
+        untuned, tuned: seconds of a run of each module; None where whole runs were not compared.
+        spread: the share by which the ratio of the two may be off.
+        method, device, unix_time, origin: as of a `Record`.
+    """
+
+    schema_version: Annotated[int, Field(alias="v")] = 2
+    kind: Literal["model"] = "model"
+    target: str
+    model: str
+    name: str = ""
+    choices: tuple[ChosenKernel, ...] = ()
+    untuned: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    tuned: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    spread: float = 0.0
+    method: Literal["parallel", "serial", "timed"] = "parallel"
+    device: str = "local"
+    unix_time: int = 0
+    origin: str = Field(default="", exclude=True)
+
+
+Line = TargetLine | Record | ModelLine
+
+
+def encode(line: Line) -> bytes:
+    """A line of a record file, with its end."""
+    values = line.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    timed = isinstance(line, Record | ModelLine) and line.method == "timed"
+    version = max(line.schema_version, 3) if timed else line.schema_version
+    return json.dumps({"v": version, "kind": line.kind, **values}, separators=(",", ":")).encode() + b"\n"
+
+
+@dataclass
+class Loaded:
+    """What reading record files gave; `problems` are notes for the user, one a kind of trouble."""
+
+    records: list[Record] = field(default_factory=list)
+    targets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    models: list[ModelLine] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def extend(self, other: Loaded) -> None:
+        """Take over all of another."""
+        self.records += other.records
+        self.targets |= other.targets
+        self.models += other.models
+        self.problems += other.problems
+
+
+def read(path: str | Path) -> Loaded:
+    """Read a record file, or every .jsonl file of a folder; nothing where there is none.
+
+    Damaged lines are skipped: the last one silently (a writer was killed), others with one note a file.
+
+    Raises:
+        StorageError: a file can not be read.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            loaded = Loaded()
+            for each in sorted(path.glob("*.jsonl")):
+                loaded.extend(read(each))
+            return loaded
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")  # to read a pipe would wait for a writer
+        data = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise StorageError(f"{path}: the tuning records can not be read: {error}") from error
+    loaded, damaged, newer = Loaded(), 0, 0
+    lines = data.split(b"\n")
+    for number, line in enumerate(lines):
+        if not line.strip():
+            continue
+        parsed = _parse(line)
+        if parsed is None:
+            damaged += number < len(lines) - 1
+        elif isinstance(parsed, int):
+            newer += 1
+        elif isinstance(parsed, TargetLine):
+            loaded.targets[parsed.target] = parsed.description
+        elif isinstance(parsed, ModelLine):
+            loaded.models.append(parsed.model_copy(update={"origin": str(path)}))
+        else:
+            loaded.records.append(parsed.model_copy(update={"origin": str(path)}))
+    if damaged:
+        loaded.problems.append(f"{path}: {damaged} damaged line(s) ignored")
+    if newer:
+        loaded.problems.append(f"{path}: {newer} record(s) of a newer version of Tensorwright ignored")
+    return loaded
+
+
+def _parse(line: bytes) -> Line | int | None:
+    """The line; the schema version when that is newer than ours; None when it is damaged."""
+    try:
+        values = json.loads(line)
+        if not isinstance(values, dict):
+            return None
+        version = values.get("v", SCHEMA_VERSION)
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            return version
+        if values.get("kind") == "model":
+            return ModelLine(**values)
+        if values.get("kind") != "target":
+            return Record(**values)
+        target = TargetLine(**values)
+        return target if fingerprint(target.description) == target.target else None
+    except (ValueError, TypeError, ValidationError, RecursionError):
+        return None
+
+
+class RecordWriter:
+    """Appends records of one target to a file, which begins with the target's line.
+
+    Raises StorageError when the file can not be written.
+    """
+
+    def __init__(self, path: str | Path, description: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.target = fingerprint(dict(description))
+        self._synced = time.monotonic()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists() and not self.path.is_file():
+                raise OSError("it is no file")
+            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StorageError(f"{self.path}: tuning records can not be written there: {error}") from error
+        if self.target not in read(self.path).targets:
+            self._write(encode(TargetLine(target=self.target, description=dict(description))))
+
+    @classmethod
+    def in_folder(cls, folder: str | Path, description: Mapping[str, Any]) -> RecordWriter:
+        """The file of a target in a folder of records."""
+        return cls(Path(folder) / file_name(dict(description)), description)
+
+    def append(self, record: Record | ModelLine) -> None:
+        """Write one record. When this returns, it survives the death of the process."""
+        self._write(encode(record))
+        if time.monotonic() - self._synced >= FSYNC_SECONDS:
+            self._sync()
+
+    def close(self) -> None:
+        """Flush to the disk."""
+        if self._file < 0:
+            return
+        try:
+            self._sync()
+        finally:
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> RecordWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _sync(self) -> None:
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            raise StorageError(f"{self.path}: the last tuning records may not be on the disk: {error}") from error
+        self._synced = time.monotonic()
+
+    def _write(self, line: bytes) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            size = os.fstat(self._file).st_size
+            if size and os.pread(self._file, 1, size - 1) != b"\n":
+                line = b"\n" + line  # a killed writer left half a line: it must not swallow ours
+            if os.write(self._file, line) != len(line):
+                os.ftruncate(self._file, size)
+                raise OSError("the disk is full")
+        except OSError as error:
+            raise StorageError(f"{self.path}: a tuning record was not written: {error}") from error
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
+def write_all(
+    path: str | Path,
+    targets: Mapping[str, Mapping[str, Any]],
+    records: Iterable[Record],
+    models: Iterable[ModelLine] = (),
+) -> int:
+    """Replace a record file by these records (all or nothing); how many trials there are.
+
+    Raises:
+        StorageError: the file can not be written.
+    """
+    path = Path(path)
+    kept = list(records)
+    trials_and_models: list[Record | ModelLine] = [*kept, *models]
+    used = {line.target for line in trials_and_models}
+    lines = [encode(TargetLine(target=key, description=dict(targets[key]))) for key in sorted(used & set(targets))]
+    lines += [encode(line) for line in trials_and_models]
+    write_atomically(path, lines)
+    return len(kept)

@@ -1,0 +1,103 @@
+"""Random inputs that any model can be tried with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import ml_dtypes
+import numpy as np
+
+from compiler.errors import InputError
+from compiler.support.formula import FormulaError, parsed
+
+if TYPE_CHECKING:
+    from compiler.artifact.manifest import TensorDescription
+    from compiler.frontends.imported_model import TensorSpec
+
+
+class Indices(Protocol):
+    """What is known of an input that holds indices; `IndexRequirement`s are so."""
+
+    @property
+    def input(self) -> str: ...
+    @property
+    def size(self) -> str: ...
+    @property
+    def least(self) -> str | None: ...
+    @property
+    def symbols(self) -> Mapping[str, str]: ...
+
+
+MAX_REFERENCE_BYTES = 1 << 30
+"""Larger inputs are not made up: the example would dwarf the module, or not fit into memory."""
+_SYMBOLIC_SIZE = 2
+_EXTENDED = {
+    name: np.dtype(getattr(ml_dtypes, name))
+    for name in ("bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "int4", "uint4")
+}
+
+
+def random_inputs(
+    specs: Sequence[TensorSpec | TensorDescription],
+    *,
+    seed: int = 0,
+    sizes: Mapping[str, int] | None = None,
+    indices: Sequence[Indices] = (),
+) -> dict[str, np.ndarray]:
+    """Inputs by name: standard normal floats, random booleans, and integers.
+
+    Integers that are known to be indices (token ids) spread over all that they may be; others are 0 or 1, which are
+    valid indices and counts nearly everywhere. Integers and booleans named as masks are ones.
+
+    Args:
+        sizes: of symbolic dimensions by name; 2 for those not named.
+        indices: which inputs are indices, and their ranges, as an `ImportedModel` or a `Manifest` has them.
+
+    Raises:
+        InputError: they would take more than `MAX_REFERENCE_BYTES`.
+    """
+    generator = np.random.default_rng(seed)
+    symbols = {size for spec in specs for size in spec.shape if isinstance(size, str)}
+    known = dict.fromkeys(symbols, _SYMBOLIC_SIZE) | dict(sizes or {})
+    shapes = [tuple(size if isinstance(size, int) else known[size] for size in spec.shape) for spec in specs]
+    largest = 8 * sum(math.prod(shape) for shape in shapes)  # they are drawn as 64-bit numbers
+    if largest > MAX_REFERENCE_BYTES:
+        raise InputError(f"random inputs would take {largest} bytes", "give inputs of your own")
+    return {
+        spec.name: _random_array(spec, shape, generator, _range(spec.name, indices, known))
+        for spec, shape in zip(specs, shapes, strict=True)
+    }
+
+
+def _range(name: str, indices: Sequence[Indices], sizes: Mapping[str, int]) -> tuple[int, int]:
+    """From where to where (excluded) integers of an input are drawn."""
+    low, high, spread = 0, 1 << 31, False
+    for each in indices:
+        if each.input != name:
+            continue
+        values = {symbol: sizes[at] for symbol, at in each.symbols.items() if at in sizes}
+        try:
+            high = min(high, parsed(each.size).value(values))
+            low = max(low, parsed(each.least).value(values)) if each.least is not None else low
+        except FormulaError:
+            return 0, 2
+        # Without a least value they choose entries of an axis; with one they may be lengths or counts: kept small.
+        spread = spread or each.least is None
+    return (low, max(high, low + 1)) if spread else (low, max(min(high, low + 2), low + 1))
+
+
+def _random_array(
+    spec: TensorSpec | TensorDescription, shape: tuple[int, ...], generator: np.random.Generator, span: tuple[int, int]
+) -> np.ndarray:
+    dtype = _EXTENDED.get(spec.dtype) or np.dtype(spec.dtype)
+    if dtype.kind in "biu" and "mask" in spec.name.lower():
+        return np.ones(shape, dtype)
+    if dtype.kind == "b":
+        return generator.integers(0, 2, shape).astype(bool)
+    if dtype.kind in "iu":
+        return generator.integers(span[0], min(span[1], np.iinfo(dtype).max), shape).astype(dtype)
+    if spec.dtype in {"int4", "uint4"}:
+        return generator.integers(0, 2, shape).astype(dtype)
+    return generator.standard_normal(shape).astype(dtype)

@@ -1,0 +1,73 @@
+"""The engine's runtime library, loaded without its compiler and without its Python package.
+
+`tvm_ffi` and `libtvm_runtime.so` are all that a compiled module needs. The compiler library links to the same
+`libtvm_runtime.so`, so `import tvm` may come before or after.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from compiler.errors import MissingDependencyError
+from schedules.ir.without_torch import torch_hidden
+
+with torch_hidden():
+    import tvm_ffi
+
+__all__ = ["global_function", "runtime_library", "runtime_version", "tvm_ffi"]
+
+LIBRARY_VARIABLE = "TENSORWRIGHT_RUNTIME_LIBRARY"
+"""Environment variable: path of `libtvm_runtime.so` where there is no `tvm` package, as on a small device."""
+
+
+def runtime_library_path() -> Path:
+    """Where libtvm_runtime.so is. Raises MissingDependencyError."""
+    if chosen := os.environ.get(LIBRARY_VARIABLE):
+        return Path(chosen)
+    # find_spec of a top-level package does not import it.
+    spec = importlib.util.find_spec("tvm")
+    for folder in spec.submodule_search_locations or () if spec else ():
+        path = Path(folder) / "lib" / "libtvm_runtime.so"
+        if path.is_file():
+            return path
+    raise MissingDependencyError(
+        "libtvm_runtime.so was not found: there is no tvm package",
+        f"pip install apache-tvm, or set {LIBRARY_VARIABLE} to the library's path",
+    )
+
+
+@cache
+def runtime_library() -> ctypes.CDLL:
+    """Load the engine's runtime (once); the library's handle.
+
+    Raises:
+        MissingDependencyError: it is not installed or can not be loaded.
+    """
+    path = runtime_library_path()
+    try:
+        # Global: a compiled module's symbols are resolved against it.
+        return ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise MissingDependencyError(f"{path} could not be loaded: {error}", "reinstall apache-tvm") from error
+
+
+@cache
+def global_function(name: str) -> Any:
+    """A function of the engine by its global name, its runtime being loaded."""
+    runtime_library()
+    return tvm_ffi.get_global_func(name)
+
+
+@cache
+def runtime_version() -> str | None:
+    """The version of the installed engine, or None where only its library is there."""
+    try:
+        return importlib.metadata.version("apache-tvm")
+    except importlib.metadata.PackageNotFoundError:
+        return None

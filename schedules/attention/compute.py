@@ -1,0 +1,146 @@
+"""Attention as a tensor expression: what it means; `schedules.attention.rule` runs it fast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from schedules.conv.workload import KIND
+from schedules.ir.tir import tirx
+
+from tvm import te  # isort: skip
+
+Tensor = Any
+Expr = Any
+# A score as a function of the raw score and its place (..., query, key): scale, mask.
+Score = Callable[[Expr, tuple[Expr, ...]], Expr]
+
+ATTENTION, ATTENTION_INT8 = "attention", "attention-int8"
+OPERANDS = "tensorwright.operands"  # block attribute: the type that products may round their operands to
+SCORES, ADJUSTED, LARGEST, POWERS, TOTAL, WEIGHTS, PRODUCT, RESULT = (
+    "attention_scores",
+    "attention_adjusted",
+    "attention_largest",
+    "attention_powers",
+    "attention_total",
+    "attention_weights",
+    "attention_product",
+    "attention_result",
+)
+
+
+def _axis(extent: Any, name: str) -> Any:
+    return te.reduce_axis((tirx.IntImm("int64", 0), extent), name=name)
+
+
+@dataclass(frozen=True)
+class Orders:
+    """Of dimensions: each operand is its tensor transposed by its order (`numpy.transpose`'s axes), and what is
+    returned is the result transposed by its own. None: as it is."""
+
+    query: tuple[int, ...] | None = None
+    key: tuple[int, ...] | None = None
+    value: tuple[int, ...] | None = None
+    result: tuple[int, ...] | None = None
+
+
+def _transposed(tensor: Tensor, order: Sequence[int] | None) -> tuple[list[Any], Callable[[tuple[Expr, ...]], Expr]]:
+    """The shape of a transposed tensor, and its element at a place."""
+    if order is None:
+        return list(tensor.shape), lambda at: tensor[at]
+    return [tensor.shape[axis] for axis in order], lambda at: tensor[_original(at, order)]
+
+
+def _original(at: Sequence[Any], order: Sequence[int]) -> tuple[Any, ...]:
+    """Where an element at a place of the transposed tensor stands in the original."""
+    return tuple(point for _, point in sorted(zip(order, at, strict=True), key=lambda pair: pair[0]))
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What attention between quantized tensors does to its numbers.
+
+    `weight` takes a weight, between 0 and 1, to what multiplies the values. Where `zeros` are given, operands and
+    weights are 8-bit integers: these are the zero points of query, key, weights and value, sums are int32, `score` gets
+    those of the first product, and `result` makes what is returned of those of the second.
+    """
+
+    weight: Callable[[Expr], Expr]
+    zeros: tuple[int, int, int, int] | None = None
+    result: Callable[[Expr], Expr] = lambda product: product
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score: Score,
+    *,
+    guarded: bool = False,
+    operands: str = "float32",
+    orders: Orders = Orders(),
+    rounding: Rounding | None = None,
+) -> Tensor:
+    """softmax over keys of `score(query . key)`, times value.
+
+    Shapes: query (..., queries, depth), key (..., depth, keys), value (..., keys, columns) with the same leading
+    dimensions, each after its transposition; returns (..., queries, columns), transposed. `guarded`: weights that are
+    NaN count as 0; they are so in whole rows, as where all keys are masked by -inf. `operands` is "float32", or
+    "bfloat16" where products may round to it. With `rounding`, weights are rounded before they multiply.
+    """
+    (*lead, queries, depth), query_at = _transposed(query, orders.query)
+    (*_, keys), key_at = _transposed(key, orders.key)
+    (*_, columns), value_at = _transposed(value, orders.value)
+    zeros = None if rounding is None else rounding.zeros
+    attrs = {KIND: ATTENTION if zeros is None else ATTENTION_INT8, OPERANDS: operands}
+    of_query, of_key, of_weights, of_values = zeros or (None, None, None, None)
+    rows, grid = [*lead, queries], [*lead, queries, keys]
+    d, k, total, s = _axis(depth, "d"), _axis(keys, "k"), _axis(keys, "t"), _axis(keys, "s")
+    scores = te.compute(
+        grid,
+        lambda *at: te.sum(
+            _less(query_at((*at[:-1], d)), of_query) * _less(key_at((*at[:-2], d, at[-1])), of_key), axis=d
+        ),
+        name=SCORES,
+        attrs=attrs,
+    )
+    adjusted = te.compute(grid, lambda *at: score(scores[at], at), name=ADJUSTED, attrs=attrs)
+    largest = te.compute(rows, lambda *at: te.max(adjusted[(*at, k)], axis=k), name=LARGEST, attrs=attrs)
+    powers = te.compute(grid, lambda *at: tirx.exp(adjusted[at] - largest[at[:-1]]), name=POWERS, attrs=attrs)
+    sums = te.compute(rows, lambda *at: te.sum(powers[(*at, total)], axis=total), name=TOTAL, attrs=attrs)
+    weights = powers
+    if rounding is not None:
+        weight, one = rounding.weight, tirx.FloatImm("float32", 1.0)
+        weights = te.compute(grid, lambda *at: weight(powers[at] * (one / sums[at[:-1]])), name=WEIGHTS, attrs=attrs)
+    product = te.compute(
+        [*rows, columns],
+        lambda *at: te.sum(
+            _less(weights[(*at[:-1], s)], of_weights) * _less(value_at((*at[:-2], s, at[-1])), of_values), axis=s
+        ),
+        name=PRODUCT,
+        attrs=attrs,
+    )
+
+    shape = [*rows, columns]
+    order = orders.result or tuple(range(len(shape)))
+
+    def result(*place: Expr) -> Expr:
+        at = _original(place, order)
+        if rounding is not None:
+            return rounding.result(product[at])
+        total = sums[at[:-1]]
+        return guarded_quotient(product[at], total) if guarded else product[at] / total
+
+    return te.compute([shape[axis] for axis in order], result, name=RESULT, attrs=attrs)
+
+
+def _less(value: Expr, zero: int | None) -> Expr:
+    """An integer less its zero point, in 32 bits; where there is none, the number itself."""
+    return value if zero is None else tirx.Cast("int32", value) - tirx.IntImm("int32", zero)
+
+
+def guarded_quotient(value: Expr, total: Expr) -> Expr:
+    """value / total, or 0 where the total is 0 or NaN, which is where weights are NaN."""
+    zero = tirx.FloatImm("float32", 0.0)
+    return tirx.Select(tirx.GT(total, zero), value / total, zero)

@@ -1,0 +1,149 @@
+"""Operands of attention as pairs of bfloat16: keys and values made once, rows of queries and weights in each task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from schedules.attention.batched_matrix import BatchedMatrix
+from schedules.codegen.nest import expression, lanes_of
+from schedules.codegen.parallel import Extent, in_sequence, loops, pays_off, repeat
+from schedules.conv.workload import ceil_div
+from schedules.instructions.bf16_dot import narrowed, rounded_pair, rounded_run
+from schedules.ir.stages import Axis, Stage
+from schedules.ir.tir import tirx
+from schedules.machine import Machine
+from schedules.stages.code import stage_code
+
+Expr = Any
+Stmt = Any
+# The element of a row at a step of the sum.
+Operand = Callable[[Any, Expr], Expr]
+
+VECTORIZED = tirx.ForKind.VECTORIZED
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Matrices (..., depth, columns) of float32 and their `words`, int32 (..., ceil(depth / 2), columns): two each that
+    are neighbours along the depth, the first in the low half; behind an odd depth stands 0."""
+
+    source: BatchedMatrix
+    words: Any
+
+    @classmethod
+    def of(cls, source: BatchedMatrix) -> Pairs:
+        *lead, depth, columns = source.shape
+        shape = [*lead, ceil_div(depth, 2), columns]
+        name = f"{source.name}_pairs"
+        return cls(source, tirx.decl_buffer([expression(size) for size in shape], "int32", name, layout=None))
+
+    def made(self, machine: Machine) -> list[Stmt]:
+        """The statements that allocate and fill the words."""
+        lanes = machine.lanes("float32")
+        whole_runs = self.source.shape[-2] % (2 * lanes) == 0
+        fill = self._turned if whole_runs and self.source.runs_along(-2) else self._filled
+        return [tirx.AllocBuffer(self.words), *fill(machine, lanes)]
+
+    def _filled(self, machine: Machine, lanes: int) -> list[Stmt]:
+        """From rows of neighbouring columns, two at a time."""
+        *_, depth, columns = self.source.shape
+        extents = self.source.leads
+
+        def row(values: list[Expr], *, whole: bool) -> Stmt:
+            outer, step = values[:-1], values[-1]
+
+            def word(column: Expr) -> Stmt:
+                low = self.source.load(*outer, step * 2, column)
+                high = self.source.load(*outer, step * 2 + 1, column) if whole else tirx.FloatImm("float32", 0.0)
+                return tirx.BufferStore(self.words, rounded_pair(low, high), [*outer, step, column])
+
+            return in_vectors("column", columns, lanes, word)
+
+        threads = pays_off(self.source.elements, machine)
+        steps = [*extents, Extent("step", depth // 2)]
+        parts = [loops(steps, lambda at: row(at, whole=True), machine, parallel=threads)]
+        if depth % 2:
+            last = expression(depth // 2)
+            parts.append(loops(extents, lambda at: row([*at, last], whole=False), machine, parallel=False))
+        return parts
+
+    def _turned(self, machine: Machine, lanes: int) -> list[Stmt]:
+        """From columns that run along the depth: each rounded to words, then these transposed."""
+        *_, depth, columns = self.source.shape
+        extents = self.source.leads
+
+        def matrix(outer: list[Expr]) -> Stmt:
+            rounded = tirx.decl_buffer(
+                [expression(columns), expression(depth // 2)], "int32", f"{self.source.name}_rounded", layout=None
+            )
+
+            def words(column: Expr, run: Expr, lane: Expr) -> Stmt:
+                first = run * (2 * lanes) + lane
+                halves = [self.source.load(*outer, each, column) for each in (first, first + lanes)]
+                return tirx.BufferStore(rounded, rounded_run(*halves), [column, run * lanes + lane])
+
+            def column(at: Expr) -> Stmt:
+                return repeat(
+                    "run",
+                    depth // (2 * lanes),
+                    lambda run: repeat("lane", lanes, lambda lane: words(at, run, lane), VECTORIZED),
+                )
+
+            i, j = tirx.Var("step", "int64"), tirx.Var("column", "int64")
+            turned = tirx.BufferStore(self.words, tirx.BufferLoad(rounded, [j, i]), [*outer, i, j])
+            stage = Stage("turn", (Axis(i, depth // 2), Axis(j, columns)), turned)
+            parts = [tirx.AllocBuffer(rounded), repeat("column", columns, column)]
+            return in_sequence([*parts, stage_code(stage, machine, parallel=False)])
+
+        return [loops(extents, matrix, machine, parallel=pays_off(self.source.elements, machine))]
+
+
+@dataclass(frozen=True, eq=False)
+class NarrowRows:
+    """Rows rounded to bfloat16; behind an odd number of elements stands 0."""
+
+    rows: int
+    size: int
+    buffer: Any
+
+    @classmethod
+    def of(cls, name: str, rows: int, size: int) -> NarrowRows:
+        width = size + size % 2
+        return cls(rows, size, tirx.decl_buffer([expression(rows), expression(width)], "uint16", name, layout=None))
+
+    def allocated(self) -> list[Stmt]:
+        """Statements that make the rows, with what stands behind them."""
+        made = [tirx.AllocBuffer(self.buffer)]
+        if self.size % 2:
+            zero, end = tirx.IntImm("uint16", 0), expression(self.size)
+            made.append(repeat("row", self.rows, lambda i: tirx.BufferStore(self.buffer, zero, [i, end])))
+        return made
+
+    def put(self, i: Any, k: Expr, value: Expr) -> Stmt:
+        """The statement that stores an element."""
+        return tirx.BufferStore(self.buffer, narrowed(value), [expression(i), k])
+
+    def filled(self, value: Operand, lanes: int) -> Stmt:
+        """The statement that stores all elements."""
+        return repeat(
+            "row", self.rows, lambda i: in_vectors("k", self.size, lanes, lambda k: self.put(i, k, value(i, k)))
+        )
+
+    def pair(self, i: Any, step: Expr) -> Expr:
+        """The elements of row i at a step of a sum of pairs."""
+        return tirx.reinterpret("int32", tirx.BufferLoad(self.buffer, [expression(i), lanes_of(step * 2, 2)]))
+
+
+def in_vectors(name: str, extent: int, lanes: int, body: Callable[[Expr], Stmt]) -> Stmt:
+    """A loop in vectors, the last of which may be shorter."""
+    whole, rest = divmod(extent, lanes)
+
+    def vector(at: Expr, size: int) -> Stmt:
+        return repeat("lane", size, lambda lane: body(at + lane), VECTORIZED)
+
+    parts = [repeat(name, whole, lambda run: vector(run * lanes, lanes))] if whole else []
+    if rest:
+        parts.append(vector(expression(whole * lanes), rest))
+    return parts[0] if len(parts) == 1 else tirx.SeqStmt(parts)

@@ -1,0 +1,208 @@
+"""Operands of attention as bytes, four along the sum a word: keys and values made once, rows of queries and weights in
+each task.
+
+Words of keys and values are signed bytes, those of rows unsigned ones: `int8_dot.dot` takes them so. What is stored as
+the other kind is moved by 128, and so is its zero point.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from schedules.attention.batched_matrix import BatchedMatrix
+from schedules.attention.pairs import Operand, in_vectors
+from schedules.codegen.nest import expression, lanes_of, splat, split_repeat
+from schedules.codegen.parallel import in_sequence, loops, pays_off, repeat
+from schedules.conv.workload import ceil_div
+from schedules.instructions.int8_dot import dot
+from schedules.instructions.int8_neon import shift_of
+from schedules.ir.stages import Axis, Stage, dtype_of
+from schedules.ir.tir import tirx
+from schedules.machine import Machine
+from schedules.stages.code import stage_code
+
+Expr = Any
+Stmt = Any
+
+GROUP = 4
+_ONES = 0x01010101
+
+
+def _word(byte: int, count: int = GROUP) -> int:
+    """An int32 of the byte `count` times, zeros above."""
+    return int.from_bytes(bytes([byte] * count), "little", signed=count == GROUP)
+
+
+@dataclass(frozen=True, eq=False)
+class Quads:
+    """Matrices (..., depth, columns) of bytes and their `words`, int32 (..., ceil(depth / 4), columns): four signed
+    bytes each that are neighbours along the depth, the first the lowest; behind the depth stands 0."""
+
+    source: BatchedMatrix
+    words: Any
+    machine: Machine
+
+    @classmethod
+    def of(cls, source: BatchedMatrix, machine: Machine) -> Quads:
+        *lead, depth, columns = source.shape
+        shape = [expression(size) for size in (*lead, ceil_div(depth, GROUP), columns)]
+        return cls(source, tirx.decl_buffer(shape, "int32", f"{source.name}_quads", layout=None), machine)
+
+    @property
+    def shift(self) -> int:
+        """What is added to the bytes, to be signed ones."""
+        return shift_of(dtype_of(self.source.buffer), True)
+
+    def _threads(self) -> bool | Expr:
+        return pays_off(self.source.elements, self.machine)
+
+    def made(self) -> list[Stmt]:
+        """The statements that allocate and fill the words."""
+        runs = self.source.shape[-2] % GROUP == 0 and self.source.runs_along(-2)
+        return [tirx.AllocBuffer(self.words), self._turned() if runs else self._filled()]
+
+    def _filled(self) -> Stmt:
+        """From rows of neighbouring columns, four at a time."""
+        leads, (depth, columns) = self.source.leads, self.source.shape[-2:]
+
+        def row(outer: list[Expr], step: Expr, count: int) -> Stmt:
+            def word(column: Expr) -> Stmt:
+                total: Expr = tirx.const(_word(-self.shift, count), "int32")
+                for byte in range(count):
+                    value = tirx.Cast("int32", self.source.load(*outer, step * GROUP + byte, column)) & 0xFF
+                    total = total ^ (value << 8 * byte)
+                return tirx.BufferStore(self.words, total, [*outer, step, column])
+
+            return in_vectors("column", columns, self.machine.lanes("int32"), word)
+
+        def matrix(outer: list[Expr]) -> Stmt:
+            whole, rest = divmod(depth, GROUP)
+            parts = [repeat("step", whole, lambda step: row(outer, expression(step), GROUP))] if whole else []
+            return in_sequence([*parts, row(outer, expression(whole), rest)] if rest else parts)
+
+        return loops(leads, matrix, self.machine, parallel=self._threads())
+
+    def _turned(self) -> Stmt:
+        """From columns that run along the depth: their bytes as words, and these transposed."""
+        leads, (depth, columns) = self.source.leads, self.source.shape[-2:]
+        steps, lanes = depth // GROUP, self.machine.lanes("int32")
+
+        def matrix(outer: list[Expr]) -> Stmt:
+            shape = [expression(columns), expression(steps)]
+            signed = tirx.decl_buffer(shape, "int32", f"{self.source.name}_words", layout=None)
+
+            def column(at: Expr) -> Stmt:
+                def run(first: Any, count: int) -> Stmt:
+                    place = self.source.place([*outer, expression(first * GROUP), at])
+                    bytes_ = tirx.BufferLoad(self.source.buffer, [*place[:-1], lanes_of(place[-1], GROUP * count)])
+                    words = tirx.reinterpret(f"int32x{count}" if count > 1 else "int32", bytes_)
+                    if self.shift:
+                        words = words ^ splat(_word(-self.shift), "int32", count)
+                    return tirx.BufferStore(signed, words, [at, lanes_of(first, count)])
+
+                return split_repeat("run", steps, lanes, run)
+
+            i, j = tirx.Var("step", "int64"), tirx.Var("column", "int64")
+            turned = tirx.BufferStore(self.words, tirx.BufferLoad(signed, [j, i]), [*outer, i, j])
+            stage = Stage("turn", (Axis(i, steps), Axis(j, columns)), turned)
+            parts = [tirx.AllocBuffer(signed), repeat("column", columns, lambda j: column(expression(j)))]
+            return in_sequence([*parts, stage_code(stage, self.machine, parallel=False)])
+
+        return loops(leads, matrix, self.machine, parallel=self._threads())
+
+    def begins(self, row_zero: int, zero: int) -> tuple[list[Stmt], Any | None]:
+        """What sums of (row - row_zero) * (column - zero) start from, (..., columns), and the statements that make it;
+        the terms of rows are `ByteRows.terms`. None where it is 0."""
+        if not row_zero:
+            return [], None
+        leads, (depth, columns) = self.source.leads, self.source.shape[-2:]
+        shape = [*self.source.shape[:-2], columns]
+        begin = tirx.decl_buffer(
+            [expression(size) for size in shape], "int32", f"{self.source.name}_begin", layout=None
+        )
+        steps, lanes = ceil_div(depth, GROUP), self.machine.lanes("int32")
+
+        def matrix(outer: list[Expr]) -> Stmt:
+            def vector(at: Any, count: int) -> Stmt:
+                place = [*outer, lanes_of(at, count)]
+                held = tirx.BufferLoad(begin, place)
+                ones = splat(_ONES, "int32", count)
+
+                def add(step: Expr) -> Stmt:
+                    word = tirx.BufferLoad(self.words, [*outer, expression(step), lanes_of(at, count)])
+                    return tirx.BufferStore(begin, dot(held, ones, word), place)
+
+                start = tirx.BufferStore(begin, splat(0, "int32", count), place)
+                scaled = held * splat(-row_zero, "int32", count) + splat(depth * row_zero * zero, "int32", count)
+                return in_sequence([start, repeat("step", steps, add), tirx.BufferStore(begin, scaled, place)])
+
+            return split_repeat("column", columns, lanes, vector)
+
+        return [tirx.AllocBuffer(begin), loops(leads, matrix, self.machine, parallel=self._threads())], begin
+
+
+@dataclass(frozen=True, eq=False)
+class ByteRows:
+    """Rows of unsigned bytes, filled up with zeros to whole words."""
+
+    name: str
+    rows: int
+    size: int
+    buffer: Any
+
+    @classmethod
+    def of(cls, name: str, rows: int, size: int) -> ByteRows:
+        width = GROUP * ceil_div(size, GROUP)
+        shape = [expression(rows), expression(width)]
+        return cls(name, rows, size, tirx.decl_buffer(shape, "uint8", name, layout=None))
+
+    def allocated(self) -> list[Stmt]:
+        """Statements that make the rows, with what stands behind them."""
+        made = [tirx.AllocBuffer(self.buffer)]
+        behind = GROUP * ceil_div(self.size, GROUP) - self.size
+        if behind:
+            zero = tirx.IntImm("uint8", 0)
+
+            def fill(i: Any) -> Stmt:
+                return repeat(
+                    "k",
+                    behind,
+                    lambda k: tirx.BufferStore(self.buffer, zero, [expression(i), expression(k + self.size)]),
+                )
+
+            made.append(repeat("row", self.rows, fill))
+        return made
+
+    def put(self, i: Any, k: Expr, value: Expr) -> Stmt:
+        """The statement that stores a byte, signed ones moved by 128."""
+        shift = shift_of(str(value.ty), False)
+        if shift:
+            value = tirx.Cast("uint8", tirx.Cast("int32", value) + shift)
+        return tirx.BufferStore(self.buffer, value, [expression(i), k])
+
+    def filled(self, value: Operand, lanes: int) -> Stmt:
+        """The statement that stores all bytes."""
+        return repeat(
+            "row", self.rows, lambda i: in_vectors("k", self.size, lanes, lambda k: self.put(i, k, value(i, k)))
+        )
+
+    def word(self, i: Any, step: Expr) -> Expr:
+        """The bytes of row i at a step of a sum of words."""
+        return tirx.reinterpret("int32", tirx.BufferLoad(self.buffer, [expression(i), lanes_of(step * GROUP, GROUP)]))
+
+    def terms(self, zero: int, machine: Machine) -> tuple[list[Stmt], Any | None]:
+        """-zero times the sum of each row, int32 (rows), and the statements that make it; None where zero is 0."""
+        if not zero:
+            return [], None
+        terms = tirx.decl_buffer([expression(self.rows)], "int32", f"{self.name}_terms", layout=None)
+        i, k = tirx.Var("i", "int64"), tirx.Var("k", "int64")
+        byte = tirx.Cast("int32", tirx.BufferLoad(self.buffer, [i, k]))
+        total = tirx.BufferLoad(terms, [i])
+        stage = Stage(
+            f"{self.name}_terms",
+            (Axis(i, self.rows), Axis(k, self.size, reduce=True)),
+            tirx.BufferStore(terms, total + byte * tirx.IntImm("int32", -zero), [i]),
+            tirx.BufferStore(terms, tirx.IntImm("int32", 0), [i]),
+        )
+        return [tirx.AllocBuffer(terms), stage_code(stage, machine, parallel=False)], terms

@@ -1,0 +1,76 @@
+"""Attention in one kernel, by blocks of queries; `schedules.attention.writer` says how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from schedules.attention.compute import ATTENTION
+from schedules.attention.operands import AttentionParts, attention_stages
+from schedules.attention.writer import AttentionWriter
+from schedules.config import Config, ConfigSpace
+from schedules.emit import build_function
+from schedules.errors import NotScheduledError
+from schedules.ir.stages import Kernel, dtype_of
+from schedules.machine import Machine
+from schedules.rule import ScheduleRule, Workload
+
+
+@dataclass(frozen=True)
+class AttentionWorkload(Workload):
+    """Extents are 0 when symbolic; `batch` counts all leading dimensions together."""
+
+    batch: int
+    queries: int
+    keys: int
+    depth: int
+    columns: int
+    dtype: str
+
+
+class Attention(ScheduleRule):
+    """Serves the kernels of `attention_compute.attention` in float32."""
+
+    name: ClassVar[str] = "attention"
+    version: ClassVar[int] = 1
+    priority: ClassVar[int] = 60
+
+    kind: ClassVar[str] = ATTENTION
+    dtypes: ClassVar[tuple[str, ...]] = ("float32",)
+    writer: ClassVar[type[AttentionWriter]] = AttentionWriter
+
+    def match(self, kernel: Kernel, machine: Machine) -> AttentionWorkload | None:
+        stages = attention_stages(kernel, self.kind)
+        parts = None if stages is None else AttentionParts.of(stages)
+        if parts is None or dtype_of(parts.query.buffer) not in self.dtypes:
+            return None
+        *lead, queries, depth = (size if isinstance(size, int) else 0 for size in parts.query.shape)
+        keys, columns = (size if isinstance(size, int) else 0 for size in parts.value.shape[-2:])
+        batch = 1
+        for size in lead:
+            batch *= size
+        dtype = "bfloat16" if parts.narrow else dtype_of(parts.query.buffer)
+        return AttentionWorkload(batch, queries, keys, depth, columns, dtype)
+
+    def space(self, workload: AttentionWorkload, machine: Machine) -> ConfigSpace:
+        return ConfigSpace({"rows": tuple(range(1, self._most_rows(machine) + 1))})
+
+    def default(self, workload: AttentionWorkload, machine: Machine) -> Config:
+        """Blocks of nearly equal size, as large as fit."""
+        most = self._most_rows(machine)
+        if not workload.queries:
+            return Config.of(rows=min(8, most))
+        blocks = -(-workload.queries // most)
+        return Config.of(rows=-(-workload.queries // blocks))
+
+    def apply(self, schedule: Any, workload: AttentionWorkload, config: Config, machine: Machine) -> Any:
+        kernel: Kernel = schedule.kernel
+        stages = attention_stages(kernel, self.kind)
+        if stages is None:
+            raise NotScheduledError("stages of attention are missing")
+        body = self.writer(AttentionParts.of(stages), machine, config.integer("rows")).code()
+        return build_function(kernel, [body], [])
+
+    def _most_rows(self, machine: Machine) -> int:
+        """Rows of two vectors of sums that fit the registers."""
+        return max(1, (machine.vector_registers - 3) // 2)

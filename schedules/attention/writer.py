@@ -1,0 +1,193 @@
+"""Code of attention by blocks of queries: scores, softmax and the weighted sum of values without a trip to memory.
+
+A task takes as many queries as a register tile has rows. Their scores against all keys stay in the second cache; one
+pass finds the largest, one takes powers and sums them, and the product with the values is divided by the sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from schedules.attention.batched_matrix import BatchedMatrix, with_contiguous_columns
+from schedules.attention.operands import AttentionParts
+from schedules.attention.pairs import NarrowRows, Operand, Pairs
+from schedules.attention.softmax import Softmax, rounded_weights
+from schedules.codegen.nest import expression
+from schedules.codegen.parallel import MIN_PARALLEL_WORK, Extent, in_sequence, loops, pays_off, repeat
+from schedules.codegen.register_tile import RegisterTile, multiply_add
+from schedules.instructions.bf16_dot import dot
+from schedules.ir.expression import index
+from schedules.ir.tir import tirx
+from schedules.machine import Machine
+
+Expr = Any
+Stmt = Any
+Put = Callable[[Any, Expr, Expr], Stmt]  # stores a number of a row at a key
+EndOfSum = Callable[[int, Expr, Expr], Stmt]  # of (row, sum, column)
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """The right operand of a product: steps of the sum by columns, and what sums start from (..., columns)."""
+
+    matrix: BatchedMatrix
+    begin: Any | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class BlockRows:
+    """The left operands of a block: `statements` allocate and fill them, `weighed` follow when weights are known.
+
+    Terms are what is added to the sums of a row, where there are any.
+    """
+
+    statements: list[Stmt]
+    queries: Operand
+    weights: Operand
+    put_power: Put
+    put_weight: Put
+    weighed: list[Stmt] = field(default_factory=list)
+    query_terms: Any | None = None
+    weight_terms: Any | None = None
+
+
+class AttentionWriter:
+    """Writes attention of float32, in products of float32 or of pairs of bfloat16."""
+
+    dtype: ClassVar[str] = "float32"
+
+    def __init__(self, parts: AttentionParts, machine: Machine, rows: int) -> None:
+        self.parts = parts
+        self.machine = machine
+        self.rows = rows
+        self.lanes = machine.lanes("float32")
+        *self.lead, self.queries, self.depth = parts.query.shape
+        self.keys, self.columns = parts.value.shape[-2:]
+        self.prepared, self.key, self.value = self._prepare()
+
+    def _prepare(self) -> tuple[list[Stmt], Factor, Factor]:
+        """What is made once for all blocks: statements, and the right operands of the products."""
+        parts = self.parts
+        if parts.narrow:
+            pairs = Pairs.of(parts.key), Pairs.of(parts.value)
+            made = [statement for each in pairs for statement in each.made(self.machine)]
+            key, value = (Factor(BatchedMatrix.whole(each.words)) for each in pairs)
+            return made, key, value
+        if parts.key.runs_along(-1):
+            return [], Factor(parts.key), Factor(parts.value)
+        made, turned = with_contiguous_columns(parts.key, self.machine)
+        return made, Factor(turned), Factor(parts.value)
+
+    def _rows_of(self, rows: int, query: Operand, scores: Any) -> BlockRows:
+        """The left operands of a block; powers take the place of scores, in bfloat16 a place of their own."""
+
+        def power(i: Any, k: Expr) -> Expr:
+            return tirx.BufferLoad(scores, [expression(i), k])
+
+        if not self.parts.narrow:
+            return BlockRows([], query, power, put_in(scores), put_in(scores))
+        rounded, weights = NarrowRows.of("queries", rows, self.depth), NarrowRows.of("weights", rows, self.keys)
+        made = [*rounded.allocated(), rounded.filled(query, self.lanes), *weights.allocated()]
+        return BlockRows(made, rounded.pair, weights.pair, weights.put, weights.put)
+
+    def _combine(self, total: Expr, a: Expr, b: Expr) -> Expr:
+        return dot(total, a, b) if self.parts.narrow else multiply_add(total, a, b)
+
+    def code(self) -> Stmt:
+        """Tasks over the leading dimensions and blocks of queries; what is left of queries in a block of its own."""
+        amount: Any = self.depth + self.columns
+        for extent in (*self.lead, self.queries, self.keys):
+            amount = amount * extent
+        threads = pays_off(amount, self.machine, MIN_PARALLEL_WORK * self.lanes // 4)
+        parts = list(self.prepared)
+        for start, count, rows in self._blocks():
+
+            def task(values: list[Expr], start: Any = start, rows: int = rows) -> Stmt:
+                return self._block(values[:-1], start + values[-1] * rows, rows)
+
+            extents = [Extent(f"batch{i}", extent) for i, extent in enumerate(self.lead)]
+            parts.append(loops([*extents, Extent("block", count)], task, self.machine, parallel=threads))
+        return in_sequence(parts)
+
+    def _blocks(self) -> list[tuple[Any, Any, int]]:
+        """(first query, how many blocks, queries of a block)."""
+        if isinstance(self.queries, int):
+            whole, rest = divmod(self.queries, self.rows)
+            found = [(index(0), whole, self.rows), (index(whole * self.rows), 1, rest)]
+            return [each for each in found if each[1] and each[2]]
+        whole = tirx.FloorDiv(self.queries, index(self.rows))
+        done = whole * self.rows
+        single = [(done, self.queries - done, 1)] if self.rows > 1 else []
+        return [(index(0), whole, self.rows), *single]
+
+    def _block(self, lead: list[Expr], row: Expr, rows: int) -> Stmt:
+        scores = tirx.decl_buffer([rows, self.keys], "float32", "scores", layout=None)
+        largest = tirx.decl_buffer([rows], "float32", "largest", layout=None)
+        totals = tirx.decl_buffer([rows], "float32", "totals", layout=None)
+        statements = [tirx.AllocBuffer(each) for each in (scores, largest, totals)]
+        left = self._rows_of(rows, lambda i, k: self.parts.query.load(*lead, row + i, k), scores)
+
+        def scores_of(at: Expr, width: int) -> Stmt:
+            def end(i: int, total: Expr, column: Expr) -> Stmt:
+                value = self.parts.score(_plus(total, left.query_terms, i), [*lead, row + i, column])
+                return tirx.BufferStore(scores, value, [index(i), column])
+
+            return self._tile(rows, width, left.queries, self.key, lead, at, end)
+
+        def values_of(at: Expr, width: int) -> Stmt:
+            def end(i: int, total: Expr, column: Expr) -> Stmt:
+                whole = tirx.BufferLoad(totals, [index(i)])
+                value = self.parts.finished(_plus(total, left.weight_terms, i), whole)
+                stored = self.parts.stored
+                return tirx.BufferStore(stored.buffer, value, stored.place([*lead, row + i, column]))
+
+            return self._tile(rows, width, left.weights, self.value, lead, at, end)
+
+        softmax = Softmax(rows, self.keys, scores, largest, totals, left.put_power, self.machine, self.parts.narrow)
+        statements += [*left.statements, self._over_panels(self.keys, scores_of), *softmax.code()]
+        if self.parts.weights is not None:
+
+            def weight(i: Any, k: Expr, inverse: Expr) -> Stmt:
+                power = tirx.BufferLoad(scores, [expression(i), k])
+                return left.put_weight(i, k, self.parts.weight(power, inverse))
+
+            statements.append(rounded_weights(rows, self.keys, totals, weight, self.machine))
+        return in_sequence([*statements, *left.weighed, self._over_panels(self.columns, values_of)])
+
+    def _tile(self, rows: int, width: int, a: Operand, b: Factor, lead: list[Expr], at: Expr, end: EndOfSum) -> Stmt:
+        """A tile of a . b, b from column `at` on, each sum given to `end`."""
+        tile = RegisterTile(rows, width, self.lanes, self.dtype, self._combine)
+
+        def begin(i: int, column: Expr) -> Expr:
+            return tirx.const(0, self.dtype) if b.begin is None else tirx.BufferLoad(b.begin, [*lead, at + column])
+
+        ends = tile.each(lambda i, place, column: end(i, tile.sum(i, place), at + column))
+        matrix = b.matrix
+        return in_sequence(
+            tile.code(matrix.shape[-2], a, lambda k, column: matrix.load(*lead, k, at + column), begin, ends)
+        )
+
+    def _over_panels(self, columns: Any, tile: Any) -> Stmt:
+        """Panels of two vectors; then what is left, in vectors and single columns when that is not known."""
+        panel = 2 * self.lanes
+        if isinstance(columns, int):
+            whole, rest = divmod(columns, panel)
+            parts = [repeat("panel", whole, lambda p: tile(p * panel, panel))] if whole else []
+            return in_sequence([*parts, tile(index(whole * panel), rest)] if rest else parts)
+        parts, done = [], index(0)
+        for width in sorted({panel, self.lanes, 1}, reverse=True):
+            count = tirx.FloorDiv(columns - done, index(width))
+            parts.append(repeat("panel", count, lambda p, done=done, width=width: tile(done + p * width, width)))  # type: ignore[misc]
+            done = done + count * width
+        return in_sequence(parts)
+
+
+def put_in(scores: Any) -> Put:
+    """Storing numbers in a buffer (rows, keys)."""
+    return lambda i, k, value: tirx.BufferStore(scores, value, [expression(i), k])
+
+
+def _plus(total: Expr, terms: Any | None, row: int) -> Expr:
+    return total if terms is None else total + tirx.BufferLoad(terms, [index(row)])

@@ -1,0 +1,162 @@
+"""Loop nests from closures: `repeat("i", 8, lambda i: store(buffer, value, i))`.
+
+Indices may be Python ints or expressions; an int stays an int until it enters the IR, so what is known when a kernel is
+written is folded there and then. Vectors are explicit (`lanes_of`, `broadcast`, `bind`), so that a register tile is
+what the rule says whatever the vectorizer does.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from schedules.emit import PARALLEL, SERIAL, VECTORIZED
+from schedules.instructions.prefetch import prefetch_statement
+from schedules.ir.expression import index
+from schedules.ir.tir import tirx
+
+Expr = Any
+Stmt = Any
+Body = Callable[[Any], Stmt]
+
+_INDEX = "int64"
+
+# How many rows of weights (a vector or two each) the innermost loops ask for ahead: at 4 KiB the processor's own
+# prefetching stops, and a row takes some ten cycles, so this covers the latency of memory.
+ROWS_AHEAD = 64
+
+
+def sequence(*parts: Stmt | Iterable[Stmt] | None) -> Stmt:
+    """One statement of several, lists flattened and None left out; there must be at least one."""
+    flat: list[Stmt] = []
+    for part in parts:
+        if isinstance(part, (list, tuple)):
+            flat.extend(each for each in part if each is not None)
+        elif part is not None:
+            flat.append(part)
+    return flat[0] if len(flat) == 1 else tirx.SeqStmt(flat)
+
+
+def expression(value: Expr | int) -> Expr:
+    """An int as a constant index."""
+    return index(value, _INDEX) if isinstance(value, int) else value
+
+
+def repeat(name: str, extent: Expr | int, body: Body, kind: Any = SERIAL) -> Stmt:
+    """A loop from 0; one of extent 1 is its body at 0."""
+    if isinstance(extent, int) and extent == 1:
+        return body(0)
+    var = tirx.Var(name, _INDEX)
+    return tirx.For(var, index(0, _INDEX), expression(extent), kind, body(var))
+
+
+def parallel(name: str, extent: Expr | int, body: Body) -> Stmt:
+    """A loop whose iterations are shared among the threads."""
+    return repeat(name, extent, body, PARALLEL)
+
+
+def vectorized(name: str, lanes: int, body: Body) -> Stmt:
+    """A loop over the lanes of a vector."""
+    return repeat(name, lanes, body, VECTORIZED)
+
+
+def grid(names: Sequence[str], extents: Sequence[Expr | int], body: Callable[[list[Any]], Stmt]) -> Stmt:
+    """Nested serial loops, the first outermost."""
+    if not extents:
+        return body([])
+    return repeat(names[0], extents[0], lambda i: grid(names[1:], extents[1:], lambda rest: body([i, *rest])))
+
+
+def static_grid(*extents: int) -> Iterable[tuple[int, ...]]:
+    """The points of a box, known now: what is unrolled."""
+    return itertools.product(*(range(extent) for extent in extents))
+
+
+def split_repeat(name: str, extent: int, tile: int, body: Callable[[Any, int], Stmt]) -> Stmt:
+    """`body(start, size)` over [0, extent) in tiles: a loop of whole tiles, then what is left over."""
+    whole, rest = divmod(extent, tile)
+    parts = []
+    if whole:
+        parts.append(repeat(name, whole, lambda i: body(i * tile, tile)))
+    if rest:
+        parts.append(body(whole * tile, rest))
+    return sequence(parts)
+
+
+def store(buffer: Any, value: Expr, *indices: Expr | int) -> Stmt:
+    """buffer[indices] = value; the buffer may be the list of `allocate_tile`."""
+    if isinstance(buffer, list):
+        return store(buffer[_known(indices[0])], value, *indices[1:])
+    return tirx.BufferStore(buffer, value, [expression(each) for each in indices])
+
+
+def load(buffer: Any, *indices: Expr | int) -> Expr:
+    """buffer[indices]; the buffer may be the list of `allocate_tile`."""
+    if isinstance(buffer, list):
+        return load(buffer[_known(indices[0])], *indices[1:])
+    return tirx.BufferLoad(buffer, [expression(each) for each in indices])
+
+
+def prefetch(buffer: Any, *indices: Expr | int) -> Stmt:
+    """Ask for the cache line of an element, which may lie behind the end of the buffer, into the second cache."""
+    return prefetch_statement(load(buffer, *indices))
+
+
+def allocate(name: str, shape: Sequence[int], dtype: str, scope: str = "global") -> tuple[Any, Stmt]:
+    """A buffer and the statement that allocates it up to the end of the enclosing sequence."""
+    buffer = tirx.decl_buffer([index(each, _INDEX) for each in shape], dtype, name, scope=scope)
+    return buffer, tirx.AllocBuffer(buffer)
+
+
+def allocate_tile(name: str, shape: Sequence[int], dtype: str) -> tuple[list[Any], list[Stmt]]:
+    """A tile that LLVM is to hold in registers: a buffer for each of `shape[0]` rows, and their allocations.
+
+    The engine takes buffers of 1 KiB and more from the heap, where LLVM promotes most accesses but not all, and loses
+    registers over it; smaller ones become scalars of the function.
+    """
+    pairs = [allocate(f"{name}{row}", shape[1:], dtype, "local") for row in range(shape[0])]
+    return [buffer for buffer, _ in pairs], [allocation for _, allocation in pairs]
+
+
+def _known(row: Expr | int) -> int:
+    assert isinstance(row, int), "the row of a tile in registers is known when the kernel is written"
+    return row
+
+
+def when(condition: Expr | bool, then: Stmt, otherwise: Stmt | None = None) -> Stmt | None:
+    """A branch; one whose condition is known is the branch taken (None when that is missing)."""
+    if isinstance(condition, bool):
+        return then if condition else otherwise
+    return tirx.IfThenElse(condition, then, otherwise)
+
+
+def both(*conditions: Expr | bool) -> Expr | bool:
+    """The conjunction, folded where conditions are known."""
+    unknown = [each for each in conditions if not isinstance(each, bool)]
+    if any(each is False for each in conditions):
+        return False
+    if not unknown:
+        return True
+    return unknown[0] if len(unknown) == 1 else tirx.all(*unknown)
+
+
+def lanes_of(start: Expr | int, lanes: int) -> Expr:
+    """The index of `lanes` neighbours from `start` on."""
+    return tirx.Ramp(expression(start), index(1, _INDEX), lanes) if lanes > 1 else expression(start)
+
+
+def broadcast(value: Expr, lanes: int) -> Expr:
+    """A scalar in every lane."""
+    return tirx.Broadcast(value, lanes) if lanes > 1 else value
+
+
+def splat(number: float, dtype: str, lanes: int) -> Expr:
+    """A number in every lane."""
+    return broadcast(tirx.const(number if "float" in dtype else int(number), dtype), lanes)
+
+
+def bind(name: str, value: Expr, dtype: str, lanes: int) -> tuple[Any, Stmt]:
+    """A name for a vector value, and the statement that binds it."""
+    var = tirx.Var(name, f"{dtype}x{lanes}" if lanes > 1 else dtype)
+    return var, tirx.Bind(var, value)

@@ -1,0 +1,119 @@
+"""The innermost part of every matrix product: `rows x width` sums in registers that walk along the depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from typing import Any
+
+from schedules.codegen.nest import allocate_tile, load, store
+from schedules.codegen.parallel import repeat
+from schedules.ir.tir import tirx
+
+Expr = Any
+Stmt = Any
+# Makes a statement of (row in the tile, place in that row's sums, column in the tile).
+EachVector = Callable[[int, Expr, Expr], Stmt]
+
+VECTORIZED = tirx.ForKind.VECTORIZED
+
+
+def pieces(width: int, lanes: int) -> list[tuple[int, int]]:
+    """(start, lanes) of the vectors that cover `width` columns; the last may be shorter."""
+    whole, rest = divmod(width, lanes)
+    found = [(i * lanes, lanes) for i in range(whole)]
+    return [*found, (whole * lanes, rest)] if rest else found
+
+
+def multiply_add(total: Expr, a: Expr, b: Expr) -> Expr:
+    """The sum with the product added."""
+    return total + a * b
+
+
+class RegisterTile:
+    """Writes a tile.
+
+    `combine(sum, a, b)` adds a product. The sums of each row have a buffer of their own (see `nest.allocate_tile`);
+    `allocations` are the statements that make them, which `code` begins with.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        width: int,
+        lanes: int,
+        dtype: str,
+        combine: Callable[[Expr, Expr, Expr], Expr] = multiply_add,
+    ) -> None:
+        self.rows, self.width, self.lanes = rows, width, lanes
+        self.combine = combine
+        self._sums, self.allocations = allocate_tile("sums", (rows, width), dtype)
+
+    def sum(self, row: int, place: Expr) -> Expr:
+        """A sum of the tile."""
+        return load(self._sums, row, place)
+
+    def put(self, row: int, place: Expr, value: Expr) -> Stmt:
+        """The statement that sets a sum of the tile."""
+        return store(self._sums, value, row, place)
+
+    def narrowed(self, width: int) -> RegisterTile:
+        """The first `width` columns of the tile, as one of their own over the same sums."""
+        result = copy(self)
+        result.width = width
+        return result
+
+    def each(self, make: EachVector) -> list[Stmt]:
+        """`make` for every vector of the tile."""
+        return [
+            repeat(
+                "lane",
+                lanes,
+                lambda lane, i=i, at=at: make(i, at + lane, at + lane),  # type: ignore[misc]
+                VECTORIZED,
+            )
+            for i in range(self.rows)
+            for at, lanes in pieces(self.width, self.lanes)
+        ]
+
+    def stores(self, value: Callable[[int, Expr, Expr], Expr]) -> list[Stmt]:
+        """Statements that set each sum to `value(row, place, column)`."""
+        return self.each(lambda i, place, column: store(self._sums, value(i, place, column), i, place))
+
+    def code(
+        self,
+        depth: Any,
+        a: Callable[[int, Expr], Expr],
+        b: Callable[[Expr, Expr], Expr],
+        begin: Callable[[int, Expr], Expr],
+        end: Sequence[Stmt],
+        ahead: Callable[[Expr], list[Stmt]] = lambda k: [],
+    ) -> list[Stmt]:
+        """Sum `a(row, k) * b(k, column)` over `depth`, from `begin(row, column)` on; then `end`, which reads the sums.
+
+        `ahead(k)` makes statements that go before step k.
+        """
+
+        def start(i: int, place: Expr, column: Expr) -> Stmt:
+            return store(self._sums, begin(i, column), i, place)
+
+        def step(k: Expr) -> Stmt:
+            def add(i: int, place: Expr, column: Expr) -> Stmt:
+                return store(self._sums, self.combine(self.sum(i, place), a(i, k), b(k, column)), i, place)
+
+            return _sequence([*ahead(k), *self.each(add)])
+
+        return [*self.allocations, *self.each(start), repeat("k", depth, step), *end]
+
+    def stored(self, target: Callable[[int, Expr], tuple[Any, list[Expr]]]) -> list[Stmt]:
+        """Statements that store the sums at `target(row, column)`: a buffer and indices."""
+
+        def put(i: int, place: Expr, column: Expr) -> Stmt:
+            buffer, indices = target(i, column)
+            return tirx.BufferStore(buffer, self.sum(i, place), indices)
+
+        return self.each(put)
+
+
+def _sequence(statements: Sequence[Stmt]) -> Stmt:
+    return statements[0] if len(statements) == 1 else tirx.SeqStmt(list(statements))

@@ -1,0 +1,280 @@
+"""The blocked kernels as tensor expressions: what they mean, which the rules then run fast.
+
+Each function takes placeholders in the layouts that `conv_workload` states and returns the output tensor. The stages
+carry the workload as block attributes; compiled without a rule they give the same numbers, slowly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from schedules.conv.dynamic_sizes import padding_before, parts_of
+from schedules.conv.winograd_transforms import edge_of, transforms
+from schedules.conv.workload import ConvWorkload, DepthwiseDotWorkload, PoolWorkload, WindowWorkload, ceil_div
+from schedules.ir.tir import tirx
+from schedules.ir.widening import number
+
+from tvm import te  # isort: skip
+
+Tensor = Any
+Expr = Any
+
+DIRECT = "conv-direct"
+DEPTHWISE = "conv-depthwise"
+WINOGRAD = "conv-winograd"
+POOL = "pool"
+GLOBAL_POOL = "global-pool"
+
+FUSABLE = 4  # relax's pattern kind "out elementwise fusable": elementwise consumers join the kernel
+
+
+def _window_positions(
+    work: WindowWorkload, out: Sequence[Expr], window: Sequence[Expr], padding: Sequence[Any]
+) -> list[Expr]:
+    return [
+        o * stride + k * dilation - before
+        for o, k, stride, dilation, before in zip(out, window, work.strides, work.dilations, padding, strict=True)
+    ]
+
+
+def _padding(work: WindowWorkload, data: Tensor, sizes: Sequence[Any]) -> list[Any]:
+    """What lies before the input, for such spatial sizes of the output."""
+    return padding_before(work, spatial_sizes(work, data), output_sizes(work, sizes))
+
+
+def _inside(work: WindowWorkload, data: Tensor, positions: Sequence[Expr]) -> Expr | None:
+    """The condition that positions lie in the input; None when they always do."""
+    if not work.reaches_outside:
+        return None
+    sizes = spatial_sizes(work, data)
+    return tirx.all(*(tirx.all(at >= 0, at < size) for at, size in zip(positions, sizes, strict=True)))
+
+
+def spatial_sizes(work: WindowWorkload, data: Tensor) -> list[Any]:
+    """The input's spatial sizes: ints where known."""
+    return [size or each for size, each in zip(work.spatial, data.shape[2 : 2 + work.rank], strict=True)]
+
+
+def output_sizes(work: WindowWorkload, sizes: Sequence[Any]) -> list[Any]:
+    """The output's spatial sizes: those of `sizes` where they are open."""
+    return [known or given for known, given in zip(work.out_spatial, sizes or work.out_spatial, strict=True)]
+
+
+def _guarded(condition: Expr | None, value: Expr, otherwise: Expr) -> Expr:
+    return value if condition is None else tirx.if_then_else(condition, value, otherwise)
+
+
+def _window_axes(work: WindowWorkload) -> list[Any]:
+    return [te.reduce_axis((0, size), name=f"k{i}") for i, size in enumerate(work.kernel)]
+
+
+def conv_direct(data: Tensor, weight: Tensor, work: ConvWorkload, sizes: Sequence[Any] = ()) -> Tensor:
+    """A convolution as the sum over input channels and the window.
+
+    `sizes`, here and below, are the output's spatial sizes; they are needed where the workload leaves some open.
+    """
+    zero = tirx.const(0, work.dtype)
+    channel = te.reduce_axis((0, work.group_channels), name="ci")
+    window = _window_axes(work)
+    padding = _padding(work, data, sizes)
+    group_blocks = work.in_blocks
+
+    def point(n: Expr, co: Expr, *rest: Expr) -> Expr:
+        at = _window_positions(work, rest[:-1], window, padding)
+        block, lane = channel // work.in_block, channel % work.in_block
+        source = block + co // work.group_out_blocks * group_blocks if work.groups > 1 else block
+        place = (n, source, *at, lane) if work.in_block > 1 else (n, source, *at)
+        value = _guarded(_inside(work, data, at), data[place], zero)
+        if work.last_group_channels != work.group_channels:
+            value = tirx.if_then_else(source * work.in_block + lane < work.channels, value, zero)
+        return te.sum(value * weight[(co, block, *window, lane, rest[-1])], axis=[channel, *window])
+
+    shape = (data.shape[0], work.out_blocks, *output_sizes(work, sizes), work.block)
+    return te.compute(shape, point, name="conv", attrs=work.annotation(DIRECT))
+
+
+def conv_depthwise(data: Tensor, weight: Tensor, work: WindowWorkload, sizes: Sequence[Any] = ()) -> Tensor:
+    """One filter a channel. `weight`: (ceil(channels / block), *kernel, block), int16 for 8-bit input."""
+    zero = tirx.const(0, work.dtype)
+    window = _window_axes(work)
+    padding = _padding(work, data, sizes)
+
+    def point(n: Expr, c: Expr, *rest: Expr) -> Expr:
+        at = _window_positions(work, rest[:-1], window, padding)
+        value = number(data(n, c, *at, rest[-1]), work.dtype)
+        if isinstance(work, DepthwiseDotWorkload) and work.fill:
+            value = value - tirx.const(work.fill, work.dtype)
+        factor = number(weight(c, *window, rest[-1]), work.dtype)
+        return te.sum(_guarded(_inside(work, data, at), value, zero) * factor, axis=window)
+
+    shape = (data.shape[0], work.out_blocks, *output_sizes(work, sizes), work.block)
+    return te.compute(shape, point, name="conv", attrs=work.annotation(DEPTHWISE))
+
+
+def lowest(dtype: str) -> float:
+    """What no element is below: -inf for floats."""
+    return -math.inf if "float" in dtype else float(tirx.min_value(dtype).value)
+
+
+def pool(data: Tensor, work: PoolWorkload, sizes: Sequence[Any] = ()) -> Tensor:
+    """Maximum or average over windows."""
+    window = _window_axes(work)
+    padding = _padding(work, data, sizes)
+    shape = (data.shape[0], work.out_blocks, *output_sizes(work, sizes), work.block)
+    edge = tirx.const(lowest(work.dtype) if work.mode == "max" else 0, work.dtype)
+    combine = te.max if work.mode == "max" else te.sum
+
+    def point(n: Expr, c: Expr, *rest: Expr) -> Expr:
+        at = _window_positions(work, rest[:-1], window, padding)
+        value = number(data(n, c, *at, rest[-1]), work.dtype)
+        return combine(_guarded(_inside(work, data, at), value, edge), axis=window)
+
+    reduced = te.compute(shape, point, name="pool", attrs=work.annotation(POOL))
+    if work.mode == "max":
+        return reduced
+    return te.compute(
+        shape,
+        lambda n, c, *rest: reduced[(n, c, *rest)] / window_count(work, rest[:-1], spatial_sizes(work, data), padding),
+        name="average",
+        attrs=work.annotation(POOL),
+    )
+
+
+def window_count(work: PoolWorkload, out: Sequence[Expr], sizes: Sequence[Any], padding: Sequence[Any]) -> Expr:
+    """By what the sum of the window of an output position is divided; `sizes` are the input's spatial sizes, `padding`
+    what lies before it."""
+    if work.count_pad or not work.reaches_outside:
+        total = 1
+        for size in work.kernel:
+            total *= size
+        return tirx.const(total, work.dtype)
+    count: Expr = None
+    for o, size, window, stride, dilation, before, (most, _) in zip(
+        out, sizes, work.kernel, work.strides, work.dilations, padding, work.pad, strict=True
+    ):
+        start = o * stride - before
+        first = tirx.max(0, (dilation - 1 - start) // dilation) if most > 0 else 0
+        last = tirx.min(window, (size - start + dilation - 1) // dilation)
+        extent = last - first
+        count = extent if count is None else count * extent
+    return tirx.Cast(work.dtype, tirx.max(count, 1))
+
+
+def global_pool(data: Tensor, work: PoolWorkload) -> Tensor:
+    """Maximum or mean over all spatial positions; the spatial dimensions stay, with size 1."""
+    sizes = spatial_sizes(work, data)
+    axes = [te.reduce_axis((0, size), name=f"k{i}") for i, size in enumerate(sizes)]
+    combine = te.max if work.mode == "max" else te.sum
+    ones = (1,) * work.rank
+    shape = (data.shape[0], work.out_blocks, *ones, work.block)
+    reduced = te.compute(
+        shape,
+        lambda n, c, *rest: combine(number(data(n, c, *axes, rest[-1]), work.dtype), axis=axes),
+        name="pool",
+        attrs=work.annotation(GLOBAL_POOL),
+    )
+    if work.mode == "max":
+        return reduced
+    share = share_of_image(sizes, work.dtype)
+    return te.compute(
+        shape,
+        lambda *point: reduced[point] * share,
+        name="average",
+        attrs=work.annotation(GLOBAL_POOL),
+    )
+
+
+def share_of_image(sizes: Sequence[Any], dtype: str) -> Expr:
+    """One divided by the number of positions."""
+    total: Any = 1
+    for size in sizes:
+        total = total * size
+    if isinstance(total, int):
+        return tirx.const(1.0 / total, dtype)
+    return tirx.const(1.0, dtype) / tirx.Cast(dtype, total)
+
+
+def conv_winograd(
+    data: Tensor,
+    weight: Any,
+    work: ConvWorkload,
+    tile: int,
+    sizes: Sequence[Any] = (),
+    *,
+    kind: str = WINOGRAD,
+    fill: int = 0,
+) -> Tensor:
+    """A 3x3 convolution of stride 1 or 2 through F(tile x tile, 3 x 3).
+
+    `weight` is transformed: (ceil(filters / block), edge^2, channels, block), see `winograd_transforms`.
+    `kind` names the rule that is meant, `fill` stands in the padding.
+    """
+    stride = work.strides[0]
+    matrices = transforms(tile, stride)
+    edge, step = edge_of(tile, stride), tile * stride
+    out = output_sizes(work, sizes)
+    rows, columns = (parts_of(size, tile) for size in out)
+    height, width = spatial_sizes(work, data)
+    top, left = _padding(work, data, sizes)
+    outside = tirx.const(fill, work.dtype)
+    batch = data.shape[0]
+    block = work.block
+    attrs = {**work.annotation(kind), "tensorwright.tile": tile}
+
+    def padded(n: Expr, c: Expr, y: Expr, x: Expr, lane: Expr) -> Expr:
+        inside = tirx.all(y >= 0, y < height, x >= 0, x < width)
+        return tirx.if_then_else(inside, number(data(n, c, y, x, lane), work.dtype), outside)
+
+    a, b = te.reduce_axis((0, edge), name="a"), te.reduce_axis((0, edge), name="b")
+
+    def into(row: Expr, column: Expr) -> Expr:
+        return _entry(matrices.input, row, column, work.dtype)
+
+    def out_of(row: Expr, column: Expr) -> Expr:
+        return _entry(matrices.output, row, column, work.dtype)
+
+    transformed = te.compute(
+        (batch, ceil_div(work.channels, block), rows * columns, edge * edge, block),
+        lambda n, c, t, f, lane: te.sum(
+            padded(n, c, t // columns * step + a - top, t % columns * step + b - left, lane)
+            * into(f // edge, a)
+            * into(f % edge, b),
+            axis=[a, b],
+        ),
+        name="winograd_input",
+        attrs=attrs,
+    )
+    channel = te.reduce_axis((0, work.channels), name="ci")
+    product = te.compute(
+        (batch, work.out_blocks, rows * columns, edge * edge, block),
+        lambda n, co, t, f, lane: te.sum(
+            transformed[n, channel // block, t, f, channel % block] * weight(co, f, channel, lane), axis=[channel]
+        ),
+        name="winograd_product",
+        attrs=attrs,
+    )
+    p, q = te.reduce_axis((0, edge), name="p"), te.reduce_axis((0, edge), name="q")
+    return te.compute(
+        (batch, work.out_blocks, *out, block),
+        lambda n, co, y, x, lane: te.sum(
+            product[n, co, y // tile * columns + x // tile, p * edge + q, lane]
+            * out_of(y % tile, p)
+            * out_of(x % tile, q),
+            axis=[p, q],
+        ),
+        name="conv",
+        attrs=attrs,
+    )
+
+
+def _entry(matrix: Sequence[Sequence[float]], row: Expr, column: Expr, dtype: str) -> Expr:
+    """matrix[row][column] for indices that are expressions."""
+    value: Expr = tirx.const(0, dtype)
+    for i, entries in enumerate(matrix):
+        for j, entry in enumerate(entries):
+            if entry != 0:
+                number_of = tirx.const(entry if dtype.startswith("float") else int(entry), dtype)
+                value = tirx.Select(tirx.all(row == i, column == j), number_of, value)
+    return value

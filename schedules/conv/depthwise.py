@@ -1,0 +1,85 @@
+"""Depthwise convolution in the blocked layout: a register tile of pixels, one channel block at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from schedules.codegen.nest import Expr, Stmt, load, splat
+from schedules.config import Config, ConfigSpace
+from schedules.conv.compute import DEPTHWISE
+from schedules.conv.window import WindowNest, window_default, window_space
+from schedules.conv.workload import SPEC, DepthwiseDotWorkload, WindowWorkload
+from schedules.instructions import int8_dot
+from schedules.ir.stages import Kernel
+from schedules.ir.widening import low_halves
+from schedules.machine import Machine
+from schedules.rule import ScheduleRule
+from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+
+
+class Depthwise(ScheduleRule):
+    """The knobs are those of `window.window_space`."""
+
+    name: ClassVar[str] = "conv-depthwise"
+    priority: ClassVar[int] = 90
+
+    def match(self, kernel: Kernel, machine: Machine) -> WindowWorkload | None:
+        stages = anchor_stages(kernel, DEPTHWISE)
+        if len(stages) != 1:
+            return None
+        text = stages[0].annotations[SPEC]
+        return (DepthwiseDotWorkload if '"operand"' in text else WindowWorkload).from_annotation(text)
+
+    def space(self, workload: WindowWorkload, machine: Machine) -> ConfigSpace:
+        return window_space(workload, machine)
+
+    def default(self, workload: WindowWorkload, machine: Machine) -> Config:
+        return window_default(workload, machine)
+
+    def apply(self, schedule: Any, workload: WindowWorkload, config: Config, machine: Machine) -> Any:
+        fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, DEPTHWISE))
+        if not isinstance(workload, DepthwiseDotWorkload):
+            return fused.function(DepthwiseNest(fused, workload, config).build(machine), machine)
+        return fused.function(DepthwiseDotNest(fused, workload, config).build(machine), machine)
+
+
+class DepthwiseNest(WindowNest):
+    """Multiply-adds with one weight vector a tap."""
+
+    def __init__(self, fused: FusedKernel, work: WindowWorkload, config: Config) -> None:
+        super().__init__(fused, work, config)
+        self.weight = fused.operand(fused.anchors[0], work.rank + 2)
+
+    def start_value(self) -> float:
+        return 0.0
+
+    def row_operands(self, block: Any, outer: Sequence[int]) -> tuple[list[Any], list[Stmt]]:
+        named = [
+            self.named(self.weight_of(load(self.weight, block, *outer, tap, self.all_lanes)))
+            for tap in range(self.work.kernel[-1])
+        ]
+        return [var for var, _ in named], [binding for _, binding in named]
+
+    def weight_of(self, stored: Expr) -> Expr:
+        """A vector of weights as the taps use it."""
+        return stored
+
+    def tap(self, total: Expr, value: Expr, operand: Any) -> Expr:
+        return total + value * operand
+
+
+class DepthwiseDotNest(DepthwiseNest):
+    """The same on 8-bit integers: products of 16 bits summed in 32."""
+
+    work: DepthwiseDotWorkload
+
+    def read(self, stored: Expr) -> Expr:
+        value = super().read(stored)
+        return value - splat(self.work.fill, self.work.dtype, self.lanes) if self.work.fill else value
+
+    def weight_of(self, stored: Expr) -> Expr:
+        return low_halves(stored)
+
+    def tap(self, total: Expr, value: Expr, operand: Any) -> Expr:
+        return int8_dot.dot_words(total, value, operand)

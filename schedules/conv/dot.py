@@ -1,0 +1,350 @@
+"""Direct convolution of narrow operands: the loop nest of `conv_direct` with a dot product in place of a multiply-add.
+
+bfloat16 operands are summed in float32, pairs of channels at a time; 8-bit integers in int32, four channels at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from schedules.codegen.nest import (
+    Expr,
+    Stmt,
+    allocate,
+    allocate_tile,
+    broadcast,
+    grid,
+    lanes_of,
+    load,
+    repeat,
+    sequence,
+    splat,
+    static_grid,
+    store,
+)
+from schedules.config import Config, ConfigSpace
+from schedules.conv.compute import _guarded, _inside, _padding, _window_axes, _window_positions, output_sizes
+from schedules.conv.defaults import tile_for
+from schedules.conv.direct import ConvDirect, DirectNest, Place
+from schedules.conv.tiling import divisors, register_tile
+from schedules.conv.workload import QUAD, SPEC, ConvWorkload, DotWorkload, QuadsWorkload, ceil_div
+from schedules.instructions import bf16_dot, int8_dot
+from schedules.instructions.int8_neon import dot_signed
+from schedules.ir.stages import Kernel
+from schedules.ir.tir import tirx
+from schedules.ir.widening import number, widened
+from schedules.machine import Machine
+from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+
+from tvm import te  # isort: skip
+
+CONV_DOT = "conv-dot"
+CONV_MATRIX = "conv-matrix"
+# Cycles of a load into all lanes beside bfloat16 dot products. Measured on Zen 4: tiles of 14 pixels x 1 block reach
+# 154 GFLOP/s and 7 x 2 reach 214; with 8-bit integers both reach 420.
+_BF16_LOAD_CYCLES = 1.3
+SIGN_BITS = 0x80808080 - (1 << 32)
+# Sums in 16 registers. Products of pairs take one each before they are added: on Zen 5, with 28 pixels in a row, 222
+# billion operations a second with 7 x 1, 198 with 4 x 2, 178 with 8 x 1. Products of bytes are added as they are made:
+# with 14 pixels 480 with 5 x 2, 422 with 4 x 2, 420 with 7 x 1.
+_SUMS_OF_PAIRS, _SUMS_OF_BYTES = 7, 10
+
+
+def conv_dot(data: Any, weight: Any, work: DotWorkload, sizes: Sequence[Any] = ()) -> Any:
+    """The convolution as a tensor expression, in the layouts that `DotWorkload` states.
+
+    It is the sum over `data + work.shift`; the caller subtracts `work.shift` times the sum of the weights.
+    """
+    channel = te.reduce_axis((0, work.group_channels), name="ci")
+    window = _window_axes(work)
+    padding = _padding(work, data, sizes)
+    zero = tirx.const(0, work.dtype)
+    fill = tirx.const(work.fill + work.shift, work.dtype)
+    stored = work.stored_block
+    group_stored = work.in_blocks if stored == work.in_block else work.group_channels // stored
+
+    def point(n: Expr, co: Expr, *rest: Expr) -> Expr:
+        at = _window_positions(work, rest[:-1], window, padding)
+        block, lane = channel // work.in_block, channel % work.in_block
+        source, at_lane = channel // stored, channel % stored
+        if work.groups > 1:
+            source = source + co // work.group_out_blocks * group_stored
+        value = _guarded(_inside(work, data, at), _number(data, (n, source, *at), at_lane, work), fill)
+        if work.last_group_channels != work.group_channels:
+            value = tirx.if_then_else(source * stored + at_lane < work.channels, value, zero)
+        place = rest[-1] * work.group + lane % work.group
+        factor = weight(co, block, *window, lane // work.group, place)
+        wide = widened(factor) if work.operand == "uint16" else tirx.Cast("int32", factor)
+        return te.sum(value * wide, axis=[channel, *window])
+
+    shape = (data.shape[0], work.out_blocks, *output_sizes(work, sizes), work.block)
+    return te.compute(shape, point, name="conv", attrs=work.annotation(kind_of(work)))
+
+
+def kind_of(work: DotWorkload) -> str:
+    """The annotation of the rule that serves a convolution."""
+    return CONV_MATRIX if isinstance(work, QuadsWorkload) and work.matrix else CONV_DOT
+
+
+def workload_from(text: str) -> DotWorkload:
+    """The workload of an annotation."""
+    found: DotWorkload = (QuadsWorkload if '"matrix"' in text else DotWorkload).from_annotation(text)
+    return found
+
+
+def _number(data: Any, place: tuple[Expr, ...], lane: Expr, work: DotWorkload) -> Expr:
+    """A stored element as the type of the sum."""
+    if not work.words:
+        return number(data(*place, lane), work.dtype) + tirx.const(work.shift, work.dtype)
+    bits = 32 // work.group
+    shifted = data(*place) >> tirx.Cast("int32", lane * bits)
+    if work.operand == "uint16":
+        return widened(tirx.Cast("uint16", shifted & tirx.IntImm("int32", 0xFFFF)))
+    return shifted & tirx.IntImm("int32", 0xFF)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the sum: the tile (`pixels` from `start` on, output blocks from `block` on), the input's channel block
+    `source`, the tap of the window, the group of channels and how many of them there are."""
+
+    place: Place
+    block: Any
+    start: Sequence[Any]
+    pixels: int
+    source: Any
+    window: Sequence[Any]
+    group: Any
+    channels: int
+
+
+class ConvDot(ConvDirect):
+    """Serves the kernels of `conv_dot`; the knobs are those of the direct convolution."""
+
+    name: ClassVar[str] = "conv-dot"
+    priority: ClassVar[int] = 91
+
+    def match(self, kernel: Kernel, machine: Machine) -> DotWorkload | None:
+        stages = anchor_stages(kernel, CONV_DOT)
+        return workload_from(stages[0].annotations[SPEC]) if len(stages) == 1 else None
+
+    def space(self, workload: Any, machine: Machine) -> ConfigSpace:
+        return super().space(workload, _with_sums(workload, machine))
+
+    def _register_tile(self, workload: Any, machine: Machine) -> tuple[int, int]:
+        load_cycles = _BF16_LOAD_CYCLES if workload.operand == "uint16" else 0.5
+        machine = _with_sums(workload, machine)
+        if _in_pairs(workload, machine) and machine.register_sums == _SUMS_OF_PAIRS and workload.out_spatial[-1]:
+            return register_tile(workload.out_spatial[-1], 1, machine, load_cycles)
+        return tile_for(workload, machine, load_cycles)
+
+    def apply(self, schedule: Any, workload: Any, config: Config, machine: Machine) -> Any:
+        fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, CONV_DOT))
+        if isinstance(workload, QuadsWorkload):
+            nest: type[DotNest] = QuadsNest if machine.architecture == "aarch64" else DotNest
+        else:
+            nest = PairsNest if _in_pairs(workload, machine) else DotNest
+        return fused.function(nest(fused, workload, config).build(machine), machine)
+
+
+def _in_pairs(work: DotWorkload, machine: Machine) -> bool:
+    return work.operand != "uint16" and int8_dot.unit_of(machine) == int8_dot.PAIRS
+
+
+def _with_sums(work: DotWorkload, machine: Machine) -> Machine:
+    """The machine with as many sums as its few registers have room for beside such products."""
+    unit = int8_dot.unit_of(machine)
+    sums = {int8_dot.PAIRS: _SUMS_OF_PAIRS, int8_dot.VNNI: _SUMS_OF_BYTES}.get(unit)
+    if sums is None or work.operand == "uint16" or machine.vector_registers >= 32:
+        return machine
+    return machine.model_copy(update={"register_sums": sums})
+
+
+class DotNest(DirectNest):
+    """The loop nest with groups of channels as its innermost step."""
+
+    work: DotWorkload
+
+    def __init__(self, fused: FusedKernel, work: DotWorkload, config: Config) -> None:
+        super().__init__(fused, work, config)
+        self.fill = word(work.fill + work.shift) if work.words else work.fill
+        signed = isinstance(work, QuadsWorkload) and work.signed
+        self.combine = bf16_dot.dot if work.operand == "uint16" else dot_signed if signed else int8_dot.dot
+        self.vector = f"int32x{self.lanes}" if self.lanes > 1 else "int32"
+
+    @staticmethod
+    def has_lanes(work: ConvWorkload) -> bool:
+        return not isinstance(work, DotWorkload) or not work.words
+
+    def _read(self, point: Sequence[Any], lane: Any) -> Expr:
+        return load(self.data, *point) if self.work.words else load(self.data, *point, lane)
+
+    def _tile(self, place: Place, block: Expr | int, start: Sequence[Any], pixels: int) -> Stmt:
+        work, lanes = self.work, self.lanes
+        sums, allocation = allocate_tile("sums", (pixels, self.blocks, lanes), work.dtype)
+        points = list(static_grid(pixels, self.blocks))
+        whole, rest = divmod(place.channels, work.in_block)
+
+        def step(source: Expr | int, window: Sequence[Any], group: Expr | int, count: int) -> list[Stmt]:
+            return self._step(sums, Step(place, block, start, pixels, source, window, group, count))
+
+        def window_loop(source: Expr | int, channels: int) -> Stmt:
+            groups, single = divmod(channels, work.group)
+            unroll = max(size for size in divisors(max(groups, 1)) if size <= self.unroll)
+
+            def body(window: list[Any]) -> Stmt:
+                parts = [self._weights_ahead(block, start, [source, *window], 1)]
+                if groups:
+                    parts.append(
+                        repeat(
+                            "ci",
+                            groups // unroll,
+                            lambda i: sequence(
+                                *(step(source, window, i * unroll + j, work.group) for j in range(unroll))
+                            ),
+                        )
+                    )
+                if single:
+                    parts.append(sequence(step(source, window, groups, single)))
+                return sequence(parts)
+
+            taps = self._taps(body, steps=groups // unroll + bool(single))
+            return sequence(self._weights_ahead(block, start, [source], 1), taps)
+
+        parts = []
+        if whole:
+            parts.append(repeat("cb", whole, lambda source: window_loop(source, work.in_block)))
+        if rest:
+            parts.append(window_loop(whole, rest))
+        clear = [store(sums, self.zero, pixel, part, lanes_of(0, lanes)) for pixel, part in points]
+        return sequence(allocation, clear, parts, self._finish_tile(sums, place, block, start, pixels))
+
+    def _step(self, sums: Any, at: Step) -> list[Stmt]:
+        """The products of a tile with one group of channels."""
+        lanes, group = self.lanes, self.work.group
+        values = [broadcast(self._group_of(at, pixel), lanes) for pixel in range(at.pixels)]
+        result = []
+        for pixel, part in static_grid(at.pixels, self.blocks):
+            stored = load(self.weight, at.block + part, at.source, *at.window, at.group, lanes_of(0, lanes * group))
+            weight = tirx.reinterpret(self.vector, stored)
+            here = (pixel, part, lanes_of(0, lanes))
+            result.append(store(sums, self.combine(load(sums, *here), values[pixel], weight), *here))
+        return result
+
+    def _group_of(self, at: Step, pixel: int) -> Expr:
+        """A group of channels of the pixel as an int32. Of the last bfloat16 pair, what is no channel is cleared: it
+        may be no number, which a weight of zero would not take away."""
+        if self.work.words:
+            return self._input(at.place, at.source, at.start, pixel, at.window, 0)
+        lane = lanes_of(at.group * self.work.group, self.work.group)
+        value = tirx.reinterpret("int32", self._input(at.place, at.source, at.start, pixel, at.window, lane))
+        if self.work.shift:
+            value = value ^ tirx.IntImm("int32", SIGN_BITS)
+        if self.work.operand == "uint16" and at.channels < self.work.group:
+            value = value & tirx.IntImm("int32", 0xFFFF)
+        return value
+
+
+class QuadsNest(DotNest):
+    """Of a `QuadsWorkload` on Arm: four neighbouring pixels are one load, and dot products take a lane of it."""
+
+    def _step(self, sums: Any, at: Step) -> list[Stmt]:
+        values: list[Expr] = []
+        side_by_side = at.pixels // QUAD * QUAD if self.work.strides[-1] == 1 else 0
+        for pixel in range(0, side_by_side, QUAD):
+            stored = self._input(at.place, at.source, at.start, pixel, at.window, lanes_of(0, QUAD * QUAD))
+            four = tirx.reinterpret("int32x4", stored)
+            if self.work.shift:
+                four = four ^ splat(SIGN_BITS, "int32", QUAD)
+            values += [tirx.Shuffle([four], [tirx.IntImm("int32", lane)] * QUAD) for lane in range(QUAD)]
+        values += [broadcast(self._group_of(at, pixel), QUAD) for pixel in range(side_by_side, at.pixels)]
+        result = []
+        for pixel, part in static_grid(at.pixels, self.blocks):
+            stored = load(self.weight, at.block + part, at.source, *at.window, at.group, lanes_of(0, QUAD * QUAD))
+            here = (pixel, part, lanes_of(0, QUAD))
+            total = self.combine(load(sums, *here), values[pixel], tirx.reinterpret(self.vector, stored))
+            result.append(store(sums, total, *here))
+        return result
+
+
+class PairsNest(DotNest):
+    """For processors that multiply no bytes but pairs of 16 bits: the input and the weights of a tile's channels are
+    widened once, in scratch buffers, into the even and the odd bytes of each group of four."""
+
+    def __init__(self, fused: FusedKernel, work: DotWorkload, config: Config) -> None:
+        super().__init__(fused, work, config)
+        self.fill = (work.fill + work.shift) * 0x00010001
+        self.scratch_dtype, self.scratch_lanes = "int32", work.in_block // 2
+        self.quads = work.in_block // work.group
+        self.wide: Any = None
+
+    def _group(self, place: Place, first: Expr | int, count: int) -> Stmt:
+        copied = self._fill_scratch(place)
+        steps = count // self.blocks
+        return sequence(copied, repeat("co", steps, lambda step: self._widened(place, first + step * self.blocks)))
+
+    def _copy(self, source: Sequence[Any], target: Sequence[Any]) -> Stmt:
+        quads = self.quads
+        vector = f"int32x{quads}" if quads > 1 else "int32"
+        value = tirx.reinterpret(vector, self._read(source, lanes_of(0, self.work.in_block)))
+        if self.work.operand == "int8" and not self.work.words:
+            value = value ^ splat(SIGN_BITS, "int32", quads)
+        mask = splat(0x00FF00FF, "int32", quads)
+        even, odd = value & mask, (value >> splat(8, "int32", quads)) & mask
+        return sequence(
+            store(self.scratch, even, *target, lanes_of(0, quads)),
+            store(self.scratch, odd, *target, lanes_of(quads, quads)),
+        )
+
+    def _widened(self, place: Place, block: Expr | int) -> Stmt:
+        """The tiles of some output blocks, after their weights are widened."""
+        work, lanes = self.work, self.lanes
+        blocks = ceil_div(place.channels, work.in_block)
+        shape = (blocks, *work.kernel, self.quads, self.blocks * 2 * lanes)
+        self.wide, allocation = allocate("wide", shape, "int32")
+        half = splat(8, "int16", 2 * lanes)
+
+        def widen(point: list[Any]) -> Stmt:
+            parts = []
+            for part in range(self.blocks):
+                stored = load(self.weight, block + part, *point, lanes_of(0, lanes * work.group))
+                words = tirx.reinterpret(f"int16x{2 * lanes}", stored)
+                for odd, value in enumerate(((words << half) >> half, words >> half)):
+                    place_of = lanes_of((2 * part + odd) * lanes, lanes)
+                    parts.append(store(self.wide, tirx.reinterpret(self.vector, value), *point, place_of))
+            return sequence(parts)
+
+        names = ["wb", *(f"wk{i}" for i in range(work.rank)), "wq"]
+        return sequence(allocation, grid(names, [blocks, *work.kernel, self.quads], widen), self._rows(place, block))
+
+    def _step(self, sums: Any, at: Step) -> list[Stmt]:
+        lanes = self.lanes
+        result = []
+        values = [
+            [
+                broadcast(
+                    self._input(at.place, at.source, at.start, pixel, at.window, odd * self.quads + at.group), lanes
+                )
+                for odd in range(2)
+            ]
+            for pixel in range(at.pixels)
+        ]
+        for pixel, part in static_grid(at.pixels, self.blocks):
+            here = (pixel, part, lanes_of(0, lanes))
+            total = load(sums, *here)
+            for odd in range(2):
+                weight = load(self.wide, at.source, *at.window, at.group, lanes_of((2 * part + odd) * lanes, lanes))
+                total = int8_dot.dot_words(total, values[pixel][odd], weight)
+            result.append(store(sums, total, *here))
+        return result
+
+
+def word(byte: int) -> int:
+    """Four equal bytes as an int32."""
+    word = byte * 0x01010101
+    return word - (1 << 32) if word >= 1 << 31 else word
+
+
+__all__ = ["CONV_DOT", "CONV_MATRIX", "ConvDot", "DotNest", "conv_dot"]

@@ -1,0 +1,172 @@
+"""Spatial sizes that are known only when a kernel runs: how they are named, and cut into tiles.
+
+Sizes and positions are Python ints where they are known and expressions where they are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from schedules.codegen.nest import Stmt, allocate, bind, load, repeat, sequence, store, when
+from schedules.conv.tiling import accumulators, block_choices, tails, tile_cost
+from schedules.conv.workload import WindowWorkload, ceil_div
+from schedules.ir.stages import shape_of
+from schedules.ir.tir import tirx
+from schedules.machine import Machine
+
+_INDEX = "int64"
+# Widths of images on their way through networks: what a register tile for any width is chosen by.
+_WIDTHS = (7, 10, 14, 20, 28, 40, 56, 75, 112)
+_ROOM = 128  # columns of a task, and what its scratch buffer has room for
+_LINE_ROOM = 1024  # the same when there are no rows
+_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A window kernel's input and output sizes of each spatial dimension, the padding before the input, and the
+    statements that name them."""
+
+    spatial: tuple[Any, ...]
+    out: tuple[Any, ...]
+    before: tuple[Any, ...]
+    bindings: tuple[Stmt, ...] = ()
+
+    @classmethod
+    def of(cls, work: WindowWorkload, data: Any, result: Any) -> Sizes:
+        """From the workload where it knows them, else from the buffers of the input and of the anchor's result."""
+        bindings: list[Stmt] = []
+
+        def named(name: str, known: int, size: Any) -> Any:
+            if known or isinstance(size, int):
+                return known or size
+            return name_opaque(name, size, bindings)
+
+        inner, outer = shape_of(data)[2:], shape_of(result)[2:]
+        spatial = [named(f"size{i}", known, inner[i]) for i, known in enumerate(work.spatial)]
+        out = [named(f"out{i}", work.out_spatial[i], outer[i]) for i in range(work.rank)]
+        padding = padding_before(work, spatial, out)
+        before = [name_opaque(f"before{i}", amount, bindings) for i, amount in enumerate(padding)]
+        return cls(tuple(spatial), tuple(out), tuple(before), tuple(bindings))
+
+
+def padding_before(work: WindowWorkload, spatial: Sequence[Any], out: Sequence[Any]) -> list[Any]:
+    """The padding before the input of each spatial dimension, for such input and output sizes."""
+    result: list[Any] = []
+    for dim, (before, _) in enumerate(work.pad):
+        if not work.same or work.spatial[dim]:
+            result.append(before)
+            continue
+        reach = (out[dim] - 1) * work.strides[dim] + (work.kernel[dim] - 1) * work.dilations[dim] + 1
+        total = most(reach - spatial[dim], 0)
+        result.append((total + (1 if work.same == "lower" else 0)) // 2)
+    return result
+
+
+def name_value(name: str, value: Any, bindings: list[Stmt]) -> Any:
+    """A name for a value, its binding appended; an int stays what it is."""
+    if isinstance(value, int):
+        return value
+    var, binding = bind(name, value, _INDEX, 1)
+    bindings.append(binding)
+    return var
+
+
+def name_opaque(name: str, value: Any, bindings: list[Stmt]) -> Any:
+    """`name_value` for what TVM's passes are not to look into.
+
+    They put what a name stands for into each expression that they simplify, again for each loop; positions in images
+    of unknown size are quotients of quotients, and most of a kernel's compile time went there. What a buffer holds they
+    do not know; LLVM does.
+    """
+    if isinstance(value, int):
+        return value
+    held, allocation = allocate(f"{name}_held", (1,), _INDEX, "local")
+    bindings += [allocation, store(held, value, 0)]
+    return name_value(name, load(held, 0), bindings)
+
+
+def least(left: Any, right: Any) -> Any:
+    """The smaller of two, folded where both are known."""
+    return min(left, right) if isinstance(left, int) and isinstance(right, int) else tirx.min(left, right)
+
+
+def most(left: Any, right: Any) -> Any:
+    """The larger of two, folded where both are known."""
+    return max(left, right) if isinstance(left, int) and isinstance(right, int) else tirx.max(left, right)
+
+
+def parts_of(size: Any, part: Any) -> Any:
+    """size / part, rounded up."""
+    return ceil_div(size, part) if isinstance(size, int) and isinstance(part, int) else (size + part - 1) // part
+
+
+def open_repeat(name: str, extent: Any, tile: int, body: Callable[[Any, int], Stmt]) -> Stmt:
+    """`body(start, size)` over [0, extent), the extent unknown: a loop of whole tiles, then what is left over in tiles
+    of the powers of two below."""
+    rest = extent % tile
+    whole = extent - rest
+    parts = [repeat(name, extent // tile, lambda i: body(i * tile, tile))]
+    for size in tails(tile):
+        start = whole + rest // (2 * size) * (2 * size)
+        parts.append(when(rest % (2 * size) >= size, body(start, size)))
+    return sequence(parts)
+
+
+def open_register_tile(out_blocks: int, machine: Machine, load_cycles: float = 0.5) -> tuple[int, int]:
+    """(pixels, channel blocks) of least cost for rows of any width, what is left over cut as `open_repeat` does."""
+    limit = accumulators(machine)
+
+    def cost(pixels: int, blocks: int) -> float:
+        return sum(open_row_cost(machine, width, pixels, blocks, load_cycles) / width for width in _WIDTHS)
+
+    choices = [
+        (cost(pixels, blocks), -pixels * blocks, pixels, blocks)
+        for blocks in block_choices(out_blocks, machine)
+        for pixels in range(1, min(_WIDTHS[2], limit // blocks) + 1)
+        if pixels * blocks + blocks + 1 < machine.vector_registers or pixels == 1
+    ]
+    _, _, pixels, blocks = min(choices)
+    return pixels, blocks
+
+
+def open_row_cost(machine: Machine, width: int, pixels: int, blocks: int, load_cycles: float = 0.5) -> float:
+    """`conv_tiling.row_cost` of the tiles that `open_repeat` makes."""
+    whole, rest = divmod(width, pixels)
+    sizes = [size for size in tails(pixels) if rest & size]
+    cost = whole * tile_cost(machine, pixels, blocks, load_cycles)
+    cost += sum(tile_cost(machine, size, blocks, load_cycles) + 2 for size in sizes)
+    return (cost + (whole + len(sizes)) * blocks / 2) / blocks
+
+
+def open_block(rank: int, bytes_of: Callable[[int, int], int], budget: int, pixels: int) -> tuple[int, int]:
+    """(rows, columns) of output that a task computes at most, whose input, `bytes_of(rows, columns)`, is to fit.
+
+    Columns are whole register tiles. Rows suit images half as wide as the widest that is not cut.
+    """
+    columns = max(1, (_ROOM if rank > 1 else _LINE_ROOM) // pixels) * pixels
+    while columns > pixels and bytes_of(1, columns) > budget:
+        columns = ceil_div(columns // pixels, 2) * pixels
+    rows = _ROWS if rank > 1 else 1
+    while rows > 1 and bytes_of(rows, ceil_div(columns, 2)) > budget:
+        rows -= 1
+    return rows, columns
+
+
+def row_parts(size: Any, rows: int, least_parts: int) -> Any:
+    """Into how many parts of at most `rows` the `size` rows of an image are cut: `least_parts` if there are as many."""
+    return most(most(parts_of(size, rows), least(size, least_parts)), 1)
+
+
+def edges(work: WindowWorkload, sizes: Sizes) -> tuple[Any, Any]:
+    """The first output along the last dimension all of whose window lies inside, and the end of those."""
+    (most_before, after), stride = work.pad[-1], work.strides[-1]
+    size, out, before = sizes.spatial[-1], sizes.out[-1], sizes.before[-1]
+    if most_before <= 0 and after <= 0:
+        return 0, out
+    first = least(parts_of(most(before, 0), stride), out)
+    reach = (work.kernel[-1] - 1) * work.dilations[-1] + 1
+    end = (size - reach + before) // stride + 1
+    return first, most(least(end, out), first)

@@ -1,0 +1,29 @@
+"""Images of unknown size as one long row: for pointwise convolutions rows need not end where those of images do.
+
+What is left over of a register tile comes once an image then, not once a row, and rows may be short.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schedules.codegen.nest import Stmt
+from schedules.conv.dynamic_sizes import Sizes, name_opaque
+from schedules.conv.workload import WindowWorkload
+from schedules.stages.fused_kernel import FusedKernel
+
+
+def flat_sizes(work: WindowWorkload, fused: FusedKernel, sizes: Sizes) -> Sizes | None:
+    """The sizes of images whose pixels lie in the last dimension; None where a window is more than one pixel, sizes are
+    known, or the epilogue needs to know the row of a pixel."""
+    ones = (1,) * work.rank
+    plain = work.kernel == work.strides == ones and not work.reaches_outside and not any(map(any, work.pad))
+    if work.rank == 1 or not work.is_open or not plain or not fused.ignores_rows(2, work.rank):
+        return None
+    pixels: Any = 1
+    for size in sizes.out:
+        pixels = pixels * size
+    bindings: list[Stmt] = [*sizes.bindings]
+    pixels = name_opaque("image_pixels", pixels, bindings)
+    flat = (*ones[:-1], pixels)
+    return Sizes(flat, flat, (0,) * work.rank, tuple(bindings))

@@ -1,0 +1,184 @@
+"""Direct convolution with neighbouring outputs of a row as filters of their own, for fewer filters than lanes.
+
+A register of 16 lanes and 8 filters: half of each multiply-add would be thrown away. Two neighbours of a row are 16
+filters instead, of a convolution with twice the stride: the second one's filter is the first one's moved by a stride.
+The window gets wider by that: `fold` outputs of K taps cost K + (fold - 1) * stride taps in place of fold * K. Results
+are stored in the plain layout, where the neighbours of one channel are neighbours in memory too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schedules.codegen.nest import Expr, Stmt, load, sequence, vectorized, when
+from schedules.config import Config
+from schedules.conv.direct import ConvDirect, DirectNest, Place
+from schedules.conv.tiling import row_cost
+from schedules.conv.workload import SPEC, ConvWorkload, ceil_div
+from schedules.ir.stages import Kernel
+from schedules.ir.tir import tirx
+from schedules.machine import Machine
+from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+
+from tvm import te  # isort: skip
+
+FOLDED = "conv-folded"
+_STORE_CYCLES = 6  # of an epilogue and a store
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldedWorkload(ConvWorkload):
+    """A convolution that computes `fold` neighbours along the last dimension as one output of `fold` x `outputs`
+    filters: filter f of the neighbour p is filter f * fold + p. All other fields are those of the folded convolution.
+
+    Output: plain, its axes in the order `axes` (the logical axis of the batch, the channels, and each spatial
+    dimension); the last spatial dimension has `width` elements, the channels are `outputs`.
+    """
+
+    fold: int = 1
+    outputs: int = 1
+    width: int = 1
+    axes: tuple[int, ...] = ()
+
+    def place(self, image: Any, channel: Any, spatial: Sequence[Any]) -> list[Any]:
+        """The indices of an output element."""
+        result: list[Any] = [None] * len(self.axes)
+        for axis, value in zip(self.axes, [image, channel, *spatial], strict=True):
+            result[axis] = value
+        return result
+
+
+def folded_workload(work: ConvWorkload, machine: Machine, axes: Sequence[int]) -> FoldedWorkload | None:
+    """The cheapest folding of a convolution of one group, or None where there is none."""
+    stride, dilation = work.strides[-1], work.dilations[-1]
+    if work.groups > 1 or work.filters >= 2 * work.block or stride % dilation:
+        return None
+    width = work.out_spatial[-1]
+    folds = [
+        fold
+        for fold in range(2, min(work.block, width) + 1)
+        if work.filters * fold <= work.block or work.block % fold == 0
+    ]
+    candidates = [_folded(work, fold, tuple(axes)) for fold in folds]
+    return min(candidates, key=lambda each: tile_cycles(each, machine), default=None)
+
+
+def _folded(work: ConvWorkload, fold: int, axes: tuple[int, ...]) -> FoldedWorkload:
+    stride, dilation = work.strides[-1], work.dilations[-1]
+    width = work.out_spatial[-1]
+    taps = work.kernel[-1] + (fold - 1) * stride // dilation
+    before = work.pad[-1][0]
+    reach = (ceil_div(width, fold) - 1) * stride * fold + (taps - 1) * dilation + 1
+    fields = {
+        **vars(work),
+        "filters": work.filters * fold,
+        "kernel": (*work.kernel[:-1], taps),
+        "strides": (*work.strides[:-1], stride * fold),
+        "pad": (*work.pad[:-1], (before, max(0, reach - before - work.spatial[-1]))),
+    }
+    return FoldedWorkload(**fields, fold=fold, outputs=work.filters, width=width, axes=axes)
+
+
+def tile_cycles(work: ConvWorkload, machine: Machine) -> float:
+    """Estimated cycles of a core for one image of a direct convolution, weights in the caches."""
+    width = work.out_spatial[-1]
+    rows = work.out_blocks * work.group_channels
+    for size in (*work.kernel, *work.out_spatial[:-1]):
+        rows *= size
+    most = min(width, machine.vector_registers - 4)
+    row = min(row_cost(machine, width, pixels, 1) for pixels in range(1, most + 1))
+    stores = work.out_blocks
+    for size in work.out_spatial:
+        stores *= size
+    if isinstance(work, FoldedWorkload):
+        stores *= min(work.outputs, work.block // work.fold)
+    return (rows * row + stores * _STORE_CYCLES) / machine.cores
+
+
+def fold_filter(values: NDArray[Any], work: FoldedWorkload) -> NDArray[Any]:
+    """(outputs, channels, *kernel) -> (outputs * fold, channels, *folded kernel), zeros between."""
+    result = np.zeros((work.filters, *values.shape[1:-1], work.kernel[-1]), values.dtype)
+    taps = values.shape[-1]
+    step = work.strides[-1] // work.fold // work.dilations[-1]
+    for neighbour in range(work.fold):
+        start = neighbour * step
+        result[neighbour :: work.fold, ..., start : start + taps] = values
+    return result
+
+
+def conv_folded(data: Any, weight: Any, work: FoldedWorkload) -> Any:
+    """The convolution as a tensor expression; `weight` is `fold_filter`'s, packed as for a direct convolution."""
+    zero = tirx.const(0, work.dtype)
+    channel = te.reduce_axis((0, work.channels), name="ci")
+    window = [te.reduce_axis((0, size), name=f"k{i}") for i, size in enumerate(work.kernel)]
+
+    def point(*indices: Expr) -> Expr:
+        image, output, *spatial = (indices[axis] for axis in work.axes)
+        neighbour = spatial[-1] % work.fold
+        spatial[-1] = spatial[-1] // work.fold
+        at = [
+            o * stride + k * dilation - before
+            for o, k, stride, dilation, (before, _) in zip(
+                spatial, window, work.strides, work.dilations, work.pad, strict=True
+            )
+        ]
+        block, lane = channel // work.in_block, channel % work.in_block
+        value = data[(image, block, *at, lane) if work.in_block > 1 else (image, block, *at)]
+        if work.reaches_outside:
+            inside = [tirx.all(each >= 0, each < size) for each, size in zip(at, work.spatial, strict=True)]
+            value = tirx.if_then_else(tirx.all(*inside), value, zero)
+        folded = output * work.fold + neighbour
+        factor = weight[(folded // work.block, block, *window, lane, folded % work.block)]
+        return te.sum(value * factor, axis=[channel, *window])
+
+    shape = work.place(data.shape[0], work.outputs, [*work.out_spatial[:-1], work.width])
+    return te.compute(shape, point, name="conv", attrs=work.annotation(FOLDED))
+
+
+class ConvFolded(ConvDirect):
+    """The knobs are those of the direct convolution, pixels and columns counted in folds."""
+
+    name: ClassVar[str] = "conv-folded"
+    priority: ClassVar[int] = 90
+
+    def match(self, kernel: Kernel, machine: Machine) -> FoldedWorkload | None:
+        stages = anchor_stages(kernel, FOLDED)
+        return FoldedWorkload.from_annotation(stages[0].annotations[SPEC]) if len(stages) == 1 else None
+
+    def apply(self, schedule: Any, workload: ConvWorkload, config: Config, machine: Machine) -> Any:
+        assert isinstance(workload, FoldedWorkload)
+        fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, FOLDED))
+        return fused.function(FoldedNest(fused, workload, config).build(machine), machine)
+
+
+class FoldedNest(DirectNest):
+    """The direct nest, each register of sums stored channel by channel."""
+
+    work: FoldedWorkload
+
+    def _finish(self, sums: Any, place: Place, block: Expr | int, start: Sequence[Any], pixel: Any, part: int) -> Stmt:
+        work = self.work
+        places = [first + inner for first, inner in zip(place.corner, start, strict=True)]
+        left = (places[-1] + pixel) * work.fold
+        # Several blocks hold whole channels each; one block may end with lanes of none.
+        channels = min(work.outputs, work.block // work.fold)
+        first_channel = (block + part) * channels
+
+        def element(channel: int, lane: Expr | int) -> Stmt:
+            indices = work.place(place.image, first_channel + channel, [*places[:-1], left + lane])
+            return self.fused.finish(load(sums, pixel, part, channel * work.fold + lane), indices)
+
+        def channel_of(channel: int) -> Stmt | None:
+            whole = vectorized("lane", work.fold, lambda lane: element(channel, lane))
+            rest = work.width % work.fold
+            some = sequence(*(element(channel, lane) for lane in range(rest))) if rest else None
+            # Not as `left + fold <= width`: inside of the tile's own bound the engine's simplifier would not end.
+            stored = when(places[-1] + pixel < work.width // work.fold, whole, some) if rest else whole
+            return when(first_channel + channel < work.outputs, stored) if work.outputs % channels else stored
+
+        return sequence(*(channel_of(channel) for channel in range(channels)))

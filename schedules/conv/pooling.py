@@ -1,0 +1,163 @@
+"""Maximum and average pooling in the blocked layout, over windows and over whole images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from schedules.codegen.nest import (
+    Expr,
+    Stmt,
+    allocate,
+    broadcast,
+    grid,
+    lanes_of,
+    load,
+    parallel,
+    repeat,
+    sequence,
+    splat,
+    split_repeat,
+    store,
+    vectorized,
+)
+from schedules.config import Config, ConfigSpace
+from schedules.conv import compute as conv_compute
+from schedules.conv.compute import GLOBAL_POOL, POOL, share_of_image, window_count
+from schedules.conv.dynamic_sizes import Sizes, open_repeat
+from schedules.conv.window import SMALL_POINTS, WindowNest, window_default, window_space
+from schedules.conv.workload import SPEC, PoolWorkload
+from schedules.ir.stages import Kernel
+from schedules.ir.tir import tirx
+from schedules.ir.widening import number
+from schedules.machine import Machine
+from schedules.rule import ScheduleRule
+from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+
+_CHAINS = 8  # independent sums of a global pooling, to hide the latency of an addition
+
+
+def _larger(total: Expr, value: Expr) -> Expr:
+    """The larger one, or NaN: of a comparison with NaN the second is taken, so that only the value is looked at."""
+    larger = tirx.max(value, total)
+    return tirx.Select(tirx.isnan(value), value, larger) if "float" in str(total.ty.dtype) else larger
+
+
+def _match(kernel: Kernel, kind: str) -> PoolWorkload | None:
+    stages = anchor_stages(kernel, kind)
+    if not stages:
+        return None
+    work = PoolWorkload.from_annotation(stages[0].annotations[SPEC])
+    return work if len(stages) == (1 if work.mode == "max" else 2) else None
+
+
+class Pooling(ScheduleRule):
+    """The knobs are those of `window.window_space`."""
+
+    name: ClassVar[str] = "pool"
+    priority: ClassVar[int] = 90
+
+    def match(self, kernel: Kernel, machine: Machine) -> PoolWorkload | None:
+        return _match(kernel, POOL)
+
+    def space(self, workload: PoolWorkload, machine: Machine) -> ConfigSpace:
+        return window_space(workload, machine)
+
+    def default(self, workload: PoolWorkload, machine: Machine) -> Config:
+        return window_default(workload, machine)
+
+    def apply(self, schedule: Any, workload: PoolWorkload, config: Config, machine: Machine) -> Any:
+        fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, POOL))
+        return fused.function(PoolNest(fused, workload, config).build(machine), machine)
+
+
+class PoolNest(WindowNest):
+    """Maxima, or sums that are divided by the size of the window."""
+
+    work: PoolWorkload
+
+    def start_value(self) -> float:
+        return conv_compute.lowest(self.work.dtype) if self.work.mode == "max" else 0.0
+
+    def tap(self, total: Expr, value: Expr, operand: Any) -> Expr:
+        return _larger(total, value) if self.work.mode == "max" else total + value
+
+    def scale(self, point: Sequence[Expr | int]) -> Expr | None:
+        if self.work.mode == "max":
+            return None
+        return tirx.const(1.0, self.work.dtype) / window_count(self.work, point, self.sizes.spatial, self.sizes.before)
+
+
+class GlobalPooling(ScheduleRule):
+    """No knobs: one pass over the image, a few sums at a time."""
+
+    name: ClassVar[str] = "global-pool"
+    priority: ClassVar[int] = 90
+
+    def match(self, kernel: Kernel, machine: Machine) -> PoolWorkload | None:
+        return _match(kernel, GLOBAL_POOL)
+
+    def apply(self, schedule: Any, workload: PoolWorkload, config: Config, machine: Machine) -> Any:
+        fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, GLOBAL_POOL))
+        data = fused.operand(fused.anchors[0], workload.rank + 3)
+        return fused.function(_global_nest(fused, data, workload, machine), machine)
+
+
+def _global_nest(fused: FusedKernel, data: Any, work: PoolWorkload, machine: Machine) -> Stmt:
+    lanes = work.block
+    every = lanes_of(0, lanes)
+    sizes = Sizes.of(work, data, fused.result)
+    width = sizes.spatial[-1]
+    chains = min(width, _CHAINS) if isinstance(width, int) else _CHAINS
+    points = 1
+    for size in work.spatial:
+        points *= size
+    is_max = work.mode == "max"
+    start = conv_compute.lowest(work.dtype) if is_max else 0.0
+
+    def join(total: Expr, value: Expr) -> Expr:
+        return _larger(total, value) if is_max else total + value
+
+    def task(place: Any) -> Stmt:
+        image, block = place // work.out_blocks, place % work.out_blocks
+        sums, allocation = allocate("sums", (chains, lanes), work.dtype, "local")
+
+        def add(outer: Sequence[Any], first: Any, count: int) -> Stmt:
+            return sequence(
+                [
+                    store(
+                        sums,
+                        join(
+                            load(sums, i, every), number(load(data, image, block, *outer, first + i, every), work.dtype)
+                        ),
+                        i,
+                        every,
+                    )
+                    for i in range(count)
+                ]
+            )
+
+        def row(outer: list[Any]) -> Stmt:
+            cut = split_repeat if isinstance(width, int) else open_repeat
+            return cut("x", width, chains, lambda first, count: add(outer, first, count))
+
+        clear = [store(sums, splat(start, work.dtype, lanes), i, every) for i in range(chains)]
+        names = [f"y{i}" for i in range(work.rank - 1)]
+        total = load(sums, 0, every)
+        for i in range(1, chains):
+            total = join(total, load(sums, i, every))
+        if not is_max:
+            total = total * broadcast(share_of_image(sizes.spatial, work.dtype), lanes)
+        origin = [0] * work.rank
+        return sequence(
+            allocation,
+            clear,
+            grid(names, sizes.spatial[:-1], row),
+            store(sums, total, 0, every),
+            vectorized("lane", lanes, lambda lane: fused.finish(load(sums, 0, lane), [image, block, *origin, lane])),
+        )
+
+    batch = data.ty.shape[0] if work.batch == 0 else work.batch
+    small = work.batch == 1 and not work.is_open and points * work.channels < SMALL_POINTS
+    loop = repeat if small or machine.cores == 1 else parallel
+    return sequence(sizes.bindings, loop("task", batch * work.out_blocks, task))

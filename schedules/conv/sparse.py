@@ -1,0 +1,168 @@
+"""Convolutions with weights of which whole blocks are zero: the loop nest of `conv_direct` over the others alone.
+
+A block is a vector of filters for one input channel and one tap of the window. Each register tile walks through the
+blocks of its filters and looks up which input they multiply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schedules.codegen.nest import (
+    ROWS_AHEAD,
+    Expr,
+    Stmt,
+    allocate_tile,
+    broadcast,
+    lanes_of,
+    load,
+    prefetch,
+    repeat,
+    sequence,
+    store,
+)
+from schedules.config import Config, ConfigSpace
+from schedules.conv.compute import _guarded, _inside, _padding, _window_positions, output_sizes
+from schedules.conv.direct import ConvDirect, DirectNest, Place
+from schedules.conv.dynamic_sizes import open_register_tile
+from schedules.conv.tiling import register_tile
+from schedules.conv.workload import SPEC, ConvWorkload
+from schedules.ir.stages import Kernel
+from schedules.ir.tir import tirx
+from schedules.machine import Machine
+from schedules.matmul.sparse_weights import SparseWeight, entry, pack_blocks
+from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+
+from tvm import te  # isort: skip
+
+CONV_SPARSE = "conv-sparse"
+
+
+@dataclass(frozen=True)
+class SparseConvWorkload(ConvWorkload):
+    """A dense convolution's numbers and how many blocks are stored: `blocks` in all, `longest` of one filter block.
+
+    Input and output are those of `ConvWorkload`, of one group, the input in blocks. Weights: as `sparse_weights` says;
+    the index names channel block, tap and lane of the input in bits (see `names`).
+    """
+
+    blocks: int = 0
+    longest: int = 0
+
+    @property
+    def radices(self) -> tuple[int, ...]:
+        """For each tap and the lane, how many numbers its bits hold: powers of two."""
+        return tuple(1 << (size - 1).bit_length() for size in (*self.kernel, self.in_block))
+
+    def names(self) -> NDArray[np.int32]:
+        """What the index says of each row of the weight: (channel blocks, *kernel, lanes of the input), flat."""
+        result: NDArray[np.int32] = np.arange(self.in_blocks, dtype=np.int32)
+        for size, radix in zip((*self.kernel, self.in_block), self.radices, strict=True):
+            result = (result[..., None] * radix + np.arange(size)).astype(np.int32)
+        return result.reshape(-1)
+
+    def decoded(self, name: Expr) -> tuple[Expr, list[Expr], Expr]:
+        """(channel block, taps, lane) of an entry of the index."""
+        digits: list[Expr] = []
+        for radix in reversed(self.radices):
+            digits.insert(0, tirx.floormod(name, radix))
+            name = tirx.floordiv(name, radix)
+        return name, digits[:-1], digits[-1]
+
+
+def pack_sparse_filter(packed: NDArray[Any], work: ConvWorkload) -> tuple[SparseConvWorkload, SparseWeight]:
+    """A filter of `conv_direct`, (filter blocks, channel blocks, *kernel, in_block, block), without its zero blocks."""
+    workload = SparseConvWorkload(**vars(work))
+    weight = pack_blocks(packed.reshape(packed.shape[0], -1, packed.shape[-1]), workload.names())
+    return SparseConvWorkload(**vars(work), blocks=len(weight.values), longest=weight.longest), weight
+
+
+def conv_sparse(data: Any, values: Any, index: Any, work: SparseConvWorkload, sizes: Sequence[Any] = ()) -> Any:
+    """The convolution as a tensor expression."""
+    zero = tirx.const(0, work.dtype)
+    block = te.reduce_axis((0, work.longest), name="block")
+    outer = work.out_blocks
+    padding = _padding(work, data, sizes)
+
+    def point(n: Expr, co: Expr, *rest: Expr) -> Expr:
+        first = entry(index, co)
+        source, window, lane = work.decoded(entry(index, outer + 1 + first + block))
+        at = _window_positions(work, rest[:-1], window, padding)
+        value = _guarded(_inside(work, data, at), data[(n, source, *at, lane)], zero)
+        product = value * values(first + block, rest[-1])
+        return te.sum(tirx.if_then_else(block < entry(index, co + 1) - first, product, zero), axis=block)
+
+    shape = (data.shape[0], outer, *output_sizes(work, sizes), work.block)
+    return te.compute(shape, point, name="conv", attrs=work.annotation(CONV_SPARSE))
+
+
+class ConvSparse(ConvDirect):
+    """Serves the kernels of `conv_sparse`; the knobs are those of the direct convolution, tiles one block wide."""
+
+    name: ClassVar[str] = "conv-sparse"
+    priority: ClassVar[int] = 91
+
+    def match(self, kernel: Kernel, machine: Machine) -> SparseConvWorkload | None:
+        stages = anchor_stages(kernel, CONV_SPARSE)
+        return SparseConvWorkload.from_annotation(stages[0].annotations[SPEC]) if len(stages) == 1 else None
+
+    def space(self, workload: ConvWorkload, machine: Machine) -> ConfigSpace:
+        whole = super().space(workload, machine)
+        return ConfigSpace({**whole.knobs, "blocks": (1,), "unroll": (1,)}, whole.constraints)
+
+    def _register_tile(self, workload: ConvWorkload, machine: Machine) -> tuple[int, int]:
+        width = workload.out_spatial[-1]
+        return open_register_tile(1, machine) if width == 0 else register_tile(width, 1, machine)
+
+    def default(self, workload: ConvWorkload, machine: Machine) -> Config:
+        return super().default(workload, machine).replace(unroll=1)
+
+    def apply(self, schedule: Any, workload: Any, config: Config, machine: Machine) -> Any:
+        fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, CONV_SPARSE))
+        return fused.function(SparseNest(fused, workload, config).build(machine), machine)
+
+
+class SparseNest(DirectNest):
+    """The loop nest with the stored blocks as its innermost loop."""
+
+    work: SparseConvWorkload
+    weight_rank = 2
+
+    def __init__(self, fused: FusedKernel, work: SparseConvWorkload, config: Config) -> None:
+        super().__init__(fused, work, config)
+        self.index = fused.operand(fused.anchors[0], 1)
+
+    def _tile(self, place: Place, block: Expr | int, start: Sequence[Any], pixels: int) -> Stmt:
+        work, lanes = self.work, self.lanes
+        sums, allocation = allocate_tile("sums", (pixels, 1, lanes), work.dtype)
+        first, begin = _named("first", self._entry(block))
+        end, finish = _named("end", self._entry(block + 1))
+        every = lanes_of(0, lanes)
+
+        def step(number: Expr | int) -> Stmt:
+            slot = first + number
+            name, named = _named("name", self._entry(slot + (work.out_blocks + 1)))
+            source, window, lane = work.decoded(name)
+            result = [named, prefetch(self.weight, slot + ROWS_AHEAD, 0)]
+            for pixel in range(pixels):
+                value = broadcast(self._input(place, source, start, pixel, window, lane), lanes)
+                total = load(sums, pixel, 0, every) + value * load(self.weight, slot, every)
+                result.append(store(sums, total, pixel, 0, every))
+            return sequence(result)
+
+        clear = [store(sums, self.zero, pixel, 0, every) for pixel in range(pixels)]
+        done = self._finish_tile(sums, place, block, start, pixels)
+        return sequence(allocation, clear, begin, finish, repeat("block", end - first, step), done)
+
+    def _entry(self, at: Expr | int) -> Expr:
+        return tirx.Cast("int64", load(self.index, at))
+
+
+def _named(name: str, value: Expr) -> tuple[Any, Stmt]:
+    variable = tirx.Var(name, "int64")
+    return variable, tirx.Bind(variable, value)

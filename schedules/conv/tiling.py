@@ -1,0 +1,127 @@
+"""Register tiles and cache blocks of convolutions, computed from the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from schedules.conv.workload import ConvWorkload, WindowWorkload, ceil_div
+from schedules.machine import Machine, dtype_bits
+
+MAX_PIXELS = 30
+MAX_TASKS_PER_CORE = 16
+
+
+def accumulators(machine: Machine) -> int:
+    """Vector registers that a tile may accumulate in; the rest hold weights and broadcast values.
+
+    With 16 registers LLVM spills from 10 accumulators on: 107 GFLOP/s with 4 x 2, 75 with 6 x 2 (Zen 4, AVX2).
+    """
+    if machine.register_sums is not None:
+        return machine.register_sums
+    registers = machine.vector_registers
+    return registers - 4 if registers >= 32 else max(4, registers // 2)
+
+
+def channel_unroll(pixels: int, blocks: int) -> int:
+    """Input channels in the innermost loop: one is enough to hide the loop where the tile is not small."""
+    return 1 if pixels * blocks >= 7 else 4
+
+
+def tile_cost(machine: Machine, pixels: int, blocks: int, load_cycles: float = 0.5) -> float:
+    """Cycles a tile takes for one input channel: multiply-adds, loads, or the latency of a chain, what is longest.
+
+    Tiles far beyond what hides the latency cost more: the next tile can not begin while all registers are taken
+    (measured on Zen 4: 118 GFLOP/s with 14 accumulators, 113 with 28). `load_cycles` is that of two load ports.
+    """
+    sums = pixels * blocks
+    enough = 4 * machine.fma_ports * machine.fma_latency
+    arithmetic = sums / machine.fma_ports * (1 + 0.006 * max(0, sums - enough))
+    loads = (pixels + blocks + 1) * load_cycles * 2 / machine.load_ports  # one asks memory for what comes next
+    return max(arithmetic, loads, machine.fma_latency)
+
+
+def row_cost(machine: Machine, width: int, pixels: int, blocks: int, load_cycles: float = 0.5) -> float:
+    """Cycles for a row of `width` pixels cut into tiles of `pixels`, one input channel, one block of channels."""
+    whole, rest = divmod(width, pixels)
+    cost = whole * tile_cost(machine, pixels, blocks, load_cycles)
+    if rest:
+        cost += tile_cost(machine, rest, blocks, load_cycles) + 2  # and twice the code
+    # Each tile reads all weights of its channels: near as dear as a load from the level-2 cache.
+    weights = (whole + bool(rest)) * blocks
+    return (cost + weights / 2) / blocks
+
+
+def tails(tile: int) -> list[int]:
+    """The powers of two below a tile, falling: what is left over of a width that is not known is cut into these."""
+    return [1 << power for power in reversed(range((tile - 1).bit_length()))]
+
+
+def block_choices(out_blocks: int, machine: Machine) -> tuple[int, ...]:
+    """How many channel blocks a register tile may span: divisors, so that all tiles are alike."""
+    limit = accumulators(machine)
+    return tuple(size for size in range(1, min(out_blocks, limit, 8) + 1) if out_blocks % size == 0)
+
+
+def register_tile(width: int, out_blocks: int, machine: Machine, load_cycles: float = 0.5) -> tuple[int, int]:
+    """(pixels, channel blocks) of least cost for rows of `width` pixels."""
+    limit = accumulators(machine)
+    choices = [
+        (row_cost(machine, width, pixels, blocks, load_cycles), -pixels * blocks, pixels, blocks)
+        for blocks in block_choices(out_blocks, machine)
+        for pixels in range(1, min(width, limit // blocks, MAX_PIXELS) + 1)
+        if pixels * blocks + blocks + 1 < machine.vector_registers or pixels == 1
+    ]
+    _, _, pixels, blocks = min(choices)
+    return pixels, blocks
+
+
+def input_bytes(work: WindowWorkload, channels: int, rows: int, width: int) -> int:
+    """Bytes of input that `rows` x `width` outputs read (other spatial dimensions: one output)."""
+    sizes = [1] * work.rank
+    sizes[-1] = width
+    if work.rank > 1:
+        sizes[-2] = rows
+    total = channels * dtype_bits(work.source_dtype) // 8
+    for size, window, stride, dilation in zip(sizes, work.kernel, work.strides, work.dilations, strict=True):
+        total *= (size - 1) * stride + (window - 1) * dilation + 1
+    return total
+
+
+def divisors(number: int) -> tuple[int, ...]:
+    """All divisors, rising."""
+    return tuple(each for each in range(1, number + 1) if number % each == 0)
+
+
+def spatial_block(work: ConvWorkload, machine: Machine, pixels: int) -> tuple[int, int]:
+    """(rows, columns) of output that one task computes: its input fits half of the level-2 cache.
+
+    Rows are as even as can be; columns are cut, at whole register tiles, only when one row is too large.
+    """
+    budget = machine.l2_bytes // 2
+    width = work.out_spatial[-1]
+    height = work.out_spatial[-2] if work.rank > 1 else 1
+    channels = work.group_channels
+    columns = width
+    while columns > pixels and input_bytes(work, channels, 1, columns) > budget:
+        columns = ceil_div(ceil_div(columns, 2), pixels) * pixels
+        if columns >= width:
+            break
+    rows = height
+    while rows > 1 and input_bytes(work, channels, rows, columns) > budget:
+        rows -= 1
+    return ceil_div(height, ceil_div(height, rows)), columns
+
+
+def split_for_cores(tasks: int, splits: Sequence[int], machine: Machine) -> int:
+    """The smallest of `splits` that makes `tasks * split` tasks share out evenly (to 7 %) among the cores."""
+    best, best_waste = 1, 2.0
+    for split in splits:
+        total = tasks * split
+        waste = ceil_div(total, machine.cores) * machine.cores / total
+        if waste <= 1.07:
+            return split
+        if waste < best_waste - 0.02:
+            best, best_waste = split, waste
+        if total > MAX_TASKS_PER_CORE * machine.cores:
+            break
+    return best

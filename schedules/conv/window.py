@@ -1,0 +1,284 @@
+"""The loop nest of a window that slides over each channel by itself: depthwise convolution and pooling.
+
+Nothing is copied: along the last dimension the tiles of a row that reach into the padding are written out with the taps
+that fall outside left away, the others are one loop; along the other dimensions a tap outside is branched around.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from schedules.codegen.nest import (
+    Expr,
+    Stmt,
+    allocate,
+    bind,
+    both,
+    grid,
+    lanes_of,
+    load,
+    parallel,
+    repeat,
+    sequence,
+    splat,
+    static_grid,
+    store,
+    vectorized,
+    when,
+)
+from schedules.config import Config, ConfigSpace
+from schedules.conv.dynamic_sizes import Sizes, edges, open_repeat, parts_of
+from schedules.conv.tiling import divisors, split_for_cores
+from schedules.conv.workload import WindowWorkload, ceil_div
+from schedules.ir.tir import tirx
+from schedules.ir.widening import number
+from schedules.machine import Machine
+from schedules.stages.fused_kernel import FusedKernel
+
+SMALL_POINTS = 400_000  # taps times outputs, some 6 microseconds: less is done before a second thread is of use
+_OPEN_SPLITS = 16  # tasks into which rows are cut whose number is not known
+_MAX_PIXELS = 8  # more saves no loads worth the code
+
+
+def window_space(work: WindowWorkload, machine: Machine) -> ConfigSpace:
+    """Knobs: `pixels` of a register tile, `splits` into how many tasks the rows of a channel block are cut."""
+    return ConfigSpace(
+        {
+            "pixels": tuple(range(1, min(work.out_spatial[-1] or _MAX_PIXELS, _most_pixels(work, machine)) + 1)),
+            "splits": _split_choices(_rows(work) or _OPEN_SPLITS),
+        }
+    )
+
+
+def window_default(work: WindowWorkload, machine: Machine) -> Config:
+    """Tiles as large as registers allow and as even as can be; rows cut until every core has its share."""
+    width = work.out_spatial[-1] or _MAX_PIXELS
+    most = min(width, _most_pixels(work, machine))
+    pixels = ceil_div(width, ceil_div(width, most))
+    exact = [size for size in divisors(width) if most // 2 < size <= most]
+    pixels = exact[-1] if exact else pixels
+    rows = _rows(work) or _OPEN_SPLITS
+    tasks = max(work.batch, 1) * work.out_blocks
+    return Config.of(pixels=pixels, splits=split_for_cores(tasks, _split_choices(rows), machine))
+
+
+def _split_choices(rows: int) -> tuple[int, ...]:
+    """Into how many tasks rows may be cut so that none is left without a row."""
+    return tuple(split for split in range(1, rows + 1) if ceil_div(rows, ceil_div(rows, split)) == split)
+
+
+def _rows(work: WindowWorkload) -> int:
+    return work.out_spatial[-2] if work.rank > 1 else 1
+
+
+def _most_pixels(work: WindowWorkload, machine: Machine) -> int:
+    """Registers left by a row of weights, one input and one temporary."""
+    return max(2, min(_MAX_PIXELS, machine.vector_registers - min(work.kernel[-1], 8) - 2))
+
+
+class WindowNest(ABC):
+    """Builds the nest; derived classes say what a tap does and what becomes of the sum."""
+
+    def __init__(self, fused: FusedKernel, work: WindowWorkload, config: Config) -> None:
+        self.fused, self.work = fused, work
+        self.data = fused.operand(fused.anchors[0], work.rank + 3)
+        self.pixels, self.splits = config.integer("pixels"), config.integer("splits")
+        self.lanes = work.block
+        self.all_lanes = lanes_of(0, self.lanes)
+        self.sizes = Sizes.of(work, self.data, fused.result)
+        self.rows = self.sizes.out[-2] if work.rank > 1 else 1
+        self.cut = parts_of(self.rows, self.splits)
+        self.names = 0
+
+    @abstractmethod
+    def start_value(self) -> float:
+        """What an empty window gives."""
+
+    def row_operands(self, block: Any, outer: Sequence[int]) -> tuple[list[Any], list[Stmt]]:
+        """One value for each tap of a row of the window, and the statements that bind them."""
+        return [None] * self.work.kernel[-1], []
+
+    @abstractmethod
+    def tap(self, total: Expr, value: Expr, operand: Any) -> Expr:
+        """The accumulator after one more tap."""
+
+    def read(self, stored: Expr) -> Expr:
+        """A vector of the input as the type of the sum."""
+        return number(stored, self.work.dtype)
+
+    def scale(self, point: Sequence[Expr | int]) -> Expr | None:
+        """By what the sum of the output at spatial `point` is multiplied, if at all."""
+        return None
+
+    def build(self, machine: Machine) -> Stmt:
+        work = self.work
+        batch = self.data.ty.shape[0] if work.batch == 0 else work.batch
+        points = work.out_blocks * work.block
+        for size in (*work.out_spatial, *work.kernel):
+            points *= size
+        small = work.batch == 1 and not work.is_open and points < SMALL_POINTS
+        loop = repeat if small or machine.cores == 1 else parallel
+        return sequence(self.sizes.bindings, loop("task", batch * (work.out_blocks * self.splits), self._task))
+
+    def _task(self, task: Any) -> Stmt:
+        image = task // (self.work.out_blocks * self.splits)
+        block = task // self.splits % self.work.out_blocks
+        first = task % self.splits * self.cut
+        if self.work.rank == 1:
+            return self._row(image, block, [])
+        rows = self.rows
+
+        def row(point: list[Any]) -> Stmt:
+            y = first + point[-1]
+            inside = True if isinstance(rows, int) and rows % self.cut == 0 else y < rows
+            return sequence(when(inside, self._row(image, block, [*point[:-1], y])))
+
+        names = [f"oy{i}" for i in range(self.work.rank - 1)]
+        return grid(names, [*self.sizes.out[:-2], self.cut], row)
+
+    def _row(self, image: Any, block: Any, outer: Sequence[Any]) -> Stmt:
+        """One row of output: tiles that reach outside one by one, runs of others as loops."""
+        width = self.sizes.out[-1]
+        if not isinstance(width, int):
+            return self._open_row(image, block, outer)
+        tiles = [(start, min(self.pixels, width - start)) for start in range(0, width, self.pixels)]
+        statements: list[Stmt] = []
+        position = 0
+        while position < len(tiles):
+            start, size = tiles[position]
+            run = 0
+            while position + run < len(tiles) and self._is_inner(*tiles[position + run], size):
+                run += 1
+            if run <= 1:
+                statements.append(self._tile(image, block, outer, start, size))
+                position += 1
+                continue
+
+            def inner(i: Any, start: int = start, size: int = size) -> Stmt:
+                return self._tile(image, block, outer, i * size + start, size)
+
+            statements.append(repeat("ox", run, inner))
+            position += run
+        return sequence(statements)
+
+    def _open_row(self, image: Any, block: Any, outer: Sequence[Any]) -> Stmt:
+        """One row of unknown width: outputs whose window reaches outside one by one, the others in tiles."""
+        width = self.sizes.out[-1]
+        first, end = edges(self.work, self.sizes)
+        inner = open_repeat(
+            "ox", end - first, self.pixels, lambda start, size: self._tile(image, block, outer, first + start, size)
+        )
+        if end is width:
+            return inner
+
+        def edge(number: Any) -> Stmt:
+            at = number + tirx.Select(number < first, tirx.IntImm("int64", 0), end - first)
+            return self._tile(image, block, outer, at, 1, guarded=True)
+
+        return sequence(repeat("edge", width - end + first, edge), inner)
+
+    def _is_inner(self, start: int, size: int, wanted: int) -> bool:
+        """Whether a tile of the wanted size has all its taps inside."""
+        work = self.work
+        first = start * work.strides[-1] - work.pad[-1][0]
+        last = first + (size - 1) * work.strides[-1] + (work.kernel[-1] - 1) * work.dilations[-1]
+        return size == wanted and first >= 0 and last < work.spatial[-1]
+
+    def _tile(
+        self, image: Any, block: Any, outer: Sequence[Any], start: Any, size: int, *, guarded: bool = False
+    ) -> Stmt:
+        """`size` outputs; `guarded` says that taps may fall outside though it is not known which."""
+        work = self.work
+        sums, allocation = allocate("sums", (size, self.lanes), work.dtype, "local")
+        start_value = splat(self.start_value(), work.dtype, self.lanes)
+        statements: list[Stmt] = [allocation]
+        statements += [store(sums, start_value, pixel, self.all_lanes) for pixel in range(size)]
+        for taps in static_grid(*work.kernel[:-1]):
+            places = [
+                at * stride + tap * dilation - before
+                for at, tap, stride, dilation, before in zip(
+                    outer, taps, work.strides, work.dilations, self.sizes.before, strict=False
+                )
+            ]
+            inside = both(*self._row_conditions(places, taps))
+            body = self._window_row(sums, image, block, places, taps, start, size, guarded=guarded)
+            if body:
+                statements.append(when(inside, sequence(body)))
+        point = [*outer, start]
+        statements += [self._finish(sums, image, block, point, pixel) for pixel in range(size)]
+        return sequence(statements)
+
+    def _row_conditions(self, places: Sequence[Any], taps: Sequence[int]) -> list[Any]:
+        """The conditions that a row of the window lies in the input, but for those that always hold."""
+        work = self.work
+        conditions = []
+        for dim, (place, tap) in enumerate(zip(places, taps, strict=True)):
+            first = tap * work.dilations[dim] - work.pad[dim][0]
+            last = first + (work.out_spatial[dim] - 1) * work.strides[dim]
+            size = self.sizes.spatial[dim]
+            if first < 0:
+                conditions.append(place >= 0)
+            if last >= size if isinstance(size, int) else self._may_reach_after(dim, first):
+                conditions.append(place < size)
+        return conditions
+
+    def _may_reach_after(self, dim: int, first: int) -> bool:
+        """Whether a tap that the first window has at `first` may fall behind an input whose size is not known."""
+        work = self.work
+        last_tap = (work.kernel[dim] - 1) * work.dilations[dim] - work.pad[dim][0]
+        return first + work.pad[dim][1] > last_tap
+
+    def _window_row(
+        self,
+        sums: Any,
+        image: Any,
+        block: Any,
+        places: Sequence[Any],
+        taps: Sequence[int],
+        start: Any,
+        size: int,
+        *,
+        guarded: bool = False,
+    ) -> list[Stmt]:
+        """All taps of one row of the window on a tile: each input vector is read once."""
+        work = self.work
+        stride, dilation = work.strides[-1], work.dilations[-1]
+        uses: dict[int, list[tuple[int, int]]] = {}
+        for pixel, tap in static_grid(size, work.kernel[-1]):
+            uses.setdefault(pixel * stride + tap * dilation, []).append((pixel, tap))
+        base = start * stride - self.sizes.before[-1]
+        if isinstance(base, int) and work.spatial[-1]:
+            uses = {offset: each for offset, each in uses.items() if 0 <= base + offset < work.spatial[-1]}
+        if not uses:
+            return []
+        operands, statements = self.row_operands(block, taps)
+        for offset in sorted(uses):
+            source = load(self.data, image, block, *places, base + offset, self.all_lanes)
+            value, binding = self.named(self.read(source))
+            steps = [binding]
+            for pixel, tap in uses[offset]:
+                total = load(sums, pixel, self.all_lanes)
+                steps.append(store(sums, self.tap(total, value, operands[tap]), pixel, self.all_lanes))
+            inside = both(base + offset >= 0, base + offset < self.sizes.spatial[-1]) if guarded else True
+            statements.append(when(inside, sequence(steps)))
+        return statements
+
+    def _finish(self, sums: Any, image: Any, block: Any, point: Sequence[Any], pixel: int) -> Stmt:
+        place = [*point[:-1], point[-1] + pixel]
+        factor = self.scale(place)
+
+        def one(lane: Any) -> Stmt:
+            value = load(sums, pixel, lane)
+            return self.fused.finish(value, [image, block, *place, lane])
+
+        if factor is None:
+            return vectorized("lane", self.lanes, one)
+        scaled = vectorized("lane", self.lanes, lambda lane: store(sums, load(sums, pixel, lane) * factor, pixel, lane))
+        return sequence(scaled, vectorized("lane", self.lanes, one))
+
+    def named(self, value: Expr) -> tuple[Any, Stmt]:
+        """A fresh name for a vector."""
+        self.names += 1
+        return bind(f"vector{self.names}", value, self.work.dtype, self.lanes)

@@ -1,0 +1,154 @@
+"""Winograd's convolution F(2 x 2, 3 x 3) of 8-bit integers, exact, for processors that multiply pairs of 16 bits.
+
+The input's transform adds and subtracts: of bytes it fits 16 bits. Twice G has whole entries, so four times the
+transformed filters fit 16 bits too, and a quarter of the result is exact; of stride 2, G itself has. Sums of products
+may wrap around: what comes out is right as long as four times the result fits 32 bits. So 16 products serve for 36 (25
+where the stride is 2), two of them an instruction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schedules.codegen.nest import Expr, lanes_of, load, splat
+from schedules.config import Config, ConfigSpace
+from schedules.conv.compute import conv_winograd
+from schedules.conv.winograd import Winograd, WinogradNest, WinogradWorkload
+from schedules.conv.winograd_tiling import (
+    direct_cycles,
+    has_window,
+    winograd_cycles,
+    winograd_plan,
+)
+from schedules.conv.winograd_transforms import edge_of, spread_weight, transforms
+from schedules.conv.workload import SPEC, ConvWorkload, DotWorkload, ceil_div
+from schedules.instructions import int8_dot
+from schedules.ir.stages import Kernel
+from schedules.ir.tir import tirx
+from schedules.machine import Machine
+from schedules.rule import ScheduleRule
+from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+
+from tvm import te  # isort: skip
+
+WINOGRAD_INTEGER = "conv-winograd-integer"
+TILE = 2
+_GAIN = 1.22
+"""In pairs direct convolutions take 1.2 to 1.4 times their estimate, these 0.7 to 0.9 times theirs (Zen 5, AVX2)."""
+_MOST = 255 * 4  # times the sum of a filter's weights: what must fit an int32
+
+
+def conv_winograd_integer(data: Any, weight: Any, work: DotWorkload) -> Any:
+    """The int32 convolution as a tensor expression: of plain bytes, signed or not, without anything added.
+
+    `weight` is made by `pack_integer_filter`: (ceil(filters / block), edge^2, channel pairs, 2 * block) in int16.
+    """
+    attrs = {"tensorwright.tile": TILE, **work.annotation(WINOGRAD_INTEGER)}
+
+    def factor(block: Expr, frequency: Expr, channel: Expr, lane: Expr) -> Expr:
+        return tirx.Cast("int32", weight(block, frequency, channel // 2, 2 * lane + channel % 2))
+
+    sums = conv_winograd(data, factor, work, TILE, kind=WINOGRAD_INTEGER, fill=work.fill)
+    shift = tirx.const(2 * _doublings(work.strides[0]), "int32")
+    return te.compute(sums.shape, lambda *at: sums(*at) >> shift, name="scaled", attrs=attrs)
+
+
+def _doublings(stride: int) -> int:
+    """How often G is doubled for whole entries."""
+    return 1 if stride == 1 else 0
+
+
+def pack_integer_filter(weight: NDArray[np.int8], lanes: int, stride: int = 1) -> NDArray[np.int16]:
+    """(filters, channels, 3, 3) -> the transformed filters, four times them of stride 1; channels in pairs, zeros
+    behind the last."""
+    matrix = np.array(transforms(TILE, stride).weight) * (1 << _doublings(stride))
+    frequencies = edge_of(TILE, stride) ** 2
+    filters, channels = weight.shape[:2]
+    outer, inner = ceil_div(filters, lanes), ceil_div(channels, lanes) * lanes
+    padded = np.zeros((outer * lanes, inner, frequencies), np.int16)
+    padded[:filters, :channels] = spread_weight(weight, matrix).reshape(filters, channels, -1)
+    pairs = padded.reshape(outer, lanes, inner // 2, 2, -1).transpose(0, 4, 2, 1, 3)
+    return np.ascontiguousarray(pairs).reshape(outer, frequencies, inner // 2, 2 * lanes)
+
+
+def integer_winograd_pays(work: ConvWorkload, weight: NDArray[np.int8], machine: Machine) -> bool:
+    """Whether the rule computes this convolution of bytes, and is estimated to be faster than the direct one."""
+    if int8_dot.unit_of(machine) != int8_dot.PAIRS or work.is_open or not has_window(work):
+        return False
+    if _MOST * int(np.abs(weight.astype(np.int64)).sum(axis=(1, 2, 3)).max()) >= 1 << 31:
+        return False
+    halved = _in_pairs(work)
+    return winograd_cycles(halved, TILE, machine) < _GAIN * direct_cycles(halved, machine)
+
+
+def _in_pairs(work: ConvWorkload) -> ConvWorkload:
+    """A float32 convolution that takes as many instructions for its products."""
+    return ConvWorkload(**{**_fields(work), "channels": ceil_div(work.channels, 2), "dtype": "float32"})
+
+
+def _fields(work: ConvWorkload) -> dict[str, Any]:
+    """What every convolution states, without what its own class adds."""
+    return {name: getattr(work, name) for name in ConvWorkload.__dataclass_fields__}
+
+
+@dataclass(frozen=True)
+class IntegerWinogradWorkload(DotWorkload):
+    """A convolution of bytes; `in_block` is `block`."""
+
+    tile: int = TILE
+
+
+class WinogradInteger(ScheduleRule):
+    """Knobs: those of `Winograd`; a step of the sum is a pair of channels."""
+
+    name: ClassVar[str] = "conv-winograd-integer"
+    priority: ClassVar[int] = 90
+
+    def match(self, kernel: Kernel, machine: Machine) -> IntegerWinogradWorkload | None:
+        stages = anchor_stages(kernel, WINOGRAD_INTEGER)
+        if len(stages) != 4 or int8_dot.unit_of(machine) != int8_dot.PAIRS:
+            return None
+        return IntegerWinogradWorkload(**vars(DotWorkload.from_annotation(stages[0].annotations[SPEC])))
+
+    def space(self, workload: IntegerWinogradWorkload, machine: Machine) -> ConfigSpace:
+        return Winograd().space(_as_floats(workload), machine)
+
+    def default(self, workload: IntegerWinogradWorkload, machine: Machine) -> Config:
+        plan = winograd_plan(_in_pairs(workload), TILE, machine)
+        return Config.of(tiles=plan.tiles, pixels=plan.pixels, blocks=plan.blocks, chunks=plan.chunks, unroll=1)
+
+    def apply(self, schedule: Any, workload: IntegerWinogradWorkload, config: Config, machine: Machine) -> Any:
+        fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, WINOGRAD_INTEGER))
+        nest = IntegerWinogradNest(fused, _as_floats(workload), config, workload.fill)
+        return fused.function(nest.build(machine), machine)
+
+
+def _as_floats(work: IntegerWinogradWorkload) -> WinogradWorkload:
+    return WinogradWorkload(**_fields(work), tile=TILE)
+
+
+class IntegerWinogradNest(WinogradNest):
+    """Transforms in 16 bits, products of two channels at a time in 32."""
+
+    def __init__(self, fused: FusedKernel, work: WinogradWorkload, config: Config, fill: int) -> None:
+        super().__init__(fused, work, config)
+        self.fill = fill
+        self.spread_dtype, self.steps = "int16", self.lanes // 2
+
+    def _kept(self, value: Expr) -> Expr:
+        return tirx.reinterpret(f"int32x{self.steps}", value)
+
+    def _whole_and_rest(self) -> tuple[int, int]:
+        return self.work.in_blocks, 0  # weights are zero behind the last channel
+
+    def _plus_product(self, total: Expr, value: Expr, block: Any, frequency: Any, row: Any) -> Expr:
+        pair = load(self.weight, block, frequency, row, lanes_of(0, 2 * self.lanes))
+        return int8_dot.dot_words(total, value, tirx.reinterpret(f"int32x{self.lanes}", pair))
+
+    def _scaled(self, value: Expr) -> Expr:
+        shift = 2 * _doublings(self.work.strides[0])
+        return value >> splat(shift, "int32", self.lanes) if shift else value

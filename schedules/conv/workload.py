@@ -1,0 +1,260 @@
+"""What a blocked convolution, depthwise convolution or pooling is: the numbers that decide how it is computed.
+
+Blocked layout: a tensor of `channels` channels and any number of spatial dimensions is stored as
+(batch, ceil(channels / block), *spatial, block). The lanes beyond `channels` of the last block hold values without
+meaning: every kernel writes something there and none lets what it reads there reach a real channel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from schedules.instructions.int8_neon import shift_of
+from schedules.rule import Workload
+
+KIND = "tensorwright.kernel"
+SPEC = "tensorwright.workload"
+QUAD = 4  # bytes of a word
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowWorkload(Workload):
+    """A window that slides over the spatial dimensions: what all of these kernels share.
+
+    `batch` is 0 when symbolic, and so is each of `spatial`: such a dimension is open. `block` is the lanes of the
+    output's channel blocks. `pad` holds (before, after) for each spatial dimension; a negative `after` (input that no
+    window reaches) is allowed. `same` is "upper" or "lower" where the padding of open dimensions follows from their
+    sizes, half of it before the input, the odd element after ("upper") or before it; `pad` is the most of both then.
+    """
+
+    batch: int
+    channels: int
+    block: int
+    spatial: tuple[int, ...]
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pad: tuple[tuple[int, int], ...]
+    dtype: str
+    same: str = dataclasses.field(default="", kw_only=True)
+
+    def key(self) -> str:
+        """As of any workload; that padding is known needs no mention."""
+        return super().key().replace('"same":"",', "")
+
+    @property
+    def rank(self) -> int:
+        return len(self.spatial)
+
+    @property
+    def source_dtype(self) -> str:
+        """The type that the input is stored in; `dtype` is that of the sum."""
+        return self.dtype
+
+    @property
+    def is_open(self) -> bool:
+        """Whether some spatial dimension is symbolic."""
+        return 0 in self.spatial
+
+    @property
+    def out_spatial(self) -> tuple[int, ...]:
+        """Output size of each spatial dimension, rounded down; 0 where it is open."""
+        return tuple(
+            (size + before + after - (window - 1) * dilation - 1) // stride + 1 if size else 0
+            for size, window, stride, dilation, (before, after) in zip(
+                self.spatial, self.kernel, self.strides, self.dilations, self.pad, strict=True
+            )
+        )
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        return self.channels
+
+    @property
+    def out_blocks(self) -> int:
+        """Channel blocks of the output."""
+        return ceil_div(self.out_channels, self.block)
+
+    @property
+    def reaches_outside(self) -> bool:
+        """Whether some window reads beyond the input."""
+        return any(
+            before > 0 or (after > 0 if size == 0 else (out - 1) * stride + (window - 1) * dilation - before >= size)
+            for size, window, stride, dilation, (before, after), out in zip(
+                self.spatial, self.kernel, self.strides, self.dilations, self.pad, self.out_spatial, strict=True
+            )
+        )
+
+    def annotation(self, kind: str) -> dict[str, str]:
+        """Block attributes by which the rule of `kind` knows its stage."""
+        return {KIND: kind, SPEC: json.dumps(dataclasses.asdict(self), sort_keys=True)}
+
+    @classmethod
+    def from_annotation(cls, text: str) -> Any:
+        """The inverse of `annotation`."""
+        return cls(**{name: _tuples(value) for name, value in json.loads(text).items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvWorkload(WindowWorkload):
+    """A dense or grouped convolution.
+
+    `channels` and `filters` are the input's and the output's channels, over all `groups`. With several groups, each has
+    `channels_each` and `filters_each`, whole numbers of blocks; the last one may have less. `in_block` is the lanes of
+    the input's channel blocks; 1 means the plain layout (batch, channels, *spatial).
+    Input: (batch, ceil(channels / in_block), *spatial, in_block). Weights: (ceil(filters / block),
+    ceil(channels / groups / in_block), *kernel, in_block, block). Output: (batch, ceil(filters / block), *out_spatial,
+    block).
+    """
+
+    filters: int
+    groups: int
+    in_block: int
+    channels_each: int = 0
+    filters_each: int = 0
+
+    @property
+    def out_channels(self) -> int:
+        return self.filters
+
+    @property
+    def group_channels(self) -> int:
+        """Input channels that one output channel sums over (in the last group perhaps less)."""
+        return self.channels_each or self.channels // self.groups
+
+    @property
+    def last_group_channels(self) -> int:
+        """Input channels of the last group."""
+        return self.channels - (self.groups - 1) * self.group_channels
+
+    @property
+    def in_blocks(self) -> int:
+        """Input channel blocks of one group."""
+        return ceil_div(self.group_channels, self.in_block)
+
+    @property
+    def group_out_blocks(self) -> int:
+        """Output channel blocks of one group."""
+        return ceil_div(self.filters_each or self.filters // self.groups, self.block)
+
+    @property
+    def last_group_out_blocks(self) -> int:
+        """Output channel blocks of the last group."""
+        return self.out_blocks - (self.groups - 1) * self.group_out_blocks
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions for one image."""
+        total = 2 * self.filters * self.group_channels
+        for size in (*self.kernel, *self.out_spatial):
+            total *= size
+        return total
+
+
+@dataclasses.dataclass(frozen=True)
+class DotWorkload(ConvWorkload):
+    """A convolution of narrow operands, summed by dot-product instructions in groups of neighbouring channels.
+
+    `operand` is what the input holds: "uint16" (the bits of a bfloat16; the weights too, `dtype` is float32), "uint8"
+    or "int8" (the weights are int8, `dtype` is int32). `fill` stands in the padding. Instructions want unsigned
+    input: 128 is added to every element of int8 input as it is read, the padding's too.
+    Input: as for any convolution, or, when `in_block` is `group`, words: int32 (batch, ceil(channels / group),
+    *spatial), each with a group of channels, the first in the lowest bits, and int8 made unsigned already.
+    Weights: (ceil(filters / block), ceil(channels / groups / in_block), *kernel, in_block / group, block * group), the
+    `group` channels of one filter next to each other.
+    """
+
+    operand: str = "uint16"
+    fill: int = 0
+
+    @property
+    def source_dtype(self) -> str:
+        return "int32" if self.words else self.operand
+
+    @property
+    def words(self) -> bool:
+        """Whether the input is stored as words of a group of channels."""
+        return self.in_block == self.group
+
+    @property
+    def group(self) -> int:
+        """Channels that one instruction sums over."""
+        return 2 if self.operand == "uint16" else 4
+
+    @property
+    def shift(self) -> int:
+        """What is added to every element of the input before it is multiplied."""
+        return 128 if self.operand == "int8" else 0
+
+    @property
+    def stored_block(self) -> int:
+        """Lanes of the channel blocks that the input is stored in."""
+        return self.in_block
+
+
+@dataclasses.dataclass(frozen=True)
+class QuadsWorkload(DotWorkload):
+    """A convolution of 8-bit integers for vectors of four int32: input in blocks of four channels, a word each.
+
+    Input: uint8 or int8 (batch, ceil(channels / 4), *spatial, 4). `signed` sums signed numbers: 128 is taken off uint8
+    input; else it is added to int8. `matrix` sums eight channels at a time, by an instruction that multiplies
+    matrices: `in_block` and `group` are 8 then, of the weights alone.
+    """
+
+    signed: bool = False
+    matrix: bool = False
+
+    @property
+    def words(self) -> bool:
+        return False
+
+    @property
+    def group(self) -> int:
+        return 8 if self.matrix else QUAD
+
+    @property
+    def shift(self) -> int:
+        return shift_of(self.operand, self.signed)
+
+    @property
+    def stored_block(self) -> int:
+        return QUAD
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthwiseDotWorkload(WindowWorkload):
+    """A depthwise convolution of 8-bit integers, less `fill`, with int16 weights, summed in int32 (`dtype`).
+
+    `operand` is the type of the input. `fill` is what stands in the padding of the convolution that is meant; less
+    itself it is zero, and nothing is to be added for a tap outside.
+    """
+
+    operand: str = "uint8"
+    fill: int = 0
+
+    @property
+    def source_dtype(self) -> str:
+        return self.operand
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolWorkload(WindowWorkload):
+    """Maximum or average over a window, each channel by itself.
+
+    `mode` is "max" or "average"; `count_pad` says whether an average counts what lies in the padding.
+    """
+
+    mode: str
+    count_pad: bool

@@ -1,0 +1,38 @@
+"""Limits that keep NaN, in vectors: the engine's test for NaN has no vector form and would take lanes apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schedules.instructions import vector_math
+from schedules.ir.inline import call_name
+from schedules.ir.tir import structural_equal, structural_map, tirx
+
+Expr = Any
+
+
+def vector_limits(body: Any, used: set[str]) -> Any:
+    """A statement with each `isnan(x) ? x : min(max(x, low), high)` of float32 as one function; `used` receives it."""
+
+    def visit(choice: Any) -> Any:
+        value = choice.true_value
+        tested = choice.condition
+        if call_name(tested) != "tirx.isnan" or str(value.ty) != "float32":
+            return choice
+        limits = _limits(choice.false_value, value) if structural_equal(tested.args[0], value) else None
+        if limits is None:
+            return choice
+        used.add(vector_math.LIMIT)
+        return vector_math.call(vector_math.LIMIT, value, *limits)
+
+    return structural_map(body, (tirx.Select, visit))
+
+
+def _limits(expr: Expr, value: Expr) -> tuple[Expr, Expr] | None:
+    """(low, high) of `min(max(value, low), high)`, or of either alone."""
+    low, high = tirx.FloatImm("float32", -float("inf")), tirx.FloatImm("float32", float("inf"))
+    if isinstance(expr, tirx.Min) and isinstance(expr.b, tirx.FloatImm):
+        expr, high = expr.a, expr.b
+    if isinstance(expr, tirx.Max) and isinstance(expr.b, tirx.FloatImm):
+        expr, low = expr.a, expr.b
+    return (low, high) if structural_equal(expr, value) else None

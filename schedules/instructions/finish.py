@@ -1,0 +1,160 @@
+"""What every scheduled kernel goes through last, whichever rule made it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schedules.instructions import bf16_dot, int8_dot, int8_neon, prefetch, select_lanes, unpack_bits, vector_math
+from schedules.instructions.clips import vector_limits
+from schedules.instructions.llvm_functions import PREFIX
+from schedules.instructions.nan_tests import vector_nan_tests
+from schedules.instructions.narrow_floats import inline_narrow_lets, serialize_narrow_repeats
+from schedules.instructions.scalar_calls import serialize_scalar_loops, widen_narrow_calls
+from schedules.ir.backward_divisions import hide_backward_divisions
+from schedules.ir.inline import call_name
+from schedules.ir.lets import chosen_conditions, fresh_lets, own_differences
+from schedules.ir.stages import product, shape_of
+from schedules.ir.tir import s_tir, structural_map, structural_walk, tirx, tvm
+from schedules.machine import Machine
+
+Expr = Any
+_NARROW = ("float16", "bfloat16")
+_TILE_SIZE = 96  # elements; accumulators of plain reductions hold at most four vectors
+
+
+def finish(function: Any, machine: Machine) -> Any:
+    """Elementary functions become vector code, every Let gets a variable of its own, and what the engine can not
+    generate or misreads is written another way.
+
+    Kernels of one library must import the same text for a function: the linker keeps one of them for all.
+    """
+    used: set[str] = set()
+    suffix = vector_math.IN_TILE if _holds_tile(function.body) else ""
+    body = serialize_narrow_repeats(inline_narrow_lets(vector_nan_tests(vector_limits(function.body, used))))
+    body = hide_backward_divisions(serialize_scalar_loops(widen_narrow_calls(body)))
+    body = fresh_lets(chosen_conditions(own_differences(_vector_calls(_rounded_integers(body), used, suffix))))
+    if used:
+        body = with_import(body, vector_math.definitions(used, vector_lengths(body)))
+    if _calls_any(body, bf16_dot.OPERATORS):
+        unit = bf16_dot.unit_of(machine)
+        body = with_import(body, bf16_dot.definitions(vector_lengths(body), unit=unit))
+    if _calls_any(body, int8_dot.OPERATORS):
+        unit = int8_dot.unit_text(machine)
+        body = with_import(body, int8_dot.definitions(vector_lengths(body), unit=unit))
+    if _calls_any(body, int8_neon.OPERATORS):
+        body = with_import(body, int8_neon.definitions(vector_lengths(body), machine))
+    if _calls_any(body, unpack_bits.OPERATORS):
+        body = with_import(body, unpack_bits.definitions(vector_lengths(body), unit=unpack_bits.unit_of(machine)))
+    if _calls_any(body, select_lanes.OPERATORS):
+        body = with_import(body, select_lanes.definitions(vector_lengths(body)))
+    if _holds_prefetch(body):
+        body = with_import(body, prefetch.DEFINITION)
+    return function.with_body(body)
+
+
+def _holds_prefetch(root: Any) -> bool:
+    found = False
+
+    def visit(call: Any) -> None:
+        nonlocal found
+        found = found or prefetch.is_prefetch(call)
+
+    structural_walk(root, (tvm.ir.Call, visit))
+    return found
+
+
+def _rounded_integers(root: Any) -> Any:
+    """A float32 rounded to an integer and made an int32 is one step: processors have an instruction for it."""
+
+    def replace(cast: Any) -> Any:
+        value = cast.value
+        if str(cast.ty) == "int32" and call_name(value) == "tirx.nearbyint" and str(value.ty) == "float32":
+            return int8_dot.rounded_int32(value.args[0])
+        return cast
+
+    return structural_map(root, (tirx.Cast, replace))
+
+
+def _calls_any(root: Any, names: tuple[str, ...]) -> bool:
+    found = False
+
+    def visit(call: Any) -> None:
+        nonlocal found
+        found = found or call_name(call) in names
+
+    structural_walk(root, (tvm.ir.Call, visit))
+    return found
+
+
+def _holds_tile(root: Any) -> bool:
+    """Whether tiles of sums take the registers: local buffers of constant size, together beyond a few vectors."""
+    held = 0
+
+    def visit(allocation: Any) -> None:
+        nonlocal held
+        buffer = allocation.buffer
+        if str(buffer.ty.storage_scope) == "local":
+            held += product(shape_of(buffer)) or 0
+
+    structural_walk(root, (tirx.AllocBuffer, visit))
+    return held >= _TILE_SIZE
+
+
+def _vector_calls(root: Any, used: set[str], suffix: str) -> Any:
+    """Calls of the engine's elementary functions replaced by ours; float16 and bfloat16 go through float32. Ours get
+    the variant for the kernel."""
+
+    def replace(call: Any) -> Any:
+        plain = call_name(call).removeprefix("tirx.").removeprefix(PREFIX)
+        if plain not in vector_math.FUNCTIONS or plain == vector_math.LIMIT:
+            return call
+        name = plain + suffix
+        dtype = str(call.ty)
+        if dtype == "float32":
+            used.add(name)
+            return vector_math.call(name, call.args[0])
+        if dtype in _NARROW and plain != "round":
+            used.add(name)
+            wide = tirx.Cast("float32", call.args[0])
+            return tirx.Cast(dtype, vector_math.call(name, wide))
+        return call
+
+    return structural_map(root, (tvm.ir.Call, replace))
+
+
+def vector_lengths(root: Any) -> set[int]:
+    """The numbers of lanes that vectorizing the loops of a body gives."""
+    lengths = {1}
+
+    def visit(loop: Any) -> None:
+        if loop.kind == tirx.ForKind.VECTORIZED and isinstance(loop.extent, tirx.IntImm):
+            lengths.add(int(loop.extent.value))
+
+    structural_walk(root, (tirx.For, visit))
+
+    def explicit(call: Any) -> None:
+        if call_name(call).startswith(PREFIX):
+            lengths.add(int(str(call.ty).partition("x")[2] or 1))
+
+    structural_walk(root, (tvm.ir.Call, explicit))
+    return lengths
+
+
+def with_import(body: Any, text: str) -> Any:
+    """The body with LLVM IR imported into its module."""
+    if not isinstance(body, s_tir.SBlockRealize):
+        return tirx.AttrStmt(tirx.IntImm("int32", 0), "pragma_import_llvm", tvm.ir.StringImm(text), body)
+    block = body.block
+    inner = tirx.AttrStmt(tirx.IntImm("int32", 0), "pragma_import_llvm", tvm.ir.StringImm(text), block.body)
+    made = s_tir.SBlock(
+        block.iter_vars,
+        block.reads,
+        block.writes,
+        block.name_hint,
+        inner,
+        block.init,
+        block.alloc_buffers,
+        block.match_buffers,
+        block.annotations,
+    )
+    return s_tir.SBlockRealize(body.iter_values, body.predicate, made)

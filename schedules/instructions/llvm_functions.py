@@ -1,0 +1,38 @@
+"""Operators whose code is a function in LLVM IR of our own, one for each number of lanes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from schedules.ir.tir import tirx, tvm
+
+PREFIX = "tensorwright."
+
+
+def symbol(name: str, lanes: int) -> str:
+    """The name in LLVM of the function `name` of that many lanes."""
+    return f"tensorwright_{name}_x{lanes}"
+
+
+def vector(scalar: str, lanes: int) -> str:
+    """LLVM's type of that many elements."""
+    return scalar if lanes == 1 else f"<{lanes} x {scalar}>"
+
+
+def register_operator(full: str, summary: str, named: Callable[[str, int], str] = symbol) -> None:
+    """Make `PREFIX` + name known to the engine, once: pure, elementwise, lowered to a call of `named(name, lanes)`."""
+    if full in {str(name) for name in tvm.ir.Op.list_op_names()}:
+        return
+    name = full.removeprefix(PREFIX)
+
+    def lower(node: Any) -> Any:
+        dtype = str(node.ty)
+        lanes = int(dtype.partition("x")[2] or 1)
+        return tirx.call_pure_extern(dtype, named(name, lanes), *node.args)
+
+    tvm.ir._ffi_api.RegisterOp(full, f"{name} {summary}")
+    tvm.ir.register_op_attr(full, "TVectorizable", True)
+    tvm.ir.register_op_attr(full, "TCallEffectKind", 1)  # pure
+    tvm.ir.register_op_attr(full, "TScriptPrinterName", full.replace(".", "_"))
+    tirx.register_intrin_lowering(full, target="llvm", f=lower)

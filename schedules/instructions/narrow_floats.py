@@ -1,0 +1,65 @@
+"""What the engine gets wrong about bfloat16 and the 8-bit floats, which it keeps in integers of their width.
+
+Seen with apache-tvm 0.27: a load inside the value of a Let is taken for the integer that holds it (a maximum of 48640.0
+for numbers near 1), and a vector that repeats one element has no form that can be stored.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schedules.ir.expression import substitute
+from schedules.ir.inline import buffers_free_variables
+from schedules.ir.tir import structural_map, structural_walk, tirx, tvm
+
+_PREFIXES = ("bfloat16", "float8", "float6", "float4")
+
+
+def inline_narrow_lets(root: Any) -> Any:
+    """A variable bound to what comes from a narrow float is replaced by its value."""
+
+    def replace(let: Any) -> Any:
+        if not _reads_narrow(let.value):
+            return let
+        # Variables bound in the body may read it now.
+        return inline_narrow_lets(substitute(let.body, {let.var: let.value}))
+
+    return structural_map(root, (tirx.Let, replace))
+
+
+def serialize_narrow_repeats(root: Any) -> Any:
+    """Vectorized loops that store one narrow float everywhere become serial."""
+
+    def serialize(loop: Any) -> Any:
+        if loop.kind != tirx.ForKind.VECTORIZED or not _repeats_narrow(loop):
+            return loop
+        return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body)
+
+    return structural_map(root, (tirx.For, serialize))
+
+
+def _is_narrow(expr: Any) -> bool:
+    return str(expr.ty).startswith(_PREFIXES)
+
+
+def _reads_narrow(value: Any) -> bool:
+    found = False
+
+    def visit(load: Any) -> None:
+        nonlocal found
+        found = found or _is_narrow(load)
+
+    structural_walk(value, (tvm.ir.TensorLoad, visit))
+    return found
+
+
+def _repeats_narrow(loop: Any) -> bool:
+    found = False
+
+    def visit(store: Any) -> None:
+        nonlocal found
+        if _is_narrow(store.value):
+            found = found or not any(used.same_as(loop.loop_var) for used in buffers_free_variables(store.value))
+
+    structural_walk(loop.body, (tirx.BufferStore, visit))
+    return found

@@ -1,0 +1,58 @@
+"""Elementary functions that the engine's code generator can not vectorize, or has in wider types only.
+
+Measured on apache-tvm 0.27 by generating a vector loop around each function: those of `_SCALAR` fail in every type,
+those of `_WIDE` in float16.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schedules.ir.inline import call_name
+from schedules.ir.tir import structural_map, structural_walk, tirx, tvm
+
+_SCALAR = frozenset({"tirx.sinh", "tirx.cosh"})
+_WIDE = _SCALAR | {
+    f"tirx.{name}"
+    for name in (
+        *("log1p", "asin", "acos", "atan", "asinh", "acosh", "erf"),
+        *("atan2", "hypot", "copysign", "nextafter", "ldexp"),
+    )
+}
+_NARROW = ("float16", "bfloat16")
+
+
+def widen_narrow_calls(root: Any) -> Any:
+    """Functions of narrow floats computed in float32 and rounded."""
+
+    def widen(call: Any) -> Any:
+        dtype = str(call.ty)
+        # The neighbour of a number depends on its type.
+        if dtype not in _NARROW or call_name(call) not in _WIDE - {"tirx.nextafter"}:
+            return call
+        arguments = [tirx.Cast("float32", each) if str(each.ty) == dtype else each for each in call.args]
+        return tirx.Cast(dtype, tirx.call_intrin("float32", call_name(call), *arguments))
+
+    return structural_map(root, (tvm.ir.Call, widen))
+
+
+def serialize_scalar_loops(root: Any) -> Any:
+    """Vectorized loops around a function without a vector form become serial."""
+
+    def serialize(loop: Any) -> Any:
+        if loop.kind != tirx.ForKind.VECTORIZED or not _has_scalar_call(loop.body):
+            return loop
+        return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body)
+
+    return structural_map(root, (tirx.For, serialize))
+
+
+def _has_scalar_call(root: Any) -> bool:
+    found = False
+
+    def visit(call: Any) -> None:
+        nonlocal found
+        found = found or call_name(call) in _SCALAR
+
+    structural_walk(root, (tvm.ir.Call, visit))
+    return found

@@ -1,0 +1,76 @@
+"""Picking numbers by lane as an operator: `selected(data, words, shift)` is, in each lane, that of the few numbers of
+`data` which the bits of the lane's word from `shift` on say.
+
+It is one permutation (`vpermps`), which ignores what lies above the bits it reads, so `data` is repeated until it fills
+a vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+from schedules.instructions.llvm_functions import register_operator, symbol, vector
+from schedules.ir.tir import tirx, tvm
+from schedules.machine import Machine
+
+Expr = Any
+# Among how many numbers a lane chooses.
+CHOICES = (4, 8, 16)
+_NAME = "tensorwright.select{}"
+OPERATORS = tuple(_NAME.format(choices) for choices in CHOICES)
+_PERMUTATIONS = {16: "@llvm.x86.avx512.permvar.sf.512", 8: "@llvm.x86.avx2.permps"}
+
+
+def choices_of(machine: Machine) -> tuple[int, ...]:
+    """Among how many numbers the machine's vectors can choose; none where it has no such permutation."""
+    lanes = machine.lanes("float32")
+    able = machine.has("avx512f") if lanes == 16 else lanes == 8 and machine.has("avx2")
+    return tuple(choices for choices in CHOICES if choices <= lanes) if able else ()
+
+
+def selected(data: Expr, words: Expr, shift: Expr) -> Expr:
+    """The operator.
+
+    Args:
+        data: float32, a vector of 4, 8 or 16.
+        words: int32, a vector of the machine's.
+        shift: int32, the lowest bit of the choice in each word.
+    """
+    choices = int(str(data.ty).partition("x")[2])
+    result = f"float32x{str(words.ty).partition('x')[2]}"
+    arguments = [data, words, shift]
+    return tvm.ir.Call(tvm.ir.Op.get(_NAME.format(choices)), arguments, ret_ty=tirx.Var("result", result).ty)
+
+
+def _text(choices: int, lanes: int) -> str:
+    f, i, few = vector("float", lanes), vector("i32", lanes), vector("float", choices)
+    repeated = ", ".join(f"i32 {lane % choices}" for lane in range(lanes))
+    return f"""define {f} @{symbol(f"select{choices}", lanes)}({few} %a, {i} %w, i32 %s) alwaysinline nounwind {{
+  %e = shufflevector {few} %a, {few} poison, {i} <{repeated}>
+  %o = insertelement {i} poison, i32 %s, i32 0
+  %u = shufflevector {i} %o, {i} poison, {i} zeroinitializer
+  %n = lshr {i} %w, %u
+  %r = call {f} {_PERMUTATIONS[lanes]}({f} %e, {i} %n)
+  ret {f} %r
+}}"""
+
+
+@cache
+def _definitions(lanes: tuple[int, ...]) -> str:
+    parts = []
+    for count in lanes:
+        f, i = vector("float", count), vector("i32", count)
+        parts.append(f"declare {f} {_PERMUTATIONS[count]}({f}, {i})")
+        parts += [_text(choices, count) for choices in CHOICES if choices <= count]
+    return "\n".join([*parts, ""])
+
+
+def definitions(lanes: Iterable[int]) -> str:
+    """LLVM IR of the functions for those of these numbers of lanes that there is a permutation of."""
+    return _definitions(tuple(sorted(set(lanes) & set(_PERMUTATIONS))))
+
+
+for _operator in OPERATORS:
+    register_operator(_operator, "by the bits of words")

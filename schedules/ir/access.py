@@ -1,0 +1,120 @@
+"""How a statement walks through memory when one loop variable takes a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+from schedules.ir.expression import constant_int, map_loads, substitute, uses
+from schedules.ir.stages import is_compact, shape_of
+from schedules.ir.tir import structural_walk, tirx, tvm
+
+Expr = Any
+Stride = Any  # an int, a symbolic expression, or None when the step is irregular
+
+
+@dataclass(frozen=True, eq=False)
+class Access:
+    """One load or store: the buffer and its indices."""
+
+    buffer: Any
+    indices: tuple[Expr, ...]
+    is_store: bool
+
+    def stride(self, var: Any) -> Stride:
+        """Elements moved when `var` grows by one; None when that is not the same everywhere."""
+        if not is_compact(self.buffer):
+            return None if any(uses(each, var) for each in self.indices) else 0
+        total: Any = 0
+        for size, point in _with_sizes(self.buffer, self.indices):
+            coefficient = coefficient_of(point, var)
+            if coefficient is None:
+                return None
+            total = coefficient * size + total if coefficient else total
+        return simplified(total)
+
+
+def _with_sizes(buffer: Any, indices: Sequence[Expr]) -> list[tuple[Any, Expr]]:
+    """Each index with the number of elements that one step of it skips."""
+    shape = shape_of(buffer)
+    return [(reduce(lambda a, b: a * b, shape[i + 1 :], 1), point) for i, point in enumerate(indices)]
+
+
+def coefficient_of(expr: Expr, var: Any) -> int | None:
+    """The constant factor of `var` in a linear expression; 0 when absent, None when not linear."""
+    if isinstance(expr, tirx.IntImm):
+        return 0
+    if isinstance(expr, tvm.ir.Var):
+        return 1 if expr.same_as(var) else 0
+    if isinstance(expr, (tirx.Add, tirx.Sub)):
+        left, right = coefficient_of(expr.a, var), coefficient_of(expr.b, var)
+        if left is None or right is None:
+            return None
+        return left + right if isinstance(expr, tirx.Add) else left - right
+    if isinstance(expr, tirx.Mul):
+        for factor, other in ((constant_int(expr.a), expr.b), (constant_int(expr.b), expr.a)):
+            if isinstance(factor, int):
+                inner = coefficient_of(other, var)
+                return None if inner is None else factor * inner
+    if isinstance(expr, tirx.Cast):
+        return coefficient_of(expr.value, var)
+    return _difference(expr, var) if uses(expr, var) else 0
+
+
+def _difference(expr: Expr, var: Any) -> int | None:
+    """f(v + 1) - f(v) when the engine proves it constant."""
+    if _loads_inside(expr):
+        return None
+    moved = substitute(expr, {var: var + tirx.IntImm(str(var.ty), 1)})
+    step = constant_int(tvm.sym.Analyzer().simplify(moved - expr))
+    return step if isinstance(step, int) else None
+
+
+def _loads_inside(expr: Expr) -> bool:
+    found = False
+
+    def visit(_: Any) -> None:
+        nonlocal found
+        found = True
+
+    structural_walk(expr, (tvm.ir.TensorLoad, visit))
+    return found
+
+
+def simplified(value: Any) -> Stride:
+    return value if isinstance(value, int) else constant_int(tvm.sym.Analyzer().simplify(value))
+
+
+def accesses_of(root: Any) -> list[Access]:
+    """Every load and store below a statement or expression."""
+    found: list[Access] = []
+
+    def load(node: Any) -> None:
+        found.append(Access(node.source, tuple(node.indices), False))
+
+    def store(node: Any) -> None:
+        found.append(Access(node.buffer, tuple(node.indices), True))
+
+    structural_walk(root, [(tvm.ir.TensorLoad, load), (tirx.BufferStore, store)])
+    return found
+
+
+def used_outside_indices(root: Any, var: Any) -> bool:
+    """Whether a variable occurs in a value or a condition, not only in the indices of loads and stores."""
+    without_loads = map_loads(root, lambda load: tirx.Var("loaded", load.ty))
+    stored = [store for store in accesses_of(without_loads) if store.is_store]
+    in_stores = sum(_count(point, var) for store in stored for point in store.indices)
+    return _count(without_loads, var) > in_stores
+
+
+def _count(root: Any, var: Any) -> int:
+    total = 0
+
+    def visit(node: Any) -> None:
+        nonlocal total
+        total += bool(node.same_as(var))
+
+    structural_walk(root, (tvm.ir.Var, visit))
+    return total

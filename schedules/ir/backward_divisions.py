@@ -1,0 +1,91 @@
+"""Keep the engine from misreading divisions of indices that run backwards, or that are divisions plus an offset.
+
+Its pass FlattenBuffer turns `x[(27 - i) // 14, (13 - i) % 14]` into `x[14 - i]` (27 - i is right): the iteration-map
+simplifier loses an offset where a loop variable with a negative sign is divided, as after a reshape that is read in
+reverse. It loses the offset of a division inside of another one too: `((i + 1) % 4 + 1) % 2` becomes `(i + 1) % 2`.
+Such a numerator is hidden from it behind `| 0`, which costs no instruction.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schedules.ir.tir import StructuralKey, structural_map, structural_walk, tirx, tvm
+
+Expr = Any
+_DIVISIONS = (tirx.FloorDiv, tirx.FloorMod, tirx.Div, tirx.Mod)
+_COMPOSED = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Cast)  # no other numerator can be misread
+
+
+def hide_backward_divisions(root: Any) -> Any:
+    """The statement with every numerator that runs backwards hidden."""
+
+    known: dict[StructuralKey, bool] = {}  # a kernel repeats few numerators very often
+
+    def hide(division: Any) -> Any:
+        numerator = division.a
+        if not isinstance(numerator, _COMPOSED):
+            return division
+        key = StructuralKey(numerator)
+        if key not in known:
+            known[key] = _is_misread(numerator)
+        return type(division)(_hidden(division.a), division.b) if known[key] else division
+
+    return structural_map(root, (_DIVISIONS, hide))
+
+
+def _is_misread(numerator: Expr) -> bool:
+    if not str(numerator.ty).startswith("int"):
+        return False
+    return _runs_backwards(numerator) or _offsets_division(numerator)
+
+
+def _hidden(expr: Expr) -> Expr:
+    # Not two reinterpretations: where bfloat16 is not native, the engine stops at those.
+    return tirx.bitwise_or(expr, tirx.IntImm(str(expr.ty), 0))
+
+
+def _runs_backwards(expr: Expr) -> bool:
+    """Whether a variable is subtracted, or multiplied by a negative number, outside of inner divisions."""
+    if isinstance(expr, tirx.Sub):
+        return _has_variable(expr.b) or _runs_backwards(expr.a)
+    if isinstance(expr, tirx.Add):
+        return _runs_backwards(expr.a) or _runs_backwards(expr.b)
+    if isinstance(expr, tirx.Mul):
+        factors = (expr.a, expr.b)
+        negative = any(isinstance(each, tirx.IntImm) and int(each.value) < 0 for each in factors)
+        return (negative and _has_variable(expr)) or any(map(_runs_backwards, factors))
+    return isinstance(expr, tirx.Cast) and _runs_backwards(expr.value)
+
+
+def _offsets_division(expr: Expr) -> bool:
+    """Whether the expression is a sum of a division and a constant, and maybe more."""
+    return isinstance(expr, tirx.Add | tirx.Sub) and _has_constant_term(expr) and _has_division(expr)
+
+
+def _has_constant_term(expr: Expr) -> bool:
+    if isinstance(expr, tirx.Add | tirx.Sub):
+        return _has_constant_term(expr.a) or _has_constant_term(expr.b)
+    return isinstance(expr, tirx.IntImm) and int(expr.value) != 0
+
+
+def _has_division(expr: Expr) -> bool:
+    found = False
+
+    def visit(division: Any) -> None:
+        nonlocal found
+        found = found or _has_variable(division)
+
+    structural_walk(expr, (_DIVISIONS, visit))
+    return found
+
+
+def _has_variable(expr: Expr) -> bool:
+    found = False
+
+    def visit(_: Any) -> None:
+        nonlocal found
+        found = True
+
+    structural_walk(expr, (tvm.ir.Var, visit))
+    return found

@@ -1,0 +1,83 @@
+"""Small tools on TIR expressions and statements: constants, substitution, loads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from schedules.ir.tir import structural_map, structural_walk, tirx, tvm
+
+Expr = Any
+
+
+def constant_int(value: Any) -> Any:
+    """A Python int when the expression is a constant integer or bool, else the expression itself."""
+    if isinstance(value, tirx.IntImm):
+        return int(value.value)
+    return value
+
+
+def substitute(root: Any, mapping: Mapping[Any, Expr]) -> Any:
+    """Replace variables in an expression or statement."""
+    pairs = [(var, value) for var, value in mapping.items() if not var.same_as(value)]
+    if not pairs:
+        return root
+    by_name: dict[str, list[tuple[Any, Expr]]] = {}
+    for var, value in pairs:
+        by_name.setdefault(str(var.name), []).append((var, value))
+
+    def replace(node: Any) -> Any:
+        for var, value in by_name.get(str(node.name), ()):
+            if node.same_as(var):
+                return value
+        return node
+
+    return structural_map(root, (tvm.ir.Var, replace))
+
+
+def map_loads(root: Any, replace: Callable[[Any], Expr | None]) -> Any:
+    """Replace buffer loads, innermost first; `replace` answers None to keep one."""
+
+    def visit(load: Any) -> Any:
+        answer = replace(load)
+        return load if answer is None else answer
+
+    return structural_map(root, (tvm.ir.TensorLoad, visit))
+
+
+def map_stores(root: Any, replace: Callable[[Any], Any | None]) -> Any:
+    """Replace buffer stores; `replace` answers None to keep one."""
+
+    def visit(store: Any) -> Any:
+        answer = replace(store)
+        return store if answer is None else answer
+
+    return structural_map(root, (tirx.BufferStore, visit))
+
+
+def buffers_loaded(root: Any) -> list[Any]:
+    """Every BufferLoad below `root`."""
+    loads: list[Any] = []
+
+    def visit(load: Any) -> None:
+        loads.append(load)
+
+    structural_walk(root, (tvm.ir.TensorLoad, visit))
+    return loads
+
+
+def uses(root: Any, var: Any) -> bool:
+    """Whether a variable occurs below `root`."""
+    found = False
+
+    def visit(node: Any) -> None:
+        nonlocal found
+        found = found or bool(node.same_as(var))
+
+    structural_walk(root, (tvm.ir.Var, visit))
+    return found
+
+
+def index(value: int, dtype: str = "int64") -> Expr:
+    """A constant index."""
+    return tirx.IntImm(dtype, value)

@@ -1,0 +1,71 @@
+"""Indices made as plain as the bounds of their loops allow: what reshapes leave behind hides how memory is walked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from schedules.ir.expression import index, map_loads, map_stores
+from schedules.ir.stages import Axis, Stage
+from schedules.ir.tir import structural_map, structural_walk, tirx, tvm
+
+Expr = Any
+
+
+def with_plain_indices(stage: Stage) -> Stage:
+    """The stage with divisions, remainders, minima and maxima gone from its indices where the extents of its loops
+    decide them."""
+    if not _is_taken_apart(stage.body):
+        return stage
+    analyzer = bound_analyzer(stage.axes)
+
+    def plain(indices: Any) -> list[Expr] | None:
+        if not any(_is_taken_apart(point) for point in indices):
+            return None
+        return [_plain(point, analyzer) if _is_taken_apart(point) else point for point in indices]
+
+    def load(node: Any) -> Any:
+        indices = plain(node.indices)
+        return None if indices is None else tirx.BufferLoad(node.source, indices)
+
+    def store(node: Any) -> Any:
+        indices = plain(node.indices)
+        return None if indices is None else tirx.BufferStore(node.buffer, node.value, indices)
+
+    body = map_stores(map_loads(stage.body, load), store)
+    return Stage(stage.name, stage.axes, body, stage.init, stage.annotations)
+
+
+def _plain(point: Expr, analyzer: Any) -> Expr:
+    """The engine's simplifier keeps quotients of negative numbers that its own bounds decide."""
+    point = analyzer.simplify(point)
+    if not _is_taken_apart(point):
+        return point
+
+    def decided(quotient: Any) -> Any:
+        bounds = analyzer.const_int_bound(quotient)
+        low = int(bounds.min_value)
+        return index(low, str(quotient.ty)) if low == int(bounds.max_value) else quotient
+
+    return analyzer.simplify(structural_map(point, (tirx.FloorDiv, decided)))
+
+
+def bound_analyzer(axes: Iterable[Axis]) -> Any:
+    """An analyzer that knows the ranges of these axes."""
+    analyzer = tvm.sym.Analyzer()
+    for axis in axes:
+        dtype, extent = str(axis.var.ty), axis.extent
+        length = index(extent, dtype) if isinstance(extent, int) else extent
+        analyzer.bind(axis.var, tvm.ir.Range.from_min_extent(index(0, dtype), length))
+    return analyzer
+
+
+def _is_taken_apart(root: Any) -> bool:
+    found = False
+
+    def visit(node: Any) -> None:
+        nonlocal found
+        found = True
+
+    structural_walk(root, ((tirx.FloorDiv, tirx.FloorMod, tirx.Min, tirx.Max), visit))
+    return found

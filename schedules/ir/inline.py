@@ -1,0 +1,259 @@
+"""Inlining: an elementwise stage moves into the stages that read it, unless that would repeat too much work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from schedules.ir.expression import buffers_loaded, constant_int, map_loads, substitute
+from schedules.ir.stages import Kernel, Opaque, Stage, shape_of
+from schedules.ir.tir import structural_equal, structural_walk, tirx, tvm
+
+Expr = Any
+
+# How many times a cheap value may be computed anew before it is kept in memory instead.
+_MAX_CHEAP_REPEATS = 8
+_MAX_CHEAP_OPERATIONS = 16
+# A body beyond this many nodes is not grown any further.
+_MAX_NODES = 600
+
+_EXPENSIVE_CALLS = frozenset(
+    f"tirx.{name}"
+    for name in ("exp", "exp2", "log", "log2", "log1p", "tanh", "erf", "sigmoid", "pow", "sin", "cos", "tan", "sqrt")
+) | {"tirx.rsqrt", "tirx.atan", "tirx.atan2", "tirx.fmod", "tirx.asin", "tirx.acos", "tirx.sinh", "tirx.cosh"}
+
+# `if_then_else` is an operator of the engine's primitive expressions, unlike the functions above.
+IF_THEN_ELSE = "prim.if_then_else"
+
+
+def call_name(node: Any) -> str:
+    """The operator's name of a call, "" when it calls something else."""
+    return str(node.op.name) if isinstance(node, tvm.ir.Call) and isinstance(node.op, tvm.ir.Op) else ""
+
+
+def operations(root: Any) -> tuple[int, int]:
+    """(arithmetic operations, expensive ones: elementary functions and floating-point divisions) below `root`."""
+    cheap = expensive = 0
+
+    def binary(node: Any) -> None:
+        nonlocal cheap, expensive
+        cheap += 1
+        expensive += isinstance(node, tirx.Div)
+
+    def call(node: Any) -> None:
+        nonlocal cheap, expensive
+        cheap += 1
+        expensive += call_name(node) in _EXPENSIVE_CALLS
+
+    numeric = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Min, tirx.Max, tirx.FloorDiv, tirx.FloorMod)
+    kinds = (*numeric, tirx.Select, tirx.Shuffle)
+    structural_walk(root, [(kinds, binary), (tvm.ir.Call, call)])
+    return cheap, expensive
+
+
+def has_branch(root: Any) -> bool:
+    """Whether there is an `if_then_else` below `root`: what it guards must not be evaluated elsewhere."""
+    found = False
+
+    def visit(node: Any) -> None:
+        nonlocal found
+        found = found or call_name(node) == IF_THEN_ELSE
+
+    structural_walk(root, (tvm.ir.Call, visit))
+    return found
+
+
+def inline_stages(kernel: Kernel, keep: Sequence[Stage] = ()) -> list[Stage | Opaque]:
+    """The kernel's stages with those inlined that pay; `keep` are stages that must stay. Meaning is unchanged."""
+    stages = list(kernel.stages)
+    position = 0
+    while position < len(stages):
+        stage = stages[position]
+        if isinstance(stage, Stage) and not any(stage is kept for kept in keep):
+            replaced = _inlined(kernel, stages, position)
+            if replaced is not None:
+                stages = replaced
+                continue
+        position += 1
+    return stages
+
+
+def _inlined(kernel: Kernel, stages: list[Stage | Opaque], position: int) -> list[Stage | Opaque] | None:
+    stage = stages[position]
+    if not isinstance(stage, Stage) or not _is_candidate(kernel, stages, stage):
+        return None
+    buffer = stage.store.buffer  # type: ignore[union-attr]
+    readers = [i for i, other in enumerate(stages) if other is not stage and _reads(other, buffer)]
+    if not readers or any(i < position or not isinstance(stages[i], Stage) for i in readers):
+        return None
+    if not all(_pays(stage, stages[i]) for i in readers) or not _few_repeats(stage, [stages[i] for i in readers]):
+        return None
+    result = list(stages)
+    for i in readers:
+        replaced = _inline_into(stage, stages[i])
+        if replaced is None:
+            return None
+        result[i] = replaced
+    del result[position]
+    return result
+
+
+def _is_candidate(kernel: Kernel, stages: Sequence[Stage | Opaque], stage: Stage) -> bool:
+    """An elementwise stage that alone writes an intermediate, at its own loop variables, from unchanging inputs."""
+    store = stage.store
+    if store is None or stage.reduction or stage.init is not None or not kernel.is_intermediate(store.buffer):
+        return False
+    if _index_axes(stage) is None:
+        return False
+    others = [other for other in stages if other is not stage]
+    written = [buffer for other in others for buffer in _writes(other)]
+    if any(store.buffer.same_as(buffer) for buffer in written):
+        return False
+    after = stages[next(i for i, other in enumerate(stages) if other is stage) :]
+    rewritten = [buffer for other in after for buffer in _writes(other)]
+    return not any(load.source.same_as(buffer) for load in stage.loads for buffer in rewritten)
+
+
+def is_elementwise(stage: Stage) -> bool:
+    """Whether a stage stores one value at each point of its own loop variables, so that `inline_value` serves it."""
+    return stage.store is not None and not stage.reduction and stage.init is None and _index_axes(stage) is not None
+
+
+def _index_axes(stage: Stage) -> list[Any] | None:
+    """The loop variable that each dimension of the output is stored at (None where it is constant 0 of size 1)."""
+    found: list[Any] = []
+    for point, size in zip(stage.store.indices, shape_of(stage.store.buffer), strict=True):  # type: ignore[union-attr]
+        if isinstance(point, tvm.ir.Var) and not any(point.same_as(other) for other in found):
+            found.append(point)
+        elif constant_int(point) == 0 and size == 1:
+            found.append(None)
+        else:
+            return None
+    variables = [var for var in found if var is not None]
+    covered = all(any(axis.var.same_as(var) for var in variables) or axis.extent == 1 for axis in stage.axes)
+    return found if covered else None
+
+
+def _writes(stage: Stage | Opaque) -> tuple[Any, ...]:
+    return stage.writes if isinstance(stage, Stage) else Stage("", (), stage.statement).writes
+
+
+def _reads(stage: Stage | Opaque, buffer: Any) -> bool:
+    root = stage.body if isinstance(stage, Stage) else stage.statement
+    return any(load.source.same_as(buffer) for load in buffers_loaded(root)) or _mentions(stage, buffer)
+
+
+def _mentions(stage: Stage | Opaque, buffer: Any) -> bool:
+    """Whether an opaque statement or an init may touch the buffer in another way."""
+    roots = [stage.statement] if isinstance(stage, Opaque) else [stage.init] if stage.init is not None else []
+    found = False
+
+    def visit(var: Any) -> None:
+        nonlocal found
+        found = found or bool(var.same_as(buffer))
+
+    for root in roots:
+        structural_walk(root, (tvm.ir.Var, visit))
+    return found
+
+
+def _pays(stage: Stage, reader: Stage | Opaque) -> bool:
+    """What a summing loop reads again and again must not hold branches; a body of several statements is left alone."""
+    if not isinstance(reader, Stage) or reader.store is None:
+        return False
+    if sum(operations(reader.body)) > _MAX_NODES:
+        return False
+    return not (reader.reduction and has_branch(stage.body))
+
+
+def _few_repeats(stage: Stage, readers: Sequence[Any]) -> bool:
+    cheap, expensive = operations(stage.store.value)  # type: ignore[union-attr]
+    if cheap == 0:
+        return True
+    repeats = 0.0
+    points = stage.points()
+    for reader in readers:
+        uses = len(_distinct_uses(reader.store.value, stage.store.buffer))  # type: ignore[union-attr]
+        evaluations = reader.points()
+        if points is None or evaluations is None:
+            repeats += uses if not reader.reduction else _MAX_CHEAP_REPEATS + 1
+        else:
+            repeats += uses * evaluations / max(points, 1)
+    if expensive:
+        return repeats <= 1.25
+    return repeats <= (_MAX_CHEAP_REPEATS if cheap <= _MAX_CHEAP_OPERATIONS else 2.0)
+
+
+def _distinct_uses(value: Expr, buffer: Any) -> list[list[Any]]:
+    """The loads of a buffer, grouped by equal indices."""
+    groups: list[list[Any]] = []
+    for load in buffers_loaded(value):
+        if not load.source.same_as(buffer):
+            continue
+        for group in groups:
+            if structural_equal(list(group[0].indices), list(load.indices), map_free_vars=False):
+                group.append(load)
+                break
+        else:
+            groups.append([load])
+    return groups
+
+
+def _inline_into(stage: Stage, reader: Stage | Opaque) -> Stage | None:
+    assert isinstance(reader, Stage)
+    store = reader.store
+    assert store is not None
+    value = inline_value(stage, store.value)
+    body = tirx.BufferStore(store.buffer, value, list(store.indices))
+    return Stage(reader.name, reader.axes, body, reader.init, reader.annotations)
+
+
+def inline_value(stage: Stage, value: Expr) -> Expr:
+    """`value` with the loads of an elementwise stage's output replaced by what the stage computes.
+
+    A value that is read more than once at the same place is bound to a variable, unless a branch guards it.
+    """
+    buffer = stage.store.buffer  # type: ignore[union-attr]
+    axes = _index_axes(stage)
+    assert axes is not None
+    bindings: list[tuple[Any, Expr]] = []
+    groups = [] if has_branch(value) else _distinct_uses(value, buffer)
+    shared = [group for group in groups if len(group) > 1 and not _bound_inside(value, group[0])]
+    variables = [tirx.Var(f"{stage.name}_value", group[0].ty) for group in shared]
+
+    def computed(load: Any) -> Expr:
+        mapping = {var: point for var, point in zip(axes, load.indices, strict=True) if var is not None}
+        return substitute(stage.store.value, mapping)  # type: ignore[union-attr]
+
+    def replace(load: Any) -> Expr | None:
+        if not load.source.same_as(buffer):
+            return None
+        for group, variable in zip(shared, variables, strict=True):
+            if structural_equal(list(group[0].indices), list(load.indices), map_free_vars=False):
+                return variable
+        return computed(load)
+
+    result = map_loads(value, replace)
+    bindings = [(variable, computed(group[0])) for group, variable in zip(shared, variables, strict=True)]
+    for variable, bound in reversed(bindings):
+        result = tirx.Let(variable, bound, result)
+    return result
+
+
+def _bound_inside(value: Expr, load: Any) -> bool:
+    """Whether the indices of a load use a variable that a Let inside `value` binds."""
+    bound: list[Any] = []
+    structural_walk(value, (tirx.Let, lambda let: _append(bound, let.var)))
+    used = buffers_free_variables(load)
+    return any(var.same_as(other) for var in used for other in bound)
+
+
+def buffers_free_variables(root: Any) -> list[Any]:
+    """The variables below `root`."""
+    found: list[Any] = []
+    structural_walk(root, (tvm.ir.Var, lambda var: _append(found, var)))
+    return found
+
+
+def _append(items: list[Any], item: Any) -> None:
+    items.append(item)

@@ -1,0 +1,170 @@
+"""Lets in forms that the engine takes.
+
+Seen with apache-tvm 0.27: its generator of LLVM code looks for bounds of the integers and conditions that Lets bind. It
+stops at vectors of comparisons there, at floats that are divided by choices, and at a Let in the extent of a loop,
+which it bounds twice, differently. Its pass NarrowDataType bounds the variable of a Let inside of it and on its own,
+and stops where the two differ.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schedules.ir.expression import substitute, uses
+from schedules.ir.tir import structural_equal, structural_map, structural_walk, tirx, tvm
+
+Expr = Any
+_FLOATS = ("float16", "float32", "float64")
+
+
+def fresh_lets(root: Any) -> Any:
+    """Every Let binds a variable of its own, also where one expression occurs several times."""
+
+    def renew(let: Any) -> Any:
+        fresh = tirx.Var(str(let.var.name), let.var.ty)
+        return tirx.Let(fresh, let.value, substitute(let.body, {let.var: fresh}))
+
+    return structural_map(root, (tirx.Let, renew))
+
+
+def own_differences(root: Any) -> Any:
+    """x - x and x * 0 of a bound x, which the engine takes for 0: what is NaN or infinite stays NaN.
+
+    Its pass VectorizeLoop visits factors that became numbers twice, and refuses the Let that it has seen.
+    """
+
+    def difference(operation: Any) -> Any:
+        if not isinstance(operation.a, tirx.Var) or not operation.a.same_as(operation.b):
+            return operation
+        return _zero_of(operation.a)
+
+    def product(operation: Any) -> Any:
+        for factor, other in ((operation.a, operation.b), (operation.b, operation.a)):
+            if isinstance(factor, tirx.Var) and isinstance(other, tirx.FloatImm | tirx.IntImm) and not other.value:
+                return _zero_of(factor)
+        return operation
+
+    def used(let: Any) -> Any:
+        return let if uses(let.body, let.var) else let.body
+
+    replaced = structural_map(structural_map(root, (tirx.Sub, difference)), (tirx.Mul, product))
+    return structural_map(replaced, (tirx.Let, used))
+
+
+def kept_differences(root: Any) -> Any:
+    """Differences of floats that TVM's simplifier would cancel as if they were exact: x - x, (x + y) - x and the like.
+
+    It would take what is NaN, infinite or rounded for what it is of real numbers. LLVM makes subtractions again.
+    """
+
+    def visit(node: Any) -> Any:
+        if str(node.ty).partition("x")[0] not in _FLOATS or (_is_leaf(node.a, node.b) and _is_leaf(node.b, node.a)):
+            return node
+        return tirx.Add(node.a, tirx.Mul(node.b, _minus_one(str(node.ty))))
+
+    return structural_map(root, (tirx.Sub, visit))
+
+
+def _is_leaf(value: Expr, other: Expr) -> bool:
+    """Whether an operand of a difference cannot cancel with the other one."""
+    if isinstance(value, tirx.FloatImm | tirx.Broadcast):
+        return isinstance(value, tirx.FloatImm) or isinstance(value.value, tirx.FloatImm)
+    simple = isinstance(value, tirx.Var | tirx.Mul | tirx.Div | tvm.ir.Call | tvm.ir.TensorLoad)
+    return simple and not structural_equal(value, other)
+
+
+def _minus_one(dtype: str) -> Expr:
+    scalar, _, lanes = dtype.partition("x")
+    one = tirx.FloatImm(scalar, -1.0)
+    return tirx.Broadcast(one, int(lanes)) if lanes else one
+
+
+def _zero_of(variable: Any) -> Expr:
+    dtype = str(variable.ty)
+    if "float" not in dtype:
+        return _constant(0, dtype)
+    return tirx.Add(variable, tirx.Mul(variable, tirx.FloatImm(dtype, -1.0)))
+
+
+def opaque_floats(root: Any) -> Any:
+    """Values of floats that are bound, such that TVM's generator of LLVM code takes them for unknown.
+
+    It bounds each bound value as if it were an integer, and fails to make an integer of type float32 where the value
+    divides or multiplies by a choice (`Select`). A reinterpretation as the same type gives no instruction.
+    """
+
+    def hidden(value: Expr) -> Expr:
+        dtype = str(value.ty)
+        if dtype.partition("x")[0] not in _FLOATS or isinstance(
+            value, tirx.Var | tirx.FloatImm | tvm.ir.Call | tvm.ir.TensorLoad
+        ):
+            return value
+        return tirx.call_intrin(dtype, "tirx.reinterpret", value)
+
+    def let(node: Any) -> Any:
+        return tirx.Let(node.var, hidden(node.value), node.body)
+
+    return structural_map(
+        structural_map(root, (tirx.Let, let)), (tirx.Bind, lambda b: tirx.Bind(b.var, hidden(b.value)))
+    )
+
+
+def inlined_divisions(root: Any) -> Any:
+    """Quotients and remainders of sizes and indices are repeated, not bound."""
+
+    def replace(let: Any) -> Any:
+        if not isinstance(let.value, tirx.Div | tirx.Mod) or _loads(let.value):
+            return let
+        # Variables bound in the body may divide it again.
+        return inlined_divisions(substitute(let.body, {let.var: let.value}))
+
+    return structural_map(root, (tirx.Let, replace))
+
+
+def _loads(value: Expr) -> bool:
+    found = False
+
+    def visit(_: Any) -> None:
+        nonlocal found
+        found = True
+
+    structural_walk(value, (tvm.ir.TensorLoad, visit))
+    return found
+
+
+def chosen_conditions(root: Any) -> Any:
+    """No Let binds a comparison, or one as a number: where one was, 1 or 0 is selected by it.
+
+    What is computed of integers that are loaded is bound without bounds.
+    """
+
+    def replace(let: Any) -> Any:
+        if str(let.var.ty) != "bool":
+            return tirx.Let(let.var, _unbounded(_selected(let.value)), let.body) if "int" in str(let.var.ty) else let
+        number = tirx.Var(str(let.var.name), "int8")
+        body = substitute(let.body, {let.var: tirx.NE(number, _constant(0, "int8"))})
+        return tirx.Let(number, _choice(let.value, "int8"), body)
+
+    return structural_map(root, (tirx.Let, replace))
+
+
+def _unbounded(value: Expr) -> Expr:
+    """`value | 0`, which costs no instruction; loads have no bounds already."""
+    if isinstance(value, tvm.ir.TensorLoad) or not _loads(value):
+        return value
+    return tirx.bitwise_or(value, _constant(0, str(value.ty)))
+
+
+def _selected(value: Expr) -> Expr:
+    def replace(cast: Any) -> Any:
+        return _choice(cast.value, str(cast.ty)) if str(cast.value.ty) == "bool" else cast
+
+    return structural_map(value, (tirx.Cast, replace))
+
+
+def _choice(condition: Expr, dtype: str) -> Expr:
+    return tirx.Select(condition, _constant(1, dtype), _constant(0, dtype))
+
+
+def _constant(number: int, dtype: str) -> Expr:
+    return tirx.IntImm(dtype, number)

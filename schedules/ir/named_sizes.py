@@ -1,0 +1,79 @@
+"""Sizes of a kernel's tensors that are computed from other sizes get names of their own.
+
+TVM's passes repeat and simplify such an expression, `(h - 1) // 32 + 1`, in every index into the tensor. Kernels of
+different layers that differ in these expressions alone become equal, too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schedules.ir.expression import substitute
+from schedules.ir.tir import StructuralKey, structural_map, structural_walk, tirx
+
+_OPERATIONS = (tirx.Add, tirx.Sub, tirx.Mul, tirx.FloorDiv, tirx.FloorMod, tirx.Min, tirx.Max)
+
+
+def name_sizes(function: Any) -> Any:
+    """The function with a variable for each computed size, which its value comes to from the tensor's shape."""
+    sizes = _computed_sizes(function)
+    if not sizes:
+        return function
+    body, shapes = function.body, {each: list(each.ty.shape) for each in _buffers(function)}
+    for number, size in enumerate(sizes):
+        name = tirx.Var(f"size_{number}", size.ty)
+        body = _named(body, size, name)
+        for shape in shapes.values():
+            shape[:] = [_named(each, size, name) if isinstance(each, _OPERATIONS) else each for each in shape]
+    fresh = {each: _with_shape(each, shape) for each, shape in shapes.items()}
+    parameters = [fresh.get(each, each) for each in function.params]
+    return tirx.PrimFunc(parameters, substitute(body, fresh), function.ret_type, function.attrs, function.span)
+
+
+def _buffers(function: Any) -> list[Any]:
+    return [each for each in function.params if tirx.is_buffer_var(each)]
+
+
+def _computed_sizes(function: Any) -> list[Any]:
+    """The expressions among the sizes of a function's tensors, those that hold others first."""
+    found: dict[Any, Any] = {}
+    for buffer in _buffers(function):
+        for size in buffer.ty.shape:
+            if isinstance(size, _OPERATIONS):
+                found.setdefault(StructuralKey(size), size)
+    return sorted(found.values(), key=lambda size: -_nodes(size))
+
+
+def _nodes(value: Any) -> int:
+    count = 0
+
+    def visit(_: Any) -> None:
+        nonlocal count
+        count += 1
+
+    structural_walk(value, (_OPERATIONS, visit))
+    return count
+
+
+def _named(root: Any, size: Any, name: Any) -> Any:
+    key = StructuralKey(size)
+
+    def replace(node: Any) -> Any:
+        return name if StructuralKey(node) == key else node
+
+    return structural_map(root, (type(size), replace))
+
+
+def _with_shape(buffer: Any, shape: list[Any]) -> Any:
+    ty = buffer.ty
+    return tirx.decl_buffer(
+        shape,
+        ty.dtype,
+        str(buffer.name),
+        strides=ty.strides,
+        elem_offset=ty.elem_offset,
+        scope=str(ty.storage_scope),
+        data_alignment=int(ty.data_alignment),
+        offset_factor=int(ty.offset_factor),
+        layout=ty.layout,
+    )

@@ -1,0 +1,122 @@
+"""Reductions as they are written in blocks: `out = out + value`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from schedules.ir.expression import buffers_loaded
+from schedules.ir.stages import Stage
+from schedules.ir.tir import structural_equal, tirx, tvm
+
+Expr = Any
+
+
+@dataclass(frozen=True, eq=False)
+class Combiner:
+    """How partial results join, and the value to start from that changes nothing (None: the stage's own init)."""
+
+    name: str
+    combine: Callable[[Expr, Expr], Expr]
+    identity: float | None
+
+
+COMBINERS = {
+    tirx.Add: Combiner("add", lambda a, b: a + b, 0.0),
+    tirx.Mul: Combiner("multiply", lambda a, b: a * b, 1.0),
+    # These may meet the start value more than once, so they start from the stage's own.
+    tirx.Max: Combiner("maximum", tirx.Max, None),
+    tirx.Min: Combiner("minimum", tirx.Min, None),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Reduction:
+    """A stage `out[...] = combine(out[...], value)` that starts at `start`."""
+
+    combiner: Combiner
+    value: Expr
+    start: Expr
+    store: Any
+
+    @property
+    def dtype(self) -> str:
+        return str(self.store.buffer.dtype)
+
+    def identity(self) -> Expr:
+        """What an accumulator starts from when the start value joins at the end."""
+        if self.combiner.identity is None:
+            return self.start
+        return tirx.const(self.combiner.identity, self.dtype)
+
+    def joins_start(self) -> bool:
+        """Whether the start value has yet to be combined in, after accumulating from `identity`."""
+        return self.combiner.identity is not None and not _is_number(self.start, self.combiner.identity)
+
+
+def _is_number(expr: Expr, number: float) -> bool:
+    return isinstance(expr, (tirx.IntImm, tirx.FloatImm)) and float(expr.value) == number
+
+
+def reduction_of(stage: Stage) -> Reduction | None:
+    """The reduction that a stage performs, None when it has another form."""
+    store = stage.store
+    if store is None or not stage.reduction or not isinstance(stage.init, tirx.BufferStore):
+        return None
+    if not stage.init.buffer.same_as(store.buffer) or not _same_place(stage.init.indices, store.indices):
+        return None
+    lets: list[tuple[Any, Expr]] = []
+    value = store.value
+    while isinstance(value, tirx.Let):
+        lets.append((value.var, value.value))
+        value = value.body
+    found = _extremum(value, store) or _combination(value, store)
+    if found is None:
+        return None
+    combiner, operand = found
+    for var, bound in reversed(lets):
+        operand = tirx.Let(var, bound, operand)
+    if any(load.source.same_as(store.buffer) for load in buffers_loaded(operand)):
+        return None
+    return Reduction(combiner, operand, stage.init.value, store)
+
+
+def _combination(value: Expr, store: Any) -> tuple[Combiner, Expr] | None:
+    """What joins the stage's own element with an operand, and that operand."""
+    combiner = COMBINERS.get(type(value))
+    if combiner is None:
+        return None
+    pairs = (value.a, value.b), (value.b, value.a)
+    return next(((combiner, operand) for own, operand in pairs if _is_own_load(own, store)), None)
+
+
+def _extremum(value: Expr, store: Any) -> tuple[Combiner, Expr] | None:
+    """The same of the largest or smallest value, or NaN where there is one, as the importer writes it."""
+    if not isinstance(value, tirx.Select) or not isinstance(value.false_value, tirx.Select):
+        return None
+    own, operand, last = value.true_value, value.false_value.true_value, value.false_value.false_value
+    if not isinstance(last, tirx.Max | tirx.Min) or not _is_own_load(own, store):
+        return None
+    kind = type(last)
+    read = tirx.Select(tirx.isnan(operand), operand, kind(own, operand))
+    if not structural_equal(value, tirx.Select(tirx.isnan(own), own, read)):
+        return None
+
+    def combine(a: Expr, b: Expr) -> Expr:
+        # Of a comparison with NaN the second is taken, the total: only what is new need be looked at, ahead of time.
+        return tirx.Select(tirx.isnan(b), b, tirx.Select(b > a if kind is tirx.Max else b < a, b, a))
+
+    return Combiner("maximum" if kind is tirx.Max else "minimum", combine, None), operand
+
+
+def _is_own_load(expr: Expr, store: Any) -> bool:
+    return (
+        isinstance(expr, tvm.ir.TensorLoad)
+        and bool(expr.source.same_as(store.buffer))
+        and _same_place(expr.indices, store.indices)
+    )
+
+
+def _same_place(left: Any, right: Any) -> bool:
+    return len(left) == len(right) and bool(structural_equal(list(left), list(right)))

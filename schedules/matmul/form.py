@@ -1,0 +1,223 @@
+"""Recognizes a matrix product in a stage, whatever its layout: `C[b, i, j] = sum over k of A[b, i, k] * B[b, k, j]`.
+
+The roles of the loops follow from which operand they move: both (batch), only A (row), only B (column). The operand
+that moves along the contiguous dimension of C is taken as B, so that vectors run along the columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from schedules.ir.access import Access, Stride, simplified
+from schedules.ir.expression import buffers_loaded, constant_int, substitute
+from schedules.ir.reduction import Reduction, reduction_of
+from schedules.ir.stages import Axis, Kernel, Stage, dtype_of
+from schedules.ir.tir import structural_equal, tirx, tvm
+
+Expr = Any
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Loops that count as one: row index r stands for all of them; `extent` is an int when static."""
+
+    axes: tuple[Axis, ...]
+
+    @property
+    def extent(self) -> Any:
+        total: Any = 1
+        for axis in self.axes:
+            total = total * axis.extent
+        return total if isinstance(total, int) else simplified(total)
+
+    def values(self, at: Expr) -> dict[Any, Expr]:
+        """The loop variables at a position of the group."""
+        found: dict[Any, Expr] = {}
+        rest = at
+        for axis in reversed(self.axes[1:]):
+            found[axis.var] = tirx.FloorMod(rest, _expr(axis.extent))
+            rest = tirx.FloorDiv(rest, _expr(axis.extent))
+        if self.axes:
+            found[self.axes[0].var] = rest
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class MatmulForm:
+    """A stage read as a product. `width` is the columns of a panel when B is packed in panels, else 0."""
+
+    stage: Stage
+    reduction: Reduction
+    batch: tuple[Axis, ...]
+    rows: Group
+    column: Axis | None
+    depth: Axis
+    a: Any
+    b: Any
+    a_value: Expr
+    b_value: Expr
+    width: int
+    a_row_stride: Stride
+    a_depth_stride: Stride
+    b_depth_stride: Stride
+    b_column_stride: Stride
+
+    @property
+    def columns(self) -> Any:
+        return self.column.extent if self.column is not None else 1
+
+    @property
+    def known_extents(self) -> tuple[int, int, int]:
+        """Rows, columns and depth as workloads hold them: 0 where they are symbolic."""
+        rows, columns, depth = (
+            each if isinstance(each, int) else 0 for each in (self.rows.extent, self.columns, self.depth.extent)
+        )
+        return rows, columns, depth
+
+    def a_at(self, batch: Mapping[Any, Expr], row: Expr, depth: Expr) -> Expr:
+        """The element of A as the product uses it (converted to the type of the sum)."""
+        return substitute(self.a_value, {**batch, **self.rows.values(row), self.depth.var: depth})
+
+    def b_at(self, batch: Mapping[Any, Expr], depth: Expr, column: Expr) -> Expr:
+        """The element of B as the product uses it."""
+        mapping = {**batch, self.depth.var: depth}
+        if self.column is not None:
+            mapping[self.column.var] = column
+        return substitute(self.b_value, mapping)
+
+    def c_indices(self, batch: Mapping[Any, Expr], row: Expr, column: Expr) -> list[Expr]:
+        """Where the result goes."""
+        mapping = {**batch, **self.rows.values(row)}
+        if self.column is not None:
+            mapping[self.column.var] = column
+        return [substitute(point, mapping) for point in self.reduction.store.indices]
+
+    def start_at(self, batch: Mapping[Any, Expr], row: Expr, column: Expr) -> Expr:
+        """What the sum starts from."""
+        mapping = {**batch, **self.rows.values(row)}
+        if self.column is not None:
+            mapping[self.column.var] = column
+        return substitute(self.reduction.start, mapping)
+
+
+def _expr(value: Any) -> Expr:
+    return tirx.IntImm("int64", value) if isinstance(value, int) else value
+
+
+def find_matmul(kernel: Kernel) -> MatmulForm | None:
+    """The only matrix product of a kernel; None when there is none, or several."""
+    found = [form for form in map(matmul_form, kernel.simple_stages) if form is not None]
+    return found[0] if kernel.is_plain and len(found) == 1 else None
+
+
+def matmul_form(stage: Stage) -> MatmulForm | None:
+    """The stage as a product, None when it is none."""
+    reduction = reduction_of(stage)
+    if reduction is None or reduction.combiner.name != "add" or not isinstance(reduction.value, tirx.Mul):
+        return None
+    axes = [axis for axis in stage.axes if axis.extent != 1]
+    depths = [axis for axis in axes if axis.reduce]
+    if len(depths) != 1 or any(axis.extent == 0 for axis in axes) or any(str(a.var.ty) != "int64" for a in axes):
+        return None
+    trivial = {axis.var: tirx.IntImm("int64", 0) for axis in stage.axes if axis.extent == 1}
+    reduction = Reduction(
+        reduction.combiner,
+        substitute(reduction.value, trivial),
+        substitute(reduction.start, trivial),
+        substitute(reduction.store, trivial),
+    )
+    for left, right in ((reduction.value.a, reduction.value.b), (reduction.value.b, reduction.value.a)):
+        form = _with_operands(stage, axes, depths[0], reduction, left, right)
+        if form is not None:
+            return form
+    return None
+
+
+def _single_load(value: Expr) -> Any | None:
+    """The load of an operand that is nothing but a load, perhaps converted to another type."""
+    while isinstance(value, tirx.Cast):
+        value = value.value
+    return value if isinstance(value, tvm.ir.TensorLoad) else None
+
+
+def _with_operands(
+    stage: Stage, axes: Sequence[Axis], depth: Axis, reduction: Reduction, left: Expr, right: Expr
+) -> MatmulForm | None:
+    a, b = _single_load(left), _single_load(right)
+    if a is None or b is None or buffers_loaded(reduction.start):
+        return None
+    a_access, b_access = Access(a.source, tuple(a.indices), False), Access(b.source, tuple(b.indices), False)
+    c_access = Access(reduction.store.buffer, tuple(reduction.store.indices), True)
+    width = _panel_width(b, axes, depth)
+    spatial = [axis for axis in axes if not axis.reduce]
+    moves_a = {id(axis): a_access.stride(axis.var) for axis in axes}
+    moves_b = {id(axis): b_access.stride(axis.var) for axis in axes}
+    moves_c = {id(axis): c_access.stride(axis.var) for axis in spatial}
+    column = next((axis for axis in spatial if moves_c[id(axis)] == 1), None)
+    if column is not None and (moves_a[id(column)] != 0 or moves_b[id(column)] == 0):
+        return None
+    if moves_a[id(depth)] in (None, 0) or (not width and moves_b[id(depth)] in (None, 0)):
+        return None
+    rest = [axis for axis in spatial if axis is not column]
+    rows = [axis for axis in rest if moves_b[id(axis)] == 0]
+    batch = [axis for axis in rest if moves_b[id(axis)] != 0]
+    group, outer = _merge_rows(rows, moves_a, moves_c)
+    return MatmulForm(
+        stage,
+        reduction,
+        (*batch, *outer),
+        group,
+        column,
+        depth,
+        a,
+        b,
+        left,
+        right,
+        width,
+        moves_a[id(group.axes[-1])] if group.axes else 0,
+        moves_a[id(depth)],
+        moves_b[id(depth)],
+        moves_b[id(column)] if column is not None else 0,
+    )
+
+
+def _merge_rows(
+    rows: Sequence[Axis], moves_a: Mapping[int, Stride], moves_c: Mapping[int, Stride]
+) -> tuple[Group, list[Axis]]:
+    """The innermost run of rows through which A and C walk without a seam, and the loops outside it."""
+    if not rows:
+        return Group(()), []
+    run = [rows[-1]]
+    for axis in reversed(rows[:-1]):
+        if not all(_follows(moves[id(axis)], moves[id(run[0])], run[0].extent) for moves in (moves_a, moves_c)):
+            break
+        run.insert(0, axis)
+    return Group(tuple(run)), list(rows[: len(rows) - len(run)])
+
+
+def _follows(outer: Stride, inner: Stride, extent: Any) -> bool:
+    if outer is None or inner is None:
+        return False
+    difference = outer - inner * extent
+    return constant_int(simplified(difference)) == 0
+
+
+def _panel_width(b: Any, axes: Sequence[Axis], depth: Axis) -> int:
+    """The panel width when B is read as packed[column // width, depth, column % width], else 0."""
+    if len(b.indices) < 3:
+        return 0
+    panel, row, lane = list(b.indices)[-3:]
+    if not row.same_as(depth.var) or not isinstance(panel, tirx.FloorDiv) or not isinstance(lane, tirx.FloorMod):
+        return 0
+    width = constant_int(panel.b)
+    if not isinstance(width, int) or constant_int(lane.b) != width or constant_int(b.source.ty.shape[-1]) != width:
+        return 0
+    same = structural_equal(panel.a, lane.a) and any(panel.a.same_as(axis.var) for axis in axes)
+    return width if same else 0
+
+
+def operand_dtypes(form: MatmulForm) -> tuple[str, str, str]:
+    """Element types of A, B and the sum."""
+    return dtype_of(form.a.source), dtype_of(form.b.source), form.reduction.dtype

@@ -1,0 +1,239 @@
+"""Products of float32 data and weights of 4 or 8 bits with a scale a group: integers become floats in the register.
+
+    C[i, j] = sum over groups g of scale[g, j] * sum over k in g of A[i, k] * (B[k, j] - zero[g, j])
+
+The inner sum starts from -zero * (sum of A over the group) and takes the integers as they are, so a weight costs a
+shift, a look-up and the multiply-add (see `unpack_bits`), and a group one more multiply-add.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from schedules.codegen.nest import prefetch
+from schedules.codegen.parallel import in_sequence, repeat
+from schedules.codegen.register_tile import RegisterTile
+from schedules.conv.workload import KIND, SPEC
+from schedules.instructions.unpack_bits import unpacked
+from schedules.ir.expression import index
+from schedules.ir.stages import Kernel
+from schedules.ir.tir import tirx
+from schedules.ir.widening import number
+from schedules.machine import Machine
+from schedules.matmul.form import MatmulForm
+from schedules.matmul.grouped_weights import PER_WORD, shift_of
+from schedules.matmul.packed_operand import MatmulOfParts, WriterOfParts, panel_form
+from schedules.matmul.tiling import MatmulWorkload
+from schedules.matmul.writer import Batch, Block, MatmulWriter, PanelLoad
+from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+
+from tvm import te  # isort: skip
+
+Expr = Any
+Stmt = Any
+MATMUL_GROUPED = "matmul-grouped"
+# How far ahead of their use words are asked for, in rows of a panel: a row takes some fifty cycles.
+_WORDS_AHEAD, _BYTES_AHEAD = 16, 64
+
+
+def matmul_grouped(data: Any, packed: Any, scales: Any, *zeros: Any, columns: int, group: int) -> Any:
+    """The product of float32 data (..., depth) and a weight packed as `grouped_weights` says: float32 (..., columns).
+
+    Args:
+        packed: int32 words of 4-bit integers, or int8.
+        scales: float32 or float16 (panels, groups, width).
+        zeros: nothing, or float32 zero points of the same shape.
+        group: how many neighbours along the depth share a scale.
+    """
+    width, depth = int(packed.shape[2]), int(data.shape[-1])
+    words = str(packed.dtype) == "int32"
+    k = te.reduce_axis((tirx.IntImm("int64", 0), tirx.IntImm("int64", depth)), name="k")
+
+    def point(*at: Any) -> Any:
+        panel, lane = tirx.floordiv(at[-1], width), tirx.floormod(at[-1], width)
+        source = data(*at[:-1], k)
+        value = packed(panel, tirx.floordiv(k, PER_WORD), lane) if words else packed(panel, k, lane)
+        if words:
+            place = tirx.Cast("int32", tirx.floormod(k, PER_WORD))
+            shift = 4 * tirx.floordiv(place, 2) + 16 * tirx.floormod(place, 2)
+            value = (value << (28 - shift)) >> 28
+        weight = tirx.Cast("float32", value)
+        for zero in zeros:
+            weight = weight - zero(panel, tirx.floordiv(k, group), lane)
+        scale = number(scales(panel, tirx.floordiv(k, group), lane), "float32")
+        return te.sum(source * (weight * scale), axis=k)
+
+    attrs = {KIND: MATMUL_GROUPED, SPEC: json.dumps({"group": group, "words": words})}
+    shape = [*data.shape[:-1], tirx.IntImm("int64", columns)]
+    return te.compute(shape, point, name="matmul", attrs=attrs)
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The stage of the product and its operands; `zeros` is None where all are 0."""
+
+    form: MatmulForm
+    packed: Any
+    scales: Any
+    zeros: Any | None
+    group: int
+
+    @property
+    def bits(self) -> int:
+        return 4 if str(self.packed.dtype) == "int32" else 8
+
+
+@dataclass(frozen=True)
+class GroupedWorkload(MatmulWorkload):
+    """A product with a scale for each `group` neighbours of the depth; `b_dtype` names the bits."""
+
+    group: int = 0
+    zeros: bool = False
+
+
+class MatmulGrouped(MatmulOfParts):
+    """Serves the kernels of `matmul_grouped`."""
+
+    name: ClassVar[str] = "matmul-grouped"
+    version: ClassVar[int] = 1
+
+    def match(self, kernel: Kernel, machine: Machine) -> GroupedWorkload | None:
+        parts = parts_of(kernel)
+        if parts is None:
+            return None
+        form = parts.form
+        rows, columns, depth = form.known_extents
+        bits, zeros = f"int{parts.bits}", parts.zeros is not None
+        return GroupedWorkload(
+            1, rows, columns, depth, "panels", form.width, "float32", bits, 0, depth, parts.group, zeros
+        )
+
+    def parts(self, kernel: Kernel) -> Parts | None:
+        return parts_of(kernel)
+
+    def writer(self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
+        return GroupedWriter(parts, fused, machine, rows=rows)
+
+
+def parts_of(kernel: Kernel) -> Parts | None:
+    """The operands of a kernel of `matmul_grouped`."""
+    stages = anchor_stages(kernel, MATMUL_GROUPED)
+    if len(stages) != 1 or not kernel.is_plain or stages[0].store is None:
+        return None
+    stage, store = stages[0], stages[0].store
+    loads = [load for load in stage.loads if not load.source.same_as(store.buffer)]
+    packed = next((load for load in loads if _is_weight(load)), None)
+    if packed is None:
+        return None
+    data, *numbers = [load for load in loads if load is not packed and not load.source.same_as(packed.source)]
+    spec = json.loads(str(stage.annotations[SPEC]))
+    scales, zeros = numbers[-1].source, numbers[0].source if len(numbers) == 2 else None
+    depth = next(axis for axis in stage.axes if axis.reduce)
+    return Parts(panel_form(stage, depth, data, packed), packed.source, scales, zeros, int(spec["group"]))
+
+
+def _is_weight(load: Any) -> bool:
+    return str(load.source.dtype) in ("int32", "int8")
+
+
+class GroupedWriter(WriterOfParts[Parts]):
+    """Writes a product: the loops of any other, and a tile of its own."""
+
+    def _tile(
+        self,
+        batch: Batch,
+        row: Expr,
+        rows: int,
+        column: Expr,
+        width: int,
+        load: PanelLoad,
+        block: Block | None = None,
+    ) -> Stmt:
+        """`rows x width` results: the groups follow each other, each summed in registers."""
+        whole, rest = divmod(int(self.form.depth.extent), self.parts.group)
+        totals = RegisterTile(rows, width, self.lanes, "float32")
+        at = (batch, row, tirx.FloorDiv(column, index(self.form.width)))
+        zero = totals.stores(lambda i, place, lane: tirx.const(0.0, "float32"))
+        parts = [*totals.allocations, *zero]
+        if whole:
+            parts.append(repeat("group", whole, lambda g: self._group(totals, at, g, self.parts.group)))
+        if rest:
+            parts.append(self._group(totals, at, index(whole), rest))
+        return in_sequence([*parts, *self._finish(totals, batch, row, rows, column, width)])
+
+    def _group(self, totals: RegisterTile, at: tuple[Batch, Expr, Expr], group: Expr, depth: int) -> Stmt:
+        """The products of one group, scaled and added to the totals."""
+        parts, (batch, row, panel) = self.parts, at
+        first = group * parts.group
+        sums = RegisterTile(totals.rows, totals.width, self.lanes, "float32")
+
+        def a(i: int, k: Expr) -> Expr:
+            return self.form.a_at(batch, row + i, first + k)
+
+        def of_group(buffer: Any, lane: Expr) -> Expr:
+            return number(tirx.BufferLoad(buffer, [panel, group, lane]), "float32")
+
+        def scaled(i: int, place: Expr, lane: Expr) -> Expr:
+            return totals.sum(i, place) + sums.sum(i, place) * of_group(parts.scales, lane)
+
+        code = [*sums.allocations, *self._start(sums, a, of_group, depth)]
+        code += (
+            self._words(sums, a, panel, first, depth) if parts.bits == 4 else self._bytes(sums, a, panel, first, depth)
+        )
+        return in_sequence([*code, *totals.stores(scaled)])
+
+    def _start(
+        self, sums: RegisterTile, a: Callable[..., Expr], of_group: Callable[..., Expr], depth: int
+    ) -> list[Stmt]:
+        """What a group's sums start from: minus the zero point times the sum of the data."""
+        zero, zeros = tirx.const(0.0, "float32"), self.parts.zeros
+        if zeros is None:
+            return sums.stores(lambda i, place, lane: zero)
+        data = RegisterTile(sums.rows, 1, 1, "float32")
+
+        def add(k: Expr) -> Stmt:
+            return in_sequence(data.stores(lambda i, place, lane: data.sum(i, place) + a(i, k)))
+
+        return [
+            *data.allocations,
+            *data.stores(lambda i, place, lane: zero),
+            repeat("k", depth, add),
+            *sums.stores(lambda i, place, lane: zero - of_group(zeros, lane) * data.sum(i, index(0))),
+        ]
+
+    def _words(self, sums: RegisterTile, a: Callable[..., Expr], panel: Expr, first: Expr, depth: int) -> list[Stmt]:
+        packed = self.parts.packed
+        whole, rest = divmod(depth, PER_WORD)
+        start = tirx.FloorDiv(first, index(PER_WORD))
+
+        def step(word: Expr, count: int) -> Stmt:
+            code = [prefetch(packed, panel, start + word + _WORDS_AHEAD, at) for at in range(0, sums.width, self.lanes)]
+            for place in range(count):
+
+                def add(i: int, at: Expr, lane: Expr, place: int = place) -> Expr:
+                    value = unpacked(tirx.BufferLoad(packed, [panel, start + word, lane]), shift_of(place))
+                    return sums.sum(i, at) + a(i, word * PER_WORD + place) * value
+
+                code += sums.stores(add)
+            return in_sequence(code)
+
+        parts = [repeat("word", whole, lambda word: step(word, PER_WORD))] if whole else []
+        return [*parts, *([step(index(whole), rest)] if rest else [])]
+
+    def _bytes(self, sums: RegisterTile, a: Callable[..., Expr], panel: Expr, first: Expr, depth: int) -> list[Stmt]:
+        packed = self.parts.packed
+
+        def step(k: Expr) -> Stmt:
+            asked = range(0, sums.width, 64)
+
+            def add(i: int, at: Expr, lane: Expr) -> Expr:
+                value = tirx.Cast("float32", tirx.BufferLoad(packed, [panel, first + k, lane]))
+                return sums.sum(i, at) + a(i, k) * value
+
+            ahead = [prefetch(packed, panel, first + k + _BYTES_AHEAD, at) for at in asked]
+            return in_sequence([*ahead, *sums.stores(add)])
+
+        return [repeat("k", depth, step)]

@@ -1,0 +1,232 @@
+"""Products of 8-bit integers by matrix instructions (Arm's `usmmla` and `smmla`): two rows by two columns at once.
+
+The data is copied once, eight bytes of two rows next to each other; the weights are packed alike when compiling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import ceil
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schedules.codegen.nest import ROWS_AHEAD, allocate_tile, lanes_of, prefetch, static_grid, store
+from schedules.codegen.nest import load as element
+from schedules.codegen.parallel import Extent, in_sequence, loops, pays_off, repeat
+from schedules.codegen.register_tile import RegisterTile
+from schedules.config import Config, ConfigSpace
+from schedules.conv.workload import KIND
+from schedules.errors import NotScheduledError
+from schedules.instructions.int8_neon import DEPTH, has_matrices, joined, matrix, row_of
+from schedules.ir.expression import index
+from schedules.ir.stages import Kernel, dtype_of, shape_of
+from schedules.ir.tir import tirx
+from schedules.machine import Machine
+from schedules.matmul.bf16 import Parts, parts_of, workload_of
+from schedules.matmul.form import MatmulForm
+from schedules.matmul.tiling import MatmulWorkload
+from schedules.matmul.writer import Batch, Block, MatmulWriter, PanelLoad
+from schedules.rule import ScheduleRule
+from schedules.stages.code import stage_code
+from schedules.stages.fused_kernel import FusedKernel
+
+from tvm import te  # isort: skip
+
+Expr = Any
+Stmt = Any
+MATMUL_MATRIX = "matmul-matrix"
+_WORD, _LANES = 4, 4  # bytes of a word, words of a register
+_REGISTERS = 4  # of the weights of a step, and of the sums of two rows: eight columns
+
+
+def pack_octets(weight: NDArray[Any], width: int) -> NDArray[np.int32]:
+    """An int8 (depth, columns) weight as int32 (panels, ceil(depth / 8), 2 * width), eight of its rows two words."""
+    depth, columns = weight.shape
+    panels, steps = -(-columns // width), -(-depth // DEPTH)
+    padded = np.zeros((DEPTH * steps, panels * width), np.int8)
+    padded[:depth, :columns] = weight
+    octets = padded.reshape(steps, DEPTH, panels, width).transpose(2, 0, 3, 1)
+    return np.ascontiguousarray(octets).view(np.int32).reshape(panels, steps, 2 * width)
+
+
+def matmul_matrix(data: Any, packed: Any, columns: int) -> Any:
+    """The int32 product of 8-bit data (..., depth) and weights packed by `pack_octets`: (..., columns)."""
+    steps, width = packed.shape[1], int(packed.shape[2]) // 2
+    lead, depth = list(data.shape[:-1]), data.shape[-1]
+    rows = _product(lead)
+    attrs = {KIND: MATMUL_MATRIX}
+    zero = tirx.const(0, "int32")
+
+    def word(pair: Any, step: Any, place: Any) -> Any:
+        row = tirx.min(2 * pair + place // 2, rows - 1)
+        total = zero
+        for byte in range(_WORD):
+            at = DEPTH * step + _WORD * (place % 2) + byte
+            value = tirx.Cast("int32", data(*_places(row, lead), at)) & 0xFF
+            total = total | tirx.if_then_else(at < depth, value, zero) << 8 * byte
+        return total
+
+    words = te.compute([(rows + 1) // 2, steps, _LANES], word, name="words", attrs=attrs)
+    k = te.reduce_axis((tirx.IntImm("int64", 0), 2 * steps), name="k")
+
+    def point(*at: Any) -> Any:
+        row: Any = tirx.IntImm("int64", 0)
+        for place, size in zip(at[:-1], lead, strict=True):
+            row = row * size + place
+        a = words(row // 2, k // 2, row % 2 * 2 + k % 2)
+        b = packed(at[-1] // width, k // 2, at[-1] % width * 2 + k % 2)
+        total = zero
+        for byte in range(_WORD):
+            first = (a << (24 - 8 * byte)) >> 24 if str(data.dtype) == "int8" else (a >> 8 * byte) & 0xFF
+            total = total + first * ((b << (24 - 8 * byte)) >> 24)
+        return te.sum(total, axis=k)
+
+    return te.compute([*lead, tirx.IntImm("int64", columns)], point, name="matmul", attrs=attrs)
+
+
+def _product(sizes: list[Any]) -> Any:
+    total: Any = tirx.IntImm("int64", 1)
+    for size in sizes:
+        total = total * size
+    return total
+
+
+def _places(row: Any, lead: list[Any]) -> list[Any]:
+    """Where the row of that number lies in a tensor with these leading dimensions."""
+    places: list[Any] = []
+    for size in reversed(lead[1:]):
+        places.insert(0, tirx.floormod(row, size))
+        row = tirx.floordiv(row, size)
+    return [row, *places] if lead else []
+
+
+class MatmulMatrix(ScheduleRule):
+    """Serves the kernels of `matmul_matrix`; `rows` is the rows of a tile, of one panel."""
+
+    name: ClassVar[str] = MATMUL_MATRIX
+    priority: ClassVar[int] = 61
+
+    def match(self, kernel: Kernel, machine: Machine) -> MatmulWorkload | None:
+        parts = parts_of(kernel, MATMUL_MATRIX) if has_matrices(machine) else None
+        return None if parts is None else workload_of(parts, "int32", "int8")
+
+    def space(self, workload: MatmulWorkload, machine: Machine) -> ConfigSpace:
+        return ConfigSpace({"rows": _row_choices(machine)})
+
+    def default(self, workload: MatmulWorkload, machine: Machine) -> Config:
+        rows = workload.rows or 960
+
+        def cost(tile: int) -> float:
+            whole, rest = divmod(rows, tile)
+            return whole * _cycles(tile, machine) + (_cycles(rest, machine) if rest else 0)
+
+        return Config.of(rows=min(_row_choices(machine), key=lambda tile: (cost(tile), -tile)))
+
+    def apply(self, schedule: Any, workload: MatmulWorkload, config: Config, machine: Machine) -> Any:
+        kernel: Kernel = schedule.kernel
+        parts = parts_of(kernel, MATMUL_MATRIX)
+        if parts is None:
+            raise NotScheduledError("stages of the product are missing")
+        form = replace(parts.form, width=parts.form.width // 2)
+        fused = FusedKernel(kernel, [parts.pairs, parts.product])
+        signed = dtype_of(parts.pairs.loads[0].source) == "int8"
+        writer = _Writer(form, fused, machine, rows=config.integer("rows"), signed=signed)
+        words = _copy(parts, form.rows.extent, machine)
+        return fused.function(in_sequence([tirx.AllocBuffer(form.a.source), words, writer.statement()]), machine)
+
+
+def _row_choices(machine: Machine) -> tuple[int, ...]:
+    """Even numbers of rows whose sums fit the registers beside the weights of a step and two rows."""
+    most = (machine.vector_registers - _REGISTERS - 1) // _REGISTERS
+    return tuple(2 * pairs for pairs in range(1, most + 1))
+
+
+def _cycles(rows: int, machine: Machine) -> float:
+    """Cycles of a step of a tile: multiplications, loads, or the latency of a sum."""
+    pairs = ceil(rows / 2)
+    loads = (pairs + _REGISTERS) / machine.load_ports
+    return max(pairs * _REGISTERS / machine.fma_ports, loads, float(machine.fma_latency))
+
+
+class _Writer(MatmulWriter):
+    """Tiles whose sums are 2 x 2 until they are done. They begin at even rows."""
+
+    def __init__(self, form: MatmulForm, fused: FusedKernel, machine: Machine, *, rows: int, signed: bool) -> None:
+        super().__init__(form, fused, machine, rows=rows, vectors=1, pack=False)
+        self.signed = signed
+
+    def _tile(
+        self,
+        batch: Batch,
+        row: Expr,
+        rows: int,
+        column: Expr,
+        width: int,
+        load: PanelLoad,
+        block: Block | None = None,
+    ) -> Stmt:
+        form, words, packed = self.form, self.form.a.source, self.form.b.source
+        pairs, registers = ceil(rows / 2), 2 * ceil(width / _LANES)
+        sums, room = allocate_tile("pairs", (pairs, registers * _LANES), self.dtype)
+        points = [(pair, lanes_of(_LANES * each, _LANES)) for pair, each in static_grid(pairs, registers)]
+        first = tirx.FloorDiv(row, index(2))
+        panel = tirx.FloorDiv(column, index(form.width))
+        zero = tirx.Broadcast(tirx.const(0, self.dtype), _LANES)
+
+        def step(k: Expr) -> Stmt:
+            ahead = [prefetch(packed, panel, k + ROWS_AHEAD // 2, 0)]
+            a = [element(words, first + pair, k, lanes_of(0, _LANES)) for pair in range(pairs)]
+            adds = [
+                store(
+                    sums,
+                    matrix(element(sums, pair, at), a[pair], element(packed, panel, k, at), signed=self.signed),
+                    pair,
+                    at,
+                )
+                for pair, at in points
+            ]
+            return in_sequence([*ahead, *adds])
+
+        tile = RegisterTile(rows, self.panel, _LANES, self.dtype)
+        split = []
+        for i, quad in static_grid(rows, registers // 2):
+            left, right = (element(sums, i // 2, lanes_of(_LANES * (2 * quad + half), _LANES)) for half in range(2))
+            split.append(tile.put(i, lanes_of(_LANES * quad, _LANES), row_of(left, right, i % 2)))
+        end = self._finish(tile.narrowed(width), batch, row, rows, column, width)
+        clear = [store(sums, zero, *point) for point in points]
+        depth = shape_of(packed)[1]
+        return in_sequence([*room, *clear, repeat("k", depth, step), *tile.allocations, *split, *end])
+
+
+def _copy(parts: Parts, rows: Any, machine: Machine) -> Stmt:
+    """Eight bytes of two rows next to each other, sixteen at a time where rows are multiples of that."""
+    stage = parts.pairs
+    assert stage.store is not None
+    words, data = stage.store.buffer, stage.loads[0].source
+    *lead, depth = shape_of(data)
+    if not isinstance(depth, int) or depth % DEPTH:
+        return stage_code(stage, machine)
+    steps = 2 if depth % (2 * DEPTH) == 0 else 1
+    pairs = (rows + 1) // 2 if isinstance(rows, int) else tirx.FloorDiv(rows + 1, index(2))
+
+    def run(pair: Expr, k: Expr) -> Stmt:
+        numbers = (2 * pair, tirx.min(2 * pair + 1, _expression(rows) - 1))
+        places = ([*_places(number, [_expression(size) for size in lead])] for number in numbers)
+        bytes_ = lanes_of(k * (DEPTH * steps), DEPTH * steps)
+        low, high = (tirx.reinterpret(f"int32x{2 * steps}", element(data, *place, bytes_)) for place in places)
+        if steps == 1:
+            return store(words, joined(low, high), pair, k, lanes_of(0, _LANES))
+        return in_sequence(
+            [store(words, row_of(low, high, half), pair, 2 * k + half, lanes_of(0, _LANES)) for half in range(2)]
+        )
+
+    def pair_of_rows(values: list[Expr]) -> Stmt:
+        return repeat("k", depth // (DEPTH * steps), lambda k: run(values[0], k))
+
+    return loops([Extent("pair", pairs)], pair_of_rows, machine, parallel=pays_off(rows * depth, machine))
+
+
+def _expression(value: Any) -> Expr:
+    return index(value) if isinstance(value, int) else value

@@ -1,0 +1,198 @@
+"""Products of float32 data and a weight with N of every M neighbours along the depth that are not zero.
+
+    C[i, j] = sum over groups g and their choices c of A[i, M g + which(g, c, j)] * values[g, c, j]
+
+A register of data holds the M numbers of a group, and a permutation gives each column its own: a multiply-add and a
+permutation for each number that is left.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from schedules.codegen.nest import bind, lanes_of, load, prefetch
+from schedules.codegen.parallel import in_sequence, repeat
+from schedules.codegen.register_tile import RegisterTile
+from schedules.config import Config, ConfigSpace
+from schedules.conv.workload import KIND, SPEC
+from schedules.instructions.select_lanes import choices_of, selected
+from schedules.ir.expression import index as constant
+from schedules.ir.stages import Kernel, shape_of
+from schedules.ir.tir import tirx
+from schedules.machine import Machine
+from schedules.matmul.form import MatmulForm
+from schedules.matmul.lookup import joined, looked_up, turns
+from schedules.matmul.packed_operand import MatmulOfParts, WriterOfParts
+from schedules.matmul.sparse_groups import Groups
+from schedules.matmul.tiling import MatmulWorkload, best_tile
+from schedules.matmul.writer import Batch, Block, MatmulWriter, PanelLoad
+from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+
+from tvm import te  # isort: skip
+
+Expr = Any
+Stmt = Any
+MATMUL_N_OF_M = "matmul-n-of-m"
+_VALUES_AHEAD = 32  # rows of values that are asked for ahead
+_PRODUCTS = 16  # in the innermost loop
+
+
+def matmul_n_of_m(data: Any, values: Any, words: Any, *, columns: int, keep: int, of: int) -> Any:
+    """The product of float32 data (..., depth) and a weight packed as `sparse_groups` says: float32 (..., columns)."""
+    groups = Groups(keep, of)
+    width = int(values.shape[2])
+    slot = te.reduce_axis((constant(0), constant(int(values.shape[1]))), name="slot")
+
+    def point(*at: Any) -> Any:
+        panel, lane = tirx.floordiv(at[-1], width), tirx.floormod(at[-1], width)
+        group, choice = tirx.floordiv(slot, groups.keep), tirx.floormod(slot, groups.keep)
+        place = tirx.floormod(group, groups.per_word) * groups.keep + choice
+        word = words(panel, tirx.floordiv(group, groups.per_word), lane)
+        which = (word >> tirx.Cast("int32", place * groups.bits)) & tirx.IntImm("int32", groups.of - 1)
+        row = group * groups.of + tirx.Cast("int64", which)
+        return te.sum(data(*at[:-1], row) * values(panel, slot, lane), axis=slot)
+
+    attrs = {KIND: MATMUL_N_OF_M, SPEC: json.dumps({"keep": groups.keep, "of": groups.of})}
+    return te.compute([*data.shape[:-1], constant(columns)], point, name="matmul", attrs=attrs)
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The stage of the product and its operands."""
+
+    form: MatmulForm
+    values: Any
+    words: Any
+    groups: Groups
+
+
+@dataclass(frozen=True)
+class NOfMWorkload(MatmulWorkload):
+    """A product in which `keep` of every `of` numbers of a column are not zero."""
+
+    keep: int = 0
+    of: int = 0
+
+
+class MatmulNOfM(MatmulOfParts):
+    """Serves the kernels of `matmul_n_of_m` on machines that choose among M numbers by lane."""
+
+    name: ClassVar[str] = "matmul-n-of-m"
+    version: ClassVar[int] = 1
+
+    def match(self, kernel: Kernel, machine: Machine) -> NOfMWorkload | None:
+        parts = parts_of(kernel)
+        if parts is None or parts.groups.of not in choices_of(machine):
+            return None
+        form, groups = parts.form, parts.groups
+        if form.width != machine.lanes("float32"):
+            return None
+        rows, columns, depth = form.known_extents
+        return NOfMWorkload(
+            1, rows, columns, depth, "panels", form.width, "float32", "float32", 0, depth, groups.keep, groups.of
+        )
+
+    def space(self, workload: NOfMWorkload, machine: Machine) -> ConfigSpace:
+        return ConfigSpace({"rows": tuple(range(1, self._most_rows(workload, machine) + 1))})
+
+    def default(self, workload: NOfMWorkload, machine: Machine) -> Config:
+        return Config.of(rows=min(best_tile(workload, machine)[0], self._most_rows(workload, machine)))
+
+    @staticmethod
+    def _most_rows(workload: NOfMWorkload, machine: Machine) -> int:
+        """Sums that leave registers for the values and words of a group, and two rows of data on their way."""
+        return max(1, machine.vector_registers - 2 * workload.keep - 4)
+
+    def parts(self, kernel: Kernel) -> Parts | None:
+        return parts_of(kernel)
+
+    def writer(self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
+        return NOfMWriter(parts, fused, machine, rows=rows)
+
+
+def parts_of(kernel: Kernel) -> Parts | None:
+    """The operands of a kernel of `matmul_n_of_m`."""
+    found = looked_up(kernel, anchor_stages(kernel, MATMUL_N_OF_M))
+    if found is None:
+        return None
+    form, words = found
+    return Parts(form, form.b.source, words, Groups(**json.loads(str(form.stage.annotations[SPEC]))))
+
+
+class NOfMWriter(WriterOfParts[Parts]):
+    """Writes a product: the loops of any other, and a tile of its own."""
+
+    def _multiplications(self) -> Any:
+        slots = int(shape_of(self.parts.values)[1])
+        return self.form.rows.extent * self.form.columns * slots
+
+    def _tile(
+        self,
+        batch: Batch,
+        row: Expr,
+        rows: int,
+        column: Expr,
+        width: int,
+        load: PanelLoad,
+        block: Block | None = None,
+    ) -> Stmt:
+        """`rows x lanes` results, of which `width` are stored: a loop over the words of the panel."""
+        per_word = self.parts.groups.per_word
+        whole, rest = divmod(int(self.form.depth.extent) // self.parts.groups.of, per_word)
+        tiles = [RegisterTile(rows, self.lanes, self.lanes, "float32") for _ in range(turns(rows, self.machine))]
+        panel = tirx.FloorDiv(column, constant(self.form.width))
+
+        def word(number: Expr, count: int) -> Stmt:
+            return in_sequence(self._word(tiles, (batch, row, panel), number, count))
+
+        parts = [each for tile in tiles for each in tile.allocations]
+        for tile in tiles:
+            parts += tile.stores(lambda i, place, lane: tirx.const(0.0, "float32"))
+        if whole:
+            parts.append(repeat("word", whole, lambda number: word(number, per_word)))
+        if rest:
+            parts.append(word(constant(whole), rest))
+        sums, *others = tiles
+        for other in others:
+            parts += joined(sums, other)
+        return in_sequence([*parts, *self._finish(sums.narrowed(width), batch, row, rows, column, width)])
+
+    def _word(self, tiles: list[RegisterTile], at: tuple[Batch, Expr, Expr], number: Expr, count: int) -> list[Stmt]:
+        """The products of `count` groups whose choices are in one word."""
+        words, named = bind(
+            "words", load(self.parts.words, at[2], number, lanes_of(0, self.lanes)), "int32", self.lanes
+        )
+        first = number * self.parts.groups.per_word
+        together = _together(count, len(tiles) * tiles[0].rows, self.parts.groups.keep)
+
+        def groups(step: Expr) -> Stmt:
+            parts = [self._group(tiles, at, words, first, step * together + i) for i in range(together)]
+            return in_sequence([each for part in parts for each in part])
+
+        return [named, repeat("group", count // together, groups)]
+
+    def _group(
+        self, tiles: list[RegisterTile], at: tuple[Batch, Expr, Expr], words: Expr, first: Expr, number: Expr
+    ) -> list[Stmt]:
+        """The products of a group, that of its `number` in the word, each in its turn added to one of the tiles."""
+        (batch, row, panel), kept, every = at, self.parts.groups, lanes_of(0, self.lanes)
+        slot = (first + number) * kept.keep
+        result = [prefetch(self.parts.values, panel, slot + _VALUES_AHEAD, 0)]
+        for choice in range(kept.keep):
+            value, bound = bind("value", load(self.parts.values, panel, slot + choice, every), "float32", self.lanes)
+            shift = tirx.Cast("int32", (number * kept.keep + choice) * kept.bits)
+            result.append(bound)
+            tile = tiles[choice % len(tiles)]
+            for i in range(tile.rows):
+                element = self.form.a_at(batch, row + i, (first + number) * kept.of)
+                *outer, start = element.indices
+                data = load(element.source, *outer, lanes_of(start, kept.of))
+                result.append(tile.put(i, every, tile.sum(i, every) + selected(data, words, shift) * value))
+        return result
+
+
+def _together(count: int, sums: int, keep: int) -> int:
+    """How many of a word's groups make up the innermost loop, so that it is neither short nor long."""
+    return next((each for each in range(1, count) if count % each == 0 and each * sums * keep >= _PRODUCTS), count)

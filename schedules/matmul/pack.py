@@ -1,0 +1,46 @@
+"""The layout of constant weights of matrix products: panels of a few vectors' columns, each stored row after row.
+
+`packed[panel, k, lane] = weight[k, panel * width + lane]`; columns beyond the last are zero and never stored.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schedules.ir.tir import tirx
+from schedules.ir.widening import number
+
+from tvm import te  # isort: skip
+
+FUSABLE = 4  # relax's pattern kind "out elementwise fusable": elementwise consumers join the kernel
+
+
+def pack_panels(weight: NDArray[Any], width: int) -> NDArray[Any]:
+    """A (depth, columns) weight as (panels, depth, width)."""
+    depth, columns = weight.shape
+    panels = -(-columns // width)
+    padded = np.zeros((depth, panels * width), weight.dtype)
+    padded[:, :columns] = weight
+    return np.ascontiguousarray(padded.reshape(depth, panels, width).transpose(1, 0, 2))
+
+
+def packed_matmul(data: Any, packed: Any, columns: int) -> Any:
+    """The product of data (..., depth) and a packed weight as a tensor expression: (..., columns), in data's type.
+
+    The weight may be stored narrower, as int8, float16, or bfloat16 in uint16: it is converted as it is read.
+    """
+    depth, width = packed.shape[1], int(packed.shape[2])
+    k = te.reduce_axis((tirx.IntImm("int64", 0), depth), name="k")
+
+    def point(*at: Any) -> Any:
+        weight = packed(tirx.floordiv(at[-1], width), k, tirx.floormod(at[-1], width))
+        return te.sum(data(*at[:-1], k) * number(weight, str(data.dtype)), axis=k)
+
+    shape = [*data.shape[:-1], tirx.IntImm("int64", columns)]
+    return te.compute(shape, point, name="matmul")
+
+
+__all__ = ["FUSABLE", "pack_panels", "packed_matmul"]

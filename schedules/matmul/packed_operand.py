@@ -1,0 +1,85 @@
+"""What the rules for products share whose constant operand is packed in a form of its own."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from schedules.config import Config, ConfigSpace
+from schedules.errors import NotScheduledError
+from schedules.ir.expression import index, substitute
+from schedules.ir.reduction import COMBINERS, Reduction
+from schedules.ir.stages import Axis, Kernel, Stage, shape_of
+from schedules.ir.tir import tirx
+from schedules.machine import Machine
+from schedules.matmul.form import Group, MatmulForm
+from schedules.matmul.tiling import best_tile, fits, tile_choices
+from schedules.matmul.writer import MatmulWriter
+from schedules.rule import ScheduleRule
+from schedules.stages.fused_kernel import FusedKernel
+
+
+def panel_form(stage: Stage, depth: Axis, data: Any, values: Any) -> MatmulForm:
+    """The form of a float32 product whose B is `values`, in panels as wide as its last axis.
+
+    Neither the strides of A nor a start is of use to such a product.
+    """
+    store = stage.store
+    assert store is not None
+    column = next((axis for axis in stage.axes if axis.var.same_as(store.indices[-1])), None)
+    rows = tuple(axis for axis in stage.spatial if axis is not column and axis.extent != 1)
+    ones = [axis for axis in stage.axes if axis.extent == 1 and axis is not column]
+    trivial = {axis.var: index(0) for axis in ones}
+    zero = tirx.const(0.0, "float32")
+    reduction = Reduction(COMBINERS[tirx.Add], zero, zero, substitute(store, trivial))
+    data, width = substitute(data, trivial), shape_of(values.source)[-1]
+    return MatmulForm(
+        stage, reduction, (), Group(rows), column, depth, data, values, data, values, width, 0, 1, 1, None
+    )
+
+
+class HasForm(Protocol):
+    """The operands of a product, whatever else they are."""
+
+    @property
+    def form(self) -> MatmulForm: ...
+
+
+PartsType = TypeVar("PartsType", bound=HasForm)
+
+
+class WriterOfParts(MatmulWriter, Generic[PartsType]):
+    """Writes such a product: the loops of any other, and a tile of its own."""
+
+    def __init__(self, parts: PartsType, fused: FusedKernel, machine: Machine, *, rows: int) -> None:
+        super().__init__(parts.form, fused, machine, rows=rows, vectors=1, pack=False)
+        self.parts = parts
+
+
+class MatmulOfParts(ScheduleRule):
+    """A product that is found by its operands and written by a writer of its own. The knob: the rows of the tile."""
+
+    priority: ClassVar[int] = 60
+
+    @abstractmethod
+    def parts(self, kernel: Kernel) -> Any | None:
+        """The operands, with the `MatmulForm` as `form`; None for kernels of others."""
+
+    @abstractmethod
+    def writer(self, parts: Any, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
+        """What writes the loops."""
+
+    def space(self, workload: Any, machine: Machine) -> ConfigSpace:
+        vectors = max(1, workload.width // machine.lanes("float32"))
+        rows = {row for row, _ in tile_choices(machine, vectors) if row == 1 or fits(row, vectors, machine)}
+        return ConfigSpace({"rows": tuple(sorted(rows))})
+
+    def default(self, workload: Any, machine: Machine) -> Config:
+        return Config.of(rows=best_tile(workload, machine)[0])
+
+    def apply(self, schedule: Any, workload: Any, config: Config, machine: Machine) -> Any:
+        parts = self.parts(schedule.kernel)
+        if parts is None:
+            raise NotScheduledError("the stage of the product is missing")
+        fused = FusedKernel(schedule.kernel, [parts.form.stage])
+        return self.writer(parts, fused, machine, config.integer("rows")).function()

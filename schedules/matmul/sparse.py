@@ -1,0 +1,171 @@
+"""Products of float32 data and a weight of which whole blocks are zero: only the others are multiplied.
+
+    C[i, j] = sum over the blocks b of the panel of j of A[i, row of b] * values[b, j % width]
+
+A block is as wide as the register tile, so the innermost step is that of a dense product with the row of the weight
+looked up; with few rows, blocks are summed in turns so that an addition need not wait for the one before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from schedules.codegen.nest import ROWS_AHEAD, prefetch
+from schedules.codegen.parallel import in_sequence, repeat
+from schedules.codegen.register_tile import RegisterTile
+from schedules.conv.workload import KIND
+from schedules.ir.expression import index as constant
+from schedules.ir.stages import Kernel, shape_of
+from schedules.ir.tir import tirx
+from schedules.machine import Machine
+from schedules.matmul.form import MatmulForm
+from schedules.matmul.lookup import joined, looked_up, turns
+from schedules.matmul.packed_operand import MatmulOfParts, WriterOfParts
+from schedules.matmul.sparse_weights import entry
+from schedules.matmul.tiling import MatmulWorkload
+from schedules.matmul.writer import Batch, Block, MatmulWriter, PanelLoad
+from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+
+from tvm import te  # isort: skip
+
+Expr = Any
+Stmt = Any
+MATMUL_SPARSE = "matmul-sparse"
+
+
+def matmul_sparse(data: Any, values: Any, index: Any, *, columns: int, longest: int) -> Any:
+    """The product of float32 data (..., depth) and a weight packed as `sparse_weights` says: float32 (..., columns)."""
+    width = int(values.shape[1])
+    panels = -(-columns // width)
+    block = te.reduce_axis((constant(0), constant(longest)), name="block")
+    zero = tirx.const(0.0, "float32")
+
+    def point(*at: Any) -> Any:
+        panel, lane = tirx.floordiv(at[-1], width), tirx.floormod(at[-1], width)
+        first = entry(index, panel)
+        row = entry(index, panels + 1 + first + block)
+        product = data(*at[:-1], row) * values(first + block, lane)
+        return te.sum(tirx.if_then_else(block < entry(index, panel + 1) - first, product, zero), axis=block)
+
+    shape = [*data.shape[:-1], constant(columns)]
+    return te.compute(shape, point, name="matmul", attrs={KIND: MATMUL_SPARSE})
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The stage of the product and its operands."""
+
+    form: MatmulForm
+    values: Any
+    index: Any
+    panels: int
+
+    @property
+    def blocks(self) -> int:
+        return int(shape_of(self.values)[0])
+
+
+@dataclass(frozen=True)
+class SparseWorkload(MatmulWorkload):
+    """A product with `blocks` blocks of `width` columns that are not zero."""
+
+    blocks: int = 0
+
+
+class MatmulSparse(MatmulOfParts):
+    """Serves the kernels of `matmul_sparse`."""
+
+    name: ClassVar[str] = "matmul-sparse"
+    version: ClassVar[int] = 1
+
+    def match(self, kernel: Kernel, machine: Machine) -> SparseWorkload | None:
+        parts = parts_of(kernel)
+        if parts is None:
+            return None
+        form = parts.form
+        rows, columns, depth = form.known_extents
+        return SparseWorkload(
+            1, rows, columns, depth, "panels", form.width, "float32", "float32", 0, depth, parts.blocks
+        )
+
+    def parts(self, kernel: Kernel) -> Parts | None:
+        return parts_of(kernel)
+
+    def writer(self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
+        return SparseWriter(parts, fused, machine, rows=rows)
+
+
+def parts_of(kernel: Kernel) -> Parts | None:
+    """The operands of a kernel of `matmul_sparse`."""
+    found = looked_up(kernel, anchor_stages(kernel, MATMUL_SPARSE))
+    if found is None:
+        return None
+    form, index = found
+    return Parts(form, form.b.source, index, -(-int(form.columns) // form.width))
+
+
+class SparseWriter(WriterOfParts[Parts]):
+    """Writes a product: the loops of any other, and a tile of its own."""
+
+    def _multiplications(self) -> Any:
+        return self.form.rows.extent * (self.parts.blocks * self.form.width)
+
+    def _tile(
+        self,
+        batch: Batch,
+        row: Expr,
+        rows: int,
+        column: Expr,
+        width: int,
+        load: PanelLoad,
+        block: Block | None = None,
+    ) -> Stmt:
+        """`rows x width` results: a loop over the blocks of the panel, each in its turn added to one of the tiles."""
+        tiles = [
+            RegisterTile(rows, width, self.lanes, "float32")
+            for _ in range(turns(rows * -(-width // self.lanes), self.machine))
+        ]
+        count_of_tiles, (sums, *others) = len(tiles), tiles
+        panel = tirx.FloorDiv(column, constant(self.form.width))
+        first, begin = _bound("first", self._entry(panel))
+        count, counted = _bound("count", self._entry(panel + 1) - first)
+
+        def step(tile: RegisterTile, slot: Expr) -> list[Stmt]:
+            at, bind = _bound("row", self._entry(slot + (self.parts.panels + 1)))
+
+            def add(i: int, place: Expr, lane: Expr) -> Expr:
+                value = tirx.BufferLoad(self.parts.values, [slot, lane])
+                return tile.sum(i, place) + self.form.a_at(batch, row + i, at) * value
+
+            return [bind, *tile.stores(add)]
+
+        def round_of(number: Expr) -> Stmt:
+            slot = first + number * count_of_tiles
+            code: list[Stmt] = []
+            for i, tile in enumerate(tiles):
+                code += [*self._prefetch(slot + i, width), *step(tile, slot + i)]
+            return in_sequence(code)
+
+        rounds = tirx.FloorDiv(count, constant(count_of_tiles))
+        done = rounds * count_of_tiles
+        parts: list[Stmt] = [begin, counted]
+        for tile in tiles:
+            parts += [*tile.allocations, *tile.stores(lambda i, place, lane: tirx.const(0.0, "float32"))]
+        parts.append(repeat("round", rounds, round_of))
+        if others:
+            parts.append(repeat("left", count - done, lambda n: in_sequence(step(sums, first + done + n))))
+        for other in others:
+            parts += joined(sums, other)
+        return in_sequence([*parts, *self._finish(sums, batch, row, rows, column, width)])
+
+    def _prefetch(self, slot: Expr, width: int) -> list[Stmt]:
+        return [prefetch(self.parts.values, slot + ROWS_AHEAD, lane) for lane in range(0, width, self.lanes)]
+
+    def _entry(self, at: Expr) -> Expr:
+        return tirx.Cast("int64", tirx.BufferLoad(self.parts.index, [at]))
+
+
+def _bound(name: str, value: Expr) -> tuple[Any, Stmt]:
+    variable = tirx.Var(name, "int64")
+    return variable, tirx.Bind(variable, value)

@@ -1,0 +1,114 @@
+"""Whether a sparse kernel is faster than the dense one, computed from the machine and from where the zeros are.
+
+Dense and sparse kernels do the same for each number that is left, so the share that is left decides, times what a
+number costs more in a sparse kernel. `python -m benchmarks.sparsity` measures both and prints where they meet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schedules.conv.defaults import tile_for
+from schedules.conv.folded import tile_cycles
+from schedules.conv.winograd_tiling import winograd_cycles
+from schedules.conv.workload import ConvWorkload
+from schedules.instructions.select_lanes import choices_of
+from schedules.machine import Machine
+from schedules.matmul.sparse_groups import Groups, most_kept
+from schedules.matmul.sparse_weights import in_panels, share_kept
+from schedules.matmul.tiling import MatmulWorkload, best_tile, panel_width, tile_cost
+
+# All measured on Zen 4 with AVX-512. A block in a sparse product over one in a dense product, without any zeros: its
+# row is looked up, and a tile one vector wide loads a number of the data for each multiply-add.
+_LOOKED_UP = 1.28
+# A number of N in M over one in a dense product: a permutation beside the multiply-add, half as many of which start.
+_PERMUTED = 2.5
+# Bytes of weights that a core reads in a cycle from its second cache or the shared one.
+_WEIGHTS_RATE = 26.0
+_MANY_ROWS = 960  # of products whose rows are not known
+# In convolutions a block's name is taken apart as well, which short tiles do not hide: (pixels of a tile, cost).
+_LONG_TILE, _IN_LONG_TILES, _IN_SHORT_TILES = 20, 1.15, 1.42
+# How much of its estimate a convolution by Winograd's method takes where its weights stay in a cache.
+_WINOGRAD = 0.7
+
+
+@dataclass(frozen=True)
+class SparseForm:
+    """How a weight is stored: without its zero blocks of `width` columns, or with `groups` N of every M numbers."""
+
+    width: int
+    groups: Groups | None = None
+
+
+def sparse_form(weight: NDArray[Any], rows: int, machine: Machine) -> SparseForm | None:
+    """The form with which the product of `rows` rows (0: any number) and a (depth, columns) weight is fastest; None
+    where that is the dense one."""
+    columns = weight.shape[1]
+    lanes = machine.lanes("float32")
+    dense = dense_cycles(rows, columns, machine)
+    forms: list[tuple[float, SparseForm]] = []
+    for width in (lanes, 2 * lanes, 4 * lanes):
+        if width <= columns and width <= _widest(machine):
+            kept = share_kept(in_panels(weight, width))
+            forms.append((block_cycles(kept, rows, columns, width, machine), SparseForm(width)))
+    for of in choices_of(machine):
+        if len(weight) % of == 0 and 0 < (keep := most_kept(weight, of)) <= of // 2:
+            form = SparseForm(lanes, Groups(keep, of))
+            forms.append((group_cycles(form.groups, rows, columns, machine), form))  # type: ignore[arg-type]
+    cycles, best = min(forms, key=lambda each: each[0])
+    return best if cycles < dense else None
+
+
+def _widest(machine: Machine) -> int:
+    """Columns of the widest block: as wide as the tiles of dense products may be."""
+    return machine.lanes("float32") * (2 if machine.vector_bits >= 512 or machine.vector_registers < 32 else 4)
+
+
+def dense_cycles(rows: int, columns: int, machine: Machine) -> float:
+    """Of a step along the depth of a dense product."""
+    width = panel_width(columns, machine)
+    work = MatmulWorkload(1, rows, columns, 0, "panels", width, "float32", "float32", 0)
+    lanes = machine.lanes("float32")
+    arithmetic = tile_cost(rows or _MANY_ROWS, columns, best_tile(work, machine), machine, lanes)
+    return max(arithmetic, columns * 4 / _WEIGHTS_RATE)
+
+
+def block_cycles(kept: float, rows: int, columns: int, width: int, machine: Machine) -> float:
+    """Of a step along the depth of a product that keeps that share of its blocks."""
+    return kept * _LOOKED_UP * max(_sums(rows, columns, width, machine), dense_cycles(rows, columns, machine))
+
+
+def group_cycles(groups: Groups, rows: int, columns: int, machine: Machine) -> float:
+    """Of a step along the depth of a product of N of every M."""
+    arithmetic = _PERMUTED * _sums(rows, columns, machine.lanes("float32"), machine)
+    word = 4 / groups.per_word / groups.keep
+    return groups.keep / groups.of * max(arithmetic, columns * (4 + word) / _WEIGHTS_RATE)
+
+
+def _sums(rows: int, columns: int, width: int, machine: Machine) -> float:
+    """Cycles of the multiply-adds of a step along the depth, or of the loads; sums take turns, so none waits."""
+    rows = rows or _MANY_ROWS
+    vectors = -(-columns // machine.lanes("float32"))
+    loads = rows / (width / machine.lanes("float32")) + 1
+    return vectors * max(rows / machine.fma_ports, loads / 2)
+
+
+def conv_pays(kept: float, work: ConvWorkload, tile: int | None, machine: Machine) -> bool:
+    """Whether a convolution that keeps this share of its blocks is faster than the dense one, which takes tiles of
+    `tile` by Winograd's method, or none."""
+    pixels, _ = tile_for(work, machine)
+    name = _IN_LONG_TILES if pixels >= _LONG_TILE else _IN_SHORT_TILES
+    if tile is None or work.is_open:
+        return kept * name < 1
+    return kept * name * tile_cycles(work, machine) < _WINOGRAD * winograd_cycles(work, tile, machine)
+
+
+def share_that_pays(machine: Machine, rows: int) -> float:
+    """From what share of zero blocks, a vector wide, on a product of `rows` rows (0: many) skips them."""
+    columns = 64 * machine.lanes("float32")
+    whole = block_cycles(1.0, rows, columns, machine.lanes("float32"), machine)
+    return float(np.clip(1 - dense_cycles(rows, columns, machine) / whole, 0, 1))

@@ -1,0 +1,67 @@
+"""The layout of constant weights of which whole blocks are zero: only the others are stored.
+
+A weight is a matrix (depth, columns) cut into panels of `width` columns; a block is one row of a panel. Panel after
+panel, the blocks that are not zero lie behind each other:
+
+    values: float32 (blocks, width)
+    index: int32 (panels + 1 + blocks,): where each panel begins in `values`, where the last one ends, and then for
+        each block its row
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schedules.ir.tir import tirx
+
+Expr = Any
+
+
+@dataclass(frozen=True, eq=False)
+class SparseWeight:
+    """A packed weight. `longest` is the number of blocks of the panel that has most."""
+
+    values: NDArray[np.float32]
+    index: NDArray[np.int32]
+    longest: int
+
+
+def in_panels(weight: NDArray[Any], width: int) -> NDArray[Any]:
+    """A (depth, columns) weight as (panels, depth, width), zeros behind the last column."""
+    depth, columns = weight.shape
+    panels = -(-columns // width)
+    padded = np.zeros((depth, panels * width), weight.dtype)
+    padded[:, :columns] = weight
+    return padded.reshape(depth, panels, width).transpose(1, 0, 2)
+
+
+def share_kept(panels: NDArray[Any]) -> float:
+    """Which share of the blocks of (panels, depth, width) is not zero."""
+    return float(np.any(panels, axis=-1).mean())
+
+
+def pack_blocks(panels: NDArray[Any], rows: NDArray[np.int32] | None = None) -> SparseWeight:
+    """Pack a weight given as (panels, depth, width).
+
+    Args:
+        rows: what the index says of each row of the depth; its number if None.
+    """
+    kept = np.any(panels, axis=-1)
+    counts = kept.sum(axis=1)
+    panel, row = np.nonzero(kept)
+    values = panels[panel, row]
+    names = row if rows is None else rows[row]
+    if not len(values):  # tensors without elements are no operands
+        values, names = np.zeros((1, panels.shape[-1]), panels.dtype), np.zeros(1, np.int64)
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    index = np.concatenate([starts, names]).astype(np.int32)
+    return SparseWeight(np.ascontiguousarray(values, np.float32), index, max(1, int(counts.max())))
+
+
+def entry(index: Any, at: Expr) -> Expr:
+    """An element of the index, as an expression of the type of loop variables; `index` is a tensor of `te`."""
+    return tirx.Cast("int64", index(at))

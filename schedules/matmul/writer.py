@@ -1,0 +1,365 @@
+"""Code for a matrix product: a register tile that holds `rows x columns` sums while it walks along the depth.
+
+Threads share the panels of B (and chunks of rows when panels are few). Where B is not stored in panels, each task packs
+its panel first, unless there are too few rows to pay for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from schedules.codegen.nest import ROWS_AHEAD, prefetch
+from schedules.codegen.parallel import CHUNKS_PER_CORE, MIN_PARALLEL_WORK, Extent, in_sequence, loops, pays_off, repeat
+from schedules.codegen.register_tile import RegisterTile, pieces
+from schedules.ir.expression import index, map_loads
+from schedules.ir.inline import operations
+from schedules.ir.tir import tirx, tvm
+from schedules.machine import Machine
+from schedules.matmul.form import MatmulForm
+from schedules.stages.fused_kernel import FusedKernel
+
+Expr = Any
+Stmt = Any
+Batch = Mapping[Any, Expr]
+# B at (depth, column counted from the start of the panel).
+PanelLoad = Callable[[Expr, Expr], Expr]
+
+VECTORIZED = tirx.ForKind.VECTORIZED
+# An epilogue dearer than this is written once as a loop instead of once a register.
+_UNROLLED_EPILOGUE = 6
+_CHUNK_TILES = 8  # row tiles of a task when the number of rows is symbolic
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A part of the sum: `depth` terms from `start` on, added to what `waiting` holds from `row` on."""
+
+    start: Expr
+    depth: int
+    waiting: Any
+    row: Expr
+    last: bool
+
+
+class MatmulWriter:
+    """Writes one product.
+
+    `rows` and `vectors` are the tile, `pack` says whether panels of B are copied first, `depth` cuts the sum into
+    blocks of that length whose part of B stays in the second cache (0: one block).
+    """
+
+    def __init__(
+        self,
+        form: MatmulForm,
+        fused: FusedKernel,
+        machine: Machine,
+        *,
+        rows: int,
+        vectors: int,
+        pack: bool,
+        depth: int = 0,
+        combine: Callable[[Expr, Expr, Expr], Expr] | None = None,
+    ) -> None:
+        self.form = form
+        self.fused = fused
+        self.machine = machine
+        self.lanes = machine.lanes(form.reduction.dtype)
+        self.tile_rows = rows
+        self.panel = form.width or vectors * self.lanes
+        self.pack = pack and not form.width
+        self.dtype = form.reduction.dtype
+        self.combine = combine if combine is not None else lambda total, a, b: total + a * b
+        total = form.depth.extent
+        self.block = depth if isinstance(total, int) and 0 < depth < total else 0
+
+    # The loops outside the panels.
+
+    def function(self) -> Any:
+        """The kernel's PrimFunc."""
+        return self.fused.function(self.statement(), self.machine)
+
+    def statement(self) -> Stmt:
+        """The product alone."""
+        columns = self.form.columns
+        if isinstance(columns, int):
+            return self._tasks(*divmod(columns, self.panel))
+        return self._symbolic_columns(columns)
+
+    def _tasks(self, whole: int, rest: int) -> Stmt:
+        panels = whole + bool(rest)
+        panel = self.panel
+
+        def body(batch: Batch, at: Expr, rows: Callable[..., Stmt]) -> Stmt:
+            full = rows(batch, at * panel, panel) if whole else None
+            short = rows(batch, index(whole * panel), rest) if rest else None
+            if full is None or short is None:
+                return full if short is None else short
+            return tirx.IfThenElse(at < whole, full, short)
+
+        return self._parallel(panels, body)
+
+    def _symbolic_columns(self, columns: Expr) -> Stmt:
+        """Whole panels, then vectors, then single columns."""
+        parts = []
+        done: Expr = index(0)
+        for width in sorted({self.panel, self.lanes, 1}, reverse=True):
+            count = tirx.FloorDiv(columns - done, index(width))
+            first = done
+
+            def body(
+                batch: Batch, at: Expr, rows: Callable[..., Stmt], width: int = width, first: Expr = first
+            ) -> Stmt:
+                return rows(batch, first + at * width, width)
+
+            parts.append(self._parallel(count, body))
+            done = done + count * width
+        return in_sequence(parts)
+
+    def _parallel(self, panels: Any, body: Callable[[Batch, Expr, Callable[..., Stmt]], Stmt]) -> Stmt:
+        """Loops over batch, panels and chunks of rows; `body` writes a task with the function it is given."""
+        batch_axes = self.form.batch
+        tiles, rest = self._row_tiles()
+        chunks, per_chunk = self._row_chunks(tiles, panels)
+        extents = [Extent(axis.name, axis.extent) for axis in batch_axes]
+        extents += [Extent("panel", panels), Extent("chunk", chunks)]
+        kept = [each for each in extents if each.extent != 1]
+
+        def task(values: list[Expr]) -> Stmt:
+            found = iter(values)
+            at = [index(0) if each.extent == 1 else next(found) for each in extents]
+            batch = {axis.var: value for axis, value in zip(batch_axes, at, strict=False)}
+            panel, chunk = at[-2], at[-1]
+
+            def rows(batch: Batch, column: Expr, width: int) -> Stmt:
+                return self._rows(batch, column, width, chunk, (tiles, rest, chunks, per_chunk))
+
+            return body(batch, panel, rows)
+
+        return loops(kept, task, self.machine, parallel=self._threads())
+
+    def _threads(self) -> bool | Expr:
+        return pays_off(self._multiplications(), self.machine, MIN_PARALLEL_WORK * self.lanes // 4)
+
+    def _multiplications(self) -> Any:
+        amount: Any = 1
+        extents = [*(axis.extent for axis in self.form.batch), self.form.rows.extent, self.form.columns]
+        for extent in (*extents, self.form.depth.extent):
+            amount = amount * extent
+        return amount
+
+    def _row_tiles(self) -> tuple[Any, Any]:
+        """(whole row tiles, rows left over)."""
+        rows = self.form.rows.extent
+        if isinstance(rows, int):
+            return divmod(rows, self.tile_rows)
+        tiles = tirx.FloorDiv(rows, index(self.tile_rows))
+        return tiles, rows - tiles * self.tile_rows
+
+    def _row_chunks(self, tiles: Any, panels: Any) -> tuple[Any, int]:
+        """(chunks of rows, row tiles of a chunk): as few as give every core enough tasks."""
+        if not isinstance(tiles, int):
+            ceil = tirx.FloorDiv(tiles + (_CHUNK_TILES - 1), index(_CHUNK_TILES))
+            return tirx.Max(ceil, index(1)), _CHUNK_TILES
+        tasks = panels if isinstance(panels, int) else self.machine.cores
+        for axis in self.form.batch:
+            tasks *= axis.extent if isinstance(axis.extent, int) else 1
+        cores = self.machine.cores
+        enough = CHUNKS_PER_CORE * cores
+        wanted = -(-enough // tasks)
+        if tasks % cores and tasks < 4 * enough:
+            wanted = -(-wanted // cores) * cores  # or one core would have a task more than the others
+        per_chunk = max(1, -(-tiles // max(1, min(wanted, tiles))))
+        return max(1, -(-tiles // per_chunk)), per_chunk
+
+    # One task: a panel of B and a chunk of rows.
+
+    def _rows(self, batch: Batch, column: Expr, width: int, chunk: Expr, plan: tuple[Any, Any, Any, int]) -> Stmt:
+        tiles, rest, chunks, per_chunk = plan
+        packed = self._packed_panel(batch, column, width) if self.pack else ([], None)
+        statements, scratch = packed
+        load = self._panel_load(batch, column, scratch)
+        first = chunk * per_chunk
+        parts = list(statements)
+        if not isinstance(tiles, int) or tiles:
+            count = _at_most(per_chunk, tiles, first, chunks)
+            if self.block:
+                parts += self._blocked_tiles(batch, column, width, load, first, count, per_chunk)
+            else:
+
+                def tile(i: Expr) -> Stmt:
+                    return self._tile(batch, (first + i) * self.tile_rows, self.tile_rows, column, width, load)
+
+                parts.append(repeat("tile", count, tile))
+        left = self._rest_rows(batch, column, width, load, tiles, rest)
+        if left is not None:
+            last = isinstance(chunks, int) and chunks == 1
+            parts.append(left if last else tirx.IfThenElse(tirx.EQ(chunk, chunks - index(1)), left, None))
+        return in_sequence(parts)
+
+    def _blocked_tiles(
+        self, batch: Batch, column: Expr, width: int, load: PanelLoad, first: Expr, count: Any, per_chunk: int
+    ) -> list[Stmt]:
+        """The row tiles of a task in blocks of depth; the sums wait in memory between blocks."""
+        waiting = tirx.decl_buffer([per_chunk * self.tile_rows, width], self.dtype, "waiting", layout=None)
+
+        def over_rows(start: Expr, depth: int, last: bool) -> Stmt:
+            def tile(i: Expr) -> Stmt:
+                part = Block(start, depth, waiting, i * self.tile_rows, last)
+                return self._tile(batch, (first + i) * self.tile_rows, self.tile_rows, column, width, load, part)
+
+            return repeat("tile", count, tile)
+
+        def clear(i: Expr) -> Stmt:
+            value = self.form.start_at(batch, first * self.tile_rows + i, column)
+            stores = [
+                repeat("lane", lanes, lambda lane, at=at: tirx.BufferStore(waiting, value, [i, at + lane]), VECTORIZED)  # type: ignore[misc]
+                for at, lanes in pieces(width, self.lanes)
+            ]
+            return in_sequence(stores)
+
+        total = self.form.depth.extent
+        whole = (total - 1) // self.block  # the last block, whole or not, finishes
+        return [
+            tirx.AllocBuffer(waiting),
+            repeat("row", count * self.tile_rows, clear),
+            repeat("block", whole, lambda b: over_rows(b * self.block, self.block, last=False)),
+            over_rows(index(whole * self.block), total - whole * self.block, last=True),
+        ]
+
+    def _rest_rows(self, batch: Batch, column: Expr, width: int, load: PanelLoad, tiles: Any, rest: Any) -> Stmt | None:
+        if isinstance(rest, int):
+            return self._tile(batch, index(tiles * self.tile_rows), rest, column, width, load) if rest else None
+        parts = []
+        done = tiles * self.tile_rows
+        for size in _halves(self.tile_rows):
+            count = tirx.FloorDiv(rest, index(size))
+            start = done
+
+            def tile(i: Expr, size: int = size, start: Expr = start) -> Stmt:
+                return self._tile(batch, start + i * size, size, column, width, load)
+
+            parts.append(repeat("tile", count, tile))
+            done = done + count * size
+            rest = rest - count * size
+        return in_sequence(parts) if parts else None
+
+    def _panel_load(self, batch: Batch, column: Expr, scratch: Any | None) -> PanelLoad:
+        form = self.form
+        if scratch is not None:
+            return lambda depth, lane: tirx.BufferLoad(scratch, [depth, lane])
+        if not form.width:
+            return lambda depth, lane: form.b_at(batch, depth, column + lane)
+        panel = tirx.FloorDiv(column, index(form.width))
+
+        def packed(depth: Expr, lane: Expr) -> Expr:
+            value = form.b_at(batch, depth, column)
+            return map_loads(value, lambda node: tirx.BufferLoad(node.source, [*node.indices[:-3], panel, depth, lane]))
+
+        return packed
+
+    def _packed_panel(self, batch: Batch, column: Expr, width: int) -> tuple[list[Stmt], Any]:
+        """Statements that copy a panel of B, and the copy (depth, width), converted to the sum's type."""
+        form = self.form
+        depth = form.depth.extent
+        scratch = tirx.decl_buffer([depth, width], self.dtype, "panel", layout=None)
+
+        def row(k: Expr) -> Stmt:
+            def piece(at: int, lanes: int) -> Stmt:
+                return repeat(
+                    "lane",
+                    lanes,
+                    lambda lane: tirx.BufferStore(scratch, form.b_at(batch, k, column + (at + lane)), [k, at + lane]),
+                    VECTORIZED,
+                )
+
+            return in_sequence([piece(at, lanes) for at, lanes in pieces(width, self.lanes)])
+
+        return [tirx.AllocBuffer(scratch), repeat("k", depth, row)], scratch
+
+    # The register tile.
+
+    def _tile(
+        self,
+        batch: Batch,
+        row: Expr,
+        rows: int,
+        column: Expr,
+        width: int,
+        load: PanelLoad,
+        block: Block | None = None,
+    ) -> Stmt:
+        form = self.form
+        tile = RegisterTile(rows, width, self.lanes, self.dtype, self.combine)
+        first = index(0) if block is None else block.start
+
+        def begin(i: int, lane: Expr) -> Expr:
+            if block is None:
+                return form.start_at(batch, row + i, column + lane)
+            return tirx.BufferLoad(block.waiting, [block.row + i, lane])
+
+        def a(i: int, k: Expr) -> Expr:
+            return form.a_at(batch, row + i, k if block is None else first + k)
+
+        def b(k: Expr, lane: Expr) -> Expr:
+            return load(k if block is None else first + k, lane)
+
+        if block is None or block.last:
+            end = self._finish(tile, batch, row, rows, column, width)
+        else:
+            waiting, place = block.waiting, block.row
+            end = tile.stored(lambda i, lane: (waiting, [place + i, lane]))
+        depth = form.depth.extent if block is None else block.depth
+
+        def ahead(k: Expr) -> list[Stmt]:
+            """Packed panels follow each other in memory: what comes next is asked for."""
+            if not form.width:
+                return []
+            asked = [b(k + ROWS_AHEAD, index(at)) for at in range(0, width, self.lanes)]
+            return [prefetch(each.source, *each.indices) for each in asked if isinstance(each, tvm.ir.TensorLoad)]
+
+        return in_sequence(tile.code(depth, a, b, begin, end, ahead))
+
+    def _finish(self, tile: RegisterTile, batch: Batch, row: Expr, rows: int, column: Expr, width: int) -> list[Stmt]:
+        """The epilogue on the tile. A dear one runs as loops over a copy, so that the sums stay registers."""
+
+        def result(value: Expr, i: Any, lane: Expr) -> Stmt:
+            return self.fused.finish(value, self.form.c_indices(batch, row + i, column + lane))
+
+        probe = result(tile.sum(0, index(0)), index(0), index(0))
+        cheap, expensive = operations(probe)
+        if not expensive and cheap <= _UNROLLED_EPILOGUE:
+            return tile.each(lambda i, place, lane: result(tile.sum(i, place), index(i), lane))
+        copy = tirx.decl_buffer([rows, width], self.dtype, "tile", layout=None)
+
+        def vector(i: Expr, at: Any, lanes: int) -> Stmt:
+            return repeat(
+                "lane", lanes, lambda lane: result(tirx.BufferLoad(copy, [i, at + lane]), i, at + lane), VECTORIZED
+            )
+
+        copies = tile.stored(lambda i, lane: (copy, [index(i), lane]))
+        return [tirx.AllocBuffer(copy), *copies, repeat("i", rows, lambda i: self._row_of(i, width, vector))]
+
+    def _row_of(self, i: Expr, width: int, vector: Callable[[Expr, Any, int], Stmt]) -> Stmt:
+        whole, rest = divmod(width, self.lanes)
+        parts = []
+        if whole:
+            parts.append(repeat("vector", whole, lambda u: vector(i, u * self.lanes, self.lanes)))
+        if rest:
+            parts.append(vector(i, whole * self.lanes, rest))
+        return in_sequence(parts)
+
+
+def _at_most(per_chunk: int, tiles: Any, first: Expr, chunks: Any) -> Any:
+    """How many row tiles a chunk has: the last may have fewer."""
+    if isinstance(chunks, int) and chunks == 1:
+        return tiles
+    if isinstance(tiles, int) and tiles % per_chunk == 0:
+        return per_chunk
+    return tirx.Min(index(per_chunk), (index(tiles) if isinstance(tiles, int) else tiles) - first)
+
+
+def _halves(size: int) -> Sequence[int]:
+    """Powers of two below `size`, falling: what is left of rows is done in these."""
+    return [1 << bit for bit in reversed(range((size - 1).bit_length()))]

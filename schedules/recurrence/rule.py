@@ -1,0 +1,83 @@
+"""Recurrent layers on a processor: which of the two ways to run one, and what threads share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from schedules.emit import build_function
+from schedules.errors import NotScheduledError
+from schedules.gpu.machine import GpuMachine
+from schedules.ir.expression import constant_int
+from schedules.ir.tir import tirx
+from schedules.machine import Machine
+from schedules.recurrence.description import ATTRIBUTE, Recurrence, parse
+from schedules.recurrence.lockstep import DIRECTIONS, SERIAL, UNITS, lockstep
+from schedules.recurrence.samples import by_samples
+from schedules.rule import ScheduleRule, Workload
+
+SAMPLES = "samples"
+_TYPICAL_STEPS = 16  # of a sequence whose length is not known
+# Multiplications: of a kernel that is worth starting threads, and of a step of one sample that is worth waiting for
+# each other. Integers are multiplied four times as fast.
+_WORTH_THREADS = 2**20
+_WORTH_WAITING = 2**16
+_INTEGER_SPEED = 4
+_WEIGHT_BYTES = 4  # of float32
+
+
+@dataclass(frozen=True)
+class RecurrentWorkload(Workload):
+    """What the kernel computes, as JSON, and its sizes (0 where dynamic)."""
+
+    description: str
+    steps: int
+    samples: int
+
+
+class Recurrent(ScheduleRule):
+    """Serves the kernels that carry a description of a recurrent layer."""
+
+    name: ClassVar[str] = "recurrent"
+    priority: ClassVar[int] = 90
+    reschedules: ClassVar[bool] = True
+
+    def match(self, kernel: Any, machine: Machine) -> RecurrentWorkload | None:
+        text = (kernel.function.attrs or {}).get(ATTRIBUTE)
+        if text is None or isinstance(machine, GpuMachine):
+            return None
+        recurrence = parse(str(text))
+        buffers = [each for each in kernel.function.params if tirx.is_buffer_var(each)]
+        sizes = [constant_int(size) for size in buffers[recurrence.operands.index("x")].shape[:2]]
+        steps, samples = (size if isinstance(size, int) else 0 for size in sizes)
+        return RecurrentWorkload(str(text), steps, samples)
+
+    def apply(self, schedule: Any, workload: Any, config: Any, machine: Machine) -> Any:
+        recurrence = parse(workload.description)
+        kernel = schedule.kernel
+        buffers = [each for each in kernel.function.params if tirx.is_buffer_var(each)]
+        count = len(recurrence.operands)
+        ins, outs = buffers[:count], buffers[count:]
+        if len(outs) != 1 + len(recurrence.cell.states):
+            raise NotScheduledError("its parameters are not those that its description names")
+        way = way_to_run(recurrence, workload.steps, workload.samples, machine)
+        body = by_samples(recurrence, ins, outs) if way == SAMPLES else lockstep(recurrence, ins, outs, way)
+        return build_function(kernel, [body], [])
+
+
+def way_to_run(recurrence: Recurrence, steps: int, samples: int, machine: Machine) -> str:
+    """SAMPLES, or what threads share where all samples go step by step; sizes are 0 where dynamic.
+
+    Units are shared where a step of one sample is worth it: each thread then reads its part of the weights alone, and
+    reads it once for all samples. Else independent samples are spread over threads, unless the weights would have to
+    come from memory again for each team of them.
+    """
+    products = recurrence.cell.gates * recurrence.hidden**2
+    step = products // (_INTEGER_SPEED if recurrence.quantized else 1)
+    stays_in_cache = _WEIGHT_BYTES * products <= machine.l2_bytes // 2
+    alone = SAMPLES if stays_in_cache and not recurrence.quantized else SERIAL
+    if machine.cores == 1 or step * (steps or _TYPICAL_STEPS) * recurrence.directions < _WORTH_THREADS:
+        return alone
+    if recurrence.directions >= machine.cores:
+        return DIRECTIONS
+    return UNITS if step * recurrence.directions >= _WORTH_WAITING else alone

@@ -1,0 +1,31 @@
+"""Several ways to compute the same thing: kernels of different rules, one of which is chosen while layouts are planned.
+
+Estimates choose; where ways were measured (they are tasks of the tuner like any other), the records do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from schedules.rule import Workload
+
+
+@dataclass(frozen=True)
+class Way:
+    """The rule that would serve the kernel, by name, and its workload."""
+
+    rule: str
+    workload: Workload
+
+    @property
+    def key(self) -> str:
+        """The key of its tuning records."""
+        from schedules.selection.apply import record_key
+        from schedules.selection.registry import rules
+
+        return record_key(next(each for each in rules() if each.name == self.rule), self.workload)
+
+
+Choice = Callable[[Sequence[Way]], int]
+"""The place of the way to take; the first is the one that is estimated to be fastest."""

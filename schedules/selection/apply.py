@@ -1,0 +1,242 @@
+"""Schedules every kernel of a lowered module and reports what was done to each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from schedules.config import Config
+from schedules.errors import NotScheduledError, RuleError
+from schedules.instructions.finish import finish
+from schedules.ir.stages import Kernel, kernels_of
+from schedules.ir.tir import s_tir, structural_equal, structural_hash, tirx, tvm
+from schedules.machine import Machine
+from schedules.rule import ScheduleRule
+from schedules.selection.registry import rules as all_rules
+
+ConfigSource = Mapping[str, Config] | Callable[[ScheduleRule, Any], Config | None]
+
+
+@dataclass(frozen=True)
+class RuleFailure:
+    """A rule that matched a kernel and then failed on it."""
+
+    rule: str
+    error: str
+
+
+@dataclass(frozen=True)
+class KernelReport:
+    """What one kernel got. `source` is "default", "record", "as-is" (no rule served it) or
+    "scheduled-before"."""
+
+    kernel: str
+    rule: str | None
+    config: Config
+    source: str
+    workload: str = ""
+    failures: tuple[RuleFailure, ...] = ()
+    same_as: str | None = None
+
+
+@dataclass
+class ScheduleReport:
+    """One line a kernel, in the order of the module, and the time it all took in seconds."""
+
+    kernels: list[KernelReport] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def failures(self) -> list[KernelReport]:
+        """The kernels on which a matching rule failed."""
+        return [kernel for kernel in self.kernels if kernel.failures]
+
+    def by_rule(self) -> dict[str, list[str]]:
+        """Kernel names grouped by rule."""
+        groups: dict[str, list[str]] = {}
+        for kernel in self.kernels:
+            groups.setdefault(kernel.rule or "(as is)", []).append(kernel.kernel)
+        return groups
+
+
+def record_key(rule: ScheduleRule, workload: Any) -> str:
+    """The key of a config in a mapping of tuned configs: rule, version and workload."""
+    return f"{rule.name}@{rule.version}/{workload.key()}"
+
+
+def apply_schedules(
+    mod: tvm.IRModule,
+    machine: Machine,
+    configs: ConfigSource | None = None,
+    *,
+    rules: Sequence[ScheduleRule] | None = None,
+) -> tuple[tvm.IRModule, ScheduleReport]:
+    """Schedule every PrimFunc of a module for a machine.
+
+    Args:
+        mod: a lowered module (after FuseTIR); Relax functions in it are left alone.
+        machine: what to schedule for.
+        configs: tuned configs, by `record_key`, or a function of the rule and the workload; None uses the
+        defaults.
+        rules: the rules to try, in this order; all registered ones unless given.
+
+    Returns:
+        The new module and the report. A tuned config that fails is reported, and the default used; a rule that fails
+        is reported, and the next matching one used.
+    """
+    start = time.perf_counter()
+    chosen = tuple(rules) if rules is not None else all_rules()
+    report = ScheduleReport()
+    done: dict[int, list[tuple[Any, Any, KernelReport]]] = {}
+    updates = {}
+    for global_var, function in kernels_of(mod):
+        name = str(global_var.name_hint)
+        usable = chosen
+        if function.attrs.get("tirx.is_scheduled"):
+            usable = tuple(rule for rule in chosen if rule.reschedules)
+        if not usable:
+            report.kernels.append(KernelReport(name, None, Config(), "scheduled-before"))
+            continue
+        symbol = function.attrs.get("global_symbol")
+        plain = function.without_attr("global_symbol")
+        alike = done.setdefault(structural_hash(plain, map_free_vars=True), [])
+        known = next((each for each in alike if structural_equal(each[0], plain, map_free_vars=True)), None)
+        if known is not None:
+            scheduled = known[1]
+            report.kernels.append(_renamed(known[2], name))
+        else:
+            scheduled, entry = _schedule_kernel(name, function, machine, configs, usable)
+            alike.append((plain, scheduled, entry))
+            report.kernels.append(entry)
+        updates[global_var] = _finished(scheduled, symbol, copy=report.kernels[-1].same_as is not None)
+    result = tvm.IRModule({**dict(mod.functions_items()), **updates}, attrs=mod.attrs, global_infos=mod.global_infos)
+    report.seconds = time.perf_counter() - start
+    return result, report
+
+
+def _renamed(entry: KernelReport, name: str) -> KernelReport:
+    return KernelReport(name, entry.rule, entry.config, entry.source, entry.workload, entry.failures, entry.kernel)
+
+
+def _finished(function: Any, symbol: Any, *, copy: bool) -> Any:
+    """Attributes restored; a repeated kernel is copied so that no variable is defined in two functions."""
+    function = s_tir.renew_defs(function) if copy else function
+    function = function.without_attr("global_symbol").with_attr("tirx.is_scheduled", True)
+    return function.with_attr("global_symbol", symbol) if symbol is not None else function
+
+
+def _schedule_kernel(
+    name: str,
+    function: Any,
+    machine: Machine,
+    configs: ConfigSource | None,
+    rules: Sequence[ScheduleRule],
+) -> tuple[Any, KernelReport]:
+    kernel = Kernel.of(function)
+    failures: list[RuleFailure] = []
+    for rule in rules:
+        try:
+            workload = rule.match(kernel, machine)
+        except Exception as error:
+            failures.append(RuleFailure(rule.name, f"{type(error).__name__}: {error}"))
+            continue
+        if workload is None:
+            continue
+        for config, source in _configs_for(rule, workload, machine, configs, failures):
+            scheduled = _tried(rule, kernel, workload, config, machine, failures, tuned=source == "record")
+            if scheduled is not None:
+                entry = KernelReport(name, rule.name, config, source, record_key(rule, workload), tuple(failures))
+                return scheduled, entry
+    return finish(function, machine), KernelReport(name, None, Config(), "as-is", failures=tuple(failures))
+
+
+def _tried(
+    rule: ScheduleRule,
+    kernel: Kernel,
+    workload: Any,
+    config: Config,
+    machine: Machine,
+    failures: list[RuleFailure],
+    *,
+    tuned: bool,
+) -> Any:
+    """The scheduled kernel, or None: with the reason among the failures, unless the rule only declines a default."""
+    try:
+        return apply_rule(rule, kernel, workload, config, machine)
+    except NotScheduledError as error:
+        if tuned:
+            failures.append(RuleFailure(rule.name, f"a tuned config does not apply: {error}"))
+    except Exception as error:
+        failures.append(RuleFailure(rule.name, f"{type(error).__name__}: {error}"))
+    return None
+
+
+def _configs_for(
+    rule: ScheduleRule,
+    workload: Any,
+    machine: Machine,
+    configs: ConfigSource | None,
+    failures: list[RuleFailure],
+) -> Iterator[tuple[Config, str]]:
+    """The tuned config where there is one, then the default: a record that does not apply costs no more than itself."""
+    tuned = None
+    try:
+        if callable(configs):
+            tuned = configs(rule, workload)
+        elif configs is not None:
+            tuned = configs.get(record_key(rule, workload))
+        if tuned is not None:
+            rule.space(workload, machine).check(tuned)
+    except Exception as error:
+        failures.append(RuleFailure(rule.name, f"a tuned config does not apply: {type(error).__name__}: {error}"))
+        tuned = None
+    if tuned is not None:
+        yield tuned, "record"
+    yield rule.default(workload, machine), "default"
+
+
+def apply_rule(rule: ScheduleRule, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> Any:
+    """Run one rule on one kernel: the PrimFunc it makes. Raises what the rule raises, and RuleError for a
+    wrong answer."""
+    schedule = kernel_schedule(kernel)
+    answer = rule.apply(schedule, workload, config, machine)
+    result = schedule.mod["main"] if answer is None else answer
+    if not isinstance(result, tirx.PrimFunc):
+        raise RuleError(f"rule {rule.name!r} returned {type(result).__name__} instead of a PrimFunc")
+    if len(result.params) != len(kernel.function.params):
+        raise RuleError(f"rule {rule.name!r} changed the kernel's parameters")
+    return rule.finish(result, machine)
+
+
+class LazySchedule:
+    """A `tvm.s_tir.Schedule` of a kernel that is made at first use: rules that emit code anew never pay
+    for it.
+
+    `kernel` is the kernel being scheduled; every other attribute is the schedule's.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self._schedule: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        if self._schedule is None:
+            function = self.kernel.function.with_attr("global_symbol", "main")
+            self._schedule = s_tir.Schedule(
+                tvm.IRModule({"main": function}), debug_mask="none", error_render_level="fast"
+            )
+        return getattr(self._schedule, name)
+
+    @property
+    def mod(self) -> Any:
+        """The module under the schedule; the kernel is its "main"."""
+        if self._schedule is None:
+            return tvm.IRModule({"main": self.kernel.function})
+        return self._schedule.mod
+
+
+def kernel_schedule(kernel: Kernel) -> LazySchedule:
+    """A schedule of the kernel, for `ScheduleRule.apply`."""
+    return LazySchedule(kernel)

@@ -1,0 +1,46 @@
+"""Code for one stage: threads outside, vectors inside, whatever its form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from schedules.codegen.parallel import Extent, in_sequence, loops
+from schedules.ir.expression import substitute
+from schedules.ir.stages import Stage
+from schedules.machine import Machine
+from schedules.stages.piece_code import elementwise_code, interleaved_code, plain_code
+from schedules.stages.plan import PiecePlan, StagePlan, plan_stage
+from schedules.stages.reduction_code import reduction_code
+from schedules.stages.transpose_code import transpose_code
+
+Expr = Any
+Stmt = Any
+
+
+def stage_code(stage: Stage, machine: Machine, *, parallel: bool = True) -> Stmt:
+    """The stage as a statement; `parallel=False` when it runs inside a parallel loop already."""
+    return planned_code(plan_stage(stage, machine, parallel=parallel), machine)
+
+
+def planned_code(plan: StagePlan, machine: Machine) -> Stmt:
+    """A planned stage as a statement, of new variables at each call."""
+    if plan.shared is None:
+        return _pieces(plan, machine, {})
+    axis = plan.shared
+    one = [Extent(axis.name, axis.extent, str(axis.var.ty))]
+    return loops(one, lambda values: _pieces(plan, machine, {axis.var: values[0]}), machine, parallel=True)
+
+
+def _pieces(plan: StagePlan, machine: Machine, values: Mapping[Any, Expr]) -> Stmt:
+    return substitute(in_sequence([_piece_code(piece, machine) for piece in plan.pieces]), values)
+
+
+def _piece_code(plan: PiecePlan, machine: Machine) -> Stmt:
+    if plan.transpose is not None:
+        return transpose_code(plan.nest, plan.transpose, machine, plan.lanes, threads=plan.threads)
+    if plan.axis is None:
+        return plain_code(plan, machine)
+    if plan.takes_turns:
+        return interleaved_code(plan, machine)
+    return elementwise_code(plan, machine) if plan.reduction is None else reduction_code(plan, machine)

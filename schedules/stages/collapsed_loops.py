@@ -1,0 +1,131 @@
+"""The loops of one stage, ready for code: neighbours collapsed, strides known, the vector axis chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from schedules.ir.access import Access, Stride, accesses_of, used_outside_indices
+from schedules.ir.expression import index, substitute
+from schedules.ir.stages import Axis, Stage
+from schedules.ir.tir import structural_walk, tirx
+from schedules.machine import Machine, dtype_bits
+
+Expr = Any
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """A loop, and how far each access of the body moves per step (None: irregularly)."""
+
+    var: Any
+    extent: Any
+    strides: tuple[Stride, ...]
+
+    @property
+    def is_static(self) -> bool:
+        return isinstance(self.extent, int)
+
+
+@dataclass(frozen=True, eq=False)
+class LoopNest:
+    """A stage whose adjacent loops are collapsed where memory is walked without a seam."""
+
+    stage: Stage
+    spatial: tuple[Loop, ...]
+    reduction: tuple[Loop, ...]
+    accesses: tuple[Access, ...]
+
+    @property
+    def stores(self) -> tuple[int, ...]:
+        """Which accesses are stores."""
+        return tuple(i for i, access in enumerate(self.accesses) if access.is_store)
+
+    def is_contiguous(self, loop: Loop) -> bool:
+        """Whether every access stands still or moves by one element, at least one of them by one."""
+        return set(loop.strides) <= {0, 1} and 1 in loop.strides
+
+    def lanes(self, machine: Machine) -> int:
+        """Lanes of a vector such that the widest element type touched or computed with fills one register."""
+        widest = max((dtype_bits(str(access.buffer.dtype)) for access in self.accesses), default=32)
+        return max(1, machine.vector_bits // max(widest, _widest_float(self.stage.body)))
+
+
+def _widest_float(root: Any) -> int:
+    """Bits of the widest float that narrower elements are converted to; index arithmetic does not count."""
+    widest = 0
+
+    def visit(cast: Any) -> None:
+        nonlocal widest
+        dtype = str(cast.ty)
+        widest = max(widest, dtype_bits(dtype) if "float" in dtype else 0)
+
+    structural_walk(root, (tirx.Cast, visit))
+    return widest
+
+
+def loop_nest_of(stage: Stage) -> LoopNest:
+    """Analyze a stage. Loops of extent 1 vanish; the body may be rewritten to collapsed variables."""
+    trivial = {axis.var: index(0, str(axis.var.ty)) for axis in stage.axes if axis.extent == 1}
+    axes = tuple(axis for axis in stage.axes if axis.extent != 1)
+    body = substitute(stage.body, trivial)
+    init = None if stage.init is None else substitute(stage.init, trivial)
+    accesses = tuple(accesses_of(body))
+    loops = {id(axis): Loop(axis.var, axis.extent, tuple(a.stride(axis.var) for a in accesses)) for axis in axes}
+    free = {id(axis) for axis in axes if _may_collapse(axis, body, init)}
+
+    mapping: dict[Any, Expr] = {}
+    spatial = _collapse([axis for axis in axes if not axis.reduce], loops, free, mapping)
+    reduction = _collapse([axis for axis in axes if axis.reduce], loops, free, mapping)
+    body = substitute(body, mapping)
+    init = None if init is None else substitute(init, mapping)
+    kept = tuple(Axis(loop.var, loop.extent) for loop in spatial)
+    kept += tuple(Axis(loop.var, loop.extent, reduce=True) for loop in reduction)
+    collapsed = Stage(stage.name, kept, body, init, stage.annotations)
+    return LoopNest(collapsed, tuple(spatial), tuple(reduction), tuple(accesses_of(body)) if mapping else accesses)
+
+
+def _may_collapse(axis: Axis, body: Any, init: Any) -> bool:
+    """Only index arithmetic may use the variable: a collapsed one is two divisions dearer elsewhere."""
+    if not isinstance(axis.extent, int) or axis.extent == 0:
+        return False
+    return not used_outside_indices(body, axis.var) and (init is None or not used_outside_indices(init, axis.var))
+
+
+def _collapse(axes: Sequence[Axis], loops: dict[int, Loop], free: set[int], mapping: dict[Any, Expr]) -> list[Loop]:
+    """Merge an axis with the one before it when each access moves as if they were one loop."""
+    result: list[Loop] = []
+    members: list[list[Axis]] = []
+    for axis in axes:
+        loop = loops[id(axis)]
+        if result and id(axis) in free and id(members[-1][-1]) in free and _seamless(result[-1], loop):
+            outer = result.pop()
+            result.append(Loop(outer.var, outer.extent * loop.extent, loop.strides))
+            members[-1].append(axis)
+        else:
+            result.append(loop)
+            members.append([axis])
+    for position, group in enumerate(members):
+        if len(group) > 1:
+            result[position] = _fused(result[position], group, mapping)
+    return result
+
+
+def _seamless(outer: Loop, inner: Loop) -> bool:
+    return all(
+        isinstance(a, int) and isinstance(b, int) and a == b * inner.extent
+        for a, b in zip(outer.strides, inner.strides, strict=True)
+    )
+
+
+def _fused(loop: Loop, group: Sequence[Axis], mapping: dict[Any, Expr]) -> Loop:
+    """One variable for a group of axes; each becomes a quotient or remainder, which flattening folds away again."""
+    dtype = str(group[0].var.ty)
+    var = tirx.Var("_".join(axis.name for axis in group), dtype)
+    rest: Expr = var
+    for axis in reversed(group[1:]):
+        mapping[axis.var] = tirx.FloorMod(rest, index(axis.extent, dtype))
+        rest = tirx.FloorDiv(rest, index(axis.extent, dtype))
+    mapping[group[0].var] = rest
+    return Loop(var, loop.extent, loop.strides)

@@ -1,0 +1,185 @@
+"""Code for one planned nest that is no reduction, and the loops that all vectors run in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from schedules.codegen.parallel import CHUNKS_PER_CORE, Extent, in_sequence, loops, repeat
+from schedules.ir.expression import index, substitute
+from schedules.ir.stages import product
+from schedules.ir.tir import tirx
+from schedules.machine import Machine
+from schedules.stages.collapsed_loops import Loop
+from schedules.stages.lanes import picked, ramp
+from schedules.stages.plan import PiecePlan
+from schedules.stages.strided_loads import StridedLoads
+
+Expr = Any
+Stmt = Any
+Write = Callable[[Expr, int, Mapping[Any, Expr]], Stmt]
+
+VECTORIZED = tirx.ForKind.VECTORIZED
+
+
+def elementwise_code(plan: PiecePlan, machine: Machine) -> Stmt:
+    """Vectors along the plan's axis."""
+    axis = plan.axis
+    assert axis is not None
+    return over_axis(
+        plan, axis, machine, lambda at, count, rest: _vector_store(plan, axis, at, count, rest), plan.lanes
+    )
+
+
+def interleaved_code(plan: PiecePlan, machine: Machine) -> Stmt:
+    """Vectors along the plan's axis of each value that takes turns, stored as as many vectors of all."""
+    axis = plan.axis
+    assert axis is not None
+    dtype = str(axis.var.ty)
+
+    def write(at: Expr, count: int, rest: Mapping[Any, Expr]) -> Stmt:
+        whole, left = divmod(count, plan.lanes)
+        parts = []
+        if whole:
+            vectors = repeat(
+                "vector", whole, lambda i: _turns(plan, axis, at + i * plan.lanes, plan.lanes, rest), dtype=dtype
+            )
+            parts.append(vectors)
+        if left:
+            parts.append(_turns(plan, axis, at + whole * plan.lanes, left, rest))
+        return in_sequence(parts)
+
+    return over_axis(plan, axis, machine, write, plan.lanes)
+
+
+def _turns(plan: PiecePlan, axis: Loop, start: Expr, lanes: int, rest: Mapping[Any, Expr]) -> Stmt:
+    """`lanes` elements of each value from `start` on."""
+    stores = list(plan.nest.stage.body.seq)
+    first = {**rest, axis.var: start}
+    if lanes == 1:
+        return in_sequence([substitute(store, first) for store in stores])
+    statements: list[Stmt] = []
+    vectors = []
+    for store in stores:
+        held = tirx.decl_buffer([lanes], str(store.buffer.dtype), "turn", scope="local", layout=None)
+
+        def element(lane: Expr, store: Any = store, held: Any = held) -> Stmt:
+            return tirx.BufferStore(held, substitute(store.value, {**rest, axis.var: start + lane}), [lane])
+
+        statements += [tirx.AllocBuffer(held), repeat("lane", lanes, element, VECTORIZED)]
+        vectors.append(tirx.BufferLoad(held, [ramp(index(0), lanes)]))
+    *outer, last = [substitute(point, first) for point in stores[0].indices]
+    for number in range(len(stores)):
+        places = [divmod(number * lanes + lane, len(stores)) for lane in range(lanes)]
+        parts = [
+            (vector, {lane: at for lane, (at, turn) in enumerate(places) if turn == own})
+            for own, vector in enumerate(vectors)
+        ]
+        value = picked([part for part in parts if part[1]], lanes)
+        statements.append(tirx.BufferStore(stores[0].buffer, value, [*outer, ramp(last + number * lanes, lanes)]))
+    return in_sequence(statements)
+
+
+def _vector_store(plan: PiecePlan, axis: Loop, at: Expr, count: int, rest: Mapping[Any, Expr]) -> Stmt:
+    """`count` elements from `at` on, in whole vectors and a shorter one."""
+
+    apart = StridedLoads(plan.nest, axis)
+    dtype = str(axis.var.ty)
+
+    def store(start: Expr, lanes: int) -> Stmt:
+        statements, held = apart.read(start, lanes, rest)
+
+        def element(lane: Expr) -> Stmt:
+            return substitute(apart.placed(plan.nest.stage.body, held, lane), {**rest, axis.var: start + lane})
+
+        return in_sequence([*statements, repeat("lane", lanes, element, VECTORIZED, dtype)])
+
+    whole, left = divmod(count, plan.lanes)
+    parts = []
+    if whole:
+        parts.append(repeat("vector", whole, lambda i: store(at + i * plan.lanes, plan.lanes), dtype=dtype))
+    if left:
+        parts.append(store(at + whole * plan.lanes, left))
+    return in_sequence(parts)
+
+
+def plain_code(plan: PiecePlan, machine: Machine) -> Stmt:
+    """Plain loops, spatial ones outside: LLVM vectorizes what it can."""
+    nest = plan.nest
+
+    def body(values: list[Expr]) -> Stmt:
+        mapping = {loop.var: value for loop, value in zip(nest.spatial, values, strict=True)}
+        inner = substitute(nest.stage.body, mapping)
+        inner = nested(nest.reduction, inner)
+        init = None if nest.stage.init is None else substitute(nest.stage.init, mapping)
+        return inner if init is None else in_sequence([init, inner])
+
+    return loops(extents_of(nest.spatial), body, machine, parallel=plan.threads)
+
+
+def over_axis(plan: PiecePlan, axis: Loop, machine: Machine, write: Write, step: int) -> Stmt:
+    """Call `write(start, count, values of the other spatial loops)` over the whole of the spatial loops.
+
+    The axis is cut into chunks when the others do not give every thread its share.
+    """
+    others = [loop for loop in plan.nest.spatial if loop is not axis]
+    dtype = str(axis.var.ty)
+    if not isinstance(axis.extent, int):
+        return _over_symbolic(plan, axis, others, machine, write)
+    count = product(loop.extent for loop in others)
+    enough = CHUNKS_PER_CORE * machine.cores
+    chunk = axis.extent
+    if plan.threads is not False and count is not None and count < enough:
+        pieces = max(1, min(axis.extent // step, -(-enough // max(count, 1))))
+        chunk = min(axis.extent, max(step, axis.extent // pieces // step * step))
+    whole, left = divmod(axis.extent, chunk)
+
+    def body(values: list[Expr]) -> Stmt:
+        mapping = {loop.var: value for loop, value in zip(others, values[: len(others)], strict=True)}
+        start = values[-1] * chunk if whole > 1 else index(0, dtype)
+        return write(start, chunk, mapping)
+
+    chunks = [Extent(f"{axis.var.name}_chunk", whole, dtype)] if whole > 1 else []
+    parts = [loops([*extents_of(others), *chunks], body, machine, parallel=plan.threads)]
+    if left:
+        parts.append(_serial(others, machine, lambda mapping: write(index(whole * chunk, dtype), left, mapping)))
+    return in_sequence(parts)
+
+
+def _over_symbolic(plan: PiecePlan, axis: Loop, others: Sequence[Loop], machine: Machine, write: Write) -> Stmt:
+    """Whole vectors, then single elements."""
+    dtype = str(axis.var.ty)
+    lanes = index(plan.lanes, dtype)
+    whole = tirx.FloorDiv(axis.extent, lanes)
+
+    def body(values: list[Expr]) -> Stmt:
+        mapping = {loop.var: value for loop, value in zip(others, values, strict=True)}
+        extent = substitute(axis.extent, mapping)
+        vectors = repeat("vector", whole, lambda i: write(i * lanes, plan.lanes, mapping), dtype=dtype)
+        left = extent - whole * lanes
+        single = repeat("rest", left, lambda i: write(whole * lanes + i, 1, mapping), dtype=dtype)
+        return in_sequence([vectors, single])
+
+    return loops(extents_of(others), body, machine, parallel=plan.threads)
+
+
+def _serial(others: Sequence[Loop], machine: Machine, body: Callable[[Mapping[Any, Expr]], Stmt]) -> Stmt:
+    def inner(values: list[Expr]) -> Stmt:
+        return body({loop.var: value for loop, value in zip(others, values, strict=True)})
+
+    return loops(extents_of(others), inner, machine, parallel=False)
+
+
+def nested(inner_loops: Sequence[Loop], body: Stmt) -> Stmt:
+    """Serial loops, fresh variables: a body may be written more than once."""
+    for loop in reversed(inner_loops):
+        fresh = tirx.Var(str(loop.var.name), str(loop.var.ty))
+        dtype = str(loop.var.ty)
+        extent = index(loop.extent, dtype) if isinstance(loop.extent, int) else loop.extent
+        body = tirx.For(fresh, index(0, dtype), extent, tirx.ForKind.SERIAL, substitute(body, {loop.var: fresh}))
+    return body
+
+
+def extents_of(items: Sequence[Loop]) -> list[Extent]:
+    """Loops for `parallel.loops`."""
+    return [Extent(str(loop.var.name), loop.extent, str(loop.var.ty)) for loop in items]

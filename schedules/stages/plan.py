@@ -1,0 +1,260 @@
+"""How a stage will run, decided before anything is written: in which pieces, and what is vectorized in each.
+
+Elementwise stages are vectorized along the axis in which they store contiguously, or transposed in square blocks.
+Reductions are vectorized along such an axis when there is one (every lane sums for itself), else along the axis they
+sum over (lanes are joined at the end). What has no such axis runs as plain loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from schedules.codegen.parallel import CHUNKS_PER_CORE, pays_off, work
+from schedules.ir.expression import buffers_loaded, uses
+from schedules.ir.index_arithmetic import with_plain_indices
+from schedules.ir.inline import IF_THEN_ELSE, call_name
+from schedules.ir.reduction import Reduction, reduction_of
+from schedules.ir.stages import Axis, Stage
+from schedules.ir.tir import structural_walk, tirx, tvm
+from schedules.machine import Machine
+from schedules.stages.axis_splitting import split_axes
+from schedules.stages.branch import split_branches
+from schedules.stages.collapsed_loops import Loop, LoopNest, loop_nest_of
+from schedules.stages.interleaving import interleave, turning_axis, turns_of
+from schedules.stages.joined_runs import is_part_of_block, is_run, join_runs
+from schedules.stages.permuted_lanes import permuted_lanes
+from schedules.stages.strided_loads import strided_axis
+from schedules.stages.transpose_code import Transpose, find_transpose
+
+Expr = Any
+_LEAST_VECTOR = 4  # elements; shorter vectors are no better than single elements
+
+
+class Form(IntEnum):
+    """What code runs as; of several pieces of code, the largest."""
+
+    COPY = 0
+    """Values are moved, in vectors, and none is computed."""
+    ELEMENTWISE = 1
+    TRANSPOSE = 2
+    REDUCTION = 3
+    ROWS = 4
+    """Several stages run together, row by row, each in vectors."""
+    PLAIN = 5
+    """Loops over single elements."""
+
+
+@dataclass(frozen=True, eq=False)
+class PiecePlan:
+    """One collapsed nest.
+
+    Attributes:
+        lanes: of a vector.
+        threads: whether several pay, or a condition for that.
+        axis: the loop along which vectors run; None when the nest is transposed or runs as plain loops.
+        transpose: its axes when the nest is transposed.
+        reduction: what is summed when that is in vectors; along `axis`, or in each lane when `axis` is spatial.
+    """
+
+    nest: LoopNest
+    lanes: int
+    threads: bool | Expr
+    axis: Loop | None = None
+    transpose: Transpose | None = None
+    reduction: Reduction | None = None
+
+    @property
+    def is_in_vectors(self) -> bool:
+        """Whether there is no loop over single elements, nor over vectors that are as short."""
+        loops = (*self.nest.spatial, *self.nest.reduction)
+        if self.axis is None:
+            joined = self.nest.stage.store is not None and _width(self.nest.stage) > 1
+            return self.transpose is not None or not loops or joined
+        return not self.axis.is_static or self.axis.extent >= _LEAST_VECTOR or len(loops) == 1
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether several values are stored by turns, see `interleaving`."""
+        return self.axis is not None and self.nest.stage.store is None
+
+    @property
+    def form(self) -> Form:
+        """Of code in vectors."""
+        if self.reduction is not None:
+            return Form.REDUCTION
+        if self.transpose is not None or self.takes_turns:
+            return Form.TRANSPOSE
+        store = self.nest.stage.store
+        return Form.COPY if store is not None and _is_moved(store.value) else Form.ELEMENTWISE
+
+
+@dataclass(frozen=True, eq=False)
+class StagePlan:
+    """The pieces of a stage, one after the other; inside of one parallel loop where `shared` is not None."""
+
+    pieces: tuple[PiecePlan, ...]
+    shared: Axis | None = None
+
+    @property
+    def form(self) -> Form:
+        """Single elements count where they take longer than the vectors: the rims of a padded tensor do not."""
+        single = [piece for piece in self.pieces if not piece.is_in_vectors]
+        if any(_takes_longer(piece, single, self.pieces) for piece in single):
+            return Form.PLAIN
+        return max((piece.form for piece in self.pieces if piece.is_in_vectors), default=Form.COPY)
+
+
+def _takes_longer(piece: PiecePlan, single: Sequence[PiecePlan], pieces: Sequence[PiecePlan]) -> bool:
+    """Whether pieces that run in single elements (`piece` is one) take more steps than there would be vectors."""
+    alone, every = _points(single), _points(pieces)
+    return alone is None or every is None or alone * piece.lanes > every
+
+
+def _points(pieces: Sequence[PiecePlan]) -> int | None:
+    """How many elements are computed, None where that is not known."""
+    total = 0
+    for piece in pieces:
+        points = piece.nest.stage.points()
+        if points is None:
+            return None
+        total += points * _width(piece.nest.stage)
+    return total
+
+
+def _width(stage: Stage) -> int:
+    """How many elements a stage stores at once: more than one where runs were joined, or stores take turns."""
+    if stage.store is None:
+        return turns_of(stage)
+    return int(str(stage.store.value.ty).partition("x")[2] or 1)
+
+
+def _is_moved(value: Expr) -> bool:
+    """Whether a value is a loaded one or a constant, chosen by place alone."""
+    if isinstance(value, tvm.ir.TensorLoad | tirx.IntImm | tirx.FloatImm | tirx.Shuffle):
+        return True  # runs are joined of moved values alone
+    if isinstance(value, tirx.Select):
+        condition, *values = value.condition, value.true_value, value.false_value
+    elif call_name(value) == IF_THEN_ELSE:
+        condition, *values = value.args
+    else:
+        return False
+    return not buffers_loaded(condition) and all(_is_moved(each) for each in values)
+
+
+def plan_stage(stage: Stage, machine: Machine, *, parallel: bool = True) -> StagePlan:
+    """Decide how a stage runs; `parallel=False` when it runs inside a parallel loop already."""
+    stage = with_plain_indices(stage)
+    pieces = _pieces(stage, machine)
+    shared = _shared_axis(stage, pieces, machine) if parallel else None
+    if shared is not None:
+        pieces = [piece.with_axes(piece.axes.index(shared), [], shared.var) for piece in pieces]
+    made = [_piece_plan(piece, machine, parallel and shared is None) for piece in pieces]
+    return StagePlan(tuple(plan for plan in made if plan is not None), shared)
+
+
+def _pieces(stage: Stage, machine: Machine) -> list[Stage]:
+    """The stage in pieces that are free of branches and walk through memory in straight lines, where that can be."""
+    found: list[Stage] = []
+    for branch in split_branches(stage):
+        piece = with_plain_indices(branch)
+        runs = split_axes(piece)
+        if any(is_part_of_block(run, machine) for run in join_runs(runs, machine)):
+            runs = permuted_lanes(piece, machine) or ([piece] if is_run(piece, machine) else runs)
+        found += runs
+    return join_runs(interleave(found), machine)
+
+
+def _shared_axis(stage: Stage, pieces: Sequence[Stage], machine: Machine) -> Axis | None:
+    """A loop that is whole in each of several pieces and gives every thread its share; None when there is none, or
+    threads do not pay. One parallel loop then takes the place of one a piece, each with threads to wait for."""
+    total = work([axis.extent for axis in stage.axes], stage.body)
+    if len(pieces) < 2 or pays_off(total, machine) is not True:
+        return None
+    *outer, _ = stage.spatial  # vectors run along the last
+    for axis in outer:
+        enough = isinstance(axis.extent, int) and axis.extent >= CHUNKS_PER_CORE * machine.cores
+        if enough and all(axis in piece.axes for piece in pieces):
+            return axis
+    return None
+
+
+def _piece_plan(stage: Stage, machine: Machine, parallel: bool) -> PiecePlan | None:
+    """None for a stage that computes nothing."""
+    if any(axis.extent == 0 for axis in stage.spatial):
+        return None
+    if any(axis.extent == 0 for axis in stage.reduction):
+        start = Stage(stage.name, stage.spatial, stage.init) if stage.init else None
+        return None if start is None else _piece_plan(start, machine, parallel)
+    nest = loop_nest_of(stage)
+    amount = _width(stage) * work([axis.extent for axis in stage.axes], stage.body)
+    threads = pays_off(amount, machine) if parallel else False
+    lanes = nest.lanes(machine)
+    return (_reduction_plan if stage.reduction else _elementwise_plan)(nest, lanes, threads)
+
+
+def _elementwise_plan(nest: LoopNest, lanes: int, threads: bool | Expr) -> PiecePlan:
+    axis = turning_axis(nest) or _vector_axis(nest)
+    if axis is None:
+        found = find_transpose(nest)
+        if found is not None and not _has_branch_on(nest, found.target) and not _has_branch_on(nest, found.source):
+            return PiecePlan(nest, lanes, threads, transpose=found)
+        axis = strided_axis(nest)
+    if axis is None or _has_branch_on(nest, axis):
+        return PiecePlan(nest, lanes, threads)
+    return PiecePlan(nest, lanes, threads, axis)
+
+
+def _reduction_plan(nest: LoopNest, lanes: int, threads: bool | Expr) -> PiecePlan:
+    reduction = reduction_of(nest.stage)
+    if reduction is None:
+        return PiecePlan(nest, lanes, threads)
+    across = _lane_axis(nest, reduction)
+    along = _sum_axis(nest, lanes)
+    if across is not None and (along is None or not across.is_static or across.extent >= lanes):
+        return PiecePlan(nest, lanes, threads, across, reduction=reduction)
+    if along is not None:
+        return PiecePlan(nest, lanes, threads, along, reduction=reduction)
+    apart = strided_axis(nest)
+    return PiecePlan(nest, lanes, threads, apart, reduction=None if apart is None else reduction)
+
+
+def _vector_axis(nest: LoopNest) -> Loop | None:
+    """The spatial loop in which every store moves by one element and every load by one or none."""
+    for loop in reversed(nest.spatial):
+        if nest.is_contiguous(loop) and all(loop.strides[i] == 1 for i in nest.stores):
+            return loop if nest.stage.store is not None else None
+    return None
+
+
+def _lane_axis(nest: LoopNest, reduction: Reduction) -> Loop | None:
+    """The spatial loop along whose lanes sums may run side by side."""
+    axis = _vector_axis(nest)
+    moves = [i for i, access in enumerate(nest.accesses) if not access.buffer.same_as(reduction.store.buffer)]
+    if axis is None or _has_branch_on(nest, axis) or not any(axis.strides[i] == 1 for i in moves):
+        return None
+    return axis
+
+
+def _sum_axis(nest: LoopNest, lanes: int) -> Loop | None:
+    """The innermost loop summed over in which the operands are contiguous, when it fills a vector."""
+    for loop in reversed(nest.reduction):
+        contiguous = set(loop.strides) <= {0, 1} and 1 in loop.strides
+        long_enough = not loop.is_static or loop.extent >= lanes
+        if contiguous and long_enough and not _has_branch_on(nest, loop):
+            return loop
+    return None
+
+
+def _has_branch_on(nest: LoopNest, loop: Loop) -> bool:
+    """A branch that differs between lanes would be taken lane by lane; LLVM may turn it into a mask instead."""
+    found = False
+
+    def visit(call: Any) -> None:
+        nonlocal found
+        found = found or (call_name(call) == IF_THEN_ELSE and uses(call.args[0], loop.var))
+
+    structural_walk(nest.stage.body, (tvm.ir.Call, visit))
+    return found

@@ -1,0 +1,220 @@
+"""Code for one planned nest that sums in vectors: a sum a lane, or one sum in the lanes of several accumulators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from schedules.codegen.parallel import in_sequence, loops, repeat
+from schedules.ir.expression import index, substitute
+from schedules.ir.reduction import Reduction
+from schedules.ir.tir import tirx
+from schedules.machine import Machine
+from schedules.stages.collapsed_loops import Loop
+from schedules.stages.piece_code import VECTORIZED, extents_of, nested, over_axis
+from schedules.stages.plan import PiecePlan
+from schedules.stages.strided_loads import StridedLoads
+
+Expr = Any
+Stmt = Any
+
+UNROLLED = tirx.ForKind.UNROLLED
+# Independent sums that hide the latency of one multiply-add.
+_ACCUMULATORS = 4
+
+
+def reduction_code(plan: PiecePlan, machine: Machine) -> Stmt:
+    """Sums of a plan that has a reduction and an axis."""
+    return _Writer(plan, machine).reduction()
+
+
+class _Writer:
+    """Writes one collapsed nest."""
+
+    def __init__(self, plan: PiecePlan, machine: Machine) -> None:
+        self.plan = plan
+        self.nest = plan.nest
+        self.machine = machine
+        self.lanes = plan.lanes
+
+    def reduction(self) -> Stmt:
+        plan, reduction, axis = self.plan, self.plan.reduction, self.plan.axis
+        assert reduction is not None
+        assert axis is not None
+        if any(axis is loop for loop in self.nest.spatial):
+            step = self.lanes * _ACCUMULATORS
+            return over_axis(
+                plan,
+                axis,
+                self.machine,
+                lambda at, count, rest: self._across(reduction, axis, at, count, rest),
+                step,
+            )
+        return loops(
+            extents_of(self.nest.spatial),
+            lambda values: self._along(reduction, axis, self._values(values)),
+            self.machine,
+            parallel=plan.threads,
+        )
+
+    def _values(self, values: Sequence[Expr]) -> dict[Any, Expr]:
+        return {loop.var: value for loop, value in zip(self.nest.spatial, values, strict=True)}
+
+    def _across(self, reduction: Reduction, axis: Loop, at: Expr, count: int, rest: Mapping[Any, Expr]) -> Stmt:
+        """`count` neighbouring results, each lane summing its own."""
+        dtype = str(axis.var.ty)
+        group = self.lanes * _ACCUMULATORS
+        whole, left = divmod(count, group)
+        parts = []
+        if whole:
+            parts.append(
+                repeat(
+                    "group", whole, lambda i: self._lane_sums(reduction, axis, at + i * group, group, rest), dtype=dtype
+                )
+            )
+        vectors, single = divmod(left, self.lanes)
+        if vectors:
+            start = at + whole * group
+            parts.append(self._lane_sums(reduction, axis, start, vectors * self.lanes, rest))
+        if single:
+            parts.append(self._lane_sums(reduction, axis, at + (count - single), single, rest))
+        return in_sequence(parts)
+
+    def _lane_sums(self, reduction: Reduction, axis: Loop, at: Expr, count: int, rest: Mapping[Any, Expr]) -> Stmt:
+        """At most `_ACCUMULATORS` vectors of results, held in registers while summing."""
+        dtype = str(axis.var.ty)
+        lanes = min(self.lanes, count)
+        held = tirx.decl_buffer([count], reduction.dtype, "accumulator", scope="local", layout=None)
+
+        def each(make: Callable[[Expr, Expr], Stmt]) -> Stmt:
+            """`make(position in held, position in the axis)` for all of them."""
+            return repeat(
+                "register",
+                count // lanes,
+                lambda u: repeat(
+                    "lane", lanes, lambda lane: make(u * lanes + lane, at + u * lanes + lane), VECTORIZED, dtype
+                ),
+                UNROLLED,
+                dtype,
+            )
+
+        def at_point(expr: Any, point: Expr) -> Any:
+            return substitute(expr, {**rest, axis.var: point})
+
+        start = each(lambda i, point: tirx.BufferStore(held, at_point(reduction.start, point), [i]))
+        apart = StridedLoads(self.nest, axis)
+
+        def update(u: int) -> Stmt:
+            """One register of results."""
+            statements, read = apart.read(at + u * lanes, lanes, rest)
+
+            def add(lane: Expr) -> Stmt:
+                own = tirx.BufferLoad(held, [u * lanes + lane])
+                value = at_point(apart.placed(reduction.value, read, lane), at + u * lanes + lane)
+                return tirx.BufferStore(held, reduction.combiner.combine(own, value), [u * lanes + lane])
+
+            return in_sequence([*statements, repeat("lane", lanes, add, VECTORIZED, dtype)])
+
+        updates = in_sequence([update(u) for u in range(count // lanes)])
+        write = each(
+            lambda i, point: at_point(
+                tirx.BufferStore(reduction.store.buffer, tirx.BufferLoad(held, [i]), list(reduction.store.indices)),
+                point,
+            )
+        )
+        return in_sequence([tirx.AllocBuffer(held), start, nested(self.nest.reduction, updates), write])
+
+    def _along(self, reduction: Reduction, axis: Loop, rest: Mapping[Any, Expr]) -> Stmt:
+        """One result, summed in the lanes of several accumulators that are joined at the end."""
+        dtype = str(axis.var.ty)
+        lanes = self.lanes
+        static = isinstance(axis.extent, int)
+        registers = min(_ACCUMULATORS, axis.extent // lanes) if static else _ACCUMULATORS
+        group = lanes * registers
+        held = tirx.decl_buffer([group], reduction.dtype, "accumulator", scope="local", layout=None)
+        combine = reduction.combiner.combine
+
+        def load(i: Any) -> Expr:
+            return tirx.BufferLoad(held, [i])
+
+        def vector(count: int, make: Callable[[Expr], Stmt]) -> Stmt:
+            return repeat("lane", count, make, VECTORIZED, dtype)
+
+        def accumulate(i: Expr, point: Expr) -> Stmt:
+            value = substitute(reduction.value, {**rest, axis.var: point})
+            return tirx.BufferStore(held, combine(load(i), value), [i])
+
+        def in_group(at: Expr) -> Stmt:
+            return repeat(
+                "register",
+                registers,
+                lambda u: vector(lanes, lambda lane: accumulate(u * lanes + lane, at + u * lanes + lane)),
+                UNROLLED,
+                dtype,
+            )
+
+        whole = axis.extent // group if static else tirx.FloorDiv(axis.extent, index(group, dtype))
+        parts = [repeat("group", whole, lambda g: in_group(g * group), dtype=dtype)]
+        done = whole * group
+        left = axis.extent - done
+        parts += self._left_over(left, done, lanes, accumulate, vector, dtype)
+        body = nested([loop for loop in self.nest.reduction if loop is not axis], in_sequence(parts))
+        identity = substitute(reduction.identity(), rest)
+        start = vector(group, lambda i: tirx.BufferStore(held, identity, [i]))
+        joined = join(held, group, combine, dtype)
+        result = load(index(0, dtype))
+        if reduction.joins_start():
+            result = combine(substitute(reduction.start, rest), result)
+        write = substitute(tirx.BufferStore(reduction.store.buffer, result, list(reduction.store.indices)), rest)
+        return in_sequence([tirx.AllocBuffer(held), start, body, *joined, write])
+
+    def _left_over(
+        self,
+        left: Any,
+        done: Any,
+        lanes: int,
+        accumulate: Callable[[Expr, Expr], Stmt],
+        vector: Callable[[int, Callable[[Expr], Stmt]], Stmt],
+        dtype: str,
+    ) -> list[Stmt]:
+        """What does not fill a group: whole vectors, then a shorter one (or single elements when symbolic)."""
+        if not isinstance(left, int):
+            vectors = tirx.FloorDiv(left, index(lanes, dtype))
+            parts = [
+                repeat(
+                    "vector",
+                    vectors,
+                    lambda i: vector(lanes, lambda lane: accumulate(lane, done + i * lanes + lane)),
+                    dtype=dtype,
+                )
+            ]
+            single = left - vectors * lanes
+            first = done + vectors * lanes
+            return [*parts, repeat("rest", single, lambda i: accumulate(index(0, dtype), first + i), dtype=dtype)]
+        parts = []
+        vectors, single = divmod(left, lanes)
+        for i in range(vectors):
+            at = done + i * lanes
+            parts.append(
+                vector(lanes, lambda lane, at=at: accumulate(lane, index(at, dtype) + lane))  # type: ignore[misc]
+            )
+        if single:
+            at = done + vectors * lanes
+            parts.append(vector(single, lambda lane: accumulate(lane, index(at, dtype) + lane)))
+        return parts
+
+
+def join(held: Any, count: int, combine: Callable[[Expr, Expr], Expr], dtype: str) -> list[Stmt]:
+    """Statements that leave the combination of all of `held` in its first element, by halves."""
+    steps = []
+    while count > 1:
+        half = count // 2
+        keep = count - half
+
+        def join(i: Expr, keep: int = keep) -> Stmt:
+            value = combine(tirx.BufferLoad(held, [i]), tirx.BufferLoad(held, [i + keep]))
+            return tirx.BufferStore(held, value, [i])
+
+        steps.append(repeat("lane", half, join, VECTORIZED, dtype))
+        count = keep
+    return steps

@@ -1,0 +1,250 @@
+"""Runs the stages of a kernel together, row by row: softmax and the norms read their input from the first cache.
+
+Loops that every stage has in common (found through the indices by which they exchange intermediates) become the outer
+loops; inside them the stages follow each other, and an intermediate shrinks to what one row needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from schedules.codegen.parallel import Extent, in_sequence, loops, pays_off, work
+from schedules.ir.access import accesses_of
+from schedules.ir.expression import constant_int, map_loads, map_stores, substitute
+from schedules.ir.stages import Axis, Stage, dtype_of, product, shape_of
+from schedules.ir.tir import tirx
+from schedules.machine import Machine
+from schedules.stages.code import planned_code
+from schedules.stages.plan import Form, StagePlan, plan_stage
+
+Expr = Any
+Stmt = Any
+_Key = tuple[int, int]  # (stage, axis of the stage)
+_RowBuffer = tuple[Any, list[int], Any]  # an intermediate, its dimensions that a row keeps, and that of one row
+
+
+@dataclass(frozen=True, eq=False)
+class SharedLoop:
+    """A loop that all stages have in common: its axis in each of them, in order."""
+
+    axes: tuple[Axis, ...]
+
+    @property
+    def extent(self) -> Any:
+        return self.axes[-1].extent
+
+
+class _Classes:
+    """Axes of several stages that run over the same index of the intermediates (union-find)."""
+
+    def __init__(self) -> None:
+        self._parent: dict[_Key, _Key] = {}
+        self._spoiled: set[_Key] = set()
+
+    def find(self, key: _Key) -> _Key:
+        self._parent.setdefault(key, key)
+        while self._parent[key] != key:
+            key = self._parent[key]
+        return key
+
+    def unite(self, a: _Key, b: _Key) -> None:
+        self._parent[self.find(a)] = self.find(b)
+
+    def spoil(self, key: _Key) -> None:
+        self._spoiled.add(key)
+
+    def members(self, root: _Key) -> list[_Key]:
+        return [key for key in self._parent if self.find(key) == root]
+
+    def is_spoiled(self, root: _Key) -> bool:
+        return any(self.find(key) == root for key in self._spoiled)
+
+
+def shared_loops(stages: Sequence[Stage], intermediates: Sequence[Any]) -> list[SharedLoop]:
+    """The loops that all stages can share, in the order of the last stage; its contiguous one is left to vectors."""
+    if len(stages) < 2 or any(stage.store is None for stage in stages):
+        return []
+    classes = _Classes()
+    for buffer in intermediates:
+        if not _unite_through(buffer, stages, classes):
+            return []
+    result = []
+    for position, axis in enumerate(stages[-1].axes):
+        root = classes.find((len(stages) - 1, position))
+        axes = _complete(classes, root, stages)
+        if axes is not None and not _is_contiguous(stages[-1], axis):
+            result.append(SharedLoop(axes))
+    return result
+
+
+def _unite_through(buffer: Any, stages: Sequence[Stage], classes: _Classes) -> bool:
+    """Relate the axes of the stage that writes an intermediate to those that read it; False rules sharing out."""
+    writers = [i for i, stage in enumerate(stages) if stage.store.buffer.same_as(buffer)]  # type: ignore[union-attr]
+    if len(writers) != 1:
+        return not writers
+    writer = writers[0]
+    stored = [_axis_at(stages[writer], point) for point in stages[writer].store.indices]  # type: ignore[union-attr]
+    written = {position for position in stored if position is not None}
+    if any(i not in written for i, axis in enumerate(stages[writer].axes) if not axis.reduce and axis.extent != 1):
+        return False
+    for reader, stage in enumerate(stages):
+        if reader == writer:
+            continue
+        for load in (load for load in stage.loads if load.source.same_as(buffer)):
+            if reader < writer:
+                return False
+            for position, point in zip(stored, load.indices, strict=True):
+                if position is None:
+                    continue
+                read_at = _axis_at(stage, point)
+                if read_at is None:
+                    classes.spoil((writer, position))
+                    classes.find((writer, position))
+                else:
+                    classes.unite((writer, position), (reader, read_at))
+    return True
+
+
+def _axis_at(stage: Stage, point: Expr) -> int | None:
+    """Which axis an index is, when it is nothing but that."""
+    for position, axis in enumerate(stage.axes):
+        if axis.var.same_as(point):
+            return position
+    return None
+
+
+def _complete(classes: _Classes, root: _Key, stages: Sequence[Stage]) -> tuple[Axis, ...] | None:
+    """The axis of the class in every stage, None unless there is exactly one, spatial and of the same extent."""
+    if classes.is_spoiled(root):
+        return None
+    members = sorted(classes.members(root))
+    if [stage for stage, _ in members] != list(range(len(stages))):
+        return None
+    axes = tuple(stages[stage].axes[position] for stage, position in members)
+    if any(axis.reduce for axis in axes):
+        return None
+    same = all(_equal(axis.extent, axes[0].extent) for axis in axes)
+    return axes if same else None
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if isinstance(left, int) or isinstance(right, int):
+        return isinstance(left, int) and isinstance(right, int) and left == right
+    return bool(left.same_as(right))
+
+
+def _is_contiguous(stage: Stage, axis: Axis) -> bool:
+    return any(access.is_store and access.stride(axis.var) == 1 for access in accesses_of(stage.body))
+
+
+@dataclass(frozen=True, eq=False)
+class RowsPlan:
+    """Stages that run one after the other for each row.
+
+    Attributes:
+        rows: the shared loops, whose variables the plans of the stages hold.
+        buffers: what the stages exchange, of one row.
+        stages: how each runs for one row.
+        threads: whether several pay, or a condition for that.
+    """
+
+    rows: tuple[Axis, ...]
+    buffers: tuple[Any, ...]
+    stages: tuple[StagePlan, ...]
+    threads: bool | Expr
+
+    @property
+    def form(self) -> Form:
+        """Rows, unless a stage runs as plain loops."""
+        return Form.PLAIN if any(stage.form is Form.PLAIN for stage in self.stages) else Form.ROWS
+
+
+def plan_rows(stages: Sequence[Stage], intermediates: Sequence[Any], machine: Machine) -> RowsPlan | None:
+    """How stages run row by row; None when they share too few rows."""
+    shared = shared_loops(stages, intermediates)
+    if not shared:
+        return None
+    amount: Any = 0
+    for stage in stages:
+        amount = amount + work([axis.extent for axis in stage.axes], stage.body)
+    threads = pays_off(amount, machine)
+    rows = product(loop.extent for loop in shared)
+    if threads is not False and rows is not None and rows < machine.cores:
+        return None
+    buffers = []
+    for buffer in intermediates:
+        kept = _kept_dimensions(buffer, stages, shared)
+        shape = [shape_of(buffer)[k] for k in kept] or [1]
+        buffers.append((buffer, kept, tirx.decl_buffer(shape, str(buffer.dtype), f"{buffer.name}_row", layout=None)))
+    plans = [
+        plan_stage(_row_of(stage, number, shared, buffers), machine, parallel=False)
+        for number, stage in enumerate(stages)
+    ]
+    small = tuple(each for _, _, each in buffers)
+    return RowsPlan(tuple(loop.axes[-1] for loop in shared), small, tuple(plans), threads)
+
+
+def _row_of(stage: Stage, number: int, shared: Sequence[SharedLoop], buffers: Sequence[_RowBuffer]) -> Stage:
+    """One row of a stage: the shared loops' variables are those of the last stage."""
+    mapping = {loop.axes[number].var: loop.axes[-1].var for loop in shared}
+    inside = [axis for axis in stage.axes if not any(axis is loop.axes[number] for loop in shared)]
+    body = _shrunk(substitute(stage.body, mapping), buffers)
+    init = None if stage.init is None else _shrunk(substitute(stage.init, mapping), buffers)
+    return Stage(stage.name, tuple(inside), body, init, stage.annotations)
+
+
+def rows_code(plan: RowsPlan, machine: Machine) -> Stmt:
+    """The planned rows as a statement, of new variables at each call."""
+    extents = [Extent(axis.name, axis.extent, str(axis.var.ty)) for axis in plan.rows]
+
+    def row(values: Sequence[Expr]) -> Stmt:
+        fresh = [
+            tirx.decl_buffer(list(shape_of(each)), dtype_of(each), str(each.name), layout=None) for each in plan.buffers
+        ]
+        mapping = dict(zip((*(axis.var for axis in plan.rows), *plan.buffers), (*values, *fresh), strict=True))
+        body = [planned_code(stage, machine) for stage in plan.stages]
+        return in_sequence([*map(tirx.AllocBuffer, fresh), substitute(in_sequence(body), mapping)])
+
+    return loops(extents, row, machine, parallel=plan.threads)
+
+
+def _kept_dimensions(buffer: Any, stages: Sequence[Stage], shared: Sequence[SharedLoop]) -> list[int]:
+    """The dimensions of an intermediate that are not indexed by a shared loop."""
+    number, writer = next(
+        (i, stage)
+        for i, stage in enumerate(stages)
+        if stage.store.buffer.same_as(buffer)  # type: ignore[union-attr]
+    )
+    dropped = [loop.axes[number].var for loop in shared]
+    indices = writer.store.indices  # type: ignore[union-attr]
+    return [
+        k
+        for k, point in enumerate(indices)
+        if not any(var.same_as(point) for var in dropped) and not _is_zero_of_one(point, shape_of(buffer)[k])
+    ]
+
+
+def _is_zero_of_one(point: Expr, size: Any) -> bool:
+    return size == 1 and constant_int(point) == 0
+
+
+def _shrunk(root: Any, buffers: Sequence[_RowBuffer]) -> Any:
+    """Loads and stores moved to the small buffers."""
+
+    def small(buffer: Any, indices: Any) -> tuple[Any, list[Any]] | None:
+        for full, kept, row in buffers:
+            if buffer.same_as(full):
+                return row, [indices[k] for k in kept] or [tirx.IntImm("int64", 0)]
+        return None
+
+    def load(node: Any) -> Any:
+        moved = small(node.source, node.indices)
+        return None if moved is None else tirx.BufferLoad(*moved)
+
+    def store(node: Any) -> Any:
+        moved = small(node.buffer, node.indices)
+        return None if moved is None else tirx.BufferStore(moved[0], node.value, moved[1])
+
+    return map_stores(map_loads(root, load), store)

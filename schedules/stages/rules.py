@@ -1,0 +1,136 @@
+"""Kernels that no rule of an operator family serves: parallel and in vectors where they can, correct on any valid IR.
+
+Elementwise stages are inlined, stages that exchange rows run row by row (softmax, the norms), and each stage is written
+by its form. How a kernel will run is planned before anything is written, and rules go by the plan: one a form, and the
+fallback for what holds plain loops or statements that are no simple stage.
+
+Their one knob is a schedule that MetaSchedule found for exactly this kernel; by default there is none.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+from schedules.config import Config, ConfigSpace
+from schedules.emit import build_function
+from schedules.errors import NotScheduledError
+from schedules.ir.inline import inline_stages
+from schedules.ir.stages import Kernel, Opaque, Stage
+from schedules.machine import Machine
+from schedules.rule import ScheduleRule, Workload
+from schedules.stages.code import planned_code
+from schedules.stages.plan import Form, StagePlan, plan_stage
+from schedules.stages.row_fusion import RowsPlan, plan_rows, rows_code
+from schedules.stages.trace import Traces, digest, traced_function
+
+TRACE = "trace"
+# Vectors are some times as fast as single elements: as many more steps may be taken for them.
+_MOST_STEPS = 4
+
+
+@dataclass(frozen=True)
+class GeneralWorkload(Workload):
+    """The number of stages, for reports, and `digest`, which tells a kernel of known sizes from others ("": it may be
+    any)."""
+
+    stages: int
+    digest: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class KernelPlan:
+    """How a kernel's statements run, in order, and the intermediates that they need."""
+
+    statements: tuple[RowsPlan | StagePlan | Opaque, ...]
+    buffers: tuple[Any, ...]
+
+    @property
+    def form(self) -> Form:
+        """Plain where any statement is."""
+        return max(Form.PLAIN if isinstance(each, Opaque) else each.form for each in self.statements)
+
+
+@lru_cache(maxsize=1)  # every rule asks about the kernel at hand
+def plan_kernel(kernel: Kernel, machine: Machine) -> KernelPlan:
+    """How a kernel with at least one simple stage runs.
+
+    Where a stage runs as plain loops because of what was inlined into it, as moves between blocks of several tensors
+    are into one that leaves the blocks, nothing is inlined.
+    """
+    stages = inline_stages(kernel)
+    plan = _plan(kernel, stages, machine)
+    if plan.form is not Form.PLAIN or not kernel.is_plain or len(stages) == len(kernel.stages):
+        return plan
+    if _points(kernel.stages) > _MOST_STEPS * _points(stages):
+        return plan
+    apart = _plan(kernel, list(kernel.stages), machine)
+    return plan if apart.form is Form.PLAIN else apart
+
+
+def _points(stages: Sequence[Stage | Opaque]) -> float:
+    """How many elements stages compute; infinite where that is not known."""
+    counts = [stage.points() if isinstance(stage, Stage) else None for stage in stages]
+    return sum(math.inf if count is None else count for count in counts)
+
+
+def _plan(kernel: Kernel, stages: list[Stage | Opaque], machine: Machine) -> KernelPlan:
+    simple = [stage for stage in stages if isinstance(stage, Stage)]
+    needed = tuple(buffer for buffer in kernel.intermediates if _is_touched(buffer, stages))
+    if len(simple) == len(stages):
+        rows = plan_rows(simple, needed, machine)
+        if rows is not None:
+            return KernelPlan((rows,), ())
+    statements = tuple(plan_stage(stage, machine) if isinstance(stage, Stage) else stage for stage in stages)
+    return KernelPlan(statements, needed)
+
+
+def _is_touched(buffer: Any, stages: list[Stage | Opaque]) -> bool:
+    """Whether a buffer is still used; an opaque statement may use any."""
+    return any(isinstance(stage, Opaque) or any(buffer.same_as(each) for each in stage.writes) for stage in stages)
+
+
+def kernel_code(kernel: Kernel, plan: KernelPlan, machine: Machine) -> Any:
+    """The kernel's PrimFunc as planned."""
+
+    def code(statement: RowsPlan | StagePlan | Opaque) -> Any:
+        if isinstance(statement, Opaque):
+            return statement.statement
+        if isinstance(statement, RowsPlan):
+            return rows_code(statement, machine)
+        return planned_code(statement, machine)
+
+    return build_function(kernel, [code(each) for each in plan.statements], plan.buffers)
+
+
+class GeneralRule(ScheduleRule):
+    """Serves kernels by the form that their plan has."""
+
+    priority: ClassVar[int] = 10
+
+    @abstractmethod
+    def serves(self, form: Form) -> bool:
+        """Whether kernels of a form are the rule's."""
+
+    def match(self, kernel: Kernel, machine: Machine) -> GeneralWorkload | None:
+        if not kernel.simple_stages or not self.serves(plan_kernel(kernel, machine).form):
+            return None
+        return GeneralWorkload(len(kernel.stages), digest(kernel.function) if kernel.is_static else "")
+
+    def space(self, workload: GeneralWorkload, machine: Machine) -> ConfigSpace:
+        return ConfigSpace({TRACE: Traces()} if workload.digest else {})
+
+    def default(self, workload: GeneralWorkload, machine: Machine) -> Config:
+        return Config.of({TRACE: ""} if workload.digest else {})
+
+    def apply(self, schedule: Any, workload: GeneralWorkload, config: Config, machine: Machine) -> Any:
+        kernel: Kernel = schedule.kernel
+        if not kernel.simple_stages:
+            raise NotScheduledError("nothing but opaque statements")
+        if config.get(TRACE):
+            return traced_function(kernel, str(config[TRACE]))
+        return kernel_code(kernel, plan_kernel(kernel, machine), machine)

@@ -1,0 +1,175 @@
+"""Code for elementwise stages that read along one axis and write along another: transposes, layout changes.
+
+Square blocks are transposed in registers: rows are loaded along the axis that is contiguous in the source, exchanged by
+log2(n) rounds of two-row shuffles, and the stage's body then reads them along the axis it stores to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from schedules.codegen.parallel import Extent, loops, repeat
+from schedules.ir.expression import index, map_loads, substitute
+from schedules.ir.stages import Stage
+from schedules.ir.tir import structural_equal, tirx
+from schedules.machine import Machine
+from schedules.stages.collapsed_loops import Loop, LoopNest
+
+Expr = Any
+Stmt = Any
+VECTORIZED = tirx.ForKind.VECTORIZED
+_LARGEST_BLOCK = 16
+_SMALLEST_EXTENT = 4  # below this along either axis, single elements are as good
+
+
+@dataclass(frozen=True, eq=False)
+class Transpose:
+    """A stage that stores along `target`; its loads number `moved` of the nest's accesses run along `source`."""
+
+    target: Loop
+    source: Loop
+    moved: tuple[int, ...]
+
+
+def find_transpose(nest: LoopNest) -> Transpose | None:
+    """The axes of a transposing stage; None when there are no two such."""
+    if nest.stage.store is None or nest.stage.reduction:
+        return None
+    for target in reversed(nest.spatial):
+        if not target.is_static or any(target.strides[i] != 1 for i in nest.stores):
+            continue
+        moved = tuple(i for i, stride in enumerate(target.strides) if stride not in (0, 1))
+        for source in nest.spatial:
+            if source is not target and _serves(nest, source, target, moved):
+                return Transpose(target, source, moved)
+    return None
+
+
+def _serves(nest: LoopNest, source: Loop, target: Loop, moved: Sequence[int]) -> bool:
+    if not moved or not source.is_static or min(source.extent, target.extent) < _SMALLEST_EXTENT:
+        return False
+    return all(source.strides[i] == 1 and isinstance(target.strides[i], int) for i in moved)
+
+
+def transpose_code(nest: LoopNest, found: Transpose, machine: Machine, lanes: int, *, threads: bool | Expr) -> Stmt:
+    """The stage as blocks of at most 16 x 16; what is left at the edges in shorter vectors."""
+    size = 1 << (min(lanes, _LARGEST_BLOCK).bit_length() - 1)
+    writer = _BlockWriter(nest.stage, nest, found, size)
+    others = [loop for loop in nest.spatial if loop is not found.source and loop is not found.target]
+    parts = []
+    for start, count, rows in _cut(found.source.extent, size):
+
+        def body(values: list[Expr], start: int = start, rows: int = rows) -> Stmt:
+            mapping = {loop.var: value for loop, value in zip(others, values, strict=False)}
+            at = index(start) if len(values) == len(others) else index(start) + values[-1] * size
+            pieces = [
+                repeat(
+                    "column",
+                    pieces_count,
+                    lambda j, first=first, columns=columns: writer.block(  # type: ignore[misc]
+                        mapping, at, index(first) + j * size, rows, columns
+                    ),
+                )
+                for first, pieces_count, columns in _cut(found.target.extent, size)
+            ]
+            return pieces[0] if len(pieces) == 1 else tirx.SeqStmt(pieces)
+
+        extents = [Extent(str(loop.var.name), loop.extent, str(loop.var.ty)) for loop in others]
+        extents += [Extent("row", count)] if count > 1 else []
+        parts.append(loops(extents, body, machine, parallel=threads))
+    return parts[0] if len(parts) == 1 else tirx.SeqStmt(parts)
+
+
+def _cut(extent: int, size: int) -> list[tuple[int, int, int]]:
+    """(start, how many, length) of the pieces of an extent."""
+    whole, rest = divmod(extent, size)
+    return [each for each in ((0, whole, size), (whole * size, 1, rest)) if each[1] and each[2]]
+
+
+class _BlockWriter:
+    """Writes blocks of `size` x `size`."""
+
+    def __init__(self, stage: Stage, nest: LoopNest, found: Transpose, size: int) -> None:
+        self.stage = stage
+        self.found = found
+        self.size = size
+        self.loads = [(nest.accesses[i].buffer, list(nest.accesses[i].indices)) for i in found.moved]
+
+    def block(self, outer: Mapping[Any, Expr], row: Expr, column: Expr, rows: int, columns: int) -> Stmt:
+        """`rows` along the source axis from `row` on, `columns` along the target axis."""
+        statements: list[Stmt] = []
+        turned = [self._turned(load, outer, row, column, rows, columns, statements) for load in self.loads]
+        for i in range(rows):
+            statements.append(
+                repeat("lane", columns, lambda lane, i=i: self._stored(turned, outer, row, column, i, lane), VECTORIZED)  # type: ignore[misc]
+            )
+        return tirx.SeqStmt(statements)
+
+    def _turned(
+        self,
+        load: tuple[Any, list[Expr]],
+        outer: Mapping[Any, Expr],
+        row: Expr,
+        column: Expr,
+        rows: int,
+        columns: int,
+        statements: list[Stmt],
+    ) -> Any:
+        """A buffer whose element [i * size + j] is the load at row + i, column + j; adds what fills it."""
+        buffer, indices = load
+        current = self._registers(str(buffer.dtype), statements)
+        for j in range(columns):
+
+            def read(lane: Expr, j: int = j) -> Stmt:
+                place = {**outer, self.found.source.var: row + lane, self.found.target.var: column + j}
+                value = tirx.BufferLoad(buffer, [substitute(point, place) for point in indices])
+                return tirx.BufferStore(current, value, [index(j * self.size) + lane])
+
+            statements.append(repeat("lane", rows, read, VECTORIZED))
+        step = self.size // 2
+        while step:
+            current = self._exchange(current, step, statements)
+            step //= 2
+        return current
+
+    def _registers(self, dtype: str, statements: list[Stmt]) -> Any:
+        made = tirx.decl_buffer([self.size * self.size], dtype, "block", scope="local", layout=None)
+        statements.append(tirx.AllocBuffer(made))
+        return made
+
+    def _exchange(self, source: Any, step: int, statements: list[Stmt]) -> Any:
+        """Swap the off-diagonal quarters of every 2 `step` x 2 `step` sub-block."""
+        result = self._registers(str(source.dtype), statements)
+        n = self.size
+        low = [lane if not lane & step else n + lane - step for lane in range(n)]
+        high = [lane + step if not lane & step else n + lane for lane in range(n)]
+
+        def row(i: int) -> Expr:
+            return tirx.Ramp(index(i * n), index(1), n)
+
+        for i in range(n):
+            if i & step:
+                continue
+            pair = [tirx.BufferLoad(source, [row(i)]), tirx.BufferLoad(source, [row(i | step)])]
+            statements.append(tirx.BufferStore(result, tirx.Shuffle(pair, low), [row(i)]))
+            statements.append(tirx.BufferStore(result, tirx.Shuffle(pair, high), [row(i | step)]))
+        return result
+
+    def _stored(
+        self, turned: Sequence[Any], outer: Mapping[Any, Expr], row: Expr, column: Expr, i: int, lane: Expr
+    ) -> Stmt:
+        """The stage's body at row + i, column + lane, reading the turned blocks."""
+
+        def replace(load: Any) -> Any:
+            for (buffer, indices), block in zip(self.loads, turned, strict=True):
+                if load.source.same_as(buffer) and structural_equal(list(load.indices), indices):
+                    return tirx.BufferLoad(block, [index(i * self.size) + lane])
+            return None
+
+        store = self.stage.store
+        assert store is not None
+        value = map_loads(store.value, replace)
+        place = {**outer, self.found.source.var: row + i, self.found.target.var: column + lane}
+        return substitute(tirx.BufferStore(store.buffer, value, list(store.indices)), place)

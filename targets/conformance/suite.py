@@ -1,0 +1,273 @@
+"""What every target must do, ours and anybody's: one suite of checks, each with a name.
+
+A check compiles a small ONNX model for the target, runs it the way the target runs here (as it is, emulated or
+simulated), and compares with the reference evaluator of the `onnx` package. The compiler itself is handed in
+(`Toolbox`), since this package lies below it.
+
+    tensorwright targets check NAME
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+from targets.conformance.fusions import encoder, quantized_functions
+from targets.conformance.models import (
+    DTYPES,
+    FAMILIES,
+    operator_model,
+    quantized_net,
+    random_inputs,
+    small_net,
+    unknown_operator,
+)
+from targets.errors import TargetError
+from targets.target import Target
+
+Array = np.ndarray[Any, Any]
+# Relative to the largest value of an output: sums of up to a few hundred products in the type's own precision.
+_ROUNDED_STEPS = 2
+TOLERANCES = {"float32": 1e-5, "float16": 4e-3}
+
+
+class Runnable(Protocol):
+    """A compiled module, as the suite uses one."""
+
+    @property
+    def manifest(self) -> Any:
+        """What it says of itself."""
+
+    def run(self, inputs: Mapping[str, Any], /) -> dict[str, Any]:
+        """The outputs by name."""
+
+    def export(self, path: str | Path, /) -> None:
+        """Write it as a file."""
+
+
+class Toolbox(Protocol):
+    """The compiler as the suite needs it."""
+
+    def compile(self, model: onnx.ModelProto, target: Target) -> Runnable:
+        """Build a model."""
+
+    def reload(self, path: Path, target: Target) -> Runnable:
+        """A module from a file, ready to run as modules of this target run here."""
+
+    def refusal(self, error: Exception) -> str | None:
+        """The reason that an error gives the user; None when it is no refusal but a defect."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one check; `problem` is None when it passed."""
+
+    check: str
+    problem: str | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """A named check; `run` returns what is wrong, or None."""
+
+    name: str
+    run: Callable[[Target, Toolbox], str | None]
+
+
+def checks() -> list[Check]:
+    """The suite, in the order it runs."""
+    made = [
+        Check(f"{family} {dtype}", _operators(family, dtype))
+        for family in FAMILIES
+        for dtype in DTYPES
+        if operator_model(family, dtype) is not None
+    ]
+    return [
+        Check("description", _description),
+        *made,
+        Check("small net", _small_net),
+        Check("encoder", _encoder),
+        Check("quantized net", _quantized_net),
+        Check("quantized functions", _quantized_functions),
+        Check("open batch", _open_batch),
+        Check("open length", _open_length),
+        Check("file round trip", _round_trip),
+        Check("refusal", _refusal),
+        Check("partition", _partition),
+    ]
+
+
+def run_suite(target: Target, toolbox: Toolbox, only: str | None = None) -> Iterator[Outcome]:
+    """Run the checks (those whose name holds `only`) one after the other; none stops the others."""
+    for check in checks():
+        if only is not None and only not in check.name:
+            continue
+        start = time.perf_counter()
+        try:
+            problem = check.run(target, toolbox)
+        except TargetError as error:
+            problem = f"{error.message}; {error.hint}" if error.hint else error.message
+        except Exception as error:  # a check that breaks is one that fails
+            problem = f"{type(error).__name__}: {error}"
+        yield Outcome(check.name, problem, time.perf_counter() - start)
+
+
+def _description(target: Target, _: Toolbox) -> str | None:
+    """The machine is described, and the description is plain data."""
+    import json
+
+    described = target.describe()
+    json.dumps(described)
+    for name in ("name", "description"):
+        if not str(getattr(target, name, "")).strip():
+            return f"the target has no {name}"
+    if described["architecture"] != target.machine.architecture:
+        return "the manifest's architecture is not the machine's"
+    if not set(target.required_features) <= set(target.machine.features):
+        return "required features that the machine does not have"
+    return None if target.how_it_runs() else "it does not say how it runs"
+
+
+def _operators(family: str, dtype: str) -> Callable[[Target, Toolbox], str | None]:
+    def run(target: Target, toolbox: Toolbox) -> str | None:
+        model = operator_model(family, dtype)
+        assert model is not None
+        return _compare(model, target, toolbox, TOLERANCES.get(dtype, 0.0))
+
+    return run
+
+
+def _compare(model: onnx.ModelProto, target: Target, toolbox: Toolbox, tolerance: float) -> str | None:
+    inputs = random_inputs(model)
+    module = toolbox.compile(model, target)
+    return differences(_reference(model, inputs), module.run(inputs), tolerance)
+
+
+def _reference(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    names = [output.name for output in model.graph.output]
+    return dict(zip(names, ReferenceEvaluator(model).run(None, dict(inputs)), strict=True))
+
+
+def differences(expected: Mapping[str, Array], actual: Mapping[str, Array], tolerance: float) -> str | None:
+    """Which outputs differ by more than `tolerance` of their largest value; None when none does."""
+    wrong = []
+    for name, wanted in expected.items():
+        got = np.asarray(actual[name])
+        if got.shape != wanted.shape or got.dtype != wanted.dtype:
+            wrong.append(f"{name} is {got.dtype}{list(got.shape)}, not {wanted.dtype}{list(wanted.shape)}")
+            continue
+        wide = wanted.astype(np.float64)
+        error = np.abs(got.astype(np.float64) - wide).max(initial=0.0)
+        if not error <= tolerance * max(1.0, np.abs(wide).max(initial=0.0)):
+            wrong.append(f"{name} differs by {error:.3g}")
+    return "; ".join(wrong) or None
+
+
+def _small_net(target: Target, toolbox: Toolbox) -> str | None:
+    return _compare(small_net(2), target, toolbox, TOLERANCES["float32"])
+
+
+def _quantized_net(target: Target, toolbox: Toolbox) -> str | None:
+    """Integers round alike but for ties and what is rounded once more: two steps of the result, ten roundings."""
+    model, step = quantized_net()
+    inputs = random_inputs(model)
+    (expected,), (actual,) = _reference(model, inputs).values(), toolbox.compile(model, target).run(inputs).values()
+    if np.ptp(expected) < 20 * step:
+        return "the reference says nothing: its result is nearly constant"
+    error = float(np.abs(np.asarray(actual, np.float64) - expected).max())
+    return None if error <= _ROUNDED_STEPS * step * 1.001 else f"it differs by {error / step:.3g} steps"
+
+
+def _quantized_functions(target: Target, toolbox: Toolbox) -> str | None:
+    """Each result is rounded at most three times: a step of the sums moves the steepest function by less than two."""
+    model, step = quantized_functions()
+    inputs = random_inputs(model)
+    actual = toolbox.compile(model, target).run(inputs)
+    wrong = []
+    for name, expected in _reference(model, inputs).items():
+        if np.ptp(expected) < 10 * step:
+            return f"the reference says nothing: {name} is nearly constant"
+        error = float(np.abs(np.asarray(actual[name], np.float64) - expected).max())
+        if not error <= _ROUNDED_STEPS * step * 1.001:
+            wrong.append(f"{name} differs by {error / step:.3g} steps")
+    return "; ".join(wrong) or None
+
+
+def _encoder(target: Target, toolbox: Toolbox) -> str | None:
+    return _compare(encoder(2, 11), target, toolbox, TOLERANCES["float32"])
+
+
+def _open_batch(target: Target, toolbox: Toolbox) -> str | None:
+    """One module for every batch size."""
+    module = toolbox.compile(small_net("batch"), target)
+    return _first_difference(module, {f"batch {batch}": small_net(batch) for batch in (1, 3)})
+
+
+def _open_length(target: Target, toolbox: Toolbox) -> str | None:
+    """One module for every batch and length."""
+    module = toolbox.compile(encoder("batch", "length"), target)
+    sizes = ((1, 1), (3, 7), (2, 33))
+    return _first_difference(module, {f"{batch} x {length}": encoder(batch, length) for batch, length in sizes})
+
+
+def _first_difference(module: Runnable, models: Mapping[str, onnx.ModelProto]) -> str | None:
+    """How a module of open sizes differs from models of fixed ones, by what they are called."""
+    for name, model in models.items():
+        inputs = random_inputs(model)
+        problem = differences(_reference(model, inputs), module.run(inputs), TOLERANCES["float32"])
+        if problem:
+            return f"{name}: {problem}"
+    return None
+
+
+def _round_trip(target: Target, toolbox: Toolbox) -> str | None:
+    """A module gives the same numbers after it was a file."""
+    model = small_net(1)
+    inputs = random_inputs(model)
+    module = toolbox.compile(model, target)
+    with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
+        path = Path(folder) / "net.twm"
+        module.export(path)
+        loaded = toolbox.reload(path, target)
+        if loaded.manifest.target.name != target.name:
+            return f"the file says it is for {loaded.manifest.target.name!r}"
+        before, after = module.run(inputs), loaded.run(inputs)
+    return differences(before, after, 0.0)
+
+
+def _refusal(target: Target, toolbox: Toolbox) -> str | None:
+    """What can not be compiled is refused with a reason that names it."""
+    try:
+        toolbox.compile(unknown_operator(), target)
+    except Exception as error:
+        reason = toolbox.refusal(error)
+        if reason is None:
+            return f"a defect in place of a refusal: {type(error).__name__}: {error}"
+        return None if "Mystery" in reason else f"the reason does not name the operator: {reason}"
+    return "an operator that nobody knows was compiled"
+
+
+def _partition(target: Target, toolbox: Toolbox) -> str | None:
+    """An accelerator claims something of the small net, and says why it leaves the rest."""
+    if not target.partition_passes():
+        return None
+    model = quantized_net()[0] if target.quantized_everywhere else small_net(1)
+    details = toolbox.compile(model, target).manifest.target.details
+    report = details.get("partition")
+    if not isinstance(report, Mapping) or not {"claimed", "refused"} <= set(report):
+        return (
+            "the partition passes report nothing: context.reports['partition'] = {'claimed': [...], 'refused': [...]}"
+        )
+    if not report["claimed"]:
+        return f"nothing of {model.graph.name} was claimed"
+    without = [entry for entry in report["refused"] if not (entry.get("operator") and entry.get("reason"))]
+    return f"refused without a reason: {without}" if without else None

@@ -1,0 +1,51 @@
+"""What targets share whose code LLVM generates."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from schedules.instructions.llvm_options import LLVM_OPTIONS
+from targets.target import Target
+
+
+class LlvmTarget(Target):
+    """A processor that LLVM knows as `mcpu`.
+
+    Attributes:
+        mcpu: LLVM's name of the processor model.
+        features: what the built code may use, sorted.
+        attributes: signed features on top of the model ("+avx512bf16", "-sve").
+    """
+
+    mcpu: str
+    features: tuple[str, ...]
+    attributes: tuple[str, ...]
+
+    @property
+    @abstractmethod
+    def triple(self) -> str:
+        """LLVM's name of the platform."""
+
+    @property
+    def required_features(self) -> tuple[str, ...]:
+        return self.features
+
+    @property
+    def builds_in_parts(self) -> bool:
+        return True
+
+    def engine_options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {
+            "kind": "llvm",
+            "mtriple": self.triple,
+            "mcpu": self.mcpu,
+            "num-cores": self.machine.cores,
+            "cl-opt": list(LLVM_OPTIONS),
+        }
+        return {**options, "mattr": list(self.attributes)} if self.attributes else options
+
+    def tvm_target(self) -> Any:
+        from schedules.ir.tir import tvm
+
+        return tvm.target.Target(self.engine_options())

@@ -1,0 +1,168 @@
+"""x86-64 processors. The presets are data (`x86_presets.json`); `host` is this machine, detected.
+
+`memory_rate` was measured with two cores on Zen 4 and Zen 5. Elsewhere it is what a few cores draw of the channels that
+the vendor states, some 0.7 of their peak.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from schedules.machine import Machine
+from targets import cpuinfo
+from targets.cpu.llvm import LlvmTarget
+from targets.errors import TargetError
+from targets.target import Target
+
+_PRESETS_FILE = Path(__file__).with_name("x86_presets.json")
+_TRIPLE = "x86_64-unknown-linux-gnu"
+
+# Features that the code generator picks instructions from; others (sha, rdseed, AMX tiles, ...)
+# never appear in kernels unasked.
+_CODEGEN_PREFIXES = ("sse", "ssse", "avx", "bmi")
+_CODEGEN_FEATURES = frozenset({"fma", "f16c", "lzcnt", "movbe", "popcnt", "gfni", "cx16", "vpclmulqdq"})
+
+
+@dataclass(frozen=True)
+class X86Target(LlvmTarget):
+    """An x86-64 processor."""
+
+    name: str
+    description: str
+    machine: Machine
+    mcpu: str
+    features: tuple[str, ...]
+    attributes: tuple[str, ...] = ()
+
+    @property
+    def triple(self) -> str:
+        return _TRIPLE
+
+    def engine_options(self) -> dict[str, Any]:
+        options = super().engine_options()
+        if self.machine.vector_bits == 512:
+            # Several AVX-512 models prefer half vectors by default, from the days of heavy frequency drops.
+            options["mattr"] = [*self.attributes, "-prefer-256-bit"]
+        return options
+
+
+@cache
+def _preset_data() -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(_PRESETS_FILE.read_text(encoding="utf-8"))
+    return data
+
+
+def level_features(level: str) -> frozenset[str]:
+    """The features of a micro-architecture level of the x86-64 psABI ("x86-64-v3"), lower levels included."""
+    levels = _preset_data()["levels"]
+    names = list(levels)
+    if level not in levels:
+        raise TargetError(f"unknown x86-64 level {level!r}")
+    return frozenset(feature for name in names[: names.index(level) + 1] for feature in levels[name])
+
+
+def _preset(name: str, cores: int | None) -> Target:
+    entry = _preset_data()["processors"][name]
+    features = level_features(entry["level"]) | frozenset(entry.get("features", ()))
+    machine = Machine(
+        architecture="x86_64",
+        cores=cores or cpuinfo.usable_cores(),
+        features=features,
+        **_vector_unit(features),
+        **entry["machine"],
+    )
+    return X86Target(name, entry["description"], machine, entry["mcpu"], tuple(sorted(features)))
+
+
+def _vector_unit(features: frozenset[str]) -> dict[str, int]:
+    if "avx512f" in features:
+        return {"vector_bits": 512, "vector_registers": 32}
+    return {"vector_bits": 256 if "avx" in features else 128, "vector_registers": 16}
+
+
+def _known(mcpu: str, features: frozenset[str]) -> dict[str, Any]:
+    """What a preset of the same model says and the system does not: how fast memory is, and where its vectors are as
+    wide as here, its multiply-add units.
+
+    Memory is not measured when compiling: a machine that others use too would get another module each time.
+    """
+    for entry in _preset_data()["processors"].values():
+        if entry["mcpu"] == mcpu:
+            as_wide = _vector_unit(level_features(entry["level"])) == _vector_unit(features)
+            names = ("memory_rate", *(("fma_ports", "fma_latency") if as_wide else ()))
+            return {name: entry["machine"][name] for name in names}
+    return {}
+
+
+def presets() -> dict[str, Callable[[int | None], Target]]:
+    """Functions of the core count that make the named targets."""
+    return {name: partial(_preset, name) for name in _preset_data()["processors"]}
+
+
+def host(cores: int | None = None) -> Target:
+    """This machine: LLVM's model name, corrected by the features that the operating system reports.
+
+    Raises TargetError when this is no x86-64 machine.
+    """
+    if cpuinfo.architecture() != "x86_64":
+        raise TargetError(
+            f"target 'host' does not support this machine's architecture ({cpuinfo.architecture()}) yet",
+            "name a target",
+        )
+    mcpu, enabled = _llvm_host()
+    features = frozenset(feature for feature in enabled if is_codegen_feature(feature))
+    caches = cpuinfo.caches()
+    defaults = Machine()
+    machine = Machine(
+        architecture="x86_64",
+        cores=cores or cpuinfo.usable_cores(),
+        features=features,
+        l1_bytes=caches.l1 or defaults.l1_bytes,
+        l2_bytes=caches.l2 or defaults.l2_bytes,
+        l3_bytes=caches.l3 or defaults.l3_bytes,
+        **_vector_unit(features),
+        **_known(mcpu, features),
+    )
+    description = f"this machine: {cpuinfo.model_name()} ({mcpu}), {machine.cores} core(s)"
+    return X86Target("host", description, machine, mcpu, tuple(sorted(features)), _corrections(mcpu, features))
+
+
+def is_codegen_feature(feature: str) -> bool:
+    """Whether the code generator may emit instructions of this feature in a kernel."""
+    return feature in _CODEGEN_FEATURES or feature.startswith(_CODEGEN_PREFIXES)
+
+
+@cache
+def _llvm_host() -> tuple[str, frozenset[str]]:
+    """LLVM's name for this processor, and the features that both LLVM and the operating system report."""
+    from schedules.ir.tir import tvm
+
+    mcpu = str(tvm.get_global_func("tvm.codegen.llvm.GetHostCPUName")())
+    reported = tvm.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
+    enabled = frozenset(str(name) for name, on in reported.items() if bool(on))
+    seen = cpuinfo.features()
+    return mcpu, enabled & seen if seen else enabled
+
+
+def _corrections(mcpu: str, features: frozenset[str]) -> tuple[str, ...]:
+    """Signed features that turn LLVM's idea of the model into what this machine (perhaps a virtual one)
+    has."""
+    implied = llvm_features(mcpu)
+    missing = sorted(f"-{name}" for name in implied - features if is_codegen_feature(name))
+    extra = sorted(f"+{name}" for name in features - implied)
+    return tuple(extra + missing)
+
+
+@cache
+def llvm_features(mcpu: str) -> frozenset[str]:
+    """The features that LLVM turns on for a processor model."""
+    from schedules.ir.tir import tvm
+
+    target = tvm.target.Target({"kind": "llvm", "mtriple": _TRIPLE, "mcpu": mcpu})
+    found = tvm.get_global_func("target.llvm_get_cpu_features")(target)
+    return frozenset(str(name) for name in found)

@@ -1,0 +1,96 @@
+"""Kernels built in several processes, linked into one library."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import schedules.ir.load_tvm  # noqa: F401  (first, so that the engine loads without torch)
+
+# isort: split
+import tvm
+from tvm import te, topi
+
+import compiler
+import targets
+from compiler.codegen import parallel_build
+from compiler.codegen.build import build_library
+from compiler.codegen.parallel_build import build_objects, worth_parts
+from compiler.errors import CompilationError
+from schedules.instructions.llvm_options import LLVM_OPTIONS, SCALAR_CODE, SCALAR_OPTION
+from tests.compiler.building import perceptron
+
+
+def _scaled(size: int) -> Any:
+    """y = x * size, sorted by a function of the engine's, which a kernel finds through its library."""
+    x = te.placeholder((size,), name="x")
+    y = te.compute((size,), lambda i: x[i] * float(size), name="y")
+    name = f"scaled{size}"
+    function = te.create_prim_func([x, topi.sort(y, axis=0)]).with_attr("global_symbol", name)
+    return tvm.ir.GlobalVar(name), function
+
+
+def test_kernels_built_apart_are_linked_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel_build, "processes", lambda: 3)
+    target = targets.get("host")
+    kernels = [_scaled(size) for size in range(1, 15)]
+    objects = build_objects(kernels, None, target.tvm_target(), tmp_path)
+    assert len(objects) == 4
+    target.linker().link(tmp_path / "library.so", objects)
+    library = tvm.runtime.load_module(str(tmp_path / "library.so"))
+    for size in range(1, 15):
+        x = np.random.default_rng(size).standard_normal(size).astype("float32")
+        y = tvm.runtime.tensor(np.zeros(size, "float32"))
+        library[f"scaled{size}"](tvm.runtime.tensor(x), y)
+        np.testing.assert_array_equal(y.numpy(), np.sort(x * np.float32(size)))
+
+
+def test_kernels_of_scalar_code_are_an_object_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[tuple[list[str], list[str]]] = []
+
+    def build(part: Any, target: Any, pipeline: str) -> Any:
+        built.append(([var.name_hint for var in part.get_global_vars()], list(target.export()["cl-opt"])))
+        return real(part, target, pipeline)
+
+    real = tvm.tirx.build
+    monkeypatch.setattr(tvm.tirx, "build", build)
+    (plain, kernel), (scalar, other) = _scaled(3), _scaled(4)
+    marked = other.with_attr(SCALAR_CODE, tvm.tirx.IntImm("bool", 1))
+    objects = build_objects([(scalar, marked), (plain, kernel)], None, targets.get("host").tvm_target(), tmp_path)
+    assert len(objects) == 2
+    assert built == [(["scaled3"], [*LLVM_OPTIONS]), (["scaled4"], [*LLVM_OPTIONS, SCALAR_OPTION])]
+
+
+def test_a_module_of_parts_equals_a_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = perceptron(layers=2)
+    x = np.random.default_rng(0).standard_normal((4, 64)).astype("float32")
+    whole = compiler.compile(model, records=False).run({"x": x})
+    monkeypatch.setattr(parallel_build, "processes", lambda: 2)
+    monkeypatch.setattr(parallel_build, "_LEAST", 1)
+    parts = compiler.compile(model, records=False).run({"x": x})
+    np.testing.assert_array_equal(whole["y"], parts["y"])
+
+
+def test_what_fails_in_a_process_is_an_error_of_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel_build, "processes", lambda: 2)
+    x = te.placeholder((4,), name="x")
+    nowhere = tvm.tirx.Var("nowhere", "float32")
+    y = te.compute((4,), lambda i: x[i] + nowhere)
+    kernels = dict(_scaled(size) for size in range(1, 15))
+    broken = te.create_prim_func([x, y]).with_attr("global_symbol", "broken")
+    mod = tvm.IRModule({**kernels, tvm.ir.GlobalVar("broken"): broken})
+    with pytest.raises(CompilationError, match="code generation"):
+        build_library(mod, targets.get("host"))
+
+
+def test_few_kernels_and_daemons_fork_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel_build, "processes", lambda: 2)
+    kernels = [object()] * 100
+    assert worth_parts(kernels)
+    assert not worth_parts(kernels[:3])
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # type: ignore[attr-defined]
+    assert not worth_parts(kernels)

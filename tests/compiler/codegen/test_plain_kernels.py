@@ -1,0 +1,64 @@
+"""Kernels of plain loops are lowered as by all of TVM's passes, without those that concern blocks and GPUs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
+
+# isort: split
+import tvm
+from tvm import te, tirx
+from tvm_ffi import structural_equal
+
+import compiler.codegen.kernel_lowering  # noqa: F401  (registers the pipeline)
+from compiler.codegen.plain_kernels import is_plain, with_plain_kernels
+from schedules.machine import Machine
+from schedules.selection.apply import apply_schedules
+
+_TARGET = tvm.target.Target({"kind": "llvm"})
+
+
+def _kernels() -> dict[str, Any]:
+    """A product with dynamic rows and a sum, neither scheduled."""
+    rows = tirx.Var("rows", "int64")
+    x, w = te.placeholder((rows, 64), name="x"), te.placeholder((64, 32), name="w")
+    k = te.reduce_axis((0, 64), name="k")
+    product = te.compute((rows, 32), lambda i, j: te.sum(x[i, k] * w[k, j], axis=k), name="product")
+    y = te.placeholder((17, 5), name="y")
+    total = te.compute((17, 5), lambda i, j: y[i, j] + y[i, 0], name="total")
+    return {"matmul": te.create_prim_func([x, w, product]), "add": te.create_prim_func([y, total])}
+
+
+def _bound(functions: dict[str, Any]) -> tvm.IRModule:
+    named = {name: each.with_attr("global_symbol", name) for name, each in functions.items()}
+    return tirx.transform.BindTarget(_TARGET.with_host(_TARGET))(tvm.IRModule(named))
+
+
+def _lowered(mod: tvm.IRModule, *, plain: bool) -> dict[str, Any]:
+    lower, _, _ = tirx.get_tir_pipeline("s_tir")
+    with _TARGET:
+        result = (with_plain_kernels(lower) if plain else lower)(tirx.transform.ConvertSSA()(mod))
+    return {str(var.name_hint): function for var, function in result.functions_items()}
+
+
+def test_fewer_passes_leave_the_same_code() -> None:
+    machine = Machine()
+    scheduled, _ = apply_schedules(tvm.IRModule(_kernels()), machine)
+    mod = _bound({str(var.name_hint): each for var, each in scheduled.functions_items()})
+    assert all(is_plain(each) for _, each in mod.functions_items())
+    fewer, whole = _lowered(mod, plain=True), _lowered(mod, plain=False)
+    assert fewer.keys() == whole.keys()
+    assert all(structural_equal(fewer[name], whole[name], map_free_vars=True) for name in whole)
+
+
+def test_blocks_go_through_all_passes() -> None:
+    mod = _bound(_kernels())
+    assert not any(is_plain(each) for _, each in mod.functions_items())
+    assert _lowered(mod, plain=True).keys() == {"matmul", "add"}
+
+
+def test_kernels_for_a_gpu_go_through_all_passes() -> None:
+    kernel = tirx.PrimFunc([], tirx.Evaluate(tirx.IntImm("int32", 0)))
+    assert is_plain(kernel.with_attr("target", _TARGET))
+    assert not is_plain(kernel.with_attr("target", tvm.target.Target({"kind": "opencl"})))

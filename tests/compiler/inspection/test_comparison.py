@@ -1,0 +1,71 @@
+"""`compare`: equal models are said to be equal, and of others the first node that differs is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from tvm.relax import op as R
+
+import tensorwright
+from compiler.cli import main
+from compiler.errors import OptionError
+from compiler.frontends.onnx import registry
+from compiler.inspection.comparison import Difference, _difference, tensor_values
+from tests.compiler.cli.running import isolated_consoles
+
+TEXT = """<ir_version: 8, opset_import: ["" : 17]> agraph (float[n,6] x) => (float[n,6] y) {
+    a = Relu(x)
+    b = Softplus(a)
+    c = Mul(b, a)
+    y = Tanh(c)
+}"""
+
+
+def model() -> onnx.ModelProto:
+    return onnx.parser.parse_model(TEXT)
+
+
+@pytest.mark.parametrize("reference", ["onnxruntime", "onnx"])
+def test_equal_models(reference: str) -> None:
+    if reference == "onnxruntime":
+        pytest.importorskip("onnxruntime")
+    found = tensorwright.compare(model(), reference=reference, sizes={"n": 5}, threads=1, layers=reference == "onnx")
+    assert found.equal
+    assert found.first is None
+    assert found.summary.startswith(f"equal to {reference} within 0.001")
+    assert [each.name for each in found.outputs] == ["y"]
+    assert [each.name for each in found.layers] == (["a", "b", "c", "y"] if reference == "onnx" else [])
+
+
+def test_the_first_layer_that_differs_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry.discover()
+    wrong = {1: lambda context: R.exp(context.input(0))}
+    monkeypatch.setitem(registry._CONVERTERS, ("", "Softplus"), wrong)
+    path = tmp_path / "m.onnx"
+    onnx.save(model(), path)
+    with isolated_consoles():
+        assert main(["compare", str(path), "--with", "onnx", "--shape", "n=3", "--threads", "1"]) == 1
+    assert "the first layer that differs is Softplus node 'b', value 'b'" in capsys.readouterr().out
+
+
+def test_what_counts_as_different() -> None:
+    def found(ours: list[float], theirs: list[float]) -> Difference:
+        return _difference("x", "n", np.array(ours, np.float32), np.array(theirs, np.float32), 1e-3)
+
+    assert not found([1, 100.05], [1, 100]).differs
+    assert found([1, 101], [1, 100]).error == pytest.approx(0.01)
+    assert found([1, np.nan], [1, 100]).problem
+    assert not found([np.nan, np.inf], [np.nan, np.inf]).differs
+    assert found([1], [1, 2]).problem == "shape [1], not [2]"
+
+
+def test_values_are_tensors_and_options_are_checked() -> None:
+    assert tensor_values(model()) == ["a", "b", "c", "y"]
+    with pytest.raises(OptionError, match="reference='tflite'"):
+        tensorwright.compare(model(), reference="tflite")

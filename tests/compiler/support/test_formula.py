@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+
+from compiler.support.formula import evaluate, names_in
+
+
+@pytest.mark.parametrize(
+    ("formula", "sizes", "value"),
+    [
+        ("42", {}, 42),
+        ("2*batch*(seq + 1)", {"batch": 3, "seq": 7}, 48),
+        ("(n // 4)*min(n, 8) - max(1, n % 3)", {"n": 10}, 2 * 8 - 1),
+        ("-n", {"n": 5}, -5),
+    ],
+)
+def test_evaluates(formula: str, sizes: dict[str, int], value: int) -> None:
+    assert evaluate(formula, sizes) == value
+
+
+@pytest.mark.parametrize(
+    "formula",
+    ["", "1 +", "n", "1 // 0", "2.5", "True", "__import__('os')", "n.real", "min()", "2 ** 99", "abs(1)", "(" * 500],
+)
+def test_refuses_everything_else(formula: str) -> None:
+    with pytest.raises(ValueError, match=r"formula|size of|divides by zero"):
+        evaluate(formula, {})
+
+
+def test_names() -> None:
+    assert names_in("2*batch*min(seq, 4)") == {"batch", "seq"}
+    with pytest.raises(ValueError, match="no formula"):
+        names_in("2 *")

@@ -1,0 +1,172 @@
+"""Winograd's convolution: exact matrices, the error bounds that are stated, random shapes, and when it is chosen."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from schedules.conv import compute as conv_compute
+from schedules.conv.winograd import Winograd, WinogradWorkload
+from schedules.conv.winograd_tiling import winograd_tile
+from schedules.conv.winograd_transforms import TILES, bounds, edge_of, transform_weight, transforms
+from schedules.conv.workload import ConvWorkload
+from tests.schedules.blocked import (
+    AVX512,
+    MACHINES,
+    Array,
+    blocks,
+    pack,
+    reference_conv,
+    relu,
+    run_scheduled,
+    unpack,
+)
+
+from tvm import te  # isort: skip
+
+STEP = (1, 1)
+FORMS = [(tile, stride) for stride in (1, 2) for tile in bounds(stride)]
+
+
+def _work(
+    channels: int,
+    filters: int,
+    spatial: tuple[int, int],
+    lanes: int = 16,
+    batch: int = 1,
+    pad: Any = ((1, 1), (1, 1)),
+    stride: int = 1,
+) -> ConvWorkload:
+    strides = (stride, stride)
+    return ConvWorkload(batch, channels, lanes, spatial, (3, 3), strides, STEP, pad, "float32", filters, 1, lanes)
+
+
+def _pack_spread(spread: Array, lanes: int) -> Array:
+    filters, channels = spread.shape[:2]
+    outer = blocks(filters, lanes)
+    padded = np.pad(spread.reshape(filters, channels, -1), [(0, outer * lanes - filters), (0, 0), (0, 0)])
+    return np.ascontiguousarray(padded.reshape(outer, lanes, channels, -1).transpose(0, 3, 2, 1))
+
+
+def _run(work: ConvWorkload, tile: int, values: Array, filters: Array, machine: Any) -> Array:
+    lanes = work.block
+    data = te.placeholder((work.batch, blocks(work.channels, lanes), *work.spatial, lanes), name="data")
+    stride = work.strides[0]
+    weight = te.placeholder((work.out_blocks, edge_of(tile, stride) ** 2, work.channels, lanes), name="weight")
+    conv = conv_compute.conv_winograd(data, weight, work, tile)
+    arrays = [pack(values, lanes), _pack_spread(transform_weight(filters, tile, stride), lanes)]
+    shape = (work.batch, work.out_blocks, *work.out_spatial, lanes)
+    return unpack(run_scheduled([data, weight, relu(conv)], arrays, machine, "conv-winograd", shape), work.filters)
+
+
+@pytest.mark.parametrize(("tile", "stride"), FORMS)
+def test_the_matrices_compute_a_convolution(tile: int, stride: int) -> None:
+    """In exact arithmetic but for the rounding of a matrix entry to float64."""
+    matrices = transforms(tile, stride)
+    edge = edge_of(tile, stride)
+    data = [Fraction(3 * i * i - 7 * i + 2, 5) for i in range(edge)]
+    kernel = [Fraction(2), Fraction(-3, 7), Fraction(5, 3)]
+
+    def times(matrix: Any, vector: list[Any]) -> list[Any]:
+        return [sum(Fraction(m) * v for m, v in zip(row, vector, strict=True)) for row in matrix]
+
+    spread = [a * b for a, b in zip(times(matrices.input, data), times(matrices.weight, kernel), strict=True)]
+    for place, value in enumerate(times(matrices.output, spread)):
+        expected = sum(data[place * stride + i] * kernel[i] for i in range(3))
+        assert abs(float(value - expected)) < 1e-13
+
+
+@pytest.mark.parametrize(("tile", "stride"), FORMS)
+def test_input_and_output_matrices_are_exact_in_binary(tile: int, stride: int) -> None:
+    matrices = transforms(tile, stride)
+    for row in (*matrices.input, *matrices.output):
+        for entry in row:
+            assert float(np.float32(entry)) == entry
+
+
+@pytest.mark.parametrize(("tile", "stride"), FORMS)
+@pytest.mark.parametrize("channels", [16, 128, 512])
+def test_error_bound(tile: int, stride: int, channels: int) -> None:
+    rng = np.random.default_rng(channels)
+    work = _work(channels, 16, (18, 18), stride=stride)
+    values = np.abs(rng.standard_normal((1, channels, 18, 18), dtype=np.float32))
+    filters = rng.standard_normal((16, channels, 3, 3), dtype=np.float32)
+    expected = np.maximum(reference_conv(values, filters, work.strides, STEP, work.pad, 1), 0)
+    error = _run(work, tile, values, filters, AVX512) - expected
+    assert np.sqrt((error**2).mean() / (expected**2).mean()) < bounds(stride)[tile]
+
+
+@st.composite
+def shapes(draw: Any) -> dict[str, Any]:
+    """Odd sizes, asymmetric padding, channels of no whole blocks."""
+    pad = tuple((draw(st.integers(0, 2)), draw(st.integers(0, 2))) for _ in range(2))
+    return {
+        "channels": draw(st.sampled_from([1, 5, 16, 33])),
+        "filters": draw(st.sampled_from([1, 7, 16, 40])),
+        "spatial": tuple(draw(st.integers(4, 23)) for _ in range(2)),
+        "batch": draw(st.integers(1, 2)),
+        "pad": pad,
+    }
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(case=shapes(), form=st.sampled_from(FORMS))
+def test_random_shapes(machine: str, case: dict[str, Any], form: tuple[int, int]) -> None:
+    description = MACHINES[machine]
+    tile, stride = form
+    work = _work(lanes=description.lanes("float32"), stride=stride, **case)
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((work.batch, work.channels, *work.spatial), dtype=np.float32)
+    filters = rng.standard_normal((work.filters, work.channels, 3, 3), dtype=np.float32)
+    expected = np.maximum(reference_conv(values, filters, work.strides, STEP, work.pad, 1), 0)
+    # The bound is on the mean; the largest of some thousand errors is a few tens of times that, at outputs of ~17.
+    np.testing.assert_allclose(_run(work, tile, values, filters, description), expected, rtol=1e-4, atol=3e-4)
+
+
+def test_it_is_chosen_where_it_saves_time() -> None:
+    assert winograd_tile(_work(64, 64, (56, 56)), AVX512, 3e-6) == 4
+    assert winograd_tile(_work(64, 64, (56, 56)), AVX512, 1e-6) == 2
+    assert winograd_tile(_work(64, 64, (56, 56)), AVX512, 1e-8) is None
+    assert winograd_tile(_work(512, 512, (2, 2)), AVX512, 3e-6) is None
+    assert winograd_tile(_work(64, 128, (56, 56), stride=2), AVX512, 3e-6) == 4
+    assert winograd_tile(_work(128, 256, (28, 28), stride=2), AVX512, 3e-6) == 2
+    assert winograd_tile(_work(512, 512, (14, 14), stride=2), AVX512, 3e-6) is None  # weights outweigh what is saved
+
+
+def test_its_larger_filters_must_come_from_memory_in_time() -> None:
+    work = _work(512, 512, (7, 7))
+    slow, fast = (AVX512.model_copy(update={"memory_rate": rate}) for rate in (4.0, 40.0))
+    assert winograd_tile(work, slow, 3e-6) is None
+    assert winograd_tile(work, fast, 3e-6) in TILES
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"strides": (2, 1)},
+        {"strides": (3, 3)},
+        {"dilations": (1, 2)},
+        {"kernel": (3, 5)},
+        {"groups": 2},
+        {"in_block": 1},
+        {"dtype": "float16"},
+    ],
+)
+def test_it_is_not_chosen_for_what_it_can_not_do(change: dict[str, Any]) -> None:
+    work = ConvWorkload(**{**vars(_work(64, 64, (56, 56))), **change})
+    assert winograd_tile(work, AVX512, 1.0) is None
+
+
+def test_defaults_lie_in_their_space() -> None:
+    rule = Winograd()
+    for machine in MACHINES.values():
+        lanes = machine.lanes("float32")
+        for channels, size in ((64, 56), (512, 7), (24, 13), (16, 224)):
+            work = WinogradWorkload(**vars(_work(channels, channels, (size, size), lanes)), tile=4)
+            rule.space(work, machine).check(rule.default(work, machine))

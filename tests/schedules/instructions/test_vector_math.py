@@ -1,0 +1,156 @@
+"""Elementary functions: error over the whole range, special values, and no call in the machine code."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from tvm import relax, te
+
+from schedules.instructions.vector_math import EXP_OF_NEGATIVE, EXP_OF_NEGATIVE_COARSE, FUNCTIONS, call, definitions
+from tests.schedules.harness import AVX2, AVX512, Array, assembly, evaluate, runnable, scheduled
+
+op = relax.op
+OPERATORS = {
+    "exp": op.exp,
+    "sigmoid": op.sigmoid,
+    "tanh": op.tanh,
+    "erf": op.erf,
+    "log": op.log,
+}
+REFERENCES: dict[str, Callable[[Array], Array]] = {
+    "exp": np.exp,
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "tanh": np.tanh,
+    "erf": np.vectorize(math.erf),
+    "log": np.log,
+}
+# The bounds that the module's table states.
+BOUNDS = {"exp": 1.0, "sigmoid": 2.5, "tanh": 5.0, "erf": 6.0, "log": 1.0}
+
+
+def apply(name: str, x: Array, target: str) -> Array:
+    return evaluate(lambda builder, value: builder.emit(OPERATORS[name](value)), [x], target)
+
+
+def samples(name: str) -> Array:
+    """Dense where the functions bend, and every magnitude of float32."""
+    rng = np.random.default_rng(0)
+    near = [rng.uniform(-scale, scale, 20000) for scale in (1e-3, 1.0, 12.0, 104.0)]
+    magnitudes = np.exp2(rng.uniform(-149, 127, 40000)) * rng.choice([-1, 1], 40000)
+    x = np.concatenate([*near, magnitudes]).astype("float32")
+    return np.abs(x) if name == "log" else x
+
+
+@pytest.mark.parametrize("target", runnable())
+@pytest.mark.parametrize("name", sorted(OPERATORS))
+def test_the_stated_error_bound_holds(name: str, target: str) -> None:
+    x = samples(name)
+    with np.errstate(all="ignore"):
+        exact = REFERENCES[name](x.astype("float64"))
+        rounded = exact.astype("float32")
+    result = apply(name, x, target)
+    finite = np.isfinite(rounded)
+    np.testing.assert_array_equal(result[~finite], rounded[~finite])
+    if name == "sigmoid":  # 0 stands for results below the normal range
+        finite &= np.abs(rounded) >= np.finfo("float32").tiny
+        assert (np.abs(result[~finite]) < np.finfo("float32").tiny).all()
+    unit = np.spacing(np.abs(rounded[finite])).astype("float64")
+    error = np.abs(result[finite] - exact[finite]) / unit
+    assert error.max() <= BOUNDS[name], (x[finite][error.argmax()], error.max())
+
+
+@pytest.mark.parametrize("target", runnable())
+def test_special_values(target: str) -> None:
+    x = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 3e38, -3e38], "float32")
+    inf, nan = np.inf, np.nan
+    expected = {
+        "exp": [nan, inf, 0, 1, 1, inf, 0],
+        "sigmoid": [nan, 1, 0, 0.5, 0.5, 1, 0],
+        "tanh": [nan, 1, -1, 0, -0.0, 1, -1],
+        "erf": [nan, 1, -1, 0, -0.0, 1, -1],
+        "log": [nan, inf, nan, -inf, -inf, np.log(3e38), nan],
+    }
+    for name, values in expected.items():
+        np.testing.assert_array_equal(apply(name, x, target), np.array(values, "float32"), name)
+
+
+# (largest relative error, in units of the last place of float32 or as it is)
+OF_NEGATIVE = {EXP_OF_NEGATIVE: 2.0**-23, EXP_OF_NEGATIVE_COARSE: 8e-5}
+
+
+@pytest.mark.parametrize("target", runnable())
+@pytest.mark.parametrize("name", sorted(OF_NEGATIVE))
+def test_powers_of_negative_numbers(name: str, target: str) -> None:
+    x = -np.abs(samples("exp"))
+
+    def power(builder: Any, value: Any) -> Any:
+        return builder.emit(builder.call_te(lambda t: te.compute(t.shape, lambda i: call(name, t(i))), value))
+
+    result = evaluate(power, [x], target)
+    exact = np.exp(x.astype("float64"))
+    normal = x > -87
+    error = np.abs(result[normal] - exact[normal]) / exact[normal]
+    assert error.max() <= OF_NEGATIVE[name], (x[normal][error.argmax()], error.max())
+    assert (np.abs(result[~normal] - exact[~normal]) < 2e-38).all()
+    special = np.array([np.nan, -np.inf, 0.0, -0.0, -3e38], "float32")
+    first = 1 if name == EXP_OF_NEGATIVE else evaluate(power, [np.zeros(1, "float32")], target)[0]
+    np.testing.assert_array_equal(evaluate(power, [special], target), np.array([np.nan, 0, first, first, 0], "float32"))
+
+
+@pytest.mark.parametrize("target", runnable())
+def test_half_precision_is_rounded_once(target: str) -> None:
+    x = np.linspace(-8, 8, 999).astype("float16")
+    exact = np.tanh(x.astype("float64")).astype("float16")
+    result = apply("tanh", x, target)
+    difference = np.abs(result.view("int16").astype(int) - exact.view("int16"))
+    assert difference.max() <= 1
+    assert (difference == 0).mean() > 0.99
+
+
+@pytest.mark.parametrize(("target", "register"), [(AVX2, "%ymm"), (AVX512, "%zmm")])
+@pytest.mark.parametrize("name", sorted(OPERATORS))
+def test_machine_code_holds_no_calls(name: str, target: str, register: str) -> None:
+    mod, _ = scheduled(lambda builder, x: builder.emit(OPERATORS[name](x)), [((64, 48), "float32")], target)
+    code = assembly(mod, target)
+    assert register in code
+    assert f"callq\t{name}f" not in code
+    assert "callq\ttensorwright_" not in code
+
+
+def test_every_function_has_a_definition_for_any_number_of_lanes() -> None:
+    text = definitions(FUNCTIONS, [1, 3, 16])
+    assert text.count("define ") == 3 * len(FUNCTIONS)
+    assert "<3 x float> @tensorwright_exp_f32x3(<3 x float> %x)" in text
+
+
+@pytest.mark.parametrize(("target", "register"), [(AVX2, "%ymm"), (AVX512, "%zmm")])
+def test_a_dear_epilogue_leaves_the_sums_in_registers(target: str, register: str) -> None:
+    """The innermost loop of a product with GELU behind it neither loads nor stores the stack."""
+
+    def build(builder: Any, x: Any, w: Any) -> Any:
+        return builder.emit(op.nn.gelu(builder.emit(op.matmul(x, w))))
+
+    mod, _ = scheduled(build, [((64, 256), "float32"), ((256, 64), "float32")], target)
+    loops = innermost_loops(assembly(mod, target))
+    product = max(loops, key=lambda body: sum("vfmadd" in line for line in body if register in line))
+    assert sum("vfmadd" in line for line in product) >= 12
+    assert not [line for line in product if register in line and "rsp)" in line]
+
+
+def innermost_loops(code: str) -> list[list[str]]:
+    """The lines of each loop that holds no other: from a label to the first jump back to it."""
+    lines = code.splitlines()
+    labels: dict[str, int] = {}
+    loops: list[tuple[int, int]] = []
+    for number, line in enumerate(lines):
+        if label := re.match(r"(\.LBB\w+):", line):
+            labels[label.group(1)] = number
+        elif (jump := re.match(r"\s+j\w+\s+(\.LBB\w+)", line)) and jump.group(1) in labels:
+            loops.append((labels[jump.group(1)], number))
+    inner = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    return [lines[start:end] for start, end in inner]
