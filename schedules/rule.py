@@ -14,17 +14,13 @@ to schedule it
 holds the kernel as
    "main") and return None, or return a new PrimFunc with the same parameters, attributes and meaning.
 
-Rules are tried by falling `priority`; those of `schedules.stages.rules`, for whatever kernel runs in a form, have 10, the
-fallback 0. Count `version` up when the meaning of
-a knob changes:
-records of older versions are then no longer used. Raise `NotScheduledError` from `apply` when a kernel
-turns out to be too
-odd: the next rule takes it. A rule must never change numbers beyond reassociation of floating-point sums.
+Rules are tried by falling `priority`; those of `schedules.stages.rules`, which serve every kernel of a certain form,
+have 10, the fallback 0. Increase `version` when the meaning of a knob changes: records of older versions are then no
+longer used. Raise `NotScheduledError` from `apply` for a kernel that the rule does not handle after all: the next rule
+takes it. A rule must never change numbers beyond reassociation of floating-point sums.
 
-`kernel` is a `schedules.ir.stages.Kernel`: the PrimFunc taken apart into stages. Kernels built of plain loops
-are best emitted
-directly with the helpers of `schedules.emit`, which handle tails and vectors; nothing forces a rule to use
-them.
+`kernel` is a `schedules.ir.stages.Kernel`: the PrimFunc taken apart into stages. Kernels built of plain loops are best
+emitted directly with the helpers of `schedules.codegen`, which handle tails and vectors; no rule has to use them.
 """
 
 from __future__ import annotations

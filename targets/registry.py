@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 
-import targets
 from targets.aliases import resolved
 from targets.errors import RegistrationError, UnknownTarget
 from targets.target import Target
@@ -24,6 +24,7 @@ _WANTED = {
     "description": "a string: a line for listings",
     "machine": "a schedules.machine.Machine",
 }
+_SUITE = "targets.conformance"  # holds no target, and imports onnx and TVM
 
 
 def _foreign() -> dict[str, EntryPoint]:
@@ -35,13 +36,23 @@ def _foreign() -> dict[str, EntryPoint]:
     return found
 
 
+def _modules_with_presets(package: str) -> Iterator[ModuleType]:
+    for info in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+        if info.name == _SUITE:
+            continue
+        module = importlib.import_module(info.name)
+        if hasattr(module, "presets"):
+            yield module
+        elif info.ispkg:
+            yield from _modules_with_presets(info.name)
+
+
 @cache
 def _own() -> dict[str, Factory]:
     """What the modules of this package offer: each may have a function `presets()` of functions of the core count."""
     found: dict[str, Factory] = {}
-    for info in pkgutil.iter_modules(targets.__path__):
-        presets = getattr(importlib.import_module(f"targets.{info.name}"), "presets", None)
-        offered: dict[str, Factory] = presets() if presets is not None else {}
+    for module in _modules_with_presets("targets"):
+        offered: dict[str, Factory] = module.presets()
         if twice := found.keys() & offered.keys():
             raise RegistrationError(f"two targets are named {sorted(twice)[0]!r}")
         found |= offered

@@ -11,13 +11,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from compiler.cli.exit_codes import EXIT_INTERNAL_ERROR, EXIT_INTERRUPTED, EXIT_USER_ERROR
 from compiler.cli.interrupts import Interrupts
 from compiler.cli.output import print_error
-from compiler.errors import InternalError, TensorwrightError, UserError
+from compiler.errors import TensorwrightError, UserError
 
-EXIT_USER_ERROR = UserError.exit_code
-EXIT_INTERNAL_ERROR = InternalError.exit_code
-EXIT_INTERRUPTED = 130
 DEBUG_VARIABLE = "TENSORWRIGHT_DEBUG"
 _REPORT = "this is a defect of Tensorwright: please report it with the model, the command, and the output of --debug"
 

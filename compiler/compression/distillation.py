@@ -13,7 +13,8 @@ from compiler.compression.job import Samples, start
 from compiler.compression.model import CompressedModel
 from compiler.compression.quantization.accuracy import Evaluate, check_max_drop
 from compiler.errors import InputError, MissingDependencyError, OptionError
-from compiler.support.progress_bar import automatic, shows_progress
+from compiler.frontends.source import import_model
+from compiler.progress_bar import automatic, shows_progress
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +94,6 @@ def distill(
         _train(net, batches, goal, epochs, optimizer or _adam(learning_rate), job.report)
     if trained is not None:
         trained.apply()
-    from compiler.frontends.source import import_model
 
     job.report("measure")
     candidate = canonical(trained.compressed() if trained is not None else import_model(net, **given), job.target)

@@ -26,8 +26,9 @@ from compiler.passes.pipeline import run_pipeline
 from compiler.profiling.attribution import kind_of
 from compiler.support.compile_lock import one_at_a_time
 from compiler.support.operation_count import OperationCount, count_kernels
-from schedules.conv.workload import DotWorkload, ceil_div
+from schedules.conv.workload import DotWorkload
 from schedules.instructions.int8_dot import VNNI, unit_of
+from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.machine import Machine, dtype_bits
 from schedules.selection.registry import rules

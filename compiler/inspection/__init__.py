@@ -1,0 +1,1 @@
+"""What a model or a module holds, without running it."""

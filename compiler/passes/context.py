@@ -22,7 +22,7 @@ class PipelineContext:
         options: options of passes by name; each pass says which ones it reads ("checks": what checks of sizes are for).
         shape_bounds: upper bound of a symbolic dimension, by its name; used in planning memory.
         configs: configurations of kernels from tuning records, handed to the schedule rules as they are.
-        choose: a `schedules.selection.alternatives.Choice` among ways to compute a convolution; the estimated one when None.
+        choose: a `schedules.selection.alternatives.Choice` of algorithms for convolutions; the estimated one when None.
         parameters: filled by `lift-parameters`: the trailing parameters of `main`, in order, by name.
         expansions: which constants can be stored in a smaller form; those that are come last in `parameters`.
         reports: what passes have to say about the module, by the name of the pass.

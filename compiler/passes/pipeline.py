@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from tvm import relax
 from tvm.ir import IRModule
 
-import compiler.passes.fuse.ordered_variables  # noqa: F401  (TVM's sets of sizes)
+import compiler.ordered_variables  # noqa: F401  (TVM's sets of sizes)
 from compiler.errors import OptionError, PassError, TensorwrightError, ToolchainError
 from compiler.passes.context import PipelineContext
+from compiler.passes.dump import ModuleDump
 from compiler.passes.registry import GraphPass, PassLike, as_graph_pass, did_you_mean, get_pass, is_own
 from compiler.passes.rewriting.expansion import Expansions
+from compiler.passes.verify import PassVerifier
 from compiler.support.compile_lock import one_at_a_time
 from targets.errors import TargetError
 
@@ -246,12 +248,8 @@ def _observers(
 ) -> list[Any]:
     observers: list[Any] = []
     if dump is not None:
-        from compiler.passes.dump import ModuleDump
-
         observers.append(ModuleDump(Path(dump), mod))
     if verify:
-        from compiler.passes.verify import PassVerifier
-
         observers.append(PassVerifier(mod, phases, context, example_inputs))
     return observers
 

@@ -9,9 +9,7 @@ A pass of a user is made the same way, or is any `tvm.transform.Pass` or functio
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +19,7 @@ from tvm.ir import IRModule
 
 from compiler.errors import OptionError
 from compiler.passes.context import PipelineContext
+from schedules.discovery import import_all
 
 Rewrite = Callable[[IRModule, PipelineContext], IRModule]
 PassLike = Any  # a GraphPass, the name of one, a tvm.transform.Pass, or a function from IRModule to IRModule
@@ -86,9 +85,7 @@ def all_passes() -> dict[str, GraphPass]:
     """Every registered pass by name, sorted; imports the modules of `compiler.passes` the first time."""
     global _discovered
     if not _discovered:
-        package = importlib.import_module("compiler.passes")
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"compiler.passes.{module.name}")
+        import_all("compiler.passes")
         _discovered = True
     return dict(sorted(_PASSES.items()))
 

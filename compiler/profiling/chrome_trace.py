@@ -6,9 +6,11 @@ microseconds.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from compiler.profiling.measured import CallTime, Profile
+if TYPE_CHECKING:
+    from compiler.profiling.measured import CallTime, Profile
+
 
 _PROCESS = 1
 _THREAD = 1

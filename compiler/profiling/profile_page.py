@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from compiler.profiling.attribution import KINDS
-from compiler.profiling.measured import CallTime, KernelTime, Profile
 from compiler.reports import (
     Bar,
     BarChart,
@@ -24,6 +24,9 @@ from compiler.reports import (
     render,
 )
 from compiler.reports.formatting import format_count, format_operations, format_percent, format_rate, format_seconds
+
+if TYPE_CHECKING:
+    from compiler.profiling.measured import CallTime, KernelTime, Profile
 
 _BARS = 20
 _UNTRACKED = "untracked"

@@ -12,6 +12,7 @@ import numpy as np
 from compiler.artifact import Artifact, Key, Manifest, TensorDescription, read_artifact, write_artifact
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.errors import InputError, OptionError, VerificationError
+from compiler.notebook import facts_html, shortened
 from compiler.runtime.accelerator import load_accelerator
 from compiler.runtime.device import Device, device_for
 from compiler.runtime.failures import engine_error
@@ -28,7 +29,6 @@ from compiler.runtime.outputs import OutputReader
 from compiler.runtime.tensors import aligned_copy, is_usable, tensor_over
 from compiler.runtime.threads import in_force, run_with, threads_here
 from compiler.runtime.verification import compare
-from compiler.support.notebook import facts_html, shortened
 
 Array = np.ndarray[Any, Any]
 OutputKind = Literal["numpy", "dlpack"]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 from compiler.errors import OptionError
+from schedules.discovery import import_all
 
 Made = TypeVar("Made")
 
@@ -52,8 +51,6 @@ class Registry(Generic[Made]):
         if self._searched:
             return
         self._searched = True
-        package = importlib.import_module(self._package)
-        for module in pkgutil.iter_modules(package.__path__, f"{self._package}."):
-            importlib.import_module(module.name)
+        import_all(self._package)
         for entry in entry_points(group=self._group):
             self._factories.setdefault(entry.name, entry.load())

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import pkgutil
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-import schedules
 from compiler.records.records import Record
 from compiler.tuning.cost_models import Sample, Subject
 from schedules.config import Config
+from schedules.discovery import import_all
 from schedules.machine import Machine
 from schedules.rule import Workload
 from schedules.selection.registry import rules
@@ -69,8 +67,7 @@ def _tuples(value: Any) -> Any:
 @cache
 def _workload_classes() -> dict[str, Any]:
     rules()  # those of other packages too
-    for module in pkgutil.iter_modules(schedules.__path__, "schedules."):
-        importlib.import_module(module.name)
+    import_all("schedules")
     found: dict[str, Any] = {}
     waiting: list[type[Workload]] = [Workload]
     while waiting:

@@ -20,6 +20,7 @@ from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.artifact.entries import EXPAND_ENTRY
 from compiler.passes.context import PipelineContext
 from compiler.passes.pipeline import run_pipeline
+from compiler.support.operation_count import count_operations
 from compiler.tuning.measuring.messages import Argument, KernelTask
 from schedules.config import Config, ConfigSpace
 from schedules.ir.stages import Kernel, dtype_of, kernels_of, shape_of
@@ -164,8 +165,6 @@ def _task(
     constant_bytes: int,
     target: targets.Target,
 ) -> Task:
-    from compiler.support.operation_count import count_operations
-
     space = rule.space(workload, target.machine)
     arguments = tuple(
         Argument(

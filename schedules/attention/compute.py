@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from schedules.conv.workload import KIND
+from schedules.annotations import KIND
 from schedules.ir.tir import tirx
 
 from tvm import te  # isort: skip

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from schedules.annotations import KIND
 from schedules.attention.batched_matrix import BatchedMatrix
 from schedules.attention.compute import ADJUSTED, OPERANDS, PRODUCT, RESULT, SCORES, WEIGHTS, guarded_quotient
-from schedules.conv.workload import KIND
 from schedules.ir.expression import buffers_loaded, constant_int, map_loads, substitute
 from schedules.ir.stages import Kernel, Stage, shape_of
 from schedules.ir.tir import structural_map, tirx, tvm

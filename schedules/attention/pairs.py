@@ -9,8 +9,8 @@ from typing import Any
 from schedules.attention.batched_matrix import BatchedMatrix
 from schedules.codegen.nest import expression, lanes_of
 from schedules.codegen.parallel import Extent, in_sequence, loops, pays_off, repeat
-from schedules.conv.workload import ceil_div
 from schedules.instructions.bf16_dot import narrowed, rounded_pair, rounded_run
+from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Axis, Stage
 from schedules.ir.tir import tirx
 from schedules.machine import Machine

@@ -14,9 +14,9 @@ from schedules.attention.batched_matrix import BatchedMatrix
 from schedules.attention.pairs import Operand, in_vectors
 from schedules.codegen.nest import expression, lanes_of, splat, split_repeat
 from schedules.codegen.parallel import in_sequence, loops, pays_off, repeat
-from schedules.conv.workload import ceil_div
 from schedules.instructions.int8_dot import dot
 from schedules.instructions.int8_neon import shift_of
+from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Axis, Stage, dtype_of
 from schedules.ir.tir import tirx
 from schedules.machine import Machine

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from schedules.attention.compute import ATTENTION
 from schedules.attention.operands import AttentionParts, attention_stages
 from schedules.attention.writer import AttentionWriter
+from schedules.codegen.nest import build_function
 from schedules.config import Config, ConfigSpace
-from schedules.emit import build_function
 from schedules.errors import NotScheduledError
 from schedules.ir.stages import Kernel, dtype_of
 from schedules.machine import Machine

@@ -1,0 +1,1 @@
+"""Loop nests, parallel loops and register tiles: how kernels are emitted."""

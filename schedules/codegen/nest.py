@@ -11,10 +11,14 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from schedules.emit import PARALLEL, SERIAL, VECTORIZED
 from schedules.instructions.prefetch import prefetch_statement
 from schedules.ir.expression import index
-from schedules.ir.tir import tirx
+from schedules.ir.stages import Axis, Kernel
+from schedules.ir.tir import s_tir, tirx
+
+SERIAL = tirx.ForKind.SERIAL
+PARALLEL = tirx.ForKind.PARALLEL
+VECTORIZED = tirx.ForKind.VECTORIZED
 
 Expr = Any
 Stmt = Any
@@ -160,3 +164,19 @@ def bind(name: str, value: Expr, dtype: str, lanes: int) -> tuple[Any, Stmt]:
     """A name for a vector value, and the statement that binds it."""
     var = tirx.Var(name, f"{dtype}x{lanes}" if lanes > 1 else dtype)
     return var, tirx.Bind(var, value)
+
+
+def loops_over(axes: Sequence[Axis], body: Stmt) -> Stmt:
+    """Serial loops over axes of a kernel's own variables, the first outermost."""
+    for axis in reversed(axes):
+        dtype = str(axis.var.ty.dtype)
+        extent = index(axis.extent, dtype) if isinstance(axis.extent, int) else axis.extent
+        body = tirx.For(axis.var, index(0, dtype), extent, SERIAL, body)
+    return body
+
+
+def build_function(kernel: Kernel, statements: Sequence[Stmt], allocations: Sequence[Any] | None = None) -> Any:
+    """The kernel's PrimFunc with a new body; `allocations` are its buffers, by default its own."""
+    buffers = list(kernel.intermediates if allocations is None else allocations)
+    block = s_tir.SBlock([], [], [], "root", sequence(statements), alloc_buffers=buffers)
+    return kernel.function.with_body(s_tir.SBlockRealize([], True, block))

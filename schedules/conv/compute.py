@@ -12,7 +12,8 @@ from typing import Any
 
 from schedules.conv.dynamic_sizes import padding_before, parts_of
 from schedules.conv.winograd_transforms import edge_of, transforms
-from schedules.conv.workload import ConvWorkload, DepthwiseDotWorkload, PoolWorkload, WindowWorkload, ceil_div
+from schedules.conv.workload import ConvWorkload, DepthwiseDotWorkload, PoolWorkload, WindowWorkload
+from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import tirx
 from schedules.ir.widening import number
 

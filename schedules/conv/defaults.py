@@ -15,7 +15,8 @@ from schedules.conv.tiling import (
     spatial_block,
     split_for_cores,
 )
-from schedules.conv.workload import ConvWorkload, ceil_div
+from schedules.conv.workload import ConvWorkload
+from schedules.ir.numbers import ceil_div
 from schedules.machine import Machine
 
 _SMALL_TILE = 16  # registers; in larger ones four channels at a time cost registers, where addresses are many

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, ClassVar
 
+from schedules.annotations import SPEC
 from schedules.codegen.nest import (
     Expr,
     Stmt,
@@ -45,10 +46,11 @@ from schedules.conv.dynamic_sizes import (
     parts_of,
     row_parts,
 )
-from schedules.conv.flat_pixels import flat_sizes
 from schedules.conv.tiling import MAX_PIXELS, accumulators, block_choices, divisors
 from schedules.conv.weights_ahead import ahead, ask_share, depth_to_ask_at, lines_of
 from schedules.conv.workload import SPEC, ConvWorkload, ceil_div
+from schedules.flat_pixels import flat_sizes
+from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.machine import Machine
 from schedules.rule import ScheduleRule

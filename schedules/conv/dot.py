@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from schedules.annotations import SPEC
 from schedules.codegen.nest import (
     Expr,
     Stmt,
@@ -29,9 +30,10 @@ from schedules.conv.compute import _guarded, _inside, _padding, _window_axes, _w
 from schedules.conv.defaults import tile_for
 from schedules.conv.direct import ConvDirect, DirectNest, Place
 from schedules.conv.tiling import divisors, register_tile
-from schedules.conv.workload import QUAD, SPEC, ConvWorkload, DotWorkload, QuadsWorkload, ceil_div
+from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload
 from schedules.instructions import bf16_dot, int8_dot
 from schedules.instructions.int8_neon import dot_signed
+from schedules.ir.numbers import QUAD, ceil_div
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import tirx
 from schedules.ir.widening import number, widened

@@ -11,7 +11,8 @@ from typing import Any
 
 from schedules.codegen.nest import Stmt, allocate, bind, load, repeat, sequence, store, when
 from schedules.conv.tiling import accumulators, block_choices, tails, tile_cost
-from schedules.conv.workload import WindowWorkload, ceil_div
+from schedules.conv.workload import WindowWorkload
+from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import shape_of
 from schedules.ir.tir import tirx
 from schedules.machine import Machine

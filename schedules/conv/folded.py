@@ -15,11 +15,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from schedules.annotations import SPEC
 from schedules.codegen.nest import Expr, Stmt, load, sequence, vectorized, when
 from schedules.config import Config
 from schedules.conv.direct import ConvDirect, DirectNest, Place
 from schedules.conv.tiling import row_cost
-from schedules.conv.workload import SPEC, ConvWorkload, ceil_div
+from schedules.conv.workload import ConvWorkload
+from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import tirx
 from schedules.machine import Machine

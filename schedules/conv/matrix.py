@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from math import inf
 from typing import Any, ClassVar
 
+from schedules.annotations import SPEC
 from schedules.codegen.nest import (
     Expr,
     Stmt,
@@ -29,8 +30,9 @@ from schedules.conv.direct import ConvDirect, Place
 from schedules.conv.dot import CONV_MATRIX, SIGN_BITS, DotNest, Step, word, workload_from
 from schedules.conv.dynamic_sizes import least
 from schedules.conv.tiling import MAX_PIXELS, accumulators, block_choices
-from schedules.conv.workload import SPEC, ConvWorkload, QuadsWorkload, ceil_div
+from schedules.conv.workload import ConvWorkload, QuadsWorkload
 from schedules.instructions.int8_neon import has_matrices, joined, matrix, row_of
+from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import tirx
 from schedules.machine import Machine

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from schedules.annotations import SPEC
 from schedules.codegen.nest import (
     Expr,
     Stmt,
@@ -26,7 +27,7 @@ from schedules.conv import compute as conv_compute
 from schedules.conv.compute import GLOBAL_POOL, POOL, share_of_image, window_count
 from schedules.conv.dynamic_sizes import Sizes, open_repeat
 from schedules.conv.window import SMALL_POINTS, WindowNest, window_default, window_space
-from schedules.conv.workload import SPEC, PoolWorkload
+from schedules.conv.workload import PoolWorkload
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import tirx
 from schedules.ir.widening import number

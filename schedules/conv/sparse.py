@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from schedules.annotations import SPEC
 from schedules.codegen.nest import (
     ROWS_AHEAD,
     Expr,
@@ -31,7 +32,7 @@ from schedules.conv.compute import _guarded, _inside, _padding, _window_position
 from schedules.conv.direct import ConvDirect, DirectNest, Place
 from schedules.conv.dynamic_sizes import open_register_tile
 from schedules.conv.tiling import register_tile
-from schedules.conv.workload import SPEC, ConvWorkload
+from schedules.conv.workload import ConvWorkload
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import tirx
 from schedules.machine import Machine

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from schedules.conv.workload import ConvWorkload, WindowWorkload, ceil_div
+from schedules.conv.workload import ConvWorkload, WindowWorkload
+from schedules.ir.numbers import ceil_div
 from schedules.machine import Machine, dtype_bits
 
 MAX_PIXELS = 30

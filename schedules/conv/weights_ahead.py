@@ -14,7 +14,7 @@ from math import prod
 from typing import Any
 
 from schedules.codegen.nest import Expr, Stmt, prefetch, repeat, sequence, when
-from schedules.conv.workload import ceil_div
+from schedules.ir.numbers import ceil_div
 from schedules.machine import dtype_bits
 
 _LATENCY = 1024  # cycles from asking memory to having the answer, with some room

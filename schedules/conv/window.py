@@ -31,7 +31,8 @@ from schedules.codegen.nest import (
 from schedules.config import Config, ConfigSpace
 from schedules.conv.dynamic_sizes import Sizes, edges, open_repeat, parts_of
 from schedules.conv.tiling import divisors, split_for_cores
-from schedules.conv.workload import WindowWorkload, ceil_div
+from schedules.conv.workload import WindowWorkload
+from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import tirx
 from schedules.ir.widening import number
 from schedules.machine import Machine

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from schedules.annotations import SPEC
 from schedules.codegen.nest import (
     Expr,
     Stmt,
@@ -37,17 +38,18 @@ from schedules.conv.direct import SMALL_FLOPS
 from schedules.conv.dynamic_sizes import Sizes, least, name_opaque, open_repeat, parts_of
 from schedules.conv.tiling import accumulators, block_choices, channel_unroll, divisors
 from schedules.conv.weights_ahead import ahead
-from schedules.conv.winograd_apply import Transform
-from schedules.conv.winograd_tasks import cut_tiles
 from schedules.conv.winograd_tiling import most_tiles, winograd_plan
 from schedules.conv.winograd_transforms import edge_of, transforms
 from schedules.conv.workload import SPEC, ConvWorkload, ceil_div
 from schedules.errors import NotScheduledError
+from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.ir.widening import number
 from schedules.machine import Machine
 from schedules.rule import ScheduleRule
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+from schedules.winograd_apply import Transform
+from schedules.winograd_tasks import cut_tiles
 
 
 @dataclass(frozen=True)

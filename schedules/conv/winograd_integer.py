@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from schedules.annotations import SPEC
 from schedules.codegen.nest import Expr, lanes_of, load, splat
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import conv_winograd
@@ -25,8 +26,9 @@ from schedules.conv.winograd_tiling import (
     winograd_plan,
 )
 from schedules.conv.winograd_transforms import edge_of, spread_weight, transforms
-from schedules.conv.workload import SPEC, ConvWorkload, DotWorkload, ceil_div
+from schedules.conv.workload import ConvWorkload, DotWorkload
 from schedules.instructions import int8_dot
+from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import tirx
 from schedules.machine import Machine

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from schedules.conv.dynamic_sizes import open_row_cost
 from schedules.conv.tiling import accumulators, block_choices, divisors, row_cost, split_for_cores
 from schedules.conv.winograd_transforms import KERNEL, bounds, edge_of
-from schedules.conv.workload import ConvWorkload, DotWorkload, ceil_div
+from schedules.conv.workload import ConvWorkload, DotWorkload
+from schedules.ir.numbers import ceil_div
 from schedules.machine import Machine
 
 SHARED_CACHE_RATE = (

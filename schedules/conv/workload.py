@@ -11,17 +11,10 @@ import dataclasses
 import json
 from typing import Any
 
+from schedules.annotations import KIND, SPEC
 from schedules.instructions.int8_neon import shift_of
+from schedules.ir.numbers import QUAD, ceil_div
 from schedules.rule import Workload
-
-KIND = "tensorwright.kernel"
-SPEC = "tensorwright.workload"
-QUAD = 4  # bytes of a word
-
-
-def ceil_div(a: int, b: int) -> int:
-    """a / b, rounded up."""
-    return -(-a // b)
 
 
 @dataclasses.dataclass(frozen=True)

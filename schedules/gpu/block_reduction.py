@@ -6,10 +6,10 @@ from __future__ import annotations
 from typing import Any
 
 from schedules.codegen.nest import allocate, expression, load, repeat, sequence, store
-from schedules.conv.workload import ceil_div
 from schedules.gpu.binding import thread_loop
 from schedules.gpu.machine import GpuMachine
 from schedules.ir.expression import substitute
+from schedules.ir.numbers import ceil_div
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Stage, product
 from schedules.ir.tir import tirx

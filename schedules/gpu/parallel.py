@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from schedules.codegen.nest import build_function, loops_over, sequence
 from schedules.config import Config
-from schedules.emit import build_function, nest, sequence
 from schedules.gpu.block_reduction import block_reduction
 from schedules.gpu.cooperative import cooperative, has_independent_iterations, without_pragmas
 from schedules.gpu.hoisting import take_allocations, without_parallel_loops
@@ -58,7 +58,7 @@ def bound_stage(stage: Stage, machine: GpuMachine) -> Any:
     if together is not None:
         return together
     points = [axis for axis in stage.spatial if axis.extent != 1]
-    body = nest(stage.reduction, stage.body)
+    body = loops_over(stage.reduction, stage.body)
     if stage.init is not None:
         body = sequence([stage.init, body])
     units = [axis for axis in stage.spatial if axis.extent == 1]

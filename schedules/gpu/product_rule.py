@@ -6,14 +6,14 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from schedules.codegen.nest import build_function
 from schedules.config import Config, ConfigSpace
-from schedules.conv.workload import ceil_div
-from schedules.emit import build_function
 from schedules.errors import NotScheduledError
 from schedules.gpu.machine import GpuMachine
 from schedules.gpu.parallel import bound_stage
 from schedules.gpu.product_form import ProductForm, is_product, product_form
 from schedules.gpu.rule import GpuRule
+from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.machine import Machine, dtype_bits
 from schedules.rule import Workload

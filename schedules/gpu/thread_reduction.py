@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from schedules.codegen.nest import allocate, load, sequence, store
+from schedules.codegen.nest import allocate, build_function, load, loops_over, sequence, store
 from schedules.config import Config
-from schedules.emit import build_function, nest
 from schedules.errors import NotScheduledError
 from schedules.gpu.launch import launched
 from schedules.gpu.machine import GpuMachine
@@ -82,7 +81,7 @@ def _launch(stage: Stage, fused: FusedKernel, reduction: Reduction, value: Any) 
     body = sequence(
         allocation,
         store(own, reduction.start, 0),
-        nest(loops, taken),
+        loops_over(loops, taken),
         fused.finish(load(own, 0), list(reduction.store.indices)),
     )
     return launched([axis for axis in stage.spatial if axis.extent != 1], substitute(body, units))

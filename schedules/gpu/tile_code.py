@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from schedules.codegen.nest import allocate, both, broadcast, expression, lanes_of, repeat, sequence, store, when
-from schedules.conv.workload import ceil_div
 from schedules.gpu.binding import thread_loop
 from schedules.gpu.product_form import Operand, ProductForm
+from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import tirx
 from schedules.machine import dtype_bits
 

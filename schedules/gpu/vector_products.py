@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 
 from schedules.codegen.nest import allocate, both, expression, load, repeat, sequence, store, when
 from schedules.config import Config, ConfigSpace
-from schedules.conv.workload import ceil_div
 from schedules.gpu.binding import thread_loop
 from schedules.gpu.machine import GpuMachine
 from schedules.gpu.product_form import Operand, ProductForm
 from schedules.gpu.product_rule import UNKNOWN, ProductRule, ProductWorkload
 from schedules.gpu.tile_code import parts_of, wait, within
+from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import tirx
 from schedules.machine import Machine
 

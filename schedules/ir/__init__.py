@@ -1,0 +1,1 @@
+"""TensorIR helpers: expressions, accesses, stages, inlining."""

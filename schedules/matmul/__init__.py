@@ -1,0 +1,1 @@
+"""Matrix products: dense, integer, bfloat16, grouped, sparse."""

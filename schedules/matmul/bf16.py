@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from schedules.annotations import KIND
 from schedules.codegen.parallel import Extent, in_sequence, loops, pays_off, repeat, work
 from schedules.config import Config, ConfigSpace
-from schedules.conv.workload import KIND
 from schedules.errors import NotScheduledError
 from schedules.instructions.bf16_dot import dot, rounded_pair, rounded_run
 from schedules.ir.expression import substitute

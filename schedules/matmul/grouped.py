@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from schedules.annotations import KIND, SPEC
 from schedules.codegen.nest import prefetch
 from schedules.codegen.parallel import in_sequence, repeat
 from schedules.codegen.register_tile import RegisterTile
-from schedules.conv.workload import KIND, SPEC
 from schedules.instructions.unpack_bits import unpacked
 from schedules.ir.expression import index
 from schedules.ir.stages import Kernel

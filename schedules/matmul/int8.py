@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from schedules.annotations import KIND
 from schedules.codegen.nest import lanes_of, splat
 from schedules.codegen.parallel import Extent, in_sequence, loops, pays_off, repeat, work
-from schedules.conv.workload import KIND
 from schedules.instructions.int8_dot import dot
 from schedules.instructions.int8_neon import dot_signed, shift_of
 from schedules.ir.expression import substitute

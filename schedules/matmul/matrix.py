@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from schedules.annotations import KIND
 from schedules.codegen.nest import ROWS_AHEAD, allocate_tile, lanes_of, prefetch, static_grid, store
 from schedules.codegen.nest import load as element
 from schedules.codegen.parallel import Extent, in_sequence, loops, pays_off, repeat
 from schedules.codegen.register_tile import RegisterTile
 from schedules.config import Config, ConfigSpace
-from schedules.conv.workload import KIND
 from schedules.errors import NotScheduledError
 from schedules.instructions.int8_neon import DEPTH, has_matrices, joined, matrix, row_of
 from schedules.ir.expression import index

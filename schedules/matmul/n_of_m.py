@@ -12,11 +12,11 @@ import json
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from schedules.annotations import KIND, SPEC
 from schedules.codegen.nest import bind, lanes_of, load, prefetch
 from schedules.codegen.parallel import in_sequence, repeat
 from schedules.codegen.register_tile import RegisterTile
 from schedules.config import Config, ConfigSpace
-from schedules.conv.workload import KIND, SPEC
 from schedules.instructions.select_lanes import choices_of, selected
 from schedules.ir.expression import index as constant
 from schedules.ir.stages import Kernel, shape_of

@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from schedules.annotations import KIND
 from schedules.codegen.nest import ROWS_AHEAD, prefetch
 from schedules.codegen.parallel import in_sequence, repeat
 from schedules.codegen.register_tile import RegisterTile
-from schedules.conv.workload import KIND
 from schedules.ir.expression import index as constant
 from schedules.ir.stages import Kernel, shape_of
 from schedules.ir.tir import tirx

@@ -12,10 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schedules.conv.defaults import tile_for
-from schedules.conv.folded import tile_cycles
-from schedules.conv.winograd_tiling import winograd_cycles
-from schedules.conv.workload import ConvWorkload
 from schedules.instructions.select_lanes import choices_of
 from schedules.machine import Machine
 from schedules.matmul.sparse_groups import Groups, most_kept
@@ -29,11 +25,7 @@ _LOOKED_UP = 1.28
 _PERMUTED = 2.5
 # Bytes of weights that a core reads in a cycle from its second cache or the shared one.
 _WEIGHTS_RATE = 26.0
-_MANY_ROWS = 960  # of products whose rows are not known
-# In convolutions a block's name is taken apart as well, which short tiles do not hide: (pixels of a tile, cost).
-_LONG_TILE, _IN_LONG_TILES, _IN_SHORT_TILES = 20, 1.15, 1.42
-# How much of its estimate a convolution by Winograd's method takes where its weights stay in a cache.
-_WINOGRAD = 0.7
+_MANY_ROWS = 960
 
 
 @dataclass(frozen=True)
@@ -95,16 +87,6 @@ def _sums(rows: int, columns: int, width: int, machine: Machine) -> float:
     vectors = -(-columns // machine.lanes("float32"))
     loads = rows / (width / machine.lanes("float32")) + 1
     return vectors * max(rows / machine.fma_ports, loads / 2)
-
-
-def conv_pays(kept: float, work: ConvWorkload, tile: int | None, machine: Machine) -> bool:
-    """Whether a convolution that keeps this share of its blocks is faster than the dense one, which takes tiles of
-    `tile` by Winograd's method, or none."""
-    pixels, _ = tile_for(work, machine)
-    name = _IN_LONG_TILES if pixels >= _LONG_TILE else _IN_SHORT_TILES
-    if tile is None or work.is_open:
-        return kept * name < 1
-    return kept * name * tile_cycles(work, machine) < _WINOGRAD * winograd_cycles(work, tile, machine)
 
 
 def share_that_pays(machine: Machine, rows: int) -> float:

@@ -1,0 +1,1 @@
+"""Which rule serves a kernel, and the choice among algorithms."""

@@ -1,16 +1,14 @@
-"""Finds the rules: every module of this package, and entry points of the group `tensorwright.schedules`."""
+"""Finds the rules for processors: in every module of `schedules` but `schedules.gpu`, and by entry point."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import pkgutil
 from functools import cache
 from importlib.metadata import entry_points
 from types import GenericAlias
 from typing import TypeGuard
 
-import schedules
+from schedules.discovery import modules_of
 from schedules.errors import RuleError
 from schedules.rule import ScheduleRule
 
@@ -19,10 +17,9 @@ ENTRY_POINT_GROUP = "tensorwright.schedules"
 
 def _own_rules() -> list[type[ScheduleRule]]:
     found = []
-    for info in pkgutil.iter_modules(schedules.__path__, "schedules."):
-        module = importlib.import_module(info.name)
+    for module in modules_of("schedules", skip=("schedules.gpu",)):
         for value in vars(module).values():
-            if _is_rule(value) and not inspect.isabstract(value) and value.__module__ == info.name:
+            if _is_rule(value) and not inspect.isabstract(value) and value.__module__ == module.__name__:
                 found.append(value)
     return found
 

@@ -1,0 +1,1 @@
+"""Rules for kernels of any operator: elementwise chains, reductions, transposes, copies."""

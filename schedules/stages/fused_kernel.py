@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from schedules.codegen.nest import Expr, Stmt, expression
-from schedules.conv.workload import KIND
-from schedules.emit import build_function
+from schedules.annotations import KIND
+from schedules.codegen.nest import Expr, Stmt, build_function, expression
 from schedules.errors import NotScheduledError
 from schedules.ir.expression import map_loads, substitute, uses
 from schedules.ir.stages import Kernel, Stage, shape_of

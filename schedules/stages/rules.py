@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
+from schedules.codegen.nest import build_function
 from schedules.config import Config, ConfigSpace
-from schedules.emit import build_function
 from schedules.errors import NotScheduledError
 from schedules.ir.inline import inline_stages
 from schedules.ir.stages import Kernel, Opaque, Stage
@@ -134,3 +134,59 @@ class GeneralRule(ScheduleRule):
         if config.get(TRACE):
             return traced_function(kernel, str(config[TRACE]))
         return kernel_code(kernel, plan_kernel(kernel, machine), machine)
+
+
+class Copies(GeneralRule):
+    """Serves kernels that only move values, in vectors."""
+
+    name: ClassVar[str] = "copy"
+
+    def serves(self, form: Form) -> bool:
+        return form is Form.COPY
+
+
+class Elementwise(GeneralRule):
+    """Serves kernels that compute each element of its own, in vectors."""
+
+    name: ClassVar[str] = "elementwise"
+
+    def serves(self, form: Form) -> bool:
+        return form is Form.ELEMENTWISE
+
+
+class Reduce(GeneralRule):
+    """Serves kernels that reduce in vectors, whatever else they do in vectors."""
+
+    name: ClassVar[str] = "reduction"
+
+    def serves(self, form: Form) -> bool:
+        return form is Form.REDUCTION
+
+
+class Rows(GeneralRule):
+    """Serves kernels whose stages share their rows, each of which runs in vectors."""
+
+    name: ClassVar[str] = "rows"
+
+    def serves(self, form: Form) -> bool:
+        return form is Form.ROWS
+
+
+class TransposeBlocks(GeneralRule):
+    """Serves kernels that transpose, whatever they compute of the elements."""
+
+    name: ClassVar[str] = "transpose"
+
+    def serves(self, form: Form) -> bool:
+        return form is Form.TRANSPOSE
+
+
+class Fallback(GeneralRule):
+    """Serves any kernel with at least one simple stage."""
+
+    name: ClassVar[str] = "fallback"
+    priority: ClassVar[int] = 0
+    version: ClassVar[int] = 2  # kernels in vectors went to rules of their own
+
+    def serves(self, form: Form) -> bool:
+        return True

@@ -1,0 +1,1 @@
+"""The suite of checks that every target passes."""

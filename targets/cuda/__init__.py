@@ -1,0 +1,1 @@
+"""NVIDIA graphics processors: nvcc, device images, CUDA graphs, and a simulator."""

@@ -1,4 +1,4 @@
-"""Runs CUDA kernels on the processor: their source, compiled as C++ with `cuda_simulation.h` in place of CUDA.
+"""Runs CUDA kernels on the processor: their source, compiled as C++ with `simulation.h` in place of CUDA.
 
 It checks numbers: indices, bounds of loops, synchronization that is missing between phases that the simulated order
 of threads happens to expose. It does not show races in general, and says nothing about speed.
@@ -21,7 +21,7 @@ from targets.cuda.image import Source, has_source, source_of
 from targets.errors import TargetError
 from targets.toolchain import Compiler
 
-_HEADER = Path(__file__).with_name("cuda_simulation.h")
+_HEADER = Path(__file__).with_name("simulation.h")
 _OPTIONS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-fno-strict-aliasing", "-ffp-contract=off", "-w")
 # Ends the process where a vector is loaded from an address that is no multiple of its size, which a device refuses, or
 # an index leaves a buffer of a kernel.
@@ -116,7 +116,7 @@ def simulated_text(source: Source, entry: Callable[[KernelText], str] | None = N
         for match, end in zip(definitions, ends, strict=True)
         if match["name"] in source.launches
     ]
-    return '#include "cuda_simulation.h"\n' + body + "\n" + "\n".join(entries)
+    return '#include "simulation.h"\n' + body + "\n" + "\n".join(entries)
 
 
 def _kernel_text(definition: re.Match[str], tags: tuple[str, ...], body: str) -> KernelText:

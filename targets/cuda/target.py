@@ -1,4 +1,4 @@
-"""NVIDIA graphics processors. The presets are data (`cuda_presets.json`).
+"""NVIDIA graphics processors. The presets are data (`presets.json`).
 
 Kernels are CUDA source that nvcc compiles ahead of time: machine code for the target's architecture and PTX for newer
 ones. The library also holds the source, compressed: without a device it runs as C++ (`cuda_simulator.py`).
@@ -26,7 +26,7 @@ from targets.errors import TargetError, ToolchainMissing
 from targets.target import Target
 from targets.toolchain import Compiler, Linker
 
-_PRESETS_FILE = Path(__file__).with_name("cuda_presets.json")
+_PRESETS_FILE = Path(__file__).with_name("presets.json")
 
 # These lay data out, or write kernels, for a processor's vectors.
 _FOR_PROCESSORS = frozenset(

@@ -95,7 +95,7 @@ def _tune(
 ) -> int:
     import compiler
     from compiler.cli.arguments import parse_arrays, parse_duration, parse_shapes
-    from compiler.cli.entry import EXIT_INTERRUPTED
+    from compiler.cli.exit_codes import EXIT_INTERRUPTED
     from compiler.cli.output import print_json
     from compiler.cli.tuning_display import TuningDisplay
     from compiler.inspection.model_inspection import model_inputs

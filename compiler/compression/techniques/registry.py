@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from compiler.errors import OptionError
 from compiler.passes.registry import did_you_mean
+from schedules.discovery import import_all
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,7 @@ def techniques() -> dict[str, Technique]:
     global _discovered
     if not _discovered:
         _discovered = True
-        package = importlib.import_module("compiler.compression.techniques")
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{package.__name__}.{module.name}")
+        import_all("compiler.compression.techniques")
     return dict(sorted(_TECHNIQUES.items()))
 
 

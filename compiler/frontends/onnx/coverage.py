@@ -11,8 +11,8 @@ import onnx
 
 from compiler.frontends.onnx.evaluation.evaluator import can_evaluate
 from compiler.frontends.onnx.loading.loader import FunctionKey, ModelSource, load_model
-from compiler.frontends.onnx.registry import find_converter, normalized_domain
-from compiler.frontends.onnx.structure import schema_of, subgraphs
+from compiler.frontends.onnx.registry import find_converter
+from compiler.frontends.onnx.structure import normalized_domain, schema_of, subgraphs
 
 Support = Literal["supported", "rewritten", "refused"]
 

@@ -13,8 +13,7 @@ import onnx.shape_inference
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.evaluation.reference import reference_outputs
 from compiler.frontends.onnx.expansion import type_of
-from compiler.frontends.onnx.registry import normalized_domain
-from compiler.frontends.onnx.structure import schema_of
+from compiler.frontends.onnx.structure import normalized_domain, schema_of
 from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, Value
 
 _MAXIMUM_TRIAL_ELEMENTS = 2**14

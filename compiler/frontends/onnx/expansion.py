@@ -9,8 +9,7 @@ import onnx
 import onnx.helper
 
 from compiler.frontends.onnx import dtypes
-from compiler.frontends.onnx.registry import normalized_domain
-from compiler.frontends.onnx.structure import schema_of, subgraphs
+from compiler.frontends.onnx.structure import normalized_domain, schema_of, subgraphs
 from compiler.frontends.onnx.values import Constant, OptionalValue, Runtime, SequenceValue, Symbolic, Value
 
 

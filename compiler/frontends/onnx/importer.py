@@ -26,8 +26,15 @@ from compiler.frontends.onnx.evaluation.evaluator import evaluate
 from compiler.frontends.onnx.evaluation.reference import all_known_with_strings, fold_strings
 from compiler.frontends.onnx.expansion import resolve_references, schema_function
 from compiler.frontends.onnx.loading.loader import LoadedModel, graph_initializers
-from compiler.frontends.onnx.registry import find_converter, normalized_domain
-from compiler.frontends.onnx.structure import RANDOM_OPERATORS, describe, live_nodes, ordered_nodes, subgraphs
+from compiler.frontends.onnx.registry import find_converter
+from compiler.frontends.onnx.structure import (
+    RANDOM_OPERATORS,
+    describe,
+    live_nodes,
+    normalized_domain,
+    ordered_nodes,
+    subgraphs,
+)
 from compiler.frontends.onnx.values import (
     Constant,
     OptionalValue,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from compiler.frontends.onnx.structure import normalized_domain
+from schedules.discovery import import_all
 
 if TYPE_CHECKING:
     from compiler.frontends.onnx.context import NodeContext
@@ -17,11 +18,6 @@ _CONVERTERS: dict[tuple[str, str], dict[int, Converter]] = {}
 
 TORCH_DOMAIN = "tensorwright.torch"
 """Of operators that PyTorch programs become, and that ONNX does not have in the opset of torch's exporter."""
-
-
-def normalized_domain(domain: str) -> str:
-    """`ai.onnx` is another name of the default domain."""
-    return "" if domain == "ai.onnx" else domain
 
 
 def converter(*operators: str, since: int = 1, domain: str = "") -> Callable[[Converter], Converter]:
@@ -55,9 +51,7 @@ def set_converter(domain: str, operator: str, since: int, function: Converter) -
 @cache
 def discover() -> None:
     """Import every operator family."""
-    package = importlib.import_module("compiler.frontends.onnx.operators")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+    import_all("compiler.frontends.onnx.operators")
 
 
 def find_converter(operator: str, opset: int, domain: str = "") -> Converter | None:

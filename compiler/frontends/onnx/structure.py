@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx.defs
@@ -13,7 +13,11 @@ from onnx import AttributeProto
 
 from compiler.errors import InvalidModelError
 from compiler.frontends.onnx import dtypes
-from compiler.frontends.onnx.registry import normalized_domain
+
+if TYPE_CHECKING:
+    from compiler.frontends.onnx.context import NodeContext
+
+    Converter = Callable[[NodeContext], Any]
 
 MAXIMUM_DIMENSION = 2**40
 RANDOM_OPERATORS = frozenset(
@@ -294,3 +298,8 @@ def _check_against_schema(node: onnx.NodeProto, schema: Any) -> None:
             raise InvalidModelError(
                 f"{describe(node)}: the attribute {name!r} is of type {attribute.type}, not {declared.type.name}"
             )
+
+
+def normalized_domain(domain: str) -> str:
+    """`ai.onnx` is another name of the default domain."""
+    return "" if domain == "ai.onnx" else domain

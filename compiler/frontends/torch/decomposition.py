@@ -5,11 +5,11 @@ They are discovered in `compiler.frontends.torch.operators`, one file a family.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from schedules.discovery import import_all
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +50,4 @@ def decompositions() -> dict[str, Decomposition]:
 
 @cache
 def _discover() -> None:
-    package = importlib.import_module("compiler.frontends.torch.operators")
-    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-        importlib.import_module(module.name)
+    import_all("compiler.frontends.torch.operators")

@@ -1,0 +1,1 @@
+"""Phase 1: everything known is computed, everything unused is gone."""

@@ -1,0 +1,1 @@
+"""Phase 5: operators become kernels, and epilogues join their producers."""

@@ -13,8 +13,8 @@ from tvm import relax, tirx
 from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.lower.tvm_passes import engine_target
 from compiler.passes.registry import graph_pass
+from compiler.passes.rewriting.tvm_target import tvm_target
 from schedules.ir.tir import structural_walk
 
 _CHOICES = (tirx.Min, tirx.Max, tirx.Select, tirx.IfThenElse, tvm.ir.Call)
@@ -29,7 +29,7 @@ def lower_reshapes(mod: IRModule, context: PipelineContext) -> IRModule:
         if isinstance(function, tirx.PrimFunc) and not _may_be_a_reshape(function)
     }
     shown = _replaced(mod, {var: function.with_body(tirx.Evaluate(0)) for var, function in hidden.items()})
-    with engine_target(context):
+    with tvm_target(context):
         lowered = relax.transform.RewriteDataflowReshape()(shown)
     return _replaced(lowered, hidden)
 

@@ -1,0 +1,1 @@
+"""Quantized operators in integer arithmetic from end to end."""

@@ -34,12 +34,13 @@ from schedules.conv.direct import ConvDirect
 from schedules.conv.dot import CONV_DOT, conv_dot
 from schedules.conv.folded import FoldedWorkload, conv_folded, fold_filter, folded_workload, tile_cycles
 from schedules.conv.sparse import conv_sparse, pack_sparse_filter
+from schedules.conv.sparse_cost import conv_pays
 from schedules.conv.winograd import Winograd, WinogradWorkload
 from schedules.conv.winograd_tiling import serves, winograd_cycles, winograd_tile
 from schedules.conv.winograd_transforms import bounds, transform_weight, weight_matrix
-from schedules.conv.workload import ConvWorkload, DotWorkload, WindowWorkload, ceil_div
+from schedules.conv.workload import ConvWorkload, DotWorkload, WindowWorkload
 from schedules.instructions.bf16_dot import bfloat16_bits
-from schedules.matmul.sparse_cost import conv_pays
+from schedules.ir.numbers import ceil_div
 from schedules.selection.alternatives import Way
 
 WINOGRAD_ERROR_BOUND = 3e-6  # root mean square, relative; see `winograd_transforms.ERROR_BOUND`

@@ -16,8 +16,9 @@ from compiler.passes.rewriting.matching import as_constant, dtype_of, rank_of, s
 from schedules.conv import compute as conv_compute
 from schedules.conv.dot import conv_dot
 from schedules.conv.winograd_integer import conv_winograd_integer, integer_winograd_pays, pack_integer_filter
-from schedules.conv.workload import QUAD, ConvWorkload, DepthwiseDotWorkload, DotWorkload, QuadsWorkload
+from schedules.conv.workload import ConvWorkload, DepthwiseDotWorkload, DotWorkload, QuadsWorkload
 from schedules.instructions.int8_neon import DEPTH, has_matrices, sums_signed
+from schedules.ir.numbers import QUAD
 
 _BYTES = ("int8", "uint8")
 

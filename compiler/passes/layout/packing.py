@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import schedules.ir.tir  # noqa: F401
-from schedules.conv.workload import ceil_div
 from schedules.instructions.bf16_dot import narrowed, rounded_pair
+from schedules.ir.numbers import ceil_div
 from schedules.ir.widening import widened
 
 from tvm import te, tirx  # isort: skip

@@ -19,7 +19,8 @@ from compiler.passes.layout.convolution import BlockedConv, Conv
 from compiler.passes.layout.values import Blocked, LayoutBuilder
 from compiler.passes.rewriting.matching import as_constant
 from schedules.conv.folded import tile_cycles
-from schedules.conv.workload import ConvWorkload, ceil_div
+from schedules.conv.workload import ConvWorkload
+from schedules.ir.numbers import ceil_div
 from schedules.machine import Machine
 
 from tvm import te, tirx  # isort: skip

@@ -25,7 +25,8 @@ from compiler.passes.layout.values import Blocked, LayoutBuilder, Order, can_blo
 from compiler.passes.rewriting.matching import array_of, as_constant, is_one, shape_of
 from schedules.conv import compute as conv_compute
 from schedules.conv.folded import tile_cycles
-from schedules.conv.workload import ConvWorkload, ceil_div
+from schedules.conv.workload import ConvWorkload
+from schedules.ir.numbers import ceil_div
 
 Array = NDArray[Any]
 

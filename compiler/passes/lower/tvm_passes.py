@@ -6,27 +6,20 @@ The order is that of `tvm.relax.backend.cpu_generic.pipeline`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 from tvm import relax
 from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.fuse import legalizations as legalization
-from compiler.passes.fuse import legalize_maxima, legalize_norms, legalize_reshapes
 from compiler.passes.registry import graph_pass
-
-
-def engine_target(context: PipelineContext) -> Any:
-    """The engine's description of the target, entered while passes run that ask for the current target."""
-    return nullcontext() if context.target is None else context.target.tvm_target()
+from compiler.passes.rewriting.tvm_target import tvm_target
 
 
 def _register(name: str, summary: str, make: Callable[[], Any], *, required: bool = True) -> None:
     @graph_pass(name, summary=summary, required=required)
     def run(mod: IRModule, context: PipelineContext) -> IRModule:
-        with engine_target(context):
+        with tvm_target(context):
             return make()(mod)
 
 
@@ -34,15 +27,6 @@ _transform = relax.transform
 
 _register("dispatch-sampling", "Lower sampling operators", relax.backend.DispatchSampling)
 _register("dispatch-sort", "Lower sort, top-k and scan operators", relax.backend.DispatchSortScan)
-
-
-@graph_pass("legalize-operators", summary="Lower each operator to a TensorIR function", required=True)
-def _legalize(mod: IRModule, context: PipelineContext) -> IRModule:
-    modules = (legalization, legalize_maxima, legalize_norms, legalize_reshapes)
-    own = {name: rule for module in modules for name, rule in module.LEGALIZATIONS.items()}
-    of_target = context.target.legalizations() if hasattr(context.target, "legalizations") else {}
-    with engine_target(context):
-        return _transform.LegalizeOps({**own, **of_target})(mod)
 
 
 _register(

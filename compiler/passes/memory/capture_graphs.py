@@ -12,8 +12,8 @@ from tvm.ir import IRModule
 from tvm.ir.transform import PassContext
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.lower.tvm_passes import engine_target
 from compiler.passes.registry import graph_pass
+from compiler.passes.rewriting.tvm_target import tvm_target
 
 _INPUTS = "num_input"
 
@@ -26,7 +26,7 @@ def capture_graphs(mod: IRModule, context: PipelineContext) -> IRModule:
     (main,) = (variable for variable in mod.get_global_vars() if variable.name_hint == "main")
     inputs = len(mod[main].params) - len(context.parameters)
     marked = _with_function(mod, main, mod[main].with_attr(_INPUTS, inputs))
-    with engine_target(context), PassContext(config={"relax.backend.use_cuda_graph": True}):
+    with tvm_target(context), PassContext(config={"relax.backend.use_cuda_graph": True}):
         captured = relax.transform.RewriteCUDAGraph()(marked)
     return _with_function(captured, main, captured[main.name_hint].without_attr(_INPUTS))
 

@@ -18,11 +18,11 @@ from tvm.tirx import IntImm
 
 from compiler.errors import InvalidModelError
 from compiler.passes.context import PipelineContext
-from compiler.passes.lower.tvm_passes import engine_target
 from compiler.passes.memory.assignment import assign, peak_of_live_bytes
 from compiler.passes.memory.liveness import ALLOCATE, Liveness
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import operator_name
+from compiler.passes.rewriting.tvm_target import tvm_target
 
 _LOOSE = 4096  # a size that a bound may stand for at run time
 _UNBOUNDED = 2**63 - 1
@@ -69,7 +69,7 @@ def plan_memory(mod: IRModule, context: PipelineContext) -> IRModule:
     functions = [function for function in mod.functions.values() if isinstance(function, relax.Function)]
     if any(_has_branch(function.body) or _has_loose_bound(function.body) for function in functions):
         return mod
-    with engine_target(context):
+    with tvm_target(context):
         return relax.transform.StaticPlanBlockMemory()(mod)
 
 

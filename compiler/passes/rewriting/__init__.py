@@ -1,0 +1,1 @@
+"""Helpers for passes: matching, rewriting, evaluation, value ranges."""

@@ -1,0 +1,1 @@
+"""Phase 6: every kernel gets a schedule for the machine."""

@@ -13,7 +13,7 @@ from schedules.config import Config
 from schedules.conv.tiling import input_bytes, row_cost
 from schedules.conv.winograd_tiling import tile_counts, transform_cycles
 from schedules.conv.winograd_transforms import edge_of
-from schedules.conv.workload import ceil_div
+from schedules.ir.numbers import ceil_div
 from schedules.machine import Machine
 from schedules.matmul.tiling import tile_cost
 

@@ -8,12 +8,11 @@ The function gives the step that computes `result`, or raises `Unsupported` with
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from schedules.discovery import import_all
 from targets.ethos_u.steps import Result, Step
 from targets.ethos_u.view import View
 
@@ -37,9 +36,7 @@ def operator(*names: str, bias: bool = False) -> Callable[[Match], Match]:
 
 @cache
 def _load() -> None:
-    package = importlib.import_module(__package__ or "")
-    for info in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{info.name}")
+    import_all("targets.ethos_u.operators")
 
 
 def names() -> frozenset[str]:

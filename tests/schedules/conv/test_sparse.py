@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from schedules.conv.sparse import conv_sparse, pack_sparse_filter
+from schedules.conv.sparse_cost import conv_pays
 from schedules.conv.workload import ConvWorkload
-from schedules.matmul.sparse_cost import conv_pays
 from tests.schedules.blocked import (
     AVX512,
     MACHINES,

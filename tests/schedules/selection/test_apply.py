@@ -10,13 +10,12 @@ from tvm import relax
 
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError, RuleError
-from schedules.fallback import Fallback
 from schedules.ir.stages import Kernel
 from schedules.machine import Machine
 from schedules.rule import ScheduleRule
 from schedules.selection import registry
 from schedules.selection.apply import apply_schedules, record_key
-from schedules.stages.rules import GeneralWorkload
+from schedules.stages.rules import Fallback, GeneralWorkload
 from tests.schedules.harness import AVX2, lowered, normal, run
 
 MACHINE = Machine(vector_bits=256, vector_registers=16, cores=2)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from compiler.compression.pruning.nodes import Axis, Nodes
 from compiler.passes.rewriting.graph import Call
+from schedules.discovery import import_all
 
 Axes = list[Axis]  # of a tensor
 Value = Any  # Axes, or a list of values for a tuple
@@ -63,9 +62,7 @@ def rule_for(name: str) -> Rule | None:
     global _discovered
     if not _discovered:
         _discovered = True
-        package = importlib.import_module("compiler.compression.pruning.axes")
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{package.__name__}.{module.name}")
+        import_all("compiler.compression.pruning.axes")
     return _RULES.get(name)
 
 

@@ -6,14 +6,13 @@ def min_max(histogram: Histogram, scheme: ActivationScheme) -> tuple[float, floa
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 
 from compiler.compression.quantization.affine import Affine, affine_for
 from compiler.compression.quantization.histogram import Histogram
 from compiler.compression.quantization.scheme import Scheme
 from compiler.errors import OptionError
+from schedules.discovery import import_all
 
 # The range to represent exactly, for a tensor of that histogram; values outside are clipped.
 Calibrator = Callable[[Histogram, Scheme], tuple[float, float]]
@@ -54,7 +53,4 @@ def parameters_of(histogram: Histogram, method: Calibrator, scheme: Scheme) -> A
 
 
 def _discover() -> None:
-    import compiler.compression.quantization.calibrators as package
-
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+    import_all("compiler.compression.quantization.calibrators")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
-import compiler.compression.quantization.schemes as package
 from compiler.compression.quantization.affine import Array
 from compiler.compression.quantization.edit import Emit
 from compiler.compression.quantization.layers import Layer
 from compiler.errors import OptionError
 from compiler.passes.rewriting.graph import Call, Expr
+from schedules.discovery import import_all
 
 STATIC = "static-int8"
 
@@ -78,8 +76,7 @@ def scheme(*names: str) -> Callable[[Callable[[str, SchemeOptions], Scheme]], Ca
 
 @cache
 def _load() -> None:
-    for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-        importlib.import_module(info.name)
+    import_all("compiler.compression.quantization.schemes")
 
 
 def scheme_names() -> tuple[str, ...]:

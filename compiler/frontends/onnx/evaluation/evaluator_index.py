@@ -8,7 +8,7 @@ import numpy as np
 from onnx import numpy_helper
 
 from compiler.frontends.onnx import dtypes
-from compiler.frontends.onnx.evaluation.evaluator import MAXIMUM_ELEMENTS, NotEvaluatedError, Operands, evaluates
+from compiler.frontends.onnx.evaluation.operands import MAXIMUM_ELEMENTS, NotEvaluatedError, Operands, evaluates
 
 
 @evaluates("Gather")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from compiler.frontends.onnx import dtypes
-from compiler.frontends.onnx.evaluation.evaluator import NotEvaluatedError, Operands, cast_array, elementwise, evaluates
+from compiler.frontends.onnx.evaluation.operands import NotEvaluatedError, Operands, cast_array, elementwise, evaluates
 from compiler.frontends.onnx.symbolic import Arithmetic
 
 _ARITHMETIC: dict[str, tuple[Callable[..., Any], Callable[[Arithmetic], Callable[..., Any]]]] = {

@@ -16,9 +16,8 @@ from google.protobuf.message import DecodeError
 
 from compiler.errors import InvalidModelError, StorageError
 from compiler.frontends.file_types import check_exists, check_is_model_data, check_is_model_file
-from compiler.frontends.onnx.loading.external_data import TensorReader
-from compiler.frontends.onnx.registry import normalized_domain
-from compiler.frontends.onnx.structure import check_graph, check_opsets, check_text, ordered_nodes
+from compiler.frontends.onnx.loading.external_data import TensorReader, dense_from_sparse
+from compiler.frontends.onnx.structure import check_graph, check_opsets, check_text, normalized_domain, ordered_nodes
 from compiler.frontends.onnx.values import Constant
 
 ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -63,8 +62,6 @@ def load_model(source: ModelSource) -> LoadedModel:
 
 def graph_initializers(graph: onnx.GraphProto, reader: TensorReader) -> dict[str, Constant]:
     """The constants of a graph by name, checked. Raises InvalidModelError."""
-    from compiler.frontends.onnx.loading.external_data import dense_from_sparse
-
     found = {t.name: reader.constant(t, f"initializer {t.name!r}") for t in graph.initializer}
     for sparse in graph.sparse_initializer:
         name = sparse.values.name

@@ -1,0 +1,1 @@
+"""If, Loop, Scan and regions of data-dependent size."""

@@ -11,8 +11,10 @@ from tvm.relax import op as R
 
 from compiler.frontends.onnx.bounds import require
 from compiler.frontends.onnx.context import NodeContext, PoisonedInputError
+from compiler.frontends.onnx.evaluation.reference import fold
 from compiler.frontends.onnx.loading.loader import all_nodes
-from compiler.frontends.onnx.operators.control_flow.loops import Loop, LoopResult, Step, run_loop
+from compiler.frontends.onnx.operators.control_flow.loop_state import Loop, LoopResult, Step
+from compiler.frontends.onnx.operators.control_flow.loops import run_loop
 from compiler.frontends.onnx.operators.control_flow.structures import materialized, sources_with_captures
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, is_number
@@ -62,8 +64,6 @@ def _scalar(context: NodeContext, index: int) -> Value | None:
 
 def _folded(context: NodeContext, value: Value) -> Value:
     """A value as a constant when it can be known while importing."""
-    from compiler.frontends.onnx.evaluation.reference import fold
-
     if is_poisoned(value):
         raise PoisonedInputError
     if isinstance(value, Symbolic) and value.dtype == "bool":

@@ -19,7 +19,7 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.dtypes import carrier
 from compiler.frontends.onnx.operators.control_flow.conditional import choose, fields, scalar_condition
 from compiler.frontends.onnx.operators.control_flow.lifting import Lifted, function_body, lift, size_holder
-from compiler.frontends.onnx.operators.control_flow.loops import (
+from compiler.frontends.onnx.operators.control_flow.loop_state import (
     Loop,
     LoopResult,
     element_kind,

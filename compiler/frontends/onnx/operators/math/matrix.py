@@ -13,8 +13,8 @@ from tvm.script.ir_builder import tirx as T
 from compiler.frontends.onnx.bounds import require
 from compiler.frontends.onnx.broadcasting import broadcast_shapes, broadcast_to
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.math.unary import is_narrow_float
 from compiler.frontends.onnx.operators.tensor.filling import filled
+from compiler.frontends.onnx.operators.tensor.narrow_floats import is_narrow_float
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, is_number
 from compiler.frontends.onnx.values import tensor_shape

@@ -9,9 +9,10 @@ from tvm import relax, te, tirx
 from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes, scalars
+from compiler.frontends.onnx.broadcasting import elementwise
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.math.unary import is_narrow_float
 from compiler.frontends.onnx.operators.tensor.filling import filled
+from compiler.frontends.onnx.operators.tensor.narrow_floats import is_narrow_float
 from compiler.frontends.onnx.operators.tensor.reshape import axes_operand, reshaped
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import tensor_shape
@@ -77,7 +78,6 @@ def _mean(context: NodeContext, data: relax.Expr, axes: list[int], keep: bool) -
     count = context.arithmetic.product(tensor_shape(data)[axis] for axis in axes)
     summed = context.emit(R.sum(data, axes, keep))
     divisor = context.importer.builder.scalars_to_tensor([count], (), dtype)
-    from compiler.frontends.onnx.broadcasting import elementwise
 
     return elementwise(context, "mean", scalars.truncated_division, summed, divisor)
 

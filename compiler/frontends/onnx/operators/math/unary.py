@@ -11,6 +11,7 @@ from tvm.relax import op as R
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.broadcasting import elementwise
 from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.tensor.narrow_floats import is_narrow_float
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.scalars import const, select
 
@@ -38,11 +39,6 @@ _FLOAT_FUNCTIONS: dict[str, Callable[[relax.Expr], relax.Expr]] = {
 }
 # The engine has no half-precision code for these, or loses accuracy in it.
 _WIDENED = frozenset({"Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cosh", "Sinh", "Tan", "Erf", "Sin", "Cos"})
-
-
-def is_narrow_float(dtype: str) -> bool:
-    """Whether a float type has less than 32 bits."""
-    return dtypes.is_float(dtype) and dtypes.bits(dtype) < 32
 
 
 def widened(context: NodeContext, function: Callable[..., relax.Expr], *tensors: relax.Expr) -> relax.Expr:

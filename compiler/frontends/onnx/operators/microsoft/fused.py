@@ -8,6 +8,7 @@ import numpy as np
 
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
+from compiler.frontends.onnx.operators.math.linear_algebra import inverted
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import Value
 
@@ -216,8 +217,6 @@ def unique(context: NodeContext) -> list[Any]:
 @converter("Inverse", domain=DOMAIN)
 def inverse(context: NodeContext) -> Any:
     """Inverses of stacked square matrices."""
-    from compiler.frontends.onnx.operators.math.linear_algebra import inverted
-
     return inverted(context, context.input(0))
 
 

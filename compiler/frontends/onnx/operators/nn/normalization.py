@@ -12,7 +12,10 @@ from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.bounds import require_multiple, require_shape, with_size
 from compiler.frontends.onnx.broadcasting import broadcast
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.nn.normalization_kernels import group_normalization_kernel, local_response_kernel
+from compiler.frontends.onnx.operators.nn.normalization_kernels import (
+    group_normalization_kernel,
+    local_response_kernel,
+)
 from compiler.frontends.onnx.operators.nn.spatial import spatial_rank
 from compiler.frontends.onnx.operators.precision import cast, compute_dtype, widened
 from compiler.frontends.onnx.registry import converter

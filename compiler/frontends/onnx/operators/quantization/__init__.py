@@ -1,0 +1,1 @@
+"""Quantization, integer products, narrow floating-point types."""

@@ -1,0 +1,1 @@
+"""Creation, indexing, slicing, reshaping, selection."""

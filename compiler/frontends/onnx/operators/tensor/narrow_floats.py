@@ -111,3 +111,8 @@ def _exponents(context: NodeContext, data: relax.Expr, saturate: bool, rounding:
         return (exponent + tirx.Select(rounds_up, tirx.const(1, "int64"), tirx.const(0, "int64"))).astype("uint8")
 
     return elementwise(context, "exponents", exponent_of, data)
+
+
+def is_narrow_float(dtype: str) -> bool:
+    """Whether a float type has less than 32 bits."""
+    return dtypes.is_float(dtype) and dtypes.bits(dtype) < 32

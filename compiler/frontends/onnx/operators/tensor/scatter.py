@@ -25,7 +25,7 @@ from compiler.frontends.onnx.bounds import (
     require_within,
 )
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.math.unary import is_narrow_float
+from compiler.frontends.onnx.operators.tensor.narrow_floats import is_narrow_float
 from compiler.frontends.onnx.registry import converter
 
 Combine = Callable[[Any, Any], Any]

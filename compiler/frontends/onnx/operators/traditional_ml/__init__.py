@@ -1,0 +1,1 @@
+"""The domain ai.onnx.ml: tree ensembles, support vector machines, linear models."""

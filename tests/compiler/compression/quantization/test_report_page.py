@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from compiler.compression.quantization.page import quantization_page
-from compiler.compression.quantization.report import LayerReport, QuantizationReport, Size
+from compiler.compression.quantization.report import LayerReport, QuantizationReport, Size, quantization_page
 from tests.compiler.profiling.conftest import chromium
 
 _REASON = "one of the most sensitive layers, and slower in integers than in float: the limit does not hold with it"

@@ -1,0 +1,161 @@
+"""Imports go downwards only: between packages and between files, inside functions as well."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# From top to bottom; what stands in one line does not import each other. A package may import what stands below it.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("compiler.cli",),
+    ("compiler.onnx_backend", "compiler.compression", "compiler.inspection", "compiler.tuning"),
+    ("compiler.driver",),
+    ("compiler.device", "compiler.profiling"),
+    ("compiler.frontends", "compiler.runtime"),
+    ("compiler.passes",),
+    ("compiler.codegen",),
+    ("compiler.records",),
+    ("compiler.artifact",),
+    ("compiler.reports", "compiler.support"),
+    ("compiler.errors",),
+    ("targets",),
+    ("schedules",),
+)
+# The public names of `compiler` are loaded on first use: its `__init__` and the entry point of torch.compile import
+# nothing at the top, and stand above and below the rest.
+FACADES = frozenset({"compiler", "compiler.torch_backend", "compiler._shadowing"})
+
+# Where an import inside a function is wanted, and why.
+LAZY = {
+    "compiler.cli": "a command loads only what it needs: `--help` loads no TVM",
+    "compiler.inspection": "looking at a module or a model loads no compiler",
+    "compiler.tuning.measuring": "the workers are processes that load TVM after they have set their limits",
+    "compiler.onnx_backend": "importing the backend loads no compiler",
+    "compiler.device.tunnel": "a process that only carries bytes loads no TVM",
+    "compiler.frontends.source": "torch is loaded for PyTorch models alone",
+    "compiler.compression.pruning.driver": "torch is loaded for training alone",
+    "compiler.runtime.accelerator": "a module without an accelerator loads no targets",
+    "compiler.runtime.device": "a module for processors looks for no GPU",
+    "schedules.gpu": "compiling for a processor loads no rules for GPUs",
+    "schedules.rule": "declaring a rule loads no TVM",
+    "schedules.selection.alternatives": "a choice is described without loading the rules",
+    "targets": "listing targets loads no TVM",
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One module that a file imports; `lazy` inside a function, `typing_only` under TYPE_CHECKING."""
+
+    module: str
+    lazy: bool
+    typing_only: bool
+
+
+@cache
+def _modules() -> dict[str, Path]:
+    found = {}
+    for top in ("compiler", "schedules", "targets"):
+        for path in (ROOT / top).rglob("*.py"):
+            found[".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")] = path
+    return found
+
+
+@cache
+def _imports(name: str) -> frozenset[Import]:
+    return frozenset(
+        each for each in _found(ast.parse(_modules()[name].read_text()), False, False) if each.module != name
+    )
+
+
+def _found(node: ast.AST, lazy: bool, typing_only: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        inside = lazy or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef))
+        typing = typing_only or (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test))
+        names: list[str] = []
+        if isinstance(child, ast.Import):
+            names = [alias.name for alias in child.names]
+        elif isinstance(child, ast.ImportFrom) and child.module:
+            names = [_target(child.module, alias.name) for alias in child.names]
+        yield from (Import(each, inside, typing) for each in names if each in _modules())
+        yield from _found(child, inside, typing)
+
+
+def _target(module: str, name: str) -> str:
+    """What `from module import name` loads: a module of that name, or `module`."""
+    return f"{module}.{name}" if f"{module}.{name}" in _modules() else module
+
+
+def _layer(name: str) -> int | None:
+    for position, packages in enumerate(LAYERS):
+        if any(name == package or name.startswith(f"{package}.") for package in packages):
+            return position
+    return None
+
+
+def _package(name: str) -> str:
+    is_package = _modules()[name].name == "__init__.py"
+    return name if is_package else name.rpartition(".")[0] or name
+
+
+def test_every_module_stands_in_a_layer() -> None:
+    assert [name for name in _modules() if name not in FACADES and _layer(name) is None] == []
+
+
+def test_packages_import_what_stands_below_them() -> None:
+    wrong = []
+    for name in _modules():
+        for each in _imports(name):
+            if name in FACADES or each.module in FACADES or each.typing_only:
+                continue
+            ours, theirs = _layer(name), _layer(each.module)
+            if ours is not None and theirs is not None and ours > theirs:
+                wrong.append(f"{name} imports {each.module}")
+    assert wrong == []
+
+
+def test_packages_of_a_layer_do_not_import_each_other() -> None:
+    wrong = []
+    for name in _modules():
+        for each in _imports(name):
+            layer = _layer(name)
+            if layer is not None and layer == _layer(each.module) and not each.typing_only:
+                ours = next(each for each in LAYERS[layer] if name == each or name.startswith(f"{each}."))
+                if each.module != ours and not each.module.startswith(f"{ours}."):
+                    wrong.append(f"{name} imports {each.module}")
+    assert wrong == []
+
+
+def test_no_cycle_between_files() -> None:
+    graph = {
+        name: {each.module for each in _imports(name) if not each.typing_only}
+        for name in _modules()
+        if name not in FACADES
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError with the cycle
+
+
+def test_no_cycle_between_packages() -> None:
+    graph: dict[str, set[str]] = defaultdict(set)
+    for name in _modules():
+        for each in _imports(name):
+            ours, theirs = _package(name), _package(each.module)
+            related = f"{ours}.".startswith(f"{theirs}.") or f"{theirs}.".startswith(f"{ours}.")
+            if not related and not each.typing_only and name not in FACADES and each.module not in FACADES:
+                graph[ours].add(theirs)
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_imports_inside_functions_have_a_reason() -> None:
+    lazy = {name for name in _modules() if name not in FACADES and any(each.lazy for each in _imports(name))}
+    without = [name for name in lazy if not any(name == each or name.startswith(f"{each}.") for each in LAZY)]
+    assert sorted(without) == []
+    unused = [each for each in LAZY if not any(name == each or name.startswith(f"{each}.") for name in lazy)]
+    assert unused == [], "these reasons are no longer needed"
