@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.catalog import CatalogModel, inputs_for
 from compiler.codegen.build import build_library
 from compiler.frontends.source import import_model
-from compiler.passes.context import PipelineContext
+from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import PipelineResult, run_pipeline
 from targets.cuda.image import source_of
 from targets.cuda.nvcc import KernelResources, tensor_core_instructions
@@ -97,21 +97,21 @@ def examine(
     start = time.process_time()
     arguments = {"shapes": None, "constants": None, "example_inputs": None, "dynamic_shapes": None, **keywords}
     model = import_model(source, **arguments)
-    options = {"precision": precision, "checks": model.checks}
+    options = PassOptions(precision, model.checks)
     pipeline = run_pipeline(model.mod, PipelineContext(target=target, machine=target.machine, options=options))
     library = build_library(pipeline.mod, dataclasses.replace(target, simulated=True))
     text = source_of(library).text
     seconds = time.process_time() - start
     resources, instructions = _machine_code(text, target) if machine_code else ({}, {})
     launches = [_launch(match, pipeline, resources, instructions) for match in _KERNEL.finditer(text)]
-    return Examined(len(pipeline.report["apply-schedules"].kernels), launches, seconds)
+    return Examined(len(pipeline.report.kernels), launches, seconds)
 
 
 def _launch(
     match: re.Match[str], pipeline: PipelineResult, resources: dict[str, KernelResources], instructions: dict[str, int]
 ) -> Launch:
     name, body = match["name"], match["body"]
-    made_by = {each.kernel: each.rule or "" for each in pipeline.report["apply-schedules"].kernels}
+    made_by = {each.kernel: each.rule or "" for each in pipeline.report.kernels}
     # The engine names launches after their function: name_kernel, name_kernel_1, ...
     function = re.sub(r"_kernel(_\d+)?$", "", name)
     tile = _TILE.search(body)

@@ -23,8 +23,9 @@ from compiler.tuning.cost_models import CostModel
 from compiler.tuning.cost_models.xgboost import XgboostModel
 from compiler.tuning.measuring.lab import Lab, Trial
 from compiler.tuning.measuring.messages import Effort
+from compiler.tuning.progress import Limits
 from compiler.tuning.search import searches
-from compiler.tuning.session import Limits, Session
+from compiler.tuning.session import Session
 from compiler.tuning.tasks import Task, extract_tasks
 from schedules.config import Config
 

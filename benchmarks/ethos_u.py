@@ -25,7 +25,7 @@ from compiler.compression.quantization.scheme import scheme_for
 from compiler.compression.quantization.session import Session
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import import_model
-from compiler.passes.context import PipelineContext
+from compiler.passes.context import CompilationReport, PassOptions, PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from compiler.runtime import Module
 from targets.ethos_u import EthosU
@@ -54,13 +54,13 @@ def quantized(model: onnx.ModelProto, target: EthosU, *, naive: bool = False) ->
     return replace(session.model, mod=insert_pairs(session.model.mod, placement, session.numbers(placement)))
 
 
-def _prepared(model: ImportedModel, target: EthosU, naive: bool, until: str) -> tuple[tvm.IRModule, dict[str, Any]]:
+def _prepared(model: ImportedModel, target: EthosU, naive: bool, until: str) -> tuple[tvm.IRModule, CompilationReport]:
     """(the module after a phase, what passes reported)"""
-    context = PipelineContext(target=target, machine=target.machine, options={"checks": model.checks})
+    context = PipelineContext(target=target, machine=target.machine, options=PassOptions(checks=model.checks))
     # Later, folding would make floats of the quantized weights.
     passes = {"instead-of:canonicalize": _decomposed if until == "canonicalize" else "normalize"} if naive else None
     result = run_pipeline(model.mod, context, passes=passes, until=until)
-    return result.mod, context.reports
+    return result.mod, context.report
 
 
 def _decomposed(mod: tvm.IRModule, context: PipelineContext) -> tvm.IRModule:
@@ -77,8 +77,9 @@ def _decomposed(mod: tvm.IRModule, context: PipelineContext) -> tvm.IRModule:
 def measure(name: str, target: EthosU, *, naive: bool = False) -> dict[str, Any]:
     """The partition report of a net."""
     model = quantized(NETS[name](), target, naive=naive)
-    report: dict[str, Any] = _prepared(model, target, naive, "partition")[1]["partition"]
-    return report
+    report = _prepared(model, target, naive, "partition")[1].partition
+    assert report is not None
+    return dict(report)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from schedules.emit import build_function
+from schedules.codegen.nest import build_function
 from schedules.errors import NotScheduledError
 from schedules.gpu.machine import GpuMachine
 from schedules.ir.expression import constant_int

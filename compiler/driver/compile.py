@@ -21,7 +21,7 @@ from compiler.driver.manifest_entries import manifest_entries, requirements, ten
 from compiler.errors import OptionError, TensorwrightError, ToolchainError, UnknownTargetError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes, import_model
-from compiler.passes.context import PipelineContext
+from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import PipelineResult, run_pipeline
 from compiler.passes.registry import PassLike
 from compiler.passes.rewriting.recursion import loops
@@ -114,8 +114,8 @@ def compile(
         if is_silent(progress):
             warnings.warn(note, stacklevel=3)
         report(note)
-    options = {"precision": precision, "checks": model.checks}
-    tuned = tuned_configs(chosen, records, model_fingerprint(model.mod, options))
+    options = PassOptions(precision, model.checks)
+    tuned = tuned_configs(chosen, records, model_fingerprint(model.mod, options.precision))
     for problem in tuned.problems:
         report(f"tuning records: {problem}")
     configs = tuned if tuned else None
@@ -170,7 +170,7 @@ def packed(
 
 def schedule_failures(pipeline: PipelineResult) -> list[str]:
     """A line for each kernel on which a rule or a tuned config failed, so that another serves it."""
-    report = pipeline.report.get("apply-schedules")
+    report = pipeline.report.schedules
     return [
         f"kernel {kernel.kernel}: {failure.rule}: {failure.error}"
         for kernel in (report.failures if report is not None else ())
@@ -235,7 +235,7 @@ def _with_reference(
     artifact: Artifact,
     model: ImportedModel,
     target: targets.Target,
-    options: Mapping[str, Any],
+    options: PassOptions,
     given: Mapping[str, np.ndarray] | None,
     report: Progress,
 ) -> Module:
@@ -263,9 +263,9 @@ def _with_reference(
     return module.with_reference(inputs, outputs)
 
 
-def _host_module(model: ImportedModel, like: Artifact, options: Mapping[str, Any]) -> Module:
+def _host_module(model: ImportedModel, like: Artifact, options: PassOptions) -> Module:
     """The same model built for this machine."""
-    host = _target_for("host", str(options["precision"]), 1)
+    host = _target_for("host", options.precision, 1)
     pipeline = run_pipeline(model.mod, PipelineContext(target=host, machine=host.machine, options=options))
     return Module(packed(model, like.manifest.model_name, host, pipeline, 1), threads=1)
 

@@ -74,17 +74,14 @@ def manifest_entries(
 def _target_details(target: targets.Target, pipeline: PipelineResult) -> dict[str, Any]:
     """What the target says of itself, and what its accelerator took over."""
     details = target.describe()
-    partition = pipeline.report.get("partition")
+    partition = pipeline.report.partition
     return details if partition is None else {**details, "partition": partition}
 
 
 def _kernels(pipeline: PipelineResult, tuned: TunedConfigs | None) -> list[KernelProvenance]:
-    report = pipeline.report.get("apply-schedules")
-    if report is None:
-        return []
-    counts = pipeline.report.get("count-operations", {})
+    counts = pipeline.report.operations
     kernels = []
-    for entry in report.kernels:
+    for entry in pipeline.report.kernels:
         count = counts.get(entry.kernel)
         kernels.append(
             KernelProvenance(
@@ -102,7 +99,7 @@ def _kernels(pipeline: PipelineResult, tuned: TunedConfigs | None) -> list[Kerne
 
 def _memory_plan(pipeline: PipelineResult) -> MemoryPlan | None:
     """Of `main`; bodies of loops and branches allocate for themselves."""
-    plan = pipeline.report.get("plan-memory", {}).get("main")
+    plan = pipeline.report.memory.get("main")
     if plan is None:
         return None
     return MemoryPlan(

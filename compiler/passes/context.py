@@ -2,14 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compiler.passes.rewriting.expansion import Expansions
+from compiler.support.operation_count import OperationCount
+from schedules.machine import Machine
+from targets.target import Target
+
+if TYPE_CHECKING:
+    from schedules.selection.alternatives import Choice
+    from schedules.selection.apply import ConfigSource, KernelReport, ScheduleReport
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """What the caller of `compile` asks of the passes.
+
+    Attributes:
+        precision: "float32", "bf16" or "float16": what operands of convolutions and of products by weights round to.
+        checks: what the checks of sizes in the module are for: the one that binds `check_N_` is for `checks[N]`.
+    """
+
+    precision: str = "float32"
+    checks: tuple[str, ...] = ()
+
+
+@dataclass
+class CompilationReport:
+    """What passes report beside the module.
+
+    Attributes:
+        schedules: of `apply-schedules`: the rule and config of each kernel; None before it ran.
+        operations: of `count-operations`: the arithmetic of each kernel, by name; kernels whose work depends on data
+            are not in it.
+        memory: of `plan-memory`: bytes of each function that allocates, by its name, then "peak", "without_reuse",
+            "lower_bound", "in_place" and "unplanned".
+        partition: of a target's partition passes: "claimed" and "refused", each a list; None for a processor.
+    """
+
+    schedules: ScheduleReport | None = None
+    operations: dict[str, OperationCount] = field(default_factory=dict)
+    memory: dict[str, dict[str, int]] = field(default_factory=dict)
+    partition: Mapping[str, Any] | None = None
+
+    @property
+    def kernels(self) -> Sequence[KernelReport]:
+        """Of each kernel, its rule and config; none where nothing was scheduled."""
+        return () if self.schedules is None else self.schedules.kernels
 
 
 @dataclass
@@ -17,27 +61,23 @@ class PipelineContext:
     """The compilation a pass takes part in.
 
     Attributes:
-        target: a `targets.Target`, or None for the engine's plain CPU.
-        machine: a `schedules.machine.Machine`, or None: then nothing is scheduled.
-        options: options of passes by name; each pass says which ones it reads ("checks": what checks of sizes are for).
+        target: None for TVM's plain CPU.
+        machine: what kernels are scheduled for; None: nothing is scheduled.
+        options: what the caller asks of the passes.
         shape_bounds: upper bound of a symbolic dimension, by its name; used in planning memory.
-        configs: configurations of kernels from tuning records, handed to the schedule rules as they are.
-        choose: a `schedules.selection.alternatives.Choice` of algorithms for convolutions; the estimated one when None.
+        configs: configs of kernels from tuning records, handed to the schedule rules as they are.
+        choose: which algorithm a convolution takes; the one estimated to be fastest when None.
         parameters: filled by `lift-parameters`: the trailing parameters of `main`, in order, by name.
         expansions: which constants can be stored in a smaller form; those that are come last in `parameters`.
-        reports: what passes have to say about the module, by the name of the pass.
+        report: what passes have to say about the module.
     """
 
-    target: Any = None
-    machine: Any = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    target: Target | None = None
+    machine: Machine | None = None
+    options: PassOptions = field(default_factory=PassOptions)
     shape_bounds: Mapping[str, int] = field(default_factory=dict)
-    configs: Any = None
-    choose: Any = None
+    configs: ConfigSource | None = None
+    choose: Choice | None = None
     parameters: dict[str, NDArray[np.generic]] = field(default_factory=dict)
     expansions: Expansions = field(default_factory=Expansions)
-    reports: dict[str, Any] = field(default_factory=dict)
-
-    def option(self, name: str, default: Any) -> Any:
-        """The option `name`, or `default` when the caller did not set it."""
-        return self.options.get(name, default)
+    report: CompilationReport = field(default_factory=CompilationReport)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from tvm.ir import IRModule
 
 import compiler.ordered_variables  # noqa: F401  (TVM's sets of sizes)
 from compiler.errors import OptionError, PassError, TensorwrightError, ToolchainError
-from compiler.passes.context import PipelineContext
+from compiler.passes.context import CompilationReport, PipelineContext
 from compiler.passes.dump import ModuleDump
 from compiler.passes.registry import GraphPass, PassLike, as_graph_pass, did_you_mean, get_pass, is_own
 from compiler.passes.rewriting.expansion import Expansions
@@ -129,8 +129,8 @@ LOWER = (
 
 def build_phases(context: PipelineContext, compression: Sequence[PassLike] = ()) -> list[Phase]:
     """The phases for `context`, in order. A name of a pass that does not exist is an error of ours."""
-    partition = context.target.partition_passes() if hasattr(context.target, "partition_passes") else ()
-    skipped = context.target.skipped_passes() if hasattr(context.target, "skipped_passes") else frozenset()
+    partition = () if context.target is None else context.target.partition_passes()
+    skipped = frozenset() if context.target is None else context.target.skipped_passes()
     return [
         Phase("canonicalize", _passes(CANONICALIZE, skipped)),
         Phase("compress", tuple(as_graph_pass(each) for each in compression)),
@@ -166,14 +166,14 @@ class PipelineResult:
         parameters: trailing parameters of `main` by name, in order (empty unless `lift-parameters` ran).
         expansions: which of them, the last ones, the module stores in a smaller form.
         timings: one entry a pass, in order.
-        report: what passes reported, by pass name ("plan-memory": peak bytes, "apply-schedules": ...).
+        report: what passes reported.
     """
 
     mod: IRModule
     parameters: dict[str, NDArray[np.generic]]
     expansions: Expansions
     timings: list[PassTiming]
-    report: dict[str, Any] = field(default_factory=dict)
+    report: CompilationReport
 
     def stored_parameters(self) -> dict[str, NDArray[np.generic]]:
         """What the module's file holds: the parameters, but for the last ones in their smaller form."""
@@ -235,7 +235,7 @@ def run_pipeline(
                     observer.after_pass(phase.name, position, each, mod)
         for observer in observers:
             observer.after_phase()
-    return PipelineResult(mod, context.parameters, context.expansions, timings, context.reports)
+    return PipelineResult(mod, context.parameters, context.expansions, timings, context.report)
 
 
 def _observers(

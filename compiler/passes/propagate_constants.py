@@ -15,7 +15,8 @@ from tvm.ir import GenericConst, GlobalVar, IRModule
 from tvm.tirx import IntImm
 
 from compiler.passes.rewriting.graph import rewritable_functions
-from compiler.passes.rewriting.substitution import calls_of_functions, replace_leaves, set_type, used_as_values
+from compiler.passes.rewriting.substitution import calls_of_functions, replace_leaves, used_as_values
+from schedules.ir.tvm_private import set_type
 
 _UNKNOWN = object()  # no call seen yet
 _VARIES = object()

@@ -15,7 +15,7 @@ from tvm_ffi import StructuralKey
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
-from compiler.passes.rewriting.substitution import set_type
+from schedules.ir.tvm_private import set_type
 
 _MAKE_SHAPE = "vm.builtin.make_shape"
 Made = dict[Any, Any]

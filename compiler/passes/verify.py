@@ -52,8 +52,7 @@ class PassVerifier:
         self._last = mod
         self._pending: list[tuple[str, int, GraphPass, IRModule]] = []
         self._inputs = list(example_inputs) if example_inputs is not None else random_inputs(mod)
-        fits = getattr(context.target, "fits_this_machine", None)
-        if fits is not None and not fits():
+        if context.target is not None and not context.target.fits_this_machine():
             raise OptionError(
                 f"verify=True runs the module, and this machine does not run {context.target.name}",
                 "verify with target='host', then compile for the other target",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from schedules.gpu.machine import GpuMachine
@@ -56,15 +55,12 @@ def fingerprint(description: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def model_fingerprint(mod: tvm.IRModule, options: Mapping[str, Any]) -> str:
-    """Sixteen hexadecimal digits, equal for imported modules that differ in names and weights alone.
-
-    `options` are those of the passes; what changes kernels is the precision.
-    """
+def model_fingerprint(mod: tvm.IRModule, precision: str) -> str:
+    """Sixteen hexadecimal digits, equal for models of one precision that differ in names and weights alone."""
     import tvm_ffi
 
     structure = tvm_ffi.structural_hash(mod, skip_tensor_content=True)
-    text = f"{structure & (1 << 64) - 1:016x}/{options.get('precision', '')}"
+    text = f"{structure & (1 << 64) - 1:016x}/{precision}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

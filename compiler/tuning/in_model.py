@@ -23,7 +23,7 @@ from compiler.artifact import write_artifact
 from compiler.driver.compile import packed
 from compiler.errors import UserError
 from compiler.frontends.imported_model import ImportedModel
-from compiler.passes.context import PipelineContext
+from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from compiler.records.records import ChosenKernel
 from compiler.tuning.measuring.channel import Worker
@@ -162,7 +162,7 @@ class ModelComparison:
         self,
         model: ImportedModel,
         target: targets.Target,
-        options: Mapping[str, Any],
+        options: PassOptions,
         threads: int | None,
         *,
         serial: bool = False,
@@ -211,7 +211,7 @@ class ModelComparison:
             choose=None if choices is None else choices.choose,
         )
         pipeline = run_pipeline(self._model.mod, context)
-        keys = {kernel.kernel: kernel.workload for kernel in pipeline.report["apply-schedules"].kernels}
+        keys = {kernel.kernel: kernel.workload for kernel in pipeline.report.kernels}
         path = Path(self._folder.name) / f"{name}.twm"
         write_artifact(packed(self._model, name, target, pipeline, self._threads), path)
         return _Compiled(path, keys)

@@ -18,7 +18,7 @@ from tvm.ir import GenericConst
 
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.artifact.entries import EXPAND_ENTRY
-from compiler.passes.context import PipelineContext
+from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from compiler.support.operation_count import count_operations
 from compiler.tuning.measuring.messages import Argument, KernelTask
@@ -84,7 +84,7 @@ class Extracted:
 
 
 def extract_tasks(
-    mod: tvm.IRModule, target: targets.Target, options: Mapping[str, Any] | None = None, *, other_ways: bool = True
+    mod: tvm.IRModule, target: targets.Target, options: PassOptions | None = None, *, other_ways: bool = True
 ) -> Extracted:
     """The tasks of an imported module, after layout and fusion, each once.
 
@@ -92,7 +92,9 @@ def extract_tasks(
     """
 
     def lowered(choose: Choice) -> tvm.IRModule:
-        context = PipelineContext(target=target, machine=target.machine, options=dict(options or {}), choose=choose)
+        context = PipelineContext(
+            target=target, machine=target.machine, options=options or PassOptions(), choose=choose
+        )
         return run_pipeline(mod, context, passes=_WITHOUT_SCHEDULES, until="schedule").mod
 
     survey = WaySurvey()

@@ -17,6 +17,7 @@ from compiler.driver.compile import find_target, model_name
 from compiler.errors import OptionError
 from compiler.frontends.source import Constants, Shapes, import_model
 from compiler.notebook import table_html
+from compiler.passes.context import PassOptions
 from compiler.progress_bar import automatic, shows_progress
 from compiler.records.identity import model_fingerprint, target_description
 from compiler.records.library import TunedConfigs, pretrained_model, read_current, user_folder
@@ -28,8 +29,9 @@ from compiler.tuning.in_model import ModelComparison
 from compiler.tuning.measuring.devices import check_device
 from compiler.tuning.measuring.lab import Lab
 from compiler.tuning.measuring.runners import LOCAL, parse_device
+from compiler.tuning.progress import Limits, Progress, SearchCost
 from compiler.tuning.search import searches
-from compiler.tuning.session import Limits, Progress, SearchCost, Session
+from compiler.tuning.session import Session
 from compiler.tuning.tasks import Extracted, extract_tasks
 from targets.cuda.target import CudaTarget
 
@@ -185,11 +187,11 @@ def tune(
     remote = [device for device in devices if device != LOCAL]
     unchecked = [note for device in remote if (note := check_device(device, chosen, keys.get(device)))]
     model = import_model(source, shapes=shapes, constants=constants, example_inputs=example_inputs)
-    options = {"precision": precision, "checks": model.checks}
+    options = PassOptions(precision, model.checks)
     extracting = time.monotonic()
     extracted = extract_tasks(model.mod, chosen, options)
     compile_seconds = _COMPILE_OVER_EXTRACT * (time.monotonic() - extracting)
-    key = model_fingerprint(model.mod, options)
+    key = model_fingerprint(model.mod, precision)
     folder = Path(records) if records is not None else user_folder()
     description = target_description(chosen)
     ranking = cost_model if not isinstance(cost_model, str) else _cost_model(cost_model, seed)

@@ -48,7 +48,7 @@ from schedules.conv.dynamic_sizes import (
 )
 from schedules.conv.tiling import MAX_PIXELS, accumulators, block_choices, divisors
 from schedules.conv.weights_ahead import ahead, ask_share, depth_to_ask_at, lines_of
-from schedules.conv.workload import SPEC, ConvWorkload, ceil_div
+from schedules.conv.workload import ConvWorkload
 from schedules.flat_pixels import flat_sizes
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel

@@ -40,7 +40,7 @@ from schedules.conv.tiling import accumulators, block_choices, channel_unroll, d
 from schedules.conv.weights_ahead import ahead
 from schedules.conv.winograd_tiling import most_tiles, winograd_plan
 from schedules.conv.winograd_transforms import edge_of, transforms
-from schedules.conv.workload import SPEC, ConvWorkload, ceil_div
+from schedules.conv.workload import ConvWorkload
 from schedules.errors import NotScheduledError
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel

@@ -264,9 +264,7 @@ def _partition(target: Target, toolbox: Toolbox) -> str | None:
     details = toolbox.compile(model, target).manifest.target.details
     report = details.get("partition")
     if not isinstance(report, Mapping) or not {"claimed", "refused"} <= set(report):
-        return (
-            "the partition passes report nothing: context.reports['partition'] = {'claimed': [...], 'refused': [...]}"
-        )
+        return "the partition passes report nothing: context.report.partition = {'claimed': [...], 'refused': [...]}"
     if not report["claimed"]:
         return f"nothing of {model.graph.name} was claimed"
     without = [entry for entry in report["refused"] if not (entry.get("operator") and entry.get("reason"))]

@@ -85,7 +85,7 @@ def claim(mod: tvm.IRModule, context: Any, accelerator: Accelerator) -> tvm.IRMo
     report = partition_report(
         view, steps, found.refused, left, list(plan.parts.values()), list(compiled.values()), accelerator
     )
-    context.reports["partition"] = report
+    context.report.partition = report
     if not compiled:
         return mod
     rewritten = _Rewriter(mod, plan, compiled).rewrite(mod["main"])

@@ -10,14 +10,13 @@ from typing import Any
 
 from compiler.compression.quantization.affine import NO_NOISE
 from compiler.compression.quantization.precisions import FLOAT, INTEGER, MEASURED, write_precisions
-from compiler.notebook import table_html
-
-_IN_INTEGERS = ("static-int8", "dynamic-int8")
 from compiler.compression.quantization.schemes.registry import STATIC
 from compiler.compression.report import save_report
+from compiler.notebook import table_html
 from compiler.reports import Bar, BarChart, Column, Fact, Page, Section, Table, render
 from compiler.reports.formatting import format_bytes, format_percent, format_seconds
 
+_IN_INTEGERS = ("static-int8", "dynamic-int8")
 _KINDS = ("integer", "float")
 _LONGEST_BAR = 80.0  # decibels: what is better is as good, and would dwarf the others
 

@@ -19,6 +19,6 @@ def legalize_operators(mod: IRModule, context: PipelineContext) -> IRModule:
     """Every operator with a lowering as a call of a TensorIR function."""
     modules = (legalizations, legalize_maxima, legalize_norms, legalize_reshapes)
     own = {name: rule for module in modules for name, rule in module.LEGALIZATIONS.items()}
-    of_target = context.target.legalizations() if hasattr(context.target, "legalizations") else {}
+    of_target = {} if context.target is None else context.target.legalizations()
     with tvm_target(context):
         return relax.transform.LegalizeOps({**own, **of_target})(mod)

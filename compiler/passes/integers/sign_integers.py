@@ -34,7 +34,7 @@ _SHIFT = 128
 @graph_pass("sign-integers", summary="Hold 8-bit tensors as int8 where products take only those")
 def sign_integers(mod: IRModule, context: PipelineContext) -> IRModule:
     """See the equations in the module's documentation; for targets with `signed_integers`."""
-    return rules.apply(mod) if getattr(context.target, "signed_integers", False) else mod
+    return rules.apply(mod) if context.target is not None and context.target.signed_integers else mod
 
 
 def unsigned(graph: Graph, signed: Expr) -> Expr:

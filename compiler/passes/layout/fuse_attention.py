@@ -39,7 +39,7 @@ def fuse_attention(mod: IRModule, context: PipelineContext) -> IRModule:
     """Does nothing without a machine: the kernel is only fast when scheduled."""
     if context.machine is None:
         return mod
-    narrow = context.machine.bf16_dot_product and context.option("precision", "float32") == "bf16"
+    narrow = context.machine.bf16_dot_product and context.options.precision == "bf16"
     fuser = _Fuser(mod, "bfloat16" if narrow else "float32", in_integers=multiplies_bytes(context.machine))
     for variable, function in rewritable_functions(mod):
         fuser.rewrite(variable, function)

@@ -27,8 +27,8 @@ _NUMPY: dict[str, Any] = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 @graph_pass("narrow-operands", summary="Round the operands of products to 16 bits, where the caller asks for it")
 def narrow_operands(mod: IRModule, context: PipelineContext) -> IRModule:
     """See the equations in the module's documentation; for targets with `narrows_operands`. Reads "precision"."""
-    dtype = _TYPES.get(context.option("precision", "float32"))
-    if dtype is None or not getattr(context.target, "narrows_operands", False):
+    dtype = _TYPES.get(context.options.precision)
+    if dtype is None or context.target is None or not context.target.narrows_operands:
         return mod
     return _rules(dtype).apply(mod)
 

@@ -45,7 +45,7 @@ def pack_matmul_weights(mod: IRModule, context: PipelineContext) -> IRModule:
     """
     if context.machine is None:
         return mod
-    return pack_all(_Packer(mod, context.machine, bf16=context.option("precision", "float32") == "bf16"), mod)
+    return pack_all(_Packer(mod, context.machine, bf16=context.options.precision == "bf16"), mod)
 
 
 @mutator

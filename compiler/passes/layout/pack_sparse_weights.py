@@ -33,7 +33,7 @@ def pack_sparse_weights(mod: IRModule, context: PipelineContext) -> IRModule:
     Does nothing without a machine to pack for, or where weights are rounded to bfloat16: dense products of those are
     faster still. Convolutions are packed where their layout is planned.
     """
-    if context.machine is None or context.option("precision", "float32") != "float32":
+    if context.machine is None or context.options.precision != "float32":
         return mod
     return pack_all(_Packer(mod, context.machine), mod)
 

@@ -31,7 +31,7 @@ def plan_layout(mod: IRModule, context: PipelineContext) -> IRModule:
     if not wanted:
         return mod
     builder = relax.BlockBuilder(mod)
-    bf16 = context.option("precision", "float32") == "bf16"
+    bf16 = context.options.precision == "bf16"
 
     def layout() -> LayoutBuilder:
         return LayoutBuilder(builder, mod, context.machine, context.expansions, bf16=bf16, choose=context.choose)

@@ -1,7 +1,7 @@
 """name-checks: a check of sizes that fails says which node of the model needs them.
 
 The engine's checks carry a text that ends up in the error. Theirs is the type that did not fit, in names that passes
-made; ours is what the frontend says the check is for: `context.option("checks")[N]` of the one that binds `check_N_`.
+made; ours is what the frontend says the check is for: `context.options.checks[N]` of the one that binds `check_N_`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tvm.ir import IRModule, StringImm
 from compiler.artifact.entries import CHECK_MARK
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
-from compiler.passes.rewriting.substitution import set_type
+from schedules.ir.tvm_private import set_type
 
 _ENGINE_TEXT = "ErrorContext(match_cast"
 _NAME = re.compile(r"check_(\d+)_")
@@ -25,7 +25,7 @@ _NAME = re.compile(r"check_(\d+)_")
 @graph_pass("name-checks", summary="Let checks of sizes that fail name the node that needs them")
 def name_checks(mod: IRModule, context: PipelineContext) -> IRModule:
     """After `lower-shapes`: the checks that stand before the variable they are for get its text."""
-    described = context.option("checks", ())
+    described = context.options.checks
     if not described:
         return mod
     result = dict(mod.functions_items())

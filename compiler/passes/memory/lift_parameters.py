@@ -12,7 +12,8 @@ from tvm.ir import GenericConst, GlobalVar, IRModule
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.constant_pool import ConstantPool
-from compiler.passes.rewriting.substitution import leaves, replace_leaves, set_type, used_as_values
+from compiler.passes.rewriting.substitution import leaves, replace_leaves, used_as_values
+from schedules.ir.tvm_private import set_type
 
 ENTRY = "main"
 

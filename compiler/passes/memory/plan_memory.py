@@ -60,7 +60,7 @@ def plan_memory(mod: IRModule, context: PipelineContext) -> IRModule:
         liveness = Liveness(mod, function, context.shape_bounds)
         if liveness.allocations:
             changed[variable], reports[variable.name_hint] = _planned(function, liveness)
-    context.reports["plan-memory"] = {name: asdict(report) for name, report in reports.items()}
+    context.report.memory = {name: asdict(report) for name, report in reports.items()}
     if changed:
         mod = mod.clone()
         for variable, function in changed.items():

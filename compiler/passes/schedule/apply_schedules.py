@@ -19,9 +19,9 @@ def apply_schedules(mod: IRModule, context: PipelineContext) -> IRModule:
     if context.machine is None:
         return mod
     mod, report = schedules.apply_schedules(mod, context.machine, context.configs, rules=_rules(context))
-    context.reports["apply-schedules"] = report
-    stopped = context.target.unrunnable_kernels(mod) if hasattr(context.target, "unrunnable_kernels") else ()
-    if stopped:
+    context.report.schedules = report
+    stopped = () if context.target is None else context.target.unrunnable_kernels(mod)
+    if context.target is not None and stopped:
         raise CompilationError(
             f"no schedule lets target {context.target.name!r} run these kernels: {', '.join(stopped)}",
             "this is a defect; please report it",
@@ -31,4 +31,4 @@ def apply_schedules(mod: IRModule, context: PipelineContext) -> IRModule:
 
 def _rules(context: PipelineContext) -> Sequence[Any] | None:
     """The rules of the target, where it has its own."""
-    return context.target.schedule_rules() if hasattr(context.target, "schedule_rules") else None
+    return None if context.target is None else context.target.schedule_rules()

@@ -11,6 +11,6 @@ from compiler.support.operation_count import count_kernels
 
 @graph_pass("count-operations", summary="Note the arithmetic of each kernel, for profiles; changes nothing")
 def count_operations(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Leaves `{kernel name: OperationCount}` in the reports; kernels whose work depends on data are not in it."""
-    context.reports["count-operations"] = count_kernels(mod)
+    """Fills `context.report.operations`; kernels whose work depends on data are not in it."""
+    context.report.operations = count_kernels(mod)
     return mod

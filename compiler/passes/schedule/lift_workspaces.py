@@ -24,7 +24,7 @@ from schedules.ir.expression import substitute
 )
 def lift_workspaces(mod: IRModule, context: PipelineContext) -> IRModule:
     """Does nothing for targets whose kernels allocate their own (`Target.lifts_workspaces`)."""
-    if not getattr(context.target, "lifts_workspaces", False):
+    if context.target is None or not context.target.lifts_workspaces:
         return mod
     lifted: dict[Any, tuple[Any, list[Any]]] = {}
     functions = {}

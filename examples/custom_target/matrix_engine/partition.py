@@ -23,7 +23,7 @@ def claim_products(mod: tvm.IRModule, context: Any) -> tvm.IRModule:
         pattern, rewrite = _form(bias, relu, claimed)
         function = rewrite_call(pattern, rewrite, function)
     mod = tvm.IRModule({**mod.functions, mod.get_global_var("main"): function}, attrs=mod.attrs)
-    context.reports["partition"] = {"claimed": claimed, "refused": _refused(function)}
+    context.report.partition = {"claimed": claimed, "refused": _refused(function)}
     return relax.transform.DeadCodeElimination(["main"])(mod)
 
 

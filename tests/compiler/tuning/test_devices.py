@@ -19,7 +19,7 @@ from compiler.tuning.measuring.devices import check_device
 from compiler.tuning.measuring.lab import DeviceLostError, Lab, Trial
 from compiler.tuning.measuring.messages import Effort, Outcome
 from compiler.tuning.measuring.runners import parse_device
-from compiler.tuning.session import Progress
+from compiler.tuning.progress import Progress
 from tests.compiler.device.emulators import target_that_runs
 from tests.compiler.device.servers import device_server
 from tests.compiler.tuning.kernels import product_task, target

@@ -12,6 +12,7 @@ import pytest
 import compiler
 import targets
 from compiler.frontends.source import import_model
+from compiler.passes.context import PassOptions
 from compiler.records.identity import model_fingerprint, target_description
 from compiler.records.records import ChosenKernel, ModelLine, RecordWriter, read
 from compiler.tuning.budget import expected_gain, reason_to_stop, seconds_of_model
@@ -60,13 +61,13 @@ def test_compile_takes_the_way_that_won_in_the_model(
     ways = [task for task in tasks if task.rule.name.startswith("conv")]
     (first,) = [task for task in ways if not task.instead_of]
     (wanted,) = [task for task in ways if getattr(task.workload, "tile", None) == tile]
-    options = {"precision": "float32", "checks": model.checks}
+    options = PassOptions(checks=model.checks)
     with RecordWriter.in_folder(tmp_path, target_description(target)) as writer:
         if tuned_itself:
             values = dict(wanted.default)
             way = "" if wanted is first else wanted.key
             choices = (ChosenKernel(task=first.key, way=way, config=values, default=values),)
-            key = model_fingerprint(model.mod, options)
+            key = model_fingerprint(model.mod, options.precision)
             writer.append(ModelLine(target=writer.target, model=key, choices=choices))
         for task in [] if tuned_itself else ways:
             seconds = 1e-5 if task is wanted else 2e-5
@@ -207,7 +208,7 @@ def test_kernels_and_runs_are_timed_in_the_model(tasks: list[Task]) -> None:
     choices = Choices(session.states)
     (first, other) = next(iter(choices.ways.items()))
     model = import_model(convolution_model(stride=1))
-    with ModelComparison(model, target, {"precision": "float32"}, 1) as comparison:
+    with ModelComparison(model, target, PassOptions(), 1) as comparison:
         found = comparison.measure(choices, 0.0)
     assert first in found.untuned.kernels
     assert first not in found.tuned.kernels

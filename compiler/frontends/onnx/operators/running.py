@@ -12,7 +12,7 @@ from tvm.script.ir_builder import tirx as T
 
 from compiler.frontends.onnx import dtypes, scalars
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.math.unary import is_narrow_float
+from compiler.frontends.onnx.operators.tensor.narrow_floats import is_narrow_float
 from compiler.frontends.onnx.operators.tensor.sort_kernels import product
 from compiler.frontends.onnx.registry import TORCH_DOMAIN, converter
 

@@ -9,7 +9,7 @@ import pytest
 import tvm
 from tvm import relax
 
-from compiler.passes.context import PipelineContext
+from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from schedules import Machine
 
@@ -93,7 +93,7 @@ def compiled(build: Any, context: PipelineContext) -> tuple[Any, Any]:
 @pytest.mark.parametrize("name", [*NARROW, *WIDE])
 def test_numbers_and_bytes(name: str, precision: str) -> None:
     build = {**NARROW, **WIDE}[name]
-    result, got = compiled(build, PipelineContext(machine=MACHINE, options={"precision": precision}))
+    result, got = compiled(build, PipelineContext(machine=MACHINE, options=PassOptions(precision)))
     _, expected = compiled(build, PipelineContext())
     if precision == "bf16":  # the data is rounded to 8 bits, the integers are exact
         assert np.linalg.norm(got - expected) <= 2.0**-8 * np.linalg.norm(expected)

@@ -10,19 +10,13 @@ import pytest
 from tvm import relax
 from tvm.ir import assert_structural_equal
 
+import targets
 from compiler.passes.context import PipelineContext
 from compiler.passes.integers.sign_integers import sign_integers
 from compiler.passes.rewriting.matching import as_constant
 from tests.compiler.passes.building import Build, run_module
 
-
-class Signed:
-    """A target that multiplies int8 alone."""
-
-    signed_integers = True
-
-
-CONTEXT = PipelineContext(target=Signed())
+CONTEXT = PipelineContext(target=targets.get("cuda-simulated"))  # whose tensor cores multiply int8 alone
 
 
 def constant(value: Any, dtype: str) -> Any:

@@ -9,7 +9,7 @@ import pytest
 import tvm
 from tvm import relax
 
-from compiler.passes.context import PipelineContext
+from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.layout.fuse_attention import fuse_attention
 from schedules import apply_schedules
 from schedules.machine import Machine
@@ -66,7 +66,7 @@ def test_products_may_round_where_bfloat16_is_fast_and_asked_for(
     precision: str, features: tuple[str, ...], rounds: bool
 ) -> None:
     machine = Machine(vector_bits=512, features=frozenset(features))
-    after = fuse_attention(build(), PipelineContext(machine=machine, options={"precision": precision}))
+    after = fuse_attention(build(), PipelineContext(machine=machine, options=PassOptions(precision)))
     assert ("bfloat16" in after["attention"].script()) is rounds
 
 

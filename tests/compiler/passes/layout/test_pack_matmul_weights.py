@@ -9,7 +9,7 @@ import pytest
 import tvm
 from tvm import relax
 
-from compiler.passes.context import PipelineContext
+from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.layout.pack_matmul_weights import pack_matmul_weights
 from schedules.machine import Machine
 
@@ -36,7 +36,7 @@ def run(mod: tvm.IRModule, x: Any) -> Any:
 @pytest.mark.parametrize("shape", [(5, 24), (2, 3, 24)])
 def test_constant_weights_are_packed(shape: tuple[int, ...], precision: str) -> None:
     before = build(shape)
-    after = pack_matmul_weights(before, PipelineContext(machine=MACHINE, options={"precision": precision}))
+    after = pack_matmul_weights(before, PipelineContext(machine=MACHINE, options=PassOptions(precision)))
     assert [v.name_hint for v, f in after.functions_items() if not isinstance(f, relax.Function)] == ["matmul"]
     x = np.random.default_rng(1).standard_normal(shape, dtype="float32")
     if precision == "bf16":

@@ -8,7 +8,7 @@ from tvm import relax
 from tvm.ir import StringImm
 
 import targets
-from compiler.passes.context import PipelineContext
+from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from compiler.passes.registry import get_pass
 from tests.compiler.passes.building import Build
@@ -25,7 +25,9 @@ def lowered(described: tuple[str, ...]) -> Any:
     build._bindings.append(relax.MatchCast(checked, unknown, x.ty))
     mod = build.module(build.emit(op.add(x, checked)))
     target = targets.get("host")
-    return run_pipeline(mod, PipelineContext(target=target, machine=target.machine, options={"checks": described})).mod
+    return run_pipeline(
+        mod, PipelineContext(target=target, machine=target.machine, options=PassOptions(checks=described))
+    ).mod
 
 
 def texts(mod: Any) -> list[str]:

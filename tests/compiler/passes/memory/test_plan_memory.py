@@ -35,7 +35,7 @@ def planned(mod: IRModule, *inputs: Any, bounds: dict[str, int] | None = None) -
     executable = relax.build(result.mod, tvm.target.Target("llvm"), relax_pipeline=None)
     arguments = map(tvm.runtime.tensor, [*inputs, *result.parameters.values()])
     outputs = flatten(relax.VirtualMachine(executable, tvm.cpu())["main"](*arguments))
-    return outputs, result.report["plan-memory"]["main"]
+    return outputs, result.report.memory["main"]
 
 
 def chain(length: int) -> IRModule:
