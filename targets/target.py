@@ -8,7 +8,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from schedules.machine import Machine
 from targets import cpuinfo
@@ -42,6 +42,8 @@ class Target(ABC):
     """Whether a lower precision rounds the operands of products in the graph, not where a schedule packs them."""
     captures_graphs: bool = False
     """Whether its device records runs of kernels and launches each as one."""
+    pipeline: Literal["processor", "gpu"] = "processor"
+    """Which list of graph passes compiles for it (`compiler.passes.phases`)."""
     times_kernels: bool = True
     """Whether the tuner can build and time a kernel of this target alone."""
     lifts_workspaces: bool = False
@@ -134,10 +136,6 @@ class Target(ABC):
         """Graph passes of the phase "partition", in order: each a function of an IRModule that gives the module back
         with what the target's accelerator takes over claimed for it. None for a processor."""
         return ()
-
-    def skipped_passes(self) -> frozenset[str]:
-        """Passes of the pipeline, by name, that do not apply: layouts and kernels made for a processor's vectors."""
-        return frozenset()
 
     def legalizations(self) -> dict[str, Any]:
         """How operators become kernels where the engine's way does not suit: `f(builder, call)` by operator."""

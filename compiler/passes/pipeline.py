@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,134 +17,22 @@ import compiler.ordered_variables  # noqa: F401  (TVM's sets of sizes)
 from compiler.errors import OptionError, PassError, TensorwrightError, ToolchainError
 from compiler.passes.context import CompilationReport, PipelineContext
 from compiler.passes.dump import ModuleDump
-from compiler.passes.registry import GraphPass, PassLike, as_graph_pass, did_you_mean, get_pass, is_own
+from compiler.passes.phases import PIPELINES, Phase
+from compiler.passes.registry import GraphPass, PassLike, as_graph_pass, did_you_mean, is_own
 from compiler.passes.rewriting.expansion import Expansions
 from compiler.passes.verify import PassVerifier
 from compiler.support.compile_lock import one_at_a_time
 from targets.errors import TargetError
 
 
-@dataclass(frozen=True)
-class Phase:
-    """A named run of passes."""
-
-    name: str
-    passes: tuple[GraphPass, ...]
-
-
-# 1. Bring the graph into its plainest form: everything known is computed, everything unused is gone.
-CANONICALIZE = (
-    "normalize",
-    "fold-constants",
-    "eliminate-dead-code",
-    "widen-half",
-    "simplify-algebra",
-    "eliminate-common-subexpressions",
-    "hoist-slices",
-    "cancel-transposes",
-    "fold-pad",
-    "crop-filters",
-    "recognize-gelu",
-    "recognize-silu",
-    "recognize-layer-norm",
-    "recognize-rms-norm",
-    "cancel-transposes",  # again: what was arithmetic that used a transpose twice is now one function of it
-    "fold-batch-norm",
-    "simplify-algebra",
-    "merge-products-of-pieces",
-    "merge-small-matmuls",
-    "normalize",
-)
-# 2. Compress: the caller asks for it, `run_pipeline(compression=...)`.
-# 3. Partition: the target claims what its accelerator can run; `target.partition_passes()` where it has them.
-# 4. Choose blocked layouts and pack weights for them.
-LAYOUT = (
-    "share-constants",  # packing weights remembers what it packed
-    "transposed-in-integers",
-    "compute-with-words",
-    "compute-in-integers",
-    "center-weights",
-    "sign-integers",
-    "pack-grouped-weights",
-    "cancel-reshapes",
-    "keep-weights-narrow",
-    "fold-dequantize",
-    "split-dilated",
-    "narrow-operands",
-    "plan-layout",
-    "fuse-attention",
-    "pack-sparse-weights",
-    "pack-matmul-weights",
-)
-# 5. Operators become kernels, and epilogues join their producers.
-FUSE = (
-    "dispatch-sampling",
-    "dispatch-sort",
-    "legalize-operators",
-    "annotate-patterns",
-    "fold-lowered-constants",
-    "specialize-sizes",
-    "separate-sizes",
-    "group-operators",
-    "gather-sizes",
-    "fuse-kernels",
-    "lower-reshapes",  # before schedules hide which kernels only copy
-    "eliminate-dead-code",
-)
-# 6. Every kernel gets a schedule for the machine.
-SCHEDULE = (
-    "share-constants",  # again: weights are packed
-    "store-palettes",
-    "store-scaled-integers",
-    "expand-at-load",
-    "count-operations",
-    "mark-in-place",
-    "apply-schedules",
-    "lift-workspaces",
-)
-# 7. Weights leave the code; every tensor gets its place in memory.
-PLAN_MEMORY = (
-    "lift-parameters",
-    "drop-dataflow",
-    "drop-purity",
-    "call-kernels",
-    "plan-memory",
-    "capture-graphs",
-    "lower-allocations",
-    "free-storage",
-)
-# 8. What is left becomes calls of the virtual machine.
-LOWER = (
-    "lower-builtins",
-    "compute-scalars",
-    "lower-shapes",
-    "order-sizes",
-    "check-sizes",
-    "name-checks",
-    "share-shapes",
-    "check-parameters-once",
-    "export-symbols",
-)
-
-
 def build_phases(context: PipelineContext, compression: Sequence[PassLike] = ()) -> list[Phase]:
-    """The phases for `context`, in order. A name of a pass that does not exist is an error of ours."""
-    partition = () if context.target is None else context.target.partition_passes()
-    skipped = frozenset() if context.target is None else context.target.skipped_passes()
-    return [
-        Phase("canonicalize", _passes(CANONICALIZE, skipped)),
-        Phase("compress", tuple(as_graph_pass(each) for each in compression)),
-        Phase("partition", tuple(as_graph_pass(each) for each in partition)),
-        Phase("layout", _passes(LAYOUT, skipped)),
-        Phase("fuse", _passes(FUSE, skipped)),
-        Phase("schedule", _passes(SCHEDULE, skipped)),
-        Phase("plan-memory", _passes(PLAN_MEMORY)),
-        Phase("lower", _passes(LOWER)),
-    ]
-
-
-def _passes(names: Sequence[str], skipped: frozenset[str] = frozenset()) -> tuple[GraphPass, ...]:
-    return tuple(get_pass(name) for name in names if name not in skipped)
+    """The phases for `context`, in order."""
+    target = context.target
+    by_caller = {"compress": tuple(as_graph_pass(each) for each in compression)}
+    if target is not None:
+        by_caller["partition"] = tuple(as_graph_pass(each) for each in target.partition_passes())
+    phases = PIPELINES["processor" if target is None else target.pipeline]
+    return [replace(phase, passes=by_caller.get(phase.name, phase.passes)) for phase in phases]
 
 
 @dataclass(frozen=True)

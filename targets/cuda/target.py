@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from schedules.gpu import gpu_rules
 from schedules.gpu.machine import GpuMachine
@@ -27,21 +27,6 @@ from targets.target import Target
 from targets.toolchain import Compiler, Linker
 
 _PRESETS_FILE = Path(__file__).with_name("presets.json")
-
-# These lay data out, or write kernels, for a processor's vectors.
-_FOR_PROCESSORS = frozenset(
-    {
-        "split-dilated",
-        "plan-layout",
-        "fuse-attention",
-        "pack-grouped-weights",
-        "pack-matmul-weights",
-        "pack-sparse-weights",
-        "compute-with-words",
-        "expand-at-load",
-        "widen-half",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -63,6 +48,7 @@ class CudaTarget(Target):
     times_kernels: bool = False
     lifts_workspaces: bool = True
     signed_integers: bool = True
+    pipeline: Literal["processor", "gpu"] = "gpu"
     narrows_operands: bool = True
 
     @property
@@ -129,9 +115,6 @@ class CudaTarget(Target):
                 "export the module and load it there",
             )
         return CudaSimulator(self.host.compiler())
-
-    def skipped_passes(self) -> frozenset[str]:
-        return _FOR_PROCESSORS
 
     def legalizations(self) -> dict[str, Any]:
         from schedules.gpu.products import legalize_convolution, legalize_pad

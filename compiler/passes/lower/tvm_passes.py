@@ -12,36 +12,46 @@ from tvm import relax
 from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.registry import graph_pass
+from compiler.passes.registry import GraphPass, graph_pass
 from compiler.passes.rewriting.tvm_target import tvm_target
 
 
-def _register(name: str, summary: str, make: Callable[[], Any], *, required: bool = True) -> None:
+def _tvm_pass(name: str, summary: str, make: Callable[[], Any], *, required: bool = True) -> GraphPass:
     @graph_pass(name, summary=summary, required=required)
     def run(mod: IRModule, context: PipelineContext) -> IRModule:
         with tvm_target(context):
             return make()(mod)
 
+    return run
+
 
 _transform = relax.transform
 
-_register("dispatch-sampling", "Lower sampling operators", relax.backend.DispatchSampling)
-_register("dispatch-sort", "Lower sort, top-k and scan operators", relax.backend.DispatchSortScan)
+dispatch_sampling = _tvm_pass("dispatch-sampling", "Lower sampling operators", relax.backend.DispatchSampling)
+dispatch_sort = _tvm_pass("dispatch-sort", "Lower sort, top-k and scan operators", relax.backend.DispatchSortScan)
 
 
-_register(
+annotate_patterns = _tvm_pass(
     "annotate-patterns",
     "Mark each TensorIR function as elementwise, reduction...",
     _transform.AnnotateTIROpPattern,
 )
-_register("fold-lowered-constants", "Evaluate TensorIR calls on constants", _transform.FoldConstant, required=False)
-_register("group-operators", "Group operators into kernels", _transform.FuseOps, required=False)
-_register("drop-dataflow", "Turn dataflow blocks into plain blocks", _transform.ToNonDataflow)
-_register("drop-purity", "Remove purity marks", _transform.RemovePurityChecking)
-_register("call-kernels", "Turn kernel calls into calls with allocated outputs", _transform.CallTIRRewrite)
-_register("lower-allocations", "Turn tensor allocations into storage and views", _transform.LowerAllocTensor)
-_register("free-storage", "Free each tensor after its last use", _transform.KillAfterLastUse)
-_register("lower-builtins", "Lower builtins to runtime calls", _transform.LowerRuntimeBuiltin)
-_register("compute-scalars", "Compute scalar expressions in kernels of their own", _transform.ComputePrimValue)
-_register("lower-shapes", "Compute symbolic shapes on a shape heap", _transform.VMShapeLower)
-_register("export-symbols", "Give public functions their symbol", _transform.AttachGlobalSymbol)
+fold_lowered_constants = _tvm_pass(
+    "fold-lowered-constants", "Evaluate TensorIR calls on constants", _transform.FoldConstant, required=False
+)
+group_operators = _tvm_pass("group-operators", "Group operators into kernels", _transform.FuseOps, required=False)
+drop_dataflow = _tvm_pass("drop-dataflow", "Turn dataflow blocks into plain blocks", _transform.ToNonDataflow)
+drop_purity = _tvm_pass("drop-purity", "Remove purity marks", _transform.RemovePurityChecking)
+call_kernels = _tvm_pass(
+    "call-kernels", "Turn kernel calls into calls with allocated outputs", _transform.CallTIRRewrite
+)
+lower_allocations = _tvm_pass(
+    "lower-allocations", "Turn tensor allocations into storage and views", _transform.LowerAllocTensor
+)
+free_storage = _tvm_pass("free-storage", "Free each tensor after its last use", _transform.KillAfterLastUse)
+lower_builtins = _tvm_pass("lower-builtins", "Lower builtins to runtime calls", _transform.LowerRuntimeBuiltin)
+compute_scalars = _tvm_pass(
+    "compute-scalars", "Compute scalar expressions in kernels of their own", _transform.ComputePrimValue
+)
+lower_shapes = _tvm_pass("lower-shapes", "Compute symbolic shapes on a shape heap", _transform.VMShapeLower)
+export_symbols = _tvm_pass("export-symbols", "Give public functions their symbol", _transform.AttachGlobalSymbol)

@@ -1,0 +1,247 @@
+"""The phases of the pipeline: which passes run, in order, for processors and for GPUs.
+
+GPUs do without the passes that lay data out, or write kernels, for a processor's vectors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compiler.passes.canonicalize.cancel_reshapes import cancel_reshapes
+from compiler.passes.canonicalize.cancel_transposes import cancel_transposes
+from compiler.passes.canonicalize.crop_filters import crop_filters
+from compiler.passes.canonicalize.eliminate_common_subexpressions import eliminate_common_subexpressions
+from compiler.passes.canonicalize.eliminate_dead_code import eliminate_dead_code
+from compiler.passes.canonicalize.fold_batch_norm import fold_batch_norm
+from compiler.passes.canonicalize.fold_constants import fold_constants, fold_dequantize
+from compiler.passes.canonicalize.fold_pad import fold_pad
+from compiler.passes.canonicalize.hoist_slices import hoist_slices
+from compiler.passes.canonicalize.merge_parallel_matmuls import merge_small_matmuls
+from compiler.passes.canonicalize.normalize import normalize
+from compiler.passes.canonicalize.recognize_gelu import recognize_gelu
+from compiler.passes.canonicalize.recognize_layer_norm import recognize_layer_norm
+from compiler.passes.canonicalize.recognize_rms_norm import recognize_rms_norm
+from compiler.passes.canonicalize.recognize_silu import recognize_silu
+from compiler.passes.canonicalize.simplify_algebra import simplify_algebra
+from compiler.passes.canonicalize.widen_half import widen_half
+from compiler.passes.fuse.gather_sizes import gather_sizes
+from compiler.passes.fuse.legalize_operators import legalize_operators
+from compiler.passes.fuse.lower_reshapes import lower_reshapes
+from compiler.passes.fuse.separate_sizes import separate_sizes
+from compiler.passes.fuse.specialize_sizes import specialize_sizes
+from compiler.passes.fuse_kernels import fuse_kernels
+from compiler.passes.integers.center_weights import center_weights
+from compiler.passes.integers.compute_in_integers import compute_in_integers
+from compiler.passes.integers.compute_with_words import compute_with_words
+from compiler.passes.integers.keep_weights_narrow import keep_weights_narrow
+from compiler.passes.integers.sign_integers import sign_integers
+from compiler.passes.integers.transposed_in_integers import transposed_in_integers
+from compiler.passes.layout.fuse_attention import fuse_attention
+from compiler.passes.layout.narrow_operands import narrow_operands
+from compiler.passes.layout.pack_grouped_weights import pack_grouped_weights
+from compiler.passes.layout.pack_matmul_weights import pack_matmul_weights
+from compiler.passes.layout.pack_sparse_weights import pack_sparse_weights
+from compiler.passes.layout.plan_layout import plan_layout
+from compiler.passes.layout.split_dilated import split_dilated
+from compiler.passes.lower.check_parameters_once import check_parameters_once
+from compiler.passes.lower.check_sizes import check_sizes
+from compiler.passes.lower.name_checks import name_checks
+from compiler.passes.lower.order_sizes import order_sizes
+from compiler.passes.lower.tvm_passes import (
+    annotate_patterns,
+    call_kernels,
+    compute_scalars,
+    dispatch_sampling,
+    dispatch_sort,
+    drop_dataflow,
+    drop_purity,
+    export_symbols,
+    fold_lowered_constants,
+    free_storage,
+    group_operators,
+    lower_allocations,
+    lower_builtins,
+    lower_shapes,
+)
+from compiler.passes.memory.capture_graphs import capture_graphs
+from compiler.passes.memory.lift_parameters import lift_parameters
+from compiler.passes.memory.plan_memory import plan_memory
+from compiler.passes.memory.share_constants import share_constants
+from compiler.passes.merge_products_of_pieces import merge_products_of_pieces
+from compiler.passes.registry import GraphPass
+from compiler.passes.schedule.apply_schedules import apply_schedules
+from compiler.passes.schedule.count_operations import count_operations
+from compiler.passes.schedule.expand_at_load import expand_at_load
+from compiler.passes.schedule.lift_workspaces import lift_workspaces
+from compiler.passes.schedule.mark_in_place import mark_in_place
+from compiler.passes.schedule.store_palettes import store_palettes
+from compiler.passes.schedule.store_scaled_integers import store_scaled_integers
+from compiler.passes.share_shapes import share_shapes
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A named run of passes."""
+
+    name: str
+    passes: tuple[GraphPass, ...]
+
+
+# 1. Bring the graph into its plainest form: everything known is computed, everything unused is gone.
+CANONICALIZE = (
+    normalize,
+    fold_constants,
+    eliminate_dead_code,
+    widen_half,
+    simplify_algebra,
+    eliminate_common_subexpressions,
+    hoist_slices,
+    cancel_transposes,
+    fold_pad,
+    crop_filters,
+    recognize_gelu,
+    recognize_silu,
+    recognize_layer_norm,
+    recognize_rms_norm,
+    cancel_transposes,  # again: what was arithmetic that used a transpose twice is now one function of it
+    fold_batch_norm,
+    simplify_algebra,
+    merge_products_of_pieces,
+    merge_small_matmuls,
+    normalize,
+)
+# 2. Compress: the caller asks for it, `run_pipeline(compression=...)`.
+# 3. Partition: the target claims what its accelerator can run, `Target.partition_passes()`.
+CANONICALIZE_GPU = (
+    normalize,
+    fold_constants,
+    eliminate_dead_code,
+    simplify_algebra,
+    eliminate_common_subexpressions,
+    hoist_slices,
+    cancel_transposes,
+    fold_pad,
+    crop_filters,
+    recognize_gelu,
+    recognize_silu,
+    recognize_layer_norm,
+    recognize_rms_norm,
+    cancel_transposes,  # again: what was arithmetic that used a transpose twice is now one function of it
+    fold_batch_norm,
+    simplify_algebra,
+    merge_products_of_pieces,
+    merge_small_matmuls,
+    normalize,
+)
+# 4. Choose blocked layouts and pack weights for them.
+LAYOUT = (
+    share_constants,  # packing weights remembers what it packed
+    transposed_in_integers,
+    compute_with_words,
+    compute_in_integers,
+    center_weights,
+    sign_integers,
+    pack_grouped_weights,
+    cancel_reshapes,
+    keep_weights_narrow,
+    fold_dequantize,
+    split_dilated,
+    narrow_operands,
+    plan_layout,
+    fuse_attention,
+    pack_sparse_weights,
+    pack_matmul_weights,
+)
+LAYOUT_GPU = (
+    share_constants,  # packing weights remembers what it packed
+    transposed_in_integers,
+    compute_in_integers,
+    center_weights,
+    sign_integers,
+    cancel_reshapes,
+    keep_weights_narrow,
+    fold_dequantize,
+    narrow_operands,
+)
+# 5. Operators become kernels, and epilogues join their producers.
+FUSE = (
+    dispatch_sampling,
+    dispatch_sort,
+    legalize_operators,
+    annotate_patterns,
+    fold_lowered_constants,
+    specialize_sizes,
+    separate_sizes,
+    group_operators,
+    gather_sizes,
+    fuse_kernels,
+    lower_reshapes,  # before schedules hide which kernels only copy
+    eliminate_dead_code,
+)
+# 6. Every kernel gets a schedule for the machine.
+SCHEDULE = (
+    share_constants,  # again: weights are packed
+    store_palettes,
+    store_scaled_integers,
+    expand_at_load,
+    count_operations,
+    mark_in_place,
+    apply_schedules,
+    lift_workspaces,
+)
+SCHEDULE_GPU = (
+    share_constants,  # again: weights are packed
+    store_palettes,
+    store_scaled_integers,
+    count_operations,
+    mark_in_place,
+    apply_schedules,
+    lift_workspaces,
+)
+# 7. Weights leave the code; every tensor gets its place in memory.
+PLAN_MEMORY = (
+    lift_parameters,
+    drop_dataflow,
+    drop_purity,
+    call_kernels,
+    plan_memory,
+    capture_graphs,
+    lower_allocations,
+    free_storage,
+)
+# 8. What is left becomes calls of the virtual machine.
+LOWER = (
+    lower_builtins,
+    compute_scalars,
+    lower_shapes,
+    order_sizes,
+    check_sizes,
+    name_checks,
+    share_shapes,
+    check_parameters_once,
+    export_symbols,
+)
+
+# What phases 2 and 3 run depends on the compilation.
+PIPELINES = {
+    "processor": (
+        Phase("canonicalize", CANONICALIZE),
+        Phase("compress", ()),
+        Phase("partition", ()),
+        Phase("layout", LAYOUT),
+        Phase("fuse", FUSE),
+        Phase("schedule", SCHEDULE),
+        Phase("plan-memory", PLAN_MEMORY),
+        Phase("lower", LOWER),
+    ),
+    "gpu": (
+        Phase("canonicalize", CANONICALIZE_GPU),
+        Phase("compress", ()),
+        Phase("partition", ()),
+        Phase("layout", LAYOUT_GPU),
+        Phase("fuse", FUSE),
+        Phase("schedule", SCHEDULE_GPU),
+        Phase("plan-memory", PLAN_MEMORY),
+        Phase("lower", LOWER),
+    ),
+}
