@@ -1,11 +1,11 @@
 """What this machine's processor has, read from the operating system alone.
 
-Features are named as LLVM names them. Nothing of the engine is imported: the runtime on a device uses this
-too.
+Features are named as LLVM names them. TVM is not imported: the runtime on a device uses this too.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -35,6 +35,16 @@ _LLVM_NAMES = {
     "jscvt": "jsconv",
     "atomics": "lse",
 }
+# Features that a module may require and that Linux shows by another name or as a part of another feature.
+_MORE_NAMES = {
+    "3dnowprefetch": "prfchw",
+    "fpu": "x87",
+    "lm": "64bit",
+    "fp": "fparmv8",
+    "crc32": "crc",
+    "sse4_2": "crc32",
+    "avx512f": "evex512",
+}
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64", "armv7l": "armv7", "armv8l": "armv7"}
 
 
@@ -49,8 +59,12 @@ class Caches:
 
 def architecture() -> str:
     """The processor architecture as LLVM names it: "x86_64", "aarch64", ..."""
-    machine = platform.machine().lower()
-    return _ARCHITECTURES.get(machine, machine)
+    return llvm_architecture(platform.machine())
+
+
+def llvm_architecture(name: str) -> str:
+    """LLVM's name of an architecture that an operating system may call otherwise: "x86_64" for "AMD64"."""
+    return _ARCHITECTURES.get(name.lower(), name.lower())
 
 
 def parse_features(cpuinfo: str) -> frozenset[str]:
@@ -79,6 +93,30 @@ def features() -> frozenset[str]:
         return parse_features(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return frozenset()
+
+
+def supports(feature: str) -> bool:
+    """Whether this processor has a feature, by LLVM's or Linux's name, spelled with "_", "-", "." or none of them."""
+    return normalized(feature) in _known_names()
+
+
+def normalized(feature: str) -> str:
+    """A feature's name without what differs between spellings: "avx512_vnni" -> "avx512vnni"."""
+    return re.sub(r"[-_.]", "", feature.lower()).lstrip("+")
+
+
+@cache
+def _known_names() -> frozenset[str]:
+    """The normalized names, Linux's and LLVM's, of what this processor has."""
+    text = Path("/proc/cpuinfo").read_text(errors="replace")
+    match = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    flags = match.group(1).split() if match else []
+    names = {
+        *flags,
+        *(_llvm_name(flag) for flag in flags),
+        *(_MORE_NAMES[flag] for flag in flags if flag in _MORE_NAMES),
+    }
+    return frozenset(normalized(name) for name in names)
 
 
 @cache
@@ -116,14 +154,29 @@ def caches(root: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> Caches:
 
 
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Processors this process may use: the affinity mask, cut by the CPU quota of its control group; at
-    least 1."""
+    """Physical cores that this process may use: its affinity and its control group's quota respected; at least 1."""
     try:
-        allowed = len(os.sched_getaffinity(0))
+        cores = len({_core_of(processor) for processor in os.sched_getaffinity(0)})
     except AttributeError:  # not on this system
-        allowed = os.cpu_count() or 1
+        cores = os.cpu_count() or 1
     quota = _cgroup_quota(cgroup)
-    return max(1, min(allowed, int(quota))) if quota is not None else max(1, allowed)
+    return max(1, cores if quota is None else min(cores, math.ceil(quota)))
+
+
+def usable_processors() -> int:
+    """Logical processors that this process may use: at least as many as `usable_cores`."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def _core_of(processor: int) -> str:
+    path = Path(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list")
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return str(processor)
 
 
 def _cgroup_quota(cgroup: Path) -> float | None:

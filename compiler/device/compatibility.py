@@ -15,8 +15,8 @@ from compiler.artifact import Manifest
 from compiler.device.connection import Connection, NoDeviceServerError
 from compiler.device.credentials import Credentials
 from compiler.errors import DeviceError, IncompatibleArtifactError
-from compiler.runtime.machine import normalized
 from targets import Target
+from targets.cpuinfo import normalized
 
 PROTOCOL = 2  # of the functions that the server offers; counts up when one changes its meaning
 NEW_PROGRAMS = "make a new bundle of the module (tensorwright bundle) and start the tensorwright-server in it there"

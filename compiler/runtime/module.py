@@ -24,11 +24,12 @@ from compiler.runtime.library import (
     check_parameters,
     expand_parameters,
 )
-from compiler.runtime.machine import architecture, check_machine
+from compiler.runtime.machine import check_machine
 from compiler.runtime.outputs import OutputReader
 from compiler.runtime.tensors import aligned_copy, is_usable, tensor_over
 from compiler.runtime.threads import in_force, run_with, threads_here
 from compiler.runtime.verification import compare
+from targets import cpuinfo
 
 Array = np.ndarray[Any, Any]
 OutputKind = Literal["numpy", "dlpack"]
@@ -69,7 +70,7 @@ class Module:
             OptionError: `threads` is not a number of threads, or more than this machine serves.
         """
         check_machine(artifact.manifest)
-        check_elf(artifact.library, architecture())
+        check_elf(artifact.library, cpuinfo.architecture())
         load_accelerator(artifact.manifest)
         self._artifact = artifact
         self.threads = threads

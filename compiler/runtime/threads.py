@@ -23,8 +23,8 @@ from functools import cache
 from typing import Any, TypeVar
 
 from compiler.errors import OptionError
-from compiler.runtime.machine import usable_cores, usable_processors
 from compiler.runtime.tvm_runtime import global_function, runtime_library
+from targets.cpuinfo import usable_cores, usable_processors
 
 MAX_THREADS = 4096
 _THREADS_OF_A_PROCESSOR, _LEAST_LIMIT = 4, 64

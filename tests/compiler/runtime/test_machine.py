@@ -10,7 +10,8 @@ import pytest
 
 from compiler.artifact import Artifact, TargetDescription
 from compiler.errors import IncompatibleArtifactError
-from compiler.runtime import Module, machine
+from compiler.runtime import Module
+from targets import cpuinfo
 from tests.compiler.runtime.building import dense_artifact
 
 
@@ -21,7 +22,7 @@ def _changed(**fields: Any) -> Artifact:
 
 def _target(architecture: str | None = None, features: tuple[str, ...] = ()) -> TargetDescription:
     return TargetDescription(
-        name="other", architecture=architecture or machine.architecture(), required_cpu_features=features
+        name="other", architecture=architecture or cpuinfo.architecture(), required_cpu_features=features
     )
 
 
@@ -31,7 +32,7 @@ def test_another_architecture() -> None:
 
 
 def test_a_missing_feature_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "cpu_features", lambda: frozenset({"avx2", "fma"}))
+    monkeypatch.setattr(cpuinfo, "_known_names", lambda: frozenset({"avx2", "fma"}))
     with pytest.raises(IncompatibleArtifactError, match=r"lacks: avx512f, avx512_vnni \("):
         Module(_changed(target=_target(features=("avx2", "avx512f", "+fma", "avx512_vnni"))))
     Module(_changed(target=_target(features=("avx2", "fma"))))
@@ -70,17 +71,17 @@ CPUINFO_ARM = "processor\t: 0\nFeatures\t: fp asimd atomics fphp asimdhp asimdrd
 )
 def test_both_spellings_of_features(monkeypatch: pytest.MonkeyPatch, text: str, wanted: list[str]) -> None:
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
-    machine.cpu_features.cache_clear()
+    cpuinfo._known_names.cache_clear()
     try:
-        missing = [feature for feature in wanted if machine.normalized(feature) not in machine.cpu_features()]
+        missing = [feature for feature in wanted if not cpuinfo.supports(feature)]
         assert missing == []
-        assert "avx512fp16" not in machine.cpu_features()
+        assert not cpuinfo.supports("avx512fp16")
     finally:
-        machine.cpu_features.cache_clear()
+        cpuinfo._known_names.cache_clear()
 
 
 def test_this_machine_has_what_its_own_target_requires() -> None:
     targets = pytest.importorskip("targets")
     host = targets.get("host")
-    missing = [name for name in host.required_features if machine.normalized(name) not in machine.cpu_features()]
+    missing = [name for name in host.required_features if not cpuinfo.supports(name)]
     assert missing == []
