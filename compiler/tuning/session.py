@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from compiler.records.record_set import MIN_GAIN, MIN_GAIN_OF_WAYS, deduplicated
@@ -15,6 +14,7 @@ from compiler.tuning.floor import floor_seconds, measure_peaks
 from compiler.tuning.measuring.lab import Lab, Trial
 from compiler.tuning.measuring.messages import Effort, Outcome
 from compiler.tuning.measuring.statistics import spread, typical
+from compiler.tuning.progress import Limits, Progress, SearchCost
 from compiler.tuning.search import Search, serves
 from compiler.tuning.state import TaskState
 from schedules.config import Config
@@ -33,69 +33,6 @@ _ROUNDS = 9  # of the last comparison
 _BEATEN = 1.03  # of a floor: more than the noise of two measurements
 _NEAR = 1.1  # times as slow as the fastest way: that one is not compared any more
 _FINAL_EFFORT = Effort(0.02)
-
-
-@dataclass
-class Progress:
-    """Where a tuning stands; handed to the caller after every trial.
-
-    Attributes:
-        seconds: since the start; `limit_seconds` and `limit_trials` are what was allowed.
-        before, now: seconds of a run of the model in kernels, untuned and as tuned so far.
-        phase: what is being done.
-        resumed: trials found in the records.
-        current: the task being tried.
-        history: (seconds since the start, trials, `now`) whenever `now` became less.
-    """
-
-    states: Sequence[TaskState]
-    phase: str = ""
-    seconds: float = 0.0
-    trials: int = 0
-    resumed: int = 0
-    limit_seconds: float | None = None
-    limit_trials: int | None = None
-    before: float = 0.0
-    now: float = 0.0
-    current: TaskState | None = None
-    history: list[tuple[float, int, float]] = field(default_factory=list)
-
-    @property
-    def rate(self) -> float:
-        """Trials a second."""
-        return self.trials / self.seconds if self.seconds else 0.0
-
-    @property
-    def remaining(self) -> float | None:
-        """Estimated seconds until the end; None when that is not known."""
-        left = []
-        if self.limit_seconds is not None:
-            left.append(self.limit_seconds - self.seconds)
-        if self.limit_trials is not None and self.rate:
-            left.append((self.limit_trials - self.trials) / self.rate)
-        return max(0.0, min(left)) if left else None
-
-
-@dataclass(frozen=True)
-class SearchCost:
-    """What the search took, without the defaults before it and the comparison after it.
-
-    Attributes:
-        processor: seconds of processors for proposing ("search"), building and measuring.
-    """
-
-    trials: int = 0
-    seconds: float = 0.0
-    processor: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass
-class Limits:
-    """When to stop, whichever comes first; None is no limit. `reserve` seconds are kept for what follows the search."""
-
-    trials: int | None = None
-    seconds: float | None = None
-    reserve: float = 0.0
 
 
 class Session:

@@ -17,13 +17,20 @@ the same order, so that results round alike: see QLinearConv, QLinearMatMul and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from tvm import relax
 from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
+from compiler.passes.integers.operands import (
+    BYTES,
+    WORDS,
+    IntegerWeight,
+    Quantized,
+    dequantized_operand,
+    integer_weight,
+)
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
 from compiler.passes.rewriting.matching import (
@@ -38,8 +45,6 @@ from compiler.passes.rewriting.matching import (
 
 rules = RuleTable()
 
-_BYTES = ("int8", "uint8")
-_WORDS = ("int16", "uint16")
 _CONVOLUTIONS = tuple(f"relax.nn.conv{rank}d" for rank in (1, 2, 3))
 _POOLS = tuple(f"relax.nn.max_pool{rank}d" for rank in (1, 2, 3))
 _MOVES = ("relax.reshape", "relax.permute_dims", "relax.squeeze", "relax.expand_dims", "relax.flatten")
@@ -53,70 +58,6 @@ _MOST_BIAS = 2.0**30
 def compute_in_integers(mod: IRModule, context: PipelineContext) -> IRModule:
     """See the equations in the module's documentation."""
     return rules.apply(mod)
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """A dequantization: integers with constant parameters, scalars or vectors along `axis`."""
-
-    data: Expr
-    scale: Array
-    zero: Array
-    axis: int
-
-    @property
-    def is_scalar(self) -> bool:
-        return self.scale.size == 1 and self.zero.size == 1
-
-    def equals(self, other: Quantized) -> bool:
-        """Whether the parameters are the same numbers for the same type."""
-        return (
-            self.is_scalar
-            and other.is_scalar
-            and dtype_of(self.data) == dtype_of(other.data)
-            and float(self.scale.reshape(())) == float(other.scale.reshape(()))
-            and int(self.zero.reshape(())) == int(other.zero.reshape(()))
-        )
-
-    def dequantized(self, data: Expr) -> Expr:
-        """Other integers with the same scalar parameters as floats."""
-        zero = self.zero.reshape(())
-        return relax.op.dequantize(data, as_constant(self.scale.reshape(())), as_constant(zero), -1, "float32")
-
-
-def dequantized_operand(graph: Graph, expr: Expr, dtypes: Sequence[str] = _BYTES) -> Quantized | None:
-    """What a float operand is the dequantization of, where that is of one of the `dtypes`."""
-    call = graph.call(expr, "relax.dequantize")
-    if call is None or dtype_of(call) != "float32":
-        return None
-    scale, zero = (constant_array(graph, each) for each in call.args[1:3])
-    if scale is None or zero is None or dtype_of(call.args[0]) not in dtypes:
-        return None
-    return Quantized(call.args[0], scale, zero, int(call.attrs.axis) % max(rank_of(call) or 1, 1))
-
-
-@dataclass(frozen=True)
-class IntegerWeight:
-    """Weights less their zero point, int8 or int16 (see center-weights), and the scale of each filter or of all."""
-
-    values: Array
-    scale: Array
-
-
-def integer_weight(graph: Graph, expr: Expr, filters: int) -> IntegerWeight | None:
-    """Constant weights with one scale for all or one an entry of axis `filters`."""
-    found = dequantized_operand(graph, expr)
-    values = None if found is None else constant_array(graph, found.data)
-    if found is None or values is None or (found.scale.size > 1 and found.axis != filters):
-        return None
-    shape = [1] * values.ndim
-    shape[filters] = -1
-    zero = found.zero.astype(np.int32)
-    shifted = values.astype(np.int32) - (zero.reshape(shape) if zero.size > 1 else zero.reshape(()))
-    if shifted.size == 0:
-        return None
-    fits = shifted.min() >= -128 and shifted.max() <= 127
-    return IntegerWeight(shifted.astype(np.int8 if fits else np.int16), found.scale.reshape(-1).astype(np.float32))
 
 
 @rules.on(*_CONVOLUTIONS)
@@ -174,7 +115,7 @@ def matmul(graph: Graph, call: Call) -> Expr | None:
 def matmul_of_measured(graph: Graph, call: Call) -> Expr | None:
     """The same of data whose scale and zero point are computed when the model runs: one of each, of its range."""
     data, weight = graph.call(call.args[0], "relax.dequantize"), integer_weight(graph, call.args[1], 1)
-    if data is None or weight is None or not is_plain_matmul(call) or dtype_of(data.args[0]) not in _BYTES:
+    if data is None or weight is None or not is_plain_matmul(call) or dtype_of(data.args[0]) not in BYTES:
         return None
     source, scale, zero = data.args
     if weight.values.dtype != np.int8 or rank_of(scale) or rank_of(zero) or constant_array(graph, scale) is not None:
@@ -208,7 +149,7 @@ def scaled_sum(graph: Graph, product: Expr, data: Quantized, weight: IntegerWeig
 @rules.on("relax.quantize")
 def quantize_of_sum(graph: Graph, call: Call) -> Expr | None:
     """quantize(scale * sum + bias) => quantize((scale / step) * (sum + round(bias / scale)))"""
-    step = _step_of(graph, call, _BYTES + _WORDS)
+    step = _step_of(graph, call, BYTES + WORDS)
     if step is None or not graph.only_use(call.args[0]):
         return None
     added = graph.call(call.args[0], "relax.add")
@@ -246,7 +187,7 @@ def _plus(graph: Graph, total: Expr, constant: Array) -> Expr:
     return graph.emit(relax.op.add(total, as_constant(constant)))
 
 
-def _step_of(graph: Graph, call: Call, dtypes: Sequence[str] = _BYTES) -> float | None:
+def _step_of(graph: Graph, call: Call, dtypes: Sequence[str] = BYTES) -> float | None:
     """The scale of a quantization to one of the `dtypes` by scalar constants."""
     scale, zero = (constant_array(graph, each) for each in call.args[1:3])
     if scale is None or zero is None or scale.size != 1 or zero.size != 1:
@@ -298,7 +239,7 @@ def quantize_of_addition(graph: Graph, call: Call) -> Expr | None:
 @rules.on("relax.quantize")
 def quantize_of_limit(graph: Graph, call: Call) -> Expr | None:
     """quantize(relu(y)) => clip(quantize(y)): quantizing keeps order"""
-    step = _step_of(graph, call, _BYTES + _WORDS)
+    step = _step_of(graph, call, BYTES + WORDS)
     inner = graph.call(call.args[0], "relax.nn.relu", "relax.clip", "relax.nn.relu6")
     if step is None or inner is None or not graph.only_use(call.args[0]):
         return None
@@ -334,7 +275,7 @@ def _bounds(call: Call) -> tuple[float, float] | None:
 @rules.on("relax.quantize")
 def quantize_again(graph: Graph, call: Call) -> Expr | None:
     """quantize(dequantize(x)) => x for equal parameters: the quotient is within a rounding of the integer"""
-    inner = dequantized_operand(graph, call.args[0], _BYTES + _WORDS)
+    inner = dequantized_operand(graph, call.args[0], BYTES + WORDS)
     scale, zero = (constant_array(graph, each) for each in call.args[1:3])
     if inner is None or scale is None or zero is None or dtype_of(inner.data) != str(call.attrs.out_dtype):
         return None
@@ -362,7 +303,7 @@ def quantize_of_concatenation(graph: Graph, call: Call) -> Expr | None:
 def quantize_of_moved(graph: Graph, call: Call) -> Expr | None:
     """quantize(move(x)) => move(quantize(x)): what makes x rounds it, and bytes are moved"""
     moved = graph.call(call.args[0], *_MOVES)
-    if moved is None or _step_of(graph, call, _BYTES + _WORDS) is None or not graph.only_use(call.args[0]):
+    if moved is None or _step_of(graph, call, BYTES + WORDS) is None or not graph.only_use(call.args[0]):
         return None
     if not isinstance(graph.definition(moved.args[0]), relax.Call) or not graph.only_use(moved.args[0]):
         return None
@@ -374,7 +315,7 @@ def quantize_of_moved(graph: Graph, call: Call) -> Expr | None:
 def quantize_of_rescaled_move(graph: Graph, call: Call) -> Expr | None:
     """quantize(factor * dequantize(move(x))) => move(quantize(factor * dequantize(x))): what makes x rescales it"""
     scaled = graph.call(call.args[0], "relax.multiply", "relax.divide")
-    if scaled is None or _step_of(graph, call, _BYTES + _WORDS) is None or not graph.only_use(call.args[0]):
+    if scaled is None or _step_of(graph, call, BYTES + WORDS) is None or not graph.only_use(call.args[0]):
         return None
     inner, factor = dequantized_operand(graph, scaled.args[0]), _number(graph, scaled.args[1])
     moved = None if inner is None else graph.call(inner.data, *_MOVES)
@@ -401,7 +342,7 @@ def _number(graph: Graph, expr: Expr) -> Array | None:
 @rules.on(*_MOVES)
 def move(graph: Graph, call: Call) -> Expr | None:
     """move(dequantize(x)) => dequantize(move(x))"""
-    inner = dequantized_operand(graph, call.args[0], _BYTES + _WORDS)
+    inner = dequantized_operand(graph, call.args[0], BYTES + WORDS)
     if inner is None:
         return None
     permuted = _permuted(graph, call, inner)
