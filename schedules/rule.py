@@ -1,18 +1,15 @@
 """How to add a schedule rule.
 
-A rule knows how to run one family of kernels fast. Put a class derived from `ScheduleRule` in a module of
-its own in this
-package (any module here is searched), or, in another package, name the class by an entry point of the group
+A rule knows how to run one family of kernels fast. Put a class derived from `ScheduleRule` in a module of its own in
+this package (any module here is searched), or, in another package, name the class by an entry point of the group
 `tensorwright.schedules`. It answers four questions:
 
-1. `match(kernel, machine)`: is this kernel mine? Answer with a workload, the few numbers that decide how
-to schedule it
+1. `match(kernel, machine)`: is this kernel mine? Answer with a workload, the few numbers that decide how to schedule it
    (a frozen dataclass of ints, strings and bools: it is the key of tuning records), or None.
 2. `space(workload, machine)`: which knobs are there?
 3. `default(workload, machine)`: their values computed from the machine. This is what an untuned build runs.
-4. `apply(schedule, workload, config, machine)`: do it. Either mutate the `tvm.s_tir.Schedule` (its module
-holds the kernel as
-   "main") and return None, or return a new PrimFunc with the same parameters, attributes and meaning.
+4. `apply(kernel, workload, config, machine)`: the new PrimFunc, with the same parameters, attributes and meaning. A rule
+   that transforms TVM's schedule gets one from `schedules.selection.apply.kernel_schedule(kernel)`.
 
 Rules are tried by falling `priority`; those of `schedules.stages.rules`, which serve every kernel of a certain form,
 have 10, the fallback 0. Increase `version` when the meaning of a knob changes: records of older versions are then no
@@ -34,7 +31,6 @@ from schedules.config import Config, ConfigSpace
 from schedules.machine import Machine
 
 if TYPE_CHECKING:
-    from tvm.s_tir import Schedule
     from tvm.tirx import PrimFunc
 
     from schedules.ir.stages import Kernel
@@ -73,8 +69,8 @@ class ScheduleRule(ABC):
         return Config()
 
     @abstractmethod
-    def apply(self, schedule: Schedule, workload: Any, config: Config, machine: Machine) -> PrimFunc | None:
-        """Schedule the kernel in place, or return the PrimFunc that takes its place."""
+    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> PrimFunc:
+        """The PrimFunc that takes the kernel's place, with the same parameters, attributes and meaning."""
 
     def finish(self, function: PrimFunc, machine: Machine) -> PrimFunc:
         """What a scheduled kernel goes through last; for processors unless overridden."""

@@ -63,8 +63,7 @@ class Attention(ScheduleRule):
         blocks = -(-workload.queries // most)
         return Config.of(rows=-(-workload.queries // blocks))
 
-    def apply(self, schedule: Any, workload: AttentionWorkload, config: Config, machine: Machine) -> Any:
-        kernel: Kernel = schedule.kernel
+    def apply(self, kernel: Kernel, workload: AttentionWorkload, config: Config, machine: Machine) -> Any:
         stages = attention_stages(kernel, self.kind)
         if stages is None:
             raise NotScheduledError("stages of attention are missing")

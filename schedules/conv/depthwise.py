@@ -38,8 +38,8 @@ class Depthwise(ScheduleRule):
     def default(self, workload: WindowWorkload, machine: Machine) -> Config:
         return window_default(workload, machine)
 
-    def apply(self, schedule: Any, workload: WindowWorkload, config: Config, machine: Machine) -> Any:
-        fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, DEPTHWISE))
+    def apply(self, kernel: Kernel, workload: WindowWorkload, config: Config, machine: Machine) -> Any:
+        fused = FusedKernel(kernel, anchor_stages(kernel, DEPTHWISE))
         if not isinstance(workload, DepthwiseDotWorkload):
             return fused.function(DepthwiseNest(fused, workload, config).build(machine), machine)
         return fused.function(DepthwiseDotNest(fused, workload, config).build(machine), machine)

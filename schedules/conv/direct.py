@@ -103,8 +103,8 @@ class ConvDirect(ScheduleRule):
     def _register_tile(self, workload: ConvWorkload, machine: Machine) -> tuple[int, int]:
         return tile_for(workload, machine)
 
-    def apply(self, schedule: Any, workload: ConvWorkload, config: Config, machine: Machine) -> Any:
-        fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, DIRECT))
+    def apply(self, kernel: Kernel, workload: ConvWorkload, config: Config, machine: Machine) -> Any:
+        fused = FusedKernel(kernel, anchor_stages(kernel, DIRECT))
         return fused.function(DirectNest(fused, workload, config).build(machine), machine)
 
 

@@ -142,8 +142,8 @@ class ConvDot(ConvDirect):
             return register_tile(workload.out_spatial[-1], 1, machine, load_cycles)
         return tile_for(workload, machine, load_cycles)
 
-    def apply(self, schedule: Any, workload: Any, config: Config, machine: Machine) -> Any:
-        fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, CONV_DOT))
+    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> Any:
+        fused = FusedKernel(kernel, anchor_stages(kernel, CONV_DOT))
         if isinstance(workload, QuadsWorkload):
             nest: type[DotNest] = QuadsNest if machine.architecture == "aarch64" else DotNest
         else:

@@ -152,9 +152,9 @@ class ConvFolded(ConvDirect):
         stages = anchor_stages(kernel, FOLDED)
         return FoldedWorkload.from_annotation(stages[0].annotations[SPEC]) if len(stages) == 1 else None
 
-    def apply(self, schedule: Any, workload: ConvWorkload, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: ConvWorkload, config: Config, machine: Machine) -> Any:
         assert isinstance(workload, FoldedWorkload)
-        fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, FOLDED))
+        fused = FusedKernel(kernel, anchor_stages(kernel, FOLDED))
         return fused.function(FoldedNest(fused, workload, config).build(machine), machine)
 
 

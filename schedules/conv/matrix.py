@@ -72,8 +72,8 @@ class ConvMatrix(ConvDirect):
         _, _, pixels, blocks = min(choices)
         return pixels, blocks
 
-    def apply(self, schedule: Any, workload: Any, config: Config, machine: Machine) -> Any:
-        fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, CONV_MATRIX))
+    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> Any:
+        fused = FusedKernel(kernel, anchor_stages(kernel, CONV_MATRIX))
         return fused.function(MatrixNest(fused, workload, config).build(machine), machine)
 
 

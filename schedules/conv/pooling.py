@@ -67,8 +67,8 @@ class Pooling(ScheduleRule):
     def default(self, workload: PoolWorkload, machine: Machine) -> Config:
         return window_default(workload, machine)
 
-    def apply(self, schedule: Any, workload: PoolWorkload, config: Config, machine: Machine) -> Any:
-        fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, POOL))
+    def apply(self, kernel: Kernel, workload: PoolWorkload, config: Config, machine: Machine) -> Any:
+        fused = FusedKernel(kernel, anchor_stages(kernel, POOL))
         return fused.function(PoolNest(fused, workload, config).build(machine), machine)
 
 
@@ -98,8 +98,8 @@ class GlobalPooling(ScheduleRule):
     def match(self, kernel: Kernel, machine: Machine) -> PoolWorkload | None:
         return _match(kernel, GLOBAL_POOL)
 
-    def apply(self, schedule: Any, workload: PoolWorkload, config: Config, machine: Machine) -> Any:
-        fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, GLOBAL_POOL))
+    def apply(self, kernel: Kernel, workload: PoolWorkload, config: Config, machine: Machine) -> Any:
+        fused = FusedKernel(kernel, anchor_stages(kernel, GLOBAL_POOL))
         data = fused.operand(fused.anchors[0], workload.rank + 3)
         return fused.function(_global_nest(fused, data, workload, machine), machine)
 

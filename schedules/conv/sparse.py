@@ -123,8 +123,8 @@ class ConvSparse(ConvDirect):
     def default(self, workload: ConvWorkload, machine: Machine) -> Config:
         return super().default(workload, machine).replace(unroll=1)
 
-    def apply(self, schedule: Any, workload: Any, config: Config, machine: Machine) -> Any:
-        fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, CONV_SPARSE))
+    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> Any:
+        fused = FusedKernel(kernel, anchor_stages(kernel, CONV_SPARSE))
         return fused.function(SparseNest(fused, workload, config).build(machine), machine)
 
 

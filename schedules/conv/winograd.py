@@ -95,8 +95,8 @@ class Winograd(ScheduleRule):
         unroll = channel_unroll(plan.pixels, plan.blocks)
         return Config.of(tiles=plan.tiles, pixels=plan.pixels, blocks=plan.blocks, chunks=plan.chunks, unroll=unroll)
 
-    def apply(self, schedule: Any, workload: WinogradWorkload, config: Config, machine: Machine) -> Any:
-        fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, WINOGRAD))
+    def apply(self, kernel: Kernel, workload: WinogradWorkload, config: Config, machine: Machine) -> Any:
+        fused = FusedKernel(kernel, anchor_stages(kernel, WINOGRAD))
         return fused.function(WinogradNest(fused, workload, config).build(machine), machine)
 
 

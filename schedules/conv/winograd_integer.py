@@ -123,8 +123,8 @@ class WinogradInteger(ScheduleRule):
         plan = winograd_plan(_in_pairs(workload), TILE, machine)
         return Config.of(tiles=plan.tiles, pixels=plan.pixels, blocks=plan.blocks, chunks=plan.chunks, unroll=1)
 
-    def apply(self, schedule: Any, workload: IntegerWinogradWorkload, config: Config, machine: Machine) -> Any:
-        fused = FusedKernel(schedule.kernel, anchor_stages(schedule.kernel, WINOGRAD_INTEGER))
+    def apply(self, kernel: Kernel, workload: IntegerWinogradWorkload, config: Config, machine: Machine) -> Any:
+        fused = FusedKernel(kernel, anchor_stages(kernel, WINOGRAD_INTEGER))
         nest = IntegerWinogradNest(fused, _as_floats(workload), config, workload.fill)
         return fused.function(nest.build(machine), machine)
 

@@ -9,7 +9,7 @@ from schedules.errors import NotScheduledError
 from schedules.gpu.binding import is_bound
 from schedules.gpu.machine import GpuMachine
 from schedules.gpu.rule import GpuRule, GpuWorkload
-from schedules.ir.stages import dtype_of, product, shape_of
+from schedules.ir.stages import Kernel, dtype_of, product, shape_of
 from schedules.ir.tir import s_tir, structural_walk, tirx, tvm
 from schedules.machine import Machine, dtype_bits
 
@@ -29,10 +29,10 @@ class DlightRule(GpuRule):
         reduces = any(stage.reduction for stage in kernel.simple_stages)
         return super().match(kernel, machine) if reduces and kernel.is_plain else None
 
-    def apply(self, schedule: Any, workload: GpuWorkload, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: GpuWorkload, config: Config, machine: Machine) -> Any:
         assert isinstance(machine, GpuMachine)
         target = tvm.target.Target(self.options(machine))
-        function = schedule.kernel.function.with_attr("global_symbol", "main")
+        function = kernel.function.with_attr("global_symbol", "main")
         try:
             with target:
                 made = self.schedule().apply(function, target, False)

@@ -31,9 +31,8 @@ class BindAnything(GpuRule):
     priority: ClassVar[int] = 0
     reschedules: ClassVar[bool] = True
 
-    def apply(self, schedule: Any, workload: GpuWorkload, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: GpuWorkload, config: Config, machine: Machine) -> Any:
         assert isinstance(machine, GpuMachine)
-        kernel: Kernel = schedule.kernel
         statements: list[Any] = []
         allocations: list[Any] = []
         stages = inline_stages(kernel)

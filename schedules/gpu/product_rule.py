@@ -60,9 +60,8 @@ class ProductRule(GpuRule):
         samples, rows, columns, depth = (each.extent if isinstance(each.extent, int) else 0 for each in groups)
         return ProductWorkload(samples, rows, columns, depth, form.a.dtype)
 
-    def apply(self, schedule: Any, workload: Any, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> Any:
         assert isinstance(machine, GpuMachine)
-        kernel: Kernel = schedule.kernel
         form = product_form(kernel)
         launch = self.launch(form, config)
         if form.fused.is_joined:

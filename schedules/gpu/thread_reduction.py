@@ -43,8 +43,7 @@ class GpuThreadReduction(GpuRule):
             return None
         return super().match(kernel, machine)
 
-    def apply(self, schedule: Any, workload: GpuWorkload, config: Config, machine: Machine) -> Any:
-        kernel: Kernel = schedule.kernel
+    def apply(self, kernel: Kernel, workload: GpuWorkload, config: Config, machine: Machine) -> Any:
         stage = next(each for each in kernel.simple_stages if each.reduction)
         fused = FusedKernel(kernel, [stage])
         if not fused.is_joined:

@@ -94,8 +94,7 @@ class MatmulBf16(ScheduleRule):
     def default(self, workload: MatmulWorkload, machine: Machine) -> Config:
         return Config.of(rows=best_tile(workload, machine)[0])
 
-    def apply(self, schedule: Any, workload: MatmulWorkload, config: Config, machine: Machine) -> Any:
-        kernel: Kernel = schedule.kernel
+    def apply(self, kernel: Kernel, workload: MatmulWorkload, config: Config, machine: Machine) -> Any:
         parts = parts_of(kernel, self.kind)
         if parts is None:
             raise NotScheduledError("stages of the product are missing")

@@ -124,8 +124,7 @@ class MatmulMatrix(ScheduleRule):
 
         return Config.of(rows=min(_row_choices(machine), key=lambda tile: (cost(tile), -tile)))
 
-    def apply(self, schedule: Any, workload: MatmulWorkload, config: Config, machine: Machine) -> Any:
-        kernel: Kernel = schedule.kernel
+    def apply(self, kernel: Kernel, workload: MatmulWorkload, config: Config, machine: Machine) -> Any:
         parts = parts_of(kernel, MATMUL_MATRIX)
         if parts is None:
             raise NotScheduledError("stages of the product are missing")

@@ -77,9 +77,9 @@ class MatmulOfParts(ScheduleRule):
     def default(self, workload: Any, machine: Machine) -> Config:
         return Config.of(rows=best_tile(workload, machine)[0])
 
-    def apply(self, schedule: Any, workload: Any, config: Config, machine: Machine) -> Any:
-        parts = self.parts(schedule.kernel)
+    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> Any:
+        parts = self.parts(kernel)
         if parts is None:
             raise NotScheduledError("the stage of the product is missing")
-        fused = FusedKernel(schedule.kernel, [parts.form.stage])
+        fused = FusedKernel(kernel, [parts.form.stage])
         return self.writer(parts, fused, machine, config.integer("rows")).function()

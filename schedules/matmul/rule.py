@@ -93,8 +93,7 @@ class Matmul(ScheduleRule):
         fitting = [size for size in _DEPTHS if size < workload.depth and size * row_bytes <= machine.l2_bytes // 4]
         return max(fitting, default=0)
 
-    def apply(self, schedule: Any, workload: MatmulWorkload, config: Config, machine: Machine) -> Any:
-        kernel: Kernel = schedule.kernel
+    def apply(self, kernel: Kernel, workload: MatmulWorkload, config: Config, machine: Machine) -> Any:
         form = find_matmul(kernel)
         if form is None:
             raise NotScheduledError("no single product")

@@ -200,9 +200,7 @@ def _configs_for(
 def apply_rule(rule: ScheduleRule, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> Any:
     """Run one rule on one kernel: the PrimFunc it makes. Raises what the rule raises, and RuleError for a
     wrong answer."""
-    schedule = kernel_schedule(kernel)
-    answer = rule.apply(schedule, workload, config, machine)
-    result = schedule.mod["main"] if answer is None else answer
+    result = rule.apply(kernel, workload, config, machine)
     if not isinstance(result, tirx.PrimFunc):
         raise RuleError(f"rule {rule.name!r} returned {type(result).__name__} instead of a PrimFunc")
     if len(result.params) != len(kernel.function.params):
@@ -210,33 +208,7 @@ def apply_rule(rule: ScheduleRule, kernel: Kernel, workload: Any, config: Config
     return rule.finish(result, machine)
 
 
-class LazySchedule:
-    """A `tvm.s_tir.Schedule` of a kernel that is made at first use: rules that emit code anew never pay
-    for it.
-
-    `kernel` is the kernel being scheduled; every other attribute is the schedule's.
-    """
-
-    def __init__(self, kernel: Kernel) -> None:
-        self.kernel = kernel
-        self._schedule: Any = None
-
-    def __getattr__(self, name: str) -> Any:
-        if self._schedule is None:
-            function = self.kernel.function.with_attr("global_symbol", "main")
-            self._schedule = s_tir.Schedule(
-                tvm.IRModule({"main": function}), debug_mask="none", error_render_level="fast"
-            )
-        return getattr(self._schedule, name)
-
-    @property
-    def mod(self) -> Any:
-        """The module under the schedule; the kernel is its "main"."""
-        if self._schedule is None:
-            return tvm.IRModule({"main": self.kernel.function})
-        return self._schedule.mod
-
-
-def kernel_schedule(kernel: Kernel) -> LazySchedule:
-    """A schedule of the kernel, for `ScheduleRule.apply`."""
-    return LazySchedule(kernel)
+def kernel_schedule(kernel: Kernel) -> s_tir.Schedule:
+    """TVM's schedule of a kernel, for rules that transform it; the result is its `mod["main"]`."""
+    function = kernel.function.with_attr("global_symbol", "main")
+    return s_tir.Schedule(tvm.IRModule({"main": function}), debug_mask="none", error_render_level="fast")

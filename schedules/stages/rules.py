@@ -127,8 +127,7 @@ class GeneralRule(ScheduleRule):
     def default(self, workload: GeneralWorkload, machine: Machine) -> Config:
         return Config.of({TRACE: ""} if workload.digest else {})
 
-    def apply(self, schedule: Any, workload: GeneralWorkload, config: Config, machine: Machine) -> Any:
-        kernel: Kernel = schedule.kernel
+    def apply(self, kernel: Kernel, workload: GeneralWorkload, config: Config, machine: Machine) -> Any:
         if not kernel.simple_stages:
             raise NotScheduledError("nothing but opaque statements")
         if config.get(TRACE):

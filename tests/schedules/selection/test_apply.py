@@ -14,7 +14,7 @@ from schedules.ir.stages import Kernel
 from schedules.machine import Machine
 from schedules.rule import ScheduleRule
 from schedules.selection import registry
-from schedules.selection.apply import apply_schedules, record_key
+from schedules.selection.apply import apply_schedules, kernel_schedule, record_key
 from schedules.stages.rules import Fallback, GeneralWorkload
 from tests.schedules.harness import AVX2, lowered, normal, run
 
@@ -35,7 +35,7 @@ class Broken(ScheduleRule):
     def match(self, kernel: Kernel, machine: Machine) -> GeneralWorkload:
         return GeneralWorkload(1)
 
-    def apply(self, schedule: Any, workload: Any, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> Any:
         raise self.error("can not")
 
 
@@ -45,7 +45,7 @@ class Declining(Broken):
 
 
 class Splitting(ScheduleRule):
-    """Works on the engine's schedule in place, with one knob."""
+    """Transforms TVM's schedule, with one knob."""
 
     name: ClassVar[str] = "splitting"
     priority: ClassVar[int] = 80
@@ -59,9 +59,11 @@ class Splitting(ScheduleRule):
     def default(self, workload: Any, machine: Machine) -> Config:
         return Config.of(factor=8)
 
-    def apply(self, schedule: Any, workload: Any, config: Config, machine: Machine) -> None:
+    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> Any:
+        schedule = kernel_schedule(kernel)
         (loop,) = schedule.get_loops(schedule.get_child_blocks(schedule.get_sblock("root"))[0])
         schedule.vectorize(schedule.split(loop, [None, config.integer("factor")])[1])
+        return schedule.mod["main"]
 
 
 def module() -> Any:
@@ -85,7 +87,7 @@ def test_declining_is_no_failure() -> None:
 
 
 @pytest.mark.parametrize("factor", [4, 8])
-def test_a_rule_may_mutate_the_schedule_and_records_choose_its_config(factor: int) -> None:
+def test_a_rule_may_transform_tvms_schedule_and_records_choose_its_config(factor: int) -> None:
     rule = Splitting()
     key = record_key(rule, GeneralWorkload(1))
     mod, report = apply_schedules(module(), MACHINE, {key: Config.of(factor=factor)}, rules=[rule])
@@ -98,10 +100,10 @@ def test_a_rule_may_mutate_the_schedule_and_records_choose_its_config(factor: in
 class DecliningWhenTuned(Splitting):
     """Takes no factor of 4, as a trace that does not fit its kernel."""
 
-    def apply(self, schedule: Any, workload: Any, config: Config, machine: Machine) -> None:
+    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> Any:
         if config["factor"] == 4:
             raise NotScheduledError("no 4")
-        super().apply(schedule, workload, config, machine)
+        return super().apply(kernel, workload, config, machine)
 
 
 @pytest.mark.parametrize(("rule", "factor", "problem"), [(Splitting(), 5, "factor"), (DecliningWhenTuned(), 4, "no 4")])

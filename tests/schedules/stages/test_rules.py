@@ -134,12 +134,11 @@ def test_a_plan_is_written_anew_each_time() -> None:
 
 def rule_code(rule: GeneralRule, kernel: Kernel) -> list[Any]:
     """The variables that the code of a rule defines."""
-    from schedules.selection.apply import kernel_schedule
 
     machine = target_of(AVX512).machine
     workload = rule.match(kernel, machine)
     assert workload is not None
-    function = rule.apply(kernel_schedule(kernel), workload, rule.default(workload, machine), machine)
+    function = rule.apply(kernel, workload, rule.default(workload, machine), machine)
     found: list[Any] = []
     structural_walk(function.body, (tirx.For, lambda loop: found.append(loop.loop_var)))
     structural_walk(function.body, (tirx.AllocBuffer, lambda made: found.append(made.buffer)))
