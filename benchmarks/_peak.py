@@ -8,19 +8,8 @@ import numpy as np
 
 import schedules.ir.tir  # noqa: F401
 import targets
-from schedules.codegen.nest import (
-    Stmt,
-    allocate,
-    expression,
-    lanes_of,
-    load,
-    parallel,
-    repeat,
-    sequence,
-    splat,
-    store,
-)
-from schedules.ir.tir import tirx, tvm
+from schedules.codegen.nest import allocate, expression, lanes_of, load, parallel, repeat, sequence, splat, store
+from schedules.ir.tir import Stmt, tirx, tvm
 
 _CHAINS = 12
 _STEPS = 1 << 20

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from schedules.codegen.nest import Stmt
 from schedules.conv.dynamic_sizes import Sizes, name_opaque
 from schedules.conv.workload import WindowWorkload
+from schedules.ir.tir import Stmt
 from schedules.stages.fused_kernel import FusedKernel
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from schedules.codegen.nest import Expr, Stmt, bind, splat
+from schedules.codegen.nest import bind, splat
 from schedules.conv.winograd_transforms import Matrix
+from schedules.ir.tir import Expr, Stmt
 
 
 class Transform:

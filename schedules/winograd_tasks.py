@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from schedules.codegen.nest import Stmt, both
+from schedules.codegen.nest import both
 from schedules.config import Config
 from schedules.conv.dynamic_sizes import name_opaque, parts_of
 from schedules.conv.workload import ConvWorkload
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Stmt, tirx
 from schedules.machine import Machine
 
 _ENOUGH = 4  # tasks a core, which even out whatever their number

@@ -10,12 +10,9 @@ from schedules.codegen.nest import expression
 from schedules.codegen.parallel import Extent
 from schedules.ir.expression import substitute
 from schedules.ir.stages import Axis, Stage, shape_of
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.code import stage_code
-
-Expr = Any
-Stmt = Any
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from schedules.annotations import KIND
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, tirx
 
 from tvm import te  # isort: skip
 
 Tensor = Any
-Expr = Any
 # A score as a function of the raw score and its place (..., query, key): scale, mask.
 Score = Callable[[Expr, tuple[Expr, ...]], Expr]
 

@@ -13,9 +13,7 @@ from schedules.attention.writer import AttentionWriter, BlockRows, Factor, put_i
 from schedules.instructions.int8_dot import dot
 from schedules.instructions.int8_neon import shift_of
 from schedules.ir.stages import dtype_of
-
-Expr = Any
-Stmt = Any
+from schedules.ir.tir import Expr, Stmt
 
 _BYTES = ("int8", "uint8")
 

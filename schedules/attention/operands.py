@@ -11,9 +11,8 @@ from schedules.attention.batched_matrix import BatchedMatrix
 from schedules.attention.compute import ADJUSTED, OPERANDS, PRODUCT, RESULT, SCORES, WEIGHTS, guarded_quotient
 from schedules.ir.expression import buffers_loaded, constant_int, map_loads, substitute
 from schedules.ir.stages import Kernel, Stage, shape_of
-from schedules.ir.tir import structural_map, tirx, tvm
+from schedules.ir.tir import Expr, structural_map, tirx, tvm
 
-Expr = Any
 _LEAST_QUERIES = 16  # that make up for rounding the keys and values
 
 

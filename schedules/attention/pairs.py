@@ -12,16 +12,12 @@ from schedules.codegen.parallel import Extent, in_sequence, loops, pays_off, rep
 from schedules.instructions.bf16_dot import narrowed, rounded_pair, rounded_run
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Axis, Stage
-from schedules.ir.tir import tirx
+from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.code import stage_code
 
-Expr = Any
-Stmt = Any
 # The element of a row at a step of the sum.
 Operand = Callable[[Any, Expr], Expr]
-
-VECTORIZED = tirx.ForKind.VECTORIZED
 
 
 @dataclass(frozen=True, eq=False)

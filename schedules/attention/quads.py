@@ -18,12 +18,9 @@ from schedules.instructions.int8_dot import dot
 from schedules.instructions.int8_neon import shift_of
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Axis, Stage, dtype_of
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.code import stage_code
-
-Expr = Any
-Stmt = Any
 
 GROUP = 4
 _ONES = 0x01010101

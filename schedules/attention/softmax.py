@@ -10,15 +10,12 @@ from schedules.codegen.nest import expression
 from schedules.codegen.parallel import in_sequence, repeat
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, EXP_OF_NEGATIVE_COARSE, call
 from schedules.ir.stages import Axis, Stage
-from schedules.ir.tir import tirx
+from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.code import stage_code
 from schedules.stages.reduction_code import join
 
-Expr = Any
-Stmt = Any
-
-VECTORIZED, UNROLLED = tirx.ForKind.VECTORIZED, tirx.ForKind.UNROLLED
+UNROLLED = tirx.ForKind.UNROLLED
 _ACCUMULATORS = 4  # independent sums that hide the latency of an addition
 
 

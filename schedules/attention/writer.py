@@ -19,11 +19,9 @@ from schedules.codegen.parallel import MIN_PARALLEL_WORK, Extent, in_sequence, l
 from schedules.codegen.register_tile import RegisterTile, multiply_add
 from schedules.instructions.bf16_dot import dot
 from schedules.ir.expression import index
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 
-Expr = Any
-Stmt = Any
 Put = Callable[[Any, Expr, Expr], Stmt]  # stores a number of a row at a key
 EndOfSum = Callable[[int, Expr, Expr], Stmt]  # of (row, sum, column)
 

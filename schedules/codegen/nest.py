@@ -14,14 +14,11 @@ from typing import Any
 from schedules.instructions.prefetch import prefetch_statement
 from schedules.ir.expression import index
 from schedules.ir.stages import Axis, Kernel
-from schedules.ir.tir import s_tir, tirx
+from schedules.ir.tir import VECTORIZED, Expr, Stmt, s_tir, tirx
 
 SERIAL = tirx.ForKind.SERIAL
 PARALLEL = tirx.ForKind.PARALLEL
-VECTORIZED = tirx.ForKind.VECTORIZED
 
-Expr = Any
-Stmt = Any
 Body = Callable[[Any], Stmt]
 
 _INDEX = "int64"

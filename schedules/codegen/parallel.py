@@ -8,11 +8,8 @@ from typing import Any
 
 from schedules.ir.expression import index
 from schedules.ir.inline import operations
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
-
-Expr = Any
-Stmt = Any
 
 # Some 7 microseconds of work on one core in vectors, more without. Sharing it among spinning threads was measured to
 # take 3 (Zen 4, two cores), and what another core wrote has to come over as well.

@@ -8,14 +8,10 @@ from typing import Any
 
 from schedules.codegen.nest import allocate_tile, load, store
 from schedules.codegen.parallel import repeat
-from schedules.ir.tir import tirx
+from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
 
-Expr = Any
-Stmt = Any
 # Makes a statement of (row in the tile, place in that row's sums, column in the tile).
 EachVector = Callable[[int, Expr, Expr], Stmt]
-
-VECTORIZED = tirx.ForKind.VECTORIZED
 
 
 def pieces(width: int, lanes: int) -> list[tuple[int, int]]:

@@ -14,13 +14,12 @@ from schedules.conv.dynamic_sizes import padding_before, parts_of
 from schedules.conv.winograd_transforms import edge_of, transforms
 from schedules.conv.workload import ConvWorkload, DepthwiseDotWorkload, PoolWorkload, WindowWorkload
 from schedules.ir.numbers import ceil_div
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, tirx
 from schedules.ir.widening import number
 
 from tvm import te  # isort: skip
 
 Tensor = Any
-Expr = Any
 
 DIRECT = "conv-direct"
 DEPTHWISE = "conv-depthwise"

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from schedules.annotations import SPEC
-from schedules.codegen.nest import Expr, Stmt, load, splat
+from schedules.codegen.nest import load, splat
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import DEPTHWISE
 from schedules.conv.window import WindowNest, window_default, window_space
 from schedules.conv.workload import DepthwiseDotWorkload, WindowWorkload
 from schedules.instructions import int8_dot
 from schedules.ir.stages import Kernel
+from schedules.ir.tir import Expr, Stmt
 from schedules.ir.widening import low_halves
 from schedules.machine import Machine
 from schedules.rule import ScheduleRule

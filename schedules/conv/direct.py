@@ -15,8 +15,6 @@ from typing import Any, ClassVar
 
 from schedules.annotations import SPEC
 from schedules.codegen.nest import (
-    Expr,
-    Stmt,
     allocate,
     allocate_tile,
     both,
@@ -52,6 +50,7 @@ from schedules.conv.workload import ConvWorkload
 from schedules.flat_pixels import flat_sizes
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
+from schedules.ir.tir import Expr, Stmt
 from schedules.machine import Machine
 from schedules.rule import ScheduleRule
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages

@@ -11,8 +11,6 @@ from typing import Any, ClassVar
 
 from schedules.annotations import SPEC
 from schedules.codegen.nest import (
-    Expr,
-    Stmt,
     allocate,
     allocate_tile,
     broadcast,
@@ -35,7 +33,7 @@ from schedules.instructions import bf16_dot, int8_dot
 from schedules.instructions.int8_neon import dot_signed
 from schedules.ir.numbers import QUAD, ceil_div
 from schedules.ir.stages import Kernel
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.ir.widening import number, widened
 from schedules.machine import Machine
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from schedules.codegen.nest import Stmt, allocate, bind, load, repeat, sequence, store, when
+from schedules.codegen.nest import allocate, bind, load, repeat, sequence, store, when
 from schedules.conv.tiling import accumulators, block_choices, tails, tile_cost
 from schedules.conv.workload import WindowWorkload
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import shape_of
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Stmt, tirx
 from schedules.machine import Machine
 
 _INDEX = "int64"

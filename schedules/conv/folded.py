@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schedules.annotations import SPEC
-from schedules.codegen.nest import Expr, Stmt, load, sequence, vectorized, when
+from schedules.codegen.nest import load, sequence, vectorized, when
 from schedules.config import Config
 from schedules.conv.direct import ConvDirect, DirectNest, Place
 from schedules.conv.tiling import row_cost
 from schedules.conv.workload import ConvWorkload
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 

@@ -12,18 +12,7 @@ from math import inf
 from typing import Any, ClassVar
 
 from schedules.annotations import SPEC
-from schedules.codegen.nest import (
-    Expr,
-    Stmt,
-    allocate_tile,
-    lanes_of,
-    load,
-    repeat,
-    sequence,
-    splat,
-    static_grid,
-    store,
-)
+from schedules.codegen.nest import allocate_tile, lanes_of, load, repeat, sequence, splat, static_grid, store
 from schedules.config import Config, ConfigSpace
 from schedules.conv.defaults import even_blocks
 from schedules.conv.direct import ConvDirect, Place
@@ -34,7 +23,7 @@ from schedules.conv.workload import ConvWorkload, QuadsWorkload
 from schedules.instructions.int8_neon import has_matrices, joined, matrix, row_of
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 

@@ -7,8 +7,6 @@ from typing import Any, ClassVar
 
 from schedules.annotations import SPEC
 from schedules.codegen.nest import (
-    Expr,
-    Stmt,
     allocate,
     broadcast,
     grid,
@@ -29,7 +27,7 @@ from schedules.conv.dynamic_sizes import Sizes, open_repeat
 from schedules.conv.window import SMALL_POINTS, WindowNest, window_default, window_space
 from schedules.conv.workload import PoolWorkload
 from schedules.ir.stages import Kernel
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.ir.widening import number
 from schedules.machine import Machine
 from schedules.rule import ScheduleRule

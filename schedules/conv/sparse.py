@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from schedules.annotations import SPEC
 from schedules.codegen.nest import (
     ROWS_AHEAD,
-    Expr,
-    Stmt,
     allocate_tile,
     broadcast,
     lanes_of,
@@ -34,7 +32,7 @@ from schedules.conv.dynamic_sizes import open_register_tile
 from schedules.conv.tiling import register_tile
 from schedules.conv.workload import ConvWorkload
 from schedules.ir.stages import Kernel
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.matmul.sparse_weights import SparseWeight, entry, pack_blocks
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from schedules.codegen.nest import Expr, Stmt, prefetch, repeat, sequence, when
+from schedules.codegen.nest import prefetch, repeat, sequence, when
 from schedules.ir.numbers import ceil_div
+from schedules.ir.tir import Expr, Stmt
 from schedules.machine import dtype_bits
 
 _LATENCY = 1024  # cycles from asking memory to having the answer, with some room

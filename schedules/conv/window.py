@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from schedules.codegen.nest import (
-    Expr,
-    Stmt,
     allocate,
     bind,
     both,
@@ -33,7 +31,7 @@ from schedules.conv.dynamic_sizes import Sizes, edges, open_repeat, parts_of
 from schedules.conv.tiling import divisors, split_for_cores
 from schedules.conv.workload import WindowWorkload
 from schedules.ir.numbers import ceil_div
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.ir.widening import number
 from schedules.machine import Machine
 from schedules.stages.fused_kernel import FusedKernel

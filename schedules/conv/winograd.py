@@ -13,8 +13,6 @@ from typing import Any, ClassVar
 
 from schedules.annotations import SPEC
 from schedules.codegen.nest import (
-    Expr,
-    Stmt,
     allocate,
     allocate_tile,
     both,
@@ -44,6 +42,7 @@ from schedules.conv.workload import ConvWorkload
 from schedules.errors import NotScheduledError
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
+from schedules.ir.tir import Expr, Stmt
 from schedules.ir.widening import number
 from schedules.machine import Machine
 from schedules.rule import ScheduleRule

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schedules.annotations import SPEC
-from schedules.codegen.nest import Expr, lanes_of, load, splat
+from schedules.codegen.nest import lanes_of, load, splat
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import conv_winograd
 from schedules.conv.winograd import Winograd, WinogradNest, WinogradWorkload
@@ -30,7 +30,7 @@ from schedules.conv.workload import ConvWorkload, DotWorkload
 from schedules.instructions import int8_dot
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, tirx
 from schedules.machine import Machine
 from schedules.rule import ScheduleRule
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages

@@ -11,8 +11,8 @@ from typing import Any
 
 from schedules.codegen.nest import expression, lanes_of, load, repeat, sequence, static_grid, store, when
 from schedules.gpu.product_form import ProductForm
-from schedules.gpu.tile_code import Expr, Part, Stmt, TileWriter
-from schedules.ir.tir import tirx
+from schedules.gpu.tile_code import Part, TileWriter
+from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import dtype_bits
 
 _PADDING = 4

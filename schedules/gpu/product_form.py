@@ -15,11 +15,10 @@ from schedules.ir.expression import buffers_loaded, substitute, uses
 from schedules.ir.inline import inline_value, is_elementwise
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Kernel, Stage
-from schedules.ir.tir import tirx, tvm
+from schedules.ir.tir import Expr, tirx, tvm
 from schedules.matmul.form import Group
 from schedules.stages.fused_kernel import FusedKernel
 
-Expr = Any
 ALONG_ROWS = "tensorwright.along_rows"
 """Annotation of a stage whose neighbours in memory are those of its rows, not of its depth."""
 

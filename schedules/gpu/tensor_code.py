@@ -12,8 +12,8 @@ from typing import Any
 
 from schedules.codegen.nest import expression, lanes_of, load, repeat, sequence, static_grid, store, when
 from schedules.gpu.product_form import ProductForm
-from schedules.gpu.tile_code import SHARED, Expr, Part, Stmt, TileWriter, wait
-from schedules.ir.tir import tirx
+from schedules.gpu.tile_code import SHARED, Part, TileWriter, wait
+from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import dtype_bits
 
 SIDE = 16  # of the squares that the operations take

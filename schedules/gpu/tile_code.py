@@ -14,11 +14,9 @@ from schedules.codegen.nest import allocate, both, broadcast, expression, lanes_
 from schedules.gpu.binding import thread_loop
 from schedules.gpu.product_form import Operand, ProductForm
 from schedules.ir.numbers import ceil_div
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import dtype_bits
 
-Expr = Any
-Stmt = Any
 SHARED = "shared"
 
 

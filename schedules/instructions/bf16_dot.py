@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from schedules.instructions.llvm_functions import register_operator, symbol, vector
 from schedules.instructions.neon import in_quarters, with_register_length
-from schedules.ir.tir import tirx, tvm
+from schedules.ir.tir import Expr, tirx, tvm
 from schedules.machine import Machine
 
-Expr = Any
 DOT = "tensorwright.dot_bf16"
 ROUND = "tensorwright.round_bf16"
 ROUND_RUN = "tensorwright.round_run_bf16"

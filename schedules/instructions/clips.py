@@ -6,9 +6,7 @@ from typing import Any
 
 from schedules.instructions import vector_math
 from schedules.ir.inline import call_name
-from schedules.ir.tir import structural_equal, structural_map, tirx
-
-Expr = Any
+from schedules.ir.tir import Expr, structural_equal, structural_map, tirx
 
 
 def vector_limits(body: Any, used: set[str]) -> Any:

@@ -17,7 +17,6 @@ from schedules.ir.stages import product, shape_of
 from schedules.ir.tir import s_tir, structural_map, structural_walk, tirx, tvm
 from schedules.machine import Machine
 
-Expr = Any
 _NARROW = ("float16", "bfloat16")
 _TILE_SIZE = 96  # elements; accumulators of plain reductions hold at most four vectors
 

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
 
 from schedules.instructions.llvm_functions import register_operator, symbol, vector
 from schedules.instructions.neon import REGISTER_LANES, in_quarters, with_register_length
-from schedules.ir.tir import tirx, tvm
+from schedules.ir.tir import Expr, tirx, tvm
 from schedules.machine import Machine
 
-Expr = Any
 DOT = "tensorwright.dot_u8s8"
 WORDS = "tensorwright.dot_words"
 ROUND = "tensorwright.round_int32"

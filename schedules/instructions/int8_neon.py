@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
 
 from schedules.instructions.int8_dot import SDOT, USDOT, plain_bytes, unit_of
 from schedules.instructions.llvm_functions import register_operator, symbol, vector
 from schedules.instructions.neon import REGISTER_LANES, in_quarters, with_register_length
-from schedules.ir.tir import tirx, tvm
+from schedules.ir.tir import Expr, tirx, tvm
 from schedules.machine import Machine
 
-Expr = Any
 SIGNED = "tensorwright.dot_s8s8"
 MATRIX_UNSIGNED = "tensorwright.matrix_u8s8"
 MATRIX_SIGNED = "tensorwright.matrix_s8s8"

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
 
 from schedules.instructions.llvm_functions import register_operator, symbol, vector
-from schedules.ir.tir import tirx, tvm
+from schedules.ir.tir import Expr, tirx, tvm
 from schedules.machine import Machine
 
-Expr = Any
 # Among how many numbers a lane chooses.
 CHOICES = (4, 8, 16)
 _NAME = "tensorwright.select{}"

@@ -9,9 +9,8 @@ from typing import Any
 
 from schedules.ir.expression import constant_int, map_loads, substitute, uses
 from schedules.ir.stages import is_compact, shape_of
-from schedules.ir.tir import structural_walk, tirx, tvm
+from schedules.ir.tir import Expr, structural_walk, tirx, tvm
 
-Expr = Any
 Stride = Any  # an int, a symbolic expression, or None when the step is irregular
 
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from schedules.ir.tir import StructuralKey, structural_map, structural_walk, tirx, tvm
+from schedules.ir.tir import Expr, StructuralKey, structural_map, structural_walk, tirx, tvm
 
-Expr = Any
 _DIVISIONS = (tirx.FloorDiv, tirx.FloorMod, tirx.Div, tirx.Mod)
 _COMPOSED = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Cast)  # no other numerator can be misread
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from schedules.ir.tir import structural_map, structural_walk, tirx, tvm
-
-Expr = Any
+from schedules.ir.tir import Expr, structural_map, structural_walk, tirx, tvm
 
 
 def constant_int(value: Any) -> Any:

@@ -7,9 +7,7 @@ from typing import Any
 
 from schedules.ir.expression import index, map_loads, map_stores
 from schedules.ir.stages import Axis, Stage
-from schedules.ir.tir import structural_map, structural_walk, tirx, tvm
-
-Expr = Any
+from schedules.ir.tir import Expr, structural_map, structural_walk, tirx, tvm
 
 
 def with_plain_indices(stage: Stage) -> Stage:

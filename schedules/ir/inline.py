@@ -7,9 +7,7 @@ from typing import Any
 
 from schedules.ir.expression import buffers_loaded, constant_int, map_loads, substitute
 from schedules.ir.stages import Kernel, Opaque, Stage, shape_of
-from schedules.ir.tir import structural_equal, structural_walk, tirx, tvm
-
-Expr = Any
+from schedules.ir.tir import Expr, structural_equal, structural_walk, tirx, tvm
 
 # How many times a cheap value may be computed anew before it is kept in memory instead.
 _MAX_CHEAP_REPEATS = 8

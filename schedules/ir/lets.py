@@ -11,9 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 from schedules.ir.expression import substitute, uses
-from schedules.ir.tir import structural_equal, structural_map, structural_walk, tirx, tvm
+from schedules.ir.tir import Expr, structural_equal, structural_map, structural_walk, tirx, tvm
 
-Expr = Any
 _FLOATS = ("float16", "float32", "float64")
 
 

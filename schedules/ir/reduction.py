@@ -8,9 +8,7 @@ from typing import Any
 
 from schedules.ir.expression import buffers_loaded
 from schedules.ir.stages import Stage
-from schedules.ir.tir import structural_equal, tirx, tvm
-
-Expr = Any
+from schedules.ir.tir import Expr, structural_equal, tirx, tvm
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,6 @@ from typing import Any
 from schedules.ir.expression import buffers_loaded, constant_int, substitute
 from schedules.ir.tir import s_tir, structural_walk, tirx, tvm
 
-Expr = Any
 Extent = int | Any
 
 

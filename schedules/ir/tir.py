@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import schedules.ir.load_tvm  # noqa: F401
 
 # isort: split
@@ -9,7 +11,14 @@ import tvm
 from tvm import s_tir, tirx
 from tvm_ffi import StructuralKey, structural_equal, structural_hash, structural_map, structural_walk
 
+Expr = Any  # TVM's expressions and statements have no Python base class that type checkers know
+Stmt = Any
+VECTORIZED = tirx.ForKind.VECTORIZED
+
 __all__ = [
+    "VECTORIZED",
+    "Expr",
+    "Stmt",
     "StructuralKey",
     "s_tir",
     "structural_equal",

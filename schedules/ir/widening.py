@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from schedules.ir.tir import tirx
-
-Expr = Any
+from schedules.ir.tir import Expr, tirx
 
 
 def number(stored: Expr, dtype: str) -> Expr:

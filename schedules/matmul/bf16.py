@@ -16,7 +16,7 @@ from schedules.instructions.bf16_dot import dot, rounded_pair, rounded_run
 from schedules.ir.expression import substitute
 from schedules.ir.reduction import COMBINERS, Reduction
 from schedules.ir.stages import Axis, Kernel, Stage, shape_of
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, tirx
 from schedules.machine import Machine
 from schedules.matmul.form import Group, MatmulForm
 from schedules.matmul.tiling import MatmulWorkload, best_tile, fits, tile_choices
@@ -27,7 +27,6 @@ from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 from tvm import te  # isort: skip
 
-Expr = Any
 MATMUL_BF16 = "matmul-bf16"
 
 

@@ -14,9 +14,7 @@ from schedules.ir.access import Access, Stride, simplified
 from schedules.ir.expression import buffers_loaded, constant_int, substitute
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Kernel, Stage, dtype_of
-from schedules.ir.tir import structural_equal, tirx, tvm
-
-Expr = Any
+from schedules.ir.tir import Expr, structural_equal, tirx, tvm
 
 
 @dataclass(frozen=True, eq=False)

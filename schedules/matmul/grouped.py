@@ -20,7 +20,7 @@ from schedules.codegen.register_tile import RegisterTile
 from schedules.instructions.unpack_bits import unpacked
 from schedules.ir.expression import index
 from schedules.ir.stages import Kernel
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.ir.widening import number
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
@@ -32,8 +32,6 @@ from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 from tvm import te  # isort: skip
 
-Expr = Any
-Stmt = Any
 MATMUL_GROUPED = "matmul-grouped"
 # How far ahead of their use words are asked for, in rows of a panel: a row takes some fifty cycles.
 _WORDS_AHEAD, _BYTES_AHEAD = 16, 64

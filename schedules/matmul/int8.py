@@ -17,14 +17,13 @@ from schedules.instructions.int8_dot import dot
 from schedules.instructions.int8_neon import dot_signed, shift_of
 from schedules.ir.expression import substitute
 from schedules.ir.stages import dtype_of, shape_of
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, tirx
 from schedules.machine import Machine
 from schedules.matmul.bf16 import MatmulBf16, Parts
 from schedules.stages.code import stage_code
 
 from tvm import te  # isort: skip
 
-Expr = Any
 MATMUL_INT8 = "matmul-int8"
 MATMUL_SIGNED = "matmul-int8-signed"
 _GROUP = 4

@@ -22,7 +22,7 @@ from schedules.errors import NotScheduledError
 from schedules.instructions.int8_neon import DEPTH, has_matrices, joined, matrix, row_of
 from schedules.ir.expression import index
 from schedules.ir.stages import Kernel, dtype_of, shape_of
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.matmul.bf16 import Parts, parts_of, workload_of
 from schedules.matmul.form import MatmulForm
@@ -34,8 +34,6 @@ from schedules.stages.fused_kernel import FusedKernel
 
 from tvm import te  # isort: skip
 
-Expr = Any
-Stmt = Any
 MATMUL_MATRIX = "matmul-matrix"
 _WORD, _LANES = 4, 4  # bytes of a word, words of a register
 _REGISTERS = 4  # of the weights of a step, and of the sums of two rows: eight columns

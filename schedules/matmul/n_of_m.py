@@ -20,7 +20,7 @@ from schedules.config import Config, ConfigSpace
 from schedules.instructions.select_lanes import choices_of, selected
 from schedules.ir.expression import index as constant
 from schedules.ir.stages import Kernel, shape_of
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.lookup import joined, looked_up, turns
@@ -32,8 +32,6 @@ from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 from tvm import te  # isort: skip
 
-Expr = Any
-Stmt = Any
 MATMUL_N_OF_M = "matmul-n-of-m"
 _VALUES_AHEAD = 32  # rows of values that are asked for ahead
 _PRODUCTS = 16  # in the innermost loop

@@ -17,7 +17,7 @@ from schedules.codegen.parallel import in_sequence, repeat
 from schedules.codegen.register_tile import RegisterTile
 from schedules.ir.expression import index as constant
 from schedules.ir.stages import Kernel, shape_of
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.lookup import joined, looked_up, turns
@@ -29,8 +29,6 @@ from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 from tvm import te  # isort: skip
 
-Expr = Any
-Stmt = Any
 MATMUL_SPARSE = "matmul-sparse"
 
 

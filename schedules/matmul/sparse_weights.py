@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schedules.ir.tir import tirx
-
-Expr = Any
+from schedules.ir.tir import Expr, tirx
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,18 +15,15 @@ from schedules.codegen.parallel import CHUNKS_PER_CORE, MIN_PARALLEL_WORK, Exten
 from schedules.codegen.register_tile import RegisterTile, pieces
 from schedules.ir.expression import index, map_loads
 from schedules.ir.inline import operations
-from schedules.ir.tir import tirx, tvm
+from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx, tvm
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
 from schedules.stages.fused_kernel import FusedKernel
 
-Expr = Any
-Stmt = Any
 Batch = Mapping[Any, Expr]
 # B at (depth, column counted from the start of the panel).
 PanelLoad = Callable[[Expr, Expr], Expr]
 
-VECTORIZED = tirx.ForKind.VECTORIZED
 # An epilogue dearer than this is written once as a loop instead of once a register.
 _UNROLLED_EPILOGUE = 6
 _CHUNK_TILES = 8  # row tiles of a task when the number of rows is symbolic

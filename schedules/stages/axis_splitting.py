@@ -15,9 +15,8 @@ from schedules.ir.access import accesses_of, coefficient_of
 from schedules.ir.expression import constant_int, index, substitute
 from schedules.ir.index_arithmetic import with_plain_indices
 from schedules.ir.stages import Axis, Stage
-from schedules.ir.tir import structural_walk, tirx, tvm
+from schedules.ir.tir import Expr, structural_walk, tirx, tvm
 
-Expr = Any
 _LEAST_RUN = 4  # shorter runs are no better than single elements
 _MOST_PIECES = 8
 

@@ -19,7 +19,6 @@ from schedules.ir.stages import Axis, Stage
 from schedules.ir.tir import structural_map, structural_walk, tirx, tvm
 from schedules.stages.axis_splitting import split_axis
 
-Expr = Any
 _MAX_PIECES = 27
 _MOST_REMAINDERS = 4
 _COMPARISONS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE)

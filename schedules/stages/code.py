@@ -8,14 +8,12 @@ from typing import Any
 from schedules.codegen.parallel import Extent, in_sequence, loops
 from schedules.ir.expression import substitute
 from schedules.ir.stages import Stage
+from schedules.ir.tir import Expr, Stmt
 from schedules.machine import Machine
 from schedules.stages.piece_code import elementwise_code, interleaved_code, plain_code
 from schedules.stages.plan import PiecePlan, StagePlan, plan_stage
 from schedules.stages.reduction_code import reduction_code
 from schedules.stages.transpose_code import transpose_code
-
-Expr = Any
-Stmt = Any
 
 
 def stage_code(stage: Stage, machine: Machine, *, parallel: bool = True) -> Stmt:

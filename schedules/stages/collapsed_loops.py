@@ -9,10 +9,8 @@ from typing import Any
 from schedules.ir.access import Access, Stride, accesses_of, used_outside_indices
 from schedules.ir.expression import index, substitute
 from schedules.ir.stages import Axis, Stage
-from schedules.ir.tir import structural_walk, tirx
+from schedules.ir.tir import Expr, structural_walk, tirx
 from schedules.machine import Machine, dtype_bits
-
-Expr = Any
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from schedules.annotations import KIND
-from schedules.codegen.nest import Expr, Stmt, build_function, expression
+from schedules.codegen.nest import build_function, expression
 from schedules.errors import NotScheduledError
 from schedules.ir.expression import map_loads, substitute, uses
 from schedules.ir.stages import Kernel, Stage, shape_of
-from schedules.ir.tir import tirx, tvm
+from schedules.ir.tir import Expr, Stmt, tirx, tvm
 from schedules.machine import Machine
 from schedules.stages.code import stage_code
 

@@ -18,7 +18,6 @@ from schedules.ir.tir import structural_equal, structural_walk, tirx
 from schedules.stages.axis_splitting import split_axis
 from schedules.stages.collapsed_loops import Loop, LoopNest
 
-Expr = Any
 _TURNS = (2, 3, 4)
 _PIXELS = (2, 3)  # larger ones are taken apart by `split_axes`
 _LEAST_EXTENT = 4

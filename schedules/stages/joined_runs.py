@@ -13,12 +13,10 @@ from typing import Any
 from schedules.ir.access import coefficient_of
 from schedules.ir.expression import constant_int, index, substitute, uses
 from schedules.ir.stages import Axis, Stage
-from schedules.ir.tir import structural_equal, tirx, tvm
+from schedules.ir.tir import Expr, structural_equal, tirx, tvm
 from schedules.machine import Machine
 from schedules.stages.axis_splitting import split_axes
 from schedules.stages.lanes import Part, block_size, parts_of, picked, ramp
-
-Expr = Any
 
 
 @dataclass(frozen=True, eq=False)

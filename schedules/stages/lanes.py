@@ -10,10 +10,9 @@ from typing import Any
 
 from schedules.ir.expression import constant_int, index, substitute, uses
 from schedules.ir.stages import Stage, is_compact, shape_of
-from schedules.ir.tir import tirx, tvm
+from schedules.ir.tir import Expr, tirx, tvm
 from schedules.machine import Machine, dtype_bits
 
-Expr = Any
 Part = tuple[Expr, dict[int, int]]
 """A vector, and which lane of it is which lane of the block: the lane in the block, the lane in the vector."""
 _LEAST_LANES = 4

@@ -8,18 +8,14 @@ from typing import Any
 from schedules.codegen.parallel import CHUNKS_PER_CORE, Extent, in_sequence, loops, repeat
 from schedules.ir.expression import index, substitute
 from schedules.ir.stages import product
-from schedules.ir.tir import tirx
+from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.collapsed_loops import Loop
 from schedules.stages.lanes import picked, ramp
 from schedules.stages.plan import PiecePlan
 from schedules.stages.strided_loads import StridedLoads
 
-Expr = Any
-Stmt = Any
 Write = Callable[[Expr, int, Mapping[Any, Expr]], Stmt]
-
-VECTORIZED = tirx.ForKind.VECTORIZED
 
 
 def elementwise_code(plan: PiecePlan, machine: Machine) -> Stmt:

@@ -18,7 +18,7 @@ from schedules.ir.index_arithmetic import with_plain_indices
 from schedules.ir.inline import IF_THEN_ELSE, call_name
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Stage
-from schedules.ir.tir import structural_walk, tirx, tvm
+from schedules.ir.tir import Expr, structural_walk, tirx, tvm
 from schedules.machine import Machine
 from schedules.stages.axis_splitting import split_axes
 from schedules.stages.branch import split_branches
@@ -29,7 +29,6 @@ from schedules.stages.permuted_lanes import permuted_lanes
 from schedules.stages.strided_loads import strided_axis
 from schedules.stages.transpose_code import Transpose, find_transpose
 
-Expr = Any
 _LEAST_VECTOR = 4  # elements; shorter vectors are no better than single elements
 
 

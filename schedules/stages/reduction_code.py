@@ -8,15 +8,12 @@ from typing import Any
 from schedules.codegen.parallel import in_sequence, loops, repeat
 from schedules.ir.expression import index, substitute
 from schedules.ir.reduction import Reduction
-from schedules.ir.tir import tirx
+from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.collapsed_loops import Loop
-from schedules.stages.piece_code import VECTORIZED, extents_of, nested, over_axis
+from schedules.stages.piece_code import extents_of, nested, over_axis
 from schedules.stages.plan import PiecePlan
 from schedules.stages.strided_loads import StridedLoads
-
-Expr = Any
-Stmt = Any
 
 UNROLLED = tirx.ForKind.UNROLLED
 # Independent sums that hide the latency of one multiply-add.

@@ -14,13 +14,11 @@ from schedules.codegen.parallel import Extent, in_sequence, loops, pays_off, wor
 from schedules.ir.access import accesses_of
 from schedules.ir.expression import constant_int, map_loads, map_stores, substitute
 from schedules.ir.stages import Axis, Stage, dtype_of, product, shape_of
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.code import planned_code
 from schedules.stages.plan import Form, StagePlan, plan_stage
 
-Expr = Any
-Stmt = Any
 _Key = tuple[int, int]  # (stage, axis of the stage)
 _RowBuffer = tuple[Any, list[int], Any]  # an intermediate, its dimensions that a row keeps, and that of one row
 

@@ -12,12 +12,10 @@ from typing import Any
 from schedules.ir.access import Access
 from schedules.ir.expression import index, map_loads, substitute
 from schedules.ir.inline import buffers_free_variables, has_branch
-from schedules.ir.tir import structural_equal, tirx
+from schedules.ir.tir import Expr, Stmt, structural_equal, tirx
 from schedules.stages.collapsed_loops import Loop, LoopNest
 from schedules.stages.lanes import picked, ramp, run_of_lanes
 
-Expr = Any
-Stmt = Any
 STRIDES = (-1, 2, 3, 4)
 """Between neighbours of a vector; what lies farther apart is read as single elements."""
 

@@ -13,13 +13,10 @@ from typing import Any
 from schedules.codegen.parallel import Extent, loops, repeat
 from schedules.ir.expression import index, map_loads, substitute
 from schedules.ir.stages import Stage
-from schedules.ir.tir import structural_equal, tirx
+from schedules.ir.tir import VECTORIZED, Expr, Stmt, structural_equal, tirx
 from schedules.machine import Machine
 from schedules.stages.collapsed_loops import Loop, LoopNest
 
-Expr = Any
-Stmt = Any
-VECTORIZED = tirx.ForKind.VECTORIZED
 _LARGEST_BLOCK = 16
 _SMALLEST_EXTENT = 4  # below this along either axis, single elements are as good
 
