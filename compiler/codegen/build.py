@@ -9,7 +9,6 @@ from typing import Any
 
 import tvm
 from tvm import relax
-from tvm.relax import vm_build
 
 import targets
 from compiler.codegen.equal_kernels import alias_object, distinct_kernels
@@ -18,6 +17,7 @@ from compiler.codegen.parallel_build import build_objects, is_scalar, worth_part
 from compiler.errors import CompilationError, StorageError
 from compiler.support.compile_lock import one_at_a_time
 from schedules.ir.stages import kernels_of
+from schedules.ir.tvm_private import generate_bytecode, link_bytecode
 
 # Space that is asked for before the engine writes objects, for LLVM ends the whole process where a disk is full.
 # Objects and library took 12 to 16 KiB a kernel in nets of known sizes (mobilenet_v3_large, resnet18); kernels of open
@@ -73,9 +73,9 @@ def _generated(mod: tvm.IRModule, target: targets.Target, folder: Path) -> tuple
             return relax.build(mod, engine_target, relax_pipeline=None, tir_pipeline=PIPELINE), []
     # What `relax.build` does; the kernels go another way.
     builder = relax.ExecBuilder()
-    vm_build._vmcodegen(builder, mod)
+    generate_bytecode(builder, mod)
     distinct, aliases = distinct_kernels(kernels)
     objects = build_objects(distinct, mod.attrs, engine_target, folder)
     if aliases:
         objects.append(alias_object(aliases, engine_target, PIPELINE, folder / "aliases.o"))
-    return vm_build._vmlink(builder, engine_target), objects
+    return link_bytecode(builder, engine_target), objects

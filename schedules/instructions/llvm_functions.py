@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from schedules.ir.tir import tirx, tvm
+from schedules.ir.tvm_private import declare_operator
 
 PREFIX = "tensorwright."
 
@@ -31,7 +32,7 @@ def register_operator(full: str, summary: str, named: Callable[[str, int], str] 
         lanes = int(dtype.partition("x")[2] or 1)
         return tirx.call_pure_extern(dtype, named(name, lanes), *node.args)
 
-    tvm.ir._ffi_api.RegisterOp(full, f"{name} {summary}")
+    declare_operator(full, f"{name} {summary}")
     tvm.ir.register_op_attr(full, "TVectorizable", True)
     tvm.ir.register_op_attr(full, "TCallEffectKind", 1)  # pure
     tvm.ir.register_op_attr(full, "TScriptPrinterName", full.replace(".", "_"))

@@ -97,10 +97,9 @@ def signed_features(on: Sequence[str], off: Sequence[str]) -> tuple[str, ...]:
 @cache
 def llvm_features(triple: str, mcpu: str, attributes: tuple[str, ...] = ()) -> frozenset[str]:
     """The features that LLVM turns on for a processor model and signed features."""
-    from schedules.ir.tir import tvm
+    from schedules.ir import tvm_private
 
     options: dict[str, Any] = {"kind": "llvm", "mtriple": triple, "mcpu": mcpu}
     if attributes:
         options["mattr"] = list(attributes)
-    found = tvm.get_global_func("target.llvm_get_cpu_features")(tvm.target.Target(options))
-    return frozenset(str(name) for name in found)
+    return tvm_private.llvm_features(options)

@@ -140,13 +140,10 @@ def is_codegen_feature(feature: str) -> bool:
 @cache
 def _llvm_host() -> tuple[str, frozenset[str]]:
     """LLVM's name for this processor, and the features that both LLVM and the operating system report."""
-    from schedules.ir.tir import tvm
+    from schedules.ir import tvm_private
 
-    mcpu = str(tvm.get_global_func("tvm.codegen.llvm.GetHostCPUName")())
-    reported = tvm.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
-    enabled = frozenset(str(name) for name, on in reported.items() if bool(on))
-    seen = cpuinfo.features()
-    return mcpu, enabled & seen if seen else enabled
+    enabled, seen = tvm_private.llvm_host_features(), cpuinfo.features()
+    return tvm_private.llvm_host_model(), enabled & seen if seen else enabled
 
 
 def _corrections(mcpu: str, features: frozenset[str]) -> tuple[str, ...]:
@@ -161,8 +158,6 @@ def _corrections(mcpu: str, features: frozenset[str]) -> tuple[str, ...]:
 @cache
 def llvm_features(mcpu: str) -> frozenset[str]:
     """The features that LLVM turns on for a processor model."""
-    from schedules.ir.tir import tvm
+    from schedules.ir import tvm_private
 
-    target = tvm.target.Target({"kind": "llvm", "mtriple": _TRIPLE, "mcpu": mcpu})
-    found = tvm.get_global_func("target.llvm_get_cpu_features")(target)
-    return frozenset(str(name) for name in found)
+    return tvm_private.llvm_features({"kind": "llvm", "mtriple": _TRIPLE, "mcpu": mcpu})

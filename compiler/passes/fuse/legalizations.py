@@ -8,10 +8,9 @@ from typing import Any
 
 from tvm import relax, te, tirx, topi
 from tvm.ir import GenericConst
-from tvm.relax.transform.legalize_ops.binary import _binary
-from tvm.relax.transform.legalize_ops.qdq import _quantize as engine_quantize
 
 from compiler.passes.rewriting.matching import array_of, dtype_of, rank_of
+from schedules.ir import tvm_private
 
 _FLOATS = ("float16", "float32", "float64")
 
@@ -61,13 +60,13 @@ def legalize_not(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
 def legalize_not_equal(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """`not_equal` of floats, true where one is NaN: TVM generates an ordered comparison, false there."""
     if not dtype_of(call.args[0]).startswith(("float", "bfloat")):
-        return _binary(topi.not_equal)(builder, call)
+        return tvm_private.legalize_binary(topi.not_equal)(builder, call)
 
     def compare(left: Any, right: Any) -> te.Tensor:
         equal = topi.equal(left, right)
         return te.compute(equal.shape, lambda *place: _inverted(equal(*place)), name="not_equal")
 
-    return _binary(compare)(builder, call)
+    return tvm_private.legalize_binary(compare)(builder, call)
 
 
 def _inverted(condition: Any) -> Any:
@@ -79,12 +78,12 @@ def legalize_divide(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr
     """`divide`; TVM would take 0 / x for 0, where 0 / 0 and 0 / NaN are NaN, and fail on x / 0."""
     (numerator, divisor), dtype = map(_one_number, call.args), dtype_of(call.args[0])
     if dtype not in _FLOATS:
-        return _binary(topi.divide)(builder, call)
+        return tvm_private.legalize_binary(topi.divide)(builder, call)
     if numerator == 0 and array_of(call.args[0]).ndim == 0:
         return builder.call_te(_by_sign(0.0, numerator, dtype), call.args[1], primfunc_name_hint="divide")
     if divisor == 0 and array_of(call.args[1]).ndim == 0:
         return builder.call_te(_by_sign(math.inf, divisor, dtype), call.args[0], primfunc_name_hint="divide")
-    return _binary(topi.divide)(builder, call)
+    return tvm_private.legalize_binary(topi.divide)(builder, call)
 
 
 def _by_sign(magnitude: float, zero: float, dtype: str) -> Callable[[te.Tensor], te.Tensor]:
@@ -108,7 +107,7 @@ def legalize_quantize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Ex
     data, scale, zero = call.args
     out = str(call.attrs.out_dtype)
     if dtype_of(data) != "float32" or out not in ("int8", "uint8", "int16", "uint16"):
-        return engine_quantize(builder, call)
+        return tvm_private.legalize_quantize(builder, call)
     low, high = (int(limit(out).value) for limit in (tirx.min_value, tirx.max_value))
     axis = int(call.attrs.axis) % max(rank_of(data) or 1, 1)
     numbers = [_one_number(each) for each in (scale, zero)]

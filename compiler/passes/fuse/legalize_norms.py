@@ -9,18 +9,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import relax, te, tirx, topi
-from tvm.relax.transform.legalize_ops import nn as engine
 
 from compiler.passes.rewriting.matching import dtype_of, rank_of
+from schedules.ir import tvm_private
 
-_ENGINE_TYPES = ("float16", "float32")
+_TVM_TYPES = ("float16", "float32")
 Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 
 
 def legalize_layer_norm(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """`nn.layer_norm`: statistics over `axes`, scale and bias along them."""
-    if dtype_of(call) in _ENGINE_TYPES:
-        return engine._nn_layer_norm(builder, call)
+    if dtype_of(call) in _TVM_TYPES:
+        return tvm_private.legalize_layer_norm(builder, call)
     axes = [axis % _rank(call) for axis in _integers(call.attrs.axes)]
 
     def kernel(data: te.Tensor, scale: te.Tensor, bias: te.Tensor) -> te.Tensor:
@@ -32,8 +32,8 @@ def legalize_layer_norm(builder: relax.BlockBuilder, call: relax.Call) -> relax.
 
 def legalize_instance_norm(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """`nn.instance_norm`: statistics over `axes`, scale and bias along the channels."""
-    if dtype_of(call) in _ENGINE_TYPES:
-        return engine._nn_instance_norm(builder, call)
+    if dtype_of(call) in _TVM_TYPES:
+        return tvm_private.legalize_instance_norm(builder, call)
     axes, channel = _integers(call.attrs.axes), int(call.attrs.channel_axis) % _rank(call)
 
     def kernel(data: te.Tensor, scale: te.Tensor, bias: te.Tensor) -> te.Tensor:
@@ -45,8 +45,8 @@ def legalize_instance_norm(builder: relax.BlockBuilder, call: relax.Call) -> rel
 
 def legalize_group_norm(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """`nn.group_norm`: statistics over `axes` and a group of channels, scale and bias along the channels."""
-    if dtype_of(call) in _ENGINE_TYPES:
-        return engine._nn_group_norm(builder, call)
+    if dtype_of(call) in _TVM_TYPES:
+        return tvm_private.legalize_group_norm(builder, call)
     groups, channel = int(call.attrs.num_groups), int(call.attrs.channel_axis) % _rank(call)
     # The channels become two axes, (groups, channels of a group).
     axes = [channel + 1, *(axis % _rank(call) + (axis % _rank(call) > channel) for axis in _integers(call.attrs.axes))]

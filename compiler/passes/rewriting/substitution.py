@@ -11,7 +11,6 @@ from tvm.ir import GenericConst, GlobalVar
 
 Replace = Callable[[Any], Any]
 Arguments = Callable[[Any, list[Any]], list[Any]]
-set_type = relax.expr._update_type  # TVM has no public way to give a new GlobalVar its type
 
 
 def leaves(expr: Any) -> Iterator[Any]:

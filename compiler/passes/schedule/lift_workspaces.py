@@ -17,6 +17,7 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import operator_name
 from schedules.ir.expression import substitute
+from schedules.ir.tvm_private import set_type
 
 
 @graph_pass(
@@ -32,7 +33,7 @@ def lift_workspaces(mod: IRModule, context: PipelineContext) -> IRModule:
         if isinstance(function, PrimFunc) and (buffers := _workspaces(function)):
             changed = _with_parameters(function, buffers)
             fresh = GlobalVar(str(variable.name_hint))
-            relax.expr._update_type(fresh, changed.ty)  # the calls are checked against it
+            set_type(fresh, changed.ty)  # the calls are checked against it
             lifted[variable], functions[fresh] = (fresh, buffers), changed
         else:
             functions[variable] = function

@@ -21,6 +21,7 @@ from compiler.tuning.state import TaskState
 from schedules.config import Config
 from schedules.errors import NotScheduledError
 from schedules.ir.stages import Kernel
+from schedules.ir.tvm_private import tune_context
 from schedules.stages.rules import TRACE
 from schedules.stages.trace import new_schedule, trace_text, traced_schedule
 
@@ -129,11 +130,6 @@ class _KernelSearch:
 def _context(ms: Any, module: Any, target: Any, space: Any, strategy: Any, seed: int) -> Any:
     """A `TuneContext`, made without its Python constructor: that first parses the intrinsics of all processors, which
     takes longer than the search for many a kernel, and the rules that we name use none of them."""
-    from tvm.s_tir.meta_schedule import _ffi_api
     from tvm.s_tir.meta_schedule.logging import get_logger, get_logging_func
 
-    context = ms.TuneContext.__new__(ms.TuneContext)
-    log = get_logging_func(get_logger(__name__))
-    context.__init_handle_by_constructor__(_ffi_api.TuneContext, module, target, space, strategy, "main", 1, seed, log)
-    _ffi_api.TuneContextInitialize(context)
-    return context
+    return tune_context(module, target, space, strategy, (seed, get_logging_func(get_logger(__name__))))

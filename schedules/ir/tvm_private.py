@@ -1,0 +1,76 @@
+"""What we use of TVM that it does not offer as its API. Each function has a test that fails when TVM changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from schedules.ir.tir import tvm
+
+# isort: split
+from tvm import relax
+from tvm.relax import vm_build
+from tvm.relax.transform.legalize_ops import binary, nn, qdq
+
+Legalization = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
+
+legalize_layer_norm: Legalization = nn._nn_layer_norm
+legalize_instance_norm: Legalization = nn._nn_instance_norm
+legalize_group_norm: Legalization = nn._nn_group_norm
+legalize_quantize: Legalization = qdq._quantize
+
+
+def legalize_binary(function: Callable[..., Any]) -> Legalization:
+    """TVM's lowering of an elementwise operator of two tensors to a function of `topi`."""
+    lowering: Legalization = binary._binary(function)
+    return lowering
+
+
+def set_type(expression: relax.Expr, of: Any) -> None:
+    """Give an expression its type: TVM has no public way to type a new GlobalVar."""
+    relax.expr._update_type(expression, of)
+
+
+def generate_bytecode(builder: relax.ExecBuilder, mod: tvm.IRModule) -> None:
+    """The instructions of the virtual machine for a module's Relax functions, without its kernels."""
+    vm_build._vmcodegen(builder, mod)
+
+
+def link_bytecode(builder: relax.ExecBuilder, target: tvm.target.Target) -> Any:
+    """The executable of a builder whose kernels are built apart."""
+    return vm_build._vmlink(builder, target)
+
+
+def declare_operator(name: str, description: str) -> None:
+    """Make a TensorIR operator known."""
+    tvm.ir._ffi_api.RegisterOp(name, description)
+
+
+def tune_context(module: Any, target: Any, space: Any, strategy: Any, logger: Any) -> Any:
+    """A `meta_schedule.TuneContext`, made without its Python constructor: that first parses the intrinsics of all
+    processors, which takes longer than the search for many a kernel."""
+    from tvm.s_tir import meta_schedule
+    from tvm.s_tir.meta_schedule import _ffi_api
+
+    context = meta_schedule.TuneContext.__new__(meta_schedule.TuneContext)
+    seed, log = logger
+    context.__init_handle_by_constructor__(_ffi_api.TuneContext, module, target, space, strategy, "main", 1, seed, log)
+    _ffi_api.TuneContextInitialize(context)
+    return context
+
+
+def llvm_host_model() -> str:
+    """LLVM's name of this machine's processor."""
+    return str(tvm.get_global_func("tvm.codegen.llvm.GetHostCPUName")())
+
+
+def llvm_host_features() -> frozenset[str]:
+    """The features that LLVM sees on this machine."""
+    reported = tvm.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
+    return frozenset(str(name) for name, enabled in reported.items() if bool(enabled))
+
+
+def llvm_features(options: dict[str, Any]) -> frozenset[str]:
+    """The features that LLVM turns on for a target's options."""
+    found = tvm.get_global_func("target.llvm_get_cpu_features")(tvm.target.Target(options))
+    return frozenset(str(name) for name in found)
