@@ -8,8 +8,8 @@ this package (any module here is searched), or, in another package, name the cla
    (a frozen dataclass of ints, strings and bools: it is the key of tuning records), or None.
 2. `space(workload, machine)`: which knobs are there?
 3. `default(workload, machine)`: their values computed from the machine. This is what an untuned build runs.
-4. `apply(kernel, workload, config, machine)`: the new PrimFunc, with the same parameters, attributes and meaning. A rule
-   that transforms TVM's schedule gets one from `schedules.selection.apply.kernel_schedule(kernel)`.
+4. `apply(kernel, workload, config, machine)`: the new PrimFunc, of the same parameters, attributes and meaning. A
+   rule that transforms TVM's schedule gets one from `schedules.selection.apply.kernel_schedule(kernel)`.
 
 Rules are tried by falling `priority`; those of `schedules.stages.rules`, which serve every kernel of a certain form,
 have 10, the fallback 0. Increase `version` when the meaning of a knob changes: records of older versions are then no

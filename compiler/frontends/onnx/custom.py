@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from compiler.errors import OptionError, TensorwrightError
-from compiler.frontends.onnx import registry
+from compiler.frontends.onnx import registry, structure
 from compiler.frontends.onnx.context import NodeContext, PoisonedInputError, RefusedError
 
 ENTRY_POINT_GROUP = "tensorwright.onnx_operators"
@@ -41,7 +41,7 @@ def register_onnx_operator(operator: str, *, domain: str, since: int = 1) -> Cal
 
     def register(function: Convert) -> Convert:
         registry.discover()
-        key = (registry.normalized_domain(domain), operator)
+        key = (structure.normalized_domain(domain), operator)
         known = registry.converters_of(*key).get(since)
         if known is not None and _identity(known) != _identity(function):
             raise OptionError(

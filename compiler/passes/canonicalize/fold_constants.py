@@ -8,8 +8,8 @@ import numpy as np
 from tvm import relax
 from tvm.ir import GenericConst, IRModule
 
+from compiler.passes.canonicalize.propagate_constants import propagate_constants
 from compiler.passes.context import PipelineContext
-from compiler.passes.propagate_constants import propagate_constants
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.evaluators import constant_operands, evaluate_in_numpy, result_bytes
 from compiler.passes.rewriting.graph import (

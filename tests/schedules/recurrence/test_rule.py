@@ -15,7 +15,7 @@ from schedules.machine import Machine
 from schedules.recurrence.activations import ActivationChoice
 from schedules.recurrence.description import CellKind, Recurrence, parse
 from schedules.recurrence.lockstep import DIRECTIONS, SERIAL, UNITS
-from schedules.recurrent import SAMPLES, way_to_run
+from schedules.recurrence.rule import SAMPLES, way_to_run
 
 _GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 _FEATURES = 5

@@ -9,6 +9,7 @@ from schedules.codegen.nest import build_function
 from schedules.errors import NotScheduledError
 from schedules.gpu.machine import GpuMachine
 from schedules.ir.expression import constant_int
+from schedules.ir.stages import Kernel
 from schedules.ir.tir import tirx
 from schedules.machine import Machine
 from schedules.recurrence.description import ATTRIBUTE, Recurrence, parse
@@ -52,9 +53,8 @@ class Recurrent(ScheduleRule):
         steps, samples = (size if isinstance(size, int) else 0 for size in sizes)
         return RecurrentWorkload(str(text), steps, samples)
 
-    def apply(self, schedule: Any, workload: Any, config: Any, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: Any, config: Any, machine: Machine) -> Any:
         recurrence = parse(workload.description)
-        kernel = schedule.kernel
         buffers = [each for each in kernel.function.params if tirx.is_buffer_var(each)]
         count = len(recurrence.operands)
         ins, outs = buffers[:count], buffers[count:]
