@@ -1,14 +1,31 @@
-"""What the hardware is and how to build for it: one module a target.
+"""What the hardware is and how to build for it: a module or a package a family.
 
-Importing this package loads nothing of the engine; `Target.tvm_target()` does.
+Importing this package loads nothing of TVM; `Target.tvm_target()` does. Each name is loaded when first used: a device
+that only runs modules reads `targets.cpuinfo` alone.
 """
 
 from __future__ import annotations
 
-from targets.accelerated import AcceleratedTarget
-from targets.errors import LinkError, RegistrationError, TargetError, ToolchainMissing, UnknownTarget
-from targets.registry import get, names
-from targets.target import Target
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from targets.accelerated import AcceleratedTarget
+    from targets.errors import LinkError, RegistrationError, TargetError, ToolchainMissing, UnknownTarget
+    from targets.registry import get, names
+    from targets.target import Target
+
+_HOME = {
+    "AcceleratedTarget": "targets.accelerated",
+    "LinkError": "targets.errors",
+    "RegistrationError": "targets.errors",
+    "Target": "targets.target",
+    "TargetError": "targets.errors",
+    "ToolchainMissing": "targets.errors",
+    "UnknownTarget": "targets.errors",
+    "get": "targets.registry",
+    "names": "targets.registry",
+}
 
 __all__ = [
     "AcceleratedTarget",
@@ -21,3 +38,11 @@ __all__ = [
     "get",
     "names",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'targets' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value

@@ -31,7 +31,7 @@ from compiler.records.identity import model_fingerprint
 from compiler.records.library import RecordSource, TunedConfigs, tuned_configs
 from compiler.runtime import Module
 from compiler.runtime.accelerator import load_runtime_of
-from compiler.runtime.foreign import Emulator, ForeignModule
+from compiler.runtime.emulated import EmulatedExecutor, Emulator
 from compiler.runtime.random_inputs import random_inputs
 from compiler.runtime.threads import check_threads
 
@@ -270,7 +270,7 @@ def _host_module(model: ImportedModel, like: Artifact, options: PassOptions) -> 
     return Module(packed(model, like.manifest.model_name, host, pipeline, 1), threads=1)
 
 
-def foreign_module(artifact: Artifact, target: targets.Target) -> ForeignModule:
+def foreign_module(artifact: Artifact, target: targets.Target) -> Module:
     """The module of a target that this machine can not run but under the target's emulator."""
 
     def emulate(whole: Artifact) -> Emulator:
@@ -278,7 +278,7 @@ def foreign_module(artifact: Artifact, target: targets.Target) -> ForeignModule:
             simulator = target.simulator()
             return EmulatedModule(whole, target) if simulator is None else SimulatedModule(whole, simulator)
 
-    return ForeignModule(artifact, emulate)
+    return Module(artifact, executor=EmulatedExecutor(artifact, emulate))
 
 
 def model_name(source: object) -> str:

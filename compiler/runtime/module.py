@@ -10,42 +10,16 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from compiler.artifact import Artifact, Key, Manifest, TensorDescription, read_artifact, write_artifact
-from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.errors import InputError, OptionError, VerificationError
 from compiler.notebook import facts_html, shortened
-from compiler.runtime.accelerator import load_accelerator
-from compiler.runtime.device import Device, device_for
-from compiler.runtime.failures import engine_error
-from compiler.runtime.inputs import InputBinder, Staging
-from compiler.runtime.library import (
-    bound_main,
-    check_arity,
-    check_elf,
-    check_parameters,
-    expand_parameters,
-)
+from compiler.runtime.device import Device
+from compiler.runtime.executor import Executor, LocalExecutor
 from compiler.runtime.machine import check_machine
-from compiler.runtime.outputs import OutputReader
-from compiler.runtime.tensors import aligned_copy, is_usable, tensor_over
-from compiler.runtime.threads import in_force, run_with, threads_here
+from compiler.runtime.threads import threads_here
 from compiler.runtime.verification import compare
-from targets import cpuinfo
 
 Array = np.ndarray[Any, Any]
 OutputKind = Literal["numpy", "dlpack"]
-
-
-class _Session:
-    """A virtual machine with its own memory for inputs: what one run needs for itself."""
-
-    __slots__ = ("machine", "main", "placed", "staging")
-
-    def __init__(self, machine: Any, parameters: Sequence[Any], inputs: int) -> None:
-        self.machine = machine
-        check_arity(self.machine, inputs + len(parameters))
-        self.main = bound_main(self.machine, parameters)
-        self.staging = [Staging() for _ in range(inputs)]
-        self.placed: list[Any] = [None] * inputs  # see `Device.place`
 
 
 class Module:
@@ -55,7 +29,14 @@ class Module:
     After `os.fork` the child can go on using it. It can not be pickled: processes load the file, and share its pages.
     """
 
-    def __init__(self, artifact: Artifact, *, threads: int | None = None, device: Device | None = None) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        threads: int | None = None,
+        device: Device | None = None,
+        executor: Executor | None = None,
+    ) -> None:
         """Make a module ready.
 
         Args:
@@ -63,42 +44,18 @@ class Module:
             threads: how many threads a run uses; None: the artifact's setting, bounded by this machine's processors,
                 else `default_threads()`.
             device: where its kernels run; None: the device that it was compiled for.
+            executor: what runs it; None: this machine and `device`.
 
         Raises:
             IncompatibleArtifactError: this machine can not run it; the message names what is missing.
             ArtifactError: its machine code could not be loaded.
             OptionError: `threads` is not a number of threads, or more than this machine serves.
         """
-        check_machine(artifact.manifest)
-        check_elf(artifact.library, cpuinfo.architecture())
-        load_accelerator(artifact.manifest)
         self._artifact = artifact
+        if executor is None:
+            check_machine(artifact.manifest)
         self.threads = threads
-        self._device = device_for(artifact.manifest) if device is None else device
-        self._executable = self._device.load(artifact.library)
-        # Copied only where generated code could not read them in place.
-        elements = [ELEMENT_TYPES[tensor.dtype] for tensor in artifact.manifest.parameters]
-        arrays = [
-            array if is_usable(array) else aligned_copy(array, element)
-            for array, element in zip(artifact.parameters.values(), elements, strict=True)
-        ]
-        stored = [tensor_over(*pair) for pair in zip(arrays, elements, strict=True)]
-        placed = [self._device.to_device(each) for each in stored]
-        self._parameters = self._expanded(placed, artifact.manifest.compact_parameters)
-        manifest = artifact.manifest
-        self._binder = InputBinder(manifest.inputs, manifest.requirements, manifest.indices)
-        self._reader = OutputReader(artifact.manifest.outputs, arrays)
-        # Taking from and adding to a list's end are atomic.
-        self._idle: list[_Session] = [self._new_session()]
-        check_parameters(self._idle[0].machine, self._parameters)
-
-    def _expanded(self, stored: list[Any], compact: int) -> list[Any]:
-        """The parameters as `main` takes them: the last `compact` ones of those that are stored, expanded."""
-        if not compact:
-            return stored
-        machine = self._device.virtual_machine(self._executable)
-        whole, small = stored[:-compact], stored[-compact:]
-        return [*whole, *run_with(self._threads, lambda: expand_parameters(machine, small))]
+        self._executor = LocalExecutor(artifact, self._threads, device) if executor is None else executor
 
     def run(self, inputs: Mapping[str, Any] | Sequence[Any], *, outputs: OutputKind = "numpy") -> dict[str, Any]:
         """Run the model once.
@@ -118,9 +75,7 @@ class Module:
         """
         if outputs not in ("numpy", "dlpack"):
             raise OptionError(f"outputs must be 'numpy' or 'dlpack', not {outputs!r}")
-        if in_force(self._threads):
-            return self._run(inputs, outputs == "numpy")
-        return run_with(self._threads, lambda: self._run(inputs, outputs == "numpy"))
+        return self._executor.run(inputs, self._threads, as_numpy=outputs == "numpy")
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Run the model once on inputs in order, by name, or the first ones in order and the rest by name.
@@ -139,26 +94,6 @@ class Module:
         outputs = self.run({**given, **named})
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
-    def _run(self, inputs: Any, as_numpy: bool) -> dict[str, Any]:
-        try:
-            session = self._idle.pop()
-        except IndexError:
-            session = self._new_session()
-        try:
-            tensors = self._binder.bind(inputs, session.staging)
-        except InputError:
-            self._idle.append(session)
-            raise
-        try:
-            placed = self._device.place(tensors, session.placed)
-            results = self._device.to_host(self._device.call(session.main, placed))
-        except Exception as error:  # the engine raises whatever class its C++ side names
-            # The session is dropped with its virtual machine, whose state after an error is nobody's promise.
-            raise engine_error(error, len(tensors)) from error
-        named = self._reader.read(results, tensors, as_numpy)
-        self._idle.append(session)
-        return named
-
     def prepare(self, inputs: Mapping[str, Any] | Sequence[Any]) -> tuple[Any, Callable[[], Any]]:
         """Bind inputs to a virtual machine of their own; for measuring, as a run then is the model and nothing else.
 
@@ -168,18 +103,9 @@ class Module:
 
         Raises:
             InputError: as `run` does.
+            IncompatibleArtifactError: the module runs under an emulator, where nothing is measured.
         """
-        session = self._new_session()
-        tensors = [self._device.to_device(each) for each in self._binder.bind(inputs, session.staging)]
-
-        def run() -> Any:
-            _ = session, inputs  # the tensors lie in memory that these hold
-            return self._device.call(session.main, tensors)
-
-        return session.machine, run
-
-    def _new_session(self) -> _Session:
-        return _Session(self._device.virtual_machine(self._executable), self._parameters, len(self._binder.specs))
+        return self._executor.prepare(inputs)
 
     def verify(self) -> dict[str, float]:
         """Run the stored reference input and compare with the stored outputs.

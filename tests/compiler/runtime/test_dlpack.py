@@ -9,6 +9,7 @@ import pytest
 
 from compiler.errors import InputError
 from compiler.runtime import Module
+from compiler.runtime.executor import LocalExecutor
 from tests.compiler.runtime.building import elementwise_artifact, pair_artifact
 
 torch = pytest.importorskip("torch")
@@ -31,8 +32,9 @@ def test_both_ways(dtype: str) -> None:
 def test_nothing_is_copied_on_the_way_in(pair: Module) -> None:
     x = torch.ones(1000, 4)
     assert x.data_ptr() % 64 == 0
-    stages = pair._idle[-1].staging
-    tensors = pair._binder.bind([x, x], stages)
+    executor = pair._executor
+    assert isinstance(executor, LocalExecutor)
+    tensors = executor._binder.bind([x, x], executor._idle[-1].staging)
     assert [tensor.data_ptr() for tensor in tensors] == [x.data_ptr()] * 2
 
 

@@ -17,7 +17,8 @@ import pytest
 from compiler.errors import OptionError
 from compiler.runtime import Module, load
 from compiler.runtime import threads as settings
-from compiler.runtime.foreign import ForeignModule
+from compiler.runtime.emulated import EmulatedExecutor
+from compiler.runtime.executor import LocalExecutor
 from compiler.runtime.tvm_runtime import global_function
 from tests.compiler.runtime.building import build_artifact, dense_artifact
 from tests.compiler.runtime.parallel import parallel_library
@@ -127,7 +128,7 @@ def test_a_module_cannot_ask_for_more_threads_than_processors(monkeypatch: pytes
     artifact = dense_artifact()
     stored = replace(artifact, manifest=artifact.manifest.model_copy(update={"threads": 4096}))
     module = Module(stored)
-    assert module.threads == len(os.sched_getaffinity(0)) == ForeignModule(stored).threads
+    assert module.threads == len(os.sched_getaffinity(0)) == Module(stored, executor=EmulatedExecutor(stored)).threads
     limit = settings.threads_limit()
     module.threads = limit
     assert module.threads == limit
@@ -165,7 +166,8 @@ def test_many_callers_at_once(threads: int) -> None:
     with ThreadPoolExecutor(6) as pool:
         for future in [pool.submit(call, seed) for seed in range(6)]:
             future.result(timeout=600)
-    assert len(module._idle) <= 6
+    assert isinstance(module._executor, LocalExecutor)
+    assert len(module._executor._idle) <= 6
 
 
 def _child(module: Module) -> int:

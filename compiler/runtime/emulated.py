@@ -1,8 +1,8 @@
-"""A module for another machine: looked at, signed and exported here, and run there, or here under an emulator."""
+"""Runs a module for another machine here, under that machine's emulator."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,9 +10,9 @@ import numpy as np
 from compiler.artifact import Artifact
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.errors import IncompatibleArtifactError
+from compiler.runtime.executor import Inputs
 from compiler.runtime.inputs import InputBinder, Staging
 from compiler.runtime.machine import check_machine
-from compiler.runtime.module import Module, OutputKind
 from compiler.runtime.tensors import aligned_copy, array_over, tensor_over
 
 
@@ -23,31 +23,37 @@ class Emulator(Protocol):
         """The outputs by name."""
 
 
-class ForeignModule(Module):
-    """What `compile` returns for a target that this machine can not run by itself."""
+class EmulatedExecutor:
+    """Runs a module under its target's emulator, which is slow; inputs are checked as they are elsewhere."""
 
     def __init__(self, artifact: Artifact, emulate: Callable[[Artifact], Emulator] | None = None) -> None:
         """`emulate` makes what runs it here; it is called at the first run, and raises where that is not possible."""
         self._artifact = artifact
-        self.threads = None  # the module's own setting, as far as this machine has processors
         self._emulate = emulate
         self._emulator: Emulator | None = None
 
-    def run(self, inputs: Mapping[str, Any] | Sequence[Any], *, outputs: OutputKind = "numpy") -> dict[str, Any]:
-        """Run the model once under the target's emulator, which is slow. See `Module.run`.
+    def run(self, inputs: Inputs, threads: int, *, as_numpy: bool) -> dict[str, Any]:
+        """The outputs.
 
         Raises:
             IncompatibleArtifactError: the target has no emulator; the message says what this machine lacks.
             ToolchainError: its emulator or its compiler is not installed; the hint installs it.
         """
         given = self._checked(inputs)
-        results = self._emulated().run(given, threads=self.threads)
-        if outputs == "numpy":
+        results = self._emulated().run(given, threads=threads)
+        if as_numpy:
             return results
-        elements = {output.name: ELEMENT_TYPES[output.dtype] for output in self.outputs}
+        elements = {output.name: ELEMENT_TYPES[output.dtype] for output in self._artifact.manifest.outputs}
         return {
             name: tensor_over(aligned_copy(value, elements[name]), elements[name]) for name, value in results.items()
         }
+
+    def prepare(self, inputs: Inputs) -> tuple[Any, Callable[[], Any]]:
+        """Nothing is measured under an emulator. Raises IncompatibleArtifactError."""
+        raise IncompatibleArtifactError(
+            f"the module was built for {self._artifact.manifest.target.name!r}, and emulated times say nothing of it",
+            "profile or bench it on the device: --device HOST:PORT, with a server from `tensorwright bundle`",
+        )
 
     def _emulated(self) -> Emulator:
         """What runs the module here, made when first asked for."""
@@ -61,8 +67,8 @@ class ForeignModule(Module):
             self._emulator = self._emulate(self._artifact)
         return self._emulator
 
-    def _checked(self, inputs: Mapping[str, Any] | Sequence[Any]) -> dict[str, np.ndarray[Any, Any]]:
-        """The inputs as arrays by name, checked as `Module` checks them."""
+    def _checked(self, inputs: Inputs) -> dict[str, np.ndarray[Any, Any]]:
+        """The inputs as arrays by name."""
         manifest = self._artifact.manifest
         binder = InputBinder(manifest.inputs, manifest.requirements, manifest.indices)
         tensors = binder.bind(inputs, [Staging() for _ in binder.specs])
