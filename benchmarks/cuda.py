@@ -31,7 +31,7 @@ from benchmarks._quantized import quantized
 from benchmarks.catalog import CATALOG
 from compiler.driver.compile import check_precision
 from compiler.errors import TensorwrightError
-from compiler.precision import PRECISIONS
+from compiler.support.precision import PRECISIONS
 from targets.cuda.target import CudaTarget
 
 _HEADER = (

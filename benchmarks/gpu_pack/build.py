@@ -22,7 +22,7 @@ from compiler.artifact import Artifact
 from compiler.driver.compile import packed
 from compiler.errors import VerificationError
 from compiler.frontends.source import import_model
-from compiler.passes.context import PipelineContext
+from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from targets.cuda.image import has_source, source_of
 from targets.cuda.simulator import CudaSimulator
@@ -74,12 +74,11 @@ def compiled(model: Model, target: CudaTarget) -> tuple[Artifact, dict[str, Any]
     arguments = {"shapes": None, "constants": None, "example_inputs": None, "dynamic_shapes": None, **model.keywords}
     imported = import_model(model.source, **arguments)
     table = KernelTable()
-    context = PipelineContext(
-        target=target, machine=target.machine, options={"precision": model.precision, "checks": imported.checks}
-    )
+    options = PassOptions(model.precision, imported.checks)
+    context = PipelineContext(target=target, machine=target.machine, options=options)
     pipeline = run_pipeline(imported.mod, context, passes=table.passes())
     artifact = packed(imported, "entry", target, pipeline, 1)
-    return artifact, table.kernels(pipeline.report["count-operations"])
+    return artifact, table.kernels(pipeline.report.operations)
 
 
 def write_entry(name: str, model: Model, target: CudaTarget, pack: Path, *, most_operations: float) -> Written:

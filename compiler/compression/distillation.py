@@ -14,7 +14,7 @@ from compiler.compression.model import CompressedModel
 from compiler.compression.quantization.accuracy import Evaluate, check_max_drop
 from compiler.errors import InputError, MissingDependencyError, OptionError
 from compiler.frontends.source import import_model
-from compiler.progress_bar import automatic, shows_progress
+from compiler.support.progress_bar import automatic, shows_progress
 
 if TYPE_CHECKING:
     import torch

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from compiler.compression.report import Measure, save_report
-from compiler.notebook import table_html
 from compiler.reports import Column, Fact, LineChart, Page, Section, Series, Table, render
 from compiler.reports.formatting import format_bytes, format_percent, format_seconds
+from compiler.support.notebook import table_html
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import OptionError, StorageError
-from compiler.notebook import table_html
 from compiler.reports import Bar, BarChart, Column, Fact, Page, Section, Table, render
 from compiler.reports.formatting import format_bytes, format_percent, format_seconds
+from compiler.support.notebook import table_html
 
 _KINDS = ("changed", "as it was")
 

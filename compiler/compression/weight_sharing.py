@@ -23,7 +23,7 @@ from compiler.errors import NothingGainedError, OptionError
 from compiler.frontends.source import Constants, Shapes
 from compiler.passes.rewriting.matching import Array, array_of
 from compiler.passes.schedule.store_palettes import MOST_BITS
-from compiler.progress_bar import automatic, shows_progress
+from compiler.support.progress_bar import automatic, shows_progress
 
 _FEWEST_BITS = 4
 _ROUNDS = 30

@@ -25,8 +25,6 @@ from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import PipelineResult, run_pipeline
 from compiler.passes.registry import PassLike
 from compiler.passes.rewriting.recursion import loops
-from compiler.precision import precision_of
-from compiler.progress_bar import automatic, is_silent, shows_progress
 from compiler.records.identity import model_fingerprint
 from compiler.records.library import RecordSource, TunedConfigs, tuned_configs
 from compiler.runtime import Module
@@ -34,6 +32,8 @@ from compiler.runtime.accelerator import load_runtime_of
 from compiler.runtime.emulated import EmulatedExecutor, Emulator
 from compiler.runtime.random_inputs import random_inputs
 from compiler.runtime.threads import check_threads
+from compiler.support.precision import precision_of
+from compiler.support.progress_bar import automatic, is_silent, shows_progress
 
 Progress = Callable[[str], None]
 # What a target's machine must have for a lower precision, and targets that have it.

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import tvm
 
-from compiler.notebook import shortened
+from compiler.support.notebook import shortened
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ import numpy as np
 from compiler import errors
 from compiler.artifact import Key, public_keys
 from compiler.errors import InternalError, OptionError, TensorwrightError
-from compiler.notebook import facts_html
 from compiler.profiling.statistics import Latency
 from compiler.profiling.tensor_fields import named_types
 from compiler.profiling.workload import as_module, complete_inputs
 from compiler.reports.formatting import format_bytes, format_seconds
+from compiler.support.notebook import facts_html
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.notebook import table_html
 from compiler.profiling.save import save_profile
 from compiler.profiling.statistics import Latency
 from compiler.profiling.tensor_fields import named_types
 from compiler.reports.formatting import format_percent, format_seconds
+from compiler.support.notebook import table_html
 
 FORMAT_VERSION = 2
 

@@ -11,12 +11,12 @@ import numpy as np
 
 from compiler.artifact import Artifact, Key, Manifest, TensorDescription, read_artifact, write_artifact
 from compiler.errors import InputError, OptionError, VerificationError
-from compiler.notebook import facts_html, shortened
 from compiler.runtime.device import Device
 from compiler.runtime.executor import Executor, LocalExecutor
 from compiler.runtime.machine import check_machine
 from compiler.runtime.threads import threads_here
 from compiler.runtime.verification import compare
+from compiler.support.notebook import facts_html, shortened
 
 Array = np.ndarray[Any, Any]
 OutputKind = Literal["numpy", "dlpack"]

@@ -16,13 +16,13 @@ from compiler.device.credentials import Credentials
 from compiler.driver.compile import find_target, model_name
 from compiler.errors import OptionError
 from compiler.frontends.source import Constants, Shapes, import_model
-from compiler.notebook import table_html
 from compiler.passes.context import PassOptions
-from compiler.progress_bar import automatic, shows_progress
 from compiler.records.identity import model_fingerprint, target_description
 from compiler.records.library import TunedConfigs, pretrained_model, read_current, user_folder
 from compiler.records.records import RecordWriter
 from compiler.reports.formatting import format_seconds
+from compiler.support.notebook import table_html
+from compiler.support.progress_bar import automatic, shows_progress
 from compiler.tuning.conclusion import COMPARISON_SECONDS, conclude
 from compiler.tuning.cost_models import CostModel, cost_models
 from compiler.tuning.in_model import ModelComparison

@@ -36,6 +36,8 @@ from schedules.conv.direct import SMALL_FLOPS
 from schedules.conv.dynamic_sizes import Sizes, least, name_opaque, open_repeat, parts_of
 from schedules.conv.tiling import accumulators, block_choices, channel_unroll, divisors
 from schedules.conv.weights_ahead import ahead
+from schedules.conv.winograd_apply import Transform
+from schedules.conv.winograd_tasks import cut_tiles
 from schedules.conv.winograd_tiling import most_tiles, winograd_plan
 from schedules.conv.winograd_transforms import edge_of, transforms
 from schedules.conv.workload import ConvWorkload
@@ -47,8 +49,6 @@ from schedules.ir.widening import number
 from schedules.machine import Machine
 from schedules.rule import ScheduleRule
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
-from schedules.winograd_apply import Transform
-from schedules.winograd_tasks import cut_tiles
 
 
 @dataclass(frozen=True)

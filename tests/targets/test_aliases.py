@@ -6,7 +6,7 @@ import pytest
 
 import targets
 from compiler.errors import OptionError
-from compiler.precision import precision_of
+from compiler.support.precision import precision_of
 from targets import aliases
 from targets.cuda import device as cuda_device
 from targets.errors import TargetError, UnknownTarget

@@ -22,7 +22,7 @@ from compiler.compression.report import LayerChange, Measure
 from compiler.errors import AccuracyError, NothingGainedError, OptionError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes
-from compiler.progress_bar import automatic, shows_progress
+from compiler.support.progress_bar import automatic, shows_progress
 
 # The search for a rank that is fast enough: these shares of a layer's energy, the largest first.
 _ENERGIES = (0.999, 0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)

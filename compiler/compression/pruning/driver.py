@@ -15,7 +15,7 @@ from compiler.compression.pruning.settings import check_settings
 from compiler.compression.quantization.accuracy import Evaluate
 from compiler.errors import AccuracyError, OptionError
 from compiler.frontends.source import Constants, Shapes
-from compiler.progress_bar import automatic, shows_progress
+from compiler.support.progress_bar import automatic, shows_progress
 
 _SEARCHED = tuple(step / 20 for step in range(1, 19))  # amounts that amount=None chooses from
 

@@ -29,9 +29,9 @@ from compiler.driver.compile import find_target, model_name
 from compiler.errors import AccuracyError, NothingGainedError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes, import_model
-from compiler.progress_bar import automatic, shows_progress
 from compiler.runtime import Module
 from compiler.runtime.random_inputs import random_inputs
+from compiler.support.progress_bar import automatic, shows_progress
 
 _DEFAULT_TECHNIQUES = ("bias-correction", "gptq")
 _RANKING_SAMPLES = 8

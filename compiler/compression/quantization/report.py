@@ -12,9 +12,9 @@ from compiler.compression.quantization.affine import NO_NOISE
 from compiler.compression.quantization.precisions import FLOAT, INTEGER, MEASURED, write_precisions
 from compiler.compression.quantization.schemes.registry import STATIC
 from compiler.compression.report import save_report
-from compiler.notebook import table_html
 from compiler.reports import Bar, BarChart, Column, Fact, Page, Section, Table, render
 from compiler.reports.formatting import format_bytes, format_percent, format_seconds
+from compiler.support.notebook import table_html
 
 _IN_INTEGERS = ("static-int8", "dynamic-int8")
 _KINDS = ("integer", "float")

@@ -12,9 +12,9 @@ import onnx.parser
 import pytest
 
 import tensorwright
-from compiler import progress_bar
 from compiler.errors import InputError
-from compiler.progress_bar import automatic, is_silent, shows_progress
+from compiler.support import progress_bar
+from compiler.support.progress_bar import automatic, is_silent, shows_progress
 
 
 def model(outputs: str = "float[n,3] s") -> onnx.ModelProto:
