@@ -14,7 +14,6 @@ from compiler.errors import TensorwrightError
 
 if TYPE_CHECKING:
     from compiler import errors, onnx_backend, torch_backend
-    from compiler.comparison import compare
     from compiler.compression.distillation import distill
     from compiler.compression.low_rank import factorize
     from compiler.compression.model import CompressedModel
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from compiler.driver.compile import compile
     from compiler.frontends.onnx import coverage_report
     from compiler.frontends.onnx.custom import register_onnx_operator
+    from compiler.inspection.comparison import compare
     from compiler.profiling.bench import bench
     from compiler.profiling.profile import profile
     from compiler.runtime import Module, load
@@ -42,7 +42,7 @@ _HOME: dict[str, str | None] = {
     "QuantizedModel": "compiler.compression.quantization",
     "Target": "targets",
     "bench": "compiler.profiling.bench",
-    "compare": "compiler.comparison",
+    "compare": "compiler.inspection.comparison",
     "compress": "compiler.compression.recipe",
     "coverage_report": "compiler.frontends.onnx",
     "distill": "compiler.compression.distillation",

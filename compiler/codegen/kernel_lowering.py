@@ -23,7 +23,7 @@ from tvm import tirx
 
 from compiler.codegen.boolean_scratch import bytes_for_booleans
 from compiler.codegen.fixed_vectors import with_fixed_vectors
-from compiler.plain_kernels import with_plain_kernels
+from compiler.codegen.plain_kernels import with_plain_kernels
 from schedules.ir.lets import inlined_divisions, kept_differences, opaque_floats
 from schedules.ir.stages import dtype_of, product, shape_of
 from schedules.ir.tir import structural_map, structural_walk

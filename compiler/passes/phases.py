@@ -17,6 +17,7 @@ from compiler.passes.canonicalize.fold_constants import fold_constants, fold_deq
 from compiler.passes.canonicalize.fold_pad import fold_pad
 from compiler.passes.canonicalize.hoist_slices import hoist_slices
 from compiler.passes.canonicalize.merge_parallel_matmuls import merge_small_matmuls
+from compiler.passes.canonicalize.merge_products_of_pieces import merge_products_of_pieces
 from compiler.passes.canonicalize.normalize import normalize
 from compiler.passes.canonicalize.recognize_gelu import recognize_gelu
 from compiler.passes.canonicalize.recognize_layer_norm import recognize_layer_norm
@@ -47,6 +48,7 @@ from compiler.passes.lower.check_parameters_once import check_parameters_once
 from compiler.passes.lower.check_sizes import check_sizes
 from compiler.passes.lower.name_checks import name_checks
 from compiler.passes.lower.order_sizes import order_sizes
+from compiler.passes.lower.share_shapes import share_shapes
 from compiler.passes.lower.tvm_passes import (
     annotate_patterns,
     call_kernels,
@@ -67,7 +69,6 @@ from compiler.passes.memory.capture_graphs import capture_graphs
 from compiler.passes.memory.lift_parameters import lift_parameters
 from compiler.passes.memory.plan_memory import plan_memory
 from compiler.passes.memory.share_constants import share_constants
-from compiler.passes.merge_products_of_pieces import merge_products_of_pieces
 from compiler.passes.registry import GraphPass
 from compiler.passes.schedule.apply_schedules import apply_schedules
 from compiler.passes.schedule.count_operations import count_operations
@@ -76,7 +77,6 @@ from compiler.passes.schedule.lift_workspaces import lift_workspaces
 from compiler.passes.schedule.mark_in_place import mark_in_place
 from compiler.passes.schedule.store_palettes import store_palettes
 from compiler.passes.schedule.store_scaled_integers import store_scaled_integers
-from compiler.passes.share_shapes import share_shapes
 
 
 @dataclass(frozen=True)

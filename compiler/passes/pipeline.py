@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tvm import relax
 from tvm.ir import IRModule
 
-import compiler.ordered_variables  # noqa: F401  (TVM's sets of sizes)
+import compiler.passes.fuse.ordered_variables  # noqa: F401  (TVM's sets of sizes)
 from compiler.errors import OptionError, PassError, TensorwrightError, ToolchainError
 from compiler.passes.context import CompilationReport, PipelineContext
 from compiler.passes.dump import ModuleDump

@@ -44,10 +44,10 @@ from schedules.conv.dynamic_sizes import (
     parts_of,
     row_parts,
 )
+from schedules.conv.flat_pixels import flat_sizes
 from schedules.conv.tiling import MAX_PIXELS, accumulators, block_choices, divisors
 from schedules.conv.weights_ahead import ahead, ask_share, depth_to_ask_at, lines_of
 from schedules.conv.workload import ConvWorkload
-from schedules.flat_pixels import flat_sizes
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, Stmt

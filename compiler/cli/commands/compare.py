@@ -54,7 +54,7 @@ def _compare(
     from compiler.cli.arguments import divide_shapes, parse_arrays, parse_shapes
     from compiler.cli.output import print_json
     from compiler.cli.progress import Steps
-    from compiler.comparison import compare
+    from compiler.inspection.comparison import compare
     from compiler.inspection.model_inspection import model_inputs
 
     specs = {each.name: each for each in model_inputs(model)}

@@ -12,7 +12,7 @@ import tvm
 from tvm import relax, te, tirx
 from tvm.relax import op as R
 
-import compiler.ordered_variables  # noqa: F401  (TVM's sets of sizes)
+import compiler.passes.fuse.ordered_variables  # noqa: F401  (TVM's sets of sizes)
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.size_checks import Relation, SizeChecks
 from compiler.frontends.onnx.symbolic import Arithmetic, Dim, Scalar, expression, is_number, is_simple

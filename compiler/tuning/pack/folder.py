@@ -17,6 +17,7 @@ from compiler.device.runtime_libraries import FFI_LIBRARY, RUNTIME_LIBRARY
 from compiler.driver.compile import find_target, model_name, translated_target_errors
 from compiler.errors import CompilationError, OptionError, StorageError
 from compiler.frontends.source import Constants, Shapes, import_model
+from compiler.passes.context import PassOptions
 from compiler.records.identity import fingerprint, model_fingerprint, target_description
 from compiler.records.library import read_current, user_folder
 from compiler.tuning.measuring.numbers import tolerance
@@ -26,6 +27,7 @@ from compiler.tuning.pack.libraries import build_library, symbol_of
 from compiler.tuning.tasks import Task, extract_tasks
 from schedules.config import Config
 from schedules.errors import ScheduleError
+from schedules.ir.stages import dtype_of, shape_of
 from targets import TargetError
 from targets.cuda.target import CudaTarget
 
@@ -90,7 +92,7 @@ def write_pack(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OptionError(f"{output} exists and is not an empty folder", "give a new one")
     model = import_model(source, shapes=shapes, constants=constants)
-    options = {"precision": precision, "checks": model.checks}
+    options = PassOptions(precision, model.checks)
     extracted = extract_tasks(model.mod, chosen, options, other_ways=False)
     tasks = sorted((each for each in extracted.tasks if each.tunable), key=lambda each: -each.count * each.operations)
     if not tasks:
@@ -109,7 +111,7 @@ def write_pack(
                 target=fingerprint(description),
                 target_name=chosen.name,
                 description=description,
-                model=model_fingerprint(model.mod, options),
+                model=model_fingerprint(model.mod, precision),
                 model_name=model_name(source),
                 tasks=tuple(writer.packed),
             )
@@ -216,8 +218,6 @@ class _Writer:
 
 def _arguments(task: Task, function: Any, workspaces: int) -> list[dict[str, Any]]:
     """The parameters of a task's functions, for the plan."""
-    from schedules.ir.stages import dtype_of, shape_of
-
     own = [
         {
             "shape": list(each.shape),

@@ -11,6 +11,7 @@ import pytest
 import targets
 from compiler.errors import OptionError, StorageError
 from compiler.frontends.source import import_model
+from compiler.passes.context import PassOptions
 from compiler.records.library import TunedConfigs, read_current
 from compiler.tuning.pack.candidates import ranked_configs
 from compiler.tuning.pack.folder import write_pack
@@ -109,7 +110,7 @@ def test_what_was_timed_is_recorded_once_and_compiled_with(
 
 def kernels(target: CudaTarget) -> list[Task]:
     model = import_model(perceptron(_ROWS)[0])
-    found = extract_tasks(model.mod, target, {"precision": "float32", "checks": model.checks}, other_ways=False)
+    found = extract_tasks(model.mod, target, PassOptions(checks=model.checks), other_ways=False)
     return sorted((each for each in found.tasks if each.tunable), key=lambda each: -each.operations)
 
 

@@ -7,7 +7,7 @@ import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without to
 # isort: split
 from tvm import relax, te, tirx
 
-import compiler.ordered_variables  # noqa: F401  (what is tested)
+import compiler.passes.fuse.ordered_variables  # noqa: F401  (what is tested)
 
 
 def test_sizes_are_taken_in_the_order_of_their_use() -> None:

@@ -12,7 +12,7 @@ from tvm import te, tirx
 from tvm_ffi import structural_equal
 
 import compiler.codegen.kernel_lowering  # noqa: F401  (registers the pipeline)
-from compiler.plain_kernels import is_plain, with_plain_kernels
+from compiler.codegen.plain_kernels import is_plain, with_plain_kernels
 from schedules.machine import Machine
 from schedules.selection.apply import apply_schedules
 

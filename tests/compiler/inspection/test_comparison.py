@@ -12,9 +12,9 @@ from tvm.relax import op as R
 
 import tensorwright
 from compiler.cli import main
-from compiler.comparison import Difference, _difference, tensor_values
 from compiler.errors import OptionError
 from compiler.frontends.onnx import registry
+from compiler.inspection.comparison import Difference, _difference, tensor_values
 from tests.compiler.cli.running import isolated_consoles
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17]> agraph (float[n,6] x) => (float[n,6] y) {
