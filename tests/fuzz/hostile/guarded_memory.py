@@ -129,17 +129,17 @@ _TENSOR_OVER: list[Callable[..., Any]] = []
 
 
 def _replace_in_runtime(empty: Callable[..., Any], tensor_over: Callable[..., Any]) -> None:
-    from compiler.runtime import inputs, library, module, outputs, tensors
+    from compiler.runtime import executor, inputs, library, outputs, tensors
 
     _TENSOR_OVER.append(tensors.tensor_over)
     naive_allocator = 1
     changes: list[tuple[Any, str, Any]] = [
         (library, "_POOLED_ALLOCATOR", naive_allocator),
         (inputs, "_ALWAYS_COPY_BYTES", 1 << 62),
-        (module, "is_usable", lambda array: False),
+        (executor, "is_usable", lambda array: False),
     ]
     changes += [(home, "empty_aligned", empty) for home in (tensors, inputs)]
-    changes += [(home, "tensor_over", tensor_over) for home in (tensors, inputs, module, outputs)]
+    changes += [(home, "tensor_over", tensor_over) for home in (tensors, inputs, executor, outputs)]
     for home, name, value in changes:
         if not hasattr(home, name):
             raise AttributeError(f"{home.__name__} has no {name} any more")
