@@ -25,12 +25,12 @@ from compiler.passes.canonicalize.recognize_rms_norm import recognize_rms_norm
 from compiler.passes.canonicalize.recognize_silu import recognize_silu
 from compiler.passes.canonicalize.simplify_algebra import simplify_algebra
 from compiler.passes.canonicalize.widen_half import widen_half
+from compiler.passes.fuse.fuse_kernels import fuse_kernels
 from compiler.passes.fuse.gather_sizes import gather_sizes
 from compiler.passes.fuse.legalize_operators import legalize_operators
 from compiler.passes.fuse.lower_reshapes import lower_reshapes
 from compiler.passes.fuse.separate_sizes import separate_sizes
 from compiler.passes.fuse.specialize_sizes import specialize_sizes
-from compiler.passes.fuse_kernels import fuse_kernels
 from compiler.passes.integers.center_weights import center_weights
 from compiler.passes.integers.compute_in_integers import compute_in_integers
 from compiler.passes.integers.compute_with_words import compute_with_words

@@ -14,7 +14,7 @@ from tvm import relax, tirx
 from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.lower.tvm_passes import engine_target
+from compiler.passes.rewriting.tvm_target import tvm_target
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
 from schedules.ir.tir import structural_walk
@@ -25,7 +25,7 @@ Order = list[int]  # of parameters: the old position of each
 @graph_pass("fuse-kernels", summary="Merge each group into one TensorIR function", required=True)
 def fuse_kernels(mod: IRModule, context: PipelineContext) -> IRModule:
     """Each group of kernels becomes one, whose scalar arguments come in the order of their use."""
-    with engine_target(context):
+    with tvm_target(context):
         fused = relax.transform.FuseTIR()(mod)
     before = {var.name_hint for var, each in mod.functions_items() if isinstance(each, tirx.PrimFunc)}
     orders = {}

@@ -13,7 +13,7 @@ import tvm
 from tvm import relax, te, tirx
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.fuse_kernels import order_of_use
+from compiler.passes.fuse.fuse_kernels import order_of_use
 from compiler.passes.registry import get_pass
 
 
