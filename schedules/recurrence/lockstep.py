@@ -1,13 +1,12 @@
-"""A recurrent layer step by step, all samples together: the hidden units of a step can be shared among threads.
+"""A recurrent layer step by step, all samples together; threads share the directions of a bidirectional one.
 
-The state before a step and the one after it lie in two buffers that change places, so threads wait for each other once
-a stage. Samples are taken in teams, which share each load of a weight.
+The state before a step and the one after it lie in two buffers that change places. Samples are taken in teams, which
+share each load of a weight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from schedules.ir.tir import tirx
@@ -19,11 +18,11 @@ from tvm.script.ir_builder import IRBuilder  # isort: skip
 from tvm.script.ir_builder import tirx as T  # isort: skip
 
 TEAM = 4  # samples that share each load of a weight: four rows of sums fit the registers of AVX-512
-SERIAL, DIRECTIONS, UNITS = "serial", "directions", "units"
+SERIAL, DIRECTIONS = "serial", "directions"
 
 
 def lockstep(recurrence: Recurrence, ins: Sequence[Any], outs: Sequence[Any], split: str) -> Any:
-    """The body of the kernel. `split` says what threads share: nothing, the directions, or the units of each step."""
+    """The body of the kernel. `split` says what threads share: nothing, or the directions."""
     with IRBuilder() as builder:
         with T.seq_scope():
             _Lockstep(recurrence, Operands(recurrence.operands, ins), outs, split).emit()
@@ -45,9 +44,6 @@ class _Lockstep:
         if self.split == DIRECTIONS:
             with T.parallel(0, self.recurrence.directions) as direction:
                 self._run(direction)
-        elif self.split == UNITS:
-            with T.attr(tirx.IntImm("int32", 0), "pragma_parallel_launch_point", 1):
-                self._run(None)
         else:
             self._run(None)
         self._finish()
@@ -86,22 +82,10 @@ class _Lockstep:
             if self.quantized is not None:
                 self.quantized.emit(step % 2, direction)
             for number in range(len(own.stages[0])):
-                with self._barrier(), self._places(directions * own.blocks) as place:
+                with T.serial(0, directions * own.blocks) as place:
                     d = place // own.blocks if direction is None else direction
                     block = place % own.blocks if directions > 1 else place
                     self._block(Place(number, step, d, block))
-
-    @contextmanager
-    def _barrier(self) -> Iterator[None]:
-        """All threads wait behind what is emitted inside, where they share units."""
-        if self.split != UNITS:
-            yield
-            return
-        with T.attr(tirx.IntImm("int32", 0), "pragma_parallel_barrier_when_finish", 1):
-            yield
-
-    def _places(self, count: int) -> Any:
-        return T.parallel(0, count) if self.split == UNITS else T.serial(0, count)
 
     def _block(self, place: Place) -> None:
         """One stage of one block, of whichever direction; directions with functions of their own need own code."""

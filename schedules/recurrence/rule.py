@@ -13,16 +13,14 @@ from schedules.ir.stages import Kernel
 from schedules.ir.tir import tirx
 from schedules.machine import Machine
 from schedules.recurrence.description import ATTRIBUTE, Recurrence, parse
-from schedules.recurrence.lockstep import DIRECTIONS, SERIAL, UNITS, lockstep
+from schedules.recurrence.lockstep import DIRECTIONS, SERIAL, lockstep
 from schedules.recurrence.samples import by_samples
 from schedules.rule import ScheduleRule, Workload
 
 SAMPLES = "samples"
 _TYPICAL_STEPS = 16  # of a sequence whose length is not known
-# Multiplications: of a kernel that is worth starting threads, and of a step of one sample that is worth waiting for
-# each other. Integers are multiplied four times as fast.
+# Multiplications of a kernel that is worth starting threads. Integers are multiplied four times as fast.
 _WORTH_THREADS = 2**20
-_WORTH_WAITING = 2**16
 _INTEGER_SPEED = 4
 _WEIGHT_BYTES = 4  # of float32
 
@@ -66,18 +64,13 @@ class Recurrent(ScheduleRule):
 
 
 def way_to_run(recurrence: Recurrence, steps: int, samples: int, machine: Machine) -> str:
-    """SAMPLES, or what threads share where all samples go step by step; sizes are 0 where dynamic.
-
-    Units are shared where a step of one sample is worth it: each thread then reads its part of the weights alone, and
-    reads it once for all samples. Else independent samples are spread over threads, unless the weights would have to
-    come from memory again for each team of them.
-    """
+    """What threads share: independent samples, or the directions; SERIAL: nothing, one thread runs all samples step by
+    step and reads each weight once a step. Sizes are 0 where dynamic."""
     products = recurrence.cell.gates * recurrence.hidden**2
     step = products // (_INTEGER_SPEED if recurrence.quantized else 1)
     stays_in_cache = _WEIGHT_BYTES * products <= machine.l2_bytes // 2
-    alone = SAMPLES if stays_in_cache and not recurrence.quantized else SERIAL
+    # All samples of a quantized step have one scale.
+    alone = SERIAL if recurrence.quantized or (machine.cores == 1 and not stays_in_cache) else SAMPLES
     if machine.cores == 1 or step * (steps or _TYPICAL_STEPS) * recurrence.directions < _WORTH_THREADS:
         return alone
-    if recurrence.directions >= machine.cores:
-        return DIRECTIONS
-    return UNITS if step * recurrence.directions >= _WORTH_WAITING else alone
+    return DIRECTIONS if recurrence.directions >= machine.cores else alone

@@ -14,9 +14,9 @@ from tvm import relax, tirx
 from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.rewriting.tvm_target import tvm_target
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
+from compiler.passes.rewriting.tvm_target import tvm_target
 from schedules.ir.tir import structural_walk
 
 Order = list[int]  # of parameters: the old position of each
