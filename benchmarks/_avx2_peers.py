@@ -50,7 +50,7 @@ def _limited(package: str) -> Path:
     shutil.copytree(spec.submodule_search_locations[0], being_made / package, ignore=shutil.ignore_patterns(*_UNUSED))
     places = sum(_answer_for(library) for library in sorted(being_made.rglob("*.so*")))
     if places == 0:
-        raise RuntimeError(f"{package} can not be held to AVX2: its libraries do not ask for the system's registers")
+        raise RuntimeError(f"{package} cannot be held to AVX2: its libraries do not ask for the system's registers")
     being_made.rename(folder)
     return folder
 

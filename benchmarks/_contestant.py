@@ -121,7 +121,7 @@ def _openvino(path: str, inputs: Mapping[str, Array], threads: int, precision: s
 
 
 def metaschedule(path: str, inputs: Mapping[str, Array], threads: int, precision: str) -> tuple[Run, str]:
-    """A library that `_metaschedule` built with the engine's own pipeline and tuner."""
+    """A library that `_metaschedule` built with TVM's own pipeline and tuner."""
     import schedules.ir.load_tvm  # noqa: F401
 
     # isort: split

@@ -54,7 +54,7 @@ def require_device(target: CudaTarget) -> None:
     """Raise IncompatibleArtifactError, with what to do, unless this machine has a device for the target."""
     if missing := target.missing_features():
         raise IncompatibleArtifactError(
-            f"target {target.name!r} can not run here: this machine lacks {', '.join(missing)}",
+            f"target {target.name!r} cannot run here: this machine lacks {', '.join(missing)}",
             "run it on a machine with such a device, or leave out --device to examine the kernels",
         )
 

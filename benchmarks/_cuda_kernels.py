@@ -21,7 +21,7 @@ from targets.cuda.image import source_of
 from targets.cuda.nvcc import KernelResources, tensor_core_instructions
 from targets.cuda.target import CudaTarget
 
-# A kernel's bound on threads, its name and its body: the engine indents bodies, and closes them at the start of a line.
+# A kernel's bound on threads, its name and its body: TVM indents bodies, and closes them at the start of a line.
 _KERNEL = re.compile(
     r'"C" __global__ void (?:__launch_bounds__\((?P<threads>\d+)\) )?(?P<name>\w+)\([^)]*\) \{\n(?P<body>.*?)^\}',
     re.MULTILINE | re.DOTALL,
@@ -35,7 +35,7 @@ class Launch:
 
     Attributes:
         rule: the schedule rule that made it.
-        threads: of a block; 1 where the engine writes no bound.
+        threads: of a block; 1 where TVM writes no bound.
         tile: the element type of a product in tiles of shared memory, as CUDA names it; empty for anything else.
         matrix_instructions: in the machine code, or calls of mma_sync where only the source is known.
         resources: what its machine code takes; None when none was made.
@@ -112,7 +112,7 @@ def _launch(
 ) -> Launch:
     name, body = match["name"], match["body"]
     made_by = {each.kernel: each.rule or "" for each in pipeline.report.kernels}
-    # The engine names launches after their function: name_kernel, name_kernel_1, ...
+    # TVM names launches after their function: name_kernel, name_kernel_1, ...
     function = re.sub(r"_kernel(_\d+)?$", "", name)
     tile = _TILE.search(body)
     found = instructions[name] if instructions else body.count("mma_sync(")

@@ -1,4 +1,4 @@
-"""The engine's own tuner, MetaSchedule, on a model: `tune` makes a number of trials, `build` compiles with what it
+"""TVM's own tuner, MetaSchedule, on a model: `tune` makes a number of trials, `build` compiles with what it
 found. Processes of their own, started by `_tuner_metaschedule`."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import schedules.ir.load_tvm  # noqa: F401  (first, so that the engine loads without torch)
+import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 
 # isort: split
 import tvm
@@ -25,7 +25,7 @@ _TRIALS_A_ROUND = 16  # of a task; with more, the first round over all tasks of 
 
 
 def lowered(path: Path, shapes: Mapping[str, Any], target: Any) -> Any:
-    """The model through the engine's own pipeline, as its documentation tunes it."""
+    """The model through TVM's own pipeline, as its documentation tunes it."""
     mod = import_model(str(path), shapes=shapes).mod
     with target:
         return relax.get_pipeline("zero")(mod)

@@ -1,4 +1,4 @@
-"""Our tuner and the engine's MetaSchedule, one after the other with the same time, then what both made in turns.
+"""Our tuner and TVM's MetaSchedule, one after the other with the same time, then what both made in turns.
 
 With a folder to keep, a step whose result is there is not made again: `--step` makes one alone, at a quiet time.
 """
@@ -168,7 +168,7 @@ def _last_line(log: Path) -> str:
 
 
 def _end_all(pid: int) -> None:
-    """End a process and all that it started: the engine's workers outlive it otherwise."""
+    """End a process and all that it started: TVM's workers outlive it otherwise."""
     import psutil
 
     try:

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-import schedules.ir.load_tvm  # noqa: F401  (first, so that the engine loads without torch)
+import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 import targets
 from benchmarks._models import task_of
 from benchmarks._tuner_ranking import load_samples

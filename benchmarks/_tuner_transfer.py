@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-import schedules.ir.load_tvm  # noqa: F401  (first, so that the engine loads without torch)
+import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 from benchmarks._tuner_ranking import by_task, load_samples
 from compiler.tuning.cost_models import CostModel, Sample
 from compiler.tuning.cost_models.roofline import RandomModel

@@ -28,7 +28,7 @@ from benchmarks._race import Entry, Result, race
 
 @dataclass
 class Row:
-    """One model at one size; milliseconds, and processor seconds to compile it (with open sizes, for that size)."""
+    """One model at one size; milliseconds, and processor seconds to compile it (with dynamic sizes, for that size)."""
 
     model: str
     sizes: dict[str, int]
@@ -120,7 +120,7 @@ def _difference(ours: Result, peer: Result) -> float:
 
 
 def _print(rows: list[Row], console: Console) -> None:
-    table = Table(title="open sizes, one thread, milliseconds of processor time")
+    table = Table(title="dynamic sizes, one thread, milliseconds of processor time")
     headings = ("model", "sizes", "ours", "fixed", "to fixed", "ONNX Runtime", "ratio", "compile s", "fixed", "differs")
     for heading in headings:
         table.add_column(heading, justify="left" if heading in headings[:2] else "right")

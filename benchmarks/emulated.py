@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("models", nargs="+")
     parser.add_argument("--target", default="raspberry-pi-4")
     parser.add_argument("--instructions", type=Path, metavar="PLUGIN", help="count with this plugin of QEMU")
-    parser.add_argument("--untuned", action="store_true", help="count the engine's own default build too")
+    parser.add_argument("--untuned", action="store_true", help="count TVM's own default build too")
     options = parser.parse_args(arguments)
     target = targets.get(options.target, cores=1)
     print(f"target {target.name}: {target.description}; {target.how_it_runs()}; one thread")
@@ -77,7 +77,7 @@ def _difference(a: Array, b: Array) -> float:
 
 
 def _untuned(task: Task, target: targets.Target, like: Artifact) -> Artifact:
-    """The same model with the engine's default for every kernel: legalized, fused, and left as it is."""
+    """The same model with TVM's default for every kernel: legalized, fused, and left as it is."""
     model = import_model(task.path, shapes=task.shapes, constants=None, example_inputs=None, dynamic_shapes=None)
     context = PipelineContext(target=target, machine=None)
     left_out = {f"instead-of:{name}": None for name in ("plan-layout", "fuse-attention", "pack-matmul-weights")}

@@ -11,7 +11,7 @@
 `quality` compares what a fresh search of 32 trials finds with the best on record, task by task, and how many trials a
 cold and a pre-trained cost model take to reach 95 % of it. `ranking` trains on some tasks (or on one machine) and ranks
 the trials of others. `transfer` replays records: how many trials until 95 % of the best, without and with a model that
-was trained on the other tasks. `metaschedule` gives the engine's own tuner and ours the same time. Records come from
+was trained on the other tasks. `metaschedule` gives TVM's own tuner and ours the same time. Records come from
 `tensorwright tune --records DIR`, or, with many configs of each task, from `collect`, as those in tuning_logs/training.
 """
 
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     ranking = commands.add_parser("ranking", help="how well the cost model ranks tasks it has not seen")
     pretrain = commands.add_parser("pretrain", help="train the cost model on all records")
     transfer = commands.add_parser("transfer", help="trials that a pre-trained cost model saves")
-    metaschedule = commands.add_parser("metaschedule", help="the engine's own tuner with the same time")
+    metaschedule = commands.add_parser("metaschedule", help="TVM's own tuner with the same time")
     collect = commands.add_parser("collect", help="measure and record configs for the cost model to learn from")
     collect.add_argument("--configs", type=int, default=64, help="of a task")
     collect.add_argument("--tasks", type=int, default=16, help="how many: the largest of each kind")

@@ -1,7 +1,7 @@
 """Every error a user can meet: one base, one class a cause, and a message that says what to do.
 
 `TensorwrightError` is split in two: `UserError` (the input, the machine or the request is at fault; exit code 2)
-and `InternalError` (a defect of Tensorwright or of the engine below it; exit code 70, EX_SOFTWARE of sysexits.h).
+and `InternalError` (a defect of Tensorwright or of TVM below it; exit code 70, EX_SOFTWARE of sysexits.h).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class UserError(TensorwrightError):
 
 
 class InternalError(TensorwrightError):
-    """A defect of Tensorwright or of the engine below it; the message names the phase and what was being done."""
+    """A defect of Tensorwright or of TVM below it; the message names the phase and what was being done."""
 
     exit_code = 70
 
@@ -52,7 +52,7 @@ class InvalidModelError(UserError):
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why one node of a model can not be compiled."""
+    """Why one node of a model cannot be compiled."""
 
     operator: str
     node: str
@@ -63,11 +63,11 @@ class Refusal:
 
 
 class UnsupportedModelError(UserError):
-    """The model is valid but holds something that can not be compiled; `refusals` lists each node with its reason."""
+    """The model is valid but holds something that cannot be compiled; `refusals` lists each node with its reason."""
 
     def __init__(self, refusals: Sequence[Refusal], hint: str | None = None) -> None:
         lines = "\n".join(f"  - {refusal}" for refusal in refusals)
-        super().__init__(f"{len(refusals)} node(s) can not be compiled:\n{lines}", hint)
+        super().__init__(f"{len(refusals)} node(s) cannot be compiled:\n{lines}", hint)
         self.refusals = tuple(refusals)
 
 
@@ -112,7 +112,7 @@ class ArtifactError(UserError):
 
 
 class IncompatibleArtifactError(ArtifactError):
-    """A sound module that this machine or this version can not run."""
+    """A sound module that this machine or this version cannot run."""
 
 
 class SignatureError(ArtifactError):
@@ -147,4 +147,4 @@ class VerificationError(InternalError):
 
 
 class CompilationError(InternalError):
-    """The engine failed to build a module; carries the phase and the engine's own message."""
+    """TVM failed to build a module; carries the phase and TVM's own message."""

@@ -1,6 +1,6 @@
 """How to run a kernel fast on a described machine: one module an operator family.
 
-Importing this package loads nothing of the engine; its modules do. How to add a rule: `schedules.rule`.
+Importing this package loads nothing of TVM; its modules do. How to add a rule: `schedules.rule`.
 """
 
 from __future__ import annotations

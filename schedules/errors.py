@@ -18,4 +18,4 @@ class RuleError(ScheduleError):
 
 
 class NotScheduledError(ScheduleError):
-    """A rule can not serve this kernel after all; the next matching rule takes it. The message says why."""
+    """A rule cannot serve this kernel after all; the next matching rule takes it. The message says why."""

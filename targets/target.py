@@ -27,7 +27,7 @@ class Target(ABC):
         quantized_everywhere: its accelerator computes in 8-bit integers only, so quantizing a model for it rounds
             every tensor, to int8.
         integer_operators: what else than products, moves and elementwise operators it then computes in integers: names
-            as the engine has them, and "kernel." before those of kernels.
+            as TVM has them, and "kernel." before those of kernels.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Target(ABC):
 
     @abstractmethod
     def tvm_target(self) -> Any:
-        """The engine's `tvm.target.Target` that code is generated for."""
+        """TVM's `tvm.target.Target` that code is generated for."""
 
     @property
     @abstractmethod
@@ -66,7 +66,7 @@ class Target(ABC):
 
     @property
     def is_cross(self) -> bool:
-        """Whether code for this target can not run here, whatever the features: another architecture."""
+        """Whether code for this target cannot run here, whatever the features: another architecture."""
         return self.architecture != cpuinfo.architecture()
 
     def missing_features(self) -> tuple[str, ...]:
@@ -103,7 +103,7 @@ class Target(ABC):
         """
         if missing := self.missing_features():
             raise TargetError(
-                f"target {self.name!r} can not be run here: this machine lacks {', '.join(missing)}",
+                f"target {self.name!r} cannot be run here: this machine lacks {', '.join(missing)}",
                 "export the module and load it there",
             )
         return ()
@@ -138,7 +138,7 @@ class Target(ABC):
         return ()
 
     def legalizations(self) -> dict[str, Any]:
-        """How operators become kernels where the engine's way does not suit: `f(builder, call)` by operator."""
+        """How operators become kernels where TVM's way does not suit: `f(builder, call)` by operator."""
         return {}
 
     def schedule_rules(self) -> Sequence[Any] | None:
@@ -150,12 +150,12 @@ class Target(ABC):
         return ()
 
     def simulator(self) -> Any | None:
-        """What runs the kernels of a device on this machine's processor: `load(library)` gives the engine's module.
+        """What runs the kernels of a device on this machine's processor: `load(library)` gives TVM's module.
         None where modules run as they are, or under `emulator()`. Raises ToolchainMissing."""
         return None
 
     def load_runtime(self) -> None:
-        """Make the functions known that built modules call beside the engine's own: a driver, or a simulator of the
+        """Make the functions known that built modules call beside TVM's own: a driver, or a simulator of the
         accelerator. Called before a module of this target is made ready; nothing for a processor."""
         return
 
@@ -179,7 +179,7 @@ class Target(ABC):
         def link(output: str, objects: Sequence[str], **_: Any) -> None:
             linker.link(Path(output), objects, options)
 
-        # A folder of its own: the engine's cleanups remove whole folders.
+        # A folder of its own: TVM's cleanups remove whole folders.
         with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
             addons = [str(each) for each in objects]
             executable.export_library(str(path), fcompile=link, workspace_dir=folder, addons=addons)

@@ -63,7 +63,7 @@ class Artifact:
                 reference_tolerance.
 
         Raises:
-            InternalError: an array has an element type that a module can not carry.
+            InternalError: an array has an element type that a module cannot carry.
         """
         references = dict(reference_inputs or {}), dict(reference_outputs or {})
         manifest_fields.setdefault("versions", tool_versions())
@@ -95,7 +95,7 @@ class Artifact:
 
 
 def tool_versions(**others: str) -> ToolVersions:
-    """The versions of Tensorwright and the engine in this environment; `others` by name."""
+    """The versions of Tensorwright and TVM in this environment; `others` by name."""
     return ToolVersions(
         tensorwright=importlib.metadata.version("tensorwright"),
         tvm=importlib.metadata.version("apache-tvm"),
@@ -107,7 +107,7 @@ def tool_versions(**others: str) -> ToolVersions:
 def _describe(arrays: Mapping[str, np.ndarray[Any, Any]]) -> tuple[TensorDescription, ...]:
     for name, array in arrays.items():
         if str(array.dtype) not in ELEMENT_TYPES or array.dtype.byteorder == ">":
-            raise InternalError(f"tensor {name!r} has element type {array.dtype}, which a module can not carry")
+            raise InternalError(f"tensor {name!r} has element type {array.dtype}, which a module cannot carry")
     return tuple(TensorDescription.of(name, array) for name, array in arrays.items())
 
 

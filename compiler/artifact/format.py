@@ -31,7 +31,7 @@ def write_artifact(artifact: Artifact, path: str | os.PathLike[str], sign_key: K
     """Write a module as one file, whole or not at all; signed when a private key is given.
 
     Raises:
-        StorageError: the file can not be written; nothing is left behind.
+        StorageError: the file cannot be written; nothing is left behind.
         OptionError: `sign_key` is not an Ed25519 private key.
     """
     write_atomically(path, _pieces(artifact, sign_key))
@@ -66,18 +66,18 @@ def read_artifact(
 
     Args:
         source: a path, or the bytes of such a file. A file is mapped, not copied, unless `trusted_keys` is given:
-            then it is read into private memory, so that it can not change after its signature was checked.
+            then it is read into private memory, so that it cannot change after its signature was checked.
         trusted_keys: Ed25519 public keys, raw (32 bytes) or paths of PEM files or of folders of them; a valid signature
             by one is required.
 
     Raises:
-        StorageError: the file can not be read.
+        StorageError: the file cannot be read.
         ArtifactError: it is not a module, truncated or damaged.
         IncompatibleArtifactError: it has a newer format version.
         SignatureError: a signature is required and is missing, wrong, or by another key.
     """
     if isinstance(source, bytes | bytearray | memoryview):
-        # A copy, unless it can not change: what was checked must stay what it is.
+        # A copy, unless it cannot change: what was checked must stay what it is.
         data, origin = memoryview(source if isinstance(source, bytes) else bytes(source)), "the module"
     else:
         origin = str(source)
@@ -134,7 +134,7 @@ def sign(path: str | os.PathLike[str], private_key: Key) -> None:
 
     Raises:
         ArtifactError: the file is damaged: only what was checked is signed.
-        StorageError: it can not be read or written.
+        StorageError: it cannot be read or written.
         OptionError: the key is not an Ed25519 private key.
     """
     read_artifact(path)

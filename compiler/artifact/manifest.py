@@ -28,7 +28,7 @@ class TensorDescription(_Model):
 
     Attributes:
         shape: a number, or the name of a symbolic dimension (for outputs, an expression of such names).
-        dtype: the engine's name of the element type: one of `dtypes.ELEMENT_TYPES`.
+        dtype: TVM's name of the element type: one of `dtypes.ELEMENT_TYPES`.
         carrier: the one that `main` has for it where that is another: int8 or uint8 for the values of an integer, or
             the bits of a float, of less than 16 bits.
     """
@@ -71,8 +71,8 @@ class TargetDescription(_Model):
 
     Attributes:
         architecture: as `platform.machine()` says it: "x86_64", "aarch64".
-        required_cpu_features: features without which the code can not run, named as LLVM or as /proc/cpuinfo does.
-        details: anything else that the target says of itself (its machine model, the engine's target).
+        required_cpu_features: features without which the code cannot run, named as LLVM or as /proc/cpuinfo does.
+        details: anything else that the target says of itself (its machine model, TVM's target).
     """
 
     name: Name
@@ -82,7 +82,7 @@ class TargetDescription(_Model):
 
 
 class ToolVersions(_Model):
-    """Versions of what built the module. `tvm` must equal the runtime's: the engine promises no stable interface."""
+    """Versions of what built the module. `tvm` must equal the runtime's: TVM promises no stable interface."""
 
     tensorwright: Name
     tvm: Name
@@ -216,5 +216,5 @@ class Manifest(_Model):
         if any(isinstance(size, str) for tensors in stored for tensor in tensors for size in tensor.shape):
             raise ValueError("a stored tensor has a symbolic dimension")
         if self.compact_parameters > len(self.parameters):
-            raise ValueError(f"{self.compact_parameters} of {len(self.parameters)} parameters can not be compact")
+            raise ValueError(f"{self.compact_parameters} of {len(self.parameters)} parameters cannot be compact")
         return self

@@ -64,7 +64,7 @@ def split_shapes(shapes: Mapping[str, tuple[int | str, ...]], specs: Sequence[An
 def divide_shapes(
     shapes: Mapping[str, tuple[int | str, ...]], inputs: Collection[str]
 ) -> tuple[dict[str, tuple[int | str, ...]], dict[str, int]]:
-    """Of what `--shape` says of a model: shapes of its inputs, and sizes of its open dimensions.
+    """Of what `--shape` says of a model: shapes of its inputs, and sizes of its dynamic dimensions.
 
     A name that is no input stays among the shapes unless it has one fixed size; compiling then says what is wrong.
     """
@@ -127,7 +127,7 @@ def _load_array(path: Path, option: str) -> np.ndarray[Any, Any]:
         loaded: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
         return loaded
     except OSError as error:
-        raise StorageError(f"{option}: {path} can not be read: {error.strerror or error}") from error
+        raise StorageError(f"{option}: {path} cannot be read: {error.strerror or error}") from error
     except (ValueError, EOFError) as error:
         raise InputError(f"{option}: {path} is no .npy file of plain numbers: {error}") from error
 
@@ -142,7 +142,7 @@ def load_archive(path: Path, option: str) -> dict[str, np.ndarray[Any, Any]]:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except OSError as error:
-        raise StorageError(f"{option}: {path} can not be read: {error.strerror or error}") from error
+        raise StorageError(f"{option}: {path} cannot be read: {error.strerror or error}") from error
     except (ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         raise InputError(f"{option}: {path} is no .npz file of plain numbers: {error}") from error
 
@@ -208,12 +208,12 @@ def _load_module(place: str) -> ModuleType:
             raise StorageError(f"--pass: no such file: {path}")
         spec = importlib.util.spec_from_file_location(path.stem, path)
         if spec is None or spec.loader is None:
-            raise OptionError(f"--pass: {path} can not be loaded")
+            raise OptionError(f"--pass: {path} cannot be loaded")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
     except ImportError as error:
-        raise OptionError(f"--pass: {place} can not be imported: {error}") from error
+        raise OptionError(f"--pass: {place} cannot be imported: {error}") from error
 
 
 _DURATIONS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}

@@ -24,7 +24,7 @@ RunShapes = Annotated[
     typer.Option(
         "--shape",
         metavar="NAME=SIZES",
-        help="Sizes of an input (input_ids=1,64) or of an open dimension (batch=8), 1 if not given.",
+        help="Sizes of an input (input_ids=1,64) or of a dynamic dimension (batch=8), 1 if not given.",
     ),
 ]
 Constants = Annotated[

@@ -1,4 +1,4 @@
-"""Machine code out of a lowered module: the engine generates objects, the target's toolchain links them."""
+"""Machine code out of a lowered module: TVM generates objects, the target's toolchain links them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from compiler.support.compile_lock import one_at_a_time
 from schedules.ir.stages import kernels_of
 from schedules.ir.tvm_private import generate_bytecode, link_bytecode
 
-# Space that is asked for before the engine writes objects, for LLVM ends the whole process where a disk is full.
+# Space that is asked for before TVM writes objects, for LLVM ends the whole process where a disk is full.
 # Objects and library took 12 to 16 KiB a kernel in nets of known sizes (mobilenet_v3_large, resnet18); kernels of open
 # sizes are larger.
 _ROOM = 1 << 20
@@ -31,7 +31,7 @@ def build_library(mod: tvm.IRModule, target: targets.Target) -> bytes:
     """Build a lowered module into a shared library that holds a Relax VM executable.
 
     Raises:
-        CompilationError: the engine could not generate code; carries its message.
+        CompilationError: TVM could not generate code; carries its message.
         StorageError: the temporary folder is full or not writable.
         targets.TargetError: no linker, or it failed.
     """
@@ -41,7 +41,7 @@ def build_library(mod: tvm.IRModule, target: targets.Target) -> bytes:
             _check_room(folder, len(list(kernels_of(mod))))
             try:
                 executable, objects = _generated(mod, target, folder)
-            except Exception as error:  # the engine raises whatever its passes raise
+            except Exception as error:  # TVM raises whatever its passes raise
                 raise CompilationError(
                     f"code generation for target {target.name!r} failed: {error}", "this is a defect; please report it"
                 ) from error

@@ -1,8 +1,8 @@
 """Kernels for processors with scalable vectors keep vectors of the length that their rules gave them.
 
-Where a target has RISC-V's vector extension, the engine makes each vectorized loop one over registers of unknown length
-with a mask, and a plain loop of what it can not mask (a broadcast, a call), with variables that it then does not know.
-The rules have described the machine's vectors already, and LLVM has code for fixed ones. So the engine lowers kernels
+Where a target has RISC-V's vector extension, TVM makes each vectorized loop one over registers of unknown length
+with a mask, and a plain loop of what it cannot mask (a broadcast, a call), with variables that it then does not know.
+The rules have described the machine's vectors already, and LLVM has code for fixed ones. So TVM lowers kernels
 for the processor without the extension; code is generated with it.
 """
 

@@ -1,16 +1,16 @@
-"""The engine's lowering of kernels with five changes: needless checks of arguments are left out, tiles of registers
+"""TVM's lowering of kernels with five changes: needless checks of arguments are left out, tiles of registers
 lie on the stack, vectors have the lengths that rules gave them, indices hold no Let, and scratch buffers of booleans
 hold bytes (see `compiler.codegen.boolean_scratch`).
 
-A kernel is only called by the module it belongs to, on tensors that the virtual machine made or has checked. The engine
+A kernel is only called by the module it belongs to, on tensors that the virtual machine made or has checked. TVM
 still has each kernel look at each argument's type, rank, element type, device and strides, with a message of the whole
 signature for each: more code than many a kernel. Sizes that are symbolic stay checked, and so does anything that is
 not known here.
 
-Buffers of the scope "local" are tiles that are to be held in registers. The engine would take them from the heap, where
+Buffers of the scope "local" are tiles that are to be held in registers. TVM would take them from the heap, where
 LLVM promotes what it can late and not all of it.
 
-Lets in indices come from divisions by sizes, in the engine's last steps (see `schedules.ir.lets`).
+Lets in indices come from divisions by sizes, in TVM's last steps (see `schedules.ir.lets`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from schedules.machine import dtype_bits
 PIPELINE = "tensorwright"
 _STACK_BITS = 8 * (16 << 10)  # no tile of registers is near as large
 
-# What the engine's checks of arguments say, after the name of the argument.
+# What TVM's checks of arguments say, after the name of the argument.
 _OF_A_TENSOR = (".ndim", ".dtype", ".device_type", ".device_id", ".strides", " data pointer is NULL")
 _OF_A_CALL = ("Expected ", "args pointer is NULL", "Mismatched type on argument #")
 
@@ -67,7 +67,7 @@ def _rewritten(mod: tvm.IRModule, rewrite: Callable[[Any], Any]) -> tvm.IRModule
 
 
 def _without_scopes(body: Any) -> Any:
-    """Marks of the engine's own operators that its code generator does not know, and warns of at each."""
+    """Marks of TVM's own operators that its code generator does not know, and warns of at each."""
 
     def visit(mark: Any) -> Any:
         return mark.body if str(mark.attr_key) == "pragma_scope" else mark

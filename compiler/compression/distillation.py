@@ -114,7 +114,7 @@ def check_settings(
     learning_rate: float,
     max_drop: float,
 ) -> None:
-    """Raises OptionError for what `distill` can not do; the submodules in `features` are the nets' to know."""
+    """Raises OptionError for what `distill` cannot do; the submodules in `features` are the nets' to know."""
     check_max_drop(max_drop)
     if batches is None:
         raise OptionError("distill needs batches=", "compress(..., distill={'teacher': net, 'batches': data})")

@@ -163,7 +163,7 @@ def _where(index: int, steps: Sequence[Step]) -> str:
 
 
 def _completed(steps: Sequence[Step], extra: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]) -> list[Step]:
-    """The steps with their settings of both sorts. Raises OptionError for the first that can not be done."""
+    """The steps with their settings of both sorts. Raises OptionError for the first that cannot be done."""
     more = _checked_extra(extra, steps)
     whole = [(name, {**settings, **more.get(name, {})}) for name, settings in steps]
     for index, (name, settings) in enumerate(whole):

@@ -17,7 +17,7 @@ def read_recipe(path: Path) -> Any:
     """What the file holds, as Python's own types.
 
     Raises:
-        StorageError: it can not be read.
+        StorageError: it cannot be read.
         OptionError: it is no YAML, refers to itself, names a key twice, or is too large.
     """
     try:
@@ -34,7 +34,7 @@ def read_recipe(path: Path) -> Any:
             )
         return yaml.safe_load(text)
     except OSError as error:
-        raise StorageError(f"{path} can not be read: {error}") from error
+        raise StorageError(f"{path} cannot be read: {error}") from error
     except RecursionError as error:
         raise OptionError(f"{path} is nested too deeply", "compress: [prune: {amount: 0.5}, quantize]") from error
     except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or a number of thousands of digits

@@ -110,7 +110,7 @@ def save_report(path: str | Path, page: Any, numbers: Any) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise StorageError(f"{path} can not be written: {error}") from error
+        raise StorageError(f"{path} cannot be written: {error}") from error
 
 
 def compression_page(report: CompressionReport) -> str:

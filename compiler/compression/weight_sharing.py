@@ -90,7 +90,7 @@ def share_weights(
 
 
 def check_settings(bits: int, max_drop: float) -> None:
-    """Raises OptionError for what `share_weights` can not do."""
+    """Raises OptionError for what `share_weights` cannot do."""
     check_max_drop(max_drop)
     if not _FEWEST_BITS <= bits <= MOST_BITS:
         raise OptionError(f"bits={bits}", f"give {_FEWEST_BITS} to {MOST_BITS}")

@@ -79,7 +79,7 @@ def write_bundle(artifact: Artifact, target: Target, output: Path, *, file: Path
     Raises:
         OptionError: the folder exists and is not empty, the module is for another architecture than the target, or it
             calls an accelerator.
-        StorageError: it can not be written.
+        StorageError: it cannot be written.
         targets.TargetError: the toolchain is missing or failed.
         MissingDependencyError: the runtime's libraries for the architecture are not to be had.
     """
@@ -108,7 +108,7 @@ def _incomplete(output: Path, error: OSError | StorageError) -> StorageError:
     """The error of a folder that was new or empty: what is there of it goes, so that a second try finds it so again."""
     shutil.rmtree(output, ignore_errors=True)
     reason = error.message if isinstance(error, StorageError) else str(error)
-    return StorageError(f"{output} can not be written: {reason}", "free space, or give another folder")
+    return StorageError(f"{output} cannot be written: {reason}", "free space, or give another folder")
 
 
 def _written_sources(sources: Mapping[str, str], output: Path) -> Bundle:
@@ -180,7 +180,7 @@ def write_module(artifact: Artifact, file: Path | None, output: Path) -> None:
     """A copy of the module's file, signatures and all; where it has none, a new one.
 
     Raises:
-        StorageError: it can not be written.
+        StorageError: it cannot be written.
     """
     if file is None:
         write_artifact(artifact, output)

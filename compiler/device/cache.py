@@ -47,7 +47,7 @@ def cached(kind: str, key: str, make: Callable[[Path], None]) -> Path:
     it made the same is removed.
 
     Raises:
-        StorageError: the cache can not be written.
+        StorageError: the cache cannot be written.
     """
     folder = cache_folder() / kind / key
     if folder.is_dir():
@@ -87,4 +87,4 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _unwritable(folder: Path, error: OSError) -> StorageError:
-    return StorageError(f"{folder} can not be written: {error}", f"set {FOLDER_VARIABLE}")
+    return StorageError(f"{folder} cannot be written: {error}", f"set {FOLDER_VARIABLE}")

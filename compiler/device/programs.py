@@ -120,6 +120,6 @@ def tuning_program(target: Target) -> Path:
 
 
 def engine_link_options(libraries: Path) -> list[str]:
-    """Options that link a program with the engine's libraries in a folder, to be found beside it or in ../lib."""
+    """Options that link a program with TVM's libraries in a folder, to be found beside it or in ../lib."""
     # Nothing refers to the runtime by name: it registers itself when it is loaded.
     return [f"-L{libraries}", "-ltvm_ffi", "-Wl,--no-as-needed", "-ltvm_runtime", "-pthread", "-ldl", *LINK_OPTIONS]

@@ -70,7 +70,7 @@ def push(
         ArtifactError: the file is damaged, here already.
         SignatureError: no trusted key signed it.
         OptionError: the address is not one, or the module has no reference to compare with.
-        IncompatibleArtifactError: the device can not run the module: another processor, format or engine.
+        IncompatibleArtifactError: the device cannot run the module: another processor, format or engine.
         DeviceError: no server there, one of another version or with other keys, it stopped answering (a device that
             loses power is noticed within 30 s), or the module did not prove itself; the message says in which step.
     """

@@ -1,4 +1,4 @@
-"""The engine's runtime as shared libraries of any architecture: out of this environment, or out of PyPI's wheels."""
+"""TVM's runtime as shared libraries of any architecture: out of this environment, or out of PyPI's wheels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine's runtime, compiled from the sources that its wheels carry: for programs that are linked statically, and
+"""TVM's runtime, compiled from the sources that its wheels carry: for programs that are linked statically, and
 for architectures without wheels.
 
 The headers that the wheels leave out lie in `third_party/tvm` (Apache License 2.0).
@@ -63,7 +63,7 @@ def runtime_objects(target: Target) -> Path:
     about 40 s of processor time.
 
     Raises:
-        MissingDependencyError: the installed engine carries no sources.
+        MissingDependencyError: the installed TVM carries no sources.
         targets.TargetError: the toolchain is missing or failed.
     """
     versions = [importlib.metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi")]
@@ -91,7 +91,7 @@ def _engine() -> Path:
     for folder in spec.submodule_search_locations or () if spec else ():
         if (Path(folder) / "src" / "runtime").is_dir():
             return Path(folder)
-    raise MissingDependencyError("the installed engine carries no runtime sources", "pip install apache-tvm")
+    raise MissingDependencyError("the installed TVM carries no runtime sources", "pip install apache-tvm")
 
 
 def _source_tree(folder: Path) -> Path:

@@ -73,9 +73,9 @@ def write_static_program(
 
     Raises:
         OptionError: the file exists, the module is for another architecture, or it calls an accelerator.
-        StorageError: it can not be written.
+        StorageError: it cannot be written.
         targets.TargetError: the toolchain is missing or failed, or the module calls a function that it has not.
-        MissingDependencyError: the installed engine carries no sources, or libsodium's are not to be had.
+        MissingDependencyError: the installed TVM carries no sources, or libsodium's are not to be had.
     """
     check_architecture(artifact, target)
     check_accelerator(artifact, target)
@@ -100,7 +100,7 @@ def write_static_program(
             shutil.copy(made, output)
             output.with_name(f"{output.name}.licenses.txt").write_text(licenses_text(), encoding="utf-8")
         except OSError as error:
-            raise StorageError(f"{output} can not be written: {error}") from error
+            raise StorageError(f"{output} cannot be written: {error}") from error
     size = output.stat().st_size
     return StaticProgram(output, size, module_bytes, ONNX_RUNTIME_BYTES.get(target.architecture))
 

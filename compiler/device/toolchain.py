@@ -11,7 +11,7 @@ from targets import Target
 
 
 def include_folders() -> tuple[Path, ...]:
-    """The headers that the programs need: those of the engine's foreign function interface, and DLPack's."""
+    """The headers that the programs need: those of TVM's foreign function interface, and DLPack's."""
     return Path(tvm_ffi.libinfo.find_include_path()), Path(tvm_ffi.libinfo.find_dlpack_include_path())
 
 

@@ -41,7 +41,7 @@ def connect_rpc(address: str, credentials: Credentials | None, timeout: int) -> 
         DeviceError: with credentials: nobody answers there, or the server refuses this client or its kernels.
         InternalError: the process that carries the bytes could not be started.
     """
-    import schedules.ir.load_tvm  # noqa: F401  (the engine without torch)
+    import schedules.ir.load_tvm  # noqa: F401  (TVM without torch)
 
     # isort: split
     from tvm import rpc

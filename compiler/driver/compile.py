@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-import schedules.ir.load_tvm  # noqa: F401  (first, so that the engine loads without torch)
+import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 import targets
 from compiler.artifact import Artifact
 from compiler.codegen.build import build_library
@@ -271,7 +271,7 @@ def _host_module(model: ImportedModel, like: Artifact, options: PassOptions) -> 
 
 
 def foreign_module(artifact: Artifact, target: targets.Target) -> Module:
-    """The module of a target that this machine can not run but under the target's emulator."""
+    """The module of a target that this machine cannot run but under the target's emulator."""
 
     def emulate(whole: Artifact) -> Emulator:
         with translated_target_errors():

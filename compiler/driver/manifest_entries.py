@@ -29,13 +29,13 @@ def tensor_descriptions(specs: Sequence[TensorSpec]) -> list[TensorDescription]:
 
     Raises:
         InvalidModelError: one is larger than any memory.
-        UnsupportedModelError: one is of an element type that a module can not carry.
+        UnsupportedModelError: one is of an element type that a module cannot carry.
     """
     for spec in specs:
         if math.prod(max(size, 1) for size in spec.shape if isinstance(size, int)) > MAX_ELEMENTS:
             raise InvalidModelError(f"{spec.name!r} has the shape {list(spec.shape)}, larger than any memory")
     refusals = [
-        Refusal("graph", spec.name, f"its element type {spec.dtype} can not be carried by a module")
+        Refusal("graph", spec.name, f"its element type {spec.dtype} cannot be carried by a module")
         for spec in specs
         if spec.dtype not in ELEMENT_TYPES
     ]

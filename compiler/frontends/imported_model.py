@@ -31,7 +31,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class SizeRequirement:
-    """A relation between symbolic sizes of the inputs without which the model can not run.
+    """A relation between symbolic sizes of the inputs without which the model cannot run.
 
     Attributes:
         left, right: formulas (`compiler.support.formula`) of the names in `symbols`.

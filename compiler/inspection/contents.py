@@ -89,7 +89,7 @@ def inspect_module(path: str | os.PathLike[str]) -> Inspection:
     """Describe a compiled module from its file; its machine code is not loaded, so any machine will do.
 
     Raises:
-        StorageError, ArtifactError: the file can not be read or is damaged.
+        StorageError, ArtifactError: the file cannot be read or is damaged.
     """
     from compiler.artifact import read_artifact, signatures_of
 
@@ -185,4 +185,4 @@ def file_bytes(path: str | os.PathLike[str]) -> int:
     try:
         return os.stat(path).st_size
     except OSError as error:
-        raise StorageError(f"{path} can not be read: {error.strerror or error}") from error
+        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error

@@ -10,7 +10,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
-import schedules.ir.load_tvm  # noqa: F401  (loads the engine without torch)
+import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 from compiler.frontends.imported_model import ImportedModel
 from compiler.inspection.roofline import Roofline
 from compiler.passes.context import PipelineContext

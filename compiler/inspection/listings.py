@@ -52,7 +52,7 @@ class PassEntry:
 
 
 def list_targets() -> tuple[list[TargetEntry], list[str]]:
-    """Every target, this machine's first; and what is wrong with those of other packages that can not be loaded."""
+    """Every target, this machine's first; and what is wrong with those of other packages that cannot be loaded."""
     entries, problems = [], []
     for name in sorted(targets.names(), key=lambda name: (name != "host", name)):
         try:

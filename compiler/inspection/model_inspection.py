@@ -28,7 +28,7 @@ def inspect_model(
         sizes: of dimensions that stay symbolic, by name, for the estimate; 1 for those not named.
 
     Raises:
-        UserError: the file can not be read or is broken, or the target is unknown.
+        UserError: the file cannot be read or is broken, or the target is unknown.
     """
     inspection = _empty(path) if Path(path).suffix == ".pt2" else _onnx_contents(Path(path))
     _estimate(inspection, Path(path), target, shapes, constants, sizes)
@@ -127,7 +127,7 @@ def _estimate(
 
 @dataclass(frozen=True)
 class ModelInput:
-    """An input as a model file declares it; `dtype` is the engine's name, "" where it is no tensor."""
+    """An input as a model file declares it; `dtype` is TVM's name, "" where it is no tensor."""
 
     name: str
     dtype: str
@@ -137,7 +137,7 @@ def model_inputs(path: str | os.PathLike[str]) -> list[ModelInput]:
     """The inputs that an ONNX file declares, found out without importing it; none for other kinds of models.
 
     Raises:
-        UserError: the file can not be read or is broken.
+        UserError: the file cannot be read or is broken.
     """
     if Path(path).suffix == ".pt2":
         return []
@@ -167,7 +167,7 @@ def _onnx_text(value: Any) -> str:
 
 
 def _onnx_dtype(kind: int) -> str:
-    """The element type as the engine names it: float32 where ONNX says FLOAT."""
+    """The element type as TVM names it: float32 where ONNX says FLOAT."""
     import onnx
 
     if kind == onnx.TensorProto.STRING:

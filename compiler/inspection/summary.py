@@ -58,7 +58,7 @@ def coverage_of(path: Path) -> Coverage | None:
     """The coverage of an ONNX file; None for other kinds of models.
 
     Raises:
-        UserError: the file can not be read or is broken.
+        UserError: the file cannot be read or is broken.
     """
     if is_module_file(path):
         raise InvalidModelError(f"{path} is compiled already", f"run it: tensorwright run {path}")
@@ -90,7 +90,7 @@ def check_is_module(path: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Find out before minutes of work that a file can not be written in the end.
+    """Find out before minutes of work that a file cannot be written in the end.
 
     Raises:
         StorageError: the path is a folder, or its folder is missing or read-only.
@@ -101,11 +101,11 @@ def check_writable(path: Path) -> None:
     if not folder.is_dir():
         raise StorageError(f"the folder {folder} does not exist", "make it, or write elsewhere with --output")
     if not os.access(folder, os.W_OK):
-        raise StorageError(f"the folder {folder} can not be written", "write elsewhere with --output")
+        raise StorageError(f"the folder {folder} cannot be written", "write elsewhere with --output")
 
 
 def check_report(path: Path | None, suffixes: tuple[str, ...]) -> None:
-    """Find out before minutes of work that a report can not be written in the end; None is no report.
+    """Find out before minutes of work that a report cannot be written in the end; None is no report.
 
     Raises:
         OptionError: its name does not end in one of `suffixes`.
@@ -142,7 +142,7 @@ def summarize(module: Module, path: Path, coverage: Coverage | None, seconds: Ma
 
 
 def check_folder(folder: Path) -> None:
-    """Find out before minutes of work that a folder can not be written into.
+    """Find out before minutes of work that a folder cannot be written into.
 
     Raises:
         StorageError: it is a file, or it or the folder it would be made in is read-only.
@@ -151,4 +151,4 @@ def check_folder(folder: Path) -> None:
         raise StorageError(f"{folder} is a file, not a folder", "give another --output")
     existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     if not os.access(existing, os.W_OK):
-        raise StorageError(f"the folder {existing} can not be written", "give another --output")
+        raise StorageError(f"the folder {existing} cannot be written", "give another --output")

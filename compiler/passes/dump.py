@@ -22,7 +22,7 @@ class ModuleDump:
     """A folder with one numbered file for each pass that changed the module; 00 is the module as it came in.
 
     Raises:
-        StorageError: the folder can not be made or written.
+        StorageError: the folder cannot be made or written.
     """
 
     def __init__(self, folder: Path, mod: IRModule) -> None:
@@ -32,7 +32,7 @@ class ModuleDump:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StorageError(f"can not make the dump folder {folder}: {error.strerror}") from error
+            raise StorageError(f"cannot make the dump folder {folder}: {error.strerror}") from error
         self._write("import", "import", mod)
 
     def after_pass(self, phase: str, _position: int, each: GraphPass, mod: IRModule) -> None:
@@ -50,7 +50,7 @@ class ModuleDump:
         try:
             path.write_text(text, encoding="utf-8")
         except OSError as error:
-            raise StorageError(f"can not write {path}: {error.strerror}") from error
+            raise StorageError(f"cannot write {path}: {error.strerror}") from error
 
 
 def importable(script: str) -> str:

@@ -33,7 +33,7 @@ class GraphPass:
         name: verb first, words joined by hyphens, as users write it.
         summary: one line that says what it does.
         rewrite: the pass itself; returns the very module it was given when there was nothing to do.
-        required: the module can not be built without it; `verify` runs these to build a module in between.
+        required: the module cannot be built without it; `verify` runs these to build a module in between.
     """
 
     name: str
@@ -46,7 +46,7 @@ class GraphPass:
         return self.rewrite(mod, context if context is not None else PipelineContext())
 
     def as_tvm_pass(self, context: PipelineContext | None = None) -> Any:
-        """The pass as a `tvm.transform.Pass`, to be mixed with the engine's own."""
+        """The pass as a `tvm.transform.Pass`, to be mixed with TVM's own."""
 
         def transform(mod: IRModule, _engine_context: Any) -> IRModule:
             return self(mod, context)
@@ -124,7 +124,7 @@ def as_graph_pass(candidate: PassLike) -> GraphPass:
     if isinstance(candidate, str):
         return get_pass(candidate)
     if isinstance(candidate, tvm.transform.Pass):
-        return GraphPass(str(candidate.info.name), "an engine pass", lambda mod, _context: candidate(mod))
+        return GraphPass(str(candidate.info.name), "a TVM pass", lambda mod, _context: candidate(mod))
     if callable(candidate):
         name = getattr(candidate, "__name__", type(candidate).__name__).replace("_", "-")
         takes_context = len(inspect.signature(candidate).parameters) >= 2

@@ -26,7 +26,7 @@ Array = NDArray[Any]
 # the short formats, whose sums are carried in float32.
 TOLERANCE = {"float64": 1e-12, "float32": 2.5e-4, "float16": 2e-2, "bfloat16": 1.6e-1}
 
-# Many small steps, most of them the engine's: compared at the end of the phase, one by one only when that is wrong.
+# Many small steps, most of them TVM's: compared at the end of the phase, one by one only when that is wrong.
 _LOWERING = ("fuse", "plan-memory", "lower")
 
 
@@ -154,7 +154,7 @@ def _random_input(parameter: Any, sizes: dict[Any, int], generator: np.random.Ge
     ty = parameter.ty
     if not isinstance(ty, relax.TensorType) or not isinstance(ty.shape, relax.ShapeExpr):
         raise OptionError(
-            f"verify=True can not make up a value for the input {parameter.name}: {ty}",
+            f"verify=True cannot make up a value for the input {parameter.name}: {ty}",
             "give example_inputs=...",
         )
     analyzer = Analyzer()

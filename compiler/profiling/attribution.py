@@ -89,8 +89,8 @@ def kind_of(kernel: str, operators: Sequence[str] | None = None) -> str:
 
 
 def _is_runtime(kernel: str) -> bool:
-    # shape_func is the engine's name of generated code that computes sizes.
-    # call_tir_dyn runs a kernel whose name the engine does not tell.
+    # shape_func is TVM's name of generated code that computes sizes.
+    # call_tir_dyn runs a kernel whose name TVM does not tell.
     if kernel == "vm.builtin.call_tir_dyn":
         return False
     return kernel.startswith("vm.") or kernel.rstrip("0123456789") in {"shape_func", "shape_func_"}

@@ -1,6 +1,6 @@
 """`bench`: latency, throughput, memory and load time of a compiled module, in a process of its own.
 
-The compiler's memory and threads stay out of what is measured: a fresh interpreter loads the module with the engine's
+The compiler's memory and threads stay out of what is measured: a fresh interpreter loads the module with TVM's
 runtime alone, as a device does.
 """
 
@@ -110,7 +110,7 @@ def bench(
 
     Raises:
         UserError: the file or an input is at fault.
-        InternalError: the engine failed, or the process died.
+        InternalError: TVM failed, or the process died.
     """
     if runs is not None and runs < 1:
         raise OptionError(f"runs={runs}: at least one run is needed")

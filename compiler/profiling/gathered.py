@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import tvm
 from tvm import tirx
 
-import schedules.ir.load_tvm  # noqa: F401  (loads the engine without torch)
+import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 from schedules.ir.expression import buffers_loaded
 
 Shape = tuple[int, ...]

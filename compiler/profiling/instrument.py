@@ -1,6 +1,6 @@
 """Time every call of the virtual machine, with the cost of watching measured on the spot and taken off.
 
-The engine calls an instrument before and after each call it makes. The instrument notes when it was entered and
+TVM calls an instrument before and after each call it makes. The instrument notes when it was entered and
 left, so that a run is a row of marks:
 
     ... left(before) | kernel | entered(after) ... left(after) | dispatch | entered(before) | ...
@@ -159,7 +159,7 @@ def record(
         plain_run: called between the runs without the instrument, to be timed by the caller under the same conditions.
 
     Raises:
-        InternalError: the calls differ from run to run, so that their times can not be compared.
+        InternalError: the calls differ from run to run, so that their times cannot be compared.
     """
     calls, order = capture_calls(set_instrument, run)
     clock = time.perf_counter_ns

@@ -176,6 +176,6 @@ class Profile:
             The paths by "profile", "trace" and "page".
 
         Raises:
-            StorageError: a file can not be written.
+            StorageError: a file cannot be written.
         """
         return save_profile(self, Path(folder))

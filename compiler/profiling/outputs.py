@@ -37,7 +37,7 @@ def save_arrays(arrays: Mapping[str, Any], path: Path) -> None:
     """Write arrays as an .npz archive, whole or not at all. Types that numpy has no name for become float32.
 
     Raises:
-        StorageError: the file can not be written.
+        StorageError: the file cannot be written.
     """
     stored: dict[str, Any] = {}
     for name, value in arrays.items():

@@ -45,7 +45,7 @@ def profile(
 
     Raises:
         UserError: the file or an input is at fault.
-        InternalError: the engine failed, or the module's calls differ from run to run.
+        InternalError: TVM failed, or the module's calls differ from run to run.
     """
     if runs is not None and runs < 1:
         raise OptionError(f"runs={runs}: at least one run is needed")

@@ -19,13 +19,13 @@ def save_profile(profile: Profile, folder: Path) -> dict[str, Path]:
     """Write `profile.json`, `trace.json` and `profile.html` into a folder, each whole or not at all.
 
     Raises:
-        StorageError: the folder can not be made or a file not be written.
+        StorageError: the folder cannot be made or a file not be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
-            f"the folder {folder} can not be made: {error.strerror or error}", "choose another --output"
+            f"the folder {folder} cannot be made: {error.strerror or error}", "choose another --output"
         ) from error
     contents = {
         "profile": ("profile.json", json.dumps(profile.to_dict(), indent=2, allow_nan=False)),

@@ -75,7 +75,7 @@ def as_module(source: Any, threads: int | None = None, trusted_keys: Sequence[Ke
         return load(source, threads=threads, trusted_keys=trusted_keys)
     if not isinstance(source, Module):
         raise OptionError(
-            f"a {type(source).__name__} can not be measured",
+            f"a {type(source).__name__} cannot be measured",
             "compile it first: tensorwright.compile(...), or give a .twm file",
         )
     if threads is None:

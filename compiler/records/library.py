@@ -150,7 +150,7 @@ def tuned_configs(target: targets.Target, records: RecordSource = None, model: s
             in place of the user's own.
 
     Raises:
-        StorageError: a file can not be read, or one that was named does not exist.
+        StorageError: a file cannot be read, or one that was named does not exist.
     """
     if records is False:
         return TunedConfigs(target, Loaded(), model)

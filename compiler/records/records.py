@@ -183,7 +183,7 @@ def read(path: str | Path) -> Loaded:
     Damaged lines are skipped: the last one silently (a writer was killed), others with one note a file.
 
     Raises:
-        StorageError: a file can not be read.
+        StorageError: a file cannot be read.
     """
     path = Path(path)
     try:
@@ -196,7 +196,7 @@ def read(path: str | Path) -> Loaded:
             raise OSError("it is no file")  # to read a pipe would wait for a writer
         data = path.read_bytes() if path.exists() else b""
     except OSError as error:
-        raise StorageError(f"{path}: the tuning records can not be read: {error}") from error
+        raise StorageError(f"{path}: the tuning records cannot be read: {error}") from error
     loaded, damaged, newer = Loaded(), 0, 0
     lines = data.split(b"\n")
     for number, line in enumerate(lines):
@@ -242,7 +242,7 @@ def _parse(line: bytes) -> Line | int | None:
 class RecordWriter:
     """Appends records of one target to a file, which begins with the target's line.
 
-    Raises StorageError when the file can not be written.
+    Raises StorageError when the file cannot be written.
     """
 
     def __init__(self, path: str | Path, description: Mapping[str, Any]) -> None:
@@ -255,7 +255,7 @@ class RecordWriter:
                 raise OSError("it is no file")
             self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise StorageError(f"{self.path}: tuning records can not be written there: {error}") from error
+            raise StorageError(f"{self.path}: tuning records cannot be written there: {error}") from error
         if self.target not in read(self.path).targets:
             self._write(encode(TargetLine(target=self.target, description=dict(description))))
 
@@ -317,7 +317,7 @@ def write_all(
     """Replace a record file by these records (all or nothing); how many trials there are.
 
     Raises:
-        StorageError: the file can not be written.
+        StorageError: the file cannot be written.
     """
     path = Path(path)
     kept = list(records)

@@ -1,6 +1,6 @@
-"""What runs on a device: compiled modules, with the engine's runtime library alone.
+"""What runs on a device: compiled modules, with TVM's runtime library alone.
 
-Importing this loads neither the engine's compiler nor its Python package, nor torch.
+Importing this loads neither TVM's compiler nor its Python package, nor torch.
 """
 
 from compiler.runtime.module import Module, load

@@ -1,4 +1,4 @@
-"""The functions that a module calls beside the engine's own: its target makes them known."""
+"""The functions that a module calls beside TVM's own: its target makes them known."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class Device:
     """The processor: tensors are where they are needed."""
 
     def load(self, library: bytes | memoryview) -> Any:
-        """The engine's module of a library."""
+        """TVM's module of a library."""
         return load_executable(library)
 
     def virtual_machine(self, executable: Any) -> Any:
@@ -46,7 +46,7 @@ class Device:
         return main(*tensors)
 
     def to_host(self, results: Any) -> Any:
-        """The engine's array of results where the processor reads them."""
+        """TVM's array of results where the processor reads them."""
         return results
 
 

@@ -17,7 +17,7 @@ from compiler.runtime.tensors import aligned_copy, array_over, tensor_over
 
 
 class Emulator(Protocol):
-    """Runs a module that this machine can not run itself."""
+    """Runs a module that this machine cannot run itself."""
 
     def run(self, inputs: Mapping[str, np.ndarray[Any, Any]], *, threads: int = 1) -> dict[str, np.ndarray[Any, Any]]:
         """The outputs by name."""

@@ -57,7 +57,7 @@ class LocalExecutor:
         """Load the code, and place the parameters; those stored in a smaller form are expanded by `threads` threads.
 
         Raises:
-            IncompatibleArtifactError: this machine can not run it; the message names what is missing.
+            IncompatibleArtifactError: this machine cannot run it; the message names what is missing.
             ArtifactError: its machine code could not be loaded.
         """
         manifest = artifact.manifest

@@ -1,4 +1,4 @@
-"""What the engine raises while a module runs, as errors of this project."""
+"""What TVM raises while a module runs, as errors of this project."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Staging:
         self.tensor: Any = None
 
     def filled(self, value: np.ndarray[Any, Any], element: ElementType) -> Any:
-        """The engine's tensor of this memory, after copying a value into it."""
+        """TVM's tensor of this memory, after copying a value into it."""
         if self.shape != value.shape:
             self.shape = value.shape
             self.array = empty_aligned(value.shape, element)
@@ -67,7 +67,7 @@ Dimensions = dict[str, tuple[int, str]]
 
 
 class InputBinder:
-    """Checks inputs and makes the engine's tensors of them; one for a module, used by all of its threads."""
+    """Checks inputs and makes TVM's tensors of them; one for a module, used by all of its threads."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class InputBinder:
         self._fitting: tuple[list[tuple[int, ...]], Dimensions] = ([], {})
 
     def bind(self, inputs: Any, staging: Sequence[Staging]) -> list[Any]:
-        """The engine's tensors for `main`, in its order.
+        """TVM's tensors for `main`, in its order.
 
         Raises:
             InputError: names, ranks, shapes, dimensions or element types do not fit, or what the model needs of them.
@@ -224,7 +224,7 @@ def _numpy_name(element: ElementType) -> str:
 
 
 def _import_dlpack(value: Any, name: str) -> tuple[Any, str]:
-    """The engine's tensor over a foreign one's memory, and the name of its element type."""
+    """TVM's tensor over a foreign one's memory, and the name of its element type."""
     try:
         if hasattr(value, "resolve_neg"):
             value = value.resolve_neg()  # torch's lazy negation, as z.conj().imag gives, is lost on the way
@@ -238,9 +238,9 @@ def _import_dlpack(value: Any, name: str) -> tuple[Any, str]:
         return tensor, str(tensor.dtype)
     except InputError:
         raise
-    except Exception as error:  # each framework has its own classes for what it can not export
+    except Exception as error:  # each framework has its own classes for what it cannot export
         raise InputError(
-            f"input {name!r} ({type(value).__name__}) can not be taken over: {_first_line(error)}",
+            f"input {name!r} ({type(value).__name__}) cannot be taken over: {_first_line(error)}",
             "pass a plain tensor in ordinary memory (for torch: tensor.detach().contiguous())",
         ) from error
 

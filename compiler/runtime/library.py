@@ -27,7 +27,7 @@ _LOADED_SEGMENT, _NO_SECTION, _WITHOUT_BYTES = 1, 0, 8
 
 
 def check_elf(library: bytes | memoryview, architecture: str) -> None:
-    """Refuse what the system's loader may crash on or can not run.
+    """Refuse what the system's loader may crash on or cannot run.
 
     Raises:
         ArtifactError: not a whole 64-bit little-endian ELF shared library.
@@ -80,7 +80,7 @@ def _sections_fit(library: bytes | memoryview, start: int, count: int) -> bool:
 
 
 def load_executable(library: bytes | memoryview) -> Any:
-    """Load the shared library; the engine's module, which gives virtual machines.
+    """Load the shared library; TVM's module, which gives virtual machines.
 
     Raises:
         ArtifactError: the system's loader refused it, or it holds no executable.
@@ -124,7 +124,7 @@ def _load_from_folder(load: Any, library: bytes | memoryview) -> Any:
 def _dlopen(load: Any, path: str) -> Any:
     try:
         return load(path, "so")
-    except Exception as error:  # the engine raises whatever class its C++ side names
+    except Exception as error:  # TVM raises whatever class its C++ side names
         text = str(error)
         if "failed to map segment" in text or "Operation not permitted" in text:
             raise PermissionError(text) from error
@@ -155,7 +155,7 @@ def initialized(executable: Any, devices: Sequence[int]) -> Any:
         raise ArtifactError("the module's library holds no executable", "compile the model again") from error
     try:
         machine["vm_initialization"](*devices)
-    except Exception as error:  # the engine raises whatever class its C++ side names
+    except Exception as error:  # TVM raises whatever class its C++ side names
         raise InternalError(f"the module could not be initialized: {error}") from error
     return machine
 
@@ -181,7 +181,7 @@ def expand_parameters(machine: Any, stored: Sequence[Any]) -> list[Any]:
     """
     try:
         return list(machine[EXPAND_ENTRY](*stored))
-    except Exception as error:  # the engine raises whatever class its C++ side names
+    except Exception as error:  # TVM raises whatever class its C++ side names
         raise ArtifactError(f"the module's parameters could not be expanded: {error}", "export it again") from error
 
 
@@ -197,5 +197,5 @@ def check_parameters(machine: Any, parameters: Sequence[Any]) -> None:
         return  # `main` checks them itself, on every run
     try:
         machine[CHECK_ENTRY](*parameters)
-    except Exception as error:  # the engine raises whatever class its C++ side names
+    except Exception as error:  # TVM raises whatever class its C++ side names
         raise ArtifactError(f"the module's parameters do not fit its code: {error}", "export it again") from error

@@ -26,7 +26,7 @@ class Module:
     """A compiled model.
 
     Safe to run from several threads at once: each run takes a virtual machine of its own, and all share the parameters.
-    After `os.fork` the child can go on using it. It can not be pickled: processes load the file, and share its pages.
+    After `os.fork` the child can go on using it. It cannot be pickled: processes load the file, and share its pages.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Module:
             executor: what runs it; None: this machine and `device`.
 
         Raises:
-            IncompatibleArtifactError: this machine can not run it; the message names what is missing.
+            IncompatibleArtifactError: this machine cannot run it; the message names what is missing.
             ArtifactError: its machine code could not be loaded.
             OptionError: `threads` is not a number of threads, or more than this machine serves.
         """
@@ -71,7 +71,7 @@ class Module:
         Raises:
             InputError: names, ranks, shapes, dimensions or element types do not fit, or a check inside of the model
                 failed; the message names the node.
-            InternalError: the engine failed.
+            InternalError: TVM failed.
         """
         if outputs not in ("numpy", "dlpack"):
             raise OptionError(f"outputs must be 'numpy' or 'dlpack', not {outputs!r}")
@@ -133,7 +133,7 @@ class Module:
         """Write the module as one file, whole or not at all; signed when an Ed25519 private key is given.
 
         Raises:
-            StorageError: the file can not be written; nothing is left behind.
+            StorageError: the file cannot be written; nothing is left behind.
             OptionError: `sign_key` is not a key.
         """
         write_artifact(self._artifact, path, sign_key)
@@ -177,7 +177,7 @@ class Module:
 
     def __reduce__(self) -> NoReturn:
         raise OptionError(
-            "a Module can not be pickled: it holds machine code",
+            "a Module cannot be pickled: it holds machine code",
             "export it to a file, and load that file in each process",
         )
 

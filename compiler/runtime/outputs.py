@@ -1,4 +1,4 @@
-"""What the engine returns, as numpy arrays or DLPack tensors that belong to the caller alone."""
+"""What TVM returns, as numpy arrays or DLPack tensors that belong to the caller alone."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ class OutputReader:
         self._carried = {output.name: ELEMENT_TYPES[output.dtype] for output in outputs if output.carrier is not None}
         self._named = tuple(zip(range(len(outputs)), self.names, self._elements, strict=True))
         self._parameters = MemoryRanges(parameters)
-        # Half the time of indexing the engine's array from Python.
+        # Half the time of indexing TVM's array from Python.
         self._size = global_function("ffi.ArraySize")
         self._item = global_function("ffi.ArrayGetItem")
 
     def read(self, results: Any, inputs: Sequence[Any], as_numpy: bool) -> dict[str, Any]:
         """The results by output name.
 
-        A model may return an input, a parameter, or one tensor twice: the engine then gives that very memory, and the
+        A model may return an input, a parameter, or one tensor twice: TVM then gives that very memory, and the
         caller gets a copy of it.
 
         Args:
-            results: the engine's array of tensors.
+            results: TVM's array of tensors.
             inputs: the tensors that went in.
 
         Raises:
@@ -64,7 +64,7 @@ class OutputReader:
             if not isinstance(tensor, tvm_ffi.Tensor):
                 raise InternalError(f"output {name!r} of the module is a {type(tensor).__name__}, not a tensor")
             array = array_over(tensor, element) if as_numpy and element.carrier is element.numpy else None
-            # Comparing numpy's types takes a tenth of the time that comparing with the engine's does.
+            # Comparing numpy's types takes a tenth of the time that comparing with TVM's does.
             if array is None or array.dtype != element.numpy:
                 _check_dtype(name, tensor, element)
             if array is None and as_numpy:

@@ -86,7 +86,7 @@ class RequirementChecker:
         self.any = bool(self._relations or self._indices)
 
     def check(self, sizes: Sizes, tensors: Sequence[Any]) -> None:
-        """Check the sizes of the symbolic dimensions, and the engine's tensors of the inputs.
+        """Check the sizes of the symbolic dimensions, and TVM's tensors of the inputs.
 
         Raises:
             InputError: they do not fit; says what needs which relation.

@@ -1,4 +1,4 @@
-"""Between numpy, DLPack and the engine's tensors, without a copy wherever generated code may read the memory as it is.
+"""Between numpy, DLPack and TVM's tensors, without a copy wherever generated code may read the memory as it is.
 
 Generated code assumes compact tensors whose data starts at a multiple of 64 bytes (its vectors are that long, and it
 uses aligned loads); nothing checks it at run time, so everything that enters is checked or copied here.
@@ -39,7 +39,7 @@ def is_usable(array: Array) -> bool:
 
 
 def tensor_over(array: Array, element: ElementType) -> Any:
-    """The engine's tensor over an aligned, compact array's memory, which it keeps alive.
+    """TVM's tensor over an aligned, compact array's memory, which it keeps alive.
 
     A read-only array is taken too: the caller sees to it that nobody writes.
     """
@@ -54,7 +54,7 @@ def tensor_over(array: Array, element: ElementType) -> Any:
 
 
 class _Memory:
-    """Memory of a read-only array offered as if it were writeable: DLPack's first version can not say read-only."""
+    """Memory of a read-only array offered as if it were writeable: DLPack's first version cannot say read-only."""
 
     def __init__(self, array: Array) -> None:
         self._owner = array
@@ -71,7 +71,7 @@ def _writeable(array: Array) -> Array:
 
 
 def view_as(tensor: Any, shape: tuple[int, ...], dtype: str) -> Any:
-    """The same memory under another element type (the engine's name of it)."""
+    """The same memory under another element type (TVM's name of it)."""
     return global_function("runtime.TVMTensorCreateView")(tensor, tvm_ffi.Shape(shape), tvm_ffi.dtype(dtype), 0)
 
 

@@ -1,10 +1,10 @@
-"""How many threads a run uses, on top of the engine's thread pool.
+"""How many threads a run uses, on top of TVM's thread pool.
 
-The engine keeps one pool for each calling thread, whose size is fixed when that thread first runs a parallel kernel.
+TVM keeps one pool for each calling thread, whose size is fixed when that thread first runs a parallel kernel.
 Here it is made with the size asked for, restricted later when a module asks for less, and when one asks for more (or
 after a fork, whose child has the pool's memory without its threads) the run is handed to a thread of its own.
 
-The engine would bind the pool's threads to the first cores of the machine, and those of every process and every calling
+TVM would bind the pool's threads to the first cores of the machine, and those of every process and every calling
 thread to the same ones; they are left to the system instead, unless the environment variable TVM_BIND_THREADS says 1.
 
 Its threads wait for work by yielding the processor, 300,000 times by default, and nothing but work ends that early: a
@@ -28,7 +28,7 @@ from targets.cpuinfo import usable_cores, usable_processors
 
 MAX_THREADS = 4096
 _THREADS_OF_A_PROCESSOR, _LEAST_LIMIT = 4, 64
-_BIG_CORES = 1  # the engine's affinity mode for "no special wish"
+_BIG_CORES = 1  # TVM's affinity mode for "no special wish"
 Result = TypeVar("Result")
 
 
@@ -133,7 +133,7 @@ def run_with(threads: int, function: Callable[[], Result]) -> Result:
 
 
 def _configure(threads: int) -> bool:
-    """Set the calling thread up; False when its pool can not do it."""
+    """Set the calling thread up; False when its pool cannot do it."""
     if threads == 1:
         # Kernels then run inline and no pool is touched.
         _set_max_concurrency()(1)
@@ -145,7 +145,7 @@ def _configure(threads: int) -> bool:
     _set_max_concurrency()(threads)
     try:
         global_function("runtime.NumThreads")()  # makes the pool if there is none
-    except Exception as error:  # the engine raises whatever class its C++ side names
+    except Exception as error:  # TVM raises whatever class its C++ side names
         _set_max_concurrency()(1)
         raise OptionError(
             f"{threads} threads could not be started: {error}", "set fewer: module.threads = 2"

@@ -1,4 +1,4 @@
-"""The engine's runtime library, loaded without its compiler and without its Python package.
+"""TVM's runtime library, loaded without its compiler and without its Python package.
 
 `tvm_ffi` and `libtvm_runtime.so` are all that a compiled module needs. The compiler library links to the same
 `libtvm_runtime.so`, so `import tvm` may come before or after.
@@ -44,10 +44,10 @@ def runtime_library_path() -> Path:
 
 @cache
 def runtime_library() -> ctypes.CDLL:
-    """Load the engine's runtime (once); the library's handle.
+    """Load TVM's runtime (once); the library's handle.
 
     Raises:
-        MissingDependencyError: it is not installed or can not be loaded.
+        MissingDependencyError: it is not installed or cannot be loaded.
     """
     path = runtime_library_path()
     try:
@@ -59,14 +59,14 @@ def runtime_library() -> ctypes.CDLL:
 
 @cache
 def global_function(name: str) -> Any:
-    """A function of the engine by its global name, its runtime being loaded."""
+    """A function of TVM by its global name, its runtime being loaded."""
     runtime_library()
     return tvm_ffi.get_global_func(name)
 
 
 @cache
 def runtime_version() -> str | None:
-    """The version of the installed engine, or None where only its library is there."""
+    """The version of the installed TVM, or None where only its library is there."""
     try:
         return importlib.metadata.version("apache-tvm")
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""The engine below compiles for one thread of a process at a time.
+"""TVM below compiles for one thread of a process at a time.
 
 The options of LLVM, the names that TE gives to operators and the modes of `torch.export` belong to the process; two
 threads that compile take them from each other. Whoever comes second waits. Running modules needs none of it.

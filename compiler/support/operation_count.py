@@ -15,7 +15,7 @@ import tvm
 from tvm import s_tir, tirx
 from tvm.ir.prim import expr as prim
 
-import schedules.ir.load_tvm  # noqa: F401  (loads the engine without torch)
+import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 from compiler.support.formula import names_in
 
 _ARITHMETIC = (prim.Add, prim.Sub, prim.Mul, prim.Div, prim.FloorDiv, prim.Mod, prim.FloorMod, prim.Min, prim.Max)

@@ -20,7 +20,7 @@ def conclude(
     An earlier tuning's choices stay where these neither win nor lose by more than chance.
 
     Args:
-        comparison: None where the model can not be run; then times taken alone decide.
+        comparison: None where the model cannot be run; then times taken alone decide.
         known: what an earlier tuning of the model recorded.
         deadline: by `time.monotonic()`, to be as quick as can be after it.
 

@@ -176,7 +176,7 @@ class ModelComparison:
         """Time both modules in turns; `LEAST_PAIRS` of turns alone once `time.monotonic()` is past the deadline.
 
         Raises:
-            UserError: the model can not be compiled or run here.
+            UserError: the model cannot be compiled or run here.
         """
         if self._untuned is None:
             self._untuned = self._compiled(None, "untuned")

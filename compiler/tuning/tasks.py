@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import schedules.ir.load_tvm  # noqa: F401  (first, so that the engine loads without torch)
+import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 
 # isort: split
 import tvm
@@ -66,7 +66,7 @@ class Task:
 
 @dataclass
 class Extracted:
-    """The tasks of a model; `skipped` names kernels that can not be measured and says why."""
+    """The tasks of a model; `skipped` names kernels that cannot be measured and says why."""
 
     tasks: list[Task] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import schedules.ir.load_tvm  # noqa: F401  (first, so that the engine loads without torch)
+import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 import targets
 from compiler.device.credentials import Credentials
 from compiler.driver.compile import find_target, model_name
@@ -155,7 +155,7 @@ def tune(
             the defaults are measured, and what is chosen is compared in the model.
         records: the folder of records to go on from and to append to; the user's own when None.
         devices: where to measure: "local", "HOST:PORT" of a tensorwright-server, which is asked first whether it can
-            run the target's kernels, or of an engine RPC server, "KEY@HOST:PORT" of a tracker.
+            run the target's kernels, or of a TVM RPC server, "KEY@HOST:PORT" of a tracker.
         credentials: keys for encrypted connections, by device; a tensorwright-server that has keys takes no other.
         timing: "parallel" times kernels on all cores; "serial" on one, by processor time, for a machine that others
             use too; "auto" looks whether others do.
@@ -172,14 +172,14 @@ def tune(
     if not chosen.times_kernels:
         packs = isinstance(chosen, CudaTarget) and not chosen.simulated
         raise OptionError(
-            f"nothing can be tuned for target {chosen.name!r} from here: its kernels can not be timed alone",
+            f"nothing can be tuned for target {chosen.name!r} from here: its kernels cannot be timed alone",
             "tensorwright tune --pack DIR, and DIR/run on the machine with the device"
             if packs
             else "compile without tuning",
         )
     if LOCAL in devices and not chosen.fits_this_machine():
         raise OptionError(
-            f"target {chosen.name!r} can not be measured here: it needs {', '.join(chosen.missing_features())}",
+            f"target {chosen.name!r} cannot be measured here: it needs {', '.join(chosen.missing_features())}",
             "name a device: devices=['HOST:PORT'] of an RPC server",
         )
     began = time.monotonic()

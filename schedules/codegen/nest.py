@@ -113,7 +113,7 @@ def allocate(name: str, shape: Sequence[int], dtype: str, scope: str = "global")
 def allocate_tile(name: str, shape: Sequence[int], dtype: str) -> tuple[list[Any], list[Stmt]]:
     """A tile that LLVM is to hold in registers: a buffer for each of `shape[0]` rows, and their allocations.
 
-    The engine takes buffers of 1 KiB and more from the heap, where LLVM promotes most accesses but not all, and loses
+    TVM takes buffers of 1 KiB and more from the heap, where LLVM promotes most accesses but not all, and loses
     registers over it; smaller ones become scalars of the function.
     """
     pairs = [allocate(f"{name}{row}", shape[1:], dtype, "local") for row in range(shape[0])]

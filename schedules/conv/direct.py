@@ -447,7 +447,7 @@ class DirectNest:
         return load(self.data, *point, lane) if self.work.in_block > 1 else load(self.data, *point)
 
     def _finish_tile(self, sums: Any, place: Place, block: Expr | int, start: Sequence[Any], pixels: int) -> list[Stmt]:
-        """Each sum's epilogue; with open sizes, whose addresses take many instructions, in a loop over the pixels."""
+        """Each sum's epilogue; of dynamic sizes, whose addresses take many instructions, in a loop over pixels."""
         if not self.work.is_open:
             return [self._finish(sums, place, block, start, *at) for at in static_grid(pixels, self.blocks)]
         result: list[Stmt] = []

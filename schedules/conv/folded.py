@@ -179,7 +179,7 @@ class FoldedNest(DirectNest):
             whole = vectorized("lane", work.fold, lambda lane: element(channel, lane))
             rest = work.width % work.fold
             some = sequence(*(element(channel, lane) for lane in range(rest))) if rest else None
-            # Not as `left + fold <= width`: inside of the tile's own bound the engine's simplifier would not end.
+            # Not as `left + fold <= width`: inside of the tile's own bound TVM's simplifier would not end.
             stored = when(places[-1] + pixel < work.width // work.fold, whole, some) if rest else whole
             return when(first_channel + channel < work.outputs, stored) if work.outputs % channels else stored
 

@@ -31,7 +31,7 @@ def channel_unroll(pixels: int, blocks: int) -> int:
 def tile_cost(machine: Machine, pixels: int, blocks: int, load_cycles: float = 0.5) -> float:
     """Cycles a tile takes for one input channel: multiply-adds, loads, or the latency of a chain, what is longest.
 
-    Tiles far beyond what hides the latency cost more: the next tile can not begin while all registers are taken
+    Tiles far beyond what hides the latency cost more: the next tile cannot begin while all registers are taken
     (measured on Zen 4: 118 GFLOP/s with 14 accumulators, 113 with 28). `load_cycles` is that of two load ports.
     """
     sums = pixels * blocks

@@ -23,7 +23,7 @@ class WindowWorkload(Workload):
 
     `batch` is 0 when symbolic, and so is each of `spatial`: such a dimension is open. `block` is the lanes of the
     output's channel blocks. `pad` holds (before, after) for each spatial dimension; a negative `after` (input that no
-    window reaches) is allowed. `same` is "upper" or "lower" where the padding of open dimensions follows from their
+    window reaches) is allowed. `same` is "upper" or "lower" where the padding of dynamic dimensions follows from their
     sizes, half of it before the input, the odd element after ("upper") or before it; `pad` is the most of both then.
     """
 

@@ -1,4 +1,4 @@
-"""How to run a kernel on a graphics processor: thin rules around the engine's dlight, and one that binds any kernel."""
+"""How to run a kernel on a graphics processor: thin rules around TVM's dlight, and one that binds any kernel."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Opaque kernels run by a block of threads together: recurrent layers, whose steps depend on each other.
 
 All threads run the loops over time; a loop whose iterations are independent, over hidden units, is shared among them,
-and they wait for each other after it. What can not be shown to be independent is not served here.
+and they wait for each other after it. What cannot be shown to be independent is not served here.
 """
 
 from __future__ import annotations

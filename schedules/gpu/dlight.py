@@ -1,4 +1,4 @@
-"""The engine's own schedules for graphics processors (dlight), each as a rule of ours."""
+"""TVM's own schedules for graphics processors (dlight), each as a rule of ours."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ dlight = s_tir.dlight.gpu
 
 
 class DlightRule(GpuRule):
-    """Tries one schedule of dlight; what it can not do, or leaves unbound in part, the next rule takes."""
+    """Tries one schedule of dlight; what it cannot do, or leaves unbound in part, the next rule takes."""
 
     schedule: ClassVar[Any]
 
     def options(self, machine: GpuMachine) -> dict[str, Any]:
-        """The engine's description of the target as this schedule is shown it."""
+        """TVM's description of the target as this schedule is shown it."""
         return machine.engine_options()
 
     def match(self, kernel: Any, machine: Machine) -> GpuWorkload | None:
@@ -46,15 +46,15 @@ class DlightRule(GpuRule):
         if (taken := _shared_bytes(result)) > machine.shared_bytes:
             raise NotScheduledError(f"{self.name} takes {taken} bytes of shared memory")
         if not _can_join(made.mod):
-            raise NotScheduledError(f"{self.name}: the engine does not know how threads join what they found")
+            raise NotScheduledError(f"{self.name}: TVM does not know how threads join what they found")
         return result.with_attr("global_symbol", "main")
 
 
 def _can_join(mod: Any) -> bool:
-    """Whether the engine can lower a schedule's reductions across threads: it knows few combiners."""
+    """Whether TVM can lower a schedule's reductions across threads: it knows few combiners."""
     try:
         s_tir.transform.LowerCrossThreadReduction()(mod)
-    except Exception:  # the engine raises whatever class its C++ side names
+    except Exception:  # TVM raises whatever class its C++ side names
         return False
     return True
 

@@ -37,7 +37,7 @@ class GpuMachine(Machine):
         return self.compute_capability >= LEAST_CAPABILITY["float16"]
 
     def engine_options(self) -> dict[str, Any]:
-        """The options of the engine's target.
+        """The options of TVM's target.
 
         The architecture goes without the suffix of "sm_90a": dlight does not read it and leaves tensor cores idle.
         """

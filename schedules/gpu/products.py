@@ -93,7 +93,7 @@ def convolution(data: Any, weight: Any, window: Window, out: str) -> Any:
 
 
 def legalize_convolution(builder: Any, call: Any) -> Any:
-    """relax.nn.conv1d to conv3d as a product where it is one group of static image size, else as the engine does.
+    """relax.nn.conv1d to conv3d as a product where it is one group of static image size, else as TVM does.
 
     A padding with one value in front of it becomes its own.
     """
@@ -134,7 +134,7 @@ def _by_engine(builder: Any, call: Any) -> Any:
 
 
 def legalize_pad(builder: Any, call: Any) -> Any:
-    """relax.nn.pad as the engine writes it; the kernel says what it does, so that a convolution can do it itself."""
+    """relax.nn.pad as TVM writes it; the kernel says what it does, so that a convolution can do it itself."""
     made = _by_engine(builder, call)
     widths = [int(each) for each in call.attrs.pad_width]
     constant = str(call.attrs.pad_mode) == "constant" and min(widths, default=0) >= 0

@@ -31,7 +31,7 @@ class GpuRule(ScheduleRule):
         return GpuWorkload(len(kernel.stages)) if isinstance(machine, GpuMachine) else None
 
     def finish(self, function: Any, machine: Machine) -> Any:
-        """Elementary functions written for a processor's vectors become the engine's own, and those of narrow floats
+        """Elementary functions written for a processor's vectors become TVM's own, and those of narrow floats
         go through float32: CUDA has few of them, and those are less exact."""
 
         def replace(call: Any) -> Any:

@@ -81,7 +81,7 @@ class _TensorWriter(TileWriter):
         staged = [self.threads // _WARP, SIDE, SIDE * across + _STAGE_PADDING]
         self.stage = self.allocated("stage", staged, self.total, SHARED)
         zero = tirx.const(0, self.total)
-        # Used from here on: the engine gives buffers that are not used at one time the same memory, and fails where
+        # Used from here on: TVM gives buffers that are not used at one time the same memory, and fails where
         # their types differ.
         self.statements.append(store(self.stage, zero, self.warp, tirx.floormod(self.lane, expression(SIDE)), 0))
         for each in range(down * across):

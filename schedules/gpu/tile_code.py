@@ -175,7 +175,7 @@ class TileWriter(ABC):
         *outer, last = first.indices
         value = tirx.BufferLoad(first.source, [*outer, lanes_of(last, part.width)])
         place = lanes_of(turn * part.width, part.width)
-        # The engine writes no zero of more than four bytes side by side.
+        # TVM writes no zero of more than four bytes side by side.
         zero = broadcast(tirx.const(0, self.dtype), 4)
         starts = range(turn * part.width, (turn + 1) * part.width, 4)
         nothing = sequence([store(part.registers, zero, lanes_of(start, 4)) for start in starts])

@@ -1,6 +1,6 @@
 """The bfloat16 dot product as an operator: `sum + a.low * b.low + a.high * b.high` of pairs held in 32-bit integers.
 
-`vdpbf16ps` needs bfloat16 operands, which the engine turns into floats before code generation. So pairs travel as int32
+`vdpbf16ps` needs bfloat16 operands, which TVM turns into floats before code generation. So pairs travel as int32
 (the element with the even index in the low half), and a function in LLVM IR, inlined where it is called, does the rest.
 Without the instruction the same is computed by two multiply-adds on the halves.
 """

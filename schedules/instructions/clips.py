@@ -1,4 +1,4 @@
-"""Limits that keep NaN, in vectors: the engine's test for NaN has no vector form and would take lanes apart."""
+"""Limits that keep NaN, in vectors: TVM's test for NaN has no vector form and would take lanes apart."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _TILE_SIZE = 96  # elements; accumulators of plain reductions hold at most four 
 
 
 def finish(function: Any, machine: Machine) -> Any:
-    """Elementary functions become vector code, every Let gets a variable of its own, and what the engine can not
+    """Elementary functions become vector code, every Let gets a variable of its own, and what TVM cannot
     generate or misreads is written another way.
 
     Kernels of one library must import the same text for a function: the linker keeps one of them for all.
@@ -100,7 +100,7 @@ def _holds_tile(root: Any) -> bool:
 
 
 def _vector_calls(root: Any, used: set[str], suffix: str) -> Any:
-    """Calls of the engine's elementary functions replaced by ours; float16 and bfloat16 go through float32. Ours get
+    """Calls of TVM's elementary functions replaced by ours; float16 and bfloat16 go through float32. Ours get
     the variant for the kernel."""
 
     def replace(call: Any) -> Any:

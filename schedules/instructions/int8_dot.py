@@ -2,7 +2,7 @@
 
 Four bytes travel as an int32 (the first in the lowest byte), and a function in LLVM IR, inlined where it is called,
 does the rest: with `vpdpbusd` where the processor has it (in AVX-512 or, of 256 bits, as AVX-VNNI); else the bytes are
-widened to 16 bits and summed in pairs by `vpmaddwd`, whose sums can not overflow (unlike those of `vpmaddubsw`, which
+widened to 16 bits and summed in pairs by `vpmaddwd`, whose sums cannot overflow (unlike those of `vpmaddubsw`, which
 saturate at 16 bits). On Arm it is `usdot`; where there is only `sdot`, of signed bytes, it sums (a - 128) b, and 128
 times the sum of b is added.
 """

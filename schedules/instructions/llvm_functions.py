@@ -22,7 +22,7 @@ def vector(scalar: str, lanes: int) -> str:
 
 
 def register_operator(full: str, summary: str, named: Callable[[str, int], str] = symbol) -> None:
-    """Make `PREFIX` + name known to the engine, once: pure, elementwise, lowered to a call of `named(name, lanes)`."""
+    """Make `PREFIX` + name known to TVM, once: pure, elementwise, lowered to a call of `named(name, lanes)`."""
     if full in {str(name) for name in tvm.ir.Op.list_op_names()}:
         return
     name = full.removeprefix(PREFIX)

@@ -1,10 +1,10 @@
-"""Options of LLVM without which the code it generates is wrong; imports nothing of the engine."""
+"""Options of LLVM without which the code it generates is wrong; imports nothing of TVM."""
 
 LLVM_OPTIONS = ("-vectorize-loops:bool=0",)
-"""What every target whose code LLVM generates hands to the engine as `cl-opt`.
+"""What every target whose code LLVM generates hands to TVM as `cl-opt`.
 
 LLVM 22's loop vectorizer reads `x[i % 8]` as `x[i]` where the loop is longer than 8 (any power of two): tiling rows of
-8 to 16 gives wrong numbers, in the engine's own unscheduled build too. Here the schedules make the vectors.
+8 to 16 gives wrong numbers, in TVM's own unscheduled build too. Here the schedules make the vectors.
 """
 
 # An attribute of kernels that are written for scalar code: LLVM's vectorizer of straight-line code gathers what several
@@ -14,5 +14,5 @@ SCALAR_OPTION = "-vectorize-slp:bool=0"
 
 
 def plain_cpu() -> dict[str, object]:
-    """The engine's description of this machine's processor without any of its extensions."""
+    """TVM's description of this machine's processor without any of its extensions."""
     return {"kind": "llvm", "cl-opt": list(LLVM_OPTIONS)}

@@ -1,4 +1,4 @@
-"""Tests for NaN as comparisons: the engine's own, `x != x`, has no vector form and takes a vector's lanes apart."""
+"""Tests for NaN as comparisons: TVM's own, `x != x`, has no vector form and takes a vector's lanes apart."""
 
 from __future__ import annotations
 

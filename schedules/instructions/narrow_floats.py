@@ -1,4 +1,4 @@
-"""What the engine gets wrong about bfloat16 and the 8-bit floats, which it keeps in integers of their width.
+"""What TVM gets wrong about bfloat16 and the 8-bit floats, which it keeps in integers of their width.
 
 Seen with apache-tvm 0.27: a load inside the value of a Let is taken for the integer that holds it (a maximum of 48640.0
 for numbers near 1), and a vector that repeats one element has no form that can be stored.

@@ -1,4 +1,4 @@
-"""Elementary functions that the engine's code generator can not vectorize, or has in wider types only.
+"""Elementary functions that TVM's code generator cannot vectorize, or has in wider types only.
 
 Measured on apache-tvm 0.27 by generating a vector loop around each function: those of `_SCALAR` fail in every type,
 those of `_WIDE` in float16.

@@ -24,7 +24,7 @@ Each comes in two variants. The plain one has its constants in registers, best f
 for tiles reads them from memory with each use: beside a tile of sums there are no registers for them, and LLVM would
 rather spill the sums inside the innermost loop.
 
-In TensorIR each is an operator `tensorwright.<name>` that the vectorizer knows; the engine's last lowering makes it
+In TensorIR each is an operator `tensorwright.<name>` that the vectorizer knows; TVM's last lowering makes it
 a call of the function for its number of lanes, whose text `definitions` gives for import into the kernel.
 """
 

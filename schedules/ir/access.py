@@ -63,7 +63,7 @@ def coefficient_of(expr: Expr, var: Any) -> int | None:
 
 
 def _difference(expr: Expr, var: Any) -> int | None:
-    """f(v + 1) - f(v) when the engine proves it constant."""
+    """f(v + 1) - f(v) when TVM proves it constant."""
     if _loads_inside(expr):
         return None
     moved = substitute(expr, {var: var + tirx.IntImm(str(var.ty), 1)})

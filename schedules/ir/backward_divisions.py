@@ -1,4 +1,4 @@
-"""Keep the engine from misreading divisions of indices that run backwards, or that are divisions plus an offset.
+"""Keep TVM from misreading divisions of indices that run backwards, or that are divisions plus an offset.
 
 Its pass FlattenBuffer turns `x[(27 - i) // 14, (13 - i) % 14]` into `x[14 - i]` (27 - i is right): the iteration-map
 simplifier loses an offset where a loop variable with a negative sign is divided, as after a reshape that is read in
@@ -40,7 +40,7 @@ def _is_misread(numerator: Expr) -> bool:
 
 
 def _hidden(expr: Expr) -> Expr:
-    # Not two reinterpretations: where bfloat16 is not native, the engine stops at those.
+    # Not two reinterpretations: where bfloat16 is not native, TVM stops at those.
     return tirx.bitwise_or(expr, tirx.IntImm(str(expr.ty), 0))
 
 

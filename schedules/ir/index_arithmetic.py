@@ -35,7 +35,7 @@ def with_plain_indices(stage: Stage) -> Stage:
 
 
 def _plain(point: Expr, analyzer: Any) -> Expr:
-    """The engine's simplifier keeps quotients of negative numbers that its own bounds decide."""
+    """TVM's simplifier keeps quotients of negative numbers that its own bounds decide."""
     point = analyzer.simplify(point)
     if not _is_taken_apart(point):
         return point

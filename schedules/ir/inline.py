@@ -20,7 +20,7 @@ _EXPENSIVE_CALLS = frozenset(
     for name in ("exp", "exp2", "log", "log2", "log1p", "tanh", "erf", "sigmoid", "pow", "sin", "cos", "tan", "sqrt")
 ) | {"tirx.rsqrt", "tirx.atan", "tirx.atan2", "tirx.fmod", "tirx.asin", "tirx.acos", "tirx.sinh", "tirx.cosh"}
 
-# `if_then_else` is an operator of the engine's primitive expressions, unlike the functions above.
+# `if_then_else` is an operator of TVM's primitive expressions, unlike the functions above.
 IF_THEN_ELSE = "prim.if_then_else"
 
 

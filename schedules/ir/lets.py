@@ -1,4 +1,4 @@
-"""Lets in forms that the engine takes.
+"""Lets in forms that TVM takes.
 
 Seen with apache-tvm 0.27: its generator of LLVM code looks for bounds of the integers and conditions that Lets bind. It
 stops at vectors of comparisons there, at floats that are divided by choices, and at a Let in the extent of a loop,
@@ -27,7 +27,7 @@ def fresh_lets(root: Any) -> Any:
 
 
 def own_differences(root: Any) -> Any:
-    """x - x and x * 0 of a bound x, which the engine takes for 0: what is NaN or infinite stays NaN.
+    """x - x and x * 0 of a bound x, which TVM takes for 0: what is NaN or infinite stays NaN.
 
     Its pass VectorizeLoop visits factors that became numbers twice, and refuses the Let that it has seen.
     """

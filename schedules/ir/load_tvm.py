@@ -1,4 +1,4 @@
-"""The door to the engine: import this before `tvm`, which then loads without torch."""
+"""The door to TVM: import this before `tvm`, which then loads without torch."""
 
 from __future__ import annotations
 

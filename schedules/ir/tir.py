@@ -1,4 +1,4 @@
-"""The engine's names that schedules are written with, imported in the right order (without torch)."""
+"""TVM's names that schedules are written with, imported in the right order (without torch)."""
 
 from __future__ import annotations
 

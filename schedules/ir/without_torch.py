@@ -1,8 +1,8 @@
 """Keep torch out of an import that would load it without need.
 
 `import tvm_ffi`, and so `import tvm`, imports torch when it is installed: 2 s of CPU that no compilation and no run
-needs, and threads that disturb measurements. The engine works the same without it, and torch can still be imported
-afterwards. Nothing of the engine is loaded here, so the runtime on a device can use it too.
+needs, and threads that disturb measurements. TVM works the same without it, and torch can still be imported
+afterwards. Nothing of TVM is loaded here, so the runtime on a device can use it too.
 """
 
 from __future__ import annotations

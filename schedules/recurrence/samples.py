@@ -25,7 +25,7 @@ def by_samples(recurrence: Recurrence, ins: Sequence[Any], outs: Sequence[Any]) 
     """The body of the kernel."""
     operands = Operands(recurrence.operands, ins)
     steps, samples = operands["x"].shape[:2]
-    # Sequences of different lengths can not run side by side.
+    # Sequences of different lengths cannot run side by side.
     together = 1 if recurrence.has_lengths else _TOGETHER
     with IRBuilder() as builder:
         with T.seq_scope():

@@ -33,7 +33,7 @@ class FusedKernel:
 
     Attributes:
         rest: the stages behind the anchor that `finish` does not do. With `partly` it does the first ones where it
-            can not do all, else all or none.
+            cannot do all, else all or none.
         stored: the buffer that `finish` stores to.
     """
 

@@ -20,7 +20,7 @@ _MOST_BLOCKS = 64  # that are written out
 
 
 def permuted_lanes(stage: Stage, machine: Machine) -> list[Stage] | None:
-    """A stage that moves elements into whole blocks, as one stage a block; None where that can not be or does not
+    """A stage that moves elements into whole blocks, as one stage a block; None where that cannot be or does not
     pay."""
     size = block_size(stage, machine)
     store = stage.store
@@ -48,7 +48,7 @@ def _is_mixed(axis: Axis, lane: Axis, load: Any) -> bool:
 
 
 def _block(stage: Stage, lane: Axis, values: Mapping[Any, int]) -> Stage | None:
-    """The stage at these values of some axes, with all lanes at once; None when that can not be."""
+    """The stage at these values of some axes, with all lanes at once; None when that cannot be."""
     store, size = stage.body, int(lane.extent)
     parts = parts_of(store.value, lane.var, range(size), size, values)
     if parts is None:

@@ -1,4 +1,4 @@
-"""Schedules found by the engine's MetaSchedule, as knobs: a trace of schedule primitives in JSON.
+"""Schedules found by TVM's MetaSchedule, as knobs: a trace of schedule primitives in JSON.
 
 A trace belongs to one kernel, so workloads that have this knob must tell kernels apart: see `digest`.
 """
@@ -35,7 +35,7 @@ def digest(function: Any) -> str:
 def new_schedule(function: Any) -> Any:
     """A `tvm.s_tir.Schedule` of a copy of a kernel, which is its module's "main".
 
-    A copy, since the engine's schedule changes blocks of the function it is given in place.
+    A copy, since TVM's schedule changes blocks of the function it is given in place.
     """
     module = tvm.IRModule({"main": s_tir.renew_defs(function).with_attr("global_symbol", "main")})
     return s_tir.Schedule(module, debug_mask="none", error_render_level="fast")
@@ -51,7 +51,7 @@ def traced_schedule(kernel: Kernel, trace: str) -> Any:
     schedule = new_schedule(kernel.function)
     try:
         s_tir.Trace.apply_json_to_schedule(json.loads(trace), schedule)
-    except Exception as error:  # the engine raises whatever its primitives raise
+    except Exception as error:  # TVM raises whatever its primitives raise
         raise NotScheduledError(f"the recorded trace does not fit the kernel: {error}") from error
     return schedule
 
@@ -62,7 +62,7 @@ def trace_text(schedule: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A JSON value out of the engine's containers."""
+    """A JSON value out of TVM's containers."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):

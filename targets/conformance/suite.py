@@ -98,8 +98,8 @@ def checks() -> list[Check]:
         Check("encoder", _encoder),
         Check("quantized net", _quantized_net),
         Check("quantized functions", _quantized_functions),
-        Check("open batch", _open_batch),
-        Check("open length", _open_length),
+        Check("dynamic batch", _open_batch),
+        Check("dynamic length", _open_length),
         Check("file round trip", _round_trip),
         Check("refusal", _refusal),
         Check("partition", _partition),
@@ -220,7 +220,7 @@ def _open_length(target: Target, toolbox: Toolbox) -> str | None:
 
 
 def _first_difference(module: Runnable, models: Mapping[str, onnx.ModelProto]) -> str | None:
-    """How a module of open sizes differs from models of fixed ones, by what they are called."""
+    """How a module of dynamic sizes differs from models of fixed ones, by what they are called."""
     for name, model in models.items():
         inputs = random_inputs(model)
         problem = differences(_reference(model, inputs), module.run(inputs), TOLERANCES["float32"])
@@ -245,7 +245,7 @@ def _round_trip(target: Target, toolbox: Toolbox) -> str | None:
 
 
 def _refusal(target: Target, toolbox: Toolbox) -> str | None:
-    """What can not be compiled is refused with a reason that names it."""
+    """What cannot be compiled is refused with a reason that names it."""
     try:
         toolbox.compile(unknown_operator(), target)
     except Exception as error:

@@ -24,7 +24,7 @@ class CpuFamily:
         triple: LLVM's name of the platform.
         toolchain: how to build for it elsewhere, and run it there.
         codegen_features: LLVM's features that decide which instructions may appear in a kernel.
-        options: further options of the engine's target (an ABI).
+        options: further options of TVM's target (an ABI).
     """
 
     triple: str

@@ -1,4 +1,4 @@
-"""CUDA graphs where there is no device: the engine's two functions for them, as its CUDA runtime has them, simulated.
+"""CUDA graphs where there is no device: TVM's two functions for them, as its CUDA runtime has them, simulated.
 
 A graph launches its kernels on the memory that it was recorded with, whatever the caller hands over later; so does the
 simulation, so that a function which should not have been recorded gives wrong numbers here too.
@@ -16,7 +16,7 @@ _INVOKE = "vm.builtin.invoke_closure"
 
 @cache
 def simulate_graphs() -> None:
-    """Make the functions known. Not for a process that will load the engine's CUDA runtime, which brings its own."""
+    """Make the functions known. Not for a process that will load TVM's CUDA runtime, which brings its own."""
     import tvm_ffi
 
     invoke = tvm_ffi.get_global_func(_INVOKE)

@@ -1,7 +1,7 @@
-"""The kernels inside of a library: the engine puts CUDA source there, to be compiled on the device; here machine code
+"""The kernels inside of a library: TVM puts CUDA source there, to be compiled on the device; here machine code
 takes its place, and the source is kept beside it, compressed.
 
-The engine packs the modules that a library imports into one array, the symbol `__tvm_ffi__library_bin`: its length,
+TVM packs the modules that a library imports into one array, the symbol `__tvm_ffi__library_bin`: its length,
 then for each its kind and its bytes. Those of a CUDA module are the format's name ("cuda" for source, "fatbin"), the
 kernels (name, argument types, how each is launched) and the code. Lengths are 64-bit little-endian.
 """
@@ -166,11 +166,11 @@ class _Reader:
 def parsed_module(module: bytes) -> tuple[Source, bytes]:
     """A CUDA module of source, and the bytes that describe its kernels.
 
-    Raises TargetError when the bytes are not laid out as described above: another version of the engine.
+    Raises TargetError when the bytes are not laid out as described above: another version of TVM.
     """
     reader = _Reader(module)
     if reader.text() != "cuda":
-        raise TargetError("the engine's CUDA module is not source", "this is a defect; please report it")
+        raise TargetError("TVM's CUDA module is not source", "this is a defect; please report it")
     begin = reader.position
     launches = {}
     for _ in range(reader.number()):
@@ -185,9 +185,7 @@ def parsed_module(module: bytes) -> tuple[Source, bytes]:
     kernels = module[begin : reader.position]
     text = reader.text()
     if reader.position != len(module):
-        raise TargetError(
-            "the engine's CUDA module has more parts than are known", "this is a defect; please report it"
-        )
+        raise TargetError("TVM's CUDA module has more parts than are known", "this is a defect; please report it")
     return Source(text, launches), kernels
 
 

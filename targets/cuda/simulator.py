@@ -55,7 +55,7 @@ class CudaSimulator:
     compiler: Compiler
 
     def load(self, library: bytes | memoryview) -> Any:
-        """The engine's module of a library whose kernels run here.
+        """TVM's module of a library whose kernels run here.
 
         A library without kernels (a model that only hands on its inputs) is loaded as it is.
 

@@ -111,7 +111,7 @@ class CudaTarget(Target):
     def simulator(self) -> CudaSimulator:
         if missing := self.host.missing_features():
             raise TargetError(
-                f"target {self.name!r} can not be simulated here: this machine lacks {', '.join(missing)}",
+                f"target {self.name!r} cannot be simulated here: this machine lacks {', '.join(missing)}",
                 "export the module and load it there",
             )
         return CudaSimulator(self.host.compiler())

@@ -20,7 +20,7 @@ class Kernel:
         operands = list(call.args[1].fields)
         constants = [view.constant(each) for each in operands[1:]]
         if len(call.args) > 2 or not operands or any(each is None for each in constants):
-            raise Unsupported("it is a kernel of several tensors or of open sizes")
+            raise Unsupported("it is a kernel of several tensors or of dynamic sizes")
         self.constants = [each for each in constants if each is not None]
         self.shape, self.result_shape = static_shape(operands[0]), static_shape(call)
         self._dtype = str(call.ty.dtype)

@@ -17,7 +17,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Unsupported(Exception):  # noqa: N818  (a verdict on an operator, caught by the partitioner, not an error)
-    """Why the accelerator can not take an operator."""
+    """Why the accelerator cannot take an operator."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Arguments of `compile` that can not be meant: one error each, which says what to give."""
+"""Arguments of `compile` that cannot be meant: one error each, which says what to give."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Build an imported module with the engine's own pipeline alone: measures the frontend without the project's passes."""
+"""Build an imported module with TVM's own pipeline alone: measures the frontend without the project's passes."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def main(options: argparse.Namespace) -> int:
     """Check the files, print the table; 0 when none differs or fails."""
     files = [file for path in options.paths for file in (sorted(path.rglob("*.onnx")) if path.is_dir() else [path])]
     results = [_isolated(file, options.timeout) for file in track(files, "files", console=Console(stderr=True))]
-    table = Table("file", "result", "runs", "relative error", "detail", title="ONNX files with open sizes")
+    table = Table("file", "result", "runs", "relative error", "detail", title="ONNX files with dynamic sizes")
     for result in results:
         error = f"{result.error:.1e}" if result.runs else ""
         table.add_row(Path(result.path).name, result.status, str(result.runs or ""), error, result.detail[:300])

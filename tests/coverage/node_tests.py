@@ -112,7 +112,7 @@ def compare(found: Sequence[Any], expected: Sequence[Any], rtol: float, atol: fl
 
 def _work(connection: Connection, engine_only: bool) -> None:
     os.environ["TVM_NUM_THREADS"] = "1"
-    # What the engine prints on stderr belongs to no test's report.
+    # What TVM prints on stderr belongs to no test's report.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     cases = load_cases()
     connection.send("ready")

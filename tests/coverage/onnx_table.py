@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds a test may take (default: 120)")
     parser.add_argument("--markdown", type=Path, help="write the refused tests, with reasons, to this file")
     parser.add_argument("--json", type=Path, help="write every outcome to this file")
-    parser.add_argument("--engine-only", action="store_true", help="build with the engine's pipeline, without ours")
+    parser.add_argument("--engine-only", action="store_true", help="build with TVM's pipeline, without ours")
     parser.add_argument("--plain", action="store_true", help="run only tests whose inputs and outputs numpy can hold")
     parser.add_argument("--details", action="store_true", help="print the reason of every test that does not pass")
 

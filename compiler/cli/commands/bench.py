@@ -22,7 +22,7 @@ The module runs in a fresh process, with the runtime alone, after a warm-up. A m
   One thread, exactly 1000 runs:
     tensorwright bench model.twm --threads 1 --runs 1000
 
-  An open dimension set to 8; real inputs:
+  A dynamic dimension set to 8; real inputs:
     tensorwright bench bert.twm --shape batch=8
     tensorwright bench bert.twm --input inputs.npz --seconds 10
 

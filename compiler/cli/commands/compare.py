@@ -22,7 +22,7 @@ Ends with exit code 1 where an output differs by more than the tolerance.
   On inputs of your own, and layer by layer in any case:
     tensorwright compare model.onnx --input inputs.npz --layers
 
-  Sizes of open dimensions, for random inputs:
+  Sizes of dynamic dimensions, for random inputs:
     tensorwright compare bert.onnx --shape batch=2 --shape sequence=128
 """
 _SHOWN = 10

@@ -21,7 +21,7 @@ arithmetic, its bytes and the least time they can take on the target. For a modu
 
 [bold]Examples[/]
 
-  Estimates for a size of an open dimension, on another processor:
+  Estimates for a size of a dynamic dimension, on another processor:
     tensorwright inspect bert.onnx --shape sequence=128 --target x86-64-v3
 
   For a program:

@@ -26,7 +26,7 @@ writes profile/profile.html (a page with plots), profile/trace.json (for ui.perf
   More runs, one thread:
     tensorwright profile model.twm --runs 200 --threads 1
 
-  An open dimension set to 8:
+  A dynamic dimension set to 8:
     tensorwright profile bert.twm --shape batch=8 --output profile
 """
 

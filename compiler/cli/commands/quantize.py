@@ -15,7 +15,7 @@ Schemes: static-int8 (needs samples), dynamic-int8 (activations are quantized as
 (the weights of matrix products alone), float16 and bfloat16 (weights stored in 16 bits).
 
 The samples are inputs as the model will meet them. How alike the outputs stay (their mean cosine) is measured; the
-layers that cost most go back to float until the limit holds, and it is an error when it can not. For a measure of your
+layers that cost most go back to float until the limit holds, and it is an error when it cannot. For a measure of your
 own use tensorwright.quantize(model, samples, evaluate=...).
 
 [bold]Typical[/]

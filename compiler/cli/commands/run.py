@@ -25,7 +25,7 @@ Inputs that are not given are the module's stored example, or random.
   A module from elsewhere, refused unless a key that you trust signed it:
     tensorwright run model.twm --trusted-key release.pem.pub
 
-  Values written out; an open dimension set for the random rest:
+  Values written out; a dynamic dimension set for the random rest:
     tensorwright run vad.twm --input sr=16000 --shape batch=4
 """
 

@@ -23,7 +23,7 @@ lost, and the next run goes on from there.
   Five minutes, into a folder of your own, with a page of plots:
     tensorwright tune model.onnx --time-budget 5m --records logs --report tuning.html
 
-  On a board that runs the engine's RPC server, or on a fleet behind a tracker:
+  On a board that runs TVM's RPC server, or on a fleet behind a tracker:
     tensorwright tune model.onnx --target raspberry-pi-5 --device 192.168.1.7:9090
     tensorwright tune model.onnx --target raspberry-pi-5 --device pi@192.168.1.2:9190 --device pi@192.168.1.2:9190
 

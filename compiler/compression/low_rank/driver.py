@@ -96,7 +96,7 @@ def factorize(
 
 
 def check_settings(energy: float, speedup: float | None, minimum_gain: float, max_drop: float, decide: str) -> None:
-    """Raises OptionError for what `factorize` can not do; its names of layers in `keep` are the model's to know."""
+    """Raises OptionError for what `factorize` cannot do; its names of layers in `keep` are the model's to know."""
     check_max_drop(max_drop)
     if not 0 < energy <= 1:
         raise OptionError(f"energy={energy}", "give a share above 0 and up to 1, like 0.95")

@@ -22,7 +22,7 @@ def check_settings(
     evaluate: object,
     max_drop: float,
 ) -> None:
-    """Raises OptionError for what `prune` can not do, whatever the model."""
+    """Raises OptionError for what `prune` cannot do, whatever the model."""
     trains = any(each is not None for each in (finetune, loss, rewind))
     check_max_drop(max_drop)
     _check_amount(amount, trains, calibration is not None or evaluate is not None)

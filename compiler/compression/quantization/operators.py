@@ -95,7 +95,7 @@ def _transposed_convolution(call: Call) -> Product | str | None:
     if int(call.attrs.groups) != 1 or dtype_of(call) != "float32":
         return "a transposed convolution in groups, or not of float32"
     if Interleaved.of(call) is None:
-        return "no integer kernel for transposed convolutions that are dilated or of open size"
+        return "no integer kernel for transposed convolutions that are dilated or of dynamic size"
     return Product(0, 1, 1, 1)
 
 

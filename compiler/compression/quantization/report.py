@@ -132,7 +132,7 @@ class QuantizationReport:
 
         Raises:
             OptionError: another suffix.
-            StorageError: the file can not be written.
+            StorageError: the file cannot be written.
         """
         save_report(path, lambda: quantization_page(self), self.to_dict)
 

@@ -29,7 +29,7 @@ def check_settings(
     techniques: Collection[str],
     in_float: Collection[str],
 ) -> None:
-    """Raises OptionError for what `quantize` can not do; its names of layers in `in_float` are the model's to know."""
+    """Raises OptionError for what `quantize` cannot do; its names of layers in `in_float` are the model's to know."""
     for name, given in (("techniques", techniques), ("in_float", in_float)):
         if isinstance(given, str) or not isinstance(given, Collection):
             raise OptionError(f"{name}={given!r}", "give a sequence of names")

@@ -17,7 +17,7 @@ class Technique:
 
     Attributes:
         run: given a model and keyword arguments, a compressed model with a report.
-        check: raises OptionError for settings that `run` can not do. It takes those of them that it names, whatever the
+        check: raises OptionError for settings that `run` cannot do. It takes those of them that it names, whatever the
             model; what has no default is None where it was not given.
     """
 

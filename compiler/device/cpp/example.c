@@ -26,7 +26,7 @@ int main(int count, char** arguments) {
     if (tensorwright_input(module, i, &inputs[i]) != 0) return failed("input");
     size_t elements = 1;
     for (int axis = 0; axis < inputs[i].rank; ++axis) {
-      shapes[i][axis] = inputs[i].shape[axis] < 0 ? 1 : inputs[i].shape[axis]; /* an open size is ours to choose */
+      shapes[i][axis] = inputs[i].shape[axis] < 0 ? 1 : inputs[i].shape[axis]; /* a dynamic size is ours to choose */
       elements *= (size_t)shapes[i][axis];
     }
     inputs[i].shape = shapes[i];

@@ -18,7 +18,7 @@ namespace {
 
 const std::string kGraphCalls = "vm.builtin.cuda_graph.";
 
-// The module's code. Throws Error where this processor or this program's engine can not run it.
+// The module's code. Throws Error where this processor or this program's engine cannot run it.
 Span CodeOf(const Artifact& artifact) {
   if (artifact.architecture != Architecture()) {
     throw Error("the module is for " + artifact.architecture + " (target " + artifact.target_name + "), and this processor is " + Architecture());

@@ -14,7 +14,7 @@ from compiler.frontends.onnx.values import tensor_shape
 
 
 def broadcast_dim(arithmetic: Arithmetic, a: Dim, b: Dim) -> tuple[Dim, bool]:
-    """(size, sure): the size that two sizes broadcast to, and whether the engine's own operators know it too.
+    """(size, sure): the size that two sizes broadcast to, and whether TVM's own operators know it too.
 
     Raises ValueError for two different sizes neither of which is 1.
     """
@@ -57,7 +57,7 @@ def broadcast_shapes(context: NodeContext, shapes: Sequence[Sequence[Dim]]) -> t
 
 
 def broadcast(context: NodeContext, tensors: Sequence[relax.Expr]) -> list[relax.Expr]:
-    """The tensors, repeated where the engine's operators could not tell the common shape by themselves."""
+    """The tensors, repeated where TVM's operators could not tell the common shape by themselves."""
     shapes = [tensor_shape(tensor) for tensor in tensors]
     try:
         shape, sure = broadcast_shapes(context, shapes)
@@ -113,7 +113,7 @@ def elementwise(
 ) -> relax.Expr:
     """Apply a scalar function over broadcast tensors, as a kernel of its own called `name`.
 
-    `function` takes the engine's scalar expressions; `dtype` casts its result.
+    `function` takes TVM's scalar expressions; `dtype` casts its result.
     """
     tensors = tuple(broadcast(context, tensors))
 

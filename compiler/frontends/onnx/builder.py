@@ -20,7 +20,7 @@ from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, tensor_s
 
 _MAXIMUM_SYMBOLIC_ELEMENTS = 1024
 LARGEST_ELEMENT = 2**62
-_OPAQUE = 8  # the engine's pattern kind of kernels that are joined with no other
+_OPAQUE = 8  # TVM's pattern kind of kernels that are joined with no other
 
 
 class Builder:
@@ -41,7 +41,7 @@ class Builder:
 
     @contextmanager
     def sizes_scope(self) -> Iterator[None]:
-        """Sizes made in it can not be used after it."""
+        """Sizes made in it cannot be used after it."""
         self._region_count += 1
         self._regions.append(self._region_count)
         try:
@@ -111,7 +111,7 @@ class Builder:
     def _with_plain_sizes(self, expr: relax.Expr) -> relax.Expr:
         """An operator's call whose inferred sizes are simplified (n + 200 + 112 to n + 312).
 
-        The engine's own kernels simplify them, and it joins no two kernels that write one tensor's size differently.
+        TVM's own kernels simplify them, and it joins no two kernels that write one tensor's size differently.
         """
         if not isinstance(expr, relax.Call) or not isinstance(expr.op, tvm.ir.Op) or expr.op.name == "relax.call_tir":
             return expr
@@ -165,7 +165,7 @@ class Builder:
     def match_shape(self, tensor: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
         """The same tensor with `shape`, checked at run time; sizes not seen before take their values from it.
 
-        The old shape is forgotten first: the engine would put its sizes in place of the new names, here and there.
+        The old shape is forgotten first: TVM would put its sizes in place of the new names, here and there.
         """
         if has_shape(tensor):
             for old, new in zip(tensor_shape(tensor), shape, strict=True):
@@ -194,14 +194,14 @@ class Builder:
     def emit_te(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> relax.Expr:
         """Bind a call of a tensor expression function; relax tensors arrive in it as te tensors."""
         if not any(isinstance(each, tvm.ir.Expr) and isinstance(each.ty, relax.TensorType) for each in args):
-            # The engine can not join kernels of sizes alone with others that depend on further sizes.
+            # TVM cannot join kernels of sizes alone with others that depend on further sizes.
             kwargs = {**kwargs, "primfunc_attrs": {"op_pattern": _OPAQUE}}
         return self.emit(self.block_builder.call_te(function, *args, **kwargs))
 
     def shape_values(self, tensor: relax.Expr, signed: bool) -> list[Dim]:
         """The elements of an integer tensor of known length, as sizes that take their values when the module runs.
 
-        The engine takes every symbolic size for non-negative, so that an element that may be negative is the
+        TVM takes every symbolic size for non-negative, so that an element that may be negative is the
         difference of two: its positive and its negative part.
         """
         count = int(np.prod(tensor_shape(tensor), dtype=np.int64))

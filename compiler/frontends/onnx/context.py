@@ -39,7 +39,7 @@ _MAXIMUM_SIZES = 16
 
 
 class RefusedError(Exception):
-    """A node can not be converted; collected into one UnsupportedModelError."""
+    """A node cannot be converted; collected into one UnsupportedModelError."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(str(refusal))

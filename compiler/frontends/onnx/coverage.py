@@ -56,7 +56,7 @@ class CoverageReport:
 def coverage_report(source: ModelSource) -> CoverageReport:
     """Look up every operator of a model, those in subgraphs and functions included.
 
-    Raises InvalidModelError or StorageError when the model can not be read.
+    Raises InvalidModelError or StorageError when the model cannot be read.
     """
     model = load_model(source)
     counts: Counter[tuple[str, str, int]] = Counter()

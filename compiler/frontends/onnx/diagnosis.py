@@ -47,7 +47,7 @@ def type_error(node: onnx.NodeProto, inputs: Sequence[Value | None], opsets: dic
 def moved_dtype(
     node: onnx.NodeProto, inputs: Sequence[Value | None], opsets: dict[str, int], output: int
 ) -> str | None:
-    """The type of an output that has the type of an input which the engine carries in another one; None otherwise."""
+    """The type of an output that has the type of an input which TVM carries in another one; None otherwise."""
     carried = {
         index: value.dtype
         for index, value in enumerate(inputs)
@@ -65,7 +65,7 @@ def moved_dtype(
 
 
 def why_invalid(node: onnx.NodeProto, inputs: Sequence[Value | None], opsets: dict[str, int]) -> str | None:
-    """Why a node can not be computed on inputs of these types and shapes, or None when nothing is found."""
+    """Why a node cannot be computed on inputs of these types and shapes, or None when nothing is found."""
     return _inference_error(node, inputs, opsets) or _reference_error(node, inputs, opsets)
 
 

@@ -1,8 +1,8 @@
-"""Element types: ONNX's numbers, their names, numpy's and the engine's types.
+"""Element types: ONNX's numbers, their names, numpy's and TVM's types.
 
 A *name* is numpy's or ml_dtypes' (`float32`, `bfloat16`, `int4`, `bool`, `string`). Types narrower than a byte are
-carried as the byte-wide type that holds their values (`carrier`), since the engine packs them in ways its kernels do
-not support; floats of a byte or less as their bits in a byte, since the engine's casts of them are wrong.
+carried as the byte-wide type that holds their values (`carrier`), since TVM packs them in ways its kernels do
+not support; floats of a byte or less as their bits in a byte, since TVM's casts of them are wrong.
 """
 
 from __future__ import annotations
@@ -62,23 +62,23 @@ def numpy_dtype(name: str) -> np.dtype:
 
 
 def carrier(name: str) -> str:
-    """The engine's type that carries values of type `name`."""
+    """TVM's type that carries values of type `name`."""
     return _CARRIERS.get(name, name)
 
 
 def carrier_of(name: str) -> Carrier | None:
-    """The engine's type that carries values of type `name`, where it is another."""
+    """TVM's type that carries values of type `name`, where it is another."""
     return _CARRIERS.get(name)
 
 
 def to_carrier(array: np.ndarray, name: str) -> np.ndarray:
-    """An array of type `name` as the engine holds it."""
+    """An array of type `name` as TVM holds it."""
     target = np.dtype(numpy_dtype(carrier(name)))
     return array.view(target) if is_narrow_float(name) else array.astype(target, copy=False)
 
 
 def from_carrier(array: np.ndarray, name: str) -> np.ndarray:
-    """What the engine holds as an array of type `name`."""
+    """What TVM holds as an array of type `name`."""
     return array.view(numpy_dtype(name)) if is_narrow_float(name) else array.astype(numpy_dtype(name), copy=False)
 
 

@@ -135,6 +135,6 @@ def _finish(mod: tvm.IRModule) -> tvm.IRModule:
     try:
         mod = tvm.transform.Sequential(steps)(mod)
         relax.analysis.well_formed(mod)
-    except Exception as error:  # whatever the engine raises here is a defect of a converter
+    except Exception as error:  # whatever TVM raises here is a defect of a converter
         raise InternalError(f"the imported module is not well formed: {error}") from error
     return mod

@@ -1,4 +1,4 @@
-"""Scalar expressions inside kernels that the engine has no exact operator for."""
+"""Scalar expressions inside kernels that TVM has no exact operator for."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def integer_power(base: Expr, exponent: Expr) -> Expr:
 
 
 def is_nan(a: Expr) -> Expr:
-    """Whether a float is NaN; the engine knows it for types of 16 bits up, but not for bfloat16 and float8."""
+    """Whether a float is NaN; TVM knows it for types of 16 bits up, but not for bfloat16 and float8."""
     return tirx.isnan(a if dtype_of(a) in ("float16", "float32", "float64") else a.astype("float32"))
 
 

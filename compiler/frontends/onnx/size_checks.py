@@ -47,7 +47,7 @@ class SizeChecks:
         text = f"{self.where}: {reason}" if reason else self.where
         if not self.described or self.described[-1] != text:
             self.described.append(text)
-        # The engine appends numbers of its own to names.
+        # TVM appends numbers of its own to names.
         return f"check_{len(self.described) - 1}_"
 
     def same_elements(self, variable: tvm.ir.Expr, other: tvm.ir.Expr) -> None:

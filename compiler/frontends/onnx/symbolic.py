@@ -1,4 +1,4 @@
-"""Arithmetic on scalars known while importing or at run time: Python numbers and the engine's scalar expressions.
+"""Arithmetic on scalars known while importing or at run time: Python numbers and TVM's scalar expressions.
 
 Every function takes ints, floats, bools or expressions, gives a Python number whenever it can, and a simplified
 expression otherwise. Shape variables count as non-negative. Integer division and remainder are ONNX's: truncated.
@@ -248,7 +248,7 @@ def plain(value: Scalar) -> Scalar:
 
 
 def expression(value: Scalar, dtype: str | None = None) -> tvm.ir.Expr:
-    """The engine's expression of a scalar; ints are int64 and floats float32 unless `dtype` says otherwise."""
+    """TVM's expression of a scalar; ints are int64 and floats float32 unless `dtype` says otherwise."""
     if isinstance(value, bool):
         return tirx.const(value, dtype or "bool")
     if isinstance(value, int):

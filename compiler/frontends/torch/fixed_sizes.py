@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class OpenSizes:
-    """The open sizes of a program's inputs, and the conditions on them that it came with."""
+    """The dynamic sizes of a program's inputs, and the conditions on them that it came with."""
 
     def __init__(self, program: torch.export.ExportedProgram) -> None:
         self._places: dict[Any, str] = {}
@@ -37,7 +37,9 @@ class OpenSizes:
         added = () if self._environment is None else self._environment.guards[self._known :]
         equations = [guard.expr for guard in added if getattr(guard.expr, "rel_op", None) == "=="]
         fixed = [
-            Refusal("open size", place, f"an operator of the model is written for sizes where {each.lhs} = {each.rhs}")
+            Refusal(
+                "dynamic size", place, f"an operator of the model is written for sizes where {each.lhs} = {each.rhs}"
+            )
             for symbol, place in self._places.items()
             for each in [next((each for each in equations if symbol in each.free_symbols), None)]
             if each is not None

@@ -29,7 +29,7 @@ from compiler.passes.rewriting.tvm_evaluation import evaluate_with_engine
 # A result may be this many times its operands (int8 to float32 is 4), or this many bytes whatever they are.
 GROWTH = 4
 ALWAYS_BYTES = 1 << 20
-# Above this the engine's unscheduled kernels take seconds.
+# Above this TVM's unscheduled kernels take seconds.
 ENGINE_BYTES = 64 << 20
 
 # Random, effectful, or about memory and devices; and those whose result has a size that only running tells.

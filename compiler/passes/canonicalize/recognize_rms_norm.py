@@ -43,11 +43,11 @@ def spelled_rms_norm(graph: Graph, call: Call) -> Expr | None:
     if found is None or mean is None or square is None or not square[0].same_as(found.numerator):
         return None
     data, rank, shape = found.numerator, rank_of(found.numerator), shape_of(found.numerator)
-    # The engine can not lower the operator over all axes.
+    # TVM cannot lower the operator over all axes.
     if rank is None or shape is None or mean.axes != tuple(range(max(1, rank - len(mean.axes)), rank)):
         return None
     sizes = [shape[axis] for axis in mean.axes]
-    # The operator computes in float32 and casts back, which float64 can not afford.
+    # The operator computes in float32 and casts back, which float64 cannot afford.
     known = all(isinstance(size, int) for size in sizes) and dtype_of(data) in ("float16", "float32")
     if not known or not same_type(call, data) or not read_exactly(graph, [(each, 1) for each in found.inner]):
         return None

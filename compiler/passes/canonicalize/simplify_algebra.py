@@ -91,7 +91,7 @@ def multiply_one(graph: Graph, call: Call) -> Expr | None:
 
 @rules.on("relax.multiply")
 def multiply_zero(graph: Graph, call: Call) -> Expr | None:
-    """x * 0 => x - x: the engine would take it for 0 where x is NaN or infinite"""
+    """x * 0 => x - x: TVM would take it for 0 where x is NaN or infinite"""
     found = split_constant(graph, call)
     if found is None or not keeps_type(call, found[0]) or not _is_numpy_float(call):
         return None
@@ -100,7 +100,7 @@ def multiply_zero(graph: Graph, call: Call) -> Expr | None:
 
 @rules.on("relax.equal", "relax.not_equal", "relax.less_equal", "relax.greater_equal")
 def compare_with_itself(graph: Graph, call: Call) -> Expr | None:
-    """x != x => isnan(x), x == x => not isnan(x): the engine would take them for false and true"""
+    """x != x => isnan(x), x == x => not isnan(x): TVM would take them for false and true"""
     left, right = call.args
     if not left.same_as(right) or not _is_numpy_float(left):
         return None

@@ -1,8 +1,8 @@
 """gather-sizes: a group of kernels takes the sizes that it reads as one shape.
 
 Grouping gives a function the sizes that its tensors' shapes do not tell as one shape, and those that its kernels take
-as arguments one by one. Merging a group that has both fails in the engine (a size is redefined). Such a group takes
-all of them in the shape, from which, unlike from single sizes, the engine also derives the type of a call:
+as arguments one by one. Merging a group that has both fails in TVM (a size is redefined). Such a group takes
+all of them in the shape, from which, unlike from single sizes, TVM also derives the type of a call:
 
     group(a, total, shape(seq, past))  =>  group(a, shape(seq, past, total))
 """

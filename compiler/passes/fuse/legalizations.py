@@ -1,4 +1,4 @@
-"""Operators whose lowering is ours in place of the engine's."""
+"""Operators whose lowering is ours in place of TVM's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FLOATS = ("float16", "float32", "float64")
 
 
 def legalize_take(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """`take`; its mode "fast" promises that indices are inside, of which the engine warns each time."""
+    """`take`; its mode "fast" promises that indices are inside, of which TVM warns each time."""
     axis, mode = call.attrs.axis, str(call.attrs.mode)
     if mode != "fast" or axis is None:
         flat = None if axis is None else int(axis)
@@ -36,7 +36,7 @@ def _take(data: te.Tensor, indices: te.Tensor, axis: int) -> te.Tensor:
 
 
 def legalize_relu(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """`nn.relu`, max(0, x): of a comparison with NaN the engine takes the second operand, so that NaN stays NaN."""
+    """`nn.relu`, max(0, x): of a comparison with NaN TVM takes the second operand, so that NaN stays NaN."""
     zero = tirx.const(0, dtype_of(call))
     return builder.call_te(_elementwise(lambda x: te.max(zero, x)), call.args[0], primfunc_name_hint="relu")
 
@@ -100,7 +100,7 @@ def _by_sign(magnitude: float, zero: float, dtype: str) -> Callable[[te.Tensor],
 
 
 def legalize_quantize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """`quantize` of float32: limited, rounded half to even (the engine's own rounds half away from zero), shifted.
+    """`quantize` of float32: limited, rounded half to even (TVM's own rounds half away from zero), shifted.
 
     Limits come before rounding, where they are exact: what is rounded lies within int32, as vector instructions want.
     """

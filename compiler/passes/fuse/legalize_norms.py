@@ -1,4 +1,4 @@
-"""Lowering of normalizations in the types that the engine's own lowering refuses: float64 and bfloat16.
+"""Lowering of normalizations in the types that TVM's own lowering refuses: float64 and bfloat16.
 
 y = (x - mean) / sqrt(mean((x - mean)**2) + epsilon) * scale + bias, computed in float64 or float32.
 """

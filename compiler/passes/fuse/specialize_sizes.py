@@ -1,7 +1,7 @@
 """specialize-sizes: kernels that were written for a symbolic size and are called with a known one have the known one.
 
 Folding makes sizes known that a model counts in constants. A single kernel takes them as they come; but a group of
-kernels, of which some know a size and some do not, the engine can not merge.
+kernels, of which some know a size and some do not, TVM cannot merge.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def check_parameters_once(mod: IRModule, context: PipelineContext) -> IRModule:
     """`main` loses the checks of its trailing parameters to a function of their own, `CHECK_ENTRY(*parameters)`.
 
     A private function loses those of what it is always given with the very type that it checks.
-    The engine checks type and shape of every argument on every call: 0.15 us each, which for a small network is a tenth
+    TVM checks type and shape of every argument on every call: 0.15 us each, which for a small network is a tenth
     of its time.
     """
     functions = {var: each for var, each in mod.functions_items() if isinstance(each, relax.Function)}

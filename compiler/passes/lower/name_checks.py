@@ -1,6 +1,6 @@
 """name-checks: a check of sizes that fails says which node of the model needs them.
 
-The engine's checks carry a text that ends up in the error. Theirs is the type that did not fit, in names that passes
+TVM's checks carry a text that ends up in the error. Theirs is the type that did not fit, in names that passes
 made; ours is what the frontend says the check is for: `context.options.checks[N]` of the one that binds `check_N_`.
 """
 

@@ -10,7 +10,7 @@ from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-ALIGNMENT = 64  # of storages, in bytes; what the engine's allocator gives
+ALIGNMENT = 64  # of storages, in bytes; what TVM's allocator gives
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def lift_constants(mod: IRModule, pool: ConstantPool, last: Sequence[int] = ()) 
     Those of `last` come last in `main`, in that order; each must be in use.
 
     Private functions get the constants they need as trailing parameters too, and callers hand them on.
-    A constant stays where it is in a function that is used as a value: its callers can not be seen.
+    A constant stays where it is in a function that is used as a value: its callers cannot be seen.
     """
     functions = {var: f for var, f in mod.functions_items() if isinstance(f, relax.Function)}
     needs = _needs(functions, _used_as_values(functions), pool)

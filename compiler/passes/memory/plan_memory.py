@@ -1,7 +1,7 @@
 """plan-memory: tensors that are never alive together share storage.
 
 Tensors of known size, or of bounded size where the caller gives bounds of symbols, are assigned to a few storages that
-are allocated on entry. Results of a function own their memory. Tensors of unbounded size are left to the engine's
+are allocated on entry. Results of a function own their memory. Tensors of unbounded size are left to TVM's
 planner, which shares storage between those of equal symbolic size, but not in a module with branches: there it
 hands storage that one branch allocates to code after it, which crashes when the other branch was taken.
 """
@@ -81,7 +81,7 @@ def _has_branch(sequence: Any) -> bool:
 def _has_loose_bound(sequence: Any) -> bool:
     """Whether a tensor of unknown size has one of its sizes bounded, by `min(n, 100000)`, and that by much.
 
-    The engine's planner allocates the bound.
+    TVM's planner allocates the bound.
     """
     analyzer = Analyzer()
     for block in sequence.blocks:

@@ -1,6 +1,6 @@
 """Evaluating operators on constants in numpy, which costs nothing to compile.
 
-Only operators for which numpy gives what the engine's kernel gives; the rest is left to the engine
+Only operators for which numpy gives what TVM's kernel gives; the rest is left to TVM
 (`engine_evaluation`). An evaluator answers None for operands it does not handle.
 """
 
@@ -40,7 +40,7 @@ def evaluate_in_numpy(call: Any) -> Array | None:
         return None
     arrays = constant_operands(call)
     if arrays is None or any(array.dtype.kind not in "biuf" for array in arrays):
-        return None  # numpy does not compute in bfloat16 and the 8-bit floats as the engine does
+        return None  # numpy does not compute in bfloat16 and the 8-bit floats as TVM does
     with np.errstate(all="ignore"):
         result = function(call, arrays)
     ty = call.ty
@@ -132,7 +132,7 @@ def _rsqrt(_call: Any, arrays: list[Array]) -> Array | None:
 @evaluator("maximum", "minimum")
 def _extreme(call: Any, arrays: list[Array]) -> Array | None:
     result = np.maximum(*arrays) if call.op.name == "relax.maximum" else np.minimum(*arrays)
-    # The engine does not hand on NaN as numpy does.
+    # TVM does not hand on NaN as numpy does.
     return None if result.dtype.kind == "f" and bool(np.isnan(result).any()) else np.asarray(result)
 
 
@@ -151,7 +151,7 @@ def _astype(call: Any, arrays: list[Array]) -> Array | None:
         limits = np.iinfo(target)
         inside = np.isfinite(source) & (source >= limits.min) & (source <= limits.max)
         if not bool(inside.all()):
-            return None  # undefined; whatever the engine's code does is the answer
+            return None  # undefined; whatever TVM's code does is the answer
     return source.astype(target)
 
 

@@ -10,7 +10,7 @@ A rule looks at one call and answers with another expression or None:
         return inner.args[0] if inner is not None else None
 
 `rules.apply(mod)` offers every call of every function to its rules, operands first, until none answers, and
-removes what became unused. Rules only add; a definition goes when nothing uses it, so a rule can not take away
+removes what became unused. Rules only add; a definition goes when nothing uses it, so a rule cannot take away
 what another consumer needs. It asks `graph.only_use(...)` where a second consumer would make the rewrite a loss.
 """
 

@@ -1,4 +1,4 @@
-"""Evaluating a call on constants with the engine: compile it, run it here."""
+"""Evaluating a call on constants with TVM: compile it, run it here."""
 
 from __future__ import annotations
 

@@ -9,5 +9,5 @@ from compiler.passes.context import PipelineContext
 
 
 def tvm_target(context: PipelineContext) -> Any:
-    """The engine's description of the target, entered while passes run that ask for the current target."""
+    """TVM's description of the target, entered while passes run that ask for the current target."""
     return nullcontext() if context.target is None else context.target.tvm_target()

@@ -1,6 +1,6 @@
 """lift-workspaces: what a kernel's launches hand to each other becomes a tensor of the module.
 
-A device can not allocate memory while it runs a kernel. As further results of the call, such buffers get their place
+A device cannot allocate memory while it runs a kernel. As further results of the call, such buffers get their place
 from `plan-memory`, beside everything else.
 """
 

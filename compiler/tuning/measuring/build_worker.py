@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import schedules.ir.load_tvm  # noqa: F401  (first, so that the engine loads without torch)
+import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 
 # isort: split
 import tvm
@@ -49,7 +49,7 @@ class Builder:
         start = time.perf_counter()
         try:
             library, tasks = self._build(request)
-        except Exception as error:  # the engine raises whatever its passes raise
+        except Exception as error:  # TVM raises whatever its passes raise
             text = f"{type(error).__name__}: {error}".strip().splitlines()
             return Built(None, 1, (text[-1] if text else "")[-300:], time.perf_counter() - start)
         return Built(library, tasks, "", time.perf_counter() - start)

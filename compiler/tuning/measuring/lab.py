@@ -155,7 +155,7 @@ class Lab:
                     errors[key] = f"building its reference: {error.message}"
                     continue
                 if built.library is None:
-                    errors[key] = f"its reference can not be built: {built.error}"
+                    errors[key] = f"its reference cannot be built: {built.error}"
                 else:
                     self._references[key] = built.library
         return errors

@@ -1,4 +1,4 @@
-"""What the tuner and its workers say to each other. Nothing of the engine is needed to read these."""
+"""What the tuner and its workers say to each other. Nothing of TVM is needed to read these."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class KernelTask:
     Attributes:
         key: the task's record key.
         rule: the name of the schedule rule, or `AS_IT_IS`.
-        function: the unscheduled PrimFunc as the engine's JSON.
+        function: the unscheduled PrimFunc as TVM's JSON.
         arguments: its parameters.
         constant_bytes: how many bytes of weights the whole model reads between two runs of this kernel.
     """

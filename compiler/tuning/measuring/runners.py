@@ -1,4 +1,4 @@
-"""Where kernels run: in this process, or on a device behind the engine's RPC server."""
+"""Where kernels run: in this process, or on a device behind TVM's RPC server."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def make_runner(setup: WorkerSetup) -> Runner:
 
 
 class LocalRunner:
-    """This process; the engine's runtime without its compiler."""
+    """This process; TVM's runtime without its compiler."""
 
     def __init__(self, threads: int) -> None:
         from compiler.runtime.threads import run_with
@@ -92,10 +92,10 @@ class LocalRunner:
 
 
 class RpcRunner:
-    """A device behind the engine's RPC server; times are taken on the device."""
+    """A device behind TVM's RPC server; times are taken on the device."""
 
     def __init__(self, setup: WorkerSetup) -> None:
-        import schedules.ir.load_tvm  # noqa: F401  (the engine without torch)
+        import schedules.ir.load_tvm  # noqa: F401  (TVM without torch)
 
         # isort: split
         import tvm

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import tvm_ffi
 
-import schedules.ir.load_tvm  # noqa: F401  (first, so that the engine loads without torch)
+import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 
 # isort: split
 import tvm

@@ -1,4 +1,4 @@
-"""The engine's MetaSchedule (Shao et al. 2022) for kernels that no rule serves: their one knob is a schedule's trace.
+"""TVM's MetaSchedule (Shao et al. 2022) for kernels that no rule serves: their one knob is a schedule's trace.
 
 Its space generator and its evolutionary search propose, its cost model ranks; building, checking, timing and recording
 are ours. Kernels with knobs of a rule are searched like by "evolutionary".
@@ -10,7 +10,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-import schedules.ir.load_tvm  # noqa: F401  (first, so that the engine loads without torch)
+import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 
 # isort: split
 import tvm
@@ -33,7 +33,7 @@ _NO_END = 1_000_000
 _EMPTY_ROUNDS = 3
 _POPULATION = 64  # each is a replay of a trace, some milliseconds
 _GENERATIONS = 2
-_SLOW = 1e10  # seconds, which the engine's tuner writes for a candidate that failed
+_SLOW = 1e10  # seconds, which TVM's tuner writes for a candidate that failed
 
 
 @searches.register("metaschedule")
@@ -111,7 +111,7 @@ class _KernelSearch:
             try:
                 schedule = traced_schedule(Kernel.of(self._function), str(config[TRACE]))
             except NotScheduledError:
-                continue  # recorded with another version of the engine
+                continue  # recorded with another version of TVM
             candidate = self._ms.MeasureCandidate(schedule, self._arguments)
             fresh.append((candidate, self._result(seconds)))
             times = [seconds if seconds is not None else _SLOW]

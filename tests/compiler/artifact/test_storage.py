@@ -50,7 +50,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True)
     if mounted.returncode:
-        pytest.skip("file systems can not be mounted here; the other tests fake the failures")
+        pytest.skip("file systems cannot be mounted here; the other tests fake the failures")
     try:
         with pytest.raises(StorageError, match="No space left") as caught:
             write_artifact(sample_artifact(parameters=LARGE), disk / "a.twm")

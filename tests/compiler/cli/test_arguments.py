@@ -108,9 +108,9 @@ def test_files(tmp_path: Path) -> None:
 
 def test_bad_files(tmp_path: Path) -> None:
     specs = {"a": Spec("a")}
-    with pytest.raises(StorageError, match="can not be read"):
+    with pytest.raises(StorageError, match="cannot be read"):
         parse_arrays([f"a={tmp_path}/missing.npy"], "--input", specs)
-    with pytest.raises(StorageError, match="can not be read"):
+    with pytest.raises(StorageError, match="cannot be read"):
         parse_arrays([f"{tmp_path}/missing.npz"], "--input", specs)
     for name, content in (("junk.npy", b"junk"), ("junk.npz", b"junk"), ("empty.npy", b""), ("empty.npz", b"")):
         (tmp_path / name).write_bytes(content)

@@ -63,7 +63,7 @@ def test_recipes_at_fault(tensorwright: Run, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("compress: [prune: {amount: much}]")
     refused = {
         "prune -> polish": "no technique is named 'polish'",
-        str(tmp_path / "none.yaml"): "can not be read",
+        str(tmp_path / "none.yaml"): "cannot be read",
         str(tmp_path / "bad.yaml"): "amount='much' does not fit",
         "distill": "needs batches=",
         "quantize": "needs calibration=",

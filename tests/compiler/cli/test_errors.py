@@ -90,7 +90,7 @@ def test_errors_as_json(tensorwright: Run, tmp_path: Path) -> None:
     assert "missing.onnx" in result.json["error"]["message"]
 
 
-@pytest.mark.parametrize("error", [CompilationError("the engine failed"), ValueError("surprise"), AssertionError()])
+@pytest.mark.parametrize("error", [CompilationError("TVM failed"), ValueError("surprise"), AssertionError()])
 def test_a_defect_of_ours(
     tensorwright: Run, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

@@ -129,7 +129,7 @@ def test_ctrl_c_ends_a_measurement_and_its_process(module_path: Path) -> None:
 
 
 def test_ctrl_c_ends_machine_code_that_never_returns() -> None:
-    # Stands for the engine: code that the interpreter's own reaction to the signal does not stop.
+    # Stands for TVM: code that the interpreter's own reaction to the signal does not stop.
     code = """
 from time import sleep
 from compiler.cli.interrupts import Interrupts

@@ -9,7 +9,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import compiler
-import schedules.ir.load_tvm  # noqa: F401  (first, so that the engine loads without torch)
+import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 
 # isort: split
 import tvm

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import schedules.ir.load_tvm  # noqa: F401  (first, so that the engine loads without torch)
+import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 
 # isort: split
 import tvm
@@ -26,7 +26,7 @@ from tests.compiler.building import perceptron
 
 
 def _scaled(size: int) -> Any:
-    """y = x * size, sorted by a function of the engine's, which a kernel finds through its library."""
+    """y = x * size, sorted by a function of TVM's, which a kernel finds through its library."""
     x = te.placeholder((size,), name="x")
     y = te.compute((size,), lambda i: x[i] * float(size), name="y")
     name = f"scaled{size}"

@@ -68,5 +68,5 @@ def test_what_could_not_be_made_leaves_nothing(cache: Path) -> None:
 
 def test_a_cache_that_can_not_be_written_is_an_error(cache: Path) -> None:
     cache.write_text("a file")
-    with pytest.raises(StorageError, match="can not be written"):
+    with pytest.raises(StorageError, match="cannot be written"):
         cached("kind", "key", lambda _: None)

@@ -125,7 +125,7 @@ def test_push_to_a_server_of_another_version(
 
 
 def test_push_to_a_server_that_says_no_version(tmp_path: Path) -> None:
-    """The engine's own server has the protocol and nothing of ours, like those from before there were versions."""
+    """TVM's own server has the protocol and nothing of ours, like those from before there were versions."""
     path = module_for("raspberry-pi-4", tmp_path)
     with (
         rpc_server() as port,

@@ -49,7 +49,7 @@ def test_numbers_are_those_of_pytorch(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def adder() -> compiler.Module:
-    """x + y with an open size and an integer sum beside it, for the generic target."""
+    """x + y with a dynamic size and an integer sum beside it, for the generic target."""
 
     class Adder(torch.nn.Module):
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import compiler
-import schedules.ir.load_tvm  # noqa: F401  (first, so that the engine loads without torch)
+import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 from schedules.conv.dot import conv_dot
 from schedules.conv.workload import DotWorkload
 from targets.cpu.family import CpuTarget

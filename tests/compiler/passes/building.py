@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tvm import relax
 from tvm.ir import IRModule, Op
 
-import schedules.ir.load_tvm  # noqa: F401  (loads the engine without torch)
+import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 from compiler.passes.context import PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from compiler.passes.registry import get_pass
@@ -70,7 +70,7 @@ class Build:
 
 
 def run_module(mod: IRModule, *inputs: Array) -> list[Array]:
-    """Outputs of `main`, built by the engine's own pipeline."""
+    """Outputs of `main`, built by TVM's own pipeline."""
     executable = relax.build(mod, tvm.target.Target("llvm"))
     result = relax.VirtualMachine(executable, tvm.cpu())["main"](*map(tvm.runtime.tensor, inputs))
     return flatten(result)

@@ -8,7 +8,7 @@ import pytest
 from compiler.profiling.instrument import Call, Recording, call_times, crossing_costs
 
 RETURN = 300
-"""Nanoseconds from leaving the instrument back into the engine."""
+"""Nanoseconds from leaving the instrument back into TVM."""
 BODY = 70
 """Nanoseconds inside the instrument."""
 ENTRY = {("Tensor",): 500, ("Tensor", "Tensor"): 900, (): 100}

@@ -116,5 +116,5 @@ def test_saved_files(profile: Profile, tmp_path: Path) -> None:
 
 def test_a_file_in_the_folders_place_is_an_error(profile: Profile, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="can not be made"):
+    with pytest.raises(StorageError, match="cannot be made"):
         profile.save(tmp_path / "file" / "profile")

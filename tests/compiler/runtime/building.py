@@ -1,4 +1,4 @@
-"""Small modules built with the engine directly, without any of the compiler's own passes."""
+"""Small modules built with TVM directly, without any of the compiler's own passes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-import schedules.ir.load_tvm  # noqa: F401  (loads the engine without torch)
+import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 
 import tvm  # isort: skip
 from tvm import relax  # isort: skip

@@ -1,4 +1,4 @@
-"""A kernel whose outer loop is parallel, which the engine's default build never makes on a CPU."""
+"""A kernel whose outer loop is parallel, which TVM's default build never makes on a CPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-import schedules.ir.load_tvm  # noqa: F401  (loads the engine without torch)
+import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 
 import tvm  # isort: skip
 from tvm import relax, te  # isort: skip

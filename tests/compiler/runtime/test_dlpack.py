@@ -100,7 +100,7 @@ def test_other_peoples_broken_tensors(pair: Module) -> None:
         def __dlpack_device__(self) -> tuple[int, int]:
             return (2, 0)
 
-    with pytest.raises(InputError, match="can not be taken over: no"):
+    with pytest.raises(InputError, match="cannot be taken over: no"):
         pair.run([Broken(), Broken()])
     with pytest.raises(InputError, match="another device"):
         pair.run([Elsewhere(), Elsewhere()])

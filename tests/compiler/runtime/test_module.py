@@ -219,7 +219,7 @@ def test_bool() -> None:
 @pytest.mark.parametrize("dtype", ["int4", "uint4", "float8_e4m3fn", "float8_e5m2"])
 def test_element_types_that_can_be_inputs_and_parameters(dtype: str) -> None:
     numpy_type = np.dtype(getattr(ml_dtypes, dtype))
-    # Not 0, which the engine's float8_e4m3fn turns into 2**-7.
+    # Not 0, which TVM's float8_e4m3fn turns into 2**-7.
     x = RANDOM.integers(1, 7, (3, 5)).astype(numpy_type)
     artifact = build_artifact(
         [("x", (3, 5), dtype)],
@@ -292,7 +292,7 @@ def test_verify(dense: Module, tmp_path: Path) -> None:
 
 
 def test_it_can_not_be_pickled(dense: Module) -> None:
-    with pytest.raises(OptionError, match="can not be pickled"):
+    with pytest.raises(OptionError, match="cannot be pickled"):
         pickle.dumps(dense)
 
 

@@ -39,13 +39,13 @@ def parallel() -> Module:
 
 
 def _in_thread(function: Any) -> Any:
-    """Call in a fresh thread, which has no pool of the engine yet."""
+    """Call in a fresh thread, which has no pool of TVM yet."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(function).result(timeout=600)
 
 
 def _pool_threads(module: Module) -> int:
-    """How many threads the engine uses for the calling thread's kernels, after a run."""
+    """How many threads TVM uses for the calling thread's kernels, after a run."""
     module.run([np.ones(SHAPE, np.float32)])
     return settings._state.current
 

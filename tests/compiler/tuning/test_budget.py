@@ -1,4 +1,4 @@
-"""The budget goes where time can be won, and stops where it can not."""
+"""The budget goes where time can be won, and stops where it cannot."""
 
 from __future__ import annotations
 

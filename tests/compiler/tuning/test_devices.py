@@ -1,4 +1,4 @@
-"""Tuning on devices behind the engine's RPC server and tracker, here on this machine."""
+"""Tuning on devices behind TVM's RPC server and tracker, here on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the engine misreads or can not generate, written another way: numbers against numpy."""
+"""What TVM misreads or cannot generate, written another way: numbers against numpy."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_functions_without_a_vector_form(dtype: str, name: str, reference: Any) 
     generator = np.random.default_rng(0)
     low, high = (1.0, 3.0) if name == "acosh" else (-0.9, 0.9)
     values = generator.uniform(low, high, (3, 37)).astype(dtype)
-    # Two units in the last place of float16; the engine's own float32 and float64 forms are good to 1e-6.
+    # Two units in the last place of float16; TVM's own float32 and float64 forms are good to 1e-6.
     tolerance = 2e-3 if dtype == "float16" else 1e-6
     expected = reference(values.astype(np.float64))
     np.testing.assert_allclose(scheduled(source, output)(values), expected, rtol=tolerance, atol=tolerance)

@@ -1,4 +1,4 @@
-"""Lets that the engine's code generator stops at, rewritten: the same numbers."""
+"""Lets that TVM's code generator stops at, rewritten: the same numbers."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Broken(ScheduleRule):
         return GeneralWorkload(1)
 
     def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> Any:
-        raise self.error("can not")
+        raise self.error("cannot")
 
 
 class Declining(Broken):
@@ -75,7 +75,7 @@ def test_a_failing_rule_is_reported_and_the_next_one_serves() -> None:
     (kernel,) = report.kernels
     assert kernel.rule == "fallback"
     assert [failure.rule for failure in kernel.failures] == ["broken"]
-    assert "ValueError: can not" in kernel.failures[0].error
+    assert "ValueError: cannot" in kernel.failures[0].error
     x = normal((64,))
     np.testing.assert_array_equal(run(mod, AVX2, [x]), np.maximum(x, 0))
 

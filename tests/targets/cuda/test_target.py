@@ -48,7 +48,7 @@ def expected_of(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> np.nda
 
 
 def missing_nvcc() -> str | None:
-    """Why kernels can not be compiled here."""
+    """Why kernels cannot be compiled here."""
     try:
         find_nvcc()
     except ToolchainMissing as error:
@@ -60,7 +60,7 @@ needs_nvcc = pytest.mark.skipif(missing_nvcc() is not None, reason=str(missing_n
 without_device = pytest.mark.skipif(bool(cuda_device.compute_capabilities()), reason="this machine has a device")
 
 
-@pytest.mark.parametrize("check", ["description", "functions float32", "reductions int32", "open batch", "refusal"])
+@pytest.mark.parametrize("check", ["description", "functions float32", "reductions int32", "dynamic batch", "refusal"])
 def test_the_conformance_suite_holds_by_simulation(check: str) -> None:
     find_compiler()  # of C++, which the simulation needs: outcomes hold errors as text
     outcomes = list(check_target("cuda-simulated", check))

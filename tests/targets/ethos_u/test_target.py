@@ -26,7 +26,7 @@ _CHECKS = (
     "description",
     "quantized net",
     "quantized functions",
-    "open batch",
+    "dynamic batch",
     "file round trip",
     "refusal",
     "partition",

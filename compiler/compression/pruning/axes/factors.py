@@ -9,7 +9,7 @@ from collections.abc import Sequence
 def factor_groups(before: Sequence[object], after: Sequence[object]) -> list[tuple[list[int], list[int]]]:
     """(indices of `before`, indices of `after`) of the smallest groups whose sizes multiply to the same number.
 
-    Symbolic sizes are equal when they are written alike. What can not be told apart is one group.
+    Symbolic sizes are equal when they are written alike. What cannot be told apart is one group.
     """
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0

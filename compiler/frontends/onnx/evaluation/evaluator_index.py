@@ -94,9 +94,9 @@ def _reshape(operands: Operands) -> np.ndarray:
     if -1 in target:
         rest = math.prod(size for size in target if size != -1)
         if rest == 0 or array.size % rest:
-            operands.context.invalid(f"{array.shape} can not be reshaped to {target}")
+            operands.context.invalid(f"{array.shape} cannot be reshaped to {target}")
     elif math.prod(target) != array.size:
-        operands.context.invalid(f"{array.shape} can not be reshaped to {target}")
+        operands.context.invalid(f"{array.shape} cannot be reshaped to {target}")
     return array.reshape(target)
 
 
@@ -128,7 +128,7 @@ def _split(operands: Operands) -> list[np.ndarray]:
         chunk = -(-size // parts)
         lengths = [min(chunk, max(0, size - i * chunk)) for i in range(parts)]
     if sum(lengths) != size or len(lengths) != parts or min(lengths, default=0) < 0:
-        context.invalid(f"a size of {size} can not be split into {parts} parts of {lengths}")
+        context.invalid(f"a size of {size} cannot be split into {parts} parts of {lengths}")
     return np.split(array, np.cumsum(lengths)[:-1], axis=axis)
 
 

@@ -19,7 +19,7 @@ SYMBOLIC_DTYPES = frozenset({"int64", "int32", "float32", "float64", "bool"})
 
 
 class NotEvaluatedError(Exception):
-    """This node can not be evaluated while importing; it is converted like any other."""
+    """This node cannot be evaluated while importing; it is converted like any other."""
 
 
 class Operands:

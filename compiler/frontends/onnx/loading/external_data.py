@@ -53,7 +53,7 @@ class TensorReader:
         try:
             array = numpy_helper.to_array(tensor)
         except Exception as error:  # onnx raises many kinds for malformed tensors
-            raise InvalidModelError(f"{where}: its data can not be read: {error}") from error
+            raise InvalidModelError(f"{where}: its data cannot be read: {error}") from error
         if array.shape != tuple(tensor.dims):
             raise InvalidModelError(f"{where}: its data have shape {array.shape}, not {tuple(tensor.dims)}")
         if self._owned and tensor.HasField("raw_data") and array.nbytes > 4096:

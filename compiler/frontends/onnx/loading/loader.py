@@ -41,7 +41,7 @@ class LoadedModel:
 def load_model(source: ModelSource) -> LoadedModel:
     """Read and check a model.
 
-    Raises InvalidModelError when it is broken, StorageError when the file can not be read.
+    Raises InvalidModelError when it is broken, StorageError when the file cannot be read.
     """
     proto, folder = _read(source)
     if not proto.HasField("graph"):
@@ -81,12 +81,12 @@ def _read(source: ModelSource) -> tuple[onnx.ModelProto, Path | None]:
     try:
         if path.is_file() and path.stat().st_size >= _MAXIMUM_PROTOBUF:
             raise InvalidModelError(
-                f"{path} is larger than 2 GB, which a protobuf file can not be",
+                f"{path} is larger than 2 GB, which a protobuf file cannot be",
                 "save the model with its weights as external data",
             )
         data = path.read_bytes()
     except (OSError, ValueError) as error:
-        raise StorageError(f"can not read the model {path}: {error}") from error
+        raise StorageError(f"cannot read the model {path}: {error}") from error
     return _parse(data, str(path)), path.resolve().parent
 
 

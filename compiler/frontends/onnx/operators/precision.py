@@ -13,7 +13,7 @@ _WIDER = {"float16": "float32", "bfloat16": "float32"}
 
 
 def compute_dtype(dtype: Any) -> str:
-    """The type to compute in, of a type's name or the engine's own: float32 for 16-bit floats, else the type itself."""
+    """The type to compute in, of a type's name or TVM's own: float32 for 16-bit floats, else the type itself."""
     return _WIDER.get(str(dtype), str(dtype))
 
 

@@ -84,7 +84,7 @@ def _shape_and_type(context: NodeContext) -> tuple[Sequence[Dim], str]:
 def _type(context: NodeContext, number: int) -> str:
     name = dtypes.dtype_name(number)
     if name is None or not dtypes.is_carried(name) or dtypes.carrier(name) != name:
-        context.invalid(f"numbers of type {name or number} can not be drawn")
+        context.invalid(f"numbers of type {name or number} cannot be drawn")
     return name
 
 
@@ -129,7 +129,7 @@ def _uniform(sizes: Sequence[Any], seed: int, stream: int) -> te.Tensor:
 
 
 def _word(value: int) -> Any:
-    """32 bits in 64: the engine takes it for granted that unsigned arithmetic of 32 bits or more never overflows."""
+    """32 bits in 64: TVM takes it for granted that unsigned arithmetic of 32 bits or more never overflows."""
     return tirx.const(value, "uint64")
 
 

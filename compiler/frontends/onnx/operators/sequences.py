@@ -88,7 +88,7 @@ def split_to_sequence(context: NodeContext) -> Value:
         starts.append(position)
         position += part
     if position != size or min(lengths, default=0) < 0:
-        context.invalid(f"a size of {size} can not be split into {lengths}")
+        context.invalid(f"a size of {size} cannot be split into {lengths}")
     values: list[Value] = []
     for start, part in zip(starts, lengths, strict=True):
         piece = strided_slice(context, data, {axis: (start, part, 1)})

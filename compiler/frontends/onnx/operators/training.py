@@ -1,4 +1,4 @@
-"""Optimizers of ai.onnx.preview.training, and operators that can not be compiled."""
+"""Optimizers of ai.onnx.preview.training, and operators that cannot be compiled."""
 
 from __future__ import annotations
 
@@ -126,4 +126,4 @@ def gradient(context: NodeContext) -> NoReturn:
 @converter("ImageDecoder", since=20)
 def image_decoder(context: NodeContext) -> NoReturn:
     """Refused."""
-    context.refuse("compressed images can not be decoded inside a compiled module; decode them before it")
+    context.refuse("compressed images cannot be decoded inside a compiled module; decode them before it")

@@ -89,7 +89,7 @@ def _windows_of(size: Any, kernel: int, stride: int, pad: int, ceil_mode: bool) 
 
 @decomposition_of("aten.adaptive_avg_pool2d.default", "aten._adaptive_avg_pool2d.default")
 def _adaptive_average_pool2d(values: Tensor, output_size: Sequence[int]) -> Tensor:
-    """Of images of open size: products with the share that each place has in each window."""
+    """Of images of dynamic size: products with the share that each place has in each window."""
     height, width = _sizes(values)[-2:]
     if (isinstance(height, int) and isinstance(width, int)) or list(output_size) == [1, 1]:
         return NotImplemented

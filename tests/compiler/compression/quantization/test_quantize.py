@@ -1,4 +1,4 @@
-"""`quantize` from a model and its data to integers, with limits that hold and limits that can not."""
+"""`quantize` from a model and its data to integers, with limits that hold and limits that cannot."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def _float_unary(random: Generator, operator: str) -> Case:
         "Log": (0.01, 9),
         "Sqrt": (0, 9),
     }.get(operator, (-4, 4))
-    # The engine's float32 tanh is a rational approximation, right to 1e-4 of small values.
+    # TVM's float32 tanh is a rational approximation, right to 1e-4 of small values.
     loose = operator in ("Tanh", "Mish")
     return Case(
         operator, [values(random, pick(random, *FLOATS), shape(random), low, high)], rtol=2e-4 if loose else 2e-5

@@ -82,7 +82,7 @@ def reference(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[n
 def check_model(
     model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], rtol: float = 1e-5, atol: float = 1e-6, **options: Any
 ) -> None:
-    """Import, build with the engine's own pipeline, run, and compare every output."""
+    """Import, build with TVM's own pipeline, run, and compare every output."""
     expected = reference(model, feeds)
     outputs = import_and_build(model, **options)(feeds)
     for (name, found), wanted in zip(outputs.items(), expected, strict=True):

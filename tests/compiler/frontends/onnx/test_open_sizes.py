@@ -1,4 +1,4 @@
-"""What real exporters write around open sizes: ranges of floats, "to the end", transforms of whole signals."""
+"""What real exporters write around dynamic sizes: ranges of floats, "to the end", transforms of whole signals."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_the_folded_value_is_what_the_engine_computes(call: Any) -> None:
     assert constant is not None
     got = array_of(constant)
     assert got.dtype == expected.dtype
-    # One rounding more or less: numpy and the engine sum and approximate in different orders.
+    # One rounding more or less: numpy and TVM sum and approximate in different orders.
     exact = got.dtype.kind in "iub"
     np.testing.assert_allclose(
         got.astype("float64"), expected.astype("float64"), rtol=0 if exact else 3e-6, atol=0 if exact else 1e-6

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import compiler
-import schedules.ir.load_tvm  # noqa: F401  (loads the engine without torch)
+import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 from compiler.passes.canonicalize.widen_half import widen_half
 from compiler.passes.context import PipelineContext
 from compiler.passes.rewriting.graph import bindings_of, operator_name, rewritable_functions

@@ -1,4 +1,4 @@
-"""Normalizations in the types that the engine refuses, against numpy in float64."""
+"""Normalizations in the types that TVM refuses, against numpy in float64."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def kernels(mod: Any) -> list[str]:
 
 
 def check_numbers(mod: Any, shapes: list[tuple[int, ...]]) -> None:
-    """The planned module against the engine's own build of the same graph."""
+    """The planned module against TVM's own build of the same graph."""
     rng = np.random.default_rng(1)
     arrays = [rng.standard_normal(shape).astype("float32") for shape in shapes]
     expected = run_scheduled(mod, PipelineContext(), arrays)

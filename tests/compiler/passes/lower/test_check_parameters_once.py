@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import compiler
-import schedules.ir.load_tvm  # noqa: F401  (loads the engine without torch)
+import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 from compiler.artifact import Artifact
 from compiler.artifact.entries import CHECK_ENTRY
 from compiler.errors import ArtifactError, InputError

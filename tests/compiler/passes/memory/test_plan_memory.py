@@ -130,7 +130,7 @@ def test_branches_and_private_functions() -> None:
         arguments = data, np.array(flag)
         outputs, report = planned(Before, *arguments)
         doubled = data * 2
-        taken = np.exp(doubled * 2) if flag else np.sin(doubled)  # the engine's own plan crashes on branches
+        taken = np.exp(doubled * 2) if flag else np.sin(doubled)  # TVM's own plan crashes on branches
         np.testing.assert_allclose(outputs[0], taken * 2 + doubled, rtol=1e-5)
         assert report["peak"] < report["without_reuse"]
 

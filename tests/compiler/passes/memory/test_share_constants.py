@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import compiler
-import schedules.ir.load_tvm  # noqa: F401  (loads the engine without torch)
+import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 from compiler.passes.context import PipelineContext
 from compiler.passes.memory.share_constants import constants_of, share_constants
 from compiler.passes.rewriting.expansion import Expansion

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import compiler
-import schedules.ir.load_tvm  # noqa: F401  (loads the engine without torch)
+import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 from compiler.artifact.entries import EXPAND_ENTRY
 from compiler.errors import ArtifactError
 from compiler.passes.context import PipelineContext

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import schedules.ir.load_tvm  # noqa: F401  (loads the engine without torch)
+import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 from compiler.passes.schedule.store_palettes import _packed, palette_codes
 
 import tvm  # isort: skip

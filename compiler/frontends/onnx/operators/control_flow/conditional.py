@@ -54,7 +54,7 @@ def _known_condition(context: NodeContext) -> bool | None:
 
 
 def _branch(context: NodeContext, graph: onnx.GraphProto, name: str) -> _Branch | InvalidModelError:
-    """The branch, or why it can not run on the shapes that it gets here."""
+    """The branch, or why it cannot run on the shapes that it gets here."""
     try:
         return _Branch(context, graph, name)
     except InvalidModelError as error:
@@ -93,13 +93,13 @@ def _assumed_branch(
 
 
 def _squeezes(graph: onnx.GraphProto, other: onnx.GraphProto) -> bool:
-    """Whether a branch drops an axis that the other keeps: how `squeeze(axis)` is exported for an axis of open size."""
+    """Whether a branch drops an axis that the other keeps, as `squeeze(axis)` of a dynamic size is exported."""
     nodes = [node.op_type for node in graph.node if node.op_type != "Constant"]
     return nodes == ["Squeeze"] and [node.op_type for node in other.node] == ["Identity"]
 
 
 def scalar_condition(context: NodeContext, expr: relax.Expr) -> relax.Expr:
-    """A condition of one element without dimensions, as the engine's If wants it."""
+    """A condition of one element without dimensions, as TVM's If wants it."""
     shape = tensor_shape(expr)
     if any(isinstance(d, int) and d != 1 for d in shape):
         context.invalid(f"its condition must have one element, not {shape}")

@@ -20,7 +20,7 @@ from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, Value, i
 
 # A body of so many nodes in total is written out; above it compiling costs more than the calls that it saves.
 _UNROLLED_NODES = 256
-# The same for a loop that can not be a function: its state holds sequences that grow, say.
+# The same for a loop that cannot be a function: its state holds sequences that grow, say.
 _FORCED_NODES = 2**15
 
 

@@ -155,7 +155,7 @@ def comparison(context: NodeContext) -> relax.Expr:
     """Elementwise comparison."""
     a, b = operands(context, 0, 1)
     if context.dtype(0) == "bool":
-        # The engine's code generator has no comparison of booleans.
+        # TVM's code generator has no comparison of booleans.
         a, b = (context.emit(R.astype(tensor, "int8")) for tensor in (a, b))
     return _COMPARISONS[context.operator](a, b)
 

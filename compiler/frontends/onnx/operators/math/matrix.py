@@ -53,7 +53,7 @@ def _same_inner_size(context: NodeContext, a: relax.Expr, b: relax.Expr) -> tupl
 
 
 def _broadcast_stacks(context: NodeContext, a: relax.Expr, b: relax.Expr) -> tuple[relax.Expr, relax.Expr]:
-    """Repeat stacks whose sizes the engine could not tell to be equal."""
+    """Repeat stacks whose sizes TVM could not tell to be equal."""
     left, right = tensor_shape(a), tensor_shape(b)
     try:
         stack, sure = broadcast_shapes(context, [left[:-2], right[:-2]])

@@ -50,7 +50,7 @@ def reduction(context: NodeContext) -> relax.Expr:
 
 
 def _of_nothing(context: NodeContext, axes: list[int], keep: bool) -> relax.Expr:
-    """A reduction over an empty axis: the engine's kernels would leave the result unset."""
+    """A reduction over an empty axis: TVM's kernels would leave the result unset."""
     dtype, operator = context.dtype(0), context.operator
     values: dict[str, float | int] = {
         "ReduceProd": 1,

@@ -34,7 +34,7 @@ def _dft(context: NodeContext, axis: int) -> relax.Expr:
     inverse, onesided = bool(context.attribute("inverse", 0)), bool(context.attribute("onesided", 0))
     rank = context.rank(0)
     if axis == rank - 1:
-        context.invalid("the last axis holds the real and imaginary parts; it can not be transformed")
+        context.invalid("the last axis holds the real and imaginary parts; it cannot be transformed")
     order = [*(k for k in range(rank - 1) if k != axis), axis]
     data = _complex(context, widened(context, context.input(0)), order)
     stored = _known_length(context, tensor_shape(data.real)[-1])

@@ -37,7 +37,7 @@ _FLOAT_FUNCTIONS: dict[str, Callable[[relax.Expr], relax.Expr]] = {
     "Tan": R.tan,
     "Tanh": R.tanh,
 }
-# The engine has no half-precision code for these, or loses accuracy in it.
+# TVM has no half-precision code for these, or loses accuracy in it.
 _WIDENED = frozenset({"Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cosh", "Sinh", "Tan", "Erf", "Sin", "Cos"})
 
 

@@ -100,7 +100,7 @@ def _with_past(context: NodeContext, tensor: relax.Expr, index: int) -> relax.Ex
     if not context.has_input(index):
         return tensor
     batch, heads, _, size = tensor_shape(tensor)
-    # Sizes that the engine can not tell to be equal are checked when the module runs.
+    # Sizes that TVM cannot tell to be equal are checked when the module runs.
     past = context.match_shape(context.input(index), [batch, heads, context.shape(index)[2], size])
     return context.emit(R.concat([past, tensor], axis=2))
 
@@ -262,7 +262,7 @@ def _softmax(context: NodeContext, scores: relax.Expr, *, guarded: bool) -> rela
         result = context.emit(R.nn.softmax(scores, axis=-1))
     if not guarded:
         return result
-    # The engine's maximum of nothing but minus infinity is the smallest finite number.
+    # TVM's maximum of nothing but minus infinity is the smallest finite number.
     low, zero = (
         context.literal(float(ml_dtypes.finfo(dtypes.numpy_dtype(dtype)).min), dtype),
         context.literal(0.0, dtype),

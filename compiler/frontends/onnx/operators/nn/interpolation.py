@@ -1,4 +1,4 @@
-"""Sampling a tensor between its elements, as engine expressions: what GridSample, DeformConv and RoiAlign share."""
+"""Sampling a tensor between its elements, as TVM expressions: what GridSample, DeformConv and RoiAlign share."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def rms_normalization(context: NodeContext) -> relax.Expr:
     data = widened(context, _with_parameter_sizes(context, axes, (1,)))
     dtype = str(data.ty.dtype)
     scale = _exact_parameter(context, 1, tensor_shape(data)[axes[0] :], 1.0)
-    # The operator can not normalize over all axes.
+    # The operator cannot normalize over all axes.
     if scale is not None and axes[0] > 0:
         result = context.emit(R.nn.rms_norm(data, scale, axes, epsilon=_epsilon(context)))
     else:

@@ -13,7 +13,7 @@ from compiler.frontends.onnx.operators.precision import compute_dtype
 def group_normalization_kernel(groups: int | None, epsilon: float, *, per_group: bool) -> Callable[..., Any]:
     """Statistics of each group of channels of each sample; None makes every channel a group of its own.
 
-    The variance is the mean of squared differences from the mean: the engine's own operator subtracts the square of the
+    The variance is the mean of squared differences from the mean: TVM's own operator subtracts the square of the
     mean from the mean of squares, which loses all digits when the mean is large. Scale and bias come in the type to
     compute in, one a channel, or one a group.
     """

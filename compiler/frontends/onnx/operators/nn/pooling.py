@@ -28,7 +28,7 @@ from compiler.frontends.onnx.operators.precision import cast, compute_dtype, wid
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim
 
-# Types of integers that the engine pools, from their lowest value on.
+# Types of integers that TVM pools, from their lowest value on.
 _BYTES = ("int8", "uint8")
 _MAX_POOLS = {1: R.nn.max_pool1d, 2: R.nn.max_pool2d, 3: R.nn.max_pool3d}
 _AVERAGE_POOLS = {1: R.nn.avg_pool1d, 2: R.nn.avg_pool2d, 3: R.nn.avg_pool3d}

@@ -1,7 +1,7 @@
 """Where each output element of a resized axis samples the input, and with what weights.
 
 The formulas are those of ONNX's Resize. They are written once and evaluated twice: with numpy, to tables, when sizes
-are known, and as the engine's expressions, inside the kernel, when they are symbolic. All arithmetic is in float32.
+are known, and as TVM's expressions, inside the kernel, when they are symbolic. All arithmetic is in float32.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class NumpyOperations:
 
 
 class EngineOperations:
-    """The same on the engine's expressions."""
+    """The same on TVM's expressions."""
 
     floor = staticmethod(tirx.floor)
     ceil = staticmethod(tirx.ceil)
@@ -103,7 +103,7 @@ Operations = type[NumpyOperations] | type[EngineOperations]
 def source_coordinate(ops: Operations, sampling: Sampling, axis: AxisResize, position: Any) -> Any:
     """The input coordinate of output `position` (float32)."""
     before, after = ops.real(axis.before), ops.real(axis.after)
-    # The engine's simplifier fails on a quotient of quotients, hence the maximum.
+    # TVM's simplifier fails on a quotient of quotients, hence the maximum.
     scale = ops.real(axis.scale) if axis.scale is not None else ops.maximum(after / before, ops.real(0.0))
     # The length may be a fraction when a scale prescribes it.
     length = before * scale if axis.scale is not None else after

@@ -21,7 +21,7 @@ from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import Constant, Runtime, Value, tensor_shape
 from compiler.passes.rewriting.grouped_weights import grouped_expression, grouped_rows
 
-# What the engine's own quantize and dequantize take; the rest become kernels of ours.
+# What TVM's own quantize and dequantize take; the rest become kernels of ours.
 _ENGINE_TYPES = frozenset({"int8", "uint8", "int16", "uint16"})
 
 

@@ -83,7 +83,7 @@ def bit_cast(context: NodeContext) -> relax.Expr | Value:
     target = dtypes.dtype_name(context.required_attribute("to"))
     source = context.dtype(0)
     if target is None or _stored_bits(target) != _stored_bits(source):
-        context.invalid(f"the bits of {source} can not be read as {target}")
+        context.invalid(f"the bits of {source} cannot be read as {target}")
     known = context.known(0)
     if known is not None and known.dtype != object:
         return Constant(known.view(dtypes.numpy_dtype(target)), target)
@@ -102,5 +102,5 @@ def _reinterpreted(context: NodeContext, target: str) -> relax.Expr | Value:
         data = context.emit(R.astype(context.input(0), "uint8"))
         return R.astype(data, target)
     if target == "bool" or dtypes.carrier(target) != target or dtypes.carrier(source) != source:
-        context.refuse(f"the bits of {source} can not be read as {target} at run time")
+        context.refuse(f"the bits of {source} cannot be read as {target} at run time")
     return elementwise(context, "bit_cast", lambda x: tirx.reinterpret(target, x), context.input(0))

@@ -15,7 +15,7 @@ from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import tensor_shape
 
-_OPAQUE = 8  # the engine's number of the pattern
+_OPAQUE = 8  # TVM's number of the pattern
 
 
 def size_from(context: NodeContext, count: relax.Expr, name: str = "count") -> Dim:

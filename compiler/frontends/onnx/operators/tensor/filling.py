@@ -18,7 +18,7 @@ def filled(context: NodeContext, value: Any, dtype: str, sizes: Sequence[Dim]) -
     """A tensor of one value."""
     scalar = context.literal(value, dtype)
     carrier = dtypes.carrier(dtype)
-    # The engine's full() fails on infinities.
+    # TVM's full() fails on infinities.
     if dtypes.is_float(dtype) and not np.isfinite(np.float64(value)):
         return context.emit(R.broadcast_to(scalar, sizes_expr(sizes)))
     return context.emit(R.full(sizes_expr(sizes), scalar, carrier))

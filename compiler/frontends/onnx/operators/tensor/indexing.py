@@ -72,7 +72,7 @@ def _take_any(context: NodeContext, data: relax.Expr, indices: relax.Expr, axis:
         return R.take(data, indices, axis, mode="fast")
     shape = tensor_shape(data)
     if any(isinstance(size, int) and size == 0 for size in tensor_shape(indices)):
-        # To the engine's reshape a 0 means the old size.
+        # To TVM's reshape a 0 means the old size.
         return filled(context, 0, str(data.ty.dtype), [*shape[:axis], *tensor_shape(indices), *shape[axis + 1 :]])
     flat = context.emit(R.reshape(indices, (context.arithmetic.product(tensor_shape(indices)),)))
     taken = context.emit(R.take(data, flat, axis, mode="fast"))

@@ -1,6 +1,6 @@
 """float8 and float4: carried as their bits in a byte, computed with as float32.
 
-The engine's own casts of these types are wrong (0 becomes 2**-7, ...) or missing, so ours are tables: of each code's
+TVM's own casts of these types are wrong (0 becomes 2**-7, ...) or missing, so ours are tables: of each code's
 value, and of the bounds between neighbouring values: the nearest code is the number of bounds below a value.
 """
 

@@ -17,7 +17,7 @@ from compiler.frontends.onnx.values import Symbolic
 def reshaped(context: NodeContext, data: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
     """The data in another shape of as many elements; sizes may be expressions."""
     if any(isinstance(size, int) and size == 0 for size in shape):
-        # To the engine's reshape a 0 means the old size.
+        # To TVM's reshape a 0 means the old size.
         return filled(context, 0, str(data.ty.dtype), shape)
     return context.emit(R.reshape(data, relax.ShapeExpr([expression(size) for size in shape])))
 
@@ -36,10 +36,10 @@ def reshape(context: NodeContext) -> relax.Expr:
         wanted = _inferred_at_run_time(context, wanted, elements)
     new = arithmetic.product(wanted)
     if isinstance(elements, int) and isinstance(new, int) and elements != new:
-        context.invalid(f"a tensor of shape {list(old)} can not take the shape {wanted}")
+        context.invalid(f"a tensor of shape {list(old)} cannot take the shape {wanted}")
     data = context.input(0)
     if not arithmetic.equal_is_proved(elements, new):
-        # The engine's reshape checks nothing; a wrong size would read outside the tensor.
+        # TVM's reshape checks nothing; a wrong size would read outside the tensor.
         data = context.match_shape(reshaped(context, data, [elements]), [new])
     return context.with_simple_sizes(reshaped(context, data, wanted))
 
@@ -79,7 +79,7 @@ def _inferred(context: NodeContext, wanted: list[Dim], elements: Dim) -> list[Di
         context.invalid(f"the shape {wanted} has more than one unknown size")
     rest = arithmetic.product(others)
     if isinstance(rest, int) and isinstance(elements, int) and (rest == 0 or elements % rest):
-        context.invalid(f"a tensor of {elements} elements can not take the shape {wanted}")
+        context.invalid(f"a tensor of {elements} elements cannot take the shape {wanted}")
     if isinstance(rest, int) and rest == 0:
         context.refuse(f"the size at -1 in the shape {wanted} is not determined")
     filled = list(wanted)

@@ -144,7 +144,7 @@ def split(context: NodeContext) -> list[relax.Expr]:
         context.invalid(f"{len(lengths)} lengths for {parts} outputs")
     known = all(isinstance(length, int) for length in (*lengths, size))
     if known and (sum(lengths) != size or min(lengths) < 0):
-        context.invalid(f"a size of {size} can not be split into {lengths}")
+        context.invalid(f"a size of {size} cannot be split into {lengths}")
     if not known:
         # Each by itself too: a sum of huge ones may come out small.
         for length in lengths:

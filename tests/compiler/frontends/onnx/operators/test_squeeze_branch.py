@@ -1,4 +1,4 @@
-"""The form in which `squeeze(axis)` is exported for an axis of open size: If(size == 1, Squeeze, Identity)."""
+"""The form in which `squeeze(axis)` is exported for an axis of dynamic size: If(size == 1, Squeeze, Identity)."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def test_non_max_suppression(centered: int, threshold: float | None) -> None:
 
 
 def test_counted_sizes_pass_through_every_phase() -> None:
-    """The project's own pipeline fuses and checks what the engine's leaves alone."""
+    """The project's own pipeline fuses and checks what TVM's leaves alone."""
     import compiler
 
     x = _few(9)
