@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import compiler
+from compiler.device.emulation import EmulatedModule
 from compiler.errors import InputError, InternalError
+from compiler.runtime.emulated import EmulatedExecutor
 from tests.compiler.device.emulators import target_that_runs
 
 
@@ -75,7 +77,10 @@ def test_wrong_inputs_are_refused_before_anything_runs(adder: compiler.Module) -
 
 
 def test_a_damaged_file_is_refused_on_the_device(adder: compiler.Module, tmp_path: Path) -> None:
-    emulator = adder._emulated()  # type: ignore[attr-defined]
+    executor = adder._executor
+    assert isinstance(executor, EmulatedExecutor)
+    emulator = executor._emulated()
+    assert isinstance(emulator, EmulatedModule)
     whole = emulator.file.read_bytes()
     for position in (20, 100, len(whole) // 2, len(whole) - 1):
         damaged = bytearray(whole)
