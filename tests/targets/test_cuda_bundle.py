@@ -167,7 +167,7 @@ import os, sys
 import numpy as np
 import compiler
 from compiler.errors import IncompatibleArtifactError
-from targets import cuda_device
+from targets.cuda import device as cuda_device
 
 path, inputs, outputs = sys.argv[1:]
 for name, value in (("DRIVER", "12080"), ("DEVICES", "0"), ("CAPABILITY", "75")):
