@@ -152,7 +152,7 @@ def vector_products(dtype: np.dtype[Any]) -> tuple[onnx.ModelProto, dict[str, np
 def quantized_image_net(dtype: str) -> onnx.ModelProto:
     """Quantize, convolutions (strided, depthwise, padded), a residual sum, pooling and a classifier, all in 8 bits.
 
-    Every tensor between them is `dtype` with a zero point that is not zero; weights are int8, a scale a filter.
+    Every tensor between them is `dtype` with a zero point that is not zero; weights are int8, scaled per channel.
     """
     graph = _Quantized(dtype)
     x = graph.rounded("x", 0.02, 121)

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "elements.h"
 #include "generator.h"
 
 namespace tensorwright::pack {
@@ -11,12 +12,6 @@ namespace {
 
 constexpr double kPeak = 8;  // an error that is normal reaches 8 times its deviation once in 10^15
 constexpr double kTiny = 1e-30;
-
-double FromHalf(uint16_t bits) {
-  int exponent = bits >> 10 & 31, fraction = bits & 1023;
-  double value = exponent == 31 ? (fraction ? NAN : INFINITY) : exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24);
-  return bits & 0x8000 ? -value : value;
-}
 
 uint16_t ToHalf(double value) {
   uint16_t sign = std::signbit(value) ? 0x8000 : 0;
@@ -34,13 +29,6 @@ uint16_t ToBfloat(double value) {
   std::memcpy(&bits, &single, sizeof bits);
   if (std::isnan(single)) return 0x7FC0;
   return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-
-template <typename T>
-double As(const void* data, int64_t index) {
-  T value;
-  std::memcpy(&value, static_cast<const char*>(data) + static_cast<size_t>(index) * sizeof(T), sizeof(T));
-  return static_cast<double>(value);
 }
 
 template <typename T>
@@ -76,23 +64,6 @@ void Writer::Put(int64_t index, double value) {
   }
 }
 
-double Element(const DLTensor& tensor, int64_t index) {
-  const void* data = tensor.data;
-  int bits = tensor.dtype.bits;
-  switch (tensor.dtype.code) {
-    case kDLFloat:
-      return bits == 64 ? As<double>(data, index) : bits == 32 ? As<float>(data, index) : FromHalf(static_cast<const uint16_t*>(data)[index]);
-    case kDLBfloat: {
-      uint32_t wide = uint32_t{static_cast<const uint16_t*>(data)[index]} << 16;
-      return As<float>(&wide, 0);
-    }
-    case kDLInt:
-      return bits == 64 ? As<int64_t>(data, index) : bits == 32 ? As<int32_t>(data, index) : bits == 16 ? As<int16_t>(data, index) : As<int8_t>(data, index);
-    default:
-      return bits == 64 ? As<uint64_t>(data, index) : bits == 32 ? As<uint32_t>(data, index) : bits == 16 ? As<uint16_t>(data, index) : As<uint8_t>(data, index);
-  }
-}
-
 std::vector<double> Summary::Packed() const {
   std::vector<double> values{rms, largest, not_numbers};
   values.insert(values.end(), samples.begin(), samples.end());
@@ -106,7 +77,7 @@ Summary Summarize(const DLTensor& tensor, uint64_t seed, int64_t samples) {
   int64_t count = Count(tensor);
   double squares = 0;
   for (int64_t i = 0; i < count; ++i) {
-    double value = Element(tensor, i);
+    double value = ElementOf(tensor, i);
     if (std::isnan(value)) {
       ++made.not_numbers;
     } else {
@@ -115,7 +86,7 @@ Summary Summarize(const DLTensor& tensor, uint64_t seed, int64_t samples) {
     }
   }
   made.rms = count ? std::sqrt(squares / static_cast<double>(count)) : 0;
-  for (int64_t place : Positions(seed, samples, count)) made.samples.push_back(Element(tensor, place));
+  for (int64_t place : Positions(seed, samples, count)) made.samples.push_back(ElementOf(tensor, place));
   return made;
 }
 

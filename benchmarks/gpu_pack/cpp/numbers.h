@@ -21,9 +21,6 @@ class Writer {
   int64_t size_;
 };
 
-// An element of a tensor in this processor's memory.
-double Element(const DLTensor& tensor, int64_t index);
-
 // What is kept of a tensor: its root mean square, its largest magnitude, how many elements are no number, and elements
 // at places drawn by a seed (all of them in their order where they are few).
 struct Summary {

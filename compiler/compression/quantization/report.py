@@ -182,8 +182,8 @@ def quantization_page(report: QuantizationReport) -> str:
 def _scheme(report: QuantizationReport) -> str:
     if report.scheme != STATIC:
         return report.scheme + ("" if report.group is None else f", a scale for {report.group} neighbours")
-    granularity = "a scale a filter" if report.per_channel else "one scale a weight"
-    return f"activations {report.activations}, weights int8 with {granularity}; {report.method}"
+    granularity = "per output channel" if report.per_channel else "per tensor"
+    return f"activations {report.activations}, weights int8, quantized {granularity}; {report.method}"
 
 
 def _facts(report: QuantizationReport) -> list[Fact]:

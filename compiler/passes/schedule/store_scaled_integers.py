@@ -1,4 +1,4 @@
-"""store-scaled-integers: weights that are int8 integers times a scale a filter are stored as those.
+"""store-scaled-integers: weights that are int8 integers times a scale per output channel are stored as those.
 
 Nothing is rounded: the values are those that quantizing weights alone (or training with rounding) left, found behind
 whatever packing a weight went through. They come back, to the bit, when the module is loaded.
@@ -27,7 +27,7 @@ _MOST = range(127, 0, -1)
 _PROBED = 64
 
 
-@graph_pass("store-scaled-integers", summary="Store weights that are 8-bit integers times a scale a filter as those")
+@graph_pass("store-scaled-integers", summary="Store weights that are 8-bit integers times a channel's scale as those")
 def store_scaled_integers(mod: IRModule, context: PipelineContext) -> IRModule:
     """Adds to `context.expansions`; the module stays as it is."""
     store_narrow(mod, context.expansions, packed_integers, "expand_integers")
@@ -35,7 +35,7 @@ def store_scaled_integers(mod: IRModule, context: PipelineContext) -> IRModule:
 
 
 def packed_integers(array: Array) -> Packed | None:
-    """None where no scale a filter gives the numbers back exactly."""
+    """None where no scale per output channel gives the numbers back exactly."""
     if array.dtype != np.float32 or array.size < _FEWEST or array.ndim < 2:
         return None
     last = array.ndim - 1

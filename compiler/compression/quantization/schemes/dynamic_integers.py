@@ -1,4 +1,4 @@
-"""dynamic-int8: weights as int8 with a scale a filter, data quantized to int8 as it comes; products in integers.
+"""dynamic-int8: int8 weights per output channel, data quantized as it comes, products in integers.
 
 s = max |x| / 127 over a row (of matrix products) or over one example (of convolutions)
 x @ w => float(round(x / s) @ q) * s * scale,   w = q * scale
