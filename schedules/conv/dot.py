@@ -26,8 +26,9 @@ from schedules.codegen.nest import (
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import _guarded, _inside, _padding, _window_axes, _window_positions, output_sizes
 from schedules.conv.defaults import tile_for
-from schedules.conv.direct import ConvDirect, DirectNest, Place
-from schedules.conv.tiling import divisors, register_tile
+from schedules.conv.direct import ConvDirect
+from schedules.conv.direct_nest import DirectNest
+from schedules.conv.tiling import Place, divisors, register_tile
 from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload
 from schedules.instructions import bf16_dot, int8_dot
 from schedules.instructions.int8_neon import dot_signed

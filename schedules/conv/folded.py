@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from schedules.annotations import SPEC
 from schedules.codegen.nest import load, sequence, vectorized, when
 from schedules.config import Config
-from schedules.conv.direct import ConvDirect, DirectNest, Place
-from schedules.conv.tiling import row_cost
+from schedules.conv.direct import ConvDirect
+from schedules.conv.direct_nest import DirectNest
+from schedules.conv.tiling import Place, row_cost
 from schedules.conv.workload import ConvWorkload
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel

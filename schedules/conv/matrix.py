@@ -15,10 +15,10 @@ from schedules.annotations import SPEC
 from schedules.codegen.nest import allocate_tile, lanes_of, load, repeat, sequence, splat, static_grid, store
 from schedules.config import Config, ConfigSpace
 from schedules.conv.defaults import even_blocks
-from schedules.conv.direct import ConvDirect, Place
+from schedules.conv.direct import ConvDirect
 from schedules.conv.dot import CONV_MATRIX, SIGN_BITS, DotNest, Step, word, workload_from
 from schedules.conv.dynamic_sizes import least
-from schedules.conv.tiling import MAX_PIXELS, accumulators, block_choices
+from schedules.conv.tiling import MAX_PIXELS, Place, accumulators, block_choices
 from schedules.conv.workload import ConvWorkload, QuadsWorkload
 from schedules.instructions.int8_neon import has_matrices, joined, matrix, row_of
 from schedules.ir.numbers import ceil_div

@@ -27,9 +27,10 @@ from schedules.codegen.nest import (
 )
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import _guarded, _inside, _padding, _window_positions, output_sizes
-from schedules.conv.direct import ConvDirect, DirectNest, Place
+from schedules.conv.direct import ConvDirect
+from schedules.conv.direct_nest import DirectNest
 from schedules.conv.dynamic_sizes import open_register_tile
-from schedules.conv.tiling import register_tile
+from schedules.conv.tiling import Place, register_tile
 from schedules.conv.workload import ConvWorkload
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, Stmt, tirx

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from schedules.conv.workload import ConvWorkload, WindowWorkload
 from schedules.ir.numbers import ceil_div
@@ -10,6 +12,7 @@ from schedules.machine import Machine, dtype_bits
 
 MAX_PIXELS = 30
 MAX_TASKS_PER_CORE = 16
+SMALL_FLOPS = 600_000  # some 6 microseconds; less than that is done before a second thread is of use
 
 
 def accumulators(machine: Machine) -> int:
@@ -126,3 +129,15 @@ def split_for_cores(tasks: int, splits: Sequence[int], machine: Machine) -> int:
         if total > MAX_TASKS_PER_CORE * machine.cores:
             break
     return best
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a task computes: an image, the first output position of its block, how much output there is of it along each
+    dimension, and one group's input: its first channel block, and how many channels."""
+
+    image: Any
+    corner: tuple[Any, ...]
+    source: Any
+    channels: int
+    live: tuple[Any, ...] = ()

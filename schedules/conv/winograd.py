@@ -32,9 +32,8 @@ from schedules.codegen.nest import (
 )
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import WINOGRAD
-from schedules.conv.direct import SMALL_FLOPS
 from schedules.conv.dynamic_sizes import Sizes, least, name_opaque, open_repeat, parts_of
-from schedules.conv.tiling import accumulators, block_choices, channel_unroll, divisors
+from schedules.conv.tiling import SMALL_FLOPS, accumulators, block_choices, channel_unroll, divisors
 from schedules.conv.weights_ahead import ahead
 from schedules.conv.winograd_apply import Transform
 from schedules.conv.winograd_tasks import cut_tiles

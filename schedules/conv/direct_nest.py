@@ -1,0 +1,399 @@
+"""The loops of a direct convolution: tiles of pixels and filters in registers, the input copied where it is padded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+from schedules.codegen.nest import (
+    allocate,
+    allocate_tile,
+    both,
+    broadcast,
+    grid,
+    lanes_of,
+    load,
+    parallel,
+    repeat,
+    sequence,
+    splat,
+    split_repeat,
+    static_grid,
+    store,
+    vectorized,
+    when,
+)
+from schedules.config import Config
+from schedules.conv.dynamic_sizes import (
+    Sizes,
+    least,
+    most,
+    name_opaque,
+    open_repeat,
+    parts_of,
+    row_parts,
+)
+from schedules.conv.flat_pixels import flat_sizes
+from schedules.conv.tiling import SMALL_FLOPS, Place, divisors
+from schedules.conv.weights_ahead import ahead, ask_share, depth_to_ask_at, lines_of
+from schedules.conv.workload import ConvWorkload
+from schedules.ir.numbers import ceil_div
+from schedules.ir.tir import Expr, Stmt
+from schedules.machine import Machine
+from schedules.stages.fused_kernel import FusedKernel
+
+
+class DirectNest:
+    """Builds the loop nest of one convolution."""
+
+    fill: float = 0.0  # what stands in the padding
+    weight_rank: int | None = None  # where it is not that of packed filters
+
+    def __init__(self, fused: FusedKernel, work: ConvWorkload, config: Config) -> None:
+        stage = fused.anchors[0]
+        self.fused, self.work = fused, work
+        self.data = fused.operand(stage, work.rank + (3 if self.has_lanes(work) else 2))
+        self.weight = fused.operand(stage, self.weight_rank or work.rank + 4)
+        self.pixels, self.blocks = config.integer("pixels"), config.integer("blocks")
+        self.unroll = min(config.integer("unroll"), work.in_block)
+        self.chunks = config.integer("chunks")
+        self.lanes = work.block
+        self.zero = splat(0.0, work.dtype, self.lanes)
+        self.scratch_dtype = work.source_dtype
+        self.scratch_lanes = work.in_block if self.has_lanes(work) else 1
+        sizes = Sizes.of(work, self.data, fused.result)
+        flat = flat_sizes(work, fused, sizes)
+        self.sizes, self.is_flat = (sizes, False) if flat is None else (flat, True)
+        self.bindings = list(self.sizes.bindings)
+        # Output of one task at most, for each spatial dimension: what the scratch buffer has room for.
+        self.room = [1] * work.rank
+        self.room[-1] = config.integer("columns")
+        if work.rank > 1:
+            self.room[-2] = config.integer("rows")
+        if self.is_flat:
+            self.room[-2:] = [1, ceil_div(self.room[-2] * self.room[-1], self.pixels) * self.pixels]
+        self.cut: list[Any] = list(self.room)
+        self.cuts: list[Any] = [parts_of(size, part) for size, part in zip(self.sizes.out, self.room, strict=True)]
+        self.scratch: Any = None
+
+    @staticmethod
+    def has_lanes(work: ConvWorkload) -> bool:
+        """Whether the input has a dimension of channels innermost."""
+        return work.in_block > 1
+
+    def build(self, machine: Machine) -> Stmt:
+        self._cut_open_rows(machine)
+        batch = self.data.ty.shape[0] if self.work.batch == 0 else self.work.batch
+        tasks: Any = batch * self.chunks
+        for count in self.cuts:
+            tasks = tasks * count
+        small = isinstance(tasks, int) and (self.work.flops < SMALL_FLOPS or machine.cores == 1)
+        loop = repeat if small else parallel
+        return sequence(self.bindings, loop("task", tasks, self._task))
+
+    def _cut_open_rows(self, machine: Machine) -> None:
+        """Rows (or pixels) whose number is not known are cut evenly, for every core when nothing else is shared."""
+        if self.is_flat:
+            total, pixels = self.sizes.out[-1], self.pixels
+            parts = row_parts(total, self.room[-1], machine.cores if self.chunks == 1 else 1)
+            part = parts_of(parts_of(total, parts), pixels) * pixels
+            self.cut[-1] = name_opaque("columns", most(part, 1), self.bindings)
+            self.cuts[-1] = name_opaque("parts", parts_of(total, self.cut[-1]), self.bindings)
+            return
+        if self.work.rank == 1 or isinstance(self.sizes.out[-2], int):
+            return
+        rows = self.sizes.out[-2]
+        parts = row_parts(rows, self.room[-2], machine.cores if self.chunks == 1 else 1)
+        self.cuts[-2] = name_opaque("parts", parts, self.bindings)
+        self.cut[-2] = name_opaque("rows", parts_of(rows, self.cuts[-2]), self.bindings)
+
+    def _live(self, place: Place, dim: int) -> Any:
+        """How much of a task's output along a dimension there is."""
+        size = self.sizes.out[dim]
+        return self.cut[dim] if isinstance(size, int) else least(self.cut[dim], size - place.corner[dim])
+
+    def _task(self, task: Expr | int) -> Stmt:
+        """Task number -> image, chunk of channels, block of each spatial dimension (fastest last)."""
+        corner: list[Expr | int] = []
+        names: list[Stmt] = []
+        for dim, (count, part) in reversed(list(enumerate(zip(self.cuts, self.cut, strict=True)))):
+            single = isinstance(count, int) and count == 1
+            corner.insert(0, 0 if single else self._named(f"corner{dim}", task % count * part, names))
+            task = task if single else self._named("task_left", task // count, names)
+        chunk = 0 if self.chunks == 1 else self._named("chunk", task % self.chunks, names)
+        image = task if self.chunks == 1 else self._named("image", task // self.chunks, names)
+        place = Place(image, tuple(corner), 0, self.work.channels)
+        place = replace(
+            place, live=tuple(self._named(f"live{d}", self._live(place, d), names) for d in range(self.work.rank))
+        )
+        return sequence(names, self._channels(place, chunk))
+
+    def _named(self, name: str, value: Any, names: list[Stmt]) -> Any:
+        """A name for a position in an image of unknown size: its divisions would be repeated in every index."""
+        return name_opaque(name, value, names) if self.work.is_open else value
+
+    def _channels(self, place: Place, chunk: Any) -> Stmt:
+        """A chunk of the output channels of a task."""
+        work = self.work
+        if work.groups == 1:
+            count = work.out_blocks // self.chunks
+            return self._group(place, chunk * count, count)
+        each = work.groups // self.chunks
+
+        def group(step: Expr | int) -> Stmt:
+            number = chunk * each + step
+            own = replace(place, source=number * work.in_blocks, channels=work.group_channels)
+            whole = self._group(own, number * work.group_out_blocks, work.group_out_blocks)
+            if work.last_group_channels == work.group_channels:
+                return whole
+            short = replace(own, channels=work.last_group_channels)
+            last = self._group(short, number * work.group_out_blocks, work.last_group_out_blocks)
+            return sequence(when(number < work.groups - 1, whole, last))
+
+        return repeat("group", each, group)
+
+    def _group(self, place: Place, first: Expr | int, count: int) -> Stmt:
+        """`count` output blocks from `first` on, all of one group."""
+        self.scratch = None
+        copied = self._fill_scratch(place) if self.work.reaches_outside else []
+        steps = count // self.blocks
+        return sequence(copied, repeat("co", steps, lambda step: self._rows(place, first + step * self.blocks)))
+
+    # The scratch buffer: (channel blocks of a group, input of each spatial dimension, lanes).
+
+    def _reach(self, parts: Sequence[Any]) -> list[Any]:
+        """How much input so many outputs read, along each dimension."""
+        work = self.work
+        return [
+            (part - 1) * stride + (window - 1) * dilation + 1
+            for part, window, stride, dilation in zip(parts, work.kernel, work.strides, work.dilations, strict=True)
+        ]
+
+    def _fill_scratch(self, place: Place) -> list[Stmt]:
+        work = self.work
+        extents = self._reach(place.live)
+        blocks = ceil_div(place.channels, work.in_block)
+        shape = (blocks, *self._reach(self.room), self.scratch_lanes)
+        self.scratch, allocation = allocate("scratch", shape, self.scratch_dtype)
+        starts = [
+            at * stride - before
+            for at, stride, before in zip(place.corner, work.strides, self.sizes.before, strict=True)
+        ]
+
+        def line(point: list[Any]) -> Stmt:
+            block, outer = point[0], point[1:]
+            rows = [start + offset for start, offset in zip(starts[:-1], outer, strict=True)]
+            inside = both(
+                *(
+                    condition
+                    for row, size in zip(rows, self.sizes.spatial, strict=False)
+                    for condition in (row >= 0, row < size)
+                )
+            )
+            full = self._copy_line(place, block, outer, rows, starts[-1], extents[-1])
+            clear = repeat("x", extents[-1], lambda x: self._clear([block, *outer, x]))
+            return sequence(when(inside, full, clear))
+
+        names = ["cb", *(f"y{i}" for i in range(work.rank - 1))]
+        return [allocation, grid(names, [blocks, *extents[:-1]], line)]
+
+    def _copy_line(
+        self, place: Place, block: Expr | int, outer: Sequence[Any], rows: Sequence[Any], start: Any, extent: Any
+    ) -> Stmt:
+        size = self.sizes.spatial[-1]
+
+        def copy(x: Expr | int, source: Expr | int) -> Stmt:
+            return self._copy([place.image, place.source + block, *rows, source], [block, *outer, x])
+
+        def clear(x: Expr | int) -> Stmt:
+            return self._clear([block, *outer, x])
+
+        if not isinstance(size, int):
+            first = least(most(0 - start, 0), extent)
+            end = most(least(extent, size - start), first)
+            return sequence(
+                repeat("x", first, clear) if self.work.pad[-1][0] > 0 else None,
+                repeat("x", end - first, lambda x: copy(x + first, x + first + start)),
+                repeat("x", extent - end, lambda x: clear(x + end)),
+            )
+        if not isinstance(start, int):
+            return repeat(
+                "x",
+                extent,
+                lambda x: sequence(when(both(start + x >= 0, start + x < size), copy(x, start + x), clear(x))),
+            )
+        before = max(0, -start)
+        middle = max(0, min(extent, size - start) - before)
+        parts = [clear(x) for x in range(min(before, extent))]
+        if middle:
+            parts.append(repeat("x", middle, lambda x: copy(x + before, x + before + start)))
+        return sequence(parts, [clear(x) for x in range(before + middle, extent)])
+
+    def _copy(self, source: Sequence[Any], target: Sequence[Any]) -> Stmt:
+        """One position of the input into the scratch buffer."""
+        every = lanes_of(0, self.scratch_lanes)
+        return store(self.scratch, self._read(source, every), *target, every)
+
+    def _clear(self, point: Sequence[Any]) -> Stmt:
+        lanes = self.scratch_lanes
+        return store(self.scratch, splat(self.fill, self.scratch_dtype, lanes), *point, lanes_of(0, lanes))
+
+    # The register tile.
+
+    def _rows(self, place: Place, block: Expr | int) -> Stmt:
+        def row(point: list[Any]) -> Stmt:
+            inside = both(
+                *(
+                    (start + offset < size)
+                    for start, offset, size, part in zip(place.corner, point, self.sizes.out, self.cut, strict=False)
+                    if isinstance(size, int) and size % part
+                )
+            )
+            return sequence(when(inside, self._columns(place, block, point)))
+
+        names = [f"oy{i}" for i in range(self.work.rank - 1)]
+        return grid(names, place.live[:-1], row)
+
+    def _columns(self, place: Place, block: Expr | int, outer: Sequence[Any]) -> Stmt:
+        width, part = self.sizes.out[-1], self.cut[-1]
+
+        def tile(start: Expr | int, size: int) -> Stmt:
+            return self._tile(place, block, [*outer, start], size)
+
+        if not isinstance(width, int):
+            return open_repeat("ox", place.live[-1], self.pixels, tile)
+        if width % part == 0:
+            return split_repeat("ox", part, self.pixels, tile)
+
+        def guarded(start: Expr | int, size: int) -> Stmt:
+            at = place.corner[-1] + start
+            rest = width % self.pixels
+            tail = when(at < width, tile(start, rest)) if rest else None
+            return sequence(when(at + size <= width, tile(start, size), tail))
+
+        return split_repeat("ox", part, self.pixels, guarded)
+
+    def _tile(self, place: Place, block: Expr | int, start: Sequence[Any], pixels: int) -> Stmt:
+        work, lanes = self.work, self.lanes
+        sums, allocation = allocate_tile("sums", (pixels, self.blocks, lanes), work.dtype)
+        points = list(static_grid(pixels, self.blocks))
+        whole, rest = divmod(place.channels, work.in_block)
+
+        def step(source: Expr | int, window: Sequence[Any], lane: Expr | int) -> list[Stmt]:
+            result = []
+            for pixel, part in points:
+                value = self._input(place, source, start, pixel, window, lane)
+                weight = load(self.weight, block + part, source, *window, lane, lanes_of(0, lanes))
+                here = (pixel, part, lanes_of(0, lanes))
+                result.append(store(sums, load(sums, *here) + broadcast(value, lanes) * weight, *here))
+            return result
+
+        def window_loop(source: Expr | int, channels: int) -> Stmt:
+            unroll = max(size for size in divisors(channels) if size <= self.unroll)
+
+            count = channels // unroll
+            parts = count if unroll > 1 else 1  # one channel at a time leaves no room for more than its sums
+
+            def body(window: list[Any]) -> Stmt:
+                def some(i: Expr | int) -> Stmt:
+                    asked = self._weights_ahead(block, start, [source, *window, i], parts) if parts > 1 else None
+                    return sequence(asked, *(step(source, window, i * unroll + j) for j in range(unroll)))
+
+                return sequence(self._weights_ahead(block, start, [source, *window], parts), repeat("ci", count, some))
+
+            taps = self._taps(body, steps=count)
+            return sequence(self._weights_ahead(block, start, [source], parts), taps)
+
+        parts = []
+        if whole:
+            parts.append(repeat("cb", whole, lambda source: window_loop(source, work.in_block)))
+        if rest:
+            parts.append(window_loop(whole, rest))
+        clear = [store(sums, self.zero, pixel, part, lanes_of(0, lanes)) for pixel, part in points]
+        return sequence(allocation, clear, parts, self._finish_tile(sums, place, block, start, pixels))
+
+    def _taps(self, body: Callable[[list[Any]], Stmt], *, steps: int) -> Stmt:
+        """`body(place in the window)` for each tap, of so many steps.
+
+        Where a tap is one step LLVM unrolls the loop over the innermost dimension of taps. Those of a row read the same
+        elements, which it would hold in registers; those of a column do not.
+        """
+        order = list(range(self.work.rank))[:: -1 if steps == 1 else 1]
+        names, sizes = [f"k{i}" for i in order], [self.work.kernel[i] for i in order]
+        return grid(names, sizes, lambda window: body(window[:: -1 if steps == 1 else 1]))
+
+    def _weights_ahead(self, block: Expr | int, start: Sequence[Any], at: Sequence[Any], parts: int) -> Stmt | None:
+        """What the tile at `start` asks for where it is in its sum: its share of the weights of output blocks to come.
+
+        `at` is the channel block of the input, perhaps the tap of the window, perhaps which of `parts` of the block;
+        of these places one alone asks.
+        """
+        across = ceil_div(self.room[-1], self.pixels)
+        extents = [*self.room[:-1], across, self.work.in_blocks, *self.work.kernel]
+        extents += [parts] if parts > 1 else []
+        places = [*start[:-1], start[-1] // self.pixels, *at]
+        shape = [int(size) for size in self.weight.ty.shape[1:]]
+        elements = self.blocks * prod(shape)
+        distance = ahead(prod(self.room[:-1]) * across * self.pixels * elements // shape[-1])
+        steps = self.work.out_blocks // (self.chunks * self.blocks)
+        depth = depth_to_ask_at(lines_of(self.weight, elements), extents, self.work.rank + 1)
+        if distance >= steps or len(places) != depth:
+            return None
+        turn: Any = 0
+        for place, size in zip(places, extents, strict=False):
+            turn = turn * size + place
+        begin = [block + distance * self.blocks, *(0,) * (self.work.rank + 3)]
+        return ask_share(self.weight, begin, elements, turn, prod(extents[:depth]))
+
+    def _input(
+        self, place: Place, source: Any, start: Sequence[Any], pixel: int, window: Sequence[Any], lane: Any
+    ) -> Expr:
+        """The input element that a pixel of the tile reads: from the scratch buffer, else from the input itself."""
+        work = self.work
+        inner = list(start)
+        inner[-1] = inner[-1] + pixel
+        offsets = [
+            at * stride + tap * dilation
+            for at, tap, stride, dilation in zip(inner, window, work.strides, work.dilations, strict=True)
+        ]
+        if self.scratch is not None:
+            return load(self.scratch, source, *offsets, lane)
+        places = [
+            first * stride + offset - before
+            for first, offset, stride, before in zip(
+                place.corner, offsets, work.strides, self.sizes.before, strict=True
+            )
+        ]
+        return self._read([place.image, place.source + source, *places], lane)
+
+    def _read(self, point: Sequence[Any], lane: Any) -> Expr:
+        """An element (or vector) of the input; the plain layout has no lanes."""
+        return load(self.data, *point, lane) if self.work.in_block > 1 else load(self.data, *point)
+
+    def _finish_tile(self, sums: Any, place: Place, block: Expr | int, start: Sequence[Any], pixels: int) -> list[Stmt]:
+        """Each sum's epilogue; of dynamic sizes, whose addresses take many instructions, in a loop over pixels."""
+        if not self.work.is_open:
+            return [self._finish(sums, place, block, start, *at) for at in static_grid(pixels, self.blocks)]
+        result: list[Stmt] = []
+        every = lanes_of(0, self.lanes)
+        for part in range(self.blocks):
+            done, allocation = allocate("done", (pixels, 1, self.lanes), self.work.dtype, "local")
+            result.append(allocation)
+            result += [store(done, load(sums, pixel, part, every), pixel, 0, every) for pixel in range(pixels)]
+
+            def finish(pixel: Any, done: Any = done, part: int = part) -> Stmt:
+                return self._finish(done, place, block + part, start, pixel, 0)
+
+            result.append(repeat("pixel", pixels, finish))
+        return result
+
+    def _finish(self, sums: Any, place: Place, block: Expr | int, start: Sequence[Any], pixel: Any, part: int) -> Stmt:
+        places = [first + inner for first, inner in zip(place.corner, start, strict=True)]
+        places[-1] = places[-1] + pixel
+        return vectorized(
+            "lane",
+            self.lanes,
+            lambda lane: self.fused.finish(load(sums, pixel, part, lane), [place.image, block + part, *places, lane]),
+        )
