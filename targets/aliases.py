@@ -66,7 +66,7 @@ def _plain(name: str) -> str:
 
 def _graphics_processor(wanted: str) -> str:
     """The preset for the first graphics processor here: of its compute capability, or the next lower one."""
-    presets = json.loads(Path(__file__).with_name("cuda_presets.json").read_text(encoding="utf-8"))
+    presets = json.loads((Path(__file__).parent / "cuda" / "presets.json").read_text(encoding="utf-8"))
     capabilities = {
         name: int(entry["machine"]["compute_capability"])
         for name, entry in presets.items()
