@@ -42,18 +42,19 @@ def build_driver() -> Path:
     sources = [*(SOURCES / name for name in _SOURCES), *(CPP / name for name in ("driver.cc", "instrumented_json.cc"))]
     contents = [path.read_bytes() for path in (*sorted(SOURCES.glob("*.h")), *sorted(CPP.glob("*.h")), *sources)]
     compiler = target.compiler()
+    libraries = sorted({path.parent for path in runtime_libraries(target)})  # the program looks for them there
 
     def build(folder: Path) -> None:
         folders = [*include_folders(), ffi_source_folder() / "extra", sodium_include()]
         options = [*COMPILE_OPTIONS, *_SANITIZERS, f"-I{SOURCES}", f"-I{CPP}", *include_options(folders)]
         (made,) = compile_objects(target, {"driver": sources}, options, folder)
-        libraries = {path.parent for path in runtime_libraries(target)}
-        links = [part for path in sorted(libraries) for part in (*engine_link_options(path), f"-Wl,-rpath,{path}")]
+        links = [part for path in libraries for part in (*engine_link_options(path), f"-Wl,-rpath,{path}")]
         sodium = sodium_object(target)
         compiler.run([*_SANITIZERS, made, sodium, "-o", folder / "driver", *(part for part in links if part != "-s")])
         (folder / "suppressions").write_text(_SUPPRESSIONS, encoding="utf-8")
 
-    return cached("fuzz-driver", key_of([compiler.version(), *_SANITIZERS, *contents]), build) / "driver"
+    key = key_of([compiler.version(), *_SANITIZERS, *map(str, libraries), *contents])
+    return cached("fuzz-driver", key, build) / "driver"
 
 
 def _check_sanitizers(target: targets.Target) -> None:
