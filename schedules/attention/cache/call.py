@@ -1,0 +1,137 @@
+"""Calls attention over a cache from a model: one kernel, right on every target; rules write it anew for a processor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from schedules.attention.cache.description import (
+    ATTRIBUTE,
+    BIAS,
+    KEY,
+    KEY_SCALE,
+    LENGTH,
+    POSITION,
+    QUERY,
+    SINKS,
+    VALUE,
+    VALUE_SCALE,
+    CachedAttention,
+    CacheOperands,
+)
+from schedules.attention.cache.plain import plain_attention
+
+from tvm import te  # isort: skip
+
+Tensor = Any  # a Relax expression of known rank and dtype
+_OPAQUE = 8  # relax's pattern kind that is fused with nothing
+
+
+def cached_attention(
+    builder: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    position: Tensor | None = None,
+    length: Tensor | None = None,
+    causal: bool = True,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    bias: Tensor | None = None,
+    scales: tuple[Tensor, Tensor] | None = None,
+    rounds: bool = False,
+) -> Any:
+    """Softmax attention of new queries over the first rows of a cache of keys and values, in place.
+
+    Only the rows that are seen are read. Rows of the queries themselves have to be in the cache already.
+
+    Args:
+        builder: the `relax.BlockBuilder` that is building the function; the call is not yet bound to a variable.
+        query: (batch, queries, heads, size), floating-point; batch and queries may be symbolic.
+        key: (batch, key heads, capacity, size), value: (batch, key heads, capacity, value size); float32, float16,
+            bfloat16 or, with `scales`, int8. The number of heads is a multiple of that of key heads: query head h
+            reads key head `h // (heads // key heads)`.
+        position: the row of the first query, int32 or int64, of shape (), (1,) or (batch,). None: the queries are the
+            last rows, `capacity - queries`. Where it makes a query reach behind the capacity, the rows end there.
+        length: without `causal`, how many rows there are, as `position`; None: the capacity.
+        causal: query i sees the rows up to `position + i`; else each sees all `length` rows.
+        scale: of the scores; None: 1 / sqrt(size).
+        window: a causal query sees only so many rows, itself included; None: all before it.
+        softcap: scores become `softcap * tanh(score / softcap)`.
+        sinks: (heads,), scores that take part in each softmax without a row of values.
+        bias: added to the scores (or bool: false hides), 4 dimensions that broadcast to (batch, heads, queries, rows);
+            rows behind its end are hidden.
+        scales: of int8 keys and values, float32 (batch, key heads, capacity) each: a row is the integers times its own.
+        rounds: whether products of many queries may round float32 operands to bfloat16.
+
+    Returns:
+        The call: (batch, queries, heads, value size) in the type of the query; 0 for a query that sees nothing.
+
+    Raises:
+        ValueError: options or shapes do not fit one another.
+    """
+    given = {
+        QUERY: query,
+        KEY: key,
+        VALUE: value,
+        POSITION: position if causal else None,
+        LENGTH: None if causal else length,
+        BIAS: bias,
+        SINKS: sinks,
+        KEY_SCALE: scales[0] if scales else None,
+        VALUE_SCALE: scales[1] if scales else None,
+    }
+    _check(given, position=position, length=length, causal=causal, window=window)
+    operands = {role: tensor for role, tensor in given.items() if tensor is not None}
+    size = _sizes(query)[-1]
+    if scale is None and not isinstance(size, int):
+        raise ValueError("attention over a cache needs `scale` where the size of the heads is not known")
+    description = CachedAttention(
+        operands=tuple(operands),
+        scale=1.0 / math.sqrt(size) if scale is None else scale,
+        causal=causal,
+        window=window,
+        softcap=softcap or None,
+        rounds=rounds,
+    )
+
+    def compute(*tensors: Any) -> Any:
+        def body(inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
+            return plain_attention(CacheOperands(description, inputs, outputs[0]))
+
+        by_role = dict(zip(operands, tensors, strict=True))
+        shape = [*by_role[QUERY].shape[:3], by_role[VALUE].shape[3]]
+        return te.extern(shape, list(tensors), body, dtype=str(by_role[QUERY].dtype), name="cached_attention")
+
+    return builder.call_te(
+        compute,
+        *operands.values(),
+        primfunc_name_hint="cached_attention",
+        primfunc_attrs={"op_pattern": _OPAQUE, ATTRIBUTE: description.text()},
+    )
+
+
+def _sizes(tensor: Tensor) -> list[Any]:
+    return [int(size.value) if hasattr(size, "value") else size for size in tensor.ty.shape.values]
+
+
+def _check(given: dict[str, Any], *, position: Any, length: Any, causal: bool, window: int | None) -> None:
+    query, key, value = (_sizes(given[role]) for role in (QUERY, KEY, VALUE))
+    if not len(query) == len(key) == len(value) == 4:
+        raise ValueError(f"query, key and value have 4 dimensions, not {len(query)}, {len(key)} and {len(value)}")
+    heads, key_heads = query[2], key[1]
+    if not (isinstance(heads, int) and isinstance(key_heads, int) and key_heads and heads % key_heads == 0):
+        raise ValueError(f"{heads} query heads do not share {key_heads} heads of keys")
+    if not all(isinstance(each, int) for each in (query[3], key[3], value[3])) or query[3] != key[3]:
+        raise ValueError(f"heads of queries and keys have one known size, not {query[3]} and {key[3]}")
+    if (length if causal else position) is not None:
+        raise ValueError("causal attention takes `position`, and `length` is for attention that is not causal")
+    if window is not None and (window < 1 or not causal):
+        raise ValueError(f"a window of {window} rows: it is at least 1, and for causal attention only")
+    narrow = [str(given[role].ty.dtype) == "int8" for role in (KEY, VALUE)]
+    if narrow[0] != narrow[1] or narrow[0] != (given[KEY_SCALE] is not None):
+        raise ValueError("int8 keys and values come together, with `scales`, and no other type has them")

@@ -1,0 +1,166 @@
+"""What a kernel of attention over a cache computes, as plain data: the kernel carries it as JSON in an attribute."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from schedules.ir.stages import dtype_of, shape_of
+from schedules.ir.tir import Expr, tirx
+from schedules.ir.widening import number
+
+ATTRIBUTE = "tensorwright.cached_attention"
+QUERY, KEY, VALUE = "query", "key", "value"
+POSITION, LENGTH, BIAS, SINKS, KEY_SCALE, VALUE_SCALE = (
+    "position",
+    "length",
+    "bias",
+    "sinks",
+    "key_scale",
+    "value_scale",
+)
+LOWEST = tirx.min_value("float32")  # of a score: smaller ones, -inf included, weigh nothing beside others
+
+
+@dataclass(frozen=True)
+class CachedAttention:
+    """What one kernel computes.
+
+    Attributes:
+        operands: roles of the kernel's inputs, in their order; its output is the last parameter.
+        scale: what scores are multiplied by.
+        causal: whether query i sees no row behind `position + i`; else each sees the first `length` rows.
+        window: how many rows a causal query sees, the newest ones; None: all.
+        softcap: scores become `softcap * tanh(score / softcap)`; None: they stay.
+        rounds: whether products of many queries may round their operands to bfloat16.
+    """
+
+    operands: tuple[str, ...]
+    scale: float
+    causal: bool = True
+    window: int | None = None
+    softcap: float | None = None
+    rounds: bool = False
+
+    def text(self) -> str:
+        """As JSON, for `parse`."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+def parse(text: str) -> CachedAttention:
+    """What `CachedAttention.text` wrote."""
+    fields: dict[str, Any] = json.loads(text)
+    return CachedAttention(operands=tuple(fields.pop("operands")), **fields)
+
+
+class CacheOperands:
+    """The buffers of a kernel and what a description says about them, as expressions.
+
+    Shapes: query and result (batch, queries, heads, size), key (batch, key heads, capacity, size), value (batch, key
+    heads, capacity, value size); position and length (), (1,) or (batch,); bias broadcasts to (batch, heads, queries,
+    rows), rows behind its end are hidden; sinks (heads,); scales (batch, key heads, capacity).
+    """
+
+    def __init__(self, description: CachedAttention, inputs: Sequence[Any], result: Any) -> None:
+        self.description = description
+        self.buffers = dict(zip(description.operands, inputs, strict=True))
+        self.result = result
+        self.batch, self.queries, self.heads, self.size = shape_of(self.buffers[QUERY])
+        _, self.key_heads, self.capacity, self.value_size = shape_of(self.buffers[VALUE])
+
+    def __contains__(self, role: str) -> bool:
+        return role in self.buffers
+
+    @cached_property
+    def group(self) -> int:
+        """How many query heads share a head of keys."""
+        return int(self.heads // self.key_heads)
+
+    def query(self, sample: Expr, query: Expr, head: Expr, place: Expr) -> Expr:
+        """An element of the queries, in float32, scaled."""
+        scale = tirx.FloatImm("float32", self.description.scale)
+        return number(self._load(QUERY, sample, query, head, place), "float32") * scale
+
+    def row(self, role: str, *at: Expr) -> Expr:
+        """An element of keys or values, in float32, before its scale."""
+        return number(self._load(role, *at), "float32")
+
+    def is_exact(self, role: str) -> bool:
+        """Whether keys or values are float32."""
+        return dtype_of(self.buffers[role]) == "float32"
+
+    def rows_of(self, sample: Expr) -> Expr:
+        """How many rows of the cache the queries of a sample may see: between 0 and the capacity."""
+        if self.description.causal:
+            rows = self.first_position(sample) + self.queries
+        else:
+            rows = self._scalar(LENGTH, sample) if LENGTH in self else _index(self.capacity)
+        limit = _index(self.capacity)
+        if BIAS in self:
+            limit = tirx.min(limit, self.buffers[BIAS].ty.shape[-1])
+        return tirx.max(tirx.min(rows, limit), _index(0))
+
+    def first_position(self, sample: Expr) -> Expr:
+        """The row of the first query; at most the capacity, so that sums of it do not overflow."""
+        if POSITION not in self:
+            return _index(self.capacity) - _index(self.queries)
+        limit = _index(self.capacity)
+        return tirx.max(tirx.min(self._scalar(POSITION, sample), limit), -_index(self.queries))
+
+    def range_of(self, position: Expr, rows: Expr, query: Expr) -> tuple[Expr, Expr]:
+        """The rows [first, end) that a query sees, from `first_position` and `rows_of` of its sample."""
+        if not self.description.causal:
+            return _index(0), rows
+        end = tirx.max(tirx.min(position + query + 1, rows), _index(0))
+        if self.description.window is None:
+            return _index(0), end
+        return tirx.max(position + query + 1 - self.description.window, _index(0)), end
+
+    def score(self, raw: Expr, sample: Expr, head: Expr, query: Expr, row: Expr) -> Expr:
+        """The argument of softmax, of the product of a scaled query and a key before its scale."""
+        value, softcap = raw, self.description.softcap
+        if KEY_SCALE in self:
+            value = value * self._load(KEY_SCALE, sample, tirx.floordiv(head, _index(self.group)), row)
+        if softcap is not None:
+            cap = tirx.FloatImm("float32", softcap)
+            value = tirx.tanh(value * tirx.FloatImm("float32", 1.0 / softcap)) * cap
+        if BIAS not in self:
+            return value
+        bias = self.buffers[BIAS]
+        at = [sample, head, query]
+        shared = [_index(0) if size == 1 else point for size, point in zip(shape_of(bias)[:3], at, strict=True)]
+        entry = tirx.BufferLoad(bias, [*shared, row])
+        if dtype_of(bias) == "bool":
+            return tirx.Select(entry, value, tirx.FloatImm("float32", float("-inf")))
+        return value + number(entry, "float32")
+
+    def sink(self, head: Expr) -> Expr:
+        """A score without a row, in float32."""
+        return number(self._load(SINKS, head), "float32")
+
+    def weight(self, power: Expr, sample: Expr, key_head: Expr, row: Expr) -> Expr:
+        """What multiplies a row of values, of its power."""
+        return power * self._load(VALUE_SCALE, sample, key_head, row) if VALUE_SCALE in self else power
+
+    def stored(self, value: Expr, sample: Expr, query: Expr, head: Expr, place: Expr) -> Expr:
+        """The statement that stores an element of the result, of its float32 value."""
+        return tirx.BufferStore(self.result, number(value, dtype_of(self.result)), [sample, query, head, place])
+
+    def _load(self, role: str, *at: Expr) -> Expr:
+        return tirx.BufferLoad(self.buffers[role], list(at))
+
+    def _scalar(self, role: str, sample: Expr) -> Expr:
+        """An int64 of a sample, or of all of them."""
+        buffer = self.buffers[role]
+        shape = shape_of(buffer)
+        at = [_index(0) if size == 1 else sample for size in shape]
+        value = tirx.BufferLoad(buffer, at)
+        return value if dtype_of(buffer) == "int64" else tirx.Cast("int64", value)
+
+
+def _index(value: Any) -> Expr:
+    return tirx.IntImm("int64", value) if isinstance(value, int) else value
