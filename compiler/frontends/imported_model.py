@@ -59,6 +59,38 @@ class IndexRequirement:
 
 
 @dataclass(frozen=True)
+class StateSpec:
+    """A tensor that the model keeps from one run to the next: an input and the output that is its next value.
+
+    Attributes:
+        name: what a session calls it.
+        input, output: names of the pair in `ImportedModel.inputs` and `outputs`, of one shape and dtype.
+        initial: its value at first, of its whole shape; None: zeros.
+        axis: the axis that holds rows, one a step, where `PositionSpec` says how many of them are in use; its size, the
+            capacity, may be a symbolic dimension. None: the value as a whole is replaced.
+    """
+
+    name: str
+    input: str
+    output: str
+    initial: np.ndarray | None = None
+    axis: int | None = None
+
+
+@dataclass(frozen=True)
+class PositionSpec:
+    """The input that says how many rows of the states with an axis are in use before a run; a session gives it.
+
+    Attributes:
+        input: its name: int64, of shape (), or (n,) for n equal ones.
+        rows: how many rows a run adds: a number, or the name of a symbolic dimension of the inputs.
+    """
+
+    input: str
+    rows: int | str
+
+
+@dataclass(frozen=True)
 class ImportedModel:
     """A model as a Relax module.
 
@@ -66,7 +98,8 @@ class ImportedModel:
     weights are embedded constants. `fixed` holds the model inputs whose values were fixed while importing: they are
     no runtime inputs any more. `requirements` and `indices` are checked when a run begins; `checks` says what the
     checks of sizes in the module are for: the one that binds the variable `check_N_` is for `checks[N]`. `notes` are
-    lines for the user about results that differ from what the model declares.
+    lines for the user about results that differ from what the model declares. `states` pair inputs with outputs:
+    `main` is a pure function of them here, and updates them in place once it is compiled.
     """
 
     mod: tvm.IRModule
@@ -77,6 +110,13 @@ class ImportedModel:
     indices: tuple[IndexRequirement, ...] = ()
     checks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    states: tuple[StateSpec, ...] = ()
+    position: PositionSpec | None = None
+
+    def state_positions(self) -> tuple[tuple[int, int], ...]:
+        """Of each state, the position of its input among `inputs` and of its output among `outputs`."""
+        inputs, outputs = ([spec.name for spec in specs] for specs in (self.inputs, self.outputs))
+        return tuple((inputs.index(each.input), outputs.index(each.output)) for each in self.states)
 
     def __repr__(self) -> str:
         inputs, outputs = (shortened(specs, separator="; ") for specs in (self.inputs, self.outputs))

@@ -26,10 +26,12 @@ class PassOptions:
     Attributes:
         precision: "float32", "bf16" or "float16": what operands of convolutions and of products by weights round to.
         checks: what the checks of sizes in the module are for: the one that binds `check_N_` is for `checks[N]`.
+        states: of each state, the position of its parameter in `main` and of its new value in the results.
     """
 
     precision: str = "float32"
     checks: tuple[str, ...] = ()
+    states: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass

@@ -69,6 +69,7 @@ from compiler.passes.memory.capture_graphs import capture_graphs
 from compiler.passes.memory.lift_parameters import lift_parameters
 from compiler.passes.memory.plan_memory import plan_memory
 from compiler.passes.memory.share_constants import share_constants
+from compiler.passes.memory.update_states import update_states
 from compiler.passes.registry import GraphPass
 from compiler.passes.schedule.apply_schedules import apply_schedules
 from compiler.passes.schedule.count_operations import count_operations
@@ -204,6 +205,7 @@ PLAN_MEMORY = (
     drop_dataflow,
     drop_purity,
     call_kernels,
+    update_states,
     plan_memory,
     capture_graphs,
     lower_allocations,

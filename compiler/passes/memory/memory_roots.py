@@ -1,0 +1,76 @@
+"""Whose memory each variable of a lowered function stands for, and when that memory is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tvm import relax
+
+from compiler.passes.memory.liveness import ALLOCATE
+from compiler.passes.rewriting.graph import bindings_of, operator_name
+from compiler.passes.rewriting.substitution import leaves
+
+
+class Roots:
+    """Parameters and allocations behind variables: sets, since a branch or a function may give one of several.
+
+    Attributes:
+        defined: the time (position among the bindings) at which each variable is bound.
+    """
+
+    def __init__(self, parameters: Iterable[Any], bindings: Sequence[Any]) -> None:
+        self.defined: dict[Any, int] = {}
+        self._values: dict[Any, Any] = {}
+        self._roots: dict[Any, frozenset[Any]] = {each: frozenset({each}) for each in parameters}
+        self._reads: dict[Any, list[int]] = {}
+        for time, binding in enumerate(bindings):
+            self.note(binding, time)
+
+    def note(self, binding: Any, time: int) -> None:
+        """Take in a binding, which may read those before it."""
+        self.defined[binding.var] = time
+        self._values[binding.var] = binding.value
+        for inner in bindings_of(binding.value):
+            self._roots[inner.var] = self._behind(inner.var, inner.value)
+        self._roots[binding.var] = self._behind(binding.var, binding.value)
+        if not isinstance(binding.value, relax.Var | relax.Tuple | relax.TupleGetItem):
+            read = frozenset().union(*(self.of(leaf) for leaf in leaves(binding.value)))
+            for root in read:
+                self._reads.setdefault(root, []).append(time)
+
+    def of(self, expr: Any) -> frozenset[Any]:
+        """The parameters and allocations whose memory an expression may stand for."""
+        if isinstance(expr, relax.Var):
+            return self._roots.get(expr, frozenset())
+        found: frozenset[Any] = frozenset()
+        for leaf in leaves(expr):
+            if isinstance(leaf, relax.Var):
+                found |= self._roots.get(leaf, frozenset())
+        return found
+
+    def exact(self, expr: Any) -> Any:
+        """The variable that `expr` is another name of, also as a field of a tuple."""
+        while isinstance(expr, relax.Var):
+            bound = self._values.get(expr)
+            if isinstance(bound, relax.TupleGetItem):
+                whole = self.value(bound.tuple_value)
+                bound = whole.fields[bound.index] if isinstance(whole, relax.Tuple) else None
+            if not isinstance(bound, relax.Var):
+                break
+            expr = bound
+        return expr
+
+    def value(self, expr: Any) -> Any:
+        """What a variable is bound to, through its other names; None for a parameter."""
+        variable = self.exact(expr)
+        return self._values.get(variable) if isinstance(variable, relax.Var) else variable
+
+    def reads(self, root: Any) -> list[int]:
+        """The times at which its memory is read or written, in order."""
+        return self._reads.get(root, [])
+
+    def _behind(self, variable: Any, value: Any) -> frozenset[Any]:
+        if operator_name(value) == ALLOCATE:
+            return frozenset({variable})
+        return self.of(value)

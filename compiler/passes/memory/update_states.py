@@ -1,0 +1,231 @@
+"""update-states: what a model keeps from run to run is written in place, in the parameters of `main` that hold it.
+
+A chain of kernels with the attribute `UPDATES` from the parameter to the new value loses its copies. A new value
+that one kernel computes when the old one is not read any more is computed in the state's memory. What is left is
+copied into the state at the end. Where an old value is still read after a write, the write goes elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import relax
+from tvm.ir import GlobalVar, IRModule
+from tvm_ffi import structural_equal
+
+from compiler.passes.context import PipelineContext
+from compiler.passes.memory.kernels_in_place import in_place_kernel
+from compiler.passes.memory.liveness import ALLOCATE, IN_PLACE
+from compiler.passes.memory.memory_roots import Roots
+from compiler.passes.registry import graph_pass
+from compiler.passes.rewriting.graph import operator_name
+from compiler.passes.rewriting.state_writes import UPDATES
+from compiler.passes.rewriting.substitution import leaves
+from schedules.ir.tvm_private import set_type
+
+_COPY = "runtime.TVMTensorCopyFromTo"
+
+
+@graph_pass("update-states", summary="Write the states of a model in place", required=True)
+def update_states(mod: IRModule, context: PipelineContext) -> IRModule:
+    """After `call-kernels`: `main` writes the new value of each state of `context.options.states` to its parameter.
+
+    The parameter is also what it returns for the state; no other result shares its memory.
+    """
+    if not context.options.states:
+        return mod
+    main = next(var for var in mod.functions if var.name_hint == "main")
+    update = _Update(mod, mod[main], context.options.states)
+    changed = update.function()
+    functions = {**dict(mod.functions_items()), main: changed, **update.kernels}
+    used = {
+        each for function in functions.values() if isinstance(function, relax.Function) for each in _named(function)
+    }
+    replaced = update.replaced - used
+    return IRModule({var: each for var, each in functions.items() if var.name_hint not in replaced}, mod.attrs)
+
+
+def _named(function: Any) -> set[str]:
+    return {leaf.name_hint for leaf in leaves(function.body) if isinstance(leaf, GlobalVar)}
+
+
+@dataclass(frozen=True)
+class _Write:
+    """A kernel's call that turns one value of a state into the next: where it stands, and which operand is the old."""
+
+    time: int
+    allocation: Any
+    kernel: Any
+    operand: int
+
+
+class _Update:
+    """The rewriting of one `main`; times are positions of bindings."""
+
+    def __init__(self, mod: IRModule, function: Any, states: Iterable[tuple[int, int]]) -> None:
+        self._mod, self._function = mod, function
+        body = function.body
+        self._bindings = [binding for block in body.blocks for binding in block.bindings]
+        self._roots = Roots(function.params, self._bindings)
+        self._results = self._fields(body.body)
+        self._states = [(function.params[parameter], field) for parameter, field in states]
+        self.kernels: dict[Any, Any] = {}
+        self.replaced: set[str] = set()
+
+    def function(self) -> Any:
+        """`main` with its states in place."""
+        builder = relax.BlockBuilder()
+        tail: list[Any] = []
+        copied = [pair for pair in self._states if not self._in_place(*pair)]
+        memory = {state for state, _ in self._states} | {
+            binding.var for binding in self._bindings if self._is_state(binding.value)
+        }
+        results = self._own_results(memory, tail, builder)
+        for source, state in self._sources(copied, tail, builder):
+            tail.append(_copy(source, state))
+        for state, field in self._states:
+            results[field] = state
+        whole = relax.Var("results", relax.TupleType([each.ty for each in results]))
+        tail.append(relax.VarBinding(whole, relax.Tuple(results)))
+        body = relax.SeqExpr([relax.BindingBlock([*self._bindings, *tail])], whole)
+        old = self._function
+        return relax.Function(old.params, body, old.ret_ty, old.is_pure, old.attrs, old.span)
+
+    def _fields(self, result: Any) -> list[Any]:
+        """The results of `main`, one by one."""
+        value = self._roots.value(result)
+        if isinstance(value, relax.Tuple):
+            return list(value.fields)
+        fields = []
+        for index, ty in enumerate(result.ty.fields):
+            field = relax.Var(f"result{index}", ty)
+            self._bindings.append(relax.VarBinding(field, relax.TupleGetItem(result, index)))
+            self._roots.note(self._bindings[-1], len(self._bindings) - 1)
+            fields.append(field)
+        return fields
+
+    def _is_state(self, value: Any) -> bool:
+        return isinstance(value, relax.Var) and any(value.same_as(state) for state, _ in self._states)
+
+    # A state whose new value is written where the old one lies.
+
+    def _in_place(self, state: Any, field: int) -> bool:
+        """Have the new value written into the state's memory; False where that cannot be."""
+        new = self._roots.exact(self._results[field])
+        if new.same_as(state):
+            return True
+        writes = self._chain(state, new)
+        if not writes or any(not structural_equal(each.allocation.ty, state.ty) for each in writes):
+            return False
+        values = [state, *(each.allocation for each in writes)]
+        for old, write in zip(values, writes, strict=False):
+            if not self._is_read_before(old, write):
+                return False
+        for write in writes:
+            self._write_to(state, write)
+        return True
+
+    def _chain(self, state: Any, new: Any) -> list[_Write]:
+        """The writes that lead from the state to its new value, in order; empty where there are none."""
+        writes: list[_Write] = []
+        while not new.same_as(state):
+            write = self._write_of(new)
+            if write is None:
+                return []
+            if write.operand < 0:  # it reads no old value that it must not lose
+                return [write, *writes]
+            writes.insert(0, write)
+            new = self._roots.exact(self._bindings[write.time].value.args[write.operand])
+        return writes
+
+    def _write_of(self, value: Any) -> _Write | None:
+        """The kernel that writes an allocation; None for what is none."""
+        allocated = self._roots.defined.get(value)
+        if allocated is None or operator_name(self._bindings[allocated].value) != ALLOCATE:
+            return None
+        time = next((time for time in self._roots.reads(value) if time < len(self._bindings)), None)
+        call = None if time is None else self._bindings[time].value
+        if time is None or not isinstance(call, relax.Call) or not isinstance(call.op, GlobalVar):
+            return None
+        kernel = self._mod[call.op]
+        if isinstance(kernel, relax.Function):
+            return None
+        operand = (kernel.attrs or {}).get(UPDATES)
+        return _Write(time, value, kernel, -1 if operand is None else int(operand))
+
+    def _is_read_before(self, old: Any, write: _Write) -> bool:
+        """Whether nothing reads an old value when, or after, the next one is written over it."""
+        if self._is_result(old):
+            return False
+        late = [time for time in self._roots.reads(old) if time >= write.time]
+        if not late:
+            return True
+        if late != [write.time]:
+            return False
+        arguments = list(self._bindings[write.time].value.args)
+        reading = [index for index, each in enumerate(arguments) if old in self._roots.of(each)]
+        if write.operand >= 0:
+            return reading == [write.operand]
+        allowed = [int(index) for index in (write.kernel.attrs or {}).get(IN_PLACE, ())]
+        exact = all(self._roots.exact(arguments[index]).same_as(old) for index in reading)
+        return exact and set(reading) <= set(allowed)
+
+    def _is_result(self, value: Any) -> bool:
+        return any(value in self._roots.of(each) for each in self._results)
+
+    def _write_to(self, state: Any, write: _Write) -> None:
+        """The kernel writes to the state in place of an allocation."""
+        allocated = self._roots.defined[write.allocation]
+        self._bindings[allocated] = relax.VarBinding(write.allocation, state)
+        if write.operand < 0:
+            return
+        binding = self._bindings[write.time]
+        self.replaced.add(binding.value.op.name_hint)
+        arguments = list(binding.value.args)
+        del arguments[write.operand]
+        name = GlobalVar(f"{binding.value.op.name_hint}_in_place")
+        known = next((var for var in self.kernels if var.name_hint == name.name_hint), None)
+        if known is None:
+            self.kernels[name] = in_place_kernel(write.kernel, write.operand)
+            set_type(name, self.kernels[name].ty)
+            known = name
+        value = binding.value
+        call = relax.Call(known, arguments, value.attrs, value.ty_args, value.span, ret_ty=value.ty)
+        self._bindings[write.time] = relax.VarBinding(binding.var, call)
+
+    # Results and states that need a copy.
+
+    def _own_results(self, memory: set[Any], tail: list[Any], builder: Any) -> list[Any]:
+        """The results, those that share memory with a state copied; the states' own are replaced later."""
+        fields = {field for _, field in self._states}
+        results = list(self._results)
+        for index, result in enumerate(results):
+            if index not in fields and self._roots.of(result) & memory:
+                results[index] = _copied(result, tail, builder)
+        return results
+
+    def _sources(self, states: list[tuple[Any, int]], tail: list[Any], builder: Any) -> list[tuple[Any, Any]]:
+        """For each state to copy into, its new value; one that lies in another state's memory is copied first."""
+        parameters = {state for state, _ in states}
+        pairs = []
+        for state, field in states:
+            source = self._results[field]
+            pairs.append((_copied(source, tail, builder) if self._roots.of(source) & parameters else source, state))
+        return pairs
+
+
+def _copy(source: Any, target: Any) -> Any:
+    call = relax.Call(
+        relax.ExternFunc(_COPY), [source, target], ty_args=[relax.TupleType([])], ret_ty=relax.TupleType([])
+    )
+    return relax.VarBinding(relax.Var("_", relax.TupleType([])), call)
+
+
+def _copied(value: Any, tail: list[Any], builder: Any) -> Any:
+    """A variable with its own memory, to which a value is copied."""
+    allocation = relax.op.builtin.alloc_tensor(value.ty.shape, str(value.ty.dtype), 0)
+    own = relax.Var("copy", value.ty)
+    tail += [relax.VarBinding(own, builder.normalize(allocation)), _copy(value, own)]
+    return own

@@ -1,0 +1,131 @@
+"""Kernels that overwrite a part of a tensor, in the form of which `update-states` makes writes in place.
+
+Such a kernel is functional: it copies one operand to its result, then writes the new parts. The attribute `UPDATES` of
+the kernel is that operand's position, the copy is its first statement, and nothing after it reads the operand, so
+that without the first statement and with one buffer for operand and result the same kernel writes in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from tvm import relax, te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from compiler.artifact.entries import CHECK_MARK
+
+UPDATES = "tensorwright.updates"
+"""Attribute of a kernel: the position of the operand that its result is, but for the parts that it writes."""
+
+_IN_VECTORS = ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+_LANES = 16  # of a vector; LLVM splits it where registers are narrower
+Places = tuple[Any, ...]
+
+
+def write_rows(builder: relax.BlockBuilder, state: Any, rows: Any, position: Any, axis: int) -> relax.Var:
+    """`state` with `rows` written along `axis` from `position` on: the Relax form that is always done in place.
+
+    Args:
+        builder: inside of a binding block.
+        state: a tensor of known rank, (..., capacity, ...).
+        rows: the same shape and dtype but for the number of rows along `axis`.
+        position: int64, () for all, or (batch,) for each entry of axis 0 of its own (then `axis` is not 0).
+        axis: of the rows; negative counts from the end.
+
+    Returns:
+        The new value, of the type of `state`. A run fails with one error, before this state is written, where a row
+        would lie outside of it.
+    """
+    axis %= len(state.ty.shape)
+
+    def kernel(old: te.Tensor, new: te.Tensor, first: te.Tensor) -> te.Tensor:
+        return updated(old, [new, first], partial(_write_run, old, new, axis), "write_rows")
+
+    return _emitted(builder, kernel, [state, rows, position], state)
+
+
+def write_places(builder: relax.BlockBuilder, state: Any, rows: Any, places: Any, axis: int) -> relax.Var:
+    """`state` with row i of `rows` written at `places[i]` (int64, (rows,)) along `axis`, in order; as `write_rows`."""
+    axis %= len(state.ty.shape)
+
+    def kernel(old: te.Tensor, new: te.Tensor, each: te.Tensor) -> te.Tensor:
+        return updated(old, [new, each], partial(_write_each, old, new, axis), "write_places")
+
+    return _emitted(builder, kernel, [state, rows, places], state)
+
+
+def _emitted(builder: relax.BlockBuilder, kernel: Callable[..., Any], operands: list[Any], state: Any) -> relax.Var:
+    call = builder.call_te(kernel, *operands, primfunc_name_hint="update_state", primfunc_attrs={UPDATES: 0})
+    variable: relax.Var = builder.emit(relax.Call(call.op, call.args, call.attrs, [state.ty], ret_ty=state.ty))
+    return variable
+
+
+def updated(old: te.Tensor, others: list[te.Tensor], write: Callable[..., None], name: str) -> te.Tensor:
+    """The result of such a kernel: `old`, then what `write(result, *others)` writes into the buffer `result`."""
+
+    def generate(ins: Any, outs: Any) -> Any:
+        source, *rest = ins
+        result = outs[0]
+        with IRBuilder() as builder:
+            with T.seq_scope():
+                _each_element(old.shape, old.dtype, lambda place: T.buffer_store(result, source[place], list(place)))
+                write(result, *rest)
+            return builder.get()
+
+    out = tirx.decl_buffer(old.shape, old.dtype, name, layout=None)
+    return te.extern([old.shape], [old, *others], generate, dtype=old.dtype, out_buffers=[out], name=name)
+
+
+def _write_run(old: te.Tensor, new: te.Tensor, axis: int, result: Any, rows: Any, position: Any) -> None:
+    samples = list(position.shape)
+    last = old.shape[axis] - new.shape[axis]
+    with T.serial(0, samples[0] if samples else tirx.const(1, "int64")) as sample:
+        first = position[(sample,) if samples else ()]
+        _check(tirx.all(first >= 0, first <= last))
+
+    def write(place: Places) -> None:
+        target = [*place]
+        target[axis] = position[(place[0],) if samples else ()] + place[axis]
+        T.buffer_store(result, rows[place], target)
+
+    _each_element(new.shape, new.dtype, write)
+
+
+def _write_each(old: te.Tensor, new: te.Tensor, axis: int, result: Any, rows: Any, places: Any) -> None:
+    with T.serial(0, new.shape[axis]) as row:
+        _check(tirx.all(places[row] >= 0, places[row] < old.shape[axis]))
+
+    def write(place: Places) -> None:
+        target = [*place]
+        target[axis] = places[place[axis]]
+        T.buffer_store(result, rows[place], target)
+
+    _each_element(new.shape, new.dtype, write, in_vectors=axis < len(new.shape) - 1)
+
+
+def _check(condition: Any) -> None:
+    with T.Assert(condition, f"{CHECK_MARK}[the state: a row would be written outside of its capacity]"):
+        pass
+
+
+def _each_element(shape: Any, dtype: Any, body: Callable[[Places], None], *, in_vectors: bool = True) -> None:
+    """Run `body` for each place of a shape in order, along the last axis in vectors where its dtype has them."""
+    if not len(shape):
+        body(())
+        return
+    with contextlib.ExitStack() as loops:
+        outer = tuple(loops.enter_context(T.serial(0, extent)) for extent in list(shape)[:-1])
+        if not in_vectors or str(dtype) not in _IN_VECTORS:
+            body((*outer, loops.enter_context(T.serial(0, shape[-1]))))
+            return
+        lanes = tirx.const(_LANES, "int64")
+        whole = tirx.floordiv(shape[-1], lanes)
+        with T.seq_scope():
+            with T.serial(0, whole) as block, T.vectorized(0, lanes) as lane:
+                body((*outer, block * lanes + lane))
+            with T.serial(0, tirx.floormod(shape[-1], lanes)) as rest:
+                body((*outer, whole * lanes + rest))
