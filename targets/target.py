@@ -45,7 +45,11 @@ class Target(ABC):
     pipeline: Literal["processor", "gpu"] = "processor"
     """Which list of graph passes compiles for it (`compiler.passes.phases`)."""
     times_kernels: bool = True
-    """Whether the tuner can build and time a kernel of this target alone."""
+    """Whether the tuner can time a kernel of this target alone on this machine; on a device it always can."""
+    memory: Literal["cpu", "cuda"] = "cpu"
+    """Where kernels find their arguments, as TVM names the device."""
+    reference_rule: str = "fallback"
+    """The schedule rule that serves any kernel; the tuner compares what other rules give with its numbers."""
     lifts_workspaces: bool = False
     """Whether buffers that a kernel's launches hand to each other are tensors of the module."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,13 +50,14 @@ Runner and server refuse modules that none of your keys signed with --trusted-ke
 
 {device}Files: model.twm, the module; lib/, the runtime and the library behind tensorwright.h; bin/, programs;
 example.c; licenses/.
-Needed on the device: Linux with glibc 2.28 or newer and libstdc++{driver}. No Python.
+Needed on the device: Linux with glibc {glibc} or newer and libstdc++{driver}. No Python.
 """
 
 _DEVICE_README = """On the graphics processor, timed by CUDA events with and without a CUDA graph, and kernel by kernel:
     bin/tensorwright-run model.twm --verify --runs 50 --graph --kernels [--json]
 
 """
+_GLIBC = re.compile(rb"GLIBC_2\.(\d+)\b")
 _DRIVER = ", and NVIDIA's driver 580 or newer"
 
 
@@ -167,13 +169,24 @@ def _write(artifact: Artifact, target: Target, programs: Path, output: Path) -> 
     compiler = target.compiler().command[0].replace("g++", "gcc").replace("c++", "cc")
     (output / "Makefile").write_text(_MAKEFILE.format(cc=compiler), encoding="utf-8")
     described = {"name": artifact.manifest.model_name, "target": target.name, "architecture": target.architecture}
-    described |= {"device": _DEVICE_README if cuda else "", "driver": _DRIVER if cuda else ""}
+    described |= {
+        "device": _DEVICE_README if cuda else "",
+        "driver": _DRIVER if cuda else "",
+        "glibc": glibc_of(output),
+    }
     texts = {**licenses(), **({f"{CUDA_RUNTIME_DISTRIBUTION}/LICENSE": cuda_license()} if cuda else {})}
     for name, text in texts.items():
         path = output / "licenses" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     (output / "README").write_text(_README.format(**described), encoding="utf-8")
+
+
+def glibc_of(folder: Path) -> str:
+    """The oldest glibc ("2.34") on which the programs and libraries in a folder run: the newest version that their
+    symbols name."""
+    names = [path.read_bytes() for part in ("bin", "lib") for path in sorted((folder / part).iterdir())]
+    return f"2.{max(int(minor) for name in names for minor in _GLIBC.findall(name))}"
 
 
 def write_module(artifact: Artifact, file: Path | None, output: Path) -> None:

@@ -153,10 +153,10 @@ class Session:
         missing = [state for state in self.states if state.default_seconds is None]
         self._prepare(missing)
         self._report("measure the defaults", None)
-        self._try([(state, state.task.default) for state in missing if not state.finished], None)
+        failures = self._try([(state, state.task.default) for state in missing if not state.finished], None)
         for state in missing:
             if state.default_seconds is None and not state.finished:
-                self._give_up(state, "its default could not be measured")
+                self._give_up(state, f"its default could not be measured: {failures[state.task.key]}")
 
     def _prepare(self, states: Sequence[TaskState]) -> None:
         for state in states:
@@ -191,11 +191,15 @@ class Session:
         self._model.update(self._samples)
         self._check_floors()
 
-    def _try(self, chosen: Sequence[tuple[TaskState, Config]], give_up_above: float | None) -> None:
+    def _try(self, chosen: Sequence[tuple[TaskState, Config]], give_up_above: float | None) -> dict[str, str]:
+        """Measure and record configs; what the last one of a task failed with, by its key."""
         states = {state.task.key: state for state, _ in chosen}
+        failures: dict[str, str] = {}
 
         def emit(trial: Trial, outcome: Outcome) -> None:
             state = states[trial.key]
+            if outcome.status != "ok":
+                failures[trial.key] = f"{outcome.status}: {outcome.note}"
             if state.task.tunable:
                 self._writer.append(self._record(state, outcome))
                 self._samples.append(Sample(subject_of(state), outcome.config, outcome.seconds))
@@ -209,6 +213,7 @@ class Session:
         self._lab.trials([Trial(state.task.key, config, effort) for state, config in chosen], emit)
         for state in states.values():
             state.seconds += (time.monotonic() - began) / len(states)
+        return failures
 
     def _compare_leaders(self) -> None:
         """The default and the fastest of each task in turns; what is recorded here decides."""

@@ -23,10 +23,11 @@ from compiler.passes.pipeline import run_pipeline
 from compiler.support.operation_count import count_operations
 from compiler.tuning.measuring.messages import Argument, KernelTask
 from schedules.config import Config, ConfigSpace
+from schedules.errors import NotScheduledError
 from schedules.ir.stages import Kernel, dtype_of, kernels_of, shape_of
 from schedules.rule import ScheduleRule
 from schedules.selection.alternatives import Choice, Way
-from schedules.selection.apply import record_key
+from schedules.selection.apply import apply_rule, record_key
 from schedules.selection.registry import rules
 
 if TYPE_CHECKING:
@@ -199,9 +200,20 @@ def _task(
 def _matching_rule(kernel: Kernel, target: targets.Target) -> tuple[ScheduleRule, Any] | None:
     for rule in target.schedule_rules() or rules():
         workload = rule.match(kernel, target.machine)
-        if workload is not None:
+        if workload is not None and not _declines(rule, workload, kernel, target):
             return rule, workload
     return None
+
+
+def _declines(rule: ScheduleRule, workload: Any, kernel: Kernel, target: targets.Target) -> bool:
+    """Whether a rule leaves a kernel that it matches to the next one, as dlight's schedules do."""
+    if rule.space(workload, target.machine).knobs:
+        return False
+    try:
+        apply_rule(rule, kernel, workload, Config(), target.machine)
+    except NotScheduledError:
+        return True
+    return False
 
 
 def _way_name(task: Task) -> str:

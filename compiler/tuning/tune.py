@@ -169,14 +169,7 @@ def tune(
     """
     _check(trials, time_budget, timing, devices)
     chosen = find_target(target, threads)
-    if not chosen.times_kernels:
-        packs = isinstance(chosen, CudaTarget) and not chosen.simulated
-        raise OptionError(
-            f"nothing can be tuned for target {chosen.name!r} from here: its kernels cannot be timed alone",
-            "tensorwright tune --pack DIR, and DIR/run on the machine with the device"
-            if packs
-            else "compile without tuning",
-        )
+    _check_timed(chosen, devices)
     if LOCAL in devices and not chosen.fits_this_machine():
         raise OptionError(
             f"target {chosen.name!r} cannot be measured here: it needs {', '.join(chosen.missing_features())}",
@@ -189,7 +182,7 @@ def tune(
     model = import_model(source, shapes=shapes, constants=constants, example_inputs=example_inputs)
     options = PassOptions(precision, model.checks)
     extracting = time.monotonic()
-    extracted = extract_tasks(model.mod, chosen, options)
+    extracted = extract_tasks(model.mod, chosen, options, other_ways=chosen.pipeline == "processor")
     compile_seconds = _COMPILE_OVER_EXTRACT * (time.monotonic() - extracting)
     key = model_fingerprint(model.mod, precision)
     folder = Path(records) if records is not None else user_folder()
@@ -251,6 +244,18 @@ def _check(trials: int | None, time_budget: float | None, timing: str, devices: 
     for device in devices:
         if device != LOCAL:
             parse_device(device)
+
+
+def _check_timed(target: targets.Target, devices: Sequence[str]) -> None:
+    """Raise OptionError where kernels of the target cannot be timed on one of the devices."""
+    if isinstance(target, CudaTarget) and target.simulated:
+        raise OptionError(f"target {target.name!r} is simulated: its kernels take no time", "tune for a device")
+    if not target.times_kernels and LOCAL in devices:
+        raise OptionError(
+            f"kernels of target {target.name!r} cannot be timed on this machine",
+            "name the tensorwright-server of a bundle that runs beside the device (--device HOST:PORT), or write a "
+            "folder of candidates (--pack DIR) and run DIR/run there",
+        )
 
 
 def _cost_model(name: str, seed: int) -> CostModel:

@@ -46,6 +46,8 @@ class CudaTarget(Target):
     simulated: bool = False
     captures_graphs: bool = False
     times_kernels: bool = False
+    memory: Literal["cpu", "cuda"] = "cuda"
+    reference_rule: str = "gpu-parallel"
     lifts_workspaces: bool = True
     signed_integers: bool = True
     pipeline: Literal["processor", "gpu"] = "gpu"

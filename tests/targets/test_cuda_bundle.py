@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,11 @@ from compiler.device.bundle import write_bundle
 from compiler.device.push import measure, push
 from compiler.device.static_program import write_static_program
 from compiler.errors import IncompatibleArtifactError, OptionError
+from compiler.records.records import read
+from compiler.tuning.measuring.lab import Lab
 from targets.cuda.target import CudaTarget
 from tests.compiler.device.servers import device_server
+from tests.compiler.tuning import stand_in_builder
 from tests.targets import cuda_stand_in as stand_in
 from tests.targets.cuda.test_target import needs_nvcc
 from tests.targets.cuda_models import chain
@@ -160,6 +164,25 @@ def test_a_server_that_cannot_run_a_module_is_not_sent_it(
     ):
         push(net, address, progress=steps.append)
     assert steps == ["connect"]
+
+
+def test_a_server_times_kernels_for_the_tuner(
+    machine: Machine, target: CudaTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, folder = Path(machine.path("bundle/bin/tensorwright-server")), Path(machine.path("tmp/tuned"))
+    monkeypatch.setenv(stand_in_builder.FOLDER, str(machine.root / "kernels"))
+    lab = partial(Lab, build_module=stand_in_builder.__name__, build_timeout=300.0, measure_timeout=300.0)
+    monkeypatch.setattr("compiler.tuning.tune.Lab", lab)
+    with device_server(machine.prefix, program, folder, environment=machine.environment()) as address:
+        result = compiler.tune(chain(_ROWS, 24), target, trials=2, records=tmp_path, devices=[address])
+    assert result.problems == ()
+    assert result.trials == 2
+    records = read(tmp_path).records
+    assert {(record.status, record.device) for record in records} == {("ok", address)}
+    with pytest.raises(OptionError, match=r"cannot be timed on this machine\n.*tensorwright-server"):
+        compiler.tune(chain(_ROWS, 24), target, trials=2, records=tmp_path)
+    with pytest.raises(OptionError, match="'cuda-simulated' is simulated"):
+        compiler.tune(chain(_ROWS, 24), "cuda-simulated", trials=2, records=tmp_path, devices=["127.0.0.1:9"])
 
 
 _PYTHON = """

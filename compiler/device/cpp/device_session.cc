@@ -17,6 +17,7 @@
 #include "module.h"
 #include "processor.h"
 #include "report.h"
+#include "whole_number.h"
 #include "wire.h"
 
 namespace tensorwright {
@@ -36,9 +37,8 @@ void LimitFiles(const SessionLimits& limits) {
 
 // A whole number of a request, from 1 to `most`.
 uint64_t NumberOf(const std::string& text, uint64_t most, const char* what) {
-  bool digits = !text.empty() && text.size() < 19 && text.find_first_not_of("0123456789") == std::string::npos;
-  uint64_t value = digits ? std::strtoull(text.c_str(), nullptr, 10) : 0;
-  if (value < 1 || value > most) throw Error(std::string(what) + " must be a number from 1 to " + std::to_string(most) + ", not '" + text.substr(0, 32) + "'");
+  uint64_t value = WholeNumber(text, most);
+  if (value == 0) throw Error(std::string(what) + " must be a number from 1 to " + std::to_string(most) + ", not '" + text.substr(0, 32) + "'");
   return value;
 }
 

@@ -17,6 +17,7 @@
 #include "module.h"
 #include "report.h"
 #include "signature.h"
+#include "whole_number.h"
 
 namespace tensorwright {
 namespace {
@@ -28,6 +29,7 @@ struct Options {
   TrustedKeys trusted;
 };
 
+constexpr int kMostRuns = 1'000'000;
 const char* const kUsage = "usage: tensorwright-run %s[--inputs FILE] [--outputs FILE] [--verify] [--runs N] [--graph] [--kernels] [--json] [--trusted-key PATH]...\n";
 
 bool Parse(int count, char** arguments, Options* options) {
@@ -49,7 +51,8 @@ bool Parse(int count, char** arguments, Options* options) {
     } else if (argument == "--trusted-key" && more) {
       options->trusted.Add(arguments[++i]);
     } else if (argument == "--runs" && more) {
-      options->runs = std::atoi(arguments[++i]);
+      options->runs = static_cast<int>(WholeNumber(arguments[++i], kMostRuns));
+      if (options->runs == 0) throw Error("--runs takes a number from 1 to " + std::to_string(kMostRuns) + ", not " + Quoted(arguments[i]));
     } else if (options->module.empty() && argument[0] != '-' && !LinkedModule().data) {
       options->module = argument;
     } else {

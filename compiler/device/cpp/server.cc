@@ -27,6 +27,7 @@
 
 #include "device.h"
 #include "visitor.h"
+#include "whole_number.h"
 
 namespace tensorwright {
 namespace {
@@ -59,9 +60,8 @@ struct Options {
 
 // A number of the command line, from 1 to `most`.
 uint64_t Positive(const std::string& text, uint64_t most) {
-  bool digits = !text.empty() && text.size() < 19 && text.find_first_not_of("0123456789") == std::string::npos;
-  uint64_t value = digits ? std::strtoull(text.c_str(), nullptr, 10) : 0;
-  if (value < 1 || value > most) throw Error("'" + text + "' is not a number from 1 to " + std::to_string(most));
+  uint64_t value = WholeNumber(text, most);
+  if (value == 0) throw Error("'" + text + "' is not a number from 1 to " + std::to_string(most));
   return value;
 }
 
@@ -89,7 +89,7 @@ bool ParseOptions(int count, char** arguments, Options* options) {
     } else if (argument == "--insecure") {
       options->insecure = true;
     } else if (options->port < 0 && argument.size() < 6 && argument.find_first_not_of("0123456789") == std::string::npos && !argument.empty()) {
-      options->port = std::atoi(argument.c_str());
+      options->port = static_cast<int>(WholeNumber(argument));
     } else {
       return false;
     }

@@ -4,7 +4,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstdlib>
+#include <cstring>
 #include <string>
 
 #include "error.h"
@@ -27,7 +29,9 @@ void CheckEnvironment(int most) {
   for (const char* variable : {"TVM_NUM_THREADS", "OMP_NUM_THREADS"}) {
     const char* text = std::getenv(variable);
     if (!text) continue;
-    long threads = std::strtol(text, nullptr, 10);
+    const char* begin = text + std::strspn(text, " \t\n");
+    int threads = 0;
+    std::from_chars(begin + (*begin == '+'), text + std::strlen(text), threads);
     if (threads >= 1 && threads <= most) return;
     throw Error(std::string(variable) + " must be a number of threads from 1 to " + std::to_string(most) + " on this machine, not " + Quoted(text));
   }

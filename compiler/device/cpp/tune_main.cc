@@ -18,6 +18,7 @@
 
 #include "checked_json.h"
 #include "tune_kernels.h"
+#include "whole_number.h"
 
 namespace tensorwright {
 namespace {
@@ -214,7 +215,7 @@ class Run {
     bool late = false;
     while (worker->Next(kSecondsOfACandidate, &line, &late)) {
       std::vector<std::string> fields = Fields(line);
-      if (fields[0] == "begin") *current = std::strtoull(fields[1].c_str(), nullptr, 10);
+      if (fields[0] == "begin") *current = WholeNumber(fields[1]);
       if (fields[0] == "device") device_ = fields[1];
       if (fields[0] == "leaders") in_turns_ = true;
       if (fields[0] == "result" && fields.size() == 6) Take(task, fields);
@@ -231,7 +232,7 @@ class Run {
 
   void Take(size_t task, const std::vector<std::string>& fields) {
     TuneResult result;
-    result.task = task, result.candidate = std::strtoull(fields[1].c_str(), nullptr, 10), result.compared = fields[2] == "1";
+    result.task = task, result.candidate = WholeNumber(fields[1]), result.compared = fields[2] == "1";
     result.status = fields[3], result.note = fields[5], result.unix_time = std::time(nullptr);
     const char* text = fields[4].c_str();
     for (char* stop = nullptr;; text = stop) {

@@ -15,18 +15,26 @@ import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without to
 import tvm
 
 from compiler.codegen.kernel_lowering import PIPELINE
+from compiler.passes.schedule.lift_workspaces import with_workspaces_as_parameters
 from compiler.tuning.measuring.channel import serve
-from compiler.tuning.measuring.messages import AS_IT_IS, BuildRequest, Built, KernelTask, WorkerSetup
+from compiler.tuning.measuring.messages import (
+    AS_IT_IS,
+    Argument,
+    BuildRequest,
+    Built,
+    KernelLibrary,
+    KernelTask,
+    WorkerSetup,
+)
 from schedules.config import Config
 from schedules.errors import NotScheduledError
-from schedules.ir.stages import Kernel
+from schedules.ir.stages import Kernel, dtype_of, shape_of
 from schedules.ir.tir import structural_walk, tirx
 from schedules.selection.apply import apply_rule
 from schedules.selection.registry import rules
 from targets.toolchain import Linker, find_linker
 
 SYMBOL = "kernel"
-_REFERENCE_RULE = "fallback"
 # A kernel needs nothing of the C library's start files, and a bare linker takes a tenth of a driver's time.
 _BARE_LINKERS = (("ld",), ("ld.lld",), ("cc",), ("gcc",), ("clang",))
 
@@ -54,11 +62,11 @@ class Builder:
             return Built(None, 1, (text[-1] if text else "")[-300:], time.perf_counter() - start)
         return Built(library, tasks, "", time.perf_counter() - start)
 
-    def _build(self, request: BuildRequest) -> tuple[bytes, int]:
+    def _build(self, request: BuildRequest) -> tuple[KernelLibrary, int]:
         kernel, rule_name = self._kernels[request.key]
         if rule_name == AS_IT_IS:
             return self.linked(kernel.function), parallel_tasks(kernel.function)
-        rule = self._rules[_REFERENCE_RULE if request.config is None else rule_name]
+        rule = self._rules[self._target.reference_rule if request.config is None else rule_name]
         workload = rule.match(kernel, self._machine)
         if workload is None:
             raise NotScheduledError(f"rule {rule.name!r} does not serve the kernel")
@@ -68,8 +76,15 @@ class Builder:
         function = apply_rule(rule, kernel, workload, config, self._machine)
         return self.linked(function), parallel_tasks(function)
 
-    def linked(self, function: Any) -> bytes:
+    def linked(self, function: Any) -> KernelLibrary:
         """A scheduled PrimFunc as a shared library."""
+        workspaces: tuple[Argument, ...] = ()
+        if self._target.lifts_workspaces:
+            function, count = with_workspaces_as_parameters(function)
+            workspaces = _results(function, count)
+        return KernelLibrary(self._code(function), workspaces)
+
+    def _code(self, function: Any) -> bytes:
         function = function.with_attr("global_symbol", SYMBOL).with_attr("tirx.is_scheduled", True)
         with self._engine_target:
             library = tvm.tirx.build(tvm.IRModule({SYMBOL: function}), self._engine_target, PIPELINE)
@@ -82,6 +97,12 @@ class Builder:
             else:
                 self._target.export_library(library, path)
             return path.read_bytes()
+
+
+def _results(function: Any, count: int) -> tuple[Argument, ...]:
+    """The last parameters of a function of static shapes."""
+    buffers = list(function.params)[len(function.params) - count :]
+    return tuple(Argument(tuple(map(int, shape_of(each))), dtype_of(each), is_output=True) for each in buffers)
 
 
 def parallel_tasks(function: Any) -> int:

@@ -17,6 +17,7 @@ from compiler.tuning.measuring.messages import (
     Built,
     Effort,
     Failure,
+    KernelLibrary,
     KernelTask,
     Measured,
     MeasureRequest,
@@ -106,6 +107,7 @@ class Lab:
     ) -> None:
         keys = dict(credentials or {})
         cores = os.cpu_count() or 1
+        self.memory = target.memory
         self._cores = target.machine.cores
         self._build_timeout, self._measure_timeout = build_timeout, measure_timeout
         self.serial = serial and LOCAL in devices
@@ -116,7 +118,15 @@ class Lab:
         self.measurers = [
             Worker(
                 MEASURE_MODULE,
-                WorkerSetup(None, threads, device, target.machine.l3_bytes, measure_timeout, keys.get(device)),
+                WorkerSetup(
+                    None,
+                    threads,
+                    device,
+                    target.machine.l3_bytes,
+                    measure_timeout,
+                    target.memory,
+                    keys.get(device),
+                ),
                 {"TVM_NUM_THREADS": str(threads), "TVM_BIND_THREADS": "0"},
             )
             for device in devices
@@ -125,7 +135,7 @@ class Lab:
         self._failures = dict.fromkeys(self._devices, 0)  # in a row
         self.lost: list[str] = []
         self._tasks: dict[str, KernelTask] = {}
-        self._references: dict[str, bytes] = {}
+        self._references: dict[str, KernelLibrary] = {}
         self._known: dict[int, tuple[int, set[str]]] = {}
 
     def define(self, task: KernelTask) -> None:
@@ -176,7 +186,7 @@ class Lab:
         """Time several outcomes of a task anew, in turns, on the first device, a sample a round. A crash fails all."""
         measurer = self.measurers[0]
         built = [each.built for each in candidates]
-        libraries = tuple(each.library or b"" for each in built if each is not None)
+        libraries = tuple(each.library for each in built if each is not None and each.library is not None)
         limit = self._measure_timeout + 3 * rounds * len(libraries) * effort.seconds
         try:
             self._introduce(measurer, key)

@@ -14,6 +14,7 @@ from compiler.tuning.measuring.channel import serve
 from compiler.tuning.measuring.messages import (
     Argument,
     Effort,
+    KernelLibrary,
     KernelTask,
     Measured,
     MeasureRequest,
@@ -99,13 +100,26 @@ class Measurer:
         wanted = min(task.constant_bytes, _CACHES_OF_COPIES * self._setup.l3_bytes)
         return max(1, min(_MOST_COPIES, -(-wanted // own))) if own else 1
 
-    def _reference(self, prepared: Prepared, library: bytes) -> Timing:
+    def _reference(self, prepared: Prepared, library: KernelLibrary) -> Timing:
         try:
-            prepared.expected = self._outputs(prepared, self._runner.load(library))
+            prepared.expected = self._outputs(prepared, self._load(library))
         except Exception as error:
             return Timing((), "run-error", str(error)[-300:])
         self._expected[prepared.task.key] = prepared.expected
         return Timing((1.0,))
+
+    def _load(self, library: KernelLibrary) -> Kernel:
+        """A kernel that takes the task's arguments; its workspaces are added to them."""
+        kernel = self._runner.load(library.code)
+        if not library.workspaces:
+            return kernel
+        workspaces = [self._runner.tensor(poisoned(each), each.dtype) for each in library.workspaces]
+        evaluate = kernel.evaluate
+        return Kernel(
+            lambda *arguments: kernel.call(*arguments, *workspaces),
+            kernel.clock,
+            None if evaluate is None else lambda arguments, seconds: evaluate((*arguments, *workspaces), seconds),
+        )
 
     def _outputs(self, prepared: Prepared, kernel: Kernel) -> list[Array]:
         arguments = prepared.sets[0]
@@ -130,12 +144,12 @@ class Measurer:
             for kernel, taken in zip(kernels, samples, strict=True)
         )
 
-    def _checked(self, prepared: Prepared, library: bytes) -> Kernel | Timing:
+    def _checked(self, prepared: Prepared, library: KernelLibrary) -> Kernel | Timing:
         """The loaded kernel when its numbers are right."""
         if prepared.expected is None:
             return Timing((), "run-error", "there are no reference numbers")
         try:
-            kernel = self._runner.load(library)
+            kernel = self._load(library)
             found = self._outputs(prepared, kernel)
         except Exception as error:
             return Timing((), "run-error", f"{type(error).__name__}: {error}"[-300:])

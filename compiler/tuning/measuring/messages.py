@@ -52,10 +52,21 @@ class BuildRequest:
 
 
 @dataclass(frozen=True)
-class Built:
-    """A shared library, or what went wrong. `tasks` is into how many the kernel's work is cut for threads."""
+class KernelLibrary:
+    """A shared library of one kernel.
 
-    library: bytes | None
+    `workspaces` are its parameters after the task's: buffers between its launches.
+    """
+
+    code: bytes
+    workspaces: tuple[Argument, ...] = ()
+
+
+@dataclass(frozen=True)
+class Built:
+    """A kernel's library, or what went wrong. `tasks` is into how many the kernel's work is cut for threads."""
+
+    library: KernelLibrary | None
     tasks: int = 1
     error: str = ""
     seconds: float = 0.0
@@ -79,7 +90,7 @@ class ReferenceRequest:
     """Run this library and keep its outputs: what other libraries of the task are compared with."""
 
     key: str
-    library: bytes
+    library: KernelLibrary
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,7 @@ class MeasureRequest:
     """Check and time the libraries of a task; several are timed in turns, `rounds` times."""
 
     key: str
-    libraries: tuple[bytes, ...]
+    libraries: tuple[KernelLibrary, ...]
     effort: Effort
     rounds: int = 1
 
@@ -154,7 +165,8 @@ class Stop:
 class WorkerSetup:
     """The first message: what a worker works for. `target` is pickled, as third parties may define it.
 
-    With one thread, local times are processor time. `credentials` are for an encrypted connection to the device.
+    With one thread, local times are processor time. `memory` is where kernels find their arguments on the device: "cpu"
+    or "cuda". `credentials` are for an encrypted connection to the device.
     """
 
     target: Any = None
@@ -162,4 +174,5 @@ class WorkerSetup:
     device: str = "local"
     l3_bytes: int = 0
     timeout: float = 10.0
+    memory: str = "cpu"
     credentials: Credentials | None = None

@@ -110,7 +110,7 @@ class RpcRunner:
             self._session = tracker.request(key, session_timeout=int(setup.timeout) + 5, max_retry=3)
         else:
             self._session = connect_rpc(f"{host}:{port}", setup.credentials, int(setup.timeout) * 60)
-        self._device = self._session.cpu()
+        self._device = self._session.device(setup.memory)
         self._session.get_function("runtime.config_threadpool")(1, setup.threads)
         self._loads = 0
 

@@ -22,7 +22,7 @@ from compiler.artifact import KeyKind, sign, write_new_keys
 from compiler.artifact.tensors import Blob
 from compiler.cli import main
 from compiler.device import connection
-from compiler.device.bundle import write_bundle
+from compiler.device.bundle import glibc_of, write_bundle
 from compiler.device.credentials import load_credentials
 from compiler.device.push import push
 from compiler.driver.compile import find_target
@@ -83,6 +83,13 @@ def test_the_runner_verifies_and_measures(root: list[str], bundle: Path) -> None
     assert done.returncode == 0, done.stderr
     assert "verified" in done.stdout
     assert re.search(r"p50 [\d.]+ ms, p99 [\d.]+ ms, 3 runs", done.stdout)
+
+
+def test_the_programs_need_no_newer_glibc_than_their_readme_says(root: list[str], bundle: Path) -> None:
+    assert glibc_of(bundle) == "2.34"
+    assert "glibc 2.34 or newer" in (bundle / "README").read_text()
+    done = device(root, bundle / "bin" / "tensorwright-run", bundle / "model.twm", "--runs", "some")
+    assert (done.returncode, done.stderr) == (1, "error: --runs takes a number from 1 to 1000000, not 'some'\n")
 
 
 def test_the_runner_refuses_inputs_that_do_not_fit(root: list[str], bundle: Path, tmp_path: Path) -> None:
