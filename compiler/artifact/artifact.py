@@ -31,6 +31,7 @@ class Artifact:
         library: an ELF shared library holding a Relax VM executable whose `main(*inputs, *parameters)` returns a tuple.
         parameters: in the order in which `main` takes them after the inputs.
         reference_inputs, reference_outputs: an example and what it gave, by name; empty when there is none.
+        initial_states: first values of states, by the names of their inputs; zeros where it has none.
     """
 
     manifest: Manifest
@@ -38,6 +39,7 @@ class Artifact:
     parameters: Arrays
     reference_inputs: Arrays = field(default_factory=dict)
     reference_outputs: Arrays = field(default_factory=dict)
+    initial_states: Arrays = field(default_factory=dict)
 
     @classmethod
     def create(
@@ -52,6 +54,7 @@ class Artifact:
         reference_inputs: Mapping[str, np.ndarray[Any, Any]] | None = None,
         reference_outputs: Mapping[str, np.ndarray[Any, Any]] | None = None,
         fixed: Mapping[str, np.ndarray[Any, Any]] | None = None,
+        initial_states: Mapping[str, np.ndarray[Any, Any]] | None = None,
         **manifest_fields: Any,
     ) -> Artifact:
         """Build the manifest around what a compilation produced.
@@ -59,6 +62,7 @@ class Artifact:
         Args:
             parameters: numpy arrays in `main`'s order (bfloat16 and the like as `ml_dtypes`).
             fixed: inputs of the model whose values were fixed when compiling.
+            initial_states: first values of states that are not zero, by the names of their inputs.
             manifest_fields: further fields of `Manifest`: threads, kernels, passes, memory_plan, versions,
                 reference_tolerance.
 
@@ -75,16 +79,27 @@ class Artifact:
             parameters=_describe(parameters),
             reference_inputs=_describe(references[0]),
             reference_outputs=_describe(references[1]),
+            initial_states=_describe(initial_states or {}),
             fixed_inputs=tuple(_fixed(name, array) for name, array in (fixed or {}).items()),
             **manifest_fields,
         )
-        return cls(manifest, library, dict(parameters), *references)
+        return cls(manifest, library, dict(parameters), *references, dict(initial_states or {}))
 
     def with_reference(
-        self, inputs: Mapping[str, np.ndarray[Any, Any]], outputs: Mapping[str, np.ndarray[Any, Any]]
+        self,
+        inputs: Mapping[str, np.ndarray[Any, Any]],
+        outputs: Mapping[str, np.ndarray[Any, Any]],
+        sizes: Mapping[str, int] | None = None,
     ) -> Artifact:
-        """The same module with another stored example. Raises InternalError as `create`."""
-        described = {"reference_inputs": _describe(inputs), "reference_outputs": _describe(outputs)}
+        """The same module with another stored example; `sizes` as `Manifest.reference_sizes`.
+
+        Raises InternalError as `create`.
+        """
+        described = {
+            "reference_inputs": _describe(inputs),
+            "reference_outputs": _describe(outputs),
+            "reference_sizes": dict(sizes or {}),
+        }
         manifest = self.manifest.model_copy(update=described)
         return replace(self, manifest=manifest, reference_inputs=dict(inputs), reference_outputs=dict(outputs))
 

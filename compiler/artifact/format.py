@@ -24,6 +24,7 @@ from compiler.artifact.tensors import Blob, read_blob
 from compiler.errors import ArtifactError
 
 _SECTIONS = ("library", "parameters", "reference_in", "reference_out")
+_STATES = "states"  # a fifth one, where states begin with other values than zeros
 Pieces = list[memoryview | bytes]
 
 
@@ -43,12 +44,14 @@ def artifact_bytes(artifact: Artifact, sign_key: Key | None = None) -> bytes:
 
 
 def _pieces(artifact: Artifact, sign_key: Key | None) -> Pieces:
-    blobs = [Blob(arrays) for arrays in (artifact.parameters, artifact.reference_inputs, artifact.reference_outputs)]
+    arrays = [artifact.parameters, artifact.reference_inputs, artifact.reference_outputs]
+    names = _section_names(artifact.manifest)
+    blobs = [Blob(each) for each in [*arrays, artifact.initial_states][: len(names) - 1]]
     contents: list[Sequence[memoryview | bytes]] = [[artifact.library], *(blob.pieces for blob in blobs)]
     digests = tree_digests(contents)
-    checksums = {name: digest.hex() for name, digest in zip(_SECTIONS, digests, strict=True)}
+    checksums = {name: digest.hex() for name, digest in zip(names, digests, strict=True)}
     manifest = artifact.manifest.model_copy(update={"checksums": checksums})
-    sizes = dict(zip(_SECTIONS, [len(artifact.library), *(blob.nbytes for blob in blobs)], strict=True))
+    sizes = dict(zip(names, [len(artifact.library), *(blob.nbytes for blob in blobs)], strict=True))
     head, layout = pack_head(manifest.model_dump_json().encode(), sizes, signed=sign_key is not None)
     pieces: Pieces = [head]
     position = len(head)
@@ -88,15 +91,20 @@ def read_artifact(
         check_signatures(signatures, layout.digest, trusted_keys, origin)
     manifest = _parse_manifest(layout, origin)
     sections = _checked_sections(data, layout, manifest, origin)
-    parameters, inputs, outputs = (
-        read_blob(sections[name], expected, what)
+    parameters, inputs, outputs, states = (
+        read_blob(sections[name], expected, what) if name in sections else {}
         for name, expected, what in (
             ("parameters", manifest.parameters, "parameters"),
             ("reference_in", manifest.reference_inputs, "reference inputs"),
             ("reference_out", manifest.reference_outputs, "reference outputs"),
+            (_STATES, manifest.initial_states, "states"),
         )
     )
-    return Artifact(manifest, sections["library"], parameters, inputs, outputs)
+    return Artifact(manifest, sections["library"], parameters, inputs, outputs, states)
+
+
+def _section_names(manifest: Manifest) -> tuple[str, ...]:
+    return (*_SECTIONS, _STATES) if manifest.initial_states else _SECTIONS
 
 
 def _parse_manifest(layout: Layout, origin: str) -> Manifest:
@@ -110,9 +118,9 @@ def _parse_manifest(layout: Layout, origin: str) -> Manifest:
 
 def _checked_sections(data: memoryview, layout: Layout, manifest: Manifest, origin: str) -> dict[str, memoryview]:
     """The sections by name, each having the checksum that the manifest holds for it."""
-    names = tuple(section.name for section in layout.sections)
-    if names != _SECTIONS or set(manifest.checksums) != set(_SECTIONS):
-        raise ArtifactError(f"{origin} is damaged: it must hold the sections {', '.join(_SECTIONS)}")
+    names, expected = tuple(section.name for section in layout.sections), _section_names(manifest)
+    if names != expected or set(manifest.checksums) != set(expected):
+        raise ArtifactError(f"{origin} is damaged: it must hold the sections {', '.join(expected)}")
     views = [data[section.offset : section.offset + section.size] for section in layout.sections]
     for name, digest in zip(names, tree_digests([[view] for view in views]), strict=True):
         if digest.hex() != manifest.checksums[name]:

@@ -165,6 +165,32 @@ class IndexRequirement(_Model):
     where: Name
 
 
+class StateDescription(_Model):
+    """A tensor that a session keeps: an input, and the output that is its next value, in the same memory.
+
+    Attributes:
+        input, output: names of the pair, of one shape and element type.
+        axis: the axis that holds rows, of which a session counts those in use; None: it is replaced as a whole.
+    """
+
+    name: Name
+    input: Name
+    output: Name
+    axis: Annotated[int, Field(ge=0, lt=64)] | None = None
+
+
+class PositionDescription(_Model):
+    """The input that says how many rows of the states are in use before a run, and how many a run adds.
+
+    Attributes:
+        input: its name: int64, of rank 0 or 1.
+        rows: a number, or the name of a symbolic dimension of the inputs.
+    """
+
+    input: Name
+    rows: Annotated[int, Field(ge=0, le=MAX_ELEMENTS)] | Name
+
+
 class ReferenceTolerance(_Model):
     """How far outputs may be from the reference: |output - reference| <= absolute + relative * |reference|."""
 
@@ -182,7 +208,13 @@ class Manifest(_Model):
         requirements: relations between symbolic dimensions of the inputs; a run checks them first.
         indices: inputs whose elements are indices; a run checks them too.
         threads: the setting to run with; None leaves it to the device (its physical cores).
+        states: inputs that a session keeps, paired with outputs; `initial_states` are values of those, by input name,
+            that are not zero at first.
+        position: the input that a session gives by itself.
+        state_format: equal for modules whose sessions can take over each other's states, for whatever target.
         reference_inputs, reference_outputs: the stored example and what it gave, with exact shapes; may be empty.
+            Where inputs that a session gives are not in it, it is the first run of a session, whose states have
+            `reference_sizes` as the sizes of symbolic dimensions.
         checksums: SHA-256 tree digest (hex) of each section; filled in when the file is written.
     """
 
@@ -201,6 +233,11 @@ class Manifest(_Model):
     kernels: tuple[KernelProvenance, ...] = Field(default=(), strict=False)
     passes: tuple[PassTiming, ...] = Field(default=(), strict=False)
     memory_plan: MemoryPlan | None = None
+    states: tuple[StateDescription, ...] = Field(default=(), strict=False)
+    position: PositionDescription | None = None
+    initial_states: tuple[TensorDescription, ...] = Field(default=(), strict=False)
+    state_format: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    reference_sizes: dict[Name, Size] = Field(default_factory=dict)
     reference_inputs: tuple[TensorDescription, ...] = Field(default=(), strict=False)
     reference_outputs: tuple[TensorDescription, ...] = Field(default=(), strict=False)
     reference_tolerance: ReferenceTolerance = ReferenceTolerance()
@@ -208,7 +245,7 @@ class Manifest(_Model):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Manifest:
-        stored = (self.parameters, self.reference_inputs, self.reference_outputs)
+        stored = (self.parameters, self.reference_inputs, self.reference_outputs, self.initial_states)
         for tensors in (self.inputs, self.outputs, *stored):
             names = [tensor.name for tensor in tensors]
             if len(set(names)) != len(names):
@@ -218,3 +255,36 @@ class Manifest(_Model):
         if self.compact_parameters > len(self.parameters):
             raise ValueError(f"{self.compact_parameters} of {len(self.parameters)} parameters cannot be compact")
         return self
+
+    @model_validator(mode="after")
+    def _states_are_pairs(self) -> Manifest:
+        inputs, outputs = ({each.name: each for each in tensors} for tensors in (self.inputs, self.outputs))
+        for names in zip(*((each.name, each.input, each.output) for each in self.states), strict=True):
+            if len(set(names)) != len(names):
+                raise ValueError("two states have the same name, input or output")
+        for state in self.states:
+            given, result = inputs.get(state.input), outputs.get(state.output)
+            if given is None or result is None or (given.shape, given.dtype) != (result.shape, result.dtype):
+                raise ValueError(f"state {state.name!r} is no input and output of one shape and element type")
+            if state.axis is not None and state.axis >= len(given.shape):
+                raise ValueError(f"state {state.name!r} has no axis {state.axis}")
+        held = {state.input for state in self.states}
+        if any(
+            each.name not in held or (each.shape, each.dtype) != (inputs[each.name].shape, inputs[each.name].dtype)
+            for each in self.initial_states
+        ):
+            raise ValueError("an initial value is of no state of its shape and element type")
+        if self.position is not None:
+            place = inputs.get(self.position.input)
+            if place is None or place.dtype != "int64" or len(place.shape) > 1 or place.name in held:
+                raise ValueError("the position is no input of whole numbers")
+            sizes = {size for each in self.inputs for size in each.shape}
+            if isinstance(self.position.rows, str) and self.position.rows not in sizes:
+                raise ValueError("the rows of a run are no dimension of an input")
+        return self
+
+    @property
+    def session_inputs(self) -> tuple[TensorDescription, ...]:
+        """The inputs that a session does not give by itself."""
+        own = {state.input for state in self.states} | ({self.position.input} if self.position is not None else set())
+        return tuple(each for each in self.inputs if each.name not in own)

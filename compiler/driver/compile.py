@@ -17,7 +17,8 @@ from compiler.artifact import Artifact
 from compiler.codegen.build import build_library
 from compiler.device.emulation import EmulatedModule
 from compiler.device.simulation import SimulatedModule
-from compiler.driver.manifest_entries import manifest_entries, requirements, tensor_descriptions
+from compiler.driver.example import inputs_in_order, with_example
+from compiler.driver.manifest_entries import manifest_entries, requirements, states, tensor_descriptions
 from compiler.errors import OptionError, TensorwrightError, ToolchainError, UnknownTargetError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, Shapes, import_model
@@ -30,7 +31,6 @@ from compiler.records.library import RecordSource, TunedConfigs, tuned_configs
 from compiler.runtime import Module
 from compiler.runtime.accelerator import load_runtime_of
 from compiler.runtime.emulated import EmulatedExecutor, Emulator
-from compiler.runtime.random_inputs import random_inputs
 from compiler.runtime.threads import check_threads
 from compiler.support.precision import precision_of
 from compiler.support.progress_bar import automatic, is_silent, shows_progress
@@ -132,7 +132,7 @@ def compile(
         passes=passes,
         dump=dump,
         verify=verify,
-        example_inputs=_in_order(reference_inputs, model),
+        example_inputs=inputs_in_order(reference_inputs, model) if verify else None,
         progress=report,
     )
     for line in schedule_failures(pipeline):
@@ -163,6 +163,7 @@ def packed(
         # Strings are in no module; what was computed from them is.
         fixed={name: array for name, array in model.fixed.items() if array.dtype != object},
         **requirements(model),
+        **states(model),
         threads=threads,
         **manifest_entries(target, pipeline, tuned),
     )
@@ -212,14 +213,6 @@ def check_precision(target: targets.Target, precision: str) -> None:
             )
 
 
-def _in_order(given: Mapping[str, np.ndarray] | None, model: ImportedModel) -> list[np.ndarray] | None:
-    """Values by name as the arguments of `main`; None unless all are there."""
-    names = [spec.name for spec in model.inputs]
-    if given is None or not set(names) <= set(given):
-        return None
-    return [np.asarray(given[name]) for name in names]
-
-
 @contextmanager
 def translated_target_errors() -> Iterator[None]:
     """Errors of the floor below become errors of this package."""
@@ -252,15 +245,13 @@ def _with_reference(
         report("no reference input stored: on random values the model's loops may never end; give reference_inputs=")
         return module
     try:
-        inputs = dict(given) if given is not None else random_inputs(model.inputs, indices=model.indices)
-        outputs = (_host_module(model, artifact, options) if foreign else module).run(inputs)
+        return with_example(module, _host_module(model, artifact, options) if foreign else module, model, given)
     except TensorwrightError as error:
         if given is not None and not foreign:
             raise
         # Random values do not suit every model (an index out of range, sizes that must divide); the module is sound.
         report(f"no reference input stored: {error.message}")
         return module
-    return module.with_reference(inputs, outputs)
 
 
 def _host_module(model: ImportedModel, like: Artifact, options: PassOptions) -> Module:

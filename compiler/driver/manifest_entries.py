@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 import targets
 from compiler.artifact.dtypes import ELEMENT_TYPES
@@ -14,7 +17,9 @@ from compiler.artifact.manifest import (
     KernelProvenance,
     MemoryPlan,
     PassTiming,
+    PositionDescription,
     Requirement,
+    StateDescription,
     TargetDescription,
     TensorDescription,
 )
@@ -51,6 +56,26 @@ def requirements(model: ImportedModel) -> dict[str, Any]:
     return {
         "requirements": [Requirement(**vars(each)) for each in model.requirements],
         "indices": [IndexRequirement(**vars(each)) for each in model.indices],
+    }
+
+
+def states(model: ImportedModel) -> dict[str, Any]:
+    """Keyword arguments of `Artifact.create`: what a session of the model keeps."""
+    position = model.position
+    states = [(each.name, each.input, each.output, each.axis) for each in model.states]
+    described = [model.inputs, model.outputs, states, position] if states else []
+    return {
+        "state_format": hashlib.sha256(repr(described).encode()).hexdigest() if described else None,
+        "states": tuple(
+            StateDescription(name=each.name, input=each.input, output=each.output, axis=each.axis)
+            for each in model.states
+        ),
+        "position": None if position is None else PositionDescription(input=position.input, rows=position.rows),
+        "initial_states": {
+            each.input: np.ascontiguousarray(each.initial)
+            for each in model.states
+            if each.initial is not None and np.any(each.initial)
+        },
     }
 
 

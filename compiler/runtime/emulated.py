@@ -15,11 +15,13 @@ from compiler.runtime.inputs import InputBinder, Staging
 from compiler.runtime.machine import check_machine
 from compiler.runtime.tensors import aligned_copy, array_over, tensor_over
 
+Array = np.ndarray[Any, Any]
+
 
 class Emulator(Protocol):
     """Runs a module that this machine cannot run itself."""
 
-    def run(self, inputs: Mapping[str, np.ndarray[Any, Any]], *, threads: int = 1) -> dict[str, np.ndarray[Any, Any]]:
+    def run(self, inputs: Mapping[str, Array], *, threads: int = 1) -> dict[str, Array]:
         """The outputs by name."""
 
 
@@ -55,6 +57,18 @@ class EmulatedExecutor:
             "profile or bench it on the device: --device HOST:PORT, with a server from `tensorwright bundle`",
         )
 
+    def hold(self, states: Mapping[str, Array]) -> dict[str, Any]:
+        return {name: array.copy() for name, array in states.items()}
+
+    def step(self, inputs: Mapping[str, Any], held: dict[str, Any], threads: int, *, as_numpy: bool) -> dict[str, Any]:
+        results = self.run({**inputs, **held}, threads, as_numpy=as_numpy)
+        for state in self._artifact.manifest.states:
+            held[state.input] = np.asarray(results.pop(state.output))
+        return results
+
+    def read(self, held: Mapping[str, Any]) -> dict[str, Array]:
+        return {name: array.copy() for name, array in held.items()}
+
     def _emulated(self) -> Emulator:
         """What runs the module here, made when first asked for."""
         if self._emulate is None:
@@ -67,7 +81,7 @@ class EmulatedExecutor:
             self._emulator = self._emulate(self._artifact)
         return self._emulator
 
-    def _checked(self, inputs: Inputs) -> dict[str, np.ndarray[Any, Any]]:
+    def _checked(self, inputs: Inputs) -> dict[str, Array]:
         """The inputs as arrays by name."""
         manifest = self._artifact.manifest
         binder = InputBinder(manifest.inputs, manifest.requirements, manifest.indices)

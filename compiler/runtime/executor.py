@@ -8,20 +8,21 @@ from typing import Any, Protocol
 import numpy as np
 
 from compiler.artifact import Artifact
-from compiler.artifact.dtypes import ELEMENT_TYPES
+from compiler.artifact.dtypes import ELEMENT_TYPES, ElementType
 from compiler.errors import InputError
 from compiler.runtime.accelerator import load_accelerator
 from compiler.runtime.device import Device, device_for
 from compiler.runtime.failures import engine_error
-from compiler.runtime.inputs import InputBinder, Staging
+from compiler.runtime.inputs import Held, InputBinder, Staging
 from compiler.runtime.library import bound_main, check_arity, check_elf, check_parameters, expand_parameters
 from compiler.runtime.machine import check_machine
 from compiler.runtime.outputs import OutputReader
-from compiler.runtime.tensors import aligned_copy, is_usable, tensor_over
+from compiler.runtime.tensors import aligned_copy, array_over, is_usable, tensor_over
 from compiler.runtime.threads import in_force, run_with
 from targets import cpuinfo
 
 Inputs = Mapping[str, Any] | Sequence[Any]
+Array = np.ndarray[Any, Any]
 
 
 class Executor(Protocol):
@@ -32,6 +33,15 @@ class Executor(Protocol):
 
     def prepare(self, inputs: Inputs) -> tuple[Any, Callable[[], Any]]:
         """Inputs bound to a virtual machine of their own. See `Module.prepare`."""
+
+    def hold(self, states: Mapping[str, Array]) -> dict[str, Any]:
+        """States of a session where kernels read them, by the names of their inputs; the arrays are the session's."""
+
+    def step(self, inputs: Mapping[str, Any], held: dict[str, Any], threads: int, *, as_numpy: bool) -> dict[str, Any]:
+        """The outputs that are no states; the states held are updated. Not for two threads with the same states."""
+
+    def read(self, held: Mapping[str, Any]) -> dict[str, Array]:
+        """Copies of the states."""
 
 
 class _Session:
@@ -71,6 +81,9 @@ class LocalExecutor:
         self._parameters = self._expanded(placed, manifest.compact_parameters, threads)
         self._binder = InputBinder(manifest.inputs, manifest.requirements, manifest.indices)
         self._reader = OutputReader(manifest.outputs, arrays)
+        states = {state.input: state.output for state in manifest.states}
+        self._states = [index for index, name in enumerate(self._binder.names) if name in states]
+        self._updated = frozenset(states.values())
         # Taking from and adding to a list's end are atomic.
         self._idle: list[_Session] = [self._new_session()]
         check_parameters(self._idle[0].machine, self._parameters)
@@ -84,11 +97,15 @@ class LocalExecutor:
         return [*whole, *run_with(threads, lambda: expand_parameters(machine, small))]
 
     def run(self, inputs: Inputs, threads: int, *, as_numpy: bool) -> dict[str, Any]:
-        if in_force(threads):
-            return self._run(inputs, as_numpy)
-        return run_with(threads, lambda: self._run(inputs, as_numpy))
+        return self._on(threads, lambda: self._run(inputs, None, as_numpy))
 
-    def _run(self, inputs: Inputs, as_numpy: bool) -> dict[str, Any]:
+    def step(self, inputs: Mapping[str, Any], held: dict[str, Any], threads: int, *, as_numpy: bool) -> dict[str, Any]:
+        return self._on(threads, lambda: self._run({**inputs, **held}, held, as_numpy))
+
+    def _on(self, threads: int, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        return run() if in_force(threads) else run_with(threads, run)
+
+    def _run(self, inputs: Inputs, held: Mapping[str, Any] | None, as_numpy: bool) -> dict[str, Any]:
         try:
             session = self._idle.pop()
         except IndexError:
@@ -99,18 +116,60 @@ class LocalExecutor:
             self._idle.append(session)
             raise
         try:
-            placed = self._device.place(tensors, session.placed)
+            placed = self._placed(tensors, session) if held is None else self._beside_held(tensors, session)
             results = self._device.to_host(self._device.call(session.main, placed))
         except Exception as error:  # TVM raises whatever class its C++ side names
             # The session is dropped with its virtual machine, whose state after an error is nobody's promise.
             raise engine_error(error, len(tensors)) from error
-        named = self._reader.read(results, tensors, as_numpy)
+        named = self._reader.read(results, tensors, as_numpy, frozenset() if held is None else self._updated)
         self._idle.append(session)
         return named
 
+    def _placed(self, tensors: list[Any], session: _Session) -> Sequence[Any]:
+        """The inputs where kernels read them; those that the run writes to are copies."""
+        return self._device.place(self._with_own_states(tensors), session.placed)
+
+    def _with_own_states(self, tensors: list[Any]) -> list[Any]:
+        if not self._states:
+            return tensors
+        own = list(tensors)
+        for index in self._states:
+            element = self._binder.specs[index].element
+            own[index] = tensor_over(aligned_copy(array_over(tensors[index], element), element), element)
+        return own
+
+    def _beside_held(self, tensors: list[Any], session: _Session) -> Sequence[Any]:
+        """The inputs where kernels read them; states are there already."""
+        given = [index for index in range(len(tensors)) if index not in self._states]
+        kept = [session.placed[index] for index in given]
+        placed = list(tensors)
+        for index, tensor in zip(given, self._device.place([tensors[index] for index in given], kept), strict=True):
+            placed[index] = tensor
+        for index, tensor in zip(given, kept, strict=True):
+            session.placed[index] = tensor
+        return placed
+
+    def hold(self, states: Mapping[str, Array]) -> dict[str, Any]:
+        held = {}
+        for name, array in states.items():
+            element = self._element(name)
+            held[name] = Held(self._device.to_device(tensor_over(aligned_copy(array, element), element)))
+        return held
+
+    def read(self, held: Mapping[str, Any]) -> dict[str, Array]:
+        tensors = self._device.to_host([each.tensor for each in held.values()])
+        elements = [self._element(name) for name in held]
+        arrays = [aligned_copy(array_over(*pair), pair[1]) for pair in zip(tensors, elements, strict=True)]
+        return dict(zip(held, arrays, strict=True))
+
+    def _element(self, name: str) -> ElementType:
+        """The element type of an input, as the code has it."""
+        return self._binder.specs[self._binder.names.index(name)].element
+
     def prepare(self, inputs: Inputs) -> tuple[Any, Callable[[], Any]]:
         session = self._new_session()
-        tensors = [self._device.to_device(each) for each in self._binder.bind(inputs, session.staging)]
+        bound = self._with_own_states(self._binder.bind(inputs, session.staging))
+        tensors = [self._device.to_device(each) for each in bound]
 
         def run() -> Any:
             _ = session, inputs  # the tensors lie in memory that these hold

@@ -46,6 +46,16 @@ class Staging:
         return self.tensor
 
 
+class Held:
+    """A tensor of a session in place of an input: of the right element type, where kernels read it."""
+
+    __slots__ = ("shape", "tensor")
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor = tensor
+        self.shape = tuple(int(size) for size in tensor.shape)
+
+
 class InputSpec:
     """One input as the fast path needs it: name, element type, and its shape if that has no symbolic dimension."""
 
@@ -88,7 +98,7 @@ class InputBinder:
             InputError: names, ranks, shapes, dimensions or element types do not fit, or what the model needs of them.
         """
         values = self._in_order(inputs)
-        shapes = [value.shape for value in values if type(value) is np.ndarray]
+        shapes = [value.shape for value in values if type(value) is np.ndarray or type(value) is Held]
         known, dimensions = self._fitting
         checked = shapes == known and len(shapes) == len(self.specs)
         if not checked:
@@ -99,6 +109,10 @@ class InputBinder:
                 if not checked and value.shape != spec.static:
                     _check_shape(spec, value.shape, dimensions)
                 tensors.append(_from_numpy(value, spec, stage))
+            elif type(value) is Held:
+                if not checked and value.shape != spec.static:
+                    _check_shape(spec, value.shape, dimensions)
+                tensors.append(value.tensor)
             else:
                 tensors.append(_from_other(value, spec, stage, dimensions))
         if not checked and len(shapes) == len(self.specs):

@@ -14,6 +14,7 @@ from compiler.errors import InputError, OptionError, VerificationError
 from compiler.runtime.device import Device
 from compiler.runtime.executor import Executor, LocalExecutor
 from compiler.runtime.machine import check_machine
+from compiler.runtime.session import Session
 from compiler.runtime.threads import threads_here
 from compiler.runtime.verification import compare
 from compiler.support.notebook import facts_html, shortened
@@ -119,14 +120,47 @@ class Module:
         artifact = self._artifact
         if not artifact.reference_outputs:
             raise VerificationError("the module holds no reference to compare with", "compile it with example inputs")
-        actual = self.run(artifact.reference_inputs)
+        actual = self.run_example(artifact.reference_inputs, artifact.manifest.reference_sizes)
         return compare(actual, artifact.reference_outputs, artifact.manifest.reference_tolerance)
 
-    def with_reference(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Module:
-        """The same module, sharing code and parameters, with another stored example of inputs and outputs."""
+    def run_example(self, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Any]:
+        """What an example gives, states included: where those are no inputs, the first run of a session.
+
+        Args:
+            inputs, sizes: as `with_reference` takes them.
+
+        Raises as `run`.
+        """
+        if len(inputs) == len(self.inputs):
+            return self.run(inputs)
+        session = self.session(sizes=sizes)
+        outputs = session.run(inputs)
+        updated = session.states
+        return {**outputs, **{state.output: updated[state.name] for state in self.manifest.states}}
+
+    def session(self, capacity: int | None = None, *, sizes: Mapping[str, int] | None = None) -> Session:
+        """Open a session: a run of it updates the module's states in place, and the next one goes on from there.
+
+        Args:
+            capacity: how many rows the states hold, for a module that leaves that open.
+            sizes: of other symbolic dimensions of states, by name; those that inputs have too are taken from the first
+                run where they are not given.
+
+        Raises:
+            OptionError: the module has no states, or a size does not fit or is missing.
+        """
+        return Session(self, capacity, sizes)
+
+    def with_reference(
+        self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], sizes: Mapping[str, int] | None = None
+    ) -> Module:
+        """The same module, sharing code and parameters, with another stored example of inputs and outputs.
+
+        Where inputs that a session gives are left out, it is a session's first run; `sizes` are those of its states.
+        """
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
-        other._artifact = self._artifact.with_reference(inputs, outputs)
+        other._artifact = self._artifact.with_reference(inputs, outputs, sizes)
         return other
 
     def export(self, path: str | os.PathLike[str], *, sign_key: Key | None = None) -> None:

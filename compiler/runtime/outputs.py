@@ -43,7 +43,9 @@ class OutputReader:
         self._size = global_function("ffi.ArraySize")
         self._item = global_function("ffi.ArrayGetItem")
 
-    def read(self, results: Any, inputs: Sequence[Any], as_numpy: bool) -> dict[str, Any]:
+    def read(
+        self, results: Any, inputs: Sequence[Any], as_numpy: bool, without: frozenset[str] = frozenset()
+    ) -> dict[str, Any]:
         """The results by output name.
 
         A model may return an input, a parameter, or one tensor twice: TVM then gives that very memory, and the
@@ -52,6 +54,7 @@ class OutputReader:
         Args:
             results: TVM's array of tensors.
             inputs: the tensors that went in.
+            without: names of outputs to leave out.
 
         Raises:
             InternalError: the results are not what the manifest says.
@@ -60,6 +63,8 @@ class OutputReader:
         named = {}
         given: list[int] = []
         for index, name, element in self._named:
+            if name in without:
+                continue
             tensor = self._item(results, index)
             if not isinstance(tensor, tvm_ffi.Tensor):
                 raise InternalError(f"output {name!r} of the module is a {type(tensor).__name__}, not a tensor")
@@ -76,6 +81,8 @@ class OutputReader:
             given.append(address)
             named[name] = array if as_numpy else tensor
         for name, element in self._carried.items():
+            if name in without:
+                continue
             named[name] = _decarried(named[name], element)
         return named
 

@@ -13,7 +13,8 @@ constexpr size_t kPrefix = 32, kHead = 64, kEntry = 32, kName = 16, kMostSection
 constexpr uint64_t kLargestManifest = 32 << 20;
 constexpr uint16_t kSigned = 1;
 constexpr char kMagic[9] = "\x89TWM\r\n\x1a\n";
-constexpr const char* kSections[] = {"library", "parameters", "reference_in", "reference_out"};
+// The last one is there where states begin with other values than zeros.
+constexpr const char* kSections[] = {"library", "parameters", "reference_in", "reference_out", "states"};
 
 template <typename T>
 T Read(const uint8_t* at) {
@@ -89,17 +90,17 @@ void Artifact::Parse(Span file, const std::string& origin, const TrustedKeys* tr
 
 // Sections follow each other at the next multiples of 64, with zeros between, and end the content.
 void Artifact::TakeSections(Span file, const Head& head, const std::string& origin) {
-  Span* const places[] = {&library, &parameters, &reference_inputs, &reference_outputs};
-  constexpr size_t count = sizeof kSections / sizeof *kSections;
-  if (head.sections != count || checksums.size() != count) {
-    Damaged(origin, "it must hold the sections library, parameters, reference_in, reference_out");
-  }
+  Span* const places[] = {&library, &parameters, &reference_inputs, &reference_outputs, &initial_states};
+  size_t count = sizeof kSections / sizeof *kSections - (initial_state_descriptions.empty() ? 1 : 0);
+  std::string expected_names = "it must hold the sections library, parameters, reference_in, reference_out";
+  if (!initial_state_descriptions.empty()) expected_names += ", states";
+  if (head.sections != count || checksums.size() != count) Damaged(origin, expected_names);
   size_t position = head.manifest_end;
   for (size_t i = 0; i < count; ++i) {
     const uint8_t* entry = file.data + kHead + kEntry * i;
     char name[kName] = {};
     std::strncpy(name, kSections[i], kName);
-    if (std::memcmp(entry, name, kName) != 0) Damaged(origin, "it must hold the sections library, parameters, reference_in, reference_out");
+    if (std::memcmp(entry, name, kName) != 0) Damaged(origin, expected_names);
     uint64_t offset = Read<uint64_t>(entry + kName), size = Read<uint64_t>(entry + kName + 8);
     if (offset != Align(position) || offset > head.content_end || size > head.content_end - offset) {
       Damaged(origin, std::string("section '") + kSections[i] + "' is not where it must be");

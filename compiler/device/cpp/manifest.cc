@@ -100,6 +100,53 @@ void ReadRequirements(const JsonValue& manifest, Manifest* result) {
   }
 }
 
+size_t PlaceOf(const JsonValue& name, const std::vector<Description>& all) {
+  std::string text = name.Text();
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (all[i].name == text) return i;
+  }
+  name.Fail("no tensor is named " + Quoted(text));
+}
+
+void ReadStates(const JsonValue& manifest, Manifest* result) {
+  if (auto all = manifest.Find("states")) {
+    for (const JsonValue& each : all->Items()) {
+      each.OnlyKeys({"name", "input", "output", "axis"});
+      State state{each["name"].Text(), PlaceOf(each["input"], result->inputs), PlaceOf(each["output"], result->outputs), std::nullopt};
+      const Description &given = result->inputs[state.input], &next = result->outputs[state.output];
+      if (given.shape != next.shape || given.dimensions != next.dimensions || given.dtype_name != next.dtype_name) {
+        each.Fail("its input and output are not of one shape and element type");
+      }
+      if (auto axis = each.Find("axis")) state.axis = static_cast<size_t>(axis->Whole(0, static_cast<int64_t>(given.shape.size()) - 1));
+      if (result->IsOfSession(state.input)) each.Fail("two states have one input");
+      result->states.push_back(std::move(state));
+    }
+  }
+  if (auto position = manifest.Find("position")) {
+    position->OnlyKeys({"input", "rows"});
+    JsonValue rows = (*position)["rows"];
+    Position read{PlaceOf((*position)["input"], result->inputs), 0, ""};
+    if (rows.IsText()) read.dimension = rows.Text();
+    else read.rows = rows.Whole(0, kMostElements);
+    const Description& input = result->inputs[read.input];
+    if (input.dtype_name != "int64" || input.shape.size() > 1 || result->IsOfSession(read.input)) position->Fail("it is no input of whole numbers");
+    result->position = std::move(read);
+  }
+  result->initial_state_descriptions = ReadDescriptions(manifest, "initial_states", true);
+  for (const Description& each : result->initial_state_descriptions) {
+    bool known = false;
+    for (const State& state : result->states) {
+      const Description& input = result->inputs[state.input];
+      known = known || (input.name == each.name && input.shape == each.shape && input.dtype_name == each.dtype_name);
+    }
+    if (!known) manifest["initial_states"].Fail(Quoted(each.name) + " is no state of that shape and element type");
+  }
+  if (auto sizes = manifest.Find("reference_sizes")) {
+    for (const auto& [name, value] : sizes->Members()) result->reference_sizes[name] = value.Whole(0, kMostElements);
+  }
+  if (auto format = manifest.Find("state_format")) result->state_format = format->Text();
+}
+
 // The details are the target's own; of them, the device matters here.
 void ReadDevice(const JsonValue& details, Manifest* manifest) {
   auto device = details.Find("device");
@@ -119,12 +166,21 @@ std::string Description::Text() const {
   return name + ": " + dtype_name + "[" + text + "]";
 }
 
+bool Manifest::IsOfSession(size_t input) const {
+  if (position && position->input == input) return true;
+  for (const State& state : states) {
+    if (state.input == input) return true;
+  }
+  return false;
+}
+
 void Manifest::Parse(const char* text, size_t size, const std::string& document) {
   JsonValue manifest = JsonValue::Parse(text, size, document);
   // Some of them only say how the module was made, and are not read here.
   manifest.OnlyKeys({"format_version", "model_name", "inputs", "outputs", "parameters", "compact_parameters", "target", "versions", "threads",
                      "fixed_inputs", "kernels", "passes", "memory_plan", "requirements", "indices", "reference_inputs",
-                     "reference_outputs", "reference_tolerance", "checksums"});
+                     "reference_outputs", "reference_tolerance", "checksums", "states", "position", "initial_states", "reference_sizes",
+                     "state_format"});
   manifest["format_version"].Whole(1, 1);
   model_name = manifest["model_name"].Text();
   JsonValue target = manifest["target"], versions = manifest["versions"];
@@ -146,6 +202,7 @@ void Manifest::Parse(const char* text, size_t size, const std::string& document)
     compact_parameters = static_cast<size_t>(count->Whole(0, static_cast<int64_t>(parameter_descriptions.size())));
   }
   ReadRequirements(manifest, this);
+  ReadStates(manifest, this);
   if (auto tolerance = manifest.Find("reference_tolerance")) {
     tolerance->OnlyKeys({"relative", "absolute"});
     if (auto relative = tolerance->Find("relative")) relative_tolerance = relative->Amount();

@@ -53,6 +53,21 @@ struct IndexRequirement {
   std::string where;
 };
 
+// A tensor that a session keeps: which input it is, which output is its next value, and the axis that holds rows.
+struct State {
+  std::string name;
+  size_t input, output;
+  std::optional<size_t> axis;
+};
+
+// The input that says how many rows of the states are in use before a run. A run adds `rows` of them, or the size of a
+// dimension of the inputs where that has a name.
+struct Position {
+  size_t input;
+  int64_t rows;
+  std::string dimension;
+};
+
 struct Manifest {
   std::string model_name, architecture, target_name;
   std::string engine;                          // the version of TVM that compiled the module
@@ -61,6 +76,11 @@ struct Manifest {
   int compute_capability = 0;                  // of that device, at least: 10 major + minor
   bool device_is_simulated = false;            // there is no machine code for one
   std::vector<Description> inputs, outputs, parameter_descriptions, reference_input_descriptions, reference_output_descriptions;
+  std::vector<State> states;
+  std::optional<Position> position;
+  std::vector<Description> initial_state_descriptions;
+  Sizes reference_sizes;     // of dimensions of the states, in the stored example
+  std::string state_format;  // equal for modules that can take over each other's states
   std::vector<Requirement> requirements;
   std::vector<IndexRequirement> indices;
   int threads = 0;                // 0: no setting
@@ -70,6 +90,9 @@ struct Manifest {
 
   // Throws Error for anything but a manifest whose every field is known and valid.
   void Parse(const char* text, size_t size, const std::string& document);
+
+  // Whether a session gives this input by itself.
+  bool IsOfSession(size_t input) const;
 };
 
 }  // namespace tensorwright

@@ -50,6 +50,13 @@ std::string CheckText(const std::string& failure) {
   return end == std::string::npos ? "" : failure.substr(start + mark.size(), end - start - mark.size());
 }
 
+ffi::Tensor Copy(const ffi::Tensor& tensor) {
+  ffi::Tensor copy = NewTensor({tensor.shape().begin(), tensor.shape().end()}, tensor.dtype());
+  size_t bytes = TensorBytes(*tensor.GetDLTensorPtr());
+  if (bytes) std::memcpy(copy.data_ptr(), tensor.data_ptr(), bytes);
+  return copy;
+}
+
 double Milliseconds(std::chrono::steady_clock::duration span) { return std::chrono::duration<double, std::milli>(span).count(); }
 
 }  // namespace
@@ -74,6 +81,9 @@ Module::Module(std::shared_ptr<Artifact> artifact) : artifact_(std::move(artifac
   }
   reference_inputs_ = ReadTensors(artifact_->reference_inputs, artifact_->reference_input_descriptions, "the reference inputs of the module");
   reference_outputs_ = ReadTensors(artifact_->reference_outputs, artifact_->reference_output_descriptions, "the reference outputs of the module");
+  if (!artifact_->initial_state_descriptions.empty()) {
+    initial_states_ = ReadTensors(artifact_->initial_states, artifact_->initial_state_descriptions, "the states of the module");
+  }
   SetUpThreads(artifact_->threads);
   executable_ = LoadLibrary(library);
   machine_ = NewMachine();
@@ -145,7 +155,9 @@ std::vector<ffi::Tensor> Module::Run(const std::vector<ffi::Tensor>& inputs) {
   }
 }
 
-void Module::Place(const std::vector<ffi::Tensor>& inputs) {
+// Where kernels read them; a run writes to the states, which are copied before.
+void Module::Place(std::vector<ffi::Tensor> inputs) {
+  for (const State& state : artifact_->states) inputs[state.input] = Copy(inputs[state.input]);
   std::vector<ffi::Tensor> placed;
   for (size_t i = 0; i < inputs.size(); ++i) placed.push_back(device_->ToDevice(inputs[i], placed_.empty() ? nullptr : &placed_[i]));
   placed_ = std::move(placed);
@@ -236,7 +248,7 @@ DeviceTimes Module::MeasureDevice(const std::vector<ffi::Tensor>& inputs, int ru
   } catch (const std::exception& error) {
     Failed(error.what());
   }
-  for (size_t i = 0; i < expected.size(); ++i) {
+  for (size_t i = 0; i < expected.size() && artifact_->states.empty(); ++i) {  // later runs of states give other results
     if (std::memcmp(expected[i].data_ptr(), found[i].data_ptr(), TensorBytes(*found[i].GetDLTensorPtr())) == 0) continue;
     throw Error("output " + Quoted(artifact_->outputs[i].name) + (graph ? " of the CUDA graph" : " of a later run") + " differs from that of the first run");
   }
@@ -286,14 +298,24 @@ std::vector<std::pair<std::string, double>> Module::MeasureKernels(const std::ve
 
 std::vector<ffi::Tensor> Module::ExampleInputs() const {
   std::vector<ffi::Tensor> result;
-  bool stored = !reference_inputs_.empty() || artifact_->inputs.empty();
+  bool stored = !reference_inputs_.empty() || !reference_outputs_.empty() || artifact_->inputs.empty();
   std::map<std::string, ffi::Tensor> by_name;
   for (const NamedTensor& each : reference_inputs_) by_name.emplace(each.name, each.tensor);
+  Sizes sizes = artifact_->reference_sizes;
   for (const Description& input : artifact_->inputs) {
+    auto found = by_name.find(input.name);
+    for (size_t i = 0; found != by_name.end() && i < input.shape.size() && i < found->second.shape().size(); ++i) {
+      if (!input.dimensions[i].empty()) sizes.emplace(input.dimensions[i], found->second.shape()[i]);
+    }
+  }
+  for (size_t i = 0; i < artifact_->inputs.size(); ++i) {
+    const Description& input = artifact_->inputs[i];
     if (stored) {
       auto found = by_name.find(input.name);
-      if (found == by_name.end()) throw Error("the stored example has no input " + Quoted(input.name), "compile the model again");
-      result.push_back(found->second);
+      if (found == by_name.end() && !artifact_->IsOfSession(i)) {
+        throw Error("the stored example has no input " + Quoted(input.name), "compile the model again");
+      }
+      result.push_back(found == by_name.end() ? FirstValue(i, sizes) : found->second);
       continue;
     }
     std::vector<int64_t> shape = input.shape;
@@ -301,6 +323,24 @@ std::vector<ffi::Tensor> Module::ExampleInputs() const {
     result.push_back(NewZeros(shape, input.dtype));
   }
   return result;
+}
+
+ffi::Tensor Module::FirstValue(size_t input, const Sizes& sizes) const {
+  const Description& description = artifact_->inputs[input];
+  for (const NamedTensor& each : initial_states_) {
+    if (each.name == description.name) return each.tensor;
+  }
+  std::vector<int64_t> shape = description.shape;
+  for (size_t i = 0; i < shape.size(); ++i) {
+    if (shape[i] >= 0) continue;
+    try {
+      auto found = sizes.find(description.dimensions[i]);
+      shape[i] = found == sizes.end() ? Formula(description.dimensions[i]).Value(sizes) : found->second;
+    } catch (const FormulaError&) {
+      throw Error("the size " + Quoted(description.dimensions[i]) + " of input " + Quoted(description.name) + " is not known");
+    }
+  }
+  return NewZeros(shape, description.dtype);
 }
 
 double Percentile(std::vector<double> values, double fraction) {

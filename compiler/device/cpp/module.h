@@ -42,15 +42,18 @@ class Module {
   // The calls of a run in their order, each with the median of its milliseconds on the device.
   std::vector<std::pair<std::string, double>> MeasureKernels(const std::vector<ffi::Tensor>& inputs, int runs);
 
-  // The stored example, or zeros with every symbolic dimension 1.
+  // The stored example, or zeros with every symbolic dimension 1. What a session gives is as at the beginning of one.
   std::vector<ffi::Tensor> ExampleInputs() const;
+
+  // The first value of a state or the position, for sizes of its symbolic dimensions. Throws Error where one is not known.
+  ffi::Tensor FirstValue(size_t input, const Sizes& sizes) const;
 
  private:
   void CheckArity() const;
   void Expand();
   ffi::Module NewMachine() const;
   ffi::Function BindParameters(const ffi::Module& machine) const;
-  void Place(const std::vector<ffi::Tensor>& inputs);
+  void Place(std::vector<ffi::Tensor> inputs);
   ffi::Any Call() const;
   std::vector<ffi::Tensor> Outputs(const ffi::Any& result) const;
   [[noreturn]] void Failed(const std::string& failure) const;
@@ -59,7 +62,7 @@ class Module {
   InputChecker checker_;
   std::unique_ptr<Device> device_;
   std::vector<ffi::Tensor> parameters_, placed_;  // where kernels read them; `placed_`: the inputs of the last run
-  std::vector<NamedTensor> reference_inputs_, reference_outputs_;
+  std::vector<NamedTensor> reference_inputs_, reference_outputs_, initial_states_;
   std::optional<ffi::Module> executable_, machine_;
   ffi::Function main_;
 };

@@ -1,0 +1,228 @@
+"""`Session`: a module with the states that it keeps from one run to the next."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+import numpy as np
+
+from compiler.artifact import TensorDescription
+from compiler.artifact.dtypes import ELEMENT_TYPES
+from compiler.errors import InputError, OptionError
+from compiler.runtime.session_file import SavedStates, read_states, write_states
+from compiler.runtime.state_sizes import are_known, capacity_of, completed, given_sizes, rows_of_run, shape_of
+
+if TYPE_CHECKING:
+    from compiler.runtime.module import Module
+
+Array = np.ndarray[Any, Any]
+OutputKind = Literal["numpy", "dlpack"]
+
+
+class Session:
+    """The states of one stream, conversation or sequence, and the runs that update them in place.
+
+    Sessions of a module are independent of each other and may run in several threads at once; runs of one session
+    follow each other.
+    """
+
+    def __init__(self, module: Module, capacity: int | None = None, sizes: Mapping[str, int] | None = None) -> None:
+        """See `Module.session`."""
+        manifest = module.manifest
+        if not manifest.states:
+            raise OptionError("the module has no states, so that there is nothing to keep", "call module.run(...)")
+        self._module = module
+        self._manifest = manifest
+        self._states = {state.input: state for state in manifest.states}
+        self._inputs = {each.name: each for each in manifest.inputs if each.name in self._states}
+        self._own = tuple(each.name for each in manifest.session_inputs)
+        self._sizes = given_sizes(manifest, capacity, sizes)
+        self._held: dict[str, Any] | None = None
+        self._length = 0
+        self._lock = threading.Lock()
+
+    @property
+    def inputs(self) -> tuple[TensorDescription, ...]:
+        """What `run` takes: the module's inputs but for states and the position."""
+        return self._manifest.session_inputs
+
+    @property
+    def length(self) -> int:
+        """How many rows of the states are in use; 0 for a module that counts none."""
+        return self._length
+
+    @property
+    def capacity(self) -> int | None:
+        """How many rows there are; None where that is not known yet, or no state has rows."""
+        return capacity_of(self._manifest, self._sizes)
+
+    @property
+    def states(self) -> dict[str, Array]:
+        """Copies of the states by name; empty before the first run where their sizes are those of its inputs."""
+        with self._lock:
+            self._ready()
+            read = {} if self._held is None else self._module._executor.read(self._held)
+        return {self._states[name].name: array for name, array in read.items()}
+
+    def run(self, inputs: Mapping[str, Any] | Sequence[Any], *, outputs: OutputKind = "numpy") -> dict[str, Any]:
+        """One step: run on these inputs and on the states, and update these.
+
+        Args:
+            inputs: those of `inputs`, by name or in order, as `Module.run` takes them.
+            outputs: as for `Module.run`.
+
+        Returns:
+            The outputs by name but for the states.
+
+        Raises:
+            InputError: as `Module.run`, or the states have no room for what this run adds; nothing was written then.
+            InternalError: TVM failed.
+        """
+        if outputs not in ("numpy", "dlpack"):
+            raise OptionError(f"outputs must be 'numpy' or 'dlpack', not {outputs!r}")
+        named = self._named(inputs)
+        with self._lock:
+            if self._held is None:
+                self._allocate(completed(self._manifest, self._sizes, named))
+            rows = rows_of_run(self._manifest, named)
+            capacity = self.capacity
+            if capacity is not None and self._length + rows > capacity:
+                raise InputError(
+                    f"the session is full: {self._length} of {capacity} rows are in use, and this run adds {rows}",
+                    "open it with a larger capacity (module.session(capacity=...)), or rewind or reset it",
+                )
+            self._add_position(named)
+            assert self._held is not None
+            module = self._module
+            results = module._executor.step(named, self._held, module.threads, as_numpy=outputs == "numpy")
+            self._length += rows
+        return results
+
+    def reset(self) -> None:
+        """Back to the initial states."""
+        with self._lock:
+            self._length = 0
+            self._held = None
+
+    def rewind(self, count: int) -> None:
+        """Forget the last `count` rows: the next run writes over them.
+
+        Raises:
+            OptionError: fewer rows are in use, or the module has states that are not rows, whose old values are gone.
+        """
+        with self._lock:
+            whole = [state.name for state in self._states.values() if state.axis is None]
+            if self._manifest.position is None or whole:
+                what = f"state {whole[0]!r} is replaced by each run" if whole else "the module counts no rows"
+                raise OptionError(f"the session cannot be rewound: {what}", "fork it before a run that may be undone")
+            if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= self._length:
+                raise OptionError(f"cannot rewind by {count!r}: {self._length} row(s) are in use")
+            self._length -= count
+
+    def fork(self) -> Session:
+        """Another session in the same state; from then on each goes its own way."""
+        other = object.__new__(Session)
+        with self._lock:
+            other.__dict__.update(self.__dict__)
+            other._sizes = dict(self._sizes)
+            other._lock = threading.Lock()
+            if self._held is not None:
+                executor = self._module._executor
+                other._held = executor.hold(executor.read(self._held))
+        return other
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the states to a file, whole or not at all; of states with rows those in use.
+
+        Raises StorageError where it cannot be written.
+        """
+        with self._lock:
+            self._ready()
+            arrays = {} if self._held is None else self._module._executor.read(self._held)
+            used = {name: self._used(name, array, self._length) for name, array in arrays.items()}
+            write_states(path, SavedStates(self._manifest.state_format or "", self._length, dict(self._sizes), used))
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Take the states of a file that a session of this module wrote; its capacity may have been another one.
+
+        Raises:
+            StorageError: it cannot be read.
+            ArtifactError: it is damaged, no file of states, or of another module.
+            InputError: it holds more rows than there is room for.
+        """
+        saved = read_states(path, self._manifest)
+        with self._lock:
+            capacity = self.capacity
+            if capacity is not None and saved.length > capacity:
+                raise InputError(
+                    f"{os.fspath(path)} holds {saved.length} rows, and the session has room for {capacity}",
+                    "open the session with a larger capacity",
+                )
+            if not saved.arrays:
+                self._held, self._length = None, 0
+                return
+            self._allocate({**saved.sizes, **self._sizes}, saved)
+            self._length = saved.length
+
+    def _named(self, inputs: Any) -> dict[str, Any]:
+        """The inputs by name. Raises InputError for those that a session gives by itself, and for other numbers."""
+        if isinstance(inputs, Mapping):
+            own = sorted(set(inputs) & ({*self._states} | {self._position}))
+            if own:
+                raise InputError(f"input {own[0]!r} is kept by the session", f"a run takes {self._takes()}")
+            return dict(inputs)
+        if isinstance(inputs, str | bytes | np.ndarray) or not isinstance(inputs, Sequence):
+            raise InputError(f"inputs must be a dict by name or a sequence in order, not {type(inputs).__name__}")
+        if len(inputs) != len(self._own):
+            problem = f"{len(inputs)} inputs were given and {len(self._own)} are needed"
+            raise InputError(problem, f"a run takes {self._takes()}")
+        return dict(zip(self._own, inputs, strict=True))
+
+    def _takes(self) -> str:
+        return "; ".join(map(str, self.inputs)) or "no inputs"
+
+    @property
+    def _position(self) -> str | None:
+        position = self._manifest.position
+        return None if position is None else position.input
+
+    def _add_position(self, named: dict[str, Any]) -> None:
+        if self._position is not None:
+            description = next(each for each in self._manifest.inputs if each.name == self._position)
+            shape = shape_of(description, completed(self._manifest, self._sizes, named))
+            named[self._position] = np.full(shape, self._length, np.int64)
+
+    def _ready(self) -> None:
+        """The states are there where their sizes are known without a run."""
+        if self._held is None and are_known(self._manifest, self._sizes):
+            self._allocate(self._sizes)
+
+    def _allocate(self, sizes: Mapping[str, int], saved: SavedStates | None = None) -> None:
+        arrays = {}
+        for name, description in self._inputs.items():
+            shape = shape_of(description, sizes)
+            initial = self._module.artifact.initial_states.get(name)
+            dtype = ELEMENT_TYPES[description.carrier or description.dtype].numpy
+            array = np.zeros(shape, dtype) if initial is None else np.array(initial)
+            if saved is not None:
+                self._used(name, array, saved.length)[...] = saved.arrays[name]
+            arrays[name] = array
+        self._held = self._module._executor.hold(arrays)
+        self._sizes = dict(sizes)
+
+    def _used(self, name: str, array: Array, length: int) -> Array:
+        """The rows of a state that are in use, as a view."""
+        axis = self._states[name].axis
+        if axis is None or self._manifest.position is None:
+            return array
+        return array[(slice(None),) * axis + (slice(0, length),)]
+
+    def __reduce__(self) -> NoReturn:
+        raise OptionError("a Session cannot be pickled", "save() it to a file")
+
+    def __repr__(self) -> str:
+        rows = "" if self._manifest.position is None else f", {self._length} of {self.capacity} rows in use"
+        return f"<Session of {self._manifest.model_name!r}, {len(self._states)} states{rows}>"

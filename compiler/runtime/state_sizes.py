@@ -1,0 +1,133 @@
+"""Sizes of the states of a session: which are known when it is opened, and which its first run tells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from compiler.artifact import Manifest, TensorDescription
+from compiler.errors import InputError, OptionError
+from compiler.support.formula import FormulaError, parsed
+
+Sizes = dict[str, int]
+
+
+def given_sizes(manifest: Manifest, capacity: int | None, sizes: Mapping[str, int] | None) -> Sizes:
+    """What is known of the symbolic dimensions when a session is opened.
+
+    Raises OptionError for sizes of dimensions that no state has, a capacity that the module does not leave open, and
+    where one that it does is not given.
+    """
+    known = dict(sizes or {})
+    symbols = set().union(*(symbols_of(each) for each in states_of(manifest)))
+    unknown = sorted(set(known) - symbols)
+    if unknown:
+        names = ", ".join(sorted(symbols)) or "none"
+        raise OptionError(f"no state has the dimension {unknown[0]!r}", f"symbolic dimensions of states: {names}")
+    axes = set(_row_sizes(manifest))
+    if capacity is not None:
+        _check_capacity(axes, capacity)
+        known.update((axis, capacity) for axis in axes if isinstance(axis, str))
+    for name, size in known.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise OptionError(f"the size of {name!r} must be a number, not {size!r}")
+    told = set().union(*(symbols_of(each) for each in manifest.session_inputs))
+    missing = sorted(symbols - told - set(known))
+    if missing:
+        as_rows = missing[0] in axes
+        what = "session(capacity=...)" if as_rows else f"session(sizes={{{missing[0]!r}: ...}})"
+        raise OptionError(f"the module leaves the size {missing[0]!r} of its states open", f"say it: {what}")
+    return known
+
+
+def _check_capacity(axes: set[int | str], capacity: Any) -> None:
+    if not isinstance(capacity, int) or isinstance(capacity, bool) or capacity < 1:
+        raise OptionError(f"capacity must be a number of rows, not {capacity!r}")
+    if not axes:
+        raise OptionError("no state of the module has rows, so that it takes no capacity", "leave capacity out")
+    fixed = sorted(axis for axis in axes if isinstance(axis, int) and axis != capacity)
+    if fixed:
+        raise OptionError(f"the module was compiled for a capacity of {fixed[0]}, not {capacity}", "leave capacity out")
+
+
+def capacity_of(manifest: Manifest, sizes: Mapping[str, int]) -> int | None:
+    """How many rows the states have; None where that is not known, or none has rows."""
+    if manifest.position is None:
+        return None
+    rows = [size if isinstance(size, int) else sizes.get(size) for size in _row_sizes(manifest)]
+    known = [size for size in rows if size is not None]
+    return min(known) if known and len(known) == len(rows) else None
+
+
+def rows_of_run(manifest: Manifest, inputs: Mapping[str, Any]) -> int:
+    """How many rows a run on these inputs adds; 0 where they do not say, so that they are no inputs of the module."""
+    if manifest.position is None:
+        return 0
+    rows = manifest.position.rows
+    return rows if isinstance(rows, int) else _told(manifest, inputs).get(rows, 0)
+
+
+def completed(manifest: Manifest, sizes: Mapping[str, int], inputs: Mapping[str, Any]) -> Sizes:
+    """The sizes with what the shapes of inputs tell. Raises InputError where a size of a state is still not known."""
+    whole = {**_told(manifest, inputs), **sizes}
+    missing = sorted(set().union(*(symbols_of(each) for each in states_of(manifest))) - set(whole))
+    if missing:
+        takes = "; ".join(map(str, manifest.session_inputs))
+        raise InputError(f"the inputs do not say the size {missing[0]!r} of the states", f"a run takes {takes}")
+    return whole
+
+
+def are_known(manifest: Manifest, sizes: Mapping[str, int]) -> bool:
+    """Whether all sizes of the states are known."""
+    return all(symbols_of(each) <= set(sizes) for each in states_of(manifest))
+
+
+def shape_of(description: TensorDescription, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of a state or a position, all of whose dimensions are known. Raises InputError where it has none."""
+    try:
+        return tuple(
+            size if isinstance(size, int) else sizes[size] if size in sizes else parsed(size).value(sizes)
+            for size in description.shape
+        )
+    except FormulaError as error:
+        raise InputError(f"{description} has no shape: {error}") from error
+
+
+def states_of(manifest: Manifest) -> list[TensorDescription]:
+    """The inputs that are states."""
+    names = {state.input for state in manifest.states}
+    return [each for each in manifest.inputs if each.name in names]
+
+
+def symbols_of(description: TensorDescription) -> set[str]:
+    """The symbolic dimensions that a shape is made of."""
+    symbols: set[str] = set()
+    for size in description.shape:
+        if isinstance(size, str):
+            try:
+                symbols |= {size} if size.isidentifier() else set(parsed(size).names)
+            except FormulaError:
+                symbols.add(size)
+    return symbols
+
+
+def _row_sizes(manifest: Manifest) -> set[int | str]:
+    """The sizes of the axes that hold rows."""
+    shapes = {each.name: each.shape for each in manifest.inputs}
+    return {shapes[state.input][state.axis] for state in manifest.states if state.axis is not None}
+
+
+def _told(manifest: Manifest, inputs: Mapping[str, Any]) -> Sizes:
+    """The sizes of symbolic dimensions that the shapes of inputs give."""
+    told: Sizes = {}
+    for description in manifest.session_inputs:
+        value = inputs.get(description.name)
+        shape = getattr(value, "shape", None)
+        if value is None or not any(isinstance(size, str) for size in description.shape):
+            continue
+        actual = np.shape(value) if shape is None else tuple(shape)
+        if len(actual) == len(description.shape):
+            told.update((n, int(s)) for n, s in zip(description.shape, actual, strict=True) if isinstance(n, str))
+    return told
