@@ -53,8 +53,11 @@ def dot_words(total: Expr, a: Expr, b: Expr) -> Expr:
 
 
 def rounded_int32(value: Expr) -> Expr:
-    """A float32 rounded to the nearest int32, halves to even; it must lie within the range."""
-    return tvm.ir.Call(tvm.ir.Op.get(ROUND), [value], ret_ty=tirx.IntImm("int32", 0).ty)
+    """A float32, or a vector of them, rounded to the nearest int32, halves to even; it must lie within the range."""
+    lanes = str(value.ty).partition("x")[2]
+    zero = tirx.const(0, "int32")
+    result = tirx.Broadcast(zero, int(lanes)) if lanes else zero
+    return tvm.ir.Call(tvm.ir.Op.get(ROUND), [value], ret_ty=result.ty)
 
 
 def plain(call: Expr) -> Expr:

@@ -1,0 +1,200 @@
+"""Weights that stay in the blocks in which they are quantized, and how frontends multiply with them and look them up.
+
+A `BlockWeight` is packed while a model is imported, one tensor at a time, in the layout that every kernel reads (see
+`schedules.matmul.blocks.layout`); nothing repacks it later. The kernels compute with exactly the numbers of the blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from compiler.passes.rewriting.graph import Expr
+from compiler.passes.rewriting.matching import Array, as_constant
+from schedules.instructions.bf16_dot import bfloat16_bits
+from schedules.matmul.blocks.expressions import block_matmul, block_take
+from schedules.matmul.blocks.layout import FLOATS, PANEL, BlockFormat, pack_floats, pack_numbers, pack_planes
+from schedules.matmul.blocks.rounding import block_round
+from schedules.matmul.pack import FUSABLE
+
+ACTIVATIONS = ("int8", "float32")
+_OPAQUE = 8  # relax's pattern kind that is fused with nothing
+
+
+@dataclass(frozen=True, eq=False)
+class BlockWeight:
+    """A weight (columns, depth), columns being the features of the output.
+
+    Attributes:
+        layout: how its elements are stored.
+        arrays: what `layout.arrays` names, packed.
+    """
+
+    layout: BlockFormat
+    columns: int
+    depth: int
+    arrays: tuple[Array, ...]
+    _constants: list[Any] = field(default_factory=list, repr=False)
+
+    @staticmethod
+    def of_blocks(layout: BlockFormat, values: Array, numbers: Mapping[str, Array]) -> BlockWeight:
+        """A weight out of its integers and the numbers of its groups.
+
+        Args:
+            layout: of integers.
+            values: uint8 (columns, depth), below 2**bits.
+            numbers: by the names of `layout.arrays`, each (columns, groups); groups may end behind the depth.
+
+        Raises ValueError where shapes do not fit.
+        """
+        columns, depth = values.shape
+        groups = layout.padded_depth(depth) // layout.group
+        arrays: list[Array] = [*pack_planes(values, layout)]
+        for name in layout.arrays[len(arrays) :]:
+            each = numbers[name]
+            shared = layout.super_groups if layout.super_groups and not name.endswith("_integers") else 1
+            wanted = groups // shared
+            if each.shape[0] != columns or not -(-depth // (layout.group * shared)) <= each.shape[1]:
+                raise ValueError(f"{name} has shape {each.shape}, for {columns} columns of {wanted} groups")
+            padded = np.zeros((columns, wanted), each.dtype)
+            padded[:, : each.shape[1]] = each[:, :wanted]
+            arrays.append(pack_numbers(padded))
+        return BlockWeight(layout, columns, depth, tuple(arrays))
+
+    @staticmethod
+    def of_integers(values: Array, scales: Array, zeros: Array | None, group: int, bits: int) -> BlockWeight:
+        """A weight scale * (q - zero).
+
+        Args:
+            values: unsigned integers below 2**bits as uint8, or signed ones as int8, (columns, depth).
+            scales: float16 or float32 (columns, groups).
+            zeros: integers of the type of `values`, (columns, groups) or (1, 1); None for 0.
+            group: how many neighbours along the depth share a scale.
+            bits: of the integers, 1 to 8.
+        """
+        zero = np.zeros((1, 1), np.int16) if zeros is None else zeros.astype(np.int16)
+        if values.dtype == np.int8:
+            middle = 1 << (bits - 1)
+            values, zero = (values.astype(np.int16) + middle).astype(np.uint8), zero + middle
+        scales = _exact_half(scales)
+        # Groups beyond a step are read a step at a time, so they are whole steps or fit one.
+        unit = group if 32 % group == 0 or group % 32 == 0 else int(np.gcd(group, 32))
+        if unit % 4:
+            raise ValueError(f"groups of {group} neighbours are not supported: they have to be a multiple of 4")
+        if unit != group:
+            groups = -(-values.shape[1] // unit)
+            scales = np.repeat(scales, group // unit, 1)[:, :groups]
+            zero = zero if zero.size == 1 else np.repeat(zero, group // unit, 1)[:, :groups]
+        same = bool((zero == zero.flat[0]).all())
+        if not same and (int(zero.min()) < 0 or int(zero.max()) > 255):
+            raise ValueError("zero points have to lie in the range of their integers")
+        layout = BlockFormat(bits, unit, zero=int(zero.flat[0]) if same else 0, zeros=not same)
+        return BlockWeight.of_blocks(layout, values, {"scale": scales, "zeros": zero.astype(np.uint8)})
+
+    @staticmethod
+    def of_floats(values: Array, numbers: str) -> BlockWeight:
+        """Plain numbers (columns, depth), rounded to "bfloat16", "float16" or "float32" where they are wider; uint16
+        is taken as bits of that type."""
+        if numbers not in FLOATS:
+            raise ValueError(f"numbers are {', '.join(FLOATS)}, not {numbers}")
+        layout = BlockFormat(32 if numbers == "float32" else 16, numbers=numbers)
+        if values.dtype == np.uint16 and layout.bits == 16:
+            bits: Array = values
+        elif numbers == "bfloat16":
+            bits = bfloat16_bits(values)
+        else:
+            bits = np.ascontiguousarray(values.astype(numbers)).view(np.uint16 if layout.bits == 16 else np.uint32)
+        columns, depth = values.shape
+        return BlockWeight(layout, columns, depth, (pack_floats(bits, layout),))
+
+    @staticmethod
+    def joined(weights: Sequence[BlockWeight]) -> BlockWeight:
+        """Weights beside each other, as one with all their columns. Raises ValueError where they cannot be joined."""
+        first = weights[0]
+        if not all(each.joins(first) for each in weights):
+            raise ValueError("weights of different formats, or whose panels are not full, cannot be joined")
+        return BlockWeight.stacked(weights)
+
+    @staticmethod
+    def stacked(weights: Sequence[BlockWeight]) -> BlockWeight:
+        """Weights of one format and depth, all but the last of whole panels, as one."""
+        first = weights[0]
+        if len(weights) == 1:
+            return first
+        arrays = tuple(np.concatenate(parts) for parts in zip(*(each.arrays for each in weights), strict=True))
+        return BlockWeight(first.layout, sum(each.columns for each in weights), first.depth, arrays)
+
+    def joins(self, other: BlockWeight) -> bool:
+        """Whether the two can be joined."""
+        full = self.columns % PANEL == 0 and other.columns % PANEL == 0
+        types = [each.dtype for each in self.arrays] == [each.dtype for each in other.arrays]
+        return full and types and self.layout == other.layout and self.depth == other.depth
+
+    def constants(self) -> list[Any]:
+        """The arrays as constants of Relax, the same ones at each call."""
+        if not self._constants:
+            self._constants.extend(as_constant(each) for each in self.arrays)
+        return self._constants
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """The arguments of the expressions beside the arrays."""
+        return {"columns": self.columns, "depth": self.depth, "layout": self.layout.text()}
+
+
+def block_product(builder: relax.BlockBuilder, data: Expr, weight: BlockWeight, activations: str = "int8") -> Expr:
+    """The product of float32 data (..., depth) and a weight, emitted: float32 (..., columns).
+
+    Args:
+        builder: inside a function.
+        data: of any, also symbolic, numbers of rows.
+        weight: what to multiply with.
+        activations: "int8" rounds each unit of 32 neighbours (16 where the weight's groups are of 16) of the data to
+            bytes with a scale of its own, and sums in integers; "float32" keeps them. Plain numbers are multiplied with
+            float32 data.
+    """
+    if activations not in ACTIVATIONS:
+        raise ValueError(f"activations are {' or '.join(ACTIVATIONS)}, not {activations}")
+    if activations == "int8" and not weight.layout.numbers:
+        units = weight.layout.padded_depth(weight.depth) // weight.layout.unit
+        data = builder.emit(
+            builder.call_te(
+                block_round,
+                data,
+                units,
+                weight.layout.unit,
+                primfunc_name_hint="block_round",
+                primfunc_attrs={"op_pattern": _OPAQUE},
+            )
+        )
+    return builder.emit(
+        builder.call_te(
+            block_matmul,
+            data,
+            *weight.constants(),
+            **weight.form,
+            primfunc_name_hint="block_matmul",
+            primfunc_attrs={"op_pattern": FUSABLE},
+        )
+    )
+
+
+def block_rows(builder: relax.BlockBuilder, places: Expr, weight: BlockWeight) -> Expr:
+    """Rows of an embedding (columns, depth), emitted: float32 (..., depth) for int32 or int64 places (...).
+
+    Places outside [0, columns) are clamped.
+    """
+    call = builder.call_te(block_take, places, *weight.constants(), **weight.form, primfunc_name_hint="block_take")
+    return builder.emit(call)
+
+
+def _exact_half(scales: Array) -> Array:
+    """Scales as float16 where that holds them, else as float32."""
+    wide = scales.astype(np.float32)
+    with np.errstate(over="ignore"):
+        half = wide.astype(np.float16)
+    return half if np.array_equal(half.astype(np.float32), wide) else wide

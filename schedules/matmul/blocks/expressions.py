@@ -1,0 +1,117 @@
+"""Tensor expressions of block-quantized weights: products, and rows of an embedding.
+
+They say what is computed, on any target; `schedules.matmul.blocks.rule` writes the loops of products for processors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from schedules.annotations import KIND, SPEC
+from schedules.ir.tir import tirx
+from schedules.ir.widening import number
+from schedules.matmul.blocks.layout import PANEL, QUAD, BlockFormat
+from schedules.matmul.blocks.rounding import HEADER, SCALE
+
+from tvm import te  # isort: skip
+
+BLOCK_MATMUL = "block-matmul"
+
+
+def int32(value: int) -> Any:
+    """A constant."""
+    return tirx.const(value, "int32")
+
+
+def integer(planes: list[Any], layout: BlockFormat, panel: Any, k: Any, lane: Any) -> Any:
+    """The unsigned integer at place k of the depth."""
+    quad, byte = tirx.floordiv(k, QUAD), tirx.Cast("int32", tirx.floormod(k, QUAD))
+    value, start = int32(0), 0
+    for plane, bits in zip(planes, layout.planes, strict=True):
+        places = 8 // bits
+        shift = byte * 8 + tirx.Cast("int32", tirx.floormod(quad, places)) * bits
+        part = (plane(panel, tirx.floordiv(quad, places), lane) >> shift) & int32(2**bits - 1)
+        value = value + (part << int32(start))
+        start += bits
+    return value
+
+
+def plain_number(words: Any, layout: BlockFormat, panel: Any, k: Any, lane: Any) -> Any:
+    """The float32 of the plain number at place k of the depth."""
+    if layout.bits == 32:
+        return tirx.reinterpret("float32", words(panel, k, lane))
+    half = tirx.Cast("int32", tirx.floormod(k, 2)) * 16
+    word = words(panel, tirx.floordiv(k, 2), lane) >> half
+    if layout.numbers == "bfloat16":
+        return tirx.reinterpret("float32", word << int32(16))
+    return tirx.Cast("float32", tirx.reinterpret("float16", tirx.Cast("uint16", word)))
+
+
+def element(arrays: Mapping[str, Any], layout: BlockFormat, k: Any, column: Any) -> Any:
+    """The float32 element (k, column) of a weight."""
+    panel, lane = tirx.floordiv(column, PANEL), tirx.floormod(column, PANEL)
+    if layout.numbers:
+        return plain_number(arrays["numbers"], layout, panel, k, lane)
+    planes = [arrays[f"plane{at}"] for at in range(len(layout.planes))]
+    value = integer(planes, layout, panel, k, lane)
+    group = tirx.floordiv(k, layout.group)
+
+    def of_group(name: str) -> Any:
+        if not layout.super_groups:
+            return number(arrays[name](panel, group, lane), "float32")
+        high = number(arrays[name](panel, tirx.floordiv(group, layout.super_groups), lane), "float32")
+        return high * tirx.Cast("float32", arrays[f"{name}_integers"](panel, group, lane))
+
+    value = value - int32(layout.zero)
+    if layout.zeros:
+        value = value - tirx.Cast("int32", arrays["zeros"](panel, group, lane))
+    result = of_group("scale") * tirx.Cast("float32", value)
+    return result + of_group("minimum") if layout.minimum else result
+
+
+def block_matmul(data: Any, *stored: Any, columns: int, depth: int, layout: str) -> Any:
+    """The product of data (..., depth) and a weight: float32 (..., columns).
+
+    Args:
+        data: float32 (..., depth), or what `block_round` makes of it, with the format's `unit`.
+        stored: the arrays of the weight, as `BlockFormat.arrays` names them.
+        columns: of the weight.
+        depth: of the weight.
+        layout: the text of its `BlockFormat`.
+    """
+    form = BlockFormat.of_text(layout)
+    arrays = dict(zip(form.arrays, stored, strict=True))
+    rounded = str(data.dtype) == "int32"
+    lead = data.shape[:-2] if rounded else data.shape[:-1]
+    k = te.reduce_axis((tirx.const(0, "int64"), tirx.const(depth, "int64")), name="k")
+
+    def a(*at: Any) -> Any:
+        if not rounded:
+            return data(*at, k)
+        unit, place = tirx.floordiv(k, form.unit), tirx.floormod(k, form.unit)
+        word = data(*at, unit, tirx.floordiv(place, QUAD) + HEADER)
+        byte = (word << (int32(24) - tirx.Cast("int32", tirx.floormod(place, QUAD)) * 8)) >> int32(24)
+        return tirx.Cast("float32", byte) * tirx.reinterpret("float32", data(*at, unit, SCALE))
+
+    def point(*at: Any) -> Any:
+        return te.sum(a(*at[:-1]) * element(arrays, form, k, at[-1]), axis=k)
+
+    attrs = {KIND: BLOCK_MATMUL, SPEC: layout}
+    return te.compute([*lead, tirx.const(columns, "int64")], point, name="matmul", attrs=attrs)
+
+
+def block_take(places: Any, *stored: Any, columns: int, depth: int, layout: str) -> Any:
+    """Columns of a weight, the rows of an embedding: float32 (..., depth) for integers (...), clamped to [0, columns).
+
+    The other arguments are those of `block_matmul`.
+    """
+    form = BlockFormat.of_text(layout)
+    arrays = dict(zip(form.arrays, stored, strict=True))
+
+    def point(*at: Any) -> Any:
+        place = tirx.Cast("int64", places(*at[:-1]))
+        place = tirx.max(tirx.min(place, tirx.const(columns - 1, "int64")), tirx.const(0, "int64"))
+        return element(arrays, form, at[-1], place)
+
+    return te.compute([*places.shape, tirx.const(depth, "int64")], point, name="take")

@@ -1,0 +1,121 @@
+"""Products with block-quantized weights: the kernels of `schedules.matmul.blocks.expressions`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from schedules.annotations import SPEC
+from schedules.config import Config, ConfigSpace
+from schedules.ir.expression import uses
+from schedules.ir.stages import Axis, Kernel, Stage, shape_of
+from schedules.machine import Machine
+from schedules.matmul.blocks.expressions import BLOCK_MATMUL
+from schedules.matmul.blocks.layout import PANEL, BlockFormat
+from schedules.matmul.blocks.writer import BlockWriter, Parts
+from schedules.matmul.packed_operand import MatmulOfParts, panel_form
+from schedules.matmul.writer import MatmulWriter
+from schedules.rule import Workload
+from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+
+# Rows of a tile whose weights are converted to float32: more make the code longer, not faster.
+_UNPACKED_ROWS = 4
+
+
+@dataclass(frozen=True)
+class BlockWorkload(Workload):
+    """A product; `rows` is 0 when symbolic, `layout` the text of the weight's `BlockFormat`."""
+
+    rows: int
+    columns: int
+    depth: int
+    rounded: bool
+    layout: str
+
+
+class MatmulBlocks(MatmulOfParts):
+    """Serves the kernels of `block_matmul`."""
+
+    name: ClassVar[str] = BLOCK_MATMUL
+    version: ClassVar[int] = 1
+
+    def match(self, kernel: Kernel, machine: Machine) -> BlockWorkload | None:
+        parts = parts_of(kernel)
+        if parts is None:
+            return None
+        rows, columns, depth = parts.form.known_extents
+        return BlockWorkload(rows, columns, depth, parts.rounded, parts.layout.text())
+
+    def space(self, workload: BlockWorkload, machine: Machine) -> ConfigSpace:
+        choices = range(1, _most_rows(workload, machine) + 1)
+        return ConfigSpace({"rows": tuple(choices)})
+
+    def default(self, workload: BlockWorkload, machine: Machine) -> Config:
+        most = _most_rows(workload, machine)
+        return Config.of(rows=min(most, workload.rows or most))
+
+    def parts(self, kernel: Kernel) -> Parts | None:
+        return parts_of(kernel)
+
+    def writer(self, parts: Any, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
+        return BlockWriter(parts, fused, machine, rows=rows, vectors=_vectors(machine))
+
+
+def _vectors(machine: Machine) -> int:
+    """Vectors of columns of a tile: two, of a panel that holds whole ones."""
+    return max(1, min(2, PANEL // machine.lanes("float32")))
+
+
+def _most_rows(workload: BlockWorkload, machine: Machine) -> int:
+    """Rows whose sums fit the registers, beside the weights of a step and what they are unpacked with: twice the sums
+    where those of a unit are integers or unscaled."""
+    vectors = _vectors(machine)
+    plain = bool(BlockFormat.of_text(workload.layout).numbers)
+    most = max(1, (machine.vector_registers - 2 * vectors - 2) // (vectors if plain else 2 * vectors))
+    return most if plain or workload.rounded else min(_UNPACKED_ROWS, most)
+
+
+def parts_of(kernel: Kernel) -> Parts | None:
+    """The operands of a kernel of `block_matmul`."""
+    stages = anchor_stages(kernel, BLOCK_MATMUL)
+    if len(stages) != 1 or not kernel.is_plain or stages[0].store is None:
+        return None
+    stage = stages[0]
+    store = stage.store
+    assert store is not None
+    column = next((axis for axis in stage.axes if axis.var.same_as(store.indices[-1])), None)
+    depth = next((axis for axis in stage.axes if axis.reduce), None)
+    if column is None or depth is None:
+        return None
+    layout = BlockFormat.of_text(str(stage.annotations[SPEC]))
+    data, weights = _operands(stage, store.buffer, column)
+    arrays = _named(weights, layout)
+    if data is None or arrays is None:
+        return None
+    form = panel_form(stage, depth, data, weights[0])
+    return Parts(form, layout, data, arrays)
+
+
+def _operands(stage: Stage, result: Any, column: Axis) -> tuple[Any | None, list[Any]]:
+    """A load of the data, and one of each array of the weight, in the order of the expression."""
+    data, weights = None, list[Any]()
+    for load in stage.loads:
+        if load.source.same_as(result):
+            continue
+        if not any(uses(each, column.var) for each in load.indices):
+            data = load if data is None else data
+        elif not any(load.source.same_as(each.source) for each in weights):
+            weights.append(load)
+    return data, weights
+
+
+def _named(weights: list[Any], layout: BlockFormat) -> dict[str, Any] | None:
+    """The arrays by name: planes have more words the more bits they hold, the rest stand in the order of the names."""
+    planes = sorted((each.source for each in weights if str(each.source.dtype) == "int32"), key=_words)
+    others = [each.source for each in weights if str(each.source.dtype) != "int32"]
+    found = [*planes, *others]
+    return dict(zip(layout.arrays, found, strict=True)) if len(found) == len(layout.arrays) else None
+
+
+def _words(plane: Any) -> int:
+    return -int(shape_of(plane)[1])

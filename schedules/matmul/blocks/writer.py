@@ -1,0 +1,331 @@
+"""Code for a product with a block-quantized weight: a register tile that unpacks the weight as it walks the depth.
+
+One row of data is bound by memory: words are asked for ahead, and each is read once. With more rows, the unpacked
+bytes serve all rows of the tile. In integers, each unit is summed by dot products of bytes and scaled once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from schedules.codegen.nest import prefetch
+from schedules.codegen.parallel import MIN_PARALLEL_WORK, in_sequence, pays_off, repeat
+from schedules.codegen.register_tile import RegisterTile
+from schedules.instructions.int8_dot import SDOT, USDOT, dot, unit_of
+from schedules.instructions.int8_neon import dot_signed
+from schedules.ir.expression import index, substitute
+from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.widening import number
+from schedules.machine import Machine
+from schedules.matmul.blocks.layout import PANEL, QUAD, STEP, BlockFormat
+from schedules.matmul.blocks.rounding import HEADER, SCALE, SCALED_SUM, SUM
+from schedules.matmul.form import MatmulForm
+from schedules.matmul.packed_operand import WriterOfParts
+from schedules.matmul.writer import Batch, Block, PanelLoad
+from schedules.stages.fused_kernel import FusedKernel
+
+# How far ahead of their use words are asked for, in rows of a panel (128 bytes), and by tiles of how many rows at most.
+_WORDS_AHEAD = 32
+_FEW_ROWS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The stage of a product and its operands: `data` is a load, `arrays` are the weight's buffers by name."""
+
+    form: MatmulForm
+    layout: BlockFormat
+    data: Any
+    arrays: dict[str, Any]
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the data are what `block_round` makes."""
+        return str(self.data.source.dtype) == "int32"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tile stands: its first row, its panel, and its first column in that."""
+
+    batch: Batch
+    row: Expr
+    panel: Expr
+    lane: Expr
+
+
+class BlockWriter(WriterOfParts[Parts]):
+    """Writes a product: the loops of any other, and a tile of its own."""
+
+    def __init__(self, parts: Parts, fused: FusedKernel, machine: Machine, *, rows: int, vectors: int) -> None:
+        super().__init__(parts, fused, machine, rows=rows)
+        self.panel = vectors * self.lanes
+        self.layout = parts.layout
+        self.signed = unit_of(machine) in (USDOT, SDOT)
+
+    def _threads(self) -> bool | Expr:
+        weight = int(self.form.columns) * int(self.form.depth.extent)
+        if weight >= MIN_PARALLEL_WORK * self.lanes // 4:
+            return pays_off(weight, self.machine, 0)
+        return super()._threads()
+
+    def _tile(
+        self,
+        batch: Batch,
+        row: Expr,
+        rows: int,
+        column: Expr,
+        width: int,
+        load: PanelLoad,
+        block: Block | None = None,
+    ) -> Stmt:
+        """`rows x width` results: the steps follow each other, their sums scaled and added in registers."""
+        totals = RegisterTile(rows, width, self.lanes, "float32")
+        place = _Place(batch, row, tirx.FloorDiv(column, index(PANEL)), tirx.FloorMod(column, index(PANEL)))
+        zero = tirx.const(0.0, "float32")
+        parts = [*totals.allocations, *totals.stores(lambda i, at, lane: zero)]
+        if self.layout.numbers:
+            parts += self._plain_words(totals, place)
+        else:
+            steps = self.layout.padded_depth(int(self.form.depth.extent)) // STEP
+            step = self._integer_step if self.parts.rounded else self._float_step
+            if self.parts.rounded:
+                parts.append(repeat("step", steps, lambda k: step(totals, place, k, STEP)))
+            else:
+                whole, rest = divmod(int(self.form.depth.extent), STEP)
+                parts.append(repeat("step", whole, lambda k: step(totals, place, k, STEP)))
+                parts += [step(totals, place, index(whole), rest)] if rest else []
+        return in_sequence([*parts, *self._finish(totals, batch, row, rows, column, width)])
+
+    # Operands.
+
+    def _data(self, place: _Place, row: int, *last: Expr | int) -> Expr:
+        """An element of the data in a row of the tile."""
+        data = self.parts.data
+        mapping = {**place.batch, **self.form.rows.values(place.row + row)}
+        lead = [substitute(each, mapping) for each in self.form.a.indices[: -len(last)]]
+        return tirx.BufferLoad(data.source, [*lead, *(index(each) if isinstance(each, int) else each for each in last)])
+
+    def _bits(self, place: _Place, lane: Expr, first: Expr, quad: int, byte: int | None) -> Expr:
+        """The integers of a quad as four bytes, or one of them; `first` is the number of a quad that begins words."""
+        value, start = None, 0
+        for at, bits in enumerate(self.layout.planes):
+            places = 8 // bits
+            word_at = tirx.FloorDiv(first, index(places)) + quad // places
+            word = tirx.BufferLoad(self.parts.arrays[f"plane{at}"], [place.panel, word_at, place.lane + lane])
+            shift = bits * (quad % places) + (0 if byte is None else 8 * byte)
+            mask = (1 << bits) - 1
+            part = word >> tirx.const(shift, "int32") if shift else word
+            if byte is not None or bits < 8:
+                part = part & tirx.const(mask if byte is not None else mask * 0x01010101, "int32")
+            part = part << tirx.const(start, "int32") if start else part
+            value = part if value is None else value | part
+            start += bits
+        assert value is not None
+        return value
+
+    def _of_group(self, name: str, place: _Place, lane: Expr, group: Expr) -> Expr:
+        """A scale or minimum as float32."""
+        arrays, at = self.parts.arrays, place.lane + lane
+        if not self.layout.super_groups:
+            return number(tirx.BufferLoad(arrays[name], [place.panel, group, at]), "float32")
+        above = tirx.FloorDiv(group, index(self.layout.super_groups))
+        high = number(tirx.BufferLoad(arrays[name], [place.panel, above, at]), "float32")
+        return high * tirx.Cast("float32", tirx.BufferLoad(arrays[f"{name}_integers"], [place.panel, group, at]))
+
+    def _ahead(self, totals: RegisterTile, place: _Place, step: Expr) -> list[Stmt]:
+        """Words that a tile of few rows is going to read."""
+        if totals.rows > _FEW_ROWS:
+            return []
+        asked = []
+        for at, bits in enumerate(self.layout.planes):
+            words = STEP // QUAD * bits // 8
+            for word in range(words):
+                for lane in range(0, totals.width, 16):
+                    row = step * words + (word + _WORDS_AHEAD)
+                    asked.append(prefetch(self.parts.arrays[f"plane{at}"], place.panel, row, place.lane + lane))
+        return asked
+
+    # Steps.
+
+    def _units(self, step: Expr, depth: int) -> list[tuple[int, Expr, Expr, int]]:
+        """(first quad in the step, unit, group, depth) of the units of a step."""
+        unit, group = self.layout.unit, self.layout.group
+        found = []
+        for at in range(-(-depth // unit)):
+            number_ = step * (STEP // unit) + at
+            of_group = number_ if unit == group else tirx.FloorDiv(number_, index(group // unit))
+            found.append((at * unit // QUAD, number_, of_group, min(unit, depth - at * unit)))
+        return found
+
+    def _integer_step(self, totals: RegisterTile, place: _Place, step: Expr, depth: int) -> Stmt:
+        code = self._ahead(totals, place, step)
+        for quad, unit, group, _ in self._units(step, depth):
+            code += self._integer_unit(totals, place, (step * (STEP // QUAD), quad), unit, group)
+        return in_sequence(code)
+
+    def _integer_unit(
+        self, totals: RegisterTile, place: _Place, quad: tuple[Expr, int], unit: Expr, group: Expr
+    ) -> list[Stmt]:
+        """The products of a unit, whose bits begin at a quad, scaled and added to the totals."""
+        sums = RegisterTile(totals.rows, totals.width, self.lanes, "int32")
+        code = [*sums.allocations, *self._integer_start(sums, place, unit)]
+        for each in range(self.layout.unit // QUAD):
+
+            def add(i: int, at: Expr, lane: Expr, each: int = each) -> Expr:
+                data = self._data(place, i, unit, HEADER + each)
+                return self._dot(sums.sum(i, at), self._bits(place, lane, quad[0], quad[1] + each, None), data)
+
+            code += sums.stores(add)
+        return [*code, *self._integer_end(totals, sums, place, unit, group)]
+
+    @property
+    def _flips(self) -> bool:
+        """Whether the integers are multiplied as signed bytes, 128 less than they are."""
+        return self.signed and self.layout.bits == 8
+
+    def _dot(self, total: Expr, weights: Expr, data: Expr) -> Expr:
+        if not self.signed:
+            return dot(total, weights, data)
+        flipped = weights ^ tirx.const(0x80808080 - (1 << 32), "int32") if self._flips else weights
+        return dot_signed(total, data, flipped)
+
+    def _integer_start(self, sums: RegisterTile, place: _Place, unit: Expr) -> list[Stmt]:
+        """The sums of a unit start from what the zero point, where it is one for all, takes away."""
+        zero = self.layout.zero - (128 if self._flips else 0)
+
+        def start(i: int, at: Expr, lane: Expr) -> Expr:
+            return self._data(place, i, unit, SUM) * tirx.const(-zero, "int32") if zero else tirx.const(0, "int32")
+
+        return sums.stores(start)
+
+    def _integer_end(
+        self, totals: RegisterTile, sums: RegisterTile, place: _Place, unit: Expr, group: Expr
+    ) -> list[Stmt]:
+        """The sums of a unit, scaled and added to the totals."""
+        layout = self.layout
+
+        def scaled(i: int, at: Expr, lane: Expr) -> Expr:
+            scale = tirx.reinterpret("float32", self._data(place, i, unit, SCALE))
+            scaled_sum = tirx.reinterpret("float32", self._data(place, i, unit, SCALED_SUM))
+            weight = self._of_group("scale", place, lane, group)
+            result = totals.sum(i, at) + tirx.Cast("float32", sums.sum(i, at)) * (weight * scale)
+            if layout.zeros:
+                zeros = tirx.BufferLoad(self.parts.arrays["zeros"], [place.panel, group, place.lane + lane])
+                result = result - (tirx.Cast("float32", zeros) * weight) * scaled_sum
+            if layout.minimum:
+                result = result + self._of_group("minimum", place, lane, group) * scaled_sum
+            return result
+
+        return totals.stores(scaled)
+
+    def _float_step(self, totals: RegisterTile, place: _Place, step: Expr, depth: int) -> Stmt:
+        code = self._ahead(totals, place, step)
+        for quad, _, group, size in self._units(step, depth):
+            code += self._float_unit(totals, place, (step * (STEP // QUAD), quad), group, size)
+        return in_sequence(code)
+
+    def _float_unit(
+        self, totals: RegisterTile, place: _Place, quad: tuple[Expr, int], group: Expr, size: int
+    ) -> list[Stmt]:
+        """As `_integer_unit`, of `size` places."""
+        sums = RegisterTile(totals.rows, totals.width, self.lanes, "float32")
+        zero, first = tirx.const(0.0, "float32"), (quad[0] + quad[1]) * QUAD
+        code = [*sums.allocations, *sums.stores(lambda i, at, lane: zero)]
+        run = QUAD * max(8 // bits for bits in self.layout.planes)  # what words of all planes hold
+        if quad[1] * QUAD % run:  # the unit begins within a word
+            code += self._float_run(sums, place, quad, first, size)
+        else:
+            whole, rest = divmod(size, run)
+
+            def words(at: Expr, count: int = run) -> Stmt:
+                start = first + at * run
+                quads = tirx.FloorDiv(start, index(QUAD))
+                return in_sequence(self._float_run(sums, place, (quads, 0), start, count))
+
+            code += [repeat("word", whole, words)] if whole else []
+            code += [words(index(whole), rest)] if rest else []
+        return [*code, *self._float_end(totals, sums, place, group, (first, size))]
+
+    def _float_run(
+        self, sums: RegisterTile, place: _Place, quad: tuple[Expr, int], first: Expr, count: int
+    ) -> list[Stmt]:
+        """`count` products from place `first` of the depth on, whose bits begin at a quad."""
+        code = []
+        for k in range(count):
+
+            def add(i: int, at: Expr, lane: Expr, k: int = k) -> Expr:
+                weight = self._bits(place, lane, quad[0], quad[1] + k // QUAD, k % QUAD)
+                return sums.sum(i, at) + self._data(place, i, first + k) * tirx.Cast("float32", weight)
+
+            code += sums.stores(add)
+        return code
+
+    def _float_end(
+        self, totals: RegisterTile, sums: RegisterTile, place: _Place, group: Expr, run: tuple[Expr, int]
+    ) -> list[Stmt]:
+        """The sums of a unit, with zero points taken away, scaled and added to the totals."""
+        layout, (first, size) = self.layout, run
+        data = RegisterTile(sums.rows, 1, 1, "float32")
+        code: list[Stmt] = []
+        if layout.zero or layout.zeros or layout.minimum:
+
+            def add(k: Expr) -> Stmt:
+                return in_sequence(data.stores(lambda i, at, lane: data.sum(i, at) + self._data(place, i, first + k)))
+
+            zero = tirx.const(0.0, "float32")
+            code += [*data.allocations, *data.stores(lambda i, at, lane: zero), repeat("k", size, add)]
+
+        def scaled(i: int, at: Expr, lane: Expr) -> Expr:
+            value, weight = sums.sum(i, at), self._of_group("scale", place, lane, group)
+            if layout.zero:
+                value = value - tirx.const(float(layout.zero), "float32") * data.sum(i, index(0))
+            if layout.zeros:
+                zeros = tirx.BufferLoad(self.parts.arrays["zeros"], [place.panel, group, place.lane + lane])
+                value = value - tirx.Cast("float32", zeros) * data.sum(i, index(0))
+            result = totals.sum(i, at) + weight * value
+            return (
+                result + self._of_group("minimum", place, lane, group) * data.sum(i, index(0))
+                if layout.minimum
+                else result
+            )
+
+        return [*code, *totals.stores(scaled)]
+
+    def _plain_words(self, totals: RegisterTile, place: _Place) -> list[Stmt]:
+        """Products with plain numbers, word after word."""
+        layout, words = self.layout, self.parts.arrays["numbers"]
+        places, depth = 32 // layout.bits, int(self.form.depth.extent)
+
+        def step(word: Expr, count: int) -> Stmt:
+            ahead = word + 2 * _WORDS_AHEAD
+            code = [
+                prefetch(words, place.panel, ahead, place.lane + lane)
+                for lane in range(0, totals.width, 16)
+                if totals.rows <= _FEW_ROWS
+            ]
+            for each in range(count):
+
+                def add(i: int, at: Expr, lane: Expr, each: int = each) -> Expr:
+                    stored = tirx.BufferLoad(words, [place.panel, word, place.lane + lane])
+                    weight = _plain_number(stored, layout, each)
+                    return totals.sum(i, at) + self._data(place, i, word * places + each) * weight
+
+                code += totals.stores(add)
+            return in_sequence(code)
+
+        whole, rest = divmod(depth, places)
+        parts = [repeat("word", whole, lambda word: step(word, places))] if whole else []
+        return [*parts, *([step(index(whole), rest)] if rest else [])]
+
+
+def _plain_number(word: Expr, layout: BlockFormat, place: int) -> Expr:
+    """The float32 of a plain number in a word."""
+    if layout.bits == 32:
+        return tirx.reinterpret("float32", word)
+    if layout.numbers == "bfloat16":
+        high = word & tirx.const(-65536, "int32") if place else word << tirx.const(16, "int32")
+        return tirx.reinterpret("float32", high)
+    half = word >> tirx.const(16, "int32") if place else word
+    return tirx.Cast("float32", tirx.reinterpret("float16", tirx.Cast("uint16", half)))
