@@ -14,6 +14,7 @@ FORMAT_VERSION = 1
 """Version of the file format that this code writes, and the newest it reads."""
 
 MAX_ELEMENTS = 2**60
+MAX_BRANCH_DEPTH = 64
 Name = Annotated[str, Field(max_length=4096)]
 Size = Annotated[int, Field(ge=0, le=2**62)]
 Dimension = Annotated[int, Field(ge=0, le=MAX_ELEMENTS)] | Annotated[str, Field(min_length=1, max_length=1024)]
@@ -108,6 +109,45 @@ class KernelProvenance(_Model):
     config: dict[str, JsonValue] = Field(default_factory=dict)
     operations: Name | None = None
     symbols: dict[Name, Annotated[tuple[int, int], Field(strict=False)]] = Field(default_factory=dict)
+
+
+class CallList(_Model):
+    """Which nodes of the model each call of a kernel computes.
+
+    Attributes:
+        nodes, callees: names, which `functions` refers to by their places.
+        functions: by the name of a function of the module, its steps in order. A step is a call, [callee, node, ...]
+            with the node that most of its work is for first, or the steps of the two branches of a condition,
+            [[step, ...], [step, ...]].
+    """
+
+    nodes: tuple[Name, ...] = Field(strict=False)
+    callees: tuple[Name, ...] = Field(strict=False)
+    functions: dict[Name, list[JsonValue]]
+
+    @model_validator(mode="after")
+    def _refer_to_names(self) -> CallList:
+        for steps in self.functions.values():
+            self._check(steps, 0)
+        return self
+
+    def _check(self, steps: JsonValue, depth: int) -> None:
+        if not isinstance(steps, list) or depth > MAX_BRANCH_DEPTH:
+            raise ValueError("the steps of a function are no list, or branches are nested too deep")
+        for step in steps:
+            if not isinstance(step, list) or not step:
+                raise ValueError("a step of a function is neither a call nor branches")
+            if isinstance(step[0], list):
+                if len(step) != 2:
+                    raise ValueError("a condition has two branches")
+                for branch in step:
+                    self._check(branch, depth + 1)
+            elif not all(type(each) is int for each in step) or not self._names(step):
+                raise ValueError("a call refers to a name that is not listed")
+
+    def _names(self, step: list[Any]) -> bool:
+        callee, *nodes = step
+        return 0 <= callee < len(self.callees) and all(0 <= node < len(self.nodes) for node in nodes)
 
 
 class PassTiming(_Model):
@@ -207,6 +247,7 @@ class Manifest(_Model):
         compact_parameters: how many of the last ones are stored in a smaller form, for `EXPAND_ENTRY` to expand.
         requirements: relations between symbolic dimensions of the inputs; a run checks them first.
         indices: inputs whose elements are indices; a run checks them too.
+        calls: which nodes of the model the kernels compute; None where the model names none.
         threads: the setting to run with; None leaves it to the device (its physical cores).
         states: inputs that a session keeps, paired with outputs; `initial_states` are values of those, by input name,
             that are not zero at first.
@@ -231,6 +272,7 @@ class Manifest(_Model):
     requirements: tuple[Requirement, ...] = Field(default=(), strict=False)
     indices: tuple[IndexRequirement, ...] = Field(default=(), strict=False)
     kernels: tuple[KernelProvenance, ...] = Field(default=(), strict=False)
+    calls: CallList | None = None
     passes: tuple[PassTiming, ...] = Field(default=(), strict=False)
     memory_plan: MemoryPlan | None = None
     states: tuple[StateDescription, ...] = Field(default=(), strict=False)

@@ -12,5 +12,10 @@ from compiler.passes.pipeline import run_pipeline
 
 def canonical(model: ImportedModel, target: targets.Target) -> ImportedModel:
     """With batch norms folded and constants computed."""
-    context = PipelineContext(target=target, machine=target.machine, options=PassOptions(checks=model.checks))
-    return replace(model, mod=run_pipeline(model.mod, context, until="canonicalize").mod)
+    context = PipelineContext(target=target, machine=target.machine, options=_options(model))
+    mod = run_pipeline(model.mod, context, until="canonicalize").mod
+    return replace(model, mod=mod, nodes=context.tracker.nodes)
+
+
+def _options(model: ImportedModel) -> PassOptions:
+    return PassOptions(checks=model.checks, nodes=model.nodes)

@@ -114,7 +114,7 @@ def compile(
         if is_silent(progress):
             warnings.warn(note, stacklevel=3)
         report(note)
-    options = PassOptions(precision, model.checks, model.state_positions())
+    options = PassOptions(precision, model.checks, model.state_positions(), model.nodes)
     tuned = tuned_configs(chosen, records, model_fingerprint(model.mod, options.precision))
     for problem in tuned.problems:
         report(f"tuning records: {problem}")

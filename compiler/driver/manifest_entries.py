@@ -23,6 +23,7 @@ from compiler.artifact.manifest import (
     TargetDescription,
     TensorDescription,
 )
+from compiler.driver.call_lists import call_list
 from compiler.errors import InvalidModelError, Refusal, UnsupportedModelError
 from compiler.frontends.imported_model import ImportedModel, TensorSpec
 from compiler.passes.pipeline import PipelineResult
@@ -82,7 +83,7 @@ def states(model: ImportedModel) -> dict[str, Any]:
 def manifest_entries(
     target: targets.Target, pipeline: PipelineResult, tuned: TunedConfigs | None = None
 ) -> dict[str, Any]:
-    """Keyword arguments of `Artifact.create`: target, kernels, passes and the memory plan."""
+    """Keyword arguments of `Artifact.create`: target, kernels and their calls, passes and the memory plan."""
     return {
         "target": TargetDescription(
             name=target.name,
@@ -91,6 +92,7 @@ def manifest_entries(
             details=_target_details(target, pipeline),
         ),
         "kernels": _kernels(pipeline, tuned),
+        "calls": call_list(pipeline.report.calls),
         "passes": [PassTiming(name=timing.name, seconds=timing.seconds) for timing in pipeline.timings],
         "memory_plan": _memory_plan(pipeline),
     }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import tvm
 
+from compiler.support.model_nodes import ModelNode
 from compiler.support.notebook import shortened
 
 
@@ -99,7 +101,8 @@ class ImportedModel:
     no runtime inputs any more. `requirements` and `indices` are checked when a run begins; `checks` says what the
     checks of sizes in the module are for: the one that binds the variable `check_N_` is for `checks[N]`. `notes` are
     lines for the user about results that differ from what the model declares. `states` pair inputs with outputs:
-    `main` is a pure function of them here, and updates them in place once it is compiled.
+    `main` is a pure function of them here, and updates them in place once it is compiled. `nodes` holds the model's
+    nodes by the variables of `mod` that are named after them.
     """
 
     mod: tvm.IRModule
@@ -112,6 +115,7 @@ class ImportedModel:
     notes: tuple[str, ...] = ()
     states: tuple[StateSpec, ...] = ()
     position: PositionSpec | None = None
+    nodes: Mapping[str, tuple[ModelNode, ...]] = field(default_factory=dict)
 
     def state_positions(self) -> tuple[tuple[int, int], ...]:
         """Of each state, the position of its input among `inputs` and of its output among `outputs`."""

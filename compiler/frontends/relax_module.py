@@ -11,6 +11,8 @@ from tvm import relax
 from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.imported_model import ImportedModel, TensorSpec
 from compiler.frontends.output_selection import selected_outputs
+from compiler.passes.rewriting.graph import bindings_of, operator_name, rewritable_functions
+from compiler.support.model_nodes import ModelNode
 
 
 def import_relax(
@@ -48,7 +50,17 @@ def import_relax(
     if wanted != names:
         mod = _return_fields(mod, [names.index(name) for name in wanted])
     specs = [_tensor_spec(name, field) for name, field in zip(wanted, mod["main"].body.ty.fields, strict=True)]
-    return ImportedModel(mod=mod, inputs=inputs, outputs=specs, fixed=fixed)
+    return ImportedModel(mod=mod, inputs=inputs, outputs=specs, fixed=fixed, nodes=_nodes(mod))
+
+
+def _nodes(mod: tvm.IRModule) -> dict[str, tuple[ModelNode, ...]]:
+    """The variables that calls are bound to, as nodes."""
+    return {
+        str(binding.var.name): (ModelNode(str(binding.var.name), operator_name(binding.value) or "call"),)
+        for _, function in rewritable_functions(mod)
+        for binding in bindings_of(function.body)
+        if isinstance(binding.value, relax.Call)
+    }
 
 
 def _bind(mod: tvm.IRModule, fixed: dict[str, np.ndarray]) -> tvm.IRModule:

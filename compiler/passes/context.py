@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.passes.rewriting.expansion import Expansions
+from compiler.passes.rewriting.node_tracker import NodeTracker
+from compiler.support.call_list import Step
+from compiler.support.model_nodes import ModelNode
 from compiler.support.operation_count import OperationCount
 from schedules.machine import Machine
 from targets.target import Target
@@ -27,11 +30,13 @@ class PassOptions:
         precision: "float32", "bf16" or "float16": what operands of convolutions and of products by weights round to.
         checks: what the checks of sizes in the module are for: the one that binds `check_N_` is for `checks[N]`.
         states: of each state, the position of its parameter in `main` and of its new value in the results.
+        nodes: the model's nodes by the variables that are named after them.
     """
 
     precision: str = "float32"
     checks: tuple[str, ...] = ()
     states: tuple[tuple[int, int], ...] = ()
+    nodes: Mapping[str, tuple[ModelNode, ...]] = field(default_factory=dict)
 
 
 @dataclass
@@ -44,6 +49,7 @@ class CompilationReport:
             are not in it.
         memory: of `plan-memory`: bytes of each function that allocates, by its name, then "peak", "without_reuse",
             "lower_bound", "in_place" and "unplanned".
+        calls: of `list-calls`: the calls of each function in order, with the model's nodes that they compute.
         partition: of a target's partition passes: "claimed" and "refused", each a list; None for a processor.
     """
 
@@ -51,6 +57,7 @@ class CompilationReport:
     operations: dict[str, OperationCount] = field(default_factory=dict)
     memory: dict[str, dict[str, int]] = field(default_factory=dict)
     partition: Mapping[str, Any] | None = None
+    calls: dict[str, tuple[Step, ...]] = field(default_factory=dict)
 
     @property
     def kernels(self) -> Sequence[KernelReport]:
@@ -72,6 +79,7 @@ class PipelineContext:
         parameters: filled by `lift-parameters`: the trailing parameters of `main`, in order, by name.
         expansions: which constants can be stored in a smaller form; those that are come last in `parameters`.
         report: what passes have to say about the module.
+        tracker: which of the model's nodes the variables stand for.
     """
 
     target: Target | None = None
@@ -83,3 +91,7 @@ class PipelineContext:
     parameters: dict[str, NDArray[np.generic]] = field(default_factory=dict)
     expansions: Expansions = field(default_factory=Expansions)
     report: CompilationReport = field(default_factory=CompilationReport)
+    tracker: NodeTracker = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tracker = NodeTracker(self.options.nodes)

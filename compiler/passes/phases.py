@@ -24,9 +24,11 @@ from compiler.passes.canonicalize.recognize_layer_norm import recognize_layer_no
 from compiler.passes.canonicalize.recognize_rms_norm import recognize_rms_norm
 from compiler.passes.canonicalize.recognize_silu import recognize_silu
 from compiler.passes.canonicalize.simplify_algebra import simplify_algebra
+from compiler.passes.canonicalize.track_nodes import track_nodes
 from compiler.passes.canonicalize.widen_half import widen_half
 from compiler.passes.fuse.fuse_kernels import fuse_kernels
 from compiler.passes.fuse.gather_sizes import gather_sizes
+from compiler.passes.fuse.group_operators import group_operators
 from compiler.passes.fuse.legalize_operators import legalize_operators
 from compiler.passes.fuse.lower_reshapes import lower_reshapes
 from compiler.passes.fuse.separate_sizes import separate_sizes
@@ -60,13 +62,13 @@ from compiler.passes.lower.tvm_passes import (
     export_symbols,
     fold_lowered_constants,
     free_storage,
-    group_operators,
     lower_allocations,
     lower_builtins,
     lower_shapes,
 )
 from compiler.passes.memory.capture_graphs import capture_graphs
 from compiler.passes.memory.lift_parameters import lift_parameters
+from compiler.passes.memory.list_calls import list_calls
 from compiler.passes.memory.plan_memory import plan_memory
 from compiler.passes.memory.share_constants import share_constants
 from compiler.passes.memory.update_states import update_states
@@ -91,6 +93,7 @@ class Phase:
 # 1. Bring the graph into its plainest form: everything known is computed, everything unused is gone.
 CANONICALIZE = (
     normalize,
+    track_nodes,
     fold_constants,
     eliminate_dead_code,
     widen_half,
@@ -110,11 +113,13 @@ CANONICALIZE = (
     merge_products_of_pieces,
     merge_small_matmuls,
     normalize,
+    track_nodes,
 )
 # 2. Compress: the caller asks for it, `run_pipeline(compression=...)`.
 # 3. Partition: the target claims what its accelerator can run, `Target.partition_passes()`.
 CANONICALIZE_GPU = (
     normalize,
+    track_nodes,
     fold_constants,
     eliminate_dead_code,
     simplify_algebra,
@@ -133,6 +138,7 @@ CANONICALIZE_GPU = (
     merge_products_of_pieces,
     merge_small_matmuls,
     normalize,
+    track_nodes,
 )
 # 4. Choose blocked layouts and pack weights for them.
 LAYOUT = (
@@ -152,6 +158,7 @@ LAYOUT = (
     fuse_attention,
     pack_sparse_weights,
     pack_matmul_weights,
+    track_nodes,
 )
 LAYOUT_GPU = (
     share_constants,  # packing weights remembers what it packed
@@ -163,6 +170,7 @@ LAYOUT_GPU = (
     keep_weights_narrow,
     fold_dequantize,
     narrow_operands,
+    track_nodes,
 )
 # 5. Operators become kernels, and epilogues join their producers.
 FUSE = (
@@ -204,6 +212,7 @@ PLAN_MEMORY = (
     lift_parameters,
     drop_dataflow,
     drop_purity,
+    list_calls,
     call_kernels,
     update_states,
     plan_memory,

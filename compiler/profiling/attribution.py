@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from compiler.support.model_nodes import ModelNode
+
 RUNTIME = "runtime"
 KINDS = (
     "convolution",
@@ -86,6 +88,11 @@ def kind_of(kernel: str, operators: Sequence[str] | None = None) -> str:
     names = operators_of(kernel) if operators is None else operators
     kinds = {_kind_of_operator(name) for name in names} or {"elementwise"}
     return next(kind for kind in KINDS if kind in kinds)
+
+
+def main_node(nodes: Sequence[ModelNode]) -> ModelNode | None:
+    """The node that most of a kernel's work is for: the first of the heaviest kind."""
+    return min(nodes, key=lambda node: KINDS.index(_kind_of_operator(node.operator.lower())), default=None)
 
 
 def _is_runtime(kernel: str) -> bool:

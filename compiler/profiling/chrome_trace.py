@@ -39,13 +39,15 @@ def _metadata(name: str, value: str) -> dict[str, Any]:
 
 
 def _event(call: CallTime) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"shapes": ", ".join(call.shapes), "bytes": call.nbytes}
+    arguments: dict[str, Any] = {"kernel": call.name, "shapes": ", ".join(call.shapes), "bytes": call.nbytes}
+    if call.nodes:
+        arguments["nodes"] = ", ".join(call.nodes)
     if call.operations is not None:
         arguments["operations"] = call.operations
         if call.duration > 0:
             arguments["GFLOP/s"] = round(call.operations / call.duration / 1e9, 3)
     return {
-        "name": call.name,
+        "name": call.label,
         "cat": call.kind,
         "ph": "X",
         "ts": round(call.start * 1e6, 4),

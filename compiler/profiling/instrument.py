@@ -32,6 +32,10 @@ _SCALES = (0.8, 1.25)
 caches after the instrument, other programs), and must not be taken off small calls."""
 
 
+DYNAMIC_CALL = "vm.builtin.call_tir_dyn"
+"""TVM's name for every kernel that takes sizes: its arguments are the kernel, its tensors, and the sizes as a shape."""
+
+
 @dataclass(frozen=True)
 class TensorArgument:
     """Shape and data type of a tensor that a call was given."""
@@ -117,6 +121,8 @@ def capture_calls(set_instrument: SetInstrument, run: Callable[[], object]) -> t
         open_calls.append(len(calls))
         order.append(len(calls))
         kinds = tuple(type(argument).__name__ for argument in arguments)
+        if name == DYNAMIC_CALL:
+            arguments = (*arguments[1:-1], *map(int, arguments[-1]))
         scalars = {position: value for position, value in enumerate(arguments) if type(value) is int}
         calls.append(Call(str(name), _tensors(arguments), scalars, kinds, len(open_calls) - 1, parent))
         return 0

@@ -27,6 +27,7 @@ class CallTime:
         shapes: of the tensors it was given, outputs included.
         nbytes: of these tensors: what it must at least read and write.
         operations: arithmetic operations, or None where not known.
+        nodes: of the model that it computes, the main one first; empty where not known.
     """
 
     name: str
@@ -37,11 +38,17 @@ class CallTime:
     shapes: tuple[str, ...]
     nbytes: int
     operations: int | None
+    nodes: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The main node of the model, or the kernel's name where no node is known."""
+        return self.nodes[0] if self.nodes else self.name
 
 
 @dataclass(frozen=True)
 class KernelTime:
-    """All calls of one kernel in a run.
+    """All calls of one kernel in a run, or those from one place in the code.
 
     Attributes:
         operators: of the model, as far as the kernel's name tells.
@@ -52,6 +59,7 @@ class KernelTime:
         share: of the latency of a run (of the sum of all kernels, where noise makes that larger).
         operations: arithmetic operations of all calls in a run, or None where not known.
         nbytes: bytes of the tensors given to all calls in a run.
+        nodes: of the model that the calls compute; of one place, the main node first.
     """
 
     name: str
@@ -63,6 +71,14 @@ class KernelTime:
     share: float
     operations: int | None
     nbytes: int
+    nodes: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The main node of the model and how many more there are, or the kernel's name where none is known."""
+        if not self.nodes:
+            return self.name
+        return self.nodes[0] if len(self.nodes) == 1 else f"{self.nodes[0]} (+{len(self.nodes) - 1})"
 
     @property
     def rate(self) -> float | None:
@@ -88,6 +104,8 @@ class Profile:
         watched: latency of the runs that were, the instrument included.
         crossing: seconds that one crossing into the instrument took; taken off everything here.
         kernels: kernels and runtime functions, slowest first.
+        layers: the same by the place in the code that calls them, so that calls of one kernel for several nodes of
+            the model are apart, slowest first.
         calls: the calls of one typical run, in order.
     """
 
@@ -102,9 +120,10 @@ class Profile:
     crossing: float
     kernels: tuple[KernelTime, ...]
     calls: tuple[CallTime, ...]
+    layers: tuple[KernelTime, ...] = ()
 
     def __repr__(self) -> str:
-        slowest = ", ".join(f"{each.name} {format_seconds(each.seconds)}" for each in self.kernels[:3])
+        slowest = ", ".join(f"{each.label} {format_seconds(each.seconds)}" for each in self.layers[:3])
         return (
             f"<Profile {self.model!r} on {self.target}, {self.threads} thread(s): "
             f"p50 {format_seconds(self.latency.p50)} in {len(self.kernels)} kernels and calls; slowest: {slowest}>"
@@ -113,16 +132,17 @@ class Profile:
     def _repr_html_(self) -> str:
         rows = [
             (
+                each.label,
                 each.name,
                 each.kind,
                 each.calls,
                 format_seconds(each.seconds),
                 format_percent(each.seconds / self.latency.p50) if self.latency.p50 > 0 else "-",
             )
-            for each in self.kernels[:_SHOWN]
+            for each in self.layers[:_SHOWN]
         ]
         title = f"{self.model} on {self.target}, {self.threads} thread(s): p50 {format_seconds(self.latency.p50)}"
-        return table_html(title, ("kernel", "kind", "calls", "time", "share"), rows)
+        return table_html(title, ("layer", "kernel", "kind", "calls", "time", "share"), rows)
 
     @property
     def tracked(self) -> float:
@@ -153,7 +173,10 @@ class Profile:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; times in seconds, sizes in bytes."""
-        kernels = [{**asdict(kernel), "operations_per_second": kernel.rate} for kernel in self.kernels]
+        kernels, layers = (
+            [{**asdict(each), "operations_per_second": each.rate} for each in group]
+            for group in (self.kernels, self.layers)
+        )
         return {
             "format_version": FORMAT_VERSION,
             "model": self.model,
@@ -167,6 +190,7 @@ class Profile:
             "untracked_seconds": self.untracked,
             "seconds_by_kind": self.seconds_by_kind(),
             "kernels": kernels,
+            "layers": layers,
         }
 
     def save(self, folder: str | Path) -> dict[str, Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from compiler.errors import OptionError
 from compiler.profiling.attribution import RUNTIME, kind_of, operators_of
+from compiler.profiling.call_names import NamedCall, named_calls
 from compiler.profiling.instrument import Call, CallTimes, Recording, call_times, record
 from compiler.profiling.measured import CallTime, KernelTime, Profile
 from compiler.profiling.statistics import Latency, median
@@ -95,7 +97,14 @@ def _summarize(workload: Workload, samples: list[float], watched: list[float], r
     times = call_times(recording, latency.p50)
     manifest = workload.module.manifest
     provenance = {entry.kernel: entry for entry in manifest.kernels}
+    named = named_calls(recording.calls, manifest.calls)
+    calls = [replace(call, name=name.kernel) for call, name in zip(recording.calls, named, strict=True)]
+    recording = replace(recording, calls=calls)
     operations = [_operations(call, provenance.get(call.name)) for call in recording.calls]
+
+    def kernels(places: Sequence[tuple[str, int]]) -> tuple[KernelTime, ...]:
+        return _kernels(_Calls(calls, times, operations, named), places, latency.p50, provenance)
+
     return Profile(
         model=manifest.model_name,
         target=manifest.target.name,
@@ -106,8 +115,9 @@ def _summarize(workload: Workload, samples: list[float], watched: list[float], r
         samples=tuple(samples),
         watched=Latency.of(watched),
         crossing=times.crossing,
-        kernels=_kernels(recording, times, operations, latency.p50, provenance),
-        calls=_calls(recording, times, operations, watched),
+        kernels=kernels([(call.name, -1) for call in calls]),
+        layers=kernels([name.place for name in named]),
+        calls=_calls(recording, times, operations, watched, named),
     )
 
 
@@ -130,24 +140,31 @@ def _operations(call: Call, entry: Any) -> int | None:
         return None  # a size that the arguments do not show
 
 
+@dataclass(frozen=True)
+class _Calls:
+    """The calls of a run in their order, and of each its times, operations and nodes."""
+
+    calls: Sequence[Call]
+    times: CallTimes
+    operations: Sequence[int | None]
+    named: Sequence[NamedCall]
+
+
 def _kernels(
-    recording: Recording,
-    times: CallTimes,
-    operations: Sequence[int | None],
-    latency: float,
-    provenance: Mapping[str, Any],
+    run: _Calls, places: Sequence[tuple[str, int]], latency: float, provenance: Mapping[str, Any]
 ) -> tuple[KernelTime, ...]:
-    kinds = _kinds(recording.calls)
-    groups: dict[str, list[int]] = {}
-    for index, call in enumerate(recording.calls):
-        groups.setdefault(call.name, []).append(index)
-    seconds_of = {name: median(times.own[:, members].sum(axis=1).tolist()) for name, members in groups.items()}
+    """The calls in groups of one place each, slowest first."""
+    kinds = _kinds(run.calls)
+    groups: dict[tuple[str, int], list[int]] = {}
+    for index, place in enumerate(places):
+        groups.setdefault(place, []).append(index)
+    seconds_of = {key: median(run.times.own[:, members].sum(axis=1).tolist()) for key, members in groups.items()}
     # The two are measured in different runs: noise must not make shares of more than the whole.
     whole = max(latency, sum(seconds_of.values()), 1e-9)
     kernels = []
-    for name, members in groups.items():
-        seconds = seconds_of[name]
-        known = [operations[index] for index in members]
+    for key, members in groups.items():
+        name, seconds = run.calls[members[0]].name, seconds_of[key]
+        known = [run.operations[index] for index in members]
         entry = provenance.get(name)
         kernels.append(
             KernelTime(
@@ -159,7 +176,8 @@ def _kernels(
                 seconds=seconds,
                 share=seconds / whole,
                 operations=None if None in known else sum(count for count in known if count is not None),
-                nbytes=sum(_nbytes(recording.calls[index], kinds[index]) for index in members),
+                nbytes=sum(_nbytes(run.calls[index], kinds[index]) for index in members),
+                nodes=tuple(dict.fromkeys(node for index in members for node in run.named[index].nodes)),
             )
         )
     return tuple(sorted(kernels, key=lambda kernel: -kernel.seconds))
@@ -178,7 +196,11 @@ def _nbytes(call: Call, kind: str) -> int:
 
 
 def _calls(
-    recording: Recording, times: CallTimes, operations: Sequence[int | None], watched: Sequence[float]
+    recording: Recording,
+    times: CallTimes,
+    operations: Sequence[int | None],
+    watched: Sequence[float],
+    named: Sequence[NamedCall],
 ) -> tuple[CallTime, ...]:
     """The calls of the run whose time is the nearest to the median."""
     order: NDArray[np.int64] = np.argsort(watched, kind="stable")
@@ -194,6 +216,7 @@ def _calls(
             shapes=tuple(f"{tensor.dtype}{list(tensor.shape)}" for tensor in call.arguments.values()),
             nbytes=_nbytes(call, kinds[index]),
             operations=operations[index],
+            nodes=named[index].nodes,
         )
         for index, call in enumerate(recording.calls)
     )

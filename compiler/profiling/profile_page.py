@@ -74,20 +74,20 @@ def _sections(profile: Profile) -> list[Section]:
     marks = [Mark("p50", latency.p50), Mark("p90", latency.p90), Mark("p99", latency.p99)]
     return [
         Section("Time by kind of work", ShareStrip({name: value for name, value in shares.items() if value > 0}, "s")),
-        Section("Time by kernel", BarChart(_bars(profile.kernels), "s"), _instrument_note(profile)),
+        Section("Time by layer", BarChart(_bars(profile.layers), "s"), _instrument_note(profile)),
         Section(
             "One run",
             Timeline([_span(call) for call in profile.calls]),
             "The run nearest to the median. Scroll to zoom, drag to move, double-click to see all of it.",
         ),
-        Section("Cumulative share", _cumulative(profile.kernels), _cumulative_note(profile.kernels), narrow=True),
+        Section("Cumulative share", _cumulative(profile.layers), _cumulative_note(profile.layers), narrow=True),
         Section(
             "Latency",
             Histogram(profile.samples, "s", "time of one run", marks),
             f"{latency.runs} runs without the instrument.",
             narrow=True,
         ),
-        Section("All kernels", _table(profile.kernels)),
+        Section("All layers", _table(profile.layers)),
     ]
 
 
@@ -115,14 +115,18 @@ def _bar(kernel: KernelTime) -> Bar:
     calls = f"{kernel.calls} call(s) in a run, {format_seconds(kernel.seconds / kernel.calls)} each"
     details = [f"operators: {', '.join(kernel.operators)}" if kernel.operators else "", calls]
     details.append(f"rule: {kernel.rule}" if kernel.rule else "")
-    return Bar(kernel.name, kernel.seconds, kernel.kind, text, tuple(filter(None, details)))
+    if kernel.nodes:
+        details = [f"kernel: {kernel.name}", f"computes: {', '.join(kernel.nodes)}", *details]
+    return Bar(kernel.label, kernel.seconds, kernel.kind, text, tuple(filter(None, details)))
 
 
 def _span(call: CallTime) -> Span:
     details = [format_seconds(call.duration), ", ".join(call.shapes)]
     if call.operations and call.duration > 0:
         details.append(format_rate(call.operations / call.duration))
-    return Span(call.name, call.kind, call.start, call.duration, call.depth, tuple(filter(None, details)))
+    if call.nodes:
+        details += [f"kernel: {call.name}", f"computes: {', '.join(call.nodes)}"]
+    return Span(call.label, call.kind, call.start, call.duration, call.depth, tuple(filter(None, details)))
 
 
 def _cumulative(kernels: Sequence[KernelTime]) -> LineChart:
@@ -131,8 +135,8 @@ def _cumulative(kernels: Sequence[KernelTime]) -> LineChart:
     for rank, kernel in enumerate(kernels, start=1):
         seconds += kernel.seconds
         points.append((float(rank), seconds / total))
-        labels.append(kernel.name)
-    return LineChart([Series("share", points)], "slowest kernels", "share of their time", "", "%", labels=labels)
+        labels.append(kernel.label)
+    return LineChart([Series("share", points)], "slowest layers", "share of their time", "", "%", labels=labels)
 
 
 def _cumulative_note(kernels: Sequence[KernelTime]) -> str:
@@ -147,6 +151,7 @@ def _cumulative_note(kernels: Sequence[KernelTime]) -> str:
 
 def _table(kernels: Sequence[KernelTime]) -> Table:
     columns = [
+        Column("label", "layer"),
         Column("name", "kernel"),
         Column("kind", "kind"),
         Column("rule", "rule"),
@@ -159,6 +164,7 @@ def _table(kernels: Sequence[KernelTime]) -> Table:
     ]
     rows = [
         {
+            "label": kernel.label,
             "name": kernel.name,
             "kind": kernel.kind,
             "rule": kernel.rule,

@@ -11,7 +11,7 @@ from compiler.cli import options
 
 _SHOWN = 15
 
-HELP = """Measure where the time of a module goes, kernel by kernel.
+HELP = """Measure where the time of a module goes, layer by layer, by the names that the model gives its nodes.
 
 The cost of watching is measured on the spot and taken off. A model is compiled first.
 
@@ -47,7 +47,7 @@ def _profile(
     seconds: options.Seconds = 3.0,
     threads: options.Threads = None,
     target: options.TargetName = "host",
-    everything: Annotated[bool, typer.Option("--all", help=f"Show all kernels, not the first {_SHOWN}.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help=f"Show all layers, not the first {_SHOWN}.")] = False,
     as_json: options.Json = False,
 ) -> None:
     import compiler
@@ -86,23 +86,23 @@ def _print(profile: Any, paths: dict[str, Path], limit: int | None) -> None:
         ]
     )
     print_line()
-    kernels = profile.kernels[:limit]
+    layers = profile.layers[:limit]
     rows = [
         (
-            shorten(kernel.name),
+            shorten(kernel.label),
             kernel.kind,
             str(kernel.calls),
             format_seconds(kernel.seconds),
             format_percent(kernel.share),
             format_rate(kernel.rate) if kernel.rate is not None else "-",
             format_bytes(kernel.nbytes) if kernel.nbytes else "-",
-            kernel.rule or "-",
+            shorten(kernel.name) if kernel.nodes else "-",
         )
-        for kernel in kernels
+        for kernel in layers
     ]
     numbers = ("calls", "time", "share", "rate", "bytes")
-    print_table(("kernel", "kind", *numbers, "rule"), rows, numbers)
-    hidden = profile.kernels[len(kernels) :]
+    print_table(("layer", "kind", *numbers, "kernel"), rows, numbers)
+    hidden = profile.layers[len(layers) :]
     if hidden:
         rest = format_percent(sum(kernel.share for kernel in hidden))
         print_line(f"and {len(hidden)} more, {rest} of the time: --all shows them")

@@ -178,7 +178,7 @@ void Manifest::Parse(const char* text, size_t size, const std::string& document)
   JsonValue manifest = JsonValue::Parse(text, size, document);
   // Some of them only say how the module was made, and are not read here.
   manifest.OnlyKeys({"format_version", "model_name", "inputs", "outputs", "parameters", "compact_parameters", "target", "versions", "threads",
-                     "fixed_inputs", "kernels", "passes", "memory_plan", "requirements", "indices", "reference_inputs",
+                     "fixed_inputs", "kernels", "calls", "passes", "memory_plan", "requirements", "indices", "reference_inputs",
                      "reference_outputs", "reference_tolerance", "checksums", "states", "position", "initial_states", "reference_sizes",
                      "state_format"});
   manifest["format_version"].Whole(1, 1);

@@ -14,6 +14,7 @@ from tvm.relax import op as R
 
 import compiler.passes.fuse.ordered_variables  # noqa: F401  (TVM's sets of sizes)
 from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.node_names import NamingBuilder
 from compiler.frontends.onnx.size_checks import Relation, SizeChecks
 from compiler.frontends.onnx.symbolic import Arithmetic, Dim, Scalar, expression, is_number, is_simple
 from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, tensor_shape
@@ -27,7 +28,7 @@ class Builder:
     """Emits bindings into plain (not dataflow) blocks, so that control flow can stand anywhere."""
 
     def __init__(self) -> None:
-        self.block_builder = relax.BlockBuilder()
+        self.block_builder = NamingBuilder()
         self.arithmetic = Arithmetic()
         self.checks = SizeChecks()
         self._never_negative: set[str] = set()

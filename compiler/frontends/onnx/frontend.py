@@ -71,6 +71,7 @@ def import_onnx(
         indices=checks.indices,
         checks=tuple(checks.described),
         notes=tuple(importer.notes),
+        nodes={name: (node,) for name, node in importer.builder.block_builder.nodes.items()},
     )
 
 

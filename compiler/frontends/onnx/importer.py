@@ -26,6 +26,7 @@ from compiler.frontends.onnx.evaluation.evaluator import evaluate
 from compiler.frontends.onnx.evaluation.reference import all_known_with_strings, fold_strings
 from compiler.frontends.onnx.expansion import resolve_references, schema_function
 from compiler.frontends.onnx.loading.loader import LoadedModel, graph_initializers
+from compiler.frontends.onnx.node_names import model_node
 from compiler.frontends.onnx.registry import find_converter
 from compiler.frontends.onnx.structure import (
     RANDOM_OPERATORS,
@@ -55,7 +56,8 @@ _KEEPING_ELEMENTS = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Uns
 class Scope:
     """Values by name; a subgraph sees those of the graph around it. None is an optional input that was left out.
 
-    `read` holds the names that anything reads, where that is known.
+    `read` holds the names that anything reads, where that is known. In a function's body `function` is the name of the
+    node that calls it, and `is_expansion` says that the body is what defines an operator, not part of the model.
     """
 
     parent: Scope | None = None
@@ -63,6 +65,8 @@ class Scope:
     opsets: dict[str, int] = field(default_factory=dict)
     depth: int = 0
     read: set[str] | None = None
+    function: str = ""
+    is_expansion: bool = False
 
     def lookup(self, name: str) -> Value | None:
         scope: Scope | None = self
@@ -74,7 +78,7 @@ class Scope:
 
     def child(self) -> Scope:
         """A scope inside this one."""
-        return Scope(self, {}, self.opsets, self.depth + 1)
+        return Scope(self, {}, self.opsets, self.depth + 1, None, self.function, self.is_expansion)
 
 
 class Importer:
@@ -130,6 +134,9 @@ class Importer:
             raise InvalidModelError(f"{describe(node)}: functions call each other more than {_MAXIMUM_DEPTH} deep")
         imports = opsets or {normalized_domain(item.domain): item.version for item in function.opset_import}
         scope = Scope(None, {}, imports or self.opsets, depth + 1)
+        scope.is_expansion = opsets is not None  # the schema's function, in the model's opsets
+        caller = self.builder.block_builder.node
+        scope.function = caller.name if caller is not None else ""
         padded = [*inputs, *[None] * (len(function.input) - len(inputs))]
         scope.values.update(zip(function.input, padded, strict=False))
         used = [name for name, output in zip(function.output, node.output, strict=False) if output]
@@ -150,6 +157,10 @@ class Importer:
             return poisoned
         before, self.builder.sources = self.builder.sources, context.sources()
         outside, self.builder.checks.where = self.builder.checks.where, describe(node)
+        bindings = self.builder.block_builder
+        caller = bindings.node
+        if not scope.is_expansion:
+            bindings.node = model_node(node, scope.function)
         try:
             return self._convert(context, scope)
         except PoisonedInputError:
@@ -169,6 +180,7 @@ class Importer:
             raise CompilationError(f"importing {describe(node)} failed: {type(error).__name__}: {error}") from error
         finally:
             self.builder.sources, self.builder.checks.where = before, outside
+            bindings.node = caller
         return poisoned
 
     def _convert(self, context: NodeContext, scope: Scope) -> list[Value]:

@@ -20,6 +20,7 @@ from compiler.passes.layout.packing import (
 )
 from compiler.passes.rewriting.expansion import Expansions
 from compiler.passes.rewriting.matching import array_of, as_constant, dtype_of, shape_of
+from compiler.support.model_nodes import derived_name
 from schedules.instructions.bf16_dot import bfloat16_bits
 from schedules.selection.alternatives import Choice
 
@@ -96,6 +97,7 @@ class LayoutBuilder:
         self.bindings: list[Any] = []
         self._values: dict[Any, Value] = {}
         self._names = 0
+        self._root = ""
 
     # Values.
 
@@ -118,6 +120,7 @@ class LayoutBuilder:
         """Note what a variable of the old function was. What was widened for one binding is not shared with the next:
         each reader's own widening becomes part of its kernel."""
         self.definitions[variable] = value
+        self._root = str(variable.name)
         self._widened = {}
 
     def emit(self, expr: Expr, name: str = "laid_out") -> Expr:
@@ -126,7 +129,7 @@ class LayoutBuilder:
         if isinstance(value, relax.Var | GenericConst):
             return value
         self._names += 1
-        variable = relax.DataflowVar(f"{name}{self._names}", value.ty)
+        variable = relax.DataflowVar(derived_name(self._root or name, self._names), value.ty)
         self.bindings.append(relax.VarBinding(variable, value))
         return variable
 

@@ -39,7 +39,6 @@ annotate_patterns = _tvm_pass(
 fold_lowered_constants = _tvm_pass(
     "fold-lowered-constants", "Evaluate TensorIR calls on constants", _transform.FoldConstant, required=False
 )
-group_operators = _tvm_pass("group-operators", "Group operators into kernels", _transform.FuseOps, required=False)
 drop_dataflow = _tvm_pass("drop-dataflow", "Turn dataflow blocks into plain blocks", _transform.ToNonDataflow)
 drop_purity = _tvm_pass("drop-purity", "Remove purity marks", _transform.RemovePurityChecking)
 call_kernels = _tvm_pass(

@@ -23,6 +23,8 @@ import tvm_ffi
 from tvm import relax
 from tvm.ir import GenericConst, IRModule, Op
 
+from compiler.support.model_nodes import derived_name
+
 Expr = Any
 Call = Any
 Var = Any
@@ -113,6 +115,7 @@ class Graph:
         self._in_dataflow = False
         self._changed = False
         self._names = 0
+        self._root = "t"
 
     # What rules ask.
 
@@ -147,7 +150,7 @@ class Graph:
         value = self._builder.normalize(expr)
         kind = relax.DataflowVar if self._in_dataflow else relax.Var
         self._names += 1
-        variable = kind(f"t{self._names}", value.ty)
+        variable = kind(derived_name(self._root, self._names), value.ty)
         self._append(variable, value)
         for operand in operands(value):
             self._uses[operand] = self._uses.get(operand, 0) + 1
@@ -198,6 +201,7 @@ class Graph:
 
     def _rewrite_binding(self, binding: Any) -> None:
         original = binding.value
+        self._root = str(binding.var.name)
         value = self._substitute(original)
         if isinstance(binding, relax.MatchCast):
             self._changed |= value is not original

@@ -1,0 +1,71 @@
+"""The names by which users know the nodes of an ONNX model, and bindings that carry them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import onnx
+from tvm import relax
+
+from compiler.frontends.onnx.structure import node_name
+from compiler.support.model_nodes import ModelNode, variable_name
+
+# Written by torch.onnx.export(dynamo=True): the torch modules around a node, outermost first, then the node of the
+# exported program; and the classes of these modules, then the operator.
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_CLASSES = "pkg.torch.onnx.class_hierarchy"
+_CONTAINERS = "torch.nn.modules.container."
+
+
+class NamingBuilder(relax.BlockBuilder):
+    """A block builder that names variables after the node at hand.
+
+    Attributes:
+        node: whose results are being bound, None outside of any.
+        nodes: for each variable named so, its node.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.node: ModelNode | None = None
+        self.nodes: dict[str, ModelNode] = {}
+
+    def emit(self, expr: Any, name_hint: str = "") -> Any:
+        """As TVM's; a variable without a name of its own gets the node's."""
+        if name_hint or self.node is None:
+            return super().emit(expr, name_hint)
+        variable = super().emit(expr, variable_name(self.node))
+        self.nodes[str(variable.name)] = self.node
+        return variable
+
+
+def model_node(node: onnx.NodeProto, prefix: str = "") -> ModelNode:
+    """A node as users know it: by the path of its torch module where the model was exported from torch, else by name.
+
+    Args:
+        prefix: the name of the node that calls the function it is part of.
+    """
+    name = _module_path(node) or node_name(node) or node.op_type
+    return ModelNode(f"{prefix}/{name}" if prefix else name, node.op_type)
+
+
+def _module_path(node: onnx.NodeProto) -> str | None:
+    """The path of the torch module that the node computes; of a module that is more than an operator, a node of it."""
+    notes = {each.key: each.value for each in node.metadata_props if each.key in (_SCOPES, _CLASSES)}
+    scopes, classes = _texts(notes.get(_SCOPES, "")), _texts(notes.get(_CLASSES, ""))
+    if len(scopes) < 2 or len(classes) != len(scopes):
+        return None
+    path, own, kind = scopes[-2], scopes[-1], classes[-2]
+    for name in node.input:
+        module, dot, parameter = name.rpartition(".")
+        # A convolution with its batch norm folded in bears the batch norm's name.
+        if dot and parameter == "weight" and module.rpartition(".")[0] == path.rpartition(".")[0]:
+            return module
+    is_operator = kind.startswith("torch.nn.modules.") and not kind.startswith(_CONTAINERS)
+    return path if path and is_operator else ".".join(filter(None, (path, own)))
+
+
+def _texts(listed: str) -> list[str]:
+    """The strings in the text of a Python list of strings."""
+    return re.findall(r"'([^']*)'", listed)

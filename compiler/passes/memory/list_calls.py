@@ -1,0 +1,54 @@
+"""list-calls: reports the calls of each function in order, with the nodes of the model that each computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tvm import relax
+from tvm.ir import GlobalVar, IRModule, Op
+
+from compiler.passes.context import PipelineContext
+from compiler.passes.registry import graph_pass
+from compiler.passes.rewriting.graph import rewritable_functions
+from compiler.support.call_list import Branches, Call, Step
+
+_BY_NAME = ("relax.call_tir", "relax.call_tir_inplace", "relax.call_dps_packed", "relax.call_pure_packed")
+
+
+@graph_pass("list-calls", summary="Report which nodes of the model each call of a kernel computes")
+def list_calls(mod: IRModule, context: PipelineContext) -> IRModule:
+    """Before kernels get their outputs as arguments, and lose the variable that they were bound to."""
+    if context.tracker.nodes:
+        for variable, function in rewritable_functions(mod):
+            steps = tuple(_steps(function.body, str(variable.name_hint), context))
+            if steps:
+                context.report.calls[str(variable.name_hint)] = steps
+    return mod
+
+
+def _steps(sequence: Any, function: str, context: PipelineContext) -> Iterator[Step]:
+    if not isinstance(sequence, relax.SeqExpr):
+        return
+    for block in sequence.blocks:
+        for binding in block.bindings:
+            value = binding.value
+            if isinstance(value, relax.If):
+                branches = (value.true_branch, value.false_branch)
+                yield Branches(*(tuple(_steps(each, function, context)) for each in branches))
+            elif isinstance(value, relax.Call):
+                callee, variable = _callee(value), str(binding.var.name)
+                if callee is not None and isinstance(value.op, GlobalVar):
+                    yield Call(callee, context.tracker.of(variable))
+                elif callee is not None:
+                    yield Call(callee, context.tracker.of_call(function, variable))
+
+
+def _callee(call: Any) -> str | None:
+    """The name of the function that a call runs, None where it is an operator of its own."""
+    if isinstance(call.op, GlobalVar):
+        return str(call.op.name_hint)
+    if isinstance(call.op, Op) and call.op.name in _BY_NAME:
+        callee = call.args[0]
+        return str(callee.name_hint if isinstance(callee, GlobalVar) else callee.global_symbol)
+    return None

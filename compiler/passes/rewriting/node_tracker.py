@@ -1,0 +1,235 @@
+"""Which nodes of the model a binding computes, followed through the passes.
+
+Names of variables lead back to nodes (`compiler.support.model_nodes`). A variable that a pass removes hands its nodes
+on to what took its place: the nearest variables that read it and are still there (a batch norm takes in the convolution
+that it is folded into). Variables that passes made without a name belong to what reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from tvm import relax
+from tvm.ir import GenericConst, GlobalVar, IRModule, Op
+
+from compiler.passes.rewriting.graph import operands, rewritable_functions
+from compiler.support.model_nodes import ModelNode, original_name
+
+Nodes = tuple[ModelNode, ...]
+_RESULT = ""  # stands for what a function returns
+
+
+class NodeTracker:
+    """The nodes behind the variables of a module, by name.
+
+    Args:
+        nodes: those of the module that the pipeline begins with.
+    """
+
+    def __init__(self, nodes: Mapping[str, Nodes] | None = None) -> None:
+        self.nodes: dict[str, Nodes] = dict(nodes or {})
+        self._reads: dict[str, list[str]] | None = None
+        self._places = {node: place for place, node in enumerate(each for n in self.nodes.values() for each in n)}
+        self._of_groups: dict[tuple[str, str], Nodes] = {}
+
+    def follow(self, mod: IRModule) -> None:
+        """Note what became of the variables since the last call."""
+        if not self.nodes:
+            return
+        reads = _reads_of(mod)
+        if self._reads is not None:
+            self._hand_on(self._reads, reads)
+        self._reads = reads
+
+    def of(self, variable: str) -> Nodes:
+        """The nodes of a variable by its name alone."""
+        return self.nodes.get(variable) or self.nodes.get(original_name(variable), ())
+
+    def all_of(self, mod: IRModule) -> dict[str, Nodes]:
+        """The nodes of every variable; of those without a name the ones of what reads them, or of what they read."""
+        reads = _reads_of(mod)
+        found = {variable: self.of(variable) for variable in reads}
+        readers = _inverted(reads)
+        for variable in reversed(reads):
+            if not found[variable]:
+                found[variable] = _first(found.get(each, ()) for each in readers.get(variable, ()))
+        for variable, operand in reads.items():
+            if not found[variable]:
+                found[variable] = _first(found.get(each, ()) for each in operand)
+        return found
+
+    def follow_grouping(self, before: IRModule, after: IRModule) -> None:
+        """Note the nodes of each group that TVM's FuseOps made of the bindings of `before`."""
+        if not self.nodes:
+            return
+        nodes = self.all_of(before)
+        groups = {
+            variable: function
+            for variable, function in after.functions_items()
+            if isinstance(function, relax.Function) and "Primitive" in (function.attrs or {})
+        }
+        old = {variable.name_hint: function for variable, function in rewritable_functions(before)}
+        for variable, function in rewritable_functions(after):
+            if variable.name_hint in old:
+                members = _Members(old[variable.name_hint], groups).of(function)
+                for name, inside in members.items():
+                    found = self._in_order(each for one in inside for each in nodes.get(one, ()))
+                    self._of_groups[str(variable.name_hint), name] = found
+
+    def of_call(self, function: str, variable: str) -> Nodes:
+        """The nodes of a kernel's call after grouping, by its function and the variable it is bound to."""
+        return self._of_groups.get((function, variable)) or self.of(variable)
+
+    def _hand_on(self, before: Mapping[str, list[str]], after: Mapping[str, list[str]]) -> None:
+        readers = _inverted(before)
+        there = {each for variable in after for each in (variable, original_name(variable))}
+        for variable in before:
+            mine = self.of(variable)
+            if not mine or variable in there:
+                continue
+
+            def inherits(other: str) -> bool:
+                return other in there and bool(self.of(other))
+
+            heirs, returned = _nearest(variable, readers, inherits)
+            if not heirs and returned:
+                heirs, _ = _nearest(variable, before, inherits)
+            for heir in heirs:
+                self.nodes[heir] = self._in_order([*mine, *self.of(heir)])
+
+    def _in_order(self, nodes: Iterable[ModelNode]) -> Nodes:
+        """Without repetitions, in the order of the model."""
+        return tuple(sorted(dict.fromkeys(nodes), key=lambda node: self._places.get(node, -1)))
+
+
+def _reads_of(mod: IRModule) -> dict[str, list[str]]:
+    """The variables that each binding reads, by name and in order; `_RESULT` reads what functions return."""
+    found: dict[str, list[str]] = {}
+    results = []
+    for _, function in rewritable_functions(mod):
+        results += _note_sequence(function.body, found)
+    found[_RESULT] = results
+    return found
+
+
+def _note_sequence(sequence: Any, found: dict[str, list[str]]) -> list[str]:
+    """Note the bindings of a sequence; returns what it results in."""
+    if not isinstance(sequence, relax.SeqExpr):
+        return [str(each.name) for each in operands(sequence)]
+    for block in sequence.blocks:
+        for binding in block.bindings:
+            value = binding.value
+            read = [str(each.name) for each in operands(value)]
+            if isinstance(value, relax.If):
+                read += [
+                    name for branch in (value.true_branch, value.false_branch) for name in _note_sequence(branch, found)
+                ]
+            elif isinstance(value, relax.Function):
+                read += _note_sequence(value.body, found)
+            found[str(binding.var.name)] = read
+    return [str(each.name) for each in operands(sequence.body)]
+
+
+def _inverted(reads: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    readers: dict[str, list[str]] = {}
+    for variable, read in reads.items():
+        for each in read:
+            readers.setdefault(each, []).append(variable)
+    return readers
+
+
+def _nearest(start: str, neighbours: Mapping[str, list[str]], wanted: Callable[[str], bool]) -> tuple[list[str], bool]:
+    """The nearest wanted variables in each direction, and whether a way there ends at the result."""
+    found: dict[str, None] = {}
+    seen, waiting = {start}, [start]
+    while waiting:
+        for each in neighbours.get(waiting.pop(), ()):
+            if each in seen:
+                continue
+            seen.add(each)
+            if wanted(each):
+                found[each] = None
+            else:
+                waiting.append(each)
+    return list(found), _RESULT in seen
+
+
+def _first(candidates: Iterator[Nodes]) -> Nodes:
+    return next((each for each in candidates if each), ())
+
+
+class _Members:
+    """Which bindings of a function FuseOps put into which group.
+
+    A binding of a group is that of the function which calls the same kernel on the same values.
+    """
+
+    def __init__(self, function: Any, groups: Mapping[GlobalVar, Any]) -> None:
+        self._groups = groups
+        self._known: dict[Any, list[str]] = {}
+        for binding in _bindings(function.body):
+            name = str(binding.var.name)
+            self._known.setdefault(_key(binding.value, {}), []).append(name)
+
+    def of(self, function: Any) -> dict[str, list[str]]:
+        """For each variable that a group's result is bound to, the variables of the bindings that the group holds."""
+        found: dict[str, list[str]] = {}
+        stands_for: dict[str, Any] = {}
+        for binding in _bindings(function.body):
+            value, name = binding.value, str(binding.var.name)
+            group = self._groups.get(value.op) if isinstance(value, relax.Call) else None
+            if group is not None:
+                found[name], stands_for[name] = self._inside(group, [_value(each, stands_for) for each in value.args])
+            elif isinstance(value, relax.TupleGetItem) and isinstance(
+                stands_for.get(str(value.tuple_value.name)), tuple
+            ):
+                stands_for[name] = stands_for[str(value.tuple_value.name)][value.index]
+        return found
+
+    def _inside(self, group: Any, arguments: list[Any]) -> tuple[list[str], Any]:
+        """The old variables of a group's bindings, and what the group results in."""
+        stands_for = {str(parameter.name): each for parameter, each in zip(group.params, arguments, strict=True)}
+        inside = []
+        for binding in _bindings(group.body):
+            names = self._known.get(_key(binding.value, stands_for), [])
+            if names:
+                old = names.pop(0) if len(names) > 1 else names[0]
+                inside.append(old)
+                stands_for[str(binding.var.name)] = old
+        return inside, _value(group.body.body, stands_for)
+
+
+def _bindings(sequence: Any) -> Iterator[Any]:
+    if isinstance(sequence, relax.SeqExpr):
+        for block in sequence.blocks:
+            for binding in block.bindings:
+                yield binding
+                if isinstance(binding.value, relax.If):
+                    yield from _bindings(binding.value.true_branch)
+                    yield from _bindings(binding.value.false_branch)
+
+
+def _value(expr: Any, stands_for: Mapping[str, Any]) -> Any:
+    """A tensor argument by name; constants are all alike, and sizes, which groups get otherwise, do not count."""
+    if isinstance(expr, relax.Var):
+        return stands_for.get(str(expr.name), str(expr.name)) if not _is_size(expr) else None
+    if isinstance(expr, relax.Tuple):
+        return tuple(_value(each, stands_for) for each in expr.fields)
+    return "constant" if isinstance(expr, GenericConst) else None
+
+
+def _is_size(variable: Any) -> bool:
+    return not isinstance(variable.ty, relax.TensorType | relax.TupleType)
+
+
+def _key(value: Any, stands_for: Mapping[str, Any]) -> Any:
+    """Equal for bindings that do the same with the same values."""
+    if isinstance(value, relax.Call):
+        operator = value.op.name if isinstance(value.op, Op) else ""
+        callees = [str(each.name_hint) for each in (value.op, *value.args) if isinstance(each, GlobalVar)]
+        arguments = [_value(each, stands_for) for each in value.args]
+        return (operator, *callees, *(each for each in arguments if each is not None))
+    if isinstance(value, relax.TupleGetItem):
+        return ("item", value.index, _value(value.tuple_value, stands_for))
+    return ("other", _value(value, stands_for))
