@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from schedules.conv.dynamic_sizes import open_row_cost
 from schedules.conv.tiling import accumulators, block_choices, divisors, row_cost, split_for_cores
@@ -51,6 +52,7 @@ def most_tiles(work: ConvWorkload, tile: int) -> int:
     return WINOGRAD_MAX_TASK_TILES if work.is_open else min(rows * columns, WINOGRAD_MAX_TASK_TILES)
 
 
+@lru_cache(maxsize=1024)
 def winograd_plan(work: ConvWorkload, tile: int, machine: Machine) -> WinogradPlan:
     """The cheapest plan; where sizes are open, of no known cycles."""
     if work.is_open:
@@ -99,10 +101,7 @@ def _plan(
     edge = edge_of(tile, work.strides[0])
     frequencies = edge * edge
     in_blocks, out_blocks = work.in_blocks, work.out_blocks // chunks
-    limit = min(accumulators(machine) // blocks, tiles)
-    product, pixels = min(
-        (row_cost(machine, tiles, size, blocks), -size) for size in range(max(1, limit // 2), limit + 1)
-    )
+    product, pixels = _cheapest_pixels(tiles, blocks, machine)
     weight_bytes = frequencies * work.channels * out_blocks * work.block * 4
     scratch = frequencies * tiles * (in_blocks + blocks) * work.block * 4
     stream = 0.0
@@ -115,7 +114,15 @@ def _plan(
     cycles += max(arithmetic, stream) + 0.25 * min(arithmetic, stream)
     images = max(work.batch, 1)
     rounds = ceil_div(images * count * chunks, machine.cores)
-    return WinogradPlan(tiles, -pixels, blocks, chunks, rounds * cycles / images)
+    return WinogradPlan(tiles, pixels, blocks, chunks, rounds * cycles / images)
+
+
+@lru_cache(maxsize=4096)
+def _cheapest_pixels(tiles: int, blocks: int, machine: Machine) -> tuple[float, int]:
+    """The cost of a row of so many tiles at the register tile that suits it best, and how many tiles that takes."""
+    limit = min(accumulators(machine) // blocks, tiles)
+    cost, pixels = min((row_cost(machine, tiles, size, blocks), -size) for size in range(max(1, limit // 2), limit + 1))
+    return cost, -pixels
 
 
 def winograd_cycles(work: ConvWorkload, tile: int, machine: Machine) -> float:

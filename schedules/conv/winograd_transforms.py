@@ -100,11 +100,6 @@ def _toom_cook(points: tuple[Fraction, ...], tile: int, taps: int) -> tuple[_Exa
     return rows, weight, [[evaluate[j][i] for j in range(edge)] for i in range(tile)]
 
 
-def transform_weight(weight: NDArray[np.float32], tile: int, stride: int = 1) -> NDArray[np.float32]:
-    """G g G^T, computed in double precision. (filters, channels, 3, 3) -> (filters, channels, edge, edge)."""
-    return spread_weight(weight, np.array(transforms(tile, stride).weight)).astype(np.float32)
-
-
 def spread_weight(weight: NDArray[Any], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """`matrix` g `matrix`^T of each filter g: (filters, channels, 3, 3) -> (filters, channels, edge, edge)."""
     return np.tensordot(np.tensordot(weight.astype(np.float64), matrix, axes=(2, 1)), matrix, axes=(2, 1))
@@ -112,7 +107,7 @@ def spread_weight(weight: NDArray[Any], matrix: NDArray[np.float64]) -> NDArray[
 
 @cache
 def weight_matrix(tile: int, stride: int = 1) -> NDArray[np.float64]:
-    """`transform_weight` as one matrix: (9, edge^2), from the filter's elements to the transformed filter's."""
+    """`spread_weight` as one matrix: (9, edge^2), from the filter's elements to the transformed filter's."""
     matrix = np.array(transforms(tile, stride).weight)
     return np.ascontiguousarray(np.kron(matrix, matrix).T)
 

@@ -24,6 +24,7 @@ from compiler.passes.layout.packing import (
     pack_winograd,
     pack_words,
     repack_filter,
+    transform_winograd,
 )
 from compiler.passes.layout.same_padding import SamePadding, same_padding
 from compiler.passes.layout.values import Blocked, Expr, LayoutBuilder, Order, Value, can_block, known_sizes
@@ -37,7 +38,7 @@ from schedules.conv.sparse import conv_sparse, pack_sparse_filter
 from schedules.conv.sparse_cost import conv_pays
 from schedules.conv.winograd import Winograd, WinogradWorkload
 from schedules.conv.winograd_tiling import serves, winograd_cycles, winograd_tile
-from schedules.conv.winograd_transforms import bounds, transform_weight, weight_matrix
+from schedules.conv.winograd_transforms import bounds, weight_matrix
 from schedules.conv.workload import ConvWorkload, DotWorkload, WindowWorkload
 from schedules.instructions.bf16_dot import bfloat16_bits
 from schedules.ir.numbers import ceil_div
@@ -238,8 +239,8 @@ class BlockedConv:
     def _winograd_weight(self, values: NDArray[Any], work: ConvWorkload, tile: int) -> Expr:
         """The transformed filter, which the module need not store: it takes up to 36 numbers for 9."""
         lanes, stride = work.block, work.strides[0]
-        constant = as_constant(pack_winograd(transform_weight(values, tile, stride), lanes))
         stored = pack_winograd(values, lanes), weight_matrix(tile, stride)
+        constant = as_constant(transform_winograd(*stored))
         self.builder.expansions.known[constant] = Expansion(stored, expand_winograd, "expand_filter")
         self.builder.expansions.filters[self._filter_key()] = constant, stored[0]
         return constant

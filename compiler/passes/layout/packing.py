@@ -49,12 +49,22 @@ def pack_depthwise(weight: Array, lanes: int) -> Array:
     return np.ascontiguousarray(pack_channels(weight.swapaxes(0, 1), lanes)[0])
 
 
-def pack_winograd(spread: Array, lanes: int) -> Array:
-    """(o, i, edge, edge), transformed -> (ceil(o / lanes), edge^2, i, lanes)."""
-    filters, channels = spread.shape[:2]
+def pack_winograd(weight: Array, lanes: int) -> Array:
+    """(o, i, kernel, kernel) -> (ceil(o / lanes), kernel^2, i, lanes)."""
+    filters, channels = weight.shape[:2]
     outer = ceil_div(filters, lanes)
-    padded = _padded(spread.reshape(filters, channels, -1), {0: outer * lanes})
+    padded = _padded(weight.reshape(filters, channels, -1), {0: outer * lanes})
     return np.ascontiguousarray(padded.reshape(outer, lanes, channels, -1).transpose(0, 3, 2, 1))
+
+
+def transform_winograd(packed: Array, matrix: NDArray[np.float64]) -> Array:
+    """`pack_winograd` of a filter, (o, 9, i, lanes), to that of the transformed one, (o, edge^2, i, lanes), computed in
+    double precision. `matrix` is `winograd_transforms.weight_matrix`: (9, edge^2)."""
+    outer, taps, channels, lanes = packed.shape
+    spread = np.empty((outer, matrix.shape[1], channels * lanes), packed.dtype)
+    for block, filters in zip(spread, packed.reshape(outer, taps, -1), strict=True):
+        block[:] = matrix.T @ filters.astype(np.float64)
+    return spread.reshape(outer, -1, channels, lanes)
 
 
 def expand_winograd(weight: Any, matrix: Any) -> Any:

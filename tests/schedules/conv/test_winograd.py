@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from schedules.conv import compute as conv_compute
 from schedules.conv.winograd import Winograd, WinogradWorkload
 from schedules.conv.winograd_tiling import winograd_tile
-from schedules.conv.winograd_transforms import TILES, bounds, edge_of, transform_weight, transforms
+from schedules.conv.winograd_transforms import TILES, bounds, edge_of, spread_weight, transforms
 from schedules.conv.workload import ConvWorkload
 from tests.schedules.blocked import (
     AVX512,
@@ -59,7 +59,8 @@ def _run(work: ConvWorkload, tile: int, values: Array, filters: Array, machine: 
     stride = work.strides[0]
     weight = te.placeholder((work.out_blocks, edge_of(tile, stride) ** 2, work.channels, lanes), name="weight")
     conv = conv_compute.conv_winograd(data, weight, work, tile)
-    arrays = [pack(values, lanes), _pack_spread(transform_weight(filters, tile, stride), lanes)]
+    spread = spread_weight(filters, np.array(transforms(tile, stride).weight)).astype(np.float32)
+    arrays = [pack(values, lanes), _pack_spread(spread, lanes)]
     shape = (work.batch, work.out_blocks, *work.out_spatial, lanes)
     return unpack(run_scheduled([data, weight, relu(conv)], arrays, machine, "conv-winograd", shape), work.filters)
 

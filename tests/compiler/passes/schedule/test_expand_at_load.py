@@ -18,7 +18,7 @@ from compiler.passes.layout.packing import pack_winograd
 from compiler.passes.pipeline import run_pipeline
 from compiler.runtime import Module
 from schedules import Machine
-from schedules.conv.winograd_transforms import TILES, transform_weight
+from schedules.conv.winograd_transforms import TILES, spread_weight, transforms
 
 import tvm  # isort: skip
 from tvm import relax  # isort: skip
@@ -100,7 +100,7 @@ def test_equal_filters_are_stored_and_held_once() -> None:
 @pytest.mark.parametrize("tile", TILES)
 def test_expanding_gives_what_transforming_gives(tile: int) -> None:
     """The stored and the kernel's way agree to the last place but one: both sum in double precision."""
-    from compiler.passes.layout.packing import expand_winograd
+    from compiler.passes.layout.packing import expand_winograd, transform_winograd
     from schedules.conv.winograd_transforms import weight_matrix
 
     weight = np.random.default_rng(tile).standard_normal((5, 3, 3, 3)).astype(np.float32)
@@ -114,7 +114,9 @@ def test_expanding_gives_what_transforming_gives(tile: int) -> None:
         builder.emit_func_output(builder.emit(builder.call_te(expand_winograd, *params)))
     machine = relax.VirtualMachine(tvm.compile(builder.get(), tvm.target.Target("llvm")), tvm.cpu())
     got = machine["main"](tvm.runtime.tensor(stored), tvm.runtime.tensor(matrix)).numpy()
-    np.testing.assert_allclose(got, pack_winograd(transform_weight(weight, tile), 8), rtol=2e-7, atol=1e-7)
+    expected = pack_winograd(spread_weight(weight, np.array(transforms(tile).weight)), 8)
+    np.testing.assert_allclose(got, expected, rtol=2e-7, atol=1e-7)
+    np.testing.assert_allclose(transform_winograd(stored, matrix), expected, rtol=2e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize("compact", [0, 1])
