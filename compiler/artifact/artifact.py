@@ -32,6 +32,7 @@ class Artifact:
         parameters: in the order in which `main` takes them after the inputs.
         reference_inputs, reference_outputs: an example and what it gave, by name; empty when there is none.
         initial_states: first values of states, by the names of their inputs; zeros where it has none.
+        assets: files that belong to the model and that `main` does not read (a tokenizer), by name, as uint8 (bytes,).
     """
 
     manifest: Manifest
@@ -40,6 +41,7 @@ class Artifact:
     reference_inputs: Arrays = field(default_factory=dict)
     reference_outputs: Arrays = field(default_factory=dict)
     initial_states: Arrays = field(default_factory=dict)
+    assets: Arrays = field(default_factory=dict)
 
     @classmethod
     def create(
@@ -55,6 +57,7 @@ class Artifact:
         reference_outputs: Mapping[str, np.ndarray[Any, Any]] | None = None,
         fixed: Mapping[str, np.ndarray[Any, Any]] | None = None,
         initial_states: Mapping[str, np.ndarray[Any, Any]] | None = None,
+        assets: Mapping[str, bytes] | None = None,
         **manifest_fields: Any,
     ) -> Artifact:
         """Build the manifest around what a compilation produced.
@@ -63,6 +66,7 @@ class Artifact:
             parameters: numpy arrays in `main`'s order (bfloat16 and the like as `ml_dtypes`).
             fixed: inputs of the model whose values were fixed when compiling.
             initial_states: first values of states that are not zero, by the names of their inputs.
+            assets: files that belong to the model and that `main` does not read, by name.
             manifest_fields: further fields of `Manifest`: threads, kernels, passes, memory_plan, versions,
                 reference_tolerance.
 
@@ -70,6 +74,7 @@ class Artifact:
             InternalError: an array has an element type that a module cannot carry.
         """
         references = dict(reference_inputs or {}), dict(reference_outputs or {})
+        files = {name: np.frombuffer(content, np.uint8) for name, content in (assets or {}).items()}
         manifest_fields.setdefault("versions", tool_versions())
         manifest = Manifest(
             model_name=model_name,
@@ -81,9 +86,10 @@ class Artifact:
             reference_outputs=_describe(references[1]),
             initial_states=_describe(initial_states or {}),
             fixed_inputs=tuple(_fixed(name, array) for name, array in (fixed or {}).items()),
+            assets=_describe(files),
             **manifest_fields,
         )
-        return cls(manifest, library, dict(parameters), *references, dict(initial_states or {}))
+        return cls(manifest, library, dict(parameters), *references, dict(initial_states or {}), files)
 
     def with_reference(
         self,

@@ -24,7 +24,8 @@ from compiler.artifact.tensors import Blob, read_blob
 from compiler.errors import ArtifactError
 
 _SECTIONS = ("library", "parameters", "reference_in", "reference_out")
-_STATES = "states"  # a fifth one, where states begin with other values than zeros
+_STATES = "states"  # a further one, where states begin with other values than zeros
+_ASSETS = "assets"  # the last one, of modules that have files beside their numbers
 Pieces = list[memoryview | bytes]
 
 
@@ -46,7 +47,7 @@ def artifact_bytes(artifact: Artifact, sign_key: Key | None = None) -> bytes:
 def _pieces(artifact: Artifact, sign_key: Key | None) -> Pieces:
     arrays = [artifact.parameters, artifact.reference_inputs, artifact.reference_outputs]
     names = _section_names(artifact.manifest)
-    blobs = [Blob(each) for each in [*arrays, artifact.initial_states][: len(names) - 1]]
+    blobs = [Blob(each) for each in [*arrays, *(more for more in (artifact.initial_states, artifact.assets) if more)]]
     contents: list[Sequence[memoryview | bytes]] = [[artifact.library], *(blob.pieces for blob in blobs)]
     digests = tree_digests(contents)
     checksums = {name: digest.hex() for name, digest in zip(names, digests, strict=True)}
@@ -91,20 +92,22 @@ def read_artifact(
         check_signatures(signatures, layout.digest, trusted_keys, origin)
     manifest = _parse_manifest(layout, origin)
     sections = _checked_sections(data, layout, manifest, origin)
-    parameters, inputs, outputs, states = (
+    parameters, inputs, outputs, states, assets = (
         read_blob(sections[name], expected, what) if name in sections else {}
         for name, expected, what in (
             ("parameters", manifest.parameters, "parameters"),
             ("reference_in", manifest.reference_inputs, "reference inputs"),
             ("reference_out", manifest.reference_outputs, "reference outputs"),
             (_STATES, manifest.initial_states, "states"),
+            (_ASSETS, manifest.assets, "assets"),
         )
     )
-    return Artifact(manifest, sections["library"], parameters, inputs, outputs, states)
+    return Artifact(manifest, sections["library"], parameters, inputs, outputs, states, assets)
 
 
 def _section_names(manifest: Manifest) -> tuple[str, ...]:
-    return (*_SECTIONS, _STATES) if manifest.initial_states else _SECTIONS
+    further = ((_STATES, manifest.initial_states), (_ASSETS, manifest.assets))
+    return (*_SECTIONS, *(name for name, tensors in further if tensors))
 
 
 def _parse_manifest(layout: Layout, origin: str) -> Manifest:

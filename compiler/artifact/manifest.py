@@ -256,6 +256,7 @@ class Manifest(_Model):
         reference_inputs, reference_outputs: the stored example and what it gave, with exact shapes; may be empty.
             Where inputs that a session gives are not in it, it is the first run of a session, whose states have
             `reference_sizes` as the sizes of symbolic dimensions.
+        assets: files that belong to the model and that `main` does not read, as uint8 (bytes,); may be empty.
         checksums: SHA-256 tree digest (hex) of each section; filled in when the file is written.
     """
 
@@ -283,11 +284,12 @@ class Manifest(_Model):
     reference_inputs: tuple[TensorDescription, ...] = Field(default=(), strict=False)
     reference_outputs: tuple[TensorDescription, ...] = Field(default=(), strict=False)
     reference_tolerance: ReferenceTolerance = ReferenceTolerance()
+    assets: tuple[TensorDescription, ...] = Field(default=(), strict=False)
     checksums: dict[Name, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Manifest:
-        stored = (self.parameters, self.reference_inputs, self.reference_outputs, self.initial_states)
+        stored = (self.parameters, self.reference_inputs, self.reference_outputs, self.initial_states, self.assets)
         for tensors in (self.inputs, self.outputs, *stored):
             names = [tensor.name for tensor in tensors]
             if len(set(names)) != len(names):

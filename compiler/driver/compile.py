@@ -162,6 +162,7 @@ def packed(
         compact_parameters=len(pipeline.expansions.stored),
         # Strings are in no module; what was computed from them is.
         fixed={name: array for name, array in model.fixed.items() if array.dtype != object},
+        assets=model.assets,
         **requirements(model),
         **states(model),
         threads=threads,

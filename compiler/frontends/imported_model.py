@@ -102,7 +102,8 @@ class ImportedModel:
     checks of sizes in the module are for: the one that binds the variable `check_N_` is for `checks[N]`. `notes` are
     lines for the user about results that differ from what the model declares. `states` pair inputs with outputs:
     `main` is a pure function of them here, and updates them in place once it is compiled. `nodes` holds the model's
-    nodes by the variables of `mod` that are named after them.
+    nodes by the variables of `mod` that are named after them. `assets` are files that go into the module beside its
+    numbers, as a tokenizer, by name.
     """
 
     mod: tvm.IRModule
@@ -113,6 +114,7 @@ class ImportedModel:
     indices: tuple[IndexRequirement, ...] = ()
     checks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    assets: Mapping[str, bytes] = field(default_factory=dict)
     states: tuple[StateSpec, ...] = ()
     position: PositionSpec | None = None
     nodes: Mapping[str, tuple[ModelNode, ...]] = field(default_factory=dict)

@@ -38,6 +38,7 @@ def mixed_artifact() -> Artifact:
             "z": np.arange(16, dtype=np.float32).reshape(4, 4) + 3 + np.eye(4, dtype=np.float32),
             "scalar": np.array(7, np.int64),
         },
+        assets={"tokenizer.json": b"{}"},
     )
 
 

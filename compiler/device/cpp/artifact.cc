@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
+#include <vector>
 
 #include "sha256.h"
 #include "signature.h"
@@ -13,8 +15,6 @@ constexpr size_t kPrefix = 32, kHead = 64, kEntry = 32, kName = 16, kMostSection
 constexpr uint64_t kLargestManifest = 32 << 20;
 constexpr uint16_t kSigned = 1;
 constexpr char kMagic[9] = "\x89TWM\r\n\x1a\n";
-// The last one is there where states begin with other values than zeros.
-constexpr const char* kSections[] = {"library", "parameters", "reference_in", "reference_out", "states"};
 
 template <typename T>
 T Read(const uint8_t* at) {
@@ -88,34 +88,39 @@ void Artifact::Parse(Span file, const std::string& origin, const TrustedKeys* tr
   TakeSections(file, head, origin);
 }
 
-// Sections follow each other at the next multiples of 64, with zeros between, and end the content.
+// Sections follow each other at the next multiples of 64, with zeros between, and end the content. The states are there where
+// some begin with other values than zeros; assets, files beside the numbers, are checked and not read here.
 void Artifact::TakeSections(Span file, const Head& head, const std::string& origin) {
-  Span* const places[] = {&library, &parameters, &reference_inputs, &reference_outputs, &initial_states};
-  size_t count = sizeof kSections / sizeof *kSections - (initial_state_descriptions.empty() ? 1 : 0);
-  std::string expected_names = "it must hold the sections library, parameters, reference_in, reference_out";
-  if (!initial_state_descriptions.empty()) expected_names += ", states";
-  if (head.sections != count || checksums.size() != count) Damaged(origin, expected_names);
+  std::vector<std::pair<const char*, Span*>> expected = {
+      {"library", &library}, {"parameters", &parameters}, {"reference_in", &reference_inputs}, {"reference_out", &reference_outputs}};
+  if (!initial_state_descriptions.empty()) expected.emplace_back("states", &initial_states);
+  if (has_assets) expected.emplace_back("assets", &assets);
+  std::string names;
+  for (const auto& section : expected) names += (names.empty() ? "" : ", ") + std::string(section.first);
+  names = "it must hold the sections " + names;
+  if (head.sections != expected.size() || checksums.size() != expected.size()) Damaged(origin, names);
   size_t position = head.manifest_end;
-  for (size_t i = 0; i < count; ++i) {
+  for (size_t i = 0; i < expected.size(); ++i) {
     const uint8_t* entry = file.data + kHead + kEntry * i;
+    const std::string section = expected[i].first;
     char name[kName] = {};
-    std::strncpy(name, kSections[i], kName);
-    if (std::memcmp(entry, name, kName) != 0) Damaged(origin, expected_names);
+    std::strncpy(name, section.c_str(), kName);
+    if (std::memcmp(entry, name, kName) != 0) Damaged(origin, names);
     uint64_t offset = Read<uint64_t>(entry + kName), size = Read<uint64_t>(entry + kName + 8);
     if (offset != Align(position) || offset > head.content_end || size > head.content_end - offset) {
-      Damaged(origin, std::string("section '") + kSections[i] + "' is not where it must be");
+      Damaged(origin, "section '" + section + "' is not where it must be");
     }
     if (!IsZero(file.data + position, file.data + offset)) {
-      Damaged(origin, std::string("the padding before section '") + kSections[i] + "' is not zero");
+      Damaged(origin, "the padding before section '" + section + "' is not zero");
     }
-    *places[i] = {file.data + offset, static_cast<size_t>(size)};
+    *expected[i].second = {file.data + offset, static_cast<size_t>(size)};
     position = static_cast<size_t>(offset + size);
   }
   if (position != head.content_end) Damaged(origin, "its content does not end where it must");
-  for (size_t i = 0; i < count; ++i) {
-    auto expected = checksums.find(kSections[i]);
-    if (expected == checksums.end() || Hex(TreeDigest(places[i]->data, places[i]->size)) != expected->second) {
-      Damaged(origin, std::string("the checksum of its ") + kSections[i] + " does not match");
+  for (const auto& [section, place] : expected) {
+    auto checksum = checksums.find(section);
+    if (checksum == checksums.end() || Hex(TreeDigest(place->data, place->size)) != checksum->second) {
+      Damaged(origin, "the checksum of its " + std::string(section) + " does not match");
     }
   }
 }

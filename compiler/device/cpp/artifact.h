@@ -25,7 +25,7 @@ class Artifact : public Manifest {
   static std::shared_ptr<Artifact> FromMemory(Span file, const std::string& origin, const TrustedKeys* trusted = nullptr);
 
   std::string digest;  // of the head, which holds the digests of all sections
-  Span library, parameters, reference_inputs, reference_outputs, initial_states;
+  Span library, parameters, reference_inputs, reference_outputs, initial_states, assets;
 
   Artifact(const Artifact&) = delete;
 

@@ -180,7 +180,7 @@ void Manifest::Parse(const char* text, size_t size, const std::string& document)
   manifest.OnlyKeys({"format_version", "model_name", "inputs", "outputs", "parameters", "compact_parameters", "target", "versions", "threads",
                      "fixed_inputs", "kernels", "calls", "passes", "memory_plan", "requirements", "indices", "reference_inputs",
                      "reference_outputs", "reference_tolerance", "checksums", "states", "position", "initial_states", "reference_sizes",
-                     "state_format"});
+                     "state_format", "assets"});
   manifest["format_version"].Whole(1, 1);
   model_name = manifest["model_name"].Text();
   JsonValue target = manifest["target"], versions = manifest["versions"];
@@ -197,6 +197,7 @@ void Manifest::Parse(const char* text, size_t size, const std::string& document)
   parameter_descriptions = ReadDescriptions(manifest, "parameters", true);
   reference_input_descriptions = ReadDescriptions(manifest, "reference_inputs", true);
   reference_output_descriptions = ReadDescriptions(manifest, "reference_outputs", true);
+  has_assets = !ReadDescriptions(manifest, "assets", true).empty();
   if (auto setting = manifest.Find("threads")) threads = static_cast<int>(setting->Whole(1, kMostThreads));
   if (auto count = manifest.Find("compact_parameters")) {
     compact_parameters = static_cast<size_t>(count->Whole(0, static_cast<int64_t>(parameter_descriptions.size())));

@@ -86,6 +86,7 @@ struct Manifest {
   int threads = 0;                // 0: no setting
   size_t compact_parameters = 0;  // how many of the last ones the module's code expands when it is loaded
   double relative_tolerance = 1e-3, absolute_tolerance = 1e-4;
+  bool has_assets = false;        // files beside the numbers, as a tokenizer
   std::map<std::string, std::string> checksums;  // of the sections, in hexadecimal
 
   // Throws Error for anything but a manifest whose every field is known and valid.

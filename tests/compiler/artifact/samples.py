@@ -34,5 +34,6 @@ def sample_artifact(**fields: Any) -> Artifact:
         "reference_inputs": {"x": np.ones((2, 4), np.float32)},
         "reference_outputs": {"y": np.ones((2, 4), np.float16)},
         "threads": 2,
+        "assets": {"tokenizer.json": b"{}", "empty": b""},
     }
     return Artifact.create(**{**arguments, **fields})

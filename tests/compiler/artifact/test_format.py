@@ -29,6 +29,7 @@ def _assert_equal(left: Artifact, right: Artifact) -> None:
         (left.parameters, right.parameters),
         (left.reference_inputs, right.reference_inputs),
         (left.reference_outputs, right.reference_outputs),
+        (left.assets, right.assets),
     ):
         assert list(one) == list(other)
         for name in one:
