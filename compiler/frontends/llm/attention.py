@@ -1,0 +1,110 @@
+"""Rotary positions, the cache of keys and values, and attention over it, as Relax."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import relax, te, tirx
+from tvm.relax import op as R
+
+from compiler.frontends.llm.config import DecoderConfig
+from compiler.frontends.llm.rope import Rope
+from compiler.passes.rewriting.matching import as_constant
+from compiler.passes.rewriting.state_writes import write_rows
+from schedules.attention.cache.call import cached_attention
+
+Expr = Any
+
+
+@dataclass(frozen=True)
+class KeyValueCache:
+    """Keys and values of what came before: (1, key heads, capacity, head size), of which `position` rows are filled."""
+
+    keys: Expr
+    values: Expr
+    position: Expr
+
+    def extended(self, builder: relax.BlockBuilder, keys: Expr, values: Expr) -> KeyValueCache:
+        """With the new entries (1, n, key heads, head size) from `position` on."""
+        first, second = (
+            write_rows(builder, old, builder.emit(R.permute_dims(rows, [0, 2, 1, 3])), self.position, 2)
+            for old, rows in ((self.keys, keys), (self.values, values))
+        )
+        return KeyValueCache(first, second, self.position)
+
+
+def rotations(builder: relax.BlockBuilder, rope: Rope, position: Expr, length: Any) -> Expr:
+    """Cosines and sines of the positions from `position` on: float32 (2, length, size / 2)."""
+    frequencies = as_constant(np.asarray(rope.frequencies, np.float32))
+    longer = as_constant(np.asarray(rope.long_frequencies or rope.frequencies, np.float32))
+
+    def compute(start: te.Tensor, short: te.Tensor, long: te.Tensor) -> te.Tensor:
+        def element(part: Any, row: Any, pair: Any) -> Any:
+            frequency = _frequency(rope, short, long, start() + length, pair)
+            angle = tirx.Cast("float32", start() + row) * frequency
+            factor = tirx.const(rope.factor, "float32")
+            return tirx.Select(part == 0, tirx.cos(angle), tirx.sin(angle)) * factor
+
+        return te.compute((2, length, short.shape[0]), element, name="rotations")
+
+    return builder.emit_te(compute, position, frequencies, longer, primfunc_name_hint="rope_angles")
+
+
+def _frequency(rope: Rope, short: te.Tensor, long: te.Tensor, total: Any, pair: Any) -> Any:
+    """Of one pair, in a sequence of `total` tokens."""
+    if rope.long_frequencies is not None:
+        return tirx.Select(total > rope.original_context, long[pair], short[pair])
+    if rope.dynamic is None:
+        return short[pair]
+    base, factor = rope.dynamic
+    stretched = tirx.Cast("float32", tirx.max(total, tirx.const(rope.original_context, "int64")))
+    growth = stretched * tirx.const(factor / rope.original_context, "float32") - tirx.const(factor - 1, "float32")
+    grown = tirx.log(growth) * tirx.const(rope.size / (rope.size - 2), "float32") + tirx.const(
+        math.log(base), "float32"
+    )
+    exponent = tirx.Cast("float32", pair) * tirx.const(-2.0 / rope.size, "float32")
+    return tirx.exp(grown * exponent)
+
+
+def rotated(builder: relax.BlockBuilder, heads: Expr, angles: Expr) -> Expr:
+    """Heads (1, n, count, size) with the pairs (i, i + half) of their first elements rotated."""
+
+    def compute(x: te.Tensor, angles: te.Tensor) -> te.Tensor:
+        half = angles.shape[2]
+        size = x.shape[3]
+
+        def element(b: Any, row: Any, head: Any, d: Any) -> Any:
+            pair = tirx.indexmod(d, half)
+            cosine, sine = angles[0, row, pair], angles[1, row, pair]
+            first = d < half
+            partner = tirx.Select(first, d + half, d - half)
+            partner = tirx.max(tirx.min(partner, size - 1), tirx.const(0, "int64"))
+            other = tirx.Select(first, -x[b, row, head, partner], x[b, row, head, partner])
+            turned = x[b, row, head, d] * cosine + other * sine
+            return turned if int(2 * half) == int(size) else tirx.Select(d < 2 * half, turned, x[b, row, head, d])
+
+        return te.compute(x.shape, element, name="rotated")
+
+    return builder.emit_te(compute, heads, angles, primfunc_name_hint="rotate")
+
+
+def attend(
+    builder: relax.BlockBuilder, config: DecoderConfig, query: Expr, cache: KeyValueCache, window: int | None
+) -> Expr:
+    """Causal attention of queries (1, n, heads, size), whose own rows are in the cache: (1, n, heads * size)."""
+    found = builder.emit(
+        cached_attention(
+            builder,
+            query,
+            cache.keys,
+            cache.values,
+            position=cache.position,
+            scale=config.score_scale,
+            window=window,
+            softcap=config.score_cap,
+        )
+    )
+    return builder.emit(R.reshape(found, (1, query.ty.shape[1], config.queries)))

@@ -1,0 +1,197 @@
+"""GGUF metadata as a decoder's configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from compiler.errors import InvalidModelError, OptionError
+from compiler.frontends.llm.config import DecoderConfig, LayerConfig
+from compiler.frontends.llm.gguf_file import GgufFile
+from compiler.frontends.llm.names import Names, gguf_names
+from compiler.frontends.llm.parameters import Storage
+from compiler.frontends.llm.rope import Rope, RopeSettings, make_rope
+from compiler.frontends.llm.weights import Checkpoint
+
+_ROPE_FACTORS, _LONG, _SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
+
+
+@dataclass(frozen=True)
+class GgufArchitecture:
+    """What the name of an architecture says and the metadata does not.
+
+    Attributes:
+        norms: as of `gguf_names`.
+        interleaved: rows of queries and keys are ordered for the rotation of neighbours.
+        changes: adapts the configuration.
+    """
+
+    norms: str = "pre"
+    interleaved: bool = False
+    changes: Callable[[DecoderConfig, GgufFile], DecoderConfig] = lambda config, file: config
+
+
+def read_gguf(file: GgufFile) -> tuple[DecoderConfig, Names, Storage, Checkpoint]:
+    """The configuration, names and weights of a GGUF file.
+
+    Raises:
+        InvalidModelError: the metadata is not complete or does not fit together.
+        OptionError: the architecture is not supported.
+    """
+    name = str(file.required("general.architecture"))
+    found = ARCHITECTURES.get(name)
+    if found is None:
+        raise OptionError(
+            f"{file.path}: the architecture {name!r} is not supported", f"supported: {', '.join(sorted(ARCHITECTURES))}"
+        )
+    checkpoint = Checkpoint(file, str(file.path))
+    config = found.changes(_config(file, name, checkpoint), file)
+    storage = Storage(interleaved=found.interleaved)
+    return config, gguf_names(found.norms), storage, checkpoint
+
+
+def _config(file: GgufFile, name: str, checkpoint: Checkpoint) -> DecoderConfig:
+    def number(key: str, default: float | None = None) -> float:
+        value = file.value(f"{name}.{key}", default)
+        if isinstance(value, list) and len(set(value)) == 1:
+            value = value[0]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise InvalidModelError(f"{file.path}: its metadata '{name}.{key}' is {str(value)[:80]}, not a number")
+        return value
+
+    def count(key: str, default: float | None = None) -> int:
+        value = number(key, default)
+        if value < 1 or value != int(value) or value > 1 << 31:
+            raise InvalidModelError(f"{file.path}: its metadata '{name}.{key}' is {value}, not a size")
+        return int(value)
+
+    hidden, heads = count("embedding_length"), count("attention.head_count")
+    head_size = count("attention.key_length", hidden // heads)
+    if count("attention.value_length", head_size) != head_size:
+        raise OptionError(f"{file.path}: keys and values of different widths are not supported")
+    context = count("context_length")
+    size = count("rope.dimension_count", head_size)
+    settings = RopeSettings(size, number("rope.freq_base", 10000.0), context, _scaling(file, name))
+    rope = _with_factors(make_rope(settings), settings, file, checkpoint)
+    window = file.value(f"{name}.attention.sliding_window")
+    layer = LayerConfig(rope, int(window) if window else None)
+    vocabulary = file.shape("token_embd.weight")[0] if "token_embd.weight" in file.names else 0
+    return DecoderConfig(
+        architecture=name,
+        hidden=hidden,
+        intermediate=count("feed_forward_length"),
+        vocabulary=vocabulary,
+        heads=heads,
+        key_heads=count("attention.head_count_kv", heads),
+        head_size=head_size,
+        context=context,
+        layers=(layer,) * count("block_count"),
+        score_scale=number("attention.scale", 1 / math.sqrt(head_size)),
+        epsilon=number("attention.layer_norm_rms_epsilon", number("attention.layer_norm_epsilon", 1e-5)),
+        score_cap=file.value(f"{name}.attn_logit_softcapping") or None,
+        logit_cap=file.value(f"{name}.final_logit_softcapping") or None,
+        embedding_scale=number("embedding_scale", 1.0),
+        residual_scale=number("residual_scale", 1.0),
+        logit_scale=1 / number("logit_scale", 1.0),
+        clip=file.value(f"{name}.attention.clamp_kqv") or None,
+    )
+
+
+def _scaling(file: GgufFile, name: str) -> dict[str, Any]:
+    """The metadata of stretched positions as `rope_parameters` of transformers."""
+    kind = file.value(f"{name}.rope.scaling.type", "none")
+    factor = file.value(f"{name}.rope.scaling.factor")
+    scaling = {
+        "rope_type": "default" if kind == "none" else kind,
+        "factor": factor,
+        "original_max_position_embeddings": file.value(f"{name}.rope.scaling.original_context_length"),
+        "attention_factor": None,
+        "beta_fast": file.value(f"{name}.rope.scaling.yarn_beta_fast"),
+        "beta_slow": file.value(f"{name}.rope.scaling.yarn_beta_slow"),
+    }
+    if kind == "longrope" or _SHORT in file.names:
+        scaling["rope_type"] = "longrope"
+        for key, tensor in (("short_factor", _SHORT), ("long_factor", _LONG)):
+            if tensor in file.names:
+                scaling[key] = file.vector(tensor).tolist()
+        scaling["attention_factor"] = file.value(f"{name}.rope.scaling.attn_factor")
+    return scaling
+
+
+def _with_factors(rope: Rope, settings: RopeSettings, file: GgufFile, checkpoint: Checkpoint) -> Rope:
+    """Llama 3's frequencies are stored as divisors."""
+    checkpoint.ignore([_SHORT, _LONG, _ROPE_FACTORS])
+    if _ROPE_FACTORS not in file.names:
+        return rope
+    divisors = file.vector(_ROPE_FACTORS)
+    if divisors.shape != (settings.size // 2,):
+        raise InvalidModelError(f"{file.path}: {_ROPE_FACTORS!r} has shape {divisors.shape}")
+    return replace(
+        rope, frequencies=tuple(float(f) / float(d) for f, d in zip(rope.frequencies, divisors, strict=True))
+    )
+
+
+def _windows(config: DecoderConfig, windowed: list[bool], local: Rope | None = None) -> DecoderConfig:
+    """Layers that see everything where they are not `windowed`; those that are use the rotation `local`."""
+    layers = [
+        replace(layer, rope=local or layer.rope) if inside else replace(layer, window=None)
+        for layer, inside in zip(config.layers, windowed, strict=True)
+    ]
+    return replace(config, layers=tuple(layers))
+
+
+def _pattern(config: DecoderConfig, every: int) -> list[bool]:
+    """Every n-th layer sees everything."""
+    return [(index + 1) % every != 0 for index in range(len(config.layers))]
+
+
+def _gemma(config: DecoderConfig, file: GgufFile) -> DecoderConfig:
+    return replace(config, embedding_scale=math.sqrt(config.hidden), activation="gelu_tanh")
+
+
+def _gemma2(config: DecoderConfig, file: GgufFile) -> DecoderConfig:
+    config = _gemma(config, file)
+    if len(config.layers) == 46:  # 27B: the scale is that of the width shared among its heads
+        config = replace(config, score_scale=1 / math.sqrt(config.hidden / config.heads))
+    return _windows(config, _pattern(config, 2))
+
+
+def _gemma3(config: DecoderConfig, file: GgufFile) -> DecoderConfig:
+    config = _gemma(config, file)
+    if len(config.layers) == 62:  # 27B, as above
+        config = replace(config, score_scale=1 / math.sqrt(config.hidden / config.heads))
+    base = float(file.value("gemma3.rope.freq_base_swa", 10000.0))
+    local = make_rope(RopeSettings(config.head_size, base, config.context, {}))
+    every = int(file.value("gemma3.attention.sliding_window_pattern", 6) or 6)
+    return _windows(config, _pattern(config, every), local)
+
+
+def _smollm3(config: DecoderConfig, file: GgufFile) -> DecoderConfig:
+    """Every fourth layer has no rotary positions."""
+    layers = [replace(each, rope=None) if (i + 1) % 4 == 0 else each for i, each in enumerate(config.layers)]
+    return replace(config, layers=tuple(layers))
+
+
+def _granite(config: DecoderConfig, file: GgufFile) -> DecoderConfig:
+    return config
+
+
+def _olmo(config: DecoderConfig, file: GgufFile) -> DecoderConfig:
+    return replace(config, norm="layer")
+
+
+ARCHITECTURES = {
+    "llama": GgufArchitecture(interleaved=True),
+    "mistral3": GgufArchitecture(interleaved=True),
+    "qwen2": GgufArchitecture(),
+    "qwen3": GgufArchitecture(),
+    "phi3": GgufArchitecture(),
+    "gemma": GgufArchitecture(changes=_gemma),
+    "gemma2": GgufArchitecture(norms="sandwich", changes=_gemma2),
+    "gemma3": GgufArchitecture(norms="sandwich", changes=_gemma3),
+    "granite": GgufArchitecture(interleaved=True, changes=_granite),
+    "smollm3": GgufArchitecture(interleaved=True, changes=_smollm3),
+    "olmo2": GgufArchitecture(norms="post"),
+}

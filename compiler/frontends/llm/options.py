@@ -1,0 +1,37 @@
+"""What a caller may ask of a language model's module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compiler.errors import OptionError
+
+PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int4")
+_OTHER_NAMES = {"fp32": "float32", "f32": "float32", "fp16": "float16", "f16": "float16", "bf16": "bfloat16"}
+ACTIVATIONS = ("int8", "float32")
+
+
+@dataclass(frozen=True)
+class LanguageModelOptions:
+    """How a language model is built.
+
+    Attributes:
+        precision: what weights are stored as: one of `PRECISIONS`, or None for what the checkpoint has. "int8" and
+            "int4" round groups of 32 neighbours with a scale of their own; the embedding and the head get 8 bits.
+        activations: "int8" rounds the operands of products with quantized weights to 8 bits, 32 neighbours with a scale
+            of their own, as llama.cpp does; "float32" keeps them.
+        all_logits: return the logits of all tokens, not of the last one.
+    """
+
+    precision: str | None = None
+    activations: str = "int8"
+    all_logits: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision is not None:
+            name = _OTHER_NAMES.get(self.precision, self.precision)
+            if name not in PRECISIONS:
+                raise OptionError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
+            object.__setattr__(self, "precision", name)
+        if self.activations not in ACTIVATIONS:
+            raise OptionError(f"activations {self.activations!r} are not one of {', '.join(ACTIVATIONS)}")

@@ -1,0 +1,63 @@
+"""Products with weights and look-ups in the embedding, as Relax."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.relax import op as R
+
+from compiler.frontends.llm.blocks import packed
+from compiler.frontends.llm.options import LanguageModelOptions
+from compiler.frontends.llm.weights import Linear, Matrix, joined, stacked
+from compiler.passes.rewriting.block_weights import BlockWeight, block_product, block_rows
+from compiler.passes.rewriting.matching import as_constant
+
+Expr = Any
+
+
+class Products:
+    """Emits the products of one model."""
+
+    def __init__(self, builder: relax.BlockBuilder, options: LanguageModelOptions) -> None:
+        self._builder, self._options = builder, options
+
+    def product(self, x: Expr, linear: Linear, *, is_head: bool = False) -> Expr:
+        """x @ weight.T + bias: (1, n, depth) -> (1, n, rows)."""
+        weight = packed(linear.weight, self._table_precision if is_head else self._options.precision)
+        result = block_product(self._builder, x, weight, self._options.activations)
+        if linear.bias is None:
+            return result
+        return self._builder.emit(R.add(result, as_constant(linear.bias.astype(np.float32))))
+
+    def products(self, x: Expr, parts: Sequence[Linear]) -> list[Expr]:
+        """Products of one operand: one product where their weights are stored alike, then taken apart."""
+        results: list[Expr] = []
+        for run in stacked(parts):
+            whole = self.product(x, joined(run))
+            ends = np.cumsum([part.weight.rows for part in run])
+            if len(run) == 1:
+                results.append(whole)
+                continue
+            split = self._builder.emit(R.split(whole, [int(end) for end in ends[:-1]], axis=2))
+            results += [self._builder.emit(relax.TupleGetItem(split, index)) for index in range(len(run))]
+        return results
+
+    def table(self, embedding: Matrix) -> BlockWeight:
+        """The embedding, for `rows` and, where it is the head as well, for `with_table`."""
+        return packed(embedding, self._table_precision)
+
+    def rows(self, table: BlockWeight, tokens: Expr) -> Expr:
+        """Entries by token: (1, n) -> (1, n, depth)."""
+        return block_rows(self._builder, tokens, table)
+
+    def with_table(self, x: Expr, table: BlockWeight) -> Expr:
+        """The product with the embedding: (1, n, depth) -> (1, n, entries)."""
+        return block_product(self._builder, x, table, self._options.activations)
+
+    @property
+    def _table_precision(self) -> str | None:
+        """Four bits are too few for the embedding and the head."""
+        return "int8" if self._options.precision == "int4" else self._options.precision

@@ -1,0 +1,168 @@
+"""Weights in safetensors files: one file, or shards with an index; mapped, and read a tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from compiler.errors import InvalidModelError, OptionError, StorageError
+from compiler.frontends.llm.weights import Array, Matrix
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_MAX_HEADER = 100 << 20
+_TYPES: dict[str, tuple[str, Any]] = {
+    "F32": ("F32", np.float32),
+    "F16": ("F16", np.float16),
+    "BF16": ("BF16", ml_dtypes.bfloat16),
+    "F64": ("F32", np.float64),
+}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One tensor: its file, element type, shape, first byte and the one after its last."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @classmethod
+    def of(cls, path: Path, described: Any, offset: int) -> _Entry:
+        """From its description in the header; data begin at `offset`."""
+        start, end = (int(at) + offset for at in described["data_offsets"])
+        return cls(path, str(described["dtype"]), tuple(int(size) for size in described["shape"]), start, end)
+
+    def fits(self, least: int, most: int) -> bool:
+        """Whether it lies in these bytes of the file, and is as long as its shape says."""
+        inside = least <= self.start <= self.end <= most and min(self.shape, default=0) >= 0
+        if self.dtype not in _TYPES:
+            return inside
+        return inside and self.end - self.start == math.prod(self.shape) * np.dtype(_TYPES[self.dtype][1]).itemsize
+
+
+class SafetensorsFolder:
+    """The tensors of a folder by name (a `Reader`)."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the files.
+
+        Raises:
+            StorageError: a file is missing or cannot be read.
+            InvalidModelError: a file is truncated or damaged, or lacks a tensor that the index names.
+        """
+        self._entries: dict[str, _Entry] = {}
+        for path, names in _files(folder).items():
+            found = _header(path)
+            missing = sorted(set(names or ()) - set(found))
+            if missing:
+                raise InvalidModelError(f"{path} lacks the tensor {missing[0]!r} that {_INDEX} names")
+            self._entries.update(found)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of all tensors."""
+        return frozenset(self._entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape, slowest axis first."""
+        return self._entries[name].shape
+
+    def matrix(self, name: str) -> Matrix:
+        """A tensor of two axes, mapped."""
+        kind, data = self._read(name)
+        if data.dtype == np.float64:
+            data = data.astype(np.float32)
+        return Matrix(kind, data, data.shape[1])
+
+    def vector(self, name: str) -> Array:
+        """A tensor as float32."""
+        return self._read(name)[1].astype(np.float32)
+
+    def _read(self, name: str) -> tuple[str, Array]:
+        entry = self._entries[name]
+        if entry.dtype not in _TYPES:
+            raise OptionError(
+                f"{entry.path}: tensor {name!r} has element type {entry.dtype}, which is not supported",
+                f"supported: {', '.join(_TYPES)}; dequantize the checkpoint first",
+            )
+        kind, dtype = _TYPES[entry.dtype]
+        raw = np.memmap(entry.path, np.uint8, "r", entry.start, (entry.end - entry.start,))
+        return kind, raw.view(dtype).reshape(entry.shape)
+
+
+def _files(folder: Path) -> dict[Path, list[str] | None]:
+    """The files, with the names that an index says each holds."""
+    index = folder / _INDEX
+    if index.exists():
+        table = read_json(index).get("weight_map")
+        if not isinstance(table, dict) or not all(isinstance(each, str) for each in table.values()):
+            raise InvalidModelError(f"{index} has no table 'weight_map'")
+        files: dict[Path, list[str] | None] = {}
+        for name, file in table.items():
+            if Path(file).name != file:
+                raise InvalidModelError(f"{index} names the file {file!r}, which is not in its folder")
+            names = files.setdefault(folder / file, [])
+            assert names is not None
+            names.append(name)
+        missing = [path.name for path in files if not path.exists()]
+        if missing:
+            raise StorageError(
+                f"{folder} lacks {len(missing)} of {len(files)} files of weights: {', '.join(missing[:3])}",
+                "download them as well",
+            )
+        return files
+    single = folder / _SINGLE
+    if not single.exists():
+        raise StorageError(
+            f"{folder} holds no weights: neither {_SINGLE} nor {_INDEX}",
+            "save the model with save_pretrained(folder), which writes safetensors",
+        )
+    return {single: None}
+
+
+def _header(path: Path) -> dict[str, _Entry]:
+    """Where each tensor is, all inside of the file."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            text = file.read(length) if length <= min(size - 8, _MAX_HEADER) else b""
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error}") from error
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        found = {name: _Entry.of(path, each, 8 + length) for name, each in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidModelError(f"{path} is truncated or no safetensors file", "download it again") from error
+    for name, entry in found.items():
+        if not entry.fits(8 + length, size):
+            raise InvalidModelError(f"{path} is truncated or damaged at tensor {name!r}", "download it again")
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        StorageError: it cannot be read.
+        InvalidModelError: it is no JSON, or another thing than an object.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error}") from error
+    except ValueError as error:
+        raise InvalidModelError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InvalidModelError(f"{path} is not a JSON object")
+    return found

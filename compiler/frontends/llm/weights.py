@@ -1,0 +1,140 @@
+"""Weights of a checkpoint, read a tensor at a time: what a reader offers, and what a model takes from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from compiler.errors import InvalidModelError
+
+Array = np.ndarray[Any, Any]
+FLOAT_KINDS = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The weight of a product or a look-up table: (rows, depth).
+
+    Attributes:
+        kind: the element type as GGUF names it: "F32", "F16", "BF16", or blocks along the depth: "Q4_0", "Q6_K", ...
+        data: (rows, depth) of float32, float16 or ml_dtypes.bfloat16; of blocks uint8 (rows, bytes of a row).
+        depth: elements of a row.
+    """
+
+    kind: str
+    data: Array
+    depth: int
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return len(self.data)
+
+    def taken(self, rows: Array | slice) -> Matrix:
+        """These rows, in this order."""
+        return Matrix(self.kind, self.data[rows], self.depth)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """x -> x @ weight.T + bias; `bias` is float32 (rows,)."""
+
+    weight: Matrix
+    bias: Array | None
+
+    def taken(self, rows: Array | slice) -> Linear:
+        """Only these outputs, in this order."""
+        return Linear(self.weight.taken(rows), None if self.bias is None else self.bias[rows])
+
+
+class Reader(Protocol):
+    """A checkpoint's tensors by name."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of all tensors."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape, slowest axis first."""
+        ...
+
+    def matrix(self, name: str) -> Matrix:
+        """A tensor of two axes. Raises InvalidModelError where it is damaged."""
+        ...
+
+    def vector(self, name: str) -> Array:
+        """Any tensor as float32."""
+        ...
+
+
+class Checkpoint:
+    """A reader that knows which tensors were taken: what is left over is a part that the model would lack."""
+
+    def __init__(self, reader: Reader, origin: str) -> None:
+        self._reader, self.origin = reader, origin
+        self._left = set(reader.names)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a tensor."""
+        return name in self._reader.names
+
+    def shape_is(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether there is such a tensor of this shape."""
+        return self.has(name) and self._reader.shape(name) == shape
+
+    def vector(self, name: str, size: int) -> Array:
+        """A tensor of one axis as float32. Raises InvalidModelError where it is missing or has another size."""
+        self._check(name, (size,))
+        return self._reader.vector(name)
+
+    def matrix(self, name: str, rows: int, depth: int) -> Matrix:
+        """A tensor of two axes. Raises InvalidModelError where it is missing or has another shape."""
+        self._check(name, (rows, depth))
+        return self._reader.matrix(name)
+
+    def ignore(self, names: Sequence[str]) -> None:
+        """These tensors, where they are there, hold nothing that a model needs."""
+        self._left.difference_update(names)
+
+    def check_complete(self) -> None:
+        """Raise InvalidModelError where a tensor was not taken: the model has a part that would be left out."""
+        if self._left:
+            some = ", ".join(sorted(self._left)[:4]) + (", ..." if len(self._left) > 4 else "")
+            raise InvalidModelError(
+                f"{self.origin} holds {len(self._left)} tensor(s) that its architecture does not have: {some}",
+                "its config and its weights do not belong together, or it is a variant that is not supported",
+            )
+
+    def _check(self, name: str, shape: tuple[int, ...]) -> None:
+        if not self.has(name):
+            raise InvalidModelError(f"{self.origin} lacks the tensor {name!r}", "the checkpoint is not complete")
+        found = self._reader.shape(name)
+        if found != shape:
+            raise InvalidModelError(f"{self.origin}: tensor {name!r} has shape {found}, and {shape} is needed")
+        self._left.discard(name)
+
+
+def stacked(parts: Sequence[Linear]) -> list[list[Linear]]:
+    """Parts in runs that can be one product: their weights have one kind, and all or none have a bias."""
+    runs: list[list[Linear]] = []
+    for part in parts:
+        last = runs[-1][-1] if runs else None
+        if last is not None and last.weight.kind == part.weight.kind and (last.bias is None) == (part.bias is None):
+            runs[-1].append(part)
+        else:
+            runs.append([part])
+    return runs
+
+
+def joined(run: Sequence[Linear]) -> Linear:
+    """One product whose outputs are those of the parts, one after another."""
+    if len(run) == 1:
+        return run[0]
+    first = run[0].weight
+    weight = Matrix(first.kind, np.concatenate([part.weight.data for part in run]), first.depth)
+    biases = [part.bias for part in run if part.bias is not None]
+    return Linear(weight, np.concatenate(biases) if biases else None)

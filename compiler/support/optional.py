@@ -1,0 +1,27 @@
+"""Packages that only an extra installs."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from compiler.errors import MissingDependencyError
+
+
+def optional_module(name: str, extra: str, purpose: str) -> Any:
+    """Import a package of an extra.
+
+    Args:
+        purpose: what it does here, as "reads GGUF files".
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name.partition(".")[0]:
+            raise
+        raise MissingDependencyError(
+            f"the package {name!r}, which {purpose}, is not installed", f"pip install 'tensorwright[{extra}]'"
+        ) from error

@@ -1,0 +1,117 @@
+"""Small random models of the decoder family, written as transformers writes them, and what transformers computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_SIZES = {
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 160,
+    "max_position_embeddings": 2048,
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+_YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
+_SHORT, _LONG = [1.0 + 0.1 * i for i in range(6)], [2.0 + 0.3 * i for i in range(6)]
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": _SHORT,
+    "long_factor": _LONG,
+    "original_max_position_embeddings": 300,
+    "partial_rotary_factor": 0.75,
+}
+_ALTERNATE = ["sliding_attention", "full_attention"]
+
+# name -> (class of transformers, what differs from the common sizes)
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {"rope_parameters": _LLAMA3, "tie_word_embeddings": True}),
+    "llama-biases": ("Llama", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4}),
+    "llama-linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.5}}),
+    "llama-dynamic": (
+        "Llama",
+        {
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+            "max_position_embeddings": 200,
+        },
+    ),
+    "mistral": ("Mistral", {"sliding_window": 9}),
+    "qwen2": ("Qwen2", {"rope_parameters": _YARN, "use_sliding_window": True, "sliding_window": 20}),
+    "qwen3": ("Qwen3", {"tie_word_embeddings": True}),
+    "smollm3": ("SmolLM3", {"num_hidden_layers": 4, "pad_token_id": 0}),
+    "phi3": ("Phi3", {"hidden_size": 64, "rope_parameters": _LONGROPE, "sliding_window": 40, "pad_token_id": 0}),
+    "granite": (
+        "Granite",
+        {
+            "embedding_multiplier": 3.0,
+            "logits_scaling": 4.0,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.1,
+            "attention_bias": True,
+        },
+    ),
+    "gemma": ("Gemma", {}),
+    "gemma2": (
+        "Gemma2",
+        {
+            "sliding_window": 9,
+            "layer_types": _ALTERNATE,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 3.0,
+            "query_pre_attn_scalar": 24,
+        },
+    ),
+    "gemma3": ("Gemma3Text", {"sliding_window": 9, "layer_types": _ALTERNATE, "query_pre_attn_scalar": 24}),
+    "olmo": ("Olmo", {"clip_qkv": 0.05, "head_dim": 12}),
+    "olmo2": ("Olmo2", {"head_dim": 12}),
+    "olmo3": ("Olmo3", {"sliding_window": 9, "layer_types": _ALTERNATE, "head_dim": 12}),
+}
+
+
+def save_model(name: str, folder: Path, **changes: Any) -> Any:
+    """Write a random model of a family to a folder; returns the torch module, in float32 and evaluation mode."""
+    import torch
+    import transformers
+
+    kind, differs = FAMILIES[name]
+    settings: Mapping[str, Any] = {**_SIZES, "eos_token_id": 0, **differs, **changes}
+    torch.manual_seed(len(name))
+    config = getattr(transformers, f"{kind}Config")(**settings)
+    model = getattr(transformers, f"{kind.removesuffix('Text')}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Large enough that every part counts, norms and biases included.
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return model
+
+
+def greedy(model: Any, prompt: np.ndarray[Any, Any], steps: int) -> tuple[np.ndarray[Any, Any], list[int]]:
+    """The logits of each step, float32 (steps, vocabulary), and the tokens that transformers chooses."""
+    import torch
+
+    rows, tokens = [], []
+    with torch.no_grad():
+        found = model(torch.from_numpy(prompt)[None], use_cache=True)
+        for _ in range(steps):
+            row = found.logits[0, -1]
+            rows.append(row.numpy())
+            tokens.append(int(row.argmax()))
+            if len(tokens) < steps:
+                found = model(torch.tensor([[tokens[-1]]]), past_key_values=found.past_key_values, use_cache=True)
+    return np.stack(rows), tokens

@@ -1,0 +1,53 @@
+"""Decoders built in Relax give the logits and the greedy tokens of transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import compiler
+from compiler.frontends.llm import LanguageModelOptions, import_language_model
+from tests.compiler.frontends.llm.families import FAMILIES, greedy, save_model
+
+pytest.importorskip("transformers")
+
+# Together these have each option; `python -m tests.coverage llm` runs all of them at longer prompts.
+_TESTED = ("llama", "phi3", "gemma3", "olmo2")
+_STEPS = 12
+
+
+@pytest.mark.parametrize("name", _TESTED)
+def test_logits_and_greedy_tokens_equal_those_of_transformers(name: str, tmp_path: Path) -> None:
+    reference = save_model(name, tmp_path)
+    module = compiler.compile(import_language_model(tmp_path), threads=1)
+    for length in (1, 23):
+        prompt = np.random.default_rng(length).integers(1, reference.config.vocab_size, length)
+        wanted, tokens = greedy(reference, prompt, _STEPS)
+        session = module.session(capacity=40)
+        step = prompt
+        for row, token in zip(wanted, tokens, strict=True):
+            logits = session.run([step[None]])["logits"]
+            np.testing.assert_allclose(logits[0, 0], row, rtol=0, atol=1e-5 * abs(row).max())
+            assert int(logits.argmax()) == token
+            step = np.array([token])
+
+
+def test_all_logits_are_returned_on_request(tmp_path: Path) -> None:
+    import torch
+
+    reference = save_model("qwen3", tmp_path, num_hidden_layers=1)
+    module = compiler.compile(import_language_model(tmp_path, LanguageModelOptions(all_logits=True)), threads=1)
+    prompt = np.random.default_rng(0).integers(1, reference.config.vocab_size, (1, 6))
+    with torch.no_grad():
+        wanted = reference(torch.from_numpy(prompt)).logits.numpy()
+    found = module.session(capacity=6).run([prompt])["logits"]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * abs(wanted).max())
+
+
+def test_the_families_are_those_that_are_supported() -> None:
+    from compiler.frontends.llm.hugging_face import FAMILIES as SUPPORTED
+
+    names = {name.partition("-")[0] for name in FAMILIES}
+    assert {"gemma3" if name == "gemma3_text" else name for name in SUPPORTED} - {"ministral"} == names
