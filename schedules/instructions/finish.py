@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from schedules.instructions import bf16_dot, int8_dot, int8_neon, prefetch, select_lanes, unpack_bits, vector_math
+from schedules.instructions import (
+    bf16_dot,
+    int8_dot,
+    int8_neon,
+    prefetch,
+    row_sums,
+    select_lanes,
+    unpack_bits,
+    vector_math,
+)
 from schedules.instructions.clips import vector_limits
 from schedules.instructions.llvm_functions import PREFIX
 from schedules.instructions.nan_tests import vector_nan_tests
@@ -46,6 +55,8 @@ def finish(function: Any, machine: Machine) -> Any:
         body = with_import(body, unpack_bits.definitions(vector_lengths(body), unit=unpack_bits.unit_of(machine)))
     if _calls_any(body, select_lanes.OPERATORS):
         body = with_import(body, select_lanes.definitions(vector_lengths(body)))
+    if _calls_any(body, row_sums.OPERATORS):
+        body = with_import(body, row_sums.definitions(vector_lengths(body)))
     if _holds_prefetch(body):
         body = with_import(body, prefetch.DEFINITION)
     return function.with_body(body)

@@ -23,6 +23,7 @@ POSITION, LENGTH, BIAS, SINKS, KEY_SCALE, VALUE_SCALE = (
     "key_scale",
     "value_scale",
 )
+SCALES = {KEY: KEY_SCALE, VALUE: VALUE_SCALE}
 LOWEST = tirx.min_value("float32")  # of a score: smaller ones, -inf included, weigh nothing beside others
 
 
@@ -86,8 +87,10 @@ class CacheOperands:
         return number(self._load(QUERY, sample, query, head, place), "float32") * scale
 
     def row(self, role: str, *at: Expr) -> Expr:
-        """An element of keys or values, in float32, before its scale."""
-        return number(self._load(role, *at), "float32")
+        """An element of keys or values, in float32."""
+        value = number(self._load(role, *at), "float32")
+        scale = SCALES[role]
+        return value * self._load(scale, *at[:-1]) if scale in self else value
 
     def is_exact(self, role: str) -> bool:
         """Whether keys or values are float32."""
@@ -121,10 +124,8 @@ class CacheOperands:
         return tirx.max(position + query + 1 - self.description.window, _index(0)), end
 
     def score(self, raw: Expr, sample: Expr, head: Expr, query: Expr, row: Expr) -> Expr:
-        """The argument of softmax, of the product of a scaled query and a key before its scale."""
+        """The argument of softmax, of the product of a scaled query and a key."""
         value, softcap = raw, self.description.softcap
-        if KEY_SCALE in self:
-            value = value * self._load(KEY_SCALE, sample, tirx.floordiv(head, _index(self.group)), row)
         if softcap is not None:
             cap = tirx.FloatImm("float32", softcap)
             value = tirx.tanh(value * tirx.FloatImm("float32", 1.0 / softcap)) * cap
@@ -141,10 +142,6 @@ class CacheOperands:
     def sink(self, head: Expr) -> Expr:
         """A score without a row, in float32."""
         return number(self._load(SINKS, head), "float32")
-
-    def weight(self, power: Expr, sample: Expr, key_head: Expr, row: Expr) -> Expr:
-        """What multiplies a row of values, of its power."""
-        return power * self._load(VALUE_SCALE, sample, key_head, row) if VALUE_SCALE in self else power
 
     def stored(self, value: Expr, sample: Expr, query: Expr, head: Expr, place: Expr) -> Expr:
         """The statement that stores an element of the result, of its float32 value."""

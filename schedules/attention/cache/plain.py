@@ -68,7 +68,6 @@ def _query(operands: CacheOperands, sample: Expr, query: Expr, head: Expr) -> St
             store(state, largest, _LARGEST),
             store(state, tirx.exp(kept(_SCORE) - kept(_LARGEST)), _WEIGHT),
             store(state, kept(_TOTAL) * kept(_CORRECTION) + kept(_WEIGHT), _TOTAL),
-            store(state, operands.weight(kept(_WEIGHT), sample, key_head, at), _WEIGHT),
             repeat("d", operands.value_size, weighed),
         )
 

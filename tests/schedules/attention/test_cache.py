@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from tvm import relax
 
-from schedules.ir.tir import tvm
+from schedules.ir.stages import shape_of
+from schedules.ir.tir import structural_walk, tirx, tvm
 from tests.schedules.attention.cached import Case
-from tests.schedules.harness import executable, lowered, runnable
+from tests.schedules.harness import AVX2, executable, lowered, runnable, scheduled
 
 CASES = {
     "first token": Case(),
@@ -48,10 +51,66 @@ def run(mod: Any, target: str, arrays: Any) -> Any:
     return machine["main"](*[tvm.runtime.tensor(each) for each in arrays.values()]).numpy()
 
 
-@pytest.mark.parametrize("name", ["decode", "window", "softcap, sinks", "batch", "mask", "bfloat16", "int8"])
+BEST = runnable()[-1]
+
+
+@pytest.mark.parametrize("name", ["softcap, sinks", "batch", "int8"])
 def test_plain(name: str) -> None:
     """The lowering that targets without a rule run."""
-    case, target = CASES[name], runnable()[0]
+    case = CASES[name]
     arrays = case.arrays()
     inputs = [(each.shape, str(each.dtype)) for each in arrays.values()]
-    close(run(lowered(case.build(), inputs, target), target, arrays), case, arrays)
+    close(run(lowered(case.build(), inputs, BEST), BEST, arrays), case, arrays)
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [*((name, BEST) for name in CASES), *((name, AVX2) for name in ("prompt", "bfloat16") if BEST != AVX2)],
+)
+def test_scheduled(name: str, target: str) -> None:
+    case = CASES[name]
+    arrays = case.arrays()
+    mod, report = scheduled(case.build(), [(each.shape, str(each.dtype)) for each in arrays.values()], target)
+    assert [each.rule for each in report.kernels] == ["attention-over-cache"]
+    close(run(mod, target, arrays), case, arrays)
+
+
+def test_any_number_of_queries() -> None:
+    """One kernel for a prompt, a few queries and a single one, with symbolic batch and capacity."""
+    options = {"window": 150, "softcap": 20.0}
+    shape = Case(heads=6, key_heads=2, size=20, value_size=24, sinks=True, options=options)
+    batch, queries, capacity = (tirx.Var(name, "int64") for name in ("batch", "queries", "capacity"))
+    inputs = [
+        ((batch, queries, 6, 20), "float32"),
+        ((batch, 2, capacity, 20), "float32"),
+        ((batch, 2, capacity, 24), "float32"),
+        ((batch,), "int64"),
+        ((6,), "float32"),
+    ]
+    mod, _ = scheduled(shape.build(), inputs, BEST)
+    machine = relax.VirtualMachine(executable(mod, BEST), tvm.cpu())
+    for count, room, position in ((1, 9, (0,)), (1, 600, (599,)), (4, 300, (3, 290)), (70, 400, (0, 300, 17))):
+        case = replace(shape, queries=count, capacity=room, position=position, batch=len(position))
+        arrays = case.arrays()
+        close(machine["main"](*[tvm.runtime.tensor(each) for each in arrays.values()]).numpy(), case, arrays)
+
+
+def test_no_scores_of_the_whole_capacity() -> None:
+    """The largest buffer of a prompt holds packed keys."""
+    case = Case(queries=64, capacity=4096, position=0, heads=8, key_heads=2)
+    mod, _ = scheduled(case.build(), [(each.shape, str(each.dtype)) for each in case.arrays().values()], BEST)
+    [kernel] = [each for each in mod.functions.values() if isinstance(each, tirx.PrimFunc)]
+    sizes: list[int] = []
+    structural_walk(kernel.body, (tirx.AllocBuffer, lambda each: sizes.append(math.prod(shape_of(each.buffer)))))
+    assert max(sizes) <= case.key_heads * case.capacity * case.size
+
+
+def test_refuses_what_does_not_fit() -> None:
+    def call(case: Case) -> None:
+        arrays = case.arrays()
+        lowered(case.build(), [(each.shape, str(each.dtype)) for each in arrays.values()], BEST)
+
+    with pytest.raises(ValueError, match="4 query heads do not share 3"):
+        call(Case(key_heads=3))
+    with pytest.raises(ValueError, match="a window of 0 rows"):
+        call(Case(options={"window": 0}))

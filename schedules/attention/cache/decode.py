@@ -1,0 +1,293 @@
+"""Attention of a few queries over a cache, at the speed at which the rows are read.
+
+A task takes a head of keys with all query heads that share it, and a part of the rows where there are fewer heads than
+would keep all cores busy. It goes through its rows by blocks that stay in the first cache. Parts are joined at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from schedules.attention.cache.description import KEY, LOWEST, SINKS, VALUE, CacheOperands
+from schedules.attention.cache.plain import quotient
+from schedules.attention.cache.softmax_block import RunningSoftmax
+from schedules.attention.pairs import in_vectors
+from schedules.codegen.nest import allocate, allocate_tile, expression, load, repeat, sequence, store, vectorized, when
+from schedules.codegen.parallel import CHUNKS_PER_CORE, Extent, loops, pays_off
+from schedules.instructions.row_sums import row_sums
+from schedules.instructions.vector_math import EXP_OF_NEGATIVE, call
+from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.machine import Machine
+
+_MOST_KEYS = 128  # of a block
+# Multiply-adds of scores, in vectors, that are worth starting threads: some 10 microseconds of reading rows.
+_LEAST_WORK = 12288
+_MINUS_INFINITY = tirx.FloatImm("float32", float("-inf"))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows [first, end) of a head of keys of a sample, that a part of the query's row sums."""
+
+    sample: Expr
+    key_head: Expr
+    query: Expr
+    first: Expr
+    end: Expr
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Keys [first, first + count) of some rows, and what is kept of them."""
+
+    rows: Rows
+    first: Expr
+    count: Expr
+    softmax: RunningSoftmax
+
+
+class DecodeWriter:
+    """Writes the kernel for at most `most` queries."""
+
+    def __init__(self, operands: CacheOperands, machine: Machine, most: int) -> None:
+        self.operands, self.machine, self.most = operands, machine, most
+        self.lanes = machine.lanes("float32")
+        self.width = -(-operands.size // self.lanes) * self.lanes
+        self.block = _block_keys(self.width, machine)
+        self.splits = _splits(operands, machine)
+        shape = [operands.key_heads, self.splits, most, operands.group, operands.value_size + 2]
+        # Of each part: sums, then the largest score and the sum of powers.
+        self.found = tirx.decl_buffer(
+            [expression(each) for each in (operands.batch, *shape)], "float32", "parts", layout=None
+        )
+
+    def code(self) -> Stmt:
+        """All parts, then their sums joined."""
+        own = self.operands
+        extents = [Extent("sample", own.batch), Extent("key_head", own.key_heads), Extent("split", self.splits)]
+        work = expression(own.batch) * own.queries * own.heads * own.size * own.rows_of(expression(0))
+        threads = pays_off(work, self.machine, _LEAST_WORK * self.lanes)
+        parts = loops(extents, lambda at: self._parts(*at), self.machine, parallel=threads)
+        rows = [Extent("sample", own.batch), Extent("query", own.queries), Extent("head", own.heads)]
+        joined = loops(rows, lambda at: self._joined(*at), self.machine, parallel=False)
+        return sequence(tirx.AllocBuffer(self.found), parts, joined)
+
+    def _parts(self, sample: Expr, key_head: Expr, split: Expr) -> Stmt:
+        """One part of each query."""
+        own = self.operands
+        position, rows = tirx.Var("position", "int64"), tirx.Var("rows", "int64")
+
+        def query(i: Expr) -> Stmt:
+            seen = own.range_of(position, rows, i)
+            begin, count = tirx.Var("begin", "int64"), tirx.Var("count", "int64")
+            # Whole vectors of keys in each part but the last.
+            share = tirx.floordiv(count + (self.splits * self.lanes - 1), expression(self.splits * self.lanes))
+            first, end = tirx.Var("first", "int64"), tirx.Var("end", "int64")
+            return sequence(
+                tirx.Bind(begin, seen[0]),
+                tirx.Bind(count, tirx.max(seen[1] - begin, expression(0))),
+                tirx.Bind(first, begin + tirx.min(split * share * self.lanes, count)),
+                tirx.Bind(end, begin + tirx.min((split + 1) * share * self.lanes, count)),
+                self._part(Rows(sample, key_head, i, first, end), split),
+            )
+
+        return sequence(
+            tirx.Bind(position, own.first_position(sample)),
+            tirx.Bind(rows, own.rows_of(sample)),
+            repeat("query", own.queries, query),
+        )
+
+    def _part(self, rows: Rows, split: Expr) -> Stmt:
+        own = self.operands
+        softmax, made = RunningSoftmax.of(own.group, self.block, own.value_size, self.machine, further=self.width)
+        query, zero = softmax.further, tirx.FloatImm("float32", 0.0)
+
+        def element(g: Expr, d: Expr) -> Expr:
+            return own.query(rows.sample, rows.query, rows.key_head * own.group + g, d)
+
+        def filled(g: Expr) -> Stmt:
+            rest = self.width - own.size
+            return sequence(
+                in_vectors("d", own.size, self.lanes, lambda d: query.store(element(g, d), g, d)),
+                repeat("d", rest, lambda d: query.store(zero, g, d + own.size)) if rest else None,
+            )
+
+        def kept(g: Expr) -> Stmt:
+            at = [rows.sample, rows.key_head, split, rows.query, g]
+            return sequence(
+                in_vectors(
+                    "d", own.value_size, self.lanes, lambda d: store(self.found, softmax.sums.load(g, d), *at, d)
+                ),
+                store(self.found, softmax.largest.load(g), *at, own.value_size),
+                store(self.found, softmax.totals.load(g), *at, own.value_size + 1),
+            )
+
+        keys, keys_made = allocate("own_keys", [self.block, self.width], "float32")
+        blocks = tirx.floordiv(rows.end - rows.first + (self.block - 1), expression(self.block))
+        return sequence(
+            made,
+            keys_made,
+            self._cleared(keys),
+            softmax.start(),
+            repeat("g", own.group, filled),
+            repeat("block", blocks, lambda b: self._block(rows, rows.first + b * self.block, keys, softmax)),
+            repeat("g", own.group, kept),
+        )
+
+    def _block(self, rows: Rows, start: Expr, keys: Any, softmax: RunningSoftmax) -> Stmt:
+        """The keys from `start` on, at most `self.block`."""
+        own, lanes = self.operands, self.lanes
+        first, count, whole = (tirx.Var(name, "int64") for name in ("block_first", "block_count", "block_runs"))
+        block = _Block(rows, first, count, softmax)
+
+        def weight(g: Any, k: Expr) -> Expr:
+            return softmax.scores.load(g, k)
+
+        def value(k: Expr, d: Expr) -> Expr:
+            return own.row(VALUE, rows.sample, rows.key_head, first + k, d)
+
+        def copied(at: Expr, number: Expr | int) -> Stmt:
+            return repeat("j", number, lambda j: self._copied(block, at + j, keys))
+
+        direct = own.is_exact(KEY) and self.width == own.size
+        runs = tirx.floordiv(count + (lanes - 1), expression(lanes))
+        left = count > whole * lanes
+
+        def head(g: Expr) -> Stmt:
+            return sequence(
+                repeat("run", whole, lambda r: self._scores(block, g, r * lanes, None if direct else keys, tail=False)),
+                when(left, self._scores(block, g, whole * lanes, keys, tail=True)),
+            )
+
+        return sequence(
+            tirx.Bind(first, start),
+            tirx.Bind(count, tirx.min(rows.end - first, expression(self.block))),
+            tirx.Bind(whole, tirx.floordiv(count, expression(lanes))),
+            when(left, copied(whole * lanes, lanes)) if direct else copied(expression(0), runs * lanes),
+            repeat("g", own.group, head),
+            softmax.powers(runs),
+            softmax.weighted(count, weight, value),
+        )
+
+    def _copied(self, block: _Block, j: Expr, keys: Any) -> Stmt:
+        """Key j of a block in float32; behind the last one, that again."""
+        own, rows = self.operands, block.rows
+        row = tirx.min(block.first + j, rows.end - 1)
+        return in_vectors(
+            "d", own.size, self.lanes, lambda d: store(keys, own.row(KEY, rows.sample, rows.key_head, row, d), j, d)
+        )
+
+    def _cleared(self, keys: Any) -> Stmt | None:
+        """Zeros behind the rows of copied keys."""
+        rest, size = self.width - self.operands.size, self.operands.size
+        zero = tirx.FloatImm("float32", 0.0)
+        if not rest:
+            return None
+        return repeat("j", self.block, lambda j: repeat("d", rest, lambda d: store(keys, zero, j, d + size)))
+
+    def _scores(self, block: _Block, g: Expr, at: Expr, keys: Any | None, *, tail: bool) -> Stmt:
+        """Scores of one query head and the vector of keys of a block from `at` on, which lie in `keys` or in the cache;
+        in the tail, -inf behind the last one."""
+        own, lanes, rows = self.operands, self.lanes, block.rows
+        query, scores = block.softmax.further, block.softmax.scores
+        parts, parts_made = allocate_tile("parts", [lanes, lanes], "float32")
+        found, found_made = allocate("found", [lanes], "float32", "local")
+        head, zero = rows.key_head * own.group + g, tirx.FloatImm("float32", 0.0)
+
+        def key(j: int, d: Expr) -> Expr:
+            if keys is not None:
+                return load(keys, at + j, d)
+            return own.row(KEY, rows.sample, rows.key_head, block.first + at + j, d)
+
+        def each(make: Callable[[int, Expr], Stmt]) -> list[Stmt]:
+            return [vectorized("lane", lanes, lambda lane, j=j: make(j, lane)) for j in range(lanes)]  # type: ignore[misc]
+
+        def vector(v: Any) -> Stmt:
+            def add(j: int, lane: Expr) -> Stmt:
+                d = v * lanes + lane
+                return store(parts, load(parts, j, lane) + query.load(g, d) * key(j, d), j, lane)
+
+            return sequence(each(add))
+
+        def adjusted(j: Expr) -> Expr:
+            row = block.first + at + j
+            return own.score(
+                load(found, j), rows.sample, head, rows.query, tirx.min(row, rows.end - 1) if tail else row
+            )
+
+        def end(j: Expr) -> Stmt:
+            value = adjusted(j)
+            return scores.store(tirx.Select(at + j < block.count, value, _MINUS_INFINITY) if tail else value, g, at + j)
+
+        return sequence(
+            parts_made,
+            found_made,
+            each(lambda j, lane: store(parts, zero, j, lane)),
+            repeat("vector", self.width // lanes, vector),
+            vectorized(
+                "lane", lanes, lambda lane: store(found, row_sums([load(parts, j, lane) for j in range(lanes)]), lane)
+            ),
+            repeat("j", lanes, end) if tail else vectorized("lane", lanes, end),
+        )
+
+    def _joined(self, sample: Expr, query: Expr, head: Expr) -> Stmt:
+        """The result of a query head, of its parts."""
+        own = self.operands
+        key_head = tirx.floordiv(head, expression(own.group))
+        g = tirx.floormod(head, expression(own.group))
+        at = [[sample, key_head, expression(split), query, g] for split in range(self.splits)]
+        largest, largest_made = allocate("all_largest", [1], "float32", "local")
+        total, total_made = allocate("all_total", [1], "float32", "local")
+        factors, factors_made = allocate("factors", [self.splits], "float32", "local")
+        most = tirx.max(own.sink(head), LOWEST) if SINKS in own else LOWEST
+        for each in at:
+            most = tirx.max(most, load(self.found, *each, own.value_size))
+        start = (
+            call(EXP_OF_NEGATIVE, own.sink(head) - load(largest, 0)) if SINKS in own else tirx.FloatImm("float32", 0.0)
+        )
+
+        def part(split: int) -> Stmt:
+            factor = load(factors, split)
+            return sequence(
+                store(
+                    factors,
+                    call(EXP_OF_NEGATIVE, load(self.found, *at[split], own.value_size) - load(largest, 0)),
+                    split,
+                ),
+                store(total, load(total, 0) + factor * load(self.found, *at[split], own.value_size + 1), 0),
+            )
+
+        def element(d: Expr) -> Stmt:
+            value = load(self.found, *at[0], d) * load(factors, 0)
+            for split in range(1, self.splits):
+                value = value + load(self.found, *at[split], d) * load(factors, split)
+            return own.stored(quotient(value, load(total, 0)), sample, query, head, d)
+
+        return sequence(
+            largest_made,
+            total_made,
+            factors_made,
+            store(largest, most, 0),
+            store(total, start, 0),
+            [part(split) for split in range(self.splits)],
+            in_vectors("d", own.value_size, self.lanes, element),
+        )
+
+
+def _block_keys(width: int, machine: Machine) -> int:
+    """Keys of a block that stay in the first cache while they are multiplied."""
+    lanes, keys = machine.lanes("float32"), _MOST_KEYS
+    while keys > lanes and 4 * keys * width > machine.l1_bytes * 2 // 3:
+        keys //= 2
+    return max(keys, lanes)
+
+
+def _splits(operands: CacheOperands, machine: Machine) -> int:
+    """Parts of the rows that make all cores equally busy."""
+    tasks = operands.key_heads * (operands.batch if isinstance(operands.batch, int) else 1)
+    if tasks >= CHUNKS_PER_CORE * machine.cores:
+        return 1
+    return machine.cores // math.gcd(tasks, machine.cores)

@@ -1,0 +1,252 @@
+"""Attention of many queries over a cache, at the speed of its arithmetic.
+
+A task takes as many rows (a query and one of the heads that share a key) as a register tile has, and goes through the
+keys that these may see by blocks: products with panels of packed keys, softmax, products with values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from schedules.attention.cache.description import BIAS, LOWEST, SINKS, CacheOperands
+from schedules.attention.cache.packed_rows import PackedRows
+from schedules.attention.cache.plain import quotient
+from schedules.attention.cache.softmax_block import RunningSoftmax, most_rows
+from schedules.attention.pairs import NarrowRows, in_vectors
+from schedules.codegen.nest import allocate, expression, load, repeat, sequence, store, vectorized
+from schedules.codegen.parallel import Extent, loops
+from schedules.codegen.register_tile import RegisterTile, multiply_add
+from schedules.instructions.bf16_dot import dot
+from schedules.instructions.vector_math import EXP_OF_NEGATIVE, call
+from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.machine import Machine
+
+_KEYS = 128  # of a block
+_MINUS_INFINITY = tirx.FloatImm("float32", float("-inf"))
+
+
+@dataclass(frozen=True, eq=False)
+class _Tile:
+    """Some rows of a head of keys of a sample, and what they may see."""
+
+    sample: Expr
+    key_head: Expr
+    first_row: Expr
+    position: Expr
+    rows: Expr
+    softmax: RunningSoftmax
+    queries: Any
+    weights: Any
+    ranges: Any
+
+
+class PromptWriter:
+    """Writes the kernel for any number of queries."""
+
+    def __init__(self, operands: CacheOperands, machine: Machine, *, narrow: bool) -> None:
+        self.operands, self.machine, self.narrow = operands, machine, narrow
+        self.lanes = machine.lanes("float32")
+        self.height = most_rows(machine)
+        self.combine = dot if narrow else multiply_add
+
+    def code(self) -> Stmt:
+        """Keys and values packed, then all tiles."""
+        own = self.operands
+        rows = tirx.Var("all_rows", "int64")
+        packed = PackedRows.of(own, self.machine, narrow=self.narrow)
+        whole = expression(own.queries) * own.group
+        tiles = tirx.floordiv(whole + (self.height - 1), expression(self.height))
+        extents = [Extent("sample", own.batch), Extent("key_head", own.key_heads), Extent("tile", tiles)]
+
+        def task(at: list[Expr]) -> Stmt:
+            # From both ends in turn: later queries see more keys, and each thread takes neighbouring tiles.
+            half = tirx.floordiv(at[2], expression(2))
+            place = tirx.Select(tirx.floormod(at[2], expression(2)) == 0, half, tiles - 1 - half)
+            return self._tile(packed, at[0], at[1], place * self.height)
+
+        most, most_made = allocate("most_rows", [1], "int64", "local")
+        found = repeat("sample", own.batch, lambda b: store(most, tirx.max(load(most, 0), own.rows_of(b)), 0))
+        return sequence(
+            most_made,
+            store(most, expression(1), 0),
+            found,
+            tirx.Bind(rows, load(most, 0)),
+            packed.made(rows),
+            loops(extents, task, self.machine, parallel=self.machine.cores > 1),
+        )
+
+    def _tile(self, packed: PackedRows, sample: Expr, key_head: Expr, first_row: Expr) -> Stmt:
+        own, height = self.operands, self.height
+        softmax, made = RunningSoftmax.of(height, _KEYS, own.value_size, self.machine, further=own.size)
+        ranges, ranges_made = allocate("ranges", [2, height], "int64")
+        queries = weights = None
+        if self.narrow:
+            queries, weights = NarrowRows.of("queries", height, own.size), NarrowRows.of("weights", height, _KEYS)
+            made = [*made, *queries.allocated(), *weights.allocated()]
+        names = ("row_0", "position", "rows")
+        first, position, rows = (tirx.Var(name, "int64") for name in names)
+        tile = _Tile(sample, key_head, first, position, rows, softmax, queries, weights, ranges)
+        begin, end = load(ranges, 0, 0), load(ranges, 1, height - 1)
+        start, count = tirx.Var("start_block", "int64"), tirx.Var("blocks", "int64")
+        return sequence(
+            made,
+            ranges_made,
+            tirx.Bind(first, first_row),
+            tirx.Bind(position, own.first_position(sample)),
+            tirx.Bind(rows, own.rows_of(sample)),
+            softmax.start(),
+            repeat("j", height, lambda j: self._row_start(tile, j)),
+            tirx.Bind(start, tirx.floordiv(begin, expression(_KEYS))),
+            tirx.Bind(count, tirx.max(tirx.floordiv(end + (_KEYS - 1), expression(_KEYS)) - start, expression(0))),
+            repeat("block", count, lambda b: self._block(packed, tile, (start + b) * _KEYS)),
+            repeat("j", height, lambda j: self._row_end(tile, j)),
+        )
+
+    def _place(self, tile: _Tile, j: Expr) -> tuple[Expr, Expr]:
+        """(query, head) of a row; behind the last one, that again."""
+        own = self.operands
+        group = expression(own.group)
+        row = tirx.min(tile.first_row + j, expression(own.queries) * own.group - 1)
+        return tirx.floordiv(row, group), tile.key_head * group + tirx.floormod(row, group)
+
+    def _row_start(self, tile: _Tile, j: Expr) -> Stmt:
+        """The query of a row, and what it sees."""
+        own = self.operands
+        query, head = (tirx.Var(name, "int64") for name in ("query", "head"))
+        places = self._place(tile, j)
+        first, end = own.range_of(tile.position, tile.rows, query)
+
+        def element(d: Expr) -> Stmt:
+            value = own.query(tile.sample, query, head, d)
+            return tile.queries.put(j, d, value) if self.narrow else tile.softmax.further.store(value, j, d)
+
+        return sequence(
+            tirx.Bind(query, places[0]),
+            tirx.Bind(head, places[1]),
+            store(tile.ranges, first, 0, j),
+            store(tile.ranges, end, 1, j),
+            in_vectors("d", own.size, self.lanes, element),
+        )
+
+    def _block(self, packed: PackedRows, tile: _Tile, start: Expr) -> Stmt:
+        """The keys from `start` on, at most `_KEYS`, that some row of the tile sees."""
+        height = self.height
+        first, count, panels = (tirx.Var(name, "int64") for name in ("block_first", "block_count", "block_panels"))
+        softmax, scores = tile.softmax, tile.softmax.scores
+        all_see = tirx.all(
+            load(tile.ranges, 0, height - 1) <= first, first + panels * packed.panel <= load(tile.ranges, 1, 0)
+        )
+
+        def weight(i: Any, k: Expr) -> Expr:
+            return tile.weights.pair(i, k) if self.narrow else scores.load(i, k)
+
+        def value(k: Expr, d: Expr) -> Expr:
+            step = tirx.floordiv(first, expression(2)) + k if self.narrow else first + k
+            return packed.value(tile.sample, tile.key_head, step, d)
+
+        return sequence(
+            tirx.Bind(first, start),
+            tirx.Bind(count, tirx.min(load(tile.ranges, 1, height - 1) - first, expression(_KEYS))),
+            tirx.Bind(panels, tirx.floordiv(count + (packed.panel - 1), expression(packed.panel))),
+            repeat("panel", panels, lambda p: self._scores(packed, tile, first, p)),
+            self._biased(tile, first, count) if BIAS in self.operands else None,
+            tirx.IfThenElse(
+                all_see,
+                tirx.Evaluate(tirx.IntImm("int32", 0)),
+                repeat("j", height, lambda j: self._masked(tile, first, panels * 2, j)),
+            ),
+            softmax.powers(panels * 2, tile.weights.put if self.narrow else None),
+            softmax.weighted(
+                tirx.floordiv(count + 1, expression(2)) if self.narrow else count, weight, value, self.combine
+            ),
+        )
+
+    def _scores(self, packed: PackedRows, tile: _Tile, first: Expr, panel: Expr) -> Stmt:
+        """Scores of all rows and a panel of keys."""
+        own, width = self.operands, packed.panel
+        registers = RegisterTile(self.height, width, self.lanes, "float32", self.combine)
+        place = tirx.floordiv(first, expression(width)) + panel
+
+        def query(i: int, step: Expr) -> Expr:
+            return tile.queries.pair(i, step) if self.narrow else tile.softmax.further.load(i, step)
+
+        def end(i: int, at: Expr, column: Expr) -> Stmt:
+            total = registers.sum(i, at)
+            value = total if BIAS in own else own.score(total, tile.sample, expression(0), expression(0), column)
+            return tile.softmax.scores.store(value, i, panel * width + column)
+
+        return sequence(
+            registers.code(
+                packed.steps,
+                query,
+                lambda k, column: packed.key(tile.sample, tile.key_head, place, k, column),
+                lambda i, column: tirx.FloatImm("float32", 0.0),
+                registers.each(end),
+            )
+        )
+
+    def _biased(self, tile: _Tile, first: Expr, count: Expr) -> Stmt:
+        """Scores of a block with what depends on their place."""
+        own, scores = self.operands, tile.softmax.scores
+        whole = tirx.floordiv(count, expression(self.lanes))
+
+        def row(j: Expr) -> Stmt:
+            query, head = (tirx.Var(name, "int64") for name in ("query", "head"))
+            places = self._place(tile, j)
+
+            def key(k: Expr) -> Stmt:
+                return scores.store(own.score(scores.load(j, k), tile.sample, head, query, first + k), j, k)
+
+            return sequence(
+                tirx.Bind(query, places[0]),
+                tirx.Bind(head, places[1]),
+                repeat(
+                    "vector", whole, lambda v: vectorized("lane", self.lanes, lambda lane: key(v * self.lanes + lane))
+                ),
+                repeat("rest", count - whole * self.lanes, lambda k: key(whole * self.lanes + k)),
+            )
+
+        return repeat("j", self.height, row)
+
+    def _masked(self, tile: _Tile, first: Expr, vectors: Expr, j: Expr) -> Stmt:
+        """-inf for the keys of a block that a row does not see."""
+        scores, lanes = tile.softmax.scores, self.lanes
+        bounds = [tirx.Var(name, "int32") for name in ("low", "high")]
+        places = [
+            tirx.Cast("int32", tirx.max(tirx.min(load(tile.ranges, side, j) - first, expression(_KEYS)), expression(0)))
+            for side in range(2)
+        ]
+
+        def key(v: Expr, lane: Expr) -> Stmt:
+            k = tirx.Cast("int32", v * lanes + lane)
+            seen = tirx.all(k >= bounds[0], k < bounds[1])
+            return scores.store(
+                tirx.Select(seen, scores.load(j, v * lanes + lane), _MINUS_INFINITY), j, v * lanes + lane
+            )
+
+        return sequence(
+            [tirx.Bind(bound, place) for bound, place in zip(bounds, places, strict=True)],
+            repeat("vector", vectors, lambda v: vectorized("lane", lanes, lambda lane: key(v, lane))),
+        )
+
+    def _row_end(self, tile: _Tile, j: Expr) -> Stmt:
+        """The result of a row."""
+        own, softmax = self.operands, tile.softmax
+        query, head = (tirx.Var(name, "int64") for name in ("query", "head"))
+        places = self._place(tile, j)
+        parts: list[Stmt] = [tirx.Bind(query, places[0]), tirx.Bind(head, places[1])]
+        factor = softmax.corrections.load(j)
+        if SINKS in own:
+            largest = softmax.largest.load(j)
+            most = tirx.max(tirx.max(own.sink(head), LOWEST), largest)
+            parts += [
+                softmax.corrections.store(call(EXP_OF_NEGATIVE, largest - most), j),
+                softmax.totals.store(softmax.totals.load(j) * factor + call(EXP_OF_NEGATIVE, own.sink(head) - most), j),
+            ]
+
+        def element(d: Expr) -> Stmt:
+            value = softmax.sums.load(j, d) * factor if SINKS in own else softmax.sums.load(j, d)
+            return own.stored(quotient(value, softmax.totals.load(j)), tile.sample, query, head, d)
+
+        return sequence(parts, in_vectors("d", own.value_size, self.lanes, element))

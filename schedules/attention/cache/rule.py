@@ -1,0 +1,67 @@
+"""Attention over a cache on a processor: one way for a few queries, one for many."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from schedules.attention.cache.decode import DecodeWriter
+from schedules.attention.cache.description import ATTRIBUTE, KEY, CacheOperands, parse
+from schedules.attention.cache.prompt import PromptWriter
+from schedules.codegen.nest import build_function
+from schedules.errors import NotScheduledError
+from schedules.gpu.machine import GpuMachine
+from schedules.instructions.row_sums import has_row_sums
+from schedules.ir.stages import Kernel, dtype_of
+from schedules.ir.tir import tirx
+from schedules.machine import Machine
+from schedules.rule import ScheduleRule, Workload
+
+_FEW_ROWS = 16  # queries times heads that share a key: below, packing keys for them costs more than it saves
+
+
+@dataclass(frozen=True)
+class CacheWorkload(Workload):
+    """What the kernel computes, as JSON, and its sizes (0 where dynamic)."""
+
+    description: str
+    queries: int
+    heads: int
+    key_heads: int
+    size: int
+    dtype: str
+
+
+class AttentionOverCache(ScheduleRule):
+    """Serves the kernels that carry a description of attention over a cache."""
+
+    name: ClassVar[str] = "attention-over-cache"
+    priority: ClassVar[int] = 90
+
+    def match(self, kernel: Any, machine: Machine) -> CacheWorkload | None:
+        text = (kernel.function.attrs or {}).get(ATTRIBUTE)
+        if text is None or isinstance(machine, GpuMachine) or not has_row_sums(machine.lanes("float32")):
+            return None
+        own = _operands(kernel.function)
+        queries = own.queries if isinstance(own.queries, int) else 0
+        return CacheWorkload(str(text), queries, own.heads, own.key_heads, own.size, dtype_of(own.buffers[KEY]))
+
+    def apply(self, kernel: Kernel, workload: Any, config: Any, machine: Machine) -> Any:
+        own = _operands(kernel.function)
+        few = max(1, _FEW_ROWS // own.group)
+        narrow = machine.bf16_dot_product and (own.description.rounds or dtype_of(own.buffers[KEY]) == "bfloat16")
+        if isinstance(own.queries, int):
+            is_few = own.queries <= few
+            body = DecodeWriter(own, machine, own.queries) if is_few else PromptWriter(own, machine, narrow=narrow)
+            return build_function(kernel, [body.code()], [])
+        decode = DecodeWriter(own, machine, few).code()
+        prompt = PromptWriter(own, machine, narrow=narrow).code()
+        return build_function(kernel, [tirx.IfThenElse(own.queries <= few, decode, prompt)], [])
+
+
+def _operands(function: Any) -> CacheOperands:
+    description = parse(str(function.attrs[ATTRIBUTE]))
+    buffers = [each for each in function.params if tirx.is_buffer_var(each)]
+    if len(buffers) != len(description.operands) + 1:
+        raise NotScheduledError("its parameters are not those that its description names")
+    return CacheOperands(description, buffers[:-1], buffers[-1])
