@@ -5,11 +5,16 @@ types and shapes of its parameters: the runtime has that function do it once, wh
 
 Where the manifest says that the last `n` parameters are stored smaller than `main` takes them, `EXPAND_ENTRY(*those)`
 returns what `main` takes in their place; the runtime calls it once, when it loads the module.
+
+Where `RUN_ENTRY(*inputs, *parameters, *PREPARE_ENTRY(*inputs))` is there, it gives what `main(*inputs, *parameters)`
+gives, and what the second returned serves all runs whose inputs have the same shapes, one run at a time.
 """
 
 MAIN_ENTRY = "main"
 CHECK_ENTRY = "tensorwright_check"
 EXPAND_ENTRY = "tensorwright_expand"
+PREPARE_ENTRY = "tensorwright_prepare"
+RUN_ENTRY = "tensorwright_run"
 
 CHECK_MARK = "tensorwright"
 """Begins the text of a check in a library: `MARK[what the check is for]`."""

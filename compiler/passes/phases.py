@@ -48,8 +48,10 @@ from compiler.passes.layout.plan_layout import plan_layout
 from compiler.passes.layout.split_dilated import split_dilated
 from compiler.passes.lower.check_parameters_once import check_parameters_once
 from compiler.passes.lower.check_sizes import check_sizes
+from compiler.passes.lower.drop_result_checks import drop_result_checks
 from compiler.passes.lower.name_checks import name_checks
 from compiler.passes.lower.order_sizes import order_sizes
+from compiler.passes.lower.prepare_runs import prepare_runs
 from compiler.passes.lower.share_shapes import share_shapes
 from compiler.passes.lower.tvm_passes import (
     annotate_patterns,
@@ -229,9 +231,12 @@ LOWER = (
     check_sizes,
     name_checks,
     share_shapes,
+    drop_result_checks,
     check_parameters_once,
+    prepare_runs,
     export_symbols,
 )
+LOWER_GPU = tuple(each for each in LOWER if each is not prepare_runs)  # its tensors are those of captured graphs
 
 # What phases 2 and 3 run depends on the compilation.
 PIPELINES = {
@@ -253,6 +258,6 @@ PIPELINES = {
         Phase("fuse", FUSE),
         Phase("schedule", SCHEDULE_GPU),
         Phase("plan-memory", PLAN_MEMORY),
-        Phase("lower", LOWER),
+        Phase("lower", LOWER_GPU),
     ),
 }

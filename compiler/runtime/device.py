@@ -36,6 +36,11 @@ class Device:
         """A tensor of the processor where kernels read it."""
         return tensor
 
+    def run(self, main: Any, tensors: Sequence[Any], kept: list[Any]) -> Any:
+        """TVM's array of results where the processor reads them, of a virtual machine's function for tensors of the
+        processor; see `place`."""
+        return main(*tensors)
+
     def place(self, tensors: Sequence[Any], kept: list[Any]) -> Sequence[Any]:
         """Tensors of the processor where kernels read them. `kept` is as long, and holds None at first, then what the
         next call may use again; nobody reads it any more by then."""
@@ -66,6 +71,9 @@ class CudaDevice(Device):
 
     def to_device(self, tensor: Any) -> Any:
         return _copied(tensor, tvm_ffi.device("cuda", self._index))
+
+    def run(self, main: Any, tensors: Sequence[Any], kept: list[Any]) -> Any:
+        return self.to_host(self.call(main, self.place(tensors, kept)))
 
     def place(self, tensors: Sequence[Any], kept: list[Any]) -> Sequence[Any]:
         # To allocate memory takes the driver longer than small models run.

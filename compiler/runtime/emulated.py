@@ -11,8 +11,9 @@ from compiler.artifact import Artifact
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.errors import IncompatibleArtifactError
 from compiler.runtime.executor import Inputs
-from compiler.runtime.inputs import InputBinder, Staging
+from compiler.runtime.inputs import InputBinder
 from compiler.runtime.machine import check_machine
+from compiler.runtime.staging import InputMemory
 from compiler.runtime.tensors import aligned_copy, array_over, tensor_over
 
 Array = np.ndarray[Any, Any]
@@ -85,7 +86,7 @@ class EmulatedExecutor:
         """The inputs as arrays by name."""
         manifest = self._artifact.manifest
         binder = InputBinder(manifest.inputs, manifest.requirements, manifest.indices)
-        tensors = binder.bind(inputs, [Staging() for _ in binder.specs])
+        tensors = binder.bind(inputs, InputMemory(len(binder.specs)))
         return {
             spec.name: array_over(tensor, spec.element).copy()
             for spec, tensor in zip(binder.specs, tensors, strict=True)

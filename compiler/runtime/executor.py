@@ -13,16 +13,28 @@ from compiler.errors import InputError
 from compiler.runtime.accelerator import load_accelerator
 from compiler.runtime.device import Device, device_for
 from compiler.runtime.failures import engine_error
-from compiler.runtime.inputs import Held, InputBinder, Staging
-from compiler.runtime.library import bound_main, check_arity, check_elf, check_parameters, expand_parameters
+from compiler.runtime.inputs import Held, InputBinder
+from compiler.runtime.library import (
+    bound_main,
+    can_prepare,
+    check_arity,
+    check_elf,
+    check_parameters,
+    expand_parameters,
+    prepared_main,
+)
 from compiler.runtime.machine import check_machine
 from compiler.runtime.outputs import OutputReader
+from compiler.runtime.staging import InputMemory
 from compiler.runtime.tensors import aligned_copy, array_over, is_usable, tensor_over
 from compiler.runtime.threads import in_force, run_with
 from targets import cpuinfo
 
 Inputs = Mapping[str, Any] | Sequence[Any]
 Array = np.ndarray[Any, Any]
+
+
+_NOTHING: frozenset[str] = frozenset()
 
 
 class Executor(Protocol):
@@ -47,14 +59,30 @@ class Executor(Protocol):
 class _Session:
     """A virtual machine with its own memory for inputs: what one run needs for itself."""
 
-    __slots__ = ("machine", "main", "placed", "staging")
+    __slots__ = ("_can_prepare", "_last", "_main", "_parameters", "_prepared", "machine", "memory", "placed")
 
     def __init__(self, machine: Any, parameters: Sequence[Any], inputs: int) -> None:
         self.machine = machine
         check_arity(self.machine, inputs + len(parameters))
-        self.main = bound_main(self.machine, parameters)
-        self.staging = [Staging() for _ in range(inputs)]
-        self.placed: list[Any] = [None] * inputs  # see `Device.place`
+        self.memory = InputMemory(inputs)
+        self.placed: list[Any] = [None] * inputs  # see `Device.run`
+        self._main = bound_main(self.machine, parameters)
+        self._parameters = parameters
+        self._can_prepare = can_prepare(machine)
+        self._last: Mapping[str, int] | None = None  # the sizes of the last run
+        self._prepared: Any = None  # the function for those sizes
+
+    def main(self) -> Any:
+        """The function of the inputs in `memory`: from the second run of the same sizes on, one for these alone."""
+        sizes = self.memory.sizes
+        if sizes != self._last:
+            self._last, self._prepared = sizes, None
+            return self._main
+        if self._prepared is None:
+            self._prepared = self._main
+            if self._can_prepare:
+                self._prepared = prepared_main(self.machine, self.memory.tensors, self._parameters)
+        return self._prepared
 
 
 class LocalExecutor:
@@ -111,23 +139,25 @@ class LocalExecutor:
         except IndexError:
             session = self._new_session()
         try:
-            tensors = self._binder.bind(inputs, session.staging)
+            tensors = self._binder.bind(inputs, session.memory)
         except InputError:
             self._idle.append(session)
             raise
         try:
-            placed = self._placed(tensors, session) if held is None else self._beside_held(tensors, session)
-            results = self._device.to_host(self._device.call(session.main, placed))
+            results = self._results(tensors, session, held is not None)
         except Exception as error:  # TVM raises whatever class its C++ side names
             # The session is dropped with its virtual machine, whose state after an error is nobody's promise.
             raise engine_error(error, len(tensors)) from error
-        named = self._reader.read(results, tensors, as_numpy, frozenset() if held is None else self._updated)
+        without = _NOTHING if held is None else self._updated
+        named = self._reader.read(results, session.memory.ranges, as_numpy, without)
         self._idle.append(session)
         return named
 
-    def _placed(self, tensors: list[Any], session: _Session) -> Sequence[Any]:
-        """The inputs where kernels read them; those that the run writes to are copies."""
-        return self._device.place(self._with_own_states(tensors), session.placed)
+    def _results(self, tensors: list[Any], session: _Session, held: bool) -> Any:
+        """TVM's array of results; `held`: the states are where kernels read them, and stay there."""
+        if held:
+            return self._device.to_host(self._device.call(session.main(), self._beside_held(tensors, session)))
+        return self._device.run(session.main(), self._with_own_states(tensors), session.placed)
 
     def _with_own_states(self, tensors: list[Any]) -> list[Any]:
         if not self._states:
@@ -168,12 +198,15 @@ class LocalExecutor:
 
     def prepare(self, inputs: Inputs) -> tuple[Any, Callable[[], Any]]:
         session = self._new_session()
-        bound = self._with_own_states(self._binder.bind(inputs, session.staging))
+        bound = self._with_own_states(self._binder.bind(inputs, session.memory))
         tensors = [self._device.to_device(each) for each in bound]
+
+        session.main()
+        main = session.main()  # what a second run takes
 
         def run() -> Any:
             _ = session, inputs  # the tensors lie in memory that these hold
-            return self._device.call(session.main, tensors)
+            return self._device.call(main, tensors)
 
         return session.machine, run
 

@@ -12,38 +12,13 @@ from compiler.artifact.dtypes import ELEMENT_TYPES, ElementType, as_carried
 from compiler.artifact.manifest import IndexRequirement, Requirement, TensorDescription
 from compiler.errors import InputError
 from compiler.runtime.requirements import RequirementChecker
-from compiler.runtime.tensors import (
-    ALIGNMENT,
-    array_over_strided,
-    empty_aligned,
-    is_usable,
-    tensor_over,
-)
+from compiler.runtime.staging import InputMemory, Staging
+from compiler.runtime.tensors import ALIGNMENT, array_over_strided, is_usable, tensor_over
 from compiler.runtime.tvm_runtime import tvm_ffi
 
 # Up to here copying costs less than finding out whether the memory can be used as it is.
 _ALWAYS_COPY_BYTES = 32 << 10
 _CPU_DEVICES = (1, 3)  # DLPack: ordinary memory, and CUDA's pinned host memory
-
-
-class Staging:
-    """Aligned memory of one input that a run copies into; reused as long as the shape stays the same."""
-
-    __slots__ = ("array", "shape", "tensor")
-
-    def __init__(self) -> None:
-        self.shape: tuple[int, ...] | None = None
-        self.array: np.ndarray[Any, Any] = np.empty(0)
-        self.tensor: Any = None
-
-    def filled(self, value: np.ndarray[Any, Any], element: ElementType) -> Any:
-        """TVM's tensor of this memory, after copying a value into it."""
-        if self.shape != value.shape:
-            self.shape = value.shape
-            self.array = empty_aligned(value.shape, element)
-            self.tensor = tensor_over(self.array, element)
-        self.array[...] = value
-        return self.tensor
 
 
 class Held:
@@ -88,38 +63,38 @@ class InputBinder:
         self._requirements = RequirementChecker(inputs, requirements, indices)
         self.specs = tuple(InputSpec(description) for description in inputs)
         self.names = tuple(spec.name for spec in self.specs)
-        # The shapes of the last arrays that fit, and the dimensions they gave: the next ones mostly have the same.
-        self._fitting: tuple[list[tuple[int, ...]], Dimensions] = ([], {})
+        self._itemsizes = tuple(spec.element.numpy.itemsize for spec in self.specs)
 
-    def bind(self, inputs: Any, staging: Sequence[Staging]) -> list[Any]:
-        """TVM's tensors for `main`, in its order.
+    def bind(self, inputs: Any, memory: InputMemory) -> list[Any]:
+        """TVM's tensors for `main`, in its order; `memory` is that of one run at a time.
 
         Raises:
             InputError: names, ranks, shapes, dimensions or element types do not fit, or what the model needs of them.
         """
-        values = self._in_order(inputs)
-        shapes = [value.shape for value in values if type(value) is np.ndarray or type(value) is Held]
-        known, dimensions = self._fitting
-        checked = shapes == known and len(shapes) == len(self.specs)
-        if not checked:
-            dimensions = {}
+        if not memory.copied_again(inputs):
+            self._bind(self._in_order(inputs), memory)
+        if self._requirements.any:
+            self._requirements.check(memory.sizes, memory.tensors)
+        return memory.tensors
+
+    def _bind(self, values: Sequence[Any], memory: InputMemory) -> None:
+        """Check every name, shape and element type, and keep the tensors in `memory`."""
+        dimensions: Dimensions = {}
         tensors = []
-        for spec, value, stage in zip(self.specs, values, staging, strict=True):
+        for spec, value, stage in zip(self.specs, values, memory.stages, strict=True):
             if type(value) is np.ndarray and value.dtype == spec.dtype:
-                if not checked and value.shape != spec.static:
+                if value.shape != spec.static:
                     _check_shape(spec, value.shape, dimensions)
                 tensors.append(_from_numpy(value, spec, stage))
             elif type(value) is Held:
-                if not checked and value.shape != spec.static:
+                if value.shape != spec.static:
                     _check_shape(spec, value.shape, dimensions)
                 tensors.append(value.tensor)
             else:
                 tensors.append(_from_other(value, spec, stage, dimensions))
-        if not checked and len(shapes) == len(self.specs):
-            self._fitting = shapes, dimensions
-        if self._requirements.any:
-            self._requirements.check({name: size for name, (size, _) in dimensions.items()}, tensors)
-        return tensors
+        memory.keep(tensors, {name: size for name, (size, _) in dimensions.items()}, self._itemsizes)
+        if all(_always_copied(value, spec) for value, spec in zip(values, self.specs, strict=True)):
+            memory.copies(self.names)
 
     def _in_order(self, inputs: Any) -> Sequence[Any]:
         if isinstance(inputs, Mapping):
@@ -181,6 +156,11 @@ def _check_shape(spec: InputSpec, shape: tuple[int, ...], dimensions: Dimensions
                 f"input {spec.name!r} has shape {list(shape)}: dimension {axis} ({wanted}) is {actual}, "
                 f"but {place} has {wanted} = {value}"
             )
+
+
+def _always_copied(value: Any, spec: InputSpec) -> bool:
+    """Whether an input is copied wherever its memory lies."""
+    return type(value) is np.ndarray and value.nbytes <= _ALWAYS_COPY_BYTES and not spec.carried
 
 
 def _from_numpy(value: np.ndarray[Any, Any], spec: InputSpec, stage: Staging) -> Any:

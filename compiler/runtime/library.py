@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compiler.artifact.entries import CHECK_ENTRY, EXPAND_ENTRY, MAIN_ENTRY
+from compiler.artifact.entries import CHECK_ENTRY, EXPAND_ENTRY, MAIN_ENTRY, PREPARE_ENTRY, RUN_ENTRY
 from compiler.errors import ArtifactError, IncompatibleArtifactError, InternalError
 from compiler.runtime.tvm_runtime import global_function
 
@@ -189,6 +189,20 @@ def bound_main(machine: Any, parameters: Sequence[Any]) -> Any:
     """`main` as a function of the inputs alone: the machine holds on to the parameters."""
     machine["save_function"](MAIN_ENTRY, "bound_main", 1, *parameters)
     return machine["bound_main"]
+
+
+def can_prepare(machine: Any) -> bool:
+    """Whether the module has `main` in two parts, for runs of equal sizes."""
+    return bool(machine.implements_function(PREPARE_ENTRY) and machine.implements_function(RUN_ENTRY))
+
+
+def prepared_main(machine: Any, inputs: Sequence[Any], parameters: Sequence[Any]) -> Any:
+    """`main` as a function of inputs that have the shapes of these, one run at a time.
+
+    The machine holds on to the parameters, and to the memory of every tensor between the two.
+    """
+    machine["save_function"](RUN_ENTRY, "prepared_main", 1, *parameters, *machine[PREPARE_ENTRY](*inputs))
+    return machine["prepared_main"]
 
 
 def check_parameters(machine: Any, parameters: Sequence[Any]) -> None:

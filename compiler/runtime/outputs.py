@@ -15,15 +15,20 @@ from compiler.runtime.tensors import aligned_copy, array_over, tensor_over
 from compiler.runtime.tvm_runtime import global_function, tvm_ffi
 
 Array = np.ndarray[Any, Any]
+_TENSOR = tvm_ffi.Tensor
 
 
 class MemoryRanges:
-    """Addresses in use by long-lived tensors (the parameters); answers whether an address lies in one of them."""
+    """Addresses in use by long-lived tensors (the parameters); answers whether an address lies in one of them.
+
+    Those that do are from `low` up to, not including, `high`.
+    """
 
     def __init__(self, arrays: Iterable[Array]) -> None:
         ranges = sorted((array.ctypes.data, array.ctypes.data + array.nbytes) for array in arrays if array.nbytes)
         self._starts = [start for start, _ in ranges]
         self._ends = [end for _, end in ranges]
+        self.low, self.high = (self._starts[0], self._ends[-1]) if ranges else (0, 0)
 
     def __contains__(self, address: int) -> bool:
         index = bisect_right(self._starts, address) - 1
@@ -33,18 +38,27 @@ class MemoryRanges:
 class OutputReader:
     """Gives out a run's results under their names; one for a module, used by all of its threads."""
 
-    def __init__(self, outputs: Sequence[TensorDescription], parameters: Iterable[Array]) -> None:
+    def __init__(
+        self,
+        outputs: Sequence[TensorDescription],
+        parameters: Iterable[Array],
+    ) -> None:
         self.names = tuple(output.name for output in outputs)
         self._elements = tuple(ELEMENT_TYPES[output.carrier or output.dtype] for output in outputs)
         self._carried = {output.name: ELEMENT_TYPES[output.dtype] for output in outputs if output.carrier is not None}
-        self._named = tuple(zip(range(len(outputs)), self.names, self._elements, strict=True))
+        plain = (element.carrier is element.numpy for element in self._elements)
+        self._named = tuple(zip(range(len(outputs)), self.names, self._elements, plain, strict=True))
         self._parameters = MemoryRanges(parameters)
         # Half the time of indexing TVM's array from Python.
         self._size = global_function("ffi.ArraySize")
         self._item = global_function("ffi.ArrayGetItem")
 
     def read(
-        self, results: Any, inputs: Sequence[Any], as_numpy: bool, without: frozenset[str] = frozenset()
+        self,
+        results: Any,
+        inputs: Sequence[tuple[int, int]],
+        as_numpy: bool,
+        without: frozenset[str] = frozenset(),
     ) -> dict[str, Any]:
         """The results by output name.
 
@@ -53,7 +67,7 @@ class OutputReader:
 
         Args:
             results: TVM's array of tensors.
-            inputs: the tensors that went in.
+            inputs: where the tensors lie that went in, (first address, the one after the last) each.
             without: names of outputs to leave out.
 
         Raises:
@@ -62,20 +76,25 @@ class OutputReader:
         self._check(results)
         named = {}
         given: list[int] = []
-        for index, name, element in self._named:
+        low, high = self._parameters.low, self._parameters.high
+        for index, name, element, plain in self._named:
             if name in without:
                 continue
             tensor = self._item(results, index)
-            if not isinstance(tensor, tvm_ffi.Tensor):
+            if not isinstance(tensor, _TENSOR):
                 raise InternalError(f"output {name!r} of the module is a {type(tensor).__name__}, not a tensor")
-            array = array_over(tensor, element) if as_numpy and element.carrier is element.numpy else None
+            array = array_over(tensor, element) if plain and as_numpy else None
             # Comparing numpy's types takes a tenth of the time that comparing with TVM's does.
             if array is None or array.dtype != element.numpy:
                 _check_dtype(name, tensor, element)
             if array is None and as_numpy:
                 array = array_over(tensor, element)
             address = tensor.data_ptr()
-            if address in given or address in self._parameters or _is_inside(address, inputs):
+            if (
+                address in given
+                or (low <= address < high and address in self._parameters)
+                or _is_inside(address, inputs)
+            ):
                 array = aligned_copy(array_over(tensor, element), element)
                 tensor = tensor_over(array, element)
             given.append(address)
@@ -108,11 +127,9 @@ def _decarried(value: Any, element: ElementType) -> Any:
     return tensor_over(aligned_copy(own, element), element)
 
 
-def _is_inside(address: int, tensors: Sequence[Any]) -> bool:
-    for tensor in tensors:
-        start = tensor.data_ptr()
-        if address == start:
-            return True
-        if address > start and address < start + tensor.numel() * ELEMENT_TYPES[str(tensor.dtype)].numpy.itemsize:
+def _is_inside(address: int, ranges: Iterable[tuple[int, int]]) -> bool:
+    """Whether an address lies in one of (start, end), or is the start of an empty one."""
+    for start, end in ranges:  # noqa: SIM110  (a third of the time of `any`)
+        if start <= address < end or address == start:
             return True
     return False

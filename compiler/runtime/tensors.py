@@ -65,9 +65,13 @@ def _writeable_alias(array: Array) -> Array:
     return np.asarray(_Memory(array))
 
 
+# NumPy before 2.2.5 marks every array that DLPack gave read-only.
+_MARKED_READ_ONLY = not np.from_dlpack(np.empty(1)).flags.writeable
+
+
 def _writeable(array: Array) -> Array:
-    """An array that DLPack gave; NumPy before 2.2.5 marks all of those read-only."""
-    return array if array.flags.writeable else _writeable_alias(array)
+    """An array that DLPack gave, writeable."""
+    return _writeable_alias(array) if _MARKED_READ_ONLY else array
 
 
 def view_as(tensor: Any, shape: tuple[int, ...], dtype: str) -> Any:

@@ -8,18 +8,13 @@ from typing import Any
 from tvm import relax
 from tvm.ir import GlobalVar, IRModule
 from tvm.relax.utils import copy_with_new_vars
-from tvm.tirx import IntImm
 from tvm_ffi import structural_equal
 
 from compiler.artifact.entries import CHECK_ENTRY, MAIN_ENTRY
 from compiler.passes.context import PipelineContext
+from compiler.passes.lower.shape_calls import CHECK_TYPE, EQUALS_NUMBER, MATCH_SHAPE, called, matched
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.substitution import called_functions, children, leaves
-
-_TYPE_CHECK = "vm.builtin.check_tensor_info"
-_SHAPE_CHECK = "vm.builtin.match_shape"
-_FIRST_CODE = 3  # of its arguments: tensor, heap, rank, then (code, value) for each dimension, then a context
-_EQUALS_NUMBER = 0  # the code of "this dimension is that number"; other codes read or write the heap
 
 Keep = Callable[[Any], bool]
 
@@ -97,18 +92,10 @@ def _checks_of(function: relax.Function, parameters: Sequence[Any]) -> set[Any]:
 def _is_check_of(binding: Any, parameters: Set[Any]) -> bool:
     """Whether a binding checks one of the parameters and does nothing else."""
     call = binding.value
-    if not isinstance(call, relax.Call) or not isinstance(call.op, relax.ExternFunc) or not call.args:
+    name = called(call)
+    if name not in (MATCH_SHAPE, CHECK_TYPE) or call.args[0] not in parameters:
         return False
-    if not isinstance(call.args[0], relax.Var) or call.args[0] not in parameters:
-        return False
-    if call.op.global_symbol == _SHAPE_CHECK:
-        return all(_number(code) == _EQUALS_NUMBER for code in call.args[_FIRST_CODE:-1:2])
-    return call.op.global_symbol == _TYPE_CHECK
-
-
-def _number(expression: Any) -> int | None:
-    value = getattr(expression, "value", expression)
-    return int(value) if isinstance(value, int | IntImm) else None
+    return name == CHECK_TYPE or all(code == EQUALS_NUMBER for code, _ in matched(call))
 
 
 def _check_function(main: relax.Function, count: int) -> relax.Function:

@@ -10,11 +10,16 @@ from tvm.ir import IRModule
 _HOST = "tirx.is_host_func"
 
 
+def is_shape_function(function: tirx.PrimFunc) -> bool:
+    """Whether a function computes on the shape heap."""
+    return bool(function.attrs and _HOST in function.attrs)
+
+
 def rewrite_shape_functions(mod: IRModule, rewrite: Callable[[tirx.PrimFunc], tirx.PrimFunc | None]) -> IRModule:
     """The module with each function on the shape heap replaced by what `rewrite` makes of it; None leaves it."""
     changed = {}
     for variable, function in mod.functions_items():
-        if isinstance(function, tirx.PrimFunc) and function.attrs and _HOST in function.attrs:
+        if isinstance(function, tirx.PrimFunc) and is_shape_function(function):
             rewritten = rewrite(function)
             if rewritten is not None:
                 changed[variable] = rewritten

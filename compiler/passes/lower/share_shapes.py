@@ -14,10 +14,10 @@ from tvm.ir import IRModule
 from tvm_ffi import StructuralKey
 
 from compiler.passes.context import PipelineContext
+from compiler.passes.lower.shape_calls import MAKE_SHAPE, called
 from compiler.passes.registry import graph_pass
 from schedules.ir.tvm_private import set_type
 
-_MAKE_SHAPE = "vm.builtin.make_shape"
 Made = dict[Any, Any]
 """Variables of the shapes made so far, by the arguments of their calls: the heap, and constants or places on it."""
 Names = dict[Any, Any]
@@ -64,9 +64,7 @@ def _shared(sequence: Any, made: Made, names: Names) -> Any:
 
 def _shape_key(value: Any) -> Any:
     """What a call that makes a shape makes it of; None for other values."""
-    if not isinstance(value, relax.Call) or not isinstance(value.op, relax.ExternFunc):
-        return None
-    if str(value.op.global_symbol) != _MAKE_SHAPE:
+    if called(value) != MAKE_SHAPE:
         return None
     return tuple(each if isinstance(each, relax.Var) else StructuralKey(each) for each in value.args)
 

@@ -34,7 +34,7 @@ def test_nothing_is_copied_on_the_way_in(pair: Module) -> None:
     assert x.data_ptr() % 64 == 0
     executor = pair._executor
     assert isinstance(executor, LocalExecutor)
-    tensors = executor._binder.bind([x, x], executor._idle[-1].staging)
+    tensors = executor._binder.bind([x, x], executor._idle[-1].memory)
     assert [tensor.data_ptr() for tensor in tensors] == [x.data_ptr()] * 2
 
 

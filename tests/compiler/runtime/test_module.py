@@ -160,6 +160,7 @@ def test_any_arrangement_in_memory(dense: Module, arrange: Any, rows: int) -> No
     ],
 )
 def test_wrong_names_and_containers(pair: Module, inputs: Any, message: str) -> None:
+    pair.run([GOOD, GOOD])  # the next run looks first whether its inputs are like these
     with pytest.raises(InputError, match=message):
         pair.run(inputs)
 

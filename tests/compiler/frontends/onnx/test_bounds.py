@@ -12,7 +12,8 @@ import compiler
 from compiler.driver.manifest_entries import requirements, tensor_descriptions
 from compiler.errors import InputError
 from compiler.frontends.onnx.frontend import import_onnx
-from compiler.runtime.inputs import InputBinder, Staging
+from compiler.runtime.inputs import InputBinder
+from compiler.runtime.staging import InputMemory
 
 HUGE = 2**62
 
@@ -218,10 +219,10 @@ def test_inputs_are_refused_before_a_run(case: tuple[str, dict[str, Any], dict[s
     model = import_onnx(model_of(graph))
     needed = requirements(model)
     binder = InputBinder(tensor_descriptions(model.inputs), needed["requirements"], needed["indices"])
-    staging = [Staging() for _ in good]
-    binder.bind(good, staging)
+    memory = InputMemory(len(good))
+    binder.bind(good, memory)
     with pytest.raises(InputError, match=message):
-        binder.bind(bad, staging)
+        binder.bind(bad, memory)
 
 
 COMPUTED = """(float[n] x, int64[k] i, int64[1] z, float[b, t] s)

@@ -1,0 +1,156 @@
+"""prepare-runs: runs of equal sizes share what depends on sizes alone.
+
+`main` checks its inputs, computes shapes, allocates each tensor and frees it again on every run, which is most of the
+time of a small network: an allocation costs four times what the call of a kernel does. Here all of that becomes a
+function of its own, `PREPARE_ENTRY`, whose results `RUN_ENTRY` takes beside the arguments of `main`. A runtime calls
+the first when sizes change and the second on every run; `main` stays as it is for one that does neither.
+
+What a caller gets is allocated in each run. A model whose shapes depend on values stays without the two entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tvm import relax, tirx
+from tvm.ir import GlobalVar, IRModule
+from tvm.relax.utils import copy_with_new_vars
+
+from compiler.artifact.entries import MAIN_ENTRY, PREPARE_ENTRY, RUN_ENTRY
+from compiler.passes.context import PipelineContext
+from compiler.passes.lower.shape_calls import (
+    ALLOCATE_HEAP,
+    CHECK_TYPE,
+    MAKE_SHAPE,
+    MATCH_SHAPE,
+    STORES,
+    called,
+    matched,
+)
+from compiler.passes.lower.shape_functions import is_shape_function
+from compiler.passes.registry import graph_pass
+from compiler.passes.rewriting.graph import operator_name
+from compiler.passes.rewriting.substitution import children, leaves
+
+_ALLOCATIONS = ("relax.vm.alloc_storage", "relax.vm.alloc_tensor")
+_FREE = "relax.vm.kill_object"
+_CHECKS = (MATCH_SHAPE, CHECK_TYPE)
+_READS_OF_HEAP = (MAKE_SHAPE, "vm.builtin.make_prim_value")
+# Builtins that hold on to no argument once the variable of their result is gone.
+_KEEP_NOTHING = (*_CHECKS, *_READS_OF_HEAP, "vm.builtin.reshape", "vm.builtin.read_if_cond", "vm.builtin.call_tir_dyn")
+
+
+@graph_pass("prepare-runs", summary="Share what depends on sizes alone between runs of equal sizes")
+def prepare_runs(mod: IRModule, context: PipelineContext) -> IRModule:
+    """After `lower-shapes` and the passes that check and share shapes."""
+    entry = next((var for var, _ in mod.functions_items() if var.name_hint == MAIN_ENTRY), None)
+    if entry is None or not isinstance(mod[entry].body, relax.SeqExpr):
+        return mod
+    split = _Split(mod, mod[entry], len(context.parameters))
+    if not split.worthwhile:
+        return mod
+    added = {GlobalVar(PREPARE_ENTRY): split.prepare(), GlobalVar(RUN_ENTRY): split.run()}
+    return IRModule({**dict(mod.functions_items()), **added}, mod.attrs, mod.global_infos)
+
+
+class _Split:
+    """Which bindings of `main` depend on the sizes of its inputs alone."""
+
+    def __init__(self, mod: IRModule, main: relax.Function, parameters: int) -> None:
+        self._mod = mod
+        self._main = main
+        self._inputs = list(main.params)[: len(main.params) - parameters]
+        self._bindings = [binding for block in main.body.blocks for binding in block.bindings]
+        self._escaping = self._found_escaping()
+        self._prepared: dict[Any, Any] = {}  # bindings by their variable
+        for binding in self._bindings:
+            if self._can_prepare(binding):
+                self._prepared[binding.var] = binding
+        self._left = [binding for binding in self._bindings if not self._is_done(binding)]
+
+    @property
+    def worthwhile(self) -> bool:
+        """Whether an allocation can be prepared, and nothing that is left writes to the shape heap."""
+        prepared = (binding.value for binding in self._prepared.values())
+        if not any(operator_name(value) in _ALLOCATIONS for value in prepared):
+            return False
+        return not any(self._writes_heap(call) for binding in self._left for call in _calls(binding.value))
+
+    def prepare(self) -> relax.Function:
+        """(*inputs) -> what `run` takes."""
+        result = relax.Tuple(self._used())
+        return _function(self._main, self._inputs, list(self._prepared.values()), result, PREPARE_ENTRY)
+
+    def run(self) -> relax.Function:
+        """(*inputs, *parameters, *what `prepare` gave) -> the results."""
+        parameters = [*self._main.params, *self._used()]
+        return _function(self._main, parameters, self._left, self._main.body.body, RUN_ENTRY)
+
+    def _used(self) -> list[Any]:
+        """The prepared variables that what is left reads, in the order in which they are made."""
+        read = {leaf for binding in self._left for leaf in leaves(binding.value)} | set(leaves(self._main.body.body))
+        return [variable for variable in self._prepared if variable in read]
+
+    def _is_done(self, binding: Any) -> bool:
+        """Whether a binding is prepared, or frees what is, or what is a result."""
+        if binding.var in self._prepared:
+            return True
+        if operator_name(binding.value) != _FREE:
+            return False
+        return binding.value.args[0] in self._prepared or binding.value.args[0] in self._escaping
+
+    def _can_prepare(self, binding: Any) -> bool:
+        value = binding.value
+        if not isinstance(binding, relax.VarBinding) or not isinstance(value, relax.Call):
+            return False
+        variables = [each for each in value.args if isinstance(each, relax.Var)]
+        name = called(value)
+        if name in _CHECKS:
+            return variables[0] in self._inputs and all(each in self._prepared for each in variables[1:])
+        if not all(each in self._prepared for each in variables):
+            return False
+        if operator_name(value) in _ALLOCATIONS:
+            return binding.var not in self._escaping
+        return name == ALLOCATE_HEAP or name in _READS_OF_HEAP or self._is_shape_function(value)
+
+    def _found_escaping(self) -> set[Any]:
+        """Variables whose memory the caller, or something outside of this function, may get."""
+        found = set(leaves(self._main.body.body))
+        for binding in reversed(self._bindings):
+            if binding.var in found or any(self._may_keep(call) for call in _calls(binding.value)):
+                found.update(leaves(binding.value))
+        return found
+
+    def _may_keep(self, call: Any) -> bool:
+        """Whether a call may hold on to an argument beyond the life of its result."""
+        name = called(call)
+        if name is not None:
+            return name != ALLOCATE_HEAP and name not in _KEEP_NOTHING
+        return not isinstance(call.op, GlobalVar) and operator_name(call) not in (*_ALLOCATIONS, _FREE)
+
+    def _writes_heap(self, call: Any) -> bool:
+        if called(call) == MATCH_SHAPE:
+            return any(code == STORES for code, _ in matched(call))
+        return self._is_shape_function(call)
+
+    def _is_shape_function(self, call: Any) -> bool:
+        if not isinstance(call.op, GlobalVar):
+            return False
+        callee = self._mod[call.op]
+        return isinstance(callee, tirx.PrimFunc) and is_shape_function(callee)
+
+
+def _calls(expression: Any) -> Iterator[Any]:
+    """Every call in an expression, branches included."""
+    if isinstance(expression, relax.Call):
+        yield expression
+    for child in children(expression):
+        yield from _calls(child)
+
+
+def _function(main: Any, parameters: Sequence[Any], bindings: list[Any], result: Any, name: str) -> relax.Function:
+    body = relax.SeqExpr([relax.BindingBlock(bindings)] if bindings else [], result)
+    ty = main.ret_ty if result.same_as(main.body.body) else relax.TupleType([each.ty for each in result.fields])
+    function = relax.Function(parameters, body, ty, main.is_pure, main.attrs)
+    return copy_with_new_vars(function).with_attr("global_symbol", name)

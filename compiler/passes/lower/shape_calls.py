@@ -1,0 +1,54 @@
+"""Calls of TVM's runtime on shapes, as `lower-shapes` writes them: names, and codes of their arguments.
+
+A match takes a tensor, the shape heap, the rank, then (code, value) for each dimension, and a context; a shape is made
+of the heap, the rank, and (code, value) for each dimension.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import relax
+from tvm.tirx import IntImm
+
+MAKE_SHAPE = "vm.builtin.make_shape"
+MATCH_SHAPE = "vm.builtin.match_shape"
+CHECK_TYPE = "vm.builtin.check_tensor_info"
+ALLOCATE_HEAP = "vm.builtin.alloc_shape_heap"
+
+_FIRST_CODE_OF_MATCH, _FIRST_CODE_OF_SHAPE = 3, 2
+EQUALS_NUMBER, STORES, EQUALS_PLACE = 0, 1, 3  # what a match does with a dimension
+IS_NUMBER, IS_PLACE = 0, 1  # what a dimension of a shape is
+
+Dimension = tuple[int | None, int | None]
+"""A code and its value: a number, or a place on the heap."""
+
+
+def called(call: Any) -> str | None:
+    """The name of the function of the runtime that a call calls; None for everything else."""
+    if not isinstance(call, relax.Call):
+        return None
+    name = getattr(call.op, "name", "")
+    callee = call.args[0] if name == "relax.call_builtin_with_ctx" else call.op
+    return str(callee.global_symbol) if isinstance(callee, relax.ExternFunc) else None
+
+
+def matched(call: Any) -> list[Dimension]:
+    """What a match does with each dimension."""
+    return _pairs(call.args[_FIRST_CODE_OF_MATCH:-1])
+
+
+def made(call: Any) -> list[Dimension]:
+    """What each dimension of a shape is."""
+    return _pairs(call.args[_FIRST_CODE_OF_SHAPE:])
+
+
+def number(expression: Any) -> int | None:
+    """The integer that an argument is."""
+    value = getattr(expression, "value", expression)
+    return int(value) if isinstance(value, int | IntImm) else None
+
+
+def _pairs(arguments: Any) -> list[Dimension]:
+    numbers = [number(each) for each in arguments]
+    return list(zip(numbers[::2], numbers[1::2], strict=True))

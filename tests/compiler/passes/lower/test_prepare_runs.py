@@ -1,0 +1,69 @@
+"""Runs of equal sizes share tensors, and every result stays the caller's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+import compiler
+import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
+from compiler.runtime import Module
+
+_HEADER = '<ir_version: 8, opset_import: ["" : 17]>'
+ROWS = (3, 3, 3, 5, 3, 3, 5, 5, 5, 0, 0, 0, 1, 1, 1)
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def _compiled(graph: str) -> Module:
+    return compiler.compile(onnx.parser.parse_model(f"{_HEADER} agraph {graph}"), threads=1, records=False)
+
+
+def _entries(module: Module) -> bool:
+    machine = module.prepare(
+        [np.zeros([2 if isinstance(size, str) else size for size in each.shape], each.dtype) for each in module.inputs]
+    )[0]
+    return bool(machine.implements_function("tensorwright_run"))
+
+
+# Softmax and MatMul are kernels of their own: their results are tensors between kernels.
+GRAPHS = {
+    "a chain": """(float[n, 4] x) => (float[n, 4] y)
+        <float[4, 4] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7}> {
+        a = Softmax(x) b = MatMul(a, w) c = Softmax(b) y = MatMul(c, w) }""",
+    "a result that is also read": """(float[n, 4] x) => (float[n, 4] a, float[n, 4] y) {
+        a = Softmax(x) b = Neg(a) y = Softmax(b) }""",
+    "a view of a tensor that is also read": """(float[n, 4] x) => (float[m, 2] v, float[n, 4] y)
+        <int64[2] s = {-1, 2}> { a = Softmax(x) v = Reshape(a, s) y = Softmax(a) }""",
+    "an input, and one tensor twice": """(float[n, 4] x) => (float[n, 4] x2, float[n, 4] a, float[n, 4] b) {
+        x2 = Identity(x) a = Softmax(x) b = Identity(a) }""",
+    "a branch": """(float[n, 4] x) => (float[n, 4] y) {
+        a = Softmax(x) sum = ReduceSum <keepdims = 0> (x) zero = Constant <value_float = 0.0> () c = Greater(sum, zero)
+        b = If (c) <then_branch = t () => (float[n, 4] u) { u = Identity(a) },
+                    else_branch = e () => (float[n, 4] v) { d = Neg(a) v = Softmax(d) }>
+        y = Softmax(b) }""",
+    "sizes that depend on values": """(float[n, 4] x) => (int64[2, k] i, float[n, 4] y) {
+        a = Softmax(x) i = NonZero(x) y = Softmax(a) }""",
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_results_of_many_runs(name: str) -> None:
+    module = _compiled(GRAPHS[name])
+    reference = onnx.reference.ReferenceEvaluator(onnx.parser.parse_model(f"{_HEADER} agraph {GRAPHS[name]}"))
+    generator = np.random.default_rng(0)
+    runs: list[tuple[Arrays, Arrays]] = []
+    for rows in ROWS:
+        inputs = {"x": generator.standard_normal((rows, 4), np.float32)}
+        runs.append((inputs, module.run(inputs)))
+    for inputs, outputs in runs:  # after all of them: none may lie in memory that a later run wrote
+        for expected, actual in zip(reference.run(None, inputs), outputs.values(), strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_which_models_are_prepared() -> None:
+    assert _entries(_compiled(GRAPHS["a chain"]))
+    assert not _entries(_compiled(GRAPHS["sizes that depend on values"]))
