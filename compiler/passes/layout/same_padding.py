@@ -47,7 +47,9 @@ def same_padding(builder: LayoutBuilder, padded: Any) -> SamePadding | None:
     if call is None or operator_name(call) != "relax.call_tir":
         return None
     attributes = builder.function(call.args[0]).attrs
+    if attributes is None or SAME not in attributes:
+        return None  # any kernel: its operands may be of any number
     data, fill, *_ = call.args[1].fields
-    if attributes is None or SAME not in attributes or not isinstance(fill, GenericConst):
+    if not isinstance(fill, GenericConst):
         return None
     return SamePadding(data, float(np.asarray(array_of(fill)).reshape(())), str(attributes[SAME]))

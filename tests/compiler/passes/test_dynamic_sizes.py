@@ -113,6 +113,17 @@ def test_padding_that_follows_from_sizes(mode: str) -> None:
     assert "fallback" not in used.values()
 
 
+def test_a_resized_image_is_convolved() -> None:
+    """What makes the operand of a convolution may be any kernel, here one of a single operand."""
+    x = np.random.default_rng(0).standard_normal((2, 4, 5, 6), np.float32)
+    proto = model(4, 2, [("Resize", {"mode": "nearest"}, [(0,), (4,)]), ("Conv", {"pads": [1] * 4}, [(8, 4, 3, 3)])])
+    scales = np.array([1, 1, 2, 2], np.float32)
+    proto.graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(scales, proto.graph.initializer[1].name))
+    module = compiler.compile(proto, shapes={"x": ("n", 4, 5, 6)})
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(module(x), session.run(None, {"x": x})[0], rtol=1e-4, atol=1e-4)
+
+
 def test_transposed_convolutions() -> None:
     """As many outputs a stride as inputs, and one less: a phase has none where there is one input."""
     nodes: list[Node] = [
