@@ -152,3 +152,9 @@ _TYPES = {
     "Q5_K": _BlockType(_SUPER, 176, _K5, _read_k(fifth=True)),
     "Q6_K": _BlockType(_SUPER, 210, BlockFormat(6, 16, zero=32, super_groups=16), _read_q6_k),
 }
+
+# Elements and bytes of a block of each type, and where its float16 scales stand.
+BLOCK_SIZES = {
+    name: (each.elements, each.size, {"Q6_K": (208,)}.get(name, (0, 2) if each.layout.minimum else (0,)))
+    for name, each in _TYPES.items()
+}
