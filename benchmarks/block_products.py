@@ -197,7 +197,7 @@ def measure(shape_name: str, name: str, options: argparse.Namespace, read: Any) 
         data = {"ids": np.arange(rows) % shape.vocabulary}
         runs, reads = [], []
         for _ in range(options.repeat if rows < 64 else max(3, options.repeat // 8)):
-            runs.append(timed(lambda data=data: module.run(data)))  # type: ignore[misc]
+            runs.append(timed(lambda data=data: module.run(data)))
             reads.append(timed(lambda: read(memory.ctypes.data, memory.size, options.threads)))
         rate = _READ_BYTES / min(reads)
         results.append(

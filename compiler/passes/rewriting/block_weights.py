@@ -16,12 +16,13 @@ from tvm import relax
 from compiler.passes.rewriting.graph import Expr
 from compiler.passes.rewriting.matching import Array, as_constant
 from schedules.instructions.bf16_dot import bfloat16_bits
+from schedules.matmul.bf16 import matmul_bf16
 from schedules.matmul.blocks.expressions import block_matmul, block_take
 from schedules.matmul.blocks.layout import FLOATS, PANEL, BlockFormat, pack_floats, pack_numbers, pack_planes
 from schedules.matmul.blocks.rounding import block_round
 from schedules.matmul.pack import FUSABLE
 
-ACTIVATIONS = ("int8", "float32")
+ACTIVATIONS = ("int8", "float32", "bfloat16")
 _OPAQUE = 8  # relax's pattern kind that is fused with nothing
 
 
@@ -154,11 +155,17 @@ def block_product(builder: relax.BlockBuilder, data: Expr, weight: BlockWeight, 
         data: of any, also symbolic, numbers of rows.
         weight: what to multiply with.
         activations: "int8" rounds each unit of 32 neighbours (16 where the weight's groups are of 16) of the data to
-            bytes with a scale of its own, and sums in integers; "float32" keeps them. Plain numbers are multiplied with
-            float32 data.
+            bytes with a scale of its own, and sums in integers; "bfloat16" rounds them to that where the weight is of
+            bfloat16 numbers; "float32" keeps them. What does not apply to a weight's format is "float32".
     """
     if activations not in ACTIVATIONS:
         raise ValueError(f"activations are {' or '.join(ACTIVATIONS)}, not {activations}")
+    if activations == "bfloat16" and weight.layout.numbers == "bfloat16":
+        # The layout is that of pairs along the depth.
+        columns, pairs = weight.columns, weight.constants()[0]
+        attrs = {"op_pattern": FUSABLE}
+        call = builder.call_te(matmul_bf16, data, pairs, columns, primfunc_name_hint="matmul", primfunc_attrs=attrs)
+        return builder.emit(call)
     if activations == "int8" and not weight.layout.numbers:
         units = weight.layout.padded_depth(weight.depth) // weight.layout.unit
         data = builder.emit(

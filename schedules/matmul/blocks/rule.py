@@ -18,7 +18,7 @@ from schedules.matmul.writer import MatmulWriter
 from schedules.rule import Workload
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
-# Rows of a tile whose weights are converted to float32: more make the code longer, not faster.
+# Rows of a tile whose weights are unpacked: more make the code longer, not faster.
 _UNPACKED_ROWS = 4
 
 
@@ -72,7 +72,7 @@ def _most_rows(workload: BlockWorkload, machine: Machine) -> int:
     vectors = _vectors(machine)
     plain = bool(BlockFormat.of_text(workload.layout).numbers)
     most = max(1, (machine.vector_registers - 2 * vectors - 2) // (vectors if plain else 2 * vectors))
-    return most if plain or workload.rounded else min(_UNPACKED_ROWS, most)
+    return most if plain else min(_UNPACKED_ROWS, most)
 
 
 def parts_of(kernel: Kernel) -> Parts | None:

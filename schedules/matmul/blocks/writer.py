@@ -27,7 +27,7 @@ from schedules.stages.fused_kernel import FusedKernel
 
 # How far ahead of their use words are asked for, in rows of a panel (128 bytes), and by tiles of how many rows at most.
 _WORDS_AHEAD = 32
-_FEW_ROWS = 2
+_FEW_ROWS = 4
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from compiler.frontends.onnx.context import NodeContext
 
 _MAXIMUM_ELEMENTS = 2**22
+# What only says how elements lie costs nothing, whatever their number.
+_REARRANGES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
 
 def fold(value: Runtime, opsets: dict[str, int]) -> np.ndarray | None:
@@ -24,7 +26,8 @@ def fold(value: Runtime, opsets: dict[str, int]) -> np.ndarray | None:
     if value.producer is None:
         return None
     producer = value.producer
-    arrays = [_known_array(item, opsets) for item in producer.inputs]
+    limit = None if producer.node.op_type in _REARRANGES else _MAXIMUM_ELEMENTS
+    arrays = [_known_array(item, opsets, limit) for item in producer.inputs]
     if any(a is None and item is not None for a, item in zip(arrays, producer.inputs, strict=True)):
         return None
     results = fold_node(producer.node, arrays, producer.opset, opsets)
@@ -32,9 +35,9 @@ def fold(value: Runtime, opsets: dict[str, int]) -> np.ndarray | None:
     return np.asarray(result) if isinstance(result, (np.ndarray, np.generic)) else None
 
 
-def _known_array(value: Value | None, opsets: dict[str, int]) -> np.ndarray | None:
+def _known_array(value: Value | None, opsets: dict[str, int], limit: int | None) -> np.ndarray | None:
     if isinstance(value, Constant):
-        return value.array if value.size <= _MAXIMUM_ELEMENTS else None
+        return value.array if limit is None or value.size <= limit else None
     return fold(value, opsets) if isinstance(value, Runtime) else None
 
 

@@ -115,6 +115,17 @@ def test_plain_numbers(numbers: str) -> None:
     check(BlockWeight.of_floats(values, numbers), wide, "float32", AVX2, (1, 9))
 
 
+@pytest.mark.parametrize("target", runnable())
+def test_bfloat16_weights_and_data(target: str) -> None:
+    import ml_dtypes
+
+    values, data = normal((40, 78)), normal((3, 78), seed=1)
+    weight = BlockWeight.of_floats(values, "bfloat16")
+    mod, _ = scheduled(product(weight, "bfloat16"), [(data.shape, "float32")], target)
+    wide, seen = (each.astype(ml_dtypes.bfloat16).astype(np.float64) for each in (values, data))
+    np.testing.assert_allclose(run(mod, target, [data]), seen @ wide.T + 1, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("target", runnable())
 def test_rounding_passes_nan_on(target: str, bad: float) -> None:

@@ -7,12 +7,18 @@ from typing import Any
 import numpy as np
 from tvm.relax import op as R
 
+from compiler.frontends.onnx.bounds import require_indices
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
 from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN
+from compiler.frontends.onnx.operators.tensor.indexing import elementwise_index, known_indices
 from compiler.frontends.onnx.registry import converter
-from compiler.frontends.onnx.values import Value
+from compiler.frontends.onnx.symbolic import expression
+from compiler.frontends.onnx.values import Constant, Value
+from compiler.passes.rewriting.block_weights import BlockWeight, block_product, block_rows
 from compiler.passes.rewriting.grouped_weights import grouped_rows
+
+_INT8_DATA = 4  # the accuracy level
 
 
 @converter("GatherBlockQuantized", domain=DOMAIN)
@@ -23,6 +29,9 @@ def gather_block_quantized(context: NodeContext) -> Any:
     is zero, and 0 otherwise.
     """
     op, bits = Composer(context), int(context.attribute("bits", 4))
+    stored = _stored_table(context, bits)
+    if stored is not None:
+        return op("Cast", context.runtime(stored, "float32"), to=op.number(context.dtype(2)))
     data, scales = context.constant(0), context.constant(2).astype(np.float32)
     zeros = context.constant(3) if context.has_input(3) else None
     axis = context.axis(context.attribute("quantize_axis", 1), data.ndim)
@@ -37,6 +46,33 @@ def gather_block_quantized(context: NodeContext) -> Any:
     table = (data.astype(np.float32) - offset) * _spread(scales, block, axis, length)
     stored = op("Cast", table, to=op.number(context.dtype(2)))
     return op("Gather", stored, context.value(1), axis=context.attribute("gather_axis", 0))
+
+
+def _stored_table(context: NodeContext, bits: int) -> Any | None:
+    """Rows of a table looked up in its blocks, as float32; None where blocks are no runs of a row."""
+    data, scales = context.constant(0), context.constant(2)
+    block = int(context.attribute("block_size", 128))
+    along = context.axis(context.attribute("quantize_axis", 1), data.ndim) == 1
+    if data.ndim != 2 or not along or context.axis(context.attribute("gather_axis", 0), 2) != 0 or block % 4:
+        return None
+    zeros: np.ndarray | None = context.constant(3) if context.has_input(3) else None
+    if context.dtype(0) == "uint8":
+        data = unpacked(data, bits)
+        zeros = np.full((1, 1), 2 ** (bits - 1), np.uint8) if zeros is None else unpacked(zeros, bits)
+    signed = np.int8 if data.dtype.kind == "i" else np.uint8
+    if zeros is not None and zeros.size > 1:
+        zeros = zeros[:, : scales.shape[1]]
+    weight = BlockWeight.of_integers(
+        data.astype(signed), scales, None if zeros is None else zeros.astype(signed), block, bits
+    )
+    size = weight.columns
+    known = known_indices(context, 1, size)
+    if known is None:
+        require_indices(context, 1, size)
+        places = elementwise_index(context, context.input(1), expression(size))
+    else:
+        places = Constant(known).expr()
+    return block_rows(context.block_builder, places, weight)
 
 
 def _spread(values: np.ndarray, block: int, axis: int, length: int) -> np.ndarray:
@@ -85,11 +121,15 @@ def matmul_n_bits(context: NodeContext) -> Value:
 
 
 def _narrow_product(context: NodeContext, op: Composer, weights: np.ndarray, bits: int, size: int) -> Value | None:
-    """The product with the integers as they are; None where scales are computed, or zero points are no integers."""
+    """The product with the integers as they are; None where scales are computed, or zero points are no integers.
+
+    At accuracy level 4 the data are rounded to 8-bit integers, as ONNX Runtime does.
+    """
     scales, zeros = context.known(2), None
     if scales is None or context.has_input(4):
         return None
     rows, blocks, block = weights.shape
+    rounds = int(context.attribute("accuracy_level", 0)) == _INT8_DATA and block % 4 == 0
     if context.has_input(3):
         raw = context.constant(3)
         if raw.dtype != np.uint8:
@@ -97,10 +137,15 @@ def _narrow_product(context: NodeContext, op: Composer, weights: np.ndarray, bit
         zeros = unpacked(raw.reshape(rows, -1), bits)[:, :blocks]
     else:
         zeros = np.full((rows, blocks), 2 ** (bits - 1), np.uint8)
-    values = weights.reshape(rows, -1)[:, :size]
-    matrix = grouped_rows(values, scales.reshape(rows, blocks), zeros, block, context.emit)
+    values, scales = weights.reshape(rows, -1)[:, :size], scales.reshape(rows, blocks)
     wide = op("Cast", context.value(0), to=op.number("float32"))
-    result: Value = op("MatMul", wide, context.runtime(context.emit(R.permute_dims(matrix)), "float32"))
+    if rounds:
+        weight = BlockWeight.of_integers(values, scales, zeros, block, bits)
+        product = block_product(context.block_builder, context.importer.builder.materialize(wide), weight)
+        result: Value = context.runtime(product, "float32")
+    else:
+        matrix = grouped_rows(values, scales, zeros, block, context.emit)
+        result = op("MatMul", wide, context.runtime(context.emit(R.permute_dims(matrix)), "float32"))
     if context.has_input(5):
         result = op("Add", result, op("Cast", context.value(5), to=op.number("float32")))
     dtype = context.dtype(0)

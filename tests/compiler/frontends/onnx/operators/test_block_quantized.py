@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -55,6 +57,38 @@ def test_matmul_n_bits(bits: int, zeros: bool) -> None:
     weights = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
     source = model([node], DEPTH, weights)
     check(source, DEPTH, wide.reshape(COLUMNS, -1)[:, :DEPTH].T, DEPTH * COLUMNS * bits // 8)
+
+
+def test_one_table_for_embedding_and_head_in_integers() -> None:
+    """As onnxruntime-genai writes it: the embedding is a reshape of the head's weight, which is too large to fold."""
+    columns, depth, block = 16_400, 512, 32
+    generator = np.random.default_rng(0)
+    packed = generator.integers(0, 256, (columns, depth // block, block // 2)).astype(np.uint8)
+    scales = generator.uniform(0.5, 2, (columns, depth // block)).astype(np.float16).astype(np.float32)
+    arrays: dict[str, np.ndarray] = {"b": packed, "s": scales, "shape": np.array([columns, depth // 2])}
+    sizes: dict[str, Any] = {"K": depth, "N": columns, "bits": 4, "block_size": block}
+    nodes = [
+        helper.make_node("Reshape", ["b", "shape"], ["d"]),
+        helper.make_node(
+            "GatherBlockQuantized", ["d", "ids", "s"], ["e"], domain="com.microsoft", bits=4, block_size=block
+        ),
+        helper.make_node("MatMulNBits", ["e", "b", "s"], ["y"], domain="com.microsoft", accuracy_level=4, **sizes),
+    ]
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["rows"])
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", None]) for name in ("e", "y")]
+    weights = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    graph = helper.make_graph(nodes, "g", [ids], outputs, weights)
+    module = compiler.compile(helper.make_model(graph, opset_imports=opsets, ir_version=10), threads=1)
+    places = np.array([0, 7, -1])
+    got = module.run({"ids": places})
+    table = ((bits_of(packed, 4).astype(np.float32) - 8) * scales[..., None]).reshape(columns, depth)
+    np.testing.assert_array_equal(got["e"], table[places])
+    wanted = table[places].astype(np.float64) @ table.T
+    assert np.abs(got["y"] - wanted).max() <= 0.01 * np.abs(wanted).max()
+    assert sum(parameter.nbytes for parameter in module.manifest.parameters) <= 1.05 * columns * depth * (
+        0.5 + 2 / block
+    )
 
 
 @pytest.mark.parametrize("axis", [0, 1])
