@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from tvm import relax, te, tirx
+from tvm.relax import op as R
 
 from compiler.frontends.onnx.bounds import limited, require, require_entries, require_shape, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
 from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN
 from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.structure import declared_size
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import Runtime, tensor_shape
+from compiler.passes.rewriting.state_writes import write_rows
+from schedules.attention.cache.call import cached_attention
 
 _KEY, _VALUE, _PAST_KEY, _PAST_VALUE, _LENGTHS, _TOTAL, _COSINES, _SINES, _POSITIONS, _BIAS = range(1, 11)
 _LAST_INPUT = _BIAS
@@ -24,7 +28,8 @@ def group_query_attention(context: NodeContext) -> list[Any]:
 
     Inputs: query (or query, key and value packed), key, value, past key and value (batch, heads, past, size), the last
     position of each sample, the total length, cosines and sines, positions, a bias of the scores. The cache may be
-    longer than what is in it: new entries go where each sample ends.
+    longer than what is in it: new entries go where each sample ends. A cache declared with the same sizes before and
+    after is one buffer, of which only the new entries are written.
     """
     _refuse_variants(context)
     return _Grouped(context).outputs()
@@ -52,32 +57,38 @@ class _Grouped:
         self.batch, self.length = context.shape(0)[0], context.shape(0)[1]
         self.past: Dim = context.shape(_PAST_KEY)[2] if context.has_input(_PAST_KEY) else 0
         (self.total,) = context.shape_values(_TOTAL)
-        self.capacity = context.arithmetic.maximum(self.past, self.total)
+        self.is_shared = self._is_shared()
+        self.capacity = self.past if self.is_shared else context.arithmetic.maximum(self.past, self.total)
         self._check_sizes()
         self.starts = self._starts()
 
     def outputs(self) -> list[Any]:
         """[result, present key, present value]."""
-        context, op = self.context, self.op
+        context = self.context
+        query, key = self.query, self.key
         if context.attribute("do_rotary", 0):
-            self.query, self.key = self._rotated(self.query), self._rotated(self.key)
-        key = self._with_past(self.key, _PAST_KEY)
-        value = self._with_past(self.value, _PAST_VALUE, tensor_shape(key.expr)[2])
-        scale = float(context.attribute("scale", 0.0))
-        result = op(
-            "Attention",
-            self.query,
-            key,
-            value,
-            self._mask(tensor_shape(key.expr)[2]),
-            scale=scale or None,
+            query, key = self._rotated(query), self._rotated(key)
+        keys = self._with_past(key, _PAST_KEY)
+        values = self._with_past(self.value, _PAST_VALUE, tensor_shape(keys.expr)[2])
+        window = int(context.attribute("local_window_size", -1))
+        call = cached_attention(
+            context.block_builder,
+            query,
+            keys.expr,
+            values.expr,
+            position=self.starts,
+            scale=float(context.attribute("scale", 0.0)) or None,
+            window=window if window > 0 else None,
             softcap=float(context.attribute("softcap", 0.0)),
+            bias=context.input(_BIAS) if context.has_input(_BIAS) else None,
         )
-        merged = op("Reshape", op("Transpose", result, perm=[0, 2, 1, 3]), int64s(0, 0, -1))
-        return [merged, key, value]
+        result = context.emit(call)
+        *outer, heads, size = tensor_shape(result)
+        merged = context.emit(R.reshape(result, [*outer, heads * size]))
+        return [context.runtime(merged, context.dtype(0)), keys, values]
 
     def _parts(self) -> list[Any]:
-        """Query, key and value as (batch, heads, length, size)."""
+        """Query, key and value as (batch, length, heads, size)."""
         context, op = self.context, self.op
         width = context.shape(0)[2]
         if not isinstance(width, int):
@@ -88,18 +99,36 @@ class _Grouped:
         else:
             size = width // sum(counts)
             parts = op.outputs(3, "Split", context.value(0), int64s(*(count * size for count in counts)), axis=2)
-        return [
-            part
-            if len(part.shape) == 4
-            else op("Transpose", op("Reshape", part, int64s(0, 0, count, -1)), perm=[0, 2, 1, 3])
-            for part, count in zip(parts, counts, strict=True)
-        ]
+        return [self._heads_apart(part, count) for part, count in zip(parts, counts, strict=True)]
+
+    def _heads_apart(self, part: Any, count: int) -> relax.Expr:
+        """(batch, length, heads, size) of (batch, length, width) or (batch, heads, length, size)."""
+        context, shape = self.context, part.shape
+        expr = context.importer.builder.materialize(part)
+        if len(shape) == 4:
+            return context.emit(R.permute_dims(expr, [0, 2, 1, 3]))
+        if not isinstance(shape[2], int) or shape[2] % count:
+            context.refuse(f"{count} heads do not divide a width of {shape[2]}")
+        return context.emit(R.reshape(expr, [*map(expression, shape[:2]), count, shape[2] // count]))
+
+    def _is_shared(self) -> bool:
+        """Whether past and present are declared as one buffer: inputs and outputs of the model of equal sizes."""
+        graph, node = self.context.importer.model.proto.graph, self.context.node
+        if self.context.scope.depth or not self.context.has_input(_PAST_KEY):
+            return False
+        declared = {
+            each.name: [declared_size(size) for size in each.type.tensor_type.shape.dim]
+            for each in (*graph.input, *graph.output)
+        }
+        names = [(node.input[_PAST_KEY], node.output[1]), (node.input[_PAST_VALUE], node.output[2])]
+        pairs = [(declared.get(past), declared.get(present)) for past, present in names]
+        return all(past and None not in past and past == present for past, present in pairs)
 
     def _check_sizes(self) -> None:
         """Keys, values, lengths and the bias must fit the queries."""
         context = self.context
         for name, part in (("the key", self.key), ("the value", self.value)):
-            require_shape(context, part.shape[:3], [self.batch, self.key_heads, self.length], name)
+            require_shape(context, tensor_shape(part)[:3], [self.batch, self.length, self.key_heads], name)
         require(context, context.arithmetic.product(context.shape(_LENGTHS)), "equal", self.batch)
         longest = context.arithmetic.add(self.past, self.length)
         require_values(context, _LENGTHS, 0, longest)
@@ -127,84 +156,81 @@ class _Grouped:
         expr = self.context.importer.builder.materialize(lengths)
         return self.context.emit_te(starts, expr, length, total, primfunc_name_hint="cache_starts")
 
-    def _rotated(self, tensor: Any) -> Any:
+    def _rotated(self, tensor: relax.Expr) -> relax.Expr:
+        """With the pairs of each head's first elements turned by the angles of its position, in one kernel."""
         context = self.context
-        positions = context.value(_POSITIONS) if context.has_input(_POSITIONS) else self._positions()
-        interleaved = context.attribute("rotary_interleaved", 0)
-        tables = context.value(_COSINES), context.value(_SINES)
-        size, half = tensor.shape[-1], self.context.shape(_COSINES)[-1]
-        rotated = 0 if size == 2 * half else 2 * half
-        return self.op(
-            "RotaryEmbedding", tensor, *tables, positions, interleaved=interleaved, rotary_embedding_dim=rotated
-        )
+        interleaved = bool(context.attribute("rotary_interleaved", 0))
+        tables = [context.input(index) for index in (_COSINES, _SINES)]
+        self._check_tables(tensor)
+        places = [context.input(_POSITIONS)] if context.has_input(_POSITIONS) else [self.starts]
 
-    def _positions(self) -> Runtime:
-        """Of each new entry: int64 (batch, length)."""
+        def rotated(x: te.Tensor, cosines: te.Tensor, sines: te.Tensor, place: te.Tensor) -> te.Tensor:
+            half = cosines.shape[1]
 
-        def positions(starts: te.Tensor, new: Any) -> te.Tensor:
-            return te.compute((starts.shape[0], new), lambda b, i: starts[b] + i, name="positions")
+            def wide(value: Any) -> Any:
+                return value if x.dtype == "float32" else tirx.Cast("float32", value)
 
-        expr = self.context.emit_te(
-            positions, self.starts, expression(self.length), primfunc_name_hint="cache_positions"
-        )
-        return self.context.runtime(expr, "int64")
+            def element(b: Any, i: Any, h: Any, d: Any) -> Any:
+                at = place[b, i] if len(place.shape) == 2 else place[b] + i
+                row = limited(at, 0, cosines.shape[0] - 1)
+                pair = tirx.min(d // 2 if interleaved else d % half, half - 1)
+                first = d % 2 < 1 if interleaved else d < half
+                step = 1 if interleaved else half
+                partner = tirx.max(tirx.min(tirx.Select(first, d + step, d - step), x.shape[3] - 1), 0)
+                other = wide(x[b, i, h, partner])
+                turned = wide(x[b, i, h, d]) * wide(cosines[row, pair]) + tirx.Select(first, -other, other) * wide(
+                    sines[row, pair]
+                )
+                turned = turned if x.dtype == "float32" else tirx.Cast(x.dtype, turned)
+                return tirx.Select(d < 2 * half, turned, x[b, i, h, d])
 
-    def _with_past(self, tensor: Any, index: int, capacity: Dim | None = None) -> Runtime:
-        """The cache with the new entries where each sample ends: (batch, heads, capacity, size)."""
+            return te.compute(x.shape, element, name="rotated")
+
+        return context.emit_te(rotated, tensor, *tables, *places, primfunc_name_hint="rotate")
+
+    def _check_tables(self, tensor: relax.Expr) -> None:
+        """Cosines and sines are of one shape and no wider than a head; given positions lie in them."""
+        context, size = self.context, tensor_shape(tensor)[3]
+        rows, half = context.shape(_COSINES)
+        require_shape(context, context.shape(_SINES), [rows, half], "the sines")
+        if not isinstance(half, int) or 2 * half > size:
+            context.refuse(f"tables of {half} columns for heads of size {size}")
+        if context.has_input(_POSITIONS):
+            require_shape(context, context.shape(_POSITIONS), [self.batch, self.length], "the positions")
+            require_values(context, _POSITIONS, 0, rows)
+        else:
+            require(context, rows, "at least", self.length)
+
+    def _with_past(self, new: relax.Expr, index: int, capacity: Dim | None = None) -> Runtime:
+        """The cache with the new entries (batch, length, heads, size) where each sample ends: (batch, heads, capacity,
+        size)."""
         context = self.context
-        new = context.importer.builder.materialize(tensor)
         operands = [new, self.starts]
+        batch, _, heads, size = tensor_shape(new)
         if context.has_input(index):
-            batch, heads, _, size = tensor_shape(new)
             operands.append(context.match_shape(context.input(index), [batch, heads, self.past, size]))
+        if self.is_shared:
+            rows = context.emit(R.permute_dims(new, [0, 2, 1, 3]))
+            written = write_rows(context.block_builder, operands[-1], rows, self.starts, 2)
+            return context.runtime(written, context.dtype(0))
 
         def place(entries: te.Tensor, starts: te.Tensor, *rest: Any) -> te.Tensor:
             *past, capacity = rest
 
             def element(b: Any, h: Any, t: Any, d: Any) -> Any:
                 zero = tirx.const(0, "int64")
-                inner = tirx.max(tirx.min(t - starts[b], entries.shape[2] - 1), zero)
-                fresh = entries[b, h, inner, d]
-                is_new = tirx.all(t >= starts[b], t < starts[b] + entries.shape[2])
+                inner = tirx.max(tirx.min(t - starts[b], entries.shape[1] - 1), zero)
+                fresh = entries[b, inner, h, d]
+                is_new = tirx.all(t >= starts[b], t < starts[b] + entries.shape[1])
                 nothing = tirx.const(0, entries.dtype)
                 if not past:
                     return tirx.Select(is_new, fresh, nothing)
                 is_old = tirx.all(t < starts[b], t < past[0].shape[2])
                 return tirx.Select(is_new, fresh, tirx.if_then_else(is_old, past[0][b, h, t, d], nothing))
 
-            shape = (entries.shape[0], entries.shape[1], capacity, entries.shape[3])
+            shape = (entries.shape[0], entries.shape[2], capacity, entries.shape[3])
             return te.compute(shape, element, name="cache")
 
         size = self.capacity if capacity is None else capacity
         expr = context.emit_te(place, *operands, expression(size), primfunc_name_hint="extend_cache")
-        return context.runtime(context.with_simple_sizes(expr), tensor.dtype)
-
-    def _mask(self, capacity: Dim) -> Runtime:
-        """What is added to the scores, (batch, 1 or heads, length, capacity): each sees itself and what is before."""
-        context = self.context
-        window = int(context.attribute("local_window_size", -1))
-        dtype = self.query.dtype
-        operands = [self.starts] + ([context.input(_BIAS)] if context.has_input(_BIAS) else [])
-
-        def masks(starts: te.Tensor, *rest: Any) -> te.Tensor:
-            *bias, new, capacity = rest
-            zero = tirx.const(0, "int64")
-            heads = bias[0].shape[1] if bias else 1
-
-            def element(b: Any, h: Any, i: Any, t: Any) -> Any:
-                last = starts[b] + i
-                allowed = t <= last
-                if window > 0:
-                    allowed = tirx.all(allowed, t > last - window)
-                added: Any = tirx.const(0.0, dtype)
-                if bias:
-                    sample = tirx.Select(bias[0].shape[0] == 1, zero, b)
-                    added = bias[0][sample, h, i, tirx.min(t, bias[0].shape[3] - 1)]
-                return tirx.Select(allowed, added, tirx.const(float("-inf"), dtype))
-
-            return te.compute((starts.shape[0], heads, new, capacity), element, name="mask")
-
-        expr = context.emit_te(
-            masks, *operands, expression(self.length), expression(capacity), primfunc_name_hint="causal_mask"
-        )
-        return context.runtime(expr, dtype)
+        return context.runtime(context.with_simple_sizes(expr), context.dtype(0))

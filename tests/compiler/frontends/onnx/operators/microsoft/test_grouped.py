@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from compiler.errors import UnsupportedModelError
-from tests.compiler.frontends.onnx.operators.onnxruntime_check import node_model
+from compiler.frontends.onnx import import_onnx
+from tests.compiler.frontends.onnx.operators.onnxruntime_check import node_model, run_reference
 from tests.compiler.frontends.onnx.operators.test_microsoft import _check, _f, _u8
-from tests.coverage.engine import import_and_build
+from tests.coverage.engine import Run, build, import_and_build
 
 _HEADS, _SIZE = 4, 16
 
@@ -51,6 +53,40 @@ def test_grouped_attention(inputs: dict[str, Any], attributes: dict[str, Any], t
     groups = inputs["pk"].shape[1]
     constants = ("t",) if total == "known" else ()
     _check("GroupQueryAttention", inputs, 3, constants=constants, num_heads=_HEADS, kv_num_heads=groups, **attributes)
+
+
+def test_a_shared_buffer_is_written_in_place() -> None:
+    """A prompt, then single tokens, in one cache of fixed capacity; each module's caches against ONNX Runtime's."""
+    groups, capacity, size = 1, 12, 16
+    tables = {"c": _f(capacity, size // 2), "s": _f(capacity, size // 2)}
+    cache = [np.zeros((2, groups, capacity, size), np.float32) for _ in range(2)]
+    run: Run | None = None
+    for past, new in ((0, 5), (5, 1), (6, 1)):
+        inputs = {"q": _f(2, new, 3 * size), "k": _f(2, new, size), "v": _f(2, new, size)}
+        inputs |= {"pk": cache[0], "pv": cache[1]}
+        inputs |= {"l": np.full(2, past + new - 1, np.int32), "t": np.array(past + new, np.int32)} | tables
+        model = node_model(
+            "GroupQueryAttention", inputs, 3, domain="com.microsoft", num_heads=3, kv_num_heads=groups, do_rotary=1
+        )
+        for value in (*model.graph.input[:3], *model.graph.output[:1]):
+            value.CopyFrom(helper.make_tensor_value_info(value.name, 1, [2, "new", None]))
+            value.type.tensor_type.shape.dim[2].dim_value = inputs.get(value.name, inputs["q"]).shape[2]
+        for value in model.graph.output[1:]:
+            value.CopyFrom(helper.make_tensor_value_info(value.name, 1, list(cache[0].shape)))
+        if run is None:
+            imported = import_onnx(model)
+            assert "update_state" in str(imported.mod)
+            assert "extend_cache" not in str(imported.mod)
+            run = build(imported)
+        expected = run_reference(model, inputs)
+        found = list(run(inputs).values())
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-5)
+        cache = found[1:]
+        for own, reference in zip(cache, expected[1:], strict=True):
+            np.testing.assert_allclose(own[:, :, : past + new], reference[:, :, : past + new], rtol=1e-5, atol=1e-6)
+    assert run is not None
+    with pytest.raises(Exception, match="outside of its capacity"):
+        run(inputs | {"l": np.full(2, capacity, np.int32), "t": np.array(capacity + 1, np.int32)})
 
 
 def test_variants_are_refused_by_name() -> None:
