@@ -206,17 +206,19 @@ class IndexRequirement(_Model):
 
 
 class StateDescription(_Model):
-    """A tensor that a session keeps: an input, and the output that is its next value, in the same memory.
+    """A tensor that a session keeps: an input, and the output that is its next value.
 
     Attributes:
-        input, output: names of the pair, of one shape and element type.
+        input, output: names of the pair, of one element type, and of one shape, where the run writes to the input.
         axis: the axis that holds rows, of which a session counts those in use; None: it is replaced as a whole.
+        grows: the output is longer than the input along `axis`, which a run leaves as it is; of no rows at first.
     """
 
     name: Name
     input: Name
     output: Name
     axis: Annotated[int, Field(ge=0, lt=64)] | None = None
+    grows: bool = False
 
 
 class PositionDescription(_Model):
@@ -308,10 +310,19 @@ class Manifest(_Model):
                 raise ValueError("two states have the same name, input or output")
         for state in self.states:
             given, result = inputs.get(state.input), outputs.get(state.output)
-            if given is None or result is None or (given.shape, given.dtype) != (result.shape, result.dtype):
-                raise ValueError(f"state {state.name!r} is no input and output of one shape and element type")
+            if given is None or result is None or given.dtype != result.dtype:
+                raise ValueError(f"state {state.name!r} is no input and output of one element type")
             if state.axis is not None and state.axis >= len(given.shape):
                 raise ValueError(f"state {state.name!r} has no axis {state.axis}")
+            if state.grows and (state.axis is None or not isinstance(given.shape[state.axis], str)):
+                raise ValueError(f"state {state.name!r} has no axis to grow along")
+            ranks = len(given.shape) == len(result.shape)
+            same = ranks and all(
+                one == other or (state.grows and axis == state.axis)
+                for axis, (one, other) in enumerate(zip(given.shape, result.shape, strict=True))
+            )
+            if not same:
+                raise ValueError(f"state {state.name!r} is no input and output of one shape")
         held = {state.input for state in self.states}
         if any(
             each.name not in held or (each.shape, each.dtype) != (inputs[each.name].shape, inputs[each.name].dtype)

@@ -53,6 +53,7 @@ def compile(
     example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     outputs: Sequence[str] | None = None,
+    state: Mapping[str, str] | Sequence[str] | None = None,
     precision: str = "float32",
     threads: int | None = None,
     passes: Mapping[str, PassLike | None] | None = None,
@@ -75,6 +76,9 @@ def compile(
         dynamic_shapes: which dimensions of them stay symbolic, as `torch.export.export` takes it.
         outputs: names of those to return, in this order (of an ONNX model any value of its main graph); all when None.
             What nothing else needs is not compiled.
+        state: what a session keeps (`Module.session`): of an ONNX model, the output that is the next value of an input,
+            where "*" stands for the same text in both: `{"past_key_values.*": "present.*"}`; None: pairs of the usual
+            names; {}: none. Of a PyTorch model, inputs that it writes to; buffers that it writes to always are states.
         precision: "float32", "bf16" or "float16" (or "fp32", "bfloat16", "fp16", ...). "bf16" rounds the operands of
             convolutions and of products with constant weights to bfloat16 (sums stay float32), and stores what lies
             between convolutions so; it needs a target with a bfloat16 dot product. Depthwise convolutions and attention
@@ -109,6 +113,7 @@ def compile(
         example_inputs=example_inputs,
         dynamic_shapes=dynamic_shapes,
         outputs=outputs,
+        state=state,
     )
     for note in model.notes:
         if is_silent(progress):

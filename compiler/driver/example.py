@@ -10,7 +10,7 @@ from compiler.artifact import Manifest
 from compiler.frontends.imported_model import ImportedModel
 from compiler.runtime import Module
 from compiler.runtime.random_inputs import random_inputs
-from compiler.runtime.state_sizes import states_of, symbols_of
+from compiler.runtime.state_sizes import state_symbols, symbols_of
 
 Arrays = Mapping[str, np.ndarray]
 _SYMBOLIC_SIZE = 2  # as of `random_inputs`
@@ -61,6 +61,6 @@ def with_example(module: Module, runner: Module, model: ImportedModel, given: Ar
 def _state_sizes(manifest: Manifest) -> dict[str, int]:
     """Sizes of the states' dimensions that no other input has: enough rows for one run."""
     told = set().union(*(symbols_of(each) for each in manifest.session_inputs))
-    open_sizes = set().union(*(symbols_of(each) for each in states_of(manifest))) - told
+    open_sizes = state_symbols(manifest) - told
     rows = manifest.position.rows if manifest.position is not None else 0
     return dict.fromkeys(sorted(open_sizes), max(_SYMBOLIC_SIZE, rows if isinstance(rows, int) else 0))

@@ -63,12 +63,12 @@ def requirements(model: ImportedModel) -> dict[str, Any]:
 def states(model: ImportedModel) -> dict[str, Any]:
     """Keyword arguments of `Artifact.create`: what a session of the model keeps."""
     position = model.position
-    states = [(each.name, each.input, each.output, each.axis) for each in model.states]
+    states = [(each.name, each.input, each.output, each.axis, each.grows) for each in model.states]
     described = [model.inputs, model.outputs, states, position] if states else []
     return {
         "state_format": hashlib.sha256(repr(described).encode()).hexdigest() if described else None,
         "states": tuple(
-            StateDescription(name=each.name, input=each.input, output=each.output, axis=each.axis)
+            StateDescription(**{name: value for name, value in vars(each).items() if name != "initial"})
             for each in model.states
         ),
         "position": None if position is None else PositionDescription(input=position.input, rows=position.rows),

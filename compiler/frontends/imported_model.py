@@ -70,6 +70,7 @@ class StateSpec:
         initial: its value at first, of its whole shape; None: zeros.
         axis: the axis that holds rows, one a step, where `PositionSpec` says how many of them are in use; its size, the
             capacity, may be a symbolic dimension. None: the value as a whole is replaced.
+        grows: the output is longer along `axis`, whose size is symbolic, and is another tensor; no rows at first.
     """
 
     name: str
@@ -77,6 +78,7 @@ class StateSpec:
     output: str
     initial: np.ndarray | None = None
     axis: int | None = None
+    grows: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,9 @@ class ImportedModel:
     nodes: Mapping[str, tuple[ModelNode, ...]] = field(default_factory=dict)
 
     def state_positions(self) -> tuple[tuple[int, int], ...]:
-        """Of each state, the position of its input among `inputs` and of its output among `outputs`."""
+        """Of each state that is updated in place, the position of its input and of its output."""
         inputs, outputs = ([spec.name for spec in specs] for specs in (self.inputs, self.outputs))
-        return tuple((inputs.index(each.input), outputs.index(each.output)) for each in self.states)
+        return tuple((inputs.index(each.input), outputs.index(each.output)) for each in self.states if not each.grows)
 
     def __repr__(self) -> str:
         inputs, outputs = (shortened(specs, separator="; ") for specs in (self.inputs, self.outputs))

@@ -22,6 +22,7 @@ from compiler.support.compile_lock import one_at_a_time
 Dimension = int | str
 Shapes = Mapping[str, Sequence[Dimension]]
 Constants = Mapping[str, np.ndarray]
+State = Mapping[str, str] | Sequence[str] | None
 
 SOURCES = (
     "a path to an .onnx or .pt2 file, an onnx.ModelProto or its bytes, a torch.nn.Module with example_inputs, "
@@ -38,6 +39,7 @@ def import_model(
     example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     outputs: Sequence[str] | None = None,
+    state: State = None,
 ) -> ImportedModel:
     """Import a model of any supported source.
 
@@ -49,6 +51,7 @@ def import_model(
         example_inputs: positional arguments of a `torch.nn.Module`, or a dictionary of keyword arguments.
         dynamic_shapes: as of `torch.export.export`, for a `torch.nn.Module`.
         outputs: names of those to return, in this order; all when None.
+        state: as `compile` takes it.
 
     Raises:
         InvalidModelError, UnsupportedModelError, InputValueRequiredError, InputError, OptionError, StorageError.
@@ -56,16 +59,18 @@ def import_model(
     _check_forms(shapes, constants)
     if isinstance(source, str | Path):
         _only_for_torch_modules(example_inputs, dynamic_shapes)
-        return _import_file(Path(source), shapes, constants, outputs)
+        return _import_file(Path(source), shapes, constants, outputs, state)
     if isinstance(source, onnx.ModelProto | bytes):
         _only_for_torch_modules(example_inputs, dynamic_shapes)
-        return import_onnx(source, shapes=shapes, constants=constants, outputs=outputs)
+        return import_onnx(source, shapes=shapes, constants=constants, outputs=outputs, state=_pairs(state))
     if isinstance(source, ImportedModel):
-        _check_no_import_options(shapes, constants, example_inputs, dynamic_shapes, outputs)
+        _check_no_import_options(shapes, constants, example_inputs, dynamic_shapes, outputs, state)
         # Without what a technique added, so that the next one can add its own.
         return ImportedModel(**{each.name: getattr(source, each.name) for each in fields(ImportedModel)})
     if isinstance(source, tvm.IRModule):
         _only_for_torch_modules(example_inputs, dynamic_shapes)
+        if state:
+            raise OptionError("state= does not apply to a Relax module", "give an ImportedModel with its states")
         return import_relax(source, shapes=shapes, constants=constants, outputs=outputs)
     if _is_torch_model(source):
         from compiler.frontends.torch import import_torch
@@ -77,6 +82,7 @@ def import_model(
             example_inputs=example_inputs,
             dynamic_shapes=dynamic_shapes,
             outputs=outputs,
+            state=_names(state),
         )
     raise OptionError(f"a {type(source).__name__} is not a model", f"give {SOURCES}")
 
@@ -94,8 +100,24 @@ def _check_forms(shapes: Shapes | None, constants: Constants | None) -> None:
             )
 
 
+def _pairs(state: State) -> Mapping[str, str] | None:
+    """The option for an ONNX model. Raises OptionError for what is no dictionary of names."""
+    if state is not None and not isinstance(state, Mapping):
+        raise OptionError('state= of an ONNX model pairs inputs with outputs: {"past_key_values.*": "present.*"}')
+    return state
+
+
+def _names(state: State) -> Sequence[str] | None:
+    """The option for a PyTorch model. Raises OptionError for what is no sequence of names."""
+    if isinstance(state, Mapping | str):
+        if not state:
+            return None
+        raise OptionError('state= of a PyTorch model names inputs that it writes to: ["key_cache"]')
+    return state
+
+
 def _import_file(
-    path: Path, shapes: Shapes | None, constants: Constants | None, outputs: Sequence[str] | None
+    path: Path, shapes: Shapes | None, constants: Constants | None, outputs: Sequence[str] | None, state: State
 ) -> ImportedModel:
     check_exists(path)
     if path.is_dir():
@@ -103,10 +125,10 @@ def _import_file(
     if path.suffix == ".pt2":
         from compiler.frontends.torch import import_torch_file
 
-        return import_torch_file(path, shapes=shapes, constants=constants, outputs=outputs)
+        return import_torch_file(path, shapes=shapes, constants=constants, outputs=outputs, state=_names(state))
     if path.suffix == ".twm":
         raise InvalidModelError(f"{path} is compiled already", "run it with tensorwright.load(path).run(...)")
-    return import_onnx(path, shapes=shapes, constants=constants, outputs=outputs)
+    return import_onnx(path, shapes=shapes, constants=constants, outputs=outputs, state=_pairs(state))
 
 
 def _only_for_torch_modules(example_inputs: object, dynamic_shapes: object) -> None:
@@ -120,7 +142,7 @@ def _only_for_torch_modules(example_inputs: object, dynamic_shapes: object) -> N
 def _check_no_import_options(*options: object) -> None:
     if any(options):
         raise OptionError(
-            "shapes, constants, example_inputs, dynamic_shapes and outputs do not apply to an imported model",
+            "shapes, constants, example_inputs, dynamic_shapes, outputs and state do not apply to an imported model",
             "give them to the call that imported it",
         )
 

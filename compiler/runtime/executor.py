@@ -109,9 +109,12 @@ class LocalExecutor:
         self._parameters = self._expanded(placed, manifest.compact_parameters, threads)
         self._binder = InputBinder(manifest.inputs, manifest.requirements, manifest.indices)
         self._reader = OutputReader(manifest.outputs, arrays)
-        states = {state.input: state.output for state in manifest.states}
-        self._states = [index for index, name in enumerate(self._binder.names) if name in states]
-        self._updated = frozenset(states.values())
+        places = {name: index for index, name in enumerate(self._binder.names)}
+        self._states = [places[state.input] for state in manifest.states if not state.grows]
+        self._held = frozenset(places[state.input] for state in manifest.states)
+        results = {output.name: index for index, output in enumerate(manifest.outputs)}
+        self._grown = [(state.input, results[state.output]) for state in manifest.states if state.grows]
+        self._updated = frozenset(state.output for state in manifest.states)
         # Taking from and adding to a list's end are atomic.
         self._idle: list[_Session] = [self._new_session()]
         check_parameters(self._idle[0].machine, self._parameters)
@@ -133,7 +136,7 @@ class LocalExecutor:
     def _on(self, threads: int, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return run() if in_force(threads) else run_with(threads, run)
 
-    def _run(self, inputs: Inputs, held: Mapping[str, Any] | None, as_numpy: bool) -> dict[str, Any]:
+    def _run(self, inputs: Inputs, held: dict[str, Any] | None, as_numpy: bool) -> dict[str, Any]:
         try:
             session = self._idle.pop()
         except IndexError:
@@ -144,7 +147,7 @@ class LocalExecutor:
             self._idle.append(session)
             raise
         try:
-            results = self._results(tensors, session, held is not None)
+            results = self._results(tensors, session, held)
         except Exception as error:  # TVM raises whatever class its C++ side names
             # The session is dropped with its virtual machine, whose state after an error is nobody's promise.
             raise engine_error(error, len(tensors)) from error
@@ -153,10 +156,12 @@ class LocalExecutor:
         self._idle.append(session)
         return named
 
-    def _results(self, tensors: list[Any], session: _Session, held: bool) -> Any:
-        """TVM's array of results; `held`: the states are where kernels read them, and stay there."""
-        if held:
-            return self._device.to_host(self._device.call(session.main(), self._beside_held(tensors, session)))
+    def _results(self, tensors: list[Any], session: _Session, held: dict[str, Any] | None) -> Any:
+        """TVM's array of results; states held are where kernels read them, and stay there."""
+        if held is not None:
+            computed = self._device.call(session.main(), self._beside_held(tensors, session))
+            self._take_grown(computed, tensors, held)
+            return self._device.to_host(computed)
         return self._device.run(session.main(), self._with_own_states(tensors), session.placed)
 
     def _with_own_states(self, tensors: list[Any]) -> list[Any]:
@@ -170,7 +175,7 @@ class LocalExecutor:
 
     def _beside_held(self, tensors: list[Any], session: _Session) -> Sequence[Any]:
         """The inputs where kernels read them; states are there already."""
-        given = [index for index in range(len(tensors)) if index not in self._states]
+        given = [index for index in range(len(tensors)) if index not in self._held]
         kept = [session.placed[index] for index in given]
         placed = list(tensors)
         for index, tensor in zip(given, self._device.place([tensors[index] for index in given], kept), strict=True):
@@ -178,6 +183,16 @@ class LocalExecutor:
         for index, tensor in zip(given, kept, strict=True):
             session.placed[index] = tensor
         return placed
+
+    def _take_grown(self, results: Any, tensors: list[Any], held: dict[str, Any]) -> None:
+        """States that are other tensors now; what lies in memory of the caller is copied."""
+        for name, index in self._grown:
+            tensor = results[index]
+            if any(tensor.data_ptr() == each.data_ptr() for each in tensors):
+                element = self._element(name)
+                (host,) = self._device.to_host([tensor])
+                tensor = self._device.to_device(tensor_over(aligned_copy(array_over(host, element), element), element))
+            held[name] = Held(tensor)
 
     def hold(self, states: Mapping[str, Array]) -> dict[str, Any]:
         held = {}

@@ -13,7 +13,17 @@ from compiler.artifact import TensorDescription
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.errors import InputError, OptionError
 from compiler.runtime.session_file import SavedStates, read_states, write_states
-from compiler.runtime.state_sizes import are_known, capacity_of, completed, given_sizes, rows_of_run, shape_of
+from compiler.runtime.state_sizes import (
+    are_known,
+    capacity_of,
+    completed,
+    given_sizes,
+    grown_length,
+    grown_sizes,
+    rows_of_run,
+    shape_of,
+    state_symbols,
+)
 
 if TYPE_CHECKING:
     from compiler.runtime.module import Module
@@ -40,6 +50,8 @@ class Session:
         self._inputs = {each.name: each for each in manifest.inputs if each.name in self._states}
         self._own = tuple(each.name for each in manifest.session_inputs)
         self._sizes = given_sizes(manifest, capacity, sizes)
+        self._grown = [state for state in manifest.states if state.grows]
+        self._limit = capacity if self._grown else None
         self._held: dict[str, Any] | None = None
         self._length = 0
         self._lock = threading.Lock()
@@ -56,8 +68,8 @@ class Session:
 
     @property
     def capacity(self) -> int | None:
-        """How many rows there are; None where that is not known yet, or no state has rows."""
-        return capacity_of(self._manifest, self._sizes)
+        """How many rows there is room for; None where there is no limit, or it is not known yet."""
+        return self._limit if self._grown else capacity_of(self._manifest, self._sizes)
 
     @property
     def states(self) -> dict[str, Array]:
@@ -87,19 +99,34 @@ class Session:
         with self._lock:
             if self._held is None:
                 self._allocate(completed(self._manifest, self._sizes, named))
-            rows = rows_of_run(self._manifest, named)
-            capacity = self.capacity
-            if capacity is not None and self._length + rows > capacity:
-                raise InputError(
-                    f"the session is full: {self._length} of {capacity} rows are in use, and this run adds {rows}",
-                    "open it with a larger capacity (module.session(capacity=...)), or rewind or reset it",
-                )
+            length = self._length_after(named)
             self._add_position(named)
             assert self._held is not None
             module = self._module
             results = module._executor.step(named, self._held, module.threads, as_numpy=outputs == "numpy")
-            self._length += rows
+            self._length = self._grown_length() if self._grown else length
         return results
+
+    def _length_after(self, named: dict[str, Any]) -> int:
+        """How many rows are in use after a run. Raises InputError where there is no room for them."""
+        length = self._length + rows_of_run(self._manifest, named)
+        if self._grown:
+            sizes = {**completed(self._manifest, self._sizes, named), **grown_sizes(self._manifest, self._length)}
+            known = grown_length(self._manifest, sizes)
+            length = self._length if known is None else known
+        capacity = self.capacity
+        if capacity is not None and length > capacity:
+            raise InputError(
+                f"the session is full: {self._length} of {capacity} rows are in use, and this run adds "
+                f"{length - self._length}",
+                "open it with a larger capacity (module.session(capacity=...)), or rewind or reset it",
+            )
+        return length
+
+    def _grown_length(self) -> int:
+        assert self._held is not None
+        state = self._grown[0]
+        return int(np.shape(self._held[state.input])[state.axis or 0])
 
     def reset(self) -> None:
         """Back to the initial states."""
@@ -115,12 +142,18 @@ class Session:
         """
         with self._lock:
             whole = [state.name for state in self._states.values() if state.axis is None]
-            if self._manifest.position is None or whole:
+            if (self._manifest.position is None and not self._grown) or whole:
                 what = f"state {whole[0]!r} is replaced by each run" if whole else "the module counts no rows"
                 raise OptionError(f"the session cannot be rewound: {what}", "fork it before a run that may be undone")
             if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= self._length:
                 raise OptionError(f"cannot rewind by {count!r}: {self._length} row(s) are in use")
             self._length -= count
+            if self._grown and self._held is not None:
+                executor = self._module._executor
+                arrays = executor.read(self._held)
+                self._held = executor.hold(
+                    {name: self._used(name, array, self._length) for name, array in arrays.items()}
+                )
 
     def fork(self) -> Session:
         """Another session in the same state; from then on each goes its own way."""
@@ -203,7 +236,7 @@ class Session:
     def _allocate(self, sizes: Mapping[str, int], saved: SavedStates | None = None) -> None:
         arrays = {}
         for name, description in self._inputs.items():
-            shape = shape_of(description, sizes)
+            shape = shape_of(description, {**sizes, **grown_sizes(self._manifest, saved.length if saved else 0)})
             initial = self._module.artifact.initial_states.get(name)
             dtype = ELEMENT_TYPES[description.carrier or description.dtype].numpy
             array = np.zeros(shape, dtype) if initial is None else np.array(initial)
@@ -211,12 +244,12 @@ class Session:
                 self._used(name, array, saved.length)[...] = saved.arrays[name]
             arrays[name] = array
         self._held = self._module._executor.hold(arrays)
-        self._sizes = dict(sizes)
+        self._sizes = {name: sizes[name] for name in state_symbols(self._manifest)}
 
     def _used(self, name: str, array: Array, length: int) -> Array:
         """The rows of a state that are in use, as a view."""
         axis = self._states[name].axis
-        if axis is None or self._manifest.position is None:
+        if axis is None or (self._manifest.position is None and not self._states[name].grows):
             return array
         return array[(slice(None),) * axis + (slice(0, length),)]
 

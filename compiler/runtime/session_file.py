@@ -19,7 +19,7 @@ from compiler.artifact import Manifest, TensorDescription
 from compiler.artifact.storage import read_mapped, write_atomically
 from compiler.artifact.tensors import Blob, read_blob
 from compiler.errors import ArtifactError, InputError
-from compiler.runtime.state_sizes import are_known, shape_of, states_of
+from compiler.runtime.state_sizes import are_known, grown_sizes, shape_of, states_of
 
 _MAGIC = b"TWSTATE1"
 _HEAD = struct.Struct("<8sQ")
@@ -97,7 +97,7 @@ def _expected(manifest: Manifest, header: _Header, origin: str) -> list[TensorDe
     expected = []
     for each in states_of(manifest):
         try:
-            shape = list(shape_of(each, header.sizes))
+            shape = list(shape_of(each, {**header.sizes, **grown_sizes(manifest, header.length)}))
         except InputError as error:
             raise ArtifactError(f"{origin} is damaged: {error.message}") from error
         axis = axes.get(each.name)

@@ -21,15 +21,15 @@ def given_sizes(manifest: Manifest, capacity: int | None, sizes: Mapping[str, in
     where one that it does is not given.
     """
     known = dict(sizes or {})
-    symbols = set().union(*(symbols_of(each) for each in states_of(manifest)))
+    symbols = state_symbols(manifest)
     unknown = sorted(set(known) - symbols)
     if unknown:
         names = ", ".join(sorted(symbols)) or "none"
         raise OptionError(f"no state has the dimension {unknown[0]!r}", f"symbolic dimensions of states: {names}")
-    axes = set(_row_sizes(manifest))
+    axes = _row_sizes(manifest)
     if capacity is not None:
         _check_capacity(axes, capacity)
-        known.update((axis, capacity) for axis in axes if isinstance(axis, str))
+        known.update((axis, capacity) for axis in axes & symbols if isinstance(axis, str))
     for name, size in known.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
             raise OptionError(f"the size of {name!r} must be a number, not {size!r}")
@@ -72,7 +72,7 @@ def rows_of_run(manifest: Manifest, inputs: Mapping[str, Any]) -> int:
 def completed(manifest: Manifest, sizes: Mapping[str, int], inputs: Mapping[str, Any]) -> Sizes:
     """The sizes with what the shapes of inputs tell. Raises InputError where a size of a state is still not known."""
     whole = {**_told(manifest, inputs), **sizes}
-    missing = sorted(set().union(*(symbols_of(each) for each in states_of(manifest))) - set(whole))
+    missing = sorted(state_symbols(manifest) - set(whole))
     if missing:
         takes = "; ".join(map(str, manifest.session_inputs))
         raise InputError(f"the inputs do not say the size {missing[0]!r} of the states", f"a run takes {takes}")
@@ -81,7 +81,7 @@ def completed(manifest: Manifest, sizes: Mapping[str, int], inputs: Mapping[str,
 
 def are_known(manifest: Manifest, sizes: Mapping[str, int]) -> bool:
     """Whether all sizes of the states are known."""
-    return all(symbols_of(each) <= set(sizes) for each in states_of(manifest))
+    return state_symbols(manifest) <= set(sizes)
 
 
 def shape_of(description: TensorDescription, sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -99,6 +99,32 @@ def states_of(manifest: Manifest) -> list[TensorDescription]:
     """The inputs that are states."""
     names = {state.input for state in manifest.states}
     return [each for each in manifest.inputs if each.name in names]
+
+
+def grown_sizes(manifest: Manifest, length: int) -> Sizes:
+    """The sizes of axes that states grow along, when they hold so many rows."""
+    shapes = {each.name: each.shape for each in manifest.inputs}
+    axes = [shapes[state.input][state.axis or 0] for state in manifest.states if state.grows]
+    return {axis: length for axis in axes if isinstance(axis, str)}
+
+
+def grown_length(manifest: Manifest, sizes: Mapping[str, int]) -> int | None:
+    """How long the states are after a run with these sizes of the inputs; None where that is not known before."""
+    shapes = {each.name: each.shape for each in manifest.outputs}
+    for state in manifest.states:
+        if state.grows:
+            size = shapes[state.output][state.axis or 0]
+            try:
+                return size if isinstance(size, int) else parsed(size).value(sizes)
+            except (FormulaError, KeyError):
+                return None
+    return None
+
+
+def state_symbols(manifest: Manifest) -> set[str]:
+    """The symbolic dimensions of states, but for those that they grow along."""
+    symbols = set().union(*(symbols_of(each) for each in states_of(manifest)))
+    return symbols - set(grown_sizes(manifest, 0))
 
 
 def symbols_of(description: TensorDescription) -> set[str]:

@@ -111,13 +111,17 @@ size_t PlaceOf(const JsonValue& name, const std::vector<Description>& all) {
 void ReadStates(const JsonValue& manifest, Manifest* result) {
   if (auto all = manifest.Find("states")) {
     for (const JsonValue& each : all->Items()) {
-      each.OnlyKeys({"name", "input", "output", "axis"});
-      State state{each["name"].Text(), PlaceOf(each["input"], result->inputs), PlaceOf(each["output"], result->outputs), std::nullopt};
+      each.OnlyKeys({"name", "input", "output", "axis", "grows"});
+      State state{each["name"].Text(), PlaceOf(each["input"], result->inputs), PlaceOf(each["output"], result->outputs), std::nullopt, false};
       const Description &given = result->inputs[state.input], &next = result->outputs[state.output];
-      if (given.shape != next.shape || given.dimensions != next.dimensions || given.dtype_name != next.dtype_name) {
-        each.Fail("its input and output are not of one shape and element type");
-      }
       if (auto axis = each.Find("axis")) state.axis = static_cast<size_t>(axis->Whole(0, static_cast<int64_t>(given.shape.size()) - 1));
+      if (auto grows = each.Find("grows")) state.grows = grows->Truth();
+      if (state.grows && (!state.axis || given.dimensions[*state.axis].empty())) each.Fail("it has no axis to grow along");
+      bool same = given.shape.size() == next.shape.size() && given.dtype_name == next.dtype_name;
+      for (size_t i = 0; same && i < given.shape.size(); ++i) {
+        same = (given.shape[i] == next.shape[i] && given.dimensions[i] == next.dimensions[i]) || (state.grows && i == *state.axis);
+      }
+      if (!same) each.Fail("its input and output are not of one shape and element type");
       if (result->IsOfSession(state.input)) each.Fail("two states have one input");
       result->states.push_back(std::move(state));
     }

@@ -53,11 +53,13 @@ struct IndexRequirement {
   std::string where;
 };
 
-// A tensor that a session keeps: which input it is, which output is its next value, and the axis that holds rows.
+// A tensor that a session keeps: which input it is, which output is its next value, and the axis that holds rows. One that
+// grows has another shape there after each run, which does not write to the input.
 struct State {
   std::string name;
   size_t input, output;
   std::optional<size_t> axis;
+  bool grows;
 };
 
 // The input that says how many rows of the states are in use before a run. A run adds `rows` of them, or the size of a

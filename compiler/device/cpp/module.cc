@@ -157,7 +157,9 @@ std::vector<ffi::Tensor> Module::Run(const std::vector<ffi::Tensor>& inputs) {
 
 // Where kernels read them; a run writes to the states, which are copied before.
 void Module::Place(std::vector<ffi::Tensor> inputs) {
-  for (const State& state : artifact_->states) inputs[state.input] = Copy(inputs[state.input]);
+  for (const State& state : artifact_->states) {
+    if (!state.grows) inputs[state.input] = Copy(inputs[state.input]);
+  }
   std::vector<ffi::Tensor> placed;
   for (size_t i = 0; i < inputs.size(); ++i) placed.push_back(device_->ToDevice(inputs[i], placed_.empty() ? nullptr : &placed_[i]));
   placed_ = std::move(placed);
@@ -302,6 +304,9 @@ std::vector<ffi::Tensor> Module::ExampleInputs() const {
   std::map<std::string, ffi::Tensor> by_name;
   for (const NamedTensor& each : reference_inputs_) by_name.emplace(each.name, each.tensor);
   Sizes sizes = artifact_->reference_sizes;
+  for (const State& state : artifact_->states) {
+    if (state.grows) sizes.emplace(artifact_->inputs[state.input].dimensions[*state.axis], 0);
+  }
   for (const Description& input : artifact_->inputs) {
     auto found = by_name.find(input.name);
     for (size_t i = 0; found != by_name.end() && i < input.shape.size() && i < found->second.shape().size(); ++i) {

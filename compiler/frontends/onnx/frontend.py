@@ -17,6 +17,7 @@ from compiler.frontends.onnx.importer import Importer, Scope, to_tensor
 from compiler.frontends.onnx.inputs import RuntimeInput, Shapes, fixed_values, other_sizes, runtime_inputs
 from compiler.frontends.onnx.loading.loader import ModelSource, load_model
 from compiler.frontends.onnx.registry import discover
+from compiler.frontends.onnx.states import named_pairs, state_specs
 from compiler.frontends.onnx.structure import live_nodes, used_names
 from compiler.frontends.onnx.values import Constant, Runtime, Value, is_poisoned
 from compiler.frontends.output_selection import selected_outputs
@@ -28,6 +29,7 @@ def import_onnx(
     shapes: Shapes | None = None,
     constants: Mapping[str, object] | None = None,
     outputs: Sequence[str] | None = None,
+    state: Mapping[str, str] | None = None,
 ) -> ImportedModel:
     """Import an ONNX model: a path, its bytes or an `onnx.ModelProto`.
 
@@ -37,6 +39,7 @@ def import_onnx(
         constants: values of model inputs known when compiling; they are no inputs of the module any more.
         outputs: names of what to return, in this order: outputs or other values of the main graph; all outputs when
             None. What nothing else needs is not imported.
+        state: pairs of inputs and outputs, by names with "*"; None: those of the usual names.
 
     Raises InvalidModelError, StorageError, InputError, OptionError, UnsupportedModelError (all refused nodes at
     once), or InputValueRequiredError when nothing but values of inputs is missing.
@@ -45,7 +48,11 @@ def import_onnx(
     model = load_model(source)
     graph = model.proto.graph
     importer = Importer(model)
-    wanted = selected_outputs(outputs, [each.name for each in graph.output], _computed(model.nodes))
+    pairs = named_pairs(graph, state)
+    chosen = None if outputs is None else [*outputs, *(each for each in pairs.values() if each not in outputs)]
+    wanted = selected_outputs(
+        chosen if state else outputs, [each.name for each in graph.output], _computed(model.nodes)
+    )
     fixed = fixed_values(graph, model.initializers, constants)
     scope = Scope(values={**model.initializers, **fixed}, opsets=model.opsets)
     inputs = runtime_inputs(graph, set(scope.values), shapes, importer.builder)
@@ -62,9 +69,10 @@ def import_onnx(
         ) from error
     arrays = {name: value.array for name, value in fixed.items() if isinstance(value, Constant)}
     checks = importer.builder.checks
+    inputs_described = [item.spec for item in inputs]
     return ImportedModel(
         mod,
-        [item.spec for item in inputs],
+        inputs_described,
         specs,
         arrays,
         requirements=checks.requirements,
@@ -72,6 +80,7 @@ def import_onnx(
         checks=tuple(checks.described),
         notes=tuple(importer.notes),
         nodes={name: (node,) for name, node in importer.builder.block_builder.nodes.items()},
+        states=state_specs(pairs, inputs_described, specs, strict=bool(state)),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from compiler.frontends.torch.fixed_sizes import OpenSizes
 from compiler.frontends.torch.projections import without_projections
 from compiler.frontends.torch.requirements import ProgramRequirements
 from compiler.frontends.torch.results import complex_notes, result_names
+from compiler.frontends.torch.states import model_with_states, name_states, output_name, with_states
 from compiler.frontends.torch.translations import translations
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def import_torch(
     example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     outputs: Sequence[str] | None = None,
+    state: Collection[str] | None = None,
 ) -> ImportedModel:
     """Import a PyTorch model. Inputs have the names of `forward`'s arguments; outputs are output_0, output_1, ...,
     or have the keys and fields of the dictionaries, dataclasses and caches that the model returns ("hidden_states_0",
@@ -57,6 +59,7 @@ def import_torch(
             turn, inputs "cache_0_keys", "cache_0_values", ..., and in `dynamic_shapes` a list of as many.
         dynamic_shapes: as of `torch.export.export`: which dimensions stay symbolic.
         outputs: names of those to return, in this order; all when None.
+        state: names of inputs that the model writes to, which are states then; buffers that it writes to always are.
 
     Raises:
         OptionError: no example inputs, a module in training mode, or a name in `outputs` that is none of its outputs.
@@ -65,10 +68,14 @@ def import_torch(
         MissingDependencyError: onnxscript is not installed.
     """
     program = exported_program(source, example_inputs, dynamic_shapes)
-    _refuse_mutation(program)
+    results = result_names(program.call_spec.out_spec, len(program.graph_signature.user_outputs))
+    complex_results = complex_notes(program)
+    with quiet():
+        program, states = with_states(program, state)
+    own = program is source
     sizes, needs = OpenSizes(program), ProgramRequirements(program)
     with quiet():
-        if program is source:  # the caller's own: what follows changes its graph
+        if own:  # the caller's own: what follows changes its graph
             refuse_even_parts(program)
             program = program.run_decompositions({})
         write_out_even_parts(program)
@@ -77,12 +84,15 @@ def import_torch(
     _view_copies(program)
     onnx_program = _to_onnx(program)
     sizes.refuse_fixed()
-    _name_outputs(onnx_program, program)
+    name_states(onnx_program, states)
+    _name_outputs(onnx_program, [*(output_name(each) for each in states), *results])
     _fix_known_sizes(onnx_program)
     large = sum(_bytes(tensor) for tensor in program.state_dict.values()) >= _LARGEST_PROTO_BYTES
-    model = _imported(onnx_program, large, {"shapes": shapes, "constants": constants, "outputs": outputs})
+    wanted = None if outputs is None else [*outputs, *(output_name(each) for each in states)]
+    model = _imported(onnx_program, large, {"shapes": shapes, "constants": constants, "outputs": wanted})
+    model = model_with_states(model, states)
     returned = {spec.name for spec in model.outputs}
-    notes = [note for name, note in complex_notes(program).items() if name in returned]
+    notes = [note for name, note in complex_results.items() if name in returned]
     return replace(needs.added_to(model), notes=(*model.notes, *notes))
 
 
@@ -116,6 +126,7 @@ def import_torch_file(
     shapes: Mapping[str, Sequence[int | str]] | None = None,
     constants: Mapping[str, np.ndarray] | None = None,
     outputs: Sequence[str] | None = None,
+    state: Collection[str] | None = None,
 ) -> ImportedModel:
     """Import a file written by `torch.export.save`. Raises as `import_torch`."""
     torch = _torch()
@@ -125,7 +136,7 @@ def import_torch_file(
         check_is_model_file(path, exported_program=True)
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InvalidModelError(f"{path} is not a program saved by torch.export.save: {reason}") from error
-    return import_torch(program, shapes=shapes, constants=constants, outputs=outputs)
+    return import_torch(program, shapes=shapes, constants=constants, outputs=outputs, state=state)
 
 
 def _torch() -> Any:
@@ -134,20 +145,6 @@ def _torch() -> Any:
     except ImportError as error:
         raise MissingDependencyError("PyTorch is not installed", "pip install 'tensorwright[torch]'") from error
     return torch
-
-
-def _refuse_mutation(program: torch.export.ExportedProgram) -> None:
-    """In-place operators on intermediate values are fine; those that outlive the run are not."""
-    if not any(_writes(node.target) for node in program.graph.nodes):
-        return
-    with quiet():
-        signature = program.run_decompositions({}).graph_signature  # functional form: mutations become outputs
-    mutated = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
-    if mutated:
-        raise UnsupportedModelError(
-            [Refusal("mutation", name, "the model writes to it while running") for name in mutated],
-            "return the new value as an output instead",
-        )
 
 
 def _view_copies(program: torch.export.ExportedProgram) -> None:
@@ -167,11 +164,6 @@ def _view_copies(program: torch.export.ExportedProgram) -> None:
             copy = graph.call_function(aten.clone.default, (source,), {"memory_format": torch.contiguous_format})
         copy.meta = {**source.meta, "val": source.meta["val"].contiguous()} if "val" in source.meta else {}
         node.args = (copy, *node.args[1:])
-
-
-def _writes(operator: Any) -> bool:
-    schema = getattr(operator, "_schema", None)
-    return schema is not None and bool(schema.is_mutable)
 
 
 def _to_onnx(program: torch.export.ExportedProgram) -> Any:
@@ -196,13 +188,15 @@ def _to_onnx(program: torch.export.ExportedProgram) -> Any:
         raise UnsupportedModelError([Refusal("torch.export", "model", str(cause).strip())]) from error
 
 
-def _name_outputs(onnx_program: Any, program: torch.export.ExportedProgram) -> None:
-    """Outputs are named by keys and fields, or numbered."""
+def _name_outputs(onnx_program: Any, names: list[str]) -> None:
+    """Outputs get their names, and others where inputs have them."""
     outputs = onnx_program.model.graph.outputs
-    names = result_names(program.call_spec.out_spec, len(outputs))
     taken = {value.name for value in onnx_program.model.graph.inputs}
     for value, name in zip(outputs, names, strict=True):
-        value.name = name if name not in taken else f"{name}_out"
+        while name in taken:
+            name = f"{name}_out"
+        value.name = name
+        taken.add(name)
 
 
 def _fix_known_sizes(onnx_program: Any) -> None:

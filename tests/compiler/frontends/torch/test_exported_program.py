@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import compiler
-from compiler.errors import InputError, InvalidModelError, OptionError, UnsupportedModelError
+from compiler.errors import InputError, InvalidModelError, OptionError
 
 
 class Block(nn.Module):
@@ -130,23 +130,6 @@ class DataDependent(nn.Module):
 def test_control_flow_that_export_can_not_capture() -> None:
     with pytest.raises(InvalidModelError, match=r"torch\.export cannot capture"):
         compiler.compile(DataDependent().eval(), example_inputs=(torch.randn(3),))
-
-
-class Counter(nn.Module):
-    count: torch.Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("count", torch.zeros(1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.count.add_(1)
-        return x + self.count
-
-
-def test_mutated_buffers_are_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="count"):
-        compiler.compile(Counter().eval(), example_inputs=(torch.randn(3),))
 
 
 def test_pickled_file_is_refused(tmp_path: Path) -> None:

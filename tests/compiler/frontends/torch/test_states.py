@@ -1,0 +1,90 @@
+"""Programs that write to buffers and inputs: sessions equal torch step by step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tensorwright
+from compiler.errors import InputError, UnsupportedModelError
+
+
+class Streaming(nn.Module):
+    """A causal convolution with its last inputs, a cache of rows at a counter, a row by number, and a running sum."""
+
+    window: Tensor
+    cache: Tensor
+    count: Tensor
+    total: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(3, 4, 3)
+        self.register_buffer("window", torch.zeros(1, 3, 2))
+        self.register_buffer("cache", torch.full((1, 8, 4), 0.25))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("total", torch.ones(4))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        whole = torch.cat([self.window, x], 2)
+        self.window.copy_(whole[:, :, -2:])
+        rows = self.convolution(whole).transpose(1, 2)
+        before = self.cache.sum()
+        self.cache.index_copy_(1, self.count + torch.arange(x.shape[2]), rows)
+        self.cache[:, 7] = before
+        self.count += x.shape[2]
+        self.total.mul_(0.5).add_(rows.mean((0, 1)))
+        return {"rows": rows, "seen": self.cache.cumsum(1), "running": self.total}
+
+
+class Cached(nn.Module):
+    """Caches that are arguments: one written by index, one by a slice."""
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, at: Tensor) -> Tensor:
+        keys[:, at] = x
+        values[:, 1:3] = x * 2
+        return keys.sum(1) + values.sum(1)
+
+
+def test_buffers_are_states() -> None:
+    torch.manual_seed(0)
+    model = Streaming().eval()
+    with torch.no_grad():
+        module = tensorwright.compile(model, example_inputs=(torch.randn(1, 3, 2),), threads=1, progress=None)
+        session = module.session()
+        assert {state.name for state in module.manifest.states} == {"window", "cache", "count", "total"}
+        for _ in range(3):
+            x = torch.randn(1, 3, 2)
+            got, expected = session.run({"x": x.numpy()}), model(x)
+            for name, value in expected.items():
+                np.testing.assert_allclose(got[name], value.numpy(), rtol=1e-4, atol=1e-5)
+            for name, state in session.states.items():
+                np.testing.assert_allclose(state, getattr(model, name).numpy(), rtol=1e-4, atol=1e-5)
+    session.run({"x": x.numpy()})
+    before = session.states
+    with pytest.raises(InputError, match="outside of its capacity"):
+        session.run({"x": x.numpy()})
+    for name, state in session.states.items():
+        np.testing.assert_array_equal(state, before[name])
+
+
+def test_inputs_that_are_written_to_are_states_when_named() -> None:
+    example: Any = (torch.randn(1, 2, 4), torch.zeros(1, 6, 4), torch.zeros(1, 6, 4), torch.tensor([1, 4]))
+    with pytest.raises(UnsupportedModelError, match="the model writes to this input while running"):
+        tensorwright.compile(Cached().eval(), example_inputs=example, state=["keys"])
+    module = tensorwright.compile(
+        Cached().eval(), example_inputs=example, state=["keys", "values"], threads=1, progress=None
+    )
+    session, keys, values = module.session(), torch.zeros(1, 6, 4), torch.zeros(1, 6, 4)
+    for places in ([0, 1], [-1, 2], [5, 5]):
+        x = torch.randn(1, 2, 4)
+        got = session.run({"x": x.numpy(), "at": np.array(places)})
+        np.testing.assert_allclose(
+            got["output_0"], Cached()(x, keys, values, torch.tensor(places)), rtol=1e-5, atol=1e-5
+        )
+        np.testing.assert_array_equal(session.states["keys"], keys)
+        np.testing.assert_array_equal(session.states["values"], values)
