@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import targets
+from compiler.compression.accuracy import Evaluate
 from compiler.compression.canonical import canonical
-from compiler.compression.distillation_losses import METHODS, Objective, objective
-from compiler.compression.job import Samples, start
+from compiler.compression.distillation_losses import Objective, objective
+from compiler.compression.distillation_settings import DistillationOptions
+from compiler.compression.job import JobOptions, start
 from compiler.compression.model import CompressedModel
-from compiler.compression.quantization.accuracy import Evaluate, check_max_drop
+from compiler.compression.samples import Samples
 from compiler.errors import InputError, MissingDependencyError, OptionError
-from compiler.frontends.source import import_model
+from compiler.frontends.source import ImportOptions
 from compiler.support.progress_bar import automatic, shows_progress
 
 if TYPE_CHECKING:
@@ -65,11 +66,39 @@ def distill(
         OptionError, InputError: an option or a batch is at fault.
         MissingDependencyError: torch is not installed.
     """
+    options = DistillationOptions(
+        teacher=teacher,
+        batches=batches,
+        method=method,
+        task=task,
+        weight=weight,
+        temperature=temperature,
+        features=features,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
+    )
+    common = JobOptions(
+        target=target,
+        threads=threads,
+        calibration=calibration,
+        evaluate=evaluate,
+        max_drop=max_drop,
+        progress=progress,
+    )
+    return _distilled(
+        student, options, common, ImportOptions(example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
+    )
+
+
+def _distilled(
+    student: Any, options: DistillationOptions, common: JobOptions, imports: ImportOptions
+) -> CompressedModel:
     try:
         import torch
     except ImportError as error:
         raise MissingDependencyError("distillation needs PyTorch", "pip install 'tensorwright[torch]'") from error
-    check_settings(teacher, batches, method, weight, temperature, features, epochs, learning_rate, max_drop)
+    options.check()
     trained = getattr(student, "trained", None)
     net = trained.net if trained is not None else student
     if not isinstance(net, torch.nn.Module):
@@ -78,60 +107,18 @@ def distill(
             "give one, or what prune made of one with finetune= (lambda net: None does)",
         )
     net.eval()  # as it is measured; training mode comes later
-    options = {"example_inputs": example_inputs, "dynamic_shapes": dynamic_shapes}
-    given = {name: value for name, value in options.items() if value is not None}
-    job = start(
-        student,
-        target=target,
-        threads=threads,
-        calibration=calibration,
-        evaluate=evaluate,
-        max_drop=max_drop,
-        progress=progress,
-        options={} if trained is not None else given,
-    )
-    with objective(net, teacher, method, weight, temperature, features, task) as goal:
-        _train(net, batches, goal, epochs, optimizer or _adam(learning_rate), job.report)
+    job = start(student, common, ImportOptions() if trained is not None else imports)
+    with objective(net, options) as goal:
+        _train(net, goal, options, job.report)
     if trained is not None:
         trained.apply()
 
     job.report("measure")
-    candidate = canonical(trained.compressed() if trained is not None else import_model(net, **given), job.target)
+    candidate = canonical(trained.compressed() if trained is not None else imports.load(net), job.target)
     after = job.measure(candidate)
     job.require(after, "train longer, or with another weight= or temperature=")
-    settings = {"method": method, "weight": weight, "temperature": temperature, "epochs": epochs}
-    return job.result(f"distill {method}", candidate, after, settings, trained=trained)
-
-
-def check_settings(
-    teacher: Callable[[Any], Any] | None,
-    batches: Iterable[Any] | None,
-    method: str,
-    weight: float,
-    temperature: float,
-    features: Sequence[tuple[str, str]],
-    epochs: int,
-    learning_rate: float,
-    max_drop: float,
-) -> None:
-    """Raises OptionError for what `distill` cannot do; the submodules in `features` are the nets' to know."""
-    check_max_drop(max_drop)
-    if batches is None:
-        raise OptionError("distill needs batches=", "compress(..., distill={'teacher': net, 'batches': data})")
-    if method not in METHODS:
-        raise OptionError(f"method={method!r}", f"use one of {', '.join(METHODS)}")
-    numbers = {"temperature": temperature, "epochs": epochs, "learning_rate": learning_rate}
-    wrong = [f"{name}={value}" for name, value in numbers.items() if not 0 < value < math.inf]
-    if wrong or not 0 < weight <= 1:
-        raise OptionError(", ".join([f"weight={weight}", *wrong]), "0 < weight <= 1, the rest positive")
-    if method == "self" and teacher is not None:
-        raise OptionError("method='self' has no teacher but the student", "give teacher=None")
-    if method != "self" and not callable(teacher):
-        raise OptionError("teacher= is neither a module nor a function", "give one, or method='self'")
-    if (method == "feature") != bool(features):
-        raise OptionError("features= goes with method='feature'", "features=[('layer of student', 'layer of teacher')]")
-    if isinstance(batches, Iterator) and epochs > 1:
-        raise OptionError("batches= can be gone through once only", "give a list or a DataLoader, or epochs=1")
+    settings = {name: getattr(options, name) for name in ("method", "weight", "temperature", "epochs")}
+    return job.result(f"distill {options.method}", candidate, after, settings, trained=trained)
 
 
 def _adam(learning_rate: float) -> Callable[[Any], Any]:
@@ -140,20 +127,14 @@ def _adam(learning_rate: float) -> Callable[[Any], Any]:
     return lambda parameters: torch.optim.Adam(parameters, learning_rate)
 
 
-def _train(
-    net: torch.nn.Module,
-    batches: Iterable[Any],
-    goal: Objective,
-    epochs: int,
-    optimizer: Callable[[Any], Any],
-    report: Callable[[str], None],
-) -> None:
+def _train(net: torch.nn.Module, goal: Objective, options: DistillationOptions, report: Callable[[str], None]) -> None:
+    optimizer = options.optimizer or _adam(options.learning_rate)
     steps = None
     net.train()
-    for epoch in range(epochs):
-        report(f"epoch {epoch + 1} of {epochs}")
+    for epoch in range(options.epochs):
+        report(f"epoch {epoch + 1} of {options.epochs}")
         count = 0
-        for batch in batches:
+        for batch in options.batches:
             inputs, labels = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
             loss = goal.loss(inputs, labels)
             if steps is None:  # adapters of features exist after the first loss

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from compiler.compression.distillation_settings import DistillationOptions
 from compiler.errors import InputError, OptionError
-
-METHODS = ("response", "feature", "relation", "self")
 
 
 @dataclass
@@ -24,11 +23,7 @@ class Objective:
 
     net: Any
     teacher: Callable[[Any], Any]
-    method: str
-    weight: float
-    temperature: float
-    pairs: int
-    task: Callable[[Any, Any], Any] | None
+    options: DistillationOptions
     seen: dict[tuple[str, int], Any] = field(default_factory=dict)
     adapters: dict[int, Any] = field(default_factory=dict)
 
@@ -45,15 +40,15 @@ class Objective:
             wanted = torch.as_tensor(self.teacher(inputs))
         if wanted.shape != outputs.shape:
             raise OptionError(f"the teacher gives {tuple(wanted.shape)}, the student {tuple(outputs.shape)}")
-        total = response(outputs, wanted, self.temperature)
-        for index in range(self.pairs):
+        total = response(outputs, wanted, self.options.temperature)
+        for index in range(len(self.options.features)):
             total = total + self._feature(index)
-        if self.method == "relation":
+        if self.options.method == "relation":
             total = total + relation(outputs, wanted)
         if labels is None:
             return total
-        task = self.task or torch.nn.functional.cross_entropy
-        return self.weight * total + (1 - self.weight) * task(outputs, labels)
+        task, weight = self.options.task or torch.nn.functional.cross_entropy, self.options.weight
+        return weight * total + (1 - weight) * task(outputs, labels)
 
     def _feature(self, index: int) -> Any:
         import torch
@@ -105,26 +100,17 @@ def relation(own: Any, wanted: Any) -> Any:
 
 
 @contextmanager
-def objective(
-    net: Any,
-    teacher: Any,
-    method: str,
-    weight: float,
-    temperature: float,
-    features: Sequence[tuple[str, str]],
-    task: Callable[[Any, Any], Any] | None,
-) -> Iterator[Objective]:
+def objective(net: Any, options: DistillationOptions) -> Iterator[Objective]:
     """The objective; hooks are gone when it ends. Raises OptionError when `features` names what is not there."""
     import torch
 
-    if method == "self":
-        teacher = copy.deepcopy(net)
+    teacher = copy.deepcopy(net) if options.method == "self" else options.teacher
     if isinstance(teacher, torch.nn.Module):
         teacher.eval()
-    goal = Objective(net, teacher, method, weight, temperature, len(features), task)
+    goal = Objective(net, teacher, options)
     handles = []
     try:
-        for index, names in enumerate(features):
+        for index, names in enumerate(options.features):
             for side, whole, name in zip(("student", "teacher"), (net, teacher), names, strict=True):
                 handles.append(_hook(goal, side, index, whole, name))
         yield goal

@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 import targets
+from compiler.compression.accuracy import Evaluate, check_max_drop, likeness, relative_drop, score
 from compiler.compression.canonical import canonical
 from compiler.compression.model import CompressedModel
-from compiler.compression.quantization.accuracy import Evaluate, check_max_drop, likeness, relative_drop, score
-from compiler.compression.quantization.calibration import checked_samples
 from compiler.compression.report import CompressionReport, LayerChange, Measure
+from compiler.compression.samples import Samples, checked_samples
 from compiler.compression.timing import reported_seconds
 from compiler.driver.compile import compile as compile_model
 from compiler.driver.compile import find_target, model_name
 from compiler.errors import AccuracyError
 from compiler.frontends.imported_model import ImportedModel
-from compiler.frontends.source import Constants, Shapes, import_model
+from compiler.frontends.source import ImportOptions
 from compiler.passes.rewriting.matching import Array
 from compiler.runtime import Module
 from compiler.runtime.random_inputs import random_inputs
+from compiler.support.progress_bar import silent
 
-Samples = Iterable[Mapping[str, np.ndarray]]
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """The options that all techniques share; `tensorwright.prune` describes them."""
+
+    target: str | targets.Target = "host"
+    threads: int | None = None
+    calibration: Samples | None = None
+    evaluate: Evaluate | None = None
+    max_drop: float = 0.01
+    progress: Callable[[str], None] | None = None
+
+    @property
+    def report(self) -> Callable[[str], None]:
+        """What is told the name of each step."""
+        return self.progress if self.progress is not None else silent
 
 
 @dataclass
@@ -116,55 +130,33 @@ class Job:
         return CompressedModel(**fields, name=self.name, report=report, trained=trained, measured=self.measured)
 
 
-def start(
-    source: object,
-    *,
-    target: str | targets.Target,
-    threads: int | None,
-    calibration: Samples | None,
-    evaluate: Evaluate | None,
-    max_drop: float,
-    progress: Callable[[str], None] | None,
-    options: Mapping[str, Any],
-) -> Job:
-    """Import the model and measure it.
+def import_job(source: object, options: JobOptions, imports: ImportOptions) -> Job:
+    """Import the model; nothing is measured yet.
 
     Raises:
         OptionError, InputError: an option or the calibration is at fault.
-        UserError: of importing and compiling.
+        UserError: of importing.
     """
-    check_max_drop(max_drop)
-    report = progress if progress is not None else _silent
-    chosen = find_target(target, threads)
+    check_max_drop(options.max_drop)
+    report = options.report
+    chosen = find_target(options.target, options.threads)
     report("import")
-    imported = import_model(source, **options)
+    imported = imports.load(source)
     for note in imported.notes:
         report(note)
     model = canonical(imported, chosen)
-    samples = [] if calibration is None else checked_samples(calibration, model)
-    name = getattr(source, "name", None) if isinstance(source, CompressedModel) else model_name(source)
-    job = Job(str(name), model, chosen, threads, samples, evaluate, max_drop, report)
-    report("measure")
-    if evaluate is None and samples:
-        module = job.compile(model)
-        job.evaluate = likeness(samples, [dict(module.run(sample)) for sample in samples])
+    samples = [] if options.calibration is None else checked_samples(options.calibration, model)
+    name = source.name if isinstance(source, CompressedModel) else model_name(source)
+    return Job(name, model, chosen, options.threads, samples, options.evaluate, options.max_drop, report)
+
+
+def start(source: object, options: JobOptions, imports: ImportOptions) -> Job:
+    """Import the model and measure it. Raises as `import_job`, and UserError of compiling."""
+    job = import_job(source, options, imports)
+    job.report("measure")
+    if job.evaluate is None and job.samples:
+        module = job.compile(job.model)
+        job.evaluate = likeness(job.samples, [dict(module.run(sample)) for sample in job.samples])
     known = isinstance(source, CompressedModel) and source.measured == job.measured
-    job.before = source.report.after if known else job.measure(model)  # type: ignore[attr-defined]
+    job.before = source.report.after if known else job.measure(job.model)  # type: ignore[attr-defined]
     return job
-
-
-def import_options(
-    shapes: Shapes | None, constants: Constants | None, example_inputs: Sequence[Any] | None, dynamic_shapes: Any
-) -> dict[str, Any]:
-    """Those of the options of `import_model` that were given, by name."""
-    given = {
-        "shapes": shapes,
-        "constants": constants,
-        "example_inputs": example_inputs,
-        "dynamic_shapes": dynamic_shapes,
-    }
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _silent(_: str) -> None:
-    return None

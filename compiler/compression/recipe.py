@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import targets
-from compiler.compression.job import Job, Samples, import_options, start
+from compiler.compression.accuracy import Evaluate, check_max_drop
+from compiler.compression.job import JobOptions, start
 from compiler.compression.model import CompressedModel
-from compiler.compression.quantization.accuracy import Evaluate
 from compiler.compression.quantization.report import QuantizationReport
 from compiler.compression.recipe_file import read_recipe
 from compiler.compression.recipe_report import RecipeReport, Row
-from compiler.compression.recipe_settings import check_names, check_values, checked_settings
+from compiler.compression.recipe_settings import arguments, check_names, checked_settings
+from compiler.compression.samples import Samples
 from compiler.compression.techniques.registry import get_technique
 from compiler.driver.compile import find_target
 from compiler.errors import NothingGainedError, OptionError, TensorwrightError
 from compiler.frontends.imported_model import ImportedModel
-from compiler.frontends.source import Constants, Shapes
+from compiler.frontends.source import Constants, ImportOptions, Shapes
 from compiler.support.progress_bar import automatic, shows_progress
 
 Step = tuple[str, dict[str, Any]]
@@ -85,57 +86,77 @@ def compress(
         OptionError: the recipe is at fault.
         UserError: of the steps; `reached` of an error is a `RecipeResult` of the steps before, None at the first.
     """
-    steps = parse_recipe(recipe)
-    options = import_options(shapes, constants, example_inputs, dynamic_shapes)
     samples = None if calibration is None else list(calibration)
-    chosen = find_target(target, threads)
-    given = {"target": chosen, "calibration": samples, "evaluate": evaluate, "max_drop": max_drop}
-    steps = _completed(steps, extra, given)
-    job = start(
-        source,
-        target=chosen,
+    common = JobOptions(
+        target=find_target(target, threads),
         threads=threads,
         calibration=samples,
         evaluate=evaluate,
         max_drop=max_drop,
         progress=progress,
-        options=options,
     )
-    common = {"target": job.target, "threads": threads, "progress": progress, "evaluate": job.evaluate}
-    rows, current = [Row("as it came", job.before, 0.0)], source
-    reports: list[Any] = []
-    skipped: list[tuple[str, str]] = []
-    for index, (name, settings) in enumerate(steps):
-        job.report(f"step {index + 1} of {len(steps)}: {name}")
-        imports = {} if isinstance(current, ImportedModel) else _accepted(name, options)
-        calls = {**common, "calibration": samples, "max_drop": max_drop, **imports, **settings}
+    imports = ImportOptions(
+        shapes=shapes, constants=constants, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes
+    )
+    steps = _completed(parse_recipe(recipe), extra, vars(common))
+    return _Run(source, steps, common, imports).result()
+
+
+class _Run:
+    """The steps at work, one after another."""
+
+    def __init__(self, source: object, steps: list[Step], common: JobOptions, imports: ImportOptions) -> None:
+        self.steps, self._imports = steps, imports
+        self.job = start(source, common, imports)
+        self._common = {**vars(common), "evaluate": self.job.evaluate}
+        self._current = source
+        self.rows = [Row("as it came", self.job.before, 0.0)]
+        self.reports: list[Any] = []
+        self.skipped: list[tuple[str, str]] = []
+
+    def result(self) -> RecipeResult:
+        """Run all steps. Raises as `compress` does."""
+        for index, (name, settings) in enumerate(self.steps):
+            self.job.report(f"step {index + 1} of {len(self.steps)}: {name}")
+            try:
+                self._step(name, settings)
+            except NothingGainedError as error:
+                self.skipped.append((name, error.message))
+                self.job.report(f"skipped {name}: {error.message}")
+            except TensorwrightError as error:
+                error.message = f"{_where(index, self.steps)}: {error.message}"
+                error.reached = self.reached()
+                raise
+        result = self.reached()
+        if result is None or not self.reports:
+            reasons = "".join(f"\n  {name}: {reason}" for name, reason in self.skipped)
+            raise NothingGainedError(f"no step of the recipe makes the model smaller or faster:{reasons}")
         try:
-            smaller = get_technique(name).run(current, **calls)
-            _require_gain(smaller)
-        except NothingGainedError as error:
-            skipped.append((name, error.message))
-            job.report(f"skipped {name}: {error.message}")
-            continue
+            advice = "the steps together lose more: give each a smaller max_drop, or leave one out"
+            self.job.require(self.rows[-1].measure, advice)
         except TensorwrightError as error:
-            error.message = f"{_where(index, steps)}: {error.message}"
-            error.reached = (
-                _result(job, current, rows, reports, skipped) if isinstance(current, ImportedModel) else None
-            )
+            error.reached = result
             raise
-        current = smaller
-        after = current.report.after if isinstance(current, CompressedModel) else job.measure(current)
-        rows.append(Row(name, after, job.drop(after)))
-        reports.append(current.report)
-    if not isinstance(current, ImportedModel) or not reports:
-        reasons = "".join(f"\n  {name}: {reason}" for name, reason in skipped)
-        raise NothingGainedError(f"no step of the recipe makes the model smaller or faster:{reasons}")
-    result = _result(job, current, rows, reports, skipped)
-    try:
-        job.require(rows[-1].measure, "the steps together lose more: give each a smaller max_drop, or leave one out")
-    except TensorwrightError as error:
-        error.reached = result
-        raise
-    return result
+        return result
+
+    def _step(self, name: str, settings: Mapping[str, Any]) -> None:
+        imports = {} if isinstance(self._current, ImportedModel) else _accepted(name, self._imports.given())
+        smaller = get_technique(name).run(self._current, **{**self._common, **imports, **settings})
+        _require_gain(smaller)
+        self._current = smaller
+        after = smaller.report.after if isinstance(smaller, CompressedModel) else self.job.measure(smaller)
+        self.rows.append(Row(name, after, self.job.drop(after)))
+        self.reports.append(smaller.report)
+
+    def reached(self) -> RecipeResult | None:
+        """The model after the steps so far; None before the first."""
+        model = self._current
+        if not isinstance(model, ImportedModel):
+            return None
+        fields = {name: getattr(model, name) for name in ImportedModel.__dataclass_fields__}
+        job = self.job
+        report = RecipeReport(job.target.name, job.max_drop, tuple(self.rows), tuple(self.reports), tuple(self.skipped))
+        return RecipeResult(**fields, name=job.name, report=report)
 
 
 def _accepted(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,14 +171,6 @@ def _require_gain(model: Any) -> None:
         raise NothingGainedError(report.summary)
 
 
-def _result(
-    job: Job, model: ImportedModel, rows: list[Row], reports: list[Any], skipped: list[tuple[str, str]]
-) -> RecipeResult:
-    fields = {name: getattr(model, name) for name in ImportedModel.__dataclass_fields__}
-    report = RecipeReport(job.target.name, job.max_drop, tuple(rows), tuple(reports), tuple(skipped))
-    return RecipeResult(**fields, name=job.name, report=report)
-
-
 def _where(index: int, steps: Sequence[Step]) -> str:
     return f"step {index + 1} of {len(steps)}, {steps[index][0]}"
 
@@ -169,7 +182,9 @@ def _completed(steps: Sequence[Step], extra: Mapping[str, Mapping[str, Any]], gi
     for index, (name, settings) in enumerate(whole):
         technique = get_technique(name)
         try:
-            check_values(technique.run, technique.check, {**given, **settings})
+            whole_call = arguments(technique.run, {**given, **settings})
+            check_max_drop(whole_call["max_drop"])
+            technique.check(whole_call)
         except OptionError as error:
             error.message = f"{_where(index, whole)}: {error.message}"
             raise

@@ -25,12 +25,12 @@ def checked_settings(step: str, function: Callable[..., Any], settings: Mapping[
     return {name: _converted(step, name, hints.get(name, Any), value) for name, value in settings.items()}
 
 
-def check_values(function: Callable[..., Any], check: Callable[..., None], settings: Mapping[str, Any]) -> None:
-    """Give `check` the settings that it names, with the technique's defaults. Raises what it raises."""
-    defaults = {name: each.default for name, each in inspect.signature(function).parameters.items()}
-    missing = {name: None for name, default in defaults.items() if default is inspect.Parameter.empty}
-    given = {**defaults, **missing, **settings}
-    check(**{name: given[name] for name in inspect.signature(check).parameters})
+def arguments(function: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of a technique: `settings`, its defaults, and None for what has neither."""
+    found: dict[str, Any] = {}
+    for name, each in inspect.signature(function).parameters.items():
+        found[name] = None if each.default is inspect.Parameter.empty else each.default
+    return {**found, **settings}
 
 
 def check_names(step: str, function: Callable[..., Any], settings: Mapping[str, Any]) -> None:

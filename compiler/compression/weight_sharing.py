@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 
 import targets
-from compiler.compression.job import Samples, import_options, start
+from compiler.compression.accuracy import Evaluate
+from compiler.compression.job import Job, JobOptions, start
 from compiler.compression.model import CompressedModel
 from compiler.compression.pruning.dependencies import find_dependencies
 from compiler.compression.pruning.weights import weights_of, with_constants
-from compiler.compression.quantization.accuracy import Evaluate, check_max_drop
 from compiler.compression.report import LayerChange
+from compiler.compression.samples import Samples
 from compiler.errors import NothingGainedError, OptionError
-from compiler.frontends.source import Constants, Shapes
+from compiler.frontends.source import Constants, ImportOptions, Shapes
 from compiler.passes.rewriting.matching import Array, array_of
 from compiler.passes.schedule.store_palettes import MOST_BITS
 from compiler.support.progress_bar import automatic, shows_progress
@@ -58,17 +59,23 @@ def share_weights(
         OptionError: `bits` is out of range, or the model has no weights.
         UserError: of importing and compiling.
     """
-    check_settings(bits, max_drop)
-    job = start(
-        source,
+    check_bits(bits)
+    options = JobOptions(
         target=target,
         threads=threads,
         calibration=calibration,
         evaluate=evaluate,
         max_drop=max_drop,
         progress=progress,
-        options=import_options(shapes, constants, example_inputs, dynamic_shapes),
     )
+    imports = ImportOptions(
+        shapes=shapes, constants=constants, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes
+    )
+    return _shared(start(source, options, imports), bits)
+
+
+def _shared(job: Job, bits: int) -> CompressedModel:
+    """The model with palettes of `bits`, or of the fewest more bits with which the limit holds."""
     weights = [each for each in weights_of(find_dependencies(job.model.mod)) if array_of(each.constant).size >= _FEWEST]
     if not weights:
         raise NothingGainedError(f"the model has no weight of {_FEWEST} numbers or more to share")
@@ -89,9 +96,8 @@ def share_weights(
     return job.result(f"share weights {tried} bits", candidate, after, {"bits": tried}, layers, notes)
 
 
-def check_settings(bits: int, max_drop: float) -> None:
-    """Raises OptionError for what `share_weights` cannot do."""
-    check_max_drop(max_drop)
+def check_bits(bits: int) -> None:
+    """Raises OptionError for sizes of codes that `share_weights` does not have."""
     if not _FEWEST_BITS <= bits <= MOST_BITS:
         raise OptionError(f"bits={bits}", f"give {_FEWEST_BITS} to {MOST_BITS}")
 

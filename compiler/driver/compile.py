@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from compiler.driver.example import inputs_in_order, with_example
 from compiler.driver.manifest_entries import manifest_entries, requirements, states, tensor_descriptions
 from compiler.errors import OptionError, TensorwrightError, ToolchainError, UnknownTargetError
 from compiler.frontends.imported_model import ImportedModel
-from compiler.frontends.source import Constants, Shapes, import_model
+from compiler.frontends.source import Constants, ImportOptions, Shapes
 from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import PipelineResult, run_pipeline
 from compiler.passes.registry import PassLike
@@ -33,7 +34,7 @@ from compiler.runtime.accelerator import load_runtime_of
 from compiler.runtime.emulated import EmulatedExecutor, Emulator
 from compiler.runtime.threads import check_threads
 from compiler.support.precision import precision_of
-from compiler.support.progress_bar import automatic, is_silent, shows_progress
+from compiler.support.progress_bar import automatic, is_silent, shows_progress, silent
 
 Progress = Callable[[str], None]
 # What a target's machine must have for a lower precision, and targets that have it.
@@ -102,12 +103,17 @@ def compile(
         UserError: the model, an option or the environment is at fault (see `tensorwright.errors`).
         InternalError: a defect of Tensorwright; the message names the phase or pass.
     """
-    report = progress if progress is not None else _silent
-    precision = precision_of(precision)
-    chosen = _target_for(target, precision, threads)
-    report("import")
-    model = import_model(
-        source,
+    options = CompileOptions(
+        precision=precision_of(precision),
+        threads=threads,
+        passes=passes,
+        dump=dump,
+        verify=verify,
+        reference_inputs=reference_inputs,
+        records=records,
+        progress=progress,
+    )
+    imports = ImportOptions(
         shapes=shapes,
         constants=constants,
         example_inputs=example_inputs,
@@ -115,36 +121,62 @@ def compile(
         outputs=outputs,
         state=state,
     )
+    chosen = _target_for(target, options.precision, threads)
+    options.report("import")
+    model = imports.load(source)
     for note in model.notes:
         if is_silent(progress):
             warnings.warn(note, stacklevel=3)
-        report(note)
-    options = PassOptions(precision, model.checks, model.state_positions(), model.nodes)
-    tuned = tuned_configs(chosen, records, model_fingerprint(model.mod, options.precision))
+        options.report(note)
+    return _compiled(model, model_name(source), chosen, options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileOptions:
+    """The options of `compile` but for those of importing; it describes the fields."""
+
+    precision: str = "float32"
+    threads: int | None = None
+    passes: Mapping[str, PassLike | None] | None = None
+    dump: str | Path | None = None
+    verify: bool = False
+    reference_inputs: Mapping[str, np.ndarray] | None = None
+    records: RecordSource = None
+    progress: Progress | None = None
+
+    @property
+    def report(self) -> Progress:
+        """What is told the name of each step."""
+        return self.progress if self.progress is not None else silent
+
+
+def _compiled(model: ImportedModel, name: str, target: targets.Target, options: CompileOptions) -> Module:
+    report = options.report
+    for_passes = PassOptions(options.precision, model.checks, model.state_positions(), model.nodes)
+    tuned = tuned_configs(target, options.records, model_fingerprint(model.mod, options.precision))
     for problem in tuned.problems:
         report(f"tuning records: {problem}")
-    configs = tuned if tuned else None
     context = PipelineContext(
-        target=chosen,
-        machine=chosen.machine,
-        options=options,
-        configs=configs,
-        choose=None if configs is None else tuned.choose,
+        target=target,
+        machine=target.machine,
+        options=for_passes,
+        configs=tuned if tuned else None,
+        choose=tuned.choose if tuned else None,
     )
     pipeline = run_pipeline(
         model.mod,
         context,
-        passes=passes,
-        dump=dump,
-        verify=verify,
-        example_inputs=inputs_in_order(reference_inputs, model) if verify else None,
+        passes=options.passes,
+        dump=options.dump,
+        verify=options.verify,
+        example_inputs=inputs_in_order(options.reference_inputs, model) if options.verify else None,
         progress=report,
     )
     for line in schedule_failures(pipeline):
         report(line)
     report("build")
-    artifact = packed(model, model_name(source), chosen, pipeline, threads, tuned)
-    return _with_reference(artifact, model, chosen, options, reference_inputs, report)
+    artifact = packed(model, name, target, pipeline, options.threads, tuned)
+    return _with_reference(artifact, model, target, for_passes, options.reference_inputs, report)
 
 
 def packed(
@@ -285,7 +317,3 @@ def model_name(source: object) -> str:
     name = getattr(source if isinstance(source, ImportedModel) else getattr(source, "graph", None), "name", None)
     name = name if isinstance(name, str) and name else type(source).__name__
     return re.sub(r"[^\w.-]+", "_", name)[:200]
-
-
-def _silent(_: str) -> None:
-    return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,26 @@ SOURCES = (
     "a path to an .onnx or .pt2 file, an onnx.ModelProto or its bytes, a torch.nn.Module with example_inputs, "
     "a torch.export.ExportedProgram, a Relax IRModule, or what quantize or another technique returned"
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """The options of `import_model`, for functions that hand them on."""
+
+    shapes: Shapes | None = None
+    constants: Constants | None = None
+    example_inputs: Sequence[Any] | Mapping[str, Any] | None = None
+    dynamic_shapes: Any = None
+    outputs: Sequence[str] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that are not None, by name."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def load(self, source: object) -> ImportedModel:
+        """`import_model` with these options."""
+        return import_model(source, **self.given())
 
 
 @one_at_a_time

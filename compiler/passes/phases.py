@@ -117,7 +117,7 @@ CANONICALIZE = (
     normalize,
     track_nodes,
 )
-# 2. Compress: the caller asks for it, `run_pipeline(compression=...)`.
+# 2. Compress: empty; `quantize`, `prune` and the like stop before it and go on from here, and users may add passes.
 # 3. Partition: the target claims what its accelerator can run, `Target.partition_passes()`.
 CANONICALIZE_GPU = (
     normalize,

@@ -25,14 +25,14 @@ from compiler.support.compile_lock import one_at_a_time
 from targets.errors import TargetError
 
 
-def build_phases(context: PipelineContext, compression: Sequence[PassLike] = ()) -> list[Phase]:
+def build_phases(context: PipelineContext) -> list[Phase]:
     """The phases for `context`, in order."""
     target = context.target
-    by_caller = {"compress": tuple(as_graph_pass(each) for each in compression)}
-    if target is not None:
-        by_caller["partition"] = tuple(as_graph_pass(each) for each in target.partition_passes())
     phases = PIPELINES["processor" if target is None else target.pipeline]
-    return [replace(phase, passes=by_caller.get(phase.name, phase.passes)) for phase in phases]
+    if target is None:
+        return list(phases)
+    claims = tuple(as_graph_pass(each) for each in target.partition_passes())
+    return [replace(phase, passes=claims) if phase.name == "partition" else phase for phase in phases]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,6 @@ def run_pipeline(
     mod: IRModule,
     context: PipelineContext | None = None,
     *,
-    compression: Sequence[PassLike] = (),
     passes: Mapping[str, PassLike | None] | None = None,
     until: str | None = None,
     dump: str | Path | None = None,
@@ -89,7 +88,6 @@ def run_pipeline(
     """Run the phases over `mod`.
 
     Args:
-        compression: passes of the phase "compress".
         passes: changes to the list: {"before:NAME" | "after:NAME" | "instead-of:NAME": pass}, where NAME is a
             pass or a phase; a pass is a registered name, a `tvm.transform.Pass` or a function of a module.
             "instead-of" with None leaves NAME out. Where NAME occurs twice, "before" means the first time,
@@ -106,7 +104,7 @@ def run_pipeline(
         VerificationError: `verify` found that a pass changed a result; names the pass.
     """
     context = context if context is not None else PipelineContext()
-    phases = _select(build_phases(context, compression), until)
+    phases = _select(build_phases(context), until)
     phases = insert_passes(phases, passes or {})
     observers = _observers(mod, phases, dump, verify, example_inputs, context)
     timings: list[PassTiming] = []

@@ -23,6 +23,10 @@ def automatic(step: object) -> None:
     """The default of `progress=`: a bar where somebody looks, else nothing. To be called it is nothing."""
 
 
+def silent(step: object) -> None:
+    """What is called where `progress=None` was given."""
+
+
 def is_silent(progress: object) -> bool:
     """Whether nobody is told what happens: notes for the user have to be warnings then."""
     return progress is None or progress is automatic

@@ -10,7 +10,7 @@ from compiler.reports.formatting import format_seconds
 from compiler.reports.page import Fact, Page, Section, render
 
 if TYPE_CHECKING:
-    from compiler.tuning.tune import TaskResult, TuneResult
+    from compiler.tuning.result import TaskResult, TuneResult
 
 _CURVES = 8  # tasks whose curves are drawn: those with the largest share of the time
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from compiler.records.record_set import MIN_GAIN, MIN_GAIN_OF_WAYS, deduplicated
@@ -35,11 +36,17 @@ _NEAR = 1.1  # times as slow as the fastest way: that one is not compared any mo
 _FINAL_EFFORT = Effort(0.02)
 
 
-class Session:
-    """Tunes tasks on a lab's devices.
+@dataclass(frozen=True)
+class Origin:
+    """Where records come from: the devices, and fingerprint and name of the model that the tasks are of."""
 
-    `model` is the fingerprint and the name of the model that the tasks are of.
-    """
+    device: str = "local"
+    model_key: str = ""
+    model_name: str = ""
+
+
+class Session:
+    """Tunes tasks on a lab's devices."""
 
     def __init__(
         self,
@@ -50,13 +57,11 @@ class Session:
         cost_model: CostModel,
         search: Search,
         *,
-        device: str = "local",
-        model: tuple[str, str] = ("", ""),
+        origin: Origin = Origin(),
         notify: Callable[[Progress], None] | None = None,
     ) -> None:
         self._target, self._lab, self._writer = target, lab, writer
-        self._model, self._search, self._device = cost_model, search, device
-        self._model_key, self._model_name = model
+        self._model, self._search, self._origin = cost_model, search, origin
         self._notify = notify or (lambda _: None)
         for task in tasks:
             task.tunable = serves(search, task)
@@ -309,14 +314,14 @@ class Session:
         self._writer.append(
             ModelLine(
                 target=self._writer.target,
-                model=self._model_key,
-                name=self._model_name,
+                model=self._origin.model_key,
+                name=self._origin.model_name,
                 choices=tuple(choices),
                 untuned=None if compared is None else compared.untuned.latency,
                 tuned=None if compared is None else compared.tuned.latency,
                 spread=0.0 if compared is None else round(compared.spread, 4),
                 method=self.method,
-                device=self._device,
+                device=self._origin.device,
                 unix_time=int(time.time()),
             )
         )
@@ -335,8 +340,8 @@ class Session:
             is_default=outcome.config == state.task.default,
             compared=compared,
             in_model=in_model,
-            model=self._model_key if in_model else "",
-            device=self._device,
+            model=self._origin.model_key if in_model else "",
+            device=self._origin.device,
             method=self.method,
             unix_time=int(time.time()),
             note=outcome.note,

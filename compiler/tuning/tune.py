@@ -6,7 +6,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,114 +14,30 @@ import targets
 from compiler.device.credentials import Credentials
 from compiler.driver.compile import find_target, model_name
 from compiler.errors import OptionError
-from compiler.frontends.source import Constants, Shapes, import_model
+from compiler.frontends.source import Constants, ImportOptions, Shapes
 from compiler.passes.context import PassOptions
 from compiler.records.identity import model_fingerprint, target_description
-from compiler.records.library import TunedConfigs, pretrained_model, read_current, user_folder
+from compiler.records.library import TunedConfigs, pretrained_model, read_current
 from compiler.records.records import RecordWriter
-from compiler.reports.formatting import format_seconds
-from compiler.support.notebook import table_html
 from compiler.support.progress_bar import automatic, shows_progress
 from compiler.tuning.conclusion import COMPARISON_SECONDS, conclude
 from compiler.tuning.cost_models import CostModel, cost_models
 from compiler.tuning.in_model import ModelComparison
 from compiler.tuning.measuring.devices import check_device
 from compiler.tuning.measuring.lab import Lab
-from compiler.tuning.measuring.runners import LOCAL, parse_device
-from compiler.tuning.progress import Limits, Progress, SearchCost
+from compiler.tuning.measuring.runners import LOCAL
+from compiler.tuning.progress import Limits, Progress
+from compiler.tuning.result import TuneResult, result_of
 from compiler.tuning.search import searches
-from compiler.tuning.session import Session
-from compiler.tuning.tasks import Extracted, extract_tasks
+from compiler.tuning.session import Origin, Session
+from compiler.tuning.settings import TuningOptions
+from compiler.tuning.tasks import extract_tasks
 from targets.cuda.target import CudaTarget
 
-DEFAULT_SECONDS = 600.0
-"""Of searching, when the caller sets no limit."""
 _COMPILE_OVER_EXTRACT = 1.5  # a whole compilation takes longer than finding the tasks, which lowers every way
 _LEADERS_SHARE = 0.08  # of the time, for the leaders
 _LARGEST_END = 0.5
 _OTHERS = 0.15  # share of the processors that other programs may use before times are taken on one core
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """One task: seconds of a call with the rule's default and with the best config, and what became of it.
-
-    Attributes:
-        of_limit: the best's share of what the machine can do (1 is all of it); None when that is not known.
-        instead_of: the key of the task that this one computes the same as, in another way; "" for the untuned one.
-        fastest_seconds: `best_seconds` of the fastest way.
-    """
-
-    kernel: str
-    rule: str
-    key: str
-    count: int
-    default_seconds: float | None
-    best_seconds: float | None
-    config: Mapping[str, Any]
-    trials: int
-    failed: int
-    curve: tuple[tuple[int, float], ...]
-    finished: str
-    of_limit: float | None = None
-    instead_of: str = ""
-    fastest_seconds: float | None = None
-
-    @property
-    def gain(self) -> float:
-        """Default over best."""
-        return self.default_seconds / self.best_seconds if self.default_seconds and self.best_seconds else 1.0
-
-
-@dataclass(frozen=True)
-class TuneResult:
-    """What `tune` returns.
-
-    Attributes:
-        before, after: seconds of one run of the model spent in kernels, untuned and tuned.
-        records: the file that was appended to.
-        resumed: trials found in the records.
-        method: "parallel" or "serial": see `compiler.records.records.Record`.
-        history: (seconds since the start, trials, seconds of the model).
-        predictions: (task, the cost model's score before measuring, seconds) of each config proposed.
-        skipped: kernels that were not tuned, and why.
-        interrupted: the user stopped it; what was measured is recorded.
-        cost: trials, seconds and processor seconds of the search alone.
-        latency: seconds of a whole run of the model, untuned and tuned, measured in turns at the end; None where that
-            was not done (on other devices) or nothing was won.
-    """
-
-    tasks: tuple[TaskResult, ...]
-    before: float
-    after: float
-    seconds: float
-    trials: int
-    resumed: int
-    records: Path
-    method: str
-    history: tuple[tuple[float, int, float], ...] = ()
-    predictions: tuple[tuple[str, float, float], ...] = ()
-    skipped: Mapping[str, str] = field(default_factory=dict)
-    problems: tuple[str, ...] = ()
-    interrupted: bool = False
-    cost: SearchCost = field(default_factory=SearchCost)
-    latency: tuple[float, float] | None = None
-
-    def __repr__(self) -> str:
-        return (
-            f"<TuneResult {len(self.tasks)} tasks, {self.trials} trials in {self.seconds:.0f} s: "
-            f"{format_seconds(self.before)} in kernels before, {format_seconds(self.after)} after>"
-        )
-
-    def _repr_html_(self) -> str:
-        rows = [(each.kernel, each.rule, each.trials, f"{each.gain:.2f} times", each.finished) for each in self.tasks]
-        title = f"{self.trials} trials: {format_seconds(self.before)} in kernels, then {format_seconds(self.after)}"
-        return table_html(title, ("kernel", "rule", "trials", "gain", "finished"), rows)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
-        tasks = [{**asdict(task), "gain": task.gain} for task in self.tasks]
-        return {**asdict(self), "tasks": tasks, "records": str(self.records)}
 
 
 @shows_progress
@@ -167,61 +82,78 @@ def tune(
     Raises:
         UserError: the model, an option, a device or the folder of records is at fault.
     """
-    _check(trials, time_budget, timing, devices)
-    chosen = find_target(target, threads)
-    _check_timed(chosen, devices)
-    if LOCAL in devices and not chosen.fits_this_machine():
-        raise OptionError(
-            f"target {chosen.name!r} cannot be measured here: it needs {', '.join(chosen.missing_features())}",
-            "name a device: devices=['HOST:PORT'] of an RPC server",
-        )
+    options = TuningOptions(
+        trials=trials,
+        time_budget=time_budget,
+        records=records,
+        devices=devices,
+        credentials=credentials or {},
+        precision=precision,
+        threads=threads,
+        timing=timing,
+        cost_model=cost_model,
+        search=search,
+        seed=seed,
+        progress=progress,
+    )
+    imports = ImportOptions(shapes=shapes, constants=constants, example_inputs=example_inputs)
+    return _tuned(source, find_target(target, threads), options, imports)
+
+
+def _tuned(source: object, target: targets.Target, options: TuningOptions, imports: ImportOptions) -> TuneResult:
+    options.check()
+    _check_target(target, options)
     began = time.monotonic()
-    keys = dict(credentials or {})
-    remote = [device for device in devices if device != LOCAL]
-    unchecked = [note for device in remote if (note := check_device(device, chosen, keys.get(device)))]
-    model = import_model(source, shapes=shapes, constants=constants, example_inputs=example_inputs)
-    options = PassOptions(precision, model.checks)
+    remote = [device for device in options.devices if device != LOCAL]
+    unchecked = [note for device in remote if (note := check_device(device, target, options.credentials.get(device)))]
+    model = imports.load(source)
+    for_passes = PassOptions(options.precision, model.checks)
     extracting = time.monotonic()
-    extracted = extract_tasks(model.mod, chosen, options, other_ways=chosen.pipeline == "processor")
+    extracted = extract_tasks(model.mod, target, for_passes, other_ways=target.pipeline == "processor")
     compile_seconds = _COMPILE_OVER_EXTRACT * (time.monotonic() - extracting)
-    key = model_fingerprint(model.mod, precision)
-    folder = Path(records) if records is not None else user_folder()
-    description = target_description(chosen)
-    ranking = cost_model if not isinstance(cost_model, str) else _cost_model(cost_model, seed)
-    serial = timing == "serial" or (timing == "auto" and LOCAL in devices and _others_busy())
-    if trials is None and time_budget is None:
-        time_budget = DEFAULT_SECONDS
-    deadline = math.inf if time_budget is None else began + time_budget
+    key = model_fingerprint(model.mod, options.precision)
+    seconds, local, serial = options.seconds, LOCAL in options.devices, _serial(options)
+    deadline = math.inf if seconds is None else began + seconds
     with (
-        RecordWriter.in_folder(folder, description) as writer,
-        Lab(chosen, devices, serial=serial, credentials=keys) as lab,
-        ModelComparison(model, chosen, options, threads, serial=serial) as comparison,
+        RecordWriter.in_folder(options.folder, target_description(target)) as writer,
+        Lab(target, options.devices, serial=serial, credentials=options.credentials) as lab,
+        ModelComparison(model, target, for_passes, options.threads, serial=serial) as comparison,
     ):
+        search = searches.make(options.search, seed=options.seed)
+        origin = Origin(",".join(options.devices), key, model_name(source))
         session = Session(
-            chosen,
-            extracted.tasks,
-            lab,
-            writer,
-            ranking,
-            searches.make(search, seed=seed),
-            device=",".join(devices),
-            model=(key, model_name(source)),
-            notify=progress,
+            target, extracted.tasks, lab, writer, _cost_model(options), search, origin=origin, notify=options.progress
         )
         earlier = read_current(writer.path)
         resumed = session.resume(earlier.records)
         session.problems += [*unchecked, *earlier.problems]
-        interrupted = False
-        latency = None
+        interrupted, latency = False, None
         try:
-            left = None if time_budget is None else deadline - time.monotonic()
-            session.run(Limits(trials, left, _seconds_of_the_end(left, compile_seconds, LOCAL in devices)))
-            known = TunedConfigs(chosen, earlier, key).tuned_itself
-            latency = conclude(session, comparison if LOCAL in devices else None, known, deadline)
+            left = None if seconds is None else deadline - time.monotonic()
+            session.run(Limits(options.trials, left, _seconds_of_the_end(left, compile_seconds, local)))
+            known = TunedConfigs(target, earlier, key).tuned_itself
+            latency = conclude(session, comparison if local else None, known, deadline)
         except KeyboardInterrupt:
             interrupted = True
             lab.kill()
-        return _result(session, extracted, writer.path, resumed, interrupted, latency)
+        return result_of(session, extracted, writer.path, resumed=resumed, interrupted=interrupted, latency=latency)
+
+
+def _check_target(target: targets.Target, options: TuningOptions) -> None:
+    """Raises OptionError where kernels of the target cannot be timed on one of the devices."""
+    if isinstance(target, CudaTarget) and target.simulated:
+        raise OptionError(f"target {target.name!r} is simulated: its kernels take no time", "tune for a device")
+    if not target.times_kernels and LOCAL in options.devices:
+        raise OptionError(
+            f"kernels of target {target.name!r} cannot be timed on this machine",
+            "name the tensorwright-server of a bundle that runs beside the device (--device HOST:PORT), or write a "
+            "folder of candidates (--pack DIR) and run DIR/run there",
+        )
+    if LOCAL in options.devices and not target.fits_this_machine():
+        raise OptionError(
+            f"target {target.name!r} cannot be measured here: it needs {', '.join(target.missing_features())}",
+            "name a device: devices=['HOST:PORT'] of an RPC server",
+        )
 
 
 def _seconds_of_the_end(left: float | None, compile_seconds: float, in_model: bool) -> float:
@@ -232,36 +164,18 @@ def _seconds_of_the_end(left: float | None, compile_seconds: float, in_model: bo
     return min(_LARGEST_END * left, _LEADERS_SHARE * left + modules)
 
 
-def _check(trials: int | None, time_budget: float | None, timing: str, devices: Sequence[str]) -> None:
-    if trials is not None and trials < 1:
-        raise OptionError(f"trials={trials}: there must be at least one")
-    if time_budget is not None and time_budget <= 0:
-        raise OptionError(f"time_budget={time_budget}: it is in seconds, and more than none")
-    if timing not in ("auto", "parallel", "serial"):
-        raise OptionError(f"timing {timing!r} is not supported", "use auto, parallel or serial")
-    if not devices:
-        raise OptionError("no device is named", "leave devices out for this machine")
-    for device in devices:
-        if device != LOCAL:
-            parse_device(device)
-
-
-def _check_timed(target: targets.Target, devices: Sequence[str]) -> None:
-    """Raise OptionError where kernels of the target cannot be timed on one of the devices."""
-    if isinstance(target, CudaTarget) and target.simulated:
-        raise OptionError(f"target {target.name!r} is simulated: its kernels take no time", "tune for a device")
-    if not target.times_kernels and LOCAL in devices:
-        raise OptionError(
-            f"kernels of target {target.name!r} cannot be timed on this machine",
-            "name the tensorwright-server of a bundle that runs beside the device (--device HOST:PORT), or write a "
-            "folder of candidates (--pack DIR) and run DIR/run there",
-        )
-
-
-def _cost_model(name: str, seed: int) -> CostModel:
+def _cost_model(options: TuningOptions) -> CostModel:
+    name = options.cost_model
+    if not isinstance(name, str):
+        return name
     if name == "xgboost":
-        return cost_models.make(name, seed=seed, pretrained=pretrained_model())
+        return cost_models.make(name, seed=options.seed, pretrained=pretrained_model())
     return cost_models.make(name)
+
+
+def _serial(options: TuningOptions) -> bool:
+    """Whether kernels are timed on one core, by processor time."""
+    return options.timing == "serial" or (options.timing == "auto" and LOCAL in options.devices and _others_busy())
 
 
 def _others_busy() -> bool:
@@ -269,52 +183,3 @@ def _others_busy() -> bool:
     import psutil
 
     return psutil.cpu_percent(interval=0.7) / 100 > _OTHERS if (os.cpu_count() or 1) > 1 else False
-
-
-def _result(
-    session: Session,
-    extracted: Extracted,
-    path: Path,
-    resumed: int,
-    interrupted: bool,
-    latency: tuple[float, float] | None,
-) -> TuneResult:
-    tasks = []
-    for state in session.states:
-        best = state.best
-        tasks.append(
-            TaskResult(
-                state.task.names[0],
-                state.task.rule.name,
-                state.task.key,
-                state.task.count,
-                state.default_seconds,
-                best[1] if best is not None else None,
-                dict(best[0]) if best is not None else {},
-                state.trials,
-                state.failed,
-                tuple(state.curve),
-                state.finished,
-                state.of_limit,
-                state.task.instead_of,
-                state.fastest_seconds if best is not None else None,
-            )
-        )
-    progress = session.progress
-    return TuneResult(
-        tuple(tasks),
-        sum(each.count * (each.default_seconds or 0.0) for each in tasks if not each.instead_of),
-        sum(each.count * (each.fastest_seconds or 0.0) for each in tasks if not each.instead_of),
-        progress.seconds,
-        progress.trials,
-        resumed,
-        path,
-        session.method,
-        tuple(progress.history),
-        tuple(session.predictions),
-        extracted.skipped,
-        tuple(session.problems),
-        interrupted,
-        session.cost,
-        latency,
-    )

@@ -110,7 +110,8 @@ def _tune(
     specs: dict[str, Any] = {each.name: each for each in model_inputs(model)} if constant else {}
     constants = parse_arrays(constant or [], "--constant", specs) or None
     if pack is not None:
-        return _pack(model, target, pack, trials, records, given_shapes, constants, precision, as_json)
+        imports = {"shapes": given_shapes, "constants": constants}
+        return _pack(model, target, pack, imports, as_json, trials=trials, records=records, precision=precision)
     credentials = _credentials(device or [], key, device_key or [], passphrase_file)
     with TuningDisplay() as display:
         result = compiler.tune(
@@ -152,29 +153,17 @@ def _check_kind(model: Path | None, pack: Path | None, take: Path | None) -> Non
         raise OptionError("no model is given", "name a file; or --take results.json of a pack")
 
 
-def _pack(
-    model: Path,
-    target: str,
-    output: Path,
-    trials: int | None,
-    records: Path | None,
-    shapes: Any,
-    constants: Any,
-    precision: str,
-    as_json: bool,
-) -> int:
+def _pack(model: Path, target: str, output: Path, imports: dict[str, Any], as_json: bool, **settings: Any) -> int:
     from dataclasses import asdict
 
     from compiler.cli.output import print_json, print_line, print_note
     from compiler.cli.progress import Steps
+    from compiler.frontends.source import ImportOptions
     from compiler.reports.formatting import format_bytes
     from compiler.tuning.pack.folder import write_pack
 
     with Steps() as steps:
-        made = write_pack(
-            model, target, output, trials=trials, records=records, shapes=shapes, constants=constants,
-            precision=precision, progress=steps,
-        )  # fmt: skip
+        made = write_pack(model, target, output, imports=ImportOptions(**imports), **settings, progress=steps)
     if as_json:
         print_json({**asdict(made), "folder": str(made.folder)})
         return 0

@@ -9,19 +9,21 @@ from typing import Any
 import numpy as np
 
 import targets
-from compiler.compression.job import Job, Samples, import_options, start
+from compiler.compression.accuracy import Evaluate, fewest
+from compiler.compression.job import Job, JobOptions, start
 from compiler.compression.low_rank.decomposition import Factors, factor_convolution, factor_matrix
 from compiler.compression.low_rank.rewriting import factored
+from compiler.compression.low_rank.settings import FactorizationOptions
 from compiler.compression.low_rank.timing import LayerTimer
 from compiler.compression.model import CompressedModel
-from compiler.compression.quantization.accuracy import Evaluate, check_max_drop, fewest
 from compiler.compression.quantization.affine import decibels, noise_ratio
 from compiler.compression.quantization.layers import Layer, find_layers
 from compiler.compression.quantization.precisions import MEASURED, PREDICTED
 from compiler.compression.report import LayerChange, Measure
+from compiler.compression.samples import Samples
 from compiler.errors import AccuracyError, NothingGainedError, OptionError
 from compiler.frontends.imported_model import ImportedModel
-from compiler.frontends.source import Constants, Shapes
+from compiler.frontends.source import Constants, ImportOptions, Shapes
 from compiler.support.progress_bar import automatic, shows_progress
 
 # The search for a rank that is fast enough: these shares of a layer's energy, the largest first.
@@ -71,41 +73,36 @@ def factorize(
         NothingGainedError: no layer is faster in factors.
         UserError: of importing and compiling.
     """
-    check_settings(energy, speedup, minimum_gain, max_drop, decide)
-    job = start(
-        source,
+    options = FactorizationOptions(energy=energy, speedup=speedup, minimum_gain=minimum_gain, keep=keep, decide=decide)
+    options.check()
+    common = JobOptions(
         target=target,
         threads=threads,
         calibration=calibration,
         evaluate=evaluate,
         max_drop=max_drop,
         progress=progress,
-        options=import_options(shapes, constants, example_inputs, dynamic_shapes),
     )
-    search = _Search(job, energy, speedup, minimum_gain, decide == MEASURED)
-    search.run(keep)
+    imports = ImportOptions(
+        shapes=shapes, constants=constants, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes
+    )
+    return _factorized(start(source, common, imports), options)
+
+
+def _factorized(job: Job, options: FactorizationOptions) -> CompressedModel:
+    search = _Search(job, options)
+    search.run()
+    speedup = options.speedup
     if not search.factors:
         raise NothingGainedError(
-            f"none of {len(search.layers)} layers is {speedup or minimum_gain} times faster in factors",
+            f"none of {len(search.layers)} layers is {options.wanted} times faster in factors",
             "ask for less energy=; weights that are not of low rank are better pruned",
         )
     names, after = _within_limit(job, search)
-    settings = {"minimum_gain": minimum_gain} | ({"energy": energy} if speedup is None else {"speedup": speedup})
-    label = f"factorize {energy:.3g}" if speedup is None else f"factorize {speedup:.3g} times faster"
+    chosen = {"energy": options.energy} if speedup is None else {"speedup": speedup}
+    label = f"factorize {options.energy:.3g}" if speedup is None else f"factorize {speedup:.3g} times faster"
+    settings = {"minimum_gain": options.minimum_gain} | chosen
     return job.result(label, search.candidate(names), after, settings, _changes(search, names))
-
-
-def check_settings(energy: float, speedup: float | None, minimum_gain: float, max_drop: float, decide: str) -> None:
-    """Raises OptionError for what `factorize` cannot do; its names of layers in `keep` are the model's to know."""
-    check_max_drop(max_drop)
-    if not 0 < energy <= 1:
-        raise OptionError(f"energy={energy}", "give a share above 0 and up to 1, like 0.95")
-    if speedup is not None and not speedup > 1:
-        raise OptionError(f"speedup={speedup}", "give a number above 1, like 1.5")
-    if not minimum_gain >= 1:
-        raise OptionError(f"minimum_gain={minimum_gain}", "give 1 or more")
-    if decide not in (PREDICTED, MEASURED):
-        raise OptionError(f"decide={decide!r}", f"use {PREDICTED!r} or {MEASURED!r}")
 
 
 @dataclass
@@ -118,19 +115,18 @@ class _Search:
     """
 
     job: Job
-    energy: float
-    speedup: float | None
-    minimum_gain: float
-    measured: bool
+    options: FactorizationOptions
     factors: dict[str, Factors] = field(default_factory=dict)
     details: dict[str, str] = field(default_factory=dict)
     noise: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.layers: list[Layer] = find_layers(self.job.model.mod).layers
-        self._timer = LayerTimer(self.job.target, self.measured)
+        self._timer = LayerTimer(self.job.target, self.options.decide == MEASURED)
 
-    def run(self, keep: Collection[str]) -> None:
+    def run(self) -> None:
+        """Find the factors. Raises OptionError where `keep` names what is no layer."""
+        keep = self.options.keep
         known = [layer.name for layer in self.layers]
         for name in keep:
             if name not in known:
@@ -145,9 +141,8 @@ class _Search:
                 self._try(layer)
 
     def _try(self, layer: Layer) -> None:
-        wanted = self.minimum_gain if self.speedup is None else self.speedup
-        best = 0.0
-        for energy in (self.energy,) if self.speedup is None else _ENERGIES:
+        best, wanted = 0.0, self.options.wanted
+        for energy in (self.options.energy,) if self.options.speedup is None else _ENERGIES:
             factors = self._factors(layer, energy)
             fewer = layer.weight.size / factors.multiplications
             # Fewer multiplications never made a layer faster by more than their ratio and a third; where there are

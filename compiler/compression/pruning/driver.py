@@ -6,15 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import targets
-from compiler.compression.job import Samples, import_options, start
+from compiler.compression.accuracy import Evaluate
+from compiler.compression.job import JobOptions, start
 from compiler.compression.model import CompressedModel
 from compiler.compression.pruning.one_shot import OneShot
-from compiler.compression.pruning.patterns import STRUCTURES, parse_pattern
-from compiler.compression.pruning.plan import Plan
-from compiler.compression.pruning.settings import check_settings
-from compiler.compression.quantization.accuracy import Evaluate
+from compiler.compression.pruning.settings import PruningOptions
+from compiler.compression.samples import Samples
 from compiler.errors import AccuracyError, OptionError
-from compiler.frontends.source import Constants, Shapes
+from compiler.frontends.source import Constants, ImportOptions, Shapes
 from compiler.support.progress_bar import automatic, shows_progress
 
 _SEARCHED = tuple(step / 20 for step in range(1, 19))  # amounts that amount=None chooses from
@@ -74,31 +73,43 @@ def prune(
         OptionError: an option is at fault, or nothing in the model can be pruned so.
         UserError: of importing and compiling.
     """
-    check_settings(amount, pattern, criterion, scope, steps, finetune, loss, rewind, calibration, evaluate, max_drop)
-    trains = any(each is not None for each in (finetune, loss, rewind))
-    if trains and not hasattr(source, "named_parameters"):
-        raise OptionError("finetune=, loss= and rewind= are for a torch.nn.Module", f"this is {type(source).__name__}")
-    kind = None if pattern in STRUCTURES else parse_pattern(pattern)
-    options = import_options(shapes, constants, example_inputs, dynamic_shapes)
-    job = start(
-        source,
+    options = PruningOptions(
+        amount=amount,
+        pattern=pattern,
+        criterion=criterion,
+        scope=scope,
+        steps=steps,
+        finetune=finetune,
+        loss=loss,
+        rewind=rewind,
+    )
+    common = JobOptions(
         target=target,
         threads=threads,
         calibration=calibration,
         evaluate=evaluate,
         max_drop=max_drop,
         progress=progress,
-        options=options,
     )
-    plan = Plan(pattern, kind, criterion, scope, steps)
-    if trains:
+    imports = ImportOptions(
+        shapes=shapes, constants=constants, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes
+    )
+    return _pruned(source, options, common, imports)
+
+
+def _pruned(source: object, options: PruningOptions, common: JobOptions, imports: ImportOptions) -> CompressedModel:
+    options.check(has_samples=common.calibration is not None, has_measure=common.evaluate is not None)
+    if options.trains and not hasattr(source, "named_parameters"):
+        raise OptionError("finetune=, loss= and rewind= are for a torch.nn.Module", f"this is {type(source).__name__}")
+    job = start(source, common, imports)
+    if options.trains:
         from compiler.compression.pruning.fine_tuned import prune_trained
 
-        assert amount is not None  # as checked
-        return prune_trained(job, plan, source, options, amount, finetune, loss, rewind)
-    work = OneShot(job, plan)
-    if amount is not None:
-        result = work.pruned(amount)
+        assert options.amount is not None  # as checked
+        return prune_trained(job, source, options, options.amount, imports)
+    work = OneShot(job, options.plan())
+    if options.amount is not None:
+        result = work.pruned(options.amount)
         job.require(result.report.after, "prune less, give finetune=, or let amount=None find what holds")
         return result
     return _largest(work)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +12,14 @@ from compiler.compression.canonical import canonical
 from compiler.compression.job import Job
 from compiler.compression.model import CompressedModel
 from compiler.compression.pruning.plan import Plan, cell_changes, mask_changes, require_change, unit_masks
+from compiler.compression.pruning.settings import Loss, PruningOptions
 from compiler.compression.pruning.shrink import shrink
-from compiler.compression.pruning.training import Finetune, Loss, Trained, trained, translated
+from compiler.compression.pruning.training import Trained, trained, translated
 from compiler.compression.pruning.weights import weights_of
 from compiler.compression.pruning.zeros import note_on_zeros
 from compiler.compression.report import LayerChange
 from compiler.frontends.imported_model import ImportedModel
+from compiler.frontends.source import ImportOptions
 from compiler.passes.rewriting.matching import Array
 
 _ADVICE = "prune less, fine-tune longer, or in more steps="
@@ -39,28 +40,22 @@ class Pruned(Trained):
 
 
 def prune_trained(
-    job: Job,
-    plan: Plan,
-    source: Any,
-    options: Mapping[str, Any],
-    amount: float,
-    finetune: Finetune | None,
-    loss: Loss | None,
-    rewind: Mapping[str, Any] | None,
+    job: Job, source: Any, options: PruningOptions, amount: float, imports: ImportOptions
 ) -> CompressedModel:
     """Prune step by step, training after each."""
+    plan = options.plan()
     job.report("follow the weights")
-    work = Pruned(**vars(trained(source, options)))
+    work = Pruned(**vars(trained(source, imports)))
     amount = plan.kind.amount or amount if plan.kind is not None else amount
     layers: list[LayerChange] = []
     for step in range(1, plan.steps + 1):
         share = amount * (1 - (1 - step / plan.steps) ** 3)
         job.report(f"prune {share:.0%}")
-        layers = _step(job, plan, work, share, loss)
+        layers = _step(job, plan, work, share, options.loss)
         if step == plan.steps:
             require_change(layers, plan, share)
         job.report("fine-tune")
-        work.train(finetune, rewind)
+        work.train(options.finetune, options.rewind)
     job.report("measure")
     candidate = canonical(work.compressed(), job.target)
     after = job.measure(candidate)

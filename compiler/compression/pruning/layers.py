@@ -15,8 +15,8 @@ import numpy as np
 from tvm import relax
 from tvm.ir import GenericConst, IRModule
 
+from compiler.compression.accuracy import cosine
 from compiler.compression.job import Job
-from compiler.compression.quantization.accuracy import cosine
 from compiler.compression.quantization.calibration import Tapped
 from compiler.compression.quantization.edit import edit_main, main_bindings
 from compiler.passes.rewriting.graph import Call, Expr, Var, operands, operator_name, remove_unused

@@ -2,44 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
 from compiler.compression.pruning.patterns import STRUCTURES, parse_pattern
-from compiler.compression.pruning.plan import CRITERIA
+from compiler.compression.pruning.plan import CRITERIA, Plan
 from compiler.compression.pruning.selection import SCOPES
-from compiler.compression.quantization.accuracy import check_max_drop
 from compiler.errors import OptionError
 
+Finetune = Callable[[Any], object]
+Loss = Callable[[Any], Any]
 
-def check_settings(
-    amount: float | None,
-    pattern: str,
-    criterion: str,
-    scope: str,
-    steps: int,
-    finetune: object,
-    loss: object,
-    rewind: object,
-    calibration: object,
-    evaluate: object,
-    max_drop: float,
-) -> None:
-    """Raises OptionError for what `prune` cannot do, whatever the model."""
-    trains = any(each is not None for each in (finetune, loss, rewind))
-    check_max_drop(max_drop)
-    _check_amount(amount, trains, calibration is not None or evaluate is not None)
-    if pattern not in STRUCTURES:
-        parse_pattern(pattern)
-    if criterion not in CRITERIA:
-        raise OptionError(f"criterion={criterion!r}", f"use one of {', '.join(CRITERIA)}")
-    if scope not in SCOPES:
-        raise OptionError(f"scope={scope!r}", f"use one of {', '.join(SCOPES)}")
-    if steps < 1:
-        raise OptionError(f"steps={steps}: pruning takes at least one step")
-    if steps > 1 and not trains:
-        raise OptionError("steps= is for pruning with finetune=", "without training one step does the same")
-    if pattern == "layers":
-        _check_layers(criterion, trains, calibration is not None)
-    else:
-        _check_criterion(criterion, trains, loss is not None, calibration is not None)
+
+@dataclass(frozen=True, kw_only=True)
+class PruningOptions:
+    """What `prune` is asked for; it describes the fields."""
+
+    amount: float | None = 0.5
+    pattern: str = "channels"
+    criterion: str = "magnitude"
+    scope: str = "layer"
+    steps: int = 1
+    finetune: Finetune | None = None
+    loss: Loss | None = None
+    rewind: Mapping[str, Any] | None = None
+
+    @property
+    def trains(self) -> bool:
+        """Whether a module is trained meanwhile."""
+        return any(each is not None for each in (self.finetune, self.loss, self.rewind))
+
+    def plan(self) -> Plan:
+        """What of it graphs and modules in training have in common."""
+        kind = None if self.pattern in STRUCTURES else parse_pattern(self.pattern)
+        return Plan(self.pattern, kind, self.criterion, self.scope, self.steps)
+
+    def check(self, *, has_samples: bool, has_measure: bool) -> None:
+        """Raises OptionError for what cannot be done, whatever the model.
+
+        Args:
+            has_samples: there is a calibration.
+            has_measure: the caller gave `evaluate`.
+        """
+        _check_amount(self.amount, self.trains, has_samples or has_measure)
+        if self.pattern not in STRUCTURES:
+            parse_pattern(self.pattern)
+        if self.criterion not in CRITERIA:
+            raise OptionError(f"criterion={self.criterion!r}", f"use one of {', '.join(CRITERIA)}")
+        if self.scope not in SCOPES:
+            raise OptionError(f"scope={self.scope!r}", f"use one of {', '.join(SCOPES)}")
+        if self.steps < 1:
+            raise OptionError(f"steps={self.steps}: pruning takes at least one step")
+        if self.steps > 1 and not self.trains:
+            raise OptionError("steps= is for pruning with finetune=", "without training one step does the same")
+        if self.pattern == "layers":
+            _check_layers(self.criterion, self.trains, has_samples)
+        else:
+            _check_criterion(self.criterion, self.trains, self.loss is not None, has_samples)
 
 
 def _check_amount(amount: float | None, trains: bool, measured: bool) -> None:

@@ -8,7 +8,7 @@ it says which parameter it came from.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +16,15 @@ import numpy as np
 from tvm.ir import GenericConst, IRModule
 
 from compiler.compression.pruning.dependencies import Dependencies, find_dependencies
+from compiler.compression.pruning.settings import Finetune, Loss
 from compiler.errors import InternalError, OptionError
 from compiler.frontends.imported_model import ImportedModel
-from compiler.frontends.source import import_model
+from compiler.frontends.source import ImportOptions
 from compiler.passes.rewriting.matching import Array, array_of
 
 if TYPE_CHECKING:
     import torch
 
-Finetune = Callable[[Any], object]
-Loss = Callable[[Any], Any]
 _FIRST = 0x30000000  # the bits of 4.7e-10; 2^28 numbers follow up to 2
 _MOST = 1 << 28
 
@@ -36,14 +35,14 @@ class Trained:
 
     Attributes:
         net: the caller's own module, in evaluation mode.
-        options: of importing it.
+        imports: the options of importing it.
         found: dependencies of the graph.
         places: for each weight the index of each element in all parameters laid end to end.
         masks: what stays of each parameter, by its name.
     """
 
     net: Any
-    options: dict[str, Any]
+    imports: ImportOptions
     found: Dependencies
     places: dict[GenericConst, Array]
     masks: dict[str, Array] = field(default_factory=dict)
@@ -108,7 +107,7 @@ class Trained:
 
     def imported(self) -> ImportedModel:
         """The graph as the module now is."""
-        return import_model(self.net, **self.options)
+        return self.imports.load(self.net)
 
     def gradients(self, loss: Loss, squared: bool) -> dict[str, Array]:
         """Of the caller's loss for each parameter; squared for Fisher's diagonal, summed over the losses he gives."""
@@ -127,10 +126,9 @@ class Trained:
         return totals
 
 
-def trained(net: torch.nn.Module, options: Mapping[str, Any]) -> Trained:
+def trained(net: torch.nn.Module, imports: ImportOptions) -> Trained:
     """Import a tagged copy of `net`. Raises as `import_model`, and OptionError for weights that are not float32."""
-    found_options = dict(options)
-    mod = import_model(_tagged(net), **found_options).mod
+    mod = imports.load(_tagged(net)).mod
     found = find_dependencies(mod)
     total = sum(each.numel() for each in net.parameters() if each.ndim >= 2)
     places = {}
@@ -140,7 +138,7 @@ def trained(net: torch.nn.Module, options: Mapping[str, Any]) -> Trained:
             index = np.ascontiguousarray(array).view(np.int32).astype(np.int64) - _FIRST
             if index.size and bool(((index >= 0) & (index < total)).all()):
                 places[constant] = index.reshape(array.shape)
-    return Trained(net, found_options, found, places)
+    return Trained(net, imports, found, places)
 
 
 def _tagged(net: torch.nn.Module) -> torch.nn.Module:

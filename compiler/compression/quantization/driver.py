@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 import targets
-from compiler.compression.canonical import canonical
-from compiler.compression.quantization.accuracy import Evaluate, fewest, likeness, relative_drop, score
-from compiler.compression.quantization.calibration import Sample, checked_samples
+from compiler.compression.accuracy import Evaluate, fewest, likeness, relative_drop, score
+from compiler.compression.job import Job, JobOptions, import_job
 from compiler.compression.quantization.layers import Layer
 from compiler.compression.quantization.layerwise import LayerwiseCandidate, LayerwiseSession
 from compiler.compression.quantization.model import QuantizedModel
@@ -21,19 +21,18 @@ from compiler.compression.quantization.report import QuantizationReport
 from compiler.compression.quantization.scheme import scheme_for
 from compiler.compression.quantization.schemes.registry import STATIC, SchemeOptions, make_scheme
 from compiler.compression.quantization.session import Session
-from compiler.compression.quantization.settings import check_settings
+from compiler.compression.quantization.settings import DEFAULT_TECHNIQUES, QuantizationOptions
 from compiler.compression.quantization.speed import speed_limit
 from compiler.compression.quantization.summary import make_report, size_of
+from compiler.compression.samples import Sample
 from compiler.driver.compile import compile as compile_model
-from compiler.driver.compile import find_target, model_name
+from compiler.driver.compile import find_target
 from compiler.errors import AccuracyError, NothingGainedError
-from compiler.frontends.imported_model import ImportedModel
-from compiler.frontends.source import Constants, Shapes, import_model
+from compiler.frontends.source import Constants, ImportOptions, Shapes
 from compiler.runtime import Module
 from compiler.runtime.random_inputs import random_inputs
 from compiler.support.progress_bar import automatic, shows_progress
 
-_DEFAULT_TECHNIQUES = ("bias-correction", "gptq")
 _RANKING_SAMPLES = 8
 _SHOWN = 5  # reasons in a message
 Steps = Callable[[str], None]
@@ -53,7 +52,7 @@ def quantize(
     per_channel: bool | None = None,
     group: int = 64,
     scales: str = "float16",
-    techniques: Collection[str] = _DEFAULT_TECHNIQUES,
+    techniques: Collection[str] = DEFAULT_TECHNIQUES,
     in_float: Collection[str] = (),
     keep_slower: bool = False,
     decide: str | Path | Mapping[str, str] = PREDICTED,
@@ -110,80 +109,86 @@ def quantize(
         InputError, OptionError: the calibration or an option is at fault.
         UserError: of importing and compiling.
     """
-    report = progress if progress is not None else _silent
-    chosen = find_target(target, threads)
-    decided = check_decide(decide)
-    check_settings(
-        calibration,
-        scheme,
-        max_drop,
-        chosen,
-        method,
-        activations,
-        per_channel,
-        group,
-        scales,
-        techniques,
-        in_float,
-    )
-    report("import")
-    imported = import_model(
-        source, shapes=shapes, constants=constants, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes
-    )
-    for note in imported.notes:
-        report(note)
-    model = canonical(imported, chosen)
-    samples = (
-        [random_inputs(model.inputs, indices=model.indices)]
-        if calibration is None
-        else checked_samples(calibration, model)
-    )
-
-    def compiled(candidate: ImportedModel) -> Module:
-        inputs = {spec.name for spec in candidate.inputs}
-        known = samples[0] if inputs == set(samples[0]) else None
-        return compile_model(candidate, chosen, threads=threads, reference_inputs=known)
-
-    limit = _Limit(evaluate, max_drop)
-    if scheme == STATIC:
-        activation_scheme = scheme_for(chosen, activations, per_channel)
-        session = Session(model, samples, activation_scheme, method, techniques, compiled, report)
-        session.leave_in_float(in_float)
-        speed = None
-        if not isinstance(decided, str):
-            session.repeat(decided)
-        elif not keep_slower:
-            speed = speed_limit(
-                session, decided, chosen, lambda mod: compile_model(mod, chosen, threads=threads), report
-            )
-        found, scores, tried = _within_limit(session, limit, report)
-        while speed is not None and speed.tightened(found, samples[0]):
-            found, scores, more = _within_limit(session, limit, report)
-            tried += more
-        report("report")
-        summary = make_report(session, found, chosen.name, scores, max_drop, tried)
-        if session.times:
-            summary = replace(summary, decided=str(decided))
-        return QuantizedModel(**vars(replace(session.model, mod=found.mod)), name=model_name(source), report=summary)
-    options = SchemeOptions(group, scales, _rounding(techniques) if calibration is not None else "nearest")
-    layerwise = LayerwiseSession(model, samples, make_scheme(scheme, options), compiled, report)
-    layerwise.leave_in_float(in_float)
-    if not isinstance(decided, str):
-        layerwise.repeat(decided)
-    candidate, scores, tried = _within_limit(layerwise, limit, report)
-    report("report")
-    summary = replace(
-        _layerwise_report(layerwise, candidate, scores, max_drop, tried, options),
-        target=chosen.name,
+    options = QuantizationOptions(
         scheme=scheme,
-        generated=calibration is None,
+        method=method,
+        activations=activations,
+        per_channel=per_channel,
+        group=group,
+        scales=scales,
+        techniques=techniques,
+        in_float=in_float,
+        keep_slower=keep_slower,
+        decide=decide,
     )
-    return QuantizedModel(**vars(replace(model, mod=candidate.mod)), name=model_name(source), report=summary)
+    common = JobOptions(
+        target=find_target(target, threads),
+        threads=threads,
+        calibration=calibration,
+        evaluate=evaluate,
+        max_drop=max_drop,
+        progress=progress,
+    )
+    imports = ImportOptions(
+        shapes=shapes, constants=constants, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes
+    )
+    return _quantized(source, options, common, imports)
 
 
-def _rounding(techniques: Collection[str]) -> str:
-    """How weights alone are rounded."""
-    return next((each for each in ("adaround", "gptq") if each in techniques), "nearest")
+def _quantized(
+    source: object, options: QuantizationOptions, common: JobOptions, imports: ImportOptions
+) -> QuantizedModel:
+    decided = check_decide(options.decide)
+    calibrated = common.calibration is not None
+    options.check(find_target(common.target), calibrated)
+    job = import_job(source, common, imports)
+    if not calibrated:
+        job.samples = [random_inputs(job.model.inputs, indices=job.model.indices)]
+    if options.scheme == STATIC:
+        return _static(job, options, decided)
+    return _layerwise(job, options, decided, calibrated)
+
+
+def _static(job: Job, options: QuantizationOptions, decided: str | Mapping[str, str]) -> QuantizedModel:
+    """Weights and activations in integers."""
+    scheme = scheme_for(job.target, options.activations, options.per_channel)
+    session = Session(job.model, job.samples, scheme, options.method, options.techniques, job.compile, job.report)
+    session.leave_in_float(options.in_float)
+    speed = None
+    if not isinstance(decided, str):
+        session.repeat(decided)
+    elif not options.keep_slower:
+        build = partial(compile_model, target=job.target, threads=job.threads)
+        speed = speed_limit(session, decided, job.target, build, job.report)
+    found, scores, tried = _within_limit(session, job)
+    while speed is not None and speed.tightened(found, job.samples[0]):
+        found, scores, more = _within_limit(session, job)
+        tried += more
+    job.report("report")
+    summary = make_report(session, found, job.target.name, scores, job.max_drop, tried)
+    if session.times:
+        summary = replace(summary, decided=str(decided))
+    return QuantizedModel(**vars(replace(session.model, mod=found.mod)), name=job.name, report=summary)
+
+
+def _layerwise(
+    job: Job, options: QuantizationOptions, decided: str | Mapping[str, str], calibrated: bool
+) -> QuantizedModel:
+    """Weights, each layer by itself; activations as they come."""
+    chosen = options.layerwise(calibrated)
+    session = LayerwiseSession(job.model, job.samples, make_scheme(options.scheme, chosen), job.compile, job.report)
+    session.leave_in_float(options.in_float)
+    if not isinstance(decided, str):
+        session.repeat(decided)
+    candidate, scores, tried = _within_limit(session, job)
+    job.report("report")
+    summary = replace(
+        _layerwise_report(session, candidate, scores, job.max_drop, tried, chosen),
+        target=job.target.name,
+        scheme=options.scheme,
+        generated=not calibrated,
+    )
+    return QuantizedModel(**vars(replace(job.model, mod=candidate.mod)), name=job.name, report=summary)
 
 
 class _Candidate(Protocol):
@@ -215,19 +220,11 @@ class _Search(Protocol[Found]):
     def candidate(self, count: int, wide: bool = False) -> Found: ...
 
 
-@dataclass(frozen=True)
-class _Limit:
-    """What the caller wants held."""
-
-    evaluate: Evaluate | None
-    max_drop: float
-
-
-def _within_limit(session: _Search[Found], limit: _Limit, report: Steps) -> tuple[Found, tuple[float, float], int]:
+def _within_limit(session: _Search[Found], job: Job) -> tuple[Found, tuple[float, float], int]:
     """(the candidate that holds the limit with the fewest layers in float, the scores of the float model and of it, how
     many were measured)"""
-    evaluate = limit.evaluate if limit.evaluate is not None else likeness(session.samples, session.float_outputs)
-    before, max_drop = score(evaluate, session.float_module.run), limit.max_drop
+    evaluate = job.evaluate if job.evaluate is not None else likeness(session.samples, session.float_outputs)
+    before, max_drop, report = score(evaluate, session.float_module.run), job.max_drop, job.report
     scores: dict[tuple[int, bool], float] = {}
 
     def holds(count: int, wide: bool = False) -> bool:
@@ -293,7 +290,3 @@ def _layerwise_report(
         size=size_of(session.float_module, found.module, session.samples[0]),
         group=options.group,
     )
-
-
-def _silent(_: str) -> None:
-    return None

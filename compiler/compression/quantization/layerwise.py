@@ -10,7 +10,7 @@ import numpy as np
 from tvm.ir import IRModule
 
 from compiler.compression.quantization.affine import Array, decibels, noise_ratio
-from compiler.compression.quantization.calibration import Compile, Sample, Tapped
+from compiler.compression.quantization.calibration import Compile, Tapped
 from compiler.compression.quantization.edit import Emit, edit_main
 from compiler.compression.quantization.insertion import Numbers
 from compiler.compression.quantization.layer_choice import LayerChoice
@@ -19,6 +19,7 @@ from compiler.compression.quantization.report import LayerReport
 from compiler.compression.quantization.schemes.registry import RoundedLayer, Scheme
 from compiler.compression.quantization.sensitivity import measure_sensitivity
 from compiler.compression.quantization.squares import Squares, as_columns
+from compiler.compression.samples import Sample
 from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.rewriting.graph import Call, Expr, Var
 from compiler.runtime import Module

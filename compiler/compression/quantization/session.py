@@ -10,7 +10,7 @@ from tvm.ir import IRModule
 
 from compiler.compression.quantization.adaround import adarounded
 from compiler.compression.quantization.affine import Affine, Array, QuantizedWeight, quantize_weight
-from compiler.compression.quantization.calibration import Compile, Sample, Tapped, observe
+from compiler.compression.quantization.calibration import Compile, Tapped, observe
 from compiler.compression.quantization.calibrators.registry import get_calibrator, parameters_of
 from compiler.compression.quantization.correction import bias_correction
 from compiler.compression.quantization.equalization import equalize
@@ -24,6 +24,7 @@ from compiler.compression.quantization.sensitivity import measure_sensitivity
 from compiler.compression.quantization.smoothing import smooth
 from compiler.compression.quantization.squares import Squares
 from compiler.compression.quantization.statistics import Statistics
+from compiler.compression.samples import Sample
 from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.integers.compute_with_words import sums_fit
 from compiler.passes.rewriting.graph import Var

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from compiler.compression.quantization.accuracy import relative_drop
+from compiler.compression.accuracy import relative_drop
 from compiler.compression.quantization.affine import decibels, noise_ratio
 from compiler.compression.quantization.calibration import Array, Tapped
 from compiler.compression.quantization.layers import Layer

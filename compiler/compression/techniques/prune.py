@@ -1,7 +1,17 @@
 """`prune` in a recipe."""
 
-from compiler.compression.pruning import prune
-from compiler.compression.pruning.settings import check_settings
-from compiler.compression.techniques.registry import register
+from collections.abc import Mapping
+from typing import Any
 
-register("prune", prune, check_settings)
+from compiler.compression.pruning import prune
+from compiler.compression.pruning.settings import PruningOptions
+from compiler.compression.techniques.registry import register
+from compiler.support.options import options_of
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    samples, evaluate = settings["calibration"], settings["evaluate"]
+    options_of(PruningOptions, settings).check(has_samples=samples is not None, has_measure=evaluate is not None)
+
+
+register("prune", prune, _check)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from compiler.errors import OptionError
 from compiler.passes.registry import did_you_mean
 from schedules.discovery import import_all
+
+Check = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -17,19 +19,19 @@ class Technique:
 
     Attributes:
         run: given a model and keyword arguments, a compressed model with a report.
-        check: raises OptionError for settings that `run` cannot do. It takes those of them that it names, whatever the
-            model; what has no default is None where it was not given.
+        check: raises OptionError for arguments of `run`, all of them by name, that it cannot do whatever the model is;
+            what has no default is None where it was not given.
     """
 
     run: Callable[..., Any]
-    check: Callable[..., None]
+    check: Check
 
 
 _TECHNIQUES: dict[str, Technique] = {}
 _discovered = False
 
 
-def register(name: str, run: Callable[..., Any], check: Callable[..., None]) -> None:
+def register(name: str, run: Callable[..., Any], check: Check) -> None:
     """Let recipes use `run` under that name."""
     _TECHNIQUES[name] = Technique(run, check)
 

@@ -16,7 +16,7 @@ from compiler.device.programs import TUNING_PROGRAM, device_programs, tuning_pro
 from compiler.device.runtime_libraries import FFI_LIBRARY, RUNTIME_LIBRARY
 from compiler.driver.compile import find_target, model_name, translated_target_errors
 from compiler.errors import CompilationError, OptionError, StorageError
-from compiler.frontends.source import Constants, Shapes, import_model
+from compiler.frontends.source import ImportOptions
 from compiler.passes.context import PassOptions
 from compiler.records.identity import fingerprint, model_fingerprint, target_description
 from compiler.records.library import read_current, user_folder
@@ -62,15 +62,14 @@ def write_pack(
     *,
     trials: int | None = None,
     records: str | Path | None = None,
-    shapes: Shapes | None = None,
-    constants: Constants | None = None,
+    imports: ImportOptions | None = None,
     precision: str = "float32",
     progress: Callable[[str], None] | None = None,
 ) -> Pack:
     """Write a folder with the candidates of a model's kernels, compiled, and the program `run` that measures them.
 
     Args:
-        source, shapes, constants, precision: as of `compile`; tune what you will compile.
+        source, imports, precision: as of `compile`; tune what you will compile.
         output: a new folder.
         trials: how many candidates in all; `CANDIDATES` of each kernel unless given.
         records: the folder of records; what is measured there already is left out.
@@ -91,7 +90,7 @@ def write_pack(
         raise OptionError(f"trials={trials}: there must be at least one")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OptionError(f"{output} exists and is not an empty folder", "give a new one")
-    model = import_model(source, shapes=shapes, constants=constants)
+    model = (imports or ImportOptions()).load(source)
     options = PassOptions(precision, model.checks)
     extracted = extract_tasks(model.mod, chosen, options, other_ways=False)
     tasks = sorted((each for each in extracted.tasks if each.tunable), key=lambda each: -each.count * each.operations)

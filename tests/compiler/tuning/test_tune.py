@@ -13,7 +13,7 @@ from compiler.errors import OptionError
 from compiler.records.records import ChosenKernel, encode, read
 from compiler.tuning.plots import tuning_page
 from compiler.tuning.progress import Progress
-from compiler.tuning.tune import TuneResult
+from compiler.tuning.result import TuneResult
 from tests.fuzz.tuning import convolution_model
 
 

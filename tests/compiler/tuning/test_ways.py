@@ -21,7 +21,7 @@ from compiler.tuning.cost_models.roofline import RooflineModel
 from compiler.tuning.in_model import LEAST_PAIRS, Choices, Compared, ModelComparison, Times
 from compiler.tuning.measuring.messages import Outcome
 from compiler.tuning.search.evolutionary import RandomSearch
-from compiler.tuning.session import Session, _join_ways
+from compiler.tuning.session import Origin, Session, _join_ways
 from compiler.tuning.state import TaskState
 from compiler.tuning.tasks import Task, extract_tasks
 from schedules.config import Config
@@ -61,7 +61,7 @@ def test_compile_takes_the_way_that_won_in_the_model(
     ways = [task for task in tasks if task.rule.name.startswith("conv")]
     (first,) = [task for task in ways if not task.instead_of]
     (wanted,) = [task for task in ways if getattr(task.workload, "tile", None) == tile]
-    options = PassOptions(checks=model.checks)
+    options, other = PassOptions(checks=model.checks), Origin(model_key="other")
     with RecordWriter.in_folder(tmp_path, target_description(target)) as writer:
         if tuned_itself:
             values = dict(wanted.default)
@@ -71,7 +71,7 @@ def test_compile_takes_the_way_that_won_in_the_model(
             writer.append(ModelLine(target=writer.target, model=key, choices=choices))
         for task in [] if tuned_itself else ways:
             seconds = 1e-5 if task is wanted else 2e-5
-            session = Session(target, [task], SimpleNamespace(serial=False), writer, None, None, model=("other", ""))  # type: ignore[arg-type]
+            session = Session(target, [task], SimpleNamespace(serial=False), writer, None, None, origin=other)  # type: ignore[arg-type]
             for in_model in (False, True):
                 outcome = Outcome(task.default, seconds=seconds)
                 writer.append(session._record(session.states[0], outcome, in_model=in_model))
@@ -139,7 +139,7 @@ def session(tasks: list[Task], tmp_path: Path) -> Session:
     ways = [task for task in tasks if task.rule.name.startswith("conv")]
     writer = RecordWriter.in_folder(tmp_path, target_description(target))
     lab: Any = SimpleNamespace(serial=False)
-    made = Session(target, ways, lab, writer, RooflineModel(), RandomSearch(), model=("m", "net"))
+    made = Session(target, ways, lab, writer, RooflineModel(), RandomSearch(), origin=Origin("", "m", "net"))
     other = next(each for each in made.states if each.task.instead_of)
     for each in made.states:
         each.note(each.task.default, 1e-5 if each is other else 2e-5)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 import compiler
-from compiler.compression.quantization.accuracy import fewest
+from compiler.compression.accuracy import fewest
 from compiler.compression.quantization.affine import affine_for, quantize_weight
 from compiler.compression.quantization.insertion import Numbers, insert_pairs
 from compiler.compression.quantization.layers import find_layers, place

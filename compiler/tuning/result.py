@@ -1,0 +1,138 @@
+"""What `tune` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compiler.reports.formatting import format_seconds
+from compiler.support.notebook import table_html
+from compiler.tuning.progress import SearchCost
+from compiler.tuning.session import Session
+from compiler.tuning.state import TaskState
+from compiler.tuning.tasks import Extracted
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """One task: seconds of a call with the rule's default and with the best config, and what became of it.
+
+    Attributes:
+        of_limit: the best's share of what the machine can do (1 is all of it); None when that is not known.
+        instead_of: the key of the task that this one computes the same as, in another way; "" for the untuned one.
+        fastest_seconds: `best_seconds` of the fastest way.
+    """
+
+    kernel: str
+    rule: str
+    key: str
+    count: int
+    default_seconds: float | None
+    best_seconds: float | None
+    config: Mapping[str, Any]
+    trials: int
+    failed: int
+    curve: tuple[tuple[int, float], ...]
+    finished: str
+    of_limit: float | None = None
+    instead_of: str = ""
+    fastest_seconds: float | None = None
+
+    @property
+    def gain(self) -> float:
+        """Default over best."""
+        return self.default_seconds / self.best_seconds if self.default_seconds and self.best_seconds else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneResult:
+    """What `tune` returns.
+
+    Attributes:
+        before, after: seconds of one run of the model spent in kernels, untuned and tuned.
+        records: the file that was appended to.
+        resumed: trials found in the records.
+        method: "parallel" or "serial": see `compiler.records.records.Record`.
+        history: (seconds since the start, trials, seconds of the model).
+        predictions: (task, the cost model's score before measuring, seconds) of each config proposed.
+        skipped: kernels that were not tuned, and why.
+        interrupted: the user stopped it; what was measured is recorded.
+        cost: trials, seconds and processor seconds of the search alone.
+        latency: seconds of a whole run of the model, untuned and tuned, measured in turns at the end; None where that
+            was not done (on other devices) or nothing was won.
+    """
+
+    tasks: tuple[TaskResult, ...]
+    before: float
+    after: float
+    seconds: float
+    trials: int
+    resumed: int
+    records: Path
+    method: str
+    history: tuple[tuple[float, int, float], ...] = ()
+    predictions: tuple[tuple[str, float, float], ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    interrupted: bool = False
+    cost: SearchCost = field(default_factory=SearchCost)
+    latency: tuple[float, float] | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"<TuneResult {len(self.tasks)} tasks, {self.trials} trials in {self.seconds:.0f} s: "
+            f"{format_seconds(self.before)} in kernels before, {format_seconds(self.after)} after>"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [(each.kernel, each.rule, each.trials, f"{each.gain:.2f} times", each.finished) for each in self.tasks]
+        title = f"{self.trials} trials: {format_seconds(self.before)} in kernels, then {format_seconds(self.after)}"
+        return table_html(title, ("kernel", "rule", "trials", "gain", "finished"), rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        tasks = [{**asdict(task), "gain": task.gain} for task in self.tasks]
+        return {**asdict(self), "tasks": tasks, "records": str(self.records)}
+
+
+def result_of(session: Session, extracted: Extracted, path: Path, **ended: Any) -> TuneResult:
+    """The result of a session; `ended` are the fields of `TuneResult` that say how it went."""
+    tasks = tuple(_task_result(state) for state in session.states)
+    progress = session.progress
+    return TuneResult(
+        tasks=tasks,
+        before=sum(each.count * (each.default_seconds or 0.0) for each in tasks if not each.instead_of),
+        after=sum(each.count * (each.fastest_seconds or 0.0) for each in tasks if not each.instead_of),
+        seconds=progress.seconds,
+        trials=progress.trials,
+        records=path,
+        method=session.method,
+        history=tuple(progress.history),
+        predictions=tuple(session.predictions),
+        skipped=extracted.skipped,
+        problems=tuple(session.problems),
+        cost=session.cost,
+        **ended,
+    )
+
+
+def _task_result(state: TaskState) -> TaskResult:
+    config, seconds = state.best if state.best is not None else ({}, None)
+    return TaskResult(
+        kernel=state.task.names[0],
+        rule=state.task.rule.name,
+        key=state.task.key,
+        count=state.task.count,
+        default_seconds=state.default_seconds,
+        best_seconds=seconds,
+        config=dict(config),
+        trials=state.trials,
+        failed=state.failed,
+        curve=tuple(state.curve),
+        finished=state.finished,
+        of_limit=state.of_limit,
+        instead_of=state.task.instead_of,
+        fastest_seconds=state.fastest_seconds if seconds is not None else None,
+    )

@@ -1,0 +1,61 @@
+"""The settings of `tune`, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from compiler.device.credentials import Credentials
+from compiler.errors import OptionError
+from compiler.records.library import user_folder
+from compiler.tuning.cost_models import CostModel
+from compiler.tuning.measuring.runners import LOCAL, parse_device
+from compiler.tuning.progress import Progress
+
+DEFAULT_SECONDS = 600.0
+"""Of searching, when the caller sets no limit."""
+_TIMINGS = ("auto", "parallel", "serial")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningOptions:
+    """What `tune` is asked for; it describes the fields."""
+
+    trials: int | None = None
+    time_budget: float | None = None
+    records: str | Path | None = None
+    devices: Sequence[str] = (LOCAL,)
+    credentials: Mapping[str, Credentials] = field(default_factory=dict)
+    precision: str = "float32"
+    threads: int | None = None
+    timing: str = "auto"
+    cost_model: str | CostModel = "xgboost"
+    search: str = "evolutionary"
+    seed: int = 0
+    progress: Callable[[Progress], None] | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """For all of it; None where only trials are limited."""
+        unlimited = self.trials is None and self.time_budget is None
+        return DEFAULT_SECONDS if unlimited else self.time_budget
+
+    @property
+    def folder(self) -> Path:
+        """Of records."""
+        return Path(self.records) if self.records is not None else user_folder()
+
+    def check(self) -> None:
+        """Raises OptionError for what cannot be done."""
+        if self.trials is not None and self.trials < 1:
+            raise OptionError(f"trials={self.trials}: there must be at least one")
+        if self.time_budget is not None and self.time_budget <= 0:
+            raise OptionError(f"time_budget={self.time_budget}: it is in seconds, and more than none")
+        if self.timing not in _TIMINGS:
+            raise OptionError(f"timing {self.timing!r} is not supported", "use auto, parallel or serial")
+        if not self.devices:
+            raise OptionError("no device is named", "leave devices out for this machine")
+        for device in self.devices:
+            if device != LOCAL:
+                parse_device(device)
