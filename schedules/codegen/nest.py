@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from schedules.instructions.prefetch import prefetch_statement
 from schedules.ir.expression import index
 from schedules.ir.stages import Axis, Kernel
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, s_tir, tirx
+from schedules.machine import Machine
 
 SERIAL = tirx.ForKind.SERIAL
 PARALLEL = tirx.ForKind.PARALLEL
@@ -26,30 +28,40 @@ _INDEX = "int64"
 # How many rows of weights (a vector or two each) the innermost loops ask for ahead: at 4 KiB the processor's own
 # prefetching stops, and a row takes some ten cycles, so this covers the latency of memory.
 ROWS_AHEAD = 64
+# Iterations of a parallel loop for each core, so that threads which start late or run slowly are balanced.
+CHUNKS_PER_CORE = 4
 
 
 def sequence(*parts: Stmt | Iterable[Stmt] | None) -> Stmt:
-    """One statement of several, lists flattened and None left out; there must be at least one."""
+    """One statement of several, lists flattened and None left out; of none at all, a statement without effect."""
     flat: list[Stmt] = []
     for part in parts:
         if isinstance(part, (list, tuple)):
             flat.extend(each for each in part if each is not None)
         elif part is not None:
             flat.append(part)
+    if not flat:
+        return tirx.Evaluate(tirx.IntImm("int32", 0))
     return flat[0] if len(flat) == 1 else tirx.SeqStmt(flat)
 
 
-def expression(value: Expr | int) -> Expr:
+def expression(value: Expr | int, dtype: str = _INDEX) -> Expr:
     """An int as a constant index."""
-    return index(value, _INDEX) if isinstance(value, int) else value
+    return index(value, dtype) if isinstance(value, int) else value
 
 
-def repeat(name: str, extent: Expr | int, body: Body, kind: Any = SERIAL) -> Stmt:
-    """A loop from 0; one of extent 1 is its body at 0."""
+def repeat(name: str, extent: Expr | int, body: Body, kind: Any = SERIAL, dtype: str = _INDEX) -> Stmt:
+    """A loop from 0; one of extent 1 is its body at the int 0."""
     if isinstance(extent, int) and extent == 1:
         return body(0)
-    var = tirx.Var(name, _INDEX)
-    return tirx.For(var, index(0, _INDEX), expression(extent), kind, body(var))
+    var = tirx.Var(name, dtype)
+    return loop(var, extent, body(var), kind)
+
+
+def loop(var: Any, extent: Expr | int, body: Stmt, kind: Any = SERIAL) -> Stmt:
+    """A loop from 0 over a variable that its body knows already, whatever its extent."""
+    dtype = str(var.ty)
+    return tirx.For(var, index(0, dtype), expression(extent, dtype), kind, body)
 
 
 def parallel(name: str, extent: Expr | int, body: Body) -> Stmt:
@@ -67,6 +79,66 @@ def grid(names: Sequence[str], extents: Sequence[Expr | int], body: Callable[[li
     if not extents:
         return body([])
     return repeat(names[0], extents[0], lambda i: grid(names[1:], extents[1:], lambda rest: body([i, *rest])))
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A loop of `parallel_grid`: a name, its extent and its variable's dtype."""
+
+    name: str
+    extent: Any
+    dtype: str = _INDEX
+
+
+def parallel_grid(
+    extents: Sequence[Extent], body: Callable[[list[Expr]], Stmt], machine: Machine, *, parallel: bool | Expr
+) -> Stmt:
+    """Nested loops; when `parallel`, enough of the outer ones are fused into one that every core gets its share.
+
+    A condition for `parallel` is decided when the kernel runs.
+    """
+    if not extents:
+        return body([])
+    if not isinstance(parallel, bool):
+        several, one = (parallel_grid(extents, body, machine, parallel=each) for each in (True, False))
+        return tirx.IfThenElse(parallel, several, one)
+    fused = _leading(extents, CHUNKS_PER_CORE * machine.cores) if parallel else 0
+    variables = [tirx.Var(each.name, each.dtype) for each in extents[fused:]]
+    if not fused:
+        return _nested(extents, variables, body(list(variables)))
+    head = extents[:fused]
+    total = head[0].extent
+    for each in head[1:]:
+        total = total * each.extent
+    var = tirx.Var("_".join(each.name for each in head), head[0].dtype)
+    inner = _nested(extents[fused:], variables, body([*_unfused(var, head), *variables]))
+    return loop(var, total, inner, PARALLEL)
+
+
+def _leading(extents: Sequence[Extent], least: int) -> int:
+    """How many leading loops to fuse."""
+    product = 1
+    for position, each in enumerate(extents):
+        product *= each.extent if isinstance(each.extent, int) else 1
+        if product >= least:
+            return position + 1
+    return len(extents)
+
+
+def _unfused(var: Any, head: Sequence[Extent]) -> list[Expr]:
+    """The loop variables of fused loops."""
+    values: list[Expr] = []
+    rest: Expr = var
+    for each in reversed(head[1:]):
+        values.append(tirx.FloorMod(rest, expression(each.extent, each.dtype)))
+        rest = tirx.FloorDiv(rest, expression(each.extent, each.dtype))
+    return [rest, *reversed(values)]
+
+
+def _nested(extents: Sequence[Extent], variables: Sequence[Any], body: Stmt) -> Stmt:
+    for each, var in reversed(list(zip(extents, variables, strict=True))):
+        body = loop(var, each.extent, body)
+    return body
 
 
 def static_grid(*extents: int) -> Iterable[tuple[int, ...]]:
@@ -166,9 +238,7 @@ def bind(name: str, value: Expr, dtype: str, lanes: int) -> tuple[Any, Stmt]:
 def loops_over(axes: Sequence[Axis], body: Stmt) -> Stmt:
     """Serial loops over axes of a kernel's own variables, the first outermost."""
     for axis in reversed(axes):
-        dtype = str(axis.var.ty.dtype)
-        extent = index(axis.extent, dtype) if isinstance(axis.extent, int) else axis.extent
-        body = tirx.For(axis.var, index(0, dtype), extent, SERIAL, body)
+        body = loop(axis.var, axis.extent, body)
     return body
 
 

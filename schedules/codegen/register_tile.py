@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any
 
-from schedules.codegen.nest import allocate_tile, load, store
-from schedules.codegen.parallel import repeat
+from schedules.codegen.nest import allocate_tile, expression, load, repeat, sequence, store
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
 
 # Makes a statement of (row in the tile, place in that row's sums, column in the tile).
@@ -65,7 +64,7 @@ class RegisterTile:
             repeat(
                 "lane",
                 lanes,
-                lambda lane, i=i, at=at: make(i, at + lane, at + lane),  # type: ignore[misc]
+                lambda lane, i=i, at=at: make(i, expression(at + lane), expression(at + lane)),  # type: ignore[misc]
                 VECTORIZED,
             )
             for i in range(self.rows)
@@ -97,9 +96,9 @@ class RegisterTile:
             def add(i: int, place: Expr, column: Expr) -> Stmt:
                 return store(self._sums, self.combine(self.sum(i, place), a(i, k), b(k, column)), i, place)
 
-            return _sequence([*ahead(k), *self.each(add)])
+            return sequence([*ahead(k), *self.each(add)])
 
-        return [*self.allocations, *self.each(start), repeat("k", depth, step), *end]
+        return [*self.allocations, *self.each(start), repeat("k", depth, lambda k: step(expression(k))), *end]
 
     def stored(self, target: Callable[[int, Expr], tuple[Any, list[Expr]]]) -> list[Stmt]:
         """Statements that store the sums at `target(row, column)`: a buffer and indices."""
@@ -109,7 +108,3 @@ class RegisterTile:
             return tirx.BufferStore(buffer, self.sum(i, place), indices)
 
         return self.each(put)
-
-
-def _sequence(statements: Sequence[Stmt]) -> Stmt:
-    return statements[0] if len(statements) == 1 else tirx.SeqStmt(list(statements))

@@ -15,9 +15,10 @@ def constant_int(value: Any) -> Any:
     return value
 
 
-def substitute(root: Any, mapping: Mapping[Any, Expr]) -> Any:
+def substitute(root: Any, mapping: Mapping[Any, Expr | int]) -> Any:
     """Replace variables in an expression or statement."""
-    pairs = [(var, value) for var, value in mapping.items() if not var.same_as(value)]
+    exprs = {var: index(value, str(var.ty)) if isinstance(value, int) else value for var, value in mapping.items()}
+    pairs = [(var, value) for var, value in exprs.items() if not var.same_as(value)]
     if not pairs:
         return root
     by_name: dict[str, list[tuple[Any, Expr]]] = {}

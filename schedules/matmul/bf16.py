@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from schedules.annotations import KIND
-from schedules.codegen.parallel import Extent, in_sequence, loops, pays_off, repeat, work
+from schedules.codegen.nest import Extent, parallel_grid, repeat, sequence
+from schedules.codegen.parallel import pays_off, work
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
 from schedules.instructions.bf16_dot import dot, rounded_pair, rounded_run
@@ -101,7 +102,7 @@ class MatmulBf16(ScheduleRule):
         writer = MatmulWriter(
             parts.form, fused, machine, rows=config.integer("rows"), vectors=1, pack=False, combine=self.combine
         )
-        body = in_sequence([tirx.AllocBuffer(parts.form.a.source), self.words(parts, machine), writer.statement()])
+        body = sequence([tirx.AllocBuffer(parts.form.a.source), self.words(parts, machine), writer.statement()])
         return fused.function(body, machine)
 
     def combine(self, total: Any, a: Any, b: Any) -> Any:
@@ -143,9 +144,9 @@ def _rounding(parts: Parts, machine: Machine) -> Any:
             return substitute(stage.body, {**place, step: rest + whole * lanes})
 
         left = steps - whole * lanes
-        return in_sequence([repeat("run", whole, runs), *([repeat("rest", left, single)] if left else [])])
+        return sequence([repeat("run", whole, runs), *([repeat("rest", left, single)] if left else [])])
 
-    return loops([Extent(axis.name, axis.extent) for axis in lead], row, machine, parallel=threads)
+    return parallel_grid([Extent(axis.name, axis.extent) for axis in lead], row, machine, parallel=threads)
 
 
 def workload_of(parts: Parts, dtype: str, b_dtype: str) -> MatmulWorkload:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schedules.annotations import KIND
-from schedules.codegen.nest import lanes_of, splat
-from schedules.codegen.parallel import Extent, in_sequence, loops, pays_off, repeat, work
+from schedules.codegen.nest import Extent, lanes_of, parallel_grid, repeat, sequence, splat
+from schedules.codegen.parallel import pays_off, work
 from schedules.instructions.int8_dot import dot
 from schedules.instructions.int8_neon import dot_signed, shift_of
 from schedules.ir.expression import substitute
@@ -132,6 +132,6 @@ def _copy(parts: Parts, machine: Machine, *, shifted: bool) -> Any:
         whole, rest = divmod(depth // _GROUP, lanes)
         parts = [repeat("run", whole, lambda run: words(run * lanes, lanes))]
         parts += [words(tirx.IntImm("int64", whole * lanes), rest)] if rest else []
-        return in_sequence(parts)
+        return sequence(parts)
 
-    return loops([Extent(axis.name, axis.extent) for axis in lead], row, machine, parallel=threads)
+    return parallel_grid([Extent(axis.name, axis.extent) for axis in lead], row, machine, parallel=threads)

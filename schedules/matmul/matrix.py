@@ -13,9 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schedules.annotations import KIND
-from schedules.codegen.nest import ROWS_AHEAD, allocate_tile, lanes_of, prefetch, static_grid, store
+from schedules.codegen.nest import (
+    ROWS_AHEAD,
+    Extent,
+    allocate_tile,
+    lanes_of,
+    parallel_grid,
+    prefetch,
+    repeat,
+    sequence,
+    static_grid,
+    store,
+)
 from schedules.codegen.nest import load as element
-from schedules.codegen.parallel import Extent, in_sequence, loops, pays_off, repeat
+from schedules.codegen.parallel import pays_off
 from schedules.codegen.register_tile import RegisterTile
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
@@ -131,7 +142,7 @@ class MatmulMatrix(ScheduleRule):
         signed = dtype_of(parts.pairs.loads[0].source) == "int8"
         writer = _Writer(form, fused, machine, rows=config.integer("rows"), signed=signed)
         words = _copy(parts, form.rows.extent, machine)
-        return fused.function(in_sequence([tirx.AllocBuffer(form.a.source), words, writer.statement()]), machine)
+        return fused.function(sequence([tirx.AllocBuffer(form.a.source), words, writer.statement()]), machine)
 
 
 def _row_choices(machine: Machine) -> tuple[int, ...]:
@@ -184,7 +195,7 @@ class _Writer(MatmulWriter):
                 )
                 for pair, at in points
             ]
-            return in_sequence([*ahead, *adds])
+            return sequence([*ahead, *adds])
 
         tile = RegisterTile(rows, self.panel, _LANES, self.dtype)
         split = []
@@ -194,7 +205,7 @@ class _Writer(MatmulWriter):
         end = self._finish(tile.narrowed(width), batch, row, rows, column, width)
         clear = [store(sums, zero, *point) for point in points]
         depth = shape_of(packed)[1]
-        return in_sequence([*room, *clear, repeat("k", depth, step), *tile.allocations, *split, *end])
+        return sequence([*room, *clear, repeat("k", depth, step), *tile.allocations, *split, *end])
 
 
 def _copy(parts: Parts, rows: Any, machine: Machine) -> Stmt:
@@ -215,14 +226,14 @@ def _copy(parts: Parts, rows: Any, machine: Machine) -> Stmt:
         low, high = (tirx.reinterpret(f"int32x{2 * steps}", element(data, *place, bytes_)) for place in places)
         if steps == 1:
             return store(words, joined(low, high), pair, k, lanes_of(0, _LANES))
-        return in_sequence(
+        return sequence(
             [store(words, row_of(low, high, half), pair, 2 * k + half, lanes_of(0, _LANES)) for half in range(2)]
         )
 
     def pair_of_rows(values: list[Expr]) -> Stmt:
         return repeat("k", depth // (DEPTH * steps), lambda k: run(values[0], k))
 
-    return loops([Extent("pair", pairs)], pair_of_rows, machine, parallel=pays_off(rows * depth, machine))
+    return parallel_grid([Extent("pair", pairs)], pair_of_rows, machine, parallel=pays_off(rows * depth, machine))
 
 
 def _expression(value: Any) -> Expr:

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from schedules.annotations import KIND, SPEC
-from schedules.codegen.nest import bind, lanes_of, load, prefetch
-from schedules.codegen.parallel import in_sequence, repeat
+from schedules.codegen.nest import bind, expression, lanes_of, load, prefetch, repeat, sequence
 from schedules.codegen.register_tile import RegisterTile
 from schedules.config import Config, ConfigSpace
 from schedules.instructions.select_lanes import choices_of, selected
@@ -143,19 +142,19 @@ class NOfMWriter(WriterOfParts[Parts]):
         panel = tirx.FloorDiv(column, constant(self.form.width))
 
         def word(number: Expr, count: int) -> Stmt:
-            return in_sequence(self._word(tiles, (batch, row, panel), number, count))
+            return sequence(self._word(tiles, (batch, row, panel), number, count))
 
         parts = [each for tile in tiles for each in tile.allocations]
         for tile in tiles:
             parts += tile.stores(lambda i, place, lane: tirx.const(0.0, "float32"))
         if whole:
-            parts.append(repeat("word", whole, lambda number: word(number, per_word)))
+            parts.append(repeat("word", whole, lambda number: word(expression(number), per_word)))
         if rest:
             parts.append(word(constant(whole), rest))
         sums, *others = tiles
         for other in others:
             parts += joined(sums, other)
-        return in_sequence([*parts, *self._finish(sums.narrowed(width), batch, row, rows, column, width)])
+        return sequence([*parts, *self._finish(sums.narrowed(width), batch, row, rows, column, width)])
 
     def _word(self, tiles: list[RegisterTile], at: tuple[Batch, Expr, Expr], number: Expr, count: int) -> list[Stmt]:
         """The products of `count` groups whose choices are in one word."""
@@ -167,9 +166,9 @@ class NOfMWriter(WriterOfParts[Parts]):
 
         def groups(step: Expr) -> Stmt:
             parts = [self._group(tiles, at, words, first, step * together + i) for i in range(together)]
-            return in_sequence([each for part in parts for each in part])
+            return sequence([each for part in parts for each in part])
 
-        return [named, repeat("group", count // together, groups)]
+        return [named, repeat("group", count // together, lambda step: groups(expression(step)))]
 
     def _group(
         self, tiles: list[RegisterTile], at: tuple[Batch, Expr, Expr], words: Expr, first: Expr, number: Expr

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from schedules.annotations import KIND
-from schedules.codegen.nest import ROWS_AHEAD, prefetch
-from schedules.codegen.parallel import in_sequence, repeat
+from schedules.codegen.nest import ROWS_AHEAD, prefetch, repeat, sequence
 from schedules.codegen.register_tile import RegisterTile
 from schedules.ir.expression import index as constant
 from schedules.ir.stages import Kernel, shape_of
@@ -143,7 +142,7 @@ class SparseWriter(WriterOfParts[Parts]):
             code: list[Stmt] = []
             for i, tile in enumerate(tiles):
                 code += [*self._prefetch(slot + i, width), *step(tile, slot + i)]
-            return in_sequence(code)
+            return sequence(code)
 
         rounds = tirx.FloorDiv(count, constant(count_of_tiles))
         done = rounds * count_of_tiles
@@ -152,10 +151,10 @@ class SparseWriter(WriterOfParts[Parts]):
             parts += [*tile.allocations, *tile.stores(lambda i, place, lane: tirx.const(0.0, "float32"))]
         parts.append(repeat("round", rounds, round_of))
         if others:
-            parts.append(repeat("left", count - done, lambda n: in_sequence(step(sums, first + done + n))))
+            parts.append(repeat("left", count - done, lambda n: sequence(step(sums, first + done + n))))
         for other in others:
             parts += joined(sums, other)
-        return in_sequence([*parts, *self._finish(sums, batch, row, rows, column, width)])
+        return sequence([*parts, *self._finish(sums, batch, row, rows, column, width)])
 
     def _prefetch(self, slot: Expr, width: int) -> list[Stmt]:
         return [prefetch(self.parts.values, slot + ROWS_AHEAD, lane) for lane in range(0, width, self.lanes)]

@@ -10,8 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from schedules.codegen.nest import ROWS_AHEAD, prefetch
-from schedules.codegen.parallel import CHUNKS_PER_CORE, MIN_PARALLEL_WORK, Extent, in_sequence, loops, pays_off, repeat
+from schedules.codegen.nest import (
+    CHUNKS_PER_CORE,
+    ROWS_AHEAD,
+    Extent,
+    expression,
+    load,
+    parallel_grid,
+    prefetch,
+    repeat,
+    sequence,
+    store,
+)
+from schedules.codegen.parallel import MIN_PARALLEL_WORK, pays_off
 from schedules.codegen.register_tile import RegisterTile, pieces
 from schedules.ir.expression import index, map_loads
 from schedules.ir.inline import operations
@@ -112,7 +123,7 @@ class MatmulWriter:
 
             parts.append(self._parallel(count, body))
             done = done + count * width
-        return in_sequence(parts)
+        return sequence(parts)
 
     def _parallel(self, panels: Any, body: Callable[[Batch, Expr, Callable[..., Stmt]], Stmt]) -> Stmt:
         """Loops over batch, panels and chunks of rows; `body` writes a task with the function it is given."""
@@ -134,7 +145,7 @@ class MatmulWriter:
 
             return body(batch, panel, rows)
 
-        return loops(kept, task, self.machine, parallel=self._threads())
+        return parallel_grid(kept, task, self.machine, parallel=self._threads())
 
     def _threads(self) -> bool | Expr:
         return pays_off(self._multiplications(), self.machine, MIN_PARALLEL_WORK * self.lanes // 4)
@@ -193,7 +204,7 @@ class MatmulWriter:
         if left is not None:
             last = isinstance(chunks, int) and chunks == 1
             parts.append(left if last else tirx.IfThenElse(tirx.EQ(chunk, chunks - index(1)), left, None))
-        return in_sequence(parts)
+        return sequence(parts)
 
     def _blocked_tiles(
         self, batch: Batch, column: Expr, width: int, load: PanelLoad, first: Expr, count: Any, per_chunk: int
@@ -203,7 +214,7 @@ class MatmulWriter:
 
         def over_rows(start: Expr, depth: int, last: bool) -> Stmt:
             def tile(i: Expr) -> Stmt:
-                part = Block(start, depth, waiting, i * self.tile_rows, last)
+                part = Block(start, depth, waiting, expression(i * self.tile_rows), last)
                 return self._tile(batch, (first + i) * self.tile_rows, self.tile_rows, column, width, load, part)
 
             return repeat("tile", count, tile)
@@ -211,17 +222,17 @@ class MatmulWriter:
         def clear(i: Expr) -> Stmt:
             value = self.form.start_at(batch, first * self.tile_rows + i, column)
             stores = [
-                repeat("lane", lanes, lambda lane, at=at: tirx.BufferStore(waiting, value, [i, at + lane]), VECTORIZED)  # type: ignore[misc]
+                repeat("lane", lanes, lambda lane, at=at: store(waiting, value, i, at + lane), VECTORIZED)  # type: ignore[misc]
                 for at, lanes in pieces(width, self.lanes)
             ]
-            return in_sequence(stores)
+            return sequence(stores)
 
         total = self.form.depth.extent
         whole = (total - 1) // self.block  # the last block, whole or not, finishes
         return [
             tirx.AllocBuffer(waiting),
             repeat("row", count * self.tile_rows, clear),
-            repeat("block", whole, lambda b: over_rows(b * self.block, self.block, last=False)),
+            repeat("block", whole, lambda b: over_rows(expression(b * self.block), self.block, last=False)),
             over_rows(index(whole * self.block), total - whole * self.block, last=True),
         ]
 
@@ -240,7 +251,7 @@ class MatmulWriter:
             parts.append(repeat("tile", count, tile))
             done = done + count * size
             rest = rest - count * size
-        return in_sequence(parts) if parts else None
+        return sequence(parts) if parts else None
 
     def _panel_load(self, batch: Batch, column: Expr, scratch: Any | None) -> PanelLoad:
         form = self.form
@@ -267,11 +278,11 @@ class MatmulWriter:
                 return repeat(
                     "lane",
                     lanes,
-                    lambda lane: tirx.BufferStore(scratch, form.b_at(batch, k, column + (at + lane)), [k, at + lane]),
+                    lambda lane: store(scratch, form.b_at(batch, k, column + (at + lane)), k, at + lane),
                     VECTORIZED,
                 )
 
-            return in_sequence([piece(at, lanes) for at, lanes in pieces(width, self.lanes)])
+            return sequence([piece(at, lanes) for at, lanes in pieces(width, self.lanes)])
 
         return [tirx.AllocBuffer(scratch), repeat("k", depth, row)], scratch
 
@@ -316,7 +327,7 @@ class MatmulWriter:
             asked = [b(k + ROWS_AHEAD, index(at)) for at in range(0, width, self.lanes)]
             return [prefetch(each.source, *each.indices) for each in asked if isinstance(each, tvm.ir.TensorLoad)]
 
-        return in_sequence(tile.code(depth, a, b, begin, end, ahead))
+        return sequence(tile.code(depth, a, b, begin, end, ahead))
 
     def _finish(self, tile: RegisterTile, batch: Batch, row: Expr, rows: int, column: Expr, width: int) -> list[Stmt]:
         """The epilogue on the tile. A dear one runs as loops over a copy, so that the sums stay registers."""
@@ -331,9 +342,7 @@ class MatmulWriter:
         copy = tirx.decl_buffer([rows, width], self.dtype, "tile", layout=None)
 
         def vector(i: Expr, at: Any, lanes: int) -> Stmt:
-            return repeat(
-                "lane", lanes, lambda lane: result(tirx.BufferLoad(copy, [i, at + lane]), i, at + lane), VECTORIZED
-            )
+            return repeat("lane", lanes, lambda lane: result(load(copy, i, at + lane), i, at + lane), VECTORIZED)
 
         copies = tile.stored(lambda i, lane: (copy, [index(i), lane]))
         return [tirx.AllocBuffer(copy), *copies, repeat("i", rows, lambda i: self._row_of(i, width, vector))]
@@ -345,7 +354,7 @@ class MatmulWriter:
             parts.append(repeat("vector", whole, lambda u: vector(i, u * self.lanes, self.lanes)))
         if rest:
             parts.append(vector(i, whole * self.lanes, rest))
-        return in_sequence(parts)
+        return sequence(parts)
 
 
 def _at_most(per_chunk: int, tiles: Any, first: Expr, chunks: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from schedules.codegen.parallel import Extent, in_sequence, loops
+from schedules.codegen.nest import Extent, parallel_grid, sequence
 from schedules.ir.expression import substitute
 from schedules.ir.stages import Stage
 from schedules.ir.tir import Expr, Stmt
@@ -27,11 +27,11 @@ def planned_code(plan: StagePlan, machine: Machine) -> Stmt:
         return _pieces(plan, machine, {})
     axis = plan.shared
     one = [Extent(axis.name, axis.extent, str(axis.var.ty))]
-    return loops(one, lambda values: _pieces(plan, machine, {axis.var: values[0]}), machine, parallel=True)
+    return parallel_grid(one, lambda values: _pieces(plan, machine, {axis.var: values[0]}), machine, parallel=True)
 
 
 def _pieces(plan: StagePlan, machine: Machine, values: Mapping[Any, Expr]) -> Stmt:
-    return substitute(in_sequence([_piece_code(piece, machine) for piece in plan.pieces]), values)
+    return substitute(sequence([_piece_code(piece, machine) for piece in plan.pieces]), values)
 
 
 def _piece_code(plan: PiecePlan, machine: Machine) -> Stmt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from schedules.codegen.parallel import CHUNKS_PER_CORE, Extent, in_sequence, loops, repeat
+from schedules.codegen.nest import CHUNKS_PER_CORE, Extent, parallel_grid, repeat, sequence
 from schedules.ir.expression import index, substitute
 from schedules.ir.stages import product
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
@@ -43,7 +43,7 @@ def interleaved_code(plan: PiecePlan, machine: Machine) -> Stmt:
             parts.append(vectors)
         if left:
             parts.append(_turns(plan, axis, at + whole * plan.lanes, left, rest))
-        return in_sequence(parts)
+        return sequence(parts)
 
     return over_axis(plan, axis, machine, write, plan.lanes)
 
@@ -53,7 +53,7 @@ def _turns(plan: PiecePlan, axis: Loop, start: Expr, lanes: int, rest: Mapping[A
     stores = list(plan.nest.stage.body.seq)
     first = {**rest, axis.var: start}
     if lanes == 1:
-        return in_sequence([substitute(store, first) for store in stores])
+        return sequence([substitute(store, first) for store in stores])
     statements: list[Stmt] = []
     vectors = []
     for store in stores:
@@ -73,7 +73,7 @@ def _turns(plan: PiecePlan, axis: Loop, start: Expr, lanes: int, rest: Mapping[A
         ]
         value = picked([part for part in parts if part[1]], lanes)
         statements.append(tirx.BufferStore(stores[0].buffer, value, [*outer, ramp(last + number * lanes, lanes)]))
-    return in_sequence(statements)
+    return sequence(statements)
 
 
 def _vector_store(plan: PiecePlan, axis: Loop, at: Expr, count: int, rest: Mapping[Any, Expr]) -> Stmt:
@@ -88,7 +88,7 @@ def _vector_store(plan: PiecePlan, axis: Loop, at: Expr, count: int, rest: Mappi
         def element(lane: Expr) -> Stmt:
             return substitute(apart.placed(plan.nest.stage.body, held, lane), {**rest, axis.var: start + lane})
 
-        return in_sequence([*statements, repeat("lane", lanes, element, VECTORIZED, dtype)])
+        return sequence([*statements, repeat("lane", lanes, element, VECTORIZED, dtype)])
 
     whole, left = divmod(count, plan.lanes)
     parts = []
@@ -96,7 +96,7 @@ def _vector_store(plan: PiecePlan, axis: Loop, at: Expr, count: int, rest: Mappi
         parts.append(repeat("vector", whole, lambda i: store(at + i * plan.lanes, plan.lanes), dtype=dtype))
     if left:
         parts.append(store(at + whole * plan.lanes, left))
-    return in_sequence(parts)
+    return sequence(parts)
 
 
 def plain_code(plan: PiecePlan, machine: Machine) -> Stmt:
@@ -108,9 +108,9 @@ def plain_code(plan: PiecePlan, machine: Machine) -> Stmt:
         inner = substitute(nest.stage.body, mapping)
         inner = nested(nest.reduction, inner)
         init = None if nest.stage.init is None else substitute(nest.stage.init, mapping)
-        return inner if init is None else in_sequence([init, inner])
+        return inner if init is None else sequence([init, inner])
 
-    return loops(extents_of(nest.spatial), body, machine, parallel=plan.threads)
+    return parallel_grid(extents_of(nest.spatial), body, machine, parallel=plan.threads)
 
 
 def over_axis(plan: PiecePlan, axis: Loop, machine: Machine, write: Write, step: int) -> Stmt:
@@ -136,10 +136,10 @@ def over_axis(plan: PiecePlan, axis: Loop, machine: Machine, write: Write, step:
         return write(start, chunk, mapping)
 
     chunks = [Extent(f"{axis.var.name}_chunk", whole, dtype)] if whole > 1 else []
-    parts = [loops([*extents_of(others), *chunks], body, machine, parallel=plan.threads)]
+    parts = [parallel_grid([*extents_of(others), *chunks], body, machine, parallel=plan.threads)]
     if left:
         parts.append(_serial(others, machine, lambda mapping: write(index(whole * chunk, dtype), left, mapping)))
-    return in_sequence(parts)
+    return sequence(parts)
 
 
 def _over_symbolic(plan: PiecePlan, axis: Loop, others: Sequence[Loop], machine: Machine, write: Write) -> Stmt:
@@ -154,16 +154,16 @@ def _over_symbolic(plan: PiecePlan, axis: Loop, others: Sequence[Loop], machine:
         vectors = repeat("vector", whole, lambda i: write(i * lanes, plan.lanes, mapping), dtype=dtype)
         left = extent - whole * lanes
         single = repeat("rest", left, lambda i: write(whole * lanes + i, 1, mapping), dtype=dtype)
-        return in_sequence([vectors, single])
+        return sequence([vectors, single])
 
-    return loops(extents_of(others), body, machine, parallel=plan.threads)
+    return parallel_grid(extents_of(others), body, machine, parallel=plan.threads)
 
 
 def _serial(others: Sequence[Loop], machine: Machine, body: Callable[[Mapping[Any, Expr]], Stmt]) -> Stmt:
     def inner(values: list[Expr]) -> Stmt:
         return body({loop.var: value for loop, value in zip(others, values, strict=True)})
 
-    return loops(extents_of(others), inner, machine, parallel=False)
+    return parallel_grid(extents_of(others), inner, machine, parallel=False)
 
 
 def nested(inner_loops: Sequence[Loop], body: Stmt) -> Stmt:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from schedules.codegen.parallel import CHUNKS_PER_CORE, pays_off, work
+from schedules.codegen.nest import CHUNKS_PER_CORE
+from schedules.codegen.parallel import pays_off, work
 from schedules.ir.expression import buffers_loaded, uses
 from schedules.ir.index_arithmetic import with_plain_indices
 from schedules.ir.inline import IF_THEN_ELSE, call_name

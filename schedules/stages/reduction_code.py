@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from schedules.codegen.parallel import in_sequence, loops, repeat
+from schedules.codegen.nest import expression, parallel_grid, repeat, sequence
 from schedules.ir.expression import index, substitute
 from schedules.ir.reduction import Reduction
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
@@ -47,7 +47,7 @@ class _Writer:
                 lambda at, count, rest: self._across(reduction, axis, at, count, rest),
                 step,
             )
-        return loops(
+        return parallel_grid(
             extents_of(self.nest.spatial),
             lambda values: self._along(reduction, axis, self._values(values)),
             self.machine,
@@ -75,7 +75,7 @@ class _Writer:
             parts.append(self._lane_sums(reduction, axis, start, vectors * self.lanes, rest))
         if single:
             parts.append(self._lane_sums(reduction, axis, at + (count - single), single, rest))
-        return in_sequence(parts)
+        return sequence(parts)
 
     def _lane_sums(self, reduction: Reduction, axis: Loop, at: Expr, count: int, rest: Mapping[Any, Expr]) -> Stmt:
         """At most `_ACCUMULATORS` vectors of results, held in registers while summing."""
@@ -85,15 +85,14 @@ class _Writer:
 
         def each(make: Callable[[Expr, Expr], Stmt]) -> Stmt:
             """`make(position in held, position in the axis)` for all of them."""
-            return repeat(
-                "register",
-                count // lanes,
-                lambda u: repeat(
-                    "lane", lanes, lambda lane: make(u * lanes + lane, at + u * lanes + lane), VECTORIZED, dtype
-                ),
-                UNROLLED,
-                dtype,
-            )
+
+            def vector(u: Any) -> Stmt:
+                def element(lane: Any) -> Stmt:
+                    return make(expression(u * lanes + lane, dtype), at + u * lanes + lane)
+
+                return repeat("lane", lanes, element, VECTORIZED, dtype)
+
+            return repeat("register", count // lanes, vector, UNROLLED, dtype)
 
         def at_point(expr: Any, point: Expr) -> Any:
             return substitute(expr, {**rest, axis.var: point})
@@ -106,20 +105,21 @@ class _Writer:
             statements, read = apart.read(at + u * lanes, lanes, rest)
 
             def add(lane: Expr) -> Stmt:
-                own = tirx.BufferLoad(held, [u * lanes + lane])
+                place = expression(u * lanes + lane, dtype)
+                own = tirx.BufferLoad(held, [place])
                 value = at_point(apart.placed(reduction.value, read, lane), at + u * lanes + lane)
-                return tirx.BufferStore(held, reduction.combiner.combine(own, value), [u * lanes + lane])
+                return tirx.BufferStore(held, reduction.combiner.combine(own, value), [place])
 
-            return in_sequence([*statements, repeat("lane", lanes, add, VECTORIZED, dtype)])
+            return sequence([*statements, repeat("lane", lanes, add, VECTORIZED, dtype)])
 
-        updates = in_sequence([update(u) for u in range(count // lanes)])
+        updates = sequence([update(u) for u in range(count // lanes)])
         write = each(
             lambda i, point: at_point(
                 tirx.BufferStore(reduction.store.buffer, tirx.BufferLoad(held, [i]), list(reduction.store.indices)),
                 point,
             )
         )
-        return in_sequence([tirx.AllocBuffer(held), start, nested(self.nest.reduction, updates), write])
+        return sequence([tirx.AllocBuffer(held), start, nested(self.nest.reduction, updates), write])
 
     def _along(self, reduction: Reduction, axis: Loop, rest: Mapping[Any, Expr]) -> Stmt:
         """One result, summed in the lanes of several accumulators that are joined at the end."""
@@ -135,7 +135,7 @@ class _Writer:
             return tirx.BufferLoad(held, [i])
 
         def vector(count: int, make: Callable[[Expr], Stmt]) -> Stmt:
-            return repeat("lane", count, make, VECTORIZED, dtype)
+            return repeat("lane", count, lambda lane: make(expression(lane, dtype)), VECTORIZED, dtype)
 
         def accumulate(i: Expr, point: Expr) -> Stmt:
             value = substitute(reduction.value, {**rest, axis.var: point})
@@ -155,7 +155,7 @@ class _Writer:
         done = whole * group
         left = axis.extent - done
         parts += self._left_over(left, done, lanes, accumulate, vector, dtype)
-        body = nested([loop for loop in self.nest.reduction if loop is not axis], in_sequence(parts))
+        body = nested([loop for loop in self.nest.reduction if loop is not axis], sequence(parts))
         identity = substitute(reduction.identity(), rest)
         start = vector(group, lambda i: tirx.BufferStore(held, identity, [i]))
         joined = join(held, group, combine, dtype)
@@ -163,7 +163,7 @@ class _Writer:
         if reduction.joins_start():
             result = combine(substitute(reduction.start, rest), result)
         write = substitute(tirx.BufferStore(reduction.store.buffer, result, list(reduction.store.indices)), rest)
-        return in_sequence([tirx.AllocBuffer(held), start, body, *joined, write])
+        return sequence([tirx.AllocBuffer(held), start, body, *joined, write])
 
     def _left_over(
         self,
@@ -208,9 +208,10 @@ def join(held: Any, count: int, combine: Callable[[Expr, Expr], Expr], dtype: st
         half = count // 2
         keep = count - half
 
-        def join(i: Expr, keep: int = keep) -> Stmt:
-            value = combine(tirx.BufferLoad(held, [i]), tirx.BufferLoad(held, [i + keep]))
-            return tirx.BufferStore(held, value, [i])
+        def join(i: Any, keep: int = keep) -> Stmt:
+            first, second = expression(i, dtype), expression(i + keep, dtype)
+            value = combine(tirx.BufferLoad(held, [first]), tirx.BufferLoad(held, [second]))
+            return tirx.BufferStore(held, value, [first])
 
         steps.append(repeat("lane", half, join, VECTORIZED, dtype))
         count = keep

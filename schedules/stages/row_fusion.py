@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from schedules.codegen.parallel import Extent, in_sequence, loops, pays_off, work
+from schedules.codegen.nest import Extent, parallel_grid, sequence
+from schedules.codegen.parallel import pays_off, work
 from schedules.ir.access import accesses_of
 from schedules.ir.expression import constant_int, map_loads, map_stores, substitute
 from schedules.ir.stages import Axis, Stage, dtype_of, product, shape_of
@@ -203,9 +204,9 @@ def rows_code(plan: RowsPlan, machine: Machine) -> Stmt:
         ]
         mapping = dict(zip((*(axis.var for axis in plan.rows), *plan.buffers), (*values, *fresh), strict=True))
         body = [planned_code(stage, machine) for stage in plan.stages]
-        return in_sequence([*map(tirx.AllocBuffer, fresh), substitute(in_sequence(body), mapping)])
+        return sequence([*map(tirx.AllocBuffer, fresh), substitute(sequence(body), mapping)])
 
-    return loops(extents, row, machine, parallel=plan.threads)
+    return parallel_grid(extents, row, machine, parallel=plan.threads)
 
 
 def _kept_dimensions(buffer: Any, stages: Sequence[Stage], shared: Sequence[SharedLoop]) -> list[int]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from schedules.codegen.parallel import Extent, loops, repeat
+from schedules.codegen.nest import Extent, parallel_grid, repeat
 from schedules.ir.expression import index, map_loads, substitute
 from schedules.ir.stages import Stage
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, structural_equal, tirx
@@ -75,7 +75,7 @@ def transpose_code(nest: LoopNest, found: Transpose, machine: Machine, lanes: in
 
         extents = [Extent(str(loop.var.name), loop.extent, str(loop.var.ty)) for loop in others]
         extents += [Extent("row", count)] if count > 1 else []
-        parts.append(loops(extents, body, machine, parallel=threads))
+        parts.append(parallel_grid(extents, body, machine, parallel=threads))
     return parts[0] if len(parts) == 1 else tirx.SeqStmt(parts)
 
 
