@@ -1,6 +1,6 @@
 """How to add a schedule rule.
 
-A rule knows how to run one family of kernels fast. Put a class derived from `ScheduleRule` in a module of its own in
+A rule knows how to run one family of kernels fast. Put a class derived from `CpuRule` in a module of its own in
 this package (any module here is searched), or, in another package, name the class by an entry point of the group
 `tensorwright.schedules`. It answers four questions:
 
@@ -11,10 +11,14 @@ this package (any module here is searched), or, in another package, name the cla
 4. `apply(kernel, workload, config, machine)`: the new PrimFunc, of the same parameters, attributes and meaning. A
    rule that transforms TVM's schedule gets one from `schedules.selection.apply.kernel_schedule(kernel)`.
 
-Rules are tried by falling `priority`; those of `schedules.stages.rules`, which serve every kernel of a certain form,
-have 10, the fallback 0. Increase `version` when the meaning of a knob changes: records of older versions are then no
-longer used. Raise `NotScheduledError` from `apply` for a kernel that the rule does not handle after all: the next rule
-takes it. A rule must never change numbers beyond reassociation of floating-point sums.
+and perhaps a fifth, `estimate(workload, config, machine)`: what should a config cost? The tuner ranks by it until it
+has measured. Rules for processors derive from `CpuRule`, those for graphics processors from
+`schedules.gpu.rule.GpuRule`.
+
+Rules are tried by falling `priority` (see `Priority`), those of equal priority in the order of their names. Increase
+`version` when the meaning of a knob changes: records of older versions are then no longer used. Raise
+`NotScheduledError` from `apply` for a kernel that the rule does not handle after all: the next rule takes it. A rule
+must never change numbers beyond reassociation of floating-point sums.
 
 `kernel` is a `schedules.ir.stages.Kernel`: the PrimFunc taken apart into stages. Kernels built of plain loops are best
 emitted directly with the helpers of `schedules.codegen`, which handle tails and vectors; no rule has to use them.
@@ -23,6 +27,7 @@ emitted directly with the helpers of `schedules.codegen`, which handle tails and
 from __future__ import annotations
 
 import dataclasses
+import enum
 import json
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -33,6 +38,7 @@ from schedules.machine import Machine
 if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
 
+    from schedules.estimate import Estimate
     from schedules.ir.stages import Kernel
 
 
@@ -47,18 +53,56 @@ class Workload:
         return f"{type(self).__name__}{json.dumps(fields, sort_keys=True, separators=(',', ':'))}"
 
 
+class Priority(enum.IntEnum):
+    """Which rules are asked first: the higher, the earlier."""
+
+    FALLBACK = 0
+    GENERAL = 10
+    """Every kernel whose loops have a certain form."""
+    MATMUL = 40
+    """Products of matrices as they are."""
+    USUAL = 50
+    """What rules have that say nothing."""
+    PACKED = 60
+    """Kernels that a pass has written for the rule: packed products, attention."""
+    PACKED_MATRIX = 61
+    """Packed products in matrix instructions, where the machine has them."""
+    BLOCKED = 90
+    """Kernels in the blocked layout: convolutions, pooling; recurrent layers."""
+    BLOCKED_DOT = 91
+    """The same in dot products of narrow operands, or with sparse weights."""
+    BLOCKED_MATRIX = 92
+    """The same in matrix instructions."""
+
+
+class GpuPriority(enum.IntEnum):
+    """`Priority` of the rules for graphics processors."""
+
+    FALLBACK = 0
+    ROWS = 60
+    REDUCTION = 70
+    VECTOR_BY_MATRIX = 75
+    MATMUL = 80
+    LONG_SUMS = 82
+    """Products with few results; after short sums, which need no joining."""
+    SHORT_SUMS = 85
+    PRODUCT = 90
+    TENSOR_CORES = 95
+
+
 class ScheduleRule(ABC):
     """One operator family's schedule. See the module's docstring for how to write one."""
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    priority: ClassVar[int] = 50
+    priority: ClassVar[int] = Priority.USUAL
     reschedules: ClassVar[bool] = False
     """Whether it also takes kernels that say they are scheduled: those were written for a processor."""
 
     @abstractmethod
     def match(self, kernel: Kernel, machine: Machine) -> Any | None:
-        """The workload when this rule serves the kernel, else None. Must be cheap and must not raise."""
+        """The workload when this rule serves the kernel, else None. Must be cheap, and must not raise: where it does,
+        the report says so, and another rule serves the kernel (see `schedules.selection.apply.STRICT`)."""
 
     def space(self, workload: Any, machine: Machine) -> ConfigSpace:
         """The knobs and their values; no knobs unless overridden."""
@@ -67,6 +111,14 @@ class ScheduleRule(ABC):
     def default(self, workload: Any, machine: Machine) -> Config:
         """The knobs' values computed from the machine, without measuring; always inside `space`."""
         return Config()
+
+    def estimate(self, workload: Any, config: Config, machine: Machine) -> Estimate | None:
+        """What a config should cost, by counting; None where nothing is known."""
+        return None
+
+    def least_operations(self, workload: Any) -> int | None:
+        """Arithmetic operations that no config leaves out; None: those of the kernel as it is written."""
+        return None
 
     @abstractmethod
     def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> PrimFunc:
@@ -77,3 +129,7 @@ class ScheduleRule(ABC):
         from schedules.instructions.finish import finish
 
         return finish(function, machine)
+
+
+class CpuRule(ScheduleRule):
+    """A rule for processors."""

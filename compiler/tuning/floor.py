@@ -7,7 +7,6 @@ rate (the roofline model, Williams et al. 2009). It is known for float32 alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,6 @@ from compiler.tuning.measuring.messages import AS_IT_IS, Argument, KernelTask
 from schedules.codegen.nest import allocate_tile, lanes_of, load, parallel, repeat, sequence, store
 from schedules.config import Config
 from schedules.conv.tiling import accumulators
-from schedules.conv.winograd_tiling import tile_counts
-from schedules.conv.winograd_transforms import edge_of
 from schedules.ir.tir import s_tir, tirx
 from schedules.machine import Machine
 
@@ -75,8 +72,8 @@ def floor_seconds(task: Task, machine: Machine, peaks: Peaks) -> float:
     """Seconds that no config of the task can beat on a device with these peaks; 0 when that is not known."""
     if getattr(task.workload, "dtype", "") != _TYPE or not peaks.operations:
         return 0.0
-    count = _OPERATIONS.get(task.rule.name)
-    operations = count(task.workload) if count is not None else task.operations
+    least = task.rule.least_operations(task.workload)
+    operations = task.operations if least is None else least
     return max(operations / peaks.operations, _far_bytes(task.kernel, machine) / peaks.nbytes)
 
 
@@ -90,17 +87,6 @@ def _far_bytes(kernel: KernelTask, machine: Machine) -> int:
 
 def _nbytes(argument: Argument) -> int:
     return int(np.prod(argument.shape, dtype=np.int64)) * ELEMENT_TYPES[argument.dtype].numpy.itemsize
-
-
-def _winograd(work: Any) -> int:
-    """Of the products alone: the transforms' share depends on how they are written."""
-    down, across = tile_counts(work, work.tile)
-    products = edge_of(work.tile, work.strides[0]) ** 2 * down * across * work.channels * work.filters
-    return 2 * max(work.batch, 1) * products
-
-
-# Where the kernel as it is written says more than what has to be done.
-_OPERATIONS: Mapping[str, Callable[[Any], int]] = {"conv-winograd": _winograd}
 
 
 def _arithmetic(machine: Machine) -> tuple[KernelTask, int]:

@@ -10,10 +10,12 @@ from schedules.attention.pairs import Operand
 from schedules.attention.quads import ByteRows, Quads
 from schedules.attention.rule import Attention
 from schedules.attention.writer import AttentionWriter, BlockRows, Factor, put_in
+from schedules.config import Config
 from schedules.instructions.int8_dot import dot
 from schedules.instructions.int8_neon import shift_of
 from schedules.ir.stages import dtype_of
 from schedules.ir.tir import Expr, Stmt
+from schedules.machine import Machine
 
 _BYTES = ("int8", "uint8")
 
@@ -62,3 +64,6 @@ class AttentionInt8(Attention):
     kind: ClassVar[str] = ATTENTION_INT8
     dtypes: ClassVar[tuple[str, ...]] = _BYTES
     writer: ClassVar[type[AttentionWriter]] = IntegerAttentionWriter
+
+    def estimate(self, workload: Any, config: Config, machine: Machine) -> None:
+        """None: the estimate of float32 products says nothing of these."""

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from schedules.attention.compute import ATTENTION
+from schedules.attention.estimates import attention_estimate
 from schedules.attention.operands import AttentionParts, attention_stages
 from schedules.attention.writer import AttentionWriter
 from schedules.codegen.nest import build_function
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
+from schedules.estimate import Estimate
 from schedules.ir.stages import Kernel, dtype_of
 from schedules.machine import Machine
-from schedules.rule import ScheduleRule, Workload
+from schedules.rule import CpuRule, Priority, Workload
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,12 @@ class AttentionWorkload(Workload):
     dtype: str
 
 
-class Attention(ScheduleRule):
+class Attention(CpuRule):
     """Serves the kernels of `attention_compute.attention` in float32."""
 
     name: ClassVar[str] = "attention"
     version: ClassVar[int] = 1
-    priority: ClassVar[int] = 60
+    priority: ClassVar[int] = Priority.PACKED
 
     kind: ClassVar[str] = ATTENTION
     dtypes: ClassVar[tuple[str, ...]] = ("float32",)
@@ -62,6 +64,9 @@ class Attention(ScheduleRule):
             return Config.of(rows=min(8, most))
         blocks = -(-workload.queries // most)
         return Config.of(rows=-(-workload.queries // blocks))
+
+    def estimate(self, workload: AttentionWorkload, config: Config, machine: Machine) -> Estimate | None:
+        return attention_estimate(workload, config, machine)
 
     def apply(self, kernel: Kernel, workload: AttentionWorkload, config: Config, machine: Machine) -> Any:
         stages = attention_stages(kernel, self.kind)

@@ -9,22 +9,24 @@ from schedules.annotations import SPEC
 from schedules.codegen.nest import load, splat
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import DEPTHWISE
+from schedules.conv.estimates import window_estimate
 from schedules.conv.window import WindowNest, window_default, window_space
 from schedules.conv.workload import DepthwiseDotWorkload, WindowWorkload
+from schedules.estimate import Estimate
 from schedules.instructions import int8_dot
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, Stmt
 from schedules.ir.widening import low_halves
 from schedules.machine import Machine
-from schedules.rule import ScheduleRule
+from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 
-class Depthwise(ScheduleRule):
+class Depthwise(CpuRule):
     """The knobs are those of `window.window_space`."""
 
     name: ClassVar[str] = "conv-depthwise"
-    priority: ClassVar[int] = 90
+    priority: ClassVar[int] = Priority.BLOCKED
 
     def match(self, kernel: Kernel, machine: Machine) -> WindowWorkload | None:
         stages = anchor_stages(kernel, DEPTHWISE)
@@ -38,6 +40,9 @@ class Depthwise(ScheduleRule):
 
     def default(self, workload: WindowWorkload, machine: Machine) -> Config:
         return window_default(workload, machine)
+
+    def estimate(self, workload: WindowWorkload, config: Config, machine: Machine) -> Estimate | None:
+        return window_estimate(workload, config, machine)
 
     def apply(self, kernel: Kernel, workload: WindowWorkload, config: Config, machine: Machine) -> Any:
         fused = FusedKernel(kernel, anchor_stages(kernel, DEPTHWISE))

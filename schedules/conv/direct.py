@@ -15,20 +15,22 @@ from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import DIRECT
 from schedules.conv.defaults import OPEN_COLUMNS, OPEN_ROWS, chunk_choices, direct_default, even_blocks, tile_for
 from schedules.conv.direct_nest import DirectNest
+from schedules.conv.estimates import direct_estimate
 from schedules.conv.tiling import MAX_PIXELS, accumulators, block_choices
 from schedules.conv.workload import ConvWorkload
+from schedules.estimate import Estimate
 from schedules.ir.stages import Kernel
 from schedules.machine import Machine
-from schedules.rule import ScheduleRule
+from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 
-class ConvDirect(ScheduleRule):
+class ConvDirect(CpuRule):
     """Knobs: `pixels` x `blocks` is the register tile, `rows` x `columns` the output of a task, `chunks` into how many
     tasks the output channels are cut, `unroll` how many input channels the innermost loop holds."""
 
     name: ClassVar[str] = "conv-direct"
-    priority: ClassVar[int] = 90
+    priority: ClassVar[int] = Priority.BLOCKED
 
     def match(self, kernel: Kernel, machine: Machine) -> ConvWorkload | None:
         stages = anchor_stages(kernel, DIRECT)
@@ -63,6 +65,9 @@ class ConvDirect(ScheduleRule):
     def default(self, workload: ConvWorkload, machine: Machine) -> Config:
         pixels, blocks = self._register_tile(workload, machine)
         return direct_default(workload, machine, pixels, blocks)
+
+    def estimate(self, workload: ConvWorkload, config: Config, machine: Machine) -> Estimate | None:
+        return direct_estimate(workload, config, machine)
 
     def _register_tile(self, workload: ConvWorkload, machine: Machine) -> tuple[int, int]:
         return tile_for(workload, machine)

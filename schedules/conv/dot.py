@@ -37,6 +37,7 @@ from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.ir.widening import number, widened
 from schedules.machine import Machine
+from schedules.rule import Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 from tvm import te  # isort: skip
@@ -125,7 +126,7 @@ class ConvDot(ConvDirect):
     """Serves the kernels of `conv_dot`; the knobs are those of the direct convolution."""
 
     name: ClassVar[str] = "conv-dot"
-    priority: ClassVar[int] = 91
+    priority: ClassVar[int] = Priority.BLOCKED_DOT
 
     def match(self, kernel: Kernel, machine: Machine) -> DotWorkload | None:
         stages = anchor_stages(kernel, CONV_DOT)
@@ -140,6 +141,9 @@ class ConvDot(ConvDirect):
         if _in_pairs(workload, machine) and machine.register_sums == _SUMS_OF_PAIRS and workload.out_spatial[-1]:
             return register_tile(workload.out_spatial[-1], 1, machine, load_cycles)
         return tile_for(workload, machine, load_cycles)
+
+    def estimate(self, workload: Any, config: Config, machine: Machine) -> None:
+        """None: the estimate of float32 products says nothing of these."""
 
     def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> Any:
         fused = FusedKernel(kernel, anchor_stages(kernel, CONV_DOT))

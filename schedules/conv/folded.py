@@ -26,6 +26,7 @@ from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
+from schedules.rule import Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 from tvm import te  # isort: skip
@@ -147,7 +148,7 @@ class ConvFolded(ConvDirect):
     """The knobs are those of the direct convolution, pixels and columns counted in folds."""
 
     name: ClassVar[str] = "conv-folded"
-    priority: ClassVar[int] = 90
+    priority: ClassVar[int] = Priority.BLOCKED
 
     def match(self, kernel: Kernel, machine: Machine) -> FoldedWorkload | None:
         stages = anchor_stages(kernel, FOLDED)

@@ -25,6 +25,7 @@ from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
+from schedules.rule import Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 _HALF = 4  # lanes of a register of sums
@@ -35,7 +36,7 @@ class ConvMatrix(ConvDirect):
     """Serves the kernels of `conv_dot` whose workload says so; the knobs are those of the direct convolution."""
 
     name: ClassVar[str] = CONV_MATRIX
-    priority: ClassVar[int] = 92
+    priority: ClassVar[int] = Priority.BLOCKED_MATRIX
 
     def match(self, kernel: Kernel, machine: Machine) -> QuadsWorkload | None:
         stages = anchor_stages(kernel, CONV_MATRIX) if has_matrices(machine) else ()
@@ -60,6 +61,9 @@ class ConvMatrix(ConvDirect):
         ]
         _, _, pixels, blocks = min(choices)
         return pixels, blocks
+
+    def estimate(self, workload: Any, config: Config, machine: Machine) -> None:
+        """None: the estimate of float32 products says nothing of these."""
 
     def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> Any:
         fused = FusedKernel(kernel, anchor_stages(kernel, CONV_MATRIX))

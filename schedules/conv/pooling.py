@@ -24,13 +24,15 @@ from schedules.config import Config, ConfigSpace
 from schedules.conv import compute as conv_compute
 from schedules.conv.compute import GLOBAL_POOL, POOL, share_of_image, window_count
 from schedules.conv.dynamic_sizes import Sizes, open_repeat
+from schedules.conv.estimates import window_estimate
 from schedules.conv.window import SMALL_POINTS, WindowNest, window_default, window_space
 from schedules.conv.workload import PoolWorkload
+from schedules.estimate import Estimate
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.ir.widening import number
 from schedules.machine import Machine
-from schedules.rule import ScheduleRule
+from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 _CHAINS = 8  # independent sums of a global pooling, to hide the latency of an addition
@@ -50,11 +52,11 @@ def _match(kernel: Kernel, kind: str) -> PoolWorkload | None:
     return work if len(stages) == (1 if work.mode == "max" else 2) else None
 
 
-class Pooling(ScheduleRule):
+class Pooling(CpuRule):
     """The knobs are those of `window.window_space`."""
 
     name: ClassVar[str] = "pool"
-    priority: ClassVar[int] = 90
+    priority: ClassVar[int] = Priority.BLOCKED
 
     def match(self, kernel: Kernel, machine: Machine) -> PoolWorkload | None:
         return _match(kernel, POOL)
@@ -64,6 +66,9 @@ class Pooling(ScheduleRule):
 
     def default(self, workload: PoolWorkload, machine: Machine) -> Config:
         return window_default(workload, machine)
+
+    def estimate(self, workload: PoolWorkload, config: Config, machine: Machine) -> Estimate | None:
+        return window_estimate(workload, config, machine)
 
     def apply(self, kernel: Kernel, workload: PoolWorkload, config: Config, machine: Machine) -> Any:
         fused = FusedKernel(kernel, anchor_stages(kernel, POOL))
@@ -87,11 +92,11 @@ class PoolNest(WindowNest):
         return tirx.const(1.0, self.work.dtype) / window_count(self.work, point, self.sizes.spatial, self.sizes.before)
 
 
-class GlobalPooling(ScheduleRule):
+class GlobalPooling(CpuRule):
     """No knobs: one pass over the image, a few sums at a time."""
 
     name: ClassVar[str] = "global-pool"
-    priority: ClassVar[int] = 90
+    priority: ClassVar[int] = Priority.BLOCKED
 
     def match(self, kernel: Kernel, machine: Machine) -> PoolWorkload | None:
         return _match(kernel, GLOBAL_POOL)

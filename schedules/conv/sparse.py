@@ -36,6 +36,7 @@ from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.matmul.sparse_weights import SparseWeight, entry, pack_blocks
+from schedules.rule import Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 from tvm import te  # isort: skip
@@ -105,7 +106,7 @@ class ConvSparse(ConvDirect):
     """Serves the kernels of `conv_sparse`; the knobs are those of the direct convolution, tiles one block wide."""
 
     name: ClassVar[str] = "conv-sparse"
-    priority: ClassVar[int] = 91
+    priority: ClassVar[int] = Priority.BLOCKED_DOT
 
     def match(self, kernel: Kernel, machine: Machine) -> SparseConvWorkload | None:
         stages = anchor_stages(kernel, CONV_SPARSE)
@@ -121,6 +122,9 @@ class ConvSparse(ConvDirect):
 
     def default(self, workload: ConvWorkload, machine: Machine) -> Config:
         return super().default(workload, machine).replace(unroll=1)
+
+    def estimate(self, workload: Any, config: Config, machine: Machine) -> None:
+        """None: the estimate of float32 products says nothing of these."""
 
     def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> Any:
         fused = FusedKernel(kernel, anchor_stages(kernel, CONV_SPARSE))

@@ -33,36 +33,31 @@ from schedules.codegen.nest import (
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import WINOGRAD
 from schedules.conv.dynamic_sizes import Sizes, least, name_opaque, open_repeat, parts_of
+from schedules.conv.estimates import winograd_estimate
 from schedules.conv.tiling import SMALL_FLOPS, accumulators, block_choices, channel_unroll, divisors
 from schedules.conv.weights_ahead import ahead
 from schedules.conv.winograd_apply import Transform
 from schedules.conv.winograd_tasks import cut_tiles
-from schedules.conv.winograd_tiling import most_tiles, winograd_plan
+from schedules.conv.winograd_tiling import most_tiles, tile_counts, winograd_plan
 from schedules.conv.winograd_transforms import edge_of, transforms
-from schedules.conv.workload import ConvWorkload
+from schedules.conv.workload import ConvWorkload, WinogradWorkload
 from schedules.errors import NotScheduledError
+from schedules.estimate import Estimate
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, Stmt
 from schedules.ir.widening import number
 from schedules.machine import Machine
-from schedules.rule import ScheduleRule
+from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 
-@dataclass(frozen=True)
-class WinogradWorkload(ConvWorkload):
-    """A convolution and the output tile, `tile` x `tile`, that it is computed by."""
-
-    tile: int = 4
-
-
-class Winograd(ScheduleRule):
+class Winograd(CpuRule):
     """Knobs: `tiles` in a task, `pixels` x `blocks` the register tile of the products, `chunks` into how many tasks the
     output channels are cut, `unroll` how many input channels the innermost loop holds."""
 
     name: ClassVar[str] = "conv-winograd"
-    priority: ClassVar[int] = 90
+    priority: ClassVar[int] = Priority.BLOCKED
 
     def match(self, kernel: Kernel, machine: Machine) -> WinogradWorkload | None:
         stages = anchor_stages(kernel, WINOGRAD)
@@ -92,6 +87,15 @@ class Winograd(ScheduleRule):
         plan = winograd_plan(workload, workload.tile, machine)
         unroll = channel_unroll(plan.pixels, plan.blocks)
         return Config.of(tiles=plan.tiles, pixels=plan.pixels, blocks=plan.blocks, chunks=plan.chunks, unroll=unroll)
+
+    def estimate(self, workload: WinogradWorkload, config: Config, machine: Machine) -> Estimate | None:
+        return winograd_estimate(workload, config, machine)
+
+    def least_operations(self, workload: WinogradWorkload) -> int:
+        """Of the products alone: the transforms' share depends on how they are written."""
+        down, across = tile_counts(workload, workload.tile)
+        edge = edge_of(workload.tile, workload.strides[0])
+        return 2 * max(workload.batch, 1) * edge**2 * down * across * workload.channels * workload.filters
 
     def apply(self, kernel: Kernel, workload: WinogradWorkload, config: Config, machine: Machine) -> Any:
         fused = FusedKernel(kernel, anchor_stages(kernel, WINOGRAD))

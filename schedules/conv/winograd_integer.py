@@ -18,7 +18,7 @@ from schedules.annotations import SPEC
 from schedules.codegen.nest import lanes_of, load, splat
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import conv_winograd
-from schedules.conv.winograd import Winograd, WinogradNest, WinogradWorkload
+from schedules.conv.winograd import Winograd, WinogradNest
 from schedules.conv.winograd_tiling import (
     direct_cycles,
     has_window,
@@ -26,13 +26,13 @@ from schedules.conv.winograd_tiling import (
     winograd_plan,
 )
 from schedules.conv.winograd_transforms import edge_of, spread_weight, transforms
-from schedules.conv.workload import ConvWorkload, DotWorkload
+from schedules.conv.workload import ConvWorkload, DotWorkload, WinogradWorkload
 from schedules.instructions import int8_dot
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, tirx
 from schedules.machine import Machine
-from schedules.rule import ScheduleRule
+from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 from tvm import te  # isort: skip
@@ -104,11 +104,11 @@ class IntegerWinogradWorkload(DotWorkload):
     tile: int = TILE
 
 
-class WinogradInteger(ScheduleRule):
+class WinogradInteger(CpuRule):
     """Knobs: those of `Winograd`; a step of the sum is a pair of channels."""
 
     name: ClassVar[str] = "conv-winograd-integer"
-    priority: ClassVar[int] = 90
+    priority: ClassVar[int] = Priority.BLOCKED
 
     def match(self, kernel: Kernel, machine: Machine) -> IntegerWinogradWorkload | None:
         stages = anchor_stages(kernel, WINOGRAD_INTEGER)

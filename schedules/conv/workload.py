@@ -157,6 +157,13 @@ class ConvWorkload(WindowWorkload):
 
 
 @dataclasses.dataclass(frozen=True)
+class WinogradWorkload(ConvWorkload):
+    """A convolution and the output tile, `tile` x `tile`, that it is computed by."""
+
+    tile: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
 class DotWorkload(ConvWorkload):
     """A convolution of narrow operands, summed by dot-product instructions in groups of neighbouring channels.
 

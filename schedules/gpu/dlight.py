@@ -12,6 +12,7 @@ from schedules.gpu.rule import GpuRule, GpuWorkload
 from schedules.ir.stages import Kernel, dtype_of, product, shape_of
 from schedules.ir.tir import s_tir, structural_walk, tirx, tvm
 from schedules.machine import Machine, dtype_bits
+from schedules.rule import GpuPriority
 
 dlight = s_tir.dlight.gpu
 
@@ -71,7 +72,7 @@ class GpuMatmul(DlightRule):
     """Matrix products in tiles of shared memory, without tensor cores: those are `gpu-tensor-cores`' own."""
 
     name: ClassVar[str] = "gpu-matmul"
-    priority: ClassVar[int] = 80
+    priority: ClassVar[int] = GpuPriority.MATMUL
     schedule: ClassVar[Any] = dlight.Matmul
 
     def options(self, machine: GpuMachine) -> dict[str, Any]:
@@ -84,7 +85,7 @@ class GpuGemv(DlightRule):
     """A matrix by a vector."""
 
     name: ClassVar[str] = "gpu-gemv"
-    priority: ClassVar[int] = 75
+    priority: ClassVar[int] = GpuPriority.VECTOR_BY_MATRIX
     schedule: ClassVar[Any] = dlight.GEMV
 
 
@@ -92,7 +93,7 @@ class GpuReduction(DlightRule):
     """One reduction, the threads of a block together."""
 
     name: ClassVar[str] = "gpu-reduction"
-    priority: ClassVar[int] = 70
+    priority: ClassVar[int] = GpuPriority.REDUCTION
     schedule: ClassVar[Any] = dlight.Reduction
 
 
@@ -100,7 +101,7 @@ class GpuRows(DlightRule):
     """Softmax and norms: a block for a row, which stays in shared memory."""
 
     name: ClassVar[str] = "gpu-rows"
-    priority: ClassVar[int] = 60
+    priority: ClassVar[int] = GpuPriority.ROWS
     schedule: ClassVar[Any] = dlight.GeneralReduction
 
 

@@ -22,13 +22,14 @@ from schedules.ir.inline import inline_stages
 from schedules.ir.stages import Axis, Kernel, Stage
 from schedules.ir.tir import tirx
 from schedules.machine import Machine
+from schedules.rule import GpuPriority
 
 
 class BindAnything(GpuRule):
     """Serves any kernel."""
 
     name: ClassVar[str] = "gpu-parallel"
-    priority: ClassVar[int] = 0
+    priority: ClassVar[int] = GpuPriority.FALLBACK
     reschedules: ClassVar[bool] = True
 
     def apply(self, kernel: Kernel, workload: GpuWorkload, config: Config, machine: Machine) -> Any:

@@ -9,13 +9,14 @@ from schedules.gpu.machine import GpuMachine
 from schedules.gpu.plain_code import PlainTile, plain_product
 from schedules.gpu.product_form import ProductForm
 from schedules.gpu.product_rule import TiledProductRule
+from schedules.rule import GpuPriority
 
 
 class GpuProducts(TiledProductRule):
     """A product of float32 in tiles of shared memory and registers."""
 
     name: ClassVar[str] = "gpu-products"
-    priority: ClassVar[int] = 90
+    priority: ClassVar[int] = GpuPriority.PRODUCT
     knobs: ClassVar[dict[str, tuple[int, ...]]] = {
         "rows": (16, 32, 64, 128),
         "columns": (32, 64, 128),

@@ -113,11 +113,11 @@ class TiledProductRule(ProductRule):
     def default(self, workload: ProductWorkload, machine: Machine) -> Config:
         def cost(config: Config) -> tuple[float, int]:
             # Of equals the one of fewer steps.
-            return self.estimate(workload, config, machine), -self.tile(config).depth
+            return self.units(workload, config, machine), -self.tile(config).depth
 
         return min(self.space(workload, machine), key=cost)
 
-    def estimate(self, workload: ProductWorkload, config: Config, machine: Machine) -> float:
+    def units(self, workload: ProductWorkload, config: Config, machine: Machine) -> float:
         """Time in units of multiplying, the blocks of a wave side by side."""
         assert isinstance(machine, GpuMachine)
         tile = self.tile(config)

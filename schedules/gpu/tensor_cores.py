@@ -9,13 +9,14 @@ from schedules.gpu.machine import LEAST_CAPABILITY, GpuMachine
 from schedules.gpu.product_form import ProductForm
 from schedules.gpu.product_rule import TiledProductRule
 from schedules.gpu.tensor_code import Tile, tensor_product
+from schedules.rule import GpuPriority
 
 
 class GpuTensorCores(TiledProductRule):
     """Any product whose operands tensor cores take: sizes are filled up with zeros."""
 
     name: ClassVar[str] = "gpu-tensor-cores"
-    priority: ClassVar[int] = 95
+    priority: ClassVar[int] = GpuPriority.TENSOR_CORES
     knobs: ClassVar[dict[str, tuple[int, ...]]] = {
         "rows": (16, 32, 64, 128),
         "columns": (16, 32, 64, 128),

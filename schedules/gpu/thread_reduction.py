@@ -17,6 +17,7 @@ from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Kernel, Stage, product
 from schedules.ir.tir import tirx
 from schedules.machine import Machine
+from schedules.rule import GpuPriority
 from schedules.stages.fused_kernel import FusedKernel
 
 SHORT = 32  # a warp
@@ -28,7 +29,7 @@ class GpuThreadReduction(GpuRule):
     """One reduction of few elements, or of a moderate number where there are threads enough without sharing it."""
 
     name: ClassVar[str] = "gpu-thread-reduction"
-    priority: ClassVar[int] = 85
+    priority: ClassVar[int] = GpuPriority.SHORT_SUMS
 
     def match(self, kernel: Kernel, machine: Machine) -> GpuWorkload | None:
         stages = [stage for stage in kernel.simple_stages if stage.reduction]

@@ -20,6 +20,7 @@ from schedules.gpu.tile_code import parts_of, wait, within
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import tirx
 from schedules.machine import Machine
+from schedules.rule import GpuPriority
 
 _WARP = 32
 _MOST_THREADS = 1024
@@ -39,7 +40,7 @@ class GpuVectorProducts(ProductRule):
     """A block computes `results` elements, each by `shares` threads."""
 
     name: ClassVar[str] = "gpu-vector-products"
-    priority: ClassVar[int] = 82  # behind short sums, which need no joining
+    priority: ClassVar[int] = GpuPriority.LONG_SUMS
 
     def serves(self, form: ProductForm, workload: ProductWorkload, machine: GpuMachine) -> bool:
         return 1 in (workload.rows, workload.columns) and workload.depth != 1

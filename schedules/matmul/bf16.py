@@ -22,7 +22,7 @@ from schedules.machine import Machine
 from schedules.matmul.form import Group, MatmulForm
 from schedules.matmul.tiling import MatmulWorkload, best_tile, fits, tile_choices
 from schedules.matmul.writer import MatmulWriter
-from schedules.rule import ScheduleRule
+from schedules.rule import CpuRule, Priority
 from schedules.stages.code import stage_code
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
@@ -70,12 +70,12 @@ class Parts:
     form: MatmulForm
 
 
-class MatmulBf16(ScheduleRule):
+class MatmulBf16(CpuRule):
     """Serves the kernels of `matmul_bf16`."""
 
     name: ClassVar[str] = "matmul-bf16"
     version: ClassVar[int] = 1
-    priority: ClassVar[int] = 60
+    priority: ClassVar[int] = Priority.PACKED
 
     kind: ClassVar[str] = MATMUL_BF16
     dtypes: ClassVar[tuple[str, str]] = ("float32", "bfloat16")  # of the sums, of the operands

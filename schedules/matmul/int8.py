@@ -20,6 +20,7 @@ from schedules.ir.stages import dtype_of, shape_of
 from schedules.ir.tir import Expr, tirx
 from schedules.machine import Machine
 from schedules.matmul.bf16 import MatmulBf16, Parts
+from schedules.rule import Priority
 from schedules.stages.code import stage_code
 
 from tvm import te  # isort: skip
@@ -81,7 +82,7 @@ class MatmulInt8(MatmulBf16):
 
     name: ClassVar[str] = "matmul-int8"
     version: ClassVar[int] = 1
-    priority: ClassVar[int] = 60
+    priority: ClassVar[int] = Priority.PACKED
 
     kind: ClassVar[str] = MATMUL_INT8
     dtypes: ClassVar[tuple[str, str]] = ("int32", "int8")

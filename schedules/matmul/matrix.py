@@ -39,7 +39,7 @@ from schedules.matmul.bf16 import Parts, parts_of, workload_of
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.tiling import MatmulWorkload
 from schedules.matmul.writer import Batch, Block, MatmulWriter, PanelLoad
-from schedules.rule import ScheduleRule
+from schedules.rule import CpuRule, Priority
 from schedules.stages.code import stage_code
 from schedules.stages.fused_kernel import FusedKernel
 
@@ -111,11 +111,11 @@ def _places(row: Any, lead: list[Any]) -> list[Any]:
     return [row, *places] if lead else []
 
 
-class MatmulMatrix(ScheduleRule):
+class MatmulMatrix(CpuRule):
     """Serves the kernels of `matmul_matrix`; `rows` is the rows of a tile, of one panel."""
 
     name: ClassVar[str] = MATMUL_MATRIX
-    priority: ClassVar[int] = 61
+    priority: ClassVar[int] = Priority.PACKED_MATRIX
 
     def match(self, kernel: Kernel, machine: Machine) -> MatmulWorkload | None:
         parts = parts_of(kernel, MATMUL_MATRIX) if has_matrices(machine) else None

@@ -15,7 +15,7 @@ from schedules.machine import Machine
 from schedules.matmul.form import Group, MatmulForm
 from schedules.matmul.tiling import best_tile, fits, tile_choices
 from schedules.matmul.writer import MatmulWriter
-from schedules.rule import ScheduleRule
+from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel
 
 
@@ -56,10 +56,10 @@ class WriterOfParts(MatmulWriter, Generic[PartsType]):
         self.parts = parts
 
 
-class MatmulOfParts(ScheduleRule):
+class MatmulOfParts(CpuRule):
     """A product that is found by its operands and written by a writer of its own. The knob: the rows of the tile."""
 
-    priority: ClassVar[int] = 60
+    priority: ClassVar[int] = Priority.PACKED
 
     @abstractmethod
     def parts(self, kernel: Kernel) -> Any | None:

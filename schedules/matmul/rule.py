@@ -6,13 +6,15 @@ from typing import Any, ClassVar
 
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
+from schedules.estimate import Estimate
 from schedules.ir.inline import operations
 from schedules.ir.stages import Kernel, product
 from schedules.machine import Machine, dtype_bits
+from schedules.matmul.estimates import matmul_estimate
 from schedules.matmul.form import MatmulForm, find_matmul, operand_dtypes
 from schedules.matmul.tiling import MatmulWorkload, best_tile, fits, tile_choices
 from schedules.matmul.writer import MatmulWriter
-from schedules.rule import ScheduleRule
+from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel
 
 _DTYPES = ("float32", "float64", "int32")
@@ -46,12 +48,12 @@ def workload_of(form: MatmulForm, kernel: Kernel) -> MatmulWorkload:
     )
 
 
-class Matmul(ScheduleRule):
+class Matmul(CpuRule):
     """Serves kernels with exactly one product whose sum is float32, float64 or int32."""
 
     name: ClassVar[str] = "matmul"
     version: ClassVar[int] = 2
-    priority: ClassVar[int] = 40
+    priority: ClassVar[int] = Priority.MATMUL
 
     def match(self, kernel: Kernel, machine: Machine) -> MatmulWorkload | None:
         form = find_matmul(kernel)
@@ -83,6 +85,9 @@ class Matmul(ScheduleRule):
         enough = _MIN_ROWS_TO_PACK if workload.layout == "rows" else _MIN_ROWS_TO_TRANSPOSE
         pack = workload.layout != "panels" and (workload.rows == 0 or workload.rows >= enough)
         return Config.of(rows=rows, vectors=vectors, pack=pack, depth=self._depth(workload, vectors, machine))
+
+    def estimate(self, workload: MatmulWorkload, config: Config, machine: Machine) -> Estimate | None:
+        return matmul_estimate(workload, config, machine)
 
     def _depth(self, workload: MatmulWorkload, vectors: int, machine: Machine) -> int:
         """The longest block whose part of a panel leaves room in the second cache; 0 when the whole panel does."""

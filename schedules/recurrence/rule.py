@@ -15,7 +15,7 @@ from schedules.machine import Machine
 from schedules.recurrence.description import ATTRIBUTE, Recurrence, parse
 from schedules.recurrence.lockstep import DIRECTIONS, SERIAL, lockstep
 from schedules.recurrence.samples import by_samples
-from schedules.rule import ScheduleRule, Workload
+from schedules.rule import CpuRule, Priority, Workload
 
 SAMPLES = "samples"
 _TYPICAL_STEPS = 16  # of a sequence whose length is not known
@@ -34,11 +34,11 @@ class RecurrentWorkload(Workload):
     samples: int
 
 
-class Recurrent(ScheduleRule):
+class Recurrent(CpuRule):
     """Serves the kernels that carry a description of a recurrent layer."""
 
     name: ClassVar[str] = "recurrent"
-    priority: ClassVar[int] = 90
+    priority: ClassVar[int] = Priority.BLOCKED
     reschedules: ClassVar[bool] = True
 
     def match(self, kernel: Any, machine: Machine) -> RecurrentWorkload | None:

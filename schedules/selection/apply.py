@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,10 @@ from schedules.ir.tir import s_tir, structural_equal, structural_hash, tirx, tvm
 from schedules.machine import Machine
 from schedules.rule import ScheduleRule
 from schedules.selection.registry import rules as all_rules
+
+STRICT = "TENSORWRIGHT_STRICT_RULES"
+"""Environment variable: a rule that raises what it should not raise ends the compilation, as in the test suite. Without
+it, the failure is reported and another rule serves the kernel."""
 
 ConfigSource = Mapping[str, Config] | Callable[[ScheduleRule, Any], Config | None]
 
@@ -137,11 +142,7 @@ def _schedule_kernel(
     kernel = Kernel.of(function)
     failures: list[RuleFailure] = []
     for rule in rules:
-        try:
-            workload = rule.match(kernel, machine)
-        except Exception as error:
-            failures.append(RuleFailure(rule.name, f"{type(error).__name__}: {error}"))
-            continue
+        workload = _matched(rule, kernel, machine, failures)
         if workload is None:
             continue
         for config, source in _configs_for(rule, workload, machine, configs, failures):
@@ -150,6 +151,23 @@ def _schedule_kernel(
                 entry = KernelReport(name, rule.name, config, source, record_key(rule, workload), tuple(failures))
                 return scheduled, entry
     return finish(function, machine), KernelReport(name, None, Config(), "as-is", failures=tuple(failures))
+
+
+def _matched(rule: ScheduleRule, kernel: Kernel, machine: Machine, failures: list[RuleFailure]) -> Any:
+    """The rule's workload for a kernel; None also where it fails, with the reason among the failures."""
+    try:
+        return rule.match(kernel, machine)
+    except Exception as error:
+        failures.append(_unexpected(rule, error))
+        return None
+
+
+def _unexpected(rule: ScheduleRule, error: Exception) -> RuleFailure:
+    """What a rule should not have raised. Raises RuleError where `STRICT` is set."""
+    text = f"{type(error).__name__}: {error}"
+    if os.environ.get(STRICT):
+        raise RuleError(f"rule {rule.name!r} failed: {text}") from error
+    return RuleFailure(rule.name, text)
 
 
 def _tried(
@@ -169,7 +187,8 @@ def _tried(
         if tuned:
             failures.append(RuleFailure(rule.name, f"a tuned config does not apply: {error}"))
     except Exception as error:
-        failures.append(RuleFailure(rule.name, f"{type(error).__name__}: {error}"))
+        text = f"a tuned config does not apply: {type(error).__name__}: {error}"
+        failures.append(RuleFailure(rule.name, text) if tuned else _unexpected(rule, error))
     return None
 
 

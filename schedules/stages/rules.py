@@ -22,7 +22,7 @@ from schedules.errors import NotScheduledError
 from schedules.ir.inline import inline_stages
 from schedules.ir.stages import Kernel, Opaque, Stage
 from schedules.machine import Machine
-from schedules.rule import ScheduleRule, Workload
+from schedules.rule import CpuRule, Priority, Workload
 from schedules.stages.code import planned_code
 from schedules.stages.plan import Form, StagePlan, plan_stage
 from schedules.stages.row_fusion import RowsPlan, plan_rows, rows_code
@@ -107,17 +107,18 @@ def kernel_code(kernel: Kernel, plan: KernelPlan, machine: Machine) -> Any:
     return build_function(kernel, [code(each) for each in plan.statements], plan.buffers)
 
 
-class GeneralRule(ScheduleRule):
-    """Serves kernels by the form that their plan has."""
+class GeneralRule(CpuRule):
+    """Serves kernels whose plan has a form, in vectors."""
 
-    priority: ClassVar[int] = 10
+    priority: ClassVar[int] = Priority.GENERAL
 
+    @property
     @abstractmethod
-    def serves(self, form: Form) -> bool:
-        """Whether kernels of a form are the rule's."""
+    def form(self) -> Form | None:
+        """None: any."""
 
     def match(self, kernel: Kernel, machine: Machine) -> GeneralWorkload | None:
-        if not kernel.simple_stages or not self.serves(plan_kernel(kernel, machine).form):
+        if not kernel.simple_stages or self.form not in (None, plan_kernel(kernel, machine).form):
             return None
         return GeneralWorkload(len(kernel.stages), digest(kernel.function) if kernel.is_static else "")
 
@@ -139,53 +140,42 @@ class Copies(GeneralRule):
     """Serves kernels that only move values, in vectors."""
 
     name: ClassVar[str] = "copy"
-
-    def serves(self, form: Form) -> bool:
-        return form is Form.COPY
+    form = Form.COPY
 
 
 class Elementwise(GeneralRule):
     """Serves kernels that compute each element of its own, in vectors."""
 
     name: ClassVar[str] = "elementwise"
-
-    def serves(self, form: Form) -> bool:
-        return form is Form.ELEMENTWISE
+    form = Form.ELEMENTWISE
 
 
 class Reduce(GeneralRule):
     """Serves kernels that reduce in vectors, whatever else they do in vectors."""
 
     name: ClassVar[str] = "reduction"
-
-    def serves(self, form: Form) -> bool:
-        return form is Form.REDUCTION
+    form = Form.REDUCTION
 
 
 class Rows(GeneralRule):
     """Serves kernels whose stages share their rows, each of which runs in vectors."""
 
     name: ClassVar[str] = "rows"
-
-    def serves(self, form: Form) -> bool:
-        return form is Form.ROWS
+    form = Form.ROWS
 
 
 class TransposeBlocks(GeneralRule):
     """Serves kernels that transpose, whatever they compute of the elements."""
 
     name: ClassVar[str] = "transpose"
-
-    def serves(self, form: Form) -> bool:
-        return form is Form.TRANSPOSE
+    form = Form.TRANSPOSE
 
 
 class Fallback(GeneralRule):
     """Serves any kernel with at least one simple stage."""
 
     name: ClassVar[str] = "fallback"
-    priority: ClassVar[int] = 0
+    priority: ClassVar[int] = Priority.FALLBACK
     version: ClassVar[int] = 2  # kernels in vectors went to rules of their own
 
-    def serves(self, form: Form) -> bool:
-        return True
+    form = None

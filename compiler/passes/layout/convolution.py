@@ -36,10 +36,10 @@ from schedules.conv.dot import CONV_DOT, conv_dot
 from schedules.conv.folded import FoldedWorkload, conv_folded, fold_filter, folded_workload, tile_cycles
 from schedules.conv.sparse import conv_sparse, pack_sparse_filter
 from schedules.conv.sparse_cost import conv_pays
-from schedules.conv.winograd import Winograd, WinogradWorkload
+from schedules.conv.winograd import Winograd
 from schedules.conv.winograd_tiling import serves, winograd_cycles, winograd_tile
 from schedules.conv.winograd_transforms import bounds, weight_matrix
-from schedules.conv.workload import ConvWorkload, DotWorkload, WindowWorkload
+from schedules.conv.workload import ConvWorkload, DotWorkload, WindowWorkload, WinogradWorkload
 from schedules.instructions.bf16_dot import bfloat16_bits
 from schedules.ir.numbers import ceil_div
 from schedules.selection.alternatives import Way

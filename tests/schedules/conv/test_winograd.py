@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from schedules.conv import compute as conv_compute
-from schedules.conv.winograd import Winograd, WinogradWorkload
+from schedules.conv.winograd import Winograd
 from schedules.conv.winograd_tiling import winograd_tile
 from schedules.conv.winograd_transforms import TILES, bounds, edge_of, spread_weight, transforms
-from schedules.conv.workload import ConvWorkload
+from schedules.conv.workload import ConvWorkload, WinogradWorkload
 from tests.schedules.blocked import (
     AVX512,
     MACHINES,

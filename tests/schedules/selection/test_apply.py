@@ -14,7 +14,7 @@ from schedules.ir.stages import Kernel
 from schedules.machine import Machine
 from schedules.rule import ScheduleRule
 from schedules.selection import registry
-from schedules.selection.apply import apply_schedules, kernel_schedule, record_key
+from schedules.selection.apply import STRICT, apply_schedules, kernel_schedule, record_key
 from schedules.stages.rules import Fallback, GeneralWorkload
 from tests.schedules.harness import AVX2, lowered, normal, run
 
@@ -70,7 +70,30 @@ def module() -> Any:
     return lowered(relu, [((64,), "float32")], AVX2)
 
 
-def test_a_failing_rule_is_reported_and_the_next_one_serves() -> None:
+class BrokenMatch(Broken):
+    """Fails when it is asked."""
+
+    name: ClassVar[str] = "broken-match"
+
+    def match(self, kernel: Kernel, machine: Machine) -> GeneralWorkload:
+        raise ValueError("cannot match")
+
+
+@pytest.mark.parametrize("rule", [Broken(), BrokenMatch()], ids=lambda rule: rule.name)
+def test_a_failing_rule_is_an_error_in_the_test_suite(rule: ScheduleRule) -> None:
+    with pytest.raises(RuleError, match=f"rule '{rule.name}' failed: ValueError: cannot"):
+        apply_schedules(module(), MACHINE, rules=[rule, Fallback()])
+
+
+def test_a_failing_match_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(STRICT)
+    _, report = apply_schedules(module(), MACHINE, rules=[BrokenMatch(), Fallback()])
+    assert report.kernels[0].rule == "fallback"
+    assert [failure.rule for failure in report.kernels[0].failures] == ["broken-match"]
+
+
+def test_a_failing_rule_is_reported_and_the_next_one_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(STRICT)
     mod, report = apply_schedules(module(), MACHINE, rules=[Broken(), Fallback()])
     (kernel,) = report.kernels
     assert kernel.rule == "fallback"
