@@ -160,7 +160,7 @@ def _forced(sparse: bool) -> Iterator[None]:
 
     with (
         mock.patch("compiler.passes.layout.pack_sparse_weights.sparse_form", form),
-        mock.patch("compiler.passes.layout.convolution.conv_pays", return_value=sparse),
+        mock.patch("schedules.conv.choose.conv_pays", return_value=sparse),
     ):
         yield
 

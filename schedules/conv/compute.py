@@ -7,12 +7,12 @@ carry the workload as block attributes; compiled without a rule they give the sa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from schedules.conv.dynamic_sizes import padding_before, parts_of
 from schedules.conv.winograd_transforms import edge_of, transforms
-from schedules.conv.workload import ConvWorkload, DepthwiseDotWorkload, PoolWorkload, WindowWorkload
+from schedules.conv.workload import ConvWorkload, DepthwiseDotWorkload, PoolWorkload, WindowWorkload, WinogradWorkload
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, tirx
 from schedules.ir.widening import number
@@ -203,13 +203,13 @@ def conv_winograd(
     tile: int,
     sizes: Sequence[Any] = (),
     *,
-    kind: str = WINOGRAD,
+    attrs: Mapping[str, str] | None = None,
     fill: int = 0,
 ) -> Tensor:
     """A 3x3 convolution of stride 1 or 2 through F(tile x tile, 3 x 3).
 
     `weight` is transformed: (ceil(filters / block), edge^2, channels, block), see `winograd_transforms`.
-    `kind` names the rule that is meant, `fill` stands in the padding.
+    `attrs` are the block attributes of another rule's kernel, `fill` stands in the padding.
     """
     stride = work.strides[0]
     matrices = transforms(tile, stride)
@@ -221,7 +221,7 @@ def conv_winograd(
     outside = tirx.const(fill, work.dtype)
     batch = data.shape[0]
     block = work.block
-    attrs = {**work.annotation(kind), "tensorwright.tile": tile}
+    attrs = attrs if attrs is not None else WinogradWorkload(**vars(work), tile=tile).annotation(WINOGRAD)
 
     def padded(n: Expr, c: Expr, y: Expr, x: Expr, lane: Expr) -> Expr:
         inside = tirx.all(y >= 0, y < height, x >= 0, x < width)

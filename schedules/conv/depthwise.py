@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from schedules.annotations import SPEC
 from schedules.codegen.nest import load, splat
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import DEPTHWISE
@@ -32,8 +31,7 @@ class Depthwise(CpuRule):
         stages = anchor_stages(kernel, DEPTHWISE)
         if len(stages) != 1:
             return None
-        text = stages[0].annotations[SPEC]
-        return (DepthwiseDotWorkload if '"operand"' in text else WindowWorkload).from_annotation(text)
+        return WindowWorkload.from_annotation(stages[0].annotations)
 
     def space(self, workload: WindowWorkload, machine: Machine) -> ConfigSpace:
         return window_space(workload, machine)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from schedules.annotations import SPEC
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import DIRECT
 from schedules.conv.defaults import OPEN_COLUMNS, OPEN_ROWS, chunk_choices, direct_default, even_blocks, tile_for
@@ -34,7 +33,7 @@ class ConvDirect(CpuRule):
 
     def match(self, kernel: Kernel, machine: Machine) -> ConvWorkload | None:
         stages = anchor_stages(kernel, DIRECT)
-        return ConvWorkload.from_annotation(stages[0].annotations[SPEC]) if len(stages) == 1 else None
+        return ConvWorkload.from_annotation(stages[0].annotations) if len(stages) == 1 else None
 
     def space(self, workload: ConvWorkload, machine: Machine) -> ConfigSpace:
         width = workload.out_spatial[-1] or OPEN_COLUMNS

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from schedules.annotations import SPEC
 from schedules.codegen.nest import (
     allocate,
     allocate_tile,
@@ -90,12 +89,6 @@ def kind_of(work: DotWorkload) -> str:
     return CONV_MATRIX if isinstance(work, QuadsWorkload) and work.matrix else CONV_DOT
 
 
-def workload_from(text: str) -> DotWorkload:
-    """The workload of an annotation."""
-    found: DotWorkload = (QuadsWorkload if '"matrix"' in text else DotWorkload).from_annotation(text)
-    return found
-
-
 def _number(data: Any, place: tuple[Expr, ...], lane: Expr, work: DotWorkload) -> Expr:
     """A stored element as the type of the sum."""
     if not work.words:
@@ -130,7 +123,7 @@ class ConvDot(ConvDirect):
 
     def match(self, kernel: Kernel, machine: Machine) -> DotWorkload | None:
         stages = anchor_stages(kernel, CONV_DOT)
-        return workload_from(stages[0].annotations[SPEC]) if len(stages) == 1 else None
+        return DotWorkload.from_annotation(stages[0].annotations) if len(stages) == 1 else None
 
     def space(self, workload: Any, machine: Machine) -> ConfigSpace:
         return super().space(workload, _with_sums(workload, machine))

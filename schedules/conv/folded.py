@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from schedules.annotations import SPEC
 from schedules.codegen.nest import load, sequence, vectorized, when
 from schedules.config import Config
 from schedules.conv.direct import ConvDirect
@@ -152,7 +151,7 @@ class ConvFolded(ConvDirect):
 
     def match(self, kernel: Kernel, machine: Machine) -> FoldedWorkload | None:
         stages = anchor_stages(kernel, FOLDED)
-        return FoldedWorkload.from_annotation(stages[0].annotations[SPEC]) if len(stages) == 1 else None
+        return FoldedWorkload.from_annotation(stages[0].annotations) if len(stages) == 1 else None
 
     def apply(self, kernel: Kernel, workload: ConvWorkload, config: Config, machine: Machine) -> Any:
         assert isinstance(workload, FoldedWorkload)

@@ -11,15 +11,14 @@ from collections.abc import Sequence
 from math import inf
 from typing import Any, ClassVar
 
-from schedules.annotations import SPEC
 from schedules.codegen.nest import allocate_tile, lanes_of, load, repeat, sequence, splat, static_grid, store
 from schedules.config import Config, ConfigSpace
 from schedules.conv.defaults import even_blocks
 from schedules.conv.direct import ConvDirect
-from schedules.conv.dot import CONV_MATRIX, SIGN_BITS, DotNest, Step, word, workload_from
+from schedules.conv.dot import CONV_MATRIX, SIGN_BITS, DotNest, Step, word
 from schedules.conv.dynamic_sizes import least
 from schedules.conv.tiling import MAX_PIXELS, Place, accumulators, block_choices
-from schedules.conv.workload import ConvWorkload, QuadsWorkload
+from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload
 from schedules.instructions.int8_neon import has_matrices, joined, matrix, row_of
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
@@ -40,7 +39,7 @@ class ConvMatrix(ConvDirect):
 
     def match(self, kernel: Kernel, machine: Machine) -> QuadsWorkload | None:
         stages = anchor_stages(kernel, CONV_MATRIX) if has_matrices(machine) else ()
-        found = workload_from(stages[0].annotations[SPEC]) if len(stages) == 1 else None
+        found = DotWorkload.from_annotation(stages[0].annotations) if len(stages) == 1 else None
         return found if isinstance(found, QuadsWorkload) else None
 
     def space(self, workload: ConvWorkload, machine: Machine) -> ConfigSpace:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from schedules.annotations import SPEC
 from schedules.codegen.nest import (
     allocate,
     broadcast,
@@ -48,7 +47,7 @@ def _match(kernel: Kernel, kind: str) -> PoolWorkload | None:
     stages = anchor_stages(kernel, kind)
     if not stages:
         return None
-    work = PoolWorkload.from_annotation(stages[0].annotations[SPEC])
+    work = PoolWorkload.from_annotation(stages[0].annotations)
     return work if len(stages) == (1 if work.mode == "max" else 2) else None
 
 

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from schedules.annotations import SPEC
 from schedules.codegen.nest import (
     ROWS_AHEAD,
     allocate_tile,
@@ -110,7 +109,7 @@ class ConvSparse(ConvDirect):
 
     def match(self, kernel: Kernel, machine: Machine) -> SparseConvWorkload | None:
         stages = anchor_stages(kernel, CONV_SPARSE)
-        return SparseConvWorkload.from_annotation(stages[0].annotations[SPEC]) if len(stages) == 1 else None
+        return SparseConvWorkload.from_annotation(stages[0].annotations) if len(stages) == 1 else None
 
     def space(self, workload: ConvWorkload, machine: Machine) -> ConfigSpace:
         whole = super().space(workload, machine)

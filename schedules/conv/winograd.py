@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from schedules.annotations import SPEC
 from schedules.codegen.nest import (
     allocate,
     allocate_tile,
@@ -40,7 +39,7 @@ from schedules.conv.winograd_apply import Transform
 from schedules.conv.winograd_tasks import cut_tiles
 from schedules.conv.winograd_tiling import most_tiles, tile_counts, winograd_plan
 from schedules.conv.winograd_transforms import edge_of, transforms
-from schedules.conv.workload import ConvWorkload, WinogradWorkload
+from schedules.conv.workload import WinogradWorkload
 from schedules.errors import NotScheduledError
 from schedules.estimate import Estimate
 from schedules.ir.numbers import ceil_div
@@ -63,8 +62,7 @@ class Winograd(CpuRule):
         stages = anchor_stages(kernel, WINOGRAD)
         if len(stages) != 3:
             return None
-        work = ConvWorkload.from_annotation(stages[0].annotations[SPEC])
-        return WinogradWorkload(**vars(work), tile=int(stages[0].annotations["tensorwright.tile"]))
+        return WinogradWorkload.from_annotation(stages[0].annotations)
 
     def space(self, workload: WinogradWorkload, machine: Machine) -> ConfigSpace:
         most = most_tiles(workload, workload.tile)

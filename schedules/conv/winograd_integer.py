@@ -8,13 +8,11 @@ where the stride is 2), two of them an instruction.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schedules.annotations import SPEC
 from schedules.codegen.nest import lanes_of, load, splat
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import conv_winograd
@@ -26,7 +24,7 @@ from schedules.conv.winograd_tiling import (
     winograd_plan,
 )
 from schedules.conv.winograd_transforms import edge_of, spread_weight, transforms
-from schedules.conv.workload import ConvWorkload, DotWorkload, WinogradWorkload
+from schedules.conv.workload import ConvWorkload, DotWorkload, IntegerWinogradWorkload, WinogradWorkload
 from schedules.instructions import int8_dot
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
@@ -49,12 +47,13 @@ def conv_winograd_integer(data: Any, weight: Any, work: DotWorkload) -> Any:
 
     `weight` is made by `pack_integer_filter`: (ceil(filters / block), edge^2, channel pairs, 2 * block) in int16.
     """
-    attrs = {"tensorwright.tile": TILE, **work.annotation(WINOGRAD_INTEGER)}
+    whole = work if isinstance(work, IntegerWinogradWorkload) else winograd_workload(work)
+    attrs = whole.annotation(WINOGRAD_INTEGER)
 
     def factor(block: Expr, frequency: Expr, channel: Expr, lane: Expr) -> Expr:
         return tirx.Cast("int32", weight(block, frequency, channel // 2, 2 * lane + channel % 2))
 
-    sums = conv_winograd(data, factor, work, TILE, kind=WINOGRAD_INTEGER, fill=work.fill)
+    sums = conv_winograd(data, factor, work, TILE, attrs=attrs, fill=work.fill)
     shift = tirx.const(2 * _doublings(work.strides[0]), "int32")
     return te.compute(sums.shape, lambda *at: sums(*at) >> shift, name="scaled", attrs=attrs)
 
@@ -87,6 +86,11 @@ def integer_winograd_pays(work: ConvWorkload, weight: NDArray[np.int8], machine:
     return winograd_cycles(halved, TILE, machine) < _GAIN * direct_cycles(halved, machine)
 
 
+def winograd_workload(work: DotWorkload) -> IntegerWinogradWorkload:
+    """The same convolution by Winograd's method."""
+    return IntegerWinogradWorkload(**vars(work), tile=TILE)
+
+
 def _in_pairs(work: ConvWorkload) -> ConvWorkload:
     """A float32 convolution that takes as many instructions for its products."""
     return ConvWorkload(**{**_fields(work), "channels": ceil_div(work.channels, 2), "dtype": "float32"})
@@ -95,13 +99,6 @@ def _in_pairs(work: ConvWorkload) -> ConvWorkload:
 def _fields(work: ConvWorkload) -> dict[str, Any]:
     """What every convolution states, without what its own class adds."""
     return {name: getattr(work, name) for name in ConvWorkload.__dataclass_fields__}
-
-
-@dataclass(frozen=True)
-class IntegerWinogradWorkload(DotWorkload):
-    """A convolution of bytes; `in_block` is `block`."""
-
-    tile: int = TILE
 
 
 class WinogradInteger(CpuRule):
@@ -114,7 +111,7 @@ class WinogradInteger(CpuRule):
         stages = anchor_stages(kernel, WINOGRAD_INTEGER)
         if len(stages) != 4 or int8_dot.unit_of(machine) != int8_dot.PAIRS:
             return None
-        return IntegerWinogradWorkload(**vars(DotWorkload.from_annotation(stages[0].annotations[SPEC])))
+        return IntegerWinogradWorkload.from_annotation(stages[0].annotations)
 
     def space(self, workload: IntegerWinogradWorkload, machine: Machine) -> ConfigSpace:
         return Winograd().space(_as_floats(workload), machine)

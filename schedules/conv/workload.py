@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from schedules.annotations import KIND, SPEC
 from schedules.instructions.int8_neon import shift_of
 from schedules.ir.numbers import QUAD, ceil_div
 from schedules.rule import Workload
+
+_CLASS = "class"
+_CLASSES: dict[str, type[Any]] = {}
+W = TypeVar("W", bound="WindowWorkload")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +93,22 @@ class WindowWorkload(Workload):
 
     def annotation(self, kind: str) -> dict[str, str]:
         """Block attributes by which the rule of `kind` knows its stage."""
-        return {KIND: kind, SPEC: json.dumps(dataclasses.asdict(self), sort_keys=True)}
+        fields = {_CLASS: type(self).__name__, **dataclasses.asdict(self)}
+        return {KIND: kind, SPEC: json.dumps(fields, sort_keys=True)}
 
     @classmethod
-    def from_annotation(cls, text: str) -> Any:
-        """The inverse of `annotation`."""
-        return cls(**{name: _tuples(value) for name, value in json.loads(text).items()})
+    def from_annotation(cls: type[W], annotations: Mapping[str, Any]) -> W:
+        """The workload of a stage's block attributes, of the class that wrote them: `cls` or one derived from it."""
+        fields = {name: _tuples(value) for name, value in json.loads(str(annotations[SPEC])).items()}
+        found = _CLASSES[fields.pop(_CLASS)]
+        assert issubclass(found, cls), f"{found.__name__} is no {cls.__name__}"
+        return found(**fields)
+
+    def __init_subclass__(cls) -> None:
+        _CLASSES[cls.__name__] = cls
+
+
+_CLASSES[WindowWorkload.__name__] = WindowWorkload
 
 
 def _tuples(value: Any) -> Any:
@@ -231,6 +246,13 @@ class QuadsWorkload(DotWorkload):
     @property
     def stored_block(self) -> int:
         return QUAD
+
+
+@dataclasses.dataclass(frozen=True)
+class IntegerWinogradWorkload(DotWorkload):
+    """A convolution of bytes and the output tile, `tile` x `tile`, that it is computed by; `in_block` is `block`."""
+
+    tile: int = 2
 
 
 @dataclasses.dataclass(frozen=True)

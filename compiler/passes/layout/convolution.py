@@ -31,20 +31,14 @@ from compiler.passes.layout.values import Blocked, Expr, LayoutBuilder, Order, V
 from compiler.passes.rewriting.expansion import Expansion
 from compiler.passes.rewriting.matching import array_of, as_constant, shape_of, static_shape
 from schedules.conv import compute as conv_compute
-from schedules.conv.direct import ConvDirect
-from schedules.conv.dot import CONV_DOT, conv_dot
-from schedules.conv.folded import FoldedWorkload, conv_folded, fold_filter, folded_workload, tile_cycles
+from schedules.conv.choose import FloatChoice, FloatConvolution, SparseChoice, choose_float, dot_workload
+from schedules.conv.dot import conv_dot
+from schedules.conv.folded import FoldedWorkload, conv_folded, fold_filter
 from schedules.conv.sparse import conv_sparse, pack_sparse_filter
-from schedules.conv.sparse_cost import conv_pays
-from schedules.conv.winograd import Winograd
-from schedules.conv.winograd_tiling import serves, winograd_cycles, winograd_tile
-from schedules.conv.winograd_transforms import bounds, weight_matrix
+from schedules.conv.winograd_transforms import weight_matrix
 from schedules.conv.workload import ConvWorkload, DotWorkload, WindowWorkload, WinogradWorkload
 from schedules.instructions.bf16_dot import bfloat16_bits
 from schedules.ir.numbers import ceil_div
-from schedules.selection.alternatives import Way
-
-WINOGRAD_ERROR_BOUND = 3e-6  # root mean square, relative; see `winograd_transforms.ERROR_BOUND`
 
 
 @dataclass(frozen=True)
@@ -164,52 +158,42 @@ class BlockedConv:
             return self._direct_unknown_weight()
         values = merge_groups(self._filter_values(), self.conv.groups, merged) if merged > 1 else self._filter_values()
         work = self._workload(groups, self._in_lanes(groups), merged)
-        narrow = dot_workload(work, "uint16", self.builder.lanes) if self.builder.bf16 else None
-        folded = None if work.is_open else self._folded(work, narrow)
-        if folded is not None:
-            return self._emit_folded(folded, values)
-        tile = self._winograd_tile(work, narrow)
-        sparse = self._sparse(work, values, tile) if narrow is None else None
-        if sparse is not None:
-            return sparse
-        if tile is not None:
-            spread = self._winograd_weight(values, work, tile)
-            return self._emit(
-                lambda data, weight, sizes: conv_compute.conv_winograd(data, weight, work, tile, sizes),
-                work,
-                spread,
-                widens=True,
-            )
-        if narrow is not None:
-            packed = pack_filter_groups(bfloat16_bits(values), narrow.in_block, narrow.block, narrow.group)
-            return self._emit(lambda data, weight, sizes: conv_dot(data, weight, narrow, sizes), narrow, packed)
-        packed = as_constant(pack_filter(values, work.in_block, work.block))
-        if work.in_block == work.block and self.channels % work.block == 0:
+        shape = shape_of(self.data) or []
+        case = FloatConvolution(
+            work,
+            narrow=dot_workload(work, "uint16", self.builder.lanes) if self.builder.bf16 else None,
+            images=common_sizes([shape[axis] for axis in self.conv.order[2:]]) if work.is_open else (),
+            out_order=self.conv.out_order,
+            kept=lambda: _kept(pack_filter(values, work.in_block, work.block), work, values),
+        )
+        return self._emit_chosen(choose_float(case, self.builder.machine, self.builder.choose), values)
+
+    def _emit_chosen(self, chosen: FloatChoice, values: NDArray[Any]) -> Blocked | Value:
+        """Pack the weights for an algorithm, and call its kernel."""
+        if isinstance(chosen, FoldedWorkload):
+            return self._emit_folded(chosen, values)
+        if isinstance(chosen, SparseChoice):
+            return self._emit_sparse(chosen.work, values)
+        if isinstance(chosen, WinogradWorkload):
+            return self._emit_winograd(chosen, values)
+        if isinstance(chosen, DotWorkload):
+            narrow = pack_filter_groups(bfloat16_bits(values), chosen.in_block, chosen.block, chosen.group)
+            return self._emit(lambda data, weight, sizes: conv_dot(data, weight, chosen, sizes), chosen, narrow)
+        packed = as_constant(pack_filter(values, chosen.in_block, chosen.block))
+        if chosen.in_block == chosen.block and self.channels % chosen.block == 0:
             repack = partial(repack_filter, kernel=self.kernel)
             self.builder.expansions.repacked[packed] = self._filter_key(), repack
-        return self._direct(work, packed)
+        return self._direct(chosen, packed)
 
-    def _winograd_tile(self, work: ConvWorkload, narrow: DotWorkload | None) -> int | None:
-        """The tile of Winograd's method, None for the direct convolution: as estimated, or as was measured."""
-        shape = shape_of(self.data) or []
-        images = common_sizes([shape[axis] for axis in self.conv.order[2:]]) if work.is_open else ()
-        tile = winograd_tile(work, self.builder.machine, WINOGRAD_ERROR_BOUND, narrow, images)
-        if self.builder.choose is None or work.is_open or not serves(work):
-            return tile
-        known = [each for each, error in bounds(work.strides[0]).items() if error <= WINOGRAD_ERROR_BOUND]
-        tiles = [tile, *(each for each in (None, *known) if each != tile)]
-        return tiles[self.builder.choose([_way(work, narrow, each) for each in tiles])]
-
-    def _folded(self, work: ConvWorkload, narrow: DotWorkload | None) -> FoldedWorkload | None:
-        """The convolution with neighbouring outputs as filters, where that is much cheaper."""
-        machine = self.builder.machine
-        folded = folded_workload(work, machine, self.conv.out_order)
-        if folded is None:
-            return None
-        tile = winograd_tile(work, machine, WINOGRAD_ERROR_BOUND, narrow)
-        rival = tile_cycles(work, machine) / (narrow.group if narrow is not None else 1)
-        rival = rival if tile is None else winograd_cycles(work, tile, machine)
-        return folded if tile_cycles(folded, machine) < 0.85 * rival else None
+    def _emit_winograd(self, chosen: WinogradWorkload, values: NDArray[Any]) -> Blocked:
+        plain = ConvWorkload(**{name: getattr(chosen, name) for name in ConvWorkload.__dataclass_fields__})
+        spread = self._winograd_weight(values, plain, chosen.tile)
+        return self._emit(
+            lambda data, weight, sizes: conv_compute.conv_winograd(data, weight, plain, chosen.tile, sizes),
+            plain,
+            spread,
+            widens=True,
+        )
 
     def _emit_folded(self, work: FoldedWorkload, values: NDArray[Any]) -> Value:
         packed = as_constant(pack_filter(fold_filter(values, work), work.in_block, work.block))
@@ -222,15 +206,8 @@ class BlockedConv:
         )
         return Value(plain=result)
 
-    def _sparse(self, work: ConvWorkload, values: NDArray[Any], tile: int | None) -> Blocked | None:
-        """The convolution without the zero blocks of its weights, where that is faster than the dense one."""
-        if work.groups > 1 or work.in_block == 1:
-            return None
-        packed = pack_filter(values, work.in_block, work.block)
-        kept = np.count_nonzero(np.any(packed, axis=-1)) / (work.out_blocks * values[0].size)
-        if not conv_pays(kept, work, tile, self.builder.machine):
-            return None
-        sparse, weight = pack_sparse_filter(packed, work)
+    def _emit_sparse(self, work: ConvWorkload, values: NDArray[Any]) -> Blocked:
+        sparse, weight = pack_sparse_filter(pack_filter(values, work.in_block, work.block), work)
         index = as_constant(weight.index)
         return self._emit(
             lambda data, kept, sizes, index: conv_sparse(data, kept, index, sparse, sizes), sparse, weight.values, index
@@ -347,16 +324,6 @@ class BlockedConv:
         return self.builder.as_blocked(self.data, order).expr
 
 
-def dot_workload(work: ConvWorkload, operand: str, lanes: int, fill: int = 0) -> DotWorkload:
-    """The same convolution of narrow operands; input in words where it is read from the plain layout."""
-    group = 2 if operand == "uint16" else 4
-    fields = {**vars(work), "in_block": group if work.in_block == 1 else lanes}
-    fields["dtype"] = "float32" if operand == "uint16" else "int32"
-    return DotWorkload(**fields, operand=operand, fill=fill)
-
-
-def _way(work: ConvWorkload, narrow: DotWorkload | None, tile: int | None) -> Way:
-    """The kernel that computes a convolution with that tile of Winograd's method, or directly."""
-    if tile is not None:
-        return Way(Winograd.name, WinogradWorkload(**vars(work), tile=tile))
-    return Way(ConvDirect.name, work) if narrow is None else Way(CONV_DOT, narrow)
+def _kept(packed: NDArray[Any], work: ConvWorkload, values: NDArray[Any]) -> float:
+    """The share of blocks of a packed filter that are not zero."""
+    return float(np.count_nonzero(np.any(packed, axis=-1)) / (work.out_blocks * values[0].size))

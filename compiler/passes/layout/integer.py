@@ -8,17 +8,16 @@ import numpy as np
 from tvm import relax
 from tvm.ir import GenericConst
 
-from compiler.passes.layout.convolution import BlockedConv, Conv, dot_workload, float_convolution
+from compiler.passes.layout.convolution import BlockedConv, Conv, float_convolution
 from compiler.passes.layout.packing import merge_groups, pack_channels, pack_depthwise, pack_filter_groups
 from compiler.passes.layout.table import handles
 from compiler.passes.layout.values import BLOCKABLE, Blocked, LayoutBuilder, Value, can_block
 from compiler.passes.rewriting.matching import as_constant, dtype_of, rank_of, shape_of, static_shape
 from schedules.conv import compute as conv_compute
+from schedules.conv.choose import choose_integer
 from schedules.conv.dot import conv_dot
-from schedules.conv.winograd_integer import conv_winograd_integer, integer_winograd_pays, pack_integer_filter
-from schedules.conv.workload import ConvWorkload, DepthwiseDotWorkload, DotWorkload, QuadsWorkload
-from schedules.instructions.int8_neon import DEPTH, has_matrices, sums_signed
-from schedules.ir.numbers import QUAD
+from schedules.conv.winograd_integer import conv_winograd_integer, pack_integer_filter
+from schedules.conv.workload import DepthwiseDotWorkload, IntegerWinogradWorkload
 
 _BYTES = ("int8", "uint8")
 
@@ -83,8 +82,8 @@ class _IntegerConv(BlockedConv):
         groups, merged = self._merged_groups()
         values = merge_groups(self._filter_values(), self.conv.groups, merged) if merged > 1 else self._filter_values()
         plain = self._workload(groups, self._in_lanes(groups), merged)
-        work = self._dots(plain)
-        if integer_winograd_pays(work, values, self.builder.machine):
+        work = choose_integer(plain, self.operand, self.fill, values, self.builder.machine)
+        if isinstance(work, IntegerWinogradWorkload):
             spread = pack_integer_filter(values, work.block, work.strides[0])
             return self._emit(lambda data, weight, _: conv_winograd_integer(data, weight, work), work, spread)
         packed = pack_filter_groups(values, work.in_block, work.block, work.group)
@@ -93,17 +92,6 @@ class _IntegerConv(BlockedConv):
             return result
         sums = values.astype(np.int32).sum(axis=tuple(range(1, values.ndim)), dtype=np.int32)
         return self._plus(result, sums * -work.shift)
-
-    def _dots(self, plain: ConvWorkload) -> DotWorkload:
-        """Blocks of four channels are words as they lie; matrices of them are multiplied where there are two pixels."""
-        machine = self.builder.machine
-        if plain.in_block != QUAD:
-            return dot_workload(plain, self.operand, self.builder.lanes, self.fill)
-        whole = plain.groups == 1 or plain.group_channels % DEPTH == 0
-        matrix = has_matrices(machine) and whole and plain.group_channels > QUAD and plain.out_spatial[-1] != 1
-        fields = {**vars(plain), "dtype": "int32", "in_block": DEPTH if matrix else QUAD}
-        signed = sums_signed(machine, self.operand)
-        return QuadsWorkload(**fields, operand=self.operand, fill=self.fill, signed=signed, matrix=matrix)
 
     def _depthwise(self) -> Blocked:
         """The kernel takes `fill` off every element, so that the padding is zero; that is added back."""

@@ -16,7 +16,7 @@ from schedules.conv.winograd_integer import (
     integer_winograd_pays,
     pack_integer_filter,
 )
-from schedules.conv.workload import DotWorkload
+from schedules.conv.workload import DotWorkload, IntegerWinogradWorkload
 from schedules.selection.apply import apply_schedules
 from tests.schedules.blocked import AVX2, AVX512, Array, blocks, host, unpack
 from tests.schedules.conv.test_dot import _HOST, pack
@@ -125,8 +125,6 @@ def test_it_is_chosen_where_it_is_exact_and_saves_time() -> None:
 
 
 def test_defaults_lie_in_their_space() -> None:
-    from schedules.conv.winograd_integer import IntegerWinogradWorkload
-
     rule = WinogradInteger()
     for channels, size in ((64, 56), (512, 7), (24, 13), (16, 112)):
         work = IntegerWinogradWorkload(**vars(_work(channels, channels, (size, size))))

@@ -1,0 +1,141 @@
+"""Which algorithm a convolution runs on: the one place that decides, by estimates of cycles or by what was measured.
+
+The workload of the choice is that of the rule which serves the kernel; its class says which that is. The caller packs
+the weights for it and makes the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schedules.conv.direct import ConvDirect
+from schedules.conv.dot import CONV_DOT
+from schedules.conv.folded import FoldedWorkload, folded_workload, tile_cycles
+from schedules.conv.sparse_cost import conv_pays
+from schedules.conv.winograd import Winograd
+from schedules.conv.winograd_integer import integer_winograd_pays, winograd_workload
+from schedules.conv.winograd_tiling import serves, winograd_cycles, winograd_tile
+from schedules.conv.winograd_transforms import bounds
+from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload, WinogradWorkload
+from schedules.instructions.int8_neon import DEPTH, has_matrices, sums_signed
+from schedules.ir.numbers import QUAD
+from schedules.machine import Machine
+from schedules.selection.alternatives import Choice, Way
+
+WINOGRAD_ERROR_BOUND = 3e-6  # root mean square, relative; see `winograd_transforms.ERROR_BOUND`
+_FOLDED_GAIN = 0.85  # of the cycles that any other takes
+
+
+@dataclass(frozen=True)
+class FloatConvolution:
+    """What the choice for a convolution of floats depends on.
+
+    Attributes:
+        work: the direct convolution in float32.
+        narrow: the same of 16-bit operands, where the model is to be computed in those.
+        images: where sizes are symbolic, some that they are likely to have.
+        out_order: the logical axis of each axis of the output: batch, channels, spatial dimensions.
+        kept: counts the share of blocks of the weights that are not zero; it takes time, so it is a function.
+    """
+
+    work: ConvWorkload
+    narrow: DotWorkload | None
+    images: Sequence[tuple[int, ...]]
+    out_order: Sequence[int]
+    kept: Callable[[], float]
+
+
+@dataclass(frozen=True)
+class SparseChoice:
+    """The convolution without the zero blocks of its weights; its workload is known when they are packed."""
+
+    work: ConvWorkload
+
+
+FloatChoice = FoldedWorkload | SparseChoice | WinogradWorkload | DotWorkload | ConvWorkload
+
+
+def choose_float(case: FloatConvolution, machine: Machine, measured: Choice | None = None) -> FloatChoice:
+    """The algorithm for a convolution of floats; `measured` chooses among those that were timed."""
+    work, narrow = case.work, case.narrow
+    folded = None if work.is_open else _folded(case, machine)
+    if folded is not None:
+        return folded
+    tile = _winograd_tile(case, machine, measured)
+    dense = narrow is None and work.groups == 1 and work.in_block > 1
+    if dense and conv_pays(case.kept(), work, tile, machine):
+        return SparseChoice(work)
+    return _dense(work, narrow, tile)
+
+
+def _dense(work: ConvWorkload, narrow: DotWorkload | None, tile: int | None) -> FloatChoice:
+    """By Winograd's method with that tile, or directly."""
+    if tile is not None:
+        return WinogradWorkload(**vars(work), tile=tile)
+    return work if narrow is None else narrow
+
+
+def _folded(case: FloatConvolution, machine: Machine) -> FoldedWorkload | None:
+    """The convolution with neighbouring outputs as filters, where that is much cheaper."""
+    work, narrow = case.work, case.narrow
+    folded = folded_workload(work, machine, case.out_order)
+    if folded is None:
+        return None
+    tile = winograd_tile(work, machine, WINOGRAD_ERROR_BOUND, narrow)
+    rival = tile_cycles(work, machine) / (narrow.group if narrow is not None else 1)
+    rival = rival if tile is None else winograd_cycles(work, tile, machine)
+    return folded if tile_cycles(folded, machine) < _FOLDED_GAIN * rival else None
+
+
+def _winograd_tile(case: FloatConvolution, machine: Machine, measured: Choice | None) -> int | None:
+    """The tile of Winograd's method, None for the direct convolution: as estimated, or as was measured."""
+    work, narrow = case.work, case.narrow
+    tile = winograd_tile(work, machine, WINOGRAD_ERROR_BOUND, narrow, case.images)
+    if measured is None or work.is_open or not serves(work):
+        return tile
+    known = [each for each, error in bounds(work.strides[0]).items() if error <= WINOGRAD_ERROR_BOUND]
+    tiles = [tile, *(each for each in (None, *known) if each != tile)]
+    return tiles[measured([_way(_dense(work, narrow, each)) for each in tiles])]
+
+
+def _way(choice: FloatChoice) -> Way:
+    assert isinstance(choice, ConvWorkload)
+    if isinstance(choice, WinogradWorkload):
+        return Way(Winograd.name, choice)
+    return Way(CONV_DOT if isinstance(choice, DotWorkload) else ConvDirect.name, choice)
+
+
+def choose_integer(
+    plain: ConvWorkload, operand: str, fill: int, weights: NDArray[np.int8], machine: Machine
+) -> DotWorkload:
+    """The algorithm for a convolution of 8-bit integers, `fill` in its padding; an `IntegerWinogradWorkload` says
+    Winograd's.
+
+    Args:
+        plain: the convolution, in blocks of the machine's lanes or of four channels.
+        weights: (filters, channels of a group, *kernel).
+    """
+    work = integer_workload(plain, operand, fill, machine)
+    return winograd_workload(work) if integer_winograd_pays(work, weights, machine) else work
+
+
+def integer_workload(plain: ConvWorkload, operand: str, fill: int, machine: Machine) -> DotWorkload:
+    """Blocks of four channels are words as they lie; matrices of them are multiplied where there are two pixels."""
+    if plain.in_block != QUAD:
+        return dot_workload(plain, operand, plain.block, fill)
+    whole = plain.groups == 1 or plain.group_channels % DEPTH == 0
+    matrix = has_matrices(machine) and whole and plain.group_channels > QUAD and plain.out_spatial[-1] != 1
+    fields = {**vars(plain), "dtype": "int32", "in_block": DEPTH if matrix else QUAD}
+    return QuadsWorkload(**fields, operand=operand, fill=fill, signed=sums_signed(machine, operand), matrix=matrix)
+
+
+def dot_workload(work: ConvWorkload, operand: str, lanes: int, fill: int = 0) -> DotWorkload:
+    """The same convolution of narrow operands; input in words where it is read from the plain layout."""
+    group = 2 if operand == "uint16" else 4
+    fields = {**vars(work), "in_block": group if work.in_block == 1 else lanes}
+    fields["dtype"] = "float32" if operand == "uint16" else "int32"
+    return DotWorkload(**fields, operand=operand, fill=fill)
