@@ -63,8 +63,8 @@ def cached_attention(
         window: a causal query sees only so many rows, itself included; None: all before it.
         softcap: scores become `softcap * tanh(score / softcap)`.
         sinks: (heads,), scores that take part in each softmax without a row of values.
-        bias: added to the scores (or bool: false hides), 4 dimensions that broadcast to (batch, heads, queries, rows);
-            rows behind its end are hidden.
+        bias: added to the scores (or bool: false hides), 4 dimensions that broadcast to (batch, heads, queries, rows),
+            symbolic ones when the kernel runs; rows behind its end are hidden.
         scales: of int8 keys and values, float32 (batch, key heads, capacity) each: a row is the integers times its own.
         rounds: whether products of many queries may round float32 operands to bfloat16.
 

@@ -133,7 +133,7 @@ class CacheOperands:
             return value
         bias = self.buffers[BIAS]
         at = [sample, head, query]
-        shared = [_index(0) if size == 1 else point for size, point in zip(shape_of(bias)[:3], at, strict=True)]
+        shared = [_shared(size, point) for size, point in zip(shape_of(bias)[:3], at, strict=True)]
         entry = tirx.BufferLoad(bias, [*shared, row])
         if dtype_of(bias) == "bool":
             return tirx.Select(entry, value, tirx.FloatImm("float32", float("-inf")))
@@ -161,3 +161,10 @@ class CacheOperands:
 
 def _index(value: Any) -> Expr:
     return tirx.IntImm("int64", value) if isinstance(value, int) else value
+
+
+def _shared(size: Any, point: Expr) -> Expr:
+    """Where a point is along an axis that is repeated where its size is 1, which may show at run time only."""
+    if isinstance(size, int):
+        return _index(0) if size == 1 else point
+    return tirx.Select(tirx.EQ(size, _index(1)), _index(0), point)

@@ -14,6 +14,7 @@ from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.bounds import limited, require, require_entries, require_shape, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.math.matrix import matrix_product
+from compiler.frontends.onnx.operators.nn.attention_in_place import Visible, attention_in_place, keeps_precision
 from compiler.frontends.onnx.operators.precision import cast
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
@@ -36,21 +37,6 @@ class _Heads:
         return str(self.query.ty.dtype)
 
 
-@dataclass(frozen=True)
-class _Masking:
-    """What each query may look at. `offset` is the number of keys before the queries, the same for all samples."""
-
-    causal: bool
-    left: int
-    right: int
-    softcap: float
-    offset: Dim | None
-
-    @property
-    def is_positional(self) -> bool:
-        return self.causal or self.left >= 0 or self.right >= 0
-
-
 @converter("Attention", since=23)
 def attention(context: NodeContext) -> list[relax.Expr | None]:
     """Scaled dot-product attention with grouped heads, a cache of keys and values, masks, and a cap of the scores."""
@@ -60,6 +46,8 @@ def attention(context: NodeContext) -> list[relax.Expr | None]:
     heads = _Heads(heads.query, key, value)
     _check_sizes(context, heads)
     masking = _masking(context, heads)
+    if _reads_in_place(context, heads, masking):
+        return [_result_in_place(context, heads, masking, is_flat=is_flat), key, value, None]
     raw = _scores(context, heads)
     capped = _softcapped(context, raw, masking.softcap)
     masked = _masked(context, capped, masking)
@@ -74,6 +62,29 @@ def attention(context: NodeContext) -> list[relax.Expr | None]:
     if mode not in seen:
         context.invalid(f"qk_matmul_output_mode must be 0 to 3, not {mode}")
     return [result, key, value, cast(context, seen[mode], heads.dtype) if context.output_used(3) else None]
+
+
+def _reads_in_place(context: NodeContext, heads: _Heads, masking: Visible) -> bool:
+    """Whether one kernel does it all; products of plain heads, which only a mask is added to, become one later."""
+    if context.output_used(3) or not masking.is_served(heads.dtype) or not keeps_precision(context, heads.dtype):
+        return False
+    if not (isinstance(tensor_shape(heads.query)[3], int) and isinstance(tensor_shape(heads.value)[3], int)):
+        return False
+    same = all(str(each.ty.dtype) == heads.dtype for each in (heads.key, heads.value))
+    needed = masking.is_positional or masking.lengths is not None or context.has_input(_PAST_KEY)
+    return same and (needed or masking.softcap != 0.0 or _groups(context, heads)[1] > 1)
+
+
+def _result_in_place(context: NodeContext, heads: _Heads, masking: Visible, *, is_flat: bool) -> relax.Expr:
+    _groups(context, heads)
+    size = tensor_shape(heads.query)[3]
+    scale = float(context.attribute("scale", 1.0 / math.sqrt(size)))
+    query = context.emit(R.permute_dims(heads.query, [0, 2, 1, 3]))
+    result = attention_in_place(context, query, heads.key, heads.value, scale, masking)
+    if not is_flat:
+        return context.emit(R.permute_dims(result, [0, 2, 1, 3]))
+    batch, queries, count, width = tensor_shape(result)
+    return context.emit(R.reshape(result, [batch, queries, context.arithmetic.multiply(count, width)]))
 
 
 def _heads(context: NodeContext) -> _Heads:
@@ -110,7 +121,9 @@ def _check_sizes(context: NodeContext, heads: _Heads) -> None:
     query, key, value = (tensor_shape(each) for each in (heads.query, heads.key, heads.value))
     require(context, query[0], "equal", key[0])
     require_shape(context, value[:3], key[:3], "the value")
-    if context.has_input(_MASK) and context.rank(_MASK) <= 4:
+    if context.has_input(_MASK):
+        if context.rank(_MASK) > 4:
+            context.invalid(f"a mask of rank {context.rank(_MASK)}")
         scores = [*query[:3], key[2]]
         *outer, length = context.shape(_MASK)
         for size, wanted in zip(outer, scores[3 - len(outer) : 3], strict=True):
@@ -122,18 +135,20 @@ def _check_sizes(context: NodeContext, heads: _Heads) -> None:
         require_values(context, _LENGTHS, 0, context.arithmetic.add(key[2], 1))
 
 
-def _masking(context: NodeContext, heads: _Heads) -> _Masking:
+def _masking(context: NodeContext, heads: _Heads) -> Visible:
     offset: Dim | None = 0
     if context.has_input(_PAST_KEY):
         offset = context.shape(_PAST_KEY)[2]
     elif context.has_input(_LENGTHS):
         offset = None
-    return _Masking(
+    return Visible(
         causal=bool(context.attribute("is_causal", 0)),
         left=context.attribute("left_window_size", -1),
         right=context.attribute("right_window_size", -1),
         softcap=float(context.attribute("softcap", 0.0)),
         offset=offset,
+        lengths=context.input(_LENGTHS) if context.has_input(_LENGTHS) else None,
+        mask=context.input(_MASK) if context.has_input(_MASK) else None,
     )
 
 
@@ -186,14 +201,12 @@ def _softcapped(context: NodeContext, scores: relax.Expr, softcap: float) -> rel
     return context.emit(R.multiply(R.tanh(R.divide(scores, cap)), cap))
 
 
-def _masked(context: NodeContext, scores: relax.Expr, masking: _Masking) -> relax.Expr:
+def _masked(context: NodeContext, scores: relax.Expr, masking: Visible) -> relax.Expr:
     """The scores plus the mask, minus infinity where a query may not look; the scores themselves without any mask."""
     has_mask, has_lengths = context.has_input(_MASK), context.has_input(_LENGTHS)
     if not (has_mask or has_lengths or masking.is_positional):
         return scores
     tensors = [context.input(index) for index in (_MASK, _LENGTHS) if context.has_input(index)]
-    if has_mask and context.rank(_MASK) > 4:
-        context.invalid(f"a mask of rank {context.rank(_MASK)}")
     scalars = [] if masking.offset is None else [expression(masking.offset)]
 
     def compute(data: Any, *arguments: Any) -> Any:
@@ -221,7 +234,7 @@ def _masked(context: NodeContext, scores: relax.Expr, masking: _Masking) -> rela
     return context.emit_te(compute, scores, *tensors, *scalars, primfunc_name_hint="mask_scores")
 
 
-def _allowed(masking: _Masking, position: Any, key: Any) -> list[Any]:
+def _allowed(masking: Visible, position: Any, key: Any) -> list[Any]:
     conditions = []
     if masking.causal:
         conditions.append(key <= position)
