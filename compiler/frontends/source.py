@@ -39,6 +39,7 @@ class ImportOptions:
     example_inputs: Sequence[Any] | Mapping[str, Any] | None = None
     dynamic_shapes: Any = None
     outputs: Sequence[str] | None = None
+    state: State = None
 
     def given(self) -> dict[str, Any]:
         """Those that are not None, by name."""

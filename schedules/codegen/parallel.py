@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from schedules.codegen import nest
+from schedules.codegen.nest import CHUNKS_PER_CORE as CHUNKS_PER_CORE
 from schedules.codegen.nest import SERIAL
 from schedules.codegen.nest import Extent as Extent
 from schedules.ir.expression import index
