@@ -16,8 +16,8 @@ from compiler.passes.canonicalize.fold_batch_norm import fold_batch_norm
 from compiler.passes.canonicalize.fold_constants import fold_constants, fold_dequantize
 from compiler.passes.canonicalize.fold_pad import fold_pad
 from compiler.passes.canonicalize.hoist_slices import hoist_slices
-from compiler.passes.canonicalize.merge_parallel_matmuls import merge_small_matmuls
 from compiler.passes.canonicalize.merge_products_of_pieces import merge_products_of_pieces
+from compiler.passes.canonicalize.merge_small_matmuls import merge_small_matmuls
 from compiler.passes.canonicalize.normalize import normalize
 from compiler.passes.canonicalize.recognize_gelu import recognize_gelu
 from compiler.passes.canonicalize.recognize_layer_norm import recognize_layer_norm

@@ -74,15 +74,15 @@ def carrier_of(name: str) -> Carrier | None:
 def to_carrier(array: np.ndarray, name: str) -> np.ndarray:
     """An array of type `name` as TVM holds it."""
     target = np.dtype(numpy_dtype(carrier(name)))
-    return array.view(target) if is_narrow_float(name) else array.astype(target, copy=False)
+    return array.view(target) if is_float8_or_float4(name) else array.astype(target, copy=False)
 
 
 def from_carrier(array: np.ndarray, name: str) -> np.ndarray:
     """What TVM holds as an array of type `name`."""
-    return array.view(numpy_dtype(name)) if is_narrow_float(name) else array.astype(numpy_dtype(name), copy=False)
+    return array.view(numpy_dtype(name)) if is_float8_or_float4(name) else array.astype(numpy_dtype(name), copy=False)
 
 
-def is_narrow_float(name: str) -> bool:
+def is_float8_or_float4(name: str) -> bool:
     """Whether it is a float of a byte or less."""
     return name.startswith(("float8", "float4"))
 

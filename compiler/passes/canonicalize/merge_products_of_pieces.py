@@ -16,7 +16,7 @@ from typing import Any
 from tvm import relax
 from tvm.ir import GenericConst, IRModule
 
-from compiler.passes.canonicalize.merge_parallel_matmuls import FEW_ROWS
+from compiler.passes.canonicalize.merge_small_matmuls import FEW_ROWS
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.constant_pool import ConstantPool

@@ -8,7 +8,6 @@ joined on the way up, so each element is copied once a level.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import tvm
@@ -18,20 +17,18 @@ from tvm.relax import op as R
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.dtypes import carrier
 from compiler.frontends.onnx.operators.control_flow.conditional import choose, fields, scalar_condition
-from compiler.frontends.onnx.operators.control_flow.lifting import Lifted, function_body, lift, size_holder
+from compiler.frontends.onnx.operators.control_flow.lifting import function_body, size_holder
+from compiler.frontends.onnx.operators.control_flow.loop_body import COUNTER, Body, State, fitting_body
 from compiler.frontends.onnx.operators.control_flow.loop_state import (
     Loop,
     LoopResult,
-    element_kind,
     empty_stack,
     known_scalar,
 )
 from compiler.frontends.onnx.operators.control_flow.structures import (
-    Structure,
     Tensor,
     materialized,
     rebuild,
-    same_structure,
     structure_of,
     tensors_in,
 )
@@ -39,54 +36,16 @@ from compiler.frontends.onnx.symbolic import Dim
 from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, tensor_shape
 
 _HIGHEST_LEVEL = 62
-_COUNTER = relax.TensorType([], "int64")
 _FLAG = relax.TensorType([], "bool")
-
-
-@dataclass
-class _Body:
-    """The body as a function, and what its import told about it."""
-
-    function: Lifted
-    ends_early: bool
-    state: list[Tensor]
-    element_shapes: list[tuple[Dim, ...]]
-    element_dtypes: list[str]
-
-
-@dataclass
-class _State:
-    """The tensors that the iterations hand on: all of those in the loop's state but the ones that never change."""
-
-    structures: list[Structure]
-    initial: list[Tensor]
-    varying: list[set[int]] = field(default_factory=list)
-    fixed: set[int] = field(default_factory=set)
-
-    def carried(self) -> list[int]:
-        return [index for index in range(len(self.initial)) if index not in self.fixed]
-
-    def shape(self, context: NodeContext, index: int) -> list[Dim]:
-        """The shape of a tensor in any iteration; sizes that change are fresh ones."""
-        return [
-            context.dimension() if axis in self.varying[index] else size
-            for axis, size in enumerate(self.initial[index].shape)
-        ]
-
-    def carrier(self, index: int) -> str:
-        return carrier(self.initial[index].dtype)
-
-    def types(self, context: NodeContext) -> list[relax.TensorType]:
-        return [relax.TensorType(self.shape(context, index), self.carrier(index)) for index in self.carried()]
 
 
 def recursive_loop(context: NodeContext, loop: Loop) -> LoopResult:
     """The loop as functions; refuses a state whose kind or number of dimensions changes."""
     structures = [structure_of(value) for value in loop.state]
     initial = [tensor for value in loop.state for tensor in tensors_in(value)]
-    state = _State(structures, initial, [set() for _ in initial])
+    state = State(structures, initial, [set() for _ in initial])
     trips = None if loop.trips is None else _counter(context, loop.trips)
-    body = _fitting_body(context, loop, state, trips)
+    body = fitting_body(context, loop, state, trips)
     if trips is None and not body.ends_early:
         context.refuse("it has neither a number of iterations nor a condition that can end it")
     return _Recursion(context, loop, state, body).emit(trips)
@@ -99,101 +58,10 @@ def _counter(context: NodeContext, value: object) -> relax.Expr:
     return expr if str(expr.ty.dtype) == "int64" else context.emit(R.astype(expr, "int64"))
 
 
-def _fitting_body(context: NodeContext, loop: Loop, state: _State, trips: relax.Expr | None) -> _Body:
-    """The body imported until the assumed shapes of its state hold after it too."""
-    importer = context.importer
-    while True:
-        refusals, missing = len(importer.refusals), len(importer.missing_values)
-        body = _import_body(context, loop, state, trips)
-        if not _widen(context, state, body):
-            return body
-        del importer.refusals[refusals:], importer.missing_values[missing:]
-
-
-def _import_body(context: NodeContext, loop: Loop, state: _State, trips: relax.Expr | None) -> _Body:
-    found: dict[str, _Body] = {}
-
-    def parameters() -> list[tvm.ir.Var]:
-        unique = context.importer.builder.unique_name
-        return [
-            tvm.ir.Var(unique("iteration"), _COUNTER),
-            *(tvm.ir.Var(unique("state"), ty) for ty in state.types(context)),
-        ]
-
-    def results(variables: Sequence[tvm.ir.Var]) -> list[relax.Expr]:
-        iteration, *carried = variables
-        tensors: list[Tensor] = list(state.initial)
-        for index, variable in zip(state.carried(), carried, strict=True):
-            tensors[index] = Runtime(variable, state.initial[index].dtype, loop.sources)
-        supply = iter(tensors)
-        values = [rebuild(structure, supply) for structure in state.structures]
-        step = loop.body(Runtime(iteration, "int64", loop.sources), values)
-        _check_structures(context, state.structures, [structure_of(value) for value in step.state])
-        kinds = [element_kind(context, value) for value in step.elements]
-        after = [tensor for value in step.state for tensor in tensors_in(value)]
-        following = context.emit(R.add(iteration, relax.const(1, "int64")))
-        go, ends_early = _condition(context, step.go, following, trips)
-        shapes = [tuple(shape) for shape, _ in kinds]
-        found["body"] = _Body(None, ends_early, after, shapes, [dtype for _, dtype in kinds])  # type: ignore[arg-type]
-        # A tensor that only passes through is recognized by its expression, so it is bound as it is.
-        exprs = [materialized(context, after[index]) for index in state.carried()]
-        stacked = [materialized(context, tensor) for value in step.elements for tensor in tensors_in(value)]
-        return [following, go, *exprs, *stacked]
-
-    function = lift(context, "loop_body", parameters, results)
-    body = found["body"]
-    body.function = function
-    return body
-
-
-def _condition(
-    context: NodeContext, go: object, following: relax.Expr, trips: relax.Expr | None
-) -> tuple[relax.Expr, bool]:
-    """Whether another iteration follows, and whether the model's own condition can end the loop."""
-    assert isinstance(go, (Constant, Symbolic, Runtime))
-    if known_scalar(go) == 0:
-        return relax.const(False, "bool"), True
-    in_range = None if trips is None else context.emit(R.less(following, trips))
-    if known_scalar(go) is not None:
-        return relax.const(True, "bool") if in_range is None else in_range, False
-    wanted = scalar_condition(context, materialized(context, go))
-    return wanted if in_range is None else context.emit(R.logical_and(wanted, in_range)), True
-
-
-def _check_structures(context: NodeContext, before: list[Structure], after: list[Structure]) -> None:
-    if len(before) != len(after):
-        context.invalid(f"its body returns {len(after)} values of its state, not {len(before)}")
-    for index, (a, b) in enumerate(zip(before, after, strict=True)):
-        if a.kind == b.kind == "tensor" and a.dtype != b.dtype:
-            context.invalid(f"value {index} of its state is {a.dtype} before and {b.dtype} after its body")
-        if not same_structure(a, b):
-            context.refuse(
-                f"value {index} of its state is {a.describe()} before and {b.describe()} after an iteration, and the "
-                "number of iterations is not known when compiling, or too large to write them out"
-            )
-
-
-def _widen(context: NodeContext, state: _State, body: _Body) -> bool:
-    """Weaken what was assumed of the state to what holds after the body too; whether anything changed."""
-    changed = False
-    for index in state.carried():
-        before, after = state.initial[index], body.state[index]
-        if len(before.shape) != len(after.shape):
-            context.refuse(
-                f"a tensor of its state has {len(before.shape)} dimensions before and {len(after.shape)} after an "
-                "iteration"
-            )
-        for axis, (a, b) in enumerate(zip(before.shape, after.shape, strict=True)):
-            if axis not in state.varying[index] and not context.arithmetic.equal_is_proved(a, b):
-                state.varying[index].add(axis)
-                changed = True
-    return changed
-
-
 class _Recursion:
     """The function that runs the body up to 2**level times, and the call of it."""
 
-    def __init__(self, context: NodeContext, loop: Loop, state: _State, body: _Body) -> None:
+    def __init__(self, context: NodeContext, loop: Loop, state: State, body: Body) -> None:
         self.context, self.loop, self.state, self.body = context, loop, state, body
         self.builder = context.importer.builder
         self.carried = state.carried()
@@ -232,8 +100,8 @@ class _Recursion:
         """The function without its code: parameters of its own, and the type of what it returns."""
         captures = [tvm.ir.Var(v.name, v.ty) for v in self.body.function.captures]
         parameters = [
-            tvm.ir.Var("level", _COUNTER),
-            tvm.ir.Var("iteration", _COUNTER),
+            tvm.ir.Var("level", COUNTER),
+            tvm.ir.Var("iteration", COUNTER),
             *(tvm.ir.Var("state", ty) for ty in self.state_types),
             *captures,
             *([size_holder(self.sizes)] if self.sizes else []),
@@ -246,7 +114,7 @@ class _Recursion:
             relax.TensorType(ndim=len(shape) + 1, dtype=carrier(dtype))
             for shape, dtype in zip(self.body.element_shapes, self.body.element_dtypes, strict=True)
         ]
-        result = relax.TupleType([_COUNTER, _FLAG, *states, *stacks])
+        result = relax.TupleType([COUNTER, _FLAG, *states, *stacks])
         # The body is only there to have the shapes renamed too.
         body = relax.SeqExpr([], relax.Tuple([relax.ShapeExpr(self.expressions)]))
         return relax.utils.copy_with_new_vars(relax.Function(parameters, body, result, is_pure=True))

@@ -77,7 +77,7 @@ def _narrow_matrix(context: NodeContext) -> relax.Expr | None:
     source = context.dtype(0)
     assert source is not None
     carrier = dtypes.carrier(source)
-    if zeros is None or carrier not in ("int8", "uint8") or dtypes.is_narrow_float(source):
+    if zeros is None or carrier not in ("int8", "uint8") or dtypes.is_float8_or_float4(source):
         return None
     axis = context.axis(context.attribute("axis", 1), 2)
     block = context.attribute("block_size", 0) or -(-data.shape[axis] // scales.shape[axis])
@@ -91,7 +91,7 @@ def _narrow_matrix(context: NodeContext) -> relax.Expr | None:
 
 
 def _check_quantized(context: NodeContext, dtype: str) -> None:
-    if not dtypes.is_integer(dtype) and not dtypes.is_narrow_float(dtype):
+    if not dtypes.is_integer(dtype) and not dtypes.is_float8_or_float4(dtype):
         context.refuse(f"quantized values of type {dtype} are not supported")
 
 
@@ -184,7 +184,7 @@ def quantized(
     data = _with_scales(context, data, parameters)
     data = cast(context, data, wide if str(data.ty.dtype) != "float64" else "float64")
     scale = cast(context, parameters.scale, str(data.ty.dtype))
-    if dtypes.is_narrow_float(target):
+    if dtypes.is_float8_or_float4(target):
         return _quantized_float(context, data, parameters, target)
     carrier = dtypes.carrier(target)
     zero = parameters.zero_point
@@ -255,7 +255,7 @@ def dequantized(
     scale, zero = parameters.scale, parameters.zero_point
     data = _with_scales(context, data, parameters)
     along = parameters.axis is not None or not tensor_shape(scale)
-    if dtypes.is_narrow_float(source):
+    if dtypes.is_float8_or_float4(source):
         data, zero = decoded(context, data, source), None if zero is None else decoded(context, zero, source)
     elif dtypes.carrier(source) in (*_ENGINE_TYPES, "int32") and along and str(scale.ty.dtype) == target == "float32":
         if zero is None:
@@ -267,7 +267,7 @@ def dequantized(
     wide = "float64" if target == "float64" or str(scale.ty.dtype) == "float64" else "float32"
 
     def function(x: Any, s: Any, *z: Any) -> Any:
-        if dtypes.is_narrow_float(source):
+        if dtypes.is_float8_or_float4(source):
             difference = x - z[0] if z else x
         else:
             difference = x.astype("int64") - z[0].astype("int64") if z else x

@@ -40,10 +40,10 @@ def cast_to(context: NodeContext, target: str) -> relax.Expr | Value:
 
 def converted(context: NodeContext, data: relax.Expr, source: str, target: str) -> relax.Expr | Value:
     """A tensor of type `source` in type `target`."""
-    if dtypes.is_narrow_float(source):
+    if dtypes.is_float8_or_float4(source):
         data, source = decoded(context, data, source), "float32"
         return data if target == source else converted(context, data, source, target)
-    if dtypes.is_narrow_float(target):
+    if dtypes.is_float8_or_float4(target):
         wide = data if source == "float32" else context.emit(R.astype(data, "float32"))
         saturate = bool(context.attribute("saturate", 1))
         return encoded(context, wide, target, saturate=saturate, rounding=context.attribute("round_mode", "up"))

@@ -1,10 +1,11 @@
-"""merge-parallel-matmuls: products and convolutions of one input by several weights become one.
+"""merge-small-matmuls: products of one input of few rows by several weights become one.
 
-    x @ a, x @ b, x @ c => slices of x @ [a b c]          likewise convolutions of equal form
+    x @ a, x @ b, x @ c => slices of x @ [a b c]
     x @ a + p, x @ b + q => slices of x @ [a b] + [p q]
 
 The input is read once in place of three times, and one larger product keeps all cores busy; the slices cost a copy
-where nothing fuses with them.
+where nothing fuses with them. Few rows leave each product short of work; with many, measured, one product is no faster
+than three, and neither is one convolution.
 """
 
 from __future__ import annotations
@@ -38,22 +39,12 @@ from compiler.passes.rewriting.matching import Array, as_constant, constant_arra
 FEW_ROWS = 64
 
 
-@graph_pass("merge-parallel-matmuls", summary="One product for several of the same input by constant weights")
-def merge_parallel_matmuls(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Within a dataflow block; see the equations in the module's documentation."""
-    return _merge(mod, most_rows=None)
-
-
-@graph_pass("merge-small-matmuls", summary="merge-parallel-matmuls, where it pays: products of few rows")
+@graph_pass("merge-small-matmuls", summary="One product for several of the same few rows by constant weights")
 def merge_small_matmuls(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Few rows leave each product short of work; with many, measured, one product is no faster than three."""
-    return _merge(mod, most_rows=FEW_ROWS)
-
-
-def _merge(mod: IRModule, most_rows: int | None) -> IRModule:
+    """Within a dataflow block; see the equations in the module's documentation."""
     changed = {}
     for variable, function in rewritable_functions(mod):
-        rewritten = ParallelMerger(mod, most_rows).rewrite_function(function)
+        rewritten = ParallelMerger(mod).rewrite_function(function)
         if rewritten is not None:
             changed[variable] = rewritten
     return remove_unused(update_functions(mod, changed)) if changed else mod
@@ -72,9 +63,8 @@ class Member:
 class ParallelMerger(Graph):
     """At the first product of a group, computes all of them; each becomes a slice."""
 
-    def __init__(self, mod: IRModule, most_rows: int | None) -> None:
+    def __init__(self, mod: IRModule) -> None:
         super().__init__({}, mod)
-        self._most_rows = most_rows
         self._groups: dict[Var, list[Member]] = {}
         self._slices: dict[Var, tuple[Var, int, int, int]] = {}
 
@@ -92,9 +82,7 @@ class ParallelMerger(Graph):
         first: dict[Any, Var] = {}
         for binding in block.bindings:
             linear = as_linear(self, binding.value)
-            if linear is None or linear.position != 1 or linear.groups != 1 or linear.is_transposed:
-                continue
-            if self._most_rows is not None and not _has_few_rows(linear, self._most_rows):
+            if linear is None or linear.position != 1 or not _has_few_rows(linear):
                 continue
             shape = list(linear.weight.shape)
             shape[linear.out_axis] = 0
@@ -152,6 +140,6 @@ class ParallelMerger(Graph):
             begin = end
 
 
-def _has_few_rows(linear: Linear, most: int) -> bool:
+def _has_few_rows(linear: Linear) -> bool:
     shape = static_shape(linear.data)
-    return operator_name(linear.call) == MATMUL and shape is not None and math.prod(shape[:-1]) <= most
+    return operator_name(linear.call) == MATMUL and shape is not None and math.prod(shape[:-1]) <= FEW_ROWS
