@@ -39,6 +39,20 @@ def _size(text: str, name: str) -> int | str:
     )
 
 
+def parse_sizes(texts: Sequence[str]) -> dict[str, list[int | tuple[int, ...]]]:
+    """`batch=1,8` becomes `{"batch": [1, 8]}`, and `x=1x3x224x224` becomes `{"x": [(1, 3, 224, 224)]}`."""
+    form = "DIMENSION=SIZE,SIZE,... as in batch=1,8, or INPUT=SHAPE,... as in x=1x3x224x224,8x3x224x224"
+    found: dict[str, list[int | tuple[int, ...]]] = {}
+    for name, value in _pairs(texts, "--sizes", form):
+        for text in value.split(","):
+            numbers = text.strip().split("x")
+            if not all(each.isdecimal() for each in numbers):
+                raise OptionError(f"--sizes {name}: {text!r} is no size and no shape", f"write {form}")
+            shape = tuple(map(int, numbers))
+            found.setdefault(name, []).append(shape if len(shape) > 1 else shape[0])
+    return found
+
+
 def split_shapes(shapes: Mapping[str, tuple[int | str, ...]], specs: Sequence[Any]) -> dict[str, int]:
     """Sizes of a module's symbolic dimensions, from `--shape INPUT=...` or `--shape DIMENSION=SIZE`.
 

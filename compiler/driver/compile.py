@@ -20,6 +20,7 @@ from compiler.device.emulation import EmulatedModule
 from compiler.device.simulation import SimulatedModule
 from compiler.driver.example import inputs_in_order, with_example
 from compiler.driver.manifest_entries import manifest_entries, requirements, states, tensor_descriptions
+from compiler.driver.sizes import Sizes, specialized
 from compiler.errors import OptionError, TensorwrightError, ToolchainError, UnknownTargetError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, ImportOptions, Shapes
@@ -50,6 +51,7 @@ def compile(
     target: str | targets.Target = "host",
     *,
     shapes: Shapes | None = None,
+    sizes: Sizes | None = None,
     constants: Constants | None = None,
     example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
@@ -72,6 +74,9 @@ def compile(
         target: a name of `tensorwright targets`, or a `targets.Target`; "host" is this machine's processor.
         shapes: sizes of inputs by name; an int fixes a dimension, a string keeps it symbolic, and equal strings are
             equal sizes: `{"input_ids": ("batch", 64)}`.
+        sizes: of dynamic dimensions, those that get code of their own beside the code for every size: by dimension
+            (`{"batch": [1, 8]}`, each combination of several), or whole shapes by input
+            (`{"x": [(1, 3, 224, 224), (8, 3, 224, 224)]}`). All share the weights.
         constants: values of inputs that are fixed now; they are no inputs of the module any more.
         example_inputs: positional arguments of a `torch.nn.Module`, or a dictionary of keyword arguments.
         dynamic_shapes: which dimensions of them stay symbolic, as `torch.export.export` takes it.
@@ -104,6 +109,7 @@ def compile(
         InternalError: a defect of Tensorwright; the message names the phase or pass.
     """
     options = CompileOptions(
+        sizes=sizes,
         precision=precision_of(precision),
         threads=threads,
         passes=passes,
@@ -135,6 +141,7 @@ def compile(
 class CompileOptions:
     """The options of `compile` but for those of importing; it describes the fields."""
 
+    sizes: Sizes | None = None
     precision: str = "float32"
     threads: int | None = None
     passes: Mapping[str, PassLike | None] | None = None
@@ -154,6 +161,8 @@ def _compiled(model: ImportedModel, name: str, target: targets.Target, options: 
     report = options.report
     for_passes = PassOptions(options.precision, model.checks, model.state_positions(), model.nodes)
     tuned = tuned_configs(target, options.records, model_fingerprint(model.mod, options.precision))
+    if options.sizes is not None:
+        model = specialized(model, options.sizes)
     for problem in tuned.problems:
         report(f"tuning records: {problem}")
     context = PipelineContext(

@@ -11,6 +11,7 @@ import numpy as np
 
 import targets
 from compiler.artifact.dtypes import ELEMENT_TYPES
+from compiler.artifact.entries import MAIN_ENTRY
 from compiler.artifact.manifest import (
     MAX_ELEMENTS,
     IndexRequirement,
@@ -27,6 +28,7 @@ from compiler.driver.call_lists import call_list
 from compiler.errors import InvalidModelError, Refusal, UnsupportedModelError
 from compiler.frontends.imported_model import ImportedModel, TensorSpec
 from compiler.passes.pipeline import PipelineResult
+from compiler.passes.rewriting.size_variants import ANY_SIZE
 from compiler.records.library import TunedConfigs
 
 
@@ -125,8 +127,10 @@ def _kernels(pipeline: PipelineResult, tuned: TunedConfigs | None) -> list[Kerne
 
 
 def _memory_plan(pipeline: PipelineResult) -> MemoryPlan | None:
-    """Of `main`; bodies of loops and branches allocate for themselves."""
-    plan = pipeline.report.memory.get("main")
+    """Of `main`, or of the function for every size where there are others; bodies of loops and branches allocate for
+    themselves."""
+    plans = pipeline.report.memory
+    plan = plans.get(ANY_SIZE, plans.get(MAIN_ENTRY))
     if plan is None:
         return None
     return MemoryPlan(

@@ -20,6 +20,9 @@ HELP = """Compile a model into a module that runs without the compiler.
   Keep the batch open, fix the sequence length:
     tensorwright compile bert.onnx --shape input_ids=batch,128 --shape attention_mask=batch,128
 
+  Any batch, and the fastest code for one and eight images:
+    tensorwright compile resnet.onnx --shape input=batch,3,224,224 --sizes batch=1,8
+
   Fix an input for good, and build for another processor:
     tensorwright compile vad.onnx --constant sr=16000 --target x86-64-v3
 
@@ -47,6 +50,15 @@ def _compile(
     ] = None,
     target: options.TargetName = "host",
     shape: options.ModelShapes = None,
+    sizes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sizes",
+            metavar="NAME=SIZES",
+            help="Sizes of a dynamic dimension (batch=1,8), or shapes of an input (x=1x3x224x224), that get code of "
+            "their own beside the code for every size; all share the weights. Again for others: each combination.",
+        ),
+    ] = None,
     constant: options.Constants = None,
     outputs: Annotated[
         str | None,
@@ -85,7 +97,7 @@ def _compile(
 ) -> None:
     import compiler
     from compiler.artifact import KeyKind
-    from compiler.cli.arguments import parse_arrays, parse_passes, parse_shapes
+    from compiler.cli.arguments import parse_arrays, parse_passes, parse_shapes, parse_sizes
     from compiler.cli.output import print_json
     from compiler.cli.passphrases import load_private_key
     from compiler.cli.progress import Steps
@@ -107,6 +119,7 @@ def _compile(
             model,
             target,
             shapes=shapes or None,
+            sizes=parse_sizes(sizes or []) or None,
             constants=constants or None,
             outputs=outputs.split(",") if outputs is not None else None,
             precision=precision,

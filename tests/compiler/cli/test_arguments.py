@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.cli.arguments import parse_arrays, parse_passes, parse_shapes, split_shapes
+from compiler.cli.arguments import parse_arrays, parse_passes, parse_shapes, parse_sizes, split_shapes
 from compiler.errors import InputError, OptionError, StorageError, UserError
 
 
@@ -18,6 +18,9 @@ class Spec:
 
 
 def test_shapes() -> None:
+    assert parse_sizes(["n=1,8", "x=1x3,2x3"]) == {"n": [1, 8], "x": [(1, 3), (2, 3)]}
+    with pytest.raises(OptionError, match="--sizes n: 'all' is no size and no shape"):
+        parse_sizes(["n=all"])
     assert parse_shapes(["a=batch,64", "b=3", "c="]) == {"a": ("batch", 64), "b": (3,), "c": ()}
 
 

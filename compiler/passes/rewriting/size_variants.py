@@ -1,0 +1,77 @@
+"""A model's code once more for sizes that are known: `main` looks at the sizes of its inputs and calls the function for
+them, or the one that serves every size.
+
+Constants are the same objects in all of these functions, so weights that two of them want in the same layout are held
+once (`lift-parameters`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tvm_ffi
+from tvm import relax, tirx
+from tvm.ir import GlobalVar, IRModule
+from tvm.relax.utils import copy_with_new_vars
+
+ENTRY = "main"
+ANY_SIZE = "any_size"
+"""The function that serves every size."""
+
+
+def with_variants(mod: IRModule, variants: Sequence[Mapping[str, int]]) -> IRModule:
+    """`mod` with a function for each variant, and one for every other size, which `main` dispatches to.
+
+    Args:
+        variants: sizes of symbolic dimensions of `main`'s parameters, by name; the first one that fits is taken.
+    """
+    main = mod[ENTRY]
+    builder = relax.BlockBuilder(IRModule({var: each for var, each in mod.functions_items() if var.name_hint != ENTRY}))
+    general = builder.add_func(_private(main, {}), ANY_SIZE)
+    chosen = [(sizes, builder.add_func(_private(main, sizes), variant_name(sizes))) for sizes in variants]
+    functions = builder.get()
+    outer = copy_with_new_vars(main)
+    dimensions = symbolic_dimensions(outer.params)
+    body = _call(general, functions[general], outer.params)
+    for sizes, variable in reversed(chosen):
+        fits = tirx.all(*(dimensions[name] == size for name, size in sizes.items()))
+        body = relax.If(relax.prim_value(fits), _call(variable, functions[variable], outer.params), body)
+    with builder.function(ENTRY, list(outer.params), attrs=dict(main.attrs or {})):
+        result = builder.emit(body)
+        builder.emit_func_output(builder.match_cast(result, outer.ret_ty))
+    made = builder.get()
+    return IRModule(dict(made.functions_items()), attrs=mod.attrs, global_infos=mod.global_infos)
+
+
+def variant_name(sizes: Mapping[str, int]) -> str:
+    """The name of a variant's function: "batch_8_height_224"."""
+    return re.sub(r"\W", "_", "_".join(f"{name}_{size}" for name, size in sizes.items()))
+
+
+def symbolic_dimensions(parameters: Sequence[Any]) -> dict[str, Any]:
+    """The variables that are dimensions of parameters, by name."""
+    shapes = [each.ty.shape for each in parameters if getattr(each.ty, "shape", None) is not None]
+    return {str(size.name): size for shape in shapes for size in shape.values if isinstance(size, tirx.Var)}
+
+
+def _private(main: Any, sizes: Mapping[str, int]) -> Any:
+    function = copy_with_new_vars(main).without_attr("global_symbol")
+    known = {name: tirx.const(size, "int64") for name, size in sizes.items()}
+    return function.bind_symbolic_vars(known) if known else function
+
+
+def _call(callee: GlobalVar, function: Any, arguments: Sequence[Any]) -> Any:
+    """The body of a branch: the arguments as `function` takes them, and the call."""
+    bindings: list[Any] = []
+    given: list[Any] = []
+    for argument, parameter in zip(arguments, function.params, strict=True):
+        if tvm_ffi.structural_equal(argument.ty, parameter.ty, True):
+            given.append(argument)
+            continue
+        given.append(relax.Var(argument.name, parameter.ty))
+        bindings.append(relax.MatchCast(given[-1], argument, parameter.ty))
+    call = relax.Call(callee, given)
+    result = relax.Var("result", relax.BlockBuilder(IRModule({callee: function})).normalize(call).ty)
+    return relax.SeqExpr([relax.BindingBlock([*bindings, relax.VarBinding(result, call)])], result)
