@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 
-from schedules.instructions.int8_dot import SDOT, USDOT, plain_bytes, unit_of
+from schedules.instructions.byte_products import RESULT, plain_bytes
+from schedules.instructions.int8_dot import SDOT, USDOT, unit_of
 from schedules.instructions.llvm_functions import register_operator, symbol, vector
 from schedules.instructions.neon import REGISTER_LANES, in_quarters, with_register_length
 from schedules.ir.tir import Expr, tirx, tvm
@@ -77,7 +78,7 @@ def _signed_text(lanes: int, neon: bool) -> str:
   %r = call <4 x i32> @llvm.aarch64.neon.sdot.v4i32.v16i8(<4 x i32> %c, <16 x i8> %y, <16 x i8> %x)
   ret <4 x i32> %r
 }}"""
-    return f"{head}\n{plain_bytes(lanes, signed=True)}\n  ret {i} %s3\n}}"
+    return f"{head}\n{plain_bytes(lanes, signed=True)}\n  ret {i} {RESULT}\n}}"
 
 
 def _matrix_text(name: str) -> str:
