@@ -15,8 +15,21 @@ from schedules.attention.cache.description import KEY, LOWEST, SINKS, VALUE, Cac
 from schedules.attention.cache.plain import quotient
 from schedules.attention.cache.softmax_block import RunningSoftmax
 from schedules.attention.pairs import in_vectors
-from schedules.codegen.nest import allocate, allocate_tile, expression, load, repeat, sequence, store, vectorized, when
-from schedules.codegen.parallel import CHUNKS_PER_CORE, Extent, loops, pays_off
+from schedules.codegen.nest import (
+    CHUNKS_PER_CORE,
+    Extent,
+    allocate,
+    allocate_tile,
+    expression,
+    load,
+    parallel_grid,
+    repeat,
+    sequence,
+    store,
+    vectorized,
+    when,
+)
+from schedules.codegen.parallel import pays_off
 from schedules.instructions.row_sums import row_sums
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, call
 from schedules.ir.tir import Expr, Stmt, tirx
@@ -70,9 +83,9 @@ class DecodeWriter:
         extents = [Extent("sample", own.batch), Extent("key_head", own.key_heads), Extent("split", self.splits)]
         work = expression(own.batch) * own.queries * own.heads * own.size * own.rows_of(expression(0))
         threads = pays_off(work, self.machine, _LEAST_WORK * self.lanes)
-        parts = loops(extents, lambda at: self._parts(*at), self.machine, parallel=threads)
+        parts = parallel_grid(extents, lambda at: self._parts(*at), self.machine, parallel=threads)
         rows = [Extent("sample", own.batch), Extent("query", own.queries), Extent("head", own.heads)]
-        joined = loops(rows, lambda at: self._joined(*at), self.machine, parallel=False)
+        joined = parallel_grid(rows, lambda at: self._joined(*at), self.machine, parallel=False)
         return sequence(tirx.AllocBuffer(self.found), parts, joined)
 
     def _parts(self, sample: Expr, key_head: Expr, split: Expr) -> Stmt:

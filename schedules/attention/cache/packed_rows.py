@@ -12,8 +12,17 @@ from typing import Any
 
 from schedules.attention.cache.description import KEY, VALUE, CacheOperands
 from schedules.attention.pairs import in_vectors
-from schedules.codegen.nest import allocate, expression, load, repeat, sequence, store, vectorized
-from schedules.codegen.parallel import Extent, loops
+from schedules.codegen.nest import (
+    Extent,
+    allocate,
+    expression,
+    load,
+    parallel_grid,
+    repeat,
+    sequence,
+    store,
+    vectorized,
+)
 from schedules.instructions.bf16_dot import rounded_pair, rounded_run
 from schedules.ir.stages import Axis, Stage
 from schedules.ir.tir import Expr, Stmt, tirx
@@ -78,7 +87,7 @@ class PackedRows:
         allocations = [tirx.AllocBuffer(each) for each in (self.keys, self.values) if each is not None]
         return [
             *allocations,
-            loops(extents, lambda at: self._panel(*at), self.machine, parallel=self.machine.cores > 1),
+            parallel_grid(extents, lambda at: self._panel(*at), self.machine, parallel=self.machine.cores > 1),
         ]
 
     def _panel(self, sample: Expr, head: Expr, panel: Expr) -> Stmt:

@@ -14,8 +14,17 @@ from schedules.attention.cache.packed_rows import PackedRows
 from schedules.attention.cache.plain import quotient
 from schedules.attention.cache.softmax_block import RunningSoftmax, most_rows
 from schedules.attention.pairs import NarrowRows, in_vectors
-from schedules.codegen.nest import allocate, expression, load, repeat, sequence, store, vectorized
-from schedules.codegen.parallel import Extent, loops
+from schedules.codegen.nest import (
+    Extent,
+    allocate,
+    expression,
+    load,
+    parallel_grid,
+    repeat,
+    sequence,
+    store,
+    vectorized,
+)
 from schedules.codegen.register_tile import RegisterTile, multiply_add
 from schedules.instructions.bf16_dot import dot
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, call
@@ -73,7 +82,7 @@ class PromptWriter:
             found,
             tirx.Bind(rows, load(most, 0)),
             packed.made(rows),
-            loops(extents, task, self.machine, parallel=self.machine.cores > 1),
+            parallel_grid(extents, task, self.machine, parallel=self.machine.cores > 1),
         )
 
     def _tile(self, packed: PackedRows, sample: Expr, key_head: Expr, first_row: Expr) -> Stmt:
