@@ -89,6 +89,16 @@ def attention(graph: Graph) -> None:
         graph.output("MatMul", [graph.node("Softmax", [masked], axis=-1), values])
 
 
+def attention_over_a_cache(graph: Graph) -> None:
+    """Heads that share keys, over what came before and themselves: a single query, a prompt, a long one."""
+    graph.opset = 23
+    for batch, queries, heads, past, softcap in ((2, 1, 3, 9, 0.0), (1, 21, 2, 5, 2.0), (1, 1, 1, 40, 0.0)):
+        given = [graph.input(batch, queries, each * 12) for each in (2 * heads, heads, heads)]
+        before = [graph.input(batch, heads, past, 12) for _ in range(2)]
+        options = {"q_num_heads": 2 * heads, "kv_num_heads": heads, "is_causal": 1, "softcap": softcap}
+        graph.result(graph.node("Attention", [*given, "", *before], outputs=3, **options))
+
+
 def encoder(batch: int | str, length: int | str) -> onnx.ModelProto:
     """A transformer block of 3 heads of 8: attention, a residual sum, layer normalization, two products with GELU."""
     graph = Graph("float32")

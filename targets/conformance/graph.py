@@ -17,6 +17,7 @@ class Graph:
 
     def __init__(self, dtype: str) -> None:
         self.dtype = dtype
+        self.opset = OPSET
         self.nodes: list[Any] = []
         self.inputs: list[Any] = []
         self.outputs: list[Any] = []
@@ -41,9 +42,11 @@ class Graph:
         scale = 1 / np.sqrt(np.prod(shape[1:]))
         return self.constant((self._random.standard_normal(shape) * scale).astype(self.dtype))
 
-    def node(self, operator: str, inputs: list[str], **attributes: Any) -> str:
+    def node(self, operator: str, inputs: list[str], outputs: int = 1, **attributes: Any) -> str:
+        """The first output's name."""
         name = f"v{len(self.nodes)}_{operator}"
-        self.nodes.append(helper.make_node(operator, inputs, [name], **attributes))
+        names = [name, *(f"{name}_{place}" for place in range(1, outputs))]
+        self.nodes.append(helper.make_node(operator, inputs, names, **attributes))
         return name
 
     def output(self, operator: str, inputs: list[str], **attributes: Any) -> None:
@@ -56,7 +59,7 @@ class Graph:
     def model(self, name: str) -> onnx.ModelProto:
         """The model, its outputs' types and shapes inferred."""
         graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, self.constants)
-        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=10)
         known = {value.name: value for value in onnx.shape_inference.infer_shapes(made).graph.output}
         for position, output in enumerate(self.outputs):
             made.graph.output[position].CopyFrom(known[output.name])

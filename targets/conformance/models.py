@@ -84,6 +84,7 @@ FAMILIES: dict[str, tuple[Callable[[Graph], None], tuple[str, ...]]] = {
     "convolutions with functions": (fusions.convolutions_and_functions, ("float32",)),
     "normalizations": (fusions.normalizations, _FLOATS),
     "attention": (fusions.attention, _FLOATS),
+    "attention over a cache": (fusions.attention_over_a_cache, _FLOATS),
     "pooling": (_pooling, ("float32",)),
     "reductions": (_reductions, ("float32", "int32")),
     "movement": (_movement, ("float32", "int8", "uint8")),
