@@ -14,6 +14,7 @@ import targets
 from compiler.codegen.equal_kernels import alias_object, distinct_kernels
 from compiler.codegen.kernel_lowering import PIPELINE
 from compiler.codegen.parallel_build import build_objects, is_scalar, worth_parts
+from compiler.codegen.shared_kernels import share_kernels
 from compiler.errors import CompilationError, StorageError
 from compiler.support.compile_lock import one_at_a_time
 from schedules.ir.stages import kernels_of
@@ -75,7 +76,8 @@ def _generated(mod: tvm.IRModule, target: targets.Target, folder: Path) -> tuple
     builder = relax.ExecBuilder()
     generate_bytecode(builder, mod)
     distinct, aliases = distinct_kernels(kernels)
-    objects = build_objects(distinct, mod.attrs, engine_target, folder)
-    if aliases:
-        objects.append(alias_object(aliases, engine_target, PIPELINE, folder / "aliases.o"))
+    built, calls = share_kernels(distinct)
+    objects = build_objects(built, mod.attrs, engine_target, folder)
+    if aliases or calls:
+        objects.append(alias_object(aliases, calls, engine_target, PIPELINE, folder / "aliases.o"))
     return link_bytecode(builder, engine_target), objects

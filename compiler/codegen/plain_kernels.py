@@ -41,9 +41,14 @@ def is_plain(function: Any) -> bool:
     """True for a PrimFunc for a processor without blocks, a root block that holds nothing but its body aside."""
     if not isinstance(function, tirx.PrimFunc) or function.attrs is None or "target" not in function.attrs:
         return False
+    return str(function.attrs["target"].kind.name) == "llvm" and holds_no_blocks(function)
+
+
+def holds_no_blocks(function: Any) -> bool:
+    """Whether a PrimFunc has no block but a root block that holds nothing but its body."""
     blocks: list[Any] = []
     structural_walk(function.body, (s_tir.SBlock, blocks.append))
-    return str(function.attrs["target"].kind.name) == "llvm" and all(map(_is_bare, blocks)) and len(blocks) <= 1
+    return len(blocks) <= 1 and all(map(_is_bare, blocks))
 
 
 def _is_bare(block: Any) -> bool:

@@ -25,7 +25,7 @@ def name_sizes(function: Any) -> Any:
         body = _named(body, size, name)
         for shape in shapes.values():
             shape[:] = [_named(each, size, name) if isinstance(each, _OPERATIONS) else each for each in shape]
-    fresh = {each: _with_shape(each, shape) for each, shape in shapes.items()}
+    fresh = {each: with_shape(each, shape) for each, shape in shapes.items()}
     parameters = [fresh.get(each, each) for each in function.params]
     return tirx.PrimFunc(parameters, substitute(body, fresh), function.ret_type, function.attrs, function.span)
 
@@ -56,15 +56,26 @@ def _nodes(value: Any) -> int:
 
 
 def _named(root: Any, size: Any, name: Any) -> Any:
+    """`root` with `name` for `size`, and for its two factors in a product of more, (n * h) * w."""
     key = StructuralKey(size)
 
     def replace(node: Any) -> Any:
         return name if StructuralKey(node) == key else node
 
-    return structural_map(root, (type(size), replace))
+    if not isinstance(size, tirx.Mul):
+        return structural_map(root, (type(size), replace))
+    first, second = StructuralKey(size.a), StructuralKey(size.b)
+
+    def replace_product(node: Any) -> Any:
+        if isinstance(node.a, tirx.Mul) and StructuralKey(node.b) == second and StructuralKey(node.a.b) == first:
+            return tirx.Mul(node.a.a, name)
+        return replace(node)
+
+    return structural_map(root, (tirx.Mul, replace_product))
 
 
-def _with_shape(buffer: Any, shape: list[Any]) -> Any:
+def with_shape(buffer: Any, shape: list[Any]) -> Any:
+    """A buffer like another but for its shape."""
     ty = buffer.ty
     return tirx.decl_buffer(
         shape,

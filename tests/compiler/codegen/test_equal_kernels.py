@@ -37,7 +37,7 @@ def test_layers_of_different_sizes_share_their_code(tmp_path: Path) -> None:
     assert aliases == {"b": "a", "d": "a"}
     target = targets.get("host")
     objects = build_objects(distinct, None, target.tvm_target(), tmp_path)
-    objects.append(alias_object(aliases, target.tvm_target(), PIPELINE, tmp_path / "aliases.o"))
+    objects.append(alias_object(aliases, {}, target.tvm_target(), PIPELINE, tmp_path / "aliases.o"))
     target.linker().link(tmp_path / "library.so", objects)
     library = tvm.runtime.load_module(str(tmp_path / "library.so"))
     for name, size, divisor, factor in (("a", 20, 8, 2), ("b", 65, 16, 2), ("c", 7, 8, 3), ("d", 100, 8, 2)):
