@@ -1,7 +1,9 @@
-"""Reshapes that only add or drop dimensions of 1, as squeezes and unsqueezes do, at dynamic sizes.
+"""Reshapes at dynamic sizes.
 
 TVM computes a reshape's indices by dividing; where a size is dynamic, it then takes the kernel for one that cannot be
-fused. With the indices in their places such a reshape is fused with what is around it, as at fixed sizes.
+fused. Those that only add or drop dimensions of 1, as squeezes and unsqueezes do, have their indices in their places
+and are fused with what is around them, as at fixed sizes. Of the others, which TVM often cannot prove to keep the order
+of elements, the kernel says that it is a reshape (`RESHAPE`), for `lower-reshapes` to make a view of it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from tvm.tirx import IntImm, const
 
 from compiler.passes.rewriting.matching import is_one, same_shape, shape_of
 
+RESHAPE = "tensorwright.reshape"  # attribute of a kernel that is a reshape of its first parameter and nothing else
+
 
 def legalize_reshape(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """`reshape`: each axis of the result that is not 1 reads its own axis of the operand."""
@@ -21,7 +25,9 @@ def legalize_reshape(builder: relax.BlockBuilder, call: relax.Call) -> relax.Exp
     if source is None or target is None or all(isinstance(size, IntImm) for size in target):
         return engine_reshape(topi.reshape, "reshape")(builder, call)
     if not same_shape(_without_ones(source), _without_ones(target)):
-        return engine_reshape(topi.reshape, "reshape")(builder, call)
+        return builder.call_te(
+            topi.reshape, call.args[0], target, primfunc_name_hint="reshape", primfunc_attrs={RESHAPE: True}
+        )
 
     def reshaped(data: te.Tensor) -> te.Tensor:
         def element(*place: Any) -> Any:

@@ -1,63 +1,114 @@
-"""Reshapes become views: TVM's pass, shown only the kernels that may be reshapes.
+"""Reshapes become views: calls of kernels that only keep the order of elements become `relax.reshape`.
 
-It asks of every kernel whether it keeps the order of elements, and fails with an internal error on some that choose
-between places, such as reflecting padding of a dynamic size, and on some reshapes of sums of dynamic sizes.
+TVM's pass of that purpose asks at every call whether the kernel keeps the order, and whether as many elements come out
+as go in. It fails with an internal error on some kernels that choose between places, such as reflecting padding of a
+dynamic size, and its proofs of equal counts of dynamic sizes took most of its time: here each kernel is asked once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tvm
 from tvm import relax, tirx
 from tvm.ir import IRModule
+from tvm.sym import Analyzer
 
 from compiler.passes.context import PipelineContext
+from compiler.passes.fuse.legalize_reshapes import RESHAPE
 from compiler.passes.registry import graph_pass
-from compiler.passes.rewriting.tvm_target import tvm_target
-from schedules.ir.tir import structural_walk
+from compiler.passes.rewriting.graph import Graph, RuleTable
+from schedules.ir.tir import StructuralKey, structural_walk
 
 _CHOICES = (tirx.Min, tirx.Max, tirx.Select, tirx.IfThenElse, tvm.ir.Call)
 
 
 @graph_pass("lower-reshapes", summary="Turn reshapes into views", required=True)
-def lower_reshapes(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Kernels that only reshape become `relax.reshape` of their argument."""
-    hidden = {
-        var: function
+def lower_reshapes(mod: IRModule, _context: PipelineContext) -> IRModule:
+    """Calls of kernels that only reshape become `relax.reshape` of their argument.
+
+    Not those that leave their dataflow block: what a function returns is to have memory of its own.
+    """
+    sources = {
+        var.name_hint: source
         for var, function in mod.functions_items()
-        if isinstance(function, tirx.PrimFunc) and not _may_be_a_reshape(function)
+        if isinstance(function, tirx.PrimFunc) and (source := _reshaped(function)) is not None
     }
-    shown = _replaced(mod, {var: function.with_body(tirx.Evaluate(0)) for var, function in hidden.items()})
-    with tvm_target(context):
-        lowered = relax.transform.RewriteDataflowReshape()(shown)
-    return _replaced(lowered, hidden)
+    rules = RuleTable()
+
+    @rules.on("relax.call_tir")
+    def view(graph: Graph, call: Any) -> Any | None:
+        source = sources.get(call.args[0].name_hint)
+        operands = call.args[1]
+        if source is None or not graph.is_local or not isinstance(operands, relax.Tuple):
+            return None
+        shape = getattr(call.ty, "shape", None)
+        return relax.op.reshape(operands.fields[source], shape) if shape is not None else None
+
+    return rules.apply_once(mod)
 
 
-def _replaced(mod: IRModule, functions: dict[Any, Any]) -> IRModule:
-    kept = {var.name_hint: var for var in mod.get_global_vars()}
-    replaced = {kept[var.name_hint]: function for var, function in functions.items() if var.name_hint in kept}
-    return IRModule({**dict(mod.functions_items()), **replaced}, attrs=mod.attrs)
+def _reshaped(function: tirx.PrimFunc) -> int | None:
+    """Which parameter a kernel is a reshape of.
 
-
-def _may_be_a_reshape(function: tirx.PrimFunc) -> bool:
-    """Whether a kernel has one store, of an element at a place that no choice was made of and that TVM can analyze."""
+    None unless it says so, or has one store, of an element at a place that no choice was made of and that TVM can
+    analyze, and gives as many elements as it takes.
+    """
+    if function.attrs is not None and RESHAPE in function.attrs:
+        return 0
     stores: list[Any] = []
     choices: list[Any] = []
     kept = (tirx.BufferStore, lambda store: _append(stores, store)), (_CHOICES, lambda choice: _append(choices, choice))
     structural_walk(function.body, list(kept))
-    if len(stores) != 1 or choices or not isinstance(stores[0].value, tvm.ir.TensorLoad):
-        return False
-    return _is_analyzed(function)
+    if len(stores) != 1 or choices or not isinstance(stores[0].value, tvm.ir.TensorLoad) or not _is_analyzed(function):
+        return None
+    source, result = stores[0].value.source, stores[0].buffer
+    positions = [position for position, each in enumerate(function.params) if each.same_as(source)]
+    if len(positions) != 1 or not _are_as_many(source.ty.shape, result.ty.shape):
+        return None
+    return positions[0]
 
 
 def _is_analyzed(function: tirx.PrimFunc) -> bool:
-    """Whether TVM's test for reshapes ends; where its proofs of divisibility do not, the kernel stays a copy."""
+    """Whether TVM takes a kernel for a reshape; where its proofs of divisibility fail, the kernel stays a copy."""
     try:
-        relax.analysis.has_reshape_pattern(function)
+        return bool(relax.analysis.has_reshape_pattern(function))
     except tvm.error.InternalError:
         return False
-    return True
+
+
+def _are_as_many(left: Sequence[Any], right: Sequence[Any]) -> bool:
+    """Whether two shapes hold as many elements, whatever the symbolic sizes are."""
+    ours, theirs = _factors(left), _factors(right)
+    for key, (factor, count) in list(ours.items()):
+        shared = min(count, theirs.get(key, (factor, 0))[1])
+        for each in (ours, theirs):
+            if shared:
+                each[key] = factor, each[key][1] - shared
+    return bool(Analyzer().can_prove_equal(_product(ours.values()), _product(theirs.values())))
+
+
+def _factors(sizes: Iterable[Any]) -> dict[Any, tuple[Any, int]]:
+    """The factors of a product, each with its count."""
+    found: dict[Any, tuple[Any, int]] = {}
+    waiting = list(sizes)
+    while waiting:
+        size = waiting.pop()
+        if isinstance(size, tirx.Mul):
+            waiting += [size.a, size.b]
+        else:
+            key = StructuralKey(size)
+            found[key] = size, found.get(key, (size, 0))[1] + 1
+    return found
+
+
+def _product(factors: Iterable[tuple[Any, int]]) -> Any:
+    total: Any = tirx.IntImm("int64", 1)
+    for factor, count in factors:
+        for _ in range(count):
+            total = total * factor
+    return total
 
 
 def _append(found: list[Any], node: Any) -> None:

@@ -16,6 +16,7 @@ from schedules.ir.widening import widened
 from tvm import te, tirx  # isort: skip
 
 Array = NDArray[Any]
+_COLUMNS = 384  # of a product that BLAS does on one thread: others would wait, and be waited for, on a busy machine
 
 
 def pack_channels(values: Array, lanes: int) -> Array:
@@ -61,9 +62,12 @@ def transform_winograd(packed: Array, matrix: NDArray[np.float64]) -> Array:
     """`pack_winograd` of a filter, (o, 9, i, lanes), to that of the transformed one, (o, edge^2, i, lanes), computed in
     double precision. `matrix` is `winograd_transforms.weight_matrix`: (9, edge^2)."""
     outer, taps, channels, lanes = packed.shape
-    spread = np.empty((outer, matrix.shape[1], channels * lanes), packed.dtype)
-    for block, filters in zip(spread, packed.reshape(outer, taps, -1), strict=True):
-        block[:] = matrix.T @ filters.astype(np.float64)
+    filters = packed.reshape(outer, taps, -1)
+    spread = np.empty((outer, matrix.shape[1], filters.shape[-1]), packed.dtype)
+    for block in range(outer):
+        for start in range(0, filters.shape[-1], _COLUMNS):
+            part = slice(start, start + _COLUMNS)
+            spread[block, :, part] = matrix.T @ filters[block, :, part].astype(np.float64)
     return spread.reshape(outer, -1, channels, lanes)
 
 

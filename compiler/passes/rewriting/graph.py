@@ -112,7 +112,7 @@ class Graph:
         self._replaced: dict[Var, Expr] = {}
         self._block = self._block_count = 0
         self._bindings: list[Any] = []
-        self._in_dataflow = False
+        self._in_dataflow = self._local = False
         self._changed = False
         self._names = 0
         self._root = "t"
@@ -144,6 +144,11 @@ class Graph:
     def only_read_by(self, expr: Expr, *operators: str) -> bool:
         """Whether all consumers of `expr`, outputs included, are calls of `operators`, as the function came."""
         return isinstance(expr, relax.Var) and set(self._readers.get(expr, ("unknown",))) <= set(operators)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether nothing outside its dataflow block reads what the call at hand is bound to."""
+        return self._local
 
     def emit(self, expr: Expr) -> Var:
         """Bind `expr` to a new variable before the call at hand."""
@@ -202,6 +207,7 @@ class Graph:
     def _rewrite_binding(self, binding: Any) -> None:
         original = binding.value
         self._root = str(binding.var.name)
+        self._local = isinstance(binding.var, relax.DataflowVar)
         value = self._substitute(original)
         if isinstance(binding, relax.MatchCast):
             self._changed |= value is not original
