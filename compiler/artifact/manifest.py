@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -124,6 +125,16 @@ class CallList(_Model):
     nodes: tuple[Name, ...] = Field(strict=False)
     callees: tuple[Name, ...] = Field(strict=False)
     functions: dict[Name, list[JsonValue]]
+
+    def every_call(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """The callee and the nodes of each call in the code, those of both branches of a condition included."""
+        waiting: list[Any] = list(self.functions.values())
+        while waiting:
+            for step in waiting.pop(0):
+                if isinstance(step[0], list):
+                    waiting += step
+                else:
+                    yield self.callees[step[0]], tuple(self.nodes[each] for each in step[1:])
 
     @model_validator(mode="after")
     def _refer_to_names(self) -> CallList:

@@ -15,6 +15,7 @@ import numpy as np
 import targets
 from compiler.compression.accuracy import Evaluate
 from compiler.compression.job import Job, JobOptions, start
+from compiler.compression.layer_names import weight_names
 from compiler.compression.model import CompressedModel
 from compiler.compression.pruning.dependencies import find_dependencies
 from compiler.compression.pruning.weights import weights_of, with_constants
@@ -76,7 +77,8 @@ def share_weights(
 
 def _shared(job: Job, bits: int) -> CompressedModel:
     """The model with palettes of `bits`, or of the fewest more bits with which the limit holds."""
-    weights = [each for each in weights_of(find_dependencies(job.model.mod)) if array_of(each.constant).size >= _FEWEST]
+    found = find_dependencies(job.model.mod, weight_names(job.model))
+    weights = [each for each in weights_of(found) if array_of(each.constant).size >= _FEWEST]
     if not weights:
         raise NothingGainedError(f"the model has no weight of {_FEWEST} numbers or more to share")
     for tried in range(bits, MOST_BITS + 1):
@@ -87,7 +89,10 @@ def _shared(job: Job, bits: int) -> CompressedModel:
         if job.holds(after):
             break
     job.require(after, "allow a larger max_drop")
-    names = (f"weight_{index} {'x'.join(map(str, new[each.constant].shape))}" for index, each in enumerate(weights))
+    names = (
+        each.name or f"weight_{index} {'x'.join(map(str, new[each.constant].shape))}"
+        for index, each in enumerate(weights)
+    )
     layers = [
         LayerChange(name, f"{tried} bits", 32 * size, tried * size, "sizes in bits")
         for name, size in zip(names, (new[each.constant].size for each in weights), strict=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import JsonValue
 
 from compiler.artifact.manifest import MAX_BRANCH_DEPTH, CallList
-from compiler.profiling.attribution import main_node
+from compiler.profiling.attribution import names_of
 from compiler.support.call_list import Branches, Step
 
 
@@ -26,10 +26,7 @@ def call_list(functions: Mapping[str, Sequence[Step]]) -> CallList | None:
                 if depth < MAX_BRANCH_DEPTH:
                     found.append([listed(step.when_true, depth + 1), listed(step.when_false, depth + 1)])
             else:
-                names = [node.name for node in step.nodes]
-                first = main_node(step.nodes)
-                ordered = dict.fromkeys([first.name, *names] if first is not None else names)
-                found.append([place(step.callee, callees), *(place(name, nodes) for name in ordered)])
+                found.append([place(step.callee, callees), *(place(name, nodes) for name in names_of(step.nodes))])
         return found
 
     made = {name: listed(steps, 0) for name, steps in functions.items()}

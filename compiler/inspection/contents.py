@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import StorageError
-from compiler.profiling.attribution import kind_of, operators_of
+from compiler.profiling.attribution import kind_of, layer_label, operators_of
 from compiler.profiling.tensor_fields import tensor_list
 from compiler.support.formula import evaluate
 
@@ -28,7 +28,10 @@ class OperatorCount:
 
 @dataclass(frozen=True)
 class KernelEstimate:
-    """A kernel: its work, and the least time for it on the target's machine (None where not estimated)."""
+    """A kernel: its work, and the least time for it on the target's machine (None where not estimated).
+
+    `nodes` are those of the model that it computes, the main one first; of a kernel of a module those of all its calls.
+    """
 
     name: str
     operators: tuple[str, ...]
@@ -40,6 +43,12 @@ class KernelEstimate:
     nbytes: int | None
     seconds: float | None
     share: float | None
+    nodes: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The main node and how many more there are, or the kernel's name where none is known."""
+        return layer_label(self.nodes, self.name)
 
 
 @dataclass
@@ -121,7 +130,7 @@ def inspect_module(path: str | os.PathLike[str]) -> Inspection:
         parameter_values=sum(element_count(spec.shape) for spec in manifest.parameters),
         parameter_bytes=sum(spec.nbytes for spec in manifest.parameters),
         facts=facts,
-        kernels=sorted((_module_kernel(entry) for entry in manifest.kernels), key=lambda each: -(each.operations or 0)),
+        kernels=sorted(_module_kernels(manifest), key=lambda each: -(each.operations or 0)),
     )
 
 
@@ -153,7 +162,15 @@ def _fixed_text(fixed: Any) -> str:
     return str(fixed.tensor) + (f" = {list(fixed.values)}" if fixed.values is not None else "")
 
 
-def _module_kernel(entry: Any) -> KernelEstimate:
+def _module_kernels(manifest: Any) -> list[KernelEstimate]:
+    nodes: dict[str, list[tuple[str, ...]]] = {}
+    if manifest.calls is not None:
+        for callee, computed in manifest.calls.every_call():
+            nodes.setdefault(callee, []).append(computed)
+    return [_module_kernel(entry, nodes.get(entry.kernel, [])) for entry in manifest.kernels]
+
+
+def _module_kernel(entry: Any, calls: Sequence[tuple[str, ...]]) -> KernelEstimate:
     operations = None
     if entry.operations is not None and not entry.symbols:
         try:
@@ -165,12 +182,13 @@ def _module_kernel(entry: Any) -> KernelEstimate:
         operators=operators_of(entry.kernel),
         kind=kind_of(entry.kernel),
         rule=f"{entry.rule} ({entry.source})",
-        calls=None,
+        calls=len(calls) or None,
         operations=operations,
         formula=entry.operations,
         nbytes=None,
         seconds=None,
         share=None,
+        nodes=tuple(dict.fromkeys(node for nodes in calls for node in nodes)),
     )
 
 

@@ -13,9 +13,11 @@ from tvm import relax
 import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 from compiler.frontends.imported_model import ImportedModel
 from compiler.inspection.roofline import Roofline
-from compiler.passes.context import PipelineContext
+from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import run_pipeline
-from compiler.profiling.attribution import kind_of, operators_of
+from compiler.passes.rewriting.graph import bindings_of, operator_name, rewritable_functions
+from compiler.passes.rewriting.node_tracker import NodeTracker
+from compiler.profiling.attribution import kind_of, names_of, operators_of
 from compiler.profiling.gathered import elements_read, gathered_by_kernel
 from compiler.support.formula import evaluate
 from compiler.support.operation_count import OperationCount, UncountableError, count_kernels, size_formula
@@ -24,9 +26,10 @@ from schedules.machine import dtype_bits
 
 @dataclass(frozen=True)
 class KernelCost:
-    """All calls of one kernel in a run of the model.
+    """The calls of one kernel for the same nodes of the model.
 
     Attributes:
+        nodes: of the model that it computes, the main one first.
         operations: arithmetic operations, or None where they depend on the data.
         nbytes: bytes of its tensors: what must at least be read and written.
         seconds: the least time it takes on the target's machine.
@@ -41,10 +44,11 @@ class KernelCost:
     nbytes: int
     seconds: float
     share: float
+    nodes: tuple[str, ...]
 
 
 def estimate_costs(model: ImportedModel, target: Any, roofline: Roofline, sizes: Mapping[str, int]) -> list[KernelCost]:
-    """Costs by kernel, most time first; calls inside branches and loops count once.
+    """Costs by layer, most time first; calls inside branches and loops count once.
 
     Args:
         sizes: of the model's symbolic dimensions.
@@ -52,23 +56,24 @@ def estimate_costs(model: ImportedModel, target: Any, roofline: Roofline, sizes:
     Raises:
         TensorwrightError: a pass failed.
     """
-    context = PipelineContext(target=target, machine=target.machine)
+    options = PassOptions(nodes=model.nodes)
+    context = PipelineContext(target=target, machine=target.machine, options=options)
     lowered = run_pipeline(model.mod, context, until="fuse").mod
     counts, gathered = count_kernels(lowered), gathered_by_kernel(lowered)
-    calls = _kernel_calls(lowered, sizes)
-    costs: dict[str, list[Any]] = {}
-    for (name, shapes), times in calls.items():
+    calls = _kernel_calls(lowered, context.tracker, sizes)
+    costs: dict[tuple[str, tuple[str, ...]], list[Any]] = {}
+    for (name, nodes, shapes), times in calls.items():
         operations = _operations(counts.get(name), shapes)
         nbytes = _bytes_moved(shapes, gathered.get(name, frozenset()))
-        entry = costs.setdefault(name, [0, 0, 0, 0.0])
+        entry = costs.setdefault((name, nodes), [0, 0, 0, 0.0])
         entry[0] += times
         entry[1] = None if operations is None or entry[1] is None else entry[1] + times * operations
         entry[2] += times * nbytes
         entry[3] += times * roofline.seconds(operations or 0, nbytes)
     total = sum(entry[3] for entry in costs.values()) or 1.0
     made = [
-        KernelCost(name, operators_of(name), kind_of(name), times, operations, nbytes, seconds, seconds / total)
-        for name, (times, operations, nbytes, seconds) in costs.items()
+        KernelCost(name, operators_of(name), kind_of(name), times, operations, nbytes, seconds, seconds / total, nodes)
+        for (name, nodes), (times, operations, nbytes, seconds) in costs.items()
     ]
     return sorted(made, key=lambda cost: -cost.seconds)
 
@@ -76,19 +81,19 @@ def estimate_costs(model: ImportedModel, target: Any, roofline: Roofline, sizes:
 _Tensors = tuple[tuple[tuple[int, ...], str], ...]
 
 
-def _kernel_calls(mod: tvm.IRModule, sizes: Mapping[str, int]) -> Counter[tuple[str, _Tensors]]:
-    """How often each kernel is called with which shapes (arguments, then results)."""
-    calls: Counter[tuple[str, _Tensors]] = Counter()
-    for _, function in mod.functions_items():
-        if not isinstance(function, relax.Function):
-            continue
-
-        def visit(node: Any) -> None:
-            if isinstance(node, tvm.ir.Call) and isinstance(node.op, tvm.ir.Op) and node.op.name == "relax.call_tir":
-                types = [*(argument.ty for argument in node.args[1]), node.ty]
-                calls[(str(node.args[0].name_hint), tuple(_tensor_shapes(types, sizes)))] += 1
-
-        relax.analysis.post_order_visit(function, visit)
+def _kernel_calls(
+    mod: tvm.IRModule, tracker: NodeTracker, sizes: Mapping[str, int]
+) -> Counter[tuple[str, tuple[str, ...], _Tensors]]:
+    """How often each kernel is called for which nodes of the model, with which shapes (arguments, then results)."""
+    calls: Counter[tuple[str, tuple[str, ...], _Tensors]] = Counter()
+    for variable, function in rewritable_functions(mod):
+        for binding in bindings_of(function.body):
+            call = binding.value
+            if operator_name(call) == "relax.call_tir":
+                nodes = tracker.of_call(str(variable.name_hint), str(binding.var.name))
+                types = [*(argument.ty for argument in call.args[1]), call.ty]
+                shapes = tuple(_tensor_shapes(types, sizes))
+                calls[(str(call.args[0].name_hint), names_of(nodes), shapes)] += 1
     return calls
 
 

@@ -120,7 +120,7 @@ def _estimate(
     roofline = Roofline.of(chosen.machine, measured=chosen.name == "host")
     inspection.facts["estimated for"] = f"{chosen.description or chosen.name}: {roofline.source}"
     inspection.kernels = [
-        KernelEstimate(**{**asdict(cost), "operators": cost.operators}, rule=None, formula=None)
+        KernelEstimate(**asdict(cost), rule=None, formula=None)
         for cost in estimate_costs(model, chosen, roofline, inspection.sizes)
     ]
 

@@ -95,6 +95,19 @@ def main_node(nodes: Sequence[ModelNode]) -> ModelNode | None:
     return min(nodes, key=lambda node: KINDS.index(_kind_of_operator(node.operator.lower())), default=None)
 
 
+def names_of(nodes: Sequence[ModelNode]) -> tuple[str, ...]:
+    """The names of nodes, each once, that of the main one first."""
+    first = main_node(nodes)
+    return tuple(dict.fromkeys([first.name, *(node.name for node in nodes)])) if first is not None else ()
+
+
+def layer_label(nodes: Sequence[str], kernel: str) -> str:
+    """A layer in a table: its main node and how many more there are, or the kernel's name where none is known."""
+    if not nodes:
+        return kernel
+    return nodes[0] if len(nodes) == 1 else f"{nodes[0]} (+{len(nodes) - 1})"
+
+
 def _is_runtime(kernel: str) -> bool:
     # shape_func is TVM's name of generated code that computes sizes.
     # call_tir_dyn runs a kernel whose name TVM does not tell.

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from compiler.profiling.attribution import layer_label
 from compiler.profiling.save import save_profile
 from compiler.profiling.statistics import Latency
 from compiler.profiling.tensor_fields import named_types
@@ -76,9 +77,7 @@ class KernelTime:
     @property
     def label(self) -> str:
         """The main node of the model and how many more there are, or the kernel's name where none is known."""
-        if not self.nodes:
-            return self.name
-        return self.nodes[0] if len(self.nodes) == 1 else f"{self.nodes[0]} (+{len(self.nodes) - 1})"
+        return layer_label(self.nodes, self.name)
 
     @property
     def rate(self) -> float | None:

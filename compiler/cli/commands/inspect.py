@@ -110,12 +110,12 @@ def _print_kernels(inspection: Any, limit: int | None) -> None:
     if inspection.kind == "module":
         print_heading(f"{len(inspection.kernels)} kernels")
         numbers: tuple[str, ...] = ("FLOP a call",)
-        columns = ("kernel", "kind", "rule (config from)", *numbers)
+        columns = ("layer", "kind", "rule (config from)", *numbers, "kernel")
         rows = [_module_row(item) for item in kernels]
     else:
         print_heading(_estimate_heading(inspection))
         numbers = ("calls", "FLOP", "bytes", "least time", "share")
-        columns = ("kernel", *numbers)
+        columns = ("layer", *numbers, "kernel")
         rows = [_model_row(item) for item in kernels]
     print_table(columns, rows, numbers)
     hidden = len(inspection.kernels) - len(kernels)
@@ -129,25 +129,26 @@ def _estimate_heading(inspection: Any) -> str:
     total = format_seconds(sum(item.seconds for item in inspection.kernels))
     operations = format_operations(sum(item.operations or 0 for item in inspection.kernels))
     taken = "".join(f", {name} = {size}" for name, size in inspection.sizes.items())
-    kernels = len(inspection.kernels)
-    return f"where time will go: at least {total} a run, {operations} in {kernels} kernels{taken}"
+    calls = sum(item.calls for item in inspection.kernels)
+    return f"where time will go: at least {total} a run, {operations} in {calls} calls of kernels{taken}"
 
 
 def _module_row(item: Any) -> tuple[str, ...]:
     from compiler.reports.formatting import format_count, shorten
 
     work = format_count(item.operations) if item.operations is not None else item.formula or "-"
-    return shorten(item.name), item.kind, item.rule, work
+    return shorten(item.label, 48), item.kind, item.rule, work, shorten(item.name, 32) if item.nodes else "-"
 
 
 def _model_row(item: Any) -> tuple[str, ...]:
     from compiler.reports.formatting import format_bytes, format_count, format_percent, format_seconds, shorten
 
     return (
-        shorten(item.name),
+        shorten(item.label, 48),
         str(item.calls),
         format_count(item.operations) if item.operations is not None else "-",
         format_bytes(item.nbytes),
         format_seconds(item.seconds),
         format_percent(item.share),
+        shorten(item.name, 32) if item.nodes else "-",
     )

@@ -89,14 +89,14 @@ def _print(profile: Any, paths: dict[str, Path], limit: int | None) -> None:
     layers = profile.layers[:limit]
     rows = [
         (
-            shorten(kernel.label),
+            shorten(kernel.label, 48),
             kernel.kind,
             str(kernel.calls),
             format_seconds(kernel.seconds),
             format_percent(kernel.share),
             format_rate(kernel.rate) if kernel.rate is not None else "-",
             format_bytes(kernel.nbytes) if kernel.nbytes else "-",
-            shorten(kernel.name) if kernel.nodes else "-",
+            shorten(kernel.name, 32) if kernel.nodes else "-",
         )
         for kernel in layers
     ]

@@ -121,7 +121,7 @@ class _Search:
     noise: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.layers: list[Layer] = find_layers(self.job.model.mod).layers
+        self.layers: list[Layer] = find_layers(self.job.model.mod, nodes=self.job.model.nodes).layers
         self._timer = LayerTimer(self.job.target, self.options.decide == MEASURED)
 
     def run(self) -> None:

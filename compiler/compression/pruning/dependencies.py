@@ -6,7 +6,9 @@ operator ties to each other. What no rule speaks of must stay, and so must input
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from tvm import relax
@@ -45,6 +47,7 @@ class Dependencies:
         units: for each node the unit it is part of; 0 where it must stay.
         producers: the constant weights of products, and which of their axes counts the results, in the graph's order.
         cells: the units that weights give, by which weights those are.
+        names: of weights, for reports.
     """
 
     mod: IRModule
@@ -53,6 +56,7 @@ class Dependencies:
     units: Labels
     producers: tuple[Producer, ...]
     cells: tuple[Cell, ...]
+    names: Mapping[GenericConst, str]
 
     def unit_axis(self, axis: Axis) -> Axis:
         """The units of an axis; None where nothing can go."""
@@ -70,8 +74,8 @@ class Dependencies:
         return result
 
 
-def find_dependencies(mod: IRModule) -> Dependencies:
-    """Follow the outermost code of `main`."""
+def find_dependencies(mod: IRModule, names: Mapping[GenericConst, str] = MappingProxyType({})) -> Dependencies:
+    """Follow the outermost code of `main`; `names` are those of weights in reports."""
     walk = _Walk(Trace())
     main = mod["main"]
     for parameter in main.params:
@@ -89,8 +93,8 @@ def find_dependencies(mod: IRModule) -> Dependencies:
     numbers[used] = np.arange(1, len(used) + 1)
     units = numbers[roots]
     heads = {int(unit) for axis in trace.batched if axis is not None for unit in units[axis]}
-    cells = tuple(_cells(producers, units, heads))
-    return Dependencies(mod, walk.values, walk.constants, units, tuple(trace.producers), cells)
+    cells = tuple(_cells(producers, units, heads, names))
+    return Dependencies(mod, walk.values, walk.constants, units, tuple(trace.producers), cells, names)
 
 
 class _Walk:
@@ -180,7 +184,7 @@ def _read(expr: Expr) -> list[Expr]:
     return found
 
 
-def _cells(producers: list[Producer], units: Labels, heads: set[int]) -> list[Cell]:
+def _cells(producers: list[Producer], units: Labels, heads: set[int], names: Mapping[GenericConst, str]) -> list[Cell]:
     """Units with the same producers, in the order of the graph."""
     given: dict[int, list[int]] = {}
     widths: dict[int, int] = {}
@@ -195,7 +199,7 @@ def _cells(producers: list[Producer], units: Labels, heads: set[int]) -> list[Ce
         cells.setdefault(tuple(indices), []).append(unit)
     return [
         Cell(
-            _label(producers[indices[0]], indices[0]),
+            names.get(producers[indices[0]].constant) or _label(producers[indices[0]], indices[0]),
             np.array(members, np.int64),
             widths[members[0]],
             "heads" if heads.issuperset(members) else "channels",

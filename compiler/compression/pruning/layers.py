@@ -17,8 +17,10 @@ from tvm.ir import GenericConst, IRModule
 
 from compiler.compression.accuracy import cosine
 from compiler.compression.job import Job
+from compiler.compression.layer_names import LayerNames
 from compiler.compression.quantization.calibration import Tapped
 from compiler.compression.quantization.edit import edit_main, main_bindings
+from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.rewriting.graph import Call, Expr, Var, operands, operator_name, remove_unused
 from compiler.passes.rewriting.matching import Array, array_of
 
@@ -41,8 +43,9 @@ class ResidualLayer:
     weights: tuple[GenericConst, ...]
 
 
-def find_residual_layers(mod: IRModule) -> list[ResidualLayer]:
+def find_residual_layers(model: ImportedModel) -> list[ResidualLayer]:
     """The layers of `main`, in order. A sum is one where an operand leads to the other through weights."""
+    mod, names = model.mod, LayerNames(model.nodes)
     bindings = main_bindings(mod)
     values = dict(bindings)
     readers: dict[Var, int] = {}
@@ -62,7 +65,7 @@ def find_residual_layers(mod: IRModule) -> list[ResidualLayer]:
             inner = _between(added, passed, values, readers)
             weights = _weights(values[each] for each in inner) if inner is not None else ()
             if weights:
-                found.append(ResidualLayer(f"layer_{len(found)}", variable, passed, weights))
+                found.append(ResidualLayer(names.name(variable, f"layer_{len(found)}"), variable, passed, weights))
                 break
     return found
 

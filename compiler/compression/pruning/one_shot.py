@@ -8,6 +8,7 @@ import numpy as np
 from tvm.ir import GenericConst
 
 from compiler.compression.job import Job
+from compiler.compression.layer_names import weight_names
 from compiler.compression.model import CompressedModel
 from compiler.compression.pruning.dependencies import find_dependencies
 from compiler.compression.pruning.hessian import compensated, diagonal, factor, hessians, saliency
@@ -32,7 +33,7 @@ class OneShot:
 
     def __init__(self, job: Job, plan: Plan) -> None:
         self.job, self.plan = job, plan
-        self.found = find_dependencies(job.model.mod)
+        self.found = find_dependencies(job.model.mod, weight_names(job.model))
         self.weights = weights_of(self.found)
         self._arrays = {weight.constant: array_of(weight.constant) for weight in self.weights}
         self._hessians: dict[GenericConst, Array] = {}
@@ -48,7 +49,7 @@ class OneShot:
         return self._smaller(amount) if self.plan.kind is None else self._thinner(amount)
 
     def _shallower(self, amount: float) -> CompressedModel:
-        layers = find_residual_layers(self.job.model.mod)
+        layers = find_residual_layers(self.job.model)
         count = round(amount * len(layers))
         if not count:
             raise OptionError(

@@ -123,7 +123,7 @@ def mask_changes(weights: Sequence[Weight], chosen: Mapping[GenericConst, Array]
     changes = []
     for index, weight in enumerate(weights):
         mask = chosen[weight.constant]
-        name = f"weight_{index} {'x'.join(map(str, mask.shape))}"
+        name = weight.name or f"weight_{index} {'x'.join(map(str, mask.shape))}"
         zeros = int(mask.size - np.count_nonzero(mask))
         changes.append(LayerChange(name, f"{zeros} weights zero" if zeros else "", mask.size, mask.size - zeros))
     return changes

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tvm.ir import GenericConst, IRModule
 
+from compiler.compression.layer_names import weight_names
 from compiler.compression.pruning.dependencies import Dependencies, find_dependencies
 from compiler.compression.pruning.settings import Finetune, Loss
 from compiler.errors import InternalError, OptionError
@@ -128,8 +129,8 @@ class Trained:
 
 def trained(net: torch.nn.Module, imports: ImportOptions) -> Trained:
     """Import a tagged copy of `net`. Raises as `import_model`, and OptionError for weights that are not float32."""
-    mod = imports.load(_tagged(net)).mod
-    found = find_dependencies(mod)
+    model = imports.load(_tagged(net))
+    found = find_dependencies(model.mod, weight_names(model))
     total = sum(each.numel() for each in net.parameters() if each.ndim >= 2)
     places = {}
     for constant in found.constants:

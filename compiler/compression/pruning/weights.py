@@ -17,10 +17,11 @@ _FEWEST = 256  # elements; smaller weights cost nothing and hurt when thinned
 
 @dataclass(frozen=True)
 class Weight:
-    """One weight. `axis` counts the results of its product."""
+    """One weight. `axis` counts the results of its product; `name` is for reports, "" where the model has none."""
 
     constant: GenericConst
     axis: int
+    name: str = ""
 
     def matrix(self, values: Array) -> Array:
         """(results, operands); operands of a convolution by kernel place, then by channel."""
@@ -47,7 +48,9 @@ def weights_of(found: Dependencies) -> list[Weight]:
     for producer in found.producers:
         array = array_of(producer.constant)
         if array.ndim >= 2 and array.size >= _FEWEST and array.dtype == np.float32:
-            seen.setdefault(producer.constant, Weight(producer.constant, producer.axis))
+            seen.setdefault(
+                producer.constant, Weight(producer.constant, producer.axis, found.names.get(producer.constant, ""))
+            )
     return list(seen.values())
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from tvm import relax
 from tvm.ir import GenericConst, IRModule
 
+from compiler.compression.layer_names import LayerNames
 from compiler.compression.quantization.edit import main_bindings
 from compiler.compression.quantization.operators import (
     ELEMENTWISE,
@@ -24,6 +26,7 @@ from compiler.compression.quantization.operators import (
 )
 from compiler.passes.rewriting.graph import Call, Var, operands, operator_name
 from compiler.passes.rewriting.matching import Array, array_of, dtype_of, same_shape, shape_of
+from compiler.passes.rewriting.node_tracker import Nodes
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +74,7 @@ class LayerGraph:
     """The layers of a module, what connects them, and what stays in float for what reason.
 
     Attributes:
+        names: gives layers the names of their nodes in the model.
         layers: the products.
         look_ups: they read no activations and end in float: for tables alone to be integers.
         refused: (name, reason) of products that no integer kernel computes.
@@ -78,6 +82,7 @@ class LayerGraph:
         readers: for each root, what reads it: the variables of layers and movers, None for anything else.
     """
 
+    names: LayerNames
     layers: list[Layer] = field(default_factory=list)
     look_ups: list[Layer] = field(default_factory=list)
     movers: list[Mover] = field(default_factory=list)
@@ -93,13 +98,16 @@ class LayerGraph:
         self.readers.setdefault(self.root(operand), []).append(reader)
 
 
-def find_layers(mod: IRModule, operators: Collection[str] = ()) -> LayerGraph:
+def find_layers(
+    mod: IRModule, operators: Collection[str] = (), nodes: Mapping[str, Nodes] = MappingProxyType({})
+) -> LayerGraph:
     """The layers and movers of the outermost code of `main`.
 
     Args:
         operators: what the target's accelerator computes in integers, by name.
+        nodes: of the model, by variable, for the names of layers.
     """
-    graph = LayerGraph()
+    graph = LayerGraph(LayerNames(nodes))
     bindings = main_bindings(mod)
     biases = _biases(bindings)
     for variable, value in bindings:
@@ -123,7 +131,9 @@ def _note_call(
     graph: LayerGraph, variable: Var, call: Call, biases: dict[Var, Var], operators: Collection[str]
 ) -> None:
     found = product_of(call, operators)
-    name = label_of(call, len(graph.definitions))
+    name = ""
+    if isinstance(found, Product | str) or is_look_up(call):
+        name = graph.names.name(variable, label_of(call, len(graph.definitions)))
     if isinstance(found, Product):
         layer = Layer(name, variable, call, found, biases.get(variable))
         graph.layers.append(layer)

@@ -52,7 +52,7 @@ class LayerwiseSession(LayerChoice):
     ) -> None:
         super().__init__()
         self.model, self.samples, self.scheme, self.compile = model, samples, scheme, compile_model
-        self.graph = find_layers(model.mod)
+        self.graph = find_layers(model.mod, nodes=model.nodes)
         self.refuse_weights()
         for layer in self.quantizable:
             if (why := scheme.refuses(layer)) is not None:

@@ -95,7 +95,7 @@ class Session(LayerChoice):
     def _calibrate(self, model: ImportedModel) -> None:
         """Take `model` as the float model and look at its tensors."""
         self.model = model
-        self.graph: LayerGraph = find_layers(model.mod, self.scheme.operators)
+        self.graph: LayerGraph = find_layers(model.mod, self.scheme.operators, model.nodes)
         if self.scheme.everywhere:
             self.graph.look_ups.clear()  # an accelerator's integers are those that its operators make
         placement = self.place()

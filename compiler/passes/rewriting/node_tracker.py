@@ -7,7 +7,7 @@ that it is folded into). Variables that passes made without a name belong to wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tvm import relax
@@ -30,7 +30,6 @@ class NodeTracker:
     def __init__(self, nodes: Mapping[str, Nodes] | None = None) -> None:
         self.nodes: dict[str, Nodes] = dict(nodes or {})
         self._reads: dict[str, list[str]] | None = None
-        self._places = {node: place for place, node in enumerate(each for n in self.nodes.values() for each in n)}
         self._of_groups: dict[tuple[str, str], Nodes] = {}
 
     def follow(self, mod: IRModule) -> None:
@@ -43,7 +42,7 @@ class NodeTracker:
         self._reads = reads
 
     def of(self, variable: str) -> Nodes:
-        """The nodes of a variable by its name alone."""
+        """The nodes of a variable by its name alone: its own, then those that it took in."""
         return self.nodes.get(variable) or self.nodes.get(original_name(variable), ())
 
     def all_of(self, mod: IRModule) -> dict[str, Nodes]:
@@ -74,8 +73,8 @@ class NodeTracker:
             if variable.name_hint in old:
                 members = _Members(old[variable.name_hint], groups).of(function)
                 for name, inside in members.items():
-                    found = self._in_order(each for one in inside for each in nodes.get(one, ()))
-                    self._of_groups[str(variable.name_hint), name] = found
+                    found = dict.fromkeys(each for one in inside for each in nodes.get(one, ()))
+                    self._of_groups[str(variable.name_hint), name] = tuple(found)
 
     def of_call(self, function: str, variable: str) -> Nodes:
         """The nodes of a kernel's call after grouping, by its function and the variable it is bound to."""
@@ -96,11 +95,7 @@ class NodeTracker:
             if not heirs and returned:
                 heirs, _ = _nearest(variable, before, inherits)
             for heir in heirs:
-                self.nodes[heir] = self._in_order([*mine, *self.of(heir)])
-
-    def _in_order(self, nodes: Iterable[ModelNode]) -> Nodes:
-        """Without repetitions, in the order of the model."""
-        return tuple(sorted(dict.fromkeys(nodes), key=lambda node: self._places.get(node, -1)))
+                self.nodes[heir] = tuple(dict.fromkeys([*self.of(heir), *mine]))
 
 
 def _reads_of(mod: IRModule) -> dict[str, list[str]]:

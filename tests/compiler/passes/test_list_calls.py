@@ -11,6 +11,7 @@ from compiler.driver.call_lists import call_list
 from compiler.frontends.onnx import import_onnx
 from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import run_pipeline
+from compiler.profiling.attribution import names_of
 from compiler.support.call_list import Branches, Call, Step
 
 
@@ -32,7 +33,7 @@ def _calls(model: onnx.ModelProto, target: str = "x86-64-v3") -> dict[str, tuple
 
 
 def _nodes(steps: tuple[Step, ...]) -> list[tuple[str, ...]]:
-    return [tuple(dict.fromkeys(node.name for node in each.nodes)) for each in steps if isinstance(each, Call)]
+    return [names_of(each.nodes) for each in steps if isinstance(each, Call)]
 
 
 _BLOCKS = """(float[N,16,8,8] x) => (float[N,16,8,8] y) {

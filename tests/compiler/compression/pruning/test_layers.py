@@ -54,7 +54,7 @@ def chain() -> tuple[Chain, torch.Tensor]:
 
 def test_blocks_of_a_convolutional_net(chain: tuple[Chain, torch.Tensor]) -> None:
     net, example = chain
-    assert len(find_residual_layers(import_model(net, example_inputs=(example,)).mod)) == 4
+    assert len(find_residual_layers(import_model(net, example_inputs=(example,)))) == 4
     pruned = compiler.prune(net, 0.5, pattern="layers", example_inputs=(example,), threads=1)
     assert [layer.change for layer in pruned.report.layers] == ["", "removed", "", "removed"]
     shallow = copy.deepcopy(net)

@@ -87,7 +87,7 @@ def test_what_evaluate_does_wrong_with_the_module_is_said_as_it_is() -> None:
         {"techniques": None},
         {"techniques": ["magic"]},
         {"techniques": ["smoothing", 5, []]},
-        {"in_float": "matmul_1 16x16"},
+        {"in_float": "m0"},
         {"method": None},
         {"method": "best"},
         {"activations": "int4"},

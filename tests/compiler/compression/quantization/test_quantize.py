@@ -75,9 +75,9 @@ def test_what_the_caller_asks_for_stays_in_float() -> None:
     data = samples((4, 16), 1)
     with pytest.raises(OptionError, match="no layer") as raised:
         compiler.quantize(chain_net(2), data, in_float=["matmul_9"], threads=1)
-    name = re.findall(r"matmul_\d+ \w+", str(raised.value))[0]
-    quantized = compiler.quantize(chain_net(2), data, in_float=[name], method="min-max", threads=1)
-    assert [(layer.name, layer.reason) for layer in quantized.report.in_float] == [(name, "asked for")]
+    assert "m0, m1" in str(raised.value)  # the names of the nodes
+    quantized = compiler.quantize(chain_net(2), data, in_float=["m1"], method="min-max", threads=1)
+    assert [(layer.name, layer.reason) for layer in quantized.report.in_float] == [("m1", "asked for")]
 
 
 def test_calibration_that_does_not_fit() -> None:

@@ -1,0 +1,60 @@
+"""Names of layers and weights in reports: those that the model has for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tvm import relax
+from tvm.ir import GenericConst, IRModule
+
+from compiler.frontends.imported_model import ImportedModel
+from compiler.passes.rewriting.graph import Var, bindings_of
+from compiler.passes.rewriting.node_tracker import Nodes, NodeTracker
+from compiler.profiling.attribution import main_node
+
+
+class LayerNames:
+    """Gives each layer the name of its node in the model; where it has none, the given one.
+
+    Args:
+        nodes: the model's nodes by variable, as `ImportedModel` has them.
+    """
+
+    def __init__(self, nodes: Mapping[str, Nodes]) -> None:
+        self._tracker = NodeTracker(nodes)
+        self._taken: dict[str, int] = {}
+
+    def name(self, variable: Var, otherwise: str) -> str:
+        """A name that no other layer has: nodes that are several layers are numbered."""
+        node = main_node(self._tracker.of(str(variable.name)))
+        name = otherwise if node is None else node.name
+        count = self._taken[name] = self._taken.get(name, 0) + 1
+        return name if count == 1 else f"{name} #{count}"
+
+
+def weight_names(model: ImportedModel) -> dict[GenericConst, str]:
+    """Each constant tensor of `main` that a node reads: the name of the first such node, with the tensor's shape."""
+    nodes = NodeTracker(model.nodes).all_of(model.mod)
+    names: dict[GenericConst, str] = {}
+    for variable, constant in _constants_read(model.mod):
+        node = main_node(nodes.get(str(variable.name), ()))
+        if node is not None:
+            sizes = "x".join(map(str, constant.value.shape))
+            names.setdefault(constant, f"{node.name} {sizes}")
+    return names
+
+
+def _constants_read(mod: IRModule) -> Iterator[tuple[Var, GenericConst]]:
+    for binding in bindings_of(mod["main"].body):
+        if isinstance(binding.value, relax.Call):
+            for constant in _constants_in(binding.value.args):
+                yield binding.var, constant
+
+
+def _constants_in(arguments: Any) -> Iterator[GenericConst]:
+    for argument in arguments:
+        if isinstance(argument, GenericConst):
+            yield argument
+        elif isinstance(argument, relax.Tuple):
+            yield from _constants_in(argument.fields)
