@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("compiler.cli",),
     ("compiler.onnx_backend", "compiler.compression", "compiler.inspection", "compiler.tuning"),
     ("compiler.driver",),
-    ("compiler.device", "compiler.profiling"),
+    ("compiler.device", "compiler.generation", "compiler.profiling"),
     ("compiler.frontends", "compiler.runtime"),
     ("compiler.passes",),
     ("compiler.codegen",),

@@ -9,9 +9,11 @@ import typer
 from compiler.cli.commands import (
     bench,
     bundle,
+    chat,
     compare,
     compile,
     compress,
+    generate,
     inspect,
     key,
     passes,
@@ -46,6 +48,7 @@ A model (.onnx, .pt2) goes in, one file (.twm) comes out that runs with a 6 MB r
   tensorwright bench model.twm                  latency, throughput, memory
   tensorwright profile model.twm -o profile     where the time goes
   tensorwright tune model.onnx                  search for faster kernels
+  tensorwright chat model.twm                   talk to a language model
 
 Each command explains itself: tensorwright COMMAND --help.
 """
@@ -79,6 +82,8 @@ def overview(
 for command in (
     compile,
     run,
+    generate,
+    chat,
     inspect,
     bench,
     profile,

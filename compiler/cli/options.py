@@ -50,7 +50,12 @@ Runs = Annotated[int | None, typer.Option("--runs", min=1, metavar="N", help="Ho
 Seconds = Annotated[
     float, typer.Option("--seconds", min=0.01, metavar="S", help="How long to time when --runs is not given.")
 ]
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx or .pt2 file.", show_default=False)]
+ModelPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL", help="An .onnx, .pt2 or .gguf file, or a folder of a language model.", show_default=False
+    ),
+]
 ModulePath = Annotated[Path, typer.Argument(metavar="MODULE", help="A .twm file.", show_default=False)]
 AnyPath = Annotated[
     Path, typer.Argument(metavar="FILE", help="A module (.twm), or a model (.onnx, .pt2).", show_default=False)

@@ -22,7 +22,9 @@ from compiler.driver.example import inputs_in_order, with_example
 from compiler.driver.manifest_entries import manifest_entries, requirements, states, tensor_descriptions
 from compiler.driver.sizes import Sizes, specialized
 from compiler.errors import OptionError, TensorwrightError, ToolchainError, UnknownTargetError
+from compiler.frontends.file_types import is_language_model
 from compiler.frontends.imported_model import ImportedModel
+from compiler.frontends.llm import LanguageModelOptions
 from compiler.frontends.source import Constants, ImportOptions, Shapes
 from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import PipelineResult, run_pipeline
@@ -57,7 +59,7 @@ def compile(
     dynamic_shapes: Any = None,
     outputs: Sequence[str] | None = None,
     state: Mapping[str, str] | Sequence[str] | None = None,
-    precision: str = "float32",
+    precision: str | None = None,
     threads: int | None = None,
     passes: Mapping[str, PassLike | None] | None = None,
     dump: str | Path | None = None,
@@ -70,7 +72,8 @@ def compile(
 
     Args:
         source: a path to an .onnx or .pt2 file, an `onnx.ModelProto` (or its bytes), a `torch.nn.Module` with
-            `example_inputs`, a `torch.export.ExportedProgram`, or a Relax `IRModule`.
+            `example_inputs`, a `torch.export.ExportedProgram`, or a Relax `IRModule`; or a language model: a GGUF file,
+            or a folder of the transformers library with config.json and safetensors (see `tensorwright.generation`).
         target: a name of `tensorwright targets`, or a `targets.Target`; "host" is this machine's processor.
         shapes: sizes of inputs by name; an int fixes a dimension, a string keeps it symbolic, and equal strings are
             equal sizes: `{"input_ids": ("batch", 64)}`.
@@ -89,7 +92,8 @@ def compile(
             convolutions and of products with constant weights to bfloat16 (sums stay float32), and stores what lies
             between convolutions so; it needs a target with a bfloat16 dot product. Depthwise convolutions and attention
             compute in float32. "float16" is the same with float16, for graphics processors: what lies beyond 65504
-            becomes infinite.
+            becomes infinite. None is "float32". Of a language model it says what weights are stored as, "int8" and
+            "int4" among them; None keeps what the file has.
         threads: how many threads the module runs on; the target's cores when None.
         passes: the user's own graph passes: `{"after:fold-constants": my_pass}`; see `tensorwright passes`.
         dump: a folder that receives the module after each pass as TVMScript.
@@ -108,9 +112,10 @@ def compile(
         UserError: the model, an option or the environment is at fault (see `tensorwright.errors`).
         InternalError: a defect of Tensorwright; the message names the phase or pass.
     """
+    is_language = isinstance(source, str | Path) and is_language_model(Path(source))
     options = CompileOptions(
         sizes=sizes,
-        precision=precision_of(precision),
+        precision=precision_of("float32" if is_language or precision is None else precision),
         threads=threads,
         passes=passes,
         dump=dump,
@@ -126,6 +131,7 @@ def compile(
         dynamic_shapes=dynamic_shapes,
         outputs=outputs,
         state=state,
+        language=LanguageModelOptions(precision) if is_language else None,
     )
     chosen = _target_for(target, options.precision, threads)
     options.report("import")

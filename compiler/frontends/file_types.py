@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import zipfile
 from dataclasses import dataclass
@@ -80,6 +81,18 @@ def foreign_file(head: bytes, source: Path | bytes) -> ForeignFile | None:
     if head.startswith(b"version https://git-lfs"):
         return ForeignFile("a pointer of Git LFS, not the model itself", "fetch the file: git lfs pull")
     return None
+
+
+def is_language_model(path: Path) -> bool:
+    """Whether a path is a GGUF file, or a folder of the transformers library with a causal language model."""
+    try:
+        if not path.is_dir():
+            with path.open("rb") as file:
+                return file.read(4) == b"GGUF"
+        names = json.loads((path / "config.json").read_bytes()).get("architectures") or []
+    except (OSError, ValueError, AttributeError):
+        return False  # whoever reads it says what is wrong
+    return isinstance(names, list) and any(str(name).endswith("ForCausalLM") for name in names)
 
 
 def check_folder(path: Path) -> None:

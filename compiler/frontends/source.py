@@ -13,8 +13,9 @@ import onnx
 import tvm
 
 from compiler.errors import InputError, InvalidModelError, OptionError
-from compiler.frontends.file_types import check_exists, check_folder
+from compiler.frontends.file_types import check_exists, check_folder, is_language_model
 from compiler.frontends.imported_model import ImportedModel
+from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.frontends.onnx import import_onnx
 from compiler.frontends.relax_module import import_relax
 from compiler.support.compile_lock import one_at_a_time
@@ -25,8 +26,9 @@ Constants = Mapping[str, np.ndarray]
 State = Mapping[str, str] | Sequence[str] | None
 
 SOURCES = (
-    "a path to an .onnx or .pt2 file, an onnx.ModelProto or its bytes, a torch.nn.Module with example_inputs, "
-    "a torch.export.ExportedProgram, a Relax IRModule, or what quantize or another technique returned"
+    "a path to an .onnx, .pt2 or .gguf file, or to a transformers folder of a language model, an onnx.ModelProto or "
+    "its bytes, a torch.nn.Module with example_inputs, a torch.export.ExportedProgram, a Relax IRModule, or what "
+    "quantize or another technique returned"
 )
 
 
@@ -40,6 +42,7 @@ class ImportOptions:
     dynamic_shapes: Any = None
     outputs: Sequence[str] | None = None
     state: State = None
+    language: LanguageModelOptions | None = None
 
     def given(self) -> dict[str, Any]:
         """Those that are not None, by name."""
@@ -61,6 +64,7 @@ def import_model(
     dynamic_shapes: Any = None,
     outputs: Sequence[str] | None = None,
     state: State = None,
+    language: LanguageModelOptions | None = None,
 ) -> ImportedModel:
     """Import a model of any supported source.
 
@@ -73,6 +77,7 @@ def import_model(
         dynamic_shapes: as of `torch.export.export`, for a `torch.nn.Module`.
         outputs: names of those to return, in this order; all when None.
         state: as `compile` takes it.
+        language: how a language model is built; None for the defaults.
 
     Raises:
         InvalidModelError, UnsupportedModelError, InputValueRequiredError, InputError, OptionError, StorageError.
@@ -80,6 +85,10 @@ def import_model(
     _check_forms(shapes, constants)
     if isinstance(source, str | Path):
         _only_for_torch_modules(example_inputs, dynamic_shapes)
+        if is_language_model(Path(source)):
+            if shapes or constants or outputs or state:
+                raise OptionError("shapes, constants, outputs and state do not apply to a language model")
+            return import_language_model(Path(source), language)
         return _import_file(Path(source), shapes, constants, outputs, state)
     if isinstance(source, onnx.ModelProto | bytes):
         _only_for_torch_modules(example_inputs, dynamic_shapes)

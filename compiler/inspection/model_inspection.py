@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import InputError, OptionError, UnsupportedModelError, UserError
+from compiler.frontends.file_types import is_language_model
 from compiler.inspection.contents import Inspection, KernelEstimate, OperatorCount, element_count, file_bytes
 
 
@@ -139,7 +140,7 @@ def model_inputs(path: str | os.PathLike[str]) -> list[ModelInput]:
     Raises:
         UserError: the file cannot be read or is broken.
     """
-    if Path(path).suffix == ".pt2":
+    if Path(path).suffix == ".pt2" or is_language_model(Path(path)):
         return []
 
     from compiler.frontends.onnx.loading.loader import load_model

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import ArtifactError, InvalidModelError, OptionError, StorageError
+from compiler.frontends.file_types import is_language_model
 from compiler.inspection.contents import accelerator_text, is_module_file, plan_text, target_text
 from compiler.profiling.tensor_fields import tensor_list
 from compiler.runtime import Module
@@ -62,7 +63,7 @@ def coverage_of(path: Path) -> Coverage | None:
     """
     if is_module_file(path):
         raise InvalidModelError(f"{path} is compiled already", f"run it: tensorwright run {path}")
-    if path.suffix == ".pt2":
+    if path.suffix == ".pt2" or is_language_model(path):
         return None
     from compiler.frontends.onnx import coverage_report
 

@@ -32,6 +32,9 @@ HELP = """Compile a model into a module that runs without the compiler.
   See the module after each pass, with a pass of your own among them:
     tensorwright compile model.onnx --dump passes --pass after:fold-constants=my_passes.py:simplify
 
+  A language model, out of a GGUF file or a folder of the transformers library:
+    tensorwright compile SmolLM2-135M-Instruct.Q4_1.gguf -o smollm2.twm && tensorwright chat smollm2.twm
+
   Sign it; tensorwright.load(path, trusted_keys=[...]) checks the signature:
     tensorwright key new release.pem && tensorwright compile model.onnx --sign release.pem
 """
@@ -68,7 +71,15 @@ def _compile(
             help="Return these outputs alone, in this order; what nothing else needs is not compiled.",
         ),
     ] = None,
-    precision: Annotated[str, typer.Option(metavar="TYPE", help="Type that float operators compute in.")] = "float32",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help="Type that float operators compute in (float32 if not given). Of a language model: what its weights "
+            "are stored as: float32, bf16, float16, int8 or int4; as in the file if not given.",
+            show_default=False,
+        ),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="How many threads it runs on; all cores if not given."),
@@ -104,7 +115,8 @@ def _compile(
     from compiler.inspection.model_inspection import model_inputs
     from compiler.inspection.summary import check_writable, coverage_of, summarize
 
-    path = output if output is not None else Path(model.with_suffix(".twm").name)
+    name = f"{model.resolve().name}.twm" if model.is_dir() else model.with_suffix(".twm").name
+    path = output if output is not None else Path(name)
     check_writable(path)
     key = load_private_key(sign, KeyKind.SIGNING, passphrase_file) if sign is not None else None
     shapes = parse_shapes(shape or [])

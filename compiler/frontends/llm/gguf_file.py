@@ -13,8 +13,6 @@ from compiler.frontends.gguf_blocks import readable_types
 from compiler.frontends.llm.weights import Array, Matrix
 from compiler.support.optional import optional_module
 
-MAGIC = b"GGUF"
-
 
 class GgufFile:
     """The tensors of a GGUF file by name (a `Reader`), and its metadata."""
@@ -37,7 +35,7 @@ class GgufFile:
         except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeDecodeError, MemoryError) as error:
             # What the package raises on bytes that are not there or make no sense.
             raise InvalidModelError(
-                f"{path} is truncated or damaged: {error}", "download or convert the file again"
+                f"{path} is a GGUF file that is truncated or damaged", "download or convert the file again"
             ) from error
         self._tensors = {tensor.name: tensor for tensor in self._file.tensors}
         self._check_types()

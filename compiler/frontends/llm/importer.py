@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from compiler.artifact.language_model import DESCRIPTION_ASSET, TOKENIZER_ASSET, LanguageModelDescription
 from compiler.frontends.imported_model import ImportedModel, IndexRequirement, PositionSpec, StateSpec, TensorSpec
 from compiler.frontends.llm.config import DecoderConfig
 from compiler.frontends.llm.decoder import LOGITS, POSITION, TOKENS, build_decoder
 from compiler.frontends.llm.gguf_config import read_gguf
-from compiler.frontends.llm.gguf_file import MAGIC, GgufFile
+from compiler.frontends.llm.gguf_file import GgufFile
+from compiler.frontends.llm.gguf_tokenizer import read_gguf_tokenizer
 from compiler.frontends.llm.hugging_face import read_hugging_face
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.parameters import Parameters
-
-
-def is_language_model(path: Path) -> bool:
-    """Whether a path is one that `import_language_model` takes: a GGUF file, or a folder with a config.json."""
-    if path.is_dir():
-        return (path / "config.json").exists()
-    try:
-        with path.open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except OSError:
-        return False
+from compiler.frontends.llm.tokenizer_files import TokenizerFiles, read_tokenizer_files
 
 
 def import_language_model(path: Path, options: LanguageModelOptions | None = None) -> ImportedModel:
@@ -36,8 +28,14 @@ def import_language_model(path: Path, options: LanguageModelOptions | None = Non
         InvalidModelError, OptionError, StorageError, UnsupportedModelError, MissingDependencyError.
     """
     options = options or LanguageModelOptions()
-    read = read_hugging_face(path) if path.is_dir() else read_gguf(GgufFile(path))
-    config, names, storage, checkpoint = read
+    if path.is_dir():
+        config, names, storage, checkpoint = read_hugging_face(path)
+        files = read_tokenizer_files(path)
+    else:
+        gguf = GgufFile(path)
+        config, names, storage, checkpoint = read_gguf(gguf)
+        files = read_gguf_tokenizer(gguf)
+    files.check_fits(config.vocabulary, str(path))
     built = build_decoder(config, Parameters(checkpoint, names, config, storage), options)
     checkpoint.check_complete()
     caches = [TensorSpec(name, _cache_shape(config), "float32") for name in built.caches]
@@ -53,8 +51,26 @@ def import_language_model(path: Path, options: LanguageModelOptions | None = Non
         indices=(IndexRequirement(TOKENS, str(config.vocabulary), {}, "the vocabulary", "0"),),
         states=states,
         position=PositionSpec(POSITION, "n"),
+        assets=_assets(config, files),
     )
 
 
 def _cache_shape(config: DecoderConfig) -> tuple[int | str, ...]:
     return (1, config.key_heads, "capacity", config.head_size)
+
+
+def _assets(config: DecoderConfig, files: TokenizerFiles) -> dict[str, bytes]:
+    """What a module keeps beside its weights to generate text."""
+    description = LanguageModelDescription(
+        architecture=config.architecture,
+        context=config.context,
+        vocabulary=config.vocabulary,
+        stop_tokens=files.stop_tokens,
+        begin=files.begin,
+        end=files.end,
+        chat_template=files.chat_template,
+    )
+    assets = {DESCRIPTION_ASSET: description.model_dump_json().encode()}
+    if files.content is not None:
+        assets[TOKENIZER_ASSET] = files.content
+    return assets

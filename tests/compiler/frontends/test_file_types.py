@@ -55,7 +55,6 @@ CASES: dict[str, tuple[Any, str, str]] = {
     "net.tflite": (lambda path: path.write_bytes(b"\x1c\0\0\0TFL3" + b"\0" * 90), "TensorFlow Lite", "tf2onnx"),
     "net.pkl": (lambda path: path.write_bytes(pickle.dumps({"weights": [1, 2]})), "a pickle", "to ONNX"),
     "net.h5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 90), "an HDF5 file", "tf2onnx"),
-    "net.gguf": (lambda path: path.write_bytes(b"GGUF\3\0\0\0"), "a GGUF file", "optimum-cli"),
     "net.xml": (lambda path: path.write_text('<?xml version="1.0"?>\n<net name="n">'), "an OpenVINO model", "ONNX"),
     "page.onnx": (lambda path: path.write_text("<!DOCTYPE html><html>"), "a text file", "download"),
     "lfs.onnx": (lambda path: path.write_text("version https://git-lfs.github.com/spec"), "Git LFS", "lfs pull"),

@@ -1,0 +1,36 @@
+"""What a language model's module says of itself beside its manifest: the asset `language_model.json`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DESCRIPTION_ASSET = "language_model.json"
+TOKENIZER_ASSET = "tokenizer.json"
+
+Token = Annotated[int, Field(ge=0, lt=1 << 31)]
+
+
+class LanguageModelDescription(BaseModel):
+    """How to generate with a module.
+
+    Attributes:
+        architecture: the kind of model, as "llama".
+        context: the largest number of tokens, prompt and result together.
+        vocabulary: how many logits there are.
+        stop_tokens: those that end a text.
+        begin: text of the token that begins a text, for chat templates; "" for none.
+        end: text of the token that ends one.
+        chat_template: Jinja source that turns messages into a prompt; None where the model has none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    architecture: str
+    context: Annotated[int, Field(ge=1)]
+    vocabulary: Annotated[int, Field(ge=1)]
+    stop_tokens: Annotated[tuple[Token, ...], Field(strict=False)] = ()
+    begin: str = ""
+    end: str = ""
+    chat_template: str | None = None

@@ -1,0 +1,132 @@
+"""`tensorwright chat`."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from compiler.cli import generation, options
+
+HELP = """Talk to a compiled language model.
+
+An empty line does nothing; /reset begins anew, /quit or the end of the input ends. Ctrl-C ends an answer.
+
+[bold]Typical[/]
+
+  tensorwright chat smollm2.twm
+
+[bold]Examples[/]
+
+  Less predictable answers, with a role:
+    tensorwright chat smollm2.twm --temperature 0.7 --top-p 0.9 --system "You are a pirate."
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("chat", help=HELP)(_chat)
+
+
+def _chat(
+    module: options.ModulePath,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system message at the beginning.")] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Room for so many tokens; the model's, 4096 at most, if not given."),
+    ] = None,
+    max_new_tokens: generation.MaxNewTokens = 512,
+    temperature: generation.Temperature = 0.0,
+    top_k: generation.TopK = 0,
+    top_p: generation.TopP = 1.0,
+    min_p: generation.MinP = 0.0,
+    repetition_penalty: generation.RepetitionPenalty = 1.0,
+    stop: generation.Stop = None,
+    seed: generation.Seed = None,
+    threads: options.Threads = None,
+    trusted: options.TrustedKeys = None,
+) -> None:
+    from compiler.generation import load
+    from compiler.inspection.summary import check_is_module
+
+    check_is_module(module)
+    chosen = generation.generation_options(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=stop,
+        seed=seed,
+    )
+    model = load(module, threads=threads, trusted_keys=trusted or None)
+    conversation = _begun(model, context, system)
+    while (line := _line()) is not None:
+        if line == "/quit":
+            break
+        if line == "/reset":
+            conversation = _begun(model, context, system)
+        elif line:
+            _answer(conversation, line, chosen)
+
+
+def _begun(model: Any, context: int | None, system: str | None) -> Any:
+    conversation = model.conversation(context)
+    if system is not None:
+        conversation.messages.append({"role": "system", "content": system})
+    return conversation
+
+
+def _answer(conversation: Any, line: str, chosen: Any) -> None:
+    """One answer; what cannot be asked is said, and the conversation goes on."""
+    from compiler.cli.output import print_note
+    from compiler.errors import InputError
+
+    try:
+        with _cancelled_by_interrupt() as cancel:
+            result = conversation.say(line, chosen, stream=_write, cancel=cancel)
+    except InputError as error:
+        print_note(str(error))
+        return
+    _write("\n")
+    print_note(
+        f"{len(result.tokens)} tokens at {result.decode_tokens_per_second:.1f}/s, ended by {result.finish_reason}"
+    )
+
+
+@contextlib.contextmanager
+def _cancelled_by_interrupt() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets."""
+    event = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _line() -> str | None:
+    """A line that the user types; None at the end."""
+    from compiler.cli.output import print_note
+
+    if sys.stdin.isatty():
+        _write("> ")
+    data = sys.stdin.buffer.readline()
+    if not data:
+        return None
+    try:
+        return data.decode().strip()
+    except UnicodeDecodeError:
+        print_note("this line is not valid UTF-8")
+        return ""
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,107 @@
+"""`tensorwright generate`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from compiler.cli import generation, options
+
+HELP = """Continue a text, or answer a message, with a compiled language model.
+
+[bold]Typical[/]
+
+  tensorwright compile SmolLM2-135M-Instruct.Q4_1.gguf -o smollm2.twm
+  tensorwright generate smollm2.twm -p "What is the capital of France?"
+
+[bold]Examples[/]
+
+  Continue a text as it is, without the model's chat template:
+    tensorwright generate smollm2.twm --raw -p "Once upon a time" --max-new-tokens 100
+
+  Draw tokens, the same ones each time:
+    tensorwright generate smollm2.twm -p "Tell me a story." --temperature 0.8 --top-p 0.95 --seed 7
+
+  Text, tokens and tokens per second as JSON; the prompt from standard input:
+    tensorwright generate smollm2.twm --json < prompt.txt
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("generate", help=HELP)(_generate)
+
+
+def _generate(
+    module: options.ModulePath,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt; standard input if not given.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system message before the prompt.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt itself, without the chat template.")] = False,
+    max_new_tokens: generation.MaxNewTokens = 256,
+    temperature: generation.Temperature = 0.0,
+    top_k: generation.TopK = 0,
+    top_p: generation.TopP = 1.0,
+    min_p: generation.MinP = 0.0,
+    repetition_penalty: generation.RepetitionPenalty = 1.0,
+    stop: generation.Stop = None,
+    seed: generation.Seed = None,
+    threads: options.Threads = None,
+    trusted: options.TrustedKeys = None,
+    as_json: options.Json = False,
+) -> None:
+    from compiler.cli.output import print_json, print_note
+    from compiler.generation import load
+    from compiler.inspection.summary import check_is_module
+
+    check_is_module(module)
+    chosen = generation.generation_options(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=stop,
+        seed=seed,
+    )
+    text = prompt if prompt is not None else _standard_input()
+    model = load(module, threads=threads, trusted_keys=trusted or None)
+    templated = not raw and model.description.chat_template is not None
+    asked: Any = _messages(text, system) if templated else text
+    result = model.generate(asked, chosen, stream=None if as_json else _write)
+    if as_json:
+        rates = {
+            "prompt_tokens_per_second": result.prompt_tokens_per_second,
+            "decode_tokens_per_second": result.decode_tokens_per_second,
+        }
+        print_json({**asdict(result), **rates})
+        return
+    _write("\n")
+    print_note(
+        f"{result.prompt_tokens} tokens of prompt at {result.prompt_tokens_per_second:.1f}/s, "
+        f"{len(result.tokens)} tokens at {result.decode_tokens_per_second:.1f}/s, ended by {result.finish_reason}"
+    )
+
+
+def _messages(text: str, system: str | None) -> list[dict[str, str]]:
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return [*first, {"role": "user", "content": text}]
+
+
+def _standard_input() -> str:
+    from compiler.errors import InputError
+
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"the prompt on standard input is not valid UTF-8: {error}") from error
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

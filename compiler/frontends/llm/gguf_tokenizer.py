@@ -1,0 +1,218 @@
+"""The tokenizer in GGUF metadata as a file of the tokenizers library."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from compiler.errors import InvalidModelError
+from compiler.frontends.llm.gguf_file import GgufFile
+from compiler.frontends.llm.tokenizer_files import TokenizerFiles
+
+_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = range(1, 7)
+_SPACE = "\u2581"  # how SentencePiece writes a space
+_PREFIX = "tokenizer.ggml."
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_WORD = r"[^\r\n\p{L}\p{N}]?"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_TEKKEN = (
+    rf"{_WORD}{_UPPER}*{_LOWER}+|{_WORD}{_UPPER}+{_LOWER}*|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
+_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_GPT4O = (
+    rf"{_WORD}{_UPPER}*{_LOWER}+{_ENDINGS}|{_WORD}{_UPPER}+{_LOWER}*{_ENDINGS}|\p{{N}}{{1,3}}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")
+# How words are cut before pairs are merged, by the name in `tokenizer.ggml.pre`.
+_PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(["default", "falcon"], _DEFAULT),
+    **dict.fromkeys(["gpt-2", "phi-2", "olmo", "mpt", "jais", "roberta-bpe", "gpt2", "exaone4"], (_GPT2,)),
+    **dict.fromkeys(["smollm", "starcoder", "refact", "command-r", "codeshell", "granite-docling"], (r"\p{N}", _GPT2)),
+    **dict.fromkeys(["llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe", "falcon3", "smollm3"], (_LLAMA3,)),
+    **dict.fromkeys(["qwen2", "deepseek-r1-qwen", "stablelm2", "megrez"], (_QWEN2,)),
+    "tekken": (_TEKKEN,),
+    **dict.fromkeys(["gpt-4o", "llama4", "kimi-k2"], (_GPT4O,)),
+}
+_WHOLE_WORDS_FIRST = frozenset(["llama-bpe", "llama3", "llama-v3", "falcon3", "tekken", "smollm3"])
+_BEGINS = frozenset(["llama-bpe", "llama3", "llama-v3", "tekken"])
+# Control tokens that end a turn, whatever the metadata say.
+_TURN_ENDS = frozenset(
+    ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<EOT>"]
+)
+
+
+def read_gguf_tokenizer(file: GgufFile) -> TokenizerFiles:
+    """The tokenizer of a GGUF file.
+
+    A kind that is not known gives no tokenizer: the module takes and returns tokens then.
+
+    Raises InvalidModelError where the metadata do not fit together.
+    """
+    tokens = file.value(f"{_PREFIX}tokens")
+    if tokens is None:
+        return TokenizerFiles(None, ())
+    types = file.value(f"{_PREFIX}token_type") or [_NORMAL] * len(tokens)
+    if len(types) != len(tokens):
+        raise InvalidModelError(f"{file.path}: {len(tokens)} tokens have {len(types)} types")
+    content = _content(file, tokens, types)
+    return TokenizerFiles(
+        content=None if content is None else json.dumps(content, ensure_ascii=False).encode(),
+        stop_tokens=_stop_tokens(file, tokens, types),
+        begin=_token_text(file, tokens, "bos"),
+        end=_token_text(file, tokens, "eos"),
+        chat_template=file.value("tokenizer.chat_template"),
+    )
+
+
+def _content(file: GgufFile, tokens: list[str], types: list[int]) -> dict[str, Any] | None:
+    kind, pre = file.value(f"{_PREFIX}model"), str(file.value(f"{_PREFIX}pre", "default"))
+    if kind == "gpt2" and pre in _PRE_TOKENIZERS:
+        parts = _byte_level(file, tokens, pre)
+    elif kind == "llama":
+        parts = _sentence_piece(file, tokens, types)
+    else:
+        return None
+    special = [_added(i, tokens[i], types[i]) for i, each in enumerate(types) if each in (_CONTROL, _USER, _UNKNOWN)]
+    begins = bool(file.value(f"{_PREFIX}add_bos_token", kind == "llama" or pre in _BEGINS))
+    post = _begin_with(file, tokens) if begins else None
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": special,
+        "post_processor": post,
+        **parts,
+    }
+
+
+def _added(index: int, text: str, kind: int) -> dict[str, Any]:
+    return {
+        "id": index,
+        "content": text,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": kind != _USER,
+    }
+
+
+def _byte_level(file: GgufFile, tokens: list[str], pre: str) -> dict[str, Any]:
+    """Bytes as printable characters, merged in the order of a list."""
+    merges = [merge.split(" ", 1) for merge in file.required(f"{_PREFIX}merges")]
+    known = set(tokens)
+    wrong = [pair for pair in merges if not {*pair, "".join(pair)} <= known]
+    if wrong:
+        raise InvalidModelError(f"{file.path}: the tokenizer merges {' and '.join(wrong[0])!r}, which are no tokens")
+    cuts = [
+        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        for pattern in _PRE_TOKENIZERS[pre]
+    ]
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    model = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": pre in _WHOLE_WORDS_FIRST,
+        "vocab": _vocabulary(tokens),
+        "merges": merges,
+    }
+    return {
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*cuts, level]},
+        "decoder": {**level, "use_regex": True},
+        "model": model,
+    }
+
+
+def _sentence_piece(file: GgufFile, tokens: list[str], types: list[int]) -> dict[str, Any]:
+    """Pieces with scores: the pair whose piece has the best score is merged first."""
+    scores = file.required(f"{_PREFIX}scores")
+    if len(scores) != len(tokens):
+        raise InvalidModelError(f"{file.path}: {len(tokens)} tokens have {len(scores)} scores")
+    prefix = bool(file.value(f"{_PREFIX}add_space_prefix", True))
+    steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
+    decoders: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if prefix:
+        steps.insert(0, {"type": "Prepend", "prepend": _SPACE})
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    unknown = file.value(f"{_PREFIX}unknown_token_id")
+    model = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None if unknown is None else tokens[unknown],
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True,
+        "byte_fallback": True,
+        "ignore_merges": False,
+        "vocab": _vocabulary(tokens),
+        "merges": _merges(tokens, scores, types),
+    }
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": steps},
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": model,
+    }
+
+
+def _merges(tokens: list[str], scores: list[float], types: list[int]) -> list[list[str]]:
+    """Each way to put a piece together out of two, best pieces first."""
+    places = _vocabulary(tokens)
+    found = []
+    for text, score, kind in zip(tokens, scores, types, strict=True):
+        if kind not in (_NORMAL, _USER, _UNUSED):
+            continue
+        pairs = [(text[:cut], text[cut:]) for cut in range(1, len(text))]
+        local = [(left, right) for left, right in pairs if left in places and right in places]
+        local.sort(key=lambda pair: (places[pair[0]], places[pair[1]]))
+        found += [(score, pair) for pair in local]
+    found.sort(key=lambda entry: -entry[0])
+    return [list(pair) for _, pair in found]
+
+
+def _vocabulary(tokens: list[str]) -> dict[str, int]:
+    return {text: index for index, text in enumerate(tokens)}
+
+
+def _begin_with(file: GgufFile, tokens: list[str]) -> dict[str, Any] | None:
+    """Texts begin with the token for it."""
+    index = file.value(f"{_PREFIX}bos_token_id")
+    if index is None or not 0 <= index < len(tokens):
+        return None
+    text = tokens[index]
+    begin = {"SpecialToken": {"id": text, "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [begin, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [begin, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {text: {"id": text, "ids": [index], "tokens": [text]}},
+    }
+
+
+def _stop_tokens(file: GgufFile, tokens: list[str], types: list[int]) -> tuple[int, ...]:
+    named = [file.value(f"{_PREFIX}{name}_token_id") for name in ("eos", "eot", "eom")]
+    ends = [index for index, kind in enumerate(types) if kind == _CONTROL and tokens[index] in _TURN_ENDS]
+    return tuple(dict.fromkeys([*(int(each) for each in named if each is not None), *ends]))
+
+
+def _token_text(file: GgufFile, tokens: list[str], name: str) -> str:
+    index = file.value(f"{_PREFIX}{name}_token_id")
+    return tokens[index] if index is not None and 0 <= index < len(tokens) else ""

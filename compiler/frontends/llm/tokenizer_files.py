@@ -1,0 +1,110 @@
+"""The tokenizer of a Hugging Face folder: its files, checked to fit the model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compiler.errors import InvalidModelError, StorageError
+from compiler.frontends.llm.safetensors_folder import read_json
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """What a module keeps to turn text into tokens and back.
+
+    Attributes:
+        content: a file of the tokenizers library; None where the model has none.
+        stop_tokens, begin, end, chat_template: as of `LanguageModelDescription`.
+    """
+
+    content: bytes | None
+    stop_tokens: tuple[int, ...]
+    begin: str = ""
+    end: str = ""
+    chat_template: str | None = None
+
+    def check_fits(self, vocabulary: int, origin: str) -> None:
+        """Raise InvalidModelError where it has tokens that the model does not."""
+        largest = max(self.stop_tokens, default=0)
+        if self.content is not None:
+            largest = max(largest, _largest_token(self.content, origin))
+        if largest >= vocabulary:
+            raise InvalidModelError(
+                f"{origin}: the tokenizer does not fit: it has token {largest}, and the model {vocabulary} tokens",
+                "take the tokenizer and the weights of one model",
+            )
+
+
+def read_tokenizer_files(folder: Path) -> TokenizerFiles:
+    """Those of a folder.
+
+    Raises:
+        InvalidModelError: a file is damaged.
+        StorageError: a file cannot be read.
+    """
+    path = folder / "tokenizer.json"
+    settings = _optional_json(folder / "tokenizer_config.json")
+    generation = _optional_json(folder / "generation_config.json")
+    config = read_json(folder / "config.json")
+    stops = generation.get("eos_token_id")
+    stops = config.get("eos_token_id") if stops is None else stops
+    return TokenizerFiles(
+        content=_read(path) if path.exists() else None,
+        stop_tokens=_tokens(stops, folder),
+        begin=_text(settings.get("bos_token")),
+        end=_text(settings.get("eos_token")),
+        chat_template=_chat_template(folder, settings),
+    )
+
+
+def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
+    """In a file of its own, or in the settings: one, or several of which one is the default."""
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        try:
+            return _read(path).decode()
+        except UnicodeDecodeError as error:
+            raise InvalidModelError(f"{path} is not valid UTF-8: {error}") from error
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _tokens(value: Any, folder: Path) -> tuple[int, ...]:
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(each, int) and each >= 0 for each in values):
+        raise InvalidModelError(f"{folder}: 'eos_token_id' is {value!r}")
+    return tuple(dict.fromkeys(values))
+
+
+def _text(token: Any) -> str:
+    """A special token's text, which may stand in an object."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else ""
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error}") from error
+
+
+def _largest_token(content: bytes, origin: str) -> int:
+    try:
+        parsed = json.loads(content)
+        vocabulary = parsed["model"]["vocab"]
+        own = max(vocabulary.values(), default=0) if isinstance(vocabulary, dict) else len(vocabulary) - 1
+        return max(own, *(each["id"] for each in parsed.get("added_tokens") or [{"id": 0}]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidModelError(f"{origin}: tokenizer.json is damaged: {error}") from error

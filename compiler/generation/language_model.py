@@ -1,0 +1,197 @@
+"""`LanguageModel`: a compiled language model that generates text."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from compiler.artifact import Key
+from compiler.artifact.language_model import DESCRIPTION_ASSET, TOKENIZER_ASSET, LanguageModelDescription
+from compiler.errors import ArtifactError, InputError, OptionError
+from compiler.generation.loop import Piece, Run, SequenceState
+from compiler.generation.options import GenerationOptions
+from compiler.generation.result import Generation
+from compiler.generation.tokenizer import Messages, Tokenizer
+from compiler.runtime import Module
+from compiler.runtime import load as load_module
+
+Prompt = str | Messages | Sequence[int]
+_ROWS = 64  # a cache's capacity is a multiple of it
+
+
+class LanguageModel:
+    """A language model: a module with the tokenizer that was compiled into it.
+
+    Generations are independent of each other and may run in several threads at once.
+    """
+
+    def __init__(self, module: Module) -> None:
+        """Take a module that was compiled from a language model.
+
+        Raises:
+            ArtifactError: it is none, or its description is damaged.
+            MissingDependencyError: a package of the extra `generate` is missing.
+        """
+        self.module = module
+        assets = module.artifact.assets
+        if DESCRIPTION_ASSET not in assets:
+            raise ArtifactError(
+                f"module {module.manifest.model_name!r} is no language model",
+                "compile one from a GGUF file or a folder of the transformers library",
+            )
+        try:
+            self.description = LanguageModelDescription.model_validate_json(assets[DESCRIPTION_ASSET].tobytes())
+        except ValidationError as error:
+            raise ArtifactError(f"the module's description of its language model is damaged: {error}") from error
+        content = assets.get(TOKENIZER_ASSET)
+        self.tokenizer = None if content is None else Tokenizer(content.tobytes(), self.description)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        options: GenerationOptions | None = None,
+        *,
+        stream: Callable[[str], object] | None = None,
+        cancel: threading.Event | None = None,
+        **settings: Any,
+    ) -> Generation:
+        """Generate a text.
+
+        Args:
+            prompt: a text, messages ({"role": ..., "content": ...}) or tokens.
+            options: how; None for the defaults, greedy.
+            stream: called with each piece of the text as it is known; pieces are whole characters.
+            cancel: set it, from another thread or from `stream`, to end the generation after the current token.
+            settings: fields of `GenerationOptions` that replace those of `options`.
+
+        Raises:
+            InputError: the prompt does not fit the context, is empty, or holds no such tokens.
+            OptionError: an option has a value that is not allowed.
+        """
+        run = self._run(prompt, _options(options, settings), cancel)
+        for piece in run:
+            if stream is not None and piece.text:
+                stream(piece.text)
+        return run.result
+
+    def stream(self, prompt: Prompt, options: GenerationOptions | None = None, **settings: Any) -> Iterator[Piece]:
+        """As `generate`, token by token: each `Piece` has a token and the text that it completes.
+
+        Leaving the loop ends the generation.
+        """
+        yield from self._run(prompt, _options(options, settings), None)
+
+    def conversation(self, context: int | None = None) -> Conversation:
+        """A chat that keeps what was computed for earlier turns.
+
+        Args:
+            context: room for so many tokens; None for the model's context, 4096 at most.
+        """
+        return Conversation(self, min(self.description.context, 4096) if context is None else context)
+
+    def tokens_of(self, prompt: Prompt) -> list[int]:
+        """The tokens of a prompt. Raises InputError where there is none, or they are not the model's."""
+        if isinstance(prompt, str):
+            tokens = self._required_tokenizer().encode(prompt)
+        elif all(isinstance(each, Mapping) for each in prompt) and len(prompt):
+            tokenizer = self._required_tokenizer()
+            messages: Any = prompt
+            tokens = tokenizer.encode(tokenizer.chat(messages), special=False)
+        else:
+            tokens = [_checked_token(each, self.description.vocabulary) for each in prompt]
+        if not tokens:
+            raise InputError("the prompt is empty", "give at least one token")
+        return tokens
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens without special ones; "" without a tokenizer."""
+        return "" if self.tokenizer is None else self.tokenizer.decode(tokens)
+
+    def _required_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InputError("the model was compiled without a tokenizer", "give the prompt as tokens")
+        return self.tokenizer
+
+    def _run(self, prompt: Prompt, options: GenerationOptions, cancel: threading.Event | None) -> Run:
+        tokens = self.tokens_of(prompt)
+        context = self.description.context
+        wanted = min(len(tokens) + options.max_new_tokens, context)
+        capacity = min(-(-max(wanted, len(tokens)) // _ROWS) * _ROWS, max(context, len(tokens)))
+        return self._started(SequenceState(self.module.session(capacity=capacity), context), tokens, options, cancel)
+
+    def _started(
+        self, state: SequenceState, tokens: list[int], options: GenerationOptions, cancel: threading.Event | None
+    ) -> Run:
+        if options.stops and self.tokenizer is None:
+            raise OptionError("stop texts need a tokenizer, and the model was compiled without one")
+        return Run(state, tokens, options, self.description.stop_tokens, self.decode, cancel)
+
+
+class Conversation:
+    """Turns of one chat: what the model has read stays in its cache."""
+
+    def __init__(self, model: LanguageModel, context: int) -> None:
+        if not 1 <= context <= model.description.context:
+            raise OptionError(f"the context must be 1 to {model.description.context} tokens, not {context}")
+        self._model = model
+        self._state = SequenceState(model.module.session(capacity=context), context)
+        self.messages: list[dict[str, str]] = []
+
+    def say(
+        self,
+        text: str,
+        options: GenerationOptions | None = None,
+        *,
+        stream: Callable[[str], object] | None = None,
+        cancel: threading.Event | None = None,
+        **settings: Any,
+    ) -> Generation:
+        """The answer to a user's message; both become part of `messages`. As `LanguageModel.generate`.
+
+        After an error the conversation is as it was before.
+        """
+        model = self._model
+        messages = [*self.messages, {"role": "user", "content": text}]
+        run = model._started(self._state, model.tokens_of(messages), _options(options, settings), cancel)
+        for piece in run:
+            if stream is not None and piece.text:
+                stream(piece.text)
+        self.messages = [*messages, {"role": "assistant", "content": run.result.text}]
+        return run.result
+
+
+def load(
+    source: str | os.PathLike[str] | bytes, *, threads: int | None = None, trusted_keys: Sequence[Key] | None = None
+) -> LanguageModel:
+    """Load a language model that `compile` made.
+
+    Args:
+        source: the path of a `.twm` file, or its bytes.
+        threads: how many threads it runs on; None: the module's own setting.
+        trusted_keys: as of `compiler.load`.
+
+    Raises:
+        StorageError, ArtifactError, IncompatibleArtifactError, SignatureError: as of `compiler.load`.
+        ArtifactError: it is no language model.
+        MissingDependencyError: a package of the extra `generate` is missing.
+    """
+    return LanguageModel(load_module(source, threads=threads, trusted_keys=trusted_keys))
+
+
+def _options(options: GenerationOptions | None, settings: Mapping[str, Any]) -> GenerationOptions:
+    try:
+        return replace(options or GenerationOptions(), **settings)
+    except TypeError as error:
+        known = ", ".join(GenerationOptions.__dataclass_fields__)
+        raise OptionError(f"unknown option of a generation: {error}", f"known: {known}") from error
+
+
+def _checked_token(token: Any, vocabulary: int) -> int:
+    if isinstance(token, bool) or not hasattr(token, "__index__") or not 0 <= int(token) < vocabulary:
+        raise InputError(f"{token!r} is no token", f"tokens are whole numbers from 0 to {vocabulary - 1}")
+    return int(token)

@@ -1,0 +1,71 @@
+"""What a caller may ask of a generation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from compiler.errors import OptionError
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How a text is generated.
+
+    Attributes:
+        max_new_tokens: at most so many tokens.
+        temperature: 0 takes the most likely token each time; else logits are divided by it before one is drawn.
+        top_k: only the k most likely tokens are drawn; 0 for all.
+        top_p: only the most likely tokens whose probabilities reach this sum are drawn.
+        min_p: only tokens at least this times as likely as the most likely one are drawn.
+        repetition_penalty: logits of tokens that were seen before are divided by it, or multiplied where they are
+            negative; 1 for none.
+        stop: texts that end the generation and are not part of the result.
+        seed: of the random numbers; None for another one each time. The result says which it was.
+        logprobs: for each token also log probabilities: its own, and those of so many most likely ones; None for none.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: str | tuple[str, ...] = ()
+    seed: int | None = None
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(isinstance(each, str) and each for each in stop):
+            raise OptionError(f"stop must be texts that are not empty, not {self.stop!r}")
+        object.__setattr__(self, "stop", stop)
+        self._check_whole("max_new_tokens", 0)
+        self._check_whole("top_k", 0)
+        if self.seed is not None:
+            self._check_whole("seed", 0)
+        if self.logprobs is not None:
+            self._check_whole("logprobs", 0)
+        self._check_range("temperature", 0, math.inf)
+        self._check_range("top_p", 0, 1)
+        self._check_range("min_p", 0, 1)
+        self._check_range("repetition_penalty", 0, math.inf)
+        if self.top_p == 0 or self.repetition_penalty == 0:
+            raise OptionError("top_p and repetition_penalty must be above 0")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """`stop` as a tuple."""
+        return (self.stop,) if isinstance(self.stop, str) else self.stop
+
+    def _check_whole(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise OptionError(f"{name} must be a whole number of at least {least}, not {value!r}")
+
+    def _check_range(self, name: str, least: float, most: float) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise OptionError(f"{name} must be a number from {least} to {most}, not {value!r}")
+        if math.isinf(value):
+            raise OptionError(f"{name} must be finite")

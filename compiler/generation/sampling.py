@@ -1,0 +1,80 @@
+"""Which token comes next."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from compiler.errors import InputError
+from compiler.generation.options import GenerationOptions
+from compiler.generation.result import TokenLogprob
+
+Logits = np.ndarray[Any, Any]
+_SEED_BITS = 53  # so that JSON holds it exactly
+
+
+class Sampler:
+    """Chooses tokens of one text."""
+
+    def __init__(self, options: GenerationOptions, seen: Iterable[int]) -> None:
+        """`seen`: the prompt's tokens, which the repetition penalty counts."""
+        self._options = options
+        self._seen = set(seen)
+        self.seed: int | None = None
+        self._random: np.random.Generator | None = None
+        if options.temperature > 0:
+            self.seed = secrets.randbits(_SEED_BITS) if options.seed is None else options.seed
+            self._random = np.random.default_rng(self.seed)
+
+    def choose(self, logits: Logits) -> int:
+        """The next token, out of float32 logits (vocabulary,).
+
+        Raises InputError where they are not numbers: the model computed NaN.
+        """
+        scores = self._penalized(logits)
+        token = int(scores.argmax()) if self._random is None else self._drawn(scores, self._random)
+        if not np.isfinite(scores[token]):
+            raise InputError("the model computed logits that are no numbers", "its weights or its precision are broken")
+        self._seen.add(token)
+        return token
+
+    def logprob(self, logits: Logits, token: int) -> TokenLogprob:
+        """The log probability of a token, and of the most likely ones."""
+        wide = logits.astype(np.float64)
+        values = wide - wide.max()
+        values = values - np.log(np.exp(values).sum())
+        count = min(self._options.logprobs or 0, len(values))
+        best = np.argsort(-values, kind="stable")[:count]
+        return TokenLogprob(token, float(values[token]), tuple((int(each), float(values[each])) for each in best))
+
+    def _penalized(self, logits: Logits) -> Logits:
+        penalty = self._options.repetition_penalty
+        if penalty == 1.0 or not self._seen:
+            return logits
+        scores = logits.copy()
+        seen = np.fromiter(self._seen, np.int64)
+        values = scores[seen]
+        scores[seen] = np.where(values > 0, values / penalty, values * penalty)
+        return scores
+
+    def _drawn(self, scores: Logits, random: np.random.Generator) -> int:
+        """A token at random, after temperature, top-k, top-p and min-p in this order."""
+        options = self._options
+        order = np.argsort(-scores, kind="stable")
+        if options.top_k:
+            order = order[: options.top_k]
+        scaled = scores[order].astype(np.float64) / options.temperature
+        chances = np.exp(scaled - scaled[0])
+        chances /= chances.sum()
+        if options.top_p < 1:
+            kept = int(np.searchsorted(np.cumsum(chances), options.top_p)) + 1
+            order, chances = order[:kept], chances[:kept]
+        if options.min_p > 0:
+            likely = chances >= options.min_p * chances[0]
+            order, chances = order[likely], chances[likely]
+        ends = np.cumsum(chances)
+        place = int(np.searchsorted(ends, random.random() * ends[-1], side="right"))
+        return int(order[min(place, len(order) - 1)])

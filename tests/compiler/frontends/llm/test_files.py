@@ -1,0 +1,139 @@
+"""GGUF files and folders: their numbers are used as they are stored, and what is broken is one clear error."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import compiler
+from compiler.errors import InvalidModelError, OptionError, StorageError, UserError
+from compiler.frontends.llm import LanguageModelOptions, import_language_model
+from tests.compiler.generation.models import GGUF_NAMES, interleaved, weights, write_folder, write_gguf
+
+PROMPT = np.array([list(b"Once upon a time")])
+EXACT = LanguageModelOptions(activations="float32", all_logits=True)
+
+
+def _logits(path: Path, options: LanguageModelOptions = EXACT) -> np.ndarray[Any, Any]:
+    module = compiler.compile(import_language_model(path, options), threads=1)
+    found: np.ndarray[Any, Any] = module.session(capacity=32).run([PROMPT])["logits"][0]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "BF16"])
+def test_a_gguf_file_computes_with_the_numbers_that_it_stores(kind: str, tmp_path: Path) -> None:
+    found = _logits(write_gguf(tmp_path / "model.gguf", kind))
+    # The same numbers as float32 in a folder of transformers, whose arithmetic test_decoder checks.
+    folder = write_folder(tmp_path)
+    stored, block = {}, gguf.GGMLQuantizationType[kind]
+    for name, values in load_file(folder / "model.safetensors").items():
+        stored[name] = values if values.ndim == 1 else gguf.dequantize(gguf.quantize(values, block), block)
+    save_file(stored, folder / "model.safetensors")
+    np.testing.assert_allclose(found, _logits(folder), rtol=0, atol=1e-5 * abs(found).max())
+
+
+def test_the_tokenizer_and_the_template_of_a_gguf_file_are_kept(tmp_path: Path) -> None:
+    from compiler.generation.language_model import LanguageModel
+
+    module = compiler.compile(write_gguf(tmp_path / "model.gguf", "Q8_0"), threads=1)
+    model = LanguageModel(module)
+    assert model.tokens_of("né🎉") == list("né🎉".encode())
+    assert model.tokens_of([{"role": "user", "content": "Hi"}]) == [257, *b"Hi", 256, 258]
+    assert model.description.stop_tokens == (256,)
+    assert model.generate("Hi", max_new_tokens=2).prompt_tokens == 2
+
+
+def test_weights_are_rounded_on_request(tmp_path: Path) -> None:
+    wanted = _logits(write_folder(tmp_path))
+    for precision, most in (("int8", 0.03), ("int4", 0.4)):
+        found = _logits(tmp_path, LanguageModelOptions(precision, "float32", all_logits=True))
+        error = float(np.sqrt(((found - wanted) ** 2).mean() / (wanted**2).mean()))
+        assert most / 20 < error < most
+
+
+def test_quantized_weights_are_not_rounded_again(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="quantized already"):
+        compiler.compile(write_gguf(tmp_path / "model.gguf", "Q8_0"), precision="int4")
+
+
+def test_a_truncated_gguf_file_is_one_error(tmp_path: Path) -> None:
+    whole = write_gguf(tmp_path / "model.gguf", "Q8_0").read_bytes()
+    for size in (4, 20, 300, 5000, len(whole) // 2, len(whole) - 10):
+        (tmp_path / "cut.gguf").write_bytes(whole[:size])
+        with pytest.raises(InvalidModelError, match="truncated or damaged"):
+            import_language_model(tmp_path / "cut.gguf")
+
+
+def test_a_damaged_gguf_file_is_an_error_of_the_project(tmp_path: Path) -> None:
+    whole = bytearray(write_gguf(tmp_path / "model.gguf", "Q8_0").read_bytes())
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        changed = bytearray(whole)
+        for place in random.integers(4, 6000, 3):
+            changed[place] = int(random.integers(256))
+        (tmp_path / "damaged.gguf").write_bytes(changed)
+        with suppress(UserError):
+            import_language_model(tmp_path / "damaged.gguf")
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    names = sorted(tensors)
+    parts = {"model-1.safetensors": names[:5], "model-2.safetensors": names[5:]}
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, tmp_path / file)
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    whole = import_language_model(tmp_path)
+    assert whole.assets
+    (tmp_path / "model-2.safetensors").unlink()
+    with pytest.raises(StorageError, match=r"lacks 1 of 2 files of weights: model-2\.safetensors"):
+        import_language_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 250}, "the tokenizer does not fit"),
+        ({"hidden_size": 128}, "has shape"),
+        ({"num_hidden_layers": 2}, "lacks the tensor"),
+        ({"num_attention_heads": 0}, "not a size"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "'factor' is None"),
+        ({"hidden_size": None}, "is missing"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_one_error(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    write_folder(tmp_path, **changes)
+    with pytest.raises(InvalidModelError, match=message):
+        import_language_model(tmp_path)
+
+
+def test_tensors_that_would_be_left_out_are_an_error(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    tensors = weights() | {"model.layers.0.self_attn.sinks": np.zeros(4, np.float32)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(InvalidModelError, match=r"model\.layers\.0\.self_attn\.sinks"):
+        import_language_model(tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{"model_type": "mamba"}, {"hidden_act": "mish"}, {"quantization_config": {}}])
+def test_what_is_not_supported_is_named(changes: dict[str, Any], tmp_path: Path) -> None:
+    if "quantization_config" in changes:
+        changes = {"quantization_config": {"quant_method": "gptq"}}
+    write_folder(tmp_path, **changes)
+    with pytest.raises(OptionError, match=r"not supported|gptq"):
+        import_language_model(tmp_path)
+
+
+def test_interleaving_is_what_llama_cpp_does() -> None:
+    rows = np.arange(32)[:, None]
+    assert interleaved(rows)[:6, 0].tolist() == [0, 8, 1, 9, 2, 10]
+    assert len(GGUF_NAMES) == 11

@@ -1,0 +1,80 @@
+"""Streams of text: whole characters, stop texts across pieces; and which tokens are drawn."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from compiler.errors import InputError
+from compiler.generation.options import GenerationOptions
+from compiler.generation.sampling import Sampler
+from compiler.generation.text import StopTexts, TextStream
+
+
+def _decoded(tokens: list[int]) -> str:
+    return bytes(tokens).decode(errors="replace")
+
+
+def test_characters_are_given_out_whole() -> None:
+    text = "né 漢字 🎉👨‍👩‍👧 ok"
+    stream = TextStream(lambda tokens: _decoded(list(tokens)))
+    pieces = [stream.add(byte) for byte in text.encode()]
+    assert "".join(pieces) + stream.end() == text
+    assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces)
+
+
+def test_bytes_that_are_no_characters_come_out_as_such() -> None:
+    stream = TextStream(lambda tokens: _decoded(list(tokens)))
+    pieces = [stream.add(byte) for byte in b"a\xff\xfe\xf0\x9fb\xe2\x82"]
+    assert "".join(pieces) + stream.end() == b"a\xff\xfe\xf0\x9fb\xe2\x82".decode(errors="replace")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "wanted", "found"),
+    [
+        (["ab", "cSTO", "Pd"], "abc", True),
+        (["S", "T", "O", "x"], "STOx", False),
+        (["xEN", "D", "y"], "x", True),
+        (["STSTOP"], "ST", True),
+        (["a", "ST"], "aST", False),
+    ],
+)
+def test_stop_texts_are_found_across_pieces(pieces: list[str], wanted: str, found: bool) -> None:
+    stop = StopTexts(["STOP", "END"])
+    given = [stop.add(piece) for piece in pieces]
+    assert "".join(given) + stop.end() == wanted
+    assert stop.found is found
+
+
+@pytest.mark.parametrize(
+    ("settings", "allowed"),
+    [
+        ({"top_k": 2}, {0, 1}),
+        ({"top_p": 0.7}, {0, 1}),
+        ({"min_p": 0.3}, {0, 1, 2}),
+        ({"top_k": 3, "min_p": 0.4}, {0, 1}),
+        ({}, {0, 1, 2, 3}),
+    ],
+)
+def test_only_likely_tokens_are_drawn_as_often_as_they_are_likely(
+    settings: dict[str, float], allowed: set[int]
+) -> None:
+    chances = np.array([0.5, 0.25, 0.17, 0.08], np.float32)
+    sampler = Sampler(GenerationOptions(temperature=1.0, seed=5, **settings), [])  # type: ignore[arg-type]
+    drawn = Counter(sampler.choose(np.log(chances)) for _ in range(2000))
+    assert set(drawn) == allowed
+    for token in allowed:
+        assert drawn[token] / 2000 == pytest.approx(chances[token] / chances[sorted(allowed)].sum(), abs=0.05)
+
+
+def test_a_penalty_makes_seen_tokens_less_likely() -> None:
+    sampler = Sampler(GenerationOptions(repetition_penalty=2.0), [0, 2])
+    assert sampler.choose(np.array([3.0, 2.0, -1.0], np.float32)) == 1
+    assert sampler.choose(np.array([3.0, 2.0, 1.4], np.float32)) == 0  # 1.5, 1, 0.7: token 1 was seen by now
+
+
+def test_logits_that_are_no_numbers_are_an_error() -> None:
+    with pytest.raises(InputError, match="no numbers"):
+        Sampler(GenerationOptions(), []).choose(np.array([np.nan, 1], np.float32))
