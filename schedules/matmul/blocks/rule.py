@@ -97,14 +97,17 @@ def parts_of(kernel: Kernel) -> Parts | None:
 
 
 def _operands(stage: Stage, result: Any, column: Axis) -> tuple[Any | None, list[Any]]:
-    """A load of the data, and one of each array of the weight, in the order of the expression."""
+    """A load of the data, and the loads of the weight's arrays in the order of the expression, which has one of each.
+
+    Arrays of equal content are one constant, so that a buffer may stand for several of them.
+    """
     data, weights = None, list[Any]()
     for load in stage.loads:
         if load.source.same_as(result):
             continue
         if not any(uses(each, column.var) for each in load.indices):
             data = load if data is None else data
-        elif not any(load.source.same_as(each.source) for each in weights):
+        else:
             weights.append(load)
     return data, weights
 

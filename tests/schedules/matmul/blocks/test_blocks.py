@@ -138,6 +138,16 @@ def test_rounding_passes_nan_on(target: str, bad: float) -> None:
     assert not np.any(np.isfinite(got[1]))
 
 
+@pytest.mark.skipif(AVX512 not in runnable(), reason="this machine has no AVX-512")
+def test_arrays_of_equal_content() -> None:
+    """They are one constant, and one parameter of the kernel."""
+    weight, _ = random_weight(FORMATS["4 bits and minimums"], 32, 32)
+    scale = weight.constants()[1]
+    weight.constants()[2] = scale
+    mod, report = scheduled(product(weight, "int8"), [((1, 32), "float32")], AVX512)
+    assert report.by_rule().get("block-matmul"), report
+
+
 def test_joined_weights_are_those_side_by_side() -> None:
     layout = FORMATS["4 bits"]
     parts = [random_weight(layout, columns, 64)[0] for columns in (32, 64)]
