@@ -144,7 +144,7 @@ def test_arrays_of_equal_content() -> None:
     weight, _ = random_weight(FORMATS["4 bits and minimums"], 32, 32)
     scale = weight.constants()[1]
     weight.constants()[2] = scale
-    mod, report = scheduled(product(weight, "int8"), [((1, 32), "float32")], AVX512)
+    _, report = scheduled(product(weight, "int8"), [((1, 32), "float32")], AVX512)
     assert report.by_rule().get("block-matmul"), report
 
 
