@@ -128,13 +128,12 @@ class LocalExecutor:
         return [*whole, *run_with(threads, lambda: expand_parameters(machine, small))]
 
     def run(self, inputs: Inputs, threads: int, *, as_numpy: bool) -> dict[str, Any]:
-        return self._on(threads, lambda: self._run(inputs, None, as_numpy))
+        if in_force(threads):
+            return self._run(inputs, None, as_numpy)
+        return run_with(threads, lambda: self._run(inputs, None, as_numpy))
 
     def step(self, inputs: Mapping[str, Any], held: dict[str, Any], threads: int, *, as_numpy: bool) -> dict[str, Any]:
-        return self._on(threads, lambda: self._run({**inputs, **held}, held, as_numpy))
-
-    def _on(self, threads: int, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        return run() if in_force(threads) else run_with(threads, run)
+        return run_with(threads, lambda: self._run({**inputs, **held}, held, as_numpy))
 
     def _run(self, inputs: Inputs, held: dict[str, Any] | None, as_numpy: bool) -> dict[str, Any]:
         try:

@@ -83,7 +83,8 @@ def array_over(tensor: Any, element: ElementType) -> Array:
     """A numpy array over a compact tensor's memory, which it keeps alive."""
     if element.carrier is element.numpy:
         try:
-            return _writeable(np.from_dlpack(tensor))
+            array = np.from_dlpack(tensor)
+            return _writeable_alias(array) if _MARKED_READ_ONLY else array
         except ValueError as error:
             if any(size < 0 for size in tensor.shape):
                 shape = tuple(int(size) for size in tensor.shape)
