@@ -5,7 +5,8 @@ time of a small network: an allocation costs four times what the call of a kerne
 function of its own, `PREPARE_ENTRY`, whose results `RUN_ENTRY` takes beside the arguments of `main`. A runtime calls
 the first when sizes change and the second on every run; `main` stays as it is for one that does neither.
 
-What a caller gets is allocated in each run. A model whose shapes depend on values stays without the two entries.
+What a caller gets is allocated in each run. Of a model whose shapes depend on values only tensors of known sizes are
+prepared.
 """
 
 from __future__ import annotations
@@ -47,18 +48,22 @@ def prepare_runs(mod: IRModule, context: PipelineContext) -> IRModule:
     entry = next((var for var, _ in mod.functions_items() if var.name_hint == MAIN_ENTRY), None)
     if entry is None or not isinstance(mod[entry].body, relax.SeqExpr):
         return mod
-    split = _Split(mod, mod[entry], len(context.parameters))
-    if not split.worthwhile:
+    for with_sizes in (True, False):
+        split = _Split(mod, mod[entry], len(context.parameters), with_sizes)
+        if split.worthwhile:
+            break
+    else:
         return mod
     added = {GlobalVar(PREPARE_ENTRY): split.prepare(), GlobalVar(RUN_ENTRY): split.run()}
     return IRModule({**dict(mod.functions_items()), **added}, mod.attrs, mod.global_infos)
 
 
 class _Split:
-    """Which bindings of `main` depend on the sizes of its inputs alone."""
+    """Which bindings of `main` depend on the sizes of its inputs alone; without sizes, on nothing at all."""
 
-    def __init__(self, mod: IRModule, main: relax.Function, parameters: int) -> None:
+    def __init__(self, mod: IRModule, main: relax.Function, parameters: int, with_sizes: bool) -> None:
         self._mod = mod
+        self._with_sizes = with_sizes
         self._main = main
         self._inputs = list(main.params)[: len(main.params) - parameters]
         self._bindings = [binding for block in main.body.blocks for binding in block.bindings]
@@ -71,10 +76,12 @@ class _Split:
 
     @property
     def worthwhile(self) -> bool:
-        """Whether an allocation can be prepared, and nothing that is left writes to the shape heap."""
+        """Whether an allocation can be prepared, and nothing that is left writes to a shape heap that is."""
         prepared = (binding.value for binding in self._prepared.values())
         if not any(operator_name(value) in _ALLOCATIONS for value in prepared):
             return False
+        if not self._with_sizes:
+            return True
         return not any(self._writes_heap(call) for binding in self._left for call in _calls(binding.value))
 
     def prepare(self) -> relax.Function:
@@ -107,12 +114,14 @@ class _Split:
         variables = [each for each in value.args if isinstance(each, relax.Var)]
         name = called(value)
         if name in _CHECKS:
-            return variables[0] in self._inputs and all(each in self._prepared for each in variables[1:])
+            return value.args[0] in self._inputs and all(each in self._prepared for each in variables[1:])
         if not all(each in self._prepared for each in variables):
             return False
         if operator_name(value) in _ALLOCATIONS:
             return binding.var not in self._escaping
-        return name == ALLOCATE_HEAP or name in _READS_OF_HEAP or self._is_shape_function(value)
+        if name == ALLOCATE_HEAP:
+            return self._with_sizes
+        return name in _READS_OF_HEAP or self._is_shape_function(value)
 
     def _found_escaping(self) -> set[Any]:
         """Variables whose memory the caller, or something outside of this function, may get."""

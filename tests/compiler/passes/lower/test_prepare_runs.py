@@ -47,6 +47,8 @@ GRAPHS = {
         y = Softmax(b) }""",
     "sizes that depend on values": """(float[n, 4] x) => (int64[2, k] i, float[n, 4] y) {
         a = Softmax(x) i = NonZero(x) y = Softmax(a) }""",
+    "such sizes beside known ones": """(float[n, 4] x) => (int64[2, k] i, float[4] y) <int64[1] axis = {0}> {
+        s = ReduceSum <keepdims = 0> (x, axis) a = Softmax(s) i = NonZero(x) b = Neg(a) y = Softmax(b) }""",
 }
 
 
@@ -66,4 +68,5 @@ def test_results_of_many_runs(name: str) -> None:
 
 def test_which_models_are_prepared() -> None:
     assert _entries(_compiled(GRAPHS["a chain"]))
+    assert _entries(_compiled(GRAPHS["such sizes beside known ones"]))
     assert not _entries(_compiled(GRAPHS["sizes that depend on values"]))
