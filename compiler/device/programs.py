@@ -39,6 +39,7 @@ LIBRARY_SOURCES = (
     "device.cc",
     "elements.cc",
     "module.cc",
+    "session.cc",
     "report.cc",
     "c_api.cc",
     *LOADING_SOURCES,

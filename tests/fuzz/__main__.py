@@ -28,6 +28,7 @@ SUITES = {
     "models": "tests.fuzz.models",
     "graphs": "tests.fuzz.graphs",
     "symbolic": "tests.fuzz.symbolic",
+    "states": "tests.fuzz.states",
     "torch": "tests.fuzz.torch_nets",
     "tuning": "tests.fuzz.tuning",
 }

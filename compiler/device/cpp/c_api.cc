@@ -4,6 +4,7 @@
 #include "dtypes.h"
 #include "linked.h"
 #include "module.h"
+#include "session.h"
 #include "signature.h"
 #include "tensorwright.h"
 
@@ -19,6 +20,12 @@ struct tensorwright_module {
   explicit tensorwright_module(std::shared_ptr<Artifact> artifact) : module(std::move(artifact)) {}
   Module module;
   std::vector<ffi::Tensor> inputs, outputs;
+};
+
+struct tensorwright_session {
+  tensorwright::Session session;
+  const Artifact* artifact;
+  std::vector<ffi::Tensor> outputs;
 };
 
 namespace {
@@ -70,6 +77,17 @@ ffi::Tensor Copied(const tensorwright_tensor& given, const Description& wanted) 
   ffi::Tensor tensor = tensorwright::NewTensor(shape, wanted.dtype);
   if (bytes) std::memcpy(tensor.data_ptr(), given.data, bytes);
   return tensor;
+}
+
+void Announce(const ffi::Tensor& tensor, const Description& description, tensorwright_tensor* result) {
+  const DLTensor* data = tensor.GetDLTensorPtr();
+  *result = {description.name.c_str(), description.dtype_name.c_str(), data->ndim, data->shape, data->data, tensorwright::TensorBytes(*data)};
+}
+
+// The description of what a session takes or gives at an index.
+void DescribeChosen(const std::vector<Description>& all, const std::vector<size_t>& chosen, int32_t index, tensorwright_tensor* result) {
+  if (index < 0 || static_cast<size_t>(index) >= chosen.size()) throw Error("there is no tensor with that index");
+  Describe(all, static_cast<int32_t>(chosen[static_cast<size_t>(index)]), result);
 }
 
 }  // namespace
@@ -147,11 +165,7 @@ int tensorwright_run(tensorwright_module* module, const tensorwright_tensor* inp
     module->inputs.clear(), module->outputs.clear();
     for (size_t i = 0; i < artifact.inputs.size(); ++i) module->inputs.push_back(Copied(inputs[i], artifact.inputs[i]));
     module->outputs = module->module.Run(module->inputs);
-    for (size_t i = 0; i < module->outputs.size(); ++i) {
-      const DLTensor* tensor = module->outputs[i].GetDLTensorPtr();
-      outputs[i] = {artifact.outputs[i].name.c_str(), artifact.outputs[i].dtype_name.c_str(), tensor->ndim, tensor->shape,
-                    tensor->data, tensorwright::TensorBytes(*tensor)};
-    }
+    for (size_t i = 0; i < module->outputs.size(); ++i) Announce(module->outputs[i], artifact.outputs[i], &outputs[i]);
   });
 }
 
@@ -160,6 +174,90 @@ int tensorwright_verify(tensorwright_module* module, double* largest_difference)
     NotNull(module, "module");
     double difference = module->module.Verify();
     if (largest_difference) *largest_difference = difference;
+  });
+}
+
+int tensorwright_session_open(tensorwright_module* module, int64_t capacity, tensorwright_session** session) {
+  return Guarded([&] {
+    NotNull(module, "module"), NotNull(session, "session");
+    *session = nullptr;
+    *session = new tensorwright_session{tensorwright::Session(&module->module, capacity), &module->module.artifact(), {}};
+  });
+}
+
+void tensorwright_session_free(tensorwright_session* session) { delete session; }
+
+int32_t tensorwright_session_input_count(const tensorwright_session* session) {
+  return session ? static_cast<int32_t>(session->session.inputs().size()) : 0;
+}
+
+int32_t tensorwright_session_output_count(const tensorwright_session* session) {
+  return session ? static_cast<int32_t>(session->session.outputs().size()) : 0;
+}
+
+int tensorwright_session_input(const tensorwright_session* session, int32_t index, tensorwright_tensor* description) {
+  return Guarded([&] {
+    NotNull(session, "session"), NotNull(description, "description");
+    DescribeChosen(session->artifact->inputs, session->session.inputs(), index, description);
+  });
+}
+
+int tensorwright_session_output(const tensorwright_session* session, int32_t index, tensorwright_tensor* description) {
+  return Guarded([&] {
+    NotNull(session, "session"), NotNull(description, "description");
+    DescribeChosen(session->artifact->outputs, session->session.outputs(), index, description);
+  });
+}
+
+int tensorwright_session_run(tensorwright_session* session, const tensorwright_tensor* inputs, tensorwright_tensor* outputs) {
+  return Guarded([&] {
+    NotNull(session, "session");
+    const auto &taken = session->session.inputs(), &given = session->session.outputs();
+    if (!taken.empty()) NotNull(inputs, "inputs");
+    if (!given.empty()) NotNull(outputs, "outputs");
+    std::vector<ffi::Tensor> tensors;
+    for (size_t i = 0; i < taken.size(); ++i) tensors.push_back(Copied(inputs[i], session->artifact->inputs[taken[i]]));
+    session->outputs = session->session.Run(tensors);
+    for (size_t i = 0; i < given.size(); ++i) Announce(session->outputs[i], session->artifact->outputs[given[i]], &outputs[i]);
+  });
+}
+
+int64_t tensorwright_session_length(const tensorwright_session* session) { return session ? session->session.length() : 0; }
+
+int tensorwright_session_reset(tensorwright_session* session) {
+  return Guarded([&] {
+    NotNull(session, "session");
+    session->session.Reset();
+  });
+}
+
+int tensorwright_session_rewind(tensorwright_session* session, int64_t rows) {
+  return Guarded([&] {
+    NotNull(session, "session");
+    session->session.Rewind(rows);
+  });
+}
+
+int tensorwright_session_fork(const tensorwright_session* session, tensorwright_session** fork) {
+  return Guarded([&] {
+    NotNull(session, "session"), NotNull(fork, "fork");
+    *fork = nullptr;
+    *fork = new tensorwright_session{session->session.Fork(), session->artifact, {}};
+  });
+}
+
+int tensorwright_session_save(const tensorwright_session* session, const char* path) {
+  return Guarded([&] {
+    NotNull(session, "session"), NotNull(path, "path");
+    tensorwright::WriteFile(path, session->session.Save());
+  });
+}
+
+int tensorwright_session_load(tensorwright_session* session, const char* path) {
+  return Guarded([&] {
+    NotNull(session, "session"), NotNull(path, "path");
+    tensorwright::FileBytes file(path);
+    session->session.Load(file.span(), path);
   });
 }
 

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <limits>
 
 namespace tensorwright {
@@ -49,6 +50,12 @@ FileBytes::FileBytes(const std::string& path) {
     if (count == 0) throw Error(path + " became shorter while it was read", "copy it again");
     position += static_cast<size_t>(count);
   }
+}
+
+void WriteFile(const std::string& path, const std::string& content) {
+  std::ofstream file(path, std::ios::binary);
+  file << content;
+  if (!file.flush()) throw Error(path + " cannot be written");
 }
 
 }  // namespace tensorwright

@@ -35,4 +35,7 @@ class FileBytes {
   size_t size_ = 0;
 };
 
+// Throws Error where the file cannot be written.
+void WriteFile(const std::string& path, const std::string& content);
+
 }  // namespace tensorwright

@@ -50,13 +50,6 @@ std::string CheckText(const std::string& failure) {
   return end == std::string::npos ? "" : failure.substr(start + mark.size(), end - start - mark.size());
 }
 
-ffi::Tensor Copy(const ffi::Tensor& tensor) {
-  ffi::Tensor copy = NewTensor({tensor.shape().begin(), tensor.shape().end()}, tensor.dtype());
-  size_t bytes = TensorBytes(*tensor.GetDLTensorPtr());
-  if (bytes) std::memcpy(copy.data_ptr(), tensor.data_ptr(), bytes);
-  return copy;
-}
-
 double Milliseconds(std::chrono::steady_clock::duration span) { return std::chrono::duration<double, std::milli>(span).count(); }
 
 }  // namespace
@@ -147,12 +140,36 @@ std::vector<ffi::Tensor> Module::Run(const std::vector<ffi::Tensor>& inputs) {
   checker_.Check(inputs);
   try {
     Place(inputs);
-    return device_->ToHost(Outputs(Call()));
+    return device_->ToHost(Outputs(Call(placed_)));
   } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {
     Failed(error.what());
   }
+}
+
+std::vector<ffi::Tensor> Module::Step(const std::vector<ffi::Tensor>& inputs) {
+  checker_.Check(inputs);
+  std::vector<ffi::Tensor> placed = inputs;
+  std::vector<bool> held(inputs.size());
+  for (const State& state : artifact_->states) held[state.input] = true;
+  try {
+    for (size_t i = 0; i < placed.size(); ++i) {
+      if (!held[i]) placed[i] = device_->ToDevice(placed[i], nullptr);
+    }
+    return Outputs(Call(placed));
+  } catch (const Error&) {
+    throw;
+  } catch (const std::exception& error) {
+    Failed(error.what());
+  }
+}
+
+ffi::Tensor Module::Copy(const ffi::Tensor& tensor) {
+  ffi::Tensor copy = NewTensor({tensor.shape().begin(), tensor.shape().end()}, tensor.dtype());
+  size_t bytes = TensorBytes(*tensor.GetDLTensorPtr());
+  if (bytes) std::memcpy(copy.data_ptr(), tensor.data_ptr(), bytes);
+  return copy;
 }
 
 // Where kernels read them; a run writes to the states, which are copied before.
@@ -166,8 +183,8 @@ void Module::Place(std::vector<ffi::Tensor> inputs) {
 }
 
 // Starts a run on the inputs that were placed; its results may not be computed yet.
-ffi::Any Module::Call() const {
-  std::vector<ffi::AnyView> arguments(placed_.begin(), placed_.end());
+ffi::Any Module::Call(const std::vector<ffi::Tensor>& placed) const {
+  std::vector<ffi::AnyView> arguments(placed.begin(), placed.end());
   ffi::Any result;
   main_.CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &result);
   return result;
@@ -239,7 +256,7 @@ DeviceTimes Module::MeasureDevice(const std::vector<ffi::Tensor>& inputs, int ru
   ffi::Any result;
   auto run = [&] {
     result.reset();  // its memory is that of the next result: a graph may not allocate
-    result = Call();
+    result = Call(placed_);
   };
   DeviceTimes times;
   try {
@@ -333,7 +350,7 @@ std::vector<ffi::Tensor> Module::ExampleInputs() const {
 ffi::Tensor Module::FirstValue(size_t input, const Sizes& sizes) const {
   const Description& description = artifact_->inputs[input];
   for (const NamedTensor& each : initial_states_) {
-    if (each.name == description.name) return each.tensor;
+    if (each.name == description.name) return Copy(each.tensor);
   }
   std::vector<int64_t> shape = description.shape;
   for (size_t i = 0; i < shape.size(); ++i) {

@@ -45,6 +45,16 @@ class Module {
   // The stored example, or zeros with every symbolic dimension 1. What a session gives is as at the beginning of one.
   std::vector<ffi::Tensor> ExampleInputs() const;
 
+  // Runs on inputs whose states lie where kernels read them, and writes to those; the outputs lie there too.
+  std::vector<ffi::Tensor> Step(const std::vector<ffi::Tensor>& inputs);
+
+  // A tensor where kernels read it, and tensors where the processor reads them.
+  ffi::Tensor Placed(const ffi::Tensor& tensor) const { return device_->ToDevice(tensor, nullptr); }
+  std::vector<ffi::Tensor> ToHost(const std::vector<ffi::Tensor>& tensors) const { return device_->ToHost(tensors); }
+
+  // A tensor of the processor with memory of its own.
+  static ffi::Tensor Copy(const ffi::Tensor& tensor);
+
   // The first value of a state or the position, for sizes of its symbolic dimensions. Throws Error where one is not known.
   ffi::Tensor FirstValue(size_t input, const Sizes& sizes) const;
 
@@ -54,7 +64,7 @@ class Module {
   ffi::Module NewMachine() const;
   ffi::Function BindParameters(const ffi::Module& machine) const;
   void Place(std::vector<ffi::Tensor> inputs);
-  ffi::Any Call() const;
+  ffi::Any Call(const std::vector<ffi::Tensor>& placed) const;
   std::vector<ffi::Tensor> Outputs(const ffi::Any& result) const;
   [[noreturn]] void Failed(const std::string& failure) const;
 

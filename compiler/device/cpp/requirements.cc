@@ -103,7 +103,7 @@ void CheckType(const Description& input, const DLTensor& tensor) {
 }
 
 void CheckTruthValues(const Description& input, const ffi::Tensor& tensor) {
-  if (input.dtype.code != kDLBool) return;
+  if (input.dtype.code != kDLBool || tensor.device().device_type != kDLCPU) return;
   if (AreTruthValues(static_cast<const uint8_t*>(tensor.data_ptr()), static_cast<size_t>(tensor.numel()))) return;
   throw Error("input " + Quoted(input.name) + " holds truth values other than 0 and 1");
 }

@@ -1,21 +1,24 @@
 // Runs a module:  tensorwright-run MODULE.twm [--inputs FILE] [--outputs FILE] [--verify] [--runs N] [--graph] [--kernels]
+//                                      [--session] [--capacity N] [--load-states FILE] [--save-states FILE]
 //                                      [--json] [--trusted-key PATH]...
 //
 // FILE is in the safetensors format, tensors by the names of the module's inputs or outputs. Inputs are the stored example
 // if not given. With --runs, the median and the 99th percentile of that many further runs are printed; on a graphics processor
 // also those of runs without copies of inputs and outputs, by CUDA events, and with --graph of the run captured as one CUDA
 // graph. With --kernels, what each kernel takes there. With --json all that is one JSON object, times in milliseconds.
+// With --session the run is one step of a session: its inputs and outputs are those of the module without its states, which
+// begin as in --load-states and are stored in --save-states, and hold --capacity rows where the module leaves that open.
 // With --trusted-key (an Ed25519 public key in PEM form, or a folder of them; again for more) a module must be signed by one
 // of these keys. A program that has its module linked in takes no MODULE.twm.
 #include <algorithm>
 #include <cstdio>
-#include <fstream>
 #include <optional>
 
 #include "checked_json.h"
 #include "linked.h"
 #include "module.h"
 #include "report.h"
+#include "session.h"
 #include "signature.h"
 #include "whole_number.h"
 
@@ -23,14 +26,16 @@ namespace tensorwright {
 namespace {
 
 struct Options {
-  std::string module, inputs, outputs;
-  bool verify = false, graph = false, kernels = false, json = false;
+  std::string module, inputs, outputs, load_states, save_states;
+  bool verify = false, graph = false, kernels = false, json = false, session = false;
   int runs = 0;
+  int64_t capacity = 0;
   TrustedKeys trusted;
 };
 
 constexpr int kMostRuns = 1'000'000;
-const char* const kUsage = "usage: tensorwright-run %s[--inputs FILE] [--outputs FILE] [--verify] [--runs N] [--graph] [--kernels] [--json] [--trusted-key PATH]...\n";
+const char* const kUsage = "usage: tensorwright-run %s[--inputs FILE] [--outputs FILE] [--verify] [--runs N] [--graph] [--kernels] [--session] [--capacity N] "
+    "[--load-states FILE] [--save-states FILE] [--json] [--trusted-key PATH]...\n";
 
 bool Parse(int count, char** arguments, Options* options) {
   for (int i = 1; i < count; ++i) {
@@ -44,6 +49,14 @@ bool Parse(int count, char** arguments, Options* options) {
       options->kernels = true;
     } else if (argument == "--json") {
       options->json = true;
+    } else if (argument == "--session") {
+      options->session = true;
+    } else if (argument == "--capacity" && more) {
+      options->capacity = std::atoll(arguments[++i]);
+    } else if (argument == "--load-states" && more) {
+      options->load_states = arguments[++i];
+    } else if (argument == "--save-states" && more) {
+      options->save_states = arguments[++i];
     } else if (argument == "--inputs" && more) {
       options->inputs = arguments[++i];
     } else if (argument == "--outputs" && more) {
@@ -62,17 +75,39 @@ bool Parse(int count, char** arguments, Options* options) {
   return LinkedModule().data || !options->module.empty();
 }
 
-void WriteFile(const std::string& path, const std::string& content) {
-  std::ofstream file(path, std::ios::binary);
-  file << content;
-  if (!file.flush()) throw Error(path + " cannot be written");
-}
-
 void Describe(const std::vector<Description>& descriptions, const std::vector<ffi::Tensor>& tensors) {
   for (size_t i = 0; i < tensors.size(); ++i) {
     std::string shape = ShapeText(tensors[i].shape().data(), tensors[i].shape().size());
     std::printf("%s: %s%s\n", Printable(descriptions[i].name).c_str(), descriptions[i].dtype_name.c_str(), shape.c_str());
   }
+}
+
+std::vector<Description> Chosen(const std::vector<Description>& all, const std::vector<size_t>& places) {
+  std::vector<Description> chosen;
+  for (size_t place : places) chosen.push_back(all[place]);
+  return chosen;
+}
+
+// One step of a session; inputs are the stored example's where there is no file.
+void Step(Module* module, const Options& options, Report* report) {
+  const Artifact& artifact = module->artifact();
+  Session session(module, options.capacity);
+  if (!options.load_states.empty()) session.Load(FileBytes(options.load_states).span(), options.load_states);
+  std::vector<Description> taken = Chosen(artifact.inputs, session.inputs()), given = Chosen(artifact.outputs, session.outputs());
+  std::optional<FileBytes> file;
+  std::vector<ffi::Tensor> inputs;
+  if (!options.inputs.empty()) {
+    file.emplace(options.inputs);
+    inputs = ReadInputs(file->span(), taken, options.inputs);
+  } else {
+    std::vector<ffi::Tensor> all = module->ExampleInputs();
+    for (size_t place : session.inputs()) inputs.push_back(all[place]);
+  }
+  std::vector<ffi::Tensor> outputs = session.Run(inputs);
+  if (!options.outputs.empty()) WriteFile(options.outputs, WriteTensors(given, outputs));
+  if (!options.save_states.empty()) WriteFile(options.save_states, session.Save());
+  if (!options.json) Describe(given, outputs);
+  report->Add("rows", std::to_string(session.length()), "rows in use: " + std::to_string(session.length()));
 }
 
 int Main(int count, char** arguments) {
@@ -88,13 +123,18 @@ int Main(int count, char** arguments) {
     throw Error("--graph and --kernels are for modules of graphics processors, and this one runs on the processor");
   }
   std::optional<FileBytes> file;  // of the inputs, which lie in it
-  if (!options.inputs.empty()) file.emplace(options.inputs);
+  if (!options.inputs.empty() && !options.session) file.emplace(options.inputs);
   std::vector<ffi::Tensor> inputs = file ? ReadInputs(file->span(), artifact->inputs, options.inputs) : module.ExampleInputs();
   Report report(!options.json);
   if (!module.DeviceName().empty()) report.Add("device", JsonText(module.DeviceName()), "device: " + module.DeviceName());
   if (options.verify) {
     double difference = module.Verify();
     report.Add("difference", Number(difference), "verified: the largest difference from the reference is " + Number(difference));
+  }
+  if (options.session) {
+    Step(&module, options, &report);
+    if (options.json) std::printf("%s\n", report.Json().c_str());
+    return 0;
   }
   std::vector<ffi::Tensor> outputs = module.Run(inputs);
   if (!options.outputs.empty()) WriteFile(options.outputs, WriteTensors(artifact->outputs, outputs));

@@ -14,6 +14,7 @@ extern "C" {
 #endif
 
 typedef struct tensorwright_module tensorwright_module;
+typedef struct tensorwright_session tensorwright_session;
 
 /* A tensor in row-major order. `dtype` is the element type's name ("float32", "int64", "bool", ...). As an input, `data`
  * need not be aligned. As an output, all pointers stay valid until the module runs again or is freed. */
@@ -56,6 +57,30 @@ int tensorwright_run(tensorwright_module* module, const tensorwright_tensor* inp
 /* Run the stored example and compare with what it must give; fails where an output differs by more than the tolerance.
  * `largest_difference` may be NULL. */
 int tensorwright_verify(tensorwright_module* module, double* largest_difference);
+
+/* A session keeps the states of a module from one run to the next. Several of one module are independent of each other; all
+ * are run by the thread that runs the module, and are freed before it. `capacity`: how many rows the states hold, for a
+ * module that leaves that open; else 0. */
+int tensorwright_session_open(tensorwright_module* module, int64_t capacity, tensorwright_session** session);
+void tensorwright_session_free(tensorwright_session* session);
+
+/* What a run of a session takes and gives: the module's inputs and outputs but for what the session keeps. */
+int32_t tensorwright_session_input_count(const tensorwright_session* session);
+int32_t tensorwright_session_output_count(const tensorwright_session* session);
+int tensorwright_session_input(const tensorwright_session* session, int32_t index, tensorwright_tensor* description);
+int tensorwright_session_output(const tensorwright_session* session, int32_t index, tensorwright_tensor* description);
+
+/* One step: as tensorwright_run, and the states are updated. Fails before anything is written where they are full. */
+int tensorwright_session_run(tensorwright_session* session, const tensorwright_tensor* inputs, tensorwright_tensor* outputs);
+
+/* How many rows of the states are in use; back to the initial states; forget the last rows; another session in the same
+ * state; and its states to a file and back, as the Python package writes and reads them. */
+int64_t tensorwright_session_length(const tensorwright_session* session);
+int tensorwright_session_reset(tensorwright_session* session);
+int tensorwright_session_rewind(tensorwright_session* session, int64_t rows);
+int tensorwright_session_fork(const tensorwright_session* session, tensorwright_session** fork);
+int tensorwright_session_save(const tensorwright_session* session, const char* path);
+int tensorwright_session_load(tensorwright_session* session, const char* path);
 
 #ifdef __cplusplus
 }

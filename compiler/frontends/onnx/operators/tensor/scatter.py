@@ -27,6 +27,7 @@ from compiler.frontends.onnx.bounds import (
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.narrow_floats import is_narrow_float
 from compiler.frontends.onnx.registry import converter
+from compiler.passes.rewriting.state_writes import UPDATES, write_rows
 
 Combine = Callable[[Any, Any], Any]
 _IN_VECTORS = ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -83,7 +84,7 @@ def _write_all(
     combine: Combine,
     width: Any = 1,
 ) -> te.Tensor:
-    """Copy `data`, then apply every update; one is `width` elements in a row of both `updates` and `data`.
+    """Copy `data`, then apply every update, as `UPDATES` promises; one is `width` elements in a row of both.
 
     `target(number of the update, indices)` gives (number of the row in data, is it inside).
     """
@@ -144,7 +145,7 @@ def _scattered(context: NodeContext, kernel: Callable[..., te.Tensor], name: str
     narrow = is_narrow_float(dtype) and context.attribute("reduction", "none") != "none"
     if narrow:
         tensors = [context.emit(R.astype(t, "float32")) if i != 1 else t for i, t in enumerate(tensors)]
-    result = context.emit_te(kernel, *tensors, primfunc_name_hint=name)
+    result = context.emit_te(kernel, *tensors, primfunc_name_hint=name, primfunc_attrs={UPDATES: 0})
     return R.astype(result, dtype) if narrow else result
 
 
@@ -213,6 +214,10 @@ def tensor_scatter(context: NodeContext) -> relax.Expr:
         require_shape(context, context.shape(2), context.shape(0)[:1], "write_indices")
         last = context.arithmetic.subtract(size, written[axis]) if mode == "linear" else size
         require_values(context, 2, 0, context.arithmetic.add(last, 1))
+
+    if mode == "linear" and context.has_input(2):
+        builder, (data, new, first) = context.importer.builder.block_builder, map(context.input, range(3))
+        return write_rows(builder, data, new, context.emit(R.astype(first, "int64")), axis)
 
     def kernel(cache: te.Tensor, update: te.Tensor, *start: te.Tensor) -> te.Tensor:
         def element(*place: Any) -> Any:
