@@ -120,6 +120,8 @@ def inspect_module(path: str | os.PathLike[str]) -> Inspection:
         facts["accelerator"] = accelerator
     if manifest.fixed_inputs:
         facts["fixed inputs"] = "; ".join(_fixed_text(fixed) for fixed in manifest.fixed_inputs)
+    if manifest.states:
+        facts["states"] = "\n".join(map(_state_text, manifest.states))
     return Inspection(
         kind="module",
         path=str(path),
@@ -156,6 +158,12 @@ def plan_text(plan: Any) -> str:
         f"{format_bytes(plan.peak_bytes)} peak, {format_bytes(plan.without_reuse_bytes)} without reuse, "
         f"{format_bytes(plan.live_bytes)} at least"
     )
+
+
+def _state_text(state: Any) -> str:
+    """A state in a line."""
+    rows = "" if state.axis is None else f", {'grows' if state.grows else 'rows'} along axis {state.axis}"
+    return f"{state.input}: its next value is {state.output}{rows}"
 
 
 def _fixed_text(fixed: Any) -> str:

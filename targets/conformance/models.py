@@ -151,6 +151,33 @@ def unknown_operator() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
+def streaming_net() -> onnx.ModelProto:
+    """A net with two states, by the usual names: a cache of which each run writes one row, and a vector."""
+    floats, random = TensorProto.FLOAT, np.random.default_rng(3)
+    nodes = [
+        helper.make_node("ScatterND", ["cache", "at", "x"], ["new_cache"]),
+        helper.make_node("MatMul", ["h", "weight"], ["carried"]),
+        helper.make_node("Add", ["carried", "x"], ["sum"]),
+        helper.make_node("Tanh", ["sum"], ["hn"]),
+        helper.make_node("ReduceSum", ["new_cache", "axes"], ["total"], keepdims=1),
+        helper.make_node("Add", ["total", "hn"], ["y"]),
+    ]
+    sizes = {"x": [1, 12], "cache": [6, 12], "h": [1, 12]}
+    inputs = [helper.make_tensor_value_info(name, floats, shape) for name, shape in sizes.items()]
+    inputs.append(helper.make_tensor_value_info("at", TensorProto.INT64, [1, 1]))
+    outputs = [
+        helper.make_tensor_value_info(name, floats, shape)
+        for name, shape in (("y", [1, 12]), ("new_cache", [6, 12]), ("hn", [1, 12]))
+    ]
+    weight = random.standard_normal((12, 12)).astype("float32") / 4
+    constants = [
+        onnx.numpy_helper.from_array(weight, "weight"),
+        onnx.numpy_helper.from_array(np.array([0]), "axes"),
+    ]
+    graph = helper.make_graph(nodes, "streaming", inputs, outputs, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+
+
 def random_inputs(model: onnx.ModelProto) -> dict[str, Array]:
     """Values for the inputs: normal, or small integers; sizes must be fixed."""
     generator = np.random.default_rng(1)

@@ -28,6 +28,7 @@ from targets.conformance.models import (
     quantized_net,
     random_inputs,
     small_net,
+    streaming_net,
     unknown_operator,
 )
 from targets.errors import TargetError
@@ -48,6 +49,9 @@ class Runnable(Protocol):
 
     def run(self, inputs: Mapping[str, Any], /) -> dict[str, Any]:
         """The outputs by name."""
+
+    def session(self) -> Any:
+        """What keeps the module's states: its `run` takes and gives what is no state, `states` are these by name."""
 
     def export(self, path: str | Path, /) -> None:
         """Write it as a file."""
@@ -100,6 +104,7 @@ def checks() -> list[Check]:
         Check("quantized functions", _quantized_functions),
         Check("dynamic batch", _open_batch),
         Check("dynamic length", _open_length),
+        Check("states", _states),
         Check("file round trip", _round_trip),
         Check("refusal", _refusal),
         Check("partition", _partition),
@@ -226,6 +231,27 @@ def _first_difference(module: Runnable, models: Mapping[str, onnx.ModelProto]) -
         problem = differences(_reference(model, inputs), module.run(inputs), TOLERANCES["float32"])
         if problem:
             return f"{name}: {problem}"
+    return None
+
+
+def _states(target: Target, toolbox: Toolbox) -> str | None:
+    """A session goes on where its last run ended, and a fork of it goes another way."""
+    model = streaming_net()
+    session = toolbox.compile(model, target).session()
+    inputs = random_inputs(model)
+    states = {"cache": np.zeros_like(inputs["cache"]), "h": np.zeros_like(inputs["h"])}
+    walks = [(session, states)]
+    for step in range(3):
+        if step == 1:
+            walks.append((session.fork(), dict(states)))
+        for number, (each, held) in enumerate(walks):
+            given = {"x": inputs["x"] + step - number, "at": np.array([[2 * step + number]])}
+            expected = _reference(model, {**given, **held})
+            held.update(cache=expected.pop("new_cache"), h=expected.pop("hn"))
+            problem = differences(expected, each.run(given), TOLERANCES["float32"])
+            problem = problem or differences(held, each.states, TOLERANCES["float32"])
+            if problem:
+                return f"run {step} of session {number}: {problem}"
     return None
 
 
