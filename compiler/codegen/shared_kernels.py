@@ -16,8 +16,7 @@ import tvm_ffi
 from tvm import tirx
 
 from compiler.codegen.kernel_constants import DIVISIONS, OpenedKernel, may_open, variables_in
-from schedules.codegen.nest import sequence
-from schedules.conv.dynamic_sizes import name_opaque
+from schedules.codegen.nest import name_opaque, sequence
 from schedules.ir.named_sizes import with_shape
 from schedules.ir.tir import StructuralKey, structural_map, structural_walk
 

@@ -235,6 +235,29 @@ def bind(name: str, value: Expr, dtype: str, lanes: int) -> tuple[Any, Stmt]:
     return var, tirx.Bind(var, value)
 
 
+def name_value(name: str, value: Any, bindings: list[Stmt]) -> Any:
+    """A name for a value, its binding appended; an int stays what it is."""
+    if isinstance(value, int):
+        return value
+    var, binding = bind(name, value, "int64", 1)
+    bindings.append(binding)
+    return var
+
+
+def name_opaque(name: str, value: Any, bindings: list[Stmt]) -> Any:
+    """`name_value` for what TVM's passes are not to look into.
+
+    They put what a name stands for into each expression that they simplify, again for each loop; positions in images
+    of unknown size are quotients of quotients, and most of a kernel's compile time went there. What a buffer holds they
+    do not know; LLVM does.
+    """
+    if isinstance(value, int):
+        return value
+    held, allocation = allocate(f"{name}_held", (1,), "int64", "local")
+    bindings += [allocation, store(held, value, 0)]
+    return name_value(name, load(held, 0), bindings)
+
+
 def loops_over(axes: Sequence[Axis], body: Stmt) -> Stmt:
     """Serial loops over axes of a kernel's own variables, the first outermost."""
     for axis in reversed(axes):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from schedules.codegen.nest import allocate, bind, load, repeat, sequence, store, when
+from schedules.codegen.nest import name_opaque, repeat, sequence, when
 from schedules.conv.tiling import accumulators, block_choices, tails, tile_cost
 from schedules.conv.workload import WindowWorkload
 from schedules.ir.numbers import ceil_div
@@ -64,29 +64,6 @@ def padding_before(work: WindowWorkload, spatial: Sequence[Any], out: Sequence[A
         total = most(reach - spatial[dim], 0)
         result.append((total + (1 if work.same == "lower" else 0)) // 2)
     return result
-
-
-def name_value(name: str, value: Any, bindings: list[Stmt]) -> Any:
-    """A name for a value, its binding appended; an int stays what it is."""
-    if isinstance(value, int):
-        return value
-    var, binding = bind(name, value, _INDEX, 1)
-    bindings.append(binding)
-    return var
-
-
-def name_opaque(name: str, value: Any, bindings: list[Stmt]) -> Any:
-    """`name_value` for what TVM's passes are not to look into.
-
-    They put what a name stands for into each expression that they simplify, again for each loop; positions in images
-    of unknown size are quotients of quotients, and most of a kernel's compile time went there. What a buffer holds they
-    do not know; LLVM does.
-    """
-    if isinstance(value, int):
-        return value
-    held, allocation = allocate(f"{name}_held", (1,), _INDEX, "local")
-    bindings += [allocation, store(held, value, 0)]
-    return name_value(name, load(held, 0), bindings)
 
 
 def least(left: Any, right: Any) -> Any:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from schedules.conv.dynamic_sizes import Sizes, name_opaque
+from schedules.codegen.nest import name_opaque
+from schedules.conv.dynamic_sizes import Sizes
 from schedules.conv.workload import WindowWorkload
 from schedules.ir.tir import Stmt
 from schedules.stages.fused_kernel import FusedKernel

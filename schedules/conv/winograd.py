@@ -18,6 +18,7 @@ from schedules.codegen.nest import (
     broadcast,
     lanes_of,
     load,
+    name_opaque,
     parallel,
     prefetch,
     repeat,
@@ -31,7 +32,7 @@ from schedules.codegen.nest import (
 )
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import WINOGRAD
-from schedules.conv.dynamic_sizes import Sizes, least, name_opaque, open_repeat, parts_of
+from schedules.conv.dynamic_sizes import Sizes, least, open_repeat, parts_of
 from schedules.conv.estimates import winograd_estimate
 from schedules.conv.tiling import SMALL_FLOPS, accumulators, block_choices, channel_unroll, divisors
 from schedules.conv.weights_ahead import ahead

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from schedules.codegen.nest import both
+from schedules.codegen.nest import both, name_opaque
 from schedules.config import Config
-from schedules.conv.dynamic_sizes import name_opaque, parts_of
+from schedules.conv.dynamic_sizes import parts_of
 from schedules.conv.workload import ConvWorkload
 from schedules.ir.tir import Stmt, tirx
 from schedules.machine import Machine

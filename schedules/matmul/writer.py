@@ -16,6 +16,7 @@ from schedules.codegen.nest import (
     Extent,
     expression,
     load,
+    name_opaque,
     parallel_grid,
     prefetch,
     repeat,
@@ -81,6 +82,12 @@ class MatmulWriter:
         self.combine = combine if combine is not None else lambda total, a, b: total + a * b
         total = form.depth.extent
         self.block = depth if isinstance(total, int) and 0 < depth < total else 0
+        self._sizes: list[Stmt] = []  # what names the number of rows, where it is symbolic, and what follows from it
+        self._rows_count = self._named("rows", form.rows.extent)
+
+    def _named(self, name: str, size: Any) -> Any:
+        """A size as one variable: every index holds it, and it may be the product of several computed sizes."""
+        return size if isinstance(size, tirx.Var) else name_opaque(name, size, self._sizes)
 
     # The loops outside the panels.
 
@@ -91,9 +98,9 @@ class MatmulWriter:
     def statement(self) -> Stmt:
         """The product alone."""
         columns = self.form.columns
-        if isinstance(columns, int):
-            return self._tasks(*divmod(columns, self.panel))
-        return self._symbolic_columns(columns)
+        whole = isinstance(columns, int)
+        product = self._tasks(*divmod(columns, self.panel)) if whole else self._symbolic_columns(columns)
+        return sequence(*self._sizes, product)
 
     def _tasks(self, whole: int, rest: int) -> Stmt:
         panels = whole + bool(rest)
@@ -152,18 +159,18 @@ class MatmulWriter:
 
     def _multiplications(self) -> Any:
         amount: Any = 1
-        extents = [*(axis.extent for axis in self.form.batch), self.form.rows.extent, self.form.columns]
+        extents = [*(axis.extent for axis in self.form.batch), self._rows_count, self.form.columns]
         for extent in (*extents, self.form.depth.extent):
             amount = amount * extent
         return amount
 
     def _row_tiles(self) -> tuple[Any, Any]:
         """(whole row tiles, rows left over)."""
-        rows = self.form.rows.extent
+        rows = self._rows_count
         if isinstance(rows, int):
             return divmod(rows, self.tile_rows)
-        tiles = tirx.FloorDiv(rows, index(self.tile_rows))
-        return tiles, rows - tiles * self.tile_rows
+        tiles = self._named("row_tiles", tirx.FloorDiv(rows, index(self.tile_rows)))
+        return tiles, self._named("rest", rows - tiles * self.tile_rows)
 
     def _row_chunks(self, tiles: Any, panels: Any) -> tuple[Any, int]:
         """(chunks of rows, row tiles of a chunk): as few as give every core enough tasks."""
