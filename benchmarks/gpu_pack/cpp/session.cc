@@ -3,6 +3,7 @@
 #include "generator.h"
 #include "library.h"
 #include "simulated.h"
+#include "virtual_machine.h"
 
 namespace tensorwright::pack {
 namespace {
@@ -10,12 +11,6 @@ namespace {
 constexpr int kSkip = 1;  // what an instrument gives for a call that the virtual machine shall leave out
 
 Span SpanOf(const std::string& bytes) { return {reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()}; }
-
-ffi::Function FunctionOf(const ffi::Module& module, const char* name) {
-  auto found = module->GetFunction(name, true);
-  if (!found) throw Error(std::string("the module's code has no function ") + name, "make the pack again");
-  return *found;
-}
 
 }  // namespace
 
@@ -31,25 +26,8 @@ Session::Session(const Entry& entry) : entry_(entry) {
   device_->ToHost({});  // waits for the copies, which read `made`
   std::string library = ReadCompressed(entry.folder + "/model.so.gz");
   executable_ = LoadLibrary(SpanOf(library));
-  machine_ = NewMachine();
-  main_ = BindParameters(*machine_);
-}
-
-ffi::Module Session::NewMachine() const {
-  auto machine = FunctionOf(*executable_, "vm_load_executable")().cast<ffi::Module>();
-  std::vector<int> places = device_->Places();
-  std::vector<ffi::AnyView> arguments(places.begin(), places.end());
-  ffi::Any result;
-  FunctionOf(machine, "vm_initialization").CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &result);
-  return machine;
-}
-
-ffi::Function Session::BindParameters(const ffi::Module& machine) const {
-  std::vector<ffi::AnyView> bound{"main", "bound_main", 1};
-  bound.insert(bound.end(), parameters_.begin(), parameters_.end());
-  ffi::Any result;
-  FunctionOf(machine, "save_function").CallPacked(bound.data(), static_cast<int32_t>(bound.size()), &result);
-  return FunctionOf(machine, "bound_main");
+  machine_ = NewMachine(*executable_, device_->Places());
+  main_ = BindParameters(*machine_, parameters_);
 }
 
 void Session::Place(const Case& given) {
@@ -91,8 +69,8 @@ void Session::Instrumented(const std::function<void(const KernelCall&)>& each) {
     each(call);
     *result = kSkip;
   };
-  ffi::Module machine = NewMachine();
-  ffi::Function main = BindParameters(machine);
+  ffi::Module machine = NewMachine(*executable_, device_->Places());
+  ffi::Function main = BindParameters(machine, parameters_);
   FunctionOf(machine, "set_instrument")(ffi::Function::FromPacked(instrument));
   result_.reset();
   std::vector<ffi::AnyView> arguments(placed_.begin(), placed_.end());

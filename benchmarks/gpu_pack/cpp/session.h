@@ -41,9 +41,6 @@ class Session {
   void Instrumented(const std::function<void(const KernelCall&)>& each);
 
  private:
-  ffi::Module NewMachine() const;
-  ffi::Function BindParameters(const ffi::Module& machine) const;
-
   const Entry& entry_;
   std::unique_ptr<Device> device_;
   std::optional<ffi::Module> executable_, machine_;

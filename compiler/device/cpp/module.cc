@@ -12,6 +12,7 @@
 #include "library.h"
 #include "processor.h"
 #include "threads.h"
+#include "virtual_machine.h"
 
 namespace tensorwright {
 namespace {
@@ -35,12 +36,6 @@ Span CodeOf(const Artifact& artifact) {
   }
   CheckElf(artifact.library);
   return artifact.library;
-}
-
-ffi::Function FunctionOf(const ffi::Module& module, const char* name) {
-  auto found = module->GetFunction(name, true);
-  if (!found) throw Error(std::string("the module's code has no function ") + name, "compile the model again");
-  return *found;
 }
 
 // What a check inside of a module is for, as the compiler wrote it down: `tensorwright[...] `. Empty for other failures.
@@ -79,7 +74,7 @@ Module::Module(std::shared_ptr<Artifact> artifact) : artifact_(std::move(artifac
   }
   SetUpThreads(artifact_->threads);
   executable_ = LoadLibrary(library);
-  machine_ = NewMachine();
+  machine_ = NewMachine(*executable_, device_->Places());
   Expand();
   CheckArity();
   if ((*machine_)->ImplementsFunction("tensorwright_check", true)) {
@@ -87,25 +82,7 @@ Module::Module(std::shared_ptr<Artifact> artifact) : artifact_(std::move(artifac
     ffi::Any result;
     FunctionOf(*machine_, "tensorwright_check").CallPacked(checked.data(), static_cast<int32_t>(checked.size()), &result);
   }
-  main_ = BindParameters(*machine_);
-}
-
-ffi::Module Module::NewMachine() const {
-  auto machine = FunctionOf(*executable_, "vm_load_executable")().cast<ffi::Module>();
-  std::vector<int> places = device_->Places();
-  std::vector<ffi::AnyView> arguments(places.begin(), places.end());
-  ffi::Any result;
-  FunctionOf(machine, "vm_initialization").CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &result);
-  return machine;
-}
-
-// `main` of inputs alone.
-ffi::Function Module::BindParameters(const ffi::Module& machine) const {
-  std::vector<ffi::AnyView> bound{"main", "bound_main", 1};
-  bound.insert(bound.end(), parameters_.begin(), parameters_.end());
-  ffi::Any result;
-  FunctionOf(machine, "save_function").CallPacked(bound.data(), static_cast<int32_t>(bound.size()), &result);
-  return FunctionOf(machine, "bound_main");
+  main_ = BindParameters(*machine_, parameters_);
 }
 
 void Module::Failed(const std::string& failure) const {
@@ -278,8 +255,8 @@ std::vector<std::pair<std::string, double>> Module::MeasureKernels(const std::ve
   std::unique_ptr<DeviceClock> clock = device_->Clock();
   if (!clock) throw Error("the module runs on the processor: `tensorwright profile` times its kernels");
   Run(inputs);
-  ffi::Module machine = NewMachine();
-  ffi::Function main = BindParameters(machine);
+  ffi::Module machine = NewMachine(*executable_, device_->Places());
+  ffi::Function main = BindParameters(machine, parameters_);
   struct Entry {
     std::string name;
     size_t begin, end;

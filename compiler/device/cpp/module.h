@@ -61,8 +61,6 @@ class Module {
  private:
   void CheckArity() const;
   void Expand();
-  ffi::Module NewMachine() const;
-  ffi::Function BindParameters(const ffi::Module& machine) const;
   void Place(std::vector<ffi::Tensor> inputs);
   ffi::Any Call(const std::vector<ffi::Tensor>& placed) const;
   std::vector<ffi::Tensor> Outputs(const ffi::Any& result) const;
