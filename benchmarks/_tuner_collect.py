@@ -18,7 +18,7 @@ from compiler.records.identity import target_description
 from compiler.records.library import read_current
 from compiler.records.records import RecordWriter
 from compiler.tuning.cost_models.roofline import RandomModel
-from compiler.tuning.measuring.lab import Lab
+from compiler.tuning.measuring.pool import MeasurementPool
 from compiler.tuning.search.evolutionary import RandomSearch
 from compiler.tuning.search.sampling import neighbour
 from compiler.tuning.session import Session
@@ -35,10 +35,10 @@ def collect(options: Any, console: Console) -> None:
     tasks = _largest(options, target)
     with (
         RecordWriter.in_folder(options.records, target_description(target)) as writer,
-        Lab(target, serial=options.timing != "parallel") as lab,
+        MeasurementPool(target, serial=options.timing != "parallel") as pool,
     ):
         search = RandomSearch(options.seed)
-        session = Session(target, tasks, lab, writer, RandomModel(options.seed), search)
+        session = Session(target, tasks, pool, writer, RandomModel(options.seed), search)
         session.resume(read_current(writer.path).records)
         generator = random.Random(options.seed)
 

@@ -21,8 +21,8 @@ from compiler.records.library import read_current
 from compiler.records.records import Record, RecordWriter
 from compiler.tuning.cost_models import CostModel
 from compiler.tuning.cost_models.xgboost import XgboostModel
-from compiler.tuning.measuring.lab import Lab, Trial
 from compiler.tuning.measuring.messages import Effort
+from compiler.tuning.measuring.pool import MeasurementPool, Trial
 from compiler.tuning.progress import Limits
 from compiler.tuning.search import searches
 from compiler.tuning.session import Session
@@ -62,7 +62,7 @@ def measure(options: Any, console: Console) -> list[Row]:
             best[record.task] = min(known, record, key=_seconds)
     samples = load_samples([options.records])
     rows: list[Row] = []
-    with Lab(target, serial=method == "serial") as lab:
+    with MeasurementPool(target, serial=method == "serial") as pool:
         for task in _chosen(options, target, best):
             console.print(f"[dim]{len(rows) + 1}: {task.rule.name} {task.names[0]}")
             others = [sample for sample in samples if sample.subject.task != task.key]
@@ -70,10 +70,10 @@ def measure(options: Any, console: Console) -> list[Row]:
             trained.update(others)
             with tempfile.TemporaryDirectory() as folder:
                 trained.save(Path(folder) / "model.json")
-                warm = _search(task, target, lab, XgboostModel(Path(folder) / "model.json"), options.trials)
-            cold = _search(task, target, lab, XgboostModel(), options.trials)
+                warm = _search(task, target, pool, XgboostModel(Path(folder) / "model.json"), options.trials)
+            cold = _search(task, target, pool, XgboostModel(), options.trials)
             configs = (task.default, warm.config, cold.config, Config.of(best[task.key].config))
-            default, found, found_cold, recorded = _in_turns(lab, task, configs)
+            default, found, found_cold, recorded = _in_turns(pool, task, configs)
             fastest = min(default, found, found_cold, recorded)
             rows.append(
                 Row(
@@ -120,11 +120,11 @@ def _chosen(options: Any, target: targets.Target, best: dict[str, Record]) -> li
     return sorted(chosen, key=lambda task: task.rule.name)
 
 
-def _in_turns(lab: Lab, task: Task, configs: Sequence[Config]) -> list[float]:
+def _in_turns(pool: MeasurementPool, task: Task, configs: Sequence[Config]) -> list[float]:
     """Seconds of each config, measured in turns: times of different minutes differ by what lies in the shared cache."""
     different = list(dict.fromkeys(configs))
-    built = lab.trials([Trial(task.key, config) for config in different], lambda _trial, _outcome: None)
-    outcomes = lab.compare(task.key, built, _EFFORT, _ROUNDS)
+    built = pool.trials([Trial(task.key, config) for config in different], lambda _trial, _outcome: None)
+    outcomes = pool.compare(task.key, built, _EFFORT, _ROUNDS)
     seconds = {outcome.config: outcome.seconds or math.inf for outcome in outcomes}
     return [seconds[config] for config in configs]
 
@@ -141,12 +141,12 @@ class _Found:
         return next((trials for trials, best in self.curve if best <= seconds), None)
 
 
-def _search(task: Task, target: targets.Target, lab: Lab, model: CostModel, trials: int) -> _Found:
+def _search(task: Task, target: targets.Target, pool: MeasurementPool, model: CostModel, trials: int) -> _Found:
     with (
         tempfile.TemporaryDirectory() as folder,
         RecordWriter.in_folder(folder, target_description(target)) as writer,
     ):
-        session = Session(target, [task], lab, writer, model, searches.make("evolutionary", seed=7))
+        session = Session(target, [task], pool, writer, model, searches.make("evolutionary", seed=7))
         session.run(Limits(trials=trials))
         (state,) = session.states
         config, seconds = state.best or (task.default, math.inf)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.errors import StorageError
 from compiler.records.identity import file_name, fingerprint, target_description
-from compiler.records.record_set import by_task, newest_of_models, taken_over, way_taken_over, without_stale
+from compiler.records.record_set import alternative_taken_over, by_task, newest_of_models, taken_over, without_stale
 from compiler.records.records import ChosenKernel, Loaded, ModelLine, Record, read
 from schedules.config import Config
 from schedules.gpu import gpu_rules
-from schedules.selection.alternatives import Way
+from schedules.selection.alternatives import Alternative
 from schedules.selection.apply import record_key
 from schedules.selection.registry import rules
 
@@ -77,7 +77,7 @@ class TunedConfigs:
         lines = [line for line in newest_of_models(loaded.models) if (line.target, line.model) == (own, model)]
         self.tuned_itself: ModelLine | None = lines[0] if lines else None
         self._chosen = {each.kernel: each for each in (self.tuned_itself.choices if self.tuned_itself else ())}
-        self._ways: dict[str, Record] = {}
+        self._alternatives: dict[str, Record] = {}
         self._origins: dict[str, str] = {}
         self.problems = list(loaded.problems)
 
@@ -92,7 +92,7 @@ class TunedConfigs:
             found = None if chosen is None else self._checked(chosen, rule, workload)
             origin = self.tuned_itself.origin
         else:
-            record = self._ways.get(key) or taken_over(
+            record = self._alternatives.get(key) or taken_over(
                 self._inside(key, rule, workload), rule.default(workload, self._machine)
             )
             found = None if record is None else Config.of(record.config)
@@ -101,19 +101,21 @@ class TunedConfigs:
             self._origins[key] = origin
         return found
 
-    def choose(self, ways: Sequence[Way]) -> int:
-        """Of ways to compute the same, the first being the untuned one, the place of the one to take."""
+    def choose(self, alternatives: Sequence[Alternative]) -> int:
+        """Of alternatives to compute the same, the first being the untuned one, the place of the one to take."""
         if self.tuned_itself is not None:
-            for place, way in enumerate(ways[1:], 1):
-                chosen = self._chosen.get(way.key)
-                if chosen is not None and chosen.task == ways[0].key:
-                    return place if self._checked(chosen, _rule(way), way.workload) is not None else 0
+            for place, alternative in enumerate(alternatives[1:], 1):
+                chosen = self._chosen.get(alternative.key)
+                if chosen is not None and chosen.task == alternatives[0].key:
+                    return place if self._checked(chosen, _rule(alternative), alternative.workload) is not None else 0
             return 0
-        groups = [self._inside(way.key, _rule(way), way.workload) for way in ways]
-        default = _rule(ways[0]).default(ways[0].workload, self._machine)
-        place, record = way_taken_over(groups, default)
+        groups = [
+            self._inside(alternative.key, _rule(alternative), alternative.workload) for alternative in alternatives
+        ]
+        default = _rule(alternatives[0]).default(alternatives[0].workload, self._machine)
+        place, record = alternative_taken_over(groups, default)
         if record is not None:
-            self._ways[ways[place].key] = record
+            self._alternatives[alternatives[place].key] = record
         return place
 
     def _checked(self, chosen: ChosenKernel, rule: ScheduleRule, workload: Any) -> Config | None:
@@ -137,8 +139,8 @@ class TunedConfigs:
         return f"tuning_logs/{path.name}" if path.parent == shipped_folder() else str(path)
 
 
-def _rule(way: Way) -> ScheduleRule:
-    return next(rule for rule in rules() if rule.name == way.rule)
+def _rule(alternative: Alternative) -> ScheduleRule:
+    return next(rule for rule in rules() if rule.name == alternative.rule)
 
 
 def tuned_configs(target: targets.Target, records: RecordSource = None, model: str = "") -> TunedConfigs:

@@ -10,8 +10,8 @@ from compiler.records.records import ModelLine, Record
 
 MIN_GAIN = 0.01
 """A config is kept in the default's place when it is faster by this share at least, and by more than the spread."""
-MIN_GAIN_OF_WAYS = 0.03
-"""The same for another way to compute a kernel: the two were not measured in turns."""
+MIN_GAIN_OF_ALTERNATIVES = 0.03
+"""The same for an alternative to compute a kernel: the two were not measured in turns."""
 MIN_GAIN_ELSEWHERE = 0.05
 """The same in a model in which it was never compared, for a config that was compared in none."""
 
@@ -128,11 +128,13 @@ def taken_over(records: Iterable[Record], default: Mapping[str, object]) -> Reco
     return best([record for record in known if record.config_key not in lost], MIN_GAIN_ELSEWHERE)
 
 
-def way_taken_over(groups: Sequence[Sequence[Record]], default: Mapping[str, object]) -> tuple[int, Record | None]:
+def alternative_taken_over(
+    groups: Sequence[Sequence[Record]], default: Mapping[str, object]
+) -> tuple[int, Record | None]:
     """Of tasks that compute the same, the place of the one to use in a model that was not measured, and its record.
 
     The first, untuned one stays (with no record) unless another won in some model, and was slower than it in none. What
-    ways take alone does not count: they differ most in what they ask of the memory that a model shares.
+    alternatives take alone does not count: they differ most in what they ask of the memory that a model shares.
 
     Args:
         default: the config that is the default of the first today.
@@ -145,7 +147,7 @@ def way_taken_over(groups: Sequence[Sequence[Record]], default: Mapping[str, obj
         gains = _gains_in_models(inside, untuned)
         for record in inside:
             each = gains.get(record.config_key, [])
-            if _won(each, MIN_GAIN_OF_WAYS):
+            if _won(each, MIN_GAIN_OF_ALTERNATIVES):
                 found.append((min(gain for gain, _ in each), place, record))
     if not found:
         return 0, None

@@ -16,9 +16,9 @@ PATIENCE = 64
 _SMALL_SHARE = 0.0005  # of the model's time
 _HOPE = 0.25  # what a fresh task is thought to win by `_HOPE_TRIALS` trials
 _HOPE_TRIALS = 32
-_NEAR_FLOOR = 1.05
+_NEAR_BOUND = 1.05
 _LOOK_BACK = 32
-_HOPELESS = 1.25  # times as slow as another way to compute the same
+_HOPELESS = 1.25  # times as slow as an alternative to compute the same
 
 
 def next_task(states: Sequence[TaskState]) -> TaskState | None:
@@ -31,12 +31,12 @@ def next_task(states: Sequence[TaskState]) -> TaskState | None:
 
 
 def seconds_in_model(state: TaskState) -> float:
-    """Seconds of one run of the model that the task takes, in the fastest way and with the best config."""
+    """Seconds of one run of the model that the task takes, in the fastest alternative and with the best config."""
     return state.task.count * state.fastest_seconds if math.isfinite(state.fastest_seconds) else 0.0
 
 
 def seconds_of_model(states: Iterable[TaskState]) -> float:
-    """Of one run in kernels; what can be computed in several ways counts once."""
+    """Of one run in kernels; what can be computed by several alternatives counts once."""
     return sum(seconds_in_model(state) for state in states if not state.task.instead_of)
 
 
@@ -44,10 +44,10 @@ def reason_to_stop(state: TaskState, total: float) -> str:
     """Why a task gets no more trials; "" while it does."""
     if state.best is None:
         return "it could not be measured"
-    if state.best_seconds <= _NEAR_FLOOR * state.floor:
-        return f"at {state.floor / state.best_seconds:.0%} of the machine's limit"
+    if state.best_seconds <= _NEAR_BOUND * state.lower_bound:
+        return f"at {state.lower_bound / state.best_seconds:.0%} of the machine's limit"
     if state.best_seconds > _HOPELESS * state.fastest_seconds:
-        return f"another way is {state.best_seconds / state.fastest_seconds:.1f} times as fast"
+        return f"an alternative is {state.best_seconds / state.fastest_seconds:.1f} times as fast"
     if seconds_in_model(state) < _SMALL_SHARE * total:
         return "it takes next to no time"
     if state.since_improvement() >= PATIENCE:
@@ -60,8 +60,8 @@ def expected_gain(state: TaskState) -> float:
     behind = state.best_seconds - state.fastest_seconds
     hope = max(0.0, _HOPE * state.best_seconds - behind)
     ahead = hope / (_HOPE_TRIALS + 2 * state.since_improvement() + state.trials)
-    if state.floor:
-        ahead *= max(0.0, 1 - state.floor / state.best_seconds) ** 0.5
+    if state.lower_bound:
+        ahead *= max(0.0, 1 - state.lower_bound / state.best_seconds) ** 0.5
     cost = state.seconds / state.trials if state.trials and state.seconds else 1.0
     back = 0.5 * _recent_slope(state) if not behind else 0.0
     return state.task.count * max(ahead, back) / cost

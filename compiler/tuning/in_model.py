@@ -1,4 +1,4 @@
-"""How long chosen configs and ways take in the model itself: the last word on each, and on all of them together.
+"""How long chosen configs and alternatives take in the model itself, which decides on each, and on all together.
 
 Alone, a kernel finds its input in the caches and has the memory to itself. In the model, other kernels' data lies
 there: what reads more weights than it has to, loses again what it won. So the model is compiled with and without the
@@ -31,7 +31,7 @@ from compiler.tuning.measuring.messages import ModelRequest, ModelSetup, ModelTi
 from compiler.tuning.state import TaskState
 from schedules.config import Config
 from schedules.rule import ScheduleRule
-from schedules.selection.alternatives import Way
+from schedules.selection.alternatives import Alternative
 from schedules.selection.apply import record_key
 
 if TYPE_CHECKING:
@@ -50,38 +50,38 @@ class Choices:
 
     Attributes:
         configs: by record key, of the kernels that are not to run on their default.
-        ways: of the kernels that are to be computed in another way, the key of that way.
+        alternatives: of the kernels that are to be computed by an alternative, the key of that alternative.
         chosen: both, as they are recorded.
     """
 
     def __init__(self, states: Sequence[TaskState]) -> None:
         self.configs: dict[str, Config] = {}
-        self.ways: dict[str, str] = {}
+        self.alternatives: dict[str, str] = {}
         self.chosen: list[ChosenKernel] = []
         for state in states:
             if not state.is_changed:
                 continue
-            runs = state.fastest_way
-            way = "" if runs is state else runs.task.key
+            runs = state.fastest_alternative
+            alternative = "" if runs is state else runs.task.key
             assert runs.best is not None
             config, default = runs.best[0], runs.task.default
-            if way:
-                self.ways[state.task.key] = way
+            if alternative:
+                self.alternatives[state.task.key] = alternative
             if config != default:
                 self.configs[runs.task.key] = config
-            chosen = ChosenKernel(task=state.task.key, way=way, config=dict(config), default=dict(default))
+            chosen = ChosenKernel(task=state.task.key, way=alternative, config=dict(config), default=dict(default))
             self.chosen.append(chosen)
 
     def __bool__(self) -> bool:
-        return bool(self.configs or self.ways)
+        return bool(self.configs or self.alternatives)
 
     def __call__(self, rule: ScheduleRule, workload: Any) -> Config | None:
         return self.configs.get(record_key(rule, workload))
 
-    def choose(self, ways: Sequence[Way]) -> int:
+    def choose(self, alternatives: Sequence[Alternative]) -> int:
         """A `schedules.selection.alternatives.Choice`."""
-        keys = [way.key for way in ways]
-        wanted = self.ways.get(keys[0])
+        keys = [alternative.key for alternative in alternatives]
+        wanted = self.alternatives.get(keys[0])
         return keys.index(wanted) if wanted in keys else 0
 
 

@@ -21,8 +21,8 @@ class TaskResult:
 
     Attributes:
         of_limit: the best's share of what the machine can do (1 is all of it); None when that is not known.
-        instead_of: the key of the task that this one computes the same as, in another way; "" for the untuned one.
-        fastest_seconds: `best_seconds` of the fastest way.
+        instead_of: the key of the task that this one computes the same as, by an alternative; "" for the untuned one.
+        fastest_seconds: `best_seconds` of the fastest alternative.
     """
 
     kernel: str

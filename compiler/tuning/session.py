@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from compiler.records.record_set import MIN_GAIN, MIN_GAIN_OF_WAYS, deduplicated
+from compiler.records.record_set import MIN_GAIN, MIN_GAIN_OF_ALTERNATIVES, deduplicated
 from compiler.records.records import ChosenKernel, ModelLine, Record, RecordWriter
 from compiler.tuning.budget import next_task, seconds_of_model
 from compiler.tuning.cost_models import CostModel, Sample, Subject
-from compiler.tuning.floor import floor_seconds, measure_peaks
-from compiler.tuning.measuring.lab import Lab, Trial
+from compiler.tuning.lower_bounds import least_seconds, measure_peaks
 from compiler.tuning.measuring.messages import Effort, Outcome
+from compiler.tuning.measuring.pool import MeasurementPool, Trial
 from compiler.tuning.measuring.statistics import spread, typical
 from compiler.tuning.progress import Limits, Progress, SearchCost
 from compiler.tuning.search import Search, serves
@@ -31,8 +31,8 @@ FIRST_BATCHES = 8
 EARLY = 32
 LEADERS = 3
 _ROUNDS = 9  # of the last comparison
-_BEATEN = 1.03  # of a floor: more than the noise of two measurements
-_NEAR = 1.1  # times as slow as the fastest way: that one is not compared any more
+_BEATEN = 1.03  # of a lower bound: more than the noise of two measurements
+_NEAR = 1.1  # times as slow as the fastest alternative: that one is not compared any more
 _FINAL_EFFORT = Effort(0.02)
 
 
@@ -46,13 +46,13 @@ class Origin:
 
 
 class Session:
-    """Tunes tasks on a lab's devices."""
+    """Tunes tasks on a pool's devices."""
 
     def __init__(
         self,
         target: targets.Target,
         tasks: Sequence[Task],
-        lab: Lab,
+        pool: MeasurementPool,
         writer: RecordWriter,
         cost_model: CostModel,
         search: Search,
@@ -60,13 +60,13 @@ class Session:
         origin: Origin = Origin(),
         notify: Callable[[Progress], None] | None = None,
     ) -> None:
-        self._target, self._lab, self._writer = target, lab, writer
+        self._target, self._pool, self._writer = target, pool, writer
         self._model, self._search, self._origin = cost_model, search, origin
         self._notify = notify or (lambda _: None)
         for task in tasks:
             task.tunable = serves(search, task)
         self.states = [TaskState(task, target.machine) for task in tasks]
-        _join_ways(self.states)
+        _join_alternatives(self.states)
         self._samples: list[Sample] = []
         self._began = time.monotonic()
         self.progress = Progress(self.states)
@@ -78,7 +78,7 @@ class Session:
     @property
     def method(self) -> Literal["serial", "parallel"]:
         """How times are taken; see `records.Record.method`."""
-        return "serial" if self._lab.serial else "parallel"
+        return "serial" if self._pool.serial else "parallel"
 
     def resume(self, records: Sequence[Record]) -> int:
         """Take in earlier trials of these tasks on this target, measured the same way; how many there were."""
@@ -110,28 +110,28 @@ class Session:
         self.progress.limit_seconds, self.progress.limit_trials = limits.seconds, limits.trials
         self._measure_defaults()
         self.progress.before = self._model_seconds(default=True)
-        self._find_floors()
+        self._find_lower_bounds()
         self._search_all(limits)
         self._compare_leaders()
         self._report("searched", None)
 
-    def _find_floors(self) -> None:
-        """What no config can beat; a device that does not tell gets no floors, and the search stops by other signs."""
+    def _find_lower_bounds(self) -> None:
+        """What no config can beat; without it, of a device that does not tell, the search stops by other signs."""
         self._report("measure the machine", None)
         machine = self._target.machine
-        peaks, error = measure_peaks(self._lab, machine)
+        peaks, error = measure_peaks(self._pool, machine)
         if error:
             self.problems.append(f"the device's own speed could not be measured: {error}")
         for state in self.states:
-            state.floor = floor_seconds(state.task, machine, peaks)
-        self._check_floors()
+            state.lower_bound = least_seconds(state.task, machine, peaks)
+        self._check_lower_bounds()
 
-    def _check_floors(self) -> None:
-        """Forget floors that some kernel beats: others had the machine while its own speed was measured."""
+    def _check_lower_bounds(self) -> None:
+        """Forget lower bounds that some kernel beats: others had the machine while its own speed was measured."""
         if any((state.of_limit or 0.0) > _BEATEN for state in self.states):
             self.problems.append("a kernel beat the device's measured speed, so no kernel is held to its limit")
             for state in self.states:
-                state.floor = 0.0
+                state.lower_bound = 0.0
 
     def _search_all(self, limits: Limits) -> None:
         trials, began, processor = self.progress.trials, time.monotonic(), self._processor_seconds()
@@ -146,7 +146,7 @@ class Session:
             self.cost = SearchCost(self.progress.trials - trials, time.monotonic() - began, spent)
 
     def _processor_seconds(self) -> dict[str, float]:
-        return {"search": time.process_time(), **self._lab.processor_seconds()}
+        return {"search": time.process_time(), **self._pool.processor_seconds()}
 
     def _reached(self, limits: Limits) -> bool:
         over_time = limits.seconds is not None and time.monotonic() - self._began >= limits.seconds - limits.reserve
@@ -165,8 +165,8 @@ class Session:
 
     def _prepare(self, states: Sequence[TaskState]) -> None:
         for state in states:
-            self._lab.define(state.task.kernel)
-        errors = self._lab.prepare([state.task.key for state in states])
+            self._pool.define(state.task.kernel)
+        errors = self._pool.prepare([state.task.key for state in states])
         for state in states:
             if state.task.key in errors:
                 self._unprepared.add(state.task.key)
@@ -194,7 +194,7 @@ class Session:
             if seconds is not None:
                 self.predictions.append((state.task.key, float(score), seconds))
         self._model.update(self._samples)
-        self._check_floors()
+        self._check_lower_bounds()
 
     def _try(self, chosen: Sequence[tuple[TaskState, Config]], give_up_above: float | None) -> dict[str, str]:
         """Measure and record configs; what the last one of a task failed with, by its key."""
@@ -215,7 +215,7 @@ class Session:
 
         began = time.monotonic()
         effort = Effort(give_up_above=give_up_above)
-        self._lab.trials([Trial(state.task.key, config, effort) for state, config in chosen], emit)
+        self._pool.trials([Trial(state.task.key, config, effort) for state, config in chosen], emit)
         for state in states.values():
             state.seconds += (time.monotonic() - began) / len(states)
         return failures
@@ -230,7 +230,7 @@ class Session:
             if len(state.leaders) < least or state.leaders[0].config != state.task.default:
                 continue
             self._report("compare the leaders", state)
-            outcomes = self._lab.compare(state.task.key, state.leaders, _FINAL_EFFORT, _ROUNDS)
+            outcomes = self._pool.compare(state.task.key, state.leaders, _FINAL_EFFORT, _ROUNDS)
             for outcome in outcomes:
                 if outcome.seconds is not None:
                     self._writer.append(self._record(state, outcome, compared=True))
@@ -245,7 +245,7 @@ class Session:
             missing += [(state, Trial(state.task.key, each)) for each in dict.fromkeys(configs) if each not in built]
         self._prepare([state for state, _ in missing])
         ready = [(state, trial) for state, trial in missing if state.task.key not in self._unprepared]
-        outcomes = self._lab.trials([trial for _, trial in ready], lambda _trial, _outcome: None)
+        outcomes = self._pool.trials([trial for _, trial in ready], lambda _trial, _outcome: None)
         for (state, _), outcome in zip(ready, outcomes, strict=True):
             state.keep_leader(outcome, LEADERS)
 
@@ -278,7 +278,7 @@ class Session:
         for state in self.states:
             if not state.is_changed or state.task.key not in compared.untuned.kernels:
                 continue
-            chosen = state.fastest_way
+            chosen = state.fastest_alternative
             if chosen.task.key not in compared.tuned.kernels:
                 continue
             assert chosen.best is not None
@@ -287,7 +287,7 @@ class Session:
             for each, outcome in ((state, default), (chosen, challenger)):
                 self._writer.append(self._record(each, outcome, compared=True, in_model=True))
             before, after = default.seconds or 0.0, challenger.seconds or 0.0
-            least = MIN_GAIN if chosen is state else MIN_GAIN_OF_WAYS
+            least = MIN_GAIN if chosen is state else MIN_GAIN_OF_ALTERNATIVES
             margin = 1 + max(least, default.spread, challenger.spread)
             known = state.proven == (chosen.task.key, challenger.config)
             wins = after < before if known else after * margin < before
@@ -368,18 +368,18 @@ def _summed_up(config: Config, samples: Sequence[float]) -> Outcome:
     return Outcome(config, "ok", typical(samples), min(spread(samples), 9.99), len(samples))
 
 
-def _join_ways(states: Sequence[TaskState]) -> None:
+def _join_alternatives(states: Sequence[TaskState]) -> None:
     """Let the states of tasks that compute the same know of each other."""
     groups: dict[str, list[TaskState]] = {}
     for state in states:
         groups.setdefault(state.task.instead_of or state.task.key, []).append(state)
     for group in groups.values():
         for state in group:
-            state.ways = group if len(group) > 1 else []
+            state.alternatives = group if len(group) > 1 else []
 
 
 def _has_a_leader(state: TaskState) -> bool:
-    """Whether something was measured that the default, or the untuned way, has to be compared with."""
+    """Whether something was measured that the default, or the untuned alternative, has to be compared with."""
     if state.best is None or (state.task.instead_of and state.best_seconds > _NEAR * state.fastest_seconds):
         return False
     return state.contested or state.best[0] != state.task.default

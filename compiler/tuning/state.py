@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from compiler.records.record_set import MIN_GAIN_OF_WAYS
+from compiler.records.record_set import MIN_GAIN_OF_ALTERNATIVES
 from schedules.config import Config
 from schedules.machine import Machine
 
@@ -20,20 +20,20 @@ class TaskState:
     """A task and its trials.
 
     Attributes:
-        floor: seconds that no config can beat, as `floor.floor_seconds` counts them; 0 when not known.
+        lower_bound: seconds that no config can beat, as `lower_bounds.least_seconds` counts them; 0 when not known.
         results: seconds of every config that was tried; None where the trial failed.
         best: the fastest config so far and its seconds.
         curve: (trials of this task, best seconds) whenever that became better.
         leaders: the outcomes whose libraries are kept for the last comparison, best first.
         trials: made in this run; `seconds` is what they took, building and measuring.
         finished: why the task gets no more trials, or "".
-        ways: the states of all tasks that compute the same, this one among them; empty when there are no others.
+        alternatives: the states of all tasks that compute the same, this one among them; empty when it is alone.
         proven: what runs in the task's place when it won in the model: the key of the kernel and its config.
     """
 
     task: Task
     machine: Machine
-    floor: float = 0.0
+    lower_bound: float = 0.0
     results: dict[Config, float | None] = field(default_factory=dict)
     best: tuple[Config, float] | None = None
     curve: list[tuple[int, float]] = field(default_factory=list)
@@ -42,7 +42,7 @@ class TaskState:
     failed: int = 0
     seconds: float = 0.0
     finished: str = ""
-    ways: list[TaskState] = field(default_factory=list, repr=False, compare=False)
+    alternatives: list[TaskState] = field(default_factory=list, repr=False, compare=False)
     proven: tuple[str, Config] | None = None
 
     @property
@@ -57,19 +57,19 @@ class TaskState:
 
     @property
     def fastest_seconds(self) -> float:
-        """Of all ways to compute the same."""
-        return min((way.best_seconds for way in self.ways), default=self.best_seconds)
+        """Of all alternatives to compute the same."""
+        return min((alternative.best_seconds for alternative in self.alternatives), default=self.best_seconds)
 
     @property
-    def fastest_way(self) -> TaskState:
-        """Of the ways to do what this task does; this one unless another is faster by more than chance."""
-        fastest = min(self.ways, key=lambda way: way.best_seconds, default=self)
-        return fastest if fastest.best_seconds * (1 + MIN_GAIN_OF_WAYS) < self.best_seconds else self
+    def fastest_alternative(self) -> TaskState:
+        """Of the alternatives to do what this task does; this one unless another is faster by more than chance."""
+        fastest = min(self.alternatives, key=lambda alternative: alternative.best_seconds, default=self)
+        return fastest if fastest.best_seconds * (1 + MIN_GAIN_OF_ALTERNATIVES) < self.best_seconds else self
 
     @property
     def contested(self) -> bool:
-        """Whether another way than that of the untuned module is the fastest."""
-        first = next((way for way in self.ways if not way.task.instead_of), self)
+        """Whether an alternative to what the untuned module does is the fastest."""
+        first = next((alternative for alternative in self.alternatives if not alternative.task.instead_of), self)
         return self.fastest_seconds < first.best_seconds
 
     @property
@@ -77,7 +77,7 @@ class TaskState:
         """Whether the kernel, one of the untuned module, is to run otherwise than there."""
         if self.task.instead_of or self.best is None:
             return False
-        return self.fastest_way is not self or self.best[0] != self.task.default
+        return self.fastest_alternative is not self or self.best[0] != self.task.default
 
     @property
     def gain(self) -> float:
@@ -87,8 +87,8 @@ class TaskState:
 
     @property
     def of_limit(self) -> float | None:
-        """The floor over the best: 1 is as fast as the machine goes; None when either is not known."""
-        return self.floor / self.best_seconds if self.floor and self.best is not None else None
+        """The lower bound over the best: 1 is as fast as the machine goes; None when either is not known."""
+        return self.lower_bound / self.best_seconds if self.lower_bound and self.best is not None else None
 
     def note(self, config: Config, seconds: float | None, *, new: bool = True) -> None:
         """Take in a result; `new` counts it as a trial of this run."""
@@ -119,9 +119,9 @@ class TaskState:
         """Let the kernel run as it does untuned, whatever else was measured."""
         before = self.default_seconds or self.best_seconds
         self.best = (self.task.default, before)
-        for way in self.ways:
-            if way is not self and way.best is not None:
-                way.best = (way.best[0], max(before, way.best[1]))
+        for alternative in self.alternatives:
+            if alternative is not self and alternative.best is not None:
+                alternative.best = (alternative.best[0], max(before, alternative.best[1]))
 
     def since_improvement(self) -> int:
         """Trials of this run since the best became better."""

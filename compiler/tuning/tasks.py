@@ -26,7 +26,7 @@ from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
 from schedules.ir.stages import Kernel, dtype_of, kernels_of, shape_of
 from schedules.rule import ScheduleRule
-from schedules.selection.alternatives import Choice, Way
+from schedules.selection.alternatives import Alternative, Choice
 from schedules.selection.apply import apply_rule, record_key
 from schedules.selection.registry import rules
 
@@ -47,8 +47,8 @@ class Task:
         names: of the kernels in the module that share the key; the first stands for all.
         count: calls in one run of the model.
         tunable: the rule has knobs with more than one config.
-        instead_of: the key of the task that this one would compute the same as, in another way; "" for kernels of the
-            untuned module.
+        instead_of: the key of the task that this one would compute the same as, by an alternative; "" for kernels of
+            the untuned module.
     """
 
     key: str
@@ -72,24 +72,24 @@ class Extracted:
     tasks: list[Task] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
 
-    def add_ways(self, other: Extracted, first: Mapping[str, str]) -> None:
-        """Take over the tasks of another layout of the module that do in another way what a task here does."""
+    def add_alternatives(self, other: Extracted, first: Mapping[str, str]) -> None:
+        """Take over the tasks of another layout of the module that do by an alternative what a task here does."""
         known = {task.key: task for task in self.tasks}
         for task in other.tasks:
             replaced = known.get(first.get(task.key, ""))
             if replaced is None or task.key in known:
                 continue
             task.instead_of, task.count = replaced.key, replaced.count
-            task.names = [f"{replaced.names[0]} by {_way_name(task)}"]
+            task.names = [f"{replaced.names[0]} by {_alternative_name(task)}"]
             self.tasks.append(task)
 
 
 def extract_tasks(
-    mod: tvm.IRModule, target: targets.Target, options: PassOptions | None = None, *, other_ways: bool = True
+    mod: tvm.IRModule, target: targets.Target, options: PassOptions | None = None, *, alternatives: bool = True
 ) -> Extracted:
     """The tasks of an imported module, after layout and fusion, each once.
 
-    With `other_ways`, also the kernels that would compute the same in ways that are not estimated to be fastest.
+    With `alternatives`, also the kernels that would compute the same and are not estimated to be the fastest.
     """
 
     def lowered(choose: Choice) -> tvm.IRModule:
@@ -98,29 +98,29 @@ def extract_tasks(
         )
         return run_pipeline(mod, context, passes=_WITHOUT_SCHEDULES, until="schedule").mod
 
-    survey = WaySurvey()
+    survey = AlternativeSurvey()
     extracted = tasks_of(lowered(survey), target)
-    while other_ways and survey.next_place():
-        extracted.add_ways(tasks_of(lowered(survey), target), survey.first)
+    while alternatives and survey.next_place():
+        extracted.add_alternatives(tasks_of(lowered(survey), target), survey.first)
     return extracted
 
 
 @dataclass
-class WaySurvey:
-    """A `Choice` that takes the ways at one place of the list after the other.
+class AlternativeSurvey:
+    """A `Choice` that takes the alternatives at one place of the list after the other.
 
     Attributes:
-        first: of each way's key that is not the first of its list, the first one's.
+        first: of each alternative's key that is not the first of its list, the first one's.
     """
 
     place: int = 0
     first: dict[str, str] = field(default_factory=dict)
     _most: int = 0
 
-    def __call__(self, ways: Sequence[Way]) -> int:
-        self.first |= {way.key: ways[0].key for way in ways[1:]}
-        self._most = max(self._most, len(ways) - 1)
-        return min(self.place, len(ways) - 1)
+    def __call__(self, alternatives: Sequence[Alternative]) -> int:
+        self.first |= {alternative.key: alternatives[0].key for alternative in alternatives[1:]}
+        self._most = max(self._most, len(alternatives) - 1)
+        return min(self.place, len(alternatives) - 1)
 
     def next_place(self) -> bool:
         """Go on to the next place; whether there is one."""
@@ -216,7 +216,7 @@ def _declines(rule: ScheduleRule, workload: Any, kernel: Kernel, target: targets
     return False
 
 
-def _way_name(task: Task) -> str:
+def _alternative_name(task: Task) -> str:
     tile = getattr(task.workload, "tile", None)
     return task.rule.name if tile is None else f"{task.rule.name} {tile}x{tile}"
 

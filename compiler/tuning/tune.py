@@ -24,7 +24,7 @@ from compiler.tuning.conclusion import COMPARISON_SECONDS, conclude
 from compiler.tuning.cost_models import CostModel, cost_models
 from compiler.tuning.in_model import ModelComparison
 from compiler.tuning.measuring.devices import check_device
-from compiler.tuning.measuring.lab import Lab
+from compiler.tuning.measuring.pool import MeasurementPool
 from compiler.tuning.measuring.runners import LOCAL
 from compiler.tuning.progress import Limits, Progress
 from compiler.tuning.result import TuneResult, result_of
@@ -34,7 +34,7 @@ from compiler.tuning.settings import TuningOptions
 from compiler.tuning.tasks import extract_tasks
 from targets.cuda.target import CudaTarget
 
-_COMPILE_OVER_EXTRACT = 1.5  # a whole compilation takes longer than finding the tasks, which lowers every way
+_COMPILE_OVER_EXTRACT = 1.5  # a whole compilation takes longer than finding the tasks, which lowers every estimate
 _LEADERS_SHARE = 0.08  # of the time, for the leaders
 _LARGEST_END = 0.5
 _OTHERS = 0.15  # share of the processors that other programs may use before times are taken on one core
@@ -109,20 +109,20 @@ def _tuned(source: object, target: targets.Target, options: TuningOptions, impor
     model = imports.load(source)
     for_passes = PassOptions(options.precision, model.checks)
     extracting = time.monotonic()
-    extracted = extract_tasks(model.mod, target, for_passes, other_ways=target.pipeline == "processor")
+    extracted = extract_tasks(model.mod, target, for_passes, alternatives=target.pipeline == "processor")
     compile_seconds = _COMPILE_OVER_EXTRACT * (time.monotonic() - extracting)
     key = model_fingerprint(model.mod, options.precision)
     seconds, local, serial = options.seconds, LOCAL in options.devices, _serial(options)
     deadline = math.inf if seconds is None else began + seconds
     with (
         RecordWriter.in_folder(options.folder, target_description(target)) as writer,
-        Lab(target, options.devices, serial=serial, credentials=options.credentials) as lab,
+        MeasurementPool(target, options.devices, serial=serial, credentials=options.credentials) as pool,
         ModelComparison(model, target, for_passes, options.threads, serial=serial) as comparison,
     ):
         search = searches.make(options.search, seed=options.seed)
         origin = Origin(",".join(options.devices), key, model_name(source))
         session = Session(
-            target, extracted.tasks, lab, writer, _cost_model(options), search, origin=origin, notify=options.progress
+            target, extracted.tasks, pool, writer, _cost_model(options), search, origin=origin, notify=options.progress
         )
         earlier = read_current(writer.path)
         resumed = session.resume(earlier.records)
@@ -135,7 +135,7 @@ def _tuned(source: object, target: targets.Target, options: TuningOptions, impor
             latency = conclude(session, comparison if local else None, known, deadline)
         except KeyboardInterrupt:
             interrupted = True
-            lab.kill()
+            pool.kill()
         return result_of(session, extracted, writer.path, resumed=resumed, interrupted=interrupted, latency=latency)
 
 

@@ -24,7 +24,7 @@ from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload, Wi
 from schedules.instructions.int8_neon import DEPTH, has_matrices, sums_signed
 from schedules.ir.numbers import QUAD
 from schedules.machine import Machine
-from schedules.selection.alternatives import Choice, Way
+from schedules.selection.alternatives import Alternative, Choice
 
 WINOGRAD_ERROR_BOUND = 3e-6  # root mean square, relative; see `winograd_transforms.ERROR_BOUND`
 _FOLDED_GAIN = 0.85  # of the cycles that any other takes
@@ -99,14 +99,14 @@ def _winograd_tile(case: FloatConvolution, machine: Machine, measured: Choice | 
         return tile
     known = [each for each, error in bounds(work.strides[0]).items() if error <= WINOGRAD_ERROR_BOUND]
     tiles = [tile, *(each for each in (None, *known) if each != tile)]
-    return tiles[measured([_way(_dense(work, narrow, each)) for each in tiles])]
+    return tiles[measured([_alternative(_dense(work, narrow, each)) for each in tiles])]
 
 
-def _way(choice: FloatChoice) -> Way:
+def _alternative(choice: FloatChoice) -> Alternative:
     assert isinstance(choice, ConvWorkload)
     if isinstance(choice, WinogradWorkload):
-        return Way(Winograd.name, choice)
-    return Way(CONV_DOT if isinstance(choice, DotWorkload) else ConvDirect.name, choice)
+        return Alternative(Winograd.name, choice)
+    return Alternative(CONV_DOT if isinstance(choice, DotWorkload) else ConvDirect.name, choice)
 
 
 def choose_integer(

@@ -1,6 +1,6 @@
-"""Several ways to compute the same thing: kernels of different rules, one of which is chosen while layouts are planned.
+"""Alternative kernels that compute the same, of different rules: one is chosen while layouts are planned.
 
-Estimates choose; where ways were measured (they are tasks of the tuner like any other), the records do.
+Estimates choose; where alternatives were measured (they are tasks of the tuner like any other), the records do.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from schedules.rule import Workload
 
 
 @dataclass(frozen=True)
-class Way:
+class Alternative:
     """The rule that would serve the kernel, by name, and its workload."""
 
     rule: str
@@ -27,5 +27,5 @@ class Way:
         return record_key(next(each for each in rules() if each.name == self.rule), self.workload)
 
 
-Choice = Callable[[Sequence[Way]], int]
-"""The place of the way to take; the first is the one that is estimated to be fastest."""
+Choice = Callable[[Sequence[Alternative]], int]
+"""The place of the alternative to take; the first is the one that is estimated to be fastest."""

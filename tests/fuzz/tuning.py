@@ -17,8 +17,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from compiler.records.records import read
-from compiler.tuning.measuring.lab import Trial
 from compiler.tuning.measuring.messages import Outcome as Measured
+from compiler.tuning.measuring.pool import Trial
 from compiler.tuning.progress import Progress
 from tests.fuzz.outcome import Outcome
 
@@ -59,15 +59,15 @@ def instant_case(folder: Path, seed: int) -> Outcome:
     return _killed(folder, seed, instant=True)
 
 
-class InstantLab:
-    """Stands in for `compiler.tuning.measuring.lab.Lab`: every config takes a millisecond, by its own word."""
+class InstantPool:
+    """Stands in for `MeasurementPool`: every config is said to take a millisecond."""
 
     serial = True
 
     def __init__(self, *_: object, **__: object) -> None:
         pass
 
-    def __enter__(self) -> InstantLab:
+    def __enter__(self) -> InstantPool:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -138,7 +138,7 @@ def _tune_until_killed(records: Path, writer: int, seed: int, instant: bool) -> 
     try:
         module = importlib.import_module("compiler.tuning.tune")
         if instant:
-            vars(module)["Lab"] = InstantLab
+            vars(module)["MeasurementPool"] = InstantPool
 
         def announce(progress: Progress) -> None:
             os.write(writer, _REPORT.pack(progress.resumed, progress.trials))

@@ -22,7 +22,7 @@ from compiler.device.push import measure, push
 from compiler.device.static_program import write_static_program
 from compiler.errors import IncompatibleArtifactError, OptionError
 from compiler.records.records import read
-from compiler.tuning.measuring.lab import Lab
+from compiler.tuning.measuring.pool import MeasurementPool
 from targets.cuda.target import CudaTarget
 from tests.compiler.device.servers import device_server
 from tests.compiler.tuning import stand_in_builder
@@ -171,8 +171,8 @@ def test_a_server_times_kernels_for_the_tuner(
 ) -> None:
     program, folder = Path(machine.path("bundle/bin/tensorwright-server")), Path(machine.path("tmp/tuned"))
     monkeypatch.setenv(stand_in_builder.FOLDER, str(machine.root / "kernels"))
-    lab = partial(Lab, build_module=stand_in_builder.__name__, build_timeout=300.0, measure_timeout=300.0)
-    monkeypatch.setattr("compiler.tuning.tune.Lab", lab)
+    pool = partial(MeasurementPool, build_module=stand_in_builder.__name__, build_timeout=300.0, measure_timeout=300.0)
+    monkeypatch.setattr("compiler.tuning.tune.MeasurementPool", pool)
     with device_server(machine.prefix, program, folder, environment=machine.environment()) as address:
         result = compiler.tune(chain(_ROWS, 24), target, trials=2, records=tmp_path, devices=[address])
     assert result.problems == ()

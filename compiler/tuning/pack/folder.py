@@ -92,7 +92,7 @@ def write_pack(
         raise OptionError(f"{output} exists and is not an empty folder", "give a new one")
     model = (imports or ImportOptions()).load(source)
     options = PassOptions(precision, model.checks)
-    extracted = extract_tasks(model.mod, chosen, options, other_ways=False)
+    extracted = extract_tasks(model.mod, chosen, options, alternatives=False)
     tasks = sorted((each for each in extracted.tasks if each.tunable), key=lambda each: -each.count * each.operations)
     if not tasks:
         raise OptionError("no kernel of the model has a choice of configs", "compile it as it is")

@@ -1,4 +1,4 @@
-"""A build worker whose kernels do what their config says: compute, crash, hang, or lie. The tests of the lab use it."""
+"""A build worker whose kernels do what their config says: compute, crash, hang, or lie. Tests of the pool use it."""
 
 from __future__ import annotations
 

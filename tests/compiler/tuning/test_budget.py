@@ -13,9 +13,9 @@ from schedules.machine import Machine
 DEFAULT = Config.of(x=0)
 
 
-def state(seconds: float | None, count: int = 1, floor: float = 0.0) -> TaskState:
+def state(seconds: float | None, count: int = 1, lower_bound: float = 0.0) -> TaskState:
     task: Any = SimpleNamespace(default=DEFAULT, count=count, tunable=True, instead_of="")
-    made = TaskState(task, Machine(), floor=floor)
+    made = TaskState(task, Machine(), lower_bound=lower_bound)
     made.note(DEFAULT, seconds)
     return made
 
@@ -53,10 +53,10 @@ def test_dear_trials_count() -> None:
 
 
 def test_a_task_ends_when_nothing_is_gained_or_left() -> None:
-    stuck, at_floor, tiny, broken = state(1e-3), state(1e-3, floor=0.99e-3), state(1e-9), state(None)
+    stuck, at_bound, tiny, broken = state(1e-3), state(1e-3, lower_bound=0.99e-3), state(1e-9), state(None)
     spend(stuck, PATIENCE, 2e-3)
     assert "nothing gained" in reason_to_stop(stuck, 1.0e-3)
-    assert "limit" in reason_to_stop(at_floor, 1.0e-3)
+    assert "limit" in reason_to_stop(at_bound, 1.0e-3)
     assert "no time" in reason_to_stop(tiny, 1.0)
     assert "not be measured" in reason_to_stop(broken, 1.0)
-    assert next_task([stuck, at_floor, tiny, broken]) is None
+    assert next_task([stuck, at_bound, tiny, broken]) is None

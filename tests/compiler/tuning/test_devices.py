@@ -16,8 +16,8 @@ from compiler.device.programs import device_programs
 from compiler.errors import DeviceError, OptionError
 from compiler.records.records import read
 from compiler.tuning.measuring.devices import check_device
-from compiler.tuning.measuring.lab import DeviceLostError, Lab, Trial
 from compiler.tuning.measuring.messages import Effort, Outcome
+from compiler.tuning.measuring.pool import DeviceLostError, MeasurementPool, Trial
 from compiler.tuning.measuring.runners import parse_device
 from compiler.tuning.progress import Progress
 from tests.compiler.device.emulators import target_that_runs
@@ -60,23 +60,23 @@ def test_a_fleet_behind_a_tracker_measures_in_parallel() -> None:
         options = ("--tracker", f"127.0.0.1:{tracker}", "--key", "boards")
         with rpc_server(*options), rpc_server(*options):
             device = f"boards@127.0.0.1:{tracker}"
-            with Lab(target(), [device, device], builders=1) as lab:
-                lab.define(task.kernel)
-                assert lab.prepare([task.key]) == {}
+            with MeasurementPool(target(), [device, device], builders=1) as pool:
+                pool.define(task.kernel)
+                assert pool.prepare([task.key]) == {}
                 trials = [Trial(task.key, config, Effort(0.02)) for config in list(task.space)[:6]]
-                outcomes = lab.trials(trials, lambda _trial, _outcome: None)
+                outcomes = pool.trials(trials, lambda _trial, _outcome: None)
                 assert [outcome.status for outcome in outcomes] == ["ok"] * 6, [each.note for each in outcomes]
-                assert [worker.starts for worker in lab.measurers] == [1, 1]
+                assert [worker.starts for worker in pool.measurers] == [1, 1]
 
 
 def test_a_server_that_is_gone_is_no_fault_of_a_candidate() -> None:
     task = product_task()
-    with Lab(target(), ["127.0.0.1:9"], builders=1, measure_timeout=120.0) as lab:
-        lab.define(task.kernel)
-        assert lab.prepare([task.key]) == {}
+    with MeasurementPool(target(), ["127.0.0.1:9"], builders=1, measure_timeout=120.0) as pool:
+        pool.define(task.kernel)
+        assert pool.prepare([task.key]) == {}
         outcomes: list[Outcome] = []
         with pytest.raises(DeviceLostError, match=r"127.0.0.1:9 does not answer"):
-            lab.trials([Trial(task.key, task.default, Effort(0.02))], lambda _, outcome: outcomes.append(outcome))
+            pool.trials([Trial(task.key, task.default, Effort(0.02))], lambda _, outcome: outcomes.append(outcome))
     assert outcomes == []
 
 
@@ -155,8 +155,8 @@ def test_a_device_that_was_asked_measures(tmp_path: Path) -> None:
     with device_server(board.emulator(), program, tmp_path / "modules", *options) as address:
         assert check_device(address, board, credentials) is None
         assert check_device(address, board, credentials) is None
-        with Lab(board, [address], builders=1, credentials={address: credentials}) as lab:
-            lab.define(task.kernel)
-            assert lab.prepare([task.key]) == {}
-            (outcome,) = lab.trials([Trial(task.key, task.default, Effort(0.02))], lambda _trial, _outcome: None)
+        with MeasurementPool(board, [address], builders=1, credentials={address: credentials}) as pool:
+            pool.define(task.kernel)
+            assert pool.prepare([task.key]) == {}
+            (outcome,) = pool.trials([Trial(task.key, task.default, Effort(0.02))], lambda _trial, _outcome: None)
     assert outcome.status == "ok", outcome.note

@@ -14,7 +14,7 @@ from compiler.records.identity import target_description
 from compiler.records.library import tuned_configs
 from compiler.records.records import RecordWriter, read
 from compiler.tuning.cost_models import cost_models
-from compiler.tuning.measuring.lab import Lab
+from compiler.tuning.measuring.pool import MeasurementPool
 from compiler.tuning.progress import Limits
 from compiler.tuning.search import searches, serves
 from compiler.tuning.session import Session
@@ -45,11 +45,11 @@ def volume_task() -> Task:
 
 def search(folder: Path, trials: int) -> Session:
     with (
-        Lab(target(), serial=True, builders=1) as lab,
+        MeasurementPool(target(), serial=True, builders=1) as pool,
         RecordWriter.in_folder(folder, target_description(target())) as writer,
     ):
         model, strategy = cost_models.make("roofline"), searches.make("metaschedule", seed=1)
-        session = Session(target(), [volume_task()], lab, writer, model, strategy)
+        session = Session(target(), [volume_task()], pool, writer, model, strategy)
         session.resume(read(writer.path).records)
         session.run(Limits(trials=trials))
     return session

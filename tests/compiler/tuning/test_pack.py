@@ -111,7 +111,7 @@ def test_what_was_timed_is_recorded_once_and_compiled_with(
 
 def kernels(target: CudaTarget) -> list[Task]:
     model = import_model(perceptron(_ROWS)[0])
-    found = extract_tasks(model.mod, target, PassOptions(checks=model.checks), other_ways=False)
+    found = extract_tasks(model.mod, target, PassOptions(checks=model.checks), alternatives=False)
     return sorted((each for each in found.tasks if each.tunable), key=lambda each: -each.operations)
 
 

@@ -68,7 +68,7 @@ class _Job:
 
 @dataclass
 class _Batch:
-    """The state of `Lab.trials`."""
+    """The state of `MeasurementPool.trials`."""
 
     trials: Sequence[Trial]
     emit: Emit
@@ -83,7 +83,7 @@ class _Batch:
         self.emit(self.trials[number], outcome)
 
 
-class Lab:
+class MeasurementPool:
     """Build workers and one measuring worker a device.
 
     Builds run in parallel. They overlap with measuring where the device is another machine or this one has cores to
@@ -229,7 +229,7 @@ class Lab:
         for worker in (*self.builders, *self.measurers):
             worker.close()
 
-    def __enter__(self) -> Lab:
+    def __enter__(self) -> MeasurementPool:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""Several ways to compute a convolution: extracted, compared, and taken by `compile` when one is faster on record."""
+"""Alternative kernels of a convolution: extracted, compared, and taken by `compile` when one is faster on record."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from compiler.tuning.cost_models.roofline import RooflineModel
 from compiler.tuning.in_model import LEAST_PAIRS, Choices, Compared, ModelComparison, Times
 from compiler.tuning.measuring.messages import Outcome
 from compiler.tuning.search.evolutionary import RandomSearch
-from compiler.tuning.session import Origin, Session, _join_ways
+from compiler.tuning.session import Origin, Session, _join_alternatives
 from compiler.tuning.state import TaskState
 from compiler.tuning.tasks import Task, extract_tasks
 from schedules.config import Config
@@ -36,17 +36,17 @@ def tasks() -> list[Task]:
 
 
 def test_all_ways_of_a_convolution_are_tasks(tasks: list[Task]) -> None:
-    ways = [task for task in tasks if task.rule.name in ("conv-direct", "conv-winograd")]
-    (first,) = [task for task in ways if not task.instead_of]
-    others = [task for task in ways if task.instead_of]
+    alternatives = [task for task in tasks if task.rule.name in ("conv-direct", "conv-winograd")]
+    (first,) = [task for task in alternatives if not task.instead_of]
+    others = [task for task in alternatives if task.instead_of]
     assert {task.instead_of for task in others} == {first.key}
-    assert {getattr(task.workload, "tile", None) for task in ways} == {None, 2, 4}
+    assert {getattr(task.workload, "tile", None) for task in alternatives} == {None, 2, 4}
     assert all(task.count == first.count and task.names[0].startswith(first.names[0]) for task in others)
 
 
 def test_without_other_ways_there_is_the_untuned_module_alone(tasks: list[Task]) -> None:
     model = import_model(convolution_model(stride=1))
-    alone = extract_tasks(model.mod, targets.get("host", cores=1), other_ways=False).tasks
+    alone = extract_tasks(model.mod, targets.get("host", cores=1), alternatives=False).tasks
     assert {task.key for task in alone} == {task.key for task in tasks if not task.instead_of}
 
 
@@ -58,18 +58,18 @@ def test_compile_takes_the_way_that_won_in_the_model(
     """In this model, or in another one of the same kernels."""
     target = targets.get("host", cores=1)
     model = import_model(convolution_model(stride=1))
-    ways = [task for task in tasks if task.rule.name.startswith("conv")]
-    (first,) = [task for task in ways if not task.instead_of]
-    (wanted,) = [task for task in ways if getattr(task.workload, "tile", None) == tile]
+    alternatives = [task for task in tasks if task.rule.name.startswith("conv")]
+    (first,) = [task for task in alternatives if not task.instead_of]
+    (wanted,) = [task for task in alternatives if getattr(task.workload, "tile", None) == tile]
     options, other = PassOptions(checks=model.checks), Origin(model_key="other")
     with RecordWriter.in_folder(tmp_path, target_description(target)) as writer:
         if tuned_itself:
             values = dict(wanted.default)
-            way = "" if wanted is first else wanted.key
-            choices = (ChosenKernel(task=first.key, way=way, config=values, default=values),)
+            alternative = "" if wanted is first else wanted.key
+            choices = (ChosenKernel(task=first.key, way=alternative, config=values, default=values),)
             key = model_fingerprint(model.mod, options.precision)
             writer.append(ModelLine(target=writer.target, model=key, choices=choices))
-        for task in [] if tuned_itself else ways:
+        for task in [] if tuned_itself else alternatives:
             seconds = 1e-5 if task is wanted else 2e-5
             session = Session(target, [task], SimpleNamespace(serial=False), writer, None, None, origin=other)  # type: ignore[arg-type]
             for in_model in (False, True):
@@ -96,11 +96,11 @@ def test_ways_count_once_and_a_slow_one_gets_no_trials() -> None:
     first, near, far = state("a", 1.0), state("b", 0.9, "a"), state("c", 3.0, "a")
     other = state("d", 5.0)
     states = [first, near, far, other]
-    _join_ways(states)
+    _join_alternatives(states)
     assert seconds_of_model(states) == pytest.approx(2 * 0.9 + 2 * 5.0)
     assert first.contested
     assert not other.contested
-    assert "another way is 3.3 times as fast" in reason_to_stop(far, 10.0)
+    assert "an alternative is 3.3 times as fast" in reason_to_stop(far, 10.0)
     assert reason_to_stop(first, 10.0) == ""
     assert expected_gain(near) > expected_gain(first) > 0.0
 
@@ -134,12 +134,12 @@ class Comparison:
 
 @pytest.fixture
 def session(tasks: list[Task], tmp_path: Path) -> Session:
-    """A session in which another way than the untuned one was found to be faster alone."""
+    """A session in which an alternative to the untuned one was found to be faster alone."""
     target = targets.get("host", cores=1)
-    ways = [task for task in tasks if task.rule.name.startswith("conv")]
+    alternatives = [task for task in tasks if task.rule.name.startswith("conv")]
     writer = RecordWriter.in_folder(tmp_path, target_description(target))
-    lab: Any = SimpleNamespace(serial=False)
-    made = Session(target, ways, lab, writer, RooflineModel(), RandomSearch(), origin=Origin("", "m", "net"))
+    pool: Any = SimpleNamespace(serial=False)
+    made = Session(target, alternatives, pool, writer, RooflineModel(), RandomSearch(), origin=Origin("", "m", "net"))
     other = next(each for each in made.states if each.task.instead_of)
     for each in made.states:
         each.note(each.task.default, 1e-5 if each is other else 2e-5)
@@ -152,7 +152,7 @@ def chosen_line(tmp_path: Path) -> ModelLine:
 
 def keys_of(session: Session) -> tuple[str, str]:
     first = next(each for each in session.states if not each.task.instead_of)
-    return first.task.key, first.fastest_way.task.key
+    return first.task.key, first.fastest_alternative.task.key
 
 
 def measured(session: Session, kernel: float, run: float) -> Compared:
@@ -206,7 +206,7 @@ def test_kernels_and_runs_are_timed_in_the_model(tasks: list[Task]) -> None:
     for each in session.states:
         each.note(each.task.default, 1e-5 if each.task.instead_of else 2e-5)
     choices = Choices(session.states)
-    (first, other) = next(iter(choices.ways.items()))
+    (first, other) = next(iter(choices.alternatives.items()))
     model = import_model(convolution_model(stride=1))
     with ModelComparison(model, target, PassOptions(), 1) as comparison:
         found = comparison.measure(choices, 0.0)

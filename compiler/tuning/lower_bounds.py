@@ -1,8 +1,8 @@
 """The least time that a kernel can take on a device: two kernels that only multiply and add, and only read, say how
 fast the device is, through the same path as any trial.
 
-The floor of a kernel is the longer of its multiply-adds at that rate and its bytes from beyond the second cache at that
-rate (the roofline model, Williams et al. 2009). It is known for float32 alone.
+The lower bound of a kernel is the longer of its multiply-adds at that rate and its bytes from beyond the second cache
+at that rate (the roofline model, Williams et al. 2009). It is known for float32 alone.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without to
 import tvm
 
 from compiler.artifact.dtypes import ELEMENT_TYPES
-from compiler.tuning.measuring.lab import Lab, Trial
 from compiler.tuning.measuring.messages import AS_IT_IS, Argument, KernelTask
+from compiler.tuning.measuring.pool import MeasurementPool, Trial
 from schedules.codegen.nest import allocate_tile, lanes_of, load, parallel, repeat, sequence, store
 from schedules.config import Config
 from schedules.conv.tiling import accumulators
@@ -48,19 +48,19 @@ class Peaks:
     nbytes: float = 0.0
 
 
-def measure_peaks(lab: Lab, machine: Machine) -> tuple[Peaks, str]:
+def measure_peaks(pool: MeasurementPool, machine: Machine) -> tuple[Peaks, str]:
     """The peaks of the first device that is free, and what went wrong ("" if nothing)."""
-    if lab.memory != "cpu":
+    if pool.memory != "cpu":
         return Peaks(), ""  # the kernels below are for processors; without peaks, no kernel is held to its limit
     arithmetic, operations = _arithmetic(machine)
     reading, nbytes = _reading(machine)
     tasks = [arithmetic, reading]
     for task in tasks:
-        lab.define(task)
-    errors = lab.prepare([task.key for task in tasks])
+        pool.define(task)
+    errors = pool.prepare([task.key for task in tasks])
     if errors:
         return Peaks(), next(iter(errors.values()))
-    outcomes = lab.trials([Trial(task.key, Config()) for task in tasks], lambda _trial, _outcome: None)
+    outcomes = pool.trials([Trial(task.key, Config()) for task in tasks], lambda _trial, _outcome: None)
     failed = [outcome for outcome in outcomes if outcome.seconds is None]
     if failed:
         return Peaks(), f"{failed[0].status}: {failed[0].note}"
@@ -68,7 +68,7 @@ def measure_peaks(lab: Lab, machine: Machine) -> tuple[Peaks, str]:
     return Peaks(operations / first, nbytes / second), ""
 
 
-def floor_seconds(task: Task, machine: Machine, peaks: Peaks) -> float:
+def least_seconds(task: Task, machine: Machine, peaks: Peaks) -> float:
     """Seconds that no config of the task can beat on a device with these peaks; 0 when that is not known."""
     if getattr(task.workload, "dtype", "") != _TYPE or not peaks.operations:
         return 0.0
