@@ -143,6 +143,7 @@ class LocalExecutor:
         try:
             tensors = self._binder.bind(inputs, session.memory)
         except InputError:
+            session.memory.release()
             self._idle.append(session)
             raise
         try:
@@ -152,6 +153,7 @@ class LocalExecutor:
             raise engine_error(error, len(tensors)) from error
         without = _NOTHING if held is None else self._updated
         named = self._reader.read(results, session.memory.ranges, as_numpy, without)
+        session.memory.release()
         self._idle.append(session)
         return named
 

@@ -71,6 +71,11 @@ class InputMemory:
             for name, stage in zip(names, self.stages, strict=True)
         ]
 
+    def release(self) -> None:
+        """After a run: let go of memory that is the caller's."""
+        if self._slots is None:
+            self.tensors, self.ranges = [], []
+
     def copied_again(self, inputs: Any) -> bool:
         """Whether the inputs were arrays of the last run's names, shapes and element types, and were copied.
 

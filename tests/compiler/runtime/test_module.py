@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,16 @@ def _aligned(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def test_any_arrangement_in_memory(dense: Module, arrange: Any, rows: int) -> None:
     x = arrange(RANDOM.standard_normal((rows, 16), np.float32))
     np.testing.assert_allclose(dense.run({"x": x})["y"], _dense(np.asarray(x)), atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [3, 5000])
+def test_inputs_are_let_go_after_a_run(dense: Module, rows: int) -> None:
+    x = _aligned(RANDOM.standard_normal((rows, 16), np.float32))
+    before = sys.getrefcount(x)
+    dense.run([x])
+    with pytest.raises(InputError):
+        dense.run([x[:, :8]])
+    assert sys.getrefcount(x) == before
 
 
 @pytest.mark.parametrize(
