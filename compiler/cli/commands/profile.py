@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,9 @@ writes profile/profile.html (a page with plots), profile/trace.json (for ui.perf
   More runs, one thread:
     tensorwright profile model.twm --runs 200 --threads 1
 
+  Two modules of one model, layer by layer (or a module and the profile.json of an earlier one):
+    tensorwright profile tuned.twm --compare untuned.twm
+
   A dynamic dimension set to 8:
     tensorwright profile bert.twm --shape batch=8 --output profile
 """
@@ -48,6 +52,10 @@ def _profile(
     threads: options.Threads = None,
     target: options.TargetName = "host",
     everything: Annotated[bool, typer.Option("--all", help=f"Show all layers, not the first {_SHOWN}.")] = False,
+    compare: Annotated[
+        Path | None,
+        typer.Option("--compare", metavar="FILE", help="Another module, model or profile.json to compare with."),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     import compiler
@@ -55,20 +63,59 @@ def _profile(
     from compiler.cli.progress import Steps
     from compiler.cli.sources import prepare
     from compiler.inspection.summary import check_folder
+    from compiler.profiling.difference import differences, layer_times, read_profile
 
     if output is not None:
         check_folder(output)
-    prepared = prepare(file, target, shape, inputs, threads)
-    with Steps() as steps:
-        steps("measure")
-        profile = compiler.profile(
-            prepared.source, prepared.inputs, runs=runs, seconds=seconds, threads=threads, sizes=prepared.sizes
-        )
+
+    def measured(path: Path) -> Any:
+        prepared = prepare(path, target, shape, inputs, threads)
+        with Steps() as steps:
+            steps("measure")
+            return compiler.profile(
+                prepared.source, prepared.inputs, runs=runs, seconds=seconds, threads=threads, sizes=prepared.sizes
+            )
+
+    other = read_profile(compare) if compare is not None and compare.suffix == ".json" else None
+    profile = measured(file)
+    if compare is not None and other is None:
+        other = measured(compare).to_dict()
     paths = profile.save(output) if output is not None else {}
+    compared = differences(layer_times(profile), layer_times(other)) if other is not None else []
     if as_json:
-        print_json({**profile.to_dict(), "files": paths})
+        beside = {"compared": [asdict(each) for each in compared]} if other is not None else {}
+        print_json({**profile.to_dict(), **beside, "files": paths})
+        return
+    limit = None if everything else _SHOWN
+    if other is not None:
+        _print_comparison(profile.latency.p50, other["latency"]["p50"], compared, limit)
     else:
-        _print(profile, paths, None if everything else _SHOWN)
+        _print(profile, paths, limit)
+
+
+def _print_comparison(p50: float, other: float, compared: list[Any], limit: int | None) -> None:
+    from compiler.cli.output import print_facts, print_line, print_table
+    from compiler.reports.formatting import format_seconds, shorten
+
+    def text(seconds: float | None) -> str:
+        return "-" if seconds is None else format_seconds(seconds)
+
+    ratio = f"{other / p50:.2f}" if p50 > 0 else "-"
+    print_facts([("latency p50", f"{format_seconds(p50)}, the other {format_seconds(other)}: a ratio of {ratio}")])
+    print_line()
+    rows = [
+        (
+            shorten(each.name, 48),
+            text(each.seconds),
+            text(each.other),
+            f"{each.other / each.seconds:.2f}" if each.seconds and each.other is not None else "-",
+        )
+        for each in compared[:limit]
+    ]
+    numbers = ("time", "other", "ratio")
+    print_table(("layer", *numbers), rows, numbers)
+    if len(compared) > len(rows):
+        print_line(f"and {len(compared) - len(rows)} more that differ less: --all shows them")
 
 
 def _print(profile: Any, paths: dict[str, Path], limit: int | None) -> None:

@@ -1,0 +1,92 @@
+"""Two profiles side by side, layer by layer, matched by the names of the model's nodes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compiler.errors import OptionError, StorageError
+from compiler.profiling.measured import FORMAT_VERSION, Profile
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """What one layer takes in a run: the nodes of the model that it computes, the main one first, and seconds."""
+
+    name: str
+    nodes: tuple[str, ...]
+    seconds: float
+
+    @property
+    def key(self) -> str:
+        """What layers of two profiles are matched by."""
+        return self.nodes[0] if self.nodes else self.name
+
+
+@dataclass(frozen=True)
+class LayerDifference:
+    """A layer in two profiles; None where one of them has nothing for it."""
+
+    name: str
+    seconds: float | None
+    other: float | None
+
+    @property
+    def gain(self) -> float:
+        """Seconds that the other profile takes less."""
+        return (self.seconds or 0.0) - (self.other or 0.0)
+
+
+def layer_times(source: Profile | Mapping[str, Any]) -> list[LayerTime]:
+    """The layers of a profile, or of what `Profile.to_dict` made of one."""
+    if isinstance(source, Profile):
+        return [LayerTime(each.name, each.nodes, each.seconds) for each in source.layers]
+    return [LayerTime(each["name"], tuple(each["nodes"]), float(each["seconds"])) for each in source["layers"]]
+
+
+def read_profile(path: Path) -> Mapping[str, Any]:
+    """A `profile.json` that `Profile.save` wrote.
+
+    Raises:
+        StorageError: the file cannot be read.
+        OptionError: it is no profile, or one without layers.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        layer_times(found)
+        float(found["latency"]["p50"])
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise OptionError(
+            f"{path} is no profile with layers (format version {FORMAT_VERSION})",
+            "give a profile.json that `tensorwright profile --output` wrote, or a module",
+        ) from error
+    return dict(found)
+
+
+def differences(layers: Sequence[LayerTime], others: Sequence[LayerTime]) -> list[LayerDifference]:
+    """Layers of two profiles of one model, those that differ most first.
+
+    A layer that is part of a larger one in the other profile, where more was fused, counts as that one.
+    """
+    ours, theirs = _by_key(layers, others), _by_key(others, layers)
+    names = dict.fromkeys([*ours, *theirs])
+    found = [LayerDifference(name, ours.get(name), theirs.get(name)) for name in names]
+    return sorted(found, key=lambda each: -abs(each.gain))
+
+
+def _by_key(layers: Iterable[LayerTime], others: Sequence[LayerTime]) -> dict[str, float]:
+    known = {each.key for each in others}
+    holders: dict[str, str] = {}
+    for each in others:
+        for node in each.nodes:
+            holders.setdefault(node, each.key)
+    seconds: dict[str, float] = {}
+    for each in layers:
+        key = each.key if each.key in known else holders.get(each.key, each.key)
+        seconds[key] = seconds.get(key, 0.0) + each.seconds
+    return seconds
