@@ -15,13 +15,13 @@ import pytest
 from compiler.errors import StorageError
 from compiler.records.identity import file_name, fingerprint
 from compiler.records.record_set import (
+    alternative_taken_over,
     best,
     deduplicated,
     merged,
     newest_of_models,
     summary,
     taken_over,
-    way_taken_over,
     without_stale,
 )
 from compiler.records.records import ChosenKernel, ModelLine, Record, RecordWriter, encode, read, write_all
@@ -237,14 +237,14 @@ def test_a_way_is_taken_over_when_it_won_in_a_model() -> None:
         return record(5, workload="Way{}", seconds=seconds, **fields)
 
     default = first(1.0).config
-    assert way_taken_over([[first(1.0)], [other(0.5)]], default) == (0, None)
+    assert alternative_taken_over([[first(1.0)], [other(0.5)]], default) == (0, None)
     won = other(0.5, in_model=True, model="a", spread=0.1)
-    assert way_taken_over([[first(1.0, in_model=True, model="a")], [won]], default) == (1, won)
-    assert way_taken_over([[first(1.0, in_model=True, model="b")], [won]], default) == (0, None)
-    assert way_taken_over([[first(0.54, in_model=True, model="a")], [won]], default) == (0, None)
+    assert alternative_taken_over([[first(1.0, in_model=True, model="a")], [won]], default) == (1, won)
+    assert alternative_taken_over([[first(1.0, in_model=True, model="b")], [won]], default) == (0, None)
+    assert alternative_taken_over([[first(0.54, in_model=True, model="a")], [won]], default) == (0, None)
     untuned = [first(1.0, in_model=True, model=each) for each in "ab"]
-    assert way_taken_over([untuned, [won, other(1.1, in_model=True, model="b")]], default) == (0, None)
-    assert way_taken_over([[], [won]], default) == (0, None)
+    assert alternative_taken_over([untuned, [won, other(1.1, in_model=True, model="b")]], default) == (0, None)
+    assert alternative_taken_over([[], [won]], default) == (0, None)
 
 
 def model_line(time: int = 1, **fields: Any) -> ModelLine:
