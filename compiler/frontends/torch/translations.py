@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from compiler.frontends.torch import causal_attention
 from compiler.frontends.torch.quantized_operators import QUANTIZED_OPERATORS, int_mm
 from compiler.frontends.torch.recurrent_layers import OPERATORS, translation
 from compiler.frontends.torch.resampling import RESAMPLING
@@ -19,8 +20,13 @@ def translations(program: torch.export.ExportedProgram) -> dict[Callable[..., An
 
     found = {node.target: KNOWN[str(node.target)] for node in program.graph.nodes if str(node.target) in KNOWN}
     resampling = {_operator(name): conversion for name, conversion in RESAMPLING.items()}
+    attention = (
+        {_operator(causal_attention.OPERATOR): causal_attention.attention}
+        if causal_attention.needs_operator(program)
+        else {}
+    )
     sums = {_operator("aten.add.Tensor"): _add} if _adds_booleans(program) else {}
-    return {torch.ops.aten._int_mm.default: int_mm, **resampling, **sums, **found}
+    return {torch.ops.aten._int_mm.default: int_mm, **resampling, **attention, **sums, **found}
 
 
 def _adds_booleans(program: torch.export.ExportedProgram) -> bool:

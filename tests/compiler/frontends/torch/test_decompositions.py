@@ -14,6 +14,7 @@ from torch.nn import functional
 
 import compiler
 from compiler.errors import UnsupportedModelError
+from compiler.frontends.source import import_model
 from compiler.frontends.torch.operators.experts import _grouped_product
 
 Function = Callable[[Tensor], Any]
@@ -280,6 +281,23 @@ def test_attention_of_any_rank(lead: tuple[int, ...]) -> None:
         )
 
     check(attention, normal(*lead, 19, 8))
+
+
+def test_causal_attention_and_heads_that_share_keys() -> None:
+    """One operator, also of dynamic length; a batch of keys that is repeated is written out."""
+
+    def attention(x: Tensor) -> tuple[Tensor, ...]:
+        plain, few = functional.scaled_dot_product_attention, x[:, :2]
+        return (
+            plain(x, few, few + 1, is_causal=True, enable_gqa=True),
+            plain(x, few[:, :, :5], few[:, :, 2:7], enable_gqa=True, scale=0.4),
+            plain(x, x[:1], x[:1], is_causal=True),
+            plain(x, x, x + 1, x[:, :1, :, :1]),
+        )
+
+    check(attention, normal(2, 4, 9, 8), ({2: torch.export.Dim.DYNAMIC},), (normal(2, 4, 21, 8),))
+    imported = import_model(Applied(attention).eval(), example_inputs=(normal(2, 4, 9, 8),))
+    assert sum("cached_attention" in each.name_hint for each in imported.mod.get_global_vars()) == 2
 
 
 def test_attention_with_heads_that_share_keys_by_broadcasting() -> None:

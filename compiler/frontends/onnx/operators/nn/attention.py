@@ -20,6 +20,7 @@ from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import tensor_shape
 
+OWN_DOMAIN = "tensorwright"  # of operators in models of our own making, as of what the exporter's opset lacks
 _MASK, _PAST_KEY, _PAST_VALUE, _LENGTHS = 3, 4, 5, 6
 _RAW, _CAPPED, _MASKED, _PROBABILITIES = range(4)
 
@@ -37,6 +38,7 @@ class _Heads:
         return str(self.query.ty.dtype)
 
 
+@converter("Attention", domain=OWN_DOMAIN)
 @converter("Attention", since=23)
 def attention(context: NodeContext) -> list[relax.Expr | None]:
     """Scaled dot-product attention with grouped heads, a cache of keys and values, masks, and a cap of the scores."""
