@@ -13,7 +13,7 @@ from compiler._shadowing import check_packages, check_platform
 from compiler.errors import TensorwrightError
 
 if TYPE_CHECKING:
-    from compiler import errors, onnx_backend, torch_backend
+    from compiler import errors, generation, onnx_backend, torch_backend
     from compiler.compression.distillation import distill
     from compiler.compression.low_rank import factorize
     from compiler.compression.model import CompressedModel
@@ -48,6 +48,7 @@ _HOME: dict[str, str | None] = {
     "distill": "compiler.compression.distillation",
     "errors": None,
     "factorize": "compiler.compression.low_rank",
+    "generation": None,
     "onnx_backend": None,
     "profile": "compiler.profiling.profile",
     "prune": "compiler.compression.pruning",
@@ -73,6 +74,7 @@ __all__ = [
     "distill",
     "errors",
     "factorize",
+    "generation",
     "load",
     "onnx_backend",
     "profile",

