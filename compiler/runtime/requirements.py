@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from compiler.artifact.dtypes import ELEMENT_TYPES, ElementType
 from compiler.artifact.manifest import IndexRequirement, Requirement, TensorDescription
 from compiler.errors import ArtifactError, InputError
@@ -17,6 +19,7 @@ from compiler.runtime.tensors import array_over
 from compiler.support.formula import FormulaError, parsed
 
 Sizes = dict[str, int]
+_FEW = 32  # numbers that Python compares faster than NumPy
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class RequirementChecker:
         for index, (low, high) in zip(self._indices, good[1], strict=True):
             values = array_over(tensors[index.position], index.element)
             if values.size:
-                _check_values(index.requirement, (int(values.min()), int(values.max())), low, high)
+                _check_values(index.requirement, _extremes(values), low, high)
 
 
 def _relation(each: Requirement, dimensions: set[str]) -> tuple[Requirement, _Size, _Size]:
@@ -122,6 +125,14 @@ def _index(each: IndexRequirement, inputs: Sequence[TensorDescription], dimensio
     raise ArtifactError(
         f"the module's indices {each.input!r} are not an input of whole numbers", "compile the model again"
     )
+
+
+def _extremes(values: np.ndarray[Any, Any]) -> tuple[int, int]:
+    """The least and the largest of whole numbers, one at least."""
+    if values.size <= _FEW:
+        numbers = values.ravel().tolist()
+        return min(numbers), max(numbers)
+    return int(values.min()), int(values.max())
 
 
 def _check_values(index: IndexRequirement, found: tuple[int, int], low: int, high: int) -> None:
