@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from compiler.compression.quantization.affine import Array, QuantizedWeight
+from compiler.compression.quantization.gram_matrices import as_columns, from_columns
 from compiler.compression.quantization.layers import Layer
-from compiler.compression.quantization.squares import as_columns, from_columns
 
 _LOW, _HIGH = -0.1, 1.1  # what the sigmoid is stretched to before it is limited to 0 and 1
 _ITERATIONS = 1000
@@ -29,26 +29,26 @@ _EXPONENTS, _WITHOUT = (20.0, 2.0), 0.2
 _SWEEPS = 20
 
 
-def rounded_by_adaround(weight: Array, steps: Array, squares: Array, low: int, high: int) -> Array:
+def rounded_by_adaround(weight: Array, steps: Array, gram: Array, low: int, high: int) -> Array:
     """Integers whose products with the data are near those of the weights.
 
     Args:
         weight: float32 (groups, depth, columns); a group's columns multiply the same data.
         steps: the scale of each weight, of a shape that broadcasts to that.
-        squares: the sums of x x', (groups, depth, depth).
+        gram: the sums of x x', (groups, depth, depth).
         low, high: the least and the largest integer.
 
     Returns:
         int8 (groups, depth, columns).
     """
     steps = np.broadcast_to(steps.astype(np.float32), weight.shape)
-    problem = _Problem(weight / steps, steps, _normalized(squares), low, high)
+    problem = _Problem(weight / steps, steps, _normalized(gram), low, high)
     return _descend(problem, _relaxed(problem)).astype(np.int8)
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """`target`: the weights in steps; `h`: the squares, the mean of each group's diagonal 1."""
+    """`target`: the weights in steps; `h`: the Gram matrices, the mean of each group's diagonal 1."""
 
     target: Array
     steps: Array
@@ -62,9 +62,9 @@ class _Problem:
         return result
 
 
-def _normalized(squares: Array) -> Array:
-    mean = np.einsum("gkk->g", squares).astype(np.float64) / squares.shape[-1]
-    scaled: Array = squares / np.where(mean > 0, mean, 1).reshape(-1, 1, 1).astype(np.float32)
+def _normalized(gram: Array) -> Array:
+    mean = np.einsum("gkk->g", gram).astype(np.float64) / gram.shape[-1]
+    scaled: Array = gram / np.where(mean > 0, mean, 1).reshape(-1, 1, 1).astype(np.float32)
     return scaled
 
 
@@ -72,7 +72,7 @@ def _relaxed(problem: _Problem) -> Array:
     """Adam on the sigmoids' arguments, then the nearer of down and up."""
     down = np.clip(np.floor(problem.target), problem.low, problem.high)
     logits = _logits(problem.target - down)
-    # The sum of each column in units of its own steps, so that the penalty weighs alike everywhere.
+    # The sum of each column in units of its own steps, so that the penalty weighs all of them equally.
     unit = problem.steps / (problem.steps.astype(np.float64) ** 2).mean(axis=1, keepdims=True).astype(np.float32)
     count = _iterations(problem.target.shape)
     first, second = np.zeros_like(logits), np.zeros_like(logits)
@@ -135,8 +135,8 @@ def _descend(problem: _Problem, integers: Array) -> Array:
     return integers
 
 
-def adarounded(layer: Layer, rounded: QuantizedWeight, squares: Array) -> QuantizedWeight:
+def adarounded(layer: Layer, rounded: QuantizedWeight, gram: Array) -> QuantizedWeight:
     """A layer's int8 weights rounded by AdaRound, on the scales there are."""
     steps = as_columns(layer, np.broadcast_to(rounded.broadcast_scale(), layer.weight.shape))
-    columns = rounded_by_adaround(as_columns(layer, layer.weight), steps, squares, -127, 127)
+    columns = rounded_by_adaround(as_columns(layer, layer.weight), steps, gram, -127, 127)
     return replace(rounded, values=from_columns(layer, columns))

@@ -277,7 +277,7 @@ def _layerwise_report(
     return QuantizationReport(
         target="",
         method="",
-        techniques=(options.rounding,) if any(map(session.scheme.wants_squares, session.choices)) else (),
+        techniques=(options.rounding,) if any(map(session.scheme.needs_gram, session.choices)) else (),
         activations="",
         per_channel=True,
         samples=len(session.samples),

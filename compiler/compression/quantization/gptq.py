@@ -52,14 +52,14 @@ def rounded_to_nearest(weight: Array, group: int, bits: int, dtype: str) -> tupl
     return np.concatenate(values).astype(np.int8), np.stack(scales)
 
 
-def rounded_by_gptq(weight: Array, squares: Array, group: int, bits: int, dtype: str) -> tuple[Array, Array]:
+def rounded_by_gptq(weight: Array, gram: Array, group: int, bits: int, dtype: str) -> tuple[Array, Array]:
     """As `rounded_to_nearest`, with the errors of products on the calibration's data made small.
 
     Args:
-        squares: the sum of x x' over the data, (depth, depth).
+        gram: the sum of x x' over the data, (depth, depth).
     """
     rest = weight.astype(np.float32).copy()
-    upper = _inverse_factor(squares)
+    upper = _inverse_factor(gram)
     depth = len(rest)
     values = np.zeros(rest.shape, np.int8)
     scales: list[Array] = []
@@ -77,9 +77,9 @@ def rounded_by_gptq(weight: Array, squares: Array, group: int, bits: int, dtype:
     return values, np.stack(scales)
 
 
-def _inverse_factor(squares: Array) -> Array:
+def _inverse_factor(gram: Array) -> Array:
     """U with U' U = the inverse of H, its diagonal raised until it has one."""
-    h = squares.astype(np.float64)
+    h = gram.astype(np.float64)
     mean = float(np.mean(np.diag(h))) or 1.0
     damping = _DAMPING * mean
     while True:

@@ -12,13 +12,13 @@ from tvm.ir import IRModule
 from compiler.compression.quantization.affine import Array, decibels, noise_ratio
 from compiler.compression.quantization.calibration import Compile, Tapped
 from compiler.compression.quantization.edit import Emit, edit_main
+from compiler.compression.quantization.gram_matrices import GramMatrices, as_columns
 from compiler.compression.quantization.insertion import Numbers
 from compiler.compression.quantization.layer_choice import LayerChoice
 from compiler.compression.quantization.layers import Layer, Placement, find_layers
 from compiler.compression.quantization.report import LayerReport
 from compiler.compression.quantization.schemes.registry import RoundedLayer, Scheme
 from compiler.compression.quantization.sensitivity import measure_sensitivity
-from compiler.compression.quantization.squares import Squares, as_columns
 from compiler.compression.samples import Sample
 from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.rewriting.graph import Call, Expr, Var
@@ -60,15 +60,15 @@ class LayerwiseSession(LayerChoice):
         self._rounded: dict[Var, RoundedLayer] = {}
         self._candidates: dict[int, LayerwiseCandidate] = {}
         report("calibrate")
-        read = [layer for layer in self.quantizable if not layer.is_look_up and scheme.wants_squares(layer)]
-        self._squares = Squares(read)
+        read = [layer for layer in self.quantizable if not layer.is_look_up and scheme.needs_gram(layer)]
+        self._grams = GramMatrices(read)
         if read:
             self.float_outputs = self._observed()
         else:
             self.float_outputs = [dict(self.float_module.run(sample)) for sample in samples]
 
     def _observed(self) -> list[dict[str, Array]]:
-        """The outputs of each sample; sums up the squares of what the layers read."""
+        """The outputs of each sample; sums up the Gram matrices of what the layers read."""
         sites = list(dict.fromkeys(layer.data for layer in self.quantizable if not layer.is_look_up))
         tapped = Tapped(self.model, self.model.mod, sites, self.compile)
         outputs = []
@@ -76,7 +76,7 @@ class LayerwiseSession(LayerChoice):
             result, tensors = tapped.run(sample)
             outputs.append(result)
             self.refuse_data([site for site, values in tensors.items() if not np.isfinite(values).all()])
-            self._squares.add(tensors)
+            self._grams.add(tensors)
         return outputs
 
     @cached_property
@@ -109,7 +109,7 @@ class LayerwiseSession(LayerChoice):
 
     def _layer(self, layer: Layer) -> RoundedLayer:
         if layer.variable not in self._rounded:
-            self._rounded[layer.variable] = self.scheme.rounded(layer, self._squares.of(layer))
+            self._rounded[layer.variable] = self.scheme.rounded(layer, self._grams.of(layer))
         return self._rounded[layer.variable]
 
     def layer_reports(self, found: LayerwiseCandidate) -> list[LayerReport]:
@@ -125,11 +125,11 @@ class LayerwiseSession(LayerChoice):
             reason = self.in_float.get(layer.name, most)
             return LayerReport(layer.name, False, reason, sensitivity=sensitivity)
         weight = rounded.dequantized()
-        squares = self._squares.of(layer)
+        gram = self._grams.of(layer)
         noise = None
-        if squares is not None:
+        if gram is not None:
             change, whole = (as_columns(layer, each) for each in (weight - layer.weight, layer.weight))
-            noise = decibels(_energy(change, squares), _energy(whole, squares))
+            noise = decibels(_energy(change, gram), _energy(whole, gram))
         return LayerReport(
             layer.name,
             True,
@@ -139,6 +139,6 @@ class LayerwiseSession(LayerChoice):
         )
 
 
-def _energy(weight: Array, squares: Array) -> float:
+def _energy(weight: Array, gram: Array) -> float:
     """The sum of squares of the data's products with columns."""
-    return float(np.einsum("gkj,gkj->", weight, squares @ weight, dtype=np.float64))
+    return float(np.einsum("gkj,gkj->", weight, gram @ weight, dtype=np.float64))

@@ -18,14 +18,14 @@ class Scheme:
         activations: "uint8" or "int8", one scale and zero point a tensor.
         symmetric_activations: the zero point is the middle of the range.
         per_channel: weights have a scale for each filter, else one for all; they are int8 with zero point 0.
-        everywhere: every tensor is rounded, not only what products read.
+        integer_only: every tensor is rounded, not only what products read.
         operators: what else the target computes in integers then, by name.
     """
 
     activations: str = "uint8"
     symmetric_activations: bool = False
     per_channel: bool = True
-    everywhere: bool = False
+    integer_only: bool = False
     operators: frozenset[str] = frozenset()
 
 
@@ -44,6 +44,6 @@ def scheme_for(target: targets.Target, activations: str | None = None, per_chann
     return Scheme(
         activations,
         per_channel=True if per_channel is None else per_channel,
-        everywhere=target.quantized_everywhere,
+        integer_only=target.quantized_everywhere,
         operators=target.integer_operators,
     )

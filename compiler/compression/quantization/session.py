@@ -14,15 +14,15 @@ from compiler.compression.quantization.calibration import Compile, Tapped, obser
 from compiler.compression.quantization.calibrators.registry import get_calibrator, parameters_of
 from compiler.compression.quantization.correction import bias_correction
 from compiler.compression.quantization.equalization import equalize
-from compiler.compression.quantization.everywhere import place_everywhere
+from compiler.compression.quantization.gram_matrices import GramMatrices
 from compiler.compression.quantization.insertion import Numbers, insert_pairs
+from compiler.compression.quantization.integer_only import place_integer_only
 from compiler.compression.quantization.layer_choice import LayerChoice
 from compiler.compression.quantization.layer_times import LayerTime
 from compiler.compression.quantization.layers import Layer, LayerGraph, Placement, find_layers, place
 from compiler.compression.quantization.scheme import Scheme
 from compiler.compression.quantization.sensitivity import measure_sensitivity
 from compiler.compression.quantization.smoothing import smooth
-from compiler.compression.quantization.squares import Squares
 from compiler.compression.quantization.statistics import Statistics
 from compiler.compression.samples import Sample
 from compiler.frontends.imported_model import ImportedModel
@@ -78,7 +78,7 @@ class Session(LayerChoice):
         self.times: dict[str, LayerTime] = {}
         self._candidates: dict[tuple[int, bool, frozenset[str]], Candidate] = {}
         self._weights: dict[Var, QuantizedWeight] = {}
-        if scheme.everywhere:
+        if scheme.integer_only:
             model = replace(model, mod=slices_for_splits(model.mod))
         if "equalization" in techniques:
             model = replace(model, mod=equalize(model.mod, find_layers(model.mod, scheme.operators)))
@@ -96,7 +96,7 @@ class Session(LayerChoice):
         """Take `model` as the float model and look at its tensors."""
         self.model = model
         self.graph: LayerGraph = find_layers(model.mod, self.scheme.operators, model.nodes)
-        if self.scheme.everywhere:
+        if self.scheme.integer_only:
             self.graph.look_ups.clear()  # an accelerator's integers are those that its operators make
         placement = self.place()
         channels = {
@@ -105,16 +105,16 @@ class Session(LayerChoice):
         results = [layer.variable for layer in self.choices]
         # One compilation serves the calibration and the noise of the report.
         self.tapped = Tapped(model, model.mod, list(dict.fromkeys([*placement.sites, *results])), self.compile)
-        self._squares = Squares(self.graph.layers if "adaround" in self.techniques else ())
+        self._grams = GramMatrices(self.graph.layers if "adaround" in self.techniques else ())
         self.statistics: dict[Var, Statistics]
         self.statistics, self.float_outputs = observe(
-            self.tapped, self.samples, placement.sites, channels, self._squares.add
+            self.tapped, self.samples, placement.sites, channels, self._grams.add
         )
 
     def place(self, in_float: Collection[str] = ()) -> Placement:
         """Where tensors are rounded."""
-        if self.scheme.everywhere:
-            return place_everywhere(self.model.mod, self.graph, in_float, self.scheme.operators)
+        if self.scheme.integer_only:
+            return place_integer_only(self.model.mod, self.graph, in_float, self.scheme.operators)
         return place(self.graph, in_float)
 
     @cached_property
@@ -175,6 +175,6 @@ class Session(LayerChoice):
         if layer.variable not in self._weights:
             per_channel = self.scheme.per_channel or layer.is_look_up
             rounded = quantize_weight(layer.weight, layer.product.filters, per_channel=per_channel)
-            squares = self._squares.of(layer)
-            self._weights[layer.variable] = rounded if squares is None else adarounded(layer, rounded, squares)
+            gram = self._grams.of(layer)
+            self._weights[layer.variable] = rounded if gram is None else adarounded(layer, rounded, gram)
         return self._weights[layer.variable]

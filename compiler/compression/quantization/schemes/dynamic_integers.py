@@ -73,13 +73,13 @@ def _product(layer: Layer, call: Call, data: Expr, weight: Expr, emit: Emit) -> 
 class DynamicIntegers:
     """Rounds each filter, and each row of a table, on a scale of its own."""
 
-    def wants_squares(self, layer: Layer) -> bool:
+    def needs_gram(self, layer: Layer) -> bool:
         return False
 
     def refuses(self, layer: Layer) -> str | None:
         return None
 
-    def rounded(self, layer: Layer, squares: Array | None) -> RoundedLayer:
+    def rounded(self, layer: Layer, gram: Array | None) -> RoundedLayer:
         if layer.is_look_up:
             return rounded_table(layer)
         return DynamicLayer(quantize_weight(layer.weight, layer.product.filters, per_channel=True))

@@ -36,7 +36,7 @@ class NarrowFloats:
 
     dtype: np.dtype
 
-    def wants_squares(self, layer: Layer) -> bool:
+    def needs_gram(self, layer: Layer) -> bool:
         return False
 
     def refuses(self, layer: Layer) -> str | None:
@@ -44,7 +44,7 @@ class NarrowFloats:
             whole = np.isfinite(layer.weight.astype(self.dtype).astype(np.float32)).all()
         return None if whole else f"its weights are larger than {self.dtype.name} holds"
 
-    def rounded(self, layer: Layer, squares: Array | None) -> NarrowLayer:
+    def rounded(self, layer: Layer, gram: Array | None) -> NarrowLayer:
         return NarrowLayer(layer.weight.astype(self.dtype).astype(np.float32))
 
 

@@ -48,14 +48,14 @@ class Scheme(Protocol):
     def refuses(self, layer: Layer) -> str | None:
         """Why the layer stays in float, None where it does not."""
 
-    def rounded(self, layer: Layer, squares: Array | None) -> RoundedLayer:
+    def rounded(self, layer: Layer, gram: Array | None) -> RoundedLayer:
         """The layer rounded.
 
         Args:
-            squares: the sums of x x' over the calibration's data (groups, depth, depth) where `wants_squares`.
+            gram: the sums of x x' over the calibration's data (groups, depth, depth) where `needs_gram`.
         """
 
-    def wants_squares(self, layer: Layer) -> bool:
+    def needs_gram(self, layer: Layer) -> bool:
         """Whether `rounded` has a use for them."""
 
 

@@ -48,27 +48,27 @@ class WeightIntegers:
     bits: int
     options: SchemeOptions
 
-    def wants_squares(self, layer: Layer) -> bool:
+    def needs_gram(self, layer: Layer) -> bool:
         return self.options.rounding == "adaround" or (self.options.rounding == "gptq" and layer.product.is_matrix)
 
     def refuses(self, layer: Layer) -> str | None:
         return None
 
-    def rounded(self, layer: Layer, squares: Array | None) -> RoundedLayer:
+    def rounded(self, layer: Layer, gram: Array | None) -> RoundedLayer:
         if layer.is_look_up:
             return rounded_table(layer)
         if not layer.product.is_matrix:
             filters = quantize_weight(layer.weight, layer.product.filters, per_channel=True)
-            return NarrowLayer((filters if squares is None else adarounded(layer, filters, squares)).dequantized())
+            return NarrowLayer((filters if gram is None else adarounded(layer, filters, gram)).dequantized())
         group, dtype = self.options.group, self.options.scales
-        if squares is not None and self.options.rounding == "gptq":
-            values, scales = rounded_by_gptq(layer.weight, squares[0], group, self.bits, dtype)
+        if gram is not None and self.options.rounding == "gptq":
+            values, scales = rounded_by_gptq(layer.weight, gram[0], group, self.bits, dtype)
         else:
             values, scales = rounded_to_nearest(layer.weight, group, self.bits, dtype)
-        if squares is not None and self.options.rounding == "adaround":
+        if gram is not None and self.options.rounding == "adaround":
             steps = np.repeat(scales, group, 0)[: len(values)]
             most = 2 ** (self.bits - 1)
-            values = rounded_by_adaround(layer.weight[None], steps[None], squares, -most, most - 1)[0]
+            values = rounded_by_adaround(layer.weight[None], steps[None], gram, -most, most - 1)[0]
         return GroupedLayer(GroupedWeight(values, scales, None, group, self.bits))
 
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 import compiler
 from compiler.compression.quantization.adaround import rounded_by_adaround
 from compiler.compression.quantization.gptq import group_scales, levels, rounded_by_gptq
+from compiler.compression.quantization.gram_matrices import GramMatrices, as_columns, from_columns
 from compiler.compression.quantization.layers import Layer, find_layers
-from compiler.compression.quantization.squares import Squares, as_columns, from_columns
 from compiler.frontends.source import import_model
 from tests.compiler.compression.quantization.networks import chain_net, residual_net, samples
 from tests.compiler.compression.quantization.test_techniques import canonical
@@ -31,37 +31,37 @@ def correlated(depth: int, seed: int = 0) -> Array:
     return (data.T @ data).astype(np.float32)
 
 
-def error(squares: Array, change: Array) -> float:
-    return float(np.einsum("kj,kj->", change, squares @ change))
+def error(gram: Array, change: Array) -> float:
+    return float(np.einsum("kj,kj->", change, gram @ change))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_products_change_less_than_by_gptq(bits: int) -> None:
     weight = np.random.default_rng(1).standard_normal((96, 20)).astype(np.float32)
-    squares, most = correlated(96), 2 ** (bits - 1)
+    gram, most = correlated(96), 2 ** (bits - 1)
     scale = group_scales(weight, bits, "float32")
-    nearest = error(squares, levels(weight, scale, bits) * scale - weight)
-    values, scales = rounded_by_gptq(weight, squares, 96, bits, "float32")
-    by_gptq = error(squares, values * scales - weight)
-    found = rounded_by_adaround(weight[None], scale, squares[None], -most, most - 1)[0]
-    assert error(squares, found * scale - weight) < 0.95 * by_gptq < 0.5 * nearest
+    nearest = error(gram, levels(weight, scale, bits) * scale - weight)
+    values, scales = rounded_by_gptq(weight, gram, 96, bits, "float32")
+    by_gptq = error(gram, values * scales - weight)
+    found = rounded_by_adaround(weight[None], scale, gram[None], -most, most - 1)[0]
+    assert error(gram, found * scale - weight) < 0.95 * by_gptq < 0.5 * nearest
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_it_is_near_the_best_of_all_roundings(seed: int) -> None:
     generator = np.random.default_rng(seed)
-    weight, squares = generator.uniform(-3, 3, (8, 1)).astype(np.float32), correlated(8, seed)
+    weight, gram = generator.uniform(-3, 3, (8, 1)).astype(np.float32), correlated(8, seed)
     ways = np.array(list(itertools.product((0, 1), repeat=8))) + np.floor(weight.ravel())
-    errors = [error(squares, (way - weight.ravel())[:, None]) for way in ways]
-    found = rounded_by_adaround(weight[None], np.ones(1), squares[None], -8, 7)[0]
-    better = sum(each < error(squares, found - weight) for each in errors)
+    errors = [error(gram, (way - weight.ravel())[:, None]) for way in ways]
+    found = rounded_by_adaround(weight[None], np.ones(1), gram[None], -8, 7)[0]
+    better = sum(each < error(gram, found - weight) for each in errors)
     assert better <= len(errors) // 16
 
 
 def test_it_stays_within_the_limits_and_goes_on_without_data() -> None:
     weight = np.array([[[9.0], [-9.0], [0.4]]], np.float32)
-    squares = np.zeros((1, 3, 3), np.float32)
-    assert rounded_by_adaround(weight, np.ones(1), squares, -8, 7).ravel().tolist() == [7, -8, 0]
+    gram = np.zeros((1, 3, 3), np.float32)
+    assert rounded_by_adaround(weight, np.ones(1), gram, -8, 7).ravel().tolist() == [7, -8, 0]
 
 
 def layers_of(net: Any) -> list[Layer]:
@@ -79,12 +79,12 @@ def test_squares_of_convolutions_give_the_energy_of_their_results(
     net = torch.nn.Conv2d(channels, filters, 3, stride, padding, dilation, groups, bias=False)
     data = torch.randn(2, channels, 11, 9)
     (layer,) = find_layers(import_model(net.eval(), example_inputs=(data,)).mod).layers
-    sums = Squares([layer])
+    sums = GramMatrices([layer])
     sums.add({layer.data: data.numpy()})
-    squares = sums.of(layer)
-    assert squares is not None
+    gram = sums.of(layer)
+    assert gram is not None
     columns = as_columns(layer, layer.weight)
-    energy = float(np.einsum("gkj,gkj->", columns, squares @ columns, dtype=np.float64))
+    energy = float(np.einsum("gkj,gkj->", columns, gram @ columns, dtype=np.float64))
     assert energy == pytest.approx(float((net(data).detach() ** 2).sum()), rel=1e-4)
     np.testing.assert_array_equal(from_columns(layer, columns), layer.weight)
 

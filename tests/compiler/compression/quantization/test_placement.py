@@ -6,7 +6,7 @@ import numpy as np
 from tvm import relax
 from tvm.ir import IRModule
 
-from compiler.compression.quantization.everywhere import place_everywhere
+from compiler.compression.quantization.integer_only import place_integer_only
 from compiler.compression.quantization.layers import find_layers, place
 from compiler.frontends.source import import_model
 from compiler.passes.pipeline import run_pipeline
@@ -63,7 +63,7 @@ def test_products_that_stay_in_float_have_a_reason() -> None:
 def test_everywhere_means_behind_every_operator() -> None:
     mod = canonical(residual_net())
     graph = find_layers(mod)
-    placement = place_everywhere(mod, graph)
+    placement = place_integer_only(mod, graph)
     rounded = [graph.definitions[site].op.name for site in placement.sites if site in placement.made]
     # What ends in a ReLU is rounded behind that; no product is rounded before its bias.
     assert "relax.nn.conv2d" not in rounded
@@ -71,7 +71,7 @@ def test_everywhere_means_behind_every_operator() -> None:
     assert set(placement.sites) - placement.made == set(mod["main"].params)
     # Where a layer stays in float, neither it nor its bias is rounded.
     layer = graph.layers[1]
-    fewer = place_everywhere(mod, graph, in_float=[layer.name])
+    fewer = place_integer_only(mod, graph, in_float=[layer.name])
     assert not {layer.variable, layer.bias} & fewer.made
 
 
@@ -89,7 +89,7 @@ def test_what_an_accelerator_computes_besides_is_rounded_too() -> None:
     mod = builder.get()
     graph = find_layers(mod)
     for operators, wanted in ((set(), {"multiply"}), ({"relax.nn.softmax"}, {"multiply", "nn.softmax"})):
-        placement = place_everywhere(mod, graph, operators=operators)
+        placement = place_integer_only(mod, graph, operators=operators)
         rounded = [graph.definitions[site].op.name.removeprefix("relax.") for site in placement.made]
         assert sorted(rounded) == sorted(wanted)
 

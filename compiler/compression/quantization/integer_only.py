@@ -28,7 +28,7 @@ from compiler.passes.rewriting.matching import array_of, dtype_of, same_shape, s
 _LIMITS = frozenset(f"relax.{name}" for name in ("nn.relu", "nn.relu6", "clip"))
 
 
-def place_everywhere(
+def place_integer_only(
     mod: IRModule, graph: LayerGraph, in_float: Collection[str] = (), operators: Collection[str] = ()
 ) -> Placement:
     """Pairs where each tensor is made; where an input of the model is read, there.

@@ -1,4 +1,4 @@
-"""Sums of x x' over the calibration's data, x being what a filter of a layer multiplies: rounding is judged by them."""
+"""Gram matrices of layer inputs, sums of x x' over the calibration's data: GPTQ and AdaRound judge rounding by them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _groups(layer: Layer) -> int:
     return int(layer.call.attrs.groups)
 
 
-class Squares:
+class GramMatrices:
     """Of layers, over the tensors that are added; layers that read the same data alike share a sum."""
 
     def __init__(self, layers: Collection[Layer]) -> None:
