@@ -26,6 +26,7 @@ from compiler.cli.commands import (
     targets,
     tune,
 )
+from compiler.cli.help_text import wrap_freely
 
 app = typer.Typer(
     name="tensorwright",
@@ -100,3 +101,4 @@ for command in (
     passes,
 ):
     command.register(app)
+wrap_freely(app)

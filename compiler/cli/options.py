@@ -16,7 +16,7 @@ ModelShapes = Annotated[
     typer.Option(
         "--shape",
         metavar="INPUT=SIZES",
-        help="Sizes of an input: a number fixes a dimension, a name keeps it open. Again for other inputs.",
+        help="Sizes of an input: a number fixes a dimension, a name keeps it dynamic. Repeat for other inputs.",
     ),
 ]
 RunShapes = Annotated[
@@ -32,7 +32,7 @@ Constants = Annotated[
     typer.Option(
         "--constant",
         metavar="INPUT=VALUE",
-        help="Fix an input for good: a .npy file, a number, true, false, or a list. It is no input of the module then.",
+        help="Make an input a constant: a .npy file, a number, true, false, or a list. It is an input no longer.",
     ),
 ]
 Inputs = Annotated[
@@ -66,7 +66,7 @@ TrustedKeys = Annotated[
         "--trusted-key",
         metavar="PATH",
         help="Refuse a module that is not signed by this key: an Ed25519 public key (PEM), or a folder of them. "
-        "Again for other keys.",
+        "Repeat for other keys.",
         show_default=False,
     ),
 ]
@@ -75,7 +75,7 @@ PassphraseFile = Annotated[
     typer.Option(
         "--passphrase-file",
         metavar="FILE",
-        help="Holds the passphrase of an encrypted private key; else TENSORWRIGHT_PASSPHRASE, or it is asked for.",
+        help="The passphrase of an encrypted private key; otherwise TENSORWRIGHT_PASSPHRASE, or you are asked for it.",
     ),
 ]
 ConnectionKey = Annotated[

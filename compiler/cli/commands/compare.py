@@ -43,7 +43,7 @@ def _compare(
     constant: options.Constants = None,
     target: options.TargetName = "host",
     tolerance: Annotated[
-        float, typer.Option(metavar="SHARE", help="How far values may be apart, as a share of the largest.")
+        float, typer.Option(metavar="SHARE", help="Largest difference allowed, relative to the largest value.")
     ] = 1e-3,
     layers: Annotated[
         bool, typer.Option("--layers", help="Compare layer by layer even where the outputs agree.")

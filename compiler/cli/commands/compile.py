@@ -68,7 +68,7 @@ def _compile(
         typer.Option(
             "--outputs",
             metavar="NAME,NAME",
-            help="Return these outputs alone, in this order; what nothing else needs is not compiled.",
+            help="Return only these outputs, in this order; what only other outputs need is not compiled.",
         ),
     ] = None,
     precision: Annotated[

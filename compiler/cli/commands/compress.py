@@ -11,9 +11,10 @@ from compiler.cli import options
 
 HELP = """Compress a model by a recipe of steps and compile it.
 
-The steps are prune, factorize, share-weights and quantize. After each, size, time and how alike the outputs stay (their
-mean cosine on the samples) are measured; it is an error when more is lost than --max-drop. Steps that train (distill,
-fine-tuning) and measures of your own need Python: tensorwright.compress(net, recipe, evaluate=...).
+The steps are prune, factorize, share-weights and quantize. After each, size, time and the mean cosine similarity
+of the outputs on the samples are measured. A step that gains nothing is skipped; it is an error when more accuracy is
+lost than --max-drop. Steps that train (distill, fine-tuning) and metrics of your own need Python:
+tensorwright.compress(net, recipe, evaluate=...).
 
 [bold]Typical[/]
 
@@ -42,7 +43,7 @@ def _compress(
     samples: Annotated[
         list[Path] | None,
         typer.Option(
-            "--samples", "-s", metavar="FILE", help="An .npz file with an array for each input; again for more."
+            "--samples", "-s", metavar="FILE", help="An .npz file with an array for each input; repeat for more."
         ),
     ] = None,
     output: Annotated[
@@ -52,7 +53,9 @@ def _compress(
     target: options.TargetName = "host",
     shape: options.ModelShapes = None,
     constant: options.Constants = None,
-    max_drop: Annotated[float, typer.Option(metavar="SHARE", help="How much of the likeness may be lost.")] = 0.01,
+    max_drop: Annotated[
+        float, typer.Option(metavar="SHARE", help="How far the mean cosine similarity may drop.")
+    ] = 0.01,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report there, .html or .json.")] = None,
     threads: options.Threads = None,
     as_json: options.Json = False,

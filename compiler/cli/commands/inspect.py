@@ -39,7 +39,7 @@ def _inspect(
     target: options.TargetName = "host",
     shape: options.RunShapes = None,
     constant: options.Constants = None,
-    everything: Annotated[bool, typer.Option("--all", help=f"Show all kernels, not the first {_SHOWN}.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help=f"Show all layers, not the first {_SHOWN}.")] = False,
     as_json: options.Json = False,
 ) -> None:
     from compiler.cli.arguments import divide_shapes, parse_arrays, parse_shapes

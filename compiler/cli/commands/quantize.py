@@ -11,12 +11,12 @@ from compiler.cli import options
 
 HELP = """Quantize a model and compile it.
 
-Schemes: static-int8 (needs samples), dynamic-int8 (activations are quantized as they come), weight-int4 and weight-int8
-(the weights of matrix products alone), float16 and bfloat16 (weights stored in 16 bits).
+Schemes: static-int8 (needs samples), dynamic-int8 (activations are quantized at run time), weight-int4 and weight-int8
+(only the weights of matrix products), float16 and bfloat16 (weights stored in 16 bits).
 
-The samples are inputs as the model will meet them. How alike the outputs stay (their mean cosine) is measured; the
-layers that cost most go back to float until the limit holds, and it is an error when it cannot. For a measure of your
-own use tensorwright.quantize(model, samples, evaluate=...).
+The samples should be typical inputs of the model. The mean cosine similarity of the outputs with those of the float
+model is measured; the most sensitive layers go back to float until the limit holds, and it is an error if it cannot.
+For a metric of your own use tensorwright.quantize(model, samples, evaluate=...).
 
 [bold]Typical[/]
 
@@ -27,10 +27,10 @@ own use tensorwright.quantize(model, samples, evaluate=...).
   A tighter limit, and a page about every layer:
     tensorwright quantize model.onnx --samples a.npz --max-drop 0.001 --report report.html
 
-  The weights of a language model in 4 bits, a scale for 32 neighbours:
+  The weights of a language model in 4 bits, one scale per 32 weights:
     tensorwright quantize model.onnx --scheme weight-int4 --group 32 --samples a.npz
 
-  Another way of choosing ranges:
+  Another method of choosing ranges:
     tensorwright quantize model.onnx --samples a.npz --method percentile
 
   Layers timed on this machine, and the outcome repeated:
@@ -49,12 +49,12 @@ def _quantize(
     samples: Annotated[
         list[Path] | None,
         typer.Option(
-            "--samples", "-s", metavar="FILE", help="An .npz file with an array for each input; again for more."
+            "--samples", "-s", metavar="FILE", help="An .npz file with an array for each input; repeat for more."
         ),
     ] = None,
     scheme: Annotated[str, typer.Option(metavar="NAME", help="What is quantized and how; see above.")] = "static-int8",
     group: Annotated[
-        int, typer.Option(metavar="COUNT", help="Of weights alone: how many neighbours share a scale, 16 to 256.")
+        int, typer.Option(metavar="COUNT", help="Weight-only schemes: how many weights share a scale, 16 to 256.")
     ] = 64,
     output: Annotated[
         Path | None,
@@ -63,7 +63,9 @@ def _quantize(
     target: options.TargetName = "host",
     shape: options.ModelShapes = None,
     constant: options.Constants = None,
-    max_drop: Annotated[float, typer.Option(metavar="SHARE", help="How much of the likeness may be lost.")] = 0.01,
+    max_drop: Annotated[
+        float, typer.Option(metavar="SHARE", help="How far the mean cosine similarity may drop.")
+    ] = 0.01,
     method: Annotated[
         str, typer.Option(metavar="NAME", help="How ranges are chosen: min-max, percentile, entropy or mse.")
     ] = "mse",
@@ -71,16 +73,16 @@ def _quantize(
         str,
         typer.Option(
             metavar="HOW",
-            help="By what layers are left in float for their speed: predicted, measured, or a file of --precisions.",
+            help="How layers that are faster in float are found: predicted, measured, or a file of --precisions.",
         ),
     ] = "predicted",
     keep_slower: Annotated[
         bool,
-        typer.Option("--keep-slower", help="Keep layers in integers that are slower so, for their size."),
+        typer.Option("--keep-slower", help="Keep layers quantized that are slower that way, to reduce the size."),
     ] = False,
     precisions: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write which layers are in integers there (.json)."),
+        typer.Option(metavar="FILE", help="Write there which layers are quantized (.json)."),
     ] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report there, .html or .json.")] = None,
     threads: options.Threads = None,

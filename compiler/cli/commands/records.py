@@ -24,7 +24,7 @@ HELP = """Show, merge and reduce tuning records.
     tensorwright records logs other.jsonl --output all.jsonl
     tensorwright records logs --best --output best.jsonl
 
-  Take over records from elsewhere into your own:
+  Import records from elsewhere into your own:
     tensorwright records best.jsonl --import
 """
 

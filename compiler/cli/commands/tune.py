@@ -9,7 +9,7 @@ import typer
 
 from compiler.cli import options
 
-HELP = """Find fast configs for a model's kernels by measuring.
+HELP = """Find fast configurations for a model's kernels by measuring them.
 
 The results are kept as records; `tensorwright compile` uses them by itself. Stop it when you like: nothing measured is
 lost, and the next run goes on from there.
@@ -27,7 +27,7 @@ lost, and the next run goes on from there.
     tensorwright tune model.onnx --target raspberry-pi-5 --device 192.168.1.7:9090
     tensorwright tune model.onnx --target raspberry-pi-5 --device pi@192.168.1.2:9190 --device pi@192.168.1.2:9190
 
-  For a graphics processor: candidates compiled here, timed there by the program in the folder, taken in here:
+  For a graphics processor: candidates compiled here, timed there by the program in the folder, results imported here:
     tensorwright tune model.onnx --target h100 --pack tuning
     scp -r tuning gpu: && ssh gpu tuning/run && scp gpu:tuning/results.json .
     tensorwright tune --target h100 --take results.json
@@ -41,7 +41,7 @@ def register(app: typer.Typer) -> None:
 
 def _tune(
     model: Annotated[
-        Path | None, typer.Argument(metavar="MODEL", help="As of `compile`; none with --take.", show_default=False)
+        Path | None, typer.Argument(metavar="MODEL", help="As for `compile`; left out with --take.", show_default=False)
     ] = None,
     target: options.TargetName = "host",
     shape: options.ModelShapes = None,
@@ -50,21 +50,24 @@ def _tune(
         list[str] | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="Measure there: an RPC server, or KEY@HOST:PORT of a tracker; again for more devices. This machine if "
-            "not given.",
+            help="Measure there: an RPC server, or KEY@HOST:PORT of a tracker; repeat for more devices. "
+            "This machine if not given.",
         ),
     ] = None,
     key: options.ConnectionKey = None,
     device_key: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="FILE", help="The X25519 public key of the device's server: one for all, or one a device."
+            metavar="FILE", help="The X25519 public key of the device's server: one for all, or one per device."
         ),
     ] = None,
     passphrase_file: options.PassphraseFile = None,
-    trials: Annotated[int | None, typer.Option(min=1, metavar="N", help="How many configs to measure.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, metavar="N", help="How many configurations to measure.")] = None,
     time_budget: Annotated[
-        str | None, typer.Option(metavar="TIME", help="How long to search: 90s, 10m, 1h. 10m if nothing is said.")
+        str | None,
+        typer.Option(
+            metavar="TIME", help="How long to search: 90s, 10m, 1h. 10m if neither this nor --trials is given."
+        ),
     ] = None,
     records: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The folder of records; the user's own if not given.")
@@ -75,12 +78,12 @@ def _tune(
         str,
         typer.Option(
             metavar="HOW",
-            help="parallel: on all cores; serial: processor time of one, where others use the machine too; auto: look.",
+            help="parallel: wall-clock time on all cores; serial: CPU time of one, on loaded machines; auto: find out.",
         ),
     ] = "auto",
-    cost_model: Annotated[str, typer.Option(metavar="NAME", help="What ranks configs.")] = "xgboost",
-    search: Annotated[str, typer.Option(metavar="NAME", help="What proposes configs.")] = "evolutionary",
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the search.")] = 0,
+    cost_model: Annotated[str, typer.Option(metavar="NAME", help="The model that ranks configurations.")] = "xgboost",
+    search: Annotated[str, typer.Option(metavar="NAME", help="What proposes configurations.")] = "evolutionary",
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the search.")] = 0,
     pack: Annotated[
         Path | None,
         typer.Option(
@@ -88,7 +91,7 @@ def _tune(
         ),
     ] = None,
     take: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Take in results.json, which the program of a pack wrote.")
+        Path | None, typer.Option(metavar="FILE", help="Import results.json, which the program of a pack wrote.")
     ] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of plots (.html).")] = None,
     as_json: options.Json = False,

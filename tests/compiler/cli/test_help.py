@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from compiler.cli.help_text import joined
 from tests.compiler.cli.running import Run
 
 COMMANDS = (
@@ -64,3 +65,10 @@ def test_version_names_all_parts(tensorwright: Run) -> None:
         "python",
         "machine",
     ]
+
+
+def test_paragraphs_wrap_at_any_width_and_examples_stay_as_they_are() -> None:
+    text = "One line\nand its rest.\n\n[bold]Examples[/]\n\n  A title:\n    command --a\n    command --b\n"
+    assert (
+        joined(text) == "One line and its rest.\n\n[bold]Examples[/]\n\n  A title:\n    command --a\n    command --b\n"
+    )
