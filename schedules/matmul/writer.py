@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from schedules.codegen.nest import (
     CHUNKS_PER_CORE,
@@ -57,7 +57,12 @@ class MatmulWriter:
 
     `rows` and `vectors` are the tile, `pack` says whether panels of B are copied first, `depth` cuts the sum into
     blocks of that length whose part of B stays in the second cache (0: one block).
+
+    Tasks are ordered by panels, or by chunks of rows where `rows_first`: then a thread computes the same rows as in
+    kernels before and behind that share rows out, which are in its cache.
     """
+
+    rows_first: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -138,14 +143,15 @@ class MatmulWriter:
         tiles, rest = self._row_tiles()
         chunks, per_chunk = self._row_chunks(tiles, panels)
         extents = [Extent(axis.name, axis.extent) for axis in batch_axes]
-        extents += [Extent("panel", panels), Extent("chunk", chunks)]
+        inner = [Extent("panel", panels), Extent("chunk", chunks)]
+        extents += inner[::-1] if self.rows_first else inner
         kept = [each for each in extents if each.extent != 1]
 
         def task(values: list[Expr]) -> Stmt:
             found = iter(values)
             at = [index(0) if each.extent == 1 else next(found) for each in extents]
             batch = {axis.var: value for axis, value in zip(batch_axes, at, strict=False)}
-            panel, chunk = at[-2], at[-1]
+            panel, chunk = (at[-1], at[-2]) if self.rows_first else (at[-2], at[-1])
 
             def rows(batch: Batch, column: Expr, width: int) -> Stmt:
                 return self._rows(batch, column, width, chunk, (tiles, rest, chunks, per_chunk))

@@ -7,7 +7,7 @@ bytes serve all rows of the tile. In integers, each unit is summed by dot produc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from schedules.codegen.nest import prefetch
 from schedules.codegen.parallel import MIN_PARALLEL_WORK, in_sequence, pays_off, repeat
@@ -28,6 +28,7 @@ from schedules.stages.fused_kernel import FusedKernel
 # How far ahead of their use words are asked for, in rows of a panel (128 bytes), and by tiles of how many rows at most.
 _WORDS_AHEAD = 32
 _FEW_ROWS = 4
+_MOST_ROWS = 64  # of a task
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,8 @@ class _Place:
 class BlockWriter(WriterOfParts[Parts]):
     """Writes a product: the loops of any other, and a tile of its own."""
 
+    rows_first: ClassVar[bool] = True
+
     def __init__(self, parts: Parts, fused: FusedKernel, machine: Machine, *, rows: int, vectors: int) -> None:
         super().__init__(parts, fused, machine, rows=rows)
         self.panel = vectors * self.lanes
@@ -69,6 +72,16 @@ class BlockWriter(WriterOfParts[Parts]):
         if weight >= MIN_PARALLEL_WORK * self.lanes // 4:
             return pays_off(weight, self.machine, 0)
         return super()._threads()
+
+    def _row_chunks(self, tiles: Any, panels: Any) -> tuple[Any, int]:
+        """As many rows a chunk as leave half of the second cache to the weights."""
+        element = 2 if self.parts.rounded else 4
+        row_bytes = element * int(self.form.depth.extent)
+        most = self.machine.l2_bytes // 2 // (row_bytes * self.tile_rows)
+        per_chunk = max(1, min(_MOST_ROWS // self.tile_rows, most))
+        if isinstance(tiles, int):
+            return max(1, -(-tiles // per_chunk)), per_chunk
+        return tirx.Max(tirx.FloorDiv(tiles + (per_chunk - 1), index(per_chunk)), index(1)), per_chunk
 
     def _tile(
         self,
