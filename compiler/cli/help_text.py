@@ -8,18 +8,15 @@ import typer
 def wrap_freely(app: typer.Typer) -> None:
     """Join the lines of each paragraph of the commands' help, of groups too; typer would break them where the source
     does."""
-    groups = [group for group in app.registered_groups if group.typer_instance is not None]
-    infos = [
-        *app.registered_commands,
-        *groups,
-        *(group.typer_instance.info for group in groups if group.typer_instance),
-    ]
-    for info in infos:
-        if isinstance(info.help, str):  # a group may have none of its own
-            info.help = joined(info.help)
-    for group in groups:
-        if group.typer_instance is not None:
-            wrap_freely(group.typer_instance)
+    for command in app.registered_commands:
+        if command.help is not None:
+            command.help = joined(command.help)
+    for group in app.registered_groups:
+        inner = group.typer_instance
+        if inner is not None:
+            if isinstance(inner.info.help, str):
+                inner.info.help = joined(inner.info.help)
+            wrap_freely(inner)
 
 
 def joined(text: str) -> str:
