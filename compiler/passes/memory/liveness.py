@@ -30,6 +30,8 @@ class Allocation:
     Attributes:
         variable: what it is bound to.
         size: bytes; the upper bound where it depends on symbols; None when there is none.
+        formula: the bytes as an expression of symbols, simplified, where there is no bound; None when they are known,
+            or no whole number for each element.
         lifetime: when it is needed; None when it is never used.
         escapes: it may be a result of the function, which must own its memory.
         in_place: variable of an allocation that may become this one, being read last where this one is written.
@@ -37,6 +39,7 @@ class Allocation:
 
     variable: Any
     size: int | None
+    formula: Any = None
     lifetime: Lifetime | None = None
     escapes: bool = False
     in_place: Any = None
@@ -132,7 +135,9 @@ class Liveness:
             self._escape(value.body)
             return
         if operator_name(value) == ALLOCATE:
-            self.allocations[variable] = Allocation(variable, self._bytes(value.args[0], value.args[1]))
+            size = self._bytes(value.args[0], value.args[1])
+            formula = _formula(value.args[0], value.args[1]) if size is None else None
+            self.allocations[variable] = Allocation(variable, size, formula)
             self._group(variable).allocations += 1
             return
         used = list(operands(value))
@@ -176,15 +181,15 @@ class Liveness:
         for allocation in self.allocations.values():
             group = self._group(allocation.variable)
             allocation.escapes = group.escapes
-            if group.first is not None and allocation.size is not None:
-                allocation.lifetime = Lifetime(allocation.size, group.first, group.last)
+            if group.first is not None and (allocation.size is not None or allocation.formula is not None):
+                allocation.lifetime = Lifetime(allocation.size or 0, group.first, group.last)
         for kernel in self._kernels:
             self._match_in_place(kernel)
 
     def _match_in_place(self, kernel: _Kernel) -> None:
         """The output becomes the operand that ends here, when the kernel allows it and both are single tensors."""
         result = self.allocations.get(kernel.arguments[-1]) if kernel.arguments else None
-        if result is None or result.lifetime is None or result.escapes:
+        if result is None or result.lifetime is None or result.size is None or result.escapes:
             return
         for index in kernel.in_place:
             source = self._allocation_behind(kernel.arguments[index])
@@ -211,6 +216,16 @@ class Liveness:
             return None
         group = self._group(variable)
         return next((a for v, a in self.allocations.items() if self._group(v) is group), None)
+
+
+def _formula(shape: Any, dtype: Any) -> Any | None:
+    bits = int(tvm.DataType(str(dtype.value)).bits)
+    if not isinstance(shape, relax.ShapeExpr) or bits % 8:
+        return None
+    count: Any = tvm.tirx.IntImm("int64", bits // 8)
+    for size in shape.values:
+        count = count * size
+    return Analyzer().simplify(count)
 
 
 def _is_void(call: Any) -> bool:

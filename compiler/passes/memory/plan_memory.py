@@ -1,31 +1,28 @@
 """plan-memory: tensors that are never alive together share storage.
 
 Tensors of known size, or of bounded size where the caller gives bounds of symbols, are assigned to a few storages that
-are allocated on entry. Results of a function own their memory. Tensors of unbounded size are left to TVM's
-planner, which shares storage between those of equal symbolic size, but not in a module with branches: there it
-hands storage that one branch allocates to code after it, which crashes when the other branch was taken.
+are allocated on entry. Results of a function own their memory. Tensors of unbounded size share storage with those of
+equal symbolic size; it is allocated where the first of them is. In functions with branches they do not: storage that
+one branch allocates is not there for code after it when the other branch was taken.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tvm import relax
 from tvm.ir import IRModule
-from tvm.sym import Analyzer
-from tvm.tirx import IntImm
 
 from compiler.errors import InvalidModelError
 from compiler.passes.context import PipelineContext
 from compiler.passes.memory.assignment import assign, peak_of_live_bytes
-from compiler.passes.memory.liveness import ALLOCATE, Liveness
+from compiler.passes.memory.liveness import ALLOCATE, Allocation, Liveness
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import operator_name
-from compiler.passes.rewriting.tvm_target import tvm_target
+from schedules.ir.tir import StructuralKey
 
-_LOOSE = 4096  # a size that a bound may stand for at run time
-_UNBOUNDED = 2**63 - 1
 MAX_BYTES = 1 << 47
 """What a process can address on the machines there are."""
 
@@ -65,12 +62,7 @@ def plan_memory(mod: IRModule, context: PipelineContext) -> IRModule:
         mod = mod.clone()
         for variable, function in changed.items():
             mod.update_func(variable, function)
-    mod = relax.transform.Normalize()(mod)
-    functions = [function for function in mod.functions.values() if isinstance(function, relax.Function)]
-    if any(_has_branch(function.body) or _has_loose_bound(function.body) for function in functions):
-        return mod
-    with tvm_target(context):
-        return relax.transform.StaticPlanBlockMemory()(mod)
+    return relax.transform.Normalize()(mod)
 
 
 def _has_branch(sequence: Any) -> bool:
@@ -78,26 +70,9 @@ def _has_branch(sequence: Any) -> bool:
     return any(isinstance(value, relax.If) for value in values)
 
 
-def _has_loose_bound(sequence: Any) -> bool:
-    """Whether a tensor of unknown size has one of its sizes bounded, by `min(n, 100000)`, and that by much.
-
-    TVM's planner allocates the bound.
-    """
-    analyzer = Analyzer()
-    for block in sequence.blocks:
-        for binding in block.bindings:
-            if operator_name(binding.value) != ALLOCATE or not isinstance(binding.value.args[0], relax.ShapeExpr):
-                continue
-            sizes = [size for size in binding.value.args[0].values if not isinstance(size, IntImm)]
-            bounds = [int(analyzer.const_int_bound(size).max_value) for size in sizes]
-            if any(_LOOSE < bound < _UNBOUNDED for bound in bounds):
-                return True
-    return False
-
-
 def _planned(function: Any, liveness: Liveness) -> tuple[Any, MemoryReport]:
     every = list(liveness.allocations.values())
-    known = [each for each in every if each.lifetime is not None]
+    known = [each for each in every if each.lifetime is not None and each.size is not None]
     shared = [each for each in known if not each.escapes]
     lifetimes = [each.lifetime for each in shared if each.lifetime is not None]
     position = {each.variable: index for index, each in enumerate(shared)}
@@ -117,43 +92,67 @@ def _planned(function: Any, liveness: Liveness) -> tuple[Any, MemoryReport]:
             "check the shapes of the model's inputs",
         )
     storages = [_Storage(index, size) for index, size in enumerate(sizes)]
-    places = {each.variable: storages[index].variable for each, index in zip(shared, chosen, strict=True)}
+    places = {each.variable: storages[index] for each, index in zip(shared, chosen, strict=True)}
+    if not _has_branch(function.body):
+        places.update(_symbolic_places(every, len(storages)))
     return _rewrite(function, places, storages), report
 
 
 class _Storage:
-    """A storage: its variable and the binding that allocates it."""
+    """A storage: its variable and the binding that allocates it. `size` is its bytes, which may be symbolic."""
 
-    def __init__(self, index: int, size: int) -> None:
+    def __init__(self, index: int, size: Any) -> None:
         call = relax.op.memory.alloc_storage(relax.ShapeExpr([size]), 0, "global", "uint8")
         value = relax.BlockBuilder().normalize(call)
         self.variable = relax.Var(f"storage{index}", value.ty)
         self.binding = relax.VarBinding(self.variable, value)
 
 
-def _rewrite(function: Any, places: dict[Any, Any], storages: list[_Storage]) -> Any:
-    body = _rewrite_sequence(function.body, places)
+def _symbolic_places(allocations: Sequence[Allocation], first: int) -> dict[Any, _Storage]:
+    """The storage of each tensor of unbounded size that is no result, numbered from `first`; equal sizes share."""
+    alike: dict[Any, list[Allocation]] = {}
+    for each in allocations:
+        if each.formula is not None and each.lifetime is not None and not each.escapes:
+            alike.setdefault(StructuralKey(each.formula), []).append(each)
+    places: dict[Any, _Storage] = {}
+    for group in alike.values():
+        chosen, sizes = assign([each.lifetime for each in group if each.lifetime is not None], {})
+        storages = [_Storage(first + index, group[0].formula) for index in range(len(sizes))]
+        first += len(storages)
+        places.update((each.variable, storages[index]) for each, index in zip(group, chosen, strict=True))
+    return places
+
+
+def _rewrite(function: Any, places: dict[Any, _Storage], storages: list[_Storage]) -> Any:
+    """The function with tensors in their places: `storages` are allocated on entry, others by their first tensor."""
+    allocated = {storage.variable for storage in storages}
+    body = _rewrite_sequence(function.body, places, allocated)
     entry = relax.BindingBlock([storage.binding for storage in storages])
     blocks = [entry, *body.blocks] if storages else body.blocks
     whole = relax.SeqExpr(blocks, body.body, body.span)
     return relax.Function(function.params, whole, function.ret_ty, function.is_pure, function.attrs, function.span)
 
 
-def _rewrite_sequence(sequence: Any, places: dict[Any, Any]) -> Any:
+def _rewrite_sequence(sequence: Any, places: dict[Any, _Storage], allocated: set[Any]) -> Any:
     blocks = [
-        relax.BindingBlock([_rewrite_binding(binding, places) for binding in block.bindings], block.span)
+        relax.BindingBlock(
+            [each for binding in block.bindings for each in _rewrite_binding(binding, places, allocated)], block.span
+        )
         for block in sequence.blocks
     ]
     return relax.SeqExpr(blocks, sequence.body, sequence.span)
 
 
-def _rewrite_binding(binding: Any, places: dict[Any, Any]) -> Any:
+def _rewrite_binding(binding: Any, places: dict[Any, _Storage], allocated: set[Any]) -> list[Any]:
     value = binding.value
     if isinstance(value, relax.If):
-        branches = [_rewrite_sequence(branch, places) for branch in (value.true_branch, value.false_branch)]
-        return relax.VarBinding(binding.var, relax.If(value.cond, *branches, value.span))
+        branches = [_rewrite_sequence(each, places, allocated) for each in (value.true_branch, value.false_branch)]
+        return [relax.VarBinding(binding.var, relax.If(value.cond, *branches, value.span))]
     if operator_name(value) != ALLOCATE or binding.var not in places:
-        return binding
+        return [binding]
+    storage = places[binding.var]
+    before = [] if storage.variable in allocated else [storage.binding]
+    allocated.add(storage.variable)
     shape, dtype, device = list(value.args)[:3]
-    call = relax.op.memory.alloc_tensor(places[binding.var], 0, shape, dtype, device)
-    return relax.VarBinding(binding.var, call)
+    call = relax.op.memory.alloc_tensor(storage.variable, 0, shape, dtype, device)
+    return [*before, relax.VarBinding(binding.var, call)]

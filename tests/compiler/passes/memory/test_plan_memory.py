@@ -161,7 +161,8 @@ def test_branches_with_symbols_keep_to_their_own_storage() -> None:
             np.testing.assert_allclose(outputs[0], taken * 2, rtol=1e-5)
 
 
-def test_symbols_are_planned_with_bounds_and_left_to_the_engine_without() -> None:
+def test_symbols_are_planned_with_bounds_and_by_equal_sizes_without() -> None:
+    """Without bounds a chain of four needs two storages, and its result one of its own."""
     build = Build()
     value = build.input("x", ("n", 8))
     for _ in range(4):
@@ -171,6 +172,8 @@ def test_symbols_are_planned_with_bounds_and_left_to_the_engine_without() -> Non
     expected = run_module(mod, data)[0]
     outputs, report = planned(mod, data)
     assert report["unplanned"] == 4
+    text = run_pipeline(mod, until="plan-memory").mod["main"].script()
+    assert text.count("alloc_storage") == 3
     np.testing.assert_allclose(outputs[0], expected, rtol=1e-4, atol=1e-4)
     outputs, report = planned(mod, data, bounds={"n": 16})
     assert report["unplanned"] == 0
