@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test quick lint docs clean
 
 # The main job on real models: sentences embedded with MiniLM, speech detected with Silero.
 demo: $(VENV)/demo.stamp
@@ -13,6 +13,20 @@ demo: $(VENV)/demo.stamp
 test: $(VENV)/test.stamp
 	tests/system/install_packages.sh
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# In under three minutes: structure, imports, links, graph passes before and after, refusals, file formats, and numbers on
+# small graphs. For use while working; `make test` decides.
+QUICK := tests/test_imports.py tests/docs/test_links.py tests/compiler/artifact tests/compiler/passes/canonicalize \
+	tests/compiler/passes/fuse tests/compiler/passes/lower tests/compiler/passes/memory tests/compiler/passes/rewriting \
+	tests/compiler/passes/integers tests/compiler/passes/layout tests/compiler/passes/test_list_calls.py \
+	tests/compiler/support tests/compiler/reports tests/compiler/records tests/compiler/profiling/test_attribution.py \
+	tests/compiler/profiling/test_call_names.py tests/compiler/profiling/test_difference.py \
+	tests/compiler/profiling/test_statistics.py tests/compiler/frontends/test_relax_module.py \
+	tests/compiler/frontends/onnx/test_node_names.py tests/compiler/frontends/onnx/test_refusals.py \
+	tests/compiler/frontends/onnx/test_size_errors.py tests/schedules/ir
+
+quick: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q $(QUICK)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
