@@ -10,8 +10,8 @@ from schedules.ir.expression import substitute
 from schedules.ir.stages import Stage
 from schedules.ir.tir import Expr, Stmt
 from schedules.machine import Machine
-from schedules.stages.piece_code import elementwise_code, interleaved_code, plain_code
-from schedules.stages.plan import PiecePlan, StagePlan, plan_stage
+from schedules.stages.nest_code import elementwise_code, interleaved_code, plain_code
+from schedules.stages.plan import NestPlan, StagePlan, plan_stage
 from schedules.stages.reduction_code import reduction_code
 from schedules.stages.transpose_code import transpose_code
 
@@ -24,21 +24,21 @@ def stage_code(stage: Stage, machine: Machine, *, parallel: bool = True) -> Stmt
 def planned_code(plan: StagePlan, machine: Machine) -> Stmt:
     """A planned stage as a statement, of new variables at each call."""
     if plan.shared is None:
-        return _pieces(plan, machine, {})
+        return _nests(plan, machine, {})
     axis = plan.shared
     one = [Extent(axis.name, axis.extent, str(axis.var.ty))]
-    return parallel_grid(one, lambda values: _pieces(plan, machine, {axis.var: values[0]}), machine, parallel=True)
+    return parallel_grid(one, lambda values: _nests(plan, machine, {axis.var: values[0]}), machine, parallel=True)
 
 
-def _pieces(plan: StagePlan, machine: Machine, values: Mapping[Any, Expr]) -> Stmt:
-    return substitute(sequence([_piece_code(piece, machine) for piece in plan.pieces]), values)
+def _nests(plan: StagePlan, machine: Machine, values: Mapping[Any, Expr]) -> Stmt:
+    return substitute(sequence([_nest_code(piece, machine) for piece in plan.nests]), values)
 
 
-def _piece_code(plan: PiecePlan, machine: Machine) -> Stmt:
+def _nest_code(plan: NestPlan, machine: Machine) -> Stmt:
     if plan.transpose is not None:
         return transpose_code(plan.nest, plan.transpose, machine, plan.lanes, threads=plan.threads)
     if plan.axis is None:
         return plain_code(plan, machine)
-    if plan.takes_turns:
+    if plan.is_interleaved:
         return interleaved_code(plan, machine)
     return elementwise_code(plan, machine) if plan.reduction is None else reduction_code(plan, machine)

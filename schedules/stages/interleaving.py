@@ -1,4 +1,4 @@
-"""Values that are stored by turns: channels last, of few channels; pixel shuffles; what is stacked along a last axis.
+"""Interleaved stores: channels last, of few channels; pixel shuffles; what is stacked along a last axis.
 
 `out[x, c] = a[c, x]` of 3 channels reads a vector of each and stores three whole vectors, whose lanes are permutations
 of them, in place of single elements three apart.
@@ -23,15 +23,15 @@ _PIXELS = (2, 3)  # larger ones are taken apart by `split_axes`
 _LEAST_EXTENT = 4
 
 
-def turns_of(stage: Stage) -> int:
-    """How many stores take turns in a stage; 1 for any other stage."""
+def interleaved_count(stage: Stage) -> int:
+    """How many stores are interleaved in a stage; 1 for any other stage."""
     return len(stage.body.seq) if isinstance(stage.body, tirx.SeqStmt) else 1
 
 
-def turning_axis(nest: LoopNest) -> Loop | None:
-    """The loop along which stores take turns, and what they store lies side by side or is the same; None when the
+def interleaved_axis(nest: LoopNest) -> Loop | None:
+    """The loop along which stores are interleaved, and what they store lies side by side or is the same; None when the
     nest is none of `interleave`'s."""
-    turns = turns_of(nest.stage)
+    turns = interleaved_count(nest.stage)
     if turns not in _TURNS or not _take_turns(nest.stage):
         return None
     return next((loop for loop in reversed(nest.spatial) if _serves(nest.accesses, loop.strides, turns)), None)
@@ -54,7 +54,7 @@ def _serves(accesses: Sequence[Access], strides: Sequence[Any], turns: int) -> b
 
 
 def interleave(pieces: Sequence[Stage]) -> list[Stage]:
-    """The pieces of a stage, those whose stores take turns as one piece with a store for each turn."""
+    """The pieces of a stage, those whose stores are interleaved as one piece with all the stores."""
     done: list[Stage] = []
     waiting: list[Stage] = []
     for piece in pieces:
@@ -138,7 +138,7 @@ def _one_store_each(stage: Stage, position: int) -> Stage | None:
 
 
 def _whole(stage: Stage, bodies: Sequence[Any], axes: Sequence[Axis]) -> Stage | None:
-    """The stores as one stage; None where they do not take turns along any of its axes."""
+    """The stores as one stage; None where they are not interleaved along any of its axes."""
     whole = Stage(stage.name, tuple(axes), tirx.SeqStmt(list(bodies)), None, stage.annotations)
     if not _take_turns(whole):
         return None

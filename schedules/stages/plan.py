@@ -1,4 +1,4 @@
-"""How a stage will run, decided before anything is written: in which pieces, and what is vectorized in each.
+"""How a stage will run, decided before anything is written: in which loop nests, and what is vectorized in each.
 
 Elementwise stages are vectorized along the axis in which they store contiguously, or transposed in square blocks.
 Reductions are vectorized along such an axis when there is one (every lane sums for itself), else along the axis they
@@ -24,7 +24,7 @@ from schedules.machine import Machine
 from schedules.stages.axis_splitting import split_axes
 from schedules.stages.branch import split_branches
 from schedules.stages.collapsed_loops import Loop, LoopNest, loop_nest_of
-from schedules.stages.interleaving import interleave, turning_axis, turns_of
+from schedules.stages.interleaving import interleave, interleaved_axis, interleaved_count
 from schedules.stages.joined_runs import is_part_of_block, is_run, join_runs
 from schedules.stages.permuted_lanes import permuted_lanes
 from schedules.stages.strided_loads import strided_axis
@@ -48,7 +48,7 @@ class Form(IntEnum):
 
 
 @dataclass(frozen=True, eq=False)
-class PiecePlan:
+class NestPlan:
     """One collapsed nest.
 
     Attributes:
@@ -76,8 +76,8 @@ class PiecePlan:
         return not self.axis.is_static or self.axis.extent >= _LEAST_VECTOR or len(loops) == 1
 
     @property
-    def takes_turns(self) -> bool:
-        """Whether several values are stored by turns, see `interleaving`."""
+    def is_interleaved(self) -> bool:
+        """Whether the stores of several values are interleaved, see `interleaving`."""
         return self.axis is not None and self.nest.stage.store is None
 
     @property
@@ -85,7 +85,7 @@ class PiecePlan:
         """Of code in vectors."""
         if self.reduction is not None:
             return Form.REDUCTION
-        if self.transpose is not None or self.takes_turns:
+        if self.transpose is not None or self.is_interleaved:
             return Form.TRANSPOSE
         store = self.nest.stage.store
         return Form.COPY if store is not None and _is_moved(store.value) else Form.ELEMENTWISE
@@ -95,25 +95,25 @@ class PiecePlan:
 class StagePlan:
     """The pieces of a stage, one after the other; inside of one parallel loop where `shared` is not None."""
 
-    pieces: tuple[PiecePlan, ...]
+    nests: tuple[NestPlan, ...]
     shared: Axis | None = None
 
     @property
     def form(self) -> Form:
         """Single elements count where they take longer than the vectors: the rims of a padded tensor do not."""
-        single = [piece for piece in self.pieces if not piece.is_in_vectors]
-        if any(_takes_longer(piece, single, self.pieces) for piece in single):
+        single = [piece for piece in self.nests if not piece.is_in_vectors]
+        if any(_takes_longer(piece, single, self.nests) for piece in single):
             return Form.PLAIN
-        return max((piece.form for piece in self.pieces if piece.is_in_vectors), default=Form.COPY)
+        return max((piece.form for piece in self.nests if piece.is_in_vectors), default=Form.COPY)
 
 
-def _takes_longer(piece: PiecePlan, single: Sequence[PiecePlan], pieces: Sequence[PiecePlan]) -> bool:
+def _takes_longer(piece: NestPlan, single: Sequence[NestPlan], pieces: Sequence[NestPlan]) -> bool:
     """Whether pieces that run in single elements (`piece` is one) take more steps than there would be vectors."""
     alone, every = _points(single), _points(pieces)
     return alone is None or every is None or alone * piece.lanes > every
 
 
-def _points(pieces: Sequence[PiecePlan]) -> int | None:
+def _points(pieces: Sequence[NestPlan]) -> int | None:
     """How many elements are computed, None where that is not known."""
     total = 0
     for piece in pieces:
@@ -125,9 +125,9 @@ def _points(pieces: Sequence[PiecePlan]) -> int | None:
 
 
 def _width(stage: Stage) -> int:
-    """How many elements a stage stores at once: more than one where runs were joined, or stores take turns."""
+    """How many elements a stage stores at once: more than one where runs were joined, or stores are interleaved."""
     if stage.store is None:
-        return turns_of(stage)
+        return interleaved_count(stage)
     return int(str(stage.store.value.ty).partition("x")[2] or 1)
 
 
@@ -147,7 +147,7 @@ def _is_moved(value: Expr) -> bool:
 def plan_stage(stage: Stage, machine: Machine, *, parallel: bool = True) -> StagePlan:
     """Decide how a stage runs; `parallel=False` when it runs inside a parallel loop already."""
     stage = with_plain_indices(stage)
-    pieces = _pieces(stage, machine)
+    pieces = _nests(stage, machine)
     shared = _shared_axis(stage, pieces, machine) if parallel else None
     if shared is not None:
         pieces = [piece.with_axes(piece.axes.index(shared), [], shared.var) for piece in pieces]
@@ -155,7 +155,7 @@ def plan_stage(stage: Stage, machine: Machine, *, parallel: bool = True) -> Stag
     return StagePlan(tuple(plan for plan in made if plan is not None), shared)
 
 
-def _pieces(stage: Stage, machine: Machine) -> list[Stage]:
+def _nests(stage: Stage, machine: Machine) -> list[Stage]:
     """The stage in pieces that are free of branches and walk through memory in straight lines, where that can be."""
     found: list[Stage] = []
     for branch in split_branches(stage):
@@ -181,7 +181,7 @@ def _shared_axis(stage: Stage, pieces: Sequence[Stage], machine: Machine) -> Axi
     return None
 
 
-def _piece_plan(stage: Stage, machine: Machine, parallel: bool) -> PiecePlan | None:
+def _piece_plan(stage: Stage, machine: Machine, parallel: bool) -> NestPlan | None:
     """None for a stage that computes nothing."""
     if any(axis.extent == 0 for axis in stage.spatial):
         return None
@@ -195,30 +195,30 @@ def _piece_plan(stage: Stage, machine: Machine, parallel: bool) -> PiecePlan | N
     return (_reduction_plan if stage.reduction else _elementwise_plan)(nest, lanes, threads)
 
 
-def _elementwise_plan(nest: LoopNest, lanes: int, threads: bool | Expr) -> PiecePlan:
-    axis = turning_axis(nest) or _vector_axis(nest)
+def _elementwise_plan(nest: LoopNest, lanes: int, threads: bool | Expr) -> NestPlan:
+    axis = interleaved_axis(nest) or _vector_axis(nest)
     if axis is None:
         found = find_transpose(nest)
         if found is not None and not _has_branch_on(nest, found.target) and not _has_branch_on(nest, found.source):
-            return PiecePlan(nest, lanes, threads, transpose=found)
+            return NestPlan(nest, lanes, threads, transpose=found)
         axis = strided_axis(nest)
     if axis is None or _has_branch_on(nest, axis):
-        return PiecePlan(nest, lanes, threads)
-    return PiecePlan(nest, lanes, threads, axis)
+        return NestPlan(nest, lanes, threads)
+    return NestPlan(nest, lanes, threads, axis)
 
 
-def _reduction_plan(nest: LoopNest, lanes: int, threads: bool | Expr) -> PiecePlan:
+def _reduction_plan(nest: LoopNest, lanes: int, threads: bool | Expr) -> NestPlan:
     reduction = reduction_of(nest.stage)
     if reduction is None:
-        return PiecePlan(nest, lanes, threads)
+        return NestPlan(nest, lanes, threads)
     across = _lane_axis(nest, reduction)
     along = _sum_axis(nest, lanes)
     if across is not None and (along is None or not across.is_static or across.extent >= lanes):
-        return PiecePlan(nest, lanes, threads, across, reduction=reduction)
+        return NestPlan(nest, lanes, threads, across, reduction=reduction)
     if along is not None:
-        return PiecePlan(nest, lanes, threads, along, reduction=reduction)
+        return NestPlan(nest, lanes, threads, along, reduction=reduction)
     apart = strided_axis(nest)
-    return PiecePlan(nest, lanes, threads, apart, reduction=None if apart is None else reduction)
+    return NestPlan(nest, lanes, threads, apart, reduction=None if apart is None else reduction)
 
 
 def _vector_axis(nest: LoopNest) -> Loop | None:

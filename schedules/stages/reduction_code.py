@@ -11,8 +11,8 @@ from schedules.ir.reduction import Reduction
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.collapsed_loops import Loop
-from schedules.stages.piece_code import extents_of, nested, over_axis
-from schedules.stages.plan import PiecePlan
+from schedules.stages.nest_code import extents_of, nested, over_axis
+from schedules.stages.plan import NestPlan
 from schedules.stages.strided_loads import StridedLoads
 
 UNROLLED = tirx.ForKind.UNROLLED
@@ -20,7 +20,7 @@ UNROLLED = tirx.ForKind.UNROLLED
 _ACCUMULATORS = 4
 
 
-def reduction_code(plan: PiecePlan, machine: Machine) -> Stmt:
+def reduction_code(plan: NestPlan, machine: Machine) -> Stmt:
     """Sums of a plan that has a reduction and an axis."""
     return _Writer(plan, machine).reduction()
 
@@ -28,7 +28,7 @@ def reduction_code(plan: PiecePlan, machine: Machine) -> Stmt:
 class _Writer:
     """Writes one collapsed nest."""
 
-    def __init__(self, plan: PiecePlan, machine: Machine) -> None:
+    def __init__(self, plan: NestPlan, machine: Machine) -> None:
         self.plan = plan
         self.nest = plan.nest
         self.machine = machine

@@ -12,7 +12,7 @@ from tvm import relax, te
 
 from schedules.ir.stages import Kernel, kernels_of
 from schedules.ir.tir import tirx, tvm
-from schedules.stages.interleaving import interleave, turns_of
+from schedules.stages.interleaving import interleave, interleaved_count
 from tests.schedules.harness import AVX512, Build, evaluate, executable, lowered, normal, runnable, scheduled
 
 op = relax.op
@@ -118,4 +118,4 @@ def test_sizes_known_at_run_time(target: str) -> None:
 def test_what_takes_turns(build: Build, shape: tuple[int, ...], turns: int) -> None:
     [(_, function)] = kernels_of(lowered(build, [(shape, "float32")], AVX512))
     (piece,) = interleave(Kernel.of(function).simple_stages)
-    assert turns_of(piece) == turns
+    assert interleaved_count(piece) == turns

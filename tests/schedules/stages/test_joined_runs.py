@@ -71,7 +71,7 @@ def test_each_vector_is_stored_once(target: str, sizes: list[int]) -> None:
     [function] = [each for _, each in mod.functions_items() if isinstance(each, tirx.PrimFunc)]
     (stage,) = plan_kernel(Kernel.of(function), target_of(target).machine).statements
     stored = 0
-    for piece in stage.pieces:  # type: ignore[union-attr]
+    for piece in stage.nests:  # type: ignore[union-attr]
         assert piece.is_in_vectors
         points = piece.nest.stage.points() or 0
         stored += points if piece.axis is None else points // lanes

@@ -57,7 +57,7 @@ def test_blocks_are_stored_whole(target: str, groups: int, size: int) -> None:
     mod = lowered(shuffled(rows, groups, size, block), [(shape, "float32")], target)
     [function] = [each for _, each in mod.functions_items() if isinstance(each, tirx.PrimFunc)]
     (stage,) = plan_kernel(Kernel.of(function), target_of(target).machine).statements
-    for piece in stage.pieces:  # type: ignore[union-attr]
+    for piece in stage.nests:  # type: ignore[union-attr]
         assert f"x{block}" in str(piece.nest.stage.body.value.ty) or piece.axis is not None
 
 
@@ -66,4 +66,4 @@ def test_what_takes_too_many_blocks_is_left_alone() -> None:
     mod = lowered(shuffled(5, 16, 16, 16), [((16, 5, 16), "float32")], AVX512)
     [function] = [each for _, each in mod.functions_items() if isinstance(each, tirx.PrimFunc)]
     (stage,) = plan_kernel(Kernel.of(function), target_of(AVX512).machine).statements
-    assert all(piece.transpose is not None for piece in stage.pieces)  # type: ignore[union-attr]
+    assert all(piece.transpose is not None for piece in stage.nests)  # type: ignore[union-attr]

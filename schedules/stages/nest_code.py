@@ -12,13 +12,13 @@ from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.collapsed_loops import Loop
 from schedules.stages.lanes import picked, ramp
-from schedules.stages.plan import PiecePlan
+from schedules.stages.plan import NestPlan
 from schedules.stages.strided_loads import StridedLoads
 
 Write = Callable[[Expr, int, Mapping[Any, Expr]], Stmt]
 
 
-def elementwise_code(plan: PiecePlan, machine: Machine) -> Stmt:
+def elementwise_code(plan: NestPlan, machine: Machine) -> Stmt:
     """Vectors along the plan's axis."""
     axis = plan.axis
     assert axis is not None
@@ -27,8 +27,8 @@ def elementwise_code(plan: PiecePlan, machine: Machine) -> Stmt:
     )
 
 
-def interleaved_code(plan: PiecePlan, machine: Machine) -> Stmt:
-    """Vectors along the plan's axis of each value that takes turns, stored as as many vectors of all."""
+def interleaved_code(plan: NestPlan, machine: Machine) -> Stmt:
+    """Vectors along the plan's axis of each interleaved value, stored as so many vectors of all."""
     axis = plan.axis
     assert axis is not None
     dtype = str(axis.var.ty)
@@ -38,17 +38,17 @@ def interleaved_code(plan: PiecePlan, machine: Machine) -> Stmt:
         parts = []
         if whole:
             vectors = repeat(
-                "vector", whole, lambda i: _turns(plan, axis, at + i * plan.lanes, plan.lanes, rest), dtype=dtype
+                "vector", whole, lambda i: _interleaved(plan, axis, at + i * plan.lanes, plan.lanes, rest), dtype=dtype
             )
             parts.append(vectors)
         if left:
-            parts.append(_turns(plan, axis, at + whole * plan.lanes, left, rest))
+            parts.append(_interleaved(plan, axis, at + whole * plan.lanes, left, rest))
         return sequence(parts)
 
     return over_axis(plan, axis, machine, write, plan.lanes)
 
 
-def _turns(plan: PiecePlan, axis: Loop, start: Expr, lanes: int, rest: Mapping[Any, Expr]) -> Stmt:
+def _interleaved(plan: NestPlan, axis: Loop, start: Expr, lanes: int, rest: Mapping[Any, Expr]) -> Stmt:
     """`lanes` elements of each value from `start` on."""
     stores = list(plan.nest.stage.body.seq)
     first = {**rest, axis.var: start}
@@ -76,7 +76,7 @@ def _turns(plan: PiecePlan, axis: Loop, start: Expr, lanes: int, rest: Mapping[A
     return sequence(statements)
 
 
-def _vector_store(plan: PiecePlan, axis: Loop, at: Expr, count: int, rest: Mapping[Any, Expr]) -> Stmt:
+def _vector_store(plan: NestPlan, axis: Loop, at: Expr, count: int, rest: Mapping[Any, Expr]) -> Stmt:
     """`count` elements from `at` on, in whole vectors and a shorter one."""
 
     apart = StridedLoads(plan.nest, axis)
@@ -99,7 +99,7 @@ def _vector_store(plan: PiecePlan, axis: Loop, at: Expr, count: int, rest: Mappi
     return sequence(parts)
 
 
-def plain_code(plan: PiecePlan, machine: Machine) -> Stmt:
+def plain_code(plan: NestPlan, machine: Machine) -> Stmt:
     """Plain loops, spatial ones outside: LLVM vectorizes what it can."""
     nest = plan.nest
 
@@ -113,7 +113,7 @@ def plain_code(plan: PiecePlan, machine: Machine) -> Stmt:
     return parallel_grid(extents_of(nest.spatial), body, machine, parallel=plan.threads)
 
 
-def over_axis(plan: PiecePlan, axis: Loop, machine: Machine, write: Write, step: int) -> Stmt:
+def over_axis(plan: NestPlan, axis: Loop, machine: Machine, write: Write, step: int) -> Stmt:
     """Call `write(start, count, values of the other spatial loops)` over the whole of the spatial loops.
 
     The axis is cut into chunks when the others do not give every thread its share.
@@ -142,7 +142,7 @@ def over_axis(plan: PiecePlan, axis: Loop, machine: Machine, write: Write, step:
     return sequence(parts)
 
 
-def _over_symbolic(plan: PiecePlan, axis: Loop, others: Sequence[Loop], machine: Machine, write: Write) -> Stmt:
+def _over_symbolic(plan: NestPlan, axis: Loop, others: Sequence[Loop], machine: Machine, write: Write) -> Stmt:
     """Whole vectors, then single elements."""
     dtype = str(axis.var.ty)
     lanes = index(plan.lanes, dtype)
