@@ -16,7 +16,7 @@ from compiler.passes.canonicalize.fold_batch_norm import fold_batch_norm
 from compiler.passes.canonicalize.fold_constants import fold_constants, fold_dequantize
 from compiler.passes.canonicalize.fold_pad import fold_pad
 from compiler.passes.canonicalize.hoist_slices import hoist_slices
-from compiler.passes.canonicalize.merge_products_of_pieces import merge_products_of_pieces
+from compiler.passes.canonicalize.merge_products_of_slices import merge_products_of_slices
 from compiler.passes.canonicalize.merge_small_matmuls import merge_small_matmuls
 from compiler.passes.canonicalize.normalize import normalize
 from compiler.passes.canonicalize.recognize_gelu import recognize_gelu
@@ -35,7 +35,7 @@ from compiler.passes.fuse.separate_sizes import separate_sizes
 from compiler.passes.fuse.specialize_sizes import specialize_sizes
 from compiler.passes.integers.center_weights import center_weights
 from compiler.passes.integers.compute_in_integers import compute_in_integers
-from compiler.passes.integers.compute_with_words import compute_with_words
+from compiler.passes.integers.compute_with_int16 import compute_with_int16
 from compiler.passes.integers.keep_weights_narrow import keep_weights_narrow
 from compiler.passes.integers.sign_integers import sign_integers
 from compiler.passes.integers.transposed_in_integers import transposed_in_integers
@@ -112,7 +112,7 @@ CANONICALIZE = (
     cancel_transposes,  # again: what was arithmetic that used a transpose twice is now one function of it
     fold_batch_norm,
     simplify_algebra,
-    merge_products_of_pieces,
+    merge_products_of_slices,
     merge_small_matmuls,
     normalize,
     track_nodes,
@@ -137,7 +137,7 @@ CANONICALIZE_GPU = (
     cancel_transposes,  # again: what was arithmetic that used a transpose twice is now one function of it
     fold_batch_norm,
     simplify_algebra,
-    merge_products_of_pieces,
+    merge_products_of_slices,
     merge_small_matmuls,
     normalize,
     track_nodes,
@@ -146,7 +146,7 @@ CANONICALIZE_GPU = (
 LAYOUT = (
     share_constants,  # packing weights remembers what it packed
     transposed_in_integers,
-    compute_with_words,
+    compute_with_int16,
     compute_in_integers,
     center_weights,
     sign_integers,

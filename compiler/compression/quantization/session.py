@@ -26,7 +26,7 @@ from compiler.compression.quantization.smoothing import smooth
 from compiler.compression.quantization.statistics import Statistics
 from compiler.compression.samples import Sample
 from compiler.frontends.imported_model import ImportedModel
-from compiler.passes.integers.compute_with_words import sums_fit
+from compiler.passes.integers.compute_with_int16 import sums_fit
 from compiler.passes.rewriting.graph import Var
 from compiler.runtime import Module
 from targets.splitting import slices_for_splits

@@ -1,4 +1,4 @@
-"""compute-with-words: 16-bit activations by 8-bit weights, against exact integers and against ONNX Runtime."""
+"""compute-with-int16: 16-bit activations by 8-bit weights, against exact integers and against ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import compiler
 import targets
 from compiler.frontends.source import import_model
 from compiler.passes.context import PipelineContext
-from compiler.passes.integers.compute_with_words import sums_fit
+from compiler.passes.integers.compute_with_int16 import sums_fit
 from compiler.passes.pipeline import run_pipeline
 from schedules.instructions.int8_dot import multiplies_bytes
 

@@ -1,4 +1,4 @@
-"""compute-with-words: products of 16-bit activations and 8-bit weights as two products of bytes.
+"""compute-with-int16: products of 16-bit activations and 8-bit weights as two products of bytes.
 
     x = 256 h + l,   h = x >> 8,   l = x & 255
     conv(dequantize(x), dequantize(w)) => scale * (256 conv(h, w) + conv(l, w) - offset), all in int32
@@ -34,8 +34,8 @@ WORDS = ("int16", "uint16")
 _MOST_SUM = 2**30
 
 
-@graph_pass("compute-with-words", summary="Compute with 16-bit activations as two products of bytes")
-def compute_with_words(mod: IRModule, context: PipelineContext) -> IRModule:
+@graph_pass("compute-with-int16", summary="Compute with 16-bit activations as two products of bytes")
+def compute_with_int16(mod: IRModule, context: PipelineContext) -> IRModule:
     """See the equations in the module's documentation."""
     if context.machine is None or not multiplies_bytes(context.machine):
         return mod

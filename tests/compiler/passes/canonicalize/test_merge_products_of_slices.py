@@ -13,7 +13,7 @@ from compiler.passes.rewriting.matching import array_of, as_constant
 from tests.compiler.passes.building import Build, apply, operators, run_module
 
 op = relax.op
-NAME = "merge-products-of-pieces"
+NAME = "merge-products-of-slices"
 _STEPS = 5
 
 

@@ -1,4 +1,4 @@
-"""merge-products-of-pieces: products of a tensor's pieces by one weight become one product of the whole tensor.
+"""merge-products-of-slices: products of a tensor's slices by one weight become one product of the whole tensor.
 
     split(x)[0] @ w, split(x)[1] @ w, ...    => split(x @ w)[0], split(x @ w)[1], ...
     take(x, 0) @ w, take(x, 1) @ w, ...      => take(x @ w, 0), take(x @ w, 1), ...       slices likewise
@@ -32,12 +32,12 @@ from compiler.passes.rewriting.graph import (
 )
 from compiler.passes.rewriting.matching import plain, rank_of, shape_of
 
-_FEWEST_PIECES = 3
+_FEWEST_SLICES = 3
 _SPLIT, _TAKE, _SLICE = "relax.split", "relax.take", "relax.strided_slice"
 
 
-@graph_pass("merge-products-of-pieces", summary="One product for those of a tensor's pieces by one constant weight")
-def merge_products_of_pieces(mod: IRModule, context: PipelineContext) -> IRModule:
+@graph_pass("merge-products-of-slices", summary="One product for those of a tensor's slices by one constant weight")
+def merge_products_of_slices(mod: IRModule, context: PipelineContext) -> IRModule:
     """Where the pieces are at least half of the tensor, and each has few rows; see the module's documentation."""
     changed = {}
     for variable, function in rewritable_functions(mod):
@@ -72,7 +72,7 @@ class _Group:
         pieces = list(self.pieces.values())
         size = (shape_of(pieces[0].source) or ())[pieces[0].axis]
         share = sum(piece.share for piece in pieces)
-        return len(pieces) >= _FEWEST_PIECES and isinstance(size, int) and 2 * share >= size
+        return len(pieces) >= _FEWEST_SLICES and isinstance(size, int) and 2 * share >= size
 
 
 class _PieceMerger(Graph):
