@@ -28,12 +28,14 @@ class KeyValueCache:
     position: Expr
 
     def extended(self, builder: relax.BlockBuilder, keys: Expr, values: Expr) -> KeyValueCache:
-        """With the new entries (1, n, key heads, head size) from `position` on."""
-        first, second = (
-            write_rows(builder, old, builder.emit(R.permute_dims(rows, [0, 2, 1, 3])), self.position, 2)
-            for old, rows in ((self.keys, keys), (self.values, values))
-        )
-        return KeyValueCache(first, second, self.position)
+        """With the new entries (1, n, key heads, head size), rounded to the cache's type, from `position` on."""
+        dtype = str(self.keys.ty.dtype)
+
+        def written(old: Expr, rows: Expr) -> Expr:
+            stored = rows if str(rows.ty.dtype) == dtype else builder.emit(R.astype(rows, dtype))
+            return write_rows(builder, old, builder.emit(R.permute_dims(stored, [0, 2, 1, 3])), self.position, 2)
+
+        return KeyValueCache(written(self.keys, keys), written(self.values, values), self.position)
 
 
 def rotations(builder: relax.BlockBuilder, rope: Rope, position: Expr, length: Any) -> Expr:

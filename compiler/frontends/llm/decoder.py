@@ -15,7 +15,7 @@ from compiler.frontends.llm.config import DecoderConfig
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.parameters import Parameters
 from compiler.frontends.llm.products import Products
-from compiler.frontends.llm.weights import Array
+from compiler.frontends.llm.weights import Array, Matrix
 from compiler.passes.rewriting.block_weights import BlockWeight
 from compiler.passes.rewriting.matching import as_constant
 
@@ -28,12 +28,13 @@ class DecoderModule:
     """The Relax module of a decoder, and the names of its caches.
 
     `main(tokens, position, *caches) -> (logits, *caches)`: tokens int64 (1, n); position int64 (), how many tokens came
-    before; each cache float32 (1, key heads, capacity, head size). Logits are float32 (1, 1, vocabulary) of the last
-    token, or (1, n, vocabulary) of all.
+    before; each cache (1, key heads, capacity, head size) of type `cache_dtype`. Logits are float32 (1, 1, vocabulary)
+    of the last token, or (1, n, vocabulary) of all.
     """
 
     mod: IRModule
     caches: tuple[str, ...]
+    cache_dtype: str
 
 
 def build_decoder(config: DecoderConfig, parameters: Parameters, options: LanguageModelOptions) -> DecoderModule:
@@ -62,17 +63,19 @@ class _Builder:
         position = relax.Var(POSITION, relax.TensorType([], "int64"))
         shape = [1, config.key_heads, self.capacity, config.head_size]
         names = [f"{kind}_{index}" for index in range(len(config.layers)) for kind in ("key", "value")]
-        caches = [relax.Var(name, relax.TensorType(shape, "float32")) for name in names]
+        embedding = self.parameters.embedding()
+        dtype = self.options.cache_dtype(narrow=embedding.kind != "F32")
+        caches = [relax.Var(name, relax.TensorType(shape, dtype)) for name in names]
         with builder.function("main", [tokens, position, *caches]):
             with builder.dataflow():
-                results = self._body(tokens, position, caches)
+                results = self._body(embedding, tokens, position, caches)
                 output = builder.emit_output(relax.Tuple(results))
             builder.emit_func_output(output)
-        return DecoderModule(builder.get(), tuple(names))
+        return DecoderModule(builder.get(), tuple(names), dtype)
 
-    def _body(self, tokens: Expr, position: Expr, caches: list[Expr]) -> list[Expr]:
+    def _body(self, embedding: Matrix, tokens: Expr, position: Expr, caches: list[Expr]) -> list[Expr]:
         config = self.config
-        table = self.products.table(self.parameters.embedding())
+        table = self.products.table(embedding)
         x = self._scaled(self.products.rows(table, tokens), config.embedding_scale)
         ropes = {rope: rotations(self.builder, rope, position, self.length) for rope in self._ropes()}
         updated = []

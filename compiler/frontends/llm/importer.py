@@ -38,7 +38,7 @@ def import_language_model(path: Path, options: LanguageModelOptions | None = Non
     files.check_fits(config.vocabulary, str(path))
     built = build_decoder(config, Parameters(checkpoint, names, config, storage), options)
     checkpoint.check_complete()
-    caches = [TensorSpec(name, _cache_shape(config), "float32") for name in built.caches]
+    caches = [TensorSpec(name, _cache_shape(config), built.cache_dtype) for name in built.caches]
     inputs = [TensorSpec(TOKENS, (1, "n"), "int64"), TensorSpec(POSITION, (), "int64"), *caches]
     rows = "n" if options.all_logits else 1
     logits = TensorSpec(LOGITS, (1, rows, config.vocabulary), "float32")

@@ -9,6 +9,7 @@ from compiler.errors import OptionError
 PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int4")
 _OTHER_NAMES = {"fp32": "float32", "f32": "float32", "fp16": "float16", "f16": "float16", "bf16": "bfloat16"}
 ACTIVATIONS = ("int8", "float32")
+CACHES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,14 @@ class LanguageModelOptions:
         activations: "int8" rounds the operands of products with quantized weights to 8 bits, 32 neighbours with a scale
             of their own, as llama.cpp does; "float32" keeps them.
         all_logits: return the logits of all tokens, not of the last one.
+        cache: the type of keys and values that are kept: one of `CACHES`, or None for float32 beside float32 weights
+            and float16 beside narrower ones. It is read whole for each token.
     """
 
     precision: str | None = None
     activations: str = "int8"
     all_logits: bool = False
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         if self.precision is not None:
@@ -35,3 +39,14 @@ class LanguageModelOptions:
             object.__setattr__(self, "precision", name)
         if self.activations not in ACTIVATIONS:
             raise OptionError(f"activations {self.activations!r} are not one of {', '.join(ACTIVATIONS)}")
+        if self.cache is not None:
+            name = _OTHER_NAMES.get(self.cache, self.cache)
+            if name not in CACHES:
+                raise OptionError(f"cache {self.cache!r} is not one of {', '.join(CACHES)}")
+            object.__setattr__(self, "cache", name)
+
+    def cache_dtype(self, *, narrow: bool) -> str:
+        """The type of the cache; `narrow`: whether the checkpoint's own weights are narrower than float32."""
+        if self.cache is not None:
+            return self.cache
+        return "float32" if self.precision == "float32" or not (self.precision or narrow) else "float16"

@@ -18,7 +18,7 @@ from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from tests.compiler.generation.models import GGUF_NAMES, interleaved, weights, write_folder, write_gguf
 
 PROMPT = np.array([list(b"Once upon a time")])
-EXACT = LanguageModelOptions(activations="float32", all_logits=True)
+EXACT = LanguageModelOptions(activations="float32", all_logits=True, cache="float32")
 
 
 def _logits(path: Path, options: LanguageModelOptions = EXACT) -> np.ndarray[Any, Any]:
