@@ -80,21 +80,37 @@ def legalize_divide(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr
     if dtype not in _FLOATS:
         return tvm_private.legalize_binary(topi.divide)(builder, call)
     if numerator == 0 and array_of(call.args[0]).ndim == 0:
-        return builder.call_te(_by_sign(0.0, numerator, dtype), call.args[1], primfunc_name_hint="divide")
+        return builder.call_te(_zero_over(numerator, dtype), call.args[1], primfunc_name_hint="divide")
     if divisor == 0 and array_of(call.args[1]).ndim == 0:
-        return builder.call_te(_by_sign(math.inf, divisor, dtype), call.args[0], primfunc_name_hint="divide")
+        return builder.call_te(_over_zero(divisor, dtype), call.args[0], primfunc_name_hint="divide")
     return tvm_private.legalize_binary(topi.divide)(builder, call)
 
 
-def _by_sign(magnitude: float, zero: float, dtype: str) -> Callable[[te.Tensor], te.Tensor]:
-    """`magnitude` with the sign of x and of a zero, NaN where x is 0 or NaN."""
-    sign = math.copysign(1.0, zero)
+def _over_zero(zero: float, dtype: str) -> Callable[[te.Tensor], te.Tensor]:
+    """x / zero: infinity of the sign of both, NaN where x is 0 or NaN."""
+    infinity = math.copysign(math.inf, zero)
 
     def quotient(x: Any) -> Any:
-        nothing, positive, negative, nan = (
-            tirx.const(value, dtype) for value in (0.0, magnitude * sign, -magnitude * sign, math.nan)
-        )
+        nothing, positive, negative, nan = (tirx.const(value, dtype) for value in (0.0, infinity, -infinity, math.nan))
         return tirx.Select(x > nothing, positive, tirx.Select(x < nothing, negative, nan))
+
+    return _elementwise(quotient)
+
+
+def _zero_over(zero: float, dtype: str) -> Callable[[te.Tensor], te.Tensor]:
+    """zero / x: zero of the sign of both, NaN where x is 0 or NaN.
+
+    The sign goes over as a bit, since TVM takes a choice between 0.0 and -0.0 for 0.0.
+    """
+    integer = dtype.replace("float", "int")
+    sign = tirx.min_value(integer)
+
+    def quotient(x: Any) -> Any:
+        bits = tirx.reinterpret(integer, x) & sign
+        signed = tirx.reinterpret(dtype, bits ^ sign if math.copysign(1.0, zero) < 0 else bits)
+        nothing, nan = tirx.const(0.0, dtype), tirx.const(math.nan, dtype)
+        # One choice by "or" would become x != 0, which NaN is.
+        return tirx.Select(x > nothing, signed, tirx.Select(x < nothing, signed, nan))
 
     return _elementwise(quotient)
 

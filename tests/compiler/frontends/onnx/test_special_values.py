@@ -20,14 +20,14 @@ def run(text: str, **feeds: np.ndarray) -> dict[str, np.ndarray]:
 def test_comparisons_and_differences() -> None:
     found = run(
         """(float[n] x, float[n] y)
-        => (bool[n] ne, bool[n] nl, bool[n] b, float[n] d, float[n] r, float[n] q, float[n] s)
-        <float zero = {0.0}> {
+        => (bool[n] ne, bool[n] nl, bool[n] b, float[n] d, float[n] r, float[n] q, float[n] p, float[n] s)
+        <float zero = {0.0}, float minus = {-0.0}> {
           equal = Equal(x, y)  ne = Not(equal)
           less = Less(x, y)  nl = Not(less)
           b = Cast<to = 9>(x)
           difference = Sub(x, x)  d = Tanh(difference)
           sum = Add(x, y)  rest = Sub(sum, y)  r = Neg(rest)
-          q = Div(zero, x)
+          q = Div(zero, x)  p = Div(minus, x)
           s = Sign(x) }""",
         x=X,
         y=Y,
@@ -40,10 +40,14 @@ def test_comparisons_and_differences() -> None:
             np.tanh(X - X),
             -((X + Y) - Y),
             0 / X,
+            np.float32(-0.0) / X,
             np.sign(X),
         ]
     for (name, ours), numpy in zip(found.items(), wanted, strict=True):
         np.testing.assert_array_equal(ours, numpy, err_msg=name)
+    for name, numpy in (("q", wanted[5]), ("p", wanted[6])):
+        number = ~np.isnan(numpy)
+        np.testing.assert_array_equal(np.signbit(found[name])[number], np.signbit(numpy)[number], err_msg=name)
 
 
 def test_largest_elements() -> None:
