@@ -20,7 +20,7 @@ from schedules.gpu.rule import GpuRule, GpuWorkload
 from schedules.ir.expression import substitute
 from schedules.ir.inline import inline_stages
 from schedules.ir.stages import Axis, Kernel, Stage
-from schedules.ir.tir import tirx
+from schedules.ir.tir import structural_map, structural_walk, tirx, tvm
 from schedules.machine import Machine
 from schedules.rule import GpuPriority
 
@@ -41,11 +41,36 @@ class BindAnything(GpuRule):
             if isinstance(stage, Stage):
                 statements.append(bound_stage(stage, machine))
             else:
-                statement, taken = bound_statement(stage.statement)
+                statement, taken = bound_statement(_without_checks(stage.statement))
                 statements.append(statement)
                 allocations += taken
         needed = [each for each in kernel.intermediates if _is_used(each, stages)]
         return build_function(kernel, statements, [*needed, *allocations])
+
+
+def _without_checks(statement: Any) -> Any:
+    """The statement without assertions, which a kernel cannot report, and without loops over nothing else."""
+    if not _has_checks(statement):
+        return statement
+    if isinstance(statement, tirx.AttrStmt):
+        return _without_checks(statement.body)
+    if isinstance(statement, tirx.SeqStmt):
+        parts = [part for part in map(_without_checks, statement.seq) if not _does_nothing(part)]
+        return parts[0] if len(parts) == 1 else tirx.SeqStmt(parts)
+    nothing = tirx.Evaluate(tirx.IntImm("int32", 0))
+    return structural_map(statement, (tirx.AssertStmt, lambda _: nothing))
+
+
+def _has_checks(statement: Any) -> bool:
+    found: list[Any] = []
+    structural_walk(statement, (tirx.AssertStmt, found.append))
+    return bool(found)
+
+
+def _does_nothing(statement: Any) -> bool:
+    stores: list[Any] = []
+    structural_walk(statement, ((tirx.BufferStore, tvm.ir.Call), stores.append))
+    return not stores
 
 
 def _is_used(buffer: Any, stages: list[Any]) -> bool:

@@ -89,7 +89,7 @@ def _write_run(old: te.Tensor, new: te.Tensor, axis: int, result: Any, rows: Any
 
     def write(place: Places) -> None:
         target = [*place]
-        target[axis] = position[(place[0],) if samples else ()] + place[axis]
+        target[axis] = _within(position[(place[0],) if samples else ()], last) + place[axis]
         T.buffer_store(result, rows[place], target)
 
     _each_element(new.shape, new.dtype, write)
@@ -101,7 +101,7 @@ def _write_each(old: te.Tensor, new: te.Tensor, axis: int, result: Any, rows: An
 
     def write(place: Places) -> None:
         target = [*place]
-        target[axis] = places[place[axis]]
+        target[axis] = _within(places[place[axis]], old.shape[axis] - 1)
         T.buffer_store(result, rows[place], target)
 
     _each_element(new.shape, new.dtype, write, in_vectors=axis < len(new.shape) - 1)
@@ -110,6 +110,11 @@ def _write_each(old: te.Tensor, new: te.Tensor, axis: int, result: Any, rows: An
 def _check(condition: Any) -> None:
     with T.Assert(condition, f"{CHECK_MARK}[the state: a row would be written outside of its capacity]"):
         pass
+
+
+def _within(place: Any, last: Any) -> Any:
+    """A place that was checked; graphics processors check nothing, and must not write elsewhere."""
+    return tirx.max(tirx.min(place, last), tirx.const(0, "int64"))
 
 
 def _each_element(shape: Any, dtype: Any, body: Callable[[Places], None], *, in_vectors: bool = True) -> None:

@@ -50,6 +50,54 @@ class Cached(nn.Module):
         return keys.sum(1) + values.sum(1)
 
 
+class Transducer(nn.Module):
+    """A streaming transducer: an encoder with left context, a recurrent predictor, and the joint of both."""
+
+    context: Tensor
+    hidden: Tensor
+    cell: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.joint = nn.Linear(8, 8), nn.Linear(16, 5)
+        self.embedding, self.predictor = nn.Embedding(5, 8), nn.LSTM(8, 8, batch_first=True)
+        for name, shape in (("context", (1, 6, 8)), ("hidden", (1, 1, 8)), ("cell", (1, 1, 8))):
+            self.register_buffer(name, torch.zeros(shape))
+
+    def encode(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        whole = torch.cat([context, x], 1)
+        weights = torch.softmax(x @ whole.transpose(1, 2), -1)
+        return torch.relu(self.encoder(weights @ whole)), whole[:, -6:]
+
+    def step(self, x: Tensor, token: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Logits and next states, with nothing written."""
+        context, hidden, cell = state
+        encoded, context = self.encode(x, context)
+        predicted, (hidden, cell) = self.predictor(self.embedding(token), (hidden, cell))
+        joined = torch.cat([encoded, predicted.expand(1, x.shape[1], 8)], -1)
+        return self.joint(joined), (context, hidden, cell)
+
+    def forward(self, x: Tensor, token: Tensor) -> Tensor:
+        logits, state = self.step(x, token, (self.context, self.hidden, self.cell))
+        for buffer, value in zip((self.context, self.hidden, self.cell), state, strict=True):
+            buffer.copy_(value)
+        return logits
+
+
+def test_a_streaming_transducer_equals_its_functional_form() -> None:
+    torch.manual_seed(1)
+    model = Transducer().eval()
+    example = (torch.randn(1, 3, 8), torch.tensor([[0]]))
+    state: tuple[Tensor, ...] = (model.context.clone(), model.hidden.clone(), model.cell.clone())
+    with torch.no_grad():
+        session = tensorwright.compile(model, example_inputs=example, threads=1, progress=None).session()
+        for number in range(5):
+            x, token = torch.randn(1, 3, 8), torch.tensor([[number % 5]])
+            expected, state = model.step(x, token, state)
+            got = session.run({"x": x.numpy(), "token": token.numpy()})
+            np.testing.assert_allclose(got["output_0"], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_buffers_are_states() -> None:
     torch.manual_seed(0)
     model = Streaming().eval()

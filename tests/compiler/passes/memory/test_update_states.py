@@ -11,11 +11,13 @@ import tvm
 from numpy.typing import NDArray
 from tvm import relax, tirx
 
+import targets
 from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from compiler.passes.rewriting.graph import bindings_of
 from compiler.passes.rewriting.state_writes import write_places, write_rows
 from compiler.passes.verify import flatten
+from schedules.ir.tir import structural_walk
 
 op = relax.op
 Array = NDArray[Any]
@@ -138,3 +140,16 @@ def test_a_row_outside_is_an_error_before_the_write() -> None:
         with pytest.raises(Exception, match="outside of its capacity"):
             machine["main"](cache, tvm.runtime.tensor(ROWS), tvm.runtime.tensor(np.array(wrong)))
     np.testing.assert_array_equal(cache.numpy(), CACHE)
+
+
+def test_kernels_of_graphics_processors_hold_no_assertions() -> None:
+    inputs = [tensor("cache", 2, 7, 5), tensor("rows", 2, 3, 5), tensor("at", dtype="int64")]
+    mod = module(inputs, lambda builder, cache, rows, at: [write_rows(builder, cache, rows, at, 1)])
+    target = targets.get("h100")
+    context = PipelineContext(target=target, machine=target.machine, options=PassOptions(states=((0, 0),)))
+    kernels = [each for each in run_pipeline(mod, context).mod.functions.values() if isinstance(each, tirx.PrimFunc)]
+    found: list[Any] = []
+    for kernel in kernels:
+        structural_walk(kernel.body, (tirx.AssertStmt, found.append))
+    assert kernels
+    assert not found
