@@ -13,7 +13,7 @@ from tests.compiler.frontends.llm.families import FAMILIES, greedy, save_model
 
 pytest.importorskip("transformers")
 
-# Together these have each option; `python -m tests.coverage llm` runs all of them at longer prompts.
+# Together these have each option; `python -m tests.coverage language` runs all of them at longer prompts.
 _TESTED = ("llama", "phi3", "gemma3", "olmo2")
 _STEPS = 12
 
