@@ -6,7 +6,7 @@ Calls of one kernel are told apart by their order: those of each function of the
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from compiler.profiling.instrument import DYNAMIC_CALL, Call
 
 ENTRY = "main"
 Step = Any  # of `CallList.functions`
+Names = Callable[[], frozenset[str]]
 
 
 @dataclass(frozen=True)
@@ -74,25 +75,24 @@ class _Matching:
         self._at = 0
         self._place = 0
 
-    def matched(
-        self, steps: Sequence[Step], later: frozenset[str] = frozenset()
-    ) -> Iterator[tuple[int, int, list[int]]]:
-        """Each call's index, the number of its step, and the step; `later` is what is called after the steps."""
+    def matched(self, steps: Sequence[Step], later: Names = frozenset) -> Iterator[tuple[int, int, list[int]]]:
+        """Each call's index, the number of its step, and the step; `later` gives what is called after the steps."""
         for position, step in enumerate(steps):
             self._place += 1
-            following = later | self._names(steps[position + 1 :])
+
+            def following(position: int = position) -> frozenset[str]:
+                return later() | self._names(steps[position + 1 :])
+
             if isinstance(step[0], list):
                 yield from self._matched_branch(step, following)
                 continue
             if not self._is(step):
-                self._skip_unknown(following | {self._callees[step[0]]})
+                self._skip_unknown(following() | {self._callees[step[0]]})
             if self._is(step):
                 yield self._stream[self._at], self._place, step
                 self._at += 1
 
-    def _matched_branch(
-        self, branches: list[list[Step]], later: frozenset[str]
-    ) -> Iterator[tuple[int, int, list[int]]]:
+    def _matched_branch(self, branches: list[list[Step]], later: Names) -> Iterator[tuple[int, int, list[int]]]:
         """The calls of the branch that more of the next calls are of; none where they are of neither."""
         start = self._place
         agreements = [self._agreement(branch) for branch in branches]

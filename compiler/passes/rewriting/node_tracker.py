@@ -7,7 +7,7 @@ that it is folded into). Variables that passes made without a name belong to wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from tvm import relax
@@ -18,6 +18,7 @@ from compiler.support.model_nodes import ModelNode, original_name
 
 Nodes = tuple[ModelNode, ...]
 _RESULT = ""  # stands for what a function returns
+_MOST_HEIRS = 16  # of a variable that passes removed
 
 
 class NodeTracker:
@@ -81,21 +82,21 @@ class NodeTracker:
         return self._of_groups.get((function, variable)) or self.of(variable)
 
     def _hand_on(self, before: Mapping[str, list[str]], after: Mapping[str, list[str]]) -> None:
-        readers = _inverted(before)
         there = {each for variable in after for each in (variable, original_name(variable))}
+        inherits = {variable for variable in before if variable in there and self.of(variable)}
+        readers = _nearest([*before][::-1], _inverted(before), inherits)
+        handed: dict[str, dict[ModelNode, None]] = {}
+        sources = _nearest(before, before, inherits)
         for variable in before:
             mine = self.of(variable)
             if not mine or variable in there:
                 continue
-
-            def inherits(other: str) -> bool:
-                return other in there and bool(self.of(other))
-
-            heirs, returned = _nearest(variable, readers, inherits)
-            if not heirs and returned:
-                heirs, _ = _nearest(variable, before, inherits)
+            heirs = [each for each in readers[variable] if each != _RESULT]
+            if not heirs and _RESULT in readers[variable]:
+                heirs = sources[variable]
             for heir in heirs:
-                self.nodes[heir] = tuple(dict.fromkeys([*self.of(heir), *mine]))
+                handed.setdefault(heir, dict.fromkeys(self.of(heir))).update(dict.fromkeys(mine))
+        self.nodes.update({heir: tuple(nodes) for heir, nodes in handed.items()})
 
 
 def _reads_of(mod: IRModule) -> dict[str, list[str]]:
@@ -134,20 +135,25 @@ def _inverted(reads: Mapping[str, list[str]]) -> dict[str, list[str]]:
     return readers
 
 
-def _nearest(start: str, neighbours: Mapping[str, list[str]], wanted: Callable[[str], bool]) -> tuple[list[str], bool]:
-    """The nearest wanted variables in each direction, and whether a way there ends at the result."""
-    found: dict[str, None] = {}
-    seen, waiting = {start}, [start]
-    while waiting:
-        for each in neighbours.get(waiting.pop(), ()):
-            if each in seen:
-                continue
-            seen.add(each)
-            if wanted(each):
-                found[each] = None
-            else:
-                waiting.append(each)
-    return list(found), _RESULT in seen
+def _nearest(
+    order: Iterable[str], neighbours: Mapping[str, list[str]], wanted: Collection[str]
+) -> dict[str, list[str]]:
+    """For each variable the nearest wanted ones in one direction, a few at most, and `_RESULT` where it is among them.
+
+    Args:
+        order: the variables, each after its neighbours.
+    """
+    found: dict[str, list[str]] = {_RESULT: [_RESULT]}
+    for variable in order:
+        if variable == _RESULT:
+            continue
+        near: dict[str, None] = {}
+        for each in neighbours.get(variable, ()):
+            near.update(dict.fromkeys([each] if each in wanted else found.get(each, ())))
+            if len(near) > _MOST_HEIRS:
+                break
+        found[variable] = list(near)
+    return found
 
 
 def _first(candidates: Iterator[Nodes]) -> Nodes:
