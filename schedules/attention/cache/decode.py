@@ -23,6 +23,7 @@ from schedules.codegen.nest import (
     expression,
     load,
     parallel_grid,
+    prefetch,
     repeat,
     sequence,
     store,
@@ -33,8 +34,9 @@ from schedules.codegen.parallel import pays_off
 from schedules.instructions.row_sums import row_sums
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, call
 from schedules.ir.tir import Expr, Stmt, tirx
-from schedules.machine import Machine
+from schedules.machine import Machine, dtype_bits
 
+_LINE = 64  # bytes of a cache line
 _MOST_KEYS = 128  # of a block
 # Multiply-adds of scores, in vectors, that are worth starting threads: some 10 microseconds of reading rows.
 _LEAST_WORK = 12288
@@ -169,9 +171,17 @@ class DecodeWriter:
         runs = tirx.floordiv(count + (lanes - 1), expression(lanes))
         left = count > whole * lanes
 
+        def run(g: Expr, at: Expr) -> Stmt:
+            values = repeat("j", lanes, lambda j: sequence(self._asked(VALUE, rows, first + at + j)))
+            asked = None if own.is_exact(VALUE) else when(tirx.EQ(g, expression(0)), values)
+            return sequence(asked, self._scores(block, g, at, None if direct else keys, tail=False))
+
+        def next_key(k: Expr) -> list[Stmt]:
+            return [] if own.is_exact(KEY) else self._asked(KEY, rows, first + self.block + k)
+
         def head(g: Expr) -> Stmt:
             return sequence(
-                repeat("run", whole, lambda r: self._scores(block, g, r * lanes, None if direct else keys, tail=False)),
+                repeat("run", whole, lambda r: run(g, r * lanes)),
                 when(left, self._scores(block, g, whole * lanes, keys, tail=True)),
             )
 
@@ -182,8 +192,15 @@ class DecodeWriter:
             when(left, copied(whole * lanes, lanes)) if direct else copied(expression(0), runs * lanes),
             repeat("g", own.group, head),
             softmax.powers(runs),
-            softmax.weighted(count, weight, value),
+            softmax.weighted(count, weight, value, ahead=next_key),
         )
+
+    def _asked(self, role: str, rows: Rows, row: Expr) -> list[Stmt]:
+        """Ask for a row of keys or values. For float32, which is bound by memory alone, that gained nothing."""
+        buffer = self.operands.buffers[role]
+        size = self.operands.size if role == KEY else self.operands.value_size
+        step = 8 * _LINE // dtype_bits(str(buffer.dtype))
+        return [prefetch(buffer, rows.sample, rows.key_head, row, d) for d in range(0, size, step)]
 
     def _copied(self, block: _Block, j: Expr, keys: Any) -> Stmt:
         """Key j of a block in float32; behind the last one, that again."""

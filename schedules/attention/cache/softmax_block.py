@@ -19,6 +19,11 @@ from schedules.stages.reduction_code import join
 # An element of a matrix at (row, column).
 Element = Callable[[Any, Expr], Expr]
 Combine = Callable[[Expr, Expr, Expr], Expr]
+Ahead = Callable[[Expr], list[Stmt]]
+
+
+def _nothing(k: Expr) -> list[Stmt]:
+    return []
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +135,11 @@ class RunningSoftmax:
     def _put(self, put: Callable[[Expr, Expr, Expr], Stmt] | None, i: Expr, key: Expr, power: Expr) -> Stmt:
         return self.scores.store(power, i, key) if put is None else put(i, key, power)
 
-    def weighted(self, depth: Expr, weight: Element, value: Element, combine: Combine = multiply_add) -> Stmt:
-        """The sums scaled down and the block's values added, each times its weight: `depth` steps of the sum."""
+    def weighted(
+        self, depth: Expr, weight: Element, value: Element, combine: Combine = multiply_add, ahead: Ahead = _nothing
+    ) -> Stmt:
+        """The sums scaled down and the block's values added, each times its weight: `depth` steps of the sum.
+        `ahead(k)` makes statements that go before step k."""
         lanes = self.machine.lanes("float32")
         parts = []
         for first, rows, vectors in row_tiles(self.rows, self.machine):
@@ -146,9 +154,8 @@ class RunningSoftmax:
                 ends = registers.each(
                     lambda i, place, column: self.sums.store(registers.sum(i, place), first + i, start + column)
                 )
-                code = registers.code(
-                    depth, lambda i, k: weight(first + i, k), lambda k, column: value(k, start + column), begin, ends
-                )
+                factors = (lambda i, k: weight(first + i, k)), (lambda k, column: value(k, start + column))
+                code = registers.code(depth, *factors, begin, ends, ahead)
                 return sequence(code)
 
             whole, rest = divmod(self.columns, width)
