@@ -29,8 +29,12 @@ def case(_: None, seed: int) -> Outcome:
     program = random_program(seed)
     assert program.model is not None
     label = f"{len(program.states)} states"
+    verify = seed % 10 == 0
+    given = {**_inputs(program, seed), **{name: value.numpy() for name, value in _initial(program).items()}}
     try:
-        module = compiler.compile(program.model, threads=1, verify=seed % 10 == 0, progress=None)
+        module = compiler.compile(
+            program.model, threads=1, verify=verify, reference_inputs=given if verify else None, progress=None
+        )
         problem = _walk(program, module)
     except Exception as error:
         return Outcome("exception", label, f"{type(error).__name__}: {error}")
