@@ -9,7 +9,13 @@ from tvm import relax
 from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.fuse import legalizations, legalize_maxima, legalize_norms, legalize_reshapes
+from compiler.passes.fuse import (
+    legalizations,
+    legalize_concatenations,
+    legalize_maxima,
+    legalize_norms,
+    legalize_reshapes,
+)
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.tvm_target import tvm_target
 
@@ -17,7 +23,7 @@ from compiler.passes.rewriting.tvm_target import tvm_target
 @graph_pass("legalize-operators", summary="Lower each operator to a TensorIR function", required=True)
 def legalize_operators(mod: IRModule, context: PipelineContext) -> IRModule:
     """Every operator with a lowering as a call of a TensorIR function."""
-    modules = (legalizations, legalize_maxima, legalize_norms, legalize_reshapes)
+    modules = (legalizations, legalize_concatenations, legalize_maxima, legalize_norms, legalize_reshapes)
     own = {name: rule for module in modules for name, rule in module.LEGALIZATIONS.items()}
     of_target = {} if context.target is None else context.target.legalizations()
     with tvm_target(context):
