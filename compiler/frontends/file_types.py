@@ -45,6 +45,8 @@ def check_is_model_file(path: Path, *, exported_program: bool = False) -> None:
             head = file.read(_HEAD)
     except OSError:
         return  # whoever reads it says why that is not possible
+    if path.suffix == ".gguf":
+        raise InvalidModelError(f"{path} is no GGUF file, or it is damaged", "download or convert the file again")
     found = foreign_file(head, path)
     if found is not None and not (exported_program and found.kind == _EXPORTED_PROGRAM):
         raise InvalidModelError(f"{path} is {found.kind}", found.hint)
@@ -157,4 +159,5 @@ def _archive(source: Path | bytes, name: str) -> ForeignFile | None:
 
 
 def _weights_hint() -> str:
-    return f"give the whole model: {_EXPORT_TORCH}; of the Hugging Face Hub: {_EXPORT_HUB.format(name='NAME')}"
+    whole = f"{_EXPORT_TORCH}; of the Hugging Face Hub: {_EXPORT_HUB.format(name='NAME')}"
+    return f"give the folder of a language model, or the whole model: {whole}"

@@ -14,6 +14,7 @@ import pytest
 
 import tensorwright
 from compiler.errors import InvalidModelError, StorageError, TensorwrightError
+from compiler.inspection.summary import coverage_of
 
 
 def write_torch(path: Path) -> None:
@@ -76,6 +77,13 @@ def test_files_of_other_programs_are_named(name: str, tmp_path: Path) -> None:
             tensorwright.compile((tmp_path / name).read_bytes())
 
 
+def test_a_gguf_file_that_is_none_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "net.gguf"
+    path.write_bytes(b"\0" * 90)
+    with pytest.raises(InvalidModelError, match="is no GGUF file, or it is damaged"):
+        tensorwright.compile(path)
+
+
 def test_damaged_program_is_no_file_of_another_kind(tmp_path: Path) -> None:
     path = tmp_path / "net.pt2"
     with zipfile.ZipFile(path, "w") as archive:
@@ -97,6 +105,8 @@ def test_folders_are_named(name: str, files: list[str], hint: str, tmp_path: Pat
     (tmp_path / name).mkdir()
     for file in files:
         (tmp_path / name / file).touch()
+    with pytest.raises(StorageError, match="is a folder"):
+        coverage_of(tmp_path / name)
     with pytest.raises(StorageError, match="is a folder") as caught:
         tensorwright.compile(tmp_path / name)
     assert hint in str(caught.value.hint)

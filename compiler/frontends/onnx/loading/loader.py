@@ -15,7 +15,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from compiler.errors import InvalidModelError, StorageError
-from compiler.frontends.file_types import check_exists, check_is_model_data, check_is_model_file
+from compiler.frontends.file_types import check_exists, check_folder, check_is_model_data, check_is_model_file
 from compiler.frontends.onnx.loading.external_data import TensorReader, dense_from_sparse
 from compiler.frontends.onnx.structure import check_graph, check_opsets, check_text, normalized_domain, ordered_nodes
 from compiler.frontends.onnx.values import Constant
@@ -77,6 +77,8 @@ def _read(source: ModelSource) -> tuple[onnx.ModelProto, Path | None]:
         return _parse(bytes(source), "the given bytes"), None
     path = Path(source)
     check_exists(path)
+    if path.is_dir():
+        check_folder(path)
     check_is_model_file(path)
     try:
         if path.is_file() and path.stat().st_size >= _MAXIMUM_PROTOBUF:
