@@ -71,6 +71,7 @@ class _Update:
         self._roots = Roots(function.params, self._bindings)
         self._results = self._fields(body.body)
         self._states = [(function.params[parameter], field) for parameter, field in states]
+        self._last_update = max(filter(self._is_update, range(len(self._bindings))), default=-1)
         self.kernels: dict[Any, Any] = {}
         self.replaced: set[str] = set()
 
@@ -135,10 +136,16 @@ class _Update:
             if write is None:
                 return []
             if write.operand < 0:  # it reads no old value that it must not lose
-                return [write, *writes]
+                # An update that finds no room for its rows ends the run, which must not have written anything by then.
+                return [write, *writes] if write.time > self._last_update else []
             writes.insert(0, write)
             new = self._roots.exact(self._bindings[write.time].value.args[write.operand])
         return writes
+
+    def _is_update(self, time: int) -> bool:
+        call = self._bindings[time].value
+        kernel = self._mod[call.op] if isinstance(call, relax.Call) and isinstance(call.op, GlobalVar) else None
+        return kernel is not None and UPDATES in (kernel.attrs or {})
 
     def _write_of(self, value: Any) -> _Write | None:
         """The kernel that writes an allocation; None for what is none."""

@@ -131,14 +131,19 @@ def test_states_can_be_swapped_and_are_no_other_results() -> None:
 
 
 def test_a_row_outside_is_an_error_before_the_write() -> None:
-    inputs = [tensor("cache", 2, 7, 5), tensor("rows", 2, 3, 5), tensor("at", dtype="int64")]
-    mod = module(inputs, lambda builder, cache, rows, at: [write_rows(builder, cache, rows, at, 1)])
-    final = run_pipeline(mod, PipelineContext(options=PassOptions(states=((0, 0),)))).mod
+    inputs = [tensor("cache", 2, 7, 5), tensor("rows", 2, 3, 5), tensor("at", dtype="int64"), tensor("h", 5)]
+
+    def body(builder: Any, cache: Any, rows: Any, at: Any, h: Any) -> list[Any]:
+        doubled = builder.emit(op.add(h, h))
+        return [write_rows(builder, cache, builder.emit(op.add(rows, doubled)), at, 1), doubled]
+
+    final = run_pipeline(module(inputs, body), PipelineContext(options=PassOptions(states=((0, 0), (3, 1))))).mod
     machine = relax.VirtualMachine(relax.build(final, tvm.target.Target("llvm"), relax_pipeline=None), tvm.cpu())
-    cache = tvm.runtime.tensor(CACHE)
+    cache, h = tvm.runtime.tensor(CACHE), tvm.runtime.tensor(np.ones(5, "float32"))
     for wrong in (5, -1, 2**62):
         with pytest.raises(Exception, match="outside of its capacity"):
-            machine["main"](cache, tvm.runtime.tensor(ROWS), tvm.runtime.tensor(np.array(wrong)))
+            machine["main"](cache, tvm.runtime.tensor(ROWS), tvm.runtime.tensor(np.array(wrong)), h)
+    np.testing.assert_array_equal(h.numpy(), np.ones(5, "float32"))
     np.testing.assert_array_equal(cache.numpy(), CACHE)
 
 
