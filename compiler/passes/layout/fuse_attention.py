@@ -12,6 +12,7 @@ one scale each, and the machine multiplies bytes, both products are sums of inte
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tvm import relax, tirx
@@ -26,6 +27,7 @@ from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.dimension_orders import Ordered, ordered
 from compiler.passes.rewriting.graph import RuleTable, count_uses, operator_name, rewritable_functions
 from compiler.passes.rewriting.matching import same_shape, shape_of
+from schedules.attention.cache.description import ATTRIBUTE, parse
 from schedules.attention.compute import Orders, Rounding, attention
 from schedules.instructions.int8_dot import multiplies_bytes
 
@@ -40,12 +42,24 @@ def fuse_attention(mod: IRModule, context: PipelineContext) -> IRModule:
     if context.machine is None:
         return mod
     narrow = context.machine.bf16_dot_product and context.options.precision == "bf16"
+    mod = _with_rounded_products(mod) if narrow else mod
     fuser = _Fuser(mod, "bfloat16" if narrow else "float32", in_integers=multiplies_bytes(context.machine))
     for variable, function in rewritable_functions(mod):
         fuser.rewrite(variable, function)
     if not fuser.count:
         return mod
     return _last_rules.apply(relax.transform.DeadCodeElimination()(fuser.builder_.get()))
+
+
+def _with_rounded_products(mod: IRModule) -> IRModule:
+    """Attention over a cache may round operands as well."""
+    changed = mod.clone()
+    for variable, function in mod.functions_items():
+        text = (function.attrs or {}).get(ATTRIBUTE)
+        if text is not None:
+            rounded = replace(parse(str(text)), rounds=True)
+            changed.update_func(variable, function.with_attr(ATTRIBUTE, rounded.text()))
+    return changed
 
 
 @mutator

@@ -12,6 +12,8 @@ from tvm import relax
 from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.layout.fuse_attention import fuse_attention
 from schedules import apply_schedules
+from schedules.attention.cache.call import cached_attention
+from schedules.attention.cache.description import ATTRIBUTE, parse
 from schedules.machine import Machine
 from tests.compiler.passes.building import operators, run_module
 
@@ -47,6 +49,19 @@ def run(mod: tvm.IRModule, operands: list[Any] | None = None) -> Any:
 
 def kernels(mod: tvm.IRModule) -> list[str]:
     return [var.name_hint for var, function in mod.functions_items() if not isinstance(function, relax.Function)]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+def test_attention_over_a_cache_may_round_its_products_in_bf16(precision: str) -> None:
+    builder = relax.BlockBuilder()
+    sizes = {"q": (1, 20, 4, 8), "k": (1, 2, 20, 8), "v": (1, 2, 20, 8)}
+    operands = [relax.Var(name, relax.TensorType(list(shape), "float32")) for name, shape in sizes.items()]
+    with builder.function("main", operands):
+        builder.emit_func_output(builder.emit(cached_attention(builder, *operands)))
+    machine = Machine(features=frozenset({"avx512bf16"}))
+    after = fuse_attention(builder.get(), PipelineContext(machine=machine, options=PassOptions(precision=precision)))
+    [text] = [str(each.attrs[ATTRIBUTE]) for each in after.functions.values() if ATTRIBUTE in (each.attrs or {})]
+    assert parse(text).rounds == (precision == "bf16")
 
 
 @pytest.mark.parametrize("scale", ["", "multiply", "divide"])
