@@ -14,6 +14,7 @@ from compiler.artifact.manifest import TensorDescription
 from compiler.errors import InputError, OptionError
 from compiler.runtime import Module, load
 from compiler.runtime.random_inputs import random_inputs
+from compiler.runtime.state_sizes import first_inputs
 from compiler.runtime.threads import run_with
 
 if TYPE_CHECKING:
@@ -80,7 +81,9 @@ def as_module(source: Any, threads: int | None = None, trusted_keys: Sequence[Ke
         )
     if threads is None:
         return source
-    module = source.with_reference(source.artifact.reference_inputs, source.artifact.reference_outputs)
+    artifact = source.artifact
+    sizes = artifact.manifest.reference_sizes
+    module = source.with_reference(artifact.reference_inputs, artifact.reference_outputs, sizes)
     module.threads = threads
     return module
 
@@ -101,8 +104,11 @@ def complete_inputs(
     known = symbolic_sizes(module.inputs, named, sizes)
     missing = [spec for spec in module.inputs if _is_missing(named, spec.name)]
     if _uses_reference(module, named, sizes):
-        return dict(module.artifact.reference_inputs)
+        return first_inputs(module.artifact)
     made = random_inputs(missing, sizes=known, indices=module.manifest.indices)
+    position = module.manifest.position
+    if position is not None and position.input in made:
+        made[position.input][...] = 0  # where there is room for rows
     return {spec.name: made[spec.name] if spec.name in made else named[spec.name] for spec in module.inputs}
 
 

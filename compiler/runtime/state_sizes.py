@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from compiler.artifact import Manifest, TensorDescription
+from compiler.artifact import Artifact, Manifest, TensorDescription
+from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.errors import InputError, OptionError
 from compiler.support.formula import FormulaError, parsed
 
@@ -125,6 +126,19 @@ def state_symbols(manifest: Manifest) -> set[str]:
     """The symbolic dimensions of states, but for those that they grow along."""
     symbols = set().union(*(symbols_of(each) for each in states_of(manifest)))
     return symbols - set(grown_sizes(manifest, 0))
+
+
+def first_inputs(artifact: Artifact) -> dict[str, np.ndarray[Any, Any]]:
+    """The inputs of the stored example by name, with what a session gives in its first run."""
+    manifest, stored = artifact.manifest, artifact.reference_inputs
+    if len(stored) == len(manifest.inputs):
+        return dict(stored)
+    sizes = {**completed(manifest, manifest.reference_sizes, stored), **grown_sizes(manifest, 0)}
+    values = {**artifact.initial_states, **stored}
+    for each in manifest.inputs:
+        if each.name not in values:
+            values[each.name] = np.zeros(shape_of(each, sizes), ELEMENT_TYPES[each.dtype].numpy)
+    return {each.name: values[each.name] for each in manifest.inputs}
 
 
 def symbols_of(description: TensorDescription) -> set[str]:

@@ -17,6 +17,7 @@ from compiler.errors import ArtifactError, InputError, OptionError
 from compiler.frontends.imported_model import ImportedModel, PositionSpec, StateSpec
 from compiler.frontends.relax_module import import_relax
 from compiler.passes.rewriting.state_writes import write_rows
+from compiler.profiling.workload import as_module, complete_inputs
 from compiler.runtime import Module
 from compiler.runtime.session import Session
 
@@ -191,3 +192,16 @@ def test_what_a_session_refuses(module: Module) -> None:
         with pytest.raises(InputError, match=message):
             session.run(inputs)  # type: ignore[arg-type]
     assert session.length == 0
+
+
+def test_measuring_begins_where_a_session_does(module: Module) -> None:
+    inputs = complete_inputs(module, None)
+    assert {name: value.shape for name, value in inputs.items()} == {
+        "cache": (2, 2, 6),
+        "mean": (2, 6),
+        "rows": (2, 2, 6),
+        "position": (),
+    }
+    np.testing.assert_array_equal(inputs["mean"], INITIAL)
+    assert as_module(module, threads=1).verify() == module.verify()
+    module.run(complete_inputs(module, None, {"tokens": 3, "capacity": 4}))
