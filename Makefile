@@ -19,7 +19,8 @@ test: $(VENV)/test.stamp
 QUICK := tests/test_imports.py tests/docs/test_links.py tests/compiler/artifact tests/compiler/passes/canonicalize \
 	tests/compiler/passes/fuse tests/compiler/passes/lower tests/compiler/passes/memory tests/compiler/passes/rewriting \
 	tests/compiler/passes/integers tests/compiler/passes/layout tests/compiler/passes/test_list_calls.py \
-	tests/compiler/support/test_formula.py tests/compiler/support/test_operation_count.py tests/compiler/reports tests/compiler/records tests/compiler/profiling/test_attribution.py \
+	tests/compiler/support/test_formula.py tests/compiler/support/test_operation_count.py tests/compiler/reports \
+	tests/compiler/records tests/compiler/profiling/test_attribution.py \
 	tests/compiler/profiling/test_call_names.py tests/compiler/profiling/test_difference.py \
 	tests/compiler/profiling/test_statistics.py tests/compiler/frontends/test_relax_module.py \
 	tests/compiler/frontends/onnx/test_node_names.py tests/compiler/frontends/onnx/test_refusals.py \
