@@ -7,6 +7,7 @@ from typing import Literal
 
 from compiler.frontends.llm.rope import Rope
 
+MOST_LAYERS = 4096
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 NormKind = Literal["rms", "layer"]
 

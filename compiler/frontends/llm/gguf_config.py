@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from compiler.errors import InvalidModelError, OptionError
-from compiler.frontends.llm.config import DecoderConfig, LayerConfig
+from compiler.frontends.llm.config import MOST_LAYERS, DecoderConfig, LayerConfig
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.names import Names, gguf_names
 from compiler.frontends.llm.parameters import Storage
@@ -61,6 +61,9 @@ def _config(file: GgufFile, name: str, checkpoint: Checkpoint) -> DecoderConfig:
             raise InvalidModelError(f"{file.path}: its metadata '{name}.{key}' is {str(value)[:80]}, not a number")
         return value
 
+    def cap(key: str) -> float | None:
+        return number(key, 0.0) or None
+
     def count(key: str, default: float | None = None) -> int:
         value = number(key, default)
         if value < 1 or value != int(value) or value > 1 << 31:
@@ -71,11 +74,17 @@ def _config(file: GgufFile, name: str, checkpoint: Checkpoint) -> DecoderConfig:
     head_size = count("attention.key_length", hidden // heads)
     if count("attention.value_length", head_size) != head_size:
         raise OptionError(f"{file.path}: keys and values of different widths are not supported")
+    key_heads = count("attention.head_count_kv", heads)
+    if heads % key_heads:
+        raise InvalidModelError(f"{file.path}: {heads} heads do not share {key_heads} heads of keys")
     context = count("context_length")
     size = count("rope.dimension_count", head_size)
     settings = RopeSettings(size, number("rope.freq_base", 10000.0), context, _scaling(file, name))
     rope = _with_factors(make_rope(settings), settings, file, checkpoint)
-    window = file.value(f"{name}.attention.sliding_window")
+    window = number("attention.sliding_window", 0)
+    layers = count("block_count")
+    if layers > MOST_LAYERS:
+        raise InvalidModelError(f"{file.path}: {layers} layers, and at most {MOST_LAYERS} are supported")
     layer = LayerConfig(rope, int(window) if window else None)
     vocabulary = file.shape("token_embd.weight")[0] if "token_embd.weight" in file.names else 0
     return DecoderConfig(
@@ -84,18 +93,18 @@ def _config(file: GgufFile, name: str, checkpoint: Checkpoint) -> DecoderConfig:
         intermediate=count("feed_forward_length"),
         vocabulary=vocabulary,
         heads=heads,
-        key_heads=count("attention.head_count_kv", heads),
+        key_heads=key_heads,
         head_size=head_size,
         context=context,
-        layers=(layer,) * count("block_count"),
+        layers=(layer,) * layers,
         score_scale=number("attention.scale", 1 / math.sqrt(head_size)),
         epsilon=number("attention.layer_norm_rms_epsilon", number("attention.layer_norm_epsilon", 1e-5)),
-        score_cap=file.value(f"{name}.attn_logit_softcapping") or None,
-        logit_cap=file.value(f"{name}.final_logit_softcapping") or None,
+        score_cap=cap("attn_logit_softcapping"),
+        logit_cap=cap("final_logit_softcapping"),
         embedding_scale=number("embedding_scale", 1.0),
         residual_scale=number("residual_scale", 1.0),
-        logit_scale=1 / number("logit_scale", 1.0),
-        clip=file.value(f"{name}.attention.clamp_kqv") or None,
+        logit_scale=1 / (number("logit_scale", 1.0) or 1.0),
+        clip=cap("attention.clamp_kqv"),
     )
 
 

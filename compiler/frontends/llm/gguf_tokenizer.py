@@ -59,16 +59,19 @@ def read_gguf_tokenizer(file: GgufFile) -> TokenizerFiles:
     tokens = file.value(f"{_PREFIX}tokens")
     if tokens is None:
         return TokenizerFiles(None, ())
+    if not isinstance(tokens, list) or not all(isinstance(text, str) for text in tokens):
+        raise InvalidModelError(f"{file.path}: its tokens are not a list of texts")
     types = file.value(f"{_PREFIX}token_type") or [_NORMAL] * len(tokens)
-    if len(types) != len(tokens):
-        raise InvalidModelError(f"{file.path}: {len(tokens)} tokens have {len(types)} types")
+    if not isinstance(types, list) or len(types) != len(tokens):
+        raise InvalidModelError(f"{file.path}: {len(tokens)} tokens do not have as many types")
     content = _content(file, tokens, types)
+    template = file.value("tokenizer.chat_template")
     return TokenizerFiles(
         content=None if content is None else json.dumps(content, ensure_ascii=False).encode(),
         stop_tokens=_stop_tokens(file, tokens, types),
         begin=_token_text(file, tokens, "bos"),
         end=_token_text(file, tokens, "eos"),
-        chat_template=file.value("tokenizer.chat_template"),
+        chat_template=template if isinstance(template, str) else None,
     )
 
 
@@ -107,7 +110,10 @@ def _added(index: int, text: str, kind: int) -> dict[str, Any]:
 
 def _byte_level(file: GgufFile, tokens: list[str], pre: str) -> dict[str, Any]:
     """Bytes as printable characters, merged in the order of a list."""
-    merges = [merge.split(" ", 1) for merge in file.required(f"{_PREFIX}merges")]
+    listed = file.required(f"{_PREFIX}merges")
+    if not isinstance(listed, list) or not all(isinstance(merge, str) for merge in listed):
+        raise InvalidModelError(f"{file.path}: its merges are not a list of texts")
+    merges = [merge.split(" ", 1) for merge in listed]
     known = set(tokens)
     wrong = [pair for pair in merges if not {*pair, "".join(pair)} <= known]
     if wrong:
@@ -140,8 +146,8 @@ def _byte_level(file: GgufFile, tokens: list[str], pre: str) -> dict[str, Any]:
 def _sentence_piece(file: GgufFile, tokens: list[str], types: list[int]) -> dict[str, Any]:
     """Pieces with scores: the pair whose piece has the best score is merged first."""
     scores = file.required(f"{_PREFIX}scores")
-    if len(scores) != len(tokens):
-        raise InvalidModelError(f"{file.path}: {len(tokens)} tokens have {len(scores)} scores")
+    if not isinstance(scores, list) or len(scores) != len(tokens) or isinstance(scores[0], str):
+        raise InvalidModelError(f"{file.path}: {len(tokens)} tokens do not have as many scores")
     prefix = bool(file.value(f"{_PREFIX}add_space_prefix", True))
     steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
     decoders: list[dict[str, Any]] = [
@@ -152,11 +158,11 @@ def _sentence_piece(file: GgufFile, tokens: list[str], types: list[int]) -> dict
     if prefix:
         steps.insert(0, {"type": "Prepend", "prepend": _SPACE})
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    unknown = file.value(f"{_PREFIX}unknown_token_id")
+    unknown = _token_text(file, tokens, "unknown")
     model = {
         "type": "BPE",
         "dropout": None,
-        "unk_token": None if unknown is None else tokens[unknown],
+        "unk_token": unknown or None,
         "continuing_subword_prefix": None,
         "end_of_word_suffix": None,
         "fuse_unk": True,
@@ -194,8 +200,8 @@ def _vocabulary(tokens: list[str]) -> dict[str, int]:
 
 def _begin_with(file: GgufFile, tokens: list[str]) -> dict[str, Any] | None:
     """Texts begin with the token for it."""
-    index = file.value(f"{_PREFIX}bos_token_id")
-    if index is None or not 0 <= index < len(tokens):
+    index = _token(file, "bos")
+    if index is None or index >= len(tokens):
         return None
     text = tokens[index]
     begin = {"SpecialToken": {"id": text, "type_id": 0}}
@@ -208,11 +214,19 @@ def _begin_with(file: GgufFile, tokens: list[str]) -> dict[str, Any] | None:
 
 
 def _stop_tokens(file: GgufFile, tokens: list[str], types: list[int]) -> tuple[int, ...]:
-    named = [file.value(f"{_PREFIX}{name}_token_id") for name in ("eos", "eot", "eom")]
+    named = [_token(file, name) for name in ("eos", "eot", "eom")]
     ends = [index for index, kind in enumerate(types) if kind == _CONTROL and tokens[index] in _TURN_ENDS]
-    return tuple(dict.fromkeys([*(int(each) for each in named if each is not None), *ends]))
+    return tuple(dict.fromkeys([*(each for each in named if each is not None), *ends]))
 
 
 def _token_text(file: GgufFile, tokens: list[str], name: str) -> str:
+    index = _token(file, name)
+    return tokens[index] if index is not None and index < len(tokens) else ""
+
+
+def _token(file: GgufFile, name: str) -> int | None:
+    """The number of a special token; None where there is none."""
     index = file.value(f"{_PREFIX}{name}_token_id")
-    return tokens[index] if index is not None and 0 <= index < len(tokens) else ""
+    if index is not None and (not isinstance(index, int) or not 0 <= index < 1 << 31):
+        raise InvalidModelError(f"{file.path}: its {name} token is {str(index)[:80]!r}, not a token")
+    return index

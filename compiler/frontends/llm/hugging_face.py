@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import InvalidModelError, OptionError
-from compiler.frontends.llm.config import Activation, DecoderConfig, LayerConfig
+from compiler.frontends.llm.config import MOST_LAYERS, Activation, DecoderConfig, LayerConfig
 from compiler.frontends.llm.names import Names, hugging_face_names
 from compiler.frontends.llm.parameters import Storage
 from compiler.frontends.llm.rope import Rope, RopeSettings, make_rope
@@ -52,6 +52,13 @@ class Settings:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise self._wrong(key, value, "a number")
         return float(value)
+
+    def positive(self, key: str, default: float | None = None) -> float:
+        """A finite number above 0."""
+        value = self.number(key, default)
+        if value <= 0:
+            raise self._wrong(key, value, "a number above 0")
+        return value
 
     def optional(self, key: str) -> float | None:
         """A finite number, or None."""
@@ -122,9 +129,11 @@ def read_hugging_face(folder: Path) -> tuple[DecoderConfig, Names, Storage, Chec
             f"{path}: models of type {kind!r} are not supported",
             f"supported: {', '.join(sorted(FAMILIES))}; others can be exported by torch.export or to ONNX",
         )
-    if values.get("quantization_config"):
+    quantized = values.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
         raise OptionError(
-            f"{path}: the weights are quantized ({values['quantization_config'].get('quant_method', 'unknown')})",
+            f"{path}: the weights are quantized ({str(method)[:80]})",
             "give the model in float16, bfloat16 or float32, or a GGUF file",
         )
     settings = Settings(values, path, family.defaults)
@@ -140,8 +149,8 @@ def _config(settings: Settings, kind: str, family: Family) -> DecoderConfig:
     hidden, heads = settings.size("hidden_size"), settings.size("num_attention_heads")
     head_size = settings.size("head_dim", hidden // heads)
     activation = settings.get("hidden_activation") or settings.get("hidden_act") or "silu"
-    if activation not in _ACTIVATIONS:
-        raise OptionError(f"{settings.path}: the activation {activation!r} is not supported")
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
+        raise OptionError(f"{settings.path}: the activation {str(activation)[:80]!r} is not supported")
     key_heads = settings.size("num_key_value_heads", heads)
     if heads % key_heads:
         raise InvalidModelError(f"{settings.path}: {heads} heads do not share {key_heads} heads of keys")
@@ -164,6 +173,8 @@ def _config(settings: Settings, kind: str, family: Family) -> DecoderConfig:
 def _layers(settings: Settings, head_size: int, family: Family) -> tuple[LayerConfig, ...]:
     """The window and the rotary embedding of each layer."""
     count = settings.size("num_hidden_layers")
+    if count > MOST_LAYERS:
+        raise InvalidModelError(f"{settings.path}: {count} layers, and at most {MOST_LAYERS} are supported")
     kinds = settings.each_layer("layer_types", count)
     window = settings.size("sliding_window") if settings.get("sliding_window") is not None else None
     ropes: dict[str, Rope] = {}
@@ -192,8 +203,8 @@ def _attention_kind(settings: Settings, index: int, kinds: list[Any] | None, win
     pattern = settings.get("sliding_window_pattern")
     if pattern is not None:
         return _SLIDING if (index + 1) % settings.size("sliding_window_pattern") else _FULL
-    first = settings.get("max_window_layers")
-    return _SLIDING if first is None or index >= int(first) else _FULL
+    first = settings.optional("max_window_layers")
+    return _SLIDING if first is None or index >= first else _FULL
 
 
 def _rope(settings: Settings, head_size: int, kind: str, *, scaled: bool) -> Rope:
@@ -235,14 +246,14 @@ def _granite(config: DecoderConfig, settings: Settings) -> DecoderConfig:
         embedding_scale=settings.number("embedding_multiplier", 1.0),
         residual_scale=settings.number("residual_multiplier", 1.0),
         score_scale=settings.number("attention_multiplier", 1.0),
-        logit_scale=1 / settings.number("logits_scaling", 1.0),
+        logit_scale=1 / settings.positive("logits_scaling", 1.0),
     )
 
 
 def _gemma(config: DecoderConfig, settings: Settings) -> DecoderConfig:
     if settings.flag("use_bidirectional_attention"):
         raise OptionError(f"{settings.path}: bidirectional attention is not supported")
-    scale = settings.optional("query_pre_attn_scalar")
+    scale = None if settings.get("query_pre_attn_scalar") is None else settings.positive("query_pre_attn_scalar")
     return replace(
         config,
         embedding_scale=math.sqrt(config.hidden),

@@ -71,9 +71,14 @@ def make_rope(settings: RopeSettings) -> Rope:
     if settings.size < 2 or settings.size % 2 or not settings.base > 0:
         raise InvalidModelError(f"rope of {settings.size} elements with base {settings.base}")
     kind = settings.scaling.get("rope_type", settings.scaling.get("type", "default")) or "default"
-    if kind not in _KINDS:
-        raise OptionError(f"rope scaling {kind!r} is not supported", f"supported: {', '.join(sorted(_KINDS))}")
-    return _KINDS[kind](settings)
+    if not isinstance(kind, str) or kind not in _KINDS:
+        known = ", ".join(sorted(_KINDS))
+        raise OptionError(f"rope scaling {str(kind)[:80]!r} is not supported", f"supported: {known}")
+    try:
+        with np.errstate(divide="raise", invalid="raise", over="raise"):
+            return _KINDS[kind](settings)
+    except (ArithmeticError, ValueError) as error:  # ValueError: of math.log
+        raise InvalidModelError(f"the numbers of the rope scaling {kind!r} make no sense: {error}") from error
 
 
 def _inverse(settings: RopeSettings, base: float | None = None) -> Frequencies:

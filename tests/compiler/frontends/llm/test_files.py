@@ -107,6 +107,9 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         ({"num_hidden_layers": 2}, "lacks the tensor"),
         ({"num_attention_heads": 0}, "not a size"),
         ({"rope_scaling": {"rope_type": "linear"}}, "'factor' is None"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 0}}, "rope scaling"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "rope scaling"),
+        ({"num_hidden_layers": 2000000000}, "at most 4096"),
         ({"hidden_size": None}, "is missing"),
     ],
 )
