@@ -31,6 +31,8 @@ class Summary:
     Attributes:
         kernels_by_rule: number of kernels by schedule rule, most first; "fallback" and "as-is" run as plain loops.
         seconds: by step of the compilation.
+        states: names of the inputs that are states.
+        shown_inputs, shown_outputs: `inputs` and `outputs` but for states.
     """
 
     path: str
@@ -47,11 +49,15 @@ class Summary:
     memory: dict[str, int] | None
     coverage: Coverage | None
     seconds: dict[str, float]
+    states: list[str]
+    shown_inputs: list[str]
+    shown_outputs: list[str]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: tensors are objects, and the memory plan its numbers."""
         fields = asdict(self)
-        del fields["memory_plan"]
+        for name in ("memory_plan", "shown_inputs", "shown_outputs"):
+            del fields[name]
         return {**fields, "inputs": tensor_list(self.inputs), "outputs": tensor_list(self.outputs)}
 
 
@@ -139,6 +145,13 @@ def summarize(module: Module, path: Path, coverage: Coverage | None, seconds: Ma
         memory=plan.model_dump() if plan is not None else None,
         coverage=coverage,
         seconds=dict(seconds),
+        states=[state.input for state in manifest.states],
+        shown_inputs=[
+            str(spec) for spec in manifest.inputs if spec.name not in {each.input for each in manifest.states}
+        ],
+        shown_outputs=[
+            str(spec) for spec in manifest.outputs if spec.name not in {each.output for each in manifest.states}
+        ],
     )
 
 

@@ -166,8 +166,8 @@ def _print_summary(summary: Any) -> None:
     from compiler.reports.formatting import format_bytes, format_count, format_seconds
 
     facts = [
-        ("inputs", "\n".join(summary.inputs) or "none"),
-        ("outputs", "\n".join(summary.outputs)),
+        ("inputs", "\n".join(summary.shown_inputs) or "none"),
+        ("outputs", "\n".join(summary.shown_outputs) or "none"),
         ("target", summary.target),
         (
             "parameters",
@@ -176,6 +176,11 @@ def _print_summary(summary: Any) -> None:
         ),
         ("kernels", _kernels_text(summary)),
     ]
+    if summary.states:
+        facts.insert(
+            2,
+            ("states", f"{len(summary.states)}: {', '.join(summary.states[:4])}{', ...' * (len(summary.states) > 4)}"),
+        )
     if summary.accelerator:
         facts.append(("accelerator", summary.accelerator))
     if summary.memory_plan:

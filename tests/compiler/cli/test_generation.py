@@ -23,6 +23,8 @@ def module(folder: Path, tensorwright: Run) -> Path:
     if not path.exists():
         result = tensorwright("compile", folder, "-o", path, "--precision", "int8", "--threads", 1)
         assert result.code == 0, result.err
+        assert "2: key_0, value_0" in result.out
+        assert "key_0: float32" not in result.out
     return path
 
 
