@@ -20,7 +20,7 @@ class LanguageModelOptions:
         precision: what weights are stored as: one of `PRECISIONS`, or None for what the checkpoint has. "int8" and
             "int4" round groups of 32 neighbours with a scale of their own; the embedding and the head get 8 bits.
         activations: "int8" rounds the operands of products with quantized weights to 8 bits, 32 neighbours with a scale
-            of their own, as llama.cpp does; "float32" keeps them.
+            of their own, as llama.cpp does, and of those with bfloat16 weights to bfloat16; "float32" keeps them.
         all_logits: return the logits of all tokens, not of the last one.
         cache: the type of keys and values that are kept: one of `CACHES`, or None for float32 beside float32 weights
             and float16 beside narrower ones. It is read whole for each token.

@@ -27,7 +27,7 @@ class Products:
     def product(self, x: Expr, linear: Linear, *, is_head: bool = False) -> Expr:
         """x @ weight.T + bias: (1, n, depth) -> (1, n, rows)."""
         weight = packed(linear.weight, self._table_precision if is_head else self._options.precision)
-        result = block_product(self._builder, x, weight, self._options.activations)
+        result = block_product(self._builder, x, weight, self._activations(weight))
         if linear.bias is None:
             return result
         return self._builder.emit(R.add(result, as_constant(linear.bias.astype(np.float32))))
@@ -55,7 +55,12 @@ class Products:
 
     def with_table(self, x: Expr, table: BlockWeight) -> Expr:
         """The product with the embedding: (1, n, depth) -> (1, n, entries)."""
-        return block_product(self._builder, x, table, self._options.activations)
+        return block_product(self._builder, x, table, self._activations(table))
+
+    def _activations(self, weight: BlockWeight) -> str:
+        """What the other operand is rounded to: to bfloat16 where weights are, which is twice as fast for prompts."""
+        asked = self._options.activations
+        return "bfloat16" if asked == "int8" and weight.layout.numbers == "bfloat16" else asked
 
     @property
     def _table_precision(self) -> str | None:
