@@ -75,7 +75,7 @@ def states(model: ImportedModel) -> dict[str, Any]:
         ),
         "position": None if position is None else PositionDescription(input=position.input, rows=position.rows),
         "initial_states": {
-            each.input: np.ascontiguousarray(each.initial)
+            each.input: np.array(each.initial, order="C")  # np.ascontiguousarray would give a scalar an axis
             for each in model.states
             if each.initial is not None and np.any(each.initial)
         },

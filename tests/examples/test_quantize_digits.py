@@ -20,4 +20,4 @@ def test_the_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert before > 0.5  # ten digits: guessing gives 0.1
     assert after >= before * 0.99
     assert float(text.rsplit(maxsplit=1)[-1]) == pytest.approx(after, abs=1e-4)
-    assert "conv2d" in page.read_text()
+    assert "first.0.body.3" in page.read_text()

@@ -63,6 +63,7 @@ class InstantPool:
     """Stands in for `MeasurementPool`: every config is said to take a millisecond."""
 
     serial = True
+    memory = "cpu"
 
     def __init__(self, *_: object, **__: object) -> None:
         pass

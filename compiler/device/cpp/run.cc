@@ -52,7 +52,8 @@ bool Parse(int count, char** arguments, Options* options) {
     } else if (argument == "--session") {
       options->session = true;
     } else if (argument == "--capacity" && more) {
-      options->capacity = std::atoll(arguments[++i]);
+      options->capacity = static_cast<int64_t>(WholeNumber(arguments[++i], std::numeric_limits<int64_t>::max()));
+      if (options->capacity == 0) throw Error("--capacity takes a number of rows, not " + Quoted(arguments[i]));
     } else if (argument == "--load-states" && more) {
       options->load_states = arguments[++i];
     } else if (argument == "--save-states" && more) {

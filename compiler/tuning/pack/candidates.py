@@ -17,6 +17,7 @@ from compiler.passes.schedule.lift_workspaces import with_workspaces_as_paramete
 from compiler.tuning.tasks import Task
 from schedules.config import Config
 from schedules.errors import ScheduleError
+from schedules.gpu.product_rule import TiledProductRule
 from schedules.ir.stages import Kernel
 from schedules.selection.apply import apply_rule
 
@@ -50,11 +51,10 @@ class Candidates:
 
 def ranked_configs(task: Task, machine: Any, known: Collection[Config]) -> list[Config]:
     """The configs of a task that are worth a try: the default, and then those that are not known, most promising first
-    by the rule's own estimate where it has one."""
+    by the rule's own units of time where it has some."""
     others = [config for config in task.space if config != task.default]
-    estimate = getattr(task.rule, "estimate", None)
-    if estimate is not None:
-        costs = {config: estimate(task.workload, config, machine) for config in (task.default, *others)}
+    if isinstance(task.rule, TiledProductRule):
+        costs = {config: task.rule.units(task.workload, config, machine) for config in (task.default, *others)}
         least = min(costs.values())
         others = [config for config in others if costs[config] <= _HOPELESS * least]
         others.sort(key=costs.__getitem__)
