@@ -194,7 +194,8 @@ def test_the_first_wrong_kernel_is_named_with_its_source_and_sizes(copy: Path, t
     def wrong(text: str) -> str:
         found = definition(text, name)
         end = text.index("\n}", found.end())
-        result = found["arguments"].split(",")[2].split()[-1]
+        arguments = {each.split()[-1] for each in found["arguments"].split(",")}
+        (result,) = arguments & set(re.findall(r"(\w+)\[[^\]]*\] = ", text[found.end() : end]))
         return f"{text[:end]}\n  if (blockIdx.x == 0 && threadIdx.x == 0) {result}[0] = 1000.0f;{text[end:]}"
 
     replace_kernels(copy / "entries" / "perceptron-float32", target, wrong)
