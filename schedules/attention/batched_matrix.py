@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from schedules.codegen.nest import expression
-from schedules.codegen.parallel import Extent
+from schedules.codegen.nest import Extent, expression
 from schedules.ir.expression import substitute
 from schedules.ir.stages import Axis, Stage, shape_of
 from schedules.ir.tir import Expr, Stmt, tirx

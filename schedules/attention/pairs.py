@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from schedules.attention.batched_matrix import BatchedMatrix
-from schedules.codegen.nest import expression, lanes_of
-from schedules.codegen.parallel import Extent, in_sequence, loops, pays_off, repeat
+from schedules.codegen.nest import Extent, expression, lanes_of, parallel_grid, sequence
+from schedules.codegen.parallel import pays_off, repeat
 from schedules.instructions.bf16_dot import narrowed, rounded_pair, rounded_run
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Axis, Stage
@@ -59,10 +59,10 @@ class Pairs:
 
         threads = pays_off(self.source.elements, machine)
         steps = [*extents, Extent("step", depth // 2)]
-        parts = [loops(steps, lambda at: row(at, whole=True), machine, parallel=threads)]
+        parts = [parallel_grid(steps, lambda at: row(at, whole=True), machine, parallel=threads)]
         if depth % 2:
             last = expression(depth // 2)
-            parts.append(loops(extents, lambda at: row([*at, last], whole=False), machine, parallel=False))
+            parts.append(parallel_grid(extents, lambda at: row([*at, last], whole=False), machine, parallel=False))
         return parts
 
     def _turned(self, machine: Machine, lanes: int) -> list[Stmt]:
@@ -91,9 +91,9 @@ class Pairs:
             turned = tirx.BufferStore(self.words, tirx.BufferLoad(rounded, [j, i]), [*outer, i, j])
             stage = Stage("turn", (Axis(i, depth // 2), Axis(j, columns)), turned)
             parts = [tirx.AllocBuffer(rounded), repeat("column", columns, column)]
-            return in_sequence([*parts, stage_code(stage, machine, parallel=False)])
+            return sequence([*parts, stage_code(stage, machine, parallel=False)])
 
-        return [loops(extents, matrix, machine, parallel=pays_off(self.source.elements, machine))]
+        return [parallel_grid(extents, matrix, machine, parallel=pays_off(self.source.elements, machine))]
 
 
 @dataclass(frozen=True, eq=False)

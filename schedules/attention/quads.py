@@ -12,8 +12,8 @@ from typing import Any
 
 from schedules.attention.batched_matrix import BatchedMatrix
 from schedules.attention.pairs import Operand, in_vectors
-from schedules.codegen.nest import expression, lanes_of, splat, split_repeat
-from schedules.codegen.parallel import in_sequence, loops, pays_off, repeat
+from schedules.codegen.nest import expression, lanes_of, parallel_grid, sequence, splat, split_repeat
+from schedules.codegen.parallel import pays_off, repeat
 from schedules.instructions.int8_dot import dot
 from schedules.instructions.int8_neon import shift_of
 from schedules.ir.numbers import ceil_div
@@ -76,9 +76,9 @@ class Quads:
         def matrix(outer: list[Expr]) -> Stmt:
             whole, rest = divmod(depth, GROUP)
             parts = [repeat("step", whole, lambda step: row(outer, expression(step), GROUP))] if whole else []
-            return in_sequence([*parts, row(outer, expression(whole), rest)] if rest else parts)
+            return sequence([*parts, row(outer, expression(whole), rest)] if rest else parts)
 
-        return loops(leads, matrix, self.machine, parallel=self._threads())
+        return parallel_grid(leads, matrix, self.machine, parallel=self._threads())
 
     def _turned(self) -> Stmt:
         """From columns that run along the depth: their bytes as words, and these transposed."""
@@ -104,9 +104,9 @@ class Quads:
             turned = tirx.BufferStore(self.words, tirx.BufferLoad(signed, [j, i]), [*outer, i, j])
             stage = Stage("turn", (Axis(i, steps), Axis(j, columns)), turned)
             parts = [tirx.AllocBuffer(signed), repeat("column", columns, lambda j: column(expression(j)))]
-            return in_sequence([*parts, stage_code(stage, self.machine, parallel=False)])
+            return sequence([*parts, stage_code(stage, self.machine, parallel=False)])
 
-        return loops(leads, matrix, self.machine, parallel=self._threads())
+        return parallel_grid(leads, matrix, self.machine, parallel=self._threads())
 
     def begins(self, row_zero: int, zero: int) -> tuple[list[Stmt], Any | None]:
         """What sums of (row - row_zero) * (column - zero) start from, (..., columns), and the statements that make it;
@@ -132,11 +132,11 @@ class Quads:
 
                 start = tirx.BufferStore(begin, splat(0, "int32", count), place)
                 scaled = held * splat(-row_zero, "int32", count) + splat(depth * row_zero * zero, "int32", count)
-                return in_sequence([start, repeat("step", steps, add), tirx.BufferStore(begin, scaled, place)])
+                return sequence([start, repeat("step", steps, add), tirx.BufferStore(begin, scaled, place)])
 
             return split_repeat("column", columns, lanes, vector)
 
-        return [tirx.AllocBuffer(begin), loops(leads, matrix, self.machine, parallel=self._threads())], begin
+        return [tirx.AllocBuffer(begin), parallel_grid(leads, matrix, self.machine, parallel=self._threads())], begin
 
 
 @dataclass(frozen=True, eq=False)

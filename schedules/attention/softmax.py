@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from schedules.codegen.nest import expression
-from schedules.codegen.parallel import in_sequence, repeat
+from schedules.codegen.nest import expression, sequence
+from schedules.codegen.parallel import repeat
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, EXP_OF_NEGATIVE_COARSE, call
 from schedules.ir.stages import Axis, Stage
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
@@ -73,7 +73,7 @@ class Softmax:
             def held(buffer: Any, j: Expr) -> Expr:
                 return tirx.BufferLoad(buffer, [register + j])
 
-            return in_sequence(
+            return sequence(
                 [
                     lane(lambda j: tirx.BufferStore(power, raised(j), [register + j])),
                     lane(lambda j: self.put(i, at + j, held(power, j))),
@@ -86,7 +86,7 @@ class Softmax:
         joined = join(sums, group, lambda a, b: a + b, "int64")
         total = tirx.BufferStore(self.totals, tirx.BufferLoad(sums, [expression(0)]), [i])
         allocations = [tirx.AllocBuffer(sums), tirx.AllocBuffer(power)]
-        return in_sequence([*allocations, start, *over_keys(self.keys, lanes, vector), *joined, total])
+        return sequence([*allocations, start, *over_keys(self.keys, lanes, vector), *joined, total])
 
 
 def rounded_weights(
@@ -102,7 +102,7 @@ def rounded_weights(
             return repeat("lane", count, lambda j: weight(i, first + j, inverse), VECTORIZED)
 
         divided = tirx.BufferStore(totals, tirx.FloatImm("float32", 1.0) / inverse, at)
-        return in_sequence([divided, *over_keys(keys, machine.lanes("float32"), vector)])
+        return sequence([divided, *over_keys(keys, machine.lanes("float32"), vector)])
 
     return repeat("row", rows, row)
 

@@ -14,8 +14,8 @@ from schedules.attention.batched_matrix import BatchedMatrix, with_contiguous_co
 from schedules.attention.operands import AttentionParts
 from schedules.attention.pairs import NarrowRows, Operand, Pairs
 from schedules.attention.softmax import Softmax, rounded_weights
-from schedules.codegen.nest import expression
-from schedules.codegen.parallel import MIN_PARALLEL_WORK, Extent, in_sequence, loops, pays_off, repeat
+from schedules.codegen.nest import Extent, expression, parallel_grid, sequence
+from schedules.codegen.parallel import MIN_PARALLEL_WORK, pays_off, repeat
 from schedules.codegen.register_tile import RegisterTile, multiply_add
 from schedules.instructions.bf16_dot import dot
 from schedules.ir.expression import index
@@ -106,8 +106,8 @@ class AttentionWriter:
                 return self._block(values[:-1], start + values[-1] * rows, rows)
 
             extents = [Extent(f"batch{i}", extent) for i, extent in enumerate(self.lead)]
-            parts.append(loops([*extents, Extent("block", count)], task, self.machine, parallel=threads))
-        return in_sequence(parts)
+            parts.append(parallel_grid([*extents, Extent("block", count)], task, self.machine, parallel=threads))
+        return sequence(parts)
 
     def _blocks(self) -> list[tuple[Any, Any, int]]:
         """(first query, how many blocks, queries of a block)."""
@@ -152,7 +152,7 @@ class AttentionWriter:
                 return left.put_weight(i, k, self.parts.weight(power, inverse))
 
             statements.append(rounded_weights(rows, self.keys, totals, weight, self.machine))
-        return in_sequence([*statements, *left.weighed, self._over_panels(self.columns, values_of)])
+        return sequence([*statements, *left.weighed, self._over_panels(self.columns, values_of)])
 
     def _tile(self, rows: int, width: int, a: Operand, b: Factor, lead: list[Expr], at: Expr, end: EndOfSum) -> Stmt:
         """A tile of a . b, b from column `at` on, each sum given to `end`."""
@@ -163,7 +163,7 @@ class AttentionWriter:
 
         ends = tile.each(lambda i, place, column: end(i, tile.sum(i, place), at + column))
         matrix = b.matrix
-        return in_sequence(
+        return sequence(
             tile.code(matrix.shape[-2], a, lambda k, column: matrix.load(*lead, k, at + column), begin, ends)
         )
 
@@ -173,13 +173,13 @@ class AttentionWriter:
         if isinstance(columns, int):
             whole, rest = divmod(columns, panel)
             parts = [repeat("panel", whole, lambda p: tile(p * panel, panel))] if whole else []
-            return in_sequence([*parts, tile(index(whole * panel), rest)] if rest else parts)
+            return sequence([*parts, tile(index(whole * panel), rest)] if rest else parts)
         parts, done = [], index(0)
         for width in sorted({panel, self.lanes, 1}, reverse=True):
             count = tirx.FloorDiv(columns - done, index(width))
             parts.append(repeat("panel", count, lambda p, done=done, width=width: tile(done + p * width, width)))  # type: ignore[misc]
             done = done + count * width
-        return in_sequence(parts)
+        return sequence(parts)
 
 
 def put_in(scores: Any) -> Put:

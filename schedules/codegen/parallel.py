@@ -6,9 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from schedules.codegen import nest
-from schedules.codegen.nest import CHUNKS_PER_CORE as CHUNKS_PER_CORE
 from schedules.codegen.nest import SERIAL
-from schedules.codegen.nest import Extent as Extent
 from schedules.ir.expression import index
 from schedules.ir.inline import operations
 from schedules.ir.tir import Expr, Stmt
@@ -40,7 +38,3 @@ def pays_off(amount: Any, machine: Machine, least: int = MIN_PARALLEL_WORK) -> b
 def repeat(name: str, extent: Any, body: Callable[[Any], Stmt], kind: Any = SERIAL, dtype: str = "int64") -> Stmt:
     """`nest.repeat`, for bodies that take expressions alone."""
     return nest.repeat(name, extent, lambda i: body(nest.expression(i, dtype)), kind, dtype)
-
-
-in_sequence = nest.sequence
-loops = nest.parallel_grid

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from schedules.annotations import KIND, SPEC
-from schedules.codegen.nest import prefetch
-from schedules.codegen.parallel import in_sequence, repeat
+from schedules.codegen.nest import prefetch, sequence
+from schedules.codegen.parallel import repeat
 from schedules.codegen.register_tile import RegisterTile
 from schedules.instructions.unpack_bits import unpacked
 from schedules.ir.expression import index
@@ -160,7 +160,7 @@ class GroupedWriter(WriterOfParts[Parts]):
             parts.append(repeat("group", whole, lambda g: self._group(totals, at, g, self.parts.group)))
         if rest:
             parts.append(self._group(totals, at, index(whole), rest))
-        return in_sequence([*parts, *self._finish(totals, batch, row, rows, column, width)])
+        return sequence([*parts, *self._finish(totals, batch, row, rows, column, width)])
 
     def _group(self, totals: RegisterTile, at: tuple[Batch, Expr, Expr], group: Expr, depth: int) -> Stmt:
         """The products of one group, scaled and added to the totals."""
@@ -181,7 +181,7 @@ class GroupedWriter(WriterOfParts[Parts]):
         code += (
             self._words(sums, a, panel, first, depth) if parts.bits == 4 else self._bytes(sums, a, panel, first, depth)
         )
-        return in_sequence([*code, *totals.stores(scaled)])
+        return sequence([*code, *totals.stores(scaled)])
 
     def _start(
         self, sums: RegisterTile, a: Callable[..., Expr], of_group: Callable[..., Expr], depth: int
@@ -193,7 +193,7 @@ class GroupedWriter(WriterOfParts[Parts]):
         data = RegisterTile(sums.rows, 1, 1, "float32")
 
         def add(k: Expr) -> Stmt:
-            return in_sequence(data.stores(lambda i, place, lane: data.sum(i, place) + a(i, k)))
+            return sequence(data.stores(lambda i, place, lane: data.sum(i, place) + a(i, k)))
 
         return [
             *data.allocations,
@@ -216,7 +216,7 @@ class GroupedWriter(WriterOfParts[Parts]):
                     return sums.sum(i, at) + a(i, word * PER_WORD + place) * value
 
                 code += sums.stores(add)
-            return in_sequence(code)
+            return sequence(code)
 
         parts = [repeat("word", whole, lambda word: step(word, PER_WORD))] if whole else []
         return [*parts, *([step(index(whole), rest)] if rest else [])]
@@ -232,6 +232,6 @@ class GroupedWriter(WriterOfParts[Parts]):
                 return sums.sum(i, at) + a(i, k) * value
 
             ahead = [prefetch(packed, panel, first + k + _BYTES_AHEAD, at) for at in asked]
-            return in_sequence([*ahead, *sums.stores(add)])
+            return sequence([*ahead, *sums.stores(add)])
 
         return [repeat("k", depth, step)]

@@ -6,8 +6,20 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from schedules.annotations import SPEC
-from schedules.codegen.nest import allocate, bind, broadcast, lanes_of, load, repeat, splat, store
-from schedules.codegen.parallel import Extent, in_sequence, loops, pays_off
+from schedules.codegen.nest import (
+    Extent,
+    allocate,
+    bind,
+    broadcast,
+    lanes_of,
+    load,
+    parallel_grid,
+    repeat,
+    sequence,
+    splat,
+    store,
+)
+from schedules.codegen.parallel import pays_off
 from schedules.config import Config
 from schedules.errors import NotScheduledError
 from schedules.instructions.int8_dot import rounded_int32
@@ -94,10 +106,10 @@ class _Writer:
             empty = whole + (rest > 0)
             if units > empty:
                 parts.append(repeat("unit", units - empty, lambda unit: self._empty(at, unit + empty)))
-            return in_sequence(parts)
+            return sequence(parts)
 
         extents = [Extent(f"row{at}", size) for at, size in enumerate(lead)]
-        return loops(extents, row, self.machine, parallel=pays_off(amount, self.machine))
+        return parallel_grid(extents, row, self.machine, parallel=pays_off(amount, self.machine))
 
     def _part(self, at: list[Expr], unit: int, count: int) -> Stmt:
         """A unit that the data end in."""
@@ -109,11 +121,11 @@ class _Writer:
         ]
         first = index(unit * self.unit)
         code = self._unit(at, index(unit), lambda place: load(copy, lanes_of(place - first, self.lanes)))
-        return in_sequence([allocation, *copies, code])
+        return sequence([allocation, *copies, code])
 
     def _empty(self, at: list[Expr], unit: Expr) -> Stmt:
         zero = tirx.const(0, "int32")
-        return in_sequence([store(self.result, zero, *at, unit, slot) for slot in range(HEADER + self.unit // QUAD)])
+        return sequence([store(self.result, zero, *at, unit, slot) for slot in range(HEADER + self.unit // QUAD)])
 
     def _unit(self, at: list[Expr], unit: Any, vector: Any) -> Stmt:
         """A unit: its greatest magnitude, its bytes, and their sum."""
@@ -156,7 +168,7 @@ class _Writer:
             store(self.result, amount, *at, unit, SUM),
             store(self.result, tirx.reinterpret("int32", scaled), *at, unit, SCALED_SUM),
         ]
-        return in_sequence(code)
+        return sequence(code)
 
 
 def _reduced(operation: str, value: Expr, lanes: int) -> Expr:

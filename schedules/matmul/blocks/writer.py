@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from schedules.codegen.nest import prefetch
-from schedules.codegen.parallel import MIN_PARALLEL_WORK, in_sequence, pays_off, repeat
+from schedules.codegen.nest import prefetch, sequence
+from schedules.codegen.parallel import MIN_PARALLEL_WORK, pays_off, repeat
 from schedules.codegen.register_tile import RegisterTile
 from schedules.instructions.int8_dot import SDOT, USDOT, dot, unit_of
 from schedules.instructions.int8_neon import dot_signed
@@ -109,7 +109,7 @@ class BlockWriter(WriterOfParts[Parts]):
                 whole, rest = divmod(int(self.form.depth.extent), STEP)
                 parts.append(repeat("step", whole, lambda k: step(totals, place, k, STEP)))
                 parts += [step(totals, place, index(whole), rest)] if rest else []
-        return in_sequence([*parts, *self._finish(totals, batch, row, rows, column, width)])
+        return sequence([*parts, *self._finish(totals, batch, row, rows, column, width)])
 
     # Operands.
 
@@ -176,7 +176,7 @@ class BlockWriter(WriterOfParts[Parts]):
         code = self._ahead(totals, place, step)
         for quad, unit, group, _ in self._units(step, depth):
             code += self._integer_unit(totals, place, (step * (STEP // QUAD), quad), unit, group)
-        return in_sequence(code)
+        return sequence(code)
 
     def _integer_unit(
         self, totals: RegisterTile, place: _Place, quad: tuple[Expr, int], unit: Expr, group: Expr
@@ -237,7 +237,7 @@ class BlockWriter(WriterOfParts[Parts]):
         code = self._ahead(totals, place, step)
         for quad, _, group, size in self._units(step, depth):
             code += self._float_unit(totals, place, (step * (STEP // QUAD), quad), group, size)
-        return in_sequence(code)
+        return sequence(code)
 
     def _float_unit(
         self, totals: RegisterTile, place: _Place, quad: tuple[Expr, int], group: Expr, size: int
@@ -255,7 +255,7 @@ class BlockWriter(WriterOfParts[Parts]):
             def words(at: Expr, count: int = run) -> Stmt:
                 start = first + at * run
                 quads = tirx.FloorDiv(start, index(QUAD))
-                return in_sequence(self._float_run(sums, place, (quads, 0), start, count))
+                return sequence(self._float_run(sums, place, (quads, 0), start, count))
 
             code += [repeat("word", whole, words)] if whole else []
             code += [words(index(whole), rest)] if rest else []
@@ -285,7 +285,7 @@ class BlockWriter(WriterOfParts[Parts]):
         if layout.zero or layout.zeros or layout.minimum:
 
             def add(k: Expr) -> Stmt:
-                return in_sequence(data.stores(lambda i, at, lane: data.sum(i, at) + self._data(place, i, first + k)))
+                return sequence(data.stores(lambda i, at, lane: data.sum(i, at) + self._data(place, i, first + k)))
 
             zero = tirx.const(0.0, "float32")
             code += [*data.allocations, *data.stores(lambda i, at, lane: zero), repeat("k", size, add)]
@@ -326,7 +326,7 @@ class BlockWriter(WriterOfParts[Parts]):
                     return totals.sum(i, at) + self._data(place, i, word * places + each) * weight
 
                 code += totals.stores(add)
-            return in_sequence(code)
+            return sequence(code)
 
         whole, rest = divmod(depth, places)
         parts = [repeat("word", whole, lambda word: step(word, places))] if whole else []
