@@ -98,6 +98,8 @@ class ScheduleRule(ABC):
     priority: ClassVar[int] = Priority.USUAL
     reschedules: ClassVar[bool] = False
     """Whether it also takes kernels that say they are scheduled: those were written for a processor."""
+    may_decline: ClassVar[bool] = False
+    """Whether `match` takes kernels that `apply` then often leaves to the next rule, by a NotScheduledError."""
 
     @abstractmethod
     def match(self, kernel: Kernel, machine: Machine) -> Any | None:

@@ -142,7 +142,7 @@ class Module:
         """Open a session: a run of it updates the module's states in place, and the next one goes on from there.
 
         Args:
-            capacity: how many rows the states hold, for a module that leaves that open.
+            capacity: how many rows the states hold, for a module where that size is dynamic.
             sizes: of other symbolic dimensions of states, by name; those that inputs have too are taken from the first
                 run where they are not given.
 

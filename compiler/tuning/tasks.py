@@ -206,8 +206,8 @@ def _matching_rule(kernel: Kernel, target: targets.Target) -> tuple[ScheduleRule
 
 
 def _declines(rule: ScheduleRule, workload: Any, kernel: Kernel, target: targets.Target) -> bool:
-    """Whether a rule leaves a kernel that it matches to the next one, as dlight's schedules do."""
-    if rule.space(workload, target.machine).knobs:
+    """Whether a rule leaves a kernel that it matches to the next one."""
+    if not rule.may_decline:
         return False
     try:
         apply_rule(rule, kernel, workload, Config(), target.machine)

@@ -20,6 +20,7 @@ dlight = s_tir.dlight.gpu
 class DlightRule(GpuRule):
     """Tries one schedule of dlight; what it cannot do, or leaves unbound in part, the next rule takes."""
 
+    may_decline: ClassVar[bool] = True
     schedule: ClassVar[Any]
 
     def options(self, machine: GpuMachine) -> dict[str, Any]:

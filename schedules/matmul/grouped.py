@@ -1,4 +1,4 @@
-"""Products of float32 data and weights of 4 or 8 bits with a scale a group: integers become floats in the register.
+"""Products of float32 data and weights of 4 or 8 bits with one scale per group: integers become floats in the register.
 
     C[i, j] = sum over groups g of scale[g, j] * sum over k in g of A[i, k] * (B[k, j] - zero[g, j])
 

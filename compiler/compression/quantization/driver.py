@@ -72,7 +72,7 @@ def quantize(
             none.
         scheme: "static-int8" (weights and activations, ranges from the calibration), "dynamic-int8" (weights;
             activations as they come, on a scale a row of a matrix product or an example of a convolution),
-            "weight-int4" and "weight-int8" (weights alone: of matrix products with a scale a group, of
+            "weight-int4" and "weight-int8" (weights alone: of matrix products with one scale per group, of
             convolutions int8, quantized per output channel, which are expanded at load), "float16" and
             "bfloat16" (weights are stored in 16 bits; sums are float32). Tables of look-ups become int8 in all integer
             schemes, with a scale a row.

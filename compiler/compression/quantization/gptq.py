@@ -1,4 +1,4 @@
-"""Rounding weights to few bits with a scale a group: to the nearest level, or so that later weights make up for it.
+"""Rounding weights to few bits with one scale per group: to the nearest level, or so that later weights make up for it.
 
 Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", arXiv:2210.17323,
 algorithm 1. With H the sum of x x' over the calibration's data and U the upper Cholesky factor of its inverse, rounding

@@ -7,7 +7,7 @@
 // also those of runs without copies of inputs and outputs, by CUDA events, and with --graph of the run captured as one CUDA
 // graph. With --kernels, what each kernel takes there. With --json all that is one JSON object, times in milliseconds.
 // With --session the run is one step of a session: its inputs and outputs are those of the module without its states, which
-// begin as in --load-states and are stored in --save-states, and hold --capacity rows where the module leaves that open.
+// begin as in --load-states and are stored in --save-states, and hold --capacity rows where that size is dynamic.
 // With --trusted-key (an Ed25519 public key in PEM form, or a folder of them; again for more) a module must be signed by one
 // of these keys. A program that has its module linked in takes no MODULE.twm.
 #include <algorithm>

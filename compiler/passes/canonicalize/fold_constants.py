@@ -50,7 +50,7 @@ _NEVER_PREFIXES = ("call_", "builtin", "memory", "vm", "ccl", "dist", "grad", "i
 _WEIGHT_ELEMENTS = 1024
 _NARROW = ("int8", "uint8")
 _NARROW_READERS = ("relax.matmul", "relax.multiply", "relax.permute_dims", "relax.take")
-# Of weights with a scale a group.
+# Of weights with one scale per group.
 _GROUP_READERS = (*_NARROW_READERS, "relax.reshape")
 _HEAVY = ("relax.nn.conv", "relax.nn.attention", "relax.einsum")
 

@@ -1,4 +1,4 @@
-"""pack-grouped-weights: products read weights of 4 or 8 bits with a scale a group as they are stored."""
+"""pack-grouped-weights: products read weights of 4 or 8 bits with one scale per group as they are stored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from schedules.matmul.grouped_weights import PER_WORD, pack_groups, pack_words, 
 from schedules.matmul.pack import FUSABLE, pack_panels
 
 
-@graph_pass("pack-grouped-weights", summary="Multiply with weights of 4 or 8 bits and a scale a group as they are")
+@graph_pass("pack-grouped-weights", summary="Multiply with weights of 4 or 8 bits and one scale per group as they are")
 def pack_grouped_weights(mod: IRModule, context: PipelineContext) -> IRModule:
     """matmul(x, a weight as `grouped_weights` writes it) => one kernel; nothing without a machine to pack for."""
     if context.machine is None:

@@ -1,4 +1,4 @@
-"""Products with weights of 4 and 8 bits and a scale a group, against float64."""
+"""Products with weights of 4 and 8 bits and one scale per group, against float64."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """weight-int4, weight-int8: weights in few bits; data and sums are float32.
 
-Matrix products have a scale a group and are read as they are. Convolutions have int8 weights, scaled per channel: the
-module stores those and widens them when it is loaded (the pass store-scaled-integers).
+Matrix products have one scale per group and are read as they are. Convolutions have int8 weights, scaled per channel:
+the module stores those and widens them when it is loaded (the pass store-scaled-integers).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""pack-grouped-weights: weights with a scale a group are stored and read in 4 or 8 bits; the numbers stay."""
+"""pack-grouped-weights: weights with one scale per group are stored and read in 4 or 8 bits; the numbers stay."""
 
 from __future__ import annotations
 
