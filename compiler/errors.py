@@ -127,6 +127,28 @@ class DeviceError(UserError):
     """A device does not answer, or refused a module; what was active there still is."""
 
 
+class ServingError(UserError):
+    """A server cannot answer a request now, though the request may be right."""
+
+
+class OverloadedError(ServingError):
+    """More requests came than can be answered in time; the client may try again.
+
+    Attributes:
+        retry_after: seconds after which trying again makes sense.
+        late: the request's own deadline cannot be met (HTTP 503), rather than that the queue is full (HTTP 429).
+    """
+
+    def __init__(self, message: str, hint: str | None = None, *, retry_after: float = 1.0, late: bool = False) -> None:
+        super().__init__(message, hint)
+        self.retry_after = retry_after
+        self.late = late
+
+
+class ServiceUnavailableError(ServingError):
+    """A model is not loaded, is being unloaded, or what computes its answers has died and is being started again."""
+
+
 class AccuracyError(UserError):
     """A compressed model loses more accuracy than the caller allows; the message says how much."""
 

@@ -1,0 +1,85 @@
+"""What a service is asked, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class ServiceLevel:
+    """What a client wants of an answer beside its being right.
+
+    Attributes:
+        latency_ms: the most milliseconds from the arrival of the request to its answer; None: no limit.
+        min_accuracy: the least accuracy of the variant that answers, as a share of the reference variant's (0 to 1).
+        max_cost: the most processor milliseconds that a row may cost; None: no limit.
+    """
+
+    latency_ms: float | None = None
+    min_accuracy: float = 0.0
+    max_cost: float | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request to a service.
+
+    Attributes:
+        inputs: by name; shapes and element types as the service's `inputs` say, the batch dimension included.
+        outputs: which outputs are wanted; None: all.
+        arrival: seconds of `time.monotonic()` when the request was received.
+        deadline: seconds of `time.monotonic()` after which the answer is of no use; None: no limit.
+        level: what else the client wants; routers read it.
+        id: the client's own name of the request, given back with the answer.
+        traced: the answer's trace holds the kernels' profile.
+    """
+
+    inputs: Mapping[str, Array]
+    outputs: tuple[str, ...] | None = None
+    arrival: float = 0.0
+    deadline: float | None = None
+    level: ServiceLevel = field(default_factory=ServiceLevel)
+    id: str = ""
+    traced: bool = False
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where a request's time went, in seconds.
+
+    Attributes:
+        queued: from arrival until its batch was taken.
+        computed: the run of its batch.
+        batch_rows: rows of the batch that it ran in, its own included; 0 where nothing ran (a cached answer).
+    """
+
+    queued: float = 0.0
+    computed: float = 0.0
+    batch_rows: int = 0
+
+
+@dataclass(frozen=True)
+class Response:
+    """An answer.
+
+    Attributes:
+        outputs: by name; arrays that the receiver owns.
+        served_by: the variant that computed it, as "name/version/variant" ("minilm/2/int8").
+        timing: where the time went.
+        cached: the name of the cache that answered ("exact", "embedding", "semantic"); None: it was computed.
+        notes: what services on the way add for the client and for logs (the score of a cascade's first model, ...).
+        events: spans for a trace where the request asked for one, in Chrome's trace event format.
+    """
+
+    outputs: Mapping[str, Array]
+    served_by: str
+    timing: Timing = field(default_factory=Timing)
+    cached: str | None = None
+    notes: Mapping[str, str | float] = field(default_factory=dict)
+    events: tuple[Mapping[str, Any], ...] = ()
