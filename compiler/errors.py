@@ -95,6 +95,10 @@ class OptionError(UserError):
     """An option of the API or the command line has a value that is not allowed."""
 
 
+class QueueFullError(UserError):
+    """More requests wait than may; a later one may be accepted."""
+
+
 class UnknownTargetError(UserError):
     """No target has that name; the hint suggests near ones."""
 

@@ -1,7 +1,23 @@
 """Text out of language models: tokenizer, chat template, sampling and the loop around a compiled module."""
 
+from compiler.errors import QueueFullError
+from compiler.generation.handle import SequenceHandle, Usage
 from compiler.generation.language_model import Conversation, LanguageModel, load
 from compiler.generation.options import GenerationOptions
+from compiler.generation.output import Piece
 from compiler.generation.result import Generation, TokenLogprob
+from compiler.generation.scheduler import Scheduler
 
-__all__ = ["Conversation", "Generation", "GenerationOptions", "LanguageModel", "TokenLogprob", "load"]
+__all__ = [
+    "Conversation",
+    "Generation",
+    "GenerationOptions",
+    "LanguageModel",
+    "Piece",
+    "QueueFullError",
+    "Scheduler",
+    "SequenceHandle",
+    "TokenLogprob",
+    "Usage",
+    "load",
+]

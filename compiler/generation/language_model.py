@@ -13,9 +13,11 @@ from pydantic import ValidationError
 from compiler.artifact import Key
 from compiler.artifact.language_model import DESCRIPTION_ASSET, TOKENIZER_ASSET, LanguageModelDescription
 from compiler.errors import ArtifactError, InputError, OptionError
-from compiler.generation.loop import Piece, Run, SequenceState
+from compiler.generation.loop import Run, SequenceState, check_fits
 from compiler.generation.options import GenerationOptions
+from compiler.generation.output import Output, Piece
 from compiler.generation.result import Generation
+from compiler.generation.steps import SessionSteps, Steps
 from compiler.generation.tokenizer import Messages, Tokenizer
 from compiler.runtime import Module
 from compiler.runtime import load as load_module
@@ -73,7 +75,7 @@ class LanguageModel:
             InputError: the prompt does not fit the context, is empty, or holds no such tokens.
             OptionError: an option has a value that is not allowed.
         """
-        run = self._run(prompt, _options(options, settings), cancel)
+        run = self._run(prompt, merged_options(options, settings), cancel)
         for piece in run:
             if stream is not None and piece.text:
                 stream(piece.text)
@@ -84,7 +86,7 @@ class LanguageModel:
 
         Leaving the loop ends the generation.
         """
-        yield from self._run(prompt, _options(options, settings), None)
+        yield from self._run(prompt, merged_options(options, settings), None)
 
     def conversation(self, context: int | None = None) -> Conversation:
         """A chat that keeps what was computed for earlier turns.
@@ -117,19 +119,31 @@ class LanguageModel:
             raise InputError("the model was compiled without a tokenizer", "give the prompt as tokens")
         return self.tokenizer
 
+    def steps(self, slots: int, context: int) -> Steps:
+        """What reads tokens of so many sequences, of at most `context` tokens each."""
+        capacity = min(-(-context // _ROWS) * _ROWS, max(self.description.context, context))
+        return SessionSteps(self.module, slots, capacity)
+
+    def output(self, prompt: Sequence[int], options: GenerationOptions, room: int) -> Output:
+        """The result of a sequence, still empty; `room`: how many tokens it can have with the prompt.
+
+        Raises OptionError for options that the model cannot follow.
+        """
+        if options.stops and self.tokenizer is None:
+            raise OptionError("stop texts need a tokenizer, and the model was compiled without one")
+        return Output(prompt, options, self.description.stop_tokens, self.decode, room)
+
     def _run(self, prompt: Prompt, options: GenerationOptions, cancel: threading.Event | None) -> Run:
         tokens = self.tokens_of(prompt)
         context = self.description.context
-        wanted = min(len(tokens) + options.max_new_tokens, context)
-        capacity = min(-(-max(wanted, len(tokens)) // _ROWS) * _ROWS, max(context, len(tokens)))
-        return self._started(SequenceState(self.module.session(capacity=capacity), context), tokens, options, cancel)
+        check_fits(tokens, context)
+        wanted = max(min(len(tokens) + options.max_new_tokens, context), len(tokens))
+        return self._started(SequenceState(self.steps(1, wanted), context), tokens, options, cancel)
 
     def _started(
         self, state: SequenceState, tokens: list[int], options: GenerationOptions, cancel: threading.Event | None
     ) -> Run:
-        if options.stops and self.tokenizer is None:
-            raise OptionError("stop texts need a tokenizer, and the model was compiled without one")
-        return Run(state, tokens, options, self.description.stop_tokens, self.decode, cancel)
+        return Run(state, tokens, self.output(tokens, options, state.room), cancel)
 
 
 class Conversation:
@@ -139,7 +153,7 @@ class Conversation:
         if not 1 <= context <= model.description.context:
             raise OptionError(f"the context must be 1 to {model.description.context} tokens, not {context}")
         self._model = model
-        self._state = SequenceState(model.module.session(capacity=context), context)
+        self._state = SequenceState(model.steps(1, context), context)
         self.messages: list[dict[str, str]] = []
 
     def say(
@@ -157,7 +171,7 @@ class Conversation:
         """
         model = self._model
         messages = [*self.messages, {"role": "user", "content": text}]
-        run = model._started(self._state, model.tokens_of(messages), _options(options, settings), cancel)
+        run = model._started(self._state, model.tokens_of(messages), merged_options(options, settings), cancel)
         for piece in run:
             if stream is not None and piece.text:
                 stream(piece.text)
@@ -183,7 +197,8 @@ def load(
     return LanguageModel(load_module(source, threads=threads, trusted_keys=trusted_keys))
 
 
-def _options(options: GenerationOptions | None, settings: Mapping[str, Any]) -> GenerationOptions:
+def merged_options(options: GenerationOptions | None, settings: Mapping[str, Any]) -> GenerationOptions:
+    """Options with some replaced. Raises OptionError for unknown ones, and for values that are not allowed."""
     try:
         return replace(options or GenerationOptions(), **settings)
     except TypeError as error:

@@ -199,7 +199,8 @@ class LocalExecutor:
         held = {}
         for name, array in states.items():
             element = self._element(name)
-            held[name] = Held(self._device.to_device(tensor_over(aligned_copy(array, element), element)))
+            usable = array if is_usable(array) else aligned_copy(array, element)
+            held[name] = Held(self._device.to_device(tensor_over(usable, element)))
         return held
 
     def read(self, held: Mapping[str, Any]) -> dict[str, Array]:

@@ -24,6 +24,7 @@ from compiler.runtime.state_sizes import (
     shape_of,
     state_symbols,
 )
+from compiler.runtime.tensors import zeros_aligned
 
 if TYPE_CHECKING:
     from compiler.runtime.module import Module
@@ -238,8 +239,8 @@ class Session:
         for name, description in self._inputs.items():
             shape = shape_of(description, {**sizes, **grown_sizes(self._manifest, saved.length if saved else 0)})
             initial = self._module.artifact.initial_states.get(name)
-            dtype = ELEMENT_TYPES[description.carrier or description.dtype].numpy
-            array = np.zeros(shape, dtype) if initial is None else np.array(initial)
+            element = ELEMENT_TYPES[description.carrier or description.dtype]
+            array = zeros_aligned(shape, element) if initial is None else np.array(initial)
             if saved is not None:
                 self._used(name, array, saved.length)[...] = saved.arrays[name]
             arrays[name] = array

@@ -20,10 +20,21 @@ Array = np.ndarray[Any, Any]
 
 def empty_aligned(shape: tuple[int, ...], element: ElementType) -> Array:
     """An uninitialized C-ordered array whose data starts at a multiple of 64 bytes."""
-    nbytes = int(np.prod(shape, dtype=np.int64)) * element.numpy.itemsize
-    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+    return _aligned(np.empty(_bytes(shape, element) + ALIGNMENT, np.uint8), shape, element)
+
+
+def zeros_aligned(shape: tuple[int, ...], element: ElementType) -> Array:
+    """As `empty_aligned`, of zeros; a large one takes memory only where it is written to."""
+    return _aligned(np.zeros(_bytes(shape, element) + ALIGNMENT, np.uint8), shape, element)
+
+
+def _bytes(shape: tuple[int, ...], element: ElementType) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * element.numpy.itemsize
+
+
+def _aligned(raw: Array, shape: tuple[int, ...], element: ElementType) -> Array:
     start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + nbytes].view(element.numpy).reshape(shape)
+    return raw[start : start + _bytes(shape, element)].view(element.numpy).reshape(shape)
 
 
 def aligned_copy(array: Array, element: ElementType) -> Array:

@@ -1,0 +1,142 @@
+"""What the submitter of a sequence holds: its pieces as they are generated, its result, and a way to end it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from compiler.generation.output import Piece
+from compiler.generation.result import Generation
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of a sequence.
+
+    Attributes:
+        prompt_tokens: of its prompt.
+        cached_tokens: how many of these were not computed, because another sequence began alike.
+        generated_tokens: of its result so far.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+
+
+class SequenceHandle(Iterator[Piece], AsyncIterator[Piece]):
+    """One submitted sequence. Iterate over it, with `for` or `async for`, for its pieces; one consumer at a time.
+
+    All of it may be used from any thread, and from any event loop.
+    """
+
+    def __init__(self, prompt_tokens: int, cancel: Callable[[SequenceHandle], None]) -> None:
+        self._condition = threading.Condition()
+        self._pieces: deque[Piece] = deque()
+        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._usage = Usage(prompt_tokens, 0, 0)
+        self._result: Generation | None = None
+        self._error: BaseException | None = None
+        self._cancel = cancel
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended; pieces may still wait to be read."""
+        return self._result is not None or self._error is not None
+
+    @property
+    def usage(self) -> Usage:
+        """Its tokens so far."""
+        return self._usage
+
+    def cancel(self) -> None:
+        """End it after the current step; at once where it has not begun. Its result says "cancelled"."""
+        if not self.done:
+            self._cancel(self)
+
+    def result(self, timeout: float | None = None) -> Generation:
+        """The whole generation, once it has ended.
+
+        Raises:
+            TimeoutError: it has not within so many seconds.
+            TensorwrightError: what ended it.
+        """
+        with self._condition:
+            if not self._condition.wait_for(lambda: self.done, timeout):
+                raise TimeoutError(f"the sequence has not ended within {timeout} s")
+        return self._outcome()
+
+    async def finished(self) -> Generation:
+        """As `result`, for asyncio."""
+        while not self.done:
+            await self._change(lambda: self.done)
+        return self._outcome()
+
+    def __next__(self) -> Piece:
+        with self._condition:
+            self._condition.wait_for(lambda: self._pieces or self.done)
+            if self._pieces:
+                return self._pieces.popleft()
+        self._outcome()
+        raise StopIteration
+
+    def __aiter__(self) -> SequenceHandle:
+        return self
+
+    async def __anext__(self) -> Piece:
+        while True:
+            with self._condition:
+                if self._pieces:
+                    return self._pieces.popleft()
+                if self.done:
+                    break
+            await self._change(lambda: bool(self._pieces) or self.done)
+        self._outcome()
+        raise StopAsyncIteration
+
+    def put(self, pieces: Sequence[Piece], usage: Usage) -> None:
+        """For the scheduler: new pieces."""
+        with self._condition:
+            self._pieces.extend(pieces)
+            self._usage = usage
+            self._wake()
+
+    def finish(self, outcome: Generation | BaseException) -> None:
+        """For the scheduler: the sequence has ended, with a result or by an error."""
+        with self._condition:
+            if isinstance(outcome, Generation):
+                self._result = outcome
+            else:
+                self._error = outcome
+            self._wake()
+
+    def _outcome(self) -> Generation:
+        if self._error is not None:
+            raise self._error
+        assert self._result is not None
+        return self._result
+
+    def _wake(self) -> None:
+        self._condition.notify_all()
+        waiting, self._waiting = self._waiting, []
+        for loop, future in waiting:
+            with contextlib.suppress(RuntimeError):  # its loop is closed, so that nobody waits
+                loop.call_soon_threadsafe(_set, future)
+
+    async def _change(self, is_there: Callable[[], bool]) -> None:
+        loop = asyncio.get_running_loop()
+        with self._condition:
+            if is_there():
+                return
+            future: asyncio.Future[None] = loop.create_future()
+            self._waiting.append((loop, future))
+        await future
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

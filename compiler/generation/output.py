@@ -1,0 +1,107 @@
+"""What one sequence generates: tokens chosen from logits, their text, and when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from compiler.generation.options import GenerationOptions
+from compiler.generation.result import FinishReason, Generation, TokenLogprob
+from compiler.generation.sampling import Logits, Sampler
+from compiler.generation.text import StopTexts, TextStream
+
+Decode = Callable[[Sequence[int]], str]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A token, and the text that is certain with it (perhaps none, perhaps of earlier tokens); None at the end.
+
+    Attributes:
+        logprob: its log probability, where asked for.
+    """
+
+    token: int | None
+    text: str
+    logprob: TokenLogprob | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of the prompt up to the first token, seconds of what followed, and in how many runs."""
+
+    prompt_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    decoded: int = 0
+
+
+class Output:
+    """The result of one sequence as it grows.
+
+    Attributes:
+        tokens: those generated so far.
+        reason: why it has ended; None before that.
+    """
+
+    def __init__(
+        self, prompt: Sequence[int], options: GenerationOptions, stop_tokens: Sequence[int], decode: Decode, room: int
+    ) -> None:
+        """`room`: how many tokens the model can read in all, the prompt's included."""
+        self._prompt_tokens, self._options, self._room = len(prompt), options, room
+        self._ends = frozenset(stop_tokens)
+        self._sampler = Sampler(options, prompt)
+        self._text, self._stop = TextStream(decode, prompt), StopTexts(options.stops)
+        self._pieces: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
+        self.tokens: list[int] = []
+        self.reason: FinishReason | None = None
+        self._check_length()
+
+    def take(self, logits: Logits) -> Piece | None:
+        """Choose the next token from its logits, float32 (vocabulary,); None where that ends the sequence.
+
+        Raises InputError where the logits are not numbers.
+        """
+        token = self._sampler.choose(logits)
+        if token in self._ends:
+            self.reason = "stop"
+            return None
+        logprob = None
+        if self._options.logprobs is not None:
+            logprob = self._sampler.logprob(logits, token)
+            self._logprobs.append(logprob)
+        self.tokens.append(token)
+        text = self._stop.add(self._text.add(token))
+        self._pieces.append(text)
+        if self._stop.found:
+            self.reason = "stop"
+        else:
+            self._check_length()
+        return Piece(token, text, logprob)
+
+    def end(self) -> Piece | None:
+        """The text that was held back until the end; call it once, when `reason` is set."""
+        rest = "" if self._stop.found else self._stop.add(self._text.end()) + self._stop.end()
+        self._pieces.append(rest)
+        return Piece(None, rest) if rest else None
+
+    def result(self, reused: int, timing: Timing) -> Generation:
+        """The generation, after `end`; `reused`: tokens of the prompt that were not computed for it."""
+        assert self.reason is not None
+        return Generation(
+            text="".join(self._pieces),
+            tokens=tuple(self.tokens),
+            finish_reason=self.reason,
+            prompt_tokens=self._prompt_tokens,
+            reused_tokens=reused,
+            prompt_seconds=timing.prompt_seconds,
+            decode_seconds=timing.decode_seconds,
+            decoded=timing.decoded,
+            seed=self._sampler.seed,
+            logprobs=tuple(self._logprobs),
+        )
+
+    def _check_length(self) -> None:
+        used = self._prompt_tokens + len(self.tokens)
+        if len(self.tokens) >= self._options.max_new_tokens or used > self._room:
+            self.reason = "length"

@@ -1,0 +1,171 @@
+"""Sequences that run together, and one step of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+
+from compiler.errors import TensorwrightError
+from compiler.generation.handle import SequenceHandle, Usage
+from compiler.generation.output import Output, Piece, Timing
+from compiler.generation.slots import Slots, common_length
+from compiler.generation.steps import Chunk, Logits, Steps
+
+_PROMPT_TOKENS = 128  # of prompts that a step reads while others wait for their next token
+_LONE_PROMPT_TOKENS = 512  # where none does
+
+
+class RunningSequence:
+    """A sequence and what has become of it.
+
+    Attributes:
+        slot: where its state is; None before its first chunk.
+        read: how many tokens its slot holds.
+        reused: how many tokens of the prompt were there already.
+    """
+
+    def __init__(self, prompt: list[int], output: Output, handle: SequenceHandle) -> None:
+        self.prompt, self.output, self.handle = prompt, output, handle
+        self.slot: int | None = None
+        self.read = self.reused = 0
+        self._begin = self._prompt_seconds = self._decode_seconds = 0.0
+        self._decoded = 0
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether a part of its prompt is still to be read."""
+        return self.read < len(self.prompt)
+
+    @property
+    def usage(self) -> Usage:
+        """Its tokens so far."""
+        return Usage(len(self.prompt), self.reused, len(self.output.tokens))
+
+    def started(self, slot: int, reused: int) -> None:
+        """It has a slot, which holds the first tokens of its prompt."""
+        self.slot, self.read, self.reused = slot, reused, reused
+        self._begin = time.perf_counter()
+
+    def prompt_chunk(self, most: int) -> Chunk:
+        """At most so many of the tokens of its prompt that are next."""
+        assert self.slot is not None
+        tokens = self.prompt[self.read : self.read + most]
+        is_last = self.read + len(tokens) == len(self.prompt)
+        return Chunk(self.slot, tokens, self.read, len(self.prompt), is_prompt=True, logits=int(is_last))
+
+    def token_chunk(self) -> Chunk:
+        """The last token that was generated."""
+        assert self.slot is not None
+        return Chunk(self.slot, self.output.tokens[-1:], self.read, self.read + 1, is_prompt=False, logits=1)
+
+    def take(self, logits: Logits) -> None:
+        """Go on by the logits of the next token, and hand out what comes of it."""
+        is_first = not self.output.tokens
+        piece = self.output.take(logits)
+        now = time.perf_counter()
+        if is_first:
+            self._prompt_seconds, self._begin = now - self._begin, now
+        else:
+            self._decode_seconds = now - self._begin
+            self._decoded += 1
+        self._hand_out([] if piece is None else [piece])
+
+    def cancel(self) -> None:
+        """End it where it is."""
+        self.output.reason = "cancelled"
+        self._hand_out([])
+
+    def finish(self) -> None:
+        """Hand out the result of a sequence that has ended before it began."""
+        self._hand_out([])
+
+    def _hand_out(self, pieces: list[Piece]) -> None:
+        if self.output.reason is None:
+            self.handle.put(pieces, self.usage)
+            return
+        rest = self.output.end()
+        self.handle.put([*pieces, *([] if rest is None else [rest])], self.usage)
+        timing = Timing(self._prompt_seconds, self._decode_seconds, self._decoded)
+        self.handle.finish(self.output.result(self.reused, timing))
+
+
+class Batch:
+    """The sequences that run. For one thread, but for reading `running`."""
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps, self._slots = steps, Slots(steps)
+        self.running: list[RunningSequence] = []
+
+    def add(self, sequence: RunningSequence) -> None:
+        """Let a sequence run."""
+        if sequence.output.reason is None:
+            self.running.append(sequence)
+        else:
+            sequence.finish()
+
+    def cancel(self, handles: Collection[SequenceHandle]) -> None:
+        """End the sequences of these handles."""
+        for sequence in [each for each in self.running if each.handle in handles]:
+            sequence.cancel()
+            self._remove(sequence)
+
+    def step(self) -> None:
+        """Read the next token of each sequence, and parts of prompts."""
+        parts = self._parts()
+        if not parts:
+            return
+        try:
+            found = self._steps.run([chunk for _, chunk in parts])
+        except TensorwrightError as error:
+            for sequence, _ in parts:
+                self._fail(sequence, error)
+            return
+        for (sequence, chunk), logits in zip(parts, found, strict=True):
+            self._slots.read(chunk.slot, chunk.tokens)
+            sequence.read += len(chunk.tokens)
+            if chunk.logits:
+                self._advance(sequence, logits)
+
+    def _advance(self, sequence: RunningSequence, logits: Logits) -> None:
+        try:
+            sequence.take(logits[0])
+        except TensorwrightError as error:
+            self._fail(sequence, error)
+            return
+        if sequence.output.reason is not None:
+            self._remove(sequence)
+
+    def _parts(self) -> list[tuple[RunningSequence, Chunk]]:
+        """What each sequence reads in the next step."""
+        parts = [(each, each.token_chunk()) for each in self.running if not each.reads_prompt]
+        left = _PROMPT_TOKENS if parts else _LONE_PROMPT_TOKENS
+        begun: list[Sequence[int]] = []
+        for sequence in [each for each in self.running if each.reads_prompt]:
+            if left <= 0:
+                break
+            if sequence.slot is None:
+                if self._is_being_read(sequence.prompt, begun):
+                    continue
+                sequence.started(*self._slots.take(sequence.prompt))
+            chunk = sequence.prompt_chunk(left)
+            left -= len(chunk.tokens)
+            begun.append(sequence.prompt)
+            parts.append((sequence, chunk))
+        return parts
+
+    def _is_being_read(self, prompt: Sequence[int], others: list[Sequence[int]]) -> bool:
+        """Whether a prompt of this step begins as this one does, so that waiting saves computing that twice."""
+        if not self._steps.rewinds or not others:
+            return False
+        return max(common_length(other, prompt) for other in others) > self._slots.common(prompt)
+
+    def _fail(self, sequence: RunningSequence, error: TensorwrightError) -> None:
+        sequence.handle.finish(error)
+        self.running.remove(sequence)
+        if sequence.slot is not None:
+            self._slots.drop(sequence.slot)
+
+    def _remove(self, sequence: RunningSequence) -> None:
+        self.running.remove(sequence)
+        if sequence.slot is not None:
+            self._slots.release(sequence.slot)

@@ -1,0 +1,108 @@
+"""How tokens of some sequences are read: one step of a scheduler, or of a single generation.
+
+Each sequence has a slot, which holds the keys and values (or other states) of what it has read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from compiler.errors import OptionError
+from compiler.runtime import Module
+from compiler.runtime.session import Session
+
+TOKENS, LOGITS = "tokens", "logits"
+Logits = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens that a sequence reads in a step.
+
+    Attributes:
+        slot: of the sequence.
+        tokens: at least one.
+        position: how many tokens of the slot come before; what it holds behind them is forgotten.
+        total: length of the whole prompt, or of what was read with this chunk, whichever is more.
+        is_prompt: whether they are of a prompt; else they were generated.
+        logits: of how many of the last tokens logits are wanted, 0 for none.
+    """
+
+    slot: int
+    tokens: Sequence[int]
+    position: int
+    total: int
+    is_prompt: bool
+    logits: int
+
+
+class Steps(Protocol):
+    """Reads tokens of sequences. For one thread at a time.
+
+    Attributes:
+        slots: how many sequences it holds.
+        room: how many tokens a slot can hold; None: no limit but the model's.
+        joins: whether sequences of one step share a run of the module, which reads the weights once.
+        verifies: whether logits of several tokens of a chunk are returned, and are those of single tokens bit by bit.
+        rewinds: whether a slot can go back to an earlier position, and a part of it be copied.
+    """
+
+    slots: int
+    room: int | None
+    joins: bool
+    verifies: bool
+    rewinds: bool
+
+    def run(self, chunks: Sequence[Chunk]) -> list[Logits]:
+        """One step; the logits of each chunk, float32 (how many are wanted, vocabulary), valid until the next one.
+
+        Raises InputError where a slot has no room for its chunk.
+        """
+
+    def copy(self, source: int, target: int, rows: int) -> None:
+        """A slot becomes what another one was after its first `rows` tokens."""
+
+
+class SessionSteps:
+    """A session of the module for each slot, run one after the other: for every language model."""
+
+    joins = verifies = False
+
+    def __init__(self, module: Module, slots: int, capacity: int) -> None:
+        self._module, self._capacity, self.slots = module, capacity, slots
+        self._sessions: dict[int, Session] = {}
+        self.rewinds = all(state.axis is not None for state in module.manifest.states)
+        self.room = self._session(0).capacity
+
+    def run(self, chunks: Sequence[Chunk]) -> list[Logits]:
+        """See `Steps.run`."""
+        return [self._read(chunk) for chunk in chunks]
+
+    def copy(self, source: int, target: int, rows: int) -> None:
+        """See `Steps.copy`."""
+        session = self._session(source).fork()
+        if session.length != rows:
+            session.rewind(session.length - rows)
+        self._sessions[target] = session
+
+    def _read(self, chunk: Chunk) -> Logits:
+        if chunk.logits > 1:
+            raise OptionError("the module returns the logits of the last token alone")
+        session = self._session(chunk.slot)
+        if chunk.position == 0:
+            session.reset()
+        elif session.length != chunk.position:
+            session.rewind(session.length - chunk.position)
+        found = session.run({TOKENS: np.asarray([chunk.tokens], np.int64)}, outputs="dlpack")[LOGITS]
+        logits: Logits = np.from_dlpack(found)[0, -1:]
+        return logits[: chunk.logits]
+
+    def _session(self, slot: int) -> Session:
+        session = self._sessions.get(slot)
+        if session is None:
+            session = self._sessions[slot] = self._module.session(capacity=self._capacity)
+        return session

@@ -1,0 +1,111 @@
+"""Several sequences at once: the same tokens as alone, cancelled, queued and shared ones, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+import compiler
+from compiler.errors import InputError, OptionError, QueueFullError
+from compiler.generation import LanguageModel, Scheduler
+from compiler.generation.steps import Chunk, Logits, SessionSteps
+from tests.compiler.generation.models import write_folder
+
+PROMPTS = ["Hello", "a", "The quick brown fox jumps over the lazy dog", "né 漢字"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    return LanguageModel(compiler.compile(write_folder(tmp_path_factory.mktemp("model")), threads=1))
+
+
+@pytest.fixture
+def scheduler(model: LanguageModel) -> Iterator[Scheduler]:
+    with Scheduler(model, max_sequences=2, queue=2) as scheduler:
+        yield scheduler
+
+
+def test_tokens_are_those_of_single_generations(model: LanguageModel, scheduler: Scheduler) -> None:
+    handles = [scheduler.submit(prompt, max_new_tokens=12) for prompt in PROMPTS]
+    for prompt, handle in zip(PROMPTS, handles, strict=True):
+        alone = model.generate(prompt, max_new_tokens=12)
+        assert "".join(piece.text for piece in handle) == alone.text
+        assert handle.result().tokens == alone.tokens
+        assert (handle.usage.prompt_tokens, handle.usage.generated_tokens) == (alone.prompt_tokens, len(alone.tokens))
+
+
+def test_pieces_reach_an_event_loop(model: LanguageModel, scheduler: Scheduler) -> None:
+    async def text_of(prompt: str) -> str:
+        handle = scheduler.submit(prompt, max_new_tokens=8, logprobs=1)
+        pieces = [piece async for piece in handle]
+        assert all(piece.logprob is not None for piece in pieces if piece.token is not None)
+        assert (await handle.finished()).text == "".join(piece.text for piece in pieces)
+        return (await handle.finished()).text
+
+    async def both() -> list[str]:
+        return await asyncio.gather(*(text_of(prompt) for prompt in PROMPTS[:2]))
+
+    assert asyncio.run(both()) == [model.generate(prompt, max_new_tokens=8).text for prompt in PROMPTS[:2]]
+
+
+def test_a_full_queue_is_one_error_and_cancelling_makes_room(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, run = threading.Event(), SessionSteps.run
+
+    def waiting(steps: SessionSteps, chunks: Sequence[Chunk]) -> list[Logits]:
+        gate.wait()
+        return run(steps, chunks)
+
+    monkeypatch.setattr(SessionSteps, "run", waiting)
+    handles = [scheduler.submit("abc", max_new_tokens=80) for _ in range(4)]
+    with pytest.raises(QueueFullError, match="no more may"):
+        scheduler.submit("abc")
+    handles[-1].cancel()
+    assert handles[-1].result(timeout=0).finish_reason == "cancelled"
+    handles[-1] = scheduler.submit("abc", max_new_tokens=2)
+    for handle in handles[:-1]:
+        handle.cancel()
+    gate.set()
+    assert [handle.result().finish_reason for handle in handles] == ["cancelled"] * 3 + ["length"]
+
+
+def test_a_shared_beginning_is_computed_once(model: LanguageModel, scheduler: Scheduler) -> None:
+    beginning = [*range(40, 80)]
+    alone = model.generate([*beginning, 5, 6], max_new_tokens=5)
+    first = scheduler.submit([*beginning, 7], max_new_tokens=5)
+    second = scheduler.submit([*beginning, 5, 6], max_new_tokens=5)
+    assert second.result().tokens == alone.tokens
+    assert first.usage.cached_tokens == 0
+    assert second.usage.cached_tokens == 40
+    again = scheduler.submit([*beginning, 5, 6], max_new_tokens=5)
+    assert again.result().tokens == alone.tokens
+    assert again.usage.cached_tokens == 41
+
+
+def test_ends_that_need_no_token(scheduler: Scheduler) -> None:
+    none = scheduler.submit("abc", max_new_tokens=0)
+    assert (none.result().text, none.result().finish_reason) == ("", "length")
+    assert none.usage.prompt_tokens == 3
+    with pytest.raises(InputError, match="the prompt is empty"):
+        scheduler.submit("")
+    with pytest.raises(InputError, match="the prompt has 97 tokens, and the context 96"):
+        scheduler.submit([65] * 97)
+    with pytest.raises(OptionError):
+        scheduler.submit("abc", top_p=2.0)
+
+
+def test_a_closed_scheduler_ends_what_it_has(model: LanguageModel) -> None:
+    scheduler = Scheduler(model, max_sequences=1)
+    drained = [scheduler.submit("abc", max_new_tokens=4) for _ in range(3)]
+    scheduler.close()
+    assert [handle.result(timeout=0).finish_reason for handle in drained] == ["length"] * 3
+    with pytest.raises(OptionError, match="closed"):
+        scheduler.submit("abc")
+    other = Scheduler(model, max_sequences=1)
+    dropped = [other.submit("abc", max_new_tokens=90) for _ in range(3)]
+    other.close(drain=False)
+    assert dropped[-1].result(timeout=0).finish_reason == "cancelled"
