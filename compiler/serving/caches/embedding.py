@@ -1,0 +1,156 @@
+"""`EmbeddingCache`: a cache of rows, for models whose outputs for a row depend on that row alone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compiler.errors import OptionError
+from compiler.serving.caches.digests import row_digests
+from compiler.serving.caches.memory import Answer, Clock, MemoryStore
+from compiler.serving.observer import NO_OBSERVER, Observer
+from compiler.serving.request import Array, Request, Response, Timing
+from compiler.serving.rows import check_batched, row_count, with_rows
+from compiler.serving.service import Service
+from compiler.serving.wrapper import Wrapper
+
+_NAME = "embedding"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingCacheOptions:
+    """Options of an embedding cache.
+
+    Attributes:
+        max_bytes: of the rows in memory.
+        max_age: seconds after which a row is computed again; None: never.
+        mask: the input that is 1 where a row has a token and 0 where it is padded. Columns at the end that are 0 in it
+            do not count, so that a row is known however long the batch is that it comes in; its numbers then are those
+            of the first such batch, equal up to rounding. None: the padding counts.
+    """
+
+    max_bytes: int = 256 << 20
+    max_age: float | None = None
+    mask: str | None = None
+
+
+class EmbeddingCache(Wrapper):
+    """A cache by row: of a batch only rows that are not known are computed, and equal ones once."""
+
+    def __init__(
+        self,
+        inner: Service,
+        options: EmbeddingCacheOptions | None = None,
+        observer: Observer = NO_OBSERVER,
+        *,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        """Raises OptionError unless the model's tensors begin with the batch and its outputs are of one size a row."""
+        super().__init__(inner)
+        self._options = options if options is not None else EmbeddingCacheOptions()
+        check_batched(inner, "an embedding cache")
+        for output in inner.outputs:
+            if any(isinstance(size, str) for size in output.shape[1:]):
+                raise OptionError(
+                    f"an embedding cache needs rows of one size, and output {output} has another symbolic dimension",
+                    "use the exact cache for this model, or let it pool over the tokens",
+                )
+        if self._options.mask is not None and self._options.mask not in {each.name for each in inner.inputs}:
+            raise OptionError(f"mask={self._options.mask!r} is no input of model {inner.name!r}")
+        self._observer = observer
+        self._kept: MemoryStore[Answer] = MemoryStore(self._options.max_bytes, self._options.max_age, clock)
+        self._coming: dict[str, asyncio.Future[Answer]] = {}
+
+    async def infer(self, request: Request) -> Response:
+        """Compute the rows that are not known, wait for those that others compute, and put all together."""
+        count = row_count(request.inputs)
+        if request.traced or not count:
+            return await self.inner.infer(request)
+        keys = self._keys(request, count)
+        known: dict[str, Answer] = {}
+        timing, computed = Timing(), 0
+        while True:
+            coming, missing = self._sorted(keys, request, known)
+            if not coming and not missing:
+                break
+            if missing:
+                timing = await self._compute(missing, request, known)
+                computed += len(missing)
+            # A row that somebody else was computing and that failed there is missing in the next round.
+            if coming:
+                await asyncio.wait(coming.values())
+            for key, future in coming.items():
+                if not future.cancelled() and future.result().accuracy >= request.level.min_accuracy:
+                    known[key] = future.result()
+        self._observer.observe_cache(self.name, _NAME, count - computed, count)
+        return _assembled([known[key] for key in keys], timing, count - computed)
+
+    def _sorted(
+        self, keys: Sequence[str], request: Request, known: dict[str, Answer]
+    ) -> tuple[dict[str, asyncio.Future[Answer]], dict[str, int]]:
+        """Adds what is kept to `known`; returns what others compute now, and what is missing with a row that has it."""
+        coming: dict[str, asyncio.Future[Answer]] = {}
+        missing: dict[str, int] = {}
+        for row, key in enumerate(keys):
+            if key in known:
+                continue
+            found = self._kept.get(key)
+            if found is not None and found.accuracy >= request.level.min_accuracy:
+                known[key] = found
+            elif key in self._coming:
+                coming[key] = self._coming[key]
+            else:
+                missing.setdefault(key, row)
+        return coming, missing
+
+    def _keys(self, request: Request, count: int) -> list[str]:
+        if self._options.mask is None or self._options.mask not in request.inputs:
+            return row_digests(self.identity, request.inputs, request.outputs, count)
+        mask = request.inputs[self._options.mask]
+        keys = []
+        for row in range(count):
+            used = np.flatnonzero(mask[row])
+            width = int(used[-1]) + 1 if used.size else 0
+            trimmed = {name: _trimmed(array[row : row + 1], mask, width) for name, array in request.inputs.items()}
+            keys += row_digests(self.identity, trimmed, request.outputs, 1)
+        return keys
+
+    async def _compute(self, missing: Mapping[str, int], request: Request, known: dict[str, Answer]) -> Timing:
+        """Compute rows and add them to `known`; requests that want them meanwhile wait for the futures."""
+        loop = asyncio.get_running_loop()
+        futures: dict[str, asyncio.Future[Answer]] = {key: loop.create_future() for key in missing}
+        self._coming.update(futures)
+        try:
+            response = await self.inner.infer(with_rows(request, list(missing.values())))
+            for position, (key, future) in enumerate(futures.items()):
+                outputs = {name: np.array(array[position]) for name, array in response.outputs.items()}
+                known[key] = answer = Answer(outputs, response.served_by, dict(response.notes))
+                future.set_result(answer)
+                if not response.notes.get("degraded"):
+                    self._kept.put(key, answer, answer.nbytes)
+        finally:
+            for key, future in futures.items():
+                future.cancel()
+                del self._coming[key]
+        return response.timing
+
+
+def _assembled(rows: Sequence[Answer], timing: Timing, hits: int) -> Response:
+    outputs: dict[str, Array] = {name: np.stack([row.outputs[name] for row in rows]) for name in rows[0].outputs}
+    notes: dict[str, str | float] = {**min(rows, key=lambda row: row.accuracy).notes, "cached_rows": float(hits)}
+    served = "+".join(sorted({row.served_by for row in rows}))
+    return Response(outputs, served, timing, _NAME if hits == len(rows) else None, notes)
+
+
+def _trimmed(row: Array, mask: Array, width: int) -> Array:
+    """A row without the padding of its tokens; inputs of another length stay as they are."""
+    return row[:, :width] if row.ndim > 1 and row.shape[1] == mask.shape[1] else row
+
+
+def build(options: EmbeddingCacheOptions, inner: Service, observer: Observer = NO_OBSERVER) -> Service:
+    """The service that `options` describe around `inner`."""
+    return EmbeddingCache(inner, options, observer)

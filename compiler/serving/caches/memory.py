@@ -1,0 +1,81 @@
+"""Answers in memory: the least recently used leave first, old ones are not given out."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from compiler.errors import OptionError
+from compiler.serving.request import Array
+
+Clock = Callable[[], float]
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a cache keeps of a response; its arrays are the cache's own.
+
+    Attributes:
+        accuracy: of the variant that computed it, as a share of the reference variant's.
+    """
+
+    outputs: Mapping[str, Array]
+    served_by: str
+    notes: Mapping[str, str | float] = field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> float:
+        """See the class; 1 where no variants are."""
+        return float(self.notes.get("accuracy", 1.0))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return sum(array.nbytes for array in self.outputs.values())
+
+
+class MemoryStore(Generic[Value]):
+    """Values by key, bounded by bytes and by age. Not safe for several threads: it lives in the event loop."""
+
+    def __init__(self, max_bytes: int, max_age: float | None = None, clock: Clock = time.monotonic) -> None:
+        """`max_age` is in seconds of `clock`; None: no limit. Raises OptionError for limits that are not positive."""
+        if max_bytes <= 0 or (max_age is not None and max_age <= 0):
+            raise OptionError(f"a cache of {max_bytes} bytes and {max_age} seconds", "give numbers above 0")
+        self._max_bytes, self._max_age, self._clock = max_bytes, max_age, clock
+        self._kept: OrderedDict[str, tuple[Value, int, float]] = OrderedDict()
+        self.nbytes = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, key: str) -> Value | None:
+        """The value, if it is there and not too old."""
+        found = self._kept.get(key)
+        if found is None:
+            return None
+        value, _, stored = found
+        if self._max_age is not None and self._clock() - stored > self._max_age:
+            self.remove(key)
+            return None
+        self._kept.move_to_end(key)
+        return value
+
+    def put(self, key: str, value: Value, nbytes: int, age: float = 0.0) -> None:
+        """Keep a value of so many bytes that is `age` seconds old; one that is larger than the store is not kept."""
+        self.remove(key)
+        if nbytes > self._max_bytes:
+            return
+        self._kept[key] = (value, nbytes, self._clock() - age)
+        self.nbytes += nbytes
+        while self.nbytes > self._max_bytes:
+            self.remove(next(iter(self._kept)))
+
+    def remove(self, key: str) -> None:
+        """Forget a value, if it is there."""
+        found = self._kept.pop(key, None)
+        if found is not None:
+            self.nbytes -= found[1]

@@ -1,0 +1,82 @@
+"""Rows of batches: policies decide row by row, and put the rows of an answer together again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from compiler.artifact import TensorDescription
+from compiler.errors import InputError, OptionError
+from compiler.serving.request import Array, Request
+from compiler.serving.service import Service
+
+
+def check_batched(service: Service, policy: str) -> None:
+    """Raise OptionError unless every input and output begins with the batch: one symbolic dimension, or size 1."""
+    tensors = (*service.inputs, *service.outputs)
+    first = {tensor.shape[0] if tensor.shape else None for tensor in tensors}
+    batch = first.pop() if len(first) == 1 else None
+    if not (isinstance(batch, str) or batch == 1):
+        listed = "; ".join(map(str, tensors))
+        raise OptionError(
+            f"{policy} decides row by row, and the tensors of model {service.name!r} do not all begin with the same"
+            f" batch dimension: {listed}",
+            'compile it with a symbolic batch: shapes={"x": ("batch", ...)}',
+        )
+
+
+def check_same_interface(services: Iterable[Service], policy: str) -> None:
+    """Raise OptionError unless all have inputs and outputs of the same names, types and (but for symbols) shapes."""
+    first, *others = services
+    for other in others:
+        for kind in ("inputs", "outputs"):
+            ours, theirs = _form(getattr(first, kind)), _form(getattr(other, kind))
+            if ours != theirs:
+                raise OptionError(
+                    f"{policy}: the {kind} of {other.name!r} differ from those of {first.name!r}: {theirs}, not {ours}",
+                    "compile them from models with equal inputs and outputs",
+                )
+
+
+def _form(tensors: Sequence[TensorDescription]) -> list[tuple[str, str, tuple[int | None, ...]]]:
+    return sorted(
+        (each.name, each.dtype, tuple(size if isinstance(size, int) else None for size in each.shape))
+        for each in tensors
+    )
+
+
+def row_count(inputs: Mapping[str, Array]) -> int:
+    """How many rows a request has. Raises InputError where its inputs do not agree."""
+    counts = {name: array.shape[0] if array.ndim else None for name, array in inputs.items()}
+    if len(set(counts.values())) != 1 or None in counts.values():
+        raise InputError(f"the inputs do not have one number of rows: {counts}", "give all of them the same batch")
+    return int(next(count for count in counts.values() if count is not None))
+
+
+def with_rows(request: Request, rows: Sequence[int]) -> Request:
+    """The same request for some of its rows, in the order given."""
+    index = np.asarray(rows, np.intp)
+    return replace(request, inputs={name: array[index] for name, array in request.inputs.items()})
+
+
+def joined(parts: Sequence[tuple[Sequence[int], Mapping[str, Array]]], count: int) -> dict[str, Array]:
+    """The outputs of a batch of `count` rows out of parts: (rows, their outputs by name).
+
+    Raises:
+        InputError: parts differ in another dimension than the batch, so that they cannot be one array.
+    """
+    ((_, first), *_) = parts
+    made: dict[str, Array] = {}
+    for name, array in first.items():
+        whole = np.empty((count, *array.shape[1:]), array.dtype)
+        for rows, outputs in parts:
+            if outputs[name].shape[1:] != array.shape[1:]:
+                raise InputError(
+                    f"rows of output {name!r} have the shapes {array.shape[1:]} and {outputs[name].shape[1:]}",
+                    "send these rows as requests of their own",
+                )
+            whole[np.asarray(rows, np.intp)] = outputs[name]
+        made[name] = whole
+    return made
