@@ -1,0 +1,132 @@
+"""`ModuleService`: a compiled module that answers requests, one run each."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from compiler.artifact import TensorDescription
+from compiler.errors import InputError, OptionError, ServiceUnavailableError
+from compiler.runtime import Module, load
+from compiler.serving.batch_layout import BatchLayout, find_layout
+from compiler.serving.request import Array, Request, Response, Timing
+from targets.cpuinfo import usable_cores
+
+Result = TypeVar("Result")
+
+
+def served_by(name: str, version: str, variant: str) -> str:
+    """How an answer names what computed it."""
+    return f"{name}/{version}/{variant}"
+
+
+class ModuleService:
+    """A module whose runs share the cores: as many at once as there are runners, each with its threads."""
+
+    def __init__(
+        self,
+        module: Module,
+        name: str,
+        version: str = "1",
+        variant: str = "default",
+        *,
+        runners: int | None = None,
+        threads: int | None = None,
+        batched: bool = True,
+    ) -> None:
+        """Serve a module.
+
+        Args:
+            runners: runs at once; None: as many as the cores hold.
+            threads: of each run; None: the module's own setting, or what `runners` leave it.
+            batched: look for rows that can run together (`layout`), which takes a few runs at start.
+
+        Raises:
+            OptionError: a number is below 1.
+        """
+        cores = usable_cores()
+        if threads is None:
+            threads = min(module.threads, cores) if runners is None else max(1, cores // runners)
+        if threads < 1 or (runners is not None and runners < 1):
+            raise OptionError(f"runners and threads must be 1 at least, not {runners} and {threads}")
+        module.threads = threads
+        self.module = module
+        self.runners = max(1, cores // threads) if runners is None else runners
+        self.served_by = served_by(name, version, variant)
+        self.layout: BatchLayout | None = None
+        self._name, self._version, self._batched = name, version, batched
+        self._pool: ThreadPoolExecutor | None = None
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def version(self) -> str:
+        return self._version
+
+    @property
+    def inputs(self) -> tuple[TensorDescription, ...]:
+        return self.module.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorDescription, ...]:
+        return self.module.outputs
+
+    async def start(self) -> None:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.runners, thread_name_prefix=f"serve-{self._name}")
+            if self._batched:
+                self.layout = await asyncio.wrap_future(self._pool.submit(find_layout, self.module))
+
+    async def infer(self, request: Request) -> Response:
+        check_outputs(self.outputs, request.outputs)
+        outputs, started, seconds = await asyncio.wrap_future(self.submit(self.run, request.inputs))
+        queued = max(0.0, started - request.arrival) if request.arrival else 0.0
+        return Response(chosen(outputs, request.outputs), self.served_by, Timing(queued, seconds, 1))
+
+    def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        """Call a function in one of the runners, where it may call `run`."""
+        if self._pool is None:
+            raise ServiceUnavailableError(f"model {self._name!r} is not running")
+        return self._pool.submit(function, *arguments)
+
+    def run(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], float, float]:
+        """Run on the calling thread: outputs, when it began (`time.monotonic()`), and seconds."""
+        started = time.monotonic()
+        outputs: dict[str, Array] = self.module.run(inputs)
+        return outputs, started, time.monotonic() - started
+
+    async def close(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await asyncio.get_running_loop().run_in_executor(None, pool.shutdown)
+
+
+def module_service(path: str | os.PathLike[str], name: str, version: str = "1", **options: Any) -> ModuleService:
+    """Load a module and prove it by its stored example, where it holds one.
+
+    Raises what `compiler.load` does.
+    """
+    module = load(path)
+    if module.artifact.reference_outputs:
+        module.verify()
+    return ModuleService(module, name, version, **options)
+
+
+def check_outputs(outputs: tuple[TensorDescription, ...], wanted: tuple[str, ...] | None) -> None:
+    """Raise InputError for an output that there is not."""
+    if wanted is not None:
+        names = [each.name for each in outputs]
+        for name in wanted:
+            if name not in names:
+                raise InputError(f"the model has no output {name!r}", f"its outputs are {', '.join(names)}")
+
+
+def chosen(outputs: Mapping[str, Array], wanted: tuple[str, ...] | None) -> Mapping[str, Array]:
+    """The wanted outputs of a run."""
+    return outputs if wanted is None else {name: outputs[name] for name in wanted}

@@ -1,0 +1,88 @@
+"""The queue of a batcher: requests in the order in which they came, those that can run together beside each other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+
+from compiler.serving.request import Array, Timing
+
+Result = tuple[dict[str, Array], Timing]
+
+
+@dataclass(eq=False)
+class Waiting:
+    """A request that waits.
+
+    Attributes:
+        key: what must be equal for requests to run together.
+        deadline, arrived: seconds of `time.monotonic()`.
+        future: of its outputs; done early where the client has gone.
+    """
+
+    __slots__ = ("arrived", "deadline", "future", "inputs", "key", "rows", "turn")
+
+    inputs: Mapping[str, Array]
+    rows: int
+    key: Hashable
+    deadline: float | None
+    arrived: float
+    future: asyncio.Future[Result]
+    turn: int
+
+
+class RequestQueue:
+    """Requests by key; the group whose first request came first is the next."""
+
+    def __init__(self) -> None:
+        self._groups: dict[Hashable, deque[Waiting]] = {}
+        self._rows: dict[Hashable, int] = {}
+        self._turn = 0
+        self.rows = 0
+
+    def __bool__(self) -> bool:
+        return self.rows > 0
+
+    def add(
+        self,
+        inputs: Mapping[str, Array],
+        rows: int,
+        key: Hashable,
+        deadline: float | None,
+        arrived: float,
+        future: asyncio.Future[Result],
+    ) -> None:
+        """Put a request at the end."""
+        self._turn += 1
+        self._groups.setdefault(key, deque()).append(Waiting(inputs, rows, key, deadline, arrived, future, self._turn))
+        self._rows[key] = self._rows.get(key, 0) + rows
+        self.rows += rows
+
+    def head(self) -> Waiting:
+        """The request that came first."""
+        return min((group[0] for group in self._groups.values()), key=lambda each: each.turn)
+
+    def waiting(self, key: Hashable) -> Waiting | None:
+        """The first request of a group, None where there is none."""
+        group = self._groups.get(key)
+        return group[0] if group else None
+
+    def take(self, key: Hashable) -> Waiting:
+        """Remove the first request of a group."""
+        group = self._groups[key]
+        first = group.popleft()
+        self.rows -= first.rows
+        self._rows[key] -= first.rows
+        if not group:
+            del self._groups[key], self._rows[key]
+        return first
+
+    def rows_of(self, key: Hashable) -> int:
+        """How many rows of a group wait."""
+        return self._rows.get(key, 0)
+
+    def groups(self) -> Iterator[tuple[Hashable, int]]:
+        """Each group and its rows."""
+        return iter(self._rows.items())

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+
+from compiler.serving.costs import Costs
+
+
+def test_costs_follow_a_line_over_rows() -> None:
+    costs = Costs()
+    assert costs.seconds("a", 4) is None
+    costs.add("a", 4, 0.4)
+    assert costs.seconds("a", 8) == pytest.approx(0.8)  # one size alone: in proportion
+    for rows in (1, 2, 8, 1, 2, 8):
+        costs.add("a", rows, 0.1 + 0.02 * rows)
+    for _ in range(200):
+        costs.add("a", 1, 0.12)
+        costs.add("a", 8, 0.26)
+    assert costs.seconds("a", 4) == pytest.approx(0.18, rel=0.01)
+    assert costs.careful("a", 4) >= 1.1 * 0.18
+    assert costs.seconds("b", 4) is None
+    assert costs.careful("b", 4) == 0.0
+
+
+def test_runs_that_vary_make_estimates_careful() -> None:
+    costs = Costs()
+    for turn in range(50):
+        costs.add("a", 1, 0.1 if turn % 2 else 0.3)
+    assert costs.careful("a", 1) > 2 * 0.2
+
+
+def test_more_rows_never_cost_less() -> None:
+    costs = Costs()
+    costs.add("a", 1, 0.5)  # the first run of a shape is slow
+    costs.add("a", 8, 0.2)
+    assert costs.seconds("a", 32) is not None
+    assert costs.seconds("a", 32) >= costs.seconds("a", 8) >= costs.seconds("a", 1) > 0  # type: ignore[operator]
