@@ -24,6 +24,9 @@ _DEFAULT_STREAM = 0
 class Device:
     """The processor: tensors are where they are needed."""
 
+    stays = False
+    """Whether a run has to stay on the calling thread; it uses no other threads then."""
+
     def load(self, library: bytes | memoryview) -> Any:
         """TVM's module of a library."""
         return load_executable(library)
@@ -61,6 +64,8 @@ class CudaDevice(Device):
     Kernels are launched on the calling thread's stream (`tvm_ffi.use_raw_stream`); TVM copies on the default
     one, which does not wait for other streams, nor they for it.
     """
+
+    stays = True
 
     def __init__(self, index: int = 0) -> None:
         """The device of this number, in the driver's order."""

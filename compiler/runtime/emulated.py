@@ -10,9 +10,10 @@ import numpy as np
 from compiler.artifact import Artifact
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.errors import IncompatibleArtifactError
-from compiler.runtime.executor import Inputs
+from compiler.runtime.executor import Arrays, Inputs
 from compiler.runtime.inputs import InputBinder
 from compiler.runtime.machine import check_machine
+from compiler.runtime.outputs import written
 from compiler.runtime.staging import InputMemory
 from compiler.runtime.tensors import aligned_copy, array_over, tensor_over
 
@@ -35,7 +36,7 @@ class EmulatedExecutor:
         self._emulate = emulate
         self._emulator: Emulator | None = None
 
-    def run(self, inputs: Inputs, threads: int, *, as_numpy: bool) -> dict[str, Any]:
+    def run(self, inputs: Inputs, threads: int, *, as_numpy: bool = True, out: Arrays | None = None) -> dict[str, Any]:
         """The outputs.
 
         Raises:
@@ -45,7 +46,7 @@ class EmulatedExecutor:
         given = self._checked(inputs)
         results = self._emulated().run(given, threads=threads)
         if as_numpy:
-            return results
+            return results if out is None else written(results, out)
         elements = {output.name: ELEMENT_TYPES[output.dtype] for output in self._artifact.manifest.outputs}
         return {
             name: tensor_over(aligned_copy(value, elements[name]), elements[name]) for name, value in results.items()

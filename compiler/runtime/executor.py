@@ -24,7 +24,7 @@ from compiler.runtime.library import (
     prepared_main,
 )
 from compiler.runtime.machine import check_machine
-from compiler.runtime.outputs import OutputReader
+from compiler.runtime.outputs import OutputReader, written
 from compiler.runtime.staging import InputMemory
 from compiler.runtime.tensors import aligned_copy, array_over, is_usable, tensor_over
 from compiler.runtime.threads import in_force, run_with
@@ -32,16 +32,18 @@ from targets import cpuinfo
 
 Inputs = Mapping[str, Any] | Sequence[Any]
 Array = np.ndarray[Any, Any]
+Arrays = Mapping[str, Array]
 
 
 _NOTHING: frozenset[str] = frozenset()
+_IDLE_RUNS = 256  # a virtual machine that none of so many runs needed is freed
 
 
 class Executor(Protocol):
     """Runs one module's code. Safe to use from several threads at once."""
 
-    def run(self, inputs: Inputs, threads: int, *, as_numpy: bool) -> dict[str, Any]:
-        """The outputs by name: arrays, or tensors that support DLPack. See `Module.run`."""
+    def run(self, inputs: Inputs, threads: int, *, as_numpy: bool = True, out: Arrays | None = None) -> dict[str, Any]:
+        """The outputs by name: arrays, or tensors that support DLPack; those in `out` are these. See `Module.run`."""
 
     def prepare(self, inputs: Inputs) -> tuple[Any, Callable[[], Any]]:
         """Inputs bound to a virtual machine of their own. See `Module.prepare`."""
@@ -59,7 +61,7 @@ class Executor(Protocol):
 class _Session:
     """A virtual machine with its own memory for inputs: what one run needs for itself."""
 
-    __slots__ = ("_can_prepare", "_last", "_main", "_parameters", "_prepared", "machine", "memory", "placed")
+    __slots__ = ("_can_prepare", "_last", "_main", "_parameters", "_prepared", "machine", "memory", "placed", "turn")
 
     def __init__(self, machine: Any, parameters: Sequence[Any], inputs: int) -> None:
         self.machine = machine
@@ -71,6 +73,7 @@ class _Session:
         self._can_prepare = can_prepare(machine)
         self._last: Mapping[str, int] | None = None  # the sizes of the last run
         self._prepared: Any = None  # the function for those sizes
+        self.turn = 0  # of the last run
 
     def main(self) -> Any:
         """The function of the inputs in `memory`: from the second run of the same sizes on, one for these alone."""
@@ -103,6 +106,7 @@ class LocalExecutor:
         check_elf(artifact.library, cpuinfo.architecture())
         load_accelerator(manifest)
         self._device = device_for(manifest) if device is None else device
+        self._stays = self._device.stays
         self._executable = self._device.load(artifact.library)
         arrays, stored = _usable_parameters(artifact)
         placed = [self._device.to_device(each) for each in stored]
@@ -117,6 +121,7 @@ class LocalExecutor:
         self._updated = frozenset(state.output for state in manifest.states)
         # Taking from and adding to a list's end are atomic.
         self._idle: list[_Session] = [self._new_session()]
+        self._turn = 0  # counts runs; threads may count one together
         check_parameters(self._idle[0].machine, self._parameters)
 
     def _expanded(self, stored: list[Any], compact: int, threads: int) -> list[Any]:
@@ -127,24 +132,29 @@ class LocalExecutor:
         whole, small = stored[:-compact], stored[-compact:]
         return [*whole, *run_with(threads, lambda: expand_parameters(machine, small))]
 
-    def run(self, inputs: Inputs, threads: int, *, as_numpy: bool) -> dict[str, Any]:
+    def run(self, inputs: Inputs, threads: int, *, as_numpy: bool = True, out: Arrays | None = None) -> dict[str, Any]:
+        if self._stays:
+            threads = 1
         if in_force(threads):
-            return self._run(inputs, None, as_numpy)
-        return run_with(threads, lambda: self._run(inputs, None, as_numpy))
+            return self._run(inputs, None, as_numpy, out)
+        return run_with(threads, lambda: self._run(inputs, None, as_numpy, out))
 
     def step(self, inputs: Mapping[str, Any], held: dict[str, Any], threads: int, *, as_numpy: bool) -> dict[str, Any]:
-        return run_with(threads, lambda: self._run({**inputs, **held}, held, as_numpy))
+        return run_with(1 if self._stays else threads, lambda: self._run({**inputs, **held}, held, as_numpy))
 
-    def _run(self, inputs: Inputs, held: dict[str, Any] | None, as_numpy: bool) -> dict[str, Any]:
+    def _run(
+        self, inputs: Inputs, held: dict[str, Any] | None, as_numpy: bool, out: Arrays | None = None
+    ) -> dict[str, Any]:
         try:
             session = self._idle.pop()
         except IndexError:
             session = self._new_session()
+        session.turn = self._turn = self._turn + 1
         try:
             tensors = self._binder.bind(inputs, session.memory)
         except InputError:
             session.memory.release()
-            self._idle.append(session)
+            self._give_back(session)
             raise
         try:
             results = self._results(tensors, session, held)
@@ -154,8 +164,15 @@ class LocalExecutor:
         without = _NOTHING if held is None else self._updated
         named = self._reader.read(results, session.memory.ranges, as_numpy, without)
         session.memory.release()
+        self._give_back(session)
+        return named if out is None else written(named, out)
+
+    def _give_back(self, session: _Session) -> None:
         self._idle.append(session)
-        return named
+        if not session.turn % _IDLE_RUNS:
+            # The last one of the list is taken first: those that lie unused gather at its front.
+            while len(self._idle) > 1 and self._idle[0].turn <= session.turn - _IDLE_RUNS:
+                del self._idle[0]
 
     def _results(self, tensors: list[Any], session: _Session, held: dict[str, Any] | None) -> Any:
         """TVM's array of results; states held are where kernels read them, and stay there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from types import MappingProxyType
 from typing import Any, Literal, NoReturn
 
@@ -14,19 +15,22 @@ from compiler.errors import InputError, OptionError, VerificationError
 from compiler.runtime.device import Device
 from compiler.runtime.executor import Executor, LocalExecutor
 from compiler.runtime.machine import check_machine
+from compiler.runtime.outputs import check_out
 from compiler.runtime.session import Session
-from compiler.runtime.threads import threads_here
+from compiler.runtime.threads import runners_of, threads_here
 from compiler.runtime.verification import compare
 from compiler.support.notebook import facts_html, shortened
 
 Array = np.ndarray[Any, Any]
 OutputKind = Literal["numpy", "dlpack"]
+Out = Mapping[str, Array] | Sequence[Array]
 
 
 class Module:
     """A compiled model.
 
     Safe to run from several threads at once: each run takes a virtual machine of its own, and all share the parameters.
+    As many run at a time as the processors have room for (`compiler.runtime.threads`); the others wait.
     After `os.fork` the child can go on using it. It cannot be pickled: processes load the file, and share its pages.
     """
 
@@ -58,25 +62,74 @@ class Module:
         self.threads = threads
         self._executor = LocalExecutor(artifact, self._threads, device) if executor is None else executor
 
-    def run(self, inputs: Mapping[str, Any] | Sequence[Any], *, outputs: OutputKind = "numpy") -> dict[str, Any]:
+    def run(
+        self,
+        inputs: Mapping[str, Any] | Sequence[Any],
+        *,
+        outputs: OutputKind = "numpy",
+        out: Out | None = None,
+    ) -> dict[str, Any]:
         """Run the model once.
 
         Args:
             inputs: by name, or in order: numpy arrays, or any tensors that speak DLPack. Element types must match
                 exactly. Memory is used in place where it is compact and 64-byte aligned, and copied otherwise.
             outputs: "numpy" for arrays; "dlpack" for tensors that `torch.from_dlpack` and the like take over.
+            out: numpy arrays that results are written to: by name, of some outputs or all, or one for each in order.
+                Shapes and element types must match exactly; strides and alignment are free.
 
         Returns:
-            The outputs by name; their memory is the caller's, and nothing that the module holds.
+            The outputs by name; those of `out` are its arrays. Other memory is the caller's, and nothing that the
+            module holds.
 
         Raises:
             InputError: names, ranks, shapes, dimensions or element types do not fit, or a check inside of the model
-                failed; the message names the node.
+                failed; the message names the node. Nothing was written to `out` then.
             InternalError: TVM failed.
         """
+        if out is None and outputs == "numpy":  # the short way: checks are a tenth of a small model's time
+            return self._executor.run(inputs, self._threads)
+        given = self._checked_out(outputs, out)
+        return self._executor.run(inputs, self._threads, as_numpy=outputs == "numpy", out=given)
+
+    def submit(
+        self,
+        inputs: Mapping[str, Any] | Sequence[Any],
+        *,
+        outputs: OutputKind = "numpy",
+        out: Out | None = None,
+    ) -> Future[dict[str, Any]]:
+        """Run the model on another thread: as many runs at a time as the processors have room for, in order.
+
+        All modules of one number of threads share these threads. The inputs must not be written to before the run is
+        done. A future that is cancelled before its run begins takes no time.
+
+        Args and errors: as for `run`; the future raises them.
+        """
+        given, threads = self._checked_out(outputs, out), self._threads
+        run = self._executor.run
+        return self._runners.submit(lambda: run(inputs, threads, as_numpy=outputs == "numpy", out=given))
+
+    async def run_async(
+        self,
+        inputs: Mapping[str, Any] | Sequence[Any],
+        *,
+        outputs: OutputKind = "numpy",
+        out: Out | None = None,
+    ) -> dict[str, Any]:
+        """`submit`, awaited: the event loop goes on while the model runs."""
+        from asyncio import wrap_future  # which takes longer to import than a small model to load
+
+        return await wrap_future(self.submit(inputs, outputs=outputs, out=out))
+
+    def _checked_out(self, outputs: str, out: Any) -> Mapping[str, Array] | None:
         if outputs not in ("numpy", "dlpack"):
             raise OptionError(f"outputs must be 'numpy' or 'dlpack', not {outputs!r}")
-        return self._executor.run(inputs, self._threads, as_numpy=outputs == "numpy")
+        if out is None:
+            return None
+        if outputs != "numpy":
+            raise OptionError("out takes numpy arrays: leave outputs='dlpack' away")
+        return check_out(out, self.outputs)
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Run the model once on inputs in order, by name, or the first ones in order and the rest by name.
@@ -208,6 +261,7 @@ class Module:
     @threads.setter
     def threads(self, value: int | None) -> None:
         self._threads = threads_here(value, self._artifact.manifest.threads)
+        self._runners = runners_of(self._threads)
 
     def __reduce__(self) -> NoReturn:
         raise OptionError(

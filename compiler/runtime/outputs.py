@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from compiler.artifact.dtypes import ELEMENT_TYPES, ElementType, from_carried
 from compiler.artifact.manifest import TensorDescription
-from compiler.errors import InternalError
-from compiler.runtime.tensors import aligned_copy, array_over, tensor_over
+from compiler.errors import InputError, InternalError
+from compiler.runtime.tensors import MARKED_READ_ONLY, aligned_copy, array_over, tensor_over
 from compiler.runtime.tvm_runtime import global_function, tvm_ffi
 
 Array = np.ndarray[Any, Any]
 _TENSOR = tvm_ffi.Tensor
+_from_dlpack = np.from_dlpack
 
 
 class MemoryRanges:
@@ -35,6 +36,52 @@ class MemoryRanges:
         return index >= 0 and address < self._ends[index]
 
 
+def check_out(out: Any, outputs: Sequence[TensorDescription]) -> Mapping[str, Array]:
+    """The arrays that a caller wants results written to, by name, checked before a run but for symbolic dimensions.
+
+    Args:
+        out: arrays by name, of some outputs or of all; or a sequence of all, in order.
+
+    Raises:
+        InputError: a name is unknown, or an array is none that the output's elements fit in.
+    """
+    if not isinstance(out, Mapping):
+        if isinstance(out, np.ndarray) or not isinstance(out, Sequence) or len(out) != len(outputs):
+            raise InputError("out must be a dict of arrays by name, or a sequence of one for each output")
+        out = dict(zip((each.name for each in outputs), out, strict=True))
+    described = {each.name: each for each in outputs}
+    for name, array in out.items():
+        if name not in described:
+            raise InputError(f"out: no output is named {name!r}", f"the module gives {', '.join(described)}")
+        _check_array(array, described[name])
+    return out
+
+
+def _check_array(array: Any, output: TensorDescription) -> None:
+    if type(array) is not np.ndarray or not array.flags.writeable:
+        what = "a read-only array" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
+        raise InputError(f"out: {output.name!r} is {what}, and must be a numpy array that can be written to")
+    if array.dtype != ELEMENT_TYPES[output.dtype].numpy:
+        raise InputError(f"out: {output.name!r} has element type {array.dtype}; the module gives {output}")
+    fits = array.ndim == len(output.shape) and all(
+        isinstance(wanted, str) or size == wanted for size, wanted in zip(array.shape, output.shape, strict=True)
+    )
+    if not fits:
+        raise InputError(f"out: {output.name!r} has shape {list(array.shape)}; the module gives {output}")
+
+
+def written(results: dict[str, Any], out: Mapping[str, Array]) -> dict[str, Any]:
+    """The results of a run, those in `out` copied there. Raises InputError, before any is, where a shape differs."""
+    for name, array in out.items():
+        if array.shape != results[name].shape:
+            shapes = f"shape {list(array.shape)}, and the result has {list(results[name].shape)}"
+            raise InputError(f"out: {name!r} has {shapes}")
+    for name, array in out.items():
+        array[...] = results[name]
+        results[name] = array
+    return results
+
+
 class OutputReader:
     """Gives out a run's results under their names; one for a module, used by all of its threads."""
 
@@ -46,8 +93,8 @@ class OutputReader:
         self.names = tuple(output.name for output in outputs)
         self._elements = tuple(ELEMENT_TYPES[output.carrier or output.dtype] for output in outputs)
         self._carried = {output.name: ELEMENT_TYPES[output.dtype] for output in outputs if output.carrier is not None}
-        plain = (element.carrier is element.numpy for element in self._elements)
-        self._named = tuple(zip(range(len(outputs)), self.names, self._elements, plain, strict=True))
+        fast = (element.carrier is element.numpy and not MARKED_READ_ONLY for element in self._elements)
+        self._named = tuple(zip(range(len(outputs)), self.names, self._elements, fast, strict=True))
         self._parameters = MemoryRanges(parameters)
         self._counted = False
         # Half the time of indexing TVM's array from Python.
@@ -79,19 +126,22 @@ class OutputReader:
         # Few calls and no helpers: reading is a third of a small model's time.
         named = {}
         given: list[int] = []
-        low, high = self._parameters.low, self._parameters.high
-        for index, name, element, plain in self._named:
-            if name in without:
+        item, low, high = self._item, self._parameters.low, self._parameters.high
+        for index, name, element, fast in self._named:
+            if without and name in without:
                 continue
-            tensor = self._item(results, index)
+            tensor = item(results, index)
             if not isinstance(tensor, _TENSOR):
                 raise InternalError(f"output {name!r} of the module is a {type(tensor).__name__}, not a tensor")
-            array = array_over(tensor, element) if plain and as_numpy else None
+            array = None
+            if as_numpy:
+                try:
+                    array = _from_dlpack(tensor) if fast else array_over(tensor, element)
+                except ValueError:
+                    array = array_over(tensor, element)  # which says why
             # Comparing numpy's types takes a tenth of the time that comparing with TVM's does.
-            if array is None or array.dtype != element.numpy:
+            if array is None or array.dtype is not element.numpy:
                 _check_dtype(name, tensor, element)
-            if array is None and as_numpy:
-                array = array_over(tensor, element)
             address = tensor.data_ptr()
             taken = address in given or (low <= address < high and address in self._parameters)
             for start, end in inputs:

@@ -77,12 +77,12 @@ def _writeable_alias(array: Array) -> Array:
 
 
 # NumPy before 2.2.5 marks every array that DLPack gave read-only.
-_MARKED_READ_ONLY = not np.from_dlpack(np.empty(1)).flags.writeable
+MARKED_READ_ONLY = not np.from_dlpack(np.empty(1)).flags.writeable
 
 
 def _writeable(array: Array) -> Array:
     """An array that DLPack gave, writeable."""
-    return _writeable_alias(array) if _MARKED_READ_ONLY else array
+    return _writeable_alias(array) if MARKED_READ_ONLY else array
 
 
 def view_as(tensor: Any, shape: tuple[int, ...], dtype: str) -> Any:
@@ -95,7 +95,7 @@ def array_over(tensor: Any, element: ElementType) -> Array:
     if element.carrier is element.numpy:
         try:
             array = np.from_dlpack(tensor)
-            return _writeable_alias(array) if _MARKED_READ_ONLY else array
+            return _writeable_alias(array) if MARKED_READ_ONLY else array
         except ValueError as error:
             if any(size < 0 for size in tensor.shape):
                 shape = tuple(int(size) for size in tensor.shape)

@@ -1,8 +1,16 @@
-"""How many threads a run uses, on top of TVM's thread pool.
+"""How many threads a run uses, on top of TVM's thread pool, and which thread it computes on.
 
-TVM keeps one pool for each calling thread, whose size is fixed when that thread first runs a parallel kernel.
-Here it is made with the size asked for, restricted later when a module asks for less, and when one asks for more (or
-after a fork, whose child has the pool's memory without its threads) the run is handed to a thread of its own.
+TVM keeps one pool for each calling thread, whose size is fixed when that thread first runs a parallel kernel. If
+every caller had one, a program that calls from many threads would have more threads than processors, which wait for
+each other by spinning. So only the main thread and the *runners* have pools: threads of this process, at most
+`processors // threads` for each number of threads, which all modules share. Calls of other threads are handed to
+them, in the order in which they come. Runs of one thread need no pool and compute on the calling thread; of those
+that are not the main one, as many at a time as there are processors. Runners end with the last module of their number
+of threads.
+
+The main thread's pool is made with the size asked for and restricted later when a module asks for less; when one asks
+for more (or after a fork, whose child has the pool's memory without its threads), a runner computes for the main
+thread too.
 
 TVM would bind the pool's threads to the first cores of the machine, and those of every process and every calling
 thread to the same ones; they are left to the system instead, unless the environment variable TVM_BIND_THREADS says 1.
@@ -17,12 +25,14 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
-from compiler.errors import OptionError
+from compiler.errors import InternalError, OptionError
 from compiler.runtime.tvm_runtime import global_function, runtime_library
 from targets.cpuinfo import usable_cores, usable_processors
 
@@ -33,12 +43,23 @@ Result = TypeVar("Result")
 
 
 class _ThreadState(threading.local):
-    """Of the calling thread: the setting in force (0: none yet), the pool's size (0: no pool), the helper thread."""
+    """Of the calling thread.
 
-    current = 0
+    Attributes:
+        current: the setting that kernels run with now; 0: none yet, or the thread may not compute now.
+        pool: the pool's size; 0: no pool.
+        forked: the pool is memory without threads.
+        single: the thread is not a computing one, and TVM knows that it uses one thread.
+        computes: the thread may compute at any time: the main thread, and runners.
+    """
+
     pool = 0
     forked = False
-    helper: ThreadPoolExecutor | None = None
+    single = False
+
+    def __init__(self) -> None:
+        self.current = 0
+        self.computes = threading.get_ident() == threading.main_thread().ident
 
 
 _state = _ThreadState()
@@ -46,11 +67,95 @@ os.environ.setdefault("TVM_BIND_THREADS", "0")
 os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "1000")
 
 
+class Runners:
+    """Threads of this process that compute with so many threads each; started when they are needed."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.limit = max(1, usable_processors() // threads)
+        self._started: ThreadPoolExecutor | None = None
+
+    def submit(self, function: Callable[[], Result]) -> Future[Result]:
+        """Call a function on a runner, once those submitted before have begun."""
+        return self._pool().submit(self._computed, function)
+
+    def _pool(self) -> ThreadPoolExecutor:
+        with _lock:
+            if self._started is None:
+                self._started = ThreadPoolExecutor(self.limit, "tensorwright", _become_runner)
+            return self._started
+
+    def _computed(self, function: Callable[[], Result]) -> Result:
+        if not in_force(self.threads) and not _configure(self.threads):
+            raise InternalError(f"TVM's pool of a new thread does not have {self.threads} threads")
+        return function()
+
+    def forget(self) -> None:
+        """After a fork: the threads are those of the parent."""
+        self._started = None
+
+
+_lock = threading.Lock()
+_runners: WeakValueDictionary[int, Runners] = WeakValueDictionary()
+
+
+def runners_of(threads: int) -> Runners:
+    """The runners of that number of threads; they end when nobody holds this any more."""
+    with _lock:
+        found = _runners.get(threads)
+        if found is None:
+            found = _runners[threads] = Runners(threads)
+        return found
+
+
+def _become_runner() -> None:
+    _state.computes = True
+
+
+class Turns:
+    """Lets so many threads compute at a time, in the order in which they come.
+
+    Not for the main thread: an interrupt between two lines would lose a turn.
+    """
+
+    def __init__(self, free: int) -> None:
+        self.free = free
+        self._waiting: deque[threading.Lock] = deque()
+        self._lock = threading.Lock()
+
+    def take(self) -> None:
+        """Wait for a turn."""
+        with self._lock:
+            if self.free:
+                self.free -= 1
+                return
+            mine = threading.Lock()
+            mine.acquire()
+            self._waiting.append(mine)
+        mine.acquire()
+
+    def give(self) -> None:
+        """End a turn: it goes to the first that waits."""
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self.free += 1
+
+
+_turns = Turns(usable_processors())  # of runs of one thread, on threads that are neither the main one nor runners
+
+
 def _after_fork() -> None:
-    # Only the forking thread lives on in the child; its pool is memory without threads.
+    # Only the forking thread lives on in the child, as its main thread; its pool is memory without threads.
+    global _turns, _lock
     _state.current = 0
+    _state.computes = True
     _state.forked = _state.forked or _state.pool > 0
-    _state.helper = None
+    _lock = threading.Lock()
+    _turns = Turns(usable_processors())
+    for each in list(_runners.values()):
+        each.forget()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -118,18 +223,36 @@ def _set_max_concurrency() -> Any:
 
 
 def in_force(threads: int) -> bool:
-    """Whether kernels launched by the calling thread run on so many threads; the fast path of `run_with`."""
+    """Whether kernels launched by the calling thread may run now, on so many threads; the fast path of `run_with`."""
     return _state.current == threads
 
 
 def run_with(threads: int, function: Callable[[], Result]) -> Result:
-    """Call a function whose kernels run on so many threads (on the calling thread where possible)."""
-    if _state.current == threads or _configure(threads):
+    """Call a function whose kernels run on so many threads: on the calling thread where possible, else on a runner."""
+    if _state.current == threads:
         return function()
-    if _state.helper is None:
-        _state.helper = ThreadPoolExecutor(1, thread_name_prefix="tensorwright")
-    handed_over: Future[Result] = _state.helper.submit(lambda: run_with(threads, function))
-    return handed_over.result()
+    if _state.computes:
+        if _configure(threads):
+            return function()
+    elif threads == 1:
+        return _in_turn(function)
+    return runners_of(threads).submit(function).result()
+
+
+def _in_turn(function: Callable[[], Result]) -> Result:
+    """Call a function whose kernels run inline; waits while as many threads do so as there are processors."""
+    turns = _turns
+    turns.take()
+    state = _state
+    try:
+        if not state.single:
+            _set_max_concurrency()(1)
+            state.single = True
+        state.current = 1
+        return function()
+    finally:
+        state.current = 0
+        turns.give()
 
 
 def _configure(threads: int) -> bool:

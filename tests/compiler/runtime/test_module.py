@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +112,43 @@ def test_a_model_that_returns_its_input_or_a_parameter_gives_copies(size: int, o
         np.testing.assert_array_equal(results["again"], np.ones(size))
         assert (x == 1).all()
     np.testing.assert_array_equal(module.parameters["table"], table)
+
+
+def test_results_are_written_where_the_caller_wants_them() -> None:
+    artifact = build_artifact(
+        [("x", ("n", 4), "float32")],
+        [("y", ("n", 4), "float32"), ("same", ("n", 4), "float32")],
+        lambda x: [relax.op.add(x, x), x],
+    )
+    module = Module(artifact)
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    y, strided = np.zeros((3, 4), np.float32), np.zeros((3, 8), np.float32)[:, ::2]
+    results = module.run([x], out={"y": y})
+    assert results["y"] is y
+    np.testing.assert_array_equal(y, 2 * x)
+    np.testing.assert_array_equal(results["same"], x)
+    assert module.run([2 * x], out=[strided, x])["y"] is strided  # an output may be an input's memory
+    np.testing.assert_array_equal(strided, 4 * y / 2)
+    np.testing.assert_array_equal(x, y)
+    fixed = y.copy()
+    fixed.flags.writeable = False
+    wrong: list[tuple[Any, str]] = [
+        ({"z": y}, "no output is named 'z'"),
+        ([y], "one for each output"),
+        (y, "one for each output"),
+        ({"y": fixed}, "a read-only array"),
+        ({"y": y.tolist()}, "a list"),
+        ({"y": y.astype(np.float64)}, "has element type float64; the module gives y: float32"),
+        ({"y": y[0]}, "has shape [4]; the module gives y: float32"),
+        ({"y": y, "same": y[:2]}, "has shape [2, 4], and the result has [3, 4]"),
+    ]
+    before = y.copy()
+    for out, message in wrong:
+        with pytest.raises(InputError, match=re.escape(message)):
+            module.run([x + 1], out=out)
+    np.testing.assert_array_equal(y, before)
+    with pytest.raises(OptionError, match="out takes numpy arrays"):
+        module.run([x], outputs="dlpack", out={"y": y})
 
 
 def test_parameters_can_not_be_changed(dense: Module) -> None:
