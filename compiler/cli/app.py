@@ -9,6 +9,7 @@ import typer
 from compiler.cli.commands import (
     bench,
     bundle,
+    calibrate,
     chat,
     compare,
     compile,
@@ -91,6 +92,7 @@ for command in (
     compare,
     quantize,
     compress,
+    calibrate,
     tune,
     records,
     key,

@@ -58,6 +58,11 @@ class Batcher:
         return self.service.outputs if layout is None else layout.described(self.service.outputs, layout.outputs)
 
     @property
+    def identity(self) -> str:
+        """A digest of the module: caches key on it."""
+        return self.service.identity
+
+    @property
     def queued_rows(self) -> int:
         """How many rows wait."""
         return self._queue.rows

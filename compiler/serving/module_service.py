@@ -7,12 +7,14 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, TypeVar
 
 from compiler.artifact import TensorDescription
 from compiler.errors import InputError, OptionError, ServiceUnavailableError
 from compiler.runtime import Module, load
 from compiler.serving.batch_layout import BatchLayout, find_layout
+from compiler.serving.identity import module_identity
 from compiler.serving.request import Array, Request, Response, Timing
 from targets.cpuinfo import usable_cores
 
@@ -76,6 +78,11 @@ class ModuleService:
     @property
     def outputs(self) -> tuple[TensorDescription, ...]:
         return self.module.outputs
+
+    @cached_property
+    def identity(self) -> str:
+        """A digest of the module: caches key on it."""
+        return module_identity(self.module)
 
     async def start(self) -> None:
         if self._pool is None:

@@ -49,21 +49,29 @@ class EmbeddingCache(Wrapper):
         *,
         clock: Clock = time.monotonic,
     ) -> None:
-        """Raises OptionError unless the model's tensors begin with the batch and its outputs are of one size a row."""
+        """Raises OptionError where `mask` is no input."""
         super().__init__(inner)
         self._options = options if options is not None else EmbeddingCacheOptions()
-        check_batched(inner, "an embedding cache")
-        for output in inner.outputs:
-            if any(isinstance(size, str) for size in output.shape[1:]):
-                raise OptionError(
-                    f"an embedding cache needs rows of one size, and output {output} has another symbolic dimension",
-                    "use the exact cache for this model, or let it pool over the tokens",
-                )
         if self._options.mask is not None and self._options.mask not in {each.name for each in inner.inputs}:
             raise OptionError(f"mask={self._options.mask!r} is no input of model {inner.name!r}")
         self._observer = observer
         self._kept: MemoryStore[Answer] = MemoryStore(self._options.max_bytes, self._options.max_age, clock)
         self._coming: dict[str, asyncio.Future[Answer]] = {}
+
+    async def start(self) -> None:
+        """Start the inner service.
+
+        Raises:
+            OptionError: the model's tensors do not begin with the batch, or its outputs are not of one size per row.
+        """
+        await self.inner.start()  # a batcher finds out then which modules have a batch
+        check_batched(self.inner, "an embedding cache")
+        for output in self.inner.outputs:
+            if any(isinstance(size, str) for size in output.shape[1:]):
+                raise OptionError(
+                    f"an embedding cache needs rows of one size, and output {output} has another symbolic dimension",
+                    "use the exact cache for this model, or let it pool over the tokens",
+                )
 
     async def infer(self, request: Request) -> Response:
         """Compute the rows that are not known, wait for those that others compute, and put all together."""

@@ -118,6 +118,6 @@ def test_models_whose_rows_have_no_one_size_are_refused() -> None:
 
     for service, message in ((Sequences(), "one size"), (Unbatched(), "row by row")):
         with pytest.raises(OptionError, match=message):
-            EmbeddingCache(service)
+            asyncio.run(EmbeddingCache(service).start())
     with pytest.raises(OptionError, match="no input"):
         EmbeddingCache(FunctionService(), EmbeddingCacheOptions(mask="attention_mask"))

@@ -1,0 +1,85 @@
+"""`tensorwright calibrate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compiler.cli import options
+
+HELP = """Measure on labelled data what a policy of serving would cost, before it is used.
+
+Each command writes a file that the server starts the policy with; without it, it does not start.
+
+[bold]Typical[/]
+
+  tensorwright calibrate semantic-cache embedder.twm --pairs pairs.jsonl -o semantic.json
+"""
+
+_SEMANTIC_HELP = """Choose the threshold of a semantic cache, and measure its false hits.
+
+The pairs are lines of JSON: {"one": "How do I log in?", "other": "How can I log in", "same": true}; at least 30 of one
+meaning and 30 near misses. Hits and false hits are measured by cross-validation. It is an error when more texts of
+another meaning would get an answer than --max-false-hits allows.
+
+[bold]Typical[/]
+
+  tensorwright calibrate semantic-cache embedder.twm --pairs pairs.jsonl -o semantic.json
+
+[bold]Examples[/]
+
+  Words that count as one, and a tokenizer that the module does not carry:
+    tensorwright calibrate semantic-cache embedder.twm --pairs pairs.jsonl --synonyms movie,film --tokenizer t.json
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="rich")
+    group.command("semantic-cache", help=_SEMANTIC_HELP)(_semantic_cache)
+    app.add_typer(group, name="calibrate")
+
+
+def _semantic_cache(
+    embedder: Annotated[Path, typer.Argument(metavar="MODULE", help="The embedder, a .twm file.", show_default=False)],
+    pairs: Annotated[Path, typer.Option("--pairs", metavar="FILE", help="Labelled pairs, a JSON object a line.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The calibration to write.")] = Path(
+        "semantic.json"
+    ),
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A tokenizer.json; the module's own if not given.")
+    ] = None,
+    max_false_hits: Annotated[
+        float, typer.Option(metavar="SHARE", help="How many pairs of different meaning may hit.")
+    ] = 0.0,
+    extra_words: Annotated[
+        int, typer.Option(metavar="N", help="Content words that one of two texts may have beyond the other.")
+    ] = 0,
+    synonyms: Annotated[
+        list[str] | None, typer.Option(metavar="WORD,WORD", help="Words that count as one; repeat for more.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    from dataclasses import asdict
+
+    from compiler.cli.output import print_json, print_line
+    from compiler.inspection.summary import check_report
+    from compiler.serving.caches.embedder import TextEmbedder
+    from compiler.serving.caches.semantic_calibration import calibrate_semantic_cache, read_pairs
+
+    check_report(output, (".json",))
+    found = calibrate_semantic_cache(
+        TextEmbedder(embedder, tokenizer),
+        read_pairs(pairs),
+        max_false_hits=max_false_hits,
+        extra=extra_words,
+        synonyms=[group.split(",") for group in synonyms or []],
+    )
+    found.save(output)
+    if as_json:
+        print_json({"path": str(output), **asdict(found)})
+        return
+    print_line(str(found))
+    print_line(f"wrote {output}")

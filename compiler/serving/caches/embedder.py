@@ -1,0 +1,109 @@
+"""`TextEmbedder`: texts to unit vectors, by a compiled module and its tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from compiler.artifact import read_artifact
+from compiler.errors import ArtifactError, OptionError, StorageError
+from compiler.runtime import Module
+from compiler.serving.identity import module_identity
+from compiler.serving.request import Array
+from compiler.support.optional import optional_module
+
+_TOKENS = ("input_ids", "ids", "tokens")
+_MASKS = ("attention_mask", "mask")
+_LIMIT = 512
+
+
+class Embedder(Protocol):
+    """Places texts so that those of one meaning are near."""
+
+    @property
+    def identity(self) -> str:
+        """A digest of what computes the vectors: a calibration holds for it alone."""
+
+    def embed(self, texts: Sequence[str]) -> Array:
+        """Unit vectors, float32 (texts, dimensions)."""
+
+
+class TextEmbedder:
+    """An embedder as `compile` makes it: token ids (and a mask, and segments) to one vector per text, or to one per
+    token, which are averaged. Safe to use from several threads."""
+
+    def __init__(
+        self, module: str | os.PathLike[str] | Module, tokenizer: str | os.PathLike[str] | None = None
+    ) -> None:
+        """Load it.
+
+        Args:
+            tokenizer: a tokenizer.json of the tokenizers library; None: the one that the module carries.
+
+        Raises:
+            StorageError, ArtifactError: a file cannot be read.
+            OptionError: the module has no tokenizer, or does not map tokens to vectors.
+            MissingDependencyError: the package tokenizers is not installed.
+        """
+        self._module = module if isinstance(module, Module) else Module(read_artifact(module))
+        content = _tokenizer_bytes(self._module, tokenizer)
+        tokenizers = optional_module("tokenizers", "generate", "turns text into tokens")
+        try:
+            self._tokenizer: Any = tokenizers.Tokenizer.from_str(content.decode())
+        except Exception as error:  # the package raises plain Exception
+            raise ArtifactError(f"the tokenizer cannot be read: {error}") from error
+        inputs = {each.name: each for each in self._module.inputs}
+        self._ids = next((name for name in _TOKENS if name in inputs), "")
+        self._mask = next((name for name in _MASKS if name in inputs), None)
+        output = self._module.outputs[0]
+        if not self._ids or len(inputs[self._ids].shape) != 2 or len(output.shape) not in (2, 3):
+            listed = "; ".join(map(str, (*self._module.inputs, *self._module.outputs)))
+            raise OptionError(
+                f"the module maps no token ids to vectors: {listed}",
+                "an embedder takes input_ids (batch, length) and gives (batch, size) or (batch, length, size)",
+            )
+        batch, length = inputs[self._ids].shape
+        self._batch = batch if isinstance(batch, int) else None
+        self._length = length if isinstance(length, int) else None
+        self._tokenizer.enable_truncation(self._length or _LIMIT)
+        self._tokenizer.enable_padding(length=self._length)
+        self.identity = hashlib.sha256(module_identity(self._module).encode() + content).hexdigest()
+
+    def embed(self, texts: Sequence[str]) -> Array:
+        """Unit vectors, float32 (texts, dimensions)."""
+        step = self._batch or len(texts) or 1
+        parts = [self._embedded(texts[start : start + step]) for start in range(0, len(texts), step)]
+        vectors: Array = np.concatenate(parts).astype(np.float32)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+    def _embedded(self, texts: Sequence[str]) -> Array:
+        padded = [*texts, *([""] * ((self._batch or len(texts)) - len(texts)))]
+        encoded = self._tokenizer.encode_batch(padded)
+        ids = np.array([each.ids for each in encoded])
+        mask = np.array([each.attention_mask for each in encoded])
+        given = {}
+        for tensor in self._module.inputs:
+            value = ids if tensor.name == self._ids else mask if tensor.name == self._mask else np.zeros_like(ids)
+            given[tensor.name] = value.astype(tensor.dtype)
+        (first, *_) = self._module.run(given).values()
+        if first.ndim == 3:
+            weights = mask[:, :, None].astype(np.float32)
+            first = (first * weights).sum(axis=1) / np.maximum(weights.sum(axis=1), 1)
+        return np.asarray(first)[: len(texts)]
+
+
+def _tokenizer_bytes(module: Module, path: str | os.PathLike[str] | None) -> bytes:
+    if path is not None:
+        try:
+            return Path(path).read_bytes()
+        except OSError as error:
+            raise StorageError(f"the tokenizer {path} cannot be read: {error}") from error
+    found = module.artifact.assets.get("tokenizer.json")
+    if found is None:
+        raise OptionError("the module carries no tokenizer", "name a tokenizer.json")
+    return bytes(found)

@@ -1,0 +1,205 @@
+"""Calibration of the semantic cache: on labelled pairs of texts it chooses the threshold and measures false hits."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compiler.errors import AccuracyError, OptionError, StorageError
+from compiler.serving.caches.embedder import Embedder
+from compiler.serving.caches.wording import agree, synonym_table, wording_of
+
+_FOLDS = 5
+MINIMUM_PAIRS = 30
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class LabelledPair:
+    """Two texts, and whether the answer to one is right for the other."""
+
+    one: str
+    other: str
+    same: bool
+
+
+@dataclass(frozen=True)
+class SemanticCalibration:
+    """What a semantic cache is started with.
+
+    Attributes:
+        embedder: identity of the embedder that it holds for.
+        threshold: the least cosine of a hit.
+        extra: how many content words one of two texts may have beyond the other.
+        synonyms: groups of words that count as one.
+        pairs_same, pairs_different: how many pairs of each kind were given.
+        hit_rate: of pairs of one meaning, the share that hits; measured on pairs left out of choosing the threshold.
+        false_hit_rate: the same of pairs of different meaning.
+        false_hit_bound: the rate that, with 95 % confidence, is not exceeded on pairs like those given.
+        without_gate: the false hits that the threshold alone would give at the same hit rate.
+    """
+
+    embedder: str
+    threshold: float
+    extra: int
+    synonyms: tuple[tuple[str, ...], ...]
+    pairs_same: int
+    pairs_different: int
+    hit_rate: float
+    false_hit_rate: float
+    false_hit_bound: float
+    without_gate: float
+    notes: tuple[str, ...] = field(default=())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as JSON. Raises StorageError."""
+        try:
+            Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"{path} cannot be written: {error}") from error
+
+    def __str__(self) -> str:
+        return (
+            f"threshold {self.threshold:.4f}, up to {self.extra} extra words; of {self.pairs_same} pairs of one meaning"
+            f" {self.hit_rate:.1%} hit; of {self.pairs_different} of different meaning {self.false_hit_rate:.1%} do (at"
+            f" most {self.false_hit_bound:.1%} with 95 % confidence; without the gate {self.without_gate:.1%})"
+        )
+
+
+def calibrate_semantic_cache(
+    embedder: Embedder,
+    pairs: Iterable[LabelledPair],
+    *,
+    max_false_hits: float = 0.0,
+    extra: int = 0,
+    synonyms: Sequence[Sequence[str]] = (),
+) -> SemanticCalibration:
+    """Choose the threshold, and measure hits and false hits by cross-validation in five folds.
+
+    Args:
+        pairs: at least 30 of each kind, as the users of the cache write; pairs of different meaning have to be near
+            misses ("turn on", "turn off"), since others say nothing.
+        max_false_hits: the largest share of pairs of different meaning that may hit.
+        extra: how many content words one of two texts may have beyond the other.
+        synonyms: groups of words that count as one: [("movie", "film")].
+
+    Raises:
+        OptionError: there are too few pairs, or an option is out of range.
+        AccuracyError: more false hits than `max_false_hits`, or not a single hit.
+    """
+    pairs = list(pairs)
+    labels = np.array([pair.same for pair in pairs], bool)
+    if min(labels.sum(), (~labels).sum()) < MINIMUM_PAIRS:
+        raise OptionError(
+            f"{labels.sum()} pairs of one meaning and {(~labels).sum()} of different meaning are too few to measure"
+            " false hits",
+            f"give at least {MINIMUM_PAIRS} of each",
+        )
+    if not 0 <= max_false_hits < 1 or extra < 0:
+        raise OptionError(
+            f"max_false_hits={max_false_hits}, extra={extra}", "give a share below 1, and 0 or more words"
+        )
+    texts = [text for pair in pairs for text in (pair.one, pair.other)]
+    vectors = embedder.embed(texts)
+    cosines = np.einsum("ij,ij->i", vectors[0::2], vectors[1::2]).astype(np.float64)
+    table = synonym_table(synonyms)
+    words = [wording_of(text, table) for text in texts]
+    passes = np.array([agree(one, other, extra) for one, other in zip(words[0::2], words[1::2], strict=True)], bool)
+
+    hits = np.zeros(len(pairs), bool)
+    for fold in range(_FOLDS):
+        left_out = np.arange(len(pairs)) % _FOLDS == fold
+        threshold = _threshold(cosines[~left_out], passes[~left_out], labels[~left_out], max_false_hits)
+        hits[left_out] = passes[left_out] & (cosines[left_out] >= threshold)
+    false_hits, negatives = int(hits[~labels].sum()), int((~labels).sum())
+    chosen = _threshold(cosines, passes, labels, max_false_hits)
+    result = SemanticCalibration(
+        embedder=embedder.identity,
+        threshold=chosen,
+        extra=extra,
+        synonyms=tuple(tuple(group) for group in synonyms),
+        pairs_same=int(labels.sum()),
+        pairs_different=negatives,
+        hit_rate=float(hits[labels].mean()),
+        false_hit_rate=false_hits / negatives,
+        false_hit_bound=_upper_bound(false_hits, negatives),
+        without_gate=float((cosines[~labels] >= min(chosen, 1.0)).mean()),
+    )
+    if result.false_hit_rate > max_false_hits:
+        raise AccuracyError(
+            f"the semantic cache would answer {result.false_hit_rate:.1%} of texts of another meaning (limit"
+            f" {max_false_hits:.1%}): {result}",
+            "give fewer extra words or synonyms, another embedder, or do without this cache",
+        )
+    if not result.hit_rate:
+        raise AccuracyError(f"the semantic cache would never hit: {result}", "do without it; the exact cache may do")
+    return result
+
+
+def _threshold(cosines: Any, passes: Any, labels: Any, limit: float) -> float:
+    """The least cosine of a passing pair of one meaning at which at most `limit` of the others hit; 2 where none is."""
+    for candidate in np.unique(cosines[passes & labels]):
+        if (passes & ~labels & (cosines >= candidate)).sum() <= limit * (~labels).sum():
+            return float(candidate)
+    return 2.0
+
+
+def _upper_bound(events: int, trials: int) -> float:
+    """Clopper and Pearson's upper bound of a rate, by bisection of the binomial distribution."""
+    low, high = events / trials, 1.0
+    for _ in range(60):
+        rate = (low + high) / 2
+        below = sum(math.comb(trials, k) * rate**k * (1 - rate) ** (trials - k) for k in range(events + 1))
+        low, high = (rate, high) if below > 1 - _CONFIDENCE else (low, rate)
+    return high
+
+
+def read_pairs(path: str | os.PathLike[str]) -> list[LabelledPair]:
+    """Pairs of a file with a JSON object a line: {"one": "...", "other": "...", "same": true}.
+
+    Raises:
+        StorageError: the file cannot be read.
+        OptionError: a line is no such object.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StorageError(f"{path} cannot be read: {error}") from error
+    pairs = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            given = json.loads(line)
+            pair = LabelledPair(given["one"], given["other"], given["same"])
+        except (ValueError, KeyError, TypeError):
+            pair = None
+        if pair is None or not (isinstance(pair.one, str) and isinstance(pair.other, str) and pair.same in (0, 1)):
+            raise OptionError(f"{path}, line {number} is no pair", 'write {"one": "...", "other": "...", "same": true}')
+        pairs.append(pair)
+    return pairs
+
+
+def read_calibration(path: str | os.PathLike[str]) -> SemanticCalibration:
+    """What `save` wrote. Raises StorageError, or OptionError for a file that is none."""
+    try:
+        given: Mapping[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        groups = tuple(tuple(group) for group in given["synonyms"])
+        made = SemanticCalibration(**{**given, "synonyms": groups, "notes": tuple(given["notes"])})
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise OptionError(
+            f"{path} is no calibration of a semantic cache: {error}",
+            "`tensorwright calibrate semantic-cache` writes one",
+        ) from error
+    if not 0 < made.threshold <= 1.001:
+        raise OptionError(f"{path}: a threshold of {made.threshold}", "calibrate again")
+    return made

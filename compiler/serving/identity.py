@@ -1,0 +1,28 @@
+"""The identity of a module: a digest of all that decides its answers."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from compiler.artifact.digest import tree_digests
+from compiler.runtime import Module
+
+
+def module_identity(module: Module) -> str:
+    """A digest (hex) of a module's code, parameters and inputs; equal for equal files.
+
+    A module that was read from a file has checksums of its sections; of one that was just compiled they are computed.
+    """
+    manifest = module.manifest
+    digest = hashlib.sha256("; ".join(map(str, (*manifest.inputs, *manifest.outputs))).encode())
+    if manifest.checksums:
+        digest.update(repr(sorted(manifest.checksums.items())).encode())
+    else:
+        artifact = module.artifact
+        arrays = [np.ascontiguousarray(array).reshape(-1) for array in artifact.parameters.values()]
+        parameters = [array.view(np.uint8).data for array in arrays if array.size]
+        for part in tree_digests([[memoryview(artifact.library)], parameters]):
+            digest.update(part)
+    return digest.hexdigest()
