@@ -109,7 +109,7 @@ class MeasurementPool:
         cores = os.cpu_count() or 1
         self.memory = target.memory
         self._cores = target.machine.cores
-        self._build_timeout, self._measure_timeout = build_timeout, measure_timeout
+        self.build_timeout, self.measure_timeout = build_timeout, measure_timeout
         self.serial = serial and LOCAL in devices
         threads = 1 if self.serial else self._cores
         self.overlaps = LOCAL not in devices or cores - threads >= _SPARE_CORES
@@ -157,7 +157,7 @@ class MeasurementPool:
                         waiting[worker] = key
                     except WorkerDiedError as error:
                         errors[key] = error.message
-            for worker in wait_any(list(waiting), self._build_timeout) or list(waiting):
+            for worker in wait_any(list(waiting), self.build_timeout) or list(waiting):
                 key = waiting.pop(worker)
                 try:
                     built: Built = worker.receive(0)
@@ -187,7 +187,7 @@ class MeasurementPool:
         measurer = self.measurers[0]
         built = [each.built for each in candidates]
         libraries = tuple(each.library for each in built if each is not None and each.library is not None)
-        limit = self._measure_timeout + 3 * rounds * len(libraries) * effort.seconds
+        limit = self.measure_timeout + 3 * rounds * len(libraries) * effort.seconds
         try:
             self._introduce(measurer, key)
             measured: Measured = measurer.ask(MeasureRequest(key, libraries, effort, rounds), limit)
@@ -247,7 +247,7 @@ class MeasurementPool:
         worker.send(self._tasks[key])
         if worker in self.measurers:
             reference = self._references[key]
-            answer: Measured = worker.ask(ReferenceRequest(key, reference), self._measure_timeout)
+            answer: Measured = worker.ask(ReferenceRequest(key, reference), self.measure_timeout)
             if answer.timings[0].failure is not None:
                 raise WorkerDiedError(f"failed: {answer.timings[0].error}")
         keys.add(key)
@@ -298,7 +298,7 @@ class MeasurementPool:
             else:
                 batch.finish(number, outcome)
             return
-        limit = self._build_timeout if built is None else self._measure_timeout
+        limit = self.build_timeout if built is None else self.measure_timeout
         jobs[worker] = _Job(number, time.monotonic() + limit, built)
 
     def _collect(self, batch: _Batch) -> None:

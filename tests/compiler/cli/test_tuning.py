@@ -10,6 +10,7 @@ import pytest
 from compiler.cli.arguments import parse_duration
 from compiler.errors import OptionError
 from tests.compiler.cli.running import Run
+from tests.compiler.tuning.comparisons import few_turns  # noqa: F401  (fixture)
 from tests.fuzz.tuning import convolution_model
 
 

@@ -15,10 +15,11 @@ from compiler.frontends.source import import_model
 from compiler.passes.context import PassOptions
 from compiler.records.identity import model_fingerprint, target_description
 from compiler.records.records import ChosenKernel, ModelLine, RecordWriter, read
+from compiler.tuning import in_model
 from compiler.tuning.budget import expected_gain, reason_to_stop, seconds_of_model
 from compiler.tuning.conclusion import conclude
 from compiler.tuning.cost_models.roofline import RooflineModel
-from compiler.tuning.in_model import LEAST_PAIRS, Choices, Compared, ModelComparison, Times
+from compiler.tuning.in_model import Choices, Compared, ModelComparison, Times
 from compiler.tuning.measuring.messages import Outcome
 from compiler.tuning.search.evolutionary import RandomSearch
 from compiler.tuning.session import Origin, Session, _join_alternatives
@@ -33,6 +34,11 @@ from tests.fuzz.tuning import convolution_model
 def tasks() -> list[Task]:
     model = import_model(convolution_model(stride=1))
     return extract_tasks(model.mod, targets.get("host", cores=1)).tasks
+
+
+@pytest.fixture(scope="module")
+def untuned() -> compiler.Module:
+    return compiler.compile(convolution_model(stride=1), threads=1, records=False)
 
 
 def test_all_ways_of_a_convolution_are_tasks(tasks: list[Task]) -> None:
@@ -53,7 +59,7 @@ def test_without_other_ways_there_is_the_untuned_module_alone(tasks: list[Task])
 @pytest.mark.parametrize("tile", [None, 2, 4])
 @pytest.mark.parametrize("tuned_itself", [True, False])
 def test_compile_takes_the_way_that_won_in_the_model(
-    tasks: list[Task], tile: int | None, tuned_itself: bool, tmp_path: Path
+    tasks: list[Task], untuned: compiler.Module, tile: int | None, tuned_itself: bool, tmp_path: Path
 ) -> None:
     """In this model, or in another one of the same kernels."""
     target = targets.get("host", cores=1)
@@ -79,7 +85,6 @@ def test_compile_takes_the_way_that_won_in_the_model(
     kernels = [each for each in tuned.artifact.manifest.kernels if (each.rule or "").startswith("conv")]
     assert [each.rule for each in kernels] == ["conv-direct" if tile is None else "conv-winograd"]
     assert all(each.origin == str(writer.path) for each in kernels)
-    untuned = compiler.compile(convolution_model(stride=1), threads=1, records=False)
     x = np.random.default_rng(2).standard_normal((1, 32, 14, 14)).astype(np.float32)
     np.testing.assert_allclose(tuned.run({"x": x})["y"], untuned.run({"x": x})["y"], rtol=1e-4, atol=1e-4)
 
@@ -213,5 +218,5 @@ def test_kernels_and_runs_are_timed_in_the_model(tasks: list[Task]) -> None:
     assert first in found.untuned.kernels
     assert first not in found.tuned.kernels
     assert other in found.tuned.kernels
-    assert len(found.untuned.runs) == len(found.tuned.runs) == LEAST_PAIRS
+    assert len(found.untuned.runs) == len(found.tuned.runs) == in_model.LEAST_PAIRS
     assert all(seconds > 0.0 for seconds in found.untuned.kernels[first])

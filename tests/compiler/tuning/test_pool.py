@@ -58,52 +58,43 @@ def test_leaders_are_compared_in_turns(pool: MeasurementPool, task: Task) -> Non
     assert all(each.runs == 4 for each in again)
 
 
-def test_what_misbehaves_costs_one_trial(task: Task) -> None:
-    with MeasurementPool(
-        target(),
-        builders=1,
-        measure_timeout=10.0,
-        build_module="tests.compiler.tuning.misbehaving_builder",
-    ) as pool:
+@pytest.fixture(scope="module")
+def misbehaving(task: Task) -> Iterator[MeasurementPool]:
+    """Its kernels do what the "mode" of their config says."""
+    module = "tests.compiler.tuning.misbehaving_builder"
+    with MeasurementPool(target(), builders=1, measure_timeout=60.0, build_module=module) as pool:
         pool.define(task.kernel)
         assert pool.prepare([task.key]) == {}
-        modes = [
-            "good",
-            "crash",
-            "good",
-            "hang",
-            "good",
-            "lie",
-            "good",
-            "build-crash",
-            "build-error",
-            "good",
-            "wild",
-            "good",
-        ]
-        outcomes = run(pool, task, [Config.of(mode=mode) for mode in modes])
-    found = [outcome.status for outcome in outcomes]
-    assert found == [
-        "ok",
-        "crash",
-        "ok",
-        "timeout",
-        "ok",
-        "wrong-numbers",
-        "ok",
-        "crash",
-        "build-error",
-        "ok",
-        "crash",
-        "ok",
-    ], [outcome.note for outcome in outcomes]
+        yield pool
+
+
+def modes(pool: MeasurementPool, task: Task, *modes: str) -> list[Outcome]:
+    return run(pool, task, [Config.of(mode=mode) for mode in modes])
+
+
+def test_what_misbehaves_costs_one_trial(misbehaving: MeasurementPool, task: Task) -> None:
+    wanted = {
+        "good": "ok",
+        "crash": "crash",
+        "lie": "wrong-numbers",
+        "build-crash": "crash",
+        "build-error": "build-error",
+        "wild": "crash",
+    }
+    order = ["good", "crash", "good", "lie", "good", "build-crash", "build-error", "good", "wild", "good"]
+    outcomes = modes(misbehaving, task, *order)
+    assert [each.status for each in outcomes] == [wanted[mode] for mode in order], [each.note for each in outcomes]
     assert "SIGABRT" in outcomes[1].note
 
 
-def test_a_builder_that_hangs_is_ended(task: Task) -> None:
-    module = "tests.compiler.tuning.misbehaving_builder"
-    with MeasurementPool(target(), builders=1, build_timeout=20.0, build_module=module) as pool:
-        pool.define(task.kernel)
-        assert pool.prepare([task.key]) == {}
-        outcomes = run(pool, task, [Config.of(mode="build-hang"), Config.of(mode="good")])
-    assert [outcome.status for outcome in outcomes] == ["timeout", "ok"]
+@pytest.mark.parametrize(("mode", "limit"), [("hang", "measure_timeout"), ("build-hang", "build_timeout")])
+def test_what_hangs_is_ended(
+    misbehaving: MeasurementPool, task: Task, mode: str, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workers run when the limit is lowered, so that only what hangs is over it."""
+    assert [each.status for each in modes(misbehaving, task, "good")] == ["ok"]
+    monkeypatch.setattr(misbehaving, limit, 0.5)
+    outcomes = modes(misbehaving, task, mode)
+    assert [each.status for each in outcomes] == ["timeout"]
+    monkeypatch.undo()
+    assert [each.status for each in modes(misbehaving, task, "good")] == ["ok"]
