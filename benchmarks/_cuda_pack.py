@@ -19,7 +19,7 @@ def pack(folder: Path, name: str, limit: str, only: Sequence[str], most_operatio
 
     target = targets.get(name)
     if not isinstance(target, CudaTarget):
-        print(f"{name} is no CUDA target", file=sys.stderr)
+        print(f"{name} is not a CUDA target", file=sys.stderr)
         return 2
     chosen = [each for each in entries() if not only or any(part in each.name for part in only)]
     fitted: list[Made] = []

@@ -1,4 +1,6 @@
-"""The models of a comparison as ONNX files that every contestant reads: what is no file is exported once and kept."""
+"""The models of a comparison as ONNX files that every contestant reads: models that are not files are exported once and
+kept.
+"""
 
 from __future__ import annotations
 

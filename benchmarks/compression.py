@@ -145,7 +145,7 @@ def _chosen_steps(case: Case, wanted: Sequence[str] | None) -> list[str]:
 
 
 def _step(case: Case, label: str, exact: Run, before: float, folder: str) -> Row:
-    """One technique that is no quantization; one that does not apply says why."""
+    """One technique other than quantization; one that does not apply says why."""
     try:
         model = steps_for(case)[label](case)
     except (compiler.errors.OptionError, compiler.errors.AccuracyError) as error:

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     target = targets.get(options.target or "t4")
     if not isinstance(target, CudaTarget):
-        print(f"{target.name} is no CUDA target", file=sys.stderr)
+        print(f"{target.name} is not a CUDA target", file=sys.stderr)
         return 2
     if options.device:
         return _on_device(names, target, options)

@@ -158,11 +158,11 @@ class TensorwrightBackend(Backend):
     def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> TensorwrightRep:
         """Compile a model; `kwargs` are options of `tensorwright.compile`.
 
-        Raises OptionError for a device other than the CPU or what is no `onnx.ModelProto`, and whatever
+        Raises OptionError for a device other than the CPU or a model that is not an `onnx.ModelProto`, and whatever
         `tensorwright.compile` raises.
         """
         if not isinstance(model, onnx.ModelProto):
-            raise OptionError(f"a {type(model).__name__} is no onnx.ModelProto", "load it first: onnx.load(path)")
+            raise OptionError(f"a {type(model).__name__} is not an onnx.ModelProto", "load it first: onnx.load(path)")
         if not cls.supports_device(device):
             raise OptionError(f"device {device!r} is not supported", "use device='CPU'")
         return TensorwrightRep(model, cls.compile_model, kwargs)

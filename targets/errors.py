@@ -28,7 +28,7 @@ class UnknownTarget(TargetError):  # noqa: N818  (reads as what it is; the user'
 
 
 class RegistrationError(TargetError):
-    """An entry point of the group `tensorwright.targets` is no target, or takes a name that is taken."""
+    """An entry point of the group `tensorwright.targets` is not a target, or takes a name that is taken."""
 
 
 class ToolchainMissing(TargetError):  # noqa: N818

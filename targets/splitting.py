@@ -29,7 +29,7 @@ class _Slicer(PyExprMutator):
 
 
 def _bounds(split: Any, index: int) -> tuple[int, int, int] | None:
-    """(axis, begin, end) of a part; None where that is no split, or of a dynamic size."""
+    """(axis, begin, end) of a part; None where that is not a split, or of a dynamic size."""
     if not isinstance(split, relax.Call) or getattr(split.op, "name", None) != "relax.split":
         return None
     rank = int(split.args[0].ty.ndim)

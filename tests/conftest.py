@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("tensorwright", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tensorwright")
 
-# What a developer has tuned is no part of what is tested.
+# What a developer has tuned is not part of what is tested.
 os.environ["TENSORWRIGHT_RECORDS"] = str(Path(tempfile.gettempdir()) / "tensorwright-tests-have-no-records")
 
 # A schedule rule that fails is an error here; users get another rule, and a line in the report.

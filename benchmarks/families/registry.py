@@ -89,7 +89,7 @@ class Net:
         return any(isinstance(size, str) for shape in self.shapes.values() for size in shape)
 
     def path(self) -> Path:
-        """The ONNX file. What is no file is built once and kept until the source of its family changes."""
+        """The ONNX file. A model that is not a file is built once and kept until the source of its family changes."""
         folder = cache_folder() / "families"
         folder.mkdir(exist_ok=True)
         file = folder / f"{self.name}.onnx"

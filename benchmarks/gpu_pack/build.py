@@ -44,7 +44,7 @@ class Model:
     Attributes:
         source, keywords: as `import_model` takes them.
         weights: that the model's weights were generated from.
-        arrays: inputs that are no seeds, by name.
+        arrays: inputs that are not made from seeds, by name.
         tolerance, call_tolerance: of outputs, and of single kernels' results.
     """
 

@@ -39,7 +39,7 @@ def parse_size(text: str) -> int:
     """Bytes of "60MB", "1.5G" or "4096". Raises OptionError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", text.strip().upper())
     if match is None:
-        raise OptionError(f"{text!r} is no size", "give one as 60MB")
+        raise OptionError(f"{text!r} is not a size", "give one as 60MB")
     return int(float(match[1]) * _UNITS[match[2]])
 
 
@@ -90,7 +90,7 @@ def _start(folder: Path, target: CudaTarget) -> None:
         if found != target.name:
             raise StorageError(f"{folder} is a pack for {found}", "give another folder")
     elif folder.exists() and any(folder.iterdir()):
-        raise StorageError(f"{folder} exists and is no pack", "give a new folder")
+        raise StorageError(f"{folder} exists and is not a pack", "give a new folder")
     write_programs(target, folder)
     (folder / "entries").mkdir(exist_ok=True)
     here = Path(__file__).parent

@@ -24,7 +24,7 @@ CALLS = {"float32": 1e-4, "float16": 5e-3, "bf16": 4e-2, "int8": 5e-2}
 
 
 def summary(array: Array, samples: int = SAMPLES) -> Array:
-    """float64 (3 + samples,): root mean square, largest magnitude, how many are no number, elements at drawn places; as
+    """float64 (3 + samples,): root mean square, largest magnitude, how many are NaN, elements at drawn places; as
     `Summarize` of the C++ side makes it."""
     flat = array.ravel().astype(np.float64)
     numbers = flat[~np.isnan(flat)]

@@ -60,7 +60,7 @@ class Results:
 def read_results(paths: Iterable[Path]) -> Results:
     """All of several files, later ones over earlier ones. A last line that was cut off is left out.
 
-    Raises OptionError for a file that is no results.
+    Raises OptionError for a file that does not hold results.
     """
     entries: dict[str, EntryResult] = {}
     device, facts, smi = "", {}, ""
@@ -96,7 +96,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 raise ValueError("no stage")
         except ValueError as error:
             raise OptionError(
-                f"{path}, line {number}, is no line of results: {error}", "give a results.json"
+                f"{path}, line {number}, is not a line of results: {error}", "give a results.json"
             ) from error
         yield said
 

@@ -96,8 +96,8 @@ def public_key_bytes(key: Key, kind: KeyKind = KeyKind.SIGNING) -> bytes:
     """The 32 raw bytes of a public key.
 
     Raises:
-        OptionError: it is no public key of that kind, or one of small order: such a key goes with signatures, or shared
-            secrets, that anyone can make.
+        OptionError: it is not a public key of that kind, or is one of small order: anyone can make signatures or shared
+            secrets that fit such a key.
     """
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -143,7 +143,7 @@ def private_key_bytes(key: Key, kind: KeyKind = KeyKind.SIGNING, passphrase: byt
         passphrase: of an encrypted file; the environment variable TENSORWRIGHT_PASSPHRASE when None.
 
     Raises:
-        OptionError: it is no private key of that kind, or is encrypted and the passphrase is missing or wrong.
+        OptionError: it is not a private key of that kind, or is encrypted and the passphrase is missing or wrong.
     """
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 

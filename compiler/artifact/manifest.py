@@ -144,7 +144,7 @@ class CallList(_Model):
 
     def _check(self, steps: JsonValue, depth: int) -> None:
         if not isinstance(steps, list) or depth > MAX_BRANCH_DEPTH:
-            raise ValueError("the steps of a function are no list, or branches are nested too deep")
+            raise ValueError("the steps of a function are not a list, or branches are nested too deep")
         for step in steps:
             if not isinstance(step, list) or not step:
                 raise ValueError("a step of a function is neither a call nor branches")
@@ -322,7 +322,7 @@ class Manifest(_Model):
         for state in self.states:
             given, result = inputs.get(state.input), outputs.get(state.output)
             if given is None or result is None or given.dtype != result.dtype:
-                raise ValueError(f"state {state.name!r} is no input and output of one element type")
+                raise ValueError(f"state {state.name!r} does not name an input and an output of one element type")
             if state.axis is not None and state.axis >= len(given.shape):
                 raise ValueError(f"state {state.name!r} has no axis {state.axis}")
             if state.grows and (state.axis is None or not isinstance(given.shape[state.axis], str)):
@@ -333,7 +333,7 @@ class Manifest(_Model):
                 for axis, (one, other) in enumerate(zip(given.shape, result.shape, strict=True))
             )
             if not same:
-                raise ValueError(f"state {state.name!r} is no input and output of one shape")
+                raise ValueError(f"state {state.name!r} does not name an input and an output of one shape")
         held = {state.input for state in self.states}
         if any(
             each.name not in held or (each.shape, each.dtype) != (inputs[each.name].shape, inputs[each.name].dtype)
@@ -343,10 +343,10 @@ class Manifest(_Model):
         if self.position is not None:
             place = inputs.get(self.position.input)
             if place is None or place.dtype != "int64" or len(place.shape) > 1 or place.name in held:
-                raise ValueError("the position is no input of whole numbers")
+                raise ValueError("the position does not name an input of integers")
             sizes = {size for each in self.inputs for size in each.shape}
             if isinstance(self.position.rows, str) and self.position.rows not in sizes:
-                raise ValueError("the rows of a run are no dimension of an input")
+                raise ValueError("the rows of a run are not a dimension of an input")
         return self
 
     @property

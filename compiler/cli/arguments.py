@@ -35,7 +35,7 @@ def _size(text: str, name: str) -> int | str:
     if text.isidentifier():
         return text
     raise OptionError(
-        f"--shape {name}: {text!r} is no size", "a size is a number, or a name for one that is not known yet (batch)"
+        f"--shape {name}: {text!r} is not a size", "a size is a number, or a name for one that is not known yet (batch)"
     )
 
 
@@ -47,7 +47,7 @@ def parse_sizes(texts: Sequence[str]) -> dict[str, list[int | tuple[int, ...]]]:
         for text in value.split(","):
             numbers = text.strip().split("x")
             if not all(each.isdecimal() for each in numbers):
-                raise OptionError(f"--sizes {name}: {text!r} is no size and no shape", f"write {form}")
+                raise OptionError(f"--sizes {name}: {text!r} is neither a size nor a shape", f"write {form}")
             shape = tuple(map(int, numbers))
             found.setdefault(name, []).append(shape if len(shape) > 1 else shape[0])
     return found
@@ -80,7 +80,7 @@ def divide_shapes(
 ) -> tuple[dict[str, tuple[int | str, ...]], dict[str, int]]:
     """Of what `--shape` says of a model: shapes of its inputs, and sizes of its dynamic dimensions.
 
-    A name that is no input stays among the shapes unless it has one fixed size; compiling then says what is wrong.
+    A name that is not an input stays among the shapes unless it has one fixed size; compiling then says what is wrong.
     """
     sizes = {
         name: shape[0]
@@ -143,7 +143,7 @@ def _load_array(path: Path, option: str) -> np.ndarray[Any, Any]:
     except OSError as error:
         raise StorageError(f"{option}: {path} cannot be read: {error.strerror or error}") from error
     except (ValueError, EOFError) as error:
-        raise InputError(f"{option}: {path} is no .npy file of plain numbers: {error}") from error
+        raise InputError(f"{option}: {path} is not an .npy file of plain numbers: {error}") from error
 
 
 def load_archive(path: Path, option: str) -> dict[str, np.ndarray[Any, Any]]:
@@ -158,7 +158,7 @@ def load_archive(path: Path, option: str) -> dict[str, np.ndarray[Any, Any]]:
     except OSError as error:
         raise StorageError(f"{option}: {path} cannot be read: {error.strerror or error}") from error
     except (ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise InputError(f"{option}: {path} is no .npz file of plain numbers: {error}") from error
+        raise InputError(f"{option}: {path} is not an .npz file of plain numbers: {error}") from error
 
 
 def _literal(name: str, text: str, option: str, spec: Any) -> np.ndarray[Any, Any]:
@@ -241,7 +241,7 @@ def parse_duration(text: str) -> float:
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
     if match is None or match.group(2) not in _DURATIONS or not float(match.group(1)):
-        raise OptionError(f"{text!r} is no length of time", "write 90s, 10m or 1h")
+        raise OptionError(f"{text!r} is not a length of time", "write 90s, 10m or 1h")
     return float(match.group(1)) * _DURATIONS[match.group(2)]
 
 

@@ -18,7 +18,7 @@ def load_private_key(path: Path, kind: KeyKind, passphrase_file: Path | None = N
     passphrase, the terminal is asked.
 
     Raises:
-        OptionError: it is no private key of that kind, or its passphrase is missing or wrong.
+        OptionError: it is not a private key of that kind, or its passphrase is missing or wrong.
         StorageError: the passphrase's file cannot be read.
     """
     passphrase = _of_file(passphrase_file) if passphrase_file is not None else None
@@ -31,7 +31,7 @@ def load_credentials(key: Path | None, device_key: Path | None, passphrase_file:
     """What --key and --device-key say; None where neither is given.
 
     Raises:
-        OptionError: only one of the two is given, or one is no X25519 key.
+        OptionError: only one of the two is given, or one is not an X25519 key.
         StorageError: the passphrase's file cannot be read.
     """
     if key is None and device_key is None:

@@ -69,7 +69,7 @@ def score(evaluate: Evaluate, run: Run) -> float:
 
 
 def check_max_drop(max_drop: float) -> None:
-    """Raises OptionError for what is no share."""
+    """Raises OptionError unless the value is a share from 0 to 1."""
     if not isinstance(max_drop, int | float) or not 0 <= max_drop < 1:
         raise OptionError(f"max_drop={max_drop}", "give a share of 0 up to 1, like 0.01")
 

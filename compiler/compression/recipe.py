@@ -230,7 +230,7 @@ def _step(entry: Any) -> Step:
         name, settings = next(iter(entry.items()))
         if settings is None or isinstance(settings, Mapping):
             return str(name), dict(settings or {})
-    raise OptionError(f"{entry!r} is no step of a recipe", "a step is a name, or {name: {setting: value}}")
+    raise OptionError(f"{entry!r} is not a step of a recipe", "a step is a name, or {name: {setting: value}}")
 
 
 __all__ = ["RecipeResult", "compress", "parse_recipe"]

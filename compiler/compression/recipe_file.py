@@ -18,7 +18,7 @@ def read_recipe(path: Path) -> Any:
 
     Raises:
         StorageError: it cannot be read.
-        OptionError: it is no YAML, refers to itself, names a key twice, or is too large.
+        OptionError: it is not YAML, refers to itself, names a key twice, or is too large.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -38,7 +38,7 @@ def read_recipe(path: Path) -> Any:
     except RecursionError as error:
         raise OptionError(f"{path} is nested too deeply", "compress: [prune: {amount: 0.5}, quantize]") from error
     except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or a number of thousands of digits
-        raise OptionError(f"{path} is no YAML that can be read: {error}") from error
+        raise OptionError(f"{path} cannot be read as YAML: {error}") from error
 
 
 def _repeated_keys(node: yaml.Node | None) -> Iterator[tuple[str, int, int]]:

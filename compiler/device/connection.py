@@ -33,7 +33,7 @@ Kind = Literal["modules", "kernels"]
 
 
 class NoDeviceServerError(DeviceError):
-    """What listens at the address is no tensorwright-server of this protocol."""
+    """What listens at the address is not a tensorwright-server of this protocol."""
 
 
 class Connection:
@@ -132,7 +132,7 @@ class Connection:
         if preface == _ERROR:
             raise self._refused(end)
         if preface != _NOISE:
-            raise NoDeviceServerError(f"{self.address} is no tensorwright-server of this version")
+            raise NoDeviceServerError(f"{self.address} is not a tensorwright-server of this version")
         self._ciphers = handshake.read_second(self._take(SECOND_MESSAGE_BYTES, end))
 
     def _refused(self, end: float) -> DeviceError:
@@ -151,7 +151,7 @@ class Connection:
             raise self._refused(end)
         (length,) = struct.unpack("<I", head)
         if length > _LONGEST_ANSWER:
-            raise NoDeviceServerError(f"{self.address} is no tensorwright-server of this version")
+            raise NoDeviceServerError(f"{self.address} is not a tensorwright-server of this version")
         verdict, _, text = self._take(length, end).decode("utf-8", "replace").partition(" ")
         if verdict != "ok":
             raise DeviceError(_printable(text.encode()))
@@ -226,7 +226,7 @@ def parse_address(address: str) -> tuple[str, int]:
     """(host, port) of "HOST:PORT". Raises OptionError for other texts."""
     host, separator, port = address.rpartition(":")
     if not separator or not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise OptionError(f"{address!r} is no address", "write HOST:PORT, such as 192.168.0.7:9090")
+        raise OptionError(f"{address!r} is not an address", "write HOST:PORT, such as 192.168.0.7:9090")
     return host, int(port)
 
 

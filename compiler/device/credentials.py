@@ -24,7 +24,7 @@ def load_credentials(private_key: Key, device_key: Key, passphrase: bytes | None
     """The credentials of raw keys or PEM files.
 
     Raises:
-        OptionError: one is no X25519 key, or is encrypted and the passphrase is missing or wrong.
+        OptionError: one is not an X25519 key, or is encrypted and the passphrase is missing or wrong.
     """
     private = private_key_bytes(private_key, KeyKind.CONNECTION, passphrase)
     return Credentials(private, public_key_bytes(device_key, KeyKind.CONNECTION))

@@ -110,7 +110,7 @@ class DeviceTimes:
         times: milliseconds, "p50" and "p99" of each kind: "ms" of runs with the copies of inputs and outputs; on a
             graphics processor also "device_ms" and "host_ms" of runs without them, by its clock and by the
             processor's, and "graph_ms" and "graph_host_ms" of the run as one CUDA graph.
-        graph_problem: why the run is no CUDA graph; None where it is one, or there is no graphics processor.
+        graph_problem: why the run is not a CUDA graph; None where it is one, or there is no graphics processor.
     """
 
     difference: float

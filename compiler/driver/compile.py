@@ -80,7 +80,7 @@ def compile(
         sizes: of dynamic dimensions, those that get code of their own beside the code for every size: by dimension
             (`{"batch": [1, 8]}`, each combination of several), or whole shapes by input
             (`{"x": [(1, 3, 224, 224), (8, 3, 224, 224)]}`). All share the weights.
-        constants: values of inputs that are fixed now; they are no inputs of the module any more.
+        constants: values of inputs that are fixed now; they are no longer inputs of the module.
         example_inputs: positional arguments of a `torch.nn.Module`, or a dictionary of keyword arguments.
         dynamic_shapes: which dimensions of them stay symbolic, as `torch.export.export` takes it.
         outputs: names of those to return, in this order (of an ONNX model any value of its main graph); all when None.
@@ -241,7 +241,7 @@ def find_target(target: str | targets.Target, cores: int | None = None) -> targe
         return target
     if not isinstance(target, str):
         raise OptionError(
-            f"a {type(target).__name__} is no target", "give a name of `tensorwright targets`, or a Target"
+            f"a {type(target).__name__} is not a target", "give a name of `tensorwright targets`, or a Target"
         )
     with translated_target_errors():
         return targets.get(target, cores=cores)

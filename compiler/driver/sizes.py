@@ -24,7 +24,8 @@ def specialized(model: ImportedModel, sizes: Sizes) -> ImportedModel:
     """The model with code of its own for each combination of the given sizes.
 
     Raises:
-        OptionError: a name is no dynamic dimension and no input, a size does not fit or the model cannot run with it,
+        OptionError: a name is neither a dynamic dimension nor an input, a size does not fit or the model cannot run
+            with it,
             there are more than `MOST_VARIANTS` combinations, or the model has states.
     """
     if not isinstance(sizes, Mapping):
@@ -51,7 +52,7 @@ def _choices(model: ImportedModel, name: str, given: object) -> list[Variant]:
         return [_variant_of_shape(name, by_input[name], shape) for shape in given]
     if name not in symbolic_dimensions(model.mod["main"].params):
         inputs = "; ".join(map(str, model.inputs))
-        raise OptionError(f"sizes: {name!r} is no input and no dynamic dimension", f"the model takes {inputs}")
+        raise OptionError(f"sizes: {name!r} is neither an input nor a dynamic dimension", f"the model takes {inputs}")
     return [{name: _size(name, size)} for size in given]
 
 
@@ -72,7 +73,7 @@ def _variant_of_shape(name: str, declared: Sequence[int | str], shape: object) -
 
 def _size(name: str, size: object) -> int:
     if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 0:
-        raise OptionError(f"sizes[{name!r}] holds {size!r}, which is no size", "give whole numbers, as in [1, 8]")
+        raise OptionError(f"sizes[{name!r}] holds {size!r}, which is not a size", "give whole numbers, as in [1, 8]")
     return int(size)
 
 

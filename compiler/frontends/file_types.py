@@ -46,7 +46,7 @@ def check_is_model_file(path: Path, *, exported_program: bool = False) -> None:
     except OSError:
         return  # whoever reads it says why that is not possible
     if path.suffix == ".gguf":
-        raise InvalidModelError(f"{path} is no GGUF file, or it is damaged", "download or convert the file again")
+        raise InvalidModelError(f"{path} is not a GGUF file, or it is damaged", "download or convert the file again")
     found = foreign_file(head, path)
     if found is not None and not (exported_program and found.kind == _EXPORTED_PROGRAM):
         raise InvalidModelError(f"{path} is {found.kind}", found.hint)

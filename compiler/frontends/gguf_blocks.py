@@ -60,7 +60,7 @@ def read_gguf_blocks(raw: Array, type_name: str, shape: tuple[int, int]) -> Bloc
     kind = _TYPES[type_name]
     if depth % kind.elements:
         raise InvalidModelError(
-            f"a GGUF tensor of type {type_name} has rows of {depth} elements, which is no multiple of {kind.elements}"
+            f"a GGUF tensor of type {type_name} has rows of {depth} elements, not a multiple of {kind.elements}"
         )
     blocks = depth // kind.elements
     _expect(content, columns * blocks * kind.size, type_name, shape)

@@ -100,7 +100,7 @@ class ImportedModel:
 
     `mod["main"]` takes the runtime inputs in the order of `inputs` and returns a tuple in the order of `outputs`;
     weights are embedded constants. `fixed` holds the model inputs whose values were fixed while importing: they are
-    no runtime inputs any more. `requirements` and `indices` are checked when a run begins; `checks` says what the
+    not runtime inputs any more. `requirements` and `indices` are checked when a run begins; `checks` says what the
     checks of sizes in the module are for: the one that binds the variable `check_N_` is for `checks[N]`. `notes` are
     lines for the user about results that differ from what the model declares. `states` pair inputs with outputs:
     `main` is a pure function of them here, and updates them in place once it is compiled. `nodes` holds the model's

@@ -125,20 +125,20 @@ def _check_forms(shapes: Shapes | None, constants: Constants | None) -> None:
     for name, sizes in (shapes or {}).items():
         if isinstance(sizes, str | bytes) or not isinstance(sizes, Sequence | np.ndarray):
             raise InputError(
-                f"shapes: {sizes!r} is no shape of input {name!r}",
+                f"shapes: {sizes!r} is not a shape of input {name!r}",
                 f'give its sizes, as in shapes={{{name!r}: ("batch", 64)}}',
             )
 
 
 def _pairs(state: State) -> Mapping[str, str] | None:
-    """The option for an ONNX model. Raises OptionError for what is no dictionary of names."""
+    """The option for an ONNX model. Raises OptionError for what is not a dictionary of names."""
     if state is not None and not isinstance(state, Mapping):
         raise OptionError('state= of an ONNX model pairs inputs with outputs: {"past_key_values.*": "present.*"}')
     return state
 
 
 def _names(state: State) -> Sequence[str] | None:
-    """The option for a PyTorch model. Raises OptionError for what is no sequence of names."""
+    """The option for a PyTorch model. Raises OptionError for what is not a sequence of names."""
     if isinstance(state, Mapping | str):
         if not state:
             return None

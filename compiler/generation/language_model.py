@@ -43,7 +43,7 @@ class LanguageModel:
         assets = module.artifact.assets
         if DESCRIPTION_ASSET not in assets:
             raise ArtifactError(
-                f"module {module.manifest.model_name!r} is no language model",
+                f"module {module.manifest.model_name!r} is not a language model",
                 "compile one from a GGUF file or a folder of the transformers library",
             )
         try:
@@ -191,7 +191,7 @@ def load(
 
     Raises:
         StorageError, ArtifactError, IncompatibleArtifactError, SignatureError: as of `compiler.load`.
-        ArtifactError: it is no language model.
+        ArtifactError: it is not a language model.
         MissingDependencyError: a package of the extra `generate` is missing.
     """
     return LanguageModel(load_module(source, threads=threads, trusted_keys=trusted_keys))
@@ -208,5 +208,5 @@ def merged_options(options: GenerationOptions | None, settings: Mapping[str, Any
 
 def _checked_token(token: Any, vocabulary: int) -> int:
     if isinstance(token, bool) or not hasattr(token, "__index__") or not 0 <= int(token) < vocabulary:
-        raise InputError(f"{token!r} is no token", f"tokens are whole numbers from 0 to {vocabulary - 1}")
+        raise InputError(f"{token!r} is not a token", f"tokens are whole numbers from 0 to {vocabulary - 1}")
     return int(token)

@@ -32,12 +32,14 @@ class Sampler:
     def choose(self, logits: Logits) -> int:
         """The next token, out of float32 logits (vocabulary,).
 
-        Raises InputError where they are not numbers: the model computed NaN.
+        Raises InputError where they are not finite.
         """
         scores = self._penalized(logits)
         token = int(scores.argmax()) if self._random is None else self._drawn(scores, self._random)
         if not np.isfinite(scores[token]):
-            raise InputError("the model computed logits that are no numbers", "its weights or its precision are broken")
+            raise InputError(
+                "the model computed logits that are NaN or infinite", "its weights or its precision are broken"
+            )
         self._seen.add(token)
         return token
 

@@ -23,7 +23,7 @@ class TextStream:
         return self._next(final=False)
 
     def end(self) -> str:
-        """What is left: bytes that are no character become replacement characters."""
+        """What is left: bytes that do not form a character become replacement characters."""
         return self._next(final=True)
 
     def _next(self, *, final: bool) -> str:

@@ -60,7 +60,7 @@ class Tokenizer:
             raise InputError("the model has no chat template", "give the prompt as a text")
         for message in messages:
             if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
-                raise InputError(f"{message!r} is no message", 'a message is {"role": "user", "content": "..."}')
+                raise InputError(f"{message!r} is not a message", 'a message is {"role": "user", "content": "..."}')
         jinja2 = optional_module("jinja2", "generate", "fills in chat templates")
         sandbox = optional_module("jinja2.sandbox", "generate", "fills in chat templates")
         environment = sandbox.ImmutableSandboxedEnvironment(

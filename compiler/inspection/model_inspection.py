@@ -128,7 +128,7 @@ def _estimate(
 
 @dataclass(frozen=True)
 class ModelInput:
-    """An input as a model file declares it; `dtype` is TVM's name, "" where it is no tensor."""
+    """An input as a model file declares it; `dtype` is TVM's name, "" where it is not a tensor."""
 
     name: str
     dtype: str

@@ -112,7 +112,7 @@ def check_writable(path: Path) -> None:
 
 
 def check_report(path: Path | None, suffixes: tuple[str, ...]) -> None:
-    """Find out before minutes of work that a report cannot be written in the end; None is no report.
+    """Find out before minutes of work that a report cannot be written in the end; None stands for no report.
 
     Raises:
         OptionError: its name does not end in one of `suffixes`.

@@ -52,7 +52,7 @@ def read_profile(path: Path) -> Mapping[str, Any]:
 
     Raises:
         StorageError: the file cannot be read.
-        OptionError: it is no profile, or one without layers.
+        OptionError: it is not a profile, or one without layers.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -62,7 +62,7 @@ def read_profile(path: Path) -> Mapping[str, Any]:
         raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise OptionError(
-            f"{path} is no profile with layers (format version {FORMAT_VERSION})",
+            f"{path} is not a profile with layers (format version {FORMAT_VERSION})",
             "give a profile.json that `tensorwright profile --output` wrote, or a module",
         ) from error
     return dict(found)

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def tensor_fields(text: str) -> dict[str, Any]:
-    """Name, `dtype` and `shape` of a tensor that is written as text; what is no tensor has a `kind` in their place."""
+    """Name, `dtype` and `shape` of a tensor that is written as text; other values have a `kind` in their place."""
     name, _, described = text.rpartition(": ")
     if not described.endswith("]"):
         return {"name": name, "kind": described}

@@ -35,7 +35,7 @@ _DEVICE_FIELDS = ("compute_capability", "multiprocessors", "shared_bytes")
 
 
 def target_description(target: targets.Target) -> dict[str, Any]:
-    """The part of a target's description that times depend on; plain data. Its name is no part of it."""
+    """The part of a target's description that times depend on; plain data. Its name is not a part of it."""
     machine = target.machine.model_dump(mode="json")
     if isinstance(target.machine, GpuMachine):
         # A graphics processor; the processor beside it launches kernels and runs none.

@@ -215,7 +215,9 @@ def summary(records: Iterable[Record]) -> list[RuleSummary]:
             product *= gain
         failed = sum(record.status != "ok" for record in group)
         mean = product ** (1 / len(gains)) if gains else None
-        trials = sum(not record.in_model for record in group)  # what is timed again in the model is no trial
+        trials = sum(
+            not record.in_model for record in group
+        )  # kernels that are timed again in the model are not trials
         lines.append(RuleSummary(target, rule, version, len(tasks), trials, failed, mean))
     return lines
 

@@ -193,7 +193,7 @@ def read(path: str | Path) -> Loaded:
                 loaded.extend(read(each))
             return loaded
         if path.exists() and not path.is_file():
-            raise OSError("it is no file")  # to read a pipe would wait for a writer
+            raise OSError("it is not a file")  # to read a pipe would wait for a writer
         data = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise StorageError(f"{path}: the tuning records cannot be read: {error}") from error
@@ -252,7 +252,7 @@ class RecordWriter:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists() and not self.path.is_file():
-                raise OSError("it is no file")
+                raise OSError("it is not a file")
             self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise StorageError(f"{self.path}: tuning records cannot be written there: {error}") from error

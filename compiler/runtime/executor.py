@@ -52,7 +52,7 @@ class Executor(Protocol):
         """States of a session where kernels read them, by the names of their inputs; the arrays are the session's."""
 
     def step(self, inputs: Mapping[str, Any], held: dict[str, Any], threads: int, *, as_numpy: bool) -> dict[str, Any]:
-        """The outputs that are no states; the states held are updated. Not for two threads with the same states."""
+        """The outputs that are not states; the states held are updated. Not for two threads with the same states."""
 
     def read(self, held: Mapping[str, Any]) -> dict[str, Array]:
         """Copies of the states."""

@@ -35,7 +35,7 @@ class _Size:
         try:
             for name in sorted(parsed(self.formula).names):
                 if self.symbols.get(name) not in dimensions:
-                    raise FormulaError(f"{name!r} is no dimension of an input")
+                    raise FormulaError(f"{name!r} is not a dimension of an input")
         except FormulaError as error:
             raise ArtifactError(
                 f"the module's requirement {self.formula!r} is not valid: {error}", "compile the model again"
@@ -73,7 +73,7 @@ class RequirementChecker:
     `any` is False when there is nothing to check.
 
     Raises:
-        ArtifactError: a requirement is no formula of the inputs' dimensions, or indices are not those of an input.
+        ArtifactError: a requirement is not a formula of the inputs' dimensions, or indices are not those of an input.
     """
 
     def __init__(

@@ -70,7 +70,7 @@ def read_states(path: str | os.PathLike[str], manifest: Manifest) -> SavedStates
     data, origin = read_mapped(path), os.fspath(path)
     content = data[: max(len(data) - _DIGEST_BYTES, 0)]
     if len(content) < _HEAD.size or bytes(content[: len(_MAGIC)]) != _MAGIC:
-        raise ArtifactError(f"{origin} is no file of a session's states", "session.save(path) writes one")
+        raise ArtifactError(f"{origin} is not a file of a session's states", "session.save(path) writes one")
     if hashlib.sha256(content).digest() != bytes(data[len(content) :]):
         raise ArtifactError(f"{origin} is damaged: its checksum does not match", "save the session again")
     end = _HEAD.size + _HEAD.unpack(content[: _HEAD.size])[1]

@@ -63,7 +63,7 @@ def capacity_of(manifest: Manifest, sizes: Mapping[str, int]) -> int | None:
 
 
 def rows_of_run(manifest: Manifest, inputs: Mapping[str, Any]) -> int:
-    """How many rows a run on these inputs adds; 0 where they do not say, so that they are no inputs of the module."""
+    """How many rows a run on these inputs adds; 0 where they do not say, so that they are not inputs of the module."""
     if manifest.position is None:
         return 0
     rows = manifest.position.rows

@@ -36,7 +36,7 @@ Step = tuple[str, int | str]
 
 
 class FormulaError(ValueError):
-    """A text is no formula, or one has no value for the given sizes."""
+    """A text is not a formula, or one has no value for the given sizes."""
 
 
 class Formula:

@@ -232,8 +232,8 @@ class DotNest(DirectNest):
         return result
 
     def _group_of(self, at: Step, pixel: int) -> Expr:
-        """A group of channels of the pixel as an int32. Of the last bfloat16 pair, what is no channel is cleared: it
-        may be no number, which a weight of zero would not take away."""
+        """A group of channels of the pixel as an int32. Of the last bfloat16 pair, lanes beyond the channels are
+        cleared: they may hold NaN, which a weight of zero would not take away."""
         if self.work.words:
             return self._input(at.place, at.source, at.start, pixel, at.window, 0)
         lane = lanes_of(at.group * self.work.group, self.work.group)

@@ -101,7 +101,7 @@ class WindowWorkload(Workload):
         """The workload of a stage's block attributes, of the class that wrote them: `cls` or one derived from it."""
         fields = {name: _tuples(value) for name, value in json.loads(str(annotations[SPEC])).items()}
         found = _CLASSES[fields.pop(_CLASS)]
-        assert issubclass(found, cls), f"{found.__name__} is no {cls.__name__}"
+        assert issubclass(found, cls), f"{found.__name__} is not a {cls.__name__}"
         return found(**fields)
 
     def __init_subclass__(cls) -> None:

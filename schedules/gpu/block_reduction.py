@@ -22,7 +22,7 @@ _POINTS_OF_A_BLOCK = 256  # what a block computes where each thread has a result
 
 
 def block_reduction(stage: Stage, machine: GpuMachine) -> Any | None:
-    """The launch; None where the stage is no reduction, or gives work to all threads without this."""
+    """The launch; None where the stage is not a reduction, or gives work to all threads without this."""
     reduction = reduction_of(stage)
     points, elements = (product(axis.extent for axis in axes) for axes in (stage.spatial, stage.reduction))
     if reduction is None or points is None or elements is None or elements < LEAST_ELEMENTS:

@@ -23,7 +23,7 @@ def without_parallel_loops(statement: Any) -> Any:
 
 
 def take_allocations(statement: Any) -> tuple[Any, list[Any]]:
-    """The statement without its allocations of buffers that are no thread's own, and these buffers."""
+    """The statement without its allocations of buffers that are not private to a thread, and these buffers."""
     taken: list[Any] = []
 
     def stays(buffer: Any) -> bool:

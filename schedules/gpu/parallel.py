@@ -1,7 +1,8 @@
 """The rule that serves every kernel: each stage becomes one launch, a thread for each point of its result, or a block
 for each where the points are few and the sums long.
 
-Statements that are no simple stage run their outermost parallel loop as threads, or loops whose iterations are shown to
+Statements that are not simple stages run their outermost parallel loop as threads, or loops whose iterations are shown
+to
 be independent, and on one thread where there is none: slow, and right.
 """
 
@@ -92,7 +93,7 @@ def bound_stage(stage: Stage, machine: GpuMachine) -> Any:
 
 
 def bound_statement(statement: Any) -> tuple[Any, list[Any]]:
-    """Launches for a statement that is no simple stage, and buffers that its function is to allocate."""
+    """Launches for a statement that is not a simple stage, and buffers that its function is to allocate."""
     statement, taken = take_allocations(without_pragmas(statement))
     is_plain_parallel = isinstance(statement, tirx.For) and statement.kind == tirx.ForKind.PARALLEL and not taken
     together = None if is_plain_parallel else cooperative(statement, taken)

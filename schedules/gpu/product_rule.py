@@ -66,7 +66,7 @@ class ProductRule(GpuRule):
         launch = self.launch(form, config)
         if form.fused.is_joined:
             return build_function(kernel, [launch], [])
-        # What follows is no elementwise function of each result, and gets launches of its own.
+        # What follows is not elementwise on the result, and gets launches of its own.
         rest = form.fused.rest
         written = [form.fused.stored, *(buffer for stage in rest for buffer in stage.writes)]
         kept = [each for each in kernel.intermediates if any(each.same_as(buffer) for buffer in written)]

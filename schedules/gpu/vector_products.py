@@ -70,7 +70,7 @@ class GpuVectorProducts(ProductRule):
 
 
 def _matrix(form: ProductForm) -> Operand:
-    """The operand that is no vector."""
+    """The operand that is not a vector."""
     return form.b if form.a.rows.extent == 1 else form.a
 
 

@@ -83,7 +83,7 @@ class Stage:
 
 @dataclass(frozen=True, eq=False)
 class Opaque:
-    """A statement that is no simple stage; it is kept as it is."""
+    """A statement that is not a simple stage; it is kept as it is."""
 
     statement: Any
 

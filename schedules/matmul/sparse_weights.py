@@ -53,7 +53,7 @@ def pack_blocks(panels: NDArray[Any], rows: NDArray[np.int32] | None = None) -> 
     panel, row = np.nonzero(kept)
     values = panels[panel, row]
     names = row if rows is None else rows[row]
-    if not len(values):  # tensors without elements are no operands
+    if not len(values):  # tensors without elements are not operands
         values, names = np.zeros((1, panels.shape[-1]), panels.dtype), np.zeros(1, np.int64)
     starts = np.concatenate([[0], np.cumsum(counts)])
     index = np.concatenate([starts, names]).astype(np.int32)

@@ -39,7 +39,7 @@ class FusedKernel:
 
     def __init__(self, kernel: Kernel, anchors: Sequence[Stage], *, partly: bool = False) -> None:
         if not kernel.is_plain:
-            raise NotScheduledError("the kernel holds statements that are no simple stage")
+            raise NotScheduledError("the kernel holds statements that are not simple stages")
         self.kernel = kernel
         self.anchors = tuple(anchors)
         first = next(i for i, stage in enumerate(kernel.stages) if stage is anchors[0])

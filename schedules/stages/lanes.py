@@ -48,7 +48,7 @@ def picked(parts: Sequence[Part], size: int) -> Expr:
 def parts_of(value: Expr, var: Any, lanes: Sequence[int], size: int, known: Mapping[Any, int]) -> list[Part] | None:
     """What moves a value into some lanes of a block: the first of `lanes` is where `var` (None: a single lane) is 0.
 
-    `known` are the values of other variables. None where the value is no constant or load, where its place in the
+    `known` are the values of other variables. None where the value is not a constant or load, where its place in the
     last dimension depends on others, or where too many vectors would have to be read.
     """
     if isinstance(value, tirx.IntImm | tirx.FloatImm):

@@ -1,4 +1,4 @@
-"""Code for one planned nest that is no reduction, and the loops that all vectors run in."""
+"""Code for one planned nest that is not a reduction, and the loops that all vectors run in."""
 
 from __future__ import annotations
 

@@ -51,7 +51,9 @@ class Runnable(Protocol):
         """The outputs by name."""
 
     def session(self) -> Any:
-        """What keeps the module's states: its `run` takes and gives what is no state, `states` are these by name."""
+        """What keeps the module's states: its `run` takes and returns the tensors that are not states, `states` are
+        these by name.
+        """
 
     def export(self, path: str | Path, /) -> None:
         """Write it as a file."""
@@ -67,7 +69,7 @@ class Toolbox(Protocol):
         """A module from a file, ready to run as modules of this target run here."""
 
     def refusal(self, error: Exception) -> str | None:
-        """The reason that an error gives the user; None when it is no refusal but a defect."""
+        """The reason that an error gives the user; None when it is not a refusal but a defect."""
 
 
 @dataclass(frozen=True)

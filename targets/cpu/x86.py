@@ -107,7 +107,7 @@ def presets() -> dict[str, Callable[[int | None], Target]]:
 def host(cores: int | None = None) -> Target:
     """This machine: LLVM's model name, corrected by the features that the operating system reports.
 
-    Raises TargetError when this is no x86-64 machine.
+    Raises TargetError when this is not an x86-64 machine.
     """
     if cpuinfo.architecture() != "x86_64":
         raise TargetError(

@@ -87,7 +87,7 @@ def find_nvcc() -> Nvcc:
     for candidate in candidates:
         if candidate and (found := shutil.which(candidate)):
             return Nvcc(found)
-    where = f"{OVERRIDE} is {override!r}, which is no program" if override else "nvcc is not on the PATH"
+    where = f"{OVERRIDE} is {override!r}, which is not a program" if override else "nvcc is not on the PATH"
     raise ToolchainMissing(f"{where}; it compiles kernels for NVIDIA graphics processors", _INSTALL)
 
 

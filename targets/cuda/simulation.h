@@ -129,7 +129,8 @@ static void run(const Launch& launch, bool cooperative, std::function<void()> ke
       }
 }
 
-// Shared memory as a block finds it: bytes that are no number for any float, so that what is read and was never written shows.
+// Shared memory as a block finds it: bytes that are NaN for any float, so that what is read and was never written
+// shows.
 inline void forget(void* memory, size_t bytes) {
   if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) std::memset(memory, 0xFF, bytes);
 }

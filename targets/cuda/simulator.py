@@ -23,8 +23,8 @@ from targets.toolchain import Compiler
 
 _HEADER = Path(__file__).with_name("simulation.h")
 _OPTIONS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-fno-strict-aliasing", "-ffp-contract=off", "-w")
-# Ends the process where a vector is loaded from an address that is no multiple of its size, which a device refuses, or
-# an index leaves a buffer of a kernel.
+# Ends the process where a vector is loaded from an address that is not a multiple of its size (which a device refuses),
+# or an index leaves a buffer of a kernel.
 _STRICT = ("-fsanitize=alignment,bounds", "-fsanitize-undefined-trap-on-error")
 _LOADER = "ffi.Module.load_from_bytes.cuda"
 _KERNEL = re.compile(

@@ -64,7 +64,7 @@ class Program:
     def from_bytes(cls, data: bytes) -> Program:
         """Raises ValueError when it is none."""
         if data[: len(_MAGIC)] != _MAGIC:
-            raise ValueError("this is no program of an Ethos-U")
+            raise ValueError("this is not a program of an Ethos-U")
         start = len(_MAGIC) + 4
         end = start + int.from_bytes(data[len(_MAGIC) : start], "little")
         header = json.loads(data[start:end])

@@ -102,7 +102,7 @@ class View:
         scale, zero = self.constant(call.args[1]), self.constant(call.args[2])
         dtype = str(variable.ty.dtype)
         if scale is None or zero is None or scale.size != 1 or zero.size != 1:
-            raise Unsupported("its activations have a scale for each channel, or one that is no constant")
+            raise Unsupported("its activations have a scale for each channel, or one that is not a constant")
         if dtype not in _BYTES:
             raise Unsupported(f"its activations are {dtype}, and the accelerator takes int8 and uint8")
         unsigned = dtype == "uint8"

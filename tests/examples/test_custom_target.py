@@ -82,7 +82,7 @@ def test_what_is_left_has_a_reason() -> None:
     assert model is not None
     report = partition_of(compiler.compile(model, "matrix-engine", records=False))
     assert report["claimed"]
-    assert report["refused"] == [{"operator": "matmul", "reason": "its second operand is no constant"}]
+    assert report["refused"] == [{"operator": "matmul", "reason": "its second operand is not a constant"}]
 
 
 @settings(max_examples=20, deadline=None)

@@ -60,7 +60,7 @@ def nest_deeply(parts: Parts, random: Random) -> None:
 
 
 def edit_json_text(parts: Parts, random: Random) -> None:
-    """What is no JSON, or hardly."""
+    """Text that is not JSON, or hardly."""
     changes = (
         (b'"relative": 0.001', b'"relative": NaN'),
         (b'"relative": 0.001', b'"relative": 1e999'),

@@ -72,7 +72,7 @@ class Program:
         return Value(len(self.inputs) + len(self.evaluations) - 1, builder.emit(expr), shape)
 
     def run(self, inputs: dict[str, np.ndarray], states: dict[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """(results that are no states, next states), by PyTorch."""
+        """(results that are not states, next states), by PyTorch."""
         env = [
             states[spec.name] if spec.name in states else torch.from_numpy(np.asarray(inputs[spec.name]))
             for spec in self.inputs

@@ -39,7 +39,7 @@ def test_without_a_device_the_command_says_what_is_missing(capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [(["no-such-model"], "no-such-model"), (["pnet", "--target", "host"], "host is no CUDA")]
+    ("arguments", "said"), [(["no-such-model"], "no-such-model"), (["pnet", "--target", "host"], "host is not a CUDA")]
 )
 def test_what_is_not_there_is_named(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cuda.main(arguments) == 2

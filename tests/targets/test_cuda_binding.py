@@ -1,4 +1,4 @@
-"""What is bound to threads, and how, where a kernel is no plain stage of loops; by simulation."""
+"""What is bound to threads, and how, where a kernel is not a plain stage of loops; by simulation."""
 
 from __future__ import annotations
 

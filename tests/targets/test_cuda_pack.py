@@ -322,7 +322,7 @@ def test_a_pack_goes_on_where_it_was_cut_off(copy: Path, target: CudaTarget, tmp
         make_pack(copy, target, [], 1000, made.append)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
-    with pytest.raises(StorageError, match="is no pack"):
+    with pytest.raises(StorageError, match="is not a pack"):
         make_pack(tmp_path / "other", target, [], _LIMIT, made.append)
     h100 = targets.get("h100")
     assert isinstance(h100, CudaTarget)
@@ -371,7 +371,7 @@ def test_a_report_of_something_else_is_an_error(tmp_path: Path, capsys: pytest.C
     path = tmp_path / "results.json"
     path.write_text('{"stage": "run", "pack": "p"}\n{"no": 1}\n', encoding="utf-8")
     assert cuda.main(["--report", str(path)]) == 2
-    assert "line 2, is no line of results" in capsys.readouterr().err
+    assert "line 2, is not a line of results" in capsys.readouterr().err
     path.write_text('{"stage": "device", "name": "NVIDIA H100 80GB HBM3"}\n{"stage": "cut', encoding="utf-8")
     assert cuda.main(["--report", str(path)]) == 0
     assert "NVIDIA H100 80GB HBM3" in capsys.readouterr().out

@@ -96,7 +96,7 @@ Difference Compare(const Summary& found, const Summary& expected, const Toleranc
   Difference made;
   double squares = 0;
   int64_t apart = 0;
-  if (found.not_numbers != expected.not_numbers) made.words = std::to_string(static_cast<int64_t>(found.not_numbers)) + " elements are no number, not " + std::to_string(static_cast<int64_t>(expected.not_numbers));
+  if (found.not_numbers != expected.not_numbers) made.words = std::to_string(static_cast<int64_t>(found.not_numbers)) + " elements are NaN, not " + std::to_string(static_cast<int64_t>(expected.not_numbers));
   double scale = std::max(expected.rms, kTiny), allowed = tolerance.absolute + tolerance.relative * std::max(1.0, expected.largest);
   if (tolerance.rms > 0) allowed = kPeak * tolerance.rms * scale;
   for (size_t i = 0; i < expected.samples.size(); ++i) {

@@ -21,7 +21,7 @@ class Writer {
   int64_t size_;
 };
 
-// What is kept of a tensor: its root mean square, its largest magnitude, how many elements are no number, and elements
+// What is kept of a tensor: its root mean square, its largest magnitude, how many elements are NaN, and elements
 // at places drawn by a seed (all of them in their order where they are few).
 struct Summary {
   double rms = 0, largest = 0, not_numbers = 0;

@@ -18,7 +18,7 @@ Results::Results(const std::string& path, const std::string& pack) : path_(path)
   file_ = open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   if (file_ < 0) throw Error("the results cannot be written to " + path + ": " + std::strerror(errno), "set OUT to a folder that can be written");
   struct stat about;
-  if (fstat(file_, &about) != 0 || !S_ISREG(about.st_mode)) throw Error("the results cannot be written to " + path + ": it is no regular file");
+  if (fstat(file_, &about) != 0 || !S_ISREG(about.st_mode)) throw Error("the results cannot be written to " + path + ": it is not a regular file");
   signal(SIGXFSZ, SIG_IGN);  // a limit of the size of files is an error of writing, not an end
   std::string content;
   char buffer[1 << 16];
@@ -47,7 +47,7 @@ Results::~Results() {
 void Results::Take(const std::string& line) {
   JsonValue value = JsonValue::Parse(line.data(), line.size(), path_);
   auto stage = value.Find("stage");
-  if (!stage) value.Fail("it is no line of results: move the file away");
+  if (!stage) value.Fail("it is not a line of results: move the file away");
   if (stage->Text() == "run") current_ = value["pack"].Text();
   if (current_ != pack_ || stage->Text() != "end") return;
   ended_.insert(value["entry"].Text());

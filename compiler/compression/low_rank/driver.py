@@ -125,12 +125,12 @@ class _Search:
         self._timer = LayerTimer(self.job.target, self.options.decide == MEASURED)
 
     def run(self) -> None:
-        """Find the factors. Raises OptionError where `keep` names what is no layer."""
+        """Find the factors. Raises OptionError if `keep` names something that is not a layer."""
         keep = self.options.keep
         known = [layer.name for layer in self.layers]
         for name in keep:
             if name not in known:
-                raise OptionError(f"keep= has {name!r}, which is no layer", f"the layers are {', '.join(known)}")
+                raise OptionError(f"keep= has {name!r}, which is not a layer", f"the layers are {', '.join(known)}")
         for layer in self.layers:
             if layer.name in keep:
                 self.details[layer.name] = "asked for"

@@ -63,7 +63,7 @@ def _is_integer(call: Call, operators: Collection[str]) -> bool:
     name = operator_name(call)
     if name in MOVERS or name in ELEMENTWISE or is_transparent(call):
         return True
-    # A product that is no layer has two activations, or stays in float.
+    # A product that is not a layer has two activations, or stays in float.
     both = name == "relax.matmul" and len(activations_of(call)) == 2
     return integer_name(call) in operators and (both or product_of(call, operators) is None)
 

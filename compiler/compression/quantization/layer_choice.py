@@ -36,13 +36,13 @@ class LayerChoice:
         return [*self.graph.layers, *self.graph.look_ups]
 
     def leave_in_float(self, names: Collection[str]) -> None:
-        """Raises OptionError when one is no layer."""
+        """Raises OptionError when one is not a layer."""
         self._check_names("in_float=", names)
         for name in names:
             self.in_float[name] = "asked for"
 
     def repeat(self, precisions: Mapping[str, str]) -> None:
-        """Leave those layers in float that an earlier run left there. Raises OptionError when one is no layer."""
+        """Leave those layers in float that an earlier run left there. Raises OptionError when one is not a layer."""
         refused = {name for name, _ in self.graph.refused}
         self._check_names("decide=", [name for name in precisions if name not in refused])
         for name, precision in precisions.items():
@@ -54,7 +54,7 @@ class LayerChoice:
         known = [layer.name for layer in self.choices]
         for name in names:
             if name not in known:
-                raise OptionError(f"{option} has {name!r}, which is no layer", f"the layers are {', '.join(known)}")
+                raise OptionError(f"{option} has {name!r}, which is not a layer", f"the layers are {', '.join(known)}")
 
     def refuse_weights(self) -> None:
         """Leave layers in float whose weights no scale serves."""

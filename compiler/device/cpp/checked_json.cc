@@ -52,7 +52,7 @@ JsonValue JsonValue::Parse(const char* text, size_t size, const std::string& doc
   if (IsTooDeep(text, size)) result.Fail("it is nested more than " + std::to_string(kDeepest) + " levels deep");
   tvm::ffi::String problem;
   result.value_ = json::Parse(tvm::ffi::String(text, size), &problem);
-  if (!problem.empty()) result.Fail("it is no JSON (" + std::string(problem) + ")");
+  if (!problem.empty()) result.Fail("it is not JSON (" + std::string(problem) + ")");
   return result;
 }
 

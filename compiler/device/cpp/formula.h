@@ -20,7 +20,7 @@ struct FormulaError : Error {
 
 class Formula {
  public:
-  // Throws FormulaError for what is no formula.
+  // Throws FormulaError if the text is not a formula.
   explicit Formula(std::string text);
 
   const std::string& text() const { return text_; }

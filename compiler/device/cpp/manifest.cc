@@ -133,7 +133,7 @@ void ReadStates(const JsonValue& manifest, Manifest* result) {
     if (rows.IsText()) read.dimension = rows.Text();
     else read.rows = rows.Whole(0, kMostElements);
     const Description& input = result->inputs[read.input];
-    if (input.dtype_name != "int64" || input.shape.size() > 1 || result->IsOfSession(read.input)) position->Fail("it is no input of whole numbers");
+    if (input.dtype_name != "int64" || input.shape.size() > 1 || result->IsOfSession(read.input)) position->Fail("it is not an input of whole numbers");
     result->position = std::move(read);
   }
   result->initial_state_descriptions = ReadDescriptions(manifest, "initial_states", true);
@@ -143,7 +143,7 @@ void ReadStates(const JsonValue& manifest, Manifest* result) {
       const Description& input = result->inputs[state.input];
       known = known || (input.name == each.name && input.shape == each.shape && input.dtype_name == each.dtype_name);
     }
-    if (!known) manifest["initial_states"].Fail(Quoted(each.name) + " is no state of that shape and element type");
+    if (!known) manifest["initial_states"].Fail(Quoted(each.name) + " is not a state of that shape and element type");
   }
   if (auto sizes = manifest.Find("reference_sizes")) {
     for (const auto& [name, value] : sizes->Members()) result->reference_sizes[name] = value.Whole(0, kMostElements);

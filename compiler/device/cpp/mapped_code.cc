@@ -188,7 +188,7 @@ class MappedCode::Image {
       if (kind == kRelative) {
         value = reinterpret_cast<Word>(memory_.base()) + Addend(each, value);
       } else if (absolute) {
-        // A slot of a procedure table holds an address inside of that table before it is bound, which is no addend.
+        // A slot of a procedure table holds an address inside of that table before it is bound, which is not an addend.
         Word addend = kind == kAbsolute[0] ? Addend(each, value) : 0;
         if (SymbolOf(each.r_info) >= symbol_count_) throw Error("the module's code refers to a name that it does not have");
         value = AddressOf(symbols_[SymbolOf(each.r_info)]) + addend;

@@ -15,7 +15,7 @@ void CheckFormula(const Formula& formula, const Symbols& symbols, const std::set
   for (const std::string& name : formula.Names()) {
     auto found = symbols.find(name);
     if (found != symbols.end() && dimensions.count(found->second)) continue;
-    throw Error("the module's requirement " + Quoted(formula.text()) + " is not valid: " + Quoted(name) + " is no dimension of an input",
+    throw Error("the module's requirement " + Quoted(formula.text()) + " is not valid: " + Quoted(name) + " is not a dimension of an input",
                 "compile the model again");
   }
 }

@@ -16,7 +16,7 @@ namespace tensorwright {
 // messages are those of the Python package (runtime/requirements.py): change both, and the table of cases that tests both.
 class InputChecker {
  public:
-  // `manifest` must outlive the checker. Throws Error for requirements that are no formulas of the inputs' dimensions,
+  // `manifest` must outlive the checker. Throws Error for requirements that are not formulas of the inputs' dimensions,
   // and for indices that are not an input of whole numbers.
   explicit InputChecker(const Manifest& manifest);
 

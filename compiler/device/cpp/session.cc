@@ -231,7 +231,7 @@ std::string Session::Save() const {
 void Session::Load(Span file, const std::string& origin) {
   Digest expected;
   if (file.size < kStatesHead + expected.size() || std::memcmp(file.data, kStatesMagic, sizeof kStatesMagic) != 0) {
-    throw Error(origin + " is no file of a session's states");
+    throw Error(origin + " is not a file of a session's states");
   }
   size_t content = file.size - expected.size();
   Sha256 sha;

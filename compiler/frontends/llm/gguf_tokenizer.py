@@ -117,7 +117,7 @@ def _byte_level(file: GgufFile, tokens: list[str], pre: str) -> dict[str, Any]:
     known = set(tokens)
     wrong = [pair for pair in merges if not {*pair, "".join(pair)} <= known]
     if wrong:
-        raise InvalidModelError(f"{file.path}: the tokenizer merges {' and '.join(wrong[0])!r}, which are no tokens")
+        raise InvalidModelError(f"{file.path}: the tokenizer merges {' and '.join(wrong[0])!r}, which are not tokens")
     cuts = [
         {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
         for pattern in _PRE_TOKENIZERS[pre]

@@ -155,7 +155,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         StorageError: it cannot be read.
-        InvalidModelError: it is no JSON, or another thing than an object.
+        InvalidModelError: it is not JSON, or another thing than an object.
     """
     try:
         found = json.loads(path.read_bytes())

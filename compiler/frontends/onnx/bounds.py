@@ -43,7 +43,7 @@ def require_shape(context: NodeContext, shape: Sequence[Dim], expected: Sequence
 
 
 def require_multiple(context: NodeContext, size: Dim, divisor: int) -> None:
-    """Raise an error where a size is no multiple of a divisor."""
+    """Raise an error where a size is not a multiple of a divisor."""
     if is_number(size):
         if size % divisor:
             context.invalid(f"a size of {size} does not divide by {divisor}")

@@ -61,7 +61,7 @@ def _identity(function: Callable[..., Any]) -> tuple[str, str]:
 
 
 def _guarded(function: Convert, operator: str, domain: str) -> Convert:
-    """The converter; what it raises that is no answer to the node is an error that names it."""
+    """The converter; an exception other than a refusal of the node becomes an error that names the converter."""
 
     @functools.wraps(function)
     def convert(node: NodeContext) -> Any:

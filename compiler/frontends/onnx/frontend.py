@@ -36,7 +36,7 @@ def import_onnx(
     Args:
         source: the model; external data are looked for next to the file.
         shapes: sizes by input name; an int fixes a dimension, a str makes it symbolic and equal wherever it occurs.
-        constants: values of model inputs known when compiling; they are no inputs of the module any more.
+        constants: values of model inputs known when compiling; they are no longer inputs of the module.
         outputs: names of what to return, in this order: outputs or other values of the main graph; all outputs when
             None. What nothing else needs is not imported.
         state: pairs of inputs and outputs, by names with "*"; None: those of the usual names.

@@ -81,7 +81,7 @@ def runtime_inputs(
 ) -> list[RuntimeInput]:
     """The inputs that stay, with symbolic sizes shared by name and the caller's shapes applied.
 
-    Raises InputError for shapes that do not fit, UnsupportedModelError for inputs that are no tensors.
+    Raises InputError for shapes that do not fit, UnsupportedModelError for inputs that are not tensors.
     """
     names = [spec.name for spec in graph.input]
     for name in shapes or {}:
@@ -170,7 +170,7 @@ def _checked_size(name: str, size: object) -> int | str:
     if isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size >= 0:
         return int(size)
     raise InputError(
-        f"shapes: {size!r} is no size of input {name!r}",
+        f"shapes: {size!r} is not a size of input {name!r}",
         "use an int from 0 on, or the name of a symbolic size",
     )
 

@@ -56,7 +56,7 @@ class SizeChecks:
             self.input_names[variable] = self.input_names[other]
 
     def require_range(self, variable: tvm.ir.Expr, least: Dim | None, size: Dim) -> None:
-        """Note that the elements of an input lie in [least, size); nothing when the variable is no input.
+        """Note that the elements of an input lie in [least, size); nothing when the variable is not an input.
 
         A `least` of None is -size.
         """

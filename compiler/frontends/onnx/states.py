@@ -97,7 +97,7 @@ def state_specs(
             states.append(state)
         elif strict:
             raise OptionError(
-                f"{given[name]} and {results[output]} are no state: they differ in more than one symbolic axis",
+                f"{given[name]} and {results[output]} are not a state: they differ in more than one symbolic axis",
                 "give their sizes in shapes=",
             )
     return tuple(states)

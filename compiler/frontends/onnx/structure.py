@@ -103,10 +103,10 @@ def check_graph(
 
 
 def check_text(names: Iterable[object], where: str) -> None:
-    """Strings that are no UTF-8 arrive as bytes."""
+    """Strings that are not valid UTF-8 arrive as bytes."""
     for name in names:
         if not isinstance(name, str):
-            raise InvalidModelError(f"{where} holds a name that is no text: {name!r}")
+            raise InvalidModelError(f"{where} holds a name that is not text: {name!r}")
 
 
 def _declared_names(graph: onnx.GraphProto, where: str) -> set[str]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def integers_as_constants(model: torch.nn.Module) -> Iterator[bool]:
-    """While it lasts, scalar integers that are no part of the model's state are constants of the code that runs.
+    """While it lasts, scalar integers that are not part of the model's state are constants of the code that runs.
 
     Yields whether there are any. A buffer that is saved with the model may count something, and stays as it is.
     """

@@ -54,7 +54,7 @@ _ALIKE = frozenset(
 
 
 def _source(node: Any) -> Any:
-    """The tensor that this one has all elements of, as integers; None where they are no integers."""
+    """The tensor that this one has all elements of, as integers; None where they are not integers."""
     while getattr(node, "op", None) == "call_function" and str(node.target) in _ALIKE:
         if not _holds_integers(node):
             return None

@@ -22,7 +22,7 @@ from compiler.passes.rewriting.matching import Array, as_constant, constant_arra
 
 rules = RuleTable()
 
-WEIGHT_ELEMENTS = 1024  # fewer are no weights worth the scaling
+WEIGHT_ELEMENTS = 1024  # smaller weights are not worth the scaling
 
 
 @graph_pass("keep-weights-narrow", summary="Compute with the integers of weights stored in 8 bits")

@@ -9,7 +9,7 @@ from tvm.ir import IRModule
 
 
 def pack_all(packer: Any, mod: IRModule) -> IRModule:
-    """`mod` with every function that is no kernel rewritten by `packer`, a mutator that counts in `count` what it
+    """`mod` with every function but kernels rewritten by `packer`, a mutator that counts in `count` what it
     packs; `mod` itself where that is nothing."""
     for variable, function in mod.functions_items():
         if not isinstance(function, relax.Function) or (function.attrs and "Primitive" in function.attrs):

@@ -109,7 +109,7 @@ class _Storage:
 
 
 def _symbolic_places(allocations: Sequence[Allocation], first: int) -> dict[Any, _Storage]:
-    """The storage of each tensor of unbounded size that is no result, numbered from `first`; equal sizes share."""
+    """The storage of each tensor of unbounded size that is not a result, numbered from `first`; equal sizes share."""
     alike: dict[Any, list[Allocation]] = {}
     for each in allocations:
         if each.formula is not None and each.lifetime is not None and not each.escapes:

@@ -75,7 +75,7 @@ def write_pack(
         records: the folder of records; what is measured there already is left out.
 
     Raises:
-        OptionError: the folder exists, the target is no graphics processor, or nothing is to be tuned.
+        OptionError: the folder exists, the target is not a graphics processor, or nothing is to be tuned.
         StorageError: it cannot be written.
         ToolchainError, MissingDependencyError: nvcc, a C++ compiler or a library is missing.
         UserError: as `compile`.

@@ -69,7 +69,8 @@ def take(results: Path, target: str | targets.Target, *, records: str | Path | N
         records: the folder; the user's own when None.
 
     Raises:
-        OptionError: the file is no results of a pack, or of one for another target, or of rules of another version.
+        OptionError: the file does not hold results of a pack, or of one for another target, or of rules of another
+            version.
         StorageError: it cannot be read, or the records cannot be written.
     """
     measured, header = _read(results)

@@ -18,7 +18,7 @@ def claim_products(mod: tvm.IRModule, context: Any) -> tvm.IRModule:
     """A graph pass: products with constant weights, a bias and a ReLU if they follow, become calls of the engine."""
     claimed: list[str] = []
     function = mod["main"]
-    # The longest form first: what is claimed with its ReLU is no lone product any more.
+    # The longest form first: what is claimed with its ReLU is not a lone product any more.
     for bias, relu in ((True, True), (True, False), (False, True), (False, False)):
         pattern, rewrite = _form(bias, relu, claimed)
         function = rewrite_call(pattern, rewrite, function)
@@ -66,11 +66,11 @@ def _refused(function: Any) -> list[dict[str, str]]:
 def _problem(x: Any, weight: Any) -> str | None:
     """Why the engine can not multiply these; None when it can."""
     if not isinstance(weight, tvm.ir.GenericConst):
-        return "its second operand is no constant"
+        return "its second operand is not a constant"
     if {str(x.ty.dtype), str(weight.ty.dtype)} != {"float32"}:
         return f"its element type is {x.ty.dtype}, and the engine multiplies float32"
     if len(_shape(x)) != 2 or len(_shape(weight)) != 2:
-        return "its operands are no matrices"
+        return "its operands are not matrices"
     if any(size < 0 for size in _shape(x)):
         return "the number of its rows is open, and a program is for one size"
     needed = commands.length(*_shape(x), _shape(weight)[1])

@@ -144,5 +144,5 @@ def _numbers(bias: Array | None, filters: int, behind: int) -> Array:
         return np.zeros(filters)
     places = (1,) * (bias.ndim - 1 - behind) + (filters,) + (1,) * behind
     if bias.size != 1 and bias.shape != places:
-        raise Unsupported(f"what is added to it has the shape {list(bias.shape)}, and is no bias")
+        raise Unsupported(f"what is added to it has the shape {list(bias.shape)}, and is not a bias")
     return np.broadcast_to(bias.reshape(-1), filters).astype(np.float64)

@@ -59,7 +59,7 @@ def concatenation(view: View, call: Any, result: Result) -> Step:
     """concat(dequantize(a), ...), each brought to the scale of the result; constants among them are rounded to it."""
     fields = view.definition(call.args[0])
     if not isinstance(fields, relax.Tuple):
-        raise Unsupported("what it joins is no list of tensors")
+        raise Unsupported("what it joins is not a list of tensors")
     numbers = [view.number(each) for each in fields.fields]
     data = [view.quantized(each) for each, there in zip(fields.fields, numbers, strict=True) if there is None]
     rank = len(result.output.shape)

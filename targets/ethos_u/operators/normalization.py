@@ -115,7 +115,7 @@ def _normalization(view: View, call: Any, result: Result, *, centered: bool) -> 
 def _numbers(view: View, argument: Any, size: int) -> Array:
     numbers = view.number(argument)
     if numbers is None or numbers.size != size:
-        raise Unsupported("what it multiplies by and adds is no constant of the size that it normalizes")
+        raise Unsupported("what it multiplies by and adds is not a constant of the size that it normalizes")
     return numbers.reshape(-1)
 
 

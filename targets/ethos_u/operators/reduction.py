@@ -62,7 +62,7 @@ def extreme(view: View, call: Any, result: Result) -> Step:
 
 @operator("kernel.reduce")
 def reduced(view: View, call: Any, result: Result) -> Step:
-    """The same by a kernel that keeps what is no number."""
+    """The same by a kernel that propagates NaN."""
     data = view.quantized(call.args[1].fields[0])
     kernel = Kernel(view, call)
     numbers = np.random.default_rng(0).normal(size=data.shape).astype(np.float32)

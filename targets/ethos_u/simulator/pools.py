@@ -30,7 +30,8 @@ def pooled(memory: Memory, registers: Registers, window: Window, kind: int) -> A
         total = np.maximum.reduce(parts) if kind == _MAXIMUM else np.sum(parts, 0)
     padded = window.top or window.left or window.bottom or window.right
     if kind == _AVERAGE and padded:
-        # The hardware counts what is no padding at each place and divides by that; the scale says nothing.
+        # The hardware counts the elements that are not padding at each place and divides by that; the scale says
+        # nothing.
         return _divided(total, _counts(window))
     if registers[0x114] >> 8 & 1:
         multiplier, shift = registers.fraction(0x24)
@@ -39,7 +40,7 @@ def pooled(memory: Memory, registers: Registers, window: Window, kind: int) -> A
 
 
 def _counts(window: Window) -> Array:
-    """How many elements that are no padding each place of the result averages."""
+    """How many elements that are not padding each place of the result averages."""
     inner = np.ones(
         (window.padded_height - window.top - window.bottom, window.padded_width - window.left - window.right, 1),
         np.int64,

@@ -53,7 +53,7 @@ def operations(program: bytes) -> Iterator[tuple[int, int, Registers]]:
     """(code, parameter, registers) of each operation, in order, until the program stops.
 
     Raises:
-        ValueError: it is no program, or has a command that the hardware does not have.
+        ValueError: it is not a program, or has a command that the hardware does not have.
     """
     words = _commands(program)
     registers = Registers()
@@ -79,7 +79,7 @@ def operations(program: bytes) -> Iterator[tuple[int, int, Registers]]:
 
 def _commands(program: bytes) -> Any:
     if program[:4] != b"COP1":
-        raise ValueError("this is no command stream of an Ethos-U")
+        raise ValueError("this is not a command stream of an Ethos-U")
     words = np.frombuffer(program, "<u4")
     position = 1
     while position < len(words):

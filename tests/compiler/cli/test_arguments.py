@@ -19,7 +19,7 @@ class Spec:
 
 def test_shapes() -> None:
     assert parse_sizes(["n=1,8", "x=1x3,2x3"]) == {"n": [1, 8], "x": [(1, 3), (2, 3)]}
-    with pytest.raises(OptionError, match="--sizes n: 'all' is no size and no shape"):
+    with pytest.raises(OptionError, match="--sizes n: 'all' is neither a size nor a shape"):
         parse_sizes(["n=all"])
     assert parse_shapes(["a=batch,64", "b=3", "c="]) == {"a": ("batch", 64), "b": (3,), "c": ()}
 

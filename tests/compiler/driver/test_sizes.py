@@ -85,11 +85,11 @@ def test_each_combination_is_a_variant() -> None:
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"depth": [1]}, r"'depth' is no input and no dynamic dimension"),
+        ({"depth": [1]}, r"'depth' is neither an input nor a dynamic dimension"),
         ({"batch": 8}, r"sizes\['batch'\] is 8"),
         ({"batch": []}, r"sizes\['batch'\] is \[\]"),
-        ({"batch": [1.5]}, "holds 1.5, which is no size"),
-        ({"batch": [-1]}, "holds -1, which is no size"),
+        ({"batch": [1.5]}, "holds 1.5, which is not a size"),
+        ({"batch": [-1]}, "holds -1, which is not a size"),
         ({"x": [(1, 8, 4)]}, r"input 'x' has the shape \[batch, 8, height, width\]"),
         ({"x": [(1, 9, 4, 4)]}, "cannot be changed here"),
         ({"x": [(1, 8, 4, 4)], "batch": [2]}, "do not fit each other"),

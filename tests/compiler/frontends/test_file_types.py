@@ -80,7 +80,7 @@ def test_files_of_other_programs_are_named(name: str, tmp_path: Path) -> None:
 def test_a_gguf_file_that_is_none_is_named(tmp_path: Path) -> None:
     path = tmp_path / "net.gguf"
     path.write_bytes(b"\0" * 90)
-    with pytest.raises(InvalidModelError, match="is no GGUF file, or it is damaged"):
+    with pytest.raises(InvalidModelError, match="is not a GGUF file, or it is damaged"):
         tensorwright.compile(path)
 
 

@@ -23,7 +23,7 @@ _X = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
 
 
 def _two_headed() -> onnx.ModelProto:
-    """sum and double of x, and what no importer takes; `inner` is no output."""
+    """sum and double of x, and what no importer takes; `inner` is not an output."""
     return onnx.parser.parse_model(
         '<ir_version: 9, opset_import: ["" : 18, "unknown" : 1]> heads (float[n, 3] x)'
         "=> (float[n] total, float[n, 3] double, float[n, 3] strange)"

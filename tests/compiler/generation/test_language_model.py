@@ -122,9 +122,9 @@ def test_a_failed_turn_leaves_the_conversation_as_it_was(model: LanguageModel) -
     [
         ("\ud800", "not valid Unicode"),
         ([], "the prompt is empty"),
-        ([5000], "5000 is no token"),
+        ([5000], "5000 is not a token"),
         ([{"role": "tool", "content": "x"}], "no tools"),
-        ([{"role": "user"}], "is no message"),
+        ([{"role": "user"}], "is not a message"),
     ],
 )
 def test_prompts_that_are_none(model: LanguageModel, prompt: Any, message: str) -> None:
@@ -141,5 +141,5 @@ def test_options_that_are_not_allowed(model: LanguageModel, settings: dict[str, 
 
 
 def test_another_module_is_no_language_model() -> None:
-    with pytest.raises(ArtifactError, match="is no language model"):
+    with pytest.raises(ArtifactError, match="is not a language model"):
         LanguageModel(compiler.compile(small_net(1), threads=1))

@@ -76,5 +76,5 @@ def test_a_penalty_makes_seen_tokens_less_likely() -> None:
 
 
 def test_logits_that_are_no_numbers_are_an_error() -> None:
-    with pytest.raises(InputError, match="no numbers"):
+    with pytest.raises(InputError, match="logits that are NaN"):
         Sampler(GenerationOptions(), []).choose(np.array([np.nan, 1], np.float32))

@@ -66,7 +66,7 @@ STATEMENTS = (
     Statement("a threshold outside [0, 1] or NaN", r"NonMaxSuppression", r"t=.*", computed=False),
     Statement("a size of 0, or a negative one", r"(OneHot|Resize|AffineGrid|MaxUnpool output_shape).*"),
     Statement("a size that is negative or beyond 2^62", r"\w+Window", computed=False),
-    Statement("an end of 2^63 - 1 that is no constant", r"Slice by -.*", r"b=9223372036854775807", computed=False),
+    Statement("an end of 2^63 - 1 that is not a constant", r"Slice by -.*", r"b=9223372036854775807", computed=False),
     Statement("scores that are NaN", r"NonMaxSuppression", r"s=nan", computed=False),
     Statement("NaN, as in numpy", r"ReduceMean", computed=False),
     Statement("a number of keys outside [0, size] that the model computes", r"Attention lengths"),

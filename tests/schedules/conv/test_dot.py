@@ -33,7 +33,7 @@ _CODES: dict[str, type[np.integer[Any]]] = {"uint16": np.uint16, "uint8": np.uin
 
 
 def pack(values: Array, lanes: int) -> Array:
-    """(n, c, *spatial) -> blocks of lanes; the surplus holds all ones: as bfloat16, what is no number."""
+    """(n, c, *spatial) -> blocks of lanes; the surplus holds all ones: as bfloat16, what is not a number."""
     images, channels = values.shape[:2]
     count = blocks(channels, lanes)
     ones = np.array(-1).astype(values.dtype) if values.dtype != np.uint16 else np.uint16(0xFFFF)

@@ -1,4 +1,4 @@
-"""Each part of TVM that is used though it is no API still does what we use it for."""
+"""Each part of TVM that is used though it is not public still does what we use it for."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ CUresult Check(const Kernel& kernel, const CUlaunchConfig& config, void** parame
   for (size_t i = 0; kernel.kinds[i]; ++i) {
     void* pointer = *static_cast<void**>(parameters[i]);
     if (kernel.kinds[i] == 'p' && pointer && !IsOnDevice(pointer, 0)) {
-      std::fprintf(stderr, "stand-in: parameter %zu of %s is no memory of the device\n", i, kernel.name.c_str());
+      std::fprintf(stderr, "stand-in: parameter %zu of %s is not memory of the device\n", i, kernel.name.c_str());
       return CUDA_ERROR_ILLEGAL_ADDRESS;
     }
   }

@@ -28,7 +28,7 @@ def test_a_changed_table_is_noticed() -> None:
     (part,) = plan.parts.values()
     program = compile_graph(part.tosa, target_named().accelerator).program
     assert verification.agrees(part, program)
-    # The table is among the constants; all of it inverted is no sigmoid.
+    # The table is among the constants; all of it inverted is not a sigmoid.
     changed = bytes(255 - each for each in program.weights[-256:])
     tables = program.weights.replace(program.weights[-256:], changed)
     assert not verification.agrees(part, replace(program, weights=tables))

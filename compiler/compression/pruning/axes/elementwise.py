@@ -11,7 +11,7 @@ from compiler.passes.rewriting.matching import rank_of, shape_of
 
 
 def broadcast(trace: Trace, shapes: Sequence[Sequence[object]], values: Sequence[Axes]) -> Axes:
-    """The axes of an elementwise result; an axis of size 1 that is repeated is no part of it."""
+    """The axes of an elementwise result; an axis of size 1 that is repeated is not part of it."""
     rank = max(len(shape) for shape in shapes)
     result: Axes = []
     for place in range(-rank, 0):

@@ -40,7 +40,7 @@ class Trace:
     transposed: dict[Any, tuple[Any, Axes]] = field(default_factory=dict)
 
 
-# Given the call, the values of its operands (None for what is no tensor) and the rank of its result.
+# Given the call, the values of its operands (None for what is not a tensor) and the rank of its result.
 Rule = Callable[[Trace, Call, Sequence[Value]], Value]
 _RULES: dict[str, Rule] = {}
 _discovered = False

@@ -114,7 +114,7 @@ def _transpose(operands: Operands) -> np.ndarray:
     array = operands.array(0)
     order = operands.context.attribute("perm", list(range(array.ndim))[::-1])
     if sorted(order) != list(range(array.ndim)):
-        operands.context.invalid(f"perm {list(order)} is no permutation of {array.ndim} axes")
+        operands.context.invalid(f"perm {list(order)} is not a permutation of {array.ndim} axes")
     return np.transpose(array, order)
 
 

@@ -19,7 +19,7 @@ def sequence_input(context: NodeContext, index: int) -> SequenceValue:
     while isinstance(value, OptionalValue) and value.value is not None:
         value = value.value
     if not isinstance(value, SequenceValue):
-        context.invalid(f"its input {index} is no sequence")
+        context.invalid(f"its input {index} is not a sequence")
     return value
 
 
@@ -151,7 +151,7 @@ def optional(context: NodeContext) -> Value:
 
 @converter("OptionalGetElement", since=15)
 def optional_element(context: NodeContext) -> Value:
-    """What is in an optional; a value that is no optional is its own content."""
+    """What is in an optional; a value that is not an optional is its own content."""
     value = context.value(0)
     if isinstance(value, OptionalValue):
         if value.value is None:
@@ -162,6 +162,6 @@ def optional_element(context: NodeContext) -> Value:
 
 @converter("OptionalHasElement", since=15)
 def optional_has_element(context: NodeContext) -> Value:
-    """Whether there is something in an optional; a value that is no optional counts."""
+    """Whether there is something in an optional; a value that is not an optional counts."""
     value = context.value(0) if context.has_input(0) else OptionalValue(None)
     return Constant(np.array(not isinstance(value, OptionalValue) or value.value is not None))

@@ -47,13 +47,13 @@ def _is_any_true(values: Tensor) -> Tensor:
 
 @decomposition_of("aten.fmax.default")
 def _fmax(first: Tensor, second: Tensor) -> Tensor:
-    """The larger one, or the one that is no NaN."""
+    """The larger one, or the one that is not NaN."""
     return torch.where(first.isnan(), second, torch.where(second.isnan(), first, torch.maximum(first, second)))
 
 
 @decomposition_of("aten.fmin.default")
 def _fmin(first: Tensor, second: Tensor) -> Tensor:
-    """The smaller one, or the one that is no NaN."""
+    """The smaller one, or the one that is not NaN."""
     return torch.where(first.isnan(), second, torch.where(second.isnan(), first, torch.minimum(first, second)))
 
 

@@ -142,7 +142,7 @@ def test_what_was_decided_is_repeated(tmp_path: Path) -> None:
     assert list(first.report.precisions.values()).count("float") == 1
     everything = dict.fromkeys(first.report.precisions, "float")
     assert compiler.quantize(chain_net(3), data, decide=everything, threads=1).report.precisions == everything
-    with pytest.raises(OptionError, match="is no layer"):
+    with pytest.raises(OptionError, match="is not a layer"):
         compiler.quantize(chain_net(3), data, decide={"nowhere": "float"}, threads=1)
 
 

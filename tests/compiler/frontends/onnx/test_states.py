@@ -101,7 +101,7 @@ def test_names(state: dict[str, str] | None, pairs: dict[str, str]) -> None:
         ({"memory": "stateN"}, "names no input by 'memory'"),
         ({"state": "next"}, "no output has that name"),
         ({"state": "stateN", "x": "stateN"}, "the next value of two inputs"),
-        ({"x": "y"}, "are no state"),
+        ({"x": "y"}, "are not a state"),
     ],
 )
 def test_names_that_do_not_fit(state: dict[str, str], message: str) -> None:

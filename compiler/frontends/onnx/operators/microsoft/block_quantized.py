@@ -49,7 +49,7 @@ def gather_block_quantized(context: NodeContext) -> Any:
 
 
 def _stored_table(context: NodeContext, bits: int) -> Any | None:
-    """Rows of a table looked up in its blocks, as float32; None where blocks are no runs of a row."""
+    """Rows of a table looked up in its blocks, as float32; None where blocks are not runs of a row."""
     data, scales = context.constant(0), context.constant(2)
     block = int(context.attribute("block_size", 128))
     along = context.axis(context.attribute("quantize_axis", 1), data.ndim) == 1
@@ -121,7 +121,7 @@ def matmul_n_bits(context: NodeContext) -> Value:
 
 
 def _narrow_product(context: NodeContext, op: Composer, weights: np.ndarray, bits: int, size: int) -> Value | None:
-    """The product with the integers as they are; None where scales are computed, or zero points are no integers.
+    """The product with the integers as they are; None where scales are computed, or zero points are not integers.
 
     At accuracy level 4 the data are rounded to 8-bit integers, as ONNX Runtime does.
     """

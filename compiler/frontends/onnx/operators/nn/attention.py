@@ -266,7 +266,7 @@ def _softmax(context: NodeContext, scores: relax.Expr, *, guarded: bool) -> rela
     if precision:
         name = dtypes.dtype_name(precision)
         if name is None or not dtypes.is_float(name):
-            context.invalid(f"softmax_precision {precision} is no floating-point type")
+            context.invalid(f"softmax_precision {precision} is not a floating-point type")
         scores = cast(context, scores, name)
     dtype = str(scores.ty.dtype)
     if dtypes.bits(dtype) < 32:

@@ -123,7 +123,7 @@ def _stash_dtype(context: NodeContext) -> str:
     number = context.attribute("stash_type", 1)
     name = dtypes.dtype_name(number)
     if name is None or not dtypes.is_float(name):
-        context.invalid(f"stash_type {number} is no floating-point type")
+        context.invalid(f"stash_type {number} is not a floating-point type")
     return name
 
 

@@ -192,6 +192,6 @@ def _depth(context: NodeContext) -> Dim:
 
 @converter("Size", "Shape")
 def of_no_tensor(context: NodeContext) -> Value:
-    """Shapes of tensors are known while importing; what arrives here is no tensor."""
+    """Shapes of tensors are known while importing; what arrives here is not a tensor."""
     tensor_shape(context.input(0))
-    context.refuse("its input is no tensor")
+    context.refuse("its input is not a tensor")

@@ -150,5 +150,5 @@ def transpose(context: NodeContext) -> relax.Expr:
     rank = context.rank(0)
     order = [int(axis) for axis in context.attribute("perm", list(range(rank))[::-1])]
     if sorted(order) != list(range(rank)):
-        context.invalid(f"perm {order} is no permutation of {rank} axes")
+        context.invalid(f"perm {order} is not a permutation of {rank} axes")
     return context.input(0) if order == list(range(rank)) else R.permute_dims(context.input(0), order)

@@ -211,7 +211,7 @@ class _Code:
             first = T.bind(words[node * int64(2)])
             return T.reinterpret("float64", first), first, T.bind(words[node * int64(2) + int64(1)])
         both = T.bind(words[node])
-        # The number is an index, whose type TVM may change: it is no part of what is reinterpreted.
+        # The number is an index, whose type TVM may change: it is not part of what is reinterpreted.
         number = both & int64(0xFFFFFFFF)
         return T.reinterpret("float32", both.astype("int32")), number, T.bind((both >> int64(32)).astype("int32"))
 
