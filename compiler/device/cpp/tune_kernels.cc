@@ -115,7 +115,7 @@ TuneResult TuneKernels::Made(size_t candidate) const {
 // Milliseconds of a call, roughly.
 double TuneKernels::Once(size_t candidate) { return Percentile(device_->Time([&] { Run(candidate); }, 3, true).device, 0.5); }
 
-// Seconds of a call: as many in one CUDA graph as make it long enough, so that launching them is not part of it. Slow
+// Seconds of a call: as many in one CUDA graph as make it long enough, so that launching them does not count. Slow ones
 // are sampled less often.
 std::vector<double> TuneKernels::Time(size_t candidate, double once, int samples) {
   samples = std::max(1, std::min(samples, static_cast<int>(kMostMilliseconds / std::max(once, 1e-3))));
