@@ -1,1 +1,1 @@
-"""Kernels to machine code: TensorIR lowering, parallel builds, and what LLVM must be told."""
+"""Kernels to machine code: TensorIR lowering, parallel builds, and the options that LLVM needs."""

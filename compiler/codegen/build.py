@@ -20,9 +20,9 @@ from compiler.support.compile_lock import one_at_a_time
 from schedules.ir.stages import kernels_of
 from schedules.ir.tvm_private import generate_bytecode, link_bytecode
 
-# Space that is asked for before TVM writes objects, for LLVM ends the whole process where a disk is full.
-# Objects and library took 12 to 16 KiB a kernel in nets of known sizes (mobilenet_v3_large, resnet18); kernels of open
-# sizes are larger.
+# Free space required before TVM writes objects: LLVM aborts the process when the disk is full.
+# Objects and library took 12 to 16 KiB per kernel in networks of static shapes (mobilenet_v3_large, resnet18); kernels
+# with dynamic shapes are larger.
 _ROOM = 1 << 20
 _ROOM_OF_A_KERNEL = 128 << 10
 
@@ -72,7 +72,7 @@ def _generated(mod: tvm.IRModule, target: targets.Target, folder: Path) -> tuple
     if not target.builds_in_parts or not in_parts:
         with engine_target:
             return relax.build(mod, engine_target, relax_pipeline=None, tir_pipeline=PIPELINE), []
-    # What `relax.build` does; the kernels go another way.
+    # As `relax.build` does, except that the kernels are built separately.
     builder = relax.ExecBuilder()
     generate_bytecode(builder, mod)
     distinct, aliases = distinct_kernels(kernels)

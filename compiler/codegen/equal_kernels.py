@@ -1,4 +1,5 @@
-"""Kernels that are equal but for names, or for constants, become machine code once, and have a symbol for each name."""
+"""Kernels that differ only in names or constants are compiled once; each name becomes a symbol that calls the shared
+code."""
 
 from __future__ import annotations
 

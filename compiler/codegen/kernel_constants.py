@@ -22,7 +22,7 @@ from schedules.ir.tir import structural_map, structural_walk
 DIVISIONS = (tirx.FloorDiv, tirx.FloorMod, tirx.Div, tirx.Mod)
 _LEAST = 2
 _TYPE = "int64"
-_LARGE = 4096  # elements of a buffer that TVM takes from the heap, by a wide margin
+_LARGE = 4096  # elements; TVM takes buffers of this size from the heap, by a wide margin
 
 
 class OpenedKernel:

@@ -3,9 +3,9 @@ lie on the stack, vectors have the lengths that rules gave them, indices hold no
 hold bytes (see `compiler.codegen.boolean_scratch`).
 
 A kernel is only called by the module it belongs to, on tensors that the virtual machine made or has checked. TVM
-still has each kernel look at each argument's type, rank, element type, device and strides, with a message of the whole
-signature for each: more code than many a kernel. Sizes that are symbolic stay checked, and so does anything that is
-not known here.
+still has each kernel look at each argument's type, rank, element type, device and strides, with a message that holds
+the whole signature for each: often more code than the kernel itself. Symbolic sizes stay checked, and so does anything
+that is not recognized here.
 
 Buffers of the scope "local" are tiles that are to be held in registers. TVM would take them from the heap, where
 LLVM promotes what it can late and not all of it.
@@ -30,9 +30,9 @@ from schedules.ir.tir import structural_map, structural_walk
 from schedules.machine import dtype_bits
 
 PIPELINE = "tensorwright"
-_STACK_BITS = 8 * (16 << 10)  # no tile of registers is near as large
+_STACK_BITS = 8 * (16 << 10)  # far larger than any tile held in registers
 
-# What TVM's checks of arguments say, after the name of the argument.
+# Messages of TVM's argument checks, after the name of the argument.
 _OF_A_TENSOR = (".ndim", ".dtype", ".device_type", ".device_id", ".strides", " data pointer is NULL")
 _OF_A_CALL = ("Expected ", "args pointer is NULL", "Mismatched type on argument #")
 
@@ -67,7 +67,7 @@ def _rewritten(mod: tvm.IRModule, rewrite: Callable[[Any], Any]) -> tvm.IRModule
 
 
 def _without_scopes(body: Any) -> Any:
-    """Marks of TVM's own operators that its code generator does not know, and warns of at each."""
+    """Attributes of TVM's operators that its code generator does not know and warns about."""
 
     def visit(mark: Any) -> Any:
         return mark.body if str(mark.attr_key) == "pragma_scope" else mark

@@ -1,5 +1,5 @@
-"""Kernels become objects in several processes: generating code takes most of the time of a compilation, and TVM does it
-on one thread.
+"""Compiles kernels to object files in several processes: code generation takes most of the time of a compilation, and
+TVM does it on one thread.
 
 TVM's code generation cannot run in several threads: its options of LLVM (`LLVM_OPTIONS`) belong to the process, and the
 first thread to finish would take them back from the others. The processes are forked, so that they have the kernels
@@ -26,8 +26,8 @@ from compiler.codegen.kernel_lowering import PIPELINE
 from compiler.support.parent_death import end_with_parent
 from schedules.instructions.llvm_options import SCALAR_CODE, SCALAR_OPTION
 
-_PART = 4  # kernels of an object: fewer cost more than they share out better
-_LEAST = 12  # kernels that are worth the processes
+_PART = 4  # kernels per object: with fewer, the overhead outweighs the better load balance
+_LEAST = 12  # least number of kernels for which processes pay off
 _NUMBER_BYTES = 4  # of a part's number in the pipe
 
 
@@ -37,7 +37,7 @@ class PartFailedError(Exception):
 
 @dataclass(frozen=True)
 class _Work:
-    """What a process is forked with: kernels in parts, a target for each, the module's attributes and a folder."""
+    """Work for a forked process: kernels in parts, a target for each, the module's attributes and a folder."""
 
     parts: Sequence[Sequence[tuple[Any, Any]]]
     targets: Sequence[Any]
@@ -56,7 +56,8 @@ class _Work:
 
 
 def worth_parts(kernels: Sequence[Any]) -> bool:
-    """Whether to share the kernels out. Processes that may have no children (of a `multiprocessing.Pool`) do not."""
+    """Whether to distribute the kernels to processes. Processes that may have no children (of a `multiprocessing.Pool`)
+    do not."""
     return processes() > 1 and len(kernels) >= _LEAST and not multiprocessing.current_process().daemon
 
 
@@ -131,19 +132,19 @@ def _wait(answers: Sequence[Connection]) -> None:
             try:
                 problem = answer.recv()
             except EOFError:
-                problem = "a process that generates code was ended (is there enough memory?)"
+                problem = "a code generation process was killed (is there enough memory?)"
             if problem is not None:
                 raise PartFailedError(problem)
             left.remove(answer)
 
 
 def _run(work: _Work, waiting: int, answer: Connection, parent: int) -> None:
-    """In a process of its own: build parts until there are no more, and send None, or what went wrong."""
-    signal.set_wakeup_fd(-1)  # the parent's
+    """Runs in a child process: build parts until none are left, then send None, or the error."""
+    signal.set_wakeup_fd(-1)  # the parent's end of the pipe
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent sees to it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with_parent(parent)
-    gc.disable()  # it would walk, and so copy, all that the parent holds
+    gc.disable()  # a collection would touch, and so copy, all memory shared with the parent
     try:
         while number := os.read(waiting, _NUMBER_BYTES):
             work.build(int.from_bytes(number, "little"))

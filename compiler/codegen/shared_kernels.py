@@ -1,8 +1,8 @@
-"""Kernels that differ in integer constants alone become machine code once: it takes the constants as arguments, and
-each kernel's name is a few instructions that pass them on.
+"""Kernels that differ only in integer constants are compiled once: the shared code takes the constants as arguments,
+and each kernel's name is a few instructions that pass them on.
 
-Layers of a network with dynamic sizes are often alike but for their channels. Kernels of known sizes stay what they
-are: their code is made for just those sizes.
+Layers of a network with dynamic sizes are often alike but for their channels. Kernels with static shapes are left
+alone: their code is made for just those sizes.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _alike(kernels: Sequence[Kernel]) -> list[list[tuple[int, OpenedKernel]]]:
 
 
 def _signature(kernel: Any) -> Any:
-    """What is the same of kernels that are alike, and quickly compared."""
+    """A cheap key that is equal for kernels that may share code."""
     return tuple(
         (str(each.ty.dtype), tuple(isinstance(size, tirx.IntImm) for size in each.ty.shape))
         for each in kernel.params

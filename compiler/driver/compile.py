@@ -1,4 +1,4 @@
-"""`compile`: a model in, a runnable module out. Each step is one of the phases of the design."""
+"""`compile`: a model in, a runnable module out, phase by phase."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from compiler.support.precision import precision_of
 from compiler.support.progress_bar import automatic, is_silent, shows_progress, silent
 
 Progress = Callable[[str], None]
-# What a target's machine must have for a lower precision, and targets that have it.
+# What a target's machine needs for a lower precision, and targets that have it.
 _NEEDS = {
     "bf16": ("bf16_dot_product", "bfloat16 dot product", "znver4, sapphire-rapids, a100, h100"),
     "float16": ("float16_product", "products of float16 with float32 sums", "t4, a100, h100"),
@@ -159,7 +159,7 @@ class CompileOptions:
 
     @property
     def report(self) -> Progress:
-        """What is told the name of each step."""
+        """Receives the name of each step."""
         return self.progress if self.progress is not None else silent
 
 
@@ -212,7 +212,7 @@ def packed(
         library=library,
         parameters=pipeline.stored_parameters(),
         compact_parameters=len(pipeline.expansions.stored),
-        # Strings are in no module; what was computed from them is.
+        # Modules hold no strings, only values computed from them.
         fixed={name: array for name, array in model.fixed.items() if array.dtype != object},
         assets=model.assets,
         **requirements(model),
@@ -223,7 +223,7 @@ def packed(
 
 
 def schedule_failures(pipeline: PipelineResult) -> list[str]:
-    """A line for each kernel on which a rule or a tuned config failed, so that another serves it."""
+    """A line for each kernel on which a rule or a tuned config failed, so that another one is used."""
     report = pipeline.report.schedules
     return [
         f"kernel {kernel.kernel}: {failure.rule}: {failure.error}"
@@ -268,7 +268,7 @@ def check_precision(target: targets.Target, precision: str) -> None:
 
 @contextmanager
 def translated_target_errors() -> Iterator[None]:
-    """Errors of the floor below become errors of this package."""
+    """Translates errors of the lower layers into errors of this package."""
     try:
         yield
     except targets.UnknownTarget as error:
@@ -295,7 +295,7 @@ def _with_reference(
     module = foreign_module(artifact, target) if foreign else Module(artifact)
     report("reference run")
     if given is None and loops(model.mod):
-        report("no reference input stored: on random values the model's loops may never end; give reference_inputs=")
+        report("no reference input stored: on random values its loops may not terminate; give reference_inputs=")
         return module
     try:
         return with_example(module, _host_module(model, artifact, options) if foreign else module, model, given)
@@ -315,7 +315,7 @@ def _host_module(model: ImportedModel, like: Artifact, options: PassOptions) -> 
 
 
 def foreign_module(artifact: Artifact, target: targets.Target) -> Module:
-    """The module of a target that this machine cannot run but under the target's emulator."""
+    """The module of a target that this machine can run only under the target's emulator."""
 
     def emulate(whole: Artifact) -> Emulator:
         with translated_target_errors():

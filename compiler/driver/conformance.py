@@ -18,7 +18,7 @@ from targets.conformance.suite import Outcome, run_suite
 
 
 class _Toolbox:
-    """How the suite compiles, loads, and tells a refusal from a defect."""
+    """How the suite compiles and loads modules, and tells a refusal from a defect."""
 
     def compile(self, model: onnx.ModelProto, target: Target) -> Module:
         return compile(model, target, threads=1, records=False, progress=None)
@@ -44,7 +44,7 @@ def check_target(target: str | Target, only: str | None = None) -> Iterator[Outc
 
 
 def keep_outcomes(target: str, outcomes: Sequence[Outcome]) -> None:
-    """Remember how a target did, for `tensorwright targets`."""
+    """Store a target's result, for `tensorwright targets`."""
     path = conformance_file(target)
     path.parent.mkdir(parents=True, exist_ok=True)
     passed = sum(outcome.problem is None for outcome in outcomes)

@@ -1,4 +1,4 @@
-"""The example that a module carries: inputs of one run, and what it gave."""
+"""The example stored in a module: the inputs and outputs of one run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compiler.runtime.state_sizes import state_symbols, symbols_of
 
 Arrays = Mapping[str, np.ndarray]
 _SYMBOLIC_SIZE = 2  # as of `random_inputs`
-_MOST_STATE_BYTES = 1 << 16  # of a state's new value that is stored; a cache would dwarf the module
+_MOST_STATE_BYTES = 1 << 16  # bytes of a state's new value that are stored; a whole cache would dwarf the module
 
 
 def inputs_in_order(given: Arrays | None, model: ImportedModel) -> list[np.ndarray] | None:

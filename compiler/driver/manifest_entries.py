@@ -1,4 +1,4 @@
-"""What the compilation has to say, in the words of the manifest."""
+"""Builds manifest entries from compilation results."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def tensor_descriptions(specs: Sequence[TensorSpec]) -> list[TensorDescription]:
     """
     for spec in specs:
         if math.prod(max(size, 1) for size in spec.shape if isinstance(size, int)) > MAX_ELEMENTS:
-            raise InvalidModelError(f"{spec.name!r} has the shape {list(spec.shape)}, larger than any memory")
+            raise InvalidModelError(f"{spec.name!r} has the shape {list(spec.shape)}, which is larger than any memory")
     refusals = [
         Refusal("graph", spec.name, f"its element type {spec.dtype} cannot be carried by a module")
         for spec in specs
@@ -101,7 +101,7 @@ def manifest_entries(
 
 
 def _target_details(target: targets.Target, pipeline: PipelineResult) -> dict[str, Any]:
-    """What the target says of itself, and what its accelerator took over."""
+    """The target's own report, and what its accelerator computes."""
     details = target.describe()
     partition = pipeline.report.partition
     return details if partition is None else {**details, "partition": partition}
@@ -127,8 +127,8 @@ def _kernels(pipeline: PipelineResult, tuned: TunedConfigs | None) -> list[Kerne
 
 
 def _memory_plan(pipeline: PipelineResult) -> MemoryPlan | None:
-    """Of `main`, or of the function for every size where there are others; bodies of loops and branches allocate for
-    themselves."""
+    """The memory plan of `main`, or of the function for every size if there are variants; bodies of loops and branches
+    allocate separately."""
     plans = pipeline.report.memory
     plan = plans.get(ANY_SIZE, plans.get(MAIN_ENTRY))
     if plan is None:

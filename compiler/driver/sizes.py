@@ -1,4 +1,4 @@
-"""`compile(sizes=...)`: which sizes get code of their own."""
+"""`compile(sizes=...)`: which sizes get specialized code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compiler.passes.rewriting.size_variants import symbolic_dimensions, with_va
 from compiler.support.formula import FormulaError, parsed
 
 Sizes = Mapping[str, Sequence[int | Sequence[int]]]
-"""By symbolic dimension, its sizes (`{"batch": [1, 8]}`), or by input, whole shapes (`{"x": [(1, 3, 224, 224)]}`)."""
+"""Sizes by symbolic dimension (`{"batch": [1, 8]}`), or whole shapes by input (`{"x": [(1, 3, 224, 224)]}`)."""
 
 MOST_VARIANTS = 32
 Variant = dict[str, int]
@@ -37,7 +37,7 @@ def specialized(model: ImportedModel, sizes: Sizes) -> ImportedModel:
     if len(variants) > MOST_VARIANTS:
         raise OptionError(f"sizes= asks for {len(variants)} variants of the code", f"give at most {MOST_VARIANTS}")
     if choices and not variants:
-        raise OptionError("sizes= gives inputs shapes that do not fit each other", "equal names are equal sizes")
+        raise OptionError("sizes= gives the inputs shapes that contradict each other", "equal names are equal sizes")
     for variant in variants:
         _check(model, variant)
     return replace(model, mod=with_variants(model.mod, variants)) if variants else model

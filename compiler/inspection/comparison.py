@@ -35,10 +35,10 @@ class Difference:
 
     Attributes:
         name: of the value in the model.
-        node: the node that computes it, in words.
+        node: the node that computes it, as text.
         error: the largest absolute difference over the largest magnitude of the reference; infinite where shapes
             differ, or NaN and infinities are in other places.
-        problem: what differs besides numbers: "" or a text.
+        problem: a difference other than in the numbers, or "".
         differs: whether `error` is beyond the tolerance.
     """
 
@@ -78,7 +78,7 @@ class Comparison:
 
     @property
     def summary(self) -> str:
-        """A line: whether the outputs agree, and where they part."""
+        """One line: whether the outputs agree, and the first layer that differs."""
         worst = max((each.error for each in self.outputs), default=0.0)
         if self.equal and self.first is None:
             return f"equal to {self.reference} within {self.tolerance:g} of the largest value (at most {worst:.2g})"

@@ -18,7 +18,7 @@ MODULE_SUFFIX = ".twm"
 
 @dataclass(frozen=True)
 class OperatorCount:
-    """An operator of a model; `support` is "supported", "rewritten", "refused", or "" where that is no question."""
+    """An operator of a model; `support` is "supported", "rewritten", "refused", or "" where it does not apply."""
 
     operator: str
     count: int
@@ -91,7 +91,7 @@ def is_module_file(path: str | os.PathLike[str]) -> bool:
         with open(path, "rb") as file:
             return file.read(len(MAGIC)) == MAGIC
     except OSError:
-        return False  # whoever opens it next says what is wrong with it
+        return False  # the code that opens it next reports what is wrong with it
 
 
 def inspect_module(path: str | os.PathLike[str]) -> Inspection:
@@ -137,21 +137,21 @@ def inspect_module(path: str | os.PathLike[str]) -> Inspection:
 
 
 def target_text(target: Any) -> str:
-    """A manifest's target in words: "host (x86_64, znver4)"."""
+    """A manifest's target as text: "host (x86_64, znver4)"."""
     engine = target.details.get("engine_target")
     cpu = engine.get("mcpu") if isinstance(engine, dict) else None
     return f"{target.name} ({', '.join(filter(None, [target.architecture, cpu]))})"
 
 
 def accelerator_text(target: Any) -> str:
-    """What a manifest's target reports of its accelerator, in words; "" where it has none."""
+    """What a manifest's target reports of its accelerator, as text; "" where it has none."""
     report = target.details.get("partition")
     lines = report.get("summary") if isinstance(report, dict) else None
     return "\n".join(map(str, lines)) if isinstance(lines, list) else ""
 
 
 def plan_text(plan: Any) -> str:
-    """A manifest's memory plan in words."""
+    """A manifest's memory plan as text."""
     from compiler.reports.formatting import format_bytes
 
     return (

@@ -15,9 +15,9 @@ _NOTABLE = ("avx512bf16", "avx512vnni", "avxvnni", "avx512f", "avx2", "amx-tile"
 
 @dataclass(frozen=True)
 class TargetEntry:
-    """A target; `device` is what computes beside the processor, `missing` what this machine lacks to run its code,
-    `toolchain` what builds for it (None: not installed; `install` says how to), `runs` how its modules run here,
-    `conformance` the last result of its suite (None: not run here)."""
+    """A target; `device` is what computes beside the processor, `missing` the instructions that this machine lacks to
+    run its code, `toolchain` what builds for it (None: not installed; `install` says how to), `runs` how its modules
+    run here, `conformance` the last result of its suite (None: not run here)."""
 
     name: str
     description: str

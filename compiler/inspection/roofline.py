@@ -15,7 +15,8 @@ from schedules.machine import Machine
 _ASSUMED_HERTZ = 3.0e9
 _ASSUMED_MEMORY_BANDWIDTH = 20e9
 _CACHE_BYTES_PER_CYCLE = 32
-"""Of the last-level cache, for one core: half a cache line a cycle, as vendors' optimization manuals give it."""
+"""Bandwidth of the last-level cache for one core: half a cache line per cycle, as vendors' optimization manuals
+state."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,11 @@ class Roofline:
     """A machine's limits.
 
     Attributes:
-        peak: float32 operations a second, all cores: lanes x 2 (multiply-add) x ports x cores x clock.
-        memory_bandwidth: bytes a second from main memory.
-        cache_bandwidth: bytes a second from the last cache.
-        cache_bytes: what that cache holds.
-        source: where the clock and the bandwidth come from, in words.
+        peak: float32 operations per second, all cores: lanes x 2 (multiply-add) x ports x cores x clock.
+        memory_bandwidth: bytes per second from main memory.
+        cache_bandwidth: bytes per second from the last-level cache.
+        cache_bytes: the size of that cache.
+        source: where the clock and the bandwidth come from, as text.
     """
 
     peak: float
@@ -73,7 +74,7 @@ def _clock() -> float | None:
 
 
 def _memory_bandwidth() -> float:
-    """Bytes read and written a second by a copy that no cache holds: the best of a few."""
+    """Bytes read and written per second by a copy larger than any cache: the best of a few."""
     source = np.ones(64 << 20, dtype=np.uint8)
     destination = np.zeros_like(source)
     best = float("inf")

@@ -1,4 +1,4 @@
-"""What a compilation came to, for people and for programs."""
+"""The summary of a compilation, for display and as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from compiler.runtime import Module
 
 @dataclass(frozen=True)
 class Coverage:
-    """Nodes of a model by what becomes of them, and a line for each kind of operator that is rewritten."""
+    """Numbers of nodes that are supported, rewritten and refused, and a line for each kind of operator that is
+    rewritten."""
 
     nodes: dict[str, int]
     rewritten: list[str]
@@ -97,7 +98,7 @@ def check_is_module(path: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Find out before minutes of work that a file cannot be written in the end.
+    """Check that a file can be written, before minutes of work.
 
     Raises:
         StorageError: the path is a folder, or its folder is missing or read-only.
@@ -112,7 +113,7 @@ def check_writable(path: Path) -> None:
 
 
 def check_report(path: Path | None, suffixes: tuple[str, ...]) -> None:
-    """Find out before minutes of work that a report cannot be written in the end; None stands for no report.
+    """Check that a report can be written, before minutes of work; None stands for no report.
 
     Raises:
         OptionError: its name does not end in one of `suffixes`.
@@ -156,7 +157,7 @@ def summarize(module: Module, path: Path, coverage: Coverage | None, seconds: Ma
 
 
 def check_folder(folder: Path) -> None:
-    """Find out before minutes of work that a folder cannot be written into.
+    """Check that a folder can be written, before minutes of work.
 
     Raises:
         StorageError: it is a file, or it or the folder it would be made in is read-only.

@@ -1,4 +1,4 @@
-"""From a kernel's name to the model's operators that it does, and to the kind of work that is."""
+"""Maps a kernel's name to the model's operators that it computes, and to a kind of work."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _BY_LENGTH = sorted(_WORDS, key=len, reverse=True)
 
 
 def operators_of(kernel: str) -> tuple[str, ...]:
-    """The operators a kernel's name speaks of: "fused_conv2d_add1_relu" is ("conv2d", "add", "relu")."""
+    """The operators in a kernel's name: "fused_conv2d_add1_relu" is ("conv2d", "add", "relu")."""
     if _is_runtime(kernel):
         return ()
     rest = re.sub(r"^fused_", "", kernel.lower())
@@ -91,7 +91,7 @@ def kind_of(kernel: str, operators: Sequence[str] | None = None) -> str:
 
 
 def main_node(nodes: Sequence[ModelNode]) -> ModelNode | None:
-    """The node that most of a kernel's work is for: the first of the heaviest kind."""
+    """The node that accounts for most of a kernel's work: the first of the heaviest kind."""
     return min(nodes, key=lambda node: KINDS.index(_kind_of_operator(node.operator.lower())), default=None)
 
 
@@ -110,7 +110,7 @@ def layer_label(nodes: Sequence[str], kernel: str) -> str:
 
 def _is_runtime(kernel: str) -> bool:
     # shape_func is TVM's name of generated code that computes sizes.
-    # call_tir_dyn runs a kernel whose name TVM does not tell.
+    # call_tir_dyn runs a kernel whose name TVM does not report.
     if kernel == "vm.builtin.call_tir_dyn":
         return False
     return kernel.startswith("vm.") or kernel.rstrip("0123456789") in {"shape_func", "shape_func_"}

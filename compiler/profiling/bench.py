@@ -40,8 +40,8 @@ class BenchResult:
         load_seconds: from the file (in the system's cache) to a module that can run.
         first_seconds: the first inference.
         file_bytes, parameter_bytes: of the file, and of the parameters in it.
-        load_memory: how much the process grew by loading.
-        peak_memory: how much it had grown at most at any time, inputs and outputs included.
+        load_memory: growth of the process while loading. peak_memory: its largest growth at any time, inputs and
+        outputs included.
         planned_memory: activations as the module's memory plan has them; None where there is none.
     """
 
@@ -190,7 +190,7 @@ def _run_worker(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_error(error: Mapping[str, Any]) -> TensorwrightError:
-    """The error that the worker met, as the class it was there."""
+    """The worker's error, as the class that it had there."""
     kind = getattr(errors, str(error["class"]), InternalError)
     made = kind.__new__(kind)
     TensorwrightError.__init__(made, error["message"], error["hint"])

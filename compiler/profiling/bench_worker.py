@@ -85,7 +85,7 @@ def _resident_bytes() -> int:
 
 
 def _reset_peak() -> None:
-    """Have the system count the peak from here on; where it cannot (not Linux), the peak is of the whole process."""
+    """Reset the system's peak counter; where that is not possible (not Linux), the peak is of the whole process."""
     if os.access("/proc/self/clear_refs", os.W_OK):
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
             file.write("5")

@@ -20,7 +20,7 @@ Names = Callable[[], frozenset[str]]
 
 @dataclass(frozen=True)
 class NamedCall:
-    """What a call of a run is in the module.
+    """A call of a run, identified in the module.
 
     Attributes:
         kernel: its name, of kernels with dynamic sizes too, whose calls TVM does not name.
@@ -34,7 +34,7 @@ class NamedCall:
 
 
 def named_calls(calls: Sequence[Call], listed: CallList | None) -> list[NamedCall]:
-    """For each call of a run what it is."""
+    """Identify each call of a run."""
     found = [NamedCall(call.name, (), (call.name, -1)) for call in calls]
     if listed is None:
         return found
@@ -65,7 +65,7 @@ def _calls_of(
 
 
 class _Matching:
-    """Goes through the calls of a function and its steps side by side."""
+    """Walks through the calls of a function and its steps in parallel."""
 
     def __init__(self, calls: Sequence[Call], listed: CallList, stream: list[int]) -> None:
         known = {*listed.callees, DYNAMIC_CALL}
@@ -107,7 +107,7 @@ class _Matching:
         return at < len(self._stream) and self._calls[self._stream[at]].name in (self._callees[step[0]], DYNAMIC_CALL)
 
     def _skip_unknown(self, known: frozenset[str]) -> None:
-        """Pass over calls that none of the steps to come makes."""
+        """Skip calls that none of the remaining steps makes."""
         while self._at < len(self._stream) and self._calls[self._stream[self._at]].name not in {*known, DYNAMIC_CALL}:
             self._at += 1
 
@@ -127,5 +127,5 @@ class _Matching:
 
 
 def _count(steps: Sequence[Step]) -> int:
-    """How many steps there are, with those of branches."""
+    """The number of steps, those of branches included."""
     return sum(1 + (_count(step[0]) + _count(step[1]) if isinstance(step[0], list) else 0) for step in steps)

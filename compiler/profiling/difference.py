@@ -36,7 +36,7 @@ class LayerDifference:
 
     @property
     def gain(self) -> float:
-        """Seconds that the other profile takes less."""
+        """Seconds by which the other profile is faster."""
         return (self.seconds or 0.0) - (self.other or 0.0)
 
 
@@ -52,7 +52,7 @@ def read_profile(path: Path) -> Mapping[str, Any]:
 
     Raises:
         StorageError: the file cannot be read.
-        OptionError: it is not a profile, or one without layers.
+        OptionError: it is not a profile, or has no layers.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

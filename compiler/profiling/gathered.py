@@ -1,5 +1,5 @@
-"""Which tensors a kernel reads at places that other tensors name (tables of embeddings): it reads as many elements of
-these as it makes, and not all that there are."""
+"""Which tensors a kernel gathers from (embedding tables): it reads as many of their elements as it writes, not the
+whole tensor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 
 
 def gathered_parameters(function: tirx.PrimFunc) -> frozenset[int]:
-    """The positions of the parameters that are read at looked-up places alone."""
+    """The positions of the parameters that are only gathered from."""
     looked_up: set[int] = set()
     otherwise: set[int] = set()
     for load in buffers_loaded(function.body):

@@ -1,4 +1,4 @@
-"""Time every call of the virtual machine, with the cost of watching measured on the spot and taken off.
+"""Time every call of the virtual machine, with the overhead of the instrument measured in the same run and subtracted.
 
 TVM calls an instrument before and after each call it makes. The instrument notes when it was entered and
 left, so that a run is a row of marks:
@@ -33,7 +33,8 @@ caches after the instrument, other programs), and must not be taken off small ca
 
 
 DYNAMIC_CALL = "vm.builtin.call_tir_dyn"
-"""TVM's name for every kernel that takes sizes: its arguments are the kernel, its tensors, and the sizes as a shape."""
+"""TVM's builtin that calls kernels that take sizes: its arguments are the kernel, its tensors, and the sizes as a
+shape."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def installed(set_instrument: SetInstrument, callback: Callable[..., int]) -> It
 
 
 def capture_calls(set_instrument: SetInstrument, run: Callable[[], object]) -> tuple[list[Call], list[int]]:
-    """Run once and note what is called: the calls, and for each event (start or end) the index of its call."""
+    """Run once and record what is called: the calls, and for each event (start or end) the index of its call."""
     calls: list[Call] = []
     order: list[int] = []
     open_calls: list[int] = []

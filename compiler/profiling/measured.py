@@ -52,7 +52,7 @@ class KernelTime:
     """All calls of one kernel in a run, or those from one place in the code.
 
     Attributes:
-        operators: of the model, as far as the kernel's name tells.
+        operators: of the model, as far as the kernel's name shows.
         kind: kind of work, one of `attribution.KINDS`.
         rule: the schedule rule it was made by; None for the runtime's own functions.
         calls: in one run.
@@ -98,10 +98,10 @@ class Profile:
         model, target, machine: names, for reports.
         threads: that a run used.
         inputs: the shapes profiled with, as text by input name.
-        latency: of runs that were not watched; all shares refer to its median.
+        latency: of runs without the instrument; all shares refer to its median.
         samples: their times in seconds, in order.
-        watched: latency of the runs that were, the instrument included.
-        crossing: seconds that one crossing into the instrument took; taken off everything here.
+        watched: latency of the runs with the instrument, its overhead included.
+        crossing: seconds of overhead per call of the instrument; subtracted everywhere here.
         kernels: kernels and runtime functions, slowest first.
         layers: the same by the place in the code that calls them, so that calls of one kernel for several nodes of
             the model are apart, slowest first.
@@ -157,7 +157,7 @@ class Profile:
         return self.latency.p50 - self.tracked
 
     def untracked_text(self) -> str:
-        """`untracked` in words."""
+        """`untracked` as text."""
         if self.untracked >= 0:
             return f"{format_seconds(self.untracked)} outside all calls"
         excess = format_percent(-self.untracked / self.latency.p50) if self.latency.p50 > 0 else "some"

@@ -1,4 +1,4 @@
-"""Arrays that come out of a run: described in numbers, and saved."""
+"""Arrays that a run returns: statistics, and saving them."""
 
 from __future__ import annotations
 

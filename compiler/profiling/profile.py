@@ -36,12 +36,12 @@ def profile(
 ) -> Profile:
     """Measure where the time of a module goes.
 
-    Runs that are watched alternate with runs that are not, so that both see the same state of the machine.
+    Runs with the instrument alternate with runs without it, so that both see the same state of the machine.
 
     Args:
         source: a `Module`, or the path of a `.twm` file.
         inputs: by name or in order, as for `Module.run`; random ones when None.
-        runs: how many watched runs; as many as fit in `seconds`, at least 5, when None.
+        runs: how many runs with the instrument; as many as fit in `seconds`, at least 5, when None.
         threads: how many threads a run uses; the module's own setting when None.
         sizes: of symbolic dimensions by name, for random inputs; 1 for those not named.
 
@@ -191,7 +191,7 @@ def _kinds(calls: Sequence[Call]) -> list[str]:
 
 def _nbytes(call: Call, kind: str) -> int:
     if kind == RUNTIME:
-        return 0  # the runtime's functions look at tensors, not into them
+        return 0  # the runtime's functions do not read the elements of tensors
     return sum(tensor.nbytes for tensor in call.arguments.values())
 
 

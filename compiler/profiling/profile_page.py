@@ -93,8 +93,8 @@ def _sections(profile: Profile) -> list[Section]:
 
 def _instrument_note(profile: Profile) -> str:
     return (
-        f"In one run, the median over {profile.watched.runs} runs. Watching took {format_seconds(profile.crossing)}"
-        " a crossing, measured on the spot and taken off."
+        f"In one run, the median over {profile.watched.runs} runs."
+        f" The instrument took {format_seconds(profile.crossing)} per call, measured in the same run and subtracted."
     )
 
 

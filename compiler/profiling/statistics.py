@@ -1,4 +1,4 @@
-"""What repeated measurements come to: percentiles, mean, spread and throughput."""
+"""Statistics of repeated measurements: percentiles, mean, spread and throughput."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A module together with inputs: what is run again and again when measuring."""
+"""A module together with inputs, to be run repeatedly when measuring."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 RANDOM = "random"
 """In place of an input's values: random ones."""
 DEFAULT_SIZE = 1
-"""Of a symbolic dimension that the caller gives no size for."""
+"""The size of symbolic dimensions for which the caller gives none."""
 
 
 @dataclass
@@ -122,7 +122,7 @@ def _uses_reference(module: Module, named: Mapping[str, Any], sizes: Mapping[str
 
 
 def made_up_note(module: Module, named: Mapping[str, Any], sizes: Mapping[str, int] | None) -> str | None:
-    """What `complete_inputs` fills in, in words; None when every input is given."""
+    """What `complete_inputs` fills in, as text; None when every input is given."""
     missing = [spec.name for spec in module.inputs if _is_missing(named, spec.name)]
     if not missing:
         return None

@@ -1,4 +1,4 @@
-"""What makes two targets, and two models, the same to a tuning record.
+"""The fingerprints of targets and models by which tuning records are matched.
 
 A target is the described machine and the options that code is generated with; a model is its graph, whatever its
 weights are, and the type it computes in.
@@ -35,7 +35,7 @@ _DEVICE_FIELDS = ("compute_capability", "multiprocessors", "shared_bytes")
 
 
 def target_description(target: targets.Target) -> dict[str, Any]:
-    """The part of a target's description that times depend on; plain data. Its name is not a part of it."""
+    """The part of a target's description that kernel times depend on, as plain data. Its name is not a part of it."""
     machine = target.machine.model_dump(mode="json")
     if isinstance(target.machine, GpuMachine):
         # A graphics processor; the processor beside it launches kernels and runs none.

@@ -1,4 +1,4 @@
-"""Which records a compilation uses: those that ship with the package, the user's own, and those it is told of."""
+"""Which records a compilation uses: those shipped with the package, the user's own, and those named by the caller."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def pretrained_model() -> Path | None:
 
 
 def read_current(path: str | Path) -> Loaded:
-    """The records of a file or folder that belong to the rules as they are now; a note for those that do not."""
+    """The records of a file or folder for the current versions of the rules, and a note about the others."""
     loaded = read(path)
     kept, lines = without_stale(loaded.records, {rule.name: rule.version for rule in (*rules(), *gpu_rules())})
     return Loaded(kept, loaded.targets, loaded.models, [*loaded.problems, *lines])
 
 
 class TunedConfigs:
-    """What records say of each kernel of one model on one target, for `schedules.apply_schedules`.
+    """The configs that records give for each kernel of one model on one target, for `schedules.apply_schedules`.
 
     Where the model was tuned itself, what was chosen for it as a whole counts and nothing else. Otherwise what is known
     of its kernels from other models does, if it is sure enough: see `record_set.taken_over`.
@@ -102,7 +102,7 @@ class TunedConfigs:
         return found
 
     def choose(self, alternatives: Sequence[Alternative]) -> int:
-        """Of alternatives to compute the same, the first being the untuned one, the place of the one to take."""
+        """The index of the alternative to use, of several that compute the same; the first is the untuned one."""
         if self.tuned_itself is not None:
             for place, alternative in enumerate(alternatives[1:], 1):
                 chosen = self._chosen.get(alternative.key)

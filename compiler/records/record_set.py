@@ -1,4 +1,4 @@
-"""Sets of records: the ones that still count, the best of each task, and what a set holds in numbers."""
+"""Sets of records: which still apply, the best of each task, and summary statistics."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from compiler.records.records import ModelLine, Record
 
 MIN_GAIN = 0.01
-"""A config is kept in the default's place when it is faster by this share at least, and by more than the spread."""
+"""A config replaces the default if it is faster by at least this share, and by more than the spread."""
 MIN_GAIN_OF_ALTERNATIVES = 0.03
-"""The same for an alternative to compute a kernel: the two were not measured in turns."""
+"""The same for an alternative kernel: the two were not measured alternately."""
 MIN_GAIN_ELSEWHERE = 0.05
-"""The same in a model in which it was never compared, for a config that was compared in none."""
+"""The same for a config that was not compared in any model."""
 
 
 def without_stale(records: Iterable[Record], versions: Mapping[str, int]) -> tuple[list[Record], list[str]]:
@@ -37,8 +37,8 @@ def without_stale(records: Iterable[Record], versions: Mapping[str, int]) -> tup
 
 
 def deduplicated(records: Iterable[Record]) -> list[Record]:
-    """One record a target, task, config, method and place (alone, or in which model): the last one of those that
-    succeeded, else the last one."""
+    """One record per target, task, config, method and place (alone, or in which model): the last one that succeeded,
+    else the last one."""
     found: dict[tuple[str | bool, ...], Record] = {}
     for record in records:
         key = (record.target, record.task, record.config_key, record.method, record.in_model, record.model)
@@ -48,7 +48,7 @@ def deduplicated(records: Iterable[Record]) -> list[Record]:
 
 
 def newest_of_models(models: Iterable[ModelLine]) -> list[ModelLine]:
-    """Of each target and model the line that was written last."""
+    """The line that was written last for each target and model."""
     found: dict[tuple[str, str], ModelLine] = {}
     for line in models:
         key = (line.target, line.model)
@@ -104,7 +104,8 @@ def best(records: Iterable[Record], least: float = MIN_GAIN) -> Record | None:
         return None
     newest = max(measured, key=lambda record: (record.is_default, record.unix_time))
     measured = [record for record in measured if record.method == newest.method]
-    # The fastest of many times taken once is the luckiest: where leaders were compared, one of them it is.
+    # The minimum over many configs measured once is biased by luck: where leaders were compared again, one of them is
+    # taken.
     compared = [record for record in measured if record.compared]
     fastest = min(compared or measured, key=_seconds)
     default = next((record for record in measured if record.is_default), None)
@@ -202,7 +203,7 @@ class RuleSummary:
 
 
 def summary(records: Iterable[Record]) -> list[RuleSummary]:
-    """One line a target, rule and version."""
+    """One line per target, rule and version."""
     groups: dict[tuple[str, str, int], list[Record]] = {}
     for record in records:
         groups.setdefault((record.target, record.rule, record.rule_version), []).append(record)

@@ -1,4 +1,4 @@
-"""Tuning records: one JSON object a line, only ever appended to.
+"""Tuning records: one JSON object per line, append-only.
 
 A record file holds three kinds of lines: "target" describes a target once, "trial" is one measurement on it, "model" is
 what was chosen for a whole model. A line goes out as a single write to a file opened for appending, under a lock, so
@@ -25,7 +25,7 @@ from compiler.errors import StorageError
 from compiler.records.identity import file_name, fingerprint
 
 SCHEMA_VERSION = 3
-"""The newest that is read. A line says the version that its kind and fields came with."""
+"""The newest schema version that is read. A line holds the version that introduced its kind and fields."""
 FSYNC_SECONDS = 1.0
 """A file is flushed to the disk at most this long after a record, and when it is closed."""
 
@@ -101,7 +101,7 @@ class Record(_Line):
 
 
 class ChosenKernel(BaseModel):
-    """A kernel of a model that is not to run as it does untuned.
+    """A kernel of a model that runs with another config or algorithm than untuned.
 
     Attributes:
         task: the key of the untuned kernel.
@@ -123,7 +123,7 @@ class ChosenKernel(BaseModel):
 
 
 class ModelLine(_Line):
-    """What was chosen for one model on one target, the module with it having been compared with the untuned one.
+    """The choices for one model on one target, made after comparing the module with the untuned one.
 
     Attributes:
         target, model: fingerprints; see `identity`.
@@ -162,7 +162,7 @@ def encode(line: Line) -> bytes:
 
 @dataclass
 class Loaded:
-    """What reading record files gave; `problems` are notes for the user, one a kind of trouble."""
+    """The result of reading record files; `problems` are notes for the user, one per kind of problem."""
 
     records: list[Record] = field(default_factory=list)
     targets: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -170,7 +170,7 @@ class Loaded:
     problems: list[str] = field(default_factory=list)
 
     def extend(self, other: Loaded) -> None:
-        """Take over all of another."""
+        """Add all records of another."""
         self.records += other.records
         self.targets |= other.targets
         self.models += other.models
@@ -180,7 +180,7 @@ class Loaded:
 def read(path: str | Path) -> Loaded:
     """Read a record file, or every .jsonl file of a folder; nothing where there is none.
 
-    Damaged lines are skipped: the last one silently (a writer was killed), others with one note a file.
+    Damaged lines are skipped: the last one silently (a writer was killed), others with one note per file.
 
     Raises:
         StorageError: a file cannot be read.
@@ -193,7 +193,7 @@ def read(path: str | Path) -> Loaded:
                 loaded.extend(read(each))
             return loaded
         if path.exists() and not path.is_file():
-            raise OSError("it is not a file")  # to read a pipe would wait for a writer
+            raise OSError("it is not a regular file")  # to read a pipe would wait for a writer
         data = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise StorageError(f"{path}: the tuning records cannot be read: {error}") from error
@@ -252,7 +252,7 @@ class RecordWriter:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists() and not self.path.is_file():
-                raise OSError("it is not a file")
+                raise OSError("it is not a regular file")
             self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise StorageError(f"{self.path}: tuning records cannot be written there: {error}") from error
@@ -298,7 +298,7 @@ class RecordWriter:
         try:
             size = os.fstat(self._file).st_size
             if size and os.pread(self._file, 1, size - 1) != b"\n":
-                line = b"\n" + line  # a killed writer left half a line: it must not swallow ours
+                line = b"\n" + line  # a killed writer left half a line, which must not merge with ours
             if os.write(self._file, line) != len(line):
                 os.ftruncate(self._file, size)
                 raise OSError("the disk is full")

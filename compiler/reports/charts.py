@@ -55,7 +55,7 @@ class ShareStrip(Chart):
 
 @dataclass(frozen=True)
 class Span:
-    """Something that lasts, at a depth of nesting; start and duration in seconds."""
+    """A time span at a nesting depth; start and duration in seconds."""
 
     name: str
     category: str
@@ -75,7 +75,7 @@ class Timeline(Chart):
 
 @dataclass(frozen=True)
 class Mark:
-    """A value that is pointed out on an axis."""
+    """A value marked on an axis."""
 
     label: str
     value: float

@@ -1,4 +1,4 @@
-"""Numbers as people read them: one place for the command line and the reports."""
+"""Human-readable numbers, for the command line and the reports."""
 
 from __future__ import annotations
 

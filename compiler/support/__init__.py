@@ -1,1 +1,1 @@
-"""Small helpers without a home in one phase."""
+"""Small helpers that several packages share."""

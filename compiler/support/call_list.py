@@ -1,4 +1,4 @@
-"""The calls of a compiled function in their order, and which nodes of the model each computes."""
+"""The calls of a compiled function in order, each with the model nodes that it computes."""
 
 from __future__ import annotations
 

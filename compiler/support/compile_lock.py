@@ -1,7 +1,7 @@
-"""TVM below compiles for one thread of a process at a time.
+"""A process-wide lock: compiling with TVM is not thread-safe.
 
-The options of LLVM, the names that TE gives to operators and the modes of `torch.export` belong to the process; two
-threads that compile take them from each other. Whoever comes second waits. Running modules needs none of it.
+The options of LLVM, the names that TE gives to operators and the modes of `torch.export` belong to the process; threads
+that compile at the same time would overwrite each other's. A second thread waits. Running modules needs no lock.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _lock = threading.RLock()
 
 
 def one_at_a_time(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """`function`, that one thread of the process runs at a time, together with all others decorated so."""
+    """Decorate `function` so that one thread at a time runs any of the functions decorated with it."""
 
     @wraps(function)
     def alone(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
@@ -30,7 +30,7 @@ def one_at_a_time(function: Callable[_Arguments, _Result]) -> Callable[_Argument
 
 
 def _renew() -> None:
-    """A thread that held the lock does not exist in a forked process, and never gives it back there."""
+    """The thread that held the lock does not exist in a forked process, so it would never be released there."""
     global _lock
     _lock = threading.RLock()
 

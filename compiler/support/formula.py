@@ -1,4 +1,4 @@
-"""Sizes that depend on symbolic dimensions, as short arithmetic texts such as "2*batch*(seq + 1)*384".
+"""Sizes that depend on symbolic dimensions, written as short formulas such as "2*batch*(seq + 1)*384".
 
     sum      a product, followed by any number of "+" or "-" and a product
     product  a factor, followed by any number of "*", "//" or "%" and a factor
@@ -32,7 +32,8 @@ _MOST_DIGITS = 19
 _SHOWN = 80
 
 Step = tuple[str, int | str]
-"""Of a formula in postfix order: "number" or "name" and which; "call" and the operator; a function and of how many."""
+"""An item of a formula in postfix order: "number" or "name" and which; "call" and the operator; a function and of how
+many."""
 
 
 class FormulaError(ValueError):
@@ -52,7 +53,7 @@ class Formula:
 
     @property
     def names(self) -> set[str]:
-        """The names of dimensions that it uses."""
+        """The names of the dimensions that it uses."""
         return {str(value) for kind, value in self._steps if kind == "name"}
 
     def value(self, sizes: Mapping[str, int]) -> int:
@@ -90,7 +91,7 @@ class Formula:
 
 
 class _Parser:
-    """Brings a text to postfix order with a stack of operators and open parentheses (the shunting-yard algorithm)."""
+    """Converts a text to postfix order with a stack of operators and open parentheses (the shunting-yard algorithm)."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -115,7 +116,7 @@ class _Parser:
         return tokens
 
     def _operand(self, token: str) -> bool:
-        """Take a token where an operand is due; whether it is a whole one."""
+        """Take a token where an operand is expected; True if it is a complete operand."""
         if token == "-":
             self._open.append(("negate", 1))
         elif token.endswith("("):
@@ -133,7 +134,7 @@ class _Parser:
         return False
 
     def _operator(self, token: str) -> bool:
-        """Take a token that follows an operand; whether the operand goes on to be one."""
+        """Take a token that follows an operand; True if what precedes is still a complete operand."""
         if token in _OPERATIONS:
             self._reduce(_PRECEDENCE[token])
             self._open.append((token, 2))
@@ -157,7 +158,7 @@ class _Parser:
             self.steps.append(("call", self._open.pop()[0]))
 
     def _error(self) -> FormulaError:
-        return FormulaError(f"no formula: {_shown(self._text)}")
+        return FormulaError(f"not a formula: {_shown(self._text)}")
 
 
 def _shown(text: str) -> str:
@@ -166,7 +167,7 @@ def _shown(text: str) -> str:
 
 @lru_cache(1024)
 def parsed(text: str) -> Formula:
-    """The formula that a text is. Raises FormulaError as `Formula`."""
+    """Parse a formula. Raises FormulaError as `Formula`."""
     return Formula(text)
 
 

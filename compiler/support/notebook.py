@@ -9,7 +9,7 @@ _LEFT, _RIGHT = "text-align:left", "text-align:right"
 
 
 def facts_html(title: str, facts: Iterable[tuple[str, object]]) -> str:
-    """A titled table of names and values; lines of a value stay lines."""
+    """A titled table of names and values; line breaks in values are kept."""
     rows = "".join(f"<tr><th style='{_LEFT}'>{escape(name)}</th>{_cell(value)}</tr>" for name, value in facts)
     return f"<div><strong>{escape(title)}</strong><table><tbody>{rows}</tbody></table></div>"
 

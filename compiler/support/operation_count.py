@@ -96,7 +96,7 @@ def _count_statement(statement: Any, factors: tuple[str, ...], times: int, total
     elif isinstance(statement, tirx.BufferStore):
         totals[factors] += times * _operations(statement.value)
     elif isinstance(statement, tirx.IfThenElse):
-        # Taken as run: how often the condition holds is not known.
+        # Counted as if always executed: how often the condition holds is not known.
         _count_statement(statement.then_case, factors, times, totals)
         if statement.else_case is not None:
             _count_statement(statement.else_case, factors, times, totals)

@@ -1,4 +1,4 @@
-"""The types that float operators can compute in, under the names that people give them."""
+"""The precisions of floating-point operators, with their common aliases."""
 
 from __future__ import annotations
 

@@ -20,15 +20,15 @@ _active = threading.local()
 
 
 def automatic(step: object) -> None:
-    """The default of `progress=`: a bar where somebody looks, else nothing. To be called it is nothing."""
+    """The default of `progress=`: a bar on a terminal or in a notebook, else nothing. Calling it does nothing."""
 
 
 def silent(step: object) -> None:
-    """What is called where `progress=None` was given."""
+    """Stands in for `progress=None`: does nothing."""
 
 
 def is_silent(progress: object) -> bool:
-    """Whether nobody is told what happens: notes for the user have to be warnings then."""
+    """True if no progress is shown, so that notes for the user have to be warnings."""
     return progress is None or progress is automatic
 
 
@@ -66,7 +66,7 @@ def _in_notebook() -> bool:
 
 
 def step_text(step: Any) -> str:
-    """A step as a line: a text, or where a tuning stands (`compiler.tuning.session.Progress`)."""
+    """A step as one line: a text, or the state of a tuning run (`compiler.tuning.session.Progress`)."""
     if isinstance(step, str):
         return step
     current = f", {step.current.task.kernel}" if getattr(step, "current", None) is not None else ""
@@ -103,7 +103,7 @@ class _TerminalBar:
 
 
 class _NotebookLine:
-    """A line below the cell that is written anew at each step; at the end it says how long all took."""
+    """A line below the cell that is updated at each step; at the end it shows the total time."""
 
     def __init__(self, title: str) -> None:
         self._title = title

@@ -1,4 +1,4 @@
-"""Named implementations of an interface: ours in the modules of a package, others by entry point."""
+"""Named implementations of an interface: built-in ones in the modules of a package, third-party ones by entry point."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Registry(Generic[Made]):
     """Factories by name.
 
     Args:
-        what: the interface in words, for messages.
+        what: a name of the interface, for messages.
         package: every module in it is imported when a name is first looked up.
         group: the entry point group of other packages.
     """

@@ -29,7 +29,7 @@ struct Formula::Parser {
     if (!after_operand || !open.empty()) Fail();
   }
 
-  [[noreturn]] void Fail() const { throw FormulaError("no formula: " + Shown(text)); }
+  [[noreturn]] void Fail() const { throw FormulaError("not a formula: " + Shown(text)); }
 
   void SkipSpaces() {
     while (at < text.size() && text[at] == ' ') ++at;
