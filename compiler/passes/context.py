@@ -1,4 +1,4 @@
-"""What a pass may know about the compilation it is part of, and where it leaves what is not code."""
+"""The context of a compilation that passes read, and the report that they fill in."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PassOptions:
-    """What the caller of `compile` asks of the passes.
+    """The options of `compile` that passes read.
 
     Attributes:
         precision: "float32", "bf16" or "float16": what operands of convolutions and of products by weights round to.
@@ -78,7 +78,7 @@ class PipelineContext:
         choose: which algorithm a convolution takes; the one estimated to be fastest when None.
         parameters: filled by `lift-parameters`: the trailing parameters of `main`, in order, by name.
         expansions: which constants can be stored in a smaller form; those that are come last in `parameters`.
-        report: what passes have to say about the module.
+        report: what passes report about the module.
         tracker: which of the model's nodes the variables stand for.
     """
 

@@ -92,7 +92,7 @@ class Phase:
     passes: tuple[GraphPass, ...]
 
 
-# 1. Bring the graph into its plainest form: everything known is computed, everything unused is gone.
+# 1. Canonicalize: fold constants, remove unused code, simplify the graph.
 CANONICALIZE = (
     normalize,
     track_nodes,
@@ -109,7 +109,7 @@ CANONICALIZE = (
     recognize_silu,
     recognize_layer_norm,
     recognize_rms_norm,
-    cancel_transposes,  # again: what was arithmetic that used a transpose twice is now one function of it
+    cancel_transposes,  # again: arithmetic that used a transpose twice may now be one function of it
     fold_batch_norm,
     simplify_algebra,
     merge_products_of_slices,
@@ -134,7 +134,7 @@ CANONICALIZE_GPU = (
     recognize_silu,
     recognize_layer_norm,
     recognize_rms_norm,
-    cancel_transposes,  # again: what was arithmetic that used a transpose twice is now one function of it
+    cancel_transposes,  # again: arithmetic that used a transpose twice may now be one function of it
     fold_batch_norm,
     simplify_algebra,
     merge_products_of_slices,
@@ -144,7 +144,7 @@ CANONICALIZE_GPU = (
 )
 # 4. Choose blocked layouts and pack weights for them.
 LAYOUT = (
-    share_constants,  # packing weights remembers what it packed
+    share_constants,  # packing weights creates shared constants
     transposed_in_integers,
     compute_with_int16,
     compute_in_integers,
@@ -163,7 +163,7 @@ LAYOUT = (
     track_nodes,
 )
 LAYOUT_GPU = (
-    share_constants,  # packing weights remembers what it packed
+    share_constants,  # packing weights creates shared constants
     transposed_in_integers,
     compute_in_integers,
     center_weights,
@@ -186,7 +186,7 @@ FUSE = (
     group_operators,
     gather_sizes,
     fuse_kernels,
-    lower_reshapes,  # before schedules hide which kernels only copy
+    lower_reshapes,  # before schedules obscure which kernels only copy
     eliminate_dead_code,
 )
 # 6. Every kernel gets a schedule for the machine.
@@ -209,7 +209,7 @@ SCHEDULE_GPU = (
     apply_schedules,
     lift_workspaces,
 )
-# 7. Weights leave the code; every tensor gets its place in memory.
+# 7. Move weights out of the code and plan memory.
 PLAN_MEMORY = (
     lift_parameters,
     drop_dataflow,
@@ -222,7 +222,7 @@ PLAN_MEMORY = (
     lower_allocations,
     free_storage,
 )
-# 8. What is left becomes calls of the virtual machine.
+# 8. The remaining operators become calls of the virtual machine.
 LOWER = (
     lower_builtins,
     compute_scalars,

@@ -1,4 +1,4 @@
-"""The way of a module to code as a list of phases in order; each pass timed, dumped, verified."""
+"""The compilation pipeline: phases in order, each pass timed, dumped and verified."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class PipelineResult:
         mod: the module, ready for `relax.build(..., relax_pipeline=None)` when every phase ran.
         parameters: trailing parameters of `main` by name, in order (empty unless `lift-parameters` ran).
         expansions: which of them, the last ones, the module stores in a smaller form.
-        timings: one entry a pass, in order.
+        timings: one entry per pass, in order.
         report: what passes reported.
     """
 
@@ -64,7 +64,7 @@ class PipelineResult:
     report: CompilationReport
 
     def stored_parameters(self) -> dict[str, NDArray[np.generic]]:
-        """What the module's file holds: the parameters, but for the last ones in their smaller form."""
+        """The contents of the module's file: the parameters, the last ones in their smaller form."""
         whole = list(self.parameters.items())[: len(self.parameters) - len(self.expansions.chosen)]
         return {**dict(whole), **self.expansions.stored}
 
@@ -162,7 +162,8 @@ def _run_pass(each: GraphPass, mod: IRModule, phase: str, context: PipelineConte
 
 
 def _check_well_formed(mod: IRModule, where: str, *, thorough: bool) -> None:
-    """Scopes and structure always; types too, which costs as much as inferring them all again, when `thorough`."""
+    """Checks scopes and structure, and with `thorough` also types, which costs as much as inferring all of them
+    again."""
     try:
         relax.analysis.well_formed(mod, thorough)
     except Exception as error:

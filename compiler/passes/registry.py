@@ -3,7 +3,7 @@
     @graph_pass("fold-constants", summary="Evaluate what depends on constants alone")
     def fold_constants(mod: IRModule, context: PipelineContext) -> IRModule: ...
 
-A pass of a user is made the same way, or is any `tvm.transform.Pass` or function from IRModule to IRModule.
+A user's own pass is defined in the same way, or is any `tvm.transform.Pass` or function from IRModule to IRModule.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class PassVerifier:
                     raise VerificationError(problem)
 
     def _problem(self, phase: str, position: int, each: GraphPass, mod: IRModule) -> str | None:
-        """What is wrong with `mod` after the pass, in words."""
+        """Describe what is wrong with `mod` after the pass."""
         done = next(i for i, (name, at, _) in enumerate(self._order) if (name, at) == (phase, position))
         where = f"pass {each.name!r} (phase {phase!r})"
         try:
@@ -118,7 +118,7 @@ def flatten(value: Any) -> list[Array]:
 
 
 def compare(got: Array, expected: Array) -> str | None:
-    """What differs, in words, or None when `got` agrees with `expected` within `TOLERANCE`."""
+    """A description of the difference, or None when `got` agrees with `expected` within `TOLERANCE`."""
     if got.shape != expected.shape or got.dtype != expected.dtype:
         return f"{got.dtype}{got.shape} where {expected.dtype}{expected.shape} was expected"
     tolerance = TOLERANCE.get(str(expected.dtype))

@@ -1,1 +1,1 @@
-"""Phase 1: everything known is computed, everything unused is gone."""
+"""Phase 1: constants are folded, unused code is removed, and the graph is simplified."""

@@ -1,4 +1,4 @@
-"""cancel-reshapes: a reshape and its opposite vanish, though functions of single elements stand between them.
+"""cancel-reshapes: a reshape and its inverse are removed, even with elementwise functions between them.
 
     reshape(f(...reshape(x))) => f(...x), where the outer reshape restores x's shape
 

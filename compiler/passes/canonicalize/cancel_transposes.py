@@ -8,7 +8,7 @@
     f(reshape(x @ w), y)          => reshape(f(x @ w, reshape(y))) f: of two operands
 
 A transpose moves only when nothing else uses it, so that none is computed twice. It does not move past softmax or
-normalizations, whose kernels want their axis last. A reshape is worth having in its place: it copies nothing.
+normalizations, whose kernels want their axis last. A reshape is preferred to a transpose: it copies nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from compiler.passes.rewriting.matching import (
 )
 
 rules = RuleTable()
-last_rules = RuleTable()  # only once nothing moves any more, since a reshape does not merge with a transpose
+last_rules = RuleTable()  # only after nothing moves any more, since a reshape does not merge with a transpose
 op = relax.op
 
 PERMUTE = "relax.permute_dims"

@@ -1,4 +1,4 @@
-"""crop-filters: taps at the edge of a filter that meet nothing but padding go.
+"""crop-filters: removes taps at the edge of a filter that only ever read padding.
 
     conv(x, w, padding) => conv(x, w[..., first:last], less padding)
 
@@ -19,7 +19,7 @@ from compiler.passes.rewriting.window_taps import PLAIN_CONVOLUTIONS, windows_of
 rules = RuleTable()
 
 
-@graph_pass("crop-filters", summary="Drop the taps of convolutions that meet nothing but padding")
+@graph_pass("crop-filters", summary="Remove the taps of convolutions that only read padding")
 def crop_filters(mod: IRModule, context: PipelineContext) -> IRModule:
     """See the equation in the module's documentation."""
     return rules.apply(mod)

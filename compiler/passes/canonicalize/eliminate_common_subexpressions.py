@@ -1,4 +1,4 @@
-"""eliminate-common-subexpressions: what is computed twice from the same operands is computed once."""
+"""eliminate-common-subexpressions: equal operators on equal operands are computed once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _NOT_SHARED = (
 )
 
 
-@graph_pass("eliminate-common-subexpressions", summary="Compute what occurs twice once")
+@graph_pass("eliminate-common-subexpressions", summary="Compute equal expressions once")
 def eliminate_common_subexpressions(mod: IRModule, context: PipelineContext) -> IRModule:
     """Equal operators on equal operands; constants are equal when their bits are, whatever object holds them."""
     pool = ConstantPool()
@@ -52,7 +52,7 @@ def eliminate_common_subexpressions(mod: IRModule, context: PipelineContext) -> 
 
 
 class ExpressionSharing(Graph):
-    """Remembers each call it has passed; an equal one later becomes a reference to it."""
+    """Remembers each call; an equal later one becomes a reference to it."""
 
     def __init__(self, mod: IRModule, pool: ConstantPool) -> None:
         super().__init__({}, mod)

@@ -1,4 +1,4 @@
-"""fold-constants: what depends on constants alone is computed now."""
+"""fold-constants: expressions that depend only on constants are evaluated at compile time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ALWAYS_BYTES = 1 << 20
 # Above this TVM's unscheduled kernels take seconds.
 ENGINE_BYTES = 64 << 20
 
-# Random, effectful, or about memory and devices; and those whose result has a size that only running tells.
+# Random, effectful, or about memory and devices; and those whose result has a size known only at run time.
 _NEVER = (
     "relax.nn.dropout",
     "relax.multinomial_from_uniform",
@@ -57,7 +57,7 @@ _HEAVY = ("relax.nn.conv", "relax.nn.attention", "relax.einsum")
 
 @graph_pass("fold-constants", summary="Evaluate what depends on constants alone")
 def fold_constants(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Through reshapes, casts, arithmetic, shapes and kernel calls; never where the module would grow much.
+    """Through reshapes, casts, arithmetic, shapes and kernel calls, unless the module would grow much.
 
     Where activations are made integers too, weights of 8 bits stay narrow: a later phase may compute with
     them as they are. `fold-dequantize` folds what it left.
@@ -67,13 +67,13 @@ def fold_constants(mod: IRModule, context: PipelineContext) -> IRModule:
 
 @graph_pass("fold-dequantize", summary="Evaluate what depends on constants alone, dequantized weights too")
 def fold_dequantize(mod: IRModule, context: PipelineContext) -> IRModule:
-    """For what no phase has claimed as an integer computation."""
+    """For weights that no phase uses in an integer computation."""
     return fold(mod, keep_narrow=False)
 
 
 def fold(mod: IRModule, *, keep_narrow: bool | None) -> IRModule:
-    """Fold everything; with `keep_narrow`, but for what makes wide numbers of weights of 8 bits; with None, but for
-    those that only matrix products and row look-ups read."""
+    """Fold everything, except, with `keep_narrow`, what widens 8-bit weights, or, with None, what widens those that
+    only matrix products and row look-ups read."""
     for _ in range(MAX_ROUNDS):
         changed = {}
         for variable, function in rewritable_functions(mod):
@@ -122,7 +122,7 @@ class ConstantFolder(Graph):
         return rank_of(call) == 2 and self.only_read_by(variable, *(_GROUP_READERS if grouped else _NARROW_READERS))
 
     def _fold_sum_of_weights(self, call: Any) -> Expr | None:
-        """Sums of weights that stay narrow themselves: what a zero point adds to a product."""
+        """Sums of weights that themselves stay narrow: the contribution of a zero point to a product."""
         cast = self.call(call.args[0], "relax.astype")
         weights = None if cast is None else constant_array(self, cast.args[0])
         if weights is None or weights.dtype.name not in _NARROW or dtype_of(call) != "int32":
@@ -188,7 +188,7 @@ def _quantizes_activations(mod: IRModule) -> bool:
 
 
 def _widens_weights(name: str, call: Any) -> bool:
-    """Whether the call makes wide numbers of 8-bit ones that are many enough to be weights."""
+    """Whether the call widens an 8-bit tensor large enough to be weights."""
     if name not in ("relax.dequantize", "relax.astype") or dtype_of(call.args[0]) not in _NARROW:
         return False
     size = result_bytes(call.args[0].ty)

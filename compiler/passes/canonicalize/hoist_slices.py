@@ -1,9 +1,9 @@
-"""hoist-slices: slices move towards the inputs, so that what is cut away is not computed, copied or moved.
+"""hoist-slices: slices move towards the inputs, so that the elements cut away are not computed, copied or moved.
 
     slice(transpose(x)) => transpose(slice(x))
     slice(reshape(x))   => reshape(slice(x))     where the cut falls along one axis of x
     slice(f(x))         => f(slice(x))           f: elementwise with one operand, or another that is constant
-    slice(x @ w)        => x @ slice(w)          w constant: packed projections come apart, nothing is copied
+    slice(x @ w)        => x @ slice(w)          w constant: packed projections are split, nothing is copied
 
 Only past what slices alone read: then, as long as they do not overlap, all of them together do what was done once.
 """

@@ -3,7 +3,7 @@
     split(x)[0] @ w, split(x)[1] @ w, ...    => split(x @ w)[0], split(x @ w)[1], ...
     take(x, 0) @ w, take(x, 1) @ w, ...      => take(x @ w, 0), take(x @ w, 1), ...       slices likewise
 
-Exporters write recurrent cells out step by step: each step multiplies one element of the sequence, and the weight is
+Exporters unroll recurrent cells step by step: each step multiplies one element of the sequence, and the weight is
 read from memory again for a row or two.
 """
 
@@ -38,7 +38,7 @@ _SPLIT, _TAKE, _SLICE = "relax.split", "relax.take", "relax.strided_slice"
 
 @graph_pass("merge-products-of-slices", summary="One product for those of a tensor's slices by one constant weight")
 def merge_products_of_slices(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Where the pieces are at least half of the tensor, and each has few rows; see the module's documentation."""
+    """Where the slices are at least half of the tensor, and each has few rows; see the module's documentation."""
     changed = {}
     for variable, function in rewritable_functions(mod):
         rewritten = _PieceMerger(mod).rewrite_function(function)
@@ -60,7 +60,8 @@ class _Piece:
 
 @dataclass
 class _Group:
-    """Products of pieces of one tensor by one weight, and what was emitted for them: the whole, and splits of it."""
+    """Products of slices of one tensor by one weight, and what was emitted for them: the whole product, and slices of
+    it."""
 
     linear: Linear
     pieces: dict[Var, _Piece]
@@ -68,7 +69,7 @@ class _Group:
     splits: dict[Any, Var] = field(default_factory=dict)
 
     def pays_off(self) -> bool:
-        """Whether there are several pieces, together at least half of the tensor."""
+        """Whether there are several slices, together at least half of the tensor."""
         pieces = list(self.pieces.values())
         size = (shape_of(pieces[0].source) or ())[pieces[0].axis]
         share = sum(piece.share for piece in pieces)
@@ -76,7 +77,7 @@ class _Group:
 
 
 class _PieceMerger(Graph):
-    """At the first product of a group, computes that of the whole; each becomes a piece of it."""
+    """At the first product of a group, computes the whole product; each becomes a slice of it."""
 
     def __init__(self, mod: IRModule) -> None:
         super().__init__({}, mod)
@@ -108,7 +109,7 @@ class _PieceMerger(Graph):
                 self._groups.update(dict.fromkeys(group.pieces, group))
 
     def offer(self, value: Expr, variable: Var) -> Expr | None:
-        """The piece of the whole product."""
+        """The slice of the whole product."""
         group = self._groups.get(variable)
         if group is None:
             return None
@@ -156,6 +157,6 @@ def _cut_axis(call: Any) -> int | None:
 
 
 def _has_few_rows(data: Expr) -> bool:
-    """Whether the rows of a piece are few, dynamic sizes taken for 1."""
+    """Whether a slice has few rows, counting dynamic sizes as 1."""
     shape = shape_of(data)
     return shape is not None and math.prod(size for size in shape[:-1] if isinstance(size, int)) <= FEW_ROWS

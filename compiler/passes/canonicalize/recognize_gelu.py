@@ -1,4 +1,4 @@
-"""recognize-gelu: the GELU, exact or by tanh, from the arithmetic that spells it out."""
+"""recognize-gelu: GELU, exact or by tanh, recognized in decomposed arithmetic."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compiler.passes.rewriting.scalar_functions import gelu, gelu_tanh, recogniz
 rules = RuleTable()
 
 
-@graph_pass("recognize-gelu", summary="One operator for a GELU spelled out in arithmetic")
+@graph_pass("recognize-gelu", summary="Replace a decomposed GELU by one operator")
 def recognize_gelu(mod: IRModule, context: PipelineContext) -> IRModule:
     """0.5 * x * (1 + erf(x / sqrt(2))) and the tanh form, however they are written."""
     return rules.apply(mod)

@@ -31,7 +31,7 @@ rules = RuleTable()
 op = relax.op
 
 
-@graph_pass("recognize-layer-norm", summary="One operator for a layer normalization spelled out in means and roots")
+@graph_pass("recognize-layer-norm", summary="Replace a decomposed layer normalization by one operator")
 def recognize_layer_norm(mod: IRModule, context: PipelineContext) -> IRModule:
     """See the equations in the module's documentation."""
     return rules.apply(mod)

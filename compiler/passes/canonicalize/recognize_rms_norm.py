@@ -28,7 +28,7 @@ rules = RuleTable()
 op = relax.op
 
 
-@graph_pass("recognize-rms-norm", summary="One operator for a root-mean-square normalization spelled out")
+@graph_pass("recognize-rms-norm", summary="Replace a decomposed RMS normalization by one operator")
 def recognize_rms_norm(mod: IRModule, context: PipelineContext) -> IRModule:
     """See the equations in the module's documentation. Only over the last axes, which is what the operator does."""
     return rules.apply(mod)

@@ -1,4 +1,4 @@
-"""recognize-silu: the sigmoid and the SiLU (swish) from the arithmetic that spells them out."""
+"""recognize-silu: sigmoid and SiLU (swish), recognized in decomposed arithmetic."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compiler.passes.rewriting.scalar_functions import recognize, sigmoid, silu
 rules = RuleTable()
 
 
-@graph_pass("recognize-silu", summary="One operator for a sigmoid or SiLU spelled out in arithmetic")
+@graph_pass("recognize-silu", summary="Replace a decomposed sigmoid or SiLU by one operator")
 def recognize_silu(mod: IRModule, context: PipelineContext) -> IRModule:
     """x * sigmoid(x), x / (1 + exp(-x)) and 1 / (1 + exp(-x)), however they are written."""
     return rules.apply(mod)

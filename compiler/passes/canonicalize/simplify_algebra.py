@@ -1,8 +1,8 @@
-"""simplify-algebra: operators that do nothing, or that a cheaper one does as well.
+"""simplify-algebra: removes operators that do nothing, and replaces some by cheaper ones.
 
 What may differ from the module as it came: the sign of a zero (x + 0), one rounding where two constants are joined
 into one, and a result where joining them avoids an overflow in between. NaN and infinity stay where they were.
-Of float16 and bfloat16 every rounding is kept: there one more or less is seen in the third digit.
+Of float16 and bfloat16 every rounding is kept: there, one more or less shows in the third digit.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def join_scales(graph: Graph, call: Call) -> Expr | None:
 
 
 def _may_round_anew(call: Expr) -> bool:
-    """Whether a rounding more or less is below what a caller sees."""
+    """Whether one rounding more or less is too small for a caller to notice."""
     return dtype_of(call) in ("float32", "float64")
 
 

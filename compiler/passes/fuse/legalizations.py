@@ -1,4 +1,4 @@
-"""Operators whose lowering is ours in place of TVM's."""
+"""Operators with a lowering of our own in place of TVM's."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def legalize_not_equal(builder: relax.BlockBuilder, call: relax.Call) -> relax.E
 
 
 def _inverted(condition: Any) -> Any:
-    """In integers, which TVM takes for no comparison of floats."""
+    """In integers, which TVM does not treat as a comparison of floats."""
     return tirx.EQ(tirx.Cast("int8", condition), tirx.const(0, "int8"))
 
 

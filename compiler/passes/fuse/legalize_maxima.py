@@ -1,4 +1,4 @@
-"""Maxima and minima of floats with NaN wherever one is among the elements, and no largest element but -inf.
+"""Maxima and minima of floats that propagate NaN, and are -inf (or inf) for no elements.
 
 TVM's own lowering drops NaN, depending on the order, and starts from the largest finite number.
 """
@@ -78,7 +78,7 @@ def _max_pool(rank: int) -> Legalize:
 
 
 def _pooled(data: te.Tensor, spatial: Sequence[int], attrs: Any) -> te.Tensor:
-    """The largest elements of windows, of sizes as Relax infers them."""
+    """Maximum pooling, with output sizes as Relax infers them."""
     rank = len(spatial)
     taps = [te.reduce_axis((0, int(size)), f"tap{axis}") for axis, size in zip(spatial, attrs.pool_size, strict=True)]
     before, after = [int(p) for p in attrs.padding[:rank]], [int(p) for p in attrs.padding[rank:]]

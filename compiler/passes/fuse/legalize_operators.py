@@ -1,6 +1,6 @@
 """legalize-operators: each Relax operator becomes a TensorIR function.
 
-TVM's pass, with our own lowerings in place of some of its own, and the target's in place of both.
+TVM's pass, with our lowerings in place of some of TVM's, and the target's in place of both.
 """
 
 from __future__ import annotations

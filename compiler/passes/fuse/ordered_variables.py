@@ -1,4 +1,4 @@
-"""Kernels take the sizes that no tensor's dimension gives in the order of their use, in every process.
+"""Kernels take sizes that are not dimensions of their tensors in the order of use, in every process.
 
 `relax.BlockBuilder.call_te` collects them in sets of variables, whose order is that of their addresses: the same model
 then has other kernels in each process, and two layers that are alike may take `(height, width)` and `(width, height)`,
@@ -17,7 +17,7 @@ from tvm.relax import utils
 
 
 class OrderedSet(dict[Any, None]):
-    """As much of a set as `tvm.relax.utils` uses, in the order of insertion."""
+    """The part of a set's interface that `tvm.relax.utils` uses, in insertion order."""
 
     def __init__(self, members: Iterable[Any] = ()) -> None:
         super().__init__(dict.fromkeys(members))

@@ -1,4 +1,5 @@
-"""separate-sizes: what gives a size its value, or checks one, stands before all that reads it, in a block of its own.
+"""separate-sizes: whatever defines or checks a symbolic size stands before everything that reads it, in a block of its
+own.
 
 In a dataflow block the variables that are read say what must come before what. A `match_cast` that gives a symbolic
 size its value breaks that rule: kernels read the size in their types alone. Passes that move kernels, as the grouping

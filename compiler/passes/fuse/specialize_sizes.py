@@ -1,7 +1,7 @@
 """specialize-sizes: kernels that were written for a symbolic size and are called with a known one have the known one.
 
-Folding makes sizes known that a model counts in constants. A single kernel takes them as they come; but a group of
-kernels, of which some know a size and some do not, TVM cannot merge.
+Constant folding makes sizes known. A single kernel works with either; but TVM cannot merge a group of kernels in which
+some know a size and others do not.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""center-weights: weights that are bytes but for an offset are stored as int8, the offset is taken out of the sum.
+"""center-weights: weights that are bytes plus an offset are stored as int8; the offset is subtracted from the sum.
 
     matmul(x, w) => matmul(x, w - c) + c * sum of each row of x
     conv(x, w)   => conv(x, w - c) + c * conv(x, 1)
@@ -38,7 +38,7 @@ def _centered(graph: Graph, call: Call, axes: tuple[int, ...]) -> tuple[Array, A
     low, high = (bound(wide, axis=axes, keepdims=True) for bound in (np.min, np.max))
     if np.any(high - low > 255):
         return None
-    # None or one for all where that serves; a filter's own otherwise.
+    # None, or one for all where that suffices; else one per filter.
     middle = low + 128
     if low.min() >= -128 and high.max() <= 127:
         middle = np.zeros_like(middle)

@@ -48,9 +48,9 @@ rules = RuleTable()
 _CONVOLUTIONS = tuple(f"relax.nn.conv{rank}d" for rank in (1, 2, 3))
 _POOLS = tuple(f"relax.nn.max_pool{rank}d" for rank in (1, 2, 3))
 _MOVES = ("relax.reshape", "relax.permute_dims", "relax.squeeze", "relax.expand_dims", "relax.flatten")
-# Of a bias over the step of the sums: how far from an integer one that was an integer may be for float32's rounding.
+# How far a bias, divided by the step of the sums, may be from the integer that it was before float32 rounding.
 _BIAS_ROUNDING = 2.0**-20
-# What is added to a sum of products, none of which is larger, so that int32 holds both.
+# The largest term added to a sum of products, so that int32 holds both.
 _MOST_BIAS = 2.0**30
 
 
@@ -301,7 +301,7 @@ def quantize_of_concatenation(graph: Graph, call: Call) -> Expr | None:
 
 @rules.on("relax.quantize")
 def quantize_of_moved(graph: Graph, call: Call) -> Expr | None:
-    """quantize(move(x)) => move(quantize(x)): what makes x rounds it, and bytes are moved"""
+    """quantize(move(x)) => move(quantize(x)): the producer of x rounds it, and bytes are moved"""
     moved = graph.call(call.args[0], *_MOVES)
     if moved is None or _step_of(graph, call, BYTES + WORDS) is None or not graph.only_use(call.args[0]):
         return None
@@ -313,7 +313,8 @@ def quantize_of_moved(graph: Graph, call: Call) -> Expr | None:
 
 @rules.on("relax.quantize")
 def quantize_of_rescaled_move(graph: Graph, call: Call) -> Expr | None:
-    """quantize(factor * dequantize(move(x))) => move(quantize(factor * dequantize(x))): what makes x rescales it"""
+    """quantize(factor * dequantize(move(x))) => move(quantize(factor * dequantize(x))): the producer of x rescales
+    it"""
     scaled = graph.call(call.args[0], "relax.multiply", "relax.divide")
     if scaled is None or _step_of(graph, call, BYTES + WORDS) is None or not graph.only_use(call.args[0]):
         return None

@@ -1,6 +1,6 @@
-"""keep-weights-narrow: weights stored in 8 bits are read as they are, and what is computed of them is scaled.
+"""keep-weights-narrow: weights stored in 8 bits are read as they are, and the results are scaled.
 
-    matmul(x, scale * float(w))        => scale * matmul(x, w), a scale a column
+    matmul(x, scale * float(w))        => scale * matmul(x, w), one scale per column
     take(scale * float(w), index, 0)   => take(scale, index, 0) * float(take(w, index, 0))
 
 Scales and integers come from a cast and a multiplication or from a dequantization, transposed or not. A quarter of the

@@ -70,7 +70,7 @@ class IntegerWeight:
 
 
 def integer_weight(graph: Graph, expr: Expr, filters: int) -> IntegerWeight | None:
-    """Constant weights with one scale for all or one an entry of axis `filters`."""
+    """Constant weights with one scale for all or one per entry of axis `filters`."""
     found = dequantized_operand(graph, expr)
     values = None if found is None else constant_array(graph, found.data)
     if found is None or values is None or (found.scale.size > 1 and found.axis != filters):

@@ -1,4 +1,4 @@
-"""sign-integers: tensors of uint8 become int8, 128 less, for targets whose products take nothing else.
+"""sign-integers: tensors of uint8 become int8, 128 less, for targets whose products take only int8.
 
     quantize(x, scale, zero, uint8)  => unsigned(quantize(x, scale, zero - 128, int8))
     conv(unsigned(y), w)             => conv(y, w) + 128 * sum of w          (matmul alike)

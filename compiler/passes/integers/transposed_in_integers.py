@@ -67,7 +67,7 @@ def transposed(graph: Graph, call: Call) -> Expr | None:
 
 
 def _alike(scale: Array, zero: Array) -> tuple[Array, Array]:
-    """Both with as many numbers."""
+    """Both with the same number of elements."""
     size = max(scale.size, zero.size)
     return tuple(np.broadcast_to(each.reshape(-1), size) for each in (scale, zero))  # type: ignore[return-value]
 
@@ -125,7 +125,7 @@ def _is_sum(graph: Graph, expr: Expr) -> bool:
 
 @rules.on("relax.add")
 def addition(graph: Graph, call: Call) -> Expr | None:
-    """interleave(y) + bias => interleave(y + bias'), of a number a filter"""
+    """interleave(y) + bias => interleave(y + bias'), a bias per filter"""
     for data, other in ((call.args[0], call.args[1]), (call.args[1], call.args[0])):
         bias = constant_array(graph, other)
         found = None if bias is None else _interleaving(graph, data)

@@ -1,1 +1,1 @@
-"""What `plan_layout` is made of: values in blocked layouts, and for each operator how it computes on them."""
+"""The parts of `plan_layout`: values in blocked layouts, and how each operator computes on them."""

@@ -1,4 +1,4 @@
-"""Attention in a graph: which products, softmax and masks are one, and how its numbers are quantized on the way."""
+"""Matches attention in a graph: its products, softmax and masks, and how intermediates are quantized."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _INTEGERS = (*_BYTES, "int16", "uint16")
 
 @dataclass(frozen=True)
 class Operand:
-    """A tensor of float32, and the bytes that it is dequantized from, where it is."""
+    """A float32 tensor, and the 8-bit integers that it is dequantized from, if any."""
 
     expr: Any
     quantized: Any = None

@@ -1,4 +1,4 @@
-"""What attention does to its scores between the first product and softmax, as steps on one number each.
+"""The elementwise steps that attention applies to its scores between the first product and softmax.
 
 Quantizations there (`quantize`, `dequantize`) are steps too: a score is scaled, rounded within limits, and moved.
 """

@@ -1,4 +1,4 @@
-"""Sizes that a symbolic size is likely to have: how fast a kernel is cannot be judged without any."""
+"""Likely values of symbolic sizes, needed to estimate how fast a kernel is."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def float_convolution(builder: LayoutBuilder, call: Any) -> Blocked | Value | No
 
 
 class BlockedConv:
-    """One convolution on its way into blocks."""
+    """One convolution being converted to a blocked layout."""
 
     def __init__(
         self, builder: LayoutBuilder, conv: Conv, data: Expr, weight: Expr, out_shape: tuple[Any, ...]

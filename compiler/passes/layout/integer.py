@@ -68,7 +68,7 @@ def _padding_before(builder: LayoutBuilder, data: Any, conv: Conv) -> tuple[Any,
 
 
 class _IntegerConv(BlockedConv):
-    """One integer convolution on its way into blocks; `fill` is what stands in the padding."""
+    """One integer convolution being converted to a blocked layout; `fill` is the padding value."""
 
     def __init__(
         self, builder: LayoutBuilder, conv: Conv, data: Any, weight: Any, out_shape: tuple[Any, ...], fill: int
@@ -110,7 +110,7 @@ class _IntegerConv(BlockedConv):
         return self._plus(result, sums * self.fill)
 
     def _plus(self, result: Blocked, channels: Any) -> Blocked:
-        """Plus one number a channel."""
+        """Plus one number per channel."""
         rank = len(self.kernel)
         constant = pack_channels(channels.reshape(1, -1, *[1] * rank), self.builder.lanes)
         total = self.builder.emit(relax.op.add(result.expr, as_constant(constant)), "corrected")

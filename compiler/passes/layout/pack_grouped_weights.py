@@ -79,6 +79,6 @@ class _Packer(PyExprMutator):
 
 
 def _pays_off(weight: GroupedWeight) -> bool:
-    """Whether groups are whole words; of 8 bits with a scale a column, `keep-weights-narrow` takes care."""
+    """Whether groups are whole words; of 8 bits with one scale per column, `keep-weights-narrow` takes care."""
     plain = weight.bits == 8 and len(weight.scales) == 1 and weight.zeros is None
     return weight.group % PER_WORD == 0 and not plain

@@ -1,4 +1,4 @@
-"""What the passes share that pack constant operands of products."""
+"""Shared code of the passes that pack constant operands of products."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Between plain and blocked: constants are packed with numpy while compiling, the rest by kernels at run time."""
+"""Conversions between plain and blocked layouts: of constants with numpy at compile time, of other tensors by kernels
+at run time."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from schedules.ir.widening import widened
 from tvm import te, tirx  # isort: skip
 
 Array = NDArray[Any]
-_COLUMNS = 384  # of a product that BLAS does on one thread: others would wait, and be waited for, on a busy machine
+_COLUMNS = 384  # of a product that BLAS runs on one thread: on a busy machine, more threads only wait for each other
 
 
 def pack_channels(values: Array, lanes: int) -> Array:
@@ -184,8 +185,8 @@ def widened_tensor(bits: Any) -> Any:
 
 
 def pack_words(data: Any, order: Sequence[int], group: int) -> Any:
-    """A logical tensor of few channels to int32 (batch, ceil(channels / group), *spatial): `group` channels a word, as
-    `DotWorkload` states. Float data becomes bfloat16, int8 is made unsigned."""
+    """A logical tensor of few channels to int32 (batch, ceil(channels / group), *spatial): `group` channels per word,
+    as `DotWorkload` states. Float data becomes bfloat16, int8 is made unsigned."""
     shape = list(data.shape)
     channels = int(shape[order[1]])
     physical = [shape[axis] for axis in order]

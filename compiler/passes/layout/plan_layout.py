@@ -1,10 +1,10 @@
 """plan-layout: convolutions and what lies between them in blocked layouts, weights packed while compiling.
 
 Every value of a dataflow block has a plain form, a blocked one (channels in blocks as wide as a vector register, the
-block innermost), or both, each made when an operator first asks for it. A convolution answers in blocks; operators that
-can compute on blocks do so when an operand lies in them; all others, and the block's outputs, get plain operands. So
-there is a conversion only where a region begins or ends, and it is made once. A function without a convolution is left
-as it is.
+block innermost), or both, each made when an operator first asks for it. Convolutions return blocked results; operators
+that can compute on blocked operands do so when an operand is blocked; all others, and the block's outputs, get plain
+operands. So there is a conversion only where a region begins or ends, and it is made once. A function without a
+convolution is left as it is.
 """
 
 from __future__ import annotations

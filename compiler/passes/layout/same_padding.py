@@ -1,4 +1,5 @@
-"""Padding that follows from sizes (auto_pad SAME), which frontends write as a kernel: windows take it as theirs."""
+"""Padding that follows from sizes (auto_pad SAME): frontends write it as a kernel, and convolutions and poolings absorb
+it."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ class LayoutBuilder:
         return found if found is not None else Value(plain=expr)
 
     def define(self, variable: Any, value: Value) -> None:
-        """Say what a variable of the old function is now."""
+        """Set the value of a variable of the old function."""
         self._values[variable] = value
 
     def forget_block(self) -> None:
@@ -117,8 +117,8 @@ class LayoutBuilder:
         self.definitions = {}
 
     def start_binding(self, variable: Any, value: Any) -> None:
-        """Note what a variable of the old function was. What was widened for one binding is not shared with the next:
-        each reader's own widening becomes part of its kernel."""
+        """Record the value of a variable of the old function. What was widened for one binding is not shared with the
+        next: each reader's own widening becomes part of its kernel."""
         self.definitions[variable] = value
         self._root = str(variable.name)
         self._widened = {}

@@ -1,1 +1,1 @@
-"""Phase 8: what is left becomes calls of TVM's virtual machine."""
+"""Phase 8: the remaining operators become calls of TVM's virtual machine."""

@@ -1,4 +1,4 @@
-"""prepare-runs: runs of equal sizes share what depends on sizes alone.
+"""prepare-runs: runs with equal sizes share the work that depends only on sizes.
 
 `main` checks its inputs, computes shapes, allocates each tensor and frees it again on every run, which is most of the
 time of a small network: an allocation costs four times what the call of a kernel does. Here all of that becomes a
@@ -42,7 +42,7 @@ _READS_OF_HEAP = (MAKE_SHAPE, "vm.builtin.make_prim_value")
 _KEEP_NOTHING = (*_CHECKS, *_READS_OF_HEAP, "vm.builtin.reshape", "vm.builtin.read_if_cond", "vm.builtin.call_tir_dyn")
 
 
-@graph_pass("prepare-runs", summary="Share what depends on sizes alone between runs of equal sizes")
+@graph_pass("prepare-runs", summary="Share the work that depends only on sizes between runs with equal sizes")
 def prepare_runs(mod: IRModule, context: PipelineContext) -> IRModule:
     """After `lower-shapes` and the passes that check and share shapes."""
     entry = next((var for var, _ in mod.functions_items() if var.name_hint == MAIN_ENTRY), None)

@@ -1,1 +1,1 @@
-"""Phase 7: weights leave the code, and every tensor gets its place in memory."""
+"""Phase 7: weights are moved out of the code, and memory is planned."""

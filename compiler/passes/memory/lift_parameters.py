@@ -1,4 +1,4 @@
-"""lift-parameters: constants leave the code and become trailing parameters of `main`."""
+"""lift-parameters: constants become trailing parameters of `main`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENTRY = "main"
 
 @graph_pass(
     "lift-parameters",
-    summary="Constants become trailing parameters of main, so that the library is code only",
+    summary="Make constants trailing parameters of main, so that the library holds only code",
 )
 def lift_parameters(mod: IRModule, context: PipelineContext) -> IRModule:
     """Constants with at least one dimension, in `main` and in what it calls, become parameters of `main`.

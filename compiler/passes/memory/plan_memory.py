@@ -24,7 +24,7 @@ from compiler.passes.rewriting.graph import operator_name
 from schedules.ir.tir import StructuralKey
 
 MAX_BYTES = 1 << 47
-"""What a process can address on the machines there are."""
+"""The address space of a process on current machines."""
 
 
 @dataclass(frozen=True)

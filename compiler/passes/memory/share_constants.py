@@ -1,4 +1,5 @@
-"""share-constants: equal constants become one object, so that what is made of them is made, stored and held once."""
+"""share-constants: equal constants become one object, so that tensors derived from them are computed and stored
+once."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from compiler.passes.rewriting.graph import update_functions
 from compiler.passes.rewriting.substitution import leaves, replace_leaves
 
 
-@graph_pass("share-constants", summary="Hold equal constants once")
+@graph_pass("share-constants", summary="Store equal constants once")
 def share_constants(mod: IRModule, context: PipelineContext) -> IRModule:
     """Replaces each constant with dimensions by the first one with the same bits, type and shape.
 

@@ -1,4 +1,4 @@
-"""update-states: what a model keeps from run to run is written in place, in the parameters of `main` that hold it.
+"""update-states: a model's states are updated in place, in the parameters of `main` that hold them.
 
 A chain of kernels with the attribute `UPDATES` from the parameter to the new value loses its copies. A new value
 that one kernel computes when the old one is not read any more is computed in the state's memory. What is left is

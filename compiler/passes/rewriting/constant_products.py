@@ -1,4 +1,4 @@
-"""Convolutions and matrix products with constant weights, seen alike: what scales and shifts their channels.
+"""A common view of convolutions and matrix products with constant weights: scaling and shifting their channels.
 
 Weights are multiplied in their own precision (float32 for float16), which rounds each once.
 """

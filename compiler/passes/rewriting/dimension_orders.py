@@ -1,4 +1,4 @@
-"""Tensors seen as transpositions of others: what a kernel that reads any order of dimensions need not wait for."""
+"""Tensors as transpositions of other tensors, for kernels that can read any order of dimensions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters that are larger in memory than in the file: what is stored, and the kernel that expands it."""
+"""Parameters that are larger in memory than in the file: the stored form, and the kernel that expands it."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def operator_name(expr: Expr) -> str | None:
 
 
 class Graph:
-    """What a rule sees of the function it rewrites; made for one walk over one function."""
+    """A rule's view of the function it rewrites, for one traversal of one function."""
 
     def __init__(self, rules: dict[str, list[Rule]], mod: IRModule) -> None:
         self._rules = rules
@@ -267,7 +267,7 @@ class Graph:
         elif tvm_ffi.structural_equal(variable.ty, answer.ty):
             self._append(variable, answer)
             return
-        else:  # more is known now: code that follows is typed by that
+        else:  # the type is more precise now: later code is typed by it
             precise = type(variable)(variable.name, answer.ty)
             self._append(precise, answer)
             self._replaced[variable] = precise

@@ -1,4 +1,5 @@
-"""The pieces of layer and RMS normalization: means, squares, inverse roots, scales, however they are written."""
+"""Patterns shared by layer and RMS normalization: means, squared tensors, inverse roots and scales in their various
+forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a module loops: loops are private functions that call themselves."""
+"""True if any Relax function is (mutually) recursive; ONNX loops are imported that way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recognizing a function of one number from the arithmetic that spells it out.
+"""Recognizes a scalar function in the arithmetic that it was decomposed into.
 
 Exporters write GELU and the like in many ways: factors in any order, x/1.414 or x*0.707, cubes as powers or products.
 So the arithmetic is not matched but evaluated: in float64, on points where the functions we know differ.
@@ -35,7 +35,7 @@ _SCALAR_OPERATORS: dict[str, Callable[..., Any]] = {
     "relax.erf": _erf,
     "relax.sigmoid": lambda x: 1 / (1 + np.exp(-x)),
 }
-# What a spelled-out function must contain to be looked at at all.
+# Operators that a decomposed function must contain to be considered.
 _TELLTALE = {"relax.exp", "relax.tanh", "relax.erf", "relax.sigmoid"}
 _MAX_CALLS = 16
 _POINTS = np.concatenate([np.linspace(-9, 9, 41), [-0.7, -0.1, -1e-3, 1e-3, 0.3, 1.7]])
@@ -45,7 +45,7 @@ _TOLERANCE = {"float64": 1e-7, "float32": 2e-6, "float16": 2e-3, "bfloat16": 1.6
 
 @dataclass(frozen=True)
 class Spelling:
-    """`function` of `argument`, spelled out by the calls behind `root`."""
+    """`function` of `argument`, as computed by the calls behind `root`."""
 
     function: str
     argument: Expr

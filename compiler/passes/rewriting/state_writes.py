@@ -1,4 +1,4 @@
-"""Kernels that overwrite a part of a tensor, in the form of which `update-states` makes writes in place.
+"""Kernels that overwrite a part of a tensor, in a form that `update-states` can turn into writes in place.
 
 Such a kernel is functional: it copies one operand to its result, then writes the new parts. The attribute `UPDATES` of
 the kernel is that operand's position, the copy is its first statement, and nothing after it reads the operand, so

@@ -1,4 +1,4 @@
-"""Replacing leaves of Relax functions: variables, constants, references to functions."""
+"""Substitution in Relax functions: of variables, constants and references to functions."""
 
 from __future__ import annotations
 

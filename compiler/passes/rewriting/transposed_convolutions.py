@@ -1,4 +1,4 @@
-"""Transposed convolutions as plain ones with a filter a phase, whose results are interleaved.
+"""Transposed convolutions as plain convolutions with one filter per phase, whose results are interleaved.
 
 A transposed convolution adds x[i] w[k] at place i s + k. With k = s j + r, place s q + r gets the sum over j of
 x[q - j] w[s j + r]: for each phase r a convolution over j with the kernel turned around. One convolution computes all
@@ -41,7 +41,7 @@ class Interleaved:
 
     @classmethod
     def of(cls, call: Call) -> Interleaved | None:
-        """None where sizes are open, kernels dilated, or layouts others than of ONNX."""
+        """None for dynamic sizes, dilated kernels, or layouts other than ONNX's."""
         attrs = call.attrs
         rank = len(attrs.strides)
         spatial = "DHW"[-rank:]
@@ -83,7 +83,7 @@ class Interleaved:
         return np.ascontiguousarray(turned.reshape(self.filters * self.phases, -1, *self.taps))
 
     def repeated(self, values: Array) -> Array:
-        """One number a filter for each of its phases."""
+        """One number per filter, repeated for each of its phases."""
         return np.repeat(values.reshape(-1), self.phases)
 
     def convolution(self, data: Expr, kernels: Expr, out_dtype: str) -> Expr:

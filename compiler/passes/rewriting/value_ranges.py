@@ -1,4 +1,4 @@
-"""What can be said of the values of an expression without running it."""
+"""Static value ranges of expressions."""
 
 from __future__ import annotations
 

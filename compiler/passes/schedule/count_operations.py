@@ -1,4 +1,4 @@
-"""count-operations: note how much each kernel computes, while its form still shows it."""
+"""count-operations: count the arithmetic of each kernel before scheduling obscures it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from compiler.passes.registry import graph_pass
 from compiler.support.operation_count import count_kernels
 
 
-@graph_pass("count-operations", summary="Note the arithmetic of each kernel, for profiles; changes nothing")
+@graph_pass("count-operations", summary="Count the arithmetic of each kernel, for profiles; changes nothing")
 def count_operations(mod: IRModule, context: PipelineContext) -> IRModule:
     """Fills `context.report.operations`; kernels whose work depends on data are not in it."""
     context.report.operations = count_kernels(mod)

@@ -1,4 +1,4 @@
-"""expand-at-load: constants that are larger than what they come from are made when the module is loaded."""
+"""expand-at-load: constants larger than the tensors they are computed from are computed when the module is loaded."""
 
 from __future__ import annotations
 

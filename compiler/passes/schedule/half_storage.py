@@ -1,4 +1,4 @@
-"""Constants of float32 that 16 bits hold exactly: what they are stored as."""
+"""Storage of float32 constants that 16 bits hold exactly."""
 
 from __future__ import annotations
 

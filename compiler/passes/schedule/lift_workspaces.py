@@ -1,4 +1,4 @@
-"""lift-workspaces: what a kernel's launches hand to each other becomes a tensor of the module.
+"""lift-workspaces: buffers that pass data between a kernel's launches become tensors of the module.
 
 A device cannot allocate memory while it runs a kernel. As further results of the call, such buffers get their place
 from `plan-memory`, beside everything else.

@@ -1,4 +1,4 @@
-"""What passes share that store constants in fewer bytes, from which they come back when the module is loaded."""
+"""Helpers for passes that store compressed constants and expand them at load."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from compiler.passes.rewriting.matching import Array, array_of
 
 @dataclass(frozen=True)
 class Packed:
-    """What is stored of an array, and the tensor expression of that which gives it back."""
+    """The stored form of an array, and the tensor expression that expands it."""
 
     stored: tuple[Array, ...]
     expand: Callable[..., Any]
 
 
-# None where nothing is saved.
+# None where it would not be smaller.
 Pack = Callable[[Array], Packed | None]
 
 

@@ -1,6 +1,6 @@
 """store-palettes: weights of few distinct values are stored as a palette and a code of a few bits for each.
 
-Nothing is rounded: the values are those that `share_weights` left. They come back when the module is loaded, behind
+Nothing is rounded: the values are those that `share_weights` left. They are expanded when the module is loaded, behind
 whatever packing or transforming a weight went through.
 """
 

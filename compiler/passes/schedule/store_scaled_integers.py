@@ -1,7 +1,7 @@
 """store-scaled-integers: weights that are int8 integers times a scale per output channel are stored as those.
 
 Nothing is rounded: the values are those that quantizing weights alone (or training with rounding) left, found behind
-whatever packing a weight went through. They come back, to the bit, when the module is loaded.
+whatever packing a weight went through. They are restored bit for bit when the module is loaded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MOST = range(127, 0, -1)
 _PROBED = 64
 
 
-@graph_pass("store-scaled-integers", summary="Store weights that are 8-bit integers times a channel's scale as those")
+@graph_pass("store-scaled-integers", summary="Store weights that are 8-bit integers times a scale per channel as such")
 def store_scaled_integers(mod: IRModule, context: PipelineContext) -> IRModule:
     """Adds to `context.expansions`; the module stays as it is."""
     store_narrow(mod, context.expansions, packed_integers, "expand_integers")
