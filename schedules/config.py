@@ -1,4 +1,4 @@
-"""Knobs of a rule: their space, with constraints, and a point of it."""
+"""The knobs of a rule: their space, with constraints, and its points."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Config(Mapping[str, KnobValue]):
         return int(self[name])
 
     def replace(self, **knobs: KnobValue) -> Config:
-        """The same config with some knobs set anew."""
+        """The same config with some knobs changed."""
         return Config.of(self, **knobs)
 
     def to_json(self) -> str:

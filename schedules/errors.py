@@ -13,7 +13,7 @@ class ConfigError(ScheduleError):
 
 
 class RuleError(ScheduleError):
-    """A rule is badly written: it lacks a name, shares one with another rule, or returned something
+    """A rule is invalid: it lacks a name, shares one with another rule, or returned something
     unusable."""
 
 

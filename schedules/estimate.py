@@ -1,4 +1,4 @@
-"""What a config of a rule should cost: cycles of arithmetic and of moving bytes, and how evenly tasks are shared."""
+"""The estimated cost of a config: cycles of arithmetic and of memory traffic, and load balance."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from schedules.ir.numbers import ceil_div
 from schedules.machine import Machine
 
-_CACHE_RATE = 16.0  # bytes a cycle of a core from the cache behind the second one
-_TASK_CYCLES = 150.0  # to begin a task
+_CACHE_RATE = 16.0  # bytes per cycle and core from the cache behind the second one
+_TASK_CYCLES = 150.0  # cycles to start a task
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class Workload:
 
 
 class Priority(enum.IntEnum):
-    """Which rules are asked first: the higher, the earlier."""
+    """The order in which rules are tried: the highest first."""
 
     FALLBACK = 0
     GENERAL = 10
@@ -62,7 +62,7 @@ class Priority(enum.IntEnum):
     MATMUL = 40
     """Products of matrices as they are."""
     USUAL = 50
-    """What rules have that say nothing."""
+    """The default."""
     PACKED = 60
     """Kernels that a pass has written for the rule: packed products, attention."""
     PACKED_MATRIX = 61
@@ -115,11 +115,11 @@ class ScheduleRule(ABC):
         return Config()
 
     def estimate(self, workload: Any, config: Config, machine: Machine) -> Estimate | None:
-        """What a config should cost, by counting; None where nothing is known."""
+        """The estimated cost of a config; None where there is no estimate."""
         return None
 
     def least_operations(self, workload: Any) -> int | None:
-        """Arithmetic operations that no config leaves out; None: those of the kernel as it is written."""
+        """Arithmetic operations that every config performs; None: those of the kernel as it is written."""
         return None
 
     @abstractmethod
@@ -127,7 +127,7 @@ class ScheduleRule(ABC):
         """The PrimFunc that takes the kernel's place, with the same parameters, attributes and meaning."""
 
     def finish(self, function: PrimFunc, machine: Machine) -> PrimFunc:
-        """What a scheduled kernel goes through last; for processors unless overridden."""
+        """The final clean-up of a scheduled kernel; the one for processors unless overridden."""
         from schedules.instructions.finish import finish
 
         return finish(function, machine)

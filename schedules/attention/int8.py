@@ -1,4 +1,4 @@
-"""Attention of 8-bit integers: both products in integers, softmax in float32, weights rounded to bytes in between."""
+"""Attention of 8-bit integers: both products in integers, softmax in float32, weights rounded to 8 bits in between."""
 
 from __future__ import annotations
 

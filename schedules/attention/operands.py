@@ -1,4 +1,4 @@
-"""The operands of an attention kernel, and what it does to scores, weights and results."""
+"""The operands of an attention kernel, and the elementwise steps on scores, weights and results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from schedules.ir.expression import buffers_loaded, constant_int, map_loads, sub
 from schedules.ir.stages import Kernel, Stage, shape_of
 from schedules.ir.tir import Expr, structural_map, tirx, tvm
 
-_LEAST_QUERIES = 16  # that make up for rounding the keys and values
+_LEAST_QUERIES = 16  # least number of queries that pays for rounding the keys and values
 
 
 def attention_stages(kernel: Kernel, kind: str) -> dict[str, Stage] | None:

@@ -1,4 +1,4 @@
-"""Operands of attention as pairs of bfloat16: keys and values made once, rows of queries and weights in each task."""
+"""Operands of attention as pairs of bfloat16: keys and values packed once, rows of queries and weights in each task."""
 
 from __future__ import annotations
 

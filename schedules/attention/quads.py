@@ -1,5 +1,5 @@
-"""Operands of attention as bytes, four along the sum a word: keys and values made once, rows of queries and weights in
-each task.
+"""Operands of attention as 32-bit words of four bytes along the sum: keys and values packed once, rows of queries and
+weights in each task.
 
 Words of keys and values are signed bytes, those of rows unsigned ones: `int8_dot.dot` takes them so. What is stored as
 the other kind is moved by 128, and so is its zero point.

@@ -23,8 +23,8 @@ _ACCUMULATORS = 4  # independent sums that hide the latency of an addition
 class Softmax:
     """exp(score - largest of its row) of `scores` (rows, keys), and in `totals` (rows) the sums of rows of it.
 
-    `largest` (rows) holds one number a row meanwhile. `put(row, key, power)` makes the statement that stores a power,
-    which may take the place of its score; `coarse` where it rounds to bfloat16.
+    `largest` (rows) is scratch space for one number per row. `put(row, key, power)` makes the statement that stores a
+    power, which may take the place of its score; `coarse` where it rounds to bfloat16.
     """
 
     rows: int

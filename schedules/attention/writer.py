@@ -1,4 +1,4 @@
-"""Code of attention by blocks of queries: scores, softmax and the weighted sum of values without a trip to memory.
+"""Code of attention by blocks of queries: scores, softmax and the weighted sum of values without going through memory.
 
 A task takes as many queries as a register tile has rows. Their scores against all keys stay in the second cache; one
 pass finds the largest, one takes powers and sums them, and the product with the values is divided by the sums.

@@ -33,7 +33,7 @@ CHUNKS_PER_CORE = 4
 
 
 def sequence(*parts: Stmt | Iterable[Stmt] | None) -> Stmt:
-    """One statement of several, lists flattened and None left out; of none at all, a statement without effect."""
+    """A sequence of statements, lists flattened and None left out; an empty statement if there are none."""
     flat: list[Stmt] = []
     for part in parts:
         if isinstance(part, (list, tuple)):
@@ -59,7 +59,7 @@ def repeat(name: str, extent: Expr | int, body: Body, kind: Any = SERIAL, dtype:
 
 
 def loop(var: Any, extent: Expr | int, body: Stmt, kind: Any = SERIAL) -> Stmt:
-    """A loop from 0 over a variable that its body knows already, whatever its extent."""
+    """A loop from 0 over a variable that its body already uses, even of extent 1."""
     dtype = str(var.ty)
     return tirx.For(var, index(0, dtype), expression(extent, dtype), kind, body)
 
@@ -142,7 +142,7 @@ def _nested(extents: Sequence[Extent], variables: Sequence[Any], body: Stmt) -> 
 
 
 def static_grid(*extents: int) -> Iterable[tuple[int, ...]]:
-    """The points of a box, known now: what is unrolled."""
+    """The points of a box of known extents, for unrolling."""
     return itertools.product(*(range(extent) for extent in extents))
 
 
@@ -245,7 +245,7 @@ def name_value(name: str, value: Any, bindings: list[Stmt]) -> Any:
 
 
 def name_opaque(name: str, value: Any, bindings: list[Stmt]) -> Any:
-    """`name_value` for what TVM's passes are not to look into.
+    """`name_value` through a buffer, which TVM's passes do not look into.
 
     They put what a name stands for into each expression that they simplify, again for each loop; positions in images
     of unknown size are quotients of quotients, and most of a kernel's compile time went there. What a buffer holds they

@@ -1,4 +1,4 @@
-"""Whether several threads pay."""
+"""Whether several threads pay off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The innermost part of every matrix product: `rows x width` sums in registers that walk along the depth."""
+"""The innermost part of every matrix product: a register tile of `rows x width` sums along the depth."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from schedules.codegen.nest import allocate_tile, expression, load, repeat, sequence, store
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
 
-# Makes a statement of (row in the tile, place in that row's sums, column in the tile).
+# Makes a statement from (row in the tile, index in that row's sums, column in the tile).
 EachVector = Callable[[int, Expr, Expr], Stmt]
 
 

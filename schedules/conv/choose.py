@@ -1,4 +1,4 @@
-"""Which algorithm a convolution runs on: the one place that decides, by estimates of cycles or by what was measured.
+"""Decides which algorithm a convolution uses, by estimated cycles or by measurements.
 
 The workload of the choice is that of the rule which serves the kernel; its class says which that is. The caller packs
 the weights for it and makes the kernel.
@@ -26,13 +26,13 @@ from schedules.ir.numbers import QUAD
 from schedules.machine import Machine
 from schedules.selection.alternatives import Alternative, Choice
 
-WINOGRAD_ERROR_BOUND = 3e-6  # root mean square, relative; see `winograd_transforms.ERROR_BOUND`
-_FOLDED_GAIN = 0.85  # of the cycles that any other takes
+WINOGRAD_ERROR_BOUND = 3e-6  # relative root mean square error; see `winograd_transforms.ERROR_BOUND`
+_FOLDED_GAIN = 0.85  # share of the cycles of any other algorithm
 
 
 @dataclass(frozen=True)
 class FloatConvolution:
-    """What the choice for a convolution of floats depends on.
+    """The inputs of the choice for a floating-point convolution.
 
     Attributes:
         work: the direct convolution in float32.
@@ -60,7 +60,7 @@ FloatChoice = FoldedWorkload | SparseChoice | WinogradWorkload | DotWorkload | C
 
 
 def choose_float(case: FloatConvolution, machine: Machine, measured: Choice | None = None) -> FloatChoice:
-    """The algorithm for a convolution of floats; `measured` chooses among those that were timed."""
+    """The algorithm for a floating-point convolution; `measured` chooses among those that were timed."""
     work, narrow = case.work, case.narrow
     folded = None if work.is_open else _folded(case, machine)
     if folded is not None:
@@ -73,7 +73,7 @@ def choose_float(case: FloatConvolution, machine: Machine, measured: Choice | No
 
 
 def _dense(work: ConvWorkload, narrow: DotWorkload | None, tile: int | None) -> FloatChoice:
-    """By Winograd's method with that tile, or directly."""
+    """Winograd's method with that tile, or the direct convolution."""
     if tile is not None:
         return WinogradWorkload(**vars(work), tile=tile)
     return work if narrow is None else narrow

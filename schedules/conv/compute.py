@@ -1,4 +1,4 @@
-"""The blocked kernels as tensor expressions: what they mean, which the rules then run fast.
+"""The blocked kernels as tensor expressions, which define them; the rules make them fast.
 
 Each function takes placeholders in the layouts that `conv_workload` states and returns the output tensor. The stages
 carry the workload as block attributes; compiled without a rule they give the same numbers, slowly.
@@ -96,7 +96,7 @@ def conv_direct(data: Tensor, weight: Tensor, work: ConvWorkload, sizes: Sequenc
 
 
 def conv_depthwise(data: Tensor, weight: Tensor, work: WindowWorkload, sizes: Sequence[Any] = ()) -> Tensor:
-    """One filter a channel. `weight`: (ceil(channels / block), *kernel, block), int16 for 8-bit input."""
+    """One filter per channel. `weight`: (ceil(channels / block), *kernel, block), int16 for 8-bit input."""
     zero = tirx.const(0, work.dtype)
     window = _window_axes(work)
     padding = _padding(work, data, sizes)

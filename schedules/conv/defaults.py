@@ -1,4 +1,4 @@
-"""The configs of direct convolutions that are computed from the machine, sizes known or not."""
+"""Default configs of direct convolutions, computed from the machine, for static and dynamic sizes."""
 
 from __future__ import annotations
 

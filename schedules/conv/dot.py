@@ -268,8 +268,8 @@ class QuadsNest(DotNest):
 
 
 class PairsNest(DotNest):
-    """For processors that multiply no bytes but pairs of 16 bits: the input and the weights of a tile's channels are
-    widened once, in scratch buffers, into the even and the odd bytes of each group of four."""
+    """For processors that multiply pairs of 16-bit integers but no bytes: the input and the weights of a tile's
+    channels are widened once, in scratch buffers, into the even and the odd bytes of each group of four."""
 
     def __init__(self, fused: FusedKernel, work: DotWorkload, config: Config) -> None:
         super().__init__(fused, work, config)

@@ -1,4 +1,4 @@
-"""Spatial sizes that are known only when a kernel runs: how they are named, and cut into tiles.
+"""Spatial sizes known only at run time: their variables, and their tiling.
 
 Sizes and positions are Python ints where they are known and expressions where they are not.
 """

@@ -1,6 +1,6 @@
 """Images of unknown size as one long row: for pointwise convolutions rows need not end where those of images do.
 
-What is left over of a register tile comes once an image then, not once a row, and rows may be short.
+The remainder of a register tile then occurs once per image, not once per row, and rows may be short.
 """
 
 from __future__ import annotations

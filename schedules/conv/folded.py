@@ -1,4 +1,4 @@
-"""Direct convolution with neighbouring outputs of a row as filters of their own, for fewer filters than lanes.
+"""Direct convolution that treats neighbouring outputs of a row as additional filters, for fewer filters than lanes.
 
 A register of 16 lanes and 8 filters: half of each multiply-add would be thrown away. Two neighbours of a row are 16
 filters instead, of a convolution with twice the stride: the second one's filter is the first one's moved by a stride.

@@ -1,4 +1,4 @@
-"""Convolutions with weights of which whole blocks are zero: the loop nest of `conv_direct` over the others alone.
+"""Convolutions with block-sparse weights: the loop nest of `conv_direct` over the nonzero blocks only.
 
 A block is a vector of filters for one input channel and one tap of the window. Each register tile walks through the
 blocks of its filters and looks up which input they multiply.

@@ -1,4 +1,4 @@
-"""When a convolution with sparse weights pays: estimated cycles against those of the dense algorithms."""
+"""When a convolution with sparse weights pays off: estimated cycles against those of the dense algorithms."""
 
 from __future__ import annotations
 

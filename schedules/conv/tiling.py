@@ -12,7 +12,7 @@ from schedules.machine import Machine, dtype_bits
 
 MAX_PIXELS = 30
 MAX_TASKS_PER_CORE = 16
-SMALL_FLOPS = 600_000  # some 6 microseconds; less than that is done before a second thread is of use
+SMALL_FLOPS = 600_000  # some 6 microseconds: with less work, a second thread does not pay off
 
 
 def accumulators(machine: Machine) -> int:
@@ -40,7 +40,7 @@ def tile_cost(machine: Machine, pixels: int, blocks: int, load_cycles: float = 0
     sums = pixels * blocks
     enough = 4 * machine.fma_ports * machine.fma_latency
     arithmetic = sums / machine.fma_ports * (1 + 0.006 * max(0, sums - enough))
-    loads = (pixels + blocks + 1) * load_cycles * 2 / machine.load_ports  # one asks memory for what comes next
+    loads = (pixels + blocks + 1) * load_cycles * 2 / machine.load_ports  # one load prefetches
     return max(arithmetic, loads, machine.fma_latency)
 
 
@@ -50,7 +50,7 @@ def row_cost(machine: Machine, width: int, pixels: int, blocks: int, load_cycles
     cost = whole * tile_cost(machine, pixels, blocks, load_cycles)
     if rest:
         cost += tile_cost(machine, rest, blocks, load_cycles) + 2  # and twice the code
-    # Each tile reads all weights of its channels: near as dear as a load from the level-2 cache.
+    # Each tile reads all weights of its channels: nearly as expensive as a load from the level-2 cache.
     weights = (whole + bool(rest)) * blocks
     return (cost + weights / 2) / blocks
 

@@ -1,10 +1,10 @@
-"""Asking for the weights of the tiles to come while those of the present ones are in use.
+"""Prefetching the weights of later tiles while those of the current ones are in use.
 
-Weights that come from memory are read as they are first used, in a burst that waits for memory, and while the same
-weights serve further tiles memory has nothing to do. So each tile asks for its share of what comes after them, here and
-there in its sum: asked for at once, lines hold up the loads behind them (Zen 5: a convolution of 7 x 7 with weights in
-memory reaches 99 % of the peak, 90 % with its share asked for once a channel block, 80 % with what comes next row by
-row). Where shares are small it is done less often: asking costs as much as it saves.
+Weights in memory are read when first used, in a burst that waits for memory, and memory is idle while the same weights
+serve further tiles. So each tile prefetches its share of the weights that follow, spread over its sum: prefetched at
+once, lines delay the loads behind them (Zen 5: a convolution of 7 x 7 with weights in memory reaches 99 % of the peak,
+90 % when each share is prefetched once per channel block, 80 % when row by row). Small shares are prefetched less
+often, since the prefetches cost as much as they save.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, Stmt
 from schedules.machine import dtype_bits
 
-_LATENCY = 1024  # cycles from asking memory to having the answer, with some room
+_LATENCY = 1024  # cycles of memory latency, with some margin
 _MULTIPLY_ADDS = 2  # in a cycle, at most
 _LINE_BITS = 512
 _UNROLLED = 8
-_AT_ONCE = 2  # lines that hold up nothing
+_AT_ONCE = 2  # cache lines that can be prefetched at once without delaying loads
 
 
 def ahead(multiply_adds: int) -> int:
@@ -36,7 +36,7 @@ def lines_of(buffer: Any, elements: int) -> int:
 
 
 def depth_to_ask_at(lines: int, extents: Sequence[int], least: int) -> int:
-    """Inside of how many of some nested loops, outermost first and `least` of them at least, to ask for a share of
+    """Inside how many of some nested loops, outermost first and at least `least` of them, to prefetch a share of
     `lines`: as few as make shares small."""
     return next(
         (depth for depth in range(least, len(extents)) if lines <= _AT_ONCE * prod(extents[:depth])), len(extents)
@@ -44,9 +44,9 @@ def depth_to_ask_at(lines: int, extents: Sequence[int], least: int) -> int:
 
 
 def ask_share(buffer: Any, start: Sequence[Any], elements: int, turn: Expr | int, turns: int) -> Stmt | None:
-    """In turn `turn` of `turns`: ask for that share of the `elements` that lie in memory from `start` on.
+    """In iteration `turn` of `turns`: prefetch that share of the `elements` in memory from `start` on.
 
-    `turns` may be an estimate: turns beyond it do nothing.
+    `turns` may be an estimate: iterations beyond it do nothing.
     """
     line = _LINE_BITS // dtype_bits(str(buffer.ty.dtype))
     lines = lines_of(buffer, elements)

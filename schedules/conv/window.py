@@ -36,9 +36,9 @@ from schedules.ir.widening import number
 from schedules.machine import Machine
 from schedules.stages.fused_kernel import FusedKernel
 
-SMALL_POINTS = 400_000  # taps times outputs, some 6 microseconds: less is done before a second thread is of use
+SMALL_POINTS = 400_000  # taps times outputs, some 6 microseconds: with less work, a second thread does not pay off
 _OPEN_SPLITS = 16  # tasks into which rows are cut whose number is not known
-_MAX_PIXELS = 8  # more saves no loads worth the code
+_MAX_PIXELS = 8  # more saves too few loads for the additional code
 
 
 def window_space(work: WindowWorkload, machine: Machine) -> ConfigSpace:

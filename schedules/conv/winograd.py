@@ -91,7 +91,7 @@ class Winograd(CpuRule):
         return winograd_estimate(workload, config, machine)
 
     def least_operations(self, workload: WinogradWorkload) -> int:
-        """Of the products alone: the transforms' share depends on how they are written."""
+        """Operations of the products only: those of the transforms depend on how they are written."""
         down, across = tile_counts(workload, workload.tile)
         edge = edge_of(workload.tile, workload.strides[0])
         return 2 * max(workload.batch, 1) * edge**2 * down * across * workload.channels * workload.filters
@@ -113,7 +113,7 @@ class Tiles:
 class WinogradNest:
     """Builds the loop nest of one convolution.
 
-    What stands in a subclass's way is a method: how numbers are kept between the transform and the products, how two
+    The methods are what subclasses override: how numbers are kept between the transform and the products, how two
     of them are multiplied, and what is left to do to a result.
     """
 

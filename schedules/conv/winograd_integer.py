@@ -2,8 +2,8 @@
 
 The input's transform adds and subtracts: of bytes it fits 16 bits. Twice G has whole entries, so four times the
 transformed filters fit 16 bits too, and a quarter of the result is exact; of stride 2, G itself has. Sums of products
-may wrap around: what comes out is right as long as four times the result fits 32 bits. So 16 products serve for 36 (25
-where the stride is 2), two of them an instruction.
+may wrap around: what comes out is right as long as four times the result fits 32 bits. So 16 products replace 36 (25
+where the stride is 2), two per instruction.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from schedules.conv.workload import ConvWorkload
 from schedules.ir.tir import Stmt, tirx
 from schedules.machine import Machine
 
-_ENOUGH = 4  # tasks a core, which even out whatever their number
+_ENOUGH = 4  # tasks per core, for load balance
 
 
 @dataclass(frozen=True)

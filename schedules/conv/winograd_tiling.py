@@ -14,7 +14,7 @@ from schedules.ir.numbers import ceil_div
 from schedules.machine import Machine
 
 SHARED_CACHE_RATE = (
-    16.0  # bytes a core reads in a cycle from there: 26 (Zen 4) and 25 (Zen 5) where it does nothing else
+    16.0  # bytes per cycle of a core from the level-2 cache: 26 (Zen 4), 25 (Zen 5) where it does nothing else
 )
 _EXPOSED = 0.15  # of the time that memory takes, when it takes less than the arithmetic (or the other way round)
 
@@ -54,7 +54,7 @@ def most_tiles(work: ConvWorkload, tile: int) -> int:
 
 @lru_cache(maxsize=1024)
 def winograd_plan(work: ConvWorkload, tile: int, machine: Machine) -> WinogradPlan:
-    """The cheapest plan; where sizes are open, of no known cycles."""
+    """The cheapest plan; its cycles are unknown for dynamic sizes."""
     if work.is_open:
         return _open_plan(work, tile, machine)
     rows, columns = tile_counts(work, tile)
@@ -140,7 +140,7 @@ def direct_cycles(work: ConvWorkload, machine: Machine) -> float:
     arithmetic = points / machine.fma_ports / machine.cores * 1.03
     bytes_each = 4.0
     if isinstance(work, DotWorkload):
-        # One instruction a cycle like float32: measured on Zen 4, 118 GFLOP/s, 210 in bfloat16, 420 in int8.
+        # One instruction per cycle like float32: measured on Zen 4, 118 GFLOP/s, 210 in bfloat16, 420 in int8.
         arithmetic *= 1.1 / work.group
         bytes_each /= work.group
     weights = int(work.out_blocks * work.block * work.group_channels * bytes_each)

@@ -26,7 +26,7 @@ W = TypeVar("W", bound="WindowWorkload")
 class WindowWorkload(Workload):
     """A window that slides over the spatial dimensions: what all of these kernels share.
 
-    `batch` is 0 when symbolic, and so is each of `spatial`: such a dimension is open. `block` is the lanes of the
+    `batch` is 0 when symbolic, and so is each of `spatial`: such a dimension is dynamic. `block` is the lanes of the
     output's channel blocks. `pad` holds (before, after) for each spatial dimension; a negative `after` (input that no
     window reaches) is allowed. `same` is "upper" or "lower" where the padding of dynamic dimensions follows from their
     sizes, half of it before the input, the odd element after ("upper") or before it; `pad` is the most of both then.
@@ -44,7 +44,7 @@ class WindowWorkload(Workload):
     same: str = dataclasses.field(default="", kw_only=True)
 
     def key(self) -> str:
-        """As of any workload; that padding is known needs no mention."""
+        """As for any workload, without `same` where padding is known."""
         return super().key().replace('"same":"",', "")
 
     @property
@@ -63,7 +63,7 @@ class WindowWorkload(Workload):
 
     @property
     def out_spatial(self) -> tuple[int, ...]:
-        """Output size of each spatial dimension, rounded down; 0 where it is open."""
+        """Output size of each spatial dimension, rounded down; 0 where it is dynamic."""
         return tuple(
             (size + before + after - (window - 1) * dilation - 1) // stride + 1 if size else 0
             for size, window, stride, dilation, (before, after) in zip(

@@ -1,4 +1,4 @@
-"""Is everything that a kernel stores done by threads of the graphics processor?"""
+"""Checks that threads of the graphics processor do everything that a kernel stores."""
 
 from __future__ import annotations
 

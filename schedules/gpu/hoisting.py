@@ -1,4 +1,4 @@
-"""What plain loops may hold and a launch may not: loops marked parallel or vectorized, and large buffers."""
+"""Removes what a launch may not hold: loops marked parallel or vectorized, and large buffers."""
 
 from __future__ import annotations
 

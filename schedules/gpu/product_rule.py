@@ -18,7 +18,7 @@ from schedules.ir.stages import Kernel
 from schedules.machine import Machine, dtype_bits
 from schedules.rule import Workload
 
-UNKNOWN = 128  # what a size that is not known counts as
+UNKNOWN = 128  # the size assumed where it is not known
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from schedules.gpu.tile_code import SHARED, Part, TileWriter, wait
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import dtype_bits
 
-SIDE = 16  # of the squares that the operations take
+SIDE = 16  # side of the 16 x 16 tiles of the operations
 _PITCH = {8: 16, 16: 24}  # of a slab's rows in elements, by bits of an element
 _STAGE_PADDING = 4
 _WARP = 32
@@ -124,7 +124,7 @@ class _TensorWriter(TileWriter):
         return [self._finished(row) for row in range(self.tile.squares[0])]
 
     def _finished(self, square_row: int) -> Stmt:
-        """The sums of a warp's squares of one row of squares, through shared memory to where they go."""
+        """The sums of one row of a warp's 16 x 16 tiles, through shared memory to the result."""
         down, across = self.tile.squares
         pitch = SIDE * across + _STAGE_PADDING
         statements = [wait()]

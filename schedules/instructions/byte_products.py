@@ -1,4 +1,4 @@
-"""Sums of products of bytes in LLVM IR: what each instruction set says of them, and the text for any processor."""
+"""Sums of products of bytes in LLVM IR: the interface of each instruction set, and code for any processor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RESULT = "%r"
 
 @dataclass(frozen=True)
 class ByteProducts:
-    """An instruction set's text; in a body, %c is the sum so far, and %a and %b are the factors, an int32 a lane.
+    """An instruction set's text; in a body, %c is the sum so far, and %a and %b are the factors, one int32 per lane.
 
     Attributes:
         declarations: of the intrinsics that the bodies call.

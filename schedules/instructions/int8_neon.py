@@ -1,4 +1,4 @@
-"""Sums of 8-bit products by Arm's instructions that have no twin elsewhere, as operators of LLVM IR.
+"""Sums of 8-bit products by instructions that only Arm has, as operators of LLVM IR.
 
 `dot_signed(sum, a, b)` is `sdot`: four products of signed bytes for each int32. `matrix(sum, a, b)` is `usmmla` or
 `smmla`: a holds two rows and b two columns of eight bytes; the sum gets their 2 x 2 product, twice as many

@@ -1,4 +1,4 @@
-"""What TVM gets wrong about bfloat16 and the 8-bit floats, which it keeps in integers of their width.
+"""Workarounds for TVM's handling of bfloat16 and the 8-bit floats, which it keeps in integers of their width.
 
 Seen with apache-tvm 0.27: a load inside the value of a Let is taken for the integer that holds it (a maximum of 48640.0
 for numbers near 1), and a vector that repeats one element has no form that can be stored.
@@ -28,7 +28,7 @@ def inline_narrow_lets(root: Any) -> Any:
 
 
 def serialize_narrow_repeats(root: Any) -> Any:
-    """Vectorized loops that store one narrow float everywhere become serial."""
+    """Vectorized loops that store one narrow float to all lanes become serial."""
 
     def serialize(loop: Any) -> Any:
         if loop.kind != tirx.ForKind.VECTORIZED or not _repeats_narrow(loop):

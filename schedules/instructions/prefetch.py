@@ -1,4 +1,4 @@
-"""Asking for memory ahead of its use, in a way that leaves LLVM free to keep sums in registers.
+"""Prefetching, in a form that lets LLVM keep sums in registers.
 
 LLVM takes the intrinsic for something that may write what it points to. In the body of a parallel loop nothing says
 that this is not a tile's sums, so they were stored to memory at each step: 2.4 times the time of a convolution, and

@@ -14,7 +14,7 @@ from schedules.instructions.llvm_functions import register_operator, symbol, vec
 from schedules.ir.tir import Expr, tirx, tvm
 from schedules.machine import Machine
 
-# Among how many numbers a lane chooses.
+# The numbers of values that a lane can choose among.
 CHOICES = (4, 8, 16)
 _NAME = "tensorwright.select{}"
 OPERATORS = tuple(_NAME.format(choices) for choices in CHOICES)

@@ -1,7 +1,7 @@
 """Elementary functions in float32 vectors, as LLVM functions that are inlined where they are called.
 
-LLVM turns a vector `exp` into one libm call a lane. These hold only multiply-adds, selects and integer shifts. Largest
-errors over the whole range against float64, in units in the last place of float32, with fused multiply-adds:
+LLVM turns a vector `exp` into one libm call per lane. These hold only multiply-adds, selects and integer shifts.
+Largest errors over the whole range against float64, in units in the last place of float32, with fused multiply-adds:
 
 ==========  =====  ==========================================================================
 function    ulp    method

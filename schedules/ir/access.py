@@ -1,4 +1,4 @@
-"""How a statement walks through memory when one loop variable takes a step."""
+"""How a statement's memory accesses move when a loop variable grows by one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Access:
     is_store: bool
 
     def stride(self, var: Any) -> Stride:
-        """Elements moved when `var` grows by one; None when that is not the same everywhere."""
+        """Elements moved when `var` grows by one; None when that is not constant."""
         if not is_compact(self.buffer):
             return None if any(uses(each, var) for each in self.indices) else 0
         total: Any = 0

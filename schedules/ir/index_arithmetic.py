@@ -1,4 +1,5 @@
-"""Indices made as plain as the bounds of their loops allow: what reshapes leave behind hides how memory is walked."""
+"""Simplifies indices by the bounds of their loops: index arithmetic left by reshapes obscures the memory access
+pattern."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from schedules.ir.expression import buffers_loaded, constant_int, map_loads, sub
 from schedules.ir.stages import Kernel, Opaque, Stage, shape_of
 from schedules.ir.tir import Expr, structural_equal, structural_walk, tirx, tvm
 
-# How many times a cheap value may be computed anew before it is kept in memory instead.
+# How many times a cheap value may be recomputed before it is stored in memory instead.
 _MAX_CHEAP_REPEATS = 8
 _MAX_CHEAP_OPERATIONS = 16
 # A body beyond this many nodes is not grown any further.

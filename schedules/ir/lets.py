@@ -1,4 +1,4 @@
-"""Lets in forms that TVM takes.
+"""Rewrites Lets into forms that TVM accepts.
 
 Seen with apache-tvm 0.27: its generator of LLVM code looks for bounds of the integers and conditions that Lets bind. It
 stops at vectors of comparisons there, at floats that are divided by choices, and at a Let in the extent of a loop,

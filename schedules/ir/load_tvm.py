@@ -1,4 +1,4 @@
-"""The door to TVM: import this before `tvm`, which then loads without torch."""
+"""Import this before `tvm`, which then loads without torch."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def declare_operator(name: str, description: str) -> None:
 
 def tune_context(module: Any, target: Any, space: Any, strategy: Any, logger: Any) -> Any:
     """A `meta_schedule.TuneContext`, made without its Python constructor: that first parses the intrinsics of all
-    processors, which takes longer than the search for many a kernel."""
+    processors, which often takes longer than the search itself."""
     from tvm.s_tir import meta_schedule
     from tvm.s_tir.meta_schedule import _ffi_api
 

@@ -1,7 +1,7 @@
 """The layout of weights of 4 or 8 bits whose scales belong to groups of neighbours along the depth.
 
 Columns lie in panels of a few vectors. Of 8 bits: int8 (panels, depth, width). Of 4: int32 (panels, ceil(depth / 8),
-width), eight neighbours along the depth a word. The first of each pair of neighbours is in the low half of the word,
+width), eight neighbours along the depth per word. The first of each pair of neighbours is in the low half of the word,
 the second in the high one, so that a shift gives the pair as two 16-bit lanes, too. Scales and zero points:
 (panels, groups, width).
 """

@@ -32,7 +32,7 @@ _BYTE = 0xFF
 
 
 def pack_quads(weight: NDArray[Any], width: int) -> NDArray[np.int32]:
-    """An int8 (depth, columns) weight as int32 (panels, ceil(depth / 4), width), four of its rows a word."""
+    """An int8 (depth, columns) weight as int32 (panels, ceil(depth / 4), width), four of its rows per word."""
     depth, columns = weight.shape
     panels, steps = -(-columns // width), -(-depth // _GROUP)
     padded = np.zeros((_GROUP * steps, panels * width), np.int8)

@@ -1,4 +1,4 @@
-"""What products have in common whose numbers of the depth are looked up: the form, and how sums take turns."""
+"""Shared code of products with an index along the depth: the form, and interleaved sums."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the rules for products share whose constant operand is packed in a form of its own."""
+"""Shared code of the rules for products whose constant operand is packed in a special form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Products of float32 data and a weight of which whole blocks are zero: only the others are multiplied.
+"""Products of float32 data and a block-sparse weight: only nonzero blocks are multiplied.
 
     C[i, j] = sum over the blocks b of the panel of j of A[i, row of b] * values[b, j % width]
 

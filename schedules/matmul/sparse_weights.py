@@ -1,4 +1,4 @@
-"""The layout of constant weights of which whole blocks are zero: only the others are stored.
+"""The layout of block-sparse constant weights: only nonzero blocks are stored.
 
 A weight is a matrix (depth, columns) cut into panels of `width` columns; a block is one row of a panel. Panel after
 panel, the blocks that are not zero lie behind each other:

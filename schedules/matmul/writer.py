@@ -36,7 +36,7 @@ Batch = Mapping[Any, Expr]
 # B at (depth, column counted from the start of the panel).
 PanelLoad = Callable[[Expr, Expr], Expr]
 
-# An epilogue dearer than this is written once as a loop instead of once a register.
+# An epilogue more expensive than this is written once as a loop instead of once per register.
 _UNROLLED_EPILOGUE = 6
 _CHUNK_TILES = 8  # row tiles of a task when the number of rows is symbolic
 
@@ -343,7 +343,7 @@ class MatmulWriter:
         return sequence(tile.code(depth, a, b, begin, end, ahead))
 
     def _finish(self, tile: RegisterTile, batch: Batch, row: Expr, rows: int, column: Expr, width: int) -> list[Stmt]:
-        """The epilogue on the tile. A dear one runs as loops over a copy, so that the sums stay registers."""
+        """The epilogue on the tile. An expensive one runs as loops over a copy, so that the sums stay in registers."""
 
         def result(value: Expr, i: Any, lane: Expr) -> Stmt:
             return self.fused.finish(value, self.form.c_indices(batch, row + i, column + lane))

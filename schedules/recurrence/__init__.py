@@ -1,4 +1,4 @@
-"""Kernels of recurrent layers: what they compute (`description`), and two ways to run it.
+"""Kernels of recurrent layers: what they compute (`description`), and two kernels for it.
 
 `samples` runs each team of samples over all steps: teams are independent, no thread waits for another. `lockstep` runs
 all samples step by step, and can give each direction of a bidirectional layer a thread. The importer emits the portable

@@ -1,4 +1,4 @@
-"""Recurrent layers on a processor: which of the two ways to run one, and what threads share."""
+"""Recurrent layers on a processor: which of the two kernels runs one, and what threads share."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Recurrent(CpuRule):
 
 def way_to_run(recurrence: Recurrence, steps: int, samples: int, machine: Machine) -> str:
     """What threads share: independent samples, or the directions; SERIAL: nothing, one thread runs all samples step by
-    step and reads each weight once a step. Sizes are 0 where dynamic."""
+    step and reads each weight once per step. Sizes are 0 where dynamic."""
     products = recurrence.cell.gates * recurrence.hidden**2
     step = products // (_INTEGER_SPEED if recurrence.quantized else 1)
     stays_in_cache = _WEIGHT_BYTES * products <= machine.l2_bytes // 2

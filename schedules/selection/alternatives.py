@@ -28,4 +28,4 @@ class Alternative:
 
 
 Choice = Callable[[Sequence[Alternative]], int]
-"""The place of the alternative to take; the first is the one that is estimated to be fastest."""
+"""The index of the alternative to use; the first is the one that is estimated to be fastest."""

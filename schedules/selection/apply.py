@@ -18,7 +18,7 @@ from schedules.rule import ScheduleRule
 from schedules.selection.registry import rules as all_rules
 
 STRICT = "TENSORWRIGHT_STRICT_RULES"
-"""Environment variable: a rule that raises what it should not raise ends the compilation, as in the test suite. Without
+"""Environment variable: an unexpected exception of a rule ends the compilation, as in the test suite. Without
 it, the failure is reported and another rule serves the kernel."""
 
 ConfigSource = Mapping[str, Config] | Callable[[ScheduleRule, Any], Config | None]
@@ -34,7 +34,7 @@ class RuleFailure:
 
 @dataclass(frozen=True)
 class KernelReport:
-    """What one kernel got. `source` is "default", "record", "as-is" (no rule served it) or
+    """The rule and config of one kernel. `source` is "default", "record", "as-is" (no rule served it) or
     "scheduled-before"."""
 
     kernel: str
@@ -48,7 +48,7 @@ class KernelReport:
 
 @dataclass
 class ScheduleReport:
-    """One line a kernel, in the order of the module, and the time it all took in seconds."""
+    """One line per kernel, in the order of the module, and the total time in seconds."""
 
     kernels: list[KernelReport] = field(default_factory=list)
     seconds: float = 0.0
@@ -163,7 +163,7 @@ def _matched(rule: ScheduleRule, kernel: Kernel, machine: Machine, failures: lis
 
 
 def _unexpected(rule: ScheduleRule, error: Exception) -> RuleFailure:
-    """What a rule should not have raised. Raises RuleError where `STRICT` is set."""
+    """An unexpected exception of a rule. Raises RuleError where `STRICT` is set."""
     text = f"{type(error).__name__}: {error}"
     if os.environ.get(STRICT):
         raise RuleError(f"rule {rule.name!r} failed: {text}") from error

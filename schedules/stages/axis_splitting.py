@@ -1,4 +1,4 @@
-"""Splits loops whose index is taken apart, so that memory is walked in straight lines.
+"""Splits loops whose index is divided, so that memory is accessed contiguously.
 
 `b[c] = a[c // 16, c % 16]` over 96 becomes 6 runs of 16: blocked layouts, heads, windows and shuffles of channels are
 read and written so. What is left of an extent that the factor does not divide becomes a stage of its own, and so does
@@ -22,7 +22,7 @@ _MOST_PIECES = 8
 
 
 def split_axes(stage: Stage) -> list[Stage]:
-    """The stage in pieces, none of whose axes is taken apart by an index where that could be helped."""
+    """The stage split into parts whose indices divide no axis, where that is possible."""
     done: list[Stage] = []
     waiting = [stage]
     while waiting:
@@ -36,7 +36,8 @@ def split_axes(stage: Stage) -> list[Stage]:
 
 
 def _next_split(stage: Stage) -> list[Stage] | None:
-    """The stage in pieces by an axis that an index divides, or along which it turns; None when there is none."""
+    """The stage split along an axis that an index divides, or along which an index changes direction; None when there
+    is none."""
     found, turns = _divided_axes(stage)
     for position, axis in enumerate(stage.axes):
         seams = [-offset % factor for divided, factor, offset in found if divided == position and offset % factor]

@@ -25,9 +25,9 @@ _COMPARISONS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE)
 
 
 def split_branches(stage: Stage) -> list[Stage]:
-    """The stage in pieces along its spatial axes, in each of which the conditions on those axes are decided.
+    """The stage split along its spatial axes into parts in which the conditions on those axes are decided.
 
-    An axis whose pieces would become too many is left whole.
+    An axis that would be split into too many parts is left whole.
     """
     trivial = {axis.var: index(0, str(axis.var.ty)) for axis in stage.axes if axis.extent == 1}
     init = None if stage.init is None else substitute(stage.init, trivial)

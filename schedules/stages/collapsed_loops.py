@@ -28,7 +28,7 @@ class Loop:
 
 @dataclass(frozen=True, eq=False)
 class LoopNest:
-    """A stage whose adjacent loops are collapsed where memory is walked without a seam."""
+    """A stage whose adjacent loops are collapsed where memory accesses are contiguous across them."""
 
     stage: Stage
     spatial: tuple[Loop, ...]
@@ -85,14 +85,14 @@ def loop_nest_of(stage: Stage) -> LoopNest:
 
 
 def _may_collapse(axis: Axis, body: Any, init: Any) -> bool:
-    """Only index arithmetic may use the variable: a collapsed one is two divisions dearer elsewhere."""
+    """Only index arithmetic may use the variable: a collapsed one costs two divisions elsewhere."""
     if not isinstance(axis.extent, int) or axis.extent == 0:
         return False
     return not used_outside_indices(body, axis.var) and (init is None or not used_outside_indices(init, axis.var))
 
 
 def _collapse(axes: Sequence[Axis], loops: dict[int, Loop], free: set[int], mapping: dict[Any, Expr]) -> list[Loop]:
-    """Merge an axis with the one before it when each access moves as if they were one loop."""
+    """Merge an axis with the one before it if every access is contiguous across them."""
     result: list[Loop] = []
     members: list[list[Axis]] = []
     for axis in axes:

@@ -1,4 +1,4 @@
-"""A fused kernel as an anchor (the convolution, the pooling) and what is done to each of its results.
+"""A fused kernel as an anchor (the convolution, the pooling) and an elementwise epilogue.
 
 The elementwise stages behind an anchor become one expression of the accumulator, applied while that is in a register.
 """
@@ -45,7 +45,7 @@ class FusedKernel:
         first = next(i for i, stage in enumerate(kernel.stages) if stage is anchors[0])
         last = next(i for i, stage in enumerate(kernel.stages) if stage is anchors[-1])
         if last - first + 1 != len(anchors):
-            raise NotScheduledError("foreign stages between those of the anchor")
+            raise NotScheduledError("other stages between those of the anchor")
         self._before = list(kernel.simple_stages[:first])
         self._after = list(kernel.simple_stages[last + 1 :])
         self.result = anchors[-1].writes[0]

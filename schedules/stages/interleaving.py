@@ -54,7 +54,7 @@ def _serves(accesses: Sequence[Access], strides: Sequence[Any], turns: int) -> b
 
 
 def interleave(pieces: Sequence[Stage]) -> list[Stage]:
-    """The pieces of a stage, those whose stores are interleaved as one piece with all the stores."""
+    """The parts of a stage, those whose stores are interleaved joined into one part with all the stores."""
     done: list[Stage] = []
     waiting: list[Stage] = []
     for piece in pieces:
@@ -74,7 +74,7 @@ def interleave(pieces: Sequence[Stage]) -> list[Stage]:
 
 
 def _place(stage: Stage) -> tuple[int, int] | None:
-    """Which turn of how many a stage stores that stores at one place of a short last dimension."""
+    """(index, count): which element of a short last dimension a stage stores, and of how many."""
     store = stage.store
     if store is None or stage.reduction or not is_compact(store.buffer) or not store.indices:
         return None
@@ -83,7 +83,7 @@ def _place(stage: Stage) -> tuple[int, int] | None:
 
 
 def _follows(waiting: Sequence[Stage], piece: Stage) -> bool:
-    """Whether a stage stores the next turn, at the same places as those before."""
+    """Whether a stage stores the next element of that dimension, at the same places as those before."""
     first, other = waiting[0].body, piece.store
     if other is None or _place(piece) != (len(waiting), shape_of(first.buffer)[-1]):
         return False

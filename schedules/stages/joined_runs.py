@@ -1,4 +1,4 @@
-"""Joins short runs that lie next to each other in memory into one vector: what is concatenated in blocks of channels.
+"""Joins short runs that are adjacent in memory into one vector, as in concatenations in blocks of channels.
 
 `out[b, x, 0] = a[b, x]` and `out[b, x, 1 + i] = c[b, x, i]` of 15 become one store of 16: each run is read within a
 whole vector of its source, and the lanes are put together in registers.
@@ -47,7 +47,7 @@ class _Run:
 
 
 def join_runs(pieces: Iterable[Stage], machine: Machine) -> list[Stage]:
-    """The pieces of a stage, those joined that together fill a block; others that are scattered are split."""
+    """The parts of a stage; those that together fill a block are joined, others that are scattered are split."""
     done: list[Stage] = []
     waiting: list[_Run] = []
     for piece in pieces:

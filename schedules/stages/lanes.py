@@ -1,4 +1,4 @@
-"""Vectors put together of lanes of others: where each lane of a block comes from, and how it gets there.
+"""Vectors assembled from lanes of other vectors: the source of each lane of a block, and the permutations.
 
 A block is the last dimension of what a stage stores, when that fits a vector: channels in blocks of channels.
 """

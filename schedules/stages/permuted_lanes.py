@@ -20,8 +20,8 @@ _MOST_BLOCKS = 64  # that are written out
 
 
 def permuted_lanes(stage: Stage, machine: Machine) -> list[Stage] | None:
-    """A stage that moves elements into whole blocks, as one stage a block; None where that cannot be or does not
-    pay."""
+    """A stage that moves elements into whole blocks, as one stage per block; None where that is impossible or does not
+    pay off."""
     size = block_size(stage, machine)
     store = stage.store
     if size is None or store is None or stage.reduction or not isinstance(store.value, tvm.ir.TensorLoad):

@@ -1,4 +1,4 @@
-"""How a stage will run, decided before anything is written: in which loop nests, and what is vectorized in each.
+"""Plans how a stage will run before code is written: its loop nests, and what is vectorized in each.
 
 Elementwise stages are vectorized along the axis in which they store contiguously, or transposed in square blocks.
 Reductions are vectorized along such an axis when there is one (every lane sums for itself), else along the axis they
@@ -93,7 +93,7 @@ class NestPlan:
 
 @dataclass(frozen=True, eq=False)
 class StagePlan:
-    """The pieces of a stage, one after the other; inside of one parallel loop where `shared` is not None."""
+    """The parts of a stage, one after the other; inside of one parallel loop where `shared` is not None."""
 
     nests: tuple[NestPlan, ...]
     shared: Axis | None = None
@@ -108,7 +108,8 @@ class StagePlan:
 
 
 def _takes_longer(piece: NestPlan, single: Sequence[NestPlan], pieces: Sequence[NestPlan]) -> bool:
-    """Whether pieces that run in single elements (`piece` is one) take more steps than there would be vectors."""
+    """Whether the parts that run in single elements (`piece` is one) take more steps than vectors of the whole
+    would."""
     alone, every = _points(single), _points(pieces)
     return alone is None or every is None or alone * piece.lanes > every
 
@@ -169,7 +170,7 @@ def _nests(stage: Stage, machine: Machine) -> list[Stage]:
 
 def _shared_axis(stage: Stage, pieces: Sequence[Stage], machine: Machine) -> Axis | None:
     """A loop that is whole in each of several pieces and gives every thread its share; None when there is none, or
-    threads do not pay. One parallel loop then takes the place of one a piece, each with threads to wait for."""
+    threads do not pay. One parallel loop then replaces one per part, each with threads to wait for."""
     total = work([axis.extent for axis in stage.axes], stage.body)
     if len(pieces) < 2 or pays_off(total, machine) is not True:
         return None

@@ -1,4 +1,4 @@
-"""Code for one planned nest that sums in vectors: a sum a lane, or one sum in the lanes of several accumulators."""
+"""Code for one planned nest that sums in vectors: a sum per lane, or one sum in the lanes of several accumulators."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Kernels that no rule of an operator family serves: parallel and in vectors where they can, correct on any valid IR.
 
 Elementwise stages are inlined, stages that exchange rows run row by row (softmax, the norms), and each stage is written
-by its form. How a kernel will run is planned before anything is written, and rules go by the plan: one a form, and the
-fallback for what holds plain loops or statements that are not simple stages.
+by its form. How a kernel will run is planned before anything is written, and rules match the plan: one per form, and
+the fallback for what holds plain loops or statements that are not simple stages.
 
 Their one knob is a schedule that MetaSchedule found for exactly this kernel; by default there is none.
 """

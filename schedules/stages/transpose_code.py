@@ -18,7 +18,7 @@ from schedules.machine import Machine
 from schedules.stages.collapsed_loops import Loop, LoopNest
 
 _LARGEST_BLOCK = 16
-_SMALLEST_EXTENT = 4  # below this along either axis, single elements are as good
+_SMALLEST_EXTENT = 4  # below this along either axis, single elements are as fast
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +157,7 @@ class _BlockWriter:
     def _stored(
         self, turned: Sequence[Any], outer: Mapping[Any, Expr], row: Expr, column: Expr, i: int, lane: Expr
     ) -> Stmt:
-        """The stage's body at row + i, column + lane, reading the turned blocks."""
+        """The stage's body at row + i, column + lane, reading the transposed blocks."""
 
         def replace(load: Any) -> Any:
             for (buffer, indices), block in zip(self.loads, turned, strict=True):

@@ -1,1 +1,1 @@
-"""Attention over the first rows of a cache of keys and values, which are read where they lie."""
+"""Attention over the first rows of a cache of keys and values, read in place."""
