@@ -1,4 +1,4 @@
-"""An accelerator beside a processor: what the accelerator does not take over is built for the processor."""
+"""An accelerator beside a processor: operators that the accelerator does not support are built for the processor."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from targets.toolchain import Compiler, Linker
 
 
 class AcceleratedTarget(Target):
-    """Base of targets that are a processor with something at its side. All that concerns building for the processor is
-    asked of `processor`; derive, and say `name`, `description`, `partition_passes()` and `load_runtime()`."""
+    """Base of targets that are a processor with an accelerator. Everything about building for the processor is
+    delegated to `processor`; subclasses define `name`, `description`, `partition_passes()` and `load_runtime()`."""
 
     def __init__(self, processor: Target) -> None:
         """`processor` is another target: `targets.get("host")`, or one to cross-compile for."""

@@ -1,4 +1,4 @@
-"""Other names that people give targets: "rpi5", "arm64", "avx2", "cuda" (the graphics processor of this machine)."""
+"""Aliases of targets: "rpi5", "arm64", "avx2", "cuda" (the graphics processor of this machine)."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _ALIASES = {
     "m1": "apple-m1",
     "orin": "jetson-orin",
 }
-# A name without a number is that of a kind of device: which of them, this machine says.
+# A name without a number stands for a kind of device: this machine decides which.
 _GRAPHICS = frozenset({"cuda", "gpu", "nvidia"})
 _PI = re.compile(r"(?:rpi|pi|raspberrypi)([245])(?:b|modelb)?(32|32bit)?")
 
 
 def resolved(name: str, known: Collection[str]) -> str:
-    """The target's own name; the name itself (lower case, with hyphens) where it is no other name of one.
+    """The canonical name of a target; the name itself (lower case, with hyphens) if it is no alias.
 
     Raises:
         TargetError: it means the graphics processor of this machine, which has none that there is a target for.

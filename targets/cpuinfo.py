@@ -1,4 +1,4 @@
-"""What this machine's processor has, read from the operating system alone.
+"""The features of this machine's processor, as the operating system reports them.
 
 Features are named as LLVM names them. TVM is not imported: the runtime on a device uses this too.
 """
@@ -107,7 +107,7 @@ def normalized(feature: str) -> str:
 
 @cache
 def _known_names() -> frozenset[str]:
-    """The normalized names, Linux's and LLVM's, of what this processor has."""
+    """The normalized names, Linux's and LLVM's, of this processor's features."""
     text = Path("/proc/cpuinfo").read_text(errors="replace")
     match = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
     flags = match.group(1).split() if match else []

@@ -1,4 +1,4 @@
-"""Names to targets: ours, and those of other packages."""
+"""Targets by name: built-in ones, and those of other packages."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def _modules_with_presets(package: str) -> Iterator[ModuleType]:
 
 @cache
 def _own() -> dict[str, Factory]:
-    """What the modules of this package offer: each may have a function `presets()` of functions of the core count."""
+    """The presets of the modules of this package: each may have a function `presets()` that returns functions of the
+    core count."""
     found: dict[str, Factory] = {}
     for module in _modules_with_presets("targets"):
         offered: dict[str, Factory] = module.presets()

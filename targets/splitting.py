@@ -1,4 +1,4 @@
-"""Splits as slices: what an accelerator takes has one result."""
+"""Splits as slices, for accelerators whose operators have one result."""
 
 from __future__ import annotations
 

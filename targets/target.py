@@ -23,11 +23,12 @@ class Target(ABC):
         name: how the user asks for it.
         description: one line for listings.
         machine: what the schedules need to know.
-        device: what computes in place of the described processor, or beside it, in a few words; empty for a processor.
+        device: a short description of the device that computes instead of, or beside, the described processor; empty
+            for a processor.
         quantized_everywhere: its accelerator computes in 8-bit integers only, so quantizing a model for it rounds
             every tensor, to int8.
-        integer_operators: what else than products, moves and elementwise operators it then computes in integers: names
-            as TVM has them, and "kernel." before those of kernels.
+        integer_operators: the operators besides products, moves and elementwise ones that it then computes in integers:
+            TVM's names, and "kernel." before those of kernels.
     """
 
     name: str
@@ -142,7 +143,7 @@ class Target(ABC):
         return ()
 
     def legalizations(self) -> dict[str, Any]:
-        """How operators become kernels where TVM's way does not suit: `f(builder, call)` by operator."""
+        """Lowerings that replace TVM's: `f(builder, call)` by operator."""
         return {}
 
     def schedule_rules(self) -> Sequence[Any] | None:

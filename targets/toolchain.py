@@ -43,7 +43,7 @@ class Linker:
     command: tuple[str, ...]
 
     def link(self, output: Path, objects: Sequence[str | Path], options: Sequence[str] = ()) -> None:
-        """Write the shared library `output`. Raises LinkError with the program's own words."""
+        """Write the shared library `output`. Raises LinkError with the program's output."""
         # -s: without debug information, which is 30 to 45 % of a small library.
         arguments = [*self.command, "-shared", "-s", "-o", str(output), *map(str, objects), *options]
         _run(arguments, _TIMEOUT_SECONDS)
@@ -56,11 +56,11 @@ class Compiler:
     command: tuple[str, ...]
 
     def run(self, arguments: Sequence[str | Path], *, timeout_seconds: int = 900) -> None:
-        """Run it. Raises LinkError with the program's own words."""
+        """Run it. Raises LinkError with the program's output."""
         _run([*self.command, *map(str, arguments)], timeout_seconds)
 
     def version(self) -> str:
-        """Its first line about itself; part of the key under which what it built is kept."""
+        """The first line of its version output; part of the cache key of what it builds."""
         done = subprocess.run([*self.command, "--version"], capture_output=True, text=True, timeout=60, check=False)
         return done.stdout.partition("\n")[0]
 

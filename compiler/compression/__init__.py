@@ -1,1 +1,1 @@
-"""Making models smaller and faster, with the accuracy in hand."""
+"""Making models smaller and faster under a limit on the loss of accuracy."""

@@ -1,4 +1,4 @@
-"""The caller's measure of a model, and how many layers must go back to float to hold his limit."""
+"""The caller's accuracy measure, and how many layers must return to float to stay within the limit."""
 
 from __future__ import annotations
 

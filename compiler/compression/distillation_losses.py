@@ -1,4 +1,4 @@
-"""What a student is trained for."""
+"""The losses that a student is trained with."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Objective:
 
         own, wanted = (self.seen[side, index] for side in ("student", "teacher"))
         if own.ndim != wanted.ndim or (own.shape[2:] != wanted.shape[2:] and own.ndim > 3):
-            raise OptionError(f"features[{index}]: {tuple(own.shape)} cannot be likened to {tuple(wanted.shape)}")
+            raise OptionError(f"features[{index}]: {tuple(own.shape)} cannot be compared with {tuple(wanted.shape)}")
         axis = 1 if own.ndim > 3 else own.ndim - 1  # (batch, channels, height, width) or (..., width)
         own, wanted = own.movedim(axis, -1), wanted.movedim(axis, -1)
         if own.shape[-1] != wanted.shape[-1]:

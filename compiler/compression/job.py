@@ -1,4 +1,4 @@
-"""What every technique does around its own work: import, compile, measure, and hold the caller's limit."""
+"""The part that all techniques share: import, compile, measure, and enforce the caller's limit."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class JobOptions:
 
     @property
     def report(self) -> Callable[[str], None]:
-        """What is told the name of each step."""
+        """Receives the name of each step."""
         return self.progress if self.progress is not None else silent
 
 

@@ -1,4 +1,4 @@
-"""What kernels take on this machine, measured: for those who ask for it."""
+"""Measured kernel times on this machine, where the caller asks for them."""
 
 from __future__ import annotations
 

@@ -51,11 +51,11 @@ _DEPTHWISE = 0.84
 _DEPTHWISE_INTEGERS, _DEPTHWISE_PAIRS = 0.72, 1.3  # with VNNI and without
 _ELSEWHERE = 2.0  # rules that were not measured: sparse products, the general one
 _INTEGER_RULES = ("conv-dot", "matmul-int8")
-_VNNI_PRODUCTS = 4.0  # products of bytes a lane of 32 bits sums in one instruction
+_VNNI_PRODUCTS = 4.0  # products of bytes that a 32-bit lane sums in one instruction
 _PAIR_PRODUCTS = 1.5  # without it: two `vpmaddwd`, and what widens and adds
 # Cycles to scale, round and store a vector of results as bytes.
 _ROUNDING = 2.1
-# Cycles a byte in the caches of a core, and what is added for the share that lies beyond them.
+# Cycles per byte in the caches of a core, and what is added for the share that lies beyond them.
 _NEAR, _FAR_RESULT, _FAR_WEIGHTS = 0.0385, 0.0357, 0.136
 
 
@@ -74,7 +74,7 @@ class KernelTime:
 
 
 class KernelClock(Protocol):
-    """Says what kernels take."""
+    """Predicts kernel times."""
 
     def __call__(self, mods: Sequence[IRModule]) -> list[list[KernelTime]]:
         """Of each module the calls of a run, in their order."""

@@ -39,7 +39,7 @@ class RecipeResult(ImportedModel):
 
     Attributes:
         name: of the model it was made from.
-        report: a row a step, and the report of each.
+        report: one row per step, and the report of each.
     """
 
     name: str

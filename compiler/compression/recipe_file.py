@@ -42,7 +42,7 @@ def read_recipe(path: Path) -> Any:
 
 
 def _repeated_keys(node: yaml.Node | None) -> Iterator[tuple[str, int, int]]:
-    """(key, line, line of its repetition) of mappings; YAML's readers let the last one win without a word."""
+    """(key, line, line of its repetition) of mappings; YAML readers silently keep the last one."""
     if isinstance(node, yaml.MappingNode):
         lines: dict[tuple[str, str], int] = {}
         for key, value in node.value:

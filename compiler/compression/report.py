@@ -1,4 +1,4 @@
-"""What a step of compression did, and what it cost and gained."""
+"""The report of a compression step: what it changed, cost and gained."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LayerChange:
     """One layer.
 
     Attributes:
-        change: what was done to it, in words; "" where nothing was.
+        change: what was done to it, as text; "" where nothing was.
         before, after: numbers of weights that are not zero, or units of structured pruning.
         reason: why nothing was done, or what to know of it.
     """

@@ -1,4 +1,4 @@
-"""Which task gets the next trials: the one where a second of tuning is expected to win the model most time.
+"""Which task gets the next trials: the one where a second of tuning is expected to save the model the most time.
 
 As in Ansor's task scheduler, the expectation looks back (what the last trials won) and ahead (what may still be there);
 a task is finished when its space is used up, when nothing was won for long, or when it hardly counts.
@@ -49,7 +49,7 @@ def reason_to_stop(state: TaskState, total: float) -> str:
     if state.best_seconds > _HOPELESS * state.fastest_seconds:
         return f"an alternative is {state.best_seconds / state.fastest_seconds:.1f} times as fast"
     if seconds_in_model(state) < _SMALL_SHARE * total:
-        return "it takes next to no time"
+        return "it takes a negligible share of the time"
     if state.since_improvement() >= PATIENCE:
         return f"nothing gained in {PATIENCE} trials"
     return ""

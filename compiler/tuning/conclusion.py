@@ -1,4 +1,4 @@
-"""The end of a tuning: what was found is proven in the model, or given up."""
+"""The end of a tuning run: choices are verified in the whole model, or given up."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def conclude(
             break
     session.keep_defaults()
     if compared is not None and known is not None and known.choices and not compared.is_slower:
-        session.problems.append("what an earlier tuning chose stays: this one is not faster by more than chance")
+        session.problems.append("earlier choices for the model are kept: the new ones are not significantly faster")
         return None
     if compared is not None:
         session.problems.append(
-            f"the model is not faster as a whole by more than chance ({compared.gain:.3f} times, give or take "
+            f"the model is not significantly faster as a whole ({compared.gain:.3f} times, give or take "
             f"{compared.spread:.1%}): it stays as it is untuned"
         )
     session.conclude([], None)

@@ -1,10 +1,10 @@
-"""How long chosen configs and alternatives take in the model itself, which decides on each, and on all together.
+"""Measures chosen configs and alternatives in the model itself, which decides on each, and on all together.
 
-Alone, a kernel finds its input in the caches and has the memory to itself. In the model, other kernels' data lies
-there: what reads more weights than it has to, loses again what it won. So the model is compiled with and without the
-choices, and both are run in turns, each turn in a process of its own. Each kernel's time in one is compared with that
-of the kernel it replaces in the other; and in the end the whole runs are. What is not faster there by more than chance
-is not used, so that a tuned module is either faster than the untuned one or the same.
+Alone, a kernel finds its input in the caches and has the memory to itself. In the model, the caches hold other kernels'
+data: a kernel that reads more weights than necessary loses what it gained alone. So the model is compiled with and
+without the choices, and both are run alternately, each run in a process of its own. Each kernel's time in one is
+compared with that of the kernel it replaces in the other; and in the end the whole runs are. Choices that are not
+significantly faster there are not used, so that a tuned module is either faster than the untuned one or the same.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 PAIRS = 6
 LEAST_PAIRS = 4  # when time runs out
-TURN_SECONDS = 0.3  # of watching kernels, and of timing runs
+TURN_SECONDS = 0.3  # seconds of timing kernels, and of timing runs
 _MODULE = "compiler.tuning.measuring.model_worker"
 _TIMEOUT = 120.0
 _ERRORS = 2.0  # standard errors that are chance
@@ -87,7 +87,7 @@ class Choices:
 
 @dataclass
 class Times:
-    """Of a module, a sample a process: seconds of a call by record key, and of a whole run."""
+    """Times of a module, one sample per process: seconds of a call by record key, and of a whole run."""
 
     kernels: dict[str, list[float]] = field(default_factory=dict)
     runs: list[float] = field(default_factory=list)
@@ -129,12 +129,12 @@ class Compared:
 
     @property
     def is_faster(self) -> bool:
-        """Whether the choices win by more than chance."""
+        """Whether the choices are significantly faster."""
         return self.gain > 1 + self.spread
 
     @property
     def is_slower(self) -> bool:
-        """Whether they lose by more than chance."""
+        """Whether they are significantly slower."""
         return self.gain * (1 + self.spread) < 1
 
     def _logarithms(self) -> list[float]:
@@ -173,7 +173,7 @@ class ModelComparison:
         self._untuned: _Compiled | None = None
 
     def measure(self, choices: Choices, deadline: float = math.inf) -> Compared:
-        """Time both modules in turns; `LEAST_PAIRS` of turns alone once `time.monotonic()` is past the deadline.
+        """Time both modules alternately; only `LEAST_PAIRS` pairs once `time.monotonic()` is past the deadline.
 
         Raises:
             UserError: the model cannot be compiled or run here.

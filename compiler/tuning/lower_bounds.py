@@ -1,5 +1,5 @@
-"""The least time that a kernel can take on a device: two kernels that only multiply and add, and only read, say how
-fast the device is, through the same path as any trial.
+"""Lower bounds of kernel times on a device, from its peak rates: two kernels, one that only multiplies and adds and one
+that only reads, are measured through the same path as any trial.
 
 The lower bound of a kernel is the longer of its multiply-adds at that rate and its bytes from beyond the second cache
 at that rate (the roofline model, Williams et al. 2009). It is known for float32 alone.
@@ -37,11 +37,11 @@ _TYPE = "float32"
 
 @dataclass(frozen=True)
 class Peaks:
-    """What all cores of a device reach together; zero where it is not known.
+    """Peak rates of all cores of a device together; zero where not known.
 
     Attributes:
-        operations: float32 multiplications and additions a second.
-        nbytes: bytes a second that are read from beyond the second cache.
+        operations: float32 multiplications and additions per second. nbytes: bytes per second read from beyond the
+        second cache.
     """
 
     operations: float = 0.0

@@ -1,4 +1,5 @@
-"""A page about one tuning: latency against time and trials, the best of each task, predicted against measured."""
+"""The report page of a tuning run: latency against time and trials, the best of each task, predicted against
+measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a tuning has come, what searching costs, and when it ends."""
+"""The progress of a tuning run, the cost of its search, and its limits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from compiler.tuning.state import TaskState
 
 @dataclass
 class Progress:
-    """Where a tuning stands; handed to the caller after every trial.
+    """The progress of a tuning run; passed to the caller after every trial.
 
     Attributes:
         seconds: since the start; `limit_seconds` and `limit_trials` are what was allowed.
@@ -35,7 +35,7 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Trials a second."""
+        """Trials per second."""
         return self.trials / self.seconds if self.seconds else 0.0
 
     @property

@@ -1,4 +1,5 @@
-"""The tuning loop over the tasks of a model: propose, build, measure, record, learn; then the leaders once more."""
+"""The tuning loop over the tasks of a model: propose, build, measure, record, learn; then a final comparison of the
+leaders."""
 
 from __future__ import annotations
 
@@ -129,7 +130,7 @@ class Session:
     def _check_lower_bounds(self) -> None:
         """Forget lower bounds that some kernel beats: others had the machine while its own speed was measured."""
         if any((state.of_limit or 0.0) > _BEATEN for state in self.states):
-            self.problems.append("a kernel beat the device's measured speed, so no kernel is held to its limit")
+            self.problems.append("a kernel was faster than the device's measured peak, so lower bounds are not used")
             for state in self.states:
                 state.lower_bound = 0.0
 
@@ -221,7 +222,7 @@ class Session:
         return failures
 
     def _compare_leaders(self) -> None:
-        """The default and the fastest of each task in turns; what is recorded here decides."""
+        """Time the default and the fastest configs of each task alternately; these records decide."""
         won = [state for state in self.states if _has_a_leader(state)]
         self._report("compare the leaders", None)
         self._rebuild_leaders(won)

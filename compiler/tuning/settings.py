@@ -51,7 +51,7 @@ class TuningOptions:
         if self.trials is not None and self.trials < 1:
             raise OptionError(f"trials={self.trials}: there must be at least one")
         if self.time_budget is not None and self.time_budget <= 0:
-            raise OptionError(f"time_budget={self.time_budget}: it is in seconds, and more than none")
+            raise OptionError(f"time_budget={self.time_budget}: it has to be a positive number of seconds")
         if self.timing not in _TIMINGS:
             raise OptionError(f"timing {self.timing!r} is not supported", "use auto, parallel or serial")
         if not self.devices:

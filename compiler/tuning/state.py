@@ -1,4 +1,4 @@
-"""What is known of a task while it is tuned."""
+"""The state of a task during tuning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What there is to tune in a model: its distinct kernels, how often each is called, and with which weights."""
+"""The tuning tasks of a model: its distinct kernels, how often each is called, and with which weights."""
 
 from __future__ import annotations
 

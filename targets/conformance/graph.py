@@ -1,4 +1,4 @@
-"""How the models of the conformance suite are written: a graph whose operators' results may be outputs."""
+"""Builds the models of the conformance suite: graphs in which every operator's result may be an output."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def quantized_net() -> tuple[onnx.ModelProto, float]:
 
 
 def unknown_operator() -> onnx.ModelProto:
-    """A valid model with an operator that nobody knows."""
+    """A valid model with an unknown operator."""
     nodes = [helper.make_node("Mystery", ["x"], ["y"], domain="conformance.example")]
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "xy"]
     graph = helper.make_graph(nodes, "unknown", values[:1], values[1:])

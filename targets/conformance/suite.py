@@ -1,4 +1,4 @@
-"""What every target must do, ours and anybody's: one suite of checks, each with a name.
+"""The named checks that every target must pass, built-in or third-party.
 
 A check compiles a small ONNX model for the target, runs it the way the target runs here (as it is, emulated or
 simulated), and compares with the reference evaluator of the `onnx` package. The compiler itself is handed in
@@ -45,7 +45,7 @@ class Runnable(Protocol):
 
     @property
     def manifest(self) -> Any:
-        """What it says of itself."""
+        """Its manifest."""
 
     def run(self, inputs: Mapping[str, Any], /) -> dict[str, Any]:
         """The outputs by name."""
@@ -74,7 +74,7 @@ class Toolbox(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one check; `problem` is None when it passed."""
+    """The outcome of one check; `problem` is None if it passed."""
 
     check: str
     problem: str | None
@@ -141,7 +141,7 @@ def _description(target: Target, _: Toolbox) -> str | None:
         return "the manifest's architecture is not the machine's"
     if not set(target.required_features) <= set(target.machine.features):
         return "required features that the machine does not have"
-    return None if target.how_it_runs() else "it does not say how it runs"
+    return None if target.how_it_runs() else "the target does not describe how it runs"
 
 
 def _operators(family: str, dtype: str) -> Callable[[Target, Toolbox], str | None]:
@@ -189,7 +189,7 @@ def _quantized_net(target: Target, toolbox: Toolbox) -> str | None:
     inputs = random_inputs(model)
     (expected,), (actual,) = _reference(model, inputs).values(), toolbox.compile(model, target).run(inputs).values()
     if np.ptp(expected) < 20 * step:
-        return "the reference says nothing: its result is nearly constant"
+        return "the check is meaningless: the reference result is nearly constant"
     error = float(np.abs(np.asarray(actual, np.float64) - expected).max())
     return None if error <= _ROUNDED_STEPS * step * 1.001 else f"it differs by {error / step:.3g} steps"
 
@@ -202,7 +202,7 @@ def _quantized_functions(target: Target, toolbox: Toolbox) -> str | None:
     wrong = []
     for name, expected in _reference(model, inputs).items():
         if np.ptp(expected) < 10 * step:
-            return f"the reference says nothing: {name} is nearly constant"
+            return f"the check is meaningless: {name} is nearly constant in the reference"
         error = float(np.abs(np.asarray(actual[name], np.float64) - expected).max())
         if not error <= _ROUNDED_STEPS * step * 1.001:
             wrong.append(f"{name} differs by {error / step:.3g} steps")
@@ -279,9 +279,9 @@ def _refusal(target: Target, toolbox: Toolbox) -> str | None:
     except Exception as error:
         reason = toolbox.refusal(error)
         if reason is None:
-            return f"a defect in place of a refusal: {type(error).__name__}: {error}"
-        return None if "Mystery" in reason else f"the reason does not name the operator: {reason}"
-    return "an operator that nobody knows was compiled"
+            return f"an internal error instead of a refusal: {type(error).__name__}: {error}"
+        return None if "Mystery" in reason else f"the refusal does not name the operator: {reason}"
+    return "an unknown operator was compiled without an error"
 
 
 def _partition(target: Target, toolbox: Toolbox) -> str | None:

@@ -1,4 +1,4 @@
-"""Processors that LLVM generates code for and a GNU toolchain links for: what their families share."""
+"""The common part of processor families whose code LLVM generates and a GNU toolchain links."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What targets share whose code LLVM generates."""
+"""The common part of targets whose code LLVM generates."""
 
 from __future__ import annotations
 

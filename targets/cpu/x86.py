@@ -86,8 +86,8 @@ def _vector_unit(features: frozenset[str]) -> dict[str, int]:
 
 
 def _known(mcpu: str, features: frozenset[str]) -> dict[str, Any]:
-    """What a preset of the same model says and the system does not: how fast memory is, and where its vectors are as
-    wide as here, its multiply-add units.
+    """What a preset of the same model knows and the system does not report: the memory bandwidth, and where its vectors
+    are as wide as here, its multiply-add units.
 
     Memory is not measured when compiling: a machine that others use too would get another module each time.
     """

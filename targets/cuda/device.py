@@ -1,4 +1,4 @@
-"""Which NVIDIA graphics processors this machine has, asked of the driver."""
+"""Lists this machine's NVIDIA graphics processors by querying the driver."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def compute_capabilities() -> tuple[int, ...]:
 
 @cache
 def cuda_devices() -> CudaDevices:
-    """What the driver says."""
+    """Query the driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError as error:

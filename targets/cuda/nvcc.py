@@ -1,4 +1,4 @@
-"""NVIDIA's compiler: CUDA source to a fatbin, and what ptxas says of each kernel."""
+"""NVIDIA's compiler: CUDA source to a fatbin, and ptxas' resource report for each kernel."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _SHARED = re.compile(r"(\d+) bytes smem")
 
 @dataclass(frozen=True)
 class KernelResources:
-    """What a kernel takes, in ptxas' words; sizes are bytes a thread, `shared` bytes a block (without dynamic)."""
+    """The resources of a kernel, as ptxas reports them; sizes are bytes per thread, `shared` bytes per block (without
+    dynamic shared memory)."""
 
     kernel: str
     registers: int
@@ -46,7 +47,7 @@ class Nvcc:
         """Machine code for an architecture together with its PTX.
 
         Raises:
-            LinkError: nvcc failed; carries its words.
+            LinkError: nvcc failed; carries its output.
         """
         with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
             image = Path(folder) / "kernels.fatbin"

@@ -61,7 +61,7 @@ class CudaSimulator:
 
         Raises:
             TargetError: the library holds source that the simulation does not know.
-            LinkError: the source does not compile; carries the compiler's words.
+            LinkError: the source does not compile; carries the compiler's output.
         """
         import tvm_ffi
 

@@ -17,7 +17,7 @@ class Accelerator:
 
     Attributes:
         name: as Vela knows it.
-        macs: int8 multiply-adds a cycle of each core.
+        macs: int8 multiply-adds per cycle and core.
         system: Vela's name of the clocks and memories it assumes.
         memory: Vela's name of what lies in which memory.
         scratchpad_kib: internal memory; its end holds the tables of activations.

@@ -1,4 +1,4 @@
-"""What slides a window over images (N, H, W, C) on the accelerator; a sequence is an image of one row."""
+"""Windows that slide over images (N, H, W, C) on the accelerator; a sequence is an image of one row."""
 
 from __future__ import annotations
 

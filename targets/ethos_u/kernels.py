@@ -1,4 +1,4 @@
-"""Kernels that a frontend wrote for an operator of its own: what they compute is read off by running them."""
+"""Kernels that a frontend wrote itself: what they compute is determined by running them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """C sources of a net that runs wholly on the accelerator, for a program on the Cortex-M with Arm's ethos-u-core-driver.
 
-The command stream and the weights are constant arrays; working memory is the caller's. Nothing here has met silicon.
+The command stream and the weights are constant arrays; working memory is the caller's. Not tested on hardware.
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ def _refuse_alone(step: Step, found: Found, accelerator: Accelerator) -> None:
 
 
 class _Rewriter:
-    """Puts one call in the place of each segment, and what the processor does around them, level by level."""
+    """Replaces each segment by one call, with the processor's part around the calls, level by level."""
 
     def __init__(self, mod: tvm.IRModule, plan: Schedule, compiled: Mapping[int, Compiled]) -> None:
         self._builder = relax.BlockBuilder(mod)

@@ -1,4 +1,4 @@
-"""What the accelerator takes of a model and what it costs: plain data for the manifest."""
+"""Which part of a model runs on the accelerator and what it costs, as plain data for the manifest."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _names(left: Sequence[Any]) -> list[str]:
 
 
 def _summary(report: Mapping[str, Any]) -> list[str]:
-    """The report in words."""
+    """The report as text."""
     operators, macs = (round(report[key]["share"] * 100) for key in ("operators", "macs"))
     lines = [f"{report['accelerator']}: {operators} % of the operators, {macs} % of the multiply-adds"]
     if estimate := report.get("estimate"):
@@ -108,7 +108,7 @@ def _summary(report: Mapping[str, Any]) -> list[str]:
 
 
 def _costs(estimate: Mapping[str, Any]) -> list[str]:
-    """The estimate in words, with the layers that take longest."""
+    """The estimate as text, with the layers that take longest."""
     accessed, peak = (
         ", ".join(f"{name.replace('_', ' ')} {size:,}" for name, size in estimate[key].items() if size)
         for key in ("bytes_accessed", "peak_bytes")

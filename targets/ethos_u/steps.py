@@ -90,7 +90,7 @@ class Result:
 
 
 class Emitter:
-    """Writes steps into a TOSA graph and keeps account of layouts.
+    """Writes steps into a TOSA graph and tracks layouts.
 
     With `turns_early`, images that a reshape makes get their channels last at once, not where an operator wants it.
     """

@@ -1,4 +1,4 @@
-"""A TOSA 1.0 graph under construction: tensors, operators, and what several operators of ours are made of."""
+"""A TOSA 1.0 graph under construction: tensors, operators, and helpers that several operators share."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class TosaGraph:
         """(x - zero) * scale + output_zero, rounded once to the nearest (half upwards), saturated to `dtype`.
 
         Args:
-            scales: one for all, or one an entry of the last axis.
+            scales: one for all, or one per entry of the last axis.
         """
         if x.name in self._in_pieces and x.dtype == "int8":
             # Vela 5.2 loses it in front of a sum, product or extreme without repeated operands, and of a PAD.

@@ -23,7 +23,7 @@ INSTALL = "pip install 'tensorwright[ethos-u]'"
 
 @dataclass(frozen=True)
 class Compiled:
-    """What Vela made: the program, and its tables: one row an operator, and totals."""
+    """Vela's output: the program, and its tables: one row per operator, and totals."""
 
     program: Program
     layers: list[dict[str, str]]

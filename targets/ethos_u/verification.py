@@ -1,6 +1,7 @@
 """Whether what Vela emitted computes what the graph says: the simulator against the TOSA reference model.
 
-Vela 5.2 has been seen to emit wrong commands without a word. What differs is refused, and the processor computes it.
+Vela 5.2 has been seen to emit wrong commands silently. Segments that differ are refused, and the processor computes
+them.
 """
 
 from __future__ import annotations

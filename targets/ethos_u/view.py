@@ -1,4 +1,4 @@
-"""What operators ask about the graph they are found in."""
+"""Queries about the surrounding graph."""
 
 from __future__ import annotations
 
@@ -165,10 +165,10 @@ def registered_name(expr: Any) -> str:
 
 
 def static_shape(expr: Any) -> tuple[int, ...]:
-    """The sizes of a tensor. Raises Unsupported when one is open."""
+    """The sizes of a tensor. Raises Unsupported if one is dynamic."""
     shape = getattr(expr.ty, "shape", None)
     if not isinstance(shape, relax.ShapeExpr) or not all(isinstance(size, tvm.tirx.IntImm) for size in shape.values):
-        raise Unsupported("its sizes are open, and a command stream is for one size")
+        raise Unsupported("its sizes are dynamic, and a command stream is for fixed sizes")
     sizes = tuple(int(size) for size in shape.values)
     if 0 in sizes:
         raise Unsupported("it has no elements")

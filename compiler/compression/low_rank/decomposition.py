@@ -1,9 +1,9 @@
 """Weights as products of smaller ones.
 
-A matrix by its singular values. A convolution in one of two ways, whichever multiplies less: as a matrix (filters
-against everything else), which makes a convolution of few filters and a 1x1 one (Denton et al., arXiv:1404.0736); or
-by Tucker's decomposition of filters and channels, which makes a 1x1, a small and a 1x1 convolution (Kim et al.,
-arXiv:1511.06530), its factors by HOSVD.
+A matrix by its singular values. A convolution in one of two forms, whichever needs fewer multiplications: as a matrix
+(filters against everything else), which makes a convolution of few filters and a 1x1 one (Denton et al.,
+arXiv:1404.0736); or by Tucker's decomposition of filters and channels, which makes a 1x1, a small and a 1x1 convolution
+(Kim et al., arXiv:1511.06530), its factors by HOSVD.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def factor_tucker(weight: Array, energy: float, multiple: int) -> Factors:
 
 
 def factor_convolution(weight: Array, energy: float, multiple: int) -> Factors:
-    """The way that multiplies less."""
+    """The decomposition with fewer multiplications."""
     ways = [factor_filters(weight, energy, multiple)]
     if any(size > 1 for size in weight.shape[2:]):
         ways.append(factor_tucker(weight, energy, multiple))

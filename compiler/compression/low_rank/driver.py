@@ -174,9 +174,9 @@ class _Search:
 def _unsuited(layer: Layer) -> str | None:
     """Why a layer has no factors."""
     if layer.weight.ndim > 2 and int(layer.call.attrs.groups) > 1:
-        return "its filters see their own channels alone"
+        return "it is a grouped convolution"
     if layer.weight.ndim > 2 and layer.product.filters:
-        return "a transposed convolution has no form in factors"
+        return "a transposed convolution cannot be factorized"
     if not np.isfinite(layer.weight).all():
         return "its weights are not finite"
     return None

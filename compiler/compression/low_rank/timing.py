@@ -1,4 +1,5 @@
-"""Whether a layer is faster in factors: by the cost model of the target's machine, or both forms timed in turns."""
+"""Whether a layer is faster in factors: by the cost model of the target's machine, or by timing both forms
+alternately."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from compiler.runtime.random_inputs import random_inputs
 
 
 class LayerTimer:
-    """Says what layers take on one thread; remembers those of equal sizes.
+    """Times of layers on one thread; those of equal sizes are cached.
 
     Args:
         measured: they are timed on this machine; otherwise their times are predicted.

@@ -51,7 +51,7 @@ def parse_pattern(text: str) -> Pattern:
         rows, columns = int(match[1]), int(match[2])
         if rows > 0 and columns > 0 and rows * columns > 1:
             return Pattern(text, rows=rows, columns=columns)
-    raise OptionError(f"pattern={text!r} is none", _HINT)
+    raise OptionError(f"pattern={text!r} is not supported", _HINT)
 
 
 def masks(pattern: Pattern, saliency: list[Array], amount: float, scope: str) -> list[Mask]:

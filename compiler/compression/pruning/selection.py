@@ -11,7 +11,7 @@ from compiler.compression.pruning.dependencies import Cell
 from compiler.passes.rewriting.matching import Array
 
 SCOPES = ("layer", "global")
-_LEAST_KEPT = 0.1  # of a cell, when all cells share one budget: a layer that is gone breaks the net
+_LEAST_KEPT = 0.1  # of a cell, when all cells share one budget: removing a whole layer breaks the network
 
 
 def select_units(

@@ -25,7 +25,7 @@ def shrink(found: Dependencies, removed: Removed) -> IRModule:
     """The module of `found` with the units that `removed` marks taken out of every tensor.
 
     Args:
-        removed: bool, one a unit of `found.units`; entry 0 stands for what must stay.
+        removed: bool, one per unit of `found.units`; entry 0 stands for what must stay.
     """
     if not removed.any():
         return found.mod

@@ -1,4 +1,4 @@
-"""A torch module on its way through pruning: where its parameters are in the graph, and masks that hold in training.
+"""A torch module being pruned: where its parameters are in the graph, and masks that hold in training.
 
 The graph that `torch.export` gives has lost the parameters' names. So a copy of the module, in which every number of
 every weight is another one, is imported beside it: wherever such a number turns up, transposed or cut as it may be,

@@ -1,4 +1,4 @@
-"""What a report says about the zeros of a pruned model: whether its kernels skip them."""
+"""The report's notes on zeros of a pruned model: whether its kernels skip them."""
 
 from __future__ import annotations
 

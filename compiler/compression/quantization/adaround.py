@@ -1,10 +1,10 @@
 """Rounding weights up or down so that products change least, not the weights themselves.
 
 Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", arXiv:2004.10568, equations 21 to 24
-without an activation function: with d the change of a filter's weights and H the sum of x x' over the calibration's
-data, the squares of its products' changes sum up to d' H d. Each weight is floor(w / s) + h, where h is a rectified
-sigmoid that a penalty drives to 0 or 1 while Adam lessens the sum. What it ends at is then improved weight by weight
-(coordinate descent, as QuantEase, arXiv:2309.01885, does).
+without an activation function: with d the change of a filter's weights and H the Gram matrix (the sum of x x' over the
+calibration data), the sum of squared changes of its outputs is d' H d. Each weight is floor(w / s) + h, where h is a
+rectified sigmoid that a penalty drives to 0 or 1 while Adam lessens the sum. What it ends at is then improved weight by
+weight (coordinate descent, as QuantEase, arXiv:2309.01885, does).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def rounded_by_adaround(weight: Array, steps: Array, gram: Array, low: int, high
     Args:
         weight: float32 (groups, depth, columns); a group's columns multiply the same data.
         steps: the scale of each weight, of a shape that broadcasts to that.
-        gram: the sums of x x', (groups, depth, depth).
+        gram: Gram matrices (sums of x x'), (groups, depth, depth).
         low, high: the least and the largest integer.
 
     Returns:

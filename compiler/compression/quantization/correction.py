@@ -1,4 +1,4 @@
-"""Bias correction: rounding weights shifts the mean of each filter's result; the bias takes that back.
+"""Bias correction: rounding weights shifts the mean of each filter's result; the bias compensates for it.
 
 Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv:1906.04721, section 4.2,
 with the means of the activations measured instead of derived.

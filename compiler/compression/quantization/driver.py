@@ -34,7 +34,7 @@ from compiler.runtime.random_inputs import random_inputs
 from compiler.support.progress_bar import automatic, shows_progress
 
 _RANKING_SAMPLES = 8
-_SHOWN = 5  # reasons in a message
+_SHOWN = 5  # number of reasons in a message
 Steps = Callable[[str], None]
 
 
@@ -71,11 +71,11 @@ def quantize(
             needs them, and so do "gptq" and "adaround"; other schemes are measured on random inputs where there are
             none.
         scheme: "static-int8" (weights and activations, ranges from the calibration), "dynamic-int8" (weights;
-            activations as they come, on a scale a row of a matrix product or an example of a convolution),
+            activations as they come, with one scale per row of a matrix product or per example of a convolution),
             "weight-int4" and "weight-int8" (weights alone: of matrix products with one scale per group, of
             convolutions int8, quantized per output channel, which are expanded at load), "float16" and
             "bfloat16" (weights are stored in 16 bits; sums are float32). Tables of look-ups become int8 in all integer
-            schemes, with a scale a row.
+            schemes, with one scale per row.
         evaluate: given a function from inputs to outputs (dictionaries by name), how good it is; higher is better.
             Without one: the mean cosine between the outputs and the float model's on `calibration`.
         max_drop: how much of that may be lost, as a share of the float model's.

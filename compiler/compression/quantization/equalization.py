@@ -70,7 +70,7 @@ def _partner(graph: LayerGraph, second: Layer) -> tuple[Layer, Layer] | None:
 
 
 def _adds_to_channels(call: Call, layer: Layer) -> bool:
-    """Whether the constant added is one number a filter."""
+    """Whether the constant added is one number per filter."""
     shape = (1, layer.weight.shape[0], *[1] * (int(call.ty.ndim) - 2))
     constant = call.args[1]
     return isinstance(constant, GenericConst) and array_of(constant).shape in (shape, shape[1:])

@@ -1,8 +1,9 @@
 """Rounding weights to few bits with one scale per group: to the nearest level, or so that later weights make up for it.
 
 Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", arXiv:2210.17323,
-algorithm 1. With H the sum of x x' over the calibration's data and U the upper Cholesky factor of its inverse, rounding
-row k by an error e changes the rows j > k by -(e / U[k, k]) U[k, j], which least changes the products.
+algorithm 1. With H the Gram matrix (the sum of x x' over the calibration data) and U the upper Cholesky factor of its
+inverse, rounding row k by an error e changes the rows j > k by -(e / U[k, k]) U[k, j], which least changes the
+products.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def rounded_by_gptq(weight: Array, gram: Array, group: int, bits: int, dtype: st
     """As `rounded_to_nearest`, with the errors of products on the calibration's data made small.
 
     Args:
-        gram: the sum of x x' over the data, (depth, depth).
+        gram: the Gram matrix (sum of x x') of the data, (depth, depth).
     """
     rest = weight.astype(np.float32).copy()
     upper = _inverse_factor(gram)

@@ -1,4 +1,4 @@
-"""Gram matrices of layer inputs, sums of x x' over the calibration's data: GPTQ and AdaRound judge rounding by them."""
+"""Gram matrices (X Xᵀ) of layer inputs, used by GPTQ and AdaRound."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _POSITIONS = 2048
 
 
 def as_columns(layer: Layer, weight: Array) -> Array:
-    """A layer's weights as (groups, depth, columns), a filter a column; a matrix is one group."""
+    """A layer's weights as (groups, depth, columns), one filter per column; a matrix is one group."""
     if layer.product.is_matrix:
         return weight[None]
     filters = weight.reshape(_groups(layer), -1, int(np.prod(weight.shape[1:])))
@@ -36,7 +36,7 @@ def _groups(layer: Layer) -> int:
 
 
 class GramMatrices:
-    """Of layers, over the tensors that are added; layers that read the same data alike share a sum."""
+    """Gram matrices of layers over the tensors added; layers that read the same data in the same form share one."""
 
     def __init__(self, layers: Collection[Layer]) -> None:
         self._layers = {_key(layer): layer for layer in layers if _is_known(layer)}

@@ -103,7 +103,7 @@ class _Inserter:
         return relax.op.add(emit(product), as_constant(along_channels(layer, self._on_grid(layer, shift))))
 
     def _pair(self, site: Var, block: int, emit: Emit) -> Var:
-        """One pair a block for all who read the site."""
+        """One pair per block for all readers of the site."""
         key = (site, block)
         if key not in self._pairs:
             self._pairs[key] = pair(site, self._numbers.activations[site], emit)
@@ -140,7 +140,7 @@ class _Inserter:
 
 
 def along_channels(layer: Layer, values: Array) -> Array:
-    """One number a filter, shaped to broadcast over the layer's result."""
+    """One number per filter, shaped to broadcast over the layer's result."""
     rank = rank_of(layer.variable)
     assert rank is not None
     return np.asarray(values, np.float32).reshape([-1, *[1] * (rank - 1 - layer.product.channels)])

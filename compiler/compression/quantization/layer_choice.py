@@ -57,7 +57,7 @@ class LayerChoice:
                 raise OptionError(f"{option} has {name!r}, which is not a layer", f"the layers are {', '.join(known)}")
 
     def refuse_weights(self) -> None:
-        """Leave layers in float whose weights no scale serves."""
+        """Leave layers in float whose weights cannot be scaled."""
         for layer in self.choices:
             if not np.isfinite(layer.weight).all():
                 self.in_float[layer.name] = "its weights hold NaN or infinite numbers"

@@ -38,7 +38,7 @@ class LayerwiseSession(LayerChoice):
     """`candidate(n)` rounds all layers but the n most sensitive ones; see `session.Session`.
 
     Attributes:
-        float_outputs: of the float model, a dictionary a sample.
+        float_outputs: of the float model, one dictionary per sample.
         sensitivity: decibels by the layer's name, with its weights alone rounded, once `rank` has measured them.
     """
 
@@ -113,7 +113,7 @@ class LayerwiseSession(LayerChoice):
         return self._rounded[layer.variable]
 
     def layer_reports(self, found: LayerwiseCandidate) -> list[LayerReport]:
-        """One entry a layer."""
+        """One entry per layer."""
         reports = [self._layer_report(found, layer) for layer in self.choices]
         return [*reports, *(LayerReport(name, False, reason) for name, reason in self.graph.refused)]
 

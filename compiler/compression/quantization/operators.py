@@ -1,4 +1,4 @@
-"""What each operator is to a quantizer.
+"""How the quantizer classifies operators.
 
 A product multiplies activations by constant weights and sums: it computes in integers. A mover reads several tensors,
 or every element more than once, so its operands lie in memory and are worth holding as integers. What is elementwise
@@ -35,9 +35,9 @@ class Product:
 
 LOOK_UP = Product(data=1, weight=0, filters=0, channels=-1)
 _CONSTANT = "both operands are constants"
-_TABLE_ELEMENTS = 1024  # fewer are not worth a scale a row
+_TABLE_ELEMENTS = 1024  # smaller tables are not worth one scale per row
 
-# A Product, the reason why the call is none that integers can compute, or None: nothing to say.
+# A Product; the reason why integers cannot compute it; or None if the call is not a product.
 Describe = Callable[[Call], Product | str | None]
 _PRODUCTS: dict[str, Describe] = {}
 

@@ -1,4 +1,4 @@
-"""Which layers compute in integers and which in float, as a file: what one run decided, another repeats."""
+"""Which layers compute in integers and which in float, as a file, so that another run can repeat the decision."""
 
 from __future__ import annotations
 

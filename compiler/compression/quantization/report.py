@@ -18,7 +18,7 @@ from compiler.support.notebook import table_html
 
 _IN_INTEGERS = ("static-int8", "dynamic-int8")
 _KINDS = ("integer", "float")
-_LONGEST_BAR = 80.0  # decibels: what is better is as good, and would dwarf the others
+_LONGEST_BAR = 80.0  # decibels; larger values would dwarf the others in the chart
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class QuantizationReport:
 
     @property
     def summary(self) -> str:
-        """A line: how many layers run quantized, and why the others do not; a warning where that is below half."""
+        """One line: how many layers run quantized, and why the others do not; a warning where that is below half."""
         count, whole = len(self.layers) - len(self.in_float), len(self.layers)
         reasons = Counter(re.split(r"[:(,]", layer.reason, maxsplit=1)[0].strip() for layer in self.in_float)
         why = ", ".join(f"{number} {reason or 'without a stated reason'}" for reason, number in reasons.most_common())

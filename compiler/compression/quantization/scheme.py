@@ -1,4 +1,4 @@
-"""Which integers stand for which tensors; the target's description decides what the caller leaves open."""
+"""Which integer types represent which tensors; the target's description decides what the caller does not specify."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Scheme:
     """How tensors are represented.
 
     Attributes:
-        activations: "uint8" or "int8", one scale and zero point a tensor.
+        activations: "uint8" or "int8", one scale and zero point per tensor.
         symmetric_activations: the zero point is the middle of the range.
         per_channel: weights have a scale for each filter, else one for all; they are int8 with zero point 0.
         integer_only: every tensor is rounded, not only what products read.

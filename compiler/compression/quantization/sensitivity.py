@@ -52,7 +52,7 @@ def measure_sensitivity(
 
 
 def switched(mod: IRModule, placement: Placement, numbers: Numbers[Dequantizable]) -> IRModule:
-    """`mod` with an input of one number a layer: 0 leaves it in float, 1 quantizes it."""
+    """`mod` with an input of one number per layer: 0 leaves it in float, 1 quantizes it."""
     switches = relax.Var(_SWITCHES, relax.TensorType([len(placement.layers)], "float32"))
     layers = {layer.variable: (index, layer) for index, layer in enumerate(placement.layers)}
 

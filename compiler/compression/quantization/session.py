@@ -1,4 +1,4 @@
-"""One model on its way to integers: what was seen of it, what its layers cost, and the candidates made of it."""
+"""A quantization session of one model: its statistics, the sensitivity and times of its layers, and its candidates."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Session(LayerChoice):
     Attributes:
         model: the float model with what was equalized and smoothed; `original` as it came.
         statistics: of the float tensors that may be quantized.
-        float_outputs: of the float model, a dictionary a sample.
+        float_outputs: of the float model, one dictionary per sample.
         sensitivity: decibels by the layer's name, once `rank` has measured them.
         in_float: reasons by name, of the layers that stay in float whatever is measured.
         times: by the layer's name, where layers were compared.

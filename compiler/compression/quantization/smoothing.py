@@ -47,7 +47,7 @@ def smooth(mod: IRModule, layers: Collection[Layer], statistics: Mapping[Var, St
 
 
 def smoothing_factors(layer: Layer, statistics: Statistics) -> Array | None:
-    """One positive number a channel, their geometric mean 1; None where the channels are even."""
+    """One positive number per channel, their geometric mean 1; None where the channels are even."""
     largest = statistics.largest.astype(np.float64)
     middle = float(np.median(largest))
     if not largest.size or middle <= 0 or largest.max() < _UNEVEN * middle:

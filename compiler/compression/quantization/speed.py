@@ -1,4 +1,4 @@
-"""Never slower than in float: layers that are, go back, alone or with their neighbours.
+"""Never slower than in float: slower layers return to float, alone or with their neighbours.
 
 By default times are predicted from the target's description. Measured ones are asked for; the whole model is then
 compared with the float model too.

@@ -1,4 +1,4 @@
-"""What calibration remembers of a tensor."""
+"""Calibration statistics of a tensor."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Statistics:
 
     @property
     def means(self) -> Array:
-        """float64, one a channel."""
+        """float64, one per channel."""
         return self._sums / max(self._count, 1)
 
     def add(self, values: Array) -> None:

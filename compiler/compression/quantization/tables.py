@@ -1,4 +1,4 @@
-"""The table of a look-up as int8 with a scale a row."""
+"""The table of a look-up as int8 with one scale per row."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The techniques that a recipe can name: one module each, found by itself."""
+"""The techniques that a recipe can name: one module each, discovered automatically."""

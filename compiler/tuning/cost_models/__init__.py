@@ -3,7 +3,7 @@
     @cost_models.register("mine")
     class Mine:
         def update(self, samples): ...  # all measurements so far, of all tasks
-        def predict(self, subject, configs): ...  # a score a config, higher is faster
+        def predict(self, subject, configs): ...  # a score per config, higher is faster
 
 in a module of this package, or name the class by an entry point of the group `tensorwright.cost_models`; then ask for
 it by `tensorwright.tune(..., cost_model="mine")`. Scores are compared within a task only.

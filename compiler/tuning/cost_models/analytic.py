@@ -1,4 +1,4 @@
-"""What a config should cost by counting, as its rule estimates it; what it does not estimate is ranked by measuring."""
+"""The estimated cost of a config, from its rule; configs without an estimate are ranked by measuring."""
 
 from __future__ import annotations
 

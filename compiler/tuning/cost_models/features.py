@@ -1,4 +1,4 @@
-"""A config as numbers: the knobs, the workload, the machine, and what the analytic estimate says. Sizes are logarithms.
+"""A config as numbers: the knobs, the workload, the machine, and the analytic estimate. Sizes are logarithms.
 
 The order of the features is part of a stored model: count `FEATURES_VERSION` up when it changes.
 """
@@ -68,7 +68,7 @@ class Featurizer:
         return [*knobs, *others, *moved, *self._fixed, *found, *better, *self._machine]
 
     def matrix(self, configs: list[Config]) -> NDArray[np.float32]:
-        """One row a config."""
+        """One row per config."""
         return np.array([self.row(config) for config in configs], dtype=np.float32).reshape(len(configs), len(NAMES))
 
 

@@ -40,7 +40,7 @@ _BARE_LINKERS = (("ld",), ("ld.lld",), ("cc",), ("gcc",), ("clang",))
 
 
 class Builder:
-    """Answers build requests for the tasks it was told of."""
+    """Answers build requests for known tasks."""
 
     def __init__(self, setup: WorkerSetup) -> None:
         self._target = setup.target

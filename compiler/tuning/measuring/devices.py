@@ -1,4 +1,4 @@
-"""Whether a device to tune on is there, and can run what is built for the target: asked before anything is measured."""
+"""Checks, before anything is measured, that a device is reachable and can run code of the target."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from targets import Target
 
 
 def check_device(device: str, target: Target, credentials: Credentials | None = None) -> str | None:
-    """Ask a device's server what it is, as `push` does.
+    """Query a device's server, as `push` does.
 
     Args:
         device: "HOST:PORT" of a server or "KEY@HOST:PORT" of a tracker, whose devices are not asked: those are
@@ -24,7 +24,7 @@ def check_device(device: str, target: Target, credentials: Credentials | None = 
         What could not be checked: a server of TVM does not say what it is. None where all was.
 
     Raises:
-        OptionError: nobody listens there.
+        OptionError: nothing listens there.
         DeviceError: the device cannot run kernels of the target, its server is of another version, or refuses this
             client.
     """
@@ -33,9 +33,9 @@ def check_device(device: str, target: Target, credentials: Credentials | None = 
         raise OptionError(f"device {device!r}: connections over a tracker are not encrypted", "name HOST:PORT")
     if not is_reachable(device):
         raise OptionError(
-            f"device {device!r} cannot be reached", "start its server, and see that nothing blocks the port"
+            f"device {device!r} cannot be reached", "start its server, and check that no firewall blocks the port"
         )
-    unknown = f"device {device}: it does not say whether it can run target {target.name!r} (no tensorwright-server)"
+    unknown = f"device {device}: no report on whether it can run target {target.name!r} (no tensorwright-server)"
     if key:
         return unknown
     address = f"{host}:{port}"

@@ -30,11 +30,11 @@ from compiler.tuning.measuring.waiting import WaitingClock
 Array = NDArray[Any]
 _MIN_SAMPLES = 4
 _LOWEST = 3
-_AGREEMENT = 0.02  # the lowest samples lie this close together: what others took from the machine is out of them
+_AGREEMENT = 0.02  # the lowest samples agree to this share: they are free of interference from other programs
 _CLEAN = 0.02  # share of a sample that its threads may wait for processors
 _PAUSE_SECONDS = 1e-3
 _SAMPLE_SECONDS = 2e-4  # shorter kernels are run several times a sample: the clock and the call cost 1 us
-_SLOWER = 1.25  # of this much over the best so far, a few samples are proof enough
+_SLOWER = 1.25  # candidates slower than this times the best so far get only a few samples
 # Weights are read from as many copies as the model's weights would fill, but of the last cache at most this many times:
 # with twice as much and less it still answers a part.
 _CACHES_OF_COPIES = 3
@@ -52,7 +52,7 @@ class Prepared:
 
 
 class Measurer:
-    """Answers measuring requests for the tasks it was told of; keeps the arguments of the last task only."""
+    """Answers measuring requests for known tasks; keeps the arguments of the last task only."""
 
     def __init__(self, setup: WorkerSetup) -> None:
         self._setup = setup
@@ -190,7 +190,7 @@ def take_samples(kernel: Kernel, sets: list[tuple[Any, ...]], effort: Effort) ->
         if share <= _CLEAN:
             clean.append(elapsed / inner)
         else:
-            time.sleep(_PAUSE_SECONDS)  # who slept is served first
+            time.sleep(_PAUSE_SECONDS)  # a process that slept is scheduled first
         limit = effort.give_up_above
         if limit is not None and len(clean) >= _LOWEST and min(clean) > _SLOWER * limit:
             break

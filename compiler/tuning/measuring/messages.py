@@ -1,4 +1,4 @@
-"""What the tuner and its workers say to each other. Nothing of TVM is needed to read these."""
+"""The messages between the tuner and its workers. Reading them needs nothing of TVM."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class KernelLibrary:
 
 @dataclass(frozen=True)
 class Built:
-    """A kernel's library, or what went wrong. `tasks` is into how many the kernel's work is cut for threads."""
+    """A kernel's library, or an error. `tasks` is the number of parallel tasks of the kernel."""
 
     library: KernelLibrary | None
     tasks: int = 1
@@ -95,7 +95,7 @@ class ReferenceRequest:
 
 @dataclass(frozen=True)
 class MeasureRequest:
-    """Check and time the libraries of a task; several are timed in turns, `rounds` times."""
+    """Check and time the libraries of a task; several are timed alternately, `rounds` times."""
 
     key: str
     libraries: tuple[KernelLibrary, ...]
@@ -114,7 +114,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Measured:
-    """One timing a library."""
+    """One timing per library."""
 
     timings: tuple[Timing, ...] = ()
     seconds: float = 0.0
@@ -145,7 +145,7 @@ class ModelTimes:
 
 @dataclass
 class Outcome:
-    """What became of a trial."""
+    """The outcome of a trial."""
 
     config: Config
     status: Literal["ok"] | Failure = "ok"

@@ -1,7 +1,7 @@
 """Times a whole module, and its kernels in it. A process of `python -m compiler.tuning.measuring.model_worker`.
 
-A process serves one turn: where its weights come to lie in memory decides some per cent of a module's time, and stays
-the same as long as the process lives.
+A process serves one request: the placement of its weights in memory affects a module's time by a few per cent and does
+not change during the life of the process.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def random_values(argument: Argument, seed: int) -> Array:
 
 
 def poisoned(argument: Argument) -> Array:
-    """What an output is filled with before a run: values that no right result is full of."""
+    """Fills an output before a run with values that no correct result consists of."""
     dtype = ELEMENT_TYPES[argument.dtype].numpy
     if np.issubdtype(dtype, np.integer) or dtype.kind in "b":
         return np.full(argument.shape, 1 if dtype.kind in "b" else 77, dtype)
@@ -41,7 +41,7 @@ def poisoned(argument: Argument) -> Array:
 
 
 def differs(actual: Array, expected: Array) -> str | None:
-    """How two results disagree, in words; None when they agree."""
+    """Describe how two results disagree; None if they agree."""
     if actual.shape != expected.shape:
         return f"shape {actual.shape} instead of {expected.shape}"
     name = str(expected.dtype)

@@ -1,4 +1,4 @@
-"""The caller's side of the workers: trials in, outcomes out, whatever the candidates do to the processes."""
+"""The caller's side of the workers: trials in, outcomes out, even if candidates crash the processes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BUILD_MODULE = "compiler.tuning.measuring.build_worker"
 MEASURE_MODULE = "compiler.tuning.measuring.measure_worker"
 BUILD_TIMEOUT = 30.0
 MEASURE_TIMEOUT = 15.0
-_MOST_FAILURES = 4  # one after the other, of whatever candidates: then it is the device
+_MOST_FAILURES = 4  # consecutive failures, of any candidates, after which the device is blamed
 _SPARE_CORES = 2  # to build takes several times as long as to measure: with fewer, measuring waits for one builder
 
 
@@ -84,7 +84,7 @@ class _Batch:
 
 
 class MeasurementPool:
-    """Build workers and one measuring worker a device.
+    """Build workers and one measuring worker per device.
 
     Builds run in parallel. They overlap with measuring where the device is another machine or this one has cores to
     spare; else a batch is built first and then measured on the quiet machine.
@@ -183,7 +183,8 @@ class MeasurementPool:
         return [batch.outcomes[number] for number in range(len(trials))]
 
     def compare(self, key: str, candidates: Sequence[Outcome], effort: Effort, rounds: int) -> list[Outcome]:
-        """Time several outcomes of a task anew, in turns, on the first device, a sample a round. A crash fails all."""
+        """Time several outcomes of a task again, alternately, on the first device, one sample per round. A crash fails
+        all."""
         measurer = self.measurers[0]
         built = [each.built for each in candidates]
         libraries = tuple(each.library for each in built if each is not None and each.library is not None)
@@ -262,14 +263,14 @@ class MeasurementPool:
         return device != LOCAL and (self._failures[id(worker)] >= _MOST_FAILURES or not is_reachable(device))
 
     def _drop(self, worker: Worker) -> None:
-        """Do without a device. Raises DeviceLostError when it was the last one."""
+        """Stop using a device. Raises DeviceLostError when it was the last one."""
         worker.kill()
         self.measurers.remove(worker)
         self.lost.append(self._devices[id(worker)])
         if not self.measurers:
             raise DeviceLostError(
-                f"device {', '.join(self.lost)} does not answer any more; what was measured before is on record",
-                "run the same command again when it is back: it goes on from there",
+                f"device {', '.join(self.lost)} does not answer any more; everything measured before is on record",
+                "run the same command again when the device is back: it resumes from there",
             )
 
     def _dispatch(self, batch: _Batch) -> None:
@@ -331,7 +332,7 @@ class MeasurementPool:
                 return
             outcome = self._outcome(config, answer.timings[0], job.built)
             if outcome.status != "ok":
-                worker.kill()  # it may have written anywhere
+                worker.kill()  # it may have corrupted memory
         if job.built is not None and self._is_lost(worker, outcome):
             batch.ready.append((job.number, job.built))
             self._drop(worker)

@@ -1,4 +1,4 @@
-"""One number out of several times of the same thing on a machine that does other things too."""
+"""Robust statistics of repeated timings on a machine that other programs use too."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _LOWEST = 3
 
 
 def typical(samples: Sequence[float]) -> float:
-    """The middle of the three shortest: what others take from the machine only ever adds, and one may be luck."""
+    """The median of the three shortest: interference only ever adds time, and a single time may be luck."""
     lowest = sorted(samples)[:_LOWEST]
     return lowest[len(lowest) // 2]
 

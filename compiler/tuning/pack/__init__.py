@@ -1,4 +1,4 @@
-"""Tuning for a device that is not at hand: candidates are compiled here, timed there, and their times taken in here.
+"""Tuning for a device that is not at hand: candidates are compiled here, timed there, and their times recorded here.
 
 `folder.write_pack` writes a folder with the candidates and a program (compiler/device/cpp/tune_main.cc), which writes
 results.json; `results.take` makes records of them.

@@ -83,8 +83,8 @@ def write_pack(
     chosen = find_target(target)
     if not isinstance(chosen, CudaTarget) or chosen.simulated:
         raise OptionError(
-            f"packs are for graphics processors, and target {chosen.name!r} is none",
-            "tune it where it is, or with --device over a network",
+            f"packs are for graphics processors, and target {chosen.name!r} is not one",
+            "tune on the device itself, or with --device over a network",
         )
     if trials is not None and trials < 1:
         raise OptionError(f"trials={trials}: there must be at least one")

@@ -1,4 +1,4 @@
-"""What a pack says of itself to whoever takes its results; the program carries it into them unread."""
+"""The header of a pack; the program copies it into its results unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evolution under the cost model, with a share of chance: what Ansor (Zheng et al. 2020) does, on knobs."""
+"""Evolutionary search guided by the cost model, with a random share, as in Ansor (Zheng et al. 2020), on knobs."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Evolutionary:
 
 @searches.register("random")
 class RandomSearch:
-    """Chance alone: the baseline."""
+    """Random search: the baseline."""
 
     def __init__(self, seed: int = 0) -> None:
         self._random = random.Random(seed)

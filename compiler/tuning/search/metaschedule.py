@@ -129,7 +129,7 @@ class _KernelSearch:
 
 def _context(ms: Any, module: Any, target: Any, space: Any, strategy: Any, seed: int) -> Any:
     """A `TuneContext`, made without its Python constructor: that first parses the intrinsics of all processors, which
-    takes longer than the search for many a kernel, and the rules that we name use none of them."""
+    often takes longer than the search itself, and the rules that we name use none of them."""
     from tvm.s_tir.meta_schedule.logging import get_logger, get_logging_func
 
     return tune_context(module, target, space, strategy, (seed, get_logging_func(get_logger(__name__))))

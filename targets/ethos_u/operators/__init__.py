@@ -1,1 +1,1 @@
-"""What the accelerator can compute: one module an operator or a family of them."""
+"""The operators of the accelerator: one module per operator or family."""

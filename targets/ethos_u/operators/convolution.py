@@ -120,7 +120,7 @@ def fitted(weight: Weight, data: Quantized, result: Result, behind: int) -> tupl
     beside the bias, and what rounding its weights again loses is a small part of a step of the result.
 
     Raises:
-        Unsupported: the bias is not one number a filter, or it is not a small part.
+        Unsupported: the bias is not one number per filter, or it is not a small part.
     """
     filters = weight.values.shape[weight.axis]
     step = np.broadcast_to(np.asarray(data.scale * weight.scale, np.float64), filters)

@@ -1,4 +1,4 @@
-"""Operators by name, each found by itself: a module of this package that registers a function.
+"""Operators by name, discovered automatically: each module of this package registers functions.
 
     @operator("relax.nn.conv2d")
     def convolution(view: View, call: Any, result: Result) -> Step: ...

@@ -105,7 +105,7 @@ def _train(net: Any) -> None:
 _IMPOSSIBLE: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
     "amount": ({"prune": {"amount": 1.5}}, "amount=1.5"),
     "amount as text": ({"prune": {"amount": "half"}}, "amount='half' does not fit"),
-    "pattern": ({"prune": {"pattern": "4:2"}}, "pattern='4:2' is none"),
+    "pattern": ({"prune": {"pattern": "4:2"}}, "pattern='4:2' is not supported"),
     "criterion": ({"prune": {"criterion": "size"}}, "criterion='size'"),
     "criterion of layers": ({"prune": {"criterion": "influence"}}, "is for pattern='layers'"),
     "scope": ({"prune": {"scope": "all"}}, "scope='all'"),

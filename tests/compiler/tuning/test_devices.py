@@ -47,7 +47,7 @@ def test_tuning_on_a_server(tmp_path: Path) -> None:
             cost_model="roofline",
         )
     (unchecked,) = [each for each in result.problems if "beat" not in each]  # others may use this machine
-    assert unchecked == f"device {device}: it does not say whether it can run target 'host' (no tensorwright-server)"
+    assert unchecked == f"device {device}: no report on whether it can run target 'host' (no tensorwright-server)"
     assert result.trials == 6 or any("limit" in task.finished for task in result.tasks)
     records = read(tmp_path).records
     assert {record.device for record in records} == {device}

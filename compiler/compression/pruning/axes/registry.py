@@ -1,4 +1,4 @@
-"""What each operator does to the axes of its operands: a rule an operator, in any module of this package."""
+"""What each operator does to the axes of its operands: one rule per operator, in any module of this package."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from compiler.passes.rewriting.matching import array_of, as_constant, rank_of
 from compiler.passes.rewriting.transposed_convolutions import Interleaved
 
 _MOST = 127
-# Smaller data has no scale of its own: a row of zeros stays zeros.
+# The least magnitude with a scale of its own, so that rows of zeros stay zero.
 _SMALLEST = 2.0**-100
 
 

@@ -52,7 +52,7 @@ class Scheme(Protocol):
         """The layer rounded.
 
         Args:
-            gram: the sums of x x' over the calibration's data (groups, depth, depth) where `needs_gram`.
+            gram: Gram matrices of the calibration data, (groups, depth, depth), if `needs_gram`.
         """
 
     def needs_gram(self, layer: Layer) -> bool:

@@ -59,7 +59,7 @@ def test_layers_of_low_rank_are_replaced_and_the_numbers_stay() -> None:
     changed = [bool(layer.change) for layer in model.report.layers]
     assert changed == [True, True, False, False, True], str(model.report)
     details = [layer.reason for layer in model.report.layers]
-    assert "their own channels" in details[2]
+    assert "grouped convolution" in details[2]
     assert details[3].startswith("left whole: ")
     assert model.report.after.bytes < 0.6 * model.report.before.bytes
     (got,) = compiler.compile(model, threads=1).run({"x": x}).values()
