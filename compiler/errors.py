@@ -1,4 +1,4 @@
-"""Every error a user can meet: one base, one class a cause, and a message that says what to do.
+"""Every error a user can meet: one base, one class per cause, and a message that says what to do.
 
 `TensorwrightError` is split in two: `UserError` (the input, the machine or the request is at fault; exit code 2)
 and `InternalError` (a defect of Tensorwright or of TVM below it; exit code 70, EX_SOFTWARE of sysexits.h).

@@ -1,4 +1,4 @@
-"""`Artifact`: a compiled module in memory, as the driver builds it and as a file gives it back."""
+"""`Artifact`: a compiled module in memory, built by the driver or read from a file."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _MAX_INLINE_VALUES = 64
 
 @dataclass(frozen=True)
 class Artifact:
-    """A compiled module: what it says of itself, its machine code and its numbers.
+    """A compiled module: its manifest, machine code and tensors.
 
     Attributes:
         library: an ELF shared library holding a Relax VM executable whose `main(*inputs, *parameters)` returns a tuple.
         parameters: in the order in which `main` takes them after the inputs.
-        reference_inputs, reference_outputs: an example and what it gave, by name; empty when there is none.
+        reference_inputs, reference_outputs: an example and its outputs, by name; empty when there is none.
         initial_states: first values of states, by the names of their inputs; zeros where it has none.
         assets: files that belong to the model and that `main` does not read (a tokenizer), by name, as uint8 (bytes,).
     """

@@ -1,6 +1,6 @@
 """The element types a module can carry, by their name in TVM, and how each is held in numpy and safetensors.
 
-Types of less than a byte (int4, uint2, ...) take one byte an element with the value in the low bits: that is what
+Types of less than a byte (int4, uint2, ...) take one byte per element with the value in the low bits: that is what
 TVM's generated code reads, and what `ml_dtypes` arrays hold.
 """
 

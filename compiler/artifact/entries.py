@@ -1,4 +1,4 @@
-"""The functions that a module's library offers: a contract between the compiler and the runtime.
+"""The functions of a module's library: a contract between the compiler and the runtime.
 
 `main(*inputs, *parameters)` is always there. Where `CHECK_ENTRY(*parameters)` is there too, `main` no longer checks the
 types and shapes of its parameters: the runtime has that function do it once, when it loads the module.

@@ -1,4 +1,4 @@
-"""What a language model's module says of itself beside its manifest: the asset `language_model.json`."""
+"""The description of a language model beside the manifest: the asset `language_model.json`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a module says of itself: the manifest, as pydantic models that are JSON in the file."""
+"""The manifest of a module, as pydantic models that are stored as JSON."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class TensorDescription(_Model):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of a tensor without symbolic dimensions, one byte an element for types of less than a byte."""
+        """Bytes of a tensor without symbolic dimensions, one byte per element for types of less than a byte."""
         return math.prod(int(size) for size in self.shape) * ELEMENT_TYPES[self.dtype].numpy.itemsize
 
     def __str__(self) -> str:
@@ -69,12 +69,12 @@ class TensorDescription(_Model):
 
 
 class TargetDescription(_Model):
-    """What the code was built for.
+    """The target that the code was built for.
 
     Attributes:
         architecture: as `platform.machine()` says it: "x86_64", "aarch64".
         required_cpu_features: features without which the code cannot run, named as LLVM or as /proc/cpuinfo does.
-        details: anything else that the target says of itself (its machine model, TVM's target).
+        details: any further description of the target (its machine model, TVM's target).
     """
 
     name: Name
@@ -190,7 +190,7 @@ class Requirement(_Model):
         left, right: formulas (`profiling.formula`) of the names in `symbols`.
         relation: "equal"; "at least": left >= right; "broadcast": left is right, or one of them is 1.
         symbols: the symbolic dimension that each name stands for.
-        where: what needs it, in the words of a message.
+        where: what needs it, as text for messages.
     """
 
     left: Name
@@ -252,7 +252,7 @@ class ReferenceTolerance(_Model):
 
 
 class Manifest(_Model):
-    """Everything a module says of itself but for its code and its numbers.
+    """The manifest: everything in a module but its code and its tensors.
 
     Attributes:
         inputs, outputs: of the function `main`, in its order.

@@ -1,4 +1,4 @@
-"""The command `tensorwright`: one file a command. Nothing is computed here; the API is called and its answer shown."""
+"""The command `tensorwright`: one file per command. Commands call the API and display its results."""
 
 from compiler.cli.entry import main
 

@@ -1,4 +1,4 @@
-"""Texts of the command line become shapes, arrays, sizes and passes."""
+"""Parses shapes, arrays, sizes and passes of the command line."""
 
 from __future__ import annotations
 
@@ -237,11 +237,11 @@ def parse_duration(text: str) -> float:
     """`90s`, `10m`, `1.5h` or a number of seconds, in seconds.
 
     Raises:
-        OptionError: it is none of these, or not more than nothing.
+        OptionError: it is none of these, or not positive.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
     if match is None or match.group(2) not in _DURATIONS or not float(match.group(1)):
-        raise OptionError(f"{text!r} is not a length of time", "write 90s, 10m or 1h")
+        raise OptionError(f"{text!r} is not a duration", "write 90s, 10m or 1h")
     return float(match.group(1)) * _DURATIONS[match.group(2)]
 
 

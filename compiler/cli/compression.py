@@ -1,4 +1,4 @@
-"""What the commands that compress a model have in common: reading what it takes, writing what comes of it."""
+"""The common part of the commands that compress a model: reading inputs, writing results."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def _code_of(error: SystemExit) -> int:
 
 
 def _reader_left() -> int:
-    """Whoever read our output has enough (as `head` does): no error, and nothing more can be said to it."""
+    """The reader closed our output (as `head` does): not an error, and nothing more can be written."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 

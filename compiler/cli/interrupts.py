@@ -48,7 +48,7 @@ class Interrupts:
 
     @property
     def word(self) -> str:
-        """What happened to the command."""
+        """The message about the interruption."""
         return "terminated" if self.received == signal.SIGTERM else "interrupted"
 
     def __enter__(self) -> Interrupts:

@@ -35,7 +35,7 @@ class Steps:
         self._finish(done=kind is None)
 
     def __call__(self, step: str) -> None:
-        """Begin a step; what holds a colon is a note and no step."""
+        """Begin a step; a text with a colon is a note, not a step."""
         if ": " in step:
             print_note(step)
             return
@@ -61,7 +61,7 @@ class Steps:
 
 
 def _live_line(console: Any, step: str) -> Any:
-    """A line that turns and counts seconds while a step runs, and vanishes when it ends."""
+    """A line with a spinner and a timer while a step runs; it vanishes when the step ends."""
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())

@@ -54,7 +54,7 @@ def prepare(
         specs = compiler.load(path, trusted_keys=trusted_keys or None).inputs
     else:
         trusted_keys = None
-        # Sizes of inputs shape the compilation; sizes of dimensions that stay open are for the run.
+        # Sizes of inputs shape the compilation; sizes of dimensions that stay dynamic are for the run.
         names = {each.name for each in model_inputs(path)} if parsed else set()
         fixed, sizes = divide_shapes(parsed, names)
         parsed = {name: (size,) for name, size in sizes.items()}

@@ -16,7 +16,7 @@ def _installed(package: str) -> str:
 
 
 def version_text() -> str:
-    """One line a part; nothing is imported to find out."""
+    """One line per component; nothing is imported to find out."""
     lines = [
         ("tensorwright", compiler.__version__),
         ("tvm", _installed("apache-tvm")),

@@ -1,4 +1,4 @@
-"""Files and folders that are models of other programs, known by their content, and how to export them."""
+"""Recognizes model files and folders of other programs by their content, and says how to export them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ _HEAD = 4096
 
 @dataclass(frozen=True)
 class ForeignFile:
-    """What a file is ("a TorchScript program"), and the hint how it becomes something that can be compiled."""
+    """The kind of a file ("a TorchScript program"), and a hint on how to convert it into something that can be
+    compiled."""
 
     kind: str
     hint: str
@@ -44,7 +45,7 @@ def check_is_model_file(path: Path, *, exported_program: bool = False) -> None:
         with path.open("rb") as file:
             head = file.read(_HEAD)
     except OSError:
-        return  # whoever reads it says why that is not possible
+        return  # the code that reads it reports why that is not possible
     if path.suffix == ".gguf":
         raise InvalidModelError(f"{path} is not a GGUF file, or it is damaged", "download or convert the file again")
     found = foreign_file(head, path)
@@ -60,7 +61,7 @@ def check_is_model_data(data: bytes) -> None:
 
 
 def foreign_file(head: bytes, source: Path | bytes) -> ForeignFile | None:
-    """What a file or bytes that begin with `head` are, None where nothing speaks against ONNX."""
+    """The kind of a file or bytes that begin with `head`; None if they may be ONNX."""
     name = str(source) if isinstance(source, Path) else "FILE"
     if head.startswith(b"PK\x03\x04"):
         return _archive(source, name)
@@ -113,7 +114,7 @@ def check_folder(path: Path) -> None:
 
 
 def check_exists(path: Path) -> None:
-    """Raise StorageError where there is no such file; a name of the Hugging Face Hub is taken for what it is."""
+    """Raise StorageError where there is no such file; a Hugging Face Hub name is recognized."""
     if path.exists():
         return
     text = str(path)

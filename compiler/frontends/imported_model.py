@@ -39,7 +39,7 @@ class SizeRequirement:
         left, right: formulas (`compiler.support.formula`) of the names in `symbols`.
         relation: "equal"; "at least": left >= right; "broadcast": left is right, or one of them is 1.
         symbols: the symbolic dimension that each name stands for.
-        where: what needs it, in the words of a message.
+        where: what needs it, as text for messages.
     """
 
     left: str
@@ -65,10 +65,11 @@ class StateSpec:
     """A tensor that the model keeps from one run to the next: an input and the output that is its next value.
 
     Attributes:
-        name: what a session calls it.
+        name: its name in a session.
         input, output: names of the pair in `ImportedModel.inputs` and `outputs`, of one shape and dtype.
         initial: its value at first, of its whole shape; None: zeros.
-        axis: the axis that holds rows, one a step, where `PositionSpec` says how many of them are in use; its size, the
+        axis: the axis that holds rows, one per step, where `PositionSpec` says how many of them are in use; its size,
+            the
             capacity, may be a symbolic dimension. None: the value as a whole is replaced.
         grows: the output is longer along `axis`, whose size is symbolic, and is another tensor; no rows at first.
     """

@@ -1,4 +1,4 @@
-"""Find the frontend for whatever the caller calls a model."""
+"""Finds the frontend for a model."""
 
 from __future__ import annotations
 

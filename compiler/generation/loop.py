@@ -42,7 +42,7 @@ class SequenceState:
 
 
 class Run(Iterator[Piece]):
-    """One generation, a token a step; `result` once it has ended."""
+    """One generation, one token per step; `result` once it has ended."""
 
     def __init__(self, state: SequenceState, prompt: list[int], output: Output, cancel: threading.Event | None) -> None:
         check_fits(prompt, state.room)

@@ -1,4 +1,4 @@
-"""What a caller may ask of a generation."""
+"""The options of a generation."""
 
 from __future__ import annotations
 

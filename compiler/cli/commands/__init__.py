@@ -1,1 +1,1 @@
-"""One file a command; each has `register(app)`."""
+"""One file per command; each has `register(app)`."""

@@ -17,7 +17,7 @@ HELP = """Compile a model into a module that runs without the compiler.
 
 [bold]Examples[/]
 
-  Keep the batch open, fix the sequence length:
+  Keep the batch dynamic, fix the sequence length:
     tensorwright compile bert.onnx --shape input_ids=batch,128 --shape attention_mask=batch,128
 
   Any batch, and the fastest code for one and eight images:

@@ -22,7 +22,7 @@ tensorwright.compress(net, recipe, evaluate=...).
 
 [bold]Examples[/]
 
-  A recipe in a line:
+  A recipe on one line:
     tensorwright compress model.onnx --recipe "factorize -> quantize" --samples a.npz --report page.html
 
   One in a file, with settings:

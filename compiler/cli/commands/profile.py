@@ -14,7 +14,7 @@ _SHOWN = 15
 
 HELP = """Measure where the time of a module goes, layer by layer, by the names that the model gives its nodes.
 
-The cost of watching is measured on the spot and taken off. A model is compiled first.
+The overhead of the instrument is measured in the same run and subtracted. A model is compiled first.
 
 [bold]Typical[/]
 
@@ -128,7 +128,7 @@ def _print(profile: Any, paths: dict[str, Path], limit: int | None) -> None:
             ("module", f"{profile.model} on {profile.target}, {profile.threads} thread(s)"),
             ("inputs", "\n".join(f"{name}: {shape}" for name, shape in profile.inputs.items()) or "none"),
             ("latency p50", f"{format_seconds(latency.p50)} ({latency.runs} runs)"),
-            ("instrument", f"{format_seconds(profile.crossing)} a crossing, taken off"),
+            ("instrument", f"{format_seconds(profile.crossing)} per call, subtracted"),
             ("untracked", profile.untracked_text()),
         ]
     )

@@ -1,4 +1,4 @@
-"""Checks of what addresses memory: sizes that must agree, and indices, lengths and counts that must lie in a range.
+"""Bounds checks: sizes that must agree, and indices, lengths and counts that must lie in a range.
 
 What is known is checked while importing. Sizes of the inputs, and inputs that hold indices, are checked before a run;
 sizes that are computed are checked within one. Indices that are computed are brought inside by the kernels that use

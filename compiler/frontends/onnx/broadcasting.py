@@ -1,4 +1,4 @@
-"""ONNX broadcasting, right at every value of a symbolic size: a size that turns out to be 1 is repeated."""
+"""ONNX broadcasting that is correct for every value of a symbolic size: a size that is 1 at run time is repeated."""
 
 from __future__ import annotations
 

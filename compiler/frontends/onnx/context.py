@@ -1,4 +1,4 @@
-"""What a converter sees of the node it converts."""
+"""The context of a node's conversion, as converters see it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from compiler.frontends.onnx.importer import Importer, Scope
 
 T = TypeVar("T")
-# More sizes than any tensor has axes: expressions of so many unknown values would take for ever.
+# More sizes than any tensor has axes: expressions of so many unknown values would take forever.
 _MAXIMUM_SIZES = 16
 
 

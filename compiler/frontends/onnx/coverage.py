@@ -1,4 +1,4 @@
-"""What of a model can be compiled, found out without compiling it."""
+"""Which parts of a model can be compiled, determined without compiling it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Support = Literal["supported", "rewritten", "refused"]
 
 @dataclass(frozen=True)
 class OperatorCoverage:
-    """One operator of a model: how often it occurs and what becomes of it."""
+    """One operator of a model: how often it occurs, and whether it is supported, rewritten or refused."""
 
     operator: str
     domain: str

@@ -1,4 +1,4 @@
-"""Converters of users: operators of their own domains, and those of ONNX that have no converter here."""
+"""User-defined converters: for operators of custom domains, and for ONNX operators without a built-in converter."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def register_onnx_operator(operator: str, *, domain: str, since: int = 1) -> Cal
 
 
 def _identity(function: Callable[..., Any]) -> tuple[str, str]:
-    """By which a function is known when its module, or a cell of a notebook, runs again."""
+    """The identity of a function when its module, or a notebook cell, runs again."""
     return function.__module__, function.__qualname__
 
 

@@ -1,4 +1,5 @@
-"""Is the model at fault? Types are checked before a node is converted; the rest when a conversion fails."""
+"""Finds out whether the model is at fault: types are checked before a node is converted, the rest when a conversion
+fails."""
 
 from __future__ import annotations
 
@@ -93,7 +94,7 @@ def _inference_error(node: onnx.NodeProto, inputs: Sequence[Value | None], opset
 
 
 def _reference_error(node: onnx.NodeProto, inputs: Sequence[Value | None], opsets: dict[str, int]) -> str | None:
-    """What onnx's reference implementation says to inputs of these shapes; only small ones are tried."""
+    """The error of onnx's reference implementation for inputs of these shapes; only small ones are tried."""
     arrays: list[np.ndarray | None] = []
     for value in inputs:
         if value is None:

@@ -1,4 +1,4 @@
-"""Scalar expressions inside kernels that TVM has no exact operator for."""
+"""Scalar expressions inside kernels for which TVM has no exact operator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model needs of its sizes, collected while it is imported: known before a run, or checked within one."""
+"""The relations of sizes that a model requires, collected during import; they are checked before a run or within it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SizeChecks:
     """Relations of the inputs' sizes, and a name for each check in the module.
 
     Attributes:
-        where: the node at hand, in the words of a message.
+        where: the current node, as text for messages.
         inputs: the symbolic sizes of the model's inputs, with the names of their dimensions.
         input_names: the variables of the model's inputs, and of what has their elements, with the inputs' names.
         described: what each check is for; check N binds a variable whose name is `check_N_`.

@@ -10,7 +10,7 @@ import onnx
 from compiler.errors import OptionError
 from compiler.frontends.imported_model import StateSpec, TensorSpec
 
-# What exporters call a state and its next value; "*" is the same text in both.
+# Exporters' names for a state and its next value; "*" is the same text in both.
 USUAL_NAMES = (
     ("past_key_values.*", "present.*"),
     ("past_key_values.*", "present_key_values.*"),

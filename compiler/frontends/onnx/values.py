@@ -1,4 +1,4 @@
-"""What flows between the nodes of a graph while it is imported.
+"""The values between the nodes of a graph during import.
 
 - `Constant`: a known array.
 - `Symbolic`: an array whose elements are known up to symbolic sizes (the result of Shape and arithmetic on it).

@@ -1,4 +1,4 @@
-"""Integers in buffers that sizes are computed from, as EnCodec has its strides: `torch.export` takes them for data."""
+"""Integers in buffers from which sizes are computed, like EnCodec's strides: `torch.export` treats them as data."""
 
 from __future__ import annotations
 

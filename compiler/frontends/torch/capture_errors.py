@@ -1,4 +1,4 @@
-"""What stopped `torch.export`, in a line or two: what, in which line of the model, and what to do."""
+"""Summarizes in a line or two why `torch.export` failed: the cause, the line of the model, and what to do."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _FIXED_SIZE = (
     "for any length"
 )
 _DATA_DEPENDENT = (
-    "compute both ways and choose with torch.where, use torch.cond, or compile the parts around it; models that decide "
-    "by values, as torchvision's detectors, become ONNX by torch.onnx.export(dynamo=False)"
+    "compute both branches and choose with torch.where, use torch.cond, or compile the parts around it; models that "
+    "decide by values, as torchvision's detectors, become ONNX by torch.onnx.export(dynamo=False)"
 )
 _OTHER = "make torch.export.export(model, example_inputs) work first"
 _LONGEST = 300

@@ -1,6 +1,6 @@
 """Operators of PyTorch that its ONNX exporter has no conversion for are written with ones that it has.
 
-They are discovered in `compiler.frontends.torch.operators`, one file a family.
+They are discovered in `compiler.frontends.torch.operators`, one file per family.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Open sizes that an operator fixed when it was written with others.
+"""Dynamic sizes that the decomposition of an operator fixed.
 
 `torch.export` refuses models that do so. What is traced later, for the decomposition of an operator, adds conditions on
 sizes silently, and is right for sizes that meet them alone.

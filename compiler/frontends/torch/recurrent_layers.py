@@ -75,7 +75,7 @@ def _captured(original: Callable[..., Any], operator: Callable[..., Any]) -> Cal
 
 @cache
 def _registered() -> dict[str, Callable[..., Any]]:
-    """The operators by name, defined once a process."""
+    """The operators by name, defined once per process."""
     import torch
 
     libraries: Any = torch.library

@@ -1,4 +1,4 @@
-"""What a PyTorch program needs of its inputs and ONNX does not: checked before a run, as what ONNX needs."""
+"""Requirements on inputs that a PyTorch program has and its ONNX form lacks; checked before a run like ONNX's."""
 
 from __future__ import annotations
 

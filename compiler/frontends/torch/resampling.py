@@ -69,7 +69,7 @@ def _resized(data: Any, size: Any, factors: Sequence[float | None], mode: dict[s
 
 
 def _size(size: Any, factor: float) -> int | None:
-    """PyTorch's size, which is computed in float64; None where that of the input is open."""
+    """PyTorch's size, which is computed in float64; None where that of the input is dynamic."""
     return math.floor(size * factor) if isinstance(size, int) else None
 
 
@@ -79,7 +79,7 @@ def _part(size: Any, axis: int) -> int | None:
 
 
 def _counted(op: Any, data: Any, factors: Sequence[float]) -> Any:
-    """The sizes of an open image, computed in float64."""
+    """The sizes of an image of dynamic size, computed in float64."""
     exact = op.Constant(value=onnx.numpy_helper.from_array(np.array(factors, np.float64)))
     return op.Cast(op.Floor(op.Mul(op.Cast(op.Shape(data, start=2), to=_DOUBLE), exact)), to=_INT64)
 
@@ -95,7 +95,7 @@ def _is_whole(factor: float) -> bool:
 
 
 def _taken(op: Any, data: Any, factors: Sequence[float]) -> Any:
-    """The nearest elements of an open image, at the places that PyTorch computes in float32."""
+    """The nearest elements of an image of dynamic size, at the places that PyTorch computes in float32."""
     counts = _counted(op, data, factors)
     for axis, factor in enumerate(factors):
         size, count = op.Gather(op.Shape(data), axis + 2, axis=0), op.Gather(counts, axis, axis=0)

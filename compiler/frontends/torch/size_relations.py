@@ -1,4 +1,4 @@
-"""What PyTorch needs of sizes where the ONNX operators that a program becomes take others too.
+"""Relations of sizes that PyTorch requires and the ONNX operators of the exported program do not.
 
 An ONNX Slice is cut to its tensor, a reduction of nothing has a value; PyTorch refuses both.
 """

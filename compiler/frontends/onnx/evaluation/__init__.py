@@ -1,1 +1,1 @@
-"""Nodes whose inputs are known while importing, evaluated there: exported shape computations vanish."""
+"""Nodes whose inputs are known while importing, evaluated at import, which removes exported shape computations."""

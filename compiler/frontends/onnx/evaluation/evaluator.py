@@ -1,4 +1,5 @@
-"""Evaluates nodes whose inputs are known when importing, up to symbolic sizes: exported shape computations vanish.
+"""Evaluates nodes whose inputs are known when importing, up to symbolic sizes, which removes exported shape
+computations.
 
 Arrays are numpy's; those with symbolic elements are object arrays of Python numbers and scalar expressions, handled by
 the same functions. Only small arrays are evaluated here; large constants are left to the graph passes.

@@ -1,1 +1,1 @@
-"""Decompositions of PyTorch operators, one file a family; every module here is discovered. They import torch."""
+"""Decompositions of PyTorch operators, one file per family; every module here is discovered. They import torch."""

@@ -1,4 +1,4 @@
-"""Products of rows with one matrix a group, as of experts."""
+"""Products of rows with one matrix per group, as in mixtures of experts."""
 
 from __future__ import annotations
 

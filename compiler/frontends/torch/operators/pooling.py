@@ -118,7 +118,7 @@ def _adaptive_average_pool3d(values: Tensor, output_size: Sequence[int]) -> Tens
 
 
 def _sizes(values: Tensor) -> Sequence[Any]:
-    """The sizes: ints, or symbols where they are open."""
+    """The sizes: ints, or symbols where they are dynamic."""
     return values.shape
 
 

@@ -170,7 +170,7 @@ def fields(context: NodeContext, chosen: relax.Expr, shapes: Sequence[Sequence[D
 def joined_shape(context: NodeContext, left: Sequence[Dim], right: Sequence[Dim]) -> list[Dim]:
     """A shape that fits both: sizes that are equal and known here, fresh ones elsewhere."""
     if len(left) != len(right):
-        context.refuse(f"an output has {len(left)} dimensions on one way and {len(right)} on the other")
+        context.refuse(f"an output has {len(left)} dimensions in one branch and {len(right)} in the other")
     builder = context.importer.builder
     return [
         a if context.arithmetic.equal_is_proved(a, b) and builder.size_is_visible(a) else context.dimension()

@@ -1,4 +1,4 @@
-"""Private functions made of subgraphs: what one takes from around it becomes the function's trailing parameters."""
+"""Private functions made of subgraphs: captured values become trailing parameters."""
 
 from __future__ import annotations
 

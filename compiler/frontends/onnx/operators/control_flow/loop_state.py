@@ -1,4 +1,4 @@
-"""What a loop is made of: its state, its steps and what it gives."""
+"""The parts of a loop: its state, its iterations and its results."""
 
 from __future__ import annotations
 

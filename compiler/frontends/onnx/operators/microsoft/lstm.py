@@ -131,7 +131,7 @@ def _weights(context: NodeContext, packing: Packing, index: int, scale: int) -> 
 
 
 def _spread(arrays: Arrays, value: Any, shape: tuple[int, int]) -> Any:
-    """A value a direction or a column as one a column."""
+    """One value per direction or per column, as one per column."""
     known = tuple(value.shape) if isinstance(value, np.ndarray) else tuple(tensor_shape(value))
     if known == shape:
         return value

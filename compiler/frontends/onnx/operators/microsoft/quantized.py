@@ -190,7 +190,7 @@ def qgemm(context: NodeContext) -> Value | relax.Expr:
 
 
 def _columns_operand(context: NodeContext) -> Operand:
-    """B with one zero point a column of the product, which is a row of B when it is transposed."""
+    """B with one zero point per column of the product, which is a row of B when it is transposed."""
     transposed = bool(context.attribute("transB", 0))
     return _transposed(context, operand(context, 3, 5, 0 if transposed else -1), "transB")
 

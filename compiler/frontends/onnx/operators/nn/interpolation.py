@@ -42,7 +42,7 @@ def cubic_taps(coordinate: Any, a: float = -0.75) -> list[Tap]:
 
 
 def weighted_sum(taps: Sequence[Sequence[Tap]], pixel: Callable[[list[Any]], Any]) -> Any:
-    """The sum over all combinations of one tap an axis of the element there times the weights."""
+    """The sum over all combinations of one tap per axis of the element times the weights."""
     total: Any = None
     for combination in itertools.product(*taps):
         weight: Any = None

@@ -66,19 +66,19 @@ def rms_normalization(context: NodeContext) -> relax.Expr:
 
 @converter("InstanceNormalization")
 def instance_normalization(context: NodeContext) -> relax.Expr:
-    """Zero mean and unit variance of each channel of each sample, then a scale and a bias a channel."""
+    """Zero mean and unit variance of each channel of each sample, then a scale and a bias per channel."""
     return _group_normalization(context, None)
 
 
 @converter("GroupNormalization", since=18)
 def group_normalization_18(context: NodeContext) -> relax.Expr:
-    """As GroupNormalization 21, with a scale and a bias a group."""
+    """As GroupNormalization 21, with a scale and a bias per group."""
     return _group_normalization(context, int(context.required_attribute("num_groups")), per_group=True)
 
 
 @converter("GroupNormalization", since=21)
 def group_normalization(context: NodeContext) -> relax.Expr:
-    """Zero mean and unit variance of each group of channels of each sample, then a scale and a bias a channel."""
+    """Zero mean and unit variance of each group of channels of each sample, then a scale and a bias per channel."""
     return _group_normalization(context, int(context.required_attribute("num_groups")))
 
 
@@ -241,7 +241,7 @@ def _is_training(context: NodeContext) -> bool:
 
 
 def _elementwise_batch_norm(context: NodeContext, data: relax.Expr, parameters: list[relax.Expr]) -> relax.Expr:
-    """The obsolete non-spatial form: a parameter an element of the sample."""
+    """The obsolete non-spatial form: one parameter per element of the sample."""
     scale, bias, mean, variance = parameters
     deviation = context.emit(R.sqrt(R.add(variance, context.literal(_epsilon(context), str(data.ty.dtype)))))
     return context.emit(R.add(R.multiply(R.divide(R.subtract(data, mean), deviation), scale), bias))

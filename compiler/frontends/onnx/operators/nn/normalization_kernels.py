@@ -15,7 +15,7 @@ def group_normalization_kernel(groups: int | None, epsilon: float, *, per_group:
 
     The variance is the mean of squared differences from the mean: TVM's own operator subtracts the square of the
     mean from the mean of squares, which loses all digits when the mean is large. Scale and bias come in the type to
-    compute in, one a channel, or one a group.
+    compute in, one per channel, or one per group.
     """
 
     def compute(data: Any, scale: Any, bias: Any) -> Any:

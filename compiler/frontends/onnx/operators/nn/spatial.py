@@ -19,7 +19,7 @@ AUTO_PADS = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
 
 @dataclass(frozen=True)
 class Window:
-    """A window that slides over the spatial axes; one entry an axis.
+    """A window that slides over the spatial axes; one entry per axis.
 
     `before` and `after` are the padding, which depends on the sizes (and may so be an expression) with an automatic
     padding; `output` is the number of positions. In ceiling mode the last position may reach beyond the padding.
@@ -173,7 +173,7 @@ def padded(
 
 
 def per_channel(context: NodeContext, index: int, rank: int) -> relax.Expr:
-    """Input `index`, one value a channel, shaped (1, C, 1, ...) to broadcast over a tensor of that rank."""
+    """Input `index`, one value per channel, shaped (1, C, 1, ...) to broadcast over a tensor of that rank."""
     value = context.tensor(index)
     if len(value.shape) != 1:
         context.invalid(f"its input {index} must have rank 1, not {len(value.shape)}")

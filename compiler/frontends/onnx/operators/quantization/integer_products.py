@@ -34,7 +34,7 @@ class Operand:
 
 
 def operand(context: NodeContext, index: int, zero_point: int, axis: int) -> Operand:
-    """Input `index` with the zero point of input `zero_point`, a scalar or one value an entry of `axis`.
+    """Input `index` with the zero point of input `zero_point`, a scalar or one value per entry of `axis`.
 
     Constants lose their zero point: the difference is stored, in int8 if it fits.
     """
@@ -140,13 +140,13 @@ def _channels(context: NodeContext, vector: relax.Expr, rank: int) -> relax.Expr
 
 @converter("MatMulInteger", since=10)
 def matmul_integer(context: NodeContext) -> relax.Expr:
-    """int32 product; the zero points are scalars, or one value a row of A and a column of B."""
+    """int32 product; the zero points are scalars, or one value per row of A and per column of B."""
     return integer_matmul(context, operand(context, 0, 2, -2), operand(context, 1, 3, -1))
 
 
 @converter("ConvInteger", since=10)
 def conv_integer(context: NodeContext) -> relax.Expr:
-    """int32 convolution; the zero point of the weights is a scalar or one value a filter."""
+    """int32 convolution; the zero point of the weights is a scalar or one value per filter."""
     return integer_conv(context, operand(context, 0, 2, 0), operand(context, 1, 3, 0))
 
 

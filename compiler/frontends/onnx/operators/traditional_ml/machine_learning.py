@@ -1,4 +1,4 @@
-"""ai.onnx.ml: what classical models are made of, on numbers. Labels that are strings are refused where read."""
+"""ai.onnx.ml: the operators of classical models, on numbers. Labels that are strings are refused where read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ensembles of decision trees as tables of two words a node, in the order in which trees are walked."""
+"""Ensembles of decision trees as tables of two words per node, in the order in which trees are walked."""
 
 from __future__ import annotations
 

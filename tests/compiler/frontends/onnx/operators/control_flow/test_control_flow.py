@@ -142,7 +142,7 @@ agraph (float[2] x, int64[1] n) => (float[K] y) {
 def test_branches_of_different_ranks_are_refused() -> None:
     import onnx.parser
 
-    with pytest.raises(UnsupportedModelError, match="2 dimensions on one way and 1 on the other"):
+    with pytest.raises(UnsupportedModelError, match="2 dimensions in one branch and 1 in the other"):
         import_onnx(onnx.parser.parse_model(_RANKS))
 
 
