@@ -92,7 +92,7 @@ def test_each_combination_is_a_variant() -> None:
         ({"batch": [-1]}, "holds -1, which is not a size"),
         ({"x": [(1, 8, 4)]}, r"input 'x' has the shape \[batch, 8, height, width\]"),
         ({"x": [(1, 9, 4, 4)]}, "cannot be changed here"),
-        ({"x": [(1, 8, 4, 4)], "batch": [2]}, "do not fit each other"),
+        ({"x": [(1, 8, 4, 4)], "batch": [2]}, "contradict each other"),
         ({"batch": range(MOST_VARIANTS + 1)}, f"asks for {MOST_VARIANTS + 1} variants"),
         ([("batch", 8)], "takes a dict"),
     ],

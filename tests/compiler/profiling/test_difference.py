@@ -24,7 +24,7 @@ def test_what_is_no_profile_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
     for text in ("{", "[]", "{}", json.dumps({"layers": [{"name": "a"}], "latency": {"p50": 1.0}})):
         path.write_text(text)
-        with pytest.raises(OptionError, match="no profile with layers"):
+        with pytest.raises(OptionError, match="not a profile with layers"):
             read_profile(path)
     with pytest.raises(StorageError):
         read_profile(tmp_path / "missing.json")

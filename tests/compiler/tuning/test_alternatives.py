@@ -190,7 +190,7 @@ def test_a_model_that_is_not_faster_as_a_whole_stays_untuned(session: Session, t
     assert conclude(session, Comparison(measured(session, 2e-5, 1.0)), None, 0.0) is None  # type: ignore[arg-type]
     assert not Choices(session.states)
     assert chosen_line(tmp_path).choices == ()
-    assert "not faster as a whole" in session.problems[-1]
+    assert "not significantly faster as a whole" in session.problems[-1]
 
 
 @pytest.mark.parametrize(("run", "stays"), [(1.0, True), (1.1, False)])

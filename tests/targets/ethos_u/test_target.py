@@ -163,5 +163,5 @@ def test_the_simulator_runs_what_vela_emitted() -> None:
     assert before.shape == after.shape
     with pytest.raises(ValueError, match="cut short"):
         Program.from_bytes(bytes(data[:-1]))
-    with pytest.raises(ValueError, match="no program"):
+    with pytest.raises(ValueError, match="not a program"):
         Program.from_bytes(b"nothing")
