@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from compiler.compression.pruning import prune
     from compiler.compression.quantization import QuantizedModel, quantize
     from compiler.compression.recipe import compress
+    from compiler.compression.variants import write_variants
     from compiler.compression.weight_sharing import share_weights
     from compiler.driver.compile import compile
     from compiler.frontends.onnx import coverage_report
@@ -57,6 +58,7 @@ _HOME: dict[str, str | None] = {
     "share_weights": "compiler.compression.weight_sharing",
     "torch_backend": None,
     "tune": "compiler.tuning.tune",
+    "write_variants": "compiler.compression.variants",
 }
 
 __all__ = [
@@ -84,6 +86,7 @@ __all__ = [
     "share_weights",
     "torch_backend",
     "tune",
+    "write_variants",
 ]
 
 check_platform()

@@ -60,3 +60,45 @@ def compress_to_file(
         return
     print_line(str(smaller.report))
     print_line(f"wrote {path}")
+
+
+def variants_to_folder(
+    model: Path,
+    folder: Path,
+    variants: Sequence[str] | None,
+    *,
+    samples: Sequence[Path] | None,
+    shape: Sequence[str] | None,
+    constant: Sequence[str] | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Write variants of a model into a folder, and print the accuracy and cost of each."""
+    import compiler
+    from compiler.cli.arguments import load_archive, parse_arrays, parse_shapes
+    from compiler.cli.output import print_json, print_line
+    from compiler.cli.progress import Steps
+    from compiler.compression.variants import DEFAULT
+    from compiler.inspection.model_inspection import model_inputs
+
+    specs = {each.name: each for each in model_inputs(model)} if constant else {}
+    wanted = {}
+    for each in variants or DEFAULT:
+        name, _, recipe = each.partition("=")
+        wanted[name] = recipe or name
+    with Steps() as steps:
+        written = compiler.write_variants(
+            model,
+            folder,
+            wanted,
+            calibration=[load_archive(each, "--samples") for each in samples] if samples else None,
+            shapes=parse_shapes(list(shape or [])) or None,
+            constants=parse_arrays(list(constant or []), "--constant", specs) or None,
+            progress=steps,
+            **settings,
+        )
+    if as_json:
+        print_json(written.to_dict())
+        return
+    print_line(str(written))
+    print_line(f"wrote {folder}")

@@ -25,6 +25,9 @@ tensorwright.compress(net, recipe, evaluate=...).
   A recipe on one line:
     tensorwright compress model.onnx --recipe "factorize -> quantize" --samples a.npz --report page.html
 
+  A folder of variants for a server, each with its accuracy and cost:
+    tensorwright compress model.onnx --variants served/ --samples a.npz --variant int8 --variant small="share-weights"
+
   One in a file, with settings:
     compress:
       - prune: {pattern: channels, amount: 0.3}
@@ -39,7 +42,21 @@ def register(app: typer.Typer) -> None:
 
 def _compress(
     model: options.ModelPath,
-    recipe: Annotated[str, typer.Option("--recipe", "-r", metavar="RECIPE", help="A YAML file, or STEP -> STEP.")],
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", "-r", metavar="RECIPE", help="A YAML file, or STEP -> STEP.")
+    ] = None,
+    variants: Annotated[
+        Path | None,
+        typer.Option(
+            "--variants", metavar="DIR", help="Write a folder of variants for a server, in place of one module."
+        ),
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--variant", metavar="NAME", help="One of them, or NAME=RECIPE; float32, bf16 and int8 if not given."
+        ),
+    ] = None,
     samples: Annotated[
         list[Path] | None,
         typer.Option(
@@ -61,8 +78,29 @@ def _compress(
     as_json: options.Json = False,
 ) -> None:
     import compiler
-    from compiler.cli.compression import compress_to_file
+    from compiler.cli.compression import compress_to_file, variants_to_folder
+    from compiler.errors import OptionError
 
+    if (recipe is None) == (variants is None):
+        raise OptionError(
+            "give either --recipe or --variants", "--variants DIR --variant small='factorize -> quantize'"
+        )
+    if variants is not None:
+        if output is not None or report is not None:
+            raise OptionError("--output and --report are for --recipe", "a folder of variants has its variants.json")
+        variants_to_folder(
+            model,
+            variants,
+            variant,
+            samples=samples,
+            target=target,
+            shape=shape,
+            constant=constant,
+            max_drop=max_drop,
+            threads=threads,
+            as_json=as_json,
+        )
+        return
     compress_to_file(
         compiler.compress,
         model,

@@ -13,7 +13,7 @@ import numpy as np
 from compiler.artifact import read_artifact
 from compiler.errors import ArtifactError, OptionError, StorageError
 from compiler.runtime import Module
-from compiler.serving.identity import module_identity
+from compiler.runtime.identity import module_identity
 from compiler.serving.request import Array
 from compiler.support.optional import optional_module
 

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 
 from compiler.artifact.digest import tree_digests
-from compiler.runtime import Module
+from compiler.runtime.module import Module
 
 
 def module_identity(module: Module) -> str:

@@ -1,0 +1,210 @@
+"""`Variants`: several modules of one model behind one name. A request's level chooses; overload degrades."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from compiler.artifact import TensorDescription
+from compiler.artifact.variants import VariantIndex, read_variants
+from compiler.errors import ArtifactError, InputError, OptionError, OverloadedError
+from compiler.runtime import Module, load
+from compiler.runtime.identity import module_identity
+from compiler.serving.degradation import Degradation, DegradationOptions
+from compiler.serving.observer import NO_OBSERVER, Observer
+from compiler.serving.request import Request, Response
+from compiler.serving.rows import check_same_interface
+from compiler.serving.service import Service
+from compiler.serving.wrapper import identity_of
+from targets.cpuinfo import usable_cores
+
+Make = Callable[[Module, str], Service]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A module of a model, with what it costs and loses.
+
+    Attributes:
+        accuracy: its score as a share of the reference variant's.
+        cost_ms: processor milliseconds of a row.
+    """
+
+    name: str
+    service: Service
+    accuracy: float
+    cost_ms: float
+
+
+class Variants:
+    """A service of several variants of one model.
+
+    The most accurate variant whose cost and expected latency the request's level allows answers. Those that cost as
+    much as a more accurate one are never chosen. Overload moves answers to cheaper ones, never below the level's
+    `min_accuracy`; a variant that has no room passes the request on to the next cheaper one at once. Each answer names
+    its variant ("variant", "accuracy"), and says where overload chose it ("degraded").
+    """
+
+    def __init__(
+        self,
+        variants: Sequence[Variant],
+        options: DegradationOptions | None = None,
+        observer: Observer = NO_OBSERVER,
+        *,
+        waiting_ms: Callable[[], float] | None = None,
+    ) -> None:
+        """Put variants behind one name, that of the most accurate.
+
+        Args:
+            waiting_ms: the work waiting per core; None: of the requests that are being answered, by variants' costs.
+
+        Raises:
+            OptionError: there is none, two have one name, or their inputs or outputs differ.
+        """
+        if not variants or len({each.name for each in variants}) != len(variants):
+            raise OptionError(f"variants {[each.name for each in variants]}", "give one or more, each with its name")
+        check_same_interface([each.service for each in variants], "variants")
+        self.variants = tuple(sorted(variants, key=lambda each: (-each.accuracy, each.cost_ms)))
+        self.ranked: list[Variant] = []
+        for each in self.variants:
+            if not self.ranked or each.cost_ms < self.ranked[-1].cost_ms:
+                self.ranked.append(each)
+        options = options if options is not None else DegradationOptions()
+        self._degradation = Degradation(options, len(self.ranked) - 1)
+        self._observer = observer
+        self._given = waiting_ms
+        self._work_ms, self._cores = 0.0, usable_cores()
+
+    @property
+    def best(self) -> Variant:
+        """The most accurate variant."""
+        return self.variants[0]
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.best.service.name
+
+    @property
+    def version(self) -> str:
+        """The model's version."""
+        return self.best.service.version
+
+    @property
+    def inputs(self) -> tuple[TensorDescription, ...]:
+        """Of a request."""
+        return self.best.service.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorDescription, ...]:
+        """Of an answer."""
+        return self.best.service.outputs
+
+    @property
+    def identity(self) -> str:
+        """Of all variants together."""
+        return "+".join(identity_of(each.service) for each in self.variants)
+
+    @property
+    def waiting_ms(self) -> float:
+        """Milliseconds of work per core of the requests that are being answered."""
+        return self._given() if self._given is not None else self._work_ms / self._cores
+
+    async def start(self) -> None:
+        """Start all variants."""
+        for each in self.variants:
+            await each.service.start()
+
+    async def close(self) -> None:
+        """Close all variants."""
+        await asyncio.gather(*(each.service.close() for each in self.variants))
+
+    async def infer(self, request: Request) -> Response:
+        """Answer by the variant that the level and the load choose.
+
+        Raises:
+            InputError: no variant is accurate and cheap enough.
+            OverloadedError: neither it nor a cheaper one that the level allows has room.
+        """
+        waiting = self.waiting_ms
+        before = self._degradation.level
+        degraded_by = self._degradation.observe(waiting)
+        if degraded_by != before:
+            self._observer.observe_degradation(self.name, degraded_by)
+        allowed, wanted = self._choose(request, waiting, degraded_by)
+        for place, variant in enumerate(allowed):
+            try:
+                response = await self._ask(variant, request)
+            except OverloadedError:
+                if place == len(allowed) - 1:
+                    raise
+            else:
+                notes = {**response.notes, "variant": variant.name, "accuracy": variant.accuracy}
+                if variant is not wanted:
+                    notes["degraded"] = 1.0
+                return replace(response, notes=notes)
+        raise AssertionError("there always is an allowed variant")
+
+    def _choose(self, request: Request, waiting: float, level: int) -> tuple[list[Variant], Variant]:
+        """The variants to try in this order, and the one that would answer if there were no overload."""
+        limits, rows = request.level, _rows(request)
+        allowed = [
+            each
+            for each in self.ranked
+            if each.accuracy >= limits.min_accuracy and (limits.max_cost is None or each.cost_ms <= limits.max_cost)
+        ]
+        if not allowed:
+            offered = "; ".join(f"{each.name}: {each.accuracy:.4f}, {each.cost_ms:.3g} ms" for each in self.ranked)
+            raise InputError(
+                f"no variant of model {self.name!r} has an accuracy of {limits.min_accuracy} at a cost of at most"
+                f" {limits.max_cost} ms a row",
+                f"its variants: {offered}",
+            )
+        limit = limits.latency_ms
+        in_time = [each for each in allowed if limit is None or waiting + each.cost_ms * rows <= limit]
+        wanted = in_time[0] if in_time else allowed[-1]
+        first = max(allowed.index(wanted), sum(self.ranked.index(each) < level for each in allowed))
+        return allowed[min(first, len(allowed) - 1) :], wanted
+
+    async def _ask(self, variant: Variant, request: Request) -> Response:
+        rows = _rows(request)
+        work = variant.cost_ms * rows
+        self._work_ms += work
+        try:
+            response = await variant.service.infer(request)
+        finally:
+            self._work_ms -= work
+        self._observer.observe_variant(self.name, variant.name, rows)
+        return response
+
+
+def _rows(request: Request) -> int:
+    return max((len(array) for array in request.inputs.values() if array.ndim), default=1)
+
+
+def load_variants(folder: str | os.PathLike[str], make: Make) -> tuple[VariantIndex, list[Variant]]:
+    """The variants of a folder, each proven by its stored example before it is served.
+
+    Args:
+        make: the service of a module under the variant's name.
+
+    Raises:
+        StorageError, ArtifactError, IncompatibleArtifactError: the index or a module cannot be read or run here.
+        ArtifactError: a module is another one than the index was written for.
+        VerificationError: a module does not give the outputs of its example.
+    """
+    index = read_variants(folder)
+    variants = []
+    for entry in index.variants:
+        path = Path(folder) / entry.file
+        module = load(path, verify=True)
+        if module_identity(module) != entry.identity:
+            raise ArtifactError(
+                f"{path} is another module than the one whose accuracy and cost the index holds",
+                "write the folder again: `tensorwright compress --variants`",
+            )
+        variants.append(Variant(entry.name, make(module, entry.name), entry.accuracy, entry.cost_ms))
+    return index, variants
