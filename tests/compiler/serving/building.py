@@ -27,13 +27,13 @@ class Watched(LocalExecutor):
         self.begun = threading.Semaphore(0)
         self.go.set()
 
-    def run(self, inputs: Any, threads: int, *, as_numpy: bool) -> dict[str, Any]:
+    def run(self, inputs: Any, threads: int, *, as_numpy: bool = True, out: Any = None) -> dict[str, Any]:
         self.rows.append(len(inputs["x"]))
         self.begun.release()
         self.go.wait()
         if (inputs["x"] == 13.0).any():
             raise InputError("13 is not allowed")
-        return super().run(inputs, threads, as_numpy=as_numpy)
+        return super().run(inputs, threads, as_numpy=as_numpy, out=out)
 
 
 def watched() -> tuple[Module, Watched]:
