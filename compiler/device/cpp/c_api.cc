@@ -17,8 +17,10 @@ using tensorwright::TrustedKeys;
 namespace ffi = tvm::ffi;
 
 struct tensorwright_module {
-  explicit tensorwright_module(std::shared_ptr<Artifact> artifact) : module(std::move(artifact)) {}
-  Module module;
+  explicit tensorwright_module(std::shared_ptr<Artifact> artifact) : own(std::make_unique<Module>(std::move(artifact))), module(*own) {}
+  explicit tensorwright_module(const Module& other) : own(other.Shared()), module(*own) {}
+  std::unique_ptr<Module> own;
+  Module& module;
   std::vector<ffi::Tensor> inputs, outputs;
 };
 
@@ -124,6 +126,21 @@ int tensorwright_load_trusted(const char* path, const char* const* trusted_keys,
       trusted.Add(trusted_keys[i]);
     }
     *module = new tensorwright_module(Opened(path, trusted));
+  });
+}
+
+int tensorwright_share(const tensorwright_module* module, tensorwright_module** shared) {
+  return Guarded([&] {
+    NotNull(module, "module"), NotNull(shared, "shared");
+    *shared = nullptr;
+    *shared = new tensorwright_module(module->module);
+  });
+}
+
+int tensorwright_set_threads(tensorwright_module* module, int32_t threads) {
+  return Guarded([&] {
+    NotNull(module, "module");
+    module->module.SetThreads(threads);
   });
 }
 

@@ -72,10 +72,13 @@ Module::Module(std::shared_ptr<Artifact> artifact) : artifact_(std::move(artifac
   if (!artifact_->initial_state_descriptions.empty()) {
     initial_states_ = ReadTensors(artifact_->initial_states, artifact_->initial_state_descriptions, "the states of the module");
   }
-  SetUpThreads(artifact_->threads);
+  threads_ = SetUpThreads(artifact_->threads);
   executable_ = LoadLibrary(library);
   machine_ = NewMachine(*executable_, device_->Places());
-  Expand();
+  {
+    Turn turn(threads_);
+    Expand();
+  }
   CheckArity();
   if ((*machine_)->ImplementsFunction("tensorwright_check", true)) {
     std::vector<ffi::AnyView> checked(parameters_.begin(), parameters_.end());
@@ -83,6 +86,26 @@ Module::Module(std::shared_ptr<Artifact> artifact) : artifact_(std::move(artifac
     FunctionOf(*machine_, "tensorwright_check").CallPacked(checked.data(), static_cast<int32_t>(checked.size()), &result);
   }
   main_ = BindParameters(*machine_, parameters_);
+}
+
+Module::Module(const Module& other)
+    : artifact_(other.artifact_),
+      checker_(*artifact_),
+      device_(other.device_),
+      parameters_(other.parameters_),
+      reference_inputs_(other.reference_inputs_),
+      reference_outputs_(other.reference_outputs_),
+      initial_states_(other.initial_states_),
+      executable_(other.executable_),
+      machine_(NewMachine(*executable_, device_->Places())),
+      main_(BindParameters(*machine_, parameters_)),
+      threads_(other.threads_) {}
+
+std::unique_ptr<Module> Module::Shared() const { return std::unique_ptr<Module>(new Module(*this)); }
+
+void Module::SetThreads(int threads) {
+  CheckThreads(threads);
+  threads_ = threads;
 }
 
 void Module::Failed(const std::string& failure) const {
@@ -116,6 +139,7 @@ void Module::Expand() {
 std::vector<ffi::Tensor> Module::Run(const std::vector<ffi::Tensor>& inputs) {
   checker_.Check(inputs);
   try {
+    Turn turn(threads_);
     Place(inputs);
     return device_->ToHost(Outputs(Call(placed_)));
   } catch (const Error&) {
@@ -134,6 +158,7 @@ std::vector<ffi::Tensor> Module::Step(const std::vector<ffi::Tensor>& inputs) {
     for (size_t i = 0; i < placed.size(); ++i) {
       if (!held[i]) placed[i] = device_->ToDevice(placed[i], nullptr);
     }
+    Turn turn(threads_);
     return Outputs(Call(placed));
   } catch (const Error&) {
     throw;

@@ -20,6 +20,12 @@ class Module {
  public:
   explicit Module(std::shared_ptr<Artifact> artifact);
 
+  // The same code and parameters with a virtual machine of its own, for another thread.
+  std::unique_ptr<Module> Shared() const;
+
+  // How many threads a run uses. Throws Error unless it is a number of threads that the machine serves.
+  void SetThreads(int threads);
+
   const Artifact& artifact() const { return *artifact_; }
 
   // Inputs in the module's order; throws Error unless they are what the manifest requires.
@@ -59,6 +65,7 @@ class Module {
   ffi::Tensor FirstValue(size_t input, const Sizes& sizes) const;
 
  private:
+  Module(const Module& other);
   void CheckArity() const;
   void Expand();
   void Place(std::vector<ffi::Tensor> inputs);
@@ -68,11 +75,12 @@ class Module {
 
   std::shared_ptr<Artifact> artifact_;
   InputChecker checker_;
-  std::unique_ptr<Device> device_;
+  std::shared_ptr<Device> device_;
   std::vector<ffi::Tensor> parameters_, placed_;  // where kernels read them; `placed_`: the inputs of the last run
   std::vector<NamedTensor> reference_inputs_, reference_outputs_, initial_states_;
   std::optional<ffi::Module> executable_, machine_;
   ffi::Function main_;
+  int threads_ = 1;
 };
 
 // Of sorted or unsorted values; fraction in [0, 1].

@@ -1,7 +1,8 @@
 /* Compiled modules from C: load a .twm file, run it, read the results. Link with the files of this bundle; no Python.
  *
  * Every function that can fail returns 0 on success; tensorwright_last_error() then says what went wrong on this thread.
- * A module may be run by one thread at a time; load it once for each thread that runs it.
+ * A module may be run by one thread at a time; share it (tensorwright_share) for each thread that runs it. However many
+ * threads do, no more runs compute at a time than the processors have room for; the others wait, in order.
  */
 #ifndef TENSORWRIGHT_H_
 #define TENSORWRIGHT_H_
@@ -39,6 +40,13 @@ int tensorwright_load_linked(tensorwright_module** module);
 /* The same for modules that must carry a valid Ed25519 signature by one of `count` keys. `trusted_keys` are paths of public
  * keys in PEM form, or of folders of such files (*.pem, *.pub). `path` NULL: the module that was linked into this program. */
 int tensorwright_load_trusted(const char* path, const char* const* trusted_keys, size_t count, tensorwright_module** module);
+
+/* The same code and parameters for another thread, with memory of its own for what a run computes. Both are freed by
+ * themselves, in any order. */
+int tensorwright_share(const tensorwright_module* module, tensorwright_module** shared);
+
+/* How many threads a run of this module uses; else TVM_NUM_THREADS, the module's own setting, or the number of cores. */
+int tensorwright_set_threads(tensorwright_module* module, int32_t threads);
 
 void tensorwright_free(tensorwright_module* module);
 

@@ -1,11 +1,30 @@
-// How many threads a run uses, on top of TVM's thread pool.
+// How many threads a run uses, on top of TVM's thread pool, and how many runs compute at once.
 #pragma once
 
 namespace tensorwright {
 
-// Sets TVM's pool up, unless the environment did: a module's own setting (0: none) is bounded by the processors that
-// this process may use. Throws Error where TVM_NUM_THREADS asks for more than the machine can serve. Has an effect
-// only before the calling thread first runs a kernel.
-void SetUpThreads(int setting);
+// Sets TVM's pools up, unless the environment did, and gives how many threads a run uses: those of TVM_NUM_THREADS or
+// OMP_NUM_THREADS, else a module's own setting (0: none), bounded by the processors that this process may use, else as many
+// as there are cores. Throws Error where a variable asks for more than the machine can serve.
+int SetUpThreads(int setting);
+
+// As SetUpThreads, for a number that a caller asks for. Throws Error unless it is a number of threads that the machine serves.
+void CheckThreads(int threads);
+
+// While it lives, the calling thread may compute with so many threads: at most `processors / threads` calling threads do at
+// a time, in the order in which they come. TVM keeps a pool for each calling thread, of the size that it first computes with,
+// and its threads end with it.
+class Turn {
+ public:
+  explicit Turn(int threads);
+  ~Turn();
+  Turn(const Turn&) = delete;
+
+ private:
+  struct Queue;
+  static Queue* QueueOf(int threads);
+
+  Queue* queue_;
+};
 
 }  // namespace tensorwright

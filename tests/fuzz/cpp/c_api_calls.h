@@ -26,6 +26,9 @@ inline std::string CallWrongly(const char* path) {
   note("describe input -1", tensorwright_input(module, -1, &described));
   note("describe output 9", tensorwright_output(module, 9, &described));
   note("describe to nowhere", tensorwright_input(module, 0, nullptr));
+  note("share no module", tensorwright_share(nullptr, &module));
+  note("share to nowhere", tensorwright_share(module, nullptr));
+  note("threads of no module", tensorwright_set_threads(nullptr, 1));
 
   std::vector<float> data(32, 1.0f);
   const int64_t right[] = {2, 16}, negative[] = {-1, 16}, huge[] = {int64_t{1} << 62, 16}, other[] = {16, 2};

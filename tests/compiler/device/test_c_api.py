@@ -1,0 +1,111 @@
+"""The C API and the runner, beside Python: the same checks of inputs, and modules that several threads share."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import targets
+import tensorwright
+from compiler.artifact.tensors import Blob
+from compiler.device.programs import device_programs
+from tests.compiler.device.c_library import CallError, CModule
+
+ROWS, WIDTH = 50, 8
+
+
+def embedding() -> onnx.ModelProto:
+    """Ids that choose rows of a table, and a product with them."""
+    generator = np.random.default_rng(0)
+    weights = {"table": (ROWS, WIDTH), "weight": (WIDTH, WIDTH)}
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"]),
+        helper.make_node("MatMul", ["rows", "weight"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "embedding",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", WIDTH])],
+        [
+            numpy_helper.from_array(generator.standard_normal(shape).astype(np.float32), name)
+            for name, shape in weights.items()
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture(scope="module")
+def module() -> tensorwright.Module:
+    return tensorwright.compile(embedding(), threads=2, progress=None)
+
+
+@pytest.fixture(scope="module")
+def path(module: tensorwright.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("c_api") / "module.twm"
+    module.export(path)
+    return path
+
+
+@pytest.fixture
+def loaded(path: Path) -> Iterator[CModule]:
+    loaded = CModule(path)
+    yield loaded
+    loaded.free()
+
+
+def ids(*values: int) -> dict[str, np.ndarray[Any, Any]]:
+    return {"ids": np.array(values, np.int64)}
+
+
+@pytest.mark.parametrize("wrong", [999_999, ROWS, -ROWS - 1])
+def test_every_door_refuses_an_index_outside_its_axis(
+    wrong: int, module: tensorwright.Module, loaded: CModule, path: Path, tmp_path: Path
+) -> None:
+    inputs = ids(3, wrong, 0)
+    with pytest.raises(tensorwright.errors.InputError) as python:
+        module.run(inputs)
+    message = f"input 'ids' holds the index {wrong}, outside of [-{ROWS}, {ROWS})"
+    assert message in str(python.value)
+    with pytest.raises(CallError) as c:
+        loaded.run(inputs)
+    assert str(c.value) == str(python.value)
+    (tmp_path / "inputs").write_bytes(b"".join(map(bytes, Blob(inputs).pieces)))
+    runner = device_programs(targets.get("host", cores=1)) / "tensorwright-run"
+    done = subprocess.run([runner, path, "--inputs", tmp_path / "inputs"], capture_output=True, text=True, check=False)
+    assert (done.returncode, message in done.stderr) == (1, True)
+    np.testing.assert_allclose(loaded.run(ids(3, -ROWS))[0], module.run(ids(3, -ROWS))["y"], rtol=1e-5, atol=1e-6)
+
+
+def test_threads_share_a_module(module: tensorwright.Module, path: Path) -> None:
+    first = CModule(path)
+    shared = [CModule(None, first) for _ in range(6)]
+    first.free()  # the others keep what they share
+    for number, each in enumerate(shared):
+        each.set_threads(1 + number % 2)
+
+    def call(each: CModule) -> list[np.ndarray[Any, Any]]:
+        return [each.run(ids(*range(n, n + 9)))[0] for n in range(30)]
+
+    with ThreadPoolExecutor(len(shared)) as pool:
+        results = list(pool.map(call, shared))
+    for n, rows in enumerate(zip(*results, strict=True)):
+        expected = module.run(ids(*range(n, n + 9)))["y"]
+        for each in rows:
+            np.testing.assert_allclose(each, expected, rtol=1e-5, atol=1e-6)
+    for each in shared:
+        each.free()
+
+
+def test_a_number_of_threads_that_the_machine_does_not_serve(loaded: CModule) -> None:
+    for threads in (0, -1, 100_000):
+        with pytest.raises(CallError, match=f"threads must be a number from 1 to .*, not {threads}"):
+            loaded.set_threads(threads)
