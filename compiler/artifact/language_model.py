@@ -23,6 +23,9 @@ class LanguageModelDescription(BaseModel):
         begin: text of the token that begins a text, for chat templates; "" for none.
         end: text of the token that ends one.
         chat_template: Jinja source that turns messages into a prompt; None where the model has none.
+        sequences: whether a run is of several sequences.
+        stable_context: the length of a sequence beyond which keys depend on the length, so that longer sequences cannot
+            share their beginnings; None where they never do.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -34,3 +37,5 @@ class LanguageModelDescription(BaseModel):
     begin: str = ""
     end: str = ""
     chat_template: str | None = None
+    sequences: bool = False
+    stable_context: Annotated[int, Field(ge=1)] | None = None

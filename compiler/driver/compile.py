@@ -60,6 +60,7 @@ def compile(
     outputs: Sequence[str] | None = None,
     state: Mapping[str, str] | Sequence[str] | None = None,
     precision: str | None = None,
+    sequences: bool = False,
     threads: int | None = None,
     passes: Mapping[str, PassLike | None] | None = None,
     dump: str | Path | None = None,
@@ -94,6 +95,8 @@ def compile(
             compute in float32. "float16" is the same with float16, for graphics processors: what lies beyond 65504
             becomes infinite. None is "float32". Of a language model it says what weights are stored as, "int8" and
             "int4" among them; None keeps what the file has.
+        sequences: build a language model so that a run reads tokens of several sequences, for
+            `tensorwright.generation.Scheduler` and for speculative decoding.
         threads: how many threads the module runs on; the target's cores when None.
         passes: the user's own graph passes: `{"after:fold-constants": my_pass}`; see `tensorwright passes`.
         dump: a folder that receives the module after each pass as TVMScript.
@@ -113,6 +116,8 @@ def compile(
         InternalError: a defect of Tensorwright; the message names the phase or pass.
     """
     is_language = isinstance(source, str | Path) and is_language_model(Path(source))
+    if sequences and not is_language:
+        raise OptionError("sequences=True is for language models: a GGUF file, or a folder of transformers")
     options = CompileOptions(
         sizes=sizes,
         precision=precision_of("float32" if is_language or precision is None else precision),
@@ -131,7 +136,7 @@ def compile(
         dynamic_shapes=dynamic_shapes,
         outputs=outputs,
         state=state,
-        language=LanguageModelOptions(precision) if is_language else None,
+        language=LanguageModelOptions(precision, sequences=sequences) if is_language else None,
     )
     chosen = _target_for(target, options.precision, threads)
     options.report("import")

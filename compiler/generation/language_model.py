@@ -17,7 +17,7 @@ from compiler.generation.loop import Run, SequenceState, check_fits
 from compiler.generation.options import GenerationOptions
 from compiler.generation.output import Output, Piece
 from compiler.generation.result import Generation
-from compiler.generation.steps import SessionSteps, Steps
+from compiler.generation.steps import BatchedSteps, SessionSteps, Steps
 from compiler.generation.tokenizer import Messages, Tokenizer
 from compiler.runtime import Module
 from compiler.runtime import load as load_module
@@ -122,6 +122,8 @@ class LanguageModel:
     def steps(self, slots: int, context: int) -> Steps:
         """What reads tokens of so many sequences, of at most `context` tokens each."""
         capacity = min(-(-context // _ROWS) * _ROWS, max(self.description.context, context))
+        if self.description.sequences:
+            return BatchedSteps(self.module, slots, capacity)
         return SessionSteps(self.module, slots, capacity)
 
     def output(self, prompt: Sequence[int], options: GenerationOptions, room: int) -> Output:

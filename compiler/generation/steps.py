@@ -16,6 +16,7 @@ from compiler.runtime import Module
 from compiler.runtime.session import Session
 
 TOKENS, LOGITS = "tokens", "logits"
+POSITIONS, SEQUENCES, WANTED = "positions", "sequences", "wanted"
 Logits = np.ndarray[Any, Any]
 
 
@@ -106,3 +107,42 @@ class SessionSteps:
         if session is None:
             session = self._sessions[slot] = self._module.session(capacity=self._capacity)
         return session
+
+
+class BatchedSteps:
+    """One session with a slot for each sequence, and one run a step, of a module that was compiled for several."""
+
+    joins = verifies = rewinds = True
+
+    def __init__(self, module: Module, slots: int, capacity: int) -> None:
+        self.slots = slots
+        self.room: int | None = capacity
+        self._session = module.session(capacity=capacity, sizes={"slots": slots})
+
+    def run(self, chunks: Sequence[Chunk]) -> list[Logits]:
+        """See `Steps.run`."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        lengths: list[int] = []
+        wanted: list[int] = []
+        sequences: list[tuple[int, ...]] = []
+        for chunk in chunks:
+            first, count = len(tokens), len(chunk.tokens)
+            sequences.append((chunk.slot, chunk.position, first, count, int(chunk.is_prompt)))
+            tokens += chunk.tokens
+            positions += range(chunk.position, chunk.position + count)
+            lengths += [max(chunk.total, chunk.position + count)] * count
+            wanted += range(len(tokens) - chunk.logits, len(tokens))
+        inputs = {
+            TOKENS: np.array([tokens], np.int64),
+            POSITIONS: np.array([positions, lengths], np.int64),
+            SEQUENCES: np.array(sequences, np.int64),
+            WANTED: np.array(wanted or [0], np.int64),
+        }
+        logits: Logits = np.from_dlpack(self._session.run(inputs, outputs="dlpack")[LOGITS])[0]
+        ends = np.cumsum([chunk.logits for chunk in chunks])
+        return [logits[end - chunk.logits : end] for end, chunk in zip(ends, chunks, strict=True)]
+
+    def copy(self, source: int, target: int, rows: int) -> None:
+        """See `Steps.copy`."""
+        self._session.copy_entry(source, target, rows)

@@ -27,6 +27,9 @@ class Device:
     stays = False
     """Whether a run has to stay on the calling thread; it uses no other threads then."""
 
+    shares_memory = True
+    """Whether the processor reads and writes tensors where kernels do."""
+
     def load(self, library: bytes | memoryview) -> Any:
         """TVM's module of a library."""
         return load_executable(library)
@@ -66,6 +69,7 @@ class CudaDevice(Device):
     """
 
     stays = True
+    shares_memory = False
 
     def __init__(self, index: int = 0) -> None:
         """The device of this number, in the driver's order."""

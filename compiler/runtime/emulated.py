@@ -71,6 +71,11 @@ class EmulatedExecutor:
     def read(self, held: Mapping[str, Any]) -> dict[str, Array]:
         return {name: array.copy() for name, array in held.items()}
 
+    def changed(self, held: dict[str, Any], change: Callable[[str, Array], None]) -> dict[str, Any]:
+        for name, array in held.items():
+            change(name, array)
+        return held
+
     def _emulated(self) -> Emulator:
         """What runs the module here, made when first asked for."""
         if self._emulate is None:

@@ -57,6 +57,9 @@ class Executor(Protocol):
     def read(self, held: Mapping[str, Any]) -> dict[str, Array]:
         """Copies of the states."""
 
+    def changed(self, held: dict[str, Any], change: Callable[[str, Array], None]) -> dict[str, Any]:
+        """The states held after `change` wrote to them, which is called with each name and array."""
+
 
 class _Session:
     """A virtual machine with its own memory for inputs: what one run needs for itself."""
@@ -225,6 +228,16 @@ class LocalExecutor:
         elements = [self._element(name) for name in held]
         arrays = [aligned_copy(array_over(*pair), pair[1]) for pair in zip(tensors, elements, strict=True)]
         return dict(zip(held, arrays, strict=True))
+
+    def changed(self, held: dict[str, Any], change: Callable[[str, Array], None]) -> dict[str, Any]:
+        if not self._device.shares_memory:
+            arrays = self.read(held)
+            for name, array in arrays.items():
+                change(name, array)
+            return self.hold(arrays)
+        for name, each in held.items():
+            change(name, array_over(each.tensor, self._element(name)))
+        return held
 
     def _element(self, name: str) -> ElementType:
         """The element type of an input, as the code has it."""

@@ -156,6 +156,27 @@ class Session:
                     {name: self._used(name, array, self._length) for name, array in arrays.items()}
                 )
 
+    def copy_entry(self, source: int, target: int, rows: int) -> None:
+        """Entry `source` of the first axis of each state, as far as its first `rows` rows, becomes entry `target`.
+
+        For modules whose states hold several sequences. Raises OptionError where there are no such entries or rows.
+        """
+        with self._lock:
+            self._ready()
+            if self._held is None:
+                raise OptionError("the sizes of the states are not known before the first run")
+
+            def change(name: str, array: Array) -> None:
+                axis = self._states[name].axis
+                if not 0 <= source < len(array) or not 0 <= target < len(array):
+                    raise OptionError(f"state {name!r} has {len(array)} entries, not {source} or {target}")
+                if axis is not None and not 0 <= rows <= array.shape[axis]:
+                    raise OptionError(f"state {name!r} has {array.shape[axis]} rows, not {rows}")
+                used = (slice(None),) * ((axis or 1) - 1) + ((slice(0, rows),) if axis else ())
+                array[(target, *used)] = array[(source, *used)]
+
+            self._held = self._module._executor.changed(self._held, change)
+
     def fork(self) -> Session:
         """Another session in the same state; from then on each goes its own way."""
         other = object.__new__(Session)

@@ -80,6 +80,13 @@ def _compile(
             show_default=False,
         ),
     ] = None,
+    sequences: Annotated[
+        bool,
+        typer.Option(
+            "--sequences",
+            help="Of a language model: read several sequences a run, for servers and speculative decoding.",
+        ),
+    ] = False,
     threads: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="How many threads it runs on; all cores if not given."),
@@ -135,6 +142,7 @@ def _compile(
             constants=constants or None,
             outputs=outputs.split(",") if outputs is not None else None,
             precision=precision,
+            sequences=sequences,
             threads=threads,
             passes=passes or None,
             dump=dump,

@@ -13,19 +13,48 @@ from tvm.relax import op as R
 from compiler.frontends.llm.config import DecoderConfig
 from compiler.frontends.llm.rope import Rope
 from compiler.passes.rewriting.matching import as_constant
-from compiler.passes.rewriting.state_writes import write_rows
+from compiler.passes.rewriting.state_writes import write_rows, write_sequences
 from schedules.attention.cache.call import cached_attention
 
 Expr = Any
 
 
 @dataclass(frozen=True)
+class Positions:
+    """Where the tokens of a run stand in what they belong to.
+
+    Attributes:
+        start: int64 (), how many tokens came before; None where the run is of several sequences.
+        tokens: int64 (2, n), of each token its position, and the length of its sequence; None where `start` is known.
+        sequences: int64 (sequences, 5), as `cached_attention` takes them; None where `start` is known.
+    """
+
+    start: Expr | None = None
+    tokens: Expr | None = None
+    sequences: Expr | None = None
+
+    @property
+    def operand(self) -> Expr:
+        """What kernels that use `position` and `length` take."""
+        return self.start if self.tokens is None else self.tokens
+
+    def position(self, operand: te.Tensor, row: Any) -> Any:
+        """The position of a token, of `operand` inside of a kernel."""
+        return operand() + row if self.tokens is None else operand[0, row]
+
+    def length(self, operand: te.Tensor, row: Any, tokens: Any) -> Any:
+        """The length of its sequence, in a run of `tokens` tokens."""
+        return operand() + tokens if self.tokens is None else operand[1, row]
+
+
+@dataclass(frozen=True)
 class KeyValueCache:
-    """Keys and values of what came before: (1, key heads, capacity, head size), of which `position` rows are filled."""
+    """Keys and values of what came before: (1, key heads, capacity, head size), of which as many rows are filled as the
+    position says; or (slots, ...) of several sequences."""
 
     keys: Expr
     values: Expr
-    position: Expr
+    position: Positions
 
     def extended(self, builder: relax.BlockBuilder, keys: Expr, values: Expr) -> KeyValueCache:
         """With the new entries (1, n, key heads, head size), rounded to the cache's type, from `position` on."""
@@ -33,26 +62,28 @@ class KeyValueCache:
 
         def written(old: Expr, rows: Expr) -> Expr:
             stored = rows if str(rows.ty.dtype) == dtype else builder.emit(R.astype(rows, dtype))
-            return write_rows(builder, old, builder.emit(R.permute_dims(stored, [0, 2, 1, 3])), self.position, 2)
+            if self.position.sequences is not None:
+                return write_sequences(builder, old, stored, self.position.sequences)
+            return write_rows(builder, old, builder.emit(R.permute_dims(stored, [0, 2, 1, 3])), self.position.start, 2)
 
         return KeyValueCache(written(self.keys, keys), written(self.values, values), self.position)
 
 
-def rotations(builder: relax.BlockBuilder, rope: Rope, position: Expr, length: Any) -> Expr:
-    """Cosines and sines of the positions from `position` on: float32 (2, length, size / 2)."""
+def rotations(builder: relax.BlockBuilder, rope: Rope, position: Positions, length: Any) -> Expr:
+    """Cosines and sines of the positions of `length` tokens: float32 (2, length, size / 2)."""
     frequencies = as_constant(np.asarray(rope.frequencies, np.float32))
     longer = as_constant(np.asarray(rope.long_frequencies or rope.frequencies, np.float32))
 
     def compute(start: te.Tensor, short: te.Tensor, long: te.Tensor) -> te.Tensor:
         def element(part: Any, row: Any, pair: Any) -> Any:
-            frequency = _frequency(rope, short, long, start() + length, pair)
-            angle = tirx.Cast("float32", start() + row) * frequency
+            frequency = _frequency(rope, short, long, position.length(start, row, length), pair)
+            angle = tirx.Cast("float32", position.position(start, row)) * frequency
             factor = tirx.const(rope.factor, "float32")
             return tirx.Select(part == 0, tirx.cos(angle), tirx.sin(angle)) * factor
 
         return te.compute((2, length, short.shape[0]), element, name="rotations")
 
-    return builder.emit_te(compute, position, frequencies, longer, primfunc_name_hint="rope_angles")
+    return builder.emit_te(compute, position.operand, frequencies, longer, primfunc_name_hint="rope_angles")
 
 
 def _frequency(rope: Rope, short: te.Tensor, long: te.Tensor, total: Any, pair: Any) -> Any:
@@ -103,7 +134,8 @@ def attend(
             query,
             cache.keys,
             cache.values,
-            position=cache.position,
+            position=cache.position.start,
+            sequences=cache.position.sequences,
             scale=config.score_scale,
             window=window,
             softcap=config.score_cap,

@@ -10,7 +10,7 @@ from tvm import relax, te, tirx
 from tvm.ir import IRModule
 from tvm.relax import op as R
 
-from compiler.frontends.llm.attention import KeyValueCache, attend, rotated, rotations
+from compiler.frontends.llm.attention import KeyValueCache, Positions, attend, rotated, rotations
 from compiler.frontends.llm.config import DecoderConfig
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.parameters import Parameters
@@ -21,6 +21,7 @@ from compiler.passes.rewriting.matching import as_constant
 
 Expr = Any
 TOKENS, POSITION, LOGITS = "tokens", "position", "logits"
+POSITIONS, SEQUENCES, WANTED = "positions", "sequences", "wanted"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class DecoderModule:
     `main(tokens, position, *caches) -> (logits, *caches)`: tokens int64 (1, n); position int64 (), how many tokens came
     before; each cache (1, key heads, capacity, head size) of type `cache_dtype`. Logits are float32 (1, 1, vocabulary)
     of the last token, or (1, n, vocabulary) of all.
+
+    For several sequences, `main(tokens, positions, sequences, wanted, *caches)`: `positions` and `sequences` as
+    `compiler.frontends.llm.attention.Positions` has them, `wanted` int64 (m,) the tokens whose logits (1, m,
+    vocabulary) are returned; each cache is (slots, key heads, capacity, head size).
     """
 
     mod: IRModule
@@ -56,24 +61,40 @@ class _Builder:
         self.products = Products(self.builder, options)
         self.length = tirx.Var("n", "int64")
         self.capacity = tirx.Var("capacity", "int64")
+        self.wanted: Any | None = None
 
     def build(self) -> DecoderModule:
         config, builder = self.config, self.builder
         tokens = relax.Var(TOKENS, relax.TensorType([1, self.length], "int64"))
-        position = relax.Var(POSITION, relax.TensorType([], "int64"))
-        shape = [1, config.key_heads, self.capacity, config.head_size]
+        position, places = self._positions()
+        slots = tirx.Var("slots", "int64") if self.options.sequences else 1
+        shape = [slots, config.key_heads, self.capacity, config.head_size]
         names = [f"{kind}_{index}" for index in range(len(config.layers)) for kind in ("key", "value")]
         embedding = self.parameters.embedding()
         dtype = self.options.cache_dtype(narrow=embedding.kind != "F32")
         caches = [relax.Var(name, relax.TensorType(shape, dtype)) for name in names]
-        with builder.function("main", [tokens, position, *caches]):
+        with builder.function("main", [tokens, *places, *caches]):
             with builder.dataflow():
                 results = self._body(embedding, tokens, position, caches)
                 output = builder.emit_output(relax.Tuple(results))
             builder.emit_func_output(output)
         return DecoderModule(builder.get(), tuple(names), dtype)
 
-    def _body(self, embedding: Matrix, tokens: Expr, position: Expr, caches: list[Expr]) -> list[Expr]:
+    def _positions(self) -> tuple[Positions, list[relax.Var]]:
+        """Where the tokens of a run stand, and the parameters that say it."""
+
+        def parameter(name: str, *shape: Any) -> relax.Var:
+            return relax.Var(name, relax.TensorType(list(shape), "int64"))
+
+        if not self.options.sequences:
+            start = parameter(POSITION)
+            return Positions(start), [start]
+        tokens = parameter(POSITIONS, 2, self.length)
+        sequences = parameter(SEQUENCES, tirx.Var("sequences", "int64"), 5)
+        self.wanted = parameter(WANTED, tirx.Var("m", "int64"))
+        return Positions(None, tokens, sequences), [tokens, sequences, self.wanted]
+
+    def _body(self, embedding: Matrix, tokens: Expr, position: Positions, caches: list[Expr]) -> list[Expr]:
         config = self.config
         table = self.products.table(embedding)
         x = self._scaled(self.products.rows(table, tokens), config.embedding_scale)
@@ -85,7 +106,9 @@ class _Builder:
             x = self._residual(x, self._normed(index, "post_attention_norm", attention.result(x)))
             updated += [attention.cache.keys, attention.cache.values]
             x = self._residual(x, self._normed(index, "post_mlp_norm", self._mlp(index, x)))
-        if not self.options.all_logits:
+        if self.wanted is not None:
+            x = self.builder.emit_te(_selected, x, self.wanted, primfunc_name_hint="wanted_tokens")
+        elif not self.options.all_logits:
             x = self.builder.emit_te(_last, x, primfunc_name_hint="last_token")
         return [self._logits(self.normalized(x, self.parameters.final_norm()), table), *updated]
 
@@ -175,6 +198,16 @@ class _Attention:
 def _last(x: te.Tensor) -> te.Tensor:
     """The last row: (1, n, width) -> (1, 1, width)."""
     return te.compute((1, 1, x.shape[2]), lambda b, _, k: x[b, x.shape[1] - 1, k], name="last")
+
+
+def _selected(x: te.Tensor, wanted: te.Tensor) -> te.Tensor:
+    """Some rows: (1, n, width) -> (1, m, width)."""
+
+    def element(b: Any, row: Any, k: Any) -> Any:
+        place = tirx.max(tirx.min(wanted[row], x.shape[1] - 1), tirx.const(0, "int64"))
+        return x[b, place, k]
+
+    return te.compute((1, wanted.shape[0], x.shape[2]), element, name="selected")
 
 
 def _activated(builder: relax.BlockBuilder, x: Expr, kind: str) -> Expr:

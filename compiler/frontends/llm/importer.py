@@ -7,7 +7,7 @@ from pathlib import Path
 from compiler.artifact.language_model import DESCRIPTION_ASSET, TOKENIZER_ASSET, LanguageModelDescription
 from compiler.frontends.imported_model import ImportedModel, IndexRequirement, PositionSpec, StateSpec, TensorSpec
 from compiler.frontends.llm.config import DecoderConfig
-from compiler.frontends.llm.decoder import LOGITS, POSITION, TOKENS, build_decoder
+from compiler.frontends.llm.decoder import LOGITS, POSITION, POSITIONS, SEQUENCES, TOKENS, WANTED, build_decoder
 from compiler.frontends.llm.gguf_config import read_gguf
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.gguf_tokenizer import read_gguf_tokenizer
@@ -38,9 +38,11 @@ def import_language_model(path: Path, options: LanguageModelOptions | None = Non
     files.check_fits(config.vocabulary, str(path))
     built = build_decoder(config, Parameters(checkpoint, names, config, storage), options)
     checkpoint.check_complete()
-    caches = [TensorSpec(name, _cache_shape(config), built.cache_dtype) for name in built.caches]
-    inputs = [TensorSpec(TOKENS, (1, "n"), "int64"), TensorSpec(POSITION, (), "int64"), *caches]
-    rows = "n" if options.all_logits else 1
+    slots = "slots" if options.sequences else 1
+    shape = (slots, config.key_heads, "capacity", config.head_size)
+    caches = [TensorSpec(name, shape, built.cache_dtype) for name in built.caches]
+    inputs = [TensorSpec(TOKENS, (1, "n"), "int64"), *_places(options), *caches]
+    rows: int | str = "m" if options.sequences else "n" if options.all_logits else 1
     logits = TensorSpec(LOGITS, (1, rows, config.vocabulary), "float32")
     outputs = [logits, *(TensorSpec(f"{each.name}_out", each.shape, each.dtype) for each in caches)]
     states = tuple(StateSpec(each.name, each.name, f"{each.name}_out", axis=2) for each in caches)
@@ -50,16 +52,27 @@ def import_language_model(path: Path, options: LanguageModelOptions | None = Non
         outputs=outputs,
         indices=(IndexRequirement(TOKENS, str(config.vocabulary), {}, "the vocabulary", "0"),),
         states=states,
-        position=PositionSpec(POSITION, "n"),
-        assets=_assets(config, files),
+        position=None if options.sequences else PositionSpec(POSITION, "n"),
+        assets=_assets(config, files, options),
     )
 
 
-def _cache_shape(config: DecoderConfig) -> tuple[int | str, ...]:
-    return (1, config.key_heads, "capacity", config.head_size)
+def _places(options: LanguageModelOptions) -> list[TensorSpec]:
+    """The inputs that say where the tokens of a run stand."""
+    if not options.sequences:
+        return [TensorSpec(POSITION, (), "int64")]
+    shapes: dict[str, tuple[int | str, ...]] = {POSITIONS: (2, "n"), SEQUENCES: ("sequences", 5), WANTED: ("m",)}
+    return [TensorSpec(name, shape, "int64") for name, shape in shapes.items()]
 
 
-def _assets(config: DecoderConfig, files: TokenizerFiles) -> dict[str, bytes]:
+def _stable_context(config: DecoderConfig) -> int | None:
+    """The length of a sequence beyond which the rotations of its tokens depend on the length."""
+    ropes = [layer.rope for layer in config.layers if layer.rope is not None]
+    changing = [rope.original_context for rope in ropes if rope.dynamic or rope.long_frequencies]
+    return min(changing) if changing else None
+
+
+def _assets(config: DecoderConfig, files: TokenizerFiles, options: LanguageModelOptions) -> dict[str, bytes]:
     """What a module keeps beside its weights to generate text."""
     description = LanguageModelDescription(
         architecture=config.architecture,
@@ -69,6 +82,8 @@ def _assets(config: DecoderConfig, files: TokenizerFiles) -> dict[str, bytes]:
         begin=files.begin,
         end=files.end,
         chat_template=files.chat_template,
+        sequences=options.sequences,
+        stable_context=_stable_context(config),
     )
     assets = {DESCRIPTION_ASSET: description.model_dump_json().encode()}
     if files.content is not None:

@@ -24,12 +24,15 @@ class LanguageModelOptions:
         all_logits: return the logits of all tokens, not of the last one.
         cache: the type of keys and values that are kept: one of `CACHES`, or None for float32 beside float32 weights
             and float16 beside narrower ones. It is read whole for each token.
+        sequences: build the module for several sequences a run, for `compiler.generation.Scheduler` and for speculative
+            decoding: a session's cache has a slot for each. Excludes `all_logits`.
     """
 
     precision: str | None = None
     activations: str = "int8"
     all_logits: bool = False
     cache: str | None = None
+    sequences: bool = False
 
     def __post_init__(self) -> None:
         if self.precision is not None:
@@ -39,6 +42,8 @@ class LanguageModelOptions:
             object.__setattr__(self, "precision", name)
         if self.activations not in ACTIVATIONS:
             raise OptionError(f"activations {self.activations!r} are not one of {', '.join(ACTIVATIONS)}")
+        if self.sequences and self.all_logits:
+            raise OptionError("a module for several sequences is told whose logits it returns: leave out all_logits")
         if self.cache is not None:
             name = _OTHER_NAMES.get(self.cache, self.cache)
             if name not in CACHES:

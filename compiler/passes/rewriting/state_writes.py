@@ -17,6 +17,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from compiler.artifact.entries import CHECK_MARK
+from schedules.attention.cache.description import FIRST_ROW, FIRST_TOKEN, SLOT, TOKENS
 
 UPDATES = "tensorwright.updates"
 """Attribute of a kernel: the position of the operand that its result is, but for the parts that it writes."""
@@ -56,6 +57,23 @@ def write_places(builder: relax.BlockBuilder, state: Any, rows: Any, places: Any
         return updated(old, [new, each], partial(_write_each, old, new, axis), "write_places")
 
     return _emitted(builder, kernel, [state, rows, places], state)
+
+
+def write_sequences(builder: relax.BlockBuilder, state: Any, rows: Any, sequences: Any) -> relax.Var:
+    """A cache of several sequences with new rows of some of them written; as `write_rows`.
+
+    Args:
+        builder: inside of a binding block.
+        state: (slots, heads, capacity, size).
+        rows: (1, tokens, heads, size), the rows of a sequence one after the other.
+        sequences: int64 (sequences, 5), each (slot, first row, first token, tokens, is a prompt), as
+            `schedules.attention.cache.call.cached_attention` reads them.
+    """
+
+    def kernel(old: te.Tensor, new: te.Tensor, each: te.Tensor) -> te.Tensor:
+        return updated(old, [new, each], partial(_write_sequences, old, new), "write_sequences")
+
+    return _emitted(builder, kernel, [state, rows, sequences], state)
 
 
 def _emitted(builder: relax.BlockBuilder, kernel: Callable[..., Any], operands: list[Any], state: Any) -> relax.Var:
@@ -105,6 +123,34 @@ def _write_each(old: te.Tensor, new: te.Tensor, axis: int, result: Any, rows: An
         T.buffer_store(result, rows[place], target)
 
     _each_element(new.shape, new.dtype, write, in_vectors=axis < len(new.shape) - 1)
+
+
+def _write_sequences(old: te.Tensor, new: te.Tensor, result: Any, rows: Any, sequences: Any) -> None:
+    slots, heads, capacity, size = old.shape
+    total = new.shape[1]
+
+    def fits(start: Any, count: Any, limit: Any) -> Any:
+        return tirx.all(start >= 0, start <= limit, count <= limit - start)
+
+    with T.serial(0, sequences.shape[0]) as one:
+        slot, place, first, count = (sequences[one, column] for column in (SLOT, FIRST_ROW, FIRST_TOKEN, TOKENS))
+        _check(tirx.all(slot >= 0, slot < slots, count >= 0, fits(place, count, capacity), fits(first, count, total)))
+    with (
+        T.serial(0, sequences.shape[0]) as each,
+        T.serial(0, tirx.min(sequences[each, TOKENS], total)) as row,
+        T.serial(0, heads) as head,
+    ):
+        target = [
+            _within(sequences[each, SLOT], slots - 1),
+            head,
+            _within(sequences[each, FIRST_ROW] + row, capacity - 1),
+        ]
+        source = [0, _within(sequences[each, FIRST_TOKEN] + row, total - 1), head]
+
+        def write(place: Places) -> None:
+            T.buffer_store(result, rows[(*source, *place)], [*target, *place])
+
+        _each_element([size], new.dtype, write)
 
 
 def _check(condition: Any) -> None:

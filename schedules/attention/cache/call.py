@@ -14,6 +14,7 @@ from schedules.attention.cache.description import (
     LENGTH,
     POSITION,
     QUERY,
+    SEQUENCES,
     SINKS,
     VALUE,
     VALUE_SCALE,
@@ -35,6 +36,7 @@ def cached_attention(
     value: Tensor,
     *,
     position: Tensor | None = None,
+    sequences: Tensor | None = None,
     length: Tensor | None = None,
     causal: bool = True,
     scale: float | None = None,
@@ -57,6 +59,11 @@ def cached_attention(
             reads key head `h // (heads // key heads)`.
         position: the row of the first query, int32 or int64, of shape (), (1,) or (batch,). None: the queries are the
             last rows, `capacity - queries`. Where it makes a query reach behind the capacity, the rows end there.
+        sequences: in place of the position, several sequences of one cache, int64 (sequences, 5) of rows (slot, first
+            row, first token, tokens, is a prompt): query is (1, tokens, heads, size), key and value (slots, ...). The
+            tokens of a sequence stand one after the other. What a query gets does not depend on the others of a call;
+            prompts (not 0) are computed in the way for many queries, and others in that for few, where rounding
+            differs.
         length: without `causal`, how many rows there are, as `position`; None: the capacity.
         causal: query i sees the rows up to `position + i`; else each sees all `length` rows.
         scale: of the scores; None: 1 / sqrt(size).
@@ -79,6 +86,7 @@ def cached_attention(
         KEY: key,
         VALUE: value,
         POSITION: position if causal else None,
+        SEQUENCES: sequences,
         LENGTH: None if causal else length,
         BIAS: bias,
         SINKS: sinks,
@@ -86,6 +94,8 @@ def cached_attention(
         VALUE_SCALE: scales[1] if scales else None,
     }
     _check(given, position=position, length=length, causal=causal, window=window)
+    if sequences is not None and (position is not None or not causal):
+        raise ValueError("sequences stand in place of the position, and are for causal attention only")
     operands = {role: tensor for role, tensor in given.items() if tensor is not None}
     size = _sizes(query)[-1]
     if scale is None and not isinstance(size, int):

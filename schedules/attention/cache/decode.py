@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from schedules.attention.cache.description import KEY, LOWEST, SINKS, VALUE, CacheOperands
+from schedules.attention.cache.description import KEY, LOWEST, SEQUENCES, SINKS, VALUE, CacheOperands
 from schedules.attention.cache.plain import quotient
 from schedules.attention.cache.softmax_block import RunningSoftmax
 from schedules.attention.pairs import in_vectors
@@ -45,9 +45,11 @@ _MINUS_INFINITY = tirx.FloatImm("float32", float("-inf"))
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows [first, end) of a head of keys of a sample, that a part of the query's row sums."""
+    """The rows [first, end) of a head of keys of a sample, entry `slot` of the cache, that a part of the query's row
+    sums."""
 
     sample: Expr
+    slot: Expr
     key_head: Expr
     query: Expr
     first: Expr
@@ -73,27 +75,42 @@ class DecodeWriter:
         self.width = -(-operands.size // self.lanes) * self.lanes
         self.block = _block_keys(self.width, machine)
         self.splits = _splits(operands, machine)
-        shape = [operands.key_heads, self.splits, most, operands.group, operands.value_size + 2]
+        batch, most = (operands.batch, most) if SEQUENCES not in operands else (1, operands.queries)
+        shape = [batch, operands.key_heads, self.splits, most, operands.group, operands.value_size + 2]
         # Of each part: sums, then the largest score and the sum of powers.
-        self.found = tirx.decl_buffer(
-            [expression(each) for each in (operands.batch, *shape)], "float32", "parts", layout=None
-        )
+        self.found = tirx.decl_buffer([expression(each) for each in shape], "float32", "parts", layout=None)
 
     def code(self) -> Stmt:
         """All parts, then their sums joined."""
         own = self.operands
         extents = [Extent("sample", own.batch), Extent("key_head", own.key_heads), Extent("split", self.splits)]
-        work = expression(own.batch) * own.queries * own.heads * own.size * own.rows_of(expression(0))
-        threads = pays_off(work, self.machine, _LEAST_WORK * self.lanes)
+        rows, counted = self._all_rows()
+        threads = pays_off(rows * own.heads * own.size, self.machine, _LEAST_WORK * self.lanes)
         parts = parallel_grid(extents, lambda at: self._parts(*at), self.machine, parallel=threads)
-        rows = [Extent("sample", own.batch), Extent("query", own.queries), Extent("head", own.heads)]
-        joined = parallel_grid(rows, lambda at: self._joined(*at), self.machine, parallel=False)
-        return sequence(tirx.AllocBuffer(self.found), parts, joined)
+
+        def joined(sample: Expr) -> Stmt:
+            queries = own.few_of(sample, few=True)
+            heads = expression(own.heads)
+            return repeat("query", queries, lambda q: repeat("head", heads, lambda h: self._joined(sample, q, h)))
+
+        return sequence(counted, tirx.AllocBuffer(self.found), parts, repeat("sample", expression(own.batch), joined))
+
+    def _all_rows(self) -> tuple[Expr, list[Stmt]]:
+        """Rows that all queries read together, about, and what has to be computed first."""
+        own = self.operands
+        if SEQUENCES not in own:
+            return expression(own.batch) * own.queries * own.rows_of(expression(0)), []
+        total, made = allocate("all_rows", [1], "int64", "local")
+
+        def add(sample: Expr) -> Stmt:
+            return store(total, load(total, 0) + own.few_of(sample, few=True) * own.rows_of(sample), 0)
+
+        return load(total, 0), [made, store(total, expression(0), 0), repeat("sample", own.batch, add)]
 
     def _parts(self, sample: Expr, key_head: Expr, split: Expr) -> Stmt:
         """One part of each query."""
         own = self.operands
-        position, rows = tirx.Var("position", "int64"), tirx.Var("rows", "int64")
+        position, rows, slot = (tirx.Var(name, "int64") for name in ("position", "rows", "slot"))
 
         def query(i: Expr) -> Stmt:
             seen = own.range_of(position, rows, i)
@@ -106,13 +123,14 @@ class DecodeWriter:
                 tirx.Bind(count, tirx.max(seen[1] - begin, expression(0))),
                 tirx.Bind(first, begin + tirx.min(split * share * self.lanes, count)),
                 tirx.Bind(end, begin + tirx.min((split + 1) * share * self.lanes, count)),
-                self._part(Rows(sample, key_head, i, first, end), split),
+                self._part(Rows(sample, slot, key_head, i, first, end), split),
             )
 
         return sequence(
             tirx.Bind(position, own.first_position(sample)),
             tirx.Bind(rows, own.rows_of(sample)),
-            repeat("query", own.queries, query),
+            tirx.Bind(slot, own.slot_of(sample)),
+            repeat("query", own.few_of(sample, few=True), query),
         )
 
     def _part(self, rows: Rows, split: Expr) -> Stmt:
@@ -131,7 +149,8 @@ class DecodeWriter:
             )
 
         def kept(g: Expr) -> Stmt:
-            at = [rows.sample, rows.key_head, split, rows.query, g]
+            sample, query = own.place(rows.sample, rows.query)
+            at = [sample, rows.key_head, split, query, g]
             return sequence(
                 in_vectors(
                     "d", own.value_size, self.lanes, lambda d: store(self.found, softmax.sums.load(g, d), *at, d)
@@ -162,7 +181,7 @@ class DecodeWriter:
             return softmax.scores.load(g, k)
 
         def value(k: Expr, d: Expr) -> Expr:
-            return own.row(VALUE, rows.sample, rows.key_head, first + k, d)
+            return own.row(VALUE, rows.slot, rows.key_head, first + k, d)
 
         def copied(at: Expr, number: Expr | int) -> Stmt:
             return repeat("j", number, lambda j: self._copied(block, at + j, keys))
@@ -200,14 +219,14 @@ class DecodeWriter:
         buffer = self.operands.buffers[role]
         size = self.operands.size if role == KEY else self.operands.value_size
         step = 8 * _LINE // dtype_bits(str(buffer.dtype))
-        return [prefetch(buffer, rows.sample, rows.key_head, row, d) for d in range(0, size, step)]
+        return [prefetch(buffer, rows.slot, rows.key_head, row, d) for d in range(0, size, step)]
 
     def _copied(self, block: _Block, j: Expr, keys: Any) -> Stmt:
         """Key j of a block in float32; behind the last one, that again."""
         own, rows = self.operands, block.rows
         row = tirx.min(block.first + j, rows.end - 1)
         return in_vectors(
-            "d", own.size, self.lanes, lambda d: store(keys, own.row(KEY, rows.sample, rows.key_head, row, d), j, d)
+            "d", own.size, self.lanes, lambda d: store(keys, own.row(KEY, rows.slot, rows.key_head, row, d), j, d)
         )
 
     def _cleared(self, keys: Any) -> Stmt | None:
@@ -230,7 +249,7 @@ class DecodeWriter:
         def key(j: int, d: Expr) -> Expr:
             if keys is not None:
                 return load(keys, at + j, d)
-            return own.row(KEY, rows.sample, rows.key_head, block.first + at + j, d)
+            return own.row(KEY, rows.slot, rows.key_head, block.first + at + j, d)
 
         def each(make: Callable[[int, Expr], Stmt]) -> list[Stmt]:
             return [vectorized("lane", lanes, lambda lane, j=j: make(j, lane)) for j in range(lanes)]  # type: ignore[misc]
@@ -268,7 +287,8 @@ class DecodeWriter:
         own = self.operands
         key_head = tirx.floordiv(head, expression(own.group))
         g = tirx.floormod(head, expression(own.group))
-        at = [[sample, key_head, expression(split), query, g] for split in range(self.splits)]
+        lead, place = own.place(sample, query)
+        at = [[lead, key_head, expression(split), place, g] for split in range(self.splits)]
         largest, largest_made = allocate("all_largest", [1], "float32", "local")
         total, total_made = allocate("all_total", [1], "float32", "local")
         factors, factors_made = allocate("factors", [self.splits], "float32", "local")

@@ -23,6 +23,8 @@ POSITION, LENGTH, BIAS, SINKS, KEY_SCALE, VALUE_SCALE = (
     "key_scale",
     "value_scale",
 )
+SEQUENCES = "sequences"
+SLOT, FIRST_ROW, FIRST_TOKEN, TOKENS, IS_PROMPT = range(5)  # columns of the sequences
 SCALES = {KEY: KEY_SCALE, VALUE: VALUE_SCALE}
 LOWEST = tirx.min_value("float32")  # of a score: smaller ones, -inf included, weigh nothing beside others
 
@@ -64,6 +66,10 @@ class CacheOperands:
     Shapes: query and result (batch, queries, heads, size), key (batch, key heads, capacity, size), value (batch, key
     heads, capacity, value size); position and length (), (1,) or (batch,); bias broadcasts to (batch, heads, queries,
     rows), rows behind its end are hidden; sinks (heads,); scales (batch, key heads, capacity).
+
+    With sequences, int64 (sequences, 5), a sample is one of them: queries and result are (1, tokens, heads, size), of
+    which a sequence has TOKENS from FIRST_TOKEN on, the first of them is row FIRST_ROW of its keys and values, and
+    these are entry SLOT of a cache (slots, key heads, capacity, size).
     """
 
     def __init__(self, description: CachedAttention, inputs: Sequence[Any], result: Any) -> None:
@@ -71,6 +77,8 @@ class CacheOperands:
         self.buffers = dict(zip(description.operands, inputs, strict=True))
         self.result = result
         self.batch, self.queries, self.heads, self.size = shape_of(self.buffers[QUERY])
+        if SEQUENCES in self:
+            self.batch = shape_of(self.buffers[SEQUENCES])[0]
         _, self.key_heads, self.capacity, self.value_size = shape_of(self.buffers[VALUE])
 
     def __contains__(self, role: str) -> bool:
@@ -84,7 +92,7 @@ class CacheOperands:
     def query(self, sample: Expr, query: Expr, head: Expr, place: Expr) -> Expr:
         """An element of the queries, in float32, scaled."""
         scale = tirx.FloatImm("float32", self.description.scale)
-        return number(self._load(QUERY, sample, query, head, place), "float32") * scale
+        return number(self._load(QUERY, *self.place(sample, query), head, place), "float32") * scale
 
     def row(self, role: str, *at: Expr) -> Expr:
         """An element of keys or values, in float32."""
@@ -99,7 +107,7 @@ class CacheOperands:
     def rows_of(self, sample: Expr) -> Expr:
         """How many rows of the cache the queries of a sample may see: between 0 and the capacity."""
         if self.description.causal:
-            rows = self.first_position(sample) + self.queries
+            rows = self.first_position(sample) + self.queries_of(sample)
         else:
             rows = self._scalar(LENGTH, sample) if LENGTH in self else _index(self.capacity)
         limit = _index(self.capacity)
@@ -107,8 +115,47 @@ class CacheOperands:
             limit = tirx.min(limit, self.buffers[BIAS].ty.shape[-1])
         return tirx.max(tirx.min(rows, limit), _index(0))
 
+    def queries_of(self, sample: Expr) -> Expr:
+        """How many queries a sample has."""
+        if SEQUENCES not in self:
+            return _index(self.queries)
+        left = _index(self.queries) - self._first_token(sample)
+        return tirx.max(tirx.min(self.of_sequence(sample, TOKENS), left), _index(0))
+
+    def few_of(self, sample: Expr, *, few: bool) -> Expr:
+        """How many queries a sample has, or 0 where it is a prompt and `few`, or none and not `few`.
+
+        The way that they take depends on nothing else, so that numbers do not depend on how many there are.
+        """
+        queries = self.queries_of(sample)
+        if SEQUENCES not in self:
+            return queries
+        is_prompt = self.of_sequence(sample, IS_PROMPT) != 0
+        return tirx.Select(is_prompt, _index(0), queries) if few else tirx.Select(is_prompt, queries, _index(0))
+
+    def slot_of(self, sample: Expr) -> Expr:
+        """The entry of the cache of a sample."""
+        if SEQUENCES not in self:
+            return sample
+        slots = shape_of(self.buffers[VALUE])[0]
+        return tirx.max(tirx.min(self.of_sequence(sample, SLOT), _index(slots) - 1), _index(0))
+
+    def place(self, sample: Expr, query: Expr) -> tuple[Expr, Expr]:
+        """Where a query stands among those of all samples."""
+        return (sample, query) if SEQUENCES not in self else (_index(0), self._first_token(sample) + query)
+
+    def of_sequence(self, sample: Expr, column: int) -> Expr:
+        """A number of a sequence."""
+        return tirx.BufferLoad(self.buffers[SEQUENCES], [sample, _index(column)])
+
+    def _first_token(self, sample: Expr) -> Expr:
+        return tirx.max(tirx.min(self.of_sequence(sample, FIRST_TOKEN), _index(self.queries)), _index(0))
+
     def first_position(self, sample: Expr) -> Expr:
         """The row of the first query; at most the capacity, so that sums of it do not overflow."""
+        if SEQUENCES in self:
+            limit = _index(self.capacity)
+            return tirx.max(tirx.min(self.of_sequence(sample, FIRST_ROW), limit), _index(0))
         if POSITION not in self:
             return _index(self.capacity) - _index(self.queries)
         limit = _index(self.capacity)
@@ -145,7 +192,8 @@ class CacheOperands:
 
     def stored(self, value: Expr, sample: Expr, query: Expr, head: Expr, place: Expr) -> Expr:
         """The statement that stores an element of the result, of its float32 value."""
-        return tirx.BufferStore(self.result, number(value, dtype_of(self.result)), [sample, query, head, place])
+        at = [*self.place(sample, query), head, place]
+        return tirx.BufferStore(self.result, number(value, dtype_of(self.result)), at)
 
     def _load(self, role: str, *at: Expr) -> Expr:
         return tirx.BufferLoad(self.buffers[role], list(at))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from schedules.attention.cache.description import KEY, VALUE, CacheOperands
+from schedules.attention.cache.description import KEY, SEQUENCES, VALUE, CacheOperands
 from schedules.attention.pairs import in_vectors
 from schedules.codegen.nest import (
     Extent,
@@ -73,10 +73,10 @@ class PackedRows:
         """What multiplies a step of the query, of key `panel * self.panel + column`."""
         return load(self.keys, sample, head, panel, step, column)
 
-    def value(self, sample: Expr, head: Expr, step: Expr, column: Expr) -> Expr:
+    def value(self, sample: Expr, slot: Expr, head: Expr, step: Expr, column: Expr) -> Expr:
         """What multiplies a step of the weights."""
         if self.values is None:
-            return self.operands.row(VALUE, sample, head, step, column)
+            return self.operands.row(VALUE, slot, head, step, column)
         return load(self.values, sample, head, step, column)
 
     def made(self, rows: Expr) -> list[Stmt]:
@@ -92,25 +92,29 @@ class PackedRows:
 
     def _panel(self, sample: Expr, head: Expr, panel: Expr) -> Stmt:
         first, end = tirx.Var("first", "int64"), tirx.Var("end", "int64")
+        slot = tirx.Var("slot", "int64")
+        at = (sample, slot)
         filled = sequence(
-            self._keys_of(sample, head, panel, first, end),
-            None if self.values is None else self._values_of(sample, head, panel, first, end),
+            self._keys_of(at, head, panel, first, end),
+            None if self.values is None else self._values_of(at, head, panel, first, end),
         )
         return sequence(
             tirx.Bind(first, panel * self.panel),
-            tirx.Bind(end, self.operands.rows_of(sample)),
+            tirx.Bind(end, prompt_rows(self.operands, sample)),
+            tirx.Bind(slot, self.operands.slot_of(sample)),
             tirx.IfThenElse(first < end, filled, None),
         )
 
-    def _keys_of(self, sample: Expr, head: Expr, panel: Expr, first: Expr, end: Expr) -> Stmt:
-        """Keys of a panel, then these transposed; behind the last one, that again."""
+    def _keys_of(self, at: tuple[Expr, Expr], head: Expr, panel: Expr, first: Expr, end: Expr) -> Stmt:
+        """Keys of a panel, then these transposed; behind the last one, that again. `at`: sample and slot."""
+        sample, slot = at
         own, lanes = self.operands, self.machine.lanes("float32")
         width = 2 * self.steps if self.narrow else self.steps
         copied, copied_made = allocate("own_keys", [self.panel, width], "float32")
 
         def key(j: Expr) -> Stmt:
             row = tirx.min(first + j, end - 1)
-            made = in_vectors("d", own.size, lanes, lambda d: store(copied, own.row(KEY, sample, head, row, d), j, d))
+            made = in_vectors("d", own.size, lanes, lambda d: store(copied, own.row(KEY, slot, head, row, d), j, d))
             return sequence(made, store(copied, _ZERO, j, own.size) if width > own.size else None)
 
         parts = [copied_made, repeat("j", self.panel, key)]
@@ -142,12 +146,13 @@ class PackedRows:
             repeat("single", rest, single) if rest else None,
         )
 
-    def _values_of(self, sample: Expr, head: Expr, panel: Expr, first: Expr, end: Expr) -> Stmt:
+    def _values_of(self, at: tuple[Expr, Expr], head: Expr, panel: Expr, first: Expr, end: Expr) -> Stmt:
         """Values of a panel's rows; 0 behind the last one."""
+        sample, slot = at
         own, lanes = self.operands, self.machine.lanes("float32")
 
         def value(row: Expr, d: Expr) -> Expr:
-            return own.row(VALUE, sample, head, tirx.min(row, end - 1), d)
+            return own.row(VALUE, slot, head, tirx.min(row, end - 1), d)
 
         def row(j: Expr) -> Stmt:
             at = panel * self.panel + j
@@ -170,3 +175,11 @@ class PackedRows:
             return tirx.IfThenElse(at < end, tirx.IfThenElse(is_whole, both, one), None)
 
         return repeat("j", self.panel // 2, pair) if self.narrow else repeat("j", self.panel, row)
+
+
+def prompt_rows(operands: CacheOperands, sample: Expr) -> Expr:
+    """How many rows of a sample are packed: none where it has no queries for the way of many."""
+    rows = operands.rows_of(sample)
+    if SEQUENCES not in operands:
+        return rows
+    return tirx.Select(operands.few_of(sample, few=False) > 0, rows, expression(0))

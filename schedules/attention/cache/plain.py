@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from schedules.attention.cache.description import KEY, LOWEST, SINKS, VALUE, CacheOperands
+from schedules.attention.cache.description import KEY, LOWEST, SEQUENCES, SINKS, VALUE, CacheOperands
 from schedules.codegen.nest import allocate, expression, load, parallel, repeat, sequence, store
 from schedules.ir.tir import Expr, Stmt, tirx
 
@@ -18,6 +18,13 @@ _LARGEST, _TOTAL, _SCORE, _WEIGHT, _CORRECTION = range(5)
 def plain_attention(operands: CacheOperands) -> Stmt:
     """The body of the kernel."""
     heads, queries = expression(operands.heads), expression(operands.queries)
+    if SEQUENCES in operands:
+
+        def sequence_task(number: Expr) -> Stmt:
+            head, sample = tirx.floormod(number, heads), tirx.floordiv(number, heads)
+            return repeat("query", operands.queries_of(sample), lambda query: _query(operands, sample, query, head))
+
+        return parallel("task", expression(operands.batch) * heads, sequence_task)
     tasks = expression(operands.batch) * heads * queries
 
     def task(number: Expr) -> Stmt:
@@ -42,6 +49,7 @@ def _query(operands: CacheOperands, sample: Expr, query: Expr, head: Expr) -> St
     first, end = operands.range_of(position, rows, query)
     first, end = bind("first", first), bind("end", end)
     key_head = bind("key_head", tirx.floordiv(head, expression(operands.group)))
+    slot = bind("slot", operands.slot_of(sample))
     zero = tirx.FloatImm("float32", 0.0)
     has_sink = SINKS in operands
 
@@ -52,11 +60,11 @@ def _query(operands: CacheOperands, sample: Expr, query: Expr, head: Expr) -> St
         at = first + step
 
         def product(d: Expr) -> Stmt:
-            term = operands.query(sample, query, head, d) * operands.row(KEY, sample, key_head, at, d)
+            term = operands.query(sample, query, head, d) * operands.row(KEY, slot, key_head, at, d)
             return store(state, kept(_SCORE) + term, _SCORE)
 
         def weighed(d: Expr) -> Stmt:
-            value = operands.row(VALUE, sample, key_head, at, d)
+            value = operands.row(VALUE, slot, key_head, at, d)
             return store(sums, load(sums, d) * kept(_CORRECTION) + kept(_WEIGHT) * value, d)
 
         largest = tirx.max(kept(_LARGEST), kept(_SCORE))

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from schedules.attention.cache.description import BIAS, LOWEST, SINKS, CacheOperands
-from schedules.attention.cache.packed_rows import PackedRows
+from schedules.attention.cache.description import BIAS, LOWEST, SEQUENCES, SINKS, CacheOperands
+from schedules.attention.cache.packed_rows import PackedRows, prompt_rows
 from schedules.attention.cache.plain import quotient
 from schedules.attention.cache.softmax_block import RunningSoftmax, most_rows
 from schedules.attention.pairs import NarrowRows, in_vectors
@@ -24,6 +24,7 @@ from schedules.codegen.nest import (
     sequence,
     store,
     vectorized,
+    when,
 )
 from schedules.codegen.register_tile import RegisterTile, multiply_add
 from schedules.instructions.bf16_dot import dot
@@ -40,7 +41,9 @@ class _Tile:
     """Some rows of a head of keys of a sample, and what they may see."""
 
     sample: Expr
+    slot: Expr
     key_head: Expr
+    queries_of: Expr
     first_row: Expr
     position: Expr
     rows: Expr
@@ -64,8 +67,9 @@ class PromptWriter:
         own = self.operands
         rows = tirx.Var("all_rows", "int64")
         packed = PackedRows.of(own, self.machine, narrow=self.narrow)
-        whole = expression(own.queries) * own.group
-        tiles = tirx.floordiv(whole + (self.height - 1), expression(self.height))
+        most, most_made = allocate("most_rows", [2], "int64", "local")
+        queries = load(most, 1) if SEQUENCES in own else expression(own.queries)
+        tiles = tirx.floordiv(queries * own.group + (self.height - 1), expression(self.height))
         extents = [Extent("sample", own.batch), Extent("key_head", own.key_heads), Extent("tile", tiles)]
 
         def task(at: list[Expr]) -> Stmt:
@@ -74,16 +78,25 @@ class PromptWriter:
             place = tirx.Select(tirx.floormod(at[2], expression(2)) == 0, half, tiles - 1 - half)
             return self._tile(packed, at[0], at[1], place * self.height)
 
-        most, most_made = allocate("most_rows", [1], "int64", "local")
-        found = repeat("sample", own.batch, lambda b: store(most, tirx.max(load(most, 0), own.rows_of(b)), 0))
-        return sequence(
-            most_made,
-            store(most, expression(1), 0),
-            found,
+        code = sequence(
             tirx.Bind(rows, load(most, 0)),
             packed.made(rows),
             parallel_grid(extents, task, self.machine, parallel=self.machine.cores > 1),
         )
+        return sequence(self._most(most, most_made), when(queries > 0, code) if SEQUENCES in own else code)
+
+    def _most(self, most: Any, made: Stmt) -> list[Stmt]:
+        """The most rows of a sample, and the most queries."""
+        own = self.operands
+
+        def sample(b: Expr) -> Stmt:
+            return sequence(
+                store(most, tirx.max(load(most, 0), prompt_rows(own, b)), 0),
+                store(most, tirx.max(load(most, 1), own.few_of(b, few=False)), 1),
+            )
+
+        start = [store(most, expression(1), 0), store(most, expression(0), 1)]
+        return [made, *start, repeat("sample", own.batch, sample)]
 
     def _tile(self, packed: PackedRows, sample: Expr, key_head: Expr, first_row: Expr) -> Stmt:
         own, height = self.operands, self.height
@@ -93,17 +106,17 @@ class PromptWriter:
         if self.narrow:
             queries, weights = NarrowRows.of("queries", height, own.size), NarrowRows.of("weights", height, _KEYS)
             made = [*made, *queries.allocated(), *weights.allocated()]
-        names = ("row_0", "position", "rows")
-        first, position, rows = (tirx.Var(name, "int64") for name in names)
-        tile = _Tile(sample, key_head, first, position, rows, softmax, queries, weights, ranges)
+        names = ("row_0", "position", "rows", "slot", "own_count")
+        first, position, rows, slot, count_of = (tirx.Var(name, "int64") for name in names)
+        tile = _Tile(sample, slot, key_head, count_of, first, position, rows, softmax, queries, weights, ranges)
         begin, end = load(ranges, 0, 0), load(ranges, 1, height - 1)
         start, count = tirx.Var("start_block", "int64"), tirx.Var("blocks", "int64")
-        return sequence(
+        code = sequence(
             made,
             ranges_made,
-            tirx.Bind(first, first_row),
             tirx.Bind(position, own.first_position(sample)),
             tirx.Bind(rows, own.rows_of(sample)),
+            tirx.Bind(slot, own.slot_of(sample)),
             softmax.start(),
             repeat("j", height, lambda j: self._row_start(tile, j)),
             tirx.Bind(start, tirx.floordiv(begin, expression(_KEYS))),
@@ -111,12 +124,14 @@ class PromptWriter:
             repeat("block", count, lambda b: self._block(packed, tile, (start + b) * _KEYS)),
             repeat("j", height, lambda j: self._row_end(tile, j)),
         )
+        bound = [tirx.Bind(first, first_row), tirx.Bind(count_of, own.few_of(sample, few=False))]
+        return sequence(*bound, when(first < count_of * own.group, code) if SEQUENCES in own else code)
 
     def _place(self, tile: _Tile, j: Expr) -> tuple[Expr, Expr]:
         """(query, head) of a row; behind the last one, that again."""
         own = self.operands
         group = expression(own.group)
-        row = tirx.min(tile.first_row + j, expression(own.queries) * own.group - 1)
+        row = tirx.min(tile.first_row + j, tile.queries_of * own.group - 1)
         return tirx.floordiv(row, group), tile.key_head * group + tirx.floormod(row, group)
 
     def _row_start(self, tile: _Tile, j: Expr) -> Stmt:
@@ -152,7 +167,7 @@ class PromptWriter:
 
         def value(k: Expr, d: Expr) -> Expr:
             step = tirx.floordiv(first, expression(2)) + k if self.narrow else first + k
-            return packed.value(tile.sample, tile.key_head, step, d)
+            return packed.value(tile.sample, tile.slot, tile.key_head, step, d)
 
         return sequence(
             tirx.Bind(first, start),

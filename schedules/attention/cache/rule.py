@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from schedules.attention.cache.decode import DecodeWriter
-from schedules.attention.cache.description import ATTRIBUTE, KEY, CacheOperands, parse
+from schedules.attention.cache.description import ATTRIBUTE, KEY, SEQUENCES, CacheOperands, parse
 from schedules.attention.cache.prompt import PromptWriter
 from schedules.codegen.nest import build_function
 from schedules.errors import NotScheduledError
@@ -50,6 +50,9 @@ class AttentionOverCache(ScheduleRule):
         own = _operands(kernel.function)
         few = max(1, _FEW_ROWS // own.group)
         narrow = machine.bf16_dot_product and (own.description.rounds or dtype_of(own.buffers[KEY]) == "bfloat16")
+        if SEQUENCES in own:
+            ways = [DecodeWriter(own, machine, few).code(), PromptWriter(own, machine, narrow=narrow).code()]
+            return build_function(kernel, ways, [])
         if isinstance(own.queries, int):
             is_few = own.queries <= few
             body = DecodeWriter(own, machine, own.queries) if is_few else PromptWriter(own, machine, narrow=narrow)

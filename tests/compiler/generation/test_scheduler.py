@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
+import numpy as np
 import pytest
 
 import compiler
 from compiler.errors import InputError, OptionError, QueueFullError
 from compiler.generation import LanguageModel, Scheduler
-from compiler.generation.steps import Chunk, Logits, SessionSteps
+from compiler.generation.steps import Chunk, Logits
 from tests.compiler.generation.models import write_folder
 
+CONTEXT = 96
 PROMPTS = ["Hello", "a", "The quick brown fox jumps over the lazy dog", "né 漢字"]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
-    return LanguageModel(compiler.compile(write_folder(tmp_path_factory.mktemp("model")), threads=1))
+@pytest.fixture(scope="module", params=[False, True], ids=["a session each", "one run"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    folder = write_folder(tmp_path_factory.mktemp("model"))
+    return LanguageModel(compiler.compile(folder, threads=1, sequences=request.param))
 
 
 @pytest.fixture
@@ -54,13 +58,14 @@ def test_pieces_reach_an_event_loop(model: LanguageModel, scheduler: Scheduler) 
 def test_a_full_queue_is_one_error_and_cancelling_makes_room(
     scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, run = threading.Event(), SessionSteps.run
+    steps, gate = scheduler._batch._steps, threading.Event()
+    run = steps.run
 
-    def waiting(steps: SessionSteps, chunks: Sequence[Chunk]) -> list[Logits]:
+    def waiting(chunks: Sequence[Chunk]) -> list[Logits]:
         gate.wait()
-        return run(steps, chunks)
+        return run(chunks)
 
-    monkeypatch.setattr(SessionSteps, "run", waiting)
+    monkeypatch.setattr(steps, "run", waiting)
     handles = [scheduler.submit("abc", max_new_tokens=80) for _ in range(4)]
     with pytest.raises(QueueFullError, match="no more may"):
         scheduler.submit("abc")
@@ -109,3 +114,28 @@ def test_a_closed_scheduler_ends_what_it_has(model: LanguageModel) -> None:
     dropped = [other.submit("abc", max_new_tokens=90) for _ in range(3)]
     other.close(drain=False)
     assert dropped[-1].result(timeout=0).finish_reason == "cancelled"
+
+
+def test_logits_do_not_depend_on_what_shares_a_run(model: LanguageModel) -> None:
+    """Bit by bit: beside other sequences, several tokens of one at once, and a prompt in parts."""
+    steps = model.steps(4, CONTEXT)
+    if not steps.joins:
+        pytest.skip("sequences that take turns share nothing")
+    prompt, tokens = list(range(60)), [5, 9, 200]
+
+    def parts(slot: int, ends: list[int]) -> list[Chunk]:
+        return [
+            Chunk(slot, prompt[first:end], first, len(prompt), is_prompt=True, logits=int(end == len(prompt)))
+            for first, end in pairwise([0, *ends, len(prompt)])
+        ]
+
+    whole = steps.run(parts(0, []))[0].copy()
+    alone = [
+        steps.run([Chunk(0, [each], 60 + i, 61 + i, is_prompt=False, logits=1)])[0] for i, each in enumerate(tokens)
+    ]
+    alone = [each.copy() for each in alone]
+    first, last = parts(1, [23])
+    steps.run([first, *parts(2, [])])
+    beside = steps.run([Chunk(2, tokens, 60, 63, is_prompt=False, logits=3), last])
+    np.testing.assert_array_equal(beside[0], np.concatenate(alone))
+    np.testing.assert_array_equal(beside[1], whole)

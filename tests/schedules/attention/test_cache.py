@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tvm import relax
 
+from schedules.attention.cache.call import cached_attention
 from schedules.ir.stages import shape_of
 from schedules.ir.tir import structural_walk, tirx, tvm
 from tests.schedules.attention.cached import Case
@@ -114,3 +115,25 @@ def test_refuses_what_does_not_fit() -> None:
         call(Case(key_heads=3))
     with pytest.raises(ValueError, match="a window of 0 rows"):
         call(Case(options={"window": 0}))
+
+
+def test_sequences_of_one_call_are_those_of_calls_of_their_own() -> None:
+    """A prompt, single tokens and several of them, in slots of a cache in any order."""
+    sequences = np.array([[2, 5, 0, 3, 0], [0, 0, 3, 21, 1], [3, 30, 24, 1, 0], [1, 9, 25, 2, 1]], "int64")
+    tokens, slots = 27, 4
+    case = Case(queries=tokens, heads=6, key_heads=2, size=24, value_size=16, capacity=40, batch=slots, position=39)
+    arrays = {**case.arrays(), "sequences": sequences}
+    del arrays["position"]
+    arrays["query"] = arrays["query"][:1]
+
+    def make(builder: Any, *given: Any) -> Any:
+        return builder.emit(cached_attention(builder, **dict(zip(arrays, given, strict=True))))
+
+    inputs = [(each.shape, str(each.dtype)) for each in arrays.values()]
+    found = [run(mod, BEST, arrays) for mod in (lowered(make, inputs, BEST), scheduled(make, inputs, BEST)[0])]
+    for slot, row, first, count, _ in sequences.tolist():
+        alone = replace(case, queries=count, batch=1, position=row)
+        own = {role: arrays[role][slot : slot + 1] for role in ("key", "value")}
+        own["query"] = arrays["query"][:, first : first + count]
+        for result in found:
+            close(result[:, first : first + count], alone, own)
