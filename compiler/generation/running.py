@@ -92,8 +92,9 @@ class RunningSequence:
 class Batch:
     """The sequences that run. For one thread, but for reading `running`."""
 
-    def __init__(self, steps: Steps) -> None:
-        self._steps, self._slots = steps, Slots(steps)
+    def __init__(self, steps: Steps, stable: int | None) -> None:
+        """`stable`: as of `Slots`."""
+        self._steps, self._slots = steps, Slots(steps, stable)
         self.running: list[RunningSequence] = []
 
     def add(self, sequence: RunningSequence) -> None:

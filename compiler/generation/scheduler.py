@@ -65,7 +65,7 @@ class Scheduler:
         if not isinstance(context, int) or isinstance(context, bool) or not 1 <= context <= most:
             raise OptionError(f"the context must be 1 to {most} tokens, not {context!r}")
         self.model, self.max_sequences, self.queue, self.context = model, max_sequences, queue, context
-        self._batch = Batch(model.steps(max_sequences + kept, context))
+        self._batch = Batch(model.steps(max_sequences + kept, context), model.description.stable_context)
         self._waiting: deque[RunningSequence] = deque()
         self._cancelled: set[SequenceHandle] = set()
         self._wake = threading.Condition()

@@ -14,9 +14,11 @@ class Slots:
     """The slots of some steps, with the tokens that each has read. Slots that are free keep theirs for prompts that
     begin alike, until they are needed: the one that was used least recently goes first."""
 
-    def __init__(self, steps: Steps) -> None:
-        self._steps = steps
+    def __init__(self, steps: Steps, stable: int | None = None) -> None:
+        """`stable`: the length beyond which sequences share nothing, as what they hold depends on their length."""
+        self._steps, self._stable = steps, stable
         self._held: list[list[int]] = [[] for _ in range(steps.slots)]
+        self._shares = [True] * steps.slots
         self._free = set(range(steps.slots))
         self._clock = count(1)
         self._used = [0] * steps.slots
@@ -38,6 +40,7 @@ class Slots:
                 self._steps.copy(source, target, rows)
         self._free.remove(target)
         self._held[target] = list(prompt[:rows])
+        self._shares[target] = self._may_share(prompt)
         return target, rows
 
     def read(self, slot: int, tokens: Sequence[int]) -> None:
@@ -58,11 +61,18 @@ class Slots:
         self._held[slot] = []
         self.release(slot)
 
+    def _may_share(self, prompt: Sequence[int]) -> bool:
+        return self._stable is None or len(prompt) <= self._stable
+
     def _best(self, prompt: Sequence[int]) -> tuple[int, int]:
         """The slot that holds the longest beginning of a prompt, and its length."""
         best, most = min(self._free), 0
+        if not self._may_share(prompt):
+            return best, most
         for slot, held in enumerate(self._held):
-            rows = common_length(held, prompt)
+            if not self._shares[slot]:
+                continue
+            rows = common_length(held if self._stable is None else held[: self._stable], prompt)
             if not self._steps.rewinds and rows < len(held):
                 continue
             if rows > most or (rows == most and rows and slot in self._free):

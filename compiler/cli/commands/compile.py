@@ -84,7 +84,7 @@ def _compile(
         bool,
         typer.Option(
             "--sequences",
-            help="Of a language model: read several sequences a run, for servers and speculative decoding.",
+            help="Of a language model: read several sequences a run, for servers and speculation.",
         ),
     ] = False,
     threads: Annotated[

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,10 +21,25 @@ CONTEXT = 96
 PROMPTS = ["Hello", "a", "The quick brown fox jumps over the lazy dog", "né 漢字"]
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["a session each", "one run"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
-    folder = write_folder(tmp_path_factory.mktemp("model"))
-    return LanguageModel(compiler.compile(folder, threads=1, sequences=request.param))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def separate(folder: Path) -> LanguageModel:
+    return LanguageModel(compiler.compile(folder, threads=1))
+
+
+@pytest.fixture(scope="module")
+def joined(folder: Path) -> LanguageModel:
+    return LanguageModel(compiler.compile(folder, threads=1, sequences=True))
+
+
+@pytest.fixture(params=["separate", "joined"])
+def model(request: pytest.FixtureRequest) -> LanguageModel:
+    found: LanguageModel = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture
@@ -116,11 +132,9 @@ def test_a_closed_scheduler_ends_what_it_has(model: LanguageModel) -> None:
     assert dropped[-1].result(timeout=0).finish_reason == "cancelled"
 
 
-def test_logits_do_not_depend_on_what_shares_a_run(model: LanguageModel) -> None:
+def test_logits_do_not_depend_on_what_shares_a_run(joined: LanguageModel) -> None:
     """Bit by bit: beside other sequences, several tokens of one at once, and a prompt in parts."""
-    steps = model.steps(4, CONTEXT)
-    if not steps.joins:
-        pytest.skip("sequences that take turns share nothing")
+    steps = joined.steps(4, CONTEXT)
     prompt, tokens = list(range(60)), [5, 9, 200]
 
     def parts(slot: int, ends: list[int]) -> list[Chunk]:
@@ -130,10 +144,10 @@ def test_logits_do_not_depend_on_what_shares_a_run(model: LanguageModel) -> None
         ]
 
     whole = steps.run(parts(0, []))[0].copy()
-    alone = [
-        steps.run([Chunk(0, [each], 60 + i, 61 + i, is_prompt=False, logits=1)])[0] for i, each in enumerate(tokens)
-    ]
-    alone = [each.copy() for each in alone]
+    alone = []
+    for place, token in enumerate(tokens, len(prompt)):
+        chunk = Chunk(0, [token], place, place + 1, is_prompt=False, logits=1)
+        alone.append(steps.run([chunk])[0].copy())
     first, last = parts(1, [23])
     steps.run([first, *parts(2, [])])
     beside = steps.run([Chunk(2, tokens, 60, 63, is_prompt=False, logits=3), last])
