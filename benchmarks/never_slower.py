@@ -29,7 +29,7 @@ import compiler
 from benchmarks._models import cache_folder
 from benchmarks.catalog import CATALOG, CatalogModel, inputs_for
 from compiler.compression.quantization.affine import decibels, noise_ratio
-from compiler.compression.timing import run_seconds
+from compiler.profiling.timing import run_seconds
 
 Array = NDArray[Any]
 _SAMPLES = 4

@@ -13,7 +13,7 @@ from compiler._shadowing import check_packages, check_platform
 from compiler.errors import TensorwrightError
 
 if TYPE_CHECKING:
-    from compiler import errors, generation, onnx_backend, torch_backend
+    from compiler import errors, generation, onnx_backend, serving, torch_backend
     from compiler.compression.distillation import distill
     from compiler.compression.low_rank import factorize
     from compiler.compression.model import CompressedModel
@@ -55,6 +55,7 @@ _HOME: dict[str, str | None] = {
     "prune": "compiler.compression.pruning",
     "quantize": "compiler.compression.quantization",
     "register_onnx_operator": "compiler.frontends.onnx.custom",
+    "serving": None,
     "share_weights": "compiler.compression.weight_sharing",
     "torch_backend": None,
     "tune": "compiler.tuning.tune",
@@ -83,6 +84,7 @@ __all__ = [
     "prune",
     "quantize",
     "register_onnx_operator",
+    "serving",
     "share_weights",
     "torch_backend",
     "tune",

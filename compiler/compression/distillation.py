@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import targets
-from compiler.compression.accuracy import Evaluate
 from compiler.compression.canonical import canonical
 from compiler.compression.distillation_losses import Objective, objective
 from compiler.compression.distillation_settings import DistillationOptions
@@ -15,6 +14,7 @@ from compiler.compression.model import CompressedModel
 from compiler.compression.samples import Samples
 from compiler.errors import InputError, MissingDependencyError, OptionError
 from compiler.frontends.source import ImportOptions
+from compiler.support.accuracy import Evaluate
 from compiler.support.progress_bar import automatic, shows_progress
 
 if TYPE_CHECKING:

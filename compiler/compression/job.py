@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import targets
-from compiler.compression.accuracy import Evaluate, check_max_drop, likeness, relative_drop, score
 from compiler.compression.canonical import canonical
 from compiler.compression.model import CompressedModel
 from compiler.compression.report import CompressionReport, LayerChange, Measure
 from compiler.compression.samples import Samples, checked_samples
-from compiler.compression.timing import reported_seconds
 from compiler.driver.compile import compile as compile_model
 from compiler.driver.compile import find_target, model_name
 from compiler.errors import AccuracyError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import ImportOptions
 from compiler.passes.rewriting.matching import Array
+from compiler.profiling.timing import reported_seconds
 from compiler.runtime import Module
 from compiler.runtime.random_inputs import random_inputs
+from compiler.support.accuracy import Evaluate, check_max_drop, likeness, relative_drop, score
 from compiler.support.progress_bar import silent
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import targets
-from compiler.compression.accuracy import Evaluate, check_max_drop
 from compiler.compression.job import JobOptions, start
 from compiler.compression.model import CompressedModel
 from compiler.compression.quantization.report import QuantizationReport
@@ -27,6 +26,7 @@ from compiler.driver.compile import find_target
 from compiler.errors import NothingGainedError, OptionError, TensorwrightError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, ImportOptions, Shapes
+from compiler.support.accuracy import Evaluate, check_max_drop
 from compiler.support.progress_bar import automatic, shows_progress
 
 Step = tuple[str, dict[str, Any]]

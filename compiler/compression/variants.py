@@ -11,20 +11,20 @@ from typing import Any
 import targets
 from compiler.artifact import read_artifact
 from compiler.artifact.variants import VariantEntry, VariantIndex, write_index
-from compiler.compression.accuracy import Evaluate, check_max_drop, likeness, relative_drop, score
 from compiler.compression.job import Job, JobOptions, import_job
 from compiler.compression.quantization import quantize
 from compiler.compression.recipe import compress
 from compiler.compression.samples import Samples
-from compiler.compression.timing import seconds_in_turns
 from compiler.driver.compile import check_precision
 from compiler.driver.compile import compile as compile_model
 from compiler.errors import AccuracyError, NothingGainedError, OptionError, StorageError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, ImportOptions, Shapes
+from compiler.profiling.timing import seconds_in_turns
 from compiler.runtime import Module
 from compiler.runtime.identity import module_identity
 from compiler.runtime.random_inputs import random_inputs
+from compiler.support.accuracy import Evaluate, check_max_drop, likeness, relative_drop, score
 from compiler.support.progress_bar import automatic, shows_progress
 
 REFERENCE = "float32"

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 import targets
-from compiler.compression.accuracy import Evaluate
 from compiler.compression.job import Job, JobOptions, start
 from compiler.compression.layer_names import weight_names
 from compiler.compression.model import CompressedModel
@@ -25,6 +24,7 @@ from compiler.errors import NothingGainedError, OptionError
 from compiler.frontends.source import Constants, ImportOptions, Shapes
 from compiler.passes.rewriting.matching import Array, array_of
 from compiler.passes.schedule.store_palettes import MOST_BITS
+from compiler.support.accuracy import Evaluate
 from compiler.support.progress_bar import automatic, shows_progress
 
 _FEWEST_BITS = 4

@@ -6,3 +6,24 @@ load it on use.
 """
 
 from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compiler.serving.caches.semantic_calibration import calibrate_semantic_cache
+    from compiler.serving.cascade_calibration import calibrate_cascade
+
+# Loaded on use: importing the interface of services loads nothing else.
+_HOME = {
+    "calibrate_cascade": "compiler.serving.cascade_calibration",
+    "calibrate_semantic_cache": "compiler.serving.caches.semantic_calibration",
+}
+
+__all__ = ["calibrate_cascade", "calibrate_semantic_cache"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
@@ -27,7 +28,20 @@ def check_batched(service: Service, policy: str) -> None:
         )
 
 
-def check_same_interface(services: Iterable[Service], policy: str) -> None:
+class Described(Protocol):
+    """What has a service's interface."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def inputs(self) -> tuple[TensorDescription, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorDescription, ...]: ...
+
+
+def check_same_interface(services: Iterable[Described], policy: str) -> None:
     """Raise OptionError unless all have inputs and outputs of the same names, types and (but for symbols) shapes."""
     first, *others = services
     for other in others:

@@ -15,7 +15,19 @@ Each command writes a file that the server starts the policy with; without it, i
 
 [bold]Typical[/]
 
+  tensorwright calibrate cascade small.twm large.twm --samples data.npz --labels label -o cascade.json
   tensorwright calibrate semantic-cache embedder.twm --pairs pairs.jsonl -o semantic.json
+"""
+
+_CASCADE_HELP = """Choose the threshold of a cascade, and report its expected cost and accuracy.
+
+The small model answers, and the large one the rows on which the small one's score is below the threshold. It is chosen
+so that the share of rows that are answered right drops by no more than --max-drop. Without --labels a row is right if
+the largest output is the large model's. It is an error if the cascade costs as much as the large model alone.
+
+[bold]Typical[/]
+
+  tensorwright calibrate cascade small.twm large.twm --samples data.npz --labels label -o cascade.json
 """
 
 _SEMANTIC_HELP = """Choose the threshold of a semantic cache, and measure its false hits.
@@ -38,6 +50,7 @@ another meaning would get an answer than --max-false-hits allows.
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     group = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="rich")
+    group.command("cascade", help=_CASCADE_HELP)(_cascade)
     group.command("semantic-cache", help=_SEMANTIC_HELP)(_semantic_cache)
     app.add_typer(group, name="calibrate")
 
@@ -80,6 +93,49 @@ def _semantic_cache(
     found.save(output)
     if as_json:
         print_json({"path": str(output), **asdict(found)})
+        return
+    print_line(str(found))
+    print_line(f"wrote {output}")
+
+
+def _cascade(
+    small: Annotated[Path, typer.Argument(metavar="SMALL", help="The small model, a .twm file.", show_default=False)],
+    large: Annotated[Path, typer.Argument(metavar="LARGE", help="The large model, a .twm file.", show_default=False)],
+    samples: Annotated[
+        Path, typer.Option("--samples", "-s", metavar="FILE", help="An .npz file with an array of rows for each input.")
+    ],
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The array of the samples that holds the class of each row."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The calibration to write.")] = Path(
+        "cascade.json"
+    ),
+    score: Annotated[
+        str, typer.Option(metavar="NAME", help="How certain the small model is: margin, probability, softmax or value.")
+    ] = "margin",
+    scored_output: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The output that is scored; the only one if not given.")
+    ] = None,
+    max_drop: Annotated[float, typer.Option(metavar="SHARE", help="How far the share of right rows may drop.")] = 0.0,
+    as_json: options.Json = False,
+) -> None:
+    from dataclasses import asdict
+
+    from compiler.cli.arguments import load_archive
+    from compiler.cli.output import print_json, print_line
+    from compiler.inspection.summary import check_report
+    from compiler.runtime import load
+    from compiler.serving.cascade_calibration import calibrate_cascade
+    from compiler.serving.classification import classification_accuracy
+
+    check_report(output, (".json",))
+    modules = load(small), load(large)
+    evaluate, scored = classification_accuracy(modules[1], load_archive(samples, "--samples"), labels, scored_output)
+    found = calibrate_cascade(*modules, evaluate, score=score, output=scored, max_drop=max_drop)
+    found.save(output)
+    if as_json:
+        print_json({"path": str(output), "cost_share": found.cost_share, **asdict(found)})
         return
     print_line(str(found))
     print_line(f"wrote {output}")

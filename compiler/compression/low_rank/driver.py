@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 import targets
-from compiler.compression.accuracy import Evaluate, fewest
 from compiler.compression.job import Job, JobOptions, start
 from compiler.compression.low_rank.decomposition import Factors, factor_convolution, factor_matrix
 from compiler.compression.low_rank.rewriting import factored
@@ -24,6 +23,7 @@ from compiler.compression.samples import Samples
 from compiler.errors import AccuracyError, NothingGainedError, OptionError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import Constants, ImportOptions, Shapes
+from compiler.support.accuracy import Evaluate, fewest
 from compiler.support.progress_bar import automatic, shows_progress
 
 # The search for a rank that is fast enough: these shares of a layer's energy, the largest first.

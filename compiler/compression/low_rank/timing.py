@@ -14,9 +14,9 @@ import targets
 from compiler.compression.low_rank.rewriting import chain
 from compiler.compression.predicted_times import PredictedClock, is_calibrated
 from compiler.compression.quantization.layers import Layer
-from compiler.compression.timing import seconds_in_turns
 from compiler.driver.compile import compile as compile_model
 from compiler.passes.rewriting.matching import Array, shape_of
+from compiler.profiling.timing import seconds_in_turns
 from compiler.runtime.random_inputs import random_inputs
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import targets
-from compiler.compression.accuracy import Evaluate
 from compiler.compression.job import JobOptions, start
 from compiler.compression.model import CompressedModel
 from compiler.compression.pruning.one_shot import OneShot
@@ -14,6 +13,7 @@ from compiler.compression.pruning.settings import PruningOptions
 from compiler.compression.samples import Samples
 from compiler.errors import AccuracyError, OptionError
 from compiler.frontends.source import Constants, ImportOptions, Shapes
+from compiler.support.accuracy import Evaluate
 from compiler.support.progress_bar import automatic, shows_progress
 
 _SEARCHED = tuple(step / 20 for step in range(1, 19))  # amounts that amount=None chooses from

@@ -15,7 +15,6 @@ import numpy as np
 from tvm import relax
 from tvm.ir import GenericConst, IRModule
 
-from compiler.compression.accuracy import cosine
 from compiler.compression.job import Job
 from compiler.compression.layer_names import LayerNames
 from compiler.compression.quantization.calibration import Tapped
@@ -23,6 +22,7 @@ from compiler.compression.quantization.edit import edit_main, main_bindings
 from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.rewriting.graph import Call, Expr, Var, operands, operator_name, remove_unused
 from compiler.passes.rewriting.matching import Array, array_of
+from compiler.support.accuracy import cosine
 
 from tvm_ffi import structural_equal  # isort: skip
 

@@ -11,7 +11,6 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 import targets
-from compiler.compression.accuracy import Evaluate, fewest, likeness, relative_drop, score
 from compiler.compression.job import Job, JobOptions, import_job
 from compiler.compression.quantization.layers import Layer
 from compiler.compression.quantization.layerwise import LayerwiseCandidate, LayerwiseSession
@@ -31,6 +30,7 @@ from compiler.errors import AccuracyError, NothingGainedError
 from compiler.frontends.source import Constants, ImportOptions, Shapes
 from compiler.runtime import Module
 from compiler.runtime.random_inputs import random_inputs
+from compiler.support.accuracy import Evaluate, fewest, likeness, relative_drop, score
 from compiler.support.progress_bar import automatic, shows_progress
 
 _RANKING_SAMPLES = 8

@@ -17,7 +17,7 @@ from compiler.compression.quantization.layer_times import LayerTime, LayerTimes
 from compiler.compression.quantization.precisions import MEASURED
 from compiler.compression.quantization.regions import faster_in_float
 from compiler.compression.quantization.session import Candidate, Session
-from compiler.compression.timing import seconds_in_turns
+from compiler.profiling.timing import seconds_in_turns
 
 # How much slower is within the noise of measuring: a share, and seconds.
 _NOISE, _LEAST = 1.03, 2e-6

@@ -8,15 +8,15 @@ from functools import partial
 
 import numpy as np
 
-from compiler.compression.accuracy import relative_drop
 from compiler.compression.quantization.affine import decibels, noise_ratio
 from compiler.compression.quantization.calibration import Array, Tapped
 from compiler.compression.quantization.layers import Layer
 from compiler.compression.quantization.report import LayerReport, QuantizationReport, Size
 from compiler.compression.quantization.session import Candidate, Session
-from compiler.compression.timing import reported_seconds
 from compiler.passes.rewriting.graph import Var
+from compiler.profiling.timing import reported_seconds
 from compiler.runtime import Module
+from compiler.support.accuracy import relative_drop
 
 _NOISE_SAMPLES = 4
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 
 import compiler
-from compiler.compression.accuracy import fewest
 from compiler.compression.quantization.affine import affine_for, quantize_weight
 from compiler.compression.quantization.insertion import Numbers, insert_pairs
 from compiler.compression.quantization.layers import find_layers, place
@@ -15,6 +14,7 @@ from compiler.compression.quantization.sensitivity import switched
 from compiler.frontends.imported_model import TensorSpec
 from compiler.frontends.source import import_model
 from compiler.passes.pipeline import run_pipeline
+from compiler.support.accuracy import fewest
 from tests.compiler.compression.quantization.networks import chain_net, samples
 
 

@@ -1,0 +1,180 @@
+"""`Cascade`: a small model answers, and the large one the rows of which the small one is not certain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from compiler.artifact import TensorDescription
+from compiler.errors import OptionError, OverloadedError
+from compiler.serving.cascade_calibration import CascadeCalibration
+from compiler.serving.observer import NO_OBSERVER, Observer
+from compiler.serving.request import Array, Request, Response, Timing
+from compiler.serving.rows import check_batched, check_same_interface, joined, row_count, with_rows
+from compiler.serving.scores import score_of
+from compiler.serving.service import Service
+from compiler.serving.wrapper import identity_of
+
+
+class Cascade:
+    """Two models behind one name, the large one's. Rows of a batch are decided one by one.
+
+    With `feeds` the large model goes on where the small one stopped (an early exit): the named inputs of it are outputs
+    of the small one, so that nothing is computed twice.
+
+    Answers have the notes "large_rows", "cascade_score" (the least of the request's rows), and "accuracy". A request
+    whose level asks for more accuracy than was calibrated goes to the large model alone. If the large model has no
+    room, the small one's answer is given and noted as "degraded", unless the level asks for more than that one has.
+    """
+
+    def __init__(
+        self,
+        small: Service,
+        large: Service,
+        calibration: CascadeCalibration,
+        observer: Observer = NO_OBSERVER,
+        *,
+        feeds: Mapping[str, str] | None = None,
+    ) -> None:
+        """Put both behind one name.
+
+        Args:
+            calibration: the score and its threshold, with the cost and accuracy that were measured.
+            feeds: inputs of the large model that are outputs of the small one.
+
+        Raises:
+            OptionError: there is no calibration, or the models do not fit together.
+        """
+        if not isinstance(calibration, CascadeCalibration):
+            raise OptionError(
+                "a cascade does not start without a calibration", "make one of data: `tensorwright calibrate cascade`"
+            )
+        self.small, self.large, self.calibration = small, large, calibration
+        self._feeds = dict(feeds or {})
+        self._score = score_of(calibration.score, calibration.output)
+        self._observer = observer
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.large.name
+
+    @property
+    def version(self) -> str:
+        """The model's version."""
+        return self.large.version
+
+    @property
+    def inputs(self) -> tuple[TensorDescription, ...]:
+        """Of a request: those of the small model, and those of the large one that it does not feed."""
+        others = {each.name: each for each in self.large.inputs if each.name not in self._feeds}
+        return (*self.small.inputs, *(each for name, each in others.items() if name not in _names(self.small.inputs)))
+
+    @property
+    def outputs(self) -> tuple[TensorDescription, ...]:
+        """Of an answer."""
+        return self.large.outputs
+
+    @property
+    def identity(self) -> str:
+        """Of both, and of the threshold."""
+        return f"{identity_of(self.small)}>{self.calibration.threshold}>{identity_of(self.large)}"
+
+    async def start(self) -> None:
+        """Start both. Raises OptionError where they do not fit together."""
+        await self.small.start()
+        await self.large.start()
+        check_batched(self.small, "a cascade")
+        check_batched(self.large, "a cascade")
+        offered = _names(self.small.outputs)
+        lacking = [name for name in (*_names(self.large.outputs), *self._feeds.values()) if name not in offered]
+        if lacking or not set(self._feeds) <= set(_names(self.large.inputs)):
+            raise OptionError(
+                f"the small model of cascade {self.name!r} has outputs {list(offered)}, and not {lacking}",
+                "both have to give the same outputs, and the small one those that the large one goes on with",
+            )
+        if not self._feeds:
+            given = tuple(each for each in self.small.outputs if each.name in _names(self.large.outputs))
+            check_same_interface([self.large, _Interface(self.small.name, self.small.inputs, given)], "a cascade")
+
+    async def close(self) -> None:
+        """Close both."""
+        await self.small.close()
+        await self.large.close()
+
+    async def infer(self, request: Request) -> Response:
+        """Answer by the small model, and by the large one where the score is below the threshold."""
+        calibration = self.calibration
+        if request.level.min_accuracy > calibration.accuracy and not self._feeds:
+            return replace(await self.large.infer(request), notes={"accuracy": 1.0, "route": "large"})
+        count = row_count(request.inputs)
+        wanted = request.outputs if request.outputs is not None else _names(self.large.outputs)
+        first = await self.small.infer(self._for_small(request, wanted))
+        scores = self._score(first.outputs)
+        certain = scores >= calibration.threshold
+        if request.level.min_accuracy > calibration.accuracy:
+            certain[:] = False
+        rows = np.flatnonzero(~certain).tolist()
+        self._observer.observe_route(self.name, "small", count - len(rows))
+        notes = {**first.notes, "large_rows": float(len(rows)), "accuracy": calibration.accuracy}
+        if count:
+            notes["cascade_score"] = float(scores.min())
+        answer = {name: first.outputs[name] for name in wanted}
+        if not rows:
+            return replace(first, outputs=answer, notes=notes)
+        try:
+            second = await self.large.infer(self._for_large(request, first, rows, wanted))
+        except OverloadedError:
+            if request.level.min_accuracy > calibration.small_accuracy:
+                raise
+            notes |= {"degraded": 1.0, "large_rows": 0.0, "accuracy": calibration.small_accuracy}
+            return replace(first, outputs=answer, notes=notes)
+        self._observer.observe_route(self.name, "large", len(rows))
+        return self._joined(answer, first, second, rows, notes)
+
+    def _for_small(self, request: Request, wanted: Sequence[str]) -> Request:
+        needed = {*wanted, self.calibration.output, *self._feeds.values()}
+        taken = _names(self.small.inputs)
+        inputs = {name: array for name, array in request.inputs.items() if name in taken or not self._feeds}
+        return replace(request, inputs=inputs, outputs=tuple(sorted(needed)))
+
+    def _for_large(self, request: Request, first: Response, rows: list[int], wanted: Sequence[str]) -> Request:
+        inputs = dict(request.inputs)
+        if self._feeds:
+            inputs = {name: array for name, array in inputs.items() if name in _names(self.large.inputs)}
+            inputs |= {name: first.outputs[output] for name, output in self._feeds.items()}
+        return with_rows(replace(request, inputs=inputs, outputs=tuple(wanted)), rows)
+
+    def _joined(
+        self,
+        answer: Mapping[str, Array],
+        first: Response,
+        second: Response,
+        rows: list[int],
+        notes: Mapping[str, str | float],
+    ) -> Response:
+        count = len(next(iter(answer.values())))
+        kept = sorted(set(range(count)) - set(rows))
+        parts = [(rows, second.outputs)]
+        if kept:
+            parts.append((kept, {name: array[np.asarray(kept)] for name, array in answer.items()}))
+        one, other = first.timing, second.timing
+        timing = Timing(one.queued + other.queued, one.computed + other.computed, max(one.batch_rows, other.batch_rows))
+        served = f"{first.served_by}+{second.served_by}" if kept else second.served_by
+        events = (*first.events, *second.events)
+        return Response(joined(parts, count), served, timing, None, {**second.notes, **notes}, events)
+
+
+@dataclass(frozen=True)
+class _Interface:
+    """Of a service, to be compared with another one's."""
+
+    name: str
+    inputs: tuple[TensorDescription, ...]
+    outputs: tuple[TensorDescription, ...]
+
+
+def _names(tensors: Sequence[TensorDescription]) -> tuple[str, ...]:
+    return tuple(each.name for each in tensors)

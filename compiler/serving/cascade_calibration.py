@@ -1,0 +1,222 @@
+"""Calibration of a cascade: the threshold that keeps the accuracy, and what the cascade then costs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compiler.errors import NothingGainedError, OptionError, StorageError
+from compiler.profiling.timing import seconds_in_turns
+from compiler.runtime import Module
+from compiler.serving.caches.digests import request_digest
+from compiler.serving.request import Array
+from compiler.serving.rows import joined, row_count
+from compiler.serving.scores import score_of
+from compiler.support.accuracy import Evaluate, Run, check_max_drop, relative_drop
+from compiler.support.accuracy import score as evaluated
+
+_STEPS = 128
+MINIMUM_ROWS = 50
+
+
+@dataclass(frozen=True)
+class CascadeCalibration:
+    """What a cascade is started with.
+
+    Attributes:
+        score, output: how certain the small model is (`scores.SCORES`), of which output.
+        threshold: rows whose score is below it go to the large model.
+        max_drop: the limit that the threshold was chosen by, of `score_cascade` relative to `score_large`.
+        score_small, score_large, score_cascade: of the measure, on the calibration data.
+        accuracy, small_accuracy: the score of the cascade and of the small model as shares of the large one's.
+        large_share: the share of rows that go to the large model.
+        cost_small_ms, cost_large_ms, cost_ms: processor milliseconds of a row of each, and expected of the cascade.
+        rows: how many rows were scored.
+    """
+
+    score: str
+    output: str
+    threshold: float
+    max_drop: float
+    score_small: float
+    score_large: float
+    score_cascade: float
+    accuracy: float
+    small_accuracy: float
+    large_share: float
+    cost_small_ms: float
+    cost_large_ms: float
+    cost_ms: float
+    rows: int
+
+    @property
+    def cost_share(self) -> float:
+        """What the cascade costs as a share of the large model alone."""
+        return self.cost_ms / self.cost_large_ms
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as JSON. Raises StorageError."""
+        try:
+            Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"{path} cannot be written: {error}") from error
+
+    def __str__(self) -> str:
+        return (
+            f"{self.score} of {self.output!r} below {self.threshold:.6g}: {self.large_share:.1%} of {self.rows} rows go"
+            f" to the large model\nscore: small {self.score_small:.6g}, large {self.score_large:.6g}, cascade"
+            f" {self.score_cascade:.6g} (limit of the drop {self.max_drop:.3%})\ncost of a row:"
+            f" small {self.cost_small_ms:.4g} ms, large {self.cost_large_ms:.4g} ms, cascade {self.cost_ms:.4g} ms"
+            f" ({self.cost_share:.2f} of the large model)"
+        )
+
+
+def calibrate_cascade(
+    small: Module,
+    large: Module,
+    evaluate: Evaluate,
+    *,
+    score: str = "margin",
+    output: str | None = None,
+    max_drop: float = 0.0,
+    costs_ms: tuple[float, float] | None = None,
+) -> CascadeCalibration:
+    """Find the threshold at which the fewest rows go to the large model while the accuracy holds.
+
+    Args:
+        small, large: modules of the same inputs and outputs, with a batch dimension.
+        evaluate: a function of `run` that returns the score, higher where the model is better, as `quantize` takes it.
+            Give other data than those that the result is judged by in the end: the threshold is chosen on them.
+        score: a name of `scores.SCORES`.
+        output: what is scored; None: the only output.
+        max_drop: how much of the large model's score the cascade may lose, as a share of it.
+        costs_ms: processor milliseconds of a row, of the small and the large model; None: measured on the data.
+
+    Raises:
+        OptionError: an option is at fault, or `evaluate` shows fewer than 50 rows.
+        NothingGainedError: a cascade that holds the limit costs as much as the large model alone.
+    """
+    check_max_drop(max_drop)
+    names = [each.name for each in large.outputs]
+    if output is None and len(names) != 1:
+        raise OptionError(f"the model has outputs {names}", "say which one is scored: output=")
+    output = output if output is not None else names[0]
+    both = _Both(small.run, large.run)
+    score_large, score_small = evaluated(evaluate, both.large), evaluated(evaluate, both.small)
+    scorer = score_of(score, output)
+    scores = np.sort(np.concatenate([scorer(outputs) for outputs in both.small_outputs.values()]))
+    if len(scores) < MINIMUM_ROWS:
+        raise OptionError(f"evaluate= shows {len(scores)} rows", f"give at least {MINIMUM_ROWS}")
+    chosen = _threshold(evaluate, both, scorer, scores, score_large, max_drop)
+    threshold, score_cascade = chosen
+    costs = costs_ms if costs_ms is not None else both.costs_ms(small, large)
+    share = float((scores < threshold).mean())
+    result = CascadeCalibration(
+        score=score,
+        output=output,
+        threshold=threshold,
+        max_drop=max_drop,
+        score_small=score_small,
+        score_large=score_large,
+        score_cascade=score_cascade,
+        accuracy=1.0 - relative_drop(score_large, score_cascade),
+        small_accuracy=1.0 - relative_drop(score_large, score_small),
+        large_share=share,
+        cost_small_ms=costs[0],
+        cost_large_ms=costs[1],
+        cost_ms=costs[0] + share * costs[1],
+        rows=len(scores),
+    )
+    if result.cost_ms >= result.cost_large_ms:
+        raise NothingGainedError(
+            f"the cascade costs more than the large model alone\n{result}",
+            "take a better small model or another score, or allow a larger max_drop",
+        )
+    return result
+
+
+class _Both:
+    """Runs of both models, each input once however often it is asked for."""
+
+    def __init__(self, small: Run, large: Run) -> None:
+        self._small, self._large = small, large
+        self.small_outputs: dict[str, Mapping[str, Array]] = {}
+        self.large_outputs: dict[str, Mapping[str, Array]] = {}
+        self.inputs: dict[str, Mapping[str, Array]] = {}
+
+    def small(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """The small model's outputs."""
+        key = request_digest("", inputs, None)
+        if key not in self.small_outputs:
+            self.inputs[key] = {name: np.array(array) for name, array in inputs.items()}
+            self.small_outputs[key] = self._small(inputs)
+        return self.small_outputs[key]
+
+    def large(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """The large model's outputs."""
+        key = request_digest("", inputs, None)
+        if key not in self.large_outputs:
+            self.large_outputs[key] = self._large(inputs)
+        return self.large_outputs[key]
+
+    def cascade(self, scorer: Any, threshold: float) -> Run:
+        """A run of the cascade."""
+
+        def run(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+            small, large = self.small(inputs), self.large(inputs)
+            certain = scorer(small) >= threshold
+            parts: list[tuple[Sequence[int], Mapping[str, Array]]] = [
+                (np.flatnonzero(chosen).tolist(), {name: outputs[name][chosen] for name in large})
+                for chosen, outputs in ((certain, small), (~certain, large))
+                if chosen.any()
+            ]
+            return joined(parts, row_count(inputs)) if parts else small
+
+        return run
+
+    def costs_ms(self, small: Module, large: Module) -> tuple[float, float]:
+        """Processor milliseconds of a row of each, measured in turns on the first inputs."""
+        inputs = next(iter(self.inputs.values()))
+        settings = small.threads, large.threads
+        small.threads = large.threads = 1  # what counts is processor time
+        seconds = seconds_in_turns([lambda: small.run(inputs), lambda: large.run(inputs)], budget=0.2)
+        small.threads, large.threads = settings
+        rows = max(row_count(inputs), 1)
+        return 1000 * seconds[0] / rows, 1000 * seconds[1] / rows
+
+
+def _threshold(
+    evaluate: Evaluate, both: _Both, scorer: Any, scores: Array, score_large: float, max_drop: float
+) -> tuple[float, float]:
+    """The lowest threshold from which on the limit holds for every higher one tried, and the score there."""
+    places = np.unique(np.linspace(0, len(scores), _STEPS + 1).round().astype(int))
+    # The highest sends every row to the large model, where the limit holds by definition.
+    chosen = (float("inf"), score_large)
+    for place in places[::-1][1:]:
+        threshold = float(scores[place])
+        value = evaluated(evaluate, both.cascade(scorer, threshold))
+        if relative_drop(score_large, value) > max_drop:
+            break
+        chosen = (threshold, value)
+    return chosen
+
+
+def read_cascade(path: str | os.PathLike[str]) -> CascadeCalibration:
+    """What `save` wrote. Raises StorageError, or OptionError for a file that is none."""
+    try:
+        made = CascadeCalibration(**json.loads(Path(path).read_text(encoding="utf-8")))
+        numbers = (made.threshold, made.accuracy, made.small_accuracy)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error}") from error
+    except (ValueError, TypeError) as error:
+        hint = "`tensorwright calibrate cascade` writes one"
+        raise OptionError(f"{path} is no calibration of a cascade: {error}", hint) from error
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise OptionError(f"{path} is no calibration of a cascade: {numbers}", "calibrate again")
+    return made

@@ -1,0 +1,207 @@
+"""`Router`: a rule sends each row of a request to one of several models of the same interface."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from compiler.artifact import TensorDescription
+from compiler.errors import InputError, OptionError
+from compiler.serving.observer import NO_OBSERVER, Observer
+from compiler.serving.request import Request, Response, Timing
+from compiler.serving.rows import check_batched, check_same_interface, joined, row_count, with_rows
+from compiler.serving.service import Service
+from compiler.serving.wrapper import identity_of
+
+
+class Rule(Protocol):
+    """Decides where rows go."""
+
+    async def routes(self, request: Request, count: int) -> Sequence[str]:
+        """The route of each of the `count` rows."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A route for complexities up to a limit (infinity for the last one)."""
+
+    route: str
+    up_to: float
+
+
+def _stepped(values: Sequence[float], steps: Sequence[Step]) -> list[str]:
+    return [next((step.route for step in steps if value <= step.up_to), steps[-1].route) for value in values]
+
+
+def _checked(steps: Sequence[Step]) -> tuple[Step, ...]:
+    limits = [step.up_to for step in steps]
+    if not steps or limits != sorted(limits) or any(math.isnan(limit) for limit in limits):
+        raise OptionError(f"the limits {limits} of the routes do not rise", "name routes from the least limit up")
+    return tuple(steps)
+
+
+class LengthRule:
+    """By complexity: how many elements of a row are not padding (tokens of a text)."""
+
+    def __init__(self, tensor: str, steps: Sequence[Step], padding: float = 0) -> None:
+        """Raises OptionError where the limits of `steps` do not rise."""
+        self._tensor, self._steps, self._padding = tensor, _checked(steps), padding
+
+    async def routes(self, request: Request, count: int) -> Sequence[str]:
+        """See `Rule`. Raises InputError where the request has no such input."""
+        array = request.inputs.get(self._tensor)
+        if array is None:
+            raise InputError(f"the router reads input {self._tensor!r}, which the request does not have")
+        return _stepped((array.reshape(count, -1) != self._padding).sum(axis=1).tolist(), self._steps)
+
+
+class ModelRule:
+    """By complexity: a small model says how difficult a row is."""
+
+    def __init__(self, judge: Service, output: str, steps: Sequence[Step]) -> None:
+        """`judge` takes the request's inputs, or some of them, and gives one number per row in `output`.
+
+        Raises OptionError where the limits of `steps` do not rise.
+        """
+        self.judge, self._output, self._steps = judge, output, _checked(steps)
+
+    async def routes(self, request: Request, count: int) -> Sequence[str]:
+        """See `Rule`. A complexity that is not a number is the greatest."""
+        taken = {each.name for each in self.judge.inputs}
+        inputs = {name: array for name, array in request.inputs.items() if name in taken}
+        response = await self.judge.infer(replace(request, inputs=inputs, outputs=(self._output,)))
+        values = response.outputs[self._output].reshape(count, -1).astype(np.float64)
+        if count and values.shape[1] != 1:
+            raise InputError(f"the router's model gives {values.shape[1]} numbers per row", "it has to give one")
+        return _stepped(np.where(np.isnan(values), np.inf, values).reshape(-1).tolist(), self._steps)
+
+
+class LevelRule:
+    """By service level: the cheapest route that is accurate enough, the most accurate where none is."""
+
+    def __init__(self, accuracies: Mapping[str, float], costs_ms: Mapping[str, float]) -> None:
+        """`accuracies` as shares of the best route's, `costs_ms` of a row; OptionError if they differ in routes."""
+        if not accuracies or set(accuracies) != set(costs_ms):
+            raise OptionError(f"accuracies of {sorted(accuracies)}, costs of {sorted(costs_ms)}", "give both for each")
+        self._accuracies, self._costs = dict(accuracies), dict(costs_ms)
+
+    async def routes(self, request: Request, count: int) -> Sequence[str]:
+        """See `Rule`."""
+        level = request.level
+        enough = [name for name, accuracy in self._accuracies.items() if accuracy >= level.min_accuracy]
+        affordable = [name for name in enough if level.max_cost is None or self._costs[name] <= level.max_cost]
+        if not affordable:
+            raise InputError(
+                f"no route has an accuracy of {level.min_accuracy} at a cost of at most {level.max_cost} ms a row",
+                f"accuracies: {self._accuracies}, costs: {self._costs}",
+            )
+        return [min(affordable, key=lambda name: (self._costs[name], -self._accuracies[name]))] * count
+
+
+class Router:
+    """Several models behind one name, that of the first route. Rows of a batch are sent one by one; the parts of a
+    batch run at the same time. The note "route" names the routes that served."""
+
+    def __init__(self, routes: Mapping[str, Service], rule: Rule, observer: Observer = NO_OBSERVER) -> None:
+        """Raises OptionError where there is no route."""
+        if not routes:
+            raise OptionError("a router without routes", "give one or more services by name")
+        self.routes, self._rule, self._observer = dict(routes), rule, observer
+
+    @property
+    def _first(self) -> Service:
+        return next(iter(self.routes.values()))
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self._first.name
+
+    @property
+    def version(self) -> str:
+        """The model's version."""
+        return self._first.version
+
+    @property
+    def inputs(self) -> tuple[TensorDescription, ...]:
+        """Of a request."""
+        return self._first.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorDescription, ...]:
+        """Of an answer."""
+        return self._first.outputs
+
+    @property
+    def identity(self) -> str:
+        """Of all routes together."""
+        return "|".join(f"{name}:{identity_of(service)}" for name, service in self.routes.items())
+
+    async def start(self) -> None:
+        """Start all routes, and the rule's model. Raises OptionError where their interfaces differ."""
+        for service in (*self.routes.values(), *_judge_of(self._rule)):
+            await service.start()
+        check_same_interface(self.routes.values(), "a router")
+        for service in self.routes.values():
+            check_batched(service, "a router")
+
+    async def close(self) -> None:
+        """Close all routes."""
+        await asyncio.gather(*(each.close() for each in (*self.routes.values(), *_judge_of(self._rule))))
+
+    async def infer(self, request: Request) -> Response:
+        """Answer by the routes that the rule chooses.
+
+        Raises:
+            OptionError: the rule names a route that there is not.
+        """
+        count = row_count(request.inputs)
+        chosen = await self._rule.routes(request, count)
+        unknown = set(chosen) - set(self.routes)
+        if unknown:
+            raise OptionError(f"the rule chose {sorted(unknown)}", f"the routes are {list(self.routes)}")
+        groups = {name: [row for row, route in enumerate(chosen) if route == name] for name in dict.fromkeys(chosen)}
+        for name, rows in groups.items():
+            self._observer.observe_route(self.name, name, len(rows))
+        if len(groups) <= 1:
+            name = next(iter(groups), next(iter(self.routes)))
+            response = await self.routes[name].infer(request)
+            return replace(response, notes={**response.notes, "route": name})
+        parts = await together([self.routes[name].infer(with_rows(request, rows)) for name, rows in groups.items()])
+        return _merged(groups, parts, count)
+
+
+def _merged(groups: Mapping[str, Sequence[int]], parts: Sequence[Response], count: int) -> Response:
+    outputs = joined([(rows, part.outputs) for rows, part in zip(groups.values(), parts, strict=True)], count)
+    timing = Timing(
+        max(part.timing.queued for part in parts),
+        sum(part.timing.computed for part in parts),
+        max(part.timing.batch_rows for part in parts),
+    )
+    accuracy = min(float(part.notes.get("accuracy", 1.0)) for part in parts)
+    notes: dict[str, str | float] = {"route": "+".join(groups)}
+    for part in parts:
+        notes = {**part.notes, **notes}
+    if any("accuracy" in part.notes for part in parts):
+        notes["accuracy"] = accuracy
+    events = tuple(event for part in parts for event in part.events)
+    return Response(outputs, "+".join(part.served_by for part in parts), timing, None, notes, events)
+
+
+async def together(answers: Sequence[asyncio.Future[Response] | object]) -> list[Response]:
+    """Await all; when one fails the others are cancelled, and its error is raised."""
+    tasks: list[asyncio.Future[Response]] = [asyncio.ensure_future(each) for each in answers]  # type: ignore[arg-type]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _judge_of(rule: Rule) -> list[Service]:
+    return [rule.judge] if isinstance(rule, ModelRule) else []
