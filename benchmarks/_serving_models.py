@@ -52,7 +52,7 @@ def _export_minilm(path: Path) -> None:
         (torch.randint(1, 20000, (2, TOKENS)),),
         str(path),
         input_names=["input_ids"],
-        output_names=["embedding"],
+        output_names=["sentence_embedding"],
         dynamic_shapes={"input_ids": {0: torch.export.Dim("batch")}},
         dynamo=True,
         external_data=False,
