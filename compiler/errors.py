@@ -153,6 +153,10 @@ class ServiceUnavailableError(ServingError):
     """A model is not loaded, is being unloaded, or what computes its answers has died and is being started again."""
 
 
+class ModelNotFoundError(ServingError):
+    """A server knows no model, or no version of it, by that name."""
+
+
 class AccuracyError(UserError):
     """A compressed model loses more accuracy than the caller allows; the message says how much."""
 

@@ -23,6 +23,7 @@ from compiler.cli.commands import (
     quantize,
     records,
     run,
+    serve,
     sign,
     targets,
     tune,
@@ -51,6 +52,7 @@ A model (.onnx, .pt2) goes in, one file (.twm) comes out that runs with a 6 MB r
   tensorwright profile model.twm -o profile     where the time goes
   tensorwright tune model.onnx                  search for faster kernels
   tensorwright chat model.twm                   talk to a language model
+  tensorwright serve model.twm                  answer requests over HTTP
 
 Each command explains itself: tensorwright COMMAND --help.
 """
@@ -99,6 +101,7 @@ for command in (
     sign,
     bundle,
     push,
+    serve,
     targets,
     passes,
 ):

@@ -52,7 +52,9 @@ class ModuleService:
         """
         cores = usable_cores()
         if threads is None:
-            threads = min(module.threads, cores) if runners is None else max(1, cores // runners)
+            # Two runners at least, so that one computes while the other's answers are given out.
+            threads = max(1, cores // 2) if runners is None else max(1, cores // runners)
+            threads = min(threads, module.threads)
         if threads < 1 or (runners is not None and runners < 1):
             raise OptionError(f"runners and threads must be 1 at least, not {runners} and {threads}")
         module.threads = threads

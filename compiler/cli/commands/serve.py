@@ -1,0 +1,155 @@
+"""`tensorwright serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compiler.cli import options
+
+HELP = """Serve modules over HTTP: requests are batched, answered by worker processes that are replaced when they die.
+
+Speaks the Open Inference Protocol v2 (JSON and binary tensors: tritonclient), OpenAI's embeddings, completions and chat
+routes, and Prometheus' metrics at /metrics; a status page is at /. It listens on 127.0.0.1; on another address it wants
+API keys, unless it is told --insecure.
+
+[bold]Typical[/]
+
+  tensorwright serve model.twm
+
+[bold]Examples[/]
+
+  Two models by names of their own, on all addresses, for clients with a key, encrypted:
+    tensorwright serve embed=minilm.twm chat=smollm2.twm --host 0.0.0.0 --api-keys keys.txt --tls-certificate
+    server.pem --tls-key server.key
+
+  A folder of versions (models/minilm/1/model.twm, ...); a newer one is taken over without a failed request by
+  POST /v2/repository/models/minilm/load, or by SIGHUP:
+    tensorwright serve models/minilm
+
+  Answers within 50 ms or a refusal at once; equal requests from a cache; four worker processes:
+    tensorwright serve model.twm --latency 50 --exact-cache 256 --workers 4
+
+  Everything by a file (models, batches, caches, variants):
+    tensorwright serve --config server.yaml
+"""
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("serve", help=HELP)(_serve)
+
+
+def _serve(
+    modules: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME=]MODULE...", help="Modules (.twm), or folders of versions.", show_default=False),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE.yaml", help="A file that lists models and their options.")
+    ] = None,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="0 takes a free one.")] = 8000,
+    workers: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Worker processes.")] = 1,
+    api_keys: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="API keys of clients, one a line; TENSORWRIGHT_API_KEYS adds others, separated by commas.",
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Answer everyone on an address that is not this machine's own.")
+    ] = False,
+    max_batch_size: Annotated[int, typer.Option(min=1, metavar="ROWS", help="Rows of a batch at most.")] = 32,
+    min_batch_size: Annotated[int, typer.Option(min=1, metavar="ROWS", help="Rows that a batch waits for.")] = 1,
+    max_wait: Annotated[float, typer.Option(min=0, metavar="MS", help="How long it waits for them.")] = 0.0,
+    max_queue: Annotated[int, typer.Option(min=1, metavar="ROWS", help="Rows that may wait; more are refused.")] = 1024,
+    latency: Annotated[
+        float | None, typer.Option(min=0.001, metavar="MS", help="Deadline of requests that name none.")
+    ] = None,
+    threads: options.Threads = None,
+    runners: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Runs of a model at once; by the cores if not given.")
+    ] = None,
+    exact_cache: Annotated[
+        float | None, typer.Option(min=0.001, metavar="MB", help="Keep answers to equal requests, so many MB of them.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A tokenizer.json, for the embeddings route, where the module has none."),
+    ] = None,
+    access_log: Annotated[
+        str, typer.Option(metavar="FILE", help="A line for each request; - for standard output.")
+    ] = "",
+    max_request: Annotated[float, typer.Option(min=0.001, metavar="MB", help="Largest request.")] = 64.0,
+    request_seconds: Annotated[float, typer.Option(min=0.1, metavar="S", help="For a request to arrive.")] = 30.0,
+    drain: Annotated[float, typer.Option(min=0, metavar="S", help="For requests to end at shutdown.")] = 30.0,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="PEM; the server then speaks TLS.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM; the certificate's private key.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="PEM; clients need a certificate signed by it.")
+    ] = None,
+    price: Annotated[
+        float, typer.Option(min=0, metavar="PRICE", help="Of a core for an hour, for the metrics of costs.")
+    ] = 0.0,
+) -> None:
+    from compiler.cli.output import print_line
+    from compiler.errors import OptionError
+    from compiler.serving.api_keys import read_api_keys
+    from compiler.serving.supervisor import serve
+    from compiler.serving.worker_options import WorkerOptions
+
+    keys = read_api_keys(api_keys)
+    local = host in _LOOPBACK
+    if not local and not keys and not insecure:
+        raise OptionError(
+            f"without API keys, everyone who reaches {host} could use the server",
+            "give --api-keys FILE, or --insecure",
+        )
+    if not modules and config is None:
+        raise OptionError("there is nothing to serve", "give a module, or --config FILE")
+    batch = {
+        "max_batch_size": max_batch_size,
+        "min_batch_size": min_batch_size,
+        "max_wait_ms": max_wait,
+        "max_queue": max_queue,
+    }
+    common: dict[str, Any] = {"batch": batch, "threads": threads, "runners": runners, "latency_ms": latency}
+    if exact_cache is not None:
+        common["exact_cache"] = {"max_bytes": int(exact_cache * 1e6)}
+    if tokenizer is not None:
+        common["text"] = {"tokenizer": str(tokenizer)}
+    http = {
+        "drain_seconds": drain,
+        "certificate": _path(tls_certificate),
+        "private_key": _path(tls_key),
+        "client_ca": _path(tls_client_ca),
+    }
+    served = WorkerOptions(
+        models=tuple({**_named(each), **common} for each in modules or ()),
+        configuration=None if config is None else str(config),
+        workers=workers,
+        key_digests=keys,
+        local_only=local,
+        http=http,
+        limits={"max_request_bytes": int(max_request * 1e6), "body_seconds": request_seconds},
+        access_log=access_log,
+        price=price,
+    )
+    serve(served, host, port, drain_seconds=drain, started=lambda url: print_line(f"serving on {url}"))
+
+
+def _path(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())
+
+
+def _named(text: str) -> dict[str, str]:
+    name, found, path = text.partition("=")
+    return {"name": name, "path": path} if found and "/" not in name else {"path": text}

@@ -1,0 +1,60 @@
+"""API keys, and what a browser's pages may ask of a server that has none."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Mapping
+from urllib.parse import urlsplit
+
+from compiler.serving.app.http import HttpError
+
+_CHALLENGE = (b"www-authenticate", b"Bearer")
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class ApiKeys:
+    """The keys of a server's clients, by their digests."""
+
+    def __init__(self, digests: Iterable[bytes] = ()) -> None:
+        self._digests = tuple(digests)
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def check(self, headers: Mapping[bytes, bytes]) -> None:
+        """Raises HttpError unless the request has one of the keys; takes as long for any key that is none of them."""
+        if not self._digests:
+            return
+        given = headers.get(b"x-api-key") or headers.get(b"api-key") or b""
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() == b"bearer":
+            given = token.strip()
+        digest = hashlib.sha256(given).digest()
+        known = False
+        for each in self._digests:
+            known |= hmac.compare_digest(digest, each)
+        if not known:
+            raise HttpError(401, "a valid API key is needed", "send it as Authorization: Bearer KEY", (_CHALLENGE,))
+
+
+def check_browser(headers: Mapping[bytes, bytes]) -> None:
+    """Refuse what a page of another site asks a server on this machine that wants no key.
+
+    A browser names the page's site as the origin, and a name that was made to point here as the host.
+
+    Raises HttpError.
+    """
+    host = _host(b"//" + headers.get(b"host", b"localhost"))
+    if host not in _LOOPBACK:
+        raise HttpError(403, "the request's host is not this machine", "serve with API keys to be reached by that name")
+    origin = headers.get(b"origin")
+    if origin is not None and _host(origin) not in _LOOPBACK:
+        raise HttpError(403, "pages of other sites are not answered", "serve with API keys")
+
+
+def _host(url: bytes) -> str:
+    try:
+        return urlsplit(url.decode("latin-1")).hostname or ""
+    except ValueError:
+        return ""

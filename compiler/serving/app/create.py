@@ -1,0 +1,57 @@
+"""`create_app`: the whole application for some models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from compiler.serving.app.application import Application, Limits
+from compiler.serving.app.authentication import ApiKeys
+from compiler.serving.app.observability import Observability
+from compiler.serving.app.open_inference import OpenInference
+from compiler.serving.configuration import ModelOptions
+from compiler.serving.control import Control, LocalControl
+from compiler.serving.metrics import Metrics
+from compiler.serving.repository import Repository
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppOptions:
+    """What an application answers, and to whom.
+
+    Attributes:
+        keys: of its clients; none: everyone who reaches it is answered.
+        local_only: without keys, only what this machine asks for by its own name.
+        price: of a core for an hour, for the metrics of costs.
+    """
+
+    keys: ApiKeys = field(default_factory=ApiKeys)
+    limits: Limits = field(default_factory=Limits)
+    local_only: bool = True
+    price: float = 0.0
+
+
+def create_app(
+    models: Sequence[ModelOptions],
+    options: AppOptions | None = None,
+    *,
+    control: Callable[[Repository], Control] = LocalControl,
+) -> Application:
+    """An ASGI application that serves models; loading them is its startup.
+
+    Args:
+        control: what loads and unloads models, where that concerns more than this process.
+
+    Raises:
+        MissingDependencyError: a package of the extra `serve` is missing.
+    """
+    options = options or AppOptions()
+    metrics = Metrics(options.price)
+    repository = Repository(models, metrics)
+    routes = (
+        OpenInference(repository, control(repository), metrics),
+        Observability(metrics),
+    )
+    return Application(
+        repository, routes, metrics, keys=options.keys, limits=options.limits, local_only=options.local_only
+    )

@@ -1,0 +1,129 @@
+"""Requests and answers of HTTP as the routes see them, on top of ASGI."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from compiler.errors import InputError, UserError
+from compiler.serving.request import ServiceLevel
+from compiler.support.optional import optional_module
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Send = Callable[[Mapping[str, Any]], Awaitable[None]]
+Header = tuple[bytes, bytes]
+Number = TypeVar("Number", int, float)
+
+JSON: Header = (b"content-type", b"application/json")
+LATENCY_HEADER = b"tensorwright-latency-ms"
+"""A request's header: milliseconds from its arrival after which an answer is of no use."""
+
+orjson: Any = optional_module("orjson", "serve", "reads and writes JSON")
+
+
+class HttpError(UserError):
+    """A request that is refused with a status of its own."""
+
+    def __init__(self, status: int, message: str, hint: str | None = None, headers: tuple[Header, ...] = ()) -> None:
+        super().__init__(message, hint)
+        self.status = status
+        self.headers = headers
+
+
+@dataclass(eq=False)
+class Call:
+    """A request of HTTP whose body is here.
+
+    Attributes:
+        headers: by lower-case name; of several of one name the last.
+        arrival: seconds of `time.monotonic()`.
+        model, route: what it turned out to be for, for metrics and logs.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[bytes, bytes]
+    body: bytes
+    arrival: float
+    model: str = ""
+    route: str = "other"
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def json(self) -> Any:
+        """The body as JSON. Raises InputError."""
+        return parse_json(self.body)
+
+    def deadline(self, latency_ms: float | None) -> float | None:
+        """When an answer is of no use any more: by the request's header, else by `latency_ms`."""
+        given = self.headers.get(LATENCY_HEADER)
+        if given is not None:
+            latency_ms = positive(given.decode("latin-1"), LATENCY_HEADER.decode())
+        return None if latency_ms is None else self.arrival + latency_ms / 1000
+
+    def level(self, latency_ms: float | None, parameters: Mapping[str, Any]) -> ServiceLevel:
+        """What the client wants of the answer: `latency_ms`, `min_accuracy` and `max_cost` of its parameters."""
+        cost = parameters.get("max_cost")
+        accuracy = parameters.get("min_accuracy", 0.0)
+        if isinstance(accuracy, bool) or not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:
+            raise InputError(f"min_accuracy must be a number from 0 to 1, not {accuracy!r}")
+        return ServiceLevel(latency_ms, float(accuracy), None if cost is None else positive(cost, "max_cost"))
+
+
+@dataclass(eq=False)
+class Reply:
+    """An answer whose body is known."""
+
+    body: bytes = b""
+    status: int = 200
+    headers: tuple[Header, ...] = (JSON,)
+
+
+@dataclass(eq=False)
+class StreamReply:
+    """An answer whose body comes in pieces; the iterator is closed where the client goes away."""
+
+    pieces: AsyncIterator[bytes]
+    headers: tuple[Header, ...] = (
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-store"),
+    )
+    status: int = 200
+
+
+def json_reply(content: Any, status: int = 200, headers: tuple[Header, ...] = ()) -> Reply:
+    """An answer in JSON; numpy arrays are lists in it, and NaN and infinities null."""
+    return Reply(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status, (JSON, *headers))
+
+
+def parse_json(content: bytes | memoryview) -> Any:
+    """Raises InputError where it is no JSON."""
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError as error:
+        raise InputError(f"the request is not valid JSON: {error}") from error
+
+
+def mapping(value: Any, what: str) -> Mapping[str, Any]:
+    """Raises InputError unless it is an object of JSON."""
+    if not isinstance(value, dict):
+        raise InputError(f"{what} must be an object, not {shown(value)}")
+    return value
+
+
+def positive(value: Any, name: str) -> float:
+    """A number above 0. Raises InputError."""
+    try:
+        number = float(value) if not isinstance(value, bool) else 0.0
+    except (TypeError, ValueError):
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise InputError(f"{name} must be a number above 0, not {shown(value)}")
+    return number
+
+
+def shown(value: Any) -> str:
+    """A value for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

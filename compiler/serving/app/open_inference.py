@@ -1,0 +1,190 @@
+"""The Open Inference Protocol, version 2, over HTTP, with Triton's extensions for binary tensors and repositories."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from compiler.artifact import tool_versions
+from compiler.errors import InputError
+from compiler.serving.app.http import Call, HttpError, Reply, json_reply, mapping, orjson, parse_json, positive, shown
+from compiler.serving.app.tensors import metadata, read_inputs, wanted_outputs, write_outputs
+from compiler.serving.control import Control
+from compiler.serving.metrics import Metrics
+from compiler.serving.repository import Repository
+from compiler.serving.request import Request, Response
+from compiler.serving.service import Service
+
+_MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready|config))?")
+_REPOSITORY = re.compile(r"/v2/repository/(?:models/([^/]+)/(load|unload)|(index))")
+_HEADER_LENGTH = b"inference-header-content-length"
+_EXTENSIONS = ("binary_tensor_data", "model_repository", "model_configuration")
+_MICROSECONDS = 1e-6
+
+
+class OpenInference:
+    """The protocol's routes."""
+
+    def __init__(self, repository: Repository, control: Control, metrics: Metrics) -> None:
+        self._repository, self._control, self._metrics = repository, control, metrics
+        self._version = tool_versions().tensorwright
+        self._plain: Mapping[str, Callable[[Call], Awaitable[Reply]]] = {
+            "/v2": self._server,
+            "/v2/health/live": self._live,
+            "/v2/health/ready": self._ready,
+        }
+
+    async def answer(self, call: Call) -> Reply | None:
+        """The answer to a request; None where the path is none of the protocol's."""
+        path = call.path
+        found = _MODEL.fullmatch(path)
+        if found is not None:
+            name, version, action = found.groups()
+            call.model = name if name in self._repository.names else ""
+            if action == "infer":
+                _check_method(call, "POST")
+                call.route = "infer"
+                return await self._infer(call, name, version)
+            _check_method(call, "GET")
+            return self._about(name, version, action)
+        plain = self._plain.get(path.rstrip("/"))
+        if plain is not None:
+            _check_method(call, "GET")
+            return await plain(call)
+        found = _REPOSITORY.fullmatch(path)
+        if found is None:
+            return None
+        _check_method(call, "POST")
+        return await self._manage(*found.groups())
+
+    async def _server(self, call: Call) -> Reply:
+        return json_reply({"name": "tensorwright", "version": self._version, "extensions": _EXTENSIONS})
+
+    async def _live(self, call: Call) -> Reply:
+        call.route = "health"
+        return json_reply({"live": True})
+
+    async def _ready(self, call: Call) -> Reply:
+        call.route = "health"
+        ready = self._repository.ready and not self._control.draining
+        return json_reply({"ready": ready}, 200 if ready else 503)
+
+    def _about(self, name: str, version: str | None, action: str | None) -> Reply:
+        service = self._repository.service(name, version)
+        if action == "ready":
+            return json_reply({"name": name, "ready": True})
+        tensors = {
+            "inputs": [metadata(each) for each in service.inputs],
+            "outputs": [metadata(each) for each in service.outputs],
+        }
+        if action is None:
+            return json_reply({"name": name, "versions": [service.version], "platform": "tensorwright", **tensors})
+        return json_reply(_config(name, tensors))
+
+    async def _manage(self, name: str | None, action: str | None, index: str | None) -> Reply:
+        if index is not None:
+            return json_reply([asdict(each) for each in self._repository.index()])
+        assert name is not None
+        self._repository.options(name)
+        await (self._control.load(name) if action == "load" else self._control.unload(name))
+        return json_reply({})
+
+    async def _infer(self, call: Call, name: str, version: str | None) -> Reply:
+        content, binary = _split(call)
+        body = mapping(parse_json(content), "the request")
+        parameters = mapping(body.get("parameters") or {}, "'parameters'")
+        names, as_bytes = wanted_outputs(body.get("outputs"))
+        inputs = read_inputs(body.get("inputs"), binary)
+        identifier = body.get("id", "")
+        if not isinstance(identifier, str):
+            raise InputError(f"'id' must be a string, not {shown(identifier)}")
+        with self._repository.lease(name, version) as service:
+            default = self._repository.options(name).latency_ms
+            latency = _latency(parameters, default)
+            level = call.level(latency, parameters)
+            request = Request(
+                inputs, names, call.arrival, call.deadline(latency), level, identifier, parameters.get("trace") is True
+            )
+            response = await service.infer(request)
+            self._metrics.observe_response(response, name, rows_of(service, inputs))
+            return _reply(service, response, identifier, as_bytes, parameters.get("binary_data_output") is True)
+
+
+def rows_of(service: Service, inputs: Mapping[str, Any]) -> int:
+    """How many rows a request has, for metrics: the first dimension of its first input where that is dynamic."""
+    if not service.inputs:
+        return 1
+    first = service.inputs[0]
+    return len(inputs[first.name]) if first.shape and isinstance(first.shape[0], str) else 1
+
+
+def _latency(parameters: Mapping[str, Any], default: float | None) -> float | None:
+    """Milliseconds: our parameter `latency_ms`, Triton's `timeout` in microseconds, or the model's default."""
+    if "latency_ms" in parameters:
+        return positive(parameters["latency_ms"], "latency_ms")
+    if parameters.get("timeout"):
+        return positive(parameters["timeout"], "timeout") * _MICROSECONDS * 1000
+    return default
+
+
+def _split(call: Call) -> tuple[bytes | memoryview, memoryview]:
+    """The JSON of a request, and the bytes after it."""
+    length = call.headers.get(_HEADER_LENGTH)
+    if length is None:
+        return call.body, memoryview(b"")
+    if not length.isdigit() or int(length) > len(call.body):
+        raise InputError(f"the header Inference-Header-Content-Length {shown(length.decode('latin-1'))} does not fit")
+    view = memoryview(call.body)
+    return view[: int(length)], view[int(length) :]
+
+
+def _reply(
+    service: Service, response: Response, identifier: str, as_bytes: Mapping[str, bool], by_default: bool
+) -> Reply:
+    outputs, chunks = write_outputs(response.outputs, as_bytes, by_default)
+    content: dict[str, Any] = {
+        "model_name": service.name,
+        "model_version": service.version,
+        "outputs": outputs,
+        "parameters": {"served_by": response.served_by, **response.notes},
+    }
+    if identifier:
+        content["id"] = identifier
+    if response.cached is not None:
+        content["parameters"]["cached"] = response.cached
+    if response.events:
+        content["parameters"]["trace"] = orjson.dumps(list(response.events)).decode()
+    reply = json_reply(content)
+    if not chunks:
+        return reply
+    headers = (
+        (b"content-type", b"application/octet-stream"),
+        (_HEADER_LENGTH, str(len(reply.body)).encode()),
+    )
+    return Reply(b"".join((reply.body, *chunks)), headers=headers)
+
+
+def _config(name: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """What Triton's clients read of a model's configuration; -1 as the first dimension counts rows."""
+    listed = [each for kind in ("inputs", "outputs") for each in tensors[kind]]
+    batched = all(each["shape"] and each["shape"][0] == -1 for each in listed)
+
+    def described(each: Mapping[str, Any]) -> dict[str, Any]:
+        dims = each["shape"][1:] if batched else each["shape"]
+        return {"name": each["name"], "data_type": f"TYPE_{each['datatype']}", "dims": dims}
+
+    return {
+        "name": name,
+        "platform": "tensorwright",
+        "backend": "tensorwright",
+        "max_batch_size": 32 if batched else 0,
+        "input": [described(each) for each in tensors["inputs"]],
+        "output": [described(each) for each in tensors["outputs"]],
+    }
+
+
+def _check_method(call: Call, method: str) -> None:
+    if call.method != method:
+        raise HttpError(405, f"{call.path} takes {method}, not {call.method}", headers=((b"allow", method.encode()),))

@@ -1,0 +1,167 @@
+"""Tensors in the Open Inference Protocol: as JSON, or as bytes after it (the extension for binary tensors)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from compiler.artifact import TensorDescription
+from compiler.errors import InputError
+from compiler.serving.app.http import mapping, shown
+from compiler.serving.request import Array
+
+_TYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(bool),
+    **{f"{kind.upper()}{bits}": np.dtype(f"{kind}{bits}") for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_NAMES = {str(dtype): name for name, dtype in _TYPES.items()}
+_MAX_RANK = 64
+# What orjson writes from memory.
+_WRITTEN = frozenset(
+    {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"}
+)
+
+
+def type_name(dtype: str) -> str:
+    """How the protocol names an element type; those that it does not know keep their own name."""
+    return _NAMES.get(dtype, dtype.upper())
+
+
+def metadata(tensor: TensorDescription) -> dict[str, Any]:
+    """A tensor of a model's metadata; dynamic dimensions are -1."""
+    shape = [size if isinstance(size, int) else -1 for size in tensor.shape]
+    return {"name": tensor.name, "datatype": type_name(tensor.dtype), "shape": shape}
+
+
+def read_inputs(listed: Any, binary: memoryview) -> dict[str, Array]:
+    """The inputs of a request.
+
+    Args:
+        binary: what follows the JSON; arrays are views of it where it lies as they need it.
+
+    Raises:
+        InputError: names, types, shapes or data do not make tensors.
+    """
+    if not isinstance(listed, list) or not listed:
+        raise InputError("'inputs' must be a list of tensors")
+    inputs: dict[str, Array] = {}
+    at = 0
+    for each in listed:
+        tensor = mapping(each, "a tensor")
+        name, shape = tensor.get("name"), tensor.get("shape")
+        if not isinstance(name, str):
+            raise InputError(f"a tensor's name must be a string, not {shown(name)}")
+        if name in inputs:
+            raise InputError(f"input {name!r} is given twice")
+        dtype = _type_of(tensor.get("datatype"), name)
+        sizes = _shape_of(shape, name)
+        nbytes = mapping(tensor.get("parameters") or {}, "'parameters'").get("binary_data_size")
+        if nbytes is None:
+            inputs[name] = _from_list(tensor.get("data"), dtype, sizes, name)
+            continue
+        if isinstance(nbytes, bool) or not isinstance(nbytes, int) or not 0 <= nbytes <= len(binary) - at:
+            raise InputError(f"input {name!r}: binary_data_size {shown(nbytes)} is not in the request's body")
+        inputs[name] = _from_bytes(binary[at : at + nbytes], dtype, sizes, name)
+        at += nbytes
+    if at != len(binary):
+        raise InputError(f"{len(binary) - at} bytes after the JSON belong to no input")
+    return inputs
+
+
+def _type_of(given: Any, name: str) -> np.dtype[Any]:
+    dtype = _TYPES.get(given) if isinstance(given, str) else None
+    if dtype is None:
+        raise InputError(f"input {name!r} has datatype {shown(given)}", f"known are {', '.join(_TYPES)}")
+    return dtype
+
+
+def _shape_of(given: Any, name: str) -> tuple[int, ...]:
+    fits = isinstance(given, list) and len(given) <= _MAX_RANK
+    if not fits or any(type(size) is not int or not 0 <= size < 1 << 48 for size in given):
+        raise InputError(f"input {name!r} has shape {shown(given)}; a list of sizes is needed")
+    return tuple(given)
+
+
+def _from_bytes(data: memoryview, dtype: np.dtype[Any], shape: tuple[int, ...], name: str) -> Array:
+    if len(data) != math.prod(shape) * dtype.itemsize:
+        raise InputError(f"input {name!r} of shape {list(shape)} is given in {len(data)} bytes, which do not fit it")
+    little = np.frombuffer(data, dtype.newbyteorder("<") if dtype.kind in "iuf" else dtype)
+    array: Array = little.astype(dtype, copy=False).reshape(shape)
+    if dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
+        raise InputError(f"input {name!r} holds bytes that are neither 0 nor 1")
+    return array
+
+
+def _from_list(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], name: str) -> Array:
+    if not isinstance(data, list):
+        raise InputError(f"input {name!r} has no list as its data")
+    try:
+        array = np.asarray(data)
+    except ValueError as error:
+        raise InputError(f"the data of input {name!r} is ragged") from error
+    if array.size != math.prod(shape):
+        raise InputError(f"input {name!r} of shape {list(shape)} is given {array.size} values")
+    kinds = {"b": "b", "i": "iu", "u": "iu"}.get(dtype.kind, "iuf")
+    if array.size and array.dtype.kind not in kinds:
+        raise InputError(f"the data of input {name!r} is not of datatype {_NAMES[str(dtype)]}")
+    if array.size and dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        if int(array.min()) < limits.min or int(array.max()) > limits.max:
+            raise InputError(f"input {name!r} holds a value outside of {_NAMES[str(dtype)]}")
+    with np.errstate(over="ignore"):
+        return array.astype(dtype).reshape(shape)
+
+
+def write_outputs(
+    outputs: Mapping[str, Array], binary: Mapping[str, bool], by_default: bool
+) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """The outputs of an answer, and the bytes that follow its JSON.
+
+    Raises:
+        InputError: an output's element type has no name in the protocol.
+    """
+    listed: list[dict[str, Any]] = []
+    chunks: list[bytes] = []
+    for name, array in outputs.items():
+        dtype = str(array.dtype)
+        if dtype not in _NAMES:
+            raise InputError(f"output {name!r} has element type {dtype}, for which the protocol has no name")
+        entry: dict[str, Any] = {"name": name, "datatype": _NAMES[dtype], "shape": list(array.shape)}
+        if binary.get(name, by_default):
+            content = np.ascontiguousarray(array).tobytes()
+            entry["parameters"] = {"binary_data_size": len(content)}
+            chunks.append(content)
+        else:
+            flat = np.ascontiguousarray(array).reshape(-1)
+            entry["data"] = flat if dtype in _WRITTEN else flat.astype(np.float32)
+        listed.append(entry)
+    return listed, chunks
+
+
+def wanted_outputs(listed: Any) -> tuple[tuple[str, ...] | None, dict[str, bool]]:
+    """Which outputs a request wants, and which of them as bytes. Raises InputError."""
+    if listed is None:
+        return None, {}
+    if not isinstance(listed, Sequence) or isinstance(listed, str):
+        raise InputError("'outputs' must be a list")
+    names, binary = [], {}
+    for each in listed:
+        output = mapping(each, "an output")
+        name = output.get("name")
+        if not isinstance(name, str):
+            raise InputError(f"an output's name must be a string, not {shown(name)}")
+        parameters = mapping(output.get("parameters") or {}, "'parameters'")
+        if "classification" in parameters:
+            raise InputError("the extension 'classification' is not supported", "take the output, and sort it")
+        if "binary_data" in parameters:
+            binary[name] = bool(parameters["binary_data"])
+        names.append(name)
+    return tuple(names) or None, binary

@@ -1,0 +1,106 @@
+"""How a supervisor and a worker talk: lines of JSON over a socket pair, questions and answers by number."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from compiler import errors
+from compiler.errors import ServiceUnavailableError, ServingError, TensorwrightError
+
+Handler = Callable[[Mapping[str, Any]], Awaitable[Any]]
+_LIMIT = 1 << 20
+
+
+class Channel:
+    """One end: asks questions, and answers those of the other end by a handler."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handler: Handler) -> None:
+        self._reader, self._writer, self._handler = reader, writer, handler
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._next = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def ask(self, question: Mapping[str, Any]) -> Any:
+        """Ask, and wait for the answer.
+
+        Raises the error of the project that the other end answered, ServiceUnavailableError where it is gone.
+        """
+        if self._closed:
+            raise ServiceUnavailableError("the other process is gone")
+        self._next += 1
+        number = self._next
+        future = self._waiting[number] = asyncio.get_running_loop().create_future()
+        self._send({"ask": number, **question})
+        try:
+            return await future
+        finally:
+            self._waiting.pop(number, None)
+
+    async def serve(self) -> None:
+        """Read until the other end closes."""
+        try:
+            while line := await self._reader.readline():
+                self._receive(json.loads(line))
+        except (ConnectionError, ValueError):
+            pass  # the other process died, maybe in the middle of a line
+        finally:
+            self._closed = True
+            for future in self._waiting.values():
+                if not future.done():
+                    future.set_exception(ServiceUnavailableError("the other process is gone"))
+
+    def close(self) -> None:
+        """Close this end."""
+        self._closed = True
+        self._writer.close()
+
+    def _receive(self, message: Mapping[str, Any]) -> None:
+        if "ask" in message:
+            task = asyncio.get_running_loop().create_task(self._answer(message))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return
+        future = self._waiting.get(message["answer"])
+        if future is not None and not future.done():
+            if message["error"] is None:
+                future.set_result(message["result"])
+            else:
+                future.set_exception(as_error(message["error"]))
+
+    async def _answer(self, message: Mapping[str, Any]) -> None:
+        result = failure = None
+        try:
+            result = await self._handler(message)
+        except TensorwrightError as error:
+            failure = described(error)
+        self._send({"answer": message["ask"], "result": result, "error": failure})
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        if not self._closed:
+            self._writer.write(json.dumps(message).encode() + b"\n")
+
+
+def described(error: TensorwrightError) -> dict[str, Any]:
+    """An error as JSON."""
+    return {"class": type(error).__name__, "message": error.message, "hint": error.hint}
+
+
+def as_error(content: Mapping[str, Any]) -> TensorwrightError:
+    """The error that was described; a ServingError where its class takes more than a message."""
+    kind = getattr(errors, content["class"], ServingError)
+    try:
+        error = kind(content["message"], content["hint"])
+    except TypeError:
+        error = ServingError(content["message"], content["hint"])
+    assert isinstance(error, TensorwrightError)
+    return error
+
+
+async def open_channel(sock: Any, handler: Handler) -> Channel:
+    """A channel over a connected socket."""
+    reader, writer = await asyncio.open_connection(sock=sock, limit=_LIMIT)
+    return Channel(reader, writer, handler)

@@ -1,0 +1,178 @@
+"""What a server serves: its models, and the services that are put around each of them.
+
+Read from a YAML file or made from a command line. A model's services, from the inside out: the module, the batcher,
+then those of `LAYERS` that its options name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from compiler.errors import OptionError, StorageError
+from compiler.serving.batch_options import BatchOptions
+from compiler.serving.batcher import Batcher
+from compiler.serving.caches import embedding, exact
+from compiler.serving.module_service import module_service
+from compiler.serving.observer import Observer
+from compiler.serving.options import options_from
+from compiler.serving.service import Service
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A service that options put around another one: how its options are called, their type, and what builds it."""
+
+    name: str
+    options: type[Any]
+    build: Callable[[Any, Service, Observer], Service]
+
+
+LAYERS: tuple[Layer, ...] = (
+    Layer("embedding_cache", embedding.EmbeddingCacheOptions, embedding.build),
+    Layer("exact_cache", exact.ExactCacheOptions, exact.build),
+)
+"""From the inside out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """How an embedder's texts become tokens, and its outputs vectors.
+
+    Attributes:
+        tokenizer: a tokenizer.json of the tokenizers library; None: the one in the module, if it has one.
+        pooling: of outputs that have a vector for each token: their mean, the first ("cls") or the last one.
+        normalize: vectors have length 1.
+        max_tokens: of a text; more are cut off; None: as many as the module takes, 512 where it takes any number.
+    """
+
+    tokenizer: Path | None = None
+    pooling: str = "mean"
+    normalize: bool = True
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.pooling not in ("mean", "cls", "last"):
+            raise OptionError(f"pooling must be mean, cls or last, not {self.pooling!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationLimits:
+    """How a language model is served.
+
+    Attributes:
+        max_sequences: texts that are generated at once.
+        max_queue: requests that may wait; more are refused.
+        context: tokens of a prompt and its answer; None: the model's context.
+    """
+
+    max_sequences: int = 8
+    max_queue: int = 64
+    context: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """One model of a server.
+
+    Attributes:
+        name: how clients address it.
+        path: a module (.twm), or a folder of versions: VERSION/model.twm with whole numbers as versions, of which the
+            highest is served.
+        batch: how requests are put together.
+        runners, threads: runs at once, and threads of each; None: by the cores.
+        latency_ms: the deadline of requests that name none; None: no deadline.
+        text: for the embeddings route.
+        generation: for language models.
+        layers: options of the services around the batcher, by the names of `LAYERS`.
+    """
+
+    name: str
+    path: Path
+    batch: BatchOptions = field(default_factory=BatchOptions)
+    runners: int | None = None
+    threads: int | None = None
+    latency_ms: float | None = None
+    text: TextOptions = field(default_factory=TextOptions)
+    generation: GenerationLimits = field(default_factory=GenerationLimits)
+    layers: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise OptionError(f"{self.name!r} is no name of a model", "use letters, digits, '.', '_' and '-'")
+
+
+def build_service(options: ModelOptions, path: Path, version: str, observer: Observer) -> Service:
+    """The services of one version of a model, not started; the module is proven by its stored example.
+
+    Raises what loading a module does, and OptionError for options that do not fit the model.
+    """
+    made = module_service(
+        path, options.name, version, runners=options.runners, threads=options.threads, batched=options.batch.enabled
+    )
+    service: Service = Batcher(made, options.batch)
+    for layer in LAYERS:
+        if layer.name in options.layers:
+            service = layer.build(options.layers[layer.name], service, observer)
+    return service
+
+
+def read_configuration(path: Path) -> list[ModelOptions]:
+    """The models that a YAML file lists under `models`, each a mapping of `ModelOptions` and of `LAYERS`.
+
+    Raises:
+        StorageError: it cannot be read.
+        OptionError: it is no YAML, or an option is unknown or does not fit.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise OptionError(f"{path} is no YAML: {error}") from error
+    models = content.get("models") if isinstance(content, Mapping) and set(content) == {"models"} else None
+    if not isinstance(models, Sequence) or isinstance(models, str) or not models:
+        raise OptionError(f"{path} must hold a list of models under the only key 'models'")
+    return check_models(
+        [model_options(each, f"model {place} of {path}", path.parent) for place, each in enumerate(models)]
+    )
+
+
+def model_options(given: Any, where: str, folder: Path | None = None) -> ModelOptions:
+    """The options of a model out of a mapping. Raises OptionError where one is unknown or does not fit."""
+    if not isinstance(given, Mapping):
+        raise OptionError(f"{where} must be a mapping of options, not {given!r}")
+    layers = {layer.name: layer for layer in LAYERS}
+    built = {
+        name: options_from(layers[name].options, value or {}, f"{name} of {where}", folder)
+        for name, value in given.items()
+        if name in layers
+    }
+    plain = {name: value for name, value in given.items() if name not in layers}
+    if "name" not in plain and "path" in plain:
+        plain["name"] = default_name(Path(str(plain["path"])))
+    if "layers" in plain:
+        raise OptionError(f"{where} has no option 'layers'", f"name them directly: {', '.join(layers)}")
+    return replace(options_from(ModelOptions, plain, where, folder), layers=built)
+
+
+def default_name(path: Path) -> str:
+    """A model's name after its file or folder."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", path.name.removesuffix(".twm"))
+    return name.lstrip("._-") or "model"
+
+
+def check_models(models: Sequence[ModelOptions]) -> list[ModelOptions]:
+    """Raise OptionError where two models have one name."""
+    names = [each.name for each in models]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise OptionError(f"two models are named {twice!r}", "give them names: --model NAME=PATH")
+    return list(models)

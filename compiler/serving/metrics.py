@@ -1,0 +1,147 @@
+"""`Metrics`: counters and histograms for Prometheus."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from compiler.serving.request import Response
+from compiler.support.optional import optional_module
+
+MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""Environment variable of prometheus_client: where the processes of one server keep their numbers."""
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_HOUR = 3600.0
+_PREFIX = "tensorwright"
+
+
+class Metrics:
+    """What is counted in one process; `text` sums the processes of a server up. An `Observer` of policies.
+
+    Args:
+        price: of a core for an hour, in any currency; costs are counted in it.
+    """
+
+    def __init__(self, price: float = 0.0) -> None:
+        """Raises MissingDependencyError without the package prometheus_client."""
+        self._library = optional_module("prometheus_client", "serve", "counts requests")
+        self._price = price / _HOUR
+        self.registry = self._library.CollectorRegistry()
+        self.requests = self._counter("requests", "Requests by HTTP status.", "model", "route", "status")
+        self.latency = self._histogram("request_seconds", "Seconds from arrival to answer.", _SECONDS, "model", "route")
+        self.queue = self._histogram("queue_seconds", "Seconds that a request waited for its batch.", _SECONDS, "model")
+        self.compute = self._histogram("compute_seconds", "Seconds that a request's batch ran.", _SECONDS, "model")
+        self.batch = self._histogram("batch_rows", "Rows of the batch that a request ran in.", _ROWS, "model")
+        self.rows = self._counter("rows", "Rows that were answered.", "model")
+        self.cost = self._counter("cost", "Cost of computing: core hours times the price.", "model")
+        self.cost_per_1000 = self._gauge("cost_per_1000_rows", "Cost of 1,000 rows up to now.", "mostrecent", "model")
+        self.cache = self._counter("cache_rows", "Rows looked up in caches.", "model", "cache", "result")
+        self.cache_failures = self._counter(
+            "cache_failures", "Caches that could not be read or written.", "model", "cache"
+        )
+        self.variants = self._counter("variant_rows", "Rows by the variant that answered.", "model", "variant")
+        self.degradation = self._gauge("degradation_level", "Steps below the best variant.", "mostrecent", "model")
+        self.routes = self._counter("route_rows", "Rows by the route that they took.", "model", "path")
+        self.drift = self._gauge("drift", "Mean drift against the reference variant.", "mostrecent", "model")
+        self.drift_exceeded = self._counter("drift_exceeded", "Measurements of drift beyond the limit.", "model")
+        self.tokens = self._counter("tokens", "Tokens of language models.", "model", "kind")
+        self.first_token = self._histogram("first_token_seconds", "Seconds to the first token.", _SECONDS, "model")
+        self._models: dict[str, _ModelMetrics] = {}
+        self._statuses: dict[tuple[str, str, int], Any] = {}
+
+    def observe_request(self, model: str, route: str, status: int, seconds: float) -> None:
+        """A request was answered."""
+        counted = self._statuses.get((model, route, status))
+        if counted is None:
+            counted = self._statuses[model, route, status] = (
+                self.requests.labels(model, route, str(status)),
+                self.latency.labels(model, route),
+            )
+        counted[0].inc()
+        counted[1].observe(seconds)
+
+    def observe_response(self, response: Response, model: str, rows: int, threads: int = 1) -> None:
+        """A service answered."""
+        own = self._models.get(model)
+        if own is None:
+            own = self._models[model] = _ModelMetrics(
+                self.queue.labels(model), self.compute.labels(model), self.batch.labels(model), self.rows.labels(model),
+                self.cost.labels(model), self.cost_per_1000.labels(model),
+            )  # fmt: skip
+        timing = response.timing
+        own.rows.inc(rows)
+        own.counted_rows += rows
+        if timing.batch_rows:
+            own.queue.observe(timing.queued)
+            own.compute.observe(timing.computed)
+            own.batch.observe(timing.batch_rows)
+            if self._price:
+                cost = timing.computed * threads * self._price * min(rows, timing.batch_rows) / timing.batch_rows
+                own.cost.inc(cost)
+                own.counted_cost += cost
+        if self._price:
+            own.cost_per_1000.set(1000 * own.counted_cost / own.counted_rows)
+
+    def observe_cache(self, model: str, cache: str, hits: int, rows: int) -> None:
+        """See `Observer`."""
+        self.cache.labels(model, cache, "hit").inc(hits)
+        self.cache.labels(model, cache, "miss").inc(rows - hits)
+
+    def observe_cache_failure(self, model: str, cache: str) -> None:
+        """See `Observer`."""
+        self.cache_failures.labels(model, cache).inc()
+
+    def observe_variant(self, model: str, variant: str, rows: int) -> None:
+        """See `Observer`."""
+        self.variants.labels(model, variant).inc(rows)
+
+    def observe_degradation(self, model: str, level: int) -> None:
+        """See `Observer`."""
+        self.degradation.labels(model).set(level)
+
+    def observe_route(self, model: str, route: str, rows: int) -> None:
+        """See `Observer`."""
+        self.routes.labels(model, route).inc(rows)
+
+    def observe_drift(self, model: str, value: float, *, exceeded: bool) -> None:
+        """See `Observer`."""
+        self.drift.labels(model).set(value)
+        if exceeded:
+            self.drift_exceeded.labels(model).inc()
+
+    def text(self) -> bytes:
+        """All numbers in Prometheus' text format, those of all processes of the server."""
+        registry = self.registry
+        if os.environ.get(MULTIPROCESS_FOLDER):
+            from prometheus_client import multiprocess
+
+            registry = self._library.CollectorRegistry()
+            multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        text: bytes = self._library.generate_latest(registry)
+        return text
+
+    def _counter(self, name: str, text: str, *labels: str) -> Any:
+        return self._library.Counter(f"{_PREFIX}_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, mode: str, *labels: str) -> Any:
+        return self._library.Gauge(f"{_PREFIX}_{name}", text, labels, registry=self.registry, multiprocess_mode=mode)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Any:
+        return self._library.Histogram(f"{_PREFIX}_{name}", text, labels, registry=self.registry, buckets=buckets)
+
+
+@dataclass
+class _ModelMetrics:
+    """What is counted for one model: looking it up by labels each time takes as long as counting."""
+
+    queue: Any
+    compute: Any
+    batch: Any
+    rows: Any
+    cost: Any
+    cost_per_1000: Any
+    counted_rows: int = 0
+    counted_cost: float = 0.0

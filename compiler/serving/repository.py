@@ -1,0 +1,243 @@
+"""`Repository`: the models of a server; loads, replaces and unloads them while it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from compiler.errors import ModelNotFoundError, ServiceUnavailableError, StorageError, TensorwrightError
+from compiler.serving.configuration import ModelOptions, build_service
+from compiler.serving.observer import NO_OBSERVER, Observer
+from compiler.serving.service import Service
+
+_MODULE = "model.twm"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """A line of the index.
+
+    Attributes:
+        state: "READY", "UNAVAILABLE", or "LOADING".
+        reason: why it is not ready, or why a newer version was refused.
+    """
+
+    name: str
+    version: str
+    state: str
+    reason: str = ""
+
+
+class Loaded:
+    """A version that answers; it is closed when nobody uses it any more."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._users = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+
+    @contextlib.contextmanager
+    def used(self):  # type: ignore[no-untyped-def]
+        """Keep it open meanwhile."""
+        self._users += 1
+        self._unused.clear()
+        try:
+            yield self.service
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._unused.set()
+
+    async def close(self) -> None:
+        """Wait for those that use it, and close it."""
+        await self._unused.wait()
+        await self.service.close()
+
+
+class Repository:
+    """The models of a server, by name; one version of each answers at a time.
+
+    A new version is loaded and proven beside the old one, which answers until then; one that fails leaves it in place.
+    """
+
+    def __init__(self, models: Sequence[ModelOptions], observer: Observer = NO_OBSERVER) -> None:
+        self._options = {each.name: each for each in models}
+        self._observer = observer
+        self._loaded: dict[str, Loaded] = {}
+        self._staged: dict[str, Loaded] = {}
+        self._reasons: dict[str, str] = {}
+        self._locks = {name: asyncio.Lock() for name in self._options}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Load all models, each in its newest version that can be loaded.
+
+        Raises what loading the first model that has none raises.
+        """
+        for name in self._options:
+            await self._start(name)
+
+    async def _start(self, name: str) -> None:
+        failure: TensorwrightError | None = None
+        for path, version in _versions(self._options[name].path):
+            try:
+                await self._stage(name, path, version)
+            except TensorwrightError as error:
+                failure = failure or error
+            else:
+                reason = self._reasons.get(name, "")
+                self.commit(name)
+                if failure is not None:
+                    self._reasons[name] = reason
+                return
+        assert failure is not None
+        raise failure
+
+    @property
+    def ready(self) -> bool:
+        """Whether all models answer."""
+        return len(self._loaded) == len(self._options)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all models, those that are not loaded included."""
+        return tuple(self._options)
+
+    def options(self, name: str) -> ModelOptions:
+        """Of a model. Raises ModelNotFoundError."""
+        if name not in self._options:
+            raise ModelNotFoundError(f"there is no model {name!r}", f"there are {', '.join(self._options)}")
+        return self._options[name]
+
+    def service(self, name: str, version: str | None = None) -> Service:
+        """The service that answers for a model.
+
+        Raises:
+            ModelNotFoundError: there is no such model, or no such version of it.
+            ServiceUnavailableError: it is not loaded.
+        """
+        return self._find(name, version).service
+
+    def lease(self, name: str, version: str | None = None) -> contextlib.AbstractContextManager[Service]:
+        """The service that answers for a model, kept open meanwhile; raises as `service`."""
+        lease: contextlib.AbstractContextManager[Service] = self._find(name, version).used()
+        return lease
+
+    def _find(self, name: str, version: str | None) -> Loaded:
+        loaded = self._loaded.get(name)
+        if loaded is None:
+            self.options(name)
+            reason = self._reasons.get(name, "it is not loaded")
+            raise ServiceUnavailableError(f"model {name!r} does not answer: {reason}")
+        if version is not None and version != loaded.service.version:
+            raise ModelNotFoundError(
+                f"model {name!r} has no version {version!r} here", f"version {loaded.service.version} answers"
+            )
+        return loaded
+
+    def index(self) -> list[ModelStatus]:
+        """All models, what state they are in, and why."""
+        lines = []
+        for name in self._options:
+            loaded, reason = self._loaded.get(name), self._reasons.get(name, "")
+            version = "" if loaded is None else loaded.service.version
+            lines.append(ModelStatus(name, version, "READY" if loaded is not None else "UNAVAILABLE", reason))
+        return lines
+
+    async def load(self, name: str) -> None:
+        """Load a model, or its newest version in place of the one that answers.
+
+        Raises:
+            ModelNotFoundError: there is no such model.
+            StorageError, ArtifactError, VerificationError, ...: as loading a module; what answered before still does.
+        """
+        await self.stage(name)
+        self.commit(name)
+
+    async def stage(self, name: str) -> None:
+        """The first half of `load`: load and prove a version, without it answering yet."""
+        path, version = _versions(self.options(name).path)[0]
+        await self._stage(name, path, version)
+
+    async def _stage(self, name: str, path: Path, version: str) -> None:
+        async with self._locks[name]:
+            await self.discard(name)
+            try:
+                service = await asyncio.to_thread(build_service, self._options[name], path, version, self._observer)
+                await service.start()
+            except TensorwrightError as error:
+                self._reasons[name] = f"loading failed: version {version}: {error.message}"
+                _log.error("model %s: version %s was not loaded: %s", name, version, error.message)
+                raise
+            self._staged[name] = Loaded(service)
+
+    def commit(self, name: str) -> None:
+        """The second half of `load`: the version that was staged answers from now on."""
+        staged = self._staged.pop(name, None)
+        if staged is None:
+            raise ServiceUnavailableError(f"no version of model {name!r} is staged")
+        self._close_later(self._loaded.get(name))
+        self._loaded[name] = staged
+        self._reasons.pop(name, None)
+        _log.info("model %s: version %s answers", name, staged.service.version)
+
+    async def discard(self, name: str) -> None:
+        """Forget a version that was staged."""
+        staged = self._staged.pop(name, None)
+        if staged is not None:
+            await staged.close()
+
+    async def unload(self, name: str) -> None:
+        """Have a model answer no longer, once what it accepted is answered.
+
+        Raises ModelNotFoundError.
+        """
+        self.options(name)
+        loaded = self._loaded.pop(name, None)
+        self._reasons[name] = "it was unloaded"
+        if loaded is not None:
+            await loaded.close()
+
+    def _close_later(self, loaded: Loaded | None) -> None:
+        if loaded is not None:
+            task = asyncio.get_running_loop().create_task(loaded.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Answer what was accepted, and close everything."""
+        everything = [*self._loaded.values(), *self._staged.values()]
+        self._loaded.clear()
+        self._staged.clear()
+        await asyncio.gather(*(each.close() for each in everything), *self._closing)
+
+
+@asynccontextmanager
+async def running(repository: Repository) -> AsyncIterator[Repository]:
+    """Start a repository, and close it at the end."""
+    try:
+        await repository.start()
+        yield repository
+    finally:
+        await repository.close()
+
+
+def _versions(path: Path) -> list[tuple[Path, str]]:
+    """The module files of a model and their versions, the newest first; a file is version 1.
+
+    Raises StorageError for a folder without versions.
+    """
+    if not path.is_dir():
+        return [(path, "1")]
+    numbers = (each.name for each in path.iterdir() if each.name.isascii() and each.name.isdecimal() and each.is_dir())
+    versions = sorted(set(map(int, numbers)), reverse=True)
+    if not versions:
+        raise StorageError(f"{path} holds no versions", f"put a module there as 1/{_MODULE}")
+    return [(path / str(version) / _MODULE, str(version)) for version in versions]

@@ -1,0 +1,224 @@
+"""A worker process of a server: the application on a socket that it shares with the others.
+
+Started by the supervisor with two inherited sockets: the one that listens, and the channel to the supervisor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from compiler.errors import OptionError, TensorwrightError
+from compiler.serving.app.application import Application, Limits, access_log
+from compiler.serving.app.authentication import ApiKeys
+from compiler.serving.app.create import AppOptions, create_app
+from compiler.serving.channel import Channel, described, open_channel
+from compiler.serving.configuration import ModelOptions, check_models, model_options, read_configuration
+from compiler.serving.http_server import HttpOptions, Server
+from compiler.serving.options import options_from
+from compiler.serving.repository import Repository
+from compiler.serving.worker_options import WorkerOptions
+from targets.cpuinfo import usable_cores
+
+_LENGTH_BYTES = 8
+_log = logging.getLogger(__name__)
+
+
+class SupervisedControl:
+    """The control of a worker: the supervisor has all workers do it."""
+
+    def __init__(self, repository: Repository) -> None:
+        self.repository = repository
+        self.channel: Channel | None = None
+        self.draining = False
+
+    async def load(self, name: str) -> None:
+        """See `Control`."""
+        await self._ask("load", name)
+
+    async def unload(self, name: str) -> None:
+        """See `Control`."""
+        await self._ask("unload", name)
+
+    async def _ask(self, action: str, name: str) -> None:
+        assert self.channel is not None
+        await self.channel.ask({"action": action, "model": name})
+
+    async def handle(self, message: Mapping[str, Any]) -> Any:
+        """What the supervisor asks for."""
+        action, name = message["action"], message.get("model", "")
+        if action == "stage":
+            await self.repository.stage(name)
+        elif action == "commit":
+            self.repository.commit(name)
+        elif action == "discard":
+            await self.repository.discard(name)
+        elif action == "unload":
+            await self.repository.unload(name)
+        elif action == "names":
+            return list(self.repository.names)
+        return None
+
+
+class _Talking:
+    """The channel to the supervisor."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._channel: Channel | None = None
+        self._tasks: list[asyncio.Task[Any]] = []
+
+    async def open(self, control: SupervisedControl | None) -> Channel:
+        """Begin to talk."""
+        if self._channel is None:
+            self._channel = channel = await open_channel(self._sock, _nothing if control is None else control.handle)
+            if control is not None:
+                control.channel = channel
+            self._tasks.append(asyncio.create_task(channel.serve()))
+        return self._channel
+
+    def ready(self) -> None:
+        """Say that requests are answered."""
+        assert self._channel is not None
+        self._tasks.append(asyncio.create_task(self._channel.ask({"action": "ready"})))
+
+    async def failed(self, error: TensorwrightError) -> None:
+        """Say why the worker cannot start."""
+        channel = await self.open(None)
+        await channel.ask({"action": "failed", "error": described(error)})
+
+    def when_gone(self, stop: Callable[[], None]) -> None:
+        """Call a function when the supervisor is gone."""
+        self._tasks[0].add_done_callback(lambda _: stop())
+
+
+async def _nothing(message: Mapping[str, Any]) -> Any:
+    return None
+
+
+@dataclass
+class _Worker:
+    options: WorkerOptions
+    listening: socket.socket
+    talking: socket.socket
+
+    async def run(self) -> int:
+        made: list[SupervisedControl] = []
+
+        def control(repository: Repository) -> SupervisedControl:
+            made.append(SupervisedControl(repository))
+            return made[0]
+
+        talking = _Talking(self.talking)
+        try:
+            app = self._app(control)
+            own = made[0]
+            await talking.open(own)
+            await app.repository.start()
+            server = Server(app, self._http(), talking.ready)
+        except TensorwrightError as error:
+            await talking.failed(error)
+            return error.exit_code
+
+        def stop() -> None:
+            own.draining = True
+            server.stop()
+
+        loop = asyncio.get_running_loop()
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(each, stop)
+        talking.when_gone(stop)
+        await server.serve(sockets=[self.listening])
+        await app.repository.close()
+        return 0
+
+    def _app(self, control: Any) -> Application:
+        options = self.options
+        app_options = AppOptions(
+            keys=ApiKeys(options.key_digests),
+            limits=options_from(Limits, options.limits, "limits"),
+            local_only=options.local_only,
+            price=options.price,
+        )
+        return create_app(self._models(), app_options, control=control)
+
+    def _models(self) -> list[ModelOptions]:
+        options = self.options
+        listed = [] if options.configuration is None else read_configuration(Path(options.configuration))
+        listed += [model_options(each, f"model {each.get('name')!r}") for each in options.models]
+        cores = max(1, usable_cores() // options.workers)
+        return [self._shared(each, cores) for each in check_models(listed)]
+
+    @staticmethod
+    def _shared(model: ModelOptions, cores: int) -> ModelOptions:
+        """A model with its part of the cores."""
+        if model.runners is not None or model.threads is not None:
+            return model
+        threads = max(1, cores // 2)
+        return replace(model, threads=threads, runners=max(1, cores // threads))
+
+    def _http(self) -> HttpOptions:
+        return options_from(HttpOptions, self.options.http, "http")
+
+
+def _read_options(sock: socket.socket) -> WorkerOptions:
+    length = int.from_bytes(_exactly(sock, _LENGTH_BYTES), "little")
+    options = pickle.loads(_exactly(sock, length))  # from the process that started this one
+    if not isinstance(options, WorkerOptions):
+        raise OptionError("the supervisor sent no options")
+    return options
+
+
+def _exactly(sock: socket.socket, count: int) -> bytes:
+    content = b""
+    while len(content) < count:
+        part = sock.recv(count - len(content))
+        if not part:
+            raise EOFError("the supervisor is gone")
+        content += part
+    return content
+
+
+def _configure_logs(options: WorkerOptions) -> None:
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(process)d %(message)s"
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    access_log.setLevel(logging.INFO if options.access_log else logging.WARNING)
+    if options.access_log:
+        handler = (
+            logging.StreamHandler(sys.stdout) if options.access_log == "-" else logging.FileHandler(options.access_log)
+        )
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        access_log.addHandler(handler)
+        access_log.propagate = False
+
+
+def main() -> int:
+    """Run a worker until it is told to stop, or its supervisor is gone."""
+    listening, talking = (socket.socket(fileno=int(each)) for each in sys.argv[1:3])
+    options = _read_options(talking)
+    _configure_logs(options)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        loop = asyncio.new_event_loop()
+    else:
+        loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    return loop.run_until_complete(_Worker(options, listening, talking).run())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

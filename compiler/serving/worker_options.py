@@ -1,0 +1,33 @@
+"""`WorkerOptions`: what a supervisor tells its workers; plain data, so that the supervisor loads no runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """What a worker serves, and how.
+
+    Attributes:
+        models: each a mapping, as `configuration.model_options` reads it.
+        configuration: path of a YAML file with more models.
+        workers: how many share this machine's cores.
+        key_digests: SHA-256 of the API keys of clients.
+        local_only: as of `AppOptions`.
+        http, limits: fields of `HttpOptions` and `Limits`.
+        access_log: a path, or "-" for standard output; "": none.
+        price: of a core for an hour.
+    """
+
+    models: tuple[Mapping[str, Any], ...] = ()
+    configuration: str | None = None
+    workers: int = 1
+    key_digests: tuple[bytes, ...] = ()
+    local_only: bool = True
+    http: Mapping[str, Any] = field(default_factory=dict)
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    access_log: str = ""
+    price: float = 0.0
