@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +21,19 @@ RepetitionPenalty = Annotated[
 ]
 Stop = Annotated[
     list[str] | None, typer.Option(metavar="TEXT", help="End where this text appears; may be given several times.")
+]
+Speculative = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Guess at most N tokens and check them in one run; the text stays the same. Needs a module that was "
+        "compiled with --sequences.",
+    ),
+]
+Draft = Annotated[
+    Path | None,
+    typer.Option(metavar="MODULE", help="A smaller model with the same tokens that guesses, for --speculative."),
 ]
 Seed = Annotated[int | None, typer.Option(min=0, metavar="N", help="Of the random numbers.")]
 

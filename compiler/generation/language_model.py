@@ -17,6 +17,7 @@ from compiler.generation.loop import Run, SequenceState, check_fits
 from compiler.generation.options import GenerationOptions
 from compiler.generation.output import Output, Piece
 from compiler.generation.result import Generation
+from compiler.generation.speculation import DraftModel, PromptLookup, Speculation
 from compiler.generation.steps import BatchedSteps, SessionSteps, Steps
 from compiler.generation.tokenizer import Messages, Tokenizer
 from compiler.runtime import Module
@@ -32,11 +33,16 @@ class LanguageModel:
     Generations are independent of each other and may run in several threads at once.
     """
 
-    def __init__(self, module: Module) -> None:
+    def __init__(self, module: Module, draft: LanguageModel | None = None) -> None:
         """Take a module that was compiled from a language model.
+
+        Args:
+            module: of the model.
+            draft: a smaller model with the same tokens, whose guesses this one checks where `speculative` asks for it.
 
         Raises:
             ArtifactError: it is none, or its description is damaged.
+            OptionError: the draft model has other tokens.
             MissingDependencyError: a package of the extra `generate` is missing.
         """
         self.module = module
@@ -52,6 +58,9 @@ class LanguageModel:
             raise ArtifactError(f"the module's description of its language model is damaged: {error}") from error
         content = assets.get(TOKENIZER_ASSET)
         self.tokenizer = None if content is None else Tokenizer(content.tobytes(), self.description)
+        self.draft = draft
+        if draft is not None:
+            _check_same_tokens(self, draft)
 
     def generate(
         self,
@@ -131,9 +140,25 @@ class LanguageModel:
 
         Raises OptionError for options that the model cannot follow.
         """
+        if options.speculative and not self.description.sequences:
+            raise OptionError(
+                "speculative decoding needs a module that reads several tokens a run and returns the logits of each",
+                "compile it with sequences=True (tensorwright compile --sequences)",
+            )
         if options.stops and self.tokenizer is None:
             raise OptionError("stop texts need a tokenizer, and the model was compiled without one")
         return Output(prompt, options, self.description.stop_tokens, self.decode, room)
+
+    def draft_steps(self, slots: int, context: int) -> Steps | None:
+        """As `steps`, of the draft model; None where there is none."""
+        return None if self.draft is None else self.draft.steps(slots, min(context, self.draft.description.context))
+
+    def speculation(self, options: GenerationOptions, drafts: Steps | None, slot: int) -> Speculation:
+        """What guesses the tokens of a sequence; `drafts` reads them with the draft model."""
+        if drafts is None or self.draft is None:
+            return Speculation(PromptLookup(), options.speculative)
+        room = self.draft.description.context if drafts.room is None else drafts.room
+        return Speculation(DraftModel(drafts, slot, room), options.speculative)
 
     def _run(self, prompt: Prompt, options: GenerationOptions, cancel: threading.Event | None) -> Run:
         tokens = self.tokens_of(prompt)
@@ -145,7 +170,14 @@ class LanguageModel:
     def _started(
         self, state: SequenceState, tokens: list[int], options: GenerationOptions, cancel: threading.Event | None
     ) -> Run:
-        return Run(state, tokens, self.output(tokens, options, state.room), cancel)
+        speculation = None
+        output = self.output(tokens, options, state.room)
+        if options.speculative:
+            drafts = (
+                None if self.draft is None else self.draft.steps(1, min(state.room, self.draft.description.context))
+            )
+            speculation = self.speculation(options, drafts, 0)
+        return Run(state, tokens, output, cancel, speculation)
 
 
 class Conversation:
@@ -182,7 +214,11 @@ class Conversation:
 
 
 def load(
-    source: str | os.PathLike[str] | bytes, *, threads: int | None = None, trusted_keys: Sequence[Key] | None = None
+    source: str | os.PathLike[str] | bytes,
+    *,
+    threads: int | None = None,
+    trusted_keys: Sequence[Key] | None = None,
+    draft: str | os.PathLike[str] | bytes | None = None,
 ) -> LanguageModel:
     """Load a language model that `compile` made.
 
@@ -190,13 +226,25 @@ def load(
         source: the path of a `.twm` file, or its bytes.
         threads: how many threads it runs on; None: the module's own setting.
         trusted_keys: as of `compiler.load`.
+        draft: of a smaller model with the same tokens, for speculative decoding.
 
     Raises:
         StorageError, ArtifactError, IncompatibleArtifactError, SignatureError: as of `compiler.load`.
         ArtifactError: it is not a language model.
         MissingDependencyError: a package of the extra `generate` is missing.
     """
-    return LanguageModel(load_module(source, threads=threads, trusted_keys=trusted_keys))
+
+    def loaded(each: str | os.PathLike[str] | bytes) -> Module:
+        return load_module(each, threads=threads, trusted_keys=trusted_keys)
+
+    return LanguageModel(loaded(source), None if draft is None else LanguageModel(loaded(draft)))
+
+
+def _check_same_tokens(model: LanguageModel, draft: LanguageModel) -> None:
+    contents = [each.module.artifact.assets.get(TOKENIZER_ASSET) for each in (model, draft)]
+    tokenizers = [None if each is None else each.tobytes() for each in contents]
+    if tokenizers[0] != tokenizers[1] or model.description.vocabulary != draft.description.vocabulary:
+        raise OptionError("the draft model has another tokenizer or vocabulary than the model", "use one of its family")
 
 
 def merged_options(options: GenerationOptions | None, settings: Mapping[str, Any]) -> GenerationOptions:

@@ -10,6 +10,7 @@ from compiler.errors import InputError
 from compiler.generation.output import Output, Piece, Timing
 from compiler.generation.result import Generation
 from compiler.generation.slots import common_length
+from compiler.generation.speculation import Speculation
 from compiler.generation.steps import Chunk, Logits, Steps
 
 
@@ -33,20 +34,40 @@ class SequenceState:
         del self.tokens[common:]
         return common
 
-    def read(self, tokens: Sequence[int], *, total: int, is_prompt: bool) -> Logits:
-        """Read tokens; the logits of the next one, float32 (vocabulary,)."""
-        chunk = Chunk(0, tokens, len(self.tokens), total, is_prompt, 1)
-        logits: Logits = self._steps.run([chunk])[0][0]
-        self.tokens.extend(tokens)
+    def read_prompt(self, tokens: Sequence[int]) -> Logits:
+        """Read what a prompt has beyond the tokens that are there; float32 (1, vocabulary), the logits of the next."""
+        chunk = Chunk(0, tokens[len(self.tokens) :], len(self.tokens), len(tokens), is_prompt=True, logits=1)
+        return self._read(chunk)
+
+    def read(self, tokens: Sequence[int]) -> Logits:
+        """Read generated tokens; the logits of the one behind each, float32 (tokens, vocabulary)."""
+        position = len(self.tokens)
+        return self._read(Chunk(0, tokens, position, position + len(tokens), is_prompt=False, logits=len(tokens)))
+
+    def forget(self, count: int) -> None:
+        """Go back by so many tokens."""
+        del self.tokens[len(self.tokens) - count :]
+
+    def _read(self, chunk: Chunk) -> Logits:
+        (logits,) = self._steps.run([chunk])
+        self.tokens.extend(chunk.tokens)
         return logits
 
 
 class Run(Iterator[Piece]):
     """One generation, one token per step; `result` once it has ended."""
 
-    def __init__(self, state: SequenceState, prompt: list[int], output: Output, cancel: threading.Event | None) -> None:
+    def __init__(
+        self,
+        state: SequenceState,
+        prompt: list[int],
+        output: Output,
+        cancel: threading.Event | None,
+        speculation: Speculation | None = None,
+    ) -> None:
         check_fits(prompt, state.room)
         self._state, self._prompt, self._output, self._cancel = state, prompt, output, cancel
+        self._speculation = speculation
         self._reused = self._decoded = 0
         self._prompt_seconds = self._decode_seconds = 0.0
         self._result: Generation | None = None
@@ -67,31 +88,43 @@ class Run(Iterator[Piece]):
             if self._cancel is not None and self._cancel.is_set():
                 output.reason = "cancelled"
                 break
-            piece = self._next_piece()
-            if piece is not None:
-                yield piece
+            yield from self._next_pieces()
         rest = output.end()
         self._result = output.result(self._reused, Timing(self._prompt_seconds, self._decode_seconds, self._decoded))
         if rest is not None:
             yield rest
 
-    def _next_piece(self) -> Piece | None:
+    def _next_pieces(self) -> list[Piece]:
         begin = time.perf_counter()
-        tokens, prompt, state = self._output.tokens, self._prompt, self._state
-        is_first = not tokens
-        if is_first:
-            self._reused = state.keep_common(prompt)
-            logits = state.read(prompt[self._reused :], total=len(prompt), is_prompt=True)
-        else:
-            logits = state.read(tokens[-1:], total=len(state.tokens) + 1, is_prompt=False)
-        piece = self._output.take(logits)
-        seconds = time.perf_counter() - begin
-        if is_first:
-            self._prompt_seconds = seconds
-        else:
-            self._decode_seconds += seconds
-            self._decoded += 1
-        return piece
+        if self._output.tokens:
+            pieces = self._decoded_pieces()
+            self._decode_seconds += time.perf_counter() - begin
+            self._decoded += max(1, len(pieces))
+            return pieces
+        self._reused = self._state.keep_common(self._prompt)
+        piece = self._output.take(self._state.read_prompt(self._prompt)[0])
+        self._prompt_seconds = time.perf_counter() - begin
+        return [] if piece is None else [piece]
+
+    def _decoded_pieces(self) -> list[Piece]:
+        """What a run of the last token, and of guesses behind it, gives."""
+        output, speculation = self._output, self._speculation
+        guesses: list[int] = []
+        if speculation is not None:
+            guesses = speculation.draft([*self._prompt, *output.tokens], output.left - 1)
+        before = len(output.tokens)
+        pieces = output.take_checked(self._state.read([output.tokens[-1], *guesses]), guesses)
+        if speculation is not None and guesses:
+            right = right_guesses(guesses, output.tokens[before:])
+            self._state.forget(len(guesses) - right)
+            speculation.checked(len(guesses), right)
+        return pieces
+
+
+def right_guesses(guesses: Sequence[int], tokens: Sequence[int]) -> int:
+    """How many guesses from the first on are the tokens that were chosen."""
+    pairs = enumerate(zip(guesses, tokens, strict=False))
+    return next((i for i, (guess, token) in pairs if guess != token), min(len(guesses), len(tokens)))
 
 
 def check_fits(prompt: Sequence[int], room: int) -> None:

@@ -22,6 +22,8 @@ class GenerationOptions:
             negative; 1 for none.
         stop: texts that end the generation and are not part of the result.
         seed: of the random numbers; None for another one each time. The result says which it was.
+        speculative: guess so many tokens at most, and check them in one run; 0 for none. The result stays the same.
+            Guesses come from the model's draft model, or from what followed in the prompt and the text before.
         logprobs: for each token also log probabilities: its own, and those of so many most likely ones; None for none.
     """
 
@@ -34,6 +36,7 @@ class GenerationOptions:
     stop: str | tuple[str, ...] = ()
     seed: int | None = None
     logprobs: int | None = None
+    speculative: int = 0
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
@@ -42,6 +45,7 @@ class GenerationOptions:
         object.__setattr__(self, "stop", stop)
         self._check_whole("max_new_tokens", 0)
         self._check_whole("top_k", 0)
+        self._check_whole("speculative", 0)
         if self.seed is not None:
             self._check_whole("seed", 0)
         if self.logprobs is not None:

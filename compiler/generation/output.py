@@ -79,6 +79,28 @@ class Output:
             self._check_length()
         return Piece(token, text, logprob)
 
+    def take_checked(self, logits: Logits, guesses: Sequence[int]) -> list[Piece]:
+        """Choose tokens as long as they are what was guessed, and one more.
+
+        Args:
+            logits: float32 (guesses + 1, vocabulary): of the next token, and of that behind each guess.
+            guesses: of the next tokens.
+        """
+        pieces = []
+        for row, expected in enumerate([*guesses, None]):
+            piece = self.take(logits[row])
+            if piece is not None:
+                pieces.append(piece)
+            if self.reason is not None or self.tokens[-1] != expected:
+                break
+        return pieces
+
+    @property
+    def left(self) -> int:
+        """How many more tokens there may be."""
+        used = self._prompt_tokens + len(self.tokens)
+        return max(0, min(self._options.max_new_tokens - len(self.tokens), self._room + 1 - used))
+
     def end(self) -> Piece | None:
         """The text that was held back until the end; call it once, when `reason` is set."""
         rest = "" if self._stop.found else self._stop.add(self._text.end()) + self._stop.end()

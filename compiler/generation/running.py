@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from compiler.errors import TensorwrightError
 from compiler.generation.handle import SequenceHandle, Usage
+from compiler.generation.loop import right_guesses
 from compiler.generation.output import Output, Piece, Timing
 from compiler.generation.slots import Slots, common_length
+from compiler.generation.speculation import Speculation
 from compiler.generation.steps import Chunk, Logits, Steps
 
 _PROMPT_TOKENS = 128  # of prompts that a step reads while others wait for their next token
 _LONE_PROMPT_TOKENS = 512  # where none does
+_GUESSES = 16  # of all sequences of a step; more make it slower than they save
 
 
 class RunningSequence:
@@ -24,8 +27,14 @@ class RunningSequence:
         reused: how many tokens of the prompt were there already.
     """
 
-    def __init__(self, prompt: list[int], output: Output, handle: SequenceHandle) -> None:
+    def __init__(
+        self, prompt: list[int], output: Output, handle: SequenceHandle, speculate: Callable[[int], Speculation] | None
+    ) -> None:
+        """`speculate`: makes what guesses tokens of the sequence in a slot."""
         self.prompt, self.output, self.handle = prompt, output, handle
+        self.speculation: Speculation | None = None
+        self._speculate = speculate
+        self._guesses: list[int] = []
         self.slot: int | None = None
         self.read = self.reused = 0
         self._begin = self._prompt_seconds = self._decode_seconds = 0.0
@@ -45,6 +54,8 @@ class RunningSequence:
         """It has a slot, which holds the first tokens of its prompt."""
         self.slot, self.read, self.reused = slot, reused, reused
         self._begin = time.perf_counter()
+        if self._speculate is not None:
+            self.speculation = self._speculate(slot)
 
     def prompt_chunk(self, most: int) -> Chunk:
         """At most so many of the tokens of its prompt that are next."""
@@ -53,22 +64,34 @@ class RunningSequence:
         is_last = self.read + len(tokens) == len(self.prompt)
         return Chunk(self.slot, tokens, self.read, len(self.prompt), is_prompt=True, logits=int(is_last))
 
-    def token_chunk(self) -> Chunk:
-        """The last token that was generated."""
+    def token_chunk(self, guesses: int) -> Chunk:
+        """The last token that was generated, and at most so many guesses of what follows."""
         assert self.slot is not None
-        return Chunk(self.slot, self.output.tokens[-1:], self.read, self.read + 1, is_prompt=False, logits=1)
+        output = self.output
+        self._guesses = []
+        if self.speculation is not None:
+            self._guesses = self.speculation.draft([*self.prompt, *output.tokens], min(guesses, output.left - 1))
+        tokens = [output.tokens[-1], *self._guesses]
+        return Chunk(self.slot, tokens, self.read, self.read + len(tokens), is_prompt=False, logits=len(tokens))
 
-    def take(self, logits: Logits) -> None:
-        """Go on by the logits of the next token, and hand out what comes of it."""
-        is_first = not self.output.tokens
-        piece = self.output.take(logits)
+    def take(self, logits: Logits) -> int:
+        """Go on by the logits of the next tokens, and hand out what comes of it; how many guesses were wrong."""
+        is_first, before = not self.output.tokens, len(self.output.tokens)
+        pieces = self.output.take_checked(logits, self._guesses)
         now = time.perf_counter()
         if is_first:
             self._prompt_seconds, self._begin = now - self._begin, now
         else:
             self._decode_seconds = now - self._begin
-            self._decoded += 1
-        self._hand_out([] if piece is None else [piece])
+            self._decoded += max(1, len(pieces))
+        wrong = 0
+        if self.speculation is not None and self._guesses:
+            right = right_guesses(self._guesses, self.output.tokens[before:])
+            wrong = len(self._guesses) - right
+            self.speculation.checked(len(self._guesses), right)
+            self.read -= wrong
+        self._hand_out(pieces)
+        return wrong
 
     def cancel(self) -> None:
         """End it where it is."""
@@ -129,7 +152,9 @@ class Batch:
 
     def _advance(self, sequence: RunningSequence, logits: Logits) -> None:
         try:
-            sequence.take(logits[0])
+            wrong = sequence.take(logits)
+            if sequence.slot is not None and wrong:
+                self._slots.forget(sequence.slot, wrong)
         except TensorwrightError as error:
             self._fail(sequence, error)
             return
@@ -138,7 +163,9 @@ class Batch:
 
     def _parts(self) -> list[tuple[RunningSequence, Chunk]]:
         """What each sequence reads in the next step."""
-        parts = [(each, each.token_chunk()) for each in self.running if not each.reads_prompt]
+        decoding = [each for each in self.running if not each.reads_prompt]
+        guesses = max(1, _GUESSES // max(1, len(decoding)))
+        parts = [(each, each.token_chunk(guesses)) for each in decoding]
         left = _PROMPT_TOKENS if parts else _LONE_PROMPT_TOKENS
         begun: list[Sequence[int]] = []
         for sequence in [each for each in self.running if each.reads_prompt]:

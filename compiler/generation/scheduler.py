@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -66,6 +67,7 @@ class Scheduler:
             raise OptionError(f"the context must be 1 to {most} tokens, not {context!r}")
         self.model, self.max_sequences, self.queue, self.context = model, max_sequences, queue, context
         self._batch = Batch(model.steps(max_sequences + kept, context), model.description.stable_context)
+        self._drafts = model.draft_steps(max_sequences + kept, context)
         self._waiting: deque[RunningSequence] = deque()
         self._cancelled: set[SequenceHandle] = set()
         self._wake = threading.Condition()
@@ -96,7 +98,8 @@ class Scheduler:
         tokens = self.model.tokens_of(prompt)
         check_fits(tokens, self.context)
         handle = SequenceHandle(len(tokens), self._cancel)
-        sequence = RunningSequence(tokens, self.model.output(tokens, merged, self.context), handle)
+        speculate = partial(self.model.speculation, merged, self._drafts) if merged.speculative else None
+        sequence = RunningSequence(tokens, self.model.output(tokens, merged, self.context), handle, speculate)
         with self._wake:
             if self._closing:
                 raise OptionError("the scheduler is closed", "submit to another one")

@@ -47,9 +47,10 @@ class Slots:
         """A slot has read tokens."""
         self._held[slot].extend(tokens)
 
-    def forget(self, slot: int, length: int) -> None:
-        """A slot goes back to its first `length` tokens."""
-        del self._held[slot][length:]
+    def forget(self, slot: int, count: int) -> None:
+        """A slot goes back by so many tokens."""
+        held = self._held[slot]
+        del held[len(held) - count :]
 
     def release(self, slot: int) -> None:
         """A sequence has ended: its slot is free."""

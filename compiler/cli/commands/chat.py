@@ -48,6 +48,8 @@ def _chat(
     repetition_penalty: generation.RepetitionPenalty = 1.0,
     stop: generation.Stop = None,
     seed: generation.Seed = None,
+    speculative: generation.Speculative = 0,
+    draft: generation.Draft = None,
     threads: options.Threads = None,
     trusted: options.TrustedKeys = None,
 ) -> None:
@@ -64,8 +66,9 @@ def _chat(
         repetition_penalty=repetition_penalty,
         stop=stop,
         seed=seed,
+        speculative=speculative,
     )
-    model = load(module, threads=threads, trusted_keys=trusted or None)
+    model = load(module, threads=threads, trusted_keys=trusted or None, draft=draft)
     conversation = _begun(model, context, system)
     while (line := _line()) is not None:
         if line == "/quit":

@@ -50,6 +50,8 @@ def _generate(
     repetition_penalty: generation.RepetitionPenalty = 1.0,
     stop: generation.Stop = None,
     seed: generation.Seed = None,
+    speculative: generation.Speculative = 0,
+    draft: generation.Draft = None,
     threads: options.Threads = None,
     trusted: options.TrustedKeys = None,
     as_json: options.Json = False,
@@ -68,9 +70,10 @@ def _generate(
         repetition_penalty=repetition_penalty,
         stop=stop,
         seed=seed,
+        speculative=speculative,
     )
     text = prompt if prompt is not None else _standard_input()
-    model = load(module, threads=threads, trusted_keys=trusted or None)
+    model = load(module, threads=threads, trusted_keys=trusted or None, draft=draft)
     templated = not raw and model.description.chat_template is not None
     asked: Any = _messages(text, system) if templated else text
     result = model.generate(asked, chosen, stream=None if as_json else _write)

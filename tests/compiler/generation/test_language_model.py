@@ -13,16 +13,15 @@ import compiler
 from compiler.errors import ArtifactError, InputError, OptionError
 from compiler.generation import GenerationOptions, LanguageModel, load
 from targets.conformance.models import small_net
-from tests.compiler.generation.models import write_folder
 
 CONTEXT = 96
 
 
 @pytest.fixture(scope="module")
-def module_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    compiler.compile(write_folder(folder), threads=1).export(folder / "model.twm")
-    return folder / "model.twm"
+def module_path(separate: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "model.twm"
+    separate.module.export(path)
+    return path
 
 
 @pytest.fixture(scope="module")

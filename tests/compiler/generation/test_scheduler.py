@@ -6,34 +6,16 @@ import asyncio
 import threading
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import compiler
 from compiler.errors import InputError, OptionError, QueueFullError
 from compiler.generation import LanguageModel, Scheduler
 from compiler.generation.steps import Chunk, Logits
-from tests.compiler.generation.models import write_folder
 
 CONTEXT = 96
 PROMPTS = ["Hello", "a", "The quick brown fox jumps over the lazy dog", "né 漢字"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def separate(folder: Path) -> LanguageModel:
-    return LanguageModel(compiler.compile(folder, threads=1))
-
-
-@pytest.fixture(scope="module")
-def joined(folder: Path) -> LanguageModel:
-    return LanguageModel(compiler.compile(folder, threads=1, sequences=True))
 
 
 @pytest.fixture(params=["separate", "joined"])
