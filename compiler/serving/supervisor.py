@@ -172,7 +172,6 @@ class Supervisor:
             pass_fds=(self._socket.fileno(), theirs.fileno()),
             stdin=subprocess.DEVNULL,
             env=environment,
-            start_new_session=True,  # a terminal's Ctrl-C reaches the supervisor alone, which has workers end in order
         )
         theirs.close()
         content = pickle.dumps(self._options)

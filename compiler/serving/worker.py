@@ -133,9 +133,7 @@ class _Worker:
             own.draining = True
             server.stop()
 
-        loop = asyncio.get_running_loop()
-        for each in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(each, stop)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
         talking.when_gone(stop)
         await server.serve(sockets=[self.listening])
         await app.repository.close()
@@ -205,6 +203,7 @@ def _configure_logs(options: WorkerOptions) -> None:
 
 def main() -> int:
     """Run a worker until it is told to stop, or its supervisor is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the supervisor's, which has workers end
     listening, talking = (socket.socket(fileno=int(each)) for each in sys.argv[1:3])
     options = _read_options(talking)
     _configure_logs(options)
