@@ -22,6 +22,7 @@ import tvm
 from tvm import tirx
 
 from compiler.codegen.boolean_scratch import bytes_for_booleans
+from compiler.codegen.chunked_loops import with_chunk_functions
 from compiler.codegen.fixed_vectors import with_fixed_vectors
 from compiler.codegen.plain_kernels import with_plain_kernels
 from schedules.ir.lets import inlined_divisions, kept_differences, opaque_floats
@@ -47,12 +48,12 @@ def _pipeline() -> tuple[Any, Any, Any]:
         unique = _rewritten(tirx.transform.ConvertSSA()(mod), lambda body: bytes_for_booleans(kept_differences(body)))
         return _rewritten(fixed(unique), lambda body: _on_stack(_unchecked(_without_scopes(body))))
 
-    @tvm.transform.module_pass(opt_level=0, name="InlineDivisions")
-    def inlined(mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
-        return _rewritten(mod, lambda body: opaque_floats(inlined_divisions(body)))
+    @tvm.transform.module_pass(opt_level=0, name="FinishKernels")
+    def finished(mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
+        return with_chunk_functions(_rewritten(mod, lambda body: opaque_floats(inlined_divisions(body))))
 
     def finalize() -> Any:
-        return tvm.transform.Sequential([finalize_host(), inlined])
+        return tvm.transform.Sequential([finalize_host(), finished])
 
     return lowered, finalize, finalize_device
 

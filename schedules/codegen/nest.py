@@ -28,6 +28,8 @@ _INDEX = "int64"
 # How many rows of weights (a vector or two each) the innermost loops ask for ahead: at 4 KiB the processor's own
 # prefetching stops, and a row takes some ten cycles, so this covers the latency of memory.
 ROWS_AHEAD = 64
+# Marks a parallel loop whose body is to be a function: a single iteration is a call of it on the calling thread.
+CHUNKED = "tensorwright.chunked"
 # Iterations of a parallel loop for each core, so that threads which start late or run slowly are balanced.
 CHUNKS_PER_CORE = 4
 
@@ -95,14 +97,14 @@ def parallel_grid(
 ) -> Stmt:
     """Nested loops; when `parallel`, enough of the outer ones are fused into one that every core gets its share.
 
-    A condition for `parallel` is decided when the kernel runs.
+    A condition for `parallel` is decided when the kernel runs; the nest's code exists once all the same.
     """
     if not extents:
         return body([])
+    least = CHUNKS_PER_CORE * machine.cores
     if not isinstance(parallel, bool):
-        several, one = (parallel_grid(extents, body, machine, parallel=each) for each in (True, False))
-        return tirx.IfThenElse(parallel, several, one)
-    fused = _leading(extents, CHUNKS_PER_CORE * machine.cores) if parallel else 0
+        return chunked_grid(extents, body, _leading(extents, least), tirx.Select(parallel, index(least), index(1)))
+    fused = _leading(extents, least) if parallel else 0
     variables = [tirx.Var(each.name, each.dtype) for each in extents[fused:]]
     if not fused:
         return _nested(extents, variables, body(list(variables)))
@@ -113,6 +115,78 @@ def parallel_grid(
     var = tirx.Var("_".join(each.name for each in head), head[0].dtype)
     inner = _nested(extents[fused:], variables, body([*_unfused(var, head), *variables]))
     return loop(var, total, inner, PARALLEL)
+
+
+def chunked_grid(extents: Sequence[Extent], body: Callable[[list[Expr]], Stmt], fused: int, chunks: Expr) -> Stmt:
+    """Nested loops whose first `fused` ones are cut into `chunks` pieces of consecutive iterations, which the threads
+    share; a single piece runs on the calling thread.
+
+    Each chunk is a nest of loops from its first point to its last, so no iteration has to compute its indices by
+    divisions.
+    """
+    before: list[Stmt] = []
+    count = name_opaque("chunks", chunks, before)
+    chunk = tirx.Var("chunk", _INDEX)
+    total: Expr = index(1, _INDEX)
+    for each in extents[:fused]:
+        total = total * _wide(each.extent)
+    ends: list[Stmt] = []
+    first = name_opaque("first", tirx.Div(chunk * total, count), ends)
+    last = name_opaque("last", tirx.Div((chunk + 1) * total, count) - 1, ends)
+    variables = [tirx.Var(each.name, each.dtype) for each in extents[fused:]]
+    nest = _between(
+        extents[:fused], first, last, lambda at: _nested(extents[fused:], variables, body([*at, *variables]))
+    )
+    task = sequence(ends, tirx.IfThenElse(first <= last, nest, None))
+    marks = {CHUNKED: tirx.IntImm("int32", 1)}
+    whole = tirx.For(chunk, index(0, _INDEX), count, PARALLEL, task, annotations=marks)
+    return sequence(before, whole)
+
+
+def _between(extents: Sequence[Extent], first: Expr, last: Expr, body: Callable[[list[Expr]], Stmt]) -> Stmt:
+    """Loops over the points of a grid from one to another, both given by their numbers and included."""
+    bindings: list[Stmt] = []
+    lowest, highest = (
+        [name_opaque(f"{name}_{each.name}", value, bindings) for each, value in zip(extents, point, strict=True)]
+        for name, point in (("first", _point(first, extents)), ("last", _point(last, extents)))
+    )
+
+    def level(at: list[Expr], is_first: Expr | bool, is_last: Expr | bool) -> Stmt:
+        depth = len(at)
+        if depth == len(extents):
+            return body(at)
+        each = extents[depth]
+        inner: list[Stmt] = []
+        low, high = lowest[depth], highest[depth]
+        if depth:
+            low = name_opaque(f"{each.name}_low", tirx.Select(is_first, low, index(0, _INDEX)), inner)
+            high = name_opaque(f"{each.name}_high", tirx.Select(is_last, high, _wide(each.extent) - 1), inner)
+
+        def step(offset: Expr) -> Stmt:
+            wide = low + offset
+            value, binding = bind(
+                each.name, wide if each.dtype == _INDEX else tirx.Cast(each.dtype, wide), each.dtype, 1
+            )
+            here = [both(known, tirx.EQ(_wide(value), end)) for known, end in ((is_first, low), (is_last, high))]
+            return sequence(binding, level([*at, value], *here))
+
+        var = tirx.Var(f"{each.name}_offset", _INDEX)
+        return sequence(inner, loop(var, high - low + 1, step(var)))
+
+    return sequence(bindings, level([], True, True))
+
+
+def _point(number: Expr, extents: Sequence[Extent]) -> list[Expr]:
+    """The indices of a point of a grid from its number."""
+    values: list[Expr] = []
+    for each in reversed(extents[1:]):
+        values.append(tirx.Mod(number, _wide(each.extent)))
+        number = tirx.Div(number, _wide(each.extent))
+    return [number, *reversed(values)]
+
+
+def _wide(value: Expr | int) -> Expr:
+    return expression(value) if isinstance(value, int) or str(value.ty) == _INDEX else tirx.Cast(_INDEX, value)
 
 
 def _leading(extents: Sequence[Extent], least: int) -> int:
