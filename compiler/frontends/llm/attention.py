@@ -124,8 +124,33 @@ def rotated(builder: relax.BlockBuilder, heads: Expr, angles: Expr) -> Expr:
     return builder.emit_te(compute, heads, angles, primfunc_name_hint="rotate")
 
 
+def row_numbers(builder: relax.BlockBuilder, position: Positions, offset: int, length: Any) -> Expr:
+    """The rows of a table of learned positions: int64 (1, length)."""
+
+    def compute(start: te.Tensor) -> te.Tensor:
+        return te.compute((1, length), lambda _, row: position.position(start, row) + offset, name="row_numbers")
+
+    return builder.emit_te(compute, position.operand, primfunc_name_hint="row_numbers")
+
+
+def linear_biases(builder: relax.BlockBuilder, slopes: tuple[float, ...], capacity: Any) -> Expr:
+    """ALiBi: float32 (1, heads, 1, capacity). Softmax takes what a query's own position would subtract from a row."""
+    values = as_constant(np.asarray(slopes, np.float32))
+
+    def compute(slope: te.Tensor) -> te.Tensor:
+        shape = (1, len(slopes), 1, capacity)
+        return te.compute(shape, lambda _, head, __, row: slope[head] * tirx.Cast("float32", row), name="linear_biases")
+
+    return builder.emit_te(compute, values, primfunc_name_hint="linear_biases")
+
+
 def attend(
-    builder: relax.BlockBuilder, config: DecoderConfig, query: Expr, cache: KeyValueCache, window: int | None
+    builder: relax.BlockBuilder,
+    config: DecoderConfig,
+    query: Expr,
+    cache: KeyValueCache,
+    window: int | None,
+    bias: Expr | None,
 ) -> Expr:
     """Causal attention of queries (1, n, heads, size), whose own rows are in the cache: (1, n, heads * size)."""
     found = builder.emit(
@@ -139,6 +164,7 @@ def attend(
             scale=config.score_scale,
             window=window,
             softcap=config.score_cap,
+            bias=bias,
         )
     )
     return builder.emit(R.reshape(found, (1, query.ty.shape[1], config.queries)))

@@ -8,8 +8,29 @@ from typing import Literal
 from compiler.frontends.llm.rope import Rope
 
 MOST_LAYERS = 4096
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 NormKind = Literal["rms", "layer"]
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """A mixture of experts in place of an MLP: a router chooses a few for each token.
+
+    Attributes:
+        count: how many experts there are.
+        chosen: how many a token goes to.
+        intermediate: width of each.
+        normalized: whether the probabilities of those chosen are scaled to sum to 1.
+        shared: width of an MLP that all tokens go to, 0 where there is none.
+        shared_gate: whether what it adds is multiplied with the sigmoid of a product of its own.
+    """
+
+    count: int
+    chosen: int
+    intermediate: int
+    normalized: bool
+    shared: int = 0
+    shared_gate: bool = False
 
 
 @dataclass(frozen=True)
@@ -19,18 +40,21 @@ class LayerConfig:
     Attributes:
         rope: the rotary position embedding, None where the layer has none.
         window: how many positions, its own included, a query sees; None for all before it.
+        experts: the mixture that the layer has in place of an MLP; None for an MLP.
     """
 
     rope: Rope | None
     window: int | None = None
+    experts: ExpertsConfig | None = None
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
     """A decoder-only transformer.
 
-    A block is `x += r * post(attention(pre(x)))`, then `x += r * post(mlp(pre(x)))`; which of the norms there are, and
-    which products have a bias, is known by the weights that the checkpoint holds.
+    A block is `x += r * post(attention(pre(x)))`, then `x += r * post(mlp(pre(x)))`, or both at once of one x where
+    `parallel`; which of the norms there are, and which norms and products have a bias, is known by the weights that the
+    checkpoint holds.
 
     Attributes:
         architecture: the name in the file, as "llama".
@@ -39,7 +63,12 @@ class DecoderConfig:
         head_size: width of a head.
         context: the largest number of positions.
         norm, epsilon: the kind of all norms, and what is added to the variance.
-        activation: of the gated MLP.
+        activation: of the MLP.
+        gated: whether the MLP is `down(activation(gate(x)) * up(x))`; else it is `down(activation(up(x)))`.
+        parallel: whether attention and MLP read the same x.
+        position_rows, position_offset: rows of the table of learned positions, and the row of position 0; no rows for
+            other positions.
+        slopes: of ALiBi, for each head what is added to a score for each position; None for none.
         score_scale: factor of the products of queries and keys.
         score_cap, logit_cap: c of c * tanh(x / c); None for no cap.
         embedding_scale, residual_scale, logit_scale: factors of the embeddings, of what a block adds, of the logits.
@@ -65,6 +94,11 @@ class DecoderConfig:
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     clip: float | None = None
+    gated: bool = True
+    parallel: bool = False
+    position_rows: int = 0
+    position_offset: int = 0
+    slopes: tuple[float, ...] | None = None
 
     @property
     def queries(self) -> int:

@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from tvm import relax, te, tirx
 from tvm.ir import IRModule
 from tvm.relax import op as R
 
-from compiler.frontends.llm.attention import KeyValueCache, Positions, attend, rotated, rotations
+from compiler.frontends.llm.attention import KeyValueCache, Positions, linear_biases, rotations, row_numbers
 from compiler.frontends.llm.config import DecoderConfig
+from compiler.frontends.llm.emitter import Emitter
+from compiler.frontends.llm.feed_forward import feed_forward
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.parameters import Parameters
-from compiler.frontends.llm.products import Products
-from compiler.frontends.llm.weights import Array, Matrix
+from compiler.frontends.llm.self_attention import SelfAttention
+from compiler.frontends.llm.weights import Matrix
 from compiler.passes.rewriting.block_weights import BlockWeight
-from compiler.passes.rewriting.matching import as_constant
 
 Expr = Any
 TOKENS, POSITION, LOGITS = "tokens", "position", "logits"
@@ -52,18 +52,16 @@ def build_decoder(config: DecoderConfig, parameters: Parameters, options: Langua
     return _Builder(config, parameters, options).build()
 
 
-class _Builder:
+class _Builder(Emitter):
     """One decoder under construction."""
 
     def __init__(self, config: DecoderConfig, parameters: Parameters, options: LanguageModelOptions) -> None:
-        self.config, self.parameters, self.options = config, parameters, options
-        self.builder = relax.BlockBuilder()
-        self.products = Products(self.builder, options)
-        self.length = tirx.Var("n", "int64")
+        super().__init__(config, parameters, options)
         self.capacity = tirx.Var("capacity", "int64")
         self.wanted: Any | None = None
 
     def build(self) -> DecoderModule:
+        """The module."""
         config, builder = self.config, self.builder
         tokens = relax.Var(TOKENS, relax.TensorType([1, self.length], "int64"))
         position, places = self._positions()
@@ -97,102 +95,50 @@ class _Builder:
     def _body(self, embedding: Matrix, tokens: Expr, position: Positions, caches: list[Expr]) -> list[Expr]:
         config = self.config
         table = self.products.table(embedding)
-        x = self._scaled(self.products.rows(table, tokens), config.embedding_scale)
+        x = self._embedded(table, tokens, position)
         ropes = {rope: rotations(self.builder, rope, position, self.length) for rope in self._ropes()}
+        bias = None if config.slopes is None else linear_biases(self.builder, config.slopes, self.capacity)
         updated = []
         for index, layer in enumerate(config.layers):
             cache = KeyValueCache(caches[2 * index], caches[2 * index + 1], position)
-            attention = _Attention(self, index, ropes.get(layer.rope), cache)
-            x = self._residual(x, self._normed(index, "post_attention_norm", attention.result(x)))
+            attention = SelfAttention(self, index, ropes.get(layer.rope), bias, cache)
+            x = self._block(index, x, attention)
             updated += [attention.cache.keys, attention.cache.values]
-            x = self._residual(x, self._normed(index, "post_mlp_norm", self._mlp(index, x)))
         if self.wanted is not None:
             x = self.builder.emit_te(_selected, x, self.wanted, primfunc_name_hint="wanted_tokens")
         elif not self.options.all_logits:
             x = self.builder.emit_te(_last, x, primfunc_name_hint="last_token")
         return [self._logits(self.normalized(x, self.parameters.final_norm()), table), *updated]
 
+    def _embedded(self, table: BlockWeight, tokens: Expr, position: Positions) -> Expr:
+        """(1, n) -> (1, n, hidden)"""
+        config = self.config
+        x = self.scaled(self.products.rows(table, tokens), config.embedding_scale)
+        if config.position_rows:
+            places = row_numbers(self.builder, position, config.position_offset, self.length)
+            learned = self.products.exact_rows(self.parameters.positions(), places)
+            x = self.builder.emit(R.add(x, learned))
+        norm = self.parameters.embedding_norm()
+        return x if norm is None else self.normalized(x, norm)
+
+    def _block(self, index: int, x: Expr, attention: SelfAttention) -> Expr:
+        """One layer: (1, n, hidden) -> (1, n, hidden)."""
+        first = self.normed(index, "attention_norm", x)
+        if self.config.parallel:
+            second = self.normed(index, "mlp_norm", x) if self.has_norm(index, "mlp_norm") else first
+            return self.residual(x, attention.result(first), feed_forward(self, index, second))
+        x = self.residual(x, self.normed(index, "post_attention_norm", attention.result(first)))
+        found = feed_forward(self, index, self.normed(index, "mlp_norm", x))
+        return self.residual(x, self.normed(index, "post_mlp_norm", found))
+
     def _logits(self, x: Expr, table: BlockWeight) -> Expr:
         head = self.parameters.head()
         products = self.products
         logits = products.with_table(x, table) if head is None else products.product(x, head, is_head=True)
-        return self._capped(self._scaled(logits, self.config.logit_scale), self.config.logit_cap)
+        return self.capped(self.scaled(logits, self.config.logit_scale), self.config.logit_cap)
 
     def _ropes(self) -> list[Any]:
         return list(dict.fromkeys(layer.rope for layer in self.config.layers if layer.rope is not None))
-
-    def _mlp(self, index: int, x: Expr) -> Expr:
-        emit = self.builder.emit
-        x = self._normed(index, "mlp_norm", x)
-        gate, up = self.products.products(x, self.parameters.gate_up(index))
-        gated = emit(R.multiply(_activated(self.builder, gate, self.config.activation), up))
-        return self.products.product(gated, self.parameters.down(index))
-
-    def _normed(self, index: int, role: str, x: Expr) -> Expr:
-        """Normalized where the layer has that norm."""
-        if not self.parameters.has_norm(index, role):
-            return x
-        return self.normalized(x, self.parameters.norm(index, role, self.config.hidden))
-
-    def normalized(self, x: Expr, weight: Array | None) -> Expr:
-        """Over the last axis; a weight of None is 1."""
-        size = int(x.ty.shape[-1])
-        scale = as_constant(np.ones(size, np.float32) if weight is None else weight.astype(np.float32))
-        if self.config.norm == "rms":
-            return self.builder.emit(R.nn.rms_norm(x, scale, [-1], self.config.epsilon))
-        bias = as_constant(np.zeros(size, np.float32))
-        return self.builder.emit(R.nn.layer_norm(x, scale, bias, [-1], self.config.epsilon))
-
-    def _residual(self, x: Expr, added: Expr) -> Expr:
-        return self.builder.emit(R.add(x, self._scaled(added, self.config.residual_scale)))
-
-    def _scaled(self, x: Expr, factor: float) -> Expr:
-        return x if factor == 1.0 else self.builder.emit(R.multiply(x, _number(factor)))
-
-    def _capped(self, x: Expr, cap: float | None) -> Expr:
-        if cap is None:
-            return x
-        emit = self.builder.emit
-        return emit(R.multiply(emit(R.tanh(emit(R.divide(x, _number(cap))))), _number(cap)))
-
-
-class _Attention:
-    """The attention of one layer; `cache` has the new entries once `result` was called."""
-
-    def __init__(self, model: _Builder, index: int, angles: Expr | None, cache: KeyValueCache) -> None:
-        self._model, self._index, self._angles, self.cache = model, index, angles, cache
-
-    def result(self, x: Expr) -> Expr:
-        """What is added to x: (1, n, hidden)."""
-        model, config, parameters = self._model, self._model.config, self._model.parameters
-        builder = model.builder
-        x = model._normed(self._index, "attention_norm", x)
-        query, key, value = model.products.products(x, parameters.queries_keys_values(self._index))
-        if config.clip is not None:
-            query, key, value = (builder.emit(R.clip(each, -config.clip, config.clip)) for each in (query, key, value))
-        query = self._placed(self._heads(query, config.heads, "q_norm"))
-        key = self._placed(self._heads(key, config.key_heads, "k_norm"))
-        value = self._heads(value, config.key_heads, None)
-        self.cache = self.cache.extended(builder, key, value)
-        found = attend(builder, config, query, self.cache, config.layers[self._index].window)
-        return model.products.product(found, parameters.output(self._index))
-
-    def _heads(self, x: Expr, count: int, norm: str | None) -> Expr:
-        """(1, n, count, head size), normalized a head, or all heads together."""
-        model, size = self._model, self._model.config.head_size
-        emit = model.builder.emit
-        shape = (1, model.length, count, size)
-        if norm is None or not model.parameters.has_norm(self._index, norm):
-            return emit(R.reshape(x, shape))
-        width = model.parameters.norm_size(self._index, norm, (size, count * size))
-        weight = model.parameters.norm(self._index, norm, width)
-        if width == size:
-            return model.normalized(emit(R.reshape(x, shape)), weight)
-        return emit(R.reshape(model.normalized(x, weight), shape))
-
-    def _placed(self, heads: Expr) -> Expr:
-        """Rotated by the positions, where the layer does so."""
-        return heads if self._angles is None else rotated(self._model.builder, heads, self._angles)
 
 
 def _last(x: te.Tensor) -> te.Tensor:
@@ -208,12 +154,3 @@ def _selected(x: te.Tensor, wanted: te.Tensor) -> te.Tensor:
         return x[b, place, k]
 
     return te.compute((1, wanted.shape[0], x.shape[2]), element, name="selected")
-
-
-def _activated(builder: relax.BlockBuilder, x: Expr, kind: str) -> Expr:
-    functions = {"silu": R.nn.silu, "gelu": R.nn.gelu, "gelu_tanh": R.nn.gelu_tanh, "relu": R.nn.relu}
-    return builder.emit(functions[kind](x))
-
-
-def _number(value: float) -> Expr:
-    return relax.const(value, "float32")

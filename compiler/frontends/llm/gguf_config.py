@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from compiler.errors import InvalidModelError, OptionError
-from compiler.frontends.llm.config import MOST_LAYERS, DecoderConfig, LayerConfig
+from compiler.frontends.llm.config import MOST_LAYERS, DecoderConfig, ExpertsConfig, LayerConfig
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.names import Names, gguf_names
 from compiler.frontends.llm.parameters import Storage
@@ -25,11 +25,13 @@ class GgufArchitecture:
     Attributes:
         norms: as of `gguf_names`.
         interleaved: rows of queries and keys are ordered for the rotation of neighbours.
+        normalized: whether the probabilities of a mixture's chosen experts are scaled to sum to 1.
         changes: adapts the configuration.
     """
 
     norms: str = "pre"
     interleaved: bool = False
+    normalized: bool = True
     changes: Callable[[DecoderConfig, GgufFile], DecoderConfig] = lambda config, file: config
 
 
@@ -47,12 +49,12 @@ def read_gguf(file: GgufFile) -> tuple[DecoderConfig, Names, Storage, Checkpoint
             f"{file.path}: the architecture {name!r} is not supported", f"supported: {', '.join(sorted(ARCHITECTURES))}"
         )
     checkpoint = Checkpoint(file, str(file.path))
-    config = found.changes(_config(file, name, checkpoint), file)
+    config = found.changes(_config(file, name, found, checkpoint), file)
     storage = Storage(interleaved=found.interleaved)
     return config, gguf_names(found.norms), storage, checkpoint
 
 
-def _config(file: GgufFile, name: str, checkpoint: Checkpoint) -> DecoderConfig:
+def _config(file: GgufFile, name: str, found: GgufArchitecture, checkpoint: Checkpoint) -> DecoderConfig:
     def number(key: str, default: float | None = None) -> float:
         value = file.value(f"{name}.{key}", default)
         if isinstance(value, list) and len(set(value)) == 1:
@@ -85,12 +87,24 @@ def _config(file: GgufFile, name: str, checkpoint: Checkpoint) -> DecoderConfig:
     layers = count("block_count")
     if layers > MOST_LAYERS:
         raise InvalidModelError(f"{file.path}: {layers} layers, and at most {MOST_LAYERS} are supported")
-    layer = LayerConfig(rope, int(window) if window else None)
+    experts = None
+    if number("expert_count", 0):
+        experts = ExpertsConfig(
+            count=count("expert_count"),
+            chosen=count("expert_used_count"),
+            intermediate=count("expert_feed_forward_length", number("feed_forward_length", 0)),
+            normalized=bool(file.value(f"{name}.expert_weights_norm", found.normalized)),
+            shared=int(number("expert_shared_feed_forward_length", 0)),
+            shared_gate="blk.0.ffn_gate_inp_shexp.weight" in file.names,
+        )
+        if experts.chosen > experts.count:
+            raise InvalidModelError(f"{file.path}: {experts.chosen} experts per token, and {experts.count} in all")
+    layer = LayerConfig(rope, int(window) if window else None, experts)
     vocabulary = file.shape("token_embd.weight")[0] if "token_embd.weight" in file.names else 0
     return DecoderConfig(
         architecture=name,
         hidden=hidden,
-        intermediate=count("feed_forward_length"),
+        intermediate=count("feed_forward_length", experts.intermediate if experts else None),
         vocabulary=vocabulary,
         heads=heads,
         key_heads=key_heads,
@@ -196,6 +210,10 @@ ARCHITECTURES = {
     "mistral3": GgufArchitecture(interleaved=True),
     "qwen2": GgufArchitecture(),
     "qwen3": GgufArchitecture(),
+    "qwen2moe": GgufArchitecture(normalized=False),
+    "qwen3moe": GgufArchitecture(),
+    "olmoe": GgufArchitecture(normalized=False),
+    "granitemoe": GgufArchitecture(interleaved=True, changes=_granite),
     "phi3": GgufArchitecture(),
     "gemma": GgufArchitecture(changes=_gemma),
     "gemma2": GgufArchitecture(norms="sandwich", changes=_gemma2),

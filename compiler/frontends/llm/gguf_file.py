@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,10 @@ class GgufFile:
         return tuple(int(size) for size in reversed(self._tensors[name].shape))
 
     def matrix(self, name: str) -> Matrix:
-        """A tensor of two axes as it is stored."""
+        """A tensor of two axes, or of more with all rows after one another, as it is stored."""
         tensor = self._tensors[name]
-        rows, depth = self.shape(name)
+        *axes, depth = self.shape(name)
+        rows = math.prod(axes)
         kind = tensor.tensor_type.name
         data: Array = np.asarray(tensor.data)
         if kind == "BF16":

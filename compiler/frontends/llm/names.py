@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -11,12 +11,15 @@ class Names:
     """Names by role.
 
     Roles of a layer: attention_norm, q, k, v (or qkv), o, q_norm, k_norm, post_attention_norm, mlp_norm, gate, up (or
-    gate_up), down, post_mlp_norm. A role that the format or architecture does not have is missing.
+    gate_up), down, post_mlp_norm; of a mixture router, expert_gate, expert_up (or expert_gate_up), expert_down, where
+    names may hold "{expert}", and shared_gate, shared_up (or shared_gate_up), shared_down, shared_router. A role that
+    the format or architecture does not have is missing.
 
     Attributes:
         embedding, norm, head: names without ".weight".
         layer: the prefix of layer {index}.
         roles: role -> name below the prefix.
+        positions, embedding_norm: as `embedding`; None where there is no such thing.
     """
 
     embedding: str
@@ -24,11 +27,24 @@ class Names:
     head: str
     layer: str
     roles: Mapping[str, str] = field(default_factory=dict)
+    positions: str | None = None
+    embedding_norm: str | None = None
+
+    def below(self, prefix: str) -> Names:
+        """The same without a prefix, as checkpoints of the model without its head have it."""
+        return replace(
+            self,
+            embedding=self.embedding.removeprefix(prefix),
+            norm=self.norm.removeprefix(prefix),
+            layer=self.layer.removeprefix(prefix),
+            positions=None if self.positions is None else self.positions.removeprefix(prefix),
+            embedding_norm=None if self.embedding_norm is None else self.embedding_norm.removeprefix(prefix),
+        )
 
     def of(self, index: int, role: str) -> str | None:
         """The name of a role in a layer, without ".weight"; None where there is no such thing."""
         name = self.roles.get(role)
-        return None if name is None else self.layer.format(index=index) + name
+        return None if name is None else self.layer.replace("{index}", str(index)) + name
 
 
 _ATTENTION = {
@@ -46,12 +62,41 @@ _POST_NORM = {"post_attention_norm": "post_attention_layernorm", "post_mlp_norm"
 _SANDWICH = {**_POST_NORM, "attention_norm": "input_layernorm", "mlp_norm": "pre_feedforward_layernorm"}
 
 
-def hugging_face_names(norms: str) -> Names:
-    """Names in files of transformers; `norms` says where a block has norms: "pre", "post" or "sandwich" (both)."""
-    roles = {"pre": _PRE_NORM, "post": _POST_NORM, "sandwich": _SANDWICH}[norms]
-    return Names(
-        "model.embed_tokens", "model.norm", "lm_head", "model.layers.{index}.", {**_ATTENTION, **_MLP, **roles}
-    )
+MIXTRAL_EXPERTS = {
+    "router": "block_sparse_moe.gate",
+    "expert_gate": "block_sparse_moe.experts.{expert}.w1",
+    "expert_up": "block_sparse_moe.experts.{expert}.w3",
+    "expert_down": "block_sparse_moe.experts.{expert}.w2",
+}
+QWEN_EXPERTS = {
+    "router": "mlp.gate",
+    "expert_gate": "mlp.experts.{expert}.gate_proj",
+    "expert_up": "mlp.experts.{expert}.up_proj",
+    "expert_down": "mlp.experts.{expert}.down_proj",
+    "shared_gate": "mlp.shared_expert.gate_proj",
+    "shared_up": "mlp.shared_expert.up_proj",
+    "shared_down": "mlp.shared_expert.down_proj",
+    "shared_router": "mlp.shared_expert_gate",
+}
+GRANITE_EXPERTS = {
+    "router": "block_sparse_moe.router.layer",
+    "expert_gate_up": "block_sparse_moe.input_linear",
+    "expert_down": "block_sparse_moe.output_linear",
+    "shared_gate_up": "shared_mlp.input_linear",
+    "shared_down": "shared_mlp.output_linear",
+}
+
+
+def hugging_face_names(norms: str = "pre", roles: Mapping[str, str] | None = None) -> Names:
+    """Names in files of transformers, of Llama and its kin.
+
+    Args:
+        norms: where a block has norms: "pre", "post" or "sandwich" (both).
+        roles: what has other names, or is there as well.
+    """
+    own = {"pre": _PRE_NORM, "post": _POST_NORM, "sandwich": _SANDWICH}[norms]
+    every = {**_ATTENTION, **_MLP, **own, **(roles or {})}
+    return Names("model.embed_tokens", "model.norm", "lm_head", "model.layers.{index}.", every)
 
 
 def gguf_names(norms: str) -> Names:
@@ -68,6 +113,14 @@ def gguf_names(norms: str) -> Names:
         "up": "ffn_up",
         "gate_up": "ffn_up",
         "down": "ffn_down",
+        "router": "ffn_gate_inp",
+        "expert_gate": "ffn_gate_exps",
+        "expert_up": "ffn_up_exps",
+        "expert_down": "ffn_down_exps",
+        "shared_gate": "ffn_gate_shexp",
+        "shared_up": "ffn_up_shexp",
+        "shared_down": "ffn_down_shexp",
+        "shared_router": "ffn_gate_inp_shexp",
     }
     if norms != "post":
         roles |= {"attention_norm": "attn_norm", "mlp_norm": "ffn_norm"}

@@ -7,9 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from compiler.errors import InvalidModelError
-from compiler.frontends.llm.config import DecoderConfig
+from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig
 from compiler.frontends.llm.names import Names
-from compiler.frontends.llm.weights import Array, Checkpoint, Linear, Matrix
+from compiler.frontends.llm.weights import Array, Checkpoint, Experts, Linear, Matrix
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A weight of None is 1, a bias of None 0; each float32 (size,)."""
+
+    weight: Array | None
+    bias: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -17,13 +25,18 @@ class Storage:
     """How a format stores what a decoder has.
 
     Attributes:
-        interleaved: rows of queries and keys are ordered for the rotation of neighbours (GGUF of Llama's kin).
+        interleaved: rows of queries and keys are ordered for the rotation of neighbours (GGUF of Llama's kin, GPT-J).
+        grouped: a fused tensor holds, for each head of keys, its queries, its keys, its values; else all queries come
+            first, then all keys.
+        transposed: weights of layers are stored as (depth, rows).
         norm_offset: what is added to the weight of a norm (Gemma's are stored less 1).
         tied: the head is the embedding; None: where there is no other.
         bare_norms: norms that have no weights (OLMo).
     """
 
     interleaved: bool = False
+    grouped: bool = False
+    transposed: bool = False
     norm_offset: float = 0.0
     tied: bool | None = None
     bare_norms: bool = False
@@ -50,12 +63,22 @@ class Parameters:
             return None
         return self._linear(name, config.vocabulary, config.hidden)
 
-    def final_norm(self) -> Array | None:
-        """The weight (hidden,); None for 1."""
+    def positions(self) -> Matrix:
+        """The table of learned positions: (position rows, hidden)."""
+        config = self._config
+        return self._checkpoint.matrix(f"{self._names.positions}.weight", config.position_rows, config.hidden)
+
+    def embedding_norm(self) -> Norm | None:
+        """Of the embeddings; None where they have none."""
+        name = self._names.embedding_norm
+        return None if name is None else self._norm(name, self._config.hidden)
+
+    def final_norm(self) -> Norm:
+        """The last norm, (hidden,)."""
         return self._norm(self._names.norm, self._config.hidden)
 
-    def norm(self, layer: int, role: str, size: int) -> Array | None:
-        """The weight of a norm; None for 1."""
+    def norm(self, layer: int, role: str, size: int) -> Norm:
+        """A norm of a layer."""
         return self._norm(self._names.of(layer, role), size)
 
     def has_norm(self, layer: int, role: str) -> bool:
@@ -80,13 +103,19 @@ class Parameters:
         widths = [config.queries, config.keys, config.keys]
         q, k, v = self._parts(layer, "qkv", ("q", "k", "v"), widths)
         if self._storage.interleaved:
-            q = q.taken(_halves(config.heads, config.head_size))
-            k = k.taken(_halves(config.key_heads, config.head_size))
+            rope = config.layers[layer].rope
+            rotated = config.head_size if rope is None else rope.size
+            q = q.taken(_halves(config.heads, config.head_size, rotated))
+            k = k.taken(_halves(config.key_heads, config.head_size, rotated))
         return [q, k, v]
 
     def gate_up(self, layer: int) -> list[Linear]:
         """The two products of a gated MLP."""
         return self._parts(layer, "gate_up", ("gate", "up"), [self._config.intermediate] * 2)
+
+    def up(self, layer: int) -> Linear:
+        """The first product of an MLP without gates."""
+        return self._role(layer, "up", self._config.intermediate, self._config.hidden)
 
     def output(self, layer: int) -> Linear:
         """The product behind attention."""
@@ -95,6 +124,47 @@ class Parameters:
     def down(self, layer: int) -> Linear:
         """The last product of the MLP."""
         return self._role(layer, "down", self._config.hidden, self._config.intermediate)
+
+    def router(self, layer: int, config: ExpertsConfig) -> Linear:
+        """The product that chooses experts."""
+        return self._role(layer, "router", config.count, self._config.hidden)
+
+    def expert_gate_up(self, layer: int, config: ExpertsConfig) -> list[Experts]:
+        """The two products of the experts' gated MLPs."""
+        width, depth = config.intermediate, self._config.hidden
+        fused = self._names.of(layer, "expert_gate_up")
+        if fused is not None and self._checkpoint.has(f"{fused}.weight"):
+            whole = Experts(self._checkpoint.stack(f"{fused}.weight", config.count, 2 * width, depth), config.count)
+            return [whole.part(0, width), whole.part(width, 2 * width)]
+        return [self._experts(layer, role, config, width, depth) for role in ("expert_gate", "expert_up")]
+
+    def expert_down(self, layer: int, config: ExpertsConfig) -> Experts:
+        """The last product of the experts."""
+        return self._experts(layer, "expert_down", config, self._config.hidden, config.intermediate)
+
+    def shared_gate_up(self, layer: int, config: ExpertsConfig) -> list[Linear]:
+        """The two products of the MLP that all tokens go to."""
+        return self._parts(layer, "shared_gate_up", ("shared_gate", "shared_up"), [config.shared] * 2)
+
+    def shared_down(self, layer: int, config: ExpertsConfig) -> Linear:
+        """Its last product."""
+        return self._role(layer, "shared_down", self._config.hidden, config.shared)
+
+    def shared_router(self, layer: int) -> Linear:
+        """The product with one output that scales that MLP."""
+        name, hidden = f"{self._names.of(layer, 'shared_router')}.weight", self._config.hidden
+        if self._checkpoint.shape_is(name, (hidden,)):
+            return Linear.of_vector(self._checkpoint.vector(name, hidden))
+        return self._role(layer, "shared_router", 1, hidden)
+
+    def _experts(self, layer: int, role: str, config: ExpertsConfig, rows: int, depth: int) -> Experts:
+        """One tensor, or a tensor for each expert."""
+        name = self._names.of(layer, role)
+        assert name is not None
+        if "{expert}" not in name:
+            return Experts(self._checkpoint.stack(f"{name}.weight", config.count, rows, depth), config.count)
+        each = [f"{name.format(expert=expert)}.weight" for expert in range(config.count)]
+        return Experts.of([self._checkpoint.matrix(one, rows, depth) for one in each])
 
     def _parts(self, layer: int, fused: str, roles: tuple[str, ...], widths: list[int]) -> list[Linear]:
         """Products of their own, or the parts of one."""
@@ -109,6 +179,8 @@ class Parameters:
                 "the checkpoint is not complete",
             )
         linear = self._linear(whole, sum(widths), depth)
+        if fused == "qkv" and self._storage.grouped:
+            linear = linear.taken(_ungrouped(self._config))
         ends = np.cumsum(widths)
         return [linear.taken(slice(end - width, end)) for end, width in zip(ends, widths, strict=True)]
 
@@ -118,17 +190,31 @@ class Parameters:
         return self._linear(name, rows, depth)
 
     def _linear(self, name: str, rows: int, depth: int) -> Linear:
-        weight = self._checkpoint.matrix(f"{name}.weight", rows, depth)
+        if self._storage.transposed and name not in (self._names.embedding, self._names.head):
+            weight = self._checkpoint.matrix(f"{name}.weight", depth, rows).transposed()
+        else:
+            weight = self._checkpoint.matrix(f"{name}.weight", rows, depth)
         has_bias = self._checkpoint.has(f"{name}.bias")
         return Linear(weight, self._checkpoint.vector(f"{name}.bias", rows) if has_bias else None)
 
-    def _norm(self, name: str | None, size: int) -> Array | None:
+    def _norm(self, name: str | None, size: int) -> Norm:
         if self._storage.bare_norms:
-            return None
+            return Norm(None)
         assert name is not None
-        return self._checkpoint.vector(f"{name}.weight", size) + np.float32(self._storage.norm_offset)
+        weight = self._checkpoint.vector(f"{name}.weight", size) + np.float32(self._storage.norm_offset)
+        has_bias = self._checkpoint.has(f"{name}.bias")
+        return Norm(weight, self._checkpoint.vector(f"{name}.bias", size) if has_bias else None)
 
 
-def _halves(heads: int, size: int) -> Array:
-    """The rows in an order in which a rotated pair is half a head apart, where it was side by side."""
-    return np.arange(heads * size).reshape(heads, size // 2, 2).swapaxes(1, 2).reshape(-1)
+def _halves(heads: int, size: int, rotated: int) -> Array:
+    """The rows in an order in which a rotated pair is half of them apart, where it was side by side."""
+    rows = np.arange(heads * size).reshape(heads, size)
+    pairs = rows[:, :rotated].reshape(heads, rotated // 2, 2).swapaxes(1, 2).reshape(heads, rotated)
+    return np.concatenate([pairs, rows[:, rotated:]], axis=1).reshape(-1)
+
+
+def _ungrouped(config: DecoderConfig) -> Array:
+    """The rows of all queries, of all keys, of all values, where those of each head of keys stood together."""
+    each = config.heads // config.key_heads
+    rows = np.arange((each + 2) * config.keys).reshape(config.key_heads, each + 2, config.head_size)
+    return np.concatenate([rows[:, :each].reshape(-1), rows[:, each].reshape(-1), rows[:, each + 1].reshape(-1)])

@@ -11,8 +11,9 @@ from tvm.relax import op as R
 
 from compiler.frontends.llm.blocks import packed
 from compiler.frontends.llm.options import LanguageModelOptions
-from compiler.frontends.llm.weights import Linear, Matrix, joined, stacked
+from compiler.frontends.llm.weights import Experts, Linear, Matrix, joined, joined_experts, stacked, stacked_experts
 from compiler.passes.rewriting.block_weights import BlockWeight, block_product, block_rows
+from compiler.passes.rewriting.expert_products import Routing, expert_product, expert_rows
 from compiler.passes.rewriting.matching import as_constant
 
 Expr = Any
@@ -36,14 +37,41 @@ class Products:
         """Products of one operand: one product where their weights are stored alike, then taken apart."""
         results: list[Expr] = []
         for run in stacked(parts):
-            whole = self.product(x, joined(run))
-            ends = np.cumsum([part.weight.rows for part in run])
-            if len(run) == 1:
-                results.append(whole)
-                continue
-            split = self._builder.emit(R.split(whole, [int(end) for end in ends[:-1]], axis=2))
-            results += [self._builder.emit(relax.TupleGetItem(split, index)) for index in range(len(run))]
+            results += self._split(self.product(x, joined(run)), [part.weight.rows for part in run])
         return results
+
+    def experts(self, x: Expr, parts: Sequence[Experts], routing: Routing, *, of_slots: bool) -> list[Expr]:
+        """Products of each slot of a mixture with the weights of its expert, as `products`: each (slots, rows).
+
+        x are the tokens (n, depth) or, where `of_slots`, what the slots hold: (slots, depth).
+        """
+        results: list[Expr] = []
+        for run in stacked_experts(parts):
+            whole = joined_experts(run)
+            weight = packed(whole.padded(), self._options.precision)
+            activations = self._options.activations
+            slots = x if of_slots else expert_rows(self._builder, x, routing, weight, activations)
+            found = expert_product(self._builder, slots, weight, whole.rows, routing.experts, activations)
+            results += self._split(found, [part.rows for part in run])
+        return results
+
+    def exact(self, x: Expr, linear: Linear) -> Expr:
+        """As `product`, of numbers that are kept as they are stored."""
+        weight = packed(linear.weight, None)
+        result = block_product(self._builder, x, weight, "float32")
+        return result if linear.bias is None else self._builder.emit(R.add(result, as_constant(linear.bias)))
+
+    def exact_rows(self, table: Matrix, places: Expr) -> Expr:
+        """Rows of a table that is kept as it is stored."""
+        return block_rows(self._builder, places, packed(table, None))
+
+    def _split(self, whole: Expr, widths: list[int]) -> list[Expr]:
+        """The parts of a product along its last axis."""
+        if len(widths) == 1:
+            return [whole]
+        ends = [int(end) for end in np.cumsum(widths)[:-1]]
+        split = self._builder.emit(R.split(whole, ends, axis=-1))
+        return [self._builder.emit(relax.TupleGetItem(split, index)) for index in range(len(widths))]
 
     def table(self, embedding: Matrix) -> BlockWeight:
         """The embedding, for `rows` and, where it is the head as well, for `with_table`."""

@@ -77,11 +77,11 @@ class SafetensorsFolder:
         return self._entries[name].shape
 
     def matrix(self, name: str) -> Matrix:
-        """A tensor of two axes, mapped."""
+        """A tensor of two axes, or of more with all rows after one another, mapped."""
         kind, data = self._read(name)
         if data.dtype == np.float64:
             data = data.astype(np.float32)
-        return Matrix(kind, data, data.shape[1])
+        return Matrix(kind, data.reshape(-1, data.shape[-1]), data.shape[-1])
 
     def vector(self, name: str) -> Array:
         """A tensor as float32."""

@@ -12,6 +12,7 @@ from compiler.errors import InvalidModelError
 
 Array = np.ndarray[Any, Any]
 FLOAT_KINDS = ("F32", "F16", "BF16")
+_PANEL = 32  # rows that kernels read together
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Matrix:
         """How many rows there are."""
         return len(self.data)
 
+    def transposed(self) -> Matrix:
+        """Of numbers that are not in blocks: rows become columns."""
+        assert self.kind in FLOAT_KINDS
+        return Matrix(self.kind, np.ascontiguousarray(self.data.T), self.rows)
+
     def taken(self, rows: Array | slice) -> Matrix:
         """These rows, in this order."""
         return Matrix(self.kind, self.data[rows], self.depth)
@@ -45,9 +51,70 @@ class Linear:
     weight: Matrix
     bias: Array | None
 
+    @staticmethod
+    def of_vector(values: Array) -> Linear:
+        """A product with one output: (depth,)."""
+        return Linear(Matrix("F32", np.asarray(values, np.float32)[None], len(values)), None)
+
     def taken(self, rows: Array | slice) -> Linear:
         """Only these outputs, in this order."""
         return Linear(self.weight.taken(rows), None if self.bias is None else self.bias[rows])
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The weights of one product of all experts of a mixture: `count` times `rows` rows, one expert after another."""
+
+    weight: Matrix
+    count: int
+
+    @property
+    def rows(self) -> int:
+        """Of one expert."""
+        return self.weight.rows // self.count
+
+    @staticmethod
+    def of(parts: Sequence[Matrix]) -> Experts:
+        """The weights of each expert, all of one kind and shape."""
+        first = parts[0]
+        return Experts(Matrix(first.kind, np.concatenate([part.data for part in parts]), first.depth), len(parts))
+
+    def part(self, start: int, end: int) -> Experts:
+        """These rows of each expert."""
+        each = self._each()[:, start:end]
+        return Experts(Matrix(self.weight.kind, each.reshape(-1, each.shape[-1]), self.weight.depth), self.count)
+
+    def padded(self) -> Matrix:
+        """With rows of zeros, so that each expert has whole panels of 32 rows."""
+        missing = -self.rows % _PANEL
+        if not missing:
+            return self.weight
+        zeros = np.zeros((self.count, missing, self.weight.data.shape[1]), self.weight.data.dtype)
+        data = np.concatenate([self._each(), zeros], axis=1).reshape(-1, zeros.shape[-1])
+        return Matrix(self.weight.kind, data, self.weight.depth)
+
+    def _each(self) -> Array:
+        return self.weight.data.reshape(self.count, self.rows, -1)
+
+
+def stacked_experts(parts: Sequence[Experts]) -> list[list[Experts]]:
+    """Parts in runs that can be one product."""
+    runs: list[list[Experts]] = []
+    for part in parts:
+        if runs and runs[-1][-1].weight.kind == part.weight.kind:
+            runs[-1].append(part)
+        else:
+            runs.append([part])
+    return runs
+
+
+def joined_experts(run: Sequence[Experts]) -> Experts:
+    """One product whose outputs are those of the parts, one after another, in each expert."""
+    first = run[0]
+    if len(run) == 1:
+        return first
+    data = np.concatenate([part._each() for part in run], axis=1)
+    return Experts(Matrix(first.weight.kind, data.reshape(-1, data.shape[-1]), first.weight.depth), first.count)
 
 
 class Reader(Protocol):
@@ -63,7 +130,8 @@ class Reader(Protocol):
         ...
 
     def matrix(self, name: str) -> Matrix:
-        """A tensor of two axes. Raises InvalidModelError where it is damaged."""
+        """A tensor of two axes, or of more, whose rows are those of all leading axes. Raises InvalidModelError where it
+        is damaged."""
         ...
 
     def vector(self, name: str) -> Array:
@@ -96,9 +164,18 @@ class Checkpoint:
         self._check(name, (rows, depth))
         return self._reader.matrix(name)
 
+    def stack(self, name: str, count: int, rows: int, depth: int) -> Matrix:
+        """A tensor of three axes as (count * rows, depth). Raises InvalidModelError as `matrix`."""
+        self._check(name, (count, rows, depth))
+        return self._reader.matrix(name)
+
     def ignore(self, names: Sequence[str]) -> None:
         """These tensors, where they are there, hold nothing that a model needs."""
         self._left.difference_update(names)
+
+    def ignore_suffixes(self, suffixes: tuple[str, ...]) -> None:
+        """As `ignore`, of all tensors whose names end so."""
+        self._left = {name for name in self._left if not name.endswith(suffixes)}
 
     def check_complete(self) -> None:
         """Raise InvalidModelError where a tensor was not taken: the model has a part that would be left out."""

@@ -166,18 +166,7 @@ def block_product(builder: relax.BlockBuilder, data: Expr, weight: BlockWeight, 
         attrs = {"op_pattern": FUSABLE}
         call = builder.call_te(matmul_bf16, data, pairs, columns, primfunc_name_hint="matmul", primfunc_attrs=attrs)
         return builder.emit(call)
-    if activations == "int8" and not weight.layout.numbers:
-        units = weight.layout.padded_depth(weight.depth) // weight.layout.unit
-        data = builder.emit(
-            builder.call_te(
-                block_round,
-                data,
-                units,
-                weight.layout.unit,
-                primfunc_name_hint="block_round",
-                primfunc_attrs={"op_pattern": _OPAQUE},
-            )
-        )
+    data = rounded_rows(builder, data, weight, activations)
     return builder.emit(
         builder.call_te(
             block_matmul,
@@ -186,6 +175,24 @@ def block_product(builder: relax.BlockBuilder, data: Expr, weight: BlockWeight, 
             **weight.form,
             primfunc_name_hint="block_matmul",
             primfunc_attrs={"op_pattern": FUSABLE},
+        )
+    )
+
+
+def rounded_rows(builder: relax.BlockBuilder, data: Expr, weight: BlockWeight, activations: str) -> Expr:
+    """Data (..., depth) as products with a weight read them: rounded in units for "int8" and integer weights, emitted;
+    else as they are."""
+    if activations != "int8" or weight.layout.numbers:
+        return data
+    units = weight.layout.padded_depth(weight.depth) // weight.layout.unit
+    return builder.emit(
+        builder.call_te(
+            block_round,
+            data,
+            units,
+            weight.layout.unit,
+            primfunc_name_hint="block_round",
+            primfunc_attrs={"op_pattern": _OPAQUE},
         )
     )
 

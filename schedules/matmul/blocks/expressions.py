@@ -17,6 +17,7 @@ from schedules.matmul.blocks.rounding import HEADER, SCALE
 from tvm import te  # isort: skip
 
 BLOCK_MATMUL = "block-matmul"
+EXPERT_MATMUL = "expert-matmul"
 
 
 def int32(value: int) -> Any:
@@ -48,9 +49,8 @@ def plain_number(words: Any, layout: BlockFormat, panel: Any, k: Any, lane: Any)
     return tirx.Cast("float32", tirx.reinterpret("float16", tirx.Cast("uint16", word)))
 
 
-def element(arrays: Mapping[str, Any], layout: BlockFormat, k: Any, column: Any) -> Any:
-    """The float32 element (k, column) of a weight."""
-    panel, lane = tirx.floordiv(column, PANEL), tirx.floormod(column, PANEL)
+def element(arrays: Mapping[str, Any], layout: BlockFormat, k: Any, panel: Any, lane: Any) -> Any:
+    """The float32 element of a weight at place k of the depth, in a column of a panel."""
     if layout.numbers:
         return plain_number(arrays["numbers"], layout, panel, k, lane)
     planes = [arrays[f"plane{at}"] for at in range(len(layout.planes))]
@@ -82,23 +82,59 @@ def block_matmul(data: Any, *stored: Any, columns: int, depth: int, layout: str)
     """
     form = BlockFormat.of_text(layout)
     arrays = dict(zip(form.arrays, stored, strict=True))
-    rounded = str(data.dtype) == "int32"
-    lead = data.shape[:-2] if rounded else data.shape[:-1]
     k = te.reduce_axis((tirx.const(0, "int64"), tirx.const(depth, "int64")), name="k")
 
-    def a(*at: Any) -> Any:
-        if not rounded:
-            return data(*at, k)
-        unit, place = tirx.floordiv(k, form.unit), tirx.floormod(k, form.unit)
-        word = data(*at, unit, tirx.floordiv(place, QUAD) + HEADER)
-        byte = (word << (int32(24) - tirx.Cast("int32", tirx.floormod(place, QUAD)) * 8)) >> int32(24)
-        return tirx.Cast("float32", byte) * tirx.reinterpret("float32", data(*at, unit, SCALE))
-
     def point(*at: Any) -> Any:
-        return te.sum(a(*at[:-1]) * element(arrays, form, k, at[-1]), axis=k)
+        panel, lane = _column(at[-1])
+        return te.sum(_number_of(data, form, at[:-1], k) * element(arrays, form, k, panel, lane), axis=k)
 
     attrs = {KIND: BLOCK_MATMUL, SPEC: layout}
-    return te.compute([*lead, tirx.const(columns, "int64")], point, name="matmul", attrs=attrs)
+    return te.compute([*_rows_of(data), tirx.const(columns, "int64")], point, name="matmul", attrs=attrs)
+
+
+def expert_matmul(data: Any, experts: Any, *stored: Any, columns: int, depth: int, layout: str) -> Any:
+    """The product of each row of data with the weight of an expert: float32 (rows, columns).
+
+    Args:
+        data: float32 (rows, depth), or what `block_round` makes of it, with the format's `unit`.
+        experts: int64 (rows,), the expert of each row. Weights are read once for rows of one expert that follow each
+            other.
+        stored: the arrays of a weight in which each expert has `columns` columns, rounded up to whole panels.
+        columns: of one expert.
+        depth: of the weight.
+        layout: the text of its `BlockFormat`.
+    """
+    form = BlockFormat.of_text(layout)
+    arrays = dict(zip(form.arrays, stored, strict=True))
+    k = te.reduce_axis((tirx.const(0, "int64"), tirx.const(depth, "int64")), name="k")
+
+    def point(row: Any, column: Any) -> Any:
+        panel, lane = _column(column)
+        panel = experts(row) * -(-columns // PANEL) + panel
+        return te.sum(_number_of(data, form, (row,), k) * element(arrays, form, k, panel, lane), axis=k)
+
+    attrs = {KIND: EXPERT_MATMUL, SPEC: layout}
+    return te.compute([data.shape[0], tirx.const(columns, "int64")], point, name="matmul", attrs=attrs)
+
+
+def _column(column: Any) -> tuple[Any, Any]:
+    """The panel of a column, and the lane in it."""
+    return tirx.floordiv(column, PANEL), tirx.floormod(column, PANEL)
+
+
+def _rows_of(data: Any) -> list[Any]:
+    """The axes before the depth, of float32 or rounded data."""
+    return list(data.shape[:-2] if str(data.dtype) == "int32" else data.shape[:-1])
+
+
+def _number_of(data: Any, form: BlockFormat, at: tuple[Any, ...], k: Any) -> Any:
+    """The float32 of float32 or rounded data at place k of a row."""
+    if str(data.dtype) != "int32":
+        return data(*at, k)
+    unit, place = tirx.floordiv(k, form.unit), tirx.floormod(k, form.unit)
+    word = data(*at, unit, tirx.floordiv(place, QUAD) + HEADER)
+    byte = (word << (int32(24) - tirx.Cast("int32", tirx.floormod(place, QUAD)) * 8)) >> int32(24)
+    return tirx.Cast("float32", byte) * tirx.reinterpret("float32", data(*at, unit, SCALE))
 
 
 def block_take(places: Any, *stored: Any, columns: int, depth: int, layout: str) -> Any:
@@ -112,6 +148,6 @@ def block_take(places: Any, *stored: Any, columns: int, depth: int, layout: str)
     def point(*at: Any) -> Any:
         place = tirx.Cast("int64", places(*at[:-1]))
         place = tirx.max(tirx.min(place, tirx.const(columns - 1, "int64")), tirx.const(0, "int64"))
-        return element(arrays, form, at[-1], place)
+        return element(arrays, form, at[-1], *_column(place))
 
     return te.compute([*places.shape, tirx.const(depth, "int64")], point, name="take")

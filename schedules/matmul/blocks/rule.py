@@ -40,7 +40,7 @@ class MatmulBlocks(MatmulOfParts):
     version: ClassVar[int] = 1
 
     def match(self, kernel: Kernel, machine: Machine) -> BlockWorkload | None:
-        parts = parts_of(kernel)
+        parts = self.parts(kernel)
         if parts is None:
             return None
         rows, columns, depth = parts.form.known_extents
@@ -58,10 +58,10 @@ class MatmulBlocks(MatmulOfParts):
         return parts_of(kernel)
 
     def writer(self, parts: Any, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
-        return BlockWriter(parts, fused, machine, rows=rows, vectors=_vectors(machine))
+        return BlockWriter(parts, fused, machine, rows=rows, vectors=vectors_of(machine))
 
 
-def _vectors(machine: Machine) -> int:
+def vectors_of(machine: Machine) -> int:
     """Vectors of columns of a tile: two, of a panel that holds whole ones."""
     return max(1, min(2, PANEL // machine.lanes("float32")))
 
@@ -69,15 +69,15 @@ def _vectors(machine: Machine) -> int:
 def _most_rows(workload: BlockWorkload, machine: Machine) -> int:
     """Rows whose sums fit the registers, beside the weights of a step and what they are unpacked with: twice the sums
     where those of a unit are integers or unscaled."""
-    vectors = _vectors(machine)
+    vectors = vectors_of(machine)
     plain = bool(BlockFormat.of_text(workload.layout).numbers)
     most = max(1, (machine.vector_registers - 2 * vectors - 2) // (vectors if plain else 2 * vectors))
     return most if plain else min(_UNPACKED_ROWS, most)
 
 
-def parts_of(kernel: Kernel) -> Parts | None:
-    """The operands of a kernel of `block_matmul`."""
-    stages = anchor_stages(kernel, BLOCK_MATMUL)
+def parts_of(kernel: Kernel, kind: str = BLOCK_MATMUL) -> Parts | None:
+    """The operands of a kernel of `block_matmul` or, of the other kind, `expert_matmul`."""
+    stages = anchor_stages(kernel, kind)
     if len(stages) != 1 or not kernel.is_plain or stages[0].store is None:
         return None
     stage = stages[0]
@@ -88,28 +88,30 @@ def parts_of(kernel: Kernel) -> Parts | None:
     if column is None or depth is None:
         return None
     layout = BlockFormat.of_text(str(stage.annotations[SPEC]))
-    data, weights = _operands(stage, store.buffer, column)
+    data, experts, weights = _operands(stage, store.buffer, column)
     arrays = _named(weights, layout)
-    if data is None or arrays is None:
+    if data is None or arrays is None or (experts is None) != (kind == BLOCK_MATMUL):
         return None
     form = panel_form(stage, depth, data, weights[0])
-    return Parts(form, layout, data, arrays)
+    return Parts(form, layout, data, arrays, experts)
 
 
-def _operands(stage: Stage, result: Any, column: Axis) -> tuple[Any | None, list[Any]]:
-    """A load of the data, and the loads of the weight's arrays in the order of the expression, which has one of each.
+def _operands(stage: Stage, result: Any, column: Axis) -> tuple[Any | None, Any | None, list[Any]]:
+    """A load of the data, one of the experts, and the loads of the weight's arrays in the order of the expression.
 
     Arrays of equal content are one constant, so that a buffer may stand for several of them.
     """
-    data, weights = None, list[Any]()
+    data, experts, weights = None, None, list[Any]()
     for load in stage.loads:
         if load.source.same_as(result):
             continue
-        if not any(uses(each, column.var) for each in load.indices):
+        if str(load.source.dtype) == "int64":
+            experts = load
+        elif not any(uses(each, column.var) for each in load.indices):
             data = load if data is None else data
         else:
             weights.append(load)
-    return data, weights
+    return data, experts, weights
 
 
 def _named(weights: list[Any], layout: BlockFormat) -> dict[str, Any] | None:

@@ -33,12 +33,17 @@ _MOST_ROWS = 64  # of a task
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The stage of a product and its operands: `data` is a load, `arrays` are the weight's buffers by name."""
+    """The stage of a product and its operands.
+
+    `data` is a load, `arrays` are the weight's buffers by name; `experts` is a load of each row's expert, None where
+    all rows have one weight.
+    """
 
     form: MatmulForm
     layout: BlockFormat
     data: Any
     arrays: dict[str, Any]
+    experts: Any | None = None
 
     @property
     def rounded(self) -> bool:
@@ -95,7 +100,7 @@ class BlockWriter(WriterOfParts[Parts]):
     ) -> Stmt:
         """`rows x width` results: the steps follow each other, their sums scaled and added in registers."""
         totals = RegisterTile(rows, width, self.lanes, "float32")
-        place = _Place(batch, row, tirx.FloorDiv(column, index(PANEL)), tirx.FloorMod(column, index(PANEL)))
+        place = _Place(batch, row, self._panel(batch, row, column), tirx.FloorMod(column, index(PANEL)))
         zero = tirx.const(0.0, "float32")
         parts = [*totals.allocations, *totals.stores(lambda i, at, lane: zero)]
         if self.layout.numbers:
@@ -112,6 +117,10 @@ class BlockWriter(WriterOfParts[Parts]):
         return sequence([*parts, *self._finish(totals, batch, row, rows, column, width)])
 
     # Operands.
+
+    def _panel(self, batch: Batch, row: Expr, column: Expr) -> Expr:
+        """The panel that the rows of a tile multiply."""
+        return tirx.FloorDiv(column, index(PANEL))
 
     def _data(self, place: _Place, row: int, *last: Expr | int) -> Expr:
         """An element of the data in a row of the tile."""

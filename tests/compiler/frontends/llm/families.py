@@ -38,7 +38,14 @@ _LONGROPE = {
 }
 _ALTERNATE = ["sliding_attention", "full_attention"]
 
-# name -> (class of transformers, what differs from the common sizes)
+_BARE: dict[str, Any] = {
+    "head_dim": None,
+    "num_key_value_heads": None,
+    "intermediate_size": None,
+}  # of models that have no such settings
+_GPT2 = {**_BARE, "n_embd": 48, "n_head": 4, "n_layer": 2, "n_positions": 640}
+
+# name -> (class of transformers, what differs from the common sizes; None leaves one of those out)
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"rope_parameters": _LLAMA3, "tie_word_embeddings": True}),
     "llama-biases": ("Llama", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4}),
@@ -77,6 +84,49 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "gemma3": ("Gemma3Text", {"sliding_window": 9, "layer_types": _ALTERNATE, "query_pre_attn_scalar": 24}),
+    "mixtral": ("Mixtral", {"num_local_experts": 5, "sliding_window": 30}),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "shared_expert_intermediate_size": 56,
+            "mlp_only_layers": [0],
+        },
+    ),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True},
+    ),
+    "olmoe": (
+        "Olmoe",
+        {"num_experts": 6, "num_experts_per_tok": 4, "clip_qkv": 0.5, "head_dim": 12, "pad_token_id": 1},
+    ),
+    "granitemoe": (
+        "GraniteMoe",
+        {"num_local_experts": 5, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.1},
+    ),
+    "granitemoeshared": ("GraniteMoeShared", {"num_local_experts": 5, "shared_intermediate_size": 72, "head_dim": 12}),
+    "gpt2": ("GPT2", _GPT2),
+    "gpt_bigcode": ("GPTBigCode", _GPT2),
+    "gpt_bigcode-heads": ("GPTBigCode", {**_GPT2, "multi_query": False}),
+    "gptj": ("GPTJ", {**_GPT2, "n_head": 3, "rotary_dim": 8}),
+    "gpt_neox": ("GPTNeoX", {**_BARE, "intermediate_size": 80, "hidden_size": 64}),
+    "gpt_neox-sequential": (
+        "GPTNeoX",
+        {**_BARE, "intermediate_size": 80, "hidden_size": 64, "use_parallel_residual": False, "attention_bias": False},
+    ),
+    "starcoder2": ("Starcoder2", {"sliding_window": 50, "head_dim": 12}),
+    "falcon": ("Falcon", {**_BARE, "num_kv_heads": 2, "new_decoder_architecture": True, "ffn_hidden_size": 100}),
+    "falcon-7b": ("Falcon", {**_BARE, "multi_query": True, "bias": True}),
+    "falcon-sequential": ("Falcon", {**_BARE, "multi_query": False, "parallel_attn": False, "bias": True}),
+    "mpt": ("Mpt", {**_BARE, "d_model": 48, "n_heads": 6, "n_layers": 2}),
+    "bloom": ("Bloom", {**_BARE, "n_head": 6, "n_layer": 2}),
+    "opt": ("OPT", {**_BARE, "ffn_dim": 96, "word_embed_proj_dim": 48}),
+    "phi": ("Phi", {"hidden_size": 64, "num_key_value_heads": 4}),
+    "stablelm": ("StableLm", {"hidden_size": 64, "use_qkv_bias": True}),
+    "cohere": ("Cohere", {"head_dim": 12, "pad_token_id": 0}),
     "olmo": ("Olmo", {"clip_qkv": 0.05, "head_dim": 12}),
     "olmo2": ("Olmo2", {"head_dim": 12}),
     "olmo3": ("Olmo3", {"sliding_window": 9, "layer_types": _ALTERNATE, "head_dim": 12}),
@@ -91,8 +141,10 @@ def save_model(name: str, folder: Path, **changes: Any) -> Any:
     kind, differs = FAMILIES[name]
     settings: Mapping[str, Any] = {**_SIZES, "eos_token_id": 0, **differs, **changes}
     torch.manual_seed(len(name))
-    config = getattr(transformers, f"{kind}Config")(**settings)
-    model = getattr(transformers, f"{kind.removesuffix('Text')}ForCausalLM")(config).eval()
+    config = getattr(transformers, f"{kind}Config")(
+        **{key: value for key, value in settings.items() if value is not None}
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             # Large enough that every part counts, norms and biases included.

@@ -14,7 +14,7 @@ from tests.compiler.frontends.llm.families import FAMILIES, greedy, save_model
 pytest.importorskip("transformers")
 
 # Together these have each option; `python -m tests.coverage language` runs all of them at longer prompts.
-_TESTED = ("llama", "phi3", "gemma3", "olmo2")
+_TESTED = ("llama", "phi3", "gemma3", "olmo2", "qwen2_moe", "gpt2", "gptj", "bloom")
 _STEPS = 12
 
 
@@ -47,7 +47,7 @@ def test_all_logits_are_returned_on_request(tmp_path: Path) -> None:
 
 
 def test_the_families_are_those_that_are_supported() -> None:
-    from compiler.frontends.llm.hugging_face import FAMILIES as SUPPORTED
+    from compiler.frontends.llm.families import FAMILIES as SUPPORTED
 
     names = {name.partition("-")[0] for name in FAMILIES}
     assert {"gemma3" if name == "gemma3_text" else name for name in SUPPORTED} - {"ministral"} == names

@@ -15,6 +15,8 @@ from safetensors.numpy import load_file, save_file
 import compiler
 from compiler.errors import InvalidModelError, OptionError, StorageError, UserError
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
+from tests.compiler.frontends.llm.expert_gguf import write_expert_gguf
+from tests.compiler.frontends.llm.families import save_model
 from tests.compiler.generation.models import GGUF_NAMES, interleaved, weights, write_folder, write_gguf
 
 PROMPT = np.array([list(b"Once upon a time")])
@@ -37,6 +39,16 @@ def test_a_gguf_file_computes_with_the_numbers_that_it_stores(kind: str, tmp_pat
         stored[name] = values if values.ndim == 1 else gguf.dequantize(gguf.quantize(values, block), block)
     save_file(stored, folder / "model.safetensors")
     np.testing.assert_allclose(found, _logits(folder), rtol=0, atol=1e-5 * abs(found).max())
+
+
+def test_stacked_experts_of_a_gguf_file_are_those_of_a_folder(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    sizes = {"hidden_size": 64, "vocab_size": 260, "num_hidden_layers": 1, "mlp_only_layers": []}
+    save_model("qwen2_moe", tmp_path, **sizes, moe_intermediate_size=64, shared_expert_intermediate_size=32)
+    stored = write_expert_gguf(tmp_path / "model.gguf", tmp_path, "qwen2moe", "Q4_0")
+    save_file({name: np.ascontiguousarray(values) for name, values in stored.items()}, tmp_path / "model.safetensors")
+    found = _logits(tmp_path / "model.gguf")
+    np.testing.assert_allclose(found, _logits(tmp_path), rtol=0, atol=1e-5 * abs(found).max())
 
 
 def test_the_tokenizer_and_the_template_of_a_gguf_file_are_kept(tmp_path: Path) -> None:

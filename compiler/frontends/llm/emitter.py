@@ -1,0 +1,86 @@
+"""What the parts of a decoder share while it is built: the block builder, weights, norms and small operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tvm import relax, tirx
+from tvm.relax import op as R
+
+from compiler.frontends.llm.config import DecoderConfig
+from compiler.frontends.llm.options import LanguageModelOptions
+from compiler.frontends.llm.parameters import Norm, Parameters
+from compiler.frontends.llm.products import Products
+from compiler.passes.rewriting.matching import as_constant
+
+Expr = Any
+
+
+class Emitter:
+    """Emits operations of one decoder. `length` is the symbolic number of tokens of a run."""
+
+    def __init__(self, config: DecoderConfig, parameters: Parameters, options: LanguageModelOptions) -> None:
+        self.config, self.parameters, self.options = config, parameters, options
+        self.builder = relax.BlockBuilder()
+        self.products = Products(self.builder, options)
+        self.length = tirx.Var("n", "int64")
+
+    def has_norm(self, index: int, role: str) -> bool:
+        """Whether a layer has this norm."""
+        return self.parameters.has_norm(index, role)
+
+    def normed(self, index: int, role: str, x: Expr) -> Expr:
+        """Normalized where the layer has that norm."""
+        if not self.has_norm(index, role):
+            return x
+        return self.normalized(x, self.parameters.norm(index, role, self.config.hidden))
+
+    def normalized(self, x: Expr, norm: Norm) -> Expr:
+        """Over the last axis."""
+        size = int(x.ty.shape[-1])
+        scale = as_constant(np.ones(size, np.float32) if norm.weight is None else norm.weight.astype(np.float32))
+        if self.config.norm == "rms":
+            return self.builder.emit(R.nn.rms_norm(x, scale, [-1], self.config.epsilon))
+        bias = as_constant(np.zeros(size, np.float32) if norm.bias is None else norm.bias.astype(np.float32))
+        return self.builder.emit(R.nn.layer_norm(x, scale, bias, [-1], self.config.epsilon))
+
+    def residual(self, x: Expr, *added: Expr) -> Expr:
+        """x and what parts of a block add to it."""
+        for each in added:
+            x = self.builder.emit(R.add(x, self.scaled(each, self.config.residual_scale)))
+        return x
+
+    def activated(self, x: Expr) -> Expr:
+        """The activation of the MLP."""
+        return self.builder.emit(_ACTIVATIONS[self.config.activation](x))
+
+    def scaled(self, x: Expr, factor: float) -> Expr:
+        """Times a number."""
+        return x if factor == 1.0 else self.builder.emit(R.multiply(x, number(factor)))
+
+    def capped(self, x: Expr, cap: float | None) -> Expr:
+        """cap * tanh(x / cap); x where there is no cap."""
+        if cap is None:
+            return x
+        emit = self.builder.emit
+        return emit(R.multiply(emit(R.tanh(emit(R.divide(x, number(cap))))), number(cap)))
+
+
+def number(value: float) -> Expr:
+    """A float32 constant."""
+    return relax.const(value, "float32")
+
+
+def _squared_relu(x: Expr) -> Expr:
+    return R.square(R.nn.relu(x))
+
+
+_ACTIVATIONS: dict[str, Callable[[Expr], Expr]] = {
+    "silu": R.nn.silu,
+    "gelu": R.nn.gelu,
+    "gelu_tanh": R.nn.gelu_tanh,
+    "relu": R.nn.relu,
+    "relu2": _squared_relu,
+}

@@ -1,0 +1,68 @@
+"""The MLP of a layer, or its mixture of experts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm.relax import op as R
+
+from compiler.frontends.llm.config import ExpertsConfig
+from compiler.frontends.llm.emitter import Emitter
+from compiler.frontends.llm.weights import Linear
+from compiler.passes.rewriting.expert_products import combined, route
+
+Expr = Any
+
+
+def feed_forward(model: Emitter, index: int, x: Expr) -> Expr:
+    """What it adds to the block, of x already normalized: (1, n, hidden)."""
+    experts = model.config.layers[index].experts
+    parameters = model.parameters
+    if experts is not None:
+        return _Mixture(model, index, experts).result(x)
+    if model.config.gated:
+        return _gated(model, x, parameters.gate_up(index), parameters.down(index))
+    hidden = model.activated(model.products.product(x, parameters.up(index)))
+    return model.products.product(hidden, parameters.down(index))
+
+
+def _gated(model: Emitter, x: Expr, gate_up: Sequence[Linear], down: Linear) -> Expr:
+    gate, up = model.products.products(x, gate_up)
+    return model.products.product(model.builder.emit(R.multiply(model.activated(gate), up)), down)
+
+
+class _Mixture:
+    """Experts of one layer."""
+
+    def __init__(self, model: Emitter, index: int, config: ExpertsConfig) -> None:
+        self._model, self._index, self._config = model, index, config
+
+    def result(self, x: Expr) -> Expr:
+        """(1, n, hidden) -> (1, n, hidden)"""
+        model, config, parameters = self._model, self._config, self._model.parameters
+        emit, products = model.builder.emit, model.products
+        rows = emit(R.reshape(x, (model.length, model.config.hidden)))
+        # The router stays exact: a rounding could choose another expert.
+        probabilities = emit(R.nn.softmax(products.exact(rows, parameters.router(self._index, config)), -1))
+        routing = route(model.builder, probabilities, config.chosen)
+        gate, up = products.experts(rows, parameters.expert_gate_up(self._index, config), routing, of_slots=False)
+        hidden = emit(R.multiply(model.activated(gate), up))
+        [found] = products.experts(hidden, [parameters.expert_down(self._index, config)], routing, of_slots=True)
+        weights = routing.scores
+        if config.normalized:
+            weights = emit(R.divide(weights, emit(R.sum(weights, -1, keepdims=True))))
+        total = emit(
+            R.reshape(combined(model.builder, found, routing, weights), (1, model.length, model.config.hidden))
+        )
+        return emit(R.add(total, self._shared(x))) if config.shared else total
+
+    def _shared(self, x: Expr) -> Expr:
+        """The MLP of all tokens."""
+        model, config, parameters = self._model, self._config, self._model.parameters
+        gate_up, down = parameters.shared_gate_up(self._index, config), parameters.shared_down(self._index, config)
+        found = _gated(model, x, gate_up, down)
+        if not config.shared_gate:
+            return found
+        gate = model.products.exact(x, parameters.shared_router(self._index))
+        return model.builder.emit(R.multiply(found, model.builder.emit(R.sigmoid(gate))))

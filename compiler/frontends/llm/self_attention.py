@@ -1,0 +1,56 @@
+"""The attention of one layer of a decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.relax import op as R
+
+from compiler.frontends.llm.attention import KeyValueCache, attend, rotated
+from compiler.frontends.llm.emitter import Emitter
+
+Expr = Any
+
+
+class SelfAttention:
+    """Attention of one layer; `cache` has the new entries once `result` was called.
+
+    `angles` are its rotations, None where it has none; `bias` is added to its scores, None for nothing.
+    """
+
+    def __init__(
+        self, model: Emitter, index: int, angles: Expr | None, bias: Expr | None, cache: KeyValueCache
+    ) -> None:
+        self._model, self._index, self._angles, self._bias, self.cache = model, index, angles, bias, cache
+
+    def result(self, x: Expr) -> Expr:
+        """What it adds to the block, of x already normalized: (1, n, hidden)."""
+        model, config, parameters = self._model, self._model.config, self._model.parameters
+        builder = model.builder
+        query, key, value = model.products.products(x, parameters.queries_keys_values(self._index))
+        query = self._placed(self._heads(query, config.heads, "q_norm"))
+        key = self._placed(self._heads(key, config.key_heads, "k_norm"))
+        value = self._heads(value, config.key_heads, None)
+        self.cache = self.cache.extended(builder, key, value)
+        found = attend(builder, config, query, self.cache, config.layers[self._index].window, self._bias)
+        return model.products.product(found, parameters.output(self._index))
+
+    def _heads(self, x: Expr, count: int, norm: str | None) -> Expr:
+        """(1, n, count, head size), normalized a head, or all heads together, then clipped."""
+        model, size = self._model, self._model.config.head_size
+        shape = (1, model.length, count, size)
+        if norm is None or not model.has_norm(self._index, norm):
+            return model.builder.emit(R.reshape(self._clipped(x), shape))
+        width = model.parameters.norm_size(self._index, norm, (size, count * size))
+        weight = model.parameters.norm(self._index, norm, width)
+        if width == size:
+            return self._clipped(model.normalized(model.builder.emit(R.reshape(x, shape)), weight))
+        return model.builder.emit(R.reshape(self._clipped(model.normalized(x, weight)), shape))
+
+    def _clipped(self, x: Expr) -> Expr:
+        limit = self._model.config.clip
+        return x if limit is None else self._model.builder.emit(R.clip(x, -limit, limit))
+
+    def _placed(self, heads: Expr) -> Expr:
+        """Rotated by the positions, where the layer does so."""
+        return heads if self._angles is None else rotated(self._model.builder, heads, self._angles)

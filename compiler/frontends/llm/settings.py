@@ -1,0 +1,96 @@
+"""The values of a config.json, checked as they are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compiler.errors import InvalidModelError, OptionError
+
+_MAX_SIZE = 1 << 31
+
+
+class Settings:
+    """A config.json whose values are checked as they are read.
+
+    `defaults` stand in for what it leaves out; `aliases` are this type's own names of keys.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        path: Path,
+        defaults: Mapping[str, Any],
+        aliases: Mapping[str, str] | None = None,
+    ) -> None:
+        self._values, self.path, self._defaults = values, path, defaults
+        self._aliases = aliases or {}
+
+    def get(self, key: str) -> Any:
+        """A value; None where there is none."""
+        for name in (self._aliases.get(key, key), key):
+            if self._values.get(name) is not None:
+                return self._values[name]
+        return self._defaults.get(key)
+
+    def refuse(self, key: str, what: str, *, unless: Any = False) -> None:
+        """Raise OptionError where a value asks for what is not supported: it is neither missing nor `unless`."""
+        value = self.get(key)
+        if value is not None and value != unless:
+            raise OptionError(f"{self.path}: {what} is not supported ({key!r} is {str(value)[:80]!r})")
+
+    def flag(self, key: str) -> bool:
+        """A truth value, false where there is none."""
+        value = self.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise self._wrong(key, value, "true or false")
+        return bool(value)
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A finite number."""
+        value = self.get(key)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise self._wrong(key, value, "a number")
+        return float(value)
+
+    def positive(self, key: str, default: float | None = None) -> float:
+        """A finite number above 0."""
+        value = self.number(key, default)
+        if value <= 0:
+            raise self._wrong(key, value, "a number above 0")
+        return value
+
+    def optional(self, key: str) -> float | None:
+        """A finite number, or None."""
+        return None if self.get(key) is None else self.number(key)
+
+    def size(self, key: str, default: int | None = None) -> int:
+        """A whole number of at least 1."""
+        value = self.get(key)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < _MAX_SIZE:
+            raise self._wrong(key, value, "a size")
+        return value
+
+    def table(self, key: str) -> dict[str, Any]:
+        """An object; empty where there is none."""
+        value = self.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise self._wrong(key, value, "an object")
+        return dict(value or {})
+
+    def each_layer(self, key: str, count: int) -> list[Any] | None:
+        """A list with an entry for each layer, or None."""
+        value = self.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) != count:
+            raise self._wrong(key, value, f"a list of {count} layers")
+        return value
+
+    def _wrong(self, key: str, value: Any, wanted: str) -> InvalidModelError:
+        what = "is missing" if value is None else f"is {str(value)[:80]!r}, not {wanted}"
+        return InvalidModelError(f"{self.path}: {key!r} {what}")

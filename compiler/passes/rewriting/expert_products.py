@@ -1,0 +1,175 @@
+"""Mixtures of experts: which experts each row goes to, and products in which each row has the weight of its expert.
+
+Rows are sorted by expert once, so that a prompt reads the weights of an expert once for all of its rows, and a single
+token reads those of its own experts alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import relax, te, tirx
+from tvm.relax import op as R
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from compiler.passes.rewriting.block_weights import BlockWeight, rounded_rows
+from compiler.passes.rewriting.graph import Expr
+from schedules.matmul.blocks.expressions import expert_matmul
+from schedules.matmul.blocks.layout import PANEL
+from schedules.matmul.pack import FUSABLE
+
+_OPAQUE = 8  # relax's pattern kind that is fused with nothing
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Where rows go. A slot is one row of data at one of its experts; slots are sorted by expert.
+
+    Attributes:
+        experts: int64 (slots,), the expert of each slot.
+        rows: int64 (slots,), the row of data that each slot holds.
+        slots: int64 (rows, chosen), the slots of each row.
+        scores: float32 (rows, chosen), the scores that the experts were chosen by, the largest first.
+    """
+
+    experts: Expr
+    rows: Expr
+    slots: Expr
+    scores: Expr
+
+
+def route(builder: relax.BlockBuilder, scores: Expr, chosen: int) -> Routing:
+    """Choose the experts with the largest scores, of equal ones the first.
+
+    Args:
+        builder: inside a function.
+        scores: float32 (rows, experts); the number of rows may be symbolic.
+        chosen: how many experts each row gets.
+    """
+    call = builder.call_te(_routes, scores, chosen, primfunc_name_hint="route", primfunc_attrs={"op_pattern": _OPAQUE})
+    found = builder.emit(call)
+    experts, rows, slots, taken = (builder.emit(relax.TupleGetItem(found, index)) for index in range(4))
+    return Routing(experts, rows, slots, taken)
+
+
+def expert_product(
+    builder: relax.BlockBuilder, data: Expr, weight: BlockWeight, columns: int, experts: Expr, activations: str
+) -> Expr:
+    """The product of each slot with the weight of its expert: float32 (slots, columns), emitted.
+
+    Args:
+        builder: inside a function.
+        data: what `expert_rows` gives, or float32 (slots, depth).
+        weight: the experts' weights one after another, each `columns` columns rounded up to whole panels of 32.
+        columns: of one expert.
+        experts: int64 (slots,), sorted.
+        activations: as of `block_product`; bfloat16 weights are multiplied by float32 data.
+
+    Raises ValueError where the weight is not one of whole experts.
+    """
+    each = -(-columns // PANEL) * PANEL
+    if weight.columns % each:
+        raise ValueError(f"{weight.columns} columns are no whole number of experts of {each}")
+    if str(data.ty.dtype) != "int32":
+        data = rounded_rows(builder, data, weight, activations)
+    form = {**weight.form, "columns": columns}
+    return builder.emit(
+        builder.call_te(
+            expert_matmul,
+            data,
+            experts,
+            *weight.constants(),
+            **form,
+            primfunc_name_hint="expert_matmul",
+            primfunc_attrs={"op_pattern": FUSABLE},
+        )
+    )
+
+
+def expert_rows(
+    builder: relax.BlockBuilder, data: Expr, routing: Routing, weight: BlockWeight, activations: str
+) -> Expr:
+    """Rows (rows, depth) as slots, rounded as products with a weight read them."""
+    return builder.emit(R.take(rounded_rows(builder, data, weight, activations), routing.rows, axis=0))
+
+
+def combined(builder: relax.BlockBuilder, results: Expr, routing: Routing, weights: Expr) -> Expr:
+    """The sum of each row's slots, weighted by float32 (rows, chosen): (slots, width) -> (rows, width)."""
+
+    def compute(slots: te.Tensor, places: te.Tensor, factors: te.Tensor) -> te.Tensor:
+        chosen = int(places.shape[1])
+
+        def element(row: Any, column: Any) -> Any:
+            parts = [factors[row, at] * slots[places[row, at], column] for at in range(chosen)]
+            total = parts[0]
+            for part in parts[1:]:
+                total = total + part
+            return total
+
+        return te.compute((places.shape[0], slots.shape[1]), element, name="combined")
+
+    return builder.emit_te(compute, results, routing.slots, weights, primfunc_name_hint="combine_experts")
+
+
+def _routes(scores: te.Tensor, chosen: int) -> list[te.Tensor]:
+    """(experts, rows, slots, scores), then the experts of each row and a count for each expert, which nobody reads."""
+    rows, count, each = scores.shape[0], scores.shape[1], tirx.const(chosen, "int64")
+    shapes = [(rows * each,), (rows * each,), (rows, each), (rows, each), (rows, each), (count,)]
+    names = ["experts", "rows", "slots", "scores", "choice", "ends"]
+    dtypes = ["int64", "int64", "int64", "float32", "int64", "int64"]
+    outputs = [
+        tirx.decl_buffer(shape, dtype, name, layout=None)
+        for shape, dtype, name in zip(shapes, dtypes, names, strict=True)
+    ]
+
+    def generate(ins: Any, outs: Any) -> Any:
+        with IRBuilder() as builder:
+            with T.seq_scope():
+                _choose(ins[0], outs[3], outs[4])
+                _sort(outs[4], outs[5], outs)
+            return builder.get()
+
+    found = te.extern(shapes, [scores], generate, dtype=dtypes, out_buffers=outputs, name="route")
+    return list(found)
+
+
+def _choose(scores: Any, taken: Any, choice: Any) -> None:
+    """The largest scores of each row, one after another: each is the largest that comes after the one before it."""
+    rows, chosen = choice.shape
+    zero = tirx.const(0, "int64")
+    with T.serial(0, rows) as row, T.serial(0, chosen) as at, T.seq_scope():
+        before = tirx.max(at - 1, zero)
+        # Where no score compares, as with NaN, the choice stays inside of the experts.
+        T.buffer_store(choice, at, [row, at])
+        T.buffer_store(taken, tirx.min_value("float32"), [row, at])
+        with T.serial(0, scores.shape[1]) as expert, T.seq_scope():
+            score = scores[row, expert]
+            last, last_expert = taken[row, before], choice[row, before]
+            later = tirx.any(score < last, tirx.all(tirx.EQ(score, last), expert > last_expert))
+            best = tirx.all(score > taken[row, at], tirx.any(tirx.EQ(at, zero), later))
+            with T.If(best), T.Then(), T.seq_scope():
+                T.buffer_store(taken, score, [row, at])
+                T.buffer_store(choice, expert, [row, at])
+
+
+def _sort(choice: Any, ends: Any, outs: Any) -> None:
+    """Counting sort: stable, so slots of one expert stand in the order of the rows."""
+    rows, chosen = choice.shape
+    count = ends.shape[0]
+    one = tirx.const(1, "int64")
+    with T.serial(0, count) as expert:
+        T.buffer_store(ends, tirx.const(0, "int64"), [expert])
+    with T.serial(0, rows) as row, T.serial(0, chosen) as at:
+        T.buffer_store(ends, ends[choice[row, at]] + one, [choice[row, at]])
+    with T.serial(0, count - 1) as expert:
+        T.buffer_store(ends, ends[expert + 1] + ends[expert], [expert + 1])
+    # Backwards, so that each count becomes the place of the last slot that is left.
+    with T.serial(0, rows) as row, T.serial(0, chosen) as at, T.seq_scope():
+        from_row, from_at = rows - 1 - row, chosen - 1 - at
+        expert = choice[from_row, from_at]
+        T.buffer_store(ends, ends[expert] - one, [expert])
+        T.buffer_store(outs[0], expert, [ends[expert]])
+        T.buffer_store(outs[1], from_row, [ends[expert]])
+        T.buffer_store(outs[2], ends[expert], [from_row, from_at])
