@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -185,8 +185,12 @@ def _write(artifact: Artifact, target: Target, programs: Path, output: Path) -> 
 def glibc_of(folder: Path) -> str:
     """The oldest glibc ("2.34") on which the programs and libraries in a folder run: the newest version that their
     symbols name."""
-    names = [path.read_bytes() for part in ("bin", "lib") for path in sorted((folder / part).iterdir())]
-    return f"2.{max(int(minor) for name in names for minor in _GLIBC.findall(name))}"
+    return glibc_of_files([path for part in ("bin", "lib") for path in sorted((folder / part).iterdir())])
+
+
+def glibc_of_files(paths: Iterable[Path]) -> str:
+    """The same of programs and libraries."""
+    return f"2.{max(int(minor) for path in paths for minor in _GLIBC.findall(path.read_bytes()))}"
 
 
 def write_module(artifact: Artifact, file: Path | None, output: Path) -> None:

@@ -13,7 +13,8 @@ from compiler.cli import options
 HELP = """Write a folder with everything a device needs to run a module: no Python there.
 
 The module, the runtime's libraries, a runner, a device server, a C header with its library, and an example that `make`
-builds. With --static, one executable that needs no libraries at all.
+builds. With --static, one executable that needs no libraries at all. With --triton, a folder that Triton Inference
+Server serves the module from; more modules may be added to it.
 
 [bold]Typical[/]
 
@@ -24,6 +25,9 @@ builds. With --static, one executable that needs no libraries at all.
 
   One file that runs on any Linux of the architecture:
     tensorwright bundle model.twm --static --output model && scp model pi: && ssh pi ./model --verify --runs 20
+
+  A model repository for Triton, and its backend:
+    tensorwright bundle model.twm --triton serve && make -C serve/backends/tensorwright
 """
 
 
@@ -48,18 +52,44 @@ def _bundle(
         typer.Option("--target", "-t", metavar="NAME", help="The device; if not given, what it was compiled for."),
     ] = None,
     static: Annotated[bool, typer.Option("--static", help="One executable in place of a folder.")] = False,
+    triton: Annotated[
+        Path | None,
+        typer.Option("--triton", metavar="DIR", help="A folder for Triton Inference Server; made, or added to."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="With --triton: the model's name (that of the file).")
+    ] = None,
+    max_batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--max-batch-size",
+            metavar="N",
+            help="With --triton: rows of a batch at most; 0: none. If not given, 32 where rows are independent.",
+        ),
+    ] = None,
+    instances: Annotated[
+        int | None,
+        typer.Option("--instances", metavar="N", help="With --triton: runs at a time (processors / threads)."),
+    ] = None,
     trusted: options.TrustedKeys = None,
     as_json: options.Json = False,
 ) -> None:
     from compiler.artifact import read_artifact
     from compiler.driver.compile import find_target, translated_target_errors
+    from compiler.errors import OptionError
     from compiler.inspection.summary import check_is_module
 
     check_is_module(module)
+    if triton is not None and (static or output is not None):
+        raise OptionError("--triton takes neither --static nor --output")
+    if triton is None and (name, max_batch_size, instances) != (None, None, None):
+        raise OptionError("--name, --max-batch-size and --instances are for --triton")
     artifact = read_artifact(module, trusted or None)
     with translated_target_errors():
         device = find_target(target or artifact.manifest.target.name)
-        if static:
+        if triton is not None:
+            _triton(artifact, module, device, triton, (name, max_batch_size, instances), as_json)
+        elif static:
             _static(artifact, module, device, output if output is not None else module.with_suffix(""), as_json)
         else:
             _folder(artifact, module, device, output if output is not None else Path(f"{module.stem}-bundle"), as_json)
@@ -84,6 +114,26 @@ def _folder(artifact: Any, module: Path, target: Any, output: Path, as_json: boo
         return
     print_line(f"runtime: {format_bytes(bundle.runtime_bytes)}{_compared(bundle.onnx_runtime_bytes)}")
     print_line(f"wrote {bundle.folder}; its README says what to run")
+
+
+def _triton(
+    artifact: Any,
+    module: Path,
+    target: Any,
+    output: Path,
+    given: tuple[str | None, int | None, int | None],
+    as_json: bool,
+) -> None:
+    from compiler.cli.output import print_json, print_line
+    from compiler.serving.triton import TritonOptions, write_triton_repository
+
+    written = write_triton_repository(artifact, module, target, output, TritonOptions(*given))
+    if as_json:
+        print_json({**asdict(written), "folder": str(written.folder)})
+        return
+    rows = f"up to {written.max_batch_size} rows a batch" if written.max_batch_size else "no batches"
+    print_line(f"model {written.name!r}, version {written.version}: {written.instances} run(s) at a time, {rows}")
+    print_line(f"wrote {written.folder}; build the backend: make -C {written.folder}/backends/tensorwright")
 
 
 def _static(artifact: Any, module: Path, target: Any, output: Path, as_json: bool) -> None:

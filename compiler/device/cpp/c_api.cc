@@ -65,7 +65,8 @@ void Describe(const std::vector<Description>& all, int32_t index, tensorwright_t
   *result = {each.name.c_str(), each.dtype_name.c_str(), static_cast<int32_t>(each.shape.size()), each.shape.data(), nullptr, 0};
 }
 
-ffi::Tensor Copied(const tensorwright_tensor& given, const Description& wanted) {
+// An input, where it is if kernels can read it there, else copied.
+ffi::Tensor Taken(const tensorwright_tensor& given, const Description& wanted) {
   std::string name = "input " + Quoted(wanted.name);
   if (given.dtype && wanted.dtype_name != given.dtype) throw Error(name + " must be " + wanted.dtype_name + ", not " + given.dtype);
   if (given.rank < 0 || given.rank > static_cast<int32_t>(tensorwright::kMostDimensions)) throw Error(name + " has a rank of " + std::to_string(given.rank));
@@ -76,6 +77,7 @@ ffi::Tensor Copied(const tensorwright_tensor& given, const Description& wanted) 
     throw Error(name + " has " + std::to_string(given.bytes) + " bytes; its shape needs " + std::to_string(bytes));
   }
   if (bytes) NotNull(given.data, (name + ": its data").c_str());
+  if (bytes && reinterpret_cast<uintptr_t>(given.data) % tensorwright::kAlignment == 0) return tensorwright::NewView(given.data, shape, wanted.dtype);
   ffi::Tensor tensor = tensorwright::NewTensor(shape, wanted.dtype);
   if (bytes) std::memcpy(tensor.data_ptr(), given.data, bytes);
   return tensor;
@@ -180,7 +182,7 @@ int tensorwright_run(tensorwright_module* module, const tensorwright_tensor* inp
     if (!artifact.inputs.empty()) NotNull(inputs, "inputs");
     if (!artifact.outputs.empty()) NotNull(outputs, "outputs");
     module->inputs.clear(), module->outputs.clear();
-    for (size_t i = 0; i < artifact.inputs.size(); ++i) module->inputs.push_back(Copied(inputs[i], artifact.inputs[i]));
+    for (size_t i = 0; i < artifact.inputs.size(); ++i) module->inputs.push_back(Taken(inputs[i], artifact.inputs[i]));
     module->outputs = module->module.Run(module->inputs);
     for (size_t i = 0; i < module->outputs.size(); ++i) Announce(module->outputs[i], artifact.outputs[i], &outputs[i]);
   });
@@ -233,7 +235,7 @@ int tensorwright_session_run(tensorwright_session* session, const tensorwright_t
     if (!taken.empty()) NotNull(inputs, "inputs");
     if (!given.empty()) NotNull(outputs, "outputs");
     std::vector<ffi::Tensor> tensors;
-    for (size_t i = 0; i < taken.size(); ++i) tensors.push_back(Copied(inputs[i], session->artifact->inputs[taken[i]]));
+    for (size_t i = 0; i < taken.size(); ++i) tensors.push_back(Taken(inputs[i], session->artifact->inputs[taken[i]]));
     session->outputs = session->session.Run(tensors);
     for (size_t i = 0; i < given.size(); ++i) Announce(session->outputs[i], session->artifact->outputs[given[i]], &outputs[i]);
   });

@@ -187,6 +187,10 @@ ffi::Tensor NewTensor(const std::vector<int64_t>& shape, DLDataType dtype) {
   return ffi::Tensor::FromNDAlloc(Owned{memory}, ffi::Shape(shape), dtype, kCpu);
 }
 
+ffi::Tensor NewView(void* data, const std::vector<int64_t>& shape, DLDataType dtype) {
+  return ffi::Tensor::FromNDAlloc(Borrowed{data}, ffi::Shape(shape), dtype, kCpu);
+}
+
 ffi::Tensor NewZeros(const std::vector<int64_t>& shape, DLDataType dtype) {
   void* memory = std::calloc(TensorBytes(shape.data(), shape.size(), dtype) + kAlignment, 1);
   if (!memory) OutOfMemory(shape);

@@ -35,7 +35,10 @@ bool AreTruthValues(const uint8_t* bytes, size_t count);
 // A tensor of its own memory, 64-byte aligned as generated code requires. Throws Error as TensorBytes, or without memory.
 ffi::Tensor NewTensor(const std::vector<int64_t>& shape, DLDataType dtype);
 
-// The same, all zeros; the system gives the memory when it is used, however large a shape a manifest announces.
+// A tensor over memory that somebody else keeps for as long as the tensor is read; `data` is aligned as above.
+ffi::Tensor NewView(void* data, const std::vector<int64_t>& shape, DLDataType dtype);
+
+// A tensor of its own memory, all zeros; the system gives the memory when it is used, however large a shape a manifest announces.
 ffi::Tensor NewZeros(const std::vector<int64_t>& shape, DLDataType dtype);
 
 // The tensors of a part of a module that are described, in that order: views where the data is aligned, copies where not.

@@ -18,7 +18,8 @@ typedef struct tensorwright_module tensorwright_module;
 typedef struct tensorwright_session tensorwright_session;
 
 /* A tensor in row-major order. `dtype` is the element type's name ("float32", "int64", "bool", ...). As an input, `data`
- * need not be aligned. As an output, all pointers stay valid until the module runs again or is freed. */
+ * need not be aligned; at a multiple of 64 bytes it is read where it is, and not copied. As an output, all pointers stay
+ * valid until the module runs again or is freed. */
 typedef struct {
   const char* name;
   const char* dtype;

@@ -1,0 +1,222 @@
+"""`bundle --triton`: a folder that Triton Inference Server serves a module from.
+
+`models/` is a model repository, and `backends/tensorwright/` holds what `make` builds the backend from. Another module
+is added to the same folder; a module of the same name becomes its next version.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from compiler.artifact import Artifact
+from compiler.artifact.storage import write_atomically
+from compiler.device.bundle import (
+    HEADER,
+    MODULE,
+    check_accelerator,
+    check_architecture,
+    check_has_machine_code,
+    glibc_of_files,
+    write_module,
+)
+from compiler.device.licenses import licenses
+from compiler.device.programs import SHARED_LIBRARY, SOURCES, device_programs
+from compiler.device.runtime_libraries import FFI_LIBRARY, RUNTIME_LIBRARY
+from compiler.errors import IncompatibleArtifactError, OptionError, StorageError
+from compiler.runtime import Module
+from compiler.serving.batch_layout import find_layout
+from compiler.serving.triton.configuration import BACKEND, configuration_text
+from targets import Target
+from targets.cpuinfo import usable_processors
+
+BACKEND_SOURCE = "backend.cc"
+BACKEND_LIBRARY = f"libtriton_{BACKEND}.so"
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_DEFAULT_ROWS = 32
+
+# The public headers of Triton's backend interface, version 1.19 (release 24.10 and newer servers have it).
+_HEADERS_COMMIT = "73aad7c3348d040c7087d57837d75822c488495e"
+_HEADERS = {
+    "tritonbackend.h": "4bdeb7c26660808cd94203170177b1df32916b3af15e3cfc794e03cba12fb476",
+    "tritonserver.h": "b92b2bbfef2c97e1fc92ba926fb574114c5168c7bb352ca2368717f8e0165b71",
+}
+
+_MAKEFILE = """# make: builds the backend, for Triton of release 24.10 or newer; its public headers are downloaded and
+# checked. make TRITON_HEADERS=DIR takes those in a copy of include/ of github.com/triton-inference-server/core.
+ifeq ($(origin CXX),default)
+CXX := $(or $(shell command -v {compiler}),c++)
+endif
+TRITON_HEADERS ?= triton
+URL := https://raw.githubusercontent.com/triton-inference-server/core/{commit}/include/triton/core
+
+{library}: {source} Makefile tensorwright.h $(TRITON_HEADERS)/triton/core/tritonbackend.h
+\t$(CXX) -std=c++17 -O2 -fPIC -shared -I. -I$(TRITON_HEADERS) $< -o $@ \\
+\t    -L. -ltensorwright -Wl,-rpath,'$$ORIGIN' -Wl,--allow-shlib-undefined
+
+triton/triton/core/tritonbackend.h:
+\tmkdir -p triton/triton/core
+\tcurl -fsSL $(URL)/tritonserver.h -o triton/triton/core/tritonserver.h
+\tcurl -fsSL $(URL)/tritonbackend.h -o $@.new
+\techo "{tritonserver.h}  triton/triton/core/tritonserver.h" | sha256sum -c -
+\techo "{tritonbackend.h}  $@.new" | sha256sum -c -
+\tmv $@.new $@
+"""
+
+_README = """Modules for Triton Inference Server 24.10 or newer.
+
+    make -C backends/{backend}           once: builds the backend (needs a C++ compiler, and curl)
+    tritonserver --model-repository=models --backend-directory=backends
+
+In NVIDIA's container, which has neither Python packages of ours nor needs any:
+    docker run --rm -v "$PWD":/serve -p 8000-8002:8000-8002 nvcr.io/nvidia/tritonserver:24.10-py3 \\
+        tritonserver --model-repository=/serve/models --backend-directory=/serve/backends
+
+models/NAME/config.pbtxt says how many runs compute at a time (instance_group) and how many rows are put together at
+most (max_batch_size); change both freely. A run uses the threads that the module was compiled for; TVM_NUM_THREADS=N
+sets them for all. With TENSORWRIGHT_TRUSTED_KEYS=release.pem.pub only modules are loaded that this key signed.
+Needed: Linux ({architecture}) with glibc {glibc} or newer and libstdc++.
+"""
+
+
+@dataclass(frozen=True)
+class TritonOptions:
+    """How a module is served.
+
+    Attributes:
+        name: of the model; None: its file's.
+        max_batch_size: how many rows a batch has at most; 0: requests are run one by one; None: 32 where runs show
+            that the module's rows are independent of each other, else 0.
+        instances: how many runs compute at a time; None: as many as this machine's processors have room for.
+    """
+
+    name: str | None = None
+    max_batch_size: int | None = None
+    instances: int | None = None
+
+
+@dataclass(frozen=True)
+class TritonRepository:
+    """What was written.
+
+    Attributes:
+        folder: with `models/` and `backends/`.
+        name, version: of the model there.
+        max_batch_size, instances: as its configuration says.
+    """
+
+    folder: Path
+    name: str
+    version: int
+    max_batch_size: int
+    instances: int
+
+
+def write_triton_repository(
+    artifact: Artifact, file: Path, target: Target, output: Path, options: TritonOptions | None = None
+) -> TritonRepository:
+    """Write a module into a folder for Triton, with the backend's source and the libraries that it needs.
+
+    Args:
+        file: of the module, copied as it is, so that it stays signed.
+
+    Raises:
+        OptionError: the module is for another architecture than the target, calls an accelerator or has element types
+            that Triton has not; a name or number is none.
+        StorageError: it cannot be written.
+        targets.TargetError: the toolchain is missing or failed.
+        MissingDependencyError: the runtime's libraries for the architecture are not to be had.
+    """
+    options = options or TritonOptions()
+    for check in (check_architecture, check_accelerator):
+        check(artifact, target)
+    check_has_machine_code(artifact)
+    name = file.stem if options.name is None else options.name
+    if not _NAME.fullmatch(name):
+        raise OptionError(f"{name!r} is no name for a model of Triton", "give one of letters, digits, '_', '-' and '.'")
+    rows = _rows(artifact, options.max_batch_size)
+    instances = _instances(artifact, options.instances)
+    text = configuration_text(name, artifact.manifest, rows, instances)
+    programs = device_programs(target)
+    try:
+        _write_backend(output, target, programs)
+        version = _write_model(output / "models" / name, file, artifact, text)
+    except OSError as error:
+        raise StorageError(f"{output} cannot be written: {error}", "free space, or give another folder") from error
+    return TritonRepository(output, name, version, rows, instances)
+
+
+def _rows(artifact: Artifact, asked: int | None) -> int:
+    """`max_batch_size`: rows can be put together where the first dimension of all inputs and outputs counts them."""
+    manifest = artifact.manifest
+    tensors = (*manifest.inputs, *manifest.outputs)
+    first = {each.shape[0] if each.shape else None for each in tensors}
+    symbolic = len(first) == 1 and all(isinstance(size, str) for size in first) and bool(manifest.inputs)
+    if asked is not None:
+        if asked < 0 or (asked and not symbolic):
+            problem = "the first dimension of its inputs and outputs is not one symbolic one"
+            raise OptionError(f"max_batch_size of {asked}: {problem}" if asked > 0 else f"max_batch_size of {asked}")
+        return asked
+    if not symbolic or manifest.states:
+        return 0
+    try:
+        layout = find_layout(Module(artifact))
+    except IncompatibleArtifactError:
+        return 0  # it does not run here, so that nobody knows
+    axes = set() if layout is None else {*layout.inputs.values(), *layout.outputs.values()}
+    whole = layout is not None and len(layout.inputs) == len(manifest.inputs) and layout.rows is None
+    return _DEFAULT_ROWS if whole and axes == {0} else 0
+
+
+def _instances(artifact: Artifact, asked: int | None) -> int:
+    if asked is None:
+        return max(1, usable_processors() // (artifact.manifest.threads or 1))
+    if asked < 1:
+        raise OptionError(f"instances of {asked}: at least one run has to compute")
+    return asked
+
+
+def _write_backend(output: Path, target: Target, programs: Path) -> None:
+    folder = output / "backends" / BACKEND
+    folder.mkdir(parents=True, exist_ok=True)
+    for library in (FFI_LIBRARY, RUNTIME_LIBRARY, SHARED_LIBRARY):
+        _replace(programs / library, folder / library)
+    _replace(SOURCES / HEADER, folder / HEADER)
+    _replace(Path(__file__).with_name(BACKEND_SOURCE), folder / BACKEND_SOURCE)
+    described = {"compiler": target.compiler().command[0], "commit": _HEADERS_COMMIT, "library": BACKEND_LIBRARY}
+    makefile = _MAKEFILE
+    for key, value in {**described, "source": BACKEND_SOURCE, **_HEADERS}.items():
+        makefile = makefile.replace(f"{{{key}}}", value)
+    (folder / "Makefile").write_text(makefile, encoding="utf-8")
+    for name, content in licenses().items():
+        path = folder / "licenses" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    glibc = glibc_of_files(sorted(folder.glob("*.so")))
+    text = _README.format(backend=BACKEND, architecture=target.architecture, glibc=glibc)
+    (output / "README").write_text(text, encoding="utf-8")
+
+
+def _replace(source: Path, place: Path) -> None:
+    """Copy a file to a place where a server may have the old one open: whole or not at all."""
+    if not place.exists() or place.read_bytes() != source.read_bytes():
+        write_atomically(place, [source.read_bytes()])
+
+
+def _write_model(folder: Path, file: Path, artifact: Artifact, configuration: str) -> int:
+    """Write the model's next version, which a server sees when it is whole; returns its number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    version = 1 + max((int(each.name) for each in folder.iterdir() if each.name.isdigit()), default=0)
+    made = folder / f"new-{version}"
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir()
+    try:
+        write_module(artifact, file, made / MODULE)
+        write_atomically(folder / "config.pbtxt", [configuration.encode()])
+        made.rename(folder / str(version))
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    return version
