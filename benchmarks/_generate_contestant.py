@@ -2,8 +2,7 @@
 
 It imports nothing of this project but for its own engine, so that other interpreters can run it as a script.
 
-    {"run": "prompt", "tokens": [...]}     reads a fresh prompt: seconds up to the first token
-    {"run": "decode", "count": 32}         then generates one token a step: seconds
+    {"tokens": [...], "count": 32}     reads a fresh prompt, then generates `count` tokens, one a step: seconds of each
 """
 
 from __future__ import annotations
@@ -16,14 +15,34 @@ from typing import Any, Protocol
 
 
 class Engine(Protocol):
-    """One sequence: forget it, or read tokens and say which comes next."""
+    """One sequence after another, each independent of those before."""
 
-    def reset(self) -> None: ...
+    def measure(self, tokens: list[int], count: int) -> tuple[float, float]:
+        """Seconds up to the first token behind a prompt, and of `count` tokens behind that."""
 
-    def read(self, tokens: list[int]) -> int: ...
+
+class Stepwise:
+    """An engine that is told each token."""
+
+    def reset(self) -> None:
+        """Forget the sequence."""
+        raise NotImplementedError
+
+    def read(self, tokens: list[int]) -> int:
+        """Read tokens; the most likely one behind them."""
+        raise NotImplementedError
+
+    def measure(self, tokens: list[int], count: int) -> tuple[float, float]:
+        self.reset()
+        begin = time.perf_counter()
+        token = self.read(tokens)
+        first = time.perf_counter()
+        for _ in range(count):
+            token = self.read([token])
+        return first - begin, time.perf_counter() - first
 
 
-class Tensorwright:
+class Tensorwright(Stepwise):
     """A module of ours."""
 
     def __init__(self, path: str, threads: int, context: int) -> None:
@@ -43,7 +62,7 @@ class Tensorwright:
         return int(np.from_dlpack(found)[0, -1].argmax())
 
 
-class LlamaCpp:
+class LlamaCpp(Stepwise):
     """llama.cpp through llama-cpp-python."""
 
     def __init__(self, path: str, threads: int, context: int) -> None:
@@ -56,11 +75,10 @@ class LlamaCpp:
 
     def read(self, tokens: list[int]) -> int:
         self._model.eval(tokens)
-        scores = self._model._scores
-        return int(scores[-1].argmax())
+        return int(self._model._scores[-1].argmax())
 
 
-class OnnxRuntime:
+class OnnxRuntime(Stepwise):
     """ONNX Runtime GenAI: a folder of its model builder."""
 
     def __init__(self, path: str, threads: int, context: int) -> None:
@@ -82,8 +100,8 @@ class OnnxRuntime:
         return int(self._generator.get_logits()[0, -1].argmax())
 
 
-class OpenVino:
-    """OpenVINO, the stateful model of a folder that optimum-intel exported (what OpenVINO GenAI runs)."""
+class OpenVino(Stepwise):
+    """OpenVINO: a folder with a stateful model, token by token through its runtime."""
 
     def __init__(self, path: str, threads: int, context: int) -> None:
         import openvino
@@ -114,11 +132,34 @@ class OpenVino:
         return int(self._request.get_output_tensor(0).data[0, -1].argmax())
 
 
+class OpenVinoGenAi:
+    """OpenVINO GenAI: its own loop, as it times itself. Prompts have to be fresh ones: it keeps prefixes."""
+
+    def __init__(self, path: str, threads: int, context: int) -> None:
+        import openvino_genai
+
+        self._engine = openvino_genai
+        self._pipeline = openvino_genai.LLMPipeline(path, "CPU", INFERENCE_NUM_THREADS=threads)
+
+    def measure(self, tokens: list[int], count: int) -> tuple[float, float]:
+        import numpy as np
+        import openvino
+
+        config = self._engine.GenerationConfig()
+        config.max_new_tokens = config.min_new_tokens = count + 1
+        config.ignore_eos, config.do_sample, config.apply_chat_template = True, False, False
+        given = np.array([tokens], np.int64)
+        inputs = self._engine.TokenizedInputs(openvino.Tensor(given), openvino.Tensor(np.ones_like(given)))
+        metrics = self._pipeline.generate(inputs, config).perf_metrics
+        return metrics.get_ttft().mean / 1e3, metrics.get_tpot().mean * count / 1e3
+
+
 ENGINES: dict[str, Callable[[str, int, int], Engine]] = {
     "tensorwright": Tensorwright,
     "llama.cpp": LlamaCpp,
     "onnxruntime-genai": OnnxRuntime,
     "openvino": OpenVino,
+    "openvino-genai": OpenVinoGenAi,
 }
 
 
@@ -129,24 +170,15 @@ def peak_bytes() -> int:
 
 
 def main() -> None:
-    """Load, then answer requests until the input ends."""
+    """Load, generate a token, then answer requests until the input ends."""
     name, path, threads, context = sys.argv[1:]
-    begin = time.perf_counter()
     engine = ENGINES[name](path, int(threads), int(context))
-    engine.reset()
-    token = engine.read([1, 2, 3])
-    print(json.dumps({"first_token": time.perf_counter() - begin}), flush=True)
+    engine.measure([1, 2, 3], 1)
+    print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        if request["run"] == "prompt":
-            engine.reset()
-            begin = time.perf_counter()
-            token = engine.read(request["tokens"])
-        else:
-            begin = time.perf_counter()
-            for _ in range(request["count"]):
-                token = engine.read([token])
-        print(json.dumps({"seconds": time.perf_counter() - begin, "peak_bytes": peak_bytes()}), flush=True)
+        prompt, decode = engine.measure(request["tokens"], request["count"])
+        print(json.dumps({"prompt": prompt, "decode": decode, "peak_bytes": peak_bytes()}), flush=True)
 
 
 if __name__ == "__main__":

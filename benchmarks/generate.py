@@ -1,11 +1,19 @@
 """Language models: prompts and tokens a second, beside other engines and what memory gives.
 
-    python -m benchmarks.generate MODULE.twm [--llama-cpp FILE.gguf] [--onnxruntime-genai FOLDER] [--openvino FOLDER]
-        [--python INTERPRETER] [--threads 2] [--rounds 5] [--contexts 16 512] [--output FILE.json]
+    python -m benchmarks.generate ENGINE=PATH ... [--python INTERPRETER] [--threads 2] [--rounds 5]
+        [--contexts 16 512] [--output FILE.json]
+    python -m benchmarks.generate --report FILE.json ...
+
+Engines: `tensorwright` (a .twm file), `llama.cpp` (a GGUF file), `onnxruntime-genai` (a folder of its model builder),
+`openvino` and `openvino-genai` (a folder with openvino_model.xml; LLMPipeline(FILE.gguf, "CPU",
+enable_save_ov_model=True) writes one); each may be given several times. `benchmarks.generate_files` makes GGUF files of
+several precisions out of one.
 
 Each engine runs in a process of its own; they take turns, so that all see the same machine, with prompts that none has
-seen before. Of each number the best round is taken. `--python` runs the other engines by another interpreter. The
-limit is the bytes of weights over what a plain read of memory gives in the same run.
+seen before. Of each number the best round is taken. `--python` runs the other engines by another interpreter. The first
+token is from the start of the process, Python's own start included, with files in the page cache: the best of three.
+The limit of an engine is the bytes of its own weights over what a plain read of memory gives in the same run.
+`--report` prints tables that earlier runs wrote.
 """
 
 from __future__ import annotations
@@ -23,7 +31,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.block_products import reader
 from compiler.artifact import read_artifact
@@ -32,6 +39,9 @@ from compiler.artifact.language_model import DESCRIPTION_ASSET
 _SCRIPT = Path(__file__).with_name("_generate_contestant.py")
 _READ_BYTES = 256 << 20
 _STEPS = 32  # tokens of one measurement
+_STARTS = 3
+_READS = 10  # of memory, each round
+_OURS = "tensorwright"
 
 
 @dataclass
@@ -39,47 +49,82 @@ class Contestant:
     """An engine's process, and its best times so far.
 
     Attributes:
+        weight_bytes: what it reads for each token.
+        first_token: seconds from the start of its process.
         prompt: seconds of a prompt by its number of tokens.
         decode: seconds of a token by the number of tokens before.
     """
 
-    name: str
-    process: subprocess.Popen[str]
-    first_token: float = 0.0
+    engine: str
+    path: Path
+    command: list[str]
+    weight_bytes: int
+    process: subprocess.Popen[str] | None = None
+    first_token: float = np.inf
     peak_bytes: int = 0
     prompt: dict[int, float] = field(default_factory=dict)
     decode: dict[int, float] = field(default_factory=dict)
 
-    def ask(self, request: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The answer to a request; without one what the process says first."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        if request is not None:
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} ended with exit code {self.process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+    def start(self) -> None:
+        """Start it anew, up to its first token."""
+        self.end()
+        pipe = subprocess.PIPE
+        begin = time.perf_counter()
+        self.process = subprocess.Popen(self.command, stdin=pipe, stdout=pipe, text=True)
+        self._answer()
+        self.first_token = min(self.first_token, time.perf_counter() - begin)
+
+    def end(self) -> None:
+        """End its process."""
+        if self.process is not None:
+            self.process.communicate()
 
     def measure(self, tokens: list[int]) -> None:
         """One prompt, and the tokens behind it."""
-        size = len(tokens)
-        found = self.ask({"run": "prompt", "tokens": tokens})
-        self.prompt[size] = min(self.prompt.get(size, np.inf), found["seconds"])
-        found = self.ask({"run": "decode", "count": _STEPS})
-        self.decode[size] = min(self.decode.get(size, np.inf), found["seconds"] / _STEPS)
+        assert self.process is not None
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"tokens": tokens, "count": _STEPS}) + "\n")
+        self.process.stdin.flush()
+        found, size = self._answer(), len(tokens)
+        self.prompt[size] = min(self.prompt.get(size, np.inf), found["prompt"])
+        self.decode[size] = min(self.decode.get(size, np.inf), found["decode"] / _STEPS)
         self.peak_bytes = found["peak_bytes"]
 
+    def _answer(self) -> dict[str, Any]:
+        assert self.process is not None
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.engine} ended with exit code {self.process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
-def started(name: str, path: Path, interpreter: str, threads: int, context: int) -> Contestant:
-    """A process that has loaded its model."""
-    arguments = [interpreter, str(_SCRIPT), name, str(path), str(threads), str(context)]
-    pipe = subprocess.PIPE
-    contestant = Contestant(name, subprocess.Popen(arguments, stdin=pipe, stdout=pipe, text=True))
-    contestant.first_token = contestant.ask()["first_token"]
-    return contestant
+    def row(self) -> dict[str, Any]:
+        """What is known of it, for JSON."""
+        return {
+            "engine": self.engine,
+            "model": _model_name(self.path),
+            "weight_bytes": self.weight_bytes,
+            "first_token_s": self.first_token,
+            "peak_bytes": self.peak_bytes,
+            "prompt_s": self.prompt,
+            "decode_s": self.decode,
+        }
+
+
+def _model_name(path: Path) -> str:
+    return path.name if path.is_dir() else path.stem
+
+
+def _weight_bytes(engine: str, path: Path) -> int:
+    """Of a module its parameters, of the others the files of their weights."""
+    if engine == _OURS:
+        return read_artifact(path).parameter_bytes
+    if path.is_dir():
+        return sum(
+            file.stat().st_size for pattern in ("*.onnx.data", "openvino_model.bin") for file in path.glob(pattern)
+        )
+    return path.stat().st_size
 
 
 def race(
@@ -89,70 +134,87 @@ def race(
     random = np.random.default_rng(0)
     memory = np.ones(_READ_BYTES // 8, np.uint64)
     best = np.inf
+    for _ in range(_STARTS):
+        for each in contestants:
+            each.start()
     with tempfile.TemporaryDirectory() as folder:
         read = reader(Path(folder))
         for _ in range(rounds):
-            begin = time.perf_counter()
-            read(memory.ctypes.data, memory.size, threads)
-            best = min(best, time.perf_counter() - begin)
+            for _ in range(_READS):
+                begin = time.perf_counter()
+                read(memory.ctypes.data, memory.size, threads)
+                best = min(best, time.perf_counter() - begin)
             for size in contexts:
-                tokens = random.integers(3, vocabulary, size).tolist()
                 for each in contestants:
-                    each.measure(tokens)
+                    each.measure(random.integers(3, vocabulary, size).tolist())
+    for each in contestants:
+        each.end()
     return _READ_BYTES / best
 
 
-def table_of(contestants: Sequence[Contestant], contexts: Sequence[int], limit: float) -> Table:
-    """A line for each engine; `limit`: tokens a second that memory allows."""
-    table = Table(title=f"tokens a second; memory would give {limit:.0f} for one token a step")
-    for column in ("engine", *(f"after {size}" for size in contexts), *(f"prompt of {size}" for size in contexts)):
-        table.add_column(column, justify="left" if column == "engine" else "right")
-    for column in ("of the limit", "first token s", "peak MB"):
-        table.add_column(column, justify="right")
-    for each in contestants:
-        decode = [f"{1 / each.decode[size]:.1f}" for size in contexts]
-        prompt = [f"{size / each.prompt[size]:.0f}" for size in contexts]
-        share = f"{1 / each.decode[contexts[0]] / limit:.0%}"
-        table.add_row(each.name, *decode, *prompt, share, f"{each.first_token:.2f}", f"{each.peak_bytes / 1e6:.0f}")
-    return table
+def table_of(found: dict[str, Any]) -> str:
+    """A run as a table of Markdown: tokens a second, and what else is known of each engine."""
+    contexts = [int(size) for size in found["engines"][0]["decode_s"]]
+    head = ["engine", "weights", "MB", *(f"after {size}" for size in contexts)]
+    head += [
+        *(f"prompt of {size}" for size in contexts if size > 16),
+        "of the limit",
+        "falls by",
+        "first token, s",
+        "peak, MB",
+    ]
+    rows = []
+    for each in found["engines"]:
+        decode = [each["decode_s"][size] for size in sorted(each["decode_s"], key=int)]
+        prompt = [int(size) / seconds for size, seconds in each["prompt_s"].items() if int(size) > 16]
+        limit = found["read_bytes_s"] / each["weight_bytes"]
+        cells = [each["engine"], each["model"], f"{each['weight_bytes'] / 1e6:.0f}"]
+        cells += [*(f"{1 / seconds:.1f}" for seconds in decode), *(f"{number:.0f}" for number in prompt)]
+        cells += [f"{1 / decode[0] / limit:.0%}", f"{1 - decode[0] / decode[-1]:.0%}"]
+        cells += [f"{each['first_token_s']:.2f}", f"{each['peak_bytes'] / 1e6:.0f}"]
+        rows.append(cells)
+    lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def contestant(text: str, options: argparse.Namespace, context: int) -> Contestant:
+    """The contestant that "ENGINE=PATH" names."""
+    engine, _, path = text.partition("=")
+    if not path:
+        raise SystemExit(f"{text!r} is not ENGINE=PATH")
+    interpreter = sys.executable if engine == _OURS else options.python
+    command = [interpreter, str(_SCRIPT), engine, path, str(options.threads), str(context)]
+    return Contestant(engine, Path(path), command, _weight_bytes(engine, Path(path)))
 
 
 def main() -> None:
     """Race the engines and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("module", type=Path)
-    for name in ("llama-cpp", "onnxruntime-genai", "openvino"):
-        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("contestants", metavar="ENGINE=PATH", nargs="*")
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--contexts", type=int, nargs="+", default=[16, 512])
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--report", type=Path, nargs="+")
     options = parser.parse_args()
-    artifact = read_artifact(options.module)
-    weights = artifact.parameter_bytes
-    vocabulary = json.loads(artifact.assets[DESCRIPTION_ASSET].tobytes())["vocabulary"]
+    if options.report is not None:
+        for path in options.report:
+            print(f"{path.name}:\n\n{table_of(json.loads(path.read_text()))}\n")
+        return
     context = max(options.contexts) + _STEPS + 1
-    peers = {
-        "llama.cpp": options.llama_cpp,
-        "onnxruntime-genai": options.onnxruntime_genai,
-        "openvino": options.openvino,
-    }
-    contestants = [started("tensorwright", options.module, sys.executable, options.threads, context)]
-    contestants += [
-        started(name, path, options.python, options.threads, context)
-        for name, path in peers.items()
-        if path is not None
-    ]
-    limit = race(contestants, options.contexts, options.rounds, vocabulary, options.threads) / weights
-    Console().print(table_of(contestants, options.contexts, limit))
+    contestants = [contestant(text, options, context) for text in options.contestants]
+    ours = next((each.path for each in contestants if each.engine == _OURS), None)
+    if ours is None:
+        raise SystemExit("name a module to race: tensorwright=FILE.twm")
+    vocabulary = json.loads(read_artifact(ours).assets[DESCRIPTION_ASSET].tobytes())["vocabulary"]
+    read = race(contestants, options.contexts, options.rounds, vocabulary, options.threads)
+    found = {"read_bytes_s": read, "threads": options.threads, "engines": [each.row() for each in contestants]}
+    found = json.loads(json.dumps(found))
+    Console().print(f"a plain read gives {read / 1e9:.1f} GB/s")
+    print(table_of(found))
     if options.output is not None:
-        rows = [{key: value for key, value in vars(each).items() if key != "process"} for each in contestants]
-        options.output.write_text(json.dumps({"weight_bytes": weights, "limit": limit, "engines": rows}, indent=2))
-    for each in contestants:
-        assert each.process.stdin is not None
-        each.process.stdin.close()
-        each.process.wait()
+        options.output.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":
