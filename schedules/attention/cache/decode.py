@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from schedules.attention.cache.byte_scores import RoundedQueries
 from schedules.attention.cache.description import KEY, LOWEST, SEQUENCES, SINKS, VALUE, CacheOperands
 from schedules.attention.cache.plain import quotient
 from schedules.attention.cache.softmax_block import RunningSoftmax
@@ -34,10 +35,11 @@ from schedules.codegen.parallel import pays_off
 from schedules.instructions.row_sums import row_sums
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, call
 from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.widening import number
 from schedules.machine import Machine, dtype_bits
 
 _LINE = 64  # bytes of a cache line
-_MOST_KEYS = 128  # of a block
+_MOST_KEYS = 64  # of a block: its rows, those asked for and what is computed of them share the first cache
 # Multiply-adds of scores, in vectors, that are worth starting threads: some 10 microseconds of reading rows.
 _LEAST_WORK = 12288
 _MINUS_INFINITY = tirx.FloatImm("float32", float("-inf"))
@@ -64,6 +66,7 @@ class _Block:
     first: Expr
     count: Expr
     softmax: RunningSoftmax
+    rounded: RoundedQueries | None
 
 
 class DecodeWriter:
@@ -75,6 +78,7 @@ class DecodeWriter:
         self.width = -(-operands.size // self.lanes) * self.lanes
         self.block = _block_keys(self.width, machine)
         self.splits = _splits(operands, machine)
+        self.rounds = RoundedQueries.serve(operands, machine)
         batch, most = (operands.batch, most) if SEQUENCES not in operands else (1, operands.queries)
         shape = [batch, operands.key_heads, self.splits, most, operands.group, operands.value_size + 2]
         # Of each part: sums, then the largest score and the sum of powers.
@@ -137,6 +141,7 @@ class DecodeWriter:
         own = self.operands
         softmax, made = RunningSoftmax.of(own.group, self.block, own.value_size, self.machine, further=self.width)
         query, zero = softmax.further, tirx.FloatImm("float32", 0.0)
+        rounded, rounded_made = RoundedQueries.of(own, self.machine) if self.rounds else (None, [])
 
         def element(g: Expr, d: Expr) -> Expr:
             return own.query(rows.sample, rows.query, rows.key_head * own.group + g, d)
@@ -159,34 +164,41 @@ class DecodeWriter:
                 store(self.found, softmax.totals.load(g), *at, own.value_size + 1),
             )
 
-        keys, keys_made = allocate("own_keys", [self.block, self.width], "float32")
+        keys, keys_made = allocate("own_keys", [1 if self.rounds else self.block, self.width], "float32")
         blocks = tirx.floordiv(rows.end - rows.first + (self.block - 1), expression(self.block))
         return sequence(
             made,
             keys_made,
-            self._cleared(keys),
+            None if self.rounds else self._cleared(keys),
             softmax.start(),
             repeat("g", own.group, filled),
-            repeat("block", blocks, lambda b: self._block(rows, rows.first + b * self.block, keys, softmax)),
+            rounded_made,
+            None if rounded is None else rounded.fill(query),
+            repeat("block", blocks, lambda b: self._block(rows, rows.first + b * self.block, keys, softmax, rounded)),
             repeat("g", own.group, kept),
         )
 
-    def _block(self, rows: Rows, start: Expr, keys: Any, softmax: RunningSoftmax) -> Stmt:
+    def _block(
+        self, rows: Rows, start: Expr, keys: Any, softmax: RunningSoftmax, rounded: RoundedQueries | None
+    ) -> Stmt:
         """The keys from `start` on, at most `self.block`."""
         own, lanes = self.operands, self.lanes
         first, count, whole = (tirx.Var(name, "int64") for name in ("block_first", "block_count", "block_runs"))
-        block = _Block(rows, first, count, softmax)
+        block = _Block(rows, first, count, softmax, rounded)
 
         def weight(g: Any, k: Expr) -> Expr:
             return softmax.scores.load(g, k)
 
         def value(k: Expr, d: Expr) -> Expr:
-            return own.row(VALUE, rows.slot, rows.key_head, first + k, d)
+            return own.unscaled(VALUE, rows.slot, rows.key_head, first + k, d)
+
+        def value_scale(k: Expr) -> Expr:
+            return own.scale(VALUE, rows.slot, rows.key_head, first + k)
 
         def copied(at: Expr, number: Expr | int) -> Stmt:
             return repeat("j", number, lambda j: self._copied(block, at + j, keys))
 
-        direct = own.is_exact(KEY) and self.width == own.size
+        direct = self.rounds or (own.is_exact(KEY) and self.width == own.size)
         runs = tirx.floordiv(count + (lanes - 1), expression(lanes))
         left = count > whole * lanes
 
@@ -194,6 +206,10 @@ class DecodeWriter:
             values = repeat("j", lanes, lambda j: sequence(self._asked(VALUE, rows, first + at + j)))
             asked = None if own.is_exact(VALUE) else when(tirx.EQ(g, expression(0)), values)
             return sequence(asked, self._scores(block, g, at, None if direct else keys, tail=False))
+
+        copies = copied(expression(0), runs * lanes)
+        if direct:
+            copies = None if self.rounds else when(left, copied(whole * lanes, lanes))
 
         def next_key(k: Expr) -> list[Stmt]:
             return [] if own.is_exact(KEY) else self._asked(KEY, rows, first + self.block + k)
@@ -208,9 +224,10 @@ class DecodeWriter:
             tirx.Bind(first, start),
             tirx.Bind(count, tirx.min(rows.end - first, expression(self.block))),
             tirx.Bind(whole, tirx.floordiv(count, expression(lanes))),
-            when(left, copied(whole * lanes, lanes)) if direct else copied(expression(0), runs * lanes),
+            copies,
             repeat("g", own.group, head),
             softmax.powers(runs),
+            softmax.scaled(count, value_scale) if own.has_scales(VALUE) else None,
             softmax.weighted(count, weight, value, ahead=next_key),
         )
 
@@ -242,7 +259,8 @@ class DecodeWriter:
         in the tail, -inf behind the last one."""
         own, lanes, rows = self.operands, self.lanes, block.rows
         query, scores = block.softmax.further, block.softmax.scores
-        parts, parts_made = allocate_tile("parts", [lanes, lanes], "float32")
+        rounded = block.rounded
+        parts, parts_made = allocate_tile("parts", [lanes, lanes], "float32" if rounded is None else "int32")
         found, found_made = allocate("found", [lanes], "float32", "local")
         head, zero = rows.key_head * own.group + g, tirx.FloatImm("float32", 0.0)
 
@@ -261,24 +279,31 @@ class DecodeWriter:
 
             return sequence(each(add))
 
-        def adjusted(j: Expr) -> Expr:
+        def place(j: Expr | int) -> tuple[Expr, Expr, Expr]:
             row = block.first + at + j
-            return own.score(
-                load(found, j), rows.sample, head, rows.query, tirx.min(row, rows.end - 1) if tail else row
-            )
+            return rows.slot, rows.key_head, tirx.min(row, rows.end - 1) if tail else row
+
+        def adjusted(j: Expr) -> Expr:
+            raw = load(found, j) if rounded is None else rounded.score(load(found, j), g, place(j))
+            return own.score(raw, rows.sample, head, rows.query, place(j)[2])
 
         def end(j: Expr) -> Stmt:
             value = adjusted(j)
             return scores.store(tirx.Select(at + j < block.count, value, _MINUS_INFINITY) if tail else value, g, at + j)
 
+        if rounded is None:
+            sums = [*each(lambda j, lane: store(parts, zero, j, lane)), repeat("vector", self.width // lanes, vector)]
+        else:
+            sums = rounded.sums(parts, g, place)
+
+        def part(j: int, lane: Expr) -> Expr:
+            return number(load(parts, j, lane), "float32")
+
         return sequence(
             parts_made,
             found_made,
-            each(lambda j, lane: store(parts, zero, j, lane)),
-            repeat("vector", self.width // lanes, vector),
-            vectorized(
-                "lane", lanes, lambda lane: store(found, row_sums([load(parts, j, lane) for j in range(lanes)]), lane)
-            ),
+            sums,
+            vectorized("lane", lanes, lambda lane: store(found, row_sums([part(j, lane) for j in range(lanes)]), lane)),
             repeat("j", lanes, end) if tail else vectorized("lane", lanes, end),
         )
 

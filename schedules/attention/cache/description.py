@@ -96,9 +96,20 @@ class CacheOperands:
 
     def row(self, role: str, *at: Expr) -> Expr:
         """An element of keys or values, in float32."""
-        value = number(self._load(role, *at), "float32")
-        scale = SCALES[role]
-        return value * self._load(scale, *at[:-1]) if scale in self else value
+        value = self.unscaled(role, *at)
+        return value * self.scale(role, *at[:-1]) if self.has_scales(role) else value
+
+    def unscaled(self, role: str, *at: Expr) -> Expr:
+        """As `row`, without the scale of the row."""
+        return number(self._load(role, *at), "float32")
+
+    def has_scales(self, role: str) -> bool:
+        """Whether each row of keys or values has a scale."""
+        return SCALES[role] in self
+
+    def scale(self, role: str, *at: Expr) -> Expr:
+        """The scale of a row (sample, key head, row)."""
+        return self._load(SCALES[role], *at)
 
     def is_exact(self, role: str) -> bool:
         """Whether keys or values are float32."""

@@ -132,6 +132,22 @@ class RunningSoftmax:
 
         return sequence(most_made, power_made, added_made, repeat("row", self.rows, row))
 
+    def scaled(self, count: Expr, scale: Callable[[Expr], Expr]) -> Stmt:
+        """The first `count` powers of a block times the scales of their keys' values; call it after `powers`."""
+        lanes = self.machine.lanes("float32")
+        whole = tirx.floordiv(count, expression(lanes))
+
+        def row(i: Expr) -> Stmt:
+            def one(k: Expr) -> Stmt:
+                return self.scores.store(self.scores.load(i, k) * scale(k), i, k)
+
+            return sequence(
+                repeat("vector", whole, lambda v: vectorized("lane", lanes, lambda lane: one(v * lanes + lane))),
+                repeat("rest", count - whole * lanes, lambda k: one(whole * lanes + k)),
+            )
+
+        return repeat("row", self.rows, row)
+
     def _put(self, put: Callable[[Expr, Expr, Expr], Stmt] | None, i: Expr, key: Expr, power: Expr) -> Stmt:
         return self.scores.store(power, i, key) if put is None else put(i, key, power)
 

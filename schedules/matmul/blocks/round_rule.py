@@ -23,6 +23,7 @@ from schedules.codegen.parallel import pays_off
 from schedules.config import Config
 from schedules.errors import NotScheduledError
 from schedules.instructions.int8_dot import rounded_int32
+from schedules.instructions.lane_reductions import reduced
 from schedules.ir.expression import index
 from schedules.ir.stages import Kernel, Stage, shape_of
 from schedules.ir.tir import Expr, Stmt, tirx
@@ -146,7 +147,7 @@ class _Writer:
             bits = tirx.reinterpret(kind, each) & magnitude
             most = bits if most is None else tirx.max(most, bits)
         assert most is not None
-        peak = named("peak", tirx.reinterpret("float32", _reduced("smax", most, lanes)), "float32")
+        peak = named("peak", tirx.reinterpret("float32", reduced("smax", most, lanes)), "float32")
         zero = tirx.const(0.0, "float32")
         inverse = named("inverse", tirx.Select(peak > zero, tirx.const(_MOST, "float32") / peak, zero), "float32")
         total = None
@@ -160,7 +161,7 @@ class _Writer:
             wide = tirx.Cast(kind, narrow)
             total = wide if total is None else total + wide
         assert total is not None
-        amount = named("total", _reduced("add", total, lanes), "int32")
+        amount = named("total", reduced("add", total, lanes), "int32")
         scale = named("scale", peak * tirx.const(1 / _MOST, "float32"), "float32")
         scaled = scale * tirx.Cast("float32", amount)
         code += [
@@ -170,7 +171,3 @@ class _Writer:
         ]
         return sequence(code)
 
-
-def _reduced(operation: str, value: Expr, lanes: int) -> Expr:
-    """All lanes of an int32 vector joined by one of LLVM's reductions."""
-    return tirx.call_llvm_pure_intrin("int32", f"llvm.vector.reduce.{operation}", value) if lanes > 1 else value
