@@ -61,6 +61,7 @@ def compile(
     state: Mapping[str, str] | Sequence[str] | None = None,
     precision: str | None = None,
     sequences: bool = False,
+    cache: str | None = None,
     threads: int | None = None,
     passes: Mapping[str, PassLike | None] | None = None,
     dump: str | Path | None = None,
@@ -97,6 +98,8 @@ def compile(
             "int4" among them; None keeps what the file has.
         sequences: build a language model so that a run reads tokens of several sequences, for
             `tensorwright.generation.Scheduler` and for speculative decoding.
+        cache: the type of the keys and values that a language model keeps: "float32", "float16", "bfloat16" or "int8",
+            which has a scale for each head and row; None for float32 beside float32 weights and float16 beside others.
         threads: how many threads the module runs on; the target's cores when None.
         passes: the user's own graph passes: `{"after:fold-constants": my_pass}`; see `tensorwright passes`.
         dump: a folder that receives the module after each pass as TVMScript.
@@ -118,6 +121,8 @@ def compile(
     is_language = isinstance(source, str | Path) and is_language_model(Path(source))
     if sequences and not is_language:
         raise OptionError("sequences=True is for language models: a GGUF file, or a folder of transformers")
+    if cache is not None and not is_language:
+        raise OptionError("`cache` is an option of language models", "leave it out, or give a GGUF file or a folder")
     options = CompileOptions(
         sizes=sizes,
         precision=precision_of("float32" if is_language or precision is None else precision),
@@ -136,7 +141,7 @@ def compile(
         dynamic_shapes=dynamic_shapes,
         outputs=outputs,
         state=state,
-        language=LanguageModelOptions(precision, sequences=sequences) if is_language else None,
+        language=LanguageModelOptions(precision, sequences=sequences, cache=cache) if is_language else None,
     )
     chosen = _target_for(target, options.precision, threads)
     options.report("import")

@@ -87,6 +87,15 @@ def _compile(
             help="Of a language model: read several sequences a run, for servers and speculation.",
         ),
     ] = False,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help="Of a language model: the type of the keys and values that it keeps: float32, bf16, float16 or int8; "
+            "float32 beside float32 weights and float16 beside others if not given.",
+            show_default=False,
+        ),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="How many threads it runs on; all cores if not given."),
@@ -143,6 +152,7 @@ def _compile(
             outputs=outputs.split(",") if outputs is not None else None,
             precision=precision,
             sequences=sequences,
+            cache=cache,
             threads=threads,
             passes=passes or None,
             dump=dump,

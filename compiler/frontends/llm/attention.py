@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from compiler.frontends.llm.rope import Rope
 from compiler.passes.rewriting.matching import as_constant
 from compiler.passes.rewriting.state_writes import write_rows, write_sequences
 from schedules.attention.cache.call import cached_attention
+from schedules.attention.cache.rounding import round_rows
 
 Expr = Any
 
@@ -50,14 +51,27 @@ class Positions:
 @dataclass(frozen=True)
 class KeyValueCache:
     """Keys and values of what came before: (1, key heads, capacity, head size), of which as many rows are filled as the
-    position says; or (slots, ...) of several sequences."""
+    position says; or (slots, ...) of several sequences.
+
+    int8 ones have `scales`: float32 (1, key heads, capacity) of keys and of values, what each row is multiplied with.
+    `rounds`: whether attention may round its operands, as products with quantized weights do.
+    """
 
     keys: Expr
     values: Expr
     position: Positions
+    scales: tuple[Expr, ...] = ()
+    rounds: bool = False
+
+    @property
+    def parts(self) -> tuple[Expr, ...]:
+        """The tensors that are kept: keys, values and scales."""
+        return (self.keys, self.values, *self.scales)
 
     def extended(self, builder: relax.BlockBuilder, keys: Expr, values: Expr) -> KeyValueCache:
         """With the new entries (1, n, key heads, head size), rounded to the cache's type, from `position` on."""
+        if self.scales:
+            return self._with_bytes(builder, keys, values)
         dtype = str(self.keys.ty.dtype)
 
         def written(old: Expr, rows: Expr) -> Expr:
@@ -66,7 +80,15 @@ class KeyValueCache:
                 return write_sequences(builder, old, stored, self.position.sequences)
             return write_rows(builder, old, builder.emit(R.permute_dims(stored, [0, 2, 1, 3])), self.position.start, 2)
 
-        return KeyValueCache(written(self.keys, keys), written(self.values, values), self.position)
+        return replace(self, keys=written(self.keys, keys), values=written(self.values, values))
+
+    def _with_bytes(self, builder: relax.BlockBuilder, keys: Expr, values: Expr) -> KeyValueCache:
+        rounded = builder.emit(builder.call_te(round_rows, keys, values, primfunc_name_hint="round_rows"))
+        # In the order of `parts`.
+        new = [builder.emit(relax.TupleGetItem(rounded, at)) for at in range(4)]
+        start = self.position.start
+        written = [write_rows(builder, old, rows, start, 2) for old, rows in zip(self.parts, new, strict=True)]
+        return KeyValueCache(written[0], written[1], self.position, tuple(written[2:]), self.rounds)
 
 
 def rotations(builder: relax.BlockBuilder, rope: Rope, position: Positions, length: Any) -> Expr:
@@ -165,6 +187,8 @@ def attend(
             window=window,
             softcap=config.score_cap,
             bias=bias,
+            scales=(cache.scales[0], cache.scales[1]) if cache.scales else None,
+            rounds=cache.rounds,
         )
     )
     return builder.emit(R.reshape(found, (1, query.ty.shape[1], config.queries)))

@@ -16,7 +16,7 @@ from compiler.frontends.llm.feed_forward import feed_forward
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.parameters import Parameters
 from compiler.frontends.llm.self_attention import SelfAttention
-from compiler.frontends.llm.weights import Matrix
+from compiler.frontends.llm.weights import FLOAT_KINDS, Matrix
 from compiler.passes.rewriting.block_weights import BlockWeight
 
 Expr = Any
@@ -26,11 +26,11 @@ POSITIONS, SEQUENCES, WANTED = "positions", "sequences", "wanted"
 
 @dataclass(frozen=True)
 class DecoderModule:
-    """The Relax module of a decoder, and the names of its caches.
+    """The Relax module of a decoder, and the names of what it keeps: caches, and the scales of int8 ones.
 
     `main(tokens, position, *caches) -> (logits, *caches)`: tokens int64 (1, n); position int64 (), how many tokens came
-    before; each cache (1, key heads, capacity, head size) of type `cache_dtype`. Logits are float32 (1, 1, vocabulary)
-    of the last token, or (1, n, vocabulary) of all.
+    before; each cache (1, key heads, capacity, head size) of type `cache_dtype`; those in `scales` float32 (1, key
+    heads, capacity). Logits are float32 (1, 1, vocabulary) of the last token, or (1, n, vocabulary) of all.
 
     For several sequences, `main(tokens, positions, sequences, wanted, *caches)`: `positions` and `sequences` as
     `compiler.frontends.llm.attention.Positions` has them, `wanted` int64 (m,) the tokens whose logits (1, m,
@@ -40,6 +40,7 @@ class DecoderModule:
     mod: IRModule
     caches: tuple[str, ...]
     cache_dtype: str
+    scales: frozenset[str] = frozenset()
 
 
 def build_decoder(config: DecoderConfig, parameters: Parameters, options: LanguageModelOptions) -> DecoderModule:
@@ -67,16 +68,21 @@ class _Builder(Emitter):
         position, places = self._positions()
         slots = tirx.Var("slots", "int64") if self.options.sequences else 1
         shape = [slots, config.key_heads, self.capacity, config.head_size]
-        names = [f"{kind}_{index}" for index in range(len(config.layers)) for kind in ("key", "value")]
         embedding = self.parameters.embedding()
         dtype = self.options.cache_dtype(narrow=embedding.kind != "F32")
-        caches = [relax.Var(name, relax.TensorType(shape, dtype)) for name in names]
+        rounds = self.options.rounds_attention(dtype, quantized=embedding.kind not in FLOAT_KINDS)
+        types = {"key": relax.TensorType(shape, dtype), "value": relax.TensorType(shape, dtype)}
+        if dtype == "int8":
+            types |= {f"{kind}_scale": relax.TensorType(shape[:3], "float32") for kind in ("key", "value")}
+        caches = [relax.Var(f"{kind}_{at}", type_) for at in range(len(config.layers)) for kind, type_ in types.items()]
+        scales = frozenset(each.name for each in caches if len(each.ty.shape) == 3)
         with builder.function("main", [tokens, *places, *caches]):
             with builder.dataflow():
-                results = self._body(embedding, tokens, position, caches)
+                kept = _by_layer(caches, position, len(config.layers), rounds=rounds)
+                results = self._body(embedding, tokens, position, kept)
                 output = builder.emit_output(relax.Tuple(results))
             builder.emit_func_output(output)
-        return DecoderModule(builder.get(), tuple(names), dtype)
+        return DecoderModule(builder.get(), tuple(each.name for each in caches), dtype, scales)
 
     def _positions(self) -> tuple[Positions, list[relax.Var]]:
         """Where the tokens of a run stand, and the parameters that say it."""
@@ -92,18 +98,17 @@ class _Builder(Emitter):
         self.wanted = parameter(WANTED, tirx.Var("m", "int64"))
         return Positions(None, tokens, sequences), [tokens, sequences, self.wanted]
 
-    def _body(self, embedding: Matrix, tokens: Expr, position: Positions, caches: list[Expr]) -> list[Expr]:
+    def _body(self, embedding: Matrix, tokens: Expr, position: Positions, caches: list[KeyValueCache]) -> list[Expr]:
         config = self.config
         table = self.products.table(embedding)
         x = self._embedded(table, tokens, position)
         ropes = {rope: rotations(self.builder, rope, position, self.length) for rope in self._ropes()}
         bias = None if config.slopes is None else linear_biases(self.builder, config.slopes, self.capacity)
-        updated = []
-        for index, layer in enumerate(config.layers):
-            cache = KeyValueCache(caches[2 * index], caches[2 * index + 1], position)
+        updated: list[Expr] = []
+        for index, (layer, cache) in enumerate(zip(config.layers, caches, strict=True)):
             attention = SelfAttention(self, index, ropes.get(layer.rope), bias, cache)
             x = self._block(index, x, attention)
-            updated += [attention.cache.keys, attention.cache.values]
+            updated += attention.cache.parts
         if self.wanted is not None:
             x = self.builder.emit_te(_selected, x, self.wanted, primfunc_name_hint="wanted_tokens")
         elif not self.options.all_logits:
@@ -139,6 +144,16 @@ class _Builder(Emitter):
 
     def _ropes(self) -> list[Any]:
         return list(dict.fromkeys(layer.rope for layer in self.config.layers if layer.rope is not None))
+
+
+def _by_layer(caches: list[Expr], position: Positions, layers: int, *, rounds: bool) -> list[KeyValueCache]:
+    """What each layer keeps."""
+    parts = len(caches) // layers
+    found = []
+    for start in range(0, len(caches), parts):
+        keys, values, *scales = caches[start : start + parts]
+        found.append(KeyValueCache(keys, values, position, tuple(scales), rounds))
+    return found
 
 
 def _last(x: te.Tensor) -> te.Tensor:

@@ -40,7 +40,10 @@ def import_language_model(path: Path, options: LanguageModelOptions | None = Non
     checkpoint.check_complete()
     slots = "slots" if options.sequences else 1
     shape = (slots, config.key_heads, "capacity", config.head_size)
-    caches = [TensorSpec(name, shape, built.cache_dtype) for name in built.caches]
+    caches = [
+        TensorSpec(name, shape[:3], "float32") if name in built.scales else TensorSpec(name, shape, built.cache_dtype)
+        for name in built.caches
+    ]
     inputs = [TensorSpec(TOKENS, (1, "n"), "int64"), *_places(options), *caches]
     rows: int | str = "m" if options.sequences else "n" if options.all_logits else 1
     logits = TensorSpec(LOGITS, (1, rows, config.vocabulary), "float32")

@@ -9,7 +9,7 @@ from compiler.errors import OptionError
 PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int4")
 _OTHER_NAMES = {"fp32": "float32", "f32": "float32", "fp16": "float16", "f16": "float16", "bf16": "bfloat16"}
 ACTIVATIONS = ("int8", "float32")
-CACHES = ("float32", "float16", "bfloat16")
+CACHES = ("float32", "float16", "bfloat16", "int8")
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class LanguageModelOptions:
             of their own, as llama.cpp does, and of those with bfloat16 weights to bfloat16; "float32" keeps them.
         all_logits: return the logits of all tokens, not of the last one.
         cache: the type of keys and values that are kept: one of `CACHES`, or None for float32 beside float32 weights
-            and float16 beside narrower ones. It is read whole for each token.
+            and float16 beside narrower ones. It is read whole for each token. "int8" has a scale for each head and row.
         sequences: build the module for several sequences a run, for `compiler.generation.Scheduler` and for speculative
-            decoding: a session's cache has a slot for each. Excludes `all_logits`.
+            decoding: a session's cache has a slot for each. Excludes `all_logits` and int8 caches.
     """
 
     precision: str | None = None
@@ -48,6 +48,8 @@ class LanguageModelOptions:
             name = _OTHER_NAMES.get(self.cache, self.cache)
             if name not in CACHES:
                 raise OptionError(f"cache {self.cache!r} is not one of {', '.join(CACHES)}")
+            if name == "int8" and self.sequences:
+                raise OptionError("int8 caches are of one sequence", "give sequences another cache, or leave them out")
             object.__setattr__(self, "cache", name)
 
     def cache_dtype(self, *, narrow: bool) -> str:
@@ -55,3 +57,10 @@ class LanguageModelOptions:
         if self.cache is not None:
             return self.cache
         return "float32" if self.precision == "float32" or not (self.precision or narrow) else "float16"
+
+    def rounds_attention(self, cache: str, *, quantized: bool) -> bool:
+        """Whether attention may round its operands as products with such weights do: to bfloat16 in prompts, and
+        queries to 8 bits over an int8 cache. `quantized`: whether the checkpoint's own weights are."""
+        narrow = self.precision in ("int8", "int4") or (quantized and self.precision is None)
+        # Of several sequences, a token's numbers do not depend on how many tokens a run reads.
+        return self.activations == "int8" and not self.sequences and (narrow or cache in ("int8", "bfloat16"))

@@ -32,6 +32,7 @@ from schedules.codegen.nest import (
     when,
 )
 from schedules.codegen.parallel import pays_off
+from schedules.instructions.prefetch import prefetch_statement
 from schedules.instructions.row_sums import row_sums
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, call
 from schedules.ir.tir import Expr, Stmt, tirx
@@ -169,6 +170,7 @@ class DecodeWriter:
         return sequence(
             made,
             keys_made,
+            repeat("ahead", self.block, lambda j: sequence(self._asked(rows, rows.first + j))),
             None if self.rounds else self._cleared(keys),
             softmax.start(),
             repeat("g", own.group, filled),
@@ -203,16 +205,14 @@ class DecodeWriter:
         left = count > whole * lanes
 
         def run(g: Expr, at: Expr) -> Stmt:
-            values = repeat("j", lanes, lambda j: sequence(self._asked(VALUE, rows, first + at + j)))
-            asked = None if own.is_exact(VALUE) else when(tirx.EQ(g, expression(0)), values)
-            return sequence(asked, self._scores(block, g, at, None if direct else keys, tail=False))
+            return self._scores(block, g, at, None if direct else keys, tail=False)
 
         copies = copied(expression(0), runs * lanes)
         if direct:
             copies = None if self.rounds else when(left, copied(whole * lanes, lanes))
 
-        def next_key(k: Expr) -> list[Stmt]:
-            return [] if own.is_exact(KEY) else self._asked(KEY, rows, first + self.block + k)
+        def ahead(k: Expr) -> list[Stmt]:
+            return self._asked(rows, first + self.block + k)
 
         def head(g: Expr) -> Stmt:
             return sequence(
@@ -228,15 +228,19 @@ class DecodeWriter:
             repeat("g", own.group, head),
             softmax.powers(runs),
             softmax.scaled(count, value_scale) if own.has_scales(VALUE) else None,
-            softmax.weighted(count, weight, value, ahead=next_key),
+            softmax.weighted(count, weight, value, ahead=ahead),
         )
 
-    def _asked(self, role: str, rows: Rows, row: Expr) -> list[Stmt]:
-        """Ask for a row of keys or values. For float32, which is bound by memory alone, that gained nothing."""
-        buffer = self.operands.buffers[role]
-        size = self.operands.size if role == KEY else self.operands.value_size
-        step = 8 * _LINE // dtype_bits(str(buffer.dtype))
-        return [prefetch(buffer, rows.slot, rows.key_head, row, d) for d in range(0, size, step)]
+    def _asked(self, rows: Rows, row: Expr) -> list[Stmt]:
+        """Ask for a row of keys and of values. For float32, which is bound by memory alone, that gained nothing."""
+        own, at, code = self.operands, (rows.slot, rows.key_head, row), list[Stmt]()
+        for role, size in ((KEY, own.size), (VALUE, own.value_size)):
+            if own.is_exact(role):
+                continue
+            step = 8 * _LINE // dtype_bits(str(own.buffers[role].dtype))
+            code += [prefetch(own.buffers[role], *at, d) for d in range(0, size, step)]
+            code += [prefetch_statement(own.scale(role, *at))] if own.has_scales(role) else []
+        return code
 
     def _copied(self, block: _Block, j: Expr, keys: Any) -> Stmt:
         """Key j of a block in float32; behind the last one, that again."""

@@ -170,4 +170,3 @@ class _Writer:
             store(self.result, tirx.reinterpret("int32", scaled), *at, unit, SCALED_SUM),
         ]
         return sequence(code)
-

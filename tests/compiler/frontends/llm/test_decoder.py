@@ -46,6 +46,20 @@ def test_all_logits_are_returned_on_request(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * abs(wanted).max())
 
 
+def test_a_cache_of_bytes_gives_nearly_the_same_logits(tmp_path: Path) -> None:
+    reference = save_model("llama", tmp_path, num_hidden_layers=2)
+    options = LanguageModelOptions(cache="int8")
+    model = import_language_model(tmp_path, options)
+    assert [each.dtype for each in model.inputs[2:6]] == ["int8", "int8", "float32", "float32"]
+    session = compiler.compile(model, threads=1).session(capacity=40)
+    prompt = np.random.default_rng(3).integers(1, reference.config.vocab_size, 20)
+    wanted, tokens = greedy(reference, prompt, 4)
+    for row, step in zip(wanted, [prompt, *([each] for each in tokens[:-1])], strict=True):
+        logits = session.run([np.array(step)[None]])["logits"][0, 0]
+        # Half a step of 127 in keys and values; products round nothing else.
+        np.testing.assert_allclose(logits, row, rtol=0, atol=0.02 * abs(row).max())
+
+
 def test_the_families_are_those_that_are_supported() -> None:
     from compiler.frontends.llm.families import FAMILIES as SUPPORTED
 
