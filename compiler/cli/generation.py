@@ -31,6 +31,18 @@ Speculative = Annotated[
         "compiled with --sequences.",
     ),
 ]
+JsonSchema = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="The text has to be JSON that is valid by this JSON schema.")
+]
+GrammarFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--grammar", metavar="FILE", help="The text has to match this grammar in EBNF, whose first rule is root."
+    ),
+]
+Regex = Annotated[
+    str | None, typer.Option(metavar="PATTERN", help="The text as a whole has to match this regular expression.")
+]
 Draft = Annotated[
     Path | None,
     typer.Option(metavar="MODULE", help="A smaller model with the same tokens that guesses, for --speculative."),
@@ -44,3 +56,29 @@ def generation_options(**settings: Any) -> Any:
 
     stop = settings.pop("stop", None)
     return GenerationOptions(stop=tuple(stop or ()), **settings)
+
+
+def grammar_of(json_schema: Path | None, grammar: Path | None, regex: str | None) -> Any:
+    """The `Grammar` that one of the options gives; None where none does.
+
+    Raises OptionError where several do, StorageError where a file cannot be read.
+    """
+    from compiler.errors import OptionError
+    from compiler.generation import Grammar
+
+    if sum(each is not None for each in (json_schema, grammar, regex)) > 1:
+        raise OptionError("give one of --json-schema, --grammar and --regex")
+    if json_schema is not None:
+        return Grammar.json_schema(_text_of(json_schema))
+    if grammar is not None:
+        return Grammar.ebnf(_text_of(grammar))
+    return None if regex is None else Grammar.regex(regex)
+
+
+def _text_of(path: Path) -> str:
+    from compiler.errors import StorageError
+
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StorageError(f"{path} could not be read: {error}") from error

@@ -1,6 +1,7 @@
 """Text out of language models: tokenizer, chat template, sampling and the loop around a compiled module."""
 
 from compiler.errors import QueueFullError
+from compiler.generation.grammar import Grammar
 from compiler.generation.handle import SequenceHandle, Usage
 from compiler.generation.language_model import Conversation, LanguageModel, load
 from compiler.generation.options import GenerationOptions
@@ -12,6 +13,7 @@ __all__ = [
     "Conversation",
     "Generation",
     "GenerationOptions",
+    "Grammar",
     "LanguageModel",
     "Piece",
     "QueueFullError",

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from compiler.artifact import Key
 from compiler.artifact.language_model import DESCRIPTION_ASSET, TOKENIZER_ASSET, LanguageModelDescription
 from compiler.errors import ArtifactError, InputError, OptionError
+from compiler.generation.grammar import Grammar, Grammars
 from compiler.generation.loop import Run, SequenceState, check_fits
 from compiler.generation.options import GenerationOptions
 from compiler.generation.output import Output, Piece
@@ -147,7 +149,17 @@ class LanguageModel:
             )
         if options.stops and self.tokenizer is None:
             raise OptionError("stop texts need a tokenizer, and the model was compiled without one")
-        return Output(prompt, options, self.description.stop_tokens, self.decode, room)
+        matcher = None
+        if options.grammar is not None:
+            assert isinstance(options.grammar, Grammar)
+            matcher = self._grammars.matcher(options.grammar)
+        return Output(prompt, options, self.description.stop_tokens, self.decode, room, matcher)
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        if self.tokenizer is None:
+            raise OptionError("a grammar needs a tokenizer, and the model was compiled without one")
+        return Grammars(self.tokenizer, self.description.vocabulary, self.description.stop_tokens)
 
     def draft_steps(self, slots: int, context: int) -> Steps | None:
         """As `steps`, of the draft model; None where there is none."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from compiler.errors import OptionError
+from compiler.generation.grammar import Grammar
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class GenerationOptions:
             negative; 1 for none.
         stop: texts that end the generation and are not part of the result.
         seed: of the random numbers; None for another one each time. The result says which it was.
+        grammar: what the text has to match: a `Grammar`, a JSON schema as a dictionary, or a grammar in EBNF as a text.
         speculative: guess so many tokens at most, and check them in one run; 0 for none. The result stays the same.
             Guesses come from the model's draft model, or from what followed in the prompt and the text before.
         logprobs: for each token also log probabilities: its own, and those of so many most likely ones; None for none.
@@ -37,12 +41,19 @@ class GenerationOptions:
     seed: int | None = None
     logprobs: int | None = None
     speculative: int = 0
+    grammar: Grammar | str | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if not all(isinstance(each, str) and each for each in stop):
             raise OptionError(f"stop must be texts that are not empty, not {self.stop!r}")
         object.__setattr__(self, "stop", stop)
+        if isinstance(self.grammar, str):
+            object.__setattr__(self, "grammar", Grammar.ebnf(self.grammar))
+        elif isinstance(self.grammar, Mapping):
+            object.__setattr__(self, "grammar", Grammar.json_schema(self.grammar))
+        elif not isinstance(self.grammar, Grammar | None):
+            raise OptionError(f"grammar must be a Grammar, a JSON schema or a text in EBNF, not {self.grammar!r}")
         self._check_whole("max_new_tokens", 0)
         self._check_whole("top_k", 0)
         self._check_whole("speculative", 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from compiler.generation.grammar import Matcher
 from compiler.generation.options import GenerationOptions
 from compiler.generation.result import FinishReason, Generation, TokenLogprob
 from compiler.generation.sampling import Logits, Sampler
@@ -44,9 +45,16 @@ class Output:
     """
 
     def __init__(
-        self, prompt: Sequence[int], options: GenerationOptions, stop_tokens: Sequence[int], decode: Decode, room: int
+        self,
+        prompt: Sequence[int],
+        options: GenerationOptions,
+        stop_tokens: Sequence[int],
+        decode: Decode,
+        room: int,
+        matcher: Matcher | None = None,
     ) -> None:
-        """`room`: how many tokens the model can read in all, the prompt's included."""
+        """`room`: how many tokens the model can read in all, the prompt's included; `matcher`: of the grammar."""
+        self._matcher = matcher
         self._prompt_tokens, self._options, self._room = len(prompt), options, room
         self._ends = frozenset(stop_tokens)
         self._sampler = Sampler(options, prompt)
@@ -62,7 +70,8 @@ class Output:
 
         Raises InputError where the logits are not numbers.
         """
-        token = self._sampler.choose(logits)
+        matcher = self._matcher
+        token = self._sampler.choose(logits, None if matcher is None else matcher.allowed)
         if token in self._ends:
             self.reason = "stop"
             return None
@@ -71,9 +80,11 @@ class Output:
             logprob = self._sampler.logprob(logits, token)
             self._logprobs.append(logprob)
         self.tokens.append(token)
+        if matcher is not None:
+            matcher.accept(token)
         text = self._stop.add(self._text.add(token))
         self._pieces.append(text)
-        if self._stop.found:
+        if self._stop.found or (matcher is not None and matcher.ended):
             self.reason = "stop"
         else:
             self._check_length()

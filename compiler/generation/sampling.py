@@ -29,12 +29,14 @@ class Sampler:
             self.seed = secrets.randbits(_SEED_BITS) if options.seed is None else options.seed
             self._random = np.random.default_rng(self.seed)
 
-    def choose(self, logits: Logits) -> int:
-        """The next token, out of float32 logits (vocabulary,).
+    def choose(self, logits: Logits, allowed: np.ndarray[Any, np.dtype[np.bool_]] | None = None) -> int:
+        """The next token, out of float32 logits (vocabulary,); one of those allowed, None for all.
 
         Raises InputError where they are not finite.
         """
         scores = self._penalized(logits)
+        if allowed is not None:
+            scores = np.where(allowed, scores, np.float32(-np.inf))
         token = int(scores.argmax()) if self._random is None else self._drawn(scores, self._random)
         if not np.isfinite(scores[token]):
             raise InputError(
@@ -66,6 +68,7 @@ class Sampler:
         """A token at random, after temperature, top-k, top-p and min-p in this order."""
         options = self._options
         order = np.argsort(-scores, kind="stable")
+        order = order[: max(1, np.count_nonzero(scores > -np.inf))]
         if options.top_k:
             order = order[: options.top_k]
         scaled = scores[order].astype(np.float64) / options.temperature

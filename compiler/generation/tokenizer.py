@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any, NoReturn
 
 from compiler.artifact.language_model import LanguageModelDescription
@@ -50,6 +52,25 @@ class Tokenizer:
         text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special)
         return text
 
+    def token_bytes(self, count: int) -> list[bytes]:
+        """The bytes of the first `count` tokens; b"" for special ones, and for those that there are none of.
+
+        A token that holds a part of a character has some of its bytes.
+        """
+        described = json.loads(self._tokenizer.to_str())
+        form = json.dumps(described.get("decoder") or {})
+        to_bytes = (
+            _from_byte_level if '"ByteLevel"' in form else _from_fallback if '"ByteFallback"' in form else _from_text
+        )
+        found = [b""] * count
+        for token, number in self._tokenizer.get_vocab(with_added_tokens=False).items():
+            if number < count:
+                found[number] = to_bytes(token)
+        for number, added in self._tokenizer.get_added_tokens_decoder().items():
+            if number < count:
+                found[number] = b"" if added.special else added.content.encode()
+        return found
+
     def chat(self, messages: Messages) -> str:
         """Messages ({"role": ..., "content": ...}) as the prompt of the assistant's next one.
 
@@ -78,12 +99,33 @@ class Tokenizer:
         return text
 
 
+@cache
+def _byte_level() -> dict[str, int]:
+    """Bytes by the characters that stand for them in byte-level BPE."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+def _from_byte_level(token: str) -> bytes:
+    table = _byte_level()
+    return bytes(table[each] for each in token) if all(each in table for each in token) else token.encode()
+
+
+def _from_fallback(token: str) -> bytes:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes([int(token[3:5], 16)])
+    return _from_text(token)
+
+
+def _from_text(token: str) -> bytes:
+    return token.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
+
+
 def _refuse(message: str) -> NoReturn:
     jinja2 = optional_module("jinja2", "generate", "fills in chat templates")
     raise jinja2.TemplateError(message)
 
 
 def _to_json(value: Any, **options: Any) -> str:
-    import json
-
     return json.dumps(value, ensure_ascii=False, **{key: each for key, each in options.items() if key == "indent"})

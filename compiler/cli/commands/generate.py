@@ -25,6 +25,9 @@ HELP = """Continue a text, or answer a message, with a compiled language model.
   Draw tokens, the same ones each time:
     tensorwright generate smollm2.twm -p "Tell me a story." --temperature 0.8 --top-p 0.95 --seed 7
 
+  An answer in JSON that a schema describes:
+    tensorwright generate smollm2.twm -p "Name a city and its country." --json-schema city.json
+
   Text, tokens and tokens per second as JSON; the prompt from standard input:
     tensorwright generate smollm2.twm --json < prompt.txt
 """
@@ -52,6 +55,9 @@ def _generate(
     seed: generation.Seed = None,
     speculative: generation.Speculative = 0,
     draft: generation.Draft = None,
+    json_schema: generation.JsonSchema = None,
+    grammar: generation.GrammarFile = None,
+    regex: generation.Regex = None,
     threads: options.Threads = None,
     trusted: options.TrustedKeys = None,
     as_json: options.Json = False,
@@ -71,6 +77,7 @@ def _generate(
         stop=stop,
         seed=seed,
         speculative=speculative,
+        grammar=generation.grammar_of(json_schema, grammar, regex),
     )
     text = prompt if prompt is not None else _standard_input()
     model = load(module, threads=threads, trusted_keys=trusted or None, draft=draft)

@@ -1,0 +1,78 @@
+"""Structured output: texts match their grammar, alone and beside others, and what cannot be used is one error."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from compiler.errors import OptionError
+from compiler.generation import Grammar, LanguageModel, Scheduler
+from compiler.generation.grammar_rules import endless_rule
+
+pytest.importorskip("xgrammar")
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "pattern": "^[a-z]{1,6}$"}, "size": {"enum": [1, 2, 3]}},
+    "required": ["name", "size"],
+    "additionalProperties": False,
+}
+
+
+def test_texts_match_their_grammar(joined: LanguageModel) -> None:
+    for seed in range(3):
+        settings: dict[str, Any] = {"max_new_tokens": 80, "temperature": 1.5, "seed": seed}
+        found = json.loads(joined.generate("abc", grammar=SCHEMA, **settings).text)
+        assert set(found) == {"name", "size"}
+        number = joined.generate("abc", grammar=Grammar.regex("[0-9]{3}-[a-f]+x"), **settings).text
+        assert re.fullmatch(r"\d{3}-[a-f]+x?", number)
+        words = joined.generate("abc", grammar='root ::= "yes" | "né" | "no" root', **settings)
+        assert re.fullmatch("(no)*(yes|né)", words.text)
+        assert words.finish_reason == "stop"
+
+
+def test_guesses_and_neighbours_change_nothing(joined: LanguageModel) -> None:
+    grammar = Grammar.regex("(ab|cd)+[.]")
+    wanted = joined.generate("xyz", grammar=grammar, max_new_tokens=24)
+    assert joined.generate("xyz", grammar=grammar, max_new_tokens=24, speculative=6).tokens == wanted.tokens
+    with Scheduler(joined, max_sequences=3) as scheduler:
+        free = scheduler.submit("xyz", max_new_tokens=24)
+        bound = scheduler.submit("xyz", grammar=grammar, max_new_tokens=24, speculative=4)
+        assert bound.result().tokens == wanted.tokens
+        assert free.result().tokens == joined.generate("xyz", max_new_tokens=24).tokens
+
+
+@pytest.mark.parametrize(
+    ("grammar", "message"),
+    [
+        ('root ::= "a', "the grammar cannot be used"),
+        ("root ::= other", "the grammar cannot be used"),
+        ('root ::= "a" root', "never|can ever end: 'root'"),
+        ('root ::= "x" | "a" trap\ntrap ::= "b" trap', "can ever end: 'trap'"),
+        (Grammar.regex("[0-9"), "the regular expression cannot be used"),
+        ({"type": "nothing"}, "the JSON schema cannot be used"),
+        (Grammar.json_schema("{"), "the JSON schema cannot be used"),
+        ({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, "can ever end"),
+        (5, "grammar must be"),
+    ],
+)
+def test_grammars_that_cannot_be_used(joined: LanguageModel, grammar: Any, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        joined.generate("abc", grammar=grammar)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "endless"),
+    [
+        ('root ::= ((a) | (b))\na ::= ((a b))\nb ::= (("x"))', "a"),
+        ('root ::= ((root{0, 3} "(" [^)|]*))', None),
+        ("root ::= ((root{1, 3}))", "root"),
+        ('root ::= (("a" root_1))\nroot_1 ::= ("" | ([\\]"] root_1))', None),
+        ('root ::= ((x)*)\nx ::= (("\\"" x))', "x"),
+    ],
+)
+def test_rules_without_an_end(grammar: str, endless: str | None) -> None:
+    assert endless_rule(grammar) == endless
