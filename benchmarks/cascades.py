@@ -162,7 +162,12 @@ def digits() -> Task:
         path = cache_folder() / f"cascade-digits-{name}.onnx"
         if not path.exists():
             program = torch.onnx.export(
-                train(net, data), (image,), dynamo=True, input_names=["image"], dynamic_shapes=(batch["image"],)
+                train(net, data),
+                (image,),
+                dynamo=True,
+                input_names=["image"],
+                output_names=["scores"],
+                dynamic_shapes=(batch["image"],),
             )
             assert program is not None
             program.save(str(path), external_data=False)
@@ -241,7 +246,13 @@ def retrieval() -> Task:
     def exported(net: Any, name: str) -> Path:
         path = cache_folder() / f"cascade-{name}.onnx"
         program = torch.onnx.export(
-            net.eval(), (ids[:8],), dynamo=True, input_names=["input_ids"], dynamic_shapes=batch, verbose=False
+            net.eval(),
+            (ids[:8],),
+            dynamo=True,
+            input_names=["input_ids"],
+            output_names=["scores"],
+            dynamic_shapes=batch,
+            verbose=False,
         )
         assert program is not None
         program.save(str(path), external_data=False)

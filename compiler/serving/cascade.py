@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
 from compiler.artifact import TensorDescription
 from compiler.errors import OptionError, OverloadedError
-from compiler.serving.cascade_calibration import CascadeCalibration
+from compiler.serving.cascade_calibration import CascadeCalibration, read_cascade
 from compiler.serving.observer import NO_OBSERVER, Observer
+from compiler.serving.parts import Parts
 from compiler.serving.request import Array, Request, Response, Timing
 from compiler.serving.rows import check_batched, check_same_interface, joined, row_count, with_rows
 from compiler.serving.scores import score_of
@@ -52,6 +54,12 @@ class Cascade:
                 "a cascade does not start without a calibration", "make one of data: `tensorwright calibrate cascade`"
             )
         self.small, self.large, self.calibration = small, large, calibration
+        for service, measured in ((small, calibration.small_identity), (large, calibration.large_identity)):
+            if measured and measured != identity_of(service):
+                raise OptionError(
+                    f"the calibration of cascade {large.name!r} was made for another module than {service.name!r}",
+                    "calibrate again: `tensorwright calibrate cascade`",
+                )
         self._feeds = dict(feeds or {})
         self._score = score_of(calibration.score, calibration.output)
         self._observer = observer
@@ -81,6 +89,11 @@ class Cascade:
     def identity(self) -> str:
         """Of both, and of the threshold."""
         return f"{identity_of(self.small)}>{self.calibration.threshold}>{identity_of(self.large)}"
+
+    @property
+    def reference(self) -> Service:
+        """What the answers are compared with: the large model."""
+        return self.large
 
     async def start(self) -> None:
         """Start both. Raises OptionError where they do not fit together."""
@@ -165,6 +178,28 @@ class Cascade:
         served = f"{first.served_by}+{second.served_by}" if kept else second.served_by
         events = (*first.events, *second.events)
         return Response(joined(parts, count), served, timing, None, {**second.notes, **notes}, events)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadeOptions:
+    """Options of a cascade whose large model is the served one.
+
+    Attributes:
+        small: the small model's module.
+        calibration: the file that `tensorwright calibrate cascade` wrote for both.
+        feeds: inputs of the large model that are outputs of the small one.
+    """
+
+    small: Path
+    calibration: Path
+    feeds: Mapping[str, str] = field(default_factory=dict)
+
+
+def build(options: CascadeOptions, inner: Service, parts: Parts) -> Service:
+    """A cascade before `inner`, the large model. Raises what loading the small one does, and as `Cascade`."""
+    calibration = read_cascade(options.calibration)
+    small = parts.make(options.small, "small")
+    return Cascade(small, inner, calibration, parts.observer, feeds=options.feeds)
 
 
 @dataclass(frozen=True)

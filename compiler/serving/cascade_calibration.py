@@ -14,6 +14,7 @@ import numpy as np
 from compiler.errors import NothingGainedError, OptionError, StorageError
 from compiler.profiling.timing import seconds_in_turns
 from compiler.runtime import Module
+from compiler.runtime.identity import module_identity
 from compiler.serving.caches.digests import request_digest
 from compiler.serving.request import Array
 from compiler.serving.rows import joined, row_count
@@ -38,6 +39,7 @@ class CascadeCalibration:
         large_share: the share of rows that go to the large model.
         cost_small_ms, cost_large_ms, cost_ms: processor milliseconds of a row of each, and expected of the cascade.
         rows: how many rows were scored.
+        small_identity, large_identity: digests of the modules' files; "" for modules that were not read from files.
     """
 
     score: str
@@ -54,6 +56,8 @@ class CascadeCalibration:
     cost_large_ms: float
     cost_ms: float
     rows: int
+    small_identity: str = ""
+    large_identity: str = ""
 
     @property
     def cost_share(self) -> float:
@@ -132,6 +136,8 @@ def calibrate_cascade(
         cost_large_ms=costs[1],
         cost_ms=costs[0] + share * costs[1],
         rows=len(scores),
+        small_identity=_identity(small),
+        large_identity=_identity(large),
     )
     if result.cost_ms >= result.cost_large_ms:
         raise NothingGainedError(
@@ -139,6 +145,10 @@ def calibrate_cascade(
             "take a better small model or another score, or allow a larger max_drop",
         )
     return result
+
+
+def _identity(module: Module) -> str:
+    return module_identity(module) if module.manifest.checksums else ""
 
 
 class _Both:

@@ -15,13 +15,17 @@ from typing import Any
 import yaml
 
 from compiler.errors import OptionError, StorageError
+from compiler.serving import cascade, drift, router
 from compiler.serving.batch_options import BatchOptions
 from compiler.serving.batcher import Batcher
-from compiler.serving.caches import embedding, exact
-from compiler.serving.module_service import module_service
+from compiler.serving.caches import embedding, exact, semantic
+from compiler.serving.degradation import DegradationOptions
+from compiler.serving.module_service import ModuleService, module_service
 from compiler.serving.observer import Observer
 from compiler.serving.options import options_from
+from compiler.serving.parts import Parts
 from compiler.serving.service import Service
+from compiler.serving.variants import Variants, load_variants
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -32,11 +36,15 @@ class Layer:
 
     name: str
     options: type[Any]
-    build: Callable[[Any, Service, Observer], Service]
+    build: Callable[[Any, Service, Parts], Service]
 
 
 LAYERS: tuple[Layer, ...] = (
+    Layer("cascade", cascade.CascadeOptions, cascade.build),
+    Layer("router", router.RouterOptions, router.build),
+    Layer("drift", drift.DriftOptions, drift.build),
     Layer("embedding_cache", embedding.EmbeddingCacheOptions, embedding.build),
+    Layer("semantic_cache", semantic.SemanticCacheOptions, semantic.build),
     Layer("exact_cache", exact.ExactCacheOptions, exact.build),
 )
 """From the inside out."""
@@ -84,13 +92,14 @@ class ModelOptions:
 
     Attributes:
         name: how clients address it.
-        path: a module (.twm), or a folder of versions: VERSION/model.twm with whole numbers as versions, of which the
-            highest is served.
+        path: a module (.twm); a folder of variants, as `tensorwright compress --variants` writes it; or a folder of
+            versions, VERSION/model.twm or VERSION with variants, whole numbers, of which the highest is served.
         batch: how requests are put together.
         runners, threads: runs at once, and threads of each; None: by the cores.
         latency_ms: the deadline of requests that name none; None: no deadline.
         text: for the embeddings route.
         generation: for language models.
+        variants: when overload degrades, for a folder of variants.
         layers: options of the services around the batcher, by the names of `LAYERS`.
     """
 
@@ -102,6 +111,7 @@ class ModelOptions:
     latency_ms: float | None = None
     text: TextOptions = field(default_factory=TextOptions)
     generation: GenerationLimits = field(default_factory=GenerationLimits)
+    variants: DegradationOptions = field(default_factory=DegradationOptions)
     layers: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -114,13 +124,29 @@ def build_service(options: ModelOptions, path: Path, version: str, observer: Obs
 
     Raises what loading a module does, and OptionError for options that do not fit the model.
     """
-    made = module_service(
-        path, options.name, version, runners=options.runners, threads=options.threads, batched=options.batch.enabled
-    )
-    service: Service = Batcher(made, options.batch)
+    settings: dict[str, Any] = {
+        "runners": options.runners,
+        "threads": options.threads,
+        "batched": options.batch.enabled,
+    }
+
+    def make(file: Path, variant: str) -> Service:
+        return Batcher(module_service(file, options.name, version, variant=variant, **settings), options.batch)
+
+    service: Service
+    if path.is_dir():
+        index, variants = load_variants(
+            path,
+            lambda module, variant: Batcher(
+                ModuleService(module, options.name, version, variant, **settings), options.batch
+            ),
+        )
+        service = Variants(variants, options.variants, observer, reference=index.reference)
+    else:
+        service = make(path, "default")
     for layer in LAYERS:
         if layer.name in options.layers:
-            service = layer.build(options.layers[layer.name], service, observer)
+            service = layer.build(options.layers[layer.name], service, Parts(observer, make))
     return service
 
 

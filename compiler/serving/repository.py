@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from compiler.artifact.variants import VARIANTS_FILE
 from compiler.errors import ModelNotFoundError, ServiceUnavailableError, StorageError, TensorwrightError
 from compiler.serving.configuration import ModelOptions, build_service
 from compiler.serving.observer import NO_OBSERVER, Observer
@@ -230,14 +231,15 @@ async def running(repository: Repository) -> AsyncIterator[Repository]:
 
 
 def _versions(path: Path) -> list[tuple[Path, str]]:
-    """The module files of a model and their versions, the newest first; a file is version 1.
+    """The module files or folders of variants of a model and their versions, the newest first; one alone is version 1.
 
     Raises StorageError for a folder without versions.
     """
-    if not path.is_dir():
+    if not path.is_dir() or (path / VARIANTS_FILE).exists():
         return [(path, "1")]
     numbers = (each.name for each in path.iterdir() if each.name.isascii() and each.name.isdecimal() and each.is_dir())
     versions = sorted(set(map(int, numbers)), reverse=True)
     if not versions:
         raise StorageError(f"{path} holds no versions", f"put a module there as 1/{_MODULE}")
-    return [(path / str(version) / _MODULE, str(version)) for version in versions]
+    folders = [(path / str(version), str(version)) for version in versions]
+    return [(each if (each / VARIANTS_FILE).exists() else each / _MODULE, version) for each, version in folders]

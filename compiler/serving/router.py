@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from compiler.artifact import TensorDescription
 from compiler.errors import InputError, OptionError
 from compiler.serving.observer import NO_OBSERVER, Observer
+from compiler.serving.parts import Parts
 from compiler.serving.request import Request, Response, Timing
 from compiler.serving.rows import check_batched, check_same_interface, joined, row_count, with_rows
 from compiler.serving.service import Service
@@ -205,3 +207,76 @@ async def together(answers: Sequence[asyncio.Future[Response] | object]) -> list
 
 def _judge_of(rule: Rule) -> list[Service]:
     return [rule.judge] if isinstance(rule, ModelRule) else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthOptions:
+    """Routes by length: of the input `tensor`, elements of a row that are not `padding`, `up_to` a number per route."""
+
+    tensor: str
+    up_to: Mapping[str, float]
+    padding: float = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """Routes by a small model: the module, its output, and `up_to` which value a route is for."""
+
+    module: Path
+    output: str
+    up_to: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelOptions:
+    """Routes by service level: of each route, the accuracy as a share of the best one's and the cost of a row."""
+
+    accuracies: Mapping[str, float]
+    costs_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterOptions:
+    """Options of a router.
+
+    Attributes:
+        routes: modules by the name of their route, beside "default", the served model itself.
+        length, judge, level: the rule; one of them.
+    """
+
+    routes: Mapping[str, Path] = field(default_factory=dict)
+    length: LengthOptions | None = None
+    judge: JudgeOptions | None = None
+    level: LevelOptions | None = None
+
+    def __post_init__(self) -> None:
+        """Raises OptionError unless there is one rule."""
+        if sum(each is not None for each in (self.length, self.judge, self.level)) != 1:
+            raise OptionError("a router has one rule", "name one of length, judge and level")
+
+
+def build(options: RouterOptions, inner: Service, parts: Parts) -> Service:
+    """A router between `inner` and other modules. Raises what loading them does, and as `Router`."""
+    routes = {"default": inner, **{name: parts.make(path, name) for name, path in options.routes.items()}}
+    rule = _rule(options, parts)
+    named = {
+        *(options.length.up_to if options.length is not None else ()),
+        *(options.judge.up_to if options.judge is not None else ()),
+        *(options.level.accuracies if options.level is not None else ()),
+    }
+    if named - set(routes):
+        raise OptionError(f"the router's rule names {sorted(named - set(routes))}", f"its routes are {sorted(routes)}")
+    return Router(routes, rule, parts.observer)
+
+
+def _rule(options: RouterOptions, parts: Parts) -> Rule:
+    if options.length is not None:
+        return LengthRule(options.length.tensor, _steps(options.length.up_to), options.length.padding)
+    if options.judge is not None:
+        return ModelRule(parts.make(options.judge.module, "judge"), options.judge.output, _steps(options.judge.up_to))
+    assert options.level is not None
+    return LevelRule(options.level.accuracies, options.level.costs_ms)
+
+
+def _steps(up_to: Mapping[str, float]) -> list[Step]:
+    return sorted((Step(route, limit) for route, limit in up_to.items()), key=lambda step: step.up_to)

@@ -55,11 +55,13 @@ class Variants:
         observer: Observer = NO_OBSERVER,
         *,
         waiting_ms: Callable[[], float] | None = None,
+        reference: str | None = None,
     ) -> None:
         """Put variants behind one name, that of the most accurate.
 
         Args:
             waiting_ms: the work waiting per core; None: of the requests that are being answered, by variants' costs.
+            reference: the variant that others are compared with; None: the most accurate.
 
         Raises:
             OptionError: there is none, two have one name, or their inputs or outputs differ.
@@ -72,11 +74,17 @@ class Variants:
         for each in self.variants:
             if not self.ranked or each.cost_ms < self.ranked[-1].cost_ms:
                 self.ranked.append(each)
+        self._reference = next((each for each in variants if each.name == reference), self.variants[0])
         options = options if options is not None else DegradationOptions()
         self._degradation = Degradation(options, len(self.ranked) - 1)
         self._observer = observer
         self._given = waiting_ms
         self._work_ms, self._cores = 0.0, usable_cores()
+
+    @property
+    def reference(self) -> Service:
+        """What the answers are compared with."""
+        return self._reference.service
 
     @property
     def best(self) -> Variant:

@@ -13,6 +13,7 @@ from compiler.errors import OptionError
 from compiler.serving.caches.digests import row_digests
 from compiler.serving.caches.memory import Answer, Clock, MemoryStore
 from compiler.serving.observer import NO_OBSERVER, Observer
+from compiler.serving.parts import Parts
 from compiler.serving.request import Array, Request, Response, Timing
 from compiler.serving.rows import check_batched, row_count, with_rows
 from compiler.serving.service import Service
@@ -159,6 +160,6 @@ def _trimmed(row: Array, mask: Array, width: int) -> Array:
     return row[:, :width] if row.ndim > 1 and row.shape[1] == mask.shape[1] else row
 
 
-def build(options: EmbeddingCacheOptions, inner: Service, observer: Observer = NO_OBSERVER) -> Service:
+def build(options: EmbeddingCacheOptions, inner: Service, parts: Parts) -> Service:
     """The service that `options` describe around `inner`."""
-    return EmbeddingCache(inner, options, observer)
+    return EmbeddingCache(inner, options, parts.observer)

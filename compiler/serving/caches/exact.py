@@ -15,6 +15,7 @@ from compiler.serving.caches.digests import request_digest
 from compiler.serving.caches.disk import DiskStore
 from compiler.serving.caches.memory import Answer, Clock, MemoryStore
 from compiler.serving.observer import NO_OBSERVER, Observer
+from compiler.serving.parts import Parts
 from compiler.serving.request import Request, Response, Timing
 from compiler.serving.service import Service
 from compiler.serving.wrapper import Wrapper
@@ -165,6 +166,6 @@ def _response(answer: Answer) -> Response:
     return Response(outputs, answer.served_by, Timing(), _NAME, answer.notes)
 
 
-def build(options: ExactCacheOptions, inner: Service, observer: Observer = NO_OBSERVER) -> Service:
+def build(options: ExactCacheOptions, inner: Service, parts: Parts) -> Service:
     """The service that `options` describe around `inner`."""
-    return ExactCache(inner, options, observer)
+    return ExactCache(inner, options, parts.observer)

@@ -21,6 +21,7 @@ from compiler.serving.caches.memory import Answer, Clock
 from compiler.serving.caches.semantic_calibration import SemanticCalibration, read_calibration
 from compiler.serving.caches.wording import Wording, agree, synonym_table, wording_of
 from compiler.serving.observer import NO_OBSERVER, Observer
+from compiler.serving.parts import Parts
 from compiler.serving.request import Array, Request, Response, Timing
 from compiler.serving.service import Service
 from compiler.serving.wrapper import Wrapper
@@ -131,9 +132,9 @@ class SemanticCacheOptions:
         max_entries, max_age: how many answers are kept, and for how many seconds (None: for ever).
     """
 
-    embedder: str
-    calibration: str
-    tokenizer: str
+    embedder: Path
+    calibration: Path
+    tokenizer: Path
     tokens: str = "input_ids"
     ignored: Sequence[str] = ("attention_mask", "token_type_ids", "position_ids")
     max_entries: int = 10_000
@@ -211,7 +212,7 @@ def token_text(tokenizer: str | os.PathLike[str], tokens: str) -> TextOf:
     return text_of
 
 
-def build(options: SemanticCacheOptions, inner: Service, observer: Observer = NO_OBSERVER) -> Service:
+def build(options: SemanticCacheOptions, inner: Service, parts: Parts) -> Service:
     """The service that `options` describe around `inner`. Raises as `TextEmbedder`, `SemanticIndex`, `token_text`."""
     calibration = read_calibration(options.calibration)
     module = TextEmbedder(options.embedder, options.tokenizer)
@@ -219,4 +220,4 @@ def build(options: SemanticCacheOptions, inner: Service, observer: Observer = NO
         module, calibration, max_entries=options.max_entries, max_age=options.max_age
     )
     text_of = token_text(options.tokenizer, options.tokens)
-    return SemanticCache(inner, index, text_of, observer, textual=(options.tokens, *options.ignored))
+    return SemanticCache(inner, index, text_of, parts.observer, textual=(options.tokens, *options.ignored))

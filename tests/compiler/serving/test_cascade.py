@@ -29,7 +29,9 @@ from tvm import relax  # isort: skip
 
 def calibration(threshold: float = 0.9, **changes: Any) -> CascadeCalibration:
     numbers: dict[str, Any] = {
-        name: 1.0 for name in CascadeCalibration.__annotations__ if name not in ("score", "output", "rows")
+        name: 1.0
+        for name in CascadeCalibration.__annotations__
+        if name not in ("score", "output", "rows", "small_identity", "large_identity")
     }
     numbers |= {"accuracy": 0.99, "small_accuracy": 0.9, "threshold": threshold, **changes}
     return CascadeCalibration(score="value", output="y", rows=50, **numbers)

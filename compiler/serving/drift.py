@@ -1,0 +1,195 @@
+"""`Drift`: a share of requests runs on the reference variant as well, and what differs beyond a limit is told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from compiler.errors import OptionError, TensorwrightError
+from compiler.serving.caches.digests import request_digest
+from compiler.serving.observer import NO_OBSERVER, Observer
+from compiler.serving.parts import Parts
+from compiler.serving.request import Array, Request, Response
+from compiler.serving.service import Service
+from compiler.serving.wrapper import Wrapper, identity_of
+
+_MEASURES = ("cosine", "absolute", "labels")
+_PENDING = 4
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftOptions:
+    """Options of monitoring.
+
+    Attributes:
+        limit: the mean drift beyond which the metric is raised.
+        share: of requests that run on the reference as well, chosen by the digest of their inputs.
+        measure: of a request: "cosine": 1 - the least cosine of a row with the reference's; "absolute": the largest
+            difference, as a share of the reference's largest value; "labels": the share of rows whose largest value is
+            elsewhere.
+        window: of how many of those requests the mean is taken, the last ones.
+        least: how many are needed before the limit is applied.
+        switch_back: answer by the reference from then on.
+        reference: its module; None: the reference of the variants, or the large model of the cascade.
+    """
+
+    limit: float
+    share: float = 0.01
+    measure: str = "cosine"
+    window: int = 200
+    least: int = 20
+    switch_back: bool = False
+    reference: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Raises OptionError for values out of range."""
+        if self.measure not in _MEASURES:
+            raise OptionError(f"measure={self.measure!r}", f"known: {', '.join(_MEASURES)}")
+        if not 0 < self.share <= 1 or self.limit < 0 or not 1 <= self.least <= self.window:
+            raise OptionError(
+                f"share={self.share}, limit={self.limit}, least={self.least}, window={self.window}",
+                "a share above 0 up to 1, a limit of 0 or more, and least of 1 up to window",
+            )
+
+
+class Drift(Wrapper):
+    """A service that compares some of its answers with those of a reference, in the background.
+
+    Once the limit is exceeded and `switch_back` was asked for, the reference answers until `reset`; such answers have
+    the note "switched_back".
+    """
+
+    def __init__(
+        self,
+        inner: Service,
+        reference: Service,
+        options: DriftOptions,
+        observer: Observer = NO_OBSERVER,
+        *,
+        owned: bool = True,
+    ) -> None:
+        """`owned`: `reference` is started and closed here; otherwise it is a part of `inner`."""
+        super().__init__(inner)
+        self._reference, self._options, self._observer, self._owned = reference, options, observer, owned
+        self._values: deque[float] = deque(maxlen=options.window)
+        self._comparing: set[asyncio.Task[None]] = set()
+        self.switched_back = False
+
+    @property
+    def identity(self) -> str:
+        """Of what answers: another one once the reference does."""
+        return identity_of(self._reference if self.switched_back else self.inner)
+
+    @property
+    def value(self) -> float:
+        """The mean drift of the last comparisons; 0 before the first."""
+        return float(np.mean(self._values)) if self._values else 0.0
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether the mean is beyond the limit."""
+        return len(self._values) >= self._options.least and self.value > self._options.limit
+
+    def reset(self) -> None:
+        """Forget the comparisons, and answer as before."""
+        self._values.clear()
+        self.switched_back = False
+
+    async def start(self) -> None:
+        """Start both."""
+        await self.inner.start()
+        if self._owned:
+            await self._reference.start()
+
+    async def close(self) -> None:
+        """Finish the comparisons that were begun, and close both."""
+        await asyncio.gather(*self._comparing)
+        await self.inner.close()
+        if self._owned:
+            await self._reference.close()
+
+    async def infer(self, request: Request) -> Response:
+        """The inner service's answer, or the reference's after a switch."""
+        if self.switched_back:
+            response = await self._reference.infer(request)
+            return replace(response, notes={**response.notes, "accuracy": 1.0, "switched_back": 1.0})
+        response = await self.inner.infer(request)
+        if self._sampled(request) and len(self._comparing) < _PENDING:
+            # The receiver owns the arrays of its answer, and may write to them.
+            own = {name: np.array(array) for name, array in response.outputs.items()}
+            task = asyncio.get_running_loop().create_task(self._compare(request, own))
+            self._comparing.add(task)
+            task.add_done_callback(self._comparing.discard)
+        return response
+
+    def _sampled(self, request: Request) -> bool:
+        digest = request_digest("drift", request.inputs, None)
+        return int(digest[:8], 16) < self._options.share * 2**32
+
+    async def _compare(self, request: Request, outputs: Mapping[str, Array]) -> None:
+        # Nobody waits for this answer, so it has no deadline.
+        asked = replace(request, deadline=None, outputs=tuple(outputs), traced=False)
+        try:
+            reference = await self._reference.infer(asked)
+        except TensorwrightError as error:
+            _log.info("model %s: the reference did not answer for a comparison: %s", self.name, error.message)
+            return
+        self._values.append(drift_of(outputs, reference.outputs, self._options.measure))
+        exceeded = self.exceeded
+        self._observer.observe_drift(self.name, self.value, exceeded=exceeded)
+        if exceeded and self._options.switch_back and not self.switched_back:
+            self.switched_back = True
+            _log.warning(
+                "model %s: drift %.6g is beyond %.6g: the reference answers", self.name, self.value, self._options.limit
+            )
+
+
+def drift_of(outputs: Mapping[str, Array], reference: Mapping[str, Array], measure: str) -> float:
+    """How far outputs are from the reference's, of the output where it is farthest; see `DriftOptions.measure`.
+
+    What is not finite where the reference is counts as 1.
+    """
+    return max(
+        (_drift(np.asarray(outputs[name]), np.asarray(reference[name]), measure) for name in reference), default=0
+    )
+
+
+def _drift(got: Array, wanted: Array, measure: str) -> float:
+    if got.shape != wanted.shape:
+        return 1.0
+    rows = len(got) if got.ndim else 1
+    one, other = (array.reshape(rows, -1).astype(np.float64) for array in (got, wanted))
+    if not one.size:
+        return 0.0
+    if measure == "labels":
+        return float((one.argmax(axis=1) != other.argmax(axis=1)).mean())
+    if not np.array_equal(np.isfinite(one), np.isfinite(other)):
+        return 1.0
+    one, other = (np.where(np.isfinite(array), array, 0.0) for array in (one, other))
+    if measure == "absolute":
+        largest = float(np.abs(other).max())
+        return float(np.abs(one - other).max()) / largest if largest else float(np.abs(one).max() > 0)
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    cosines = np.divide((one * other).sum(axis=1), norms, out=np.zeros(rows), where=norms > 0)
+    cosines[norms == 0] = (one[norms == 0] == other[norms == 0]).all(axis=1)
+    return float(np.clip(1.0 - cosines.min(), 0.0, 2.0))
+
+
+def build(options: DriftOptions, inner: Service, parts: Parts) -> Service:
+    """The service that `options` describe around `inner`. Raises OptionError where there is no reference."""
+    if options.reference is not None:
+        return Drift(inner, parts.make(options.reference, "reference"), options, parts.observer)
+    reference = getattr(inner, "reference", None)
+    if reference is None:
+        raise OptionError(
+            f"model {inner.name!r} has no reference to measure drift against",
+            "name a module (reference:), or serve a folder of variants or a cascade",
+        )
+    return Drift(inner, reference, options, parts.observer, owned=False)
