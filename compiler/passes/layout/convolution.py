@@ -218,7 +218,7 @@ class BlockedConv:
         lanes, stride = work.block, work.strides[0]
         stored = pack_winograd(values, lanes), weight_matrix(tile, stride)
         constant = as_constant(transform_winograd(*stored))
-        self.builder.expansions.known[constant] = Expansion(stored, expand_winograd, "expand_filter")
+        self.builder.expansions.known[constant] = Expansion(stored, expand_winograd, "expand_filter", ((0, 2), ()))
         self.builder.expansions.filters[self._filter_key()] = constant, stored[0]
         return constant
 

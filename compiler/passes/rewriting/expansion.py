@@ -16,11 +16,13 @@ class Expansion:
     Attributes:
         stored: what the module's file holds in its place.
         kernel: a tensor expression of them that gives the constant.
+        free: axes of each stored array whose sizes the kernel does not depend on: it is built once for all sizes.
     """
 
     stored: tuple[Array, ...]
     kernel: Callable[..., Any]
     name: str
+    free: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass

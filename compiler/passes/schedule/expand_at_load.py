@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import relax
+from tvm import relax, te, tirx
 from tvm.ir import IRModule
 
 from compiler.artifact.entries import EXPAND_ENTRY
@@ -39,15 +39,34 @@ def expand_at_load(mod: IRModule, context: PipelineContext) -> IRModule:
     builder = relax.BlockBuilder(mod)
     stored = _Stored(expansions)
     with builder.function(EXPAND_ENTRY):
-        calls = [(stored.variables(expansions.known[each]), expansions.known[each]) for each in expansions.chosen]
+        chosen = [(each, expansions.known[each]) for each in expansions.chosen]
+        arguments = [stored.variables(known) for _, known in chosen]
         with builder.dataflow():
             results = [
-                builder.emit(builder.call_te(each.kernel, *arguments, primfunc_name_hint=each.name))
-                for arguments, each in calls
+                builder.emit(_expanded(builder, known, own, constant.ty))
+                for (constant, known), own in zip(chosen, arguments, strict=True)
             ]
             output = builder.emit_output(relax.Tuple(results))
         builder.emit_func_output(output, params=stored.parameters)
     return builder.get()
+
+
+def _expanded(builder: Any, expansion: Expansion, arguments: list[Any], result: Any) -> Any:
+    """The call of an expansion's kernel, whose result has the type `result`.
+
+    Kernels that differ in free sizes alone are one function.
+    """
+    if not expansion.free:
+        return builder.call_te(expansion.kernel, *arguments, primfunc_name_hint=expansion.name)
+    inputs = []
+    for number, (argument, free) in enumerate(zip(arguments, expansion.free, strict=True)):
+        shape = [int(size) for size in argument.ty.shape]
+        sizes = [
+            tirx.Var(f"size_{number}_{axis}", "int64") if axis in free else shape[axis] for axis in range(len(shape))
+        ]
+        inputs.append(te.placeholder(sizes, str(argument.ty.dtype), f"stored_{number}"))
+    function = te.create_prim_func([*inputs, expansion.kernel(*inputs)])
+    return relax.call_tir(builder.add_func(function, expansion.name), arguments, result)
 
 
 def _in_use(mod: IRModule, expansions: Expansions) -> list[Any]:

@@ -126,3 +126,10 @@ def test_a_manifest_that_says_otherwise_is_refused(compact: int) -> None:
     wrong = artifact.manifest.model_copy(update={"compact_parameters": compact})
     with pytest.raises(ArtifactError):
         Module(replace(artifact, manifest=wrong))
+
+
+def test_filters_of_different_widths_are_expanded_by_one_kernel() -> None:
+    random = np.random.default_rng(0)
+    filters = [random.standard_normal(shape).astype(np.float32) for shape in ((48, CHANNELS, 3, 3), (64, 48, 3, 3))]
+    mod = run_pipeline(_chain(filters), PipelineContext(machine=MACHINE), until="schedule").mod
+    assert sum("expand_filter" in var.name_hint for var in mod.get_global_vars()) == 1
