@@ -111,14 +111,17 @@ def run_pipeline(
     for phase in phases:
         if progress is not None and phase.passes:
             progress(phase.name)
+        unchecked = _Unchecked()
         for position, each in enumerate(phase.passes):
             before, start = mod, time.perf_counter()
-            mod = _run_pass(each, mod, phase.name, context)
+            mod = _run_pass(each, mod, phase.name, context, unchecked)
             changed = not mod.same_as(before)
             timings.append(PassTiming(phase.name, each.name, time.perf_counter() - start, changed))
-            if changed:
+            if changed and observers:
+                unchecked.check()
                 for observer in observers:
                     observer.after_pass(phase.name, position, each, mod)
+        unchecked.check()
         for observer in observers:
             observer.after_phase()
     return PipelineResult(mod, context.parameters, context.expansions, timings, context.report)
@@ -140,7 +143,30 @@ def _observers(
     return observers
 
 
-def _run_pass(each: GraphPass, mod: IRModule, phase: str, context: PipelineContext) -> IRModule:
+class _Unchecked:
+    """What passes of a phase made: checked at the phase's end, for a check takes as long as many a pass."""
+
+    def __init__(self) -> None:
+        self._made: list[tuple[IRModule, str]] = []
+
+    def add(self, mod: IRModule, where: str) -> None:
+        self._made.append((mod, where))
+
+    def check(self, *, each: bool = False) -> None:
+        """Raises PassError, which names the first pass whose module is not well formed. Only the last module is looked
+        at while it is well formed, unless `each` asks for all."""
+        if not self._made:
+            return
+        try:
+            if not each:
+                _check_well_formed(*self._made[-1], thorough=False)
+        except PassError:
+            each = True
+        for mod, where in self._made if each else ():
+            _check_well_formed(mod, where, thorough=False)
+
+
+def _run_pass(each: GraphPass, mod: IRModule, phase: str, context: PipelineContext, unchecked: _Unchecked) -> IRModule:
     """Run one pass; whatever it raises and whatever it breaks becomes a PassError that names it."""
     where = f"pass {each.name!r} (phase {phase!r})"
     try:
@@ -150,14 +176,20 @@ def _run_pass(each: GraphPass, mod: IRModule, phase: str, context: PipelineConte
     except TargetError as error:
         raise ToolchainError(error.message, error.hint) from error
     except Exception as error:
+        unchecked.check(each=True)
         raise PassError(
             f"{where} failed: {type(error).__name__}: {error}",
             None if each.required else f"leave the pass out: passes={{'instead-of:{each.name}': None}}",
         ) from error
     if not isinstance(result, IRModule):
         raise PassError(f"{where} returned {type(result).__name__}, not an IRModule")
-    if not result.same_as(mod):
-        _check_well_formed(result, where, thorough=not is_own(each))
+    if result.same_as(mod):
+        return result
+    if is_own(each):
+        unchecked.add(result, where)
+    else:
+        unchecked.check(each=True)
+        _check_well_formed(result, where, thorough=True)
     return result
 
 

@@ -14,6 +14,7 @@ from tvm import relax
 from tvm.ir import IRModule
 
 from compiler.errors import OptionError, PassError, VerificationError
+from compiler.passes import pipeline
 from compiler.passes.context import PipelineContext
 from compiler.passes.pipeline import build_phases, run_pipeline
 from compiler.passes.registry import as_graph_pass, get_pass, graph_pass
@@ -95,14 +96,24 @@ def test_an_engine_error_names_the_pass_and_keeps_the_message() -> None:
         run_pipeline(model(), passes={"after:normalize": broken})
 
 
-def test_an_ill_formed_module_names_the_pass() -> None:
-    def unbind(mod: IRModule) -> IRModule:
-        main = mod["main"]
-        copy = mod.clone()
-        body = relax.SeqExpr([], main.body.body)
-        copy.update_func(mod.get_global_var("main"), relax.Function(main.params, body, main.ret_ty, attrs=main.attrs))
-        return copy
+def unbind(mod: IRModule) -> IRModule:
+    """A pass that leaves a module that is not well formed."""
+    main = mod["main"]
+    copy = mod.clone()
+    body = relax.SeqExpr([], main.body.body)
+    copy.update_func(mod.get_global_var("main"), relax.Function(main.params, body, main.ret_ty, attrs=main.attrs))
+    return copy
 
+
+def test_an_ill_formed_module_names_the_pass() -> None:
+    with pytest.raises(PassError, match=r"pass 'unbind'.*not well formed"):
+        run_pipeline(model(), passes={"after:normalize": unbind})
+
+
+def test_a_pass_of_the_project_that_breaks_a_module_is_named_whatever_runs_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pipeline, "is_own", lambda _: True)
     with pytest.raises(PassError, match=r"pass 'unbind'.*not well formed"):
         run_pipeline(model(), passes={"after:normalize": unbind})
 
