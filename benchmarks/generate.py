@@ -3,6 +3,7 @@
     python -m benchmarks.generate ENGINE=PATH ... [--python INTERPRETER] [--threads 2] [--rounds 5]
         [--contexts 16 512] [--output FILE.json]
     python -m benchmarks.generate --report FILE.json ...
+    python -m benchmarks.generate FILE.twm ... --sequences 8 | --speculative [--draft FILE.twm]
 
 Engines: `tensorwright` (a .twm file), `llama.cpp` (a GGUF file), `onnxruntime-genai` (a folder of its model builder),
 `openvino` and `openvino-genai` (a folder with openvino_model.xml; LLMPipeline(FILE.gguf, "CPU",
@@ -13,7 +14,8 @@ Each engine runs in a process of its own; they take turns, so that all see the s
 seen before. Of each number the best round is taken. `--python` runs the other engines by another interpreter. The first
 token is from the start of the process, Python's own start included, with files in the page cache: the best of three.
 The limit of an engine is the bytes of its own weights over what a plain read of memory gives in the same run.
-`--report` prints tables that earlier runs wrote.
+`--report` prints tables that earlier runs wrote. `--sequences` measures so many sequences at once beside one, and
+`--speculative` guesses on texts that repeat themselves, of modules that were compiled with `--sequences`.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from benchmarks._generate_sequences import report
 from benchmarks.block_products import reader
 from compiler.artifact import read_artifact
 from compiler.artifact.language_model import DESCRIPTION_ASSET
@@ -197,7 +200,13 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs="+", default=[16, 512])
     parser.add_argument("--output", type=Path)
     parser.add_argument("--report", type=Path, nargs="+")
+    parser.add_argument("--sequences", type=int, nargs="+", metavar="N")
+    parser.add_argument("--speculative", action="store_true")
+    parser.add_argument("--draft", type=Path)
     options = parser.parse_args()
+    if options.sequences or options.speculative:
+        report([Path(each.rpartition("=")[2]) for each in options.contestants], options)
+        return
     if options.report is not None:
         for path in options.report:
             print(f"{path.name}:\n\n{table_of(json.loads(path.read_text()))}\n")

@@ -36,6 +36,7 @@ class SequenceHandle(Iterator[Piece], AsyncIterator[Piece]):
 
     def __init__(self, prompt_tokens: int, cancel: Callable[[SequenceHandle], None]) -> None:
         self._condition = threading.Condition()
+        self._ended = threading.Event()  # those who wait for the end alone are not woken by each piece
         self._pieces: deque[Piece] = deque()
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._usage = Usage(prompt_tokens, 0, 0)
@@ -65,9 +66,8 @@ class SequenceHandle(Iterator[Piece], AsyncIterator[Piece]):
             TimeoutError: it has not within so many seconds.
             TensorwrightError: what ended it.
         """
-        with self._condition:
-            if not self._condition.wait_for(lambda: self.done, timeout):
-                raise TimeoutError(f"the sequence has not ended within {timeout} s")
+        if not self._ended.wait(timeout):
+            raise TimeoutError(f"the sequence has not ended within {timeout} s")
         return self._outcome()
 
     async def finished(self) -> Generation:
@@ -112,6 +112,7 @@ class SequenceHandle(Iterator[Piece], AsyncIterator[Piece]):
                 self._result = outcome
             else:
                 self._error = outcome
+            self._ended.set()
             self._wake()
 
     def _outcome(self) -> Generation:

@@ -1,0 +1,108 @@
+"""Rows of `benchmarks.generate` for several sequences at once and for speculative decoding."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compiler.generation import LanguageModel, Scheduler, load
+from compiler.generation.language_model import Prompt
+
+_TOKENS = 64  # of each sequence, behind a prompt of so many:
+_PROMPT = 16
+_GUESSES = 12
+REPEATING: dict[str, Prompt] = {
+    "code": "".join(
+        f"def {name}(a, b):\n    return a {sign} b\n\n" for name, sign in (("add", "+"), ("sub", "-"), ("mul", "*"))
+    ),
+    "list": "Monday: open 9 to 5\nTuesday: open 9 to 5\nWednesday: open 9 to 5\nThursday: open 9 to 5\n",
+    "JSON": '[{"id": 1, "name": "Ada", "active": true},\n {"id": 2, "name": "Bob", "active": true},\n {"id": 3, ',
+}
+
+
+@dataclass
+class Rate:
+    """Tokens a second: the best without and with what is measured, and whether the texts are the same."""
+
+    name: str
+    without: float = 0.0
+    rate: float = 0.0
+    same: bool = True
+
+    @property
+    def times(self) -> float:
+        """How many times as fast it is."""
+        return self.rate / self.without
+
+
+def several(path: Path, counts: list[int], rounds: int, threads: int) -> list[Rate]:
+    """So many sequences at once beside one alone, in turns, each with prompts of its own."""
+    model = _endless(load(path, threads=threads))
+    random = np.random.default_rng(0)
+    rates = [Rate(f"{count} sequences") for count in counts]
+    with Scheduler(model, max_sequences=max(counts), kept=0) as scheduler:
+        for _ in range(rounds):
+            prompts = random.integers(3, model.description.vocabulary, (max(counts), _PROMPT)).tolist()
+            alone = _together(scheduler, prompts[:1])
+            for rate in rates:
+                found = _together(scheduler, prompts[: int(rate.name.split()[0])])
+                rate.without, rate.rate = max(rate.without, alone), max(rate.rate, found)
+    return rates
+
+
+def speculative(path: Path, draft: Path | None, rounds: int, threads: int) -> list[Rate]:
+    """Texts that repeat themselves, with guesses and without, in turns."""
+    model = _endless(load(path, threads=threads, draft=draft))
+    rates = [Rate(name) for name in REPEATING]
+    for _ in range(rounds):
+        for rate in rates:
+            without = model.generate(REPEATING[rate.name], max_new_tokens=3 * _TOKENS)
+            found = model.generate(REPEATING[rate.name], max_new_tokens=3 * _TOKENS, speculative=_GUESSES)
+            rate.without = max(rate.without, without.decode_tokens_per_second)
+            rate.rate = max(rate.rate, found.decode_tokens_per_second)
+            rate.same &= found.tokens == without.tokens
+    return rates
+
+
+def report(paths: list[Path], options: Any) -> None:
+    """Measure modules by the options `sequences` and `speculative` of the command, print tables, and write `output`."""
+    found = {}
+    for path in paths:
+        if options.sequences:
+            found[f"{path.name}: one sequence and several"] = several(
+                path, options.sequences, options.rounds, options.threads
+            )
+        if options.speculative:
+            found[f"{path.name}: without guesses and with"] = speculative(
+                path, options.draft, options.rounds, options.threads
+            )
+    for title, rates in found.items():
+        print(f"{title}, tokens per second\n\n| | without | with | times | same text |\n|---|---|---|---|---|")
+        for each in rates:
+            same = "yes" if each.same else "NO"
+            print(f"| {each.name} | {each.without:.0f} | {each.rate:.0f} | {each.times:.2f} | {same} |")
+        print()
+    if options.output is not None:
+        rows = {title: [asdict(each) for each in rates] for title, rates in found.items()}
+        options.output.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def _endless(model: LanguageModel) -> LanguageModel:
+    """The model without tokens that end a text, so that all are equally long."""
+    model.description = model.description.model_copy(update={"stop_tokens": ()})
+    return model
+
+
+def _together(scheduler: Scheduler, prompts: list[list[int]]) -> float:
+    """Tokens a second of all of them, from when each has its first one."""
+    handles = [scheduler.submit(prompt, max_new_tokens=_TOKENS) for prompt in prompts]
+    for handle in handles:
+        next(handle)
+    before, begin = sum(handle.usage.generated_tokens for handle in handles), time.perf_counter()
+    total = sum(len(handle.result().tokens) for handle in handles)
+    return (total - before) / (time.perf_counter() - begin)
