@@ -1,0 +1,265 @@
+"""`Pipeline`: pre-processing, model and post-processing of different items at the same time, with bounded queues."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from compiler.errors import OptionError, OverloadedError, ServiceUnavailableError
+from compiler.serving.slots import Slots
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a pipeline.
+
+    Attributes:
+        function: from an item to what the next stage takes; with `batch`, from a list of items to a list as long.
+        workers: threads that call it; more than one for a stage that waits, or releases the interpreter's lock.
+        batch: the most items of a call; None: one by one. Only what is queued is taken together, nothing waits.
+    """
+
+    function: Callable[[Any], Any]
+    workers: int = 1
+    batch: int | None = None
+
+
+class Pipeline:
+    """Stages in threads of their own, with a bounded queue before each.
+
+    A full queue holds up the stage before it, and in the end `submit` (back pressure). An item that fails does so
+    alone: a batch that fails runs again item by item. An item whose future is cancelled goes through no further stage.
+    Results of `map` and `stream` come in the order of the items.
+
+    Safe to use from several threads and event loops. The model's stage usually is `module.run`.
+    """
+
+    def __init__(self, stages: Sequence[Stage | Callable[[Any], Any]], *, capacity: int = 8) -> None:
+        """Start the threads.
+
+        Args:
+            stages: functions, or `Stage`s.
+            capacity: of each queue, in items.
+
+        Raises:
+            OptionError: there is no stage, or a number is below 1.
+        """
+        self._stages = [each if isinstance(each, Stage) else Stage(each) for each in stages]
+        counts = [capacity, *(each.workers for each in self._stages), *(each.batch or 1 for each in self._stages)]
+        if not self._stages or min(counts) < 1:
+            raise OptionError(
+                f"{len(self._stages)} stages with workers, batches and a capacity of {counts}", "1 at least"
+            )
+        # The first queue is bounded by the slots, which tasks of an event loop can wait for too.
+        self._slots = Slots(capacity)
+        self._queues: list[queue.Queue[_Item | None]] = [queue.Queue() for _ in self._stages[:1]]
+        self._queues += [queue.Queue(capacity) for _ in self._stages[1:]]
+        self._limit = capacity * len(self._stages) + sum(each.workers * (each.batch or 1) for each in self._stages)
+        self._closed = False
+        self._lock = threading.Lock()
+        self._items: set[_Item] = set()
+        self._threads = [
+            [
+                threading.Thread(target=self._work, args=(place,), name=f"pipeline-{place}", daemon=True)
+                for _ in range(stage.workers)
+            ]
+            for place, stage in enumerate(self._stages)
+        ]
+        for threads in self._threads:
+            for thread in threads:
+                thread.start()
+
+    def submit(self, item: Any, *, timeout: float | None = None) -> Future[Any]:
+        """Hand an item in; waits while the first queue is full.
+
+        Args:
+            timeout: how many seconds at most; None: until there is room.
+
+        Returns:
+            A future of the last stage's result, or of the error of the item.
+
+        Raises:
+            OverloadedError: there was no room in that time.
+            ServiceUnavailableError: the pipeline is closed.
+        """
+        self._check_open()
+        if not self._slots.acquire(timeout):
+            raise OverloadedError(f"the pipeline had no room within {timeout} s")
+        return self._enter(item)
+
+    async def run(self, item: Any) -> Any:
+        """The result of an item; waits without holding up the event loop. Raises the item's error."""
+        return await asyncio.wrap_future(await self._submit_async(item))
+
+    def map(self, items: Iterable[Any]) -> Iterator[Any]:
+        """Results in order; takes from `items` only as much as the pipeline holds. Raises the first item's error, and
+        cancels what follows it."""
+        waiting: deque[Future[Any]] = deque()
+        try:
+            for item in items:
+                waiting.append(self.submit(item))
+                while len(waiting) > self._limit or (waiting and waiting[0].done()):
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    async def stream(self, items: AsyncIterator[Any] | Iterable[Any]) -> AsyncIterator[Any]:
+        """`map` for an event loop, of items that come asynchronously or not."""
+        waiting: deque[Future[Any]] = deque()
+        try:
+            async for item in _asynchronous(items):
+                waiting.append(await self._submit_async(item))
+                while len(waiting) > self._limit or (waiting and waiting[0].done()):
+                    yield await asyncio.wrap_future(waiting.popleft())
+            while waiting:
+                yield await asyncio.wrap_future(waiting.popleft())
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Finish what was handed in (or cancel it), and end the threads."""
+        with self._lock:
+            closing, self._closed = not self._closed, True
+            items = list(self._items) if cancel else []
+        for item in items:
+            item.future.cancel()
+        if not closing:
+            return
+        for each, threads in zip(self._queues, self._threads, strict=True):
+            for _ in threads:
+                each.put(None)
+            for thread in threads:
+                thread.join()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close(cancel=error is not None)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ServiceUnavailableError("the pipeline is closed")
+
+    async def _submit_async(self, item: Any) -> Future[Any]:
+        self._check_open()
+        await self._slots.acquire_async()
+        return self._enter(item)
+
+    def _enter(self, value: Any) -> Future[Any]:
+        item = _Item(value)
+        with self._lock:
+            if not self._closed:
+                self._items.add(item)
+                self._queues[0].put(item)  # never full: a slot was taken
+                return item.future
+        self._slots.release()
+        raise ServiceUnavailableError("the pipeline is closed")
+
+    def _work(self, place: int) -> None:
+        stage, own = self._stages[place], self._queues[place]
+        following = self._queues[place + 1] if place + 1 < len(self._stages) else None
+        while True:
+            items, last = _taken(own, stage.batch or 1)
+            if place == 0:
+                for _ in items:
+                    self._slots.release()
+            for item in self._computed(stage, items):
+                if following is None:
+                    self._end(item)
+                else:
+                    following.put(item)
+            if last:
+                return
+
+    def _computed(self, stage: Stage, items: list[_Item]) -> list[_Item]:
+        """The items that go on, with the stage's results as values; the others are done."""
+        for item in items:
+            if item.future.cancelled():
+                self._forget(item)
+        alive = [item for item in items if not item.future.cancelled()]
+        if stage.batch is not None and len(alive) > 1:
+            try:
+                results = list(stage.function([item.value for item in alive]))
+            except Exception:
+                pass  # each of them runs alone below, and only the one at fault fails
+            else:
+                if len(results) == len(alive):
+                    for item, result in zip(alive, results, strict=True):
+                        item.value = result
+                    return alive
+        return [item for item in alive if self._computed_alone(stage, item)]
+
+    def _computed_alone(self, stage: Stage, item: _Item) -> bool:
+        try:
+            if stage.batch is None:
+                item.value = stage.function(item.value)
+            else:
+                (item.value,) = stage.function([item.value])
+        except BaseException as error:  # the thread goes on with other items, whatever this one did
+            self._end(item, error=error)
+            return False
+        return True
+
+    def _end(self, item: _Item, error: BaseException | None = None) -> None:
+        try:
+            if item.future.set_running_or_notify_cancel():
+                if error is None:
+                    item.future.set_result(item.value)
+                else:
+                    item.future.set_exception(error)
+        except (CancelledError, InvalidStateError):
+            pass  # cancelled at this moment
+        self._forget(item)
+
+    def _forget(self, item: _Item) -> None:
+        with self._lock:
+            self._items.discard(item)
+
+
+class _Item:
+    """What goes through the stages; compared by identity."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.future: Future[Any] = Future()
+
+
+def _taken(own: queue.Queue[_Item | None], most: int) -> tuple[list[_Item], bool]:
+    """The next items, up to `most` of those that are there, and whether the worker's end was among them."""
+    first = own.get()
+    if first is None:
+        return [], True
+    items = [first]
+    while len(items) < most:
+        try:
+            another = own.get_nowait()
+        except queue.Empty:
+            break
+        if another is None:
+            own.put(None)  # the end comes after these
+            break
+        items.append(another)
+    return items, False
+
+
+async def _asynchronous(items: AsyncIterator[Any] | Iterable[Any]) -> AsyncIterator[Any]:
+    if isinstance(items, Iterable):
+        for item in items:
+            yield item
+    else:
+        async for item in items:
+            yield item
