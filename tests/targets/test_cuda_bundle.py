@@ -87,6 +87,7 @@ def test_a_bundle_runs_verifies_and_times_itself(machine: Machine) -> None:
     assert said["device"] == "stand-in"
     assert said["difference"] < 1e-5
     assert set(said) > _TIMES
+    assert {node for kernel in said["kernels"] for node in kernel["nodes"]} >= {"p0", "s2"}
     assert all(said[each]["runs"] == 1 and said[each]["p99"] >= said[each]["p50"] > 0 for each in _TIMES)
     lines = log.read_text().splitlines()
     # Parameters once: three of them; the first copies of the input are for --verify and for the run.

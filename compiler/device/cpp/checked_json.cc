@@ -102,6 +102,8 @@ std::vector<JsonValue> JsonValue::Items(size_t most) const {
 
 bool JsonValue::IsText() const { return value_.as<tvm::ffi::String>().has_value(); }
 
+bool JsonValue::IsList() const { return value_.as<tvm::ffi::json::Array>().has_value(); }
+
 std::string JsonValue::Text(size_t most) const {
   auto text = value_.as<tvm::ffi::String>();
   if (!text) Fail("it must be a string");

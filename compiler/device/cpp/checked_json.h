@@ -29,6 +29,7 @@ class JsonValue {
   std::vector<std::pair<std::string, JsonValue>> Members() const;
   std::vector<JsonValue> Items(size_t most = std::numeric_limits<size_t>::max()) const;
   bool IsText() const;
+  bool IsList() const;
   bool Truth() const;
   // Valid UTF-8 of at most so many characters.
   std::string Text(size_t most = 4096) const;

@@ -151,6 +151,29 @@ void ReadStates(const JsonValue& manifest, Manifest* result) {
   if (auto format = manifest.Find("state_format")) result->state_format = format->Text();
 }
 
+// A step is a call, [callee, node, ...], or the steps of the branches of a condition.
+void ReadSteps(const JsonValue& steps, const std::vector<std::string>& callees, const std::vector<std::string>& nodes, Manifest* result) {
+  for (const JsonValue& step : steps.Items()) {
+    std::vector<JsonValue> items = step.Items();
+    if (items.empty()) step.Fail("a step is a call or branches");
+    if (items[0].IsList()) {
+      for (const JsonValue& branch : items) ReadSteps(branch, callees, nodes, result);
+      continue;
+    }
+    std::vector<std::string> computed;
+    for (size_t i = 1; i < items.size(); ++i) computed.push_back(nodes[items[i].Whole(0, static_cast<int64_t>(nodes.size()) - 1)]);
+    result->kernel_nodes[callees[items[0].Whole(0, static_cast<int64_t>(callees.size()) - 1)]].push_back(std::move(computed));
+  }
+}
+
+void ReadCalls(const JsonValue& calls, Manifest* result) {
+  calls.OnlyKeys({"nodes", "callees", "functions"});
+  std::vector<std::string> nodes, callees;
+  for (const JsonValue& each : calls["nodes"].Items()) nodes.push_back(each.Text());
+  for (const JsonValue& each : calls["callees"].Items()) callees.push_back(each.Text());
+  for (const auto& [name, steps] : calls["functions"].Members()) ReadSteps(steps, callees, nodes, result);
+}
+
 // The details are the target's own; of them, the device matters here.
 void ReadDevice(const JsonValue& details, Manifest* manifest) {
   auto device = details.Find("device");
@@ -208,6 +231,7 @@ void Manifest::Parse(const char* text, size_t size, const std::string& document)
   }
   ReadRequirements(manifest, this);
   ReadStates(manifest, this);
+  if (auto calls = manifest.Find("calls")) ReadCalls(*calls, this);
   if (auto tolerance = manifest.Find("reference_tolerance")) {
     tolerance->OnlyKeys({"relative", "absolute"});
     if (auto relative = tolerance->Find("relative")) relative_tolerance = relative->Amount();

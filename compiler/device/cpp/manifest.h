@@ -89,6 +89,8 @@ struct Manifest {
   size_t compact_parameters = 0;  // how many of the last ones the module's code expands when it is loaded
   double relative_tolerance = 1e-3, absolute_tolerance = 1e-4;
   bool has_assets = false;        // files beside the numbers, as a tokenizer
+  // The model's nodes that each call of a kernel in the code computes, the main one first, by the kernel's name.
+  std::map<std::string, std::vector<std::vector<std::string>>> kernel_nodes;
   std::map<std::string, std::string> checksums;  // of the sections, in hexadecimal
 
   // Throws Error for anything but a manifest whose every field is known and valid.

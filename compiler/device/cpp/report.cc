@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <map>
 
 #include "checked_json.h"
 
@@ -18,11 +19,38 @@ void ReportGraph(Module* module, const std::vector<ffi::Tensor>& inputs, int run
   }
 }
 
+// The model's nodes that each of these calls computes: those of its place among the kernel's calls in the code where a run
+// makes just these, else those of all of them.
+std::vector<std::vector<std::string>> NodesOf(const std::vector<std::pair<std::string, double>>& calls, const Manifest& manifest) {
+  std::map<std::string, size_t> total, seen;
+  for (const auto& call : calls) ++total[call.first];
+  std::vector<std::vector<std::string>> result;
+  for (const auto& call : calls) {
+    size_t place = seen[call.first]++;
+    result.emplace_back();
+    auto known = manifest.kernel_nodes.find(call.first);
+    if (known == manifest.kernel_nodes.end()) continue;
+    for (size_t i = 0; i < known->second.size(); ++i) {
+      if (total[call.first] == known->second.size() && i != place) continue;
+      for (const std::string& node : known->second[i]) {
+        if (std::find(result.back().begin(), result.back().end(), node) == result.back().end()) result.back().push_back(node);
+      }
+    }
+  }
+  return result;
+}
+
 void ReportKernels(Module* module, const std::vector<ffi::Tensor>& inputs, int runs, Report* report) {
+  std::vector<std::pair<std::string, double>> calls = module->MeasureKernels(inputs, runs);
+  std::vector<std::vector<std::string>> nodes = NodesOf(calls, module->artifact());
   std::string list, lines;
-  for (const auto& [name, milliseconds] : module->MeasureKernels(inputs, runs)) {
-    list += (list.empty() ? "" : ", ") + ("{\"name\": " + JsonText(name)) + ", \"ms\": " + Number(milliseconds) + "}";
-    lines += (lines.empty() ? "" : "\n") + ("  " + Number(milliseconds)) + " ms  " + name;
+  for (size_t i = 0; i < calls.size(); ++i) {
+    const auto& [name, milliseconds] = calls[i];
+    std::string names, first = nodes[i].empty() ? "" : nodes[i][0] + "  ";
+    if (nodes[i].size() > 1) first = nodes[i][0] + " (+" + std::to_string(nodes[i].size() - 1) + ")  ";
+    for (const std::string& node : nodes[i]) names += (names.empty() ? "" : ", ") + JsonText(node);
+    list += (list.empty() ? "" : ", ") + ("{\"name\": " + JsonText(name)) + ", \"nodes\": [" + names + "], \"ms\": " + Number(milliseconds) + "}";
+    lines += (lines.empty() ? "" : "\n") + ("  " + Number(milliseconds)) + " ms  " + first + name;
   }
   report->Add("kernels", "[" + list + "]", lines);
 }
