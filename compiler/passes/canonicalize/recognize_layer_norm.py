@@ -21,10 +21,10 @@ from compiler.passes.rewriting.norm_patterns import (
     as_mean,
     as_normalized,
     as_square,
-    normalized_axes,
     over_axes,
     read_exactly,
     same_type,
+    scaled_norms,
 )
 
 rules = RuleTable()
@@ -98,14 +98,9 @@ def _layer_norm(data: Expr, weight: Array, bias: Array, axes: tuple[int, ...], e
 @rules.on("relax.multiply", "relax.add")
 def absorb_constant(graph: Graph, call: Call) -> Expr | None:
     """layer_norm(x, g, 0) * s => layer_norm(x, g * s, 0); layer_norm(x, g, b) + t => layer_norm(x, g, b + t)"""
-    for variable, other in ((call.args[0], call.args[1]), (call.args[1], call.args[0])):
-        norm = graph.call(variable, "relax.nn.layer_norm")
-        if norm is None or not graph.only_use(variable) or not same_type(norm, call):
-            continue
+    for norm, axes, factor in scaled_norms(graph, call, "relax.nn.layer_norm"):
         weight, bias = (constant_array(graph, each) for each in norm.args[1:])
-        axes = normalized_axes(norm)
-        factor = over_axes(graph, other, norm, axes)
-        if weight is None or bias is None or factor is None:
+        if weight is None or bias is None:
             continue
         if call.op.name == "relax.add" and bool((bias == 0).all()):
             return _layer_norm(norm.args[0], weight, factor, axes, float(norm.attrs.epsilon))

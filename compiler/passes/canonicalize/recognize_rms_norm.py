@@ -18,10 +18,10 @@ from compiler.passes.rewriting.norm_patterns import (
     as_mean,
     as_normalized,
     as_square,
-    normalized_axes,
     over_axes,
     read_exactly,
     same_type,
+    scaled_norms,
 )
 
 rules = RuleTable()
@@ -59,12 +59,8 @@ def spelled_rms_norm(graph: Graph, call: Call) -> Expr | None:
 @rules.on("relax.multiply")
 def absorb_scale(graph: Graph, call: Call) -> Expr | None:
     """rms_norm(x, 1) * g => rms_norm(x, g)"""
-    for variable, other in ((call.args[0], call.args[1]), (call.args[1], call.args[0])):
-        norm = graph.call(variable, "relax.nn.rms_norm")
-        if norm is None or not graph.only_use(variable) or not same_type(norm, call):
-            continue
-        axes = normalized_axes(norm)
-        weight, scale = constant_array(graph, norm.args[1]), over_axes(graph, other, norm, axes)
-        if weight is not None and scale is not None and bool((weight == 1).all()):
+    for norm, axes, scale in scaled_norms(graph, call, "relax.nn.rms_norm"):
+        weight = constant_array(graph, norm.args[1])
+        if weight is not None and bool((weight == 1).all()):
             return op.nn.rms_norm(norm.args[0], as_constant(scale), list(axes), float(norm.attrs.epsilon))
     return None

@@ -4,6 +4,7 @@ forms."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,6 +160,18 @@ def over_axes(graph: Graph, expr: Expr, like: Expr, axes: tuple[int, ...]) -> Ar
     if not all(full.shape[axis] in (1, size) for axis, size in zip(axes, wanted, strict=True)):
         return None
     return np.broadcast_to(full.reshape([full.shape[axis] for axis in axes]), wanted)
+
+
+def scaled_norms(graph: Graph, call: Call, operator: str) -> Iterator[tuple[Call, tuple[int, ...], Array]]:
+    """(norm, axes, constant over these axes) for each operand of a binary call that is such a norm, used only here."""
+    for variable, other in ((call.args[0], call.args[1]), (call.args[1], call.args[0])):
+        norm = graph.call(variable, operator)
+        if norm is None or not graph.only_use(variable) or not same_type(norm, call):
+            continue
+        axes = normalized_axes(norm)
+        constant = over_axes(graph, other, norm, axes)
+        if constant is not None:
+            yield norm, axes, constant
 
 
 def normalized_axes(call: Call) -> tuple[int, ...]:
