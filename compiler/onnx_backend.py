@@ -20,7 +20,8 @@ from onnx.backend.base import Backend, BackendRep, namedtupledict
 
 from compiler.errors import InputError, InputValueRequiredError, OptionError, Refusal, UnsupportedModelError
 from compiler.frontends.onnx import dtypes
-from compiler.frontends.onnx.structure import RANDOM_OPERATORS, all_nodes, node_name
+from compiler.frontends.onnx.module_paths import shown_name
+from compiler.frontends.onnx.structure import RANDOM_OPERATORS, all_nodes
 from compiler.frontends.onnx.values import Constant
 
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
@@ -33,7 +34,7 @@ def compile_to_run(model: onnx.ModelProto, **options: Any) -> Run:
     from compiler.driver.compile import compile
 
     refusals = [
-        Refusal(node.op_type, node_name(node), "its numbers are random; this interface promises those of onnx")
+        Refusal(node.op_type, shown_name(node), "its numbers are random; this interface promises those of onnx")
         for node in all_nodes(model)
         if node.op_type in RANDOM_OPERATORS
     ]

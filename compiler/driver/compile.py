@@ -36,6 +36,8 @@ from compiler.runtime import Module
 from compiler.runtime.accelerator import load_runtime_of
 from compiler.runtime.emulated import EmulatedExecutor, Emulator
 from compiler.runtime.threads import check_threads
+from compiler.support.call_list import nodes_of
+from compiler.support.notebook import shortened
 from compiler.support.precision import precision_of
 from compiler.support.progress_bar import automatic, is_silent, shows_progress, silent
 
@@ -235,8 +237,13 @@ def packed(
 def schedule_failures(pipeline: PipelineResult) -> list[str]:
     """A line for each kernel on which a rule or a tuned config failed, so that another one is used."""
     report = pipeline.report.schedules
+
+    def label(kernel: str) -> str:
+        nodes = shortened(nodes_of(kernel, pipeline.report.calls))
+        return f"kernel {kernel}" + (f" ({nodes})" if nodes else "")
+
     return [
-        f"kernel {kernel.kernel}: {failure.rule}: {failure.error}"
+        f"{label(kernel.kernel)}: {failure.rule}: {failure.error}"
         for kernel in (report.failures if report is not None else ())
         for failure in kernel.failures
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from compiler.support.model_nodes import ModelNode
@@ -24,3 +25,16 @@ class Branches:
 
 
 Step = Call | Branches
+
+
+def nodes_of(callee: str, functions: Mapping[str, Sequence[Step]]) -> list[str]:
+    """The names of the model's nodes that the calls of a kernel compute, each once; `functions`: the steps of each."""
+    found: dict[str, None] = {}
+    waiting = list(functions.values())
+    while waiting:
+        for step in waiting.pop(0):
+            if isinstance(step, Branches):
+                waiting += [step.when_true, step.when_false]
+            elif step.callee == callee:
+                found.update(dict.fromkeys(node.name for node in step.nodes))
+    return list(found)

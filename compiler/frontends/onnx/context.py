@@ -17,7 +17,8 @@ from compiler.errors import InputValueRequiredError, InvalidModelError, Refusal
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.builder import LARGEST_ELEMENT
 from compiler.frontends.onnx.evaluation.reference import fold
-from compiler.frontends.onnx.structure import describe, node_name
+from compiler.frontends.onnx.module_paths import shown_name
+from compiler.frontends.onnx.structure import describe
 from compiler.frontends.onnx.symbolic import Arithmetic, Dim
 from compiler.frontends.onnx.values import (
     Constant,
@@ -76,7 +77,7 @@ class NodeContext:
     @property
     def name(self) -> str:
         """The node's name in messages."""
-        return node_name(self.node)
+        return shown_name(self.node)
 
     @property
     def arithmetic(self) -> Arithmetic:

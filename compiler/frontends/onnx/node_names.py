@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import onnx
 from tvm import relax
 
-from compiler.frontends.onnx.structure import node_name
+from compiler.frontends.onnx.module_paths import shown_name
 from compiler.support.model_nodes import ModelNode, variable_name
-
-# Written by torch.onnx.export(dynamo=True): the torch modules around a node, outermost first, then the node of the
-# exported program; and the classes of these modules, then the operator.
-_SCOPES = "pkg.torch.onnx.name_scopes"
-_CLASSES = "pkg.torch.onnx.class_hierarchy"
-_CONTAINERS = "torch.nn.modules.container."
 
 
 class NamingBuilder(relax.BlockBuilder):
@@ -46,26 +39,5 @@ def model_node(node: onnx.NodeProto, prefix: str = "") -> ModelNode:
     Args:
         prefix: the name of the node that calls the function it is part of.
     """
-    name = _module_path(node) or node_name(node) or node.op_type
+    name = shown_name(node) or node.op_type
     return ModelNode(f"{prefix}/{name}" if prefix else name, node.op_type)
-
-
-def _module_path(node: onnx.NodeProto) -> str | None:
-    """The path of the torch module that the node computes; of a module that is more than an operator, a node of it."""
-    notes = {each.key: each.value for each in node.metadata_props if each.key in (_SCOPES, _CLASSES)}
-    scopes, classes = _texts(notes.get(_SCOPES, "")), _texts(notes.get(_CLASSES, ""))
-    if len(scopes) < 2 or len(classes) != len(scopes):
-        return None
-    path, own, kind = scopes[-2], scopes[-1], classes[-2]
-    for name in node.input:
-        module, dot, parameter = name.rpartition(".")
-        # A convolution with its batch norm folded in bears the batch norm's name.
-        if dot and parameter == "weight" and module.rpartition(".")[0] == path.rpartition(".")[0]:
-            return module
-    is_operator = kind.startswith("torch.nn.modules.") and not kind.startswith(_CONTAINERS)
-    return path if path and is_operator else ".".join(filter(None, (path, own)))
-
-
-def _texts(listed: str) -> list[str]:
-    """The strings in the text of a Python list of strings."""
-    return re.findall(r"'([^']*)'", listed)

@@ -13,6 +13,7 @@ from onnx import AttributeProto
 
 from compiler.errors import InvalidModelError
 from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.module_paths import shown_name
 
 if TYPE_CHECKING:
     from compiler.frontends.onnx.context import NodeContext
@@ -221,12 +222,8 @@ def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 
 def describe(node: onnx.NodeProto) -> str:
-    """A node in a message: its operator and its name, or its first output where it has none."""
-    return f"{node.op_type} node {node_name(node)!r}"
-
-
-def node_name(node: onnx.NodeProto) -> str:
-    return node.name or next((name for name in node.output if name), "")
+    """A node in a message: its operator and the name by which users know it."""
+    return f"{node.op_type} node {shown_name(node)!r}"
 
 
 @cache

@@ -10,6 +10,7 @@ import operator
 from typing import TYPE_CHECKING, Any
 
 from compiler.errors import Refusal, UnsupportedModelError
+from compiler.frontends.torch.node_names import shown_name
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def refuse_even_parts(program: torch.export.ExportedProgram) -> None:
     """Raise UnsupportedModelError for a split of a dynamic size, where the graph is not ours to change."""
-    found = [Refusal("tensor_split", node.name, "it splits a dynamic size") for node, *_ in _splits(program)]
+    found = [Refusal("tensor_split", shown_name(node), "it splits a dynamic size") for node, *_ in _splits(program)]
     if found:
         raise UnsupportedModelError(found, "compile the torch.nn.Module with example_inputs and dynamic_shapes")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from compiler.frontends.imported_model import ImportedModel, IndexRequirement, SizeRequirement
 from compiler.frontends.torch.branches import branch_relations
 from compiler.frontends.torch.index_ranges import IndexRange, index_ranges
+from compiler.frontends.torch.node_names import shown_name
 from compiler.frontends.torch.size_relations import SizeRelation, size_relations
 from compiler.support.formula import evaluate, names_in
 
@@ -33,7 +34,7 @@ class ProgramRequirements:
                 for axis, size in enumerate(getattr(node.meta.get("val"), "shape", ())):
                     self._places.setdefault(str(size), (node.name, axis))
             elif node.op == "call_function":
-                where = f"{_operator(node)} {node.name!r}"
+                where = f"{_operator(node)} {shown_name(node)!r}"
                 self._indices += [(each, where) for each in index_ranges(node) if each.values.name in inputs]
                 self._sizes += [(each, where) for each in size_relations(node) if not _is_known(each)]
         self._sizes += branch_relations(program)

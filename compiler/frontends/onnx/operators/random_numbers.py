@@ -17,6 +17,7 @@ from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.module_paths import node_name
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 
@@ -92,7 +93,7 @@ def _seed(context: NodeContext) -> int:
     """32 bits from the attribute, or from the node's name."""
     if context.has_attribute("seed"):
         return zlib.crc32(struct.pack("<f", float(context.attribute("seed", 0.0))))
-    return zlib.crc32(context.name.encode())
+    return zlib.crc32(node_name(context.node).encode())
 
 
 def _drawn(context: NodeContext, shape: Sequence[Dim], dtype: str, distribution: Distribution) -> relax.Expr:

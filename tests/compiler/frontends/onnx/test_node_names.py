@@ -7,6 +7,7 @@ from onnx import helper, parser
 
 from compiler.frontends.onnx import import_onnx
 from compiler.frontends.onnx.node_names import model_node
+from compiler.frontends.onnx.structure import describe
 
 
 def _exported(operator: str, inputs: list[str], scopes: list[str], classes: list[str]) -> onnx.NodeProto:
@@ -26,6 +27,7 @@ def test_a_node_exported_from_torch_is_known_by_its_modules_path() -> None:
     block, conv, norm = "my.Block", "torch.nn.modules.conv.Conv2d", "torch.nn.modules.batchnorm.BatchNorm2d"
     one = _exported("Conv", ["x"], ["", "layer.0", "layer.0.conv", "conv2d"], ["my.Net", block, conv, "aten.conv2d"])
     assert model_node(one).name == "layer.0.conv"
+    assert describe(one) == "Conv node 'layer.0.conv'"  # in errors too
     several = _exported("Add", ["x", "z"], ["", "layer.0", "add_3"], ["my.Net", block, "aten.add"])
     assert model_node(several).name == "layer.0.add_3"
     folded = _exported("Conv", ["x", "layer.0.conv1.weight"], ["", "layer.0.bn1", "bn"], ["my.Net", norm, "aten.bn"])

@@ -70,8 +70,8 @@ def test_good_indices_give_the_results_of_torch(module: compiler.Module) -> None
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("words", [[0, 8, 0]], r"embedding 'embedding': .* the value 8, outside of \[0, 8\)"),
-        ("words", [[0, -1, 0]], r"embedding 'embedding': .* the value -1, outside of \[0, 8\)"),
+        ("words", [[0, 8, 0]], r"embedding 'table': .* the value 8, outside of \[0, 8\)"),
+        ("words", [[0, -1, 0]], r"embedding 'table': .* the value -1, outside of \[0, 8\)"),
         ("rows", [3, 0], r"index 'index': .* the index 3, outside of \[-3, 3\)"),
         ("places", [[0, 0], [0, -1]], r"gather 'gather': .* the value -1, outside of \[0, 5\)"),
         ("counts", [1, -1, 1], r"repeat_interleave .* the value -1, outside of \[0, "),
