@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from compiler.cli.exit_codes import EXIT_INTERNAL_ERROR, EXIT_INTERRUPTED, EXIT_USER_ERROR
 from compiler.cli.interrupts import Interrupts
+from compiler.cli.option_names import with_option_names
 from compiler.cli.output import print_error
 from compiler.errors import TensorwrightError, UserError
 
@@ -82,7 +83,8 @@ def _explain(error: Exception, debug: bool, as_json: bool) -> int:
 def _describe(error: Exception) -> tuple[str, str | None, int]:
     """Message, hint and exit code of an error."""
     if isinstance(error, UserError):
-        return error.message, error.hint, error.exit_code
+        hint = None if error.hint is None else with_option_names(error.hint)
+        return with_option_names(error.message), hint, error.exit_code
     if isinstance(error, TensorwrightError):
         return error.message, "; ".join(filter(None, [error.hint, _REPORT])), error.exit_code
     if hasattr(error, "format_message"):  # a command line that the parser refuses

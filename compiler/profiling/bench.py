@@ -25,7 +25,7 @@ from compiler.errors import InternalError, OptionError, TensorwrightError
 from compiler.profiling.statistics import Latency
 from compiler.profiling.tensor_fields import named_types
 from compiler.profiling.workload import as_module, complete_inputs
-from compiler.reports.formatting import format_bytes, format_seconds
+from compiler.reports.formatting import format_bytes, format_seconds, plural
 from compiler.support.notebook import facts_html
 
 
@@ -63,7 +63,8 @@ class BenchResult:
     def __repr__(self) -> str:
         latency, seconds = self.latency, format_seconds
         return (
-            f"<BenchResult {self.model!r} on {self.target}, {self.threads} thread(s): p50 {seconds(latency.p50)}, "
+            f"<BenchResult {self.model!r} on {self.target}, {plural(self.threads, 'thread')}: "
+            f"p50 {seconds(latency.p50)}, "
             f"p99 {seconds(latency.p99)}, {latency.throughput:.4g} runs/s; loads in {seconds(self.load_seconds)}, "
             f"peak memory {format_bytes(self.peak_memory)}>"
         )
@@ -79,7 +80,8 @@ class BenchResult:
             ("file", f"{format_bytes(self.file_bytes)}, parameters {format_bytes(self.parameter_bytes)}"),
         ]
         inputs = "\n".join(f"{name}: {shape}" for name, shape in self.inputs.items()) or "none"
-        return facts_html(f"{self.model} on {self.target}, {self.threads} thread(s)", [("inputs", inputs), *facts])
+        title = f"{self.model} on {self.target}, {plural(self.threads, 'thread')}"
+        return facts_html(title, [("inputs", inputs), *facts])
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without the single times."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from compiler.reports.formatting import plural
+
 if TYPE_CHECKING:
     from compiler.profiling.measured import CallTime, Profile
 
@@ -21,7 +23,7 @@ def chrome_trace(profile: Profile) -> dict[str, Any]:
     return {
         "traceEvents": [
             _metadata("process_name", f"{profile.model} on {profile.target}"),
-            _metadata("thread_name", f"one run, {profile.threads} thread(s) in each kernel"),
+            _metadata("thread_name", f"one run, {plural(profile.threads, 'thread')} in each kernel"),
             *(_event(call) for call in profile.calls),
         ],
         "displayTimeUnit": "ns",

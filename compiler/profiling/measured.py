@@ -10,7 +10,7 @@ from compiler.profiling.attribution import layer_label
 from compiler.profiling.save import save_profile
 from compiler.profiling.statistics import Latency
 from compiler.profiling.tensor_fields import named_types
-from compiler.reports.formatting import format_percent, format_seconds
+from compiler.reports.formatting import format_percent, format_seconds, plural
 from compiler.support.notebook import table_html
 
 FORMAT_VERSION = 2
@@ -124,7 +124,7 @@ class Profile:
     def __repr__(self) -> str:
         slowest = ", ".join(f"{each.label} {format_seconds(each.seconds)}" for each in self.layers[:3])
         return (
-            f"<Profile {self.model!r} on {self.target}, {self.threads} thread(s): "
+            f"<Profile {self.model!r} on {self.target}, {plural(self.threads, 'thread')}: "
             f"p50 {format_seconds(self.latency.p50)} in {len(self.kernels)} kernels and calls; slowest: {slowest}>"
         )
 
@@ -140,7 +140,8 @@ class Profile:
             )
             for each in self.layers[:_SHOWN]
         ]
-        title = f"{self.model} on {self.target}, {self.threads} thread(s): p50 {format_seconds(self.latency.p50)}"
+        where = f"{self.model} on {self.target}, {plural(self.threads, 'thread')}"
+        title = f"{where}: p50 {format_seconds(self.latency.p50)}"
         return table_html(title, ("layer", "kernel", "kind", "calls", "time", "share"), rows)
 
     @property

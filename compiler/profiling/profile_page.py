@@ -23,7 +23,14 @@ from compiler.reports import (
     Timeline,
     render,
 )
-from compiler.reports.formatting import format_count, format_operations, format_percent, format_rate, format_seconds
+from compiler.reports.formatting import (
+    format_count,
+    format_operations,
+    format_percent,
+    format_rate,
+    format_seconds,
+    plural,
+)
 
 if TYPE_CHECKING:
     from compiler.profiling.measured import CallTime, KernelTime, Profile
@@ -38,7 +45,7 @@ def profile_page(profile: Profile) -> str:
     return render(
         Page(
             title=f"{profile.model} on {profile.target}",
-            subtitle=f"{inputs or 'no inputs'}; {profile.threads} thread(s); {profile.machine}",
+            subtitle=f"{inputs or 'no inputs'}; {plural(profile.threads, 'thread')}; {profile.machine}",
             facts=_facts(profile),
             sections=_sections(profile),
             categories=(*KINDS, _UNTRACKED),

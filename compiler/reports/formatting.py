@@ -70,3 +70,8 @@ def _three_digits(value: float) -> str:
     magnitude = abs(value)
     digits = 2 if magnitude < 9.995 else 1 if magnitude < 99.95 else 0
     return f"{value:.{digits}f}"
+
+
+def plural(count: int, noun: str) -> str:
+    """A number of things: "1 thread", "2 threads"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -133,13 +133,13 @@ def _bench_there(
 
 def _print(result: Any) -> None:
     from compiler.cli.output import print_facts
-    from compiler.reports.formatting import format_bytes, format_count, format_seconds
+    from compiler.reports.formatting import format_bytes, format_count, format_seconds, plural
 
     latency = result.latency
     plan = f", {format_bytes(result.planned_memory)} of it planned activations" if result.planned_memory else ""
     print_facts(
         [
-            ("module", f"{result.model} on {result.target}, {result.threads} thread(s)"),
+            ("module", f"{result.model} on {result.target}, {plural(result.threads, 'thread')}"),
             ("inputs", "\n".join(f"{name}: {shape}" for name, shape in result.inputs.items()) or "none"),
             ("latency p50", format_seconds(latency.p50)),
             ("latency p90", format_seconds(latency.p90)),

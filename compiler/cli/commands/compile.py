@@ -170,11 +170,12 @@ def _compile(
 
 def _print_coverage(coverage: Any) -> None:
     from compiler.cli.output import message_console
+    from compiler.reports.formatting import plural
 
     if coverage is None:
         return
     parts = [f"{count} {kind}" for kind, count in coverage.nodes.items() if count or kind == "supported"]
-    message_console().print(f"{sum(coverage.nodes.values())} operators: {', '.join(parts)}", markup=False)
+    message_console().print(f"{plural(sum(coverage.nodes.values()), 'operator')}: {', '.join(parts)}", markup=False)
     for line in coverage.rewritten:
         message_console().print(f"  rewritten: {line}", markup=False, soft_wrap=True)
 

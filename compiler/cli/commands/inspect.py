@@ -91,24 +91,27 @@ def _print(inspection: Any, limit: int | None) -> None:
 
 def _print_operators(inspection: Any) -> None:
     from compiler.cli.output import print_heading, print_line, print_table
+    from compiler.reports.formatting import plural
 
     print_line()
     counts: dict[str, int] = {}
     for item in inspection.operators:
         counts[item.support] = counts.get(item.support, 0) + item.count
     total = sum(counts.values())
-    print_heading(f"{total} operators: " + ", ".join(f"{count} {support}" for support, count in counts.items()))
+    supports = ", ".join(f"{count} {support}" for support, count in counts.items())
+    print_heading(f"{plural(total, 'operator')}: {supports}")
     rows = [(item.operator, str(item.count), item.support, item.reason) for item in inspection.operators]
     print_table(("operator", "count", "support", "reason"), rows, ("count",))
 
 
 def _print_kernels(inspection: Any, limit: int | None) -> None:
     from compiler.cli.output import print_heading, print_line, print_table
+    from compiler.reports.formatting import plural
 
     kernels = inspection.kernels[:limit]
     print_line()
     if inspection.kind == "module":
-        print_heading(f"{len(inspection.kernels)} kernels")
+        print_heading(plural(len(inspection.kernels), "kernel"))
         numbers: tuple[str, ...] = ("FLOP a call",)
         columns = ("layer", "kind", "rule (config from)", *numbers, "kernel")
         rows = [_module_row(item) for item in kernels]

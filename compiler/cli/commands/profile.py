@@ -120,12 +120,12 @@ def _print_comparison(p50: float, other: float, compared: list[Any], limit: int 
 
 def _print(profile: Any, paths: dict[str, Path], limit: int | None) -> None:
     from compiler.cli.output import print_facts, print_line, print_table
-    from compiler.reports.formatting import format_bytes, format_percent, format_rate, format_seconds, shorten
+    from compiler.reports.formatting import format_bytes, format_percent, format_rate, format_seconds, plural, shorten
 
     latency = profile.latency
     print_facts(
         [
-            ("module", f"{profile.model} on {profile.target}, {profile.threads} thread(s)"),
+            ("module", f"{profile.model} on {profile.target}, {plural(profile.threads, 'thread')}"),
             ("inputs", "\n".join(f"{name}: {shape}" for name, shape in profile.inputs.items()) or "none"),
             ("latency p50", f"{format_seconds(latency.p50)} ({latency.runs} runs)"),
             ("instrument", f"{format_seconds(profile.crossing)} per call, subtracted"),
