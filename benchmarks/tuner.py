@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.tuner", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    rate = commands.add_parser("rate", help="trials a second of the whole loop")
+    rate = commands.add_parser("rate", help="trials per second of the whole loop")
     quality = commands.add_parser("quality", help="32 trials against the best on record")
     ranking = commands.add_parser("ranking", help="how well the cost model ranks tasks it has not seen")
     pretrain = commands.add_parser("pretrain", help="train the cost model on all records")

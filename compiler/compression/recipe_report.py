@@ -59,7 +59,7 @@ class RecipeReport:
         steps = " -> ".join(row.step for row in self.rows[1:])
         first, last = self.rows[0].measure, self.rows[-1].measure
         return (
-            f"<RecipeReport {steps}: {format_bytes(first.bytes)} and {format_seconds(first.seconds)} a run before, "
+            f"<RecipeReport {steps}: {format_bytes(first.bytes)} and {format_seconds(first.seconds)} per run before, "
             f"{format_bytes(last.bytes)} and {format_seconds(last.seconds)} after>"
         )
 
@@ -75,10 +75,12 @@ class RecipeReport:
             for row in self.rows
         ]
         skipped = "".join(f". Skipped {step}: {reason}" for step, reason in self.skipped)
-        return table_html(f"Recipe for {self.target}{skipped}", ("step", "score", "drop", "parameters", "a run"), rows)
+        return table_html(
+            f"Recipe for {self.target}{skipped}", ("step", "score", "drop", "parameters", "time per run"), rows
+        )
 
     def __str__(self) -> str:
-        lines = [f"{'step':<16}{'score':>12}{'drop':>10}{'parameters':>14}{'ms a run':>12}"]
+        lines = [f"{'step':<16}{'score':>12}{'drop':>10}{'parameters':>14}{'ms per run':>12}"]
         for row in self.rows:
             score = "-" if row.measure.score is None else f"{row.measure.score:.6g}"
             drop = "-" if row.drop is None else f"{row.drop:.3%}"
@@ -97,7 +99,7 @@ def recipe_page(report: RecipeReport) -> str:
     """The page as HTML text."""
     first, last = report.rows[0].measure, report.rows[-1].measure
     facts = [
-        Fact("a run", format_seconds(last.seconds), f"before {format_seconds(first.seconds)}"),
+        Fact("time per run", format_seconds(last.seconds), f"before {format_seconds(first.seconds)}"),
         Fact("parameters", format_bytes(last.bytes), f"before {format_bytes(first.bytes)}"),
     ]
     if last.score is not None and report.rows[-1].drop is not None:
@@ -119,7 +121,7 @@ def _pareto(report: RecipeReport) -> LineChart:
     best = sorted(point(row) for row in report.pareto())
     return LineChart(
         [Series("every step", [point(row) for row in rows]), Series("Pareto front", best, line=True)],
-        x_label="milliseconds a run",
+        x_label="milliseconds per run",
         y_label="score",
         points=True,
         y_from_zero=False,
@@ -133,7 +135,7 @@ def _table(report: RecipeReport) -> Table:
         Column("score", "score", number=True),
         Column("drop", "drop %", number=True),
         Column("bytes", "parameters", "B", number=True),
-        Column("seconds", "a run", "s", number=True),
+        Column("seconds", "time per run", "s", number=True),
         Column("best", "on the front"),
     ]
     front = report.pareto()

@@ -95,7 +95,7 @@ class CompressionReport:
         changed = sum(bool(layer.change) for layer in self.layers)
         lines = [
             f"{self.technique}: {changed} of {len(self.layers)} layers changed; {score}",
-            f"parameters {self.before.bytes} bytes before, {self.after.bytes} after; a run"
+            f"parameters {self.before.bytes} bytes before, {self.after.bytes} after; time per run"
             f" {self.before.seconds * 1e3:.3f} ms before, {self.after.seconds * 1e3:.3f} ms after",
         ]
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
@@ -153,5 +153,5 @@ def _facts(report: CompressionReport) -> list[Fact]:
         facts.append(Fact("score", f"{after.score:.6g}", f"before {before.score:.6g}"))
         facts.append(Fact("drop", format_percent(report.drop), f"limit {format_percent(report.max_drop)}"))
     facts.append(Fact("parameters", format_bytes(after.bytes), f"before {format_bytes(before.bytes)}"))
-    facts.append(Fact("a run", format_seconds(after.seconds), f"before {format_seconds(before.seconds)}"))
+    facts.append(Fact("time per run", format_seconds(after.seconds), f"before {format_seconds(before.seconds)}"))
     return facts

@@ -6,14 +6,18 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compiler.errors import StorageError
 from compiler.profiling.attribution import kind_of, layer_label, operators_of
 from compiler.profiling.tensor_fields import tensor_list
 from compiler.support.formula import evaluate
 
+if TYPE_CHECKING:
+    from compiler.artifact.manifest import Manifest
+
 MODULE_SUFFIX = ".twm"
+_AS_STORED = ("threads", "versions", "format_version", "memory_plan", "fixed_inputs", "states")  # of the manifest
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class Inspection:
 
     Attributes:
         kind: "model" or "module".
-        facts: single things worth knowing, by name: producer, opsets, target, versions.
+        facts: single things worth knowing as text, by name: producer, opsets, target, versions.
+        details: the same for programs: numbers, lists and objects.
         sizes: what symbolic dimensions were taken as in the estimates.
         problem: why there is no estimate, where there is none.
     """
@@ -71,14 +76,16 @@ class Inspection:
     parameter_values: int
     parameter_bytes: int
     facts: dict[str, str] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
     operators: list[OperatorCount] = field(default_factory=list)
     kernels: list[KernelEstimate] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     problem: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; tensors are objects."""
-        return {**asdict(self), "inputs": tensor_list(self.inputs), "outputs": tensor_list(self.outputs)}
+        """For JSON; tensors are objects, and `details` stand in for `facts`."""
+        texts = {name: value for name, value in asdict(self).items() if name != "facts"}
+        return {**texts, "inputs": tensor_list(self.inputs), "outputs": tensor_list(self.outputs)}
 
 
 def is_module_file(path: str | os.PathLike[str]) -> bool:
@@ -132,8 +139,20 @@ def inspect_module(path: str | os.PathLike[str]) -> Inspection:
         parameter_values=sum(element_count(spec.shape) for spec in manifest.parameters),
         parameter_bytes=sum(spec.nbytes for spec in manifest.parameters),
         facts=facts,
+        details={**_module_details(manifest), "signatures": [each.public_key.hex() for each in signatures_of(path)]},
         kernels=sorted(_module_kernels(manifest), key=lambda each: -(each.operations or 0)),
     )
+
+
+def _module_details(manifest: Manifest) -> dict[str, Any]:
+    entries = manifest.model_dump(mode="json")
+    partition = manifest.target.details.get("partition")
+    return {
+        "model": manifest.model_name,
+        "target": {name: entries["target"][name] for name in ("name", "architecture", "required_cpu_features")},
+        "accelerator": partition.get("summary") if isinstance(partition, dict) else None,
+        **{name: entries[name] for name in _AS_STORED},
+    }
 
 
 def target_text(target: Any) -> str:

@@ -57,6 +57,11 @@ def _onnx_contents(path: Path) -> Inspection:
         "producer": " ".join(filter(None, [proto.producer_name, proto.producer_version])) or "(unknown)",
         "opsets": ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in loaded.opsets.items()),
     }
+    inspection.details = {
+        "graph": proto.graph.name,
+        "producer": {"name": proto.producer_name, "version": proto.producer_version},
+        "opsets": {domain or "ai.onnx": version for domain, version in loaded.opsets.items()},
+    }
     inspection.operators = [_operator(item) for item in coverage_report(path).operators]
     names = {tensor.name for tensor in proto.graph.initializer}
     inspection.inputs = [_onnx_text(value) for value in proto.graph.input if value.name not in names]
@@ -120,6 +125,7 @@ def _estimate(
     inspection.sizes = symbolic_sizes(model.inputs, {}, sizes)
     roofline = Roofline.of(chosen.machine, measured=chosen.name == "host")
     inspection.facts["estimated for"] = f"{chosen.description or chosen.name}: {roofline.source}"
+    inspection.details["estimated_for"] = {"target": chosen.name, **asdict(roofline)}
     inspection.kernels = [
         KernelEstimate(**asdict(cost), rule=None, formula=None)
         for cost in estimate_costs(model, chosen, roofline, inspection.sizes)

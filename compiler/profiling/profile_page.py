@@ -119,7 +119,7 @@ def _bar(kernel: KernelTime) -> Bar:
     text = f"{format_seconds(kernel.seconds)} · {format_percent(kernel.share)}"
     if kernel.rate is not None:
         text += f" · {format_rate(kernel.rate)}"
-    calls = f"{kernel.calls} call(s) in a run, {format_seconds(kernel.seconds / kernel.calls)} each"
+    calls = f"{plural(kernel.calls, 'call')} per run, {format_seconds(kernel.seconds / kernel.calls)} each"
     details = [f"operators: {', '.join(kernel.operators)}" if kernel.operators else "", calls]
     details.append(f"rule: {kernel.rule}" if kernel.rule else "")
     if kernel.nodes:

@@ -22,7 +22,7 @@ def tuning_page(result: TuneResult, name: str) -> str:
     facts = [
         Fact("kernels, untuned", format_seconds(result.before)),
         Fact("kernels, tuned", format_seconds(result.after), f"{gain:.2f} times as fast"),
-        Fact("trials", str(result.trials), f"{result.trials / max(result.seconds, 1e-9):.1f} a second"),
+        Fact("trials", str(result.trials), f"{result.trials / max(result.seconds, 1e-9):.1f} per second"),
         Fact("time", format_seconds(result.seconds)),
     ]
     drawn = (*_latency(result), _curves(result), _gains(result), _limits(result), _predictions(result))

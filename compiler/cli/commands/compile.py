@@ -182,7 +182,7 @@ def _print_coverage(coverage: Any) -> None:
 
 def _print_summary(summary: Any) -> None:
     from compiler.cli.output import print_facts, print_line
-    from compiler.reports.formatting import format_bytes, format_count, format_seconds
+    from compiler.reports.formatting import format_bytes, format_count, format_seconds, plural
 
     facts = [
         ("inputs", "\n".join(summary.shown_inputs) or "none"),
@@ -190,7 +190,7 @@ def _print_summary(summary: Any) -> None:
         ("target", summary.target),
         (
             "parameters",
-            f"{format_count(summary.parameter_values)} in {summary.parameters} tensors, "
+            f"{format_count(summary.parameter_values)} in {plural(summary.parameters, 'tensor')}, "
             f"{format_bytes(summary.parameter_bytes)}",
         ),
         ("kernels", _kernels_text(summary)),

@@ -67,7 +67,7 @@ def _inspect(
 
 def _print(inspection: Any, limit: int | None) -> None:
     from compiler.cli.output import print_facts, print_line, print_note
-    from compiler.reports.formatting import format_bytes, format_count
+    from compiler.reports.formatting import format_bytes, format_count, plural
 
     values = format_count(inspection.parameter_values)
     size = format_bytes(inspection.parameter_bytes)
@@ -76,7 +76,7 @@ def _print(inspection: Any, limit: int | None) -> None:
             (inspection.kind, f"{inspection.path}, {format_bytes(inspection.file_bytes)}"),
             ("inputs", "\n".join(inspection.inputs) or "none"),
             ("outputs", "\n".join(inspection.outputs) or "none"),
-            ("parameters", f"{values} in {inspection.parameters} tensors, {size}"),
+            ("parameters", f"{values} in {plural(inspection.parameters, 'tensor')}, {size}"),
             *inspection.facts.items(),
         ]
     )
@@ -112,7 +112,7 @@ def _print_kernels(inspection: Any, limit: int | None) -> None:
     print_line()
     if inspection.kind == "module":
         print_heading(plural(len(inspection.kernels), "kernel"))
-        numbers: tuple[str, ...] = ("FLOP a call",)
+        numbers: tuple[str, ...] = ("FLOP per call",)
         columns = ("layer", "kind", "rule (config from)", *numbers, "kernel")
         rows = [_module_row(item) for item in kernels]
     else:
@@ -133,7 +133,7 @@ def _estimate_heading(inspection: Any) -> str:
     operations = format_operations(sum(item.operations or 0 for item in inspection.kernels))
     taken = "".join(f", {name} = {size}" for name, size in inspection.sizes.items())
     calls = sum(item.calls for item in inspection.kernels)
-    return f"where time will go: at least {total} a run, {operations} in {calls} calls of kernels{taken}"
+    return f"where time will go: at least {total} per run, {operations} in {calls} calls of kernels{taken}"
 
 
 def _module_row(item: Any) -> tuple[str, ...]:

@@ -244,7 +244,7 @@ def _latency(result: Any) -> list[tuple[str, str]]:
     if result.latency is None:
         return []
     before, after = result.latency
-    return [("a run", f"{format_seconds(before)} -> {format_seconds(after)} ({before / after:.2f} x)")]
+    return [("time per run", f"{format_seconds(before)} -> {format_seconds(after)} ({before / after:.2f} x)")]
 
 
 def _print(result: Any) -> None:

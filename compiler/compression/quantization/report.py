@@ -151,7 +151,7 @@ class QuantizationReport:
         lines = [
             f"{self.scheme}: {self.summary}",
             f"score {self.before:.6g}, then {self.after:.6g} (drop {self.drop:.3%}, limit {self.max_drop:.3%})",
-            f"parameters {self.size.float_bytes} bytes before, {self.size.integer_bytes} after; a run"
+            f"parameters {self.size.float_bytes} bytes before, {self.size.integer_bytes} after; time per run"
             f" {self.size.float_seconds * 1e3:.3f} ms before, {self.size.integer_seconds * 1e3:.3f} ms after",
         ]
         if self.size.integer_seconds > self.size.float_seconds:
@@ -194,7 +194,7 @@ def _facts(report: QuantizationReport) -> list[Fact]:
         Fact("drop", format_percent(report.drop), f"limit {format_percent(report.max_drop)}"),
         Fact("layers quantized", f"{integer} of {len(layers)}", f"{report.evaluations} model(s) measured"),
         Fact("parameters", format_bytes(size.integer_bytes), f"float {format_bytes(size.float_bytes)}"),
-        Fact("a run", format_seconds(size.integer_seconds), f"float {format_seconds(size.float_seconds)}"),
+        Fact("time per run", format_seconds(size.integer_seconds), f"float {format_seconds(size.float_seconds)}"),
     ]
 
 

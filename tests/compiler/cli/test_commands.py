@@ -124,6 +124,8 @@ def test_inspect_a_model(tensorwright: Run, model_path: Path) -> None:
     assert found["inputs"] == [{"name": "x", "dtype": "float32", "shape": [4, 64]}]
     assert found["parameter_values"] == 3 * 64 * 64
     assert {item["operator"]: item["count"] for item in found["operators"]} == {"MatMul": 3, "Relu": 3}
+    assert found["details"]["opsets"]["ai.onnx"] >= 13
+    assert found["details"]["estimated_for"]["peak"] > 0
     exact = 3 * 2 * 4 * 64 * 64 + 3 * 4 * 64
     assert sum(kernel["operations"] for kernel in found["kernels"]) == exact
     assert sum(kernel["share"] for kernel in found["kernels"]) == pytest.approx(1)
@@ -151,7 +153,9 @@ def test_inspect_a_module(tensorwright: Run, module_path: Path) -> None:
     assert found["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["batch", 64]}]
     assert found["parameter_bytes"] == 3 * 64 * 64 * 4
     assert found["kernels"]
-    assert "host" in found["facts"]["target"]
+    assert found["details"]["target"]["name"] == "host"
+    assert found["details"]["memory_plan"]["peak_bytes"] >= 0
+    assert found["details"]["signatures"] == []
     assert "parameters" in tensorwright("inspect", module_path).out
 
 
