@@ -15,16 +15,19 @@ from typing import Any
 import yaml
 
 from compiler.errors import OptionError, StorageError
+from compiler.runtime import Module
 from compiler.serving import cascade, drift, router
 from compiler.serving.batch_options import BatchOptions
 from compiler.serving.batcher import Batcher
 from compiler.serving.caches import embedding, exact, semantic
 from compiler.serving.degradation import DegradationOptions
-from compiler.serving.module_service import ModuleService, module_service
+from compiler.serving.module_service import ModuleService, load_proven
 from compiler.serving.observer import Observer
 from compiler.serving.options import options_from
 from compiler.serving.parts import Parts
 from compiler.serving.service import Service
+from compiler.serving.text_options import GenerationLimits, TextOptions
+from compiler.serving.text_service import TextService, is_language_model
 from compiler.serving.variants import Variants, load_variants
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -51,42 +54,6 @@ LAYERS: tuple[Layer, ...] = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextOptions:
-    """How an embedder's texts become tokens, and its outputs vectors.
-
-    Attributes:
-        tokenizer: a tokenizer.json of the tokenizers library; None: the one in the module, if it has one.
-        pooling: of outputs that have a vector for each token: their mean, the first ("cls") or the last one.
-        normalize: vectors have length 1.
-        max_tokens: of a text; more are cut off; None: as many as the module takes, 512 where it takes any number.
-    """
-
-    tokenizer: Path | None = None
-    pooling: str = "mean"
-    normalize: bool = True
-    max_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.pooling not in ("mean", "cls", "last"):
-            raise OptionError(f"pooling must be mean, cls or last, not {self.pooling!r}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationLimits:
-    """How a language model is served.
-
-    Attributes:
-        max_sequences: texts that are generated at once.
-        max_queue: requests that may wait; more are refused.
-        context: tokens of a prompt and its answer; None: the model's context.
-    """
-
-    max_sequences: int = 8
-    max_queue: int = 64
-    context: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """One model of a server.
 
@@ -96,6 +63,7 @@ class ModelOptions:
             versions, VERSION/model.twm or VERSION with variants, whole numbers, of which the highest is served.
         batch: how requests are put together.
         runners, threads: runs at once, and threads of each; None: by the cores.
+        cores: how many it uses; None: all.
         latency_ms: the deadline of requests that name none; None: no deadline.
         text: for the embeddings route.
         generation: for language models.
@@ -108,6 +76,7 @@ class ModelOptions:
     batch: BatchOptions = field(default_factory=BatchOptions)
     runners: int | None = None
     threads: int | None = None
+    cores: int | None = None
     latency_ms: float | None = None
     text: TextOptions = field(default_factory=TextOptions)
     generation: GenerationLimits = field(default_factory=GenerationLimits)
@@ -124,30 +93,43 @@ def build_service(options: ModelOptions, path: Path, version: str, observer: Obs
 
     Raises what loading a module does, and OptionError for options that do not fit the model.
     """
-    settings: dict[str, Any] = {
-        "runners": options.runners,
-        "threads": options.threads,
-        "batched": options.batch.enabled,
-    }
 
-    def make(file: Path, variant: str) -> Service:
-        return Batcher(module_service(file, options.name, version, variant=variant, **settings), options.batch)
+    def batched(module: Module, variant: str) -> Service:
+        made = ModuleService(
+            module,
+            options.name,
+            version,
+            variant,
+            runners=options.runners,
+            threads=options.threads,
+            cores=options.cores,
+            batched=options.batch.enabled,
+        )
+        return Batcher(made, options.batch)
 
     service: Service
     if path.is_dir():
-        index, variants = load_variants(
-            path,
-            lambda module, variant: Batcher(
-                ModuleService(module, options.name, version, variant, **settings), options.batch
-            ),
-        )
+        index, variants = load_variants(path, batched)
         service = Variants(variants, options.variants, observer, reference=index.reference)
     else:
-        service = make(path, "default")
+        module = load_proven(path)
+        if is_language_model(module):
+            return _text_service(module, options, version)
+        service = batched(module, "default")
+    parts = Parts(observer, lambda file, variant: batched(load_proven(file), variant))
     for layer in LAYERS:
         if layer.name in options.layers:
-            service = layer.build(options.layers[layer.name], service, Parts(observer, make))
+            service = layer.build(options.layers[layer.name], service, parts)
     return service
+
+
+def _text_service(module: Module, options: ModelOptions, version: str) -> TextService:
+    if options.layers:
+        raise OptionError(
+            f"{options.name!r} is a language model, which {', '.join(options.layers)} cannot be put around"
+        )
+    module.threads = options.threads or options.cores
+    return TextService(module, options.name, version, options.generation)
 
 
 def read_configuration(path: Path) -> list[ModelOptions]:

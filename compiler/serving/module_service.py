@@ -38,19 +38,21 @@ class ModuleService:
         *,
         runners: int | None = None,
         threads: int | None = None,
+        cores: int | None = None,
         batched: bool = True,
     ) -> None:
         """Serve a module.
 
         Args:
             runners: runs at once; None: as many as the cores hold.
-            threads: of each run; None: the module's own setting, or what `runners` leave it.
+            threads: of each run; None: what `runners` leave it, at most the module's own setting.
+            cores: how many it uses; None: all.
             batched: look for rows that can run together (`layout`), which takes a few runs at start.
 
         Raises:
             OptionError: a number is below 1.
         """
-        cores = usable_cores()
+        cores = usable_cores() if cores is None else cores
         if threads is None:
             # Two runners at least, so that one computes while the other's answers are given out.
             threads = max(1, cores // 2) if runners is None else max(1, cores // runners)
@@ -116,15 +118,12 @@ class ModuleService:
             await asyncio.get_running_loop().run_in_executor(None, pool.shutdown)
 
 
-def module_service(path: str | os.PathLike[str], name: str, version: str = "1", **options: Any) -> ModuleService:
-    """Load a module and prove it by its stored example, where it holds one.
-
-    Raises what `compiler.load` does.
-    """
+def load_proven(path: str | os.PathLike[str]) -> Module:
+    """Load a module and prove it by its stored example, where it holds one. Raises what `compiler.load` does."""
     module = load(path)
     if module.artifact.reference_outputs:
         module.verify()
-    return ModuleService(module, name, version, **options)
+    return module
 
 
 def check_outputs(outputs: tuple[TensorDescription, ...], wanted: tuple[str, ...] | None) -> None:

@@ -154,15 +154,7 @@ class _Worker:
         listed = [] if options.configuration is None else read_configuration(Path(options.configuration))
         listed += [model_options(each, f"model {each.get('name')!r}") for each in options.models]
         cores = max(1, usable_cores() // options.workers)
-        return [self._shared(each, cores) for each in check_models(listed)]
-
-    @staticmethod
-    def _shared(model: ModelOptions, cores: int) -> ModelOptions:
-        """A model with its part of the cores."""
-        if model.runners is not None or model.threads is not None:
-            return model
-        threads = max(1, cores // 2)
-        return replace(model, threads=threads, runners=max(1, cores // threads))
+        return [replace(each, cores=cores) if each.cores is None else each for each in check_models(listed)]
 
     def _http(self) -> HttpOptions:
         return options_from(HttpOptions, self.options.http, "http")

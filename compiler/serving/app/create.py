@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 
 from compiler.serving.app.application import Application, Limits
 from compiler.serving.app.authentication import ApiKeys
+from compiler.serving.app.completions import Completions
+from compiler.serving.app.embeddings import Embeddings
 from compiler.serving.app.observability import Observability
 from compiler.serving.app.open_inference import OpenInference
+from compiler.serving.app.openai_models import OpenAIModels
 from compiler.serving.configuration import ModelOptions
 from compiler.serving.control import Control, LocalControl
 from compiler.serving.metrics import Metrics
@@ -50,6 +53,9 @@ def create_app(
     repository = Repository(models, metrics)
     routes = (
         OpenInference(repository, control(repository), metrics),
+        Embeddings(repository, metrics),
+        Completions(repository, metrics),
+        OpenAIModels(repository),
         Observability(metrics),
     )
     return Application(

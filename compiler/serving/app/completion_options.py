@@ -1,0 +1,167 @@
+"""What OpenAI's requests for completions ask of a generation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compiler.errors import InputError
+from compiler.generation.language_model import Prompt
+from compiler.generation.options import GenerationOptions
+from compiler.serving.app.http import mapping, shown
+from compiler.serving.app.openai_models import unknown_fields
+
+_MAX_CHOICES = 16
+_MAX_LOGPROBS = 20
+_COMPLETION_TOKENS = 16  # of OpenAI's completions, where a request does not say
+_SAMPLING = frozenset({"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop"})
+_COMMON = _SAMPLING | {"model", "n", "stream", "stream_options", "max_tokens", "logprobs", "response_format"}
+_CHAT = _COMMON | {"messages", "max_completion_tokens", "top_logprobs"}
+_COMPLETION = _COMMON | {"prompt"}
+# They say nothing about the text.
+_IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
+# What these say when they say nothing.
+_NEUTRAL: Mapping[str, Sequence[Any]] = {
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "echo": (False,),
+    "suffix": ("",),
+    "best_of": (1,),
+    "tools": ([],),
+    "tool_choice": ("none",),
+    "parallel_tool_calls": (True, False),
+}
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    """A request for texts.
+
+    Attributes:
+        prompts: each gives `choices` texts.
+        max_tokens: None: as many as the context holds.
+        usage: the stream ends with the counts of tokens.
+    """
+
+    prompts: tuple[Prompt, ...]
+    options: GenerationOptions
+    max_tokens: int | None
+    choices: int
+    stream: bool
+    usage: bool
+
+
+def chat_request(body: Mapping[str, Any]) -> CompletionRequest:
+    """The request of a chat. Raises InputError, and OptionError for options out of range."""
+    _check_fields(body, _CHAT)
+    wanted = body.get("logprobs")
+    if wanted not in (None, True, False):
+        raise InputError(f"'logprobs' must be true or false, not {shown(wanted)}")
+    logprobs = _whole(body, "top_logprobs", 0, 0, _MAX_LOGPROBS) if wanted else None
+    max_tokens = body.get("max_completion_tokens", body.get("max_tokens"))
+    return _request(body, (_messages(body.get("messages")),), logprobs, _limit(max_tokens))
+
+
+def completion_request(body: Mapping[str, Any]) -> CompletionRequest:
+    """The request of a completion. Raises InputError, and OptionError for options out of range."""
+    _check_fields(body, _COMPLETION)
+    logprobs = None if body.get("logprobs") is None else _whole(body, "logprobs", 0, 0, _MAX_LOGPROBS)
+    max_tokens = _limit(body.get("max_tokens"))
+    return _request(
+        body, _prompts(body.get("prompt")), logprobs, _COMPLETION_TOKENS if max_tokens is None else max_tokens
+    )
+
+
+def _check_fields(body: Mapping[str, Any], known: frozenset[str]) -> None:
+    for name, neutral in _NEUTRAL.items():
+        if body.get(name) is not None and body[name] not in neutral:
+            raise InputError(f"{name!r} is not supported")
+    unknown_fields(body, known, _IGNORED | set(_NEUTRAL))
+
+
+def _request(
+    body: Mapping[str, Any], prompts: tuple[Prompt, ...], logprobs: int | None, max_tokens: int | None
+) -> CompletionRequest:
+    settings = {name: body[name] for name in _SAMPLING if body.get(name) is not None}
+    settings.setdefault("temperature", 1.0)
+    if isinstance(settings.get("stop"), list):
+        settings["stop"] = tuple(settings["stop"])
+    settings.update(response_format(body.get("response_format")))
+    stream_options = mapping(body.get("stream_options") or {}, "'stream_options'")
+    return CompletionRequest(
+        prompts,
+        GenerationOptions(logprobs=logprobs, **settings),
+        max_tokens,
+        _whole(body, "n", 1, 1, _MAX_CHOICES),
+        _flag(body, "stream"),
+        _flag(stream_options, "include_usage"),
+    )
+
+
+def response_format(given: Any) -> dict[str, Any]:
+    """Settings of a generation whose text has a form. Raises InputError."""
+    if given is None:
+        return {}
+    kind = mapping(given, "'response_format'").get("type")
+    if kind == "text":
+        return {}
+    raise InputError(f"the response_format {shown(kind)} is not supported", "leave it out, or use text")
+
+
+def _messages(given: Any) -> list[dict[str, str]]:
+    if not isinstance(given, list) or not given:
+        raise InputError("'messages' must be a list of messages")
+    messages = []
+    for each in given:
+        message = mapping(each, "a message")
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str):
+            raise InputError(f"a message's role must be a string, not {shown(role)}")
+        messages.append({"role": "system" if role == "developer" else role, "content": _content(content)})
+    return messages
+
+
+def _content(given: Any) -> str:
+    if isinstance(given, str):
+        return given
+    if not isinstance(given, list):
+        raise InputError(f"a message's content must be a text, not {shown(given)}")
+    parts = [mapping(each, "a part of a message") for each in given]
+    for each in parts:
+        if each.get("type") != "text" or not isinstance(each.get("text"), str):
+            raise InputError(f"a message's part of type {shown(each.get('type'))} is not supported", "only text is")
+    return "".join(each["text"] for each in parts)
+
+
+def _prompts(given: Any) -> tuple[Prompt, ...]:
+    if isinstance(given, str) or (isinstance(given, list) and given and all(type(each) is int for each in given)):
+        return (given,)
+    if not isinstance(given, list) or not given:
+        raise InputError("'prompt' must be a text, a list of texts, tokens, or a list of lists of tokens")
+    for each in given:
+        tokens = isinstance(each, list) and all(type(token) is int for token in each)
+        if not isinstance(each, str) and not tokens:
+            raise InputError(f"a prompt must be a text or a list of tokens, not {shown(each)}")
+    return tuple(given)
+
+
+def _limit(given: Any) -> int | None:
+    if given is not None and (type(given) is not int or given < 0):
+        raise InputError(f"the number of tokens must be a whole number, not {shown(given)}")
+    return given
+
+
+def _whole(body: Mapping[str, Any], name: str, default: int, least: int, most: int) -> int:
+    value = default if body.get(name) is None else body[name]
+    if type(value) is not int or not least <= value <= most:
+        raise InputError(f"{name!r} must be a whole number from {least} to {most}, not {shown(value)}")
+    return value
+
+
+def _flag(body: Mapping[str, Any], name: str) -> bool:
+    value = body.get(name)
+    if value not in (None, True, False):
+        raise InputError(f"{name!r} must be true or false, not {shown(value)}")
+    return bool(value)

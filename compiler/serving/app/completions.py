@@ -1,0 +1,192 @@
+"""OpenAI's completions and chats, whole or streamed as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from compiler.errors import InputError
+from compiler.generation.handle import SequenceHandle
+from compiler.generation.output import Piece
+from compiler.serving.app.completion_format import ChatFormat, Envelope, Format, TextFormat, usage_of
+from compiler.serving.app.completion_options import CompletionRequest, chat_request, completion_request
+from compiler.serving.app.failures import failure
+from compiler.serving.app.http import Call, HttpError, Reply, StreamReply, json_reply, mapping, orjson
+from compiler.serving.app.openai_models import named_model
+from compiler.serving.metrics import Metrics
+from compiler.serving.repository import Repository
+from compiler.serving.text_service import TextService
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One of the two routes."""
+
+    route: str
+    read: Callable[[Mapping[str, Any]], CompletionRequest]
+    format: Callable[[Callable[[int], str]], Format]
+    whole: str
+    part: str
+    prefix: str
+
+
+_KINDS = {
+    "/v1/completions": _Kind(
+        "completions", completion_request, TextFormat, "text_completion", "text_completion", "cmpl"
+    ),
+    "/v1/chat/completions": _Kind(
+        "chat", chat_request, ChatFormat, "chat.completion", "chat.completion.chunk", "chatcmpl"
+    ),
+}
+
+
+class Completions:
+    """`POST /v1/completions` and `POST /v1/chat/completions`."""
+
+    def __init__(self, repository: Repository, metrics: Metrics) -> None:
+        self._repository, self._metrics = repository, metrics
+
+    async def answer(self, call: Call) -> Reply | StreamReply | None:
+        """See `Routes`."""
+        kind = _KINDS.get(call.path)
+        if kind is None:
+            return None
+        if call.method != "POST":
+            raise HttpError(405, f"{call.path} takes POST, not {call.method}", headers=((b"allow", b"POST"),))
+        call.route = kind.route
+        body = mapping(call.json(), "the request")
+        name = named_model(self._repository, body, call)
+        request = kind.read(body)
+        with contextlib.ExitStack() as held:
+            service = held.enter_context(self._repository.lease(name))
+            if not isinstance(service, TextService):
+                raise InputError(f"{name!r} is no language model", "use /v1/embeddings, or /v2/models/NAME/infer")
+            texts = await _Texts.submit(service, request)
+            held.callback(self._count, name, texts)
+            held.callback(texts.cancel)
+            form = kind.format(lambda token: service.model.decode([token]))
+            if request.stream:
+                envelope = Envelope(kind.part, name, kind.prefix)
+                events = _events(texts, form, envelope, request, call)
+                return StreamReply(_Owned(events, held.pop_all()))
+            return json_reply(await _whole(texts, form, Envelope(kind.whole, name, kind.prefix)))
+
+    def _count(self, name: str, texts: _Texts) -> None:
+        for each in texts.handles:
+            usage = each.usage
+            self._metrics.tokens.labels(name, "prompt").inc(usage.prompt_tokens)
+            self._metrics.tokens.labels(name, "cached").inc(usage.cached_tokens)
+            self._metrics.tokens.labels(name, "generated").inc(usage.generated_tokens)
+
+
+@dataclass(eq=False)
+class _Texts:
+    """The sequences of a request."""
+
+    handles: list[SequenceHandle]
+    prompts: int
+
+    @classmethod
+    async def submit(cls, service: TextService, request: CompletionRequest) -> _Texts:
+        """Hand all of them in, or none."""
+        texts = cls([], len(request.prompts))
+        try:
+            for prompt in request.prompts:
+                options = replace(request.options, max_new_tokens=_room(service, request))
+                for choice in range(request.choices):
+                    seed = None if options.seed is None else options.seed + choice
+                    texts.handles.append(await service.submit(prompt, replace(options, seed=seed)))
+        except BaseException:
+            texts.cancel()
+            raise
+        return texts
+
+    def cancel(self) -> None:
+        """End those that have not ended."""
+        for each in self.handles:
+            each.cancel()
+
+
+def _room(service: TextService, request: CompletionRequest) -> int:
+    """Tokens of a text at most; a generation ends where the context does."""
+    return service.context if request.max_tokens is None else request.max_tokens
+
+
+async def _whole(texts: _Texts, form: Format, envelope: Envelope) -> dict[str, Any]:
+    choices = []
+    for index, handle in enumerate(texts.handles):
+        result = await handle.finished()
+        logprobs = result.logprobs or None
+        choices.append(form.choice(index, result.text, result.finish_reason, logprobs))
+    return envelope.around(choices, usage_of([each.usage for each in texts.handles], texts.prompts))
+
+
+async def _events(
+    texts: _Texts, form: Format, envelope: Envelope, request: CompletionRequest, call: Call
+) -> AsyncIterator[bytes]:
+    """Server-sent events; an error in the middle is one as well, and the last."""
+    try:
+        for index in range(len(texts.handles)):
+            first = form.begin(index)
+            if first is not None:
+                yield _event(envelope.around([first]))
+        async for index, piece in _merged(texts.handles):
+            if piece is None:
+                result = await texts.handles[index].finished()
+                yield _event(envelope.around([form.end(index, result.finish_reason)]))
+            elif piece.text or piece.logprob is not None:
+                yield _event(envelope.around([form.piece(index, piece.text, piece.logprob)]))
+        if request.usage:
+            yield _event(envelope.around([], usage_of([each.usage for each in texts.handles], texts.prompts)))
+        yield b"data: [DONE]\n\n"
+    except Exception as error:  # the status is sent already
+        yield b"data: " + failure(error, call.path).body + b"\n\n"
+
+
+async def _merged(handles: list[SequenceHandle]) -> AsyncIterator[tuple[int, Piece | None]]:
+    """The pieces of several sequences as they come, each with its place; None at the end of each."""
+    queue: asyncio.Queue[tuple[int, Piece | BaseException | None]] = asyncio.Queue()
+
+    async def read(index: int, handle: SequenceHandle) -> None:
+        try:
+            async for piece in handle:
+                queue.put_nowait((index, piece))
+            queue.put_nowait((index, None))
+        except Exception as error:  # raised where the pieces are read
+            queue.put_nowait((index, error))
+
+    tasks = [asyncio.ensure_future(read(index, handle)) for index, handle in enumerate(handles)]
+    try:
+        left = len(handles)
+        while left:
+            index, piece = await queue.get()
+            if isinstance(piece, BaseException):
+                raise piece
+            left -= piece is None
+            yield index, piece
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _event(content: Any) -> bytes:
+    data: bytes = orjson.dumps(content)
+    return b"data: " + data + b"\n\n"
+
+
+class _Owned(AsyncIterator[bytes]):
+    """Pieces, and what has to be released when nobody reads them any more, even if nobody began to."""
+
+    def __init__(self, pieces: AsyncIterator[bytes], held: contextlib.ExitStack) -> None:
+        self._pieces, self._held = pieces, held
+
+    async def __anext__(self) -> bytes:
+        return await self._pieces.__anext__()
+
+    async def aclose(self) -> None:
+        """Release."""
+        with self._held:
+            await self._pieces.aclose()  # type: ignore[attr-defined]

@@ -1,0 +1,95 @@
+"""OpenAI's embeddings."""
+
+from __future__ import annotations
+
+import base64
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from compiler.errors import InputError
+from compiler.serving.app.http import Call, HttpError, Reply, json_reply, mapping, shown
+from compiler.serving.app.openai_models import named_model, unknown_fields
+from compiler.serving.metrics import Metrics
+from compiler.serving.repository import Repository
+from compiler.serving.request import Array, Request
+from compiler.serving.service import Service
+from compiler.serving.text_embedder import ServiceEmbedder
+
+_PATH = "/v1/embeddings"
+_MOST_TEXTS = 2048
+_FIELDS = frozenset({"model", "input", "encoding_format", "dimensions"})
+_IGNORED = frozenset({"user"})
+
+
+class Embeddings:
+    """`POST /v1/embeddings`."""
+
+    def __init__(self, repository: Repository, metrics: Metrics) -> None:
+        self._repository, self._metrics = repository, metrics
+        self._embedders: weakref.WeakKeyDictionary[Service, ServiceEmbedder] = weakref.WeakKeyDictionary()
+
+    async def answer(self, call: Call) -> Reply | None:
+        """See `Routes`."""
+        if call.path != _PATH:
+            return None
+        if call.method != "POST":
+            raise HttpError(405, f"{_PATH} takes POST, not {call.method}", headers=((b"allow", b"POST"),))
+        call.route = "embeddings"
+        body = mapping(call.json(), "the request")
+        unknown_fields(body, _FIELDS, _IGNORED)
+        name = named_model(self._repository, body, call)
+        as_text = _is_base64(body)
+        with self._repository.lease(name) as service:
+            embedder = self._embedder(name, service)
+            texts = [embedder.tokens(each) if isinstance(each, str) else each for each in _texts(body.get("input"))]
+            latency = self._repository.options(name).latency_ms
+            request = Request({}, None, call.arrival, call.deadline(latency), call.level(latency, {}))
+            vectors, responses = await embedder.embed(texts, request)
+        for response in responses:
+            self._metrics.observe_response(response, name, 1)
+        _check_dimensions(body.get("dimensions"), vectors.shape[1])
+        count = sum(map(len, texts))
+        data = [
+            {"object": "embedding", "index": index, "embedding": _written(vector, as_text)}
+            for index, vector in enumerate(vectors)
+        ]
+        usage = {"prompt_tokens": count, "total_tokens": count}
+        return json_reply({"object": "list", "data": data, "model": name, "usage": usage})
+
+    def _embedder(self, name: str, service: Service) -> ServiceEmbedder:
+        found = self._embedders.get(service)
+        if found is None:
+            found = self._embedders[service] = ServiceEmbedder(service, self._repository.options(name).text)
+        return found
+
+
+def _is_base64(body: Mapping[str, Any]) -> bool:
+    given = body.get("encoding_format") or "float"
+    if given not in ("float", "base64"):
+        raise InputError(f"'encoding_format' must be float or base64, not {shown(given)}")
+    return bool(given == "base64")
+
+
+def _texts(given: Any) -> Sequence[str | list[int]]:
+    """The texts of a request, those that are tokens as lists of them."""
+    listed = [given] if isinstance(given, str) or (isinstance(given, list) and given and _is_tokens(given)) else given
+    if not isinstance(listed, list) or not 0 < len(listed) <= _MOST_TEXTS:
+        raise InputError(f"'input' must be a text or tokens, or a list of 1 to {_MOST_TEXTS} of these")
+    for each in listed:
+        if not isinstance(each, str) and not (isinstance(each, list) and _is_tokens(each)):
+            raise InputError(f"an input must be a text or a list of tokens, not {shown(each)}")
+    return listed
+
+
+def _is_tokens(given: list[Any]) -> bool:
+    return all(type(each) is int and -(1 << 62) < each < 1 << 62 for each in given)
+
+
+def _check_dimensions(given: Any, size: int) -> None:
+    if given is not None and given != size:
+        raise InputError(f"the model's vectors have {size} dimensions, not {shown(given)}")
+
+
+def _written(vector: Array, as_text: bool) -> Any:
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode() if as_text else vector

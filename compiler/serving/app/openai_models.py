@@ -1,0 +1,54 @@
+"""OpenAI's list of models, and how its routes find one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from compiler.errors import InputError
+from compiler.serving.app.http import Call, HttpError, Reply, json_reply, shown
+from compiler.serving.repository import Repository
+
+_PREFIX = "/v1/models"
+
+
+class OpenAIModels:
+    """`GET /v1/models` and `GET /v1/models/NAME`."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+
+    async def answer(self, call: Call) -> Reply | None:
+        """See `Routes`."""
+        if call.path != _PREFIX and not call.path.startswith(f"{_PREFIX}/"):
+            return None
+        if call.method != "GET":
+            raise HttpError(405, f"{call.path} takes GET, not {call.method}", headers=((b"allow", b"GET"),))
+        call.route = "models"
+        name = call.path[len(_PREFIX) + 1 :]
+        if name:
+            self._repository.service(name)
+            return json_reply(_described(name))
+        ready = [each.name for each in self._repository.index() if each.state == "READY"]
+        return json_reply({"object": "list", "data": [_described(each) for each in ready]})
+
+
+def _described(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "tensorwright"}
+
+
+def named_model(repository: Repository, body: Mapping[str, Any], call: Call) -> str:
+    """The name of the model that a request is for. Raises InputError, ModelNotFoundError, ServiceUnavailableError."""
+    name = body.get("model")
+    if not isinstance(name, str):
+        raise InputError(f"'model' must be the name of a model, not {shown(name)}")
+    repository.options(name)
+    call.model = name
+    return name
+
+
+def unknown_fields(body: Mapping[str, Any], known: frozenset[str], ignored: frozenset[str]) -> None:
+    """Raise InputError for a field that would change the answer, and that nothing here reads."""
+    for name, value in body.items():
+        if name not in known and name not in ignored and value is not None:
+            raise InputError(f"the field {shown(name)} is not supported", f"known are {', '.join(sorted(known))}")

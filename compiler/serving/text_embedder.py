@@ -1,0 +1,124 @@
+"""`ServiceEmbedder`: texts to vectors by a service that maps token ids to vectors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compiler.artifact import TensorDescription
+from compiler.artifact.dtypes import ELEMENT_TYPES
+from compiler.errors import ArtifactError, InputError, OptionError, StorageError
+from compiler.serving.request import Array, Request, Response
+from compiler.serving.service import Service
+from compiler.serving.text_options import TextOptions
+from compiler.support.optional import optional_module
+
+_IDS = ("input_ids", "ids", "tokens")
+_MASKS = ("attention_mask", "mask")
+_POSITIONS = ("position_ids",)
+_MOST_TOKENS = 512
+_LEAST_NORM = 1e-12
+
+
+class ServiceEmbedder:
+    """Embeds texts: each is a request of its own, so that a batcher puts those of one length together."""
+
+    def __init__(self, service: Service, options: TextOptions) -> None:
+        """Find out how the service takes tokens.
+
+        Raises:
+            InputError: it does not map tokens to vectors.
+            StorageError, ArtifactError: the tokenizer cannot be read.
+            MissingDependencyError: the package tokenizers is missing.
+        """
+        self._service, self._options = service, options
+        inputs = {each.name: each for each in service.inputs}
+        name = next((each for each in _IDS if each in inputs), None)
+        first = service.outputs[0] if service.outputs else None
+        if name is None or len(inputs[name].shape) != 2 or first is None or len(first.shape) not in (2, 3):
+            raise InputError(
+                f"model {service.name!r} does not embed texts",
+                "a model that does takes input_ids (batch, length), and gives (batch, size) or (batch, length, size)",
+            )
+        self._ids, self._output = name, first.name
+        length = inputs[name].shape[1]
+        self._length = length if isinstance(length, int) else None
+        most = self._length or _MOST_TOKENS
+        self.max_tokens = most if options.max_tokens is None else min(most, options.max_tokens)
+        self._tokenizer = None if options.tokenizer is None else _read_tokenizer(options.tokenizer)
+        self._pad = 0
+        if self._tokenizer is not None:
+            padding = self._tokenizer.padding
+            self._pad = padding["pad_id"] if padding is not None else 0
+            self._tokenizer.no_padding()
+            self._tokenizer.enable_truncation(self.max_tokens)
+
+    def tokens(self, text: str) -> list[int]:
+        """The tokens of a text, cut where there are too many. Raises InputError without a tokenizer."""
+        if self._tokenizer is None:
+            raise InputError(
+                f"model {self._service.name!r} is served without a tokenizer",
+                "send tokens, or serve it with --tokenizer tokenizer.json",
+            )
+        ids: list[int] = self._tokenizer.encode(text).ids
+        return ids
+
+    async def embed(self, texts: Sequence[Sequence[int]], request: Request) -> tuple[Array, list[Response]]:
+        """Vectors of texts given as tokens, float32 (texts, size), and the answers that they come from.
+
+        Raises InputError for an empty text or one that is too long, and what the service raises.
+        """
+        for each in texts:
+            if not 0 < len(each) <= self.max_tokens:
+                raise InputError(f"a text has {len(each)} tokens; 1 to {self.max_tokens} are taken")
+        requests = [replace(request, inputs=self._inputs(each), outputs=(self._output,)) for each in texts]
+        responses = await asyncio.gather(*(self._service.infer(each) for each in requests))
+        vectors = np.stack(
+            [self._pooled(each.outputs[self._output], len(text)) for each, text in zip(responses, texts, strict=True)]
+        )
+        if self._options.normalize:
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), _LEAST_NORM)
+        return vectors, responses
+
+    def _inputs(self, tokens: Sequence[int]) -> dict[str, Array]:
+        length = self._length or len(tokens)
+        return {each.name: self._input(each, tokens, length) for each in self._service.inputs}
+
+    def _input(self, tensor: TensorDescription, tokens: Sequence[int], length: int) -> Array:
+        row = np.zeros((1, length), np.int64)
+        if tensor.name == self._ids:
+            row[:] = self._pad
+            row[0, : len(tokens)] = tokens
+        elif tensor.name in _MASKS:
+            row[0, : len(tokens)] = 1
+        elif tensor.name in _POSITIONS:
+            row[0] = np.arange(length)
+        return row.astype(ELEMENT_TYPES[tensor.dtype].numpy)
+
+    def _pooled(self, output: Array, count: int) -> Array:
+        row: Array = output[0].astype(np.float32)
+        if row.ndim == 1:
+            return row
+        kept = row[:count]
+        if self._options.pooling == "mean":
+            return np.asarray(kept.mean(axis=0))
+        return np.asarray(kept[0] if self._options.pooling == "cls" else kept[-1])
+
+
+def _read_tokenizer(path: Path) -> Any:
+    tokenizers = optional_module("tokenizers", "generate", "turns text into tokens")
+    try:
+        content = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"the tokenizer {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise OptionError(f"the tokenizer {path} is no text") from error
+    try:
+        return tokenizers.Tokenizer.from_str(content)
+    except Exception as error:  # the package raises plain Exception
+        raise ArtifactError(f"the tokenizer {path} cannot be read: {error}") from error
