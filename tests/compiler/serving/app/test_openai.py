@@ -198,7 +198,7 @@ def test_what_a_chat_cannot_ask(fields: dict[str, Any], message: str) -> None:
 
 
 def test_what_says_nothing_is_taken() -> None:
-    neutral = {"frequency_penalty": 0, "presence_penalty": None, "tools": [], "user": "me", "echo": False}
+    neutral: dict[str, Any] = {"frequency_penalty": 0, "presence_penalty": None, "tools": [], "user": "me", "echo": False}
     request = completion_request({"model": "tiny", "prompt": ["a", "b"], "best_of": 1, **neutral})
     assert (len(request.prompts), request.max_tokens, request.options.temperature) == (2, 16, 1.0)
 
