@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compiler.errors import InputError
+from compiler.generation.grammar import Grammar
 from compiler.generation.language_model import Prompt
 from compiler.generation.options import GenerationOptions
 from compiler.serving.app.http import mapping, shown
@@ -104,10 +105,16 @@ def response_format(given: Any) -> dict[str, Any]:
     """Settings of a generation whose text has a form. Raises InputError."""
     if given is None:
         return {}
-    kind = mapping(given, "'response_format'").get("type")
+    content = mapping(given, "'response_format'")
+    kind = content.get("type")
     if kind == "text":
         return {}
-    raise InputError(f"the response_format {shown(kind)} is not supported", "leave it out, or use text")
+    if kind == "json_object":
+        return {"grammar": Grammar.json_schema({"type": "object"})}
+    if kind == "json_schema":
+        schema = mapping(content.get("json_schema"), "'json_schema'").get("schema")
+        return {"grammar": Grammar.json_schema(mapping(schema, "'schema'"))}
+    raise InputError(f"the response_format {shown(kind)} is not supported", "use text, json_object or json_schema")
 
 
 def _messages(given: Any) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,6 +154,20 @@ def test_seeds_and_stops(client: Any, language: LanguageModel) -> None:
     assert drawn[0] == drawn[1]
 
 
+def test_answers_match_a_schema(client: Any) -> None:
+    pytest.importorskip("xgrammar")
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    answer = client.chat.completions.create(model="tiny", messages=CHAT, max_tokens=90, response_format=form)
+    assert answer.choices[0].finish_reason == "stop"
+    assert type(json.loads(answer.choices[0].message.content)["ok"]) is bool
+
+
 def test_a_client_that_leaves_ends_its_generation(client: Any, server: Running) -> None:
     scheduler = server.app.repository.service("tiny")._running()  # type: ignore[attr-defined]
     stream = client.completions.create(model="tiny", prompt="abc", max_tokens=90, temperature=0, stream=True)
@@ -189,6 +204,8 @@ def test_mistakes_are_told(client: Any, server: Running) -> None:
         ({"messages": CHAT, "n": 100}, "'n' must be a whole number from 1"),
         ({"messages": CHAT, "stream": "yes"}, "'stream' must be true or false"),
         ({"messages": CHAT, "max_tokens": -1}, "number of tokens"),
+        ({"messages": CHAT, "response_format": {"type": "xml"}}, "response_format 'xml' is not supported"),
+        ({"messages": CHAT, "response_format": {"type": "json_schema"}}, "'json_schema' must be an object"),
         ({"messages": CHAT, "banana": 1}, "the field 'banana' is not supported"),
     ],
 )
@@ -198,7 +215,13 @@ def test_what_a_chat_cannot_ask(fields: dict[str, Any], message: str) -> None:
 
 
 def test_what_says_nothing_is_taken() -> None:
-    neutral: dict[str, Any] = {"frequency_penalty": 0, "presence_penalty": None, "tools": [], "user": "me", "echo": False}
+    neutral: dict[str, Any] = {
+        "frequency_penalty": 0,
+        "presence_penalty": None,
+        "tools": [],
+        "user": "me",
+        "echo": False,
+    }
     request = completion_request({"model": "tiny", "prompt": ["a", "b"], "best_of": 1, **neutral})
     assert (len(request.prompts), request.max_tokens, request.options.temperature) == (2, 16, 1.0)
 
