@@ -157,9 +157,8 @@ def test_many_connections_one_after_another_leave_nothing(server: Running) -> No
     before = descriptors()
     for _ in range(200):
         server.infer("dense", "x", ROW, (1, 16))
-    while descriptors() > before:  # the server closes its ends a little later
+    while descriptors() > before or len(server.app._inflight):  # the server closes its ends a little later
         time.sleep(0.01)
-    assert len(server.app._inflight) == 0
 
 
 def test_the_access_log_has_a_line_for_each_request(server: Running, caplog: pytest.LogCaptureFixture) -> None:
