@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -22,9 +23,11 @@ from compiler.runtime.library import (
     check_parameters,
     expand_parameters,
     prepared_main,
+    release_memory,
 )
 from compiler.runtime.machine import check_machine
 from compiler.runtime.outputs import OutputReader, written
+from compiler.runtime.parameter_store import PARAMETERS
 from compiler.runtime.staging import InputMemory
 from compiler.runtime.tensors import aligned_copy, array_over, is_usable, tensor_over
 from compiler.runtime.threads import in_force, run_with
@@ -111,7 +114,9 @@ class LocalExecutor:
         self._device = device_for(manifest) if device is None else device
         self._stays = self._device.stays
         self._executable = self._device.load(artifact.library)
-        arrays, stored = _usable_parameters(artifact)
+        self._kept = arrays = _usable_parameters(artifact)
+        self.parameters = dict(zip(artifact.parameters, arrays, strict=True))
+        stored = map(tensor_over, arrays, _elements(artifact))
         placed = [self._device.to_device(each) for each in stored]
         self._parameters = self._expanded(placed, manifest.compact_parameters, threads)
         self._binder = InputBinder(manifest.inputs, manifest.requirements, manifest.indices)
@@ -131,9 +136,27 @@ class LocalExecutor:
         """The parameters as `main` takes them: the last `compact` ones of those that are stored, expanded."""
         if not compact:
             return stored
+        expanded = self._expand(stored[-compact:], threads)
+        if not self._stays:
+            shared = [self._shared(each) for each in expanded]
+            expanded.clear()
+            release_memory()  # that of tensors that were there already
+            expanded = shared
+        return [*stored[:-compact], *expanded]
+
+    def _expand(self, small: list[Any], threads: int) -> list[Any]:
         machine = self._device.virtual_machine(self._executable)
-        whole, small = stored[:-compact], stored[-compact:]
-        return [*whole, *run_with(threads, lambda: expand_parameters(machine, small))]
+        return run_with(threads, lambda: expand_parameters(machine, small))
+
+    def _shared(self, tensor: Any) -> Any:
+        """A tensor of the same bytes, which all modules that have these share."""
+        element = ELEMENT_TYPES.get(str(tensor.dtype))
+        array = None if element is None else array_over(tensor, element)
+        if element is None or array is None or not is_usable(array):
+            return tensor
+        shared = PARAMETERS.shared(array)
+        self._kept.append(shared)
+        return tensor if shared is array else tensor_over(shared, element)
 
     def run(self, inputs: Inputs, threads: int, *, as_numpy: bool = True, out: Arrays | None = None) -> dict[str, Any]:
         if self._stays:
@@ -172,10 +195,18 @@ class LocalExecutor:
 
     def _give_back(self, session: _Session) -> None:
         self._idle.append(session)
-        if not session.turn % _IDLE_RUNS:
-            # The last one of the list is taken first: those that lie unused gather at its front.
-            while len(self._idle) > 1 and self._idle[0].turn <= session.turn - _IDLE_RUNS:
-                del self._idle[0]
+        if not session.turn % _IDLE_RUNS and self._free_unused(session.turn - _IDLE_RUNS):
+            release_memory()
+
+    def _free_unused(self, turn: int) -> bool:
+        """Free virtual machines that no run since that turn used; whether there were any."""
+        freed = False
+        for session in list(self._idle):
+            if session.turn <= turn:
+                with contextlib.suppress(ValueError):  # another thread took it meanwhile
+                    self._idle.remove(session)
+                    freed = True
+        return freed
 
     def _results(self, tensors: list[Any], session: _Session, held: dict[str, Any] | None) -> Any:
         """TVM's array of results; states held are where kernels read them, and stay there."""
@@ -261,11 +292,13 @@ class LocalExecutor:
         return _Session(self._device.virtual_machine(self._executable), self._parameters, len(self._binder.specs))
 
 
-def _usable_parameters(artifact: Artifact) -> tuple[list[np.ndarray[Any, Any]], list[Any]]:
-    """The stored parameters as arrays and as tensors, copied only where generated code could not read them in place."""
-    elements = [ELEMENT_TYPES[tensor.dtype] for tensor in artifact.manifest.parameters]
-    arrays = [
-        array if is_usable(array) else aligned_copy(array, element)
-        for array, element in zip(artifact.parameters.values(), elements, strict=True)
+def _elements(artifact: Artifact) -> list[ElementType]:
+    return [ELEMENT_TYPES[tensor.dtype] for tensor in artifact.manifest.parameters]
+
+
+def _usable_parameters(artifact: Artifact) -> list[Array]:
+    """The stored parameters, shared with other modules, and copied only where generated code could not read them."""
+    return [
+        PARAMETERS.shared(array if is_usable(array) else aligned_copy(array, element))
+        for array, element in zip(artifact.parameters.values(), _elements(artifact), strict=True)
     ]
-    return arrays, [tensor_over(*pair) for pair in zip(arrays, elements, strict=True)]

@@ -213,3 +213,8 @@ def check_parameters(machine: Any, parameters: Sequence[Any]) -> None:
         machine[CHECK_ENTRY](*parameters)
     except Exception as error:  # TVM raises whatever class its C++ side names
         raise ArtifactError(f"the module's parameters do not fit its code: {error}", "export it again") from error
+
+
+def release_memory() -> None:
+    """Give memory back to the system that TVM keeps for later runs and that nothing uses now."""
+    global_function("vm.builtin.memory_manager.clear")()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal, NoReturn
 
@@ -60,7 +61,10 @@ class Module:
         if executor is None:
             check_machine(artifact.manifest)
         self.threads = threads
-        self._executor = LocalExecutor(artifact, self._threads, device) if executor is None else executor
+        if executor is None:
+            executor = LocalExecutor(artifact, self._threads, device)
+            self._artifact = replace(artifact, parameters=executor.parameters)
+        self._executor = executor
 
     def run(
         self,
