@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx.parser
 import pytest
@@ -92,6 +93,30 @@ def test_largest_of_windows(window: int | None) -> None:
     x = odd((2, CHANNELS, 16, 16))
     x[x.isinf()] = torch.nan
     check(model, x)
+
+
+def test_products_with_and_quotients_of_zeros() -> None:
+    """With the signs of zeros, in each type."""
+    values = np.array([0.0, -0.0, 1.5, -2.5, np.inf, -np.inf, np.nan], np.float32)
+    types = {"float": (np.float32, 1), "float16": (np.float16, 10), "bfloat16": (ml_dtypes.bfloat16, 16)}
+    lines, wanted = [], {}
+    for dtype, (kind, number) in types.items():
+        lines.append(f"x_{dtype} = Cast<to = {number}>(x)")
+        for name, zero in (("zero", 0.0), ("negative", -0.0)):
+            lines.append(f"{name}_{dtype} = Cast<to = {number}>({name})")
+            with np.errstate(all="ignore"):
+                for operator, result in (("Mul", values * kind(zero)), ("Div", values / kind(zero))):
+                    key = f"{operator}_{name}_{dtype}"
+                    lines.append(f"o_{key} = {operator}(x_{dtype}, {name}_{dtype}) {key} = Cast<to = 1>(o_{key})")
+                    wanted[key] = result.astype(np.float32)
+    results = ", ".join(f"float[7] {key}" for key in wanted)
+    model = onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["" : 21]>
+        g (float[7] x) => ({results}) <float zero = {{0.0}}, float negative = {{-0.0}}> {{ {" ".join(lines)} }}""")
+    found = compiler.compile(model, threads=1).run([values])
+    for key, result in wanted.items():
+        np.testing.assert_array_equal(found[key], result, err_msg=key)
+        number = ~np.isnan(result)
+        np.testing.assert_array_equal(np.signbit(found[key][number]), np.signbit(result[number]), err_msg=key)
 
 
 def test_quantized() -> None:

@@ -89,15 +89,6 @@ def multiply_one(graph: Graph, call: Call) -> Expr | None:
     return op.negative(found[0]) if is_float(call) and all_equal(found[1], -1) else None
 
 
-@rules.on("relax.multiply")
-def multiply_zero(graph: Graph, call: Call) -> Expr | None:
-    """x * 0 => x - x: TVM would take it for 0 where x is NaN or infinite"""
-    found = split_constant(graph, call)
-    if found is None or not keeps_type(call, found[0]) or not _is_numpy_float(call):
-        return None
-    return op.subtract(found[0], found[0]) if all_equal(found[1], 0) else None
-
-
 @rules.on("relax.equal", "relax.not_equal", "relax.less_equal", "relax.greater_equal")
 def compare_with_itself(graph: Graph, call: Call) -> Expr | None:
     """x != x => isnan(x), x == x => not isnan(x): TVM would take them for false and true"""

@@ -12,7 +12,7 @@ from tvm.ir import GenericConst
 from compiler.passes.rewriting.matching import array_of, dtype_of, rank_of
 from schedules.ir import tvm_private
 
-_FLOATS = ("float16", "float32", "float64")
+_FLOATS = ("float16", "float32", "float64", "bfloat16")
 
 
 def legalize_take(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -86,33 +86,63 @@ def legalize_divide(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr
     return tvm_private.legalize_binary(topi.divide)(builder, call)
 
 
+def legalize_multiply(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """`multiply`; TVM would take x * 0 for 0, where it is NaN or has the sign of x."""
+    dtype = dtype_of(call.args[0])
+    for factor, other in (call.args, reversed(call.args)):
+        number = _one_number(factor)
+        if dtype in _FLOATS and number == 0 and array_of(factor).ndim == 0:
+            return builder.call_te(_times_zero(number, dtype), other, primfunc_name_hint="multiply")
+    return tvm_private.legalize_binary(topi.multiply)(builder, call)
+
+
+def _exact(function: Callable[[Any, str], Any], dtype: str) -> Callable[[te.Tensor], te.Tensor]:
+    """An elementwise function of values and their dtype; of bfloat16, which has no operations, by way of float32."""
+    if dtype != "bfloat16":
+        return _elementwise(lambda x: function(x, dtype))
+    return _elementwise(lambda x: tirx.Cast(dtype, function(tirx.Cast("float32", x), "float32")))
+
+
+def _times_zero(zero: float, dtype: str) -> Callable[[te.Tensor], te.Tensor]:
+    """x * zero: zero of the sign of both, NaN where x is infinite or NaN."""
+
+    def product(x: Any, dtype: str) -> Any:
+        infinity, nan = tirx.const(math.inf, dtype), tirx.const(math.nan, dtype)
+        below = tirx.Select(x > tirx.const(-math.inf, dtype), _signed_zero(x, zero, dtype), nan)
+        return tirx.Select(x < infinity, below, nan)
+
+    return _exact(product, dtype)
+
+
+def _signed_zero(x: Any, zero: float, dtype: str) -> Any:
+    """Zero with the sign of x * zero. The sign goes over as a bit: TVM takes a choice between 0.0 and -0.0 for 0.0."""
+    integer = dtype.replace("float", "int")
+    sign = tirx.min_value(integer)
+    bits = tirx.reinterpret(integer, x) & sign
+    return tirx.reinterpret(dtype, bits ^ sign if math.copysign(1.0, zero) < 0 else bits)
+
+
 def _over_zero(zero: float, dtype: str) -> Callable[[te.Tensor], te.Tensor]:
     """x / zero: infinity of the sign of both, NaN where x is 0 or NaN."""
     infinity = math.copysign(math.inf, zero)
 
-    def quotient(x: Any) -> Any:
+    def quotient(x: Any, dtype: str) -> Any:
         nothing, positive, negative, nan = (tirx.const(value, dtype) for value in (0.0, infinity, -infinity, math.nan))
         return tirx.Select(x > nothing, positive, tirx.Select(x < nothing, negative, nan))
 
-    return _elementwise(quotient)
+    return _exact(quotient, dtype)
 
 
 def _zero_over(zero: float, dtype: str) -> Callable[[te.Tensor], te.Tensor]:
-    """zero / x: zero of the sign of both, NaN where x is 0 or NaN.
+    """zero / x: zero of the sign of both, NaN where x is 0 or NaN."""
 
-    The sign goes over as a bit, since TVM takes a choice between 0.0 and -0.0 for 0.0.
-    """
-    integer = dtype.replace("float", "int")
-    sign = tirx.min_value(integer)
-
-    def quotient(x: Any) -> Any:
-        bits = tirx.reinterpret(integer, x) & sign
-        signed = tirx.reinterpret(dtype, bits ^ sign if math.copysign(1.0, zero) < 0 else bits)
+    def quotient(x: Any, dtype: str) -> Any:
         nothing, nan = tirx.const(0.0, dtype), tirx.const(math.nan, dtype)
+        signed = _signed_zero(x, zero, dtype)
         # One choice by "or" would become x != 0, which NaN is.
         return tirx.Select(x > nothing, signed, tirx.Select(x < nothing, signed, nan))
 
-    return _elementwise(quotient)
+    return _exact(quotient, dtype)
 
 
 def legalize_quantize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -170,6 +200,7 @@ LEGALIZATIONS: dict[str, Callable[[relax.BlockBuilder, relax.Call], relax.Expr]]
     "relax.clip": legalize_clip,
     "relax.divide": legalize_divide,
     "relax.logical_not": legalize_not,
+    "relax.multiply": legalize_multiply,
     "relax.not_equal": legalize_not_equal,
     "relax.nn.relu": legalize_relu,
     "relax.quantize": legalize_quantize,

@@ -77,9 +77,8 @@ def test_a_rule_fires_and_keeps_every_number(steps: list[Callable[[Any], Any]], 
 
 
 def test_what_the_engine_takes_for_constants_keeps_nan() -> None:
-    """TVM makes 0, true and false of these: compared with numpy's numbers."""
+    """TVM makes true and false of these: compared with numpy's numbers."""
     cases: list[tuple[Callable[[Any], Any], list[str], Any]] = [
-        (lambda x: op.multiply(x, number(0)), ["subtract"], 0 * np.where(np.isinf(SPECIAL), np.nan, SPECIAL)),
         (lambda x: op.equal(x, x), ["isnan", "logical_not"], ~np.isnan(SPECIAL)),
         (lambda x: op.less_equal(x, x), ["isnan", "logical_not"], ~np.isnan(SPECIAL)),
         (lambda x: op.not_equal(x, x), ["isnan"], np.isnan(SPECIAL)),
