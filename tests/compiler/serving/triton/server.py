@@ -80,9 +80,7 @@ def triton_server(
     log = models.parent / "triton.log"
     variables = {**os.environ, **(environment or {}), "LD_LIBRARY_PATH": str(installed.libraries)}
     with log.open("w") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=variables, start_new_session=True
-        )
+        process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=variables)
         try:
             for model in ready:
                 _wait(process, f"http://127.0.0.1:{http}/v2/models/{model}/ready", log)

@@ -1,0 +1,148 @@
+"""python -m benchmarks.triton [FOLDER] [--json FILE]: requests per second of Triton Inference Server.
+
+With our backend, and with ONNX Runtime in Triton's Python backend, on a tiny net and MiniLM. Both have the same
+batching, as many instances as processors, and one thread a run. wrk sends JSON over 1, 8 and 32 connections; the
+servers take turns, and each cell is the best of three rounds. Needs tests/system/install_triton.sh, wrk, and
+onnxruntime in Triton's environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import targets
+from benchmarks._serving_models import build, example
+from compiler.artifact import read_artifact
+from compiler.serving.triton import TritonOptions, write_triton_repository
+from compiler.serving.triton.configuration import configuration_text
+from targets.cpuinfo import usable_processors
+from tests.compiler.serving.triton.server import Installation, installation, triton_server
+
+MODELS = ("tiny", "minilm")
+CONNECTIONS = (1, 8, 32)
+SECONDS, ROUNDS = 2, 3
+_ROWS = 32
+_UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+
+
+@dataclass
+class Cell:
+    """The best of the rounds: requests per second, and latencies of that round in milliseconds."""
+
+    server: str
+    model: str
+    connections: int
+    per_second: float = 0.0
+    p50: float = 0.0
+    p99: float = 0.0
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("build/serving-models"))
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    installed = installation()
+    if installed is None or shutil.which("wrk") is None:
+        sys.exit("needs tests/system/install_triton.sh and wrk (apt-get install wrk)")
+    build(options.folder)
+    with TemporaryDirectory() as made:
+        served = {
+            "ours": _ours(installed, options.folder, Path(made) / "ours"),
+            "onnxruntime": _onnx_runtime(installed, options.folder, Path(made) / "onnxruntime"),
+        }
+        cells = _measured(installed, served, Path(made))
+    print(f"{'server':12} {'model':8} {'connections':>11} {'requests/s':>10} {'p50 ms':>8} {'p99 ms':>8}")
+    for cell in cells:
+        times = f"{cell.per_second:10.0f} {cell.p50:8.2f} {cell.p99:8.2f}"
+        print(f"{cell.server:12} {cell.model:8} {cell.connections:11} {times}")
+    if options.json:
+        options.json.write_text(json.dumps([asdict(cell) for cell in cells], indent=1) + "\n")
+
+
+def _ours(installed: Installation, models: Path, folder: Path) -> Path:
+    target = targets.get("host")
+    for name in MODELS:
+        file = models / f"{name}.twm"
+        options = TritonOptions(max_batch_size=_ROWS, instances=usable_processors())
+        write_triton_repository(read_artifact(file), file, target, folder, options)
+    backend = folder / "backends" / "tensorwright"
+    subprocess.run(["make", "-s", "-C", backend, f"TRITON_HEADERS={installed.headers}"], check=True)
+    return folder
+
+
+def _onnx_runtime(installed: Installation, models: Path, folder: Path) -> Path:
+    backend = folder / "backends" / "python"
+    shutil.copytree(installed.server / "backends" / "python", backend)
+    version = subprocess.run(
+        [installed.python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], capture_output=True, text=True
+    )
+    for stub in (installed.server / "python_backend_stubs" / version.stdout.strip()).iterdir():
+        shutil.copy(stub, backend)
+    for name in MODELS:
+        place = folder / "models" / name / "1"
+        place.mkdir(parents=True)
+        shutil.copy(models / f"{name}.onnx", place / "model.onnx")
+        shutil.copy(Path(__file__).with_name("_triton_model.py"), place / "model.py")
+        text = configuration_text(name, read_artifact(models / f"{name}.twm").manifest, _ROWS, usable_processors())
+        (place.parent / "config.pbtxt").write_text(text.replace('"tensorwright"', '"python"'))
+    return folder
+
+
+def _measured(installed: Installation, served: dict[str, Path], made: Path) -> list[Cell]:
+    cells = [Cell(server, model, count) for model in MODELS for count in CONNECTIONS for server in served]
+    for _ in range(ROUNDS):
+        for server, folder in served.items():
+            packages = next((installed.python.parents[1] / "lib").glob("python3.*/site-packages"))
+            environment = {"TVM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(packages)}
+            running = triton_server(installed, folder / "models", folder / "backends", MODELS, environment)
+            with running as (http, *_):
+                for cell in cells:
+                    if cell.server == server:
+                        _load(cell, http, made)
+    return cells
+
+
+def _load(cell: Cell, port: int, folder: Path) -> None:
+    """One round; the cell keeps the best."""
+    ((name, array),) = example(cell.model).items()
+    given = {"name": name, "datatype": {"f": "FP32", "i": "INT64"}[array.dtype.kind], "shape": list(array.shape)}
+    body = json.dumps({"inputs": [{**given, "data": array.ravel().tolist()}]})
+    script = folder / f"{cell.model}.lua"
+    header = 'wrk.method = "POST"\nwrk.headers["Content-Type"] = "application/json"\n'
+    script.write_text(f"{header}wrk.body = [[{body}]]\n")
+    url = f"http://127.0.0.1:{port}/v2/models/{cell.model}/infer"
+    command = ["wrk", "-t1", f"-c{cell.connections}", f"-d{SECONDS}s", "--latency", "-s", str(script), url]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    if "Non-2xx" in said or "Socket errors" in said:
+        raise RuntimeError(f"{cell.server}: {said}")
+    per_second = float(_found(r"Requests/sec:\s+([\d.]+)", said)[0])
+    if per_second > cell.per_second:
+        cell.per_second = per_second
+        cell.p50, cell.p99 = (_milliseconds(said, share) for share in (50, 99))
+
+
+def _milliseconds(said: str, share: int) -> float:
+    number, unit = _found(rf"{share}%\s+([\d.]+)(us|ms|s)\b", said)
+    return float(number) * _UNITS[unit]
+
+
+def _found(pattern: str, text: str) -> tuple[Any, ...]:
+    found = re.search(pattern, text)
+    if found is None:
+        raise RuntimeError(f"wrk said: {text}")
+    return found.groups()
+
+
+if __name__ == "__main__":
+    main()
