@@ -95,7 +95,7 @@ def is_language_model(path: Path) -> bool:
         names = json.loads((path / "config.json").read_bytes()).get("architectures") or []
     except (OSError, ValueError, AttributeError):
         return False  # whoever reads it says what is wrong
-    return isinstance(names, list) and any(str(name).endswith("ForCausalLM") for name in names)
+    return isinstance(names, list) and any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names)
 
 
 def check_folder(path: Path) -> None:

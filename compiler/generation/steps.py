@@ -14,6 +14,7 @@ import numpy as np
 from compiler.errors import OptionError
 from compiler.runtime import Module
 from compiler.runtime.session import Session
+from compiler.runtime.state_sizes import has_open_capacity
 
 TOKENS, LOGITS = "tokens", "logits"
 POSITIONS, SEQUENCES, WANTED = "positions", "sequences", "wanted"
@@ -74,7 +75,9 @@ class SessionSteps:
     joins = verifies = False
 
     def __init__(self, module: Module, slots: int, capacity: int) -> None:
-        self._module, self._capacity, self.slots = module, capacity, slots
+        # Modules without rows, or with a fixed number of them, are not told how many there are.
+        self._capacity = capacity if has_open_capacity(module.manifest) else None
+        self._module, self.slots = module, slots
         self._sessions: dict[int, Session] = {}
         self.rewinds = all(state.axis is not None for state in module.manifest.states)
         self.room = self._session(0).capacity
@@ -86,7 +89,7 @@ class SessionSteps:
     def copy(self, source: int, target: int, rows: int) -> None:
         """See `Steps.copy`."""
         session = self._session(source).fork()
-        if session.length != rows:
+        if self.rewinds and session.length != rows:
             session.rewind(session.length - rows)
         self._sessions[target] = session
 
@@ -96,7 +99,7 @@ class SessionSteps:
         session = self._session(chunk.slot)
         if chunk.position == 0:
             session.reset()
-        elif session.length != chunk.position:
+        elif self.rewinds and session.length != chunk.position:
             session.rewind(session.length - chunk.position)
         found = session.run({TOKENS: np.asarray([chunk.tokens], np.int64)}, outputs="dlpack")[LOGITS]
         logits: Logits = np.from_dlpack(found)[0, -1:]

@@ -62,6 +62,11 @@ def capacity_of(manifest: Manifest, sizes: Mapping[str, int]) -> int | None:
     return min(known) if known and len(known) == len(rows) else None
 
 
+def has_open_capacity(manifest: Manifest) -> bool:
+    """Whether a session is told how many rows its states have."""
+    return any(isinstance(size, str) for size in _row_sizes(manifest))
+
+
 def rows_of_run(manifest: Manifest, inputs: Mapping[str, Any]) -> int:
     """How many rows a run on these inputs adds; 0 where they do not say, so that they are not inputs of the module."""
     if manifest.position is None:

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 
 import compiler
-from compiler.frontends.llm import import_language_model
-from tests.compiler.frontends.llm.families import FAMILIES, greedy, save_model
+from compiler.frontends.imported_model import ImportedModel
+from compiler.frontends.llm import LanguageModelOptions, import_language_model
+from compiler.frontends.llm.transformers_decoder import capture_decoder
+from tests.compiler.frontends.llm.families import CAPTURED, FAMILIES, greedy, save_model
 
 _STEPS = 64
 _TOLERANCE = 2e-5  # of the largest logit
@@ -18,15 +20,19 @@ _TOLERANCE = 2e-5  # of the largest logit
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which families, and how long the prompts are."""
-    parser.add_argument("names", nargs="*", help=f"some of {', '.join(FAMILIES)}; all when none is given")
+    known = ", ".join([*FAMILIES, *CAPTURED])
+    parser.add_argument("names", nargs="*", help=f"some of {known}; all when none is given")
+    parser.add_argument(
+        "--captured", action="store_true", help="take transformers' own code, captured, for all of them"
+    )
     parser.add_argument("--prompts", type=int, nargs="+", default=[1, 7, 128, 513])
 
 
 def main(options: argparse.Namespace) -> int:
     """A line for each family; 1 where one differs."""
     wrong = 0
-    for name in options.names or FAMILIES:
-        errors = differences(name, options.prompts)
+    for name in options.names or [*FAMILIES, *CAPTURED]:
+        errors = differences(name, options.prompts, captured=options.captured)
         differs = any(error > _TOLERANCE or same < _STEPS for error, same in errors)
         wrong += differs
         text = ", ".join(
@@ -37,16 +43,18 @@ def main(options: argparse.Namespace) -> int:
     return int(wrong > 0)
 
 
-def differences(name: str, prompts: list[int]) -> list[tuple[float, int]]:
+def differences(name: str, prompts: list[int], *, captured: bool = False) -> list[tuple[float, int]]:
     """For each length of a prompt the largest error of the logits, of the largest logit, and how many tokens agree."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         reference = save_model(name, Path(folder))
-        module = compiler.compile(import_language_model(Path(folder)), progress=None)
+        model = _captured(Path(folder)) if captured else import_language_model(Path(folder))
+        module = compiler.compile(model, progress=None)
+        takes_capacity = any("capacity" in each.shape for each in module.inputs)
         for size in prompts:
             prompt = np.random.default_rng(size).integers(1, reference.config.vocab_size, size)
             wanted, tokens = greedy(reference, prompt, _STEPS)
-            session = module.session(capacity=size + _STEPS)
+            session = module.session(capacity=size + _STEPS if takes_capacity else None)
             step, worst, same = prompt, 0.0, 0
             for row, token in zip(wanted, tokens, strict=True):
                 logits = session.run([step[None]])["logits"][0, 0]
@@ -55,3 +63,7 @@ def differences(name: str, prompts: list[int]) -> list[tuple[float, int]]:
                 step = np.array([token])
             found.append((worst, same))
     return found
+
+
+def _captured(folder: Path) -> ImportedModel:
+    return capture_decoder(folder, LanguageModelOptions()).model

@@ -30,6 +30,11 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+def is_built_here(folder: Path) -> bool:
+    """Whether the type of a folder's model is one of `FAMILIES`. Raises StorageError or InvalidModelError, as there."""
+    return read_json(folder / "config.json").get("model_type") in FAMILIES
+
+
 def read_hugging_face(folder: Path) -> tuple[DecoderConfig, Names, Storage, Checkpoint]:
     """The configuration, names and weights of a folder.
 
@@ -45,7 +50,8 @@ def read_hugging_face(folder: Path) -> tuple[DecoderConfig, Names, Storage, Chec
     if family is None:
         raise OptionError(
             f"{path}: models of type {kind!r} are not supported",
-            f"supported: {', '.join(sorted(FAMILIES))}; others can be exported by torch.export or to ONNX",
+            f"supported: {', '.join(sorted(FAMILIES))}; for others install 'tensorwright[torch]' and transformers: its"
+            " own code is captured then",
         )
     quantized = values.get("quantization_config")
     if quantized:

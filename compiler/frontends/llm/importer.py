@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from compiler.artifact.language_model import DESCRIPTION_ASSET, TOKENIZER_ASSET, LanguageModelDescription
@@ -11,10 +12,11 @@ from compiler.frontends.llm.decoder import LOGITS, POSITION, POSITIONS, SEQUENCE
 from compiler.frontends.llm.gguf_config import read_gguf
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.gguf_tokenizer import read_gguf_tokenizer
-from compiler.frontends.llm.hugging_face import read_hugging_face
+from compiler.frontends.llm.hugging_face import is_built_here, read_hugging_face
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.parameters import Parameters
 from compiler.frontends.llm.tokenizer_files import TokenizerFiles, read_tokenizer_files
+from compiler.frontends.llm.transformers_decoder import capture_decoder, is_available
 
 
 def import_language_model(path: Path, options: LanguageModelOptions | None = None) -> ImportedModel:
@@ -28,6 +30,8 @@ def import_language_model(path: Path, options: LanguageModelOptions | None = Non
         InvalidModelError, OptionError, StorageError, UnsupportedModelError, MissingDependencyError.
     """
     options = options or LanguageModelOptions()
+    if path.is_dir() and not is_built_here(path) and is_available():
+        return _captured(path, options)
     if path.is_dir():
         config, names, storage, checkpoint = read_hugging_face(path)
         files = read_tokenizer_files(path)
@@ -38,6 +42,9 @@ def import_language_model(path: Path, options: LanguageModelOptions | None = Non
     files.check_fits(config.vocabulary, str(path))
     built = build_decoder(config, Parameters(checkpoint, names, config, storage), options)
     checkpoint.check_complete()
+    described = _description(config.architecture, config.context, config.vocabulary, files)
+    stable = {"sequences": options.sequences, "stable_context": _stable_context(config)}
+    description = described.model_copy(update=stable)
     slots = "slots" if options.sequences else 1
     shape = (slots, config.key_heads, "capacity", config.head_size)
     caches = [
@@ -56,8 +63,17 @@ def import_language_model(path: Path, options: LanguageModelOptions | None = Non
         indices=(IndexRequirement(TOKENS, str(config.vocabulary), {}, "the vocabulary", "0"),),
         states=states,
         position=None if options.sequences else PositionSpec(POSITION, "n"),
-        assets=_assets(config, files, options),
+        assets=_assets(description, files),
     )
+
+
+def _captured(folder: Path, options: LanguageModelOptions) -> ImportedModel:
+    """A model whose type is not one of those that are built here, by transformers' own code."""
+    files = read_tokenizer_files(folder)
+    found = capture_decoder(folder, options)
+    files.check_fits(found.vocabulary, str(folder))
+    description = _description(found.architecture, found.context, found.vocabulary, files)
+    return replace(found.model, assets=_assets(description, files))
 
 
 def _places(options: LanguageModelOptions) -> list[TensorSpec]:
@@ -75,19 +91,20 @@ def _stable_context(config: DecoderConfig) -> int | None:
     return min(changing) if changing else None
 
 
-def _assets(config: DecoderConfig, files: TokenizerFiles, options: LanguageModelOptions) -> dict[str, bytes]:
-    """What a module keeps beside its weights to generate text."""
-    description = LanguageModelDescription(
-        architecture=config.architecture,
-        context=config.context,
-        vocabulary=config.vocabulary,
+def _description(architecture: str, context: int, vocabulary: int, files: TokenizerFiles) -> LanguageModelDescription:
+    return LanguageModelDescription(
+        architecture=architecture,
+        context=context,
+        vocabulary=vocabulary,
         stop_tokens=files.stop_tokens,
         begin=files.begin,
         end=files.end,
         chat_template=files.chat_template,
-        sequences=options.sequences,
-        stable_context=_stable_context(config),
     )
+
+
+def _assets(description: LanguageModelDescription, files: TokenizerFiles) -> dict[str, bytes]:
+    """What a module keeps beside its weights to generate text."""
     assets = {DESCRIPTION_ASSET: description.model_dump_json().encode()}
     if files.content is not None:
         assets[TOKENIZER_ASSET] = files.content

@@ -132,13 +132,23 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo3": ("Olmo3", {"sliding_window": 9, "layer_types": _ALTERNATE, "head_dim": 12}),
 }
 
+# Those that transformers' own code is captured for.
+CAPTURED: dict[str, tuple[str, dict[str, Any]]] = {
+    "glm": ("Glm", {"head_dim": 12, "pad_token_id": 0}),
+    "cohere2": ("Cohere2", {"pad_token_id": 0, "sliding_window": 9}),
+    "exaone4": ("Exaone4", {"sliding_window": 9}),
+    "nemotron": ("Nemotron", {}),
+    "codegen": ("CodeGen", {**_GPT2, "rotary_dim": 8}),
+    "gpt_oss": ("GptOss", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 9}),
+}
+
 
 def save_model(name: str, folder: Path, **changes: Any) -> Any:
     """Write a random model of a family to a folder; returns the torch module, in float32 and evaluation mode."""
     import torch
     import transformers
 
-    kind, differs = FAMILIES[name]
+    kind, differs = {**CAPTURED, **FAMILIES}[name]
     settings: Mapping[str, Any] = {**_SIZES, "eos_token_id": 0, **differs, **changes}
     torch.manual_seed(len(name))
     config = getattr(transformers, f"{kind}Config")(
