@@ -12,8 +12,9 @@ import targets
 import tensorwright
 from compiler.artifact.tensors import Blob
 from compiler.device.programs import device_programs
+from tests.compiler.device.c_library import CallError, CModule
 from tests.compiler.frontends.onnx.test_states import decoder
-from tests.compiler.runtime.test_session import model, rows
+from tests.compiler.runtime.test_session import Expected, model, rows
 
 
 def run(folder: Path, *options: object) -> subprocess.CompletedProcess[str]:
@@ -61,3 +62,57 @@ def test_a_damaged_file_of_states_is_refused(tmp_path: Path) -> None:
         (tmp_path / "broken").write_bytes(broken)
         done = run(tmp_path, "--session", "--capacity", 4, "--load-states", tmp_path / "broken")
         assert (done.returncode, "broken" in done.stderr) == (1, True)
+
+
+def test_sessions_of_the_c_api_do_what_python_does(tmp_path: Path) -> None:
+    module = tensorwright.compile(model(), threads=1, progress=None)
+    module.export(tmp_path / "module.twm")
+    loaded = CModule(tmp_path / "module.twm")
+    with pytest.raises(CallError, match="leaves the size 'capacity' of its states open"):
+        loaded.session(0)
+    session, expected = loaded.session(9), Expected(9)
+    assert session.names() == (["rows"], ["output_0"])
+    for step, count in enumerate((3, 2)):
+        given = rows(count, step)
+        np.testing.assert_allclose(session.run({"rows": given})[0], expected.run(given), rtol=1e-5, atol=1e-5)
+        assert session.length == expected.length
+    # A fork goes its own way; the session is at the same place afterwards.
+    fork, other = session.fork(), rows(4, 9)
+    session.save(tmp_path / "saved")
+    first = fork.run({"rows": other})[0]
+    assert (fork.length, session.length) == (9, 5)
+    with pytest.raises(CallError, match="the session is full: 9 of 9 rows are in use, and this run adds 1"):
+        fork.run({"rows": rows(1)})
+    np.testing.assert_array_equal(session.run({"rows": other})[0], first)
+    # Saved states are those of both runtimes.
+    python = module.session(capacity=9)
+    python.load(tmp_path / "saved")
+    np.testing.assert_allclose(python.run({"rows": other})["output_0"], first, rtol=1e-5, atol=1e-5)
+    session.load(tmp_path / "saved")
+    assert session.length == 5
+    np.testing.assert_array_equal(session.run({"rows": other})[0], first)
+    with pytest.raises(CallError, match="cannot be rewound: state 'mean' is replaced by each run"):
+        session.rewind(1)
+    session.reset()
+    assert session.length == 0
+    np.testing.assert_allclose(session.run({"rows": other})[0], Expected(9).run(other), rtol=1e-5, atol=1e-5)
+    for each in (session, fork):
+        each.free()
+    loaded.free()
+
+
+def test_a_session_of_the_c_api_is_rewound(tmp_path: Path) -> None:
+    module = tensorwright.compile(model(with_mean=False), threads=1, progress=None)
+    module.export(tmp_path / "module.twm")
+    loaded = CModule(tmp_path / "module.twm")
+    session, mean = loaded.session(9), np.zeros((2, 6), np.float32)
+    first = session.run({"mean": mean, "rows": rows(3)})
+    session.rewind(2)
+    assert session.length == 1
+    again = session.run({"mean": mean, "rows": rows(3)[:, 1:]})
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    with pytest.raises(CallError, match="cannot rewind by 4: 3 row"):
+        session.rewind(4)
+    session.free()
+    loaded.free()
