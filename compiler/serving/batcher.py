@@ -6,6 +6,7 @@ Greedy: it never waits while a runner is idle, and takes what is queued, up to a
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future
@@ -13,7 +14,7 @@ from concurrent.futures import Future
 from compiler.artifact import TensorDescription
 from compiler.errors import OverloadedError, ServiceUnavailableError, TensorwrightError
 from compiler.serving.batch_options import BatchOptions
-from compiler.serving.costs import Costs
+from compiler.serving.costs import Accuracy, Costs
 from compiler.serving.input_checker import InputChecker
 from compiler.serving.module_service import ModuleService, check_outputs, chosen
 from compiler.serving.request import Array, Request, Response, Timing
@@ -31,6 +32,7 @@ class Batcher:
         self.service = service
         self.options = options or BatchOptions()
         self.costs = Costs()
+        self._accuracy = Accuracy()
         self._queue = RequestQueue()
         self._free = service.runners
         self._running: dict[int, float] = {}  # when each running batch is expected to end
@@ -88,33 +90,41 @@ class Batcher:
             rows, key = 1, tuple(array.shape for array in request.inputs.values())
         else:
             rows, key = self._checker.check(request.inputs)
-        self._admit(request, rows, key)
+        expected = self._admit(request, rows, key)
         if rows > self._cap:
             outputs, timing = await self._in_parts(request, rows, key)
         else:
-            outputs, timing = await self._enqueue(request, request.inputs, rows, key)
+            outputs, timing = await self._enqueue(request, request.inputs, rows, key, expected)
         return Response(chosen(outputs, request.outputs), self.service.served_by, timing)
 
     def expected_wait(self, now: float) -> float:
         """Seconds until a request that comes now would start, as far as costs are known."""
         work = sum(max(0.0, end - now) for end in self._running.values())
-        for key, rows in self._queue.groups():
-            work += self._work(key, rows)
-        return work / self.service.runners
+        return (work + sum(self._work(key, rows) for key, rows in self._queue.groups())) / self.service.runners
+
+    def expected_latency(self, key: Hashable, rows: int, now: float) -> float:
+        """Seconds until a request that comes now would be answered, in the mean.
+
+        Runners end together: what waits and what comes is shared by them, but a run is not.
+        """
+        own = self._work(key, rows)
+        first = 0.0 if self._free > 0 else max(0.0, min(self._running.values(), default=now) - now)
+        return max(self.expected_wait(now) + own / self.service.runners, first + own)
 
     def _work(self, key: Hashable, rows: int) -> float:
-        """Seconds of so many rows, in batches."""
+        """Seconds of so many rows, in batches; 0 for a shape that never ran, so that it is tried."""
         whole, rest = divmod(rows, self._cap)
-        seconds = whole * self.costs.careful(key, self._cap) if whole else 0.0
-        return seconds + (self.costs.careful(key, self._computed(rest)) if rest else 0.0)
+        seconds = whole * (self.costs.seconds(key, self._cap) or 0.0) if whole else 0.0
+        return seconds + ((self.costs.seconds(key, self._computed(rest)) or 0.0) if rest else 0.0)
 
     def _computed(self, rows: int) -> int:
         """How many rows a run for so many computes."""
         layout = self.service.layout
         return rows if layout is None or layout.rows is None else layout.rows
 
-    def _admit(self, request: Request, rows: int, key: Hashable) -> None:
-        """Refuse a request for which there is no room, or that would be late."""
+    def _admit(self, request: Request, rows: int, key: Hashable) -> float:
+        """Refuse a request for which there is no room, or that would be late; else its expected latency in seconds, 0
+        where nobody asks for it."""
         waiting = self._queue.rows
         if waiting and waiting + rows > self.options.max_queue:
             raise OverloadedError(
@@ -122,22 +132,24 @@ class Batcher:
                 retry_after=self.expected_wait(time.monotonic()) or 1.0,
             )
         if request.deadline is None:
-            return
+            return 0.0
         now = time.monotonic()
-        wait = self.expected_wait(now)
-        if now + wait + self._work(key, rows) > request.deadline:
+        expected = self.expected_latency(key, rows, now)
+        if now + expected * self._accuracy.factor > request.deadline:
             raise OverloadedError(
-                f"model {self.name!r} cannot answer in time: {1000 * wait:.0f} ms of work are before the request",
-                retry_after=max(wait, 0.001),
+                f"model {self.name!r} cannot answer in time: it would take {1000 * expected:.0f} ms",
+                retry_after=max(self.expected_wait(now), 0.001),
                 late=True,
             )
+        return expected
 
     def _enqueue(
-        self, request: Request, inputs: Mapping[str, Array], rows: int, key: Hashable
+        self, request: Request, inputs: Mapping[str, Array], rows: int, key: Hashable, expected: float = 0.0
     ) -> asyncio.Future[Result]:
         future: asyncio.Future[Result] = self._loop.create_future()
-        arrived = request.arrival or time.monotonic()
-        self._queue.add(inputs, rows, key, request.deadline, arrived, future)
+        now = time.monotonic()
+        waiting = Waiting(inputs, rows, key, request.deadline, request.arrival or now, now, expected, future)
+        self._queue.add(waiting)
         if not self._scheduled:
             # What else is ready in the event loop now is queued before the next batch is taken.
             self._scheduled = True
@@ -173,9 +185,7 @@ class Batcher:
         head = self._first(now)
         if head is None or self._must_wait(head, now):
             return []
-        # What waits is shared among the runners that are idle, so that none of them stays so.
-        share = -(-self._queue.rows_of(head.key) // self._free)
-        cap = max(head.rows, min(self._cap, share)) if self._computed(1) == 1 else self._cap
+        cap = max(head.rows, min(self._cap, self._share(head.key, now))) if self._computed(1) == 1 else self._cap
         batch, rows, deadline = [self._queue.take(head.key)], head.rows, head.deadline
         while (following := self._queue.waiting(head.key)) is not None and rows + following.rows <= cap:
             if following.future.done():
@@ -189,6 +199,15 @@ class Batcher:
             rows, deadline = rows + following.rows, soonest
         return batch
 
+    def _share(self, key: Hashable, now: float) -> int:
+        """How many of the rows that wait one runner takes, so that all runners end at the same time."""
+        rows = self._queue.rows_of(key)
+        seconds = self.costs.seconds(key, rows)
+        if not seconds:
+            return -(-rows // self._free)
+        work = seconds + sum(max(0.0, end - now) for end in self._running.values())
+        return math.ceil(rows * min(1.0, work / self.service.runners / seconds))
+
     def _first(self, now: float) -> Waiting | None:
         """The first request that still can be answered; those before it are refused, or were cancelled."""
         while self._queue:
@@ -199,6 +218,7 @@ class Batcher:
                 return head
             self._queue.take(head.key)
             if not head.future.done():
+                self._accuracy.missed()
                 message = f"model {self.name!r} could not answer in time"
                 head.future.set_exception(OverloadedError(message, late=True))
         return None
@@ -262,6 +282,8 @@ class Batcher:
         for each in batch:
             own = outputs if whole or layout is None else layout.rows_of(outputs, at, at + each.rows)
             at += each.rows
+            if each.expected:
+                self._accuracy.add(each.expected, time.monotonic() - each.admitted)
             if not each.future.done():
                 each.future.set_result((own, Timing(max(0.0, started - each.arrived), seconds, rows)))
 
@@ -274,7 +296,7 @@ class Batcher:
             if alone:
                 each.future.set_exception(error)
             else:
-                self._submit([each], each.rows, self.costs.careful(each.key, self._computed(each.rows)))
+                self._submit([each], each.rows, self._work(each.key, each.rows))
 
     async def close(self) -> None:
         if self._closing:

@@ -67,3 +67,29 @@ class Costs:
         """What a run seldom exceeds; 0 for a shape that never ran, so that it is tried."""
         line = self._lines.get(shape)
         return 0.0 if line is None else line.at(rows) * max(_MARGIN, 1 + _DEVIATIONS * line.deviation)
+
+
+class Accuracy:
+    """How far latencies go beyond what was expected: a factor that few of them exceed, followed step by step.
+
+    Attributes:
+        factor: from an expected latency to one that is seldom exceeded.
+    """
+
+    _SHARE = 0.01  # of latencies that may exceed it
+    _STEP = 0.05
+    _LEAST, _MOST = 1.05, 4.0
+
+    def __init__(self) -> None:
+        self.factor = 1.25
+
+    def add(self, expected: float, actual: float) -> None:
+        """A request was answered."""
+        if actual > self.factor * expected:
+            self.missed()
+        else:
+            self.factor = max(self._LEAST, self.factor - self._STEP * self._SHARE)
+
+    def missed(self) -> None:
+        """A request was later than the factor foresaw."""
+        self.factor = min(self._MOST, self.factor + self._STEP * (1 - self._SHARE))

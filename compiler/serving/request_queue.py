@@ -18,19 +18,21 @@ class Waiting:
 
     Attributes:
         key: what must be equal for requests to run together.
-        deadline, arrived: seconds of `time.monotonic()`.
+        deadline, arrived, admitted: seconds of `time.monotonic()`.
+        expected: seconds from `admitted` to its answer; 0: not known.
         future: of its outputs; done early where the client has gone.
+        turn: its place among all requests.
     """
-
-    __slots__ = ("arrived", "deadline", "future", "inputs", "key", "rows", "turn")
 
     inputs: Mapping[str, Array]
     rows: int
     key: Hashable
     deadline: float | None
     arrived: float
+    admitted: float
+    expected: float
     future: asyncio.Future[Result]
-    turn: int
+    turn: int = 0
 
 
 class RequestQueue:
@@ -45,20 +47,13 @@ class RequestQueue:
     def __bool__(self) -> bool:
         return self.rows > 0
 
-    def add(
-        self,
-        inputs: Mapping[str, Array],
-        rows: int,
-        key: Hashable,
-        deadline: float | None,
-        arrived: float,
-        future: asyncio.Future[Result],
-    ) -> None:
+    def add(self, waiting: Waiting) -> None:
         """Put a request at the end."""
         self._turn += 1
-        self._groups.setdefault(key, deque()).append(Waiting(inputs, rows, key, deadline, arrived, future, self._turn))
-        self._rows[key] = self._rows.get(key, 0) + rows
-        self.rows += rows
+        waiting.turn = self._turn
+        self._groups.setdefault(waiting.key, deque()).append(waiting)
+        self._rows[waiting.key] = self._rows.get(waiting.key, 0) + waiting.rows
+        self.rows += waiting.rows
 
     def head(self) -> Waiting:
         """The request that came first."""

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from compiler.serving.costs import Costs
+from compiler.serving.costs import Accuracy, Costs
 
 
 def test_costs_follow_a_line_over_rows() -> None:
@@ -34,3 +35,14 @@ def test_more_rows_never_cost_less() -> None:
     costs.add("a", 8, 0.2)
     assert costs.seconds("a", 32) is not None
     assert costs.seconds("a", 32) >= costs.seconds("a", 8) >= costs.seconds("a", 1) > 0  # type: ignore[operator]
+
+
+def test_accuracy_follows_what_few_latencies_exceed() -> None:
+    accuracy = Accuracy()
+    random = np.random.default_rng(0)
+    for _ in range(4000):
+        accuracy.add(1.0, float(random.uniform(1.0, 2.0)))
+    assert 1.8 < accuracy.factor < 2.2
+    for _ in range(4000):
+        accuracy.add(1.0, 1.0)
+    assert accuracy.factor < 1.2

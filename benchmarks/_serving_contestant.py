@@ -1,0 +1,170 @@
+"""One contestant of `benchmarks.serving` in a process of its own: `python -m benchmarks._serving_contestant JSON`.
+
+Prints one line of JSON. Closed loops keep so many requests of one row in flight; open loops send them at random times
+of a given rate, whatever was answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks._serving_models import example
+
+Infer = Callable[[], Awaitable[Any]]
+
+
+def closed_loop_of_threads(run: Callable[[], Any], connections: int, seconds: float) -> dict[str, float]:
+    """Requests a second of threads that call a function."""
+    import threading
+
+    counts = [0] * connections
+    until = time.perf_counter() + seconds
+
+    def client(index: int) -> None:
+        while time.perf_counter() < until:
+            run()
+            counts[index] += 1
+
+    threads = [threading.Thread(target=client, args=(index,)) for index in range(connections)]
+    begin = time.perf_counter()
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    return {"per_second": sum(counts) / (time.perf_counter() - begin)}
+
+
+def onnx_runtime(folder: Path, model: str, connections: int, seconds: float) -> dict[str, float]:
+    """ONNX Runtime, one thread a run, called by as many threads as there are connections."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(str(folder / f"{model}.onnx"), options)
+    inputs = example(model)
+    return closed_loop_of_threads(lambda: session.run(None, inputs), connections, seconds)
+
+
+def openvino(folder: Path, model: str, connections: int, seconds: float) -> dict[str, float]:
+    """OpenVINO's AsyncInferQueue, set for throughput, with as many requests as there are connections."""
+    import openvino
+
+    core = openvino.Core()
+    compiled = core.compile_model(str(folder / f"{model}.onnx"), "CPU", {"PERFORMANCE_HINT": "THROUGHPUT"})
+    queue = openvino.AsyncInferQueue(compiled, connections)
+    inputs = example(model)
+    for _ in range(2 * connections):
+        queue.start_async(inputs)
+    queue.wait_all()
+    count, begin = 0, time.perf_counter()
+    while time.perf_counter() - begin < seconds:
+        queue.start_async(inputs)
+        count += 1
+    queue.wait_all()
+    return {"per_second": count / (time.perf_counter() - begin)}
+
+
+async def _batcher(folder: Path, model: str, batched: bool = True) -> Any:
+    from compiler.serving.batch_options import BatchOptions
+    from compiler.serving.batcher import Batcher
+    from compiler.serving.module_service import ModuleService, load_proven
+
+    service = ModuleService(load_proven(folder / f"{model}.twm"), model, batched=batched)
+    made = Batcher(service, BatchOptions(max_queue=1 << 20, enabled=batched))
+    await made.start()
+    return made
+
+
+async def _ours(folder: Path, model: str, connections: int, seconds: float) -> dict[str, float]:
+    from compiler.serving.request import Request
+
+    batcher = await _batcher(folder, model)
+    request, count = Request(example(model)), 0
+
+    async def client(until: float) -> None:
+        nonlocal count
+        while time.perf_counter() < until:
+            await batcher.infer(request)
+            count += 1
+
+    await asyncio.gather(*(client(time.perf_counter() + seconds / 4) for _ in range(connections)))
+    count, begin = 0, time.perf_counter()
+    await asyncio.gather(*(client(begin + seconds) for _ in range(connections)))
+    took = time.perf_counter() - begin
+    await batcher.close()
+    return {"per_second": count / took}
+
+
+async def _open_loop(
+    folder: Path, model: str, rate: float, seconds: float, batched: bool, sla: float | None
+) -> dict[str, float]:
+    """Latencies in milliseconds, from when each request was due; with an agreed latency (SLA, ms), what was refused."""
+    from compiler.errors import OverloadedError
+    from compiler.serving.request import Request
+
+    batcher = await _batcher(folder, model, batched)
+    inputs = example(model)
+    for count in (1, 2, 4, 8, 16, 32) * 2:
+        await asyncio.gather(*(batcher.infer(Request(inputs)) for _ in range(count)))
+    served: list[float] = []
+    refused: list[float] = []
+
+    async def ask(due: float) -> None:
+        arrival = time.monotonic()
+        deadline = None if sla is None else arrival + sla / 1000
+        try:
+            await batcher.infer(Request(inputs, arrival=arrival, deadline=deadline))
+        except OverloadedError:
+            refused.append(1000 * (time.monotonic() - arrival))
+        else:
+            served.append(1000 * (time.monotonic() - (due if sla is None else arrival)))
+
+    gaps = np.random.default_rng(0).exponential(1 / rate, int(rate * seconds))
+    due, tasks = time.monotonic(), []
+    for gap in gaps:
+        due += gap
+        wait = due - time.monotonic()
+        if wait > 0:
+            await asyncio.sleep(wait)
+        tasks.append(asyncio.ensure_future(ask(due)))
+    await asyncio.gather(*tasks)
+    await batcher.close()
+    found = {
+        "p50": float(np.percentile(served, 50)),
+        "p99": float(np.percentile(served, 99)),
+        "served": len(served) / len(gaps),
+    }
+    if sla is not None:
+        found |= {
+            "within": sum(each <= sla for each in served) / len(served),
+            "refused_p99": float(np.percentile(refused, 99)) if refused else 0.0,
+            "refused_within_10ms": sum(each <= 10 for each in refused) / max(1, len(refused)),
+        }
+    return found
+
+
+def main() -> None:
+    """Run what the argument says."""
+    given = json.loads(sys.argv[1])
+    kind, folder, model, seconds = given["kind"], Path(given["folder"]), given["model"], given["seconds"]
+    if kind in ("onnxruntime", "openvino"):
+        function = onnx_runtime if kind == "onnxruntime" else openvino
+        found = function(folder, model, given["connections"], seconds)
+    elif kind == "ours":
+        found = asyncio.run(_ours(folder, model, given["connections"], seconds))
+    else:
+        found = asyncio.run(_open_loop(folder, model, given["rate"], seconds, given["batched"], given.get("sla")))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

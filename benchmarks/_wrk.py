@@ -1,0 +1,56 @@
+"""wrk, the load generator (apt-get install wrk), on servers that speak the Open Inference Protocol."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks._serving_models import example
+
+_UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+_TYPES = {"f": "FP32", "i": "INT64"}
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests a second, and latencies in milliseconds."""
+
+    per_second: float
+    p50: float
+    p99: float
+
+
+def load(port: int, model: str, connections: int, seconds: int, folder: Path) -> Load:
+    """Requests of one row as JSON, as many at once as there are connections; `folder` is for wrk's script.
+
+    Raises RuntimeError where a request failed.
+    """
+    ((name, array),) = example(model).items()
+    tensor = {"name": name, "datatype": _TYPES[array.dtype.kind], "shape": list(array.shape)}
+    body = json.dumps({"inputs": [{**tensor, "data": array.ravel().tolist()}]})
+    script = folder / f"{model}.lua"
+    header = 'wrk.method = "POST"\nwrk.headers["Content-Type"] = "application/json"\n'
+    script.write_text(f"{header}wrk.body = [[{body}]]\n")
+    url = f"http://127.0.0.1:{port}/v2/models/{model}/infer"
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(script), url]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    if "Non-2xx" in said or "Socket errors" in said:
+        raise RuntimeError(f"requests failed: {said}")
+    per_second = float(_found(r"Requests/sec:\s+([\d.]+)", said)[0])
+    return Load(per_second, _milliseconds(said, 50), _milliseconds(said, 99))
+
+
+def _milliseconds(said: str, share: int) -> float:
+    number, unit = _found(rf"{share}%\s+([\d.]+)(us|ms|s)\b", said)
+    return float(number) * _UNITS[unit]
+
+
+def _found(pattern: str, text: str) -> tuple[Any, ...]:
+    found = re.search(pattern, text)
+    if found is None:
+        raise RuntimeError(f"wrk said: {text}")
+    return found.groups()

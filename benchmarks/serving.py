@@ -1,0 +1,163 @@
+"""python -m benchmarks.serving [FOLDER] [--rounds N] [--seconds S] [--json FILE]: what serving costs, beside others.
+
+One run, contestants in turns and each in a process of its own, the best of the rounds:
+
+- MiniLM (32 tokens) at 8 connections and a tiny net at 32: our server over HTTP; our batcher, ONNX Runtime and OpenVINO
+  in process; Triton with our backend and with ONNX Runtime, where tests/system/install_triton.sh has put it;
+- the 99th percentile at 80 % load, batched and first in first out;
+- three times overload with a deadline: what is accepted in time, and how soon the rest is refused;
+- seconds from the command to the first answer.
+
+Needs wrk (apt-get install wrk), onnxruntime and openvino. Models are built into FOLDER the first time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks._serving_models import build
+from benchmarks._wrk import load
+
+CELLS = (("minilm", 8), ("tiny", 32))
+SLA_MS = 100.0
+_IN_PROCESS = ("ours", "onnxruntime", "openvino")
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("build/serving-models"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if shutil.which("wrk") is None:
+        sys.exit("needs wrk: apt-get install wrk")
+    build(options.folder)
+    found = {
+        "throughput": _throughput(options.folder, options.rounds, options.seconds),
+        "ready_seconds": min(_ready_seconds(options.folder) for _ in range(options.rounds)),
+    }
+    capacity = found["throughput"]["minilm"]["ours in process"]
+    found |= _open_loops(options.folder, capacity, options.rounds, options.seconds)
+    _print(found)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _contestant(**given: Any) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks._serving_contestant", json.dumps(given)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    result: dict[str, float] = json.loads(said.splitlines()[-1])
+    return result
+
+
+def _throughput(folder: Path, rounds: int, seconds: int) -> dict[str, dict[str, float]]:
+    """Requests a second by model and contestant."""
+    best: dict[str, dict[str, float]] = {model: {} for model, _ in CELLS}
+
+    def keep(model: str, name: str, value: float) -> None:
+        best[model][name] = max(value, best[model].get(name, 0.0))
+
+    with TemporaryDirectory() as made, ExitStack() as stack:
+        servers = {"ours over HTTP": _embedded, **_triton_servers(folder, Path(made), stack)}
+        for _ in range(rounds):
+            for name, server in servers.items():
+                with server(folder) as port:
+                    for model, connections in CELLS:
+                        load(port, model, connections, 1, Path(made))
+                        keep(model, name, load(port, model, connections, seconds, Path(made)).per_second)
+            for kind in _IN_PROCESS:
+                for model, connections in CELLS:
+                    given = {"folder": str(folder), "connections": connections, "seconds": seconds}
+                    found = _contestant(kind=kind, model=model, **given)
+                    keep(model, f"{kind} in process", found["per_second"])
+    return best
+
+
+@contextmanager
+def _embedded(folder: Path) -> Iterator[int]:
+    """Our server, and its port."""
+    command = [sys.executable, "-m", "compiler.cli", "serve", "--port", "0"]
+    command += [f"{model}={folder / model}.twm" for model, _ in CELLS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield int(re.findall(r":(\d+)$", process.stdout.readline().strip())[0])
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+
+
+def _triton_servers(folder: Path, made: Path, stack: ExitStack) -> dict[str, Callable[[Path], Any]]:
+    """Triton with both backends; none where it is not installed."""
+    try:
+        from benchmarks.triton import serving_triton
+    except ImportError:
+        return {}
+    return serving_triton(folder, made)
+
+
+def _ready_seconds(folder: Path) -> float:
+    """From the command to an answer, MiniLM alone."""
+    begin = time.perf_counter()
+    command = [sys.executable, "-m", "compiler.cli", "serve", str(folder / "minilm.twm"), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        seconds = time.perf_counter() - begin
+        os.kill(process.pid, signal.SIGTERM)
+        process.wait()
+    return seconds
+
+
+def _open_loops(folder: Path, capacity: float, rounds: int, seconds: int) -> dict[str, Any]:
+    """MiniLM at 80 % of the capacity, batched and not; and at 300 % with a deadline."""
+    common = {"kind": "open", "folder": str(folder), "model": "minilm", "seconds": seconds}
+    greedy, alone, overload = [], [], []
+    for _ in range(rounds):
+        greedy.append(_contestant(rate=0.8 * capacity, batched=True, **common))
+        alone.append(_contestant(rate=0.8 * capacity, batched=False, **common))
+        overload.append(_contestant(rate=3 * capacity, batched=True, sla=SLA_MS, **common))
+    best = {"batched": min(greedy, key=_p99), "first in first out": min(alone, key=_p99)}
+    return {"at_80_percent": best, "overload": max(overload, key=lambda each: each["within"])}
+
+
+def _p99(found: dict[str, float]) -> float:
+    return found["p99"]
+
+
+def _print(found: dict[str, Any]) -> None:
+    for model, connections in CELLS:
+        contestants = found["throughput"][model]
+        best = max(value for name, value in contestants.items() if name.endswith("in process"))
+        print(f"\n{model}, {connections} connections{'requests/s':>24}{'/ best in process':>20}")
+        for name, value in sorted(contestants.items(), key=lambda each: -each[1]):
+            print(f"  {name:30}{value:12.0f}{value / best:20.2f}")
+    batched, alone = found["at_80_percent"]["batched"], found["at_80_percent"]["first in first out"]
+    print("\nMiniLM at 80 % load, in process: p50 and p99 in ms")
+    for name, each in found["at_80_percent"].items():
+        print(f"  {name:30}{each['p50']:12.1f}{each['p99']:12.1f}")
+    print(f"  p99, batched / first in first out: {batched['p99'] / alone['p99']:.2f}")
+    overload = found["overload"]
+    print(f"\nMiniLM at 3 times the capacity, deadline {SLA_MS:.0f} ms")
+    print(f"  accepted {overload['served']:.0%}, of these in time {overload['within']:.1%}")
+    print(f"  refused within 10 ms {overload['refused_within_10ms']:.1%}, p99 {overload['refused_p99']:.1f} ms")
+    print(f"\nready after {found['ready_seconds']:.2f} s (MiniLM)")
+
+
+if __name__ == "__main__":
+    main()
