@@ -22,14 +22,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks._serving_models import build
 from benchmarks._wrk import load
+from benchmarks.triton import triton_contestants
 
 CELLS = (("minilm", 8), ("tiny", 32))
 SLA_MS = 100.0
@@ -47,12 +48,13 @@ def main() -> None:
     if shutil.which("wrk") is None:
         sys.exit("needs wrk: apt-get install wrk")
     build(options.folder)
+    throughput = _throughput(options.folder, options.rounds, options.seconds)
+    capacity = throughput["minilm"]["ours in process"]
     found = {
-        "throughput": _throughput(options.folder, options.rounds, options.seconds),
+        "throughput": throughput,
         "ready_seconds": min(_ready_seconds(options.folder) for _ in range(options.rounds)),
+        **_open_loops(options.folder, capacity, options.rounds, options.seconds),
     }
-    capacity = found["throughput"]["minilm"]["ours in process"]
-    found |= _open_loops(options.folder, capacity, options.rounds, options.seconds)
     _print(found)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
@@ -72,11 +74,11 @@ def _throughput(folder: Path, rounds: int, seconds: int) -> dict[str, dict[str, 
     def keep(model: str, name: str, value: float) -> None:
         best[model][name] = max(value, best[model].get(name, 0.0))
 
-    with TemporaryDirectory() as made, ExitStack() as stack:
-        servers = {"ours over HTTP": _embedded, **_triton_servers(folder, Path(made), stack)}
+    with TemporaryDirectory() as made:
+        servers = {"ours over HTTP": lambda: _embedded(folder), **triton_contestants(folder, Path(made))}
         for _ in range(rounds):
             for name, server in servers.items():
-                with server(folder) as port:
+                with server() as port:
                     for model, connections in CELLS:
                         load(port, model, connections, 1, Path(made))
                         keep(model, name, load(port, model, connections, seconds, Path(made)).per_second)
@@ -100,15 +102,6 @@ def _embedded(folder: Path) -> Iterator[int]:
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait()
-
-
-def _triton_servers(folder: Path, made: Path, stack: ExitStack) -> dict[str, Callable[[Path], Any]]:
-    """Triton with both backends; none where it is not installed."""
-    try:
-        from benchmarks.triton import serving_triton
-    except ImportError:
-        return {}
-    return serving_triton(folder, made)
 
 
 def _ready_seconds(folder: Path) -> float:

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import targets
-from benchmarks._serving_models import build, example
+from benchmarks._serving_models import build
+from benchmarks._wrk import Load, load
 from compiler.artifact import read_artifact
 from compiler.serving.triton import TritonOptions, write_triton_repository
 from compiler.serving.triton.configuration import configuration_text
@@ -31,7 +32,6 @@ MODELS = ("tiny", "minilm")
 CONNECTIONS = (1, 8, 32)
 SECONDS, ROUNDS = 2, 3
 _ROWS = 32
-_UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 
 @dataclass
@@ -99,49 +99,42 @@ def _onnx_runtime(installed: Installation, models: Path, folder: Path) -> Path:
     return folder
 
 
+@contextmanager
+def _serving(installed: Installation, folder: Path) -> Iterator[int]:
+    """A server of one folder, and its HTTP port."""
+    packages = next((installed.python.parents[1] / "lib").glob("python3.*/site-packages"))
+    environment = {"TVM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(packages)}
+    with triton_server(installed, folder / "models", folder / "backends", MODELS, environment) as (http, *_):
+        yield http
+
+
+def triton_contestants(models: Path, made: Path) -> dict[str, Callable[[], AbstractContextManager[int]]]:
+    """Servers of both kinds by name, each a context of its HTTP port; none where Triton is not installed."""
+    installed = installation()
+    if installed is None:
+        return {}
+    ours = _ours(installed, models, made / "ours")
+    others = _onnx_runtime(installed, models, made / "onnxruntime")
+    return {
+        "Triton with our backend": lambda: _serving(installed, ours),
+        "Triton with ONNX Runtime": lambda: _serving(installed, others),
+    }
+
+
 def _measured(installed: Installation, served: dict[str, Path], made: Path) -> list[Cell]:
     cells = [Cell(server, model, count) for model in MODELS for count in CONNECTIONS for server in served]
     for _ in range(ROUNDS):
         for server, folder in served.items():
-            packages = next((installed.python.parents[1] / "lib").glob("python3.*/site-packages"))
-            environment = {"TVM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(packages)}
-            running = triton_server(installed, folder / "models", folder / "backends", MODELS, environment)
-            with running as (http, *_):
+            with _serving(installed, folder) as http:
                 for cell in cells:
                     if cell.server == server:
-                        _load(cell, http, made)
+                        _keep_best(cell, load(http, cell.model, cell.connections, SECONDS, made))
     return cells
 
 
-def _load(cell: Cell, port: int, folder: Path) -> None:
-    """One round; the cell keeps the best."""
-    ((name, array),) = example(cell.model).items()
-    given = {"name": name, "datatype": {"f": "FP32", "i": "INT64"}[array.dtype.kind], "shape": list(array.shape)}
-    body = json.dumps({"inputs": [{**given, "data": array.ravel().tolist()}]})
-    script = folder / f"{cell.model}.lua"
-    header = 'wrk.method = "POST"\nwrk.headers["Content-Type"] = "application/json"\n'
-    script.write_text(f"{header}wrk.body = [[{body}]]\n")
-    url = f"http://127.0.0.1:{port}/v2/models/{cell.model}/infer"
-    command = ["wrk", "-t1", f"-c{cell.connections}", f"-d{SECONDS}s", "--latency", "-s", str(script), url]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    if "Non-2xx" in said or "Socket errors" in said:
-        raise RuntimeError(f"{cell.server}: {said}")
-    per_second = float(_found(r"Requests/sec:\s+([\d.]+)", said)[0])
-    if per_second > cell.per_second:
-        cell.per_second = per_second
-        cell.p50, cell.p99 = (_milliseconds(said, share) for share in (50, 99))
-
-
-def _milliseconds(said: str, share: int) -> float:
-    number, unit = _found(rf"{share}%\s+([\d.]+)(us|ms|s)\b", said)
-    return float(number) * _UNITS[unit]
-
-
-def _found(pattern: str, text: str) -> tuple[Any, ...]:
-    found = re.search(pattern, text)
-    if found is None:
-        raise RuntimeError(f"wrk said: {text}")
-    return found.groups()
+def _keep_best(cell: Cell, found: Load) -> None:
+    if found.per_second > cell.per_second:
+        cell.per_second, cell.p50, cell.p99 = found.per_second, found.p50, found.p99
 
 
 if __name__ == "__main__":
