@@ -6,14 +6,13 @@ import numpy as np
 
 from compiler.errors import OptionError
 from compiler.frontends.gguf_blocks import read_gguf_blocks
+from compiler.frontends.llm.group_rounding import GROUP, best_scales
 from compiler.frontends.llm.weights import FLOAT_KINDS, Array, Matrix
 from compiler.passes.rewriting.block_weights import BlockWeight
 from compiler.support.optional import optional_module
 
 _NUMBERS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_GROUP = 32
-_ROWS_AT_ONCE = 2048
-_TRIALS = 15  # scales that are tried for a group of 4-bit integers
+_ROWS_AT_ONCE = 256  # what stays in the caches
 
 
 def packed(weight: Matrix, precision: str | None) -> BlockWeight:
@@ -47,38 +46,24 @@ def dequantized(weight: Matrix) -> Array:
 def _rounded(values: Array, bits: int) -> BlockWeight:
     """Groups of neighbours as symmetric integers with a float16 scale each."""
     rows, depth = values.shape
-    groups = -(-depth // _GROUP)
-    integers = np.zeros((rows, groups * _GROUP), np.int8)
+    groups = -(-depth // GROUP)
+    integers = np.zeros((rows, groups * GROUP), np.int8)
     scales = np.zeros((rows, groups), np.float16)
     for start in range(0, rows, _ROWS_AT_ONCE):
-        part = np.zeros((len(values[start : start + _ROWS_AT_ONCE]), groups * _GROUP), np.float32)
+        part = np.zeros((len(values[start : start + _ROWS_AT_ONCE]), groups * GROUP), np.float32)
         part[:, :depth] = values[start : start + _ROWS_AT_ONCE]
-        blocks = part.reshape(len(part), groups, _GROUP)
-        scale = _byte_scales(blocks) if bits == 8 else _nibble_scales(blocks)
+        blocks = part.reshape(len(part), groups, GROUP)
+        scale = _byte_scales(blocks) if bits == 8 else best_scales(blocks)
         rounded = _to_integers(blocks, scale.astype(np.float32), bits)
         integers[start : start + len(part)] = rounded.reshape(len(part), -1)
         scales[start : start + len(part)] = scale
-    return BlockWeight.of_integers(integers[:, :depth], scales, None, _GROUP, bits)
+    return BlockWeight.of_integers(integers[:, :depth], scales, None, GROUP, bits)
 
 
 def _byte_scales(blocks: Array) -> Array:
     """The largest number of a group becomes 127."""
     scales: Array = (abs(blocks).max(-1) / np.float32(127)).astype(np.float16)
     return scales
-
-
-def _nibble_scales(blocks: Array) -> Array:
-    """Of some scales near the one that makes the largest number -8, the one of the smallest squared error."""
-    place = abs(blocks).argmax(-1)[..., None]
-    largest = np.take_along_axis(blocks, place, -1)[..., 0]
-    best = (largest / np.float32(-8)).astype(np.float16)
-    least = np.full(best.shape, np.inf, np.float32)
-    for trial in range(_TRIALS):
-        scale = (largest / np.float32(-8 + 0.15 * (trial - _TRIALS // 2))).astype(np.float16)
-        wide = scale.astype(np.float32)
-        error = ((_to_integers(blocks, wide, 4) * wide[..., None] - blocks) ** 2).sum(-1)
-        best, least = np.where(error < least, scale, best), np.minimum(error, least)
-    return best
 
 
 def _to_integers(blocks: Array, scales: Array, bits: int) -> Array:

@@ -1,0 +1,148 @@
+"""Groups of 32 neighbours rounded to 4-bit integers with a scale each: the best of several scales, in compiled code.
+
+The code is that of any processor of the architecture, so that a model becomes the same module wherever it is compiled.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import tirx
+from tvm.ir import IRModule
+
+from compiler.frontends.llm.weights import Array
+from schedules.codegen.nest import allocate, expression, load, parallel, repeat, sequence, store, vectorized
+from schedules.instructions.llvm_options import plain_cpu
+from schedules.ir.tir import Expr, Stmt
+
+GROUP = 32
+_LANES = 16  # groups that are rounded side by side
+# The scales that are tried make the largest number of a group one of these.
+_ENDS = tuple(-8 + 0.15 * (trial - 7) for trial in range(15))
+
+
+def best_scales(groups: Array, importance: Array | None = None) -> Array:
+    """The scale of each group of the smallest weighted squared error.
+
+    Args:
+        groups: float32 (rows, groups of a row, 32).
+        importance: weights of the squared errors, float32 (groups of a row, 32); None: all 1.
+
+    Returns:
+        float16 (rows, groups of a row): w is about `scale * q` with q in [-8, 7]; 0 for a group of zeros.
+    """
+    rows, count, size = groups.shape
+    assert size == GROUP
+    if importance is None:
+        importance = np.ones((count, GROUP), np.float32)
+    tiles = -(-rows // _LANES)
+    whole = np.ascontiguousarray(groups, np.float32)
+    if rows % _LANES:
+        whole = np.concatenate([whole, np.zeros((tiles * _LANES - rows, count, GROUP), np.float32)])
+    given = (whole.reshape(tiles, _LANES, count, GROUP), np.ascontiguousarray(importance, np.float32))
+    result = tvm.runtime.empty((tiles, _LANES, count), "float16")
+    _kernel()(*map(tvm.runtime.tensor, given), result)
+    scales: Array = result.numpy().reshape(-1, count)[:rows]
+    return scales
+
+
+@cache
+def _kernel() -> Any:
+    """The compiled function of (groups, importance, scales)."""
+    tiles, count = tirx.Var("tiles", "int64"), tirx.Var("count", "int64")
+    given = tirx.decl_buffer([tiles, expression(_LANES), count, expression(GROUP)], "float32", "groups")
+    importance = tirx.decl_buffer([count, expression(GROUP)], "float32", "importance")
+    scales = tirx.decl_buffer([tiles, expression(_LANES), count], "float16", "scales")
+
+    def tile(at: Any) -> Stmt:
+        return repeat("group", count, lambda g: _Groups(given, importance, scales, at, g).code())
+
+    function = tirx.PrimFunc([given, importance, scales], parallel("tile", tiles, tile))
+    function = function.with_attrs({"global_symbol": "main", "tirx.noalias": True, "s_tir": True})
+    return tvm.compile(IRModule({"main": function}), target=tvm.target.Target(plain_cpu()))["main"]
+
+
+class _Groups:
+    """Writes the code of one group of as many rows as there are lanes."""
+
+    def __init__(self, given: Any, importance: Any, scales: Any, tile: Any, group: Any) -> None:
+        self.given, self.importance, self.result, self.tile, self.group = given, importance, scales, tile, group
+        self.values, values_made = allocate("values", [GROUP, _LANES], "float32", "local")
+        names = ("largest", "best", "least", "scale", "inverse", "error")
+        pairs = {name: allocate(name, [_LANES], "float32", "local") for name in names}
+        self.numbers = {name: buffer for name, (buffer, _) in pairs.items()}
+        self.made = [values_made, *(made for _, made in pairs.values())]
+
+    def code(self) -> Stmt:
+        zero = tirx.const(0.0, "float32")
+
+        def value(k: Any, lane: Any) -> Stmt:
+            return store(self.values, load(self.given, self.tile, lane, self.group, k), k, lane)
+
+        def larger(k: Any, lane: Any) -> Expr:
+            x, most = load(self.values, k, lane), self._get("largest", lane)
+            return tirx.Select(tirx.abs(x) > tirx.abs(most), x, most)
+
+        return sequence(
+            self.made,
+            repeat("k", GROUP, lambda k: repeat("lane", _LANES, lambda lane: value(k, lane))),
+            self._set("largest", lambda lane: zero),
+            repeat("k", GROUP, lambda k: self._set("largest", lambda lane: larger(k, lane))),
+            self._set("best", lambda lane: zero),
+            self._set("least", lambda lane: tirx.max_value("float32")),
+            [self._trial(end) for end in _ENDS],
+            repeat(
+                "lane",
+                _LANES,
+                lambda lane: store(
+                    self.result, tirx.Cast("float16", self._get("best", lane)), self.tile, lane, self.group
+                ),
+            ),
+        )
+
+    def _trial(self, end: float) -> Stmt:
+        """One more scale, kept where its error is the least so far."""
+        zero, one = tirx.const(0.0, "float32"), tirx.const(1.0, "float32")
+
+        def halved(lane: Any) -> Expr:
+            half = tirx.Cast("float16", self._get("largest", lane) * tirx.const(1 / end, "float32"))
+            return tirx.Cast("float32", half)
+
+        def added(k: Any, lane: Any) -> Expr:
+            x, half = load(self.values, k, lane), tirx.const(0.5, "float32")
+            near = x * self._get("inverse", lane)
+            near = tirx.max(tirx.min(near, tirx.const(7.0, "float32")), tirx.const(-8.0, "float32"))
+            whole = tirx.Cast("float32", tirx.Cast("int32", near + tirx.Select(near < zero, zero - half, half)))
+            off = whole * self._get("scale", lane) - x
+            return self._get("error", lane) + off * off * load(self.importance, self.group, k)
+
+        def is_best(lane: Any) -> Expr:
+            return self._get("error", lane) < self._get("least", lane)
+
+        return sequence(
+            self._set("scale", halved),
+            self._set(
+                "inverse",
+                lambda lane: tirx.Select(
+                    tirx.NE(self._get("scale", lane), zero),
+                    one / tirx.Select(tirx.NE(self._get("scale", lane), zero), self._get("scale", lane), one),
+                    zero,
+                ),
+            ),
+            self._set("error", lambda lane: zero),
+            repeat("k", GROUP, lambda k: self._set("error", lambda lane: added(k, lane))),
+            self._set(
+                "best",
+                lambda lane: tirx.Select(is_best(lane), self._get("scale", lane), self._get("best", lane)),
+            ),
+            self._set("least", lambda lane: tirx.min(self._get("error", lane), self._get("least", lane))),
+        )
+
+    def _get(self, name: str, lane: Any) -> Expr:
+        return load(self.numbers[name], lane)
+
+    def _set(self, name: str, value: Any) -> Stmt:
+        return vectorized("lane", _LANES, lambda lane: store(self.numbers[name], value(lane), lane))
