@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from compiler.artifact import Artifact
 from compiler.codegen.build import build_library
 from compiler.device.emulation import EmulatedModule
 from compiler.device.simulation import SimulatedModule
+from compiler.driver.calibration import calibration_tokens, operand_grams
 from compiler.driver.example import inputs_in_order, with_example
 from compiler.driver.manifest_entries import manifest_entries, requirements, states, tensor_descriptions
 from compiler.driver.sizes import Sizes, specialized
 from compiler.errors import OptionError, TensorwrightError, ToolchainError, UnknownTargetError
 from compiler.frontends.file_types import is_language_model
 from compiler.frontends.imported_model import ImportedModel
-from compiler.frontends.llm import LanguageModelOptions
+from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.frontends.source import Constants, ImportOptions, Shapes
 from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import PipelineResult, run_pipeline
@@ -64,6 +65,7 @@ def compile(
     precision: str | None = None,
     sequences: bool = False,
     cache: str | None = None,
+    calibration: str | Path | None = None,
     threads: int | None = None,
     passes: Mapping[str, PassLike | None] | None = None,
     dump: str | Path | None = None,
@@ -102,6 +104,8 @@ def compile(
             `tensorwright.generation.Scheduler` and for speculative decoding.
         cache: the type of the keys and values that a language model keeps: "float32", "float16", "bfloat16" or "int8",
             which has a scale for each head and row; None for float32 beside float32 weights and float16 beside others.
+        calibration: a text file; the weights of a language model with `precision="int4"` are rounded so that its
+            products change least on the first 4,096 tokens of the text (GPTQ).
         threads: how many threads the module runs on; the target's cores when None.
         passes: the user's own graph passes: `{"after:fold-constants": my_pass}`; see `tensorwright passes`.
         dump: a folder that receives the module after each pass as TVMScript.
@@ -146,6 +150,8 @@ def compile(
         language=LanguageModelOptions(precision, sequences=sequences, cache=cache) if is_language else None,
     )
     chosen = _target_for(target, options.precision, threads)
+    if calibration is not None:
+        imports = replace(imports, language=_calibrated(imports.language, source, Path(calibration), options))
     options.report("import")
     model = imports.load(source)
     for note in model.notes:
@@ -153,6 +159,21 @@ def compile(
             warnings.warn(note, stacklevel=3)
         options.report(note)
     return _compiled(model, model_name(source), chosen, options)
+
+
+def _calibrated(
+    language: LanguageModelOptions | None, source: object, text: Path, options: CompileOptions
+) -> LanguageModelOptions:
+    """The options with what GPTQ needs. Raises as `calibration_tokens`, and OptionError for other models."""
+    if language is None or language.precision != "int4":
+        raise OptionError('`calibration` is for language models with precision="int4"', "leave it out")
+    assert isinstance(source, str | Path)
+    options.report("calibrate")
+    model = import_language_model(Path(source), LanguageModelOptions(captures=True))
+    tokens = calibration_tokens(text, model)
+    whole = CompileOptions(threads=options.threads, records=options.records)
+    module = _compiled(model, model_name(source), _target_for("host", "float32", options.threads), whole)
+    return replace(language, grams=operand_grams(module, tokens))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,6 +96,15 @@ def _compile(
             show_default=False,
         ),
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Of a language model with --precision int4: a text on whose first 4,096 tokens the results of its "
+            "products are to change least (GPTQ).",
+            show_default=False,
+        ),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="How many threads it runs on; all cores if not given."),
@@ -153,6 +162,7 @@ def _compile(
             precision=precision,
             sequences=sequences,
             cache=cache,
+            calibration=calibration,
             threads=threads,
             passes=passes or None,
             dump=dump,

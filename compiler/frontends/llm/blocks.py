@@ -6,6 +6,7 @@ import numpy as np
 
 from compiler.errors import OptionError
 from compiler.frontends.gguf_blocks import read_gguf_blocks
+from compiler.frontends.llm.gptq import rounded_by_gptq
 from compiler.frontends.llm.group_rounding import GROUP, best_scales
 from compiler.frontends.llm.weights import FLOAT_KINDS, Array, Matrix
 from compiler.passes.rewriting.block_weights import BlockWeight
@@ -15,12 +16,15 @@ _NUMBERS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _ROWS_AT_ONCE = 256  # what stays in the caches
 
 
-def packed(weight: Matrix, precision: str | None) -> BlockWeight:
-    """A weight as the kernels read it; `precision` as of `LanguageModelOptions`.
+def packed(weight: Matrix, precision: str | None, gram: Array | None = None) -> BlockWeight:
+    """A weight as the kernels read it; `precision` as of `LanguageModelOptions`, `gram` one of its `grams`.
 
     Raises OptionError where quantized weights would be rounded once more.
     """
     if weight.kind in FLOAT_KINDS:
+        if precision == "int4" and gram is not None:
+            integers, scales = rounded_by_gptq(np.asarray(weight.data, np.float32), gram)
+            return BlockWeight.of_integers(integers[:, : weight.depth], scales, None, GROUP, 4)
         if precision in ("int8", "int4"):
             return _rounded(weight.data, 8 if precision == "int8" else 4)
         return BlockWeight.of_floats(np.asarray(weight.data), precision or _NUMBERS[weight.kind])

@@ -21,6 +21,7 @@ from compiler.passes.rewriting.block_weights import BlockWeight
 
 Expr = Any
 TOKENS, POSITION, LOGITS = "tokens", "position", "logits"
+OPERAND = "operand"  # a prefix
 POSITIONS, SEQUENCES, WANTED = "positions", "sequences", "wanted"
 
 
@@ -35,12 +36,15 @@ class DecoderModule:
     For several sequences, `main(tokens, positions, sequences, wanted, *caches)`: `positions` and `sequences` as
     `compiler.frontends.llm.attention.Positions` has them, `wanted` int64 (m,) the tokens whose logits (1, m,
     vocabulary) are returned; each cache is (slots, key heads, capacity, head size).
+
+    Where the options ask for them, operands of products follow, float32 (1, n, depth); `operands` are their depths.
     """
 
     mod: IRModule
     caches: tuple[str, ...]
     cache_dtype: str
     scales: frozenset[str] = frozenset()
+    operands: tuple[int, ...] = ()
 
 
 def build_decoder(config: DecoderConfig, parameters: Parameters, options: LanguageModelOptions) -> DecoderModule:
@@ -82,7 +86,13 @@ class _Builder(Emitter):
                 results = self._body(embedding, tokens, position, kept)
                 output = builder.emit_output(relax.Tuple(results))
             builder.emit_func_output(output)
-        return DecoderModule(builder.get(), tuple(each.name for each in caches), dtype, scales)
+        operands = tuple(int(each.ty.shape[-1]) for each in self.captured)
+        return DecoderModule(builder.get(), tuple(each.name for each in caches), dtype, scales, operands)
+
+    @property
+    def captured(self) -> list[Expr]:
+        """What is returned behind the caches."""
+        return self.products.operands if self.options.captures else []
 
     def _positions(self) -> tuple[Positions, list[relax.Var]]:
         """Where the tokens of a run stand, and the parameters that say it."""
@@ -113,7 +123,7 @@ class _Builder(Emitter):
             x = self.builder.emit_te(_selected, x, self.wanted, primfunc_name_hint="wanted_tokens")
         elif not self.options.all_logits:
             x = self.builder.emit_te(_last, x, primfunc_name_hint="last_token")
-        return [self._logits(self.normalized(x, self.parameters.final_norm()), table), *updated]
+        return [self._logits(self.normalized(x, self.parameters.final_norm()), table), *updated, *self.captured]
 
     def _embedded(self, table: BlockWeight, tokens: Expr, position: Positions) -> Expr:
         """(1, n) -> (1, n, hidden)"""

@@ -8,7 +8,16 @@ from pathlib import Path
 from compiler.artifact.language_model import DESCRIPTION_ASSET, TOKENIZER_ASSET, LanguageModelDescription
 from compiler.frontends.imported_model import ImportedModel, IndexRequirement, PositionSpec, StateSpec, TensorSpec
 from compiler.frontends.llm.config import DecoderConfig
-from compiler.frontends.llm.decoder import LOGITS, POSITION, POSITIONS, SEQUENCES, TOKENS, WANTED, build_decoder
+from compiler.frontends.llm.decoder import (
+    LOGITS,
+    OPERAND,
+    POSITION,
+    POSITIONS,
+    SEQUENCES,
+    TOKENS,
+    WANTED,
+    build_decoder,
+)
 from compiler.frontends.llm.gguf_config import read_gguf
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.gguf_tokenizer import read_gguf_tokenizer
@@ -55,6 +64,7 @@ def import_language_model(path: Path, options: LanguageModelOptions | None = Non
     rows: int | str = "m" if options.sequences else "n" if options.all_logits else 1
     logits = TensorSpec(LOGITS, (1, rows, config.vocabulary), "float32")
     outputs = [logits, *(TensorSpec(f"{each.name}_out", each.shape, each.dtype) for each in caches)]
+    outputs += [TensorSpec(f"{OPERAND}_{at}", (1, "n", depth), "float32") for at, depth in enumerate(built.operands)]
     states = tuple(StateSpec(each.name, each.name, f"{each.name}_out", axis=2) for each in caches)
     return ImportedModel(
         mod=built.mod,

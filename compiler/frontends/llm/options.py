@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from compiler.errors import OptionError
+from compiler.frontends.llm.weights import Array
 
 PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int4")
 _OTHER_NAMES = {"fp32": "float32", "f32": "float32", "fp16": "float16", "f16": "float16", "bf16": "bfloat16"}
@@ -26,6 +27,8 @@ class LanguageModelOptions:
             and float16 beside narrower ones. It is read whole for each token. "int8" has a scale for each head and row.
         sequences: build the module for several sequences a run, for `compiler.generation.Scheduler` and for speculative
             decoding: a session's cache has a slot for each. Excludes `all_logits` and int8 caches.
+        captures: return the operand of each product of the layers as well, for `grams`.
+        grams: of each of these operands the sum of x xᵀ over its rows x, which "int4" rounds weights by (GPTQ).
     """
 
     precision: str | None = None
@@ -33,6 +36,8 @@ class LanguageModelOptions:
     all_logits: bool = False
     cache: str | None = None
     sequences: bool = False
+    captures: bool = False
+    grams: tuple[Array, ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.precision is not None:

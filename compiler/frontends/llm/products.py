@@ -24,10 +24,16 @@ class Products:
 
     def __init__(self, builder: relax.BlockBuilder, options: LanguageModelOptions) -> None:
         self._builder, self._options = builder, options
+        self.operands: list[Expr] = []  # of `product` but for the head, in order
 
     def product(self, x: Expr, linear: Linear, *, is_head: bool = False) -> Expr:
         """x @ weight.T + bias: (1, n, depth) -> (1, n, rows)."""
-        weight = packed(linear.weight, self._table_precision if is_head else self._options.precision)
+        if is_head:
+            weight = packed(linear.weight, self._table_precision)
+        else:
+            gram = self._options.grams[len(self.operands)] if self._options.grams else None
+            weight = packed(linear.weight, self._options.precision, gram)
+            self.operands.append(x)
         result = block_product(self._builder, x, weight, self._activations(weight))
         if linear.bias is None:
             return result
