@@ -166,7 +166,7 @@ def digits() -> Task:
                 (image,),
                 dynamo=True,
                 input_names=["image"],
-                output_names=["scores"],
+                output_names=["answer"],
                 dynamic_shapes=(batch["image"],),
             )
             assert program is not None
@@ -250,7 +250,7 @@ def retrieval() -> Task:
             (ids[:8],),
             dynamo=True,
             input_names=["input_ids"],
-            output_names=["scores"],
+            output_names=["answer"],
             dynamic_shapes=batch,
             verbose=False,
         )

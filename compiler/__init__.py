@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from compiler.profiling.bench import bench
     from compiler.profiling.profile import profile
     from compiler.runtime import Module, load
+    from compiler.splitting.split import split
     from compiler.tuning.tune import tune
     from targets import Target
 
@@ -57,6 +58,7 @@ _HOME: dict[str, str | None] = {
     "register_onnx_operator": "compiler.frontends.onnx.custom",
     "serving": None,
     "share_weights": "compiler.compression.weight_sharing",
+    "split": "compiler.splitting.split",
     "torch_backend": None,
     "tune": "compiler.tuning.tune",
     "write_variants": "compiler.compression.variants",
@@ -86,6 +88,7 @@ __all__ = [
     "register_onnx_operator",
     "serving",
     "share_weights",
+    "split",
     "torch_backend",
     "tune",
     "write_variants",

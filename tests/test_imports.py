@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From top to bottom; what stands in one line does not import each other. A package may import what stands below it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("compiler.cli",),
+    ("compiler.splitting",),
     ("compiler.onnx_backend", "compiler.compression", "compiler.inspection", "compiler.serving", "compiler.tuning"),
     ("compiler.driver",),
     ("compiler.device", "compiler.generation", "compiler.profiling"),

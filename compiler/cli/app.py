@@ -25,6 +25,7 @@ from compiler.cli.commands import (
     run,
     serve,
     sign,
+    split,
     targets,
     tune,
 )
@@ -95,6 +96,7 @@ for command in (
     quantize,
     compress,
     calibrate,
+    split,
     tune,
     records,
     key,

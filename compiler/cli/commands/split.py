@@ -1,0 +1,106 @@
+"""`tensorwright split`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compiler.cli import options
+
+HELP = """Cut a model between a client and a server where both and the network take the least time.
+
+Every cut of the graph is weighed with each wire type (float32, float16, int8 with calibrated scales): the client's
+time, the bytes over the bandwidth, and the server's time. The best three are built and timed on this machine; times of
+another target are scaled by what both machines are estimated to take. --output receives client.twm,
+server/1/model.twm, which `tensorwright serve` serves, and split.json.
+
+[bold]Typical[/]
+
+  tensorwright split model.onnx --bandwidth 10Mbit --client-target raspberry-pi-4 --samples a.npz -o halves
+
+[bold]Examples[/]
+
+  Serve one half, and run the other (in Python):
+    tensorwright serve NAME=halves/server
+    SplitClient("halves/client.twm", "http://server:8000", "NAME").run({"image": image})
+
+  Cut after a node of the model, with float16 on the wire:
+    tensorwright split model.onnx --bandwidth 10Mbit --at /layer2/Relu --wire float16 -o halves
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("split", help=HELP)(_split)
+
+
+def _split(
+    model: options.ModelPath,
+    bandwidth: Annotated[
+        str, typer.Option(metavar="RATE", help="Of the network: 10Mbit, 1Gbit, 500kbit, or bytes as in 2MB.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where both halves go.")],
+    latency: Annotated[str, typer.Option(metavar="TIME", help="Of a round trip: 20ms, 0.1s.")] = "0ms",
+    client_target: Annotated[str, typer.Option(metavar="NAME", help="The client's machine.")] = "host",
+    server_target: Annotated[str, typer.Option(metavar="NAME", help="The server's machine.")] = "host",
+    wire: Annotated[
+        list[str] | None, typer.Option(metavar="TYPE", help="float32, float16 or int8; all if not given.")
+    ] = None,
+    at: Annotated[str | None, typer.Option(metavar="NODE", help="Cut after this node.")] = None,
+    samples: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--samples", "-s", metavar="FILE", help="An .npz file with an array for each input; repeat for more."
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(metavar="SHARE", help="How far the cosine similarity may drop by the wire's type.")
+    ] = 0.01,
+    shape: options.ModelShapes = None,
+    constant: options.Constants = None,
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> None:
+    from dataclasses import asdict
+
+    import compiler
+    from compiler.cli.arguments import load_archive, parse_arrays, parse_shapes
+    from compiler.cli.output import print_json, print_line
+    from compiler.cli.progress import Steps
+    from compiler.errors import StorageError
+    from compiler.inspection.model_inspection import model_inputs
+    from compiler.splitting.quantities import bits_per_second, seconds
+
+    specs = {each.name: each for each in model_inputs(model)} if constant else {}
+    rate, delay = bits_per_second(bandwidth), seconds(latency)
+    server = output / "server" / "1"
+    try:
+        server.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{server} cannot be made: {error}") from error
+    with Steps() as steps:
+        result = compiler.split(
+            model,
+            bandwidth=rate,
+            latency=delay,
+            client_target=client_target,
+            server_target=server_target,
+            wires=wire or ("float32", "float16", "int8"),
+            at=at,
+            calibration=[load_archive(each, "--samples") for each in samples] if samples else None,
+            max_drop=max_drop,
+            shapes=parse_shapes(list(shape or [])) or None,
+            constants=parse_arrays(list(constant or []), "--constant", specs) or None,
+            threads=threads,
+            progress=steps,
+        )
+    result.client.export(output / "client.twm")
+    result.server.export(server / "model.twm")
+    result.report.save(output / "split.json")
+    if as_json:
+        print_json(asdict(result.report))
+        return
+    print_line(str(result.report))
+    print_line(f"wrote {output}/client.twm, {server}/model.twm, {output}/split.json")

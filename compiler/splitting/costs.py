@@ -1,0 +1,61 @@
+"""What both sides of a cut take: estimated for each target, and measured on this machine where it can be."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import targets
+from compiler.frontends.imported_model import ImportedModel
+from compiler.inspection.cost_estimate import estimate_costs
+from compiler.inspection.roofline import Roofline
+from compiler.splitting.cuts import Cut
+
+
+@dataclass(frozen=True)
+class SideCosts:
+    """Seconds that a target is estimated to take for the bindings of `main` before each position.
+
+    Attributes:
+        before: by position of a cut.
+        whole: of the whole model.
+    """
+
+    before: dict[int, float]
+    whole: float
+
+    def after(self, cut: Cut) -> float:
+        """What is left behind a cut."""
+        return self.whole - self.before[cut.position]
+
+
+def estimated_costs(
+    model: ImportedModel, target: targets.Target, cuts: Sequence[Cut], places: dict[str, int], size: int
+) -> SideCosts:
+    """The least times of kernels (roofline) by the place of the node that most of a kernel's work is for.
+
+    Args:
+        places: the position after which a node is computed.
+        size: of symbolic dimensions.
+    """
+    roofline = Roofline.of(target.machine, measured=False)
+    symbols = {each: size for spec in model.inputs for each in spec.shape if isinstance(each, str)}
+    by_position: dict[int, float] = defaultdict(float)
+    for cost in estimate_costs(model, target, roofline, symbols):
+        place = next((places[node] for node in cost.nodes if node in places), 0)
+        by_position[place] += cost.seconds
+    before = {
+        cut.position: sum(seconds for place, seconds in by_position.items() if place <= cut.position) for cut in cuts
+    }
+    return SideCosts(before, sum(by_position.values()))
+
+
+def node_places(model: ImportedModel) -> dict[str, int]:
+    """The number of bindings up to and with the one that computes a node."""
+    bindings = [binding for block in model.mod["main"].body.blocks for binding in block.bindings]
+    places: dict[str, int] = {}
+    for position, binding in enumerate(bindings):
+        for node in model.nodes.get(str(binding.var.name), ()):
+            places[node.name] = position + 1
+    return places

@@ -1,0 +1,246 @@
+"""Cuts of a model: positions in the order of its operators, what crosses each, and the two halves as models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import tvm
+from tvm import relax
+from tvm.relax.analysis import free_vars
+
+import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
+from compiler.errors import OptionError
+from compiler.frontends.imported_model import ImportedModel, TensorSpec
+from compiler.passes.rewriting.graph import remove_unused
+from compiler.splitting.wire import Wire, decoded, encoded, wire_dtype
+from schedules.machine import dtype_bits
+
+Var = Any
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """A tensor that goes over the wire.
+
+    Attributes:
+        name: of the model's node that computes it, or of the model's input.
+        variable: in `main`.
+        shape, dtype: symbolic dimensions by name.
+    """
+
+    name: str
+    variable: Var
+    shape: tuple[int | str, ...]
+    dtype: str
+
+    def elements(self, size: int = 1) -> int:
+        """Elements, with `size` for symbolic dimensions."""
+        count = 1
+        for each in self.shape:
+            count *= each if isinstance(each, int) else size
+        return count
+
+    def nbytes(self, wire: Wire, size: int = 1) -> int:
+        """Bytes on the wire."""
+        return self.elements(size) * dtype_bits(wire_dtype(self.dtype, wire.kind)) // 8
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A place to cut.
+
+    Attributes:
+        position: how many of the bindings of `main` the client computes; 0: none, the inputs are sent.
+        after: the node that it comes after; "the inputs" for position 0.
+        crossing: what the server needs of what the client has.
+    """
+
+    position: int
+    after: str
+    crossing: tuple[Crossing, ...]
+
+    def nbytes(self, wire: Wire, size: int = 1) -> int:
+        """Bytes on the wire."""
+        return sum(each.nbytes(wire, size) for each in self.crossing)
+
+
+def find_cuts(model: ImportedModel) -> list[Cut]:
+    """All places where only tensors cross whose shapes are numbers or symbols.
+
+    Args:
+        model: in canonical form.
+
+    Raises:
+        OptionError: the model keeps states, or its body is no list of bindings.
+    """
+    if model.states:
+        raise OptionError("a model that keeps states cannot be split", "its states belong to one machine")
+    main = model.mod["main"]
+    bindings = [binding for _, binding in _flat(main)]
+    last_use = _last_uses(main, bindings)
+    names = {parameter: spec.name for parameter, spec in zip(main.params, model.inputs, strict=True)}
+    taken = set(names.values())
+    defined: list[Var] = list(main.params)
+    cuts = []
+    for position in range(len(bindings)):
+        crossing = [variable for variable in defined if last_use.get(variable, -1) >= position]
+        found = [_crossing(variable, names, model, taken) for variable in crossing]
+        whole = [each for each in found if each is not None]
+        if whole and len(whole) == len(found):
+            after = "the inputs" if position == 0 else _node_name(bindings[position - 1].var, model)
+            cuts.append(Cut(position, after, tuple(whole)))
+        defined.append(bindings[position].var)
+    return cuts
+
+
+def halves(model: ImportedModel, cut: Cut, wires: Sequence[Wire]) -> tuple[ImportedModel, ImportedModel]:
+    """The client's and the server's half; the client's outputs are the server's inputs, as they cross the wire.
+
+    Args:
+        wires: of each tensor of `cut.crossing`.
+
+    Raises:
+        OptionError: a half would need a size that does not cross the wire.
+    """
+    front, back = _front(model, cut, wires), _back(model, cut, wires)
+    for half in (front, back):
+        try:
+            relax.analysis.well_formed(half.mod)
+        except Exception as error:
+            raise OptionError(
+                f"the model cannot be cut after {cut.after!r}: {str(error).splitlines()[0]}", "cut at another place"
+            ) from error
+    return front, back
+
+
+def _front(model: ImportedModel, cut: Cut, wires: Sequence[Wire]) -> ImportedModel:
+    main = model.mod["main"]
+    builder = Emitter()
+    sent = [encoded(each.variable, each.dtype, wire, builder) for each, wire in zip(cut.crossing, wires, strict=True)]
+    result = relax.Var("sent", relax.TupleType([each.ty for each in sent]))
+    bindings = [*builder.bindings, relax.VarBinding(result, relax.Tuple(sent))]
+    kept = _blocks(main, 0, cut.position)
+    if kept and isinstance(kept[-1], relax.DataflowBlock):
+        bindings = [*kept.pop().bindings, *bindings]  # the variables of such a block are known in it alone
+    read = {variable for _, binding in _flat(main)[: cut.position] for variable in free_vars(binding.value)}
+    read |= {each.variable for each in cut.crossing}
+    pairs = [pair for pair in zip(main.params, model.inputs, strict=True) if pair[0] in read]
+    outputs = [
+        TensorSpec(each.name, each.shape, wire_dtype(each.dtype, wire.kind))
+        for each, wire in zip(cut.crossing, wires, strict=True)
+    ]
+    names = {spec.name for _, spec in pairs}
+    return replace(
+        _plain(model),
+        mod=_module(model, [each for each, _ in pairs], [*kept, relax.DataflowBlock(bindings)], result),
+        inputs=[spec for _, spec in pairs],
+        outputs=outputs,
+        indices=tuple(each for each in model.indices if each.input in names),
+        assets=model.assets,
+    )
+
+
+def _back(model: ImportedModel, cut: Cut, wires: Sequence[Wire]) -> ImportedModel:
+    main = model.mod["main"]
+    builder = Emitter()
+    parameters, specs = [], []
+    for each, wire in zip(cut.crossing, wires, strict=True):
+        dtype = wire_dtype(each.dtype, wire.kind)
+        parameter = relax.Var(f"{each.variable.name}_received", relax.TensorType(each.variable.ty.shape, dtype))
+        parameters.append(parameter)
+        specs.append(TensorSpec(each.name, each.shape, dtype))
+        value = decoded(parameter, each.dtype, wire, builder)
+        builder.bindings.append(relax.VarBinding(each.variable, value))
+    rest = _blocks(main, cut.position, None)
+    if isinstance(rest[0], relax.DataflowBlock):
+        rest[0] = relax.DataflowBlock([*builder.bindings, *rest[0].bindings])
+    else:
+        rest.insert(0, relax.DataflowBlock(builder.bindings))
+    mod = _module(model, parameters, rest, main.body.body)
+    return replace(_plain(model), mod=mod, inputs=specs, outputs=list(model.outputs))
+
+
+class Emitter:
+    """Bindings under construction."""
+
+    def __init__(self) -> None:
+        self.bindings: list[Any] = []
+        self._builder = relax.BlockBuilder()
+
+    def emit(self, call: Any, name: str) -> Var:
+        """Bind a call to a new variable of its type."""
+        normalized = self._builder.normalize(call)
+        variable = relax.DataflowVar(name, normalized.ty)
+        self.bindings.append(relax.VarBinding(variable, normalized))
+        return variable
+
+
+def _module(model: ImportedModel, parameters: Sequence[Var], blocks: Sequence[Any], result: Any) -> tvm.IRModule:
+    body = relax.SeqExpr([block for block in blocks if block.bindings], result)
+    function = relax.Function(list(parameters), body, result.ty, attrs=model.mod["main"].attrs)
+    mod = model.mod.clone()
+    mod.update_func(mod.get_global_var("main"), relax.utils.copy_with_new_vars(function))
+    return remove_unused(relax.transform.CanonicalizeBindings()(relax.transform.Normalize()(mod)))
+
+
+def _flat(main: Any) -> list[tuple[Any, Any]]:
+    return [(block, binding) for block in main.body.blocks for binding in block.bindings]
+
+
+def _blocks(main: Any, start: int, stop: int | None) -> list[Any]:
+    """The blocks that hold the bindings from `start` to `stop`."""
+    blocks, position = [], 0
+    for block in main.body.blocks:
+        count = len(block.bindings)
+        low = max(start - position, 0)
+        high = count if stop is None else min(max(stop - position, 0), count)
+        if low < high:
+            blocks.append(type(block)(list(block.bindings)[low:high]))
+        position += count
+    return blocks
+
+
+def _last_uses(main: Any, bindings: Sequence[Any]) -> dict[Var, int]:
+    """The position of the last binding that reads a variable; the number of bindings where the result does."""
+    found: dict[Var, int] = {}
+    for position, binding in enumerate(bindings):
+        for variable in free_vars(binding.value):
+            found[variable] = position
+    for variable in free_vars(main.body.body):
+        found[variable] = len(bindings)
+    return found
+
+
+def _crossing(variable: Var, names: dict[Var, str], model: ImportedModel, taken: set[str]) -> Crossing | None:
+    kind = variable.ty
+    if not isinstance(kind, relax.TensorType) or kind.shape is None:
+        return None
+    shape: list[int | str] = []
+    for size in kind.shape:
+        if isinstance(size, tvm.tirx.IntImm):
+            shape.append(int(size))
+        elif isinstance(size, tvm.ir.Var):
+            shape.append(str(size.name))
+        else:
+            return None
+    if variable not in names:
+        name = _node_name(variable, model)
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        names[variable] = name
+    return Crossing(names[variable], variable, tuple(shape), str(kind.dtype))
+
+
+def _node_name(variable: Var, model: ImportedModel) -> str:
+    nodes = model.nodes.get(str(variable.name), ())
+    return nodes[0].name if nodes else str(variable.name)
+
+
+def _plain(model: ImportedModel) -> ImportedModel:
+    """The model without what holds for it as a whole alone."""
+    fields = {name: getattr(model, name) for name in ImportedModel.__dataclass_fields__}
+    fields |= {"requirements": (), "indices": (), "states": (), "position": None, "assets": {}, "notes": ()}
+    return ImportedModel(**fields)

@@ -1,0 +1,318 @@
+"""`split`: the best cut of a model between a client and a server, and both halves as modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import targets
+from compiler.compression.canonical import canonical
+from compiler.driver.compile import compile as compile_model
+from compiler.driver.compile import find_target, model_name
+from compiler.errors import AccuracyError, NothingGainedError, OptionError, TensorwrightError
+from compiler.frontends.imported_model import ImportedModel
+from compiler.frontends.source import Constants, ImportOptions, Shapes
+from compiler.profiling.timing import seconds_in_turns
+from compiler.runtime import Module
+from compiler.runtime.random_inputs import random_inputs
+from compiler.splitting.costs import SideCosts, estimated_costs, node_places
+from compiler.splitting.cuts import Cut, find_cuts, halves
+from compiler.splitting.report import Choice, Error, SplitReport
+from compiler.splitting.wire import KINDS, Wire, calibrated
+from compiler.support.progress_bar import automatic, shows_progress, silent
+
+Array = np.ndarray[Any, Any]
+Arrays = Mapping[str, Array]
+_FINALISTS = 3
+_RANDOM_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """Both halves.
+
+    Attributes:
+        client: for the client's target; its outputs are what is sent.
+        server: takes what is sent, and gives the model's outputs.
+    """
+
+    client: Module
+    server: Module
+    report: SplitReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """The way between both halves.
+
+    Attributes:
+        bandwidth: bits per second.
+        latency: seconds of a round trip.
+    """
+
+    bandwidth: float
+    latency: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises OptionError for what is no bandwidth or latency."""
+        if not self.bandwidth > 0 or not self.latency >= 0:
+            raise OptionError(f"bandwidth {self.bandwidth} bit/s, latency {self.latency} s", "give numbers above 0")
+
+    def seconds(self, nbytes: int) -> float:
+        """To send so many bytes and get an answer."""
+        return self.latency + 8 * nbytes / self.bandwidth
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A cut with a wire type, its times, scales and error."""
+
+    choice: Choice
+    cut: Cut
+    wires: list[Wire]
+    error: Error
+
+
+@shows_progress
+def split(
+    source: object,
+    *,
+    bandwidth: float,
+    latency: float = 0.0,
+    client_target: str | targets.Target = "host",
+    server_target: str | targets.Target = "host",
+    wires: Sequence[str] = KINDS,
+    at: str | None = None,
+    calibration: Sequence[Arrays] | None = None,
+    max_drop: float = 0.01,
+    size: int = 1,
+    shapes: Shapes | None = None,
+    constants: Constants | None = None,
+    example_inputs: Sequence[Any] | None = None,
+    dynamic_shapes: Any = None,
+    threads: int | None = None,
+    progress: Callable[[str], None] | None = automatic,
+) -> SplitResult:
+    """Cut a model where the client's time, the wire's and the server's are least together.
+
+    All cuts are ranked by estimated times; the halves of the best three are built and timed on this machine. Times of a
+    target that is not this machine are those measured here, scaled by what both are estimated to take.
+
+    Args:
+        source, shapes, constants, example_inputs, dynamic_shapes: as `tensorwright.compile` takes them.
+        bandwidth, latency: of the network, in bits per second and seconds of a round trip.
+        wires: types that float32 tensors may have on the wire: "float32", "float16", "int8" (a scale per tensor).
+        at: the node after which to cut; None: the best place.
+        calibration: inputs as the model meets them, for int8's scales and for the error; None: random inputs, which the
+            report says.
+        max_drop: how far the cosine similarity with the whole model may drop by the wire's type, as a share.
+        size: of symbolic dimensions, for times and bytes.
+
+    Raises:
+        NothingGainedError: the client alone is faster than any cut.
+        AccuracyError: no wire type holds `max_drop`.
+        OptionError: the model cannot be cut.
+        OptionError: an option is at fault.
+    """
+    unknown = sorted(set(wires) - set(KINDS))
+    if unknown or not wires:
+        raise OptionError(f"there is no wire type {unknown}", f"known: {', '.join(KINDS)}")
+    imports = ImportOptions(
+        shapes=shapes, constants=constants, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes
+    )
+    sides = find_target(client_target, threads), find_target(server_target, threads)
+    splitter = _Splitter(imports.load(source), model_name(source), sides, Network(bandwidth=bandwidth, latency=latency))
+    splitter.report = progress if progress is not None else silent
+    splitter.threads, splitter.size = threads, size
+    splitter.use(calibration)
+    return splitter.result([kind for kind in KINDS if kind in wires], at, max_drop)
+
+
+class _Splitter:
+    """One model on its way to two halves."""
+
+    def __init__(
+        self, model: ImportedModel, name: str, sides: tuple[targets.Target, targets.Target], network: Network
+    ) -> None:
+        self.host = find_target("host")
+        self.model, self.name = canonical(model, self.host), name
+        self.client, self.server = sides
+        self.network = network
+        self.report: Callable[[str], None] = silent
+        self.threads: int | None = None
+        self.size = 1
+        self.samples: list[dict[str, Array]] = []
+        self.random = False
+
+    def use(self, calibration: Sequence[Arrays] | None) -> None:
+        """Take the caller's samples, or random ones."""
+        self.random = calibration is None
+        if calibration is None:
+            sizes = {each: self.size for spec in self.model.inputs for each in spec.shape if isinstance(each, str)}
+            self.samples = [
+                random_inputs(self.model.inputs, sizes=sizes, indices=self.model.indices, seed=seed)
+                for seed in range(_RANDOM_SAMPLES)
+            ]
+        else:
+            self.samples = [{name: np.asarray(array) for name, array in each.items()} for each in calibration]
+        if not self.samples:
+            raise OptionError("calibration= holds no samples", "give some inputs as the model will meet them")
+
+    def result(self, kinds: Sequence[str], at: str | None, max_drop: float) -> SplitResult:
+        """Choose, build, and report. Raises as `split`."""
+        cuts = [cut for cut in find_cuts(self.model) if self._computes_after(cut)]
+        if at is not None:
+            named = [cut for cut in cuts if cut.after == at]
+            if not named:
+                raise OptionError(f"the model cannot be cut after {at!r}", f"after {', '.join(c.after for c in cuts)}")
+            cuts = named[-1:]
+        self.report("estimate")
+        places = node_places(self.model)
+        costs = {
+            side.name: estimated_costs(self.model, side, cuts, places, self.size)
+            for side in {each.name: each for each in (self.client, self.server, self.host)}.values()
+        }
+        client, server, here = (costs[side.name] for side in (self.client, self.server, self.host))
+        self.report("measure the whole model")
+        whole = self._compile(self.model)
+        expected = [whole.run(sample) for sample in self.samples]
+        seconds = _seconds(whole, self.samples[0])
+        alone = seconds * _ratio(client.whole, here.whole)
+        # What a roofline estimates is the least time; the model as a whole shows by how much it is more here.
+        slower = _ratio(seconds, here.whole)
+        estimated = sorted(
+            (
+                self._choice(cut, kind, slower * client.before[cut.position], slower * server.after(cut))
+                for cut in cuts
+                for kind in kinds
+            ),
+            key=lambda choice: choice.seconds,
+        )
+        by_position = {cut.position: cut for cut in cuts}
+        finalists = _different(estimated, by_position)
+        measured: list[Measured] = []
+        for position in finalists:
+            cut = by_position[position]
+            self.report(f"measure the cut after {cut.after}")
+            measured += self._measured(cut, kinds, (client, server, here), expected)
+        best = best_of(measured, max_drop, alone if at is None else None)
+        return self._built(best, measured, estimated, alone, max_drop)
+
+    def _computes_after(self, cut: Cut) -> bool:
+        bindings = [binding for block in self.model.mod["main"].body.blocks for binding in block.bindings]
+        return any(str(binding.var.name) in self.model.nodes for binding in bindings[cut.position :])
+
+    def _choice(self, cut: Cut, kind: str, client: float, server: float) -> Choice:
+        nbytes = cut.nbytes(Wire(kind), self.size)
+        return Choice(cut.position, cut.after, kind, nbytes, client, self.network.seconds(nbytes), server)
+
+    def _compile(self, half: ImportedModel, target: targets.Target | None = None, **options: Any) -> Module:
+        return compile_model(half, target or self.host, threads=self.threads, progress=None, **options)
+
+    def _measured(
+        self, cut: Cut, kinds: Sequence[str], sides: tuple[SideCosts, SideCosts, SideCosts], expected: Sequence[Arrays]
+    ) -> list[Measured]:
+        """The cut with each wire type: measured times, calibrated scales, and the error that they cause."""
+        client, server, here = sides
+        floats = [Wire() for _ in cut.crossing]
+        front, back = (self._compile(half) for half in halves(self.model, cut, floats))
+        names = [each.name for each in front.inputs]
+        sent = [front.run({name: sample[name] for name in names}) for sample in self.samples]
+        before = _seconds(front, {name: self.samples[0][name] for name in names})
+        before *= _ratio(client.before[cut.position], here.before[cut.position])
+        after = _seconds(back, sent[0]) * _ratio(server.after(cut), here.after(cut))
+        found = []
+        for kind in kinds:
+            wires = [calibrated(kind, [np.asarray(each[tensor.name]) for each in sent]) for tensor in cut.crossing]
+            received = [
+                {tensor.name: wire.through(each[tensor.name]) for tensor, wire in zip(cut.crossing, wires, strict=True)}
+                for each in sent
+            ]
+            error = Error.of([back.run(each) for each in received], expected)
+            found.append(Measured(self._choice(cut, kind, before, after), cut, wires, error))
+        return found
+
+    def _built(
+        self,
+        best: Measured,
+        measured: Sequence[Measured],
+        estimated: Sequence[Choice],
+        alone: float,
+        max_drop: float,
+    ) -> SplitResult:
+        choice, cut, wires, error = best.choice, best.cut, best.wires, best.error
+        self.report(f"build the halves of the cut after {cut.after}")
+        front, back = halves(self.model, cut, wires)
+        sample = {spec.name: self.samples[0][spec.name] for spec in front.inputs}
+        client = self._compile(front, self.client, reference_inputs=sample)
+        sent = client.artifact.reference_outputs
+        if not sent:
+            raise TensorwrightError("the client's half gave no reference outputs to build the server's half with")
+        server = self._compile(back, self.server, reference_inputs=dict(sent))
+        report = SplitReport(
+            model=self.name,
+            client_target=self.client.name,
+            server_target=self.server.name,
+            bandwidth=self.network.bandwidth,
+            latency=self.network.latency,
+            chosen=choice,
+            crossing=tuple(
+                (each.name, list(each.shape), wire.kind if each.dtype == "float32" else each.dtype)
+                for each, wire in zip(cut.crossing, wires, strict=True)
+            ),
+            error=error,
+            max_drop=max_drop,
+            client_alone=alone,
+            measured=tuple(each.choice for each in measured),
+            errors=tuple(each.error for each in measured),
+            estimated=tuple(estimated[:20]),
+            random_inputs=self.random,
+        )
+        return SplitResult(client, server, report)
+
+
+def best_of(measured: Sequence[Measured], max_drop: float, alone: float | None) -> Measured:
+    """The fastest whose wire type holds the limit.
+
+    Args:
+        alone: seconds of the client alone; None: do not compare.
+
+    Raises:
+        AccuracyError, NothingGainedError: as `split`.
+    """
+    holding = [each for each in measured if 1.0 - each.error.cosine <= max_drop]
+    if not holding:
+        listed = "; ".join(
+            f"{each.choice.wire} after {each.choice.after}: {each.error.cosine:.6f}" for each in measured
+        )
+        hint = "allow float16 or float32"
+        raise AccuracyError(f"no wire type holds the limit max_drop={max_drop}: {listed}", hint)
+    best = min(holding, key=lambda each: each.choice.seconds)
+    if alone is not None and alone <= best.choice.seconds:
+        raise NothingGainedError(
+            f"the client alone takes {alone * 1e3:.2f} ms; the best cut, after {best.choice.after}, takes"
+            f" {best.choice.seconds * 1e3:.2f} ms",
+            "run the whole model on the client, or name a cut (at=)",
+        )
+    return best
+
+
+def _different(estimated: Sequence[Choice], cuts: Mapping[int, Cut]) -> list[int]:
+    """The positions of the best cuts; of those that send equally much only the best."""
+    chosen: dict[int, int] = {}
+    for choice in estimated:
+        chosen.setdefault(cuts[choice.position].nbytes(Wire()), choice.position)
+    return list(chosen.values())[:_FINALISTS]
+
+
+def _ratio(target: float, here: float) -> float:
+    """By how much a target is slower than this machine, by estimates; 1 where both do nothing."""
+    return target / here if here else 1.0
+
+
+def _seconds(module: Module, inputs: Arrays) -> float:
+    (seconds,) = seconds_in_turns([lambda: module.run(inputs)], threads=module.threads)
+    return seconds
