@@ -20,7 +20,7 @@ REPEATING: dict[str, Prompt] = {
     "code": "".join(
         f"def {name}(a, b):\n    return a {sign} b\n\n" for name, sign in (("add", "+"), ("sub", "-"), ("mul", "*"))
     ),
-    "list": "Monday: open 9 to 5\nTuesday: open 9 to 5\nWednesday: open 9 to 5\nThursday: open 9 to 5\n",
+    "CSV": "id,name,city,active\n1,Ada,London,yes\n2,Bob,Paris,yes\n3,Carla,Rome,no\n4,Dan,London,yes\n5,",
     "JSON": '[{"id": 1, "name": "Ada", "active": true},\n {"id": 2, "name": "Bob", "active": true},\n {"id": 3, ',
 }
 

@@ -86,8 +86,14 @@ class KeyValueCache:
         rounded = builder.emit(builder.call_te(round_rows, keys, values, primfunc_name_hint="round_rows"))
         # In the order of `parts`.
         new = [builder.emit(relax.TupleGetItem(rounded, at)) for at in range(4)]
-        start = self.position.start
-        written = [write_rows(builder, old, rows, start, 2) for old, rows in zip(self.parts, new, strict=True)]
+        start, sequences = self.position.start, self.position.sequences
+
+        def write(old: Expr, rows: Expr) -> Expr:
+            if sequences is not None:
+                return write_sequences(builder, old, rows, sequences, 2)
+            return write_rows(builder, old, rows, start, 2)
+
+        written = [write(old, rows) for old, rows in zip(self.parts, new, strict=True)]
         return KeyValueCache(written[0], written[1], self.position, tuple(written[2:]), self.rounds)
 
 

@@ -53,8 +53,6 @@ class LanguageModelOptions:
             name = _OTHER_NAMES.get(self.cache, self.cache)
             if name not in CACHES:
                 raise OptionError(f"cache {self.cache!r} is not one of {', '.join(CACHES)}")
-            if name == "int8" and self.sequences:
-                raise OptionError("int8 caches are of one sequence", "give sequences another cache, or leave them out")
             object.__setattr__(self, "cache", name)
 
     def cache_dtype(self, *, narrow: bool) -> str:
@@ -67,5 +65,4 @@ class LanguageModelOptions:
         """Whether attention may round its operands as products with such weights do: to bfloat16 in prompts, and
         queries to 8 bits over an int8 cache. `quantized`: whether the checkpoint's own weights are."""
         narrow = self.precision in ("int8", "int4") or (quantized and self.precision is None)
-        # Of several sequences, a token's numbers do not depend on how many tokens a run reads.
-        return self.activations == "int8" and not self.sequences and (narrow or cache in ("int8", "bfloat16"))
+        return self.activations == "int8" and (narrow or cache in ("int8", "bfloat16"))

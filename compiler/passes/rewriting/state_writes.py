@@ -59,19 +59,20 @@ def write_places(builder: relax.BlockBuilder, state: Any, rows: Any, places: Any
     return _emitted(builder, kernel, [state, rows, places], state)
 
 
-def write_sequences(builder: relax.BlockBuilder, state: Any, rows: Any, sequences: Any) -> relax.Var:
+def write_sequences(builder: relax.BlockBuilder, state: Any, rows: Any, sequences: Any, axis: int = 1) -> relax.Var:
     """A cache of several sequences with new rows of some of them written; as `write_rows`.
 
     Args:
         builder: inside of a binding block.
-        state: (slots, heads, capacity, size).
-        rows: (1, tokens, heads, size), the rows of a sequence one after the other.
+        state: (slots, heads, capacity, ...).
+        rows: (1, tokens, heads, ...), the rows of a sequence one after the other; or (1, heads, tokens, ...).
         sequences: int64 (sequences, 5), each (slot, first row, first token, tokens, is a prompt), as
             `schedules.attention.cache.call.cached_attention` reads them.
+        axis: of the tokens in `rows`, 1 or 2.
     """
 
     def kernel(old: te.Tensor, new: te.Tensor, each: te.Tensor) -> te.Tensor:
-        return updated(old, [new, each], partial(_write_sequences, old, new), "write_sequences")
+        return updated(old, [new, each], partial(_write_sequences, old, new, axis), "write_sequences")
 
     return _emitted(builder, kernel, [state, rows, sequences], state)
 
@@ -125,9 +126,9 @@ def _write_each(old: te.Tensor, new: te.Tensor, axis: int, result: Any, rows: An
     _each_element(new.shape, new.dtype, write, in_vectors=axis < len(new.shape) - 1)
 
 
-def _write_sequences(old: te.Tensor, new: te.Tensor, result: Any, rows: Any, sequences: Any) -> None:
-    slots, heads, capacity, size = old.shape
-    total = new.shape[1]
+def _write_sequences(old: te.Tensor, new: te.Tensor, axis: int, result: Any, rows: Any, sequences: Any) -> None:
+    slots, heads, capacity, *inner = old.shape
+    total = new.shape[axis]
 
     def fits(start: Any, count: Any, limit: Any) -> Any:
         return tirx.all(start >= 0, start <= limit, count <= limit - start)
@@ -145,12 +146,13 @@ def _write_sequences(old: te.Tensor, new: te.Tensor, result: Any, rows: Any, seq
             head,
             _within(sequences[each, FIRST_ROW] + row, capacity - 1),
         ]
-        source = [0, _within(sequences[each, FIRST_TOKEN] + row, total - 1), head]
+        token = _within(sequences[each, FIRST_TOKEN] + row, total - 1)
+        source = [0, token, head] if axis == 1 else [0, head, token]
 
         def write(place: Places) -> None:
             T.buffer_store(result, rows[(*source, *place)], [*target, *place])
 
-        _each_element([size], new.dtype, write)
+        _each_element(inner, new.dtype, write)
 
 
 def _check(condition: Any) -> None:
