@@ -50,7 +50,10 @@ def true_positions(context: NodeContext, data: relax.Expr) -> relax.Expr:
     dtype = str(data.ty.dtype)
 
     def is_set(value: Any) -> Any:
-        return value if dtype == "bool" else value != tirx.const(0, dtype)
+        if dtype == "bool":
+            return value
+        # NaN is not zero, but TVM's `!=` of floats is false for it, and TVM makes one of `not ==` too.
+        return tirx.Cast("int8", value == tirx.const(0, dtype)) == tirx.const(0, "int8")
 
     def positions(tensor: te.Tensor) -> list[te.Tensor]:
         total = product(tensor.shape)

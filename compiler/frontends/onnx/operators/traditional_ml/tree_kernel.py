@@ -192,11 +192,14 @@ class _Code:
             holds = value <= threshold
             if table.tests_equality:
                 holds = tirx.Select(tests == constant(EQUAL), value == threshold, holds)
+            asks = tests == constant(IN_SET)
+            if table.set_starts is not None:
+                holds = tirx.all(holds, tirx.Not(asks))  # in place of the threshold, there is a set's number
             if table.tracks_missing:
                 tracks = (link & constant(1 << table.feature_bits)) != constant(0)
                 holds = tirx.any(holds, tirx.all(tracks, tirx.isnan(value)))
             if table.set_starts is not None:
-                holds = self._in_set(value, number, tests == constant(IN_SET), holds)
+                holds = self._in_set(value, number, asks, holds)
             distance = T.bind(link >> constant(table.feature_bits + 3))
             # Arithmetic, since selects would become branches, half of which are mispredicted.
             right = constant(1) - holds.astype(word)

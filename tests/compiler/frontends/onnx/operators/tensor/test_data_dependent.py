@@ -26,8 +26,9 @@ def test_nonzero_of_any_size(dtype: str) -> None:
     _check("NonZero", [{"x": _few(*shape).astype(dtype)} for shape in [(3, 4), (1, 7), (2, 0)]])
 
 
-def test_nonzero_of_nothing_but_zeros() -> None:
-    _check("NonZero", [{"x": np.zeros((2, 3, 2), np.float32)}])
+def test_nonzero_of_zeros_and_nan() -> None:
+    zeros = np.zeros((2, 3, 2), np.float32)
+    _check("NonZero", [{"x": zeros}, {"x": np.where(np.indices(zeros.shape)[1] == 1, np.float32(np.nan), -zeros)}])
 
 
 @pytest.mark.parametrize("axis", [None, 0, -1])

@@ -144,7 +144,8 @@ def test_thresholds_of_either_type_and_sets(threshold: Any) -> None:
     def tensor(name: str, values: list[float], dtype: int = kind) -> onnx.TensorProto:
         return onnx.helper.make_tensor(name, dtype, [len(values)], values)
 
-    x = np.array([[0.1, 2], [0.0999, 7], [np.nextafter(np.float32(0.1), np.float32(0)), 3], [np.nan, 5]], np.float32)
+    below = np.nextafter(np.float32(0.1), np.float32(0))
+    x = np.array([[0.1, 2], [0.0999, 7], [below, 3], [np.nan, 5], [1, -3], [1, 2], [1, 0], [1, -0.5]], np.float32)
     x = x.astype(threshold.dtype)
     attributes: dict[str, Any] = {
         "n_targets": 1,
