@@ -34,7 +34,7 @@ def compile_to_run(model: onnx.ModelProto, **options: Any) -> Run:
     from compiler.driver.compile import compile
 
     refusals = [
-        Refusal(node.op_type, shown_name(node), "its numbers are random; this interface promises those of onnx")
+        Refusal(node.op_type, shown_name(node), "its output is random, so it cannot match the output that ONNX stores")
         for node in all_nodes(model)
         if node.op_type in RANDOM_OPERATORS
     ]

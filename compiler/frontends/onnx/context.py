@@ -118,7 +118,7 @@ class NodeContext:
         if index not in self._materialized:
             value = self.tensor(index)
             if not dtypes.is_carried(value.dtype):
-                self.refuse(f"tensors of type {value.dtype} do not exist at run time")
+                self.refuse(f"{value.dtype} tensors are not supported at run time")
             self._materialized[index] = self.importer.builder.materialize(value)
         return self._materialized[index]
 

@@ -261,12 +261,12 @@ def to_tensor(importer: Importer, value: Value | None, name: str) -> Runtime:
     """A model output as a tensor of the module. Refuses sequences, optionals and types without a run-time form."""
     if isinstance(value, (Constant, Symbolic, Runtime)):
         if not dtypes.is_carried(value.dtype):
-            raise RefusedError(Refusal("model output", name, f"tensors of type {value.dtype} do not exist at run time"))
+            raise RefusedError(Refusal("model output", name, f"{value.dtype} tensors are not supported at run time"))
         if isinstance(value, Runtime):
             return value
         return Runtime(importer.builder.materialize(value), value.dtype)
     kind = "a sequence" if isinstance(value, SequenceValue) else "an optional"
-    raise RefusedError(Refusal("model output", name, f"it is {kind}; only tensors can be returned"))
+    raise RefusedError(Refusal("model output", name, f"{kind} cannot be a model output; only tensors can"))
 
 
 def _keeps_elements(context: NodeContext) -> bool:

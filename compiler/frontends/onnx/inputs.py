@@ -126,7 +126,7 @@ def _refuse_other_than_tensors(specs: list[onnx.ValueInfoProto]) -> None:
             reason = f"is of kind {(kind or 'unknown').removesuffix('_type')}; only tensors can be passed at run time"
             refusals.append(Refusal("model input", spec.name, reason))
         elif dtype is None or not dtypes.is_carried(dtype):
-            refusals.append(Refusal("model input", spec.name, f"tensors of type {dtype} do not exist at run time"))
+            refusals.append(Refusal("model input", spec.name, f"{dtype} tensors are not supported at run time"))
     if refusals:
         raise UnsupportedModelError(refusals, "fix the value when compiling: compile(..., constants={name: value})")
 

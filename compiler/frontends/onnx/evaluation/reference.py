@@ -64,7 +64,7 @@ def fold_strings(context: NodeContext) -> list[Value]:
     arrays = [context.constant(index) if context.has_input(index) else None for index in range(len(context.inputs))]
     results = fold_node(context.node, arrays, context.opset, context.importer.opsets)
     if results is None:
-        context.refuse("strings do not exist at run time, and onnx's reference implementation cannot evaluate it")
+        context.refuse("strings are not supported at run time, and onnx's reference implementation cannot evaluate it")
     return [Constant(_stored(np.asarray(result))) for result in results]
 
 

@@ -88,7 +88,7 @@ def same_structure(left: Structure, right: Structure) -> bool:
 def materialized(context: NodeContext, tensor: Tensor) -> relax.Expr:
     """A tensor as an expression; refuses types without a run-time form."""
     if not dtypes.is_carried(tensor.dtype):
-        context.refuse(f"tensors of type {tensor.dtype} do not exist at run time")
+        context.refuse(f"{tensor.dtype} tensors are not supported at run time")
     return context.importer.builder.materialize(tensor)
 
 

@@ -107,7 +107,7 @@ def feature_vectorizer(context: NodeContext) -> Any:
 def one_hot_encoder(context: NodeContext) -> Any:
     """A new last axis with 1 at the place of the category; all 0 for one that is not listed."""
     if context.has_attribute("cats_strings"):
-        context.refuse("categories that are strings do not exist at run time")
+        context.refuse("string categories are not supported at run time")
     if not context.attribute("zeros", 1):
         context.refuse("zeros=0, an error for categories that are not listed, is not supported")
     op = Composer(context)
@@ -124,7 +124,7 @@ def label_encoder(context: NodeContext) -> Any:
         return fold_strings(context)
     keys, values, default = (_labels(context, part) for part in ("keys", "values", "default"))
     if values is None or keys is None or values.dtype == object:
-        context.refuse("labels that are strings do not exist at run time")
+        context.refuse("string labels are not supported at run time")
     if default is None:
         default = np.array(-1 if values.dtype.kind == "i" else -0.0, values.dtype)
     data = op("Unsqueeze", context.value(0), int64s(-1))
@@ -193,7 +193,7 @@ def class_labels(context: NodeContext) -> np.ndarray:
         if strings and not context.output_used(0):
             return np.arange(len(strings))
         context.refuse(
-            "class labels that are strings do not exist at run time; leave the label out by naming the other outputs "
+            "string class labels are not supported at run time; leave the label out by naming the other outputs "
             "in outputs=, or train it on their numbers"
         )
     return np.array(context.required_attribute(names[0]), np.int64)
