@@ -5,15 +5,16 @@
 Thresholds are calibrated on other data than those that the table is of. Costs are processor time on one thread, models
 measured in turns in this process; the cost of a cascade is that of both models for the rows that each of them computes.
 
-Retrieval: summaries of numpy's docstrings as queries, the rest of each docstring as the documents. A query is answered
-right if its own document is the nearest. The embedders are MiniLM in float32 and int8, and averaged word vectors with a
-linear map that is fitted to MiniLM's embeddings of the documents.
+Retrieval: summaries of docstrings of numpy, scipy and scikit-learn are queries, the rest of each the documents. A query
+is answered right if its own document is the nearest. The embedders are MiniLM in float32 and int8, and averaged word
+vectors with a linear map that is fitted to MiniLM's embeddings of the documents.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -185,20 +186,29 @@ def digits() -> Task:
     return Task("digits", modules, cascades, calibration, test)
 
 
+_SPACES = (
+    "numpy numpy.linalg numpy.fft numpy.random numpy.ma numpy.polynomial.polynomial scipy.stats scipy.signal"
+    " scipy.linalg scipy.optimize scipy.special scipy.ndimage scipy.spatial scipy.interpolate scipy.sparse"
+    " sklearn.cluster sklearn.decomposition sklearn.ensemble sklearn.linear_model sklearn.metrics sklearn.preprocessing"
+)
+_BOILERPLATE = frozenset(["Parameters", "Returns", "array_like", "optional", "ndarray", ":"])
+_MOST = 1200
+
+
 def _docstrings() -> tuple[list[str], list[str]]:
-    """Summaries and the rest of the docstrings of numpy's public functions, sorted by name."""
+    """Summaries and the rest of the docstrings of public functions and classes, sorted by summary."""
     found: dict[str, str] = {}
-    for space in (np, np.linalg, np.fft, np.random, np.ma, np.char, np.polynomial.polynomial):
+    for space in (importlib.import_module(name) for name in _SPACES.split(" ")):
         for name in sorted(dir(space)):
             text = getattr(getattr(space, name), "__doc__", None)
             if callable(getattr(space, name)) and not name.startswith("_") and isinstance(text, str):
                 summary, _, rest = text.strip().partition("\n\n")
-                if len(rest.split()) >= 40 and 4 <= len(summary.split()) <= 40 and summary[0].isupper():
-                    found.setdefault(" ".join(summary.split()), " ".join(rest.split()))
-    queries = sorted(found)
-    documents = [found[query] for query in queries]
-    unique = [place for place, text in enumerate(documents) if documents.index(text) == place]
-    return [queries[place] for place in unique], [documents[place] for place in unique]
+                words = [word for word in rest.split() if word.strip("-") and word not in _BOILERPLATE]
+                if len(words) >= 40 and 4 <= len(summary.split()) <= 40 and summary[0].isupper():
+                    found.setdefault(" ".join(summary.split()), " ".join(words))
+    unique = {document: query for query, document in found.items()}
+    pairs = sorted((query, document) for document, query in unique.items())[:_MOST]
+    return [query for query, _ in pairs], [document for _, document in pairs]
 
 
 def retrieval() -> Task:
