@@ -26,7 +26,7 @@ from compiler.runtime.library import (
     release_memory,
 )
 from compiler.runtime.machine import check_machine
-from compiler.runtime.outputs import OutputReader, written
+from compiler.runtime.outputs import KeptResults, OutputReader, written
 from compiler.runtime.parameter_store import PARAMETERS
 from compiler.runtime.staging import InputMemory
 from compiler.runtime.tensors import aligned_copy, array_over, is_usable, tensor_over
@@ -39,6 +39,7 @@ Arrays = Mapping[str, Array]
 
 
 _NOTHING: frozenset[str] = frozenset()
+_KEPT_BYTES = 16 << 10  # copying more takes longer than to allocate it
 _IDLE_RUNS = 256  # a virtual machine that none of so many runs needed is freed
 
 
@@ -67,9 +68,25 @@ class Executor(Protocol):
 class _Session:
     """A virtual machine with its own memory for inputs: what one run needs for itself."""
 
-    __slots__ = ("_can_prepare", "_last", "_main", "_parameters", "_prepared", "machine", "memory", "placed", "turn")
+    __slots__ = (
+        "_can_keep",
+        "_can_prepare",
+        "_last",
+        "_main",
+        "_parameters",
+        "_prepared",
+        "is_first",
+        "keeps",
+        "machine",
+        "memory",
+        "placed",
+        "results",
+        "small",
+        "turn",
+    )
 
-    def __init__(self, machine: Any, parameters: Sequence[Any], inputs: int) -> None:
+    def __init__(self, machine: Any, parameters: Sequence[Any], inputs: int, *, may_keep: bool) -> None:
+        """`may_keep`: results may lie in memory of the session, as the runs of this module copy them."""
         self.machine = machine
         check_arity(self.machine, inputs + len(parameters))
         self.memory = InputMemory(inputs)
@@ -77,20 +94,28 @@ class _Session:
         self._main = bound_main(self.machine, parameters)
         self._parameters = parameters
         self._can_prepare = can_prepare(machine)
+        self._can_keep = may_keep and can_prepare(machine, keeping=True)
         self._last: Mapping[str, int] | None = None  # the sizes of the last run
         self._prepared: Any = None  # the function for those sizes
         self.turn = 0  # of the last run
+        self.is_first = True  # the first run of its sizes
+        self.small = False  # that one's results were small enough to be copied in later ones
+        self.keeps = False  # the function writes results to memory of the session
+        self.results: KeptResults | None = None  # which is this, once it ran
 
     def main(self) -> Any:
         """The function of the inputs in `memory`: from the second run of the same sizes on, one for these alone."""
         sizes = self.memory.sizes
         if sizes != self._last:
-            self._last, self._prepared = sizes, None
+            self._last, self._prepared, self.results = sizes, None, None
+            self.is_first, self.keeps = True, False
             return self._main
         if self._prepared is None:
+            self.is_first, self.keeps = False, self.small and self._can_keep
             self._prepared = self._main
-            if self._can_prepare:
-                self._prepared = prepared_main(self.machine, self.memory.tensors, self._parameters)
+            if self.keeps or self._can_prepare:
+                arguments = self.machine, self.memory.tensors, self._parameters
+                self._prepared = prepared_main(*arguments, keeping=self.keeps)
         return self._prepared
 
 
@@ -187,8 +212,15 @@ class LocalExecutor:
         except Exception as error:  # TVM raises whatever class its C++ side names
             # The session is dropped with its virtual machine, whose state after an error is nobody's promise.
             raise engine_error(error, len(tensors)) from error
-        without = _NOTHING if held is None else self._updated
-        named = self._reader.read(results, session.memory.ranges, as_numpy, without)
+        if session.keeps:
+            if session.results is None:
+                session.results = self._reader.kept(results)
+            named = session.results.copies(as_numpy)
+        else:
+            without = _NOTHING if held is None else self._updated
+            named = self._reader.read(results, session.memory.ranges, as_numpy, without)
+            if session.is_first:
+                session.small = as_numpy and sum(array.nbytes for array in named.values()) <= _KEPT_BYTES
         session.memory.release()
         self._give_back(session)
         return named if out is None else written(named, out)
@@ -289,7 +321,9 @@ class LocalExecutor:
         return session.machine, run
 
     def _new_session(self) -> _Session:
-        return _Session(self._device.virtual_machine(self._executable), self._parameters, len(self._binder.specs))
+        machine = self._device.virtual_machine(self._executable)
+        may_keep = self._reader.can_keep and not self._held and not self._stays
+        return _Session(machine, self._parameters, len(self._binder.specs), may_keep=may_keep)
 
 
 def _elements(artifact: Artifact) -> list[ElementType]:

@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compiler.artifact.entries import CHECK_ENTRY, EXPAND_ENTRY, MAIN_ENTRY, PREPARE_ENTRY, RUN_ENTRY
+from compiler.artifact.entries import (
+    CHECK_ENTRY,
+    EXPAND_ENTRY,
+    MAIN_ENTRY,
+    PREPARE_ENTRY,
+    PREPARE_KEEPING_ENTRY,
+    RUN_ENTRY,
+    RUN_KEEPING_ENTRY,
+)
 from compiler.errors import ArtifactError, IncompatibleArtifactError, InternalError
 from compiler.runtime.tvm_runtime import global_function
 
@@ -191,18 +199,25 @@ def bound_main(machine: Any, parameters: Sequence[Any]) -> Any:
     return machine["bound_main"]
 
 
-def can_prepare(machine: Any) -> bool:
-    """Whether the module has `main` in two parts, for runs of equal sizes."""
-    return bool(machine.implements_function(PREPARE_ENTRY) and machine.implements_function(RUN_ENTRY))
+def can_prepare(machine: Any, *, keeping: bool = False) -> bool:
+    """Whether the module has `main` in two parts, for runs of equal sizes; those that keep results if asked for."""
+    prepare, run = _prepared_entries(keeping)
+    return bool(machine.implements_function(prepare) and machine.implements_function(run))
 
 
-def prepared_main(machine: Any, inputs: Sequence[Any], parameters: Sequence[Any]) -> Any:
+def prepared_main(machine: Any, inputs: Sequence[Any], parameters: Sequence[Any], *, keeping: bool = False) -> Any:
     """`main` as a function of inputs that have the shapes of these, one run at a time.
 
-    The machine holds on to the parameters, and to the memory of every tensor between the two.
+    The machine holds on to the parameters, and to the memory of every tensor between the two; with `keeping` also to
+    that of the results, which each run writes to.
     """
-    machine["save_function"](RUN_ENTRY, "prepared_main", 1, *parameters, *machine[PREPARE_ENTRY](*inputs))
+    prepare, run = _prepared_entries(keeping)
+    machine["save_function"](run, "prepared_main", 1, *parameters, *machine[prepare](*inputs))
     return machine["prepared_main"]
+
+
+def _prepared_entries(keeping: bool) -> tuple[str, str]:
+    return (PREPARE_KEEPING_ENTRY, RUN_KEEPING_ENTRY) if keeping else (PREPARE_ENTRY, RUN_ENTRY)
 
 
 def check_parameters(machine: Any, parameters: Sequence[Any]) -> None:

@@ -82,6 +82,25 @@ def written(results: dict[str, Any], out: Mapping[str, Array]) -> dict[str, Any]
     return results
 
 
+class KeptResults:
+    """Results in memory that each run writes to, of which every caller gets copies."""
+
+    __slots__ = ("_arrays", "_elements", "_results")
+
+    def __init__(self, results: Any, arrays: Sequence[tuple[str, Array, ElementType]]) -> None:
+        """`results`: TVM's array of tensors, whose memory lives as long as this; `arrays`: by name over that memory."""
+        self._results = results
+        self._arrays = [(name, array) for name, array, _ in arrays]
+        self._elements = {name: element for name, _, element in arrays}
+
+    def copies(self, as_numpy: bool) -> dict[str, Any]:
+        """The results of the last run by name, as arrays or as tensors that speak DLPack."""
+        if as_numpy:
+            return {name: array.copy() for name, array in self._arrays}
+        elements = self._elements
+        return {name: tensor_over(aligned_copy(array, elements[name]), elements[name]) for name, array in self._arrays}
+
+
 class OutputReader:
     """Gives out a run's results under their names; one for a module, used by all of its threads."""
 
@@ -95,6 +114,7 @@ class OutputReader:
         self._carried = {output.name: ELEMENT_TYPES[output.dtype] for output in outputs if output.carrier is not None}
         fast = (element.carrier is element.numpy and not MARKED_READ_ONLY for element in self._elements)
         self._named = tuple(zip(range(len(outputs)), self.names, self._elements, fast, strict=True))
+        self.can_keep = bool(outputs) and not self._carried and all(each[3] for each in self._named)
         self._parameters = MemoryRanges(parameters)
         self._counted = False
         # Half the time of indexing TVM's array from Python.
@@ -157,6 +177,13 @@ class OutputReader:
                 continue
             named[name] = _decarried(named[name], element)
         return named
+
+    def kept(self, results: Any) -> KeptResults:
+        """Results that later runs write to again; only where `can_keep`."""
+        arrays = [
+            (name, array_over(self._item(results, index), element), element) for index, name, element, _ in self._named
+        ]
+        return KeptResults(results, arrays)
 
     def _check(self, results: Any) -> None:
         try:

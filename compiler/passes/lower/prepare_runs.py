@@ -6,7 +6,8 @@ function of its own, `PREPARE_ENTRY`, whose results `RUN_ENTRY` takes beside the
 the first when sizes change and the second on every run; `main` stays as it is for one that does neither.
 
 What a caller gets is allocated in each run. Of a model whose shapes depend on values only tensors of known sizes are
-prepared.
+prepared. Where all results lie in memory that `main` allocates, `RUN_KEEPING_ENTRY` is there too, whose results are
+prepared as well: for a runtime that copies small ones.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ from tvm import relax, tirx
 from tvm.ir import GlobalVar, IRModule
 from tvm.relax.utils import copy_with_new_vars
 
-from compiler.artifact.entries import MAIN_ENTRY, PREPARE_ENTRY, RUN_ENTRY
+from compiler.artifact.entries import (
+    MAIN_ENTRY,
+    PREPARE_ENTRY,
+    PREPARE_KEEPING_ENTRY,
+    RUN_ENTRY,
+    RUN_KEEPING_ENTRY,
+)
 from compiler.passes.context import PipelineContext
 from compiler.passes.lower.shape_calls import (
     ALLOCATE_HEAP,
@@ -38,8 +45,9 @@ _ALLOCATIONS = ("relax.vm.alloc_storage", "relax.vm.alloc_tensor")
 _FREE = "relax.vm.kill_object"
 _CHECKS = (MATCH_SHAPE, CHECK_TYPE)
 _READS_OF_HEAP = (MAKE_SHAPE, "vm.builtin.make_prim_value")
+_VIEW = "vm.builtin.reshape"
 # Builtins that hold on to no argument once the variable of their result is gone.
-_KEEP_NOTHING = (*_CHECKS, *_READS_OF_HEAP, "vm.builtin.reshape", "vm.builtin.read_if_cond", "vm.builtin.call_tir_dyn")
+_KEEP_NOTHING = (*_CHECKS, *_READS_OF_HEAP, _VIEW, "vm.builtin.read_if_cond", "vm.builtin.call_tir_dyn")
 
 
 @graph_pass("prepare-runs", summary="Share the work that depends only on sizes between runs with equal sizes")
@@ -48,22 +56,26 @@ def prepare_runs(mod: IRModule, context: PipelineContext) -> IRModule:
     entry = next((var for var, _ in mod.functions_items() if var.name_hint == MAIN_ENTRY), None)
     if entry is None or not isinstance(mod[entry].body, relax.SeqExpr):
         return mod
-    for with_sizes in (True, False):
-        split = _Split(mod, mod[entry], len(context.parameters), with_sizes)
-        if split.worthwhile:
-            break
-    else:
-        return mod
-    added = {GlobalVar(PREPARE_ENTRY): split.prepare(), GlobalVar(RUN_ENTRY): split.run()}
-    return IRModule({**dict(mod.functions_items()), **added}, mod.attrs, mod.global_infos)
+    added: dict[Any, Any] = {}
+    for keeps, names in ((False, (PREPARE_ENTRY, RUN_ENTRY)), (True, (PREPARE_KEEPING_ENTRY, RUN_KEEPING_ENTRY))):
+        splits = (_Split(mod, mod[entry], len(context.parameters), sizes, keeps) for sizes in (True, False))
+        split = next((each for each in splits if each.worthwhile), None)
+        if split is not None:
+            prepare, run = names
+            added |= {GlobalVar(prepare): split.prepare(prepare), GlobalVar(run): split.run(run)}
+    return IRModule({**dict(mod.functions_items()), **added}, mod.attrs, mod.global_infos) if added else mod
 
 
 class _Split:
-    """Which bindings of `main` depend on the sizes of its inputs alone; without sizes, on nothing at all."""
+    """Which bindings of `main` depend on the sizes of its inputs alone; without sizes, on nothing at all.
 
-    def __init__(self, mod: IRModule, main: relax.Function, parameters: int, with_sizes: bool) -> None:
+    With `keeps`, the memory of results is prepared as well.
+    """
+
+    def __init__(self, mod: IRModule, main: relax.Function, parameters: int, with_sizes: bool, keeps: bool) -> None:
         self._mod = mod
         self._with_sizes = with_sizes
+        self._keeps = keeps
         self._main = main
         self._inputs = list(main.params)[: len(main.params) - parameters]
         self._bindings = [binding for block in main.body.blocks for binding in block.bindings]
@@ -76,23 +88,48 @@ class _Split:
 
     @property
     def worthwhile(self) -> bool:
-        """Whether an allocation can be prepared, and nothing that is left writes to a shape heap that is."""
+        """Whether an allocation can be prepared (with `keeps` that of each result), and nothing that is left writes to
+        a shape heap that is."""
         prepared = (binding.value for binding in self._prepared.values())
+        if self._keeps and not all(self._is_kept(each) for each in self._results()):
+            return False
         if not any(operator_name(value) in _ALLOCATIONS for value in prepared):
             return False
         if not self._with_sizes:
             return True
         return not any(self._writes_heap(call) for binding in self._left for call in _calls(binding.value))
 
-    def prepare(self) -> relax.Function:
+    def _results(self) -> list[Any]:
+        """The tensors that `main` returns."""
+        bound = {binding.var: binding.value for binding in self._bindings}
+        found, pending = [], [self._main.body.body]
+        while pending:
+            each = pending.pop()
+            value = bound.get(each) if isinstance(each, relax.Var) else each
+            if isinstance(value, relax.Tuple):
+                pending.extend(value.fields)
+            elif isinstance(value, relax.Var):
+                pending.append(value)
+            else:
+                found.append(each)
+        return found
+
+    def _is_kept(self, variable: Any) -> bool:
+        """Whether a variable is a prepared tensor, or a view of one."""
+        if variable in self._prepared:
+            return operator_name(self._prepared[variable].value) == "relax.vm.alloc_tensor"
+        value = next((each.value for each in self._bindings if each.var.same_as(variable)), None)
+        return isinstance(value, relax.Call) and called(value) == _VIEW and self._is_kept(value.args[0])
+
+    def prepare(self, name: str) -> relax.Function:
         """(*inputs) -> what `run` takes."""
         result = relax.Tuple(self._used())
-        return _function(self._main, self._inputs, list(self._prepared.values()), result, PREPARE_ENTRY)
+        return _function(self._main, self._inputs, list(self._prepared.values()), result, name)
 
-    def run(self) -> relax.Function:
+    def run(self, name: str) -> relax.Function:
         """(*inputs, *parameters, *what `prepare` gave) -> the results."""
         parameters = [*self._main.params, *self._used()]
-        return _function(self._main, parameters, self._left, self._main.body.body, RUN_ENTRY)
+        return _function(self._main, parameters, self._left, self._main.body.body, name)
 
     def _used(self) -> list[Any]:
         """The prepared variables that what is left reads, in the order in which they are made."""
@@ -125,7 +162,7 @@ class _Split:
 
     def _found_escaping(self) -> set[Any]:
         """Variables whose memory the caller, or something outside of this function, may get."""
-        found = set(leaves(self._main.body.body))
+        found = set() if self._keeps else set(leaves(self._main.body.body))
         for binding in reversed(self._bindings):
             if binding.var in found or any(self._may_keep(call) for call in _calls(binding.value)):
                 found.update(leaves(binding.value))

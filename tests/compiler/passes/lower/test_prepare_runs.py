@@ -22,11 +22,11 @@ def _compiled(graph: str) -> Module:
     return compiler.compile(onnx.parser.parse_model(f"{_HEADER} agraph {graph}"), threads=1, records=False)
 
 
-def _entries(module: Module) -> bool:
+def _entries(module: Module, entry: str = "tensorwright_run") -> bool:
     machine = module.prepare(
         [np.zeros([2 if isinstance(size, str) else size for size in each.shape], each.dtype) for each in module.inputs]
     )[0]
-    return bool(machine.implements_function("tensorwright_run"))
+    return bool(machine.implements_function(entry))
 
 
 # Softmax and MatMul are kernels of their own: their results are tensors between kernels.
@@ -70,3 +70,29 @@ def test_which_models_are_prepared() -> None:
     assert _entries(_compiled(GRAPHS["a chain"]))
     assert _entries(_compiled(GRAPHS["such sizes beside known ones"]))
     assert not _entries(_compiled(GRAPHS["sizes that depend on values"]))
+
+
+def test_which_results_are_prepared() -> None:
+    kept = "a chain", "a result that is also read", "a view of a tensor that is also read", "a branch"
+    others = "an input, and one tensor twice", "sizes that depend on values"
+    found = {name: _entries(_compiled(GRAPHS[name]), "tensorwright_run_keeping") for name in (*kept, *others)}
+    assert found == dict.fromkeys(kept, True) | dict.fromkeys(others, False)
+
+
+def test_small_and_large_results_stay_the_callers_own() -> None:
+    module = _compiled(GRAPHS["a result that is also read"])
+    results = []
+    for rows in (3, 3, 3, 2000, 2000, 2000, 3, 3):  # 2000 rows are 64 KB of results, which are not copied
+        x = np.full((rows, 4), len(results), np.float32)
+        x[:, 0] += 1
+        given: Any = {"dlpack": {"outputs": "dlpack"}, "out": {"out": {"y": np.empty((rows, 4), np.float32)}}, "": {}}
+        for options in given.values():
+            outputs = module.run([x], **options)
+            results.append((x, {name: np.from_dlpack(value) for name, value in outputs.items()}))
+    for x, outputs in results:
+        first = np.exp(x - x.max(1, keepdims=True))
+        first /= first.sum(1, keepdims=True)
+        np.testing.assert_allclose(outputs["a"], first, rtol=1e-5)
+        second = np.exp(-first)
+        np.testing.assert_allclose(outputs["y"], second / second.sum(1, keepdims=True), rtol=1e-5)
+        assert outputs["a"].flags.writeable
