@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +31,18 @@ _NAMES = ("compile", "quantize", "factorize", "compress")
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
-    """What two processes made of the same calls, each beside the other and one that never rests."""
-    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """What two processes made of the same calls, beside each other and with unequal shares of the processors."""
     made = [tmp_path_factory.mktemp(f"hash-seed-{seed}") for seed in (1, 2)]
-    try:
-        running = [
-            subprocess.Popen([sys.executable, "-c", _CALLS, folder], env={**os.environ, "PYTHONHASHSEED": str(seed)})
-            for seed, folder in enumerate(made, start=1)
-        ]
-        assert [process.wait() for process in running] == [0, 0]
-        yield made
-    finally:
-        busy.kill()
-        busy.wait()
+    running = [
+        subprocess.Popen(
+            ["nice", "-n", str(niceness), sys.executable, "-c", _CALLS, folder],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+        )
+        for seed, (niceness, folder) in enumerate(zip((0, 19), made, strict=True), start=1)
+    ]
+    assert [process.wait() for process in running] == [0, 0]
+    return made
 
 
 @pytest.mark.parametrize("name", _NAMES)

@@ -52,7 +52,15 @@ def test_it_is_found_by_name() -> None:
     assert (target.device, target.how_it_runs()) == ("matrix engine", "in its functional simulator")
 
 
-@pytest.mark.parametrize("check", [check.name for check in checks() if "conv" not in check.name])
+# The engine multiplies float32; other kernels of float16, and convolutions, are the host's, which has its own tests.
+_CHECKS = [
+    check.name
+    for check in checks()
+    if "conv" not in check.name and ("float16" not in check.name or check.name.startswith("products"))
+]
+
+
+@pytest.mark.parametrize("check", _CHECKS)
 def test_it_passes_the_suite(check: str) -> None:
     (outcome,) = [each for each in check_target("matrix-engine", check) if each.check == check]
     assert outcome.problem is None, outcome.problem

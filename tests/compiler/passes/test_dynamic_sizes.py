@@ -100,11 +100,10 @@ def test_padding_that_follows_from_sizes(mode: str) -> None:
         return kind, {**{name: each for name, each in attributes.items() if name != "pads"}, "auto_pad": mode}, shapes
 
     nodes = [
-        padded(24, 3, 3, (2, 2)),
+        padded(16, 3, 3, (2, 2)),
         ("Relu", {}, []),
-        padded(24, 24, 3, (2, 2), group=24),
-        padded(40, 24, 1, (1, 1)),
-        padded(40, 40, 4, (3, 1)),
+        padded(16, 16, 3, (2, 2), group=16),
+        padded(24, 16, 4, (3, 1)),
         ("MaxPool", {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": mode}, []),
         ("GlobalAveragePool", {}, []),
     ]
