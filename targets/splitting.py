@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 
 def slices_for_splits(mod: tvm.IRModule) -> tvm.IRModule:
@@ -17,7 +20,7 @@ def slices_for_splits(mod: tvm.IRModule) -> tvm.IRModule:
 
 @mutator
 class _Slicer(PyExprMutator):
-    def visit_tuple_getitem_(self, op: Any) -> Any:
+    def visit_tuple_getitem_(self, op: Expr) -> Expr:
         split = op.tuple_value
         if isinstance(split, relax.Var):
             split = self.lookup_binding(split)
@@ -28,7 +31,7 @@ class _Slicer(PyExprMutator):
         return self.builder_.normalize(relax.op.strided_slice(split.args[0], [axis], [begin], [end]))
 
 
-def _bounds(split: Any, index: int) -> tuple[int, int, int] | None:
+def _bounds(split: Expr, index: int) -> tuple[int, int, int] | None:
     """(axis, begin, end) of a part; None where that is not a split, or of a dynamic size."""
     if not isinstance(split, relax.Call) or getattr(split.op, "name", None) != "relax.split":
         return None

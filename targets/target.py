@@ -8,12 +8,15 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from schedules.machine import Machine
 from targets import cpuinfo
 from targets.errors import TargetError, ToolchainMissing
 from targets.toolchain import Compiler, Linker, find_binary_utility, find_compiler, find_linker
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import IRModule
 
 
 class Target(ABC):
@@ -150,7 +153,7 @@ class Target(ABC):
         """The schedule rules for this target's kernels; None for those of processors."""
         return None
 
-    def unrunnable_kernels(self, mod: Any) -> Sequence[str]:
+    def unrunnable_kernels(self, mod: IRModule) -> Sequence[str]:
         """Names of a scheduled module's kernels that this target could not run; the compilation then stops."""
         return ()
 

@@ -7,11 +7,14 @@ stops at vectors of int8 where conditions are wanted, or inverts them as integer
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.inline import call_name
 from schedules.ir.stages import dtype_of
 from schedules.ir.tir import s_tir, structural_map, structural_walk, tirx, tvm
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 
 def bytes_for_booleans(body: Any) -> Any:
@@ -43,7 +46,7 @@ def bytes_for_booleans(body: Any) -> Any:
     return structural_map(body, [(tvm.ir.Var, renamed), (tvm.ir.TensorLoad, load), (tirx.BufferStore, store)])
 
 
-def _allocated(body: Any) -> list[Any]:
+def _allocated(body: Any) -> list[Expr]:
     found: list[Any] = []
     structural_walk(
         body,
@@ -55,11 +58,11 @@ def _allocated(body: Any) -> list[Any]:
     return found
 
 
-def _aliased(body: Any) -> list[Any]:
+def _aliased(body: Any) -> list[Expr]:
     """Buffers whose address is taken, or that others match; calls take loads as values."""
     found: list[Any] = []
 
-    def call(node: Any) -> None:
+    def call(node: Expr) -> None:
         by_address = call_name(node) == "tirx.address_of"
         found.extend(arg.source if by_address and isinstance(arg, tvm.ir.TensorLoad) else arg for arg in node.args)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tvm
 import tvm_ffi
@@ -13,6 +13,9 @@ from tvm import te
 
 from compiler.codegen.shared_kernels import SharedCall
 from schedules.ir.named_sizes import name_sizes
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc
 
 Kernel = tuple[Any, Any]  # its global variable and the PrimFunc
 
@@ -70,7 +73,7 @@ def distinct_kernels(kernels: Sequence[Kernel]) -> tuple[list[Kernel], dict[str,
     return distinct, aliases
 
 
-def _are_equal(left: Any, right: Any) -> bool:
+def _are_equal(left: PrimFunc, right: PrimFunc) -> bool:
     return bool(tvm_ffi.structural_equal(left, right, map_free_vars=True))
 
 

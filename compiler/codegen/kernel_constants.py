@@ -7,7 +7,7 @@ scratch buffers, what intrinsics are given, and divisors in inner loops, where d
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tvm
 from tvm import tirx
@@ -18,6 +18,9 @@ from schedules.ir.expression import constant_int
 from schedules.ir.named_sizes import with_shape
 from schedules.ir.stages import product
 from schedules.ir.tir import structural_map, structural_walk
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, Call, Expr, PrimFunc, Stmt, Var
 
 DIVISIONS = (tirx.FloorDiv, tirx.FloorMod, tirx.Div, tirx.Mod)
 _LEAST = 2
@@ -37,7 +40,7 @@ class OpenedKernel:
         fixed: which of them, by position, must stay what they are: sizes of small buffers.
     """
 
-    def __init__(self, kernel: Any) -> None:
+    def __init__(self, kernel: PrimFunc) -> None:
         self.places: list[Any] = []
         self.values: list[int] = []
         self.fixed: set[int] = set()
@@ -67,7 +70,7 @@ class OpenedKernel:
             ((tirx.AllocBuffer, tirx.DeclBuffer), self._buffer),
         ]
 
-    def _opened(self, constant: Any) -> Any:
+    def _opened(self, constant: Expr) -> Expr:
         if int(constant.value) < _LEAST or str(constant.ty) != _TYPE:
             return constant
         place = tirx.Var(f"constant_{len(self.places)}", _TYPE)
@@ -76,20 +79,20 @@ class OpenedKernel:
         self.values.append(int(constant.value))
         return place
 
-    def _with_open_shape(self, buffer: Any) -> Any:
+    def _with_open_shape(self, buffer: Buffer) -> Expr:
         shape = [self._opened(size) if isinstance(size, tirx.IntImm) else size for size in buffer.ty.shape]
         return with_shape(buffer, shape)
 
-    def _closed(self, root: Any) -> Any:
+    def _closed(self, root: Expr) -> Expr:
         """An expression with its constants as they were."""
 
-        def replace(variable: Any) -> Any:
+        def replace(variable: Var) -> Expr:
             position = self._positions.get(variable)
             return variable if position is None else tirx.IntImm(_TYPE, self.values[position])
 
         return structural_map(root, (tvm.ir.Var, replace))
 
-    def _loop(self, loop: Any) -> Any:
+    def _loop(self, loop: Stmt) -> Stmt:
         if loop.kind in (tirx.ForKind.SERIAL, tirx.ForKind.PARALLEL) and not loop.annotations and loop.step is None:
             return loop
         extent, step = self._closed(loop.extent), None if loop.step is None else self._closed(loop.step)
@@ -101,20 +104,20 @@ class OpenedKernel:
     def _cast(self, cast: Any) -> Any:
         return tirx.Cast(cast.ty, self._closed(cast.value)) if isinstance(cast.value, tirx.Var) else cast
 
-    def _call(self, call: Any) -> Any:
+    def _call(self, call: Call) -> Expr:
         """Intrinsics may take constants alone; what they are given an expression for may be anything."""
         if isinstance(call, tvm.ir.TensorLoad) or not any(each in self._positions for each in _variables_of(call)):
             return call
         arguments = [self._closed(each) if isinstance(each, tirx.Var) else each for each in call.args]
         return tvm.ir.Call(call.op, arguments, call.attrs, call.ty_args, call.span, ret_ty=call.ty)
 
-    def _division(self, division: Any) -> Any:
+    def _division(self, division: Expr) -> Expr:
         variables = variables_in(division)
         if not any(each in self._positions for each in variables):
             return division
         return self._closed(division) if any(each in self._inner for each in variables) else division
 
-    def _mark(self, mark: Any) -> Any:
+    def _mark(self, mark: Stmt) -> Stmt:
         return tirx.AttrStmt(mark.node, mark.attr_key, self._closed(mark.value), mark.body, mark.span)
 
     def _buffer(self, statement: Any) -> Any:
@@ -135,7 +138,7 @@ class OpenedKernel:
         return tuple(self.values[position] for position in sorted(self.fixed))
 
 
-def may_open(kernel: Any) -> bool:
+def may_open(kernel: PrimFunc) -> bool:
     """Whether a kernel has dynamic sizes (code of known sizes is made for just those) and holds no blocks."""
     buffers = [each for each in kernel.params if tirx.is_buffer_var(each)]
     if all(isinstance(size, tirx.IntImm) for buffer in buffers for size in buffer.ty.shape):
@@ -143,14 +146,14 @@ def may_open(kernel: Any) -> bool:
     return holds_no_blocks(kernel)
 
 
-def variables_in(root: Any) -> list[Any]:
+def variables_in(root: Expr) -> list[Var]:
     """Every variable that occurs in an expression, once for each time."""
     found: list[Any] = []
     structural_walk(root, (tvm.ir.Var, found.append))
     return found
 
 
-def _variables_of(call: Any) -> list[Any]:
+def _variables_of(call: Call) -> list[Any]:
     return [each for each in call.args if isinstance(each, tirx.Var)]
 
 
@@ -158,7 +161,7 @@ def _bound_in_loops(body: Any) -> set[Any]:
     """What changes within a task: variables of loops that are not tasks, and what is bound in such loops."""
     found: list[Any] = []
 
-    def inside(loop: Any) -> WalkResult:
+    def inside(loop: Stmt) -> WalkResult:
         if _is_task(loop):
             return WalkResult.ADVANCE
         structural_walk(loop, [(tirx.For, lambda each: found.append(each.loop_var)), (tirx.Bind, bound)])
@@ -171,7 +174,7 @@ def _bound_in_loops(body: Any) -> set[Any]:
     return set(found)
 
 
-def _is_task(loop: Any) -> bool:
+def _is_task(loop: Stmt) -> bool:
     """Whether a loop is parallel and what it does takes long: a loop of its own, and not just an element or vector."""
     kinds: list[Any] = []
     structural_walk(loop.body, (tirx.For, lambda each: kinds.append(each.kind)))
@@ -183,7 +186,7 @@ def _is_size(parameter: Any, buffers: Any) -> bool:
 
 
 def _renamed(body: Any, buffers: Any) -> Any:
-    def replace(variable: Any) -> Any:
+    def replace(variable: Var) -> Expr:
         return buffers.get(variable, variable)
 
     return structural_map(body, (tvm.ir.Var, replace))

@@ -16,7 +16,7 @@ Lets in indices come from divisions by sizes, in TVM's last steps (see `schedule
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tvm
 from tvm import tirx
@@ -29,6 +29,9 @@ from schedules.ir.lets import inlined_divisions, kept_differences, opaque_floats
 from schedules.ir.stages import dtype_of, product, shape_of
 from schedules.ir.tir import structural_map, structural_walk
 from schedules.machine import dtype_bits
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Stmt
 
 PIPELINE = "tensorwright"
 _STACK_BITS = 8 * (16 << 10)  # far larger than any tile held in registers
@@ -67,17 +70,17 @@ def _rewritten(mod: tvm.IRModule, rewrite: Callable[[Any], Any]) -> tvm.IRModule
     return tvm.IRModule({**dict(mod.functions_items()), **changed}, attrs=mod.attrs)
 
 
-def _without_scopes(body: Any) -> Any:
+def _without_scopes(body: Stmt) -> Stmt:
     """Attributes of TVM's operators that its code generator does not know and warns about."""
 
-    def visit(mark: Any) -> Any:
+    def visit(mark: Stmt) -> Stmt:
         return mark.body if str(mark.attr_key) == "pragma_scope" else mark
 
     return structural_map(body, (tirx.AttrStmt, visit))
 
 
-def _on_stack(body: Any) -> Any:
-    def visit(allocation: Any) -> Any:
+def _on_stack(body: Stmt) -> Stmt:
+    def visit(allocation: Stmt) -> Stmt:
         buffer = allocation.buffer
         size = product(shape_of(buffer))
         if str(buffer.ty.storage_scope) != "local" or size is None or size * dtype_bits(dtype_of(buffer)) > _STACK_BITS:
@@ -87,20 +90,20 @@ def _on_stack(body: Any) -> Any:
     return structural_map(body, (tirx.AllocBuffer, visit))
 
 
-def _unchecked(body: Any) -> Any:
+def _unchecked(body: Stmt) -> Stmt:
     symbolic = _has_symbolic_sizes(body)
 
-    def visit(check: Any) -> Any:
+    def visit(check: Stmt) -> Stmt:
         return tirx.Evaluate(tirx.IntImm("int32", 0)) if _is_needless(check, symbolic) else check
 
     return structural_map(body, (tirx.AssertStmt, visit))
 
 
-def _parts(check: Any) -> list[str]:
+def _parts(check: Stmt) -> list[str]:
     return [str(part.value) for part in check.message_parts]
 
 
-def _is_needless(check: Any, symbolic: bool) -> bool:
+def _is_needless(check: Stmt, symbolic: bool) -> bool:
     parts = _parts(check)
     if parts[0].startswith(_OF_A_CALL):
         return True
@@ -111,11 +114,11 @@ def _is_needless(check: Any, symbolic: bool) -> bool:
     return any(each in subject for each in _OF_A_TENSOR) or (".shape[" in subject and not symbolic)
 
 
-def _has_symbolic_sizes(body: Any) -> bool:
+def _has_symbolic_sizes(body: Stmt) -> bool:
     """Whether some argument's size is a variable: it is then compared with others or read as a value."""
     found = False
 
-    def visit(check: Any) -> None:
+    def visit(check: Stmt) -> None:
         nonlocal found
         condition = check.condition
         if ".shape[" in "".join(_parts(check)[:3]) and isinstance(condition, tirx.EQ):

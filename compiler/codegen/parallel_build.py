@@ -18,13 +18,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tvm
 
 from compiler.codegen.kernel_lowering import PIPELINE
 from compiler.support.parent_death import end_with_parent
 from schedules.instructions.llvm_options import SCALAR_CODE, SCALAR_OPTION
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc
 
 _PART = 4  # kernels per object: with fewer, the overhead outweighs the better load balance
 _LEAST = 12  # least number of kernels for which processes pay off
@@ -66,7 +69,7 @@ def processes() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def is_scalar(kernel: Any) -> bool:
+def is_scalar(kernel: PrimFunc) -> bool:
     """Whether a kernel has the attribute `SCALAR_CODE`."""
     return bool(kernel.attrs and SCALAR_CODE in kernel.attrs)
 

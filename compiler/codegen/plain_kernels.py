@@ -8,12 +8,15 @@ allocate what they need, so there is nothing to compact.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tvm
 from tvm import s_tir, tirx
 
 from schedules.ir.tir import structural_walk
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc
 
 Lowering = Callable[[tvm.IRModule], tvm.IRModule]
 
@@ -37,14 +40,14 @@ def with_plain_kernels(lower: Lowering) -> Lowering:
     return lowered
 
 
-def is_plain(function: Any) -> bool:
+def is_plain(function: PrimFunc) -> bool:
     """True for a PrimFunc for a processor without blocks, a root block that holds nothing but its body aside."""
     if not isinstance(function, tirx.PrimFunc) or function.attrs is None or "target" not in function.attrs:
         return False
     return str(function.attrs["target"].kind.name) == "llvm" and holds_no_blocks(function)
 
 
-def holds_no_blocks(function: Any) -> bool:
+def holds_no_blocks(function: PrimFunc) -> bool:
     """Whether a PrimFunc has no block but a root block that holds nothing but its body."""
     blocks: list[Any] = []
     structural_walk(function.body, (s_tir.SBlock, blocks.append))

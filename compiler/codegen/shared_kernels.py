@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tvm
 import tvm_ffi
@@ -19,6 +19,9 @@ from compiler.codegen.kernel_constants import DIVISIONS, OpenedKernel, may_open,
 from schedules.codegen.nest import name_opaque, sequence
 from schedules.ir.named_sizes import with_shape
 from schedules.ir.tir import StructuralKey, structural_map, structural_walk
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc
 
 Kernel = tuple[Any, Any]  # its global variable and the PrimFunc
 _TYPE = "int64"
@@ -78,7 +81,7 @@ def _alike(kernels: Sequence[Kernel]) -> list[list[tuple[int, OpenedKernel]]]:
     return sorted((group for groups in by_hash.values() for group in groups if len(group) > 1), key=lambda g: g[0][0])
 
 
-def _signature(kernel: Any) -> Any:
+def _signature(kernel: PrimFunc) -> Any:
     """A cheap key that is equal for kernels that may share code."""
     return tuple(
         (str(each.ty.dtype), tuple(isinstance(size, tirx.IntImm) for size in each.ty.shape))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
@@ -17,6 +17,9 @@ from compiler.errors import OptionError, VerificationError
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import GraphPass
 from schedules.instructions.llvm_options import plain_cpu
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 Array = NDArray[Any]
 
@@ -150,7 +153,7 @@ def random_inputs(mod: IRModule, seed: int = 0) -> list[Array]:
     return [_random_input(parameter, sizes, generator) for parameter in mod["main"].params]
 
 
-def _random_input(parameter: Any, sizes: dict[Any, int], generator: np.random.Generator) -> Array:
+def _random_input(parameter: Expr, sizes: dict[Any, int], generator: np.random.Generator) -> Array:
     ty = parameter.ty
     if not isinstance(ty, relax.TensorType) or not isinstance(ty.shape, relax.ShapeExpr):
         raise OptionError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tvm
 from tvm import s_tir, tirx
@@ -17,6 +17,9 @@ from tvm.ir.prim import expr as prim
 
 import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 from compiler.support.formula import names_in
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 _ARITHMETIC = (prim.Add, prim.Sub, prim.Mul, prim.Div, prim.FloorDiv, prim.Mod, prim.FloorMod, prim.Min, prim.Max)
 _INFIX = {prim.Add: "+", prim.Sub: "-", prim.Mul: "*", prim.FloorDiv: "//", prim.FloorMod: "%", prim.Div: "//"}
@@ -108,7 +111,7 @@ def _count_statement(statement: Any, factors: tuple[str, ...], times: int, total
         raise UncountableError(type(statement).__name__)
 
 
-def _operations(value: Any) -> int:
+def _operations(value: Expr) -> int:
     """Operations in an expression, without those in indices and conditions."""
     if isinstance(value, _ARITHMETIC):
         return 1 + _operations(value.a) + _operations(value.b)
@@ -126,7 +129,7 @@ def _operations(value: Any) -> int:
     return 0
 
 
-def size_formula(extent: Any) -> str:
+def size_formula(extent: Expr) -> str:
     """An expression of sizes as text that `evaluate` takes. Raises UncountableError for other expressions."""
     if isinstance(extent, tirx.IntImm):
         return str(int(extent.value))

@@ -10,13 +10,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.instructions.prefetch import prefetch_statement
 from schedules.ir.expression import index
 from schedules.ir.stages import Axis, Kernel
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, s_tir, tirx
 from schedules.machine import Machine
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, PrimFunc, Var
 
 SERIAL = tirx.ForKind.SERIAL
 PARALLEL = tirx.ForKind.PARALLEL
@@ -52,7 +55,7 @@ def expression(value: Expr | int, dtype: str = _INDEX) -> Expr:
     return index(value, dtype) if isinstance(value, int) else value
 
 
-def repeat(name: str, extent: Expr | int, body: Body, kind: Any = SERIAL, dtype: str = _INDEX) -> Stmt:
+def repeat(name: str, extent: Expr | int, body: Body, kind: Stmt = SERIAL, dtype: str = _INDEX) -> Stmt:
     """A loop from 0; one of extent 1 is its body at the int 0."""
     if isinstance(extent, int) and extent == 1:
         return body(0)
@@ -60,7 +63,7 @@ def repeat(name: str, extent: Expr | int, body: Body, kind: Any = SERIAL, dtype:
     return loop(var, extent, body(var), kind)
 
 
-def loop(var: Any, extent: Expr | int, body: Stmt, kind: Any = SERIAL) -> Stmt:
+def loop(var: Var, extent: Expr | int, body: Stmt, kind: Stmt = SERIAL) -> Stmt:
     """A loop from 0 over a variable that its body already uses, even of extent 1."""
     dtype = str(var.ty)
     return tirx.For(var, index(0, dtype), expression(extent, dtype), kind, body)
@@ -199,7 +202,7 @@ def _leading(extents: Sequence[Extent], least: int) -> int:
     return len(extents)
 
 
-def _unfused(var: Any, head: Sequence[Extent]) -> list[Expr]:
+def _unfused(var: Var, head: Sequence[Extent]) -> list[Expr]:
     """The loop variables of fused loops."""
     values: list[Expr] = []
     rest: Expr = var
@@ -209,7 +212,7 @@ def _unfused(var: Any, head: Sequence[Extent]) -> list[Expr]:
     return [rest, *reversed(values)]
 
 
-def _nested(extents: Sequence[Extent], variables: Sequence[Any], body: Stmt) -> Stmt:
+def _nested(extents: Sequence[Extent], variables: Sequence[Var], body: Stmt) -> Stmt:
     for each, var in reversed(list(zip(extents, variables, strict=True))):
         body = loop(var, each.extent, body)
     return body
@@ -245,7 +248,7 @@ def load(buffer: Any, *indices: Expr | int) -> Expr:
     return tirx.BufferLoad(buffer, [expression(each) for each in indices])
 
 
-def prefetch(buffer: Any, *indices: Expr | int) -> Stmt:
+def prefetch(buffer: Buffer, *indices: Expr | int) -> Stmt:
     """Ask for the cache line of an element, which may lie behind the end of the buffer, into the second cache."""
     return prefetch_statement(load(buffer, *indices))
 
@@ -309,7 +312,7 @@ def bind(name: str, value: Expr, dtype: str, lanes: int) -> tuple[Any, Stmt]:
     return var, tirx.Bind(var, value)
 
 
-def name_value(name: str, value: Any, bindings: list[Stmt]) -> Any:
+def name_value(name: str, value: Expr, bindings: list[Stmt]) -> Expr:
     """A name for a value, its binding appended; an int stays what it is."""
     if isinstance(value, int):
         return value
@@ -339,7 +342,7 @@ def loops_over(axes: Sequence[Axis], body: Stmt) -> Stmt:
     return body
 
 
-def build_function(kernel: Kernel, statements: Sequence[Stmt], allocations: Sequence[Any] | None = None) -> Any:
+def build_function(kernel: Kernel, statements: Sequence[Stmt], allocations: Sequence[Expr] | None = None) -> PrimFunc:
     """The kernel's PrimFunc with a new body; `allocations` are its buffers, by default its own."""
     buffers = list(kernel.intermediates if allocations is None else allocations)
     block = s_tir.SBlock([], [], [], "root", sequence(statements), alloc_buffers=buffers)

@@ -18,7 +18,7 @@ MIN_PARALLEL_WORK = 98304
 _EXPENSIVE_WEIGHT = 4  # of an exponential, in vectors
 
 
-def work(extents: Sequence[Any], body: Any) -> Any:
+def work(extents: Sequence[Any], body: Stmt) -> Any:
     """A rough count of elementary steps of a body run over loops: a number, or an expression of symbolic extents."""
     cheap, expensive = operations(body)
     weight = max(1, round(1 + cheap / 4 + _EXPENSIVE_WEIGHT * expensive))
@@ -35,6 +35,6 @@ def pays_off(amount: Any, machine: Machine, least: int = MIN_PARALLEL_WORK) -> b
     return amount >= least if isinstance(amount, int | float) else amount >= index(least, str(amount.ty))
 
 
-def repeat(name: str, extent: Any, body: Callable[[Any], Stmt], kind: Any = SERIAL, dtype: str = "int64") -> Stmt:
+def repeat(name: str, extent: Any, body: Callable[[Any], Stmt], kind: Stmt = SERIAL, dtype: str = "int64") -> Stmt:
     """`nest.repeat`, for bodies that take expressions alone."""
     return nest.repeat(name, extent, lambda i: body(nest.expression(i, dtype)), kind, dtype)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from schedules.conv.dynamic_sizes import padding_before, parts_of
 from schedules.conv.winograd_transforms import edge_of, transforms
@@ -19,7 +19,7 @@ from schedules.ir.widening import number
 
 from tvm import te  # isort: skip
 
-Tensor = Any
+Tensor: TypeAlias = te.Tensor
 
 DIRECT = "conv-direct"
 DEPTHWISE = "conv-depthwise"
@@ -66,7 +66,7 @@ def _guarded(condition: Expr | None, value: Expr, otherwise: Expr) -> Expr:
     return value if condition is None else tirx.if_then_else(condition, value, otherwise)
 
 
-def _window_axes(work: WindowWorkload) -> list[Any]:
+def _window_axes(work: WindowWorkload) -> list[Expr]:
     return [te.reduce_axis((0, size), name=f"k{i}") for i, size in enumerate(work.kernel)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.codegen.nest import load, splat
 from schedules.config import Config, ConfigSpace
@@ -19,6 +19,9 @@ from schedules.ir.widening import low_halves
 from schedules.machine import Machine
 from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc
 
 
 class Depthwise(CpuRule):
@@ -42,7 +45,7 @@ class Depthwise(CpuRule):
     def estimate(self, workload: WindowWorkload, config: Config, machine: Machine) -> Estimate | None:
         return window_estimate(workload, config, machine)
 
-    def apply(self, kernel: Kernel, workload: WindowWorkload, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: WindowWorkload, config: Config, machine: Machine) -> PrimFunc:
         fused = FusedKernel(kernel, anchor_stages(kernel, DEPTHWISE))
         if not isinstance(workload, DepthwiseDotWorkload):
             return fused.function(DepthwiseNest(fused, workload, config).build(machine), machine)
@@ -59,7 +62,7 @@ class DepthwiseNest(WindowNest):
     def start_value(self) -> float:
         return 0.0
 
-    def row_operands(self, block: Any, outer: Sequence[int]) -> tuple[list[Any], list[Stmt]]:
+    def row_operands(self, block: Expr, outer: Sequence[int]) -> tuple[list[Any], list[Stmt]]:
         named = [
             self.named(self.weight_of(load(self.weight, block, *outer, tap, self.all_lanes)))
             for tap in range(self.work.kernel[-1])
@@ -70,7 +73,7 @@ class DepthwiseNest(WindowNest):
         """A vector of weights as the taps use it."""
         return stored
 
-    def tap(self, total: Expr, value: Expr, operand: Any) -> Expr:
+    def tap(self, total: Expr, value: Expr, operand: Expr) -> Expr:
         return total + value * operand
 
 
@@ -86,5 +89,5 @@ class DepthwiseDotNest(DepthwiseNest):
     def weight_of(self, stored: Expr) -> Expr:
         return low_halves(stored)
 
-    def tap(self, total: Expr, value: Expr, operand: Any) -> Expr:
+    def tap(self, total: Expr, value: Expr, operand: Expr) -> Expr:
         return int8_dot.dot_words(total, value, operand)

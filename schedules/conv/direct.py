@@ -8,7 +8,7 @@ convolutions, strides, dilations, groups and any number of spatial dimensions ar
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import DIRECT
@@ -22,6 +22,9 @@ from schedules.ir.stages import Kernel
 from schedules.machine import Machine
 from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc
 
 
 class ConvDirect(CpuRule):
@@ -71,6 +74,6 @@ class ConvDirect(CpuRule):
     def _register_tile(self, workload: ConvWorkload, machine: Machine) -> tuple[int, int]:
         return tile_for(workload, machine)
 
-    def apply(self, kernel: Kernel, workload: ConvWorkload, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: ConvWorkload, config: Config, machine: Machine) -> PrimFunc:
         fused = FusedKernel(kernel, anchor_stages(kernel, DIRECT))
         return fused.function(DirectNest(fused, workload, config).build(machine), machine)

@@ -383,7 +383,7 @@ class DirectNest:
             result.append(allocation)
             result += [store(done, load(sums, pixel, part, every), pixel, 0, every) for pixel in range(pixels)]
 
-            def finish(pixel: Any, done: Any = done, part: int = part) -> Stmt:
+            def finish(pixel: Any, done: Expr = done, part: int = part) -> Stmt:
                 return self._finish(done, place, block + part, start, pixel, 0)
 
             result.append(repeat("pixel", pixels, finish))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.codegen.nest import (
     allocate,
@@ -41,6 +41,9 @@ from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 from tvm import te  # isort: skip
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc, Tensor
+
 CONV_DOT = "conv-dot"
 CONV_MATRIX = "conv-matrix"
 # Cycles of a load into all lanes beside bfloat16 dot products. Measured on Zen 4: tiles of 14 pixels x 1 block reach
@@ -53,7 +56,7 @@ SIGN_BITS = 0x80808080 - (1 << 32)
 _SUMS_OF_PAIRS, _SUMS_OF_BYTES = 7, 10
 
 
-def conv_dot(data: Any, weight: Any, work: DotWorkload, sizes: Sequence[Any] = ()) -> Any:
+def conv_dot(data: Tensor, weight: Tensor, work: DotWorkload, sizes: Sequence[Any] = ()) -> Tensor:
     """The convolution as a tensor expression, in the layouts that `DotWorkload` states.
 
     It is the sum over `data + work.shift`; the caller subtracts `work.shift` times the sum of the weights.
@@ -89,7 +92,7 @@ def kind_of(work: DotWorkload) -> str:
     return CONV_MATRIX if isinstance(work, QuadsWorkload) and work.matrix else CONV_DOT
 
 
-def _number(data: Any, place: tuple[Expr, ...], lane: Expr, work: DotWorkload) -> Expr:
+def _number(data: Tensor, place: tuple[Expr, ...], lane: Expr, work: DotWorkload) -> Expr:
     """A stored element as the type of the sum."""
     if not work.words:
         return number(data(*place, lane), work.dtype) + tirx.const(work.shift, work.dtype)
@@ -138,7 +141,7 @@ class ConvDot(ConvDirect):
     def estimate(self, workload: Any, config: Config, machine: Machine) -> None:
         """None: the estimate of float32 products says nothing of these."""
 
-    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> PrimFunc:
         fused = FusedKernel(kernel, anchor_stages(kernel, CONV_DOT))
         if isinstance(workload, QuadsWorkload):
             nest: type[DotNest] = QuadsNest if machine.architecture == "aarch64" else DotNest

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.codegen.nest import name_opaque, repeat, sequence, when
 from schedules.conv.tiling import accumulators, block_choices, tails, tile_cost
@@ -16,6 +16,9 @@ from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import shape_of
 from schedules.ir.tir import Stmt, tirx
 from schedules.machine import Machine
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 _INDEX = "int64"
 # Widths of images on their way through networks: what a register tile for any width is chosen by.
@@ -36,7 +39,7 @@ class Sizes:
     bindings: tuple[Stmt, ...] = ()
 
     @classmethod
-    def of(cls, work: WindowWorkload, data: Any, result: Any) -> Sizes:
+    def of(cls, work: WindowWorkload, data: Expr, result: Expr) -> Sizes:
         """From the workload where it knows them, else from the buffers of the input and of the anchor's result."""
         bindings: list[Stmt] = []
 
@@ -66,7 +69,7 @@ def padding_before(work: WindowWorkload, spatial: Sequence[Any], out: Sequence[A
     return result
 
 
-def least(left: Any, right: Any) -> Any:
+def least(left: Any, right: Any) -> Expr:
     """The smaller of two, folded where both are known."""
     return min(left, right) if isinstance(left, int) and isinstance(right, int) else tirx.min(left, right)
 
@@ -81,7 +84,7 @@ def parts_of(size: Any, part: Any) -> Any:
     return ceil_div(size, part) if isinstance(size, int) and isinstance(part, int) else (size + part - 1) // part
 
 
-def open_repeat(name: str, extent: Any, tile: int, body: Callable[[Any, int], Stmt]) -> Stmt:
+def open_repeat(name: str, extent: Expr, tile: int, body: Callable[[Any, int], Stmt]) -> Stmt:
     """`body(start, size)` over [0, extent), the extent unknown: a loop of whole tiles, then what is left over in tiles
     of the powers of two below."""
     rest = extent % tile
@@ -133,7 +136,7 @@ def open_block(rank: int, bytes_of: Callable[[int, int], int], budget: int, pixe
     return rows, columns
 
 
-def row_parts(size: Any, rows: int, least_parts: int) -> Any:
+def row_parts(size: Expr, rows: int, least_parts: int) -> Expr:
     """Into how many parts of at most `rows` the `size` rows of an image are cut: `least_parts` if there are as many."""
     return most(most(parts_of(size, rows), least(size, least_parts)), 1)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ from schedules.rule import Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 from tvm import te  # isort: skip
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc, Tensor
 
 FOLDED = "conv-folded"
 _STORE_CYCLES = 6  # of an epilogue and a store
@@ -114,7 +117,7 @@ def fold_filter(values: NDArray[Any], work: FoldedWorkload) -> NDArray[Any]:
     return result
 
 
-def conv_folded(data: Any, weight: Any, work: FoldedWorkload) -> Any:
+def conv_folded(data: Tensor, weight: Tensor, work: FoldedWorkload) -> Tensor:
     """The convolution as a tensor expression; `weight` is `fold_filter`'s, packed as for a direct convolution."""
     zero = tirx.const(0, work.dtype)
     channel = te.reduce_axis((0, work.channels), name="ci")
@@ -153,7 +156,7 @@ class ConvFolded(ConvDirect):
         stages = anchor_stages(kernel, FOLDED)
         return FoldedWorkload.from_annotation(stages[0].annotations) if len(stages) == 1 else None
 
-    def apply(self, kernel: Kernel, workload: ConvWorkload, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: ConvWorkload, config: Config, machine: Machine) -> PrimFunc:
         assert isinstance(workload, FoldedWorkload)
         fused = FusedKernel(kernel, anchor_stages(kernel, FOLDED))
         return fused.function(FoldedNest(fused, workload, config).build(machine), machine)

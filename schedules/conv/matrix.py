@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.codegen.nest import allocate_tile, lanes_of, load, repeat, sequence, splat, static_grid, store
 from schedules.config import Config, ConfigSpace
@@ -26,6 +26,9 @@ from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.rule import Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc
 
 _HALF = 4  # lanes of a register of sums
 _OPEN_WIDTH = 56  # pixels of a row whose number is not known
@@ -64,7 +67,7 @@ class ConvMatrix(ConvDirect):
     def estimate(self, workload: Any, config: Config, machine: Machine) -> None:
         """None: the estimate of float32 products says nothing of these."""
 
-    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> PrimFunc:
         fused = FusedKernel(kernel, anchor_stages(kernel, CONV_MATRIX))
         return fused.function(MatrixNest(fused, workload, config).build(machine), machine)
 
@@ -102,7 +105,7 @@ class MatrixNest(DotNest):
         copied = self._fill_scratch(place)
         return sequence(copied, repeat("co", steps, lambda step: self._rows(place, first + step * self.blocks)))
 
-    def _copy(self, source: Sequence[Any], target: Sequence[Any]) -> Stmt:
+    def _copy(self, source: Sequence[Any], target: Sequence[Expr]) -> Stmt:
         """Eight channels of a pixel: two blocks of the input. What lies behind its last meets weights of zero."""
         image, block, *position = source
         quads = ceil_div(self.work.channels, self.work.stored_block)
@@ -124,7 +127,7 @@ class MatrixNest(DotNest):
         zero = splat(0, work.dtype, _HALF)
 
         def window_loop(source: Expr | int) -> Stmt:
-            def body(window: list[Any]) -> Stmt:
+            def body(window: list[Expr]) -> Stmt:
                 step = self._step(sums, Step(place, block, start, pixels, source, window, 0, work.group))
                 return sequence(self._weights_ahead(block, start, [source, *window], 1), step)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.codegen.nest import (
     allocate,
@@ -33,6 +33,9 @@ from schedules.ir.widening import number
 from schedules.machine import Machine
 from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc
 
 _CHAINS = 8  # independent sums of a global pooling, to hide the latency of an addition
 
@@ -69,7 +72,7 @@ class Pooling(CpuRule):
     def estimate(self, workload: PoolWorkload, config: Config, machine: Machine) -> Estimate | None:
         return window_estimate(workload, config, machine)
 
-    def apply(self, kernel: Kernel, workload: PoolWorkload, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: PoolWorkload, config: Config, machine: Machine) -> PrimFunc:
         fused = FusedKernel(kernel, anchor_stages(kernel, POOL))
         return fused.function(PoolNest(fused, workload, config).build(machine), machine)
 
@@ -100,13 +103,13 @@ class GlobalPooling(CpuRule):
     def match(self, kernel: Kernel, machine: Machine) -> PoolWorkload | None:
         return _match(kernel, GLOBAL_POOL)
 
-    def apply(self, kernel: Kernel, workload: PoolWorkload, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: PoolWorkload, config: Config, machine: Machine) -> PrimFunc:
         fused = FusedKernel(kernel, anchor_stages(kernel, GLOBAL_POOL))
         data = fused.operand(fused.anchors[0], workload.rank + 3)
         return fused.function(_global_nest(fused, data, workload, machine), machine)
 
 
-def _global_nest(fused: FusedKernel, data: Any, work: PoolWorkload, machine: Machine) -> Stmt:
+def _global_nest(fused: FusedKernel, data: Expr, work: PoolWorkload, machine: Machine) -> Stmt:
     lanes = work.block
     every = lanes_of(0, lanes)
     sizes = Sizes.of(work, data, fused.result)
@@ -125,7 +128,7 @@ def _global_nest(fused: FusedKernel, data: Any, work: PoolWorkload, machine: Mac
         image, block = place // work.out_blocks, place % work.out_blocks
         sums, allocation = allocate("sums", (chains, lanes), work.dtype, "local")
 
-        def add(outer: Sequence[Any], first: Any, count: int) -> Stmt:
+        def add(outer: Sequence[Expr], first: Any, count: int) -> Stmt:
             return sequence(
                 [
                     store(
@@ -140,7 +143,7 @@ def _global_nest(fused: FusedKernel, data: Any, work: PoolWorkload, machine: Mac
                 ]
             )
 
-        def row(outer: list[Any]) -> Stmt:
+        def row(outer: list[Expr]) -> Stmt:
             cut = split_repeat if isinstance(width, int) else open_repeat
             return cut("x", width, chains, lambda first, count: add(outer, first, count))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,9 @@ from schedules.rule import Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 from tvm import te  # isort: skip
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc, Tensor
 
 CONV_SPARSE = "conv-sparse"
 
@@ -82,7 +85,9 @@ def pack_sparse_filter(packed: NDArray[Any], work: ConvWorkload) -> tuple[Sparse
     return SparseConvWorkload(**vars(work), blocks=len(weight.values), longest=weight.longest), weight
 
 
-def conv_sparse(data: Any, values: Any, index: Any, work: SparseConvWorkload, sizes: Sequence[Any] = ()) -> Any:
+def conv_sparse(
+    data: Tensor, values: Tensor, index: Tensor, work: SparseConvWorkload, sizes: Sequence[Any] = ()
+) -> Tensor:
     """The convolution as a tensor expression."""
     zero = tirx.const(0, work.dtype)
     block = te.reduce_axis((0, work.longest), name="block")
@@ -125,7 +130,7 @@ class ConvSparse(ConvDirect):
     def estimate(self, workload: Any, config: Config, machine: Machine) -> None:
         """None: the estimate of float32 products says nothing of these."""
 
-    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> PrimFunc:
         fused = FusedKernel(kernel, anchor_stages(kernel, CONV_SPARSE))
         return fused.function(SparseNest(fused, workload, config).build(machine), machine)
 

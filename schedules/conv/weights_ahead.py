@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.codegen.nest import prefetch, repeat, sequence, when
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, Stmt
 from schedules.machine import dtype_bits
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer
 
 _LATENCY = 1024  # cycles of memory latency, with some margin
 _MULTIPLY_ADDS = 2  # in a cycle, at most
@@ -30,7 +33,7 @@ def ahead(multiply_adds: int) -> int:
     return max(1, ceil_div(_LATENCY * _MULTIPLY_ADDS, multiply_adds))
 
 
-def lines_of(buffer: Any, elements: int) -> int:
+def lines_of(buffer: Buffer, elements: int) -> int:
     """How many cache lines so many elements of a buffer take."""
     return ceil_div(elements, _LINE_BITS // dtype_bits(str(buffer.ty.dtype)))
 
@@ -43,7 +46,7 @@ def depth_to_ask_at(lines: int, extents: Sequence[int], least: int) -> int:
     )
 
 
-def ask_share(buffer: Any, start: Sequence[Any], elements: int, turn: Expr | int, turns: int) -> Stmt | None:
+def ask_share(buffer: Buffer, start: Sequence[Any], elements: int, turn: Expr | int, turns: int) -> Stmt | None:
     """In iteration `turn` of `turns`: prefetch that share of the `elements` in memory from `start` on.
 
     `turns` may be an estimate: iterations beyond it do nothing.

@@ -95,7 +95,7 @@ class WindowNest(ABC):
     def start_value(self) -> float:
         """What an empty window gives."""
 
-    def row_operands(self, block: Any, outer: Sequence[int]) -> tuple[list[Any], list[Stmt]]:
+    def row_operands(self, block: Expr, outer: Sequence[int]) -> tuple[list[Any], list[Stmt]]:
         """One value for each tap of a row of the window, and the statements that bind them."""
         return [None] * self.work.kernel[-1], []
 
@@ -155,14 +155,14 @@ class WindowNest(ABC):
                 position += 1
                 continue
 
-            def inner(i: Any, start: int = start, size: int = size) -> Stmt:
+            def inner(i: Expr, start: int = start, size: int = size) -> Stmt:
                 return self._tile(image, block, outer, i * size + start, size)
 
             statements.append(repeat("ox", run, inner))
             position += run
         return sequence(statements)
 
-    def _open_row(self, image: Any, block: Any, outer: Sequence[Any]) -> Stmt:
+    def _open_row(self, image: Expr, block: Expr, outer: Sequence[Expr]) -> Stmt:
         """One row of unknown width: outputs whose window reaches outside one by one, the others in tiles."""
         width = self.sizes.out[-1]
         first, end = edges(self.work, self.sizes)
@@ -172,7 +172,7 @@ class WindowNest(ABC):
         if end is width:
             return inner
 
-        def edge(number: Any) -> Stmt:
+        def edge(number: Expr) -> Stmt:
             at = number + tirx.Select(number < first, tirx.IntImm("int64", 0), end - first)
             return self._tile(image, block, outer, at, 1, guarded=True)
 
@@ -209,7 +209,7 @@ class WindowNest(ABC):
         statements += [self._finish(sums, image, block, point, pixel) for pixel in range(size)]
         return sequence(statements)
 
-    def _row_conditions(self, places: Sequence[Any], taps: Sequence[int]) -> list[Any]:
+    def _row_conditions(self, places: Sequence[Expr], taps: Sequence[int]) -> list[Expr]:
         """The conditions that a row of the window lies in the input, but for those that always hold."""
         work = self.work
         conditions = []
@@ -231,10 +231,10 @@ class WindowNest(ABC):
 
     def _window_row(
         self,
-        sums: Any,
-        image: Any,
-        block: Any,
-        places: Sequence[Any],
+        sums: Expr,
+        image: Expr,
+        block: Expr,
+        places: Sequence[Expr],
         taps: Sequence[int],
         start: Any,
         size: int,
@@ -264,11 +264,11 @@ class WindowNest(ABC):
             statements.append(when(inside, sequence(steps)))
         return statements
 
-    def _finish(self, sums: Any, image: Any, block: Any, point: Sequence[Any], pixel: int) -> Stmt:
+    def _finish(self, sums: Expr, image: Expr, block: Expr, point: Sequence[Any], pixel: int) -> Stmt:
         place = [*point[:-1], point[-1] + pixel]
         factor = self.scale(place)
 
-        def one(lane: Any) -> Stmt:
+        def one(lane: Expr) -> Stmt:
             value = load(sums, pixel, lane)
             return self.fused.finish(value, [image, block, *place, lane])
 

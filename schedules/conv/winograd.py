@@ -45,7 +45,7 @@ from schedules.errors import NotScheduledError
 from schedules.estimate import Estimate
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
-from schedules.ir.tir import Expr, Stmt
+from schedules.ir.tir import Expr, PrimFunc, Stmt
 from schedules.ir.widening import number
 from schedules.machine import Machine
 from schedules.rule import CpuRule, Priority
@@ -96,7 +96,7 @@ class Winograd(CpuRule):
         edge = edge_of(workload.tile, workload.strides[0])
         return 2 * max(workload.batch, 1) * edge**2 * down * across * workload.channels * workload.filters
 
-    def apply(self, kernel: Kernel, workload: WinogradWorkload, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: WinogradWorkload, config: Config, machine: Machine) -> PrimFunc:
         fused = FusedKernel(kernel, anchor_stages(kernel, WINOGRAD))
         return fused.function(WinogradNest(fused, workload, config).build(machine), machine)
 
@@ -202,10 +202,10 @@ class WinogradNest:
 
     # Into the frequencies.
 
-    def _spread_tiles(self, spread: Any, tiles: Tiles, block: Any) -> Stmt:
+    def _spread_tiles(self, spread: Expr, tiles: Tiles, block: Any) -> Stmt:
         return self._each_tile(tiles, lambda i, row, column: self._spread(spread, tiles.image, block, i, row, column))
 
-    def _spread(self, spread: Any, image: Any, block: Any, place: Any, row: Any, column: Any) -> Stmt:
+    def _spread(self, spread: Expr, image: Any, block: Any, place: Any, row: Any, column: Any) -> Stmt:
         work, edge, dtype = self.work, self.edge, self.spread_dtype
         top, left = self.sizes.before
         height, width = self.sizes.spatial
@@ -223,7 +223,7 @@ class WinogradNest:
                 self.all_lanes,
             )
 
-        def read_guarded(i: Any, j: Any) -> Stmt:
+        def read_guarded(i: Expr, j: Expr) -> Stmt:
             inside = both(y + i >= 0, y + i < height, x + j >= 0, x + j < width)
             outside = store(patch, splat(self.fill, dtype, self.lanes), i, j, self.all_lanes)
             return sequence(when(inside, read(i, j), outside))
@@ -255,7 +255,7 @@ class WinogradNest:
 
     # The product of each frequency.
 
-    def _multiply(self, spread: Any, product: Any, block: Any, frequency: Any, live: Any) -> Stmt:
+    def _multiply(self, spread: Expr, product: Expr, block: Any, frequency: Expr, live: Any) -> Stmt:
         work, lanes = self.work, self.lanes
         whole, rest = self._whole_and_rest()
 
@@ -300,7 +300,7 @@ class WinogradNest:
             ]
             return sequence(parts)
 
-        def named_tile(start: Any, size: int) -> Stmt:
+        def named_tile(start: Expr, size: int) -> Stmt:
             names: list[Stmt] = []
             start = name_opaque("start", start, names)
             return sequence(names, tile(start, size))
@@ -313,11 +313,11 @@ class WinogradNest:
         """Whole blocks of input channels, and steps of the sum in the last one."""
         return divmod(self.work.channels, self.lanes)
 
-    def _plus_product(self, total: Expr, value: Expr, block: Any, frequency: Any, row: Any) -> Expr:
+    def _plus_product(self, total: Expr, value: Expr, block: Expr, frequency: Expr, row: Expr) -> Expr:
         """`total` and the product of `value` and the weights of a block of output channels in a step of the sum."""
         return total + value * load(self.weight, block, frequency, row, self.all_lanes)
 
-    def _weights_ahead(self, block: Any, frequency: Any, start: Any, channel: Any) -> list[Stmt | None]:
+    def _weights_ahead(self, block: Any, frequency: Expr, start: Any, channel: Any) -> list[Stmt | None]:
         """What the tile at `start` asks for before it reads a channel's weights: those of that channel for a frequency
         to come, or its share of them when several tiles use the same."""
         tiles = ceil_div(self.tiles, self.pixels)
@@ -337,12 +337,12 @@ class WinogradNest:
 
     # Back from the frequencies.
 
-    def _collect_tiles(self, product: Any, tiles: Tiles, block: Any, part: Any) -> Stmt:
+    def _collect_tiles(self, product: Expr, tiles: Tiles, block: Any, part: Any) -> Stmt:
         return self._each_tile(
             tiles, lambda i, row, column: self._collect(product, [tiles.image, block + part, row, column], part, i)
         )
 
-    def _collect(self, product: Any, at: Sequence[Any], part: Any, place: Any) -> Stmt:
+    def _collect(self, product: Expr, at: Sequence[Any], part: Any, place: Any) -> Stmt:
         """The results of a tile; `at` is its image, channel block, row and column."""
         edge, size, dtype = self.edge, self.tile, self.work.dtype
         height, width = self.sizes.out
@@ -377,7 +377,7 @@ class WinogradNest:
         if not self.work.is_open and height % size == 0 and width % size == 0:
             return sequence(statements, whole)
 
-        def guarded(i: Any, j: Any) -> Stmt:
+        def guarded(i: Expr, j: Expr) -> Stmt:
             return sequence(when(both(y + i < height, x + j < width), finish(i, j)))
 
         partial = repeat("i", size, lambda i: repeat("j", size, lambda j: guarded(i, j)))
@@ -389,7 +389,7 @@ class WinogradNest:
         return value
 
 
-def weight_of(fused: FusedKernel) -> Any:
+def weight_of(fused: FusedKernel) -> Expr:
     """The transformed weights: what the product reads besides the transformed input."""
     product = fused.anchors[1]
     own = (fused.anchors[0].writes[0], product.writes[0])

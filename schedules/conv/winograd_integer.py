@@ -8,7 +8,7 @@ where the stride is 2), two per instruction.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,9 @@ from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 from tvm import te  # isort: skip
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc, Tensor
+
 WINOGRAD_INTEGER = "conv-winograd-integer"
 TILE = 2
 _GAIN = 1.22
@@ -42,7 +45,7 @@ _GAIN = 1.22
 _MOST = 255 * 4  # times the sum of a filter's weights: what must fit an int32
 
 
-def conv_winograd_integer(data: Any, weight: Any, work: DotWorkload) -> Any:
+def conv_winograd_integer(data: Tensor, weight: Tensor, work: DotWorkload) -> Tensor:
     """The int32 convolution as a tensor expression: of plain bytes, signed or not, without anything added.
 
     `weight` is made by `pack_integer_filter`: (ceil(filters / block), edge^2, channel pairs, 2 * block) in int16.
@@ -120,7 +123,7 @@ class WinogradInteger(CpuRule):
         plan = winograd_plan(_in_pairs(workload), TILE, machine)
         return Config.of(tiles=plan.tiles, pixels=plan.pixels, blocks=plan.blocks, chunks=plan.chunks, unroll=1)
 
-    def apply(self, kernel: Kernel, workload: IntegerWinogradWorkload, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: IntegerWinogradWorkload, config: Config, machine: Machine) -> PrimFunc:
         fused = FusedKernel(kernel, anchor_stages(kernel, WINOGRAD_INTEGER))
         nest = IntegerWinogradNest(fused, _as_floats(workload), config, workload.fill)
         return fused.function(nest.build(machine), machine)
@@ -144,7 +147,7 @@ class IntegerWinogradNest(WinogradNest):
     def _whole_and_rest(self) -> tuple[int, int]:
         return self.work.in_blocks, 0  # weights are zero behind the last channel
 
-    def _plus_product(self, total: Expr, value: Expr, block: Any, frequency: Any, row: Any) -> Expr:
+    def _plus_product(self, total: Expr, value: Expr, block: Any, frequency: Expr, row: Expr) -> Expr:
         pair = load(self.weight, block, frequency, row, lanes_of(0, 2 * self.lanes))
         return int8_dot.dot_words(total, value, tirx.reinterpret(f"int32x{self.lanes}", pair))
 

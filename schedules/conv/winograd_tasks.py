@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.codegen.nest import both, name_opaque
 from schedules.config import Config
@@ -12,6 +12,9 @@ from schedules.conv.dynamic_sizes import parts_of
 from schedules.conv.workload import ConvWorkload
 from schedules.ir.tir import Stmt, tirx
 from schedules.machine import Machine
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 _ENOUGH = 4  # tasks per core, for load balance
 
@@ -40,7 +43,7 @@ def cut_tiles(work: ConvWorkload, counts: Sequence[Any], config: Config, batch: 
         return TileCut(columns, total, parts_of(total, most), most, chunks, steps // chunks)
     bindings: list[Stmt] = []
 
-    def named(name: str, value: Any) -> Any:
+    def named(name: str, value: Expr) -> Expr:
         return name_opaque(name, value, bindings)
 
     columns, total = named("columns", columns), named("total", total)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.tir import s_tir, tirx
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc, Stmt, Var
 
 THREAD = tirx.ForKind.THREAD_BINDING
 
 
-def is_bound(function: Any) -> bool:
+def is_bound(function: PrimFunc) -> bool:
     """Whether no statement of a PrimFunc but loops and blocks lies outside of all thread-bound loops."""
     return _is_bound(function.body)
 
@@ -26,7 +29,7 @@ def _is_bound(statement: Any) -> bool:
     return isinstance(statement, tirx.AllocBuffer)
 
 
-def thread_loop(tag: str, variable: Any, extent: Any, body: Any) -> Any:
+def thread_loop(tag: str, variable: Var, extent: Any, body: Stmt) -> Stmt:
     """A loop whose iterations are threads or blocks of threads (`tag`: "threadIdx.x", ...)."""
     dtype = str(variable.ty.dtype)
     zero = tirx.IntImm(dtype, 0)

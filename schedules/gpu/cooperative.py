@@ -7,13 +7,16 @@ and they wait for each other after it. What cannot be shown to be independent is
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.gpu.binding import thread_loop
 from schedules.gpu.hoisting import without_parallel_loops
 from schedules.ir.expression import buffers_loaded, substitute
 from schedules.ir.inline import call_name
 from schedules.ir.tir import s_tir, structural_equal, structural_map, structural_walk, tirx, tvm
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Stmt
 
 MOST_THREADS = 512
 _WARP = 32
@@ -36,7 +39,7 @@ class NotIndependentError(Exception):
     """The iterations of a statement's loops are not shown to be independent."""
 
 
-def cooperative(statement: Any, buffers: list[Any]) -> tuple[Any, list[Any]] | None:
+def cooperative(statement: Stmt, buffers: list[Any]) -> tuple[Any, list[Any]] | None:
     """One launch for a statement of serial loops: one block of threads, or one for each iteration of a parallel loop.
 
     Args:
@@ -68,14 +71,14 @@ def cooperative(statement: Any, buffers: list[Any]) -> tuple[Any, list[Any]] | N
     return thread_loop("blockIdx.x", block, blocks, thread_loop("threadIdx.x", thread, threads, body)), buffers
 
 
-def without_pragmas(statement: Any) -> Any:
+def without_pragmas(statement: Stmt) -> Stmt:
     """What stands inside of marks for the processor's code generator."""
     while isinstance(statement, tirx.AttrStmt):
         statement = statement.body
     return statement
 
 
-def has_independent_iterations(loop: Any) -> bool:
+def has_independent_iterations(loop: Stmt) -> bool:
     """Whether the iterations of a serial loop from 0, of as many as is known before the kernel runs, are shown to be
     independent of each other."""
     if not _is_zero(loop.min) or buffers_loaded(loop.extent) or not _is_plain(loop.body):
@@ -122,7 +125,7 @@ class _Team:
         self.largest = 0
         self.steering: list[Any] = []  # buffers that conditions and bounds read
 
-    def shared_out(self, statement: Any) -> Any:
+    def shared_out(self, statement: Stmt) -> Any:
         if isinstance(statement, tirx.SeqStmt):
             return tirx.SeqStmt([self.shared_out(each) for each in statement.seq])
         if isinstance(statement, tirx.IfThenElse):
@@ -140,10 +143,10 @@ class _Team:
         body = self.shared_out(statement.body)
         return tirx.For(statement.loop_var, statement.min, statement.extent, tirx.ForKind.SERIAL, body)
 
-    def _steered_by(self, expression: Any) -> None:
+    def _steered_by(self, expression: Expr) -> None:
         self.steering += [load.source for load in buffers_loaded(expression)]
 
-    def _of_independent(self, loop: Any) -> Any:
+    def _of_independent(self, loop: Stmt) -> Any:
         """The loop with its iterations, and the lanes of the vector loops inside, spread over threads."""
         if isinstance(loop.body, tirx.For) and loop.body.kind == tirx.ForKind.SERIAL:
             return None  # the inner loop is longer
@@ -180,7 +183,7 @@ class _Team:
         return tirx.SeqStmt([spread, tirx.Evaluate(tirx.op.tvm_storage_sync("shared"))])
 
 
-def _is_plain(body: Any) -> bool:
+def _is_plain(body: Stmt) -> bool:
     """Whether all that a body does is seen in its loads and stores, and no vector loop holds another."""
     others: list[Any] = []
     for kind in (tirx.While, s_tir.SBlockRealize, tirx.DeclBuffer, tirx.AttrStmt, tirx.AssertStmt):
@@ -194,7 +197,7 @@ def _is_plain(body: Any) -> bool:
         if any(word in call_name(each) for word in _HIDDEN):
             others.append(each)
 
-    def loop(each: Any) -> None:
+    def loop(each: Stmt) -> None:
         if each.kind == tirx.ForKind.VECTORIZED:
             structural_walk(each.body, (tirx.For, others.append))
             others.extend([] if _is_zero(each.min) else [each])
@@ -321,7 +324,7 @@ def _is_among(buffer: Any, buffers: list[Any]) -> bool:
     return any(buffer.same_as(each) for each in buffers)
 
 
-def _is_zero(value: Any) -> bool:
+def _is_zero(value: Expr) -> bool:
     return isinstance(value, tirx.IntImm) and int(value.value) == 0
 
 

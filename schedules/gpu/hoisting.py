@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.stages import dtype_of, product, shape_of
 from schedules.ir.tir import s_tir, structural_map, tirx
 from schedules.machine import dtype_bits
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Stmt
+
 _LOCAL_BYTES = 4 << 10
 
 
-def without_parallel_loops(statement: Any) -> Any:
+def without_parallel_loops(statement: Stmt) -> Stmt:
     """The statement with parallel and vectorized loops made serial."""
 
-    def replace(loop: Any) -> Any:
+    def replace(loop: Stmt) -> Stmt:
         if loop.kind not in (tirx.ForKind.PARALLEL, tirx.ForKind.VECTORIZED):
             return loop
         return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body)
@@ -22,7 +25,7 @@ def without_parallel_loops(statement: Any) -> Any:
     return structural_map(statement, (tirx.For, replace))
 
 
-def take_allocations(statement: Any) -> tuple[Any, list[Any]]:
+def take_allocations(statement: Stmt) -> tuple[Any, list[Any]]:
     """The statement without its allocations of buffers that are not private to a thread, and these buffers."""
     taken: list[Any] = []
 

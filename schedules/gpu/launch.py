@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.gpu.binding import thread_loop
 from schedules.ir.expression import substitute
 from schedules.ir.stages import Axis, product
 from schedules.ir.tir import tirx
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Stmt
+
 THREADS = 256
 WARP = 32
 
 
-def launched(axes: list[Axis], body: Any, threads: int = THREADS) -> Any:
+def launched(axes: list[Axis], body: Stmt, threads: int = THREADS) -> Stmt:
     """A launch of a thread for each point of the axes; where there is known to be none, nothing is done."""
     dtype = str(axes[0].var.ty.dtype) if axes else "int32"
     total = product(axis.extent for axis in axes)

@@ -8,7 +8,7 @@ be independent, and on one thread where there is none: slow, and right.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.codegen.nest import build_function, loops_over, sequence
 from schedules.config import Config
@@ -25,6 +25,9 @@ from schedules.ir.tir import structural_map, structural_walk, tirx, tvm
 from schedules.machine import Machine
 from schedules.rule import GpuPriority
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc, Stmt
+
 
 class BindAnything(GpuRule):
     """Serves any kernel."""
@@ -33,7 +36,7 @@ class BindAnything(GpuRule):
     priority: ClassVar[int] = GpuPriority.FALLBACK
     reschedules: ClassVar[bool] = True
 
-    def apply(self, kernel: Kernel, workload: GpuWorkload, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: GpuWorkload, config: Config, machine: Machine) -> PrimFunc:
         assert isinstance(machine, GpuMachine)
         statements: list[Any] = []
         allocations: list[Any] = []
@@ -49,7 +52,7 @@ class BindAnything(GpuRule):
         return build_function(kernel, statements, [*needed, *allocations])
 
 
-def _without_checks(statement: Any) -> Any:
+def _without_checks(statement: Stmt) -> Stmt:
     """The statement without assertions, which a kernel cannot report, and without loops over nothing else."""
     if not _has_checks(statement):
         return statement
@@ -62,13 +65,13 @@ def _without_checks(statement: Any) -> Any:
     return structural_map(statement, (tirx.AssertStmt, lambda _: nothing))
 
 
-def _has_checks(statement: Any) -> bool:
+def _has_checks(statement: Stmt) -> bool:
     found: list[Any] = []
     structural_walk(statement, (tirx.AssertStmt, found.append))
     return bool(found)
 
 
-def _does_nothing(statement: Any) -> bool:
+def _does_nothing(statement: Stmt) -> bool:
     stores: list[Any] = []
     structural_walk(statement, ((tirx.BufferStore, tvm.ir.Call), stores.append))
     return not stores
@@ -92,7 +95,7 @@ def bound_stage(stage: Stage, machine: GpuMachine) -> Any:
     return launched(points, body)
 
 
-def bound_statement(statement: Any) -> tuple[Any, list[Any]]:
+def bound_statement(statement: Stmt) -> tuple[Any, list[Any]]:
     """Launches for a statement that is not a simple stage, and buffers that its function is to allocate."""
     statement, taken = take_allocations(without_pragmas(statement))
     is_plain_parallel = isinstance(statement, tirx.For) and statement.kind == tirx.ForKind.PARALLEL and not taken
@@ -104,7 +107,7 @@ def bound_statement(statement: Any) -> tuple[Any, list[Any]]:
     return _bound_loop(statement, alone=not taken), taken
 
 
-def _bound_loop(statement: Any, *, alone: bool) -> Any:
+def _bound_loop(statement: Stmt, *, alone: bool) -> Stmt:
     """One launch; `alone` says that no buffer is shared by the iterations of its parallel loop."""
     if not isinstance(statement, tirx.For):
         return launched([], without_parallel_loops(statement))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.gpu.machine import GpuMachine
 from schedules.instructions import int8_dot, prefetch, vector_math
@@ -12,6 +12,9 @@ from schedules.ir.inline import call_name
 from schedules.ir.tir import structural_map, tirx, tvm
 from schedules.machine import Machine
 from schedules.rule import ScheduleRule, Workload
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc
 
 _WIDENED = frozenset({"erf", "tanh", "exp", "log", "sin", "cos", "tan", "pow", "sqrt", "rsqrt", "sigmoid", "nearbyint"})
 _NARROW = ("float16", "bfloat16")
@@ -30,7 +33,7 @@ class GpuRule(ScheduleRule):
     def match(self, kernel: Any, machine: Machine) -> GpuWorkload | None:
         return GpuWorkload(len(kernel.stages)) if isinstance(machine, GpuMachine) else None
 
-    def finish(self, function: Any, machine: Machine) -> Any:
+    def finish(self, function: PrimFunc, machine: Machine) -> PrimFunc:
         """Elementary functions written for a processor's vectors become TVM's own, and those of narrow floats
         go through float32: CUDA has few of them, and those are less exact."""
 

@@ -12,7 +12,7 @@ from schedules.ir.tir import Expr, structural_equal, structural_map, tirx
 def vector_limits(body: Any, used: set[str]) -> Any:
     """A statement with each `isnan(x) ? x : min(max(x, low), high)` of float32 as one function; `used` receives it."""
 
-    def visit(choice: Any) -> Any:
+    def visit(choice: Expr) -> Expr:
         value = choice.true_value
         tested = choice.condition
         if call_name(tested) != "tirx.isnan" or str(value.ty) != "float32":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.instructions import (
     bf16_dot,
@@ -26,11 +26,14 @@ from schedules.ir.stages import product, shape_of
 from schedules.ir.tir import s_tir, structural_map, structural_walk, tirx, tvm
 from schedules.machine import Machine
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr, PrimFunc, Stmt
+
 _NARROW = ("float16", "bfloat16")
 _TILE_SIZE = 96  # elements; accumulators of plain reductions hold at most four vectors
 
 
-def finish(function: Any, machine: Machine) -> Any:
+def finish(function: PrimFunc, machine: Machine) -> PrimFunc:
     """Elementary functions become vector code, every Let gets a variable of its own, and what TVM cannot
     generate or misreads is written another way.
 
@@ -65,7 +68,7 @@ def finish(function: Any, machine: Machine) -> Any:
 def _holds_prefetch(root: Any) -> bool:
     found = False
 
-    def visit(call: Any) -> None:
+    def visit(call: Call) -> None:
         nonlocal found
         found = found or prefetch.is_prefetch(call)
 
@@ -76,7 +79,7 @@ def _holds_prefetch(root: Any) -> bool:
 def _rounded_integers(root: Any) -> Any:
     """A float32 rounded to an integer and made an int32 is one step: processors have an instruction for it."""
 
-    def replace(cast: Any) -> Any:
+    def replace(cast: Expr) -> Expr:
         value = cast.value
         if str(cast.ty) == "int32" and call_name(value) == "tirx.nearbyint" and str(value.ty) == "float32":
             return int8_dot.rounded_int32(value.args[0])
@@ -88,7 +91,7 @@ def _rounded_integers(root: Any) -> Any:
 def _calls_any(root: Any, names: tuple[str, ...]) -> bool:
     found = False
 
-    def visit(call: Any) -> None:
+    def visit(call: Call) -> None:
         nonlocal found
         found = found or call_name(call) in names
 
@@ -100,7 +103,7 @@ def _holds_tile(root: Any) -> bool:
     """Whether tiles of sums take the registers: local buffers of constant size, together beyond a few vectors."""
     held = 0
 
-    def visit(allocation: Any) -> None:
+    def visit(allocation: Stmt) -> None:
         nonlocal held
         buffer = allocation.buffer
         if str(buffer.ty.storage_scope) == "local":
@@ -114,7 +117,7 @@ def _vector_calls(root: Any, used: set[str], suffix: str) -> Any:
     """Calls of TVM's elementary functions replaced by ours; float16 and bfloat16 go through float32. Ours get
     the variant for the kernel."""
 
-    def replace(call: Any) -> Any:
+    def replace(call: Call) -> Expr:
         plain = call_name(call).removeprefix("tirx.").removeprefix(PREFIX)
         if plain not in vector_math.FUNCTIONS or plain == vector_math.LIMIT:
             return call
@@ -136,13 +139,13 @@ def vector_lengths(root: Any) -> set[int]:
     """The numbers of lanes that vectorizing the loops of a body gives."""
     lengths = {1}
 
-    def visit(loop: Any) -> None:
+    def visit(loop: Stmt) -> None:
         if loop.kind == tirx.ForKind.VECTORIZED and isinstance(loop.extent, tirx.IntImm):
             lengths.add(int(loop.extent.value))
 
     structural_walk(root, (tirx.For, visit))
 
-    def explicit(call: Any) -> None:
+    def explicit(call: Call) -> None:
         if call_name(call).startswith(PREFIX):
             lengths.add(int(str(call.ty).partition("x")[2] or 1))
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from schedules.ir.tir import tirx, tvm
 from schedules.ir.tvm_private import declare_operator
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 PREFIX = "tensorwright."
 
@@ -27,7 +30,7 @@ def register_operator(full: str, summary: str, named: Callable[[str, int], str] 
         return
     name = full.removeprefix(PREFIX)
 
-    def lower(node: Any) -> Any:
+    def lower(node: Expr) -> Expr:
         dtype = str(node.ty)
         lanes = int(dtype.partition("x")[2] or 1)
         return tirx.call_pure_extern(dtype, named(name, lanes), *node.args)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.inline import call_name
 from schedules.ir.tir import structural_map, tirx, tvm
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr
 
 # IEEE 754: the bits of infinity; of a NaN, without the sign, they are greater.
 _INFINITY = {"float16": ("int16", 0x7C00), "float32": ("int32", 0x7F800000), "float64": ("int64", 0x7FF << 52)}
@@ -16,7 +19,7 @@ def vector_nan_tests(body: Any) -> Any:
     return structural_map(structural_map(body, (tirx.Select, _choice)), (tvm.ir.Call, _test))
 
 
-def _choice(select: Any) -> Any:
+def _choice(select: Expr) -> Expr:
     """isnan(x) ? a : b => x >= -inf ? b : a, one instruction (`not x >= -inf` would become `x < -inf`)"""
     if call_name(select.condition) != "tirx.isnan":
         return select
@@ -27,7 +30,7 @@ def _choice(select: Any) -> Any:
     return tirx.Select(value >= least, select.false_value, select.true_value)
 
 
-def _test(call: Any) -> Any:
+def _test(call: Call) -> Expr:
     if call_name(call) != "tirx.isnan":
         return call
     known = _INFINITY.get(str(call.args[0].ty))

@@ -6,11 +6,14 @@ for numbers near 1), and a vector that repeats one element has no form that can 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.expression import substitute
 from schedules.ir.inline import buffers_free_variables
 from schedules.ir.tir import structural_map, structural_walk, tirx, tvm
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Stmt
 
 _PREFIXES = ("bfloat16", "float8", "float6", "float4")
 
@@ -18,7 +21,7 @@ _PREFIXES = ("bfloat16", "float8", "float6", "float4")
 def inline_narrow_lets(root: Any) -> Any:
     """A variable bound to what comes from a narrow float is replaced by its value."""
 
-    def replace(let: Any) -> Any:
+    def replace(let: Expr) -> Expr:
         if not _reads_narrow(let.value):
             return let
         # Variables bound in the body may read it now.
@@ -30,7 +33,7 @@ def inline_narrow_lets(root: Any) -> Any:
 def serialize_narrow_repeats(root: Any) -> Any:
     """Vectorized loops that store one narrow float to all lanes become serial."""
 
-    def serialize(loop: Any) -> Any:
+    def serialize(loop: Stmt) -> Stmt:
         if loop.kind != tirx.ForKind.VECTORIZED or not _repeats_narrow(loop):
             return loop
         return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body)
@@ -38,14 +41,14 @@ def serialize_narrow_repeats(root: Any) -> Any:
     return structural_map(root, (tirx.For, serialize))
 
 
-def _is_narrow(expr: Any) -> bool:
+def _is_narrow(expr: Expr) -> bool:
     return str(expr.ty).startswith(_PREFIXES)
 
 
-def _reads_narrow(value: Any) -> bool:
+def _reads_narrow(value: Expr) -> bool:
     found = False
 
-    def visit(load: Any) -> None:
+    def visit(load: Expr) -> None:
         nonlocal found
         found = found or _is_narrow(load)
 
@@ -53,10 +56,10 @@ def _reads_narrow(value: Any) -> bool:
     return found
 
 
-def _repeats_narrow(loop: Any) -> bool:
+def _repeats_narrow(loop: Stmt) -> bool:
     found = False
 
-    def visit(store: Any) -> None:
+    def visit(store: Stmt) -> None:
         nonlocal found
         if _is_narrow(store.value):
             found = found or not any(used.same_as(loop.loop_var) for used in buffers_free_variables(store.value))

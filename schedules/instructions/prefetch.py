@@ -7,9 +7,12 @@ more. The call is therefore wrapped and marked as touching no memory that the pr
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from schedules.ir.tir import tirx
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr, Stmt
 
 SYMBOL = "tensorwright_prefetch"
 
@@ -22,12 +25,12 @@ define i32 @{SYMBOL}(ptr %address) alwaysinline nounwind {{
 """
 
 
-def prefetch_statement(element: Any) -> Any:
+def prefetch_statement(element: Expr) -> Stmt:
     """Ask for the cache line of a loaded element into the second cache, to read data from it."""
     return tirx.Evaluate(tirx.call_extern("int32", SYMBOL, tirx.address_of(element)))
 
 
-def is_prefetch(call: Any) -> bool:
+def is_prefetch(call: Call) -> bool:
     """Whether a call is one that `prefetch_statement` makes."""
     if str(getattr(call.op, "name", "")) != "tirx.call_extern":
         return False

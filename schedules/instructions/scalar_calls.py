@@ -6,10 +6,13 @@ those of `_WIDE` in float16.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.inline import call_name
 from schedules.ir.tir import structural_map, structural_walk, tirx, tvm
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr, Stmt
 
 _SCALAR = frozenset({"tirx.sinh", "tirx.cosh"})
 _WIDE = _SCALAR | {
@@ -25,7 +28,7 @@ _NARROW = ("float16", "bfloat16")
 def widen_narrow_calls(root: Any) -> Any:
     """Functions of narrow floats computed in float32 and rounded."""
 
-    def widen(call: Any) -> Any:
+    def widen(call: Call) -> Expr:
         dtype = str(call.ty)
         # The neighbour of a number depends on its type.
         if dtype not in _NARROW or call_name(call) not in _WIDE - {"tirx.nextafter"}:
@@ -39,7 +42,7 @@ def widen_narrow_calls(root: Any) -> Any:
 def serialize_scalar_loops(root: Any) -> Any:
     """Vectorized loops around a function without a vector form become serial."""
 
-    def serialize(loop: Any) -> Any:
+    def serialize(loop: Stmt) -> Stmt:
         if loop.kind != tirx.ForKind.VECTORIZED or not _has_scalar_call(loop.body):
             return loop
         return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body)
@@ -47,10 +50,10 @@ def serialize_scalar_loops(root: Any) -> Any:
     return structural_map(root, (tirx.For, serialize))
 
 
-def _has_scalar_call(root: Any) -> bool:
+def _has_scalar_call(root: Stmt) -> bool:
     found = False
 
-    def visit(call: Any) -> None:
+    def visit(call: Call) -> None:
         nonlocal found
         found = found or call_name(call) in _SCALAR
 

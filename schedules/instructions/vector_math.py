@@ -34,10 +34,13 @@ import math
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.instructions.llvm_functions import PREFIX, register_operator
 from schedules.ir.tir import tvm
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 _LOG2_E = 1.4426950408889634
 _LN2 = 0.6931471805599453
@@ -365,7 +368,7 @@ def definitions(names: Iterable[str], lanes: Iterable[int]) -> str:
     return "\n".join([*table, *declared, *(text for text, _ in texts), ""])
 
 
-def call(name: str, x: Any, *others: Any) -> Any:
+def call(name: str, x: Expr, *others: Any) -> Expr:
     """The TensorIR expression of a function of float32 expressions."""
     return tvm.ir.Call(tvm.ir.Op.get(PREFIX + name), [x, *others], ret_ty=x.ty)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.expression import constant_int, map_loads, substitute, uses
 from schedules.ir.stages import is_compact, shape_of
 from schedules.ir.tir import Expr, structural_walk, tirx, tvm
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, Stmt, Var
 
 Stride = Any  # an int, a symbolic expression, or None when the step is irregular
 
@@ -22,7 +25,7 @@ class Access:
     indices: tuple[Expr, ...]
     is_store: bool
 
-    def stride(self, var: Any) -> Stride:
+    def stride(self, var: Var) -> Stride:
         """Elements moved when `var` grows by one; None when that is not constant."""
         if not is_compact(self.buffer):
             return None if any(uses(each, var) for each in self.indices) else 0
@@ -35,13 +38,13 @@ class Access:
         return simplified(total)
 
 
-def _with_sizes(buffer: Any, indices: Sequence[Expr]) -> list[tuple[Any, Expr]]:
+def _with_sizes(buffer: Buffer, indices: Sequence[Expr]) -> list[tuple[Any, Expr]]:
     """Each index with the number of elements that one step of it skips."""
     shape = shape_of(buffer)
     return [(reduce(lambda a, b: a * b, shape[i + 1 :], 1), point) for i, point in enumerate(indices)]
 
 
-def coefficient_of(expr: Expr, var: Any) -> int | None:
+def coefficient_of(expr: Expr, var: Var) -> int | None:
     """The constant factor of `var` in a linear expression; 0 when absent, None when not linear."""
     if isinstance(expr, tirx.IntImm):
         return 0
@@ -62,7 +65,7 @@ def coefficient_of(expr: Expr, var: Any) -> int | None:
     return _difference(expr, var) if uses(expr, var) else 0
 
 
-def _difference(expr: Expr, var: Any) -> int | None:
+def _difference(expr: Expr, var: Var) -> int | None:
     """f(v + 1) - f(v) when TVM proves it constant."""
     if _loads_inside(expr):
         return None
@@ -74,7 +77,7 @@ def _difference(expr: Expr, var: Any) -> int | None:
 def _loads_inside(expr: Expr) -> bool:
     found = False
 
-    def visit(_: Any) -> None:
+    def visit(_: Expr) -> None:
         nonlocal found
         found = True
 
@@ -90,17 +93,17 @@ def accesses_of(root: Any) -> list[Access]:
     """Every load and store below a statement or expression."""
     found: list[Access] = []
 
-    def load(node: Any) -> None:
+    def load(node: Expr) -> None:
         found.append(Access(node.source, tuple(node.indices), False))
 
-    def store(node: Any) -> None:
+    def store(node: Stmt) -> None:
         found.append(Access(node.buffer, tuple(node.indices), True))
 
     structural_walk(root, [(tvm.ir.TensorLoad, load), (tirx.BufferStore, store)])
     return found
 
 
-def used_outside_indices(root: Any, var: Any) -> bool:
+def used_outside_indices(root: Stmt, var: Var) -> bool:
     """Whether a variable occurs in a value or a condition, not only in the indices of loads and stores."""
     without_loads = map_loads(root, lambda load: tirx.Var("loaded", load.ty))
     stored = [store for store in accesses_of(without_loads) if store.is_store]
@@ -108,10 +111,10 @@ def used_outside_indices(root: Any, var: Any) -> bool:
     return _count(without_loads, var) > in_stores
 
 
-def _count(root: Any, var: Any) -> int:
+def _count(root: Any, var: Var) -> int:
     total = 0
 
-    def visit(node: Any) -> None:
+    def visit(node: Expr) -> None:
         nonlocal total
         total += bool(node.same_as(var))
 

@@ -21,7 +21,7 @@ def hide_backward_divisions(root: Any) -> Any:
 
     known: dict[StructuralKey, bool] = {}  # a kernel repeats few numerators very often
 
-    def hide(division: Any) -> Any:
+    def hide(division: Expr) -> Expr:
         numerator = division.a
         if not isinstance(numerator, _COMPOSED):
             return division
@@ -71,7 +71,7 @@ def _has_constant_term(expr: Expr) -> bool:
 def _has_division(expr: Expr) -> bool:
     found = False
 
-    def visit(division: Any) -> None:
+    def visit(division: Expr) -> None:
         nonlocal found
         found = found or _has_variable(division)
 
@@ -82,7 +82,7 @@ def _has_division(expr: Expr) -> bool:
 def _has_variable(expr: Expr) -> bool:
     found = False
 
-    def visit(_: Any) -> None:
+    def visit(_: Expr) -> None:
         nonlocal found
         found = True
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.tir import Expr, structural_map, structural_walk, tirx, tvm
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Stmt, Var
 
-def constant_int(value: Any) -> Any:
+
+def constant_int(value: Expr) -> Any:
     """A Python int when the expression is a constant integer or bool, else the expression itself."""
     if isinstance(value, tirx.IntImm):
         return int(value.value)
@@ -25,7 +28,7 @@ def substitute(root: Any, mapping: Mapping[Any, Expr | int]) -> Any:
     for var, value in pairs:
         by_name.setdefault(str(var.name), []).append((var, value))
 
-    def replace(node: Any) -> Any:
+    def replace(node: Expr) -> Expr:
         for var, value in by_name.get(str(node.name), ()):
             if node.same_as(var):
                 return value
@@ -37,39 +40,39 @@ def substitute(root: Any, mapping: Mapping[Any, Expr | int]) -> Any:
 def map_loads(root: Any, replace: Callable[[Any], Expr | None]) -> Any:
     """Replace buffer loads, innermost first; `replace` answers None to keep one."""
 
-    def visit(load: Any) -> Any:
+    def visit(load: Expr) -> Expr:
         answer = replace(load)
         return load if answer is None else answer
 
     return structural_map(root, (tvm.ir.TensorLoad, visit))
 
 
-def map_stores(root: Any, replace: Callable[[Any], Any | None]) -> Any:
+def map_stores(root: Stmt, replace: Callable[[Any], Any | None]) -> Stmt:
     """Replace buffer stores; `replace` answers None to keep one."""
 
-    def visit(store: Any) -> Any:
+    def visit(store: Stmt) -> Stmt:
         answer = replace(store)
         return store if answer is None else answer
 
     return structural_map(root, (tirx.BufferStore, visit))
 
 
-def buffers_loaded(root: Any) -> list[Any]:
+def buffers_loaded(root: Any) -> list[Expr]:
     """Every BufferLoad below `root`."""
     loads: list[Any] = []
 
-    def visit(load: Any) -> None:
+    def visit(load: Expr) -> None:
         loads.append(load)
 
     structural_walk(root, (tvm.ir.TensorLoad, visit))
     return loads
 
 
-def uses(root: Any, var: Any) -> bool:
+def uses(root: Expr, var: Var) -> bool:
     """Whether a variable occurs below `root`."""
     found = False
 
-    def visit(node: Any) -> None:
+    def visit(node: Expr) -> None:
         nonlocal found
         found = found or bool(node.same_as(var))
 

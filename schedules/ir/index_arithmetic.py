@@ -4,11 +4,14 @@ pattern."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.expression import index, map_loads, map_stores
 from schedules.ir.stages import Axis, Stage
 from schedules.ir.tir import Expr, structural_map, structural_walk, tirx, tvm
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Stmt
 
 
 def with_plain_indices(stage: Stage) -> Stage:
@@ -23,11 +26,11 @@ def with_plain_indices(stage: Stage) -> Stage:
             return None
         return [_plain(point, analyzer) if _is_taken_apart(point) else point for point in indices]
 
-    def load(node: Any) -> Any:
+    def load(node: Expr) -> Any:
         indices = plain(node.indices)
         return None if indices is None else tirx.BufferLoad(node.source, indices)
 
-    def store(node: Any) -> Any:
+    def store(node: Stmt) -> Any:
         indices = plain(node.indices)
         return None if indices is None else tirx.BufferStore(node.buffer, node.value, indices)
 
@@ -41,7 +44,7 @@ def _plain(point: Expr, analyzer: Any) -> Expr:
     if not _is_taken_apart(point):
         return point
 
-    def decided(quotient: Any) -> Any:
+    def decided(quotient: Expr) -> Expr:
         bounds = analyzer.const_int_bound(quotient)
         low = int(bounds.min_value)
         return index(low, str(quotient.ty)) if low == int(bounds.max_value) else quotient
@@ -62,7 +65,7 @@ def bound_analyzer(axes: Iterable[Axis]) -> Any:
 def _is_taken_apart(root: Any) -> bool:
     found = False
 
-    def visit(node: Any) -> None:
+    def visit(node: Expr) -> None:
         nonlocal found
         found = True
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.expression import buffers_loaded, constant_int, map_loads, substitute
 from schedules.ir.stages import Kernel, Opaque, Stage, shape_of
 from schedules.ir.tir import Expr, structural_equal, structural_walk, tirx, tvm
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, Var
 
 # How many times a cheap value may be recomputed before it is stored in memory instead.
 _MAX_CHEAP_REPEATS = 8
@@ -24,7 +27,7 @@ _EXPENSIVE_CALLS = frozenset(
 IF_THEN_ELSE = "prim.if_then_else"
 
 
-def call_name(node: Any) -> str:
+def call_name(node: Expr) -> str:
     """The operator's name of a call, "" when it calls something else."""
     return str(node.op.name) if isinstance(node, tvm.ir.Call) and isinstance(node.op, tvm.ir.Op) else ""
 
@@ -33,12 +36,12 @@ def operations(root: Any) -> tuple[int, int]:
     """(arithmetic operations, expensive ones: elementary functions and floating-point divisions) below `root`."""
     cheap = expensive = 0
 
-    def binary(node: Any) -> None:
+    def binary(node: Expr) -> None:
         nonlocal cheap, expensive
         cheap += 1
         expensive += isinstance(node, tirx.Div)
 
-    def call(node: Any) -> None:
+    def call(node: Expr) -> None:
         nonlocal cheap, expensive
         cheap += 1
         expensive += call_name(node) in _EXPENSIVE_CALLS
@@ -53,7 +56,7 @@ def has_branch(root: Any) -> bool:
     """Whether there is an `if_then_else` below `root`: what it guards must not be evaluated elsewhere."""
     found = False
 
-    def visit(node: Any) -> None:
+    def visit(node: Expr) -> None:
         nonlocal found
         found = found or call_name(node) == IF_THEN_ELSE
 
@@ -117,7 +120,7 @@ def is_elementwise(stage: Stage) -> bool:
     return stage.store is not None and not stage.reduction and stage.init is None and _index_axes(stage) is not None
 
 
-def _index_axes(stage: Stage) -> list[Any] | None:
+def _index_axes(stage: Stage) -> list[Expr] | None:
     """The loop variable that each dimension of the output is stored at (None where it is constant 0 of size 1)."""
     found: list[Any] = []
     for point, size in zip(stage.store.indices, shape_of(stage.store.buffer), strict=True):  # type: ignore[union-attr]
@@ -132,21 +135,21 @@ def _index_axes(stage: Stage) -> list[Any] | None:
     return found if covered else None
 
 
-def _writes(stage: Stage | Opaque) -> tuple[Any, ...]:
+def _writes(stage: Stage | Opaque) -> tuple[Expr, ...]:
     return stage.writes if isinstance(stage, Stage) else Stage("", (), stage.statement).writes
 
 
-def _reads(stage: Stage | Opaque, buffer: Any) -> bool:
+def _reads(stage: Stage | Opaque, buffer: Buffer) -> bool:
     root = stage.body if isinstance(stage, Stage) else stage.statement
     return any(load.source.same_as(buffer) for load in buffers_loaded(root)) or _mentions(stage, buffer)
 
 
-def _mentions(stage: Stage | Opaque, buffer: Any) -> bool:
+def _mentions(stage: Stage | Opaque, buffer: Buffer) -> bool:
     """Whether an opaque statement or an init may touch the buffer in another way."""
     roots = [stage.statement] if isinstance(stage, Opaque) else [stage.init] if stage.init is not None else []
     found = False
 
-    def visit(var: Any) -> None:
+    def visit(var: Var) -> None:
         nonlocal found
         found = found or bool(var.same_as(buffer))
 
@@ -182,7 +185,7 @@ def _few_repeats(stage: Stage, readers: Sequence[Any]) -> bool:
     return repeats <= (_MAX_CHEAP_REPEATS if cheap <= _MAX_CHEAP_OPERATIONS else 2.0)
 
 
-def _distinct_uses(value: Expr, buffer: Any) -> list[list[Any]]:
+def _distinct_uses(value: Expr, buffer: Buffer) -> list[list[Any]]:
     """The loads of a buffer, grouped by equal indices."""
     groups: list[list[Any]] = []
     for load in buffers_loaded(value):
@@ -219,11 +222,11 @@ def inline_value(stage: Stage, value: Expr) -> Expr:
     shared = [group for group in groups if len(group) > 1 and not _bound_inside(value, group[0])]
     variables = [tirx.Var(f"{stage.name}_value", group[0].ty) for group in shared]
 
-    def computed(load: Any) -> Expr:
+    def computed(load: Expr) -> Expr:
         mapping = {var: point for var, point in zip(axes, load.indices, strict=True) if var is not None}
         return substitute(stage.store.value, mapping)  # type: ignore[union-attr]
 
-    def replace(load: Any) -> Expr | None:
+    def replace(load: Expr) -> Expr | None:
         if not load.source.same_as(buffer):
             return None
         for group, variable in zip(shared, variables, strict=True):
@@ -238,7 +241,7 @@ def inline_value(stage: Stage, value: Expr) -> Expr:
     return result
 
 
-def _bound_inside(value: Expr, load: Any) -> bool:
+def _bound_inside(value: Expr, load: Expr) -> bool:
     """Whether the indices of a load use a variable that a Let inside `value` binds."""
     bound: list[Any] = []
     structural_walk(value, (tirx.Let, lambda let: _append(bound, let.var)))
@@ -246,12 +249,12 @@ def _bound_inside(value: Expr, load: Any) -> bool:
     return any(var.same_as(other) for var in used for other in bound)
 
 
-def buffers_free_variables(root: Any) -> list[Any]:
+def buffers_free_variables(root: Expr) -> list[Buffer]:
     """The variables below `root`."""
     found: list[Any] = []
     structural_walk(root, (tvm.ir.Var, lambda var: _append(found, var)))
     return found
 
 
-def _append(items: list[Any], item: Any) -> None:
+def _append(items: list[Expr], item: Expr) -> None:
     items.append(item)

@@ -8,10 +8,13 @@ and stops where the two differ.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.expression import substitute, uses
 from schedules.ir.tir import Expr, structural_equal, structural_map, structural_walk, tirx, tvm
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Stmt, Var
 
 _FLOATS = ("float16", "float32", "float64")
 
@@ -19,7 +22,7 @@ _FLOATS = ("float16", "float32", "float64")
 def fresh_lets(root: Any) -> Any:
     """Every Let binds a variable of its own, also where one expression occurs several times."""
 
-    def renew(let: Any) -> Any:
+    def renew(let: Expr) -> Expr:
         fresh = tirx.Var(str(let.var.name), let.var.ty)
         return tirx.Let(fresh, let.value, substitute(let.body, {let.var: fresh}))
 
@@ -32,18 +35,18 @@ def own_differences(root: Any) -> Any:
     Its pass VectorizeLoop visits factors that became numbers twice, and refuses the Let that it has seen.
     """
 
-    def difference(operation: Any) -> Any:
+    def difference(operation: Expr) -> Expr:
         if not isinstance(operation.a, tirx.Var) or not operation.a.same_as(operation.b):
             return operation
         return _zero_of(operation.a)
 
-    def product(operation: Any) -> Any:
+    def product(operation: Expr) -> Expr:
         for factor, other in ((operation.a, operation.b), (operation.b, operation.a)):
             if isinstance(factor, tirx.Var) and isinstance(other, tirx.FloatImm | tirx.IntImm) and not other.value:
                 return _zero_of(factor)
         return operation
 
-    def used(let: Any) -> Any:
+    def used(let: Expr) -> Expr:
         return let if uses(let.body, let.var) else let.body
 
     replaced = structural_map(structural_map(root, (tirx.Sub, difference)), (tirx.Mul, product))
@@ -56,7 +59,7 @@ def kept_differences(root: Any) -> Any:
     It would take what is NaN, infinite or rounded for what it is of real numbers. LLVM makes subtractions again.
     """
 
-    def visit(node: Any) -> Any:
+    def visit(node: Expr) -> Expr:
         if str(node.ty).partition("x")[0] not in _FLOATS or (_is_leaf(node.a, node.b) and _is_leaf(node.b, node.a)):
             return node
         return tirx.Add(node.a, tirx.Mul(node.b, _minus_one(str(node.ty))))
@@ -78,14 +81,14 @@ def _minus_one(dtype: str) -> Expr:
     return tirx.Broadcast(one, int(lanes)) if lanes else one
 
 
-def _zero_of(variable: Any) -> Expr:
+def _zero_of(variable: Var) -> Expr:
     dtype = str(variable.ty)
     if "float" not in dtype:
         return _constant(0, dtype)
     return tirx.Add(variable, tirx.Mul(variable, tirx.FloatImm(dtype, -1.0)))
 
 
-def opaque_floats(root: Any) -> Any:
+def opaque_floats(root: Stmt) -> Stmt:
     """Values of floats that are bound, such that TVM's generator of LLVM code takes them for unknown.
 
     It bounds each bound value as if it were an integer, and fails to make an integer of type float32 where the value
@@ -100,7 +103,7 @@ def opaque_floats(root: Any) -> Any:
             return value
         return tirx.call_intrin(dtype, "tirx.reinterpret", value)
 
-    def let(node: Any) -> Any:
+    def let(node: Expr) -> Expr:
         return tirx.Let(node.var, hidden(node.value), node.body)
 
     return structural_map(
@@ -108,10 +111,10 @@ def opaque_floats(root: Any) -> Any:
     )
 
 
-def inlined_divisions(root: Any) -> Any:
+def inlined_divisions(root: Stmt) -> Stmt:
     """Quotients and remainders of sizes and indices are repeated, not bound."""
 
-    def replace(let: Any) -> Any:
+    def replace(let: Expr) -> Expr:
         if not isinstance(let.value, tirx.Div | tirx.Mod) or _loads(let.value):
             return let
         # Variables bound in the body may divide it again.
@@ -123,7 +126,7 @@ def inlined_divisions(root: Any) -> Any:
 def _loads(value: Expr) -> bool:
     found = False
 
-    def visit(_: Any) -> None:
+    def visit(_: Expr) -> None:
         nonlocal found
         found = True
 
@@ -137,7 +140,7 @@ def chosen_conditions(root: Any) -> Any:
     What is computed of integers that are loaded is bound without bounds.
     """
 
-    def replace(let: Any) -> Any:
+    def replace(let: Expr) -> Expr:
         if str(let.var.ty) != "bool":
             return tirx.Let(let.var, _unbounded(_selected(let.value)), let.body) if "int" in str(let.var.ty) else let
         number = tirx.Var(str(let.var.name), "int8")
@@ -155,7 +158,7 @@ def _unbounded(value: Expr) -> Expr:
 
 
 def _selected(value: Expr) -> Expr:
-    def replace(cast: Any) -> Any:
+    def replace(cast: Expr) -> Expr:
         return _choice(cast.value, str(cast.ty)) if str(cast.value.ty) == "bool" else cast
 
     return structural_map(value, (tirx.Cast, replace))

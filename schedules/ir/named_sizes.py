@@ -6,15 +6,18 @@ different layers that differ in these expressions alone become equal, too.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.expression import substitute
 from schedules.ir.tir import StructuralKey, structural_map, structural_walk, tirx
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, Expr, PrimFunc
+
 _OPERATIONS = (tirx.Add, tirx.Sub, tirx.Mul, tirx.FloorDiv, tirx.FloorMod, tirx.Min, tirx.Max)
 
 
-def name_sizes(function: Any) -> Any:
+def name_sizes(function: PrimFunc) -> PrimFunc:
     """The function with a variable for each computed size, which its value comes to from the tensor's shape."""
     sizes = _computed_sizes(function)
     if not sizes:
@@ -30,11 +33,11 @@ def name_sizes(function: Any) -> Any:
     return tirx.PrimFunc(parameters, substitute(body, fresh), function.ret_type, function.attrs, function.span)
 
 
-def _buffers(function: Any) -> list[Any]:
+def _buffers(function: PrimFunc) -> list[Buffer]:
     return [each for each in function.params if tirx.is_buffer_var(each)]
 
 
-def _computed_sizes(function: Any) -> list[Any]:
+def _computed_sizes(function: PrimFunc) -> list[Expr]:
     """The expressions among the sizes of a function's tensors, those that hold others first."""
     found: dict[Any, Any] = {}
     for buffer in _buffers(function):
@@ -44,10 +47,10 @@ def _computed_sizes(function: Any) -> list[Any]:
     return sorted(found.values(), key=lambda size: -_nodes(size))
 
 
-def _nodes(value: Any) -> int:
+def _nodes(value: Expr) -> int:
     count = 0
 
-    def visit(_: Any) -> None:
+    def visit(_: Expr) -> None:
         nonlocal count
         count += 1
 
@@ -55,18 +58,18 @@ def _nodes(value: Any) -> int:
     return count
 
 
-def _named(root: Any, size: Any, name: Any) -> Any:
+def _named(root: Any, size: Expr, name: Expr) -> Any:
     """`root` with `name` for `size`, and for its two factors in a product of more, (n * h) * w."""
     key = StructuralKey(size)
 
-    def replace(node: Any) -> Any:
+    def replace(node: Expr) -> Expr:
         return name if StructuralKey(node) == key else node
 
     if not isinstance(size, tirx.Mul):
         return structural_map(root, (type(size), replace))
     first, second = StructuralKey(size.a), StructuralKey(size.b)
 
-    def replace_product(node: Any) -> Any:
+    def replace_product(node: Expr) -> Expr:
         if isinstance(node.a, tirx.Mul) and StructuralKey(node.b) == second and StructuralKey(node.a.b) == first:
             return tirx.Mul(node.a.a, name)
         return replace(node)
@@ -74,7 +77,7 @@ def _named(root: Any, size: Any, name: Any) -> Any:
     return structural_map(root, (tirx.Mul, replace_product))
 
 
-def with_shape(buffer: Any, shape: list[Any]) -> Any:
+def with_shape(buffer: Buffer, shape: list[Expr]) -> Expr:
     """A buffer like another but for its shape."""
     ty = buffer.ty
     return tirx.decl_buffer(

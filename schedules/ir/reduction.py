@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.expression import buffers_loaded
 from schedules.ir.stages import Stage
 from schedules.ir.tir import Expr, structural_equal, tirx, tvm
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Stmt
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +83,7 @@ def reduction_of(stage: Stage) -> Reduction | None:
     return Reduction(combiner, operand, stage.init.value, store)
 
 
-def _combination(value: Expr, store: Any) -> tuple[Combiner, Expr] | None:
+def _combination(value: Expr, store: Stmt) -> tuple[Combiner, Expr] | None:
     """What joins the stage's own element with an operand, and that operand."""
     combiner = COMBINERS.get(type(value))
     if combiner is None:
@@ -89,7 +92,7 @@ def _combination(value: Expr, store: Any) -> tuple[Combiner, Expr] | None:
     return next(((combiner, operand) for own, operand in pairs if _is_own_load(own, store)), None)
 
 
-def _extremum(value: Expr, store: Any) -> tuple[Combiner, Expr] | None:
+def _extremum(value: Expr, store: Stmt) -> tuple[Combiner, Expr] | None:
     """The same of the largest or smallest value, or NaN where there is one, as the importer writes it."""
     if not isinstance(value, tirx.Select) or not isinstance(value.false_value, tirx.Select):
         return None
@@ -108,7 +111,7 @@ def _extremum(value: Expr, store: Any) -> tuple[Combiner, Expr] | None:
     return Combiner("maximum" if kind is tirx.Max else "minimum", combine, None), operand
 
 
-def _is_own_load(expr: Expr, store: Any) -> bool:
+def _is_own_load(expr: Expr, store: Stmt) -> bool:
     return (
         isinstance(expr, tvm.ir.TensorLoad)
         and bool(expr.source.same_as(store.buffer))

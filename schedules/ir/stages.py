@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.expression import buffers_loaded, constant_int, substitute
 from schedules.ir.tir import s_tir, structural_walk, tirx, tvm
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, Expr, PrimFunc, Stmt
 
 Extent = int | Any
 
@@ -49,27 +52,27 @@ class Stage:
         return tuple(axis for axis in self.axes if axis.reduce)
 
     @property
-    def store(self) -> Any | None:
+    def store(self) -> Stmt | None:
         return self.body if isinstance(self.body, tirx.BufferStore) else None
 
     @cached_property
-    def loads(self) -> tuple[Any, ...]:
+    def loads(self) -> tuple[Expr, ...]:
         """Every BufferLoad of the body, the reduction's own accumulator included."""
         return tuple(buffers_loaded(self.body))
 
     @cached_property
-    def writes(self) -> tuple[Any, ...]:
+    def writes(self) -> tuple[Expr, ...]:
         """The buffers that the body stores to."""
         found: list[Any] = []
 
-        def visit(store: Any) -> None:
+        def visit(store: Stmt) -> None:
             if not any(store.buffer.same_as(other) for other in found):
                 found.append(store.buffer)
 
         walk(self.body, tirx.BufferStore, visit)
         return tuple(found)
 
-    def with_axes(self, position: int, axes: Sequence[Axis], value: Any) -> Stage:
+    def with_axes(self, position: int, axes: Sequence[Axis], value: Expr) -> Stage:
         """The stage with other axes in the place of one, whose variable has a value in terms of theirs."""
         place = {self.axes[position].var: value}
         init = None if self.init is None else substitute(self.init, place)
@@ -88,10 +91,10 @@ class Opaque:
     statement: Any
 
 
-def walk(root: Any, node_type: Any, visit: Any) -> None:
+def walk(root: Stmt, node_type: Any, visit: Any) -> None:
     """Call `visit(node)` for every node of a type (or tuple of types) below `root`, children first."""
 
-    def callback(node: Any) -> None:
+    def callback(node: Stmt) -> None:
         visit(node)
 
     structural_walk(root, (node_type, callback))
@@ -144,11 +147,11 @@ class Kernel:
         loops = [axis.extent for stage in self.simple_stages for axis in stage.axes]
         return all(isinstance(extent, int) for extent in (*shapes, *loops))
 
-    def is_intermediate(self, buffer: Any) -> bool:
+    def is_intermediate(self, buffer: Buffer) -> bool:
         return any(buffer.same_as(other) for other in self.intermediates)
 
     @classmethod
-    def of(cls, function: Any) -> Kernel:
+    def of(cls, function: PrimFunc) -> Kernel:
         """Take a PrimFunc apart; what is not understood becomes Opaque, so this never fails on valid IR."""
         root = function.body
         if not isinstance(root, s_tir.SBlockRealize) or root.block.iter_vars or root.block.match_buffers:
@@ -159,17 +162,17 @@ class Kernel:
         return cls(function, stages, tuple(block.alloc_buffers))
 
 
-def shape_of(buffer: Any) -> tuple[Extent, ...]:
+def shape_of(buffer: Buffer) -> tuple[Extent, ...]:
     """The buffer's shape, ints where static."""
     return tuple(constant_int(dim) for dim in buffer.ty.shape)
 
 
-def dtype_of(buffer: Any) -> str:
+def dtype_of(buffer: Buffer) -> str:
     """The buffer's element type."""
     return str(buffer.dtype)
 
 
-def is_compact(buffer: Any) -> bool:
+def is_compact(buffer: Buffer) -> bool:
     """Whether the buffer is row-major without padding or offset."""
     offset = constant_int(buffer.ty.elem_offset)
     return len(buffer.ty.strides) == 0 and offset == 0 and buffer.ty.layout is None
@@ -198,7 +201,7 @@ def _stage_or_opaque(statement: Any) -> Stage | Opaque:
     return Stage(str(block.name_hint), axes, body, init, dict(block.annotations))
 
 
-def _plain_loops(loops: Sequence[Any]) -> bool:
+def _plain_loops(loops: Sequence[Stmt]) -> bool:
     return all(
         loop.kind == tirx.ForKind.SERIAL
         and constant_int(loop.min) == 0
@@ -209,7 +212,7 @@ def _plain_loops(loops: Sequence[Any]) -> bool:
     )
 
 
-def _axes(loops: Sequence[Any], realize: Any) -> tuple[Axis, ...] | None:
+def _axes(loops: Sequence[Stmt], realize: Any) -> tuple[Axis, ...] | None:
     """The loops as axes; None unless each loop is bound to exactly one iter var, as is, spatial or
     reduction."""
     kinds: dict[int, bool] = {}
@@ -229,7 +232,7 @@ def _axes(loops: Sequence[Any], realize: Any) -> tuple[Axis, ...] | None:
     return tuple(Axis(loop.loop_var, constant_int(loop.extent), kinds[i]) for i, loop in enumerate(loops))
 
 
-def _holds_blocks(body: Any) -> bool:
+def _holds_blocks(body: Stmt) -> bool:
     found: list[Any] = []
     walk(body, s_tir.SBlockRealize, found.append)
     return bool(found)

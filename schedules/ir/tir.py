@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeAlias
 
 import schedules.ir.load_tvm  # noqa: F401
 
 # isort: split
 import tvm
 from tvm import s_tir, tirx
+from tvm.ir import Expr
 from tvm_ffi import StructuralKey, structural_equal, structural_hash, structural_map, structural_walk
 
-Expr = Any  # TVM's expressions and statements have no Python base class that type checkers know
-Stmt = Any
+PrimFunc: TypeAlias = tirx.PrimFunc
+Stmt: TypeAlias = tirx.Stmt
 VECTORIZED = tirx.ForKind.VECTORIZED
 
 __all__ = [
     "VECTORIZED",
     "Expr",
+    "PrimFunc",
     "Stmt",
     "StructuralKey",
     "s_tir",

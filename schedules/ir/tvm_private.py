@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.tir import tvm
 
@@ -11,6 +11,9 @@ from schedules.ir.tir import tvm
 from tvm import relax
 from tvm.relax import vm_build
 from tvm.relax.transform.legalize_ops import binary, nn, qdq
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import IRModule
 
 Legalization = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 
@@ -46,7 +49,7 @@ def declare_operator(name: str, description: str) -> None:
     tvm.ir._ffi_api.RegisterOp(name, description)
 
 
-def tune_context(module: Any, target: Any, space: Any, strategy: Any, logger: Any) -> Any:
+def tune_context(module: IRModule, target: Any, space: Any, strategy: Any, logger: Any) -> Any:
     """A `meta_schedule.TuneContext`, made without its Python constructor: that first parses the intrinsics of all
     processors, which often takes longer than the search itself."""
     from tvm.s_tir import meta_schedule

@@ -6,7 +6,7 @@ The data is rounded to pairs once, which costs one pass over it; the weights are
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.annotations import KIND
 from schedules.codegen.nest import Extent, parallel_grid, repeat, sequence
@@ -28,16 +28,19 @@ from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 from tvm import te  # isort: skip
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc, Stmt, Tensor
+
 MATMUL_BF16 = "matmul-bf16"
 
 
-def matmul_bf16(data: Any, packed: Any, columns: int) -> Any:
+def matmul_bf16(data: Tensor, packed: Tensor, columns: int) -> Tensor:
     """The product of float32 data (..., depth) and weights packed by `bf16_dot.pack_pairs`: float32 (..., columns)."""
     steps, width = packed.shape[1], int(packed.shape[2])
     depth = data.shape[-1]
     attrs = {KIND: MATMUL_BF16}
 
-    def pair(*at: Any) -> Any:
+    def pair(*at: Any) -> Expr:
         zero = tirx.FloatImm("float32", 0.0)
         high = 2 * at[-1] + 1
         second = data[(*at[:-1], high)]
@@ -52,7 +55,7 @@ def matmul_bf16(data: Any, packed: Any, columns: int) -> Any:
         low = tirx.reinterpret("float32", value << tirx.IntImm("int32", 16))
         return low, tirx.reinterpret("float32", value & tirx.IntImm("int32", -65536))
 
-    def point(*at: Any) -> Any:
+    def point(*at: Any) -> Expr:
         a = halves(pairs[(*at[:-1], k)])
         b = halves(packed[tirx.floordiv(at[-1], width), k, tirx.floormod(at[-1], width)])
         return te.sum(a[0] * b[0] + a[1] * b[1], axis=k)
@@ -94,7 +97,7 @@ class MatmulBf16(CpuRule):
     def default(self, workload: MatmulWorkload, machine: Machine) -> Config:
         return Config.of(rows=best_tile(workload, machine)[0])
 
-    def apply(self, kernel: Kernel, workload: MatmulWorkload, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: MatmulWorkload, config: Config, machine: Machine) -> PrimFunc:
         parts = parts_of(kernel, self.kind)
         if parts is None:
             raise NotScheduledError("stages of the product are missing")
@@ -105,16 +108,16 @@ class MatmulBf16(CpuRule):
         body = sequence([tirx.AllocBuffer(parts.form.a.source), self.words(parts, machine), writer.statement()])
         return fused.function(body, machine)
 
-    def combine(self, total: Any, a: Any, b: Any) -> Any:
+    def combine(self, total: Expr, a: Expr, b: Expr) -> Expr:
         """The sums and the products of two words."""
         return dot(total, a, b)
 
-    def words(self, parts: Parts, machine: Machine) -> Any:
+    def words(self, parts: Parts, machine: Machine) -> Stmt:
         """The statement that makes words of the data."""
         return _rounding(parts, machine)
 
 
-def _rounding(parts: Parts, machine: Machine) -> Any:
+def _rounding(parts: Parts, machine: Machine) -> Stmt:
     """The data as pairs: whole vectors of a row, then what is left of it pair by pair."""
     stage = parts.pairs
     store, lanes = stage.store, machine.lanes("float32")
@@ -128,19 +131,19 @@ def _rounding(parts: Parts, machine: Machine) -> Any:
     lead = [axis for axis in stage.axes if not axis.var.same_as(step)]
     threads = pays_off(work([axis.extent for axis in stage.axes], stage.body), machine)
 
-    def row(values: list[Expr]) -> Any:
+    def row(values: list[Expr]) -> Stmt:
         place = {axis.var: value for axis, value in zip(lead, values, strict=True)}
         outer = [substitute(point, place) for point in list(store.indices)[:-1]]
 
-        def vector(run: Expr, lane: Expr) -> Any:
+        def vector(run: Expr, lane: Expr) -> Stmt:
             first = run * (2 * lanes) + lane
             halves = [tirx.BufferLoad(data, [*outer, each]) for each in (first, first + lanes)]
             return tirx.BufferStore(store.buffer, rounded_run(*halves), [*outer, run * lanes + lane])
 
-        def runs(run: Expr) -> Any:
+        def runs(run: Expr) -> Stmt:
             return repeat("lane", lanes, lambda lane: vector(run, lane), tirx.ForKind.VECTORIZED)
 
-        def single(rest: Expr) -> Any:
+        def single(rest: Expr) -> Stmt:
             return substitute(stage.body, {**place, step: rest + whole * lanes})
 
         left = steps - whole * lanes
@@ -178,7 +181,7 @@ def parts_of(kernel: Kernel, kind: str) -> Parts | None:
     return Parts(pairs, product, _form(product, rows, column, depth, data, packed))
 
 
-def kernel_weight(product: Stage, pairs: Any) -> Any:
+def kernel_weight(product: Stage, pairs: Expr) -> Expr:
     """The buffer that a product reads beside the pairs and its own sum."""
     assert product.store is not None
     own = product.store.buffer
@@ -187,7 +190,7 @@ def kernel_weight(product: Stage, pairs: Any) -> Any:
     )
 
 
-def _form(product: Stage, rows: tuple[Axis, ...], column: Axis, depth: Axis, data: Any, packed: Any) -> MatmulForm:
+def _form(product: Stage, rows: tuple[Axis, ...], column: Axis, depth: Axis, data: Expr, packed: Expr) -> MatmulForm:
     assert product.store is not None
     zero = tirx.const(0, str(product.store.buffer.dtype))
     ones = [axis for axis in product.axes if axis.extent == 1 and not axis.reduce and axis is not column]

@@ -133,7 +133,7 @@ def matmul_form(stage: Stage) -> MatmulForm | None:
     return None
 
 
-def _single_load(value: Expr) -> Any | None:
+def _single_load(value: Expr) -> Expr | None:
     """The load of an operand that is nothing but a load, perhaps converted to another type."""
     while isinstance(value, tirx.Cast):
         value = value.value
@@ -195,14 +195,14 @@ def _merge_rows(
     return Group(tuple(run)), list(rows[: len(rows) - len(run)])
 
 
-def _follows(outer: Stride, inner: Stride, extent: Any) -> bool:
+def _follows(outer: Stride, inner: Stride, extent: Expr) -> bool:
     if outer is None or inner is None:
         return False
     difference = outer - inner * extent
     return constant_int(simplified(difference)) == 0
 
 
-def _panel_width(b: Any, axes: Sequence[Axis], depth: Axis) -> int:
+def _panel_width(b: Expr, axes: Sequence[Axis], depth: Axis) -> int:
     """The panel width when B is read as packed[column // width, depth, column % width], else 0."""
     if len(b.indices) < 3:
         return 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.annotations import KIND, SPEC
 from schedules.codegen.nest import prefetch, sequence
@@ -32,12 +32,15 @@ from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 from tvm import te  # isort: skip
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, Tensor
+
 MATMUL_GROUPED = "matmul-grouped"
 # How far ahead of their use words are asked for, in rows of a panel: a row takes some fifty cycles.
 _WORDS_AHEAD, _BYTES_AHEAD = 16, 64
 
 
-def matmul_grouped(data: Any, packed: Any, scales: Any, *zeros: Any, columns: int, group: int) -> Any:
+def matmul_grouped(data: Tensor, packed: Tensor, scales: Tensor, *zeros: Any, columns: int, group: int) -> Tensor:
     """The product of float32 data (..., depth) and a weight packed as `grouped_weights` says: float32 (..., columns).
 
     Args:
@@ -50,7 +53,7 @@ def matmul_grouped(data: Any, packed: Any, scales: Any, *zeros: Any, columns: in
     words = str(packed.dtype) == "int32"
     k = te.reduce_axis((tirx.IntImm("int64", 0), tirx.IntImm("int64", depth)), name="k")
 
-    def point(*at: Any) -> Any:
+    def point(*at: Any) -> Expr:
         panel, lane = tirx.floordiv(at[-1], width), tirx.floormod(at[-1], width)
         source = data(*at[:-1], k)
         value = packed(panel, tirx.floordiv(k, PER_WORD), lane) if words else packed(panel, k, lane)
@@ -133,7 +136,7 @@ def parts_of(kernel: Kernel) -> Parts | None:
     return Parts(panel_form(stage, depth, data, packed), packed.source, scales, zeros, int(spec["group"]))
 
 
-def _is_weight(load: Any) -> bool:
+def _is_weight(load: Expr) -> bool:
     return str(load.source.dtype) in ("int32", "int8")
 
 
@@ -171,7 +174,7 @@ class GroupedWriter(WriterOfParts[Parts]):
         def a(i: int, k: Expr) -> Expr:
             return self.form.a_at(batch, row + i, first + k)
 
-        def of_group(buffer: Any, lane: Expr) -> Expr:
+        def of_group(buffer: Buffer, lane: Expr) -> Expr:
             return number(tirx.BufferLoad(buffer, [panel, group, lane]), "float32")
 
         def scaled(i: int, place: Expr, lane: Expr) -> Expr:

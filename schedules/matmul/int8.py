@@ -5,7 +5,7 @@ The data is copied into words of four bytes once, which costs one pass over it; 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from schedules.stages.code import stage_code
 
 from tvm import te  # isort: skip
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Stmt, Tensor
+
 MATMUL_INT8 = "matmul-int8"
 MATMUL_SIGNED = "matmul-int8-signed"
 _GROUP = 4
@@ -41,7 +44,7 @@ def pack_quads(weight: NDArray[Any], width: int) -> NDArray[np.int32]:
     return np.ascontiguousarray(quads).view(np.int32)[..., 0]
 
 
-def matmul_int8(data: Any, packed: Any, columns: int, *, signed: bool = False) -> Any:
+def matmul_int8(data: Tensor, packed: Tensor, columns: int, *, signed: bool = False) -> Tensor:
     """The int32 product of 8-bit data (..., depth) and weights packed by `pack_quads`: (..., columns).
 
     To the data `shift_of(its type, signed)` is added: the caller subtracts that times the sums of the weights' columns.
@@ -53,7 +56,7 @@ def matmul_int8(data: Any, packed: Any, columns: int, *, signed: bool = False) -
     zero = tirx.const(0, "int32")
     whole = isinstance(depth, tirx.IntImm) and int(depth.value) % _GROUP == 0
 
-    def word(*at: Any) -> Any:
+    def word(*at: Any) -> Expr:
         total = zero
         for byte in range(_GROUP):
             place = at[-1] * _GROUP + byte
@@ -65,7 +68,7 @@ def matmul_int8(data: Any, packed: Any, columns: int, *, signed: bool = False) -
     words = te.compute([*data.shape[:-1], steps], word, name="words", attrs=attrs)
     k = te.reduce_axis((tirx.IntImm("int64", 0), steps), name="k")
 
-    def point(*at: Any) -> Any:
+    def point(*at: Any) -> Expr:
         a, b = words(*at[:-1], k), packed(tirx.floordiv(at[-1], width), k, tirx.floormod(at[-1], width))
         products = [
             ((a << (24 - 8 * byte)) >> 24 if signed else (a >> 8 * byte) & _BYTE) * ((b << (24 - 8 * byte)) >> 24)
@@ -90,7 +93,7 @@ class MatmulInt8(MatmulBf16):
     def combine(self, total: Expr, a: Expr, b: Expr) -> Expr:
         return dot(total, a, b)
 
-    def words(self, parts: Parts, machine: Machine) -> Any:
+    def words(self, parts: Parts, machine: Machine) -> Stmt:
         shifted = shift_of(dtype_of(parts.pairs.loads[0].source), self.kind == MATMUL_SIGNED) != 0
         return _copy(parts, machine, shifted=shifted)
 
@@ -105,7 +108,7 @@ class MatmulSigned(MatmulInt8):
         return dot_signed(total, a, b)
 
 
-def _copy(parts: Parts, machine: Machine, *, shifted: bool) -> Any:
+def _copy(parts: Parts, machine: Machine, *, shifted: bool) -> Stmt:
     """The data as words: its bytes as they lie in memory, where rows are whole words."""
     stage = parts.pairs
     store, lanes = stage.store, machine.lanes("int32")
@@ -119,11 +122,11 @@ def _copy(parts: Parts, machine: Machine, *, shifted: bool) -> Any:
     ones = {axis.var: tirx.IntImm("int64", 0) for axis in stage.axes if axis.extent == 1}
     threads = pays_off(work([axis.extent for axis in stage.axes], stage.body), machine)
 
-    def row(values: list[Expr]) -> Any:
+    def row(values: list[Expr]) -> Stmt:
         place = {**ones, **{axis.var: value for axis, value in zip(lead, values, strict=True)}}
         outer = [substitute(point, place) for point in list(store.indices)[:-1]]
 
-        def words(first: Expr, count: int) -> Any:
+        def words(first: Expr, count: int) -> Stmt:
             bytes_ = tirx.BufferLoad(data, [*outer, lanes_of(first * _GROUP, count * _GROUP)])
             value = tirx.reinterpret(f"int32x{count}" if count > 1 else "int32", bytes_)
             if shifted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.codegen.register_tile import RegisterTile
 from schedules.ir.stages import Axis, Kernel, Stage, shape_of
@@ -10,6 +10,9 @@ from schedules.ir.tir import tirx
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.packed_operand import panel_form
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Stmt
 
 
 def looked_up(kernel: Kernel, stages: tuple[Stage, ...]) -> tuple[MatmulForm, Any] | None:
@@ -34,6 +37,6 @@ def turns(vectors: int, machine: Machine) -> int:
     return max(1, min(wanted, machine.vector_registers // 2 // vectors))
 
 
-def joined(sums: RegisterTile, other: RegisterTile) -> list[Any]:
+def joined(sums: RegisterTile, other: RegisterTile) -> list[Stmt]:
     """Statements that add the sums of another tile to those of one."""
     return sums.stores(lambda i, place, lane: sums.sum(i, place) + other.sum(i, place))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import ceil
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,9 @@ from schedules.stages.fused_kernel import FusedKernel
 
 from tvm import te  # isort: skip
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc, Tensor
+
 MATMUL_MATRIX = "matmul-matrix"
 _WORD, _LANES = 4, 4  # bytes of a word, words of a register
 _REGISTERS = 4  # of the weights of a step, and of the sums of two rows: eight columns
@@ -60,7 +63,7 @@ def pack_octets(weight: NDArray[Any], width: int) -> NDArray[np.int32]:
     return np.ascontiguousarray(octets).view(np.int32).reshape(panels, steps, 2 * width)
 
 
-def matmul_matrix(data: Any, packed: Any, columns: int) -> Any:
+def matmul_matrix(data: Tensor, packed: Tensor, columns: int) -> Tensor:
     """The int32 product of 8-bit data (..., depth) and weights packed by `pack_octets`: (..., columns)."""
     steps, width = packed.shape[1], int(packed.shape[2]) // 2
     lead, depth = list(data.shape[:-1]), data.shape[-1]
@@ -68,7 +71,7 @@ def matmul_matrix(data: Any, packed: Any, columns: int) -> Any:
     attrs = {KIND: MATMUL_MATRIX}
     zero = tirx.const(0, "int32")
 
-    def word(pair: Any, step: Any, place: Any) -> Any:
+    def word(pair: Expr, step: Expr, place: Expr) -> Expr:
         row = tirx.min(2 * pair + place // 2, rows - 1)
         total = zero
         for byte in range(_WORD):
@@ -80,7 +83,7 @@ def matmul_matrix(data: Any, packed: Any, columns: int) -> Any:
     words = te.compute([(rows + 1) // 2, steps, _LANES], word, name="words", attrs=attrs)
     k = te.reduce_axis((tirx.IntImm("int64", 0), 2 * steps), name="k")
 
-    def point(*at: Any) -> Any:
+    def point(*at: Any) -> Expr:
         row: Any = tirx.IntImm("int64", 0)
         for place, size in zip(at[:-1], lead, strict=True):
             row = row * size + place
@@ -95,14 +98,14 @@ def matmul_matrix(data: Any, packed: Any, columns: int) -> Any:
     return te.compute([*lead, tirx.IntImm("int64", columns)], point, name="matmul", attrs=attrs)
 
 
-def _product(sizes: list[Any]) -> Any:
+def _product(sizes: list[Expr]) -> Expr:
     total: Any = tirx.IntImm("int64", 1)
     for size in sizes:
         total = total * size
     return total
 
 
-def _places(row: Any, lead: list[Any]) -> list[Any]:
+def _places(row: Expr, lead: list[Expr]) -> list[Expr]:
     """Where the row of that number lies in a tensor with these leading dimensions."""
     places: list[Any] = []
     for size in reversed(lead[1:]):
@@ -133,7 +136,7 @@ class MatmulMatrix(CpuRule):
 
         return Config.of(rows=min(_row_choices(machine), key=lambda tile: (cost(tile), -tile)))
 
-    def apply(self, kernel: Kernel, workload: MatmulWorkload, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: MatmulWorkload, config: Config, machine: Machine) -> PrimFunc:
         parts = parts_of(kernel, MATMUL_MATRIX)
         if parts is None:
             raise NotScheduledError("stages of the product are missing")

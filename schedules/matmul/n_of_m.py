@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.annotations import KIND, SPEC
 from schedules.codegen.nest import bind, expression, lanes_of, load, prefetch, repeat, sequence
@@ -31,18 +31,21 @@ from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 from tvm import te  # isort: skip
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Tensor
+
 MATMUL_N_OF_M = "matmul-n-of-m"
 _VALUES_AHEAD = 32  # rows of values that are asked for ahead
 _PRODUCTS = 16  # in the innermost loop
 
 
-def matmul_n_of_m(data: Any, values: Any, words: Any, *, columns: int, keep: int, of: int) -> Any:
+def matmul_n_of_m(data: Tensor, values: Tensor, words: Tensor, *, columns: int, keep: int, of: int) -> Tensor:
     """The product of float32 data (..., depth) and a weight packed as `sparse_groups` says: float32 (..., columns)."""
     groups = Groups(keep, of)
     width = int(values.shape[2])
     slot = te.reduce_axis((constant(0), constant(int(values.shape[1]))), name="slot")
 
-    def point(*at: Any) -> Any:
+    def point(*at: Any) -> Expr:
         panel, lane = tirx.floordiv(at[-1], width), tirx.floormod(at[-1], width)
         group, choice = tirx.floordiv(slot, groups.keep), tirx.floormod(slot, groups.keep)
         place = tirx.floormod(group, groups.per_word) * groups.keep + choice

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from schedules.ir.tir import tirx
 from schedules.ir.widening import number
 
 from tvm import te  # isort: skip
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Tensor
 
 FUSABLE = 4  # relax's pattern kind "out elementwise fusable": elementwise consumers join the kernel
 
@@ -27,7 +30,7 @@ def pack_panels(weight: NDArray[Any], width: int) -> NDArray[Any]:
     return np.ascontiguousarray(padded.reshape(depth, panels, width).transpose(1, 0, 2))
 
 
-def packed_matmul(data: Any, packed: Any, columns: int) -> Any:
+def packed_matmul(data: Tensor, packed: Tensor, columns: int) -> Tensor:
     """The product of data (..., depth) and a packed weight as a tensor expression: (..., columns), in data's type.
 
     The weight may be stored narrower, as int8, float16, or bfloat16 in uint16: it is converted as it is read.
@@ -35,7 +38,7 @@ def packed_matmul(data: Any, packed: Any, columns: int) -> Any:
     depth, width = packed.shape[1], int(packed.shape[2])
     k = te.reduce_axis((tirx.IntImm("int64", 0), depth), name="k")
 
-    def point(*at: Any) -> Any:
+    def point(*at: Any) -> Expr:
         weight = packed(tirx.floordiv(at[-1], width), k, tirx.floormod(at[-1], width))
         return te.sum(data(*at[:-1], k) * number(weight, str(data.dtype)), axis=k)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
@@ -18,8 +18,11 @@ from schedules.matmul.writer import MatmulWriter
 from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, PrimFunc
 
-def panel_form(stage: Stage, depth: Axis, data: Any, values: Any) -> MatmulForm:
+
+def panel_form(stage: Stage, depth: Axis, data: Expr, values: Expr) -> MatmulForm:
     """The form of a float32 product whose B is `values`, in panels as wide as its last axis.
 
     Neither the strides of A nor a start is of use to such a product.
@@ -77,7 +80,7 @@ class MatmulOfParts(CpuRule):
     def default(self, workload: Any, machine: Machine) -> Config:
         return Config.of(rows=best_tile(workload, machine)[0])
 
-    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> PrimFunc:
         parts = self.parts(kernel)
         if parts is None:
             raise NotScheduledError("the stage of the product is missing")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
@@ -16,6 +16,9 @@ from schedules.matmul.tiling import MatmulWorkload, best_tile, fits, tile_choice
 from schedules.matmul.writer import MatmulWriter
 from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc
 
 _DTYPES = ("float32", "float64", "int32")
 # Packing a panel costs about as much as this many rows of the product.
@@ -98,7 +101,7 @@ class Matmul(CpuRule):
         fitting = [size for size in _DEPTHS if size < workload.depth and size * row_bytes <= machine.l2_bytes // 4]
         return max(fitting, default=0)
 
-    def apply(self, kernel: Kernel, workload: MatmulWorkload, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: MatmulWorkload, config: Config, machine: Machine) -> PrimFunc:
         form = find_matmul(kernel)
         if form is None:
             raise NotScheduledError("no single product")

@@ -9,7 +9,7 @@ looked up; with few rows, blocks are summed in turns so that an addition need no
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.annotations import KIND
 from schedules.codegen.nest import ROWS_AHEAD, prefetch, repeat, sequence
@@ -28,17 +28,20 @@ from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 from tvm import te  # isort: skip
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Tensor
+
 MATMUL_SPARSE = "matmul-sparse"
 
 
-def matmul_sparse(data: Any, values: Any, index: Any, *, columns: int, longest: int) -> Any:
+def matmul_sparse(data: Tensor, values: Tensor, index: Tensor, *, columns: int, longest: int) -> Tensor:
     """The product of float32 data (..., depth) and a weight packed as `sparse_weights` says: float32 (..., columns)."""
     width = int(values.shape[1])
     panels = -(-columns // width)
     block = te.reduce_axis((constant(0), constant(longest)), name="block")
     zero = tirx.const(0.0, "float32")
 
-    def point(*at: Any) -> Any:
+    def point(*at: Any) -> Expr:
         panel, lane = tirx.floordiv(at[-1], width), tirx.floormod(at[-1], width)
         first = entry(index, panel)
         row = entry(index, panels + 1 + first + block)

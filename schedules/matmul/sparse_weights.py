@@ -11,12 +11,15 @@ panel, the blocks that are not zero lie behind each other:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schedules.ir.tir import Expr, tirx
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +63,6 @@ def pack_blocks(panels: NDArray[Any], rows: NDArray[np.int32] | None = None) -> 
     return SparseWeight(np.ascontiguousarray(values, np.float32), index, max(1, int(counts.max())))
 
 
-def entry(index: Any, at: Expr) -> Expr:
+def entry(index: Tensor, at: Expr) -> Expr:
     """An element of the index, as an expression of the type of loop variables; `index` is a tensor of `te`."""
     return tirx.Cast("int64", index(at))

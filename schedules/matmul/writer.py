@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.codegen.nest import (
     CHUNKS_PER_CORE,
@@ -31,6 +31,9 @@ from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx, tvm
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
 from schedules.stages.fused_kernel import FusedKernel
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc
 
 Batch = Mapping[Any, Expr]
 # B at (depth, column counted from the start of the panel).
@@ -96,7 +99,7 @@ class MatmulWriter:
 
     # The loops outside the panels.
 
-    def function(self) -> Any:
+    def function(self) -> PrimFunc:
         """The kernel's PrimFunc."""
         return self.fused.function(self.statement(), self.machine)
 
@@ -266,7 +269,7 @@ class MatmulWriter:
             rest = rest - count * size
         return sequence(parts) if parts else None
 
-    def _panel_load(self, batch: Batch, column: Expr, scratch: Any | None) -> PanelLoad:
+    def _panel_load(self, batch: Batch, column: Expr, scratch: Expr | None) -> PanelLoad:
         form = self.form
         if scratch is not None:
             return lambda depth, lane: tirx.BufferLoad(scratch, [depth, lane])

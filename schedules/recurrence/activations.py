@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.tir import tirx
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 Activation = Callable[[Any], Any]
 
@@ -62,6 +65,6 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def clipped(x: Any, threshold: float | None) -> Any:
+def clipped(x: Expr, threshold: float | None) -> Expr:
     """`x` within [-threshold, threshold]."""
     return x if threshold is None else _clamp(x, -threshold, threshold)

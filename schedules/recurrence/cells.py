@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.tir import tirx
 from schedules.recurrence.activations import Activation, clipped
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 Update = Callable[[list[Any], dict[str, Any], list[Any]], dict[str, Any]]
 
@@ -98,7 +101,7 @@ def lstm_cell(*, input_forget: bool, has_peepholes: bool) -> Cell:
     """c = f c + i g(...); h = o h(c). Gates in the order i, o, f, c; peephole weights in the order i, o, f."""
 
     def stages(functions: Sequence[Activation], clip: float | None) -> list[Stage]:
-        def new_cell(sums: list[Any], state: dict[str, Any], peepholes: list[Any]) -> dict[str, Any]:
+        def new_cell(sums: list[Expr], state: dict[str, Any], peepholes: list[Any]) -> dict[str, Any]:
             cell = state["c"]
             i, _, f, g = sums
             if has_peepholes:
@@ -107,7 +110,7 @@ def lstm_cell(*, input_forget: bool, has_peepholes: bool) -> Cell:
             forget = tirx.const(1, str(i.ty.dtype)) - i if input_forget else functions[0](clipped(f, clip))
             return {"c": forget * cell + i * functions[1](clipped(g, clip))}
 
-        def output(sums: list[Any], state: dict[str, Any], peepholes: list[Any]) -> dict[str, Any]:
+        def output(sums: list[Expr], state: dict[str, Any], peepholes: list[Any]) -> dict[str, Any]:
             o, cell = sums[1], state["c"]
             if has_peepholes:
                 o = o + peepholes[1] * cell

@@ -7,10 +7,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.recurrence.activations import ActivationChoice
 from schedules.recurrence.cells import Cell, Stage, gru_cell, lstm_cell, rnn_cell
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, Expr
 
 ATTRIBUTE = "tensorwright.recurrence"
 HINTS = {1: "rnn", 3: "gru", 4: "lstm"}
@@ -114,10 +117,10 @@ def parse(text: str) -> Recurrence:
 class Operands:
     """A kernel's input buffers by role."""
 
-    def __init__(self, names: Sequence[str], buffers: Sequence[Any]) -> None:
+    def __init__(self, names: Sequence[str], buffers: Sequence[Buffer]) -> None:
         self._buffers: Mapping[str, Any] = dict(zip(names, buffers, strict=True))
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> Expr:
         return self._buffers[name]
 
     def __contains__(self, name: str) -> bool:

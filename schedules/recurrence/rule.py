@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.codegen.nest import build_function
 from schedules.errors import NotScheduledError
@@ -16,6 +16,9 @@ from schedules.recurrence.description import ATTRIBUTE, Recurrence, parse
 from schedules.recurrence.lockstep import DIRECTIONS, SERIAL, lockstep
 from schedules.recurrence.samples import by_samples
 from schedules.rule import CpuRule, Priority, Workload
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc
 
 SAMPLES = "samples"
 _TYPICAL_STEPS = 16  # of a sequence whose length is not known
@@ -51,7 +54,7 @@ class Recurrent(CpuRule):
         steps, samples = (size if isinstance(size, int) else 0 for size in sizes)
         return RecurrentWorkload(str(text), steps, samples)
 
-    def apply(self, kernel: Kernel, workload: Any, config: Any, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: Any, config: Any, machine: Machine) -> PrimFunc:
         recurrence = parse(workload.description)
         buffers = [each for each in kernel.function.params if tirx.is_buffer_var(each)]
         count = len(recurrence.operands)

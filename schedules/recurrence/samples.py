@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.tir import tirx
 from schedules.recurrence.cells import Stage
@@ -18,10 +18,13 @@ from schedules.recurrence.description import Operands, Recurrence
 from tvm.script.ir_builder import IRBuilder  # isort: skip
 from tvm.script.ir_builder import tirx as T  # isort: skip
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Stmt
+
 _TOGETHER = 4  # samples that share each load of a weight: four rows of sums fit the registers of AVX-512
 
 
-def by_samples(recurrence: Recurrence, ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+def by_samples(recurrence: Recurrence, ins: Sequence[Expr], outs: Sequence[Expr]) -> Stmt:
     """The body of the kernel."""
     operands = Operands(recurrence.operands, ins)
     steps, samples = operands["x"].shape[:2]
@@ -42,7 +45,7 @@ def by_samples(recurrence: Recurrence, ins: Sequence[Any], outs: Sequence[Any]) 
         return builder.get().body  # without the scope, which means nothing to the code generator
 
 
-def _loop(recurrence: Recurrence, count: Any) -> Any:
+def _loop(recurrence: Recurrence, count: Expr) -> Any:
     """Over `count` places in every direction: directions are as independent as samples."""
     loop = T.parallel if recurrence.parallel else T.serial
     return loop(0, count * len(recurrence.stages))
@@ -54,7 +57,7 @@ class _Place:
     place: Any
 
 
-def _directions(recurrence: Recurrence, task: Any, count: Any) -> Iterator[_Place]:
+def _directions(recurrence: Recurrence, task: Expr, count: Expr) -> Iterator[_Place]:
     """Each direction's own code, to be emitted under the condition that the task is one of it."""
     if len(recurrence.stages) == 1:
         yield _Place(0, task)
@@ -66,7 +69,7 @@ def _directions(recurrence: Recurrence, task: Any, count: Any) -> Iterator[_Plac
             yield _Place(1, task - count)
 
 
-def _limited(length: Any, steps: Any) -> Any:
+def _limited(length: Expr, steps: Expr) -> Expr:
     """A length as int64, within the sequence."""
     return tirx.max(tirx.min(length.astype("int64"), steps), tirx.IntImm("int64", 0))
 
@@ -92,10 +95,10 @@ class _Run:
         self,
         recurrence: Recurrence,
         operands: Operands,
-        outs: Sequence[Any],
-        steps: Any,
+        outs: Sequence[Expr],
+        steps: Expr,
         direction: int,
-        first: Any,
+        first: Expr,
         team: int,
     ) -> None:
         self.recurrence, self.operands, self.outs = recurrence, operands, outs
@@ -129,7 +132,7 @@ class _Run:
                 value = tirx.if_then_else(unit < hidden, initial, zero)
             T.buffer_store(self.buffers[name], value, [row, unit])
 
-    def _step(self, time: Any) -> None:
+    def _step(self, time: Expr) -> None:
         for number, stage in enumerate(self.stages):
             with T.serial(0, self.recurrence.blocks) as block:
                 size = self.team * stage.slots * self.recurrence.lanes
@@ -140,7 +143,7 @@ class _Run:
                 self._update(stage, sums, block)
         self._advance(time)
 
-    def _products(self, number: int, stage: Stage, time: Any) -> list[_Product]:
+    def _products(self, number: int, stage: Stage, time: Expr) -> list[_Product]:
         own = self.recurrence
         source, x = self.buffers[stage.source], self.operands["x"]
         products = [_Product(f"r{number}", own.hidden, lambda row, k: source[row, k], stage.recurrent_slot)]
@@ -149,11 +152,11 @@ class _Run:
             products.insert(0, first)
         return products
 
-    def _place(self, stage: Stage, row: int, slot: int, lane: Any) -> Any:
+    def _place(self, stage: Stage, row: int, slot: int, lane: Expr) -> Expr:
         """Where a sum lies."""
         return (row * stage.slots + slot) * self.recurrence.lanes + lane
 
-    def _start_sums(self, stage: Stage, sums: Any, time: Any, block: Any) -> None:
+    def _start_sums(self, stage: Stage, sums: Expr, time: Expr, block: Expr) -> None:
         for row in range(self.team):
             for slot in range(stage.slots):
                 with self._lanes() as lane:
@@ -171,7 +174,7 @@ class _Run:
             return tirx.const(0, self.recurrence.dtype)
         return self.operands[name][self.direction, block, row, lane]
 
-    def _accumulate(self, product: _Product, stage: Stage, sums: Any, block: Any) -> None:
+    def _accumulate(self, product: _Product, stage: Stage, sums: Expr, block: Expr) -> None:
         matrix = self.operands[product.weights]
         with T.serial(0, product.count) as k:
             for number, gate in enumerate(stage.gates):
@@ -181,7 +184,7 @@ class _Run:
                         term = product.element(row, k) * matrix[self.direction, block, k, number, lane]
                         T.buffer_store(sums, sums[place] + term, [place])
 
-    def _update(self, stage: Stage, sums: Any, block: Any) -> None:
+    def _update(self, stage: Stage, sums: Expr, block: Expr) -> None:
         for row in range(self.team):
             for update in stage.updates:
                 with self._lanes() as lane:
@@ -195,7 +198,7 @@ class _Run:
     def _lanes(self) -> Any:
         return T.vectorized(0, self.recurrence.lanes)
 
-    def _advance(self, time: Any) -> None:
+    def _advance(self, time: Expr) -> None:
         """The next state becomes the state and goes to the output."""
         for row in range(self.team):
             with T.serial(0, self.recurrence.blocks) as block, self._lanes() as lane:
@@ -205,7 +208,7 @@ class _Run:
                 index = [time, self.direction, self.first + row, unit]
                 T.buffer_store(self.outs[0], self.buffers["next_h"][row, unit], index)
 
-    def _finish(self, length: Any) -> None:
+    def _finish(self, length: Expr) -> None:
         """Zeros after the end of a sequence, and the last states."""
         if self.recurrence.has_lengths:
             with T.serial(0, self.steps - length) as rest, T.serial(0, self.recurrence.hidden) as unit:

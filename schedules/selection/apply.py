@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.config import Config
 from schedules.errors import NotScheduledError, RuleError
@@ -16,6 +16,9 @@ from schedules.ir.tir import s_tir, structural_equal, structural_hash, tirx, tvm
 from schedules.machine import Machine
 from schedules.rule import ScheduleRule
 from schedules.selection.registry import rules as all_rules
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc
 
 STRICT = "TENSORWRIGHT_STRICT_RULES"
 """Environment variable: an unexpected exception of a rule ends the compilation, as in the test suite. Without
@@ -125,7 +128,7 @@ def _renamed(entry: KernelReport, name: str) -> KernelReport:
     return KernelReport(name, entry.rule, entry.config, entry.source, entry.workload, entry.failures, entry.kernel)
 
 
-def _finished(function: Any, symbol: Any, *, copy: bool) -> Any:
+def _finished(function: PrimFunc, symbol: Any, *, copy: bool) -> PrimFunc:
     """Attributes restored; a repeated kernel is copied so that no variable is defined in two functions."""
     function = s_tir.renew_defs(function) if copy else function
     function = function.without_attr("global_symbol").with_attr("tirx.is_scheduled", True)
@@ -134,7 +137,7 @@ def _finished(function: Any, symbol: Any, *, copy: bool) -> Any:
 
 def _schedule_kernel(
     name: str,
-    function: Any,
+    function: PrimFunc,
     machine: Machine,
     configs: ConfigSource | None,
     rules: Sequence[ScheduleRule],
@@ -179,7 +182,7 @@ def _tried(
     failures: list[RuleFailure],
     *,
     tuned: bool,
-) -> Any:
+) -> PrimFunc:
     """The scheduled kernel, or None: with the reason among the failures, unless the rule only declines a default."""
     try:
         return apply_rule(rule, kernel, workload, config, machine)
@@ -216,7 +219,7 @@ def _configs_for(
     yield rule.default(workload, machine), "default"
 
 
-def apply_rule(rule: ScheduleRule, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> Any:
+def apply_rule(rule: ScheduleRule, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> PrimFunc:
     """Run one rule on one kernel: the PrimFunc it makes. Raises what the rule raises, and RuleError for a
     wrong answer."""
     result = rule.apply(kernel, workload, config, machine)

@@ -9,13 +9,16 @@ that are mirrored or repeated (`a[min(x, 30 - x)]`).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.access import accesses_of, coefficient_of
 from schedules.ir.expression import constant_int, index, substitute
 from schedules.ir.index_arithmetic import with_plain_indices
 from schedules.ir.stages import Axis, Stage
 from schedules.ir.tir import Expr, structural_walk, tirx, tvm
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Var
 
 _LEAST_RUN = 4  # shorter runs are no better than single elements
 _MOST_PIECES = 8
@@ -59,7 +62,7 @@ def _divided_axes(stage: Stage) -> tuple[list[tuple[int, int, int]], list[tuple[
     turns: list[tuple[int, int]] = []
     static = [(position, axis.var) for position, axis in enumerate(stage.axes) if isinstance(axis.extent, int)]
 
-    def divide(node: Any) -> None:
+    def divide(node: Expr) -> None:
         factor = constant_int(node.b)
         if not isinstance(factor, int) or factor < _LEAST_RUN:
             return
@@ -69,7 +72,7 @@ def _divided_axes(stage: Stage) -> tuple[list[tuple[int, int, int]], list[tuple[
                 if isinstance(rest, int):
                     found.append((position, factor, rest))
 
-    def turn(node: Any) -> None:
+    def turn(node: Expr) -> None:
         difference = node.a - node.b
         for position, var in static:
             factor = coefficient_of(difference, var)
@@ -83,7 +86,7 @@ def _divided_axes(stage: Stage) -> tuple[list[tuple[int, int, int]], list[tuple[
     return found, turns
 
 
-def _without(expr: Expr, var: Any) -> Any:
+def _without(expr: Expr, var: Var) -> Any:
     """What an expression is where a variable is 0: an int when it is constant."""
     return constant_int(tvm.sym.Analyzer().simplify(substitute(expr, {var: index(0, str(var.ty))})))
 

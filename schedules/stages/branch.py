@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.access import coefficient_of
 from schedules.ir.expression import constant_int, index, substitute
@@ -18,6 +18,9 @@ from schedules.ir.inline import IF_THEN_ELSE, call_name, has_branch
 from schedules.ir.stages import Axis, Stage
 from schedules.ir.tir import structural_map, structural_walk, tirx, tvm
 from schedules.stages.axis_splitting import split_axis
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr, Stmt, Var
 
 _MAX_PIECES = 27
 _MOST_REMAINDERS = 4
@@ -56,15 +59,15 @@ def _by_remainders(stage: Stage) -> Stage:
     return stage
 
 
-def _remainders(stage: Stage, var: Any) -> list[int]:
+def _remainders(stage: Stage, var: Var) -> list[int]:
     """The factors of `var % factor` in the conditions of branches."""
     found: list[int] = []
 
-    def visit(call: Any) -> None:
+    def visit(call: Call) -> None:
         if call_name(call) == IF_THEN_ELSE:
             structural_walk(call.args[0], (tirx.FloorMod, remainder))
 
-    def remainder(node: Any) -> None:
+    def remainder(node: Expr) -> None:
         factor = constant_int(node.b)
         if node.a.same_as(var) and isinstance(factor, int) and 1 < factor <= _MOST_REMAINDERS:
             found.append(factor)
@@ -85,18 +88,18 @@ def _cuts(stage: Stage, position: int) -> list[int]:
     others = [each for each in stage.axes if each is not axis]
     found: set[int] = set()
 
-    def visit(call: Any) -> None:
+    def visit(call: Call) -> None:
         if call_name(call) == IF_THEN_ELSE:
             structural_walk(call.args[0], (_COMPARISONS, compare))
 
-    def compare(node: Any) -> None:
+    def compare(node: Expr) -> None:
         found.update(_thresholds(node, axis.var, others))
 
     structural_walk(stage.body, (tvm.ir.Call, visit))
     return sorted(point for point in found if 0 < point < axis.extent)
 
 
-def _thresholds(comparison: Any, var: Any, others: Sequence[Axis]) -> list[int]:
+def _thresholds(comparison: Expr, var: Var, others: Sequence[Axis]) -> list[int]:
     """Where `a < b` and its like change along `var`. Nothing when they do not depend on it in a linear way, or other
     axes move them by more than a step of `var` does."""
     difference = comparison.a - comparison.b
@@ -138,8 +141,8 @@ def _part(stage: Stage, position: int, low: int, high: int) -> Stage:
     return whole.with_axes(position, [Axis(var, high - low)], place)
 
 
-def _decide(body: Any, analyzer: Any) -> Any:
-    def visit(call: Any) -> Any:
+def _decide(body: Stmt, analyzer: Any) -> Stmt:
+    def visit(call: Call) -> Expr:
         if call_name(call) != IF_THEN_ELSE:
             return call
         condition = analyzer.simplify(call.args[0])

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.access import Access, Stride, accesses_of, used_outside_indices
 from schedules.ir.expression import index, substitute
 from schedules.ir.stages import Axis, Stage
 from schedules.ir.tir import Expr, structural_walk, tirx
 from schedules.machine import Machine, dtype_bits
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Stmt
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +53,11 @@ class LoopNest:
         return max(1, machine.vector_bits // max(widest, _widest_float(self.stage.body)))
 
 
-def _widest_float(root: Any) -> int:
+def _widest_float(root: Stmt) -> int:
     """Bits of the widest float that narrower elements are converted to; index arithmetic does not count."""
     widest = 0
 
-    def visit(cast: Any) -> None:
+    def visit(cast: Expr) -> None:
         nonlocal widest
         dtype = str(cast.ty)
         widest = max(widest, dtype_bits(dtype) if "float" in dtype else 0)
@@ -84,7 +87,7 @@ def loop_nest_of(stage: Stage) -> LoopNest:
     return LoopNest(collapsed, tuple(spatial), tuple(reduction), tuple(accesses_of(body)) if mapping else accesses)
 
 
-def _may_collapse(axis: Axis, body: Any, init: Any) -> bool:
+def _may_collapse(axis: Axis, body: Stmt, init: Any) -> bool:
     """Only index arithmetic may use the variable: a collapsed one costs two divisions elsewhere."""
     if not isinstance(axis.extent, int) or axis.extent == 0:
         return False

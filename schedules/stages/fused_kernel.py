@@ -6,7 +6,7 @@ The elementwise stages behind an anchor become one expression of the accumulator
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.annotations import KIND
 from schedules.codegen.nest import build_function, expression
@@ -18,6 +18,9 @@ from schedules.machine import Machine
 from schedules.stages.code import stage_code
 
 from tvm_ffi import structural_equal  # isort: skip
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, PrimFunc, Var
 
 
 def anchor_stages(kernel: Kernel, kind: str) -> tuple[Stage, ...]:
@@ -93,7 +96,7 @@ class FusedKernel:
             return False
         elsewhere = False
 
-        def visit(load: Any) -> Expr | None:
+        def visit(load: Expr) -> Expr | None:
             nonlocal elsewhere
             used = any(uses(index, var) for index in load.indices for var in rows)
             own = len(load.indices) >= first + rank
@@ -109,21 +112,21 @@ class FusedKernel:
         rest = map_loads(value, visit)
         return not elsewhere and not any(uses(rest, var) for var in rows)
 
-    def operand(self, anchor: Stage, rank: int) -> Any:
+    def operand(self, anchor: Stage, rank: int) -> Expr:
         """The buffer of `rank` dimensions that a stage of the anchor reads, not counting its own output."""
         for load in anchor.loads:
             if len(load.source.ty.shape) == rank and not load.source.same_as(anchor.writes[0]):
                 return load.source
         raise NotScheduledError(f"stage {anchor.name} reads no tensor of rank {rank}")
 
-    def function(self, body: Stmt, machine: Machine) -> Any:
+    def function(self, body: Stmt, machine: Machine) -> PrimFunc:
         """The PrimFunc with the anchor run by `body`."""
         kept = [buffer for buffer in self.kernel.intermediates if self._needs(buffer)]
         before = [stage_code(stage, machine) for stage in self._before]
         after = [] if self._fused is not None else [stage_code(stage, machine) for stage in self._after]
         return build_function(self.kernel, [*before, body, *after], kept)
 
-    def _needs(self, buffer: Any) -> bool:
+    def _needs(self, buffer: Buffer) -> bool:
         """Whether an intermediate is still written to memory."""
         written = [each for stage in self._before for each in stage.writes]
         if self._fused is None:
@@ -131,7 +134,7 @@ class FusedKernel:
         return any(buffer.same_as(each) for each in written)
 
 
-def _epilogue(result: Any, stages: Sequence[Stage]) -> tuple[Any, list[Any], Any, Expr] | None:
+def _epilogue(result: Expr, stages: Sequence[Stage]) -> tuple[Any, list[Any], Any, Expr] | None:
     """(target buffer, its index variables, the accumulator's variable, the value); None when there is no such form."""
     if not stages or any(stage.reduction or stage.store is None for stage in stages):
         return None
@@ -148,13 +151,13 @@ def _epilogue(result: Any, stages: Sequence[Stage]) -> tuple[Any, list[Any], Any
     return None if inliner.failed else (target, variables, accumulator, value)
 
 
-def _store(stage: Stage) -> Any:
+def _store(stage: Stage) -> Stmt:
     """The only store of a stage that has no other statement."""
     assert stage.store is not None
     return stage.store
 
 
-def _axis_variables(stage: Stage) -> list[Any] | None:
+def _axis_variables(stage: Stage) -> list[Var] | None:
     """The loop variable of each dimension that a stage stores, None where it is constant; None for other indices."""
     variables = []
     statement = _store(stage)
@@ -171,7 +174,7 @@ def _axis_variables(stage: Stage) -> list[Any] | None:
 class _Inliner:
     """Replaces loads of intermediates by their definitions, and of the anchor's result by the accumulator."""
 
-    def __init__(self, result: Any, stages: Sequence[Stage], accumulator: Any, indices: list[Expr]) -> None:
+    def __init__(self, result: Expr, stages: Sequence[Stage], accumulator: Expr, indices: list[Expr]) -> None:
         self._result = result
         self._stages = stages
         self._accumulator = accumulator
@@ -182,7 +185,7 @@ class _Inliner:
     def inline(self, value: Expr) -> Expr:
         return map_loads(value, self._replace)
 
-    def _replace(self, load: Any) -> Expr | None:
+    def _replace(self, load: Expr) -> Expr | None:
         if load.source.same_as(self._result):
             if not self._same_point(load):
                 self.failed = True
@@ -197,7 +200,7 @@ class _Inliner:
                 return self.inline(substitute(_store(stage).value, mapping))
         return None
 
-    def _same_point(self, load: Any) -> bool:
+    def _same_point(self, load: Expr) -> bool:
         sizes = shape_of(self._result)
         return all(
             size == 1 or self._analyzer.can_prove_equal(mine, other)

@@ -7,7 +7,7 @@ of them, in place of single elements three apart.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.access import Access, accesses_of
 from schedules.ir.expression import constant_int, index
@@ -17,6 +17,9 @@ from schedules.ir.stages import Axis, Stage, is_compact, shape_of
 from schedules.ir.tir import structural_equal, structural_walk, tirx
 from schedules.stages.axis_splitting import split_axis
 from schedules.stages.collapsed_loops import Loop, LoopNest
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Stmt
 
 _TURNS = (2, 3, 4)
 _PIXELS = (2, 3)  # larger ones are taken apart by `split_axes`
@@ -118,7 +121,7 @@ def _divisors(stage: Stage) -> list[int]:
     """By what few an index is divided."""
     found: set[int] = set()
 
-    def visit(node: Any) -> None:
+    def visit(node: Expr) -> None:
         factor = constant_int(node.b)
         if factor in _PIXELS:
             found.add(factor)
@@ -137,7 +140,7 @@ def _one_store_each(stage: Stage, position: int) -> Stage | None:
     return _whole(steps[0], [step.body for step in steps], steps[0].axes)
 
 
-def _whole(stage: Stage, bodies: Sequence[Any], axes: Sequence[Axis]) -> Stage | None:
+def _whole(stage: Stage, bodies: Sequence[Stmt], axes: Sequence[Axis]) -> Stage | None:
     """The stores as one stage; None where they are not interleaved along any of its axes."""
     whole = Stage(stage.name, tuple(axes), tirx.SeqStmt(list(bodies)), None, stage.annotations)
     if not _take_turns(whole):

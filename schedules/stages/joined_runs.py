@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from schedules.ir.access import coefficient_of
 from schedules.ir.expression import constant_int, index, substitute, uses
@@ -131,7 +130,7 @@ def _start(point: Expr, axis: Axis | None) -> int | None:
     return start if isinstance(start, int) else None
 
 
-def _target(stage: Stage) -> list[Any]:
+def _target(stage: Stage) -> list[Expr]:
     """The buffer that a stage stores to, and the indices."""
     assert stage.store is not None
     return [stage.store.buffer, *stage.store.indices]

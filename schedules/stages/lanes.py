@@ -6,12 +6,15 @@ A block is the last dimension of what a stage stores, when that fits a vector: c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.expression import constant_int, index, substitute, uses
 from schedules.ir.stages import Stage, is_compact, shape_of
 from schedules.ir.tir import Expr, tirx, tvm
 from schedules.machine import Machine, dtype_bits
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, Var
 
 Part = tuple[Expr, dict[int, int]]
 """A vector, and which lane of it is which lane of the block: the lane in the block, the lane in the vector."""
@@ -79,7 +82,7 @@ def parts_of(value: Expr, var: Any, lanes: Sequence[int], size: int, known: Mapp
     return parts if len(parts) <= size // 2 else None
 
 
-def _place(indices: Sequence[Expr], var: Any, values: Mapping[Any, int]) -> tuple[tuple[int | None, ...], int | None]:
+def _place(indices: Sequence[Expr], var: Var, values: Mapping[Any, int]) -> tuple[tuple[int | None, ...], int | None]:
     """The outer indices where they depend on `var`, and the place in the last dimension: None when not constant."""
     *outer, last = indices
     found = tuple(_value(point, values) if uses(point, var) else None for point in outer)
@@ -116,7 +119,7 @@ def _value(expr: Expr, values: Mapping[Any, int]) -> int | None:
     return None if left is None or right is None else operation(left, right)
 
 
-def run_of_lanes(buffer: Any, outer: Sequence[Expr], start: Expr, size: int) -> Expr:
+def run_of_lanes(buffer: Buffer, outer: Sequence[Expr], start: Expr, size: int) -> Expr:
     """`size` neighbours in the last dimension."""
     return tirx.BufferLoad(buffer, [*outer, ramp(start, size)])
 

@@ -59,7 +59,7 @@ def _interleaved(plan: NestPlan, axis: Loop, start: Expr, lanes: int, rest: Mapp
     for store in stores:
         held = tirx.decl_buffer([lanes], str(store.buffer.dtype), "turn", scope="local", layout=None)
 
-        def element(lane: Expr, store: Any = store, held: Any = held) -> Stmt:
+        def element(lane: Expr, store: Stmt = store, held: Expr = held) -> Stmt:
             return tirx.BufferStore(held, substitute(store.value, {**rest, axis.var: start + lane}), [lane])
 
         statements += [tirx.AllocBuffer(held), repeat("lane", lanes, element, VECTORIZED)]

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.expression import index, substitute, uses
 from schedules.ir.stages import Axis, Stage, product
 from schedules.ir.tir import tirx, tvm
 from schedules.machine import Machine
 from schedules.stages.lanes import block_size, parts_of, picked, ramp
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 _MOST_BLOCKS = 64  # that are written out
 
@@ -42,7 +45,7 @@ def permuted_lanes(stage: Stage, machine: Machine) -> list[Stage] | None:
     return made
 
 
-def _is_mixed(axis: Axis, lane: Axis, load: Any) -> bool:
+def _is_mixed(axis: Axis, lane: Axis, load: Expr) -> bool:
     """Whether an index depends on both."""
     return any(uses(point, axis.var) and uses(point, lane.var) for point in load.indices)
 

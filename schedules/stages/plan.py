@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import CHUNKS_PER_CORE
 from schedules.codegen.parallel import pays_off, work
@@ -29,6 +29,9 @@ from schedules.stages.joined_runs import is_part_of_block, is_run, join_runs
 from schedules.stages.permuted_lanes import permuted_lanes
 from schedules.stages.strided_loads import strided_axis
 from schedules.stages.transpose_code import Transpose, find_transpose
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call
 
 _LEAST_VECTOR = 4  # elements; shorter vectors are no better than single elements
 
@@ -253,7 +256,7 @@ def _has_branch_on(nest: LoopNest, loop: Loop) -> bool:
     """A branch that differs between lanes would be taken lane by lane; LLVM may turn it into a mask instead."""
     found = False
 
-    def visit(call: Any) -> None:
+    def visit(call: Call) -> None:
         nonlocal found
         found = found or (call_name(call) == IF_THEN_ELSE and uses(call.args[0], loop.var))
 

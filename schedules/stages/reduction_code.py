@@ -87,7 +87,7 @@ class _Writer:
             """`make(position in held, position in the axis)` for all of them."""
 
             def vector(u: Any) -> Stmt:
-                def element(lane: Any) -> Stmt:
+                def element(lane: Expr) -> Stmt:
                     return make(expression(u * lanes + lane, dtype), at + u * lanes + lane)
 
                 return repeat("lane", lanes, element, VECTORIZED, dtype)
@@ -131,7 +131,7 @@ class _Writer:
         held = tirx.decl_buffer([group], reduction.dtype, "accumulator", scope="local", layout=None)
         combine = reduction.combiner.combine
 
-        def load(i: Any) -> Expr:
+        def load(i: Expr) -> Expr:
             return tirx.BufferLoad(held, [i])
 
         def vector(count: int, make: Callable[[Expr], Stmt]) -> Stmt:
@@ -201,7 +201,7 @@ class _Writer:
         return parts
 
 
-def join(held: Any, count: int, combine: Callable[[Expr, Expr], Expr], dtype: str) -> list[Stmt]:
+def join(held: Expr, count: int, combine: Callable[[Expr, Expr], Expr], dtype: str) -> list[Stmt]:
     """Statements that leave the combination of all of `held` in its first element, by halves."""
     steps = []
     while count > 1:

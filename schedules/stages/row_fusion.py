@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.codegen.nest import Extent, parallel_grid, sequence
 from schedules.codegen.parallel import pays_off, work
@@ -19,6 +19,9 @@ from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.code import planned_code
 from schedules.stages.plan import Form, StagePlan, plan_stage
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer
 
 _Key = tuple[int, int]  # (stage, axis of the stage)
 _RowBuffer = tuple[Any, list[int], Any]  # an intermediate, its dimensions that a row keeps, and that of one row
@@ -61,7 +64,7 @@ class _Classes:
         return any(self.find(key) == root for key in self._spoiled)
 
 
-def shared_loops(stages: Sequence[Stage], intermediates: Sequence[Any]) -> list[SharedLoop]:
+def shared_loops(stages: Sequence[Stage], intermediates: Sequence[Expr]) -> list[SharedLoop]:
     """The loops that all stages can share, in the order of the last stage; its contiguous one is left to vectors."""
     if len(stages) < 2 or any(stage.store is None for stage in stages):
         return []
@@ -78,7 +81,7 @@ def shared_loops(stages: Sequence[Stage], intermediates: Sequence[Any]) -> list[
     return result
 
 
-def _unite_through(buffer: Any, stages: Sequence[Stage], classes: _Classes) -> bool:
+def _unite_through(buffer: Buffer, stages: Sequence[Stage], classes: _Classes) -> bool:
     """Relate the axes of the stage that writes an intermediate to those that read it; False rules sharing out."""
     writers = [i for i, stage in enumerate(stages) if stage.store.buffer.same_as(buffer)]  # type: ignore[union-attr]
     if len(writers) != 1:
@@ -160,7 +163,7 @@ class RowsPlan:
         return Form.PLAIN if any(stage.form is Form.PLAIN for stage in self.stages) else Form.ROWS
 
 
-def plan_rows(stages: Sequence[Stage], intermediates: Sequence[Any], machine: Machine) -> RowsPlan | None:
+def plan_rows(stages: Sequence[Stage], intermediates: Sequence[Expr], machine: Machine) -> RowsPlan | None:
     """How stages run row by row; None when they share too few rows."""
     shared = shared_loops(stages, intermediates)
     if not shared:
@@ -209,7 +212,7 @@ def rows_code(plan: RowsPlan, machine: Machine) -> Stmt:
     return parallel_grid(extents, row, machine, parallel=plan.threads)
 
 
-def _kept_dimensions(buffer: Any, stages: Sequence[Stage], shared: Sequence[SharedLoop]) -> list[int]:
+def _kept_dimensions(buffer: Buffer, stages: Sequence[Stage], shared: Sequence[SharedLoop]) -> list[int]:
     """The dimensions of an intermediate that are not indexed by a shared loop."""
     number, writer = next(
         (i, stage)
@@ -229,20 +232,20 @@ def _is_zero_of_one(point: Expr, size: Any) -> bool:
     return size == 1 and constant_int(point) == 0
 
 
-def _shrunk(root: Any, buffers: Sequence[_RowBuffer]) -> Any:
+def _shrunk(root: Stmt, buffers: Sequence[_RowBuffer]) -> Stmt:
     """Loads and stores moved to the small buffers."""
 
-    def small(buffer: Any, indices: Any) -> tuple[Any, list[Any]] | None:
+    def small(buffer: Buffer, indices: Any) -> tuple[Any, list[Any]] | None:
         for full, kept, row in buffers:
             if buffer.same_as(full):
                 return row, [indices[k] for k in kept] or [tirx.IntImm("int64", 0)]
         return None
 
-    def load(node: Any) -> Any:
+    def load(node: Expr) -> Any:
         moved = small(node.source, node.indices)
         return None if moved is None else tirx.BufferLoad(*moved)
 
-    def store(node: Any) -> Any:
+    def store(node: Stmt) -> Any:
         moved = small(node.buffer, node.indices)
         return None if moved is None else tirx.BufferStore(moved[0], node.value, moved[1])
 

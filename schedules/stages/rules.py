@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.codegen.nest import build_function
 from schedules.config import Config, ConfigSpace
@@ -27,6 +27,9 @@ from schedules.stages.code import planned_code
 from schedules.stages.plan import Form, StagePlan, plan_stage
 from schedules.stages.row_fusion import RowsPlan, plan_rows, rows_code
 from schedules.stages.trace import Traces, digest, traced_function
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, PrimFunc, Stmt
 
 TRACE = "trace"
 # Vectors are some times as fast as single elements: as many more steps may be taken for them.
@@ -89,15 +92,15 @@ def _plan(kernel: Kernel, stages: list[Stage | Opaque], machine: Machine) -> Ker
     return KernelPlan(statements, needed)
 
 
-def _is_touched(buffer: Any, stages: list[Stage | Opaque]) -> bool:
+def _is_touched(buffer: Buffer, stages: list[Stage | Opaque]) -> bool:
     """Whether a buffer is still used; an opaque statement may use any."""
     return any(isinstance(stage, Opaque) or any(buffer.same_as(each) for each in stage.writes) for stage in stages)
 
 
-def kernel_code(kernel: Kernel, plan: KernelPlan, machine: Machine) -> Any:
+def kernel_code(kernel: Kernel, plan: KernelPlan, machine: Machine) -> PrimFunc:
     """The kernel's PrimFunc as planned."""
 
-    def code(statement: RowsPlan | StagePlan | Opaque) -> Any:
+    def code(statement: RowsPlan | StagePlan | Opaque) -> Stmt:
         if isinstance(statement, Opaque):
             return statement.statement
         if isinstance(statement, RowsPlan):
@@ -128,7 +131,7 @@ class GeneralRule(CpuRule):
     def default(self, workload: GeneralWorkload, machine: Machine) -> Config:
         return Config.of({TRACE: ""} if workload.digest else {})
 
-    def apply(self, kernel: Kernel, workload: GeneralWorkload, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: GeneralWorkload, config: Config, machine: Machine) -> PrimFunc:
         if not kernel.simple_stages:
             raise NotScheduledError("nothing but opaque statements")
         if config.get(TRACE):

@@ -7,7 +7,7 @@ last element, and one permutation picks those wanted.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.access import Access
 from schedules.ir.expression import index, map_loads, substitute
@@ -15,6 +15,9 @@ from schedules.ir.inline import buffers_free_variables, has_branch
 from schedules.ir.tir import Expr, Stmt, structural_equal, tirx
 from schedules.stages.collapsed_loops import Loop, LoopNest
 from schedules.stages.lanes import picked, ramp, run_of_lanes
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer
 
 STRIDES = (-1, 2, 3, 4)
 """Between neighbours of a vector; what lies farther apart is read as single elements."""
@@ -73,12 +76,12 @@ class StridedLoads:
             buffers.append(held)
         return statements, buffers
 
-    def placed(self, root: Any, buffers: list[Any], lane: Expr) -> Any:
+    def placed(self, root: Any, buffers: list[Buffer], lane: Expr) -> Any:
         """An expression or statement of the nest that reads a lane of the buffers instead."""
         if not buffers:
             return root
 
-        def replace(load: Any) -> Any:
+        def replace(load: Expr) -> Any:
             for (access, _), held in zip(self._loads, buffers, strict=True):
                 if _is_load_of(load, access):
                     return tirx.BufferLoad(held, [lane])
@@ -87,7 +90,7 @@ class StridedLoads:
         return map_loads(root, replace)
 
 
-def _strided(buffer: Any, indices: list[Expr], stride: int, lanes: int) -> Expr:
+def _strided(buffer: Buffer, indices: list[Expr], stride: int, lanes: int) -> Expr:
     """The elements `stride` apart of which the first is at `indices`, as one vector."""
     *outer, last = indices
     lowest = min(stride * (lanes - 1), 0)
@@ -106,5 +109,5 @@ def _is_same(left: Access, right: Access) -> bool:
     return bool(left.buffer.same_as(right.buffer)) and bool(structural_equal(list(left.indices), list(right.indices)))
 
 
-def _is_load_of(load: Any, access: Access) -> bool:
+def _is_load_of(load: Expr, access: Access) -> bool:
     return bool(load.source.same_as(access.buffer)) and bool(structural_equal(list(load.indices), list(access.indices)))

@@ -6,7 +6,7 @@ A trace belongs to one kernel, so workloads that have this knob must tell kernel
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tvm_ffi
 
@@ -14,6 +14,9 @@ from schedules.config import KnobValue
 from schedules.errors import NotScheduledError
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import s_tir, tvm
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc
 
 
 class Traces(tuple[KnobValue, ...]):
@@ -27,7 +30,7 @@ class Traces(tuple[KnobValue, ...]):
         return isinstance(value, str)
 
 
-def digest(function: Any) -> str:
+def digest(function: PrimFunc) -> str:
     """Sixteen hexadecimal digits, equal for kernels that differ in names alone."""
     return f"{tvm_ffi.structural_hash(function.without_attr('global_symbol')) & (1 << 64) - 1:016x}"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.codegen.nest import Extent, parallel_grid, repeat
 from schedules.ir.expression import index, map_loads, substitute
@@ -16,6 +16,9 @@ from schedules.ir.stages import Stage
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, structural_equal, tirx
 from schedules.machine import Machine
 from schedules.stages.collapsed_loops import Loop, LoopNest
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer
 
 _LARGEST_BLOCK = 16
 _SMALLEST_EXTENT = 4  # below this along either axis, single elements are as fast
@@ -113,7 +116,7 @@ class _BlockWriter:
         rows: int,
         columns: int,
         statements: list[Stmt],
-    ) -> Any:
+    ) -> Expr:
         """A buffer whose element [i * size + j] is the load at row + i, column + j; adds what fills it."""
         buffer, indices = load
         current = self._registers(str(buffer.dtype), statements)
@@ -131,12 +134,12 @@ class _BlockWriter:
             step //= 2
         return current
 
-    def _registers(self, dtype: str, statements: list[Stmt]) -> Any:
+    def _registers(self, dtype: str, statements: list[Stmt]) -> Expr:
         made = tirx.decl_buffer([self.size * self.size], dtype, "block", scope="local", layout=None)
         statements.append(tirx.AllocBuffer(made))
         return made
 
-    def _exchange(self, source: Any, step: int, statements: list[Stmt]) -> Any:
+    def _exchange(self, source: Buffer, step: int, statements: list[Stmt]) -> Expr:
         """Swap the off-diagonal quarters of every 2 `step` x 2 `step` sub-block."""
         result = self._registers(str(source.dtype), statements)
         n = self.size
@@ -155,11 +158,11 @@ class _BlockWriter:
         return result
 
     def _stored(
-        self, turned: Sequence[Any], outer: Mapping[Any, Expr], row: Expr, column: Expr, i: int, lane: Expr
+        self, turned: Sequence[Expr], outer: Mapping[Any, Expr], row: Expr, column: Expr, i: int, lane: Expr
     ) -> Stmt:
         """The stage's body at row + i, column + lane, reading the transposed blocks."""
 
-        def replace(load: Any) -> Any:
+        def replace(load: Expr) -> Expr:
             for (buffer, indices), block in zip(self.loads, turned, strict=True):
                 if load.source.same_as(buffer) and structural_equal(list(load.indices), indices):
                     return tirx.BufferLoad(block, [index(i * self.size) + lane])

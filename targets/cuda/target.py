@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from schedules.gpu import gpu_rules
 from schedules.gpu.machine import GpuMachine
@@ -25,6 +25,9 @@ from targets.cuda.simulator import CudaSimulator
 from targets.errors import TargetError, ToolchainMissing
 from targets.target import Target
 from targets.toolchain import Compiler, Linker
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import IRModule
 
 _PRESETS_FILE = Path(__file__).with_name("presets.json")
 
@@ -127,7 +130,7 @@ class CudaTarget(Target):
     def schedule_rules(self) -> Sequence[Any]:
         return gpu_rules()
 
-    def unrunnable_kernels(self, mod: Any) -> Sequence[str]:
+    def unrunnable_kernels(self, mod: IRModule) -> Sequence[str]:
         from schedules.gpu.binding import is_bound
         from schedules.ir.stages import kernels_of
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
@@ -11,11 +11,14 @@ import tvm
 from targets.ethos_u.steps import Array, Unsupported
 from targets.ethos_u.view import View, static_shape
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call
+
 
 class Kernel:
     """A call of a kernel whose operands are one tensor and constants; the tensor comes first."""
 
-    def __init__(self, view: View, call: Any) -> None:
+    def __init__(self, view: View, call: Call) -> None:
         self._function = view.mod[call.args[0]]
         operands = list(call.args[1].fields)
         constants = [view.constant(each) for each in operands[1:]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm.ir import GenericConst
@@ -15,8 +15,11 @@ from targets.ethos_u.operators.table import clip_limits, table
 from targets.ethos_u.steps import Array, Quantized, Result, Step, Unsupported
 from targets.ethos_u.view import View, operator_name, registered_name
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Var
 
-def match(view: View, variable: Any, quantize: Any, accelerator: Accelerator) -> Step | None:
+
+def match(view: View, variable: Var, quantize: Expr, accelerator: Accelerator) -> Step | None:
     """The step that ends in `variable = quantize(...)`; None where that quantizes an input of the integer part.
 
     Raises:
@@ -40,7 +43,7 @@ def match(view: View, variable: Any, quantize: Any, accelerator: Accelerator) ->
     return found(view, call, replace(result, bias=bias))
 
 
-def operator_of(view: View, quantize: Any) -> str:
+def operator_of(view: View, quantize: Expr) -> str:
     """The name of the operator whose result is quantized."""
     expr = quantize.args[0]
     while True:
@@ -57,7 +60,7 @@ def operator_of(view: View, quantize: Any) -> str:
     return "input" if name is None else name.removeprefix("relax.")
 
 
-def _reads_integers(view: View, expr: Any) -> bool:
+def _reads_integers(view: View, expr: Expr) -> bool:
     """Whether the operator that is quantized reads a dequantized tensor."""
     waiting, seen = [expr], set()
     while waiting:
@@ -75,7 +78,7 @@ def _reads_integers(view: View, expr: Any) -> bool:
     return False
 
 
-def _limits(view: View, expr: Any, output: Quantized) -> tuple[Any, int, int]:
+def _limits(view: View, expr: Expr, output: Quantized) -> tuple[Any, int, int]:
     """What limits are put on, and those limits as integers of the result."""
     low, high = -math.inf, math.inf
     while view.used_once(expr) and (found := clip_limits(view, view.definition(expr))) is not None:
@@ -86,7 +89,7 @@ def _limits(view: View, expr: Any, output: Quantized) -> tuple[Any, int, int]:
     return expr, least, most
 
 
-def _without_bias(view: View, expr: Any) -> tuple[Any, Array | None]:
+def _without_bias(view: View, expr: Expr) -> tuple[Any, Array | None]:
     """A product and the constant that is added to it."""
     added = view.call(expr, "relax.add")
     if added is None or not view.used_once(expr):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
@@ -23,6 +23,9 @@ from targets.ethos_u.vela import Compiled, compile_graph, require
 from targets.ethos_u.verification import REASON, agrees, first_wrong
 from targets.ethos_u.view import View, operator_name
 from targets.splitting import slices_for_splits
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import BindingBlock, Call, Expr, Function
 
 _PRODUCTS = ("relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d", "relax.nn.conv2d_transpose", "relax.matmul")
 
@@ -61,7 +64,7 @@ def find(view: View, accelerator: Accelerator) -> Found:
     return found
 
 
-def _unquantized(view: View, call: Any) -> str | None:
+def _unquantized(view: View, call: Call) -> str | None:
     """Why no quantization will claim a product."""
     if all(view.call(each, "relax.dequantize") is None for each in call.args[:2]):
         return "it computes in float: quantize the model for this target"
@@ -93,7 +96,9 @@ def claim(mod: tvm.IRModule, context: Any, accelerator: Accelerator) -> tvm.IRMo
     return relax.transform.DeadCodeElimination(["main"])(relax.transform.Normalize()(mod))
 
 
-def _compiled(view: View, found: Found, results: Any, accelerator: Accelerator) -> tuple[Schedule, dict[int, Compiled]]:
+def _compiled(
+    view: View, found: Found, results: Expr, accelerator: Accelerator
+) -> tuple[Schedule, dict[int, Compiled]]:
     """Segments and their programs. A step that Vela alone refuses goes to the processor, with Vela's reason; so does
     one from which on what Vela made of a segment, written in either way, does not compute what the segment says.
 
@@ -164,7 +169,7 @@ class _Rewriter:
         self._is_dataflow = False
         self._names = 0
 
-    def rewrite(self, function: Any) -> Any:
+    def rewrite(self, function: Function) -> Function:
         """The function with calls of the accelerator."""
         blocks = []
         for block in function.body.blocks:
@@ -182,7 +187,7 @@ class _Rewriter:
         body = relax.SeqExpr(blocks, function.body.body, function.body.span)
         return relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span)
 
-    def _holds_segments(self, block: Any) -> bool:
+    def _holds_segments(self, block: BindingBlock) -> bool:
         made = {step.output.variable for part in self._plan.parts.values() for step in part.steps}
         return any(binding.var in made for binding in block.bindings)
 
@@ -195,14 +200,14 @@ class _Rewriter:
             whole = result if len(types) == 1 else self._emit(relax.TupleGetItem(result, index))
             self._give(port, whole)
 
-    def _taken(self, port: Port) -> Any:
+    def _taken(self, port: Port) -> Expr:
         value = port.tensor.variable
         if port.tensor.unsigned:
             wide = self._emit(relax.op.astype(value, "int32"))
             value = self._emit(relax.op.astype(self._emit(relax.op.subtract(wide, relax.const(128, "int32"))), "int8"))
         return self._emit(relax.op.permute_dims(value, channels_last(len(port.shape)))) if port.last else value
 
-    def _give(self, port: Port, value: Any) -> None:
+    def _give(self, port: Port, value: Expr) -> None:
         """Bind the model's own variable."""
         expr = relax.op.permute_dims(value, channels_first(len(port.shape))) if port.last else value
         if port.tensor.unsigned:
@@ -210,7 +215,7 @@ class _Rewriter:
             expr = relax.op.astype(self._emit(relax.op.add(wide, relax.const(128, "int32"))), "uint8")
         self._bindings.append(relax.VarBinding(port.tensor.variable, self._builder.normalize(expr)))
 
-    def _emit(self, expr: Any) -> Any:
+    def _emit(self, expr: Expr) -> Expr:
         value = self._builder.normalize(expr)
         if isinstance(value, relax.Var):
             return value

@@ -8,7 +8,7 @@ places that is done for their high and then for their low part. All of it is exa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
@@ -18,6 +18,9 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from targets.ethos_u.kernels import Kernel
 from targets.ethos_u.steps import Array, Quantized, Unsupported
 from targets.ethos_u.view import View, registered_name
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr
 
 _PART = 128  # places that a byte tells apart
 _MOST = (_PART - 1) * _PART
@@ -47,7 +50,7 @@ class _Wanted:
         return self.data.shape[self.axis]
 
 
-def _wanted(view: View, call: Any) -> _Wanted:
+def _wanted(view: View, call: Call) -> _Wanted:
     """What a call asks for. Raises Unsupported."""
     name = registered_name(call)
     if name in ("relax.argmax", "relax.argmin") and call.attrs.axis is not None:
@@ -77,7 +80,7 @@ class _Rewriter(PyExprMutator):
         super().__init__(mod)
         self._view = view
 
-    def visit_call_(self, op: Any) -> Any:
+    def visit_call_(self, op: Expr) -> Expr:
         call = super().visit_call_(op)
         try:
             wanted = _wanted(self._view, op)
@@ -89,7 +92,7 @@ class _Rewriter(PyExprMutator):
         shaped = self._emit(relax.op.reshape(place, op.ty.shape))
         return self._emit(relax.op.astype(shaped, str(op.ty.dtype)))
 
-    def _differences(self, wanted: _Wanted) -> Any:
+    def _differences(self, wanted: _Wanted) -> Expr:
         """0 for what is furthest, negative for the rest."""
         x = self.visit_expr(wanted.operand)
         found = self._view.call(wanted.operand, "relax.dequantize")
@@ -100,7 +103,7 @@ class _Rewriter(PyExprMutator):
         pair = (furthest, x) if wanted.smallest else (x, furthest)
         return self._rounded(relax.op.subtract(*pair), _number(wanted.data.scale), _byte(127))[0]
 
-    def _place(self, far: Any, wanted: _Wanted) -> Any:
+    def _place(self, far: Expr, wanted: _Wanted) -> Expr:
         """int32 places of the first zeros of `far`, or of the last."""
         axis, size, rank = wanted.axis, wanted.size, len(wanted.data.shape)
         order = np.arange(size)[::-1] if wanted.last else np.arange(size)
@@ -116,7 +119,7 @@ class _Rewriter(PyExprMutator):
             return self._emit(relax.op.add(negated, relax.const(size - 1, "int32")))
         return self._emit(relax.op.negative(negated))
 
-    def _first(self, far: Any, step: float, places: Array, axis: int) -> tuple[Any, Any, Any]:
+    def _first(self, far: Expr, step: float, places: Array, axis: int) -> tuple[Any, Any, Any]:
         """Negated places where `far` is 0 and less than any elsewhere; the largest of them, and that as int32."""
         flags = self._rounded(relax.op.multiply(far, _number(_BEYOND / step)), _number(1.0), _byte(0))[0]
         negated = relax.const(-places.astype(np.float32))
@@ -125,18 +128,18 @@ class _Rewriter(PyExprMutator):
         first, integers = self._rounded(largest, _number(1.0), _byte(0))
         return candidates, first, self._emit(relax.op.astype(integers, "int32"))
 
-    def _rounded(self, expr: Any, scale: Any, zero: Any, dtype: str = "int8") -> tuple[Any, Any]:
+    def _rounded(self, expr: Expr, scale: Expr, zero: Expr, dtype: str = "int8") -> tuple[Any, Any]:
         """dequantize(quantize(expr)), and the integers between."""
         integers = self._emit(relax.op.quantize(self._emit(expr), scale, zero, -1, dtype))
         return self._emit(relax.op.dequantize(integers, scale, zero, -1, "float32")), integers
 
-    def _emit(self, expr: Any) -> Any:
+    def _emit(self, expr: Expr) -> Expr:
         return self.builder_.emit(expr)
 
 
-def _number(value: float) -> Any:
+def _number(value: float) -> Expr:
     return relax.const(value, "float32")
 
 
-def _byte(value: int) -> Any:
+def _byte(value: int) -> Expr:
     return relax.const(value, "int8")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from targets.ethos_u.accelerators import Accelerator
 from targets.ethos_u.segments import Port, Segment
 from targets.ethos_u.steps import Step
 from targets.ethos_u.vela import Compiled
 from targets.ethos_u.view import View, operator_name, registered_name
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 _LINES = 8  # layers that the summary shows
 _NOT_COUNTED = ("relax.quantize", "relax.dequantize")
@@ -21,7 +24,7 @@ def partition_report(
     view: View,
     steps: Mapping[Any, Step],
     refused: Sequence[tuple[str, str]],
-    left: Sequence[Any],
+    left: Sequence[Expr],
     parts: Sequence[Segment],
     compiled: Sequence[Compiled],
     accelerator: Accelerator,
@@ -88,7 +91,7 @@ def _tensor(name: str, port: Port) -> dict[str, Any]:
     }
 
 
-def _names(left: Sequence[Any]) -> list[str]:
+def _names(left: Sequence[Expr]) -> list[str]:
     """The operators among what the processor computes; what only changes between integers and floats is none."""
     names = [registered_name(value) for value in left]
     return [name.removeprefix("relax.").removeprefix("kernel.") for name in names if name and name not in _NOT_COUNTED]
@@ -144,7 +147,7 @@ def _processor_macs(view: View, steps: Mapping[Any, Step]) -> int:
     return max(0, every - sum(step.macs for step in steps.values() if step.operator in products))
 
 
-def _sizes(expr: Any) -> list[int] | None:
+def _sizes(expr: Expr) -> list[int] | None:
     sizes = [int(size) if str(size).isdigit() else -1 for size in getattr(expr.ty, "shape", None) or ()]
     return None if -1 in sizes else sizes
 

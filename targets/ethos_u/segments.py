@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from targets.ethos_u.layout import channels_last
 from targets.ethos_u.steps import Emitter, Quantized, Step, Value
 from targets.ethos_u.view import View, variables
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +52,7 @@ class Schedule:
     levels: dict[Any, int]
 
 
-def schedule(view: View, steps: Mapping[Any, Step], results: Any) -> Schedule:
+def schedule(view: View, steps: Mapping[Any, Step], results: Expr) -> Schedule:
     """The steps (by variable), each in one segment; no segment waits for one that waits for it.
 
     The level of a value is how often the data has gone from the accelerator to the processor before it.
@@ -73,7 +76,7 @@ def schedule(view: View, steps: Mapping[Any, Step], results: Any) -> Schedule:
     return Schedule(parts, {variable: level for variable, level in levels.items() if variable not in steps})
 
 
-def _needed(view: View, steps: Mapping[Any, Step], results: Any) -> dict[Any, list[Any]]:
+def _needed(view: View, steps: Mapping[Any, Step], results: Expr) -> dict[Any, list[Any]]:
     """What each binding that the results need reads, in order; what lies inside of a step is none."""
     needed = set(variables(results))
     reads: dict[Any, list[Any]] = {}

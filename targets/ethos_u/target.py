@@ -6,12 +6,15 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from targets.accelerated import AcceleratedTarget
 from targets.errors import ToolchainMissing
 from targets.ethos_u.accelerators import accelerators
 from targets.target import Target
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import IRModule
 
 _PRESETS_FILE = Path(__file__).with_name("presets.json")
 
@@ -37,7 +40,7 @@ class EthosU(AcceleratedTarget):
         return names()
 
     def partition_passes(self) -> Sequence[Any]:
-        def claim_for_ethos_u(mod: Any, context: Any) -> Any:
+        def claim_for_ethos_u(mod: IRModule, context: Any) -> Any:
             from targets.ethos_u.partition import claim
 
             return claim(mod, context, self.accelerator)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
@@ -12,6 +12,9 @@ from tvm import relax
 from tvm.ir import GenericConst
 
 from targets.ethos_u.steps import Array, Quantized, Unsupported
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr, Function, Var
 
 _BYTES = ("int8", "uint8")
 
@@ -48,27 +51,27 @@ class View:
         for variable in variables(function.body.body):
             self._uses[variable] = self._uses.get(variable, 0) + 1
 
-    def definition(self, expr: Any) -> Any:
+    def definition(self, expr: Expr) -> Expr:
         """What a variable stands for, or the expression itself."""
         while isinstance(expr, relax.Var) and expr in self._definitions:
             expr = self._definitions[expr]
         return expr
 
-    def call(self, expr: Any, *names: str) -> Any | None:
+    def call(self, expr: Expr, *names: str) -> Expr | None:
         """The call of one of the operators that defines `expr`."""
         value = self.definition(expr)
         return value if operator_name(value) in names else None
 
-    def used_once(self, expr: Any) -> bool:
+    def used_once(self, expr: Expr) -> bool:
         """Whether nothing else reads it."""
         return self._uses.get(expr, 0) <= 1
 
-    def constant(self, expr: Any) -> Array | None:
+    def constant(self, expr: Expr) -> Array | None:
         """The value of a constant."""
         value = self.definition(expr)
         return value.value.numpy() if isinstance(value, GenericConst) else None
 
-    def number(self, expr: Any) -> Array | None:
+    def number(self, expr: Expr) -> Array | None:
         """The numbers of a float constant, or of one that is stored as integers and a scale; float64."""
         plain = self.constant(expr)
         if plain is not None:
@@ -86,7 +89,7 @@ class View:
         shifted = values.astype(np.float64) - zero.astype(np.float64).reshape(shape if zero.size > 1 else ())
         return np.asarray(shifted * scale.astype(np.float64).reshape(shape if scale.size > 1 else ()))
 
-    def quantized(self, expr: Any) -> Quantized:
+    def quantized(self, expr: Expr) -> Quantized:
         """The 8-bit tensor that a float operand is the dequantization of.
 
         Raises:
@@ -97,7 +100,7 @@ class View:
             raise Unsupported("its operand is not a quantized tensor")
         return self.described(found.args[0], found)
 
-    def described(self, variable: Any, call: Any) -> Quantized:
+    def described(self, variable: Var, call: Call) -> Quantized:
         """An 8-bit tensor with the parameters of a call of quantize or dequantize."""
         scale, zero = self.constant(call.args[1]), self.constant(call.args[2])
         dtype = str(variable.ty.dtype)
@@ -109,7 +112,7 @@ class View:
         offset = 128 if unsigned else 0
         return Quantized(variable, static_shape(variable), float(scale.item()), int(zero.item()) - offset, unsigned)
 
-    def weight(self, expr: Any, filters: int) -> Weight:
+    def weight(self, expr: Expr, filters: int) -> Weight:
         """Constant weights, filters along that axis; also transposed ones, as of Gemm with transB."""
         turned = self.call(expr, "relax.permute_dims")
         found = self.call(expr if turned is None else turned.args[0], "relax.dequantize")
@@ -131,14 +134,14 @@ class View:
         return Weight(shifted.astype(np.int8), scale.reshape(-1).astype(np.float64), filters)
 
 
-def _order(turned: Any) -> list[int]:
+def _order(turned: Expr) -> list[int]:
     """The axes of a permute_dims."""
     rank = int(turned.args[0].ty.ndim)
     given = turned.attrs.axes
     return list(reversed(range(rank))) if given is None else [int(axis) % rank for axis in given]
 
 
-def _home(function: Any) -> set[Any]:
+def _home(function: Function) -> set[Any]:
     """The variables of the block in which most is quantized: a segment lies in one block."""
     best: list[Any] = []
     for block in function.body.blocks:
@@ -149,14 +152,14 @@ def _home(function: Any) -> set[Any]:
     return set(best[1]) if best else set()
 
 
-def operator_name(expr: Any) -> str | None:
+def operator_name(expr: Expr) -> str | None:
     """The name of the operator that `expr` calls."""
     if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op):
         return str(expr.op.name)
     return None
 
 
-def registered_name(expr: Any) -> str:
+def registered_name(expr: Expr) -> str:
     """The name under which a step for `expr` is registered: that of its operator, or of its kernel."""
     name = operator_name(expr)
     if name == "relax.call_tir":
@@ -164,7 +167,7 @@ def registered_name(expr: Any) -> str:
     return name or ""
 
 
-def static_shape(expr: Any) -> tuple[int, ...]:
+def static_shape(expr: Expr) -> tuple[int, ...]:
     """The sizes of a tensor. Raises Unsupported if one is dynamic."""
     shape = getattr(expr.ty, "shape", None)
     if not isinstance(shape, relax.ShapeExpr) or not all(isinstance(size, tvm.tirx.IntImm) for size in shape.values):
@@ -175,7 +178,7 @@ def static_shape(expr: Any) -> tuple[int, ...]:
     return sizes
 
 
-def variables(expr: Any) -> Iterable[Any]:
+def variables(expr: Expr) -> Iterable[Any]:
     """The variables that an expression reads, each as often as it does."""
     if isinstance(expr, relax.Var):
         yield expr

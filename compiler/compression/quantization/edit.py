@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 from tvm.ir import IRModule
 
 from compiler.passes.rewriting.graph import Call, Expr, Var, update_functions
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Binding
 
 Emit = Callable[[Expr], Var]
 # Given the variable, the call that defines it and how to bind what comes before it: the new value, or None.
@@ -55,11 +58,11 @@ def edit_main(
     return update_functions(mod, {mod.get_global_var("main"): function})
 
 
-def _plain(bindings: Iterable[Any]) -> Iterable[Any]:
+def _plain(bindings: Iterable[Binding]) -> Iterable[Any]:
     return (binding for binding in bindings if isinstance(binding, relax.VarBinding))
 
 
-def _edited(bindings: Iterable[Any], edit: Edit | None, builder: Any, kind: Any) -> list[Any]:
+def _edited(bindings: Iterable[Binding], edit: Edit | None, builder: Any, kind: Any) -> list[Binding]:
     """The bindings of one block with what `edit` makes of them."""
     result: list[Any] = []
 

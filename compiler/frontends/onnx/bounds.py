@@ -8,7 +8,7 @@ them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import relax, tirx
@@ -17,6 +17,9 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.size_checks import Relation
 from compiler.frontends.onnx.symbolic import Dim, expression, is_number
 from compiler.frontends.onnx.values import tensor_shape
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 
 def require(context: NodeContext, left: Dim, relation: Relation, right: Dim) -> None:
@@ -141,7 +144,7 @@ def limited_place(value: Any, size: Any) -> Any:
     return limited(inside, 0, size - 1)
 
 
-def limited(value: Any, low: Any, high: Any) -> Any:
+def limited(value: Expr, low: Any, high: Expr) -> Expr:
     """A value inside a kernel, brought into [low, high], as int64."""
     low, high = expression(low), expression(high)
     return tirx.max(tirx.min(value.astype("int64"), high), low)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -11,6 +11,9 @@ from tvm.relax import op as R
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.symbolic import Arithmetic, Dim, expression
 from compiler.frontends.onnx.values import tensor_shape
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 
 def broadcast_dim(arithmetic: Arithmetic, a: Dim, b: Dim) -> tuple[Dim, bool]:
@@ -121,7 +124,7 @@ def elementwise(
         shape = max((list(a.shape) for a in arguments), key=len)
         sizes = _common_shape([list(a.shape) for a in arguments], len(shape))
 
-        def element(*indices: Any) -> Any:
+        def element(*indices: Any) -> Expr:
             values = [argument(*_own_indices(argument, indices)) for argument in arguments]
             result = function(*values)
             return result.astype(dtype) if dtype is not None else result
@@ -144,11 +147,11 @@ def in_float32(
     return context.emit(relax.op.astype(kernel(*wide), "float16"))
 
 
-def _is_one(size: Any) -> bool:
+def _is_one(size: Expr) -> bool:
     return isinstance(size, tirx.IntImm) and int(size.value) == 1
 
 
-def _common_shape(shapes: list[list[Any]], rank: int) -> list[Any]:
+def _common_shape(shapes: list[list[Any]], rank: int) -> list[Expr]:
     result: list[Any] = [tirx.const(1, "int64")] * rank
     for shape in shapes:
         for axis, size in enumerate(shape, rank - len(shape)):
@@ -157,7 +160,7 @@ def _common_shape(shapes: list[list[Any]], rank: int) -> list[Any]:
     return result
 
 
-def _own_indices(tensor: te.Tensor, indices: tuple[Any, ...]) -> list[Any]:
+def _own_indices(tensor: te.Tensor, indices: tuple[Expr, ...]) -> list[Expr]:
     own = indices[len(indices) - len(tensor.shape) :]
     zero = tirx.const(0, "int64")
     return [zero if _is_one(size) else index for size, index in zip(tensor.shape, own, strict=True)]

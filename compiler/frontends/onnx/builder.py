@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
@@ -18,6 +18,9 @@ from compiler.frontends.onnx.node_names import NamingBuilder
 from compiler.frontends.onnx.size_checks import Relation, SizeChecks
 from compiler.frontends.onnx.symbolic import Arithmetic, Dim, Scalar, expression, is_number, is_simple
 from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, tensor_shape
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 _MAXIMUM_SYMBOLIC_ELEMENTS = 1024
 LARGEST_ELEMENT = 2**62
@@ -262,7 +265,7 @@ class Builder:
             return Constant(np.array(scalars, dtypes.numpy_dtype(dtype)).reshape(shape), dtype).expr()
 
         def elements(*values: Any) -> te.Tensor:
-            def element(*indices: Any) -> Any:
+            def element(*indices: Any) -> Expr:
                 flat: Any = tirx.const(0, "int64")
                 for index, extent in zip(indices, shape, strict=True):
                     flat = flat * extent + index

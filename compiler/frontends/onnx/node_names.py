@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import onnx
 from tvm import relax
 
 from compiler.frontends.onnx.module_paths import shown_name
 from compiler.support.model_nodes import ModelNode, variable_name
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 
 class NamingBuilder(relax.BlockBuilder):
@@ -24,7 +27,7 @@ class NamingBuilder(relax.BlockBuilder):
         self.node: ModelNode | None = None
         self.nodes: dict[str, ModelNode] = {}
 
-    def emit(self, expr: Any, name_hint: str = "") -> Any:
+    def emit(self, expr: Expr, name_hint: str = "") -> Expr:
         """As TVM's; a variable without a name of its own gets the node's."""
         if name_hint or self.node is None:
             return super().emit(expr, name_hint)

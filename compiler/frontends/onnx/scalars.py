@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-from tvm import te, tirx
+from tvm import ir, te, tirx
 
 from compiler.frontends.onnx import dtypes
 
-Expr = Any
+Expr: TypeAlias = ir.Expr
 
 
 def const(value: float | int | bool, like: Expr) -> Expr:

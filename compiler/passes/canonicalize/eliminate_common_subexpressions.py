@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 from tvm.ir import GenericConst, IRModule
@@ -20,6 +20,9 @@ from compiler.passes.rewriting.graph import (
     rewritable_functions,
     update_functions,
 )
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import BindingBlock
 
 # Random, effectful, or about storage; the rest of the operators are functions of their operands.
 _NOT_SHARED = (
@@ -88,7 +91,7 @@ class ExpressionSharing(Graph):
         self._seen = outside
         return result
 
-    def _rewrite_block(self, block: Any) -> Any:
+    def _rewrite_block(self, block: BindingBlock) -> BindingBlock:
         """Variables local to a dataflow block are known in that block only."""
         result = super()._rewrite_block(block)
         local = relax.DataflowVar

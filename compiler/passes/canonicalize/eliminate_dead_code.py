@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 from tvm.ir import GenericConst, IRModule
@@ -11,6 +11,9 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import remove_unused, rewritable_functions, update_functions
 from compiler.passes.rewriting.matching import array_of
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import BindingBlock, Expr, SeqExpr
 
 
 @graph_pass("eliminate-dead-code", summary="Remove unused bindings and functions, and branches never taken")
@@ -27,7 +30,7 @@ def eliminate_dead_code(mod: IRModule, context: PipelineContext) -> IRModule:
     return remove_unused(update_functions(mod, changed))
 
 
-def splice_known_branches(sequence: Any) -> Any:
+def splice_known_branches(sequence: SeqExpr) -> Expr:
     """`sequence` with the taken branch in place of each If whose condition is a constant, nested ones too."""
     if not isinstance(sequence, relax.SeqExpr):
         return sequence
@@ -40,7 +43,7 @@ def splice_known_branches(sequence: Any) -> Any:
     return relax.SeqExpr(blocks, sequence.body, sequence.span) if changed else sequence
 
 
-def _splice_block(block: Any) -> list[Any] | None:
+def _splice_block(block: BindingBlock) -> list[Any] | None:
     """The blocks that replace `block`, or None when it holds no If that changes."""
     blocks: list[Any] = []
     pending: list[Any] = []

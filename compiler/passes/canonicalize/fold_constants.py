@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax
@@ -25,6 +25,9 @@ from compiler.passes.rewriting.graph import (
 )
 from compiler.passes.rewriting.matching import as_constant, constant_array, dtype_of, rank_of
 from compiler.passes.rewriting.tvm_evaluation import evaluate_with_engine
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call
 
 # A result may be this many times its operands (int8 to float32 is 4), or this many bytes whatever they are.
 GROWTH = 4
@@ -113,7 +116,7 @@ class ConstantFolder(Graph):
             return None
         return self._fold_call(name, value)
 
-    def _stays_narrow(self, call: Any, variable: Var) -> bool:
+    def _stays_narrow(self, call: Call, variable: Var) -> bool:
         """Whether a later phase may read the weights in 8 bits: any of them, or matrices that are multiplied or read by
         rows."""
         if self._keep_narrow is not None:
@@ -121,7 +124,7 @@ class ConstantFolder(Graph):
         grouped = operator_name(call) == "relax.dequantize" and int(call.attrs.axis) == 0
         return rank_of(call) == 2 and self.only_read_by(variable, *(_GROUP_READERS if grouped else _NARROW_READERS))
 
-    def _fold_sum_of_weights(self, call: Any) -> Expr | None:
+    def _fold_sum_of_weights(self, call: Call) -> Expr | None:
         """Sums of weights that themselves stay narrow: the contribution of a zero point to a product."""
         cast = self.call(call.args[0], "relax.astype")
         weights = None if cast is None else constant_array(self, cast.args[0])
@@ -131,7 +134,7 @@ class ConstantFolder(Graph):
         sums = np.sum(weights, axis=axes, dtype=np.int32, keepdims=bool(call.attrs.keepdims))
         return as_constant(np.asarray(sums))
 
-    def _fold_shape(self, name: str, call: Any) -> Expr | None:
+    def _fold_shape(self, name: str, call: Call) -> Expr | None:
         """Shape values, symbolic sizes included."""
         if name == "relax.shape_of":
             ty = call.args[0].ty
@@ -159,7 +162,7 @@ class ConstantFolder(Graph):
         value = self.definition(expr) if isinstance(expr, relax.Var) else expr
         return value if isinstance(value, relax.ShapeExpr) else expr
 
-    def _fold_call(self, name: str, call: Any) -> Expr | None:
+    def _fold_call(self, name: str, call: Call) -> Expr | None:
         operands = constant_operands(call)
         size = result_bytes(call.ty)
         if operands is None or size is None:
@@ -187,7 +190,7 @@ def _quantizes_activations(mod: IRModule) -> bool:
     )
 
 
-def _widens_weights(name: str, call: Any) -> bool:
+def _widens_weights(name: str, call: Call) -> bool:
     """Whether the call widens an 8-bit tensor large enough to be weights."""
     if name not in ("relax.dequantize", "relax.astype") or dtype_of(call.args[0]) not in _NARROW:
         return False

@@ -11,7 +11,6 @@ Only past what slices alone read: then, as long as they do not overlap, all of t
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from tvm import relax
 from tvm.ir import IRModule
@@ -63,7 +62,7 @@ def _fits(graph: Graph, call: Call) -> tuple[int, int, int] | None:
     return cut if share <= shape[cut[0]] else None
 
 
-def _slice(data: Expr, axis: int, begin: int, end: int) -> Any:
+def _slice(data: Expr, axis: int, begin: int, end: int) -> Expr:
     return op.strided_slice(data, [axis], [begin], [end])
 
 

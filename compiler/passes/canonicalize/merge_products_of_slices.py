@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 from tvm.ir import GenericConst, IRModule
@@ -31,6 +31,9 @@ from compiler.passes.rewriting.graph import (
     update_functions,
 )
 from compiler.passes.rewriting.matching import plain, rank_of, shape_of
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import BindingBlock, Call
 
 _FEWEST_SLICES = 3
 _SPLIT, _TAKE, _SLICE = "relax.split", "relax.take", "relax.strided_slice"
@@ -83,12 +86,12 @@ class _PieceMerger(Graph):
         super().__init__({}, mod)
         self._groups: dict[Var, _Group] = {}
 
-    def _rewrite_block(self, block: Any) -> Any:
+    def _rewrite_block(self, block: BindingBlock) -> BindingBlock:
         if isinstance(block, relax.DataflowBlock):
             self._find_groups(block)
         return super()._rewrite_block(block)
 
-    def _find_groups(self, block: Any) -> None:
+    def _find_groups(self, block: BindingBlock) -> None:
         values = {binding.var: binding.value for binding in block.bindings}
         pool, found = ConstantPool(), dict[Any, _Group]()
         for binding in block.bindings:
@@ -142,7 +145,7 @@ def _piece_of(data: Expr, values: dict[Var, Expr]) -> _Piece | None:
     return _Piece(value.args[0], axis % rank, share, value, index) if isinstance(share, int) else None
 
 
-def _cut_axis(call: Any) -> int | None:
+def _cut_axis(call: Call) -> int | None:
     """The axis along which a call takes one element by a constant index, or what lies between constant bounds."""
     name = operator_name(call)
     if name == _SPLIT:

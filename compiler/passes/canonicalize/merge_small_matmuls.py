@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import relax
@@ -35,6 +35,9 @@ from compiler.passes.rewriting.graph import (
     update_functions,
 )
 from compiler.passes.rewriting.matching import Array, as_constant, constant_array, dtype_of, rank_of, static_shape
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Binding, BindingBlock
 
 FEW_ROWS = 64
 
@@ -68,12 +71,12 @@ class ParallelMerger(Graph):
         self._groups: dict[Var, list[Member]] = {}
         self._slices: dict[Var, tuple[Var, int, int, int]] = {}
 
-    def _rewrite_block(self, block: Any) -> Any:
+    def _rewrite_block(self, block: BindingBlock) -> BindingBlock:
         if isinstance(block, relax.DataflowBlock):
             self._find_groups(block)
         return super()._rewrite_block(block)
 
-    def _find_groups(self, block: Any) -> None:
+    def _find_groups(self, block: BindingBlock) -> None:
         consumers: dict[Var, list[Any]] = defaultdict(list)
         for binding in block.bindings:
             for operand in operands(binding.value):
@@ -93,7 +96,7 @@ class ParallelMerger(Graph):
             if len(members) > 1:
                 self._groups[first[key]] = members
 
-    def _member(self, linear: Linear, product: Var, consumers: list[Any]) -> Member:
+    def _member(self, linear: Linear, product: Var, consumers: list[Binding]) -> Member:
         if len(consumers) == 1 and self.only_use(product):
             binding = consumers[0]
             call = self.call(binding.value, "relax.add")

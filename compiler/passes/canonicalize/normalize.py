@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tvm
 from tvm import relax
@@ -11,6 +11,9 @@ from tvm.ir import IRModule
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from schedules.ir.tir import structural_map, structural_walk
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Var
 
 
 @graph_pass("normalize", summary="Bring functions into normal form: dataflow blocks, no trivial bindings")
@@ -51,7 +54,7 @@ def _without_names(mod: IRModule) -> IRModule:
 def _computed(function: relax.Function) -> relax.Function:
     sizes: dict[Any, Any] = {}
 
-    def size_of(variable: Any) -> Any:
+    def size_of(variable: Var) -> Expr:
         return sizes.get(variable, variable)
 
     def see(binding: relax.MatchCast) -> None:

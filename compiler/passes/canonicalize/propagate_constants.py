@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 from tvm.ir import GenericConst, GlobalVar, IRModule
@@ -17,6 +17,9 @@ from tvm.tirx import IntImm
 from compiler.passes.rewriting.graph import rewritable_functions
 from compiler.passes.rewriting.substitution import calls_of_functions, replace_leaves, used_as_values
 from schedules.ir.tvm_private import set_type
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 _UNKNOWN = object()  # no call seen yet
 _VARIES = object()
@@ -56,14 +59,14 @@ def _known(functions: dict[Any, Any], private: dict[str, Any]) -> _Values:
     return {place: value for place, value in values.items() if value is not _UNKNOWN and value is not _VARIES}
 
 
-def _has_known_shape(parameter: Any) -> bool:
+def _has_known_shape(parameter: Expr) -> bool:
     """Whether removing the parameter removes no definition of a symbolic size."""
     ty = parameter.ty
     shape = ty.shape if isinstance(ty, relax.TensorType) else None
     return isinstance(shape, relax.ShapeExpr) and all(isinstance(size, IntImm) for size in shape.values)
 
 
-def _arguments(body: Any, values: _Values) -> Iterator[tuple[tuple[str, int], Any]]:
+def _arguments(body: Expr, values: _Values) -> Iterator[tuple[tuple[str, int], Any]]:
     for call in calls_of_functions(body):
         for index, argument in enumerate(call.args):
             if (call.op.name_hint, index) in values:
@@ -105,6 +108,6 @@ def _replaced(values: dict[Any, Any], leaf: Any) -> Any:
     return values.get(leaf, leaf)
 
 
-def _kept(dropped: dict[str, set[int]], callee: Any, arguments: list[Any]) -> list[Any]:
+def _kept(dropped: dict[str, set[int]], callee: GlobalVar, arguments: list[Expr]) -> list[Expr]:
     gone = dropped.get(callee.name_hint, ())
     return [each for index, each in enumerate(arguments) if index not in gone]

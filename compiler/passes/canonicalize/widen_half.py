@@ -8,7 +8,7 @@ out. Weights stay exact in 16 bits and are stored in them (`expand-at-load`).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import relax
@@ -19,6 +19,9 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import bindings_of, operator_name, rewritable_functions
 from compiler.passes.rewriting.matching import array_of, as_constant, dtype_of
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import BindingBlock, Call, Expr
 
 _CONVOLUTIONS = tuple(
     f"relax.nn.conv{rank}d{suffix}"
@@ -60,7 +63,7 @@ def widen_half(mod: IRModule, context: PipelineContext) -> IRModule:
     return relax.transform.DeadCodeElimination(["main"])(copy) if changed else mod
 
 
-def _is_half_convolution(value: Any) -> bool:
+def _is_half_convolution(value: Expr) -> bool:
     """Whether the operands are float16; sums may be float32."""
     return operator_name(value) in _CONVOLUTIONS and dtype_of(value.args[0]) == "float16"
 
@@ -79,13 +82,13 @@ class _Widener(PyExprMutator):
         super().__init__(mod)
         self._wide: dict[Any, Any] = {}
 
-    def visit_dataflow_block_(self, block: Any) -> Any:
+    def visit_dataflow_block_(self, block: BindingBlock) -> BindingBlock:
         outside = dict(self._wide)
         result = super().visit_dataflow_block_(block)
         self._wide = outside  # variables of a block are known in it alone
         return result
 
-    def visit_call_(self, call: Any) -> Any:
+    def visit_call_(self, call: Call) -> Expr:
         call = self.visit_expr_post_order(call)
         name = operator_name(call)
         if name in _OPERATORS and _is_half_tuple(call.ty):
@@ -103,14 +106,14 @@ class _Widener(PyExprMutator):
             return self._rounded(self.builder_.emit(self.builder_.normalize(wide)))
         return call
 
-    def _sum(self, call: Any) -> Any:
+    def _sum(self, call: Call) -> Expr:
         """A convolution or a product of float32."""
         operands = [self._widened(each) for each in call.args]
         if operator_name(call) == "relax.matmul":
             return self.builder_.normalize(relax.op.matmul(*operands, out_dtype="float32"))
         return self.builder_.normalize(_wide_convolution(call, operands))
 
-    def _cast(self, call: Any) -> Any:
+    def _cast(self, call: Call) -> Expr:
         """Casts between the two types change nothing."""
         source, target = dtype_of(call.args[0]), dtype_of(call)
         if (source, target) == ("float16", "float32"):
@@ -119,27 +122,27 @@ class _Widener(PyExprMutator):
             return self._rounded(call.args[0])
         return call
 
-    def visit_tuple_getitem_(self, item: Any) -> Any:
+    def visit_tuple_getitem_(self, item: Expr) -> Expr:
         item = self.visit_expr_post_order(item)
         fields = self._source(item.tuple_value)
         if isinstance(fields, relax.Var):
             fields = self.lookup_binding(fields)
         return fields.fields[item.index] if isinstance(fields, relax.Tuple) else item
 
-    def _tuple(self, call: Any) -> Any:
+    def _tuple(self, call: Call) -> Expr:
         """Results of an operator that has several."""
         wide = relax.Call(call.op, [self._widened(each) for each in call.args], call.attrs, call.ty_args)
         variable = self.builder_.emit(self.builder_.normalize(wide))
         items = [self.builder_.emit(relax.TupleGetItem(variable, index)) for index in range(len(call.ty.fields))]
         return relax.Tuple([self._rounded(item) for item in items])
 
-    def _rounded(self, wide: Any) -> Any:
+    def _rounded(self, wide: Expr) -> Expr:
         """The value in float16, which remembers the one it comes from."""
         narrow = self.builder_.emit(relax.op.astype(wide, "float16"))
         self._wide[narrow] = self._source(wide)
         return narrow
 
-    def _widened(self, operand: Any) -> Any:
+    def _widened(self, operand: Expr) -> Expr:
         """The operand in float32, where it is float16."""
         if isinstance(operand, relax.Tuple):
             return relax.Tuple([self._widened(each) for each in operand.fields])
@@ -153,7 +156,7 @@ class _Widener(PyExprMutator):
                 self._wide[operand] = self.builder_.emit(relax.op.astype(operand, "float32"))
         return self._wide[operand]
 
-    def _source(self, operand: Any) -> Any:
+    def _source(self, operand: Expr) -> Expr:
         """What a variable is bound to where that is another variable."""
         while isinstance(operand, relax.Var) and operand not in self._wide:
             value = self.lookup_binding(operand)
@@ -163,7 +166,7 @@ class _Widener(PyExprMutator):
         return operand
 
 
-def _wide_convolution(call: Any, operands: list[Any]) -> Any:
+def _wide_convolution(call: Call, operands: list[Expr]) -> Expr:
     operator = getattr(relax.op.nn, str(call.op.name).rpartition(".")[2])
     attrs = call.attrs
     options = {

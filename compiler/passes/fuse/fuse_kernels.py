@@ -7,7 +7,7 @@ are otherwise equal and would share their code.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tvm
 from tvm import relax, tirx
@@ -18,6 +18,9 @@ from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
 from compiler.passes.rewriting.tvm_target import tvm_target
 from schedules.ir.tir import structural_walk
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc, Var
 
 Order = list[int]  # of parameters: the old position of each
 
@@ -37,13 +40,13 @@ def fuse_kernels(mod: IRModule, context: PipelineContext) -> IRModule:
     return _reordered(fused, orders) if orders else fused
 
 
-def order_of_use(kernel: Any) -> Order:
+def order_of_use(kernel: PrimFunc) -> Order:
     """Where each parameter is to come from so that scalars stand in the order of their use: in the sizes of tensors
     first, then in the body."""
     places = [place for place, parameter in enumerate(kernel.params) if not tirx.is_buffer_var(parameter)]
     uses: dict[Any, None] = {}
 
-    def note(variable: Any) -> None:
+    def note(variable: Var) -> None:
         uses.setdefault(variable)
 
     for parameter in kernel.params:
@@ -80,5 +83,5 @@ def _reordered(mod: IRModule, orders: Mapping[Any, Order]) -> IRModule:
     return rules.apply_once(IRModule(functions, mod.attrs, mod.global_infos))
 
 
-def _picked(values: Sequence[Any], order: Order) -> list[Any]:
+def _picked(values: Sequence[Expr], order: Order) -> list[Expr]:
     return [values[source] for source in order]

@@ -10,7 +10,7 @@ all of them in the shape, from which, unlike from single sizes, TVM also derives
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 from tvm.ir import GlobalVar, IRModule, PrimType
@@ -19,6 +19,9 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import rewritable_functions
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 
 @graph_pass("gather-sizes", summary="Give groups of kernels their sizes as one shape", required=True)
@@ -42,7 +45,7 @@ def _is_mixed(function: Any) -> bool:
     return any(map(_is_size, function.params)) and any(map(_is_shape, function.params))
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: Expr) -> bool:
     return isinstance(value.ty, PrimType)
 
 

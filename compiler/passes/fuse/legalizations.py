@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, te, tirx, topi
 from tvm.ir import GenericConst
 
 from compiler.passes.rewriting.matching import array_of, dtype_of, rank_of
 from schedules.ir import tvm_private
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
 
@@ -28,7 +31,7 @@ def _take(data: te.Tensor, indices: te.Tensor, axis: int) -> te.Tensor:
     rank = len(indices.shape)
     shape = (*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :])
 
-    def element(*place: Any) -> Any:
+    def element(*place: Any) -> Expr:
         index = indices(*place[axis : axis + rank])
         return data(*place[:axis], index, *place[axis + rank :])
 
@@ -160,7 +163,7 @@ def legalize_quantize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Ex
     operands = [each for each, number in zip((scale, zero), numbers, strict=True) if number is None]
 
     def kernel(values: te.Tensor, *parameters: te.Tensor) -> te.Tensor:
-        def point(*at: Any) -> Any:
+        def point(*at: Any) -> Expr:
             remaining = iter(parameters)
             step, shift = (_parameter(number, remaining, at, axis) for number in numbers)
             scaled = values(*at) if step == 1.0 else values(*at) / _typed(step, "float32")
@@ -192,7 +195,7 @@ def _parameter(number: float | int | None, remaining: Iterator[te.Tensor], at: A
     return value if str(tensor.dtype) == "float32" else tirx.Cast("int32", value)
 
 
-def _typed(value: Any, dtype: str) -> Any:
+def _typed(value: Any, dtype: str) -> Expr:
     return tirx.const(value, dtype) if isinstance(value, int | float) else tirx.Cast(dtype, value)
 
 

@@ -6,13 +6,16 @@ sizes before it: code that grows with the square of their number. That of a dete
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, topi
 from tvm.relax.transform.legalize_ops.manipulate import _concat as engine_concat
 from tvm.tirx import IntImm
 
 from compiler.passes.rewriting.matching import shape_of
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 _MOST = 8  # tensors of a step
 
@@ -31,13 +34,13 @@ def legalize_concat(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr
     return builder.call_te(topi.concatenate, pieces, axis)
 
 
-def _fields(builder: relax.BlockBuilder, operands: Any) -> list[Any] | None:
+def _fields(builder: relax.BlockBuilder, operands: Expr) -> list[Expr] | None:
     while isinstance(operands, relax.Var):
         operands = builder.lookup_binding(operands)
     return list(operands.fields) if isinstance(operands, relax.Tuple) else None
 
 
-def _are_dynamic(call: relax.Call, pieces: list[Any]) -> bool:
+def _are_dynamic(call: relax.Call, pieces: list[Expr]) -> bool:
     shapes = [shape_of(piece) for piece in pieces]
     return any(shape is not None and not isinstance(shape[int(call.attrs.axis)], int | IntImm) for shape in shapes)
 

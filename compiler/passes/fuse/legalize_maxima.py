@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, te, tirx, topi
 from tvm.relax.transform.legalize_ops import nn, statistical
 
 from compiler.passes.rewriting.matching import dtype_of, rank_of
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Tensor
 
 Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 _FLOATS = ("float16", "float32", "float64")
@@ -21,7 +24,7 @@ _FLOATS = ("float16", "float32", "float64")
 def _reducer(dtype: str, *, greatest: bool) -> Any:
     """In the form that `schedules.ir.reduction` recognizes."""
 
-    def combine(own: Any, value: Any) -> Any:
+    def combine(own: Expr, value: Expr) -> Expr:
         best = tirx.max(own, value) if greatest else tirx.min(own, value)
         return tirx.Select(tirx.isnan(own), own, tirx.Select(tirx.isnan(value), value, best))
 
@@ -91,7 +94,7 @@ def _pooled(data: te.Tensor, spatial: Sequence[int], attrs: Any) -> te.Tensor:
     reducer = _reducer(data.dtype, greatest=True)
     source = _bordered(data, spatial, before, after, attrs)
 
-    def element(*indices: Any) -> Any:
+    def element(*indices: Any) -> Expr:
         place = list(indices)
         for i, axis in enumerate(spatial):
             place[axis] = indices[axis] * int(attrs.strides[i]) + taps[i] * int(attrs.dilation[i])
@@ -100,7 +103,9 @@ def _pooled(data: te.Tensor, spatial: Sequence[int], attrs: Any) -> te.Tensor:
     return te.compute(shape, element, name="max_pool")
 
 
-def _bordered(data: te.Tensor, spatial: Sequence[int], before: Sequence[int], after: Sequence[int], attrs: Any) -> Any:
+def _bordered(
+    data: te.Tensor, spatial: Sequence[int], before: Sequence[int], after: Sequence[int], attrs: Any
+) -> Tensor:
     """The data with -inf around it, as far as windows reach."""
     low, high = [0] * len(data.shape), [0] * len(data.shape)
     for i, axis in enumerate(spatial):

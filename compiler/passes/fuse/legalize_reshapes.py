@@ -8,13 +8,16 @@ of elements, the kernel says that it is a reshape (`RESHAPE`), for `lower-reshap
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, te, topi
 from tvm.relax.transform.legalize_ops.manipulate import _reshape as engine_reshape
 from tvm.tirx import IntImm, const
 
 from compiler.passes.rewriting.matching import is_one, same_shape, shape_of
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 RESHAPE = "tensorwright.reshape"  # attribute of a kernel that is a reshape of its first parameter and nothing else
 
@@ -30,7 +33,7 @@ def legalize_reshape(builder: relax.BlockBuilder, call: relax.Call) -> relax.Exp
         )
 
     def reshaped(data: te.Tensor) -> te.Tensor:
-        def element(*place: Any) -> Any:
+        def element(*place: Any) -> Expr:
             wide = iter(index for index, size in zip(place, target, strict=True) if not is_one(size))
             return data(*(const(0, "int64") if is_one(size) else next(wide) for size in source))
 

@@ -8,7 +8,7 @@ dynamic size, and its proofs of equal counts of dynamic sizes took most of its t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tvm
 from tvm import relax, tirx
@@ -20,6 +20,9 @@ from compiler.passes.fuse.legalize_reshapes import RESHAPE
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import Graph, RuleTable
 from schedules.ir.tir import StructuralKey, structural_walk
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr
 
 _CHOICES = (tirx.Min, tirx.Max, tirx.Select, tirx.IfThenElse, tvm.ir.Call)
 
@@ -38,7 +41,7 @@ def lower_reshapes(mod: IRModule, _context: PipelineContext) -> IRModule:
     rules = RuleTable()
 
     @rules.on("relax.call_tir")
-    def view(graph: Graph, call: Any) -> Any | None:
+    def view(graph: Graph, call: Call) -> Expr | None:
         source = sources.get(call.args[0].name_hint)
         operands = call.args[1]
         if source is None or not graph.is_local or not isinstance(operands, relax.Tuple):
@@ -78,7 +81,7 @@ def _is_analyzed(function: tirx.PrimFunc) -> bool:
         return False
 
 
-def _are_as_many(left: Sequence[Any], right: Sequence[Any]) -> bool:
+def _are_as_many(left: Sequence[Expr], right: Sequence[Expr]) -> bool:
     """Whether two shapes hold as many elements, whatever the symbolic sizes are."""
     ours, theirs = _factors(left), _factors(right)
     for key, (factor, count) in list(ours.items()):
@@ -89,7 +92,7 @@ def _are_as_many(left: Sequence[Any], right: Sequence[Any]) -> bool:
     return bool(Analyzer().can_prove_equal(_product(ours.values()), _product(theirs.values())))
 
 
-def _factors(sizes: Iterable[Any]) -> dict[Any, tuple[Any, int]]:
+def _factors(sizes: Iterable[Expr]) -> dict[Any, tuple[Any, int]]:
     """The factors of a product, each with its count."""
     found: dict[Any, tuple[Any, int]] = {}
     waiting = list(sizes)
@@ -103,7 +106,7 @@ def _factors(sizes: Iterable[Any]) -> dict[Any, tuple[Any, int]]:
     return found
 
 
-def _product(factors: Iterable[tuple[Any, int]]) -> Any:
+def _product(factors: Iterable[tuple[Any, int]]) -> Expr:
     total: Any = tirx.IntImm("int64", 1)
     for factor, count in factors:
         for _ in range(count):

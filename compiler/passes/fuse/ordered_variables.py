@@ -8,12 +8,15 @@ so that they do not share their code. Importing this module gives TVM's function
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 
 # isort: split
 from tvm.relax import utils
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 
 class OrderedSet(dict[Any, None]):
@@ -22,7 +25,7 @@ class OrderedSet(dict[Any, None]):
     def __init__(self, members: Iterable[Any] = ()) -> None:
         super().__init__(dict.fromkeys(members))
 
-    def add(self, member: Any) -> None:
+    def add(self, member: Expr) -> None:
         """Add a member."""
         self[member] = None
 

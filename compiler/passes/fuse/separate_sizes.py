@@ -14,7 +14,7 @@ The same holds for a cast that checks computed sizes: no variable says that what
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tvm import relax
 from tvm.ir import IRModule
@@ -24,8 +24,11 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import bindings_of, rewritable_functions
 
-Binding = Any
-Var = Any
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import BindingBlock, Expr, SeqExpr
+
+Binding: TypeAlias = relax.Binding
+Var: TypeAlias = relax.Var
 
 
 @graph_pass("separate-sizes", summary="Cut dataflow blocks where a size gets its value or is checked")
@@ -56,7 +59,7 @@ class _Cutter(PyExprMutator):
             self._known.update(relax.analysis.definable_tir_vars_in_type(parameter.ty))
         self._escaping: set[Var] = set()
 
-    def visit_seq_expr_(self, sequence: Any) -> Any:
+    def visit_seq_expr_(self, sequence: SeqExpr) -> Expr:
         blocks = [part for block in sequence.blocks for part in self._parts(block)]
         return self.visit_expr_post_order(relax.SeqExpr(blocks, sequence.body, sequence.span))
 
@@ -67,7 +70,7 @@ class _Cutter(PyExprMutator):
         self.set_var_remap(variable, escaped)
         return escaped
 
-    def _parts(self, block: Any) -> list[Any]:
+    def _parts(self, block: BindingBlock) -> list[BindingBlock]:
         """The block, cut at what defines sizes."""
         bindings = list(block.bindings)
         defining = [i for i, binding in enumerate(bindings) if self._new_sizes(binding) or _checks_sizes(binding)]

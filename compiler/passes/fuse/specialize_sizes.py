@@ -7,7 +7,7 @@ some know a size and others do not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, tirx
 from tvm.ir import IRModule
@@ -16,6 +16,9 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import bindings_of, operator_name, rewritable_functions
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr, PrimFunc
 
 
 @graph_pass("specialize-sizes", summary="Give kernels the sizes that are known where they are called", required=True)
@@ -33,18 +36,18 @@ def specialize_sizes(mod: IRModule, context: PipelineContext) -> IRModule:
     return relax.transform.DeadCodeElimination(["main"])(caller.builder_.finalize())
 
 
-def _is_kernel_call(value: Any) -> bool:
+def _is_kernel_call(value: Expr) -> bool:
     return operator_name(value) == "relax.call_tir"
 
 
-def _tensors(call: Any) -> list[Any]:
+def _tensors(call: Call) -> list[Any]:
     """The types of a kernel's arguments and results, in the order of its parameters."""
     outputs = call.ty_args[0]
     fields = list(outputs.fields) if isinstance(outputs, relax.TupleType) else [outputs]
     return [*(argument.ty for argument in call.args[1].fields), *fields]
 
 
-def _known(kernel: Any, call: Any) -> tuple[int, list[Any]] | None:
+def _known(kernel: PrimFunc, call: Call) -> tuple[int, list[Any]] | None:
     """A parameter with a symbolic size that the call knows, and its shape with that; None where there is none."""
     if not isinstance(kernel, tirx.PrimFunc):
         return None
@@ -58,12 +61,12 @@ def _known(kernel: Any, call: Any) -> tuple[int, list[Any]] | None:
     return None
 
 
-def _joined(own: Sequence[Any], given: Sequence[Any]) -> list[Any] | None:
+def _joined(own: Sequence[Expr], given: Sequence[Expr]) -> list[Any] | None:
     known = [isinstance(a, tirx.Var) and isinstance(b, tirx.IntImm) for a, b in zip(own, given, strict=True)]
     return [b if new else a for a, b, new in zip(own, given, known, strict=True)] if any(known) else None
 
 
-def _specialized(kernel: Any, call: Any) -> Any:
+def _specialized(kernel: PrimFunc, call: Call) -> PrimFunc:
     while (found := _known(kernel, call)) is not None:
         index, shape = found
         parameter = kernel.params[index]
@@ -79,7 +82,7 @@ class _Caller(PyExprMutator):
         super().__init__(mod)
         self._mod = mod
 
-    def visit_call_(self, call: Any) -> Any:
+    def visit_call_(self, call: Call) -> Expr:
         call = super().visit_call_(call)
         if not _is_kernel_call(call):
             return call

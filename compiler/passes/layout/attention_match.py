@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 from tvm.ir import GenericConst
@@ -13,6 +13,9 @@ from compiler.passes.layout.attention_steps import Add, Divide, Quantization, Sc
 from compiler.passes.rewriting.dimension_orders import axes_of, differ_by_ones, order_of_result
 from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.matching import array_of, is_one, same_shape, shape_of
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr
 
 _LEAST_KEYS = 4
 _BYTES = ("int8", "uint8")
@@ -43,7 +46,7 @@ class AttentionMatch:
     order: tuple[int, ...] | None = None
 
     @property
-    def tensors(self) -> list[Any]:
+    def tensors(self) -> list[Expr]:
         """What is added to the scores, in order."""
         return [step.tensor for step in self.steps if isinstance(step, Add)]
 
@@ -86,7 +89,7 @@ class AttentionMatcher:
                     products.add(ending.product)
         return found
 
-    def _transposed_ending(self, transpose: Any) -> Ending | None:
+    def _transposed_ending(self, transpose: Expr) -> Ending | None:
         """The attention whose result a transpose alone reads."""
         axes = axes_of(transpose) if operator_name(transpose) == "relax.permute_dims" else None
         if axes is None:
@@ -103,12 +106,12 @@ class AttentionMatcher:
         keeps_rows = order[-1] == len(shape) - 1  # columns stay neighbours
         return Ending(ending.product, replace(ending.match, order=order)) if keeps_rows else None
 
-    def _product_ending(self, expr: Any) -> Ending | None:
+    def _product_ending(self, expr: Expr) -> Ending | None:
         product = self._sole(expr, "relax.matmul")
         found = None if product is None else self.match(product)
         return None if found is None else Ending(product, found)
 
-    def _quantized_ending(self, call: Any) -> Ending | None:
+    def _quantized_ending(self, call: Expr) -> Ending | None:
         """The attention of integers whose result a quantization alone reads."""
         if operator_name(call) != "relax.quantize":
             return None
@@ -117,18 +120,18 @@ class AttentionMatcher:
             return None
         return Ending(ending.product, replace(ending.match, result=quantization))
 
-    def definition(self, expr: Any) -> Any:
+    def definition(self, expr: Expr) -> Expr:
         """What a variable stands for."""
         return self.definitions.get(expr, expr) if isinstance(expr, relax.Var) else expr
 
-    def _sole(self, expr: Any, *names: str) -> Any | None:
+    def _sole(self, expr: Expr, *names: str) -> Expr | None:
         """The call of one of these operators that defines `expr`, when nothing else reads it."""
         value = self.definition(expr)
         if operator_name(value) not in names or self.uses.get(expr, 0) != 1:
             return None
         return value
 
-    def match(self, call: Any) -> AttentionMatch | None:
+    def match(self, call: Call) -> AttentionMatch | None:
         """The attention whose second product a call is."""
         softmax, guarded, weights = self._weights(call.args[0])
         scores = shape_of(call.args[0])
@@ -146,7 +149,7 @@ class AttentionMatcher:
                 return None
             steps[:0], expr = found
 
-    def _weights(self, expr: Any) -> tuple[Any | None, bool, Quantization | None]:
+    def _weights(self, expr: Expr) -> tuple[Any | None, bool, Quantization | None]:
         """The softmax behind the weights, whether `where(isnan(weights), 0, weights)` guards them, and what they are
         quantized by."""
         softmax = self._sole(expr, "relax.nn.softmax")
@@ -163,7 +166,7 @@ class AttentionMatcher:
         alone = test is not None and test.args[0].same_as(weights) and self.uses.get(weights, 0) == 2
         return (softmax, True, None) if alone and operator_name(softmax) == "relax.nn.softmax" else (None, False, None)
 
-    def _rounded_weights(self, dequantize: Any) -> tuple[Any | None, bool, Quantization | None]:
+    def _rounded_weights(self, dequantize: Expr) -> tuple[Any | None, bool, Quantization | None]:
         quantize = self._sole(dequantize.args[0], "relax.quantize")
         if quantize is None:
             return None, False, None
@@ -171,7 +174,7 @@ class AttentionMatcher:
         same = quantization is not None and quantization == _quantization(dequantize)
         return (softmax, False, quantization) if same else (None, False, None)
 
-    def _step(self, expr: Any, scores: list[Any]) -> tuple[list[Step], Any] | None:
+    def _step(self, expr: Expr, scores: list[Any]) -> tuple[list[Step], Any] | None:
         """What the call that makes `expr` does to the scores, and the scores it does it to."""
         adjusting = self._sole(expr, "relax.multiply", "relax.divide", "relax.add")
         if adjusting is not None:
@@ -186,7 +189,7 @@ class AttentionMatcher:
             return [], cast.args[0]
         return None
 
-    def _adjusting(self, call: Any, scores: list[Any]) -> tuple[list[Step], Any] | None:
+    def _adjusting(self, call: Call, scores: list[Any]) -> tuple[list[Step], Any] | None:
         name = operator_name(call)
         orders = [(call.args[0], call.args[1])]
         if name != "relax.divide":
@@ -202,7 +205,7 @@ class AttentionMatcher:
                 return [Add(operand)], inner
         return None
 
-    def _operands(self, product: Any, call: Any, scores: list[Any]) -> tuple[Operand, Operand, Operand] | None:
+    def _operands(self, product: Expr, call: Call, scores: list[Any]) -> tuple[Operand, Operand, Operand] | None:
         """Query, key and value, where their shapes are those of attention."""
         query, key, value = product.args[0], product.args[1], call.args[1]
         shapes = [shape_of(each) for each in (query, key, value)]
@@ -219,7 +222,7 @@ class AttentionMatcher:
         known = all(isinstance(size, int) for size in sizes)
         return self._operand(query, known), self._operand(key, known), self._operand(value, known)
 
-    def _operand(self, expr: Any, known: bool) -> Operand:
+    def _operand(self, expr: Expr, known: bool) -> Operand:
         """The tensor, or the bytes that it is dequantized from where its sizes are `known`."""
         call = self.definition(expr)
         quantization = _quantization(call) if known and operator_name(call) == "relax.dequantize" else None
@@ -228,7 +231,7 @@ class AttentionMatcher:
         return Operand(expr, call.args[0], quantization)
 
 
-def _quantization(call: Any) -> Quantization | None:
+def _quantization(call: Call) -> Quantization | None:
     """What a quantization or dequantization of float32 does, where it has one scale and zero point, both known."""
     scale, zero = (array_of(each) if isinstance(each, GenericConst) else None for each in call.args[1:3])
     rounds = operator_name(call) == "relax.quantize"
@@ -240,11 +243,11 @@ def _quantization(call: Any) -> Quantization | None:
     return Quantization(float(scale.reshape(())), int(zero.reshape(())), dtype)
 
 
-def _dtype(expr: Any) -> str:
+def _dtype(expr: Expr) -> str:
     return str(expr.ty.dtype)
 
 
-def _number(expr: Any) -> float | None:
+def _number(expr: Expr) -> float | None:
     """The value of a float32 constant of one element."""
     if not isinstance(expr, GenericConst) or str(expr.ty.dtype) != "float32":
         return None
@@ -252,7 +255,7 @@ def _number(expr: Any) -> float | None:
     return float(array.reshape(())) if array.size == 1 else None
 
 
-def _broadcasts(operand: Any, scores: list[Any]) -> bool:
+def _broadcasts(operand: Expr, scores: list[Any]) -> bool:
     """Whether a float32 tensor has the scores' rank at most, and each dimension 1 or the scores' own."""
     shape = shape_of(operand)
     if shape is None or len(shape) > len(scores) or str(operand.ty.dtype) != "float32":

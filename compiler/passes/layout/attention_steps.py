@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-from tvm import te, tirx
+from tvm import ir, te, tirx
 
-Expr = Any
+Expr: TypeAlias = ir.Expr
 _LIMITS = {name: np.iinfo(name) for name in ("int8", "uint8", "int16", "uint16")}
 
 

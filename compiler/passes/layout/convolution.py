@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import gcd, lcm
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,9 @@ from schedules.conv.workload import ConvWorkload, DotWorkload, WindowWorkload, W
 from schedules.instructions.bf16_dot import bfloat16_bits
 from schedules.ir.numbers import ceil_div
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call
+
 
 @dataclass(frozen=True)
 class Conv:
@@ -55,7 +58,7 @@ class Conv:
     same: str = ""  # "upper" or "lower" where padding follows from sizes
 
     @classmethod
-    def of(cls, call: Any) -> Conv | None:
+    def of(cls, call: Call) -> Conv | None:
         """None when a layout is blocked already."""
         attrs = call.attrs
         spatial = "DHW"[-(len(attrs.strides)) :]
@@ -111,7 +114,7 @@ class Conv:
         return replace(self, pad=padding.pads(kernel, self.strides, self.dilations), same=padding.mode)
 
 
-def float_convolution(builder: LayoutBuilder, call: Any) -> Blocked | Value | None:
+def float_convolution(builder: LayoutBuilder, call: Call) -> Blocked | Value | None:
     """A float32 convolution in blocks; None where that is not possible."""
     conv = Conv.of(call)
     data, weight = call.args
@@ -280,7 +283,7 @@ class BlockedConv:
             widens=True,
         )
 
-    def _direct(self, work: ConvWorkload, packed: Any) -> Blocked:
+    def _direct(self, work: ConvWorkload, packed: Expr) -> Blocked:
         return self._emit(lambda data, weight, sizes: conv_compute.conv_direct(data, weight, work, sizes), work, packed)
 
     def _direct_unknown_weight(self) -> Blocked:
@@ -305,7 +308,7 @@ class BlockedConv:
         result = self.builder.emit_kernel(kernel, *operands, name=name, pattern=conv_compute.FUSABLE)
         return Blocked(result, self.out_shape, self.conv.out_order)
 
-    def _stored(self, work: WindowWorkload, widens: bool) -> Any:
+    def _stored(self, work: WindowWorkload, widens: bool) -> Expr:
         """The input as the workload wants it."""
         order = self.conv.order
         if isinstance(work, DotWorkload) and work.words:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 
 from compiler.passes.layout.table import handles
 from compiler.passes.layout.values import BLOCKABLE, Blocked, LayoutBuilder
 from compiler.passes.rewriting.matching import dtype_of, same_shape, shape_of
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr
 
 _ARITHMETIC = ("add", "subtract", "multiply", "divide", "power", "maximum", "minimum", "where")
 _FUNCTIONS = ("abs", "ceil", "clip", "cos", "erf", "exp", "floor", "log", "negative", "round", "rsqrt", "sigmoid")
@@ -24,7 +27,7 @@ ELEMENTWISE = (
 
 
 @handles(*ELEMENTWISE)
-def elementwise(builder: LayoutBuilder, call: Any) -> Blocked | None:
+def elementwise(builder: LayoutBuilder, call: Call) -> Blocked | None:
     shape = shape_of(call)
     if dtype_of(call) not in BLOCKABLE:
         return None
@@ -44,7 +47,7 @@ def elementwise(builder: LayoutBuilder, call: Any) -> Blocked | None:
     return Blocked(result, anchor.shape, anchor.order)
 
 
-def anchor_of(builder: LayoutBuilder, operands: Sequence[Any], shape: Any) -> Blocked | None:
+def anchor_of(builder: LayoutBuilder, operands: Sequence[Expr], shape: Any) -> Blocked | None:
     """The operand that has the shape of the result and lies in blocks."""
     for argument in operands:
         blocked = builder.blocked(argument)

@@ -13,7 +13,7 @@ one scale each, and the machine multiplies bytes, both products are sums of inte
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, tirx
 from tvm.ir import IRModule
@@ -30,6 +30,9 @@ from compiler.passes.rewriting.matching import same_shape, shape_of
 from schedules.attention.cache.description import ATTRIBUTE, parse
 from schedules.attention.compute import Orders, Rounding, attention
 from schedules.instructions.int8_dot import multiplies_bytes
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr, Function, GlobalVar, Tensor
 
 OPAQUE = 8  # relax's pattern kind that is fused with nothing
 _last_rules = RuleTable()
@@ -73,7 +76,7 @@ class _Fuser(PyExprMutator):
         self._endings: dict[Any, Ending] = {}
         self._within: set[Any] = set()  # products that attention does not end in
 
-    def rewrite(self, variable: Any, function: Any) -> None:
+    def rewrite(self, variable: GlobalVar, function: Function) -> None:
         before = self.count
         uses: dict[Any, int] = {}
         count_uses(function.body, uses, {})
@@ -84,7 +87,7 @@ class _Fuser(PyExprMutator):
         if self.count > before:
             self.builder_.update_func(variable, updated)
 
-    def visit_call_(self, call: Any) -> Any:
+    def visit_call_(self, call: Call) -> Expr:
         ending = self._endings.get(call)
         if ending is not None:
             result = self._attention(ending.match)
@@ -96,7 +99,7 @@ class _Fuser(PyExprMutator):
         found = self._matcher.match(call) if is_product else None
         return self.visit_expr_post_order(call) if found is None else self._attention(found)
 
-    def _attention(self, found: AttentionMatch) -> Any:
+    def _attention(self, found: AttentionMatch) -> Expr:
         self.count += 1
         integers = self._in_integers and found.is_quantized
         masks = [self.visit_expr(each) for each in found.tensors]
@@ -108,8 +111,8 @@ class _Fuser(PyExprMutator):
         steps, rounding = _rounding(found, integers=integers)
         operands = self._operands if rounding is None else "float32"
 
-        def compute(query: Any, key: Any, value: Any, *tensors: Any) -> Any:
-            def score(raw: Any, at: tuple[Any, ...]) -> Any:
+        def compute(query: Tensor, key: Tensor, value: Tensor, *tensors: Any) -> Tensor:
+            def score(raw: Any, at: tuple[Expr, ...]) -> Any:
                 number = tirx.Cast("float32", raw) if integers else raw
                 return applied(steps, number, [_at(tensor, at) for tensor in tensors])
 
@@ -125,7 +128,7 @@ class _Fuser(PyExprMutator):
             primfunc_attrs={"op_pattern": OPAQUE},
         )
 
-    def _ordered(self, expr: Any, contiguous: tuple[int, ...]) -> Ordered:
+    def _ordered(self, expr: Expr, contiguous: tuple[int, ...]) -> Ordered:
         """An operand before its transposes, when one of the axes given is the last one there."""
         found = ordered(expr, self._matcher.definition)
         last = len(found.order) - 1
@@ -155,14 +158,14 @@ def _rounding(found: AttentionMatch, *, integers: bool) -> tuple[list[Step], Rou
     steps = joined([Scale(query.scale * key.scale), *found.steps])
     factor, result = weights.scale * value.scale, found.result
 
-    def finished(total: Any) -> Any:
+    def finished(total: Any) -> Expr:
         number = tirx.Cast("float32", total)
         return applied([Scale(factor)], number, []) if result is None else result.integer(number, factor)
 
     return steps, Rounding(weights.integer, (query.zero, key.zero, weights.zero, value.zero), finished)
 
 
-def _at(tensor: Any, at: tuple[Any, ...]) -> Any:
+def _at(tensor: Tensor, at: tuple[Expr, ...]) -> Any:
     """An element of a tensor that broadcasts to the scores."""
     own = at[len(at) - len(tensor.shape) :]
     zero = tirx.IntImm("int64", 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import relax
@@ -19,17 +19,20 @@ from schedules.conv.dot import conv_dot
 from schedules.conv.winograd_integer import conv_winograd_integer, pack_integer_filter
 from schedules.conv.workload import DepthwiseDotWorkload, IntegerWinogradWorkload
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr
+
 _BYTES = ("int8", "uint8")
 
 
 @handles("relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d")
-def convolution(builder: LayoutBuilder, call: Any) -> Blocked | Value | None:
+def convolution(builder: LayoutBuilder, call: Call) -> Blocked | Value | None:
     if dtype_of(call) == "int32":
         return integer_convolution(builder, call)
     return float_convolution(builder, call)
 
 
-def integer_convolution(builder: LayoutBuilder, call: Any) -> Blocked | None:
+def integer_convolution(builder: LayoutBuilder, call: Call) -> Blocked | None:
     """An int32 convolution of 8-bit data and constant int8 weights; None for any other."""
     conv = Conv.of(call)
     data, weight = call.args
@@ -51,7 +54,7 @@ def integer_convolution(builder: LayoutBuilder, call: Any) -> Blocked | None:
     return _IntegerConv(builder, conv.long_last(sizes), data, weight, sizes, fill).build()
 
 
-def _padding_before(builder: LayoutBuilder, data: Any, conv: Conv) -> tuple[Any, Conv, int] | None:
+def _padding_before(builder: LayoutBuilder, data: Expr, conv: Conv) -> tuple[Any, Conv, int] | None:
     """The operand of a padding with one value that feeds a convolution without, and the convolution with it."""
     call = builder.definitions.get(data)
     if not isinstance(call, relax.Call) or call.op.name != "relax.nn.pad" or str(call.attrs.pad_mode) != "constant":
@@ -71,7 +74,7 @@ class _IntegerConv(BlockedConv):
     """One integer convolution being converted to a blocked layout; `fill` is the padding value."""
 
     def __init__(
-        self, builder: LayoutBuilder, conv: Conv, data: Any, weight: Any, out_shape: tuple[Any, ...], fill: int
+        self, builder: LayoutBuilder, conv: Conv, data: Expr, weight: Expr, out_shape: tuple[Any, ...], fill: int
     ) -> None:
         super().__init__(builder, conv, data, weight, out_shape)
         self.operand, self.fill = dtype_of(data), fill
@@ -118,7 +121,7 @@ class _IntegerConv(BlockedConv):
 
 
 @handles("relax.quantize", "relax.dequantize")
-def quantization(builder: LayoutBuilder, call: Any) -> Blocked | None:
+def quantization(builder: LayoutBuilder, call: Call) -> Blocked | None:
     """By one scale and one zero point for all."""
     data = builder.blocked(call.args[0])
     if data is None or dtype_of(call) not in BLOCKABLE or any(rank_of(each) != 0 for each in call.args[1:3]):
@@ -129,7 +132,7 @@ def quantization(builder: LayoutBuilder, call: Any) -> Blocked | None:
 
 
 @handles("relax.astype")
-def conversion(builder: LayoutBuilder, call: Any) -> Blocked | None:
+def conversion(builder: LayoutBuilder, call: Call) -> Blocked | None:
     """Between the types that lie in blocks."""
     data = builder.blocked(call.args[0])
     if data is None or dtype_of(call) not in BLOCKABLE:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -19,14 +19,17 @@ from schedules.ir.inline import inline_stages
 from schedules.ir.stages import Kernel, Stage
 from schedules.ir.stages import shape_of as buffer_shape
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr, PrimFunc, Tensor
+
 
 @handles("relax.call_tir")
-def kernel(builder: LayoutBuilder, call: Any) -> Blocked | Value | None:
+def kernel(builder: LayoutBuilder, call: Call) -> Blocked | Value | None:
     """Elementwise kernels, and maxima over the image."""
     return elementwise_kernel(builder, call) or maximum_kernel(builder, call)
 
 
-def elementwise_kernel(builder: LayoutBuilder, call: Any) -> Blocked | None:
+def elementwise_kernel(builder: LayoutBuilder, call: Call) -> Blocked | None:
     shape = shape_of(call)
     arguments = call.args[1]
     if shape is None or dtype_of(call) not in BLOCKABLE or len(call.args) > 2 or not isinstance(arguments, relax.Tuple):
@@ -54,14 +57,14 @@ def elementwise_kernel(builder: LayoutBuilder, call: Any) -> Blocked | None:
     return Blocked(result, anchor.shape, anchor.order)
 
 
-def _computes_with_sizes(stage: Stage, function: Any) -> bool:
+def _computes_with_sizes(stage: Stage, function: PrimFunc) -> bool:
     """Whether a size is part of the value that the kernel stores."""
     assert stage.store is not None
     value = map_loads(stage.store.value, lambda load: tirx.Var("loaded", load.ty))
     return any(uses(value, size) for size in _sizes(function))
 
 
-def _sizes(function: Any) -> set[Any]:
+def _sizes(function: PrimFunc) -> set[Any]:
     """The variables that a kernel's shapes are made of."""
     sizes: set[Any] = {each for each in function.params if not tirx.is_buffer_var(each)}
     for parameter in function.params:
@@ -70,7 +73,7 @@ def _sizes(function: Any) -> set[Any]:
     return sizes
 
 
-def _scalar(operand: Any) -> Any | None:
+def _scalar(operand: Expr) -> Expr | None:
     """A constant of one element as an expression."""
     if not isinstance(operand, GenericConst):
         return None
@@ -80,7 +83,7 @@ def _scalar(operand: Any) -> Any | None:
     return tirx.const(np.asarray(array).reshape(()).item(), array.dtype.name)
 
 
-def _elementwise_stage(function: Any) -> Stage | None:
+def _elementwise_stage(function: PrimFunc) -> Stage | None:
     """The only stage, when each element of the output depends on the operands' elements at its own place."""
     stages = inline_stages(Kernel.of(function))
     stage = stages[0] if len(stages) == 1 else None
@@ -97,11 +100,11 @@ def _elementwise_stage(function: Any) -> Stage | None:
     return stage if all(_at_own_place(load, places) for load in stage.loads) else None
 
 
-def _is_axis(stage: Stage, place: Any) -> bool:
+def _is_axis(stage: Stage, place: Expr) -> bool:
     return any(axis.var.same_as(place) for axis in stage.axes)
 
 
-def _at_own_place(load: Any, places: list[Any]) -> bool:
+def _at_own_place(load: Expr, places: list[Expr]) -> bool:
     """Whether a load's indices are the output's, aligned at the end, or 0 where its size is 1."""
     sizes = buffer_shape(load.source)
     if len(sizes) > len(places):
@@ -115,17 +118,17 @@ def _at_own_place(load: Any, places: list[Any]) -> bool:
 
 
 def _emit(
-    builder: LayoutBuilder, stage: Stage, parameters: list[Any], given: list[Any], anchor: Blocked, name: str
-) -> Any:
+    builder: LayoutBuilder, stage: Stage, parameters: list[Expr], given: list[Expr], anchor: Blocked, name: str
+) -> Expr:
     tensors = [each for each in given if isinstance(each, relax.Var | GenericConst)]
     own = next(i for i, each in enumerate(tensors) if each is anchor.expr or each.same_as(anchor.expr))
 
-    def kernel(*operands: Any) -> Any:
+    def kernel(*operands: Any) -> Tensor:
         remaining = iter(operands)
         values = [next(remaining) if isinstance(each, relax.Var | GenericConst) else each for each in given]
 
-        def point(*at: Any) -> Any:
-            def replace(load: Any) -> Any:
+        def point(*at: Any) -> Expr:
+            def replace(load: Expr) -> Expr:
                 position = next(i for i, parameter in enumerate(parameters) if parameter.same_as(load.source))
                 value = values[position]
                 if not isinstance(value, te.Tensor):
@@ -143,5 +146,5 @@ def _emit(
     return builder.emit_kernel(kernel, *tensors, name=name)
 
 
-def _is_one(size: Any) -> bool:
+def _is_one(size: Expr) -> bool:
     return bool(constant_int(size) == 1)

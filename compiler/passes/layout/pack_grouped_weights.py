@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 from tvm.ir import IRModule
@@ -18,6 +18,9 @@ from schedules.machine import Machine
 from schedules.matmul.grouped import matmul_grouped
 from schedules.matmul.grouped_weights import PER_WORD, pack_groups, pack_words, panel_width
 from schedules.matmul.pack import FUSABLE, pack_panels
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr
 
 
 @graph_pass("pack-grouped-weights", summary="Multiply with weights of 4 or 8 bits and one scale per group as they are")
@@ -36,7 +39,7 @@ class _Packer(PyExprMutator):
         self.count = 0
         self._packed: dict[Any, tuple[GroupedWeight, list[Any]]] = {}
 
-    def visit_call_(self, call: Any) -> Any:
+    def visit_call_(self, call: Call) -> Expr:
         call = self.visit_expr_post_order(call)
         if operator_name(call) != "relax.matmul" or dtype_of(call) != "float32" or not self._serves(call.args[0]):
             return call
@@ -55,11 +58,11 @@ class _Packer(PyExprMutator):
             primfunc_attrs={"op_pattern": FUSABLE},
         )
 
-    def _serves(self, data: Any) -> bool:
+    def _serves(self, data: Expr) -> bool:
         shape = shape_of(data)
         return dtype_of(data) == "float32" and (rank_of(data) or 0) >= 2 and shape is not None and 0 not in shape
 
-    def _weight(self, expr: Any) -> tuple[GroupedWeight, list[Any]] | None:
+    def _weight(self, expr: Expr) -> tuple[GroupedWeight, list[Any]] | None:
         """The weight, and the constants of the kernel; each weight is packed once."""
         if expr not in self._packed:
             weight = grouped_weight(expr, self._define)
@@ -73,7 +76,7 @@ class _Packer(PyExprMutator):
             self._packed[expr] = weight, [as_constant(each) for each in arrays]
         return self._packed[expr]
 
-    def _define(self, expr: Any) -> Any:
+    def _define(self, expr: Expr) -> Expr:
         bound = self.lookup_binding(expr) if isinstance(expr, relax.Var) else None
         return expr if bound is None else bound
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import relax
@@ -23,6 +23,9 @@ from schedules.matmul.int8 import matmul_int8, pack_quads
 from schedules.matmul.matrix import matmul_matrix, pack_octets
 from schedules.matmul.pack import FUSABLE, pack_panels, packed_matmul
 from schedules.matmul.tiling import panel_width
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr
 
 # From more rows on, widening weights costs more than reading them.
 _FEW_ROWS = 4
@@ -57,7 +60,7 @@ class _Packer(PyExprMutator):
         self.count = 0
         self._packed: dict[tuple[Any, ...], Any] = {}
 
-    def visit_call_(self, call: Any) -> Any:
+    def visit_call_(self, call: Call) -> Expr:
         call = self.visit_expr_post_order(call)
         if not isinstance(call, relax.Call) or getattr(call.op, "name", "") != "relax.matmul":
             return call
@@ -78,7 +81,7 @@ class _Packer(PyExprMutator):
             primfunc_attrs={"op_pattern": FUSABLE},
         )
 
-    def _integers(self, data: Any, weight: Any, width: int, columns: int) -> Any:
+    def _integers(self, data: Expr, weight: Expr, width: int, columns: int) -> Expr:
         key, dtype = (weight, width), str(data.ty.dtype)
         matrices, signed = has_matrices(self.machine), sums_signed(self.machine, dtype)
         if key not in self._packed:
@@ -98,7 +101,7 @@ class _Packer(PyExprMutator):
         sums = array_of(weight).astype(np.int32).sum(axis=0, dtype=np.int32)
         return self.builder_.normalize(relax.op.add(self.builder_.emit(product), as_constant(sums * -shift)))
 
-    def _width(self, data: Any, weight: Any, call: Any) -> int:
+    def _width(self, data: Expr, weight: Expr, call: Call) -> int:
         """The columns of a panel, 0 when the call is left alone."""
         if not isinstance(weight, GenericConst) or weight.ty.ndim != 2:
             return 0
@@ -111,14 +114,14 @@ class _Packer(PyExprMutator):
             return 0
         return panel_width(columns, self.machine)
 
-    def _few_rows(self, data: Any) -> bool:
+    def _few_rows(self, data: Expr) -> bool:
         """Whether reading the weights takes longer than multiplying with them, and the machine widens float16."""
         shape = shape_of(data) or [None]
         known = all(isinstance(size, int) for size in shape)
         widens = self.machine.has("f16c") or self.machine.architecture == "aarch64"
         return widens and known and int(np.prod(shape[:-1])) <= _FEW_ROWS
 
-    def _panels(self, weight: Any, width: int, *, few: bool) -> Any:
+    def _panels(self, weight: Expr, width: int, *, few: bool) -> Expr:
         key = (weight, width, few)
         if key not in self._packed:
             values = array_of(weight)

@@ -4,7 +4,7 @@ faster."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm.ir import GenericConst, IRModule
@@ -22,6 +22,9 @@ from schedules.matmul.sparse import matmul_sparse
 from schedules.matmul.sparse_cost import SparseForm, sparse_form
 from schedules.matmul.sparse_groups import pack_groups_of
 from schedules.matmul.sparse_weights import in_panels, pack_blocks
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr
 
 Kernel = Callable[..., Any]
 
@@ -46,7 +49,7 @@ class _Packer(PyExprMutator):
         self.count = 0
         self._packed: dict[Any, tuple[Kernel, list[Any], dict[str, int]]] = {}
 
-    def visit_call_(self, call: Any) -> Any:
+    def visit_call_(self, call: Call) -> Expr:
         call = self.visit_expr_post_order(call)
         if operator_name(call) != "relax.matmul":
             return call
@@ -66,7 +69,7 @@ class _Packer(PyExprMutator):
             primfunc_attrs={"op_pattern": FUSABLE},
         )
 
-    def _form(self, data: Any, weight: Any, call: Any) -> SparseForm | None:
+    def _form(self, data: Expr, weight: Expr, call: Call) -> SparseForm | None:
         """How to store the weight; None when the call is left alone."""
         if not isinstance(weight, GenericConst) or weight.ty.ndim != 2:
             return None
@@ -80,7 +83,7 @@ class _Packer(PyExprMutator):
         known = all(isinstance(size, int) for size in shape)
         return sparse_form(values, int(np.prod(shape[:-1])) if known else 0, self.machine)
 
-    def _kernel(self, weight: Any, form: SparseForm) -> tuple[Kernel, list[Any], dict[str, int]]:
+    def _kernel(self, weight: Expr, form: SparseForm) -> tuple[Kernel, list[Any], dict[str, int]]:
         """The kernel with its constants and numbers; each weight is packed once."""
         key = (weight, form)
         if key not in self._packed:

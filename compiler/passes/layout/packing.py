@@ -4,7 +4,7 @@ at run time."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from schedules.ir.numbers import ceil_div
 from schedules.ir.widening import widened
 
 from tvm import te, tirx  # isort: skip
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Tensor
 
 Array = NDArray[Any]
 _COLUMNS = 384  # of a product that BLAS runs on one thread: on a busy machine, more threads only wait for each other
@@ -72,7 +75,7 @@ def transform_winograd(packed: Array, matrix: NDArray[np.float64]) -> Array:
     return spread.reshape(outer, -1, channels, lanes)
 
 
-def expand_winograd(weight: Any, matrix: Any) -> Any:
+def expand_winograd(weight: Tensor, matrix: Tensor) -> Tensor:
     """`pack_winograd` of the filter itself, (o, 9, i, lanes), to that of the transformed one, in double precision.
 
     `matrix` is `winograd_transforms.weight_matrix`: (9, edge^2), float64.
@@ -80,7 +83,7 @@ def expand_winograd(weight: Any, matrix: Any) -> Any:
     outer, taps, channels, lanes = weight.shape
     tap = te.reduce_axis((0, taps), "tap")
 
-    def point(block: Any, place: Any, channel: Any, lane: Any) -> Any:
+    def point(block: Expr, place: Expr, channel: Expr, lane: Expr) -> Expr:
         value = weight(block, tap, channel, lane).astype("float64")
         return te.sum(value * matrix(tap, place), axis=tap)
 
@@ -89,12 +92,12 @@ def expand_winograd(weight: Any, matrix: Any) -> Any:
     return te.compute(shape, lambda *at: spread(*at).astype(weight.dtype), name="expand_rounded")
 
 
-def repack_filter(weight: Any, kernel: Sequence[int]) -> Any:
+def repack_filter(weight: Tensor, kernel: Sequence[int]) -> Tensor:
     """`pack_winograd` of a filter itself, (o, taps, i, lanes), to `pack_filter` of it in blocks of as many channels:
     (o, i / lanes, *kernel, lanes, lanes)."""
     outer, _, channels, lanes = weight.shape
 
-    def point(block: Any, inner: Any, *rest: Any) -> Any:
+    def point(block: Expr, inner: Expr, *rest: Any) -> Expr:
         tap: Any = 0
         for index, size in zip(rest[:-2], kernel, strict=True):
             tap = tap * size + index
@@ -123,7 +126,7 @@ def _padded(values: Array, sizes: dict[int, int]) -> Array:
     return np.pad(values, amounts) if any(after for _, after in amounts) else values
 
 
-def pack_tensor(data: Any, order: Sequence[int], lanes: int) -> Any:
+def pack_tensor(data: Tensor, order: Sequence[int], lanes: int) -> Tensor:
     """A logical tensor to (batch, channel blocks, *spatial, lanes); `order` lists the logical axis of each, as in
     `Blocked`."""
     shape = list(data.shape)
@@ -132,7 +135,7 @@ def pack_tensor(data: Any, order: Sequence[int], lanes: int) -> Any:
     physical = [shape[axis] for axis in order]
     physical[1] = ceil_div(int(channels), lanes)
 
-    def point(*at: Any) -> Any:
+    def point(*at: Any) -> Expr:
         outer = list(at[:-1])
         outer[1] = outer[1] * lanes + at[-1]
         index = [None] * len(order)
@@ -145,14 +148,14 @@ def pack_tensor(data: Any, order: Sequence[int], lanes: int) -> Any:
     return te.compute((*physical, lanes), point, name="pack")
 
 
-def unpack_tensor(data: Any, order: Sequence[int], channels: int) -> Any:
+def unpack_tensor(data: Tensor, order: Sequence[int], channels: int) -> Tensor:
     """The inverse of `pack_tensor`."""
     lanes = int(data.shape[-1])
     shape: list[Any] = [None] * len(order)
     for place, axis in enumerate(order):
         shape[axis] = channels if place == 1 else data.shape[place]
 
-    def point(*at: Any) -> Any:
+    def point(*at: Any) -> Expr:
         outer = [at[axis] for axis in order]
         channel = outer[1]
         outer[1] = channel // lanes
@@ -174,17 +177,17 @@ def pack_filter_tensor(weight: Any, in_lanes: int, lanes: int) -> Any:
     return te.compute(shape, point, name="pack_filter")
 
 
-def narrowed_tensor(data: Any) -> Any:
+def narrowed_tensor(data: Tensor) -> Tensor:
     """float32 as the bits of bfloat16."""
     return te.compute(data.shape, lambda *at: narrowed(data(*at)), name="narrow")
 
 
-def widened_tensor(bits: Any) -> Any:
+def widened_tensor(bits: Tensor) -> Tensor:
     """The inverse of `narrowed_tensor`."""
     return te.compute(bits.shape, lambda *at: widened(bits(*at)), name="widen")
 
 
-def pack_words(data: Any, order: Sequence[int], group: int) -> Any:
+def pack_words(data: Tensor, order: Sequence[int], group: int) -> Tensor:
     """A logical tensor of few channels to int32 (batch, ceil(channels / group), *spatial): `group` channels per word,
     as `DotWorkload` states. Float data becomes bfloat16, int8 is made unsigned."""
     shape = list(data.shape)
@@ -192,13 +195,13 @@ def pack_words(data: Any, order: Sequence[int], group: int) -> Any:
     physical = [shape[axis] for axis in order]
     physical[1] = ceil_div(channels, group)
 
-    def element(at: Sequence[Any], channel: int) -> Any:
+    def element(at: Sequence[Expr], channel: int) -> Expr:
         index: list[Any] = [None] * len(order)
         for axis, value in zip(order, [at[0], channel, *at[2:]], strict=True):
             index[axis] = value
         return data(*index)
 
-    def word(at: Sequence[Any], start: int) -> Any:
+    def word(at: Sequence[Expr], start: int) -> Expr:
         values = [element(at, channel) for channel in range(start, min(start + group, channels))]
         if group == 2:
             return rounded_pair(*values, *([tirx.const(0.0, "float32")] if len(values) < 2 else []))
@@ -208,7 +211,7 @@ def pack_words(data: Any, order: Sequence[int], group: int) -> Any:
             joined = joined | (tirx.Cast("int32", value) + shift) << 8 * place
         return joined
 
-    def point(*at: Any) -> Any:
+    def point(*at: Any) -> Expr:
         value = word(at, 0)
         for number in range(1, int(physical[1])):
             value = tirx.Select(at[1] == number, word(at, number * group), value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from schedules.machine import Machine
 
 from tvm import te, tirx  # isort: skip
 from tvm.sym import Analyzer  # isort: skip
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Tensor
 
 MOST_PHASES = 16
 """Each is a kernel that is compiled, called, and reads the input once more."""
@@ -101,7 +104,7 @@ class PhaseConvolutions:
         calls = _CALL_SECONDS * _CYCLES_A_SECOND
         return sum(tile_cycles(_part(merged, filters, place), machine) + calls for place in self) - calls
 
-    def emit(self, builder: LayoutBuilder, data: Any, weight: Array) -> Blocked:
+    def emit(self, builder: LayoutBuilder, data: Expr, weight: Array) -> Blocked:
         """The calls, of the weight (i, o / groups, *kernel)."""
         order = tuple(range(len(self.out_shape)))
         strides = [len(row) for row in self.phases]
@@ -142,10 +145,10 @@ def _filters(weight: Array, place: Sequence[Phase], strides: Sequence[int], grou
     return np.ascontiguousarray(grouped.reshape(-1, *grouped.shape[2:]))
 
 
-def _interleave(parts: Sequence[Any], shape: Sequence[Any], strides: Sequence[int], lanes: int) -> Any:
+def _interleave(parts: Sequence[Tensor], shape: Sequence[Any], strides: Sequence[int], lanes: int) -> Tensor:
     """The output out of the phases' results, which the last dimension's phase tells apart fastest."""
 
-    def point(image: Any, block: Any, *rest: Any) -> Any:
+    def point(image: Expr, block: Expr, *rest: Any) -> Expr:
         number: Any = 0
         for at, stride in zip(rest[:-1], strides, strict=True):
             number = number * stride + at % stride

@@ -9,7 +9,7 @@ convolution is left as it is.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 from tvm.ir import IRModule
@@ -21,6 +21,9 @@ from compiler.passes.layout.values import Blocked, LayoutBuilder, Value
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import count_uses, operator_name, rewritable_functions
 from compiler.passes.rewriting.matching import dtype_of
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Binding, BindingBlock, Expr, Function, Var
 
 
 @graph_pass("plan-layout", summary="Lay out convolution regions in blocks of channels and pack their weights")
@@ -43,7 +46,7 @@ def plan_layout(mod: IRModule, context: PipelineContext) -> IRModule:
     return relax.transform.DeadCodeElimination()(relax.transform.Normalize()(result))
 
 
-def _has_anchor(function: Any) -> bool:
+def _has_anchor(function: Function) -> bool:
     body = function.body
     return isinstance(body, relax.SeqExpr) and any(
         operator_name(binding.value) in ANCHORS
@@ -53,7 +56,7 @@ def _has_anchor(function: Any) -> bool:
     )
 
 
-def _plan(function: Any, builder: LayoutBuilder) -> Any:
+def _plan(function: Function, builder: LayoutBuilder) -> Function:
     if builder.bf16:
         builder.wanted_narrow = _wanted_narrow(function)
     blocks = [
@@ -64,7 +67,7 @@ def _plan(function: Any, builder: LayoutBuilder) -> Any:
     return relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span)
 
 
-def _wanted_narrow(function: Any) -> set[Any]:
+def _wanted_narrow(function: Function) -> set[Any]:
     """The variables that some operator reads in bfloat16."""
     counts: dict[Any, int] = {}
     readers: dict[Any, list[str]] = {}
@@ -72,7 +75,7 @@ def _wanted_narrow(function: Any) -> set[Any]:
     return {variable for variable, names in readers.items() if not NARROW_READERS.isdisjoint(names)}
 
 
-def _plan_block(block: Any, builder: LayoutBuilder) -> Any:
+def _plan_block(block: BindingBlock, builder: LayoutBuilder) -> BindingBlock:
     builder.forget_block()
     for binding in block.bindings:
         if isinstance(binding, relax.MatchCast):
@@ -83,7 +86,7 @@ def _plan_block(block: Any, builder: LayoutBuilder) -> Any:
     return relax.DataflowBlock(builder.bindings, block.span)
 
 
-def _plan_binding(binding: Any, builder: LayoutBuilder) -> None:
+def _plan_binding(binding: Binding, builder: LayoutBuilder) -> None:
     value = binding.value
     builder.start_binding(binding.var, value)
     answer = _answer(value, builder)
@@ -100,7 +103,7 @@ def _plan_binding(binding: Any, builder: LayoutBuilder) -> None:
     builder.bindings.append(relax.VarBinding(binding.var, _on_plain(value, builder)))
 
 
-def _value_of(blocked: Blocked, variable: Any, builder: LayoutBuilder) -> Value:
+def _value_of(blocked: Blocked, variable: Var, builder: LayoutBuilder) -> Value:
     """A result, in bfloat16 where a reader wants it: rounding it is the last step of the kernel that makes it."""
     if blocked.bf16:
         return Value(narrow=blocked)
@@ -109,7 +112,7 @@ def _value_of(blocked: Blocked, variable: Any, builder: LayoutBuilder) -> Value:
     return Value(blocked=blocked)
 
 
-def _answer(value: Any, builder: LayoutBuilder) -> Blocked | Value | None:
+def _answer(value: Expr, builder: LayoutBuilder) -> Blocked | Value | None:
     if isinstance(value, relax.Var):
         return builder.value(value)
     if isinstance(value, relax.TupleGetItem):
@@ -121,7 +124,7 @@ def _answer(value: Any, builder: LayoutBuilder) -> Blocked | Value | None:
     return handler(builder, value) if handler is not None else None
 
 
-def _on_plain(value: Any, builder: LayoutBuilder) -> Any:
+def _on_plain(value: Expr, builder: LayoutBuilder) -> Expr:
     """The same expression on plain operands."""
     if isinstance(value, relax.Call):
         arguments = [_plain_operand(each, builder) for each in value.args]
@@ -129,7 +132,7 @@ def _on_plain(value: Any, builder: LayoutBuilder) -> Any:
     return _plain_operand(value, builder)
 
 
-def _plain_operand(value: Any, builder: LayoutBuilder) -> Any:
+def _plain_operand(value: Expr, builder: LayoutBuilder) -> Expr:
     if isinstance(value, relax.Var):
         return builder.plain(value)
     if isinstance(value, relax.Tuple):

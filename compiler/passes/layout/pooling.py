@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 
@@ -18,9 +18,12 @@ from schedules.ir.reduction import reduction_of
 from schedules.ir.stages import Kernel, Stage
 from schedules.ir.tir import tvm
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr
+
 
 @handles(*(f"relax.nn.{kind}_pool{rank}d" for kind in ("max", "avg") for rank in (1, 2, 3)))
-def pool(builder: LayoutBuilder, call: Any) -> Blocked | None:
+def pool(builder: LayoutBuilder, call: Call) -> Blocked | None:
     attrs = call.attrs
     order = _order(str(attrs.layout), len(attrs.pool_size))
     types = ("float32", "int8", "uint8") if ".max_" in call.op.name else ("float32",)
@@ -68,7 +71,7 @@ def pool(builder: LayoutBuilder, call: Any) -> Blocked | None:
     return Blocked(result, tuple(out_shape), order)
 
 
-def _same_padding(builder: LayoutBuilder, call: Any, order: Order, mode: str) -> SamePadding | None:
+def _same_padding(builder: LayoutBuilder, call: Call, order: Order, mode: str) -> SamePadding | None:
     """The padding of a maximum's operand that a kernel writes."""
     found = same_padding(builder, call.args[0])
     if found is None or mode != "max" or list(order) != sorted(order) or any(map(int, call.attrs.padding)):
@@ -91,7 +94,7 @@ def adaptive_pool(builder: LayoutBuilder, call: Any) -> Blocked | None:
 
 
 @handles("relax.mean", "relax.max")
-def reduce_image(builder: LayoutBuilder, call: Any) -> Blocked | Value | None:
+def reduce_image(builder: LayoutBuilder, call: Call) -> Blocked | Value | None:
     """A mean or maximum over exactly the spatial dimensions."""
     data = builder.stored(call.args[0])
     if data is None or call.attrs.axis is None:
@@ -100,7 +103,7 @@ def reduce_image(builder: LayoutBuilder, call: Any) -> Blocked | Value | None:
     return _over_image(builder, call, data, axes, "max" if call.op.name == "relax.max" else "average")
 
 
-def maximum_kernel(builder: LayoutBuilder, call: Any) -> Blocked | Value | None:
+def maximum_kernel(builder: LayoutBuilder, call: Call) -> Blocked | Value | None:
     """A kernel that a frontend wrote for a maximum over exactly the spatial dimensions, NaN where there is one."""
     arguments = call.args[1]
     if len(call.args) > 2 or not isinstance(arguments, relax.Tuple) or len(arguments.fields) != 1:
@@ -135,7 +138,9 @@ def _axes_of_maximum(stage: Stage) -> list[int] | None:
     return [place for place, axis in enumerate(found) if axis is not None and axis.reduce]
 
 
-def _over_image(builder: LayoutBuilder, call: Any, data: Blocked, axes: list[int], mode: str) -> Blocked | Value | None:
+def _over_image(
+    builder: LayoutBuilder, call: Call, data: Blocked, axes: list[int], mode: str
+) -> Blocked | Value | None:
     if sorted(axes) != sorted(data.order[2:]) or not axes:
         return None
     pooled = _global(builder, data, mode)
@@ -148,7 +153,7 @@ def _over_image(builder: LayoutBuilder, call: Any, data: Blocked, axes: list[int
     return Value(plain=builder.emit(relax.op.reshape(plain, kept), "pooled"))
 
 
-def _global(builder: LayoutBuilder, data: Blocked, mode: str) -> Any:
+def _global(builder: LayoutBuilder, data: Blocked, mode: str) -> Expr:
     ones = [1] * len(data.spatial)
     pad = [(0, 0)] * len(data.spatial)
     work = _work(data, data.spatial, ones, ones, pad, builder, mode, False)
@@ -178,7 +183,7 @@ def _work(
     )
 
 
-def _laid_out(builder: LayoutBuilder, expr: Any, order: Order) -> Blocked | None:
+def _laid_out(builder: LayoutBuilder, expr: Expr, order: Order) -> Blocked | None:
     """The blocked form that an operand has, in `order` or with its spatial dimensions in another order."""
     data = builder.stored(expr)
     same_axes = data is not None and data.order[:2] == order[:2] and sorted(data.order) == sorted(order)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tvm import relax
 
@@ -11,9 +11,12 @@ from compiler.passes.layout.table import handles
 from compiler.passes.layout.values import Blocked, LayoutBuilder, Value
 from compiler.passes.rewriting.matching import plain, same_shape, shape_of
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call
+
 
 @handles("relax.permute_dims")
-def permute(builder: LayoutBuilder, call: Any) -> Blocked | None:
+def permute(builder: LayoutBuilder, call: Call) -> Blocked | None:
     """The same data under other names of its axes."""
     data = builder.stored(call.args[0])
     shape = shape_of(call)
@@ -27,7 +30,7 @@ def permute(builder: LayoutBuilder, call: Any) -> Blocked | None:
 
 
 @handles("relax.concat")
-def concat(builder: LayoutBuilder, call: Any) -> Blocked | None:
+def concat(builder: LayoutBuilder, call: Call) -> Blocked | None:
     operands = call.args[0]
     fields = list(operands.fields) if isinstance(operands, relax.Tuple) else None
     shape = shape_of(call)
@@ -50,7 +53,7 @@ def concat(builder: LayoutBuilder, call: Any) -> Blocked | None:
 
 
 @handles("relax.split")
-def split(builder: LayoutBuilder, call: Any) -> Value | None:
+def split(builder: LayoutBuilder, call: Call) -> Value | None:
     """Channels cut at whole blocks, or any spatial dimension."""
     data = builder.stored(call.args[0])
     if data is None:
@@ -83,7 +86,7 @@ def split(builder: LayoutBuilder, call: Any) -> Value | None:
 
 
 @handles("relax.reshape")
-def reshape(builder: LayoutBuilder, call: Any) -> Blocked | None:
+def reshape(builder: LayoutBuilder, call: Call) -> Blocked | None:
     """A reshape to the shape it has."""
     data = builder.stored(call.args[0])
     shape = shape_of(call)
@@ -93,7 +96,7 @@ def reshape(builder: LayoutBuilder, call: Any) -> Blocked | None:
 
 
 @handles("relax.strided_slice")
-def cut(builder: LayoutBuilder, call: Any) -> Blocked | None:
+def cut(builder: LayoutBuilder, call: Call) -> Blocked | None:
     """Spatial dimensions, and channels at whole blocks, cut without steps."""
     data = builder.stored(call.args[0])
     shape, bounds = shape_of(call), _bounds(call)
@@ -112,7 +115,7 @@ def cut(builder: LayoutBuilder, call: Any) -> Blocked | None:
     return Blocked(result, tuple(shape), data.order, data.bf16)
 
 
-def _bounds(call: Any) -> dict[int, tuple[int, int]] | None:
+def _bounds(call: Call) -> dict[int, tuple[int, int]] | None:
     """(start, stop) by axis of a slice without steps, inside of known sizes."""
     shape = shape_of(call.args[0])
     fields = [[plain(each) for each in getattr(argument, "fields", ())] for argument in list(call.args)[1:]]
@@ -130,7 +133,7 @@ def _bounds(call: Any) -> dict[int, tuple[int, int]] | None:
 
 
 @handles("relax.nn.pad")
-def pad(builder: LayoutBuilder, call: Any) -> Blocked | None:
+def pad(builder: LayoutBuilder, call: Call) -> Blocked | None:
     """Zeros around spatial dimensions."""
     data = builder.stored(call.args[0])
     shape = shape_of(call)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import relax
@@ -14,6 +14,9 @@ from tvm.ir import GenericConst
 from compiler.passes.layout.values import LayoutBuilder
 from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.matching import array_of, shape_of
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 SAME = "tensorwright.same_padding"
 """Attribute of a kernel that pads spatial axes: "upper" or "lower", where the odd element of each goes."""
@@ -42,7 +45,7 @@ class SamePadding:
         return tuple(result)
 
 
-def same_padding(builder: LayoutBuilder, padded: Any) -> SamePadding | None:
+def same_padding(builder: LayoutBuilder, padded: Expr) -> SamePadding | None:
     """What the kernel that pads an operand of the old function does; None where there is no such kernel."""
     call = builder.definitions.get(padded) if isinstance(padded, relax.Var) else None
     if call is None or operator_name(call) != "relax.call_tir":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from itertools import product
 from math import prod
-from typing import Any
 
 from tvm import relax
 from tvm.ir import IRModule
@@ -68,7 +67,7 @@ def _reach(windows: list[Window]) -> int:
     return row * prod((window.taps - 1) * window.dilation + 1 for window in outer)
 
 
-def _tap(graph: Graph, call: Call, weight: Array, windows: list[Window], taps: tuple[Tap, ...]) -> Any:
+def _tap(graph: Graph, call: Call, weight: Array, windows: list[Window], taps: tuple[Tap, ...]) -> Expr:
     """What one tap adds to the result, zeros where it meets padding."""
     axes = [2 + axis for axis in range(len(windows))]
     starts = [tap.start for tap in taps]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from compiler.passes.layout.values import Blocked, LayoutBuilder, Value
+from compiler.passes.rewriting.graph import Call
 
-Call = Any
 Answer = Blocked | Value | None
 Handler = Callable[[LayoutBuilder, Call], Answer]
 

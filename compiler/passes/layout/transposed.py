@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from schedules.conv import compute as conv_compute
 from schedules.conv.folded import tile_cycles
 from schedules.conv.workload import ConvWorkload
 from schedules.ir.numbers import ceil_div
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr, Tensor
 
 Array = NDArray[Any]
 
@@ -54,7 +57,7 @@ class Phases:
 
 
 @handles("relax.nn.conv1d_transpose", "relax.nn.conv2d_transpose", "relax.nn.conv3d_transpose")
-def transposed_convolution(builder: LayoutBuilder, call: Any) -> Blocked | None:
+def transposed_convolution(builder: LayoutBuilder, call: Call) -> Blocked | None:
     attrs = call.attrs
     rank = len(attrs.strides)
     spatial = "DHW"[-rank:]
@@ -131,7 +134,7 @@ class _Merged:
     """One convolution that computes all phases, each as so many filters."""
 
     def __init__(
-        self, builder: LayoutBuilder, data: Any, phases: list[Phases], out_shape: tuple[Any, ...], filters: int
+        self, builder: LayoutBuilder, data: Expr, phases: list[Phases], out_shape: tuple[Any, ...], filters: int
     ) -> None:
         self.builder, self.data, self.phases, self.out_shape = builder, data, phases, out_shape
         self.order: Order = tuple(range(len(phases) + 2))
@@ -171,12 +174,12 @@ class _Merged:
         return Blocked(result, self.out_shape, self.order)
 
 
-def _interleave(parts: Any, phases: list[Phases], out_shape: tuple[Any, ...], filters: int) -> Any:
+def _interleave(parts: Tensor, phases: list[Phases], out_shape: tuple[Any, ...], filters: int) -> Tensor:
     """The output out of the phases' results."""
     lanes = int(parts.shape[-1])
     blocks = ceil_div(filters, lanes)
 
-    def point(image: Any, block: Any, *rest: Any) -> Any:
+    def point(image: Expr, block: Expr, *rest: Any) -> Expr:
         number: Any = 0
         places = []
         for at, phase in zip(rest[:-1], phases, strict=True):

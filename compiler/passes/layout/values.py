@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from tvm import relax
+from tvm import ir, relax
 from tvm.ir import GenericConst
 
 from compiler.passes.layout.packing import (
@@ -24,7 +24,10 @@ from compiler.support.model_nodes import derived_name
 from schedules.instructions.bf16_dot import bfloat16_bits
 from schedules.selection.alternatives import Choice
 
-Expr = Any
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import GlobalVar, IRModule, PrimFunc, Var
+
+Expr: TypeAlias = ir.Expr
 Array = NDArray[Any]
 Order = tuple[int, ...]
 # Element types that lie in blocks.
@@ -77,7 +80,7 @@ class LayoutBuilder:
     def __init__(
         self,
         builder: Any,
-        mod: Any,
+        mod: IRModule,
         machine: Any,
         expansions: Expansions,
         *,
@@ -106,7 +109,7 @@ class LayoutBuilder:
         found = self._values.get(expr) if isinstance(expr, relax.Var) else None
         return found if found is not None else Value(plain=expr)
 
-    def define(self, variable: Any, value: Value) -> None:
+    def define(self, variable: Var, value: Value) -> None:
         """Set the value of a variable of the old function."""
         self._values[variable] = value
 
@@ -116,7 +119,7 @@ class LayoutBuilder:
         self._values = {}
         self.definitions = {}
 
-    def start_binding(self, variable: Any, value: Any) -> None:
+    def start_binding(self, variable: Var, value: Expr) -> None:
         """Record the value of a variable of the old function. What was widened for one binding is not shared with the
         next: each reader's own widening becomes part of its kernel."""
         self.definitions[variable] = value
@@ -139,7 +142,7 @@ class LayoutBuilder:
         call = self._builder.call_te(function, *arguments, primfunc_name_hint=name, **attributes)
         return self.emit(call, name)
 
-    def function(self, variable: Any) -> Any:
+    def function(self, variable: GlobalVar) -> PrimFunc:
         """The kernel that a global variable of the module names."""
         return self._mod[variable]
 

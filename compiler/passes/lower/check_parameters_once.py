@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 from tvm.ir import GlobalVar, IRModule
@@ -15,6 +15,9 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.lower.shape_calls import CHECK_TYPE, EQUALS_NUMBER, MATCH_SHAPE, called, matched
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.substitution import called_functions, children, leaves
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Binding, Call, Expr
 
 Keep = Callable[[Any], bool]
 
@@ -60,7 +63,7 @@ def _calls(expr: Any) -> Iterator[Any]:
         yield from _calls(child)
 
 
-def _used_as_value(var: Any, functions: Mapping[Any, Any]) -> bool:
+def _used_as_value(var: GlobalVar, functions: Mapping[Any, Any]) -> bool:
     mentioned = sum(
         isinstance(leaf, GlobalVar) and leaf == var for each in functions.values() for leaf in leaves(each.body)
     )
@@ -68,7 +71,7 @@ def _used_as_value(var: Any, functions: Mapping[Any, Any]) -> bool:
     return mentioned > called
 
 
-def _always_as_typed(function: relax.Function, var: Any, calls: Sequence[Any]) -> list[Any]:
+def _always_as_typed(function: relax.Function, var: GlobalVar, calls: Sequence[Call]) -> list[Expr]:
     """The parameters of a function that every call gives an argument of the same static type."""
     given = [call.args for call in calls if call.op == var]
     return [
@@ -78,18 +81,18 @@ def _always_as_typed(function: relax.Function, var: Any, calls: Sequence[Any]) -
     ]
 
 
-def _bindings(function: relax.Function) -> list[Any]:
+def _bindings(function: relax.Function) -> list[Binding]:
     blocks = function.body.blocks if isinstance(function.body, relax.SeqExpr) else ()
     return [binding for block in blocks for binding in block.bindings]
 
 
-def _checks_of(function: relax.Function, parameters: Sequence[Any]) -> set[Any]:
+def _checks_of(function: relax.Function, parameters: Sequence[Expr]) -> set[Any]:
     """The bindings that check one of the parameters."""
     among = set(parameters)
     return {binding for binding in _bindings(function) if _is_check_of(binding, among)}
 
 
-def _is_check_of(binding: Any, parameters: Set[Any]) -> bool:
+def _is_check_of(binding: Binding, parameters: Set[Any]) -> bool:
     """Whether a binding checks one of the parameters and does nothing else."""
     call = binding.value
     name = called(call)
@@ -104,14 +107,14 @@ def _check_function(main: relax.Function, count: int) -> relax.Function:
     checks = _checks_of(main, parameters)
     heaps = {argument for check in checks for argument in check.value.args[1:2] if isinstance(argument, relax.Var)}
 
-    def kept(binding: Any) -> bool:
+    def kept(binding: Binding) -> bool:
         return binding in checks or binding.var in heaps
 
     function = _with_bindings(main, parameters, kept, relax.Tuple([]))
     return copy_with_new_vars(function).with_attr("global_symbol", CHECK_ENTRY)
 
 
-def _without_checks(function: relax.Function, parameters: list[Any]) -> relax.Function:
+def _without_checks(function: relax.Function, parameters: list[Expr]) -> relax.Function:
     """The same function if there is none."""
     checks = _checks_of(function, parameters)
     if not checks:
@@ -119,7 +122,7 @@ def _without_checks(function: relax.Function, parameters: list[Any]) -> relax.Fu
     return _with_bindings(function, list(function.params), lambda binding: binding not in checks, function.body.body)
 
 
-def _with_bindings(function: relax.Function, params: list[Any], kept: Keep, result: Any) -> relax.Function:
+def _with_bindings(function: relax.Function, params: list[Expr], kept: Keep, result: Expr) -> relax.Function:
     blocks = [relax.BindingBlock([each for each in block.bindings if kept(each)]) for block in function.body.blocks]
     body = relax.SeqExpr([block for block in blocks if block.bindings], result)
     # The result's own type may speak of sizes that only the body knows; the function's does not.

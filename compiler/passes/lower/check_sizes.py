@@ -8,7 +8,7 @@ computed again in float64, stay below 2**63. Factors of a product count as at le
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import tirx
 from tvm.ir import Call, IRModule, StringImm
@@ -18,6 +18,9 @@ from compiler.artifact.entries import CHECK_MARK
 from compiler.passes.context import PipelineContext
 from compiler.passes.lower.shape_functions import rewrite_shape_functions
 from compiler.passes.registry import graph_pass
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 _LIMIT = 2.0**63 - 2.0**40  # with room for the rounding of some thousand operations in float64
 _TEXT = f"{CHECK_MARK}[sizes: a size that is computed from the inputs is larger than any memory, or divided by zero] "
@@ -50,7 +53,7 @@ def _checked(function: tirx.PrimFunc) -> tirx.PrimFunc | None:
     return function.with_body(tirx.SeqStmt([assertion, *statements]), function.span)
 
 
-def overflow_conditions(values: list[Any]) -> list[Any]:
+def overflow_conditions(values: list[Expr]) -> list[Expr]:
     """Conditions under which no sum or product in these expressions of int64 overflows, and no divisor is 0.
 
     Sizes that are read are below 2**62, so that sums of two of them are not checked.
@@ -61,7 +64,7 @@ def overflow_conditions(values: list[Any]) -> list[Any]:
     return list(conditions.values())
 
 
-def _in_float(value: Any, conditions: dict[str, Any]) -> Any:
+def _in_float(value: Expr, conditions: dict[str, Any]) -> Expr:
     """An expression of sizes computed in float64 (truth values as they are); notes its conditions, by their text."""
     if isinstance(value, prim.Cast):
         return _in_float(value.value, conditions).astype("float64")
@@ -94,7 +97,7 @@ def _in_float(value: Any, conditions: dict[str, Any]) -> Any:
     return result
 
 
-def _product_bound(value: Any) -> Any:
+def _product_bound(value: Expr) -> Expr:
     """A product in float64 whose factors count as at least 1."""
     if isinstance(value, prim.Mul):
         return _product_bound(value.a) * _product_bound(value.b)
@@ -121,17 +124,17 @@ def _choice_in_float(value: Any, conditions: dict[str, Any]) -> Any:
     return tirx.Select(condition, *sides)
 
 
-def _quotient(a: Any, b: Any, *, floors: bool) -> Any:
+def _quotient(a: Expr, b: Expr, *, floors: bool) -> Expr:
     return tirx.floor(a / b) if floors else tirx.trunc(a / b)
 
 
-def _absolute(value: Any) -> Any:
+def _absolute(value: Expr) -> Expr:
     return tirx.max(value, tirx.const(0.0, "float64") - value)
 
 
-def _is_small(value: Any) -> Any:
+def _is_small(value: Expr) -> Expr:
     return value < tirx.const(_LIMIT, "float64")
 
 
-def _is_computed(value: Any) -> bool:
+def _is_computed(value: Expr) -> bool:
     return isinstance(value, prim.Add | prim.Sub | prim.Mul | prim.Select | prim.Min | prim.Max | Call)

@@ -7,7 +7,7 @@ the function allocated, with that very shape.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 from tvm.ir import IRModule
@@ -30,6 +30,9 @@ from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.substitution import leaves
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Binding, Expr, Var
+
 _ALLOCATE = "relax.vm.alloc_tensor"
 _SHAPE_ARGUMENT = 2  # of an allocation: storage, offset, shape, element type
 _SAME = {EQUALS_NUMBER: IS_NUMBER, EQUALS_PLACE: IS_PLACE}
@@ -51,7 +54,7 @@ def drop_result_checks(mod: IRModule, context: PipelineContext) -> IRModule:
     return IRModule({**dict(mod.functions_items()), **changed}, mod.attrs, mod.global_infos) if changed else mod
 
 
-def _kept(bindings: list[Any], result: Any) -> list[Any]:
+def _kept(bindings: list[Binding], result: Expr) -> list[Binding]:
     values = {binding.var: binding.value for binding in bindings if isinstance(binding, relax.VarBinding)}
     needed = [binding for binding in bindings if not _is_known(binding.value, values)]
     if len(needed) == len(bindings):
@@ -60,11 +63,11 @@ def _kept(bindings: list[Any], result: Any) -> list[Any]:
     return [binding for binding in needed if not isinstance(binding.value, relax.TupleGetItem) or binding.var in read]
 
 
-def _read(bindings: Iterable[Any], result: Any) -> set[Any]:
+def _read(bindings: Iterable[Binding], result: Expr) -> set[Any]:
     return {leaf for binding in bindings for leaf in leaves(binding.value)} | set(leaves(result))
 
 
-def _is_known(value: Any, values: dict[Any, Any]) -> bool:
+def _is_known(value: Expr, values: dict[Any, Any]) -> bool:
     """Whether a value is a check that cannot fail."""
     if called(value) != MATCH_SHAPE:
         return False
@@ -78,7 +81,7 @@ def _is_known(value: Any, values: dict[Any, Any]) -> bool:
     )
 
 
-def _source(variable: Any, values: dict[Any, Any]) -> Any:
+def _source(variable: Var, values: dict[Any, Any]) -> Expr:
     """The variable that was bound to a tensor first, found through tuples and other names."""
     value = values.get(variable)
     if isinstance(value, relax.Var):
@@ -90,7 +93,7 @@ def _source(variable: Any, values: dict[Any, Any]) -> Any:
     return variable
 
 
-def _dimensions(shape: Any, values: dict[Any, Any]) -> list[Dimension]:
+def _dimensions(shape: Expr, values: dict[Any, Any]) -> list[Dimension]:
     """What each dimension of a shape is; none for one that is not known."""
     if isinstance(shape, relax.ShapeExpr):
         return [(IS_NUMBER, number(size)) for size in shape.values]

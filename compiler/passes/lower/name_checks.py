@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tvm import relax
 from tvm.ir import IRModule, StringImm
@@ -17,6 +17,9 @@ from compiler.artifact.entries import CHECK_MARK
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from schedules.ir.tvm_private import set_type
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Binding, Expr, SeqExpr
 
 _ENGINE_TEXT = "ErrorContext(match_cast"
 _NAME = re.compile(r"check_(\d+)_")
@@ -41,7 +44,7 @@ def name_checks(mod: IRModule, context: PipelineContext) -> IRModule:
     return IRModule(result, mod.attrs, mod.global_infos) if changed else mod
 
 
-def _named(sequence: Any, described: Sequence[str]) -> Any:
+def _named(sequence: SeqExpr, described: Sequence[str]) -> Expr:
     """The sequence with texts for its checks; itself when there are none."""
     blocks, changed = [], False
     for block in sequence.blocks:
@@ -65,7 +68,7 @@ def _named(sequence: Any, described: Sequence[str]) -> Any:
     return relax.SeqExpr(blocks, sequence.body, sequence.span) if changed else sequence
 
 
-def _with_branches(binding: Any, described: Sequence[str]) -> Any:
+def _with_branches(binding: Binding, described: Sequence[str]) -> Binding:
     """The binding of an If whose branches have texts for their checks; itself when there are none."""
     choice = binding.value
     branches = [choice.true_branch, choice.false_branch]
@@ -77,7 +80,7 @@ def _with_branches(binding: Any, described: Sequence[str]) -> Any:
     return relax.VarBinding(binding.var, value, binding.span)
 
 
-def _is_check(value: Any) -> bool:
+def _is_check(value: Expr) -> bool:
     return (
         isinstance(value, relax.Call)
         and isinstance(value.op, relax.ExternFunc)
@@ -85,7 +88,7 @@ def _is_check(value: Any) -> bool:
     )
 
 
-def _with_text(binding: Any, text: str) -> Any:
+def _with_text(binding: Binding, text: str) -> Binding:
     call = binding.value
     arguments = [StringImm(f"{CHECK_MARK}[{text}] ") if isinstance(each, StringImm) else each for each in call.args]
     named = relax.Call(call.op, arguments, call.attrs, call.ty_args, call.span, ret_ty=call.ty)

@@ -13,7 +13,7 @@ prepared as well: for a runtime that copies small ones.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, tirx
 from tvm.ir import GlobalVar, IRModule
@@ -40,6 +40,9 @@ from compiler.passes.lower.shape_functions import is_shape_function
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.substitution import children, leaves
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Binding, Call, Expr, Function
 
 _ALLOCATIONS = ("relax.vm.alloc_storage", "relax.vm.alloc_tensor")
 _FREE = "relax.vm.kill_object"
@@ -131,12 +134,12 @@ class _Split:
         parameters = [*self._main.params, *self._used()]
         return _function(self._main, parameters, self._left, self._main.body.body, name)
 
-    def _used(self) -> list[Any]:
+    def _used(self) -> list[Expr]:
         """The prepared variables that what is left reads, in the order in which they are made."""
         read = {leaf for binding in self._left for leaf in leaves(binding.value)} | set(leaves(self._main.body.body))
         return [variable for variable in self._prepared if variable in read]
 
-    def _is_done(self, binding: Any) -> bool:
+    def _is_done(self, binding: Binding) -> bool:
         """Whether a binding is prepared, or frees what is, or what is a result."""
         if binding.var in self._prepared:
             return True
@@ -144,7 +147,7 @@ class _Split:
             return False
         return binding.value.args[0] in self._prepared or binding.value.args[0] in self._escaping
 
-    def _can_prepare(self, binding: Any) -> bool:
+    def _can_prepare(self, binding: Binding) -> bool:
         value = binding.value
         if not isinstance(binding, relax.VarBinding) or not isinstance(value, relax.Call):
             return False
@@ -168,19 +171,19 @@ class _Split:
                 found.update(leaves(binding.value))
         return found
 
-    def _may_keep(self, call: Any) -> bool:
+    def _may_keep(self, call: Call) -> bool:
         """Whether a call may hold on to an argument beyond the life of its result."""
         name = called(call)
         if name is not None:
             return name != ALLOCATE_HEAP and name not in _KEEP_NOTHING
         return not isinstance(call.op, GlobalVar) and operator_name(call) not in (*_ALLOCATIONS, _FREE)
 
-    def _writes_heap(self, call: Any) -> bool:
+    def _writes_heap(self, call: Call) -> bool:
         if called(call) == MATCH_SHAPE:
             return any(code == STORES for code, _ in matched(call))
         return self._is_shape_function(call)
 
-    def _is_shape_function(self, call: Any) -> bool:
+    def _is_shape_function(self, call: Call) -> bool:
         if not isinstance(call.op, GlobalVar):
             return False
         callee = self._mod[call.op]
@@ -195,7 +198,9 @@ def _calls(expression: Any) -> Iterator[Any]:
         yield from _calls(child)
 
 
-def _function(main: Any, parameters: Sequence[Any], bindings: list[Any], result: Any, name: str) -> relax.Function:
+def _function(
+    main: Function, parameters: Sequence[Expr], bindings: list[Binding], result: Expr, name: str
+) -> relax.Function:
     body = relax.SeqExpr([relax.BindingBlock(bindings)] if bindings else [], result)
     ty = main.ret_ty if result.same_as(main.body.body) else relax.TupleType([each.ty for each in result.fields])
     function = relax.Function(parameters, body, ty, main.is_pure, main.attrs)

@@ -6,10 +6,13 @@ of the heap, the rank, and (code, value) for each dimension.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 from tvm.tirx import IntImm
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr
 
 MAKE_SHAPE = "vm.builtin.make_shape"
 MATCH_SHAPE = "vm.builtin.match_shape"
@@ -24,7 +27,7 @@ Dimension = tuple[int | None, int | None]
 """A code and its value: a number, or a place on the heap."""
 
 
-def called(call: Any) -> str | None:
+def called(call: Expr) -> str | None:
     """The name of the function of the runtime that a call calls; None for everything else."""
     if not isinstance(call, relax.Call):
         return None
@@ -33,17 +36,17 @@ def called(call: Any) -> str | None:
     return str(callee.global_symbol) if isinstance(callee, relax.ExternFunc) else None
 
 
-def matched(call: Any) -> list[Dimension]:
+def matched(call: Call) -> list[Dimension]:
     """What a match does with each dimension."""
     return _pairs(call.args[_FIRST_CODE_OF_MATCH:-1])
 
 
-def made(call: Any) -> list[Dimension]:
+def made(call: Call) -> list[Dimension]:
     """What each dimension of a shape is."""
     return _pairs(call.args[_FIRST_CODE_OF_SHAPE:])
 
 
-def number(expression: Any) -> int | None:
+def number(expression: Expr) -> int | None:
     """The integer that an argument is."""
     value = getattr(expression, "value", expression)
     return int(value) if isinstance(value, int | IntImm) else None

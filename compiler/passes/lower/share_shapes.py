@@ -7,7 +7,7 @@ calls are most of a run: DLRM with 26 embeddings makes 177 shapes, of which a te
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 from tvm.ir import IRModule
@@ -17,6 +17,9 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.lower.shape_calls import MAKE_SHAPE, called
 from compiler.passes.registry import graph_pass
 from schedules.ir.tvm_private import set_type
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Binding, Expr, SeqExpr
 
 Made = dict[Any, Any]
 """Variables of the shapes made so far, by the arguments of their calls: the heap, and constants or places on it."""
@@ -41,7 +44,7 @@ def share_shapes(mod: IRModule, context: PipelineContext) -> IRModule:
     return IRModule(result, mod.attrs, mod.global_infos) if changed else mod
 
 
-def _shared(sequence: Any, made: Made, names: Names) -> Any:
+def _shared(sequence: SeqExpr, made: Made, names: Names) -> Expr:
     """The sequence with its repeated shapes left out and the first ones used; itself when there are none."""
     blocks, changed = [], False
     for block in sequence.blocks:
@@ -62,14 +65,14 @@ def _shared(sequence: Any, made: Made, names: Names) -> Any:
     return relax.SeqExpr(blocks, _value(sequence.body, names), sequence.span) if changed else sequence
 
 
-def _shape_key(value: Any) -> Any:
+def _shape_key(value: Expr) -> Any:
     """What a call that makes a shape makes it of; None for other values."""
     if called(value) != MAKE_SHAPE:
         return None
     return tuple(each if isinstance(each, relax.Var) else StructuralKey(each) for each in value.args)
 
 
-def _renamed(binding: Any, made: Made, names: Names) -> Any:
+def _renamed(binding: Binding, made: Made, names: Names) -> Binding:
     """The binding with the first shapes for those that were left out; itself when it uses none."""
     value = binding.value
     new = _choice(value, made, names) if isinstance(value, relax.If) else _value(value, names)
@@ -80,7 +83,7 @@ def _renamed(binding: Any, made: Made, names: Names) -> Any:
     return relax.VarBinding(binding.var, new, binding.span)
 
 
-def _value(value: Any, names: Names) -> Any:
+def _value(value: Expr, names: Names) -> Expr:
     """A value of a lowered function: a variable, or a call or tuple of such values."""
     if isinstance(value, relax.Var):
         return names.get(value, value)
@@ -95,11 +98,11 @@ def _value(value: Any, names: Names) -> Any:
     return relax.Call(value.op, arguments, value.attrs, value.ty_args, value.span, ret_ty=value.ty)
 
 
-def _same(new: Sequence[Any], old: Any) -> bool:
+def _same(new: Sequence[Expr], old: Any) -> bool:
     return all(a.same_as(b) for a, b in zip(new, old, strict=True))
 
 
-def _choice(choice: Any, made: Made, names: Names) -> Any:
+def _choice(choice: Expr, made: Made, names: Names) -> Expr:
     """An If whose branches use the shapes made before it; what one of them makes is not there afterwards."""
     branches = [choice.true_branch, choice.false_branch]
     shared = [

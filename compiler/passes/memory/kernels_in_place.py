@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import s_tir, tirx
 
@@ -10,8 +10,11 @@ from compiler.errors import InternalError
 from compiler.passes.rewriting.state_writes import UPDATES
 from schedules.ir.tir import structural_walk
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc
 
-def in_place_kernel(kernel: Any, operand: int) -> Any:
+
+def in_place_kernel(kernel: PrimFunc, operand: int) -> PrimFunc:
     """The kernel without that operand and without its first statement, which copies it to the result.
 
     Raises InternalError where it is not of the form that `UPDATES` promises.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 from tvm.ir import GenericConst, GlobalVar, IRModule
@@ -14,6 +14,9 @@ from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.constant_pool import ConstantPool
 from compiler.passes.rewriting.substitution import leaves, replace_leaves, used_as_values
 from schedules.ir.tvm_private import set_type
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 ENTRY = "main"
 
@@ -52,7 +55,7 @@ def lift_constants(mod: IRModule, pool: ConstantPool, last: Sequence[int] = ()) 
     return _rewrite(mod, functions, needs, pool), needs[entry]
 
 
-def _entry(functions: dict[Any, Any]) -> Any:
+def _entry(functions: dict[Any, Any]) -> GlobalVar:
     return next(var for var in functions if var.name_hint == ENTRY)
 
 
@@ -124,5 +127,5 @@ def _replacement(leaf: Any, own: dict[int, Any], renamed: dict[Any, Any], pool: 
     return leaf
 
 
-def _arguments(callee: Any, given: list[Any], own: dict[int, Any], needs: dict[Any, list[int]]) -> list[Any]:
+def _arguments(callee: GlobalVar, given: list[Expr], own: dict[int, Any], needs: dict[Any, list[int]]) -> list[Expr]:
     return [*given, *(own[index] for index in needs.get(callee, ()))]

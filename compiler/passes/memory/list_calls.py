@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 from tvm.ir import GlobalVar, IRModule, Op
@@ -12,6 +12,9 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import rewritable_functions
 from compiler.support.call_list import Branches, Call, Step
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import SeqExpr
 
 _BY_NAME = ("relax.call_tir", "relax.call_tir_inplace", "relax.call_dps_packed", "relax.call_pure_packed")
 
@@ -27,7 +30,7 @@ def list_calls(mod: IRModule, context: PipelineContext) -> IRModule:
     return mod
 
 
-def _steps(sequence: Any, function: str, context: PipelineContext) -> Iterator[Step]:
+def _steps(sequence: SeqExpr, function: str, context: PipelineContext) -> Iterator[Step]:
     if not isinstance(sequence, relax.SeqExpr):
         return
     for block in sequence.blocks:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tvm
 from tvm import relax
@@ -18,6 +18,9 @@ from tvm.sym import Analyzer
 from compiler.passes.memory.assignment import Lifetime
 from compiler.passes.rewriting.graph import operands, operator_name
 from compiler.passes.rewriting.substitution import leaves
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr, Function, IRModule, SeqExpr, Var
 
 ALLOCATE = "relax.builtin.alloc_tensor"
 IN_PLACE = "tensorwright.in_place"  # attribute of a kernel: which operands its result may overwrite
@@ -74,7 +77,7 @@ class _Kernel:
 class Liveness:
     """The allocations of one function."""
 
-    def __init__(self, mod: Any, function: Any, bounds: Mapping[str, int]) -> None:
+    def __init__(self, mod: IRModule, function: Function, bounds: Mapping[str, int]) -> None:
         self._mod = mod
         self._bounds = bounds
         self._time = 0
@@ -87,12 +90,12 @@ class Liveness:
             self._group(parameter).escapes = True
         self._conclude()
 
-    def _group(self, variable: Any) -> _Group:
+    def _group(self, variable: Var) -> _Group:
         if variable not in self._groups:
             self._groups[variable] = _Group()
         return self._groups[variable].root()
 
-    def _unite(self, left: Any, right: Any) -> None:
+    def _unite(self, left: Expr, right: Expr) -> None:
         one, other = self._group(left), self._group(right)
         if one is other:
             return
@@ -103,17 +106,17 @@ class Liveness:
         one.escapes |= other.escapes
         one.allocations += other.allocations
 
-    def _use(self, variable: Any) -> None:
+    def _use(self, variable: Var) -> None:
         group = self._group(variable)
         group.first = self._time if group.first is None else group.first
         group.last = self._time
 
-    def _escape(self, expr: Any) -> None:
+    def _escape(self, expr: Expr) -> None:
         for leaf in leaves(expr):
             if isinstance(leaf, relax.Var):
                 self._group(leaf).escapes = True
 
-    def _read(self, sequence: Any) -> None:
+    def _read(self, sequence: SeqExpr) -> None:
         for block in sequence.blocks:
             for binding in block.bindings:
                 self._time += 1
@@ -122,7 +125,7 @@ class Liveness:
         for variable in operands(sequence.body):
             self._use(variable)
 
-    def _read_binding(self, variable: Any, value: Any) -> None:
+    def _read_binding(self, variable: Var, value: Expr) -> None:
         if isinstance(value, relax.If):
             for condition in operands(value):
                 self._use(condition)
@@ -149,14 +152,14 @@ class Liveness:
             for operand in used:
                 self._unite(variable, operand)
 
-    def _note_kernel(self, call: Any) -> None:
+    def _note_kernel(self, call: Call) -> None:
         arguments = list(call.args)
         if isinstance(call.op, GlobalVar):
             attributes = self._mod[call.op].attrs or {}
             allowed = [int(index) for index in attributes.get(IN_PLACE, ())]
             self._kernels.append(_Kernel(self._time, arguments, allowed))
 
-    def _bytes(self, shape: Any, dtype: Any) -> int | None:
+    def _bytes(self, shape: Expr, dtype: Expr) -> int | None:
         analyzer = Analyzer()
         count = 1
         for size in shape.values if isinstance(shape, relax.ShapeExpr) else (None,):
@@ -166,7 +169,7 @@ class Liveness:
             count *= bound
         return (count * int(tvm.DataType(str(dtype.value)).bits) + 7) // 8
 
-    def _bound(self, size: Any, analyzer: Any) -> int | None:
+    def _bound(self, size: Expr, analyzer: Any) -> int | None:
         if isinstance(size, tvm.tirx.IntImm):
             return int(size)
         if size is None:
@@ -211,14 +214,14 @@ class Liveness:
         ]
         return set(views) <= set(kernel.in_place)
 
-    def _allocation_behind(self, variable: Any) -> Allocation | None:
+    def _allocation_behind(self, variable: Var) -> Allocation | None:
         if not isinstance(variable, relax.Var) or self._group(variable).allocations != 1:
             return None
         group = self._group(variable)
         return next((a for v, a in self.allocations.items() if self._group(v) is group), None)
 
 
-def _formula(shape: Any, dtype: Any) -> Any | None:
+def _formula(shape: Expr, dtype: Expr) -> Expr | None:
     bits = int(tvm.DataType(str(dtype.value)).bits)
     if not isinstance(shape, relax.ShapeExpr) or bits % 8:
         return None
@@ -228,10 +231,10 @@ def _formula(shape: Any, dtype: Any) -> Any | None:
     return Analyzer().simplify(count)
 
 
-def _is_void(call: Any) -> bool:
+def _is_void(call: Call) -> bool:
     """Whether a call returns nothing, so that no result of it can stand for an operand."""
     return isinstance(call.ty, relax.TupleType) and len(call.ty.fields) == 0
 
 
-def _may_hold_memory(variable: Any) -> bool:
+def _may_hold_memory(variable: Var) -> bool:
     return not isinstance(variable.ty, relax.ShapeType | tvm.ir.PrimType)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 
 from compiler.passes.memory.liveness import ALLOCATE
 from compiler.passes.rewriting.graph import bindings_of, operator_name
 from compiler.passes.rewriting.substitution import leaves
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Binding, Expr, Var
 
 
 class Roots:
@@ -19,7 +22,7 @@ class Roots:
         defined: the time (position among the bindings) at which each variable is bound.
     """
 
-    def __init__(self, parameters: Iterable[Any], bindings: Sequence[Any]) -> None:
+    def __init__(self, parameters: Iterable[Expr], bindings: Sequence[Binding]) -> None:
         self.defined: dict[Any, int] = {}
         self._values: dict[Any, Any] = {}
         self._roots: dict[Any, frozenset[Any]] = {each: frozenset({each}) for each in parameters}
@@ -27,7 +30,7 @@ class Roots:
         for time, binding in enumerate(bindings):
             self.note(binding, time)
 
-    def note(self, binding: Any, time: int) -> None:
+    def note(self, binding: Binding, time: int) -> None:
         """Take in a binding, which may read those before it."""
         self.defined[binding.var] = time
         self._values[binding.var] = binding.value
@@ -49,7 +52,7 @@ class Roots:
                 found |= self._roots.get(leaf, frozenset())
         return found
 
-    def exact(self, expr: Any) -> Any:
+    def exact(self, expr: Expr) -> Expr:
         """The variable that `expr` is another name of, also as a field of a tuple."""
         while isinstance(expr, relax.Var):
             bound = self._values.get(expr)
@@ -61,16 +64,16 @@ class Roots:
             expr = bound
         return expr
 
-    def value(self, expr: Any) -> Any:
+    def value(self, expr: Expr) -> Expr:
         """What a variable is bound to, through its other names; None for a parameter."""
         variable = self.exact(expr)
         return self._values.get(variable) if isinstance(variable, relax.Var) else variable
 
-    def reads(self, root: Any) -> list[int]:
+    def reads(self, root: Expr) -> list[int]:
         """The times at which its memory is read or written, in order."""
         return self._reads.get(root, [])
 
-    def _behind(self, variable: Any, value: Any) -> frozenset[Any]:
+    def _behind(self, variable: Var, value: Expr) -> frozenset[Any]:
         if operator_name(value) == ALLOCATE:
             return frozenset({variable})
         return self.of(value)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 from tvm.ir import IRModule
@@ -22,6 +22,9 @@ from compiler.passes.memory.liveness import ALLOCATE, Allocation, Liveness
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import operator_name
 from schedules.ir.tir import StructuralKey
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Binding, Function, SeqExpr
 
 MAX_BYTES = 1 << 47
 """The address space of a process on current machines."""
@@ -65,12 +68,12 @@ def plan_memory(mod: IRModule, context: PipelineContext) -> IRModule:
     return relax.transform.Normalize()(mod)
 
 
-def _has_branch(sequence: Any) -> bool:
+def _has_branch(sequence: SeqExpr) -> bool:
     values = (binding.value for block in sequence.blocks for binding in block.bindings)
     return any(isinstance(value, relax.If) for value in values)
 
 
-def _planned(function: Any, liveness: Liveness) -> tuple[Any, MemoryReport]:
+def _planned(function: Function, liveness: Liveness) -> tuple[Any, MemoryReport]:
     every = list(liveness.allocations.values())
     known = [each for each in every if each.lifetime is not None and each.size is not None]
     shared = [each for each in known if not each.escapes]
@@ -123,7 +126,7 @@ def _symbolic_places(allocations: Sequence[Allocation], first: int) -> dict[Any,
     return places
 
 
-def _rewrite(function: Any, places: dict[Any, _Storage], storages: list[_Storage]) -> Any:
+def _rewrite(function: Function, places: dict[Any, _Storage], storages: list[_Storage]) -> Function:
     """The function with tensors in their places: `storages` are allocated on entry, others by their first tensor."""
     allocated = {storage.variable for storage in storages}
     body = _rewrite_sequence(function.body, places, allocated)
@@ -133,7 +136,7 @@ def _rewrite(function: Any, places: dict[Any, _Storage], storages: list[_Storage
     return relax.Function(function.params, whole, function.ret_ty, function.is_pure, function.attrs, function.span)
 
 
-def _rewrite_sequence(sequence: Any, places: dict[Any, _Storage], allocated: set[Any]) -> Any:
+def _rewrite_sequence(sequence: SeqExpr, places: dict[Any, _Storage], allocated: set[Any]) -> SeqExpr:
     blocks = [
         relax.BindingBlock(
             [each for binding in block.bindings for each in _rewrite_binding(binding, places, allocated)], block.span
@@ -143,7 +146,7 @@ def _rewrite_sequence(sequence: Any, places: dict[Any, _Storage], allocated: set
     return relax.SeqExpr(blocks, sequence.body, sequence.span)
 
 
-def _rewrite_binding(binding: Any, places: dict[Any, _Storage], allocated: set[Any]) -> list[Any]:
+def _rewrite_binding(binding: Binding, places: dict[Any, _Storage], allocated: set[Any]) -> list[Binding]:
     value = binding.value
     if isinstance(value, relax.If):
         branches = [_rewrite_sequence(each, places, allocated) for each in (value.true_branch, value.false_branch)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 from tvm.ir import GlobalVar, IRModule
@@ -24,6 +24,9 @@ from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.state_writes import UPDATES
 from compiler.passes.rewriting.substitution import leaves
 from schedules.ir.tvm_private import set_type
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Binding, Buffer, Expr, Function
 
 _COPY = "runtime.TVMTensorCopyFromTo"
 
@@ -47,7 +50,7 @@ def update_states(mod: IRModule, context: PipelineContext) -> IRModule:
     return IRModule({var: each for var, each in functions.items() if var.name_hint not in replaced}, mod.attrs)
 
 
-def _named(function: Any) -> set[str]:
+def _named(function: Function) -> set[str]:
     return {leaf.name_hint for leaf in leaves(function.body) if isinstance(leaf, GlobalVar)}
 
 
@@ -64,7 +67,7 @@ class _Write:
 class _Update:
     """The rewriting of one `main`; times are positions of bindings."""
 
-    def __init__(self, mod: IRModule, function: Any, states: Iterable[tuple[int, int]]) -> None:
+    def __init__(self, mod: IRModule, function: Function, states: Iterable[tuple[int, int]]) -> None:
         self._mod, self._function = mod, function
         body = function.body
         self._bindings = [binding for block in body.blocks for binding in block.bindings]
@@ -75,7 +78,7 @@ class _Update:
         self.kernels: dict[Any, Any] = {}
         self.replaced: set[str] = set()
 
-    def function(self) -> Any:
+    def function(self) -> Function:
         """`main` with its states in place."""
         builder = relax.BlockBuilder()
         tail: list[Any] = []
@@ -94,7 +97,7 @@ class _Update:
         old = self._function
         return relax.Function(old.params, body, old.ret_ty, old.is_pure, old.attrs, old.span)
 
-    def _fields(self, result: Any) -> list[Any]:
+    def _fields(self, result: Expr) -> list[Expr]:
         """The results of `main`, one by one."""
         value = self._roots.value(result)
         if isinstance(value, relax.Tuple):
@@ -107,12 +110,12 @@ class _Update:
             fields.append(field)
         return fields
 
-    def _is_state(self, value: Any) -> bool:
+    def _is_state(self, value: Expr) -> bool:
         return isinstance(value, relax.Var) and any(value.same_as(state) for state, _ in self._states)
 
     # A state whose new value is written where the old one lies.
 
-    def _in_place(self, state: Any, field: int) -> bool:
+    def _in_place(self, state: Expr, field: int) -> bool:
         """Have the new value written into the state's memory; False where that cannot be."""
         new = self._roots.exact(self._results[field])
         if new.same_as(state):
@@ -128,7 +131,7 @@ class _Update:
             self._write_to(state, write)
         return True
 
-    def _chain(self, state: Any, new: Any) -> list[_Write]:
+    def _chain(self, state: Expr, new: Expr) -> list[_Write]:
         """The writes that lead from the state to its new value, in order; empty where there are none."""
         writes: list[_Write] = []
         while not new.same_as(state):
@@ -147,7 +150,7 @@ class _Update:
         kernel = self._mod[call.op] if isinstance(call, relax.Call) and isinstance(call.op, GlobalVar) else None
         return kernel is not None and UPDATES in (kernel.attrs or {})
 
-    def _write_of(self, value: Any) -> _Write | None:
+    def _write_of(self, value: Expr) -> _Write | None:
         """The kernel that writes an allocation; None for what is none."""
         allocated = self._roots.defined.get(value)
         if allocated is None or operator_name(self._bindings[allocated].value) != ALLOCATE:
@@ -162,7 +165,7 @@ class _Update:
         operand = (kernel.attrs or {}).get(UPDATES)
         return _Write(time, value, kernel, -1 if operand is None else int(operand))
 
-    def _is_read_before(self, old: Any, write: _Write) -> bool:
+    def _is_read_before(self, old: Expr, write: _Write) -> bool:
         """Whether nothing reads an old value when, or after, the next one is written over it."""
         if self._is_result(old):
             return False
@@ -179,10 +182,10 @@ class _Update:
         exact = all(self._roots.exact(arguments[index]).same_as(old) for index in reading)
         return exact and set(reading) <= set(allowed)
 
-    def _is_result(self, value: Any) -> bool:
+    def _is_result(self, value: Expr) -> bool:
         return any(value in self._roots.of(each) for each in self._results)
 
-    def _write_to(self, state: Any, write: _Write) -> None:
+    def _write_to(self, state: Expr, write: _Write) -> None:
         """The kernel writes to the state in place of an allocation."""
         allocated = self._roots.defined[write.allocation]
         self._bindings[allocated] = relax.VarBinding(write.allocation, state)
@@ -204,7 +207,7 @@ class _Update:
 
     # Results and states that need a copy.
 
-    def _own_results(self, memory: set[Any], tail: list[Any], builder: Any) -> list[Any]:
+    def _own_results(self, memory: set[Any], tail: list[Any], builder: Any) -> list[Expr]:
         """The results, those that share memory with a state copied; the states' own are replaced later."""
         fields = {field for _, field in self._states}
         results = list(self._results)
@@ -213,7 +216,7 @@ class _Update:
                 results[index] = _copied(result, tail, builder)
         return results
 
-    def _sources(self, states: list[tuple[Any, int]], tail: list[Any], builder: Any) -> list[tuple[Any, Any]]:
+    def _sources(self, states: list[tuple[Any, int]], tail: list[Binding], builder: Any) -> list[tuple[Any, Any]]:
         """For each state to copy into, its new value; one that lies in another state's memory is copied first."""
         parameters = {state for state, _ in states}
         pairs = []
@@ -223,14 +226,14 @@ class _Update:
         return pairs
 
 
-def _copy(source: Any, target: Any) -> Any:
+def _copy(source: Buffer, target: Buffer) -> Binding:
     call = relax.Call(
         relax.ExternFunc(_COPY), [source, target], ty_args=[relax.TupleType([])], ret_ty=relax.TupleType([])
     )
     return relax.VarBinding(relax.Var("_", relax.TupleType([])), call)
 
 
-def _copied(value: Any, tail: list[Any], builder: Any) -> Any:
+def _copied(value: Expr, tail: list[Binding], builder: Any) -> Expr:
     """A variable with its own memory, to which a value is copied."""
     allocation = relax.op.builtin.alloc_tensor(value.ty.shape, str(value.ty.dtype), 0)
     own = relax.Var("copy", value.ty)

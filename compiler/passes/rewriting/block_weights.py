@@ -135,7 +135,7 @@ class BlockWeight:
         types = [each.dtype for each in self.arrays] == [each.dtype for each in other.arrays]
         return full and types and self.layout == other.layout and self.depth == other.depth
 
-    def constants(self) -> list[Any]:
+    def constants(self) -> list[Expr]:
         """The arrays as constants of Relax, the same ones at each call."""
         if not self._constants:
             self._constants.extend(as_constant(each) for each in self.arrays)

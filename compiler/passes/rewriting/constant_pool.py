@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import relax
 
 from compiler.passes.rewriting.matching import Array, array_of
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 
 class ConstantPool:
@@ -24,7 +27,7 @@ class ConstantPool:
         """The parameter's name."""
         return f"parameter_{index}"
 
-    def index(self, constant: Any) -> int | None:
+    def index(self, constant: Expr) -> int | None:
         """The index of `constant`, or None for a scalar, which stays in the code."""
         if not isinstance(constant.ty, relax.TensorType) or constant.ty.ndim == 0:
             return None
@@ -32,7 +35,7 @@ class ConstantPool:
             self._by_object[constant] = self._find_or_add(constant)
         return self._by_object[constant]
 
-    def _find_or_add(self, constant: Any) -> int:
+    def _find_or_add(self, constant: Expr) -> int:
         array = array_of(constant)
         index = self._distinct.index(array)
         if index == len(self.arrays):

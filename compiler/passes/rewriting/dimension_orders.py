@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compiler.passes.rewriting.graph import operator_name
+from compiler.passes.rewriting.graph import Expr, operator_name
 from compiler.passes.rewriting.matching import is_one, rank_of, same_shape, shape_of
 
-Expr = Any
 Definition = Callable[[Expr], Expr]
 
 

@@ -7,7 +7,7 @@ Only operators for which numpy gives what TVM's kernel gives; the rest is left t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import relax
@@ -16,6 +16,9 @@ from tvm.tirx import IntImm
 
 from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.matching import Array, array_of, plain, static_shape
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr
 
 Evaluator = Callable[[Any, list[Array]], Array | None]
 
@@ -33,7 +36,7 @@ def evaluator(*operators: str) -> Callable[[Evaluator], Evaluator]:
     return register
 
 
-def evaluate_in_numpy(call: Any) -> Array | None:
+def evaluate_in_numpy(call: Call) -> Array | None:
     """The value of a call whose tensor operands are constants, or None when no evaluator answers."""
     function = EVALUATORS.get(operator_name(call) or "")
     if function is None:
@@ -49,7 +52,7 @@ def evaluate_in_numpy(call: Any) -> Array | None:
     return result
 
 
-def constant_operands(call: Any) -> list[Array] | None:
+def constant_operands(call: Call) -> list[Array] | None:
     """The tensor operands in order, tuples flattened; None when an operand, shapes included, is not constant."""
     arrays: list[Array] = []
     for argument in call.args:
@@ -71,7 +74,7 @@ def _elementwise(functions: dict[str, Callable[..., Any]], kinds: str) -> None:
     """Register numpy functions for operands whose data types are of `kinds` (numpy's letters)."""
     for name, function in functions.items():
 
-        def evaluate(_call: Any, arrays: list[Array], function: Callable[..., Any] = function) -> Array | None:
+        def evaluate(_call: Call, arrays: list[Array], function: Callable[..., Any] = function) -> Array | None:
             if any(array.dtype.kind not in kinds for array in arrays):
                 return None
             return np.asarray(function(*arrays))
@@ -143,7 +146,7 @@ def _where(_call: Any, arrays: list[Array]) -> Array | None:
 
 
 @evaluator("astype")
-def _astype(call: Any, arrays: list[Array]) -> Array | None:
+def _astype(call: Call, arrays: list[Array]) -> Array | None:
     source, target = arrays[0], np.dtype(str(call.attrs.dtype)) if _is_numpy(call.attrs.dtype) else None
     if target is None:
         return None
@@ -163,7 +166,7 @@ def _is_numpy(dtype: Any) -> bool:
 
 
 @evaluator("reshape", "flatten", "expand_dims", "squeeze", "nn.batch_flatten")
-def _reshape(call: Any, arrays: list[Array]) -> Array | None:
+def _reshape(call: Call, arrays: list[Array]) -> Array | None:
     shape = static_shape(call)
     return None if shape is None else np.ascontiguousarray(arrays[0]).reshape(shape)
 
@@ -175,7 +178,7 @@ def _broadcast(call: Any, arrays: list[Array]) -> Array | None:
 
 
 @evaluator("permute_dims")
-def _permute(call: Any, arrays: list[Array]) -> Array | None:
+def _permute(call: Call, arrays: list[Array]) -> Array | None:
     axes = call.attrs.axes
     return np.transpose(arrays[0], None if axes is None else [int(axis) for axis in axes])
 
@@ -205,7 +208,7 @@ def _take(call: Any, arrays: list[Array]) -> Array | None:
 
 
 @evaluator("strided_slice")
-def _strided_slice(call: Any, arrays: list[Array]) -> Array | None:
+def _strided_slice(call: Call, arrays: list[Array]) -> Array | None:
     fields = [_integers(argument) for argument in call.args[1:]]
     if any(field is None for field in fields):
         return None
@@ -220,7 +223,7 @@ def _strided_slice(call: Any, arrays: list[Array]) -> Array | None:
     return result if result.shape == static_shape(call) else None
 
 
-def _integers(argument: Any) -> list[int] | None:
+def _integers(argument: Expr) -> list[int] | None:
     values = argument.fields if isinstance(argument, relax.Tuple) else getattr(argument, "values", None)
     if values is None:
         return None
@@ -229,7 +232,7 @@ def _integers(argument: Any) -> list[int] | None:
 
 
 @evaluator("sum", "mean", "prod", "max", "min")
-def _reduce(call: Any, arrays: list[Array]) -> Array | None:
+def _reduce(call: Call, arrays: list[Array]) -> Array | None:
     array, name = arrays[0], str(call.op.name).removeprefix("relax.")
     if array.size == 0 or array.dtype.kind not in "iuf" or (name == "mean" and array.dtype.kind != "f"):
         return None
@@ -288,7 +291,7 @@ def _flip(call: Any, arrays: list[Array]) -> Array | None:
 
 
 @evaluator("dequantize")
-def _dequantize(call: Any, arrays: list[Array]) -> Array | None:
+def _dequantize(call: Call, arrays: list[Array]) -> Array | None:
     data, scale, zero = arrays
     if scale.dtype != np.float32 or str(call.ty.dtype) != "float32":
         return None

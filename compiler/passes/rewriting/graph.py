@@ -17,17 +17,20 @@ what another consumer needs. It asks `graph.only_use(...)` where a second consum
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import tvm_ffi
-from tvm import relax
+from tvm import ir, relax
 from tvm.ir import GenericConst, IRModule, Op
 
 from compiler.support.model_nodes import derived_name
 
-Expr = Any
-Call = Any
-Var = Any
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Binding, BindingBlock, Function
+
+Expr: TypeAlias = ir.Expr
+Call: TypeAlias = ir.Call
+Var: TypeAlias = ir.Var
 Rule = Callable[["Graph", Call], Expr | None]
 
 MAX_ROUNDS = 12  # enough for chains of rewrites that enable each other; more rounds only cost time
@@ -163,7 +166,7 @@ class Graph:
 
     # The walk.
 
-    def rewrite_function(self, function: Any) -> Any | None:
+    def rewrite_function(self, function: Function) -> Function | None:
         """`function` with the rules applied, or None when none answered."""
         count_uses(function.body, self._uses, self._readers)
         body = self._rewrite_sequence(function.body)
@@ -194,7 +197,7 @@ class Graph:
         self._changed = True
         return relax.SeqExpr(blocks, body, sequence.span)
 
-    def _rewrite_block(self, block: Any) -> Any:
+    def _rewrite_block(self, block: BindingBlock) -> BindingBlock:
         self._bindings = []
         self._in_dataflow = isinstance(block, relax.DataflowBlock)
         self._block_count += 1
@@ -204,7 +207,7 @@ class Graph:
         make = relax.DataflowBlock if self._in_dataflow else relax.BindingBlock
         return make(self._bindings, block.span)
 
-    def _rewrite_binding(self, binding: Any) -> None:
+    def _rewrite_binding(self, binding: Binding) -> None:
         original = binding.value
         self._root = str(binding.var.name)
         self._local = isinstance(binding.var, relax.DataflowVar)
@@ -229,7 +232,7 @@ class Graph:
             self._changed = True
             self._append(binding.var, value)
 
-    def _rewrite_if(self, value: Any) -> Any:
+    def _rewrite_if(self, value: Expr) -> Expr:
         branches = [value.true_branch, value.false_branch]
         rewritten = [self._rewrite_sequence(branch) for branch in branches]
         if all(new is old for new, old in zip(rewritten, branches, strict=True)):

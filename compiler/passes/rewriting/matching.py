@@ -23,7 +23,7 @@ def constant_array(graph: Graph, expr: Expr) -> Array | None:
     return array_of(value) if isinstance(value, GenericConst) else None
 
 
-def array_of(constant: Any) -> Array:
+def array_of(constant: Expr) -> Array:
     """The value of a constant; not a copy, but for data types numpy lacks (bfloat16 and the like)."""
     try:
         view: Array = np.from_dlpack(constant.value)
@@ -33,7 +33,7 @@ def array_of(constant: Any) -> Array:
     return view
 
 
-def as_constant(array: Array) -> Any:
+def as_constant(array: Array) -> Expr:
     """`array` as a constant of the same data type (`relax.const` makes int32 of int64)."""
     return relax.const(tvm.runtime.tensor(np.ascontiguousarray(array).reshape(array.shape)))
 
@@ -70,7 +70,7 @@ def shape_of(expr: Expr) -> list[Any] | None:
     return [plain(value) for value in ty.shape.values]
 
 
-def plain(value: Any) -> Any:
+def plain(value: Expr) -> Any:
     """An int where `value` is an integer literal."""
     return int(value) if isinstance(value, int | tvm.tirx.IntImm) else value
 

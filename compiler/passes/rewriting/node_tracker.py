@@ -8,13 +8,16 @@ that it is folded into). Variables that passes made without a name belong to wha
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 from tvm.ir import GenericConst, GlobalVar, IRModule, Op
 
 from compiler.passes.rewriting.graph import operands, rewritable_functions
 from compiler.support.model_nodes import ModelNode, original_name
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Function, SeqExpr, Var
 
 Nodes = tuple[ModelNode, ...]
 _RESULT = ""  # stands for what a function returns
@@ -109,7 +112,7 @@ def _reads_of(mod: IRModule) -> dict[str, list[str]]:
     return found
 
 
-def _note_sequence(sequence: Any, found: dict[str, list[str]]) -> list[str]:
+def _note_sequence(sequence: SeqExpr, found: dict[str, list[str]]) -> list[str]:
     """Note the bindings of a sequence; returns what it results in."""
     if not isinstance(sequence, relax.SeqExpr):
         return [str(each.name) for each in operands(sequence)]
@@ -166,14 +169,14 @@ class _Members:
     A binding of a group is that of the function which calls the same kernel on the same values.
     """
 
-    def __init__(self, function: Any, groups: Mapping[GlobalVar, Any]) -> None:
+    def __init__(self, function: Function, groups: Mapping[GlobalVar, Any]) -> None:
         self._groups = groups
         self._known: dict[Any, list[str]] = {}
         for binding in _bindings(function.body):
             name = str(binding.var.name)
             self._known.setdefault(_key(binding.value, {}), []).append(name)
 
-    def of(self, function: Any) -> dict[str, list[str]]:
+    def of(self, function: Function) -> dict[str, list[str]]:
         """For each variable that a group's result is bound to, the variables of the bindings that the group holds."""
         found: dict[str, list[str]] = {}
         stands_for: dict[str, Any] = {}
@@ -188,7 +191,7 @@ class _Members:
                 stands_for[name] = stands_for[str(value.tuple_value.name)][value.index]
         return found
 
-    def _inside(self, group: Any, arguments: list[Any]) -> tuple[list[str], Any]:
+    def _inside(self, group: Function, arguments: list[Any]) -> tuple[list[str], Any]:
         """The old variables of a group's bindings, and what the group results in."""
         stands_for = {str(parameter.name): each for parameter, each in zip(group.params, arguments, strict=True)}
         inside = []
@@ -201,7 +204,7 @@ class _Members:
         return inside, _value(group.body.body, stands_for)
 
 
-def _bindings(sequence: Any) -> Iterator[Any]:
+def _bindings(sequence: SeqExpr) -> Iterator[Any]:
     if isinstance(sequence, relax.SeqExpr):
         for block in sequence.blocks:
             for binding in block.bindings:
@@ -220,11 +223,11 @@ def _value(expr: Any, stands_for: Mapping[str, Any]) -> Any:
     return "constant" if isinstance(expr, GenericConst) else None
 
 
-def _is_size(variable: Any) -> bool:
+def _is_size(variable: Var) -> bool:
     return not isinstance(variable.ty, relax.TensorType | relax.TupleType)
 
 
-def _key(value: Any, stands_for: Mapping[str, Any]) -> Any:
+def _key(value: Expr, stands_for: Mapping[str, Any]) -> Any:
     """Equal for bindings that do the same with the same values."""
     if isinstance(value, relax.Call):
         operator = value.op.name if isinstance(value.op, Op) else ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, te, tirx
 from tvm.script.ir_builder import IRBuilder
@@ -18,6 +18,9 @@ from tvm.script.ir_builder import tirx as T
 
 from compiler.artifact.entries import CHECK_MARK
 from schedules.attention.cache.description import FIRST_ROW, FIRST_TOKEN, SLOT, TOKENS
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Stmt
 
 UPDATES = "tensorwright.updates"
 """Attribute of a kernel: the position of the operand that its result is, but for the parts that it writes."""
@@ -27,7 +30,7 @@ _LANES = 16  # of a vector; LLVM splits it where registers are narrower
 Places = tuple[Any, ...]
 
 
-def write_rows(builder: relax.BlockBuilder, state: Any, rows: Any, position: Any, axis: int) -> relax.Var:
+def write_rows(builder: relax.BlockBuilder, state: Expr, rows: Expr, position: Expr, axis: int) -> relax.Var:
     """`state` with `rows` written along `axis` from `position` on: the Relax form that is always done in place.
 
     Args:
@@ -49,7 +52,7 @@ def write_rows(builder: relax.BlockBuilder, state: Any, rows: Any, position: Any
     return _emitted(builder, kernel, [state, rows, position], state)
 
 
-def write_places(builder: relax.BlockBuilder, state: Any, rows: Any, places: Any, axis: int) -> relax.Var:
+def write_places(builder: relax.BlockBuilder, state: Expr, rows: Expr, places: Expr, axis: int) -> relax.Var:
     """`state` with row i of `rows` written at `places[i]` (int64, (rows,)) along `axis`, in order; as `write_rows`."""
     axis %= len(state.ty.shape)
 
@@ -77,7 +80,7 @@ def write_sequences(builder: relax.BlockBuilder, state: Any, rows: Any, sequence
     return _emitted(builder, kernel, [state, rows, sequences], state)
 
 
-def _emitted(builder: relax.BlockBuilder, kernel: Callable[..., Any], operands: list[Any], state: Any) -> relax.Var:
+def _emitted(builder: relax.BlockBuilder, kernel: Callable[..., Any], operands: list[Expr], state: Expr) -> relax.Var:
     call = builder.call_te(kernel, *operands, primfunc_name_hint="update_state", primfunc_attrs={UPDATES: 0})
     variable: relax.Var = builder.emit(relax.Call(call.op, call.args, call.attrs, [state.ty], ret_ty=state.ty))
     return variable
@@ -86,7 +89,7 @@ def _emitted(builder: relax.BlockBuilder, kernel: Callable[..., Any], operands: 
 def updated(old: te.Tensor, others: list[te.Tensor], write: Callable[..., None], name: str) -> te.Tensor:
     """The result of such a kernel: `old`, then what `write(result, *others)` writes into the buffer `result`."""
 
-    def generate(ins: Any, outs: Any) -> Any:
+    def generate(ins: Any, outs: Any) -> Stmt:
         source, *rest = ins
         result = outs[0]
         with IRBuilder() as builder:
@@ -99,7 +102,7 @@ def updated(old: te.Tensor, others: list[te.Tensor], write: Callable[..., None],
     return te.extern([old.shape], [old, *others], generate, dtype=old.dtype, out_buffers=[out], name=name)
 
 
-def _write_run(old: te.Tensor, new: te.Tensor, axis: int, result: Any, rows: Any, position: Any) -> None:
+def _write_run(old: te.Tensor, new: te.Tensor, axis: int, result: Expr, rows: Expr, position: Expr) -> None:
     samples = list(position.shape)
     last = old.shape[axis] - new.shape[axis]
     with T.serial(0, samples[0] if samples else tirx.const(1, "int64")) as sample:
@@ -114,7 +117,7 @@ def _write_run(old: te.Tensor, new: te.Tensor, axis: int, result: Any, rows: Any
     _each_element(new.shape, new.dtype, write)
 
 
-def _write_each(old: te.Tensor, new: te.Tensor, axis: int, result: Any, rows: Any, places: Any) -> None:
+def _write_each(old: te.Tensor, new: te.Tensor, axis: int, result: Expr, rows: Expr, places: Expr) -> None:
     with T.serial(0, new.shape[axis]) as row:
         _check(tirx.all(places[row] >= 0, places[row] < old.shape[axis]))
 
@@ -155,12 +158,12 @@ def _write_sequences(old: te.Tensor, new: te.Tensor, axis: int, result: Any, row
         _each_element(inner, new.dtype, write)
 
 
-def _check(condition: Any) -> None:
+def _check(condition: Expr) -> None:
     with T.Assert(condition, f"{CHECK_MARK}[the state: a row would be written outside of its capacity]"):
         pass
 
 
-def _within(place: Any, last: Any) -> Any:
+def _within(place: Expr, last: Expr) -> Expr:
     """A place that was checked; graphics processors check nothing, and must not write elsewhere."""
     return tirx.max(tirx.min(place, last), tirx.const(0, "int64"))
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 from tvm.ir import GenericConst, GlobalVar
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Binding, Expr, SeqExpr
 
 Replace = Callable[[Any], Any]
 Arguments = Callable[[Any, list[Any]], list[Any]]
@@ -48,7 +51,7 @@ def calls_of_functions(expr: Any) -> Iterator[Any]:
         yield from calls_of_functions(child)
 
 
-def called_functions(expr: Any) -> Iterator[Any]:
+def called_functions(expr: Expr) -> Iterator[Any]:
     """The GlobalVar of each call of a function by its name in `expr`."""
     return (call.op for call in calls_of_functions(expr))
 
@@ -80,7 +83,7 @@ def replace_leaves(expr: Any, replace: Replace, arguments: Arguments = lambda _c
     return _rebuild(expr, new)
 
 
-def _rebuild(expr: Any, children: list[Any]) -> Any:
+def _rebuild(expr: Expr, children: list[Any]) -> Expr:
     if isinstance(expr, relax.Call):
         return relax.Call(children[0], children[1:], expr.attrs, expr.ty_args, expr.span, ret_ty=expr.ty)
     if isinstance(expr, relax.Tuple):
@@ -94,7 +97,7 @@ def _rebuild(expr: Any, children: list[Any]) -> Any:
     return _rebuild_sequence(expr, iter(children))
 
 
-def _rebuild_sequence(expr: Any, children: Iterator[Any]) -> Any:
+def _rebuild_sequence(expr: Expr, children: Iterator[Any]) -> SeqExpr:
     blocks = []
     for block in expr.blocks:
         bindings = [_rebind(binding, next(children)) for binding in block.bindings]
@@ -103,7 +106,7 @@ def _rebuild_sequence(expr: Any, children: Iterator[Any]) -> Any:
     return relax.SeqExpr(blocks, next(children), expr.span)
 
 
-def _rebind(binding: Any, value: Any) -> Any:
+def _rebind(binding: Binding, value: Expr) -> Binding:
     if isinstance(binding, relax.MatchCast):
         return relax.MatchCast(binding.var, value, binding.ty, binding.span)
     return relax.VarBinding(binding.var, value, binding.span)

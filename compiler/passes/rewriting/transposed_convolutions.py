@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from tvm import relax
@@ -93,7 +92,7 @@ class Interleaved:
             data, kernels, padding=[tap - 1 for tap in self.taps] * 2, groups=self.groups, out_dtype=out_dtype
         )
 
-    def interleave(self, phases: Any, emit: Emit) -> Expr:
+    def interleave(self, phases: Expr, emit: Emit) -> Expr:
         """Its results (batch, filters * phases, *places) in their places."""
         batch, _, *places = static_shape(phases) or ()
         rank = len(places)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tvm
 from tvm import relax
@@ -12,10 +12,13 @@ from tvm_ffi import StructuralKey
 from compiler.passes.rewriting.matching import Array, as_constant
 from schedules.instructions.llvm_options import plain_cpu
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr, Function
+
 _compiled: dict[Any, Any] = {}
 
 
-def evaluate_with_engine(call: Any, mod: IRModule) -> Any:
+def evaluate_with_engine(call: Call, mod: IRModule) -> Expr:
     """The value of a call whose tensor operands are constants: a constant, or a tuple of constants.
 
     `mod` holds the kernel when the call is of one. Compiling takes some 30 ms, so each call is compiled once.
@@ -41,7 +44,7 @@ def evaluate_with_engine(call: Any, mod: IRModule) -> Any:
     return _as_constants(run(*values))
 
 
-def _compile(function: Any, call: Any, mod: IRModule) -> Any:
+def _compile(function: Function, call: Call, mod: IRModule) -> Any:
     functions = {"main": function}
     for argument in call.args:
         if isinstance(argument, GlobalVar):
@@ -54,7 +57,7 @@ def _compile(function: Any, call: Any, mod: IRModule) -> Any:
     return _compiled[key]
 
 
-def _as_constants(value: Any) -> Any:
+def _as_constants(value: Any) -> Expr:
     if hasattr(value, "numpy"):
         array: Array = value.numpy()
         return as_constant(array)

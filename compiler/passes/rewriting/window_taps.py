@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from compiler.passes.rewriting.constant_products import CONVOLUTIONS
 from compiler.passes.rewriting.matching import static_shape
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call
 
 PLAIN_CONVOLUTIONS = tuple(name for name in CONVOLUTIONS if not name.endswith("_transpose"))
 
@@ -53,7 +56,7 @@ class Window:
         return [tap for tap in map(self.tap, range(self.taps)) if tap.outputs]
 
 
-def windows_of(call: Any) -> list[Window] | None:
+def windows_of(call: Call) -> list[Window] | None:
     """A window for each spatial axis, of a convolution of known sizes in the layouts NC... and OI...; else None."""
     attrs = call.attrs
     rank = len(attrs.strides)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, te, tirx
 from tvm.ir import IRModule
@@ -15,6 +15,9 @@ from compiler.passes.rewriting.constant_pool import ArrayIndex, ConstantPool
 from compiler.passes.rewriting.expansion import Expansion, Expansions
 from compiler.passes.rewriting.matching import Array, array_of, as_constant
 from compiler.passes.schedule.half_storage import widening, with_half_storage
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Var
 
 STORED_NAME = "stored_{}"
 
@@ -69,7 +72,7 @@ def _expanded(builder: Any, expansion: Expansion, arguments: list[Any], result: 
     return relax.call_tir(builder.add_func(function, expansion.name), arguments, result)
 
 
-def _in_use(mod: IRModule, expansions: Expansions) -> list[Any]:
+def _in_use(mod: IRModule, expansions: Expansions) -> list[Expr]:
     """The distinct constants of the module that a pass made of smaller ones, or that 16 bits hold."""
     pool = ConstantPool()
     found = {
@@ -80,7 +83,7 @@ def _in_use(mod: IRModule, expansions: Expansions) -> list[Any]:
     return list(found.values())
 
 
-def _is_smaller(constant: Any, expansions: Expansions) -> bool:
+def _is_smaller(constant: Expr, expansions: Expansions) -> bool:
     """Whether the constant has a smaller form; notes what 16 bits hold."""
     known = expansions.known.get(constant)
     if known is not None:
@@ -100,10 +103,10 @@ class _Stored:
         self._index = ArrayIndex()
         self.parameters: list[Any] = []
 
-    def variables(self, expansion: Expansion) -> list[Any]:
+    def variables(self, expansion: Expansion) -> list[Var]:
         return [self._variable(array) for array in expansion.stored]
 
-    def _variable(self, array: Array) -> Any:
+    def _variable(self, array: Array) -> Var:
         index = self._index.index(array)
         if index == len(self.parameters):
             name = STORED_NAME.format(index)

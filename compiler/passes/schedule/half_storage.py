@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from compiler.passes.rewriting.matching import Array
 from schedules.ir.widening import number
 
 from tvm import te  # isort: skip
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Tensor
 
 # Fewer bytes are not worth a kernel that runs when the module is loaded.
 LEAST_ELEMENTS = 4096
@@ -48,7 +51,7 @@ def _of_bfloat16(values: Array) -> Array:
     return (values.astype(np.uint32) << 16).view(np.float32)
 
 
-def _widened(stored: Any) -> Any:
+def _widened(stored: Tensor) -> Tensor:
     return te.compute(stored.shape, lambda *at: number(stored(*at), "float32"), name="widened")
 
 
@@ -64,7 +67,7 @@ def with_half_storage(expansion: Expansion) -> Expansion:
     if all(each is None for each in halves):
         return expansion
 
-    def kernel(*stored: Any) -> Any:
+    def kernel(*stored: Any) -> Tensor:
         wide = [each if half is None else _widened(each) for each, half in zip(stored, halves, strict=True)]
         return expansion.kernel(*wide)
 

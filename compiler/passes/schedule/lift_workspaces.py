@@ -53,7 +53,7 @@ def with_workspaces_as_parameters(function: Any) -> tuple[Any, int]:
     return (_with_parameters(function, buffers), len(buffers)) if buffers else (function, 0)
 
 
-def _workspaces(function: Any) -> list[Any]:
+def _workspaces(function: PrimFunc) -> list[Any]:
     """The function-wide buffers in a device's memory."""
     if not isinstance(function.body, s_tir.SBlockRealize):
         return []

@@ -6,7 +6,7 @@ shape and data type. Then whatever a schedule does, an element is read for the l
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tvm
 from tvm.ir import IRModule
@@ -17,6 +17,9 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.memory.liveness import IN_PLACE
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.matching import plain
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, Expr
 
 
 @graph_pass("mark-in-place", summary="Note which operands each elementwise kernel may overwrite")
@@ -36,7 +39,7 @@ def mark_in_place(mod: IRModule, context: PipelineContext) -> IRModule:
     return copy
 
 
-def overwritable_operands(function: Any) -> list[int]:
+def overwritable_operands(function: PrimFunc) -> list[int]:
     """Positions of the parameters that the last one, the result, may overwrite."""
     block = _only_block(function.body)
     buffers = list(function.params)  # a tensor parameter is its buffer's variable
@@ -73,13 +76,13 @@ def _only_block(body: Any) -> Any:
             return None
 
 
-def _alike(buffer: Any, result: Any) -> bool:
+def _alike(buffer: Buffer, result: Expr) -> bool:
     shape, other = list(buffer.ty.shape), list(result.ty.shape)
     same = len(shape) == len(other) and str(buffer.dtype) == str(result.dtype)
     return same and all(structural_equal(a, b) for a, b in zip(shape, other, strict=True))
 
 
-def _read_only_at(block: Any, buffer: Any, indices: list[Any]) -> bool:
+def _read_only_at(block: Any, buffer: Buffer, indices: list[Expr]) -> bool:
     reads = [region for region in block.reads if region.source.same_as(buffer)]
     for region in reads:
         for span, index in zip(region.region, indices, strict=True):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm.ir import GenericConst, IRModule
 
 from compiler.passes.memory.share_constants import constants_of
 from compiler.passes.rewriting.expansion import Expansion, Expansions
 from compiler.passes.rewriting.matching import Array, array_of
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Tensor
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def _note(constant: GenericConst, expansions: Expansions, look: Pack, name: str)
     for array, each in zip(arrays, found, strict=True):
         stored += [array] if each is None else each.stored
 
-    def kernel(*parts: Any) -> Any:
+    def kernel(*parts: Any) -> Tensor:
         rest, whole = list(parts), []
         for each in found:
             own = [rest.pop(0) for _ in range(1 if each is None else len(each.stored))]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import te
@@ -18,6 +18,9 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.matching import Array
 from compiler.passes.schedule.narrow_storage import Packed, store_narrow
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 _FEWEST = 4096  # elements; fewer are not worth a kernel that runs when the module is loaded
 # The largest integer of a filter: it is 127 where weights are rounded to the nearest, perhaps less where otherwise, or
@@ -89,7 +92,7 @@ def _scaled(array: Array, axes: Sequence[int]) -> tuple[Array, Array] | None:
 def _expanded(integers: te.Tensor, scales: te.Tensor) -> te.Tensor:
     sizes = [int(size) for size in scales.shape]
 
-    def element(*at: Any) -> Any:
+    def element(*at: Any) -> Expr:
         place = [0 if size == 1 else index for size, index in zip(sizes, at, strict=True)]
         return integers(*at).astype("float32") * scales(*place)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from targets.ethos_u.steps import Array, Emitter, Quantized, Result, Step, Unsup
 from targets.ethos_u.tosa import Tensor, TosaGraph
 from targets.ethos_u.view import View, registered_name
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr
+
 # Bits that operands of a sum gain before they are brought to one scale: int8 differences of 9 bits stay within 31.
 _GAIN = 1 << 20
 # A factor of a constant: with int8 differences of 9 bits its products stay within 31 too.
@@ -23,7 +26,7 @@ Operand = Quantized | Array
 
 
 @operator("relax.add", "relax.subtract")
-def total(view: View, call: Any, result: Result) -> Step:
+def total(view: View, call: Call, result: Result) -> Step:
     """add or subtract(dequantize(a), dequantize(b)), one of which may be a constant."""
     operands = _operands(view, call.args, result)
     code = "ADD" if str(call.op.name) == "relax.add" else "SUB"
@@ -40,7 +43,7 @@ def total(view: View, call: Any, result: Result) -> Step:
 
 
 @operator("relax.multiply", "relax.divide")
-def product(view: View, call: Any, result: Result) -> Step:
+def product(view: View, call: Call, result: Result) -> Step:
     """multiply(dequantize(a), dequantize(b)), one of which may be a constant; divide by a constant."""
     operands = _operands(view, call.args, result)
     if str(call.op.name) == "relax.divide":
@@ -74,7 +77,7 @@ def _step(name: str, operands: Sequence[Operand], result: Result, emit: Any) -> 
     return Step(kind, "x".join(map(str, result.output.shape)), inputs, result.output, 0, emit)
 
 
-def _operands(view: View, arguments: Sequence[Any], result: Result) -> list[Operand]:
+def _operands(view: View, arguments: Sequence[Expr], result: Result) -> list[Operand]:
     """Two quantized tensors, or one and a constant."""
     operands: list[Operand] = []
     for argument in arguments:
@@ -139,7 +142,7 @@ def _broadcast(tensors: Sequence[Tensor]) -> tuple[int, ...]:
 
 
 @operator("relax.maximum", "relax.minimum", "kernel.max", "kernel.min")
-def extreme(view: View, call: Any, result: Result) -> Step:
+def extreme(view: View, call: Call, result: Result) -> Step:
     """maximum or minimum(dequantize(a), dequantize(b)), one of which may be a constant."""
     arguments = list(call.args[1].fields) if str(call.op.name) == "relax.call_tir" else list(call.args)
     if len(arguments) != 2:

@@ -8,7 +8,7 @@ hardware's are those of 1 over patches.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from targets.ethos_u.steps import Array, Emitter, Quantized, Result, Step, Unsup
 from targets.ethos_u.tosa import Tensor, TosaGraph
 from targets.ethos_u.view import View, Weight
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call
+
 _LARGEST_SUM = 127 * 65536
 _DEPTH = 65536
 _MOST_GROUPS = 64
@@ -34,7 +37,7 @@ _LOST = 0.1  # of a step of the result, where weights are rounded again
 
 
 @operator("relax.nn.conv2d", "relax.nn.conv1d", bias=True)
-def convolution(view: View, call: Any, result: Result) -> Step:
+def convolution(view: View, call: Call, result: Result) -> Step:
     """conv(dequantize(x), dequantize(w)) + bias."""
     check_layout(call.attrs.data_layout)
     if not str(call.attrs.kernel_layout).startswith("OI"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm.ir import GenericConst
@@ -15,11 +15,14 @@ from targets.ethos_u.steps import Emitter, Quantized, Result, Step, Unsupported,
 from targets.ethos_u.tosa import Tensor
 from targets.ethos_u.view import View
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call
+
 _DEPTH = 65536
 
 
 @operator("relax.matmul", bias=True)
-def product(view: View, call: Any, result: Result) -> Step:
+def product(view: View, call: Call, result: Result) -> Step:
     """matmul(dequantize(x), dequantize(w)) + bias."""
     found = view.call(call.args[1], "relax.dequantize")
     if found is not None and not isinstance(view.definition(found.args[0]), GenericConst):
@@ -27,7 +30,7 @@ def product(view: View, call: Any, result: Result) -> Step:
     return _fully_connected(view, call, result)
 
 
-def _fully_connected(view: View, call: Any, result: Result) -> Step:
+def _fully_connected(view: View, call: Call, result: Result) -> Step:
     """With a constant matrix (depth, filters)."""
     if len(call.args[1].ty.shape) != 2:
         raise Unsupported("its second operand is constant, and no matrix")

@@ -6,7 +6,7 @@ Elements are brought to the scale of the result before they move.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tvm
@@ -18,6 +18,9 @@ from targets.ethos_u.steps import Emitter, Quantized, Result, Step, Unsupported,
 from targets.ethos_u.tosa import Tensor, TosaGraph
 from targets.ethos_u.view import View
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr
+
 _MOST_AXES = 6
 
 
@@ -28,7 +31,7 @@ def _step(name: str, inputs: Sequence[Quantized], result: Result, emit: Callable
 
 
 @operator("relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatten")
-def reshape(view: View, call: Any, result: Result) -> Step:
+def reshape(view: View, call: Call, result: Result) -> Step:
     """The same elements with other axes."""
     data = view.quantized(call.args[0])
 
@@ -41,7 +44,7 @@ def reshape(view: View, call: Any, result: Result) -> Step:
 
 
 @operator("relax.permute_dims")
-def transpose(view: View, call: Any, result: Result) -> Step:
+def transpose(view: View, call: Call, result: Result) -> Step:
     """Axes in another order."""
     data = view.quantized(call.args[0])
     rank = len(data.shape)
@@ -55,7 +58,7 @@ def transpose(view: View, call: Any, result: Result) -> Step:
 
 
 @operator("relax.concat")
-def concatenation(view: View, call: Any, result: Result) -> Step:
+def concatenation(view: View, call: Call, result: Result) -> Step:
     """concat(dequantize(a), ...), each brought to the scale of the result; constants among them are rounded to it."""
     fields = view.definition(call.args[0])
     if not isinstance(fields, relax.Tuple):
@@ -81,7 +84,7 @@ def concatenation(view: View, call: Any, result: Result) -> Step:
 
 
 @operator("relax.nn.pad")
-def pad(view: View, call: Any, result: Result) -> Step:
+def pad(view: View, call: Call, result: Result) -> Step:
     """A constant around the elements."""
     data = view.quantized(call.args[0])
     widths = [int(width) for width in call.attrs.pad_width]
@@ -102,7 +105,7 @@ def pad(view: View, call: Any, result: Result) -> Step:
 
 
 @operator("relax.strided_slice")
-def strided_slice(view: View, call: Any, result: Result) -> Step:
+def strided_slice(view: View, call: Call, result: Result) -> Step:
     """A part of the elements."""
     data = view.quantized(call.args[0])
     axes, begins = (_numbers(argument) for argument in call.args[1:3])
@@ -138,7 +141,7 @@ def _stepped(graph: TosaGraph, x: Tensor, starts: Sequence[int], steps: Sequence
     return graph.reshape(graph.slice(graph.reshape(x, tuple(groups)), [0] * len(groups), chosen), tuple(sizes))
 
 
-def _numbers(argument: Any) -> list[int]:
+def _numbers(argument: Expr) -> list[int]:
     """A tuple of constant integers."""
     values = [getattr(each, "value", each) for each in getattr(argument, "fields", ())]
     if not values or not all(isinstance(value, int | tvm.tirx.IntImm) for value in values):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,12 +21,15 @@ from targets.ethos_u.operators.registry import operator
 from targets.ethos_u.steps import Emitter, Quantized, Result, Step, Unsupported, Value
 from targets.ethos_u.view import View
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call
+
 # Sums of so many differences of two bytes fit 32 bits; the accelerator reduces as many.
 _MOST = 65536
 
 
 @operator("relax.mean", "relax.sum")
-def total(view: View, call: Any, result: Result) -> Step:
+def total(view: View, call: Call, result: Result) -> Step:
     """mean or sum(dequantize(x))."""
     name = str(call.op.name).removeprefix("relax.")
     data, axes, size = _described(view, call)
@@ -54,14 +57,14 @@ def total(view: View, call: Any, result: Result) -> Step:
 
 
 @operator("relax.max", "relax.min")
-def extreme(view: View, call: Any, result: Result) -> Step:
+def extreme(view: View, call: Call, result: Result) -> Step:
     """max or min(dequantize(x))."""
     data, axes, _ = _described(view, call)
     return _extreme(str(call.op.name).removeprefix("relax."), data, axes, result)
 
 
 @operator("kernel.reduce")
-def reduced(view: View, call: Any, result: Result) -> Step:
+def reduced(view: View, call: Call, result: Result) -> Step:
     """The same by a kernel that propagates NaN."""
     data = view.quantized(call.args[1].fields[0])
     kernel = Kernel(view, call)
@@ -88,7 +91,7 @@ def _extreme(name: str, data: Quantized, axes: Sequence[int], result: Result) ->
     return Step(name, _sizes(data), (data,), result.output, 0, emit)
 
 
-def _described(view: View, call: Any) -> tuple[Quantized, list[int], int]:
+def _described(view: View, call: Call) -> tuple[Quantized, list[int], int]:
     """The operand, the axes, and how many elements become one."""
     data = view.quantized(call.args[0])
     rank = len(data.shape)

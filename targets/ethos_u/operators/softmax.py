@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from targets.ethos_u.steps import Emitter, Quantized, Result, Step, Unsupported,
 from targets.ethos_u.tosa import Tensor
 from targets.ethos_u.view import View
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call
+
 _MOST = 65536
 _POINT = 20  # binary places of logarithms
 _LEAST_STEP = 2.0**-7  # of a result, beside which an error of 2**-9 in the logarithm is small
@@ -25,7 +28,7 @@ _LARGEST_STEP = 8.0  # of an operand: 255 of them fit 31 bits with the binary pl
 
 
 @operator("relax.nn.softmax")
-def softmax(view: View, call: Any, result: Result) -> Step:
+def softmax(view: View, call: Call, result: Result) -> Step:
     """softmax(dequantize(x))."""
     data, axis = _described(view, call)
 
@@ -63,7 +66,7 @@ def log_softmax(view: View, call: Any, result: Result) -> Step:
     return Step("log_softmax", _sizes(data), (data,), result.output, 0, emit)
 
 
-def _described(view: View, call: Any) -> tuple[Quantized, int]:
+def _described(view: View, call: Call) -> tuple[Quantized, int]:
     """The operand and the axis."""
     data = view.quantized(call.args[0])
     axis = int(call.attrs.axis) % len(data.shape)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm.ir import GenericConst
@@ -16,6 +16,9 @@ from tvm.ir import GenericConst
 from targets.ethos_u.kernels import Kernel
 from targets.ethos_u.steps import Array, Emitter, Result, Step, Unsupported, Value
 from targets.ethos_u.view import View, operator_name, registered_name
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr
 
 KERNELS = frozenset(
     f"kernel.{name}" for name in ("elu", "selu", "celu", "thresholded_relu", "softplus", "softsign", "mish")
@@ -80,7 +83,7 @@ _BINARY: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
-def table(view: View, expr: Any, result: Result) -> Step | None:
+def table(view: View, expr: Expr, result: Result) -> Step | None:
     """The step when `expr` is a function of one quantized tensor, else None."""
     leaves: dict[Any, Any] = {}
     names: list[str] = []
@@ -108,7 +111,7 @@ def table(view: View, expr: Any, result: Result) -> Step | None:
     return Step(name, "x".join(map(str, result.output.shape)), (data,), result.output, 0, emit)
 
 
-def _is_elementwise(view: View, expr: Any, leaves: dict[Any, Any], names: list[str]) -> bool:
+def _is_elementwise(view: View, expr: Expr, leaves: dict[Any, Any], names: list[str]) -> bool:
     """Whether `expr` takes each element by itself; notes the tensors that it reads."""
     value = view.definition(expr)
     if isinstance(value, GenericConst):
@@ -130,7 +133,7 @@ def _is_elementwise(view: View, expr: Any, leaves: dict[Any, Any], names: list[s
     return all(_is_elementwise(view, each, leaves, names) for each in value.args)
 
 
-def _evaluated(view: View, expr: Any, inputs: Array) -> Array:
+def _evaluated(view: View, expr: Expr, inputs: Array) -> Array:
     """The values of `expr` for those of its tensor, in float64."""
     value = view.definition(expr)
     if isinstance(value, GenericConst):
@@ -149,7 +152,7 @@ def _evaluated(view: View, expr: Any, inputs: Array) -> Array:
     return _UNARY[name](operands[0]) if name in _UNARY else _BINARY[name](operands[0], operands[1])
 
 
-def clip_limits(view: View, call: Any) -> tuple[Any, float, float] | None:
+def clip_limits(view: View, call: Call) -> tuple[Any, float, float] | None:
     """(operand, low, high) of a limit: of a ReLU, a clip, or ONNX's Clip, which is a kernel that keeps NaN."""
     name = operator_name(call)
     if name == "relax.nn.relu":
@@ -167,7 +170,7 @@ def clip_limits(view: View, call: Any) -> tuple[Any, float, float] | None:
     return None
 
 
-def _number(view: View, expr: Any) -> float | None:
+def _number(view: View, expr: Expr) -> float | None:
     """A constant, or a number of the language of shapes."""
     array = view.constant(expr)
     if array is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import relax, tirx
@@ -15,6 +15,9 @@ from compiler.frontends.onnx.broadcasting import broadcast, elementwise, in_floa
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.scalars import const
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 Binary = Callable[[relax.Expr, relax.Expr], relax.Expr]
 _MAXIMUM_SMALL_EXPONENT = 4
@@ -229,7 +232,7 @@ def _clip(context: NodeContext, low: relax.Expr | None, high: relax.Expr | None)
     if not given:
         return data
 
-    def function(x: Any, *limits: Any) -> Any:
+    def function(x: Expr, *limits: Any) -> Expr:
         result = x
         if low is not None:
             result = tirx.max(result, limits[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -16,6 +16,9 @@ from compiler.frontends.onnx.operators.tensor.narrow_floats import is_narrow_flo
 from compiler.frontends.onnx.operators.tensor.reshape import axes_operand, reshaped
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import tensor_shape
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 Reduction = Callable[[NodeContext, relax.Expr, list[int], bool], relax.Expr]
 
@@ -110,7 +113,7 @@ def reduce_with(context: NodeContext, data: relax.Expr, axes: list[int], keep: b
         kept = range(len(source.shape)) if keep else rest
         shape = [tirx.const(1, "int64") if axis in reduced else source.shape[axis] for axis in kept]
 
-        def element(*indices: Any) -> Any:
+        def element(*indices: Any) -> Expr:
             position = dict(zip(kept, indices, strict=True))
             place = [reduced[a].var if a in reduced else position[a] for a in range(len(source.shape))]
             return reducer(source(*place), axis=list(reduced.values()))
@@ -214,12 +217,12 @@ def place_of_extremum(
         none = tirx.const(-1, index_type) if last else source.shape[axis].astype(index_type)
         reducer = scalars.extremum_reducer(dtype, greatest=greatest)
 
-        def read(indices: Any, along: Any) -> Any:
+        def read(indices: Any, along: Expr) -> Expr:
             return source(*indices[:axis], along.var, *indices[axis + 1 if keep else axis :])
 
         best = te.compute(shape, lambda *indices: reducer(read(indices, k), axis=k), name="best")
 
-        def place(*indices: Any) -> Any:
+        def place(*indices: Any) -> Expr:
             value = read(indices, n)
             found = value == best(*indices)
             found = tirx.any(found, scalars.is_nan(value)) if dtypes.is_float(dtype) else found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -15,6 +15,9 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.narrow_floats import is_narrow_float
 from compiler.frontends.onnx.operators.tensor.sort_kernels import product
 from compiler.frontends.onnx.registry import TORCH_DOMAIN, converter
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Stmt
 
 
 @converter("CumSum", since=11)
@@ -62,14 +65,14 @@ def _cumulative_kernel(axis: int, adds: bool, *, exclusive: bool, reverse: bool)
         dtype, size = str(data.dtype), data.shape[axis]
         outer, inner = product(data.shape[:axis]), product(data.shape[axis + 1 :])
 
-        def generate(ins: Any, outs: Any) -> Any:
+        def generate(ins: Any, outs: Any) -> Stmt:
             source, result = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
             with IRBuilder() as builder:
                 with T.parallel(0, outer) as row, T.serial(0, size) as step, T.serial(0, inner) as column:
                     along = size - 1 - step if reverse else step
                     back = along + 1 if reverse else along - 1
 
-                    def place(position: Any) -> Any:
+                    def place(position: Expr) -> Expr:
                         return (row * size + position) * inner + column
 
                     with T.If(step == 0):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import te, tirx
 
 from compiler.frontends.onnx.operators.precision import compute_dtype
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Tensor
 
 
 def group_normalization_kernel(groups: int | None, epsilon: float, *, per_group: bool) -> Callable[..., Any]:
@@ -18,7 +21,7 @@ def group_normalization_kernel(groups: int | None, epsilon: float, *, per_group:
     compute in, one per channel, or one per group.
     """
 
-    def compute(data: Any, scale: Any, bias: Any) -> Any:
+    def compute(data: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
         wide = compute_dtype(data.dtype)
         samples, channels, *spatial = data.shape
         count = channels if groups is None else tirx.const(groups, "int64")
@@ -28,10 +31,10 @@ def group_normalization_kernel(groups: int | None, epsilon: float, *, per_group:
         for extent in extents:
             elements = elements * extent.astype(wide)
 
-        def load(sample: Any, group: Any, inner: Any) -> Any:
+        def load(sample: Expr, group: Expr, inner: Any) -> Expr:
             return data(sample, group * depth + inner[0], *inner[1:]).astype(wide)
 
-        def reduction() -> list[Any]:
+        def reduction() -> list[Expr]:
             return [te.reduce_axis((0, extent), name=f"r{axis}") for axis, extent in enumerate(extents)]
 
         inner = reduction()
@@ -39,7 +42,7 @@ def group_normalization_kernel(groups: int | None, epsilon: float, *, per_group:
         mean = te.compute((samples, count), lambda n, g: total(n, g) / elements, name="mean")
         outer = reduction()
 
-        def squared(sample: Any, group: Any) -> Any:
+        def squared(sample: Expr, group: Expr) -> Expr:
             difference = load(sample, group, outer) - mean(sample, group)
             return te.sum(difference * difference, axis=outer)
 
@@ -50,7 +53,7 @@ def group_normalization_kernel(groups: int | None, epsilon: float, *, per_group:
             name="inverse",
         )
 
-        def element(sample: Any, channel: Any, *rest: Any) -> Any:
+        def element(sample: Expr, channel: Expr, *rest: Any) -> Expr:
             group = tirx.floordiv(channel, depth)
             index = group if per_group else channel
             value = (data(sample, channel, *rest).astype(wide) - mean(sample, group)) * inverse(sample, group)
@@ -65,11 +68,11 @@ def local_response_kernel(size: int, alpha: float, beta: float, bias: float) -> 
     """x / (bias + alpha / size * s) ** beta, s the sum of squares over channels c - (size-1)/2 .. c + size/2."""
     below = (size - 1) // 2
 
-    def compute(data: Any) -> Any:
+    def compute(data: Tensor) -> Tensor:
         wide = compute_dtype(data.dtype)
         tap = te.reduce_axis((0, size), name="tap")
 
-        def squares(sample: Any, channel: Any, *rest: Any) -> Any:
+        def squares(sample: Expr, channel: Expr, *rest: Any) -> Expr:
             neighbour = channel + tap - below
             inside = tirx.all(neighbour >= 0, neighbour < data.shape[1])
             value = tirx.if_then_else(inside, data(sample, neighbour, *rest), tirx.const(0, data.dtype)).astype(wide)
@@ -77,7 +80,7 @@ def local_response_kernel(size: int, alpha: float, beta: float, bias: float) -> 
 
         total = te.compute(data.shape, squares, name="squares")
 
-        def element(*indices: Any) -> Any:
+        def element(*indices: Any) -> Expr:
             base = tirx.const(bias, wide) + tirx.const(alpha / size, wide) * total(*indices)
             return (data(*indices).astype(wide) / _power(base, beta)).astype(data.dtype)
 
@@ -86,7 +89,7 @@ def local_response_kernel(size: int, alpha: float, beta: float, bias: float) -> 
     return compute
 
 
-def _power(base: Any, exponent: float) -> Any:
+def _power(base: Expr, exponent: float) -> Expr:
     """base ** exponent; by square roots, which vectors have, where the exponent is a quarter, a half, ... up to 1."""
     quarters = exponent * 4
     if quarters not in (1, 2, 3, 4):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -23,6 +23,9 @@ from compiler.frontends.onnx.operators.nn.resize_sampling import (
 from compiler.frontends.onnx.operators.precision import cast, compute_dtype
 from compiler.frontends.onnx.symbolic import expression
 from compiler.frontends.onnx.values import Constant
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Tensor
 
 _MAXIMUM_UNROLLED = 4  # taps written out; longer sums are loops
 
@@ -56,14 +59,14 @@ def resize_nearest(context: NodeContext, data: relax.Expr, axes: list[AxisResize
             tables.append(_constant(np.where(outside, -1, index) if outside is not None else index, "int32"))
         forms.append(form)
 
-    def compute(tensor: Any, *arguments: Any) -> Any:
+    def compute(tensor: Tensor, *arguments: Any) -> Tensor:
         lookups, sizes = arguments[: len(tables)], arguments[len(tables) :]
         bound = [_with_sizes(axis, tensor.shape[axis.axis], sizes[i]) for i, axis in enumerate(axes)]
         shape = list(tensor.shape)
         for axis in bound:
             shape[axis.axis] = axis.after
 
-        def element(*indices: Any) -> Any:
+        def element(*indices: Any) -> Expr:
             source, outside = list(indices), []
             for axis, (kind, number) in zip(bound, forms, strict=True):
                 index, beyond = _nearest_source(sampling, axis, indices[axis.axis], kind, number, lookups)
@@ -95,7 +98,7 @@ def _closed_form(index: np.ndarray, axis: AxisResize) -> tuple[str, int]:
 
 
 def _nearest_source(
-    sampling: Sampling, axis: AxisResize, position: Any, kind: str, number: int, lookups: Any
+    sampling: Sampling, axis: AxisResize, position: Expr, kind: str, number: int, lookups: Any
 ) -> tuple[Any, list[Any]]:
     """The index that an output position reads, and the conditions under which it is extrapolated instead."""
     if kind == "quotient":
@@ -112,7 +115,7 @@ def _nearest_source(
     return index, [is_outside(EngineOperations, axis, coordinate)] if crop else []
 
 
-def _with_sizes(axis: AxisResize, before: Any, after: Any) -> AxisResize:
+def _with_sizes(axis: AxisResize, before: Expr, after: Expr) -> AxisResize:
     """The axis with its sizes as the kernel's own variables."""
     return AxisResize(axis.axis, before, after, axis.scale, axis.start, axis.end)
 

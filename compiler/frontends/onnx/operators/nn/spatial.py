@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, topi
 
@@ -13,6 +13,9 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.symbolic import Arithmetic, Dim
 from compiler.frontends.onnx.values import Constant, tensor_shape
 from compiler.passes.layout.same_padding import SAME
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Tensor
 
 AUTO_PADS = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
 
@@ -158,7 +161,7 @@ def padded(
     widths = [*before, *after]
     attributes = {SAME: mode.removeprefix("SAME_").lower()} if mode.startswith("SAME") else {}
 
-    def pad(tensor: Any, fill: Any, *sizes: Any) -> Any:
+    def pad(tensor: Tensor, fill: Tensor, *sizes: Any) -> Tensor:
         rank = len(sizes) // 2
         return topi.nn.pad(tensor, [0, 0, *sizes[:rank]], [0, 0, *sizes[rank:]], fill(), name="padded")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, te
 from tvm.relax import op as R
@@ -24,6 +24,9 @@ from schedules.recurrence.cells import Cell
 from schedules.recurrence.description import ATTRIBUTE, HINTS, CellKind, Recurrence
 from schedules.recurrence.lockstep import SERIAL, lockstep
 from schedules.recurrence.samples import by_samples
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Stmt
 
 _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 # Work (multiplications of all steps of one sample) from which on samples are spread over cores.
@@ -235,7 +238,7 @@ def _kernel(recurrence: Recurrence) -> Callable[..., Any]:
         output_shape = (steps, recurrence.directions, samples, recurrence.hidden)
         shapes = [output_shape, *[state_shape] * len(recurrence.cell.states)]
 
-        def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+        def body(ins: Sequence[Expr], outs: Sequence[Expr]) -> Stmt:
             if recurrence.quantized:
                 return lockstep(recurrence, ins, outs, SERIAL)
             return by_samples(recurrence, ins, outs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -14,6 +14,9 @@ from compiler.frontends.onnx.operators.tensor.sort_kernels import comes_before, 
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import tensor_shape
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Stmt
 
 _OPAQUE = 8  # TVM's number of the pattern
 
@@ -30,7 +33,7 @@ def size_from(context: NodeContext, count: relax.Expr, name: str = "count") -> D
 def first_entries(context: NodeContext, data: relax.Expr, size: Dim) -> relax.Expr:
     """The first `size` entries along the first axis."""
 
-    def take(tensor: te.Tensor, length: Any) -> te.Tensor:
+    def take(tensor: te.Tensor, length: Expr) -> te.Tensor:
         return te.compute((length, *tensor.shape[1:]), lambda *i: tensor(*i), name="first_entries")
 
     # Opaque, so that it is never fused: a fused kernel would not know a size that occurs in no shape of its inputs.
@@ -49,7 +52,7 @@ def true_positions(context: NodeContext, data: relax.Expr) -> relax.Expr:
     """Positions in row-major order of the elements that are not zero: int64 (count,)."""
     dtype = str(data.ty.dtype)
 
-    def is_set(value: Any) -> Any:
+    def is_set(value: Expr) -> Any:
         if dtype == "bool":
             return value
         # NaN is not zero, but TVM's `!=` of floats is false for it, and TVM makes one of `not ==` too.
@@ -58,7 +61,7 @@ def true_positions(context: NodeContext, data: relax.Expr) -> relax.Expr:
     def positions(tensor: te.Tensor) -> list[te.Tensor]:
         total = product(tensor.shape)
 
-        def generate(ins: Any, outs: Any) -> Any:
+        def generate(ins: Any, outs: Any) -> Stmt:
             source, (places, count) = T.buffer_proxy(ins[0]), (T.buffer_proxy(out) for out in outs)
             with IRBuilder() as builder:
                 with T.seq_scope():
@@ -90,7 +93,7 @@ def nonzero(context: NodeContext) -> relax.Expr:
     sizes = shape or [1]
 
     def coordinates(positions: te.Tensor, *extents: Any) -> te.Tensor:
-        def element(axis: Any, entry: Any) -> Any:
+        def element(axis: Expr, entry: Expr) -> Expr:
             result: Any = int64(0)
             for place in range(len(extents)):
                 inner = product(extents[place + 1 :])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -17,8 +17,11 @@ from compiler.frontends.onnx.scalars import const, select
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import Constant, tensor_shape
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
-def wrapped_index(index: Any, size: Any) -> Any:
+
+def wrapped_index(index: Expr, size: Expr) -> Expr:
     """An index inside a kernel: counted from the end where negative, then limited to the axis."""
     index = index.astype("int64")
     counted = select(index < const(0, index), index + size, index)
@@ -49,7 +52,7 @@ def gather(context: NodeContext) -> relax.Expr:
     return _take(context, data, safe, axis)
 
 
-def elementwise_index(context: NodeContext, indices: relax.Expr, size: Any) -> relax.Expr:
+def elementwise_index(context: NodeContext, indices: relax.Expr, size: Expr) -> relax.Expr:
     """Run-time indices into an axis of that size, brought inside it, as int64."""
 
     def bring(index: te.Tensor, bound: Any) -> te.Tensor:
@@ -115,7 +118,7 @@ def gather_nd(context: NodeContext) -> relax.Expr:
     sizes = [*index_shape[:-1], *data_shape[batch + depth :]]
 
     def pick(data: te.Tensor, indices: te.Tensor, *target: Any) -> te.Tensor:
-        def element(*place: Any) -> Any:
+        def element(*place: Any) -> Expr:
             coordinates = [
                 wrapped_index(indices(*place[:outer], tirx.const(i, "int64")), data.shape[batch + i])
                 for i in range(depth)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -19,6 +19,9 @@ from compiler.frontends.onnx.operators.tensor.reshape import reshaped
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression, is_simple
 from compiler.frontends.onnx.values import tensor_shape
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 _BEYOND = 10**9  # an index that is one in no real tensor
 
@@ -116,7 +119,7 @@ def strided_slice(context: NodeContext, data: relax.Expr, bounds: dict[int, tupl
         target, rest = arguments[: len(sizes)], arguments[len(sizes) :]
         places = {axis: (rest[2 * i], rest[2 * i + 1]) for i, axis in enumerate(bounds)}
 
-        def element(*indices: Any) -> Any:
+        def element(*indices: Any) -> Expr:
             moved = [
                 places[axis][0] + index * places[axis][1] if axis in places else index
                 for axis, index in enumerate(indices)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
@@ -11,15 +11,18 @@ from tvm.script.ir_builder import tirx as T
 
 from compiler.frontends.onnx import dtypes
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
+
 _LEVELS = 40  # 2**40 elements are more than a tensor can have
 
 
-def int64(value: int) -> Any:
+def int64(value: int) -> Expr:
     """An index constant."""
     return tirx.const(value, "int64")
 
 
-def product(sizes: Sequence[Any]) -> Any:
+def product(sizes: Sequence[Expr]) -> Expr:
     """The product of sizes, int64."""
     result: Any = int64(1)
     for size in sizes:
