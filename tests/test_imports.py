@@ -45,6 +45,7 @@ LAZY = {
     "compiler.compression.pruning.driver": "torch is loaded for training alone",
     "compiler.runtime.accelerator": "a module without an accelerator loads no targets",
     "compiler.runtime.device": "a module for processors looks for no GPU",
+    "compiler.serving.tracing": "a server that gives no profiles loads no profiler",
     "schedules.gpu": "compiling for a processor loads no rules for GPUs",
     "schedules.rule": "declaring a rule loads no TVM",
     "schedules.selection.alternatives": "a choice is described without loading the rules",

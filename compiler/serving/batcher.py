@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 from compiler.artifact import TensorDescription
 from compiler.errors import OverloadedError, ServiceUnavailableError, TensorwrightError
@@ -19,6 +20,7 @@ from compiler.serving.input_checker import InputChecker
 from compiler.serving.module_service import ModuleService, check_outputs, chosen
 from compiler.serving.request import Array, Request, Response, Timing
 from compiler.serving.request_queue import RequestQueue, Result, Waiting
+from compiler.serving.tracing import kernel_events
 
 _INLINE_SECONDS = 200e-6  # a run that takes less is made in the event loop: handing it to a thread takes a third of it
 _INLINE_ROWS = 64
@@ -95,7 +97,16 @@ class Batcher:
             outputs, timing = await self._in_parts(request, rows, key)
         else:
             outputs, timing = await self._enqueue(request, request.inputs, rows, key, expected)
-        return Response(chosen(outputs, request.outputs), self.service.served_by, timing)
+        events = await self._traced(request.inputs, rows) if request.traced else ()
+        return Response(chosen(outputs, request.outputs), self.service.served_by, timing, events=events)
+
+    async def _traced(self, inputs: Mapping[str, Array], rows: int) -> tuple[Mapping[str, Any], ...]:
+        """A profile of a run of a request alone."""
+        layout = self.service.layout
+        if layout is not None:
+            rows = min(rows, self._cap)
+            inputs = layout.padded(layout.part_of(inputs, 0, rows), rows, self._computed(rows))
+        return await asyncio.wrap_future(self.service.submit(kernel_events, self.service.module, inputs))
 
     def expected_wait(self, now: float) -> float:
         """Seconds until a request that comes now would start, as far as costs are known."""

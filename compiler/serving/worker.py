@@ -26,6 +26,7 @@ from compiler.serving.configuration import ModelOptions, check_models, model_opt
 from compiler.serving.http_server import HttpOptions, Server
 from compiler.serving.options import options_from
 from compiler.serving.repository import Repository
+from compiler.serving.tracing import Tracer
 from compiler.serving.worker_options import WorkerOptions
 from targets.cpuinfo import usable_cores
 
@@ -110,6 +111,7 @@ class _Worker:
     options: WorkerOptions
     listening: socket.socket
     talking: socket.socket
+    _tracer: Tracer | None = None
 
     async def run(self) -> int:
         made: list[SupervisedControl] = []
@@ -137,15 +139,20 @@ class _Worker:
         talking.when_gone(stop)
         await server.serve(sockets=[self.listening])
         await app.repository.close()
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
         return 0
 
     def _app(self, control: Any) -> Application:
         options = self.options
+        self._tracer = Tracer(options.otlp) if options.otlp else None
         app_options = AppOptions(
             keys=ApiKeys(options.key_digests),
             limits=options_from(Limits, options.limits, "limits"),
             local_only=options.local_only,
             price=options.price,
+            traces=options.traces,
+            tracer=self._tracer,
         )
         return create_app(self._models(), app_options, control=control)
 

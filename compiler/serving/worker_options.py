@@ -20,6 +20,8 @@ class WorkerOptions:
         http, limits: fields of `HttpOptions` and `Limits`.
         access_log: a path, or "-" for standard output; "": none.
         price: of a core for an hour.
+        traces: clients may ask for a profile of the kernels.
+        otlp: where spans are sent; "": nowhere.
     """
 
     models: tuple[Mapping[str, Any], ...] = ()
@@ -31,3 +33,5 @@ class WorkerOptions:
     limits: Mapping[str, Any] = field(default_factory=dict)
     access_log: str = ""
     price: float = 0.0
+    traces: bool = False
+    otlp: str = ""

@@ -99,6 +99,12 @@ def _serve(
     price: Annotated[
         float, typer.Option(min=0, metavar="PRICE", help="Of a core for an hour, for the metrics of costs.")
     ] = 0.0,
+    traces: Annotated[
+        bool, typer.Option("--traces", help="Let requests ask for a profile of the kernels (costs several runs).")
+    ] = False,
+    otlp: Annotated[
+        str, typer.Option(metavar="URL", help="Send spans there: an OpenTelemetry collector, OTLP over HTTP.")
+    ] = "",
 ) -> None:
     from compiler.cli.output import print_line
     from compiler.errors import OptionError
@@ -142,6 +148,8 @@ def _serve(
         limits={"max_request_bytes": int(max_request * 1e6), "body_seconds": request_seconds},
         access_log=access_log,
         price=price,
+        traces=traces,
+        otlp=otlp,
     )
     serve(served, host, port, drain_seconds=drain, started=lambda url: print_line(f"serving on {url}"))
 

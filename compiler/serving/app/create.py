@@ -16,6 +16,7 @@ from compiler.serving.configuration import ModelOptions
 from compiler.serving.control import Control, LocalControl
 from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository
+from compiler.serving.tracing import Tracer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +27,16 @@ class AppOptions:
         keys: of its clients; none: everyone who reaches it is answered.
         local_only: without keys, only what this machine asks for by its own name.
         price: of a core for an hour, for the metrics of costs.
+        traces: clients may ask for a profile of the kernels, which takes several runs.
+        tracer: is told of each inference.
     """
 
     keys: ApiKeys = field(default_factory=ApiKeys)
     limits: Limits = field(default_factory=Limits)
     local_only: bool = True
     price: float = 0.0
+    traces: bool = False
+    tracer: Tracer | None = None
 
 
 def create_app(
@@ -52,7 +57,7 @@ def create_app(
     metrics = Metrics(options.price)
     repository = Repository(models, metrics)
     routes = (
-        OpenInference(repository, control(repository), metrics),
+        OpenInference(repository, control(repository), metrics, traces=options.traces, tracer=options.tracer),
         Embeddings(repository, metrics),
         Completions(repository, metrics),
         OpenAIModels(repository),

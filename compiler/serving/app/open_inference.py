@@ -16,6 +16,7 @@ from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository
 from compiler.serving.request import Request, Response
 from compiler.serving.service import Service
+from compiler.serving.tracing import Tracer
 
 _MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready|config))?")
 _REPOSITORY = re.compile(r"/v2/repository/(?:models/([^/]+)/(load|unload)|(index))")
@@ -27,8 +28,23 @@ _MICROSECONDS = 1e-6
 class OpenInference:
     """The protocol's routes."""
 
-    def __init__(self, repository: Repository, control: Control, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        control: Control,
+        metrics: Metrics,
+        *,
+        traces: bool = False,
+        tracer: Tracer | None = None,
+    ) -> None:
+        """Make them.
+
+        Args:
+            traces: clients may ask for a profile of the kernels.
+            tracer: is told of each inference.
+        """
         self._repository, self._control, self._metrics = repository, control, metrics
+        self._traces, self._tracer = traces, tracer
         self._version = tool_versions().tensorwright
         self._plain: Mapping[str, Callable[[Call], Awaitable[Reply]]] = {
             "/v2": self._server,
@@ -104,12 +120,19 @@ class OpenInference:
             default = self._repository.options(name).latency_ms
             latency = _latency(parameters, default)
             level = call.level(latency, parameters)
-            request = Request(
-                inputs, names, call.arrival, call.deadline(latency), level, identifier, parameters.get("trace") is True
-            )
+            traced = self._wants_trace(parameters)
+            request = Request(inputs, names, call.arrival, call.deadline(latency), level, identifier, traced)
             response = await service.infer(request)
+            if self._tracer is not None:
+                self._tracer.record(call.headers, name, call.arrival, response)
             self._metrics.observe_response(response, name, rows_of(service, inputs))
             return _reply(service, response, identifier, as_bytes, parameters.get("binary_data_output") is True)
+
+    def _wants_trace(self, parameters: Mapping[str, Any]) -> bool:
+        wanted = parameters.get("trace") is True
+        if wanted and not self._traces:
+            raise InputError("this server gives no profiles of kernels", "serve with --traces")
+        return wanted
 
 
 def rows_of(service: Service, inputs: Mapping[str, Any]) -> int:
