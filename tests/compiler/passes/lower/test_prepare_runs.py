@@ -81,7 +81,7 @@ def test_which_results_are_prepared() -> None:
 
 def test_small_and_large_results_stay_the_callers_own() -> None:
     module = _compiled(GRAPHS["a result that is also read"])
-    results = []
+    results: list[tuple[np.ndarray[Any, Any], Arrays]] = []
     for rows in (3, 3, 3, 2000, 2000, 2000, 3, 3):  # 2000 rows are 64 KB of results, which are not copied
         x = np.full((rows, 4), len(results), np.float32)
         x[:, 0] += 1
