@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -109,6 +109,11 @@ class LanguageModel:
 
     def tokens_of(self, prompt: Prompt) -> list[int]:
         """The tokens of a prompt. Raises InputError where there is none, or they are not the model's."""
+        if isinstance(prompt, bytes | Mapping) or not isinstance(prompt, Collection):
+            raise InputError(
+                f"a prompt cannot be of type {type(prompt).__name__}",
+                "give a text, a list of messages, or a list of tokens",
+            )
         if isinstance(prompt, str):
             tokens = self._required_tokenizer().encode(prompt)
         elif all(isinstance(each, Mapping) for each in prompt) and len(prompt):

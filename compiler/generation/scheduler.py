@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from compiler.generation.loop import check_fits
 from compiler.generation.options import GenerationOptions
 from compiler.generation.running import Batch, RunningSequence
 
+_OPEN: set[Scheduler] = set()
 _CONTEXT = 4096  # tokens of a sequence, unless another number is given
 
 
@@ -74,6 +76,7 @@ class Scheduler:
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="tensorwright-scheduler", daemon=True)
         self._thread.start()
+        _OPEN.add(self)
 
     @property
     def counts(self) -> Counts:
@@ -122,6 +125,7 @@ class Scheduler:
             self._wake.notify_all()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+        _OPEN.discard(self)
 
     def __enter__(self) -> Self:
         return self
@@ -147,7 +151,9 @@ class Scheduler:
                 self._batch.step()
         except BaseException as error:  # nobody else sees it: those who wait are told
             self._fail(error)
-            raise
+            if threading.main_thread().is_alive():
+                raise
+            # The interpreter is ending, and the pools that modules run in have ended already.
 
     def _admit(self) -> bool:
         """Wait for something to do, end what is cancelled, and let waiting sequences run; False: nothing comes any
@@ -172,3 +178,10 @@ class Scheduler:
         told = error if known else InternalError(f"the scheduler ended: {type(error).__name__}: {error}")
         for sequence in sequences:
             sequence.handle.finish(told)
+
+
+@atexit.register
+def _close_all() -> None:
+    """A thread in the middle of a step must not outlive the interpreter."""
+    for scheduler in list(_OPEN):
+        scheduler.close(drain=False)

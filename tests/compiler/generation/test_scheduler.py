@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,6 +100,19 @@ def test_ends_that_need_no_token(scheduler: Scheduler) -> None:
         scheduler.submit([65] * 97)
     with pytest.raises(OptionError):
         scheduler.submit("abc", top_p=2.0)
+    with pytest.raises(InputError, match="cannot be of type NoneType"):
+        scheduler.submit(None)  # type: ignore[arg-type]
+
+
+def test_stop_texts_and_characters_that_span_tokens(model: LanguageModel, scheduler: Scheduler) -> None:
+    """Tokens are single bytes: of a character, and of a stop text."""
+    drawn: dict[str, Any] = {"max_new_tokens": 40, "temperature": 2.0, "seed": 1}
+    whole = model.generate("abc", **drawn)
+    stop = whole.text[5:8]
+    handles = [scheduler.submit("abc", **drawn), scheduler.submit("abc", stop=stop, **drawn)]
+    assert "".join(piece.text for piece in handles[0]) == whole.text
+    assert "".join(piece.text for piece in handles[1]) == whole.text[: whole.text.index(stop)]
+    assert handles[1].result().finish_reason == "stop"
 
 
 def test_a_closed_scheduler_ends_what_it_has(model: LanguageModel) -> None:
