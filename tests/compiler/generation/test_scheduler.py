@@ -6,12 +6,15 @@ import asyncio
 import threading
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import compiler
 from compiler.errors import InputError, OptionError, QueueFullError
+from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.generation import LanguageModel, Scheduler
 from compiler.generation.steps import Chunk, Logits
 
@@ -128,9 +131,17 @@ def test_a_closed_scheduler_ends_what_it_has(model: LanguageModel) -> None:
     assert dropped[-1].result(timeout=0).finish_reason == "cancelled"
 
 
-def test_logits_do_not_depend_on_what_shares_a_run(joined: LanguageModel) -> None:
+@pytest.fixture(scope="module")
+def rounded(folder: Path) -> LanguageModel:
+    """The model with weights and a cache of 8 bits."""
+    options = LanguageModelOptions("int8", cache="int8", sequences=True)
+    return LanguageModel(compiler.compile(import_language_model(folder, options), threads=1))
+
+
+@pytest.mark.parametrize("name", ["joined", "rounded"])
+def test_logits_do_not_depend_on_what_shares_a_run(name: str, request: pytest.FixtureRequest) -> None:
     """Bit by bit: beside other sequences, several tokens of one at once, and a prompt in parts."""
-    steps = joined.steps(4, CONTEXT)
+    steps = request.getfixturevalue(name).steps(4, CONTEXT)
     prompt, tokens = list(range(60)), [5, 9, 200]
 
     def parts(slot: int, ends: list[int]) -> list[Chunk]:
