@@ -122,7 +122,7 @@ class _Builder(Emitter):
         if self.wanted is not None:
             x = self.builder.emit_te(_selected, x, self.wanted, primfunc_name_hint="wanted_tokens")
         elif not self.options.all_logits:
-            x = self.builder.emit_te(_last, x, primfunc_name_hint="last_token")
+            x = self.builder.emit_te(last_row, x, primfunc_name_hint="last_token")
         return [self._logits(self.normalized(x, self.parameters.final_norm()), table), *updated, *self.captured]
 
     def _embedded(self, table: BlockWeight, tokens: Expr, position: Positions) -> Expr:
@@ -166,7 +166,7 @@ def _by_layer(caches: list[Expr], position: Positions, layers: int, *, rounds: b
     return found
 
 
-def _last(x: te.Tensor) -> te.Tensor:
+def last_row(x: te.Tensor) -> te.Tensor:
     """The last row: (1, n, width) -> (1, 1, width)."""
     return te.compute((1, 1, x.shape[2]), lambda b, _, k: x[b, x.shape[1] - 1, k], name="last")
 

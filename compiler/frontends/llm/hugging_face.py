@@ -30,9 +30,10 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def is_built_here(folder: Path) -> bool:
-    """Whether the type of a folder's model is one of `FAMILIES`. Raises StorageError or InvalidModelError, as there."""
-    return read_json(folder / "config.json").get("model_type") in FAMILIES
+def model_type(folder: Path) -> str:
+    """What config.json names, "" for nothing. Raises StorageError or InvalidModelError as `read_hugging_face`."""
+    found = read_json(folder / "config.json").get("model_type")
+    return found if isinstance(found, str) else ""
 
 
 def read_hugging_face(folder: Path) -> tuple[DecoderConfig, Names, Storage, Checkpoint]:

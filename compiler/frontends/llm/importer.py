@@ -18,14 +18,18 @@ from compiler.frontends.llm.decoder import (
     WANTED,
     build_decoder,
 )
+from compiler.frontends.llm.families import FAMILIES
 from compiler.frontends.llm.gguf_config import read_gguf
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.gguf_tokenizer import read_gguf_tokenizer
-from compiler.frontends.llm.hugging_face import is_built_here, read_hugging_face
+from compiler.frontends.llm.hugging_face import model_type, read_hugging_face
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.parameters import Parameters
+from compiler.frontends.llm.state_space import STATE_SPACE, build_state_space, read_state_space
 from compiler.frontends.llm.tokenizer_files import TokenizerFiles, read_tokenizer_files
 from compiler.frontends.llm.transformers_decoder import capture_decoder, is_available
+
+_ENDLESS = 1 << 20  # the context of models whose states do not grow
 
 
 def import_language_model(path: Path, options: LanguageModelOptions | None = None) -> ImportedModel:
@@ -39,8 +43,12 @@ def import_language_model(path: Path, options: LanguageModelOptions | None = Non
         InvalidModelError, OptionError, StorageError, UnsupportedModelError, MissingDependencyError.
     """
     options = options or LanguageModelOptions()
-    if path.is_dir() and not is_built_here(path) and is_available():
-        return _captured(path, options)
+    if path.is_dir():
+        kind = model_type(path)
+        if kind in STATE_SPACE:
+            return _state_space(path, options)
+        if kind not in FAMILIES and is_available():
+            return _captured(path, options)
     if path.is_dir():
         config, names, storage, checkpoint = read_hugging_face(path)
         files = read_tokenizer_files(path)
@@ -84,6 +92,25 @@ def _captured(folder: Path, options: LanguageModelOptions) -> ImportedModel:
     files.check_fits(found.vocabulary, str(folder))
     description = _description(found.architecture, found.context, found.vocabulary, files)
     return replace(found.model, assets=_assets(description, files))
+
+
+def _state_space(folder: Path, options: LanguageModelOptions) -> ImportedModel:
+    """A state space model, each of whose states is replaced by each run."""
+    files = read_tokenizer_files(folder)
+    config, checkpoint = read_state_space(folder)
+    files.check_fits(config.vocabulary, str(folder))
+    mod = build_state_space(config, checkpoint, options)
+    checkpoint.check_complete()
+    states = [TensorSpec(name, shape, "float32") for name, shape in config.states.items()]
+    logits = TensorSpec(LOGITS, (1, "n" if options.all_logits else 1, config.vocabulary), "float32")
+    return ImportedModel(
+        mod=mod,
+        inputs=[TensorSpec(TOKENS, (1, "n"), "int64"), *states],
+        outputs=[logits, *(TensorSpec(f"{each.name}_out", each.shape, each.dtype) for each in states)],
+        indices=(IndexRequirement(TOKENS, str(config.vocabulary), {}, "the vocabulary", "0"),),
+        states=tuple(StateSpec(each.name, each.name, f"{each.name}_out") for each in states),
+        assets=_assets(_description(config.kind, _ENDLESS, config.vocabulary, files), files),
+    )
 
 
 def _places(options: LanguageModelOptions) -> list[TensorSpec]:

@@ -156,7 +156,11 @@ class Checkpoint:
 
     def vector(self, name: str, size: int) -> Array:
         """A tensor of one axis as float32. Raises InvalidModelError where it is missing or has another size."""
-        self._check(name, (size,))
+        return self.array(name, (size,))
+
+    def array(self, name: str, shape: tuple[int, ...]) -> Array:
+        """A tensor of any axes as float32. Raises InvalidModelError where it is missing or has another shape."""
+        self._check(name, shape)
         return self._reader.vector(name)
 
     def matrix(self, name: str, rows: int, depth: int) -> Matrix:

@@ -127,6 +127,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi": ("Phi", {"hidden_size": 64, "num_key_value_heads": 4}),
     "stablelm": ("StableLm", {"hidden_size": 64, "use_qkv_bias": True}),
     "cohere": ("Cohere", {"head_dim": 12, "pad_token_id": 0}),
+    "mamba": ("Mamba", {**_BARE, "state_size": 12, "num_attention_heads": None}),
+    "mamba2": (
+        "Mamba2",
+        {**_BARE, "state_size": 8, "num_heads": 6, "head_dim": 16, "n_groups": 2, "num_attention_heads": None},
+    ),
     "olmo": ("Olmo", {"clip_qkv": 0.05, "head_dim": 12}),
     "olmo2": ("Olmo2", {"head_dim": 12}),
     "olmo3": ("Olmo3", {"sliding_window": 9, "layer_types": _ALTERNATE, "head_dim": 12}),
@@ -163,6 +168,9 @@ def save_model(name: str, folder: Path, **changes: Any) -> Any:
     return model
 
 
+_CACHES = ("cache", "past_key_values", "cache_params")
+
+
 def greedy(model: Any, prompt: np.ndarray[Any, Any], steps: int) -> tuple[np.ndarray[Any, Any], list[int]]:
     """The logits of each step, float32 (steps, vocabulary), and the tokens that transformers chooses."""
     import torch
@@ -175,5 +183,6 @@ def greedy(model: Any, prompt: np.ndarray[Any, Any], steps: int) -> tuple[np.nda
             rows.append(row.numpy())
             tokens.append(int(row.argmax()))
             if len(tokens) < steps:
-                found = model(torch.tensor([[tokens[-1]]]), past_key_values=found.past_key_values, use_cache=True)
+                name = next(each for each in _CACHES if found.get(each) is not None)
+                found = model(torch.tensor([[tokens[-1]]]), use_cache=True, **{name: found[name]})
     return np.stack(rows), tokens
