@@ -87,11 +87,14 @@ def foreign_file(head: bytes, source: Path | bytes) -> ForeignFile | None:
 
 
 def is_language_model(path: Path) -> bool:
-    """Whether a path is a GGUF file, or a folder of the transformers library with a causal language model."""
+    """Whether a path is a GGUF file, a folder of the transformers library with a causal language model, or one of ONNX
+    Runtime GenAI."""
     try:
         if not path.is_dir():
             with path.open("rb") as file:
                 return file.read(4) == b"GGUF"
+        if (path / "genai_config.json").is_file():
+            return True
         names = json.loads((path / "config.json").read_bytes()).get("architectures") or []
     except (OSError, ValueError, AttributeError):
         return False  # whoever reads it says what is wrong

@@ -19,6 +19,7 @@ from compiler.frontends.llm.decoder import (
     build_decoder,
 )
 from compiler.frontends.llm.families import FAMILIES
+from compiler.frontends.llm.genai_folder import import_genai_folder, is_genai_folder
 from compiler.frontends.llm.gguf_config import read_gguf
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.gguf_tokenizer import read_gguf_tokenizer
@@ -43,13 +44,14 @@ def import_language_model(path: Path, options: LanguageModelOptions | None = Non
         InvalidModelError, OptionError, StorageError, UnsupportedModelError, MissingDependencyError.
     """
     options = options or LanguageModelOptions()
+    if is_genai_folder(path):
+        return _genai(path, options)
     if path.is_dir():
         kind = model_type(path)
         if kind in STATE_SPACE:
             return _state_space(path, options)
         if kind not in FAMILIES and is_available():
             return _captured(path, options)
-    if path.is_dir():
         config, names, storage, checkpoint = read_hugging_face(path)
         files = read_tokenizer_files(path)
     else:
@@ -89,6 +91,15 @@ def _captured(folder: Path, options: LanguageModelOptions) -> ImportedModel:
     """A model whose type is not one of those that are built here, by transformers' own code."""
     files = read_tokenizer_files(folder)
     found = capture_decoder(folder, options)
+    files.check_fits(found.vocabulary, str(folder))
+    description = _description(found.architecture, found.context, found.vocabulary, files)
+    return replace(found.model, assets=_assets(description, files))
+
+
+def _genai(folder: Path, options: LanguageModelOptions) -> ImportedModel:
+    """A model of ONNX Runtime GenAI, whose configuration says which tokens end a text."""
+    found = import_genai_folder(folder, options)
+    files = replace(read_tokenizer_files(folder), stop_tokens=found.stop_tokens)
     files.check_fits(found.vocabulary, str(folder))
     description = _description(found.architecture, found.context, found.vocabulary, files)
     return replace(found.model, assets=_assets(description, files))

@@ -48,7 +48,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     path = folder / "tokenizer.json"
     settings = _optional_json(folder / "tokenizer_config.json")
     generation = _optional_json(folder / "generation_config.json")
-    config = read_json(folder / "config.json")
+    config = _optional_json(folder / "config.json")
     stops = generation.get("eos_token_id")
     stops = config.get("eos_token_id") if stops is None else stops
     return TokenizerFiles(
