@@ -52,7 +52,7 @@ def _write(folder: Path) -> None:
     node("Reshape", ["head_Q4", "table"], ["rows"], domain="")
     tied = ["rows", "input_ids", "head_scales"]
     node("GatherBlockQuantized", tied, ["x0"], bits=4, block_size=_GROUP, gather_axis=0, quantize_axis=1)
-    norm = {"domain": "", "axis": -1, "stash_type": 1, "epsilon": 1e-5}
+    norm: dict[str, Any] = {"domain": "", "axis": -1, "stash_type": 1, "epsilon": 1e-5}
     node("SimplifiedLayerNormalization", ["x0", vector("norm0", _HIDDEN)], ["n0"], **norm)
     lengths = ["lengths", "total", "cosines", "sines"]
     attention = [
