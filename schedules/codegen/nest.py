@@ -321,7 +321,7 @@ def name_value(name: str, value: Expr, bindings: list[Stmt]) -> Expr:
     return var
 
 
-def name_opaque(name: str, value: Any, bindings: list[Stmt]) -> Any:
+def name_opaque(name: str, value: Expr, bindings: list[Stmt]) -> Expr:
     """`name_value` through a buffer, which TVM's passes do not look into.
 
     They put what a name stands for into each expression that they simplify, again for each loop; positions in images

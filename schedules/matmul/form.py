@@ -24,7 +24,7 @@ class Group:
     axes: tuple[Axis, ...]
 
     @property
-    def extent(self) -> Any:
+    def extent(self) -> Expr:
         total: Any = 1
         for axis in self.axes:
             total = total * axis.extent

@@ -93,7 +93,7 @@ class MatmulWriter:
         self._sizes: list[Stmt] = []  # what names the number of rows, where it is symbolic, and what follows from it
         self._rows_count = self._named("rows", form.rows.extent)
 
-    def _named(self, name: str, size: Any) -> Any:
+    def _named(self, name: str, size: Expr) -> Expr:
         """A size as one variable: every index holds it, and it may be the product of several computed sizes."""
         return size if isinstance(size, tirx.Var) else name_opaque(name, size, self._sizes)
 
@@ -166,7 +166,7 @@ class MatmulWriter:
     def _threads(self) -> bool | Expr:
         return pays_off(self._multiplications(), self.machine, MIN_PARALLEL_WORK * self.lanes // 4)
 
-    def _multiplications(self) -> Any:
+    def _multiplications(self) -> Expr:
         amount: Any = 1
         extents = [*(axis.extent for axis in self.form.batch), self._rows_count, self.form.columns]
         for extent in (*extents, self.form.depth.extent):
@@ -181,7 +181,7 @@ class MatmulWriter:
         tiles = self._named("row_tiles", tirx.FloorDiv(rows, index(self.tile_rows)))
         return tiles, self._named("rest", rows - tiles * self.tile_rows)
 
-    def _row_chunks(self, tiles: Any, panels: Any) -> tuple[Any, int]:
+    def _row_chunks(self, tiles: Expr, panels: Any) -> tuple[Any, int]:
         """(chunks of rows, row tiles of a chunk): as few as give every core enough tasks."""
         if not isinstance(tiles, int):
             ceil = tirx.FloorDiv(tiles + (_CHUNK_TILES - 1), index(_CHUNK_TILES))
@@ -252,7 +252,9 @@ class MatmulWriter:
             over_rows(index(whole * self.block), total - whole * self.block, last=True),
         ]
 
-    def _rest_rows(self, batch: Batch, column: Expr, width: int, load: PanelLoad, tiles: Any, rest: Any) -> Stmt | None:
+    def _rest_rows(
+        self, batch: Batch, column: Expr, width: int, load: PanelLoad, tiles: Expr, rest: Expr
+    ) -> Stmt | None:
         if isinstance(rest, int):
             return self._tile(batch, index(tiles * self.tile_rows), rest, column, width, load) if rest else None
         parts = []
@@ -357,7 +359,7 @@ class MatmulWriter:
             return tile.each(lambda i, place, lane: result(tile.sum(i, place), index(i), lane))
         copy = tirx.decl_buffer([rows, width], self.dtype, "tile", layout=None)
 
-        def vector(i: Expr, at: Any, lanes: int) -> Stmt:
+        def vector(i: Expr, at: Expr, lanes: int) -> Stmt:
             return repeat("lane", lanes, lambda lane: result(load(copy, i, at + lane), i, at + lane), VECTORIZED)
 
         copies = tile.stored(lambda i, lane: (copy, [index(i), lane]))
@@ -373,7 +375,7 @@ class MatmulWriter:
         return sequence(parts)
 
 
-def _at_most(per_chunk: int, tiles: Any, first: Expr, chunks: Any) -> Any:
+def _at_most(per_chunk: int, tiles: Expr, first: Expr, chunks: Expr) -> Expr:
     """How many row tiles a chunk has: the last may have fewer."""
     if isinstance(chunks, int) and chunks == 1:
         return tiles

@@ -37,11 +37,11 @@ class ActivationChoice:
         return lambda x: kind.function(x, self.alpha, self.beta)
 
 
-def _const(value: float, like: Any) -> Any:
+def _const(value: float, like: Expr) -> Expr:
     return tirx.const(value, str(like.ty.dtype))
 
 
-def _clamp(x: Any, low: float, high: float) -> Any:
+def _clamp(x: Expr, low: float, high: float) -> Expr:
     return tirx.max(tirx.min(x, _const(high, x)), _const(low, x))
 
 

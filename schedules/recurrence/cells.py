@@ -61,7 +61,7 @@ def rnn_cell() -> Cell:
     """h = f(x W + h R + b)."""
 
     def stages(functions: Sequence[Activation], clip: float | None) -> list[Stage]:
-        def update(sums: list[Any], state: dict[str, Any], peepholes: list[Any]) -> dict[str, Any]:
+        def update(sums: list[Expr], state: dict[str, Any], peepholes: list[Any]) -> dict[str, Any]:
             return {"next_h": functions[0](clipped(sums[0], clip))}
 
         return [Stage((0,), "h", (update,))]
@@ -101,7 +101,7 @@ def lstm_cell(*, input_forget: bool, has_peepholes: bool) -> Cell:
     """c = f c + i g(...); h = o h(c). Gates in the order i, o, f, c; peephole weights in the order i, o, f."""
 
     def stages(functions: Sequence[Activation], clip: float | None) -> list[Stage]:
-        def new_cell(sums: list[Expr], state: dict[str, Any], peepholes: list[Any]) -> dict[str, Any]:
+        def new_cell(sums: list[Expr], state: dict[str, Any], peepholes: list[Expr]) -> dict[str, Any]:
             cell = state["c"]
             i, _, f, g = sums
             if has_peepholes:
@@ -110,7 +110,7 @@ def lstm_cell(*, input_forget: bool, has_peepholes: bool) -> Cell:
             forget = tirx.const(1, str(i.ty.dtype)) - i if input_forget else functions[0](clipped(f, clip))
             return {"c": forget * cell + i * functions[1](clipped(g, clip))}
 
-        def output(sums: list[Expr], state: dict[str, Any], peepholes: list[Any]) -> dict[str, Any]:
+        def output(sums: list[Expr], state: dict[str, Any], peepholes: list[Expr]) -> dict[str, Any]:
             o, cell = sums[1], state["c"]
             if has_peepholes:
                 o = o + peepholes[1] * cell

@@ -7,7 +7,7 @@ share each load of a weight.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.tir import tirx
 from schedules.recurrence.description import Operands, Recurrence
@@ -17,11 +17,14 @@ from schedules.recurrence.team import Place, Rows, State, Team
 from tvm.script.ir_builder import IRBuilder  # isort: skip
 from tvm.script.ir_builder import tirx as T  # isort: skip
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Stmt
+
 TEAM = 4  # samples that share each load of a weight: four rows of sums fit the registers of AVX-512
 SERIAL, DIRECTIONS = "serial", "directions"
 
 
-def lockstep(recurrence: Recurrence, ins: Sequence[Any], outs: Sequence[Any], split: str) -> Any:
+def lockstep(recurrence: Recurrence, ins: Sequence[Expr], outs: Sequence[Expr], split: str) -> Stmt:
     """The body of the kernel. `split` says what threads share: nothing, or the directions."""
     with IRBuilder() as builder:
         with T.seq_scope():
@@ -32,7 +35,7 @@ def lockstep(recurrence: Recurrence, ins: Sequence[Any], outs: Sequence[Any], sp
 class _Lockstep:
     """Emits the code."""
 
-    def __init__(self, recurrence: Recurrence, operands: Operands, outs: Sequence[Any], split: str) -> None:
+    def __init__(self, recurrence: Recurrence, operands: Operands, outs: Sequence[Expr], split: str) -> None:
         self.recurrence, self.operands, self.outs, self.split = recurrence, operands, outs, split
         self.steps, self.samples = operands["x"].shape[:2]
         self.fixed = int(self.samples.value) if isinstance(self.samples, tirx.IntImm) else None
@@ -64,7 +67,7 @@ class _Lockstep:
                 value = self._initial(name, d, row, unit)
                 T.buffer_store(self.state.buffers[name], value, [0, *place] if name == "h" else place)
 
-    def _initial(self, name: str, direction: Any, row: Any, unit: Any) -> Any:
+    def _initial(self, name: str, direction: Expr, row: Expr, unit: Expr) -> Expr:
         zero = tirx.const(0, self.recurrence.dtype)
         if f"initial_{name}" not in self.operands:
             return zero

@@ -14,6 +14,7 @@ from schedules.recurrence.description import Operands, Recurrence
 from tvm.script.ir_builder import tirx as T  # isort: skip
 
 if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, Expr
     from schedules.recurrence.team import Team
 
 _QUAD = 4  # bytes in a word
@@ -27,7 +28,7 @@ class QuantizedState:
     (int32), the weights' zero points where they are not 0.
     """
 
-    def __init__(self, recurrence: Recurrence, operands: Operands, state: Any, directions: int) -> None:
+    def __init__(self, recurrence: Recurrence, operands: Operands, state: Expr, directions: int) -> None:
         self._recurrence, self._operands, self._state = recurrence, operands, state
         self._directions = directions
         self._samples = operands["x"].shape[1]
@@ -37,7 +38,7 @@ class QuantizedState:
         self._scales = T.alloc_buffer([directions], "float32")
         self._zeros = T.alloc_buffer([directions], "int32")
 
-    def emit(self, now: Any, direction: Any) -> None:
+    def emit(self, now: Expr, direction: Any) -> None:
         """Quantizes the state before a step, of one direction or of all."""
         with T.serial(0, self._directions) as own:
             source = own if direction is None else direction
@@ -50,7 +51,7 @@ class QuantizedState:
     def _lanes(self) -> Any:
         return T.vectorized(0, self._recurrence.lanes)
 
-    def _find_range(self, now: Any, source: Any, own: Any) -> None:
+    def _find_range(self, now: Expr, source: Buffer, own: Expr) -> None:
         """Scale and zero point of what lies between the least and the largest element, zero included."""
         lanes, blocks = self._recurrence.lanes, self._recurrence.blocks
         low, high = (T.alloc_buffer([lanes], "float32", scope="local") for _ in range(2))
@@ -76,7 +77,7 @@ class QuantizedState:
         limited = tirx.max(tirx.min(start, tirx.const(255, "float32")), zero)
         T.buffer_store(self._zeros, tirx.Cast("int32", tirx.nearbyint(limited)), [own])
 
-    def _quantize(self, now: Any, source: tuple[Any, Any], own: tuple[Any, Any]) -> None:
+    def _quantize(self, now: Expr, source: tuple[Any, Any], own: tuple[Any, Any]) -> None:
         lanes = self._recurrence.lanes
         limits = (tirx.const(0, "int32"), tirx.const(255, "int32"))
         with T.serial(0, self._recurrence.blocks) as block, self._lanes() as lane:
@@ -92,7 +93,7 @@ class QuantizedState:
             value = self._row_sums[own] + tirx.Cast("int32", self._bytes[(*own, k)])
             T.buffer_store(self._row_sums, value, list(own))
 
-    def accumulate(self, team: Team, sums: Any) -> None:
+    def accumulate(self, team: Team, sums: Expr) -> None:
         """Adds the products of the team's rows with the weights of its block."""
         gates, lanes, place = len(team.stage.gates), self._recurrence.lanes, team.place
         own: Any = place.direction if self._directions > 1 else 0
@@ -117,7 +118,7 @@ class QuantizedState:
                     scale = self._scales[own] * team.vector("scales", gate, lane)
                     T.buffer_store(sums, sums[at] + tirx.Cast("float32", total) * scale, [at])
 
-    def _centered(self, total: Any, team: Team, at: tuple[Any, int, int], lane: Any) -> Any:
+    def _centered(self, total: Expr, team: Team, at: tuple[Any, int, int], lane: Expr) -> Expr:
         """The sum of products of what was subtracted both zero points."""
         own, row, gate = at
         total = total - self._zeros[own] * team.vector("sums", gate, lane)

@@ -74,7 +74,7 @@ def _limited(length: Expr, steps: Expr) -> Expr:
     return tirx.max(tirx.min(length.astype("int64"), steps), tirx.IntImm("int64", 0))
 
 
-def _is_below(size: Any, limit: int) -> bool:
+def _is_below(size: Expr, limit: int) -> bool:
     return isinstance(size, tirx.IntImm) and int(size.value) < limit
 
 

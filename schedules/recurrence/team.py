@@ -13,6 +13,7 @@ from schedules.recurrence.description import Operands, Recurrence
 from tvm.script.ir_builder import tirx as T  # isort: skip
 
 if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
     from schedules.recurrence.quantized_state import QuantizedState
 
 
@@ -42,11 +43,11 @@ class State:
     buffers: dict[str, Any]
     output: Any
 
-    def load(self, name: str, step: Any, at: tuple[Any, ...]) -> Any:
+    def load(self, name: str, step: Expr, at: tuple[Expr, ...]) -> Expr:
         """An element before the step."""
         return self.buffers[name][(step % 2, *at) if name == "h" else at]
 
-    def store(self, name: str, step: Any, at: tuple[Any, ...], value: Any) -> None:
+    def store(self, name: str, step: Expr, at: tuple[Expr, ...], value: Expr) -> None:
         """An element after the step."""
         T.buffer_store(self.buffers[name], value, [1 - step % 2, *at] if name == "h" else list(at))
 
@@ -84,21 +85,21 @@ class Team:
         """A vector loop over the units of the block."""
         return T.vectorized(0, self.recurrence.lanes)
 
-    def slot(self, row: int, slot: int, lane: Any) -> Any:
+    def slot(self, row: int, slot: int, lane: Expr) -> Expr:
         """Where a sum lies."""
         return (row * self.stage.slots + slot) * self.recurrence.lanes + lane
 
-    def vector(self, name: str, row: int, lane: Any) -> Any:
+    def vector(self, name: str, row: int, lane: Expr) -> Expr:
         """An element of an operand (directions, blocks, rows, lanes); zero where the kernel has none."""
         if name not in self.operands:
             return tirx.const(0, self.recurrence.dtype)
         return self.operands[name][self.place.direction, self.place.block, row, lane]
 
-    def _sample(self, row: int) -> Any:
+    def _sample(self, row: int) -> Expr:
         sample = self.rows.first + row
         return sample if self.rows.limit is None else tirx.min(sample, self.rows.limit - 1)
 
-    def _length(self, row: int) -> Any:
+    def _length(self, row: int) -> Expr:
         steps = self.operands["x"].shape[0]
         if not self.recurrence.has_lengths:
             return steps
@@ -108,7 +109,7 @@ class Team:
     def _goes_on(self, row: int) -> Any:
         return self.place.step < self._length(row)
 
-    def _time(self, row: int) -> Any:
+    def _time(self, row: int) -> Expr:
         """The element of the sequence that a row reads and writes; behind the end of its own, where zeros go."""
         backward, step = self.recurrence.backward, self.place.step
         back = self._length(row) - 1 - step
@@ -118,7 +119,7 @@ class Team:
             return step
         return back if all(backward) else tirx.Select(self.place.direction == 1, back, step)
 
-    def _start(self, sums: Any) -> None:
+    def _start(self, sums: Expr) -> None:
         """Projections of the input, or biases."""
         for row in range(self.rows.count):
             time, sample = self._time(row), self._sample(row)
@@ -153,7 +154,7 @@ class Team:
                         weight = weight if str(weight.ty.dtype) == dtype else weight.astype(dtype)
                         T.buffer_store(sums, sums[at] + element(row, k) * weight, [at])
 
-    def _update(self, update: Any, sums: Any, row: int, lane: Any) -> None:
+    def _update(self, update: Any, sums: Expr, row: int, lane: Expr) -> None:
         own = self.recurrence
         at = (self.place.direction, self.rows.first + row, self.place.block * own.lanes + lane)
         values = [sums[self.slot(row, slot, lane)] for slot in range(self.stage.slots)]
@@ -170,7 +171,7 @@ class Team:
         own, step = self.recurrence, self.place.step
         time, sample = self._time(row), self.rows.first + row
 
-        def store(lane: Any) -> None:
+        def store(lane: Expr) -> None:
             unit = self.place.block * own.lanes + lane
             value = self.state.buffers["h"][1 - step % 2, self.place.direction, sample, unit]
             if own.has_lengths:

@@ -81,7 +81,7 @@ class StridedLoads:
         if not buffers:
             return root
 
-        def replace(load: Expr) -> Any:
+        def replace(load: Expr) -> Expr:
             for (access, _), held in zip(self._loads, buffers, strict=True):
                 if _is_load_of(load, access):
                     return tirx.BufferLoad(held, [lane])

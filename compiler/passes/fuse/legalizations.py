@@ -185,7 +185,7 @@ def _one_number(parameter: relax.Expr) -> float | int | None:
     return number
 
 
-def _parameter(number: float | int | None, remaining: Iterator[te.Tensor], at: Any, axis: int) -> Any:
+def _parameter(number: float | int | None, remaining: Iterator[te.Tensor], at: Any, axis: int) -> Expr:
     """A parameter of a quantization at a place: a Python number where it is known."""
     if number is not None:
         return number
@@ -195,7 +195,7 @@ def _parameter(number: float | int | None, remaining: Iterator[te.Tensor], at: A
     return value if str(tensor.dtype) == "float32" else tirx.Cast("int32", value)
 
 
-def _typed(value: Any, dtype: str) -> Expr:
+def _typed(value: Expr, dtype: str) -> Expr:
     return tirx.const(value, dtype) if isinstance(value, int | float) else tirx.Cast(dtype, value)
 
 

@@ -29,7 +29,7 @@ class OrderedSet(dict[Any, None]):
         """Add a member."""
         self[member] = None
 
-    def update(self, members: Iterable[Any]) -> None:  # type: ignore[override]
+    def update(self, members: Iterable[Expr]) -> None:  # type: ignore[override]
         """Add several members."""
         for each in members:
             self.add(each)

@@ -249,7 +249,7 @@ def _reduce(call: Call, arrays: list[Array]) -> Array | None:
 
 
 @evaluator("zeros", "ones", "full", "zeros_like", "ones_like", "full_like")
-def _filled(call: Any, arrays: list[Array]) -> Array | None:
+def _filled(call: Call, arrays: list[Array]) -> Array | None:
     shape, dtype = static_shape(call), call.ty.dtype
     if shape is None or not _is_numpy(dtype):
         return None

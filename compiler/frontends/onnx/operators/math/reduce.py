@@ -284,7 +284,7 @@ def _hardmax(context: NodeContext, data: relax.Expr, axis: int) -> relax.Expr:
     first = place_of_extremum(context, data, axis, keep=True)
 
     def mark(index: te.Tensor, like: te.Tensor) -> te.Tensor:
-        def element(*place: Any) -> Any:
+        def element(*place: Any) -> Expr:
             hit = index(*(tirx.const(0, "int64") if a == axis else p for a, p in enumerate(place)))
             one, zero = tirx.const(1, like.dtype), tirx.const(0, like.dtype)
             return tirx.Select(hit == place[axis], one, zero)

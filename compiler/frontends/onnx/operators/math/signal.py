@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import relax, te
@@ -16,6 +16,9 @@ from compiler.frontends.onnx.operators.precision import cast, widened
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import Constant, tensor_shape
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 
 @converter("DFT", since=17)
@@ -162,7 +165,7 @@ def _frames(context: NodeContext, signal: relax.Expr, window: relax.Expr | None,
     count = arithmetic.add(arithmetic.floor_divide(arithmetic.subtract(samples, length), step), 1)
 
     def compute(source: te.Tensor, *weights: te.Tensor) -> te.Tensor:
-        def element(b: Any, frame: Any, position: Any) -> Any:
+        def element(b: Expr, frame: Expr, position: Expr) -> Expr:
             value = source(b, frame * step + position)
             return value * weights[0](position) if weights else value
 

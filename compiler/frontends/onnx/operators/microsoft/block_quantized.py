@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm.relax import op as R
@@ -17,6 +17,9 @@ from compiler.frontends.onnx.symbolic import expression
 from compiler.frontends.onnx.values import Constant, Value
 from compiler.passes.rewriting.block_weights import BlockWeight, block_product, block_rows
 from compiler.passes.rewriting.grouped_weights import grouped_rows
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 _INT8_DATA = 4  # the accuracy level
 
@@ -48,7 +51,7 @@ def gather_block_quantized(context: NodeContext) -> Any:
     return op("Gather", stored, context.value(1), axis=context.attribute("gather_axis", 0))
 
 
-def _stored_table(context: NodeContext, bits: int) -> Any | None:
+def _stored_table(context: NodeContext, bits: int) -> Expr | None:
     """Rows of a table looked up in its blocks, as float32; None where blocks are not runs of a row."""
     data, scales = context.constant(0), context.constant(2)
     block = int(context.attribute("block_size", 128))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -17,6 +17,9 @@ from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import Runtime, tensor_shape
 from compiler.passes.rewriting.state_writes import write_rows
 from schedules.attention.cache.call import cached_attention
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 _KEY, _VALUE, _PAST_KEY, _PAST_VALUE, _LENGTHS, _TOTAL, _COSINES, _SINES, _POSITIONS, _BIAS = range(1, 11)
 _LAST_INPUT = _BIAS
@@ -87,7 +90,7 @@ class _Grouped:
         merged = context.emit(R.reshape(result, [*outer, heads * size]))
         return [context.runtime(merged, context.dtype(0)), keys, values]
 
-    def _parts(self) -> list[Any]:
+    def _parts(self) -> list[Expr]:
         """Query, key and value as (batch, length, heads, size)."""
         context, op = self.context, self.op
         width = context.shape(0)[2]
@@ -145,8 +148,8 @@ class _Grouped:
         """How many entries of the cache belong to each sample: int64 (batch,); none when all there is is new."""
         length, total = expression(self.length), expression(self.total)
 
-        def starts(lengths: te.Tensor, new: Any, all_of_them: Any) -> te.Tensor:
-            def start(*place: Any) -> Any:
+        def starts(lengths: te.Tensor, new: Expr, all_of_them: Expr) -> te.Tensor:
+            def start(*place: Any) -> Expr:
                 before = limited(limited(lengths(*place), -1, all_of_them) + 1 - new, 0, all_of_them)
                 return tirx.Select(new == all_of_them, tirx.const(0, "int64"), before)
 
@@ -170,7 +173,7 @@ class _Grouped:
             def wide(value: Any) -> Any:
                 return value if x.dtype == "float32" else tirx.Cast("float32", value)
 
-            def element(b: Any, i: Any, h: Any, d: Any) -> Any:
+            def element(b: Expr, i: Expr, h: Expr, d: Expr) -> Expr:
                 at = place[b, i] if len(place.shape) == 2 else place[b] + i
                 row = limited(at, 0, cosines.shape[0] - 1)
                 pair = tirx.min(d // 2 if interleaved else d % half, half - 1)
@@ -217,7 +220,7 @@ class _Grouped:
         def place(entries: te.Tensor, starts: te.Tensor, *rest: Any) -> te.Tensor:
             *past, capacity = rest
 
-            def element(b: Any, h: Any, t: Any, d: Any) -> Any:
+            def element(b: Expr, h: Expr, t: Expr, d: Expr) -> Expr:
                 zero = tirx.const(0, "int64")
                 inner = tirx.max(tirx.min(t - starts[b], entries.shape[1] - 1), zero)
                 fresh = entries[b, inner, h, d]

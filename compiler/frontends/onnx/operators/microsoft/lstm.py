@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import relax
@@ -19,6 +19,9 @@ from compiler.frontends.onnx.operators.recurrent.weights import Arrays, Packing
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import tensor_shape
 from schedules.recurrence.description import CellKind, Recurrence
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 _GATES = 4
 _QUAD = 4  # bytes of a word along the depth
@@ -36,7 +39,7 @@ class _Weights:
 
 
 @converter("DynamicQuantizeLSTM", domain=DOMAIN)
-def dynamic_quantize_lstm(context: NodeContext) -> list[Any]:
+def dynamic_quantize_lstm(context: NodeContext) -> list[Expr]:
     """X, W, R, B, lengths, initial h and c, P, then scale and zero point of W and of R; gates in the order iofc.
 
     The input is quantized as a whole, the state of all samples of a direction in each step.
@@ -138,7 +141,7 @@ def _spread(arrays: Arrays, value: Any, shape: tuple[int, int]) -> Any:
     return arrays.broadcast(arrays.reshape(value, (shape[0], 1)), shape)
 
 
-def _projection(op: Composer, packing: Packing, weights: _Weights, features: int) -> Any:
+def _projection(op: Composer, packing: Packing, weights: _Weights, features: int) -> Expr:
     """Products of all steps with the input weights, plus bias: (steps, samples, directions, blocks, gates, lanes)."""
     context, arrays = op.context, packing.arrays
     layout = (packing.directions, packing.blocks, _GATES, packing.lanes)

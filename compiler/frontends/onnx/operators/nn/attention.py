@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 from tvm import relax, te, tirx
@@ -19,6 +19,9 @@ from compiler.frontends.onnx.operators.precision import cast
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import tensor_shape
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Tensor
 
 OWN_DOMAIN = "tensorwright"  # of operators in models of our own making, as of what the exporter's opset lacks
 _MASK, _PAST_KEY, _PAST_VALUE, _LENGTHS = 3, 4, 5, 6
@@ -211,13 +214,13 @@ def _masked(context: NodeContext, scores: relax.Expr, masking: Visible) -> relax
     tensors = [context.input(index) for index in (_MASK, _LENGTHS) if context.has_input(index)]
     scalars = [] if masking.offset is None else [expression(masking.offset)]
 
-    def compute(data: Any, *arguments: Any) -> Any:
+    def compute(data: Tensor, *arguments: Any) -> Tensor:
         operands = list(arguments)
         mask: Any = operands.pop(0) if has_mask else None
         lengths: Any = operands.pop(0) if has_lengths else None
         queries = data.shape[2]
 
-        def element(sample: Any, head: Any, query: Any, key: Any) -> Any:
+        def element(sample: Expr, head: Expr, query: Expr, key: Expr) -> Expr:
             length = None if lengths is None else limited(lengths[sample], 0, data.shape[3])
             offset = operands[0] if operands else length - queries
             allowed = _allowed(masking, offset + query, key)
@@ -236,7 +239,7 @@ def _masked(context: NodeContext, scores: relax.Expr, masking: Visible) -> relax
     return context.emit_te(compute, scores, *tensors, *scalars, primfunc_name_hint="mask_scores")
 
 
-def _allowed(masking: Visible, position: Any, key: Any) -> list[Any]:
+def _allowed(masking: Visible, position: Expr, key: Expr) -> list[Any]:
     conditions = []
     if masking.causal:
         conditions.append(key <= position)
@@ -247,7 +250,7 @@ def _allowed(masking: Visible, position: Any, key: Any) -> list[Any]:
     return conditions
 
 
-def _with_mask(mask: Any, indices: list[Any], value: Any, low: Any) -> Any:
+def _with_mask(mask: Tensor, indices: list[Expr], value: Expr, low: Expr) -> Expr:
     """The score plus a float mask, or the score where a boolean one is true. Keys beyond a mask are hidden."""
     zero = tirx.const(0, "int64")
     own = indices[4 - len(mask.shape) :]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -18,6 +18,9 @@ from compiler.frontends.onnx.operators.nn.interpolation import inside, linear_ta
 from compiler.frontends.onnx.operators.nn.spatial import Window, integers_attribute, per_channel
 from compiler.frontends.onnx.operators.precision import compute_dtype
 from compiler.frontends.onnx.registry import converter
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Tensor
 
 _OFFSETS, _BIAS, _MASK = 2, 3, 4
 
@@ -84,20 +87,20 @@ def _columns(window: Window, group_channels: int) -> Callable[..., Any]:
     rank, taps = window.rank, list(itertools.product(*(range(k) for k in window.kernel)))
     count = len(taps)
 
-    def compute(data: Any, offsets: Any, *masks: Any) -> Any:
+    def compute(data: Tensor, offsets: Tensor, *masks: Any) -> Tensor:
         wide = compute_dtype(data.dtype)
         sizes = data.shape[2:]
 
-        def coordinate(sample: Any, group: Any, tap: Any, axis: int, place: Any) -> Any:
+        def coordinate(sample: Expr, group: Expr, tap: Expr, axis: int, place: Any) -> Expr:
             moved = offsets(sample, (group * count + tap) * rank + axis, *place).astype(wide)
             start = place[axis] * window.strides[axis] - window.before[axis]
             step = tirx.floordiv(tap, math.prod(window.kernel[axis + 1 :])) % window.kernel[axis]
             return (start + step * window.dilations[axis]).astype(wide) + moved
 
-        def element(sample: Any, channel: Any, tap: Any, *place: Any) -> Any:
+        def element(sample: Expr, channel: Expr, tap: Expr, *place: Any) -> Expr:
             group = tirx.floordiv(channel, group_channels)
 
-            def pixel(positions: list[Any]) -> Any:
+            def pixel(positions: list[Expr]) -> Expr:
                 conditions = [inside(p, size) for p, size in zip(positions, sizes, strict=True)]
                 indices = [limited_place(p, size) for p, size in zip(positions, sizes, strict=True)]
                 value = data(sample, channel, *indices).astype(wide)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import tirx
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 Tap = tuple[Any, Any]  # a whole-numbered coordinate and its weight, both floats
 
 
-def _const(value: float, like: Any) -> Any:
+def _const(value: float, like: Expr) -> Expr:
     return tirx.const(value, str(like.ty.dtype))
 
 
-def linear_taps(coordinate: Any) -> list[Tap]:
+def linear_taps(coordinate: Expr) -> list[Tap]:
     """The two neighbours."""
     base = tirx.floor(coordinate)
     ratio = coordinate - base
@@ -41,7 +44,7 @@ def cubic_taps(coordinate: Any, a: float = -0.75) -> list[Tap]:
     return [(base - one, far(x + one)), (base, near(x)), (base + one, near(one - x)), (base + two, far(two - x))]
 
 
-def weighted_sum(taps: Sequence[Sequence[Tap]], pixel: Callable[[list[Any]], Any]) -> Any:
+def weighted_sum(taps: Sequence[Sequence[Tap]], pixel: Callable[[list[Any]], Any]) -> Expr:
     """The sum over all combinations of one tap per axis of the element times the weights."""
     total: Any = None
     for combination in itertools.product(*taps):
@@ -53,12 +56,12 @@ def weighted_sum(taps: Sequence[Sequence[Tap]], pixel: Callable[[list[Any]], Any
     return total
 
 
-def inside(position: Any, size: Any) -> Any:
+def inside(position: Expr, size: Expr) -> Expr:
     """Whether a float coordinate is that of an element."""
     return tirx.all(position >= _const(0, position), position < size.astype(str(position.ty.dtype)))
 
 
-def clamped(position: Any, size: Any) -> Any:
+def clamped(position: Expr, size: Expr) -> Expr:
     """A float coordinate moved to the nearest element's."""
     last = size.astype(str(position.ty.dtype)) - _const(1, position)
     return tirx.max(tirx.min(position, last), _const(0, position))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -14,6 +14,9 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import tensor_shape
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 _MODES = ("constant", "reflect", "edge", "wrap")
 
@@ -114,7 +117,7 @@ def _pad_kernel(
     def fill(source: te.Tensor, filler: te.Tensor, *arguments: Any) -> te.Tensor:
         target, starts = arguments[: len(sizes)], arguments[len(sizes) :]
 
-        def element(*indices: Any) -> Any:
+        def element(*indices: Any) -> Expr:
             moved, inside = list(indices), []
             for axis in moved_axes:
                 index, size = indices[axis] - starts[axis], source.shape[axis]
@@ -133,7 +136,7 @@ def _pad_kernel(
     return context.with_simple_sizes(result)
 
 
-def _source_index(mode: str, index: Any, size: Any) -> Any:
+def _source_index(mode: str, index: Expr, size: Expr) -> Expr:
     """Where a padded position takes its element from; reflection and wrapping repeat as often as needed."""
     if mode == "edge":
         return tirx.max(tirx.min(index, size - 1), tirx.const(0, "int64"))

@@ -7,7 +7,7 @@ each axis, and the number of windows along each axis; the last two may be symbol
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import te, tirx
 
@@ -15,29 +15,32 @@ from compiler.frontends.onnx import dtypes, scalars
 from compiler.frontends.onnx.operators.nn.spatial import Window
 from compiler.frontends.onnx.operators.precision import compute_dtype
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Tensor
+
 Kernel = Callable[..., Any]
 _MAXIMUM_PRODUCT = 8  # the largest power computed by multiplication
 
 
-def _const(value: Any, dtype: str) -> Any:
+def _const(value: Any, dtype: str) -> Expr:
     return tirx.const(value, dtype)
 
 
-def _conjunction(conditions: Sequence[Any]) -> Any:
+def _conjunction(conditions: Sequence[Expr]) -> Expr:
     return tirx.all(*conditions) if len(conditions) > 1 else conditions[0]
 
 
 class _Windows:
     """The positions of a window over a tensor."""
 
-    def __init__(self, window: Window, data: Any, sizes: Sequence[Any]) -> None:
+    def __init__(self, window: Window, data: Tensor, sizes: Sequence[Any]) -> None:
         self.window, self.data = window, data
         self.rank = window.rank
         self.before, self.output = sizes[: self.rank], sizes[self.rank : 2 * self.rank]
         self.shape = (data.shape[0], data.shape[1], *self.output)
         self.taps = [te.reduce_axis((0, k), name=f"tap{axis}") for axis, k in enumerate(window.kernel)]
 
-    def positions(self, output: Sequence[Any], taps: Sequence[Any]) -> list[Any]:
+    def positions(self, output: Sequence[Expr], taps: Sequence[Expr]) -> list[Expr]:
         """Where a tap of the window at an output position lies in the data; outside of it in the padding."""
         window = self.window
         return [
@@ -45,12 +48,12 @@ class _Windows:
             for axis, (o, t) in enumerate(zip(output, taps, strict=True))
         ]
 
-    def inside(self, positions: Sequence[Any]) -> Any:
+    def inside(self, positions: Sequence[Expr]) -> Expr:
         """Whether a position lies in the data."""
         sizes = self.data.shape[2:]
         return _conjunction([c for p, size in zip(positions, sizes, strict=True) for c in (p >= 0, p < size)])
 
-    def load(self, leading: Sequence[Any], positions: Sequence[Any], fill: Any) -> Any:
+    def load(self, leading: Sequence[Expr], positions: Sequence[Expr], fill: Expr) -> Expr:
         """The data at a position, or `fill` in the padding."""
         return tirx.if_then_else(self.inside(positions), self.data(*leading, *positions), fill)
 
@@ -77,7 +80,7 @@ def max_kernel(window: Window) -> Kernel:
 def max_with_indices_kernel(window: Window, column_major: bool) -> Kernel:
     """The largest element and its flat index; NaN wins, and the first one, in row-major order of the window."""
 
-    def compute(data: Any, *sizes: Any) -> list[Any]:
+    def compute(data: Tensor, *sizes: Any) -> list[Tensor]:
         windows = _Windows(window, data, sizes)
         count = 1
         for k in window.kernel:
@@ -93,7 +96,7 @@ def max_with_indices_kernel(window: Window, column_major: bool) -> Kernel:
 
         taps, values = te.compute(windows.shape, element, name="max_pool")
 
-        def index(*indices: Any) -> Any:
+        def index(*indices: Any) -> Expr:
             tap = taps(*indices)
             parts: list[Any] = []
             for k in reversed(window.kernel):
@@ -120,7 +123,7 @@ def _first_maximum(left: tuple[Any, Any], right: tuple[Any, Any]) -> tuple[Any, 
     return tirx.Select(keep, left[0], right[0]), tirx.Select(keep, left[1], right[1])
 
 
-def _flatten(indices: Sequence[Any], sizes: Sequence[Any]) -> Any:
+def _flatten(indices: Sequence[Expr], sizes: Sequence[Any]) -> Expr:
     """The row-major position, int64."""
     flat: Any = _const(0, "int64")
     for index, size in zip(indices, sizes, strict=True):
@@ -128,7 +131,7 @@ def _flatten(indices: Sequence[Any], sizes: Sequence[Any]) -> Any:
     return flat
 
 
-def _product(sizes: Sequence[Any]) -> Any:
+def _product(sizes: Sequence[Expr]) -> Expr:
     result: Any = _const(1, "int64")
     for size in sizes:
         result = result * size
@@ -138,19 +141,19 @@ def _product(sizes: Sequence[Any]) -> Any:
 def average_kernel(window: Window, include_padding: bool) -> Kernel:
     """The mean over the data of each window, or over data and padding; takes the padding after each axis last."""
 
-    def compute(data: Any, *sizes: Any) -> Any:
+    def compute(data: Tensor, *sizes: Any) -> Tensor:
         windows = _Windows(window, data, sizes)
         after = sizes[2 * windows.rank :]
         wide = compute_dtype(data.dtype)
 
-        def total(*indices: Any) -> Any:
+        def total(*indices: Any) -> Expr:
             positions = windows.positions(indices[2:], windows.taps)
             value = windows.load(indices[:2], positions, _const(0, data.dtype))
             return te.sum(value.astype(wide), axis=windows.taps)
 
         sums = te.compute(windows.shape, total, name="sum")
 
-        def mean(*indices: Any) -> Any:
+        def mean(*indices: Any) -> Expr:
             count: Any = _const(1, "int64")
             for axis, position in enumerate(indices[2:]):
                 start = position * window.strides[axis] - windows.before[axis]
@@ -165,7 +168,7 @@ def average_kernel(window: Window, include_padding: bool) -> Kernel:
     return compute
 
 
-def _taps_between(start: Any, kernel: int, dilation: int, low: Any, high: Any) -> Any:
+def _taps_between(start: Expr, kernel: int, dilation: int, low: Expr, high: Expr) -> Expr:
     """How many of start, start + dilation, ... (`kernel` of them) lie in [low, high)."""
     step = _const(dilation, "int64")
     skipped = tirx.max(tirx.floordiv(low - start + step - 1, step), 0)
@@ -176,11 +179,11 @@ def _taps_between(start: Any, kernel: int, dilation: int, low: Any, high: Any) -
 def norm_kernel(window: Window, order: float) -> Kernel:
     """The p-norm of each window."""
 
-    def compute(data: Any, *sizes: Any) -> Any:
+    def compute(data: Tensor, *sizes: Any) -> Tensor:
         windows = _Windows(window, data, sizes)
         wide = compute_dtype(data.dtype)
 
-        def total(*indices: Any) -> Any:
+        def total(*indices: Any) -> Expr:
             positions = windows.positions(indices[2:], windows.taps)
             value = tirx.abs(windows.load(indices[:2], positions, _const(0, data.dtype)).astype(wide))
             return te.sum(_power(value, order), axis=windows.taps)
@@ -191,7 +194,7 @@ def norm_kernel(window: Window, order: float) -> Kernel:
     return compute
 
 
-def _power(value: Any, order: float) -> Any:
+def _power(value: Expr, order: float) -> Expr:
     """A non-negative value to a positive power."""
     if order != int(order) or order > _MAXIMUM_PRODUCT:
         return tirx.pow(value, _const(order, value.ty.dtype))
@@ -201,7 +204,7 @@ def _power(value: Any, order: float) -> Any:
     return result
 
 
-def _root(value: Any, order: float) -> Any:
+def _root(value: Expr, order: float) -> Expr:
     if order == 1:
         return value
     return tirx.sqrt(value) if order == 2 else tirx.pow(value, _const(1.0 / order, value.ty.dtype))

@@ -153,13 +153,13 @@ def _resize_integers(context: NodeContext, data: relax.Expr, axes: list[AxisResi
     tables = [table for axis in axes for table in _tap_tables(axis, sampling, "float32")]
     masks = _masks(axes, sampling)
 
-    def compute(tensor: Any, *arguments: Any) -> Any:
+    def compute(tensor: Tensor, *arguments: Any) -> Tensor:
         shape = list(tensor.shape)
         for axis in axes:
             shape[axis.axis] = tirx.const(axis.after, "int64")
         inner_first = sorted(range(len(axes)), key=lambda number: -axes[number].axis)
 
-        def element(*output: Any) -> Any:
+        def element(*output: Any) -> Expr:
             total: Any = None
             for corner in np.ndindex(*[2] * len(axes)):
                 source, weight = list(output), None
@@ -251,10 +251,10 @@ def _resize_axis_by_table(context: NodeContext, data: relax.Expr, axis: AxisResi
     count = int(indices.ty.shape.values[1])
     tables = [indices, weights, *_masks([axis], sampling).values()]
 
-    def compute(tensor: Any, index: Any, weight: Any, *masks: Any) -> Any:
+    def compute(tensor: Tensor, index: Tensor, weight: Tensor, *masks: Any) -> Tensor:
         shape = [*tensor.shape[: axis.axis], index.shape[0], *tensor.shape[axis.axis + 1 :]]
 
-        def load(output: Any, tap: Any) -> Any:
+        def load(output: Any, tap: Any) -> Expr:
             place = index(output[axis.axis], tap).astype("int64")
             return tensor(*output[: axis.axis], place, *output[axis.axis + 1 :]) * weight(output[axis.axis], tap)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, te, tirx
 
@@ -20,6 +20,9 @@ from compiler.frontends.onnx.operators.nn.interpolation import (
 from compiler.frontends.onnx.operators.precision import compute_dtype
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import expression
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Tensor
 
 _MODES = {"bilinear": "linear", "bicubic": "cubic", "linear": "linear", "cubic": "cubic", "nearest": "nearest"}
 _PADDINGS = ("zeros", "border", "reflection")
@@ -46,12 +49,12 @@ def grid_sample(context: NodeContext) -> relax.Expr:
 
 
 def _grid_sample_kernel(mode: str, padding: str, align: bool) -> Callable[..., Any]:
-    def compute(data: Any, grid: Any) -> Any:
+    def compute(data: Tensor, grid: Tensor) -> Tensor:
         wide = compute_dtype(data.dtype)
         sizes = data.shape[2:]
         rank = len(sizes)
 
-        def coordinate(sample: Any, axis: int, place: Sequence[Any]) -> Any:
+        def coordinate(sample: Expr, axis: int, place: Sequence[Expr]) -> Expr:
             value = _denormalized(grid(sample, *place, rank - 1 - axis).astype(wide), sizes[axis], align)
             if mode == "nearest":
                 value = tirx.nearbyint(value)
@@ -59,16 +62,16 @@ def _grid_sample_kernel(mode: str, padding: str, align: bool) -> Callable[..., A
             return value if mode == "cubic" else _within(value, sizes[axis], padding, align)
 
         # Coordinates are the same for all channels, and computed once.
-        def coordinates_of(axis: int) -> Any:
+        def coordinates_of(axis: int) -> Tensor:
             shape = (data.shape[0], *grid.shape[1:-1])
             return te.compute(shape, lambda n, *place: coordinate(n, axis, place), name=f"coordinate{axis}")
 
         places = [coordinates_of(axis) for axis in range(rank)]
 
-        def element(sample: Any, channel: Any, *place: Any) -> Any:
+        def element(sample: Expr, channel: Expr, *place: Any) -> Expr:
             own = [coordinates(sample, *place) for coordinates in places]
 
-            def pixel(positions: list[Any]) -> Any:
+            def pixel(positions: list[Expr]) -> Expr:
                 return _pixel(data, sample, channel, positions, padding, align, wide)
 
             if mode == "nearest":
@@ -81,18 +84,18 @@ def _grid_sample_kernel(mode: str, padding: str, align: bool) -> Callable[..., A
     return compute
 
 
-def _denormalized(value: Any, size: Any, align: bool) -> Any:
+def _denormalized(value: Expr, size: Expr, align: bool) -> Expr:
     dtype = str(value.ty.dtype)
     one, half, length = tirx.const(1, dtype), tirx.const(0.5, dtype), size.astype(dtype)
     return (value + one) * half * (length - one) if align else ((value + one) * length - one) * half
 
 
-def _borders(size: Any, align: bool, dtype: str) -> tuple[Any, Any]:
+def _borders(size: Expr, align: bool, dtype: str) -> tuple[Any, Any]:
     shift = tirx.const(0.0 if align else 0.5, dtype)
     return -shift, size.astype(dtype) - tirx.const(1, dtype) + shift
 
 
-def _within(value: Any, size: Any, padding: str, align: bool) -> Any:
+def _within(value: Expr, size: Expr, padding: str, align: bool) -> Expr:
     """A coordinate beyond the borders brought back as the padding says."""
     if padding == "zeros":
         return value
@@ -103,8 +106,8 @@ def _within(value: Any, size: Any, padding: str, align: bool) -> Any:
 
 
 def _pixel(
-    data: Any, sample: Any, channel: Any, positions: Sequence[Any], padding: str, align: bool, dtype: str
-) -> Any:
+    data: Tensor, sample: Expr, channel: Expr, positions: Sequence[Expr], padding: str, align: bool, dtype: str
+) -> Expr:
     """The element at whole-numbered coordinates, or what the padding puts there."""
     sizes = data.shape[2:]
     if padding == "reflection":
@@ -128,17 +131,17 @@ def affine_grid(context: NodeContext) -> relax.Expr:
     require(context, context.shape(0)[0], "equal", sizes[0])
     align = bool(context.attribute("align_corners", 0))
 
-    def compute(theta: Any, *spatial: Any) -> Any:
+    def compute(theta: Tensor, *spatial: Any) -> Tensor:
         dtype = compute_dtype(theta.dtype)
 
-        def coordinate(index: Any, size: Any) -> Any:
+        def coordinate(index: Expr, size: Expr) -> Expr:
             position, length = index.astype(dtype), size.astype(dtype)
             one, two = tirx.const(1, dtype), tirx.const(2, dtype)
             if align:
                 return two * position / tirx.max(length - one, one) - one
             return (two * position + one) / length - one
 
-        def element(sample: Any, *place: Any) -> Any:
+        def element(sample: Expr, *place: Any) -> Expr:
             *indices, row = place
             total = theta(sample, row, rank).astype(dtype)
             for column, (index, size) in enumerate(zip(reversed(indices), reversed(spatial), strict=True)):

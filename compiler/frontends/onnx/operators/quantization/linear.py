@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -20,6 +20,9 @@ from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import Constant, Runtime, Value, tensor_shape
 from compiler.passes.rewriting.grouped_weights import grouped_expression, grouped_rows
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 # What TVM's own quantize and dequantize take; the rest become kernels of ours.
 _ENGINE_TYPES = frozenset({"int8", "uint8", "int16", "uint16"})
@@ -199,7 +202,7 @@ def quantized(
         scale, zero = (_aligned(context, p, parameters.axis, int(data.ty.ndim)) for p in (scale, zero))
     low, high = dtypes.integer_limits(target)
 
-    def function(x: Any, s: Any, *z: Any) -> Any:
+    def function(x: Expr, s: Expr, *z: Any) -> Expr:
         rounded = tirx.nearbyint(x / s).astype("float64")
         shifted = rounded + z[0].astype("float64") if z else rounded
         limited = tirx.min(tirx.max(shifted, tirx.const(float(low), "float64")), tirx.const(float(high), "float64"))
@@ -266,7 +269,7 @@ def dequantized(
         scale, zero = (_aligned(context, p, parameters.axis, int(data.ty.ndim)) for p in (scale, zero))
     wide = "float64" if target == "float64" or str(scale.ty.dtype) == "float64" else "float32"
 
-    def function(x: Any, s: Any, *z: Any) -> Any:
+    def function(x: Expr, s: Expr, *z: Any) -> Expr:
         if dtypes.is_float8_or_float4(source):
             difference = x - z[0] if z else x
         else:

@@ -136,7 +136,7 @@ def compress(context: NodeContext) -> relax.Expr:
 def _not_longer(context: NodeContext, condition: relax.Expr, size: Dim) -> relax.Expr:
     """The condition without what lies beyond the axis."""
 
-    def cut(tensor: te.Tensor, limit: Any) -> te.Tensor:
+    def cut(tensor: te.Tensor, limit: Expr) -> te.Tensor:
         return te.compute(tensor.shape, lambda i: tirx.all(i < limit, tensor[i]), name="condition")
 
     return context.emit_te(cut, condition, expression(size), primfunc_name_hint="condition")
@@ -176,7 +176,7 @@ def _unique_kernel(data: te.Tensor, in_order: bool) -> list[te.Tensor]:
     count, width, dtype = data.shape[1], data.shape[2], str(data.dtype)
     order = sorted_positions(data, width=width)
 
-    def generate(ins: Any, outs: Any) -> Any:
+    def generate(ins: Any, outs: Any) -> Stmt:
         source, places = (T.buffer_proxy(item) for item in ins)
         first, inverse, counts, number, names, state = (T.buffer_proxy(out) for out in outs)
         with IRBuilder() as builder:
@@ -206,7 +206,7 @@ def _unique_kernel(data: te.Tensor, in_order: bool) -> list[te.Tensor]:
 
 
 def _by_first_occurrence(
-    first: Any, inverse: Any, counts: Any, number: Any, names: Any, state: Any, count: Any
+    first: Any, inverse: Any, counts: Any, number: Any, names: Any, state: Any, count: Expr
 ) -> None:
     """Renumber the groups by where each occurs first; `names` maps the old number of a group to the new one."""
     state[0] = int64(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -17,6 +17,9 @@ from compiler.frontends.onnx.operators.tensor.sort_kernels import int64, sorted_
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import tensor_shape
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Stmt
 
 
 @converter("TopK")
@@ -61,7 +64,7 @@ def _top_k(context: NodeContext, k: Dim) -> list[relax.Expr]:
 
 
 def _top_k_kernel(largest: bool) -> Any:
-    def kernel(data: te.Tensor, k: Any) -> list[te.Tensor]:
+    def kernel(data: te.Tensor, k: Expr) -> list[te.Tensor]:
         order = sorted_positions(data, descending=largest)
         rows = data.shape[0]
         positions = te.compute((rows, k), lambda r, i: order[r, i], name="positions")
@@ -110,11 +113,11 @@ def _suppression_kernel(centered: bool, has_threshold: bool) -> Any:
         *limits, classes = operands
         rows, count = scores.shape
 
-        def generate(ins: Any, outs: Any) -> Any:
+        def generate(ins: Any, outs: Any) -> Stmt:
             box, score, places, most, overlap, least = (T.buffer_proxy(item) for item in ins)
             chosen, number, state = (T.buffer_proxy(out) for out in outs)
 
-            def corners(row: Any, index: Any) -> list[Any]:
+            def corners(row: Expr, index: Expr) -> list[Expr]:
                 """(low y, low x, high y, high x)."""
                 base = (tirx.floordiv(row, classes) * count + index) * int64(4)
                 a, b, c, d = (box[base + int64(i)] for i in range(4))
@@ -123,7 +126,7 @@ def _suppression_kernel(centered: bool, has_threshold: bool) -> Any:
                     return [b - d / half, a - c / half, b + d / half, a + c / half]
                 return [tirx.min(a, c), tirx.min(b, d), tirx.max(a, c), tirx.max(b, d)]
 
-            def overlaps(row: Any, first: Any, second: Any) -> Any:
+            def overlaps(row: Expr, first: Expr, second: Expr) -> Expr:
                 p, q = corners(row, first), corners(row, second)
                 zero = tirx.const(0.0, "float32")
                 height = tirx.max(tirx.min(p[2], q[2]) - tirx.max(p[0], q[0]), zero)

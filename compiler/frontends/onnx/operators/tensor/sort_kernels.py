@@ -12,7 +12,7 @@ from tvm.script.ir_builder import tirx as T
 from compiler.frontends.onnx import dtypes
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+    from schedules.ir.tvm_types import Expr, Stmt
 
 _LEVELS = 40  # 2**40 elements are more than a tensor can have
 
@@ -30,7 +30,7 @@ def product(sizes: Sequence[Expr]) -> Expr:
     return result
 
 
-def comes_before(a: Any, b: Any, dtype: str, *, descending: bool) -> Any:
+def comes_before(a: Expr, b: Expr, dtype: str, *, descending: bool) -> Expr:
     """Whether `a` sorts strictly before `b`; NaN counts as the largest."""
     if dtype in ("float16", "bfloat16"):
         a, b = a.astype("float32"), b.astype("float32")
@@ -55,11 +55,11 @@ def sorted_positions(data: te.Tensor, *, width: Any = None, descending: bool = F
     size = int64(1) if width is None else width
     dtype = str(data.dtype)
 
-    def generate(ins: Any, outs: Any) -> Any:
+    def generate(ins: Any, outs: Any) -> Stmt:
         source = T.buffer_proxy(ins[0])
         order, spare, state = (T.buffer_proxy(out) for out in outs)
 
-        def compare(row: Any, a: Any, b: Any) -> None:
+        def compare(row: Expr, a: Expr, b: Expr) -> None:
             """state[2] becomes 1 when item `a` sorts before item `b`, -1 when after, 0 when equal."""
             state[2] = int64(0)
             with T.serial(0, size) as k:
@@ -87,7 +87,7 @@ def sorted_positions(data: te.Tensor, *, width: Any = None, descending: bool = F
 
 
 def _merge_runs(
-    order: Any, spare: Any, state: Any, row: Any, count: Any, half: Any, compare: Callable[[Any, Any, Any], None]
+    order: Any, spare: Any, state: Any, row: Expr, count: Expr, half: Expr, compare: Callable[[Any, Any, Any], None]
 ) -> None:
     """Merge sorted runs of `half` items in pairs, from `order` to `spare`; state[0] and state[1] are the two heads."""
     pairs = tirx.floordiv(count + half * int64(2) - int64(1), half * int64(2))
