@@ -276,14 +276,14 @@ class LocalExecutor:
                 element = self._element(name)
                 (host,) = self._device.to_host([tensor])
                 tensor = self._device.to_device(tensor_over(aligned_copy(array_over(host, element), element), element))
-            held[name] = Held(tensor)
+            held[name] = Held(tensor, self._element(name).numpy.itemsize)
 
     def hold(self, states: Mapping[str, Array]) -> dict[str, Any]:
         held = {}
         for name, array in states.items():
             element = self._element(name)
             usable = array if is_usable(array) else aligned_copy(array, element)
-            held[name] = Held(self._device.to_device(tensor_over(usable, element)))
+            held[name] = Held(self._device.to_device(tensor_over(usable, element)), element.numpy.itemsize)
         return held
 
     def read(self, held: Mapping[str, Any]) -> dict[str, Array]:

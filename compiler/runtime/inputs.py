@@ -22,13 +22,18 @@ _CPU_DEVICES = (1, 3)  # DLPack: ordinary memory, and CUDA's pinned host memory
 
 
 class Held:
-    """A tensor of a session in place of an input: of the right element type, where kernels read it."""
+    """A tensor of a session in place of an input: of the right element type, where kernels read it.
 
-    __slots__ = ("shape", "tensor")
+    `range` is where it lies: its first address and the one after the last.
+    """
 
-    def __init__(self, tensor: Any) -> None:
+    __slots__ = ("range", "shape", "tensor")
+
+    def __init__(self, tensor: Any, itemsize: int) -> None:
         self.tensor = tensor
         self.shape = tuple(int(size) for size in tensor.shape)
+        start = int(tensor.data_ptr())
+        self.range = (start, start + int(tensor.numel()) * itemsize)
 
 
 class InputSpec:
@@ -81,18 +86,25 @@ class InputBinder:
         """Check every name, shape and element type, and keep the tensors in `memory`."""
         dimensions: Dimensions = {}
         tensors = []
+        ranges: list[tuple[int, int] | None] = []
+        checked: set[Any] = set()  # states have few different shapes
         for spec, value, stage in zip(self.specs, values, memory.stages, strict=True):
             if type(value) is np.ndarray and value.dtype == spec.dtype:
                 if value.shape != spec.static:
                     _check_shape(spec, value.shape, dimensions)
                 tensors.append(_from_numpy(value, spec, stage))
             elif type(value) is Held:
-                if value.shape != spec.static:
+                shapes = (spec.shape, value.shape)
+                if shapes not in checked:
                     _check_shape(spec, value.shape, dimensions)
+                    checked.add(shapes)
                 tensors.append(value.tensor)
+                ranges.append(value.range)
+                continue
             else:
                 tensors.append(_from_other(value, spec, stage, dimensions))
-        memory.keep(tensors, {name: size for name, (size, _) in dimensions.items()}, self._itemsizes)
+            ranges.append(None)
+        memory.keep(tensors, {name: size for name, (size, _) in dimensions.items()}, self._itemsizes, ranges)
         if all(_always_copied(value, spec) for value, spec in zip(values, self.specs, strict=True)):
             memory.copies(self.names)
 

@@ -116,10 +116,19 @@ class OutputReader:
         self._named = tuple(zip(range(len(outputs)), self.names, self._elements, fast, strict=True))
         self.can_keep = bool(outputs) and not self._carried and all(each[3] for each in self._named)
         self._parameters = MemoryRanges(parameters)
+        self._rest = frozenset[str](), self._named
         self._counted = False
         # Half the time of indexing TVM's array from Python.
         self._size = global_function("ffi.ArraySize")
         self._item = global_function("ffi.ArrayGetItem")
+
+    def _but(self, without: frozenset[str]) -> tuple[tuple[int, str, ElementType, bool], ...]:
+        """The outputs but for these, of which a module's sessions have the same in each run."""
+        left_out, rest = self._rest
+        if left_out != without:
+            rest = tuple(each for each in self._named if each[1] not in without)
+            self._rest = without, rest
+        return rest
 
     def read(
         self,
@@ -147,9 +156,7 @@ class OutputReader:
         named = {}
         given: list[int] = []
         item, low, high = self._item, self._parameters.low, self._parameters.high
-        for index, name, element, fast in self._named:
-            if without and name in without:
-                continue
+        for index, name, element, fast in self._but(without) if without else self._named:
             tensor = item(results, index)
             if not isinstance(tensor, _TENSOR):
                 raise InternalError(f"output {name!r} of the module is a {type(tensor).__name__}, not a tensor")

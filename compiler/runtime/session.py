@@ -49,7 +49,10 @@ class Session:
         self._manifest = manifest
         self._states = {state.input: state for state in manifest.states}
         self._inputs = {each.name: each for each in manifest.inputs if each.name in self._states}
-        self._own = tuple(each.name for each in manifest.session_inputs)
+        self._room: tuple[tuple[tuple[str, int], ...], int | None] | None = None  # the capacity of these sizes
+        self._kept = frozenset({*self._states, self._position or ""})
+        self._described = manifest.session_inputs
+        self._own = tuple(each.name for each in self._described)
         self._sizes = given_sizes(manifest, capacity, sizes)
         self._grown = [state for state in manifest.states if state.grows]
         self._limit = capacity if self._grown else None
@@ -60,7 +63,7 @@ class Session:
     @property
     def inputs(self) -> tuple[TensorDescription, ...]:
         """What `run` takes: the module's inputs but for states and the position."""
-        return self._manifest.session_inputs
+        return self._described
 
     @property
     def length(self) -> int:
@@ -70,7 +73,12 @@ class Session:
     @property
     def capacity(self) -> int | None:
         """How many rows there is room for; None where there is no limit, or it is not known yet."""
-        return self._limit if self._grown else capacity_of(self._manifest, self._sizes)
+        if self._grown:
+            return self._limit
+        sizes = tuple(self._sizes.items())
+        if self._room is None or self._room[0] != sizes:
+            self._room = sizes, capacity_of(self._manifest, self._sizes)
+        return self._room[1]
 
     @property
     def states(self) -> dict[str, Array]:
@@ -110,7 +118,7 @@ class Session:
 
     def _length_after(self, named: dict[str, Any]) -> int:
         """How many rows are in use after a run. Raises InputError where there is no room for them."""
-        length = self._length + rows_of_run(self._manifest, named)
+        length = self._length + rows_of_run(self._manifest, self._described, named)
         if self._grown:
             sizes = {**completed(self._manifest, self._sizes, named), **grown_sizes(self._manifest, self._length)}
             known = grown_length(self._manifest, sizes)
@@ -225,7 +233,7 @@ class Session:
     def _named(self, inputs: Any) -> dict[str, Any]:
         """The inputs by name. Raises InputError for those that a session gives by itself, and for other numbers."""
         if isinstance(inputs, Mapping):
-            own = sorted(set(inputs) & ({*self._states} | {self._position}))
+            own = sorted(self._kept.intersection(inputs))
             if own:
                 raise InputError(f"input {own[0]!r} is kept by the session", f"a run takes {self._takes()}")
             return dict(inputs)
@@ -247,7 +255,9 @@ class Session:
     def _add_position(self, named: dict[str, Any]) -> None:
         if self._position is not None:
             description = next(each for each in self._manifest.inputs if each.name == self._position)
-            shape = shape_of(description, completed(self._manifest, self._sizes, named))
+            is_known = all(isinstance(size, int) for size in description.shape)
+            sizes = {} if is_known else completed(self._manifest, self._sizes, named)
+            shape = shape_of(description, sizes)
             named[self._position] = np.full(shape, self._length, np.int64)
 
     def _ready(self) -> None:

@@ -53,14 +53,19 @@ class InputMemory:
         self._names: tuple[str, ...] = ()
         self._slots: list[tuple[str, tuple[int, ...], np.dtype[Any], Array]] | None = None
 
-    def keep(self, tensors: list[Any], sizes: dict[str, int], itemsizes: Sequence[int]) -> None:
-        """Remember what was bound; `copied_again` gives False until `copies` is called."""
+    def keep(
+        self,
+        tensors: list[Any],
+        sizes: dict[str, int],
+        itemsizes: Sequence[int],
+        ranges: Sequence[tuple[int, int] | None],
+    ) -> None:
+        """Remember what was bound, and where it lies; `copied_again` gives False until `copies` is called."""
         self._slots = None
         self.tensors, self.sizes = tensors, sizes
-        starts = [tensor.data_ptr() for tensor in tensors]
         self.ranges = [
-            (start, start + tensor.numel() * itemsize)
-            for start, tensor, itemsize in zip(starts, tensors, itemsizes, strict=True)
+            _range_of(tensor, itemsize) if known is None else known
+            for tensor, itemsize, known in zip(tensors, itemsizes, ranges, strict=True)
         ]
 
     def copies(self, names: tuple[str, ...]) -> None:
@@ -98,3 +103,8 @@ class InputMemory:
                 return False
             array[...] = value
         return True
+
+
+def _range_of(tensor: Any, itemsize: int) -> tuple[int, int]:
+    start = tensor.data_ptr()
+    return start, start + tensor.numel() * itemsize

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,17 +67,18 @@ def has_open_capacity(manifest: Manifest) -> bool:
     return any(isinstance(size, str) for size in _row_sizes(manifest))
 
 
-def rows_of_run(manifest: Manifest, inputs: Mapping[str, Any]) -> int:
-    """How many rows a run on these inputs adds; 0 where they do not say, so that they are not inputs of the module."""
+def rows_of_run(manifest: Manifest, described: Sequence[TensorDescription], inputs: Mapping[str, Any]) -> int:
+    """How many rows a run on these inputs, `described` by the manifest, adds; 0 where they do not say, so that they are
+    not inputs of the module."""
     if manifest.position is None:
         return 0
     rows = manifest.position.rows
-    return rows if isinstance(rows, int) else _told(manifest, inputs).get(rows, 0)
+    return rows if isinstance(rows, int) else _told(described, inputs).get(rows, 0)
 
 
 def completed(manifest: Manifest, sizes: Mapping[str, int], inputs: Mapping[str, Any]) -> Sizes:
     """The sizes with what the shapes of inputs tell. Raises InputError where a size of a state is still not known."""
-    whole = {**_told(manifest, inputs), **sizes}
+    whole = {**_told(manifest.session_inputs, inputs), **sizes}
     missing = sorted(state_symbols(manifest) - set(whole))
     if missing:
         takes = "; ".join(map(str, manifest.session_inputs))
@@ -164,10 +165,10 @@ def _row_sizes(manifest: Manifest) -> set[int | str]:
     return {shapes[state.input][state.axis] for state in manifest.states if state.axis is not None}
 
 
-def _told(manifest: Manifest, inputs: Mapping[str, Any]) -> Sizes:
+def _told(described: Sequence[TensorDescription], inputs: Mapping[str, Any]) -> Sizes:
     """The sizes of symbolic dimensions that the shapes of inputs give."""
     told: Sizes = {}
-    for description in manifest.session_inputs:
+    for description in described:
         value = inputs.get(description.name)
         shape = getattr(value, "shape", None)
         if value is None or not any(isinstance(size, str) for size in description.shape):
