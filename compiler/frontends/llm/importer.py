@@ -6,7 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from compiler.artifact.language_model import DESCRIPTION_ASSET, TOKENIZER_ASSET, LanguageModelDescription
-from compiler.frontends.imported_model import ImportedModel, IndexRequirement, PositionSpec, StateSpec, TensorSpec
+from compiler.frontends.imported_model import (
+    ImportedModel,
+    IndexRequirement,
+    PositionSpec,
+    SizeRequirement,
+    StateSpec,
+    TensorSpec,
+)
 from compiler.frontends.llm.config import DecoderConfig
 from compiler.frontends.llm.decoder import (
     LOGITS,
@@ -81,6 +88,7 @@ def import_language_model(path: Path, options: LanguageModelOptions | None = Non
         inputs=inputs,
         outputs=outputs,
         indices=(IndexRequirement(TOKENS, str(config.vocabulary), {}, "the vocabulary", "0"),),
+        requirements=_requirements(config),
         states=states,
         position=None if options.sequences else PositionSpec(POSITION, "n"),
         assets=_assets(description, files),
@@ -130,6 +138,15 @@ def _places(options: LanguageModelOptions) -> list[TensorSpec]:
         return [TensorSpec(POSITION, (), "int64")]
     shapes: dict[str, tuple[int | str, ...]] = {POSITIONS: (2, "n"), SEQUENCES: ("sequences", 5), WANTED: ("m",)}
     return [TensorSpec(name, shape, "int64") for name, shape in shapes.items()]
+
+
+def _requirements(config: DecoderConfig) -> tuple[SizeRequirement, ...]:
+    """Learned positions end where their table does."""
+    if not config.position_rows:
+        return ()
+    most = str(config.position_rows - config.position_offset)
+    where = "the table of learned positions"
+    return (SizeRequirement(most, "at least", "capacity", {"capacity": "capacity"}, where),)
 
 
 def _stable_context(config: DecoderConfig) -> int | None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import compiler
+from compiler.errors import InputError
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from tests.compiler.frontends.llm.families import FAMILIES, greedy, save_model
 
@@ -58,6 +59,14 @@ def test_a_cache_of_bytes_gives_nearly_the_same_logits(tmp_path: Path) -> None:
         logits = session.run([np.array(step)[None]])["logits"][0, 0]
         # Half a step of 127 in keys and values; products round nothing else.
         np.testing.assert_allclose(logits, row, rtol=0, atol=0.02 * abs(row).max())
+
+
+def test_a_cache_is_no_longer_than_the_table_of_learned_positions(tmp_path: Path) -> None:
+    save_model("gpt2", tmp_path, n_layer=1, n_positions=20, max_position_embeddings=20)
+    module = compiler.compile(import_language_model(tmp_path), threads=1)
+    module.session(capacity=20).run([np.ones((1, 20), np.int64)])
+    with pytest.raises(InputError, match="learned positions"):
+        module.session(capacity=21).run([np.ones((1, 3), np.int64)])
 
 
 def test_the_families_are_those_that_are_supported() -> None:
