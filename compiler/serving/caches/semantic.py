@@ -174,7 +174,8 @@ class SemanticCache(Wrapper):
         self._observer.observe_cache(self.name, _NAME, int(hit is not None), 1)
         if hit is not None:
             outputs = {name: np.array(array) for name, array in hit.value.outputs.items()}
-            notes = {**hit.value.notes, "similarity": hit.similarity, "similar_to": hit.text}
+            # Not the text that it was computed for: that may be another client's.
+            notes = {**hit.value.notes, "similarity": hit.similarity}
             return Response(outputs, hit.value.served_by, Timing(), _NAME, notes)
         response = await self.inner.infer(request)
         if not response.notes.get("degraded"):
