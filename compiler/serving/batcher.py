@@ -33,6 +33,7 @@ class Batcher:
     def __init__(self, service: ModuleService, options: BatchOptions | None = None) -> None:
         self.service = service
         self.options = options or BatchOptions()
+        self._inputs, self._outputs = service.inputs, service.outputs
         self.costs = Costs()
         self._accuracy = Accuracy()
         self._queue = RequestQueue()
@@ -53,13 +54,11 @@ class Batcher:
 
     @property
     def inputs(self) -> tuple[TensorDescription, ...]:
-        layout = self.service.layout
-        return self.service.inputs if layout is None else layout.described(self.service.inputs, layout.inputs)
+        return self._inputs
 
     @property
     def outputs(self) -> tuple[TensorDescription, ...]:
-        layout = self.service.layout
-        return self.service.outputs if layout is None else layout.described(self.service.outputs, layout.outputs)
+        return self._outputs
 
     @property
     def identity(self) -> str:
@@ -80,6 +79,8 @@ class Batcher:
         layout = self.service.layout
         if layout is not None:
             self._checker = InputChecker(self.service.inputs, layout)
+            self._inputs = layout.described(self.service.inputs, layout.inputs)
+            self._outputs = layout.described(self.service.outputs, layout.outputs)
             self._cap = self.options.max_batch_size if layout.rows is None else layout.rows
         self._started = True
 
