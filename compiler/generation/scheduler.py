@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from compiler.errors import InternalError, OptionError, QueueFullError, TensorwrightError
 from compiler.generation.handle import SequenceHandle
@@ -127,7 +127,7 @@ class Scheduler:
             self._thread.join()
         _OPEN.discard(self)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Scheduler:
         return self
 
     def __exit__(
