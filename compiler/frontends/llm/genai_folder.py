@@ -106,7 +106,7 @@ class _Graph:
         if not attentions or not {self._ids, self._mask} <= {each.name for each in graph.input}:
             raise OptionError(
                 f"{self._path}: only decoders whose attention is {_ATTENTION} are supported",
-                "build it for processors (-e cpu) with onnxruntime_genai.models.builder",
+                "build it with onnxruntime_genai.models.builder: -p int4 or fp32 -e cpu, or -p fp16 -e cuda",
             )
         pairs = dict(self._caches())
         added = self._lengths(attentions)
@@ -204,9 +204,12 @@ class _Graph:
         kind = output.type.tensor_type.elem_type
         shape = [1, 1, output.type.tensor_type.shape.dim[2].dim_value]
         if kind != TensorProto.FLOAT or self._logits != LOGITS:
-            graph.node.append(helper.make_node("Cast", [self._logits], [f"{LOGITS}_wide"], to=TensorProto.FLOAT))
-        final = LOGITS if kind == TensorProto.FLOAT and self._logits == LOGITS else f"{LOGITS}_wide"
-        output.CopyFrom(helper.make_tensor_value_info(final, TensorProto.FLOAT, shape))
+            own = f"{_PREFIX}logits"
+            for each in graph.node:
+                each.output[:] = [own if name == self._logits else name for name in each.output]
+                each.input[:] = [own if name == self._logits else name for name in each.input]
+            graph.node.append(helper.make_node("Cast", [own], [LOGITS], to=TensorProto.FLOAT))
+        output.CopyFrom(helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, shape))
 
     @staticmethod
     def _rename(nodes: list[onnx.NodeProto], old: str, new: str) -> None:
