@@ -66,7 +66,7 @@ def test_recipes_at_fault(tensorwright: Run, tmp_path: Path) -> None:
         str(tmp_path / "none.yaml"): "cannot be read",
         str(tmp_path / "bad.yaml"): "amount='much' does not fit",
         "distill": "needs batches=",
-        "quantize": "needs calibration=",
+        "quantize": "needs --samples",
     }
     for recipe, problem in refused.items():
         result = tensorwright("compress", model, "-r", recipe, "-o", tmp_path / "out.twm", "--threads", 1)
