@@ -91,7 +91,9 @@ def test_pages_of_a_second_file_are_given_back(tmp_path: Path) -> None:
     paths = [save(tmp_path, name, 1, big) for name in ("one", "two")]
     modules = [load(path, threads=1) for path in paths]
     assert addresses(modules[0]) == addresses(modules[1])
-    assert resident(paths[0]) > big["a"].nbytes
+    # Read again, since a system short of memory may have dropped pages of a file that nobody had touched for a while.
+    np.testing.assert_array_equal(modules[1].parameters["a"], big["a"])
+    assert resident(paths[0]) >= big["a"].nbytes
     assert resident(paths[1]) < big["a"].nbytes // 4
 
 

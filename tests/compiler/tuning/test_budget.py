@@ -57,6 +57,6 @@ def test_a_task_ends_when_nothing_is_gained_or_left() -> None:
     spend(stuck, PATIENCE, 2e-3)
     assert "nothing gained" in reason_to_stop(stuck, 1.0e-3)
     assert "limit" in reason_to_stop(at_bound, 1.0e-3)
-    assert "no time" in reason_to_stop(tiny, 1.0)
+    assert "negligible" in reason_to_stop(tiny, 1.0)
     assert "not be measured" in reason_to_stop(broken, 1.0)
     assert next_task([stuck, at_bound, tiny, broken]) is None

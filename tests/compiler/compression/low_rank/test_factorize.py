@@ -115,5 +115,5 @@ def test_options_are_checked() -> None:
 @pytest.mark.usefixtures("no_clock")
 def test_a_layer_that_is_not_there() -> None:
     net, x = _case()
-    with pytest.raises(OptionError, match="no layer"):
+    with pytest.raises(OptionError, match="not a layer"):
         _factored(net, x, keep=["nothing"])

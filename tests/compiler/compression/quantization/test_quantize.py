@@ -73,7 +73,7 @@ def test_a_limit_that_can_not_hold_is_an_error() -> None:
 
 def test_what_the_caller_asks_for_stays_in_float() -> None:
     data = samples((4, 16), 1)
-    with pytest.raises(OptionError, match="no layer") as raised:
+    with pytest.raises(OptionError, match="not a layer") as raised:
         compiler.quantize(chain_net(2), data, in_float=["matmul_9"], threads=1)
     assert "m0, m1" in str(raised.value)  # the names of the nodes
     quantized = compiler.quantize(chain_net(2), data, in_float=["m1"], method="min-max", threads=1)
