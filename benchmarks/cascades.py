@@ -30,9 +30,9 @@ from benchmarks._models import cache_folder
 from compiler.errors import NothingGainedError
 from compiler.profiling.timing import seconds_in_turns
 from compiler.runtime import Module
-from compiler.serving.cascade import Cascade
-from compiler.serving.cascade_calibration import calibrate_cascade
-from compiler.serving.module_service import ModuleService
+from compiler.serving.batching.module_service import ModuleService
+from compiler.serving.policies.cascade import Cascade
+from compiler.serving.policies.cascade_calibration import calibrate_cascade
 from compiler.serving.request import Request
 
 Array = np.ndarray[Any, Any]

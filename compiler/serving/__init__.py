@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from compiler.serving.caches.semantic_calibration import calibrate_semantic_cache
-    from compiler.serving.cascade_calibration import calibrate_cascade
+    from compiler.serving.policies.cascade_calibration import calibrate_cascade
 
 # Loaded on use: importing the interface of services loads nothing else.
 _HOME = {
-    "calibrate_cascade": "compiler.serving.cascade_calibration",
+    "calibrate_cascade": "compiler.serving.policies.cascade_calibration",
     "calibrate_semantic_cache": "compiler.serving.caches.semantic_calibration",
 }
 

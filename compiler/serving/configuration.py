@@ -16,19 +16,19 @@ import yaml
 
 from compiler.errors import OptionError, StorageError
 from compiler.runtime import Module
-from compiler.serving import cascade, drift, router
-from compiler.serving.batch_options import BatchOptions
-from compiler.serving.batcher import Batcher
+from compiler.serving.batching.batcher import Batcher
+from compiler.serving.batching.module_service import ModuleService, load_proven
+from compiler.serving.batching.options import BatchOptions
 from compiler.serving.caches import embedding, exact, semantic
-from compiler.serving.degradation import DegradationOptions
-from compiler.serving.module_service import ModuleService, load_proven
 from compiler.serving.observer import Observer
 from compiler.serving.options import options_from
 from compiler.serving.parts import Parts
+from compiler.serving.policies import cascade, drift, router
+from compiler.serving.policies.degradation import DegradationOptions
+from compiler.serving.policies.variants import Variants, load_variants
 from compiler.serving.service import Service
-from compiler.serving.text_options import GenerationLimits, TextOptions
-from compiler.serving.text_service import TextService, is_language_model
-from compiler.serving.variants import Variants, load_variants
+from compiler.serving.text.options import GenerationLimits, TextOptions
+from compiler.serving.text.service import TextService, is_language_model
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 

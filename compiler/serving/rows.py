@@ -1,4 +1,4 @@
-"""Rows of batches: policies decide row by row, and put the rows of an answer together again."""
+"""Rows of batches: policies and caches decide row by row, and put the rows of an answer together again."""
 
 from __future__ import annotations
 

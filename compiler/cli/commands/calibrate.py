@@ -126,8 +126,8 @@ def _cascade(
     from compiler.cli.output import print_json, print_line
     from compiler.inspection.summary import check_report
     from compiler.runtime import load
-    from compiler.serving.cascade_calibration import calibrate_cascade
-    from compiler.serving.classification import classification_accuracy
+    from compiler.serving.policies.cascade_calibration import calibrate_cascade
+    from compiler.serving.policies.classification import classification_accuracy
 
     check_report(output, (".json",))
     modules = load(small), load(large)

@@ -108,9 +108,9 @@ def _serve(
 ) -> None:
     from compiler.cli.output import print_line
     from compiler.errors import OptionError
-    from compiler.serving.api_keys import read_api_keys
-    from compiler.serving.supervisor import serve
-    from compiler.serving.worker_options import WorkerOptions
+    from compiler.serving.app.api_keys import read_api_keys
+    from compiler.serving.workers.options import WorkerOptions
+    from compiler.serving.workers.supervisor import serve
 
     keys = read_api_keys(api_keys)
     local = host in _LOOPBACK

@@ -18,7 +18,7 @@ from compiler.serving.app.http import Call, HttpError, Reply, StreamReply, json_
 from compiler.serving.app.openai_models import named_model
 from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository
-from compiler.serving.text_service import TextService
+from compiler.serving.text.service import TextService
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository
 from compiler.serving.request import Array, Request
 from compiler.serving.service import Service
-from compiler.serving.text_embedder import ServiceEmbedder
+from compiler.serving.text.embedder import ServiceEmbedder
 
 _PATH = "/v1/embeddings"
 _MOST_TEXTS = 2048

@@ -27,7 +27,7 @@ from compiler.device.programs import SHARED_LIBRARY, SOURCES, device_programs
 from compiler.device.runtime_libraries import FFI_LIBRARY, RUNTIME_LIBRARY
 from compiler.errors import IncompatibleArtifactError, OptionError, StorageError
 from compiler.runtime import Module
-from compiler.serving.batch_layout import find_layout
+from compiler.serving.batching.layout import find_layout
 from compiler.serving.triton.configuration import BACKEND, configuration_text
 from targets import Target
 from targets.cpuinfo import usable_processors

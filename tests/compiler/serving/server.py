@@ -15,8 +15,8 @@ from typing import Any
 from compiler.serving.app.application import Application
 from compiler.serving.app.create import AppOptions, create_app
 from compiler.serving.configuration import ModelOptions
-from compiler.serving.http_server import HttpOptions, Server
-from compiler.serving.supervisor import listen
+from compiler.serving.workers.http_server import HttpOptions, Server
+from compiler.serving.workers.supervisor import listen
 
 
 @dataclass

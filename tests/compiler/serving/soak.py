@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from tests.compiler.serving.server import dense_file
-from tests.compiler.serving.test_supervisor import HEAD, Processes, processes
+from tests.compiler.serving.workers.test_supervisor import HEAD, Processes, processes
 
 _GROWTH_KB = 4096
 

@@ -11,12 +11,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from compiler.errors import OptionError
-from compiler.serving.api_keys import key_digest, read_api_keys
+from compiler.serving.app.api_keys import key_digest, read_api_keys
 from compiler.serving.app.application import Limits
 from compiler.serving.app.authentication import ApiKeys
 from compiler.serving.app.create import AppOptions
 from compiler.serving.configuration import ModelOptions, model_options
-from compiler.serving.http_server import HttpOptions
+from compiler.serving.workers.http_server import HttpOptions
 from tests.compiler.serving.server import Running, dense_file, serving
 
 KEY = "a-key-of-many-characters"

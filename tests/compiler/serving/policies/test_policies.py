@@ -15,8 +15,8 @@ import yaml
 from compiler.artifact.variants import VariantEntry, VariantIndex, write_index
 from compiler.runtime import Module, load
 from compiler.runtime.identity import module_identity
-from compiler.serving.cascade_calibration import CascadeCalibration
 from compiler.serving.configuration import read_configuration
+from compiler.serving.policies.cascade_calibration import CascadeCalibration
 from tests.compiler.runtime.building import build_artifact
 from tests.compiler.serving.server import Answer, Running, serving
 

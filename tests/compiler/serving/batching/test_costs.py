@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compiler.serving.costs import Accuracy, Costs
+from compiler.serving.batching.costs import Accuracy, Costs
 
 
 def test_costs_follow_a_line_over_rows() -> None:

@@ -15,7 +15,7 @@ from compiler.generation.scheduler import Scheduler
 from compiler.runtime import Module
 from compiler.runtime.identity import module_identity
 from compiler.serving.request import Request, Response
-from compiler.serving.text_options import GenerationLimits
+from compiler.serving.text.options import GenerationLimits
 
 
 def is_language_model(module: Module) -> bool:

@@ -15,7 +15,7 @@ from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.errors import ArtifactError, InputError, OptionError, StorageError
 from compiler.serving.request import Array, Request, Response
 from compiler.serving.service import Service
-from compiler.serving.text_options import TextOptions
+from compiler.serving.text.options import TextOptions
 from compiler.support.optional import optional_module
 
 _IDS = ("input_ids", "ids", "tokens")

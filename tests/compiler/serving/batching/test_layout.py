@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from compiler.serving.batch_layout import find_layout
+from compiler.serving.batching.layout import find_layout
 from tests.compiler.serving.building import module_of
 
 

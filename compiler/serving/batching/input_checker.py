@@ -8,7 +8,7 @@ from typing import Any
 from compiler.artifact import TensorDescription
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.errors import InputError
-from compiler.serving.batch_layout import BatchLayout
+from compiler.serving.batching.layout import BatchLayout
 from compiler.serving.request import Array
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from compiler.errors import InputError, OptionError, OverloadedError, ServiceUnavailableError
-from compiler.serving.batch_options import BatchOptions
-from compiler.serving.batcher import Batcher
-from compiler.serving.module_service import ModuleService
+from compiler.serving.batching.batcher import Batcher
+from compiler.serving.batching.module_service import ModuleService
+from compiler.serving.batching.options import BatchOptions
 from compiler.serving.request import Request
 from tests.compiler.serving.building import Watched, module_of, watched
 

@@ -16,9 +16,9 @@ from compiler.profiling.timing import seconds_in_turns
 from compiler.runtime import Module
 from compiler.runtime.identity import module_identity
 from compiler.serving.caches.digests import request_digest
+from compiler.serving.policies.scores import score_of
 from compiler.serving.request import Array
 from compiler.serving.rows import joined, row_count
-from compiler.serving.scores import score_of
 from compiler.support.accuracy import Evaluate, Run, check_max_drop, relative_drop
 from compiler.support.accuracy import score as evaluated
 

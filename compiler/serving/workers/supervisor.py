@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from compiler.errors import OptionError, ServiceUnavailableError, StorageError, TensorwrightError
-from compiler.serving.channel import Channel, as_error, open_channel
-from compiler.serving.worker_options import WorkerOptions
+from compiler.serving.workers.channel import Channel, as_error, open_channel
+from compiler.serving.workers.options import WorkerOptions
 
 _log = logging.getLogger(__name__)
 _METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -166,7 +166,13 @@ class Supervisor:
         environment = dict(os.environ)
         if self._folder is not None:
             environment[_METRICS_FOLDER] = self._folder
-        command = [sys.executable, "-m", "compiler.serving.worker", str(self._socket.fileno()), str(theirs.fileno())]
+        command = [
+            sys.executable,
+            "-m",
+            "compiler.serving.workers.worker",
+            str(self._socket.fileno()),
+            str(theirs.fileno()),
+        ]
         process = await asyncio.create_subprocess_exec(
             *command,
             pass_fds=(self._socket.fileno(), theirs.fileno()),

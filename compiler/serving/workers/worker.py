@@ -21,13 +21,13 @@ from compiler.errors import OptionError, TensorwrightError
 from compiler.serving.app.application import Application, Limits, access_log
 from compiler.serving.app.authentication import ApiKeys
 from compiler.serving.app.create import AppOptions, create_app
-from compiler.serving.channel import Channel, described, open_channel
 from compiler.serving.configuration import ModelOptions, check_models, model_options, read_configuration
-from compiler.serving.http_server import HttpOptions, Server
 from compiler.serving.options import options_from
 from compiler.serving.repository import Repository
 from compiler.serving.tracing import Tracer
-from compiler.serving.worker_options import WorkerOptions
+from compiler.serving.workers.channel import Channel, described, open_channel
+from compiler.serving.workers.http_server import HttpOptions, Server
+from compiler.serving.workers.options import WorkerOptions
 from targets.cpuinfo import usable_cores
 
 _LENGTH_BYTES = 8

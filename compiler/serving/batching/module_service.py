@@ -14,7 +14,7 @@ from compiler.artifact import TensorDescription
 from compiler.errors import InputError, OptionError, ServiceUnavailableError
 from compiler.runtime import Module, load
 from compiler.runtime.identity import module_identity
-from compiler.serving.batch_layout import BatchLayout, find_layout
+from compiler.serving.batching.layout import BatchLayout, find_layout
 from compiler.serving.request import Array, Request, Response, Timing
 from targets.cpuinfo import usable_cores
 

@@ -14,12 +14,12 @@ from typing import Any
 
 from compiler.artifact import TensorDescription
 from compiler.errors import OverloadedError, ServiceUnavailableError, TensorwrightError
-from compiler.serving.batch_options import BatchOptions
-from compiler.serving.costs import Accuracy, Costs
-from compiler.serving.input_checker import InputChecker
-from compiler.serving.module_service import ModuleService, check_outputs, chosen
+from compiler.serving.batching.costs import Accuracy, Costs
+from compiler.serving.batching.input_checker import InputChecker
+from compiler.serving.batching.module_service import ModuleService, check_outputs, chosen
+from compiler.serving.batching.options import BatchOptions
+from compiler.serving.batching.request_queue import RequestQueue, Result, Waiting
 from compiler.serving.request import Array, Request, Response, Timing
-from compiler.serving.request_queue import RequestQueue, Result, Waiting
 from compiler.serving.tracing import kernel_events
 
 _INLINE_SECONDS = 200e-6  # a run that takes less is made in the event loop: handing it to a thread takes a third of it

@@ -15,8 +15,8 @@ from compiler.errors import ArtifactError, InputError, OptionError, OverloadedEr
 from compiler.runtime import Module
 from compiler.runtime.identity import module_identity
 from compiler.runtime.module import load
-from compiler.serving.degradation import Degradation, DegradationOptions
-from compiler.serving.variants import Variant, Variants, load_variants
+from compiler.serving.policies.degradation import Degradation, DegradationOptions
+from compiler.serving.policies.variants import Variant, Variants, load_variants
 from tests.compiler.runtime.building import dense_artifact
 from tests.compiler.serving.services import FunctionService, request
 

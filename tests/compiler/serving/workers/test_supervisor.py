@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 
 from compiler.errors import StorageError, UserError
-from compiler.serving.supervisor import Supervisor, listen
-from compiler.serving.worker_options import WorkerOptions
+from compiler.serving.workers.options import WorkerOptions
+from compiler.serving.workers.supervisor import Supervisor, listen
 from tests.compiler.serving.server import dense_file
 
 TENSOR = {"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [0.5] * 16}
@@ -199,7 +199,7 @@ def test_a_worker_loads_neither_the_compiler_nor_torch(tmp_path: Path) -> None:
     script = f"""
 import asyncio, sys
 import numpy as np
-import compiler.serving.worker
+import compiler.serving.workers.worker
 from compiler.serving.configuration import model_options
 from compiler.serving.repository import Repository
 from compiler.serving.request import Request

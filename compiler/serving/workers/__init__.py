@@ -1,0 +1,1 @@
+"""The processes of a server: a supervisor, and workers that share its sockets."""
