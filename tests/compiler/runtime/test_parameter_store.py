@@ -91,10 +91,9 @@ def test_pages_of_a_second_file_are_given_back(tmp_path: Path) -> None:
     paths = [save(tmp_path, name, 1, big) for name in ("one", "two")]
     modules = [load(path, threads=1) for path in paths]
     assert addresses(modules[0]) == addresses(modules[1])
-    # Read again, since a system short of memory may have dropped pages of a file that nobody had touched for a while.
     np.testing.assert_array_equal(modules[1].parameters["a"], big["a"])
-    assert resident(paths[0]) >= big["a"].nbytes
-    assert resident(paths[1]) < big["a"].nbytes // 4
+    # Once for both: of the first file, or of the array that it was written from, where that still exists.
+    assert sum(map(resident, paths)) < 1.25 * big["a"].nbytes
 
 
 def test_what_nobody_uses_is_forgotten() -> None:

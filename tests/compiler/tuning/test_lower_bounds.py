@@ -62,4 +62,4 @@ def test_floors_that_a_kernel_beats_are_forgotten() -> None:
     session.states, session.problems = [state], []
     session._check_lower_bounds()
     assert state.lower_bound == 0.0
-    assert "beat" in session.problems[0]
+    assert "faster than the device's measured peak" in session.problems[0]
