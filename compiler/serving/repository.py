@@ -68,7 +68,15 @@ class Repository:
     A new version is loaded and proven beside the old one, which answers until then; one that fails leaves it in place.
     """
 
-    def __init__(self, models: Sequence[ModelOptions], observer: Observer = NO_OBSERVER) -> None:
+    def __init__(
+        self, models: Sequence[ModelOptions], observer: Observer = NO_OBSERVER, *, on_demand: bool = False
+    ) -> None:
+        """Make one.
+
+        Args:
+            on_demand: `start` loads no model; each is loaded when `load` is called.
+        """
+        self._on_demand = on_demand
         self._options = {each.name: each for each in models}
         self._observer = observer
         self._loaded: dict[str, Loaded] = {}
@@ -78,16 +86,18 @@ class Repository:
         self._closing: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Load all models, each in its newest version that can be loaded.
+        """Load all models, each in its newest version that can be loaded; none of those on demand.
 
         Raises what loading the first model that has none raises.
         """
+        if self._on_demand:
+            return
         for name in self._options:
             await self._start(name)
 
     async def _start(self, name: str) -> None:
         failure: TensorwrightError | None = None
-        for path, version in _versions(self._options[name].path):
+        for path, version in versions_of(self._options[name].path):
             try:
                 await self._stage(name, path, version)
             except TensorwrightError as error:
@@ -103,8 +113,8 @@ class Repository:
 
     @property
     def ready(self) -> bool:
-        """Whether all models answer."""
-        return len(self._loaded) == len(self._options)
+        """Whether all models answer, or can be loaded on demand."""
+        return self._on_demand or len(self._loaded) == len(self._options)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -164,7 +174,7 @@ class Repository:
 
     async def stage(self, name: str) -> None:
         """The first half of `load`: load and prove a version, without it answering yet."""
-        path, version = _versions(self.options(name).path)[0]
+        path, version = versions_of(self.options(name).path)[0]
         await self._stage(name, path, version)
 
     async def _stage(self, name: str, path: Path, version: str) -> None:
@@ -230,7 +240,7 @@ async def running(repository: Repository) -> AsyncIterator[Repository]:
         await repository.close()
 
 
-def _versions(path: Path) -> list[tuple[Path, str]]:
+def versions_of(path: Path) -> list[tuple[Path, str]]:
     """The module files or folders of variants of a model and their versions, the newest first; one alone is version 1.
 
     Raises StorageError for a folder without versions.

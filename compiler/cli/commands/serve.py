@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +35,18 @@ API keys, unless it is told --insecure.
 
   Everything by a file (models, batches, caches, variants):
     tensorwright serve --config server.yaml
+
+  On a Ray cluster, two to eight replicas by load, on nodes whose processors have what the module requires:
+    tensorwright serve model.twm --engine ray --ray-address auto --workers 2 --max-workers 8 --placement
 """
+
+
+class Engine(str, Enum):
+    """What runs the server."""
+
+    PROCESSES = "processes"
+    RAY = "ray"
+
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -54,7 +66,21 @@ def _serve(
     ] = None,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="0 takes a free one.")] = 8000,
-    workers: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Worker processes.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Worker processes; of Ray: replicas.")] = 1,
+    engine: Annotated[Engine, typer.Option(help="Processes of this machine, or Ray Serve.")] = Engine.PROCESSES,
+    ray_address: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Of a running Ray cluster; without, one is started here.")
+    ] = "",
+    max_workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Ray: scale by load from --workers to N replicas.")
+    ] = None,
+    replica_cores: Annotated[int, typer.Option(min=1, metavar="N", help="Ray: cores of a replica.")] = 1,
+    multiplexed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Ray: a replica loads models on demand, N at once; 0: all at start.")
+    ] = 0,
+    placement: Annotated[
+        bool, typer.Option("--placement", help="Ray: only on nodes with the processor features of the modules.")
+    ] = False,
     api_keys: Annotated[
         Path | None,
         typer.Option(
@@ -151,6 +177,17 @@ def _serve(
         traces=traces,
         otlp=otlp,
     )
+    if engine is Engine.RAY:
+        from compiler.serving.ray.command import RayFlags, serve_command
+
+        flags = RayFlags(ray_address, max_workers, replica_cores, multiplexed, placement)
+        serve_command(served, flags, host, port, drain, started=lambda url: print_line(f"serving on {url}"))
+        return
+    if ray_address or max_workers is not None or replica_cores != 1 or multiplexed or placement:
+        raise OptionError(
+            "--ray-address, --max-workers, --replica-cores, --multiplexed and --placement are options of Ray",
+            "give --engine ray",
+        )
     serve(served, host, port, drain_seconds=drain, started=lambda url: print_line(f"serving on {url}"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from compiler.serving.app.application import Application, Limits
+from compiler.serving.app.application import Application, Limits, Routes
 from compiler.serving.app.authentication import ApiKeys
 from compiler.serving.app.completions import Completions
 from compiler.serving.app.embeddings import Embeddings
@@ -44,19 +44,23 @@ def create_app(
     options: AppOptions | None = None,
     *,
     control: Callable[[Repository], Control] = LocalControl,
+    on_demand: Callable[[Repository], Routes] | None = None,
 ) -> Application:
     """An ASGI application that serves models; loading them is its startup.
 
     Args:
         control: what loads and unloads models, where that concerns more than this process.
+        on_demand: makes routes that are asked first, and load the model that a request is for; none is loaded at
+            startup then.
 
     Raises:
         MissingDependencyError: a package of the extra `serve` is missing.
     """
     options = options or AppOptions()
     metrics = Metrics(options.price)
-    repository = Repository(models, metrics)
-    routes = (
+    repository = Repository(models, metrics, on_demand=on_demand is not None)
+    routes: tuple[Routes, ...] = (
+        *(() if on_demand is None else (on_demand(repository),)),
         OpenInference(repository, control(repository), metrics, traces=options.traces, tracer=options.tracer),
         Embeddings(repository, metrics),
         Completions(repository, metrics),
