@@ -1,1 +1,1 @@
-"""Modules on machines without Python: the C++ runtime, its programs, and running them here under an emulator."""
+"""Deploys modules to machines without Python: the C++ runtime, its programs, and emulation of other targets."""

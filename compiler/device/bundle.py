@@ -1,4 +1,4 @@
-"""`bundle`: a folder with everything a device needs to run a module, without Python."""
+"""`bundle`: writes a folder with everything that a device needs to run a module without Python."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _DRIVER = ", and NVIDIA's driver 580 or newer"
 
 @dataclass(frozen=True)
 class Bundle:
-    """What was written: bytes by file (relative to the folder), and of these, what a device needs to run the module."""
+    """The files written, with sizes in bytes (paths relative to the folder), and those needed at run time."""
 
     folder: Path
     files: Mapping[str, int]
@@ -76,14 +76,14 @@ def write_bundle(artifact: Artifact, target: Target, output: Path, *, file: Path
     microcontroller C sources alone.
 
     Args:
-        file: of the module, copied as it is, so that it stays signed; without one it is written anew and unsigned.
+        file: the module's file, copied unchanged so that signatures remain valid; None: write a new, unsigned one.
 
     Raises:
         OptionError: the folder exists and is not empty, the module is for another architecture than the target, or it
             calls an accelerator.
         StorageError: it cannot be written.
         targets.TargetError: the toolchain is missing or failed.
-        MissingDependencyError: the runtime's libraries for the architecture are not to be had.
+        MissingDependencyError: the runtime libraries for the architecture are not available.
     """
     check_architecture(artifact, target)
     check_accelerator(artifact, target)
@@ -107,7 +107,7 @@ def write_bundle(artifact: Artifact, target: Target, output: Path, *, file: Path
 
 
 def _incomplete(output: Path, error: OSError | StorageError) -> StorageError:
-    """The error of a folder that was new or empty: what is there of it goes, so that a second try finds it so again."""
+    """Remove a partly written folder, so that a second attempt finds it empty, and return the error to raise."""
     shutil.rmtree(output, ignore_errors=True)
     reason = error.message if isinstance(error, StorageError) else str(error)
     return StorageError(f"{output} cannot be written: {reason}", "free space, or give another folder")
@@ -135,19 +135,19 @@ def check_architecture(artifact: Artifact, target: Target) -> None:
 
 
 def check_accelerator(artifact: Artifact, target: Target) -> None:
-    """Raises OptionError for a module that calls an accelerator: programs without Python do not have its functions.
-    Targets that make C sources answer for themselves."""
+    """Raises OptionError for a module that calls an accelerator, whose functions need Python.
+    Targets that generate C sources make their own checks."""
     partition = artifact.manifest.target.details.get("partition")
     if isinstance(partition, dict) and partition.get("claimed") and type(target).c_sources is Target.c_sources:
         raise OptionError(
             f"the module calls the accelerator of target {target.name!r}, whose functions are Python's, and the "
             "programs of a bundle have no Python",
-            "load the module with Python there, or compile the model for the processor alone",
+            "load the module in Python on the device, or compile the model for its CPU only",
         )
 
 
 def check_has_machine_code(artifact: Artifact) -> None:
-    """Raises OptionError for a module whose kernels run simulated, which only the compiler does."""
+    """Raises OptionError for a module whose kernels can only run in the compiler's simulator."""
     device = artifact.manifest.target.details.get("device")
     if isinstance(device, dict) and device.get("simulated"):
         raise OptionError(

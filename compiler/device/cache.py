@@ -1,4 +1,4 @@
-"""Where things are kept that are built or fetched once: the user's cache folder."""
+"""The user's cache folder, for files that are built or downloaded once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def conformance_file(target: str) -> Path:
 
 
 def key_of(parts: Iterable[str | bytes]) -> str:
-    """A short name for what was made out of these."""
+    """A short cache key of these values."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -41,10 +41,9 @@ def key_of(parts: Iterable[str | bytes]) -> str:
 
 
 def cached(kind: str, key: str, make: Callable[[Path], None]) -> Path:
-    """A folder of the cache that `make` filled, now or earlier; nobody ever sees it half full.
+    """Return a cache folder filled by `make`, now or earlier; it appears atomically.
 
-    Processes that want the same wait for the first one and take what it made. What a process left that was killed while
-    it made the same is removed.
+    Concurrent processes wait for the first one and use its result. Leftovers of processes killed meanwhile are removed.
 
     Raises:
         StorageError: the cache cannot be written.
@@ -53,7 +52,7 @@ def cached(kind: str, key: str, make: Callable[[Path], None]) -> Path:
     if folder.is_dir():
         return folder
     with _locked(folder):
-        if not folder.is_dir():  # else it was made while this process waited
+        if not folder.is_dir():  # otherwise another process made it while this one waited
             _make(folder, make)
     return folder
 
@@ -74,10 +73,10 @@ def _make(folder: Path, make: Callable[[Path], None]) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of a folder of the cache; the system frees it when its process ends, however it ends."""
+    """Holds the lock of a cache folder; the system releases it when the process ends for any reason."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # The file stays: were it removed, two processes could lock two files of this name.
+        # The lock file is kept: if it were removed, two processes could lock two files of the same name.
         file = folder.with_name(f".{folder.name}.lock").open("w")
     except OSError as error:
         raise _unwritable(folder.parent, error) from error

@@ -1,6 +1,6 @@
-"""Whether a device server and this version understand each other, and whether the device can run a module, or kernels.
+"""Checks that a device server is compatible with this version, and that its device can run a module or kernels.
 
-Asked before anything is uploaded: the server says what it is when a session starts (`DescribeServer` in
+Checked before anything is uploaded: the server describes itself when a session starts (`DescribeServer` in
 cpp/device_session.cc).
 """
 
@@ -18,13 +18,13 @@ from compiler.errors import DeviceError, IncompatibleArtifactError
 from targets import Target
 from targets.cpuinfo import normalized
 
-PROTOCOL = 2  # of the functions that the server offers; counts up when one changes its meaning
-NEW_PROGRAMS = "make a new bundle of the module (tensorwright bundle) and start the tensorwright-server in it there"
+PROTOCOL = 2  # version of the server's functions; incremented when one changes its behavior
+NEW_PROGRAMS = "create a new bundle (tensorwright bundle) and start its tensorwright-server on the device"
 
 
 @dataclass(frozen=True)
 class GraphicsProcessor:
-    """One of a server's: its name, and its compute capability as ten times major plus minor."""
+    """A GPU of a server: its name, and its compute capability as 10 * major + minor."""
 
     name: str
     compute_capability: int
@@ -32,7 +32,7 @@ class GraphicsProcessor:
 
 @dataclass(frozen=True)
 class ServerVersions:
-    """What a device server says of itself.
+    """A device server's description of itself.
 
     Attributes:
         format: the newest format of modules that it reads.
@@ -55,10 +55,10 @@ class ServerVersions:
 
 
 def ask_versions(connection: Connection) -> ServerVersions:
-    """What the server of a session is.
+    """Read the description of a session's server.
 
     Raises:
-        DeviceError: it speaks another protocol than this version.
+        DeviceError: it uses a different protocol version.
     """
     address, answer = connection.address, connection.description
     try:
@@ -79,7 +79,7 @@ def ask_versions(connection: Connection) -> ServerVersions:
                 GraphicsProcessor(str(each["name"]), int(each["compute_capability"]))
                 for each in fields.get("devices", ())
             ),
-            str(fields.get("device_problem", "its server is older, and does not say whether it has one")),
+            str(fields.get("device_problem", "its server is too old to report GPUs")),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise DeviceError(
@@ -91,7 +91,7 @@ def connect(address: str, credentials: Credentials | None = None) -> Connection:
     """A session for modules.
 
     Raises:
-        OptionError: the address is not one.
+        OptionError: the address is not valid.
         DeviceError: nobody answers there, the server refuses this client, is older than its protocol, or no
             tensorwright-server.
     """
@@ -99,7 +99,7 @@ def connect(address: str, credentials: Credentials | None = None) -> Connection:
         return Connection(address, credentials)
     except NoDeviceServerError as error:
         raise DeviceError(
-            f"the server at {address} does not say its version: it is older than this Tensorwright, or no "
+            f"the server at {address} does not report its version: it is older than this Tensorwright, or is not a "
             "tensorwright-server",
             NEW_PROGRAMS,
         ) from error
@@ -108,13 +108,14 @@ def connect(address: str, credentials: Credentials | None = None) -> Connection:
 def _other_protocol(address: str, protocol: int, version: str) -> DeviceError:
     older = protocol < PROTOCOL
     return DeviceError(
-        f"the server at {address} is of Tensorwright {version} and speaks protocol {protocol}, and this one {PROTOCOL}",
+        f"the server at {address} runs Tensorwright {version} with protocol {protocol}, "
+        f"but this version uses protocol {PROTOCOL}",
         NEW_PROGRAMS if older else f"update Tensorwright here to {version}",
     )
 
 
 def check_runs_there(manifest: Manifest, server: ServerVersions, address: str) -> None:
-    """Raise IncompatibleArtifactError, naming what is in the way, unless the device can run the module."""
+    """Raise IncompatibleArtifactError, with the reason, unless the device can run the module."""
     target = manifest.target
     device = f"the device at {address}"
     if manifest.format_version > server.format:
@@ -147,13 +148,13 @@ def check_runs_there(manifest: Manifest, server: ServerVersions, address: str) -
 
 
 def check_kernels_run_there(target: Target, server: ServerVersions, address: str) -> None:
-    """Raise DeviceError, naming what is in the way, unless the device can run kernels built here for a target."""
+    """Raise DeviceError, with the reason, unless the device can run kernels built for a target."""
     if not server.kernels:
         raise DeviceError(
-            f"the server at {address} runs signed modules alone, and kernels that are tuned are not signed",
-            "start it with --allow-tuning for the time of the tuning",
+            f"the server at {address} runs only signed modules, and kernels being tuned are not signed",
+            "start it with --allow-tuning while tuning",
         )
-    device, hint = f"the device at {address}", "name the device's own target, or a more general one"
+    device, hint = f"the device at {address}", "choose the device's own target, or a more general one"
     if target.architecture != server.architecture:
         raise DeviceError(
             f"target {target.name!r} is for {target.architecture}, and {device} is {server.architecture}", hint
@@ -172,7 +173,7 @@ def check_kernels_run_there(target: Target, server: ServerVersions, address: str
 
 
 def _device_problem(needed: object, server: ServerVersions) -> tuple[str, str] | None:
-    """What stands in the way of code for a graphics processor, which a target describes, and what to do about it."""
+    """Why a device cannot run code for the target's GPU, and what to do about it."""
     if not isinstance(needed, dict):
         return None
     if needed.get("simulated"):
@@ -187,7 +188,7 @@ def _device_problem(needed: object, server: ServerVersions) -> tuple[str, str] |
     if any(each.compute_capability >= least for each in server.devices):
         return None
     has = ", ".join(f"{each.name} ({each.compute_capability / 10})" for each in server.devices)
-    return f"it needs compute capability {least / 10} or newer, and there is {has}", "compile it for that device"
+    return f"it needs compute capability {least / 10} or newer, but the device has {has}", "compile it for that device"
 
 
 def _missing(features: Iterable[str], server: ServerVersions) -> list[str]:

@@ -1,4 +1,4 @@
-"""A session with a device server, encrypted where keys are given; it ends when the device stops answering.
+"""A session with a device server, encrypted if keys are given; it ends when the device stops responding.
 
 The protocol is described in `cpp/visitor.h` and `cpp/device_session.h`.
 """
@@ -19,8 +19,8 @@ from compiler.errors import DeviceError, OptionError
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 30.0
-# A host that is gone is found out by probes (Linux's tcp(7)): 5 s of silence, then one every 5 s; the third that stays
-# unanswered ends the connection, however long the call may take.
+# TCP keepalive (Linux's tcp(7)) detects an unreachable host: after 5 s of silence a probe every 5 s; the third that is
+# not answered ends the connection, however long the call may take.
 _PROBES = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
 _FAREWELL_SECONDS = 2.0
 _PLAIN, _NOISE, _ERROR = b"TWPLAIN2", b"TWNOISE2", b"TWERROR2"
@@ -33,27 +33,27 @@ Kind = Literal["modules", "kernels"]
 
 
 class NoDeviceServerError(DeviceError):
-    """What listens at the address is not a tensorwright-server of this protocol."""
+    """The peer at the address is not a tensorwright-server with this protocol."""
 
 
 class Connection:
     """A session.
 
     Attributes:
-        description: what the server says of itself (JSON).
+        description: the server's description of itself (JSON).
     """
 
     def __init__(self, address: str, credentials: Credentials | None = None, kind: Kind = "modules") -> None:
         """Connect to HOST:PORT.
 
         Args:
-            credentials: encrypt, let the server know who this is, and make sure of who it is.
-            kind: what the session is for: a module, or kernels that a tuner measures.
+            credentials: keys to encrypt the connection and to authenticate both sides.
+            kind: the purpose of the session: a module, or kernels to be timed by a tuner.
 
         Raises:
-            OptionError: the address is not one.
-            NoDeviceServerError: something else listens there.
-            DeviceError: nobody answers there, or the server refuses this client.
+            OptionError: the address is not valid.
+            NoDeviceServerError: another service listens there.
+            DeviceError: no server answers there, or it rejects this client.
         """
         host, port = parse_address(address)
         self.address = address
@@ -74,7 +74,7 @@ class Connection:
             raise
 
     def close(self) -> None:
-        """End the session, and wait for the server to have ended it too."""
+        """End the session, and wait until the server has ended it too."""
         with contextlib.suppress(OSError), self._socket:
             self._socket.shutdown(socket.SHUT_WR)
             self._socket.settimeout(_FAREWELL_SECONDS)
@@ -82,27 +82,27 @@ class Connection:
                 pass
 
     def call(self, request: str, *, what: str, hint: str, seconds: float | None = None) -> str:
-        """Send a request; the answer.
+        """Send a request and return the response.
 
         Args:
-            what, hint: of the error.
-            seconds: how long the device may be silent; None: ANSWER_SECONDS.
+            what, hint: for the error message.
+            seconds: timeout; None: ANSWER_SECONDS.
 
         Raises:
-            DeviceError: it failed there, or no answer came; then the session is at its end.
+            DeviceError: the request failed there, or timed out, which ends the session.
         """
         limit = ANSWER_SECONDS if seconds is None else seconds
         with self._errors(what, hint, limit):
             return self._ask(request, time.monotonic() + limit)
 
     def send_data(self, data: memoryview, *, what: str, hint: str) -> None:
-        """Send a frame of data, which is not answered. Raises DeviceError."""
+        """Send a data frame, which has no response. Raises DeviceError."""
         limit = ANSWER_SECONDS
         with self._errors(what, hint, limit):
             self._send_frame(data, time.monotonic() + limit)
 
     def answer(self, *, what: str, hint: str) -> str:
-        """The answer to what was sent. Raises DeviceError."""
+        """Receive the response. Raises DeviceError."""
         limit = ANSWER_SECONDS
         with self._errors(what, hint, limit):
             return self._answer(time.monotonic() + limit)
@@ -136,7 +136,7 @@ class Connection:
         self._ciphers = handshake.read_second(self._take(SECOND_MESSAGE_BYTES, end))
 
     def _refused(self, end: float) -> DeviceError:
-        """What a server says that does not go on, which nobody vouches for."""
+        """An (unauthenticated) error message from a server that ends the connection."""
         (length,) = struct.unpack("<H", self._take(2, end))
         return DeviceError(_printable(self._take(length, end)))
 
@@ -174,7 +174,7 @@ class Connection:
         return b"".join(parts)
 
     def _take(self, count: int, end: float) -> bytes:
-        """So many bytes of what the server says. Raises TimeoutError, EOFError or HandshakeError."""
+        """Read a number of bytes from the server. Raises TimeoutError, EOFError or HandshakeError."""
         while len(self._received) < count:
             self._socket.settimeout(_left(end))
             if not self._receive():
@@ -184,7 +184,7 @@ class Connection:
         return taken
 
     def _receive(self) -> bool:
-        """Wait for what comes next; false when nothing does any more."""
+        """Wait for more data; False at the end of the stream."""
         data = self._socket.recv(1 << 16)
         if self._ciphers is None:
             self._received += data
@@ -200,8 +200,8 @@ class Connection:
 
     @contextlib.contextmanager
     def _errors(self, what: str, hint: str, seconds: float, closed: type[DeviceError] = DeviceError) -> Iterator[None]:
-        """Raise what goes wrong as DeviceError, the end of the connection as `closed`. After a timeout, a late answer
-        would be taken for the next one's."""
+        """Translate errors into DeviceError, with `closed` for the end of the connection. A timeout ends the session: a
+        late response would be mistaken for that of the next request."""
         try:
             yield
         except TimeoutError as error:
@@ -226,12 +226,12 @@ def parse_address(address: str) -> tuple[str, int]:
     """(host, port) of "HOST:PORT". Raises OptionError for other texts."""
     host, separator, port = address.rpartition(":")
     if not separator or not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise OptionError(f"{address!r} is not an address", "write HOST:PORT, such as 192.168.0.7:9090")
+        raise OptionError(f"{address!r} is not an address", "use HOST:PORT, such as 192.168.0.7:9090")
     return host, int(port)
 
 
 def is_loopback(address: str) -> bool:
-    """Whether HOST:PORT is of this machine, so that nobody between could read along."""
+    """True if HOST:PORT is on this machine, where traffic cannot be intercepted on the network."""
     host, _ = parse_address(address)
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -255,7 +255,7 @@ def _left(end: float) -> float:
 
 
 def _printable(text: bytes) -> str:
-    """The device's words, made safe for a terminal."""
+    """The device's message, escaped for a terminal."""
     said = text.decode("utf-8", "replace").replace(_HINT, "; ")
     words = " ".join(said.split())[:_LONGEST_REASON]
     return "".join(each if each.isprintable() else "?" for each in words) or "no reason given"

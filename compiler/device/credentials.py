@@ -1,4 +1,4 @@
-"""Who a client is to a device server, and which server it talks to."""
+"""Credentials of a client, and the identity of the server that it connects to."""
 
 from __future__ import annotations
 

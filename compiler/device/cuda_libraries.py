@@ -1,5 +1,5 @@
-"""What a bundle needs beside the runtime for modules of NVIDIA graphics processors: TVM's part for CUDA, and NVIDIA's
-runtime, which its license allows to be redistributed (Attachment A: libcudart.so)."""
+"""Libraries that a bundle needs for NVIDIA GPUs beside the runtime: TVM's CUDA runtime and NVIDIA's libcudart.so, which
+may be redistributed under its license (Attachment A)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _INSTALL = "pip install 'tensorwright[cuda]'"
 
 
 def cuda_libraries(target: Target) -> tuple[Path, ...]:
-    """Paths of libtvm_runtime_cuda.so and libcudart.so.13 for the processor beside a graphics processor; none for other
+    """Paths of libtvm_runtime_cuda.so and libcudart.so.13 for the architecture of a GPU target's host; empty for other
     targets.
 
     Raises:
@@ -54,11 +54,11 @@ def _runtime_member() -> str:
         if file.name == CUDA_RUNTIME:
             return file.as_posix()
     version = installed_version(CUDA_RUNTIME_DISTRIBUTION)
-    raise MissingDependencyError(f"{CUDA_RUNTIME_DISTRIBUTION} {version} holds no {CUDA_RUNTIME}", _INSTALL)
+    raise MissingDependencyError(f"{CUDA_RUNTIME_DISTRIBUTION} {version} does not contain {CUDA_RUNTIME}", _INSTALL)
 
 
 def _installed(member: str) -> Path:
     for file in importlib.metadata.files(CUDA_RUNTIME_DISTRIBUTION) or ():
         if file.as_posix() == member:
             return Path(str(file.locate()))
-    raise MissingDependencyError(f"{CUDA_RUNTIME_DISTRIBUTION} holds no {member}", _INSTALL)
+    raise MissingDependencyError(f"{CUDA_RUNTIME_DISTRIBUTION} does not contain {member}", _INSTALL)

@@ -1,4 +1,4 @@
-"""Runs a module for another architecture on this machine, under the target's emulator."""
+"""Runs a module for another architecture on this machine under the target's emulator."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class EmulatedModule:
         """The outputs by name.
 
         Raises:
-            InternalError: the program failed; carries what it printed.
+            InternalError: the program failed; the message has its output.
         """
         with tempfile.TemporaryDirectory(prefix="run-", dir=self._folder) as folder:
             given, results = self.write_inputs(inputs, Path(folder)), Path(folder) / "outputs"
@@ -55,7 +55,7 @@ class EmulatedModule:
             return _read_outputs(memoryview(results.read_bytes()), self._artifact.manifest.outputs)
 
     def execute(self, options: Sequence[str], *, threads: int = 1) -> str:
-        """Run the runner with these options; what it printed. Raises InternalError."""
+        """Run the runner with these options and return its output. Raises InternalError."""
         command = self.command((), options)
         done = subprocess.run(command, capture_output=True, text=True, env=self.environment(threads))
         if done.returncode:
@@ -76,13 +76,13 @@ class EmulatedModule:
 
     def environment(self, threads: int) -> dict[str, str]:
         """The environment for a run with so many threads."""
-        # Threads that wait by yielding starve where other processes want the processor too.
+        # Threads that wait by yielding starve while other processes use the processor.
         settings = {"TVM_NUM_THREADS": str(threads), "TVM_BIND_THREADS": "0", "TVM_THREAD_POOL_SPIN_COUNT": "0"}
         return {**os.environ, **settings}
 
 
 def _read_outputs(blob: memoryview, outputs: Sequence[TensorDescription]) -> dict[str, Array]:
-    """The tensors of a blob, whose header gives the sizes that the manifest leaves open."""
+    """Read the tensors of a blob, whose header has the values of dynamic dimensions."""
     (length,) = _LENGTH.unpack(blob[: _LENGTH.size])
     header = json.loads(bytes(blob[_LENGTH.size : _LENGTH.size + length]))
     expected = [

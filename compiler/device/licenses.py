@@ -1,4 +1,4 @@
-"""The licenses of what a bundle carries besides the module: Tensorwright, TVM and its FFI, libsodium."""
+"""The licenses of a bundle's third-party and own code: Tensorwright, TVM and its FFI, libsodium."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def licenses() -> Mapping[str, str]:
     """Texts by "project/file name".
 
     Raises:
-        MissingDependencyError: a distribution is installed without its license, or libsodium's source is not to be had.
+        MissingDependencyError: a distribution is installed without its license, or libsodium's source is not available.
     """
     texts: dict[str, str] = {}
     for name in _DISTRIBUTIONS:
@@ -51,7 +51,7 @@ def _files(distribution: str) -> dict[str, Path]:
     if distribution == "apache-tvm" and "NOTICE" not in found:
         found["NOTICE"] = _beside_package("tvm", "NOTICE")
     if distribution == "tensorwright" and "LICENSE" not in found:
-        found["LICENSE"] = _SOURCE_TREE / "LICENSE"  # not installed, but run from its source
+        found["LICENSE"] = _SOURCE_TREE / "LICENSE"  # not installed, but run from a source tree
     return {name: path for name, path in found.items() if path.is_file()}
 
 

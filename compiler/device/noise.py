@@ -21,7 +21,7 @@ SECOND_MESSAGE_BYTES = _KEY_BYTES + TAG_BYTES
 
 
 class HandshakeError(Exception):
-    """The other side does not have the key that it should have, or what came is not what it sent."""
+    """Authentication failed: the peer lacks the expected key, or a message was tampered with."""
 
 
 class Cipher:
@@ -41,11 +41,11 @@ class Cipher:
         return self._cipher.encrypt(self._nonce(), plain, associated)
 
     def decrypt(self, message: bytes, associated: bytes = b"") -> bytes:
-        """The next message. Raises HandshakeError where it is not what the other side encrypted next."""
+        """Decrypt the next message. Raises HandshakeError if it is not the peer's next message."""
         try:
             return self._cipher.decrypt(self._nonce(), message, associated)
         except InvalidTag as error:
-            raise HandshakeError("a message was not encrypted by the other side") from error
+            raise HandshakeError("a message was not encrypted by the peer") from error
 
 
 class Initiator:
@@ -72,7 +72,7 @@ class Initiator:
         self._mix_hash(responder_key)
 
     def first_message(self) -> bytes:
-        """What the responder reads first."""
+        """The first handshake message, sent to the responder."""
         open_key = self._ephemeral.public_key().public_bytes_raw()
         self._mix_hash(open_key)
         self._mix_key(self._ephemeral, self._responder)
@@ -81,9 +81,9 @@ class Initiator:
         return open_key + encrypted + self._encrypt(b"")
 
     def read_second(self, message: bytes) -> tuple[Cipher, Cipher]:
-        """The ciphers for (sending, receiving). Raises HandshakeError where another than the responder answered."""
+        """Return the ciphers for (sending, receiving). Raises HandshakeError if the peer is not the responder."""
         if len(message) != SECOND_MESSAGE_BYTES:
-            raise HandshakeError("the answer to the handshake is not of its length")
+            raise HandshakeError("the handshake response has the wrong length")
         self._mix_hash(message[:_KEY_BYTES])
         remote = X25519PublicKey.from_public_bytes(message[:_KEY_BYTES])
         self._mix_key(self._ephemeral, remote)
@@ -106,7 +106,7 @@ class Initiator:
         try:
             secret = private.exchange(public)
         except ValueError as error:  # a key of small order
-            raise HandshakeError("the other side's key gives no secret") from error
+            raise HandshakeError("the peer's key gives no shared secret") from error
         self._chaining, key = _derive(self._chaining, secret)
         self._cipher = Cipher(key)
 

@@ -1,4 +1,4 @@
-"""Distributions out of PyPI, by pip."""
+"""Downloads distributions from PyPI with pip."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _TIMEOUT_SECONDS = 900
 
 
 def pip_download(options: Sequence[str], folder: Path, what: str) -> None:
-    """Download distributions, without what they need, into a folder.
+    """Download distributions, without their dependencies, into a folder.
 
     Args:
-        options: which ones, as `pip download` takes them.
-        folder: where they go.
-        what: what they are, for the error.
+        options: the arguments of `pip download` that select them.
+        folder: the destination.
+        what: a description for the error message.
 
     Raises:
         MissingDependencyError: they could not be downloaded.
@@ -33,5 +33,5 @@ def pip_download(options: Sequence[str], folder: Path, what: str) -> None:
     if problem is not None:
         raise MissingDependencyError(
             f"{what} could not be downloaded: {problem}",
-            f"connect to PyPI once; what was downloaded is then kept in {cache_folder()} ({FOLDER_VARIABLE})",
+            f"access to PyPI is needed once; downloads are cached in {cache_folder()} ({FOLDER_VARIABLE})",
         )

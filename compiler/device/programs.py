@@ -1,4 +1,4 @@
-"""The C++ programs of a device, built for a target once and kept: a runner, a server, and the library below them."""
+"""Builds the C++ programs for a target, and caches them: a runner, a server, and their library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compiler.device.toolchain import compile_objects, include_folders, include_
 from targets import Target
 
 SOURCES = Path(__file__).with_name("cpp")
-# What reads files and checks inputs, with no more of TVM than its foreign function interface.
+# Code that reads files and checks inputs, which needs only TVM's FFI.
 CHECKING_SOURCES = (
     "error.cc",
     "file.cc",
@@ -30,7 +30,7 @@ CHECKING_SOURCES = (
     "requirements.cc",
     "elf_check.cc",
 )
-# What opens shared libraries: the module's code, and the driver of a graphics processor.
+# Code that opens shared libraries: the module's code, and the driver of a GPU.
 LOADING_SOURCES = ("library_system.cc", "cuda_driver.cc", "cuda_runtime.cc", "cuda_device.cc")
 LIBRARY_SOURCES = (
     *CHECKING_SOURCES,
@@ -78,7 +78,7 @@ def device_programs(target: Target) -> Path:
 
     Raises:
         targets.TargetError: no compiler for the target, or it failed.
-        MissingDependencyError: the runtime's libraries for it, or libsodium's source, are not to be had.
+        MissingDependencyError: the runtime libraries for it, or libsodium's source, are not available.
     """
     libraries, sodium = runtime_libraries(target), sodium_object(target)
     compiler = target.compiler()
@@ -122,5 +122,5 @@ def tuning_program(target: Target) -> Path:
 
 def engine_link_options(libraries: Path) -> list[str]:
     """Options that link a program with TVM's libraries in a folder, to be found beside it or in ../lib."""
-    # Nothing refers to the runtime by name: it registers itself when it is loaded.
+    # No symbol refers to the runtime, which registers itself when it is loaded.
     return [f"-L{libraries}", "-ltvm_ffi", "-Wl,--no-as-needed", "-ltvm_runtime", "-pthread", "-ldl", *LINK_OPTIONS]

@@ -1,4 +1,4 @@
-"""`push`: a module to a running device server, which switches to it only after it proved itself there."""
+"""`push`: uploads a module to a running device server, which activates it only after verifying it."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from compiler.errors import DeviceError, OptionError
 
 _CHUNK_BYTES = 1 << 20  # the longest frame that the server takes
 _DIGEST = slice(32, 64)  # of the file's head, which holds the digests of everything else
-_SLOWER = 5  # a measured run may take so many times what the reference run took
+_SLOWER = 5  # timeout of a timed run, as a multiple of the reference run's time
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class PushResult:
-    """What the device said.
+    """The device's report.
 
     Attributes:
-        difference: the largest difference of the reference run's outputs from the stored ones.
-        p50_milliseconds, p99_milliseconds: of `runs` runs there.
-        replaced: digest of the module that was active before; None when there was none.
-        active: digest of the module that is active now.
-        moved_aside: why the module that was active before was not usable; None when it was.
+        difference: largest absolute difference between the outputs of the reference run and the stored ones.
+        p50_milliseconds, p99_milliseconds: percentiles of `runs` runs on the device.
+        replaced: digest of the previously active module; None if there was none.
+        active: digest of the active module.
+        moved_aside: why the previously active module was unusable; None if it was usable.
     """
 
     difference: float
@@ -53,26 +53,26 @@ def push(
     run_seconds: float = 600,
     progress: Progress | None = None,
 ) -> PushResult:
-    """Upload a module to `tensorwright-server`, check it there, measure it, and make it the active one.
+    """Upload a module to `tensorwright-server`, verify and time it there, and activate it.
 
-    Until the very last step the module that was active stays so.
+    The previously active module stays active until the last step.
 
     Args:
         path: a .twm file with a stored reference.
         address: "HOST:PORT".
-        credentials: keys for an encrypted connection; a server that has keys takes no other.
-        trusted_keys: Ed25519 public keys, as for `load`: the module must be signed by one, which is checked here before
-            anything is sent. What the server trusts is its own decision.
-        runs: how many runs to measure.
-        run_seconds: how long the device may take to load the module and run it once.
+        credentials: keys for an encrypted connection; a server with keys accepts no other.
+        trusted_keys: Ed25519 public keys, as for `load`: the module must be signed by one of them, which is checked
+            before anything is sent. The server checks its own list of trusted keys.
+        runs: number of timed runs.
+        run_seconds: timeout for loading the module and running it once.
 
     Raises:
-        ArtifactError: the file is damaged, here already.
+        ArtifactError: the local file is damaged.
         SignatureError: no trusted key signed it.
-        OptionError: the address is not one, or the module has no reference to compare with.
-        IncompatibleArtifactError: the device cannot run the module: another processor, format or engine.
-        DeviceError: no server there, one of another version or with other keys, it stopped answering (a device that
-            loses power is noticed within 30 s), or the module did not prove itself; the message says in which step.
+        OptionError: the address is not valid, or the module has no reference outputs.
+        IncompatibleArtifactError: the device cannot run the module: a different processor, format or TVM version.
+        DeviceError: there is no server, it has a different version or other keys, it stopped responding (a device that
+            loses power is detected within 30 s), or verification failed; the message names the step.
     """
     report = progress if progress is not None else lambda _: None
     data = read_mapped(path) if trusted_keys is None else read_private(path)
@@ -88,7 +88,7 @@ def push(
         device.upload(data)
         report("check")
         if device.call("check", "check") != digest:
-            raise DeviceError(f"{address} received another file than was sent", "push again")
+            raise DeviceError(f"{address} received a file that differs from the one sent", "push again")
         report("reference run")
         began = time.monotonic()
         difference = float(device.call("verify", "reference run", seconds=run_seconds))
@@ -102,7 +102,7 @@ def push(
 
 @dataclass(frozen=True)
 class DeviceTimes:
-    """What `measure` returns.
+    """The result of `measure`.
 
     Attributes:
         difference: as of `PushResult`.
@@ -191,4 +191,4 @@ class _Device:
         return self._connection.call(request, what=what, hint=hint, seconds=seconds)
 
     def _words(self, step: str) -> tuple[str, str]:
-        return f"{self._address}: {step} failed", "the module that was active there still is"
+        return f"{self._address}: {step} failed", "the previously active module is still active there"

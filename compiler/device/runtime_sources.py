@@ -1,5 +1,5 @@
-"""TVM's runtime, compiled from the sources that its wheels carry: for programs that are linked statically, and
-for architectures without wheels.
+"""TVM's runtime, compiled from the sources in its wheels: for statically linked programs, and for architectures without
+wheels.
 
 The headers that the wheels leave out lie in `third_party/tvm` (Apache License 2.0).
 """
@@ -18,12 +18,12 @@ from compiler.errors import MissingDependencyError
 from compiler.runtime.tvm_runtime import tvm_ffi
 from targets import Target
 
-# The object files that every program needs; only shared libraries have the RPC and what opens shared libraries too.
+# The object files that every program needs; RPC and the loader of shared libraries are only in shared libraries.
 FFI_OBJECT, RUNTIME_OBJECT = "ffi.o", "runtime.o"
 _HEADERS = Path(__file__).with_name("third_party") / "tvm"
 _OPTIONS = (
     "-std=c++17",
-    "-Os",  # what runs long is the module's own code
+    "-Os",  # most of the run time is spent in the module's own code
     "-fPIC",
     "-ffunction-sections",
     "-fdata-sections",
@@ -37,7 +37,7 @@ _CORE = (
 )  # fmt: skip
 _REMOTE = ("channel", "device_api", "endpoint", "event_impl", "local_session", "module", "server_env", "session",
            "socket_impl")  # fmt: skip
-# What compares, copies and prints the compiler's objects is left out: it takes longer to compile than all of the rest.
+# Structural comparison, copying and printing of objects is omitted: it takes longer to compile than all of the rest.
 _EXTRA = ("env_c_api", "env_context", "json_parser", "json_writer", "library_module", "module")
 
 

@@ -1,4 +1,4 @@
-"""Runs a module whose kernels are for a device that this machine lacks: on its processor, simulated."""
+"""Simulates on the CPU a module whose kernels are for a device that this machine lacks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Array = np.ndarray[Any, Any]
 
 
 class SimulatedDevice(Device):
-    """The processor in place of a device; `simulator.load` gives the kernels."""
+    """The CPU in place of a device; `simulator.load` provides the kernels."""
 
     def __init__(self, simulator: Any) -> None:
         self._simulator = simulator
@@ -25,13 +25,13 @@ class SimulatedDevice(Device):
 
 
 class SimulatedModule:
-    """A module on a simulated device: right numbers, and times that say nothing."""
+    """A module on a simulated device: correct results, meaningless timings."""
 
     def __init__(self, artifact: Artifact, simulator: Any) -> None:
-        """Compile the kernels for this processor.
+        """Compile the kernels for this CPU.
 
         Raises:
-            targets.TargetError: the compiler is missing, or does not take the kernels.
+            targets.TargetError: the compiler is missing, or rejects the kernels.
         """
         self._module = Module(artifact, threads=1, device=SimulatedDevice(simulator))
 

@@ -43,7 +43,7 @@ def sodium_include() -> Path:
     """The folder of `sodium.h`.
 
     Raises:
-        MissingDependencyError: the source is not here and could not be downloaded.
+        MissingDependencyError: the source is not cached and could not be downloaded.
     """
     return sodium_source() / "include"
 
@@ -104,6 +104,6 @@ def _unpack(archive: Path, tree: Path, destination: Path) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content.read())
     shutil.copytree(tree / "src" / "libsodium", destination, dirs_exist_ok=True)
-    # The header that ./configure would write.
+    # The header that ./configure would generate.
     shutil.copy(tree / "builds" / "msvc" / "version.h", destination / "include" / "sodium")
     shutil.copy(tree / "LICENSE", destination / LICENSE)

@@ -1,4 +1,4 @@
-"""`bundle --static`: one executable with the module and the runtime in it, which needs nothing of its system."""
+"""`bundle --static`: one self-contained executable with the module and the runtime."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from compiler.device.toolchain import compile_objects, include_folders, include_
 from compiler.errors import OptionError, StorageError
 from targets import LinkError, Target
 
-# No C API, which is a library's, and nothing that opens shared libraries.
+# Without the C API, which is for the library, and without the loader of shared libraries.
 _SOURCES = (
     *(name for name in LIBRARY_SOURCES if name not in ("c_api.cc", *LOADING_SOURCES)),
     "device_none.cc",
@@ -30,7 +30,7 @@ _SOURCES = (
 )
 _LINK_OPTIONS = ("-static", "-s", "-Wl,--gc-sections", "-pthread")
 
-# The module lies at a multiple of what the tensors in it are aligned to.
+# The module is aligned as the tensors in it are.
 _ASSEMBLY = """
     .section .rodata.module, "a"
     .balign 64
@@ -65,24 +65,24 @@ def write_static_program(
 ) -> StaticProgram:
     """Write an executable that runs the module, for any Linux of the architecture: no libraries, no Python.
 
-    Its options are those of `tensorwright-run`, less the module's path. Beside it lies `output`.licenses.txt, with the
-    licenses of what is linked into it, which go where it goes.
+    Its options are those of `tensorwright-run` without the module's path. `output`.licenses.txt is written beside it:
+    the licenses of the linked code, which must be distributed with it.
 
     Args:
-        file: of the module, linked in as it is, so that it stays signed; without one it is unsigned.
+        file: the module's file, linked unchanged so that signatures remain valid; None: an unsigned module.
 
     Raises:
         OptionError: the file exists, the module is for another architecture, or it calls an accelerator.
         StorageError: it cannot be written.
-        targets.TargetError: the toolchain is missing or failed, or the module calls a function that it has not.
-        MissingDependencyError: the installed TVM carries no sources, or libsodium's are not to be had.
+        targets.TargetError: the toolchain is missing or failed, or the module calls an undefined function.
+        MissingDependencyError: the installed TVM has no sources, or libsodium's are not available.
     """
     check_architecture(artifact, target)
     check_accelerator(artifact, target)
     if artifact.manifest.target.details.get("device") is not None:
         raise OptionError(
             f"a static executable cannot load the driver of a graphics processor, which target {target.name!r} needs",
-            "make a bundle without --static",
+            "create a bundle without --static",
         )
     if output.exists():
         raise OptionError(f"{output} exists", "give a new one")
@@ -122,7 +122,7 @@ def _objects(target: Target) -> Path:
 
 
 def undefined_symbols(artifact: Artifact, target: Target, folder: Path) -> list[str]:
-    """Names of the functions that the module's library takes from outside of it, sorted."""
+    """Sorted names of the undefined functions of the module's library."""
     library = folder / "library.so"
     library.write_bytes(artifact.library)
     program = target.binary_utility("nm")
@@ -130,7 +130,7 @@ def undefined_symbols(artifact: Artifact, target: Target, folder: Path) -> list[
     if done.returncode:
         raise LinkError(f"{program} failed: {done.stderr.strip()[-500:]}")
     lines = (line.split() for line in done.stdout.splitlines())
-    # Weak ones may be missing.
+    # Weak symbols may be undefined.
     return sorted({name.partition("@")[0] for kind, name in lines if kind == "U"})
 
 

@@ -16,7 +16,7 @@ def include_folders() -> tuple[Path, ...]:
 
 
 def include_options(folders: Sequence[Path]) -> list[str]:
-    """As system headers, whose warnings are not ours."""
+    """Options that add them as system headers, for which warnings are suppressed."""
     return [part for folder in folders for part in ("-isystem", str(folder))]
 
 

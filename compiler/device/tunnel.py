@@ -1,7 +1,7 @@
-"""TVM's RPC over an encrypted session: its client knows plain TCP alone, so it talks to a port of this machine, behind
-which a process carries the bytes over the session.
+"""TVM's RPC over an encrypted session. Its client supports only plain TCP, so it connects to a local port, from which a
+process forwards the bytes over the session.
 
-A process and no thread: while the client waits for its socket it holds Python's global lock.
+It is a process, not a thread: while the client waits for its socket it holds the GIL.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def connect_rpc(address: str, credentials: Credentials | None, timeout: int) -> 
     """TVM's session with a server.
 
     Args:
-        credentials: of a tensorwright-server with keys; None for a plain connection, to servers of TVM too.
-        timeout: seconds that a server of TVM keeps the session.
+        credentials: for a tensorwright-server with keys; None: a plain connection, also to TVM's own servers.
+        timeout: session timeout of TVM's own servers, in seconds.
 
     Raises:
-        DeviceError: with credentials: nobody answers there, or the server refuses this client or its kernels.
-        InternalError: the process that carries the bytes could not be started.
+        DeviceError: with credentials: no server answers there, or it rejects this client or its kernels.
+        InternalError: the forwarding process could not be started.
     """
     import schedules.ir.load_tvm  # noqa: F401  (TVM without torch)
 
@@ -70,7 +70,7 @@ def _start(address: str, credentials: Credentials) -> tuple[subprocess.Popen[str
     assert process.stdout is not None
     keys = {"private": credentials.private_key.hex(), "device": credentials.device_key.hex()}
     with process.stdin, process.stdout:
-        with contextlib.suppress(BrokenPipeError):  # its end says more
+        with contextlib.suppress(BrokenPipeError):  # its exit code says more
             process.stdin.write(json.dumps({"address": address, **keys}) + "\n")
             process.stdin.flush()
         line = process.stdout.readline()
@@ -84,7 +84,7 @@ def _start(address: str, credentials: Credentials) -> tuple[subprocess.Popen[str
 
 
 def main() -> None:
-    """The process: keys on standard input, where it listens on standard output, both JSON."""
+    """Main function of the process: reads keys from standard input, writes its address to standard output, as JSON."""
     given = json.loads(sys.stdin.readline())
     credentials = Credentials(bytes.fromhex(given["private"]), bytes.fromhex(given["device"]))
     try:
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 class _Tunnel:
-    """A port for one client, who has to know a token: others on this machine may find the port."""
+    """A port for one client, authenticated by a token, since other users of this machine can reach the port."""
 
     def __init__(self, connection: Connection) -> None:
         self.token = secrets.token_hex(16)
@@ -106,7 +106,7 @@ class _Tunnel:
         self.port: int = self._listener.getsockname()[1]
 
     def serve(self) -> None:
-        """Carry bytes until one side closes."""
+        """Forward bytes until one side closes."""
         with self._listener:
             local = self._accept()
         if local is None:

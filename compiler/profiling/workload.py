@@ -144,7 +144,7 @@ def _named(
             )
         return dict(inputs)
     if len(inputs) > len(specs):
-        raise InputError(f"{len(inputs)} inputs were given and the module takes {len(specs)}")
+        raise InputError(f"expected at most {len(specs)} input{'s' * (len(specs) != 1)}, got {len(inputs)}")
     return {spec.name: value for spec, value in zip(specs, inputs, strict=False)}
 
 

@@ -1,4 +1,4 @@
-"""What runs on a device: compiled modules, with TVM's runtime library alone.
+"""Runs compiled modules on a device; needs only TVM's runtime library.
 
 Importing this loads neither TVM's compiler nor its Python package, nor torch.
 """

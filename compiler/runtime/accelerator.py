@@ -1,4 +1,4 @@
-"""The functions that a module calls beside TVM's own: its target makes them known."""
+"""Registers the functions that a module's target provides beyond those of TVM."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _known: set[str] = set()
 
 
 def load_accelerator(manifest: Manifest) -> None:
-    """Have the module's target load its accelerator's driver or simulator, where the module uses one.
+    """Load the driver or simulator of the target's accelerator if the module uses one.
 
     Raises:
         IncompatibleArtifactError: the target is not installed here.
@@ -33,7 +33,7 @@ def load_accelerator(manifest: Manifest) -> None:
 
 
 def load_runtime_of(target: Any) -> None:
-    """Load the accelerator of a target that is at hand, registered or not."""
+    """Load the accelerator of a given target, registered or not."""
     if target.name not in _known:
         target.load_runtime()
         _known.add(target.name)

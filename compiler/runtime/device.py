@@ -1,4 +1,4 @@
-"""Where a module's kernels run: on the processor, or on a graphics processor whose memory is its own."""
+"""Devices that kernels run on: the CPU, or a GPU with its own memory."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ _DEFAULT_STREAM = 0
 
 
 class Device:
-    """The processor: tensors are where they are needed."""
+    """The CPU; tensors need no transfer."""
 
     stays = False
-    """Whether a run has to stay on the calling thread; it uses no other threads then."""
+    """True if a run must stay on the calling thread and use no other threads."""
 
     shares_memory = True
-    """Whether the processor reads and writes tensors where kernels do."""
+    """True if the CPU can access the memory that kernels use."""
 
     def load(self, library: bytes | memoryview) -> Any:
-        """TVM's module of a library."""
+        """Load a library as a TVM module."""
         return load_executable(library)
 
     def virtual_machine(self, executable: Any) -> Any:
-        """A virtual machine that runs kernels here."""
+        """Create a virtual machine that runs kernels on this device."""
         return new_virtual_machine(executable)
 
     def to_device(self, tensor: Any) -> Any:
-        """A tensor of the processor where kernels read it."""
+        """Move a CPU tensor to memory that kernels can read."""
         return tensor
 
     def run(self, main: Any, tensors: Sequence[Any], kept: list[Any]) -> Any:
@@ -85,7 +85,7 @@ class CudaDevice(Device):
         return self.to_host(self.call(main, self.place(tensors, kept)))
 
     def place(self, tensors: Sequence[Any], kept: list[Any]) -> Sequence[Any]:
-        # To allocate memory takes the driver longer than small models run.
+        # Allocating memory takes the driver longer than a small model runs.
         for index, tensor in enumerate(tensors):
             old = kept[index]
             if old is not None and old.shape == tensor.shape and old.dtype == tensor.dtype:
@@ -118,24 +118,24 @@ def _copied(tensor: Any, device: Any) -> Any:
 
 
 def device_for(manifest: Manifest) -> Device:
-    """The device that a module needs.
+    """Return the device that a module needs.
 
     Raises:
-        IncompatibleArtifactError: this machine has none that runs it.
-        MissingDependencyError: TVM's part for it cannot be loaded.
+        IncompatibleArtifactError: this machine has no device that can run it.
+        MissingDependencyError: TVM's runtime library for the device cannot be loaded.
     """
     wanted = manifest.target.details.get("device")
     if wanted is None:
         return Device()
     if not isinstance(wanted, dict) or wanted.get("kind") != "cuda":
-        raise IncompatibleArtifactError(f"the module needs a device that is not known here: {wanted}")
+        raise IncompatibleArtifactError(f"the module needs an unknown kind of device: {wanted}")
     index = _suitable(manifest.target.name, wanted)
     load_cuda_runtime()
     return CudaDevice(index)
 
 
 def _suitable(target: str, wanted: Mapping[str, Any]) -> int:
-    """The first device that has the compute capability that a module needs. Raises IncompatibleArtifactError."""
+    """Return the first GPU with the required compute capability. Raises IncompatibleArtifactError."""
     from targets.cuda import device as cuda_device
 
     if wanted.get("simulated"):
@@ -161,7 +161,7 @@ def _suitable(target: str, wanted: Mapping[str, Any]) -> int:
 
 @cache
 def load_cuda_runtime() -> None:
-    """Load the part of TVM that launches CUDA kernels, and NVIDIA's runtime below it. Raises MissingDependencyError."""
+    """Load TVM's CUDA runtime and the CUDA runtime library. Raises MissingDependencyError."""
     runtime_library()
     path = runtime_library_path().with_name(CUDA_PART)
     try:

@@ -1,4 +1,4 @@
-"""Runs a module for another machine here, under that machine's emulator."""
+"""Runs a module compiled for another architecture under an emulator."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Array = np.ndarray[Any, Any]
 
 
 class Emulator(Protocol):
-    """Runs a module that this machine cannot run itself."""
+    """Runs a module that this machine cannot run natively."""
 
     def run(self, inputs: Mapping[str, Array], *, threads: int = 1) -> dict[str, Array]:
         """The outputs by name."""
 
 
 class EmulatedExecutor:
-    """Runs a module under its target's emulator, which is slow; inputs are checked as they are elsewhere."""
+    """Runs a module under its target's emulator (slow), with the usual checks of inputs."""
 
     def __init__(self, artifact: Artifact, emulate: Callable[[Artifact], Emulator] | None = None) -> None:
-        """`emulate` makes what runs it here; it is called at the first run, and raises where that is not possible."""
+        """`emulate` creates the emulated runner at the first run; it raises if that is not possible."""
         self._artifact = artifact
         self._emulate = emulate
         self._emulator: Emulator | None = None
@@ -53,9 +53,10 @@ class EmulatedExecutor:
         }
 
     def prepare(self, inputs: Inputs) -> tuple[Any, Callable[[], Any]]:
-        """Nothing is measured under an emulator. Raises IncompatibleArtifactError."""
+        """Always raises IncompatibleArtifactError: timings under an emulator are meaningless."""
         raise IncompatibleArtifactError(
-            f"the module was built for {self._artifact.manifest.target.name!r}, and emulated times say nothing of it",
+            f"the module was built for {self._artifact.manifest.target.name!r}, "
+            "and timings under an emulator are meaningless",
             "profile or bench it on the device: --device HOST:PORT, with a server from `tensorwright bundle`",
         )
 

@@ -1,4 +1,4 @@
-"""What runs a module: on this machine, or (`compiler.runtime.emulated`) under an emulator of another one."""
+"""Executors of modules on this machine; `compiler.runtime.emulated` has those for other architectures."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ Arrays = Mapping[str, Array]
 
 
 _NOTHING: frozenset[str] = frozenset()
-_KEPT_BYTES = 16 << 10  # copying more takes longer than to allocate it
-_IDLE_RUNS = 256  # a virtual machine that none of so many runs needed is freed
+_KEPT_BYTES = 16 << 10  # copying more bytes takes longer than allocating them
+_IDLE_RUNS = 256  # a virtual machine is freed after this many runs that did not use it
 
 
 class Executor(Protocol):
@@ -50,7 +50,7 @@ class Executor(Protocol):
         """The outputs by name: arrays, or tensors that support DLPack; those in `out` are these. See `Module.run`."""
 
     def prepare(self, inputs: Inputs) -> tuple[Any, Callable[[], Any]]:
-        """Inputs bound to a virtual machine of their own. See `Module.prepare`."""
+        """Bind inputs to a dedicated virtual machine. See `Module.prepare`."""
 
     def hold(self, states: Mapping[str, Array]) -> dict[str, Any]:
         """States of a session where kernels read them, by the names of their inputs; the arrays are the session's."""
@@ -66,7 +66,7 @@ class Executor(Protocol):
 
 
 class _Session:
-    """A virtual machine with its own memory for inputs: what one run needs for itself."""
+    """A virtual machine with its own staging memory for inputs; used by one run at a time."""
 
     __slots__ = (
         "_can_keep",
@@ -210,7 +210,7 @@ class LocalExecutor:
         try:
             results = self._results(tensors, session, held)
         except Exception as error:  # TVM raises whatever class its C++ side names
-            # The session is dropped with its virtual machine, whose state after an error is nobody's promise.
+            # The virtual machine is dropped: its state after an error is undefined.
             raise engine_error(error, len(tensors)) from error
         if session.keeps:
             if session.results is None:
@@ -231,7 +231,7 @@ class LocalExecutor:
             release_memory()
 
     def _free_unused(self, turn: int) -> bool:
-        """Free virtual machines that no run since that turn used; whether there were any."""
+        """Free virtual machines unused since that run; return whether any were freed."""
         freed = False
         for session in list(self._idle):
             if session.turn <= turn:
@@ -241,7 +241,7 @@ class LocalExecutor:
         return freed
 
     def _results(self, tensors: list[Any], session: _Session, held: dict[str, Any] | None) -> Any:
-        """TVM's array of results; states held are where kernels read them, and stay there."""
+        """Return TVM's array of results; states stay in device memory."""
         if held is not None:
             computed = self._device.call(session.main(), self._beside_held(tensors, session))
             self._take_grown(computed, tensors, held)
@@ -303,7 +303,7 @@ class LocalExecutor:
         return held
 
     def _element(self, name: str) -> ElementType:
-        """The element type of an input, as the code has it."""
+        """The element type that the code uses for an input."""
         return self._binder.specs[self._binder.names.index(name)].element
 
     def prepare(self, inputs: Inputs) -> tuple[Any, Callable[[], Any]]:

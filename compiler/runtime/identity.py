@@ -1,4 +1,4 @@
-"""The identity of a module: a digest of all that decides its answers."""
+"""The identity of a module: a digest of everything that determines its outputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compiler.runtime.module import Module
 def module_identity(module: Module) -> str:
     """A digest (hex) of a module's code, parameters and inputs; equal for equal files.
 
-    A module that was read from a file has checksums of its sections; of one that was just compiled they are computed.
+    A module read from a file carries checksums of its sections; for a newly compiled one they are computed.
     """
     manifest = module.manifest
     digest = hashlib.sha256("; ".join(map(str, (*manifest.inputs, *manifest.outputs))).encode())

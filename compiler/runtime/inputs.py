@@ -1,4 +1,4 @@
-"""What a caller passes, checked against the manifest and brought to where generated code can read it."""
+"""Checks a caller's inputs against the manifest and makes them readable for generated code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from compiler.runtime.staging import InputMemory, Staging
 from compiler.runtime.tensors import ALIGNMENT, array_over_strided, is_usable, tensor_over
 from compiler.runtime.tvm_runtime import tvm_ffi
 
-# Up to here copying costs less than finding out whether the memory can be used as it is.
+# Up to this size copying is cheaper than checking whether the memory can be used in place.
 _ALWAYS_COPY_BYTES = 32 << 10
 _CPU_DEVICES = (1, 3)  # DLPack: ordinary memory, and CUDA's pinned host memory
 
@@ -57,7 +57,7 @@ Dimensions = dict[str, tuple[int, str]]
 
 
 class InputBinder:
-    """Checks inputs and makes TVM's tensors of them; one for a module, used by all of its threads."""
+    """Checks inputs and converts them to TVM tensors; one instance per module, shared by its threads."""
 
     def __init__(
         self,
@@ -71,10 +71,10 @@ class InputBinder:
         self._itemsizes = tuple(spec.element.numpy.itemsize for spec in self.specs)
 
     def bind(self, inputs: Any, memory: InputMemory) -> list[Any]:
-        """TVM's tensors for `main`, in its order; `memory` is that of one run at a time.
+        """Return the TVM tensors for `main`, in its order; `memory` belongs to one run at a time.
 
         Raises:
-            InputError: names, ranks, shapes, dimensions or element types do not fit, or what the model needs of them.
+            InputError: names, ranks, shapes, dimensions or element types do not match, or a requirement is violated.
         """
         if not memory.copied_again(inputs):
             self._bind(self._in_order(inputs), memory)
@@ -123,7 +123,7 @@ class InputBinder:
             )
         if len(inputs) != len(self.names):
             raise InputError(
-                f"{len(inputs)} inputs were given and {len(self.names)} are needed",
+                f"expected {len(self.names)} input{'s' * (len(self.names) != 1)}, got {len(inputs)}",
                 f"the module takes {self._signature()}",
             )
         return inputs
@@ -142,7 +142,7 @@ class InputBinder:
                 guesses.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
             parts.append(f"no input is named {', '.join(guesses)}")
         if missing:
-            parts.append(f"missing input(s): {', '.join(map(repr, missing))}")
+            parts.append(f"missing input{'s' * (len(missing) > 1)}: {', '.join(map(repr, missing))}")
         return InputError("; ".join(parts), f"the module takes {self._signature()}")
 
 
@@ -150,7 +150,7 @@ def _check_shape(spec: InputSpec, shape: tuple[int, ...], dimensions: Dimensions
     """Compare a shape with the described one, and symbolic dimensions with what other inputs gave them."""
     if len(shape) != spec.rank:
         raise InputError(
-            f"input {spec.name!r} has {len(shape)} dimension(s), shape {list(shape)}; {spec.rank} are needed",
+            f"input {spec.name!r} has rank {len(shape)}, shape {list(shape)}; expected rank {spec.rank}",
             f"the module takes {spec.text}",
         )
     for axis, (actual, wanted) in enumerate(zip(shape, spec.shape, strict=True)):
@@ -163,7 +163,7 @@ def _check_shape(spec: InputSpec, shape: tuple[int, ...], dimensions: Dimensions
             continue
         value, source = dimensions.setdefault(wanted, (actual, spec.name))
         if actual != value:
-            place = "an earlier dimension of it" if source == spec.name else f"input {source!r}"
+            place = "an earlier dimension of this input" if source == spec.name else f"input {source!r}"
             raise InputError(
                 f"input {spec.name!r} has shape {list(shape)}: dimension {axis} ({wanted}) is {actual}, "
                 f"but {place} has {wanted} = {value}"
@@ -171,12 +171,12 @@ def _check_shape(spec: InputSpec, shape: tuple[int, ...], dimensions: Dimensions
 
 
 def _always_copied(value: Any, spec: InputSpec) -> bool:
-    """Whether an input is copied wherever its memory lies."""
+    """True if an input is always copied."""
     return type(value) is np.ndarray and value.nbytes <= _ALWAYS_COPY_BYTES and not spec.carried
 
 
 def _from_numpy(value: np.ndarray[Any, Any], spec: InputSpec, stage: Staging) -> Any:
-    """An array whose element type and shape fit: used where it is, or copied."""
+    """Bind an array with the right element type and shape: in place, or as a copy."""
     if spec.carried:
         value = as_carried(value, spec.element)
     if value.nbytes > _ALWAYS_COPY_BYTES and value.flags.writeable and is_usable(value):
@@ -185,7 +185,7 @@ def _from_numpy(value: np.ndarray[Any, Any], spec: InputSpec, stage: Staging) ->
 
 
 def _from_other(value: Any, spec: InputSpec, stage: Staging, dimensions: Dimensions) -> Any:
-    """Anything but an array of the right type: a numpy scalar or subclass, or a tensor that speaks DLPack."""
+    """Bind anything but an array of the right type: a numpy scalar or subclass, or a DLPack tensor."""
     if isinstance(value, np.ndarray | np.generic):
         return _from_numpy_like(value, spec, stage, dimensions)
     if not hasattr(value, "__dlpack__"):
@@ -220,7 +220,7 @@ def _from_numpy_like(value: Any, spec: InputSpec, stage: Staging, dimensions: Di
 def _dtype_error(spec: InputSpec, given: str) -> InputError:
     return InputError(
         f"input {spec.name!r} has element type {given}; the module takes {spec.text}",
-        f"nothing is cast silently: cast it, as with array.astype({_numpy_name(spec.element)})",
+        f"inputs are not cast implicitly; cast explicitly: array.astype({_numpy_name(spec.element)})",
     )
 
 
@@ -230,7 +230,7 @@ def _numpy_name(element: ElementType) -> str:
 
 
 def _import_dlpack(value: Any, name: str) -> tuple[Any, str]:
-    """TVM's tensor over a foreign one's memory, and the name of its element type."""
+    """Return a TVM tensor over another framework's tensor, and the name of its element type."""
     try:
         if hasattr(value, "resolve_neg"):
             value = value.resolve_neg()  # torch's lazy negation, as z.conj().imag gives, is lost on the way
@@ -246,7 +246,7 @@ def _import_dlpack(value: Any, name: str) -> tuple[Any, str]:
         raise
     except Exception as error:  # each framework has its own classes for what it cannot export
         raise InputError(
-            f"input {name!r} ({type(value).__name__}) cannot be taken over: {_first_line(error)}",
+            f"input {name!r} ({type(value).__name__}) cannot be imported by DLPack: {_first_line(error)}",
             "pass a plain tensor in ordinary memory (for torch: tensor.detach().contiguous())",
         ) from error
 

@@ -1,4 +1,4 @@
-"""A compiled module's shared library, from memory into the process without leaving a file behind."""
+"""Loads a module's shared library from memory, without leaving a file behind."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _LOADED_SEGMENT, _NO_SECTION, _WITHOUT_BYTES = 1, 0, 8
 
 
 def check_elf(library: bytes | memoryview, architecture: str) -> None:
-    """Refuse what the system's loader may crash on or cannot run.
+    """Reject files that may crash the system's loader or cannot run here.
 
     Raises:
-        ArtifactError: not a whole 64-bit little-endian ELF shared library.
+        ArtifactError: not a complete 64-bit little-endian ELF shared library.
         IncompatibleArtifactError: for another architecture.
     """
-    broken = ArtifactError("the module's machine code is not a whole ELF shared library", "export the module again")
+    broken = ArtifactError("the module's machine code is not a complete ELF shared library", "export the module again")
     if len(library) < _ELF_HEADER.size:
         raise broken
     fields = _ELF_HEADER.unpack(bytes(library[: _ELF_HEADER.size]))
@@ -61,7 +61,7 @@ def check_elf(library: bytes | memoryview, architecture: str) -> None:
 
 
 def _segments_fit(library: bytes | memoryview, start: int, count: int) -> bool:
-    """Whether the segments lie in the file, have room for their bytes in memory, and one of them is loaded."""
+    """True if all segments lie within the file, fit their memory sizes, and at least one is loadable."""
     end = start + count * _PROGRAM_HEADER.size
     if end > len(library):
         return False
@@ -77,7 +77,7 @@ def _segments_fit(library: bytes | memoryview, start: int, count: int) -> bool:
 
 
 def _sections_fit(library: bytes | memoryview, start: int, count: int) -> bool:
-    """Whether the sections that have bytes in the file lie in it."""
+    """True if all sections with contents lie within the file."""
     end = start + count * _SECTION_HEADER.size
     if end > len(library):
         return False
@@ -88,10 +88,10 @@ def _sections_fit(library: bytes | memoryview, start: int, count: int) -> bool:
 
 
 def load_executable(library: bytes | memoryview) -> Any:
-    """Load the shared library; TVM's module, which gives virtual machines.
+    """Load the shared library as a TVM module, from which virtual machines are created.
 
     Raises:
-        ArtifactError: the system's loader refused it, or it holds no executable.
+        ArtifactError: the system's loader rejected it, or it contains no VM executable.
     """
     load = global_function("ffi.Module.load_from_file.so")
     try:
@@ -115,8 +115,8 @@ def _load_from_memory(load: Any, library: bytes | memoryview) -> Any:
 def _unique_path(descriptor: int) -> str:
     """A path to the descriptor that no other load uses.
 
-    The system's loader takes a path that it has seen for the same library, even when the descriptor's number was
-    reused for another file; "/./" and "//" in the path write a counter in binary and mean nothing to the kernel.
+    The system's loader identifies libraries by path, even if the descriptor's number was reused for another file, so
+    a counter is encoded in binary as "/./" and "//", which the kernel ignores.
     """
     counter = "".join("/." if bit == "1" else "/" for bit in f"{next(_loads):b}")
     return f"/proc/self/fd{counter}/{descriptor}"
@@ -146,11 +146,11 @@ def _write_all(descriptor: int, data: bytes | memoryview) -> None:
 
 
 def new_virtual_machine(executable: Any) -> Any:
-    """A fresh virtual machine of an executable; not safe for two threads at a time.
+    """Create a virtual machine for an executable; it must not be used by two threads at once.
 
     Raises:
-        ArtifactError: the library holds no executable.
-        InternalError: it calls a function that this runtime does not have.
+        ArtifactError: the library contains no VM executable.
+        InternalError: it calls a function that this runtime lacks.
     """
     return initialized(executable, (_CPU, 0, _POOLED_ALLOCATOR))
 
@@ -160,7 +160,7 @@ def initialized(executable: Any, devices: Sequence[int]) -> Any:
     try:
         machine = executable["vm_load_executable"]()
     except (AttributeError, ValueError) as error:
-        raise ArtifactError("the module's library holds no executable", "compile the model again") from error
+        raise ArtifactError("the module's library contains no VM executable", "compile the model again") from error
     try:
         machine["vm_initialization"](*devices)
     except Exception as error:  # TVM raises whatever class its C++ side names
@@ -173,7 +173,7 @@ def check_arity(machine: Any, arguments: int) -> None:
     try:
         actual = machine["get_function_arity"](MAIN_ENTRY)
     except (AttributeError, ValueError) as error:
-        raise ArtifactError("the module's library holds no function `main`", "compile the model again") from error
+        raise ArtifactError("the module's library has no function `main`", "compile the model again") from error
     if actual != arguments:
         raise ArtifactError(
             f"the module's code takes {actual} arguments; its manifest names {arguments} inputs and parameters",
@@ -182,10 +182,10 @@ def check_arity(machine: Any, arguments: int) -> None:
 
 
 def expand_parameters(machine: Any, stored: Sequence[Any]) -> list[Any]:
-    """What `main` takes in place of parameters that are stored in a smaller form.
+    """Expand compressed parameters into those that `main` takes.
 
     Raises:
-        ArtifactError: the module's code does not know them.
+        ArtifactError: the module's code does not accept them.
     """
     try:
         return list(machine[EXPAND_ENTRY](*stored))
@@ -231,5 +231,5 @@ def check_parameters(machine: Any, parameters: Sequence[Any]) -> None:
 
 
 def release_memory() -> None:
-    """Give memory back to the system that TVM keeps for later runs and that nothing uses now."""
+    """Return unused memory that TVM's pool keeps for later runs to the system."""
     global_function("vm.builtin.memory_manager.clear")()

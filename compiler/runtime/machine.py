@@ -1,4 +1,4 @@
-"""Can this machine run that module? Checked before any of its code is loaded."""
+"""Checks whether this machine can run a module, before any of its code is loaded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from targets import cpuinfo
 
 
 def check_machine(manifest: Manifest) -> None:
-    """Raise IncompatibleArtifactError, naming what is missing, unless this machine and engine can run the module."""
+    """Raise IncompatibleArtifactError, naming what is missing, unless this machine and its TVM can run the module."""
     target = manifest.target
     if cpuinfo.llvm_architecture(target.architecture) != cpuinfo.architecture():
         raise IncompatibleArtifactError(

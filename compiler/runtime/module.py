@@ -1,4 +1,4 @@
-"""`Module`: a compiled model, ready to run, and the door through which files become one."""
+"""`Module`: a compiled model, ready to run; `load` reads one from a file."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ Out = Mapping[str, Array] | Sequence[Array]
 class Module:
     """A compiled model.
 
-    Safe to run from several threads at once: each run takes a virtual machine of its own, and all share the parameters.
-    As many run at a time as the processors have room for (`compiler.runtime.threads`); the others wait.
-    After `os.fork` the child can go on using it. It cannot be pickled: processes load the file, and share its pages.
+    Thread-safe: each run uses its own virtual machine, and all share the parameters. The number of concurrent runs is
+    limited by the number of processors (`compiler.runtime.threads`); further runs wait. It remains usable in the child
+    after `os.fork`. It cannot be pickled: let each process load the file, whose pages are shared.
     """
 
     def __init__(
@@ -43,19 +43,19 @@ class Module:
         device: Device | None = None,
         executor: Executor | None = None,
     ) -> None:
-        """Make a module ready.
+        """Create a module.
 
         Args:
-            artifact: what `compile` made or `read_artifact` read.
-            threads: how many threads a run uses; None: the artifact's setting, bounded by this machine's processors,
-                else `default_threads()`.
-            device: where its kernels run; None: the device that it was compiled for.
-            executor: what runs it; None: this machine and `device`.
+            artifact: the result of `compile` or `read_artifact`.
+            threads: number of threads per run; None: the artifact's setting, limited to this machine's processors, or
+                `default_threads()` if it has none.
+            device: the device that kernels run on; None: the device that the module was compiled for.
+            executor: what runs the module; None: this machine and `device`.
 
         Raises:
             IncompatibleArtifactError: this machine cannot run it; the message names what is missing.
             ArtifactError: its machine code could not be loaded.
-            OptionError: `threads` is not a number of threads, or more than this machine serves.
+            OptionError: `threads` is not a valid number of threads, or exceeds this machine's limit.
         """
         self._artifact = artifact
         if executor is None:
@@ -76,19 +76,18 @@ class Module:
         """Run the model once.
 
         Args:
-            inputs: by name, or in order: numpy arrays, or any tensors that speak DLPack. Element types must match
-                exactly. Memory is used in place where it is compact and 64-byte aligned, and copied otherwise.
-            outputs: "numpy" for arrays; "dlpack" for tensors that `torch.from_dlpack` and the like take over.
-            out: numpy arrays that results are written to: by name, of some outputs or all, or one for each in order.
-                Shapes and element types must match exactly; strides and alignment are free.
+            inputs: by name or in order: numpy arrays, or any tensors that support DLPack. Element types must match
+                exactly. Memory is used in place if it is contiguous and 64-byte aligned, and copied otherwise.
+            outputs: "numpy" for arrays; "dlpack" for tensors that `torch.from_dlpack` and the like accept.
+            out: numpy arrays to write results to: by name, for any of the outputs, or one per output in order.
+                Shapes and element types must match exactly; any strides and alignment are accepted.
 
         Returns:
-            The outputs by name; those of `out` are its arrays. Other memory is the caller's, and nothing that the
-            module holds.
+            The outputs by name; those given in `out` are the same arrays. The caller owns all of the memory.
 
         Raises:
-            InputError: names, ranks, shapes, dimensions or element types do not fit, or a check inside of the model
-                failed; the message names the node. Nothing was written to `out` then.
+            InputError: names, ranks, shapes, dimensions or element types do not match, or a check inside the model
+                failed; the message names the node. Nothing was written to `out` in that case.
             InternalError: TVM failed.
         """
         if out is None and outputs == "numpy":  # the short way: checks are a tenth of a small model's time
@@ -103,10 +102,10 @@ class Module:
         outputs: OutputKind = "numpy",
         out: Out | None = None,
     ) -> Future[dict[str, Any]]:
-        """Run the model on another thread: as many runs at a time as the processors have room for, in order.
+        """Run the model on another thread; the number of concurrent runs is limited by the processors, in order.
 
-        All modules of one number of threads share these threads. The inputs must not be written to before the run is
-        done. A future that is cancelled before its run begins takes no time.
+        Modules with the same number of threads share these threads. The inputs must not be modified before the run has
+        finished. A future that is cancelled before its run starts costs nothing.
 
         Args and errors: as for `run`; the future raises them.
         """
@@ -121,7 +120,7 @@ class Module:
         outputs: OutputKind = "numpy",
         out: Out | None = None,
     ) -> dict[str, Any]:
-        """`submit`, awaited: the event loop goes on while the model runs."""
+        """Await `submit`; the event loop is not blocked while the model runs."""
         from asyncio import wrap_future  # which takes longer to import than a small model to load
 
         return await wrap_future(self.submit(inputs, outputs=outputs, out=out))
@@ -132,17 +131,17 @@ class Module:
         if out is None:
             return None
         if outputs != "numpy":
-            raise OptionError("out takes numpy arrays: leave outputs='dlpack' away")
+            raise OptionError("out= takes numpy arrays and cannot be combined with outputs='dlpack'")
         return check_out(out, self.outputs)
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Run the model once on inputs in order, by name, or the first ones in order and the rest by name.
 
         Returns:
-            The output as a numpy array where there is one, else a dictionary of them by name.
+            The output as a numpy array if there is only one, otherwise a dictionary of outputs by name.
 
         Raises:
-            InputError: as `run` does; an input is given twice, or there are more than the module takes.
+            InputError: as `run`; or an input is given twice, or there are too many.
         """
         given = dict(zip((spec.name for spec in self.inputs), inputs, strict=False))
         twice = sorted(set(given) & set(named))
@@ -153,7 +152,7 @@ class Module:
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
     def prepare(self, inputs: Mapping[str, Any] | Sequence[Any]) -> tuple[Any, Callable[[], Any]]:
-        """Bind inputs to a virtual machine of their own; for measuring, as a run then is the model and nothing else.
+        """Bind inputs to a dedicated virtual machine, for benchmarks: a run then executes the model and nothing else.
 
         Returns:
             The machine, and a function that runs it on these inputs; kernels use the threads of the calling thread's
@@ -161,7 +160,7 @@ class Module:
 
         Raises:
             InputError: as `run` does.
-            IncompatibleArtifactError: the module runs under an emulator, where nothing is measured.
+            IncompatibleArtifactError: the module runs under an emulator.
         """
         return self._executor.prepare(inputs)
 
@@ -196,12 +195,12 @@ class Module:
         return {**outputs, **{state.output: updated[state.name] for state in self.manifest.states}}
 
     def session(self, capacity: int | None = None, *, sizes: Mapping[str, int] | None = None) -> Session:
-        """Open a session: a run of it updates the module's states in place, and the next one goes on from there.
+        """Open a session, whose runs update the module's states in place.
 
         Args:
-            capacity: how many rows the states hold, for a module where that size is dynamic.
-            sizes: of other symbolic dimensions of states, by name; those that inputs have too are taken from the first
-                run where they are not given.
+            capacity: number of rows of the states, if that size is dynamic.
+            sizes: other symbolic dimensions of the states, by name; those that inputs have as well default to the sizes
+                of the first run.
 
         Raises:
             OptionError: the module has no states, or a size does not fit or is missing.
@@ -231,17 +230,17 @@ class Module:
 
     @property
     def inputs(self) -> tuple[TensorDescription, ...]:
-        """Names, shapes (symbolic dimensions by name) and element types of what `run` takes."""
+        """Names, shapes (symbolic dimensions by name) and element types of the inputs."""
         return self._artifact.manifest.inputs
 
     @property
     def outputs(self) -> tuple[TensorDescription, ...]:
-        """Names, shapes and element types of what `run` gives."""
+        """Names, shapes and element types of the outputs."""
         return self._artifact.manifest.outputs
 
     @property
     def manifest(self) -> Manifest:
-        """What the module says of itself."""
+        """The module's metadata."""
         return self._artifact.manifest
 
     @property
@@ -251,7 +250,7 @@ class Module:
 
     @property
     def parameters(self) -> Mapping[str, Array]:
-        """The model's numbers by name; read-only."""
+        """The model's parameters by name; read-only."""
         views = {name: array.view() for name, array in self._artifact.parameters.items()}
         for view in views.values():
             view.flags.writeable = False
@@ -259,7 +258,7 @@ class Module:
 
     @property
     def threads(self) -> int:
-        """How many threads a run uses; set it to change that for later runs (None: the module's own setting)."""
+        """Number of threads per run; assignments affect later runs (None: the module's own setting)."""
         return self._threads
 
     @threads.setter
@@ -297,13 +296,13 @@ def load(
     trusted_keys: Sequence[Key] | None = None,
     verify: bool = False,
 ) -> Module:
-    """Load a module, every byte of it checked before any of it is used.
+    """Load a module; the whole file is verified before any of it is used.
 
     Args:
         source: the path of a `.twm` file, or its bytes.
         threads: how many threads a run uses; None: the module's own setting.
         trusted_keys: Ed25519 public keys (32 raw bytes, or paths of PEM files or folders): a valid signature by one is
-            required, and the file is read into private memory. Without, the file is mapped, and must not be changed
+            required, and the file is read into private memory. Otherwise the file is mapped, and must not be changed
             in place while the module is in use.
         verify: also run the stored reference input and compare (`Module.verify`).
 

@@ -1,4 +1,4 @@
-"""What TVM returns, as numpy arrays or DLPack tensors that belong to the caller alone."""
+"""Converts TVM's results to numpy arrays or DLPack tensors that the caller owns."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ class MemoryRanges:
 
 
 def check_out(out: Any, outputs: Sequence[TensorDescription]) -> Mapping[str, Array]:
-    """The arrays that a caller wants results written to, by name, checked before a run but for symbolic dimensions.
+    """Check the arrays that results are to be written to, except for symbolic dimensions; return them by name.
 
     Args:
-        out: arrays by name, of some outputs or of all; or a sequence of all, in order.
+        out: arrays by name, for any of the outputs; or a sequence with one array per output.
 
     Raises:
-        InputError: a name is unknown, or an array is none that the output's elements fit in.
+        InputError: a name is unknown, or an array has the wrong type or shape or is read-only.
     """
     if not isinstance(out, Mapping):
         if isinstance(out, np.ndarray) or not isinstance(out, Sequence) or len(out) != len(outputs):
-            raise InputError("out must be a dict of arrays by name, or a sequence of one for each output")
+            raise InputError("out must be a dict of arrays by name, or a sequence with one array per output")
         out = dict(zip((each.name for each in outputs), out, strict=True))
     described = {each.name: each for each in outputs}
     for name, array in out.items():
@@ -60,7 +60,7 @@ def check_out(out: Any, outputs: Sequence[TensorDescription]) -> Mapping[str, Ar
 def _check_array(array: Any, output: TensorDescription) -> None:
     if type(array) is not np.ndarray or not array.flags.writeable:
         what = "a read-only array" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
-        raise InputError(f"out: {output.name!r} is {what}, and must be a numpy array that can be written to")
+        raise InputError(f"out: {output.name!r} is {what}, but must be a writable numpy array")
     if array.dtype != ELEMENT_TYPES[output.dtype].numpy:
         raise InputError(f"out: {output.name!r} has element type {array.dtype}; the module gives {output}")
     fits = array.ndim == len(output.shape) and all(
@@ -83,7 +83,7 @@ def written(results: dict[str, Any], out: Mapping[str, Array]) -> dict[str, Any]
 
 
 class KeptResults:
-    """Results in memory that each run writes to, of which every caller gets copies."""
+    """Result buffers that each run reuses; callers receive copies."""
 
     __slots__ = ("_arrays", "_elements", "_results")
 
@@ -94,7 +94,7 @@ class KeptResults:
         self._elements = {name: element for name, _, element in arrays}
 
     def copies(self, as_numpy: bool) -> dict[str, Any]:
-        """The results of the last run by name, as arrays or as tensors that speak DLPack."""
+        """The results of the last run by name, as arrays or DLPack tensors."""
         if as_numpy:
             return {name: array.copy() for name, array in self._arrays}
         elements = self._elements
@@ -139,8 +139,8 @@ class OutputReader:
     ) -> dict[str, Any]:
         """The results by output name.
 
-        A model may return an input, a parameter, or one tensor twice: TVM then gives that very memory, and the
-        caller gets a copy of it.
+        A model may return an input, a parameter, or the same tensor twice. TVM then returns the same memory, which is
+        copied for the caller.
 
         Args:
             results: TVM's array of tensors.
@@ -148,7 +148,7 @@ class OutputReader:
             without: names of outputs to leave out.
 
         Raises:
-            InternalError: the results are not what the manifest says.
+            InternalError: the results do not match the manifest.
         """
         if not self._counted:
             self._check(results)

@@ -1,10 +1,10 @@
-"""One copy of parameters whose bytes are equal, whichever modules they belong to.
+"""Deduplicates parameters with equal bytes across modules.
 
-Modules of one model at several batch sizes, its variants, and a new version of a module that is loaded while the old
-one still serves have most of their parameters in common. In a process each is kept once, as long as a module uses it.
-Processes that load one file share the pages that it is mapped to. What lies in no file (parameters that were expanded
-when a module was loaded) they share through files in the folder that the variable TENSORWRIGHT_SHARED_PARAMETERS
-names, if it is set: best one in memory, as under /dev/shm.
+Modules of the same model for several batch sizes, its variants, and a new version loaded while the old one is still
+being served have most parameters in common. Within a process each is stored once, as long as a module uses it.
+Processes that load the same file share its mapped pages. Parameters that are expanded when a module is loaded are
+shared through files in the folder that TENSORWRIGHT_SHARED_PARAMETERS names, if set; preferably one in memory, such as
+a folder in /dev/shm.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from compiler.artifact.storage import read_mapped, write_atomically
 from compiler.errors import StorageError
 
 FOLDER_VARIABLE = "TENSORWRIGHT_SHARED_PARAMETERS"
-_LEAST_BYTES = 16 << 10  # sharing less is not worth the time
+_LEAST_BYTES = 16 << 10  # smaller arrays are not worth sharing
 _SAMPLES = 256
 
 Array = np.ndarray[Any, Any]
@@ -34,7 +34,7 @@ _Key = tuple[int, bytes]
 
 
 class ParameterStore:
-    """Finds arrays of equal bytes that somebody uses; safe to use from several threads."""
+    """Finds arrays in use that have equal bytes. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -79,7 +79,7 @@ def _bytes(array: Array) -> Array:
 
 
 def _key(array: Array) -> _Key:
-    """Equal for equal bytes, and nearly always another one for others."""
+    """A hash of the bytes; collisions are possible."""
     flat = _bytes(array)
     return array.nbytes, flat[:: max(1, flat.size // _SAMPLES)].tobytes()
 

@@ -1,4 +1,4 @@
-"""Random inputs that any model can be tried with."""
+"""Random inputs for any model."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def random_inputs(
     shapes = [tuple(size if isinstance(size, int) else known[size] for size in spec.shape) for spec in specs]
     largest = 8 * sum(math.prod(shape) for shape in shapes)  # they are drawn as 64-bit numbers
     if largest > MAX_REFERENCE_BYTES:
-        raise InputError(f"random inputs would take {largest} bytes", "give inputs of your own")
+        raise InputError(f"random inputs would need {largest} bytes", "pass your own inputs")
     return {
         spec.name: _random_array(spec, shape, generator, _range(spec.name, indices, known))
         for spec, shape in zip(specs, shapes, strict=True)

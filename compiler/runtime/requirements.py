@@ -1,4 +1,4 @@
-"""What a model needs of its inputs beyond names, types and ranks: checked before anything runs.
+"""Requirements on a model's inputs beyond names, types and ranks, checked before a run.
 
 The C++ runtime makes the same checks, with the same messages (`device/cpp/requirements.cc`): change both, and the table
 of cases that tests both (`tests/compiler/runtime/requirement_cases.json`).

@@ -1,4 +1,4 @@
-"""`Session`: a module with the states that it keeps from one run to the next."""
+"""`Session`: runs of a module that carry its states from one run to the next."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Session:
         """See `Module.session`."""
         manifest = module.manifest
         if not manifest.states:
-            raise OptionError("the module has no states, so that there is nothing to keep", "call module.run(...)")
+            raise OptionError("the module has no states", "run it without a session: module.run(...)")
         self._module = module
         self._manifest = manifest
         self._states = {state.input: state for state in manifest.states}
@@ -67,12 +67,12 @@ class Session:
 
     @property
     def length(self) -> int:
-        """How many rows of the states are in use; 0 for a module that counts none."""
+        """Number of rows of the states in use; 0 for a module whose states have no rows."""
         return self._length
 
     @property
     def capacity(self) -> int | None:
-        """How many rows there is room for; None where there is no limit, or it is not known yet."""
+        """Maximum number of rows; None if unlimited or not known yet."""
         if self._grown:
             return self._limit
         sizes = tuple(self._sizes.items())
@@ -153,9 +153,11 @@ class Session:
             whole = [state.name for state in self._states.values() if state.axis is None]
             if (self._manifest.position is None and not self._grown) or whole:
                 what = f"state {whole[0]!r} is replaced by each run" if whole else "the module counts no rows"
-                raise OptionError(f"the session cannot be rewound: {what}", "fork it before a run that may be undone")
+                raise OptionError(
+                    f"the session cannot be rewound: {what}", "fork the session before a run that you may want to undo"
+                )
             if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= self._length:
-                raise OptionError(f"cannot rewind by {count!r}: {self._length} row(s) are in use")
+                raise OptionError(f"cannot rewind by {count!r}: the session has length {self._length}")
             self._length -= count
             if self._grown and self._held is not None:
                 executor = self._module._executor
@@ -186,7 +188,7 @@ class Session:
             self._held = self._module._executor.changed(self._held, change)
 
     def fork(self) -> Session:
-        """Another session in the same state; from then on each goes its own way."""
+        """Return an independent session with a copy of the states."""
         other = object.__new__(Session)
         with self._lock:
             other.__dict__.update(self.__dict__)
@@ -221,7 +223,7 @@ class Session:
             capacity = self.capacity
             if capacity is not None and saved.length > capacity:
                 raise InputError(
-                    f"{os.fspath(path)} holds {saved.length} rows, and the session has room for {capacity}",
+                    f"{os.fspath(path)} holds {saved.length} rows, but the session has a capacity of {capacity}",
                     "open the session with a larger capacity",
                 )
             if not saved.arrays:
@@ -240,7 +242,7 @@ class Session:
         if isinstance(inputs, str | bytes | np.ndarray) or not isinstance(inputs, Sequence):
             raise InputError(f"inputs must be a dict by name or a sequence in order, not {type(inputs).__name__}")
         if len(inputs) != len(self._own):
-            problem = f"{len(inputs)} inputs were given and {len(self._own)} are needed"
+            problem = f"expected {len(self._own)} input{'s' * (len(self._own) != 1)}, got {len(inputs)}"
             raise InputError(problem, f"a run takes {self._takes()}")
         return dict(zip(self._own, inputs, strict=True))
 
@@ -261,7 +263,7 @@ class Session:
             named[self._position] = np.full(shape, self._length, np.int64)
 
     def _ready(self) -> None:
-        """The states are there where their sizes are known without a run."""
+        """Allocate the states if their sizes are known without a run."""
         if self._held is None and are_known(self._manifest, self._sizes):
             self._allocate(self._sizes)
 

@@ -1,4 +1,4 @@
-"""Files of a session's states: a header, the tensors, and the digest of all.
+"""Files with a session's states: a header, the tensors, and a digest.
 
 magic (8), bytes of the header u64, header (JSON), tensors (safetensors), SHA-256 of all before (32)
 """
@@ -80,7 +80,7 @@ def read_states(path: str | os.PathLike[str], manifest: Manifest) -> SavedStates
         raise ArtifactError(f"{origin} is damaged: its header is not valid") from error
     if header.module != manifest.state_format:
         raise ArtifactError(
-            f"{origin} was written by a session of another module than {manifest.model_name!r}",
+            f"{origin} was written by a session of another module, not of {manifest.model_name!r}",
             "load it into a session of the module that wrote it",
         )
     if header.empty:

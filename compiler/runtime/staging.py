@@ -1,4 +1,4 @@
-"""Aligned memory of a session's inputs, which runs copy small arrays into."""
+"""Aligned staging memory for inputs, which runs copy small arrays into."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class InputMemory:
             return False
         if len(inputs) != len(slots):
             return False
-        # Fewer calls and iterators than reads well: this is a tenth of a small model's time.
+        # Written with few calls and iterators: this is a tenth of a small model's run time.
         for name, shape, dtype, array in slots:
             value = inputs.get(name)
             if type(value) is not np.ndarray or value.shape != shape or value.dtype != dtype:

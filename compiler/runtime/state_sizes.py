@@ -1,4 +1,4 @@
-"""Sizes of the states of a session: which are known when it is opened, and which its first run tells."""
+"""Sizes of a session's states: known when it is opened, or determined by its first run."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Sizes = dict[str, int]
 
 
 def given_sizes(manifest: Manifest, capacity: int | None, sizes: Mapping[str, int] | None) -> Sizes:
-    """What is known of the symbolic dimensions when a session is opened.
+    """The symbolic dimensions that are known when a session is opened.
 
-    Raises OptionError for sizes of dimensions that no state has, a capacity that the module does not leave open, and
-    where one that it does is not given.
+    Raises OptionError for a dimension that no state has, a capacity where it is static, and a missing value for a
+    dynamic size that the inputs do not determine.
     """
     known = dict(sizes or {})
     symbols = state_symbols(manifest)
@@ -39,7 +39,7 @@ def given_sizes(manifest: Manifest, capacity: int | None, sizes: Mapping[str, in
     if missing:
         as_rows = missing[0] in axes
         what = "session(capacity=...)" if as_rows else f"session(sizes={{{missing[0]!r}: ...}})"
-        raise OptionError(f"the module leaves the size {missing[0]!r} of its states open", f"say it: {what}")
+        raise OptionError(f"the states have a dynamic size {missing[0]!r} that must be given", f"open it with {what}")
     return known
 
 
@@ -47,14 +47,14 @@ def _check_capacity(axes: set[int | str], capacity: Any) -> None:
     if not isinstance(capacity, int) or isinstance(capacity, bool) or capacity < 1:
         raise OptionError(f"capacity must be a number of rows, not {capacity!r}")
     if not axes:
-        raise OptionError("no state of the module has rows, so that it takes no capacity", "leave capacity out")
+        raise OptionError("the states of the module have no rows, so capacity does not apply", "omit capacity")
     fixed = sorted(axis for axis in axes if isinstance(axis, int) and axis != capacity)
     if fixed:
-        raise OptionError(f"the module was compiled for a capacity of {fixed[0]}, not {capacity}", "leave capacity out")
+        raise OptionError(f"the module was compiled for a capacity of {fixed[0]}, not {capacity}", "omit capacity")
 
 
 def capacity_of(manifest: Manifest, sizes: Mapping[str, int]) -> int | None:
-    """How many rows the states have; None where that is not known, or none has rows."""
+    """Number of rows of the states; None if not known, or if no state has rows."""
     if manifest.position is None:
         return None
     rows = [size if isinstance(size, int) else sizes.get(size) for size in _row_sizes(manifest)]
@@ -63,7 +63,7 @@ def capacity_of(manifest: Manifest, sizes: Mapping[str, int]) -> int | None:
 
 
 def has_open_capacity(manifest: Manifest) -> bool:
-    """Whether a session is told how many rows its states have."""
+    """True if a session takes the number of rows of its states."""
     return any(isinstance(size, str) for size in _row_sizes(manifest))
 
 
@@ -77,12 +77,12 @@ def rows_of_run(manifest: Manifest, described: Sequence[TensorDescription], inpu
 
 
 def completed(manifest: Manifest, sizes: Mapping[str, int], inputs: Mapping[str, Any]) -> Sizes:
-    """The sizes with what the shapes of inputs tell. Raises InputError where a size of a state is still not known."""
+    """Add the sizes that the inputs determine. Raises InputError if a size of a state is still unknown."""
     whole = {**_told(manifest.session_inputs, inputs), **sizes}
     missing = sorted(state_symbols(manifest) - set(whole))
     if missing:
         takes = "; ".join(map(str, manifest.session_inputs))
-        raise InputError(f"the inputs do not say the size {missing[0]!r} of the states", f"a run takes {takes}")
+        raise InputError(f"the inputs do not determine the size {missing[0]!r} of the states", f"a run takes {takes}")
     return whole
 
 

@@ -1,7 +1,7 @@
-"""Between numpy, DLPack and TVM's tensors, without a copy wherever generated code may read the memory as it is.
+"""Converts between numpy, DLPack and TVM tensors, without a copy where generated code can use the memory in place.
 
-Generated code assumes compact tensors whose data starts at a multiple of 64 bytes (its vectors are that long, and it
-uses aligned loads); nothing checks it at run time, so everything that enters is checked or copied here.
+Generated code assumes contiguous tensors aligned to 64 bytes (its vectors are that long, and it uses aligned loads).
+Nothing checks this at run time, so all inputs are checked or copied here.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def array_over(tensor: Any, element: ElementType) -> Array:
 
 
 class _Strided:
-    """A strided tensor's memory for numpy, which alone knows how to walk it."""
+    """A numpy view of a strided tensor's memory."""
 
     def __init__(self, tensor: Any, element: ElementType) -> None:
         self._owner = tensor

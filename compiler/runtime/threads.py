@@ -1,12 +1,11 @@
-"""How many threads a run uses, on top of TVM's thread pool, and which thread it computes on.
+"""Controls the number of threads of a run, on top of TVM's thread pool, and the thread that it runs on.
 
-TVM keeps one pool for each calling thread, whose size is fixed when that thread first runs a parallel kernel. If
-every caller had one, a program that calls from many threads would have more threads than processors, which wait for
-each other by spinning. So only the main thread and the *runners* have pools: threads of this process, at most
-`processors // threads` for each number of threads, which all modules share. Calls of other threads are handed to
-them, in the order in which they come. Runs of one thread need no pool and compute on the calling thread; of those
-that are not the main one, as many at a time as there are processors. Runners end with the last module of their number
-of threads.
+TVM keeps one pool per calling thread, whose size is fixed when that thread first runs a parallel kernel. If every
+caller had one, a program with many calling threads would have more threads than processors, all waiting for each other
+by spinning. So only the main thread and the *runners* have pools: threads of this process, at most
+`processors // threads` for each number of threads, which all modules share. Calls from other threads are queued for
+them in order. Single-threaded runs need no pool and compute on the calling thread; outside the main thread, at most as
+many at a time as there are processors. Runners end with the last module that has their number of threads.
 
 The main thread's pool is made with the size asked for and restricted later when a module asks for less; when one asks
 for more (or after a fork, whose child has the pool's memory without its threads), a runner computes for the main
@@ -68,7 +67,7 @@ os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "1000")
 
 
 class Runners:
-    """Threads of this process that compute with so many threads each; started when they are needed."""
+    """Worker threads of this process, each with a pool of `threads` threads; started on demand."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -76,7 +75,7 @@ class Runners:
         self._started: ThreadPoolExecutor | None = None
 
     def submit(self, function: Callable[[], Result]) -> Future[Result]:
-        """Call a function on a runner, once those submitted before have begun."""
+        """Call a function on a runner, in the order of submission."""
         return self._pool().submit(self._computed, function)
 
     def _pool(self) -> ThreadPoolExecutor:
@@ -100,7 +99,7 @@ _runners: WeakValueDictionary[int, Runners] = WeakValueDictionary()
 
 
 def runners_of(threads: int) -> Runners:
-    """The runners of that number of threads; they end when nobody holds this any more."""
+    """The runners with that number of threads; they end with the last reference to this object."""
     with _lock:
         found = _runners.get(threads)
         if found is None:
@@ -113,7 +112,7 @@ def _become_runner() -> None:
 
 
 class Turns:
-    """Lets so many threads compute at a time, in the order in which they come.
+    """A fair semaphore: limits the number of threads that compute at a time, in order of arrival.
 
     Not for the main thread: an interrupt between two lines would lose a turn.
     """
@@ -124,7 +123,7 @@ class Turns:
         self._lock = threading.Lock()
 
     def take(self) -> None:
-        """Wait for a turn."""
+        """Wait for a slot."""
         with self._lock:
             if self.free:
                 self.free -= 1
@@ -135,7 +134,7 @@ class Turns:
         mine.acquire()
 
     def give(self) -> None:
-        """End a turn: it goes to the first that waits."""
+        """Release the slot to the first waiting thread."""
         with self._lock:
             if self._waiting:
                 self._waiting.popleft().release()
@@ -170,7 +169,7 @@ def check_threads(threads: int | None) -> None:
 
 
 def threads_limit() -> int:
-    """The most threads that may be asked for on this machine: 4 for each logical processor, and 64 in any case."""
+    """Maximum number of threads on this machine: 4 per logical processor, but at least 64."""
     return max(_LEAST_LIMIT, _THREADS_OF_A_PROCESSOR * usable_processors())
 
 
@@ -206,7 +205,8 @@ def default_threads() -> int:
 def _within_limit(threads: int, what: str) -> int:
     if threads > threads_limit():
         raise OptionError(
-            f"{what} is {threads}, and this machine of {usable_processors()} processor(s) serves at most "
+            f"{what} is {threads}; with {usable_processors()} usable processor"
+            f"{'s' * (usable_processors() != 1)} this machine supports at most "
             f"{threads_limit()} threads",
             f"set {what} to {usable_processors()} or less",
         )
@@ -256,7 +256,7 @@ def _in_turn(function: Callable[[], Result]) -> Result:
 
 
 def _configure(threads: int) -> bool:
-    """Set the calling thread up; False when its pool cannot do it."""
+    """Configure the calling thread; False if its pool cannot be used."""
     if threads == 1:
         # Kernels then run inline and no pool is touched.
         _set_max_concurrency()(1)
@@ -271,7 +271,7 @@ def _configure(threads: int) -> bool:
     except Exception as error:  # TVM raises whatever class its C++ side names
         _set_max_concurrency()(1)
         raise OptionError(
-            f"{threads} threads could not be started: {error}", "set fewer: module.threads = 2"
+            f"{threads} threads could not be started: {error}", "use fewer threads: module.threads = 2"
         ) from error
     global_function("runtime.config_threadpool")(_BIG_CORES, threads)
     _set_max_concurrency()(threads)  # the call above resets it
@@ -280,6 +280,6 @@ def _configure(threads: int) -> bool:
         # With TVM_BIND_THREADS=1 the calling thread was bound too; its later children would inherit that.
         os.sched_setaffinity(0, affinity)
     _state.pool = max(_state.pool, used)
-    # Fewer: somebody else made a smaller pool on this thread.
+    # Fewer: other code created a smaller pool on this thread.
     _state.current = threads if used == threads else 0
     return used == threads

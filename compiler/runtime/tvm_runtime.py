@@ -27,7 +27,7 @@ LIBRARY_VARIABLE = "TENSORWRIGHT_RUNTIME_LIBRARY"
 
 
 def runtime_library_path() -> Path:
-    """Where libtvm_runtime.so is. Raises MissingDependencyError."""
+    """Path of libtvm_runtime.so. Raises MissingDependencyError."""
     if chosen := os.environ.get(LIBRARY_VARIABLE):
         return Path(chosen)
     # find_spec of a top-level package does not import it.
@@ -59,7 +59,7 @@ def runtime_library() -> ctypes.CDLL:
 
 @cache
 def global_function(name: str) -> Any:
-    """A function of TVM by its global name, its runtime being loaded."""
+    """Look a TVM function up by its global name; loads the runtime."""
     runtime_library()
     return tvm_ffi.get_global_func(name)
 

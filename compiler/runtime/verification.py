@@ -1,4 +1,4 @@
-"""Comparing outputs with stored ones."""
+"""Compares outputs with stored reference outputs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def compare(
             raise VerificationError(
                 f"output {name!r} differs from the reference in {int(wrong.sum())} of {wrong.size} elements, "
                 f"by up to {differences[name]:.3g} (tolerance {tolerance.relative:g} relative, {tolerance.absolute:g})",
-                "this machine computes something else than the one that compiled the module",
+                "this machine computes different results from the one that compiled the module",
             )
     return differences
 

@@ -151,7 +151,7 @@ def test_a_server_proves_a_module_on_its_device(machine: Machine, net: Path) -> 
     ("settings", "said"),
     [
         ({"DEVICES": 0}, "does not run on the device at .*: NVIDIA's driver finds no graphics processor"),
-        ({"CAPABILITY": 75}, r"it needs compute capability 9.0 or newer, and there is stand-in \(7.5\)"),
+        ({"CAPABILITY": 75}, r"it needs compute capability 9.0 or newer, but the device has stand-in \(7.5\)"),
     ],
 )
 def test_a_server_that_cannot_run_a_module_is_not_sent_it(

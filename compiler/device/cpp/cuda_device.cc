@@ -256,7 +256,7 @@ std::string ReadAll(int descriptor) {
 
 std::unique_ptr<Device> DeviceFor(const Manifest& manifest, uint64_t parameter_bytes) {
   if (manifest.device_kind.empty()) return std::make_unique<Device>();
-  if (manifest.device_kind != "cuda") throw Error("the module needs a device that is not known here: " + Quoted(manifest.device_kind));
+  if (manifest.device_kind != "cuda") throw Error("the module needs an unknown kind of device: " + Quoted(manifest.device_kind));
   return CudaDeviceFor(manifest, parameter_bytes);
 }
 

@@ -27,7 +27,7 @@ constexpr unsigned char kOrder = ELFDATA2LSB;
 constexpr unsigned char kOrder = ELFDATA2MSB;
 #endif
 
-[[noreturn]] void Broken() { throw Error("the module's machine code is not a whole ELF shared library", "export the module again"); }
+[[noreturn]] void Broken() { throw Error("the module's machine code is not a complete ELF shared library", "export the module again"); }
 
 bool Lies(uint64_t start, uint64_t size, uint64_t room) { return start <= room && size <= room - start; }
 

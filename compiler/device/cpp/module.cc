@@ -112,7 +112,7 @@ void Module::Failed(const std::string& failure) const {
   device_->Explain(failure);
   std::string check = CheckText(failure);
   if (check.empty()) throw Error("the module failed while running: " + failure);
-  throw Error(check, "the sizes or values of the inputs do not fit this model; change them, or compile it for these sizes");
+  throw Error(check, "the sizes or values of the inputs do not fit this model: change them, or compile the model for these sizes");
 }
 
 void Module::CheckArity() const {

@@ -74,8 +74,8 @@ std::string ShapeOf(const Description& input, const DLTensor& tensor) {
 void CheckShape(const Description& input, const DLTensor& tensor, Dimensions* dimensions) {
   size_t rank = static_cast<size_t>(tensor.ndim);
   if (rank != input.shape.size()) {
-    throw Error("input " + Quoted(input.name) + " has " + std::to_string(rank) + " dimension(s), shape " + ShapeText(tensor.shape, rank) + "; " +
-                    std::to_string(input.shape.size()) + " are needed",
+    throw Error("input " + Quoted(input.name) + " has rank " + std::to_string(rank) + ", shape " + ShapeText(tensor.shape, rank) + "; expected rank " +
+                    std::to_string(input.shape.size()),
                 "the module takes " + input.Text());
   }
   for (size_t axis = 0; axis < rank; ++axis) {
@@ -89,7 +89,7 @@ void CheckShape(const Description& input, const DLTensor& tensor, Dimensions* di
     }
     auto [value, source] = dimensions->emplace(name, std::pair(actual, &input)).first->second;
     if (actual == value) continue;
-    std::string place = source == &input ? "an earlier dimension of it" : "input " + Quoted(source->name);
+    std::string place = source == &input ? "an earlier dimension of this input" : "input " + Quoted(source->name);
     throw Error(ShapeOf(input, tensor) + ": dimension " + std::to_string(axis) + " (" + name + ") is " + std::to_string(actual) + ", but " + place +
                 " has " + name + " = " + std::to_string(value));
   }
@@ -192,7 +192,7 @@ void InputChecker::Check(const std::vector<ffi::Tensor>& inputs) {
   if (inputs.size() != wanted.size()) {
     std::string takes;
     for (const Description& each : wanted) takes += (takes.empty() ? "" : "; ") + each.Text();
-    throw Error(std::to_string(inputs.size()) + " inputs were given and " + std::to_string(wanted.size()) + " are needed",
+    throw Error("expected " + std::to_string(wanted.size()) + (wanted.size() == 1 ? " input" : " inputs") + ", got " + std::to_string(inputs.size()),
                 "the module takes " + (takes.empty() ? "no inputs" : takes));
   }
   Dimensions dimensions;

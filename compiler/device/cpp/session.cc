@@ -48,7 +48,7 @@ ffi::Tensor FirstRows(const ffi::Tensor& tensor, size_t axis, int64_t count) {
 }  // namespace
 
 Session::Session(Module* module, int64_t capacity) : module_(module), capacity_(capacity) {
-  if (artifact().states.empty()) throw Error("the module has no states, so that there is nothing to keep");
+  if (artifact().states.empty()) throw Error("the module has no states", "run it without a session");
   if (capacity < 0) throw Error("a capacity of " + std::to_string(capacity) + " rows");
   std::set<size_t> updated;
   for (const State& state : artifact().states) updated.insert(state.output);
@@ -70,7 +70,7 @@ Session::Session(Module* module, int64_t capacity) : module_(module), capacity_(
     }
     if (capacity && !dimension.empty()) sizes_[dimension] = capacity;
     if (!capacity && !dimension.empty() && !told.count(dimension)) {
-      throw Error("the module leaves the size " + Quoted(dimension) + " of its states open", "give the session a capacity");
+      throw Error("the states have a dynamic size " + Quoted(dimension) + " that must be given", "open the session with a capacity");
     }
   }
 }
@@ -111,7 +111,7 @@ Sizes Session::StateSizes(const Sizes& sizes, const std::string& what) const {
       if (state.grows && i == *state.axis) continue;
       for (const std::string& name : SymbolsOf(input.dimensions[i])) {
         auto size = sizes.find(name);
-        if (size == sizes.end()) throw Error(what + " do not say the size " + Quoted(name) + " of the states");
+        if (size == sizes.end()) throw Error(what + " do not determine the size " + Quoted(name) + " of the states");
         found.insert(*size);
       }
     }
@@ -148,7 +148,7 @@ void Session::Allocate(const Sizes& sizes) {
 
 std::vector<ffi::Tensor> Session::Run(const std::vector<ffi::Tensor>& inputs) {
   if (inputs.size() != inputs_.size()) {
-    throw Error(std::to_string(inputs.size()) + " inputs were given and " + std::to_string(inputs_.size()) + " are needed");
+    throw Error("expected " + std::to_string(inputs_.size()) + (inputs_.size() == 1 ? " input" : " inputs") + ", got " + std::to_string(inputs.size()));
   }
   Sizes told = Told(inputs), sizes = told;
   for (const auto& [name, size] : sizes_) sizes[name] = size;
@@ -188,7 +188,7 @@ void Session::Rewind(int64_t count) {
     if (!HasRows(state)) throw Error("the session cannot be rewound: state " + Quoted(state.name) + " is replaced by each run");
   }
   if (count < 0 || count > length_) {
-    throw Error("cannot rewind by " + std::to_string(count) + ": " + std::to_string(length_) + " row(s) are in use");
+    throw Error("cannot rewind by " + std::to_string(count) + ": the session has length " + std::to_string(length_));
   }
   length_ -= count;
   for (const State& state : artifact().states) {
@@ -253,7 +253,7 @@ void Session::Load(Span file, const std::string& origin) {
   for (const auto& [name, size] : sizes_) sizes[name] = size;
   int64_t capacity = Capacity(sizes);
   if (capacity && length > capacity) {
-    throw Error(origin + " holds " + std::to_string(length) + " rows, and the session has room for " + std::to_string(capacity));
+    throw Error(origin + " holds " + std::to_string(length) + " rows, but the session has a capacity of " + std::to_string(capacity));
   }
   std::vector<Description> descriptions;
   for (const State& state : artifact().states) {

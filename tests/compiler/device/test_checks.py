@@ -73,7 +73,7 @@ def test_wrong_calls_of_the_c_api_are_errors(driver: Driver, tmp_path: Path) -> 
         "no data": "input 'x': its data is NULL",
         "rank -1": "input 'x' has a rank of -1",
         "rank 2^30": "input 'x' has a rank of 1073741824",
-        "rank 0": "input 'x' has 0 dimension(s), shape []; 2 are needed",
+        "rank 0": "input 'x' has rank 0, shape []; expected rank 2",
         "negative size": "the shape [-1, 16] has a negative size",
         "size 2^62": "the shape [4611686018427387904, 16] has more than 2^60 elements",
         "other shape": "input 'x' has shape [16, 2]: dimension 1 is 2 and must be 16",

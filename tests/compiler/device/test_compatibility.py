@@ -117,10 +117,10 @@ def test_push_to_a_server_of_another_version(
     address, _ = server
     path = module_for("raspberry-pi-4", tmp_path)
     monkeypatch.setattr(compatibility, "PROTOCOL", 3)
-    with pytest.raises(DeviceError, match=r"speaks protocol 2, and this one 3\n.*make a new bundle"):
+    with pytest.raises(DeviceError, match=r"with protocol 2, but this version uses protocol 3\n.*create a new bundle"):
         push(path, address)
     monkeypatch.setattr(compatibility, "PROTOCOL", 1)
-    with pytest.raises(DeviceError, match=r"speaks protocol 2, and this one 1\n.*update Tensorwright here"):
+    with pytest.raises(DeviceError, match=r"with protocol 2, but .* uses protocol 1\n.*update Tensorwright here"):
         push(path, address)
 
 
@@ -129,7 +129,7 @@ def test_push_to_a_server_that_says_no_version(tmp_path: Path) -> None:
     path = module_for("raspberry-pi-4", tmp_path)
     with (
         rpc_server() as port,
-        pytest.raises(DeviceError, match=r"127.0.0.1:\d+ does not say its version.*\n.*make a new bundle"),
+        pytest.raises(DeviceError, match=r"127.0.0.1:\d+ does not report its version.*\n.*create a new bundle"),
     ):
         push(path, f"127.0.0.1:{port}")
 

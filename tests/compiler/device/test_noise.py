@@ -35,7 +35,7 @@ def test_what_the_responder_did_not_say_is_refused() -> None:
             initiator.read_second(bytes(changed))
     initiator = Initiator(_CLIENT, _SERVER_KEY, b"prologue", ephemeral=_EPHEMERAL)
     initiator.first_message()
-    with pytest.raises(HandshakeError, match="gives no secret"):
+    with pytest.raises(HandshakeError, match="gives no shared secret"):
         initiator.read_second(bytes(48))
     with pytest.raises(HandshakeError, match="length"):
         initiator.read_second(bytes(47))

@@ -38,7 +38,7 @@ def test_open_dimensions_follow_given_inputs(open_module: compiler.Module) -> No
 def test_bad_names(module: compiler.Module, open_module: compiler.Module) -> None:
     with pytest.raises(InputError, match="no input is named 'q'"):
         complete_inputs(module, {"q": np.zeros(1)})
-    with pytest.raises(InputError, match="2 inputs were given"):
+    with pytest.raises(InputError, match=r"expected at most . inputs?, got 2"):
         complete_inputs(module, [np.zeros(1), np.zeros(1)])
     with pytest.raises(OptionError, match="no symbolic dimension is named 'length'"):
         complete_inputs(open_module, None, {"length": 2})

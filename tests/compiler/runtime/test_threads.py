@@ -172,13 +172,13 @@ def test_submitted_runs_give_futures(parallel: Module) -> None:
         assert all((future.result()["y"] == n + 1).all() for n, future in enumerate(futures))
         assert last.result()["y"] is out
         assert (out == 4).all()
-        with pytest.raises(InputError, match="1 are needed"):
+        with pytest.raises(InputError, match="expected 1 input, got"):
             parallel.submit([]).result()
 
 
 def test_an_event_loop_goes_on_while_models_run(parallel: Module) -> None:
     async def several() -> list[Any]:
-        with pytest.raises(InputError, match="1 are needed"):
+        with pytest.raises(InputError, match="expected 1 input, got"):
             await parallel.run_async([])
         return await asyncio.gather(*(parallel.run_async([np.full(SHAPE, n, np.float32)]) for n in range(20)))
 

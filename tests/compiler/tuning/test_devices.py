@@ -137,7 +137,7 @@ def test_a_server_of_another_version_is_refused_first(
     cortex_a72: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compatibility, "PROTOCOL", 3)
-    with pytest.raises(DeviceError, match=r"speaks protocol 2, and this one 3\n.*make a new bundle"):
+    with pytest.raises(DeviceError, match=r"with protocol 2, but this version uses protocol 3\n.*create a new bundle"):
         compiler.tune(b"", "raspberry-pi-4", trials=2, records=tmp_path, devices=[cortex_a72])
     monkeypatch.undo()
     monkeypatch.setattr("importlib.metadata.version", lambda _: "0.99")

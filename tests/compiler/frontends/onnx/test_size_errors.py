@@ -84,7 +84,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         "(float[n] x, int64[2] s) => (float[a, b] z) { z = Reshape(x, s) }",
         {"x": ones(6), "s": np.array([2, -1])},
         {"x": ones(6), "s": np.array([4, 2])},
-        r"Reshape node 'z': a dimension is 6 where 8 is needed",
+        r"Reshape node 'z': a dimension is 6, expected 8",
     ),
     "broadcast with a counted size": (
         "(float[n] x, bool[n] c, float[m] y) => (float[k] z) { s = Compress<axis = 0>(x, c) z = Add(s, y) }",
