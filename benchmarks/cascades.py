@@ -251,32 +251,34 @@ def retrieval() -> Task:
     half = len(order) // 2
     parts = [({"input_ids": ids[rows].numpy()}, rows) for rows in (order[:half], order[half:])]
     words = _Words(encoder, index, [tokens(documents, 128), tokens(documents, TOKENS)])
-    batch = {"input_ids": {0: torch.export.Dim("batch", max=4096)}}
-
-    def exported(net: Any, name: str) -> Path:
-        path = cache_folder() / f"cascade-{name}.onnx"
-        program = torch.onnx.export(
-            net.eval(),
-            (ids[:8],),
-            dynamo=True,
-            input_names=["input_ids"],
-            output_names=["answer"],
-            dynamic_shapes=batch,
-            verbose=False,
-        )
-        assert program is not None
-        program.save(str(path), external_data=False)
-        return path
-
-    path = exported(Retriever(), "retriever")
+    path = _exported(Retriever(), "retriever", ids[:8])
     samples = [{"input_ids": ids[order[at : at + 16]].numpy()} for at in range(0, 128, 16)]
     modules = {
         "MiniLM": compiler.compile(path, threads=1),
         "MiniLM in int8": compiler.compile(compiler.quantize(path, calibration=samples, threads=1), threads=1),
-        "word vectors": compiler.compile(exported(words.module(), "words"), threads=1),
+        "word vectors": compiler.compile(_exported(words.module(), "words", ids[:8]), threads=1),
     }
     cascades = (("MiniLM in int8", "MiniLM"), ("word vectors", "MiniLM"), ("word vectors", "MiniLM in int8"))
     return Task("retrieval", modules, cascades, parts[0], parts[1])
+
+
+def _exported(net: Any, name: str, ids: Any) -> Path:
+    """An ONNX file of a torch module that maps token ids (batch, length) to answers, with a dynamic batch."""
+    import torch
+
+    path = cache_folder() / f"cascade-{name}.onnx"
+    program = torch.onnx.export(
+        net.eval(),
+        (ids,),
+        dynamo=True,
+        input_names=["input_ids"],
+        output_names=["answer"],
+        dynamic_shapes={"input_ids": {0: torch.export.Dim("batch", max=4096)}},
+        verbose=False,
+    )
+    assert program is not None
+    program.save(str(path), external_data=False)
+    return path
 
 
 class _Words:

@@ -20,11 +20,11 @@ _ROPE_FACTORS, _LONG, _SHORT = "rope_freqs.weight", "rope_factors_long.weight", 
 
 @dataclass(frozen=True)
 class GgufArchitecture:
-    """What the name of an architecture says and the metadata does not.
+    """Properties of a GGUF architecture that the metadata lacks.
 
     Attributes:
         norms: as of `gguf_names`.
-        interleaved: rows of queries and keys are ordered for the rotation of neighbours.
+        interleaved: rows of queries and keys are ordered for rotary embeddings of adjacent pairs.
         normalized: whether the probabilities of a mixture's chosen experts are scaled to sum to 1.
         changes: adapts the configuration.
     """
@@ -54,76 +54,102 @@ def read_gguf(file: GgufFile) -> tuple[DecoderConfig, Names, Storage, Checkpoint
     return config, gguf_names(found.norms), storage, checkpoint
 
 
-def _config(file: GgufFile, name: str, found: GgufArchitecture, checkpoint: Checkpoint) -> DecoderConfig:
-    def number(key: str, default: float | None = None) -> float:
-        value = file.value(f"{name}.{key}", default)
+@dataclass(frozen=True)
+class _Numbers:
+    """The numbers in the metadata of an architecture; those out of range raise InvalidModelError."""
+
+    file: GgufFile
+    architecture: str
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A finite number, or the only value of a list."""
+        name = f"{self.architecture}.{key}"
+        value = self.file.value(name, default)
         if isinstance(value, list) and len(set(value)) == 1:
             value = value[0]
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise InvalidModelError(f"{file.path}: its metadata '{name}.{key}' is {str(value)[:80]}, not a number")
+            raise InvalidModelError(f"{self.file.path}: its metadata '{name}' is {str(value)[:80]}, not a number")
         return value
 
-    def cap(key: str) -> float | None:
-        return number(key, 0.0) or None
+    def limit(self, key: str) -> float | None:
+        """A number; None if missing or 0."""
+        return self.number(key, 0.0) or None
 
-    def count(key: str, default: float | None = None) -> int:
-        value = number(key, default)
+    def count(self, key: str, default: float | None = None) -> int:
+        """A positive integer."""
+        value = self.number(key, default)
         if value < 1 or value != int(value) or value > 1 << 31:
-            raise InvalidModelError(f"{file.path}: its metadata '{name}.{key}' is {value}, not a size")
+            raise InvalidModelError(
+                f"{self.file.path}: its metadata '{self.architecture}.{key}' is {value}, not a size"
+            )
         return int(value)
 
+
+def _config(file: GgufFile, name: str, found: GgufArchitecture, checkpoint: Checkpoint) -> DecoderConfig:
+    numbers = _Numbers(file, name)
+    number, count = numbers.number, numbers.count
     hidden, heads = count("embedding_length"), count("attention.head_count")
     head_size = count("attention.key_length", hidden // heads)
     if count("attention.value_length", head_size) != head_size:
         raise OptionError(f"{file.path}: keys and values of different widths are not supported")
     key_heads = count("attention.head_count_kv", heads)
     if heads % key_heads:
-        raise InvalidModelError(f"{file.path}: {heads} heads do not share {key_heads} heads of keys")
-    context = count("context_length")
-    size = count("rope.dimension_count", head_size)
-    settings = RopeSettings(size, number("rope.freq_base", 10000.0), context, _scaling(file, name))
-    rope = _with_factors(make_rope(settings), settings, file, checkpoint)
-    window = number("attention.sliding_window", 0)
+        raise InvalidModelError(f"{file.path}: {heads} attention heads are not a multiple of {key_heads} key heads")
     layers = count("block_count")
     if layers > MOST_LAYERS:
         raise InvalidModelError(f"{file.path}: {layers} layers, and at most {MOST_LAYERS} are supported")
-    experts = None
-    if number("expert_count", 0):
-        experts = ExpertsConfig(
-            count=count("expert_count"),
-            chosen=count("expert_used_count"),
-            intermediate=count("expert_feed_forward_length", number("feed_forward_length", 0)),
-            normalized=bool(file.value(f"{name}.expert_weights_norm", found.normalized)),
-            shared=int(number("expert_shared_feed_forward_length", 0)),
-            shared_gate="blk.0.ffn_gate_inp_shexp.weight" in file.names,
-        )
-        if experts.chosen > experts.count:
-            raise InvalidModelError(f"{file.path}: {experts.chosen} experts per token, and {experts.count} in all")
-    layer = LayerConfig(rope, int(window) if window else None, experts)
-    vocabulary = file.shape("token_embd.weight")[0] if "token_embd.weight" in file.names else 0
+    layer = _layer(numbers, found, head_size, checkpoint)
     return DecoderConfig(
         architecture=name,
         hidden=hidden,
-        intermediate=count("feed_forward_length", experts.intermediate if experts else None),
-        vocabulary=vocabulary,
+        intermediate=count("feed_forward_length", layer.experts.intermediate if layer.experts else None),
+        vocabulary=file.shape("token_embd.weight")[0] if "token_embd.weight" in file.names else 0,
         heads=heads,
         key_heads=key_heads,
         head_size=head_size,
-        context=context,
+        context=count("context_length"),
         layers=(layer,) * layers,
         score_scale=number("attention.scale", 1 / math.sqrt(head_size)),
         epsilon=number("attention.layer_norm_rms_epsilon", number("attention.layer_norm_epsilon", 1e-5)),
-        score_cap=cap("attn_logit_softcapping"),
-        logit_cap=cap("final_logit_softcapping"),
+        score_cap=numbers.limit("attn_logit_softcapping"),
+        logit_cap=numbers.limit("final_logit_softcapping"),
         embedding_scale=number("embedding_scale", 1.0),
         residual_scale=number("residual_scale", 1.0),
         logit_scale=1 / (number("logit_scale", 1.0) or 1.0),
-        clip=cap("attention.clamp_kqv"),
+        clip=numbers.limit("attention.clamp_kqv"),
     )
 
 
+def _layer(numbers: _Numbers, found: GgufArchitecture, head_size: int, checkpoint: Checkpoint) -> LayerConfig:
+    """The settings that all layers share."""
+    file, number, count = numbers.file, numbers.number, numbers.count
+    size = count("rope.dimension_count", head_size)
+    scaling = _scaling(file, numbers.architecture)
+    settings = RopeSettings(size, number("rope.freq_base", 10000.0), count("context_length"), scaling)
+    rope = _with_factors(make_rope(settings), settings, file, checkpoint)
+    window = number("attention.sliding_window", 0)
+    experts = _experts(numbers, found) if number("expert_count", 0) else None
+    return LayerConfig(rope, int(window) if window else None, experts)
+
+
+def _experts(numbers: _Numbers, found: GgufArchitecture) -> ExpertsConfig:
+    """The mixture of experts that replaces the MLP of each layer."""
+    file, number, count = numbers.file, numbers.number, numbers.count
+    experts = ExpertsConfig(
+        count=count("expert_count"),
+        chosen=count("expert_used_count"),
+        intermediate=count("expert_feed_forward_length", number("feed_forward_length", 0)),
+        normalized=bool(file.value(f"{numbers.architecture}.expert_weights_norm", found.normalized)),
+        shared=int(number("expert_shared_feed_forward_length", 0)),
+        shared_gate="blk.0.ffn_gate_inp_shexp.weight" in file.names,
+    )
+    if experts.chosen > experts.count:
+        raise InvalidModelError(f"{file.path}: {experts.chosen} experts per token, and {experts.count} in all")
+    return experts
+
+
 def _scaling(file: GgufFile, name: str) -> dict[str, Any]:
-    """The metadata of stretched positions as `rope_parameters` of transformers."""
+    """The metadata of RoPE scaling in the form of transformers' `rope_parameters`."""
     kind = file.value(f"{name}.rope.scaling.type", "none")
     factor = file.value(f"{name}.rope.scaling.factor")
     scaling = {
@@ -157,7 +183,7 @@ def _with_factors(rope: Rope, settings: RopeSettings, file: GgufFile, checkpoint
 
 
 def _windows(config: DecoderConfig, windowed: list[bool], local: Rope | None = None) -> DecoderConfig:
-    """Layers that see everything where they are not `windowed`; those that are use the rotation `local`."""
+    """Layers with full attention except those in `windowed`, which have a sliding window and the `local` RoPE."""
     layers = [
         replace(layer, rope=local or layer.rope) if inside else replace(layer, window=None)
         for layer, inside in zip(config.layers, windowed, strict=True)
@@ -166,7 +192,7 @@ def _windows(config: DecoderConfig, windowed: list[bool], local: Rope | None = N
 
 
 def _pattern(config: DecoderConfig, every: int) -> list[bool]:
-    """Every n-th layer sees everything."""
+    """Every n-th layer has full attention."""
     return [(index + 1) % every != 0 for index in range(len(config.layers))]
 
 
@@ -192,7 +218,7 @@ def _gemma3(config: DecoderConfig, file: GgufFile) -> DecoderConfig:
 
 
 def _smollm3(config: DecoderConfig, file: GgufFile) -> DecoderConfig:
-    """Every fourth layer has no rotary positions."""
+    """Every fourth layer has no rotary embedding."""
     layers = [replace(each, rope=None) if (i + 1) % 4 == 0 else each for i, each in enumerate(config.layers)]
     return replace(config, layers=tuple(layers))
 
