@@ -1,4 +1,4 @@
-"""Text out of language models: tokenizer, chat template, sampling and the loop around a compiled module."""
+"""Text generation with language models: tokenizer, chat template, sampling and the decoding loop."""
 
 from compiler.errors import QueueFullError
 from compiler.generation.grammar import Grammar

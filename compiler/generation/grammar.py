@@ -1,4 +1,4 @@
-"""Structured output: texts that match a JSON schema, a grammar or a regular expression, by xgrammar."""
+"""Structured output with xgrammar: texts that match a JSON schema, a grammar or a regular expression."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WHITESPACE = 64  # between parts of JSON: without a limit, a text may go on wit
 
 @dataclass(frozen=True)
 class Grammar:
-    """What a text has to match.
+    """A constraint on the generated text.
 
     Attributes:
         kind: what `text` is: "json_schema"; "ebnf", a grammar as llama.cpp's GBNF, from its rule `root` on; "regex".
@@ -54,7 +54,7 @@ class Grammar:
 
 
 class Grammars:
-    """Compiles grammars for the tokens of a model; those used last are kept. Safe to use from several threads."""
+    """Compiles grammars for a model's vocabulary; recently used ones are cached. Thread-safe."""
 
     def __init__(self, tokenizer: Tokenizer, vocabulary: int, stop_tokens: tuple[int, ...]) -> None:
         """Raises MissingDependencyError where xgrammar is not installed."""

@@ -1,4 +1,4 @@
-"""What the submitter of a sequence holds: its pieces as they are generated, its result, and a way to end it."""
+"""Handle of a submitted sequence: its pieces as they are generated, its result, and its cancellation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SequenceHandle(Iterator[Piece], AsyncIterator[Piece]):
 
     def __init__(self, prompt_tokens: int, cancel: Callable[[SequenceHandle], None]) -> None:
         self._condition = threading.Condition()
-        self._ended = threading.Event()  # those who wait for the end alone are not woken by each piece
+        self._ended = threading.Event()  # threads waiting only for the end are not woken by each piece
         self._pieces: deque[Piece] = deque()
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._usage = Usage(prompt_tokens, 0, 0)

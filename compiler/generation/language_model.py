@@ -36,15 +36,15 @@ class LanguageModel:
     """
 
     def __init__(self, module: Module, draft: LanguageModel | None = None) -> None:
-        """Take a module that was compiled from a language model.
+        """Create a language model from a compiled module.
 
         Args:
-            module: of the model.
-            draft: a smaller model with the same tokens, whose guesses this one checks where `speculative` asks for it.
+            module: a module compiled from a language model.
+            draft: a smaller model with the same vocabulary, for speculative decoding.
 
         Raises:
-            ArtifactError: it is none, or its description is damaged.
-            OptionError: the draft model has other tokens.
+            ArtifactError: the module is not a language model, or its description is damaged.
+            OptionError: the draft model has a different vocabulary.
             MissingDependencyError: a package of the extra `generate` is missing.
         """
         self.module = module
@@ -100,7 +100,7 @@ class LanguageModel:
         yield from self._run(prompt, merged_options(options, settings), None)
 
     def conversation(self, context: int | None = None) -> Conversation:
-        """A chat that keeps what was computed for earlier turns.
+        """Start a chat, whose cache keeps earlier turns.
 
         Args:
             context: room for so many tokens; None for the model's context, 4096 at most.
@@ -108,7 +108,7 @@ class LanguageModel:
         return Conversation(self, min(self.description.context, 4096) if context is None else context)
 
     def tokens_of(self, prompt: Prompt) -> list[int]:
-        """The tokens of a prompt. Raises InputError where there is none, or they are not the model's."""
+        """The tokens of a prompt. Raises InputError if it is empty, or has tokens outside the vocabulary."""
         if isinstance(prompt, bytes | Mapping) or not isinstance(prompt, Collection):
             raise InputError(
                 f"a prompt cannot be of type {type(prompt).__name__}",
@@ -149,7 +149,7 @@ class LanguageModel:
         """
         if options.speculative and not self.description.sequences:
             raise OptionError(
-                "speculative decoding needs a module that reads several tokens a run and returns the logits of each",
+                "speculative decoding needs a module that returns the logits of several tokens per run",
                 "compile it with sequences=True (tensorwright compile --sequences)",
             )
         if options.stops and self.tokenizer is None:
@@ -261,7 +261,9 @@ def _check_same_tokens(model: LanguageModel, draft: LanguageModel) -> None:
     contents = [each.module.artifact.assets.get(TOKENIZER_ASSET) for each in (model, draft)]
     tokenizers = [None if each is None else each.tobytes() for each in contents]
     if tokenizers[0] != tokenizers[1] or model.description.vocabulary != draft.description.vocabulary:
-        raise OptionError("the draft model has another tokenizer or vocabulary than the model", "use one of its family")
+        raise OptionError(
+            "the tokenizer or vocabulary of the draft model differs from the model's", "use one of its family"
+        )
 
 
 def merged_options(options: GenerationOptions | None, settings: Mapping[str, Any]) -> GenerationOptions:

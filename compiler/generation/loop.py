@@ -1,4 +1,4 @@
-"""The loop of one sequence: a prompt, then a run for each token."""
+"""The decoding loop of one sequence: the prompt, then one run per token."""
 
 from __future__ import annotations
 
@@ -130,4 +130,6 @@ def right_guesses(guesses: Sequence[int], tokens: Sequence[int]) -> int:
 def check_fits(prompt: Sequence[int], room: int) -> None:
     """Raises InputError where a prompt is longer than the context."""
     if len(prompt) > room:
-        raise InputError(f"the prompt has {len(prompt)} tokens, and the context {room}", "give a shorter prompt")
+        raise InputError(
+            f"the prompt has {len(prompt)} tokens, which exceeds the context of {room}", "give a shorter prompt"
+        )

@@ -1,4 +1,4 @@
-"""What one sequence generates: tokens chosen from logits, their text, and when it ends."""
+"""The output of one sequence: tokens sampled from logits, their text, and the stopping condition."""
 
 from __future__ import annotations
 

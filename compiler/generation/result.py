@@ -50,10 +50,10 @@ class Generation:
 
     @property
     def prompt_tokens_per_second(self) -> float:
-        """How many tokens of the prompt were read a second."""
+        """Prompt tokens per second."""
         return (self.prompt_tokens - self.reused_tokens) / self.prompt_seconds if self.prompt_seconds > 0 else 0.0
 
     @property
     def decode_tokens_per_second(self) -> float:
-        """How many runs of one token were made a second; 0 where there was none."""
+        """Decoding runs per second; 0 if there was none."""
         return self.decoded / self.decode_seconds if self.decode_seconds > 0 else 0.0

@@ -1,4 +1,4 @@
-"""Sequences that run together, and one step of them."""
+"""The running sequences of a scheduler, and one step of them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Speculative decoding: tokens that may come next are guessed, and checked together in one run.
+"""Speculative decoding: draft tokens are proposed, and verified together in one run.
 
-Each token is chosen from the model's own logits as it would be without guesses, which only decide how many runs that
-takes. So the result is the same, token by token, whether the most likely one is taken or one is drawn.
+Each token is chosen from the model's own logits as it would be without draft tokens, which only reduce the number of
+runs. So the result is the same token by token, for greedy decoding and for sampling.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""How tokens of some sequences are read: one step of a scheduler, or of a single generation.
+"""Runs a step of a scheduler, or of a single generation: processes tokens of one or more sequences.
 
-Each sequence has a slot, which holds the keys and values (or other states) of what it has read.
+Each sequence has a slot, which holds the keys and values (or other states) of its processed tokens.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tokens become text piece by piece, and stop texts end it."""
+"""Incremental detokenization, and detection of stop texts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _LONGEST_CHARACTER = 4  # bytes of UTF-8, and so tokens, that one character can 
 
 
 class TextStream:
-    """Text of tokens that arrive one by one; a character is given out when all of its bytes are there."""
+    """Detokenizes tokens that arrive one by one; a character is emitted once all of its bytes are known."""
 
     def __init__(self, decode: Callable[[Sequence[int]], str], context: Sequence[int] = ()) -> None:
         """`context`: tokens before, which some tokenizers need to know whether a space is due."""

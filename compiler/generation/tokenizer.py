@@ -1,4 +1,4 @@
-"""Text to tokens and back, and chat templates."""
+"""Tokenization, detokenization, and chat templates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server serves: its models, and the services that are put around each of them.
+"""Configuration of a server: its models, and the services wrapped around each of them.
 
 Read from a YAML file or made from a command line. A model's services, from the inside out: the module, the batcher,
 then those of `LAYERS` that its options name.
@@ -85,7 +85,7 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise OptionError(f"{self.name!r} is no name of a model", "use letters, digits, '.', '_' and '-'")
+            raise OptionError(f"{self.name!r} is not a model name", "use letters, digits, '.', '_' and '-'")
 
 
 def build_service(options: ModelOptions, path: Path, version: str, observer: Observer) -> Service:
@@ -126,7 +126,7 @@ def build_service(options: ModelOptions, path: Path, version: str, observer: Obs
 def _text_service(module: Module, options: ModelOptions, version: str) -> TextService:
     if options.layers:
         raise OptionError(
-            f"{options.name!r} is a language model, which {', '.join(options.layers)} cannot be put around"
+            f"{options.name!r} is a language model, to which {', '.join(options.layers)} cannot be applied"
         )
     module.threads = options.threads or options.cores
     return TextService(module, options.name, version, options.generation)
@@ -137,14 +137,14 @@ def read_configuration(path: Path) -> list[ModelOptions]:
 
     Raises:
         StorageError: it cannot be read.
-        OptionError: it is no YAML, or an option is unknown or does not fit.
+        OptionError: it is not valid YAML, or an option is unknown or does not fit.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OptionError(f"{path} is no YAML: {error}") from error
+        raise OptionError(f"{path} is not valid YAML: {error}") from error
     models = content.get("models") if isinstance(content, Mapping) and set(content) == {"models"} else None
     if not isinstance(models, Sequence) or isinstance(models, str) or not models:
         raise OptionError(f"{path} must hold a list of models under the only key 'models'")
@@ -182,5 +182,5 @@ def check_models(models: Sequence[ModelOptions]) -> list[ModelOptions]:
     names = [each.name for each in models]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise OptionError(f"two models are named {twice!r}", "give them names: --model NAME=PATH")
+        raise OptionError(f"two models are named {twice!r}", "give them different names: --model NAME=PATH")
     return list(models)

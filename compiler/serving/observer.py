@@ -1,4 +1,4 @@
-"""`Observer`: what policies tell the metrics; a policy is given one and never looks for it."""
+"""`Observer`: receives events of policies for the metrics; it is passed to each policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a service is asked, and what it answers."""
+"""Requests and responses of services."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class ServiceLevel:
-    """What a client wants of an answer beside its being right.
+    """Service-level requirements of a request.
 
     Attributes:
         latency_ms: the most milliseconds from the arrival of the request to its answer; None: no limit.

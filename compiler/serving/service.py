@@ -1,4 +1,4 @@
-"""`Service`: what answers requests."""
+"""`Service`: the interface of everything that answers requests."""
 
 from __future__ import annotations
 

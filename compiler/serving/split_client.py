@@ -56,7 +56,7 @@ class SplitClient:
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise OptionError(f"{url!r} is no URL of a server", "as http://host:8000")
+            raise OptionError(f"{url!r} is not a server URL", "give one such as http://host:8000")
         self.module = client if isinstance(client, Module) else load(client)
         self._parts, self._timeout, self._headers = parts, timeout, dict(headers or {})
         self._path = f"{parts.path.rstrip('/')}/v2/models/{quote(model, safe='')}/infer"

@@ -16,7 +16,7 @@ def bits_per_second(text: str) -> float:
     """A bandwidth: "10Mbit", "1 Gbit/s", "2MB" (bytes). Raises OptionError for another text."""
     found = _RATE.fullmatch(text.strip())
     if found is None or not float(found[1]):
-        raise OptionError(f"{text!r} is no bandwidth", "write it as 10Mbit, 500kbit, 1Gbit, or in bytes as 2MB")
+        raise OptionError(f"{text!r} is not a bandwidth", "write it as 10Mbit, 500kbit, 1Gbit, or in bytes as 2MB")
     return float(found[1]) * _PREFIX[found[2]] * (8 if found[3] in ("B", "byte") else 1)
 
 
@@ -24,5 +24,5 @@ def seconds(text: str) -> float:
     """A time: "20ms", "0.1s". Raises OptionError for another text."""
     found = _TIME.fullmatch(text.strip())
     if found is None:
-        raise OptionError(f"{text!r} is no time", "write it as 20ms or 0.1s")
+        raise OptionError(f"{text!r} is not a time", "write it as 20ms or 0.1s")
     return float(found[1]) * _SECONDS[found[2]]

@@ -119,7 +119,7 @@ def split(
     """
     unknown = sorted(set(wires) - set(KINDS))
     if unknown or not wires:
-        raise OptionError(f"there is no wire type {unknown}", f"known: {', '.join(KINDS)}")
+        raise OptionError(f"unknown wire type {unknown}", f"known: {', '.join(KINDS)}")
     imports = ImportOptions(
         shapes=shapes, constants=constants, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes
     )

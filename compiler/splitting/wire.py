@@ -46,7 +46,7 @@ def wire_dtype(dtype: str, kind: str) -> str:
 def calibrated(kind: str, arrays: list[Array]) -> Wire:
     """A wire type for values like these. Raises OptionError for a type that is none of `KINDS`."""
     if kind not in KINDS:
-        raise OptionError(f"there is no wire type {kind!r}", f"known: {', '.join(KINDS)}")
+        raise OptionError(f"unknown wire type {kind!r}", f"known: {', '.join(KINDS)}")
     if kind != "int8" or arrays[0].dtype != np.float32:
         return Wire(kind)
     finite = [array[np.isfinite(array)] for array in arrays]

@@ -1,4 +1,4 @@
-"""What a decoder computes: one transformer block with options, read from config.json or from GGUF metadata."""
+"""Configuration of a decoder-only transformer, read from config.json or GGUF metadata."""
 
 from __future__ import annotations
 

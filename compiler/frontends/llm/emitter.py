@@ -1,4 +1,4 @@
-"""What the parts of a decoder share while it is built: the block builder, weights, norms and small operations."""
+"""Shared context while a decoder is built: the block builder, weights, norms and elementwise operations."""
 
 from __future__ import annotations
 

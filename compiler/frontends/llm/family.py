@@ -1,4 +1,4 @@
-"""What the type of a model in config.json stands for."""
+"""Model types of config.json."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ Expr = Any
 
 
 def feed_forward(model: Emitter, index: int, x: Expr) -> Expr:
-    """What it adds to the block, of x already normalized: (1, n, hidden)."""
+    """The residual update of the block, for normalized x: (1, n, hidden)."""
     experts = model.config.layers[index].experts
     parameters = model.parameters
     if experts is not None:

@@ -66,7 +66,9 @@ def _falcon(config: DecoderConfig, settings: Settings) -> DecoderConfig:
     if settings.flag("new_decoder_architecture"):
         shared = settings.size("num_kv_heads", config.heads)
         if config.heads % shared:
-            raise InvalidModelError(f"{settings.path}: {config.heads} heads do not share {shared} heads of keys")
+            raise InvalidModelError(
+                f"{settings.path}: {config.heads} attention heads are not a multiple of {shared} key heads"
+            )
         return replace(config, key_heads=shared, parallel=True)
     return replace(_one_key_head(config, settings), parallel=settings.flag("parallel_attn"))
 

@@ -87,7 +87,7 @@ def _config(settings: Settings, kind: str, family: Family) -> DecoderConfig:
         raise OptionError(f"{settings.path}: the activation {str(activation)[:80]!r} is not supported")
     key_heads = settings.size("num_key_value_heads", heads)
     if heads % key_heads:
-        raise InvalidModelError(f"{settings.path}: {heads} heads do not share {key_heads} heads of keys")
+        raise InvalidModelError(f"{settings.path}: {heads} attention heads are not a multiple of {key_heads} key heads")
     return DecoderConfig(
         architecture=kind,
         hidden=hidden,

@@ -1,4 +1,4 @@
-"""How checkpoints name the tensors of a decoder."""
+"""Tensor names of decoders in checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a caller may ask of a language model's module."""
+"""Options for compiling language models."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ class LanguageModelOptions:
         if self.activations not in ACTIVATIONS:
             raise OptionError(f"activations {self.activations!r} are not one of {', '.join(ACTIVATIONS)}")
         if self.sequences and self.all_logits:
-            raise OptionError("a module for several sequences is told whose logits it returns: leave out all_logits")
+            raise OptionError(
+                "all_logits does not apply to modules for several sequences, whose inputs select the logits"
+            )
         if self.cache is not None:
             name = _OTHER_NAMES.get(self.cache, self.cache)
             if name not in CACHES:

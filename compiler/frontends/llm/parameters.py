@@ -1,4 +1,4 @@
-"""The weights of a decoder by role: fused tensors are taken apart, rows are put into the order of this package."""
+"""The weights of a decoder by role: fused tensors are split, and rows are reordered for this package."""
 
 from __future__ import annotations
 

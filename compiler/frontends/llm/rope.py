@@ -1,4 +1,4 @@
-"""Rotary position embeddings: the frequencies of each way to stretch them, as transformers defines them."""
+"""Rotary position embeddings, with the kinds of RoPE scaling that transformers defines."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def make_rope(settings: RopeSettings) -> Rope:
         with np.errstate(divide="raise", invalid="raise", over="raise"):
             return _KINDS[kind](settings)
     except (ArithmeticError, ValueError) as error:  # ValueError: of math.log
-        raise InvalidModelError(f"the numbers of the rope scaling {kind!r} make no sense: {error}") from error
+        raise InvalidModelError(f"the parameters of the rope scaling {kind!r} are invalid: {error}") from error
 
 
 def _inverse(settings: RopeSettings, base: float | None = None) -> Frequencies:

@@ -143,7 +143,7 @@ def _header(path: Path) -> dict[str, _Entry]:
         header.pop("__metadata__", None)
         found = {name: _Entry.of(path, each, 8 + length) for name, each in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidModelError(f"{path} is truncated or no safetensors file", "download it again") from error
+        raise InvalidModelError(f"{path} is truncated or not a safetensors file", "download it again") from error
     for name, entry in found.items():
         if not entry.fits(8 + length, size):
             raise InvalidModelError(f"{path} is truncated or damaged at tensor {name!r}", "download it again")

@@ -24,7 +24,7 @@ class SelfAttention:
         self._model, self._index, self._angles, self._bias, self.cache = model, index, angles, bias, cache
 
     def result(self, x: Expr) -> Expr:
-        """What it adds to the block, of x already normalized: (1, n, hidden)."""
+        """The residual update of the block, for normalized x: (1, n, hidden)."""
         model, config, parameters = self._model, self._model.config, self._model.parameters
         builder = model.builder
         query, key, value = model.products.products(x, parameters.queries_keys_values(self._index))

@@ -1,4 +1,4 @@
-"""What state space models do along a sequence: a causal convolution and a selective scan, with their states."""
+"""Sequence operations of state space models: causal convolution and selective scan, with their states."""
 
 from __future__ import annotations
 

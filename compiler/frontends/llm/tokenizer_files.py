@@ -13,7 +13,7 @@ from compiler.frontends.llm.safetensors_folder import read_json
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What a module keeps to turn text into tokens and back.
+    """The tokenizer data that a module stores.
 
     Attributes:
         content: a file of the tokenizers library; None where the model has none.
@@ -33,8 +33,8 @@ class TokenizerFiles:
             largest = max(largest, _largest_token(self.content, origin))
         if largest >= vocabulary:
             raise InvalidModelError(
-                f"{origin}: the tokenizer does not fit: it has token {largest}, and the model {vocabulary} tokens",
-                "take the tokenizer and the weights of one model",
+                f"{origin}: the tokenizer has token {largest}, but the model has a vocabulary of {vocabulary} tokens",
+                "use the tokenizer and the weights of the same model",
             )
 
 

@@ -43,7 +43,7 @@ def capture_decoder(folder: Path, options: LanguageModelOptions) -> CapturedDeco
     """Capture the causal language model of a folder.
 
     Raises:
-        OptionError: options that this way does not have, or a model whose states are not keys and values.
+        OptionError: an option does not apply, or the model's states are not keys and values.
         InvalidModelError: transformers cannot load the folder, or torch.export cannot capture it.
         UnsupportedModelError: an operator has no conversion.
         MissingDependencyError: torch or transformers is not installed.

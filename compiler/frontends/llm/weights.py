@@ -186,7 +186,7 @@ class Checkpoint:
         if self._left:
             some = ", ".join(sorted(self._left)[:4]) + (", ..." if len(self._left) > 4 else "")
             raise InvalidModelError(
-                f"{self.origin} holds {len(self._left)} tensor(s) that its architecture does not have: {some}",
+                f"{self.origin} holds tensors that its architecture does not have ({len(self._left)}): {some}",
                 "its config and its weights do not belong together, or it is a variant that is not supported",
             )
 
@@ -195,7 +195,7 @@ class Checkpoint:
             raise InvalidModelError(f"{self.origin} lacks the tensor {name!r}", "the checkpoint is not complete")
         found = self._reader.shape(name)
         if found != shape:
-            raise InvalidModelError(f"{self.origin}: tensor {name!r} has shape {found}, and {shape} is needed")
+            raise InvalidModelError(f"{self.origin}: tensor {name!r} has shape {found}, expected {shape}")
         self._left.discard(name)
 
 

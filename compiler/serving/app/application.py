@@ -46,11 +46,11 @@ class Routes(Protocol):
     """Answers requests to some paths."""
 
     async def answer(self, call: Call) -> Reply | StreamReply | None:
-        """The answer; None where the path is not among these routes. Raises errors of the project."""
+        """The response; None if the path is not one of these routes. Raises this project's errors."""
 
 
 class _ClientGoneError(Exception):
-    """The client went away; nobody reads an answer."""
+    """The client disconnected."""
 
 
 class Application:
@@ -196,11 +196,11 @@ def _unpacked(body: bytes, encoding: bytes, limit: int) -> bytes:
     try:
         content = unpacker.decompress(body, limit + 1)
     except zlib.error as error:
-        raise InputError(f"the request cannot be unpacked: {error}") from error
+        raise InputError(f"the request cannot be decompressed: {error}") from error
     if len(content) > limit:
         raise _too_large(limit)
     if not unpacker.eof:
-        raise InputError("the packed request is cut off")
+        raise InputError("the compressed request is truncated")
     return content
 
 

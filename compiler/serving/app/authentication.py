@@ -35,7 +35,7 @@ class ApiKeys:
         for each in self._digests:
             known |= hmac.compare_digest(digest, each)
         if not known:
-            raise HttpError(401, "a valid API key is needed", "send it as Authorization: Bearer KEY", (_CHALLENGE,))
+            raise HttpError(401, "a valid API key is required", "send it as Authorization: Bearer KEY", (_CHALLENGE,))
 
 
 def check_browser(headers: Mapping[bytes, bytes]) -> None:

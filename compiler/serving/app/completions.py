@@ -63,7 +63,7 @@ class Completions:
         with contextlib.ExitStack() as held:
             service = held.enter_context(self._repository.lease(name))
             if not isinstance(service, TextService):
-                raise InputError(f"{name!r} is no language model", "use /v1/embeddings, or /v2/models/NAME/infer")
+                raise InputError(f"{name!r} is not a language model", "use /v1/embeddings, or /v2/models/NAME/infer")
             texts = await _Texts.submit(service, request)
             held.callback(self._count, name, texts)
             held.callback(texts.cancel)

@@ -31,7 +31,7 @@ _STATUSES: tuple[tuple[type[TensorwrightError], int], ...] = (
 def failure(error: Exception, path: str) -> Reply:
     """The answer for an error, as the protocol of the path writes errors.
 
-    What is no fault of the client is logged, and told without details.
+    Server-side errors are logged, and reported without details.
     """
     status, headers = _status(error)
     if status < 500 or isinstance(error, UserError):

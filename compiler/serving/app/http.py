@@ -98,7 +98,7 @@ def json_reply(content: Any, status: int = 200, headers: tuple[Header, ...] = ()
 
 
 def parse_json(content: bytes | memoryview) -> Any:
-    """Raises InputError where it is no JSON."""
+    """Raises InputError if it is not valid JSON."""
     try:
         return orjson.loads(content)
     except orjson.JSONDecodeError as error:

@@ -1,6 +1,6 @@
-"""What is being answered: slow bodies time out, and what nobody waits for any more is cancelled.
+"""Requests in flight: slow bodies time out, and requests of disconnected clients are cancelled.
 
-One timer looks over all requests; none has a task or a timer of its own unless it lasts.
+One timer checks all requests; only long ones have a task or a timer of their own.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ class OpenInference:
     def _wants_trace(self, parameters: Mapping[str, Any]) -> bool:
         wanted = parameters.get("trace") is True
         if wanted and not self._traces:
-            raise InputError("this server gives no profiles of kernels", "serve with --traces")
+            raise InputError("this server does not allow profiling of kernels", "serve with --traces")
         return wanted
 
 

@@ -72,7 +72,7 @@ def read_inputs(listed: Any, binary: memoryview) -> dict[str, Array]:
         inputs[name] = _from_bytes(binary[at : at + nbytes], dtype, sizes, name)
         at += nbytes
     if at != len(binary):
-        raise InputError(f"{len(binary) - at} bytes after the JSON belong to no input")
+        raise InputError(f"{len(binary) - at} bytes after the JSON do not belong to any input")
     return inputs
 
 
@@ -86,7 +86,7 @@ def _type_of(given: Any, name: str) -> np.dtype[Any]:
 def _shape_of(given: Any, name: str) -> tuple[int, ...]:
     fits = isinstance(given, list) and len(given) <= _MAX_RANK
     if not fits or any(type(size) is not int or not 0 <= size < 1 << 48 for size in given):
-        raise InputError(f"input {name!r} has shape {shown(given)}; a list of sizes is needed")
+        raise InputError(f"input {name!r} has shape {shown(given)}; expected a list of sizes")
     return tuple(given)
 
 
@@ -160,7 +160,9 @@ def wanted_outputs(listed: Any) -> tuple[tuple[str, ...] | None, dict[str, bool]
             raise InputError(f"an output's name must be a string, not {shown(name)}")
         parameters = mapping(output.get("parameters") or {}, "'parameters'")
         if "classification" in parameters:
-            raise InputError("the extension 'classification' is not supported", "take the output, and sort it")
+            raise InputError(
+                "the extension 'classification' is not supported", "request the output, and sort it in the client"
+            )
         if "binary_data" in parameters:
             binary[name] = bool(parameters["binary_data"])
         names.append(name)

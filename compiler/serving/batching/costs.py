@@ -1,4 +1,4 @@
-"""What a run costs: learned from the runs themselves, for each shape by its number of rows."""
+"""Cost model of runs: fitted online, by shape and number of rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _DEVIATIONS = 3.0
 
 
 class _Line:
-    """Seconds as a line over rows: weighted least squares in which old runs fade."""
+    """Linear model of seconds over rows: least squares with exponentially decaying weights."""
 
     __slots__ = ("_n", "_t", "_tx", "_x", "_xx", "deviation")
 

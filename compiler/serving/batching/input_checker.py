@@ -57,5 +57,5 @@ class InputChecker:
             [each for each in names if each not in inputs],
         )
         parts = [f"no input is named {', '.join(map(repr, unknown))}"] if unknown else []
-        parts += [f"missing input(s): {', '.join(map(repr, missing))}"] if missing else []
+        parts += [f"missing input{'s' * (len(missing) > 1)}: {', '.join(map(repr, missing))}"] if missing else []
         return InputError("; ".join(parts), self._takes)

@@ -1,7 +1,7 @@
-"""Which axis of a module's inputs and outputs counts independent rows, and whether they really are independent.
+"""Finds the batch axis of a module's inputs and outputs, and checks that its rows are independent.
 
-Shapes alone do not tell: a symbolic first dimension may be a sequence whose elements attend to each other. So the
-module is asked: rows that are run together must give what each of them gives alone.
+Shapes alone do not determine it: a symbolic first dimension may be a sequence whose elements attend to each other. So
+the module is run: rows in one batch must give the same results as each row alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PROBES = 2
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """Where rows lie.
+    """The batch axes of a module.
 
     Attributes:
         name: the symbolic dimension that counts rows; "batch" where the module has a fixed number of them.

@@ -1,4 +1,4 @@
-"""The queue of a batcher: requests in the order in which they came, those that can run together beside each other."""
+"""The queue of a batcher: requests in order of arrival, grouped by what can run together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers in a folder: they outlive the process, and several processes may share them.
+"""A cache in a folder, which persists across processes and may be shared by several of them.
 
 A file an answer: a header in JSON (tensors, who served it, when) and the arrays' bytes, checked by a digest. Nothing in
 it is executed. What cannot be read is a miss; what cannot be written is not kept. The cache then goes on in memory.

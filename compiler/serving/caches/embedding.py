@@ -50,11 +50,11 @@ class EmbeddingCache(Wrapper):
         *,
         clock: Clock = time.monotonic,
     ) -> None:
-        """Raises OptionError where `mask` is no input."""
+        """Raises OptionError if `mask` is not an input."""
         super().__init__(inner)
         self._options = options if options is not None else EmbeddingCacheOptions()
         if self._options.mask is not None and self._options.mask not in {each.name for each in inner.inputs}:
-            raise OptionError(f"mask={self._options.mask!r} is no input of model {inner.name!r}")
+            raise OptionError(f"mask={self._options.mask!r} is not an input of model {inner.name!r}")
         self._observer = observer
         self._kept: MemoryStore[Answer] = MemoryStore(self._options.max_bytes, self._options.max_age, clock)
         self._coming: dict[str, asyncio.Future[Answer]] = {}

@@ -71,7 +71,7 @@ class SemanticIndex(Generic[Value]):
         if calibration.embedder != embedder.identity:
             raise OptionError("the calibration was made for another embedder", "calibrate again with this one")
         if max_entries < 1 or (max_age is not None and max_age <= 0):
-            raise OptionError(f"max_entries={max_entries}, max_age={max_age}", "give numbers above 0")
+            raise OptionError(f"max_entries={max_entries}, max_age={max_age}", "use numbers above 0")
         self._embedder, self._calibration = embedder, calibration
         self._synonyms = synonym_table(calibration.synonyms)
         self._max_entries, self._max_age, self._clock = max_entries, max_age, clock

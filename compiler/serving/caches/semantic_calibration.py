@@ -166,7 +166,7 @@ def read_pairs(path: str | os.PathLike[str]) -> list[LabelledPair]:
 
     Raises:
         StorageError: the file cannot be read.
-        OptionError: a line is no such object.
+        OptionError: a line is not such an object.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -182,7 +182,9 @@ def read_pairs(path: str | os.PathLike[str]) -> list[LabelledPair]:
         except (ValueError, KeyError, TypeError):
             pair = None
         if pair is None or not (isinstance(pair.one, str) and isinstance(pair.other, str) and pair.same in (0, 1)):
-            raise OptionError(f"{path}, line {number} is no pair", 'write {"one": "...", "other": "...", "same": true}')
+            raise OptionError(
+                f"{path}, line {number} is not a pair of texts", 'write {"one": "...", "other": "...", "same": true}'
+            )
         pairs.append(pair)
     return pairs
 
@@ -197,7 +199,7 @@ def read_calibration(path: str | os.PathLike[str]) -> SemanticCalibration:
         raise StorageError(f"{path} cannot be read: {error}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise OptionError(
-            f"{path} is no calibration of a semantic cache: {error}",
+            f"{path} is not a calibration of a semantic cache: {error}",
             "`tensorwright calibrate semantic-cache` writes one",
         ) from error
     if not 0 < made.threshold <= 1.001:

@@ -109,7 +109,7 @@ def calibrate_cascade(
     check_max_drop(max_drop)
     names = [each.name for each in large.outputs]
     if output is None and len(names) != 1:
-        raise OptionError(f"the model has outputs {names}", "say which one is scored: output=")
+        raise OptionError(f"the model has outputs {names}", "select the one to score: output=")
     output = output if output is not None else names[0]
     both = _Both(small.run, large.run)
     score_large, score_small = evaluated(evaluate, both.large), evaluated(evaluate, both.small)
@@ -142,7 +142,7 @@ def calibrate_cascade(
     if result.cost_ms >= result.cost_large_ms:
         raise NothingGainedError(
             f"the cascade costs more than the large model alone\n{result}",
-            "take a better small model or another score, or allow a larger max_drop",
+            "use a better small model or another score, or allow a larger max_drop",
         )
     return result
 
@@ -226,7 +226,7 @@ def read_cascade(path: str | os.PathLike[str]) -> CascadeCalibration:
         raise StorageError(f"{path} cannot be read: {error}") from error
     except (ValueError, TypeError) as error:
         hint = "`tensorwright calibrate cascade` writes one"
-        raise OptionError(f"{path} is no calibration of a cascade: {error}", hint) from error
+        raise OptionError(f"{path} is not a calibration of a cascade: {error}", hint) from error
     if not all(isinstance(number, int | float) for number in numbers):
-        raise OptionError(f"{path} is no calibration of a cascade: {numbers}", "calibrate again")
+        raise OptionError(f"{path} is not a calibration of a cascade: {numbers}", "calibrate again")
     return made

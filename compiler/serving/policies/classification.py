@@ -34,7 +34,7 @@ def classification_accuracy(
     """
     names = [each.name for each in module.outputs]
     if output is None and len(names) != 1:
-        raise OptionError(f"the model has outputs {names}", "say which one holds the classes")
+        raise OptionError(f"the model has outputs {names}", "select the one with the class scores: output=")
     scored = output if output is not None else names[0]
     if scored not in names or (labels is not None and labels not in samples):
         raise OptionError(

@@ -43,7 +43,7 @@ def _stepped(values: Sequence[float], steps: Sequence[Step]) -> list[str]:
 def _checked(steps: Sequence[Step]) -> tuple[Step, ...]:
     limits = [step.up_to for step in steps]
     if not steps or limits != sorted(limits) or any(math.isnan(limit) for limit in limits):
-        raise OptionError(f"the limits {limits} of the routes do not rise", "name routes from the least limit up")
+        raise OptionError(f"the limits {limits} of the routes are not increasing", "list routes by increasing limit")
     return tuple(steps)
 
 
@@ -51,7 +51,7 @@ class LengthRule:
     """By complexity: how many elements of a row are not padding (tokens of a text)."""
 
     def __init__(self, tensor: str, steps: Sequence[Step], padding: float = 0) -> None:
-        """Raises OptionError where the limits of `steps` do not rise."""
+        """Raises OptionError if the limits of `steps` are not increasing."""
         self._tensor, self._steps, self._padding = tensor, _checked(steps), padding
 
     async def routes(self, request: Request, count: int) -> Sequence[str]:
@@ -68,7 +68,7 @@ class ModelRule:
     def __init__(self, judge: Service, output: str, steps: Sequence[Step]) -> None:
         """`judge` takes the request's inputs, or some of them, and gives one number per row in `output`.
 
-        Raises OptionError where the limits of `steps` do not rise.
+        Raises OptionError if the limits of `steps` are not increasing.
         """
         self.judge, self._output, self._steps = judge, output, _checked(steps)
 
@@ -79,7 +79,7 @@ class ModelRule:
         response = await self.judge.infer(replace(request, inputs=inputs, outputs=(self._output,)))
         values = response.outputs[self._output].reshape(count, -1).astype(np.float64)
         if count and values.shape[1] != 1:
-            raise InputError(f"the router's model gives {values.shape[1]} numbers per row", "it has to give one")
+            raise InputError(f"the router's model gives {values.shape[1]} numbers per row", "it must return one")
         return _stepped(np.where(np.isnan(values), np.inf, values).reshape(-1).tolist(), self._steps)
 
 

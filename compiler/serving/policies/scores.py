@@ -1,4 +1,4 @@
-"""How certain a model is of its answer, row by row: what cascades decide by."""
+"""Confidence scores per row, which cascades decide by."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def _read_tokenizer(path: Path) -> Any:
     except OSError as error:
         raise StorageError(f"the tokenizer {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise OptionError(f"the tokenizer {path} is no text") from error
+        raise OptionError(f"the tokenizer {path} is not a text file") from error
     try:
         return tokenizers.Tokenizer.from_str(content)
     except Exception as error:  # the package raises plain Exception

@@ -135,7 +135,7 @@ def write_triton_repository(
     check_has_machine_code(artifact)
     name = file.stem if options.name is None else options.name
     if not _NAME.fullmatch(name):
-        raise OptionError(f"{name!r} is no name for a model of Triton", "give one of letters, digits, '_', '-' and '.'")
+        raise OptionError(f"{name!r} is not a valid Triton model name", "use letters, digits, '_', '-' and '.'")
     rows = _rows(artifact, options.max_batch_size)
     instances = _instances(artifact, options.instances)
     text = configuration_text(name, artifact.manifest, rows, instances)

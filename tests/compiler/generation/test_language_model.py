@@ -77,7 +77,7 @@ def test_the_context_ends_a_text(model: LanguageModel) -> None:
     prompt = [65] * (CONTEXT - 4)
     result = model.generate(prompt, max_new_tokens=50)
     assert (result.finish_reason, len(result.tokens)) == ("length", 5)
-    with pytest.raises(InputError, match="the prompt has 97 tokens, and the context 96"):
+    with pytest.raises(InputError, match="the prompt has 97 tokens, which exceeds the context of 96"):
         model.generate([65] * 97)
 
 

@@ -99,7 +99,7 @@ def test_ends_that_need_no_token(scheduler: Scheduler) -> None:
     assert none.usage.prompt_tokens == 3
     with pytest.raises(InputError, match="the prompt is empty"):
         scheduler.submit("")
-    with pytest.raises(InputError, match="the prompt has 97 tokens, and the context 96"):
+    with pytest.raises(InputError, match="the prompt has 97 tokens, which exceeds the context of 96"):
         scheduler.submit([65] * 97)
     with pytest.raises(OptionError):
         scheduler.submit("abc", top_p=2.0)

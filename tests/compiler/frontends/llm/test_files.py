@@ -114,7 +114,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vocab_size": 250}, "the tokenizer does not fit"),
+        ({"vocab_size": 250}, "the tokenizer has token"),
         ({"hidden_size": 128}, "has shape"),
         ({"num_hidden_layers": 2}, "lacks the tensor"),
         ({"num_attention_heads": 0}, "not a size"),

@@ -90,7 +90,7 @@ TENSOR = {"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [0.5] * 16}
         ({"inputs": [{**TENSOR, "datatype": "FP64"}]}, "element type float64"),
         ({"inputs": [{**TENSOR, "shape": [1, 15]}]}, "is given 16 values"),
         ({"inputs": [{**TENSOR, "shape": [2, 8]}]}, r"shape [2, 8]"),
-        ({"inputs": [{**TENSOR, "shape": [1, -16]}]}, "a list of sizes is needed"),
+        ({"inputs": [{**TENSOR, "shape": [1, -16]}]}, "expected a list of sizes"),
         ({"inputs": [{**TENSOR, "shape": [0, 16], "data": []}]}, "no rows"),
         ({"inputs": [{**TENSOR, "data": ["a"] * 16}]}, "is not of datatype FP32"),
         ({"inputs": [{**TENSOR, "data": [[1.0], [1.0, 2.0]]}]}, "ragged"),

@@ -211,7 +211,7 @@ def test_routers_send_rows_by_their_complexity() -> None:
     (answer,), _ = routed(ModelRule(judge, "y", STEPS), request(0.5, 1.5, np.nan))
     assert answer.outputs["y"][:2, 0].tolist() == [0.5, 15.0]
     assert (judge.started, judge.closed) == (1, 1)
-    with pytest.raises(OptionError, match="do not rise"):
+    with pytest.raises(OptionError, match="are not increasing"):
         LengthRule("x", STEPS[::-1])
 
 

@@ -82,7 +82,7 @@ def test_rows_are_put_together_where_they_are_independent(tmp_path: Path) -> Non
 def test_what_triton_cannot_serve_is_refused(tmp_path: Path) -> None:
     fixed = artifact_of(lambda x: [relax.op.exp(x)], rows=2)
     for options, message in (
-        ({"name": "a/b"}, "is no name for a model"),
+        ({"name": "a/b"}, "is not a valid Triton model name"),
         ({"max_batch_size": 4}, "is not one symbolic one"),
         ({"max_batch_size": -1}, "max_batch_size of -1"),
         ({"instances": 0}, "at least one run"),
