@@ -41,7 +41,7 @@ def test_a_file_of_models(tmp_path: Path) -> None:
         ({"path": "a.twm", "batch": 7}, "batch"),
         ({"path": "a.twm", "exact_cache": {"size": 1}}, "exact_cache of .* has no option 'size'"),
         ({"path": "a.twm", "text": {"pooling": "max"}}, "pooling must be"),
-        ({"path": "a.twm", "name": "a/b"}, "no name of a model"),
+        ({"path": "a.twm", "name": "a/b"}, "not a model name"),
         ({"name": "a"}, "path"),
         ({"path": "a.twm", "layers": {}}, "name them directly"),
         ([], "must be a mapping"),

@@ -122,7 +122,7 @@ def cortex_a72(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ("name", "reason"),
     [
         ("raspberry-pi-5", r"needs processor features that the device at \S+ lacks: dotprod, fullfp16, lse, rdm"),
-        ("riscv64-linux", r"is for riscv64, and the device at \S+ is aarch64\n.*name the device's own target"),
+        ("riscv64-linux", r"is for riscv64, and the device at \S+ is aarch64\n.*choose the device's own target"),
     ],
 )
 def test_a_device_that_can_not_run_the_target_is_refused_first(

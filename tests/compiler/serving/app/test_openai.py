@@ -182,7 +182,7 @@ def test_a_client_that_leaves_ends_its_generation(client: Any, server: Running) 
 def test_mistakes_are_told(client: Any, server: Running) -> None:
     with pytest.raises(openai.NotFoundError, match="no model 'other'"):
         client.completions.create(model="other", prompt="a")
-    with pytest.raises(openai.BadRequestError, match="no language model"):
+    with pytest.raises(openai.BadRequestError, match="not a language model"):
         client.completions.create(model="dense", prompt="a")
     with pytest.raises(openai.BadRequestError, match="does not embed"):
         client.embeddings.create(model="dense", input="a")
