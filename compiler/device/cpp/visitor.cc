@@ -21,7 +21,7 @@ const char* const kPlain = "TWPLAIN2";
 const char* const kNoise = "TWNOISE2";
 const char* const kError = "TWERROR2";
 const char* const kBusy = "all of the server's sessions are taken: try again later, or start it with a larger --sessions";
-const char* const kNoKernels = "this server runs signed modules alone, and kernels that are tuned are not signed: start it with --allow-tuning for the time of the tuning";
+const char* const kNoKernels = "this server runs only signed modules, and kernels being tuned are not signed: start it with --allow-tuning while tuning";
 
 struct Visit {
   int client;

@@ -110,7 +110,7 @@ def test_a_failed_turn_leaves_the_conversation_as_it_was(model: LanguageModel) -
     conversation = model.conversation(context=64)
     conversation.say("ab", max_new_tokens=2)
     before = list(conversation.messages)
-    with pytest.raises(InputError, match="the context 64"):
+    with pytest.raises(InputError, match="the context of 64"):
         conversation.say("x" * 100)
     assert conversation.messages == before
     assert conversation.say("cd", max_new_tokens=2).reused_tokens > 0

@@ -103,7 +103,7 @@ def test_wire_types_cover_their_values() -> None:
     assert wire.through(np.zeros(1, np.float32)) == 0  # zero is exact: padding and ReLU
     assert calibrated("int8", [np.zeros(3, np.float32)]).scale == 1.0
     assert Wire("float16").through(np.array([1e6], np.float32)) == 65504
-    with pytest.raises(OptionError, match="no wire type"):
+    with pytest.raises(OptionError, match="unknown wire type"):
         calibrated("int4", [values])
 
 
@@ -164,7 +164,7 @@ def test_quantities() -> None:
     assert bits_per_second("2MB") == 1.6e7
     assert (seconds("20ms"), seconds("0.1s")) == (0.02, 0.1)
     for text in ("fast", "0Mbit", "10"):
-        with pytest.raises(OptionError, match="no bandwidth"):
+        with pytest.raises(OptionError, match="not a bandwidth"):
             bits_per_second(text)
-    with pytest.raises(OptionError, match="no time"):
+    with pytest.raises(OptionError, match="not a time"):
         seconds("20")

@@ -200,5 +200,5 @@ def test_the_command_calibrates_a_compiled_embedder(tmp_path: Path, capsys: pyte
     found = read_calibration(output)
     assert found.embedder == embedder.identity
     assert found.false_hit_rate == 0
-    with pytest.raises(OptionError, match="no calibration"):
+    with pytest.raises(OptionError, match="not a calibration"):
         read_calibration(tmp_path / "tokenizer.json")

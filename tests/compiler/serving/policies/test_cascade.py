@@ -178,7 +178,7 @@ def test_the_threshold_holds_the_limit_with_the_fewest_rows_of_the_large_model(
     assert "costs more than the large model alone" in " ".join(capsys.readouterr().err.split())
     found.save(output)
     assert read_cascade(output) == found
-    with pytest.raises(OptionError, match="no calibration"):
+    with pytest.raises(OptionError, match="not a calibration"):
         read_cascade(tmp_path / "data.npz")
 
 
