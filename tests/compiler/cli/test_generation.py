@@ -58,10 +58,10 @@ def test_chat(tensorwright: Run, module: Path, monkeypatch: pytest.MonkeyPatch) 
     assert result.code == 0, result.err
     assert result.err.count("ended by") == 2
     assert "not valid UTF-8" in result.err
-    assert "the context 96" in result.err
+    assert "the context of 96" in result.err
 
 
 def test_a_prompt_that_is_too_long_is_one_error(tensorwright: Run, module: Path) -> None:
     result = tensorwright("generate", module, "-p", "x" * 200)
     assert result.code == 2
-    assert "the context 96" in result.err
+    assert "the context of 96" in result.err

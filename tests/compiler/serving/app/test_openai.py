@@ -186,7 +186,7 @@ def test_mistakes_are_told(client: Any, server: Running) -> None:
         client.completions.create(model="dense", prompt="a")
     with pytest.raises(openai.BadRequestError, match="does not embed"):
         client.embeddings.create(model="dense", input="a")
-    with pytest.raises(openai.BadRequestError, match="the context 96"):
+    with pytest.raises(openai.BadRequestError, match="the context of 96"):
         client.completions.create(model="tiny", prompt=" " * 4000)
     assert "is a language model" in server.infer("tiny", "x", [1.0], (1,)).json["error"]
     answer = server.ask("POST", "/v1/completions", b"{")
