@@ -90,7 +90,9 @@ class OpenedKernel:
             position = self._positions.get(variable)
             return variable if position is None else tirx.IntImm(_TYPE, self.values[position])
 
-        return structural_map(root, (tvm.ir.Var, replace))
+        if isinstance(root, tirx.IntImm):
+            return root
+        return replace(root) if isinstance(root, tvm.ir.Var) else structural_map(root, (tvm.ir.Var, replace))
 
     def _loop(self, loop: Stmt) -> Stmt:
         if loop.kind in (tirx.ForKind.SERIAL, tirx.ForKind.PARALLEL) and not loop.annotations and loop.step is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from schedules.codegen.nest import name_opaque, repeat, sequence, when
@@ -96,6 +97,7 @@ def open_repeat(name: str, extent: Expr, tile: int, body: Callable[[Any, int], S
     return sequence(parts)
 
 
+@lru_cache(maxsize=256)  # a network has few numbers of channels, and asks for each convolution more than once
 def open_register_tile(out_blocks: int, machine: Machine, load_cycles: float = 0.5) -> tuple[int, int]:
     """(pixels, channel blocks) of least cost for rows of any width, what is left over cut as `open_repeat` does."""
     limit = accumulators(machine)

@@ -44,21 +44,22 @@ def finish(function: PrimFunc, machine: Machine) -> PrimFunc:
     body = serialize_narrow_repeats(inline_narrow_lets(vector_nan_tests(vector_limits(function.body, used))))
     body = hide_backward_divisions(serialize_scalar_loops(widen_narrow_calls(body)))
     body = fresh_lets(chosen_conditions(own_differences(_vector_calls(_rounded_integers(body), used, suffix))))
+    called = _called(body)
     if used:
         body = with_import(body, vector_math.definitions(used, vector_lengths(body)))
-    if _calls_any(body, bf16_dot.OPERATORS):
+    if not called.isdisjoint(bf16_dot.OPERATORS):
         unit = bf16_dot.unit_of(machine)
         body = with_import(body, bf16_dot.definitions(vector_lengths(body), unit=unit))
-    if _calls_any(body, int8_dot.OPERATORS):
+    if not called.isdisjoint(int8_dot.OPERATORS):
         unit = int8_dot.unit_text(machine)
         body = with_import(body, int8_dot.definitions(vector_lengths(body), unit=unit))
-    if _calls_any(body, int8_neon.OPERATORS):
+    if not called.isdisjoint(int8_neon.OPERATORS):
         body = with_import(body, int8_neon.definitions(vector_lengths(body), machine))
-    if _calls_any(body, unpack_bits.OPERATORS):
+    if not called.isdisjoint(unpack_bits.OPERATORS):
         body = with_import(body, unpack_bits.definitions(vector_lengths(body), unit=unpack_bits.unit_of(machine)))
-    if _calls_any(body, select_lanes.OPERATORS):
+    if not called.isdisjoint(select_lanes.OPERATORS):
         body = with_import(body, select_lanes.definitions(vector_lengths(body)))
-    if _calls_any(body, row_sums.OPERATORS):
+    if not called.isdisjoint(row_sums.OPERATORS):
         body = with_import(body, row_sums.definitions(vector_lengths(body)))
     if _holds_prefetch(body):
         body = with_import(body, prefetch.DEFINITION)
@@ -88,15 +89,11 @@ def _rounded_integers(root: Any) -> Any:
     return structural_map(root, (tirx.Cast, replace))
 
 
-def _calls_any(root: Any, names: tuple[str, ...]) -> bool:
-    found = False
-
-    def visit(call: Call) -> None:
-        nonlocal found
-        found = found or call_name(call) in names
-
-    structural_walk(root, (tvm.ir.Call, visit))
-    return found
+def _called(root: Any) -> set[str]:
+    """The names of the operators that a body calls."""
+    names: set[str] = set()
+    structural_walk(root, (tvm.ir.Call, lambda call: names.add(call_name(call))))
+    return names
 
 
 def _holds_tile(root: Any) -> bool:

@@ -319,16 +319,19 @@ class Graph:
 
 def operands(expr: Expr) -> Iterable[Var]:
     """The variables `expr` reads, once for each time it reads them; not those inside branches."""
+    # Slices: iterating over an array of TVM asks for its length at each element.
     if isinstance(expr, relax.Var):
         yield expr
     elif isinstance(expr, relax.Call):
         if isinstance(expr.op, relax.Var):
             yield expr.op
-        for argument in expr.args:
-            if isinstance(argument, relax.Var | relax.Tuple):
+        for argument in expr.args[:]:
+            if isinstance(argument, relax.Var):
+                yield argument
+            elif isinstance(argument, relax.Tuple):
                 yield from operands(argument)
     elif isinstance(expr, relax.Tuple):
-        for item in expr.fields:
+        for item in expr.fields[:]:
             yield from operands(item)
     elif isinstance(expr, relax.TupleGetItem):
         yield from operands(expr.tuple_value)
@@ -355,7 +358,7 @@ def count_uses(expr: Expr, counts: dict[Var, int], readers: dict[Var, list[str]]
     """
     if isinstance(expr, relax.SeqExpr):
         for block in expr.blocks:
-            for binding in block.bindings:
+            for binding in block.bindings[:]:
                 count_uses(binding.value, counts, readers)
         count_uses(expr.body, counts, readers)
         return

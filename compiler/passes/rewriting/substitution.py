@@ -27,14 +27,15 @@ def leaves(expr: Any) -> Iterator[Any]:
 
 def children(expr: Any) -> list[Any]:
     """The expressions that `expr` is made of, in the order in which `replace_leaves` rebuilds them."""
+    # Slices: iterating over an array of TVM asks for its length at each element.
     if isinstance(expr, relax.Call):
-        return [expr.op, *expr.args]
+        return [expr.op, *expr.args[:]]
     if isinstance(expr, relax.Tuple):
-        return list(expr.fields)
+        return list(expr.fields[:])
     if isinstance(expr, relax.TupleGetItem):
         return [expr.tuple_value]
     if isinstance(expr, relax.SeqExpr):
-        values = [binding.value for block in expr.blocks for binding in block.bindings]
+        values = [binding.value for block in expr.blocks for binding in block.bindings[:]]
         return [*values, expr.body]
     if isinstance(expr, relax.If):
         return [expr.cond, expr.true_branch, expr.false_branch]
