@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import gcd, lcm
@@ -196,6 +196,7 @@ class BlockedConv:
             plain,
             spread,
             widens=True,
+            key=("winograd", plain, chosen.tile),
         )
 
     def _emit_folded(self, work: FoldedWorkload, values: NDArray[Any]) -> Value:
@@ -284,7 +285,12 @@ class BlockedConv:
         )
 
     def _direct(self, work: ConvWorkload, packed: Expr) -> Blocked:
-        return self._emit(lambda data, weight, sizes: conv_compute.conv_direct(data, weight, work, sizes), work, packed)
+        return self._emit(
+            lambda data, weight, sizes: conv_compute.conv_direct(data, weight, work, sizes),
+            work,
+            packed,
+            key=("direct", work),
+        )
 
     def _direct_unknown_weight(self) -> Blocked:
         work = self._workload(1, self._in_lanes(1))
@@ -297,15 +303,26 @@ class BlockedConv:
         )
         return self._direct(work, packed)
 
-    def _emit(self, kernel: Any, work: WindowWorkload, weight: Any, *more: Any, widens: bool = False) -> Blocked:
-        """The call of a kernel of data, weights, output sizes and `more`; `widens` says that it computes in floats and
-        reads bfloat16 as well."""
+    def _emit(
+        self,
+        kernel: Any,
+        work: WindowWorkload,
+        weight: Any,
+        *more: Any,
+        widens: bool = False,
+        key: Hashable = None,
+    ) -> Blocked:
+        """The call of a kernel of data, weights, output sizes and `more`.
+
+        `widens` says that it computes in floats and reads bfloat16 as well. `key` is what the kernel follows from
+        besides the types of its operands, as in `LayoutBuilder.emit_kernel`.
+        """
         if isinstance(weight, np.ndarray):
             weight = as_constant(weight)
         data = self._stored(work, widens)
         name = f"conv{work.rank}d"
         operands = data, weight, self.out_sizes, *more
-        result = self.builder.emit_kernel(kernel, *operands, name=name, pattern=conv_compute.FUSABLE)
+        result = self.builder.emit_kernel(kernel, *operands, name=name, pattern=conv_compute.FUSABLE, key=key)
         return Blocked(result, self.out_shape, self.conv.out_order)
 
     def _stored(self, work: WindowWorkload, widens: bool) -> Expr:

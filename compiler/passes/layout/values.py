@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,6 +22,7 @@ from compiler.passes.rewriting.expansion import Expansions
 from compiler.passes.rewriting.matching import array_of, as_constant, dtype_of, shape_of
 from compiler.support.model_nodes import derived_name
 from schedules.instructions.bf16_dot import bfloat16_bits
+from schedules.ir.tir import StructuralKey
 from schedules.selection.alternatives import Choice
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class LayoutBuilder:
         self.bindings: list[Any] = []
         self._values: dict[Any, Value] = {}
         self._names = 0
+        self._kernel_calls: dict[Hashable, Any] = {}
         self._root = ""
 
     # Values.
@@ -136,10 +138,23 @@ class LayoutBuilder:
         self.bindings.append(relax.VarBinding(variable, value))
         return variable
 
-    def emit_kernel(self, function: Any, *arguments: Any, name: str, pattern: int | None = None) -> Expr:
-        """Bind the call of a kernel given as a tensor expression."""
+    def emit_kernel(
+        self, function: Any, *arguments: Any, name: str, pattern: int | None = None, key: Hashable = None
+    ) -> Expr:
+        """Bind the call of a kernel given as a tensor expression.
+
+        Kernels of equal `key`, name and pattern whose arguments have equal types are the same, and made once.
+        """
+        made = None if key is None else (key, name, pattern, *(_argument_key(each) for each in arguments))
+        known = None if made is None else self._kernel_calls.get(made)
+        if known is not None:
+            tensors = [each for each in arguments if not isinstance(each, list)]
+            given = relax.Tuple([*tensors, *known.args[1].fields[len(tensors) :]])  # behind the tensors are sizes
+            return self.emit(relax.Call(known.op, [known.args[0], given], known.attrs, known.ty_args), name)
         attributes = {} if pattern is None else {"primfunc_attrs": {"op_pattern": pattern}}
         call = self._builder.call_te(function, *arguments, primfunc_name_hint=name, **attributes)
+        if made is not None:
+            self._kernel_calls[made] = call
         return self.emit(call, name)
 
     def function(self, variable: GlobalVar) -> PrimFunc:
@@ -283,6 +298,13 @@ class LayoutBuilder:
         if isinstance(plain, GenericConst):
             return as_constant(array_of(plain).reshape([int(size) for size in shape]))
         return self.emit(relax.op.reshape(plain, list(shape)), "reshaped")
+
+
+def _argument_key(argument: Any) -> Hashable:
+    """Equal for arguments of a kernel that do not tell two kernels apart: tensors of one type, equal sizes."""
+    if isinstance(argument, list):
+        return tuple(each if isinstance(each, int) else StructuralKey(each) for each in argument)
+    return StructuralKey(argument.ty)
 
 
 def _rising(order: Order, shape: Sequence[Any]) -> bool:
