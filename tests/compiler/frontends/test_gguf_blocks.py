@@ -54,7 +54,7 @@ def test_elements_equal_those_of_the_package() -> None:
 
 @pytest.mark.parametrize(
     ("name", "depth", "message"),
-    [("IQ2_XS", 512, "not supported"), ("Q4_K", 480, "no multiple of 256"), ("Q8_0", 480, "damaged or truncated")],
+    [("IQ2_XS", 512, "not supported"), ("Q4_K", 480, "not a multiple of 256"), ("Q8_0", 480, "damaged or truncated")],
 )
 def test_what_does_not_fit_is_refused(name: str, depth: int, message: str) -> None:
     with pytest.raises(InvalidModelError, match=message):

@@ -123,7 +123,7 @@ def test_ngrams(mode: str) -> None:
 
 def test_string_labels_are_refused() -> None:
     model = _model("LabelEncoder", {"x": np.array([1])}, keys_int64s=[1], values_strings=["a"])
-    with pytest.raises(UnsupportedModelError, match="strings"):
+    with pytest.raises(UnsupportedModelError, match="string labels"):
         import_onnx(model)
 
 
