@@ -119,5 +119,5 @@ def test_models_whose_rows_have_no_one_size_are_refused() -> None:
     for service, message in ((Sequences(), "one size"), (Unbatched(), "row by row")):
         with pytest.raises(OptionError, match=message):
             asyncio.run(EmbeddingCache(service).start())
-    with pytest.raises(OptionError, match="no input"):
+    with pytest.raises(OptionError, match="not an input"):
         EmbeddingCache(FunctionService(), EmbeddingCacheOptions(mask="attention_mask"))
