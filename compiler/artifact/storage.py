@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import stat
@@ -103,6 +104,11 @@ def write_atomically(path: str | os.PathLike[str], pieces: Iterable[bytes | memo
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
             _unfinished.discard(temporary)
+
+
+def write_json(path: str | os.PathLike[str], value: object) -> None:
+    """Write a value as JSON, as `write_atomically` does. Raises StorageError."""
+    write_atomically(path, [(json.dumps(value, indent=1) + "\n").encode()])
 
 
 def remove_unfinished() -> None:

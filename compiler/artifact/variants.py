@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from compiler.artifact.storage import write_atomically
 from compiler.errors import ArtifactError, StorageError
 
 VARIANTS_FILE = "variants.json"
@@ -99,10 +100,5 @@ def read_variants(folder: str | os.PathLike[str]) -> VariantIndex:
 
 def write_index(folder: str | os.PathLike[str], index: VariantIndex) -> None:
     """Write the index of a folder, whole or not at all. Raises StorageError."""
-    path = Path(folder) / VARIANTS_FILE
-    temporary = path.with_suffix(".part")
-    try:
-        temporary.write_text(index.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error}") from error
+    content = index.model_dump_json(indent=1) + "\n"
+    write_atomically(Path(folder) / VARIANTS_FILE, [content.encode()])

@@ -58,6 +58,6 @@ def _called_or_launched(loop: Any, name: str) -> Any:
 
 
 def _then_nothing(statement: Any) -> Any:
-    """TVM leaves the debug location of a function's last statement to what follows it, and LLVM refuses that: the next
-    statement sets its own."""
+    """A statement, and one after it that sets a debug location of its own: else TVM gives what follows a function that
+    of its last statement, which LLVM refuses."""
     return tirx.SeqStmt([statement, tirx.Evaluate(tirx.IntImm("int32", 0))])

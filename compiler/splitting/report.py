@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compiler.errors import StorageError
+from compiler.artifact.storage import write_json
 
 Array = np.ndarray[Any, Any]
 
@@ -103,10 +101,7 @@ class SplitReport:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as JSON. Raises StorageError."""
-        try:
-            Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"{path} cannot be written: {error}") from error
+        write_json(path, asdict(self))
 
     def __str__(self) -> str:
         tensors = ", ".join(f"{name} {dtype}{shape}" for name, shape, dtype in self.crossing)

@@ -131,7 +131,7 @@ int Listen(const Options& options, const std::string& folder) {
     throw Error(std::string("cannot listen: ") + std::strerror(errno));
   }
   std::printf("listening on %s:%d, modules in %s, %s, %s\n", options.address.c_str(), ntohs(place.sin_port), folder.c_str(),
-              options.settings.encrypted ? "encrypted" : "open to everyone who reaches it", options.settings.trusted.empty() ? "unsigned modules run" : "signed modules alone");
+              options.settings.encrypted ? "encrypted" : "open to everyone who reaches it", options.settings.trusted.empty() ? "unsigned modules run" : "only signed modules run");
   std::fflush(stdout);
   return listener;
 }

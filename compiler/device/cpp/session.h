@@ -12,7 +12,7 @@ namespace tensorwright {
 
 class Session {
  public:
-  // `capacity`: rows of the states where the module leaves that open; 0 where it does not, or for no limit of states that
+  // `capacity`: rows of the states where that size is dynamic; 0 where it is not, or for no limit of states that
   // grow. The module must outlive the session. Throws Error where a size does not fit or is missing.
   Session(Module* module, int64_t capacity);
 

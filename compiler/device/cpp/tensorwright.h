@@ -69,7 +69,7 @@ int tensorwright_verify(tensorwright_module* module, double* largest_difference)
 
 /* A session keeps the states of a module from one run to the next. Several of one module are independent of each other; all
  * are run by the thread that runs the module, and are freed before it. `capacity`: how many rows the states hold, for a
- * module that leaves that open; else 0. */
+ * module where that size is dynamic; else 0. */
 int tensorwright_session_open(tensorwright_module* module, int64_t capacity, tensorwright_session** session);
 void tensorwright_session_free(tensorwright_session* session);
 

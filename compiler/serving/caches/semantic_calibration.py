@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from compiler.artifact.storage import write_json
 from compiler.errors import AccuracyError, OptionError, StorageError
 from compiler.serving.caches.embedder import Embedder
 from compiler.serving.caches.wording import agree, synonym_table, wording_of
@@ -60,10 +61,7 @@ class SemanticCalibration:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as JSON. Raises StorageError."""
-        try:
-            Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"{path} cannot be written: {error}") from error
+        write_json(path, asdict(self))
 
     def __str__(self) -> str:
         return (

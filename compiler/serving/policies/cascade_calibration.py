@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from compiler.artifact.storage import write_json
 from compiler.errors import NothingGainedError, OptionError, StorageError
 from compiler.profiling.timing import seconds_in_turns
 from compiler.runtime import Module
@@ -66,10 +67,7 @@ class CascadeCalibration:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as JSON. Raises StorageError."""
-        try:
-            Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"{path} cannot be written: {error}") from error
+        write_json(path, asdict(self))
 
     def __str__(self) -> str:
         return (
